@@ -1,0 +1,1 @@
+"""Agents: one file each. How a genome becomes a life."""

@@ -1,0 +1,1 @@
+"""What learned content shares: nothing yet but the records in `ontogeny.types`."""

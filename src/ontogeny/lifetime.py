@@ -1,0 +1,115 @@
+"""One life: act, step, steer, learn. The only loop in the house that steps agents."""
+
+from functools import partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from ontogeny.types import (
+    Agent,
+    Genome,
+    Key,
+    Life,
+    Percept,
+    State,
+    Steering,
+    TimeStep,
+    Transition,
+    World,
+    WorldState,
+)
+
+
+def live(
+    key: Key,
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    state: State,
+    num_steps: int,
+    learning: bool,
+    *,
+    reset_each_episode: bool = False,
+) -> tuple[State, Life]:
+    """Lets `state` live `num_steps` steps in one task and returns what became of it, with the record.
+
+    The key determines the task and all chance of the world, whoever lives in it. `learning` False is Case 2
+    (weights frozen: `learn` is never called); True is Case 1. Activations persist across the episodes of a
+    life unless `reset_each_episode` asks otherwise.
+    """
+    task_key, world_key, act_key, learn_key = jax.random.split(key, 4)
+    world_state, time_step = world.reset(task_key)
+    percept = perceive(agent, world, steering, world_state, time_step, jnp.int32(-1), born=True)
+    keys = tuple(jax.random.split(k, num_steps) for k in (world_key, act_key, learn_key))
+
+    def step(carry: tuple[State, WorldState, Percept], keys):
+        state, world_state, percept = carry
+        world_key, act_key, learn_key = keys
+        if reset_each_episode:
+            state = jax.tree.map(partial(jnp.where, percept.first), agent.reset(state), state)
+        action, state = agent.act(act_key, state, percept)
+        world_state, time_step = world.step(world_key, world_state, action)
+        then = perceive(agent, world, steering, world_state, time_step, action)
+        info = ()
+        if learning:
+            state, info = agent.learn(learn_key, state, Transition(percept, action, then))
+        record = Life(
+            percept.observation, percept.first, action, then.outcome, then.reward, then.discount, info
+        )
+        return (state, world_state, then), record
+
+    (state, _, _), life = jax.lax.scan(step, (state, world_state, percept), keys)
+    return state, cast(Life, life)
+
+
+def perceive(
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    world_state: WorldState,
+    time_step: TimeStep,
+    action: jax.Array,
+    born: bool = False,
+) -> Percept:
+    """A time step as the agent perceives it: steering has judged the outcome; there is nothing to judge at birth."""
+    revealed = ()
+    if agent.privileged:
+        assert world.reveal is not None
+        revealed = world.reveal(world_state)
+    reward = jnp.float32(0) if born else steering(time_step.outcome)
+    return Percept(
+        time_step.observation,
+        action,
+        reward,
+        time_step.outcome,
+        time_step.first,
+        time_step.discount,
+        revealed,
+    )
+
+
+def whole_life(
+    key: Key,
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    genome: Genome,
+    learning: bool,
+    *,
+    num_steps: int | None = None,
+    reset_each_episode: bool = False,
+) -> tuple[State, Life]:
+    """Birth from a genome, and one whole life."""
+    birth_key, life_key = jax.random.fold_in(key, 1), key
+    state = agent.birth(birth_key, genome)
+    return live(
+        life_key,
+        agent,
+        world,
+        steering,
+        state,
+        num_steps or world.spec.num_steps,
+        learning,
+        reset_each_episode=reset_each_episode,
+    )

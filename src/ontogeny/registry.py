@@ -1,0 +1,135 @@
+"""Finds the rooms by their file names: a new world, agent or outer loop is one file and needs no list.
+
+A room is a module with `build(...)`; its name is its file name, its help the first line of its docstring,
+its settings the keyword-only parameters of `build`. A path that ends in `.py` names a room outside the package.
+"""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ontogeny.types import BadInput
+
+FAMILIES = {"worlds": "world", "agents": "agent", "content": "content", "development": "development"}
+_PACKAGE = Path(__file__).parent
+
+
+def names(family: str) -> list[str]:
+    """All rooms of a family that have a `build`, without importing any."""
+    found = []
+    for path in sorted((_PACKAGE / family).glob("*.py")):
+        if path.stem not in ("__init__", "base") and _defines_build(path):
+            found.append(path.stem)
+    return found
+
+
+def help_line(family: str, name: str) -> str:
+    """The first line of a room's docstring, without importing it."""
+    doc = ast.get_docstring(ast.parse(_path(family, name).read_text(encoding="utf-8"))) or ""
+    return doc.splitlines()[0] if doc else ""
+
+
+def settings(family: str, name: str) -> dict[str, Any]:
+    """A room's settings and their defaults."""
+    parameters = inspect.signature(_module(family, name).build).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def build(family: str, name: str, *args, **given) -> Any:
+    """Builds a room by name; an unknown name or setting, or a value of the wrong type, raises `BadInput`."""
+    known = settings(family, name)
+    where = f"{FAMILIES[family]} '{name}'"
+    for key, value in given.items():
+        if key not in known:
+            raise BadInput(f"{where} has no setting '{key}'{_near(key, list(known))}")
+        given[key] = _converted(value, known[key], f"setting '{key}' of {where}")
+    return _module(family, name).build(*args, **given)
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """`'bandit:arms=5,pulls=100'` -> `('bandit', {'arms': 5, 'pulls': 100})`."""
+    name, _, rest = text.partition(":")
+    given: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise BadInput(f"'{item}' in '{text}' is not of the form setting=value")
+        try:
+            given[key.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            given[key.strip()] = {"true": True, "false": False}.get(value.lower(), value)
+    return name.strip(), given
+
+
+def unknown(what: str, name: str, known: list[str]) -> BadInput:
+    """The error for a name that is not there, with the near ones."""
+    return BadInput(f"there is no {what} '{name}'{_near(name, known)}")
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(known) or 'none'}"
+
+
+def _converted(value: Any, default: Any, what: str) -> Any:
+    """Checks a setting against the type of its default; whole numbers pass for real ones."""
+    if isinstance(default, bool) or default is None or isinstance(default, str):
+        fits = default is None or type(value) is type(default)
+    elif isinstance(default, float):
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    elif isinstance(default, int):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(default, tuple):
+        fits = isinstance(value, (tuple, list))
+        value = tuple(value) if fits else value
+    else:
+        fits = True
+    if not fits:
+        raise BadInput(f"{what} must be of type {type(default).__name__}, not {value!r}")
+    return value
+
+
+def _path(family: str, name: str) -> Path:
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise BadInput(f"there is no file '{name}'")
+        return path
+    if name not in names(family):
+        raise unknown(FAMILIES[family], name, names(family))
+    return _PACKAGE / family / f"{name}.py"
+
+
+def _module(family: str, name: str) -> ModuleType:
+    path = _path(family, name)
+    if not name.endswith(".py"):
+        return importlib.import_module(f"ontogeny.{family}.{name}")
+    qualified = f"ontogeny_outside.{family}.{path.stem}_{abs(hash(str(path.resolve())))}"
+    if qualified not in sys.modules:
+        spec = importlib.util.spec_from_file_location(qualified, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[qualified]
+            raise BadInput(f"the file '{name}' cannot be loaded: {type(error).__name__}: {error}") from error
+        if not hasattr(module, "build"):
+            del sys.modules[qualified]
+            raise BadInput(f"the file '{name}' does not define `build`")
+    return sys.modules[qualified]
+
+
+def _defines_build(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.FunctionDef) and node.name == "build"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+    )

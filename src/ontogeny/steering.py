@@ -1,0 +1,42 @@
+"""Steering: human-written reward functions over the facts of an outcome, combined by weighted drives.
+
+A drive is a fact and a weight: positive seeks it, negative shuns it. The reward is the weighted sum. Steering
+has no weights that are learned; its drives may be settings of a genome, so that a search can move them.
+What the designers meant is `World.score`, kept apart, so that the two can come apart.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from ontogeny import registry
+from ontogeny.types import BadInput, Spec
+
+
+class Drives(NamedTuple):
+    """Weighted drives over the F facts of an outcome; calling it judges an outcome. Hashable: a static argument."""
+
+    weights: tuple[float, ...]  # [F]
+
+    def __call__(self, outcome: Array) -> Array:
+        """outcome [..., F] -> reward [...]"""
+        return judge(jnp.asarray(self.weights, jnp.float32), outcome)
+
+
+def judge(weights: Array, outcome: Array) -> Array:
+    """weights [F], outcome [..., F] -> reward [...]; linear, so the reward of expected facts is the expected reward."""
+    return jnp.sum(weights * outcome, axis=-1)
+
+
+def build(spec: Spec, drives: Mapping[str, float] | None = None) -> Drives:
+    """The steering that a world's designers propose, with the given drives put over it."""
+    weights = dict.fromkeys(spec.facts, 0.0) | dict(spec.drives)
+    for fact, weight in (drives or {}).items():
+        if fact not in weights:
+            raise registry.unknown(f"fact of world '{spec.name}' named", fact, list(spec.facts))
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise BadInput(f"the drive '{fact}' must be a number, not {weight!r}")
+        weights[fact] = float(weight)
+    return Drives(tuple(weights[fact] for fact in spec.facts))

@@ -1,0 +1,178 @@
+"""The nouns of the laboratory: records of pure functions and the values that pass between them.
+
+Letters for shapes: P population, T time, B batch (of lives), A actions, S discrete observations,
+O observation, F facts of an outcome. Keys come first, states next, and the new state comes back.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array
+
+PyTree = Any
+Key = Array
+Genome = PyTree
+WorldState = PyTree
+Info = PyTree
+
+
+class BadInput(ValueError):
+    """Something that a person gave cannot be used; the message is one clear sentence about it."""
+
+
+class Weights(NamedTuple):
+    """What survives `Agent.reset`.
+
+    `content` is what `act` may read; `scratch` (optimizer moments, replay, counts) is for `learn` only.
+    """
+
+    content: PyTree
+    scratch: PyTree = ()
+
+
+class State(NamedTuple):
+    """An agent in the midst of its life: all that it carries from one step to the next."""
+
+    weights: Weights
+    activations: PyTree
+
+
+class TimeStep(NamedTuple):
+    """What a world emits: facts, never a reward.
+
+    Where an episode has ended, the same time step already shows the first observation of the next one:
+    `first` is then true, `outcome` and `discount` still belong to the action before, and that action's
+    successor is not observed.
+    """
+
+    observation: Array  # [*O], or [] int32 where observations are discrete
+    outcome: Array  # [F] facts of this step, before anyone judges them
+    first: Array  # [] bool: an episode begins here
+    discount: Array  # [] 0 where the action before truly ended an episode, 1 everywhere else, time limits too
+
+
+class Percept(NamedTuple):
+    """What an agent is given at one step; at birth `action` is -1, `reward` and `outcome` are zero."""
+
+    observation: Array  # [*O]
+    action: Array  # [] int32, the agent's last action
+    reward: Array  # [] of steering, for the last action
+    outcome: Array  # [F], of the last action
+    first: Array  # [] bool
+    discount: Array  # []
+    revealed: Any = ()  # `Tables` of the task for a privileged agent, empty for all others
+
+
+class Transition(NamedTuple):
+    """One step as `learn` sees it: where the agent was, what it did, what it perceived then."""
+
+    percept: Percept
+    action: Array  # []
+    next: Percept
+
+
+class FactPrior(NamedTuple):
+    """What is known, before any life, of one fact's distribution at one (observation, action)."""
+
+    kind: str  # "bernoulli": probability ~ Beta(a, b); "normal": mean ~ N(a, b^2), noise of standard deviation `noise`
+    a: float
+    b: float
+    noise: float = 0.0
+
+
+class Prior(NamedTuple):
+    """What is known of a family of tasks before a task is met: the designers may tell an agent this much."""
+
+    transitions: float  # Dirichlet concentration per successor
+    facts: tuple[FactPrior, ...]
+
+
+class Spec(NamedTuple):
+    """What is common to all tasks of a world, and known to whoever builds an agent for it."""
+
+    name: str
+    num_actions: int
+    num_observations: int  # S where observations are discrete, 0 where they are vectors
+    observation_shape: tuple[int, ...]  # () where observations are discrete
+    facts: tuple[str, ...]  # names of the F facts in an outcome
+    num_steps: int  # length of one life
+    horizon: int  # the most steps that an episode takes
+    drives: tuple[tuple[str, float], ...]  # the steering that the designers propose
+    prior: Prior | None = None  # only where tasks are tabular
+
+
+class Tables(NamedTuple):
+    """A tabular task laid open, as an oracle needs it."""
+
+    transitions: Array  # [S, A, S] probabilities of the successor, given that the episode goes on
+    outcomes: Array  # [S, A, F] expected facts
+    ends: Array  # [S, A] probability that the action truly ends the episode
+    remaining: Array  # [] int32, steps until the time limit of the present episode, this one included
+
+
+class World(NamedTuple):
+    """A distribution over tasks. `reset` samples a task as well: one lifetime is one task, many episodes."""
+
+    spec: Spec
+    reset: Callable[[Key], tuple[WorldState, TimeStep]]
+    step: Callable[[Key, WorldState, Array], tuple[WorldState, TimeStep]]
+    score: Callable[[Array], Array]  # outcome [F] -> [], what the designers meant; read by evaluation alone
+    reveal: Callable[[WorldState], Tables] | None = None
+
+
+Steering = Callable[[Array], Array]
+"""outcome [F] -> reward []: human-written, without weights of its own; see `ontogeny.steering`."""
+
+
+class Agent(NamedTuple):
+    """How a genome becomes a life. The three laws hold for every agent, bit for bit:
+
+    1. `act` changes activations only, `learn` weights only, `reset` restores activations only;
+    2. `act` does not read `weights.scratch`;
+    3. reward comes from steering alone; `World.score` is never shown to an agent.
+    """
+
+    genome: Callable[[Key], Genome]
+    birth: Callable[[Key, Genome], State]
+    reset: Callable[[State], State]
+    act: Callable[[Key, State, Percept], tuple[Array, State]]
+    learn: Callable[[Key, State, Transition], tuple[State, Info]]
+    learns: bool = False  # whether `learn` changes anything: False for what evolution makes
+    privileged: bool = False  # whether percepts lay the task open: for upper bounds only
+
+
+class WorldModel(NamedTuple):
+    """Learned content that predicts. `query` is a predictive distribution; `update` takes evidence in."""
+
+    init: Callable[..., PyTree]
+    query: Callable[..., PyTree]
+    update: Callable[..., PyTree]
+
+
+class ValueFunction(NamedTuple):
+    """Learned content that says what is worth reaching."""
+
+    init: Callable[..., PyTree]
+    query: Callable[..., PyTree]
+    update: Callable[..., PyTree]
+
+
+class OuterLoop(NamedTuple):
+    """A search over genomes. Fitness is maximised, whatever the library underneath does."""
+
+    init: Callable[[Key, Genome], PyTree]
+    ask: Callable[[Key, PyTree], tuple[PyTree, PyTree]]  # -> population (genomes, leading axis P), state
+    tell: Callable[[Key, PyTree, PyTree, Array], PyTree]  # population, fitness [P] -> state
+    best: Callable[[PyTree], Genome]  # what would be deployed now
+
+
+class Life(NamedTuple):
+    """The record of a life; leading axis T on every leaf."""
+
+    observation: Array  # before the action
+    first: Array
+    action: Array
+    outcome: Array  # [T, F] of that action
+    reward: Array  # of steering, for that action
+    discount: Array
+    info: Info
