@@ -54,9 +54,7 @@ def live(
         info = ()
         if learning:
             state, info = agent.learn(learn_key, state, Transition(percept, action, then))
-        record = Life(
-            percept.observation, percept.first, action, then.outcome, then.reward, then.discount, info
-        )
+        record = Life(percept.observation, percept.first, action, then.outcome, then.reward, then.discount, info)
         return (state, world_state, then), record
 
     (state, _, _), life = jax.lax.scan(step, (state, world_state, percept), keys)

@@ -49,9 +49,7 @@ def no_genome(key: Key) -> Genome:
 def needs_discrete(agent: str, spec: Spec) -> None:
     """Raises `BadInput` where a world's observations are vectors and an agent needs them numbered."""
     if spec.num_observations < 1:
-        raise BadInput(
-            f"agent '{agent}' needs numbered observations, those of world '{spec.name}' are vectors"
-        )
+        raise BadInput(f"agent '{agent}' needs numbered observations, those of world '{spec.name}' are vectors")
 
 
 def needs_one_state(agent: str, spec: Spec) -> None:

@@ -1,4 +1,4 @@
-"""The record that every outer loop returns, and the population's lives, judged."""
+"""The record that every outer loop returns, and the fitness of one life."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.types import Genome, Info, Key, Life, PyTree, World
+from ontogeny.lifetime import whole_life
+from ontogeny.types import Agent, Genome, Info, Key, PyTree, Steering, World
 
 
 class Development(NamedTuple):
@@ -18,15 +19,17 @@ class Development(NamedTuple):
     """
 
     init: Callable[[Key], PyTree]
-    step: Callable[
-        [PyTree], tuple[PyTree, Info]
-    ]  # one dispatch; Info: dict of arrays [G], one entry a generation
+    step: Callable[[PyTree], tuple[PyTree, Info]]  # one dispatch, jitted; Info: dict of arrays [G], one per generation
     genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
     num_dispatches: int
-    generations: int  # G per dispatch
-    num_steps: int  # agent-environment steps of one generation
+    generations: int  # G, generations per dispatch
+    num_steps: int  # agent-environment steps of one generation, all members and lives together
 
 
-def total_score(world: World, life: Life) -> Array:
-    """What the designers meant, summed over a life: [] (fitness is read outside the agent)."""
+def fitness_of_life(key: Key, agent: Agent, world: World, steering: Steering, genome: Genome) -> Array:
+    """What the designers meant, summed over a whole life from birth: []. Read outside the agent, never by it.
+
+    Agents that learn by weights (`agent.learns`) do so in their life; all others live on activations.
+    """
+    _, life = whole_life(key, agent, world, steering, genome, learning=agent.learns)
     return jnp.sum(jax.vmap(world.score)(life.outcome))

@@ -39,9 +39,7 @@ class State(NamedTuple):
     steps: Array  # [] int32, taken in this episode
 
 
-def build(
-    *, size: int = 5, walls: float = 0.15, thorns: int = 2, horizon: int = 20, episodes: int = 20
-) -> World:
+def build(*, size: int = 5, walls: float = 0.15, thorns: int = 2, horizon: int = 20, episodes: int = 20) -> World:
     at_least(3, size=size)
     at_least(0, thorns=thorns)
     at_least(1, horizon=horizon, episodes=episodes)
@@ -50,9 +48,7 @@ def build(
     cells = size * size
     num_walls = int(walls * cells)
     if 4 + thorns + num_walls > cells:
-        raise BadInput(
-            f"{cells} cells cannot hold {thorns} thorns and {num_walls} walls beside the four places"
-        )
+        raise BadInput(f"{cells} cells cannot hold {thorns} thorns and {num_walls} walls beside the four places")
     spec = Spec(
         name="foraging",
         num_actions=4,
@@ -130,9 +126,7 @@ def build(
             return jax.nn.one_hot(observe(then), 4 * cells), time_step.outcome, ends
 
         over_actions = jax.vmap(at, in_axes=(None, 0))
-        transitions, outcomes, ends = jax.vmap(over_actions, in_axes=(0, None))(
-            jnp.arange(4 * cells), jnp.arange(4)
-        )
+        transitions, outcomes, ends = jax.vmap(over_actions, in_axes=(0, None))(jnp.arange(4 * cells), jnp.arange(4))
         return Tables(transitions, outcomes, ends, horizon - state.steps)
 
     return World(spec, reset, step, score, reveal)
