@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ontogeny.types import BadInput
+from ontogeny.errors import BadInput
 
 FAMILIES = {"worlds": "world", "agents": "agent", "content": "content", "development": "development"}
 _PACKAGE = Path(__file__).parent

@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
+from ontogeny.errors import BadInput as BadInput
+
 PyTree = Any
 Key = Array
 Genome = PyTree
 WorldState = PyTree
 Info = PyTree
-
-
-class BadInput(ValueError):
-    """Something that a person gave cannot be used; the message is one clear sentence about it."""
 
 
 class Weights(NamedTuple):

@@ -1,0 +1,134 @@
+"""Trees, streams, registry, steering and the one loop that lives a life."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ontogeny import registry, steering, streams, trees
+from ontogeny.lifetime import live, whole_life
+from ontogeny.types import BadInput
+
+TREE = {"a": jnp.arange(3.0), "b": (jnp.int32(2), jax.random.key(7)), "c": {"d": jnp.array([True, False])}}
+
+
+def test_arrays_and_back_keep_every_bit():
+    named = trees.to_arrays(TREE)
+    assert set(named) == {"a", "b.0", "b.1", "c.d"}
+    assert trees.same_bits(trees.from_arrays(TREE, named), TREE)
+
+
+@pytest.mark.parametrize(("change", "part"), [({"a": None}, "missing"), ({"a": np.zeros(4, np.float32)}, "expected")])
+def test_arrays_that_do_not_fit_are_refused(change, part):
+    named = {k: v for k, v in (trees.to_arrays(TREE) | change).items() if v is not None}
+    with pytest.raises(BadInput, match=part):
+        trees.from_arrays(TREE, named)
+
+
+def test_digest_sees_one_bit_a_name_and_a_type():
+    base = {"a": jnp.zeros(3)}
+    others = [{"a": -jnp.zeros(3)}, {"b": jnp.zeros(3)}, {"a": jnp.zeros(3, jnp.int32)}, {"a": jnp.zeros((3, 1))}]
+    digests = {trees.digest(tree) for tree in [base, *others]}
+    assert len(digests) == 5
+
+
+def test_scramble_changes_every_leaf_and_no_shape():
+    other = trees.scramble(jax.random.key(0), TREE)
+    for old, new in zip(trees.to_arrays(TREE).values(), trees.to_arrays(other).values(), strict=True):
+        assert old.shape == new.shape and old.dtype == new.dtype and (old != new).any()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(streams.STAGES))
+def test_a_key_belongs_to_its_stage(seed, stage):
+    keys = streams.life_keys(jax.random.key(seed), 8, stage)
+    assert {streams.stage_of(key) for key in keys} == {stage}
+    assert len({bytes(np.asarray(jax.random.key_data(key))) for key in keys}) == 8
+
+
+def test_the_same_key_is_the_same_task_for_every_agent():
+    world = registry.build("worlds", "random_mdp", episodes=2)
+    drives = steering.build(world.spec)
+    random = registry.build("agents", "random", world.spec, drives)
+    stubborn = random._replace(act=lambda key, state, percept: (jnp.int32(0), state))
+    for key in streams.life_keys(jax.random.key(0), 3, "evaluation"):
+        first = [whole_life(key, a, world, drives, (), learning=False)[1].outcome for a in (stubborn, stubborn)]
+        assert trees.same_bits(*first)
+    _, life = whole_life(jax.random.key(0), stubborn, world, drives, (), learning=False)
+    assert life.reward.shape == (20,) and bool(life.first[0]) and bool(life.first[10]) and int(life.first.sum()) == 2
+
+
+def test_a_life_lived_in_two_ways_of_compiling_is_one_life():
+    """Jit and vmap change no choice and no outcome of a life."""
+    world = registry.build("worlds", "bandit")
+    drives = steering.build(world.spec)
+    agent = registry.build("agents", "random", world.spec, drives)
+    keys = streams.life_keys(jax.random.key(0), 4, "training")
+    together = jax.jit(jax.vmap(lambda key: whole_life(key, agent, world, drives, (), learning=False)))(keys)
+    alone = [whole_life(key, agent, world, drives, (), learning=False) for key in keys]
+    assert trees.same_bits(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
+
+
+def test_activations_are_wiped_at_every_episode_only_on_request():
+    world = registry.build("worlds", "random_mdp", horizon=4, episodes=3)
+    drives = steering.build(world.spec)
+    random = registry.build("agents", "random", world.spec, drives)
+
+    def counting(key, state, percept):
+        return jnp.int32(0), state._replace(activations=state.activations + 1)
+
+    agent = random._replace(
+        birth=lambda key, genome: random.birth(key, ())._replace(activations=jnp.int32(0)),
+        reset=lambda state: state._replace(activations=jnp.int32(0)),
+        act=counting,
+    )
+    for wiped, expected in ((False, 12), (True, 4)):
+        born = agent.birth(jax.random.key(0), ())
+        state, _ = live(jax.random.key(0), agent, world, drives, born, 12, False, reset_each_episode=wiped)
+        assert int(state.activations) == expected
+
+
+@given(
+    st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4),
+    st.lists(st.floats(-9, 9, width=32), min_size=4, max_size=4),
+)
+def test_steering_is_the_weighted_sum_of_facts(weights, outcome):
+    spec = registry.build("worlds", "foraging").spec
+    drives = steering.build(spec, dict(zip(spec.facts, weights, strict=True)))
+    assert float(drives(jnp.array(outcome))) == pytest.approx(float(np.dot(weights, outcome)), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("drives", "part"), [({"fod": 1}, "did you mean food"), ({"food": "much"}, "must be a number")]
+)
+def test_bad_drives_are_refused(drives, part):
+    with pytest.raises(BadInput, match=part):
+        steering.build(registry.build("worlds", "foraging").spec, drives)
+
+
+def test_parse_reads_names_with_settings():
+    assert registry.parse("bandit") == ("bandit", {})
+    assert registry.parse("two_step:rewards=drifting,common=0.7,second_choice=true") == (
+        "two_step",
+        {"rewards": "drifting", "common": 0.7, "second_choice": True},
+    )
+    with pytest.raises(BadInput, match="setting=value"):
+        registry.parse("bandit:arms")
+
+
+def test_every_room_has_a_line_of_help():
+    for family in registry.FAMILIES:
+        for name in registry.names(family):
+            assert registry.help_line(family, name).endswith((".", ":")), (
+                f"{family}/{name} needs a first docstring line"
+            )
+
+
+def test_looking_at_names_imports_no_jax():
+    code = "import sys; from ontogeny import registry; registry.names('agents'); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

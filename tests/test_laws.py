@@ -1,0 +1,147 @@
+"""The three laws over every registered agent, and proof that each check fails where its law is broken."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ontogeny import conformance, registry, steering
+from ontogeny.agents.base import no_genome
+from ontogeny.types import Agent, BadInput, State, Weights
+
+WORLDS = [
+    ("bandit", {"arms": 3, "pulls": 20}),
+    ("random_mdp", {"states": 3, "actions": 2, "horizon": 4, "episodes": 6}),
+    ("two_step", {"trials": 10}),
+    ("foraging", {"size": 3, "walls": 0.0, "thorns": 1, "horizon": 5, "episodes": 5}),
+]
+
+
+PAIRS = [
+    pytest.param(name, world, settings, id=f"{name}-{world}")
+    for name in registry.names("agents")
+    for world, settings in WORLDS
+]
+
+
+@pytest.mark.parametrize(("name", "world", "settings"), PAIRS)
+def test_every_agent_keeps_the_laws(name, world, settings):
+    world = registry.build("worlds", world, **settings)
+    drives = steering.build(world.spec)
+    try:
+        agent = registry.build("agents", name, world.spec, drives)
+    except BadInput as refusal:
+        assert name in str(refusal) and world.spec.name in str(refusal)
+        return
+    conformance.check_agent(agent, world, drives)
+
+
+@pytest.mark.parametrize("name", registry.names("agents"))
+def test_every_agent_lives_in_some_world(name):
+    accepted = 0
+    for world, settings in WORLDS:
+        spec = registry.build("worlds", world, **settings).spec
+        try:
+            registry.build("agents", name, spec, steering.build(spec))
+            accepted += 1
+        except BadInput:
+            continue
+    assert accepted
+
+
+class Bad:
+    """An agent that keeps the laws, and from it agents that break one each."""
+
+    def __init__(self):
+        self.world = registry.build("worlds", "bandit", arms=3, pulls=20)
+        self.drives = steering.build(self.world.spec)
+        zero = jnp.zeros(3)
+
+        def birth(key, genome):
+            return State(Weights({"table": zero}, {"count": zero}), {"trace": zero})
+
+        def reset(state):
+            return State(state.weights, {"trace": zero})
+
+        def act(key, state, percept):
+            table = state.weights.content["table"] + state.activations["trace"]
+            trace = state.activations["trace"] + percept.reward
+            return jnp.argmax(table).astype(jnp.int32), state._replace(activations={"trace": trace})
+
+        def learn(key, state, transition):
+            weights = state.weights
+            table = weights.content["table"].at[transition.action].add(transition.next.reward)
+            count = weights.scratch["count"] + 1
+            return state._replace(weights=Weights({"table": table}, {"count": count})), ()
+
+        self.good = Agent(no_genome, birth, reset, act, learn, learns=True)
+
+    def act_that_learns(self):
+        def act(key, state, percept):
+            action, state = self.good.act(key, state, percept)
+            content = {"table": state.weights.content["table"] + 1e-7}
+            return action, state._replace(weights=state.weights._replace(content=content))
+
+        return self.good._replace(act=act)
+
+    def learn_that_acts(self):
+        def learn(key, state, transition):
+            state, info = self.good.learn(key, state, transition)
+            return state._replace(activations={"trace": state.activations["trace"] + 1}), info
+
+        return self.good._replace(learn=learn)
+
+    def reset_that_forgets_weights(self):
+        return self.good._replace(reset=lambda state: self.good.birth(jax.random.key(0), ()))
+
+    def reset_that_keeps_activations(self):
+        return self.good._replace(reset=lambda state: state)
+
+    def act_that_reads_scratch(self):
+        def act(key, state, percept):
+            _, state = self.good.act(key, state, percept)
+            return (state.weights.scratch["count"].sum().astype(jnp.int32)) % 3, state
+
+        return self.good._replace(act=act)
+
+    def silent_learner(self):
+        return self.good._replace(learns=False)
+
+
+BREACHES = {
+    "act_that_learns": "`act` changed weights",
+    "learn_that_acts": "`learn` changed activations",
+    "reset_that_forgets_weights": "`reset` changed weights",
+    "reset_that_keeps_activations": "did not restore",
+    "act_that_reads_scratch": "read `weights.scratch`",
+    "silent_learner": "although `learns` is False",
+}
+
+
+def test_an_agent_that_keeps_the_laws_passes():
+    bad = Bad()
+    conformance.check_agent(bad.good, bad.world, bad.drives)
+
+
+@pytest.mark.parametrize(("breach", "message"), list(BREACHES.items()))
+def test_an_agent_that_breaks_a_law_is_found(breach, message):
+    bad = Bad()
+    with pytest.raises(AssertionError, match=message):
+        conformance.check_agent(getattr(bad, breach)(), bad.world, bad.drives)
+
+
+def test_a_score_that_leaks_into_a_life_is_found():
+    bad = Bad()
+    leaking = bad.good._replace(
+        learn=lambda key, state, transition: (
+            state._replace(
+                weights=state.weights._replace(
+                    content={"table": state.weights.content["table"] + bad.leak(transition.next.outcome)}
+                )
+            ),
+            (),
+        )
+    )
+    calls = []
+    bad.leak = lambda outcome: calls.append(1) or jnp.float32(len(calls))  # stands for any channel from score to life
+    with pytest.raises(AssertionError, match="the life changed"):
+        conformance.check_lives(leaking, bad.world, bad.drives)

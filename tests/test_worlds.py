@@ -1,0 +1,184 @@
+"""Every registered world keeps its contract; the published families have the published moments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ontogeny import conformance, registry, steering, trees
+from ontogeny.lifetime import whole_life
+from ontogeny.types import BadInput
+from ontogeny.worlds import foraging
+
+
+@pytest.mark.parametrize("name", registry.names("worlds"))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_world_keeps_its_contract(name, seed):
+    conformance.check_world(registry.build("worlds", name), seed)
+
+
+def breaches():
+    world = registry.build("worlds", "random_mdp", states=3, actions=2, horizon=3)
+
+    def moving_task(key, state, action):
+        state, time_step = world.step(key, state, action)
+        return state._replace(task=state.task._replace(means=state.task.means + 1)), time_step
+
+    def endless(key, state, action):
+        state, time_step = world.step(key, state, action)
+        return state, time_step._replace(first=jnp.bool_(False), discount=jnp.float32(1))
+
+    def growing(key, state, action):
+        state, time_step = world.step(key, state, action)
+        return state, time_step._replace(outcome=jnp.zeros(2))
+
+    def late_reset(key):
+        state, time_step = world.reset(key)
+        return state, time_step._replace(first=jnp.bool_(False))
+
+    yield "the task changed", world._replace(step=moving_task)
+    yield "more than the 3 steps", world._replace(step=endless)
+    yield "shapes or types changed", world._replace(step=growing)
+    yield "must begin with `first`", world._replace(reset=late_reset)
+    yield "must return one number", world._replace(score=lambda outcome: outcome)
+
+
+@pytest.mark.parametrize(
+    ("message", "world"), list(breaches()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_world_that_breaks_its_contract_is_found(message, world):
+    with pytest.raises(AssertionError, match=message):
+        conformance.check_world(world)
+
+
+@pytest.mark.parametrize("name", ["bandit", "random_mdp", "two_step"])
+def test_reveal_agrees_with_what_happens(name):
+    """The tables laid open for the oracle predict the mean outcome and the successors of the first action."""
+    world = registry.build("worlds", name)
+    state, time_step = world.reset(jax.random.key(3))
+    assert world.reveal is not None
+    tables = world.reveal(state)
+    keys = jax.random.split(jax.random.key(4), 20_000)
+    _, steps = jax.vmap(world.step, in_axes=(0, None, None))(keys, state, jnp.int32(1))
+    expected = tables.outcomes[time_step.observation, 1]
+    assert np.allclose(steps.outcome.mean(0), expected, atol=4 * float(steps.outcome.std()) / np.sqrt(20_000) + 1e-6)
+    if not bool(steps.first[0]):
+        seen = np.bincount(np.asarray(steps.observation), minlength=world.spec.num_observations) / 20_000
+        assert np.allclose(seen, tables.transitions[time_step.observation, 1], atol=0.015)
+
+
+def test_bandit_arms_are_uniform():
+    world = registry.build("worlds", "bandit", arms=5)
+    state, _ = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), 4000))
+    p = np.asarray(state.task.probabilities)
+    assert abs(p.mean() - 0.5) < 0.01 and abs(p.var() - 1 / 12) < 0.003
+
+
+def test_random_mdp_has_the_published_moments():
+    """Flat Dirichlet over ten successors: mean 1/10, variance 9/1100; means of reward N(1, 1), noise of variance 1."""
+    world = registry.build("worlds", "random_mdp")
+    state, _ = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), 400))
+    probabilities = np.diff(np.asarray(state.task.transitions), axis=-1, prepend=0)
+    assert abs(probabilities.mean() - 0.1) < 1e-6 and abs(probabilities.var() - 9 / 1100) < 2e-4
+    means = np.asarray(state.task.means)
+    assert abs(means.mean() - 1) < 0.03 and abs(means.std() - 1) < 0.03
+    one = jax.tree.map(lambda leaf: leaf[0], state)
+    _, steps = jax.vmap(world.step, in_axes=(0, None, None))(
+        jax.random.split(jax.random.key(1), 4000), one, jnp.int32(2)
+    )
+    assert abs(float(steps.outcome.std()) - 1) < 0.05
+
+
+@pytest.mark.parametrize("rewards", ["switching", "drifting"])
+@pytest.mark.parametrize("paths", ["fixed", "drawn"])
+def test_two_step_common_paths(rewards, paths):
+    world = registry.build("worlds", "two_step", rewards=rewards, paths=paths)
+    crossed = []
+    for seed in range(12):
+        state, _ = world.reset(jax.random.key(seed))
+        states, _ = jax.vmap(world.step, in_axes=(0, None, None))(
+            jax.random.split(jax.random.key(seed), 1000), state, jnp.int32(0)
+        )
+        common = 1 + int(state.task.place_of[0])
+        assert abs(float((states.position == common).mean()) - 0.8) < 0.05
+        crossed.append(common)
+    assert set(crossed) == ({1} if paths == "fixed" else {1, 2})
+
+
+def test_two_step_rewards_switch_at_the_published_rate():
+    world = registry.build("worlds", "two_step")
+    random = registry.build("agents", "random", world.spec, steering.build(world.spec))
+    state, _ = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), 2000))
+    at_place = state._replace(position=jnp.ones_like(state.position))
+    then, steps = jax.vmap(world.step)(jax.random.split(jax.random.key(1), 2000), at_place, jnp.zeros(2000, int))
+    swapped = np.asarray(then.probabilities[:, 0, 0] != at_place.probabilities[:, 0, 0])
+    assert abs(swapped.mean() - 0.025) < 0.011
+    assert bool(steps.first.all()) and not bool(random.learns)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1))
+def test_foraging_keeps_out_of_walls_and_inside(seed):
+    world = registry.build("worlds", "foraging", size=4, episodes=3)
+    drives = steering.build(world.spec)
+    agent = registry.build("agents", "random", world.spec, drives)
+    state, _ = world.reset(jax.random.split(jax.random.key(seed), 4)[0])
+    _, life = _walk(world, agent, drives)(jax.random.key(seed))
+    cells = np.asarray(life.observation) % 16
+    assert not np.asarray(state.task.walls)[cells].any()
+    assert (np.asarray(life.outcome)[:, :3] >= 0).all()
+
+
+_WALKS = {}
+
+
+def _walk(world, agent, drives):
+    """One compiled walk for all examples."""
+    return _WALKS.setdefault("walk", jax.jit(lambda key: whole_life(key, agent, world, drives, (), learning=False)))
+
+
+def test_foraging_facts_by_hand():
+    """Two cells east lie water and home; food is one step south. Each can be had once, home ends the episode."""
+    world = registry.build("worlds", "foraging", size=3, walls=0.0, thorns=1)
+    none = jnp.zeros(9, bool)
+    task = foraging.Task(none, none.at[4].set(True), jnp.int32(3), jnp.int32(1), jnp.int32(2), jnp.int32(0))
+    state = foraging.State(task, jnp.int32(0), jnp.bool_(False), jnp.bool_(False), jnp.int32(0))
+    expected = [
+        (2, [1, 0, 0, -0.05], False),  # south: food
+        (1, [0, 0, 1, -0.05], False),  # east: thorns
+        (0, [0, 1, 0, -0.05], False),  # north: water
+        (0, [0, 0, 0, -0.05], False),  # north again: the edge, and the water is had
+        (1, [0, 0, 0, 0.95], True),  # east: home
+    ]
+    for action, outcome, over in expected:
+        state, time_step = world.step(jax.random.key(0), state, jnp.int32(action))
+        assert np.allclose(time_step.outcome, outcome) and bool(time_step.first) == over
+    assert int(state.cell) == 0 and not bool(state.fed) and float(time_step.discount) == 0
+
+
+def test_the_task_is_the_key():
+    world = registry.build("worlds", "foraging")
+    one, _ = world.reset(jax.random.key(0))
+    other, _ = world.reset(jax.random.key(1))
+    assert not trees.same_bits(one.task, other.task)
+
+
+@pytest.mark.parametrize(
+    ("name", "given_settings", "part"),
+    [
+        ("bandit", {"arms": 1}, "arms"),
+        ("bandit", {"arm": 3}, "did you mean arms"),
+        ("bandit", {"arms": "five"}, "type int"),
+        ("bandits", {}, "did you mean bandit"),
+        ("two_step", {"rewards": "walking"}, "switching, drifting"),
+        ("two_step", {"common": 1.5}, "probability"),
+        ("foraging", {"walls": 0.9}, "share"),
+        ("foraging", {"size": 3, "thorns": 9}, "cannot hold"),
+    ],
+)
+def test_bad_settings_get_one_clear_sentence(name, given_settings, part):
+    with pytest.raises(BadInput, match=part) as caught:
+        registry.build("worlds", name, **given_settings)
+    assert "\n" not in str(caught.value)
