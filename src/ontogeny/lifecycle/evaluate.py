@@ -1,0 +1,232 @@
+"""Evaluation: what an agent scores on tasks that its development cannot have drawn, with intervals.
+
+Tasks come from the stream "evaluation", so no training life can be one of them; the same seed gives the same tasks to
+every agent, so that agents can be compared task by task. Offline (Case 2) is the default and never calls `learn`;
+online (Case 1) must be asked for. Nothing here changes or saves an agent.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ontogeny import registry, streams
+from ontogeny.errors import BadInput
+from ontogeny.lifetime import live, whole_life
+from ontogeny.types import Agent, Genome, Key, Life, State, Steering, World
+
+CASES = ("offline", "online")
+MOST_POINTS = 100  # of a learning curve
+BYTES_PER_DISPATCH = 64 * 2**20
+MOST_LIVES = 1024  # per device and dispatch
+
+
+class Curve(NamedTuple):
+    """Mean score within a life, by position in it; K points, each the mean over one or more units."""
+
+    unit: str  # "episode", or "step" where an episode is one step or a life holds fewer than two whole episodes
+    position: np.ndarray  # [K] the last unit of each point, counted from 1
+    mean: np.ndarray  # [K] score per unit
+    standard_error: np.ndarray  # [K]
+
+
+class Evaluation(NamedTuple):
+    """Scores of N lives, each in a task of its own; float64."""
+
+    mean: float  # score of a whole life
+    standard_error: float
+    interval: tuple[float, float]  # 95 %, normal
+    num_tasks: int
+    totals: np.ndarray  # [N] by task, the same tasks in the same order for every agent
+    curve: Curve
+    case: str
+    env_steps: int
+    seconds: float  # wall time, compilation included
+
+
+def evaluate(
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    genome_or_state: Genome | State,
+    *,
+    num_tasks: int,
+    seed: int,
+    case: str = "offline",
+    reset_each_episode: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Lets an agent live one life in each of `num_tasks` unseen tasks: from birth, or on from a `State`.
+
+    Raises `BadInput` for another case than "offline" or "online", and `RuntimeError` where weights changed offline.
+    """
+    learning = is_online(case)
+    if num_tasks < 2:
+        raise BadInput(f"an evaluation needs at least 2 tasks for an interval, not {num_tasks}")
+    started = time.perf_counter()
+    keys = task_keys(seed, num_tasks)
+    shards = jax.local_device_count()
+    chunk = _lives_per_dispatch(agent, world, steering, genome_or_state, num_tasks, shards)
+    scores = np.empty((num_tasks, world.spec.num_steps), np.float32)
+    first = np.empty((num_tasks, world.spec.num_steps), bool)
+    placed = NamedSharding(_mesh(shards), P("lives"))
+    for begin in range(0, num_tasks, chunk):
+        end = min(begin + chunk, num_tasks)
+        # The last dispatch is filled up with lives that are not counted: one shape, one compilation.
+        which = jnp.minimum(jnp.arange(begin, begin + chunk), num_tasks - 1)
+        found, begins, unchanged = _lives(
+            jax.device_put(keys[which], placed), genome_or_state, agent, world, steering, learning, reset_each_episode
+        )
+        if not learning and not bool(jnp.all(unchanged)):
+            raise RuntimeError("the weights changed in a life without learning: this agent breaks the first law")
+        scores[begin:end] = np.asarray(found)[: end - begin]
+        first[begin:end] = np.asarray(begins)[: end - begin]
+        if on_progress is not None:
+            on_progress(end, num_tasks)
+    totals = scores.sum(axis=1, dtype=np.float64)
+    mean, error = _mean_and_error(totals)
+    return Evaluation(
+        mean=float(mean),
+        standard_error=float(error),
+        interval=(float(mean - 1.96 * error), float(mean + 1.96 * error)),
+        num_tasks=num_tasks,
+        totals=totals,
+        curve=curve(scores, first, world.spec.horizon),
+        case=case,
+        env_steps=num_tasks * world.spec.num_steps,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def replay(
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    genome: Genome,
+    seed: int,
+    case: str = "offline",
+    *,
+    task: int = 0,
+) -> Life:
+    """The record of one life, [T] on every leaf: that in the task number `task` of an evaluation with this seed."""
+    key = task_keys(seed, task + 1)[task]
+    return jax.device_get(_one_life(key, genome, agent, world, steering, is_online(case)))
+
+
+def task_keys(seed: int, num_tasks: int) -> Key:
+    """The keys of an evaluation's lives, [N]; more tasks begin with the same ones."""
+    return streams.life_keys(jax.random.key(seed), num_tasks, "evaluation")
+
+
+def is_online(case: str) -> bool:
+    """Whether `learn` is called; anything but the names of the two cases raises `BadInput`."""
+    if case not in CASES:
+        raise registry.unknown("case", str(case), list(CASES))
+    return case == "online"
+
+
+def curve(scores: np.ndarray, first: np.ndarray, horizon: int) -> Curve:
+    """scores, first [N, T] -> the learning curve within a life.
+
+    Only episodes that every life has whole are counted, floor(T / horizon) of them, so each point is over all N lives.
+    """
+    N, T = scores.shape
+    episodes = T // horizon
+    if horizon > 1 and episodes > 1:
+        unit, units = "episode", episodes
+        index = np.cumsum(first, axis=1) - 1
+        counted = np.where(index < units, index, units) + np.arange(N)[:, None] * (units + 1)
+        sums = np.bincount(counted.ravel(), scores.ravel().astype(np.float64), N * (units + 1))
+        by_unit = sums.reshape(N, units + 1)[:, :units]
+    else:
+        unit, units, by_unit = "step", T, scores.astype(np.float64)
+    starts = np.unique(np.arange(min(units, MOST_POINTS)) * units // min(units, MOST_POINTS))
+    lengths = np.diff(np.append(starts, units))
+    points = np.add.reduceat(by_unit, starts, axis=1) / lengths
+    mean, error = _mean_and_error(points)
+    return Curve(unit, starts + lengths, mean, error)
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[N, ...] -> mean and standard error over the first axis."""
+    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def _lived(key: Key, subject: Genome | State, agent: Agent, world: World, steering: Steering, learning: bool, **how):
+    """One life -> (the weights it began with, state at its end, record)."""
+    if isinstance(subject, State):
+        before = subject.weights
+        after, life = live(key, agent, world, steering, subject, world.spec.num_steps, learning, **how)
+    else:
+        before = agent.birth(jax.random.fold_in(key, 1), subject).weights  # the birth of `whole_life`
+        after, life = whole_life(key, agent, world, steering, subject, learning, **how)
+    return before, after, life
+
+
+@partial(jax.jit, static_argnames=("agent", "world", "steering", "learning", "reset_each_episode"))
+def _lives(
+    keys: Key,
+    subject: Genome | State,
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    learning: bool,
+    reset_each_episode: bool,
+) -> tuple[Array, Array, Array]:
+    """keys [B] -> scores [B, T], first [B, T], whether the weights kept every bit [B]; B split over the devices."""
+
+    def one(key: Key, subject: Genome | State) -> tuple[Array, Array, Array]:
+        before, after, life = _lived(
+            key, subject, agent, world, steering, learning, reset_each_episode=reset_each_episode
+        )
+        return jax.vmap(world.score)(life.outcome), life.first, _same_bits(before, after.weights)
+
+    many = jax.vmap(one, in_axes=(0, None))
+    mesh = _mesh(jax.local_device_count())
+    split, whole = P("lives"), P()
+    return jax.shard_map(many, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)(keys, subject)
+
+
+@partial(jax.jit, static_argnames=("agent", "world", "steering", "learning"))
+def _one_life(key: Key, genome: Genome, agent: Agent, world: World, steering: Steering, learning: bool) -> Life:
+    return _lived(key, genome, agent, world, steering, learning)[2]
+
+
+def _same_bits(one, other) -> Array:
+    """Whether two trees of the same structure agree in every bit, [] bool, inside jit."""
+
+    def bits(leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key_data(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        return leaf
+
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return jnp.all(jnp.stack([jnp.bool_(True), *(jnp.all(bits(a) == bits(b)) for a, b in pairs)]))
+
+
+def _mesh(shards: int) -> Mesh:
+    return Mesh(np.array(jax.local_devices()[:shards]), ("lives",))
+
+
+def _lives_per_dispatch(agent, world, steering, subject, num_tasks: int, shards: int) -> int:
+    """How many lives fit comfortably into memory at once; a multiple of the number of devices."""
+    key = task_keys(0, 1)[0]
+    before, after, life = jax.eval_shape(lambda: _lived(key, subject, agent, world, steering, False))
+    world_state, _ = jax.eval_shape(world.reset, key)
+    carried = sum(_bytes(tree) for tree in (before, after, world_state, life.outcome))
+    fitting = max(1, min(BYTES_PER_DISPATCH // max(carried, 1) // shards, MOST_LIVES, -(-num_tasks // shards)))
+    return fitting * shards
+
+
+def _bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
