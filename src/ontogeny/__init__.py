@@ -1,3 +1,19 @@
 """A laboratory for where a learned agent's ability comes from, and where it goes on changing in use."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ontogeny.lifecycle.own_loop import OwnLoop
+
 __version__ = "0.1.0"
+
+
+def load(folder: "Path | str", *, online: bool = False) -> "OwnLoop":
+    """The agent of a finished run or a saved deployment, for your own loop; see docs/state.md.
+
+    Frozen, or learning by weights where `online`. An absent, unfinished or damaged folder raises `BadInput`.
+    """
+    from ontogeny.lifecycle import own_loop  # here, so that `import ontogeny` is light
+
+    return own_loop.load(folder, online=online)

@@ -1,7 +1,7 @@
 """One life: act, step, steer, learn. The only loop in the house that steps agents."""
 
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from ontogeny.types import (
     World,
     WorldState,
 )
+
+
+class Moment(NamedTuple):
+    """Where a life stands between two steps."""
+
+    state: State
+    world_state: WorldState
+    percept: Percept
 
 
 def live(
@@ -39,26 +47,47 @@ def live(
     life unless `reset_each_episode` asks otherwise.
     """
     task_key, world_key, act_key, learn_key = jax.random.split(key, 4)
+    world_keys, act_keys, learn_keys = (jax.random.split(k, num_steps) for k in (world_key, act_key, learn_key))
+
+    def step(moment: Moment, keys: tuple[Key, Key, Key]) -> tuple[Moment, Life]:
+        return advance(keys, agent, world, steering, moment, learning, reset_each_episode=reset_each_episode)
+
+    start = begin(task_key, agent, world, steering, state)
+    moment, life = jax.lax.scan(step, start, (world_keys, act_keys, learn_keys))
+    return moment.state, cast(Life, life)
+
+
+def begin(task_key: Key, agent: Agent, world: World, steering: Steering, state: State) -> Moment:
+    """The first moment of a life: a task is drawn."""
     world_state, time_step = world.reset(task_key)
-    percept = perceive(agent, world, steering, world_state, time_step, jnp.int32(-1), born=True)
-    keys = tuple(jax.random.split(k, num_steps) for k in (world_key, act_key, learn_key))
+    return Moment(
+        state, world_state, perceive(agent, world, steering, world_state, time_step, jnp.int32(-1), born=True)
+    )
 
-    def step(carry: tuple[State, WorldState, Percept], keys):
-        state, world_state, percept = carry
-        world_key, act_key, learn_key = keys
-        if reset_each_episode:
-            state = jax.tree.map(partial(jnp.where, percept.first), agent.reset(state), state)
-        action, state = agent.act(act_key, state, percept)
-        world_state, time_step = world.step(world_key, world_state, action)
-        then = perceive(agent, world, steering, world_state, time_step, action)
-        info = ()
-        if learning:
-            state, info = agent.learn(learn_key, state, Transition(percept, action, then))
-        record = Life(percept.observation, percept.first, action, then.outcome, then.reward, then.discount, info)
-        return (state, world_state, then), record
 
-    (state, _, _), life = jax.lax.scan(step, (state, world_state, percept), keys)
-    return state, cast(Life, life)
+def advance(
+    keys: tuple[Key, Key, Key],
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    moment: Moment,
+    learning: bool,
+    *,
+    reset_each_episode: bool = False,
+) -> tuple[Moment, Life]:
+    """One step of a life, from keys of the world's, the action's and learning's chance; the record without [T]."""
+    world_key, act_key, learn_key = keys
+    state, world_state, percept = moment
+    if reset_each_episode:
+        state = jax.tree.map(partial(jnp.where, percept.first), agent.reset(state), state)
+    action, state = agent.act(act_key, state, percept)
+    world_state, time_step = world.step(world_key, world_state, action)
+    then = perceive(agent, world, steering, world_state, time_step, action)
+    info = ()
+    if learning:
+        state, info = agent.learn(learn_key, state, Transition(percept, action, then))
+    record = Life(percept.observation, percept.first, action, then.outcome, then.reward, then.discount, info)
+    return Moment(state, world_state, then), record
 
 
 def perceive(

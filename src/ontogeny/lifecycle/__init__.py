@@ -1,4 +1,5 @@
-"""The stages of a life, kept apart by code: training, evaluation, deployment; and the checkpoints between them.
+"""The stages of a life, kept apart by code: training, evaluation, deployment; and what is saved between them.
 
-Imports inside go one way: `subject` and `checkpoint` know no other room of the lifecycle, the stages know these two.
+Imports inside go one way: `subject` (what a run is about) and `checkpoint` (trees on disk) know no other room of the
+lifecycle, `saved` (an agent on disk) knows these two, and the stages know these three and not each other.
 """

@@ -21,6 +21,7 @@ import numpy as np
 from ontogeny.development.base import Development
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint
+from ontogeny.lifecycle.saved import read_spec, write_spec
 from ontogeny.lifecycle.subject import RunSpec, assemble, complete, develop, to_json
 
 RECORDS = "records.jsonl"
@@ -42,11 +43,6 @@ def train(spec: RunSpec, out: Path | str, *, on_progress: Progress | None = None
     with _claimed(out, spec):
         _run(spec, development, out, on_progress, every)
     return out
-
-
-def read_spec(out: Path) -> dict[str, Any]:
-    """The spec that a run's folder was made for, as `subject.parse` takes it."""
-    return _table(checkpoint.read_json(out / "spec.json"), "run", out / "spec.json")
 
 
 def _run(spec: RunSpec, development: Development, out: Path, on_progress: Progress | None, every: float) -> None:
@@ -127,7 +123,7 @@ def _claimed(out: Path, spec: RunSpec) -> Iterator[None]:
         raise BadInput(f"the folder '{out}' cannot be made: {error.strerror}") from None
     with _locked(out):
         if not (out / "spec.json").exists():
-            checkpoint.write_json(out / "spec.json", {"format": checkpoint.FORMAT, "run": wanted})
+            write_spec(out, spec)
         _refuse_foreign(out, wanted)
         yield
 
@@ -140,7 +136,7 @@ def _refuse_foreign(out: Path, wanted: dict[str, Any]) -> None:
         if any(not path.name.startswith(".") for path in out.iterdir()):
             raise BadInput(f"the folder '{out}' exists and holds no run; not overwritten")
         return
-    if read_spec(out) != wanted:
+    if to_json(read_spec(out)) != wanted:
         raise BadInput(f"the folder '{out}' holds a run of another spec; not overwritten")
     if checkpoint.exists(out, "genome"):
         raise BadInput(f"the folder '{out}' holds a finished run; not overwritten")
@@ -198,9 +194,3 @@ def _same_versions(found: Any, out: Path) -> None:
             raise BadInput(
                 f"the run in '{out}' was begun with {name} {was}, here is {value}: it would not end in the same bits"
             )
-
-
-def _table(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    if not isinstance(content.get(key), dict):
-        raise BadInput(f"'{path}' is damaged: '{key}' is missing")
-    return content[key]

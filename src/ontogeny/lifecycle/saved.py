@@ -1,0 +1,98 @@
+"""A saved agent: the folder of a finished run, or of a deployment that was kept.
+
+Both hold `spec.json`. A run holds the genome that was developed, so that a life begins with birth; a deployment holds
+the state of a life (weights and activations), which goes on. Nothing here lets an agent act.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ontogeny import streams, trees
+from ontogeny.errors import BadInput
+from ontogeny.lifecycle import checkpoint
+from ontogeny.lifecycle.subject import Room, RunSpec, Subject, assemble, parse, to_json
+from ontogeny.types import Genome, State
+
+
+class Saved(NamedTuple):
+    """An agent as it was saved, built and ready: exactly one of `genome` and `state` counts."""
+
+    spec: RunSpec
+    subject: Subject
+    genome: Genome
+    state: State | None  # of a deployment
+
+
+def read(folder: Path | str, *, world: Room | None = None) -> Saved:
+    """Reads a run or a deployment; `world` puts the agent into another world than that of its development.
+
+    Raises `BadInput` where the folder is absent, unfinished or damaged, or does not fit the other world.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    if world is not None:
+        spec = spec._replace(world=world, drives=spec.drives if world.name == spec.world.name else {})
+    subject = assemble(spec)
+    genome = subject.agent.genome(jax.random.key(spec.seed))
+    if checkpoint.exists(folder, "state"):
+        return Saved(spec, subject, None, checkpoint.load(folder, "state", _born(subject, genome, spec.seed)))
+    if checkpoint.exists(folder, "genome"):
+        return Saved(spec, subject, checkpoint.load(folder, "genome", genome), None)
+    raise BadInput(f"the run in '{folder}' is not finished; the command that began it resumes it")
+
+
+def write(folder: Path | str, spec: RunSpec, state: State, about: dict[str, Any]) -> Path:
+    """Saves the state of a life in a new folder, whole or not at all; an existing folder raises `BadInput`."""
+    folder = Path(folder)
+    if folder.exists():
+        raise BadInput(f"'{folder}' exists; not overwritten")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write_spec(temporary, spec)
+        checkpoint.save(temporary, "state", state, about | {"versions": checkpoint.versions()}, once=True)
+        os.rename(temporary, folder)
+    except OSError as error:
+        raise BadInput(f"the folder '{folder}' cannot be made: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    checkpoint.sync_folder(folder.parent)
+    return folder
+
+
+def birth(saved: Saved, seed: int) -> tuple[jax.Array, State]:
+    """The key of a life in use, and the state it begins with: newly born, or the one that was saved."""
+    key = streams.life_keys(jax.random.key(seed), 1, "use")[0]
+    if saved.state is not None:
+        return key, saved.state
+    return key, saved.subject.agent.birth(jax.random.fold_in(key, 1), saved.genome)
+
+
+def write_spec(folder: Path, spec: RunSpec) -> None:
+    checkpoint.write_json(folder / "spec.json", {"format": checkpoint.FORMAT, "run": to_json(spec)})
+
+
+def read_spec(folder: Path) -> RunSpec:
+    """The spec that a folder was made for."""
+    if not folder.is_dir():
+        raise BadInput(f"there is no run in '{folder}'")
+    content = checkpoint.read_json(folder / "spec.json")
+    try:
+        return parse(content.get("run"))
+    except BadInput as error:
+        raise BadInput(f"'{folder / 'spec.json'}' is damaged: {error}") from None
+
+
+def check_frozen(before: str, state: State) -> None:
+    """Raises `RuntimeError` where the weights have another digest than at the start of a frozen life."""
+    after = trees.digest(state.weights)
+    if after != before:
+        raise RuntimeError(f"the weights changed while frozen, from {before[:16]} to {after[:16]}")
+
+
+def _born(subject: Subject, genome: Genome, seed: int) -> State:
+    return subject.agent.birth(jax.random.key(seed), genome)
