@@ -104,6 +104,7 @@ def train(
         str, typer.Option(help="NAME[:setting=value,...], see `ontogeny list development`.")
     ] = "single_lifetime",
     drive: Drives = None,
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="Between checkpoints; 0: as often as can be.")] = 5.0,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
@@ -119,7 +120,7 @@ def train(
             steps = record["env_steps"]
             update(steps, steps * total // done, f"generation {done} of {total}, fitness {_short(record['fitness'])}")
 
-        train(spec, out, on_progress=on_progress)
+        train(spec, out, on_progress=on_progress, every=every)
     made = checkpoint.about(out, "genome")
     typer.echo(
         f"{out}: a genome of {made['numbers']:,} numbers after {made['generation']:,} generations "
@@ -333,9 +334,13 @@ def _evaluated(run: Path | None, agent: str | None, world: str | None, drives: l
 
 
 def _as_record(saved: "Saved", found: "Evaluation", seed: int) -> dict[str, Any]:
+    from ontogeny.lifecycle.subject import complete, to_json
+
+    spec = to_json(complete(saved.spec))
     return {
-        "agent": {"name": saved.spec.agent.name, "settings": dict(saved.spec.agent.settings)},
-        "world": {"name": saved.spec.world.name, "settings": dict(saved.spec.world.settings)},
+        "agent": spec["agent"],
+        "world": spec["world"],
+        "drives": spec["drives"],
         "case": found.case,
         "seed": seed,
         "tasks": found.num_tasks,
