@@ -1,0 +1,141 @@
+"""Trains a recurrent network by gradient to imitate a reference agent: what the network can hold, search aside.
+
+Imitation on the pupil's own lives (Ross, Gordon and Bagnell 2011, DAgger, arXiv 1011.0686, with the pupil acting
+from the first life on): the pupil acts, the teacher sees the same percepts and says what it would have done, and the
+cross-entropy of that action falls by Adam through the whole life. Duan et al. 2016 (arXiv 1611.02779, section 3.1)
+found in this way that a network which search leaves below the Gittins index can hold it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from ontogeny import registry
+from ontogeny.agents import recurrent
+from ontogeny.development.base import Development
+from ontogeny.errors import BadInput
+from ontogeny.lifetime import whole_life
+from ontogeny.streams import life_keys
+from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transition, Weights, World
+from ontogeny.worlds.base import at_least
+
+
+class Lesson(NamedTuple):
+    """What one step taught; the activations of a pupil hold the latest, its `Life.info` all of them."""
+
+    loss: Array  # [] cross-entropy of the teacher's action under the pupil's logits, in nats
+    agrees: Array  # [] 1 where the pupil's action is the teacher's
+
+
+class Training(NamedTuple):
+    """All that a killed run needs to go on."""
+
+    seed: Key
+    update: Array  # [] int32, updates made so far
+    genome: recurrent.Network
+    optimizer: optax.OptState
+
+
+def build(
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    *,
+    teacher: str = "gittins",
+    updates: int = 600,
+    lives: int = 128,
+    step_size: float = 0.01,
+    updates_per_dispatch: int = 10,
+) -> Development:
+    """`teacher` names a reference agent, settings after a colon; the step size falls to zero as a cosine."""
+    at_least(1, updates=updates, lives=lives, updates_per_dispatch=updates_per_dispatch)
+    name, settings = registry.parse(teacher)
+    master = registry.build("agents", name, world.spec, steering, **settings)
+    apprentice = pupil(agent, master, world.spec)
+    num_dispatches = -(-updates // updates_per_dispatch)
+    schedule = optax.cosine_decay_schedule(step_size, num_dispatches * updates_per_dispatch)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    def init(key: Key) -> Training:
+        genome_key, seed = jax.random.split(key)
+        genome = agent.genome(genome_key)
+        return Training(seed, jnp.int32(0), genome, optimizer.init(genome))
+
+    def update(state: Training, _: None) -> tuple[Training, dict[str, Array]]:
+        keys = life_keys(jax.random.fold_in(state.seed, state.update), lives, "training")
+
+        def loss(genome: recurrent.Network) -> tuple[Array, dict[str, Array]]:
+            lesson, score = jax.vmap(lambda key: attend(key, apprentice, world, steering, genome))(keys)
+            return jnp.mean(lesson.loss), {"agreement": jnp.mean(lesson.agrees), "fitness": jnp.mean(score)}
+
+        (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.genome)
+        change, moments = optimizer.update(gradient, state.optimizer, state.genome)
+        genome = optax.apply_updates(state.genome, change)
+        return Training(state.seed, state.update + 1, genome, moments), {"loss": value, **info}
+
+    @jax.jit
+    def step(state: Training) -> tuple[Training, dict[str, Array]]:
+        return jax.lax.scan(update, state, length=updates_per_dispatch)
+
+    return Development(
+        init,
+        step,
+        lambda state: state.genome,
+        num_dispatches,
+        updates_per_dispatch,
+        lives * world.spec.num_steps,
+    )
+
+
+def pupil(agent: Agent, master: Agent, spec: Spec) -> Agent:
+    """The agent, acting as ever, with a teacher at its side that perceives what it perceives.
+
+    The teacher's weights and activations travel with the pupil's, so it may learn as the life goes on. `learn`
+    leaves the pupil's weights alone and hands out the `Lesson`; it is a differentiable function of the genome.
+    """
+    if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), recurrent.Network):
+        raise BadInput("the development 'distillation' trains the agent 'recurrent' only")
+
+    def birth(key: Key, genome: recurrent.Network) -> State:
+        own = agent.birth(key, genome)
+        genome_key, birth_key = jax.random.split(key)
+        taught = master.birth(birth_key, master.genome(genome_key))
+        nothing = Lesson(jnp.float32(0), jnp.float32(0))
+        return State(
+            Weights((own.weights.content, taught.weights)),
+            (own.activations, taught.activations, nothing),
+        )
+
+    def reset(state: State) -> State:
+        (content, taught), (hidden, memory, lesson) = state.weights.content, state.activations
+        own = agent.reset(State(Weights(content), hidden))
+        others = master.reset(State(taught, memory))
+        return State(state.weights, (own.activations, others.activations, jax.tree.map(jnp.zeros_like, lesson)))
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        (network, taught), (hidden, memory, _) = state.weights.content, state.activations
+        act_key, master_key = jax.random.split(key)
+        label, others = master.act(master_key, State(taught, memory), percept)
+        action, _ = agent.act(act_key, State(Weights(network), hidden), percept)
+        hidden, logits = recurrent.advance(network, hidden, recurrent.inputs(spec, percept))
+        lesson = Lesson(-jax.nn.log_softmax(logits)[label], (action == label).astype(jnp.float32))
+        return action, State(state.weights, (hidden, others.activations, lesson))
+
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, Lesson]:
+        (network, taught), (_, memory, lesson) = state.weights.content, state.activations
+        if master.learns:
+            taught = master.learn(key, State(taught, memory), transition)[0].weights
+        return State(Weights((network, taught)), state.activations), lesson
+
+    return Agent(agent.genome, birth, reset, act, learn, learns=master.learns, privileged=master.privileged)
+
+
+def attend(
+    key: Key, apprentice: Agent, world: World, steering: Steering, genome: recurrent.Network
+) -> tuple[Lesson, Array]:
+    """One life of a pupil: its lessons, leading axis T, and its score []."""
+    _, life = whole_life(key, apprentice, world, steering, genome, learning=True)
+    return life.info, jnp.sum(jax.vmap(world.score)(life.outcome))
