@@ -1,0 +1,110 @@
+"""Learns an exact Bayesian model of its world within one life and plans by it, with a derived bonus for the unknown.
+
+Its genome is ML code: the drives and one setting; content is empty at birth. The bonus of an (observation, action) is
+that of the finite-horizon Gittins index of its facts (`content.planning`), with as many pulls to go as the steps that
+remain give each observation; independent doubts add in squares. Value iteration carries the bonus along an episode,
+as optimism does in UCRL2 (Jaksch et al. 2010), but here it is derived, and gone when nothing is left to use it on.
+
+`learn` takes evidence in and plans anew; `act` reads the values alone.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ontogeny.agents.base import choose, needs_discrete
+from ontogeny.content import action_values, planning, tabular_model
+from ontogeny.steering import judge
+from ontogeny.types import Agent, BadInput, FactPrior, Key, Percept, Spec, State, Steering, Transition, Weights
+
+
+class Genome(NamedTuple):
+    drives: Array  # [F] weight of each fact in the reward that is planned for; at birth those of steering
+    curiosity: Array  # [] multiplies the bonus: 1 as derived, 0 for none
+
+
+class Content(NamedTuple):
+    model: tabular_model.Evidence
+    values: Array  # [H, S, A]
+
+
+class Scratch(NamedTuple):
+    genome: Genome
+    lived: Array  # [] int32, steps learned from so far
+
+
+def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
+    needs_discrete("model_based", spec)
+    if spec.prior is None:
+        raise BadInput(f"agent 'model_based' needs a prior over tasks, world '{spec.name}' gives none")
+    if curiosity < 0:
+        raise BadInput(f"the setting 'curiosity' must be at least 0, not {curiosity}")
+    facts = spec.prior.facts
+    model, values = tabular_model.build(spec), action_values.build(spec)
+
+    def genome(key: Key) -> Genome:
+        """The drives of a linear steering are what it makes of one unit of each fact."""
+        del key
+        no_facts = jnp.zeros(len(facts))
+        drives = jax.vmap(steering)(jnp.eye(len(facts))) - steering(no_facts)
+        return Genome(drives, jnp.float32(curiosity))
+
+    def birth(key: Key, genome: Genome) -> State:
+        del key
+        scratch = Scratch(genome, jnp.int32(0))
+        evidence = model.init()
+        return State(Weights(Content(evidence, plan(evidence, values.init(), scratch)), scratch), fresh())
+
+    def fresh() -> Array:
+        """The activations: steps that remain of the episode, [] int32."""
+        return jnp.int32(spec.horizon)
+
+    def reset(state: State) -> State:
+        return State(state.weights, fresh())
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        remaining = jnp.where(percept.first, spec.horizon, state.activations)
+        action = choose(key, values.query(state.weights.content.values, percept.observation, remaining))
+        return action, State(state.weights, remaining - 1)
+
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
+        del key
+        (held, table), scratch = state.weights
+        then = transition.next
+        at_limit = state.activations <= 0  # an episode that stops here says nothing of what the action leads to
+        evidence = model.update(
+            held,
+            transition.percept.observation,
+            transition.action,
+            then.outcome,
+            then.observation,
+            ended=then.first & (then.discount == 0),
+            seen=~(then.first & at_limit),
+        )
+        scratch = scratch._replace(lived=scratch.lived + 1)
+        content = Content(evidence, plan(evidence, table, scratch))
+        return State(Weights(content, scratch), state.activations), ()
+
+    def plan(evidence: tabular_model.Evidence, table: Array, scratch: Scratch) -> Array:
+        predicted = model.query(evidence)
+        # Each observation's share of the steps to come: how often what is learned there can be used.
+        visits = jnp.maximum(1, (spec.num_steps - scratch.lived) / spec.num_observations)
+        drives, curiosity = scratch.genome
+        doubts = [
+            drives[f] * fact_bonus(fact, drives[f], predicted.facts[..., f], predicted.fact_evidence[..., f], visits)
+            for f, fact in enumerate(facts)
+        ]
+        bonus = jnp.linalg.norm(jnp.stack(doubts), axis=0)
+        rewards = judge(drives, predicted.facts) + curiosity * bonus
+        return values.update(table, planning.value_iteration(rewards, predicted.successors, spec.horizon))
+
+    return Agent(genome, birth, reset, act, learn, learns=True)
+
+
+def fact_bonus(fact: FactPrior, drive: Array, mean: Array, evidence: Array, pulls: Array) -> Array:
+    """The bonus of one fact, [S, A], in the direction that its drive seeks."""
+    if fact.kind == "bernoulli":
+        return planning.bernoulli_bonus(jnp.where(drive < 0, 1 - mean, mean), evidence, pulls)
+    return fact.noise * planning.index_bonus(evidence, pulls)

@@ -1,0 +1,85 @@
+"""Exact Bayesian model of a tabular world: Dirichlet successors, conjugate Normal or Beta facts.
+
+Conjugate updating as in Gelman et al., Bayesian Data Analysis (3rd ed.), sections 2.4, 2.5 and 3.4; as the belief over
+tabular decision problems in Duff 2002 and Strens 2000. Weights are counts and sums of what was seen, so the order of
+the evidence does not matter; the prior comes from the world's `Spec` and is put in by `query`.
+
+A true end of an episode is a successor without prior mass: an end that was never seen is not expected.
+Knows nothing of reward, value, or the length of a life.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from ontogeny.types import BadInput, FactPrior, Spec, WorldModel
+
+
+class Evidence(NamedTuple):
+    """The weights: sufficient statistics of all that was seen, empty at birth."""
+
+    successors: Array  # [S, A, S] how often each was observed
+    ends: Array  # [S, A] how often the action truly ended the episode
+    visits: Array  # [S, A] how often its facts were observed
+    totals: Array  # [S, A, F] the facts, summed
+
+
+class Prediction(NamedTuple):
+    """The predictive distribution, and how much evidence stands behind it, in observations of equal worth."""
+
+    successors: Array  # [S, A, S] probabilities; what they lack of one is the probability of an end
+    successor_evidence: Array  # [S, A] prior concentration plus observations
+    facts: Array  # [S, A, F] expected facts
+    fact_evidence: Array  # [S, A, F] variance of one observation / variance of the expected fact
+
+
+def build(spec: Spec) -> WorldModel:
+    if spec.prior is None or spec.num_observations < 1:
+        raise BadInput(f"content 'tabular_model' needs a tabular world, '{spec.name}' is none")
+    S, A, F = spec.num_observations, spec.num_actions, len(spec.facts)
+    prior = spec.prior
+
+    def init() -> Evidence:
+        return Evidence(jnp.zeros((S, A, S)), jnp.zeros((S, A)), jnp.zeros((S, A)), jnp.zeros((S, A, F)))
+
+    def query(weights: Evidence) -> Prediction:
+        observed = jnp.sum(weights.successors, axis=-1) + weights.ends
+        concentration = prior.transitions * S + observed
+        successors = (prior.transitions + weights.successors) / concentration[..., None]
+        facts = [posterior_of(fact, weights.visits, weights.totals[..., f]) for f, fact in enumerate(prior.facts)]
+        means, evidence = (jnp.stack(part, axis=-1) for part in zip(*facts, strict=True))
+        return Prediction(successors, concentration, means, evidence)
+
+    def update(
+        weights: Evidence,
+        observation: Array,
+        action: Array,
+        outcome: Array,
+        successor: Array,
+        ended: Array,
+        seen: Array,
+    ) -> Evidence:
+        """One step of evidence: [] [] [F] [] [] []. `seen` false: what came after the action was not observed."""
+        went_on = (seen & ~ended).astype(jnp.float32)
+        return Evidence(
+            weights.successors.at[observation, action, successor].add(went_on),
+            weights.ends.at[observation, action].add((seen & ended).astype(jnp.float32)),
+            weights.visits.at[observation, action].add(1),
+            weights.totals.at[observation, action].add(outcome),
+        )
+
+    return WorldModel(init, query, update)
+
+
+def posterior_of(fact: FactPrior, visits: Array, total: Array) -> tuple[Array, Array]:
+    """Posterior mean and evidence of one fact after `visits` observations that sum to `total`, shapes alike.
+
+    Normal: the prior is worth (noise / b)^2 observations of its mean. Bernoulli: Beta(a, b) is worth a + b, and the
+    variance p (1 - p) of one payout is a + b + 1 times the variance of p.
+    """
+    if fact.kind == "bernoulli":
+        strength = fact.a + fact.b
+        return (fact.a + total) / (strength + visits), strength + visits + 1
+    strength = (fact.noise / fact.b) ** 2
+    return (strength * fact.a + total) / (strength + visits), strength + visits
