@@ -6,7 +6,7 @@ cross-entropy of that action falls by Adam through the whole life. Duan et al. 2
 found in this way that a network which search leaves below the Gittins index can hold it.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def build(
 
         (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.genome)
         change, moments = optimizer.update(gradient, state.optimizer, state.genome)
-        genome = optax.apply_updates(state.genome, change)
+        genome = cast(recurrent.Network, optax.apply_updates(state.genome, change))
         return Training(state.seed, state.update + 1, genome, moments), {"loss": value, **info}
 
     @jax.jit

@@ -6,7 +6,7 @@ equation 16), a critic that reads the same hidden units and is thrown away after
 fades, Adam. A life is one unbroken return: the discount is counted across its episodes.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,8 @@ def build(
 
         gradient, info = jax.grad(loss, has_aux=True)(state.model)
         change, moments = optimizer.update(gradient, state.optimizer, state.model)
-        return Training(state.seed, state.update + 1, optax.apply_updates(state.model, change), moments), info
+        model = cast(ActorCritic, optax.apply_updates(state.model, change))
+        return Training(state.seed, state.update + 1, model, moments), info
 
     @jax.jit
     def step(state: Training) -> tuple[Training, dict[str, Array]]:
