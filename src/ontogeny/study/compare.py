@@ -1,0 +1,344 @@
+"""Comparison: intervals, differences paired by task, published lines beside ours, and what each score cost.
+
+Works on records and plain numbers; knows nothing of agents, worlds or how anything is run.
+Standard errors are over tasks; an interval is the normal 95 % one. The published tables give no errors, so a distance
+from a published line is counted in our standard errors alone, and never claimed inside the digits that were printed.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ontogeny.errors import BadInput
+from ontogeny.study.published import lines_for
+from ontogeny.study.records import Record
+
+Z95 = 1.959964
+CLAIM = 3.0  # standard errors that a claim of "above" or "below" needs
+
+
+class Interval(NamedTuple):
+    """A mean over tasks with its standard error and 95 % interval, all in units of score per lifetime."""
+
+    mean: float
+    se: float
+    low: float
+    high: float
+    num_tasks: int
+
+
+def interval(mean: float, se: float, num_tasks: int = 0) -> Interval:
+    return Interval(mean, se, mean - Z95 * se, mean + Z95 * se, num_tasks)
+
+
+def summary(scores: Sequence[float] | np.ndarray) -> Interval:
+    """One score per task, [N] with N >= 2 -> their mean with its interval. Raises `BadInput` for fewer."""
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise BadInput(f"an interval needs the scores of at least two tasks, not an array of shape {values.shape}")
+    mean = float(values.mean())
+    return interval(mean, float(values.std(ddof=1) / math.sqrt(values.size)), int(values.size))
+
+
+def paired(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> Interval:
+    """The mean of `one - other` task by task, [N] and [M]: over the first min(N, M) tasks, which both have lived."""
+    shared = min(len(one), len(other))
+    return summary(np.asarray(one, np.float64)[:shared] - np.asarray(other, np.float64)[:shared])
+
+
+def paired_over_seeds(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Interval:
+    """`paired` for agents with one row of scores per seed of their development: the spread between seeds is added."""
+    apart = paired(np.mean(one, axis=0), np.mean(other, axis=0))
+    spread = sum(float(np.var(np.mean(side, axis=1), ddof=1)) / len(side) for side in (one, other) if len(side) > 1)
+    return interval(apart.mean, math.sqrt(apart.se**2 + spread), apart.num_tasks)
+
+
+def over_seeds(parts: Sequence[Interval]) -> Interval:
+    """The mean over developments that differ in their seed only.
+
+    All were measured on the same tasks, so their errors over tasks do not average out; the spread between seeds is
+    added to it. One seed says nothing of that spread.
+    """
+    mean = float(np.mean([part.mean for part in parts]))
+    variance = float(np.mean([part.se**2 for part in parts]))
+    if len(parts) > 1:
+        variance += float(np.var([part.mean for part in parts], ddof=1)) / len(parts)
+    return interval(mean, math.sqrt(variance), min(part.num_tasks for part in parts))
+
+
+class Curve(NamedTuple):
+    """Mean score by position in the life; K points."""
+
+    unit: str  # "episode" or "step"
+    position: tuple[int, ...]  # [K] the last unit of each point, from 1
+    mean: tuple[float, ...]  # [K] per unit, the mean over seeds
+    se: tuple[float, ...]  # [K]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An agent in a world: what it scored and what it had cost before birth, over all seeds of its development."""
+
+    world: str
+    agent: str
+    model: str
+    score: Interval
+    seeds: tuple[float, ...]  # the mean of each seed
+    case: str
+    developed_on: str
+    genome_size: int
+    development_steps: int  # agent-environment steps before birth, of one development
+    seconds: float | None  # wall time of one development, the mean over seeds; None where it was not noted
+    curve: Curve
+    privileged: bool  # whether the task was laid open to it
+
+
+def standings(records: Iterable[Record], times: Mapping[str, float]) -> dict[str, list[Standing]]:
+    """World -> its agents, the best first."""
+    records = list(records)
+    developments = {r["id"]: r for r in records if r["kind"] == "development"}
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record["kind"] == "evaluation":
+            groups.setdefault((record["world"], record["agent"]), []).append(record)
+    found: dict[str, list[Standing]] = {}
+    for (world, agent), rows in groups.items():
+        costs = [developments[row["development"]] for row in rows if row.get("development") in developments]
+        noted = [times[cost["id"]] for cost in costs if cost["id"] in times]
+        first = rows[0]
+        found.setdefault(world, []).append(
+            Standing(
+                world=world,
+                agent=agent,
+                model=first["model"],
+                score=over_seeds([interval(row["mean"], row["se"], row["num_tasks"]) for row in rows]),
+                seeds=tuple(row["mean"] for row in rows),
+                case=first["case"],
+                developed_on=first["developed_on"],
+                genome_size=costs[0]["genome_size"] if costs else 0,
+                development_steps=costs[0]["development_steps"] if costs else 0,
+                seconds=sum(noted) / len(noted) if noted else None,
+                curve=_curve([row["curve"] for row in rows]),
+                privileged=bool(first.get("privileged", False)),
+            )
+        )
+    return {world: sorted(rows, key=lambda row: (-row.score.mean, row.agent)) for world, rows in found.items()}
+
+
+def _curve(curves: Sequence[Mapping]) -> Curve:
+    points = [over_seeds([interval(c["mean"][k], c["se"][k]) for c in curves]) for k in range(len(curves[0]["mean"]))]
+    return Curve(
+        curves[0]["unit"],
+        tuple(curves[0]["position"]),
+        tuple(point.mean for point in points),
+        tuple(point.se for point in points),
+    )
+
+
+class Distance(NamedTuple):
+    """How far a score is from a published line."""
+
+    line: str  # the published algorithm
+    value: float
+    difference: float
+    in_errors: float  # the difference in our standard errors
+    verdict: str  # "above", "level" or "below"
+
+
+def distance(score: Interval, line: str, value: float, digits: int = 1) -> Distance:
+    """A verdict needs more than three standard errors, and more than what the printed digits leave open."""
+    difference = score.mean - value
+    errors = difference / score.se if score.se > 0 else math.copysign(math.inf, difference) if difference else 0.0
+    open_digits = 0.5 * 10**-digits
+    if abs(errors) <= CLAIM or abs(difference) <= open_digits * (1 + 1e-9):
+        verdict = "level"
+    else:
+        verdict = "above" if difference > 0 else "below"
+    return Distance(line, value, difference, errors, verdict)
+
+
+def published_lines(world: Record) -> dict[str, float]:
+    """The published scores for a world's record, by algorithm; empty where the world is in no published table."""
+    return lines_for(world["room"], world["settings"])
+
+
+OURS = {  # printed algorithm -> our agent of the same strategy
+    "Random": "random",
+}
+
+
+def ours_for(line: str) -> str | None:
+    """The name of our agent that follows the printed strategy, None where we have none."""
+    return OURS.get(line)
+
+
+def published_table(world: Record) -> str:
+    return {"bandit": "RL², Table 1", "random_mdp": "RL², Table 2"}[world["room"]]
+
+
+def published_column(world: Record) -> str:
+    s = world["settings"]
+    return f"k = {s['arms']}, n = {s['pulls']}" if world["room"] == "bandit" else f"n = {s['episodes']}"
+
+
+def against_best(score: Interval, lines: Mapping[str, float]) -> Distance | None:
+    """The distance from the best of the published lines: above it is above every line."""
+    if not lines:
+        return None
+    line = max(lines, key=lambda name: lines[name])
+    return distance(score, line, lines[line])
+
+
+def best_of(rows: Iterable[Standing], model: str) -> Standing | None:
+    """The agent of a model of development that scored highest in a world."""
+    return max((row for row in rows if row.model == model), key=lambda row: row.score.mean, default=None)
+
+
+class HeadToHead(NamedTuple):
+    """The better agent of each model in one world, on the same tasks: code minus evolution."""
+
+    world: str
+    code: Standing
+    evolution: Standing
+    difference: Interval
+    is_paired: bool
+    verdict: str  # "code", "level" or "evolution"
+
+
+def head_to_head(records: Iterable[Record], table: Mapping[str, list[Standing]]) -> list[HeadToHead]:
+    """One entry per world in which both models were measured."""
+    differences = {(r["world"], r["agent"], r["other"]): r for r in records if r["kind"] == "difference"}
+    found = []
+    for world, rows in table.items():
+        code, evolution = best_of(rows, "code"), best_of(rows, "evolution")
+        if code is None or evolution is None:
+            continue
+        apart = find_difference(differences, world, code.agent, evolution.agent)
+        if apart is None:
+            mean = code.score.mean - evolution.score.mean
+            unpaired = interval(mean, math.hypot(code.score.se, evolution.score.se))
+            found.append(HeadToHead(world, code, evolution, unpaired, False, _side(unpaired)))
+        else:
+            found.append(HeadToHead(world, code, evolution, apart, True, _side(apart)))
+    return found
+
+
+def find_difference(differences: Mapping[tuple[str, str, str], Record], world: str, one: str, other: str):
+    """The paired difference `one - other` as an `Interval`, whichever way round it was recorded, or None."""
+    for sign, key in ((1, (world, one, other)), (-1, (world, other, one))):
+        if key in differences:
+            row = differences[key]
+            return interval(sign * row["mean"], row["se"], row["num_tasks"])
+    return None
+
+
+def _side(difference: Interval) -> str:
+    if abs(difference.mean) <= CLAIM * difference.se:
+        return "level"
+    return "code" if difference.mean > 0 else "evolution"
+
+
+def missing(records: Sequence[Record]) -> list[str]:
+    """The ids of measurements that the study planned and the records lack."""
+    there = {record["id"] for record in records}
+    return [name for record in records if record["kind"] == "study" for name in record["planned"] if name not in there]
+
+
+def answer(records: Sequence[Record], table: Mapping[str, list[Standing]]) -> tuple[str, str]:
+    """The study's answer in two sentences, computed from the records, whichever way they fall."""
+    return _against_published(records, table), _against_each_other(records, table)
+
+
+def _against_published(records: Sequence[Record], table: Mapping[str, list[Standing]]) -> str:
+    worlds = [r for r in records if r["kind"] == "world" and published_lines(r) and r["world"] in table]
+    if not worlds:
+        return "None of the worlds measured here stands in a published table."
+    parts = []
+    for model, noun in (("code", "a genome that is code"), ("evolution", "evolution from scratch")):
+        found: list[tuple[Standing, Distance]] = []
+        for world in worlds:
+            best = best_of(table[world["world"]], model)
+            far = None if best is None else against_best(best.score, published_lines(world))
+            if best is not None and far is not None:
+                found.append((best, far))
+        if not found:
+            parts.append(f"{noun} was not measured in them")
+            continue
+        words = {
+            "above": "above every printed line in",
+            "level": "level with the best in",
+            "below": "below the best in",
+        }
+        counts = [(words[word], sum(far.verdict == word for _, far in found)) for word in words]
+        told = _listed([f"{word} {count}" for word, count in counts if count])
+        best, far = max(found, key=lambda item: abs(item[1].in_errors))
+        parts.append(
+            f"{noun} is {told} (clearest: {best.agent} with {plus_minus(best.score)} against {number(far.value)} of "
+            f"{far.line} in {best.world})"
+        )
+    rows = "row of the published tables" if len(worlds) == 1 else f"{len(worlds)} rows of the published tables"
+    return f"Over the {rows} measured here, {'; '.join(parts)}."
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _against_each_other(records: Sequence[Record], table: Mapping[str, list[Standing]]) -> str:
+    duels = head_to_head(records, table)
+    if not duels:
+        return (
+            "The two models of development were not measured in a common world, so nothing is said of which is ahead."
+        )
+    count = {side: sum(duel.verdict == side for duel in duels) for side in ("code", "evolution", "level")}
+    clearest = max(duels, key=lambda duel: abs(duel.difference.mean) / max(duel.difference.se, 1e-12))
+    ahead = "code" if clearest.difference.mean > 0 else "evolution"
+    by = plus_minus(clearest.difference._replace(mean=abs(clearest.difference.mean)))
+    steps = max(duel.evolution.development_steps for duel in duels)
+    before = max(duel.code.development_steps for duel in duels)
+    worlds = "world" if len(duels) == 1 else "worlds"
+    return (
+        f"On the same unseen tasks, code is ahead in {count['code']} of {len(duels)} {worlds}, evolution in "
+        f"{count['evolution']}, and they cannot be told apart in {count['level']} (clearest: {clearest.world}, {ahead} "
+        f"ahead by {by} per lifetime); to get there, "
+        f"evolution lived up to {amount(steps)} steps before birth and code {amount(before) if before else 'none'}."
+    )
+
+
+def plus_minus(score: Interval) -> str:
+    """A mean and one standard error, to the same decimal place."""
+    if score.se <= 0 or not math.isfinite(score.se):
+        return number(score.mean)
+    places = max(1 - math.floor(math.log10(score.se)), 0)
+    return f"{_fixed(score.mean, places)} ± {_fixed(score.se, places)}"
+
+
+def total(value: float) -> str:
+    """A sum of one life: two decimals at most, none where it is whole."""
+    return _fixed(value, 0 if abs(value - round(value)) < 0.005 else 2)
+
+
+def _fixed(value: float, places: int) -> str:
+    return f"{value:,.{places}f}".replace("-", "−").replace(",", "\u202f")
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """A score for people: about four figures, or `digits` significant ones."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "∞" if value > 0 else "−∞"
+    if digits is None:
+        places = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    else:
+        places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    return _fixed(value, places)
+
+
+def amount(steps: float) -> str:
+    """A count for people: 1,080; 26.2 million."""
+    for size, word in ((1e9, " billion"), (1e6, " million")):
+        if steps >= size:
+            return f"{steps / size:.3g}{word}"
+    return f"{steps:,.0f}"

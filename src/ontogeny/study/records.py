@@ -1,0 +1,82 @@
+"""Records: one JSON line per measurement. Runs write them, reports read them, and nothing else passes between the two.
+
+Every record has `id` (unique in its study) and `kind`. Kinds: `study` (first line), `world`, `development`,
+`evaluation`, `difference`, `bound`, `replay`. For the same spec and seed the records are the same, line by line; what
+depends on the machine's mood (wall time) stands in a file of its own, by the same ids.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ontogeny.errors import BadInput
+
+RECORDS = "records.jsonl"
+TIMES = "times.jsonl"
+FORMAT = 1
+
+Record = dict[str, Any]
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "study": ("title", "question", "seed", "spec", "versions", "planned", "format"),
+    "world": ("world", "room", "settings", "num_steps", "horizon", "num_actions", "num_observations"),
+    "development": ("agent", "model", "developed_on", "seed", "genome_size", "development_steps"),
+    "evaluation": ("agent", "model", "world", "developed_on", "seed", "case", "num_tasks", "mean", "se", "curve"),
+    "difference": ("world", "agent", "other", "mean", "se", "num_tasks"),
+    "bound": ("world", "name", "value", "how"),
+    "replay": ("world", "agent", "model", "life"),
+}
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds one line and makes sure that it is on the disk before anything goes on."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def repair(path: Path) -> None:
+    """Cuts off a last line that a killed run left without its end."""
+    if path.exists():
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(data.rfind(b"\n") + 1)
+
+
+def read(path: Path) -> list[Record]:
+    """All records of a file, checked; a last line without its end is left out. Raises `BadInput`, which says where."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"there is no '{path.name}' in '{path.parent}': run the study first") from None
+    found: dict[str, Record] = {}
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise BadInput(f"{path.name}, line {number} is damaged: it is not JSON") from None
+        if not isinstance(record, dict) or "id" not in record or record.get("kind") not in REQUIRED:
+            raise BadInput(f"{path.name}, line {number} is no record of a study: it lacks an id or a known kind")
+        for key in REQUIRED[record["kind"]]:
+            if key not in record:
+                raise BadInput(f"{path.name}, line {number}: the {record['kind']} record lacks '{key}'")
+        if record["id"] in found:
+            raise BadInput(f"{path.name}, line {number}: the record '{record['id']}' is there twice")
+        found[record["id"]] = record
+    return list(found.values())
+
+
+def read_times(path: Path) -> dict[str, float]:
+    """Seconds of wall time by the id of the record that they went into; the sum where a run was interrupted."""
+    seconds: dict[str, float] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                seconds[row["id"]] = seconds.get(row["id"], 0.0) + float(row["seconds"])
+            except (ValueError, KeyError, TypeError):
+                continue  # times illustrate a report; a torn line costs one figure, not the page
+    return seconds

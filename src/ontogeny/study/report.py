@@ -1,0 +1,383 @@
+"""The report: one HTML page from the records of a study, for somebody who was not there.
+
+Reads records and nothing else: it runs no agent and imports no JAX. The page needs no other file, no network and no
+script; the same records give the same bytes.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from ontogeny.errors import BadInput
+from ontogeny.study import compare, figures, page, records, replays
+from ontogeny.study.compare import Standing, amount, number
+from ontogeny.study.records import Record
+
+PAGE = "report.html"
+PROSE = tomllib.loads(Path(__file__).with_name("prose.toml").read_text(encoding="utf-8"))
+MODELS = {"evolution": "evolution from scratch", "code": "genome = ML code", "reference": "reference"}
+
+
+def write(folder: str | Path) -> Path:
+    """Writes `report.html` into a study's folder and returns its path. Raises `BadInput` for bad records."""
+    folder = Path(folder)
+    found = records.read(folder / records.RECORDS)
+    path = folder / PAGE
+    text = render(found, records.read_times(folder / records.TIMES))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render(found: Sequence[Record], times: dict[str, float]) -> str:
+    """The whole page as text. `times`: seconds of wall time by the id of what they went into."""
+    study = next((record for record in found if record["kind"] == "study"), None)
+    if study is None:
+        raise BadInput("the records lack their first line, the study itself: run the study again in a new folder")
+    if study["format"] != records.FORMAT:
+        raise BadInput(f"the records have format {study['format']!r}, this version reads format {records.FORMAT}")
+    worlds = [record for record in found if record["kind"] == "world"]
+    table = compare.standings(found, times)
+    measured = [world for world in worlds if world["world"] in table]
+    sections = [
+        _lacking(found),
+        _asked(study, worlds),
+        _published(measured, table),
+        _scores(found, measured, table),
+        _each_other(found, table),
+        _cost(measured, table),
+        _learning(measured, table),
+        _replayed(found, worlds),
+        _addressing(found, table),
+        _bounded(found, measured, table),
+        _not_shown(found, table),
+        _repeat(study, times),
+    ]
+    return page.document(study["title"], _opening(study, found, table), [section for section in sections if section])
+
+
+def _opening(study: Record, found: Sequence[Record], table: dict[str, list[Standing]]) -> str:
+    if not table:
+        answers = ["No measurement has been recorded yet, so there is no answer."]
+    else:
+        answers = list(compare.answer(found, table))
+    body = " ".join(f"<span>{escape(text)}</span>" for text in answers)
+    return f'<p class="question">{escape(study["question"])}</p><p class="answer">{body}</p>'
+
+
+def _lacking(found: Sequence[Record]) -> page.Section | None:
+    lacking = compare.missing(found)
+    if not lacking:
+        return None
+    shown = ", ".join(f"<code>{escape(name)}</code>" for name in lacking[:6])
+    more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
+    planned = sum(len(record["planned"]) for record in found if record["kind"] == "study")
+    text = (
+        f'<p class="notice" role="note">This study is not complete: of {planned} planned measurements, {len(lacking)} '
+        f"are missing from the records ({shown}{more}). Start the study again with the same spec and folder: it goes "
+        "on where it stopped.</p>"
+    )
+    return page.Section("missing", "What is missing", text)
+
+
+def _asked(study: Record, worlds: Sequence[Record]) -> page.Section:
+    rows = [
+        [
+            escape(w["world"]),
+            escape(w.get("help", "")),
+            f"{w['num_steps']:,}",
+            f"{w['num_actions']}",
+            f"{w['num_observations']}",
+        ]
+        for w in worlds
+    ]
+    text = PROSE["asked"]
+    text += page.table(
+        "The worlds, in the order in which they were run",
+        ["world", "what it is", "steps in a lifetime", "actions", "observations"],
+        rows,
+        numeric=(2, 3, 4),
+    )
+    return page.Section("asked", "What was asked", text)
+
+
+def _published(worlds: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
+    groups: dict[str, list[Record]] = {}
+    for world in worlds:
+        if compare.published_lines(world):
+            groups.setdefault(compare.published_table(world), []).append(world)
+    if not groups:
+        return None
+    marks = {word: page.verdict(word) for word in page.SIGNS}
+    text = [Template(PROSE["published"]).substitute(marks)]
+    for title, group in groups.items():
+        lines: list[str] = []
+        for world in group:
+            lines += [line for line in compare.published_lines(world) if line not in lines]
+        agents: dict[str, str] = {}
+        for world in group:
+            for row in table[world["world"]]:
+                agents.setdefault(row.agent, row.model)
+        of = {(row.world, row.agent): row for world in group for row in table[world["world"]]}
+        matched = {compare.ours_for(line): line for line in lines}
+        body = []
+        for line in lines:
+            ours = compare.ours_for(line)
+            cells = [f"{escape(line)}" + (f" <small>{escape(ours)}</small>" if ours in agents else "")]
+            for world in group:
+                value = compare.published_lines(world).get(line)
+                best = max(compare.published_lines(world).values())
+                printed = "–" if value is None else f"<b>{value:,.1f}</b>" if value == best else f"{value:,.1f}"
+                row = of.get((world["world"], ours or ""))
+                cells.append(
+                    f'<span class="printed">{printed}</span>' + (f"<br>{page.score(row.score)}" if row else "")
+                )
+            body.append(page.Row(cells))
+        own = [(agent, model) for agent, model in agents.items() if agent not in matched]
+        own.sort(key=lambda item: (list(MODELS).index(item[1]), item[0]))
+        for i, (agent, model) in enumerate(own):
+            cells = [page.agent(agent, model)]
+            for world in group:
+                row = of.get((world["world"], agent))
+                if row is None:
+                    cells.append("")
+                    continue
+                far = compare.against_best(row.score, compare.published_lines(world))
+                assert far is not None
+                mark = (
+                    page.verdict(far.verdict, f"{far.in_errors:+.0f} se from {far.line}")
+                    if model != "reference"
+                    else ""
+                )
+                cells.append(f"{page.score(row.score)} {mark}")
+            body.append(page.Row(cells, "first" if i == 0 else ""))
+        heads = ["", *(compare.published_column(world) for world in group)]
+        caption = f"{title}: score per lifetime. Printed values above, ours with one standard error below"
+        text.append(page.table(caption, heads, body, numeric=tuple(range(1, len(heads)))))
+    return page.Section("published", "The published tables beside ours", "".join(text))
+
+
+def _scores(found: Sequence[Record], worlds: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
+    if not worlds:
+        return None
+    panels = []
+    for i, world in enumerate(worlds):
+        rows = table[world["world"]]
+        lines = [item for item in compare.published_lines(world).items() if compare.ours_for(item[0]) is None]
+        chart = figures.intervals(f"score{i}", rows, lines, _ceiling(found, world["world"]))
+        tasks = sorted({row.score.num_tasks for row in rows})
+        over = f"{tasks[0]:,}" if len(tasks) == 1 else f"{tasks[0]:,} to {tasks[-1]:,}"
+        panels.append(page.figure(chart, escape(world["world"]), f"{over} unseen tasks."))
+    words = {"evolution": "evolved agents", "code": "code", "reference": "references"}
+    keys = {model: page.agent(word, model) for model, word in words.items()}
+    text = Template(PROSE["scores"]).substitute(keys)
+    return page.Section("scores", "What each agent scores", text + page.panels(panels))
+
+
+def _each_other(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
+    duels = compare.head_to_head(found, table)
+    if not duels:
+        return None
+    rows = []
+    for duel in duels:
+        rows.append(
+            [
+                escape(duel.world),
+                f"{page.agent(duel.evolution.agent, 'evolution')}<br>{page.score(duel.evolution.score)}",
+                f"{page.agent(duel.code.agent, 'code')}<br>{page.score(duel.code.score)}",
+                page.difference(duel.difference),
+                {"code": "code", "evolution": "evolution", "level": "not told apart"}[duel.verdict],
+            ]
+        )
+    text = PROSE["models"]
+    text += page.table(
+        "Code minus evolution, score per lifetime, paired by task, with the 95 % interval",
+        ["world", "best evolved", "best code", "difference", "ahead"],
+        rows,
+        numeric=(3,),
+    )
+    return page.Section("models", "The two models side by side", text)
+
+
+def _cost(worlds: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
+    panels, rows = [], []
+    for i, world in enumerate(worlds):
+        ours = [row for row in table[world["world"]] if row.model != "reference"]
+        if not ours:
+            continue
+        chart = figures.cost(f"cost{i}", ours)
+        panels.append(page.figure(chart, escape(world["world"]), ""))
+        for row in ours:
+            spread = f"{number(min(row.seeds))} to {number(max(row.seeds))}" if len(row.seeds) > 1 else "one seed"
+            rows.append(
+                [
+                    escape(world["world"]),
+                    page.agent(row.agent, row.model),
+                    f"{row.genome_size:,}",
+                    amount(row.development_steps) if row.development_steps else "none",
+                    "–" if row.seconds is None else f"{row.seconds:,.0f}",
+                    "" if row.developed_on == world["world"] else escape(row.developed_on),
+                    page.score(row.score),
+                    spread,
+                ]
+            )
+    if not rows:
+        return None
+    text = PROSE["cost"]
+    text += page.panels(panels)
+    text += page.table(
+        "Cost of development, per seed. Seconds are wall time on the machine that ran this study, compilation included",
+        [
+            "world",
+            "agent",
+            "numbers in the genome",
+            "steps before birth",
+            "seconds",
+            "developed elsewhere",
+            "score",
+            "seeds from … to",
+        ],
+        rows,
+        numeric=(2, 3, 4, 6, 7),
+    )
+    return page.Section("cost", "What development costs", text)
+
+
+def _learning(worlds: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
+    panels = []
+    for i, world in enumerate(worlds):
+        rows = table[world["world"]]
+        known = [row for row in rows if row.model == "reference"]
+        open_ = [row for row in known if row.privileged][:1]
+        fair = [row for row in known if not row.privileged]
+        shown = [row for row in rows if row.model != "reference"] + open_ + fair[:1] + fair[1:][-1:]
+        if len(rows[0].curve.position) > 1:
+            panels.append(page.figure(figures.learning(f"learn{i}", shown), escape(world["world"]), ""))
+    if not panels:
+        return None
+    text = PROSE["learning"]
+    return page.Section("learning", "Learning within a lifetime", text + page.panels(panels))
+
+
+def _replayed(found: Sequence[Record], worlds: Sequence[Record]) -> page.Section | None:
+    parts = []
+    for world in worlds:
+        lives = [r for r in found if r["kind"] == "replay" and r["world"] == world["world"]]
+        if not lives:
+            continue
+        drawn = [(life, *replays.draw(life, world)) for life in lives]
+        parts.append(f"<h3>{escape(world['world'])}</h3><p>{escape(drawn[0][2])}</p>")
+        shown = []
+        for life, chart, _ in drawn:
+            total = compare.total(sum(life["life"]["score"]))
+            shown.append(page.figure(chart, page.agent(life["agent"], life["model"]), f"Total score {total}."))
+        parts.append(f'<div class="lives">{"".join(shown)}</div>')
+    if not parts:
+        return None
+    text = PROSE["lives"]
+    return page.Section("lives", "One lifetime of each agent", text + "".join(parts))
+
+
+def _addressing(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
+    differences = {(r["world"], r["agent"], r["other"]): r for r in found if r["kind"] == "difference"}
+    rows = []
+    for world, standing in table.items():
+        by_name = {row.agent: row for row in standing}
+        cells, dense = by_name.get("recurrent_cells"), by_name.get("recurrent")
+        if cells is None or dense is None or not (cells.developed_on == dense.developed_on == world):
+            continue
+        apart = compare.find_difference(differences, world, cells.agent, dense.agent)
+        if apart is None:
+            apart = compare.interval(
+                cells.score.mean - dense.score.mean, (cells.score.se**2 + dense.score.se**2) ** 0.5
+            )
+        rows.append(
+            [
+                escape(world),
+                _evolved(cells),
+                _evolved(dense),
+                page.difference(apart),
+            ]
+        )
+    if not rows:
+        return None
+    text = PROSE["addressing"]
+    text += page.table(
+        "Shared against dense, each evolved in the world shown, with the 95 % interval of the difference",
+        ["world", "recurrent_cells", "recurrent", "what sharing buys"],
+        rows,
+        numeric=(1, 2, 3),
+    )
+    return page.Section("addressing", "What shared addressing buys", text)
+
+
+def _evolved(row: Standing) -> str:
+    effort = f"{row.genome_size:,} numbers, {amount(row.development_steps)} steps"
+    return f"{page.score(row.score)}<br><small>{effort}</small>"
+
+
+def _bounded(
+    found: Sequence[Record], worlds: Sequence[Record], table: dict[str, list[Standing]]
+) -> page.Section | None:
+    rows = []
+    for world in worlds:
+        standing = table[world["world"]]
+        ours = next((row for row in standing if row.model != "reference"), None)
+        oracle = next((row for row in standing if row.privileged), None)
+        ceiling = _ceiling(found, world["world"])
+        if ours is None or (oracle is None and ceiling is None):
+            continue
+        rows.append(
+            [
+                escape(world["world"]),
+                number(ceiling[1]) if ceiling else "not known",
+                page.score(oracle.score) if oracle else "–",
+                f"{page.agent(ours.agent, ours.model)}<br>{page.score(ours.score)}",
+                number((ceiling[1] if ceiling else oracle.score.mean if oracle else 0.0) - ours.score.mean),
+            ]
+        )
+    if not rows:
+        return None
+    text = PROSE["bounds"]
+    text += page.table(
+        "What is left, in score per lifetime: to the Bayes-optimal score where it is known, else to the oracle",
+        ["world", "Bayes-optimal", "oracle", "best of ours", "left"],
+        rows,
+        numeric=(1, 2, 4),
+    )
+    return page.Section("bounds", "What is bounded", text)
+
+
+def _not_shown(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section:
+    evolved = [row for rows in table.values() for row in rows if row.model == "evolution"]
+    fewest = min((len(row.seeds) for row in evolved), default=0)
+    items = list(PROSE["limits"])
+    if evolved and fewest < 5:
+        items.insert(
+            0,
+            f"Evolved agents were developed from {'one seed' if fewest == 1 else f'{fewest} seeds'} in some worlds. "
+            "The spread between seeds is hardly known there, and an interval over tasks does not contain it.",
+        )
+    return page.Section(
+        "limits", "What this does not show", "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
+    )
+
+
+def _repeat(study: Record, times: dict[str, float]) -> page.Section:
+    versions = ", ".join(f"{escape(str(name))} {escape(str(value))}" for name, value in study["versions"].items())
+    total = sum(times.values())
+    took = f"It took {total / 60:.1f} minutes here." if total else ""
+    text = Template(PROSE["repeat"]).substitute(took=took, seed=study["seed"])
+    text += f"""
+<dl class="facts"><div><dt>seed</dt><dd>{study["seed"]}</dd></div><div><dt>versions</dt><dd>{versions}</dd></div>
+<div><dt>digest of spec and seed</dt><dd><code>{escape(study.get("digest", ""))[:16]}</code></dd></div></dl>
+<details><summary>The spec</summary><pre><code>{escape(study["spec"].strip())}</code></pre></details>
+"""
+    return page.Section("repeat", "Spec, versions, seed: how to repeat this", text)
+
+
+def _ceiling(found: Sequence[Record], world: str) -> tuple[str, float] | None:
+    return next(((r["name"], r["value"]) for r in found if r["kind"] == "bound" and r["world"] == world), None)

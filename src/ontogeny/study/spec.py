@@ -1,0 +1,201 @@
+"""A study as data: which agents are developed where, on which unseen tasks they are measured, with which seeds.
+
+A spec is a small TOML file. `default.toml` beside this file is the default study and shows every key:
+
+    title, question, seed
+    [[worlds]]   name, world ("bandit:arms=5,pulls=10"), tasks, [replay]
+    [[agents]]   agent ("recurrent:hidden=48"), worlds, [name, model, development, developed_on, seeds, tasks]
+
+The order of worlds is the order in which results appear. An agent's `model` says which model of development it
+stands for: "evolution" (every weight is evolved), "code" (the genome is a learning algorithm) or "reference".
+"""
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ontogeny import registry
+from ontogeny.errors import BadInput
+
+DEFAULT = Path(__file__).with_name("default.toml")
+MODELS = ("evolution", "code", "reference")
+REPLAYED = ("evolution", "code")
+
+
+@dataclass(frozen=True)
+class WorldRow:
+    """A world under the name by which tables show it."""
+
+    name: str
+    world: str  # as `registry.parse` reads it
+    tasks: int  # unseen tasks that every agent is measured on, unless the agent's row says otherwise
+    replay: bool = True  # whether one life of each agent is recorded step by step
+
+
+@dataclass(frozen=True)
+class AgentRow:
+    """An agent, how it is developed, and where it is measured."""
+
+    name: str
+    agent: str
+    model: str
+    development: str
+    worlds: tuple[str, ...]
+    developed_on: str | None = None  # None: developed anew for each world that it is measured in
+    seeds: tuple[int, ...] = (0,)  # one development each
+    tasks: int | None = None
+
+    def home(self, world: str) -> str:
+        """The world in which the agent that is measured in `world` was developed."""
+        return self.developed_on or world
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study; `text` is the TOML that it was read from."""
+
+    title: str
+    question: str
+    seed: int
+    worlds: tuple[WorldRow, ...]
+    agents: tuple[AgentRow, ...]
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of text and seed: equal digests mean equal records, on one machine with the same versions."""
+        return hashlib.sha256(f"{self.seed}\n{self.text}".encode()).hexdigest()
+
+    def world(self, name: str) -> WorldRow:
+        return next(row for row in self.worlds if row.name == name)
+
+
+def read(path: str | Path | None = None, seed: int | None = None) -> Study:
+    """Reads a spec, the default one without a path; `seed` goes over its own. `BadInput` says where it is wrong."""
+    path = DEFAULT if path is None else Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise BadInput(f"the spec '{path.name}' cannot be read: {reason}") from None
+    return parse(text, path.name, seed)
+
+
+def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
+    """The study that a TOML text describes; `source` names it in messages."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{source} is not valid TOML: {error}") from None
+    _keys(data, source, required={"title", "question", "worlds", "agents"}, optional={"seed"})
+    worlds = tuple(_world(row, f"{source}, worlds[{i}]") for i, row in enumerate(_rows(data, "worlds", source)))
+    _unique([row.name for row in worlds], "world", source)
+    known = [row.name for row in worlds]
+    agents = tuple(_agent(row, f"{source}, agents[{i}]", known) for i, row in enumerate(_rows(data, "agents", source)))
+    _unique([f"{agent.name} in {world}" for agent in agents for world in agent.worlds], "measurement of", source)
+    given = _of(int, data.get("seed", 0), f"{source}, seed")
+    return Study(
+        title=_of(str, data["title"], f"{source}, title"),
+        question=" ".join(_of(str, data["question"], f"{source}, question").split()),
+        seed=given if seed is None else seed,
+        worlds=worlds,
+        agents=agents,
+        text=text,
+    )
+
+
+def _world(row: dict[str, Any], where: str) -> WorldRow:
+    _keys(row, where, required={"name", "world", "tasks"}, optional={"replay"})
+    text = _of(str, row["world"], f"{where}, world")
+    _room("worlds", text, f"{where}, world")
+    return WorldRow(
+        _of(str, row["name"], f"{where}, name"),
+        text,
+        _tasks(row["tasks"], f"{where}, tasks"),
+        _of(bool, row.get("replay", True), f"{where}, replay"),
+    )
+
+
+def _agent(row: dict[str, Any], where: str, worlds: list[str]) -> AgentRow:
+    optional = {"name", "model", "development", "developed_on", "seeds", "tasks"}
+    _keys(row, where, required={"agent", "worlds"}, optional=optional)
+    agent = _of(str, row["agent"], f"{where}, agent")
+    room = _room("agents", agent, f"{where}, agent")
+    development = _of(str, row.get("development", "single_lifetime"), f"{where}, development")
+    _room("development", development, f"{where}, development")
+    model = _of(str, row.get("model", "reference"), f"{where}, model")
+    if model not in MODELS:
+        raise BadInput(f"{where}, model: {registry.unknown('model of development', model, list(MODELS))}")
+    lived = _list(str, row["worlds"], f"{where}, worlds")
+    home = row.get("developed_on")
+    for name in [*lived, *([home] if home is not None else [])]:
+        if name not in worlds:
+            key = "worlds" if name in lived else "developed_on"
+            raise BadInput(f"{where}, {key}: {registry.unknown('world in this spec named', str(name), worlds)}")
+    seeds = _list(int, row.get("seeds", [0]), f"{where}, seeds")
+    _unique([str(seed) for seed in seeds], "seed", where)
+    return AgentRow(
+        name=_of(str, row.get("name", room), f"{where}, name"),
+        agent=agent,
+        model=model,
+        development=development,
+        worlds=lived,
+        developed_on=home,
+        seeds=seeds,
+        tasks=None if "tasks" not in row else _tasks(row["tasks"], f"{where}, tasks"),
+    )
+
+
+def _room(family: str, text: str, where: str) -> str:
+    """The name in `name:setting=value,...`, checked against the rooms and settings that there are."""
+    try:
+        name, given = registry.parse(text)
+        known = registry.settings(family, name)
+        for key in given:
+            if key not in known:
+                raise registry.unknown(f"setting of '{name}' named", key, list(known))
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+    return Path(name).stem
+
+
+def _keys(data: dict[str, Any], where: str, required: set[str], optional: set[str]) -> None:
+    for key in data:
+        if key not in required | optional:
+            raise BadInput(f"{where}: {registry.unknown('key', key, sorted(required | optional))}")
+    for key in sorted(required):
+        if key not in data:
+            raise BadInput(f"{where}: the key '{key}' is missing")
+
+
+def _rows(data: dict[str, Any], key: str, source: str) -> list[dict[str, Any]]:
+    rows = data[key]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise BadInput(f"{source}, {key}: write at least one [[{key}]] table")
+    return rows
+
+
+def _of(kind: type, value: Any, where: str) -> Any:
+    if type(value) is not kind:
+        raise BadInput(f"{where} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _list(kind: type, value: Any, where: str) -> tuple:
+    if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
+        raise BadInput(f"{where} must be a list of at least one {kind.__name__}, not {value!r}")
+    return tuple(value)
+
+
+def _tasks(value: Any, where: str) -> int:
+    if _of(int, value, where) < 2:
+        raise BadInput(f"{where} must be at least 2 for an interval, not {value}")
+    return value
+
+
+def _unique(names: list[str], what: str, where: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"{where}: the {what} '{name}' is there twice")
