@@ -1,0 +1,148 @@
+"""Evolution strategies over the whole genome: fitness is the score of whole lives, and nothing is learned by weights.
+
+Salimans et al. 2017 (arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random numbers;
+other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180). All members of a generation live the
+same lives (the same tasks and the same chance), so that they differ by their genomes only. P population, B lives.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from ontogeny import registry
+from ontogeny.development.base import Development, fitness_of_life
+from ontogeny.streams import life_keys
+from ontogeny.types import Agent, BadInput, Genome, Info, Key, OuterLoop, PyTree, Steering, World
+from ontogeny.worlds.base import at_least
+
+STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
+
+
+class Evolution(NamedTuple):
+    """All that a killed run needs to go on."""
+
+    seed: Key
+    generation: Array  # [] int32, generations lived so far
+    search: PyTree  # the strategy's own state
+
+
+def build(
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    *,
+    strategy: str = "Open_ES",
+    population: int = 256,
+    lives: int = 64,
+    generations: int = 100,
+    spread: float = 0.05,
+    step_size: float = 0.02,
+    reference: str = "random",
+    generations_per_dispatch: int = 5,
+) -> Development:
+    """`spread` is the standard deviation of the first perturbations, `step_size` that of Adam in Open_ES; it falls
+    to a twentieth along a cosine. `reference` names an agent whose fitness in the same lives is subtracted."""
+    at_least(1, lives=lives, generations=generations, generations_per_dispatch=generations_per_dispatch)
+    num_dispatches = -(-generations // generations_per_dispatch)
+    template = jax.eval_shape(agent.genome, jax.random.key(0))
+    loop = search(strategy, template, population, num_dispatches * generations_per_dispatch, spread, step_size)
+    measure = over_devices(lambda keys, genome: mean_fitness(keys, agent, world, steering, genome), population)
+    other = registry.build("agents", reference, world.spec, steering)
+
+    def init(key: Key) -> Evolution:
+        genome_key, loop_key, seed = jax.random.split(key, 3)
+        return Evolution(seed, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
+
+    def generation(state: Evolution, _: None) -> tuple[Evolution, Info]:
+        key = jax.random.fold_in(state.seed, state.generation)
+        ask_key, tell_key, lives_key, reference_key = jax.random.split(key, 4)
+        keys = life_keys(lives_key, lives, "training")
+        members, asked = loop.ask(ask_key, state.search)
+        fitness = measure(keys, members)
+        known = mean_fitness(keys, other, world, steering, other.genome(reference_key))
+        # Less noise in the records. Ranks do not see it: in common lives the reference is the same for all members.
+        ahead = fitness - known
+        told = loop.tell(tell_key, asked, members, ahead)
+        info = {
+            "fitness": jnp.mean(fitness),
+            "best": jnp.max(fitness),
+            "spread": jnp.std(fitness),
+            "ahead_of_reference": jnp.mean(ahead),
+        }
+        return Evolution(state.seed, state.generation + 1, told), info
+
+    @jax.jit
+    def step(state: Evolution) -> tuple[Evolution, Info]:
+        return jax.lax.scan(generation, state, length=generations_per_dispatch)
+
+    num_steps = population * lives * world.spec.num_steps
+    return Development(
+        init, step, lambda state: loop.best(state.search), num_dispatches, generations_per_dispatch, num_steps
+    )
+
+
+def search(
+    strategy: str, template: Genome, population: int, generations: int, spread: float, step_size: float
+) -> OuterLoop:
+    """A strategy of evosax as an outer loop over genomes like `template`. Fitness is maximised."""
+    algorithm, parameters = _of_evosax(strategy, template, population, generations, spread, step_size)
+
+    def init(key: Key, genome: Genome) -> PyTree:
+        # Some of evosax's numbers are Python's; as arrays, a state has the same types before and after a step.
+        state = algorithm.init(key, genome, parameters)
+        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype), state)
+
+    def ask(key: Key, state: PyTree) -> tuple[PyTree, PyTree]:
+        return algorithm.ask(key, state, parameters)
+
+    def tell(key: Key, state: PyTree, members: PyTree, fitness: Array) -> PyTree:
+        cost = -fitness  # evosax minimises; this is the one place where the sign turns
+        return algorithm.tell(key, members, cost, state, parameters)[0]
+
+    return OuterLoop(init, ask, tell, best=algorithm.get_mean)
+
+
+def _of_evosax(
+    strategy: str, template: Genome, population: int, generations: int, spread: float, step_size: float
+) -> tuple[Any, Any]:
+    """The algorithm and its parameters; only what evosax leaves to be chosen is set."""
+    if strategy not in STRATEGIES:
+        raise registry.unknown("strategy", strategy, list(STRATEGIES))
+    if population < 4 or population % 2:
+        raise BadInput(f"the setting 'population' must be even and at least 4, not {population}")
+    from evosax import algorithms  # two seconds, so not before it is needed
+
+    given: dict[str, Any] = {}
+    if strategy == "Open_ES":
+        given["optimizer"] = optax.adam(optax.cosine_decay_schedule(step_size, generations, alpha=0.05))
+        given["std_schedule"] = optax.constant_schedule(spread)
+    solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
+    algorithm = getattr(algorithms, strategy)(population, solution, **given)
+    parameters = algorithm.default_params
+    if hasattr(parameters, "std_init"):
+        parameters = parameters.replace(std_init=spread)
+    return algorithm, parameters
+
+
+def mean_fitness(keys: Key, agent: Agent, world: World, steering: Steering, genome: Genome) -> Array:
+    """The mean fitness of one genome over the lives that `keys` [B] determine: []."""
+    return jnp.mean(jax.vmap(lambda key: fitness_of_life(key, agent, world, steering, genome))(keys))
+
+
+def over_devices(measure, population: int):
+    """`measure(keys, genome) -> []` for all members [P], one after another on each of as many devices as divide P."""
+
+    def one_after_another(keys: Key, members: PyTree) -> Array:
+        return jax.lax.map(lambda genome: measure(keys, genome), members)
+
+    devices = jax.local_devices()
+    if population % len(devices):
+        return one_after_another
+    mesh = Mesh(np.array(devices), ("population",))
+    everywhere, split = PartitionSpec(), PartitionSpec("population")
+    return jax.shard_map(one_after_another, mesh=mesh, in_specs=(everywhere, split), out_specs=split, check_vma=False)
