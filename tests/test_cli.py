@@ -1,0 +1,220 @@
+"""The command line: help with examples, one sentence and exit code 2 for what a person can mend, nothing half."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from ontogeny import cli, registry
+from ontogeny.errors import BadInput
+
+COMMANDS = ("study", "train", "evaluate", "deploy", "report", "list")
+SMALL = ["--world", "bandit:arms=2,pulls=5", "--development", "single_lifetime:lives=2"]
+
+
+@pytest.fixture
+def ontogeny(monkeypatch, capsys, tmp_path):
+    """Calls the command in this process -> exit code, what it printed, what it complained of."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))  # JAX's own settings stay as they are
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ontogeny", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code, *capsys.readouterr()
+
+    return call
+
+
+def is_one_sentence(complaint: str) -> bool:
+    return complaint.startswith("ontogeny: ") and complaint.count("\n") == 1 and "Traceback" not in complaint
+
+
+def test_help_names_every_command_and_needs_no_arguments(ontogeny):
+    code, printed, _ = ontogeny("--help")
+    assert code == 0 and all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in COMMANDS)
+    assert ontogeny()[:2] == (0, printed)
+    assert ontogeny("--version")[:2] == (0, "0.1.0\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_that_parses(ontogeny, command):
+    code, printed, _ = ontogeny(command, "--help")
+    assert code == 0 and "Example" in printed
+    group = typer.main.get_command(cli.app)
+    found = group.commands[command]
+    examples = re.sub(r"^Examples?: ", "", found.epilog).split("; ")
+    for example in examples:
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("ontogeny", command)
+        found.make_context(command, arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list"], ["list", "agents"], ["--version"]])
+def test_help_and_list_do_not_wait_for_jax(arguments):
+    program = (
+        "import sys; from ontogeny import cli\n"
+        f"sys.argv = ['ontogeny', *{arguments!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit as done: assert not done.code, done.code\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_list_shows_every_room_and_its_settings(ontogeny):
+    _, printed, _ = ontogeny("list")
+    for family in registry.FAMILIES:
+        for name in registry.names(family):
+            assert f"  {name} " in printed and registry.help_line(family, name) in printed
+    assert ontogeny("list", "worlds", "bandit")[1].splitlines()[1:] == ["  arms=5", "  pulls=100"]
+    assert "no settings" in ontogeny("list", "agents", "random")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lst"], "'lst'"),
+        (["train", "--sed", "3"], "--seed"),
+        (["train", "--agent", "random"], "--world"),
+        (["train", "--agent", "randm", "--world", "bandit", "--out", "x"], "no agent 'randm'; did you mean random?"),
+        (["train", "--agent", "random", "--world", "bandt", "--out", "x"], "no world 'bandt'; did you mean bandit?"),
+        (
+            ["train", "--agent", "random", "--world", "bandit:arm=3", "--out", "x"],
+            "no setting 'arm'; did you mean arms?",
+        ),
+        (["train", "--agent", "random", "--world", "bandit:arms", "--out", "x"], "is not of the form setting=value"),
+        (["train", "--agent", "random", *SMALL, "--drive", "payot=1", "--out", "x"], "did you mean payout?"),
+        (["train", "--agent", "random", *SMALL, "--drive", "payout", "--out", "x"], "not of the form fact=weight"),
+        (
+            ["train", "--agent", "random", *SMALL, "--seed", "-1", "--out", "x"],
+            "'seed' in [train] must be a whole",
+        ),
+        (["train", "--agent", "./mine.py", "--world", "bandit", "--out", "x"], "there is no file './mine.py'"),
+        (["evaluate"], "name either a run or an --agent"),
+        (["evaluate", "x", "--agent", "random"], "name either a run or an --agent"),
+        (["evaluate", "--agent", "random"], "name it"),
+        (["evaluate", "x"], "there is no run in 'x'"),
+        (["evaluate", "--agent", "random", "--world", "bandit", "--tasks", "1"], "at least 2 tasks"),
+        (["evaluate", "--agent", "random", "--world", "bandit", "--device", "tpv"], "no device 'tpv'"),
+        (["deploy", "x"], "there is no run in 'x'"),
+        (["list", "wolrds"], "no family 'wolrds'; did you mean worlds?"),
+        (["list", "worlds", "bandt"], "no world 'bandt'; did you mean bandit?"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(ontogeny, arguments, said):
+    code, printed, complaint = ontogeny(*arguments)
+    assert code == 2 and printed == "" and said in complaint and is_one_sentence(complaint)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_gpu_that_is_not_there_is_said(tmp_path):
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return  # there is one
+    command = [
+        sys.executable,
+        "-m",
+        "ontogeny",
+        "evaluate",
+        "--agent",
+        "random",
+        "--world",
+        "bandit",
+        "--device",
+        "gpu",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and is_one_sentence(done.stderr) and "no gpu here" in done.stderr
+
+
+def test_from_training_to_use(ontogeny):
+    code, printed, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
+    assert code == 0 and complaint == "" and printed.startswith("runs/a: a genome of 0 numbers after 1 generation")
+    code, printed, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
+    assert code == 2 and "finished run; not overwritten" in complaint and is_one_sentence(complaint)
+
+    code, printed, complaint = ontogeny("evaluate", "runs/a", "--tasks", "20", "--json", "--out", "score.json")
+    record = json.loads(printed)
+    assert code == 0 and complaint == "" and record == json.loads(Path("score.json").read_text())
+    assert record["tasks"] == 20 and record["case"] == "offline" and len(record["curve"]["mean"]) == 5
+    assert record["interval"][0] < record["mean"] < record["interval"][1]
+    code, printed, complaint = ontogeny("evaluate", "runs/a", "--out", "score.json")
+    assert code == 2 and "'score.json' exists; not overwritten" in complaint
+
+    same = ["evaluate", "--agent", "ucb1", "--world", "bandit:arms=2,pulls=5", "--tasks", "20"]
+    again = json.loads(ontogeny(*same, "--json")[1])
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
+    _, table, _ = ontogeny(*same)
+    assert "20 unseen, seed 0" in table and "± " in table and "ucb1" in table
+
+    code, printed, complaint = ontogeny("deploy", "runs/a", "--frozen", "--steps", "3", "--save", "used")
+    lines = printed.splitlines()
+    assert code == 0 and complaint == "" and len(lines) == 5
+    assert lines[0].startswith("step 1  episode 1  observation 0  action ") and "payout" in lines[0]
+    assert lines[3].startswith("the weights are the same: digest") and lines[4] == "saved in used"
+    assert ontogeny("deploy", "used", "--online", "--steps", "2")[0] == 0
+    code, _, complaint = ontogeny("deploy", "runs/a", "--save", "used")
+    assert code == 2 and "'used' exists; not overwritten" in complaint
+
+    next(Path("runs/a").glob("genome.safetensors")).write_bytes(b"damaged")
+    code, _, complaint = ontogeny("evaluate", "runs/a")
+    assert code == 2 and "genome.safetensors' is damaged" in complaint and is_one_sentence(complaint)
+
+
+def test_a_learner_that_is_evaluated_frozen_is_told_of(ontogeny):
+    counting = str(Path(__file__).parent / "rooms" / "counting.py")
+    same = ["evaluate", "--agent", counting, "--world", "bandit:arms=2,pulls=5", "--tasks", "4", "--json"]
+    assert "--online lets them learn" in ontogeny(*same)[2]
+    code, printed, complaint = ontogeny(*same, "--online")
+    assert code == 0 and complaint == "" and json.loads(printed)["case"] == "online"
+
+
+def test_study_and_report_are_called(ontogeny, monkeypatch):
+    from ontogeny.study import report, run
+
+    called = []
+    monkeypatch.setattr(run, "run", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(report, "write", lambda folder: folder / "report.html")
+    assert ontogeny("study", "mine.toml", "--out", "there", "--seed", "4")[0] == 0
+    assert ontogeny("study")[0] == 0
+    assert called == [(Path("mine.toml"), Path("there"), 4), (None, Path("studies/default"), None)]
+    assert ontogeny("report", "there")[:2] == (0, "wrote there/report.html\n")
+
+
+def test_what_the_system_refuses_is_said(ontogeny):
+    Path("file").write_text("")
+    code, _, complaint = ontogeny("train", "--agent", "random", *SMALL, "--out", "file/run")
+    assert code == 2 and is_one_sentence(complaint) and "Not a directory" in complaint
+
+
+def test_no_cache_where_nothing_can_be_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = cli._cache_folder()
+    assert folder is not None and folder.is_dir() and folder.is_relative_to(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cli._cache_folder() is None
+
+
+def test_progress_is_quiet_where_there_is_no_terminal(capsys):
+    with cli._progress("training") as update:
+        update(1, 2, "half of it")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_numbers_are_short():
+    shown = {0.0: "0", 1.0: "1", 78.40123: "78.4", 1913.72: "1,913.7", -0.05: "-0.05"}
+    assert {value: cli._short(value) for value in shown} == shown and cli._short(None) == "not finite"
+    with pytest.raises(BadInput):
+        cli._drive("food=much")
+    assert cli._drive("food=2") == ("food", 2.0)
+    assert cli._sketch([0.0, 1.0, 2.0]) == "0 ▁▅█ 2" and cli._sketch([1.0]) == "1 ▁ 1"

@@ -1,0 +1,106 @@
+"""Deployment: one life in use, step by step, frozen or online, and what is saved of it."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ontogeny import streams, trees
+from ontogeny.errors import BadInput
+from ontogeny.lifecycle import saved as folders
+from ontogeny.lifecycle.deploy import deploy
+from ontogeny.lifecycle.subject import parse, room
+from ontogeny.lifecycle.train import train
+from ontogeny.lifetime import live
+
+ROOMS = Path(__file__).parent / "rooms"
+
+
+def run_of(folder: Path, agent: str) -> Path:
+    world, development = "bandit:arms=3,pulls=20", "single_lifetime:lives=2"
+    return train(parse({"agent": agent, "world": world, "development": development}), folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_of(tmp_path_factory.mktemp("runs") / "counting", str(ROOMS / "counting.py"))
+
+
+@pytest.fixture(scope="module")
+def agent(run):
+    return folders.read(run)
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_deployment_is_the_life_that_live_would_live(agent, online):
+    steps = list(deploy(agent, online=online, seed=5))
+    key, born = folders.birth(agent, 5)
+    state, life = jax.jit(lambda key: live(key, *agent.subject, born, 20, online))(key)
+    assert [step.action for step in steps] == life.action.tolist()
+    assert [step.reward for step in steps] == life.reward.tolist()
+    assert [step.outcome["payout"] for step in steps] == life.outcome[:, 0].tolist()
+    assert [(step.number, step.episode) for step in steps] == [(n, n) for n in range(1, 21)]
+    assert trees.same_bits(steps[-1].state, state)
+    assert streams.stage_of(key) == "use"
+
+
+def test_only_an_online_life_changes_weights(agent):
+    born = trees.digest(folders.birth(agent, 0)[1].weights)
+    assert {trees.digest(step.state.weights) for step in deploy(agent, num_steps=3)} == {born}
+    online = [trees.digest(step.state.weights) for step in deploy(agent, online=True, num_steps=3)]
+    assert len({born, *online}) == 4
+
+
+def test_a_frozen_life_whose_weights_change_is_found(tmp_path):
+    lawless = folders.read(run_of(tmp_path / "run", str(ROOMS / "lawless.py")))
+    with pytest.raises(RuntimeError, match="the weights changed while frozen"):
+        list(deploy(lawless, num_steps=3))
+
+
+def test_an_online_life_can_later_be_deployed_frozen(agent, tmp_path):
+    *_, last = deploy(agent, online=True, seed=1)
+    folder = folders.write(tmp_path / "used", agent.spec, last.state, {"case": "online", "steps": last.number})
+    used = folders.read(folder)
+    assert used.state is not None and trees.same_bits(used.state, last.state)
+    steps = list(deploy(used, seed=1))
+    assert trees.same_bits(steps[-1].state.weights, last.state.weights)
+    best = int(np.argmax((last.state.weights.content["sums"] + 1) / (last.state.weights.content["pulls"] + 1)))
+    assert {step.action for step in steps} == {best}
+
+
+def test_a_deployment_is_saved_whole_and_never_over_another(agent, tmp_path, monkeypatch):
+    _, state = folders.birth(agent, 0)
+    folder = folders.write(tmp_path / "used", agent.spec, state, {})
+    with pytest.raises(BadInput, match="exists; not overwritten"):
+        folders.write(folder, agent.spec, state, {})
+
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders.checkpoint, "save", full)
+    with pytest.raises(BadInput, match="cannot be made: No space left"):
+        folders.write(tmp_path / "other", agent.spec, state, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+def test_another_world_of_the_same_shape_is_fine_and_others_are_refused(run):
+    longer = folders.read(run, world=room("bandit:arms=3,pulls=30"))
+    assert len(list(deploy(longer))) == 30
+    _, state = folders.birth(folders.read(run), 0)
+    assert state.weights.content["sums"].shape == (3,)
+    with pytest.raises(BadInput, match="at least 1 step"):
+        deploy(longer, num_steps=0)
+
+
+def test_what_is_no_run_is_said(run, tmp_path):
+    with pytest.raises(BadInput, match="there is no run in"):
+        folders.read(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match=r"spec.json' cannot be read"):
+        folders.read(tmp_path)
+    (tmp_path / "spec.json").write_bytes((run / "spec.json").read_bytes())
+    with pytest.raises(BadInput, match="is not finished"):
+        folders.read(tmp_path)
+    (tmp_path / "spec.json").write_text('{"format": 1, "run": {"world": "bandit"}}')
+    with pytest.raises(BadInput, match=r"spec.json' is damaged: \[run\] lacks the key 'agent'"):
+        folders.read(tmp_path)

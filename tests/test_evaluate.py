@@ -1,0 +1,148 @@
+"""Evaluation: tasks that training cannot draw, the same ones for every agent, frozen unless asked otherwise."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ontogeny import streams
+from ontogeny.errors import BadInput
+from ontogeny.lifecycle import evaluate as evaluation
+from ontogeny.lifecycle.evaluate import curve, evaluate, replay, task_keys
+from ontogeny.lifecycle.subject import assemble, parse
+
+ROOMS = Path(__file__).parent / "rooms"
+
+
+def subject(agent: str, world: str):
+    return assemble(parse({"agent": agent, "world": world}))
+
+
+def genome(found):
+    return found.agent.genome(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def counting():
+    return subject(str(ROOMS / "counting.py"), "bandit:arms=3,pulls=20")
+
+
+def test_no_training_life_can_be_an_evaluation_life():
+    keys = task_keys(0, 50)
+    assert {streams.stage_of(key) for key in keys} == {"evaluation"}
+    training = streams.life_keys(jax.random.key(0), 50, "training")
+    words = {tuple(np.asarray(data)) for data in jax.random.key_data(keys)}
+    assert not words & {tuple(np.asarray(data)) for data in jax.random.key_data(training)}
+
+
+def test_mean_error_and_interval_are_those_of_the_totals(counting):
+    found = evaluate(*counting, genome(counting), num_tasks=101, seed=0)
+    assert found.totals.shape == (101,) and found.totals.dtype == np.float64
+    assert found.mean == np.mean(found.totals)
+    assert found.standard_error == pytest.approx(np.std(found.totals, ddof=1) / np.sqrt(101), rel=1e-12)
+    assert found.interval == pytest.approx(
+        (found.mean - 1.96 * found.standard_error, found.mean + 1.96 * found.standard_error)
+    )
+    assert (found.num_tasks, found.env_steps, found.case) == (101, 101 * 20, "offline")
+    assert found.curve.mean.mean() * 20 == pytest.approx(found.mean)
+
+
+def test_a_task_is_the_same_for_every_agent(counting):
+    """In a world whose outcomes do not heed the action, all agents score the same, task by task."""
+    agent, world, steering = counting
+    deaf = world._replace(step=lambda key, state, action: world.step(key, state, jnp.int32(0)))
+    one = evaluate(agent, deaf, steering, genome(counting), num_tasks=30, seed=4)
+    other = evaluate(*subject("random", "bandit:arms=3,pulls=20")[:1], deaf, steering, (), num_tasks=30, seed=4)
+    assert np.array_equal(one.totals, other.totals) and np.ptp(one.totals) > 0
+
+
+def test_neither_chunks_nor_the_number_of_tasks_change_a_task(counting, monkeypatch):
+    whole = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
+    monkeypatch.setattr(evaluation, "MOST_LIVES", 4)
+    done = []
+    chunked = evaluate(
+        *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda n, total: done.append((n, total))
+    )
+    assert np.array_equal(chunked.totals, whole.totals[:13])
+    assert len(done) > 1 and done[-1] == (13, 13)
+
+
+def test_learning_must_be_asked_for(counting):
+    """Case 2 is the default, and in it the agent of counts stays as ignorant as it was born."""
+    frozen = evaluate(*counting, genome(counting), num_tasks=400, seed=0)
+    online = evaluate(*counting, genome(counting), num_tasks=400, seed=0, case="online")
+    difference = online.totals - frozen.totals
+    assert difference.mean() > 3 * difference.std() / 20
+    assert frozen.mean == pytest.approx(10, abs=4 * frozen.standard_error)
+    for case in ("onlin", "learning", ""):
+        with pytest.raises(BadInput, match="there is no case"):
+            evaluate(*counting, genome(counting), num_tasks=4, seed=0, case=case)
+
+
+def test_weights_that_change_while_frozen_are_found():
+    found = subject(str(ROOMS / "lawless.py"), "bandit:pulls=5")
+    with pytest.raises(RuntimeError, match="the weights changed in a life without learning"):
+        evaluate(*found, (), num_tasks=2, seed=0)
+
+
+def test_a_state_lives_on(counting):
+    """A state that has learned is evaluated as it is: frozen, it keeps what it knows and scores above a newborn."""
+    state = counting.agent.birth(jax.random.key(0), genome(counting))
+    content = state.weights.content | {"hope": jnp.float32(5.0)}
+    knowing = state._replace(weights=state.weights._replace(content=content | {"sums": jnp.array([9.0, 0.0, 0.0])}))
+    found = evaluate(*counting, knowing, num_tasks=10, seed=0)
+    first_arm_only = evaluate(
+        counting.agent,
+        counting.world._replace(step=lambda key, state, action: counting.world.step(key, state, jnp.int32(0))),
+        counting.steering,
+        knowing,
+        num_tasks=10,
+        seed=0,
+    )
+    assert np.array_equal(found.totals, first_arm_only.totals)
+
+
+def test_a_replay_is_a_life_of_the_evaluation(counting):
+    found = evaluate(*counting, genome(counting), num_tasks=5, seed=3, case="online")
+    for task in (0, 4):
+        life = replay(*counting, genome(counting), 3, "online", task=task)
+        assert life.outcome.shape == (20, 1) and life.outcome.sum() == found.totals[task]
+
+
+def test_activations_may_be_reset_each_episode():
+    """UCB1 carries its counts in activations: reset at every pull, it is as good as chance."""
+    found = subject("ucb1", "bandit:arms=5,pulls=20")
+    kept = evaluate(*found, genome(found), num_tasks=400, seed=0)
+    reset = evaluate(*found, genome(found), num_tasks=400, seed=0, reset_each_episode=True)
+    assert reset.mean == pytest.approx(10, abs=4 * reset.standard_error) and kept.mean > reset.mean + 1
+
+
+def test_one_task_is_no_evaluation(counting):
+    with pytest.raises(BadInput, match="at least 2 tasks"):
+        evaluate(*counting, genome(counting), num_tasks=1, seed=0)
+
+
+def test_the_curve_counts_whole_episodes_only():
+    """Two lives of 6 steps with episodes of at most 3: both have 2 whole episodes, the first has begun a third."""
+    scores = np.array([[1, 2, 3, 4, 5, 6], [1, 1, 1, 2, 2, 2]], np.float32)
+    first = np.array([[1, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0]], bool)
+    found = curve(scores, first, horizon=3)
+    assert found.unit == "episode" and found.position.tolist() == [1, 2]
+    assert found.mean.tolist() == [3, 6.5]
+    assert found.standard_error.tolist() == pytest.approx([0, 0.5])
+
+
+def test_the_curve_of_a_long_life_has_at_most_a_hundred_points():
+    scores = np.tile(np.arange(250, dtype=np.float32), (2, 1))
+    found = curve(scores, np.ones((2, 250), bool), horizon=1)
+    assert found.unit == "step" and len(found.mean) == 100 and found.position[-1] == 250
+    lengths = np.diff(np.append(0, found.position))
+    assert set(lengths.tolist()) == {2, 3}
+    assert np.sum(found.mean * lengths) == pytest.approx(scores[0].sum())
+    assert found.mean[0] == np.mean(scores[0, : lengths[0]])
+
+
+def test_a_life_of_one_episode_has_a_curve_by_step():
+    assert curve(np.ones((2, 7), np.float32), np.zeros((2, 7), bool), horizon=7).unit == "step"

@@ -1,0 +1,161 @@
+"""A loaded agent in somebody's own loop: what docs/state.md prints is what is run here."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+import ontogeny
+from ontogeny import registry, trees
+from ontogeny.errors import BadInput
+from ontogeny.lifecycle import saved as folders
+from ontogeny.lifecycle.deploy import deploy
+from ontogeny.lifecycle.subject import parse
+from ontogeny.lifecycle.train import train
+
+ROOMS = Path(__file__).parent / "rooms"
+DOCS = (Path(__file__).parents[1] / "docs" / "state.md").read_text(encoding="utf-8")
+
+
+def printed(name: str) -> str:
+    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", DOCS, re.DOTALL)
+    assert found, f"docs/state.md has no block '{name}'"
+    return found.group(1)
+
+
+def run_of(folder: Path, agent: str, world: str) -> Path:
+    return train(parse({"agent": agent, "world": world, "development": "single_lifetime:lives=2"}), folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_of(tmp_path_factory.mktemp("runs") / "mine", str(ROOMS / "counting.py"), "bandit:arms=3,pulls=20")
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_the_five_lines(run, tmp_path, monkeypatch, online):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    lines = printed("frozen")
+    assert 'ontogeny.load("runs/mine", online=True)' in DOCS
+    if online:
+        lines = lines.replace('load("runs/mine")', 'load("runs/mine", online=True)')
+    names: dict = {}
+    exec(lines, names)
+    agent, state = names["agent"], names["state"]
+    assert type(names["action"]) is int and 0 <= names["action"] < 3
+    assert (agent.digest(state) != agent.digest(agent.birth(seed=0))) == online
+
+
+def test_every_agent_that_is_named_there_is_and_reset_does_what_is_said():
+    named = set(re.findall(r"^\| (`.*?) \|", DOCS[DOCS.index("## By kind") :], re.MULTILINE))
+    agents = set(re.findall(r"`(\w+)`", " ".join(named)))
+    assert agents and agents <= set(registry.names("agents"))
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_the_own_loop_is_the_life_that_deploy_would_live(run, online):
+    agent = ontogeny.load(run, online=online)
+    steps = list(deploy(folders.read(run), online=online, seed=2))
+    state = agent.birth(seed=2)
+    action, state = agent.act(state, 0)
+    for number, step in enumerate(steps, start=1):
+        assert action == step.action
+        before = state
+        action, state = agent.act(state, 0, outcome=step.outcome, first=True)
+        assert trees.same_bits(state.state.weights, step.state.weights), f"step {number}"
+        assert trees.same_bits(before, before) and int(before.step) == number
+
+
+def test_a_state_is_a_value(run):
+    agent = ontogeny.load(run, online=True)
+    _, state = agent.act(agent.birth(), 0)
+    before = trees.digest(state)
+    one = agent.act(state, 0, reward=1.0, first=True)
+    other = agent.act(state, 0, reward=1.0, first=True)
+    assert trees.same_bits(one, other) and trees.digest(state) == before
+    assert not trees.same_bits(one, agent.act(state, 0, reward=0.0, first=True))
+
+
+def test_reset_clears_activations_and_keeps_weights(run):
+    agent = ontogeny.load(run, online=True)
+    _, state = agent.act(agent.birth(), 0)
+    _, state = agent.act(state, 0, reward=1.0, first=True)
+    reset = agent.reset(state)
+    assert agent.digest(reset) == agent.digest(state) != agent.digest(agent.birth())
+    assert trees.same_bits(reset.state.activations, agent.birth().state.activations)
+    _, again = agent.act(reset, 0)
+    assert int(again.step) == 3 and agent.digest(again) == agent.digest(state)
+
+
+def test_a_life_is_saved_and_goes_on(run, tmp_path):
+    agent = ontogeny.load(run, online=True)
+    _, state = agent.act(agent.birth(), 0)
+    _, state = agent.act(state, 0, reward=1.0, first=True)
+    later = ontogeny.load(agent.save(state, tmp_path / "used"))
+    assert trees.same_bits(later.birth().state, state.state)
+    assert "frozen" in repr(later) and later.digest(later.birth()) == agent.digest(state)
+
+
+def test_several_facts_are_given_by_name(tmp_path):
+    agent = ontogeny.load(run_of(tmp_path / "run", "random", "foraging:episodes=1,horizon=3"))
+    _, state = agent.act(agent.birth(), 7)
+    _, then = agent.act(state, 8, outcome={"food": 1, "pain": 2})
+    assert then.percept.outcome.tolist() == [1, 0, 2, 0] and float(then.percept.reward) == -1
+    assert not bool(then.percept.first) and float(then.percept.discount) == 1
+    _, then = agent.act(state, 8, outcome={}, first=True, terminated=False)
+    assert bool(then.percept.first) and float(then.percept.discount) == 1
+    with pytest.raises(BadInput, match="several facts: give `outcome` with food, water, pain, energy"):
+        agent.act(state, 8, reward=1.0)
+    with pytest.raises(BadInput, match="there is no fact 'foot'; did you mean food"):
+        agent.act(state, 8, outcome={"foot": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"observation": 0}, "say what the last action led to"),
+        ({"observation": 0, "reward": 1.0, "outcome": {"payout": 1}}, "either as `reward` or as `outcome`"),
+        ({"observation": 1, "reward": 1.0}, "a whole number from 0 to 0, not 1"),
+        ({"observation": 0.5, "reward": 1.0}, "a whole number from 0 to 0, not 0.5"),
+        ({"observation": [0, 0], "reward": 1.0}, r"must have the shape \(\), not \(2,\)"),
+    ],
+)
+def test_what_does_not_fit_is_said(run, given, said):
+    agent = ontogeny.load(run)
+    _, state = agent.act(agent.birth(), 0)
+    with pytest.raises(BadInput, match=said):
+        agent.act(state, **given)
+    with pytest.raises(BadInput, match="no action yet"):
+        agent.act(agent.birth(), 0, reward=1.0)
+    with pytest.raises(BadInput, match="'seed' in"):
+        agent.birth(seed=-1)
+
+
+def test_gymnasium(tmp_path):
+    gymnasium = pytest.importorskip("gymnasium")
+    agent = ontogeny.load(run_of(tmp_path / "run", str(ROOMS / "counting.py"), "random_mdp"), online=True)
+
+    class Lever(gymnasium.Env):
+        """Pays for action 2, ends after three steps."""
+
+        observation_space, action_space = gymnasium.spaces.Discrete(10), gymnasium.spaces.Discrete(5)
+
+        def reset(self, *, seed=None, options=None):
+            self.steps = 0
+            return 0, {}
+
+        def step(self, action):
+            self.steps += 1
+            return self.steps, 2.0 * (action == 2), False, self.steps == 3, {}
+
+    names: dict = {}
+    exec(printed("gymnasium"), names)
+    state, total = names["live"](agent, Lever(), 60)
+    pulls = state.state.weights.content["pulls"]
+    assert int(pulls.sum()) == 60 and int(pulls.argmax()) == 2 and total == 2 * int(pulls[2])
+    again, same = names["live"](agent, Lever(), 60)
+    assert same == total and trees.same_bits(again, state)
+    assert jax.tree.structure(state) == jax.tree.structure(again)
