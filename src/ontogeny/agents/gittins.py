@@ -1,0 +1,26 @@
+"""Pulls the arm of the highest Gittins index for the pulls that remain: nearly Bayes-optimal.
+
+The finite-horizon index (`content.gittins_index`; Lattimore 2016), since lives are finite and undiscounted. Carries its
+counts in activations.
+"""
+
+import jax.numpy as jnp
+
+from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
+from ontogeny.content import arm_counts, gittins_index
+from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+
+
+def build(spec: Spec, steering: Steering) -> Agent:
+    needs_one_state("gittins", spec)
+    arms = arm_counts.arms(spec, steering)
+    table = gittins_index.table(spec.num_steps, arms.a, arms.b)
+
+    def act(key: Key, state: State, percept: Percept):
+        counts = arm_counts.counted(arms, state.activations, percept)
+        to_go = spec.num_steps - jnp.sum(counts.pulls)
+        return choose(key, gittins_index.index(table, counts.pulls, counts.successes, to_go)), State(
+            state.weights, counts
+        )
+
+    return unchanging(no_genome, lambda: arm_counts.nothing_seen(arms), act)
