@@ -10,7 +10,7 @@ import pytest
 from ontogeny import streams
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import evaluate as evaluation
-from ontogeny.lifecycle.evaluate import curve, evaluate, replay, task_keys
+from ontogeny.lifecycle.evaluate import by_position, evaluate, replay, task_keys
 from ontogeny.lifecycle.subject import assemble, parse
 
 ROOMS = Path(__file__).parent / "rooms"
@@ -112,11 +112,12 @@ def test_a_replay_is_a_life_of_the_evaluation(counting):
 
 
 def test_activations_may_be_reset_each_episode():
-    """UCB1 carries its counts in activations: reset at every pull, it is as good as chance."""
+    """UCB1 carries its counts in activations: reset at every pull, it knows of the last pull alone."""
     found = subject("ucb1", "bandit:arms=5,pulls=20")
     kept = evaluate(*found, genome(found), num_tasks=400, seed=0)
     reset = evaluate(*found, genome(found), num_tasks=400, seed=0, reset_each_episode=True)
-    assert reset.mean == pytest.approx(10, abs=4 * reset.standard_error) and kept.mean > reset.mean + 1
+    difference = kept.totals - reset.totals
+    assert difference.mean() > 3 * difference.std() / 20
 
 
 def test_one_task_is_no_evaluation(counting):
@@ -128,21 +129,29 @@ def test_the_curve_counts_whole_episodes_only():
     """Two lives of 6 steps with episodes of at most 3: both have 2 whole episodes, the first has begun a third."""
     scores = np.array([[1, 2, 3, 4, 5, 6], [1, 1, 1, 2, 2, 2]], np.float32)
     first = np.array([[1, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0]], bool)
-    found = curve(scores, first, horizon=3)
-    assert found.unit == "episode" and found.position.tolist() == [1, 2]
-    assert found.mean.tolist() == [3, 6.5]
-    assert found.standard_error.tolist() == pytest.approx([0, 0.5])
+    unit, position, values = by_position(scores, first, horizon=3)
+    assert unit == "episode" and position.tolist() == [1, 2]
+    assert values.tolist() == [[3, 7], [3, 6]]
 
 
 def test_the_curve_of_a_long_life_has_at_most_a_hundred_points():
     scores = np.tile(np.arange(250, dtype=np.float32), (2, 1))
-    found = curve(scores, np.ones((2, 250), bool), horizon=1)
-    assert found.unit == "step" and len(found.mean) == 100 and found.position[-1] == 250
-    lengths = np.diff(np.append(0, found.position))
+    unit, position, values = by_position(scores, np.ones((2, 250), bool), horizon=1)
+    assert unit == "step" and values.shape == (2, 100) and position[-1] == 250
+    lengths = np.diff(np.append(0, position))
     assert set(lengths.tolist()) == {2, 3}
-    assert np.sum(found.mean * lengths) == pytest.approx(scores[0].sum())
-    assert found.mean[0] == np.mean(scores[0, : lengths[0]])
+    assert np.sum(values[0] * lengths) == pytest.approx(scores[0].sum())
+    assert values[0, 0] == np.mean(scores[0, : lengths[0]])
 
 
 def test_a_life_of_one_episode_has_a_curve_by_step():
-    assert curve(np.ones((2, 7), np.float32), np.zeros((2, 7), bool), horizon=7).unit == "step"
+    assert by_position(np.ones((2, 7), np.float32), np.zeros((2, 7), bool), horizon=7)[0] == "step"
+
+
+def test_errors_of_the_curve_are_over_lives(counting):
+    found = evaluate(*counting, genome(counting), num_tasks=40, seed=0)
+    lives = [replay(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
+    assert [life.sum() for life in lives] == found.totals[:3].tolist()
+    rates = found.curve.mean
+    expected = np.sqrt(rates * (1 - rates) / 39)  # of 40 zeros and ones
+    assert found.curve.standard_error == pytest.approx(expected)

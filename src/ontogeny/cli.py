@@ -410,8 +410,10 @@ def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
     class Rate(ProgressColumn):
         def render(self, task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} steps/s" if speed else "compiling")
+            if not task.completed:
+                return Text("compiling")
+            speed = task.finished_speed or task.speed or task.completed / max(task.elapsed or 0, 1e-3)
+            return Text(f"{speed:,.0f} steps/s")
 
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), Rate(), TimeRemainingColumn())

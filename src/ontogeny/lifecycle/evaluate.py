@@ -74,8 +74,7 @@ def evaluate(
     keys = task_keys(seed, num_tasks)
     shards = jax.local_device_count()
     chunk = _lives_per_dispatch(agent, world, steering, genome_or_state, num_tasks, shards)
-    scores = np.empty((num_tasks, world.spec.num_steps), np.float32)
-    first = np.empty((num_tasks, world.spec.num_steps), bool)
+    totals, points = [], []
     placed = NamedSharding(_mesh(shards), P("lives"))
     for begin in range(0, num_tasks, chunk):
         end = min(begin + chunk, num_tasks)
@@ -86,11 +85,12 @@ def evaluate(
         )
         if not learning and not bool(jnp.all(unchanged)):
             raise RuntimeError("the weights changed in a life without learning: this agent breaks the first law")
-        scores[begin:end] = np.asarray(found)[: end - begin]
-        first[begin:end] = np.asarray(begins)[: end - begin]
+        scores, first = np.asarray(found)[: end - begin], np.asarray(begins)[: end - begin]
+        totals.append(scores.sum(axis=1, dtype=np.float64))
+        points.append(by_position(scores, first, world.spec.horizon)[2])
         if on_progress is not None:
             on_progress(end, num_tasks)
-    totals = scores.sum(axis=1, dtype=np.float64)
+    totals = np.concatenate(totals)
     mean, error = _mean_and_error(totals)
     return Evaluation(
         mean=float(mean),
@@ -98,7 +98,7 @@ def evaluate(
         interval=(float(mean - 1.96 * error), float(mean + 1.96 * error)),
         num_tasks=num_tasks,
         totals=totals,
-        curve=curve(scores, first, world.spec.horizon),
+        curve=Curve(*by_position(scores, first, world.spec.horizon)[:2], *_mean_and_error(np.concatenate(points))),
         case=case,
         env_steps=num_tasks * world.spec.num_steps,
         seconds=time.perf_counter() - started,
@@ -132,8 +132,8 @@ def is_online(case: str) -> bool:
     return case == "online"
 
 
-def curve(scores: np.ndarray, first: np.ndarray, horizon: int) -> Curve:
-    """scores, first [N, T] -> the learning curve within a life.
+def by_position(scores: np.ndarray, first: np.ndarray, horizon: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """scores, first [N, T] -> unit and position of a `Curve`, and each life's score per unit at each point, [N, K].
 
     Only episodes that every life has whole are counted, floor(T / horizon) of them, so each point is over all N lives.
     """
@@ -141,17 +141,15 @@ def curve(scores: np.ndarray, first: np.ndarray, horizon: int) -> Curve:
     episodes = T // horizon
     if horizon > 1 and episodes > 1:
         unit, units = "episode", episodes
-        index = np.cumsum(first, axis=1) - 1
-        counted = np.where(index < units, index, units) + np.arange(N)[:, None] * (units + 1)
-        sums = np.bincount(counted.ravel(), scores.ravel().astype(np.float64), N * (units + 1))
+        episode = np.minimum(np.cumsum(first, axis=1) - 1, units) + np.arange(N)[:, None] * (units + 1)
+        sums = np.bincount(episode.ravel(), scores.ravel().astype(np.float64), N * (units + 1))
         by_unit = sums.reshape(N, units + 1)[:, :units]
     else:
         unit, units, by_unit = "step", T, scores.astype(np.float64)
-    starts = np.unique(np.arange(min(units, MOST_POINTS)) * units // min(units, MOST_POINTS))
+    num_points = min(units, MOST_POINTS)
+    starts = np.arange(num_points) * units // num_points
     lengths = np.diff(np.append(starts, units))
-    points = np.add.reduceat(by_unit, starts, axis=1) / lengths
-    mean, error = _mean_and_error(points)
-    return Curve(unit, starts + lengths, mean, error)
+    return unit, starts + lengths, np.add.reduceat(by_unit, starts, axis=1) / lengths
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
