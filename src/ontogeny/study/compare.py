@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.errors import BadInput
-from ontogeny.study.published import lines_for
+from ontogeny.study import published
 from ontogeny.study.records import Record
 
 Z95 = 1.959964
@@ -84,6 +84,7 @@ class Standing:
 
     world: str
     agent: str
+    text: str  # the agent with its settings, as the command line takes it
     model: str
     score: Interval
     seeds: tuple[float, ...]  # the mean of each seed
@@ -113,6 +114,7 @@ def standings(records: Iterable[Record], times: Mapping[str, float]) -> dict[str
             Standing(
                 world=world,
                 agent=agent,
+                text=first["text"],
                 model=first["model"],
                 score=over_seeds([interval(row["mean"], row["se"], row["num_tasks"]) for row in rows]),
                 seeds=tuple(row["mean"] for row in rows),
@@ -161,35 +163,38 @@ def distance(score: Interval, line: str, value: float, digits: int = 1) -> Dista
 
 
 def published_lines(world: Record) -> dict[str, float]:
-    """The published scores for a world's record, by algorithm; empty where the world is in no published table."""
-    return lines_for(world["room"], world["settings"])
+    """The printed scores for a world's record, by algorithm; empty where the world is in no published table."""
+    return published.lines_for(world["room"], world["settings"])
 
 
-OURS = {  # printed algorithm -> our agent of the same strategy
-    "Random": "random",
-}
+def published_row(world: Record) -> published.Row:
+    """The row of print in which `published_lines` finds a world; raises `StopIteration` where there is none."""
+    found = (row for row in published.rows() if row.room == world["room"])
+    return next(row for row in found if row.settings.items() <= world["settings"].items())
 
 
-def ours_for(line: str) -> str | None:
-    """The name of our agent that follows the printed strategy, None where we have none."""
-    return OURS.get(line)
+def ours_for(world: Record, line: str) -> str | None:
+    """Our agent, with its settings, that follows a printed strategy; None where we have none."""
+    return published.OURS[published_row(world).table].get(line)
 
 
-def published_table(world: Record) -> str:
-    return {"bandit": "RL², Table 1", "random_mdp": "RL², Table 2"}[world["room"]]
+def against_best(score: Interval, lines: Mapping[str, float], ceiling: float = math.inf) -> Distance | None:
+    """The distance from the best of the printed lines: above it is above every line.
 
-
-def published_column(world: Record) -> str:
-    s = world["settings"]
-    return f"k = {s['arms']}, n = {s['pulls']}" if world["room"] == "bandit" else f"n = {s['episodes']}"
-
-
-def against_best(score: Interval, lines: Mapping[str, float]) -> Distance | None:
-    """The distance from the best of the published lines: above it is above every line."""
+    A line printed above the exact ceiling, which no strategy exceeds on average, owes that to luck or rounding: there
+    the ceiling takes its place.
+    """
     if not lines:
         return None
-    line = max(lines, key=lambda name: lines[name])
+    line = max(lines, key=lambda name: (lines[name], name == "RL²"))
+    if lines[line] > ceiling:
+        return distance(score, "the ceiling", ceiling, digits=9)
     return distance(score, line, lines[line])
+
+
+def ceilings(records: Iterable[Record]) -> dict[str, tuple[str, float]]:
+    """World -> what no strategy exceeds on average, with its name, where that is known exactly."""
+    return {r["world"]: (r["name"], r["value"]) for r in records if r["kind"] == "bound"}
 
 
 def best_of(rows: Iterable[Standing], model: str) -> Standing | None:
@@ -257,12 +262,15 @@ def _against_published(records: Sequence[Record], table: Mapping[str, list[Stand
     if not worlds:
         return "None of the worlds measured here stands in a published table."
     parts = []
+    exact = ceilings(records)
     for model, noun in (("code", "a genome that is code"), ("evolution", "evolution from scratch")):
         found: list[tuple[Standing, Distance]] = []
         for world in worlds:
             best = best_of(table[world["world"]], model)
-            far = None if best is None else against_best(best.score, published_lines(world))
-            if best is not None and far is not None:
+            if best is not None:
+                ceiling = exact.get(world["world"], ("", math.inf))[1]
+                far = against_best(best.score, published_lines(world), ceiling)
+                assert far is not None
                 found.append((best, far))
         if not found:
             parts.append(f"{noun} was not measured in them")

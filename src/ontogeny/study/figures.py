@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from ontogeny.study.compare import Interval, Standing, amount, number
 
@@ -34,7 +36,7 @@ COLOUR = {"evolution": EVOLUTION, "code": CODE, "reference": REFERENCE}
 MARKER = {"evolution": "o", "code": "D", "reference": "s"}
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ontogeny",
     "font.family": "DejaVu Sans",
@@ -168,7 +170,7 @@ def cost(name: str, rows: Sequence[Standing]) -> str:
             )
         ticks = [first * 10**i for i in range(round(math.log10(last / first)) + 1)]
         axes.set_xticks([none, *ticks], ["none", *(amount(tick) for tick in ticks)])
-        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(y=0.22)
         axes.set_xlabel("steps lived before birth")
         axes.set_ylabel("score per lifetime")

@@ -4,6 +4,7 @@ Reads records and nothing else: it runs no agent and imports no JAX. The page ne
 script; the same records give the same bytes.
 """
 
+import math
 import tomllib
 from collections.abc import Sequence
 from html import escape
@@ -11,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from ontogeny.errors import BadInput
-from ontogeny.study import compare, figures, page, records, replays
+from ontogeny.study import compare, figures, page, published, records, replays
 from ontogeny.study.compare import Standing, amount, number
 from ontogeny.study.records import Record
 
@@ -45,7 +46,7 @@ def render(found: Sequence[Record], times: dict[str, float]) -> str:
     sections = [
         _lacking(found),
         _asked(study, worlds),
-        _published(measured, table),
+        _published(found, measured, table),
         _scores(found, measured, table),
         _each_other(found, table),
         _cost(measured, table),
@@ -104,70 +105,83 @@ def _asked(study: Record, worlds: Sequence[Record]) -> page.Section:
     return page.Section("asked", "What was asked", text)
 
 
-def _published(worlds: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
-    groups: dict[str, list[Record]] = {}
+def _published(
+    found: Sequence[Record], worlds: Sequence[Record], table: dict[str, list[Standing]]
+) -> page.Section | None:
+    groups: dict[int, list[Record]] = {}
     for world in worlds:
         if compare.published_lines(world):
-            groups.setdefault(compare.published_table(world), []).append(world)
+            groups.setdefault(compare.published_row(world).table, []).append(world)
     if not groups:
         return None
     marks = {word: page.verdict(word) for word in page.SIGNS}
     text = [Template(PROSE["published"]).substitute(marks)]
-    for title, group in groups.items():
-        lines: list[str] = []
-        for world in group:
-            lines += [line for line in compare.published_lines(world) if line not in lines]
-        agents: dict[str, str] = {}
-        for world in group:
-            for row in table[world["world"]]:
-                agents.setdefault(row.agent, row.model)
-        of = {(row.world, row.agent): row for world in group for row in table[world["world"]]}
-        matched = {compare.ours_for(line): line for line in lines}
-        body = []
-        for line in lines:
-            ours = compare.ours_for(line)
-            cells = [f"{escape(line)}" + (f" <small>{escape(ours)}</small>" if ours in agents else "")]
-            for world in group:
-                value = compare.published_lines(world).get(line)
-                best = max(compare.published_lines(world).values())
-                printed = "–" if value is None else f"<b>{value:,.1f}</b>" if value == best else f"{value:,.1f}"
-                row = of.get((world["world"], ours or ""))
-                cells.append(
-                    f'<span class="printed">{printed}</span>' + (f"<br>{page.score(row.score)}" if row else "")
-                )
-            body.append(page.Row(cells))
-        own = [(agent, model) for agent, model in agents.items() if agent not in matched]
-        own.sort(key=lambda item: (list(MODELS).index(item[1]), item[0]))
-        for i, (agent, model) in enumerate(own):
-            cells = [page.agent(agent, model)]
-            for world in group:
-                row = of.get((world["world"], agent))
-                if row is None:
-                    cells.append("")
-                    continue
-                far = compare.against_best(row.score, compare.published_lines(world))
-                assert far is not None
-                mark = (
-                    page.verdict(far.verdict, f"{far.in_errors:+.0f} se from {far.line}")
-                    if model != "reference"
-                    else ""
-                )
-                cells.append(f"{page.score(row.score)} {mark}")
-            body.append(page.Row(cells, "first" if i == 0 else ""))
-        heads = ["", *(compare.published_column(world) for world in group)]
-        caption = f"{title}: score per lifetime. Printed values above, ours with one standard error below"
-        text.append(page.table(caption, heads, body, numeric=tuple(range(1, len(heads)))))
+    for number_of_table, group in sorted(groups.items()):
+        text.append(_published_table(number_of_table, group, table, compare.ceilings(found)))
     return page.Section("published", "The published tables beside ours", "".join(text))
+
+
+def _published_table(
+    number_of_table: int,
+    group: Sequence[Record],
+    table: dict[str, list[Standing]],
+    ceilings: dict[str, tuple[str, float]],
+) -> str:
+    """One printed table: its strategies with our measurement of the same, then the agents that are ours alone."""
+    lines = list(dict.fromkeys(line for world in group for line in compare.published_lines(world)))
+    by_text = {(row.world, row.text): row for world in group for row in table[world["world"]]}
+    ours = {line: compare.ours_for(group[0], line) for line in lines}
+    body, notes = [], []
+    for line in lines:
+        cells, beside = [escape(line)], False
+        for world in group:
+            printed = compare.published_lines(world)
+            row = by_text.get((world["world"], ours[line] or ""))
+            value = f"{printed[line]:,.1f}"
+            value = f"<b>{value}</b>" if printed[line] == max(printed.values()) else value
+            beside = beside or row is not None
+            cells.append(f'<span class="printed">{value}</span>' + (f"<br>{page.score(row.score)}" if row else ""))
+        body.append(page.Row(cells))
+        if beside and (number_of_table, line) in published.WHY:
+            notes.append(f"{line}: {published.WHY[number_of_table, line]}.")
+    own = {row.agent: row.model for row in by_text.values() if row.text not in ours.values()}
+    order = sorted(own, key=lambda agent: (list(MODELS).index(own[agent]), agent))
+    for agent in order:
+        cells = [page.agent(agent, own[agent])]
+        for world in group:
+            row = next((row for row in table[world["world"]] if row.agent == agent), None)
+            cells.append("" if row is None else page.score(row.score))
+            if row is not None and row.model != "reference":
+                ceiling = ceilings.get(world["world"], ("", math.inf))[1]
+                far = compare.against_best(row.score, compare.published_lines(world), ceiling)
+                assert far is not None
+                cells[-1] += page.verdict(far.verdict, f"{far.in_errors:+.0f} standard errors from {far.line}")
+        body.append(page.Row(cells, "first" if agent == order[0] else ""))
+    columns = [compare.published_row(world) for world in group]
+    heads = ["", *(f"n = {row.n}" if row.k is None else f"k = {row.k}, n = {row.n}" for row in columns)]
+    for world, head in zip(group, heads[1:], strict=True):
+        name, ceiling = ceilings.get(world["world"], ("", math.inf))
+        if max(compare.published_lines(world).values()) > ceiling:
+            notes.append(
+                f"{head}: the best printed value lies above the {name} score, {number(ceiling)}, which no strategy "
+                "exceeds on average; it owes that to rounding or luck, and our agents are marked against the ceiling."
+            )
+    caption = f"{published.SOURCE}, Table {number_of_table}: score per lifetime, printed above and ours below"
+    told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return page.table(caption, heads, body, numeric=tuple(range(1, len(heads)))) + told
 
 
 def _scores(found: Sequence[Record], worlds: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
     if not worlds:
         return None
     panels = []
+    ceilings = compare.ceilings(found)
     for i, world in enumerate(worlds):
         rows = table[world["world"]]
-        lines = [item for item in compare.published_lines(world).items() if compare.ours_for(item[0]) is None]
-        chart = figures.intervals(f"score{i}", rows, lines, _ceiling(found, world["world"]))
+        ours = {row.text for row in rows}
+        printed = compare.published_lines(world).items()
+        lines = [item for item in printed if compare.ours_for(world, item[0]) not in ours]
+        chart = figures.intervals(f"score{i}", rows, lines, ceilings.get(world["world"]))
         tasks = sorted({row.score.num_tasks for row in rows})
         over = f"{tasks[0]:,}" if len(tasks) == 1 else f"{tasks[0]:,} to {tasks[-1]:,}"
         panels.append(page.figure(chart, escape(world["world"]), f"{over} unseen tasks."))
@@ -327,7 +341,7 @@ def _bounded(
         standing = table[world["world"]]
         ours = next((row for row in standing if row.model != "reference"), None)
         oracle = next((row for row in standing if row.privileged), None)
-        ceiling = _ceiling(found, world["world"])
+        ceiling = compare.ceilings(found).get(world["world"])
         if ours is None or (oracle is None and ceiling is None):
             continue
         rows.append(
@@ -377,7 +391,3 @@ def _repeat(study: Record, times: dict[str, float]) -> page.Section:
 <details><summary>The spec</summary><pre><code>{escape(study["spec"].strip())}</code></pre></details>
 """
     return page.Section("repeat", "Spec, versions, seed: how to repeat this", text)
-
-
-def _ceiling(found: Sequence[Record], world: str) -> tuple[str, float] | None:
-    return next(((r["name"], r["value"]) for r in found if r["kind"] == "bound" and r["world"] == world), None)

@@ -40,6 +40,7 @@ class Event(NamedTuple):
     total: int = 0
     rows: tuple[compare.Standing, ...] = ()  # of a table
     lines: tuple[tuple[str, float], ...] = ()  # published beside it
+    ceiling: float = float("inf")  # that no strategy exceeds on average
 
 
 class Step(NamedTuple):
@@ -221,6 +222,7 @@ def _evaluate(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent)
     return {
         "world": step.world.name,
         "agent": row.name,
+        "text": row.agent,
         "model": row.model,
         "seed": step.seed,
         "developed_on": row.home(step.world.name),
@@ -330,7 +332,9 @@ def _claim(out: Path, study: Study, steps: list[Step]) -> None:
 def _tell_table(found: list[Record], world: str, tell: OnEvent) -> None:
     rows = compare.standings(found, {}).get(world, [])
     about = next(record for record in found if record["kind"] == "world" and record["world"] == world)
-    tell(Event("table", world, rows=tuple(rows), lines=tuple(compare.published_lines(about).items())))
+    ceiling = compare.ceilings(found).get(world, ("", float("inf")))[1]
+    lines = tuple(compare.published_lines(about).items())
+    tell(Event("table", world, rows=tuple(rows), lines=lines, ceiling=ceiling))
 
 
 def _settings(row: WorldRow) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""A study is data: what it may say, and where a mistake in it is found."""
+
+import pytest
+
+from ontogeny.errors import BadInput
+from ontogeny.study import spec
+
+SMALL = """
+title = "Small"
+question = "What?"
+[[worlds]]
+name = "arms"
+world = "bandit:arms=3,pulls=10"
+tasks = 20
+[[worlds]]
+name = "states"
+world = "random_mdp:episodes=2"
+tasks = 10
+replay = false
+[[agents]]
+agent = "random"
+worlds = ["arms", "states"]
+[[agents]]
+agent = "recurrent:units=4"
+model = "evolution"
+development = "evolution:generations=2"
+developed_on = "arms"
+worlds = ["arms"]
+seeds = [0, 3]
+"""
+
+
+def test_a_small_spec_reads_as_it_is_written():
+    study = spec.parse(SMALL)
+    assert [row.name for row in study.worlds] == ["arms", "states"]
+    assert study.worlds[0].replay and not study.worlds[1].replay
+    assert study.agents[0].model == "reference" and study.agents[0].development == "single_lifetime"
+    assert study.agents[1].name == "recurrent" and study.agents[1].seeds == (0, 3)
+    assert study.agents[0].home("states") == "states" and study.agents[1].home("states") == "arms"
+
+
+def test_the_default_study_is_sound():
+    study = spec.read()
+    assert {row.model for row in study.agents} == {"evolution", "code", "reference"}
+    assert study.question.endswith("?") and "\n" not in study.question
+
+
+def test_the_seed_of_the_command_line_goes_over_that_of_the_spec():
+    assert spec.parse(SMALL).seed == 0
+    assert spec.parse(SMALL, seed=7).seed == 7
+    assert spec.parse(SMALL, seed=7).digest != spec.parse(SMALL).digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("title =", "titel =", "s.toml: there is no key 'titel'; did you mean title"),
+        ('title = "Small"', "", "s.toml: the key 'title' is missing"),
+        ('title = "Small"', "title = 3", "s.toml, title must be of type str"),
+        ("replay = false", "reply = false", "s.toml, worlds[1]: there is no key 'reply'; did you mean replay"),
+        ("tasks = 10", "tasks = 1", "s.toml, worlds[1], tasks must be at least 2"),
+        ("tasks = 10", "tasks = true", "s.toml, worlds[1], tasks must be of type int"),
+        ("bandit:arms", "bandid:arms", "s.toml, worlds[0], world: there is no world 'bandid'; did you mean bandit"),
+        ("arms=3", "arm=3", "s.toml, worlds[0], world: there is no setting of 'bandit' named 'arm'; did you mean arms"),
+        ('agent = "random"', 'agent = "randon"', "s.toml, agents[0], agent: there is no agent 'randon'"),
+        ('"evolution"', '"evolved"', "s.toml, agents[1], model: there is no model of development 'evolved'"),
+        ('developed_on = "arms"', 'developed_on = "arm"', "s.toml, agents[1], developed_on: there is no world in this"),
+        ('["arms", "states"]', '["arms", "state"]', "s.toml, agents[0], worlds: there is no world in this spec"),
+        ('["arms", "states"]', "[]", "s.toml, agents[0], worlds must be a list of at least one str"),
+        ("seeds = [0, 3]", "seeds = [3, 3]", "s.toml, agents[1]: the seed '3' is there twice"),
+        ('name = "states"', 'name = "arms"', "s.toml: the world 'arms' is there twice"),
+        ("title =", "title", "s.toml is not valid TOML"),
+    ],
+)
+def test_a_mistake_is_said_with_its_place(old, new, expected):
+    assert old in SMALL
+    with pytest.raises(BadInput) as error:
+        spec.parse(SMALL.replace(old, new), "s.toml")
+    assert expected in str(error.value)
+
+
+def test_an_agent_measured_twice_in_a_world_is_refused():
+    again = SMALL + '[[agents]]\nagent = "random"\nworlds = ["arms"]\n'
+    with pytest.raises(BadInput, match="measurement of 'random in arms' is there twice"):
+        spec.parse(again)
+    spec.parse(
+        again.replace('agent = "random"\nworlds = ["arms"]\n', 'agent = "random"\nname = "r"\nworlds = ["arms"]\n')
+    )
+
+
+def test_a_spec_that_cannot_be_read(tmp_path):
+    with pytest.raises(BadInput, match=r"'none.toml' cannot be read"):
+        spec.read(tmp_path / "none.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match=r"not UTF-8"):
+        spec.read(tmp_path / "bytes.toml")
