@@ -10,10 +10,16 @@ import pytest
 from ontogeny import streams
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import evaluate as evaluation
-from ontogeny.lifecycle.evaluate import by_position, evaluate, replay, task_keys
+from ontogeny.lifecycle.evaluate import by_position, curve_points, evaluate, replay, task_keys
 from ontogeny.lifecycle.subject import assemble, parse
 
 ROOMS = Path(__file__).parent / "rooms"
+
+
+@pytest.fixture(autouse=True)
+def few_lives_at_once(monkeypatch):
+    """One shape for all numbers of tasks, so that little is compiled."""
+    monkeypatch.setattr(evaluation, "MOST_LIVES", 4)
 
 
 def subject(agent: str, world: str):
@@ -59,12 +65,12 @@ def test_a_task_is_the_same_for_every_agent(counting):
 
 
 def test_neither_chunks_nor_the_number_of_tasks_change_a_task(counting, monkeypatch):
-    whole = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
-    monkeypatch.setattr(evaluation, "MOST_LIVES", 4)
     done = []
     chunked = evaluate(
         *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda n, total: done.append((n, total))
     )
+    monkeypatch.setattr(evaluation, "MOST_LIVES", 1024)
+    whole = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
     assert np.array_equal(chunked.totals, whole.totals[:13])
     assert len(done) > 1 and done[-1] == (13, 13)
 
@@ -105,7 +111,7 @@ def test_a_state_lives_on(counting):
 
 
 def test_a_replay_is_a_life_of_the_evaluation(counting):
-    found = evaluate(*counting, genome(counting), num_tasks=5, seed=3, case="online")
+    found = evaluate(*counting, genome(counting), num_tasks=8, seed=3, case="online")
     for task in (0, 4):
         life = replay(*counting, genome(counting), 3, "online", task=task)
         assert life.outcome.shape == (20, 1) and life.outcome.sum() == found.totals[task]
@@ -129,23 +135,23 @@ def test_the_curve_counts_whole_episodes_only():
     """Two lives of 6 steps with episodes of at most 3: both have 2 whole episodes, the first has begun a third."""
     scores = np.array([[1, 2, 3, 4, 5, 6], [1, 1, 1, 2, 2, 2]], np.float32)
     first = np.array([[1, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0]], bool)
-    unit, position, values = by_position(scores, first, horizon=3)
-    assert unit == "episode" and position.tolist() == [1, 2]
-    assert values.tolist() == [[3, 7], [3, 6]]
+    unit, starts, lengths = curve_points(6, horizon=3)
+    assert unit == "episode" and starts.tolist() == [0, 1] and lengths.tolist() == [1, 1]
+    assert by_position(scores, first, horizon=3).tolist() == [[3, 7], [3, 6]]
 
 
 def test_the_curve_of_a_long_life_has_at_most_a_hundred_points():
     scores = np.tile(np.arange(250, dtype=np.float32), (2, 1))
-    unit, position, values = by_position(scores, np.ones((2, 250), bool), horizon=1)
-    assert unit == "step" and values.shape == (2, 100) and position[-1] == 250
-    lengths = np.diff(np.append(0, position))
+    unit, starts, lengths = curve_points(250, horizon=1)
+    values = by_position(scores, np.ones((2, 250), bool), horizon=1)
+    assert unit == "step" and values.shape == (2, 100) and starts[-1] + lengths[-1] == 250
     assert set(lengths.tolist()) == {2, 3}
     assert np.sum(values[0] * lengths) == pytest.approx(scores[0].sum())
     assert values[0, 0] == np.mean(scores[0, : lengths[0]])
 
 
 def test_a_life_of_one_episode_has_a_curve_by_step():
-    assert by_position(np.ones((2, 7), np.float32), np.zeros((2, 7), bool), horizon=7)[0] == "step"
+    assert curve_points(7, horizon=7)[0] == "step"
 
 
 def test_errors_of_the_curve_are_over_lives(counting):

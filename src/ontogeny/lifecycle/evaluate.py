@@ -87,18 +87,19 @@ def evaluate(
             raise RuntimeError("the weights changed in a life without learning: this agent breaks the first law")
         scores, first = np.asarray(found)[: end - begin], np.asarray(begins)[: end - begin]
         totals.append(scores.sum(axis=1, dtype=np.float64))
-        points.append(by_position(scores, first, world.spec.horizon)[2])
+        points.append(by_position(scores, first, world.spec.horizon))
         if on_progress is not None:
             on_progress(end, num_tasks)
     totals = np.concatenate(totals)
     mean, error = _mean_and_error(totals)
+    unit, starts, lengths = curve_points(world.spec.num_steps, world.spec.horizon)
     return Evaluation(
         mean=float(mean),
         standard_error=float(error),
         interval=(float(mean - 1.96 * error), float(mean + 1.96 * error)),
         num_tasks=num_tasks,
         totals=totals,
-        curve=Curve(*by_position(scores, first, world.spec.horizon)[:2], *_mean_and_error(np.concatenate(points))),
+        curve=Curve(unit, starts + lengths, *_mean_and_error(np.concatenate(points))),
         case=case,
         env_steps=num_tasks * world.spec.num_steps,
         seconds=time.perf_counter() - started,
@@ -132,24 +133,29 @@ def is_online(case: str) -> bool:
     return case == "online"
 
 
-def by_position(scores: np.ndarray, first: np.ndarray, horizon: int) -> tuple[str, np.ndarray, np.ndarray]:
-    """scores, first [N, T] -> unit and position of a `Curve`, and each life's score per unit at each point, [N, K].
+def curve_points(num_steps: int, horizon: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """The unit of a life's curve, and where each of its K points starts and how many units it holds, [K].
 
-    Only episodes that every life has whole are counted, floor(T / horizon) of them, so each point is over all N lives.
+    Only episodes that every life has whole are counted, floor(T / horizon) of them, so each point is over all lives.
     """
-    N, T = scores.shape
-    episodes = T // horizon
-    if horizon > 1 and episodes > 1:
-        unit, units = "episode", episodes
-        episode = np.minimum(np.cumsum(first, axis=1) - 1, units) + np.arange(N)[:, None] * (units + 1)
-        sums = np.bincount(episode.ravel(), scores.ravel().astype(np.float64), N * (units + 1))
-        by_unit = sums.reshape(N, units + 1)[:, :units]
-    else:
-        unit, units, by_unit = "step", T, scores.astype(np.float64)
+    episodes = num_steps // horizon
+    unit, units = ("episode", episodes) if horizon > 1 and episodes > 1 else ("step", num_steps)
     num_points = min(units, MOST_POINTS)
     starts = np.arange(num_points) * units // num_points
-    lengths = np.diff(np.append(starts, units))
-    return unit, starts + lengths, np.add.reduceat(by_unit, starts, axis=1) / lengths
+    return unit, starts, np.diff(np.append(starts, units))
+
+
+def by_position(scores: np.ndarray, first: np.ndarray, horizon: int) -> np.ndarray:
+    """scores, first [N, T] -> each life's score per unit at each point of the curve, [N, K]."""
+    N, T = scores.shape
+    unit, starts, lengths = curve_points(T, horizon)
+    by_unit = scores.astype(np.float64)
+    if unit == "episode":
+        units = T // horizon
+        episode = np.minimum(np.cumsum(first, axis=1) - 1, units) + np.arange(N)[:, None] * (units + 1)
+        sums = np.bincount(episode.ravel(), by_unit.ravel(), N * (units + 1))
+        by_unit = sums.reshape(N, units + 1)[:, :units]
+    return np.add.reduceat(by_unit, starts, axis=1) / lengths
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
