@@ -62,11 +62,11 @@ def test_the_genome_is_every_weight(bandit):
 
 
 def test_a_line_begins_with_orthogonal_gates_and_a_bias_towards_remembering(bandit):
-    agent = registry.build("agents", "recurrent", *_of(bandit), units=7, memory=2.0, gain=1.5)
+    agent = registry.build("agents", "recurrent", *_of(bandit), units=7, memory=1.5)
     genome = agent.genome(jax.random.key(0))
     for block in jnp.split(genome.recurrent, 3, axis=1):
-        np.testing.assert_allclose(block @ block.T, 2.25 * np.eye(7), atol=1e-5)
-    np.testing.assert_array_equal(genome.bias, np.repeat([0, 2, 0], 7))
+        np.testing.assert_allclose(block @ block.T, np.eye(7), atol=1e-5)
+    np.testing.assert_array_equal(genome.bias, np.repeat([0, 1.5, 0], 7))
 
 
 def test_a_life_among_many_is_the_life_alone(bandit):

@@ -32,16 +32,16 @@ def build(
     steering: Steering,
     *,
     units: int = 48,
-    memory: float = 1.0,
-    gain: float = 1.0,
+    memory: float = 2.0,
+    drive: float = 3.0,
     sampled: bool = False,
 ) -> Agent:
-    """`memory` is the bias of the update gate at birth of the line, `gain` scales its orthogonal recurrent
-    weights; `sampled` draws actions by softmax instead of taking the highest logit."""
+    """`memory` and `drive` are of the line's first genome: the bias of its update gates and the scale of its input
+    weights. `sampled` draws actions by softmax instead of taking the highest logit."""
     at_least(1, units=units)
 
     def genome(key: Key) -> Network:
-        return initial(key, spec, units, memory, gain)
+        return initial(key, spec, units, memory, drive)
 
     def activations() -> Array:
         return jnp.zeros(units)
@@ -81,16 +81,17 @@ def advance(network: Network, hidden: Array, inputs: Array) -> tuple[Array, Arra
     return hidden, hidden @ network.readout + network.preference
 
 
-def initial(key: Key, spec: Spec, units: int, memory: float, gain: float) -> Network:
-    """Orthogonal recurrent weights, inputs of unit variance, a bias towards remembering, a silent read-out."""
+def initial(key: Key, spec: Spec, units: int, memory: float, drive: float) -> Network:
+    """Orthogonal recurrent weights, a bias towards remembering, a silent read-out, and inputs that are strong enough
+    (`drive` times unit variance) to reach the bend of the gates, where action and reward are multiplied."""
     recurrent_key, input_key = jax.random.split(key)
-    orthogonal = jax.nn.initializers.orthogonal(gain)
+    orthogonal = jax.nn.initializers.orthogonal()
     blocks = [orthogonal(k, (units, units)) for k in jax.random.split(recurrent_key, 3)]
     seen = spec.num_observations or math.prod(spec.observation_shape)
     num_inputs = spec.num_actions + 2 + seen
     return Network(
         jnp.concatenate(blocks, axis=1),
-        jax.random.normal(input_key, (num_inputs, 3 * units)) / jnp.sqrt(num_inputs),
+        drive * jax.random.normal(input_key, (num_inputs, 3 * units)) / jnp.sqrt(num_inputs),
         jnp.zeros(3 * units).at[units : 2 * units].set(memory),
         jnp.zeros((units, spec.num_actions)),
         jnp.zeros(spec.num_actions),
