@@ -268,7 +268,7 @@ def test_the_answer_follows_the_records_whichever_way_they_fall(tmp_path):
     assert "code is ahead in 1 of 2" in ahead and "code ahead by 2.00 ± 0.10" in ahead
     behind = answer_in(page_of(tmp_path / "b", small(code=150.0, evolution=160.5)))
     assert "evolution in 1" in behind and "evolution ahead by 10.50 ± 0.10" in behind
-    assert "below the best in 1" in behind and "150.00 ± 0.20 against 156.2 of RL²" in behind
+    assert "below the best in 1" in behind and "150.00 ± 0.20 against RL²’s 156.2" in behind
     level = answer_in(page_of(tmp_path / "c", small(code=160.6, evolution=160.5)))
     assert "cannot be told apart in 2" in level
 

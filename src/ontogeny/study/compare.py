@@ -284,8 +284,8 @@ def _against_published(records: Sequence[Record], table: Mapping[str, list[Stand
         told = _listed([f"{word} {count}" for word, count in counts if count])
         best, far = max(found, key=lambda item: abs(item[1].in_errors))
         parts.append(
-            f"{noun} is {told} (clearest: {best.agent} with {plus_minus(best.score)} against {number(far.value)} of "
-            f"{far.line} in {best.world})"
+            f"{noun} is {told} (clearest: {best.agent} with {plus_minus(best.score)} against {far.line}’s "
+            f"{number(far.value)} in {best.world})"
         )
     rows = "row of the published tables" if len(worlds) == 1 else f"{len(worlds)} rows of the published tables"
     return f"Over the {rows} measured here, {'; '.join(parts)}."

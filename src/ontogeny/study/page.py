@@ -80,7 +80,8 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str] | Row
     )
     label = escape(caption, quote=True)
     return (
-        f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table><caption>{label}</caption>'
+        f'<div class="table" role="region" aria-label="{label}" tabindex="0">'
+        f"<table><caption><span>{label}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(line(row) for row in rows)}</tbody></table></div>"
     )
 

@@ -212,8 +212,8 @@ def _share(value: float, values: Sequence[float]) -> float:
 
 
 def _svg(width: float, height: float, label: str, body: str, *, wide: bool) -> str:
-    least = f"min-width:{min(width, 720):.0f}px;" if wide else ""
+    most = "" if wide else ";max-width:100%"  # what is wide scrolls in its own box
     return (
-        f'<svg class="strip" viewBox="0 0 {width:.1f} {height:.1f}" style="{least}max-width:{width:.0f}px" role="img" '
+        f'<svg class="strip" viewBox="0 0 {width:.1f} {height:.1f}" style="width:{width:.0f}px{most}" role="img" '
         f'aria-label="{escape(label, quote=True)}">{body}</svg>'
     )
