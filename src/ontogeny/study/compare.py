@@ -330,7 +330,7 @@ def total(value: float) -> str:
 
 
 def _fixed(value: float, places: int) -> str:
-    return f"{value:,.{places}f}".replace("-", "−").replace(",", "\u202f")
+    return f"{value:,.{places}f}".replace("-", "−")
 
 
 def number(value: float, digits: int | None = None) -> str:

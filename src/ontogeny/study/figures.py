@@ -104,14 +104,22 @@ def intervals(
         figure, axes = panel(4.5, 0.75 + 0.21 * len(entries))
         axes.grid(False)
         axes.grid(axis="x", color=RULE, linewidth=0.5)
-        left = _cut([score.mean for _, score, _ in entries])
+        told = {row.agent for row in rows if row.privileged}
+        fair = [score.mean for entry, score, _ in entries if entry not in told] or [0.0]
+        left = _cut(fair)
+        span = max(fair) - max(left, min(fair))
+        right = (
+            max(fair) + 0.15 * span if any(score.mean > max(fair) + 0.5 * span for _, score, _ in entries) else math.inf
+        )
         for y, (_, score, model) in enumerate(entries):
-            if score.mean < left:
+            if not left <= score.mean <= right:
+                beyond = score.mean > right
                 axes.annotate(
-                    f"◂ {number(score.mean)}",
-                    (0, y),
+                    f"{number(score.mean)} ▸" if beyond else f"◂ {number(score.mean)}",
+                    (float(beyond), y),
                     xycoords=("axes fraction", "data"),
                     va="center",
+                    ha="right" if beyond else "left",
                     color=COLOUR.get(model, MUTED),
                 )
             elif model == "published":
@@ -127,6 +135,8 @@ def intervals(
         axes.set_ylim(-0.7, len(entries) - 0.3)
         if left > -math.inf:
             axes.set_xlim(left=left)
+        if right < math.inf:
+            axes.set_xlim(right=right)
         axes.set_xlabel("score per lifetime")
         told = ", ".join(f"{entry} {number(score.mean)}" for entry, score, _ in reversed(entries))
         return inline(figure, name, f"Scores per lifetime, best first: {told}")

@@ -336,7 +336,7 @@ def _evolved(row: Standing) -> str:
 def _bounded(
     found: Sequence[Record], worlds: Sequence[Record], table: dict[str, list[Standing]]
 ) -> page.Section | None:
-    rows = []
+    rows, above = [], []
     for world in worlds:
         standing = table[world["world"]]
         ours = next((row for row in standing if row.model != "reference"), None)
@@ -344,13 +344,16 @@ def _bounded(
         ceiling = compare.ceilings(found).get(world["world"])
         if ours is None or (oracle is None and ceiling is None):
             continue
+        most = ceiling[1] if ceiling else oracle.score.mean if oracle else math.inf
+        if ceiling is None and ours.score.low > most:
+            above.append(world["world"])
         rows.append(
             [
                 escape(world["world"]),
                 number(ceiling[1]) if ceiling else "not known",
                 page.score(oracle.score) if oracle else "–",
                 f"{page.agent(ours.agent, ours.model)}<br>{page.score(ours.score)}",
-                number((ceiling[1] if ceiling else oracle.score.mean if oracle else 0.0) - ours.score.mean),
+                "above it" if world["world"] in above else number(most - ours.score.mean),
             ]
         )
     if not rows:
@@ -362,6 +365,8 @@ def _bounded(
         rows,
         numeric=(1, 2, 4),
     )
+    if above:
+        text += Template(PROSE["no_ceiling"]).substitute(worlds=escape(", ".join(above)))
     return page.Section("bounds", "What is bounded", text)
 
 
