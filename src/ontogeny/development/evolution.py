@@ -42,15 +42,21 @@ def build(
     generations: int = 100,
     spread: float = 0.05,
     step_size: float = 0.02,
+    last_spread: float = 1.0,
+    last_step: float = 0.05,
     reference: str = "random",
     generations_per_dispatch: int = 5,
 ) -> Development:
-    """`spread` is the standard deviation of the first perturbations, `step_size` that of Adam in Open_ES; it falls
-    to a twentieth along a cosine. `reference` names an agent whose fitness in the same lives is subtracted."""
+    """`spread` is the standard deviation of the perturbations and `step_size` that of Adam in Open_ES; both fall along
+    a cosine to the shares `last_spread` and `last_step` (other strategies begin with `spread` and find their own way).
+    `reference` names an agent whose fitness in the same lives is subtracted."""
     at_least(1, lives=lives, generations=generations, generations_per_dispatch=generations_per_dispatch)
     num_dispatches = -(-generations // generations_per_dispatch)
     template = jax.eval_shape(agent.genome, jax.random.key(0))
-    loop = search(strategy, template, population, num_dispatches * generations_per_dispatch, spread, step_size)
+    over = num_dispatches * generations_per_dispatch
+    spreads = optax.cosine_decay_schedule(spread, over, last_spread)
+    steps = optax.cosine_decay_schedule(step_size, over, last_step)
+    loop = search(strategy, template, population, spreads, steps)
     measure = over_devices(lambda keys, genome: mean_fitness(keys, agent, world, steering, genome), population)
     other = registry.build("agents", reference, world.spec, steering)
 
@@ -87,10 +93,10 @@ def build(
 
 
 def search(
-    strategy: str, template: Genome, population: int, generations: int, spread: float, step_size: float
+    strategy: str, template: Genome, population: int, spreads: optax.Schedule, steps: optax.Schedule
 ) -> OuterLoop:
     """A strategy of evosax as an outer loop over genomes like `template`. Fitness is maximised."""
-    algorithm, parameters = _of_evosax(strategy, template, population, generations, spread, step_size)
+    algorithm, parameters = _of_evosax(strategy, template, population, spreads, steps)
 
     def init(key: Key, genome: Genome) -> PyTree:
         # Some of evosax's numbers are Python's; as arrays, a state has the same types before and after a step.
@@ -108,7 +114,7 @@ def search(
 
 
 def _of_evosax(
-    strategy: str, template: Genome, population: int, generations: int, spread: float, step_size: float
+    strategy: str, template: Genome, population: int, spreads: optax.Schedule, steps: optax.Schedule
 ) -> tuple[Any, Any]:
     """The algorithm and its parameters; only what evosax leaves to be chosen is set."""
     if strategy not in STRATEGIES:
@@ -119,13 +125,12 @@ def _of_evosax(
 
     given: dict[str, Any] = {}
     if strategy == "Open_ES":
-        given["optimizer"] = optax.adam(optax.cosine_decay_schedule(step_size, generations, alpha=0.05))
-        given["std_schedule"] = optax.constant_schedule(spread)
+        given = {"optimizer": optax.adam(steps), "std_schedule": spreads}
     solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
     algorithm = getattr(algorithms, strategy)(population, solution, **given)
     parameters = algorithm.default_params
     if hasattr(parameters, "std_init"):
-        parameters = parameters.replace(std_init=spread)
+        parameters = parameters.replace(std_init=spreads(0))
     return algorithm, parameters
 
 
@@ -135,14 +140,16 @@ def mean_fitness(keys: Key, agent: Agent, world: World, steering: Steering, geno
 
 
 def over_devices(measure, population: int):
-    """`measure(keys, genome) -> []` for all members [P], one after another on each of as many devices as divide P."""
+    """`measure(keys, genome) -> []` for all members [P], a few at a time on each of as many devices as divide P."""
 
-    def one_after_another(keys: Key, members: PyTree) -> Array:
-        return jax.lax.map(lambda genome: measure(keys, genome), members)
+    def few_at_a_time(keys: Key, members: PyTree) -> Array:
+        # One by one leaves the processor waiting between small operations; all together leave its cache.
+        few = min(8, jax.tree.leaves(members)[0].shape[0])
+        return jax.lax.map(lambda genome: measure(keys, genome), members, batch_size=few)
 
     devices = jax.local_devices()
     if population % len(devices):
-        return one_after_another
+        return few_at_a_time
     mesh = Mesh(np.array(devices), ("population",))
     everywhere, split = PartitionSpec(), PartitionSpec("population")
-    return jax.shard_map(one_after_another, mesh=mesh, in_specs=(everywhere, split), out_specs=split, check_vma=False)
+    return jax.shard_map(few_at_a_time, mesh=mesh, in_specs=(everywhere, split), out_specs=split, check_vma=False)
