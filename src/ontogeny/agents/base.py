@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.types import Agent, BadInput, Genome, Key, Percept, Spec, State, Transition, Weights
+from ontogeny.content import episode_plan, tabular_model
+from ontogeny.content.tabular_model import Evidence
+from ontogeny.errors import BadInput
+from ontogeny.types import Agent, Genome, Key, Percept, Spec, State, Transition, Weights
 
 
 def choose(key: Key, values: Array) -> Array:
@@ -56,3 +59,54 @@ def needs_one_state(agent: str, spec: Spec) -> None:
     """Raises `BadInput` for a bandit's strategy in a world that is no bandit."""
     if spec.num_observations != 1 or spec.horizon != 1:
         raise BadInput(f"agent '{agent}' is for bandits, world '{spec.name}' has states")
+
+
+def believing(agent: str, spec: Spec, told_mean: bool) -> Spec:
+    """The spec of a tabular world with the prior that an agent is to hold; `BadInput` where the world gives none.
+
+    `told_mean` False sets the prior mean of Normal facts to 0, which is what an agent may assume that knows the spread
+    of its family of tasks but not where it lies (the default of Osband's TabulaRL).
+    """
+    needs_discrete(agent, spec)
+    if spec.prior is None:
+        raise BadInput(f"agent '{agent}' needs a prior over tasks, world '{spec.name}' gives none")
+    if told_mean:
+        return spec
+    facts = tuple(fact._replace(a=0.0) if fact.kind == "normal" else fact for fact in spec.prior.facts)
+    return spec._replace(prior=spec.prior._replace(facts=facts))
+
+
+def episode_planner(spec: Spec, action_values: Callable[[Key, Evidence], Array]) -> Agent:
+    """An agent that counts its evidence by weights and plans an episode where it begins.
+
+    `action_values(key, evidence)`, [H, S, A], is what tells one such agent from another. The plan is in activations.
+    """
+    model = tabular_model.build(spec)
+
+    def birth(key: Key, genome: Genome) -> State:
+        del key, genome
+        return State(Weights(model.init()), episode_plan.none_yet(spec))
+
+    def reset(state: State) -> State:
+        return State(state.weights, episode_plan.none_yet(spec))
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        action, plan = episode_plan.follow(key, state.activations, percept, action_values, state.weights.content)
+        return action, State(state.weights, plan)
+
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
+        del key
+        percept, action, then = transition
+        at_limit = then.first & episode_plan.at_time_limit(spec, state.activations)
+        evidence = model.update(
+            state.weights.content,
+            percept.observation,
+            action,
+            then.outcome,
+            then.observation,
+            ended=then.first & (then.discount == 0),
+            seen=~at_limit & ~(then.first & (then.discount > 0)),
+        )
+        return State(Weights(evidence), state.activations), ()
+
+    return Agent(no_genome, birth, reset, act, learn, learns=True)

@@ -13,7 +13,7 @@ from ontogeny.errors import BadInput
 from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
 
 
-def build(spec: Spec, steering: Steering, *, epsilon: float = 0.05) -> Agent:
+def build(spec: Spec, steering: Steering, *, epsilon: float = 0.01) -> Agent:
     needs_one_state("epsilon_greedy", spec)
     if not 0 <= epsilon <= 1:
         raise BadInput(f"the setting 'epsilon' is a probability, not {epsilon}")

@@ -1,0 +1,64 @@
+"""The published tables are whole, and the benchmark over them prints what it promises."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from ontogeny import registry
+from ontogeny.study import published
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "published.py"
+KEYS = {"name", "value", "unit", "se", "tasks", "peer", "peer_value", "ratio", "seconds", "setting"}
+
+
+def test_the_tables_are_whole():
+    rows = list(published.rows())
+    assert [row.table for row in rows] == [1] * 9 + [2] * 5
+    for row in rows:
+        assert len(row.lines) == 8 and set(published.OURS[row.table]) < set(row.lines)
+        most = row.n if row.table == 1 else 25 * row.n
+        assert all(0 < value < most for value in row.lines.values())
+        assert row.lines["Random"] == min(row.lines.values())
+        chance = 0.5 * row.n if row.table == 1 else 10 * row.n
+        assert row.lines["Random"] == pytest.approx(chance, rel=0.02)
+
+
+def test_lines_are_found_by_the_settings_of_a_world():
+    every = registry.settings("worlds", "random_mdp")
+    assert published.lines_for("random_mdp", every | {"episodes": 100})["OPSRL"] == 1973.9
+    assert published.lines_for("random_mdp", every | {"episodes": 100, "states": 4}) == {}
+    assert published.lines_for("bandit", {"arms": 5, "pulls": 100})["Gittins"] == 78.3
+    assert published.lines_for("bandit", {"arms": 7, "pulls": 100}) == {}
+    assert published.lines_for("foraging", {}) == {}
+
+
+def test_every_agent_of_the_tables_can_be_built():
+    from ontogeny import steering
+
+    for row in published.rows():
+        if row.n != 10:
+            continue
+        name, given = registry.parse(row.world)
+        spec = registry.build("worlds", name, **given).spec
+        for agent in published.OURS[row.table].values():
+            name, given = registry.parse(agent)
+            registry.build("agents", name, spec, steering.build(spec), **given)
+
+
+def test_agreement_is_three_standard_errors_or_four_per_cent():
+    assert published.agrees(103.9, 0.1, 100) and not published.agrees(104.1, 0.1, 100)
+    assert published.agrees(110, 4, 100) and not published.agrees(90, 3, 100)
+
+
+def test_the_benchmark_prints_a_line_per_row_and_agent(capsys: pytest.CaptureFixture[str]):
+    main = runpy.run_path(str(BENCHMARK))["main"]
+    main(["--tables", "1", "--rows", "n=10,k=5", "n=10,k=10", "--agents", "greedy", "thompson", "--tasks", "40"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 * 3
+    for line in lines:
+        assert set(line) - {"why"} == KEYS
+        assert {"table", "n", "k", "agent"} <= set(line["setting"])
+        assert line["tasks"] == 40 and line["ratio"] == pytest.approx(line["value"] / line["peer_value"], abs=1e-3)
+    assert [line["setting"]["k"] for line in lines] == [5, 5, 5, 10, 10, 10]

@@ -1,0 +1,187 @@
+"""The reference agents do what their sources say: indices, draws, updates, order of scores, agreement with print."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ontogeny import registry, steering, streams
+from ontogeny.content import arm_counts, episode_plan, gittins_index, tabular_draws, tabular_model
+from ontogeny.content.base import log_gamma_draw
+from ontogeny.errors import BadInput
+from ontogeny.lifetime import whole_life
+from ontogeny.study import published
+from ontogeny.types import FactPrior, Percept, Prior, Transition
+
+
+def scores(agent: str, world: str, num_lives: int) -> np.ndarray:
+    """Scores of whole lives, [num_lives], the same tasks for every agent."""
+    name, given = registry.parse(world)
+    built = registry.build("worlds", name, **given)
+    drives = steering.build(built.spec)
+    name, given = registry.parse(agent)
+    subject = registry.build("agents", name, built.spec, drives, **given)
+
+    def one(key):
+        _, life = whole_life(key, subject, built, drives, subject.genome(key), learning=subject.learns)
+        return jnp.sum(jax.vmap(built.score)(life.outcome))
+
+    keys = streams.life_keys(jax.random.key(7), num_lives, "validation")
+    return np.asarray(jax.jit(jax.vmap(one))(keys))
+
+
+def exact_index(pulls: int, successes: int, to_go: int) -> float:
+    """The finite-horizon Gittins index from its definition, by bisection: uniform prior."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-9:
+        known = (low + high) / 2
+
+        @cache
+        def gain(j: int, s: int, m: int, known: float = known) -> float:
+            if m == 0:
+                return 0.0
+            p = (s + 1) / (j + 2)
+            return p - known + p * max(0, gain(j + 1, s + 1, m - 1)) + (1 - p) * max(0, gain(j + 1, s, m - 1))
+
+        low, high = (known, high) if gain(pulls, successes, to_go) > 0 else (low, known)
+    return low
+
+
+def test_gittins_index_of_two_pulls_is_five_ninths():
+    """By hand: (1/2 + (1/2)(2/3)) / (1 + 1/2) = 5/9, staying with the arm only after a success."""
+    table = gittins_index.table(10)
+    index = [float(gittins_index.index(table, jnp.zeros(1), jnp.zeros(1), jnp.float32(m))[0]) for m in (1, 2)]
+    assert index == pytest.approx([1 / 2, 5 / 9], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pulls", "successes", "to_go"), [(0, 0, 40), (3, 1, 20), (5, 5, 10), (20, 18, 30), (12, 3, 2)]
+)
+def test_gittins_index_is_that_of_its_definition(pulls: int, successes: int, to_go: int):
+    table = gittins_index.table(60)
+    found = gittins_index.index(table, jnp.array([pulls * 1.0]), jnp.array([successes * 1.0]), jnp.float32(to_go))
+    assert float(found[0]) == pytest.approx(exact_index(pulls, successes, to_go), abs=1e-3)
+
+
+def test_gittins_index_beyond_the_table_is_scaled():
+    """A long life keeps a smaller table; where it must scale, it agrees with the exact index of a shorter life."""
+    short, long = gittins_index.table(100), gittins_index.table(120)
+    for pulls, successes, to_go in ((60, 30, 40), (55, 40, 30), (70, 60, 25)):
+        given = (jnp.array([pulls * 1.0]), jnp.array([successes * 1.0]), jnp.float32(to_go))
+        exact, scaled = (float(gittins_index.index(table, *given)[0]) for table in (short, long))
+        mean = (successes + 1) / (pulls + 2)
+        assert exact > mean
+        assert scaled - mean == pytest.approx(exact - mean, rel=0.15)
+
+
+def test_draws_have_the_moments_of_their_distributions():
+    a = jnp.array([0.02, 0.5, 1.0, 3.0, 40.0])
+    drawn = np.exp(np.asarray(log_gamma_draw(jax.random.key(0), jnp.tile(a, (40_000, 1))), np.float64))
+    se = np.sqrt(np.asarray(a) / 40_000)
+    assert np.all(np.abs(drawn.mean(0) - a) < 5 * se)
+    assert drawn.var(0)[1:] == pytest.approx(np.asarray(a[1:]), rel=0.08)
+
+
+def test_a_drawn_task_follows_the_evidence():
+    prior = Prior(1.0, (FactPrior("normal", 1.0, 1.0, noise=1.0), FactPrior("bernoulli", 1.0, 1.0)))
+    evidence = tabular_model.Evidence(
+        successors=jnp.array([[[3.0, 0.0]], [[0.0, 0.0]]]),
+        ends=jnp.array([[5.0], [0.0]]),
+        visits=jnp.array([[8.0], [0.0]]),
+        totals=jnp.array([[[16.0, 6.0]], [[0.0, 0.0]]]),
+    )
+    drawn = jax.vmap(lambda key: tabular_draws.draw(key, prior, evidence))(jax.random.split(jax.random.key(1), 20_000))
+    successors, facts = np.asarray(drawn.successors).mean(0), np.asarray(drawn.facts).mean(0)
+    assert successors[0, 0] == pytest.approx([0.4, 0.1], abs=0.01)
+    assert np.asarray(drawn.successors)[:, 1].sum(-1) == pytest.approx(1, abs=1e-5)  # an end never seen is never drawn
+    assert facts[0, 0] == pytest.approx([17 / 9, 0.7], abs=0.02)
+    assert np.asarray(drawn.facts)[:, 1, 0, 0].std() == pytest.approx(1, abs=0.03)
+
+
+def test_q_learning_updates_as_by_hand():
+    spec = registry.build("worlds", "random_mdp", states=3, actions=2).spec
+    agent = registry.build("agents", "q_learning", spec, steering.build(spec), learning_rate=0.5, discount=0.5)
+    state = agent.birth(jax.random.key(0), ())
+    table = jnp.array([[0.0, 1.0], [2.0, 4.0], [0.0, 0.0]])
+    state = state._replace(weights=state.weights._replace(content=table))
+
+    def learned(reward: float, first: bool, discount: float) -> float:
+        def percept(observation: int, reward: float, first: bool, discount: float) -> Percept:
+            numbers = (jnp.float32(reward), jnp.full(1, reward), jnp.bool_(first), jnp.float32(discount))
+            return Percept(jnp.int32(observation), jnp.int32(0), *numbers)
+
+        before, then = percept(0, 0, False, 1), percept(1, reward, first, discount)
+        after, _ = agent.learn(jax.random.key(0), state, Transition(before, jnp.int32(1), then))
+        return float(after.weights.content[0, 1])
+
+    assert learned(3, False, 1) == 1 + 0.5 * (3 + 0.5 * 4 - 1)
+    assert learned(3, True, 0) == 1 + 0.5 * (3 - 1)  # a true end is worth its reward
+    assert learned(3, True, 1) == 1  # at a time limit the successor is not seen: nothing to learn from
+
+
+def test_counts_take_in_what_was_pulled_and_paid():
+    spec = registry.build("worlds", "bandit", arms=3).spec
+    for drive, successes in ((1.0, [0, 1, 0]), (-2.0, [0, 0, 0])):
+        arms = arm_counts.arms(spec, steering.build(spec, {"payout": drive}))
+        nothing = arm_counts.nothing_seen(arms)
+        pulled = Percept(jnp.int32(0), jnp.int32(1), jnp.float32(drive), jnp.ones(1), jnp.bool_(True), jnp.float32(0))
+        counts = arm_counts.counted(arms, nothing, pulled)
+        assert counts.pulls.tolist() == [0, 1, 0] and counts.successes.tolist() == successes
+        born = pulled._replace(action=jnp.int32(-1), reward=jnp.float32(0))
+        assert arm_counts.counted(arms, nothing, born).pulls.tolist() == [0, 0, 0]
+
+
+def test_only_where_computes_for_a_batch_what_it_computes_for_one():
+    conditions, given, rest = jnp.array([True, False, True]), jnp.arange(3.0), jnp.full(3, -1.0)
+
+    def one(condition, given, rest):
+        return episode_plan.only_where(condition, lambda x: x * x, given, rest)
+
+    assert jax.vmap(one)(conditions, given, rest).tolist() == [0, -1, 4]
+    assert jax.vmap(one, (None, 0, None))(jnp.bool_(True), given, rest[0]).tolist() == [0, 1, 4]
+    nested = jax.vmap(jax.vmap(one))(conditions[None], given[None], rest[None])
+    assert nested.tolist() == [[0, -1, 4]]
+
+
+def test_bandit_strategies_refuse_worlds_with_states():
+    spec = registry.build("worlds", "random_mdp").spec
+    for agent in ("greedy", "epsilon_greedy", "ucb1", "thompson", "gittins"):
+        with pytest.raises(BadInput, match="is for bandits"):
+            registry.build("agents", agent, spec, steering.build(spec))
+
+
+@pytest.mark.parametrize(
+    ("world", "others", "num_lives"),
+    [
+        ("bandit:arms=5,pulls=30", ("gittins", "ucb1", "thompson", "greedy", "random"), 400),
+        ("random_mdp:episodes=10", ("psrl", "certainty_equivalence", "random"), 200),
+        ("two_step:trials=40", ("q_learning", "psrl", "random"), 200),
+        ("foraging:size=3,episodes=5", ("q_learning", "certainty_equivalence", "random"), 60),
+    ],
+)
+def test_nobody_beats_the_oracle(world: str, others: tuple[str, ...], num_lives: int):
+    oracle, lowest = scores("oracle", world, num_lives), scores("random", world, num_lives)
+    for other in others:
+        ahead = oracle - (found := scores(other, world, num_lives))
+        assert ahead.mean() > 3 * ahead.std() / num_lives**0.5, other
+        if other != "random":
+            ahead = found - lowest
+            assert ahead.mean() > 2 * ahead.std() / num_lives**0.5, f"{other} is no better than chance"
+
+
+@pytest.mark.parametrize(("line", "agent"), list(published.OURS[1].items()))
+def test_bandit_references_land_where_the_paper_does(line: str, agent: str):
+    if (1, line) in published.WHY:
+        return
+    found = scores(agent, "bandit:arms=5,pulls=100", 1500)
+    printed = published.lines_for("bandit", {"arms": 5, "pulls": 100})[line]
+    assert published.agrees(found.mean(), found.std() / len(found) ** 0.5, printed)
+
+
+@pytest.mark.parametrize("line", ["Random", "PSRL", "ε-Greedy"])
+def test_mdp_references_land_where_the_paper_does(line: str):
+    found = scores(published.OURS[2][line], "random_mdp:episodes=10", 500)
+    printed = {row.n: row.lines for row in published.rows() if row.table == 2}[10][line]
+    assert published.agrees(found.mean(), found.std() / len(found) ** 0.5, printed)
