@@ -55,7 +55,8 @@ class Screen:
         heads = ["agent", "score", "± se", "95 % interval", "published", "steps before birth"]
         rows = []
         for row in event.rows:
-            far = against_best(row.score, best, event.ceiling)
+            # An agent that is shown the task is in no contest.
+            far = None if row.privileged else against_best(row.score, best, event.ceiling)
             beside = "" if far is None else f"{far.verdict} {far.line} {number(far.value)}"
             steps = f"{row.development_steps:,}" if row.development_steps else "none"
             score = row.score
