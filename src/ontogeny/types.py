@@ -83,6 +83,7 @@ class Prior(NamedTuple):
 
     transitions: float  # Dirichlet concentration per successor
     facts: tuple[FactPrior, ...]
+    lost: float = 0.0  # share of the evidence on facts that a step makes worthless, where tasks drift within a life
 
 
 class Spec(NamedTuple):

@@ -4,6 +4,9 @@ Conjugate updating as in Gelman et al., Bayesian Data Analysis (3rd ed.), sectio
 tabular decision problems in Duff 2002 and Strens 2000. Weights are counts and sums of what was seen, so the order of
 the evidence does not matter; the prior comes from the world's `Spec` and is put in by `query`.
 
+Where a world says that facts drift within a life, a share of their evidence is lost at every step (discounting:
+West & Harrison 1997, Bayesian Forecasting and Dynamic Models, section 6.3); the posterior is then approximate.
+
 A true end of an episode is a successor without prior mass: an end that was never seen is not expected.
 Knows nothing of reward, value, or the length of a life.
 """
@@ -62,11 +65,12 @@ def build(spec: Spec) -> WorldModel:
     ) -> Evidence:
         """One step of evidence: [] [] [F] [] [] []. `seen` false: what came after the action was not observed."""
         went_on = (seen & ~ended).astype(jnp.float32)
+        kept = 1 - prior.lost
         return Evidence(
             weights.successors.at[observation, action, successor].add(went_on),
             weights.ends.at[observation, action].add((seen & ended).astype(jnp.float32)),
-            weights.visits.at[observation, action].add(1),
-            weights.totals.at[observation, action].add(outcome),
+            (kept * weights.visits).at[observation, action].add(1),
+            (kept * weights.totals).at[observation, action].add(outcome),
         )
 
     return WorldModel(init, query, update)

@@ -48,6 +48,9 @@ def build(
     ):
         if value not in known:
             raise BadInput(f"the setting '{name}' must be one of {', '.join(known)}, not '{value}'")
+    # Per step, of two in a trial: the chance of a swap; or the gain of a Kalman filter in the long run, which is the
+    # walk's standard deviation over that of a payout (1/2), for each of four options that are seen one trial in four.
+    lost = SWAP / 2 if rewards == "switching" else DRIFT / 0.5 / 8
     spec = Spec(
         name="two_step",
         num_actions=2,
@@ -57,7 +60,7 @@ def build(
         num_steps=2 * trials,
         horizon=2,
         drives=(("payout", 1.0),),
-        prior=Prior(transitions=1.0, facts=(FactPrior("bernoulli", 1.0, 1.0),)),
+        prior=Prior(transitions=1.0, facts=(FactPrior("bernoulli", 1.0, 1.0),), lost=lost),
     )
 
     def reset(key: Key) -> tuple[State, TimeStep]:
