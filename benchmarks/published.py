@@ -1,7 +1,7 @@
 """Our scores beside the published tables of RL^2 (Duan et al. 2016), one JSON line per row and agent.
 
     python benchmarks/published.py --tables 2 --rows n=10 n=100 --agents psrl model_based
-    python benchmarks/published.py --evolve runs/published                     # evolves cells first, then scores all
+    python benchmarks/published.py --evolve runs/published --seeds 0 1 2 3 4   # evolves cells first, then scores all
     python benchmarks/published.py --agents none --run runs/published/mdp-10   # only what was developed before
 
 Scores are means over unseen tasks of the stream "evaluation". A reference stands beside the printed line of the same
@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOWEST_TASKS = 4000
-EVOLVED = {  # folder -> (world to evolve in, settings of `evolution`)
-    "bandit-10": ("bandit:arms=5,pulls=10", {"population": 256, "lives": 64, "generations": 300}),
-    "bandit-100": ("bandit:arms=5,pulls=100", {"population": 256, "lives": 64, "generations": 150}),
-    "mdp-10": ("random_mdp:episodes=10", {"population": 256, "lives": 64, "generations": 150}),
+EVOLVED = {  # folder -> (world to evolve in, settings of `evolution`), each within two minutes on two cores
+    "bandit-10": ("bandit:arms=5,pulls=10", {"population": 256, "lives": 64, "generations": 150}),
+    "bandit-100": ("bandit:arms=5,pulls=100", {"population": 256, "lives": 64, "generations": 100}),
+    "mdp-10": ("random_mdp:episodes=10", {"population": 256, "lives": 64, "generations": 60}),
+    "mdp-100": (
+        "random_mdp:episodes=100",
+        {"population": 256, "lives": 16, "generations": 40, "generations_per_dispatch": 2},
+    ),
 }
 
 
@@ -45,13 +49,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, nargs="+", default=[], help="folders of developed agents to score as well")
     parser.add_argument("--evolve", type=Path, help="a new folder in which recurrent_cells are evolved before")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of evolution, a line of descent for each")
     chosen = parser.parse_args(arguments)
     started = time.perf_counter()
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count() or 1}")
 
     from ontogeny.study import published
 
-    runs = [*chosen.run, *(evolve(chosen.evolve, chosen.seed) if chosen.evolve else [])]
+    runs = [*chosen.run, *(evolve(chosen.evolve, chosen.seeds) if chosen.evolve else [])]
     for row in published.rows():
         if row.table in chosen.tables and is_chosen(row, chosen.rows):
             for entry in entries(row, chosen.agents, runs):
@@ -84,7 +89,9 @@ def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
             yield entry
     for run in runs:
         spec = saved.read_spec(run)
-        if spec.world.name == row.room:
+        own = all(spec.world.settings.get(key) == value for key, value in row.settings.items())
+        # One genome of `mdp-...` is scored on every length; one of a bandit on the bandit that it was evolved in.
+        if spec.world.name == row.room and (own or row.table == 2):
             yield Entry(spec.agent.name, run=run)
 
 
@@ -103,6 +110,7 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         built, genome = held.subject, held.genome
         developed = saved.read_spec(entry.run)
         setting["developed_in"] = {"world": developed.world.name, **developed.world.settings}
+        setting["developed_from_seed"] = developed.seed
     else:
         world = registry.build("worlds", row.room, **row.settings)
         drives = steering.build(world.spec)
@@ -130,25 +138,23 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     return line
 
 
-def evolve(folder: Path, seed: int) -> list[Path]:
-    """Evolves recurrent_cells in one world for each of three lengths of life; finished runs are not done again."""
+def evolve(folder: Path, seeds: list[int]) -> list[Path]:
+    """Evolves recurrent_cells in the worlds of `EVOLVED` from each seed; finished runs are not done again."""
     from ontogeny.lifecycle import checkpoint, subject
     from ontogeny.lifecycle.train import train
 
     runs = []
-    for name, (world, settings) in EVOLVED.items():
-        runs.append(folder / name)
-        if checkpoint.exists(folder / name, "genome"):
-            continue
-        spec = subject.parse(
-            {
-                "world": world,
-                "agent": "recurrent_cells",
-                "development": {"name": "evolution", "settings": {**settings, "spread": 0.05, "step_size": 0.02}},
-                "seed": seed,
-            }
-        )
-        train(spec, folder / name)
+    for seed in seeds:
+        for name, (world, settings) in EVOLVED.items():
+            run = folder / f"{name}-seed{seed}"
+            runs.append(run)
+            if checkpoint.exists(run, "genome"):
+                continue
+            development = {"name": "evolution", "settings": settings | {"spread": 0.05, "step_size": 0.02}}
+            spec = {"world": world, "agent": "recurrent_cells", "development": development, "seed": seed}
+            started = time.perf_counter()
+            train(subject.parse(spec), run)
+            print(f"{run}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return runs
 
 

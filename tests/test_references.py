@@ -156,9 +156,11 @@ def test_bandit_strategies_refuse_worlds_with_states():
     ("world", "others", "num_lives"),
     [
         ("bandit:arms=5,pulls=30", ("gittins", "ucb1", "thompson", "greedy", "random"), 400),
-        ("random_mdp:episodes=10", ("psrl", "certainty_equivalence", "random"), 200),
-        ("two_step:trials=40", ("q_learning", "psrl", "random"), 200),
-        ("foraging:size=3,episodes=5", ("q_learning", "certainty_equivalence", "random"), 60),
+        ("random_mdp:episodes=10", ("psrl", "random"), 200),
+        pytest.param("two_step:trials=40", ("q_learning", "psrl", "random"), 200, marks=pytest.mark.slow),
+        pytest.param(
+            "foraging:size=3,episodes=5", ("q_learning", "certainty_equivalence", "random"), 60, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_nobody_beats_the_oracle(world: str, others: tuple[str, ...], num_lives: int):
@@ -180,7 +182,9 @@ def test_bandit_references_land_where_the_paper_does(line: str, agent: str):
     assert published.agrees(found.mean(), found.std() / len(found) ** 0.5, printed)
 
 
-@pytest.mark.parametrize("line", ["Random", "PSRL", "ε-Greedy"])
+@pytest.mark.parametrize(
+    "line", ["PSRL", *(pytest.param(line, marks=pytest.mark.slow) for line in ("Random", "ε-Greedy"))]
+)
 def test_mdp_references_land_where_the_paper_does(line: str):
     found = scores(published.OURS[2][line], "random_mdp:episodes=10", 500)
     printed = {row.n: row.lines for row in published.rows() if row.table == 2}[10][line]
