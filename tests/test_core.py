@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ontogeny import registry, steering, streams, trees
 from ontogeny.lifetime import live, whole_life
-from ontogeny.types import BadInput
+from ontogeny.types import Agent, BadInput, Spec, State, TimeStep, Weights, World
 
 TREE = {"a": jnp.arange(3.0), "b": (jnp.int32(2), jax.random.key(7)), "c": {"d": jnp.array([True, False])}}
 
@@ -51,15 +51,63 @@ def test_a_key_belongs_to_its_stage(seed, stage):
 
 
 def test_the_same_key_is_the_same_task_for_every_agent():
+    """Agents that draw chance of their own, learn or are shown the task meet the same world, bit for bit."""
     world = registry.build("worlds", "random_mdp", episodes=2)
     drives = steering.build(world.spec)
-    random = registry.build("agents", "random", world.spec, drives)
-    stubborn = random._replace(act=lambda key, state, percept: (jnp.int32(0), state))
-    for key in streams.life_keys(jax.random.key(0), 3, "evaluation"):
-        first = [whole_life(key, a, world, drives, (), learning=False)[1].outcome for a in (stubborn, stubborn)]
-        assert trees.same_bits(*first)
-    _, life = whole_life(jax.random.key(0), stubborn, world, drives, (), learning=False)
+    agents = [registry.build("agents", name, world.spec, drives) for name in ("random", "psrl", "q_learning", "oracle")]
+
+    def first_action(agent):
+        return agent._replace(act=lambda key, state, percept: (jnp.int32(0), agent.act(key, state, percept)[1]))
+
+    for key in streams.life_keys(jax.random.key(0), 2, "evaluation"):
+        lives = []
+        for agent in map(first_action, agents):
+            genome = agent.genome(jax.random.key(1))
+            lives.append(whole_life(key, agent, world, drives, genome, learning=agent.learns)[1]._replace(info=()))
+        assert all(trees.same_bits(life, lives[0]) for life in lives)
+    life = lives[0]
     assert life.reward.shape == (20,) and bool(life.first[0]) and bool(life.first[10]) and int(life.first.sum()) == 2
+
+
+def _data(key):
+    return jax.random.key_data(key)
+
+
+def _all_keys(key, num_steps):
+    """Every key that a life hands to anybody, as an agent and a world that only note them down see them."""
+    spec = Spec("noting", 2, 0, (2,), ("fact",), num_steps, 1, (("fact", 1.0),))
+
+    def emit(key):
+        return _data(key), TimeStep(_data(key), jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+
+    world = World(spec, emit, lambda key, state, action: emit(key), lambda outcome: outcome[0])
+    agent = Agent(
+        genome=lambda key: (),
+        birth=lambda key, genome: State(Weights(_data(key)), _data(key)),
+        reset=lambda state: state,
+        act=lambda key, state, percept: (jnp.int32(0), state._replace(activations=_data(key))),
+        learn=lambda key, state, transition: (
+            state,
+            (transition.percept.observation, transition.next.observation, state.activations, _data(key)),
+        ),
+        learns=True,
+    )
+    state, life = whole_life(key, agent, world, lambda outcome: outcome[0], (), learning=True)
+    return np.concatenate([state.weights.content[None], *(np.asarray(noted) for noted in life.info)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_chance_in_a_life_is_drawn_twice(seed):
+    """Nobody can foretell the world from the key of its birth, as a prophet could were two keys the same."""
+    keys = _all_keys(streams.life_keys(jax.random.key(seed), 1, "training")[0], 50)
+    distinct = {tuple(key) for key in keys.tolist()}
+    assert len(distinct) == 1 + 50 + 1 + 50 + 50  # birth, act, task, world, learn
+    derived = {
+        tuple(_data(derive(jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32)))).tolist())
+        for key in distinct
+        for derive in (lambda k: jax.random.fold_in(k, 1), lambda k: jax.random.split(k)[0])
+    }
+    assert not derived & distinct, "a key of a life can be derived from another one"
 
 
 def test_a_life_lived_in_two_ways_of_compiling_is_one_life():

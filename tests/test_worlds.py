@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ontogeny import conformance, registry, steering, trees
+from ontogeny import conformance, registry, steering, streams, trees
 from ontogeny.lifetime import whole_life
 from ontogeny.types import BadInput
 from ontogeny.worlds import foraging
@@ -124,7 +124,7 @@ def test_foraging_keeps_out_of_walls_and_inside(seed):
     world = registry.build("worlds", "foraging", size=4, episodes=3)
     drives = steering.build(world.spec)
     agent = registry.build("agents", "random", world.spec, drives)
-    state, _ = world.reset(jax.random.split(jax.random.key(seed), 4)[0])
+    state, _ = world.reset(streams.chances(jax.random.key(seed)).task)
     _, life = _walk(world, agent, drives)(jax.random.key(seed))
     cells = np.asarray(life.observation) % 16
     assert not np.asarray(state.task.walls)[cells].any()

@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from ontogeny import streams
 from ontogeny.types import (
     Agent,
     Genome,
@@ -46,13 +47,15 @@ def live(
     (weights frozen: `learn` is never called); True is Case 1. Activations persist across the episodes of a
     life unless `reset_each_episode` asks otherwise.
     """
-    task_key, world_key, act_key, learn_key = jax.random.split(key, 4)
-    world_keys, act_keys, learn_keys = (jax.random.split(k, num_steps) for k in (world_key, act_key, learn_key))
+    chance = streams.chances(key)
+    world_keys, act_keys, learn_keys = (
+        jax.random.split(k, num_steps) for k in (chance.world, chance.act, chance.learn)
+    )
 
     def step(moment: Moment, keys: tuple[Key, Key, Key]) -> tuple[Moment, Life]:
         return advance(keys, agent, world, steering, moment, learning, reset_each_episode=reset_each_episode)
 
-    start = begin(task_key, agent, world, steering, state)
+    start = begin(chance.task, agent, world, steering, state)
     moment, life = jax.lax.scan(step, start, (world_keys, act_keys, learn_keys))
     return moment.state, cast(Life, life)
 
@@ -128,10 +131,9 @@ def whole_life(
     reset_each_episode: bool = False,
 ) -> tuple[State, Life]:
     """Birth from a genome, and one whole life."""
-    birth_key, life_key = jax.random.fold_in(key, 1), key
-    state = agent.birth(birth_key, genome)
+    state = agent.birth(streams.chances(key).birth, genome)
     return live(
-        life_key,
+        key,
         agent,
         world,
         steering,

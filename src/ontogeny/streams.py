@@ -4,6 +4,8 @@ A life is determined by its key (which draws the task and all chance in it). The
 key's first word name the stage, so the sets of keys of two stages are disjoint by construction, not by luck.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -12,12 +14,27 @@ from ontogeny.types import Key
 STAGES = ("training", "evaluation", "use", "validation")
 
 
+class Chances(NamedTuple):
+    """The keys of all that is random in one life: independent, so that none can be foretold from another."""
+
+    birth: Key  # of the agent
+    task: Key
+    world: Key  # one key per step is drawn from each of these three
+    act: Key
+    learn: Key
+
+
 def life_keys(key: Key, num_lives: int, stage: str) -> Key:
     """`num_lives` keys, [B], each of which determines one life of `stage`. `validation` is for choosing settings."""
     data = jax.random.key_data(jax.random.split(key, num_lives))
     tag = jnp.uint32(STAGES.index(stage) << 30)
     first = (data[:, 0] & jnp.uint32(0x3FFFFFFF)) | tag
     return jax.random.wrap_key_data(jnp.concatenate([first[:, None], data[:, 1:]], axis=1))
+
+
+def chances(key: Key) -> Chances:
+    """What a life's key determines. The only place where such a key is taken apart: two ways of doing it could meet."""
+    return Chances(*jax.random.split(key, len(Chances._fields)))
 
 
 def stage_of(key: Key) -> str:

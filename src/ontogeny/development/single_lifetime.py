@@ -17,7 +17,7 @@ from ontogeny.types import Agent, Genome, Info, Key, OuterLoop, PyTree, Steering
 
 
 class State(NamedTuple):
-    key: Key  # of the whole development
+    seed: Key
     generation: Array  # [] int32
     loop: PyTree
 
@@ -47,13 +47,13 @@ def build(agent: Agent, world: World, steering: Steering, *, lives: int = 64, ge
     loop = as_written()
 
     def init(key: Key) -> State:
-        genome_key, loop_key = jax.random.split(key)
+        genome_key, loop_key, seed = jax.random.split(key, 3)
         genome = jax.tree.map(jnp.asarray, agent.genome(genome_key))
-        return State(key, jnp.int32(0), loop.init(loop_key, genome))
+        return State(seed, jnp.int32(0), loop.init(loop_key, genome))
 
     @jax.jit
     def step(state: State) -> tuple[State, Info]:
-        ask_key, lives_key, tell_key = jax.random.split(jax.random.fold_in(state.key, state.generation), 3)
+        ask_key, lives_key, tell_key = jax.random.split(jax.random.fold_in(state.seed, state.generation), 3)
         population, asked = loop.ask(ask_key, state.loop)
         keys = streams.life_keys(lives_key, lives, "training")
 
@@ -62,7 +62,7 @@ def build(agent: Agent, world: World, steering: Steering, *, lives: int = 64, ge
         mean = jnp.mean(fitness)
         told = loop.tell(tell_key, asked, population, mean[None])
         info = {"fitness": mean[None], "fitness_std": jnp.std(fitness)[None]}
-        return State(state.key, state.generation + 1, told), info
+        return State(state.seed, state.generation + 1, told), info
 
     return Development(
         init,

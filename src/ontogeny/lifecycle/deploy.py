@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ontogeny import trees
+from ontogeny import streams, trees
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle.saved import Saved, birth, check_frozen
 from ontogeny.lifetime import Moment, advance, begin
@@ -45,7 +45,7 @@ def _steps(saved: Saved, online: bool, seed: int, num_steps: int) -> Iterator[St
     agent, world, steering = saved.subject
     key, state = birth(saved, seed)
     before = trees.digest(state.weights)
-    moment = _begin(jax.random.split(key, 4)[0], agent, world, steering, state)
+    moment = _begin(streams.chances(key).task, agent, world, steering, state)
     episode = 0
     for number in range(1, num_steps + 1):
         moment, life, score = _advance(key, number - 1, agent, world, steering, moment, online)
@@ -72,7 +72,7 @@ def _advance(
     key: Key, step: int, agent: Agent, world: World, steering: Steering, moment: Moment, online: bool
 ) -> tuple[Moment, Life, jax.Array]:
     """The same step, drawn from the same chance, as `lifetime.live` takes with this key."""
-    _, *chances = jax.random.split(key, 4)
-    world_key, act_key, learn_key = (jax.random.fold_in(chance, step) for chance in chances)
+    chance = streams.chances(key)
+    world_key, act_key, learn_key = (jax.random.fold_in(k, step) for k in (chance.world, chance.act, chance.learn))
     moment, life = advance((world_key, act_key, learn_key), agent, world, steering, moment, online)
     return moment, life, world.score(life.outcome)

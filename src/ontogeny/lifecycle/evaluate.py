@@ -169,7 +169,7 @@ def _lived(key: Key, subject: Genome | State, agent: Agent, world: World, steeri
         before = subject.weights
         after, life = live(key, agent, world, steering, subject, world.spec.num_steps, learning, **how)
     else:
-        before = agent.birth(jax.random.fold_in(key, 1), subject).weights  # the birth of `whole_life`
+        before = agent.birth(streams.chances(key).birth, subject).weights  # the birth of `whole_life`
         after, life = whole_life(key, agent, world, steering, subject, learning, **how)
     return before, after, life
 

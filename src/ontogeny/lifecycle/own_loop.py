@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry, trees
+from ontogeny import registry, streams, trees
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import saved as folders
 from ontogeny.lifecycle.subject import checked_seed
@@ -154,12 +154,12 @@ def _act(
     begins: bool,
 ) -> tuple[Array, Living]:
     """Takes in what the last action led to, then acts; with the chance that `lifetime.live` draws from this key."""
-    _, _, act_key, learn_key = jax.random.split(living.key, 4)
+    chance = streams.chances(living.key)
     reward = jnp.float32(0) if begins else steering(outcome)
     then = Percept(observation, living.action, reward, outcome, first, discount)
     state = living.state
     if learning:
-        key = jax.random.fold_in(learn_key, living.step - 1)
+        key = jax.random.fold_in(chance.learn, living.step - 1)
         state, _ = agent.learn(key, state, Transition(living.percept, living.action, then))
-    action, state = agent.act(jax.random.fold_in(act_key, living.step), state, then)
+    action, state = agent.act(jax.random.fold_in(chance.act, living.step), state, then)
     return action, Living(state, then, jnp.asarray(action, jnp.int32), living.step + 1, living.key)

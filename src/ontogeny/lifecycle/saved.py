@@ -69,7 +69,7 @@ def birth(saved: Saved, seed: int) -> tuple[jax.Array, State]:
     key = streams.life_keys(jax.random.key(seed), 1, "use")[0]
     if saved.state is not None:
         return key, saved.state
-    return key, saved.subject.agent.birth(jax.random.fold_in(key, 1), saved.genome)
+    return key, saved.subject.agent.birth(streams.chances(key).birth, saved.genome)
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:

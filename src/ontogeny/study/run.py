@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ontogeny import registry, trees
+from ontogeny import registry, streams, trees
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint, saved
 from ontogeny.lifecycle.evaluate import evaluate, replay, task_keys
@@ -246,7 +246,7 @@ def _evaluate(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent)
 def _replay(step: Step, row: AgentRow, study: Study, out: Path) -> Record:
     subject, genome, case = _ready(step, row, study, out)
     life = replay(*subject, genome, study.seed, case)
-    task_key = jax.random.split(task_keys(study.seed, 1)[0], 4)[0]  # as `lifetime.live` draws it
+    task_key = streams.chances(task_keys(study.seed, 1)[0]).task
     task = getattr(subject.world.reset(task_key)[0], "task", None)
     fields = getattr(task, "_asdict", dict)()
     observation = np.asarray(life.observation)
