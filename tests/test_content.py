@@ -127,7 +127,8 @@ def exact_index_bonus(last, first=1):
 @pytest.mark.parametrize("last", [3, 11, 51, 201])
 def test_the_bonus_is_that_of_the_finite_horizon_gittins_index(last):
     for n, exact in exact_index_bonus(last).items():
-        assert abs(float(planning.index_bonus(jnp.float32(n), jnp.float32(last - n))) - exact) < 0.045, (n, last - n)
+        fitted = float(planning.index_bonus(jnp.float32(n), jnp.float32(last - n)))
+        assert abs(fitted - exact) < 0.01 + 0.03 * exact, (n, last - n)
 
 
 @given(st.floats(0.01, 0.99), st.floats(2, 500), st.floats(1, 500))

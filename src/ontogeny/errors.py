@@ -1,5 +1,15 @@
-"""The one error that a person is meant to read. Kept apart so that the command line need not import JAX."""
+"""The one error that a person is meant to read, and the check that raises it most often.
+
+Kept apart so that the command line need not import JAX.
+"""
 
 
 class BadInput(ValueError):
     """Something that a person gave cannot be used; the message is one clear sentence about it."""
+
+
+def at_least(least: float, **settings: float) -> None:
+    """Raises `BadInput` for the first setting that is smaller than `least`, or no number."""
+    for name, value in settings.items():
+        if not value >= least:
+            raise BadInput(f"the setting '{name}' must be at least {least}, not {value}")

@@ -9,7 +9,7 @@ from jax import Array
 from ontogeny.content import episode_plan, tabular_model
 from ontogeny.content.tabular_model import Evidence
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Genome, Key, Percept, Spec, State, Transition, Weights
+from ontogeny.types import Agent, Genome, Key, Percept, Prior, Spec, State, Transition, Weights
 
 
 def choose(key: Key, values: Array) -> Array:
@@ -61,19 +61,25 @@ def needs_one_state(agent: str, spec: Spec) -> None:
         raise BadInput(f"agent '{agent}' is for bandits, world '{spec.name}' has states")
 
 
+def prior_of(agent: str, spec: Spec) -> Prior:
+    """What a tabular world tells of its tasks beforehand; `BadInput` where it tells nothing."""
+    needs_discrete(agent, spec)
+    if spec.prior is None:
+        raise BadInput(f"agent '{agent}' needs a prior over tasks, world '{spec.name}' gives none")
+    return spec.prior
+
+
 def believing(agent: str, spec: Spec, told_mean: bool) -> Spec:
     """The spec of a tabular world with the prior that an agent is to hold; `BadInput` where the world gives none.
 
     `told_mean` False sets the prior mean of Normal facts to 0, which is what an agent may assume that knows the spread
     of its family of tasks but not where it lies (the default of Osband's TabulaRL).
     """
-    needs_discrete(agent, spec)
-    if spec.prior is None:
-        raise BadInput(f"agent '{agent}' needs a prior over tasks, world '{spec.name}' gives none")
+    prior = prior_of(agent, spec)
     if told_mean:
         return spec
-    facts = tuple(fact._replace(a=0.0) if fact.kind == "normal" else fact for fact in spec.prior.facts)
-    return spec._replace(prior=spec.prior._replace(facts=facts))
+    facts = tuple(fact._replace(a=0.0) if fact.kind == "normal" else fact for fact in prior.facts)
+    return spec._replace(prior=prior._replace(facts=facts))
 
 
 def episode_planner(spec: Spec, action_values: Callable[[Key, Evidence], Array]) -> Agent:

@@ -4,6 +4,8 @@ Its genome is ML code: the drives and one setting; content is empty at birth. Th
 that of the finite-horizon Gittins index of its facts (`content.planning`), with as many pulls to go as the steps that
 remain give each observation; independent doubts add in squares. Value iteration carries the bonus along an episode,
 as optimism does in UCRL2 (Jaksch et al. 2010), but here it is derived, and gone when nothing is left to use it on.
+An episode that ends early saves the steps that it had left for others: each is worth what the plan makes of a step, the
+opportunity cost of time (average reward: Mahadevan 1996, Machine Learning 22:159; Niv et al. 2007).
 
 `learn` takes evidence in and plans anew; `act` reads the values alone.
 """
@@ -14,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import choose, needs_discrete
+from ontogeny.agents.base import choose, prior_of
 from ontogeny.content import action_values, planning, tabular_model
+from ontogeny.errors import at_least
 from ontogeny.steering import judge
-from ontogeny.types import Agent, BadInput, FactPrior, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.types import Agent, FactPrior, Key, Percept, Spec, State, Steering, Transition, Weights
 
 
 class Genome(NamedTuple):
@@ -33,15 +36,13 @@ class Content(NamedTuple):
 class Scratch(NamedTuple):
     genome: Genome
     lived: Array  # [] int32, steps learned from so far
+    rate: Array  # [] what a step of life is worth
 
 
 def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
-    needs_discrete("model_based", spec)
-    if spec.prior is None:
-        raise BadInput(f"agent 'model_based' needs a prior over tasks, world '{spec.name}' gives none")
-    if curiosity < 0:
-        raise BadInput(f"the setting 'curiosity' must be at least 0, not {curiosity}")
-    facts = spec.prior.facts
+    at_least(0, curiosity=curiosity)
+    facts = prior_of("model_based", spec).facts
+    H = spec.horizon
     model, values = tabular_model.build(spec), action_values.build(spec)
 
     def genome(key: Key) -> Genome:
@@ -53,19 +54,19 @@ def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
 
     def birth(key: Key, genome: Genome) -> State:
         del key
-        scratch = Scratch(genome, jnp.int32(0))
+        scratch = Scratch(genome, jnp.int32(0), jnp.float32(0))
         evidence = model.init()
         return State(Weights(Content(evidence, plan(evidence, values.init(), scratch)), scratch), fresh())
 
     def fresh() -> Array:
         """The activations: steps that remain of the episode, [] int32."""
-        return jnp.int32(spec.horizon)
+        return jnp.int32(H)
 
     def reset(state: State) -> State:
         return State(state.weights, fresh())
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        remaining = jnp.where(percept.first, spec.horizon, state.activations)
+        remaining = jnp.where(percept.first, H, state.activations)
         action = choose(key, values.query(state.weights.content.values, percept.observation, remaining))
         return action, State(state.weights, remaining - 1)
 
@@ -83,7 +84,9 @@ def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
             ended=then.first & (then.discount == 0),
             seen=~(then.first & at_limit),
         )
-        scratch = scratch._replace(lived=scratch.lived + 1)
+        began = jnp.max(values.query(table, transition.percept.observation, H)) / H
+        rate = jnp.where(transition.percept.first, began, scratch.rate)
+        scratch = scratch._replace(lived=scratch.lived + 1, rate=rate)
         content = Content(evidence, plan(evidence, table, scratch))
         return State(Weights(content, scratch), state.activations), ()
 
@@ -98,7 +101,8 @@ def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
         ]
         bonus = jnp.linalg.norm(jnp.stack(doubts), axis=0)
         rewards = judge(drives, predicted.facts) + curiosity * bonus
-        return values.update(table, planning.value_iteration(rewards, predicted.successors, spec.horizon))
+        saved = scratch.rate * evidence.ends / predicted.successor_evidence
+        return values.update(table, planning.value_iteration(rewards, predicted.successors, H, saved))
 
     return Agent(genome, birth, reset, act, learn, learns=True)
 

@@ -1,9 +1,14 @@
-"""Knows the task and plans in it: the upper bound.
+"""Knows the task and makes the most of the whole life in it: the upper bound.
 
 Finite-horizon value iteration (Puterman 1994, section 4.3) on the tables that the world lays open to privileged
-agents, for the rewards that steering makes of expected facts. Drawn up anew at the beginning of every episode.
+agents, for the rewards that steering makes of expected facts. A plan is drawn up at the beginning of every episode; it
+knows what the steps of life that are left are worth, since an early end of an episode leaves them to others. A bound
+where the tables stay what they are: of rewards that drift, it knows those of the day.
 """
 
+from typing import NamedTuple
+
+import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.base import needs_discrete, no_genome, unchanging
@@ -11,16 +16,39 @@ from ontogeny.content import episode_plan, planning
 from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Tables
 
 
+class Foresight(NamedTuple):
+    plan: episode_plan.Plan
+    worth: Array  # [T + 1] of the steps of life that are left, by their number
+    age: Array  # [] int32, steps lived
+
+
 def build(spec: Spec, steering: Steering) -> Agent:
     needs_discrete("oracle", spec)
+    T = spec.num_steps
 
-    def action_values(key: Key, task: Tables) -> Array:
+    def activations() -> Foresight:
+        return Foresight(episode_plan.none_yet(spec), jnp.zeros(T + 1), jnp.int32(0))
+
+    def continued(task: Tables) -> Array:
+        return task.transitions * (1 - task.ends)[..., None]
+
+    def look_ahead(given: tuple[Tables, Array]) -> Array:
+        task, start = given
+        return planning.life_values(steering(task.outcomes), continued(task), task.ends, start, spec.horizon, T)
+
+    def action_values(key: Key, given: tuple[Tables, Array, Array]) -> Array:
         del key
-        successors = task.transitions * (1 - task.ends)[..., None]
-        return planning.value_iteration(steering(task.outcomes), successors, spec.horizon)
+        task, worth, left = given
+        return planning.episode_values(steering(task.outcomes), continued(task), task.ends, worth, left, spec.horizon)
 
     def act(key: Key, state: State, percept: Percept):
-        action, plan = episode_plan.follow(key, state.activations, percept, action_values, percept.revealed)
-        return action, State(state.weights, plan)
+        plan, worth, age = state.activations
+        lived = age % T  # whoever goes on beyond a life begins another one
+        task = percept.revealed
+        # Where no episode ends early all episodes are alike, and nothing is gained by looking beyond the present one.
+        matters = (lived == 0) & jnp.any(task.ends > 0)
+        worth = episode_plan.only_where(matters, look_ahead, (task, percept.observation), worth)
+        action, plan = episode_plan.follow(key, plan, percept, action_values, (task, worth, T - lived))
+        return action, State(state.weights, Foresight(plan, worth, age + 1))
 
-    return unchanging(no_genome, lambda: episode_plan.none_yet(spec), act, privileged=True)
+    return unchanging(no_genome, activations, act, privileged=True)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.base import unchanging
+from ontogeny.errors import at_least
 from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
-from ontogeny.worlds.base import at_least
 
 
 class Network(NamedTuple):

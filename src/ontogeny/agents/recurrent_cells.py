@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.base import needs_discrete, unchanging
+from ontogeny.errors import at_least
 from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
-from ontogeny.worlds.base import at_least
 
 CLOCK = 4
 

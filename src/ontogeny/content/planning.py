@@ -11,23 +11,64 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def value_iteration(rewards: Array, successors: Array, horizon: int) -> Array:
+def value_iteration(rewards: Array, successors: Array, horizon: int, saved: Array | None = None) -> Array:
     """Action values Q_h(s, a), [H, S, A], for h = 1 ... H steps to go (Puterman 1994, section 4.3).
 
-    rewards [S, A]; successors [S, A, S], of which the missing probability is an end, worth nothing.
+    rewards [S, A]; successors [S, A, S], of which the missing probability is an end. An end is worth nothing, or, with
+    `saved` [S, A], that much for each of the h - 1 steps that were still to go.
     """
 
-    def backup(values: Array, _: None) -> tuple[Array, Array]:
-        action_values = rewards + successors @ values
+    def backup(values: Array, left: Array) -> tuple[Array, Array]:
+        action_values = rewards + successors @ values + (0.0 if saved is None else left * saved)
         return jnp.max(action_values, axis=-1), action_values
 
-    return jax.lax.scan(backup, jnp.zeros(rewards.shape[0]), None, length=horizon)[1]
+    left = jnp.arange(horizon, dtype=rewards.dtype)
+    return jax.lax.scan(backup, jnp.zeros(rewards.shape[0]), left)[1]
+
+
+def life_values(rewards: Array, successors: Array, ends: Array, start: Array, horizon: int, num_steps: int) -> Array:
+    """What a known task is still worth where an episode begins with t steps of life left, W(t), [T + 1].
+
+    An episode that ends early leaves its steps to those that follow, so whoever plans each episode by itself may
+    linger. Value iteration over observations, steps to go h and steps of life left t, all h at once:
+    V_t(s, h) = max_a r + P V_{t-1}(s', h - 1) + ends W(t - 1), where V_t(s, 0) = W(t) = V_t(start, H) and V_0 = 0.
+    rewards, ends [S, A]; successors [S, A, S], of which the missing probability is `ends`; start [].
+    """
+
+    def back(later: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        values, worth = later  # V_{t-1} [H, S] for h = 1 ... H, and W(t - 1)
+        onward = jnp.concatenate([jnp.full_like(values[:1], worth), values[:-1]])
+        action_values = rewards + jnp.einsum("sau,hu->hsa", successors, onward) + ends * worth
+        values = jnp.max(action_values, axis=-1)
+        return (values, values[-1, start]), values[-1, start]
+
+    nothing = (jnp.zeros((horizon, rewards.shape[0])), jnp.zeros(()))
+    return jnp.append(0.0, jax.lax.scan(back, nothing, None, length=num_steps)[1])
+
+
+def episode_values(
+    rewards: Array, successors: Array, ends: Array, worth: Array, steps_left: Array, horizon: int
+) -> Array:
+    """Action values of an episode that begins with `steps_left` [] steps of life left, [H, S, A] for h = 1 ... H to go.
+
+    As `value_iteration`, but an end is worth what `life_values`, [T + 1], says of the life that is left then, and what
+    lies beyond the last step of life is worth nothing.
+    """
+    left = steps_left - horizon + jnp.arange(1, horizon + 1)  # before the action, [H]
+
+    def backup(values: Array, left: Array) -> tuple[Array, Array]:
+        after = worth[jnp.maximum(left - 1, 0)]
+        action_values = jnp.where(left > 0, rewards + successors @ values + ends * after, 0.0)
+        return jnp.max(action_values, axis=-1), action_values
+
+    beyond = worth[jnp.maximum(steps_left - horizon, 0)]
+    return jax.lax.scan(backup, jnp.full(rewards.shape[0], beyond), left)[1]
 
 
 def index_bonus(evidence: Array, pulls: Array) -> Array:
     """Index minus mean of a Normal arm, in units of its noise; `evidence` n > 0 and `pulls` N >= 1 broadcast.
 
-    Within 0.045 of the exact index on a grid of whole n + N up to 1000, and exactly zero at the last pull.
+    Within 0.01 and 3 % of the exact index on a grid of whole n + N up to 1000, and exactly zero at the last pull.
     """
     return 0.355 * jnp.log1p(3 * (pulls - 1) / (evidence + 3)) / jnp.sqrt(evidence)
 

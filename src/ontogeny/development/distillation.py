@@ -6,21 +6,18 @@ cross-entropy of that action falls by Adam through the whole life. Duan et al. 2
 found in this way that a network which search leaves below the Gittins index can hold it.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from ontogeny import registry
 from ontogeny.agents import recurrent
-from ontogeny.development.base import Development
+from ontogeny.development.base import Development, descent
 from ontogeny.errors import BadInput
 from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
 from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transition, Weights, World
-from ontogeny.worlds.base import at_least
 
 
 class Lesson(NamedTuple):
@@ -28,15 +25,6 @@ class Lesson(NamedTuple):
 
     loss: Array  # [] cross-entropy of the teacher's action under the pupil's logits, in nats
     agrees: Array  # [] 1 where the pupil's action is the teacher's
-
-
-class Training(NamedTuple):
-    """All that a killed run needs to go on."""
-
-    seed: Key
-    update: Array  # [] int32, updates made so far
-    genome: recurrent.Network
-    optimizer: optax.OptState
 
 
 def build(
@@ -51,42 +39,24 @@ def build(
     updates_per_dispatch: int = 10,
 ) -> Development:
     """`teacher` names a reference agent, settings after a colon; the step size falls to zero as a cosine."""
-    at_least(1, updates=updates, lives=lives, updates_per_dispatch=updates_per_dispatch)
     name, settings = registry.parse(teacher)
     master = registry.build("agents", name, world.spec, steering, **settings)
     apprentice = pupil(agent, master, world.spec)
-    num_dispatches = -(-updates // updates_per_dispatch)
-    schedule = optax.cosine_decay_schedule(step_size, num_dispatches * updates_per_dispatch)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
-    def init(key: Key) -> Training:
-        genome_key, seed = jax.random.split(key)
-        genome = agent.genome(genome_key)
-        return Training(seed, jnp.int32(0), genome, optimizer.init(genome))
+    def loss(genome: recurrent.Network, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
+        del progress
+        lesson, fitness = jax.vmap(lambda key: attend(key, apprentice, world, steering, genome))(keys)
+        return jnp.mean(lesson.loss), {"agreement": jnp.mean(lesson.agrees), "fitness": jnp.mean(fitness)}
 
-    def update(state: Training, _: None) -> tuple[Training, dict[str, Array]]:
-        keys = life_keys(jax.random.fold_in(state.seed, state.update), lives, "training")
-
-        def loss(genome: recurrent.Network) -> tuple[Array, dict[str, Array]]:
-            lesson, score = jax.vmap(lambda key: attend(key, apprentice, world, steering, genome))(keys)
-            return jnp.mean(lesson.loss), {"agreement": jnp.mean(lesson.agrees), "fitness": jnp.mean(score)}
-
-        (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.genome)
-        change, moments = optimizer.update(gradient, state.optimizer, state.genome)
-        genome = cast(recurrent.Network, optax.apply_updates(state.genome, change))
-        return Training(state.seed, state.update + 1, genome, moments), {"loss": value, **info}
-
-    @jax.jit
-    def step(state: Training) -> tuple[Training, dict[str, Array]]:
-        return jax.lax.scan(update, state, length=updates_per_dispatch)
-
-    return Development(
-        init,
-        step,
-        lambda state: state.genome,
-        num_dispatches,
-        updates_per_dispatch,
-        lives * world.spec.num_steps,
+    return descent(
+        agent.genome,
+        loss,
+        lambda network: network,
+        world,
+        updates=updates,
+        lives=lives,
+        step_size=step_size,
+        updates_per_dispatch=updates_per_dispatch,
     )
 
 
@@ -119,6 +89,7 @@ def pupil(agent: Agent, master: Agent, spec: Spec) -> Agent:
         (network, taught), (hidden, memory, _) = state.weights.content, state.activations
         act_key, master_key = jax.random.split(key)
         label, others = master.act(master_key, State(taught, memory), percept)
+        # The network is run twice in writing and once in fact: the compiler sees that both are the same.
         action, _ = agent.act(act_key, State(Weights(network), hidden), percept)
         hidden, logits = recurrent.advance(network, hidden, recurrent.inputs(spec, percept))
         lesson = Lesson(-jax.nn.log_softmax(logits)[label], (action == label).astype(jnp.float32))
@@ -136,6 +107,6 @@ def pupil(agent: Agent, master: Agent, spec: Spec) -> Agent:
 def attend(
     key: Key, apprentice: Agent, world: World, steering: Steering, genome: recurrent.Network
 ) -> tuple[Lesson, Array]:
-    """One life of a pupil: its lessons, leading axis T, and its score []."""
+    """One life of a pupil: its lessons, leading axis T, and its return []."""
     _, life = whole_life(key, apprentice, world, steering, genome, learning=True)
-    return life.info, jnp.sum(jax.vmap(world.score)(life.outcome))
+    return life.info, jnp.sum(life.reward)

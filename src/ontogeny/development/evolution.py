@@ -1,4 +1,4 @@
-"""Evolution strategies over the whole genome: fitness is the score of whole lives, and nothing is learned by weights.
+"""Evolution strategies over the whole genome: fitness is the return of whole lives.
 
 Salimans et al. 2017 (arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random numbers;
 other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180). All members of a generation live the
@@ -15,10 +15,10 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from ontogeny import registry
-from ontogeny.development.base import Development, fitness_of_life
+from ontogeny.development.base import Development, dispatches, fitness_of_life
+from ontogeny.errors import at_least
 from ontogeny.streams import life_keys
 from ontogeny.types import Agent, BadInput, Genome, Info, Key, OuterLoop, PyTree, Steering, World
-from ontogeny.worlds.base import at_least
 
 STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
 
@@ -49,13 +49,18 @@ def build(
 ) -> Development:
     """`spread` is the standard deviation of the perturbations and `step_size` that of Adam in Open_ES; both fall along
     a cosine to the shares `last_spread` and `last_step` (other strategies begin with `spread` and find their own way).
-    `reference` names an agent whose fitness in the same lives is subtracted."""
+    `reference` names an agent whose fitness in the same lives is subtracted. Dispatches hold at most
+    `generations_per_dispatch` generations, fewer where those would not add up to `generations`."""
     at_least(1, lives=lives, generations=generations, generations_per_dispatch=generations_per_dispatch)
-    num_dispatches = -(-generations // generations_per_dispatch)
+    at_least(0, step_size=step_size, last_spread=last_spread, last_step=last_step)
+    if not spread > 0:
+        raise BadInput(f"the setting 'spread' must be greater than 0, not {spread}")
+    num_dispatches, each = dispatches(generations, generations_per_dispatch)
     template = jax.eval_shape(agent.genome, jax.random.key(0))
-    over = num_dispatches * generations_per_dispatch
-    spreads = optax.cosine_decay_schedule(spread, over, last_spread)
-    steps = optax.cosine_decay_schedule(step_size, over, last_step)
+    if not jax.tree.leaves(template):
+        raise BadInput("this agent's genome holds no number that evolution could search")
+    spreads = optax.cosine_decay_schedule(spread, generations, last_spread)
+    steps = optax.cosine_decay_schedule(step_size, generations, last_step)
     loop = search(strategy, template, population, spreads, steps)
     measure = over_devices(lambda keys, genome: mean_fitness(keys, agent, world, steering, genome), population)
     other = registry.build("agents", reference, world.spec, steering)
@@ -84,12 +89,10 @@ def build(
 
     @jax.jit
     def step(state: Evolution) -> tuple[Evolution, Info]:
-        return jax.lax.scan(generation, state, length=generations_per_dispatch)
+        return jax.lax.scan(generation, state, length=each)
 
     num_steps = population * lives * world.spec.num_steps
-    return Development(
-        init, step, lambda state: loop.best(state.search), num_dispatches, generations_per_dispatch, num_steps
-    )
+    return Development(init, step, lambda state: loop.best(state.search), num_dispatches, each, num_steps)
 
 
 def search(

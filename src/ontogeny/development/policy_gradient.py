@@ -6,20 +6,17 @@ equation 16), a critic that reads the same hidden units and is thrown away after
 fades, Adam. A life is one unbroken return: the discount is counted across its episodes.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from ontogeny.agents import recurrent
-from ontogeny.development.base import Development
+from ontogeny.development.base import Development, descent
 from ontogeny.errors import BadInput
 from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
 from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transition, Weights, World
-from ontogeny.worlds.base import at_least
 
 
 class ActorCritic(NamedTuple):
@@ -33,15 +30,6 @@ class Trace(NamedTuple):
     log_probability: Array  # [] of the action taken
     entropy: Array  # [] of the policy, in nats
     value: Array  # [] what the critic expected before the action
-
-
-class Training(NamedTuple):
-    """All that a killed run needs to go on."""
-
-    seed: Key
-    update: Array  # [] int32, updates made so far
-    model: ActorCritic
-    optimizer: optax.OptState
 
 
 def build(
@@ -59,54 +47,38 @@ def build(
 ) -> Development:
     """`step_size` falls to zero as a cosine, `entropy_bonus` along a line: a policy that is certain too early never
     comes to compare."""
-    at_least(1, updates=updates, lives=lives, updates_per_dispatch=updates_per_dispatch)
+    for name, share in (("discount", discount), ("trace_decay", trace_decay)):
+        if not 0 <= share <= 1:
+            raise BadInput(f"the setting '{name}' must lie between 0 and 1, not {share}")
     player = sampling(agent, world.spec)
-    num_dispatches = -(-updates // updates_per_dispatch)
-    total = num_dispatches * updates_per_dispatch
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(step_size, total)))
 
-    def init(key: Key) -> Training:
-        genome_key, seed = jax.random.split(key)
-        model = player.genome(genome_key)
-        return Training(seed, jnp.int32(0), model, optimizer.init(model))
+    def loss(model: ActorCritic, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
+        def one(key: Key) -> tuple[Trace, Array]:
+            _, life = whole_life(key, player, world, steering, model, learning=True)
+            return life.info, life.reward
 
-    def update(state: Training, _: None) -> tuple[Training, dict[str, Array]]:
-        keys = life_keys(jax.random.fold_in(state.seed, state.update), lives, "training")
-        bonus = entropy_bonus * (1 - state.update / total)
+        trace, reward = jax.vmap(one)(keys)
+        # Returns in units of one step's reward: the critic starts at zero and would take long to reach their sums.
+        ahead = jax.vmap(lambda r, v: advantages(r, v, discount, trace_decay))(
+            (1 - discount) * reward, jax.lax.stop_gradient(trace.value)
+        )
+        target = jax.lax.stop_gradient(trace.value) + ahead
+        scaled = (ahead - jnp.mean(ahead)) / (jnp.std(ahead) + 1e-6)
+        bonus = entropy_bonus * (1 - progress)
+        actor = -jnp.mean(trace.log_probability * scaled) - bonus * jnp.mean(trace.entropy)
+        critic = jnp.mean((trace.value - target) ** 2)
+        info = {"fitness": jnp.mean(jnp.sum(reward, axis=1)), "entropy": jnp.mean(trace.entropy), "critic": critic}
+        return actor + 0.5 * critic / (jnp.var(target) + 1e-6), info
 
-        def loss(model: ActorCritic) -> tuple[Array, dict[str, Array]]:
-            def one(key: Key) -> tuple[Trace, Array, Array]:
-                _, life = whole_life(key, player, world, steering, model, learning=True)
-                return life.info, life.reward, jnp.sum(jax.vmap(world.score)(life.outcome))
-
-            trace, reward, score = jax.vmap(one)(keys)
-            # Returns in units of one step's reward: the critic starts at zero and would take long to reach their sums.
-            ahead = jax.vmap(lambda r, v: advantages(r, v, discount, trace_decay))(
-                (1 - discount) * reward, jax.lax.stop_gradient(trace.value)
-            )
-            target = jax.lax.stop_gradient(trace.value) + ahead
-            scaled = (ahead - jnp.mean(ahead)) / (jnp.std(ahead) + 1e-6)
-            actor = -jnp.mean(trace.log_probability * scaled) - bonus * jnp.mean(trace.entropy)
-            critic = jnp.mean((trace.value - target) ** 2)
-            info = {"fitness": jnp.mean(score), "entropy": jnp.mean(trace.entropy), "critic": critic}
-            return actor + 0.5 * critic / (jnp.var(target) + 1e-6), info
-
-        gradient, info = jax.grad(loss, has_aux=True)(state.model)
-        change, moments = optimizer.update(gradient, state.optimizer, state.model)
-        model = cast(ActorCritic, optax.apply_updates(state.model, change))
-        return Training(state.seed, state.update + 1, model, moments), info
-
-    @jax.jit
-    def step(state: Training) -> tuple[Training, dict[str, Array]]:
-        return jax.lax.scan(update, state, length=updates_per_dispatch)
-
-    return Development(
-        init,
-        step,
-        lambda state: state.model.actor,
-        num_dispatches,
-        updates_per_dispatch,
-        lives * world.spec.num_steps,
+    return descent(
+        player.genome,
+        loss,
+        lambda model: model.actor,
+        world,
+        updates=updates,
+        lives=lives,
+        step_size=step_size,
+        updates_per_dispatch=updates_per_dispatch,
     )
 
 

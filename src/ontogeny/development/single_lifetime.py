@@ -12,7 +12,7 @@ from jax import Array
 
 from ontogeny import streams
 from ontogeny.development.base import Development, fitness_of_life
-from ontogeny.errors import BadInput
+from ontogeny.errors import at_least
 from ontogeny.types import Agent, Genome, Info, Key, OuterLoop, PyTree, Steering, World
 
 
@@ -41,9 +41,7 @@ def as_written() -> OuterLoop:
 
 
 def build(agent: Agent, world: World, steering: Steering, *, lives: int = 64, generations: int = 1) -> Development:
-    for name, value in (("lives", lives), ("generations", generations)):
-        if value < 1:
-            raise BadInput(f"the setting '{name}' must be at least 1, not {value}")
+    at_least(1, lives=lives, generations=generations)
     loop = as_written()
 
     def init(key: Key) -> State:

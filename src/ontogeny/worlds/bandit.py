@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ontogeny.errors import at_least
 from ontogeny.types import FactPrior, Key, Prior, Spec, Tables, TimeStep, World
-from ontogeny.worlds.base import at_least
 
 
 class Task(NamedTuple):

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ontogeny.errors import at_least
 from ontogeny.types import BadInput, FactPrior, Key, Prior, Spec, Tables, TimeStep, World
-from ontogeny.worlds.base import at_least
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # north, east, south, west
 EFFORT = 0.05  # energy that a step costs

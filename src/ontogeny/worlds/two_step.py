@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ontogeny.errors import at_least
 from ontogeny.types import BadInput, FactPrior, Key, Prior, Spec, Tables, TimeStep, World
-from ontogeny.worlds.base import at_least
 
 SWAP = 0.025  # probability per trial (Wang et al. 2018)
 GOOD = 0.9
