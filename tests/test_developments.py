@@ -1,0 +1,64 @@
+"""Every registered outer loop keeps the contract of a development, and does as much as it was asked for."""
+
+import jax
+import pytest
+
+from ontogeny import conformance, registry, steering, trees
+from ontogeny.development.base import dispatches
+from ontogeny.types import BadInput
+
+NAMES = registry.names("development")
+SMALL = {"population": 8, "lives": 4, "generations": 5, "updates": 5}
+
+
+def developed(name, agent="recurrent:units=3", **settings):
+    """A few generations in a small bandit; settings that the loop does not have are left out."""
+    world = registry.build("worlds", "bandit", arms=3, pulls=6)
+    drives = steering.build(world.spec)
+    room, given = registry.parse(agent)
+    built = registry.build("agents", room, world.spec, drives, **given)
+    known = registry.settings("development", name)
+    small = {key: value for key, value in (SMALL | settings).items() if key in known}
+    return registry.build("development", name, built, world, drives, **small), built
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_development_keeps_its_contract(name):
+    conformance.check_development(*developed(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("total", [1, 5, 7, 12])
+def test_a_development_takes_exactly_as_many_generations_as_it_was_asked_for(name, total):
+    development, _ = developed(name, generations=total, updates=total)
+    assert development.num_dispatches * development.generations == total
+
+
+def test_dispatches_are_as_large_as_they_may_be():
+    assert dispatches(100, 5) == (20, 5) and dispatches(7, 5) == (7, 1) and dispatches(12, 5) == (3, 4)
+    assert dispatches(3, 10) == (1, 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("setting", ["lives", "generations", "updates", "step_size"])
+def test_settings_that_make_no_sense_are_refused_by_name(name, setting):
+    if setting in registry.settings("development", name):
+        bad = -0.5 if setting == "step_size" else 0
+        with pytest.raises(BadInput, match=setting):
+            developed(name, **{setting: bad})
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "single_lifetime"])
+def test_an_agent_without_a_genome_cannot_be_searched(name):
+    with pytest.raises(BadInput, match=r"genome|recurrent"):
+        developed(name, agent="random")
+
+
+def test_a_search_moves_the_genome_and_a_single_lifetime_does_not():
+    for name in NAMES:
+        development, _ = developed(name)
+        state = development.init(jax.random.key(0))
+        before = development.genome(state)
+        for _ in range(development.num_dispatches):
+            state, _ = development.step(state)
+        assert trees.same_bits(before, development.genome(state)) == (name == "single_lifetime"), name
