@@ -182,3 +182,24 @@ def test_bad_settings_get_one_clear_sentence(name, given_settings, part):
     with pytest.raises(BadInput, match=part) as caught:
         registry.build("worlds", name, **given_settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("walls", [0.15, 0.4])
+def test_no_garden_shuts_a_place_off(walls):
+    """Searched from the start in Python, with the walls that the task names."""
+    size, kept = 5, 0
+    world = registry.build("worlds", "foraging", size=size, walls=walls, thorns=0)
+    tasks = jax.vmap(lambda key: world.reset(key)[0].task)(jax.random.split(jax.random.key(8), 300))
+    for walled, food, water, home, start in zip(
+        *map(np.asarray, (tasks.walls, tasks.food, tasks.water, tasks.home, tasks.start)), strict=True
+    ):
+        kept += walled.sum() == int(walls * size * size)
+        reached, edge = {int(start)}, [divmod(int(start), size)]
+        while edge:
+            row, column = edge.pop()
+            for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                if 0 <= r < size and 0 <= c < size and not walled[r * size + c] and r * size + c not in reached:
+                    reached.add(r * size + c)
+                    edge.append((r, c))
+        assert {int(food), int(water), int(home)} <= reached
+    assert kept > 290, "walls are left out only where no layout with them was found"

@@ -4,7 +4,8 @@ Of the laboratory's own making. One life is one layout: walls, food, water, thor
 episode begins at the start; food and water can each be had once per episode; entering home gives energy and
 ends it, else the time limit does. Every step costs a little energy. The observation tells where one is and what one has
 had, so the task is a tabular decision problem, S = 4 * size^2. The facts: food, water, pain, energy.
-The layout is `WorldState.task`: a test of revaluation, of a detour, of proxy against intention replaces it there.
+Walls never shut off a place: a layout in which they do is drawn again. The layout is `WorldState.task`: a test of
+revaluation, of a detour, of proxy against intention replaces it there.
 """
 
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from ontogeny.types import BadInput, FactPrior, Key, Prior, Spec, Tables, TimeSt
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # north, east, south, west
 EFFORT = 0.05  # energy that a step costs
+DRAWS = 50  # layouts tried before the walls are left out
 
 
 class Task(NamedTuple):
@@ -66,10 +68,23 @@ def build(*, size: int = 5, walls: float = 0.15, thorns: int = 2, horizon: int =
     )
 
     def reset(key: Key) -> tuple[State, TimeStep]:
+        def shut(drawn: tuple[Array, Task]) -> Array:
+            return (drawn[0] < DRAWS) & ~connected(drawn[1])
+
+        def again(drawn: tuple[Array, Task]) -> tuple[Array, Task]:
+            number = drawn[0] + 1
+            task = draw(jax.random.fold_in(key, number))
+            return number, task._replace(walls=task.walls & (number < DRAWS))
+
+        _, task = jax.lax.while_loop(shut, again, (jnp.int32(0), draw(jax.random.fold_in(key, 0))))
+        state = awake(task)
+        return state, TimeStep(observe(state), jnp.zeros(4), jnp.bool_(True), jnp.float32(1))
+
+    def draw(key: Key) -> Task:
         order = jax.random.permutation(key, cells)
         food, water, home, start = order[:4]
         marked = jnp.zeros(cells, bool)
-        task = Task(
+        return Task(
             walls=marked.at[order[4 + thorns : 4 + thorns + num_walls]].set(True),
             thorns=marked.at[order[4 : 4 + thorns]].set(True),
             food=food,
@@ -77,8 +92,17 @@ def build(*, size: int = 5, walls: float = 0.15, thorns: int = 2, horizon: int =
             home=home,
             start=start,
         )
-        state = awake(task)
-        return state, TimeStep(observe(state), jnp.zeros(4), jnp.bool_(True), jnp.float32(1))
+
+    def connected(task: Task) -> Array:
+        """Whether food, water and home can be reached from the start, [] bool."""
+        beside = jax.vmap(lambda cell: jax.vmap(lambda action: moved(task, cell, action))(jnp.arange(4)))
+        neighbours = beside(jnp.arange(cells))  # [cells, 4]; a way that is blocked leads back
+
+        def spread(_: int, reached: Array) -> Array:
+            return reached | jnp.any(reached[neighbours], axis=1)
+
+        reached = jax.lax.fori_loop(0, cells, spread, jnp.arange(cells) == task.start)
+        return reached[task.food] & reached[task.water] & reached[task.home]
 
     def step(key: Key, state: State, action: Array) -> tuple[State, TimeStep]:
         del key  # the chance is all in the layout
