@@ -1,8 +1,11 @@
 """Our scores beside the published tables of RL^2 (Duan et al. 2016), one JSON line per row and agent.
 
     python benchmarks/published.py --tables 2 --rows n=10 n=100 --agents psrl model_based
-    python benchmarks/published.py --evolve runs/published --seeds 0 1 2 3 4   # evolves cells first, then scores all
-    python benchmarks/published.py --agents none --run runs/published/mdp-10   # only what was developed before
+    python benchmarks/published.py --agents none --evolve runs/published --seeds 0 1 2 3 4 --tasks 40000
+    python benchmarks/published.py --agents none --run runs/published/mdp-10-seed0   # what was developed before
+
+The second develops every recipe of `RECIPES` (or those that `--recipes` names) from each seed, scores all in the rows
+of their worlds, and ends with a line per recipe and row for the mean over seeds (`se` from the spread between seeds).
 
 Scores are means over unseen tasks of the stream "evaluation". A reference stands beside the printed line of the same
 strategy (`peer`), any other agent beside the best printed line of its row; `ratio` is ours over theirs. Where a
@@ -12,6 +15,7 @@ reference lands outside 3 standard errors and 4 % of the print, `why` says what 
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -19,14 +23,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOWEST_TASKS = 4000
-EVOLVED = {  # folder -> (world to evolve in, settings of `evolution`), each within two minutes on two cores
-    "bandit-10": ("bandit:arms=5,pulls=10", {"population": 256, "lives": 64, "generations": 150}),
-    "bandit-100": ("bandit:arms=5,pulls=100", {"population": 256, "lives": 64, "generations": 100}),
-    "mdp-10": ("random_mdp:episodes=10", {"population": 256, "lives": 64, "generations": 60}),
+RECIPES = {  # name -> agent, world to develop it in, development: each within two minutes on two cores, mdp-100 apart
+    "bandit-10": ("recurrent_cells", "bandit:arms=5,pulls=10", "evolution:generations=150"),
+    "bandit-100": ("recurrent_cells", "bandit:arms=5,pulls=100", "evolution:generations=100"),
+    "mdp-10": ("recurrent_cells", "random_mdp:episodes=10", "evolution:generations=60"),
     "mdp-100": (
+        "recurrent_cells",
         "random_mdp:episodes=100",
-        {"population": 256, "lives": 16, "generations": 40, "generations_per_dispatch": 2},
+        "evolution:lives=16,generations=40,generations_per_dispatch=2",
     ),
+    "dense-100": (
+        "recurrent:units=24",
+        "bandit:arms=5,pulls=100",
+        "evolution:population=64,lives=16,generations=700,generations_per_dispatch=20,"
+        "spread=0.2,last_spread=0.5,step_size=0.1,last_step=0.1",
+    ),
+    "distilled-100": ("recurrent", "bandit:arms=5,pulls=100", "distillation"),
+    "gradient-100": ("recurrent", "bandit:arms=5,pulls=100", "policy_gradient"),
 }
 
 
@@ -48,19 +61,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=LOWEST_TASKS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, nargs="+", default=[], help="folders of developed agents to score as well")
-    parser.add_argument("--evolve", type=Path, help="a new folder in which recurrent_cells are evolved before")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of evolution, a line of descent for each")
+    parser.add_argument("--evolve", type=Path, help="a folder in which agents are developed before")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="only these")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of development, one run for each")
     chosen = parser.parse_args(arguments)
     started = time.perf_counter()
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count() or 1}")
 
     from ontogeny.study import published
 
-    runs = [*chosen.run, *(evolve(chosen.evolve, chosen.seeds) if chosen.evolve else [])]
+    runs = [*chosen.run, *(develop(chosen.evolve, chosen.recipes, chosen.seeds) if chosen.evolve else [])]
+    by_recipe: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in published.rows():
         if row.table in chosen.tables and is_chosen(row, chosen.rows):
             for entry in entries(row, chosen.agents, runs):
-                print(json.dumps(score(row, entry, chosen.tasks, chosen.seed), ensure_ascii=False), flush=True)
+                line = score(row, entry, chosen.tasks, chosen.seed)
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+                if entry.run is not None:
+                    by_recipe.setdefault((entry.run.name.rpartition("-seed")[0], row.world), []).append(line)
+    for (recipe, _), lines in by_recipe.items():
+        if len(lines) > 1:
+            print(json.dumps(mean_over_seeds(recipe, lines), ensure_ascii=False), flush=True)
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
@@ -111,6 +132,7 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         developed = saved.read_spec(entry.run)
         setting["developed_in"] = {"world": developed.world.name, **developed.world.settings}
         setting["developed_from_seed"] = developed.seed
+        setting["development_seconds"] = round(seconds_of(entry.run), 1)
     else:
         world = registry.build("worlds", row.room, **row.settings)
         drives = steering.build(world.spec)
@@ -138,23 +160,46 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     return line
 
 
-def evolve(folder: Path, seeds: list[int]) -> list[Path]:
-    """Evolves recurrent_cells in the worlds of `EVOLVED` from each seed; finished runs are not done again."""
+def mean_over_seeds(recipe: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of one recipe's scores in one row, with the standard error that the spread between seeds gives it."""
+    values = [line["value"] for line in lines]
+    mean = statistics.fmean(values)
+    setting = {key: value for key, value in lines[0]["setting"].items() if not key.startswith("develop")}
+    took = [line["setting"]["development_seconds"] for line in lines]
+    return {
+        "name": f"{recipe}: mean over {len(lines)} seeds",
+        "value": round(mean, 3),
+        "unit": "score per life",
+        "se": round(statistics.stdev(values) / len(values) ** 0.5, 4),
+        "tasks": lines[0]["tasks"],
+        "peer": lines[0]["peer"],
+        "peer_value": lines[0]["peer_value"],
+        "ratio": round(mean / lines[0]["peer_value"], 4),
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
+        "setting": setting | {"values": values, "development_seconds": took},
+    }
+
+
+def seconds_of(run: Path) -> float:
+    """The wall time of a run's development."""
+    return sum(json.loads(line)["seconds"] for line in (run / "timing.jsonl").read_text().splitlines())
+
+
+def develop(folder: Path, recipes: list[str], seeds: list[int]) -> list[Path]:
+    """Develops the agents of `RECIPES` from each seed; finished runs are not done again."""
     from ontogeny.lifecycle import checkpoint, subject
     from ontogeny.lifecycle.train import train
 
     runs = []
-    for seed in seeds:
-        for name, (world, settings) in EVOLVED.items():
-            run = folder / f"{name}-seed{seed}"
+    for recipe in recipes:
+        agent, world, development = RECIPES[recipe]
+        for seed in seeds:
+            run = folder / f"{recipe}-seed{seed}"
             runs.append(run)
-            if checkpoint.exists(run, "genome"):
-                continue
-            development = {"name": "evolution", "settings": settings | {"spread": 0.05, "step_size": 0.02}}
-            spec = {"world": world, "agent": "recurrent_cells", "development": development, "seed": seed}
-            started = time.perf_counter()
-            train(subject.parse(spec), run)
-            print(f"{run}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+            if not checkpoint.exists(run, "genome"):
+                spec = {"world": world, "agent": agent, "development": development, "seed": seed}
+                train(subject.parse(spec), run)
+                print(f"{run}: {seconds_of(run):.0f} s", file=sys.stderr)
     return runs
 
 

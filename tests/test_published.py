@@ -62,3 +62,22 @@ def test_the_benchmark_prints_a_line_per_row_and_agent(capsys: pytest.CaptureFix
         assert {"table", "n", "k", "agent"} <= set(line["setting"])
         assert line["tasks"] == 40 and line["ratio"] == pytest.approx(line["value"] / line["peer_value"], abs=1e-3)
     assert [line["setting"]["k"] for line in lines] == [5, 5, 5, 10, 10, 10]
+
+
+def test_developed_agents_are_scored_and_averaged_over_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    bench = runpy.run_path(str(BENCHMARK))
+    small = (
+        "recurrent_cells:units=2,readout=2",
+        "bandit:arms=5,pulls=10",
+        "evolution:population=8,lives=4,generations=2",
+    )
+    monkeypatch.setitem(bench["RECIPES"], "bandit-10", small)
+    given = ["--rows", "n=10,k=5", "--agents", "none", "--recipes", "bandit-10", "--seeds", "0", "1", "--tasks", "40"]
+    bench["main"](["--tables", "1", "--evolve", str(tmp_path / "runs"), *given])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 3 and all(set(line) == KEYS for line in lines)
+    assert lines[2]["value"] == pytest.approx((lines[0]["value"] + lines[1]["value"]) / 2, abs=1e-3)
+    assert lines[2]["setting"]["values"] == [line["value"] for line in lines[:2]]
+    assert [line["setting"]["developed_from_seed"] for line in lines[:2]] == [0, 1]
