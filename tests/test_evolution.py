@@ -66,6 +66,13 @@ def test_one_dispatch_of_four_ends_in_the_same_bits_as_four_of_one():
     assert trees.same_bits(whole, parts)
 
 
+def test_a_dispatch_is_over_before_another_one_can_begin():
+    """Dispatches that overlap can deadlock where host devices gather the fitness."""
+    development, _ = developed()
+    state, info = development.step(development.init(jax.random.key(0)))
+    assert all(leaf.is_ready() for leaf in jax.tree.leaves((state, info)))
+
+
 def test_members_live_the_same_lives_on_all_devices():
     development, agent = developed(population=8)
     world = registry.build("worlds", "bandit", arms=3, pulls=8)

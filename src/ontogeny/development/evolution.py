@@ -88,8 +88,12 @@ def build(
         return Evolution(state.seed, state.generation + 1, told), info
 
     @jax.jit
-    def step(state: Evolution) -> tuple[Evolution, Info]:
+    def dispatch(state: Evolution) -> tuple[Evolution, Info]:
         return jax.lax.scan(generation, state, length=each)
+
+    def step(state: Evolution) -> tuple[Evolution, Info]:
+        # Two dispatches under way at once can take each other's threads where the devices of a host meet, and hang.
+        return jax.block_until_ready(dispatch(state))
 
     num_steps = population * lives * world.spec.num_steps
     return Development(init, step, lambda state: loop.best(state.search), num_dispatches, each, num_steps)
