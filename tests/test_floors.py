@@ -9,7 +9,7 @@ import ontogeny
 
 ROOT = Path(ontogeny.__file__).parent
 FLOORS = {
-    "errors": 1, "types": 1, "trees": 1, "registry": 1, "streams": 1,
+    "errors": 1, "intervals": 1, "types": 1, "trees": 1, "registry": 1, "streams": 1,
     "worlds": 2, "content": 2, "steering": 2,
     "agents": 3,
     "lifetime": 4,
@@ -20,7 +20,7 @@ FLOORS = {
     "cli": 9, "__main__": 9.5, "__init__": 10,
 }  # fmt: skip
 FAMILIES = {"worlds", "content", "agents", "development", "audit"}  # rooms that plug in
-ORDER_ON_FLOOR_ONE = ("errors", "types", "streams", "trees", "registry")
+ORDER_ON_FLOOR_ONE = ("errors", "intervals", "types", "streams", "trees", "registry")
 
 
 def imports(source: str) -> list[str]:

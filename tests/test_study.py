@@ -1,11 +1,13 @@
 """A tiny study from spec to page through the real thing: killed, resumed, repeated."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.study import records, report, run
+from ontogeny.study import records, report, run, spec
 
 TINY = """
 title = "Tiny"
@@ -49,7 +51,8 @@ def test_a_study_leaves_records_agents_scores_and_a_page(finished):
     out, page, events = finished
     found = records.read(out / records.RECORDS)
     assert [record["kind"] for record in found] == [
-        "study", "world", "development", "evaluation", "development", "evaluation", "replay", "difference", "bound",
+        "study", "world", "development", "evaluation", "replay", "development", "evaluation", "replay", "difference",
+        "bound",
     ]  # fmt: skip
     assert found[0]["planned"] == [record["id"] for record in found[1:]]
     assert page == out / "report.html" and "Tiny" in page.read_text(encoding="utf-8")
@@ -127,3 +130,133 @@ def test_off_a_terminal_the_tables_are_plain_lines(finished, spec_path, capsys):
     assert "two arms" in printed and "recurrent" in printed and "report:" in printed
     assert "\x1b" not in printed
     assert json.loads((out / records.RECORDS).read_text().splitlines()[0])["title"] == "Tiny"
+
+
+LATER = """
+title = "Later"
+question = "Can an agent be measured before its home comes up?"
+[[worlds]]
+name = "short"
+world = "bandit:arms=2,pulls=3"
+tasks = 20
+[[worlds]]
+name = "long"
+world = "bandit:arms=2,pulls=6"
+tasks = 20
+[[agents]]
+agent = "random"
+worlds = ["short", "long"]
+[[agents]]
+agent = "recurrent:units=2"
+model = "evolution"
+development = "evolution:population=4,lives=2,generations=1"
+developed_on = "long"
+worlds = ["short", "long"]
+"""
+
+
+def test_an_agent_may_be_developed_in_a_world_that_is_listed_later(tmp_path):
+    path, events = tmp_path / "later.toml", []
+    path.write_text(LATER, encoding="utf-8")
+    run.run(path, tmp_path / "study", on_event=events.append)
+    assert [event.text for event in events if event.kind == "table"] == ["short", "long"]
+    assert all(len(event.rows) == 2 for event in events if event.kind == "table")
+    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS)}
+    assert by_id["development/long/recurrent/0"]["developed_on"] == "long"
+    assert by_id["evaluation/short/recurrent/0"]["development"] == "development/long/recurrent/0"
+
+
+STEERED = """
+title = "Steered"
+question = "Do drives move behaviour and leave the score alone?"
+[[worlds]]
+name = "garden"
+world = "foraging:size=3,walls=0.0,thorns=0,horizon=4,episodes=2"
+tasks = 8
+drives = { food = 3.0 }
+[[agents]]
+agent = "oracle"
+worlds = ["garden"]
+[[agents]]
+agent = "oracle"
+name = "averse"
+worlds = ["garden"]
+drives = { food = -3.0, water = -3.0, energy = -3.0 }
+"""
+
+
+def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
+    path = tmp_path / "steered.toml"
+    path.write_text(STEERED, encoding="utf-8")
+    page = run.run(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
+    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS)}
+    assert by_id["world/garden"]["drives"] == {"food": 3.0, "water": 1.0, "pain": -1.0, "energy": 1.0}
+    assert "3 food + water − pain + energy" in page.replace("3.000", "3")
+    assert by_id["evaluation/garden/averse/0"]["mean"] < by_id["evaluation/garden/oracle/0"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("food = 3.0", "fod = 3.0", "world 'garden': .*did you mean food"),
+        ("food = -3.0", "fod = -3.0", "agent 'averse' in 'garden': .*did you mean food"),
+        ("thorns=0", "thorns=x", "setting 'thorns' of world 'foraging' must be of type int"),
+        ("size=3", "size=1", "world 'garden': the setting 'size' must be at least 3"),
+    ],
+)
+def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path, old, new, expected):
+    assert old in STEERED
+    path = tmp_path / "steered.toml"
+    path.write_text(STEERED.replace(old, new), encoding="utf-8")
+    with pytest.raises(BadInput, match=expected):
+        run.run(path, tmp_path / "study", on_event=lambda event: None)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"mine": 1}\n{"half": ', b"half a line", b"\xff\xfe\n\xff", b'{"kind": "other"}\n', b"[1]\n"],
+)
+def test_records_of_somebody_else_keep_every_byte(spec_path, tmp_path, content):
+    (tmp_path / records.RECORDS).write_bytes(content)
+    with pytest.raises(BadInput, match="not the records of a study"):
+        run.run(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS).read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [records.RECORDS]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_study_that_was_killed_in_its_first_line_begins_again(finished, spec_path, tmp_path, share):
+    whole, _, _ = finished
+    first = (whole / records.RECORDS).read_bytes().split(b"\n")[0]
+    (tmp_path / records.RECORDS).write_bytes(first[: int(share * len(first))])
+    run.run(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS).read_bytes() == (whole / records.RECORDS).read_bytes()
+
+
+def test_two_processes_do_not_run_one_study(spec_path, tmp_path):
+    def again(event):
+        if event.kind == "start":
+            with pytest.raises(BadInput, match="another process is running a study"):
+                run.run(spec_path, tmp_path, on_event=lambda event: None)
+            raise Killed
+
+    with pytest.raises(Killed):
+        run.run(spec_path, tmp_path, on_event=again)
+
+
+def test_no_two_developments_of_two_studies_share_a_seed():
+    study, other = spec.parse(TINY, seed=0), spec.parse(TINY, seed=1)
+    row, world = study.agents[0], study.worlds[0]
+    seeds = {run._run_spec(each, row, world, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
+    assert len(seeds) == 10
+
+
+def test_the_page_of_study_md_is_complete_and_its_example_is_a_study(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    study = spec.parse(text.split("```toml")[1].split("```")[0])
+    run.check(study)
+    told = set(re.findall(r"^\| `?(top|\[\[\w+\]\])`? \| `(\w+)`", text, re.MULTILINE))
+    known = {("top", key) for key in spec.KEYS["study"]}
+    known |= {("[[worlds]]", key) for key in spec.KEYS["world"]} | {("[[agents]]", key) for key in spec.KEYS["agent"]}
+    assert told == known

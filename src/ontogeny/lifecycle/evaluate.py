@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from ontogeny import registry, streams
 from ontogeny.errors import BadInput
+from ontogeny.intervals import Z95, mean_and_error
 from ontogeny.lifetime import live, whole_life
 from ontogeny.types import Agent, Genome, Key, Life, State, Steering, World
 
@@ -91,15 +92,15 @@ def evaluate(
         if on_progress is not None:
             on_progress(end, num_tasks)
     totals = np.concatenate(totals)
-    mean, error = _mean_and_error(totals)
+    mean, error = mean_and_error(totals)
     unit, starts, lengths = curve_points(world.spec.num_steps, world.spec.horizon)
     return Evaluation(
         mean=float(mean),
         standard_error=float(error),
-        interval=(float(mean - 1.96 * error), float(mean + 1.96 * error)),
+        interval=(float(mean - Z95 * error), float(mean + Z95 * error)),
         num_tasks=num_tasks,
         totals=totals,
-        curve=Curve(unit, starts + lengths, *_mean_and_error(np.concatenate(points))),
+        curve=Curve(unit, starts + lengths, *mean_and_error(np.concatenate(points))),
         case=case,
         env_steps=num_tasks * world.spec.num_steps,
         seconds=time.perf_counter() - started,
@@ -156,11 +157,6 @@ def by_position(scores: np.ndarray, first: np.ndarray, horizon: int) -> np.ndarr
         sums = np.bincount(episode.ravel(), by_unit.ravel(), N * (units + 1))
         by_unit = sums.reshape(N, units + 1)[:, :units]
     return np.add.reduceat(by_unit, starts, axis=1) / lengths
-
-
-def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[N, ...] -> mean and standard error over the first axis."""
-    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
 def _lived(key: Key, subject: Genome | State, agent: Agent, world: World, steering: Steering, learning: bool, **how):

@@ -21,6 +21,7 @@ import numpy as np
 from ontogeny.development.base import Development
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint
+from ontogeny.lifecycle.lock import locked
 from ontogeny.lifecycle.saved import read_spec, write_spec
 from ontogeny.lifecycle.subject import RunSpec, assemble, complete, develop, to_json
 
@@ -121,7 +122,7 @@ def _claimed(out: Path, spec: RunSpec) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the folder '{out}' cannot be made: {error.strerror}") from None
-    with _locked(out):
+    with locked(out, "training"):
         if not (out / "spec.json").exists():
             write_spec(out, spec)
         _refuse_foreign(out, wanted)
@@ -140,25 +141,6 @@ def _refuse_foreign(out: Path, wanted: dict[str, Any]) -> None:
         raise BadInput(f"the folder '{out}' holds a run of another spec; not overwritten")
     if checkpoint.exists(out, "genome"):
         raise BadInput(f"the folder '{out}' holds a finished run; not overwritten")
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds the folder for this process; a killed process lets go of it by itself."""
-    try:
-        import fcntl
-    except ImportError:  # where there are no such locks, runs go without
-        yield
-        return
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(f"another process is training in '{out}'") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _checked_prefix(path: Path, size: int, digest: str) -> Any:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.errors import BadInput
+from ontogeny.intervals import Z95, mean_and_error
 from ontogeny.study import published
 from ontogeny.study.records import Record
 
-Z95 = 1.959964
 CLAIM = 3.0  # standard errors that a claim of "above" or "below" needs
 
 
@@ -39,8 +39,8 @@ def summary(scores: Sequence[float] | np.ndarray) -> Interval:
     values = np.asarray(scores, np.float64)
     if values.ndim != 1 or values.size < 2:
         raise BadInput(f"an interval needs the scores of at least two tasks, not an array of shape {values.shape}")
-    mean = float(values.mean())
-    return interval(mean, float(values.std(ddof=1) / math.sqrt(values.size)), int(values.size))
+    mean, error = mean_and_error(values)
+    return interval(float(mean), float(error), int(values.size))
 
 
 def paired(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> Interval:

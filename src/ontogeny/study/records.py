@@ -41,10 +41,15 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 
 
+def line(record: Record) -> bytes:
+    """A record as it stands in the file."""
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def append(path: Path, record: Record) -> None:
     """Adds one line and makes sure that it is on the disk before anything goes on."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    with path.open("ab") as file:
+        file.write(line(record))
         file.flush()
         os.fsync(file.fileno())
 
@@ -64,10 +69,14 @@ def read(path: Path) -> list[Record]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadInput(f"there is no '{path.name}' in '{path.parent}': run the study first") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"'{path}' is damaged: it is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
     found: dict[str, Record] = {}
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
+    for number, text_line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(text_line)
         except ValueError:
             raise BadInput(f"{path.name}, line {number} is damaged: it is not JSON") from None
         if not isinstance(record, dict) or "id" not in record or record.get("kind") not in REQUIRED:
@@ -85,7 +94,7 @@ def read_times(path: Path) -> dict[str, float]:
     """Seconds of wall time by the id of the record that they went into; the sum where a run was interrupted."""
     seconds: dict[str, float] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
                 seconds[row["id"]] = seconds.get(row["id"], 0.0) + float(row["seconds"])

@@ -91,18 +91,30 @@ def _asked(study: Record, worlds: Sequence[Record]) -> page.Section:
             escape(w.get("help", "")),
             f"{w['num_steps']:,}",
             f"{w['num_actions']}",
-            f"{w['num_observations']}",
+            f"{w['num_observations']}" if w["num_observations"] else "vectors",
+            escape(_weighed(w.get("drives", {}))),
         ]
         for w in worlds
     ]
     text = PROSE["asked"]
     text += page.table(
         "The worlds, in the order in which they were run",
-        ["world", "what it is", "steps in a lifetime", "actions", "observations"],
+        ["world", "what it is", "steps in a lifetime", "actions", "observations", "reward"],
         rows,
         numeric=(2, 3, 4),
     )
     return page.Section("asked", "What was asked", text)
+
+
+def _weighed(drives: dict[str, float]) -> str:
+    """The steering as a sum: `food + water − pain`."""
+    told = ""
+    for fact, weight in drives.items():
+        if weight:
+            size = "" if abs(weight) == 1 else f"{number(abs(weight))} "
+            sign = ("− " if weight < 0 else "+ ") if told else ("−" if weight < 0 else "")
+            told += f"{' ' if told else ''}{sign}{size}{fact}"
+    return told or "nothing"
 
 
 def _published(
@@ -282,17 +294,28 @@ def _replayed(found: Sequence[Record], worlds: Sequence[Record]) -> page.Section
         lives = [r for r in found if r["kind"] == "replay" and r["world"] == world["world"]]
         if not lives:
             continue
-        drawn = [(life, *replays.draw(life, world)) for life in lives]
-        parts.append(f"<h3>{escape(world['world'])}</h3><p>{escape(drawn[0][2])}</p>")
-        shown = []
-        for life, chart, _ in drawn:
-            total = compare.total(sum(life["life"]["score"]))
-            shown.append(page.figure(chart, page.agent(life["agent"], life["model"]), f"Total score {total}."))
-        parts.append(f'<div class="lives">{"".join(shown)}</div>')
+        told = replays.draw(lives[0], world)[1]
+        parts.append(f"<h3>{escape(world['world'])}</h3><p>{escape(told)}</p>")
+        ours = [life for life in lives if life["model"] != "reference"]
+        known = [life for life in lives if life["model"] == "reference"]
+        parts.append(_drawn(ours or known, world))
+        if ours and known:
+            names = ", ".join(escape(life["agent"]) for life in known)
+            parts.append(f"<details><summary>The references in the same task: {names}</summary>")
+            parts.append(_drawn(known, world) + "</details>")
     if not parts:
         return None
     text = PROSE["lives"]
     return page.Section("lives", "One lifetime of each agent", text + "".join(parts))
+
+
+def _drawn(lives: Sequence[Record], world: Record) -> str:
+    shown = []
+    for life in lives:
+        total = compare.total(sum(life["life"]["score"]))
+        chart = replays.draw(life, world)[0]
+        shown.append(page.figure(chart, page.agent(life["agent"], life["model"]), f"Total score {total}."))
+    return f'<div class="lives">{"".join(shown)}</div>'
 
 
 def _addressing(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
@@ -373,7 +396,15 @@ def _bounded(
 def _not_shown(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section:
     evolved = [row for rows in table.values() for row in rows if row.model == "evolution"]
     fewest = min((len(row.seeds) for row in evolved), default=0)
-    items = list(PROSE["limits"])
+    models = {row.model for rows in table.values() for row in rows}
+    limits = PROSE["limits"]
+    items = list(limits["always"])
+    if any(compare.published_lines(r) for r in found if r["kind"] == "world"):
+        items.insert(0, limits["published"])
+    if "code" in models:
+        items += limits["code"]
+    if "evolution" in models:
+        items += limits["evolution"]
     if evolved and fewest < 5:
         items.insert(
             0,

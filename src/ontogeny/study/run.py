@@ -5,6 +5,7 @@ which can be deployed), `scores/` (one score per task, for pairing), `report.htm
 where it was when it is started again with the same spec, seed and folder, and ends in the same records.
 """
 
+import contextlib
 import io
 import json
 import re
@@ -17,17 +18,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ontogeny import registry, streams, trees
+from ontogeny import registry, steering, streams, trees
 from ontogeny.errors import BadInput
-from ontogeny.lifecycle import checkpoint, saved
+from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.evaluate import evaluate, replay, task_keys
-from ontogeny.lifecycle.subject import Room, RunSpec, Subject, assemble, develop, room
+from ontogeny.lifecycle.lock import locked
+from ontogeny.lifecycle.subject import RunSpec, Subject, assemble, develop, room
 from ontogeny.lifecycle.train import TIMING, train
 from ontogeny.study import bounds, compare, records, report, spec
 from ontogeny.study.records import Record
 from ontogeny.study.screen import Screen
-from ontogeny.study.spec import REPLAYED, AgentRow, Study, WorldRow
+from ontogeny.study.spec import AgentRow, Study, WorldRow
+from ontogeny.types import Spec
 
+ORDER = ("reference", "code", "evolution")  # what is quick comes first
 TASK_NUMBERS = 600  # a field of a task with more numbers than this is not worth a line of records
 
 
@@ -48,10 +52,11 @@ class Step(NamedTuple):
 
     id: str
     what: str  # a kind of record
-    world: WorldRow
+    world: WorldRow  # under which it is listed
     agent: AgentRow | None = None
     seed: int = 0
     other: AgentRow | None = None
+    home: WorldRow | None = None  # of a development: the world that it is in, which may come later in the list
 
 
 OnEvent = Callable[[Event], None]
@@ -68,9 +73,13 @@ def run(
     study = spec.read(path, seed)
     tell = Screen() if on_event is None else on_event
     out = Path(out)
-    steps = list(plan(study))
     check(study)
-    _claim(out, study, steps)
+    steps = list(plan(study))
+    with _claimed(out, study, steps):
+        return _run(study, steps, out, tell)
+
+
+def _run(study: Study, steps: list[Step], out: Path, tell: OnEvent) -> Path:
     known = {record["id"]: record for record in records.read(out / records.RECORDS)}
     tell(Event("start", study.title, len(known), len(steps) + 1))
     for number, step in enumerate(steps, start=1):
@@ -96,15 +105,15 @@ def plan(study: Study) -> Iterator[Step]:
     for world in study.worlds:
         yield Step(f"world/{world.name}", "world", world)
         rows = [row for row in study.agents if world.name in row.worlds]
-        rows.sort(key=lambda row: (spec.MODELS.index(row.model) + 1) % len(spec.MODELS) if row.model != "code" else 1)
+        rows.sort(key=lambda row: ORDER.index(row.model))
         for row in rows:
             for seed in row.seeds:
                 name = development_id(row, world.name, seed)
                 if name not in developed:
                     developed.add(name)
-                    yield Step(name, "development", study.world(row.home(world.name)), row, seed)
+                    yield Step(name, "development", world, row, seed, home=study.world(row.home(world.name)))
                 yield Step(f"evaluation/{world.name}/{row.name}/{seed}", "evaluation", world, row, seed)
-            if world.replay and row.model in REPLAYED:
+            if world.replay:
                 yield Step(f"replay/{world.name}/{row.name}", "replay", world, row, row.seeds[0])
         for i, row in enumerate(rows):
             for other in rows[:i]:
@@ -122,6 +131,13 @@ def development_id(row: AgentRow, world: str, seed: int) -> str:
 
 def check(study: Study) -> None:
     """Builds every agent in every world of the study, and every development, so that no study stops halfway."""
+    for world in study.worlds:
+        try:
+            steering.build(
+                registry.build("worlds", room(world.world).name, **room(world.world).settings).spec, dict(world.drives)
+            )
+        except BadInput as error:
+            raise BadInput(f"world '{world.name}': {error}") from None
     for row in study.agents:
         for world in dict.fromkeys((*row.worlds, *(row.home(name) for name in row.worlds))):
             try:
@@ -168,6 +184,7 @@ def _world(row: WorldRow) -> Record:
         "room": Path(name).stem,
         "help": registry.help_line("worlds", name),
         "settings": _settings(row),
+        "drives": _drives(world.spec, row),
         "num_steps": world.spec.num_steps,
         "horizon": world.spec.horizon,
         "num_actions": world.spec.num_actions,
@@ -175,13 +192,19 @@ def _world(row: WorldRow) -> Record:
     }
 
 
+def _drives(spec: Spec, row: WorldRow) -> dict[str, float]:
+    """The weight of every fact in the reward of this study."""
+    return dict(zip(spec.facts, steering.build(spec, dict(row.drives)).weights, strict=True))
+
+
 def _develop(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) -> Record:
     """A reference that nobody develops has no folder; all others are runs of `lifecycle.train`."""
-    run_spec = _run_spec(study, row, step.world, step.seed)
+    assert step.home is not None
+    run_spec = _run_spec(study, row, step.home, step.seed)
     searched = run_spec.development.name != "single_lifetime"
     steps = generations = 0
     if searched or row.model != "reference":
-        folder = _folder(out, row, step.world.name, step.seed)
+        folder = _folder(out, row, step.home.name, step.seed)
         if not checkpoint.exists(folder, "genome"):
             train(run_spec, folder, on_progress=lambda done, total, _: tell(Event("progress", step.id, done, total)))
         found = checkpoint.about(folder, "genome")
@@ -195,7 +218,7 @@ def _develop(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) 
     return {
         "agent": row.name,
         "model": row.model,
-        "developed_on": step.world.name,
+        "developed_on": step.home.name,
         "seed": step.seed,
         "development": row.development,
         "genome_size": size,
@@ -269,25 +292,19 @@ def _replay(step: Step, row: AgentRow, study: Study, out: Path) -> Record:
 
 def _ready(step: Step, row: AgentRow, study: Study, out: Path) -> tuple[Subject, Any, str]:
     """The agent built for the world that it is measured in, its genome, and the case: online where it learns."""
-    home = row.home(step.world.name)
-    folder = _folder(out, row, home, step.seed)
+    run_spec = _run_spec(study, row, step.world, step.seed)
+    subject = assemble(run_spec)
+    genome = subject.agent.genome(jax.random.key(run_spec.seed))
+    folder = _folder(out, row, row.home(step.world.name), step.seed)
     if folder.exists():
-        found = saved.read(folder, world=room(step.world.world))
-        subject, genome = found.subject, found.genome
-    else:
-        run_spec = _run_spec(study, row, step.world, step.seed)
-        subject = assemble(run_spec)
-        genome = subject.agent.genome(jax.random.key(run_spec.seed))
+        genome = checkpoint.load(folder, "genome", genome)
     return subject, genome, "online" if subject.agent.learns else "offline"
 
 
 def _run_spec(study: Study, row: AgentRow, world: WorldRow, seed: int) -> RunSpec:
-    distinct = (1000 * study.seed + seed) % 2**32
-    return RunSpec(_room(world.world), _room(row.agent), _room(row.development), {}, distinct)
-
-
-def _room(text: str) -> Room:
-    return room(text)
+    distinct = int(np.random.SeedSequence([study.seed, seed]).generate_state(1)[0])
+    drives = dict(world.drives) | dict(row.drives)
+    return RunSpec(room(world.world), room(row.agent), room(row.development), drives, distinct)
 
 
 def _scores_on_shared_tasks(out: Path, world: WorldRow, one: AgentRow, other: AgentRow) -> list[list[np.ndarray]]:
@@ -296,8 +313,9 @@ def _scores_on_shared_tasks(out: Path, world: WorldRow, one: AgentRow, other: Ag
     return [[scores[:shared] for scores in side] for side in sides]
 
 
-def _claim(out: Path, study: Study, steps: list[Step]) -> None:
-    """Makes the folder this study's own, or says why it cannot be."""
+@contextlib.contextmanager
+def _claimed(out: Path, study: Study, steps: list[Step]) -> Iterator[None]:
+    """Makes the folder this study's own while it runs, or says why it cannot be and leaves it as it is."""
     versions = checkpoint.versions() | {"python": ".".join(map(str, sys.version_info[:3]))}
     head: Record = {
         "id": "study",
@@ -312,21 +330,46 @@ def _claim(out: Path, study: Study, steps: list[Step]) -> None:
         "spec": study.text,
     }
     path = out / records.RECORDS
-    records.repair(path)
-    if path.exists() and path.stat().st_size:
-        there = records.read(path)[0]
-        if there != json.loads(json.dumps(head)):
-            differs = ", ".join(sorted(key for key in head if there.get(key) != head[key]))
-            raise BadInput(f"the folder '{out}' holds another study ({differs} differ); not overwritten")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not path.exists():
-        raise BadInput(f"'{out}' exists and holds no study; not overwritten")
+    _refuse_foreign(out, head)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the folder '{out}' cannot be made: {error.strerror}") from None
-    records.append(path, head)
-    checkpoint.write_bytes(out / "spec.toml", study.text.encode())
+    with locked(out, "running a study"):
+        _refuse_foreign(out, head)
+        records.repair(path)
+        if not path.exists() or not path.stat().st_size:
+            records.append(path, head)
+        checkpoint.write_bytes(out / "spec.toml", study.text.encode())
+        yield
+
+
+def _refuse_foreign(out: Path, head: Record) -> None:
+    """Raises `BadInput` unless the folder is absent, empty, or this very study's, be it killed in its first line."""
+    path = out / records.RECORDS
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise BadInput(f"'{out}' exists and is no folder; not overwritten")
+    if not path.is_file():
+        if any(not other.name.startswith(".") for other in out.iterdir()):
+            raise BadInput(f"'{out}' exists and holds no study; not overwritten")
+        return
+    with path.open("rb") as file:
+        first = file.readline()
+    if not first.endswith(b"\n"):
+        if not records.line(head).startswith(first):
+            raise BadInput(f"'{path}' is not the records of a study; not overwritten")
+        return
+    try:
+        there = json.loads(first)
+    except ValueError:
+        there = None
+    if not isinstance(there, dict) or there.get("kind") != "study":
+        raise BadInput(f"'{path}' is not the records of a study; not overwritten")
+    if there != json.loads(json.dumps(head)):
+        differs = ", ".join(sorted(key for key in head if there.get(key) != head[key]))
+        raise BadInput(f"the folder '{out}' holds another study ({differs} differ); not overwritten")
 
 
 def _tell_table(found: list[Record], world: str, tell: OnEvent) -> None:

@@ -1,16 +1,18 @@
 """A study as data: which agents are developed where, on which unseen tasks they are measured, with which seeds.
 
-A spec is a small TOML file. `default.toml` beside this file is the default study and shows every key:
+A spec is a small TOML file; docs/study.md describes every key. `default.toml` beside this file is the default study.
 
     title, question, seed
-    [[worlds]]   name, world ("bandit:arms=5,pulls=10"), tasks, [replay]
-    [[agents]]   agent ("recurrent:hidden=48"), worlds, [name, model, development, developed_on, seeds, tasks]
+    [[worlds]]   name, world ("bandit:arms=5,pulls=10"), tasks, [replay, drives]
+    [[agents]]   agent ("recurrent:units=48"), worlds, [name, model, development, developed_on, seeds, tasks, drives]
 
 The order of worlds is the order in which results appear. An agent's `model` says which model of development it
 stands for: "evolution" (every weight is evolved), "code" (the genome is a learning algorithm) or "reference".
+`drives` weigh facts in the reward, over those that the world proposes; an agent's go over its world's.
 """
 
 import hashlib
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,15 @@ from typing import Any
 
 from ontogeny import registry
 from ontogeny.errors import BadInput
+from ontogeny.lifecycle.subject import MAX_SEED
 
 DEFAULT = Path(__file__).with_name("default.toml")
+KEYS = {
+    "study": ("title", "question", "seed"),
+    "world": ("name", "world", "tasks", "replay", "drives"),
+    "agent": ("agent", "worlds", "name", "model", "development", "developed_on", "seeds", "tasks", "drives"),
+}
 MODELS = ("evolution", "code", "reference")
-REPLAYED = ("evolution", "code")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class WorldRow:
     world: str  # as `registry.parse` reads it
     tasks: int  # unseen tasks that every agent is measured on, unless the agent's row says otherwise
     replay: bool = True  # whether one life of each agent is recorded step by step
+    drives: tuple[tuple[str, float], ...] = ()  # facts and weights, over those that the world proposes
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class AgentRow:
     developed_on: str | None = None  # None: developed anew for each world that it is measured in
     seeds: tuple[int, ...] = (0,)  # one development each
     tasks: int | None = None
+    drives: tuple[tuple[str, float], ...] = ()  # over those of the world
 
     def home(self, world: str) -> str:
         """The world in which the agent that is measured in `world` was developed."""
@@ -89,17 +98,18 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{source} is not valid TOML: {error}") from None
-    _keys(data, source, required={"title", "question", "worlds", "agents"}, optional={"seed"})
+    _keys(data, source, required={"title", "question", "worlds", "agents"}, known=(*KEYS["study"], "worlds", "agents"))
     worlds = tuple(_world(row, f"{source}, worlds[{i}]") for i, row in enumerate(_rows(data, "worlds", source)))
     _unique([row.name for row in worlds], "world", source)
     known = [row.name for row in worlds]
     agents = tuple(_agent(row, f"{source}, agents[{i}]", known) for i, row in enumerate(_rows(data, "agents", source)))
     _unique([f"{agent.name} in {world}" for agent in agents for world in agent.worlds], "measurement of", source)
-    given = _of(int, data.get("seed", 0), f"{source}, seed")
+    given = _seed(data.get("seed", 0), f"{source}, seed")
+    given = given if seed is None else _seed(seed, "--seed")
     return Study(
         title=_of(str, data["title"], f"{source}, title"),
         question=" ".join(_of(str, data["question"], f"{source}, question").split()),
-        seed=given if seed is None else seed,
+        seed=given,
         worlds=worlds,
         agents=agents,
         text=text,
@@ -107,7 +117,7 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
 
 
 def _world(row: dict[str, Any], where: str) -> WorldRow:
-    _keys(row, where, required={"name", "world", "tasks"}, optional={"replay"})
+    _keys(row, where, required={"name", "world", "tasks"}, known=KEYS["world"])
     text = _of(str, row["world"], f"{where}, world")
     _room("worlds", text, f"{where}, world")
     return WorldRow(
@@ -115,12 +125,12 @@ def _world(row: dict[str, Any], where: str) -> WorldRow:
         text,
         _tasks(row["tasks"], f"{where}, tasks"),
         _of(bool, row.get("replay", True), f"{where}, replay"),
+        _drives(row.get("drives", {}), f"{where}, drives"),
     )
 
 
 def _agent(row: dict[str, Any], where: str, worlds: list[str]) -> AgentRow:
-    optional = {"name", "model", "development", "developed_on", "seeds", "tasks"}
-    _keys(row, where, required={"agent", "worlds"}, optional=optional)
+    _keys(row, where, required={"agent", "worlds"}, known=KEYS["agent"])
     agent = _of(str, row["agent"], f"{where}, agent")
     room = _room("agents", agent, f"{where}, agent")
     development = _of(str, row.get("development", "single_lifetime"), f"{where}, development")
@@ -135,6 +145,8 @@ def _agent(row: dict[str, Any], where: str, worlds: list[str]) -> AgentRow:
             key = "worlds" if name in lived else "developed_on"
             raise BadInput(f"{where}, {key}: {registry.unknown('world in this spec named', str(name), worlds)}")
     seeds = _list(int, row.get("seeds", [0]), f"{where}, seeds")
+    for seed in seeds:
+        _seed(seed, f"{where}, seeds")
     _unique([str(seed) for seed in seeds], "seed", where)
     return AgentRow(
         name=_of(str, row.get("name", room), f"{where}, name"),
@@ -145,6 +157,7 @@ def _agent(row: dict[str, Any], where: str, worlds: list[str]) -> AgentRow:
         developed_on=home,
         seeds=seeds,
         tasks=None if "tasks" not in row else _tasks(row["tasks"], f"{where}, tasks"),
+        drives=_drives(row.get("drives", {}), f"{where}, drives"),
     )
 
 
@@ -161,10 +174,10 @@ def _room(family: str, text: str, where: str) -> str:
     return Path(name).stem
 
 
-def _keys(data: dict[str, Any], where: str, required: set[str], optional: set[str]) -> None:
+def _keys(data: dict[str, Any], where: str, required: set[str], known: tuple[str, ...]) -> None:
     for key in data:
-        if key not in required | optional:
-            raise BadInput(f"{where}: {registry.unknown('key', key, sorted(required | optional))}")
+        if key not in known:
+            raise BadInput(f"{where}: {registry.unknown('key', key, sorted(known))}")
     for key in sorted(required):
         if key not in data:
             raise BadInput(f"{where}: the key '{key}' is missing")
@@ -187,6 +200,21 @@ def _list(kind: type, value: Any, where: str) -> tuple:
     if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
         raise BadInput(f"{where} must be a list of at least one {kind.__name__}, not {value!r}")
     return tuple(value)
+
+
+def _drives(value: Any, where: str) -> tuple[tuple[str, float], ...]:
+    if not isinstance(value, dict):
+        raise BadInput(f"{where} must be a table of facts and weights, not {value!r}")
+    for fact, weight in value.items():
+        if type(weight) not in (int, float) or not math.isfinite(weight):
+            raise BadInput(f"{where}: the weight of '{fact}' must be a finite number, not {weight!r}")
+    return tuple((fact, float(weight)) for fact, weight in value.items())
+
+
+def _seed(value: Any, where: str) -> int:
+    if not 0 <= _of(int, value, where) <= MAX_SEED:
+        raise BadInput(f"{where} must be from 0 to {MAX_SEED}, not {value}")
+    return value
 
 
 def _tasks(value: Any, where: str) -> int:
