@@ -1,10 +1,13 @@
 """The command line: help with examples, one sentence and exit code 2 for what a person can mend, nothing half."""
 
+import contextlib
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,7 +77,8 @@ def test_list_shows_every_room_and_its_settings(ontogeny):
     for family in registry.FAMILIES:
         for name in registry.names(family):
             assert f"  {name} " in printed and registry.help_line(family, name) in printed
-    assert ontogeny("list", "worlds", "bandit")[1].splitlines()[1:] == ["  arms=5", "  pulls=100"]
+    lines = ontogeny("list", "worlds", "bandit")[1].splitlines()
+    assert lines[0].startswith("k Bernoulli arms") and lines[-2:] == ["  arms=5", "  pulls=100"]
     assert "no settings" in ontogeny("list", "agents", "random")[1]
 
 
@@ -160,7 +164,7 @@ def test_from_training_to_use(ontogeny):
     lines = printed.splitlines()
     assert code == 0 and complaint == "" and len(lines) == 5
     assert lines[0].startswith("step 1  episode 1  observation 0  action ") and "payout" in lines[0]
-    assert lines[3].startswith("the weights are the same: digest") and lines[4] == "saved in used"
+    assert lines[3].startswith("the weights are the same: weights digest") and lines[4] == "saved in used"
     assert ontogeny("deploy", "used", "--online", "--steps", "2")[0] == 0
     code, _, complaint = ontogeny("deploy", "runs/a", "--save", "used")
     assert code == 2 and "'used' exists; not overwritten" in complaint
@@ -218,3 +222,102 @@ def test_numbers_are_short():
         cli._drive("food=much")
     assert cli._drive("food=2") == ("food", 2.0)
     assert cli._sketch([0.0, 1.0, 2.0]) == "0 ▁▅█ 2" and cli._sketch([1.0]) == "1 ▁ 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def build(:", "cannot be loaded: SyntaxError"),
+        ("import nothing_of_that_name", "cannot be loaded in line 1: ModuleNotFoundError"),
+        ("raise SystemExit(3)", "cannot be loaded in line 1: SystemExit: 3"),
+        ("x = 1", "does not define `build`"),
+        ("def build(spec, steering):\n    return 1 / 0", "`build` of the file 'own.py' failed in line 2: ZeroDivision"),
+        ("def build(spec, steering):\n    pass", "returned no agent but NoneType"),
+        ("def build(spec):\n    pass", "`build` of the file 'own.py' failed: TypeError"),
+        ("def build(spec, steering, *, rate):\n    pass", "the setting 'rate' of agent 'own.py' needs a default"),
+        ("\x00", "cannot be loaded"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_ones_own_is_one_sentence(ontogeny, text, said):
+    Path("own.py").write_text(text, encoding="utf-8")
+    code, _, complaint = ontogeny("evaluate", "--agent", "own.py", "--world", "bandit", "--tasks", "4")
+    assert code == 2 and said in complaint and is_one_sentence(complaint), complaint
+    Path("own.py").write_bytes(b"\xff\xfe")
+    for command in (["evaluate", "--agent", "own.py", "--world", "bandit"], ["list", "agents", "own.py"]):
+        code, _, complaint = ontogeny(*command)
+        assert code == 2 and is_one_sentence(complaint) and "own.py" in complaint
+
+
+def test_an_agent_of_ones_own_that_breaks_a_law_is_told_so(ontogeny):
+    lawless = str(Path(__file__).parent / "rooms" / "lawless.py")
+    code, _, complaint = ontogeny("evaluate", "--agent", lawless, "--world", "bandit", "--tasks", "4")
+    assert code == 2 and "breaks the first law" in complaint and is_one_sentence(complaint)
+
+
+def test_a_run_carries_its_rooms_along(ontogeny):
+    original = Path(__file__).parent / "rooms" / "counting.py"
+    Path("own.py").write_text(original.read_text(encoding="utf-8"), encoding="utf-8")
+    same = ["train", "--agent", "own.py", *SMALL, "--out", "run"]
+    assert ontogeny(*same)[0] == 0
+    score = json.loads(ontogeny("evaluate", "run", "--tasks", "8", "--online", "--json")[1])["mean"]
+    assert ontogeny("deploy", "run", "--online", "--steps", "2", "--save", "used")[0] == 0
+    Path("own.py").write_text("raise RuntimeError('edited since')", encoding="utf-8")
+    Path("away").mkdir()
+    for folder in ("run", "used"):
+        Path(folder).rename(Path("away") / folder)
+    found = json.loads(ontogeny("evaluate", "away/run", "--tasks", "8", "--online", "--json")[1])["mean"]
+    assert found == score and ontogeny("deploy", "away/used", "--steps", "2")[0] == 0
+    next(Path("away/run/rooms").rglob("own.py")).write_text("# changed", encoding="utf-8")
+    code, _, complaint = ontogeny("evaluate", "away/run")
+    assert code == 2 and "not the file that the run was made with" in complaint and is_one_sentence(complaint)
+
+
+def test_a_run_is_not_resumed_with_a_file_that_was_edited(ontogeny):
+    original = (Path(__file__).parent / "rooms" / "counting.py").read_text(encoding="utf-8")
+    Path("own.py").write_text(original, encoding="utf-8")
+    same = ["train", "--agent", "own.py", *SMALL, "--out", "run"]
+    assert ontogeny(*same)[0] == 0
+    for name in ("genome.json", "genome.safetensors"):
+        (Path("run") / name).unlink()  # as if it had been stopped before its end
+    Path("own.py").write_text(original + "\n", encoding="utf-8")
+    code, _, complaint = ontogeny(*same)
+    assert code == 2 and "a run of another spec" in complaint
+    Path("own.py").write_text(original, encoding="utf-8")
+    assert ontogeny(*same)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--agent", "random", "--world", "bandit", "--out", "nowhere/score.json"],
+        ["deploy", "run", "--save", "nowhere/used"],
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(ontogeny, arguments):
+    code, printed, complaint = ontogeny(*arguments)
+    assert code == 2 and printed == "" and "there is no folder 'nowhere'" in complaint and is_one_sentence(complaint)
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf"])
+def test_a_drive_must_be_finite(ontogeny, weight):
+    same = ["evaluate", "--agent", "random", "--world", "bandit", "--drive", f"payout={weight}"]
+    code, _, complaint = ontogeny(*same)
+    assert code == 2 and "must be finite" in complaint and is_one_sentence(complaint)
+
+
+def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
+    command = [sys.executable, "-m", "ontogeny", "train", "--agent", "recurrent_cells", "--world", "bandit"]
+    command += ["--development", "evolution:population=4,lives=2,generations=100000", "--out", "run", "--every", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        for _ in range(600):
+            if (tmp_path / "run" / "checkpoint.json").exists():
+                break
+            time.sleep(0.1)
+        for _ in range(8):  # a person presses again where the first one fell into the moment of a callback
+            started.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(timeout=15)
+                break
+        printed, complaint = started.communicate(timeout=1)
+    assert started.returncode == 130 and printed == ""
+    assert complaint == "ontogeny: stopped; the same command goes on from here\n"

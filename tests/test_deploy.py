@@ -1,5 +1,6 @@
 """Deployment: one life in use, step by step, frozen or online, and what is saved of it."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from ontogeny import streams, trees
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LawBroken
 from ontogeny.lifecycle import saved as folders
 from ontogeny.lifecycle.deploy import deploy
 from ontogeny.lifecycle.subject import parse, room
@@ -54,7 +55,7 @@ def test_only_an_online_life_changes_weights(agent):
 
 def test_a_frozen_life_whose_weights_change_is_found(tmp_path):
     lawless = folders.read(run_of(tmp_path / "run", str(ROOMS / "lawless.py")))
-    with pytest.raises(RuntimeError, match="the weights changed while frozen"):
+    with pytest.raises(LawBroken, match="the weights changed while frozen"):
         list(deploy(lawless, num_steps=3))
 
 
@@ -99,6 +100,9 @@ def test_what_is_no_run_is_said(run, tmp_path):
     with pytest.raises(BadInput, match=r"spec.json' cannot be read"):
         folders.read(tmp_path)
     (tmp_path / "spec.json").write_bytes((run / "spec.json").read_bytes())
+    with pytest.raises(BadInput, match="not the file that the run was made with"):
+        folders.read(tmp_path)
+    shutil.copytree(run / "rooms", tmp_path / "rooms")
     with pytest.raises(BadInput, match="is not finished"):
         folders.read(tmp_path)
     (tmp_path / "spec.json").write_text('{"format": 1, "run": {"world": "bandit"}}')

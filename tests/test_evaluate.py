@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ontogeny import streams
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LawBroken
+from ontogeny.intervals import Z95
 from ontogeny.lifecycle import evaluate as evaluation
 from ontogeny.lifecycle.evaluate import by_position, curve_points, evaluate, replay, task_keys
 from ontogeny.lifecycle.subject import assemble, parse
@@ -49,7 +50,7 @@ def test_mean_error_and_interval_are_those_of_the_totals(counting):
     assert found.mean == np.mean(found.totals)
     assert found.standard_error == pytest.approx(np.std(found.totals, ddof=1) / np.sqrt(101), rel=1e-12)
     assert found.interval == pytest.approx(
-        (found.mean - 1.96 * found.standard_error, found.mean + 1.96 * found.standard_error)
+        (found.mean - Z95 * found.standard_error, found.mean + Z95 * found.standard_error)
     )
     assert (found.num_tasks, found.env_steps, found.case) == (101, 101 * 20, "offline")
     assert found.curve.mean.mean() * 20 == pytest.approx(found.mean)
@@ -89,7 +90,7 @@ def test_learning_must_be_asked_for(counting):
 
 def test_weights_that_change_while_frozen_are_found():
     found = subject(str(ROOMS / "lawless.py"), "bandit:pulls=5")
-    with pytest.raises(RuntimeError, match="the weights changed in a life without learning"):
+    with pytest.raises(LawBroken, match="the weights changed in a life without learning"):
         evaluate(*found, (), num_tasks=2, seed=0)
 
 

@@ -159,3 +159,9 @@ def test_gymnasium(tmp_path):
     again, same = names["live"](agent, Lever(), 60)
     assert same == total and trees.same_bits(again, state)
     assert jax.tree.structure(state) == jax.tree.structure(again)
+
+
+def test_every_agent_stands_in_the_table_of_what_reset_keeps():
+    rows = [line for line in DOCS.split("## By kind of agent")[1].splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(registry.names("agents"))

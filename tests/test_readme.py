@@ -51,7 +51,9 @@ def test_the_command_of_the_readme_evaluates_them(own_files):
 
 
 def test_the_loop_of_the_readme_runs(tmp_path):
-    made = ontogeny("train", "--agent", "thompson", "--world", "bandit", "--out", "runs/thompson", cwd=tmp_path)
+    command = re.search(r"ontogeny (train .* --out runs/thompson)", README)
+    assert command
+    made = ontogeny(*command.group(1).split(), cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     done = subprocess.run(
         [sys.executable, "-c", block("run: own_loop") + "\nprint(action)"], cwd=tmp_path, capture_output=True, text=True

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ontogeny.lifecycle.saved import Saved
 
 MOST_HOST_DEVICES = 8
+STOPPED = 130  # the exit code of a program that was interrupted
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -48,7 +50,10 @@ def main() -> None:
     """The entry point. Exit code 2 and one sentence for what a person can mend; tracebacks are for our own faults."""
     try:
         command = typer.main.get_command(app)
-        sys.exit(command.main(prog_name="ontogeny", standalone_mode=False) or 0)
+        code = command.main(prog_name="ontogeny", standalone_mode=False) or 0
+        if code == STOPPED:  # typer takes the interrupt for itself and says nothing
+            raise KeyboardInterrupt
+        sys.exit(code)
     except BadInput as error:
         _give_up(str(error))
     except typer.TyperException as error:
@@ -63,8 +68,9 @@ def main() -> None:
             raise
         _give_up(f"{error.strerror}: '{error.filename}'")
     except (KeyboardInterrupt, typer.Abort):
-        print("ontogeny: stopped", file=sys.stderr)
-        sys.exit(130)
+        goes_on = len(sys.argv) > 1 and sys.argv[1] in ("train", "study")
+        print(f"ontogeny: stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 @app.callback(invoke_without_command=True)
@@ -124,7 +130,7 @@ def train(
     made = checkpoint.about(out, "genome")
     typer.echo(
         f"{out}: a genome of {made['numbers']:,} numbers after {made['generation']:,} generations "
-        f"and {made['env_steps']:,} steps, digest {made['digest'][:16]}"
+        f"and {made['env_steps']:,} steps, genome digest {made['digest'][:16]}"
     )
 
 
@@ -142,7 +148,9 @@ def evaluate(
     reset_each_episode: Annotated[
         bool, typer.Option("--reset-each-episode", help="Restore activations where an episode begins.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Draws the tasks; the same ones for every agent.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Draws the tasks, the same for every agent, and the genome of an --agent.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     out: Annotated[Path | None, typer.Option(help="A new file for the JSON.")] = None,
     device: Device = None,
@@ -150,8 +158,7 @@ def evaluate(
     """Score an agent on tasks that no training can have drawn, with a 95 % interval."""
     if (run is None) == (agent is None):
         raise BadInput("name either a run or an --agent with its --world")
-    if out is not None and out.exists():
-        raise BadInput(f"'{out}' exists; not overwritten")
+    _can_be_made(out)
     _prepare(device)
     from ontogeny.lifecycle import checkpoint
     from ontogeny.lifecycle.evaluate import evaluate
@@ -191,8 +198,7 @@ def deploy(
     device: Device = None,
 ) -> None:
     """Let a saved agent live one life in use, step by step; a frozen one shows that its weights stayed the same."""
-    if save is not None and save.exists():
-        raise BadInput(f"'{save}' exists; not overwritten")
+    _can_be_made(save)
     _prepare(device)
     from ontogeny import trees
     from ontogeny.lifecycle import saved as folders
@@ -212,7 +218,7 @@ def deploy(
     assert step is not None
     after = trees.digest(step.state.weights)
     same = "the weights are the same" if after == before else "the weights have changed"
-    typer.echo(f"{same}: digest {before[:16]} at the start, {after[:16]} at the end")
+    typer.echo(f"{same}: weights digest {before[:16]} at the start, {after[:16]} at the end")
     if save is not None:
         about = {"case": "online" if online else "offline", "steps": step.number}
         typer.echo(f"saved in {folders.write(save, agent.spec, step.state, about)}")
@@ -235,7 +241,7 @@ def list_rooms(
     if family is not None and family not in registry.FAMILIES:
         raise registry.unknown("family", family, list(registry.FAMILIES))
     if family is not None and name is not None:
-        typer.echo(registry.help_line(family, name))
+        typer.echo(registry.docstring(family, name))
         known = registry.settings(family, name)
         for setting, default in known.items():
             typer.echo(f"  {setting}={default}")
@@ -249,6 +255,18 @@ def list_rooms(
             typer.echo(each)
             for room in names:
                 typer.echo(f"  {room:<{width}}  {registry.help_line(each, room)}")
+
+
+def _can_be_made(path: Path | None) -> None:
+    """Raises `BadInput` before any work is done for a file or folder that could not be written after it."""
+    if path is None:
+        return
+    if path.exists():
+        raise BadInput(f"'{path}' exists; not overwritten")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"there is no folder '{path.parent}' for '{path.name}'")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise BadInput(f"nothing can be written in '{path.absolute().parent}'")
 
 
 def _give_up(message: str) -> None:
@@ -313,9 +331,12 @@ def _spec(agent: str, world: str, development: str, drives: list[str] | None, se
 def _drive(text: str) -> tuple[str, float]:
     fact, _, weight = text.partition("=")
     try:
-        return fact.strip(), float(weight)
+        value = float(weight)
     except ValueError:
         raise BadInput(f"'{text}' is not of the form fact=weight") from None
+    if not math.isfinite(value):
+        raise BadInput(f"the weight in '{text}' must be finite")
+    return fact.strip(), value
 
 
 def _evaluated(run: Path | None, agent: str | None, world: str | None, drives: list[str] | None, seed: int) -> "Saved":
@@ -385,7 +406,8 @@ def _print_evaluation(record: dict[str, Any]) -> None:
 
 def _room_text(room: dict[str, Any]) -> str:
     settings = ",".join(f"{name}={value}" for name, value in room["settings"].items())
-    return f"{room['name']}:{settings}" if settings else room["name"]
+    name = Path(room["name"]).name
+    return f"{name}:{settings}" if settings else name
 
 
 def _sketch(values: list[float]) -> str:

@@ -5,11 +5,15 @@ its settings the keyword-only parameters of `build`. A path that ends in `.py` n
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +21,7 @@ from typing import Any
 from ontogeny.errors import BadInput
 
 FAMILIES = {"worlds": "world", "agents": "agent", "content": "content", "development": "development"}
+MADE = {"worlds": "reset", "agents": "act", "content": "query", "development": "step"}  # what each must have
 _PACKAGE = Path(__file__).parent
 
 
@@ -31,14 +36,24 @@ def names(family: str) -> list[str]:
 
 def help_line(family: str, name: str) -> str:
     """The first line of a room's docstring, without importing it."""
-    doc = ast.get_docstring(ast.parse(_path(family, name).read_text(encoding="utf-8"))) or ""
-    return doc.splitlines()[0] if doc else ""
+    return docstring(family, name).partition("\n")[0]
+
+
+def docstring(family: str, name: str) -> str:
+    """A room's whole docstring, without importing it."""
+    path = _path(family, name)
+    with _blaming(name, "the file '{}' cannot be read as Python"):
+        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def settings(family: str, name: str) -> dict[str, Any]:
     """A room's settings and their defaults."""
     parameters = inspect.signature(_module(family, name).build).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    found = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for key, default in found.items():
+        if default is inspect.Parameter.empty:
+            raise BadInput(f"the setting '{key}' of {FAMILIES[family]} '{name}' needs a default")
+    return found
 
 
 def build(family: str, name: str, *args, **given) -> Any:
@@ -49,7 +64,14 @@ def build(family: str, name: str, *args, **given) -> Any:
         if key not in known:
             raise BadInput(f"{where} has no setting '{key}'{_near(key, list(known))}")
         given[key] = _converted(value, known[key], f"setting '{key}' of {where}")
-    return _module(family, name).build(*args, **given)
+    make = _module(family, name).build
+    if not name.endswith(".py"):
+        return make(*args, **given)
+    with _blaming(name, "`build` of the file '{}' failed"):
+        made = make(*args, **given)
+    if not hasattr(made, MADE[family]):
+        raise BadInput(f"`build` of the file '{name}' returned no {FAMILIES[family]} but {type(made).__name__}")
+    return made
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -84,6 +106,8 @@ def _converted(value: Any, default: Any, what: str) -> Any:
     elif isinstance(default, float):
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         value = float(value) if fits else value
+        if fits and not math.isfinite(value):
+            raise BadInput(f"{what} must be finite, not {value}")
     elif isinstance(default, int):
         fits = isinstance(value, int) and not isinstance(value, bool)
     elif isinstance(default, tuple):
@@ -118,14 +142,30 @@ def _module(family: str, name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[qualified] = module
         try:
-            spec.loader.exec_module(module)
-        except Exception as error:
+            with _blaming(name, "the file '{}' cannot be loaded"):
+                spec.loader.exec_module(module)
+        except BadInput:
             del sys.modules[qualified]
-            raise BadInput(f"the file '{name}' cannot be loaded: {type(error).__name__}: {error}") from error
+            raise
         if not hasattr(module, "build"):
             del sys.modules[qualified]
             raise BadInput(f"the file '{name}' does not define `build`")
     return sys.modules[qualified]
+
+
+@contextlib.contextmanager
+def _blaming(name: str, what: str) -> Iterator[None]:
+    """Makes one sentence of whatever goes wrong in somebody's file, with the last line of that file that took part."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(name).name]
+        at = f" in line {lines[-1]}" if lines else ""
+        told = " ".join(str(error).split())
+        raise BadInput(f"{what.format(name)}{at}: {type(error).__name__}: {told}") from error
 
 
 def _defines_build(path: Path) -> bool:

@@ -34,7 +34,7 @@ class Step(NamedTuple):
 def deploy(saved: Saved, *, online: bool = False, seed: int = 0, num_steps: int | None = None) -> Iterator[Step]:
     """Yields the steps of one life, as many as a life in this world has unless `num_steps` says otherwise.
 
-    A frozen life that comes to its end has the weights it began with, or `RuntimeError` is raised.
+    A frozen life that comes to its end has the weights it began with, or `LawBroken` is raised.
     """
     if num_steps is not None and num_steps < 1:
         raise BadInput(f"a deployment needs at least 1 step, not {num_steps}")

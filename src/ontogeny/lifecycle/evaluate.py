@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ontogeny import registry, streams
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LawBroken
 from ontogeny.intervals import Z95, mean_and_error
 from ontogeny.lifetime import live, whole_life
 from ontogeny.types import Agent, Genome, Key, Life, State, Steering, World
@@ -66,7 +66,7 @@ def evaluate(
 ) -> Evaluation:
     """Lets an agent live one life in each of `num_tasks` unseen tasks: from birth, or on from a `State`.
 
-    Raises `BadInput` for another case than "offline" or "online", and `RuntimeError` where weights changed offline.
+    Raises `BadInput` for another case than "offline" or "online", and `LawBroken` where weights changed offline.
     """
     learning = is_online(case)
     if num_tasks < 2:
@@ -85,7 +85,7 @@ def evaluate(
             jax.device_put(keys[which], placed), genome_or_state, agent, world, steering, learning, reset_each_episode
         )
         if not learning and not bool(jnp.all(unchanged)):
-            raise RuntimeError("the weights changed in a life without learning: this agent breaks the first law")
+            raise LawBroken("the weights changed in a life without learning: this agent's `act` breaks the first law")
         scores, first = np.asarray(found)[: end - begin], np.asarray(begins)[: end - begin]
         totals.append(scores.sum(axis=1, dtype=np.float64))
         points.append(by_position(scores, first, world.spec.horizon))

@@ -1,9 +1,11 @@
 """A saved agent: the folder of a finished run, or of a deployment that was kept.
 
-Both hold `spec.json`. A run holds the genome that was developed, so that a life begins with birth; a deployment holds
+Both hold `spec.json`, and a copy of each room that is a file of somebody's own: such a folder carries code, which is
+run when it is read. A run holds the genome that was developed, so that a life begins with birth; a deployment holds
 the state of a life (weights and activations), which goes on. Nothing here lets an agent act.
 """
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Any, NamedTuple
 import jax
 
 from ontogeny import streams, trees
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LawBroken
 from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.subject import Room, RunSpec, Subject, assemble, parse, to_json
 from ontogeny.types import Genome, State
+
+ROOMS = "rooms"
 
 
 class Saved(NamedTuple):
@@ -73,7 +77,31 @@ def birth(saved: Saved, seed: int) -> tuple[jax.Array, State]:
 
 
 def write_spec(folder: Path, spec: RunSpec) -> None:
-    checkpoint.write_json(folder / "spec.json", {"format": checkpoint.FORMAT, "run": to_json(spec)})
+    """Writes `spec.json`, and beforehand copies of the files that it names, so that the folder can be carried away."""
+    digests = {}
+    for key, path in _own_files(spec):
+        name = f"{ROOMS}/{key}/{path.name}"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        data = path.read_bytes()
+        checkpoint.write_bytes(folder / name, data)
+        digests[name] = hashlib.sha256(data).hexdigest()
+        spec = spec._replace(**{key: getattr(spec, key)._replace(name=name)})
+    content = {"format": checkpoint.FORMAT, "run": to_json(spec), ROOMS: digests}
+    checkpoint.write_json(folder / "spec.json", content)
+
+
+def fingerprint(spec: RunSpec) -> dict[str, Any]:
+    """What makes two runs the same: the spec, with the content of the files that it names in place of their paths."""
+    plain = to_json(spec)
+    for key, path in _own_files(spec):
+        plain[key]["name"] = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return plain
+
+
+def _own_files(spec: RunSpec) -> list[tuple[str, Path]]:
+    """The rooms of a spec that are files of somebody's own, by their keys."""
+    rooms = {key: getattr(spec, key).name for key in ("world", "agent", "development")}
+    return [(key, Path(name)) for key, name in rooms.items() if name.endswith(".py")]
 
 
 def read_spec(folder: Path) -> RunSpec:
@@ -82,16 +110,25 @@ def read_spec(folder: Path) -> RunSpec:
         raise BadInput(f"there is no run in '{folder}'")
     content = checkpoint.read_json(folder / "spec.json")
     try:
-        return parse(content.get("run"))
+        spec = parse(content.get("run"))
     except BadInput as error:
         raise BadInput(f"'{folder / 'spec.json'}' is damaged: {error}") from None
+    digests = content.get(ROOMS) or {}
+    for key, path in _own_files(spec):
+        copy = folder / path
+        if not copy.is_file() or hashlib.sha256(copy.read_bytes()).hexdigest() != digests.get(path.as_posix()):
+            raise BadInput(f"'{copy}' is absent or not the file that the run was made with")
+        spec = spec._replace(**{key: getattr(spec, key)._replace(name=str(copy))})
+    return spec
 
 
 def check_frozen(before: str, state: State) -> None:
-    """Raises `RuntimeError` where the weights have another digest than at the start of a frozen life."""
+    """Raises `LawBroken` where the weights have another digest than at the start of a frozen life."""
     after = trees.digest(state.weights)
     if after != before:
-        raise RuntimeError(f"the weights changed while frozen, from {before[:16]} to {after[:16]}")
+        raise LawBroken(
+            f"the weights changed while frozen, from {before[:16]} to {after[:16]}: `act` breaks the first law"
+        )
 
 
 def _born(subject: Subject, genome: Genome, seed: int) -> State:

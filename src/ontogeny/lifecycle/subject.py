@@ -5,6 +5,7 @@ A room is its name, with settings behind a colon or in a table of their own. Not
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -58,6 +59,8 @@ def parse(data: Any, where: str = "run") -> RunSpec:
     for fact, weight in drives.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise BadInput(f"'{fact}' in [{where}.drives] must be a number, not {weight!r}")
+        if not math.isfinite(weight):
+            raise BadInput(f"'{fact}' in [{where}.drives] must be finite, not {weight}")
     return RunSpec(
         world=_room(data["world"], f"{where}.world"),
         agent=_room(data["agent"], f"{where}.agent"),

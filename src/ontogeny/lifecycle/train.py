@@ -22,8 +22,8 @@ from ontogeny.development.base import Development
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.lock import locked
-from ontogeny.lifecycle.saved import read_spec, write_spec
-from ontogeny.lifecycle.subject import RunSpec, assemble, complete, develop, to_json
+from ontogeny.lifecycle.saved import ROOMS, fingerprint, read_spec, write_spec
+from ontogeny.lifecycle.subject import RunSpec, assemble, complete, develop
 
 RECORDS = "records.jsonl"
 TIMING = "timing.jsonl"
@@ -37,6 +37,8 @@ def train(spec: RunSpec, out: Path | str, *, on_progress: Progress | None = None
     else raise `BadInput` and stay as they are. `every`: seconds between checkpoints, 0 for one after each dispatch.
     `on_progress(generations done, generations in all, last record)` is called after each dispatch.
     """
+    if not every >= 0:
+        raise BadInput(f"the seconds between checkpoints must be at least 0, not {every}")
     out = Path(out)
     subject = assemble(spec)
     development = develop(spec, subject)
@@ -114,7 +116,7 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def _claimed(out: Path, spec: RunSpec) -> Iterator[None]:
     """Makes the folder this run's own, or says why it cannot be; no second process may work in it at the same time."""
-    wanted = to_json(spec)
+    wanted = fingerprint(spec)
     existed = out.exists()
     if existed:
         _refuse_foreign(out, wanted)
@@ -133,11 +135,11 @@ def _refuse_foreign(out: Path, wanted: dict[str, Any]) -> None:
     if not out.is_dir():
         raise BadInput(f"'{out}' exists and is not a folder; not overwritten")
     if not (out / "spec.json").exists():
-        # What a run leaves behind that was killed while it wrote its spec is hidden.
-        if any(not path.name.startswith(".") for path in out.iterdir()):
+        # What a run leaves behind that was killed while it wrote its spec is hidden, or copies of rooms.
+        if any(not path.name.startswith(".") and path.name != ROOMS for path in out.iterdir()):
             raise BadInput(f"the folder '{out}' exists and holds no run; not overwritten")
         return
-    if to_json(read_spec(out)) != wanted:
+    if fingerprint(read_spec(out)) != wanted:
         raise BadInput(f"the folder '{out}' holds a run of another spec; not overwritten")
     if checkpoint.exists(out, "genome"):
         raise BadInput(f"the folder '{out}' holds a finished run; not overwritten")
