@@ -35,8 +35,7 @@ RECIPES = {  # name -> agent, world to develop it in, development: each within t
     "dense-100": (
         "recurrent:units=24",
         "bandit:arms=5,pulls=100",
-        "evolution:population=64,lives=16,generations=700,generations_per_dispatch=20,"
-        "spread=0.2,last_spread=0.5,step_size=0.1,last_step=0.1",
+        "evolution:strategy=Sep_CMA_ES,population=128,lives=32,generations=2000,generations_per_dispatch=20,spread=0.2",
     ),
     "distilled-100": ("recurrent", "bandit:arms=5,pulls=100", "distillation"),
     "gradient-100": ("recurrent", "bandit:arms=5,pulls=100", "policy_gradient"),

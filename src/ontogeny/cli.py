@@ -288,6 +288,11 @@ def _prepare(device: str | None) -> None:
         flags = f"{flags} --xla_force_host_platform_device_count={count}"
     if "xla_cpu_prefer_vector_width" not in flags:
         flags += " --xla_cpu_prefer_vector_width=512"  # wide registers where there are any: a tenth faster
+    if "xla_cpu_collective_call" not in flags:
+        # Members of a population are gathered from several host devices; on a busy machine one may be minutes behind,
+        # and XLA's own patience of 40 seconds ends the whole process.
+        flags += " --xla_cpu_collective_call_terminate_timeout_seconds=86400"
+        flags += " --xla_cpu_collective_call_warn_stuck_timeout_seconds=3600"
     os.environ["XLA_FLAGS"] = flags.strip()
     if device is not None:
         os.environ["JAX_PLATFORMS"] = PLATFORMS[device]
