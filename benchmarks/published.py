@@ -32,6 +32,11 @@ RECIPES = {  # name -> agent, world to develop it in, development: each within t
         "random_mdp:episodes=100",
         "evolution:lives=16,generations=40,generations_per_dispatch=2",
     ),
+    "dense-10": (
+        "recurrent:units=24",
+        "bandit:arms=5,pulls=10",
+        "evolution:strategy=Sep_CMA_ES,population=64,lives=64,generations=1500,generations_per_dispatch=20,spread=0.2",
+    ),
     "dense-100": (
         "recurrent:units=24",
         "bandit:arms=5,pulls=100",
