@@ -81,6 +81,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, after, 
         file.write('{"generation": 4, "env_st')  # what a kill may leave behind a checkpoint
     with (out / "timing.jsonl").open("a") as file:
         file.write('{"dispatch": 4')
+    with (out / "timing.jsonl").open("ab") as file:
+        file.write(b"\n\xff\xfe\n")
     assert_same_run(finished, train(SPEC, out))
     timing = [json.loads(line)["dispatch"] for line in (out / "timing.jsonl").read_text().splitlines()]
     assert timing == [1, 2, 3, 4, 5]
@@ -135,6 +137,8 @@ def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
         ({"seed": -1}, r"'seed' in \[run\] must be a whole number from 0 to 4294967295, not -1"),
         ({"seed": True}, r"'seed' in \[run\] must be a whole number"),
         ({"drives": {"payout": "much"}}, r"'payout' in \[run.drives\] must be a number, not 'much'"),
+        ({"drives": {"payout": float("nan")}}, r"'payout' in \[run.drives\] must be finite, not nan"),
+        ({"drives": {"payout": 10**400}}, r"'payout' in \[run.drives\] must be finite"),
         ({"drives": []}, r"\[run.drives\] must be a table"),
     ],
 )

@@ -7,6 +7,7 @@ its settings the keyword-only parameters of `build`. A path that ends in `.py` n
 import ast
 import contextlib
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -21,7 +22,13 @@ from typing import Any
 from ontogeny.errors import BadInput
 
 FAMILIES = {"worlds": "world", "agents": "agent", "content": "content", "development": "development"}
-MADE = {"worlds": "reset", "agents": "act", "content": "query", "development": "step"}  # what each must have
+MADE = {
+    "worlds": ("World",),
+    "agents": ("Agent",),
+    "content": ("WorldModel", "ValueFunction"),
+    "development": ("Development",),
+}
+MOST = 2**31 - 1  # of a whole number, as arrays hold them
 _PACKAGE = Path(__file__).parent
 
 
@@ -42,7 +49,7 @@ def help_line(family: str, name: str) -> str:
 def docstring(family: str, name: str) -> str:
     """A room's whole docstring, without importing it."""
     path = _path(family, name)
-    with _blaming(name, "the file '{}' cannot be read as Python"):
+    with blaming([name], f"the file '{name}' cannot be read as Python"):
         return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
@@ -67,10 +74,11 @@ def build(family: str, name: str, *args, **given) -> Any:
     make = _module(family, name).build
     if not name.endswith(".py"):
         return make(*args, **given)
-    with _blaming(name, "`build` of the file '{}' failed"):
+    with blaming([name], f"`build` of the file '{name}' failed"):
         made = make(*args, **given)
-    if not hasattr(made, MADE[family]):
-        raise BadInput(f"`build` of the file '{name}' returned no {FAMILIES[family]} but {type(made).__name__}")
+    if type(made).__name__ not in MADE[family]:
+        wanted = " or ".join(MADE[family])
+        raise BadInput(f"`build` of the file '{name}' must return {wanted}, not {type(made).__name__}")
     return made
 
 
@@ -82,9 +90,11 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise BadInput(f"'{item}' in '{text}' is not of the form setting=value")
+        if key.strip() in given:
+            raise BadInput(f"'{text}' names the setting '{key.strip()}' twice")
         try:
             given[key.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             given[key.strip()] = {"true": True, "false": False}.get(value.lower(), value)
     return name.strip(), given
 
@@ -92,6 +102,14 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 def unknown(what: str, name: str, known: list[str]) -> BadInput:
     """The error for a name that is not there, with the near ones."""
     return BadInput(f"there is no {what} '{name}'{_near(name, known)}")
+
+
+def real(value: float, what: str) -> float:
+    """A number as a finite float; `BadInput` where there is none."""
+    with contextlib.suppress(OverflowError):
+        if math.isfinite(value):
+            return float(value)
+    raise BadInput(f"{what} must be finite, not {'a whole number that long' if isinstance(value, int) else value}")
 
 
 def _near(name: str, known: list[str]) -> str:
@@ -105,11 +123,11 @@ def _converted(value: Any, default: Any, what: str) -> Any:
         fits = default is None or type(value) is type(default)
     elif isinstance(default, float):
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        value = float(value) if fits else value
-        if fits and not math.isfinite(value):
-            raise BadInput(f"{what} must be finite, not {value}")
+        value = real(value, what) if fits else value
     elif isinstance(default, int):
         fits = isinstance(value, int) and not isinstance(value, bool)
+        if fits and abs(value) > MOST:
+            raise BadInput(f"{what} must not be beyond {MOST}")
     elif isinstance(default, tuple):
         fits = isinstance(value, (tuple, list))
         value = tuple(value) if fits else value
@@ -135,37 +153,45 @@ def _module(family: str, name: str) -> ModuleType:
     path = _path(family, name)
     if not name.endswith(".py"):
         return importlib.import_module(f"ontogeny.{family}.{name}")
-    qualified = f"ontogeny_outside.{family}.{path.stem}_{abs(hash(str(path.resolve())))}"
+    # By content as well as by path: a file that was edited since is another room, also within one process.
+    found = hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()
+    qualified = f"ontogeny_outside.{family}.{path.stem}_{found[:16]}"
     if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, path)
+        spec = importlib.util.spec_from_file_location(qualified, path.resolve())
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[qualified] = module
         try:
-            with _blaming(name, "the file '{}' cannot be loaded"):
+            with blaming([name], f"the file '{name}' cannot be loaded"):
                 spec.loader.exec_module(module)
         except BadInput:
             del sys.modules[qualified]
             raise
-        if not hasattr(module, "build"):
+        if not callable(getattr(module, "build", None)):
             del sys.modules[qualified]
             raise BadInput(f"the file '{name}' does not define `build`")
     return sys.modules[qualified]
 
 
 @contextlib.contextmanager
-def _blaming(name: str, what: str) -> Iterator[None]:
-    """Makes one sentence of whatever goes wrong in somebody's file, with the last line of that file that took part."""
+def blaming(files: list[str], what: str, *, only_theirs: bool = False) -> Iterator[None]:
+    """Makes one sentence of whatever goes wrong with files of somebody's own, with the last of their lines in it.
+
+    `only_theirs` leaves an error alone in which none of their lines took part; without files, all are left alone.
+    """
     try:
         yield
     except BadInput:
         raise
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(name).name]
-        at = f" in line {lines[-1]}" if lines else ""
-        told = " ".join(str(error).split())
-        raise BadInput(f"{what.format(name)}{at}: {type(error).__name__}: {told}") from error
+        theirs = {str(Path(file).resolve()): file for file in files}
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in theirs]
+        if not files or (only_theirs and not frames):
+            raise
+        at = f" in line {frames[-1].lineno}" if frames else ""
+        at += f" of '{theirs[frames[-1].filename]}'" if frames and len(theirs) > 1 else ""
+        told = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise BadInput(f"{what}{at}: {type(error).__name__}{': ' if told else ''}{told}") from error
 
 
 def _defines_build(path: Path) -> bool:

@@ -5,7 +5,6 @@ has no weights that are learned; its drives may be settings of a genome, so that
 What the designers meant is `World.score`, kept apart, so that the two can come apart.
 """
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -39,7 +38,5 @@ def build(spec: Spec, drives: Mapping[str, float] | None = None) -> Drives:
             raise registry.unknown(f"fact of world '{spec.name}' named", fact, list(spec.facts))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise BadInput(f"the drive '{fact}' must be a number, not {weight!r}")
-        if not math.isfinite(weight):
-            raise BadInput(f"the drive '{fact}' must be finite, not {weight}")
-        weights[fact] = float(weight)
+        weights[fact] = registry.real(weight, f"the drive '{fact}'")
     return Drives(tuple(weights[fact] for fact in spec.facts))

@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"'{path}' is damaged: it is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise BadInput(f"'{path}' is damaged: it holds no table of keys")
@@ -119,7 +119,10 @@ def about(folder: Path, name: str) -> dict[str, Any]:
     content = read_json(path)
     if content.pop("sha256", None) != _own_digest(content):
         raise BadInput(f"'{path}' is damaged: its digest is not the one that it names")
-    return content["about"] | {key: content[key] for key in ("file", "file_sha256", "digest", "numbers")}
+    try:
+        return content["about"] | {key: content[key] for key in ("file", "file_sha256", "digest", "numbers")}
+    except KeyError as error:
+        raise BadInput(f"'{path}' is damaged: it lacks the key {error}") from None
 
 
 def load(folder: Path, name: str, template: PyTree) -> PyTree:

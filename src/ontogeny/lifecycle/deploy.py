@@ -49,6 +49,8 @@ def _steps(saved: Saved, online: bool, seed: int, num_steps: int) -> Iterator[St
     episode = 0
     for number in range(1, num_steps + 1):
         moment, life, score = _advance(key, number - 1, agent, world, steering, moment, online)
+        if not 0 <= int(life.action) < world.spec.num_actions:
+            raise BadInput(f"the agent took the action {int(life.action)}, there are 0 to {world.spec.num_actions - 1}")
         episode += bool(life.first)
         yield Step(
             number=number,

@@ -71,6 +71,8 @@ def evaluate(
     learning = is_online(case)
     if num_tasks < 2:
         raise BadInput(f"an evaluation needs at least 2 tasks for an interval, not {num_tasks}")
+    if num_tasks > registry.MOST:
+        raise BadInput(f"an evaluation has at most {registry.MOST} tasks, not {num_tasks}")
     started = time.perf_counter()
     keys = task_keys(seed, num_tasks)
     shards = jax.local_device_count()
@@ -81,11 +83,15 @@ def evaluate(
         end = min(begin + chunk, num_tasks)
         # The last dispatch is filled up with lives that are not counted: one shape, one compilation.
         which = jnp.minimum(jnp.arange(begin, begin + chunk), num_tasks - 1)
-        found, begins, unchanged = _lives(
+        found, begins, unchanged, possible = _lives(
             jax.device_put(keys[which], placed), genome_or_state, agent, world, steering, learning, reset_each_episode
         )
         if not learning and not bool(jnp.all(unchanged)):
             raise LawBroken("the weights changed in a life without learning: this agent's `act` breaks the first law")
+        if not bool(jnp.all(possible)):
+            raise BadInput(
+                f"the agent took an action that its world has not: there are 0 to {world.spec.num_actions - 1}"
+            )
         scores, first = np.asarray(found)[: end - begin], np.asarray(begins)[: end - begin]
         totals.append(scores.sum(axis=1, dtype=np.float64))
         points.append(by_position(scores, first, world.spec.horizon))
@@ -179,14 +185,17 @@ def _lives(
     steering: Steering,
     learning: bool,
     reset_each_episode: bool,
-) -> tuple[Array, Array, Array]:
-    """keys [B] -> scores [B, T], first [B, T], whether the weights kept every bit [B]; B split over the devices."""
+) -> tuple[Array, Array, Array, Array]:
+    """keys [B] -> scores [B, T], first [B, T], whether the weights kept every bit [B], whether all actions are among
+    those that there are [B]; B split over the devices.
+    """
 
-    def one(key: Key, subject: Genome | State) -> tuple[Array, Array, Array]:
+    def one(key: Key, subject: Genome | State) -> tuple[Array, Array, Array, Array]:
         before, after, life = _lived(
             key, subject, agent, world, steering, learning, reset_each_episode=reset_each_episode
         )
-        return jax.vmap(world.score)(life.outcome), life.first, _same_bits(before, after.weights)
+        possible = jnp.all((life.action >= 0) & (life.action < world.spec.num_actions))
+        return jax.vmap(world.score)(life.outcome), life.first, _same_bits(before, after.weights), possible
 
     many = jax.vmap(one, in_axes=(0, None))
     mesh = _mesh(jax.local_device_count())

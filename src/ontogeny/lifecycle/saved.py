@@ -16,7 +16,7 @@ import jax
 from ontogeny import streams, trees
 from ontogeny.errors import BadInput, LawBroken
 from ontogeny.lifecycle import checkpoint
-from ontogeny.lifecycle.subject import Room, RunSpec, Subject, assemble, parse, to_json
+from ontogeny.lifecycle.subject import Room, RunSpec, Subject, assemble, own_files, parse, to_json
 from ontogeny.types import Genome, State
 
 ROOMS = "rooms"
@@ -39,7 +39,8 @@ def read(folder: Path | str, *, world: Room | None = None) -> Saved:
     folder = Path(folder)
     spec = read_spec(folder)
     if world is not None:
-        spec = spec._replace(world=world, drives=spec.drives if world.name == spec.world.name else {})
+        same = Path(world.name).name == Path(spec.world.name).name  # a run's own copy of a file lies elsewhere
+        spec = spec._replace(world=world, drives=spec.drives if same else {})
     subject = assemble(spec)
     genome = subject.agent.genome(jax.random.key(spec.seed))
     if checkpoint.exists(folder, "state"):
@@ -79,29 +80,39 @@ def birth(saved: Saved, seed: int) -> tuple[jax.Array, State]:
 def write_spec(folder: Path, spec: RunSpec) -> None:
     """Writes `spec.json`, and beforehand copies of the files that it names, so that the folder can be carried away."""
     digests = {}
-    for key, path in _own_files(spec):
-        name = f"{ROOMS}/{key}/{path.name}"
+    for key, path in own_files(spec):
+        name = _copy_of(key, path)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        data = path.read_bytes()
-        checkpoint.write_bytes(folder / name, data)
-        digests[name] = hashlib.sha256(data).hexdigest()
+        checkpoint.write_bytes(folder / name, path.read_bytes())
+        digests[name] = _digest(folder / name)
         spec = spec._replace(**{key: getattr(spec, key)._replace(name=name)})
     content = {"format": checkpoint.FORMAT, "run": to_json(spec), ROOMS: digests}
     checkpoint.write_json(folder / "spec.json", content)
 
 
+def is_left_behind(path: Path, spec: RunSpec) -> bool:
+    """Whether something in a folder without a spec is what a run leaves that is killed while it writes this one."""
+    if path.name.startswith("."):
+        return True
+    copies = {path.parent / _copy_of(key, file): file for key, file in own_files(spec)}
+    files = [file for file in path.rglob("*") if not file.is_dir() and not file.name.startswith(".")]
+    return path.name == ROOMS and all(f in copies and _digest(f) == _digest(copies[f]) for f in files)
+
+
 def fingerprint(spec: RunSpec) -> dict[str, Any]:
     """What makes two runs the same: the spec, with the content of the files that it names in place of their paths."""
     plain = to_json(spec)
-    for key, path in _own_files(spec):
-        plain[key]["name"] = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    for key, path in own_files(spec):
+        plain[key]["name"] = f"{path.name} {_digest(path)}"
     return plain
 
 
-def _own_files(spec: RunSpec) -> list[tuple[str, Path]]:
-    """The rooms of a spec that are files of somebody's own, by their keys."""
-    rooms = {key: getattr(spec, key).name for key in ("world", "agent", "development")}
-    return [(key, Path(name)) for key, name in rooms.items() if name.endswith(".py")]
+def _copy_of(key: str, path: Path) -> str:
+    return f"{ROOMS}/{key}/{path.name}"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_spec(folder: Path) -> RunSpec:
@@ -113,10 +124,10 @@ def read_spec(folder: Path) -> RunSpec:
         spec = parse(content.get("run"))
     except BadInput as error:
         raise BadInput(f"'{folder / 'spec.json'}' is damaged: {error}") from None
-    digests = content.get(ROOMS) or {}
-    for key, path in _own_files(spec):
+    digests = content.get(ROOMS)
+    for key, path in own_files(spec):
         copy = folder / path
-        if not copy.is_file() or hashlib.sha256(copy.read_bytes()).hexdigest() != digests.get(path.as_posix()):
+        if not isinstance(digests, dict) or not copy.is_file() or _digest(copy) != digests.get(path.as_posix()):
             raise BadInput(f"'{copy}' is absent or not the file that the run was made with")
         spec = spec._replace(**{key: getattr(spec, key)._replace(name=str(copy))})
     return spec

@@ -5,8 +5,8 @@ A room is its name, with settings behind a colon or in a table of their own. Not
 """
 
 import json
-import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny import registry
@@ -59,13 +59,11 @@ def parse(data: Any, where: str = "run") -> RunSpec:
     for fact, weight in drives.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise BadInput(f"'{fact}' in [{where}.drives] must be a number, not {weight!r}")
-        if not math.isfinite(weight):
-            raise BadInput(f"'{fact}' in [{where}.drives] must be finite, not {weight}")
     return RunSpec(
         world=_room(data["world"], f"{where}.world"),
         agent=_room(data["agent"], f"{where}.agent"),
         development=_room(data.get("development", "single_lifetime"), f"{where}.development"),
-        drives={fact: float(weight) for fact, weight in drives.items()},
+        drives={fact: registry.real(weight, f"'{fact}' in [{where}.drives]") for fact, weight in drives.items()},
         seed=checked_seed(data.get("seed", 0), where),
     )
 
@@ -92,15 +90,27 @@ def complete(spec: RunSpec) -> RunSpec:
 
 
 def assemble(spec: RunSpec) -> Subject:
-    """Builds world, steering and agent. Unknown names, settings and drives raise `BadInput`."""
+    """Builds world, steering and agent. Unknown names, settings and drives, and faulty files, raise `BadInput`."""
     from ontogeny import steering
 
+    own = [str(path) for key, path in own_files(spec) if key != "development"]
     world = registry.build("worlds", spec.world.name, **spec.world.settings)
-    drives = steering.build(world.spec, spec.drives)
-    agent = registry.build("agents", spec.agent.name, world.spec, drives, **spec.agent.settings)
+    with registry.blaming(own, f"agent '{spec.agent.name}' and world '{spec.world.name}' do not go together"):
+        drives = steering.build(world.spec, spec.drives)
+        agent = registry.build("agents", spec.agent.name, world.spec, drives, **spec.agent.settings)
     if agent.privileged and world.reveal is None:
         raise BadInput(f"agent '{spec.agent.name}' needs tasks laid open, which world '{spec.world.name}' cannot do")
+    if own:
+        from ontogeny.lifecycle import trial
+
+        trial.look_at(agent, world, drives, own)
     return Subject(agent, world, drives)
+
+
+def own_files(spec: RunSpec) -> list[tuple[str, Path]]:
+    """The rooms of a spec that are files of somebody's own, by their keys."""
+    rooms = {key: getattr(spec, key).name for key in ("world", "agent", "development")}
+    return [(key, Path(name)) for key, name in rooms.items() if name.endswith(".py")]
 
 
 def develop(spec: RunSpec, subject: Subject) -> Any:

@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from ontogeny import registry
 from ontogeny.development.base import Development
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.lock import locked
-from ontogeny.lifecycle.saved import ROOMS, fingerprint, read_spec, write_spec
-from ontogeny.lifecycle.subject import RunSpec, assemble, complete, develop
+from ontogeny.lifecycle.saved import fingerprint, is_left_behind, read_spec, write_spec
+from ontogeny.lifecycle.subject import RunSpec, assemble, complete, develop, own_files
 
 RECORDS = "records.jsonl"
 TIMING = "timing.jsonl"
@@ -43,7 +44,8 @@ def train(spec: RunSpec, out: Path | str, *, on_progress: Progress | None = None
     subject = assemble(spec)
     development = develop(spec, subject)
     spec = complete(spec)
-    with _claimed(out, spec):
+    own = [str(path) for _, path in own_files(spec)]
+    with _claimed(out, spec), registry.blaming(own, "training fails", only_theirs=True):
         _run(spec, development, out, on_progress, every)
     return out
 
@@ -116,10 +118,9 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def _claimed(out: Path, spec: RunSpec) -> Iterator[None]:
     """Makes the folder this run's own, or says why it cannot be; no second process may work in it at the same time."""
-    wanted = fingerprint(spec)
     existed = out.exists()
     if existed:
-        _refuse_foreign(out, wanted)
+        _refuse_foreign(out, spec)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,19 +128,18 @@ def _claimed(out: Path, spec: RunSpec) -> Iterator[None]:
     with locked(out, "training"):
         if not (out / "spec.json").exists():
             write_spec(out, spec)
-        _refuse_foreign(out, wanted)
+        _refuse_foreign(out, spec)
         yield
 
 
-def _refuse_foreign(out: Path, wanted: dict[str, Any]) -> None:
+def _refuse_foreign(out: Path, spec: RunSpec) -> None:
     if not out.is_dir():
         raise BadInput(f"'{out}' exists and is not a folder; not overwritten")
     if not (out / "spec.json").exists():
-        # What a run leaves behind that was killed while it wrote its spec is hidden, or copies of rooms.
-        if any(not path.name.startswith(".") and path.name != ROOMS for path in out.iterdir()):
+        if not all(is_left_behind(path, spec) for path in out.iterdir()):
             raise BadInput(f"the folder '{out}' exists and holds no run; not overwritten")
         return
-    if fingerprint(read_spec(out)) != wanted:
+    if fingerprint(read_spec(out)) != fingerprint(spec):
         raise BadInput(f"the folder '{out}' holds a run of another spec; not overwritten")
     if checkpoint.exists(out, "genome"):
         raise BadInput(f"the folder '{out}' holds a finished run; not overwritten")
@@ -163,7 +163,7 @@ def _keep_timing(path: Path, dispatches: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["dispatch"] <= dispatches:
                 kept.append(line + "\n")
