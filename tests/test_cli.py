@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -107,6 +108,18 @@ def test_list_shows_every_room_and_its_settings(ontogeny):
         (["evaluate", "--agent", "random"], "name it"),
         (["evaluate", "x"], "there is no run in 'x'"),
         (["evaluate", "--agent", "random", "--world", "bandit", "--tasks", "1"], "at least 2 tasks"),
+        (["evaluate", "--agent", "random", "--world", "bandit", "--tasks", "99999999999"], "has at most"),
+        (["evaluate", "--agent", "random", "--world", "bandit", "--seed", "-1"], "'seed' in [evaluate] must be"),
+        (["train", "--agent", "random", *SMALL, "--every", "-1", "--out", "x"], "at least 0, not -1.0"),
+        (["train", "--agent", "random", *SMALL, "--every", "nan", "--out", "x"], "at least 0, not nan"),
+        (["train", "--agent", "random", "--world", "bandit:arms=2,arms=3", "--out", "x"], "the setting 'arms' twice"),
+        (["train", "--agent", "random", "--world", "bandit:arms=9999999999", "--out", "x"], "must not be beyond"),
+        (["train", "--agent", "random", "--world", "two_step:common=1e999", "--out", "x"], "must be finite, not inf"),
+        (["train", "--agent", "random", *SMALL, "--drive", "payout=1e999", "--out", "x"], "must be finite, not inf"),
+        (
+            ["train", "--agent", "random", *SMALL, "--drive", "payout=1", "--drive", "payout=2", "--out", "x"],
+            "another one names already",
+        ),
         (["evaluate", "--agent", "random", "--world", "bandit", "--device", "tpv"], "no device 'tpv'"),
         (["deploy", "x"], "there is no run in 'x'"),
         (["list", "wolrds"], "no family 'wolrds'; did you mean worlds?"),
@@ -200,6 +213,40 @@ def test_what_the_system_refuses_is_said(ontogeny):
     assert code == 2 and is_one_sentence(complaint) and "Not a directory" in complaint
 
 
+def test_a_full_disk_is_one_sentence(tmp_path):
+    if not Path("/dev/full").exists():
+        return
+    command = [sys.executable, "-m", "ontogeny", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == "ontogeny: No space left on device\n"
+
+
+def test_a_terminal_without_our_letters_still_shows_the_others(tmp_path):
+    command = [sys.executable, "-m", "ontogeny", "evaluate", "--agent", "random", "--world", "bandit:pulls=3"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, "--tasks", "4"], capture_output=True, text=True, cwd=tmp_path, env=ascii_only)
+    assert done.returncode == 0 and "4 unseen, seed 0" in done.stdout, done.stderr
+
+
+def test_too_little_memory_is_one_sentence(ontogeny, monkeypatch):
+    from ontogeny.lifecycle import evaluate
+
+    def greedy(*arguments, **named):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 48000001988 bytes.")
+
+    monkeypatch.setattr(evaluate, "evaluate", greedy)
+    code, _, complaint = ontogeny("evaluate", "--agent", "random", "--world", "bandit", "--tasks", "4")
+    assert code == 2 and "not enough memory" in complaint and is_one_sentence(complaint)
+
+
+def test_a_link_to_nowhere_is_not_written_through(ontogeny):
+    Path("link").symlink_to("elsewhere")
+    same = ["evaluate", "--agent", "random", "--world", "bandit:pulls=3", "--tasks", "4"]
+    code, _, complaint = ontogeny(*same, "--out", "link")
+    assert code == 2 and "'link' exists; not overwritten" in complaint and Path("link").is_symlink()
+
+
 def test_no_cache_where_nothing_can_be_written(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = cli._cache_folder()
@@ -232,7 +279,12 @@ def test_numbers_are_short():
         ("raise SystemExit(3)", "cannot be loaded in line 1: SystemExit: 3"),
         ("x = 1", "does not define `build`"),
         ("def build(spec, steering):\n    return 1 / 0", "`build` of the file 'own.py' failed in line 2: ZeroDivision"),
-        ("def build(spec, steering):\n    pass", "returned no agent but NoneType"),
+        ("def build(spec, steering):\n    pass", "must return Agent, not NoneType"),
+        (
+            "from types import SimpleNamespace as N\ndef build(spec, steering):\n    return N(act=1)",
+            "must return Agent",
+        ),
+        ("build = 3", "does not define `build`"),
         ("def build(spec):\n    pass", "`build` of the file 'own.py' failed: TypeError"),
         ("def build(spec, steering, *, rate):\n    pass", "the setting 'rate' of agent 'own.py' needs a default"),
         ("\x00", "cannot be loaded"),
@@ -250,8 +302,18 @@ def test_what_is_wrong_in_a_file_of_ones_own_is_one_sentence(ontogeny, text, sai
 
 def test_an_agent_of_ones_own_that_breaks_a_law_is_told_so(ontogeny):
     lawless = str(Path(__file__).parent / "rooms" / "lawless.py")
-    code, _, complaint = ontogeny("evaluate", "--agent", lawless, "--world", "bandit", "--tasks", "4")
-    assert code == 2 and "breaks the first law" in complaint and is_one_sentence(complaint)
+    for command in (
+        ["evaluate", "--agent", lawless, "--world", "bandit", "--tasks", "4"],
+        ["train", "--agent", lawless, *SMALL, "--out", "run"],
+        ["deploy", "run", "--save", "used"],
+    ):
+        code, _, complaint = ontogeny(*command)
+        if command[0] == "train":
+            assert code == 0
+            continue
+        assert code == 2 and "lawless.py': the weights changed" in complaint and is_one_sentence(complaint)
+        assert "breaks the first law" in complaint
+    assert not Path("used").exists()
 
 
 def test_a_run_carries_its_rooms_along(ontogeny):

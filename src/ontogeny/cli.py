@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
+import io
 import json
-import math
 import os
 import platform
 import sys
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ontogeny import __version__, registry
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LawBroken
 
 if TYPE_CHECKING:
     from ontogeny.lifecycle.evaluate import Evaluation
@@ -48,6 +48,9 @@ World = Annotated[str | None, typer.Option(help="Another world than that of the 
 
 def main() -> None:
     """The entry point. Exit code 2 and one sentence for what a person can mend; tracebacks are for our own faults."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the others
     try:
         command = typer.main.get_command(app)
         code = command.main(prog_name="ontogeny", standalone_mode=False) or 0
@@ -66,7 +69,12 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        _give_up(f"{error.strerror}: '{error.filename}'")
+        _give_up(f"{error.strerror}: '{error.filename}'" if error.filename else str(error.strerror))
+    except Exception as error:
+        # JAX says so in errors of its own kind, which cannot be named without importing it.
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+            raise
+        _give_up("there is not enough memory for lives that long or worlds that large")
     except (KeyboardInterrupt, typer.Abort):
         goes_on = len(sys.argv) > 1 and sys.argv[1] in ("train", "study")
         print(f"ontogeny: stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
@@ -129,7 +137,7 @@ def train(
         train(spec, out, on_progress=on_progress, every=every)
     made = checkpoint.about(out, "genome")
     typer.echo(
-        f"{out}: a genome of {made['numbers']:,} numbers after {made['generation']:,} generations "
+        f"{out}: a genome of {_count(made['numbers'], 'number')} after {_count(made['generation'], 'generation')} "
         f"and {made['env_steps']:,} steps, genome digest {made['digest'][:16]}"
     )
 
@@ -167,7 +175,7 @@ def evaluate(
     saved = _evaluated(run, agent, world, drive, checked_seed(seed, "evaluate"))
     if saved.subject.agent.learns and not online:
         _note("this agent learns by weights, which are frozen here; --online lets them learn")
-    with _progress("evaluating") as update:
+    with _progress("evaluating") as update, _naming(saved):
         length = saved.subject.world.spec.num_steps
         found = evaluate(
             *saved.subject,
@@ -208,13 +216,14 @@ def deploy(
     agent = folders.read(run, world=room(world) if world else None)
     before = trees.digest(folders.birth(agent, checked_seed(seed, "deploy"))[1].weights)
     step = None
-    for step in deploy(agent, online=online, seed=seed, num_steps=steps):
-        facts = "  ".join(f"{fact} {_short(value)}" for fact, value in step.outcome.items())
-        seen = step.observation if isinstance(step.observation, int) else step.observation.tolist()
-        typer.echo(
-            f"step {step.number}  episode {step.episode}  observation {seen}  action {step.action}  {facts}  "
-            f"reward {_short(step.reward)}  score {_short(step.score)}"
-        )
+    with _naming(agent):
+        for step in deploy(agent, online=online, seed=seed, num_steps=steps):
+            facts = "  ".join(f"{fact} {_short(value)}" for fact, value in step.outcome.items())
+            seen = step.observation if isinstance(step.observation, int) else step.observation.tolist()
+            typer.echo(
+                f"step {step.number}  episode {step.episode}  observation {seen}  action {step.action}  {facts}  "
+                f"reward {_short(step.reward)}  score {_short(step.score)}"
+            )
     assert step is not None
     after = trees.digest(step.state.weights)
     same = "the weights are the same" if after == before else "the weights have changed"
@@ -261,7 +270,7 @@ def _can_be_made(path: Path | None) -> None:
     """Raises `BadInput` before any work is done for a file or folder that could not be written after it."""
     if path is None:
         return
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise BadInput(f"'{path}' exists; not overwritten")
     if not path.absolute().parent.is_dir():
         raise BadInput(f"there is no folder '{path.parent}' for '{path.name}'")
@@ -329,19 +338,21 @@ def _processor() -> str:
 def _spec(agent: str, world: str, development: str, drives: list[str] | None, seed: int) -> Any:
     from ontogeny.lifecycle.subject import parse
 
-    weights = dict(_drive(text) for text in drives or [])
+    pairs = [_drive(text) for text in drives or []]
+    weights = dict(pairs)
+    if len(weights) < len(pairs):
+        raise BadInput("a --drive names a fact that another one names already")
     return parse({"agent": agent, "world": world, "development": development, "drives": weights, "seed": seed}, "train")
 
 
 def _drive(text: str) -> tuple[str, float]:
     fact, _, weight = text.partition("=")
     try:
-        value = float(weight)
+        return fact.strip(), registry.real(float(weight), f"the weight in '{text}'")
+    except BadInput:
+        raise
     except ValueError:
         raise BadInput(f"'{text}' is not of the form fact=weight") from None
-    if not math.isfinite(value):
-        raise BadInput(f"the weight in '{text}' must be finite")
-    return fact.strip(), value
 
 
 def _evaluated(run: Path | None, agent: str | None, world: str | None, drives: list[str] | None, seed: int) -> "Saved":
@@ -360,6 +371,15 @@ def _evaluated(run: Path | None, agent: str | None, world: str | None, drives: l
     spec = _spec(str(agent), world, "single_lifetime", drives, seed)
     subject = assemble(spec)
     return folders.Saved(spec, subject, subject.agent.genome(jax.random.key(seed)), None)
+
+
+@contextlib.contextmanager
+def _naming(saved: "Saved") -> Iterator[None]:
+    """Says whose fault it is where an agent breaks a law."""
+    try:
+        yield
+    except LawBroken as error:
+        raise BadInput(f"agent '{saved.spec.agent.name}': {error}") from None
 
 
 def _as_record(saved: "Saved", found: "Evaluation", seed: int) -> dict[str, Any]:
@@ -422,6 +442,10 @@ def _sketch(values: list[float]) -> str:
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
     bars = "".join(BARS[round((value - low) * scale)] for value in shown)
     return f"{_short(values[0])} {bars} {_short(values[-1])}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _short(value: float | None) -> str:
