@@ -97,3 +97,7 @@ def test_numbers_are_written_for_people(value, shown):
 def test_an_error_sets_the_decimals_of_its_mean():
     assert compare.plus_minus(compare.interval(162.5481, 0.0831)) == "162.548 ± 0.083"
     assert compare.plus_minus(compare.interval(2041.81, 12.3)) == "2,042 ± 12"
+
+
+def test_nothing_has_no_sign():
+    assert compare.total(-0.0001) == "0" and compare.number(-0.00001, 2) == "−0.000010" and compare.total(-2.0) == "−2"

@@ -330,7 +330,8 @@ def total(value: float) -> str:
 
 
 def _fixed(value: float, places: int) -> str:
-    return f"{value:,.{places}f}".replace("-", "−")
+    text = f"{value:,.{places}f}".replace("-", "−")
+    return text if any(digit in text for digit in "123456789") else text.lstrip("−")
 
 
 def number(value: float, digits: int | None = None) -> str:
