@@ -247,6 +247,18 @@ def test_a_link_to_nowhere_is_not_written_through(ontogeny):
     assert code == 2 and "'link' exists; not overwritten" in complaint and Path("link").is_symlink()
 
 
+@pytest.mark.parametrize(("command", "said"), [("study", "; the same command goes on from here"), ("report", "")])
+def test_an_interrupt_says_whether_there_is_more_to_come(ontogeny, monkeypatch, command, said):
+    from ontogeny.study import report, run
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", interrupted)
+    monkeypatch.setattr(report, "write", interrupted)
+    assert ontogeny(command, "there") == (130, "", f"ontogeny: stopped{said}\n")
+
+
 def test_no_cache_where_nothing_can_be_written(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = cli._cache_folder()

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from ontogeny import conformance, registry, steering
+from ontogeny import cli, conformance, registry, steering
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -48,6 +49,15 @@ def test_the_command_of_the_readme_evaluates_them(own_files):
     result = json.loads(done.stdout)
     # Win-stay, lose-random: heads follow p / (p + (1 - p) / 2) of the time on a coin of chance p, so 0.68 of flips.
     assert 64 < result["mean"] < 72
+
+
+def test_every_command_of_the_readme_is_one():
+    group = typer.main.get_command(cli.app)
+    lines = re.findall(r"^ontogeny (.*)$", README, re.MULTILINE)
+    assert {line.split()[0] for line in lines} == set(group.commands)
+    for line in lines:
+        name, *arguments = re.split(r"\s{2,}", line)[0].split()  # what it is for stands behind two spaces
+        group.commands[name].make_context(name, arguments)
 
 
 def test_the_loop_of_the_readme_runs(tmp_path):
