@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax import Array
+from jaxtyping import Bool, Float, Int32, Shaped
 
 from ontogeny.errors import BadInput as BadInput
 
@@ -43,21 +44,21 @@ class TimeStep(NamedTuple):
     successor is not observed.
     """
 
-    observation: Array  # [*O], or [] int32 where observations are discrete
-    outcome: Array  # [F] facts of this step, before anyone judges them
-    first: Array  # [] bool: an episode begins here
-    discount: Array  # [] 0 where the action before truly ended an episode, 1 everywhere else, time limits too
+    observation: Shaped[Array, "*O"]  # [] int32 where observations are discrete
+    outcome: Float[Array, "F"]  # facts of this step, before anyone judges them
+    first: Bool[Array, ""]  # an episode begins here
+    discount: Float[Array, ""]  # 0 where the action before truly ended an episode, 1 everywhere else, time limits too
 
 
 class Percept(NamedTuple):
     """What an agent is given at one step; at birth `action` is -1, `reward` and `outcome` are zero."""
 
-    observation: Array  # [*O]
-    action: Array  # [] int32, the agent's last action
-    reward: Array  # [] of steering, for the last action
-    outcome: Array  # [F], of the last action
-    first: Array  # [] bool
-    discount: Array  # []
+    observation: Shaped[Array, "*O"]
+    action: Int32[Array, ""]  # the agent's last action
+    reward: Float[Array, ""]  # of steering, for the last action
+    outcome: Float[Array, "F"]  # of the last action
+    first: Bool[Array, ""]
+    discount: Float[Array, ""]
     revealed: Any = ()  # `Tables` of the task for a privileged agent, empty for all others
 
 
@@ -65,7 +66,7 @@ class Transition(NamedTuple):
     """One step as `learn` sees it: where the agent was, what it did, what it perceived then."""
 
     percept: Percept
-    action: Array  # []
+    action: Int32[Array, ""]
     next: Percept
 
 
@@ -103,10 +104,10 @@ class Spec(NamedTuple):
 class Tables(NamedTuple):
     """A tabular task laid open, as an oracle needs it."""
 
-    transitions: Array  # [S, A, S] probabilities of the successor, given that the episode goes on
-    outcomes: Array  # [S, A, F] expected facts
-    ends: Array  # [S, A] probability that the action truly ends the episode
-    remaining: Array  # [] int32, steps until the time limit of the present episode, this one included
+    transitions: Float[Array, "S A S"]  # probabilities of the successor, given that the episode goes on
+    outcomes: Float[Array, "S A F"]  # expected facts
+    ends: Float[Array, "S A"]  # probability that the action truly ends the episode
+    remaining: Int32[Array, ""]  # steps until the time limit of the present episode, this one included
 
 
 class World(NamedTuple):
@@ -115,12 +116,12 @@ class World(NamedTuple):
     spec: Spec
     reset: Callable[[Key], tuple[WorldState, TimeStep]]
     step: Callable[[Key, WorldState, Array], tuple[WorldState, TimeStep]]
-    score: Callable[[Array], Array]  # outcome [F] -> [], what the designers meant; read by evaluation alone
+    score: Callable[[Float[Array, "F"]], Float[Array, ""]]  # what the designers meant; read by evaluation alone
     reveal: Callable[[WorldState], Tables] | None = None
 
 
-Steering = Callable[[Array], Array]
-"""outcome [F] -> reward []: human-written, without weights of its own; see `ontogeny.steering`."""
+Steering = Callable[[Float[Array, "F"]], Float[Array, ""]]
+"""outcome -> reward: human-written, without weights of its own; see `ontogeny.steering`."""
 
 
 class Agent(NamedTuple):
@@ -161,17 +162,17 @@ class OuterLoop(NamedTuple):
 
     init: Callable[[Key, Genome], PyTree]
     ask: Callable[[Key, PyTree], tuple[PyTree, PyTree]]  # -> population (genomes, leading axis P), state
-    tell: Callable[[Key, PyTree, PyTree, Array], PyTree]  # population, fitness [P] -> state
+    tell: Callable[[Key, PyTree, PyTree, Float[Array, "P"]], PyTree]  # population, fitness -> state
     best: Callable[[PyTree], Genome]  # what would be deployed now
 
 
 class Life(NamedTuple):
     """The record of a life; leading axis T on every leaf."""
 
-    observation: Array  # before the action
-    first: Array
-    action: Array
-    outcome: Array  # [T, F] of that action
-    reward: Array  # of steering, for that action
-    discount: Array
+    observation: Shaped[Array, "T *O"]  # before the action
+    first: Bool[Array, "T"]
+    action: Int32[Array, "T"]
+    outcome: Float[Array, "T F"]  # of that action
+    reward: Float[Array, "T"]  # of steering, for that action
+    discount: Float[Array, "T"]
     info: Info

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int32
 
 from ontogeny.agents.base import unchanging
 from ontogeny.errors import at_least
@@ -20,11 +21,11 @@ from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
 class Network(NamedTuple):
     """Every weight. The gates stand side by side on the last axis: reset, update, candidate."""
 
-    recurrent: Array  # [H, 3H]
-    input: Array  # [I, 3H]
-    bias: Array  # [3H]
-    readout: Array  # [H, A]
-    preference: Array  # [A] bias of the read-out
+    recurrent: Float[Array, "H 3*H"]
+    input: Float[Array, "I 3*H"]
+    bias: Float[Array, "3*H"]
+    readout: Float[Array, "H A"]
+    preference: Float[Array, "A"]  # bias of the read-out
 
 
 def build(
@@ -43,10 +44,10 @@ def build(
     def genome(key: Key) -> Network:
         return initial(key, spec, units, memory, drive)
 
-    def activations() -> Array:
+    def activations() -> Float[Array, "H"]:
         return jnp.zeros(units)
 
-    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+    def act(key: Key, state: State, percept: Percept) -> tuple[Int32[Array, ""], State]:
         hidden, logits = advance(state.weights.content, state.activations, inputs(spec, percept))
         action = jax.random.categorical(key, logits) if sampled else jnp.argmax(logits)
         return action.astype(jnp.int32), State(state.weights, hidden)
@@ -54,8 +55,8 @@ def build(
     return unchanging(genome, activations, act)
 
 
-def inputs(spec: Spec, percept: Percept) -> Array:
-    """What the network sees of a percept, [I]; at birth no action is marked."""
+def inputs(spec: Spec, percept: Percept) -> Float[Array, "I"]:
+    """What the network sees of a percept; at birth no action is marked."""
     seen = percept.observation
     if spec.num_observations:
         seen = jax.nn.one_hot(seen, spec.num_observations)
@@ -69,8 +70,10 @@ def inputs(spec: Spec, percept: Percept) -> Array:
     )
 
 
-def advance(network: Network, hidden: Array, inputs: Array) -> tuple[Array, Array]:
-    """One step: hidden [H], inputs [I] -> hidden [H], logits [A]."""
+def advance(
+    network: Network, hidden: Float[Array, "H"], inputs: Float[Array, "I"]
+) -> tuple[Float[Array, "H"], Float[Array, "A"]]:
+    """One step. Returns hidden, logits."""
     from_hidden = hidden @ network.recurrent
     from_input = inputs @ network.input + network.bias
     units = hidden.shape[-1]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int32
 
 from ontogeny.agents.base import needs_discrete, unchanging
 from ontogeny.errors import at_least
@@ -26,22 +27,22 @@ CLOCK = 4
 class Rule(NamedTuple):
     """Every weight, whatever O and A are. Gate and candidate stand side by side on the last axis."""
 
-    update: Array  # [2H + 2 + C, 2H]
-    update_bias: Array  # [2H]
-    own: Array  # [H, R] from a cell's hidden units to its read-out
-    context: Array  # [2H + C, R] from the cells beside it
-    context_bias: Array  # [R]
-    value: Array  # [H + R]
+    update: Float[Array, "2*H+2+C 2*H"]
+    update_bias: Float[Array, "2*H"]
+    own: Float[Array, "H R"]  # from a cell's hidden units to its read-out
+    context: Float[Array, "2*H+C R"]  # from the cells beside it
+    context_bias: Float[Array, "R"]
+    value: Float[Array, "H+R"]
 
 
 class Cells(NamedTuple):
     """The activations. `row` is the part of `hidden` that belongs to the last observation."""
 
-    hidden: Array  # [O, A, H]
-    row: Array  # [A, H]
-    last: Array  # [O] one-hot, the last observation; all zero at birth
-    age: Array  # [] int32, steps lived
-    episode: Array  # [] int32, steps since the episode began
+    hidden: Float[Array, "O A H"]
+    row: Float[Array, "A H"]
+    last: Float[Array, "O"]  # one-hot, the last observation; all zero at birth
+    age: Int32[Array, ""]  # steps lived
+    episode: Int32[Array, ""]  # steps since the episode began
 
 
 def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8) -> Agent:
@@ -62,7 +63,7 @@ def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8) -
             episode=jnp.int32(0),
         )
 
-    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+    def act(key: Key, state: State, percept: Percept) -> tuple[Int32[Array, ""], State]:
         del key
         cells, values = advance(state.weights.content, state.activations, percept, spec)
         return jnp.argmax(values).astype(jnp.int32), State(state.weights, cells)
@@ -70,8 +71,8 @@ def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8) -
     return unchanging(genome, activations, act)
 
 
-def advance(rule: Rule, cells: Cells, percept: Percept, spec: Spec) -> tuple[Cells, Array]:
-    """One step: the last cell takes in what came of it, then the present row is read. Returns cells, values [A]."""
+def advance(rule: Rule, cells: Cells, percept: Percept, spec: Spec) -> tuple[Cells, Float[Array, "A"]]:
+    """One step: the last cell takes in what came of it, then the present row is read. Returns cells, values."""
     here = jax.nn.one_hot(percept.observation, spec.num_observations)
     chosen = jax.nn.one_hot(percept.action, spec.num_actions)  # all zero at birth
     episode = jnp.where(percept.first, 0, cells.episode)
@@ -88,21 +89,21 @@ def advance(rule: Rule, cells: Cells, percept: Percept, spec: Spec) -> tuple[Cel
     return Cells(hidden, row, here, cells.age + 1, episode + 1), values(rule, row, time)
 
 
-def updated(rule: Rule, received: list[Array]) -> Array:
-    """The hidden units of one cell after a step, [H]; `received` begins with those before it."""
+def updated(rule: Rule, received: list[Array]) -> Float[Array, "H"]:
+    """The hidden units of one cell after a step; `received` begins with those before it."""
     before = received[0]
     gate, candidate = jnp.split(jnp.concatenate(received) @ rule.update + rule.update_bias, 2)
     return before + jax.nn.sigmoid(gate) * (jnp.tanh(candidate) - before)
 
 
-def values(rule: Rule, row: Array, time: Array) -> Array:
-    """The cells of one observation, [A, H], and the clock, [C], to the values of its actions, [A]."""
+def values(rule: Rule, row: Float[Array, "A H"], time: Float[Array, "C"]) -> Float[Array, "A"]:
+    """The cells of one observation and the clock to the values of its actions."""
     beside = jnp.concatenate([jnp.mean(row, axis=0), jnp.max(row, axis=0), time])
     units = jnp.tanh(row @ rule.own + (beside @ rule.context + rule.context_bias))
     return jnp.concatenate([row, units], axis=1) @ rule.value
 
 
-def clock(age: Array, episode: Array, first: Array, spec: Spec) -> Array:
+def clock(age: Int32[Array, ""], episode: Int32[Array, ""], first: Bool[Array, ""], spec: Spec) -> Float[Array, "C"]:
     """What is left of the life (as a share, as visits to each observation) and of the episode; whether it begins."""
     left = jnp.maximum(spec.num_steps - age, 0).astype(jnp.float32)
     return jnp.stack(

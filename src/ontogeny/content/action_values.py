@@ -6,6 +6,8 @@ it knows nothing of how its values came about.
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Num
 
 from ontogeny.types import Spec, ValueFunction
 
@@ -13,15 +15,17 @@ from ontogeny.types import Spec, ValueFunction
 def build(spec: Spec) -> ValueFunction:
     H, S, A = spec.horizon, spec.num_observations, spec.num_actions
 
-    def init() -> Array:
-        """[H, S, A], in units of reward; row h - 1 is for h steps to go."""
+    def init() -> Float[Array, "H S A"]:
+        """In units of reward; row h - 1 is for h steps to go."""
         return jnp.zeros((H, S, A))
 
-    def query(weights: Array, observation: Array, remaining: Array) -> Array:
-        """The values of all actions, [A], at `observation` [] with `remaining` [] steps to go, this one included."""
+    def query(
+        weights: Float[Array, "H S A"], observation: Int[Array, ""], remaining: Int[ArrayLike, ""]
+    ) -> Float[Array, "A"]:
+        """The values of all actions at `observation` with `remaining` steps to go, this one included."""
         return weights[jnp.clip(remaining, 1, H) - 1, observation]
 
-    def update(weights: Array, planned: Array) -> Array:
+    def update(weights: Float[Array, "H S A"], planned: Num[Array, "H S A"]) -> Float[Array, "H S A"]:
         """What was planned takes the place of what was held."""
         return planned.astype(weights.dtype)
 

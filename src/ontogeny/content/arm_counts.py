@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Float32
 
 from ontogeny.content.base import log_gamma_draw
 from ontogeny.errors import BadInput
@@ -16,8 +17,8 @@ from ontogeny.types import Key, Percept, Spec, Steering
 
 
 class Counts(NamedTuple):
-    pulls: Array  # [A] float32
-    successes: Array  # [A] float32
+    pulls: Float32[Array, "A"]
+    successes: Float32[Array, "A"]
 
 
 class Arms(NamedTuple):
@@ -52,13 +53,13 @@ def counted(arms: Arms, counts: Counts, percept: Percept) -> Counts:
     return Counts(counts.pulls + pulled, counts.successes + pulled * success)
 
 
-def mean(arms: Arms, counts: Counts) -> Array:
-    """The posterior mean of each arm's chance of success, [A]."""
+def mean(arms: Arms, counts: Counts) -> Float[Array, "A"]:
+    """The posterior mean of each arm's chance of success."""
     return (arms.a + counts.successes) / (arms.a + arms.b + counts.pulls)
 
 
-def draw(key: Key, arms: Arms, counts: Counts) -> Array:
-    """One draw from the posterior of each arm's chance of success, [A]."""
+def draw(key: Key, arms: Arms, counts: Counts) -> Float[Array, "A"]:
+    """One draw from the posterior of each arm's chance of success."""
     successes = arms.a + counts.successes
     failures = arms.b + counts.pulls - counts.successes
     hits, misses = log_gamma_draw(key, jnp.stack([successes, failures]))

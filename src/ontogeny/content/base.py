@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from ontogeny.types import Key
 
 
-def log_gamma_draw(key: Key, a: Array) -> Array:
+def log_gamma_draw(key: Key, a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The logarithm of a draw from Gamma(a, 1), elementwise, for any a > 0; a difference of two is a Beta's logit.
 
     Marsaglia and Tsang 2000 (ACM TOMS 26:363): all elements not yet accepted are proposed again together, which on

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
+from jaxtyping import Bool, Float, Int32
 
 from ontogeny.types import Key, Percept, PyTree, Spec
 
 
 class Plan(NamedTuple):
-    policy: Array  # [H, S] int32, the action with h + 1 steps to go
-    taken: Array  # [] int32, steps of the episode taken so far; -1 where there is no plan
+    policy: Int32[Array, "H S"]  # the action with h + 1 steps to go
+    taken: Int32[Array, ""]  # steps of the episode taken so far; -1 where there is no plan
 
 
 def none_yet(spec: Spec) -> Plan:
@@ -25,14 +26,14 @@ def none_yet(spec: Spec) -> Plan:
 
 
 def follow(
-    key: Key, plan: Plan, percept: Percept, action_values: Callable[[Key, PyTree], Array], given: PyTree
-) -> tuple[Array, Plan]:
-    """The plan's next action; where an episode begins, a new plan is made from `action_values(key, given)` [H, S, A].
+    key: Key, plan: Plan, percept: Percept, action_values: Callable[[Key, PyTree], Float[Array, "H S A"]], given: PyTree
+) -> tuple[Int32[Array, ""], Plan]:
+    """The plan's next action; where an episode begins, a new plan is made from `action_values(key, given)`.
 
     `action_values` must not close over traced arrays: all that varies comes in through `given`.
     """
 
-    def policy(key_and_given: tuple[Key, PyTree]) -> Array:
+    def policy(key_and_given: tuple[Key, PyTree]) -> Int32[Array, "H S"]:
         value_key, tie_key = jax.random.split(key_and_given[0])
         return _greedy(tie_key, action_values(value_key, key_and_given[1]))
 
@@ -43,16 +44,18 @@ def follow(
     return policy_now[to_go - 1, percept.observation], Plan(policy_now, taken + 1)
 
 
-def at_time_limit(spec: Spec, plan: Plan) -> Array:
+def at_time_limit(spec: Spec, plan: Plan) -> Bool[Array, ""]:
     """Whether the step just taken was the last that an episode may take, so that its end tells nothing of the task."""
     return plan.taken >= spec.horizon
 
 
-def only_where(condition: Array, compute: Callable[[PyTree], PyTree], given: PyTree, otherwise: PyTree) -> PyTree:
-    """`compute(given)` where `condition` [], else `otherwise`; in a batch computed only if it holds for any."""
+def only_where(
+    condition: Bool[Array, ""], compute: Callable[[PyTree], PyTree], given: PyTree, otherwise: PyTree
+) -> PyTree:
+    """`compute(given)` where `condition`, else `otherwise`; in a batch computed only if it holds for any."""
 
     @custom_vmap
-    def choice(condition: Array, given: PyTree, otherwise: PyTree) -> PyTree:
+    def choice(condition: Bool[Array, ""], given: PyTree, otherwise: PyTree) -> PyTree:
         return jax.lax.cond(condition, lambda: compute(given), lambda: otherwise)
 
     @choice.def_vmap
@@ -78,7 +81,7 @@ def only_where(condition: Array, compute: Callable[[PyTree], PyTree], given: PyT
     return choice(condition, given, otherwise)
 
 
-def _greedy(key: Key, values: Array) -> Array:
-    """[..., A] -> [...] the best actions, ties broken by chance."""
+def _greedy(key: Key, values: Float[Array, "*rest A"]) -> Int32[Array, "*rest"]:
+    """The best actions, ties broken by chance."""
     best = values == jnp.max(values, axis=-1, keepdims=True)
     return jnp.argmax(jnp.where(best, jax.random.uniform(key, values.shape), -1.0), axis=-1).astype(jnp.int32)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Float32, Int32, Num
 
 KNOWN_PAYOUTS = 129  # from 0 to 1; between two of them the index is interpolated
 EXACT_PULLS = 100  # up to this many pulls in a life no scaling is needed
@@ -24,8 +25,8 @@ SCALED_FROM = 50
 class Table(NamedTuple):
     """Excess of the index over the posterior mean."""
 
-    excess: np.ndarray  # [M, J + 1, J + 1] by row of pulls to go, pulls j, successes s <= j
-    row: np.ndarray  # [N + 1] int32, the row for m pulls to go
+    excess: Float32[np.ndarray, "M J+1 J+1"]  # by row of pulls to go, pulls j, successes s <= j
+    row: Int32[np.ndarray, "N+1"]  # the row for m pulls to go
     a: float  # of the Beta prior
     b: float
 
@@ -56,8 +57,10 @@ def table(num_pulls: int, a: float = 1.0, b: float = 1.0) -> Table:
     return Table(excess, row, a, b)
 
 
-def index(table: Table, pulls: Array, successes: Array, to_go: Array) -> Array:
-    """The indices of arms, [A], after `pulls` [A] and `successes` [A] with `to_go` [] pulls to come."""
+def index(
+    table: Table, pulls: Float[Array, "A"], successes: Float[Array, "A"], to_go: Num[Array, ""]
+) -> Float[Array, "A"]:
+    """The indices of arms after `pulls` and `successes` with `to_go` pulls to come."""
     a, b = table.a, table.b
     excess, row = jnp.asarray(table.excess), jnp.asarray(table.row)
     J = table.excess.shape[1] - 1
@@ -79,8 +82,8 @@ def _rows(num_pulls: int) -> tuple[np.ndarray, np.ndarray]:
     return to_go, (np.searchsorted(to_go, np.arange(num_pulls + 1), side="right") - 1).astype(np.int32)
 
 
-def _root(known: np.ndarray, pull: np.ndarray) -> np.ndarray:
-    """Where `pull` [known, ...], which falls along its first axis, crosses zero."""
+def _root(known: Float[np.ndarray, "K"], pull: Float[np.ndarray, "K *rest"]) -> Float[np.ndarray, "*rest"]:
+    """Where `pull`, which falls along its first axis, crosses zero."""
     above = np.clip(np.sum(pull >= 0, axis=0) - 1, 0, len(known) - 2)
     left, right = (np.take_along_axis(pull, above[None] + i, axis=0)[0] for i in (0, 1))
     return known[above] + (known[1] - known[0]) * left / np.maximum(left - right, 1e-9)

@@ -9,16 +9,22 @@ Glazebrook & Weber 2011, chapter 7); `index_bonus` is a closed form fitted to th
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
 
 
-def value_iteration(rewards: Array, successors: Array, horizon: int, saved: Array | None = None) -> Array:
-    """Action values Q_h(s, a), [H, S, A], for h = 1 ... H steps to go (Puterman 1994, section 4.3).
+def value_iteration(
+    rewards: Float[Array, "S A"],
+    successors: Float[Array, "S A S"],
+    horizon: int,
+    saved: Float[Array, "S A"] | None = None,
+) -> Float[Array, "H S A"]:
+    """Action values Q_h(s, a) for h = 1 ... H steps to go (Puterman 1994, section 4.3).
 
-    rewards [S, A]; successors [S, A, S], of which the missing probability is an end. An end is worth nothing, or, with
-    `saved` [S, A], that much for each of the h - 1 steps that were still to go.
+    What the probabilities of `successors` lack of one is the probability of an end. An end is worth nothing, or, with
+    `saved`, that much for each of the h - 1 steps that were still to go.
     """
 
-    def backup(values: Array, left: Array) -> tuple[Array, Array]:
+    def backup(values: Float[Array, "S"], left: Float[Array, ""]) -> tuple[Float[Array, "S"], Float[Array, "S A"]]:
         action_values = rewards + successors @ values + (0.0 if saved is None else left * saved)
         return jnp.max(action_values, axis=-1), action_values
 
@@ -26,13 +32,20 @@ def value_iteration(rewards: Array, successors: Array, horizon: int, saved: Arra
     return jax.lax.scan(backup, jnp.zeros(rewards.shape[0]), left)[1]
 
 
-def life_values(rewards: Array, successors: Array, ends: Array, start: Array, horizon: int, num_steps: int) -> Array:
-    """What a known task is still worth where an episode begins with t steps of life left, W(t), [T + 1].
+def life_values(
+    rewards: Float[Array, "S A"],
+    successors: Float[Array, "S A S"],
+    ends: Float[Array, "S A"],
+    start: Int[Array, ""],
+    horizon: int,
+    num_steps: int,
+) -> Float[Array, "{num_steps}+1"]:
+    """What a known task is still worth where an episode begins with t steps of life left, W(t) for t = 0 ... T.
 
     An episode that ends early leaves its steps to those that follow, so whoever plans each episode by itself may
     linger. Value iteration over observations, steps to go h and steps of life left t, all h at once:
     V_t(s, h) = max_a r + P V_{t-1}(s', h - 1) + ends W(t - 1), where V_t(s, 0) = W(t) = V_t(start, H) and V_0 = 0.
-    rewards, ends [S, A]; successors [S, A, S], of which the missing probability is `ends`; start [].
+    What the probabilities of `successors` lack of one is `ends`.
     """
 
     def back(later: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
@@ -47,16 +60,21 @@ def life_values(rewards: Array, successors: Array, ends: Array, start: Array, ho
 
 
 def episode_values(
-    rewards: Array, successors: Array, ends: Array, worth: Array, steps_left: Array, horizon: int
-) -> Array:
-    """Action values of an episode that begins with `steps_left` [] steps of life left, [H, S, A] for h = 1 ... H to go.
+    rewards: Float[Array, "S A"],
+    successors: Float[Array, "S A S"],
+    ends: Float[Array, "S A"],
+    worth: Float[Array, "_"],
+    steps_left: Int[Array, ""],
+    horizon: int,
+) -> Float[Array, "H S A"]:
+    """Action values of an episode that begins with `steps_left` steps of life left, for h = 1 ... H to go.
 
-    As `value_iteration`, but an end is worth what `life_values`, [T + 1], says of the life that is left then, and what
-    lies beyond the last step of life is worth nothing.
+    As `value_iteration`, but an end is worth what `worth`, the `life_values` W(t) for t = 0 ... T, says of the life
+    that is left then, and what lies beyond the last step of life is worth nothing.
     """
     left = steps_left - horizon + jnp.arange(1, horizon + 1)  # before the action, [H]
 
-    def backup(values: Array, left: Array) -> tuple[Array, Array]:
+    def backup(values: Float[Array, "S"], left: Int[Array, ""]) -> tuple[Float[Array, "S"], Float[Array, "S A"]]:
         after = worth[jnp.maximum(left - 1, 0)]
         action_values = jnp.where(left > 0, rewards + successors @ values + ends * after, 0.0)
         return jnp.max(action_values, axis=-1), action_values

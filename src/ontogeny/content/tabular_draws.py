@@ -4,32 +4,34 @@ Strens 2000 (ICML); Osband, Russo and Van Roy 2013 (NeurIPS 26), section 3. The 
 `content.tabular_model`. An end of the episode has no prior mass, so it is drawn only once it has been seen.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from ontogeny.content.base import log_gamma_draw
 from ontogeny.types import FactPrior, Key, Prior
 
 
+@runtime_checkable
 class Evidence(Protocol):
     """What was seen: the weights of `content.tabular_model`."""
 
     @property
-    def successors(self) -> Array: ...  # [S, A, S] counts
+    def successors(self) -> Float[Array, "S A S"]: ...  # counts
     @property
-    def ends(self) -> Array: ...  # [S, A]
+    def ends(self) -> Float[Array, "S A"]: ...
     @property
-    def visits(self) -> Array: ...  # [S, A]
+    def visits(self) -> Float[Array, "S A"]: ...
     @property
-    def totals(self) -> Array: ...  # [S, A, F]
+    def totals(self) -> Float[Array, "S A F"]: ...
 
 
 class Draw(NamedTuple):
-    successors: Array  # [S, A, S] probabilities; what they lack of one is the probability of an end
-    facts: Array  # [S, A, F] expected facts
+    successors: Float[Array, "S A S"]  # probabilities; what they lack of one is the probability of an end
+    facts: Float[Array, "S A F"]  # expected facts
 
 
 def draw(key: Key, prior: Prior, evidence: Evidence) -> Draw:
@@ -47,8 +49,10 @@ def draw(key: Key, prior: Prior, evidence: Evidence) -> Draw:
     return Draw(probabilities[..., :-1], jnp.stack(facts, axis=-1))
 
 
-def _draw_fact(key: Key, fact: FactPrior, visits: Array, total: Array) -> Array:
-    """[S, A] expected facts, after `visits` observations that sum to `total`."""
+def _draw_fact(
+    key: Key, fact: FactPrior, visits: Float[Array, "S A"], total: Float[Array, "S A"]
+) -> Float[Array, "S A"]:
+    """Expected facts, after `visits` observations that sum to `total`."""
     if fact.kind == "bernoulli":
         hits, misses = log_gamma_draw(key, jnp.stack([fact.a + total, fact.b + visits - total]))
         return jax.nn.sigmoid(hits - misses)

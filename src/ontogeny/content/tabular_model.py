@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
 
 from ontogeny.types import BadInput, FactPrior, Spec, WorldModel
 
@@ -22,19 +24,19 @@ from ontogeny.types import BadInput, FactPrior, Spec, WorldModel
 class Evidence(NamedTuple):
     """The weights: sufficient statistics of all that was seen, empty at birth."""
 
-    successors: Array  # [S, A, S] how often each was observed
-    ends: Array  # [S, A] how often the action truly ended the episode
-    visits: Array  # [S, A] how often its facts were observed
-    totals: Array  # [S, A, F] the facts, summed
+    successors: Float[Array, "S A S"]  # how often each was observed
+    ends: Float[Array, "S A"]  # how often the action truly ended the episode
+    visits: Float[Array, "S A"]  # how often its facts were observed
+    totals: Float[Array, "S A F"]  # the facts, summed
 
 
 class Prediction(NamedTuple):
     """The predictive distribution, and how much evidence stands behind it, in observations of equal worth."""
 
-    successors: Array  # [S, A, S] probabilities; what they lack of one is the probability of an end
-    successor_evidence: Array  # [S, A] prior concentration plus observations
-    facts: Array  # [S, A, F] expected facts
-    fact_evidence: Array  # [S, A, F] variance of one observation / variance of the expected fact
+    successors: Float[Array, "S A S"]  # probabilities; what they lack of one is the probability of an end
+    successor_evidence: Float[Array, "S A"]  # prior concentration plus observations
+    facts: Float[Array, "S A F"]  # expected facts
+    fact_evidence: Float[Array, "S A F"]  # variance of one observation / variance of the expected fact
 
 
 def build(spec: Spec) -> WorldModel:
@@ -56,14 +58,14 @@ def build(spec: Spec) -> WorldModel:
 
     def update(
         weights: Evidence,
-        observation: Array,
-        action: Array,
-        outcome: Array,
-        successor: Array,
-        ended: Array,
-        seen: Array,
+        observation: Int[ArrayLike, ""],
+        action: Int[ArrayLike, ""],
+        outcome: Float[Array, "F"],
+        successor: Int[ArrayLike, ""],
+        ended: Bool[Array, ""],
+        seen: Bool[Array, ""],
     ) -> Evidence:
-        """One step of evidence: [] [] [F] [] [] []. `seen` false: what came after the action was not observed."""
+        """One step of evidence. `seen` false: what came after the action was not observed."""
         went_on = (seen & ~ended).astype(jnp.float32)
         kept = 1 - prior.lost
         return Evidence(
@@ -76,8 +78,10 @@ def build(spec: Spec) -> WorldModel:
     return WorldModel(init, query, update)
 
 
-def posterior_of(fact: FactPrior, visits: Array, total: Array) -> tuple[Array, Array]:
-    """Posterior mean and evidence of one fact after `visits` observations that sum to `total`, shapes alike.
+def posterior_of(
+    fact: FactPrior, visits: Float[Array, "*shape"], total: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Posterior mean and evidence of one fact after `visits` observations that sum to `total`.
 
     Normal: the prior is worth (noise / b)^2 observations of its mean. Bernoulli: Beta(a, b) is worth a + b, and the
     variance p (1 - p) of one payout is a + b + 1 times the variance of p.

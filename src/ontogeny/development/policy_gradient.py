@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from ontogeny.agents import recurrent
 from ontogeny.development.base import Development, descent
@@ -21,15 +22,15 @@ from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transitio
 
 class ActorCritic(NamedTuple):
     actor: recurrent.Network
-    value: Array  # [H + 1], the critic's read-out and its bias
+    value: Float[Array, "H+1"]  # the critic's read-out and its bias
 
 
 class Trace(NamedTuple):
     """What the loss needs to know of one step; leading axis T once a life is over."""
 
-    log_probability: Array  # [] of the action taken
-    entropy: Array  # [] of the policy, in nats
-    value: Array  # [] what the critic expected before the action
+    log_probability: Float[Array, ""]  # of the action taken
+    entropy: Float[Array, ""]  # of the policy, in nats
+    value: Float[Array, ""]  # what the critic expected before the action
 
 
 def build(
@@ -115,12 +116,14 @@ def sampling(agent: Agent, spec: Spec) -> Agent:
     return Agent(genome, birth, reset, act, learn, learns=True)
 
 
-def advantages(reward: Array, value: Array, discount: float, trace_decay: float) -> Array:
-    """Generalised advantages of a life, [T]: sums of one-step surprises, fading by discount * trace_decay."""
+def advantages(
+    reward: Float[Array, "T"], value: Float[Array, "T"], discount: float, trace_decay: float
+) -> Float[Array, "T"]:
+    """Generalised advantages of a life: sums of one-step surprises, fading by discount * trace_decay."""
     following = jnp.append(value[1:], 0.0)
     surprise = reward + discount * following - value
 
-    def back(later: Array, now: Array) -> tuple[Array, Array]:
+    def back(later: Float[Array, ""], now: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         total = now + discount * trace_decay * later
         return total, total
 
