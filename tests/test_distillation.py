@@ -136,7 +136,8 @@ def test_advantages_are_the_fading_sum_of_surprises():
     reward, value = np.array([1.0, 0.0, 2.0], np.float32), np.array([0.5, -1.0, 3.0], np.float32)
     surprise = reward + 0.9 * np.append(value[1:], 0) - value
     expected = [sum(0.45 ** (u - t) * surprise[u] for u in range(t, 3)) for t in range(3)]
-    np.testing.assert_allclose(policy_gradient.advantages(reward, value, 0.9, 0.5), expected, rtol=1e-5)
+    found = policy_gradient.advantages(jnp.asarray(reward), jnp.asarray(value), 0.9, 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("development", ["distillation", "policy_gradient"])

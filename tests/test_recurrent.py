@@ -44,7 +44,7 @@ def test_one_step_follows_the_equations_of_the_gated_recurrent_unit():
     z = sigmoid(hidden @ W[1] + seen @ U[1] + b[1])
     n = np.tanh(r * (hidden @ W[2]) + seen @ U[2] + b[2])
     expected = (1 - z) * n + z * hidden
-    found, logits = recurrent.advance(net, hidden, seen)
+    found, logits = recurrent.advance(net, jnp.asarray(hidden), jnp.asarray(seen))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(logits, expected @ net.readout + net.preference, rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,154 @@
+"""Shapes: what annotations state is checked in tests, and only there; planted errors are refused, also when traced.
+
+Functions are checked by the import hook in `conftest.py`. Records are named tuples, which the hook passes over; theirs
+are checked here on what worlds and agents really hand out.
+"""
+
+import contextlib
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import Array
+from jaxtyping import AbstractArray, Float, TypeCheckError, jaxtyped
+
+import ontogeny
+from ontogeny import lifetime, registry, steering
+from ontogeny.agents import recurrent_cells
+from ontogeny.content import planning, tabular_draws, tabular_model
+from ontogeny.development import policy_gradient
+from ontogeny.types import BadInput, FactPrior, Tables
+
+S, A, H = 3, 2, 4
+REWARDS, SUCCESSORS = jnp.ones((S, A)), jnp.full((S, A, S), 1 / S)
+SOURCE = Path(ontogeny.__file__).parent
+STATED = [
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+    for path in sorted(SOURCE.rglob("*.py"))
+    if "from jaxtyping import" in path.read_text()
+]
+
+
+def planned(saved):
+    return planning.value_iteration(REWARDS, SUCCESSORS, H, saved)
+
+
+def twice(saved):
+    return jax.vmap(planned)(jnp.stack([saved, saved]))
+
+
+TRANSFORMS = pytest.mark.parametrize("values", [planned, jax.jit(planned), twice, jax.jit(twice)])
+
+
+@TRANSFORMS
+def test_a_right_shape_passes(values):
+    assert values(jnp.ones((S, A))).shape[-3:] == (H, S, A)
+
+
+@TRANSFORMS
+@pytest.mark.parametrize("saved", [jnp.ones(A), jnp.ones((S, 1)), jnp.ones((S, A), int)], ids=["[A]", "[S, 1]", "int"])
+def test_a_wrong_shape_is_refused(values, saved):
+    """Each of them would broadcast or convert without a word."""
+    with pytest.raises(TypeCheckError, match="saved"):
+        values(saved)
+
+
+def test_without_the_check_the_planted_error_passes():
+    unchecked = inspect.unwrap(planning.value_iteration)
+    assert unchecked(REWARDS, SUCCESSORS, H, jnp.ones(A)).shape == (H, S, A)
+
+
+def test_letters_are_compared_between_arguments():
+    with pytest.raises(TypeCheckError, match="parameter 'value'"):
+        policy_gradient.advantages(jnp.ones(3), jnp.ones(1), 0.9, 0.5)
+    with pytest.raises(TypeCheckError, match="parameter 'total'"):
+        tabular_model.posterior_of(FactPrior("normal", 0.0, 1.0, noise=1.0), jnp.ones((S, A)), jnp.ones(A))
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_every_function_that_states_shapes_is_checked(name):
+    """A module that begins to state shapes has to be named in `conftest.py`."""
+    module = importlib.import_module(name)
+    functions = [f for _, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == name]
+    assert all(hasattr(f, "__wrapped__") for f in functions)
+
+
+def test_nothing_is_checked_in_use():
+    code = "import ontogeny.types, ontogeny.content.planning, sys; sys.exit('beartype' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def misfits(record):
+    """The names of the fields of a named tuple, and of those in it, that are not of the shape they state."""
+    stated = inspect.get_annotations(type(record))
+    fields = {name: hint for name, hint in stated.items() if inspect.isclass(hint) and issubclass(hint, AbstractArray)}
+    with jaxtyped("context"):
+        assert isinstance(jnp.zeros(recurrent_cells.CLOCK), Float[Array, "C"])  # a letter that only sums contain
+        # Sums and products of letters last: the letters must have been met.
+        for name in sorted(fields, key=lambda name: bool(re.search(r"\+|\d\*", fields[name].dim_str))):
+            if not isinstance(getattr(record, name), fields[name]):
+                yield name
+    for value in record:
+        if hasattr(value, "_fields"):
+            yield from misfits(value)
+
+
+def test_a_record_of_a_wrong_shape_is_found():
+    tables = Tables(SUCCESSORS, jnp.ones((S, A, 1)), jnp.zeros((S, A)), jnp.int32(H))
+    assert not list(misfits(tables))
+    assert list(misfits(tables._replace(ends=jnp.zeros(A)))) == ["ends"]
+    assert list(misfits(tables._replace(remaining=jnp.float32(H)))) == ["remaining"]
+
+
+def misfits_of(compute):
+    """As `misfits`, for the record that `compute` returns; it is traced only, so nothing has to be compiled."""
+    found = []
+    jax.eval_shape(lambda: found.extend(misfits(compute())))
+    return found
+
+
+@pytest.mark.parametrize("name", registry.names("worlds"))
+def test_the_records_of_worlds_have_the_shapes_they_state(name):
+    world = registry.build("worlds", name)
+    drives = steering.build(world.spec)
+    agent = registry.build("agents", "random", world.spec, drives)
+    key = jax.random.key(0)
+    assert not misfits_of(lambda: world.reset(key)[1])
+    assert not misfits_of(lambda: world.step(key, world.reset(key)[0], jnp.int32(0))[1])
+    assert world.reveal is None or not misfits_of(lambda: world.reveal(world.reset(key)[0]))
+    assert not misfits_of(lambda: lifetime.whole_life(key, agent, world, drives, (), True, num_steps=3)[1])
+
+
+@pytest.mark.parametrize("name", registry.names("agents"))
+def test_the_records_of_agents_have_the_shapes_they_state(name):
+    """At birth and after one step of life, with all that is carried then: weights, activations, percept."""
+    world, drives, agent = home(name)
+    key = jax.random.key(0)
+
+    def born():
+        return lifetime.begin(key, agent, world, drives, agent.birth(key, agent.genome(key)))
+
+    assert not misfits_of(born)
+    assert not misfits_of(lambda: lifetime.advance((key, key, key), agent, world, drives, born(), True)[0])
+
+
+def test_the_records_of_content_have_the_shapes_they_state():
+    spec = registry.build("worlds", "random_mdp", states=S, horizon=H).spec
+    model = tabular_model.build(spec)
+    assert not misfits_of(lambda: model.query(model.init()))
+    assert not misfits_of(lambda: tabular_draws.draw(jax.random.key(0), spec.prior, model.init()))
+
+
+def home(name):
+    """A small world that the agent accepts, with drives and the agent."""
+    for world in (registry.build("worlds", "random_mdp", states=S, horizon=H), registry.build("worlds", "bandit")):
+        drives = steering.build(world.spec)
+        with contextlib.suppress(BadInput):
+            return world, drives, registry.build("agents", name, world.spec, drives)
+    raise AssertionError(f"no home for {name}")
