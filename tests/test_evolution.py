@@ -37,6 +37,10 @@ def test_every_strategy_maximises_fitness(strategy):
     assert climbed() > 0.7 * height(origin), "a search that takes cost for fitness goes down"
 
 
+def test_the_docstring_names_every_strategy():
+    assert all(name in str(evolution.__doc__) for name in evolution.STRATEGIES)
+
+
 def test_perturbations_are_antithetic():
     loop = evolution.search("Open_ES", TARGET, 8, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
     members, _ = loop.ask(jax.random.key(0), loop.init(jax.random.key(1), TARGET))

@@ -49,7 +49,9 @@ def violations(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {imported}, which has no floor")
         elif FLOORS[other] > FLOORS[room]:
             found.append(f"{module} (floor {FLOORS[room]}) imports {imported} (floor {FLOORS[other]}): an arrow upward")
-        elif other == room and room in FAMILIES and rest != "base" and other_rest not in ("base", ""):
+        elif (
+            other == room and room in FAMILIES and rest != "base" and other_rest.rpartition(".")[2] not in ("base", "")
+        ):
             found.append(f"{module} imports its sibling {imported}: only the base may be shared")
         elif other != room and FLOORS[other] == FLOORS[room]:
             levels = ORDER_ON_FLOOR_ONE

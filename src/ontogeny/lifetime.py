@@ -60,6 +60,31 @@ def live(
     return moment.state, cast(Life, life)
 
 
+def live_on_a_log(
+    key: Key, agent: Agent, world: World, steering: Steering, subject: Genome | State, num_steps: int
+) -> Life:
+    """A life whose weights are learned from the log of another one, and whose activations are restored at each episode.
+
+    The other life is the agent's own in the same task with the same chance, online and with its activations kept. So
+    what is learned is the same as there, and only what activations carry from episode to episode is taken away.
+    """
+    chance = streams.chances(key)
+    world_keys, act_keys, learn_keys = (
+        jax.random.split(k, num_steps) for k in (chance.world, chance.act, chance.learn)
+    )
+    state = subject if isinstance(subject, State) else agent.birth(chance.birth, subject)
+
+    def step(moments: tuple[Moment, Moment], keys: tuple[Key, Key, Key]) -> tuple[tuple[Moment, Moment], Life]:
+        logged, own = moments
+        own = own._replace(state=State(logged.state.weights, own.state.activations))
+        own, record = advance(keys, agent, world, steering, own, False, reset_each_episode=True)
+        logged, _ = advance(keys, agent, world, steering, logged, True)
+        return (logged, own), record
+
+    start = begin(chance.task, agent, world, steering, state)
+    return cast(Life, jax.lax.scan(step, (start, start), (world_keys, act_keys, learn_keys))[1])
+
+
 def begin(task_key: Key, agent: Agent, world: World, steering: Steering, state: State) -> Moment:
     """The first moment of a life: a task is drawn."""
     world_state, time_step = world.reset(task_key)

@@ -1,8 +1,9 @@
 """Evolution strategies over the whole genome: fitness is the return of whole lives.
 
-Salimans et al. 2017 (arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random numbers;
-other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180). All members of a generation live the
-same lives (the same tasks and the same chance), so that they differ by their genomes only. P population, B lives.
+Open_ES (Salimans et al. 2017, arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random
+numbers. Other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180): SNES, Sep_CMA_ES, CR_FM_NES,
+LM_MA_ES, CMA_ES. All members of a generation live the same lives (the same tasks and the same chance), so that they
+differ by their genomes only. P population, B lives.
 """
 
 from typing import Any, NamedTuple
