@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.study import records, report, run, spec
+from ontogeny.study import plan, records, report, run, spec
 
 TINY = """
 title = "Tiny"
@@ -118,7 +118,7 @@ def test_an_agent_that_does_not_fit_its_world_is_said_before_anything_runs(tmp_p
     path.write_text(TINY.replace('agent = "random"', 'agent = "random"\nname = "x"'), encoding="utf-8")
     text = path.read_text(encoding="utf-8").replace("bandit:arms=2,pulls=4", "random_mdp:episodes=1")
     path.write_text(text.replace('agent = "random"', 'agent = "thompson"'), encoding="utf-8")
-    with pytest.raises(BadInput, match="agent 'x' in 'two arms'"):
+    with pytest.raises(BadInput, match=r"agents\[0\], 'x' in 'two arms'"):
         run.run(path, tmp_path / "study", on_event=lambda event: None)
     assert not (tmp_path / "study").exists()
 
@@ -161,6 +161,21 @@ def test_an_agent_may_be_developed_in_a_world_that_is_listed_later(tmp_path):
     run.run(path, tmp_path / "study", on_event=events.append)
     assert [event.text for event in events if event.kind == "table"] == ["short", "long"]
     assert all(len(event.rows) == 2 for event in events if event.kind == "table")
+    whole, first, done = (tmp_path / "study" / records.RECORDS).read_bytes(), events, []
+
+    def kill(event):
+        done.append(event)
+        if event.kind == "work" and event.text == "evaluation/short/recurrent/0":
+            raise Killed
+
+    with pytest.raises(Killed):
+        run.run(path, tmp_path / "again", on_event=kill)
+    assert not [event for event in done if event.kind == "table"]
+    events = []
+    run.run(path, tmp_path / "again", on_event=events.append)
+    tables = [event for event in events if event.kind == "table"]
+    assert tables == [event for event in first if event.kind == "table"], "each world once, also where it went on"
+    assert (tmp_path / "again" / records.RECORDS).read_bytes() == whole
     by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS)}
     assert by_id["development/long/recurrent/0"]["developed_on"] == "long"
     assert by_id["evaluation/short/recurrent/0"]["development"] == "development/long/recurrent/0"
@@ -198,10 +213,10 @@ def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("food = 3.0", "fod = 3.0", "world 'garden': .*did you mean food"),
-        ("food = -3.0", "fod = -3.0", "agent 'averse' in 'garden': .*did you mean food"),
+        ("food = 3.0", "fod = 3.0", r"worlds\[0\], 'garden': .*did you mean food"),
+        ("food = -3.0", "fod = -3.0", r"agents\[1\], 'averse' in 'garden': .*did you mean food"),
         ("thorns=0", "thorns=x", "setting 'thorns' of world 'foraging' must be of type int"),
-        ("size=3", "size=1", "world 'garden': the setting 'size' must be at least 3"),
+        ("size=3", "size=1", r"worlds\[0\], 'garden': the setting 'size' must be at least 3"),
     ],
 )
 def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path, old, new, expected):
@@ -213,9 +228,58 @@ def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path
     assert not (tmp_path / "study").exists()
 
 
+HOMES = """
+[[worlds]]
+name = "Two-Arms"
+world = "bandit:arms=2,pulls=5"
+tasks = 4
+[[worlds]]
+name = "states"
+world = "random_mdp:states=3,actions=2,episodes=1"
+tasks = 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("worlds = [", 'worlds = ["Two-Arms", ', "would both be kept as .*: change one of the names"),
+        (
+            'generations_per_dispatch=1"\n',
+            'generations_per_dispatch=1"\ndeveloped_on = "states"\n',
+            r"agents\[1\], 'recurrent' in 'two arms': its genome has other shapes there than in 'states'",
+        ),
+    ],
+)
+def test_agents_that_would_be_mixed_up_or_could_not_move_are_refused(tmp_path, old, new, expected):
+    path = tmp_path / "homes.toml"
+    path.write_text((TINY + HOMES).replace(old, new), encoding="utf-8")
+    with pytest.raises(BadInput, match=expected):
+        run.run(path, tmp_path / "study", on_event=lambda event: None)
+    assert not (tmp_path / "study").exists()
+
+
+def test_what_an_evolved_agent_is_measured_with_was_evolved(finished, spec_path, tmp_path):
+    whole, _, _ = finished
+    lines = (whole / records.RECORDS).read_bytes().splitlines(keepends=True)
+    last = next(i for i, line in enumerate(lines) if line.startswith(b'{"id": "development/two arms/recurrent/0"'))
+    kept = b"".join(lines[: last + 1])
+    (tmp_path / records.RECORDS).write_bytes(kept)
+    with pytest.raises(BadInput, match="cannot be read"):
+        run.run(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS).read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     "content",
-    [b'{"mine": 1}\n{"half": ', b"half a line", b"\xff\xfe\n\xff", b'{"kind": "other"}\n', b"[1]\n"],
+    [
+        b'{"mine": 1}\n{"half": ',
+        b"half a line",
+        b"\xff\xfe\n\xff",
+        b'{"kind": "other"}\n',
+        b"[1]\n",
+        b"[" * 9999 + b"\n",
+    ],
 )
 def test_records_of_somebody_else_keep_every_byte(spec_path, tmp_path, content):
     (tmp_path / records.RECORDS).write_bytes(content)
@@ -223,6 +287,57 @@ def test_records_of_somebody_else_keep_every_byte(spec_path, tmp_path, content):
         run.run(spec_path, tmp_path, on_event=lambda event: None)
     assert (tmp_path / records.RECORDS).read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == [records.RECORDS]
+
+
+def test_a_folder_in_the_place_of_records_or_a_file_in_that_of_the_folder_is_left_alone(spec_path, tmp_path):
+    (tmp_path / "study" / records.RECORDS).mkdir(parents=True)
+    with pytest.raises(BadInput, match="holds no study"):
+        run.run(spec_path, tmp_path / "study", on_event=lambda event: None)
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(BadInput, match="is no folder"):
+        run.run(spec_path, tmp_path / "file", on_event=lambda event: None)
+    with pytest.raises(BadInput, match="cannot be made"):
+        run.run(spec_path, tmp_path / "file" / "study", on_event=lambda event: None)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\n", b"{]\n", b'{"id": "a"}\n'])
+def test_a_damaged_line_of_our_own_is_named_and_nothing_is_lost(finished, spec_path, tmp_path, line):
+    whole, _, _ = finished
+    content = (whole / records.RECORDS).read_bytes().split(b"\n")[0] + b"\n" + line
+    (tmp_path / records.RECORDS).write_bytes(content)
+    with pytest.raises(BadInput, match=r"damaged|line 2"):
+        run.run(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS).read_bytes() == content
+
+
+def test_an_empty_folder_that_a_killed_run_left_is_used(finished, spec_path, tmp_path):
+    whole, _, _ = finished
+    (tmp_path / ".spec.toml.1.tmp").write_bytes(b"half")
+    events = []
+
+    def kill(event):
+        events.append(event)
+        raise Killed
+
+    with pytest.raises(Killed):
+        run.run(spec_path, tmp_path, on_event=kill)
+    first = (whole / records.RECORDS).read_bytes().split(b"\n")[0] + b"\n"
+    assert (tmp_path / records.RECORDS).read_bytes() == first and events[0].done == 1
+
+
+def test_a_file_of_ones_own_is_none_of_ours_whatever_its_name_and_belongs_to_the_study(tmp_path):
+    source = Path(spec.__file__).parents[1] / "worlds" / "bandit.py"
+    own = tmp_path / "bandit.py"
+    own.write_bytes(source.read_bytes())
+    path = tmp_path / "own.toml"
+    text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace("bandit:arms=2,pulls=4", f"{own}:arms=5,pulls=10")
+    path.write_text(text, encoding="utf-8")
+    page = run.run(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
+    assert "published tables beside ours" not in page
+    own.write_bytes(source.read_bytes() + b"# edited\n")
+    with pytest.raises(BadInput, match=r"another study \(files differ\)"):
+        run.run(path, tmp_path / "study", on_event=lambda event: None)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -248,14 +363,14 @@ def test_two_processes_do_not_run_one_study(spec_path, tmp_path):
 def test_no_two_developments_of_two_studies_share_a_seed():
     study, other = spec.parse(TINY, seed=0), spec.parse(TINY, seed=1)
     row, world = study.agents[0], study.worlds[0]
-    seeds = {run._run_spec(each, row, world, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
+    seeds = {plan.as_run(each, row, world, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
     assert len(seeds) == 10
 
 
 def test_the_page_of_study_md_is_complete_and_its_example_is_a_study(tmp_path):
     text = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
     study = spec.parse(text.split("```toml")[1].split("```")[0])
-    run.check(study)
+    plan.check(study)
     told = set(re.findall(r"^\| `?(top|\[\[\w+\]\])`? \| `(\w+)`", text, re.MULTILINE))
     known = {("top", key) for key in spec.KEYS["study"]}
     known |= {("[[worlds]]", key) for key in spec.KEYS["world"]} | {("[[agents]]", key) for key in spec.KEYS["agent"]}

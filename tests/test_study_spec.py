@@ -70,6 +70,28 @@ def test_the_seed_of_the_command_line_goes_over_that_of_the_spec():
         ("seeds = [0, 3]", "seeds = [3, 3]", "s.toml, agents[1]: the seed '3' is there twice"),
         ('name = "states"', 'name = "arms"', "s.toml: the world 'arms' is there twice"),
         ("title =", "title", "s.toml is not valid TOML"),
+        ("title =", f"x = {'[' * 9999}{']' * 9999}\ntitle =", "s.toml is not valid TOML"),
+        ('title = "Small"', 'title = " "', "s.toml, title must not be empty"),
+        ('question = "What?"', 'question = ""', "s.toml, question must not be empty"),
+        ('question = "What?"', "question = 'Q'\nseed = -1", "s.toml, seed must be from 0 to 4294967295, not -1"),
+        ('question = "What?"', f"question = 'Q'\nseed = {'9' * 400}", "seed must be from 0 to 4294967295, not 999"),
+        ("seeds = [0, 3]", "seeds = [0, -3]", "s.toml, agents[1], seeds must be from 0 to 4294967295, not -3"),
+        ("seeds = [0, 3]", "seeds = [0, 3.0]", "s.toml, agents[1], seeds must be a list of at least one int"),
+        ("tasks = 10", "tasks = nan", "s.toml, worlds[1], tasks must be of type int, not nan"),
+        ("tasks = 10", "tasks = 9999999999", "s.toml, worlds[1], tasks must be at most 2147483647"),
+        ("tasks = 10", "tasks = 10\ndrives = 3", "worlds[1], drives must be a table of facts and weights, not 3"),
+        ("tasks = 10", "tasks = 10\ndrives = {reward = true}", "worlds[1], drives: the weight of 'reward' must be a"),
+        ("tasks = 10", "tasks = 10\ndrives = {reward = nan}", "the weight of 'reward' must be finite, not nan"),
+        ("tasks = 10", f"tasks = 10\ndrives = {{reward = 1{'0' * 400}}}", "the weight of 'reward' must be finite"),
+        ("seeds = [0, 3]", "drives = {payout = inf}", "agents[1], drives: the weight of 'payout' must be finite"),
+        ('name = "states"', 'name = "!"', "s.toml, worlds[1], name must be one line with a letter or a digit in it"),
+        ('name = "states"', r'name = "a\nb"', "s.toml, worlds[1], name must be one line with a letter or a digit"),
+        ('name = "states"', f'name = "{"x" * 101}"', "s.toml, worlds[1], name must be at most 100 bytes long, not 101"),
+        (
+            "arms=3",
+            "arms=3,arms=4",
+            "s.toml, worlds[0], world: 'bandit:arms=3,arms=4,pulls=10' names the setting 'arms'",
+        ),
     ],
 )
 def test_a_mistake_is_said_with_its_place(old, new, expected):
@@ -86,6 +108,22 @@ def test_an_agent_measured_twice_in_a_world_is_refused():
     spec.parse(
         again.replace('agent = "random"\nworlds = ["arms"]\n', 'agent = "random"\nname = "r"\nworlds = ["arms"]\n')
     )
+
+
+def test_the_worlds_must_be_tables():
+    with pytest.raises(BadInput, match=r"spec, worlds: write at least one \[\[worlds\]\] table"):
+        spec.parse('title = "T"\nquestion = "Q"\nworlds = [1]\nagents = []')
+
+
+def test_rows_that_share_a_development_say_the_same_of_it():
+    again = SMALL + SMALL[SMALL.index('[[agents]]\nagent = "recurrent') :].replace(
+        'worlds = ["arms"]', 'worlds = ["states"]'
+    )
+    assert len(spec.parse(again).agents) == 3
+    with pytest.raises(
+        BadInput, match=r"agents\[2\]: 'recurrent' is developed in 'arms' by agents\[1\] too, .* development"
+    ):
+        spec.parse(again[::-1].replace("2=snoitareneg", "3=snoitareneg", 1)[::-1])
 
 
 def test_a_spec_that_cannot_be_read(tmp_path):

@@ -77,7 +77,7 @@ def read(path: Path) -> list[Record]:
     for number, text_line in enumerate(text.split("\n")[:-1], start=1):
         try:
             record = json.loads(text_line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadInput(f"{path.name}, line {number} is damaged: it is not JSON") from None
         if not isinstance(record, dict) or "id" not in record or record.get("kind") not in REQUIRED:
             raise BadInput(f"{path.name}, line {number} is no record of a study: it lacks an id or a known kind")

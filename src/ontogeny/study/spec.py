@@ -12,7 +12,6 @@ stands for: "evolution" (every weight is evolved), "code" (the genome is a learn
 """
 
 import hashlib
-import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ KEYS = {
     "agent": ("agent", "worlds", "name", "model", "development", "developed_on", "seeds", "tasks", "drives"),
 }
 MODELS = ("evolution", "code", "reference")
+LONGEST = 100  # bytes of a name: two of them and a seed make the name of a file
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
     """The study that a TOML text describes; `source` names it in messages."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOML's own errors, whole numbers without end, brackets without end
         raise BadInput(f"{source} is not valid TOML: {error}") from None
     _keys(data, source, required={"title", "question", "worlds", "agents"}, known=(*KEYS["study"], "worlds", "agents"))
     worlds = tuple(_world(row, f"{source}, worlds[{i}]") for i, row in enumerate(_rows(data, "worlds", source)))
@@ -104,11 +104,12 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
     known = [row.name for row in worlds]
     agents = tuple(_agent(row, f"{source}, agents[{i}]", known) for i, row in enumerate(_rows(data, "agents", source)))
     _unique([f"{agent.name} in {world}" for agent in agents for world in agent.worlds], "measurement of", source)
+    _one_development_each(agents, source)
     given = _seed(data.get("seed", 0), f"{source}, seed")
     given = given if seed is None else _seed(seed, "--seed")
     return Study(
-        title=_of(str, data["title"], f"{source}, title"),
-        question=" ".join(_of(str, data["question"], f"{source}, question").split()),
+        title=_text(data["title"], f"{source}, title"),
+        question=_text(data["question"], f"{source}, question"),
         seed=given,
         worlds=worlds,
         agents=agents,
@@ -121,7 +122,7 @@ def _world(row: dict[str, Any], where: str) -> WorldRow:
     text = _of(str, row["world"], f"{where}, world")
     _room("worlds", text, f"{where}, world")
     return WorldRow(
-        _of(str, row["name"], f"{where}, name"),
+        _name(row["name"], f"{where}, name"),
         text,
         _tasks(row["tasks"], f"{where}, tasks"),
         _of(bool, row.get("replay", True), f"{where}, replay"),
@@ -149,7 +150,7 @@ def _agent(row: dict[str, Any], where: str, worlds: list[str]) -> AgentRow:
         _seed(seed, f"{where}, seeds")
     _unique([str(seed) for seed in seeds], "seed", where)
     return AgentRow(
-        name=_of(str, row.get("name", room), f"{where}, name"),
+        name=_name(row.get("name", room), f"{where}, name"),
         agent=agent,
         model=model,
         development=development,
@@ -159,6 +160,20 @@ def _agent(row: dict[str, Any], where: str, worlds: list[str]) -> AgentRow:
         tasks=None if "tasks" not in row else _tasks(row["tasks"], f"{where}, tasks"),
         drives=_drives(row.get("drives", {}), f"{where}, drives"),
     )
+
+
+def _one_development_each(agents: tuple[AgentRow, ...], source: str) -> None:
+    """Rows may share a development, by name and home; what they say of it must then be the same."""
+    first: dict[tuple[str, str], int] = {}
+    for i, row in enumerate(agents):
+        for home in dict.fromkeys(row.home(world) for world in row.worlds):
+            other = agents[first.setdefault((row.name, home), i)]
+            for key in ("agent", "model", "development", "drives"):
+                if getattr(row, key) != getattr(other, key):
+                    raise BadInput(
+                        f"{source}, agents[{i}]: '{row.name}' is developed in '{home}' by "
+                        f"agents[{agents.index(other)}] too, with another {key}; give one of them another name"
+                    )
 
 
 def _room(family: str, text: str, where: str) -> str:
@@ -192,34 +207,62 @@ def _rows(data: dict[str, Any], key: str, source: str) -> list[dict[str, Any]]:
 
 def _of(kind: type, value: Any, where: str) -> Any:
     if type(value) is not kind:
-        raise BadInput(f"{where} must be of type {kind.__name__}, not {value!r}")
+        raise BadInput(f"{where} must be of type {kind.__name__}, not {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number that Python does not write out, or tables without end
+        return "a value that long"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _text(value: Any, where: str) -> str:
+    """A text on one line that says something."""
+    text = " ".join(_of(str, value, where).split())
+    if not text:
+        raise BadInput(f"{where} must not be empty")
+    return text
+
+
+def _name(value: Any, where: str) -> str:
+    """A name that can stand in a table and, with what no file name holds taken out, name a file."""
+    name = _of(str, value, where)
+    if not name.isprintable() or not any(letter.isalnum() for letter in name):
+        raise BadInput(f"{where} must be one line with a letter or a digit in it, not {_shown(name)}")
+    if len(name.encode()) > LONGEST:
+        raise BadInput(f"{where} must be at most {LONGEST} bytes long, not {len(name.encode())}: {_shown(name)}")
+    return name
 
 
 def _list(kind: type, value: Any, where: str) -> tuple:
     if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
-        raise BadInput(f"{where} must be a list of at least one {kind.__name__}, not {value!r}")
+        raise BadInput(f"{where} must be a list of at least one {kind.__name__}, not {_shown(value)}")
     return tuple(value)
 
 
 def _drives(value: Any, where: str) -> tuple[tuple[str, float], ...]:
     if not isinstance(value, dict):
-        raise BadInput(f"{where} must be a table of facts and weights, not {value!r}")
+        raise BadInput(f"{where} must be a table of facts and weights, not {_shown(value)}")
     for fact, weight in value.items():
-        if type(weight) not in (int, float) or not math.isfinite(weight):
-            raise BadInput(f"{where}: the weight of '{fact}' must be a finite number, not {weight!r}")
-    return tuple((fact, float(weight)) for fact, weight in value.items())
+        if type(weight) not in (int, float):
+            raise BadInput(f"{where}: the weight of '{fact}' must be a number, not {_shown(weight)}")
+    return tuple((fact, registry.real(weight, f"{where}: the weight of '{fact}'")) for fact, weight in value.items())
 
 
 def _seed(value: Any, where: str) -> int:
     if not 0 <= _of(int, value, where) <= MAX_SEED:
-        raise BadInput(f"{where} must be from 0 to {MAX_SEED}, not {value}")
+        raise BadInput(f"{where} must be from 0 to {MAX_SEED}, not {_shown(value)}")
     return value
 
 
 def _tasks(value: Any, where: str) -> int:
     if _of(int, value, where) < 2:
-        raise BadInput(f"{where} must be at least 2 for an interval, not {value}")
+        raise BadInput(f"{where} must be at least 2 for an interval, not {_shown(value)}")
+    if value > registry.MOST:
+        raise BadInput(f"{where} must be at most {registry.MOST}, not {_shown(value)}")
     return value
 
 
