@@ -1,11 +1,14 @@
 """Our scores beside the published tables of RL^2 (Duan et al. 2016), one JSON line per row and agent.
 
+    python benchmarks/published.py                                                   # every row, every agent
     python benchmarks/published.py --tables 2 --rows n=10 n=100 --agents psrl model_based
-    python benchmarks/published.py --agents none --evolve runs/published --seeds 0 1 2 3 4 --tasks 40000
-    python benchmarks/published.py --agents none --run runs/published/mdp-10-seed0   # what was developed before
+    python benchmarks/published.py --agents none --seeds 0 1 2 3 4 --tasks 40000     # what was developed
+    python benchmarks/published.py --agents none --recipes none --run runs/published/mdp-10-seed0
 
-The second develops every recipe of `RECIPES` (or those that `--recipes` names) from each seed, scores all in the rows
-of their worlds, and ends with a line per recipe and row for the mean over seeds (`se` from the spread between seeds).
+What is to be developed are the recipes of `RECIPES`: all of them, or those that `--recipes` names, or none where
+`--agents` names agents and `--recipes` nothing. Each is developed from each of the `--seeds` in the folder `--evolve`
+(what is finished there is not done again), is scored in the rows that its genome fits, and ends with a line per row
+for the mean over seeds (`se` from the spread between seeds, with its 95 % interval by Student's t in `setting`).
 
 Scores are means over unseen tasks of the stream "evaluation". A reference stands beside the printed line of the same
 strategy (`peer`), any other agent beside the best printed line of its row; `ratio` is ours over theirs. Where a
@@ -15,6 +18,7 @@ reference lands outside 3 standard errors and 4 % of the print, `why` says what 
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import time
@@ -23,12 +27,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOWEST_TASKS = 4000
-RECIPES = {  # name -> agent, world to develop it in, development: each within two minutes on two cores, mdp-100 apart
+RECIPES = {  # name -> agent, world to develop it in, development: each within two minutes on two cores
     "bandit-10": ("recurrent_cells", "bandit:arms=5,pulls=10", "evolution:generations=150"),
     "bandit-100": ("recurrent_cells", "bandit:arms=5,pulls=100", "evolution:generations=100"),
+    "bandit-500": (
+        "recurrent_cells",
+        "bandit:arms=5,pulls=500",
+        "evolution:population=128,lives=16,generations=80,generations_per_dispatch=2",
+    ),
     "mdp-10": ("recurrent_cells", "random_mdp:episodes=10", "evolution:generations=60"),
     "mdp-100": (
         "recurrent_cells",
+        "random_mdp:episodes=100",
+        "evolution:lives=16,generations=40,generations_per_dispatch=2",
+    ),
+    "mdp-100-unclocked": (
+        "recurrent_cells:clock=false",
         "random_mdp:episodes=100",
         "evolution:lives=16,generations=40,generations_per_dispatch=2",
     ),
@@ -65,16 +79,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=LOWEST_TASKS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, nargs="+", default=[], help="folders of developed agents to score as well")
-    parser.add_argument("--evolve", type=Path, help="a folder in which agents are developed before")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="only these")
+    parser.add_argument("--evolve", type=Path, default=Path("runs/published"), help="where agents are developed")
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES, "none"], help="only these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of development, one run for each")
     chosen = parser.parse_args(arguments)
     started = time.perf_counter()
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count() or 1}")
 
+    from ontogeny import registry
     from ontogeny.study import published
 
-    runs = [*chosen.run, *(develop(chosen.evolve, chosen.recipes, chosen.seeds) if chosen.evolve else [])]
+    for text in chosen.rows:
+        if not re.fullmatch(r"[nk]=\d+(,[nk]=\d+)?", text):
+            parser.error(f"'{text}' is no row; a row is n=100 or n=100,k=5")
+    for agent in chosen.agents:
+        if agent != "none" and registry.parse(agent)[0] not in registry.names("agents"):
+            parser.error(f"there is no agent '{agent}'")
+    recipes = chosen.recipes or (list(RECIPES) if chosen.agents in ([], ["none"]) else [])
+    runs = [*chosen.run, *develop(chosen.evolve, [name for name in recipes if name != "none"], chosen.seeds)]
     by_recipe: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in published.rows():
         if row.table in chosen.tables and is_chosen(row, chosen.rows):
@@ -82,11 +104,18 @@ def main(arguments: list[str] | None = None) -> None:
                 line = score(row, entry, chosen.tasks, chosen.seed)
                 print(json.dumps(line, ensure_ascii=False), flush=True)
                 if entry.run is not None:
-                    by_recipe.setdefault((entry.run.name.rpartition("-seed")[0], row.world), []).append(line)
-    for (recipe, _), lines in by_recipe.items():
+                    by_recipe.setdefault((recipe_of(entry.run), row.world), []).append(line)
+    for lines in by_recipe.values():
         if len(lines) > 1:
-            print(json.dumps(mean_over_seeds(recipe, lines), ensure_ascii=False), flush=True)
+            print(json.dumps(mean_over_seeds(lines), ensure_ascii=False), flush=True)
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def recipe_of(run: Path) -> str:
+    """What a run has in common with those that differ from it in their seed only."""
+    from ontogeny.lifecycle import saved, subject
+
+    return json.dumps(subject.to_json(saved.read_spec(run)._replace(seed=0)), sort_keys=True)
 
 
 def is_chosen(row: Any, wanted: list[str]) -> bool:
@@ -114,9 +143,11 @@ def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
             yield entry
     for run in runs:
         spec = saved.read_spec(run)
-        own = all(spec.world.settings.get(key) == value for key, value in row.settings.items())
-        # One genome of `mdp-...` is scored on every length; one of a bandit on the bandit that it was evolved in.
-        if spec.world.name == row.room and (own or row.table == 2):
+        here = {key for key, value in row.settings.items() if spec.world.settings.get(key) == value}
+        # A genome of cells fits worlds of every size: that of a random MDP is scored on every length, that of a bandit
+        # on every number of arms; one of a dense network only where it was evolved.
+        fits = spec.agent.name == "recurrent_cells" and (row.table == 2 or "pulls" in here)
+        if spec.world.name == row.room and (fits or len(here) == len(row.settings)):
             yield Entry(spec.agent.name, run=run)
 
 
@@ -134,6 +165,8 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         held = saved.read(entry.run, world=subject.Room(row.room, dict(row.settings)))
         built, genome = held.subject, held.genome
         developed = saved.read_spec(entry.run)
+        setting["agent"] = text_of(developed.agent)
+        setting["developed_by"] = text_of(developed.development)
         setting["developed_in"] = {"world": developed.world.name, **developed.world.settings}
         setting["developed_from_seed"] = developed.seed
         setting["development_seconds"] = round(seconds_of(entry.run), 1)
@@ -148,7 +181,7 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     peer = entry.line or max(row.lines, key=lambda line: row.lines[line])
     printed = row.lines[peer]
     line = {
-        "name": f"published table {row.table}: {entry.agent}",
+        "name": f"published table {row.table}: {setting['agent']}",
         "value": round(found.mean, 3),
         "unit": "score per life",
         "se": round(found.standard_error, 4),
@@ -164,17 +197,32 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     return line
 
 
-def mean_over_seeds(recipe: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+def text_of(room: Any) -> str:
+    """A room as the command line takes it, without what is as by default."""
+    from ontogeny import registry
+
+    family = next(family for family in ("agents", "development") if room.name in registry.names(family))
+    defaults = registry.settings(family, room.name)
+    given = ",".join(f"{key}={value}" for key, value in room.settings.items() if value != defaults.get(key))
+    return f"{room.name}:{given}" if given else room.name
+
+
+def mean_over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean of one recipe's scores in one row, with the standard error that the spread between seeds gives it."""
+    from ontogeny.intervals import Z95, reach
+
     values = [line["value"] for line in lines]
     mean = statistics.fmean(values)
-    setting = {key: value for key, value in lines[0]["setting"].items() if not key.startswith("develop")}
+    error = statistics.stdev(values) / len(values) ** 0.5
+    half = reach(Z95, len(values) - 1) * error
+    setting = {key: value for key, value in lines[0]["setting"].items() if key != "developed_from_seed"}
+    setting["interval"] = [round(mean - half, 3), round(mean + half, 3)]
     took = [line["setting"]["development_seconds"] for line in lines]
     return {
-        "name": f"{recipe}: mean over {len(lines)} seeds",
+        "name": f"{lines[0]['name']}, mean over {len(lines)} seeds",
         "value": round(mean, 3),
         "unit": "score per life",
-        "se": round(statistics.stdev(values) / len(values) ** 0.5, 4),
+        "se": round(error, 4),
         "tasks": lines[0]["tasks"],
         "peer": lines[0]["peer"],
         "peer_value": lines[0]["peer_value"],

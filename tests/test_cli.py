@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from ontogeny import cli, registry
+from ontogeny.cli import shared, start
 from ontogeny.errors import BadInput
 
 COMMANDS = ("study", "train", "evaluate", "deploy", "report", "list")
@@ -261,26 +262,26 @@ def test_an_interrupt_says_whether_there_is_more_to_come(ontogeny, monkeypatch, 
 
 def test_no_cache_where_nothing_can_be_written(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = cli._cache_folder()
+    folder = start.cache_folder()
     assert folder is not None and folder.is_dir() and folder.is_relative_to(tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert cli._cache_folder() is None
+    assert start.cache_folder() is None
 
 
 def test_progress_is_quiet_where_there_is_no_terminal(capsys):
-    with cli._progress("training") as update:
+    with shared.progress("training") as update:
         update(1, 2, "half of it")
     assert capsys.readouterr() == ("", "")
 
 
 def test_numbers_are_short():
     shown = {0.0: "0", 1.0: "1", 78.40123: "78.4", 1913.72: "1,913.7", -0.05: "-0.05"}
-    assert {value: cli._short(value) for value in shown} == shown and cli._short(None) == "not finite"
+    assert {value: shared.short(value) for value in shown} == shown and shared.short(None) == "not finite"
     with pytest.raises(BadInput):
-        cli._drive("food=much")
-    assert cli._drive("food=2") == ("food", 2.0)
-    assert cli._sketch([0.0, 1.0, 2.0]) == "0 ▁▅█ 2" and cli._sketch([1.0]) == "1 ▁ 1"
+        shared.drive_of("food=much")
+    assert shared.drive_of("food=2") == ("food", 2.0)
+    assert shared.sketch([0.0, 1.0, 2.0]) == "0 ▁▅█ 2" and shared.sketch([1.0]) == "1 ▁ 1"
 
 
 @pytest.mark.parametrize(

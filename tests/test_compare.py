@@ -52,6 +52,18 @@ def test_seeds_never_make_an_interval_narrower_than_its_tasks_allow(parts):
         assert found.mean == parts[0].mean and found.se == pytest.approx(parts[0].se)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_an_interval_over_few_seeds_holds_the_truth_as_often_as_it_says(seeds):
+    """Where the spread between seeds is all there is; and a claim where there is nothing is as rare as three errors."""
+    chance = np.random.default_rng(seeds)
+    found = [compare.over_seeds([compare.interval(m, 1e-3) for m in chance.normal(0, 1, seeds)]) for _ in range(4000)]
+    assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(0.95, abs=0.012)
+    assert np.mean([abs(one.mean) > one.claim for one in found]) < 0.01  # 19 of 100 for two seeds by the normal
+    sides = [(chance.normal(0, 1, (seeds, 1)), chance.normal(0, 1, (1, 1))) for _ in range(2000)]
+    apart = [compare.paired_over_seeds(a + np.zeros(40), b * 0 + chance.normal(0, 1e-3, 40)) for a, b in sides]
+    assert np.mean([one.low <= 0 <= one.high for one in apart]) == pytest.approx(0.95, abs=0.02)
+
+
 @given(PART, st.floats(-120, 120))
 def test_a_verdict_needs_three_errors_and_more_than_the_printed_digits(score, value):
     far = compare.distance(score, "line", value)
@@ -72,6 +84,21 @@ def test_a_score_without_spread_is_told_apart_without_dividing_by_nothing():
     exact = compare.interval(2.0, 0.0)
     assert compare.distance(exact, "line", 1.0).verdict == "above"
     assert compare.distance(exact, "line", 2.0).verdict == "level"
+
+
+@pytest.mark.parametrize(
+    ("arms", "pulls", "exact"),
+    [(5, 10, True), (50, 10, True), (2, 40, True), (5, 100, False), (50, 100, False), (1000, 1000, False)],
+)
+def test_a_bandit_is_bounded_exactly_only_where_that_is_quick(arms, pulls, exact):
+    assert bounds.is_exact(arms, pulls) == exact
+
+
+def test_information_states_are_counted(monkeypatch):
+    monkeypatch.setattr(bounds, "EXACT", 103)  # of three arms after fewer than six pulls, by listing them
+    assert bounds.is_exact(3, 6)
+    monkeypatch.setattr(bounds, "EXACT", 102)
+    assert not bounds.is_exact(3, 6)
 
 
 def test_an_interval_needs_two_tasks():

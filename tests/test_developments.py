@@ -54,6 +54,29 @@ def test_an_agent_without_a_genome_cannot_be_searched(name):
         developed(name, agent="random")
 
 
+def test_the_settings_of_code_can_be_searched():
+    """Drives and curiosity are a genome like any other; a spread of their own size is needed to move behaviour."""
+    development, _ = developed("evolution", "model_based", spread=1.0, lives=8)
+    state, info = development.step(development.init(jax.random.key(0)))
+    genome = development.genome(state)
+    assert trees.is_finite(genome) and float(info["spread"].min()) > 0
+    assert float(genome.curiosity) != 1 and float(genome.drives[0]) != 1
+
+
+def test_a_strategy_that_would_end_in_no_number_is_refused():
+    with pytest.raises(BadInput, match="at most twice the 2 numbers of this genome, not 8"):
+        developed("evolution", "model_based", strategy="LM_MA_ES")
+
+
+@pytest.mark.parametrize(("name", "setting"), [("evolution", "reference"), ("distillation", "teacher")])
+def test_an_oracle_beside_needs_a_world_that_can_be_laid_open(name, setting):
+    world = registry.build("worlds", "bandit", arms=3, pulls=6)._replace(reveal=None)
+    drives = steering.build(world.spec)
+    agent = registry.build("agents", "recurrent", world.spec, drives, units=3)
+    with pytest.raises(BadInput, match="agent 'oracle' needs tasks laid open"):
+        registry.build("development", name, agent, world, drives, **{setting: "oracle"})
+
+
 def test_a_search_moves_the_genome_and_a_single_lifetime_does_not():
     for name in NAMES:
         development, _ = developed(name)

@@ -29,6 +29,8 @@ def imports(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.append(f"ontogeny.a relative import, line {node.lineno}")
         elif isinstance(node, ast.ImportFrom) and node.module:
             deeper = [f"{node.module}.{alias.name}" for alias in node.names]
             found += [name if _is_module(name) else node.module for name in deeper]
@@ -104,6 +106,8 @@ def test_no_circle_of_imports():
         ("agents.random", "def act():\n    from ontogeny.lifecycle import train"),
         ("types", "from ontogeny import registry"),
         ("study.report", "import ontogeny.cli"),
+        ("worlds.bandit", "from ..agents import base"),
+        ("worlds.bandit", "from .random_mdp import build"),
     ],
 )
 def test_a_planted_arrow_is_found(module, source):

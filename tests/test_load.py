@@ -161,6 +161,32 @@ def test_gymnasium(tmp_path):
     assert jax.tree.structure(state) == jax.tree.structure(again)
 
 
+@pytest.mark.parametrize("name", ["model_based", "psrl", "certainty_equivalence", "q_learning"])
+def test_an_episode_that_is_cut_off_teaches_no_successor(tmp_path, name):
+    """Cut off after four steps of ten: where the fourth action led is not seen, the next episode is elsewhere."""
+    agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
+    state = agent.birth()
+    _, state = agent.act(state, 0)
+    for step in range(1, 21):
+        cut = step % 4 == 0
+        _, state = agent.act(state, 0 if cut else 5, reward=1.0, first=cut, terminated=False)
+    content = state.state.weights.content
+    if name == "q_learning":
+        assert float(content[5].max()) > 0
+        return
+    evidence = content.model if name == "model_based" else content
+    assert float(evidence.visits.sum()) == 20
+    assert float(evidence.successors.sum()) == 15 and float(evidence.successors[:, :, 0].sum()) == 0
+
+
+@pytest.mark.parametrize("given", [{"reward": float("nan")}, {"reward": "much"}, {"outcome": [1.0]}])
+def test_what_is_no_number_is_no_reward(run, given):
+    agent = ontogeny.load(run)
+    _, state = agent.act(agent.birth(), 0)
+    with pytest.raises(BadInput, match=r"reward|outcome"):
+        agent.act(state, 0, first=True, **given)
+
+
 def test_every_agent_stands_in_the_table_of_what_reset_keeps():
     rows = [line for line in DOCS.split("## By kind of agent")[1].splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}

@@ -55,6 +55,10 @@ def test_agreement_is_three_standard_errors_or_four_per_cent():
 def test_the_benchmark_prints_a_line_per_row_and_agent(capsys: pytest.CaptureFixture[str]):
     main = runpy.run_path(str(BENCHMARK))["main"]
     main(["--tables", "1", "--rows", "n=10,k=5", "n=10,k=10", "--agents", "greedy", "thompson", "--tasks", "40"])
+    for wrong in (["--rows", "n=1O"], ["--agents", "gredy"]):
+        with pytest.raises(SystemExit) as left:
+            main(wrong)
+        assert left.value.code == 2
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 * 3
     for line in lines:

@@ -44,6 +44,12 @@ def breaches():
     yield "must begin with `first`", world._replace(reset=late_reset)
     yield "must return one number", world._replace(score=lambda outcome: outcome)
 
+    def ending(key, state, action):
+        state, time_step = world.step(key, state, action)
+        return state._replace(steps=state.steps * 0), time_step._replace(first=jnp.bool_(True), discount=jnp.float32(0))
+
+    yield "`reveal` says that none can end", world._replace(step=ending)
+
 
 @pytest.mark.parametrize(
     ("message", "world"), list(breaches()), ids=lambda value: value if isinstance(value, str) else ""
@@ -124,10 +130,9 @@ def test_foraging_keeps_out_of_walls_and_inside(seed):
     world = registry.build("worlds", "foraging", size=4, episodes=3)
     drives = steering.build(world.spec)
     agent = registry.build("agents", "random", world.spec, drives)
-    state, _ = world.reset(streams.chances(jax.random.key(seed)).task)
-    _, life = _walk(world, agent, drives)(jax.random.key(seed))
+    walls, life = _walk(world, agent, drives)(jax.random.key(seed))
     cells = np.asarray(life.observation) % 16
-    assert not np.asarray(state.task.walls)[cells].any()
+    assert not np.asarray(walls)[cells].any()
     assert (np.asarray(life.outcome)[:, :3] >= 0).all()
 
 
@@ -135,8 +140,13 @@ _WALKS = {}
 
 
 def _walk(world, agent, drives):
-    """One compiled walk for all examples."""
-    return _WALKS.setdefault("walk", jax.jit(lambda key: whole_life(key, agent, world, drives, (), learning=False)))
+    """One compiled walk for all examples: the walls, and the life."""
+
+    def walk(key):
+        state, _ = world.reset(streams.chances(key).task)
+        return state.task.walls, whole_life(key, agent, world, drives, (), learning=False)[1]
+
+    return _WALKS.setdefault("walk", jax.jit(walk))
 
 
 def test_foraging_facts_by_hand():

@@ -1,6 +1,6 @@
 """`python -m ontogeny` is the command `ontogeny`."""
 
-from ontogeny.cli import main
+from ontogeny.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -84,12 +84,12 @@ def check_world(world: World, seed: int = 0) -> None:
     )
     assert bool(time_step.first) and float(time_step.discount) == 1, "a life must begin with `first` and discount 1"
     assert hasattr(state, "task"), "the state of a world must name its `task`"
-    task, since_first = state.task, 0
+    task, since_first, tables = state.task, 0, world.reveal and world.reveal(state)
     template = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), (state, time_step))
     for t, key in enumerate(jax.random.split(jax.random.key(seed + 1), 3 * spec.horizon)):
         _check_time_step(world, time_step)
         action = jnp.int32(t % spec.num_actions)
-        before = state
+        before, before_step = state, time_step
         state, time_step = world.step(key, before, action)
         assert trees.same_bits((state, time_step), world.step(key, before, action)), (
             "`step` is not a function of its key"
@@ -103,6 +103,13 @@ def check_world(world: World, seed: int = 0) -> None:
             since_first = 0
         else:
             assert float(time_step.discount) == 1, "a discount of 0 must come with `first`"
+        if world.reveal is not None:
+            assert tables is not None
+            if float(time_step.discount) == 0 and int(tables.remaining) > 1:
+                assert float(tables.ends[int(before_step.observation), int(action)]) > 0, (
+                    "an episode ended before its last step where `reveal` says that none can end"
+                )
+            tables = world.reveal(state)
     score = world.score(time_step.outcome)
     assert jnp.shape(score) == (), f"`score` must return one number, not an array of shape {jnp.shape(score)}"
     if world.reveal is not None:

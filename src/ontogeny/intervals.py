@@ -1,6 +1,9 @@
 """How sure a mean is. Plain numbers and numpy; needs no JAX, so that reports can be written without it."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 Z95 = 1.959964  # standard errors to either side of a mean that make a normal 95 % interval
 
@@ -8,6 +11,20 @@ Z95 = 1.959964  # standard errors to either side of a mean that make a normal 95
 def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[N, ...] -> mean and standard error over the first axis; N >= 2."""
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def reach(standard_errors: float, df: float) -> float:
+    """How many standard errors of a mean hold as much as so many do of a normal one, with `df` degrees of freedom.
+
+    Student's t: `reach(Z95, df)` is half a 95 % interval. An error that is known from few values is itself in doubt.
+    """
+    return standard_errors if np.isinf(df) else float(stdtrit(df, ndtr(standard_errors)))
+
+
+def degrees_of_freedom(variances: Sequence[float], each: Sequence[float]) -> float:
+    """Of a sum of estimated variances, each with degrees of freedom of its own (Welch 1947; Satterthwaite 1946)."""
+    doubt = sum(variance**2 / df for variance, df in zip(variances, each, strict=True))
+    return sum(variances) ** 2 / doubt if doubt > 0 else float("inf")
 
 
 def bootstrapped(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

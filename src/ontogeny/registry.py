@@ -29,6 +29,7 @@ MADE = {
     "development": ("Development",),
 }
 MOST = 2**31 - 1  # of a whole number, as arrays hold them
+LARGEST = 3.4e38  # of a real one
 _PACKAGE = Path(__file__).parent
 
 
@@ -108,6 +109,8 @@ def real(value: float, what: str) -> float:
     """A number as a finite float; `BadInput` where there is none."""
     with contextlib.suppress(OverflowError):
         if math.isfinite(value):
+            if abs(value) > LARGEST:
+                raise BadInput(f"{what} must not be beyond {LARGEST:.3g}, not {float(value):.3g}")
             return float(value)
     raise BadInput(f"{what} must be finite, not {'a whole number that long' if isinstance(value, int) else value}")
 

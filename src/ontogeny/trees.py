@@ -61,6 +61,11 @@ def size(tree: PyTree) -> int:
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
 
 
+def is_finite(tree: PyTree) -> bool:
+    """Whether no real number of a tree is infinite or NaN."""
+    return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in to_arrays(tree).values())
+
+
 def scramble(key: Key, tree: PyTree) -> PyTree:
     """A tree of the same shapes and types with other contents: what must not be read can be replaced by this."""
     leaves, structure = jax.tree.flatten(tree)

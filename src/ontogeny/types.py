@@ -47,7 +47,8 @@ class TimeStep(NamedTuple):
     observation: Shaped[Array, "*O"]  # [] int32 where observations are discrete
     outcome: Float[Array, "F"]  # facts of this step, before anyone judges them
     first: Bool[Array, ""]  # an episode begins here
-    discount: Float[Array, ""]  # 0 where the action before truly ended an episode, 1 everywhere else, time limits too
+    discount: Float[Array, ""]  # 0 where nothing was to come: a true end, or the last step where the horizon is part of
+    # the task; 1 everywhere else, and where a time limit merely cuts an episode off
 
 
 class Percept(NamedTuple):
@@ -106,7 +107,7 @@ class Tables(NamedTuple):
 
     transitions: Float[Array, "S A S"]  # probabilities of the successor, given that the episode goes on
     outcomes: Float[Array, "S A F"]  # expected facts
-    ends: Float[Array, "S A"]  # probability that the action truly ends the episode
+    ends: Float[Array, "S A"]  # probability that the action ends the episode, whatever steps remain
     remaining: Int32[Array, ""]  # steps until the time limit of the present episode, this one included
 
 

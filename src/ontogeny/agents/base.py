@@ -9,7 +9,7 @@ from jax import Array
 from ontogeny.content import episode_plan, tabular_model
 from ontogeny.content.tabular_model import Evidence
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Genome, Key, Percept, Prior, Spec, State, Transition, Weights
+from ontogeny.types import Agent, Genome, Key, Percept, Prior, Spec, State, Transition, Weights, World
 
 
 def choose(key: Key, values: Array) -> Array:
@@ -47,6 +47,12 @@ def no_genome(key: Key) -> Genome:
     """The genome of an agent that has no settings to be searched."""
     del key
     return ()
+
+
+def needs_open_tasks(name: str, agent: Agent, world: World) -> None:
+    """Raises `BadInput` where an agent must be shown the task and the world cannot show it."""
+    if agent.privileged and world.reveal is None:
+        raise BadInput(f"agent '{name}' needs tasks laid open, which world '{world.spec.name}' cannot do")
 
 
 def needs_discrete(agent: str, spec: Spec) -> None:

@@ -74,7 +74,8 @@ def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
         del key
         (held, table), scratch = state.weights
         then = transition.next
-        at_limit = state.activations <= 0  # an episode that stops here says nothing of what the action leads to
+        # Where an episode is cut off, at its last step or before, what the action leads to is not seen.
+        cut = then.first & ((state.activations <= 0) | (then.discount > 0))
         evidence = model.update(
             held,
             transition.percept.observation,
@@ -82,7 +83,7 @@ def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
             then.outcome,
             then.observation,
             ended=then.first & (then.discount == 0),
-            seen=~(then.first & at_limit),
+            seen=~cut,
         )
         began = jnp.max(values.query(table, transition.percept.observation, H)) / H
         rate = jnp.where(transition.percept.first, began, scratch.rate)

@@ -45,8 +45,9 @@ class Cells(NamedTuple):
     episode: Int32[Array, ""]  # steps since the episode began
 
 
-def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8) -> Agent:
-    """`units` hidden units in each cell, `readout` units between them and the value of an action."""
+def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8, clock: bool = True) -> Agent:
+    """`units` hidden units in each cell, `readout` units between them and the value of an action. `clock` false hides
+    what is left of the life and of the episode, so that nothing is told that the dense network is not told."""
     needs_discrete("recurrent_cells", spec)
     at_least(1, units=units, readout=readout)
 
@@ -65,18 +66,20 @@ def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8) -
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Int32[Array, ""], State]:
         del key
-        cells, values = advance(state.weights.content, state.activations, percept, spec)
+        cells, values = advance(state.weights.content, state.activations, percept, spec, clock)
         return jnp.argmax(values).astype(jnp.int32), State(state.weights, cells)
 
     return unchanging(genome, activations, act)
 
 
-def advance(rule: Rule, cells: Cells, percept: Percept, spec: Spec) -> tuple[Cells, Float[Array, "A"]]:
+def advance(
+    rule: Rule, cells: Cells, percept: Percept, spec: Spec, clock: bool = True
+) -> tuple[Cells, Float[Array, "A"]]:
     """One step: the last cell takes in what came of it, then the present row is read. Returns cells, values."""
     here = jax.nn.one_hot(percept.observation, spec.num_observations)
     chosen = jax.nn.one_hot(percept.action, spec.num_actions)  # all zero at birth
     episode = jnp.where(percept.first, 0, cells.episode)
-    time = clock(cells.age, episode, percept.first, spec)
+    time = remaining(cells.age, episode, percept.first, spec) * jnp.array([clock, clock, clock, True])
 
     # Products with one-hot vectors, not gathers: over many lives at once they are several times as fast.
     row = jnp.tensordot(here, cells.hidden, 1)
@@ -103,7 +106,9 @@ def values(rule: Rule, row: Float[Array, "A H"], time: Float[Array, "C"]) -> Flo
     return jnp.concatenate([row, units], axis=1) @ rule.value
 
 
-def clock(age: Int32[Array, ""], episode: Int32[Array, ""], first: Bool[Array, ""], spec: Spec) -> Float[Array, "C"]:
+def remaining(
+    age: Int32[Array, ""], episode: Int32[Array, ""], first: Bool[Array, ""], spec: Spec
+) -> Float[Array, "C"]:
     """What is left of the life (as a share, as visits to each observation) and of the episode; whether it begins."""
     left = jnp.maximum(spec.num_steps - age, 0).astype(jnp.float32)
     return jnp.stack(

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from ontogeny import registry
+from ontogeny.agents.base import needs_open_tasks
 from ontogeny.errors import at_least
 from ontogeny.lifetime import whole_life
 from ontogeny.streams import life_keys
@@ -38,6 +40,14 @@ def fitness_of_life(key: Key, agent: Agent, world: World, steering: Steering, ge
     """
     _, life = whole_life(key, agent, world, steering, genome, learning=agent.learns)
     return jnp.sum(life.reward)
+
+
+def beside(text: str, world: World, steering: Steering) -> Agent:
+    """Another agent in the same world, named as on the command line: one to be compared with or taught by."""
+    name, settings = registry.parse(text)
+    agent = registry.build("agents", name, world.spec, steering, **settings)
+    needs_open_tasks(name, agent, world)
+    return agent
 
 
 def dispatches(total: int, at_most: int) -> tuple[int, int]:

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny import registry
 from ontogeny.agents import recurrent
-from ontogeny.development.base import Development, descent
+from ontogeny.development.base import Development, beside, descent
 from ontogeny.errors import BadInput
 from ontogeny.lifetime import whole_life
 from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transition, Weights, World
@@ -39,8 +38,7 @@ def build(
     updates_per_dispatch: int = 10,
 ) -> Development:
     """`teacher` names a reference agent, settings after a colon; the step size falls to zero as a cosine."""
-    name, settings = registry.parse(teacher)
-    master = registry.build("agents", name, world.spec, steering, **settings)
+    master = beside(teacher, world, steering)
     apprentice = pupil(agent, master, world.spec)
 
     def loss(genome: recurrent.Network, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:

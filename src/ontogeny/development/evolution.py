@@ -15,8 +15,8 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from ontogeny import registry
-from ontogeny.development.base import Development, dispatches, fitness_of_life
+from ontogeny import registry, trees
+from ontogeny.development.base import Development, beside, dispatches, fitness_of_life
 from ontogeny.errors import at_least
 from ontogeny.streams import life_keys
 from ontogeny.types import Agent, BadInput, Genome, Info, Key, OuterLoop, PyTree, Steering, World
@@ -50,8 +50,8 @@ def build(
 ) -> Development:
     """`spread` is the standard deviation of the perturbations and `step_size` that of Adam in Open_ES; both fall along
     a cosine to the shares `last_spread` and `last_step` (other strategies begin with `spread` and find their own way).
-    `reference` names an agent whose fitness in the same lives is subtracted. Dispatches hold at most
-    `generations_per_dispatch` generations, fewer where those would not add up to `generations`."""
+    `reference` names an agent, settings after a colon, whose fitness in the same lives is subtracted. Dispatches hold
+    at most `generations_per_dispatch` generations, fewer where those would not add up to `generations`."""
     at_least(1, lives=lives, generations=generations, generations_per_dispatch=generations_per_dispatch)
     at_least(0, step_size=step_size, last_spread=last_spread, last_step=last_step)
     if not spread > 0:
@@ -64,7 +64,7 @@ def build(
     steps = optax.cosine_decay_schedule(step_size, generations, last_step)
     loop = search(strategy, template, population, spreads, steps)
     measure = over_devices(lambda keys, genome: mean_fitness(keys, agent, world, steering, genome), population)
-    other = registry.build("agents", reference, world.spec, steering)
+    other = beside(reference, world, steering)
 
     def init(key: Key) -> Evolution:
         genome_key, loop_key, seed = jax.random.split(key, 3)
@@ -129,6 +129,13 @@ def _of_evosax(
         raise registry.unknown("strategy", strategy, list(STRATEGIES))
     if population < 4 or population % 2:
         raise BadInput(f"the setting 'population' must be even and at least 4, not {population}")
+    numbers = trees.size(template)
+    if strategy == "LM_MA_ES" and population > 2 * numbers:
+        # Its path of evolution decays by 1 - population / numbers per generation, in evosax a root of 2 minus that.
+        raise BadInput(
+            f"the strategy 'LM_MA_ES' takes a population of at most twice the {numbers} numbers of this genome, "
+            f"not {population}"
+        )
     from evosax import algorithms  # two seconds, so not before it is needed
 
     given: dict[str, Any] = {}

@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ def versions() -> dict[str, Any]:
     """What else must be equal for a run to end in the same bits."""
     return {
         "ontogeny": __version__,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax", "evosax")},
         "platform": jax.default_backend(),
         "devices": jax.local_device_count(),
     }

@@ -92,6 +92,8 @@ def evaluate(
             raise BadInput(
                 f"the agent took an action that its world has not: there are 0 to {world.spec.num_actions - 1}"
             )
+        if not np.isfinite(found).all():
+            raise BadInput(f"the world '{world.spec.name}' gave a score that is not finite")
         scores, first = np.asarray(found)[: end - begin], np.asarray(begins)[: end - begin]
         totals.append(scores.sum(axis=1, dtype=np.float64))
         points.append(by_position(scores, first, world.spec.horizon))

@@ -129,11 +129,20 @@ class OwnLoop:
         if outcome is None:
             if len(facts) != 1:
                 raise BadInput(f"this agent's world has several facts: give `outcome` with {', '.join(facts)}")
-            outcome = {facts[0]: float(reward)}  # pyright: ignore[reportArgumentType]
+            return np.array([_number(reward, "the reward")], np.float32)
+        if not isinstance(outcome, Mapping):
+            raise BadInput(f"`outcome` must name facts, {{'{facts[0]}': 1.0}} or the like, not {outcome!r}")
         for fact in outcome:
             if fact not in facts:
                 raise registry.unknown("fact", fact, list(facts))
-        return np.array([outcome.get(fact, 0.0) for fact in facts], np.float32)
+        return np.array([_number(outcome.get(fact, 0.0), f"the fact '{fact}'") for fact in facts], np.float32)
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        return registry.real(float(value), what)
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, BadInput) else BadInput(f"{what} must be a number, not {value!r}") from None
 
 
 def load(folder: Path | str, *, online: bool = False) -> OwnLoop:

@@ -92,14 +92,14 @@ def complete(spec: RunSpec) -> RunSpec:
 def assemble(spec: RunSpec) -> Subject:
     """Builds world, steering and agent. Unknown names, settings and drives, and faulty files, raise `BadInput`."""
     from ontogeny import steering
+    from ontogeny.agents.base import needs_open_tasks
 
     own = [str(path) for key, path in own_files(spec) if key != "development"]
     world = registry.build("worlds", spec.world.name, **spec.world.settings)
     with registry.blaming(own, f"agent '{spec.agent.name}' and world '{spec.world.name}' do not go together"):
         drives = steering.build(world.spec, spec.drives)
         agent = registry.build("agents", spec.agent.name, world.spec, drives, **spec.agent.settings)
-    if agent.privileged and world.reveal is None:
-        raise BadInput(f"agent '{spec.agent.name}' needs tasks laid open, which world '{spec.world.name}' cannot do")
+    needs_open_tasks(spec.agent.name, agent, world)
     if own:
         from ontogeny.lifecycle import trial
 

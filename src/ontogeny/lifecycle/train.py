@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ontogeny import registry
+from ontogeny import registry, trees
 from ontogeny.development.base import Development
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint
@@ -96,7 +96,10 @@ def _run(spec: RunSpec, development: Development, out: Path, on_progress: Progre
                 saved = time.perf_counter()
             if on_progress is not None:
                 on_progress(dispatch * development.generations, total, record)
-    checkpoint.save(out, "genome", development.genome(state), about(), once=True)
+    genome = development.genome(state)
+    if not trees.is_finite(genome):
+        raise BadInput(f"the development in '{out}' went astray: its genome holds numbers that are not finite")
+    checkpoint.save(out, "genome", genome, about(), once=True)
 
 
 def _records(info: dict[str, Any], dispatch: int, development: Development) -> Iterator[dict[str, Any]]:

@@ -5,17 +5,28 @@ Pure dynamic programming over counts of successes and failures; uniform priors. 
 
 from functools import cache
 
+import numpy as np
+
 EXACT = 200_000  # information states beyond which the exact value is not attempted
 
 
-def num_states(arms: int, pulls: int) -> int:
-    """An upper estimate of the information states of k arms after fewer than n pulls: C(2k + n - 1, 2k) / k!, about."""
-    count = 1.0
-    for i in range(2 * arms):
-        count *= (pulls - 1 + i + 1) / (i + 1)
-    for i in range(arms):
-        count /= i + 1
-    return int(count) + 1
+def is_exact(arms: int, pulls: int) -> bool:
+    """Whether a bandit has no more information states than `EXACT`.
+
+    A state is a multiset of k pairs (successes, failures) that sum to fewer than n pulls. They are counted, as far as
+    `EXACT`, by adding one kind of arm after the other: an arm of m pulls is of one of m + 1 kinds.
+    """
+    if pulls * (pulls + 1) // 2 > EXACT:  # a single arm has that many
+        return False
+    states = np.zeros((min(arms, pulls) + 1, pulls))  # [arms pulled so far, pulls so far]
+    states[0, 0] = 1
+    for m in range(1, pulls):
+        for _ in range(m + 1):
+            for used in range(1, len(states)):  # in this order an arm of the same kind may come again
+                states[used, m:] += states[used - 1, :-m]
+        if states.sum() > EXACT:
+            return False
+    return True
 
 
 def bayes_optimal(arms: int, pulls: int) -> float:

@@ -1,8 +1,9 @@
 """Comparison: intervals, differences paired by task, published lines beside ours, and what each score cost.
 
 Works on records and plain numbers; knows nothing of agents, worlds or how anything is run.
-Standard errors are over tasks; an interval is the normal 95 % one. The published tables give no errors, so a distance
-from a published line is counted in our standard errors alone, and never claimed inside the digits that were printed.
+Standard errors are over tasks, and over the seeds of development where there are several; a 95 % interval, and what a
+claim needs, follow Student's t with the degrees of freedom that few seeds leave. The published tables give no errors:
+a distance from a published line is counted in ours alone, and never claimed inside the digits that were printed.
 """
 
 import math
@@ -13,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.errors import BadInput
-from ontogeny.intervals import Z95, mean_and_error
+from ontogeny.intervals import Z95, degrees_of_freedom, mean_and_error, reach
 from ontogeny.study import published
 from ontogeny.study.records import Record
 
-CLAIM = 3.0  # standard errors that a claim of "above" or "below" needs
+CLAIM = 3.0  # normal standard errors that a claim of "above" or "below" needs
 
 
 class Interval(NamedTuple):
@@ -28,10 +29,17 @@ class Interval(NamedTuple):
     low: float
     high: float
     num_tasks: int
+    df: float = math.inf  # degrees of freedom of `se`
+
+    @property
+    def claim(self) -> float:
+        """The distance from which on a difference is claimed."""
+        return reach(CLAIM, self.df) * self.se
 
 
-def interval(mean: float, se: float, num_tasks: int = 0) -> Interval:
-    return Interval(mean, se, mean - Z95 * se, mean + Z95 * se, num_tasks)
+def interval(mean: float, se: float, num_tasks: int = 0, df: float = math.inf) -> Interval:
+    half = reach(Z95, df) * se
+    return Interval(mean, se, mean - half, mean + half, num_tasks, df)
 
 
 def summary(scores: Sequence[float] | np.ndarray) -> Interval:
@@ -52,8 +60,8 @@ def paired(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarra
 def paired_over_seeds(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Interval:
     """`paired` for agents with one row of scores per seed of their development: the spread between seeds is added."""
     apart = paired(np.mean(one, axis=0), np.mean(other, axis=0))
-    spread = sum(float(np.var(np.mean(side, axis=1), ddof=1)) / len(side) for side in (one, other) if len(side) > 1)
-    return interval(apart.mean, math.sqrt(apart.se**2 + spread), apart.num_tasks)
+    seeds = [np.mean(side, axis=1) for side in (one, other) if len(side) > 1]
+    return _with_seeds(apart, seeds)
 
 
 def over_seeds(parts: Sequence[Interval]) -> Interval:
@@ -62,11 +70,17 @@ def over_seeds(parts: Sequence[Interval]) -> Interval:
     All were measured on the same tasks, so their errors over tasks do not average out; the spread between seeds is
     added to it. One seed says nothing of that spread.
     """
-    mean = float(np.mean([part.mean for part in parts]))
-    variance = float(np.mean([part.se**2 for part in parts]))
-    if len(parts) > 1:
-        variance += float(np.var([part.mean for part in parts], ddof=1)) / len(parts)
-    return interval(mean, math.sqrt(variance), min(part.num_tasks for part in parts))
+    means = np.array([part.mean for part in parts])
+    over_tasks = math.sqrt(float(np.mean([part.se**2 for part in parts])))
+    whole = interval(float(np.mean(means)), over_tasks, min(part.num_tasks for part in parts))
+    return _with_seeds(whole, [means] if len(parts) > 1 else [])
+
+
+def _with_seeds(apart: Interval, seeds: Sequence[np.ndarray]) -> Interval:
+    """An interval over tasks, widened by the spread of means [n] over the seeds of each side."""
+    spreads = [float(np.var(means, ddof=1)) / len(means) for means in seeds]
+    df = degrees_of_freedom([apart.se**2, *spreads], [math.inf, *(len(means) - 1 for means in seeds)])
+    return interval(apart.mean, math.sqrt(apart.se**2 + sum(spreads)), apart.num_tasks, df)
 
 
 class Curve(NamedTuple):
@@ -75,7 +89,8 @@ class Curve(NamedTuple):
     unit: str  # "episode" or "step"
     position: tuple[int, ...]  # [K] the last unit of each point, from 1
     mean: tuple[float, ...]  # [K] per unit, the mean over seeds
-    se: tuple[float, ...]  # [K]
+    low: tuple[float, ...]  # [K] the ends of its 95 % interval
+    high: tuple[float, ...]  # [K]
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,8 @@ def _curve(curves: Sequence[Mapping]) -> Curve:
         curves[0]["unit"],
         tuple(curves[0]["position"]),
         tuple(point.mean for point in points),
-        tuple(point.se for point in points),
+        tuple(point.low for point in points),
+        tuple(point.high for point in points),
     )
 
 
@@ -151,11 +167,11 @@ class Distance(NamedTuple):
 
 
 def distance(score: Interval, line: str, value: float, digits: int = 1) -> Distance:
-    """A verdict needs more than three standard errors, and more than what the printed digits leave open."""
+    """A verdict needs more than three normal standard errors, and more than what the printed digits leave open."""
     difference = score.mean - value
     errors = difference / score.se if score.se > 0 else math.copysign(math.inf, difference) if difference else 0.0
     open_digits = 0.5 * 10**-digits
-    if abs(errors) <= CLAIM or abs(difference) <= open_digits * (1 + 1e-9):
+    if abs(difference) <= score.claim or abs(difference) <= open_digits * (1 + 1e-9):
         verdict = "level"
     else:
         verdict = "above" if difference > 0 else "below"
@@ -223,12 +239,17 @@ def head_to_head(records: Iterable[Record], table: Mapping[str, list[Standing]])
             continue
         apart = find_difference(differences, world, code.agent, evolution.agent)
         if apart is None:
-            mean = code.score.mean - evolution.score.mean
-            unpaired = interval(mean, math.hypot(code.score.se, evolution.score.se))
+            unpaired = apart_by(code.score, evolution.score)
             found.append(HeadToHead(world, code, evolution, unpaired, False, _side(unpaired)))
         else:
             found.append(HeadToHead(world, code, evolution, apart, True, _side(apart)))
     return found
+
+
+def apart_by(one: Interval, other: Interval) -> Interval:
+    """The difference `one - other` of means whose tasks are not paired."""
+    parts = [one.se**2, other.se**2]
+    return interval(one.mean - other.mean, math.sqrt(sum(parts)), 0, degrees_of_freedom(parts, [one.df, other.df]))
 
 
 def find_difference(differences: Mapping[tuple[str, str, str], Record], world: str, one: str, other: str):
@@ -236,12 +257,12 @@ def find_difference(differences: Mapping[tuple[str, str, str], Record], world: s
     for sign, key in ((1, (world, one, other)), (-1, (world, other, one))):
         if key in differences:
             row = differences[key]
-            return interval(sign * row["mean"], row["se"], row["num_tasks"])
+            return interval(sign * row["mean"], row["se"], row["num_tasks"], row.get("df") or math.inf)
     return None
 
 
 def _side(difference: Interval) -> str:
-    if abs(difference.mean) <= CLAIM * difference.se:
+    if abs(difference.mean) <= difference.claim:
         return "level"
     return "code" if difference.mean > 0 else "evolution"
 
@@ -280,6 +301,9 @@ def _against_published(records: Sequence[Record], table: Mapping[str, list[Stand
             "level": "level with the best in",
             "below": "below the best in",
         }
+        fewest = min(len(best.seeds) for best, _ in found)
+        if model == "evolution" and fewest == 1:
+            noun += ", from one search in some of them,"
         counts = [(words[word], sum(far.verdict == word for _, far in found)) for word in words]
         told = _listed([f"{word} {count}" for word, count in counts if count])
         best, far = max(found, key=lambda item: abs(item[1].in_errors))

@@ -18,7 +18,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ontogeny.intervals import Z95
 from ontogeny.study.compare import Interval, Standing, amount, number
 
 # Each mark is a colour that nothing else has; in the page it becomes the variable beside it.
@@ -200,11 +199,9 @@ def learning(name: str, rows: Sequence[Standing]) -> str:
         for row in rows:
             count = drawn.get(row.model, 0)
             drawn[row.model] = count + 1
-            x, y, se = row.curve.position, row.curve.mean, row.curve.se
+            x, y = row.curve.position, row.curve.mean
             axes.plot(x, y, color=COLOUR[row.model], lw=1.5, ls=DASHES[count % len(DASHES)])
-            low = [v - Z95 * s for v, s in zip(y, se, strict=True)]
-            high = [v + Z95 * s for v, s in zip(y, se, strict=True)]
-            axes.fill_between(x, low, high, color=COLOUR[row.model], alpha=0.18, lw=0)
+            axes.fill_between(x, row.curve.low, row.curve.high, color=COLOUR[row.model], alpha=0.18, lw=0)
             ends.append((y[-1], row.agent, COLOUR[row.model]))
         begin = min(row.curve.position[0] for row in rows)
         length = max(row.curve.position[-1] for row in rows)

@@ -142,7 +142,7 @@ def _bounded(row: WorldRow) -> bool:
     if room(row.world).name != "bandit":
         return False
     settings = settings_of(row)
-    return bounds.num_states(settings["arms"], settings["pulls"]) <= bounds.EXACT
+    return bounds.is_exact(settings["arms"], settings["pulls"])
 
 
 def run_folder(out: Path, row: AgentRow, home: str, seed: int) -> Path:

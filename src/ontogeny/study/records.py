@@ -39,6 +39,10 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "bound": ("world", "name", "value", "how"),
     "replay": ("world", "agent", "model", "life"),
 }
+WITHIN: dict[tuple[str, str], tuple[str, ...]] = {  # keys of a table in a record
+    ("evaluation", "curve"): ("unit", "position", "mean", "se"),
+    ("replay", "life"): ("observation", "first", "action", "score", "discount"),
+}
 
 
 def line(record: Record) -> bytes:
@@ -84,6 +88,10 @@ def read(path: Path) -> list[Record]:
         for key in REQUIRED[record["kind"]]:
             if key not in record:
                 raise BadInput(f"{path.name}, line {number}: the {record['kind']} record lacks '{key}'")
+        for (kind, table), keys in WITHIN.items():
+            lacking = [key for key in keys if kind == record["kind"] and key not in record[table]]
+            if lacking:
+                raise BadInput(f"{path.name}, line {number}: the {kind} record lacks '{table}.{lacking[0]}'")
         if record["id"] in found:
             raise BadInput(f"{path.name}, line {number}: the record '{record['id']}' is there twice")
         found[record["id"]] = record

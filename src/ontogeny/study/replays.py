@@ -60,8 +60,10 @@ def two_step(replay: Record, world: Record) -> tuple[str, str]:
         marks.append((trial, choice, paid, 1.0 if paid > 0 else 0.0, "rare" if rare else ""))
     told = (
         "Each mark is one trial, in the row of the first choice: full where it paid, hollow where not, with a tick "
-        "below where the choice led by its rare path to the other place. Which place pays swaps now and then."
+        "below where the choice led by its rare path to the other place."
     )
+    if world["settings"].get("rewards") == "switching":
+        told += " Which place pays swaps now and then."
     return _strip(replay, ["first choice A", "first choice B"], marks, "trial"), told
 
 

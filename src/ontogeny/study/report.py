@@ -156,7 +156,8 @@ def _published_table(
         body.append(page.Row(cells))
         if beside and (number_of_table, line) in published.WHY:
             notes.append(f"{line}: {published.WHY[number_of_table, line]}.")
-    own = {row.agent: row.model for row in by_text.values() if row.text not in ours.values()}
+    rows = [row for world in group for row in table[world["world"]]]
+    own = {row.agent: row.model for row in rows if row.text not in ours.values()}
     order = sorted(own, key=lambda agent: (list(MODELS).index(own[agent]), agent))
     for agent in order:
         cells = [page.agent(agent, own[agent])]
@@ -328,9 +329,7 @@ def _addressing(found: Sequence[Record], table: dict[str, list[Standing]]) -> pa
             continue
         apart = compare.find_difference(differences, world, cells.agent, dense.agent)
         if apart is None:
-            apart = compare.interval(
-                cells.score.mean - dense.score.mean, (cells.score.se**2 + dense.score.se**2) ** 0.5
-            )
+            apart = compare.apart_by(cells.score, dense.score)
         rows.append(
             [
                 escape(world),
@@ -344,7 +343,7 @@ def _addressing(found: Sequence[Record], table: dict[str, list[Standing]]) -> pa
     text = PROSE["addressing"]
     text += page.table(
         "Shared against dense, each evolved in the world shown, with the 95 % interval of the difference",
-        ["world", "recurrent_cells", "recurrent", "what sharing buys"],
+        ["world", "recurrent_cells", "recurrent", "cells − dense"],
         rows,
         numeric=(1, 2, 3),
     )
@@ -381,7 +380,8 @@ def _bounded(
         )
     if not rows:
         return None
-    text = PROSE["bounds"]
+    exact = any(world["world"] in compare.ceilings(found) for world in worlds)
+    text = (PROSE["bayes_optimal"] if exact else "") + PROSE["oracle"]
     text += page.table(
         "What is left, in score per lifetime: to the Bayes-optimal score where it is known, else to the oracle",
         ["world", "Bayes-optimal", "oracle", "best of ours", "left"],

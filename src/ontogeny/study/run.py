@@ -5,6 +5,7 @@ which can be deployed), `scores/` (one score per task, for pairing), `report.htm
 where it was when it is started again with the same spec, seed and folder, and ends in the same records.
 """
 
+import contextlib
 import io
 import json
 import time
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from ontogeny import registry, steering, streams, trees
+from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.evaluate import evaluate, replay, task_keys
 from ontogeny.lifecycle.subject import Subject, assemble, room
@@ -67,11 +69,12 @@ def run(
     folder that holds anything but this very study.
     """
     study = spec.read(path, seed)
-    tell = Screen() if on_event is None else on_event
     out = Path(out)
     check(study)
     steps = list(plan(study))
-    with claimed(out, study, steps):
+    with contextlib.ExitStack() as stack:
+        tell = stack.enter_context(contextlib.closing(Screen())) if on_event is None else on_event
+        stack.enter_context(claimed(out, study, steps))
         return _run(study, steps, out, tell)
 
 
@@ -120,6 +123,7 @@ def _measure(step: Step, study: Study, out: Path, tell: OnEvent) -> Record:
         "other": step.other.name,
         "mean": apart.mean,
         "se": apart.se,
+        "df": None if apart.df == float("inf") else apart.df,
         "num_tasks": apart.num_tasks,
     }
 
@@ -248,9 +252,16 @@ def _ready(step: Step, row: AgentRow, study: Study, out: Path) -> tuple[Subject,
 
 
 def _scores_on_shared_tasks(out: Path, world: WorldRow, one: AgentRow, other: AgentRow) -> list[list[np.ndarray]]:
-    sides = [[np.load(scores_file(out, world, row, seed)) for seed in row.seeds] for row in (one, other)]
+    sides = [[_scores(scores_file(out, world, row, seed)) for seed in row.seeds] for row in (one, other)]
     shared = min(len(scores) for side in sides for scores in side)
     return [[scores[:shared] for scores in side] for side in sides]
+
+
+def _scores(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise BadInput(f"'{path}' is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _tell_table(found: list[Record], world: str, tell: OnEvent) -> None:

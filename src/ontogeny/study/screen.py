@@ -11,11 +11,16 @@ class Screen:
     """Shows the events of a run; call it with each. Nothing is drawn where the output is not a terminal, only lines."""
 
     def __init__(self) -> None:
-        self.started = time.perf_counter()
+        self.started = self.began = time.perf_counter()
         self.live = sys.stdout.isatty()
         self.bars: Any = None
         self.measurements: Any = None
         self.within: Any = None
+
+    def close(self) -> None:
+        """Gives the terminal back, whatever became of the run."""
+        if self.bars is not None:
+            self.bars.stop()
 
     def __call__(self, event: Any) -> None:
         getattr(self, f"_{event.kind}")(event)
@@ -27,28 +32,33 @@ class Screen:
             self._say(event.text)
         if self.live:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
             self.bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                BarColumn(bar_width=10),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 transient=True,
+                expand=True,
             )
-            self.measurements = self.bars.add_task("study", total=event.total)
-            self.within = self.bars.add_task("", total=None, visible=False)
+            self.measurements = self.bars.add_task("study", total=event.total, rate="")
+            self.within = self.bars.add_task("", total=None, visible=False, rate="")
             self.bars.start()
 
     def _work(self, event: Any) -> None:
         if self.bars is not None:
             self.bars.update(self.measurements, completed=event.done, total=event.total)
-            self.bars.reset(self.within, description=event.text, total=None, visible=True)
+            self.bars.reset(self.within, description=event.text, total=None, visible=True, rate="")
+            self.began = time.perf_counter()
         elif event.text.startswith("development/"):
             self._say(event.text)
 
     def _progress(self, event: Any) -> None:
         if self.bars is not None:
-            self.bars.update(self.within, completed=event.done, total=event.total)
+            rate = f"{number(event.done / max(time.perf_counter() - self.began, 1e-3), 2)}/s"
+            self.bars.update(self.within, completed=event.done, total=event.total, rate=rate)
 
     def _table(self, event: Any) -> None:
         best = dict(event.lines)
@@ -79,8 +89,7 @@ class Screen:
             )
 
     def _end(self, event: Any) -> None:
-        if self.bars is not None:
-            self.bars.stop()
+        self.close()
         self._say(f"report: {event.text}")
 
     def _say(self, text: str) -> None:

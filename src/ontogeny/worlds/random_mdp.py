@@ -1,7 +1,8 @@
 """Random tabular decision problems: ten states, five actions, episodes of ten steps from one start state.
 
-Duan et al. 2016 (RL^2, arXiv 1611.02779), section 3.1 and Table 2: transitions from a flat Dirichlet, mean rewards
-from N(1, 1), unit-variance noise on every reward; n = 10, 25, 50, 75, 100 episodes. The tenth step ends an episode.
+Duan et al. 2016 (RL^2, arXiv 1611.02779), section 3.2 and Table 2: transitions from a flat Dirichlet, mean rewards
+from N(1, 1), unit-variance noise on every reward; n = 10, 25, 50, 75, 100 episodes. The horizon is part of
+the task: after the tenth step nothing is to come, whatever the state.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,104 @@
+"""The command line: parses, calls, prints. JAX and the rooms are imported by the commands that need them."""
+
+import io
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ontogeny import __version__
+from ontogeny.cli import development, use
+from ontogeny.errors import BadInput
+
+STOPPED = 130  # the exit code of a program that was interrupted
+
+app = typer.Typer(
+    name="ontogeny",
+    help="A laboratory for where a learned agent's ability comes from, and where it goes on changing in use.",
+    epilog="Example: ontogeny train --agent recurrent_cells --world bandit:pulls=10 "
+    "--development evolution --out runs/cells",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The entry point. Exit code 2 and one sentence for what a person can mend; tracebacks are for our own faults."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the others
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(prog_name="ontogeny", standalone_mode=False) or 0
+        if code == STOPPED:  # typer takes the interrupt for itself and says nothing
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except BadInput as error:
+        _give_up(str(error))
+    except typer.TyperException as error:
+        message = getattr(error, "format_message", error.__str__)()
+        _give_up(f"{message.rstrip('.')}; see 'ontogeny --help'")
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it; nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _give_up(f"{error.strerror}: '{error.filename}'" if error.filename else str(error.strerror))
+    except Exception as error:
+        # JAX says so in errors of its own kind, which cannot be named without importing it.
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+            raise
+        _give_up("there is not enough memory for lives that long or worlds that large")
+    except (KeyboardInterrupt, typer.Abort):
+        goes_on = len(sys.argv) > 1 and sys.argv[1] in ("train", "study")
+        print(f"ontogeny: stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
+        sys.exit(STOPPED)
+
+
+def program() -> None:
+    """`main` as a process of its own, which an interrupt ends without taking the interpreter apart: work that is still
+    under way in JAX's threads would meet one that is gone."""
+    try:
+        main()
+    except SystemExit as done:
+        if done.code != STOPPED:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STOPPED)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _give_up(message: str) -> None:
+    print(f"ontogeny: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+app.command(epilog="Example: ontogeny study my_study.toml --out studies/mine")(development.study)
+app.command(
+    epilog="Example: ontogeny train --agent recurrent_cells --world bandit:pulls=10 "
+    "--development evolution:generations=100 --seed 0 --out runs/cells"
+)(development.train)
+app.command(
+    epilog="Examples: ontogeny evaluate runs/cells --tasks 40000; "
+    "ontogeny evaluate --agent thompson --world bandit:arms=10"
+)(use.evaluate)
+app.command(epilog="Example: ontogeny deploy runs/cells --frozen --steps 20 --save runs/cells-used")(use.deploy)
+app.command(epilog="Example: ontogeny report studies/default")(development.report)
+app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontogeny list worlds bandit")(
+    development.list_rooms
+)

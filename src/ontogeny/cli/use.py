@@ -1,0 +1,161 @@
+"""The commands that measure and use an agent: evaluate, deploy."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ontogeny.cli.shared import (
+    Device,
+    Drives,
+    Seed,
+    World,
+    can_be_made,
+    naming,
+    note,
+    progress,
+    room_text,
+    short,
+    sketch,
+    subject_of,
+)
+from ontogeny.cli.start import prepare
+from ontogeny.errors import BadInput
+
+if TYPE_CHECKING:
+    from ontogeny.lifecycle.evaluate import Evaluation
+    from ontogeny.lifecycle.saved import Saved
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A finished run or a saved deployment.")] = None,
+    agent: Annotated[str | None, typer.Option(help="In place of a run: NAME[:setting=value,...].")] = None,
+    world: World = None,
+    drive: Drives = None,
+    tasks: Annotated[int, typer.Option(help="Unseen tasks, one life in each.")] = 4000,
+    online: Annotated[bool, typer.Option("--online", help="Let weights learn in each life; else frozen.")] = False,
+    reset_each_episode: Annotated[
+        bool, typer.Option("--reset-each-episode", help="Restore activations where an episode begins.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(help="Draws the tasks, the same for every agent, and the genome of an --agent.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A new file for the JSON.")] = None,
+    device: Device = None,
+) -> None:
+    """Score an agent on tasks that no training can have drawn, with a 95 % interval."""
+    if (run is None) == (agent is None):
+        raise BadInput("name either a run or an --agent with its --world")
+    can_be_made(out)
+    prepare(device)
+    from ontogeny.lifecycle import checkpoint
+    from ontogeny.lifecycle.evaluate import evaluate
+    from ontogeny.lifecycle.subject import checked_seed
+
+    saved = subject_of(run, agent, world, drive, checked_seed(seed, "evaluate"))
+    if saved.subject.agent.learns and not online:
+        note("this agent learns by weights, which are frozen here; --online lets them learn")
+    with progress("evaluating") as update, naming(saved):
+        length = saved.subject.world.spec.num_steps
+        found = evaluate(
+            *saved.subject,
+            saved.genome if saved.state is None else saved.state,
+            num_tasks=tasks,
+            seed=seed,
+            case="online" if online else "offline",
+            reset_each_episode=reset_each_episode,
+            on_progress=lambda done, total: update(done * length, total * length, f"{done:,} of {total:,} tasks"),
+        )
+    record = as_record(saved, found, seed)
+    if out is not None:
+        checkpoint.write_json(out, record)
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        print_evaluation(record)
+
+
+def deploy(
+    run: Annotated[Path, typer.Argument(help="A finished run or a saved deployment.")],
+    online: Annotated[bool, typer.Option("--online/--frozen", help="Whether weights go on learning.")] = False,
+    steps: Annotated[int | None, typer.Option(help="By default as many as a life in this world has.")] = None,
+    world: World = None,
+    seed: Seed = 0,
+    save: Annotated[Path | None, typer.Option(help="A new folder for weights and activations at the end.")] = None,
+    device: Device = None,
+) -> None:
+    """Let a saved agent live one life in use, step by step; a frozen one shows that its weights stayed the same."""
+    can_be_made(save)
+    prepare(device)
+    from ontogeny import trees
+    from ontogeny.lifecycle import saved as folders
+    from ontogeny.lifecycle.deploy import deploy
+    from ontogeny.lifecycle.subject import checked_seed, room
+
+    agent = folders.read(run, world=room(world) if world else None)
+    before = trees.digest(folders.birth(agent, checked_seed(seed, "deploy"))[1].weights)
+    step = None
+    with naming(agent):
+        for step in deploy(agent, online=online, seed=seed, num_steps=steps):
+            facts = "  ".join(f"{fact} {short(value)}" for fact, value in step.outcome.items())
+            seen = step.observation if isinstance(step.observation, int) else step.observation.tolist()
+            typer.echo(
+                f"step {step.number}  episode {step.episode}  observation {seen}  action {step.action}  {facts}  "
+                f"reward {short(step.reward)}  score {short(step.score)}"
+            )
+    assert step is not None
+    after = trees.digest(step.state.weights)
+    same = "the weights are the same" if after == before else "the weights have changed"
+    typer.echo(f"{same}: weights digest {before[:16]} at the start, {after[:16]} at the end")
+    if save is not None:
+        about = {"case": "online" if online else "offline", "steps": step.number}
+        typer.echo(f"saved in {folders.write(save, agent.spec, step.state, about)}")
+
+
+def as_record(saved: "Saved", found: "Evaluation", seed: int) -> dict[str, Any]:
+    from ontogeny.lifecycle.subject import complete, to_json
+
+    spec = to_json(complete(saved.spec))
+    return {
+        "agent": spec["agent"],
+        "world": spec["world"],
+        "drives": spec["drives"],
+        "case": found.case,
+        "seed": seed,
+        "tasks": found.num_tasks,
+        "mean": found.mean,
+        "se": found.standard_error,
+        "interval": list(found.interval),
+        "curve": {
+            "unit": found.curve.unit,
+            "position": found.curve.position.tolist(),
+            "mean": found.curve.mean.tolist(),
+            "se": found.curve.standard_error.tolist(),
+        },
+        "env_steps": found.env_steps,
+        "seconds": round(found.seconds, 3),
+        "format": 1,
+    }
+
+
+def print_evaluation(record: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    curve = record["curve"]
+    table = Table(show_header=False, box=None)
+    low, high = record["interval"]
+    for name, value in (
+        ("agent", room_text(record["agent"])),
+        ("world", room_text(record["world"])),
+        ("case", record["case"]),
+        ("score", f"{short(record['mean'])} ± {short(record['se'])} (standard error)"),
+        ("95 % interval", f"{short(low)} to {short(high)}"),
+        ("tasks", f"{record['tasks']:,} unseen, seed {record['seed']}"),
+        (f"by {curve['unit']}", sketch(curve["mean"])),
+        ("time", f"{record['seconds']:.1f} s for {record['env_steps']:,} steps"),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
