@@ -159,7 +159,7 @@ def over_devices(measure, population: int):
 
     def few_at_a_time(keys: Key, members: PyTree) -> Array:
         # One by one leaves the processor waiting between small operations; all together leave its cache.
-        few = min(8, jax.tree.leaves(members)[0].shape[0])
+        few = min(16, jax.tree.leaves(members)[0].shape[0])
         return jax.lax.map(lambda genome: measure(keys, genome), members, batch_size=few)
 
     devices = jax.local_devices()
