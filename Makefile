@@ -31,7 +31,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto -m slow
+	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(BIN)/python -m pytest -q -n auto -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

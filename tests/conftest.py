@@ -1,10 +1,23 @@
 """Settings for all tests: two host devices, so that what is sharded is tested as sharded; no deadlines per example;
-shapes and dtypes of arguments and results checked where functions state them (see `test_shapes.py`)."""
+shapes and dtypes of arguments and results checked where functions state them (see `test_shapes.py`). What one worker
+has compiled serves the others: a cache that begins empty and goes with the session."""
 
 import os
+import shutil
+import tempfile
+from importlib import metadata
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Most of the suite's time is the compiler's: it is told not to try hard. `make test-slow` compiles as users do.
+FLAGS = "--xla_backend_optimization_level=1"
+if metadata.version("jax").startswith("0.10."):  # later versions know no other way, and end the process for the flag
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {FLAGS}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ontogeny-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+else:
+    OWN_CACHE = None
 
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -21,3 +34,8 @@ install_import_hook(
 
 settings.register_profile("ontogeny", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("ontogeny")
+
+
+def pytest_unconfigure(config):
+    if OWN_CACHE is not None:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
