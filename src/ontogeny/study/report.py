@@ -88,7 +88,7 @@ def _asked(study: Record, worlds: Sequence[Record]) -> page.Section:
     rows = [
         [
             escape(w["world"]),
-            escape(w.get("help", "")),
+            f'<span class="prose">{escape(w.get("help", ""))}</span>',
             f"{w['num_steps']:,}",
             f"{w['num_actions']}",
             f"{w['num_observations']}" if w["num_observations"] else "vectors",
