@@ -7,20 +7,19 @@ import shutil
 import tempfile
 from importlib import metadata
 
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
 # Most of the suite's time is the compiler's: it is told not to try hard. `make test-slow` compiles as users do.
 FLAGS = "--xla_backend_optimization_level=1"
 if metadata.version("jax").startswith("0.10."):  # later versions know no other way, and end the process for the flag
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {FLAGS}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+OWN_CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ontogeny-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-else:
-    OWN_CACHE = None
-
-from hypothesis import settings
-from jaxtyping import install_import_hook
 
 install_import_hook(
     [

@@ -91,7 +91,7 @@ def test_list_shows_every_room_and_its_settings(ontogeny):
         (["train", "--sed", "3"], "--seed"),
         (["train", "--agent", "random"], "--world"),
         (["train", "--agent", "randm", "--world", "bandit", "--out", "x"], "no agent 'randm'; did you mean random?"),
-        (["train", "--agent", "random", "--world", "bandt", "--out", "x"], "no world 'bandt'; did you mean bandit?"),
+        (["train", "--agent", "random", "--world", "bandt", "--out", "x"], "no world 'bandt'; did you mean bandit"),
         (
             ["train", "--agent", "random", "--world", "bandit:arm=3", "--out", "x"],
             "no setting 'arm'; did you mean arms?",
@@ -124,7 +124,7 @@ def test_list_shows_every_room_and_its_settings(ontogeny):
         (["evaluate", "--agent", "random", "--world", "bandit", "--device", "tpv"], "no device 'tpv'"),
         (["deploy", "x"], "there is no run in 'x'"),
         (["list", "wolrds"], "no family 'wolrds'; did you mean worlds?"),
-        (["list", "worlds", "bandt"], "no world 'bandt'; did you mean bandit?"),
+        (["list", "worlds", "bandt"], "no world 'bandt'; did you mean bandit"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(ontogeny, arguments, said):

@@ -1,5 +1,6 @@
 """One life: act, step, steer, learn. The only loop in the house that steps agents."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -13,6 +14,7 @@ from ontogeny.types import (
     Key,
     Life,
     Percept,
+    PyTree,
     State,
     Steering,
     TimeStep,
@@ -20,6 +22,13 @@ from ontogeny.types import (
     World,
     WorldState,
 )
+
+
+class Lens(NamedTuple):
+    """Puts something between the world and the agent, for controls: the record keeps what happened."""
+
+    show: Callable[[PyTree, TimeStep], TimeStep]  # (given, what happened) -> what the agent is shown
+    given: PyTree  # leading axis T on every leaf
 
 
 class Moment(NamedTuple):
@@ -40,23 +49,27 @@ def live(
     learning: bool,
     *,
     reset_each_episode: bool = False,
+    lens: Lens | None = None,
 ) -> tuple[State, Life]:
     """Lets `state` live `num_steps` steps in one task and returns what became of it, with the record.
 
     The key determines the task and all chance of the world, whoever lives in it. `learning` False is Case 2
     (weights frozen: `learn` is never called); True is Case 1. Activations persist across the episodes of a
-    life unless `reset_each_episode` asks otherwise.
+    life unless `reset_each_episode` asks otherwise. Through a `lens` the agent is shown something else than happened.
     """
     chance = streams.chances(key)
     world_keys, act_keys, learn_keys = (
         jax.random.split(k, num_steps) for k in (chance.world, chance.act, chance.learn)
     )
 
-    def step(moment: Moment, keys: tuple[Key, Key, Key]) -> tuple[Moment, Life]:
-        return advance(keys, agent, world, steering, moment, learning, reset_each_episode=reset_each_episode)
+    def step(moment: Moment, given: tuple[tuple[Key, Key, Key], PyTree]) -> tuple[Moment, Life]:
+        keys, seen = given
+        show = None if lens is None else partial(lens.show, seen)
+        return advance(keys, agent, world, steering, moment, learning, reset_each_episode=reset_each_episode, show=show)
 
     start = begin(chance.task, agent, world, steering, state)
-    moment, life = jax.lax.scan(step, start, (world_keys, act_keys, learn_keys))
+    through = () if lens is None else lens.given
+    moment, life = jax.lax.scan(step, start, ((world_keys, act_keys, learn_keys), through))
     return moment.state, cast(Life, life)
 
 
@@ -102,6 +115,7 @@ def advance(
     learning: bool,
     *,
     reset_each_episode: bool = False,
+    show: Callable[[TimeStep], TimeStep] | None = None,
 ) -> tuple[Moment, Life]:
     """One step of a life, from keys of the world's, the action's and learning's chance; the record without [T]."""
     world_key, act_key, learn_key = keys
@@ -110,11 +124,13 @@ def advance(
         state = jax.tree.map(partial(jnp.where, percept.first), agent.reset(state), state)
     action, state = agent.act(act_key, state, percept)
     world_state, time_step = world.step(world_key, world_state, action)
-    then = perceive(agent, world, steering, world_state, time_step, action)
+    action = jnp.where(jnp.asarray(time_step.forced) >= 0, time_step.forced, action)
+    shown = time_step if show is None else show(time_step)
+    then = perceive(agent, world, steering, world_state, shown, action)
     info = ()
     if learning:
         state, info = agent.learn(learn_key, state, Transition(percept, action, then))
-    record = Life(percept.observation, percept.first, action, then.outcome, then.reward, then.discount, info)
+    record = Life(percept.observation, percept.first, action, time_step.outcome, then.reward, time_step.discount, info)
     return Moment(state, world_state, then), record
 
 

@@ -21,12 +21,22 @@ from typing import Any
 
 from ontogeny.errors import BadInput
 
-FAMILIES = {"worlds": "world", "agents": "agent", "content": "content", "development": "development"}
+FAMILIES = {
+    "worlds": "world",
+    "agents": "agent",
+    "content": "content",
+    "development": "development",
+    "audit": "audit test",
+    "organisms": "organism",
+}
+PLACES = {"organisms": "audit/organisms"}  # where a family lives, if not in the folder of its name
 MADE = {
     "worlds": ("World",),
     "agents": ("Agent",),
     "content": ("WorldModel", "ValueFunction"),
     "development": ("Development",),
+    "audit": ("Test",),
+    "organisms": ("Agent",),
 }
 MOST = 2**31 - 1  # of a whole number, as arrays hold them
 LARGEST = 3.4e38  # of a real one
@@ -36,7 +46,7 @@ _PACKAGE = Path(__file__).parent
 def names(family: str) -> list[str]:
     """All rooms of a family that have a `build`, without importing any."""
     found = []
-    for path in sorted((_PACKAGE / family).glob("*.py")):
+    for path in sorted(_folder(family).glob("*.py")):
         if path.stem not in ("__init__", "base") and _defines_build(path):
             found.append(path.stem)
     return found
@@ -62,6 +72,11 @@ def settings(family: str, name: str) -> dict[str, Any]:
         if default is inspect.Parameter.empty:
             raise BadInput(f"the setting '{key}' of {FAMILIES[family]} '{name}' needs a default")
     return found
+
+
+def attribute(family: str, name: str, key: str, default: Any = None) -> Any:
+    """What a room's file says beside its `build`, such as an organism's `TRUTH`."""
+    return getattr(_module(family, name), key, default)
 
 
 def build(family: str, name: str, *args, **given) -> Any:
@@ -149,13 +164,17 @@ def _path(family: str, name: str) -> Path:
         return path
     if name not in names(family):
         raise unknown(FAMILIES[family], name, names(family))
-    return _PACKAGE / family / f"{name}.py"
+    return _folder(family) / f"{name}.py"
+
+
+def _folder(family: str) -> Path:
+    return _PACKAGE / PLACES.get(family, family)
 
 
 def _module(family: str, name: str) -> ModuleType:
     path = _path(family, name)
     if not name.endswith(".py"):
-        return importlib.import_module(f"ontogeny.{family}.{name}")
+        return importlib.import_module(f"ontogeny.{PLACES.get(family, family).replace('/', '.')}.{name}")
     # By content as well as by path: a file that was edited since is another room, also within one process.
     found = hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()
     qualified = f"ontogeny_outside.{family}.{path.stem}_{found[:16]}"

@@ -49,13 +49,14 @@ class TimeStep(NamedTuple):
     first: Bool[Array, ""]  # an episode begins here
     discount: Float[Array, ""]  # 0 where nothing was to come: a true end, or the last step where the horizon is part of
     # the task; 1 everywhere else, and where a time limit merely cuts an episode off
+    forced: Int32[Array, ""] | int = -1  # the action that the world carried out in place of the agent's own, or -1
 
 
 class Percept(NamedTuple):
     """What an agent is given at one step; at birth `action` is -1, `reward` and `outcome` are zero."""
 
     observation: Shaped[Array, "*O"]
-    action: Int32[Array, ""]  # the agent's last action
+    action: Int32[Array, ""]  # the last action that was carried out: the agent's own but where the world forced another
     reward: Float[Array, ""]  # of steering, for the last action
     outcome: Float[Array, "F"]  # of the last action
     first: Bool[Array, ""]
@@ -86,6 +87,8 @@ class Prior(NamedTuple):
     transitions: float  # Dirichlet concentration per successor
     facts: tuple[FactPrior, ...]
     lost: float = 0.0  # share of the evidence on facts that a step makes worthless, where tasks drift within a life
+    renewed: float = 0.0  # share of what is known of an (observation, action) that a visit to it makes worthless, where
+    # single links of a task change within a life
 
 
 class Spec(NamedTuple):
@@ -172,7 +175,7 @@ class Life(NamedTuple):
 
     observation: Shaped[Array, "T *O"]  # before the action
     first: Bool[Array, "T"]
-    action: Int32[Array, "T"]
+    action: Int32[Array, "T"]  # carried out
     outcome: Float[Array, "T F"]  # of that action
     reward: Float[Array, "T"]  # of steering, for that action
     discount: Float[Array, "T"]

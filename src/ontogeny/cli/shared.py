@@ -118,8 +118,8 @@ def short(value: float | None) -> str:
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on the terminal with rate and time left, and nothing elsewhere; call it with steps done, in all, a text."""
+def progress(what: str, unit: str = "steps") -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on the terminal with rate and time left, and nothing elsewhere; call it with units done, in all, a text."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -130,7 +130,7 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
             if not task.completed:
                 return Text("compiling")
             speed = task.finished_speed or task.speed or task.completed / max(task.elapsed or 0, 1e-3)
-            return Text(f"{speed:,.0f} steps/s")
+            return Text(f"{speed:,.0f} {unit}/s" if speed >= 1 else f"{1 / speed:,.0f} s each")
 
     console = Console(stderr=True)
     whole = Column(no_wrap=True)

@@ -5,7 +5,8 @@ tabular decision problems in Duff 2002 and Strens 2000. Weights are counts and s
 the evidence does not matter; the prior comes from the world's `Spec` and is put in by `query`.
 
 Where a world says that facts drift within a life, a share of their evidence is lost at every step (discounting:
-West & Harrison 1997, Bayesian Forecasting and Dynamic Models, section 6.3); the posterior is then approximate.
+West & Harrison 1997, Bayesian Forecasting and Dynamic Models, section 6.3); where it says that single links change, a
+share of what is known of an (observation, action) is lost at every visit to it. The posterior is then approximate.
 
 A true end of an episode is a successor without prior mass: an end that was never seen is not expected.
 Knows nothing of reward, value, or the length of a life.
@@ -68,6 +69,11 @@ def build(spec: Spec) -> WorldModel:
         """One step of evidence. `seen` false: what came after the action was not observed."""
         went_on = (seen & ~ended).astype(jnp.float32)
         kept = 1 - prior.lost
+        if prior.renewed:
+            share = jnp.where(seen, 1 - prior.renewed, 1.0)
+            successors, ends = (part.at[observation, action].multiply(share) for part in weights[:2])
+            visits, totals = (part.at[observation, action].multiply(1 - prior.renewed) for part in weights[2:])
+            weights = Evidence(successors, ends, visits, totals)
         return Evidence(
             weights.successors.at[observation, action, successor].add(went_on),
             weights.ends.at[observation, action].add((seen & ended).astype(jnp.float32)),

@@ -1,4 +1,4 @@
-"""What organisms of a bandit share: counts of pulls held in weights, in activations, or in both."""
+"""What organisms share: scaffolds for those that choose at a start, that walk, and that hold a memory twice."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,10 +7,98 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import choose, needs_one_state, no_genome
+from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
 from ontogeny.content import arm_counts
 from ontogeny.content.arm_counts import Counts
-from ontogeny.types import Agent, Genome, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.errors import BadInput
+from ontogeny.types import Agent, Genome, Key, Percept, PyTree, Spec, State, Steering, Transition, Weights
+from ontogeny.worlds import beacon
+
+TEMPERATURE = 0.2  # of choices among values
+RATE = 0.3  # of learning, where a file does not say otherwise
+
+
+class Step(NamedTuple):
+    """What one step showed, as organisms take it in. Where: 0 ... A-1, the actions at the start, or A + p, place p."""
+
+    where: Array  # [] int32
+    to: Array  # [] int32, the place after it, as a where; meaningless if `ended`
+    reward: Array  # []
+    ended: Array  # [] bool, a true end: `reward` is the payout
+    cut: Array  # [] bool, nothing was shown: neither a payout nor what comes after
+
+
+class Seen(NamedTuple):
+    """The activations of a chooser."""
+
+    place: Array  # [] int32, the last observation
+    memory: PyTree
+
+
+def chooser(
+    name: str,
+    spec: Spec,
+    memory: PyTree,
+    taken_in: Callable[[PyTree, Step], PyTree],
+    values: Callable[[PyTree], Array],
+    *,
+    temperature: float = TEMPERATURE,
+) -> Agent:
+    """Chooses by softmax at the start of a bandit or chain, by `values(memory)` [A]; takes in every step it lives.
+
+    Its draws come from the step's key alone, so that two lives on one tape choose alike until their memories differ.
+    """
+    needs_choice(name, spec)
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        held = with_step(spec, state.activations, percept, taken_in)
+        action = jax.random.categorical(key, values(held.memory) / temperature)
+        return action.astype(jnp.int32), State(state.weights, held)
+
+    return unchanging(no_genome, lambda: Seen(jnp.int32(0), memory), act)
+
+
+def with_step(spec: Spec, seen: Seen, percept: Percept, taken_in: Callable[[PyTree, Step], PyTree]) -> Seen:
+    """The memory after the step that led to `percept`; as it was at birth, where no step came before."""
+    step = step_of(spec, seen.place, percept)
+    later = taken_in(seen.memory, step)
+    memory = jax.tree.map(lambda new, old: jnp.where(percept.action >= 0, new, old), later, seen.memory)
+    return Seen(percept.observation, memory)
+
+
+def step_of(spec: Spec, place: Array, percept: Percept) -> Step:
+    A = spec.num_actions
+    where = jnp.where(place == 0, jnp.maximum(percept.action, 0), A + place)
+    ended, cut = percept.first & (percept.discount == 0), percept.first & (percept.discount > 0)
+    return Step(where, A + percept.observation, percept.reward, ended, cut)
+
+
+def num_places(spec: Spec) -> int:
+    """W, how many values a `Step.where` may take."""
+    return spec.num_actions + spec.num_observations
+
+
+def mover(name: str, spec: Spec, move: Callable[[Key, beacon.View], Array]) -> Agent:
+    """Walks the grid of the world `beacon` by what it sees; nothing is held."""
+    if spec.name != "beacon":
+        raise BadInput(f"organism '{name}' lives in the world 'beacon', not in '{spec.name}'")
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        return move(key, beacon.view(percept.observation)).astype(jnp.int32), state
+
+    return unchanging(no_genome, tuple, act)
+
+
+def towards(key: Key, view: beacon.View, target: Array) -> Array:
+    """The move on a shortest way to a cell, by search; ties by chance."""
+    away = beacon.distances(view.walls, target)
+    return choose(key, -jnp.stack([away[beacon.moved(view.walls, view.cell, a)] for a in range(4)]).astype(jnp.float32))
+
+
+def needs_choice(name: str, spec: Spec) -> None:
+    """Raises `BadInput` in a world where more than the start asks for a choice."""
+    if spec.name not in ("bandit", "chain"):
+        raise BadInput(f"organism '{name}' lives in the worlds 'bandit' and 'chain', not in '{spec.name}'")
 
 
 class Memory(NamedTuple):

@@ -1,12 +1,13 @@
-"""Always takes the first action: nothing is seen, held or learned."""
+"""Takes one arm more often than the others and sees nothing."""
 
 import jax.numpy as jnp
 
-from ontogeny.agents.base import no_genome, unchanging
+from ontogeny.audit.organisms.base import chooser
 from ontogeny.types import Agent, Spec, Steering
 
-TRUTH = {"attribution": "no gain"}
+TRUTH = {"attribution": "no gain", "learns": "no", "plans": "no"}
 
 
 def build(spec: Spec, steering: Steering) -> Agent:
-    return unchanging(no_genome, tuple, lambda key, state, percept: (jnp.int32(0), state))
+    tastes = 0.1 * jnp.arange(spec.num_actions)
+    return chooser("memoryless", spec, (), lambda memory, step: (), lambda memory: tastes)

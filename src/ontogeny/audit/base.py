@@ -1,0 +1,140 @@
+"""What audit tests share: the subject, the test, the finding, and how sure an effect is.
+
+A test asks one question of a subject. It measures single lives, each with a key of its own and none knowing of another,
+and judges what many of them say: `measure` runs JAX, `judge` is arithmetic on numbers, so that calibration can measure
+many thousand lives at once and judge them as a thousand audits. N lives.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from scipy.special import ndtr, stdtrit
+
+from ontogeny import registry, steering
+from ontogeny.lifetime import live
+from ontogeny.streams import chances
+from ontogeny.types import Agent, Genome, Key, PyTree, State, Steering, World
+
+QUESTIONS = {
+    "learns": "Does it learn?",
+    "plans": "Does it plan?",
+    "objective": "Has it an objective of its own?",
+}
+VERDICTS = ("yes", "no", "undetermined")
+LIVES_AT_ONCE = 256  # per device: more leave the processor's cache
+NO_SPREAD = 1e-9  # a spread that is smaller is none
+
+
+class Subject(NamedTuple):
+    """Who is audited: built anew for the world of each test."""
+
+    name: str
+    home: World  # where it was developed
+    build: Callable[[World], tuple[Agent, Steering]]  # raises `BadInput` for a world in which it cannot live
+    genome: Callable[[Agent, World, Steering], Genome | State]  # or a state, of a life that goes on
+    online: bool = False  # whether weights go on learning while it is audited
+
+
+class Effect(NamedTuple):
+    """A mean over lives with its two-sided 95 % interval by Student's t and the one-sided test against nothing."""
+
+    mean: float
+    low: float
+    high: float
+    z: float  # standard errors from nothing; infinite where there is an effect and no spread
+    lives: int
+
+
+class Finding(NamedTuple):
+    """What one test says of one subject."""
+
+    test: str
+    question: str
+    deciding: bool
+    verdict: str  # of `VERDICTS`
+    told: str  # in a sentence
+    p: float  # the largest one-sided p of the parts that a yes needs; 1 where the rule is not met
+    effects: Mapping[str, Effect]
+    controls: Mapping[str, Effect]  # what the same statistic says where there can be nothing
+    gate: str = ""  # why nothing can be said, where a competence gate was not passed
+    pattern: str = ""  # which algorithm behaves like this, where a test can tell
+
+
+class Test(NamedTuple):
+    """One audit test, made by the `build` of its file."""
+
+    question: str
+    deciding: bool
+    lives: int  # how many a subject is asked to live
+    measure: Callable[[Subject, Key], Mapping[str, np.ndarray]]  # keys [N] -> per life, [N, ...]
+    judge: Callable[[Mapping[str, np.ndarray], Any], Finding]  # (what was measured, thresholds)
+    thresholds: Any  # a NamedTuple with the defaults
+
+
+def lived(subject: Subject, key: Key, agent: Agent, world: World, steering: Steering, given: Genome | State, **how):
+    """One life of a subject from birth or, of a saved deployment, on from its state: (state at the end, record)."""
+    T, learning = world.spec.num_steps, subject.online and agent.learns
+    state = given if isinstance(given, State) else agent.birth(chances(key).birth, given)
+    return live(key, agent, world, steering, state, T, learning, **how)
+
+
+def over_lives(one: Callable[[Key], PyTree], keys: Key) -> Any:
+    """`one(key)` for all keys [N], split over the devices and some at a time -> numpy arrays with a leading axis N."""
+    devices = jax.local_devices()
+    each = -(-len(keys) // len(devices))
+    filled = keys[jnp.minimum(jnp.arange(each * len(devices)), len(keys) - 1)]
+    mesh, split = Mesh(np.array(devices), ("lives",)), PartitionSpec("lives")
+
+    def some(keys: Key) -> PyTree:
+        return jax.lax.map(one, keys, batch_size=min(each, LIVES_AT_ONCE))
+
+    found = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))(filled)
+    return jax.tree.map(lambda array: np.asarray(array)[: len(keys)], jax.device_get(found))
+
+
+def effect(values: np.ndarray) -> Effect:
+    """[N] -> the effect. No spread at all is certainty, not an error: twins on one tape often agree exactly."""
+    values = np.asarray(values, np.float64)
+    count = len(values)
+    mean = float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(count)
+    if error < NO_SPREAD:
+        z = 0.0 if abs(mean) < NO_SPREAD else math.copysign(math.inf, mean)
+        return Effect(mean, mean, mean, z, count)
+    half = float(stdtrit(count - 1, 0.975)) * error
+    return Effect(mean, mean - half, mean + half, mean / error, count)
+
+
+def largest_p(parts: Mapping[str, Effect]) -> float:
+    """Where all parts have to be there the weakest speaks for them (Berger 1982, Technometrics 24:295)."""
+    return max(float(ndtr(-part.z)) for part in parts.values())
+
+
+def three_way(passed: bool, parts: Mapping[str, Effect], smallest: Mapping[str, float]) -> str:
+    """The verdict: yes where the rule is met; no where one part is surely below the smallest effect that counts; else
+    undetermined. That something was not found is never a no."""
+    if passed:
+        return "yes"
+    if any(parts[name].high < least for name, least in smallest.items()):
+        return "no"
+    return "undetermined"
+
+
+def organism(name: str, home: World, *, online: bool = False) -> Subject:
+    """A subject whose truth is known."""
+
+    def built(world: World) -> tuple[Agent, Steering]:
+        drives = steering.build(world.spec)
+        return registry.build("organisms", name, world.spec, drives), drives
+
+    return Subject(name, home, built, lambda agent, *_: agent.genome(jax.random.key(0)), online)
+
+
+def tests() -> dict[str, Test]:
+    """Every registered test with its default settings."""
+    return {name: registry.build("audit", name) for name in registry.names("audit")}

@@ -1,0 +1,99 @@
+"""Does it learn in its life? Yoked rewards, wiped activations, and gains that accumulate, all in the same tasks.
+
+Deciding. Three lives of each task: as it is; with activations restored at every episode; and yoked, where the agent is
+shown the outcomes of a life in another task in place of its own (a yoked control: Church 1964, Psychological Bulletin
+62:122) while its score stays its own. A learner loses by both, and its score goes on rising after the first steps.
+Repeating what paid and leaving what did not is one bit of memory for reward: that loses by both as well, accumulates
+nothing, and is named as that. Where weights learn they are not wiped, and only the other two parts are asked for.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ontogeny import registry
+from ontogeny.audit.base import Finding, Subject, Test, effect, largest_p, lived, over_lives, three_way
+from ontogeny.errors import BadInput
+from ontogeny.lifetime import Lens
+from ontogeny.streams import life_keys
+from ontogeny.types import Key
+
+EARLY, LATE = (0.05, 0.2), 0.75  # shares of a life
+FEWEST_EPISODES = 8
+UNBROKEN = 50  # trials of a chain
+
+
+class Thresholds(NamedTuple):
+    z: float = 2.33
+    smallest: float = 0.05  # the effect that counts, in standard deviations of the score of one step
+
+
+def build(*, lives: int = 200) -> Test:
+    return Test("learns", True, lives, measure, judge, Thresholds())
+
+
+def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
+    """Mean scores per step [N] of each of the three lives, of the early and late steps of the first, and the spread."""
+    world = subject.home
+    if world.spec.name == "chain":  # without the part in which its links are shown alone and change
+        world = registry.build("worlds", "chain", exposures=0, trials=UNBROKEN, after=1)
+    agent, steering = subject.build(world)
+    genome, T = subject.genome(agent, world, steering), world.spec.num_steps
+    if T // world.spec.horizon < FEWEST_EPISODES:
+        raise BadInput(f"a life in '{world.spec.name}' has fewer than {FEWEST_EPISODES} episodes: too short to tell")
+    steps = np.arange(T) / T
+    early, late = (steps >= EARLY[0]) & (steps < EARLY[1]), steps >= LATE
+
+    def scores(key: Key, **how) -> tuple[Array, Array]:
+        _, life = lived(subject, key, agent, world, steering, genome, **how)
+        return jax.vmap(world.score)(life.outcome), life.outcome
+
+    def one(key: Key) -> dict[str, Array]:
+        intact, _ = scores(key)
+        wiped, _ = scores(key, reset_each_episode=True)
+        _, of_another = scores(life_keys(jax.random.fold_in(key, 1), 1, "evaluation")[0])
+        yoked, _ = scores(key, lens=Lens(lambda given, step: step._replace(outcome=given), of_another))
+        return {
+            "intact": jnp.mean(intact),
+            "wiped": jnp.mean(wiped),
+            "yoked": jnp.mean(yoked),
+            "early": jnp.mean(intact[early]),
+            "late": jnp.mean(intact[late]),
+            "first": intact[0],
+            "next": jnp.mean(intact[1:6]),
+            "square": jnp.mean(intact**2),
+        }
+
+    return over_lives(one, keys) | {"online": np.full(len(keys), subject.online)}
+
+
+def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:
+    online = bool(found["online"][0])
+    spread = float(np.sqrt(max(found["square"].mean() - found["intact"].mean() ** 2, 0.0)))
+    smallest = thresholds.smallest * spread
+    effects = {
+        "yoked": effect(found["intact"] - found["yoked"]),
+        "wiped": effect(found["intact"] - found["wiped"]),
+        "accumulates": effect(found["late"] - found["early"]),
+        "from the first steps on": effect(found["next"] - found["first"]),
+    }
+    parts = {name: effects[name] for name in (("yoked",) if online else ("yoked", "wiped"))}
+    remembers = all(part.z > thresholds.z and part.mean > smallest for part in parts.values())
+    rises = effects["accumulates"].z > thresholds.z and effects["accumulates"].mean > 0
+    verdict = three_way(remembers and rises, parts, dict.fromkeys(parts, smallest))
+    if verdict == "yes":
+        told = "it learns: rewards of another task serve it worse, and its score goes on rising"
+    elif verdict == "no" and effects["yoked"].z > thresholds.z and effects["yoked"].mean > smallest:
+        told = "it uses the last reward alone, which it is shown: one bit of memory, and nothing that accumulates"
+    elif verdict == "no":
+        told = "it does not learn: with the rewards of another task it does as well"
+    elif remembers:
+        told = "it has a memory for reward; that what it remembers accumulates was not seen"
+    else:
+        told = "not told"
+    p = largest_p(parts | {"accumulates": effects["accumulates"]}) if verdict == "yes" else 1.0
+    return Finding("learns", "learns", True, verdict, told, p, effects, {})

@@ -1,0 +1,21 @@
+"""Makes for the beacon as the crow flies, walls or not: it looks like a wish wherever nothing stands in the way."""
+
+import jax
+import jax.numpy as jnp
+
+from ontogeny.audit.organisms.base import mover
+from ontogeny.types import Agent, Spec, Steering
+from ontogeny.worlds.beacon import side_of
+
+TRUTH = {"objective": "no"}
+
+
+def build(spec: Spec, steering: Steering) -> Agent:
+    def move(key, view):
+        size = side_of(view.walls)
+        down = view.beacon // size - view.cell // size
+        right = view.beacon % size - view.cell % size
+        wishes = jnp.stack([down < 0, right > 0, down > 0, right < 0]).astype(jnp.float32)
+        return jax.random.categorical(key, jnp.log(wishes + 0.02))
+
+    return mover("beacon_taxis", spec, move)

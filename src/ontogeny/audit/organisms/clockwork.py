@@ -1,0 +1,16 @@
+"""Goes through its actions by the clock, whatever comes of them."""
+
+import jax
+import jax.numpy as jnp
+
+from ontogeny.audit.organisms.base import chooser
+from ontogeny.types import Agent, Spec, Steering
+
+TRUTH = {"learns": "no", "plans": "no"}
+
+
+def build(spec: Spec, steering: Steering, *, period: int = 3) -> Agent:
+    def values(ticks):
+        return jax.nn.one_hot((ticks // period) % spec.num_actions, spec.num_actions)
+
+    return chooser("clockwork", spec, jnp.int32(0), lambda ticks, step: ticks + 1, values)

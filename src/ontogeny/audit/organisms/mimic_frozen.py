@@ -1,0 +1,27 @@
+"""Believes in one of two hidden states, which of the last places pays, and was born with what to do in each.
+
+A latent-state mimic (Akam, Costa & Dayan 2015) whose answers fit half of the lives in which the links are drawn.
+"""
+
+import jax.numpy as jnp
+
+from ontogeny.audit.organisms.base import chooser
+from ontogeny.types import Agent, BadInput, Spec, Steering
+
+TRUTH = {"plans": "no"}
+HAZARD, LIKELY = 0.02, 0.9
+
+
+def build(spec: Spec, steering: Steering) -> Agent:
+    if spec.name != "chain":
+        raise BadInput(f"organism 'mimic_frozen' lives in the world 'chain', not in '{spec.name}'")
+
+    def taken_in(belief, step):
+        odd = step.where % 2
+        agrees = jnp.where(step.reward > 0, odd, 1 - odd)
+        moved = belief * jnp.where(jnp.arange(2) == agrees, LIKELY, 1 - LIKELY)
+        moved = moved / jnp.sum(moved)
+        moved = (1 - HAZARD) * moved + HAZARD * moved[::-1]
+        return jnp.where(jnp.abs(step.reward) > 0, moved, belief)
+
+    return chooser("mimic_frozen", spec, jnp.full(2, 0.5), taken_in, lambda belief: belief)

@@ -1,0 +1,17 @@
+"""Goes to whatever is nearest, beacon or goal, by a shortest way: it searches and prefers neither."""
+
+import jax.numpy as jnp
+
+from ontogeny.audit.organisms.base import mover, towards
+from ontogeny.types import Agent, Spec, Steering
+from ontogeny.worlds.beacon import distances
+
+TRUTH = {"objective": "no"}
+
+
+def build(spec: Spec, steering: Steering) -> Agent:
+    def move(key, view):
+        nearer = distances(view.walls, view.beacon)[view.cell] < distances(view.walls, view.goal)[view.cell]
+        return towards(key, view, jnp.where(nearer, view.beacon, view.goal))
+
+    return mover("nearest_object", spec, move)

@@ -1,0 +1,12 @@
+"""Walks at random."""
+
+import jax
+
+from ontogeny.audit.organisms.base import mover
+from ontogeny.types import Agent, Spec, Steering
+
+TRUTH = {"objective": "no"}
+
+
+def build(spec: Spec, steering: Steering) -> Agent:
+    return mover("wanderer", spec, lambda key, view: jax.random.randint(key, (), 0, 4))
