@@ -396,3 +396,17 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
         printed, complaint = started.communicate(timeout=1)
     assert started.returncode == 130 and printed == ""
     assert complaint == "ontogeny: stopped; the same command goes on from here\n"
+
+
+def test_an_interrupt_in_the_garbage_collector_is_not_swallowed():
+    code = """
+import gc, sys
+from ontogeny import cli
+def interrupted(*_): raise KeyboardInterrupt
+def work(): gc.callbacks.append(interrupted); gc.collect(); print("swallowed")
+cli.main, sys.argv = work, ["ontogeny", "train"]
+cli.program()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "ontogeny: stopped; the same command goes on from here\n"

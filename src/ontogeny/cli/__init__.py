@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,22 +54,39 @@ def main() -> None:
             raise
         _give_up("there is not enough memory for lives that long or worlds that large")
     except (KeyboardInterrupt, typer.Abort):
-        goes_on = len(sys.argv) > 1 and sys.argv[1] in ("train", "study")
-        print(f"ontogeny: stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
+        _stop()
         sys.exit(STOPPED)
 
 
 def program() -> None:
     """`main` as a process of its own, which an interrupt ends without taking the interpreter apart: work that is still
     under way in JAX's threads would meet one that is gone."""
+    sys.unraisablehook = _interrupted_anywhere
     try:
         main()
     except SystemExit as done:
         if done.code != STOPPED:
             raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(STOPPED)
+        _leave()
+
+
+def _stop() -> None:
+    goes_on = len(sys.argv) > 1 and sys.argv[1] in ("train", "study")
+    print(f"ontogeny: stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
+
+
+def _leave() -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(STOPPED)
+
+
+def _interrupted_anywhere(fault: "sys.UnraisableHookArgs") -> None:
+    """An interrupt may fall into a callback of the garbage collector, which would swallow it."""
+    if not issubclass(fault.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(fault)
+    _stop()
+    _leave()
 
 
 @app.callback(invoke_without_command=True)
