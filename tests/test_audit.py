@@ -84,7 +84,9 @@ def test_a_test_that_is_broken_on_purpose_fails_its_calibration(monkeypatch):
         verdict = "yes" if all(link.z > thresholds.z for link in links) else "no"
         return Finding("plans", "plans", True, verdict, "", 0.0, {}, {})
 
-    known = [calibration.Known(calibration.subjects_of(n)[0], n, n == "planner") for n in ("successor", "planner")]
+    known = [
+        calibration.Known(calibration.subjects_of(n)[0], "plans", n, n == "planner") for n in ("successor", "planner")
+    ]
     found = {k.family: calibration.measured(whole, k.subject, 3, 0) for k in known}
     for test, falls_short in ((whole, False), (whole._replace(judge=blind), True)):
         rows = [calibration.row("plans", test, k, found[k.family]) for k in known]

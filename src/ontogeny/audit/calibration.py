@@ -24,9 +24,10 @@ OnProgress = Callable[[int, int, str], None]
 
 
 class Known(NamedTuple):
-    """A subject with its truth for the question of one test."""
+    """A subject with its truth for one question."""
 
     subject: Subject
+    question: str
     family: str
     guilty: bool
 
@@ -68,7 +69,8 @@ def calibrate(
     """A row for every test (of `only`, or all) and organism that can be asked; `extra` subjects come on top."""
     rows = []
     asked = [(name, test) for name, test in tests().items() if not only or name in only]
-    work = [(name, test, known) for name, test in asked for known in [*knowns(test, organisms), *extra]]
+    work = [(name, test, known) for name, test in asked for known in knowns(test, organisms)]
+    work += [(name, test, known) for name, test in asked for known in extra if known.question == test.question]
     for number, (name, test, known) in enumerate(work):
         if on_progress is not None:
             on_progress(number, len(work), f"{name}: {known.subject.name}")
@@ -91,7 +93,14 @@ def knowns(test: Test, names: Sequence[str] = ()) -> Iterator[Known]:
             truth = registry.attribute("organisms", name, key, {}).get(test.question)
             if truth is not None:
                 subject = organism(name, home_of(name, home), online=online)
-                yield Known(subject, family, truth == "yes")
+                yield Known(subject, test.question, family, truth == "yes")
+
+
+def taught(name: str, pupil: Subject) -> Iterator[Known]:
+    """A distilled organism, with the truth of its teacher for each question that a chain can ask."""
+    for question, truth in registry.attribute("organisms", name, "TRUTH").items():
+        if question in ("learns", "plans"):
+            yield Known(pupil, question, f"{name}, distilled", truth == "yes")
 
 
 def home_of(name: str, bandit: World) -> World:

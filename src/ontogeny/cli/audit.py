@@ -126,6 +126,12 @@ def calibrate(
     audits: Annotated[int, typer.Option(min=2, help="Of each organism by each test.")] = 1000,
     test: Annotated[list[str] | None, typer.Option(help="Only these tests; may be given several times.")] = None,
     organism: Annotated[list[str] | None, typer.Option(help="Only these organisms.")] = None,
+    distilled: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of networks taught to do as organisms do; those that lack are taught, minutes each."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
@@ -142,12 +148,24 @@ def calibrate(
     from ontogeny.audit import calibration
     from ontogeny.lifecycle import checkpoint
 
+    extra = []
+    for name in _taught(organism) if distilled is not None else ():
+        from ontogeny.audit import distilled as pupils
+
+        with progress("teaching", "updates") as update:
+            pupil = pupils.subject(name, 0, distilled, on_progress=update)
+        whole, probe = pupils.fidelity(name, pupil)
+        typer.echo(
+            f"{pupil.name}: chooses as its teacher would in {whole:.1%} of choices, {probe:.1%} after links shown"
+        )
+        extra += calibration.taught(name, pupil)
     with progress("calibrating", "organisms") as update:
         rows = calibration.calibrate(
             audits=audits,
             seed=seed,
             only=test or (),
             organisms=organism or (),
+            extra=extra,
             on_progress=lambda done, total, name: update(done, total, name),
         )
     for name in dict.fromkeys(row.test for row in rows):
@@ -193,6 +211,12 @@ def _print(name: str, found: "list[Finding]", in_words: str) -> None:
 
 def _interval(effect: "Effect") -> str:
     return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.lives} lives"
+
+
+def _taught(chosen: list[str] | None) -> list[str]:
+    from ontogeny.audit.distilled import TAUGHT
+
+    return [name for name in TAUGHT if not chosen or name in chosen]
 
 
 def _worst_first(row: "Row") -> tuple[bool, float]:

@@ -6,7 +6,7 @@ cross-entropy of that action falls by Adam through the whole life. Duan et al. 2
 found in this way that a network which search leaves below the Gittins index can hold it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,20 @@ def build(
 ) -> Development:
     """`teacher` names a reference agent, settings after a colon; the step size falls to zero as a cosine."""
     master = beside(teacher, world, steering)
+    return imitation(
+        agent,
+        master,
+        world,
+        steering,
+        updates=updates,
+        lives=lives,
+        step_size=step_size,
+        updates_per_dispatch=updates_per_dispatch,
+    )
+
+
+def imitation(agent: Agent, master: Agent, world: World, steering: Steering, **schedule: Any) -> Development:
+    """The same with any agent of the same world as the teacher; `schedule` as in `development.base.descent`."""
     apprentice = pupil(agent, master, world.spec)
 
     def loss(genome: recurrent.Network, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
@@ -46,16 +60,7 @@ def build(
         lesson, fitness = jax.vmap(lambda key: attend(key, apprentice, world, steering, genome))(keys)
         return jnp.mean(lesson.loss), {"agreement": jnp.mean(lesson.agrees), "fitness": jnp.mean(fitness)}
 
-    return descent(
-        agent.genome,
-        loss,
-        lambda network: network,
-        world,
-        updates=updates,
-        lives=lives,
-        step_size=step_size,
-        updates_per_dispatch=updates_per_dispatch,
-    )
+    return descent(agent.genome, loss, lambda network: network, world, **schedule)
 
 
 def pupil(agent: Agent, master: Agent, spec: Spec) -> Agent:

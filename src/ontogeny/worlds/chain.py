@@ -2,13 +2,15 @@
 
 The revaluation tasks of Momennejad et al. 2017 (Nat Hum Behav 1:680) and Wimmer & Shohamy 2012, with every link drawn
 per life. A trial is one choice of two, then a walk of two or three more steps that no action moves, then a payout of +1
-or -1; each link fails with probability `noise`. After `trials` trials, `exposures` show a link ALONE: a place, or for
-the first link an action that is forced, and where it leads; nothing else, and no payout but for the last link. The link
-may have changed. Then `after` more trials: the first choice of these shows whether what was seen apart is put together.
+or -1; a link crosses sides with probability `crossed`, and fails in a step with `noise`. After `trials` trials,
+`exposures` show a link ALONE: a place, or for the first link an action that is forced, and where it leads; nothing
+else, and no payout but for the last link. The link may have changed. Then `after` more trials: the first choice of
+these shows whether what was seen apart is put together.
 
 The training family exposes one link per life, changed in half of them. `exposed` and `changed` set it by hand, as
-digits of links ("13"); changes of two links and chains of four are for tests. Everything but what was changed is the
-same in lives of the same key: twins. A payout that is not shown is 0, and an exposure ends as by a time limit.
+digits of links ("13"), or `exposed` as "pairs", two links drawn; changes of two links and chains of four are for tests.
+Everything but what was changed is the same in lives of the same key: twins. A payout that is not shown is 0, and an
+exposure ends as by a time limit.
 """
 
 from typing import NamedTuple
@@ -44,6 +46,7 @@ def build(
     after: int = 8,
     links: int = 3,
     noise: float = 0.1,
+    crossed: float = 0.5,
     exposed: str = "drawn",
     changed: str = "drawn",
 ) -> World:
@@ -53,8 +56,10 @@ def build(
         raise BadInput(f"the setting 'links' must lie between 2 and {MOST_LINKS}, not {links}")
     if not 0 <= noise <= 0.5:
         raise BadInput(f"the setting 'noise' must lie between 0 and 0.5, not {noise}")
+    if not 0 <= crossed <= 1:
+        raise BadInput(f"the setting 'crossed' is a probability, not {crossed}")
     shown, flipped = named("exposed", exposed, links), named("changed", changed, links)
-    L, num_exposed = links, 1 if shown is None else len(shown)
+    L, num_exposed = links, 2 if exposed == "pairs" else 1 if shown is None else len(shown)
     begin_exposures = trials * L
     begin_after = begin_exposures + 2 * exposures * num_exposed
     spec = Spec(
@@ -71,15 +76,22 @@ def build(
 
     def reset(key: Key) -> tuple[State, TimeStep]:
         map_key, link_key, change_key, side_key = jax.random.split(key, 4)
-        before = jax.random.bernoulli(map_key, shape=(L,)).astype(jnp.int32)
-        link = jax.random.randint(link_key, (1,), 0, L)
-        exposed = link if shown is None else jnp.array(shown, jnp.int32)
+        before = jax.random.bernoulli(map_key, crossed, (L,)).astype(jnp.int32)
+        links_shown = jax.random.permutation(link_key, L)[:num_exposed]
+        links_shown = links_shown if shown is None else jnp.array(shown, jnp.int32)
         change = jnp.zeros(L, jnp.int32)
         if flipped is None:
-            change = change.at[exposed].set(jax.random.bernoulli(change_key).astype(jnp.int32))
+            change = change.at[links_shown].set(
+                jax.random.bernoulli(change_key, shape=(num_exposed,)).astype(jnp.int32)
+            )
         else:
             change = change.at[jnp.array(flipped, jnp.int32)].set(1)
-        task = Task(before, (before + change) % 2, exposed, jax.random.bernoulli(side_key).astype(jnp.int32))
+        task = Task(
+            before,
+            (before + change) % 2,
+            links_shown.astype(jnp.int32),
+            jax.random.bernoulli(side_key).astype(jnp.int32),
+        )
         state = State(task, jnp.int32(0), jnp.int32(0))
         return state, TimeStep(observe(state), jnp.zeros(1), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
 
@@ -134,12 +146,13 @@ def probe_step(trials: int = 40, exposures: int = 12, links: int = 3, exposed: i
 
 def named(setting: str, digits: str, links: int) -> tuple[int, ...] | None:
     """`"13"` -> links 0 and 2; None where they are drawn."""
-    if digits == "drawn":
+    if digits == "drawn" or (digits == "pairs" and setting == "exposed"):
         return None
     text = "" if digits == "none" else digits
+    other = "'pairs'" if setting == "exposed" else "'none'"
     if not all(digit.isdigit() and 1 <= int(digit) <= links for digit in text) or len(set(text)) < len(text):
         raise BadInput(
-            f"the setting '{setting}' is 'drawn', 'none' or digits of links from 1 to {links}, not '{digits}'"
+            f"the setting '{setting}' is 'drawn', {other} or digits of links from 1 to {links}, not '{digits}'"
         )
     if setting == "exposed" and not text:
         raise BadInput("the setting 'exposed' must name a link or be 'drawn'")

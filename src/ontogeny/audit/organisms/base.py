@@ -53,6 +53,7 @@ def chooser(
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         held = with_step(spec, state.activations, percept, taken_in)
         action = jax.random.categorical(key, values(held.memory) / temperature)
+        action = jnp.where(percept.observation == 0, action, 0)  # elsewhere there is nothing to choose
         return action.astype(jnp.int32), State(state.weights, held)
 
     return unchanging(no_genome, lambda: Seen(jnp.int32(0), memory), act)
