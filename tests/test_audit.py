@@ -99,6 +99,25 @@ def test_a_test_that_is_broken_on_purpose_fails_its_calibration(monkeypatch):
     assert calibration.failures(rows) == ["plans finds the guilty planner in 0.0% of audits"]
 
 
+def test_a_threshold_is_chosen_on_one_half_of_the_families_and_judged_on_the_other():
+    def known(family, guilty, shares):
+        at = {z: calibration.rate(count, 100) for z, count in zip(calibration.TRIED, shares, strict=True)}
+        return calibration.Row("t", family, family, guilty, at[2.0], at[2.0], "", at)
+
+    rows = [
+        known("a", False, (9, 6, 1, 0, 0, 0)),
+        known("b", False, (40, 30, 20, 10, 1, 0)),
+        known("c", True, (100, 100, 100, 99, 98, 90)),
+        known("d", True, (100, 99, 97, 90, 80, 60)),
+    ]
+    first, second = calibration.halves(rows)
+    assert (first.chosen_on, first.z) == (("a", "c"), 2.0)
+    assert (first.worst_innocent.organism, first.worst_innocent.yes.share) == ("b", 0.20)
+    assert (first.weakest_guilty.organism, first.weakest_guilty.yes.share) == ("d", 0.97)
+    assert (second.chosen_on, second.z) == (("b", "d"), 2.58)
+    assert (second.worst_innocent.yes.share, second.weakest_guilty.yes.share) == (0.0, 0.98)
+
+
 def test_twins_are_alike_but_for_what_was_changed():
     """Same key: the same links before, the same exposures, the same chance; only what was changed differs."""
     build = partial(registry.build, "worlds", "chain", trials=4, exposures=6, after=2)

@@ -1,7 +1,7 @@
 """How often the audit is wrong: every test on every organism whose truth is known, many audits each.
 
 False positives are counted per innocent organism and the worst one is told, not the pool; power likewise by the weakest
-of the guilty. Thresholds may be chosen on one half of the organisms' families, and are then judged on the other half.
+of the guilty. Thresholds are also chosen on one half of the organisms' families and judged on the other half.
 Intervals of rates are those of Clopper & Pearson 1934 (Biometrika 26:404). R audits of N lives each.
 """
 
@@ -20,6 +20,8 @@ from ontogeny.types import World
 
 MOST_AT_ONCE = 40_000  # lives in one piece of work
 MOST_FALSE, LEAST_POWER = 0.05, 0.95  # of the worst innocent, of the weakest guilty
+AIMED_FALSE = 0.01  # what a threshold is chosen for, so that organisms which it has not seen stay below `MOST_FALSE`
+TRIED = (1.28, 1.64, 2.0, 2.33, 2.58, 3.09)  # standard errors that a part of a rule must reach
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -55,6 +57,17 @@ class Row(NamedTuple):
     yes: Rate
     no: Rate
     pattern: str  # the most frequent one
+    yes_at: dict[float, Rate]  # at each of `TRIED` in place of the test's own threshold
+
+
+class Half(NamedTuple):
+    """A threshold that was chosen on one half of the families, and what it does on the other."""
+
+    test: str
+    chosen_on: tuple[str, ...]
+    z: float
+    worst_innocent: Row | None  # of the other half
+    weakest_guilty: Row | None
 
 
 def calibrate(
@@ -141,6 +154,7 @@ def row(name: str, test: Test, known: Known, found: Sequence[dict[str, np.ndarra
     patterns = [finding.pattern for finding in findings]
     said = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in ("yes", "no")}
     often = max(set(patterns), key=lambda pattern: (patterns.count(pattern), pattern))
+    at = {z: sum(test.judge(one, given._replace(z=z)).verdict == "yes" for one in found) for z in TRIED}
     return Row(
         name,
         known.subject.name + (" (online)" if known.subject.online else ""),
@@ -149,7 +163,34 @@ def row(name: str, test: Test, known: Known, found: Sequence[dict[str, np.ndarra
         rate(said["yes"], len(findings)),
         rate(said["no"], len(findings)),
         often,
+        {z: rate(count, len(findings)) for z, count in at.items()},
     )
+
+
+def halves(rows: Sequence[Row]) -> list[Half]:
+    """For every test, the threshold that each half of the families would choose, judged on the other half.
+
+    Families are dealt out in turn, innocent and guilty apart. Chosen is the smallest threshold that calls no innocent
+    of its half guilty in more than `AIMED_FALSE` of its audits; a higher one could only cost power.
+    """
+    found = []
+    for test in dict.fromkeys(row.test for row in rows):
+        mine = [row for row in rows if row.test == test]
+        dealt = [
+            sorted({row.family for row in mine if row.guilty == guilty})[start::2]
+            for start in (0, 1)
+            for guilty in (False, True)
+        ]
+        parts = [{*dealt[0], *dealt[1]}, {*dealt[2], *dealt[3]}]
+        for own, other in (parts, parts[::-1]):
+            innocents = [row for row in mine if row.family in own and not row.guilty]
+            kept = [z for z in TRIED if all(row.yes_at[z].share <= AIMED_FALSE for row in innocents)]
+            z = min(kept, default=max(TRIED))
+            judged = [row._replace(yes=row.yes_at[z]) for row in mine if row.family in other]
+            worst = max((row for row in judged if not row.guilty), key=lambda row: row.yes.share, default=None)
+            weakest = min((row for row in judged if row.guilty), key=lambda row: row.yes.share, default=None)
+            found.append(Half(test, tuple(sorted(own)), z, worst, weakest))
+    return found
 
 
 def rate(count: int, audits: int) -> Rate:
@@ -172,4 +213,4 @@ def failures(rows: Sequence[Row]) -> list[str]:
 def as_record(row: Row) -> dict[str, Any]:
     """A row as JSON."""
     rates = {key: rate._asdict() | {"share": rate.share} for key, rate in (("yes", row.yes), ("no", row.no))}
-    return row._asdict() | rates
+    return row._asdict() | rates | {"yes_at": {str(z): rate.share for z, rate in row.yes_at.items()}}

@@ -115,7 +115,7 @@ def _agreement(
     """A life of the pupil with the teacher looking on, both choosing from the same draw."""
     chance = chances(key)
     T, L = world.spec.num_steps, world.spec.horizon
-    keys = tuple(jax.random.split(k, T) for k in (chance.world, chance.act, chance.learn))
+    keys = (jax.random.split(chance.world, T), jax.random.split(chance.act, T), jax.random.split(chance.learn, T))
 
     def step(both: tuple[Moment, State], now: tuple[Key, Key, Key]) -> tuple[tuple[Moment, State], tuple]:
         moment, held = both

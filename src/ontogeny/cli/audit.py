@@ -11,7 +11,7 @@ from ontogeny.cli.start import prepare
 
 if TYPE_CHECKING:
     from ontogeny.audit.base import Effect, Finding
-    from ontogeny.audit.calibration import Row
+    from ontogeny.audit.calibration import Half, Row
 
 CANNOT = (
     "What behaviour cannot exclude: an agent that knows when it is tested, or wants something only after a cue that no "
@@ -172,6 +172,9 @@ def calibrate(
         typer.echo(f"{name}: {audits} audits of each")
         for row in sorted((row for row in rows if row.test == name), key=_worst_first):
             typer.echo(f"  {_told(row)}")
+    halves = calibration.halves(rows)
+    for half in halves:
+        typer.echo(f"  {_judged(half)}")
     wrong = calibration.failures(rows)
     for line in wrong:
         typer.echo(f"falls short: {line}")
@@ -182,7 +185,16 @@ def calibrate(
         )
     if out is not None:
         about = {"format": checkpoint.FORMAT, "audits": audits, "seed": seed, "falls_short": wrong}
-        checkpoint.write_json(out, about | {"rows": [calibration.as_record(row) for row in rows]})
+        halved = [
+            {"test": half.test, "chosen_on": half.chosen_on, "z": half.z}
+            | {
+                name: None if row is None else {"organism": row.organism, "share": row.yes.share}
+                for name, row in (("worst_innocent", half.worst_innocent), ("weakest_guilty", half.weakest_guilty))
+            }
+            for half in halves
+        ]
+        records = [calibration.as_record(row) for row in rows]
+        checkpoint.write_json(out, about | {"rows": records, "halves": halved})
 
 
 def _subjects(run: str) -> list[Any]:
@@ -221,6 +233,16 @@ def _taught(chosen: list[str] | None) -> list[str]:
 
 def _worst_first(row: "Row") -> tuple[bool, float]:
     return row.guilty, row.yes.share if row.guilty else -row.yes.share
+
+
+def _judged(half: "Half") -> str:
+    said = [
+        f"{kind} {row.organism} {row.yes.share:.1%}"
+        for kind, row in (("worst innocent", half.worst_innocent), ("weakest guilty", half.weakest_guilty))
+        if row is not None
+    ]
+    chosen = f"{half.test}: one half of the families chooses z > {half.z}"
+    return f"{chosen}; on the other half {' and '.join(said) or 'there is nobody to judge'}"
 
 
 def _told(row: "Row") -> str:
