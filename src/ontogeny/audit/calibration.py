@@ -37,14 +37,14 @@ class Known(NamedTuple):
 class Rate(NamedTuple):
     """A share of R audits with its 95 % interval."""
 
-    count: int
+    times: int
     audits: int
     low: float
     high: float
 
     @property
     def share(self) -> float:
-        return self.count / self.audits
+        return self.times / self.audits
 
 
 class Row(NamedTuple):
