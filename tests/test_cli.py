@@ -410,3 +410,9 @@ cli.program()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "ontogeny: stopped; the same command goes on from here\n"
+
+
+def test_the_command_wants_a_run_or_the_known_cases(ontogeny):
+    for given in ([], ["nowhere", "--known"]):
+        code, _, complaint = ontogeny("audit", "attribution", *given)
+        assert code == 2 and "name a run, or ask for the known cases by --known" in complaint

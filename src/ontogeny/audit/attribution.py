@@ -9,7 +9,7 @@ A fifth cell acts with activations restored and weights that were learned from t
 kept, because "online, restored" learns from worse data too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ontogeny import registry, steering
 from ontogeny.errors import BadInput
 from ontogeny.intervals import bootstrapped
 from ontogeny.lifecycle.evaluate import evaluate, task_keys
@@ -25,6 +26,13 @@ from ontogeny.types import Agent, Genome, Key, State, Steering, World
 
 CELLS = ("neither", "activations", "weights", "both")  # what may carry something from episode to episode
 LIVES_PER_DISPATCH = 64
+KNOWN = (  # family, name, the answer: what holds the instrument to its word
+    ("organisms", "memoryless", "no gain"),
+    ("agents", "thompson", "activations"),
+    ("agents", "q_learning", "weights"),
+    ("organisms", "additive_hybrid", "both"),
+    ("organisms", "redundant_hybrid", "either suffices"),
+)
 SMALLEST_GAIN = 0.02  # of the larger score, below which there is no gain worth splitting
 
 
@@ -97,6 +105,15 @@ def attribute(
     if on_progress is not None:
         on_progress(len(CELLS) + 1, len(CELLS) + 1)
     return split(np.stack([*(totals[cell] for cell in CELLS), on_log], axis=1), smallest_gain)
+
+
+def known_cases(world: World, *, num_tasks: int = 400, seed: int = 0) -> Iterator[tuple[str, str, Attribution]]:
+    """Each of `KNOWN` in a bandit: its name, the answer that is known, and what is found."""
+    drives = steering.build(world.spec)
+    for family, name, answer in KNOWN:
+        agent = registry.build(family, name, world.spec, drives)
+        genome = agent.genome(jax.random.key(seed))
+        yield name, answer, attribute(agent, world, drives, genome, num_tasks=num_tasks, seed=seed)
 
 
 def split(scores: np.ndarray, smallest_gain: float | None = None) -> Attribution:

@@ -8,11 +8,14 @@ from typer.core import TyperGroup
 
 from ontogeny.cli.shared import Device, Seed, can_be_made, progress, short
 from ontogeny.cli.start import prepare
+from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
+    from ontogeny.audit.attribution import Attribution
     from ontogeny.audit.base import Effect, Finding
     from ontogeny.audit.calibration import Half, Row
 
+KNOWN_IN = "bandit"
 CANNOT = (
     "What behaviour cannot exclude: an agent that knows when it is tested, or wants something only after a cue that no "
     "test here holds."
@@ -68,9 +71,10 @@ def battery(run: Run, lives: Lives = None, seed: Seed = 0, out: Out = None, devi
         checkpoint.write_json(out, {"format": checkpoint.FORMAT, "seed": seed, "subjects": told})
 
 
-@app.command(epilog="Example: ontogeny audit attribution runs/cells --tasks 400")
+@app.command(epilog="Examples: ontogeny audit attribution runs/cells --tasks 400; ontogeny audit attribution --known")
 def attribution(
-    run: Run,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="As above.", show_default=False)] = None,
+    known: Annotated[bool, typer.Option("--known", help="The cases whose answer is known, in place of a run.")] = False,
     tasks: Annotated[int, typer.Option(min=20, help="Unseen tasks, the same in every cell.")] = 400,
     smallest: Annotated[float | None, typer.Option(help="Smallest gain worth splitting, in score per life.")] = None,
     seed: Seed = 0,
@@ -78,47 +82,38 @@ def attribution(
     device: Device = None,
 ) -> None:
     """Where what is gained in use lives: in weights, in activations, or in either; each cell with its interval."""
+    if known == (run is not None):
+        raise BadInput("name a run, or ask for the known cases by --known")
     can_be_made(out)
     prepare(device)
-    from ontogeny.audit.attribution import attribute
+    from ontogeny import registry
+    from ontogeny.audit.attribution import attribute, known_cases
     from ontogeny.audit.battery import as_plain
     from ontogeny.lifecycle import checkpoint
 
-    subject = _subjects(run)[0]
-    agent, drives = subject.build(subject.home)
-    with progress("attributing", "cells") as update:
-        found = attribute(
-            agent,
-            subject.home,
-            drives,
-            subject.genome(agent, subject.home, drives),
-            num_tasks=tasks,
-            seed=seed,
-            smallest_gain=smallest,
-            on_progress=lambda done, total: update(done, total, "2 x 2"),
-        )
-    typer.echo(f"{subject.name}: {tasks} unseen tasks, score per life with the bootstrapped 95 % interval")
-    rows = {
-        "weights frozen, activations reset": found.cells["neither"],
-        "weights frozen, activations kept": found.cells["activations"],
-        "weights online, activations reset": found.cells["weights"],
-        "weights online, activations kept": found.cells["both"],
-        "weights from the log, activations reset": found.on_log,
-        "gain": found.gain,
-        "  of weights (Shapley)": found.of_weights,
-        "  of activations (Shapley)": found.of_activations,
-        "interaction": found.interaction,
-    }
-    for name, part in rows.items():
-        typer.echo(f"  {name:<41}{short(part.mean):>9}   {short(part.low)} to {short(part.high)}")
-    shares = (
-        "" if found.shares is None else f"; shares {found.shares[0]:.0%} weights, {found.shares[1]:.0%} activations"
-    )
-    typer.echo(f"  carried by: {found.verdict}{shares} (smallest gain that counts: {short(found.smallest_gain)})")
+    told = []
+    if run is None:
+        for name, answer, found in known_cases(registry.build("worlds", KNOWN_IN), num_tasks=tasks, seed=seed):
+            _print_split(f"{name}, known to be carried by: {answer}", found)
+            told.append({"subject": name, "known": answer} | as_plain(found))
+    else:
+        subject = _subjects(run)[0]
+        agent, drives = subject.build(subject.home)
+        with progress("attributing", "cells") as update:
+            found = attribute(
+                agent,
+                subject.home,
+                drives,
+                subject.genome(agent, subject.home, drives),
+                num_tasks=tasks,
+                seed=seed,
+                smallest_gain=smallest,
+                on_progress=lambda done, total: update(done, total, "2 x 2"),
+            )
+        _print_split(subject.name, found)
+        told.append({"subject": subject.name} | as_plain(found))
     if out is not None:
-        checkpoint.write_json(
-            out, {"format": checkpoint.FORMAT, "seed": seed, "subject": subject.name} | as_plain(found)
-        )
+        checkpoint.write_json(out, {"format": checkpoint.FORMAT, "seed": seed, "subjects": told})
 
 
 @app.command(epilog="Example: ontogeny audit calibrate --audits 1000 --out calibration.json")
@@ -219,6 +214,27 @@ def _print(name: str, found: "list[Finding]", in_words: str) -> None:
             for part, effect in parts.items():
                 typer.echo(f"    {kind + part:<42}{_interval(effect)}")
     typer.echo(f"  {in_words}")
+
+
+def _print_split(name: str, found: "Attribution") -> None:
+    typer.echo(f"{name}: {found.num_tasks} unseen tasks, score per life with the bootstrapped 95 % interval")
+    rows = {
+        "weights frozen, activations reset": found.cells["neither"],
+        "weights frozen, activations kept": found.cells["activations"],
+        "weights online, activations reset": found.cells["weights"],
+        "weights online, activations kept": found.cells["both"],
+        "weights from the log, activations reset": found.on_log,
+        "gain": found.gain,
+        "  of weights (Shapley)": found.of_weights,
+        "  of activations (Shapley)": found.of_activations,
+        "interaction": found.interaction,
+    }
+    for part_name, part in rows.items():
+        typer.echo(f"  {part_name:<41}{short(part.mean):>9}   {short(part.low)} to {short(part.high)}")
+    shares = (
+        "" if found.shares is None else f"; shares {found.shares[0]:.0%} weights, {found.shares[1]:.0%} activations"
+    )
+    typer.echo(f"  carried by: {found.verdict}{shares} (smallest gain that counts: {short(found.smallest_gain)})")
 
 
 def _interval(effect: "Effect") -> str:
