@@ -8,7 +8,7 @@ never encode to it; BPE does where a text holds these letters, as GPT-2's own to
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -34,12 +34,12 @@ class Tokenizer(Protocol):
     end: int | None  # the token between documents; None where there is none
 
     def encode(self, text: str) -> np.ndarray: ...  # [T] int32
-    def decode(self, tokens: Sequence[int] | np.ndarray) -> str: ...
+    def bytes_of(self, token: int) -> bytes: ...  # of UTF-8; none for the end token
     def as_json(self) -> str: ...
 
 
 class Bytes:
-    """The 256 bytes of UTF-8; bytes that make no character are shown as U+FFFD."""
+    """The 256 bytes of UTF-8."""
 
     kind = "bytes"
     size = 257
@@ -48,9 +48,8 @@ class Bytes:
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32)
 
-    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        tokens = np.asarray(tokens, np.int64)
-        return tokens[tokens < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
+    def bytes_of(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
 
     def as_json(self) -> str:
         letters = byte_letters()
@@ -84,8 +83,8 @@ class Characters:
             )
         return found.astype(np.int32)
 
-    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        return "".join(self.alphabet[token] for token in tokens if token < len(self.alphabet))
+    def bytes_of(self, token: int) -> bytes:
+        return self.alphabet[token : token + 1].encode()
 
     def as_json(self) -> str:
         made = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(self.alphabet)} | {END: self.end}, []))
@@ -101,8 +100,18 @@ class BytePairs:
 
     def __init__(self, made: tokenizers.Tokenizer) -> None:
         self._made = made
-        self.size = made.get_vocab_size()
+        vocabulary, added = made.get_vocab(), made.get_added_tokens_decoder()
+        self.size = max(vocabulary.values()) + 1
         self.end: int | None = made.token_to_id(END)
+        byte = {letter: value for value, letter in enumerate(byte_letters())}
+        self._bytes = [b""] * self.size
+        for word, token in vocabulary.items():
+            if token in added:
+                self._bytes[token] = b"" if added[token].special else word.encode()
+            elif all(letter in byte for letter in word):
+                self._bytes[token] = bytes(byte[letter] for letter in word)
+            else:
+                raise BadInput("its words are not written by bytes, as GPT-2's are")
 
     def encode(self, text: str) -> np.ndarray:
         try:
@@ -111,8 +120,8 @@ class BytePairs:
             raise BadInput("the text holds half a surrogate pair, which is no character") from None
         return np.concatenate([np.asarray(piece, np.int32) for piece in [[], *pieces]])
 
-    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        return self._made.decode([int(token) for token in tokens], skip_special_tokens=True)
+    def bytes_of(self, token: int) -> bytes:
+        return self._bytes[token]
 
     def as_json(self) -> str:
         return self._made.to_str()
@@ -144,14 +153,19 @@ def make(kind: str, vocabulary: int, texts: Iterable[str]) -> Tokenizer:
     return BytePairs(_plain_end(made))
 
 
+def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """The text of tokens; bytes that make no character are shown as U+FFFD."""
+    return b"".join(tokenizer.bytes_of(int(token)) for token in tokens).decode("utf-8", "replace")
+
+
 def read(folder: Path) -> Tokenizer:
     """The tokenizer of a folder: `tokenizer.json`, or GPT-2's `vocab.json` and `merges.txt`."""
     path = folder / FILE
     if path.is_file():
         try:
             return parse(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, BadInput):
-            raise BadInput(f"'{path}' is damaged: it is no tokenizer") from None
+        except (OSError, UnicodeDecodeError, BadInput) as error:
+            raise BadInput(f"'{path}' is damaged: {error}") from None
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
         raise BadInput(f"'{folder}' has no tokenizer: neither {FILE} nor vocab.json with merges.txt")
@@ -171,7 +185,7 @@ def parse(text: str) -> Tokenizer:
         model = json.loads(text)["model"]
         vocabulary, merges = model["vocab"], model.get("merges")
     except Exception:  # the library raises nothing more special
-        raise BadInput("this is no tokenizer") from None
+        raise BadInput("it is no tokenizer") from None
     if model.get("type") == "BPE" and not merges and END in vocabulary:
         letters = sorted((letter for letter in vocabulary if letter != END), key=vocabulary.__getitem__)
         if letters == [byte_letters()[i] for i in range(256)]:
