@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -94,8 +95,9 @@ def test_bytes_and_pairs_express_any_text(kind, text):
     assert tokenizers.decode(tokenizer, tokenizer.encode(text)) == text
 
 
-def made_once(kind, kept={}):  # noqa: B006
-    return kept.setdefault(kind, None) or kept.__setitem__(kind, made(kind)) or kept[kind]
+@lru_cache
+def made_once(kind):
+    return made(kind)
 
 
 def test_pieces_are_tokenized_as_the_whole():
