@@ -303,8 +303,7 @@ def _refilled(
         return rows
     keep = max(model.config.context // 2, 1)
     texts = [
-        ([*prompt, *new][-keep:-1] if is_full else [])
-        for prompt, new, is_full in zip(prompts, made, full, strict=True)
+        ([*prompt, *new][-keep:-1] if is_full else []) for prompt, new, is_full in zip(prompts, made, full, strict=True)
     ]
     return rows._replace(cache=read_all(model, transformer.cleared(rows.cache, jnp.asarray(full)), texts))
 

@@ -109,9 +109,7 @@ def born(key: Array, config: Config, recipe: Recipe) -> Weights:
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def take_steps(
-    config: Config, recipe: Recipe, weights: Weights, tokens: Array
-) -> tuple[Weights, dict[str, Array]]:
+def take_steps(config: Config, recipe: Recipe, weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
     """As many steps as `tokens` [S, accumulate, batch, T + 1] has, in one dispatch; info [S] each."""
     return jax.lax.scan(step(config, recipe), weights, tokens)
 
