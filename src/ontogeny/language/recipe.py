@@ -95,9 +95,12 @@ def step(config: Config, recipe: Recipe) -> Step:
             value, gradient = jax.value_and_grad(loss)(weights.content, tokens[0])
         else:
             value, gradient = _accumulated(loss, weights.content, tokens)
-        change, scratch = transformation.update(gradient, weights.scratch, weights.content)
-        content = optax.apply_updates(weights.content, change)
-        return Weights(content, scratch), {"loss": value, "norm": optax.tree.norm(gradient)}
+        content: Any = weights.content
+        change, scratch = transformation.update(gradient, weights.scratch, content)
+        return Weights(optax.apply_updates(content, change), scratch), {
+            "loss": value,
+            "norm": optax.tree.norm(gradient),
+        }
 
     return take
 
