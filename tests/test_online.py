@@ -133,7 +133,7 @@ def test_an_anchor_holds_most_what_the_training_text_leans_on():
         (Plan(block=8, optimizer="newton"), "must be one of adam, rms, sgd"),
         (Plan(block=8, decay=1.0), "between 0 and 1"),
         (Plan(block=8, adapter=2, anchor=True), "neither 'anchor' nor"),
-        (Plan(block=8), "--rehearsal 0"),
+        (Plan(block=8), "rehearsal=0"),
         (Plan(block=8, rehearsal=0, optimizer="rms"), "training text"),
     ],
 )

@@ -20,6 +20,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int32
 
+from ontogeny import registry
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Block, Config, Linear, Transformer
 from ontogeny.errors import BadInput, at_least
@@ -64,6 +65,21 @@ class Learner(NamedTuple):
     init: Callable[[Trained], Weights]
     model: Callable[[Trained, Any], Transformer]  # (trained, content) -> the weights to score and continue with
     update: Callable[[Trained, Weights, Array, Array, Array], tuple[Weights, Array]]
+
+
+def parse(text: str) -> Plan:
+    """`'block=32,decay=0.01'` -> a plan; unknown settings and foreign values raise `BadInput`."""
+    given = registry.parse(f":{text}")[1]
+    for name, value in given.items():
+        if name not in Plan._fields:
+            raise registry.unknown("setting of a learner", name, list(Plan._fields))
+        kind = type(Plan._field_defaults[name])
+        whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
+        if not whole and type(value) is not kind:
+            raise BadInput(f"the setting '{name}' must be of the kind of {Plan._field_defaults[name]!r}, not {value!r}")
+        if kind is float:
+            given[name] = registry.real(value, f"the setting '{name}'")
+    return Plan(**given)
 
 
 def checked(plan: Plan, context: int) -> Plan:

@@ -6,8 +6,10 @@ model looks back on, at most its context; restored, a block is scored with the o
 restored with weights that were learned in the life in which activations were kept.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ontogeny import intervals
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config, Transformer
 from ontogeny.errors import BadInput
-from ontogeny.language import corpus, learner
+from ontogeny.language import corpus, learner, recipe
 from ontogeny.language.learner import Plan, Trained
 from ontogeny.language.model import LanguageModel
 from ontogeny.types import Weights
 
 DISPATCH = 50  # blocks in one
 FISHER_WINDOWS = 256
+HELD_OUT_WINDOWS = 512
+LONG = 1024  # tokens of a stretch over which intervals are taken: what is near in a text is alike
 Progress = Callable[[int, int], None]
 
 
@@ -154,6 +159,53 @@ def _dispatch(
     return jax.lax.scan(one, weights, given)
 
 
+def by_block(found: Reading, block: int) -> np.ndarray:
+    """Mean nats per token of stretches of about `block` tokens in the order of `attribution.split`: [N, 5]."""
+    cells = np.stack(found[:5], axis=1)
+    starts = np.arange(0, max(len(cells) - block + 1, 1), block)
+    return np.add.reduceat(cells, starts, axis=0) / np.diff([*starts, len(cells)])[:, None]
+
+
+def as_record(model: LanguageModel, found: Reading, tokens: np.ndarray, plan: Plan) -> dict[str, Any]:
+    """What was read as plain JSON: bits per byte of every cell, what was saved, what was forgotten."""
+    lengths = np.array([len(model.tokenizer.bytes_of(int(token))) for token in tokens[1:]], np.float64)
+    cells = dict(zip(found._fields[:5], found[:5], strict=True))
+
+    def ratio(above: np.ndarray, below: np.ndarray, scale: float) -> dict[str, float]:
+        starts = np.arange(0, max(len(above) - LONG + 1, 1), LONG)
+        return _ratio(np.add.reduceat(above, starts), np.add.reduceat(below, starts), scale)
+
+    return {
+        "plan": plan._asdict(),
+        "tokens": len(tokens),
+        "bits_per_byte": {name: ratio(nats, lengths, 1 / math.log(2)) for name, nats in cells.items()},
+        "saved": ratio(found.frozen_kept - found.online_kept, found.frozen_kept, 1.0),
+        "forgotten": None if model.run is None else forgotten(model, found.weights),
+        "moved": found.moved,
+    }
+
+
+def forgotten(model: LanguageModel, weights: Transformer) -> dict[str, float]:
+    """By how much the loss on the original held-out text rose, nats per token, over windows, with its interval."""
+    windows = corpus.windows(corpus.load(_run_of(model)).held_out, model.config.context, HELD_OUT_WINDOWS)
+    parts = np.array_split(windows, -(-len(windows) // 32))
+    now, then = (
+        np.concatenate([np.asarray(recipe.losses(model.config, "float32", w, part), np.float64) for part in parts])
+        for w in (weights, model.weights)
+    )
+    return _ratio((now - then).sum(axis=1), np.full(len(now), float(now.shape[1])), 1.0)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, scale: float) -> dict[str, float]:
+    """A ratio of sums and its 95 % interval by the residuals' spread (Cochran 1977, chapter 6) and Student's t."""
+    mean = float(above.sum() / below.sum())
+    reach = math.nan
+    if len(above) > 1:
+        errors = (above - mean * below) / below.mean()
+        reach = float(errors.std(ddof=1)) / math.sqrt(len(above)) * intervals.reach(intervals.Z95, len(above) - 1)
+    return {"mean": scale * mean, "low": scale * (mean - reach), "high": scale * (mean + reach)}
+
+
 def distance(weights: Transformer, origin: Transformer) -> float:
     """How far weights are from others, as a share of the others' norm."""
     ones, others = jax.tree.leaves(weights), jax.tree.leaves(origin)
@@ -162,12 +214,16 @@ def distance(weights: Transformer, origin: Transformer) -> float:
 
 
 def _rehearsed(model: LanguageModel) -> np.ndarray:
+    return corpus.load(_run_of(model)).training
+
+
+def _run_of(model: LanguageModel) -> Path:
     if model.run is None:
         raise BadInput(
             "this model was not trained here, so there is no training text to rehearse or to anchor by: "
-            "--rehearsal 0, without --anchor, reads all the same"
+            "--learning rehearsal=0, without anchor or rms, reads all the same"
         )
-    return corpus.load(model.run).training
+    return model.run
 
 
 def _shifted(tell: Progress, before: int, total: int, done: int, _: int) -> None:
