@@ -65,9 +65,9 @@ def calibrate(
     extra: Sequence[Known] = (),
     on_progress: OnProgress | None = None,
 ) -> list[Row]:
-    """A row for every test (of `only`, or all) and organism that can be asked; `extra` subjects come on top."""
+    """A row for every test (of `only`, or all deciding ones) and organism; `extra` subjects come on top."""
     rows = []
-    asked = [(name, test) for name, test in tests().items() if not only or name in only]
+    asked = [(name, test) for name, test in tests().items() if (name in only if only else test.deciding)]
     work = [(name, test, known) for name, test in asked for known in [*knowns(test, organisms), *extra]]
     for number, (name, test, known) in enumerate(work):
         if on_progress is not None:
@@ -83,7 +83,12 @@ def calibrate(
 def knowns(test: Test, names: Sequence[str] = ()) -> Iterator[Known]:
     """Every organism whose file says the truth about a test's question, frozen and, where it learns so, online."""
     home = registry.build("worlds", "bandit", arms=5, pulls=100)
-    for name in registry.names("organisms"):
+    for name, shows in test.predicted.items():  # a supporting test says itself who should show what it looks for
+        if not names or name in names:
+            subject = organism(name, home_of(name, home))
+            learns = name in registry.names("agents") and subject.build(subject.home)[0].learns
+            yield Known(subject._replace(online=learns), name, shows)
+    for name in registry.names("organisms") if test.deciding else ():
         if names and name not in names:
             continue
         family = registry.attribute("organisms", name, "FAMILY", name)
