@@ -61,9 +61,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         whole = unbroken(home)
         worlds["learns"] = (whole, whole, whole.spec.num_steps // 2)
     if home.spec.name == "chain":
-        ordinary, audited = (
-            registry.build("worlds", "chain", after=AFTER, **shown) for shown in ({}, {"exposed": "13"})
-        )
+        ordinary, audited = (registry.build("worlds", "chain", after=AFTER, exposed=links) for links in ("drawn", "13"))
         worlds["plans"] = (ordinary, audited, AFTER * ordinary.spec.horizon)  # free choices, after what was shown
     if home.spec.name == "beacon":
         size = side_of(jnp.zeros(home.spec.observation_shape[0] - 10))
