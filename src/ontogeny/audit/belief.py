@@ -4,9 +4,10 @@ Supporting, and the only test that looks inside: what "mechanism shown" rests on
 one tape, one link shown alone, which has changed in the donor and not in the host. Before the next choice the host is
 given the donor's activations, but only within the belief subspace: the directions in which activations differ, on OTHER
 lives, with which way each single link leads (linear regression on the links, nothing but main effects, so that values
-of whole ways do not enter). Weights are frozen, the percept is the host's own. An exchange of equal norm within a
-random subspace of equal size, spanned by what activations do on other lives and orthogonal to the belief, is the
-control; so is everything but the belief. Interchange interventions: Geiger et al. 2021 (NeurIPS, arXiv 2106.02997).
+of whole ways do not enter). Weights are frozen, the percept is the host's own. The control is an exchange of equal norm
+within a random subspace of equal size, orthogonal to the belief, in which each number weighs by its spread over other
+lives; and beside it the exchange of everything but the belief. Interchange interventions: Geiger et al. 2021 (NeurIPS,
+arXiv 2106.02997).
 
 The dose is the share of the way from host to donor. What counts is how often the choice is the donor's best. Every link
 must count. An agent that works its plans out beforehand (Dyna) plans and fails: what it holds of the links does not act
@@ -96,7 +97,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
 
     held, links = over_lives(at_random, other_lives(keys, FITTED))
     subspace = jnp.asarray(encoding(held, links), jnp.float32)  # [D, k]
-    wander = jnp.asarray(held - held.mean(axis=0), jnp.float32)  # [M, D]
+    spread = jnp.asarray(held.std(axis=0), jnp.float32)  # [D]
 
     def of_link(key: Key, link: Array) -> dict[str, Array]:
         flip = jax.nn.one_hot(link, LINKS, dtype=jnp.int32)
@@ -104,7 +105,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         mine = reals(host.state.activations)
         between = reals(donor.state.activations) - mine
         change = subspace @ (subspace.T @ between)
-        other = random_subspace(jax.random.fold_in(key, 2), subspace, wander)
+        other = random_subspace(jax.random.fold_in(key, 2), subspace, spread)
         control = other @ (other.T @ between)
         control = control * jnp.linalg.norm(change) / jnp.maximum(jnp.linalg.norm(control), 1e-9)
 
@@ -137,12 +138,12 @@ def encoding(held: np.ndarray, links: np.ndarray) -> np.ndarray:
     return directions[sizes > 1e-6].T
 
 
-def random_subspace(key: Key, subspace: Array, wander: Array) -> Array:
-    """As many orthonormal directions [D, k], spanned by what activations do [M, D], orthogonal to the subspace."""
+def random_subspace(key: Key, subspace: Array, spread: Array) -> Array:
+    """As many orthonormal directions [D, k], orthogonal to the subspace; numbers that never change have no part."""
     k = subspace.shape[1]
     if k == 0:
         return subspace
-    drawn = (jax.random.normal(key, (k, len(wander))) @ wander).T
+    drawn = jax.random.normal(key, subspace.shape) * spread[:, None]
     drawn = drawn / jnp.maximum(jnp.linalg.norm(drawn, axis=0), 1e-9)
     return jnp.linalg.qr(drawn - subspace @ (subspace.T @ drawn))[0]
 

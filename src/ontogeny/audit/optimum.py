@@ -99,10 +99,8 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
                     other, other_sure = clear(values)
                     apart = sure & other_sure & (best != other)
                     follows = (life.action == best).astype(float) - (life.action == other)
-                    found[f"agrees, not {rival}"], found[f"asked, not {rival}"] = (
-                        jnp.sum(apart * follows),
-                        jnp.sum(apart),
-                    )
+                    found[f"agrees, not {rival}"] = jnp.sum(apart * follows)
+                    found[f"asked, not {rival}"] = jnp.sum(apart)
         return found
 
     return over_lives(one, keys)
