@@ -10,6 +10,7 @@ that goes to whatever object is nearest, a taxis, a random walk.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ class Thresholds(NamedTuple):
     competent: float = 0.75  # of lives without it
 
 
-def build(*, lives: int = 200, walls: float = 0.15) -> Test:
+def build(*, lives: int = 100, walls: float = 0.15) -> Test:
     def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         return measured(subject, keys, walls)
 
@@ -67,8 +68,8 @@ def measured(subject: Subject, keys: Key, walls: float) -> Mapping[str, np.ndarr
         state, _ = world.reset(chances(key).task)
         wall, asked = barrier(jax.random.fold_in(key, 1), state.task.walls, state.cell, state.task.goal)
 
-        def arrives(name: str, walled: bool) -> Array:
-            there = with_wall(world, wall) if walled else world
+        def arrives(name: str, walled: Array) -> Array:
+            there = with_wall(world, wall, walled)
             agent, drives = built[name]
             genome = walkers[name].genome(agent, there, drives)
             _, life = lived(walkers[name], key, agent, there, drives, genome)
@@ -76,7 +77,7 @@ def measured(subject: Subject, keys: Key, walls: float) -> Mapping[str, np.ndarr
             in_time = jnp.arange(len(life.outcome)) < distances(layout, state.task.goal)[state.cell] + SLACK
             return jnp.any((life.outcome[:, 0] > 0) & in_time & (jnp.cumsum(life.first) == 1))
 
-        found = {name: jnp.stack([arrives(name, walled) for walled in (False, True)]) for name in walkers}
+        found = {name: jax.vmap(partial(arrives, name))(jnp.array([False, True])) for name in walkers}
         return {name: each.astype(jnp.float32) for name, each in found.items()} | {"asked": asked}
 
     return over_lives(one, keys)
@@ -94,12 +95,16 @@ def barrier(key: Key, walls: Array, start: Array, goal: Array) -> tuple[Array, A
     return pick(key, fits), jnp.any(fits)
 
 
-def with_wall(world: World, wall: Array) -> World:
+def with_wall(world: World, wall: Array, walled: Array) -> World:
+    """The same world with a new wall there, if so."""
+
     def reset(key: Key) -> tuple[object, TimeStep]:
         state, time_step = world.reset(key)
-        walls = state.task.walls.at[wall].set(True)
+        walls = state.task.walls.at[wall].max(walled)
         blocked = jnp.stack([moved(walls, state.cell, action) == state.cell for action in range(4)])
-        seen = time_step.observation.at[wall].set(1.0).at[-4:].set(blocked.astype(jnp.float32))
+        seen = (
+            time_step.observation.at[wall].set(walls[wall].astype(jnp.float32)).at[-4:].set(blocked.astype(jnp.float32))
+        )
         return state._replace(task=state.task._replace(walls=walls)), time_step._replace(observation=seen)
 
     return world._replace(reset=reset)
