@@ -150,17 +150,19 @@ def bandit_of(subject: Subject) -> World:
     return subject.home if subject.home.spec.name == "bandit" else registry.build("worlds", "bandit")
 
 
-def over_lives(one: Callable[[Key], PyTree], keys: Key) -> Any:
-    """`one(key)` for all keys [N], split over the devices and some at a time -> numpy arrays with a leading axis N."""
+def over_lives(one: Callable[..., PyTree], keys: Key, *given: PyTree) -> Any:
+    """`one(key, *given)` for all keys [N], split over the devices and some at a time -> numpy arrays with a leading
+    axis N."""
     devices = jax.local_devices()
     each = -(-len(keys) // len(devices))
     filled = keys[jnp.minimum(jnp.arange(each * len(devices)), len(keys) - 1)]
     mesh, split = Mesh(np.array(devices), ("lives",)), PartitionSpec("lives")
 
-    def some(keys: Key) -> PyTree:
-        return jax.lax.map(one, keys, batch_size=min(each, LIVES_AT_ONCE))
+    def some(keys: Key, *given: PyTree) -> PyTree:
+        return jax.lax.map(lambda key: one(key, *given), keys, batch_size=min(each, LIVES_AT_ONCE))
 
-    found = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))(filled)
+    specs = (split, *(PartitionSpec() for _ in given))
+    found = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))(filled, *given)
     return jax.tree.map(lambda array: np.asarray(array)[: len(keys)], jax.device_get(found))
 
 

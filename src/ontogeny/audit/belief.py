@@ -99,7 +99,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     subspace = jnp.asarray(encoding(held, links), jnp.float32)  # [D, k]
     spread = jnp.asarray(held.std(axis=0), jnp.float32)  # [D]
 
-    def of_link(key: Key, link: Array) -> dict[str, Array]:
+    def of_link(key: Key, subspace: Array, spread: Array, link: Array) -> dict[str, Array]:
         flip = jax.nn.one_hot(link, LINKS, dtype=jnp.int32)
         host, donor = before_choice(key, 0 * flip, link), before_choice(key, flip, link)
         mine = reals(host.state.activations)
@@ -127,7 +127,10 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
             "whole": follows(donor.state.activations),
         }
 
-    return over_lives(lambda key: jax.vmap(partial(of_link, key))(jnp.arange(LINKS)), keys)
+    def of_all(key: Key, subspace: Array, spread: Array) -> dict[str, Array]:
+        return jax.vmap(partial(of_link, key, subspace, spread))(jnp.arange(LINKS))
+
+    return over_lives(of_all, keys, subspace, spread)
 
 
 def encoding(held: np.ndarray, links: np.ndarray) -> np.ndarray:

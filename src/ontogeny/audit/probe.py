@@ -8,7 +8,7 @@ network with its genome before development, led through the same history, becaus
 they are fed. What can be read out need not be used: only `belief` asks that.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -58,6 +58,17 @@ class Read(NamedTuple):
     means: Array  # [T, A] of the posteriors
 
 
+class Linear(NamedTuple):
+    """A probe that is fitted: [T, D] -> [T, A]."""
+
+    weights: Array  # [D, A]
+    start: Array  # [D]
+    goal: Array  # [A]
+
+    def __call__(self, seen: Array) -> Array:
+        return (seen - self.start) @ self.weights + self.goal
+
+
 def build(*, lives: int = 100) -> Test:
     return Test("probe", False, lives, measure, judge, Thresholds(), PREDICTED)
 
@@ -92,9 +103,9 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         "control": fitted(fit.held, elsewhere),
         "untrained": fitted(fit.untrained, fit.means),
     }
-    middle = jnp.asarray(fit.means.mean(axis=(0, 1)))
+    middle = fit.means.mean(axis=(0, 1))
 
-    def one(key: Key) -> dict[str, Array]:
+    def one(key: Key, probes: dict[str, Linear]) -> dict[str, Array]:
         mine, other = read(key), read(another_life(key, 1))
         left = {
             "held": probes["held"](mine.held) - mine.means,
@@ -104,7 +115,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         squares = {"all": mine.means - middle, "all of control": other.means - middle} | left
         return {name: jnp.sum(each**2) for name, each in squares.items()}
 
-    return over_lives(one, keys) | {"echoes": np.full(len(keys), echoes)}
+    return over_lives(one, keys, probes) | {"echoes": np.full(len(keys), echoes)}
 
 
 def scripted(world: World, actions: Array) -> World:
@@ -122,15 +133,14 @@ def scripted(world: World, actions: Array) -> World:
     return world._replace(reset=reset, step=step)
 
 
-def fitted(held: np.ndarray, labels: np.ndarray) -> Callable[[Array], Array]:
-    """A ridge regression on lives [M, T, D] -> [M, T, A]; its prediction [T, D] -> [T, A]."""
+def fitted(held: np.ndarray, labels: np.ndarray) -> Linear:
+    """A ridge regression on lives, [M, T, D] -> [M, T, A]."""
     rows, targets = held.reshape(-1, held.shape[-1]).astype(np.float64), labels.reshape(-1, labels.shape[-1])
     middle, aim = rows.mean(axis=0), targets.mean(axis=0)
     rows, targets = rows - middle, targets - aim
     gram = rows.T @ rows + (RIDGE * float(np.mean(rows**2)) * len(rows) + 1e-12) * np.eye(rows.shape[1])
-    weights = jnp.asarray(np.linalg.solve(gram, rows.T @ targets), jnp.float32)
-    start, goal = jnp.asarray(middle, jnp.float32), jnp.asarray(aim, jnp.float32)
-    return lambda seen: (seen - start) @ weights + goal
+    weights = np.linalg.solve(gram, rows.T @ targets)
+    return Linear(*(jnp.asarray(each, jnp.float32) for each in (weights, middle, aim)))
 
 
 def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:

@@ -52,7 +52,7 @@ class Thresholds(NamedTuple):
     smallest: float = 0.05  # what the better choice leaves of a difference of differences of stay probabilities
 
 
-def build(*, lives: int = 200) -> Test:
+def build(*, lives: int = 400) -> Test:
     return Test("plans", False, lives, measure, judge, Thresholds(), PREDICTED)
 
 
