@@ -43,6 +43,7 @@ from ontogeny.types import Key, Percept, PyTree, State
 LINKS, EXPOSURES, TRIALS = 3, 12, 40
 DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FITTED = 256  # lives
+OTHERS = 64  # random subspaces, drawn among lives
 DRAWS = 8  # choices from one state, for agents that choose by chance
 PREDICTED = predicted(
     "planner",
@@ -96,16 +97,16 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         return reals(moment.state.activations), moment.links
 
     held, links = over_lives(at_random, other_lives(keys, FITTED))
-    subspace = jnp.asarray(encoding(held, links), jnp.float32)  # [D, k]
-    spread = jnp.asarray(held.std(axis=0), jnp.float32)  # [D]
+    subspace = encoding(held, links)
+    given = [jnp.asarray(each, jnp.float32) for each in (subspace, random_subspaces(subspace, held.std(axis=0)))]
 
-    def of_link(key: Key, subspace: Array, spread: Array, link: Array) -> dict[str, Array]:
+    def of_link(key: Key, subspace: Array, others: Array, link: Array) -> dict[str, Array]:
         flip = jax.nn.one_hot(link, LINKS, dtype=jnp.int32)
         host, donor = before_choice(key, 0 * flip, link), before_choice(key, flip, link)
         mine = reals(host.state.activations)
         between = reals(donor.state.activations) - mine
         change = subspace @ (subspace.T @ between)
-        other = random_subspace(jax.random.fold_in(key, 2), subspace, spread)
+        other = others[jax.random.randint(jax.random.fold_in(key, 2), (), 0, OTHERS)]
         control = other @ (other.T @ between)
         control = control * jnp.linalg.norm(change) / jnp.maximum(jnp.linalg.norm(control), 1e-9)
 
@@ -127,10 +128,10 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
             "whole": follows(donor.state.activations),
         }
 
-    def of_all(key: Key, subspace: Array, spread: Array) -> dict[str, Array]:
-        return jax.vmap(partial(of_link, key, subspace, spread))(jnp.arange(LINKS))
+    def of_all(key: Key, subspace: Array, others: Array) -> dict[str, Array]:
+        return jax.vmap(partial(of_link, key, subspace, others))(jnp.arange(LINKS))
 
-    return over_lives(of_all, keys, subspace, spread)
+    return over_lives(of_all, keys, *given)
 
 
 def encoding(held: np.ndarray, links: np.ndarray) -> np.ndarray:
@@ -141,14 +142,11 @@ def encoding(held: np.ndarray, links: np.ndarray) -> np.ndarray:
     return directions[sizes > 1e-6].T
 
 
-def random_subspace(key: Key, subspace: Array, spread: Array) -> Array:
-    """As many orthonormal directions [D, k], orthogonal to the subspace; numbers that never change have no part."""
-    k = subspace.shape[1]
-    if k == 0:
-        return subspace
-    drawn = jax.random.normal(key, subspace.shape) * spread[:, None]
-    drawn = drawn / jnp.maximum(jnp.linalg.norm(drawn, axis=0), 1e-9)
-    return jnp.linalg.qr(drawn - subspace @ (subspace.T @ drawn))[0]
+def random_subspaces(subspace: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """`OTHERS` times as many orthonormal directions [D, k], orthogonal to the subspace; a number that never changes has
+    no part in them."""
+    drawn = np.random.default_rng(0).normal(size=(OTHERS, *subspace.shape)) * spread[:, None]
+    return np.linalg.qr(drawn - subspace @ (subspace.T @ drawn))[0]
 
 
 def reals(activations: PyTree) -> Array:
