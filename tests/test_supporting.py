@@ -33,6 +33,7 @@ def test_all_are_there_and_say_who_should_show_what_they_look_for():
     known = {*registry.names("organisms"), *registry.names("agents")}
     for name in wanted:
         assert SUPPORTING[name].predicted.keys() <= known
+        assert SUPPORTING[name].question in base.QUESTIONS | base.BESIDE
     told = [(k.subject.name, k.guilty) for k in calibration.knowns(SUPPORTING["transplant"], ["thompson", "clockwork"])]
     assert told == [("thompson", True), ("clockwork", False)]
 

@@ -50,7 +50,7 @@ class Thresholds(NamedTuple):
 
 
 def build(*, lives: int = 200) -> Test:
-    return Test("optimum", False, lives, measure, judge, Thresholds(), PREDICTED)
+    return Test("learns", False, lives, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:

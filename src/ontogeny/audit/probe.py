@@ -70,7 +70,7 @@ class Linear(NamedTuple):
 
 
 def build(*, lives: int = 100) -> Test:
-    return Test("probe", False, lives, measure, judge, Thresholds(), PREDICTED)
+    return Test("learns", False, lives, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:

@@ -3,8 +3,9 @@
 Supporting. Daw et al. 2011 (Neuron 69:1204), Wang et al. 2018 (Nat Neurosci 21:860): whether a choice is repeated, on
 reward x transition of the trial before. Plainly, and with a further regressor, whether that choice was the better one
 (Akam, Costa & Dayan 2015, PLoS Comput Biol 11:e1004648): it takes away what value learners owe to the task and not to
-planning, and cures neither successor representation, nor reward as a cue, nor learned latent states. So simulated
-learners of each kind live the same trials beside the subject. Where paths are fixed, a latent state with answers from
+planning, cures neither successor representation, nor reward as a cue, nor learned latent states, and takes the
+interaction away from a planner that works in the background (Dyna). So simulated learners of each kind live the same
+trials beside the subject. Where paths are fixed, a latent state with answers from
 birth chooses exactly as a planner does; so the subject also lives with paths drawn per life, where it falls to chance.
 
 Ordinary least squares on 0 and 1, errors clustered by lives; predictors are +-1/2, so that the coefficient of the
@@ -42,8 +43,8 @@ BESIDE = ("td_zero", "td_one", "successor", "mimic_frozen", "mimic_learning", "p
 PATHS = ("fixed", "drawn")
 CELLS = ("rewarded common", "rewarded rare", "unrewarded common", "unrewarded rare")
 PREDICTED = predicted(
-    "planner dyna successor reward_as_cue",
-    "td_zero td_lambda td_one mimic_frozen win_stay memoryless clockwork perseverator side_biased",
+    "planner successor mimic_learning reward_as_cue",
+    "dyna td_zero td_lambda td_one mimic_frozen win_stay memoryless clockwork perseverator side_biased",
 )
 
 
