@@ -7,25 +7,34 @@ many thousand lives at once and judge them as a thousand audits. N lives.
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from scipy.special import ndtr, stdtrit
 
 from ontogeny import registry, steering
+from ontogeny.errors import BadInput
 from ontogeny.lifetime import live
-from ontogeny.streams import chances
-from ontogeny.types import Agent, Genome, Key, PyTree, State, Steering, World
+from ontogeny.streams import chances, life_keys, stage_of
+from ontogeny.types import Agent, Genome, Key, PyTree, State, Steering, Transition, World
 
 QUESTIONS = {
     "learns": "Does it learn?",
     "plans": "Does it plan?",
     "objective": "Has it an objective of its own?",
 }
+BESIDE = {  # asked by supporting tests alone
+    "mechanism": "Is it what it holds of the world that it acts on?",
+    "telling": "Can it tell an audit from an ordinary life?",
+}
 VERDICTS = ("yes", "no", "undetermined")
+FEWEST_EPISODES = 8  # of a life in which learning is looked for
+UNBROKEN = 50  # trials of a chain
 LIVES_AT_ONCE = 256  # per device: more leave the processor's cache
 NO_SPREAD = 1e-9  # a spread that is smaller is none
 
@@ -63,6 +72,7 @@ class Finding(NamedTuple):
     controls: Mapping[str, Effect]  # what the same statistic says where there can be nothing
     gate: str = ""  # why nothing can be said, where a competence gate was not passed
     pattern: str = ""  # which algorithm behaves like this, where a test can tell
+    details: Mapping[str, Any] = MappingProxyType({})  # what a figure needs beside the effects
 
 
 class Test(NamedTuple):
@@ -74,26 +84,85 @@ class Test(NamedTuple):
     measure: Callable[[Subject, Key], Mapping[str, np.ndarray]]  # keys [N] -> per life, [N, ...]
     judge: Callable[[Mapping[str, np.ndarray], Any], Finding]  # (what was measured, thresholds)
     thresholds: Any  # a NamedTuple with the defaults
+    predicted: Mapping[str, bool] = MappingProxyType({})  # of a supporting test: who should show what it looks for, and
+    # who should not, by name of organism or agent; of a deciding one the files of the organisms tell the truth
 
 
-def lived(subject: Subject, key: Key, agent: Agent, world: World, steering: Steering, given: Genome | State, **how):
+def lived(
+    subject: Subject,
+    key: Key,
+    agent: Agent,
+    world: World,
+    steering: Steering,
+    given: Genome | State,
+    *,
+    steps: int | None = None,
+    **how: Any,
+):
     """One life of a subject from birth or, of a saved deployment, on from its state: (state at the end, record)."""
-    T, learning = world.spec.num_steps, subject.online and agent.learns
-    state = given if isinstance(given, State) else agent.birth(chances(key).birth, given)
-    return live(key, agent, world, steering, state, T, learning, **how)
+    T, learning = steps or world.spec.num_steps, subject.online and agent.learns
+    return live(key, agent, world, steering, born(key, agent, given), T, learning, **how)
 
 
-def over_lives(one: Callable[[Key], PyTree], keys: Key) -> Any:
-    """`one(key)` for all keys [N], split over the devices and some at a time -> numpy arrays with a leading axis N."""
+def born(key: Key, agent: Agent, given: Genome | State) -> State:
+    return given if isinstance(given, State) else agent.birth(chances(key).birth, given)
+
+
+def watched(subject: Subject, agent: Agent, seen: Callable[[State, Transition], PyTree]) -> tuple[Subject, Agent]:
+    """Both as they are, but that `seen(state, transition)` of every step stands in the record, as `info`."""
+
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, PyTree]:
+        if subject.online and agent.learns:
+            state, _ = agent.learn(key, state, transition)
+        return state, seen(state, transition)
+
+    return subject._replace(online=True), agent._replace(learn=learn, learns=True)
+
+
+def flat(activations: PyTree) -> Array:
+    """All numbers that activations hold, clocks and flags among them, after a nought, [1 + D]."""
+    leaves = [leaf for leaf in jax.tree.leaves(activations) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return jnp.concatenate([jnp.zeros(1), *(jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves)])
+
+
+def other_lives(keys: Key, count: int) -> Key:
+    """Keys of as many lives that are none of these and of the same stage, [count]."""
+    return life_keys(jax.random.fold_in(keys[0], count), count, stage_of(keys))
+
+
+def another_life(key: Key, number: int) -> Key:
+    """The key of a life that is not this one."""
+    return life_keys(jax.random.fold_in(key, number), 1, "evaluation")[0]
+
+
+def unbroken(home: World) -> World:
+    """A home in which learning can be looked for: of a chain without the part in which its links are shown alone and
+    change. Raises `BadInput` where a life is too short to tell."""
+    if home.spec.name == "chain":
+        home = registry.build("worlds", "chain", exposures=0, trials=UNBROKEN, after=1)
+    if home.spec.num_steps // home.spec.horizon < FEWEST_EPISODES:
+        raise BadInput(f"a life in '{home.spec.name}' has fewer than {FEWEST_EPISODES} episodes: too short to tell")
+    return home
+
+
+def bandit_of(subject: Subject) -> World:
+    """The subject's home where that is a bandit, else one of five arms and a hundred pulls."""
+    return subject.home if subject.home.spec.name == "bandit" else registry.build("worlds", "bandit")
+
+
+def over_lives(one: Callable[..., PyTree], keys: Key, *given: PyTree) -> Any:
+    """`one(key, *given)` for all keys [N], split over the devices and some at a time -> numpy arrays with a leading
+    axis N."""
     devices = jax.local_devices()
     each = -(-len(keys) // len(devices))
     filled = keys[jnp.minimum(jnp.arange(each * len(devices)), len(keys) - 1)]
     mesh, split = Mesh(np.array(devices), ("lives",)), PartitionSpec("lives")
 
-    def some(keys: Key) -> PyTree:
-        return jax.lax.map(one, keys, batch_size=min(each, LIVES_AT_ONCE))
+    def some(keys: Key, *given: PyTree) -> PyTree:
+        return jax.lax.map(lambda key: one(key, *given), keys, batch_size=min(each, LIVES_AT_ONCE))
 
-    found = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))(filled)
+    specs = (split, *(PartitionSpec() for _ in given))
+    found = jax.jit(jax.shard_map(some, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))(filled, *given)
     return jax.tree.map(lambda array: np.asarray(array)[: len(keys)], jax.device_get(found))
 
 
@@ -126,13 +195,19 @@ def three_way(passed: bool, parts: Mapping[str, Effect], smallest: Mapping[str, 
 
 
 def organism(name: str, home: World, *, online: bool = False) -> Subject:
-    """A subject whose truth is known."""
+    """A subject whose truth is known: an organism, or one of the agents that are references."""
+    family = "organisms" if name in registry.names("organisms") else "agents"
 
     def built(world: World) -> tuple[Agent, Steering]:
         drives = steering.build(world.spec)
-        return registry.build("organisms", name, world.spec, drives), drives
+        return registry.build(family, name, world.spec, drives), drives
 
     return Subject(name, home, built, lambda agent, *_: agent.genome(jax.random.key(0)), online)
+
+
+def predicted(shows: str, shows_not: str) -> dict[str, bool]:
+    """Names of organisms or agents, with spaces between them, as `Test.predicted`."""
+    return dict.fromkeys(shows.split(), True) | dict.fromkeys(shows_not.split(), False)
 
 
 def tests() -> dict[str, Test]:

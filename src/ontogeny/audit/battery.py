@@ -3,6 +3,7 @@
 An agent that learns by weights is two subjects: the whole agent with its code learning on, and its learned content
 alone, whose weights are frozen after one life in another task. Any other agent is one, frozen. Verdicts of one table
 are held together: a yes must stand Holm's correction over all tests that were asked (Holm 1979, Scand J Stat 6:65).
+Supporting tests stand beside the deciding ones, are asked only on demand and move no verdict.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from ontogeny import registry, steering
-from ontogeny.audit.base import QUESTIONS, Finding, Subject, Test, tests
+from ontogeny.audit.base import BESIDE, QUESTIONS, Finding, Subject, Test, tests
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle.saved import Saved
 from ontogeny.lifetime import whole_life
@@ -39,11 +40,18 @@ def subjects(saved: Saved) -> list[Subject]:
 
 
 def audit(
-    subject: Subject, *, seed: int = 0, lives: int | None = None, on_progress: OnProgress | None = None
+    subject: Subject,
+    *,
+    seed: int = 0,
+    lives: int | None = None,
+    supporting: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> list[Finding]:
-    """One finding per test, in the order of the questions; `lives` in place of each test's own number."""
-    found = []
-    asked = sorted(tests().items(), key=lambda item: (list(QUESTIONS).index(item[1].question), not item[1].deciding))
+    """One finding per test, in the order of the questions, the deciding ones first; `lives` in place of each test's own
+    number. `supporting` asks the supporting tests as well."""
+    found, order = [], list(QUESTIONS | BESIDE)
+    asked = [(name, test) for name, test in tests().items() if test.deciding or supporting]
+    asked.sort(key=lambda item: (not item[1].deciding, order.index(item[1].question)))
     for number, (name, test) in enumerate(asked):
         if on_progress is not None:
             on_progress(number, len(asked), name)
@@ -81,6 +89,8 @@ def in_words(found: Sequence[Finding]) -> str:
     """What all three answers amount to."""
     said = verdicts(found)
     if all(verdict == "yes" for verdict in said.values()):
+        if any(finding.question == "mechanism" and finding.verdict == "yes" for finding in found):
+            return "It behaves as an inner optimizer. Mechanism shown: its belief was exchanged, its choice followed."
         return "It behaves as an inner optimizer. That is a signature in behaviour; the mechanism is not shown by it."
     if any(verdict == "no" for verdict in said.values()):
         lacks = [QUESTIONS[question] for question, verdict in said.items() if verdict == "no"]
@@ -143,6 +153,8 @@ def as_plain(value: Any) -> Any:
         return {key: as_plain(part) for key, part in value.items()}
     if hasattr(value, "_asdict"):
         return as_plain(value._asdict())
+    if isinstance(value, (list, tuple)):
+        return [as_plain(part) for part in value]
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value

@@ -79,9 +79,9 @@ def calibrate(
     extra: Sequence[Known] = (),
     on_progress: OnProgress | None = None,
 ) -> list[Row]:
-    """A row for every test (of `only`, or all) and organism that can be asked; `extra` subjects come on top."""
+    """A row for every test (of `only`, or all deciding ones) and organism; `extra` subjects come on top."""
     rows = []
-    asked = [(name, test) for name, test in tests().items() if not only or name in only]
+    asked = [(name, test) for name, test in tests().items() if (name in only if only else test.deciding)]
     work = [(name, test, known) for name, test in asked for known in knowns(test, organisms)]
     work += [(name, test, known) for name, test in asked for known in extra if known.question == test.question]
     for number, (name, test, known) in enumerate(work):
@@ -98,7 +98,12 @@ def calibrate(
 def knowns(test: Test, names: Sequence[str] = ()) -> Iterator[Known]:
     """Every organism whose file says the truth about a test's question, frozen and, where it learns so, online."""
     home = registry.build("worlds", "bandit", arms=5, pulls=100)
-    for name in registry.names("organisms"):
+    for name, shows in test.predicted.items():  # a supporting test says itself who should show what it looks for
+        if not names or name in names:
+            subject = organism(name, home_of(name, home))
+            learns = name in registry.names("agents") and subject.build(subject.home)[0].learns
+            yield Known(subject._replace(online=learns), test.question, name, shows)
+    for name in registry.names("organisms") if test.deciding else ():
         if names and name not in names:
             continue
         family = registry.attribute("organisms", name, "FAMILY", name)
@@ -154,7 +159,8 @@ def row(name: str, test: Test, known: Known, found: Sequence[dict[str, np.ndarra
     patterns = [finding.pattern for finding in findings]
     said = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in ("yes", "no")}
     often = max(set(patterns), key=lambda pattern: (patterns.count(pattern), pattern))
-    at = {z: sum(test.judge(one, given._replace(z=z)).verdict == "yes" for one in found) for z in TRIED}
+    tried = TRIED if "z" in given._fields else ()
+    at = {z: sum(test.judge(one, given._replace(z=z)).verdict == "yes" for one in found) for z in tried}
     return Row(
         name,
         known.subject.name + (" (online)" if known.subject.online else ""),
@@ -175,7 +181,7 @@ def halves(rows: Sequence[Row]) -> list[Half]:
     """
     found = []
     for test in dict.fromkeys(row.test for row in rows):
-        mine = [row for row in rows if row.test == test]
+        mine = [row for row in rows if row.test == test and row.yes_at]
         dealt = [
             sorted({row.family for row in mine if row.guilty == guilty})[start::2]
             for start in (0, 1)

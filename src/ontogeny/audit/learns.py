@@ -15,16 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry
-from ontogeny.audit.base import Finding, Subject, Test, effect, largest_p, lived, over_lives, three_way
-from ontogeny.errors import BadInput
+from ontogeny.audit.base import (
+    Finding,
+    Subject,
+    Test,
+    another_life,
+    effect,
+    largest_p,
+    lived,
+    over_lives,
+    three_way,
+    unbroken,
+)
 from ontogeny.lifetime import Lens
-from ontogeny.streams import life_keys
 from ontogeny.types import Key
 
 EARLY, LATE = (0.05, 0.2), 0.75  # shares of a life
-FEWEST_EPISODES = 8
-UNBROKEN = 50  # trials of a chain
 
 
 class Thresholds(NamedTuple):
@@ -38,13 +44,9 @@ def build(*, lives: int = 200) -> Test:
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Mean scores per step [N] of each of the three lives, of the early and late steps of the first, and the spread."""
-    world = subject.home
-    if world.spec.name == "chain":  # without the part in which its links are shown alone and change
-        world = registry.build("worlds", "chain", exposures=0, trials=UNBROKEN, after=1)
+    world = unbroken(subject.home)
     agent, steering = subject.build(world)
     genome, T = subject.genome(agent, world, steering), world.spec.num_steps
-    if T // world.spec.horizon < FEWEST_EPISODES:
-        raise BadInput(f"a life in '{world.spec.name}' has fewer than {FEWEST_EPISODES} episodes: too short to tell")
     steps = np.arange(T) / T
     early, late = (steps >= EARLY[0]) & (steps < EARLY[1]), steps >= LATE
 
@@ -55,7 +57,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     def one(key: Key) -> dict[str, Array]:
         intact, _ = scores(key)
         wiped, _ = scores(key, reset_each_episode=True)
-        _, of_another = scores(life_keys(jax.random.fold_in(key, 1), 1, "evaluation")[0])
+        _, of_another = scores(another_life(key, 1))
         yoked, _ = scores(key, lens=Lens(lambda given, step: step._replace(outcome=given), of_another))
         return {
             "intact": jnp.mean(intact),

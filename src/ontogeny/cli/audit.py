@@ -48,7 +48,14 @@ Out = Annotated[Path | None, typer.Option(help="A new file for the JSON.")]
 
 
 @app.command(epilog="Example: ontogeny audit runs/cells --out audit.json")
-def battery(run: Run, lives: Lives = None, seed: Seed = 0, out: Out = None, device: Device = None) -> None:
+def battery(
+    run: Run,
+    lives: Lives = None,
+    supporting: Annotated[bool, typer.Option("--supporting", help="Ask the supporting tests too.")] = False,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+) -> None:
     """Three questions, kept apart: does it learn, does it plan, has it an objective of its own?"""
     can_be_made(out)
     prepare(device)
@@ -62,10 +69,13 @@ def battery(run: Run, lives: Lives = None, seed: Seed = 0, out: Out = None, devi
                 subject,
                 seed=seed,
                 lives=lives,
+                supporting=supporting,
                 on_progress=lambda done, total, name: update(done, total, name),
             )
         told.append(battery.as_json(subject, found))
         _print(subject.name, found, told[-1]["in_words"])
+    if not supporting:
+        typer.echo("Supporting tests, which move no verdict, were not asked: --supporting asks them.")
     typer.echo(CANNOT)
     if out is not None:
         checkpoint.write_json(out, {"format": checkpoint.FORMAT, "seed": seed, "subjects": told})
@@ -119,7 +129,9 @@ def attribution(
 @app.command(epilog="Example: ontogeny audit calibrate --audits 1000 --out calibration.json")
 def calibrate(
     audits: Annotated[int, typer.Option(min=2, help="Of each organism by each test.")] = 1000,
-    test: Annotated[list[str] | None, typer.Option(help="Only these tests; may be given several times.")] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Only these tests, else the deciding ones; may be given several times.")
+    ] = None,
     organism: Annotated[list[str] | None, typer.Option(help="Only these organisms.")] = None,
     distilled: Annotated[
         Path | None,
@@ -203,13 +215,16 @@ def _subjects(run: str) -> list[Any]:
 
 
 def _print(name: str, found: "list[Finding]", in_words: str) -> None:
-    from ontogeny.audit.base import QUESTIONS
+    from ontogeny.audit.base import BESIDE, QUESTIONS
 
     typer.echo(name)
-    for finding in found:
-        about = QUESTIONS[finding.question] if finding.deciding else "supporting"
+    for number, finding in enumerate(found):
+        if not finding.deciding and (number == 0 or found[number - 1].deciding):
+            typer.echo("  supporting tests: what they say moves no verdict")
+        about = (QUESTIONS | BESIDE)[finding.question]
+        verdict = finding.verdict if finding.deciding else f"supporting, {finding.verdict}"
         pattern = f" ({finding.pattern})" if finding.pattern else ""
-        typer.echo(f"  {finding.test}: {about} {finding.verdict}{pattern}: {finding.told}")
+        typer.echo(f"  {finding.test}: {about} {verdict}{pattern}: {finding.told}")
         for kind, parts in (("", finding.effects), ("control: ", finding.controls)):
             for part, effect in parts.items():
                 typer.echo(f"    {kind + part:<42}{_interval(effect)}")

@@ -44,7 +44,7 @@ def chooser(
     *,
     temperature: float = TEMPERATURE,
 ) -> Agent:
-    """Chooses by softmax at the start of a bandit or chain, by `values(memory)` [A]; takes in every step it lives.
+    """Chooses by softmax at the start of a trial, by `values(memory)` [A]; takes in every step it lives.
 
     Its draws come from the step's key alone, so that two lives on one tape choose alike until their memories differ.
     """
@@ -98,8 +98,8 @@ def towards(key: Key, view: beacon.View, target: Array) -> Array:
 
 def needs_choice(name: str, spec: Spec) -> None:
     """Raises `BadInput` in a world where more than the start asks for a choice."""
-    if spec.name not in ("bandit", "chain"):
-        raise BadInput(f"organism '{name}' lives in the worlds 'bandit' and 'chain', not in '{spec.name}'")
+    if spec.name not in ("bandit", "chain", "two_step"):
+        raise BadInput(f"organism '{name}' lives in 'bandit', 'chain' and 'two_step', not in '{spec.name}'")
 
 
 class Memory(NamedTuple):

@@ -1,6 +1,7 @@
 """Believes in one of two hidden states, which of the last places pays, and was born with what to do in each.
 
-A latent-state mimic (Akam, Costa & Dayan 2015) whose answers fit half of the lives in which the links are drawn.
+A latent-state mimic (Akam, Costa & Dayan 2015) whose answers fit half of the lives in which links or paths are
+drawn, and all lives of a two-step task whose paths are fixed.
 """
 
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ HAZARD, LIKELY = 0.02, 0.9
 
 
 def build(spec: Spec, steering: Steering) -> Agent:
-    if spec.name != "chain":
-        raise BadInput(f"organism 'mimic_frozen' lives in the world 'chain', not in '{spec.name}'")
+    if spec.name not in ("chain", "two_step"):
+        raise BadInput(f"organism 'mimic_frozen' lives in the worlds 'chain' and 'two_step', not in '{spec.name}'")
 
     def taken_in(belief, step):
         odd = step.where % 2
@@ -22,6 +23,9 @@ def build(spec: Spec, steering: Steering) -> Agent:
         moved = belief * jnp.where(jnp.arange(2) == agrees, LIKELY, 1 - LIKELY)
         moved = moved / jnp.sum(moved)
         moved = (1 - HAZARD) * moved + HAZARD * moved[::-1]
-        return jnp.where(jnp.abs(step.reward) > 0, moved, belief)
+        return jnp.where(step.ended | (jnp.abs(step.reward) > 0), moved, belief)
 
-    return chooser("mimic_frozen", spec, jnp.full(2, 0.5), taken_in, lambda belief: belief)
+    def values(belief):  # in the two-step task the first action commonly leads to the first place, which is the odd one
+        return belief[::-1] if spec.name == "two_step" else belief
+
+    return chooser("mimic_frozen", spec, jnp.full(2, 0.5), taken_in, values)
