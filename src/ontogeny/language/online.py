@@ -116,7 +116,7 @@ def stream(
             nats[start:stop] = found[row, end - own : end]
             beside[start:stop] = alone[row, short_sizes[row] - own : short_sizes[row]] if kept else nats[start:stop]
         if on_progress is not None:
-            on_progress(int(stop), len(tokens) - 1)
+            on_progress(int(min(some[-1] + plan.block, len(tokens) - 1)), len(tokens) - 1)
     return nats, beside, read.model(trained, weights.content)
 
 
@@ -163,7 +163,7 @@ def by_block(found: Reading, block: int) -> np.ndarray:
     """Mean nats per token of stretches of about `block` tokens in the order of `attribution.split`: [N, 5]."""
     cells = np.stack(found[:5], axis=1)
     starts = np.arange(0, max(len(cells) - block + 1, 1), block)
-    return np.add.reduceat(cells, starts, axis=0) / np.diff([*starts, len(cells)])[:, None]
+    return np.add.reduceat(cells, starts, axis=0) / np.diff(np.append(starts, len(cells)))[:, None]
 
 
 def as_record(model: LanguageModel, found: Reading, tokens: np.ndarray, plan: Plan) -> dict[str, Any]:
