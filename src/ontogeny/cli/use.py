@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ontogeny.cli import language
 from ontogeny.cli.shared import (
     Device,
     Drives,
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A finished run or a saved deployment.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="A finished run, a saved deployment, or a language model's folder.")
+    ] = None,
     agent: Annotated[str | None, typer.Option(help="In place of a run: NAME[:setting=value,...].")] = None,
     world: World = None,
     drive: Drives = None,
@@ -38,6 +41,13 @@ def evaluate(
     reset_each_episode: Annotated[
         bool, typer.Option("--reset-each-episode", help="Restore activations where an episode begins.")
     ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Of a language model: the text to score; by default what its run held out.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens scored per window; by default half of the context.")] = None,
+    despite_overlap: Annotated[
+        bool, typer.Option("--despite-overlap", help="Score a --text although the training text holds parts of it.")
+    ] = False,
     seed: Annotated[
         int, typer.Option(help="Draws the tasks, the same for every agent, and the genome of an --agent.")
     ] = 0,
@@ -45,11 +55,19 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="A new file for the JSON.")] = None,
     device: Device = None,
 ) -> None:
-    """Score an agent on tasks that no training can have drawn, with a 95 % interval."""
+    """Score an agent on tasks that no training can have drawn, or a language model on a text, with a 95 % interval."""
     if (run is None) == (agent is None):
         raise BadInput("name either a run or an --agent with its --world")
     can_be_made(out)
     prepare(device)
+    from ontogeny.language.model import is_language
+
+    if run is not None and (text is not None or is_language(run)):
+        if world or drive or reset_each_episode:
+            raise BadInput("a language model is scored on a text: it has no --world, --drive or --reset-each-episode")
+        return language.evaluate(run, text, online, stride, despite_overlap, as_json, out)
+    if text is not None or stride is not None or despite_overlap:
+        raise BadInput("--text, --stride and --despite-overlap are for the run of a language model")
     from ontogeny.lifecycle import checkpoint
     from ontogeny.lifecycle.evaluate import evaluate
     from ontogeny.lifecycle.subject import checked_seed

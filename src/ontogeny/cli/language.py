@@ -1,0 +1,223 @@
+"""The commands of a language model: train text, evaluate with a text, generate, export."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ontogeny.cli import development
+from ontogeny.cli.shared import Device, Seed, can_be_made, count, note, progress, short
+from ontogeny.cli.start import prepare
+from ontogeny.errors import BadInput
+
+if TYPE_CHECKING:
+    from ontogeny.language.evaluate import Evaluation, Score
+
+
+class _Group(TyperGroup):
+    """`ontogeny train --agent ...` is short for `ontogeny train agent --agent ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] != "--help":
+            args = ["agent", *args]
+        return super().parse_args(ctx, args)
+
+
+training = typer.Typer(
+    cls=_Group,
+    help="Develop an agent, or a language model on your own text; a run that was killed goes on with the same command.",
+    epilog="Examples: ontogeny train --agent recurrent_cells --world bandit:pulls=10 "
+    "--development evolution:generations=100 --seed 0 --out runs/cells; ontogeny train text mine.txt --out runs/mine",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+training.command(
+    "agent", epilog="Example: ontogeny train agent --agent recurrent_cells --world bandit:pulls=10 --out runs/cells"
+)(development.train)
+
+
+@training.command(epilog="Example: ontogeny train text mine.txt --size nano --tokenizer bpe --out runs/mine")
+def text(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Texts in UTF-8; each is one document.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that is unfinished is resumed.")],
+    size: Annotated[str, typer.Option(help="pico, nano, micro, small, medium or large; the rest follows.")] = "nano",
+    architecture: Annotated[str, typer.Option(help="gpt2, or modern: rotary, RMSNorm, SwiGLU, no biases.")] = "gpt2",
+    tokenizer: Annotated[str, typer.Option(help="bytes, characters or bpe.")] = "bpe",
+    vocabulary: Annotated[int, typer.Option(help="Tokens of BPE.")] = 1024,
+    held_out: Annotated[float, typer.Option(help="Share of the text that is not trained on.")] = 0.1,
+    split: Annotated[str, typer.Option(help="Hold out the tail of each file, or whole files: tail or document.")] = (
+        "tail"
+    ),
+    layers: Annotated[int | None, typer.Option(help="In place of the size's.")] = None,
+    heads: Annotated[int | None, typer.Option(help="In place of the size's.")] = None,
+    width: Annotated[int | None, typer.Option(help="In place of the size's.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens that it looks back on; in place of the size's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows in one product; in place of the size's.")] = None,
+    accumulate: Annotated[int, typer.Option(help="Such products in one step.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="By default 20 tokens per weight, at most 8 times the text.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = "adamw",
+    learning_rate: Annotated[float | None, typer.Option(help="At its highest; in place of the size's.")] = None,
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which it rises.")] = 0.05,
+    decay: Annotated[str, typer.Option(help="How it falls to a tenth: cosine or linear.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
+    clip: Annotated[float, typer.Option(help="The most that a gradient's norm may be.")] = 1.0,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: by the device.")] = "auto",
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="Between checkpoints.")] = 10.0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Train a language model on text; leaves weights, tokenizer, records and a page with the loss."""
+    given = {key: value for key, value in locals().items() if key not in ("files", "out", "every", "device")}
+    prepare(device)
+    from ontogeny.language import report
+    from ontogeny.language.train import Moment, Plan, train
+    from ontogeny.lifecycle import checkpoint
+
+    with progress("training", "tokens") as update:
+
+        def on_progress(at: Moment) -> None:
+            held = "" if at.held_out is None else f", held out {at.held_out:.3f}"
+            told = f"step {at.step:,} of {at.steps:,}, loss {at.loss:.3f}{held}"
+            update(at.step * at.tokens, at.steps * at.tokens, told)
+
+        train(Plan(**given), files, out, on_progress=on_progress, every=every)
+    made = checkpoint.about(out, "weights")
+    typer.echo(
+        f"{out}: {count(made['numbers'], 'weight')} after {count(made['step'], 'step')} and {made['tokens']:,} tokens, "
+        f"held-out loss {short(made['held_out'])} nats per token, weights digest {made['digest'][:16]}"
+    )
+    typer.echo(f"wrote {report.write(out)}")
+
+
+def generate(
+    run: Annotated[Path, typer.Argument(help="A run of `train text`, or a GPT-2 folder of Hugging Face.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to continue; may be given several times.")] = None,
+    tokens: Annotated[int, typer.Option(help="The most tokens of one continuation.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Only so many of the most probable tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Only the most probable tokens that together have this much.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Continuations of each prompt.")] = 1,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, one per continuation.")] = False,
+    device: Device = None,
+) -> None:
+    """Continue a text; the same command gives the same text."""
+    prepare(device)
+    from ontogeny.language import generate as language
+    from ontogeny.language.model import load
+
+    model = load(run)
+    prompts = prompt or [""]
+    alone = len(prompts) * n == 1 and not as_json
+    if alone:
+        language.tokenized(model, prompts[0])  # what is wrong with it is said before anything is printed
+        language.checked(language.Sampling(temperature, top_k, top_p))
+        typer.echo(prompts[0], nl=False)
+    found = language.generate(
+        model,
+        prompts,
+        tokens=tokens,
+        sampling=language.Sampling(temperature, top_k, top_p),
+        stop=stop or (),
+        seed=seed,
+        n=n,
+        on_text=(lambda _, text: typer.echo(text, nl=False)) if alone else None,
+    )
+    if alone:
+        typer.echo()
+        return
+    for number, each in enumerate(found):
+        of = prompts[number // n]
+        if as_json:
+            record = {"prompt": of, "text": each.text, "tokens": list(each.tokens), "reason": each.reason}
+            typer.echo(json.dumps(record | {"seed": seed, "index": number % n}))
+        else:
+            typer.echo(f"--- prompt {number // n + 1}, continuation {number % n + 1}\n{of}{each.text}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run of `train text` with --architecture gpt2.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+) -> None:
+    """Write a language model as a GPT-2 folder that Hugging Face's transformers loads."""
+    can_be_made(out)
+    prepare(None)
+    from ontogeny.language import hugging_face
+    from ontogeny.language.model import load
+
+    model = load(run)
+    typer.echo(f"wrote {hugging_face.write(out, model.config, model.weights, model.tokenizer)}")
+
+
+def evaluate(
+    run: Path,
+    text: Path | None,
+    online: bool,
+    stride: int | None,
+    despite_overlap: bool,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """What `ontogeny evaluate` does with a language model."""
+    from ontogeny.language import evaluate as language
+    from ontogeny.language.model import load
+    from ontogeny.lifecycle import checkpoint
+
+    if online:
+        raise BadInput("a text is read frozen: --online is for agents in a world")
+    model = load(run)
+    content = None if text is None else language.read_text(text)
+    with progress("evaluating", "tokens") as update:
+
+        def on_progress(done: int, total: int) -> None:
+            update(done, total, f"{done:,} of {total:,} tokens")
+
+        if content is None:
+            found = language.evaluate_held_out(model, stride=stride, on_progress=on_progress)
+        else:
+            found = language.evaluate(
+                model, content, stride=stride, despite_overlap=despite_overlap, on_progress=on_progress
+            )
+    if content is not None and found.overlap is None:
+        note("what this model was trained on is not known here, so whether the text overlaps it cannot be said")
+    record = {"model": str(run), "text": None if text is None else text.name} | language.as_record(found)
+    if out is not None:
+        checkpoint.write_json(out, record)
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        _print(run, text, found)
+
+
+def _print(run: Path, text: Path | None, found: "Evaluation") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    rows = [
+        ("model", str(run)),
+        ("text", "held out by its run" if text is None else str(text)),
+        ("perplexity", f"{_interval(found.perplexity)} per token"),
+        ("bits per byte", _interval(found.bits_per_byte)),
+        ("scored", f"{found.tokens:,} tokens, {found.bytes:,} bytes"),
+        ("window", f"{found.context} tokens, stride {found.stride}"),
+        ("interval", f"over {count(found.blocks, 'block')} of {found.block} tokens"),
+    ]
+    if found.overlap is not None:
+        shared = found.overlap
+        rows.append(
+            ("overlap", f"{shared.share:.2%} of {shared.runs:,} runs of {shared.words} words are in the training text")
+        )
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _interval(score: "Score") -> str:
+    if math.isnan(score.low):
+        return f"{score.mean:.4f} (one block: no interval)"
+    return f"{score.mean:.4f}   95 % interval {score.low:.4f} to {score.high:.4f}"

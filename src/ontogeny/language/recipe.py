@@ -1,0 +1,152 @@
+"""How weights are trained: AdamW or Muon, warm-up and decay, clipping; many steps in one dispatch.
+
+AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101. Muon: Jordan et al. 2024, for the matrices of the blocks, with the
+step scaled to AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from ontogeny.content import transformer
+from ontogeny.content.transformer import Block, Config, Norm, Transformer
+from ontogeny.errors import BadInput, at_least
+from ontogeny.types import Weights
+
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Recipe(NamedTuple):
+    """All that decides about a training but text, model and seed."""
+
+    steps: int
+    batch: int = 12  # windows in one product
+    accumulate: int = 1  # such products before the weights change
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    floor: float = 0.1  # of the learning rate, at the end
+    warmup: float = 0.05  # share of the steps
+    decay: str = "cosine"
+    weight_decay: float = 0.1
+    beta: float = 0.99  # of the second moment
+    clip: float = 1.0  # of the gradient's norm
+    precision: str = "float32"  # of products; weights and moments are float32
+
+
+Step = Callable[[Weights, Array], tuple[Weights, dict[str, Array]]]
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe itself; `BadInput` where nothing could be trained by it."""
+    at_least(1, steps=recipe.steps, batch=recipe.batch, accumulate=recipe.accumulate)
+    at_least(0, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    if not recipe.clip > 0:
+        raise BadInput(f"the setting 'clip' must be above 0, not {recipe.clip}")
+    for name in ("floor", "warmup", "beta"):
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise BadInput(f"the setting '{name}' lies between 0 and 1, not {getattr(recipe, name)}")
+    for name, known in (
+        ("optimizer", OPTIMIZERS),
+        ("decay", ("cosine", "linear")),
+        ("precision", tuple(PRECISIONS)),
+    ):
+        if getattr(recipe, name) not in known:
+            raise BadInput(f"the setting '{name}' must be one of {', '.join(known)}, not '{getattr(recipe, name)}'")
+    return recipe
+
+
+def schedule(recipe: Recipe) -> optax.Schedule:
+    """The learning rate by step: a line up from 0, then a cosine's half or a line down to `floor` of it."""
+    warm = round(recipe.warmup * recipe.steps)
+    rest = max(recipe.steps - warm, 1)
+    if recipe.decay == "cosine":
+        down = optax.cosine_decay_schedule(recipe.learning_rate, rest, recipe.floor)
+    else:
+        down = optax.linear_schedule(recipe.learning_rate, recipe.floor * recipe.learning_rate, rest)
+    up = optax.linear_schedule(recipe.learning_rate / max(warm, 1), recipe.learning_rate, max(warm - 1, 1))
+    return optax.join_schedules([up, down], [warm]) if warm else down
+
+
+def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """Weight decay is for matrices alone; embeddings, positions, norms and biases are AdamW's under Muon too."""
+    rate = schedule(recipe)
+    adam = optax.adamw(rate, b2=recipe.beta, weight_decay=recipe.weight_decay, mask=_is_matrix)
+    if recipe.optimizer == "muon":
+        muon = optax.contrib.muon(rate, weight_decay=recipe.weight_decay, consistent_rms=0.2)
+        adam = optax.partition({"muon": muon, "adam": adam}, _of_blocks)
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), adam)
+
+
+def step(config: Config, recipe: Recipe) -> Step:
+    """One step, (weights, tokens [accumulate, batch, T + 1]) -> weights, {loss, norm}: the world model's `update`."""
+    transformation, compute = optimizer(recipe), PRECISIONS[recipe.precision]
+
+    def loss(content: Transformer, tokens: Array) -> Array:
+        return transformer.losses(config, content, tokens, compute).mean()
+
+    def take(weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
+        if recipe.accumulate == 1:
+            value, gradient = jax.value_and_grad(loss)(weights.content, tokens[0])
+        else:
+            value, gradient = _accumulated(loss, weights.content, tokens)
+        change, scratch = transformation.update(gradient, weights.scratch, weights.content)
+        content = optax.apply_updates(weights.content, change)
+        return Weights(content, scratch), {"loss": value, "norm": optax.tree.norm(gradient)}
+
+    return take
+
+
+def born(key: Array, config: Config, recipe: Recipe) -> Weights:
+    """New weights with the optimizer's moments as scratch."""
+    content = transformer.initial(key, config)
+    return Weights(content, optimizer(recipe).init(content))
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def take_steps(
+    config: Config, recipe: Recipe, weights: Weights, tokens: Array
+) -> tuple[Weights, dict[str, Array]]:
+    """As many steps as `tokens` [S, accumulate, batch, T + 1] has, in one dispatch; info [S] each."""
+    return jax.lax.scan(step(config, recipe), weights, tokens)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def losses(config: Config, precision: str, content: Transformer, tokens: Array) -> Array:
+    """Nats per token, [N, T], of windows [N, T + 1]."""
+    return transformer.losses(config, content, tokens, PRECISIONS[precision])
+
+
+def _accumulated(loss: Callable[[Transformer, Array], Array], content: Transformer, tokens: Array) -> tuple[Any, Any]:
+    """The mean loss and gradient over the first axis, one product at a time."""
+
+    def add(total: Any, each: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(content, each)), None
+
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, content))
+    total, _ = jax.lax.scan(add, zero, tokens)
+    return jax.tree.map(lambda leaf: leaf / len(tokens), total)
+
+
+def _is_matrix(weights: Transformer) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim == 2, weights)
+
+
+def _of_blocks(weights: Transformer) -> Any:
+    """Which optimizer each weight is trained by."""
+    labels = jax.tree.map(lambda leaf: "adam", weights)
+    return labels._replace(blocks=tuple(_of_block(block) for block in weights.blocks))
+
+
+def _of_block(block: Block) -> Block:
+    """Norms hold vectors, and products matrices with a vector beside."""
+    parts = (
+        jax.tree.map(lambda leaf: "muon" if leaf.ndim == 2 and not isinstance(part, Norm) else "adam", part)
+        for part in block
+    )
+    return Block(*parts)
