@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ def test_other_weights_beside_change_no_bit(engine, weights):
 def test_scores_are_those_of_the_whole_sequence_at_once(engine, weights):
     prompt = tuple(range(50, 100))
     scores, _, _ = ask_all(engine, [Question(weights, prompt, 0, Taste(0.0), 256, 2, echo=True)])[0]
-    logits = forward(CONFIG, weights, np.array([prompt], np.int32))[0]
+    logits = forward(CONFIG, weights, jax.numpy.array([prompt], jax.numpy.int32))[0]
     expected = jax.nn.log_softmax(logits)[np.arange(49), np.array(prompt[1:])]
     assert scores[0].logprob is None
     np.testing.assert_allclose([s.logprob for s in scores[1:]], expected, atol=2e-5)
@@ -127,9 +128,7 @@ def test_a_row_is_free_again_soon_after_its_owner_leaves(engine, weights):
 
 
 def test_time_is_limited_in_the_row_and_in_the_queue(weights):
-    import time
-
-    engine = Engine(CONFIG, rows=8, queue=8)
+    engine = Engine(CONFIG, rows=8, queue=9)
     engine.start(weights)
     slow = [Answer() for _ in range(8)]
     for answer in slow:

@@ -1,4 +1,4 @@
-"""From logits to a token, and to log-probabilities. In float64, one row at a time, by the request's seed and place alone.
+"""From logits to a token and log-probabilities, in float64, one row at a time, by the request's seed and place alone.
 
 Nucleus: Holtzman et al. 2020, arXiv 1904.09751, section 3.1.
 """

@@ -240,8 +240,10 @@ class Engine:
         return None
 
     def _read_prompts(self) -> None:
-        """Some chunks, of those who came first; at least as many as could be read while nobody else waits for tokens."""
-        unread = [(row.since, tile, at) for tile in self._tiles for at, row in enumerate(tile.rows) if row and row.waiting]
+        """Some chunks, of those who came first, so that those who are being answered need not wait for long prompts."""
+        unread = [
+            (row.since, tile, at) for tile in self._tiles for at, row in enumerate(tile.rows) if row and row.waiting
+        ]
         for _, tile, at in sorted(unread, key=lambda found: found[0])[:CHUNKS]:
             row = tile.rows[at]
             assert row is not None and tile.weights is not None

@@ -77,7 +77,9 @@ def open_line(store: Store, deployment: str, owner: str, base: str, learner: str
     with store.transaction() as connection:
         row = connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
         if row is None:
-            asked = "SELECT coalesce(max(frozen), 0) FROM lines WHERE deployment = ?"  # a new line freezes with the others
+            asked = (
+                "SELECT coalesce(max(frozen), 0) FROM lines WHERE deployment = ?"  # a new line freezes with the others
+            )
             frozen = connection.execute(asked, (deployment,)).fetchone()[0]
             connection.execute(
                 "INSERT INTO lines VALUES (?, ?, ?, ?, ?, 0, 0, 0, ?)", (name, deployment, owner, base, learner, frozen)
@@ -148,9 +150,7 @@ def contributions(store: Store, line: str) -> list[Contribution]:
 
 
 def version(store: Store, line: str, number: int) -> Version:
-    row = store.connection.execute(
-        "SELECT * FROM versions WHERE line = ? AND number = ?", (line, number)
-    ).fetchone()
+    row = store.connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, number)).fetchone()
     if row is None:
         raise BadInput(f"the line '{line}' has no version {number}")
     return _version(row)
@@ -187,9 +187,7 @@ def learned(
         if not _unmoved(connection, before):
             return None
         made = _new_version(connection, before.line, before.head, number, digest, held_out, distance)
-        connection.execute(
-            "UPDATE lines SET head = ?, position = ? WHERE line = ?", (made.number, number, before.line)
-        )
+        connection.execute("UPDATE lines SET head = ?, position = ? WHERE line = ?", (made.number, number, before.line))
         _decide(connection, before.line, "learned", number, made.number, held_out, reason)
     return made
 
@@ -207,9 +205,7 @@ def refused(store: Store, before: Line, number: int, held_out: float | None, rea
 def snapshot(store: Store, line: str, number: int, file: str | None) -> None:
     """Says in which file a version is; None: no longer in any."""
     with store.transaction() as connection:
-        connection.execute(
-            "UPDATE versions SET snapshot = ? WHERE line = ? AND number = ?", (file, line, number)
-        )
+        connection.execute("UPDATE versions SET snapshot = ? WHERE line = ? AND number = ?", (file, line, number))
 
 
 def rollback(store: Store, line: str, to: int, who: str) -> Version:
@@ -264,10 +260,14 @@ def erase(store: Store, number: int, who: str) -> list[str]:
             )
             # What came after it is undecided again, unless it went out of use by going back; what was refused before
             # it stays refused.
-            _decide(connection, name, "erased", number, head.number, head.held_out, f"by {who}; learned again from here")
+            _decide(
+                connection, name, "erased", number, head.number, head.held_out, f"by {who}; learned again from here"
+            )
         else:
             connection.execute("UPDATE lines SET epoch = epoch + 1 WHERE line = ?", (name,))
-            _decide(connection, name, "erased", number, head.number, head.held_out, f"by {who}; it had not been learned")
+            _decide(
+                connection, name, "erased", number, head.number, head.held_out, f"by {who}; it had not been learned"
+            )
     store.forget_log()
     return files
 
