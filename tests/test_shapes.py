@@ -21,7 +21,7 @@ from jaxtyping import AbstractArray, Float, TypeCheckError, jaxtyped
 import ontogeny
 from ontogeny import lifetime, registry, steering
 from ontogeny.agents import recurrent_cells
-from ontogeny.content import planning, tabular_draws, tabular_model
+from ontogeny.content import planning, tabular_draws, tabular_model, transformer
 from ontogeny.development import policy_gradient
 from ontogeny.types import BadInput, FactPrior, Tables
 
@@ -143,11 +143,15 @@ def test_the_records_of_content_have_the_shapes_they_state():
     model = tabular_model.build(spec)
     assert not misfits_of(lambda: model.query(model.init()))
     assert not misfits_of(lambda: tabular_draws.draw(jax.random.key(0), spec.prior, model.init()))
+    config = transformer.configure("gpt2", 7, 5, layers=1, heads=2, width=4)
+    assert not misfits_of(lambda: transformer.initial(jax.random.key(0), config))
+    assert not misfits_of(lambda: transformer.initial(jax.random.key(0), config).blocks[0])
 
 
 def home(name):
     """A small world that the agent accepts, with drives and the agent."""
-    for world in (registry.build("worlds", "random_mdp", states=S, horizon=H), registry.build("worlds", "bandit")):
+    for world, settings in (("random_mdp", {"states": S, "horizon": H}), ("bandit", {}), ("text", {})):
+        world = registry.build("worlds", world, **settings)
         drives = steering.build(world.spec)
         with contextlib.suppress(BadInput):
             return world, drives, registry.build("agents", name, world.spec, drives)

@@ -57,7 +57,9 @@ def text(
     context: Annotated[int | None, typer.Option(help="Tokens that it looks back on; in place of the size's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows in one product; in place of the size's.")] = None,
     accumulate: Annotated[int, typer.Option(help="Such products in one step.")] = 1,
-    steps: Annotated[int | None, typer.Option(help="By default 20 tokens per weight, at most 8 times the text.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="By default 20 tokens per weight, at most 8 times the text.")
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = "adamw",
     learning_rate: Annotated[float | None, typer.Option(help="At its highest; in place of the size's.")] = None,
     warmup: Annotated[float, typer.Option(help="Share of the steps in which it rises.")] = 0.05,

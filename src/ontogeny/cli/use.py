@@ -44,7 +44,9 @@ def evaluate(
     text: Annotated[
         Path | None, typer.Option(help="Of a language model: the text to score; by default what its run held out.")
     ] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens scored per window; by default half of the context.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens scored per window; by default half of the context.")
+    ] = None,
     despite_overlap: Annotated[
         bool, typer.Option("--despite-overlap", help="Score a --text although the training text holds parts of it.")
     ] = False,

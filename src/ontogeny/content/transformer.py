@@ -168,7 +168,7 @@ def forward(
 ) -> Float[Array, "B T V"]:
     """Logits, float32, of what follows each token; T at most `config.context`."""
     T = tokens.shape[1]
-    if T > config.context:
+    if config.context < T:
         raise BadInput(f"{T} tokens are more than the model's context of {config.context}")
     places = jnp.arange(T, dtype=jnp.int32)[None]
     causal = places[0][:, None] >= places[0][None, :]

@@ -165,7 +165,7 @@ def load(folder: Path) -> Corpus:
             raise BadInput(f"'{folder / FILE}' is damaged: it lacks {error}") from None
         except OSError as error:
             raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    return Corpus(*found, about)
+    return Corpus(found[0], found[1], about)
 
 
 def batches(tokens: np.ndarray, seed: int, first: int, shape: tuple[int, int, int], block: int) -> np.ndarray:

@@ -48,13 +48,13 @@ class Rows(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a dispatch has drawn; row r's are the first `count[r]`."""
+    """What a dispatch has drawn; row r's are the first `counts[r]`."""
 
     tokens: Array  # [R, N] int32
     log_probability: Array  # [R, N] of each, by the model's own distribution (temperature 1, no cut)
     top: Array  # [R, N, top] int32, the most probable tokens, best first
     top_log_probability: Array  # [R, N, top]
-    count: Array  # [R] int32
+    counts: Array  # [R] int32
 
 
 class Completion(NamedTuple):
@@ -122,14 +122,14 @@ def draw(
         normal = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - normal
         best, names = jax.lax.top_k(logits, top) if top else (logits[:, :0], jnp.zeros((R, 0), jnp.int32))
-        at = jnp.where(live, drawn.count, most)  # beyond the end nothing is written
+        at = jnp.where(live, drawn.counts, most)  # beyond the end nothing is written
         row = jnp.arange(R)
         drawn = Drawn(
             drawn.tokens.at[row, at].set(token, mode="drop"),
             drawn.log_probability.at[row, at].set(chosen, mode="drop"),
             drawn.top.at[row, at].set(names, mode="drop"),
             drawn.top_log_probability.at[row, at].set(best - normal[:, None], mode="drop"),
-            drawn.count + live,
+            drawn.counts + live,
         )
         left = jnp.where(live, jnp.where(token == end, 0, rows.left - 1), rows.left)
         rows = rows._replace(
@@ -239,7 +239,7 @@ def generate(
     while np.any(np.asarray(rows.left) > 0):
         rows = _refilled(model, rows, encoded, made)
         rows, drawn = draw(model.config, model.weights, rows, PIECE, most=PIECE, end=end)
-        count, found = np.asarray(drawn.count), np.asarray(drawn.tokens)
+        count, found = np.asarray(drawn.counts), np.asarray(drawn.tokens)
         left = np.array(rows.left)
         for number, stream in enumerate(streams):
             new = found[number, : count[number]].tolist()
@@ -278,7 +278,8 @@ def start(
     R = len(prompts)
     rows = no_rows(model.config, R, capacity)
     cache = read_all(model, rows.cache, [prompt[:-1] for prompt in prompts])
-    same = Sampling(*(jnp.full(R, setting, kind.dtype) for setting, kind in zip(sampling, rows.sampling, strict=True)))
+    kinds = (jnp.float32, jnp.int32, jnp.float32)
+    same = Sampling(*(jnp.full(R, setting, kind) for setting, kind in zip(sampling, kinds, strict=True)))
     key = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(seed), number))(jnp.arange(R))
     last = jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32)
     return Rows(cache, last, jnp.full(R, tokens, jnp.int32), jnp.zeros(R, jnp.int32), key, same)
@@ -303,8 +304,7 @@ def _refilled(
         return rows
     keep = max(model.config.context // 2, 1)
     texts = [
-        ([*prompt, *new][-keep:-1] if is_full else [])
-        for prompt, new, is_full in zip(prompts, made, full, strict=True)
+        ([*prompt, *new][-keep:-1] if is_full else []) for prompt, new, is_full in zip(prompts, made, full, strict=True)
     ]
     return rows._replace(cache=read_all(model, transformer.cleared(rows.cache, jnp.asarray(full)), texts))
 

@@ -98,7 +98,9 @@ def write(folder: Path, config: Config, weights: Transformer, tokenizer: Tokeniz
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        checkpoint.write_bytes(temporary / CONFIG, (json.dumps(_as_config(config, tokenizer), indent=2) + "\n").encode())
+        checkpoint.write_bytes(
+            temporary / CONFIG, (json.dumps(_as_config(config, tokenizer), indent=2) + "\n").encode()
+        )
         arrays = {name: np.require(array, np.float32, "C") for name, array in _to_arrays(weights).items()}
         checkpoint.write_bytes(temporary / WEIGHTS, encode(arrays, metadata={"format": "pt"}))
         checkpoint.write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())

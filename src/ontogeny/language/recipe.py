@@ -95,9 +95,12 @@ def step(config: Config, recipe: Recipe) -> Step:
             value, gradient = jax.value_and_grad(loss)(weights.content, tokens[0])
         else:
             value, gradient = _accumulated(loss, weights.content, tokens)
-        change, scratch = transformation.update(gradient, weights.scratch, weights.content)
-        content = optax.apply_updates(weights.content, change)
-        return Weights(content, scratch), {"loss": value, "norm": optax.tree.norm(gradient)}
+        content: Any = weights.content
+        change, scratch = transformation.update(gradient, weights.scratch, content)
+        return Weights(optax.apply_updates(content, change), scratch), {
+            "loss": value,
+            "norm": optax.tree.norm(gradient),
+        }
 
     return take
 
@@ -109,9 +112,7 @@ def born(key: Array, config: Config, recipe: Recipe) -> Weights:
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def take_steps(
-    config: Config, recipe: Recipe, weights: Weights, tokens: Array
-) -> tuple[Weights, dict[str, Array]]:
+def take_steps(config: Config, recipe: Recipe, weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
     """As many steps as `tokens` [S, accumulate, batch, T + 1] has, in one dispatch; info [S] each."""
     return jax.lax.scan(step(config, recipe), weights, tokens)
 

@@ -99,7 +99,7 @@ def _chart(trained: list[tuple[int, float]], held_out: list[tuple[int, float]]) 
     steps, losses = (np.array(column, float) for column in zip(*trained, strict=True))
     width = -(-len(steps) // POINTS)
     starts = np.arange(0, len(steps), width)
-    counts = np.diff([*starts, len(steps)])
+    counts = np.diff(starts, append=len(steps))
     x, y = np.add.reduceat(steps, starts) / counts, np.add.reduceat(losses, starts) / counts
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ontogeny", "font.size": 10}):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")

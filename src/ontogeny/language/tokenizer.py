@@ -87,7 +87,9 @@ class Characters:
         return self.alphabet[token : token + 1].encode()
 
     def as_json(self) -> str:
-        made = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(self.alphabet)} | {END: self.end}, []))
+        made = tokenizers.Tokenizer(
+            models.BPE({c: i for i, c in enumerate(self.alphabet)} | {END: len(self.alphabet)}, [])
+        )
         made.decoder = decoders.Fuse()
         made.add_special_tokens([END])
         return made.to_str()
