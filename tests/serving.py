@@ -1,4 +1,4 @@
-"""What the tests of the server share: a tiny model trained on the project's own pages, and a server as its own process."""
+"""What the tests of the server share: a tiny model of the project's own pages, and a server as its own process."""
 
 import json
 import os

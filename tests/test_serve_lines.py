@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from serving import load, make_run
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
@@ -10,6 +9,7 @@ from ontogeny.language import corpus
 from ontogeny.server import journal, learner
 from ontogeny.server.lines import Lines, Settings, read_about
 from ontogeny.server.store import Store
+from serving import load, make_run
 
 TEXTS = [
     "The lighthouse keeper wrote a letter to the sea, and the sea answered.",

@@ -115,6 +115,11 @@ def lines(store: Store, deployment: str) -> list[Line]:
     return [_line(row) for row in found]
 
 
+def deployments(store: Store) -> list[str]:
+    """The names of all that ever learned."""
+    return [row[0] for row in store.connection.execute("SELECT DISTINCT deployment FROM lines ORDER BY deployment")]
+
+
 def contribute(store: Store, line: str, key: str, text: str) -> int | None:
     """Journals what is to be learned and returns its number when it is on the disk; None where the line is frozen."""
     with store.transaction() as connection:
@@ -169,6 +174,11 @@ def decisions(store: Store, deployment: str, most: int = 1_000_000) -> list[Deci
         (deployment, most),
     ).fetchall()
     return [Decision(*row) for row in reversed(found)]
+
+
+def count_decisions(store: Store, deployment: str) -> int:
+    asked = "SELECT count(*) FROM decisions JOIN lines USING (line) WHERE deployment = ?"
+    return store.connection.execute(asked, (deployment,)).fetchone()[0]
 
 
 def chain(store: Store, line: str, number: int) -> list[Version]:

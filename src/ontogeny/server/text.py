@@ -3,12 +3,10 @@
 Knows nothing of engines.
 """
 
+import codecs
 from collections.abc import Sequence
 
 from ontogeny.language.tokenizer import Tokenizer
-
-BROKEN = "\ufffd"  # what a tokenizer shows for bytes that make no character, or not yet
-LONGEST = 4  # bytes of a character
 
 
 class Growing:
@@ -17,25 +15,19 @@ class Growing:
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
-        self._unread: list[int] = []  # tokens whose text is not settled
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # bytes that make no character are U+FFFD
         self._held = ""  # text that may be the beginning of a stop string
         self.stopped = False
 
     def push(self, token: int) -> str:
         """More text that can be shown; `stopped` is true from where a stop string is whole, which is not shown."""
-        self._unread.append(token)
-        text = self._tokenizer.decode(self._unread)
-        if text.endswith(BROKEN) and len(self._unread) < LONGEST:
-            return ""
-        self._unread.clear()
-        return self._shown(text)
+        return self._shown(self._decoder.decode(self._tokenizer.bytes_of(token)))
 
     def finish(self) -> str:
         """What was held back, once nothing more will come."""
-        text = self._held if self.stopped else self._shown(self._tokenizer.decode(self._unread)) + self._held
-        self._unread.clear()
+        text = self._shown(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
-        return "" if self.stopped else text
+        return text
 
     def _shown(self, text: str) -> str:
         if self.stopped:
@@ -56,6 +48,9 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
-    """One token as log-probabilities name it: its text, or `token:ID` where it has none of its own."""
-    text = tokenizer.decode([token])
-    return f"token:{token}" if not text or BROKEN in text else text
+    """One token as log-probabilities name it: its text, or, where it is none of its own, its bytes or number."""
+    data = tokenizer.bytes_of(token)
+    try:
+        return data.decode() or f"token:{token}"
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
