@@ -1,5 +1,6 @@
 """What the tests of the server share: a tiny model of the project's own pages, and a server as its own process."""
 
+import fcntl
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from ontogeny.language.train import Plan, train
 
 ROOT = Path(__file__).parent.parent
 PLAN = Plan(
-    size="pico", tokenizer="bytes", layers=2, heads=2, width=64, context=64, batch=16, steps=300, learning_rate=4e-3
+    size="pico", tokenizer="bytes", layers=2, heads=2, width=64, context=64, batch=16, steps=200, learning_rate=4e-3
 )
 
 
@@ -25,8 +26,20 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "study.md"]
 
 
-def make_run(folder: Path, steps: int = 300) -> Path:
+def make_run(folder: Path, steps: int = 200) -> Path:
     return train(PLAN._replace(steps=steps), pages(), folder)
+
+
+def shared_run(factory) -> Path:
+    """One run for all test files and workers of a session."""
+    root = factory.getbasetemp() if "PYTEST_XDIST_WORKER" not in os.environ else factory.getbasetemp().parent
+    folder = root / "serving"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "weights.json").exists():
+            make_run(folder / "run")
+    return folder / "run"
 
 
 @lru_cache

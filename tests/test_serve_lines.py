@@ -9,7 +9,7 @@ from ontogeny.language import corpus
 from ontogeny.server import journal, learner
 from ontogeny.server.lines import Lines, Settings, read_about
 from ontogeny.server.store import Store
-from serving import load, make_run
+from serving import load, shared_run
 
 TEXTS = [
     "The lighthouse keeper wrote a letter to the sea, and the sea answered.",
@@ -21,7 +21,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = make_run(tmp_path_factory.mktemp("lines") / "run")
+    folder = shared_run(tmp_path_factory)
     model, texts = load(folder), corpus.load(folder)
     return model, learner.build(model.config, model.weights, model.tokenizer, texts.training, texts.held_out)
 

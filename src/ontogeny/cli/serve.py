@@ -166,25 +166,18 @@ def deployment_log(name: Name, state: State = DEFAULT, as_json: Json = False) ->
     for line in lines:
         frozen = ", frozen" if line.frozen else ""
         typer.echo(f"{line.line}: version {line.head} is live, {journal.pending(store, line)} to be learned{frozen}")
-    rows = []
     for decision in found:
         known = entry(decision)
-        span = "" if known.get("first") is None else f"{known['first']} to {known['last']}"
-        rows.append(
-            [
-                _when(decision.at),
-                decision.line,
-                decision.kind,
-                "" if decision.contribution is None else str(decision.contribution),
-                "" if decision.version is None else str(decision.version),
-                str(known.get("digest", ""))[:16],
-                span,
-                "" if decision.held_out is None else short(decision.held_out),
-                decision.reason,
-            ]
-        )
-    heads = ["when", "line", "what", "contribution", "version", "digest", "learned from", "held-out", "reason"]
-    _table(heads, rows)
+        typer.echo(f"{_when(decision.at)}  {decision.line}  {decision.kind}{_what(known)}: {decision.reason}")
+
+
+def _what(known: dict[str, Any]) -> str:
+    """Of a decision: the contribution, the version that it led to, what that one learned from."""
+    text = "" if known["contribution"] is None else f" contribution {known['contribution']}"
+    if known["version"] is not None:
+        span = "as trained" if known["first"] is None else f"from {known['first']} to {known['last']}"
+        text += f", version {known['version']} {known['digest'][:16]} ({span})"
+    return text if known["held_out"] is None else f"{text}, held-out {short(known['held_out'])}"
 
 
 @deployments.command("rollback", epilog="Example: ontogeny deployments rollback story --to 0")

@@ -28,7 +28,7 @@ class Meter:
         def gauge(name: str, what: str) -> Gauge:
             return Gauge(f"ontogeny_{name}", what, named, registry=self.registry)
 
-        self._requests = counter("requests", "Requests answered, by status", [*named, "status"])
+        self._requests = counter("requests", "Requests that used tokens", named)
         self._prompt = counter("prompt_tokens", "Tokens of prompts", named)
         self._completion = counter("completion_tokens", "Tokens generated", named)
         self._first = Histogram(
@@ -53,11 +53,9 @@ class Meter:
             found = self._used.setdefault((key.id, deployment, day), [0, 0, 0])
             for i, amount in enumerate((1, prompt, completion)):
                 found[i] += amount
+        self._requests.labels(deployment).inc()
         self._prompt.labels(deployment).inc(prompt)
         self._completion.labels(deployment).inc(completion)
-
-    def answered(self, deployment: str, status: int) -> None:
-        self._requests.labels(deployment, status).inc()
 
     def first_token(self, deployment: str, seconds: float) -> None:
         self._first.labels(deployment).observe(seconds)

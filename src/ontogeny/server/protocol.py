@@ -5,7 +5,7 @@ Fields that are not named here are ignored, and null is taken for absent, as exi
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr
 
 MOST_TOKENS = 4096  # to generate in one answer
 MOST_CHOICES = 16
@@ -13,11 +13,22 @@ MOST_PROMPTS = 256
 MOST_STOPS = 16
 SEEDS = 2**64
 
+
+def _whole(text: str) -> str:
+    """JSON can name halves of characters, which nobody can write down again."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is no character") from None
+    return text
+
+
+Words = Annotated[StrictStr, AfterValidator(_whole)]
 Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
-Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000)]
+Stop = Annotated[Words, Field(min_length=1, max_length=1000)]
 Prompt = (
-    StrictStr
-    | Annotated[list[StrictStr], Field(max_length=MOST_PROMPTS)]
+    Words
+    | Annotated[list[Words], Field(max_length=MOST_PROMPTS)]
     | list[Id]
     | Annotated[list[list[Id]], Field(max_length=MOST_PROMPTS)]
 )
@@ -26,7 +37,7 @@ Prompt = (
 class Generation(BaseModel):
     """What both kinds of completions share."""
 
-    model: StrictStr | None = None
+    model: Words | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] | None = None
@@ -63,13 +74,13 @@ class CompletionRequest(Generation):
 
 
 class Part(BaseModel):
-    type: StrictStr
-    text: StrictStr | None = None
+    type: Words
+    text: Words | None = None
 
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: StrictStr | list[Part] | None = None
+    content: Words | list[Part] | None = None
 
     @property
     def text(self) -> str:
@@ -89,20 +100,20 @@ class ChatRequest(Generation):
 class Tokens(BaseModel):
     """What `lm_eval` asks of a server about its tokenizer."""
 
-    prompt: StrictStr
+    prompt: Words
     add_special_tokens: bool | None = None
-    model: StrictStr | None = None
+    model: Words | None = None
 
 
 class Given(BaseModel):
     """A contribution to a line of learning."""
 
-    text: Annotated[StrictStr, Field(min_length=1)]
+    text: Annotated[Words, Field(min_length=1)]
 
 
 class GoBack(BaseModel):
     version: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
-    owner: StrictStr | None = Field(None, description="The id of the key whose line it is; by default one's own")
+    owner: Words | None = Field(None, description="The id of the key whose line it is; by default one's own")
 
 
 class Birth(BaseModel):
@@ -116,7 +127,7 @@ class Feedback(BaseModel):
     """What the last action led to: `outcome` names facts, `reward` is short for the only fact of a world with one."""
 
     reward: Number | None = None
-    outcome: dict[str, Number] | None = None
+    outcome: dict[Words, Number] | None = None
     terminated: bool | None = None
 
 
