@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= studies/default
 
-.PHONY: help study test test-slow lint bench clean
+.PHONY: help study test test-slow lint bench parity golden clean
 
 help:
 	@echo "make study      develop, evaluate and report: the page is $(OUT)/report.html"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and pyright"
 	@echo "make bench      every benchmark, one JSON line per figure"
+	@echo "make parity     language models beside torch and transformers, in an environment of their own"
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -42,5 +43,24 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/outer_loop.py
 	$(BIN)/python benchmarks/published.py
 
+# Torch from the registry brings gigabytes of CUDA on most machines: asked first, and refused unless CUDA=yes.
+TORCH ?= torch==2.13.0
+PARITY := .venv-parity
+
+$(PARITY)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PARITY)
+	@if $(PARITY)/bin/python -m pip install --disable-pip-version-check --dry-run '$(TORCH)' | grep -q nvidia- \
+		&& [ "$(CUDA)" != yes ]; then \
+		echo "'$(TORCH)' would bring CUDA here: name a wheel by TORCH=... or say CUDA=yes"; exit 2; fi
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parity]'
+	@touch $@
+
+parity: $(PARITY)/.made
+	ONTOGENY_REQUIRE_TORCH=1 $(PARITY)/bin/python -m pytest -q -n 0 tests/test_parity.py
+
+golden: $(PARITY)/.made
+	$(PARITY)/bin/python tests/golden/make_gpt2.py
+
 clean:
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY) build .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ from ontogeny import cli, registry
 from ontogeny.cli import shared, start
 from ontogeny.errors import BadInput
 
-COMMANDS = ("study", "train", "evaluate", "deploy", "report", "list")
+COMMANDS = ("study", "train", "evaluate", "generate", "export", "deploy", "report", "list")
 SMALL = ["--world", "bandit:arms=2,pulls=5", "--development", "single_lifetime:lives=2"]
 
 

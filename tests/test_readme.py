@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_every_command_of_the_readme_is_one():
     lines = re.findall(r"^ontogeny (.*)$", README, re.MULTILINE)
     assert {line.split()[0] for line in lines} == set(group.commands)
     for line in lines:
-        name, *arguments = re.split(r"\s{2,}", line)[0].split()  # what it is for stands behind two spaces
+        name, *arguments = shlex.split(re.split(r"\s{2,}", line)[0])  # what it is for stands behind two spaces
         group.commands[name].make_context(name, arguments)
 
 

@@ -1,4 +1,4 @@
-"""Guesses the next observation with a transformer: what it has read is in its cache, what it has learned in its weights.
+"""Guesses the next observation by a transformer: what it has read is in its cache, what it learned in its weights.
 
 An action is the token that it takes to come next, so it lives in worlds whose actions are guesses at observations, such
 as `text`. `act` reads one token into the key-value cache (activations); `learn` takes one step of Adam on the token
@@ -6,7 +6,7 @@ that came (weights; its moments are scratch), and looks at the window of tokens 
 window goes on with its last half. Its genome is the weights before its life; it learns by prediction and not by reward.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,9 @@ def reader(config: Config, *, learning_rate: float = 3e-3, sampled: bool = False
     C, keep = config.context, max(config.context // 2, 1)
     optimizer = optax.adam(learning_rate)
 
+    def moments(content: Any) -> Any:
+        return optimizer.init(content)
+
     def genome(key: Key) -> Transformer:
         return transformer.initial(key, config)
 
@@ -60,7 +63,7 @@ def reader(config: Config, *, learning_rate: float = 3e-3, sampled: bool = False
 
     def birth(key: Key, genome: Transformer) -> State:
         del key
-        return State(Weights(genome, optimizer.init(genome)), nothing_read())
+        return State(Weights(genome, moments(genome)), nothing_read())
 
     def reset(state: State) -> State:
         return State(state.weights, nothing_read())
@@ -95,8 +98,8 @@ def reader(config: Config, *, learning_rate: float = 3e-3, sampled: bool = False
             return -jax.nn.log_softmax(logits)[came.observation]
 
         loss, gradient = jax.value_and_grad(surprise)(content)
-        change, moments = optimizer.update(gradient, scratch, content)
-        learned = Weights(optax.apply_updates(content, change), moments)
+        change, scratch = optimizer.update(gradient, scratch, content)
+        learned = Weights(optax.apply_updates(content, change), scratch)
         weights = jax.tree.map(lambda new, old: jnp.where(came.first, old, new), learned, state.weights)
         return State(weights, reading), {"loss": loss}
 

@@ -99,7 +99,7 @@ def build(
     optimizer = optax.adam(learning_rate)
 
     def init(key: Key) -> Weights:
-        content = initial(key, config)
+        content: Any = initial(key, config)
         return Weights(content, optimizer.init(content))
 
     def query(content: Transformer, tokens: Integer[Array, "T"]) -> Float[Array, "T V"]:

@@ -4,13 +4,14 @@ Brown et al. 2020, arXiv 2005.14165, appendix C: lower-case words without punctu
 is gone through once, piece by piece, from its tokens; only the hashes of the text in question are held.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from ontogeny.language.tokenizer import Tokenizer, decode
+from ontogeny.language.tokenizer import Tokenizer
 
 WORDS = 13
 WORD = re.compile(r"\w+")
@@ -50,14 +51,13 @@ def measure(text: str, tokenizer: Tokenizer, training: np.ndarray) -> Overlap:
 
 def _pieces(tokenizer: Tokenizer, training: np.ndarray, length: int) -> Iterator[np.ndarray]:
     """The hashes of all runs of the training text; pieces overlap by a run, so that none is missed at a border."""
-    rest = ""
+    rest, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")
     for at in range(0, len(training), PIECE):
-        text = rest + decode(tokenizer, training[at : at + PIECE])
+        text = rest + decoder.decode(b"".join(map(tokenizer.bytes_of, training[at : at + PIECE].tolist())))
         words = list(WORD.finditer(text))
         if at + PIECE < len(training) and words:
-            last = words.pop()  # it may go on in the next piece
-            begins = words[max(len(words) - length + 1, 0)].start() if words else last.start()
-            rest = text[begins:]
+            rest = text[words[max(len(words) - length, 0)].start() :]
+            words.pop()  # it may go on in the next piece
         if len(words) >= length:
             yield _runs(_hashed([word.group().lower() for word in words]), length)
 

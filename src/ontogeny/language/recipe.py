@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Block, Config, Norm, Transformer
+from ontogeny.content.transformer import Config, Transformer
 from ontogeny.errors import BadInput, at_least
 from ontogeny.types import Weights
 
@@ -107,7 +107,7 @@ def step(config: Config, recipe: Recipe) -> Step:
 
 def born(key: Array, config: Config, recipe: Recipe) -> Weights:
     """New weights with the optimizer's moments as scratch."""
-    content = transformer.initial(key, config)
+    content: Any = transformer.initial(key, config)
     return Weights(content, optimizer(recipe).init(content))
 
 
@@ -141,13 +141,4 @@ def _is_matrix(weights: Transformer) -> Any:
 def _of_blocks(weights: Transformer) -> Any:
     """Which optimizer each weight is trained by."""
     labels = jax.tree.map(lambda leaf: "adam", weights)
-    return labels._replace(blocks=tuple(_of_block(block) for block in weights.blocks))
-
-
-def _of_block(block: Block) -> Block:
-    """Norms hold vectors, and products matrices with a vector beside."""
-    parts = (
-        jax.tree.map(lambda leaf: "muon" if leaf.ndim == 2 and not isinstance(part, Norm) else "adam", part)
-        for part in block
-    )
-    return Block(*parts)
+    return labels._replace(blocks=jax.tree.map(lambda leaf: "muon" if leaf.ndim == 2 else "adam", weights.blocks))

@@ -7,6 +7,7 @@ records give the same bytes.
 import io
 import json
 import math
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,6 @@ def _chart(trained: list[tuple[int, float]], held_out: list[tuple[int, float]]) 
             spine.set_color(RULE)
         target = io.StringIO()
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    svg = target.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", target.getvalue(), flags=re.DOTALL)
     told = f"Loss from {losses[0]:.3f} to {losses[-1]:.3f} nats per token in {int(steps[-1]):,} steps"
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{told}" ', 1)
