@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ontogeny import __version__
-from ontogeny.cli import audit, development, language, use
+from ontogeny.cli import audit, development, language, serve, use
 from ontogeny.errors import BadInput
 
 STOPPED = 130  # the exit code of a program that was interrupted
@@ -121,3 +121,7 @@ app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontog
     development.list_rooms
 )
 app.add_typer(audit.app, name="audit")
+app.command(epilog="Examples: ontogeny serve runs/mine; ontogeny serve --alias story=runs/mine --online")(serve.serve)
+app.add_typer(serve.keys, name="keys")
+app.command(epilog="Example: ontogeny usage")(serve.usage)
+app.add_typer(serve.deployments, name="deployments")

@@ -1,0 +1,79 @@
+"""Between the engine's thread and a request: text as it grows, for as long as somebody is there to read it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
+
+from fastapi import Request
+
+from ontogeny.language.tokenizer import Tokenizer
+from ontogeny.server import faults
+from ontogeny.server.choices import Scored
+from ontogeny.server.engine import Busy, End, Engine, Question, Ticket, Token
+from ontogeny.server.text import Growing
+
+
+class Piece(NamedTuple):
+    """What has become of one of the questions: text, tokens, the prompt's scores, or the end."""
+
+    index: int
+    text: str = ""
+    token: Token | None = None
+    prompt: list[Scored] | None = None
+    reason: str | None = None
+
+
+class Gone(Exception):
+    """Nobody is there any more to be answered."""
+
+
+async def pieces(
+    request: Request, engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], stops: Sequence[str]
+) -> AsyncGenerator[Piece]:
+    """Pieces of all answers as they come. Whoever stops listening, or hangs up, sets their rows free."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | None]()
+    tickets: list[Ticket] = []
+
+    def teller(index: int):
+        growing = Growing(tokenizer, stops)
+
+        def told(what: Token | list[Scored] | End) -> bool | None:
+            if isinstance(what, Token):
+                piece = Piece(index, growing.push(what.token), what)
+            elif isinstance(what, End):
+                piece = Piece(index, growing.finish(), reason=what.reason)
+            else:
+                piece = Piece(index, prompt=what)
+            loop.call_soon_threadsafe(queue.put_nowait, piece)
+            return growing.stopped
+
+        return told
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        queue.put_nowait(None)
+
+    watching = asyncio.create_task(watch())
+    try:
+        for index, question in enumerate(questions):
+            try:
+                tickets.append(engine.ask(question, teller(index)))
+            except Busy as busy:
+                raise faults.too_many("the server is busy; try again", busy.seconds, "queue_full") from None
+        left = len(questions)
+        while left:
+            piece = await queue.get()
+            if piece is None:
+                raise Gone
+            if piece.reason == "failed":
+                raise faults.unavailable("the engine has failed")
+            left -= piece.reason is not None
+            yield piece
+    finally:
+        watching.cancel()
+        for ticket in tickets:
+            ticket.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await watching

@@ -1,0 +1,200 @@
+"""What is served: each deployment is a saved model under a name, frozen (Case 2) or learning online (Case 1).
+
+A frozen deployment knows the digest of its weights and looks at intervals whether it is still that. Knows nothing of
+HTTP.
+HTTP.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ontogeny import trees
+from ontogeny.content.transformer import Transformer
+from ontogeny.errors import BadInput
+from ontogeny.language import corpus
+from ontogeny.language import model as models
+from ontogeny.language.model import LanguageModel
+from ontogeny.server import learner, lines
+from ontogeny.server.engine import Engine
+from ontogeny.server.lines import Lines
+from ontogeny.server.sessions import Sessions
+from ontogeny.server.store import Store
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+log = logging.getLogger(__name__)
+
+
+class Options(NamedTuple):
+    """What a person may say about a server of models."""
+
+    online: bool = False
+    shared: bool = False  # one line of learning for all keys
+    bound: float = lines.BOUND
+    share: float = 0.15  # of the time, that learning may take while others wait for answers
+    rows: int = 64
+    queue: int = 256
+    verify: float = 60.0  # seconds between two looks at frozen weights
+
+
+class Answering(NamedTuple):
+    """The weights that answer a request, and which version of its line they are; 0 is as trained."""
+
+    weights: Transformer
+    version: int
+
+
+class Text:
+    """A language model with its engine and, online, its lines of learning."""
+
+    kind = "language"
+
+    def __init__(self, name: str, model: LanguageModel, store: Store, options: Options) -> None:
+        self.name, self.model, self.created = name, model, int(time.time())
+        self.online = options.online
+        self.engine = Engine(model.config, rows=options.rows, queue=options.queue)
+        self.digest = trees.digest(model.weights)
+        self.lines = _lines(name, model, store, options) if options.online else None
+        self.changed = False  # frozen weights are not what they were
+
+    def start(self) -> None:
+        self.engine.start(self.model.weights)
+        if self.lines is not None:
+            self.lines.start()
+
+    def stop(self) -> None:
+        self.engine.stop()
+        if self.lines is not None:
+            self.lines.stop()
+
+    def answering(self, owner: str) -> Answering:
+        if self.lines is None:
+            return Answering(self.model.weights, 0)
+        live = self.lines.current(owner)
+        return Answering(live.weights.content, live.version.number)
+
+    def verify(self) -> None:
+        if trees.digest(self.model.weights) != self.digest:
+            self.changed = True
+            log.error("the weights of '%s' are not those that it was started with", self.name)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it cannot answer, if it cannot."""
+        if self.changed:
+            return f"the weights of '{self.name}' are not those that it was started with"
+        if self.engine.failed is not None:
+            return f"the engine of '{self.name}' has failed"
+        if self.lines is not None and self.lines.failed is not None:
+            return f"the learner of '{self.name}' has failed"
+        return None
+
+
+class Acting:
+    """An agent, whose sessions are lives; what learns in the online case are the weights of each life."""
+
+    kind = "agent"
+
+    def __init__(self, name: str, folder: Path, store: Store, options: Options) -> None:
+        self.name, self.created, self.online = name, int(time.time()), options.online
+        self.sessions = Sessions(name, folder, store, online=options.online)
+        self.digest = self.sessions.digest
+        self.failure: str | None = None
+
+    def start(self) -> None:
+        self.sessions.warm_up()
+
+    def stop(self) -> None:
+        self.sessions.stop()
+
+    def verify(self) -> None:
+        if not self.sessions.unchanged():
+            self.failure = f"what '{self.name}' is born with is not what it was started with"
+
+
+Deployment = Text | Acting
+
+
+class Deployments:
+    """All that one server serves; they are started, and looked after, by a thread."""
+
+    def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, options: Options) -> None:
+        self.options, self.store = options, store
+        self.by_name: dict[str, Deployment] = {}
+        self.ready = threading.Event()
+        self.failed: BaseException | None = None
+        self._stopping = threading.Event()
+        made: dict[Path, LanguageModel] = {}
+        for name, folder in runs:
+            if not NAME.fullmatch(name):
+                raise BadInput(
+                    f"'{name}' cannot be a deployment's name: letters, digits, '.', '_' and '-', 64 at most; "
+                    f"give it one with --alias NAME={folder}"
+                )
+            if name in self.by_name:
+                raise BadInput(
+                    f"there are two deployments of the name '{name}'; give one another with --alias NAME=RUN"
+                )
+            if models.is_language(folder):
+                model = made.setdefault(folder.resolve(), models.load(folder))
+                self.by_name[name] = Text(name, model, store, options)
+            else:
+                self.by_name[name] = Acting(name, folder, store, options)
+        self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for deployment in self.by_name.values():
+                deployment.start()
+            self.ready.set()
+            looked = time.monotonic()
+            while not self._stopping.wait(0.2):
+                for deployment in self.by_name.values():
+                    if isinstance(deployment, Text) and deployment.lines is not None:
+                        deployment.lines.busy = deployment.engine.under_way + deployment.engine.queued > 0
+                if time.monotonic() - looked >= self.options.verify:
+                    for deployment in self.by_name.values():
+                        deployment.verify()
+                    looked = time.monotonic()
+        except BaseException as error:
+            self.failed = error
+            log.error("the server cannot go on: %s", error)
+        finally:
+            for deployment in self.by_name.values():
+                deployment.stop()
+
+
+def _lines(name: str, model: LanguageModel, store: Store, options: Options) -> Lines:
+    if model.run is None:
+        raise BadInput(
+            f"'{name}' came without the texts that it was trained on, which a gate and rehearsal need: "
+            "online learning is for runs of `ontogeny train text`"
+        )
+    texts = corpus.load(model.run)
+    how = learner.build(
+        model.config, model.weights, model.tokenizer, np.asarray(texts.training), np.asarray(texts.held_out)
+    )
+    settings = lines.Settings(bound=options.bound, share=options.share)
+    return Lines(store, name, model.weights, how, shared=options.shared, settings=settings)
+
+
+def about(deployment: Deployment) -> dict[str, Any]:
+    """What anybody with a key may know of a deployment."""
+    return {
+        "kind": deployment.kind,
+        "case": "online" if deployment.online else "frozen",
+        "trained": deployment.digest,
+    }

@@ -1,0 +1,392 @@
+"""What a line of learning was given, and what became of it: contributions, versions of the weights, decisions.
+
+A line is one course of learning from the trained weights: a key's own, or one that is shared. Contributions are
+numbered upwards and never renumbered. A version is its parent and one contribution more; version 0 is the trained
+weights. `head` is the version that is live, `position` the last contribution that was decided on. Going back makes
+another version the head; erasing goes back to before the contribution and lets the learner come forward again without
+it. Every change of a head but by learning raises `epoch`, so that work begun before it is not committed after it.
+Knows nothing of how is learned.
+"""
+
+import sqlite3
+import time
+from typing import NamedTuple
+
+from ontogeny.errors import BadInput
+from ontogeny.server.store import Store
+
+SHARED = "shared"
+MOST_PENDING = 10_000  # of one line
+
+
+class Line(NamedTuple):
+    line: str
+    deployment: str
+    owner: str  # a key's id, or "shared"
+    base: str  # digest of the trained weights
+    learner: str  # digest of all that decides how is learned
+    head: int
+    position: int
+    epoch: int
+    frozen: bool
+
+
+class Contribution(NamedTuple):
+    number: int
+    line: str
+    key: str
+    text: str | None  # None once it is erased
+    aside: bool  # went out of use by going back
+    erased: float | None
+    at: float
+
+
+class Version(NamedTuple):
+    line: str
+    number: int
+    parent: int | None
+    contribution: int | None  # what it has learned beyond its parent
+    first: int | None  # the range of the journal that it learned from
+    last: int | None
+    digest: str
+    held_out: float  # nats per token
+    distance: float  # from the trained weights, relative to their length
+    snapshot: str | None
+    gone: bool  # an erased contribution is in it
+    at: float
+
+
+class Decision(NamedTuple):
+    number: int
+    line: str
+    kind: str  # learned, refused, rollback, erased, restored, freeze, thaw
+    contribution: int | None
+    version: int | None
+    held_out: float | None
+    reason: str
+    at: float
+
+
+class Full(Exception):
+    """So much waits to be learned that no more is taken."""
+
+
+def open_line(store: Store, deployment: str, owner: str, base: str, learner: str, held_out: float) -> Line:
+    """The line, made where it is not there. One that learned from other weights, or otherwise, raises `BadInput`."""
+    name = f"{deployment}/{owner}"
+    with store.transaction() as connection:
+        row = connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
+        if row is None:
+            asked = (
+                "SELECT coalesce(max(frozen), 0) FROM lines WHERE deployment = ?"  # a new line freezes with the others
+            )
+            frozen = connection.execute(asked, (deployment,)).fetchone()[0]
+            connection.execute(
+                "INSERT INTO lines VALUES (?, ?, ?, ?, ?, 0, 0, 0, ?)", (name, deployment, owner, base, learner, frozen)
+            )
+            connection.execute(
+                "INSERT INTO versions VALUES (?, 0, NULL, NULL, NULL, NULL, ?, ?, 0, NULL, 0, ?)",
+                (name, base, held_out, time.time()),
+            )
+            row = connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
+    found = _line(row)
+    if found.base != base:
+        raise BadInput(
+            f"'{deployment}' went on learning from weights {found.base[:16]}, here are {base[:16]}: "
+            "serve these under another name, or with another --state"
+        )
+    if found.learner != learner:
+        raise BadInput(
+            f"'{deployment}' has learned with other settings, texts or versions: its weights could not be rebuilt; "
+            "use those, serve under another name, or with another --state"
+        )
+    return found
+
+
+def line(store: Store, name: str) -> Line:
+    row = store.connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
+    if row is None:
+        raise BadInput(f"there is no line '{name}'")
+    return _line(row)
+
+
+def lines(store: Store, deployment: str) -> list[Line]:
+    found = store.connection.execute("SELECT * FROM lines WHERE deployment = ? ORDER BY line", (deployment,))
+    return [_line(row) for row in found]
+
+
+def deployments(store: Store) -> list[str]:
+    """The names of all that ever learned."""
+    return [row[0] for row in store.connection.execute("SELECT DISTINCT deployment FROM lines ORDER BY deployment")]
+
+
+def contribute(store: Store, line: str, key: str, text: str) -> int | None:
+    """Journals what is to be learned and returns its number when it is on the disk; None where the line is frozen."""
+    with store.transaction() as connection:
+        row = connection.execute("SELECT * FROM lines WHERE line = ?", (line,)).fetchone()
+        if row["frozen"]:
+            return None
+        if _pending(connection, line, row["position"], "count(*)")[0] >= MOST_PENDING:
+            raise Full
+        made = connection.execute(
+            "INSERT INTO contributions (line, key, text, at) VALUES (?, ?, ?, ?)", (line, key, text, time.time())
+        )
+        return made.lastrowid
+
+
+def next_contribution(store: Store, line: Line) -> Contribution | None:
+    """The first one that nothing was decided about."""
+    row = _pending(store.connection, line.line, line.position, "*")
+    return None if row is None else _contribution(row)
+
+
+def pending(store: Store, line: Line) -> int:
+    return _pending(store.connection, line.line, line.position, "count(*)")[0]
+
+
+def contribution(store: Store, number: int) -> Contribution | None:
+    row = store.connection.execute("SELECT * FROM contributions WHERE number = ?", (number,)).fetchone()
+    return None if row is None else _contribution(row)
+
+
+def contributions(store: Store, line: str) -> list[Contribution]:
+    found = store.connection.execute("SELECT * FROM contributions WHERE line = ? ORDER BY number", (line,))
+    return [_contribution(row) for row in found]
+
+
+def version(store: Store, line: str, number: int) -> Version:
+    row = store.connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, number)).fetchone()
+    if row is None:
+        raise BadInput(f"the line '{line}' has no version {number}")
+    return _version(row)
+
+
+def versions(store: Store, line: str) -> list[Version]:
+    found = store.connection.execute("SELECT * FROM versions WHERE line = ? ORDER BY number", (line,))
+    return [_version(row) for row in found]
+
+
+def decisions(store: Store, deployment: str, most: int = 1_000_000) -> list[Decision]:
+    """The last decisions about any line of a deployment, oldest first."""
+    found = store.connection.execute(
+        "SELECT decisions.* FROM decisions JOIN lines USING (line) WHERE deployment = ? "
+        "ORDER BY decisions.number DESC LIMIT ?",
+        (deployment, most),
+    ).fetchall()
+    return [Decision(*row) for row in reversed(found)]
+
+
+def count_decisions(store: Store, deployment: str) -> int:
+    asked = "SELECT count(*) FROM decisions JOIN lines USING (line) WHERE deployment = ?"
+    return store.connection.execute(asked, (deployment,)).fetchone()[0]
+
+
+def chain(store: Store, line: str, number: int) -> list[Version]:
+    """The versions that lead to this one, from version 0 or the nearest one with a snapshot on."""
+    found = [version(store, line, number)]
+    while found[-1].snapshot is None and found[-1].parent is not None:
+        found.append(version(store, line, found[-1].parent))
+    return found[::-1]
+
+
+def learned(
+    store: Store, before: Line, number: int, digest: str, held_out: float, distance: float, reason: str
+) -> Version | None:
+    """Makes a new version of this contribution the head. None, and nothing done, if the head was moved meanwhile."""
+    with store.transaction() as connection:
+        if not _unmoved(connection, before):
+            return None
+        made = _new_version(connection, before.line, before.head, number, digest, held_out, distance)
+        connection.execute("UPDATE lines SET head = ?, position = ? WHERE line = ?", (made.number, number, before.line))
+        _decide(connection, before.line, "learned", number, made.number, held_out, reason)
+    return made
+
+
+def refused(store: Store, before: Line, number: int, held_out: float | None, reason: str) -> bool:
+    """Records that this contribution is not learned from. False, and nothing done, if the head was moved meanwhile."""
+    with store.transaction() as connection:
+        if not _unmoved(connection, before):
+            return False
+        connection.execute("UPDATE lines SET position = ? WHERE line = ?", (number, before.line))
+        _decide(connection, before.line, "refused", number, None, held_out, reason)
+    return True
+
+
+def snapshot(store: Store, line: str, number: int, file: str | None) -> None:
+    """Says in which file a version is; None: no longer in any."""
+    with store.transaction() as connection:
+        connection.execute("UPDATE versions SET snapshot = ? WHERE line = ? AND number = ?", (file, line, number))
+
+
+def rollback(store: Store, line: str, to: int, who: str) -> Version:
+    """Makes an earlier version live again; what was contributed since is set aside, and learning goes on from here."""
+    with store.transaction() as connection:
+        target = _reachable(connection, line, to)
+        _move(connection, line, target, _newest(connection, line))
+        _decide(connection, line, "rollback", None, to, target.held_out, f"by {who}")
+    return target
+
+
+def restored(
+    store: Store, before: Line, digest: str, held_out: float, distance: float, file: str, who: str
+) -> Version | None:
+    """Makes weights that were brought in a new version, which stands on no other but its snapshot."""
+    with store.transaction() as connection:
+        if not _unmoved(connection, before):
+            return None
+        made = _new_version(connection, before.line, None, None, digest, held_out, distance, file)
+        _move(connection, before.line, made, _newest(connection, before.line))
+        _decide(connection, before.line, "restored", None, made.number, held_out, f"by {who}")
+    return made
+
+
+def erase(store: Store, number: int, who: str) -> list[str]:
+    """Deletes what was contributed, and every version that learned from it; returns the snapshots to delete.
+
+    The head goes back to before it, at once; the learner learns again what came after it.
+    """
+    with store.transaction() as connection:
+        row = connection.execute("SELECT * FROM contributions WHERE number = ?", (number,)).fetchone()
+        if row is None or row["erased"] is not None:
+            raise BadInput(f"there is no contribution {number}")
+        name = row["line"]
+        connection.execute("UPDATE contributions SET text = NULL, erased = ? WHERE number = ?", (time.time(), number))
+        every = [_version(r) for r in connection.execute("SELECT * FROM versions WHERE line = ?", (name,))]
+        by_number = {v.number: v for v in every}
+        tainted = {v.number for v in every if _has(by_number, v, number)}
+        files = [v.snapshot for v in every if v.number in tainted and v.snapshot is not None]
+        connection.executemany(
+            "UPDATE versions SET gone = 1, snapshot = NULL WHERE line = ? AND number = ?",
+            [(name, version) for version in tainted],
+        )
+        head = by_number[connection.execute("SELECT head FROM lines WHERE line = ?", (name,)).fetchone()[0]]
+        if head.number in tainted:
+            while head.number in tainted:
+                assert head.parent is not None
+                head = by_number[head.parent]
+            connection.execute(
+                "UPDATE lines SET head = ?, position = ?, epoch = epoch + 1 WHERE line = ?",
+                (head.number, number, name),
+            )
+            # What came after it is undecided again, unless it went out of use by going back; what was refused before
+            # it stays refused.
+            _decide(
+                connection, name, "erased", number, head.number, head.held_out, f"by {who}; learned again from here"
+            )
+        else:
+            connection.execute("UPDATE lines SET epoch = epoch + 1 WHERE line = ?", (name,))
+            _decide(
+                connection, name, "erased", number, head.number, head.held_out, f"by {who}; it had not been learned"
+            )
+    store.forget_log()
+    return files
+
+
+def freeze(store: Store, deployment: str, frozen: bool, who: str) -> list[str]:
+    """Stops or resumes learning in every line of a deployment; returns their names."""
+    with store.transaction() as connection:
+        names = [r[0] for r in connection.execute("SELECT line FROM lines WHERE deployment = ?", (deployment,))]
+        for name in names:
+            connection.execute("UPDATE lines SET frozen = ?, epoch = epoch + 1 WHERE line = ?", (frozen, name))
+            _decide(connection, name, "freeze" if frozen else "thaw", None, None, None, f"by {who}")
+    return names
+
+
+def _pending(connection: sqlite3.Connection, line: str, position: int, what: str):
+    return connection.execute(
+        f"SELECT {what} FROM contributions WHERE line = ? AND number > ? AND NOT aside AND erased IS NULL "
+        "ORDER BY number LIMIT 1",
+        (line, position),
+    ).fetchone()
+
+
+def _unmoved(connection: sqlite3.Connection, before: Line) -> bool:
+    row = connection.execute("SELECT * FROM lines WHERE line = ?", (before.line,)).fetchone()
+    return _line(row) == before
+
+
+def _newest(connection: sqlite3.Connection, line: str) -> int:
+    found = connection.execute("SELECT coalesce(max(number), 0) FROM contributions WHERE line = ?", (line,))
+    return found.fetchone()[0]
+
+
+def _reachable(connection: sqlite3.Connection, line: str, number: int) -> Version:
+    row = connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, number)).fetchone()
+    if row is None:
+        last = connection.execute("SELECT max(number) FROM versions WHERE line = ?", (line,)).fetchone()[0]
+        raise BadInput(f"the line '{line}' has no version {number}; it has 0 to {last}")
+    if row["gone"]:
+        raise BadInput(f"version {number} of '{line}' learned from a contribution that was erased")
+    return _version(row)
+
+
+def _move(connection: sqlite3.Connection, line: str, to: Version, position: int) -> None:
+    """A new head that learning goes on from; only what led to it still counts of what was contributed so far."""
+    counted, at = set(), to
+    while at.parent is not None:
+        counted.add(at.contribution)
+        row = connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, at.parent)).fetchone()
+        at = _version(row)
+    connection.execute("UPDATE contributions SET aside = 1 WHERE line = ?", (line,))
+    connection.executemany("UPDATE contributions SET aside = 0 WHERE number = ?", [(number,) for number in counted])
+    connection.execute(
+        "UPDATE lines SET head = ?, position = ?, epoch = epoch + 1 WHERE line = ?", (to.number, position, line)
+    )
+
+
+def _has(by_number: dict[int, Version], version: Version, contribution: int) -> bool:
+    at: Version | None = version
+    while at is not None:
+        if at.contribution == contribution:
+            return True
+        at = None if at.parent is None else by_number[at.parent]
+    return False
+
+
+def _new_version(
+    connection: sqlite3.Connection,
+    line: str,
+    parent: int | None,
+    contribution: int | None,
+    digest: str,
+    held_out: float,
+    distance: float,
+    file: str | None = None,
+) -> Version:
+    number = connection.execute("SELECT max(number) + 1 FROM versions WHERE line = ?", (line,)).fetchone()[0]
+    first = contribution
+    if parent is not None:
+        row = connection.execute("SELECT first FROM versions WHERE line = ? AND number = ?", (line, parent)).fetchone()
+        first = contribution if row["first"] is None else row["first"]
+    made = Version(
+        line, number, parent, contribution, first, contribution, digest, held_out, distance, file, False, time.time()
+    )
+    connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", made)
+    return made
+
+
+def _decide(
+    connection: sqlite3.Connection,
+    line: str,
+    kind: str,
+    contribution: int | None,
+    version: int | None,
+    held_out: float | None,
+    reason: str,
+) -> None:
+    connection.execute(
+        "INSERT INTO decisions (line, kind, contribution, version, held_out, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (line, kind, contribution, version, held_out, reason, time.time()),
+    )
+
+
+def _line(row: sqlite3.Row) -> Line:
+    return Line(*(bool(row[f]) if f == "frozen" else row[f] for f in Line._fields))
+
+
+def _contribution(row: sqlite3.Row) -> Contribution:
+    return Contribution(*(bool(row[f]) if f == "aside" else row[f] for f in Contribution._fields))
+
+
+def _version(row: sqlite3.Row) -> Version:
+    return Version(*(bool(row[f]) if f == "gone" else row[f] for f in Version._fields))

@@ -1,0 +1,185 @@
+"""An agent's lives in use: an outside program is the world, the server remembers.
+
+A session is one life. Its state is on the disk when a step is acknowledged, so that a life goes on after any crash. In
+a frozen deployment the weights of a life stay those of its birth; online it learns from each step. Steps are taken one
+at a time, by one thread.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as decode
+from safetensors.numpy import save as encode
+
+from ontogeny import trees
+from ontogeny.errors import BadInput, LawBroken
+from ontogeny.lifecycle import own_loop
+from ontogeny.lifecycle.own_loop import Living
+from ontogeny.server.lines import read_about
+from ontogeny.server.store import Store
+
+FORMAT = "1"
+MOST = 1000  # sessions of a key
+AGE = 30 * 24 * 3600.0  # seconds after which a session that nobody used may be dropped for a new one
+
+
+class NoSession(LookupError):
+    """There is no session of that name, or it is another key's."""
+
+
+class Session(NamedTuple):
+    id: str
+    steps: int
+    living: Living
+    feedback: dict[str, Any] | None  # what the last action led to, if it was said already
+    weights: str  # digest
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"id": self.id, "object": "session", "steps": self.steps, "weights": self.weights}
+
+
+class Sessions:
+    def __init__(self, name: str, folder: Path, store: Store, *, online: bool) -> None:
+        self.name, self.store, self.online = name, store, online
+        self.loop = own_loop.load(folder, online=online)
+        self.digest = self._born_digest()
+        self._thread = ThreadPoolExecutor(1, f"agent {name}")
+
+    def stop(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def submit(self, work: Any, *arguments: Any) -> Any:
+        """A future of what `work` returns, on the thread of this agent."""
+        return self._thread.submit(work, *arguments)
+
+    def warm_up(self) -> None:
+        """Compiles what a step needs, with observations that mean nothing."""
+        spec = self.loop.spec
+        seen = 0 if spec.num_observations else np.zeros(spec.observation_shape, np.float32)
+        _, living = self.loop.act(self.loop.birth(0), seen)
+        self.loop.act(living, seen, outcome=dict.fromkeys(spec.facts, 0.0))
+
+    def unchanged(self) -> bool:
+        return self._born_digest() == self.digest
+
+    def create(self, key: str, seed: int) -> Session:
+        living = self.loop.birth(seed)
+        return self._insert(key, living, 0, None)
+
+    def get(self, key: str, id: str) -> Session:
+        row = self.store.connection.execute(
+            "SELECT * FROM sessions WHERE id = ? AND deployment = ? AND key = ?", (id, self.name, key)
+        ).fetchone()
+        if row is None:
+            raise NoSession(id)
+        living, about = self._read(row["state"])
+        return Session(id, row["steps"], living, json.loads(about["feedback"]), about["weights"])
+
+    def drop(self, key: str, id: str) -> None:
+        self.get(key, id)
+        with self.store.transaction() as connection:
+            connection.execute("DELETE FROM sessions WHERE id = ?", (id,))
+
+    def feedback(self, key: str, id: str, said: dict[str, Any]) -> Session:
+        """Keeps what the last action led to, until the next observation comes."""
+        session = self.get(key, id)
+        if int(session.living.action) < 0:
+            raise BadInput("there is no action yet that could have led to anything")
+        if session.feedback is not None:
+            raise BadInput("what the last action led to was said already")
+        self.loop._facts(said.get("reward"), said.get("outcome"))
+        return self._write(key, session._replace(feedback=said))
+
+    def act(self, key: str, id: str, observation: Any, first: bool, said: dict[str, Any]) -> tuple[int, Session]:
+        """Takes in what the last action led to, said now or before, and acts on an observation."""
+        session = self.get(key, id)
+        if said and session.feedback is not None:
+            raise BadInput("what the last action led to was said already")
+        known = {k: v for k, v in (said or session.feedback or {}).items() if v is not None}
+        action, living = self.loop.act(session.living, observation, first=first, **known)
+        after = session._replace(steps=session.steps + 1, living=living, feedback=None)
+        if not self.online and trees.digest(living.state.weights) != session.weights:
+            raise LawBroken("the weights changed while frozen")
+        return action, self._write(key, after)
+
+    def export(self, key: str, id: str) -> bytes:
+        return self._encoded(self.get(key, id))
+
+    def restore(self, key: str, id: str, data: bytes) -> Session:
+        """Makes a session what another one was, whose weights it has; online the weights may be any of this agent's."""
+        session = self.get(key, id)
+        living, about = self._read(data)
+        if about.get("agent") != self.digest:
+            raise BadInput(f"this state belongs to agent {str(about.get('agent'))[:16]}, here is {self.digest[:16]}")
+        if not self.online and about["weights"] != session.weights:
+            raise BadInput(
+                f"this state belongs to weights {about['weights'][:16]}, this frozen session has {session.weights[:16]}"
+            )
+        feedback, steps = json.loads(about["feedback"]), int(about["steps"])
+        return self._write(key, Session(id, steps, living, feedback, about["weights"]))
+
+    def fork(self, key: str, id: str) -> Session:
+        """A new session that goes on from where this one is."""
+        session = self.get(key, id)
+        return self._insert(key, session.living, session.steps, session.feedback)
+
+    def _insert(self, key: str, living: Living, steps: int, feedback: dict[str, Any] | None) -> Session:
+        made = Session(secrets.token_hex(12), steps, living, feedback, trees.digest(living.state.weights))
+        now = time.time()
+        with self.store.transaction() as connection:
+            connection.execute("DELETE FROM sessions WHERE key = ? AND at < ?", (key, now - AGE))
+            if connection.execute("SELECT count(*) FROM sessions WHERE key = ?", (key,)).fetchone()[0] >= MOST:
+                raise BadInput(f"a key has at most {MOST} sessions; delete some")
+            connection.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)",
+                (made.id, self.name, key, steps, self._encoded(made), now),
+            )
+        return made
+
+    def _write(self, key: str, session: Session) -> Session:
+        session = session._replace(weights=trees.digest(session.living.state.weights))
+        with self.store.transaction() as connection:
+            connection.execute(
+                "UPDATE sessions SET steps = ?, state = ?, at = ? WHERE id = ? AND key = ?",
+                (session.steps, self._encoded(session), time.time(), session.id, key),
+            )
+        return session
+
+    def _encoded(self, session: Session) -> bytes:
+        about = {
+            "format": FORMAT,
+            "agent": self.digest,
+            "weights": session.weights,
+            "steps": str(session.steps),
+            "feedback": json.dumps(session.feedback),
+            "digest": trees.digest(session.living),
+        }
+        arrays = {k: np.require(a, requirements="C") for k, a in trees.to_arrays(session.living).items()}
+        return encode(arrays, metadata=about)
+
+    def _read(self, data: bytes) -> tuple[Living, Mapping[str, str]]:
+        about = read_about(data)
+        missing = {"agent", "weights", "steps", "feedback", "digest"} - set(about)
+        if about.get("format") != FORMAT or missing:
+            raise BadInput("this is no state of a session")
+        try:
+            living = trees.from_arrays(self.loop.birth(0), decode(data))
+            steps, feedback = int(about["steps"]), json.loads(about["feedback"])
+        except (SafetensorError, ValueError) as error:
+            raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None
+        whole = trees.digest(living) == about["digest"] and trees.digest(living.state.weights) == about["weights"]
+        if not whole or steps < 0 or not isinstance(feedback, dict | None):
+            raise BadInput("this state is damaged: its digest is not the one that it names")
+        return living, about
+
+    def _born_digest(self) -> str:
+        """Of what every life of this agent begins with."""
+        return trees.digest((self.loop.saved.genome, self.loop.saved.state))

@@ -1,0 +1,238 @@
+"""Lines of learning: rebuilt to the same bits, gated, gone back, erased as if never seen."""
+
+import numpy as np
+import pytest
+
+from ontogeny import trees
+from ontogeny.errors import BadInput
+from ontogeny.language import corpus
+from ontogeny.server import journal, learner
+from ontogeny.server.lines import Lines, Settings, read_about
+from ontogeny.server.store import Store
+from serving import load, shared_run
+
+TEXTS = [
+    "The lighthouse keeper wrote a letter to the sea, and the sea answered.",
+    "On the third day the ship of glass came in, and nobody was aboard.",
+    "She counted the lamps twice; there was one too many.",
+    "Then the bell rang below the water.",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = shared_run(tmp_path_factory)
+    model, texts = load(folder), corpus.load(folder)
+    return model, learner.build(model.config, model.weights, model.tokenizer, texts.training, texts.held_out)
+
+
+@pytest.fixture
+def lines(made, tmp_path):
+    return opened(made, tmp_path / "state")
+
+
+def opened(made, folder, **settings):
+    model, how = made
+    return Lines(Store(folder), "story", model.weights, how, settings=Settings(**settings))
+
+
+def learn(lines, texts, owner="a"):
+    numbers = [lines.contribute(owner, owner, text) for text in texts]
+    while lines._pass():
+        pass
+    return numbers
+
+
+def head(lines, owner="a"):
+    return lines.current(owner).weights
+
+
+def test_contributions_are_learned_in_order_and_each_is_a_version(lines):
+    numbers = learn(lines, TEXTS)
+    line = journal.line(lines.store, "story/a")
+    assert (line.head, line.position) == (4, numbers[-1])
+    versions = journal.versions(lines.store, "story/a")
+    assert [v.contribution for v in versions] == [None, *numbers]
+    assert versions[-1].first == numbers[0] and versions[-1].last == numbers[-1]
+    assert 0 < versions[1].distance < versions[4].distance
+    assert len({v.digest for v in versions}) == 5
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_what_is_held_in_memory_is_rebuilt_to_the_same_bits(made, tmp_path, every):
+    lines = opened(made, tmp_path / "state", every=every, kept=2)
+    learn(lines, TEXTS)
+    before = head(lines)
+    again = opened(made, tmp_path / "state", every=every)  # nothing is stopped: as after kill -9
+    assert trees.same_bits(head(again), before)
+    replay = opened(made, tmp_path / "other")
+    learn(replay, TEXTS)
+    assert trees.same_bits(head(replay), before)
+
+
+def test_a_contribution_half_learned_is_learned_once(made, tmp_path, monkeypatch):
+    lines = opened(made, tmp_path / "state")
+    learn(lines, TEXTS[:2])
+    lines.contribute("a", "a", TEXTS[2])
+    monkeypatch.setattr(journal, "learned", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        lines._pass()
+    monkeypatch.undo()
+    again = opened(made, tmp_path / "state")
+    learn(again, [TEXTS[3]])
+    undisturbed = opened(made, tmp_path / "other")
+    learn(undisturbed, TEXTS)
+    assert trees.same_bits(head(again), head(undisturbed))
+
+
+def test_one_key_changes_no_bit_for_another(lines):
+    before = trees.digest(head(lines, "b").content)
+    learn(lines, TEXTS * 3, "a")
+    assert trees.digest(head(lines, "b").content) == before == lines.base
+    assert trees.digest(head(lines, "a").content) != before
+
+
+def test_a_shared_line_is_one_for_all(made, tmp_path):
+    model, how = made
+    lines = Lines(Store(tmp_path / "state"), "story", model.weights, how, shared=True)
+    learn(lines, TEXTS, "a")
+    assert trees.same_bits(head(lines, "a"), head(lines, "b"))
+    assert journal.contributions(lines.store, "story/shared")[0].key == "a"
+
+
+def test_going_back_makes_an_old_version_live_and_learning_goes_on_from_there(made, lines, tmp_path):
+    learn(lines, TEXTS[:3])
+    journal.rollback(lines.store, "story/a", 1, "test")
+    undisturbed = opened(made, tmp_path / "other")
+    learn(undisturbed, TEXTS[:1])
+    assert trees.same_bits(head(lines), head(undisturbed))
+    learn(lines, [TEXTS[3]])
+    learn(undisturbed, [TEXTS[3]])
+    assert trees.same_bits(head(lines), head(undisturbed))
+    journal.rollback(lines.store, "story/a", 3, "test")  # and forward again
+    whole = opened(made, tmp_path / "whole")
+    learn(whole, TEXTS[:3])
+    assert trees.same_bits(head(lines), head(whole))
+    journal.rollback(lines.store, "story/a", 0, "test")
+    assert trees.digest(head(lines).content) == lines.base
+
+
+@pytest.mark.parametrize("erased", [0, 1, 3])
+@pytest.mark.parametrize("every", [1, 100])
+def test_erasing_equals_never_having_seen(made, tmp_path, erased, every):
+    lines = opened(made, tmp_path / "state", every=every)
+    numbers = learn(lines, TEXTS)
+    lines.erase(numbers[erased], "test")
+    kept = [text for i, text in enumerate(TEXTS) if i != erased]
+    learn(lines, [])
+    never = opened(made, tmp_path / "never")
+    learn(never, kept)
+    assert trees.same_bits(head(lines), head(never))
+    again = opened(made, tmp_path / "state")
+    assert trees.same_bits(head(again), head(never))
+    with pytest.raises(BadInput, match="erased"):
+        journal.rollback(lines.store, "story/a", 4, "test")
+    lines.store.close()
+    left = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
+    assert TEXTS[erased].encode() not in left and all(text.encode() in left for text in kept)
+    snapshots = {path.name for path in (tmp_path / "state" / "snapshots").iterdir()}
+    named = {v.snapshot for v in journal.versions(again.store, "story/a") if v.snapshot}
+    assert snapshots == named
+
+
+def test_erasing_what_was_set_aside_and_what_came_before_it(made, tmp_path):
+    lines = opened(made, tmp_path / "state")
+    numbers = learn(lines, TEXTS[:3])
+    journal.rollback(lines.store, "story/a", 1, "test")
+    learn(lines, [TEXTS[3]])
+    lines.erase(numbers[0], "test")
+    learn(lines, [])
+    never = opened(made, tmp_path / "never")
+    learn(never, [TEXTS[3]])  # the second and third were set aside
+    assert trees.same_bits(head(lines), head(never))
+
+
+def test_work_that_was_overtaken_is_not_committed(lines):
+    number = lines.contribute("a", "a", TEXTS[0])
+    before = journal.line(lines.store, "story/a")
+    lines.erase(number, "test")
+    assert journal.learned(lines.store, before, number, "digest", 1.0, 0.1, "late") is None
+    assert not journal.refused(lines.store, before, number, 1.0, "late")
+    assert journal.line(lines.store, "story/a").head == 0
+
+
+def test_the_gate_refuses_harm_and_says_why(made, tmp_path):
+    lines = opened(made, tmp_path / "state")
+    draw = np.random.default_rng(0)
+    noise = ["".join(map(chr, draw.integers(32, 0x250, 2000))) for _ in range(6)]
+    labels = ["".join("zyxwvutsrqponmlkjihgfedcba"[ord(c) - 97] if c.isalpha() and c.isascii() else c
+                      for c in ("architecture " * 300).lower())] * 6  # fmt: skip
+    learn(lines, [*noise, *["I am the best. " * 200] * 6, *labels])
+    current = lines.current("a")
+    assert current.version.held_out <= lines.learner.trained + lines.settings.bound
+    assert lines.learner.held_out(current.weights.content) == current.version.held_out
+    refused = [d for d in journal.decisions(lines.store, "story") if d.kind == "refused"]
+    assert refused and all("nats per token more" in d.reason for d in refused)
+
+
+def test_weights_that_are_not_finite_are_refused(made, tmp_path):
+    model, how = made
+    broken = how._replace(held_out=lambda content: float("nan"))
+    lines = opened((model, broken), tmp_path / "state")
+    learn(lines, TEXTS[:1])
+    assert journal.decisions(lines.store, "story")[-1].reason == "the weights are not finite"
+    assert trees.digest(head(lines).content) == lines.base
+
+
+def test_frozen_lines_take_nothing_and_new_ones_are_frozen_too(lines):
+    learn(lines, TEXTS[:1])
+    journal.freeze(lines.store, "story", True, "test")
+    assert lines.contribute("a", "a", TEXTS[1]) is None and lines.contribute("new", "new", TEXTS[1]) is None
+    journal.freeze(lines.store, "story", False, "test")
+    assert lines.contribute("a", "a", TEXTS[1]) is not None
+
+
+def test_a_line_is_carried_away_and_back(made, lines, tmp_path):
+    learn(lines, TEXTS[:2])
+    data, then = lines.export("a"), head(lines)
+    assert read_about(data)["version"] == "2"
+    learn(lines, TEXTS[2:])
+    assert not trees.same_bits(head(lines), then)
+    lines.restore("a", data, "test")
+    assert trees.same_bits(head(lines), then)
+    elsewhere = opened(made, tmp_path / "other")
+    elsewhere.restore("b", data, "test")
+    assert trees.same_bits(head(elsewhere, "b"), then)
+    learn(elsewhere, TEXTS[2:], "b")
+    again = opened(made, tmp_path / "other")
+    assert trees.same_bits(head(again, "b"), head(elsewhere, "b"))
+    for damaged in (data[:100], b"", data[:-1] + bytes([data[-1] ^ 1]), b"\xff" * 100):
+        with pytest.raises(BadInput):
+            lines.restore("a", damaged, "test")
+
+
+def test_a_line_is_refused_where_it_does_not_belong(made, lines, tmp_path):
+    learn(lines, TEXTS[:1])
+    data = lines.export("a")
+    model, how = made
+    import jax
+
+    other = jax.tree.map(lambda leaf: leaf * 1.01, model.weights)
+    with pytest.raises(BadInput, match="belongs to weights"):
+        Lines(Store(tmp_path / "other"), "story", other, how).restore("a", data, "test")
+    with pytest.raises(BadInput, match="went on learning from weights"):
+        Lines(lines.store, "story", other, how)
+    with pytest.raises(BadInput, match="other settings"):
+        Lines(lines.store, "story", model.weights, how._replace(digest="x"))
+    poisoned = how._replace(held_out=lambda content: 99.0)
+    with pytest.raises(BadInput, match="gate"):
+        opened((model, poisoned), tmp_path / "third").restore("a", data, "test")
+
+
+def test_a_damaged_snapshot_is_named(made, tmp_path):
+    lines = opened(made, tmp_path / "state", every=1)
+    learn(lines, TEXTS[:1])
+    file = next((tmp_path / "state" / "snapshots").iterdir())
+    file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\x80?")
+    with pytest.raises(BadInput, match=file.name):
+        head(opened(made, tmp_path / "state"))
