@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ontogeny import __version__
-from ontogeny.cli import audit, development, use
+from ontogeny.cli import audit, development, outside, use
 from ontogeny.errors import BadInput
 
 STOPPED = 130  # the exit code of a program that was interrupted
@@ -102,4 +102,7 @@ app.command(epilog="Example: ontogeny report studies/default")(development.repor
 app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontogeny list worlds bandit")(
     development.list_rooms
 )
+audit.app.command(
+    epilog="Examples: ontogeny audit prequential mine.py:predict; ontogeny audit prequential --calibrate 100"
+)(outside.prequential)
 app.add_typer(audit.app, name="audit")
