@@ -21,6 +21,7 @@ What a black box cannot show: a predictor that knows when it is tested, or was t
 import importlib
 import importlib.util
 import inspect
+import itertools
 import math
 import multiprocessing
 import sys
@@ -165,7 +166,7 @@ def _causal(rows: np.ndarray, passes: Iterable[tuple[int, np.ndarray]]) -> Check
     measured = {"positions": count, "leaking": leaks, "low": low, "high": high, "largest": largest}
     if leaks:
         return Check("causal", "fail", f"{told} ({leaks} of {count} positions)", measured)
-    told = f"at {count} positions no bit before the change moved; a leak at more than {high:.0%} would have shown"
+    told = f"at {count} positions no bit before the change moved; a leak at more than {high:.0%} of them would show"
     return Check("causal", "pass", told, measured)
 
 
@@ -216,7 +217,8 @@ def _secret(secrets: Sequence[np.ndarray], passes: Iterable[np.ndarray], level: 
     allowed = -math.log(level)
     shown = float(np.mean(gain))
     measured = {"tokens": len(gain), "gain": shown, "evidence": evidence, "allowed": allowed}
-    told = f"{len(gain)} random tokens at first sight: gain {shown:+.2g} nats each, evidence {evidence:.1f} of {allowed:.1f}"
+    told = f"{len(gain)} random tokens at first sight: gain {shown:+.2g} nats each, "
+    told += f"evidence {evidence:.1f} of {allowed:.1f}"
     if evidence >= allowed:
         return Check("secret", "fail", f"it foresees what cannot be foreseen. {told}", measured)
     return Check("secret", "pass", told, measured)
@@ -241,7 +243,7 @@ def _changes(random: np.random.Generator, stream: np.ndarray, V: int, count: int
     alone and in all that follow, in turn."""
     T = len(stream)
     edges = np.linspace(0, T, count + 1).astype(int)
-    inner = {int(random.integers(a, max(a + 1, b))) for a, b in zip(edges, edges[1:], strict=False)}
+    inner = {int(random.integers(a, max(a + 1, b))) for a, b in itertools.pairwise(edges)}
     positions = sorted({0, T - 1} | set(random.permutation(sorted(inner))[: max(count - 2, 0)].tolist()))
     changed = []
     for i, t in enumerate(positions):
