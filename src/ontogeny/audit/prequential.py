@@ -208,12 +208,13 @@ def _secret(secrets: Sequence[np.ndarray], passes: Iterable[np.ndarray], level: 
     gains = []
     for secret, found in zip(secrets, passes, strict=True):
         first = found[: len(secret)].astype(np.float64)
-        told = first[np.arange(len(secret)), secret] - logsumexp(first, axis=1)  # what sums to more is told by (b)
+        sums = np.asarray(logsumexp(first, axis=1))
+        told = first[np.arange(len(secret)), secret] - sums  # that a row sums to more is told by (b)
         gains.append(told + math.log(first.shape[1]))
     gain = np.concatenate(gains)  # [N] over the uniform distribution, nats
     with np.errstate(divide="ignore"):
         wealth = [np.cumsum(np.log((1 - hedge) * np.exp(gain) + hedge)) for hedge in HEDGES]
-    evidence = float(np.max(logsumexp(np.stack(wealth), axis=0))) - math.log(len(HEDGES))
+    evidence = float(np.max(np.asarray(logsumexp(np.stack(wealth), axis=0)))) - math.log(len(HEDGES))
     allowed = -math.log(level)
     shown = float(np.mean(gain))
     measured = {"tokens": len(gain), "gain": shown, "evidence": evidence, "allowed": allowed}
@@ -267,7 +268,8 @@ def _vocabulary(passes: Passes) -> int:
 
 def _sums(rows: np.ndarray) -> float:
     """The log of the row sum that is farthest from one."""
-    return float(max(logsumexp(rows.astype(np.float64), axis=1), key=abs))
+    sums = np.asarray(logsumexp(rows.astype(np.float64), axis=1))
+    return float(sums[np.abs(sums).argmax()])
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -290,7 +292,7 @@ def _organism(name: str) -> Callable[[], Predictor] | None:
     return lambda: registry.build("predictors", room, **given)
 
 
-def _function(name: str) -> Callable[[], Predictor] | None:
+def _function(name: str) -> Callable[[], Any] | None:
     """`module:function` or `file.py:function`; what takes no argument is a factory (a class may be one)."""
     place, colon, attribute = name.rpartition(":")
     if not colon or not place:

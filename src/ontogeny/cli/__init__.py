@@ -103,6 +103,10 @@ app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontog
     development.list_rooms
 )
 audit.app.command(
+    epilog="Examples: ontogeny audit behaviour choices.csv --out behaviour; "
+    "ontogeny audit behaviour choices.csv --columns subject=subjID,choice=level1_choice"
+)(outside.behaviour)
+audit.app.command(
     epilog="Examples: ontogeny audit prequential mine.py:predict; ontogeny audit prequential --calibrate 100"
 )(outside.prequential)
 app.add_typer(audit.app, name="audit")

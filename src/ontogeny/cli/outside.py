@@ -1,11 +1,12 @@
 """The commands that audit what is no agent of ours: scores of any predictor, choices that others logged."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli.shared import Seed, can_be_made, progress
+from ontogeny.cli.shared import Device, Seed, can_be_made, progress
+from ontogeny.cli.start import prepare
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -14,6 +15,97 @@ if TYPE_CHECKING:
     from ontogeny.audit.prequential import Certificate, Row
 
 Out = Annotated[Path | None, typer.Option(help="A new file for the JSON.")]
+
+
+def behaviour(
+    choices: Annotated[Path, typer.Argument(help="A file of choices, or a run in two_step or bandit, which is lived.")],
+    columns: Annotated[
+        str | None, typer.Option(metavar="OURS=THEIRS,...", help="What the file calls our columns.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="two_step or bandit; by default what the columns say.")] = None,
+    missed: Annotated[str | None, typer.Option(help="Further marks of a missed trial, separated by commas.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and name them.")
+    ] = False,
+    groups: Annotated[int | None, typer.Option(min=1, help="Groups of organisms per model, for recovery.")] = None,
+    lives: Annotated[int, typer.Option(min=2, help="Of a run: as many subjects.")] = 20,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="A new folder for behaviour.html and behaviour.json.")] = None,
+    device: Device = None,
+) -> None:
+    """What choices that others logged show: staying, its regression, models, and how far models can be told apart."""
+    can_be_made(out)
+    given = _pairs(columns)
+    prepare(device)
+    import json
+
+    text = None
+    if choices.is_dir():
+        from ontogeny.study import own_choices
+
+        text = own_choices.of_run(choices, lives=lives, seed=seed)
+    from ontogeny.study import behaviour as audit
+    from ontogeny.study import behaviour_page
+
+    found = audit.read(
+        choices,
+        text=text,
+        columns=given,
+        task=task,
+        missed=missed.split(",") if missed else (),
+        leave_out_bad=skip_bad,
+    )
+    for line in found.said:
+        typer.echo(line)
+    with progress("fitting", "models") as update:
+        record = audit.measured(found, groups=groups, seed=seed, on_progress=update)
+    record |= {"file": choices.name, "seed": seed}
+    _print_behaviour(record)
+    if out is not None:
+        html = behaviour_page.render(record, f"Choices in {choices.name}")
+        out.mkdir()
+        (out / "behaviour.html").write_text(html, encoding="utf-8")
+        (out / "behaviour.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        if text is not None:
+            (out / "choices.csv").write_text(text, encoding="utf-8")
+        typer.echo(f"wrote {out / 'behaviour.html'}")
+
+
+def _pairs(text: str | None) -> dict[str, str]:
+    found = {}
+    for pair in filter(None, (text or "").split(",")):
+        ours, equals, theirs = pair.partition("=")
+        if not equals or not theirs.strip():
+            raise BadInput(f"'{pair}' in --columns is not of the form ours=theirs")
+        found[ours.strip()] = theirs.strip()
+    return found
+
+
+def _print_behaviour(record: dict[str, Any]) -> None:
+    own = record["stays"]
+    typer.echo("share of choices repeated, mean over subjects and 95 % interval")
+    for name, mean in (own["pooled"] | own["contrasts"]).items():
+        typer.echo(f"  {name:<24}{_told(mean)}")
+    for kind in ("plain", "corrected"):
+        if own[kind]:
+            typer.echo(f"log odds of staying, {kind}{' (' + record['correct'] + ')' if kind == 'corrected' else ''}")
+            for name, mean in own[kind].items():
+                typer.echo(f"  {name:<24}{_told(mean)}")
+    typer.echo("models: summed BIC; behind the best per subject; subjects won; one organism of it recognised")
+    shares = record["recovery"]["by_subject"]
+    for i, model in enumerate(record["models"]):
+        behind = _told(model["behind"], 1) if model["behind"] else "lowest"
+        won = record["winners"].count(model["name"])
+        typer.echo(f"  {model['name']:<14}{model['summed_bic']:>10,.1f}   {behind:<26}{won:>4}   {shares[i][i]:.0%}")
+    for line in record["in_words"]:
+        typer.echo(line)
+
+
+def _told(mean: dict[str, Any], digits: int = 3) -> str:
+    if mean["mean"] is None:
+        return "no pairs"
+    ends = "" if mean["low"] is None else f"   {mean['low']:+.{digits}f} to {mean['high']:+.{digits}f}"
+    return f"{mean['mean']:+.{digits}f}{ends}"
 
 
 def prequential(

@@ -3,6 +3,9 @@
 The five of Wilson & Collins 2019 (eLife 8:e49547), box 2.
 """
 
+from functools import cache
+
+import jax
 import jax.numpy as jnp
 
 from ontogeny.audit.behaviour.base import Model, Parameter
@@ -13,15 +16,15 @@ WEIGHT = Parameter("weight", 3.0, 8.0, 20.0)
 KERNEL = (Parameter("kernel_rate", 0.1, 0.6), Parameter("kernel_weight", 1.0, 4.0, 20.0))
 
 
+@cache  # the same functions each time, so that they are compiled once
 def models(arms: int) -> tuple[Model, ...]:
     A = arms
 
     def towards(rate, values, choice, target):
-        return values.at[choice].add(rate * (target - values[choice]))
+        return values + rate * jax.nn.one_hot(choice, A) * (target - values)
 
     def kernel(p, held, trial):
-        chosen = jnp.zeros(A).at[trial.choice].set(1.0)
-        return held + p["kernel_rate"] * (chosen - held)
+        return held + p["kernel_rate"] * (jax.nn.one_hot(trial.choice, A) - held)
 
     def shifts(p, who, memory, last):
         """After a reward r the same arm with r (1 - slip), else the others; the slip is at random."""

@@ -35,8 +35,28 @@ class Who(NamedTuple):
     pays: Any  # [T, options] float32: how likely each option pays at each trial, for simulation
 
 
+class Rows(NamedTuple):
+    """A file as it was read, R rows of numbers."""
+
+    task: str
+    arms: int
+    has_second: bool
+    subject: np.ndarray  # [R] text
+    session: np.ndarray  # [R] int
+    trial: np.ndarray  # [R] int
+    choice: np.ndarray  # [R] int from 0 on, -1 where missed
+    place: np.ndarray  # [R] likewise
+    second: np.ndarray  # [R]
+    common: np.ndarray | None  # [R] 1 or 0, -1 where missed; None: not in the file
+    reward: np.ndarray  # [R] as they stand, NaN where missed
+    missing: np.ndarray  # [R] bool: part of the trial is not known
+    correct: np.ndarray | None  # [R] bool
+    keep: np.ndarray  # [R] bool: the row could be read
+    said: list[str]
+
+
 class Choices(NamedTuple):
-    """A file of choices, read."""
+    """Choices by subject and trial."""
 
     task: str
     subjects: tuple[str, ...]
@@ -82,3 +102,7 @@ def option(task: str, has_second: bool, trial: Trials) -> Any:
     if task == "bandit":
         return trial.choice
     return 2 * trial.place + trial.second if has_second else trial.place
+
+
+def count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

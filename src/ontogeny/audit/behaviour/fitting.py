@@ -18,9 +18,12 @@ from jax import Array
 from ontogeny.audit.behaviour.base import Choices, Model, Trials, Who, option
 
 ITERATIONS = 40
+AT_ONCE = 64  # climbs: more leave the processor's cache
 FARTHEST = 8.0  # of a parameter before it is pressed between its bounds
 LONGEST = 2.0  # step
 WINDOW = 8.0  # trials over which rewards are smoothed to say how likely an option paid
+STARTS, STARTS_OF_ORGANISMS = 24, 4
+ORGANISMS = 40  # of each model, at least, for recovery
 CLEAR = 2.0  # of BIC: a smaller lead is none (Raftery 1995, Sociological Methodology 25:111)
 
 
@@ -43,6 +46,13 @@ class Recovery(NamedTuple):
     by_group: np.ndarray  # [M, M] shares of simulated groups, by summed BIC
     subjects: int  # N simulated subjects of each model
     groups: int
+
+
+class Comparison(NamedTuple):
+    fits: list[Fit]
+    recovery: Recovery
+    organisms: list[Trials]  # of each model, parameters drawn from the ranges of its file, [groups S, T]
+    repeated: list[Trials]  # of each model, with the parameters that were fitted to the subjects
 
 
 def who_of(choices: Choices) -> Who:
@@ -92,12 +102,13 @@ def log_likelihoods(model: Model, arms: int, unbound: Array, who: Who, trials: T
         memory, last = carry
         memory = jax.tree.map(lambda new, old: jnp.where(trial.begins, new, old), model.begin(p, who), memory)
         logits = model.first(p, who, memory, jnp.where(trial.follows, last, 0.0))
-        told = jax.nn.log_softmax(logits)[trial.choice]
+        chosen = jax.nn.one_hot(trial.choice, arms)
+        told = jnp.sum(jax.nn.log_softmax(logits) * chosen)
         if model.second is not None:
-            told += jax.nn.log_softmax(model.second(p, memory, trial.place))[trial.second]
+            told += jax.nn.log_softmax(model.second(p, memory, trial.place)) @ jax.nn.one_hot(trial.second, 2)
         later = model.learn(p, memory, trial)
         memory = jax.tree.map(lambda new, old: jnp.where(trial.there, new, old), later, memory)
-        return (memory, jax.nn.one_hot(trial.choice, arms)), jnp.where(trial.there, told, 0.0)
+        return (memory, chosen), jnp.where(trial.there, told, 0.0)
 
     return jax.lax.scan(step, (model.begin(p, who), jnp.zeros(arms)), trials)[1]
 
@@ -133,7 +144,7 @@ def lived(
 
 @partial(jax.jit, static_argnames=("model", "arms"))
 def _climbed(model: Model, arms: int, starts: Array, who: Who, trials: Trials) -> tuple[Array, Array]:
-    """starts [S, N, K] -> where each ended [S, N, K], log-likelihoods [S, N]."""
+    """starts [B, K], each with a subject of its own -> where each ended [B, K], log-likelihoods [B]."""
     K = starts.shape[-1]
 
     def one(start: Array, who: Who, trials: Trials) -> tuple[Array, Array]:
@@ -154,10 +165,12 @@ def _climbed(model: Model, arms: int, starts: Array, who: Who, trials: Trials) -
             kept = jax.tree.map(lambda a, b: jnp.where(better, a, b), (tried, *found), (x, value, slope, curve))
             return (*kept, jnp.clip(jnp.where(better, damping / 3, damping * 4), 1e-4, 1e6)), None
 
-        end, _ = jax.lax.scan(step, (start, *at(start), jnp.float32(1.0)), None, length=ITERATIONS)
+        # The first step goes nowhere and is better than nothing: it evaluates the start.
+        nowhere = (start, -jnp.inf, jnp.zeros(K), jnp.zeros((K, K)), jnp.float32(3.0))
+        end, _ = jax.lax.scan(step, nowhere, None, length=ITERATIONS + 1)
         return end[0], end[1]
 
-    return jax.vmap(jax.vmap(one, in_axes=(0, None, None)))(starts, who, trials)
+    return jax.lax.map(lambda given: one(*given), (starts, who, trials), batch_size=AT_ONCE)
 
 
 @partial(jax.jit, static_argnames=("model", "task", "arms", "has_second"))
@@ -166,68 +179,88 @@ def _lives(keys, model, task, arms, has_second, unbound, who, trials) -> Trials:
     return jax.vmap(lambda key, x, who, trials: one(key, unbound=x, who=who, trials=trials))(keys, unbound, who, trials)
 
 
-def fit(model: Model, choices: Choices, who: Who, *, starts: int = 6, seed: int = 0) -> Fit:
-    return fit_trials(model, choices.arms, choices.trials, who, choices.has_second, starts=starts, seed=seed)
-
-
-def fit_trials(
-    model: Model, arms: int, trials: Trials, who: Who, has_second: bool, *, starts: int = 6, seed: int = 0
-) -> Fit:
+def fit(model: Model, arms: int, trials: Trials, who: Who, has_second: bool, starts: np.ndarray, seed: int = 0) -> Fit:
+    """`starts` [S]: from how many places each subject's likelihood is climbed."""
     S, K = len(trials.choice), len(model.parameters)
-    begin = drawn(jax.random.key(seed), model, S * starts).reshape(S, starts, K)
-    ends, reached = (np.asarray(found) for found in _climbed(model, arms, begin, who, trials))
-    best = reached.argmax(axis=1)
-    at = np.arange(S), best
+    whose = np.repeat(np.arange(S), starts)
+    whose = np.concatenate([whose, np.zeros(-len(whose) % AT_ONCE, int)])  # whole batches, so that one is compiled
+    begin = drawn(jax.random.key(seed), model, len(whose))
+    each = Who(*(part[whose] for part in who)), Trials(*(part[whose] for part in trials))
+    ends, reached = (np.asarray(found) for found in _climbed(model, arms, begin, *each))
+    order = np.lexsort((-reached, whose))  # by subject, the highest first
+    at = order[np.searchsorted(whose[order], np.arange(S))]
     told = reached[at].astype(np.float64)
     scored = trials.there.sum(axis=1) * (2 if has_second else 1)
-    values = jax.vmap(partial(bound, model))(ends[at])
+    values = jax.vmap(partial(bound, model))(jnp.asarray(ends[at]))
     return Fit(
         model.name,
         ends[at],
-        {name: np.asarray(value) for name, value in values.items()},
+        {p.name: np.asarray(values[p.name], np.float64) for p in model.parameters},
         told,
         K * np.log(scored) - 2 * told,
-        (reached > told[:, None] - 0.1).mean(axis=1),
+        np.bincount(whose, reached > told[whose] - 0.1, S) / np.bincount(whose),
     )
 
 
-def simulate(model: Model, choices: Choices, who: Who, unbound: Any, *, seed: int) -> Trials:
-    """Organisms with the given parameters [S, K], one in the place of each subject."""
-    keys = jax.random.split(jax.random.key(seed), len(choices.subjects))
-    task, arms, second = choices.task, choices.arms, choices.has_second
-    return jax.tree.map(np.asarray, _lives(keys, model, task, arms, second, jnp.asarray(unbound), who, choices.trials))
-
-
-def recover(
+def compare(
     models: Sequence[Model],
     choices: Choices,
-    who: Who,
     *,
-    groups: int,
+    groups: int | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
-) -> tuple[Recovery, list[Trials]]:
-    """`groups` groups of organisms of each model, each with as many subjects and trials as the file; and what the
-    organisms of each model did, [groups S, T]."""
+) -> Comparison:
+    """Every model fitted to every subject, and to `groups` groups of organisms of every model, each with as many
+    subjects and trials as the file (by default so many that each model has 40 organisms)."""
     S, M = len(choices.subjects), len(models)
-    each = Who(*(np.tile(part, (groups,) + (1,) * (part.ndim - 1)) for part in who))
-    many = choices._replace(
-        subjects=choices.subjects * groups,
-        trials=Trials(*(np.tile(part, (groups, 1)) for part in choices.trials)),
-    )
-    did = [
-        simulate(model, many, each, drawn(jax.random.key(seed + 1 + i), model, S * groups), seed=seed + i)
-        for i, model in enumerate(models)
-    ]
-    together = Trials(*(np.concatenate(parts) for parts in zip(*did, strict=True)))
-    seen = Who(*(np.tile(part, (M,) + (1,) * (part.ndim - 1)) for part in each))
-    bics = []
+    groups = max(2, -(-ORGANISMS // S)) if groups is None else groups
+    who = who_of(choices)
+    given = Trials(*(_tiled(part, groups) for part in choices.trials))
+    task = Who(*(_tiled(part, groups) for part in who))
+
+    def did(i: int, unbound: Any, key: int) -> Trials:
+        keys = jax.random.split(jax.random.key(key), S * groups)
+        how = (choices.task, choices.arms, choices.has_second)
+        return jax.tree.map(np.asarray, _lives(keys, models[i], *how, jnp.asarray(unbound), task, given))
+
+    organisms = [did(i, drawn(jax.random.key(seed + 1 + i), m, S * groups), seed + i) for i, m in enumerate(models)]
+    trials = Trials(*(np.concatenate(parts) for parts in zip(choices.trials, *organisms, strict=True)))
+    whose = Who(*(np.concatenate([part] + [many] * M) for part, many in zip(who, task, strict=True)))
+    starts = np.where(np.arange(len(trials.choice)) < S, STARTS, STARTS_OF_ORGANISMS)
+    fits = []
     for number, model in enumerate(models):
         if on_progress is not None:
-            on_progress(number, M, f"recovering, {model.name}")
-        bics.append(fit_trials(model, choices.arms, together, seen, choices.has_second, starts=3, seed=seed).bic)
-    bic = np.stack(bics).reshape(M, M, groups, S)  # by fitted model, by organism
-    subject = bic.argmin(axis=0).reshape(M, -1)
-    group = bic.sum(axis=-1).argmin(axis=0)
-    shares = [np.stack([(won == m).mean(axis=1) for m in range(M)], axis=1) for won in (subject, group)]
-    return Recovery(tuple(model.name for model in models), *shares, S * groups, groups), did
+            on_progress(number, M, model.name)
+        fits.append(fit(model, choices.arms, trials, whose, choices.has_second, starts, seed))
+    bic = np.stack([found.bic[S:] for found in fits]).reshape(M, M, groups, S)  # by fitted model, by organism
+    won = bic.argmin(axis=0).reshape(M, -1), bic.sum(axis=-1).argmin(axis=0)
+    shares = [np.stack([(winner == m).mean(axis=1) for m in range(M)], axis=1) for winner in won]
+    by_subject, by_group = shares
+    names = tuple(model.name for model in models)
+    ours = [_first(found, S) for found in fits]
+    repeated = [did(i, _tiled(found.unbound, groups), seed + 100 + i) for i, found in enumerate(ours)]
+    return Comparison(ours, Recovery(names, by_subject, by_group, S * groups, groups), organisms, repeated)
+
+
+def leads(fits: Sequence[Fit]) -> tuple[int, dict[str, np.ndarray]]:
+    """The model of the lowest summed BIC, and by how much it beats each other one in each subject [S]."""
+    total = [found.bic.sum() for found in fits]
+    best = int(np.argmin(total))
+    return best, {found.model: found.bic - fits[best].bic for i, found in enumerate(fits) if i != best}
+
+
+def winners(fits: Sequence[Fit]) -> list[str]:
+    """Per subject the model of the lowest BIC, or "undetermined" where its lead is not clear."""
+    bic = np.stack([found.bic for found in fits])
+    ordered = np.sort(bic, axis=0)
+    clear = ordered[1] - ordered[0] > CLEAR
+    return [fits[i].model if sure else "undetermined" for i, sure in zip(bic.argmin(axis=0), clear, strict=True)]
+
+
+def _first(found: Fit, S: int) -> Fit:
+    values = {name: value[:S] for name, value in found.values.items()}
+    return Fit(found.model, found.unbound[:S], values, found.log_likelihood[:S], found.bic[:S], found.agreed[:S])
+
+
+def _tiled(part: np.ndarray, times: int) -> np.ndarray:
+    return np.tile(part, (times,) + (1,) * (part.ndim - 1))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny import registry
-from ontogeny.audit.behaviour.base import TASKS, Choices, Trials
+from ontogeny.audit.behaviour.base import TASKS, Rows, count
 from ontogeny.errors import BadInput
 
 KNOWN = {
@@ -33,8 +33,8 @@ KNOWN = {
 MISSED = {"", "na", "nan", "n/a", "none", "null", "missed", "miss", "missing", ".", "-", "<na>"}
 COMMON = {"common", "c", "frequent", "likely", "expected", "usual", "true", "t"}
 RARE = {"rare", "r", "uncommon", "infrequent", "unlikely", "unexpected", "unusual", "false", "f"}
+MAY_BE_MARKED = ("choice", "state", "choice2", "transition")  # by `missed`
 SHOWN = 5  # lines that are named
-FEWEST = 10  # trials of a subject that are there
 
 
 class Line(NamedTuple):
@@ -45,29 +45,31 @@ class Line(NamedTuple):
 def read(
     path: Path,
     *,
+    text: str | None = None,
     columns: Mapping[str, str] | None = None,
     task: str | None = None,
     missed: Sequence[str] = (),
     leave_out_bad: bool = False,
-) -> Choices:
-    """The file's choices. `columns`: ours -> the file's; `missed`: further marks of a missed trial."""
+) -> Rows:
+    """The rows of the file. `text` in place of what is in it; `columns`: ours -> the file's; `missed`: further marks of
+    a missed trial."""
     if task is not None and task not in TASKS:
         raise registry.unknown("task", task, list(TASKS))
     said: list[str] = []
     bad: dict[int, str] = {}
-    decimal, names, lines = _lines(path, columns or {}, said, bad)
-    marks = MISSED | {mark.strip().lower() for mark in missed}
+    decimal, names, lines = _lines(path, _text(path, said) if text is None else text, columns or {}, said, bad)
+    marks = {mark.strip().lower() for mark in missed}
     if task is None:
         task = "two_step" if names & {"state", "transition", "choice2"} else "bandit"
         said.append(f"read as a {task.replace('_', '-')} task, by its columns")
     if task == "two_step" and not names & {"state", "transition", "choice2"}:
         raise BadInput("a two-step task needs a column 'state', 'transition' or 'choice2'")
     table = {
-        name: np.array([None if _word(line, name) in marks else _word(line, name) for line in lines], object)
+        name: np.array([_value(line, name, marks if name in MAY_BE_MARKED else set()) for line in lines], object)
         for name in names
     }
     numbers = np.array([line.number for line in lines])
-    reader = _Reader(table, numbers, bad, said, decimal, marks)
+    reader = _Reader(table, numbers, bad, said, decimal)
     choice, arms = reader.labels("choice", (2,) if task == "two_step" else None)
     missing = choice < 0
     place = second = np.zeros(len(lines), int)
@@ -85,18 +87,31 @@ def read(
         told = "; ".join(f"line {number}: {bad[number]}" for number in sorted(bad)[:SHOWN])
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         if not leave_out_bad:
-            raise BadInput(f"'{path}' has {_count(len(bad), 'bad row')}: {told}{more} (--skip-bad leaves them out)")
-        said.append(f"left out {_count(len(bad), 'bad row')}: {told}{more}")
-    return _arranged(
-        task, arms, has_second, subject, session, trial, choice, place, second, common, reward, missing, correct, keep, said
+            raise BadInput(f"'{path}' has {count(len(bad), 'bad row')}: {told}{more} (--skip-bad leaves them out)")
+        said.append(f"left out {count(len(bad), 'bad row')}: {told}{more}")
+    return Rows(
+        task,
+        arms,
+        has_second,
+        subject,
+        session,
+        trial,
+        choice,
+        place,
+        second,
+        common,
+        reward,
+        missing,
+        correct,
+        keep,
+        said,
     )
 
 
 def _lines(
-    path: Path, columns: Mapping[str, str], said: list[str], bad: dict[int, str]
+    path: Path, text: str, columns: Mapping[str, str], said: list[str], bad: dict[int, str]
 ) -> tuple[str, set[str], list[Line]]:
     """(decimal mark, our names that the file has, its lines by our names)."""
-    text = _text(path, said)
     header = text.partition("\n")[0]
     separator = max("\t;,", key=header.count)
     if separator not in header:
@@ -112,7 +127,7 @@ def _lines(
             while len(row) > len(heads) and not row[-1].strip():
                 row.pop()
             if len(row) != len(heads):
-                bad[rows.line_num] = f"{_count(len(row), 'field')}, not {len(heads)}"
+                bad[rows.line_num] = f"{count(len(row), 'field')}, not {len(heads)}"
             else:
                 lines.append(Line(rows.line_num, {name: row[at].strip() for name, at in found.items()}))
     except csv.Error as error:
@@ -122,7 +137,8 @@ def _lines(
     for name in ("choice", "reward"):
         if name not in found:
             raise BadInput(
-                f"'{path}' has no column '{name}'; its columns are {', '.join(heads)}: name it by --columns {name}=THEIRS"
+                f"'{path}' has no column '{name}'; its columns are {', '.join(heads)}: name it by "
+                f"--columns {name}=THEIRS"
             )
     names = {"\t": "tab", ";": "semicolon", ",": "comma"}
     taken = ", ".join(f"{name} = {heads[at]}" for name, at in found.items() if name != heads[at])
@@ -159,7 +175,9 @@ def _columns(path: Path, heads: Sequence[str], given: Mapping[str, str]) -> dict
         if name in found:
             continue
         plain = [re.sub(r"[^a-z0-9]", "", head.lower()) for head in heads]
-        fitting = [i for word in alike.split() for i, head in enumerate(plain) if head == word and i not in found.values()]
+        fitting = [
+            i for word in alike.split() for i, head in enumerate(plain) if head == word and i not in found.values()
+        ]
         if fitting:
             found[name] = fitting[0]
     return found
@@ -168,10 +186,9 @@ def _columns(path: Path, heads: Sequence[str], given: Mapping[str, str]) -> dict
 class _Reader:
     """Columns as numbers; what cannot be read goes to `bad` by line, what was decided to `said`."""
 
-    def __init__(self, table, numbers, bad, said, decimal, marks):
-        self.table, self.numbers, self.bad, self.said, self.decimal, self.marks = (
-            table, numbers, bad, said, decimal, marks,
-        )  # fmt: skip
+    def __init__(self, table, numbers, bad, said, decimal):
+        self.table, self.numbers, self.bad, self.said, self.decimal = table, numbers, bad, said, decimal
+        self.order_of: list[str] = []
 
     def labels(self, name: str, wanted: tuple[int, ...] | None) -> tuple[np.ndarray, int]:
         """A column of labels -> whole numbers from 0, -1 where missed, and how many labels there are.
@@ -196,7 +213,9 @@ class _Reader:
                 del counts["-1"]
             kept = list(counts)
             if len(kept) < 2:
-                raise BadInput(f"the column '{name}' holds {', '.join(kept) or 'nothing'}: a choice has two values or more")
+                raise BadInput(
+                    f"the column '{name}' holds {', '.join(kept) or 'nothing'}: a choice has two values or more"
+                )
             if "0" in kept and len(kept) > 2:
                 self.said.append(f"'{name}' 0 is taken for a choice; say --missed 0 if it marks missed trials")
         for code in dropped:
@@ -204,7 +223,7 @@ class _Reader:
             self.said.append(f"'{name}' {code} marks a missed trial ({number} times)")
         blank = sum(value is None for value in values)
         if blank:
-            self.said.append(f"'{name}' is blank or NA in {_count(blank, 'row')}: missed trials")
+            self.said.append(f"'{name}' is blank or NA in {count(blank, 'row')}: missed trials")
         order = sorted(kept, key=_by_number)
         codes = np.full(len(values), -1)
         for i, value in enumerate(values):
@@ -221,7 +240,7 @@ class _Reader:
         """(place, second choice, whether there is one, common or None, which trials lack any of it)."""
         rows = len(choice)
         place, second = np.full(rows, -1), np.zeros(rows, int)
-        has_second = "choice2" in self.table
+        has_second, many = "choice2" in self.table, 0
         if "state" in self.table:
             place, _ = self.labels("state", (2,))
         if has_second:
@@ -230,7 +249,8 @@ class _Reader:
                 place = np.where(label < 0, -1, label // 2)
                 names = self.order_of
                 self.said.append(
-                    f"second states by second choices: {names[0]} and {names[1]} in one, {names[2]} and {names[3]} in the other"
+                    f"second states by second choices: {names[0]} and {names[1]} in one, {names[2]} and {names[3]} in "
+                    "the other"
                 )
             elif many == 4:
                 home = [Counter(place[(label == k) & (place >= 0)]).most_common(1)[0][0] for k in range(4)]
@@ -241,8 +261,6 @@ class _Reader:
                         self.bad[self.numbers[i]] = f"choice2 '{self.table['choice2'][i]}' belongs to the other state"
                 rank = [sum(home[j] == home[k] for j in range(k)) for k in range(4)]
                 label = np.where(label < 0, -1, np.array(rank)[label])
-            else:
-                label = label if many == 2 else label
             second = np.where(label < 0, 0, label % 2)
             unknown = label < 0
         else:
@@ -251,13 +269,15 @@ class _Reader:
         if "transition" in self.table:
             common = self.transitions()
             unknown = unknown | (common < 0)
-            if "state" not in self.table and not (has_second and many == 4):
+            if "state" not in self.table and many != 4:
                 place = np.where((choice < 0) | (common < 0), -1, np.where(common == 1, choice, 1 - choice))
-                self.said.append("no column of second states: places are named after the choice that commonly leads there")
+                self.said.append(
+                    "no column of second states: places are named after the choice that commonly leads there"
+                )
         return place, second, has_second, common, unknown | (place < 0)
 
     def transitions(self) -> np.ndarray:
-        """1 common, 0 rare, -1 unknown: by word, as +1 and -1, or by two numbers of which common is the more frequent."""
+        """1 common, 0 rare, -1 unknown: by word, as +1 and -1, or of two values the more frequent common."""
         values = self.table["transition"]
         plain = [None if value is None else _plain(value.lower()) for value in values]
         counts = Counter(value for value in plain if value is not None)
@@ -290,7 +310,9 @@ class _Reader:
                 found[i] = meaning[value]
         wrong = (found == 0).sum() > (found == 1).sum()
         if wrong:
-            self.said.append("WARNING: rare transitions are more frequent than common ones; are they the wrong way round?")
+            self.said.append(
+                "WARNING: rare transitions are more frequent than common ones; are they the wrong way round?"
+            )
         return found
 
     def rewards(self, missed: np.ndarray) -> np.ndarray:
@@ -328,7 +350,7 @@ class _Reader:
         if "subject" not in self.table:
             self.said.append("no column of subjects: all rows are one subject's")
         else:
-            for i in np.nonzero([value is None for value in self.table["subject"]])[0]:
+            for i in np.nonzero(np.array([value is None for value in self.table["subject"]]))[0]:
                 self.bad[self.numbers[i]] = "no subject"
         given = self.table.get("session", np.full(rows, ""))
         session = np.unique([str(value) for value in given], return_inverse=True)[1]
@@ -348,141 +370,9 @@ class _Reader:
         return trial, session, subject
 
 
-def _arranged(
-    task, arms, has_second, subject, session, trial, choice, place, second, common, reward, missing, correct, keep, said
-) -> Choices:
-    """Rows -> [S, T]: sorted or cut into sessions by trial number, transitions inferred, rewards in 0 ... 1."""
-    rows_of, begins_of = [], []
-    people, restarted, resorted = [], 0, []
-    for who in dict.fromkeys(subject[keep].tolist()):
-        rows = np.nonzero(keep & (subject == who))[0]
-        together: list[int] = []
-        begins: list[bool] = []
-        for part in dict.fromkeys(session[rows].tolist()):
-            own = rows[session[rows] == part]
-            if len(set(trial[own].tolist())) == len(own):
-                if (np.diff(trial[own]) < 0).any():
-                    resorted.append(who)
-                own = own[np.argsort(trial[own], kind="stable")]
-                starts = np.arange(len(own)) == 0
-            else:
-                starts = np.concatenate([[True], np.diff(trial[own]) <= 0])
-                restarted += int(starts.sum()) - 1
-            together += own.tolist()
-            begins += starts.tolist()
-        people.append(who)
-        rows_of.append(np.array(together))
-        begins_of.append(np.array(begins))
-    if resorted:
-        said.append(f"rows sorted by trial number for {', '.join(dict.fromkeys(resorted))}")
-    if restarted:
-        said.append(f"trial numbers begin anew within a subject {_count(restarted, 'time')}: each is a new session")
-    few = [who for who, rows in zip(people, rows_of, strict=True) if (~missing[rows]).sum() < FEWEST]
-    if few:
-        said.append(f"left out for fewer than {FEWEST} whole trials: {', '.join(few)}")
-        kept = [i for i, who in enumerate(people) if who not in few]
-        people, rows_of, begins_of = ([part[i] for i in kept] for part in (people, rows_of, begins_of))
-    if not people:
-        raise BadInput(f"no subject has {FEWEST} trials of which all is known")
-    S, T = len(people), max(map(len, rows_of))
-    spread = {
-        name: np.zeros((S, T), kind)
-        for name, kind in (
-            ("choice", np.int32), ("place", np.int32), ("second", np.int32), ("reward", np.float32),
-            ("there", bool), ("follows", bool), ("begins", bool),
-        )
-    }  # fmt: skip
-    was_common, rewarded = np.zeros((S, T), bool), np.zeros((S, T), bool)
-    flags = None if correct is None else np.zeros((S, T), bool)
-    raw = np.full((S, T), np.nan)
-    gaps = lost = 0
-    for s, (rows, begins) in enumerate(zip(rows_of, begins_of, strict=True)):
-        n = len(rows)
-        there = ~missing[rows]
-        next_to = np.concatenate([[False], np.diff(trial[rows]) == 1]) & ~begins
-        gaps += int((~next_to & ~begins).sum())
-        before = np.concatenate([[False], there[:-1]])
-        lost += int((~there).sum())
-        spread["choice"][s, :n] = np.where(there, choice[rows], 0)
-        spread["place"][s, :n] = np.where(there, place[rows], 0)
-        spread["second"][s, :n] = np.where(there, second[rows], 0)
-        spread["there"][s, :n], spread["begins"][s, :n] = there, begins
-        spread["follows"][s, :n] = there & before & next_to
-        raw[s, :n] = np.where(there, reward[rows], np.nan)
-        if common is not None:
-            was_common[s, :n] = there & (common[rows] == 1)
-        if flags is not None and correct is not None:
-            flags[s, :n] = correct[rows]
-    said.append(
-        f"{_count(S, 'subject')}, {_count(int(spread['there'].sum()), 'trial')}; {lost} missed; "
-        f"{_count(gaps, 'gap')} in the trial numbers; {_count(int(spread['follows'].sum()), 'pair')} of consecutive trials"
-    )
-    low, high = np.nanmin(raw), np.nanmax(raw)
-    if not high > low:
-        raise BadInput(f"every reward is {low:g}: there is nothing to learn from")
-    levels = np.unique(raw[~np.isnan(raw)])
-    spread["reward"] = np.where(np.isnan(raw), 0.0, (raw - low) / (high - low)).astype(np.float32)
-    if len(levels) == 2:
-        rewarded = spread["there"] & (raw == high)
-        if (low, high) != (0, 1):
-            said.append(f"rewards {low:g} and {high:g}: the larger counts as rewarded")
-    else:
-        rewarded = spread["there"] & (np.nan_to_num(raw, nan=low) > np.nanmean(raw, axis=1, keepdims=True))
-        said.append(
-            f"{len(levels)} levels of reward, {low:g} to {high:g}: rewarded means above the subject's own mean; models "
-            "take rewards scaled to 0 ... 1"
-        )
-    good = np.tile([0, 1], (S, 1))
-    trials = Trials(**spread)
-    if task == "two_step":
-        was_common, good = _common(people, trials, was_common if common is not None else None, said)
-    return Choices(
-        task, tuple(people), trials, was_common, good, rewarded, flags, arms, has_second, tuple(said)
-    )
-
-
-def _common(
-    people: Sequence[str], trials: Trials, given: np.ndarray | None, said: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which transitions were common [S, T], as given or by each subject's majority, and where choices lead [S, 2]."""
-    straight = trials.choice == trials.place
-    good, unclear, against, shares = [], [], [], []
-    for s, who in enumerate(people):
-        there = trials.there[s]
-        agrees = straight[s] == (given[s] if given is not None else True)
-        share = agrees[there].mean()
-        good.append([0, 1] if share >= 0.5 else [1, 0])
-        clear = max(share, 1 - share)
-        shares.append(clear)
-        if given is not None and clear < 1:
-            against.append(f"{who} ({(1 - clear):.0%})")
-        if given is None and abs(share - 0.5) * 2 * np.sqrt(there.sum()) < 2:
-            unclear.append(f"{who} ({clear:.0%})")
-    table = np.array(good)
-    if given is None:
-        crossed = int((table[:, 0] == 1).sum())
-        said.append(
-            f"common and rare inferred by each subject's majority: {np.mean(shares):.1%} common, "
-            f"the first choice leads to the first state for {len(people) - crossed} of {_count(len(people), 'subject')}"
-        )
-        if unclear:
-            said.append(f"WARNING: which transition is common is not clear for {', '.join(unclear)}")
-        leads = table[np.arange(len(people))[:, None], trials.choice]
-        return trials.there & (trials.place == leads), table
-    if against:
-        said.append(
-            f"WARNING: 'transition' and second states disagree in part of the trials of {', '.join(against)}, as where "
-            "transitions change within a session: models take the majority"
-        )
-    return given, table
-
-
-def _word(line: Line, name: str) -> str:
-    return line.fields[name].strip('"').strip().lower() if name == "transition" else _na(line.fields[name].strip())
-
-
-def _na(value: str) -> str:
-    return value.lower() if value.lower() in MISSED else value
+def _value(line: Line, name: str, marks: set[str]) -> str | None:
+    value = line.fields[name].strip()
+    return None if value.lower() in MISSED | marks else value
 
 
 def _plain(value: str) -> str:
@@ -499,7 +389,3 @@ def _by_number(label: str) -> tuple[bool, float, str]:
         return False, float(label), label
     except ValueError:
         return True, 0.0, label
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

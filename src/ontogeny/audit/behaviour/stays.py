@@ -15,10 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
 from ontogeny.audit.behaviour.base import CELLS, Choices, Trials
-from ontogeny.intervals import mean_and_error, of_share
+from ontogeny.intervals import Z95, mean_and_error, of_share, reach
 
 PRIOR = 3.0  # standard deviation of a coefficient, in log odds
 HINDSIGHT = 8.0  # trials
@@ -99,7 +99,7 @@ def mean_of(values: np.ndarray) -> Mean:
         only = float(values[0]) if n else float("nan")
         return Mean(only, float("nan"), float("nan"), float("nan"), float("nan"), n)
     mean, error = mean_and_error(values)
-    half = float(stdtrit(n - 1, 0.975)) * error
+    half = reach(Z95, n - 1) * error
     p = 2 * stdtr(n - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
     return Mean(float(mean), float(error), float(mean - half), float(mean + half), float(p), n)
 
