@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import betaincinv, ndtr, stdtrit
 
 Z95 = 1.959964  # standard errors to either side of a mean that make a normal 95 % interval
 
@@ -25,6 +25,13 @@ def degrees_of_freedom(variances: Sequence[float], each: Sequence[float]) -> flo
     """Of a sum of estimated variances, each with degrees of freedom of its own (Welch 1947; Satterthwaite 1946)."""
     doubt = sum(variance**2 / df for variance, df in zip(variances, each, strict=True))
     return sum(variances) ** 2 / doubt if doubt > 0 else float("inf")
+
+
+def of_share(count: int, total: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share that was met `count` times in `total` (Clopper & Pearson 1934)."""
+    low = 0.0 if count == 0 else float(betaincinv(count, total - count + 1, 0.025))
+    high = 1.0 if count == total else float(betaincinv(count + 1, total - count, 0.975))
+    return low, high
 
 
 def bootstrapped(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

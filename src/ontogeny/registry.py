@@ -28,8 +28,12 @@ FAMILIES = {
     "development": "development",
     "audit": "audit test",
     "organisms": "organism",
+    "predictors": "predictor",
 }
-PLACES = {"organisms": "audit/organisms"}  # where a family lives, if not in the folder of its name
+PLACES = {
+    "organisms": "audit/organisms",
+    "predictors": "audit/predictors",
+}  # where a family lives, if not in the folder of its name
 MADE = {
     "worlds": ("World",),
     "agents": ("Agent",),
@@ -37,6 +41,7 @@ MADE = {
     "development": ("Development",),
     "audit": ("Test",),
     "organisms": ("Agent",),
+    "predictors": ("function",),
 }
 MOST = 2**31 - 1  # of a whole number, as arrays hold them
 LARGEST = 3.4e38  # of a real one

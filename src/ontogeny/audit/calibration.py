@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.special import betaincinv
 
 from ontogeny import registry
 from ontogeny.audit.base import Subject, Test, organism, tests
 from ontogeny.errors import BadInput
+from ontogeny.intervals import of_share
 from ontogeny.streams import life_keys
 from ontogeny.types import World
 
@@ -200,9 +200,7 @@ def halves(rows: Sequence[Row]) -> list[Half]:
 
 
 def rate(count: int, audits: int) -> Rate:
-    low = 0.0 if count == 0 else float(betaincinv(count, audits - count + 1, 0.025))
-    high = 1.0 if count == audits else float(betaincinv(count + 1, audits - count, 0.975))
-    return Rate(count, audits, low, high)
+    return Rate(count, audits, *of_share(count, audits))
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

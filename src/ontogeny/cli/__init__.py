@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ontogeny import __version__
-from ontogeny.cli import audit, development, language, serve, use
+from ontogeny.cli import audit, development, language, outside, serve, use
 from ontogeny.errors import BadInput
 
 STOPPED = 130  # the exit code of a program that was interrupted
@@ -120,6 +120,13 @@ app.command(epilog="Example: ontogeny report studies/default")(development.repor
 app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontogeny list worlds bandit")(
     development.list_rooms
 )
+audit.app.command(
+    epilog="Examples: ontogeny audit behaviour choices.csv --out behaviour; "
+    "ontogeny audit behaviour choices.csv --columns subject=subjID,choice=level1_choice"
+)(outside.behaviour)
+audit.app.command(
+    epilog="Examples: ontogeny audit prequential mine.py:predict; ontogeny audit prequential --calibrate 100"
+)(outside.prequential)
 app.add_typer(audit.app, name="audit")
 app.command(epilog="Examples: ontogeny serve runs/mine; ontogeny serve --alias story=runs/mine --online")(serve.serve)
 app.add_typer(serve.keys, name="keys")

@@ -26,8 +26,8 @@ class Row:
     kind: str = ""
 
 
-def document(title: str, opening: str, sections: Sequence[Section]) -> str:
-    """The whole page; `opening` is what stands under the title."""
+def document(title: str, opening: str, sections: Sequence[Section], kind: str = "study") -> str:
+    """The whole page; `opening` is what stands under the title, `kind` above it."""
     style = STYLE.read_text(encoding="utf-8")
     contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
     body = "\n".join(
@@ -48,7 +48,7 @@ def document(title: str, opening: str, sections: Sequence[Section]) -> str:
 <body>
 <a class="skip" href="#content">Skip to the results</a>
 <header>
-<p class="eyebrow">ontogeny · study</p>
+<p class="eyebrow">ontogeny · {escape(kind)}</p>
 <h1>{escape(title)}</h1>
 {opening}
 </header>

@@ -1,0 +1,1 @@
+"""Predictors whose truth is known; one file each."""
