@@ -22,6 +22,9 @@ CANNOT = (
 )
 
 
+SHOWN = {"yes": "shown", "no": "not shown", "undetermined": "not decided"}  # what a supporting test looks for
+
+
 class _Group(TyperGroup):
     """`ontogeny audit RUN` is short for `ontogeny audit battery RUN`."""
 
@@ -222,12 +225,12 @@ def _print(name: str, found: "list[Finding]", in_words: str) -> None:
         if not finding.deciding and (number == 0 or found[number - 1].deciding):
             typer.echo("  supporting tests: what they say moves no verdict")
         about = (QUESTIONS | BESIDE)[finding.question]
-        verdict = finding.verdict if finding.deciding else f"supporting, {finding.verdict}"
+        verdict = finding.verdict if finding.deciding else f"supporting, {SHOWN[finding.verdict]}"
         pattern = f" ({finding.pattern})" if finding.pattern else ""
         typer.echo(f"  {finding.test}: {about} {verdict}{pattern}: {finding.told}")
         for kind, parts in (("", finding.effects), ("control: ", finding.controls)):
             for part, effect in parts.items():
-                typer.echo(f"    {kind + part:<42}{_interval(effect)}")
+                typer.echo(f"    {kind + part:<48}{_interval(effect)}")
     typer.echo(f"  {in_words}")
 
 
