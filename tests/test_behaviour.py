@@ -267,6 +267,20 @@ def test_organisms_are_recovered_and_what_cannot_be_is_shown(record):
         assert (told[larger] > told[smaller] - 0.2).all()
 
 
+def test_a_fit_is_never_less_likely_than_the_truth():
+    """Organisms that learn far more slowly than usual; a climb that is cut short stays below them."""
+    choices = task()
+    model = next(model for model in two_step.models(False) if model.name == "model_based")
+    given, who = ([np.concatenate([part] * 3) for part in parts] for parts in (choices.trials, fitting.who_of(choices)))
+    given, who = Trials(*given), fitting.Who(*who)
+    truth = np.tile(np.float32([-3.5, 2.0, 0.1, 0.0]), (24, 1))  # rate .03, weight 17.6
+    did = fitting._lives(jax.random.split(jax.random.key(0), 24), model, "two_step", 2, False, truth, who, given)
+    did = Trials(*map(np.asarray, did))
+    found = fitting.fit(model, 2, did, who, False, np.full(24, 16))
+    told = jax.vmap(lambda x, w, t: fitting.log_likelihoods(model, 2, x, w, t).sum())(truth, who, did)
+    assert (found.log_likelihood > np.asarray(told) - 0.1).all()
+
+
 def test_staying_alone_does_not_name_a_planner(record):
     plain = {name: part["plain"]["reward x transition"] for name, part in record["organisms"].items()}
     for name in ("model_based", "mimic", "successor"):
@@ -301,6 +315,7 @@ def test_lives_of_a_run_are_read_as_anybody_s(tmp_path, monkeypatch, capsys):
         assert len(found.subjects) == 6 and found.trials.there.all()
         assert found.task == "bandit" or 0.7 < found.common.mean() < 0.9
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fitting, "STARTS", (12, 4))
     arguments = ["behaviour", "ban", "--lives", "6", "--groups", "2", "--out", "out"]
     monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", *arguments])
     with pytest.raises(SystemExit) as done:

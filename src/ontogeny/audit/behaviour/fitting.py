@@ -175,6 +175,7 @@ def _climbed(model: Model, arms: int, starts: Array, who: Who, trials: Trials) -
 
 @partial(jax.jit, static_argnames=("model", "task", "arms", "has_second"))
 def _lives(keys, model, task, arms, has_second, unbound, who, trials) -> Trials:
+    """Keys, parameters, tasks and trials [N] -> what N organisms of a model did."""
     one = partial(lived, model=model, task=task, arms=arms, has_second=has_second)
     return jax.vmap(lambda key, x, who, trials: one(key, unbound=x, who=who, trials=trials))(keys, unbound, who, trials)
 
@@ -209,7 +210,7 @@ def compare(
     choices: Choices,
     *,
     groups: int | None = None,
-    starts: tuple[int, int] = STARTS,
+    starts: tuple[int, int] | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Comparison:
@@ -229,7 +230,7 @@ def compare(
     organisms = [did(i, drawn(seed + 1 + i, m, S * groups), seed + i) for i, m in enumerate(models)]
     trials = Trials(*(np.concatenate(parts) for parts in zip(choices.trials, *organisms, strict=True)))
     whose = Who(*(np.concatenate([part] + [many] * M) for part, many in zip(who, task, strict=True)))
-    each = np.where(np.arange(len(trials.choice)) < S, *starts)
+    each = np.where(np.arange(len(trials.choice)) < S, *(starts or STARTS))
     fits = []
     for number, model in enumerate(models):
         if on_progress is not None:
