@@ -84,7 +84,9 @@ def _pairs(text: str | None) -> dict[str, str]:
 def _print_behaviour(record: dict[str, Any]) -> None:
     own = record["stays"]
     typer.echo("share of choices repeated, mean over subjects and 95 % interval")
-    for name, mean in (own["pooled"] | own["contrasts"]).items():
+    for name, mean in own["pooled"].items():
+        typer.echo(f"  {name:<24}{_told(mean).replace('+', ' ')}")
+    for name, mean in own["contrasts"].items():
         typer.echo(f"  {name:<24}{_told(mean)}")
     for kind in ("plain", "corrected"):
         if own[kind]:

@@ -27,12 +27,13 @@ def measured(
     choices: Choices,
     *,
     groups: int | None = None,
+    starts: tuple[int, int] | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is found, as JSON takes it; `groups` of organisms per model, see `fitting.compare`."""
+    """Everything that is found, as JSON takes it; `groups` and `starts` as in `fitting.compare`."""
     models = two_step.models(choices.has_second) if choices.task == "two_step" else bandit.models(choices.arms)
-    found = fitting.compare(models, choices, groups=groups, seed=seed, on_progress=on_progress)
+    found = fitting.compare(models, choices, groups=groups, starts=starts, seed=seed, on_progress=on_progress)
     best, behind = fitting.leads(found.fits)
     leads = {name: mean_of(values) for name, values in behind.items()}
     winners = fitting.winners(found.fits)

@@ -5,12 +5,14 @@ from html import escape
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ontogeny.study import figures, page
 from ontogeny.study.figures import CODE, EVOLUTION, INK, MUTED, REFERENCE
 
 TERM = "reward x transition"
+OUTCOMES = ("rewarded", "unrewarded")
 COLOURS = {"common": EVOLUTION, "rare": CODE}
 
 
@@ -34,12 +36,11 @@ def _staying(record: dict[str, Any]) -> str:
         "The subjects",
         "Mean over subjects with its 95 % interval (Student's t); a dot per subject.",
     )
-    beside = [
-        page.figure(
-            stay_chart(f"stay-{name}", part["pooled"]), escape(_name(name)), "with the subjects' fitted numbers"
-        )
-        for name, part in record["simulated"].items()
-    ]
+    beside = page.figure(
+        stay_charts("stay-models", record["simulated"]),
+        "Each model in their place",
+        "Simulated with the numbers fitted to the subjects, in tasks that lead and pay as theirs did.",
+    )
     key = "Blue after a common transition, orange after a rare one." if record["task"] == "two_step" else ""
     rows = [[escape(name), _told(mean)] for name, mean in (own["pooled"] | own["contrasts"]).items()]
     note = (
@@ -47,31 +48,57 @@ def _staying(record: dict[str, Any]) -> str:
         "as it would have behaved in their place.</p>"
     )
     table = page.table("Share of choices repeated, and contrasts of it", ["", "mean, 95 % interval"], rows, (1,))
-    return note + page.panels([data, *beside]) + table
+    return note + page.panels([data, beside]) + table
 
 
-def stay_chart(name: str, pooled: dict[str, Any], cells: dict[str, Any] | None = None) -> str:
+def stay_chart(name: str, pooled: dict[str, Any], cells: dict[str, Any]) -> str:
     """Staying by cell: means with intervals, subjects as dots."""
     with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.panel(4.5 if cells else 2.6, 2.8)
-        outcomes = ["rewarded", "unrewarded"]
-        for cell, mean in pooled.items():
-            transition = cell.partition(",")[0]
-            colour = COLOURS.get(transition, EVOLUTION)
-            x = outcomes.index(cell.rpartition(" ")[2]) + {"common": -0.13, "rare": 0.13}.get(transition, 0.0)
-            if cells is not None:
-                shares = [one["share"] for one in cells[cell] if one["pairs"]]
-                axes.plot([x + 0.08] * len(shares), shares, "o", ms=2.6, color=colour, alpha=0.45, mew=0)
-            if mean["low"] is not None:
-                axes.plot([x, x], [mean["low"], mean["high"]], "-", color=colour, lw=2, solid_capstyle="round")
-            if mean["mean"] is not None:
-                axes.plot([x], [mean["mean"]], "D" if transition == "rare" else "o", ms=5.5, color=colour)
-        axes.set_xlim(-0.5, 1.5)
-        axes.set_xticks([0, 1], [f"after {word}" if cells else word for word in outcomes])
-        axes.set_ylim(0, 1)
+        figure, axes = figures.panel(4.5, 3.4)
+        _cells(axes, pooled, cells)
+        axes.set_xticks([0, 1], [f"after {word}" for word in OUTCOMES])
         axes.set_ylabel("choice repeated")
         told = ", ".join(f"{cell} {mean['mean']:.3f}" for cell, mean in pooled.items() if mean["mean"] is not None)
         return figures.inline(figure, name, f"Share of choices repeated: {told}")
+
+
+def stay_charts(name: str, simulated: dict[str, Any]) -> str:
+    """The same for each model, two to a row."""
+    rows = -(-len(simulated) // 2)
+    with matplotlib.rc_context(figures.STYLE):
+        figure, first = figures.panel(4.5, 0.3 + 1.5 * rows)
+        figure.delaxes(first)
+        for i, (model, part) in enumerate(simulated.items()):
+            axes = figure.add_subplot(rows, 2, i + 1)
+            axes.patch.set_visible(False)
+            for side in ("top", "right", "left"):
+                axes.spines[side].set_visible(False)
+            axes.grid(axis="y", color=figures.RULE, linewidth=0.5)
+            axes.set_axisbelow(True)
+            _cells(axes, part["pooled"])
+            axes.set_title(_name(model), fontsize=9.5, loc="left")
+            axes.set_xticks([0, 1], OUTCOMES)
+        told = "; ".join(
+            f"{_name(model)} " + ", ".join(f"{mean['mean']:.2f}" for mean in part["pooled"].values() if mean["mean"])
+            for model, part in simulated.items()
+        )
+        return figures.inline(figure, name, f"Share of choices repeated by models, cells as in the first chart: {told}")
+
+
+def _cells(axes: Axes, pooled: dict[str, Any], cells: dict[str, Any] | None = None) -> None:
+    for cell, mean in pooled.items():
+        transition = cell.partition(",")[0]
+        colour = COLOURS.get(transition, EVOLUTION)
+        x = OUTCOMES.index(cell.rpartition(" ")[2]) + {"common": -0.13, "rare": 0.13}.get(transition, 0.0)
+        if cells is not None:
+            shares = [one["share"] for one in cells[cell] if one["pairs"]]
+            axes.plot([x + 0.08] * len(shares), shares, "o", ms=2.6, color=colour, alpha=0.45, mew=0)
+        if mean["low"] is not None:
+            axes.plot([x, x], [mean["low"], mean["high"]], "-", color=colour, lw=2, solid_capstyle="round")
+        if mean["mean"] is not None:
+            axes.plot([x], [mean["mean"]], "D" if transition == "rare" else "o", ms=5, color=colour)
+    axes.set_xlim(-0.5, 1.5)
+    axes.set_ylim(0, 1)
 
 
 def _regression(record: dict[str, Any]) -> str:
@@ -90,8 +117,8 @@ def _regression(record: dict[str, Any]) -> str:
     body = (
         "<p>Plain: reward, transition and their product (Daw et al. 2011). Corrected: with a term more, whether the "
         f"choice was the better one, {escape(record['correct'])} (Akam, Costa and Dayan 2015). The correction does "
-        "not clear agents that act on latent states: below, the same coefficients in organisms that nobody would call "
-        f"planners.</p>{body}"
+        "not clear agents that act on latent states: below, the same coefficients in organisms, some of which nobody "
+        f"would call planners.</p>{body}"
     )
     rows = [
         [escape(_name(name)), _told(part["plain"][TERM]), _told(part["corrected"][TERM])]

@@ -22,7 +22,8 @@ AT_ONCE = 64  # climbs: more leave the processor's cache
 FARTHEST = 8.0  # of a parameter before it is pressed between its bounds
 LONGEST = 2.0  # step
 WINDOW = 8.0  # trials over which rewards are smoothed to say how likely an option paid
-STARTS, STARTS_OF_ORGANISMS = 24, 4
+STARTS = 48, 12  # of each subject and of each organism
+SPREAD = 2.0  # of starts, before they are pressed between bounds: values and slow rates far from the usual count
 ORGANISMS = 40  # of each model, at least, for recovery
 CLEAR = 2.0  # of BIC: a smaller lead is none (Raftery 1995, Sociological Methodology 25:111)
 
@@ -84,14 +85,13 @@ def bound(model: Model, unbound: Array) -> dict[str, Array]:
     }
 
 
-def drawn(key: Array, model: Model, count: int) -> Array:
-    """Unbounded parameters [count, K] of organisms, uniform in each parameter's range."""
-    low, high, scale, signed = (
-        jnp.array([getattr(p, name) for p in model.parameters]) for name in ("low", "high", "scale", "signed")
-    )
-    share = jax.random.uniform(key, (count, len(model.parameters)), minval=low, maxval=high) / scale
-    inside = jnp.clip(share, jnp.where(signed, -0.999, 1e-3), 0.999)
-    return jnp.where(signed, jnp.arctanh(inside), jnp.log(jnp.maximum(inside, 1e-6)) - jnp.log1p(-inside))
+def drawn(seed: int, model: Model, number: int) -> np.ndarray:
+    """Unbounded parameters [number, K] of organisms, uniform in each parameter's range."""
+    low, high, scale = (np.array([getattr(p, name) for p in model.parameters]) for name in ("low", "high", "scale"))
+    signed = np.array([p.signed for p in model.parameters])
+    share = np.random.default_rng(seed).uniform(low, high, (number, len(low))) / scale
+    inside = np.clip(share, np.where(signed, -0.999, 1e-3), 0.999)
+    return np.where(signed, np.arctanh(inside), np.log(np.maximum(inside, 1e-6)) - np.log1p(-inside)).astype(np.float32)
 
 
 def log_likelihoods(model: Model, arms: int, unbound: Array, who: Who, trials: Trials) -> Array:
@@ -175,6 +175,7 @@ def _climbed(model: Model, arms: int, starts: Array, who: Who, trials: Trials) -
 
 @partial(jax.jit, static_argnames=("model", "task", "arms", "has_second"))
 def _lives(keys, model, task, arms, has_second, unbound, who, trials) -> Trials:
+    """Keys, parameters, tasks and trials [N] -> what N organisms of a model did."""
     one = partial(lived, model=model, task=task, arms=arms, has_second=has_second)
     return jax.vmap(lambda key, x, who, trials: one(key, unbound=x, who=who, trials=trials))(keys, unbound, who, trials)
 
@@ -184,7 +185,9 @@ def fit(model: Model, arms: int, trials: Trials, who: Who, has_second: bool, sta
     S, K = len(trials.choice), len(model.parameters)
     whose = np.repeat(np.arange(S), starts)
     whose = np.concatenate([whose, np.zeros(-len(whose) % AT_ONCE, int)])  # whole batches, so that one is compiled
-    begin = drawn(jax.random.key(seed), model, len(whose))
+    begin = np.random.default_rng(seed).normal(0, SPREAD, (len(whose), K)).astype(np.float32)
+    usual = np.arange(len(whose)) % 4 == 0
+    begin[usual] = drawn(seed, model, int(usual.sum()))
     each = Who(*(part[whose] for part in who)), Trials(*(part[whose] for part in trials))
     ends, reached = (np.asarray(found) for found in _climbed(model, arms, begin, *each))
     order = np.lexsort((-reached, whose))  # by subject, the highest first
@@ -207,6 +210,7 @@ def compare(
     choices: Choices,
     *,
     groups: int | None = None,
+    starts: tuple[int, int] | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Comparison:
@@ -223,15 +227,15 @@ def compare(
         how = (choices.task, choices.arms, choices.has_second)
         return jax.tree.map(np.asarray, _lives(keys, models[i], *how, jnp.asarray(unbound), task, given))
 
-    organisms = [did(i, drawn(jax.random.key(seed + 1 + i), m, S * groups), seed + i) for i, m in enumerate(models)]
+    organisms = [did(i, drawn(seed + 1 + i, m, S * groups), seed + i) for i, m in enumerate(models)]
     trials = Trials(*(np.concatenate(parts) for parts in zip(choices.trials, *organisms, strict=True)))
     whose = Who(*(np.concatenate([part] + [many] * M) for part, many in zip(who, task, strict=True)))
-    starts = np.where(np.arange(len(trials.choice)) < S, STARTS, STARTS_OF_ORGANISMS)
+    each = np.where(np.arange(len(trials.choice)) < S, *(starts or STARTS))
     fits = []
     for number, model in enumerate(models):
         if on_progress is not None:
             on_progress(number, M, model.name)
-        fits.append(fit(model, choices.arms, trials, whose, choices.has_second, starts, seed))
+        fits.append(fit(model, choices.arms, trials, whose, choices.has_second, each, seed))
     bic = np.stack([found.bic[S:] for found in fits]).reshape(M, M, groups, S)  # by fitted model, by organism
     won = bic.argmin(axis=0).reshape(M, -1), bic.sum(axis=-1).argmin(axis=0)
     shares = [np.stack([(winner == m).mean(axis=1) for m in range(M)], axis=1) for winner in won]
