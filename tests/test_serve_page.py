@@ -28,6 +28,7 @@ def browser():
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_three_ways_on(live, browser, width, scheme, tmp_path):
+    opening = f"The agent came to door {width}."
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page, foreign, faults = context.new_page(), [], []
     page.on("request", lambda r: None if r.url.startswith(live.url) else foreign.append(r.url))
@@ -36,7 +37,7 @@ def test_three_ways_on(live, browser, width, scheme, tmp_path):
     expect(page.locator("#case")).to_have_text("learning", timeout=30_000)
     story = page.locator("#story")
     story.click()
-    page.keyboard.type("The agent came to the door.")
+    page.keyboard.type(opening)
     page.keyboard.press("Control+Enter")
     ways = page.locator(".way button")
     expect(ways).to_have_count(3)
@@ -50,10 +51,10 @@ def test_three_ways_on(live, browser, width, scheme, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.screenshot(path=tmp_path / "ways.png", full_page=True)
     page.keyboard.press("Alt+2")
-    assert story.input_value().startswith("The agent came to the door.") and len(story.input_value()) > 40
+    assert story.input_value().startswith(opening) and len(story.input_value()) > 40
     expect(ways).to_have_count(0)
     page.locator("#undo").click()
-    assert story.input_value() == "The agent came to the door."
+    assert story.input_value() == opening
     expect(page.locator("#decisions tr").first).to_contain_text("learned", timeout=60_000)
     page.once("dialog", lambda dialog: dialog.accept())
     page.locator("#back").click()
