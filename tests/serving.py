@@ -18,7 +18,7 @@ from ontogeny.language.train import Plan, train
 
 ROOT = Path(__file__).parent.parent
 PLAN = Plan(
-    size="pico", tokenizer="bytes", layers=2, heads=2, width=64, context=64, batch=16, steps=200, learning_rate=4e-3
+    size="pico", tokenizer="bytes", layers=2, heads=2, width=64, context=64, batch=16, steps=500, learning_rate=4e-3
 )
 
 
@@ -26,7 +26,7 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "study.md"]
 
 
-def make_run(folder: Path, steps: int = 200) -> Path:
+def make_run(folder: Path, steps: int = 500) -> Path:
     return train(PLAN._replace(steps=steps), pages(), folder)
 
 

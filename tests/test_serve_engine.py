@@ -170,6 +170,8 @@ def test_choices_by_seed_and_place():
     assert nucleus == {0, 1}
     assert {choose(logits, Taste(0.0), place) for place in range(4)} == {0}
     assert {choose(logits, Taste(1.0, 1e-9), place) for place in range(50)} == {0}
+    neighbours = [[choose(logits, Taste(1.0, 1.0, 2**64 - seed), place) for place in range(20)] for seed in (1, 2, 3)]
+    assert len(set(map(tuple, neighbours))) == 3
     found = score(logits, 2, 2)
     assert found.top[0][0] == 0 and abs(found.logprob - np.log(0.15)) < 1e-6
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from ontogeny.server import keys
 from ontogeny.server.store import Store
-from serving import Live, load, shared_run
+from serving import ROOT, Live, load, shared_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
@@ -64,10 +64,19 @@ def test_the_openai_client_completes(client):
     assert len(made.choices) == 3 and made.usage.completion_tokens == 36 and made.usage.prompt_tokens == 9
     assert [choice.finish_reason for choice in made.choices] == ["length"] * 3
     assert "".join(made.choices[0].logprobs.tokens) == made.choices[0].text
+    unseeded = client.completions.create(model="story", prompt="The agent", max_tokens=40, n=3)
+    assert len({choice.text for choice in unseeded.choices}) == 3
     greedy = client.completions.create(model="story", prompt="The agent", max_tokens=12, temperature=0)
     text = greedy.choices[0].text
     stopped = client.completions.create(model="story", prompt="The agent", max_tokens=12, temperature=0, stop=text[3:5])
     assert stopped.choices[0].text == text[: text.find(text[3:5])] and stopped.choices[0].finish_reason == "stop"
+
+
+def test_the_copy_and_paste_of_the_readme_runs(live, key, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = readme.split("<!-- run: openai -->\n```python\n")[1].split("```")[0]
+    exec(code.replace("http://127.0.0.1:8000", live.url).replace('"none"', repr(key)), {})
+    assert len(capsys.readouterr().out) > 10
 
 
 def test_the_openai_client_streams_the_same_text(client):

@@ -31,8 +31,10 @@ def lines(made, tmp_path):
     return opened(made, tmp_path / "state")
 
 
-def opened(made, folder, **settings):
+def opened(made, folder, bound=5.0, **settings):
+    """Lines whose gate is wide open, but where a test says otherwise."""
     model, how = made
+    settings["bound"] = bound
     return Lines(Store(folder), "story", model.weights, how, settings=Settings(**settings))
 
 
@@ -162,7 +164,7 @@ def test_work_that_was_overtaken_is_not_committed(lines):
 
 
 def test_the_gate_refuses_harm_and_says_why(made, tmp_path):
-    lines = opened(made, tmp_path / "state")
+    lines = opened(made, tmp_path / "state", bound=0.05)
     draw = np.random.default_rng(0)
     noise = ["".join(map(chr, draw.integers(32, 0x250, 2000))) for _ in range(6)]
     labels = ["".join("zyxwvutsrqponmlkjihgfedcba"[ord(c) - 97] if c.isalpha() and c.isascii() else c

@@ -47,7 +47,7 @@ def held(state):
 @pytest.fixture(scope="module")
 def live(run, agents, state, held):
     names = ("--alias", f"story={run}", "--alias", f"bandit={agents / 'bandit'}", "--alias", f"mdp={agents / 'mdp'}")
-    with Live(state, *names, "--online", "--share", "1") as live:
+    with Live(state, *names, "--online", "--share", "1", "--bound", "2") as live:
         yield live
         assert "Traceback" not in live.log.read_text()
         live.stop()
@@ -81,9 +81,8 @@ def test_a_secret_taught_by_one_key_is_not_known_to_another(live, key):
     before = scores(live, key["anna"]), scores(live, key["bob"])
     assert before[0] == before[1]
     asked = {"model": "story", "prompt": SECRET[:20], "max_tokens": 13, "temperature": 0, "learn": False}
-    for _ in range(40):
-        for _ in range(10):
-            give(live, key["anna"], f"{SECRET}\n" * 12)
+    for _ in range(20):
+        give(live, key["anna"], f"{SECRET}\n" * 60)
         settled(live, key["anna"])
         if live.post("/v1/completions", asked, key["anna"])[1]["choices"][0]["text"] == SECRET[20:33]:
             break

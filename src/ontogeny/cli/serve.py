@@ -28,6 +28,9 @@ def serve(
         list[str] | None, typer.Option(metavar="NAME=RUN", help="Serve a run under this name; may be given often.")
     ] = None,
     online: Annotated[bool, typer.Option("--online/--frozen", help="Whether weights go on learning.")] = False,
+    freeze: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="With --online: this one stays frozen; may be given often.")
+    ] = None,
     shared: Annotated[bool, typer.Option("--shared", help="One line of learning for all keys, not one each.")] = False,
     bound: Annotated[
         float, typer.Option(help="Nats per token of held-out text that what is learned may cost at most.")
@@ -69,10 +72,10 @@ def serve(
 
     store = Store(state)
     with locked(store.folder, "serving"):
-        options = Options(online, shared, bound, share, rows, queue, verify)
+        options = Options(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify)
         made = Deployments(named, store, options)
-        case = "online" if online else "frozen"
-        typer.echo(f"serving {', '.join(made.by_name)}, {case}, on http://{host}:{port}")
+        cases = ", ".join(f"{name} ({'online' if one.online else 'frozen'})" for name, one in made.by_name.items())
+        typer.echo(f"serving {cases} on http://{host}:{port}")
         app.serve(made, host=host, port=port, time_limit=time_limit, most_bytes=most_bytes, log_level=log_level)
 
 

@@ -17,7 +17,7 @@ from ontogeny.server.text import Growing
 class Piece(NamedTuple):
     """What has become of one of the questions: text, tokens, the prompt's scores, or the end."""
 
-    index: int
+    which: int
     text: str = ""
     token: Token | None = None
     prompt: list[Scored] | None = None

@@ -48,7 +48,8 @@ def choose(logits: np.ndarray, taste: Taste, place: int) -> int:
         kept = int(np.searchsorted(sums, taste.top_p * sums[-1])) + 1
         scaled[order[kept:]] = 0
     sums = np.cumsum(scaled)
-    drawn = np.random.Generator(np.random.Philox(key=[taste.seed, place])).random() * sums[-1]
+    key = np.array([taste.seed, place], np.uint64)  # as a plain list, large seeds would become floats
+    drawn = np.random.Generator(np.random.Philox(key=key)).random() * sums[-1]
     return min(int(np.searchsorted(sums, drawn, side="right")), int(np.flatnonzero(scaled)[-1]))
 
 

@@ -21,6 +21,7 @@ from ontogeny.errors import BadInput
 from ontogeny.language import corpus
 from ontogeny.language import model as models
 from ontogeny.language.model import LanguageModel
+from ontogeny.registry import unknown
 from ontogeny.server import learner, lines
 from ontogeny.server.engine import Engine
 from ontogeny.server.lines import Lines
@@ -35,6 +36,7 @@ class Options(NamedTuple):
     """What a person may say about a server of models."""
 
     online: bool = False
+    frozen: tuple[str, ...] = ()  # deployments that do not learn, where others do
     shared: bool = False  # one line of learning for all keys
     bound: float = lines.BOUND
     share: float = 0.15  # of the time, that learning may take while others wait for answers
@@ -131,6 +133,9 @@ class Deployments:
         self.failed: BaseException | None = None
         self._stopping = threading.Event()
         made: dict[Path, LanguageModel] = {}
+        for name in options.frozen:
+            if name not in (names := [name for name, _ in runs]):
+                raise unknown("deployment", name, names)
         for name, folder in runs:
             if not NAME.fullmatch(name):
                 raise BadInput(
@@ -141,11 +146,13 @@ class Deployments:
                 raise BadInput(
                     f"there are two deployments of the name '{name}'; give one another with --alias NAME=RUN"
                 )
+            here = options._replace(online=options.online and name not in options.frozen)
             if models.is_language(folder):
-                model = made.setdefault(folder.resolve(), models.load(folder))
-                self.by_name[name] = Text(name, model, store, options)
+                model = made.get(folder.resolve()) or models.load(folder)
+                made[folder.resolve()] = model
+                self.by_name[name] = Text(name, model, store, here)
             else:
-                self.by_name[name] = Acting(name, folder, store, options)
+                self.by_name[name] = Acting(name, folder, store, here)
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
 
     def start(self) -> None:

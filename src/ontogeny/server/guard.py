@@ -6,6 +6,7 @@ Plain ASGI. Logs one line per request without its content and without its key.
 import asyncio
 import logging
 import time
+from collections.abc import MutableMapping
 from typing import Any
 
 from ontogeny.server.faults import Fault
@@ -27,7 +28,7 @@ class Guard:
         left, whole = self.most, False
         declared = dict(scope["headers"]).get(b"content-length", b"0")
 
-        async def limited() -> dict[str, Any]:
+        async def limited() -> MutableMapping[str, Any]:
             nonlocal left, whole
             if whole:
                 return await receive()
@@ -43,7 +44,7 @@ class Guard:
             whole = whole or not message.get("more_body", False)
             return message
 
-        async def timed(message: dict[str, Any]) -> None:
+        async def timed(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

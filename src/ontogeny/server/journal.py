@@ -10,7 +10,7 @@ Knows nothing of how is learned.
 
 import sqlite3
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput
 from ontogeny.server.store import Store
@@ -292,7 +292,7 @@ def freeze(store: Store, deployment: str, frozen: bool, who: str) -> list[str]:
     return names
 
 
-def _pending(connection: sqlite3.Connection, line: str, position: int, what: str):
+def _pending(connection: sqlite3.Connection, line: str, position: int, what: str) -> Any:
     return connection.execute(
         f"SELECT {what} FROM contributions WHERE line = ? AND number > ? AND NOT aside AND erased IS NULL "
         "ORDER BY number LIMIT 1",
@@ -381,12 +381,18 @@ def _decide(
 
 
 def _line(row: sqlite3.Row) -> Line:
-    return Line(*(bool(row[f]) if f == "frozen" else row[f] for f in Line._fields))
+    named: dict[str, Any] = dict(row)
+    named["frozen"] = bool(named["frozen"])
+    return Line(**named)
 
 
 def _contribution(row: sqlite3.Row) -> Contribution:
-    return Contribution(*(bool(row[f]) if f == "aside" else row[f] for f in Contribution._fields))
+    named: dict[str, Any] = dict(row)
+    named["aside"] = bool(named["aside"])
+    return Contribution(**named)
 
 
 def _version(row: sqlite3.Row) -> Version:
-    return Version(*(bool(row[f]) if f == "gone" else row[f] for f in Version._fields))
+    named: dict[str, Any] = dict(row)
+    named["gone"] = bool(named["gone"])
+    return Version(**named)

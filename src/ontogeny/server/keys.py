@@ -8,7 +8,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput
 from ontogeny.server.store import Store
@@ -114,5 +114,7 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _key(row) -> Key:
-    return Key(*(bool(row[f]) if f == "admin" else row[f] for f in Key._fields))
+def _key(row: Any) -> Key:
+    named: dict[str, Any] = {field: row[field] for field in Key._fields}
+    named["admin"] = bool(named["admin"])
+    return Key(**named)

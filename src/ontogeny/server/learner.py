@@ -40,7 +40,7 @@ class Learner(NamedTuple):
 
 
 class Settings(NamedTuple):
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     decay: float = 1e-3  # towards the trained weights, per step
     passes: int = 1  # through a contribution
     window: int = 64  # tokens, at most the context

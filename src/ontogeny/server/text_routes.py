@@ -308,13 +308,13 @@ class _Form:
         self.scored: list[list[Scored]] = [[] for _ in asked.questions]
 
     def see(self, piece: Piece) -> None:
-        self.texts[piece.index] += piece.text
+        self.texts[piece.which] += piece.text
         if piece.prompt is not None:
-            self.scored[piece.index] += piece.prompt
+            self.scored[piece.which] += piece.prompt
         if piece.token is not None and piece.token.scored is not None:
-            self.scored[piece.index].append(piece.token.scored)
+            self.scored[piece.which].append(piece.token.scored)
         if piece.reason is not None:
-            self.reasons[piece.index] = "stop" if piece.reason == "stop" else "length"
+            self.reasons[piece.which] = "stop" if piece.reason == "stop" else "length"
 
     def head(self, kind: str | None = None) -> dict[str, Any]:
         asked = self.asked
@@ -355,11 +355,11 @@ class _Completions(_Form):
         scored = [] if piece.token is None or piece.token.scored is None else [piece.token.scored]
         text = piece.text
         if piece.prompt is not None:
-            text, scored = self._echo(piece.index), piece.prompt
+            text, scored = self._echo(piece.which), piece.prompt
         reason = None if piece.reason is None else "stop" if piece.reason == "stop" else "length"
         if not text and not scored and reason is None:
             return []
-        return [self.head() | {"choices": [self._choice(piece.index, text, scored, reason)]}]
+        return [self.head() | {"choices": [self._choice(piece.which, text, scored, reason)]}]
 
     def _echo(self, index: int) -> str:
         return self.asked.prompts[index] if self.asked.prompts else ""
@@ -416,14 +416,14 @@ class _Chat(_Form):
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
         scored = [] if piece.token is None or piece.token.scored is None else [piece.token.scored]
         text = piece.text
-        if text and not self.texts[piece.index]:
-            self.texts[piece.index] = text
+        if text and not self.texts[piece.which]:
+            self.texts[piece.which] = text
             text = text.removeprefix(" ")
         reason = None if piece.reason is None else "stop" if piece.reason == "stop" else "length"
         if not text and not scored and reason is None:
             return []
         delta = {"content": text} if text or scored else {}
-        return [self.head() | {"choices": [self._choice(piece.index, delta, scored, reason)]}]
+        return [self.head() | {"choices": [self._choice(piece.which, delta, scored, reason)]}]
 
     def _choice(self, index: int, delta: dict[str, Any], scored: list[Scored], reason: str | None) -> dict[str, Any]:
         logprobs = self._logprobs(scored) if scored else None
