@@ -159,18 +159,22 @@ def evaluate(
     run: Path,
     text: Path | None,
     online: bool,
+    learning: str | None,
     stride: int | None,
     despite_overlap: bool,
+    seed: int,
     as_json: bool,
     out: Path | None,
 ) -> None:
     """What `ontogeny evaluate` does with a language model."""
+    if learning is not None and not online:
+        raise BadInput("--learning says how weights change: it goes with --online")
+    if online:
+        return _read_online(run, text, learning or "", stride, despite_overlap, seed, as_json, out)
     from ontogeny.language import evaluate as language
     from ontogeny.language.model import load
     from ontogeny.lifecycle import checkpoint
 
-    if online:
-        raise BadInput("a text is read frozen: --online is for agents in a world")
     model = load(run)
     content = None if text is None else language.read_text(text)
     with progress("evaluating", "tokens") as update:
@@ -193,6 +197,72 @@ def evaluate(
         typer.echo(json.dumps(record))
     else:
         _print(run, text, found)
+
+
+def _read_online(
+    run: Path,
+    text: Path | None,
+    learning: str,
+    stride: int | None,
+    despite_overlap: bool,
+    seed: int,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """The four cells, their split, and what became of the original text."""
+    from ontogeny.audit import attribution
+    from ontogeny.language import evaluate, learner, online
+    from ontogeny.language.model import load
+    from ontogeny.lifecycle import checkpoint
+
+    if text is None:
+        raise BadInput("--online reads a --text, and scores what the run held out before and after")
+    if stride is not None:
+        raise BadInput("--stride is for scoring frozen; --online reads in blocks: --learning block=32")
+    plan = learner.parse(learning)
+    model = load(run)
+    content = evaluate.read_text(text)
+    evaluate.refuse_overlap(model, content, despite_overlap=despite_overlap)
+    tokens = model.tokenizer.encode(content)
+    with progress("reading", "tokens") as update:
+        found = online.read(
+            model, tokens, plan, seed=seed, on_progress=lambda done, total: update(done, total, f"{done:,}")
+        )
+    split = attribution.split(-online.by_block(found, online.LONG))
+    record = online.as_record(model, found, tokens, plan) | {
+        "model": str(run),
+        "text": text.name,
+        "seed": seed,
+        "split_of_nats_per_token": {
+            "weights": split.of_weights._asdict(),
+            "activations": split.of_activations._asdict(),
+            "interaction": split.interaction._asdict(),
+            "verdict": split.verdict,
+        },
+    }
+    if out is not None:
+        checkpoint.write_json(out, record)
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        _print_reading(record)
+
+
+def _print_reading(record: dict[str, Any]) -> None:
+    def told(part: dict[str, Any], digits: int = 4) -> str:
+        mean, low, high = (part[key] for key in ("mean", "low", "high"))
+        return f"{mean:.{digits}f}   95 % interval {low:.{digits}f} to {high:.{digits}f}"
+
+    rows = {f"bits per byte, {name.replace('_', ', ')}": told(part) for name, part in record["bits_per_byte"].items()}
+    rows["saved online of the frozen bits"] = told(record["saved"])
+    for name in ("weights", "activations", "interaction"):
+        rows[f"nats per token by {name}"] = told(record["split_of_nats_per_token"][name])
+    rows["carried by"] = record["split_of_nats_per_token"]["verdict"]
+    if record["forgotten"] is not None:
+        rows["nats per token lost on the original held-out text"] = told(record["forgotten"])
+    rows["weights moved by"] = f"{record['moved']:.2%} of their norm"
+    for name, value in rows.items():
+        typer.echo(f"  {name:<51}{value}")
 
 
 def _print(run: Path, text: Path | None, found: "Evaluation") -> None:

@@ -47,6 +47,9 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(help="Tokens scored per window; by default half of the context.")
     ] = None,
+    learning: Annotated[
+        str | None, typer.Option(help="Of a language model --online: setting=value,... of how its weights change.")
+    ] = None,
     despite_overlap: Annotated[
         bool, typer.Option("--despite-overlap", help="Score a --text although the training text holds parts of it.")
     ] = False,
@@ -67,9 +70,9 @@ def evaluate(
     if run is not None and (text is not None or is_language(run)):
         if world or drive or reset_each_episode:
             raise BadInput("a language model is scored on a text: it has no --world, --drive or --reset-each-episode")
-        return language.evaluate(run, text, online, stride, despite_overlap, as_json, out)
-    if text is not None or stride is not None or despite_overlap:
-        raise BadInput("--text, --stride and --despite-overlap are for the run of a language model")
+        return language.evaluate(run, text, online, learning, stride, despite_overlap, seed, as_json, out)
+    if text is not None or stride is not None or learning is not None or despite_overlap:
+        raise BadInput("--text, --stride, --learning and --despite-overlap are for the run of a language model")
     from ontogeny.lifecycle import checkpoint
     from ontogeny.lifecycle.evaluate import evaluate
     from ontogeny.lifecycle.subject import checked_seed

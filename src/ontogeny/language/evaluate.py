@@ -70,16 +70,25 @@ def evaluate(
     `stride` is by default half of the context. A text of fewer tokens than one block of `context` raises `BadInput`.
     """
     tokens = model.tokenizer.encode(text)
-    shared = None
-    if model.run is not None:
-        shared = overlap.measure(text, model.tokenizer, corpus.load(model.run).training)
-        if shared.share > threshold and not despite_overlap:
-            raise BadInput(
-                f"{shared.share:.1%} of the text's runs of {shared.words} words ({shared.shared:,} of {shared.runs:,}) "
-                f"are in the training text, more than {threshold:.1%}, such as '{shared.example}': it is not held out; "
-                "--despite-overlap scores it all the same"
-            )
+    shared = refuse_overlap(model, text, threshold=threshold, despite_overlap=despite_overlap)
     return _measured(model, tokens, stride, shared, on_progress)
+
+
+def refuse_overlap(
+    model: LanguageModel, text: str, *, threshold: float = THRESHOLD, despite_overlap: bool = False
+) -> Overlap | None:
+    """How much of a text the training text holds; more than `threshold` raises `BadInput` unless told to go on. None
+    where it is not known what the model was trained on."""
+    if model.run is None:
+        return None
+    shared = overlap.measure(text, model.tokenizer, corpus.load(model.run).training)
+    if shared.share > threshold and not despite_overlap:
+        raise BadInput(
+            f"{shared.share:.1%} of the text's runs of {shared.words} words ({shared.shared:,} of {shared.runs:,}) "
+            f"are in the training text, more than {threshold:.1%}, such as '{shared.example}': it is not held out; "
+            "--despite-overlap scores it all the same"
+        )
+    return shared
 
 
 def evaluate_held_out(
