@@ -24,6 +24,7 @@ HOMES = {
     "bandit": registry.build("worlds", "bandit", arms=5, pulls=100),
     "chain": registry.build("worlds", "chain", trials=6, exposures=4, after=3),
     "beacon": registry.build("worlds", "beacon", size=5, horizon=12),
+    "stream": registry.build("worlds", "stream", length=10),
 }
 
 

@@ -33,7 +33,7 @@ PLACES = {"organisms": "audit/organisms"}  # where a family lives, if not in the
 MADE = {
     "worlds": ("World",),
     "agents": ("Agent",),
-    "content": ("WorldModel", "ValueFunction"),
+    "content": ("WorldModel", "ValueFunction", "Predictor"),
     "development": ("Development",),
     "audit": ("Test",),
     "organisms": ("Agent",),

@@ -20,7 +20,7 @@ from ontogeny.audit.base import Finding, Subject, Test, effect, largest_p, lived
 from ontogeny.errors import BadInput
 from ontogeny.lifetime import Lens
 from ontogeny.streams import life_keys
-from ontogeny.types import Key
+from ontogeny.types import Agent, Genome, Key, State, Steering, World
 
 EARLY, LATE = (0.05, 0.2), 0.75  # shares of a life
 FEWEST_EPISODES = 8
@@ -45,6 +45,15 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     genome, T = subject.genome(agent, world, steering), world.spec.num_steps
     if T // world.spec.horizon < FEWEST_EPISODES:
         raise BadInput(f"a life in '{world.spec.name}' has fewer than {FEWEST_EPISODES} episodes: too short to tell")
+    found = over_lives(lambda key: three_lives(key, subject, agent, world, steering, genome), keys)
+    return found | {"online": np.full(len(keys), subject.online)}
+
+
+def three_lives(
+    key: Key, subject: Subject, agent: Agent, world: World, steering: Steering, genome: Genome | State
+) -> dict[str, Array]:
+    """What `measure` says of one task."""
+    T = world.spec.num_steps
     steps = np.arange(T) / T
     early, late = (steps >= EARLY[0]) & (steps < EARLY[1]), steps >= LATE
 
@@ -52,23 +61,20 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         _, life = lived(subject, key, agent, world, steering, genome, **how)
         return jax.vmap(world.score)(life.outcome), life.outcome
 
-    def one(key: Key) -> dict[str, Array]:
-        intact, _ = scores(key)
-        wiped, _ = scores(key, reset_each_episode=True)
-        _, of_another = scores(life_keys(jax.random.fold_in(key, 1), 1, "evaluation")[0])
-        yoked, _ = scores(key, lens=Lens(lambda given, step: step._replace(outcome=given), of_another))
-        return {
-            "intact": jnp.mean(intact),
-            "wiped": jnp.mean(wiped),
-            "yoked": jnp.mean(yoked),
-            "early": jnp.mean(intact[early]),
-            "late": jnp.mean(intact[late]),
-            "first": intact[0],
-            "next": jnp.mean(intact[1:6]),
-            "square": jnp.mean(intact**2),
-        }
-
-    return over_lives(one, keys) | {"online": np.full(len(keys), subject.online)}
+    intact, _ = scores(key)
+    wiped, _ = scores(key, reset_each_episode=True)
+    _, of_another = scores(life_keys(jax.random.fold_in(key, 1), 1, "evaluation")[0])
+    yoked, _ = scores(key, lens=Lens(lambda given, step: step._replace(outcome=given), of_another))
+    return {
+        "intact": jnp.mean(intact),
+        "wiped": jnp.mean(wiped),
+        "yoked": jnp.mean(yoked),
+        "early": jnp.mean(intact[early]),
+        "late": jnp.mean(intact[late]),
+        "first": intact[0],
+        "next": jnp.mean(intact[1:6]),
+        "square": jnp.mean(intact**2),
+    }
 
 
 def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:
