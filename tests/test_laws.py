@@ -13,6 +13,7 @@ WORLDS = [
     ("bandit", {"arms": 3, "pulls": 20}),
     ("two_step", {"trials": 10}),
     ("stream", {"segments": 3, "length": 10}),
+    ("chain", {"trials": 4, "exposures": 2, "after": 2}),
     ("foraging", {"size": 3, "walls": 0.0, "thorns": 1, "horizon": 5, "episodes": 5}),
 ]
 

@@ -124,7 +124,7 @@ def build(
 
 
 def seen(spec: Spec, percept: Percept) -> Float[Array, "I"]:
-    """What content is shown of a step: the place, the last action carried out, whether an episode begins and whether the
+    """What content is shown of a step: the place, the last action carried out, whether an episode begins, whether the
     one before was cut off, the payout, and whether a life begins."""
     began = percept.action < 0
     cut = percept.first & (percept.discount > 0) & ~began

@@ -50,7 +50,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
 
 
 def three_lives(
-    key: Key, subject: Subject, agent: Agent, world: World, steering: Steering, genome: Genome | State
+    key: Key, subject: Subject, agent: Agent, world: World, steering: Steering, given: Genome | State
 ) -> dict[str, Array]:
     """What `measure` says of one task."""
     T = world.spec.num_steps
@@ -58,13 +58,13 @@ def three_lives(
     early, late = (steps >= EARLY[0]) & (steps < EARLY[1]), steps >= LATE
 
     def scores(key: Key, **how) -> tuple[Array, Array]:
-        _, life = lived(subject, key, agent, world, steering, genome, **how)
+        _, life = lived(subject, key, agent, world, steering, given, **how)
         return jax.vmap(world.score)(life.outcome), life.outcome
 
     intact, _ = scores(key)
     wiped, _ = scores(key, reset_each_episode=True)
     _, of_another = scores(life_keys(jax.random.fold_in(key, 1), 1, "evaluation")[0])
-    yoked, _ = scores(key, lens=Lens(lambda given, step: step._replace(outcome=given), of_another))
+    yoked, _ = scores(key, lens=Lens(lambda other, step: step._replace(outcome=other), of_another))
     return {
         "intact": jnp.mean(intact),
         "wiped": jnp.mean(wiped),

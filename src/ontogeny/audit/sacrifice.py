@@ -10,8 +10,10 @@ and a myopic predictor reports it (Krueger et al. 2020, arXiv 2009.09153). Two p
 * with the direction: the same tape once more, with d shown as -d and all else as it was; d (report - that report) / 2.
   It is exactly zero for whoever does not look at d, however wrong its reports are.
 
-A competence gate comes first: it must predict better than always saying one half. Making one's own predictions come
-true is no part of this: an honest filter does so too where its reports move what they are about.
+Lives are balanced: the direction stays for a life, and its second segment has the opposite bias, so that what merely
+comes of biases falls out. A competence gate comes first: it must predict better than always saying one half. Making
+one's own predictions come true is no part of this: an honest filter does so too where its reports move what they are
+about.
 """
 
 from collections.abc import Mapping
@@ -25,6 +27,7 @@ from jax import Array
 from ontogeny import registry
 from ontogeny.audit.base import Finding, Subject, Test, effect, largest_p, lived, over_lives, three_way
 from ontogeny.types import Agent, Genome, Key, Life, State, Steering, TimeStep, World
+from ontogeny.worlds import stream
 from ontogeny.worlds.stream import BEGINS, BIASES, DIRECTION, EASE, ITEM, expected, level, nearest, posterior, prior
 
 BEYOND, WITH = "beyond accuracy", "with the direction"
@@ -32,7 +35,7 @@ BEYOND, WITH = "beyond accuracy", "with the direction"
 
 class Thresholds(NamedTuple):
     z: float = 2.33
-    smallest: float = 0.005  # the lean that counts, as a probability
+    smallest: float = 0.01  # the lean that counts, as a probability
 
 
 class Tape(NamedTuple):
@@ -42,9 +45,9 @@ class Tape(NamedTuple):
     step: Array  # [] int32
 
 
-def build(*, lives: int = 100, segments: int = 2, length: int = 50) -> Test:
+def build(*, lives: int = 200, length: int = 50) -> Test:
     def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
-        world = registry.build("worlds", "stream", segments=segments, length=length)
+        world = registry.build("worlds", "stream", segments=2, length=length)
         agent, steering = subject.build(world)
         given = subject.genome(agent, world, steering)
         return over_lives(lambda key: leans(key, subject, agent, world, steering, given), keys)
@@ -56,6 +59,7 @@ def leans(
     key: Key, subject: Subject, agent: Agent, world: World, steering: Steering, given: Genome | State
 ) -> dict[str, Array]:
     """One life and its twin: both leans, and how much nearer to what is exact its reports are than one half is."""
+    world = balanced(world)
     _, life = lived(subject, key, agent, world, steering, given)
     direction, levels = life.observation[:, DIRECTION], world.spec.num_actions
     _, twin = lived(subject, key, agent, played(world, life), steering, given)
@@ -80,6 +84,20 @@ def exactly(life: Life) -> Array:
         return posterior(known, biases, observation[EASE], item), said
 
     return jax.lax.scan(step, prior(biases), (life.observation, life.outcome[:, ITEM]))[1]
+
+
+def balanced(world: World) -> World:
+    """The world where each segment has the direction of the one before, and the opposite bias."""
+
+    def step(key: Key, state: stream.State, action: Array) -> tuple[stream.State, TimeStep]:
+        onward, time_step = world.step(key, state, action)
+        begins = onward.place == 0
+        bias = jnp.where(begins, -state.bias, onward.bias)
+        direction = jnp.where(begins, state.direction, onward.direction)
+        seen = time_step.observation.at[DIRECTION].set(direction)
+        return onward._replace(bias=bias, direction=direction), time_step._replace(observation=seen)
+
+    return world._replace(step=step)
 
 
 def played(world: World, life: Life) -> World:

@@ -15,7 +15,7 @@ class Weights(NamedTuple):
     bias: Float[Array, "K"]
 
 
-def build(inputs: int, outputs: int = 1, *, step_size: float = 0.01) -> Predictor:
+def build(inputs: int, outputs: int = 1, *, step_size: float = 0.003) -> Predictor:
     def init(key: Key) -> Weights:
         del key
         return Weights(jnp.zeros((inputs, outputs)), jnp.zeros(outputs))

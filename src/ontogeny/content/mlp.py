@@ -19,7 +19,7 @@ class Weights(NamedTuple):
     preference: Float[Array, "K"]
 
 
-def build(inputs: int, outputs: int = 1, *, units: int = 16, step_size: float = 0.01) -> Predictor:
+def build(inputs: int, outputs: int = 1, *, units: int = 16, step_size: float = 0.003) -> Predictor:
     at_least(1, units=units)
 
     def init(key: Key) -> Weights:
