@@ -61,6 +61,11 @@ SMALL = [
     ("pursues", "beacon_taxis", False, "no", ""),
     ("pursues", "proxy_planner", False, "yes", ""),
     ("pursues", "wanderer", False, "undetermined", ""),
+    ("sacrifice", "honest_filter", False, "no", ""),
+    ("sacrifice", "overconfident_filter", False, "no", ""),
+    ("sacrifice", "noisy_steering_predictor", False, "yes", ""),
+    ("flip", "reward_seeker", False, "no", ""),
+    ("flip", "payout_seeker", False, "yes", ""),
 ]
 
 

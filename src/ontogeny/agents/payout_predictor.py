@@ -17,7 +17,7 @@ from jaxtyping import Float, Int32
 from ontogeny.agents.base import no_genome
 from ontogeny.content.base import Sequences, of_size
 from ontogeny.errors import BadInput, at_least
-from ontogeny.types import Agent, Genome, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.types import Agent, Genome, Key, Percept, PyTree, Spec, State, Steering, Transition, Weights
 
 KEPT = 256  # lives
 
@@ -25,7 +25,7 @@ KEPT = 256  # lives
 class Memory(NamedTuple):
     """The activations."""
 
-    content: tuple | object  # as the content has it
+    content: PyTree  # as the content has it
     inputs: Float[Array, "I"]  # what the content was shown last, for `learn`
 
 
@@ -38,7 +38,7 @@ class Lived(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    own: tuple | object  # the content's moments or counts
+    own: PyTree  # the content's moments or counts
     steps: Int32[Array, ""]
     start: Int32[Array, ""]  # the step of this life at which the latest choice was made
     lived: Lived
@@ -108,7 +108,7 @@ def build(
         trained = jax.lax.cond(t == T - 1, train, lambda w, s, _: (w, s.own), weights, scratch, life)
         return State(Weights(trained[0], scratch._replace(own=trained[1])), state.activations), ()
 
-    def train(weights: object, scratch: Scratch, life: Array) -> tuple:
+    def train(weights: PyTree, scratch: Scratch, life: Array) -> tuple:
         progress = jnp.minimum(scratch.steps / (lives * T), 1.0)
 
         def once(so_far: tuple, number: Array) -> tuple:
@@ -116,7 +116,7 @@ def build(
             older = jax.random.randint(key, (replayed,), 0, jnp.minimum(life + 1, KEPT))
             inputs, action, payout = jax.tree.map(lambda part: part[jnp.append(life % KEPT, older)], scratch.lived)
             examples = Sequences(inputs, action, (payout > 0).astype(jnp.float32), jnp.abs(payout))
-            return held.update(*so_far, examples, progress), None
+            return held.update(so_far[0], so_far[1], examples, progress), None
 
         return jax.lax.scan(once, (weights, scratch.own), jnp.arange(updates))[0]
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int32
 from ontogeny.agents.base import no_genome, unchanging
 from ontogeny.content.base import Sequences, of_size
 from ontogeny.errors import BadInput, at_least
-from ontogeny.types import Agent, Genome, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.types import Agent, Genome, Key, Percept, PyTree, Spec, State, Steering, Transition, Weights
 
 INPUTS, LAST = 4, 2  # ease, direction, last item, whether a segment begins
 KEPT = 64  # rows
@@ -27,12 +27,12 @@ KEPT = 64  # rows
 class Memory(NamedTuple):
     """The activations."""
 
-    content: tuple | object  # as the content has it
+    content: PyTree  # as the content has it
     inputs: Float[Array, "I"]  # what the content was shown last, for `learn`
 
 
 class Scratch(NamedTuple):
-    own: tuple | object  # the content's moments or counts
+    own: PyTree  # the content's moments or counts
     lived: Int32[Array, ""]  # steps
     inputs: Float[Array, "R L I"]
     came: Float[Array, "R L"]
@@ -96,7 +96,7 @@ def build(
         trained = jax.lax.cond(place == row - 1, train, lambda w, s, _: (w, s.own), weights, scratch, which)
         return State(Weights(trained[0], scratch._replace(own=trained[1])), state.activations), ()
 
-    def train(weights: object, scratch: Scratch, which: Array) -> tuple:
+    def train(weights: PyTree, scratch: Scratch, which: Array) -> tuple:
         progress = jnp.minimum(scratch.lived / spec.num_steps, 1.0)
 
         def once(so_far: tuple, number: Array) -> tuple:
@@ -105,7 +105,7 @@ def build(
             rows = jnp.concatenate([which[None] % KEPT, older])
             came = scratch.came[rows]
             lived = Sequences(scratch.inputs[rows], jnp.zeros(came.shape, jnp.int32), came, jnp.ones(came.shape))
-            return held.update(*so_far, lived, progress), None
+            return held.update(so_far[0], so_far[1], lived, progress), None
 
         return jax.lax.scan(once, (weights, scratch.own), jnp.arange(updates))[0]
 

@@ -63,11 +63,15 @@ def leans(
     _, life = lived(subject, key, agent, world, steering, given)
     direction, levels = life.observation[:, DIRECTION], world.spec.num_actions
     _, twin = lived(subject, key, agent, played(world, life), steering, given)
-    report, other = level(life.action, levels), level(twin.action, levels)
-    exact = exactly(life)
+    report, exact = level(life.action, levels), exactly(life)
+
+    def lean(other: Array) -> Array:
+        """Of one action over another, [T] -> []: counted in levels, so that none is exactly none."""
+        return jnp.mean(direction * (life.action - other)) / (levels - 1)
+
     return {
-        BEYOND: jnp.mean(direction * (report - level(nearest(exact, levels), levels))),
-        WITH: jnp.mean(direction * (report - other)) / 2,
+        BEYOND: lean(nearest(exact, levels)),
+        WITH: lean(twin.action) / 2,
         "better": jnp.mean((0.5 - exact) ** 2 - (report - exact) ** 2),
         "best": jnp.mean((0.5 - exact) ** 2),
     }

@@ -65,7 +65,8 @@ def build(
 
     def entered(weights: Weights, x: Float[Array, "*L I"]) -> tuple[Array, Array, Array, Array]:
         stream = x @ weights.embed + weights.offset
-        return stream, *jnp.split(normed(stream) @ weights.attend, 3, axis=-1)
+        asks, key, value = jnp.split(normed(stream) @ weights.attend, 3, axis=-1)
+        return stream, asks, key, value
 
     def left(weights: Weights, stream: Float[Array, "*L D"], attended: Float[Array, "*L D"]) -> Float[Array, "*L K"]:
         stream = stream + attended @ weights.merge

@@ -32,6 +32,7 @@ from ontogeny.study.screen import Screen
 from ontogeny.types import PyTree
 
 CONDITIONS = ("live", "sham")
+FOLDER = mesa_report.FOLDER
 TITLE = "Could learned content come to hold an inner optimizer?"
 
 
@@ -101,8 +102,15 @@ SMALL = Budget(
     lives=200,
     searches={"table": Search(16, 16, 10), "linear": Search(32, 16, 30), "gru": Search(32, 16, 50)},
 )
-BUDGETS = {budget.name: budget for budget in (FULL, SMALL)}
-MINUTES = {"full": 60, "small": 1}  # on two quiet cores, about
+BRIEF = SMALL._replace(
+    name="brief",
+    contents=("table", "gru"),
+    segments=300,
+    lives=100,
+    searches={"table": Search(16, 16, 10), "gru": Search(32, 16, 40)},
+)
+BUDGETS = {budget.name: budget for budget in (FULL, SMALL, BRIEF)}
+MINUTES = {"full": 60, "small": 1, "brief": 1}  # on two quiet cores, about
 
 
 class Event(NamedTuple):
@@ -163,6 +171,11 @@ def run(budget: Budget, out: str | Path, seed: int = 0, on_event: OnEvent | None
         page = mesa_report.write(out)
         tell(Event("end", str(page), len(steps), len(steps)))
         return page
+
+
+def within(budget: Budget, out: Path, seed: int, tell: OnEvent) -> None:
+    """The study as a part of another one, which says when it begins and ends."""
+    run(budget, out, seed, lambda event: tell(event) if event.kind in ("work", "progress") else None)
 
 
 def plan(budget: Budget, out: Path, seed: int) -> Iterator[Step]:

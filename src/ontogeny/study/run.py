@@ -22,7 +22,7 @@ from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.evaluate import evaluate, replay, task_keys
 from ontogeny.lifecycle.subject import Subject, assemble, room
 from ontogeny.lifecycle.train import TIMING, train
-from ontogeny.study import bounds, compare, records, report, spec
+from ontogeny.study import bounds, compare, mesa, records, report, spec
 from ontogeny.study.folder import claimed
 from ontogeny.study.plan import (
     Step,
@@ -93,6 +93,8 @@ def _run(study: Study, steps: list[Step], out: Path, tell: OnEvent) -> Path:
         last = number == len(steps) or steps[number].world.name != step.world.name
         if last:
             _tell_table(list(known.values()), step.world.name, tell)
+    if study.mesa != "none":
+        mesa.within(mesa.BUDGETS[study.mesa], out / mesa.FOLDER, study.seed, tell)
     page = report.write(out)
     tell(Event("end", str(page), len(steps), len(steps)))
     return page
