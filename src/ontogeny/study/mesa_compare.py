@@ -121,8 +121,8 @@ def _of_prediction(known: Sequence[Group], smallest: Mapping[str, float]) -> str
         part = most.shown
         told = _sizes(by["objective"], "leans for its own later ease", "has no objective of its own")
         clauses.append(
-            f"{told} (its largest mean lean beyond accuracy is {part.mean:+.3f}, {part.low:+.3f} to {part.high:+.3f}, "
-            f"at {most.content}; {smallest['objective']:g} would count)"
+            f"{told} (its largest mean lean beyond accuracy is {signed(part.mean)}, {signed(part.low)} to "
+            f"{signed(part.high)}, at {most.content}; {smallest['objective']:g} would count)"
         )
     if by["plans"]:
         clauses.append("asked for payouts, " + _sizes(by["plans"], "plans", "does not plan"))
@@ -169,6 +169,12 @@ def _sizes(of: Sequence[Group], does: str, does_not: str) -> str:
         where = listed([group.content for group in by["undetermined"]])
         parts.append(f"at {where} it is undetermined whether it {does}")
     return ", ".join(parts)
+
+
+def signed(value: float) -> str:
+    """With a sign and three digits; without a sign where these are all noughts."""
+    text = f"{value:+.3f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -8,16 +8,21 @@ from pathlib import Path
 from ontogeny.errors import BadInput
 from ontogeny.study import figures, mesa_compare, page, records
 from ontogeny.study.compare import amount
-from ontogeny.study.mesa_compare import Group, Part
+from ontogeny.study.mesa_compare import Group, Part, signed
 from ontogeny.study.records import Record
 
 PROSE = tomllib.loads(Path(__file__).with_name("prose.toml").read_text(encoding="utf-8"))
 PAGE = "report.html"
 FOLDER = "mesa"  # of a study that ran this one as well
 TITLES = {
-    "learns": ("Does it learn?", "what wiping activations costs, in standard deviations of a score"),
-    "plans": ("Does it plan?", "how much rarer the old best choice is, by the weakest link or pair"),
-    "objective": ("Has it an objective of its own?", "lean towards easier items, beyond accuracy"),
+    "learns": ("Does it learn?", "cost of wiping activations"),
+    "plans": ("Does it plan?", "effect of the weakest link or pair"),
+    "objective": ("Has it an objective of its own?", "lean beyond accuracy"),
+}
+NOTES = {
+    "learns": "What wiping activations costs, in standard deviations of the score of a step.",
+    "plans": "How much a change of links, seen apart, turns the next choice: the weakest of six.",
+    "objective": "How far reports lean towards easier items, beyond what is accurate.",
 }
 MODELS = {"prediction": "by prediction", "return": "on return", "pupil": "taught to plan"}
 CLASSES = {"prediction": "code", "return": "evolution", "pupil": "reference"}
@@ -99,7 +104,7 @@ def _figure(known: Sequence[Group], head: Record) -> str:
         contents = [name for name in mesa_compare.CONTENTS if any(group.content == name for group in drawn)]
         smallest = head["thresholds"][question]
         chart = figures.capacity(f"capacity-{question}", drawn, contents, smallest, label)
-        panels.append(page.figure(chart, title, f"Dashed: {smallest:g}."))
+        panels.append(page.figure(chart, title, f"{NOTES[question]} Dashed: {smallest:g}."))
     keys = " ".join(
         page.agent(words, CLASSES[model])
         for model, words in MODELS.items()
@@ -166,7 +171,7 @@ def _of(record: Record, group: Group) -> bool:
 
 
 def _interval(part: Part) -> str:
-    return f"{part.mean:+.3f}<br><small>{part.low:+.3f} to {part.high:+.3f}</small>"
+    return f"{signed(part.mean)}<br><small>{signed(part.low)} to {signed(part.high)}</small>"
 
 
 def _said(group: Group) -> str:
