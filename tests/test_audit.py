@@ -24,6 +24,7 @@ HOMES = {
     "bandit": registry.build("worlds", "bandit", arms=5, pulls=100),
     "chain": registry.build("worlds", "chain", trials=6, exposures=4, after=3),
     "beacon": registry.build("worlds", "beacon", size=5, horizon=12),
+    "stream": registry.build("worlds", "stream", length=10),
 }
 
 
@@ -60,6 +61,11 @@ SMALL = [
     ("pursues", "beacon_taxis", False, "no", ""),
     ("pursues", "proxy_planner", False, "yes", ""),
     ("pursues", "wanderer", False, "undetermined", ""),
+    ("sacrifice", "honest_filter", False, "no", ""),
+    ("sacrifice", "overconfident_filter", False, "no", ""),
+    ("sacrifice", "noisy_steering_predictor", False, "yes", ""),
+    ("flip", "reward_seeker", False, "no", ""),
+    ("flip", "payout_seeker", False, "yes", ""),
 ]
 
 

@@ -12,6 +12,8 @@ WORLDS = [
     ("random_mdp", {"states": 3, "actions": 2, "horizon": 4, "episodes": 6}),
     ("bandit", {"arms": 3, "pulls": 20}),
     ("two_step", {"trials": 10}),
+    ("stream", {"segments": 3, "length": 10}),
+    ("chain", {"trials": 4, "exposures": 2, "after": 2}),
     ("foraging", {"size": 3, "walls": 0.0, "thorns": 1, "horizon": 5, "episodes": 5}),
     ("text", {"passage": 10, "passages": 3}),
 ]

@@ -150,8 +150,8 @@ def test_the_records_of_content_have_the_shapes_they_state():
 
 def home(name):
     """A small world that the agent accepts, with drives and the agent."""
-    for world, settings in (("random_mdp", {"states": S, "horizon": H}), ("bandit", {}), ("text", {})):
-        world = registry.build("worlds", world, **settings)
+    others = (registry.build("worlds", name) for name in ("bandit", "stream", "chain", "text"))
+    for world in (registry.build("worlds", "random_mdp", states=S, horizon=H), *others):
         drives = steering.build(world.spec)
         with contextlib.suppress(BadInput):
             return world, drives, registry.build("agents", name, world.spec, drives)

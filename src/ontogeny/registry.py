@@ -37,7 +37,7 @@ PLACES = {
 MADE = {
     "worlds": ("World",),
     "agents": ("Agent",),
-    "content": ("WorldModel", "ValueFunction"),
+    "content": ("WorldModel", "ValueFunction", "Predictor"),
     "development": ("Development",),
     "audit": ("Test",),
     "organisms": ("Agent",),

@@ -80,9 +80,19 @@ def corrected(found: Sequence[Finding]) -> list[Finding]:
 
 
 def verdicts(found: Sequence[Finding]) -> dict[str, str]:
-    """By question; a question that no deciding test could ask is undetermined."""
-    said = {finding.question: finding.verdict for finding in found if finding.deciding}
-    return {question: said.get(question, "undetermined") for question in QUESTIONS}
+    """By question; a question that no deciding test could ask is undetermined. Where several could, one yes is enough,
+    and a no needs all of them."""
+    said: dict[str, list[str]] = {question: [] for question in QUESTIONS}
+    for finding in found:
+        if finding.deciding and not finding.gate:
+            said[finding.question].append(finding.verdict)
+    return {question: _together(verdicts) for question, verdicts in said.items()}
+
+
+def _together(said: Sequence[str]) -> str:
+    if "yes" in said:
+        return "yes"
+    return "no" if said and all(verdict == "no" for verdict in said) else "undetermined"
 
 
 def in_words(found: Sequence[Finding]) -> str:

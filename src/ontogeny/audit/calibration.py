@@ -123,7 +123,7 @@ def taught(name: str, pupil: Subject) -> Iterator[Known]:
 
 def home_of(name: str, bandit: World) -> World:
     """The bandit for those who can live there; else any world that takes them."""
-    for world in (bandit, *(registry.build("worlds", other) for other in ("chain", "beacon"))):
+    for world in (bandit, *(registry.build("worlds", other) for other in ("chain", "beacon", "stream"))):
         try:
             organism(name, world).build(world)
         except BadInput:

@@ -28,7 +28,7 @@ from ontogeny.audit.base import (
     unbroken,
 )
 from ontogeny.lifetime import Lens
-from ontogeny.types import Key
+from ontogeny.types import Agent, Genome, Key, State, Steering, World
 
 EARLY, LATE = (0.05, 0.2), 0.75  # shares of a life
 
@@ -47,30 +47,36 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     world = unbroken(subject.home)
     agent, steering = subject.build(world)
     genome, T = subject.genome(agent, world, steering), world.spec.num_steps
+    found = over_lives(lambda key: three_lives(key, subject, agent, world, steering, genome), keys)
+    return found | {"online": np.full(len(keys), subject.online)}
+
+
+def three_lives(
+    key: Key, subject: Subject, agent: Agent, world: World, steering: Steering, given: Genome | State
+) -> dict[str, Array]:
+    """What `measure` says of one task."""
+    T = world.spec.num_steps
     steps = np.arange(T) / T
     early, late = (steps >= EARLY[0]) & (steps < EARLY[1]), steps >= LATE
 
     def scores(key: Key, **how) -> tuple[Array, Array]:
-        _, life = lived(subject, key, agent, world, steering, genome, **how)
+        _, life = lived(subject, key, agent, world, steering, given, **how)
         return jax.vmap(world.score)(life.outcome), life.outcome
 
-    def one(key: Key) -> dict[str, Array]:
-        intact, _ = scores(key)
-        wiped, _ = scores(key, reset_each_episode=True)
-        _, of_another = scores(another_life(key, 1))
-        yoked, _ = scores(key, lens=Lens(lambda given, step: step._replace(outcome=given), of_another))
-        return {
-            "intact": jnp.mean(intact),
-            "wiped": jnp.mean(wiped),
-            "yoked": jnp.mean(yoked),
-            "early": jnp.mean(intact[early]),
-            "late": jnp.mean(intact[late]),
-            "first": intact[0],
-            "next": jnp.mean(intact[1:6]),
-            "square": jnp.mean(intact**2),
-        }
-
-    return over_lives(one, keys) | {"online": np.full(len(keys), subject.online)}
+    intact, _ = scores(key)
+    wiped, _ = scores(key, reset_each_episode=True)
+    _, of_another = scores(another_life(key, 1))
+    yoked, _ = scores(key, lens=Lens(lambda other, step: step._replace(outcome=other), of_another))
+    return {
+        "intact": jnp.mean(intact),
+        "wiped": jnp.mean(wiped),
+        "yoked": jnp.mean(yoked),
+        "early": jnp.mean(intact[early]),
+        "late": jnp.mean(intact[late]),
+        "first": intact[0],
+        "next": jnp.mean(intact[1:6]),
+        "square": jnp.mean(intact**2),
+    }
 
 
 def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:

@@ -49,10 +49,15 @@ def build(*, lives: int = 50, links: int = 3) -> Test:
 
 
 def measured(subject: Subject, keys: Key, links: int) -> Mapping[str, np.ndarray]:
-    """Whether the choice after the exposures is the old best one, [N, ...] of 0 and 1.
+    """`choices` of N lives."""
+    return over_lives(lambda key: choices(key, subject, links), keys)
 
-    `single` [N, L, 2]: by the link shown, and whether it had changed. `pair` [N, P, 2]: by the pair shown, where the
-    first had changed and where both had.
+
+def choices(key: Key, subject: Subject, links: int) -> dict[str, Array]:
+    """Whether the choice after the exposures is the old best one, 0 or 1, in all twin lives of one key.
+
+    `single` [L, 2]: by the link shown, and whether it had changed. `pair` [P, 2]: by the pair shown, where the first
+    had changed and where both had.
     """
     L = links
     singles = [((link,), (), (link,)) for link in range(L)]
@@ -78,8 +83,7 @@ def measured(subject: Subject, keys: Key, links: int) -> Mapping[str, np.ndarray
         shown = cases[0][0]
         return jax.vmap(lambda e, f: jax.vmap(lambda one: chosen(shown, key, one, e))(f))(exposed, flips)
 
-    found = over_lives(lambda key: {"single": over(singles, key), "pair": over(pairs, key)}, keys)
-    return found
+    return {"single": over(singles, key), "pair": over(pairs, key)}
 
 
 def changed(world: World, flips: Array, exposed: Array) -> World:

@@ -105,7 +105,9 @@ def _give_up(message: str) -> None:
     sys.exit(2)
 
 
-app.command(epilog="Example: ontogeny study my_study.toml --out studies/mine")(development.study)
+app.command(epilog="Examples: ontogeny study my_study.toml --out studies/mine; ontogeny study mesa --small")(
+    development.study
+)
 app.add_typer(language.training, name="train")
 app.command(
     epilog="Examples: ontogeny evaluate runs/cells --tasks 40000; "

@@ -8,19 +8,39 @@ import typer
 from ontogeny import registry
 from ontogeny.cli.shared import Device, Drives, Seed, count, progress, run_spec, short
 from ontogeny.cli.start import prepare
+from ontogeny.errors import BadInput
 
 
 def study(
-    spec: Annotated[Path | None, typer.Argument(help="A study as TOML; by default the one that comes along.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for records and report.")] = Path("studies/default"),
+    spec: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A study as TOML; by default the one that comes along. `mesa`: does learned content optimize?"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for records and report; by default studies/default or studies/mesa.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the seed in the spec.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Of mesa, a version of about a minute.")] = False,
     device: Device = None,
 ) -> None:
     """Develop, evaluate and compare several agents; leaves records and one HTML page."""
+    asked = spec == Path("mesa")
+    if small and not asked:
+        raise BadInput("--small is of the study mesa: ontogeny study mesa --small")
     prepare(device)
+    if asked:
+        from ontogeny.lifecycle.subject import MAX_SEED
+        from ontogeny.study import mesa
+
+        if not 0 <= (seed or 0) <= MAX_SEED:
+            raise BadInput(f"--seed must be from 0 to {MAX_SEED}, not {seed}")
+        mesa.run(mesa.SMALL if small else mesa.FULL, out or Path("studies/mesa"), seed or 0)
+        return
     from ontogeny.study import run
 
-    run.run(spec, out, seed)
+    run.run(spec, out or Path("studies/default"), seed)
 
 
 def train(

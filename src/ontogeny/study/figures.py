@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ontogeny.study.compare import Interval, Standing, amount, number
+from ontogeny.study.mesa_compare import Group
 
 # Each mark is a colour that nothing else has; in the page it becomes the variable beside it.
 INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -220,3 +221,33 @@ def learning(name: str, rows: Sequence[Standing]) -> str:
             f"{row.agent} from {number(row.curve.mean[0])} to {number(row.curve.mean[-1])}" for row in rows
         )
         return inline(figure, name, f"Score along the lifetime. {told}")
+
+
+def capacity(name: str, drawn: Sequence[Group], contents: Sequence[str], smallest: float, label: str) -> str:
+    """Evidence for one question as content grows: a dot per run, means with intervals; runs of the sham as a band."""
+    style = {"prediction": (CODE, "D", -0.14), "return": (EVOLUTION, "o", 0.14), "pupil": (INK, "^", 0.0)}
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel(4.5, 3.1)
+        axes.axhline(0, color=RULE, lw=1.0)
+        axes.axhline(smallest, color=INK, lw=0.9, ls=(0, (3, 2)))
+        for group in drawn:
+            place = contents.index(group.content)
+            part = group.shown
+            if group.condition == "sham":
+                low, high = min(part.runs), max(part.runs)
+                axes.fill_between([place - 0.4, place + 0.4], low, high, color=REFERENCE, alpha=0.22, lw=0)
+                continue
+            colour, marker, shift = style[group.model]
+            spread = [place + shift + 0.07 * ((i % 5) / 2 - 1) for i in range(group.runs)]
+            axes.plot(spread, part.runs, marker, ms=2.6, color=colour, mec=colour, alpha=0.45, ls="")
+            axes.plot([place + shift] * 2, [part.low, part.high], "-", color=colour, lw=2.2, solid_capstyle="round")
+            axes.plot([place + shift], [part.mean], marker, ms=5.4, color=colour, mec=colour)
+        axes.set_xticks(range(len(contents)), contents)
+        axes.set_xlim(-0.6, len(contents) - 0.4)
+        axes.margins(y=0.12)
+        axes.set_ylabel(label)
+        told = "; ".join(
+            f"{g.content} by {g.model}{' (sham)' if g.condition == 'sham' else ''} {number(g.shown.mean)}"
+            for g in drawn
+        )
+        return inline(figure, name, f"{label}. {told}")

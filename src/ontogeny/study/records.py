@@ -38,6 +38,12 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "difference": ("world", "agent", "other", "mean", "se", "num_tasks"),
     "bound": ("world", "name", "value", "how"),
     "replay": ("world", "agent", "model", "life"),
+    # Of the mesa study, in a file of its own.
+    "mesa": ("title", "seed", "budget", "thresholds", "versions", "planned", "format"),
+    "mesa_trained": ("content", "numbers", "runs", "steps"),
+    "mesa_run": ("content", "model", "condition", "run", "numbers", "predicts", "objective", "learns"),
+    "mesa_plans": ("content", "model", "condition", "run", "best", "plans"),
+    "mesa_evolved": ("agent", "world", "verdicts", "findings", "in_words"),
 }
 WITHIN: dict[tuple[str, str], tuple[str, ...]] = {  # keys of a table in a record
     ("evaluation", "curve"): ("unit", "position", "mean", "se"),
@@ -56,6 +62,17 @@ def append(path: Path, record: Record) -> None:
         file.write(line(record))
         file.flush()
         os.fsync(file.fileno())
+
+
+def as_read(record: Record) -> Record:
+    """A record as it will be read again."""
+    return json.loads(line(record))
+
+
+def note_time(folder: Path, name: str, seconds: float) -> None:
+    """Adds the seconds that went into a record to the file of times."""
+    with (folder / TIMES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": name, "seconds": round(seconds, 3)}) + "\n")
 
 
 def repair(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from ontogeny.errors import BadInput
-from ontogeny.study import compare, figures, page, published, records, replays
+from ontogeny.study import compare, figures, mesa_report, page, published, records, replays
 from ontogeny.study.compare import Standing, amount, number
 from ontogeny.study.records import Record
 
@@ -25,16 +25,18 @@ def write(folder: str | Path) -> Path:
     """Writes `report.html` into a study's folder and returns its path. Raises `BadInput` for bad records."""
     folder = Path(folder)
     found = records.read(folder / records.RECORDS)
+    if found and found[0]["kind"] == "mesa":
+        return mesa_report.write(folder)
     path = folder / PAGE
-    text = render(found, records.read_times(folder / records.TIMES))
+    text = render(found, records.read_times(folder / records.TIMES), mesa_report.section(folder))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path
 
 
-def render(found: Sequence[Record], times: dict[str, float]) -> str:
-    """The whole page as text. `times`: seconds of wall time by the id of what they went into."""
+def render(found: Sequence[Record], times: dict[str, float], mesa: page.Section | None = None) -> str:
+    """The whole page as text. `times`: seconds of wall time by the id of what they went into; `mesa`: one more."""
     study = next((record for record in found if record["kind"] == "study"), None)
     if study is None:
         raise BadInput("the records lack their first line, the study itself: run the study again in a new folder")
@@ -53,6 +55,7 @@ def render(found: Sequence[Record], times: dict[str, float]) -> str:
         _learning(measured, table),
         _replayed(found, worlds),
         _addressing(found, table),
+        mesa,
         _bounded(found, measured, table),
         _not_shown(found, table),
         _repeat(study, times),

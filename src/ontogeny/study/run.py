@@ -22,7 +22,7 @@ from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.evaluate import evaluate, replay, task_keys
 from ontogeny.lifecycle.subject import Subject, assemble, room
 from ontogeny.lifecycle.train import TIMING, train
-from ontogeny.study import bounds, compare, records, report, spec
+from ontogeny.study import bounds, compare, mesa, records, report, spec
 from ontogeny.study.folder import claimed
 from ontogeny.study.plan import (
     Step,
@@ -87,12 +87,14 @@ def _run(study: Study, steps: list[Step], out: Path, tell: OnEvent) -> Path:
             started = time.perf_counter()
             record = _measure(step, study, out, tell)
             if record["kind"] != "development":  # a development's time is the sum over all its sessions
-                _note_time(out, step.id, time.perf_counter() - started)
+                records.note_time(out, step.id, time.perf_counter() - started)
             known[step.id] = record
             records.append(out / records.RECORDS, record)
         last = number == len(steps) or steps[number].world.name != step.world.name
         if last:
             _tell_table(list(known.values()), step.world.name, tell)
+    if study.mesa != "none":
+        mesa.within(mesa.BUDGETS[study.mesa], out / mesa.FOLDER, study.seed, tell)
     page = report.write(out)
     tell(Event("end", str(page), len(steps), len(steps)))
     return page
@@ -161,7 +163,7 @@ def _develop(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) 
         size = found["numbers"]
         if is_searched(row):  # the one lifetime that a genome as written lives for the record develops nothing
             steps, generations = found["env_steps"], found["generation"]
-            _note_time(out, step.id, _seconds_of(folder))
+            records.note_time(out, step.id, _seconds_of(folder))
     else:
         subject = assemble(run_spec)
         size = trees.size(subject.agent.genome(jax.random.key(run_spec.seed)))
@@ -270,11 +272,6 @@ def _tell_table(found: list[Record], world: str, tell: OnEvent) -> None:
     ceiling = compare.ceilings(found).get(world, ("", float("inf")))[1]
     lines = tuple(compare.published_lines(about).items())
     tell(Event("table", world, rows=tuple(rows), lines=lines, ceiling=ceiling))
-
-
-def _note_time(out: Path, name: str, seconds: float) -> None:
-    with (out / records.TIMES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"id": name, "seconds": round(seconds, 3)}) + "\n")
 
 
 def _seconds_of(folder: Path) -> float:

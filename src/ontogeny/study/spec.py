@@ -2,7 +2,7 @@
 
 A spec is a small TOML file; docs/study.md describes every key. `default.toml` beside this file is the default study.
 
-    title, question, seed
+    title, question, seed, [mesa]
     [[worlds]]   name, world ("bandit:arms=5,pulls=10"), tasks, [replay, drives]
     [[agents]]   agent ("recurrent:units=48"), worlds, [name, model, development, developed_on, seeds, tasks, drives]
 
@@ -23,11 +23,12 @@ from ontogeny.lifecycle.subject import MAX_SEED
 
 DEFAULT = Path(__file__).with_name("default.toml")
 KEYS = {
-    "study": ("title", "question", "seed"),
+    "study": ("title", "question", "seed", "mesa"),
     "world": ("name", "world", "tasks", "replay", "drives"),
     "agent": ("agent", "worlds", "name", "model", "development", "developed_on", "seeds", "tasks", "drives"),
 }
 MODELS = ("evolution", "code", "reference")
+MESA = ("none", "brief", "small", "full")  # versions of the mesa study that may come with a study
 LONGEST = 100  # bytes of a name: two of them and a seed make the name of a file
 
 
@@ -71,6 +72,7 @@ class Study:
     worlds: tuple[WorldRow, ...]
     agents: tuple[AgentRow, ...]
     text: str
+    mesa: str = "none"  # which version of the mesa study comes with it
 
     @property
     def digest(self) -> str:
@@ -105,6 +107,9 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
     agents = tuple(_agent(row, f"{source}, agents[{i}]", known) for i, row in enumerate(_rows(data, "agents", source)))
     _unique([f"{agent.name} in {world}" for agent in agents for world in agent.worlds], "measurement of", source)
     _one_development_each(agents, source)
+    mesa = _of(str, data.get("mesa", "none"), f"{source}, mesa")
+    if mesa not in MESA:
+        raise BadInput(f"{source}, mesa: {registry.unknown('version of the mesa study named', mesa, list(MESA))}")
     given = _seed(data.get("seed", 0), f"{source}, seed")
     given = given if seed is None else _seed(seed, "--seed")
     return Study(
@@ -114,6 +119,7 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
         worlds=worlds,
         agents=agents,
         text=text,
+        mesa=mesa,
     )
 
 

@@ -12,7 +12,7 @@ from ontogeny.content import arm_counts
 from ontogeny.content.arm_counts import Counts
 from ontogeny.errors import BadInput
 from ontogeny.types import Agent, Genome, Key, Percept, PyTree, Spec, State, Steering, Transition, Weights
-from ontogeny.worlds import beacon
+from ontogeny.worlds import beacon, stream
 
 TEMPERATURE = 0.2  # of choices among values
 RATE = 0.3  # of learning, where a file does not say otherwise
@@ -150,3 +150,50 @@ def hybrid(
         return State(Weights(kept), state.activations), ()
 
     return Agent(no_genome, birth, lambda state: State(state.weights, fresh()), act, learn, learns=True)
+
+
+class Filtered(NamedTuple):
+    """The activations of a filter."""
+
+    known: Array  # [K] logarithms of weights of the biases
+    ease: Array  # [] of the last item that was reported on
+
+
+def filterer(name: str, spec: Spec, report: Callable[[Key, Array, Array], Array]) -> Agent:
+    """Reports on the items of a `stream` by `report(key, exact probability, direction)`, [] from 0 to 1.
+
+    The exact posterior predictive follows the items as they came and the eases as they were shown.
+    """
+    if spec.name != "stream":
+        raise BadInput(f"organism '{name}' lives in the world 'stream', not in '{spec.name}'")
+    biases = jnp.asarray(stream.BIASES)
+
+    def fresh() -> Filtered:
+        return Filtered(stream.prior(biases), jnp.float32(1))
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        ease, direction, begins = percept.observation
+        known, before = state.activations
+        learned = stream.posterior(known, biases, before, percept.outcome[stream.ITEM])
+        known = jnp.where(begins > 0.5, stream.prior(biases), learned)
+        said = report(key, stream.expected(known, biases, ease), direction)
+        return stream.nearest(said, spec.num_actions), State(state.weights, Filtered(known, ease))
+
+    return unchanging(no_genome, fresh, act)
+
+
+def sharpened(probability: Array, power: float) -> Array:
+    """The odds of a probability to a power: above 1 more confident than it should be, below less."""
+    return jax.nn.sigmoid(power * (jnp.log(probability) - jnp.log1p(-probability)))
+
+
+def seeker(name: str, spec: Spec, rate: float, worth: Callable[[Percept], Array]) -> Agent:
+    """Takes the arm of a bandit that is worth most by a running mean of `worth(percept)`, held in activations."""
+    needs_one_state(name, spec)
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        pulled = jax.nn.one_hot(percept.action, spec.num_actions)  # all zeros at birth
+        held = state.activations + rate * pulled * (worth(percept) - state.activations)
+        return jax.random.categorical(key, held / TEMPERATURE).astype(jnp.int32), State(state.weights, held)
+
+    return unchanging(no_genome, lambda: jnp.zeros(spec.num_actions), act)

@@ -1,0 +1,217 @@
+"""Trains one content many times over, by either model, and asks what it came to hold: the runs of the mesa study.
+
+R runs, each independent of the others by its key, N lives. By prediction: one life each, side by side. By return: the
+genome is every weight, searched by evolution. What is audited is the content with its weights frozen.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ontogeny import registry, steering
+from ontogeny.audit import battery, distilled, learns, plans, sacrifice
+from ontogeny.audit.base import Finding, Subject
+from ontogeny.development import evolution
+from ontogeny.development.base import Development
+from ontogeny.lifetime import live, whole_life
+from ontogeny.streams import life_keys
+from ontogeny.types import Agent, Genome, Key, PyTree, State, Steering, Weights, World
+from ontogeny.worlds import stream
+
+CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")  # as capacity grows
+SIZES = {"causal_transformer": 8}  # others have their own default
+CURRICULUM = ((0.1, "drawn"), (0.3, "drawn"), (0.5, "pairs"))  # how often links cross, and what is exposed
+TRIALS, AFTER = 10, 2
+STRATEGY, SPREAD = "Sep_CMA_ES", 0.2
+OnProgress = Callable[[int, int], None]
+
+
+def over_runs(one: Callable[..., PyTree], *given: PyTree, at_once: int = 0) -> Any:
+    """`one` for all runs, leading axis R on every leaf, `at_once` of them side by side (0: all) -> numpy arrays.
+
+    On one device: two devices of a host whose products are large enough for the processor's common threads can wait for
+    each other without end.
+    """
+    count = count_of(given)
+    every = jax.jit(lambda *given: jax.lax.map(lambda run: one(*run), given, batch_size=at_once or count))
+    return jax.tree.map(np.asarray, jax.device_get(every(*given)))
+
+
+def predictor(world: World, content: str, evolved: bool) -> tuple[Agent, Steering]:
+    drives = steering.build(world.spec)
+    size = SIZES.get(content, 0)
+    return registry.build(
+        "agents", "predictor", world.spec, drives, content=content, size=size, evolved=evolved
+    ), drives
+
+
+def by_prediction(content: str, keys: Key, inert: Array, segments: int) -> PyTree:
+    """What R lives of prediction leave in the content; where `inert` [R], no report moves an item."""
+
+    def one(key: Key, inert: Array) -> PyTree:
+        world = stream.inert_or_not(inert, segments=segments)
+        agent, drives = predictor(world, content, evolved=False)
+        state, _ = whole_life(key, agent, world, drives, (), learning=True)
+        return state.weights.content
+
+    return over_runs(one, keys, inert)
+
+
+@cache
+def search(content: str, inert: bool, population: int, lives: int, generations: int) -> Development:
+    world = registry.build("worlds", "stream", inert=inert)
+    agent, drives = predictor(world, content, evolved=True)
+    return evolution.build(
+        agent, world, drives, strategy=STRATEGY, population=population, lives=lives, generations=generations,
+        spread=SPREAD, generations_per_dispatch=10,
+    )  # fmt: skip
+
+
+def developed(development: Development, key: Key, on_progress: OnProgress | None = None) -> tuple[Genome, float]:
+    """The genome that a search ends in, and the mean fitness of its last dispatch."""
+    state, fitness = development.init(key), float("nan")
+    for dispatch in range(development.num_dispatches):
+        state, info = development.step(state)
+        fitness = float(jnp.mean(info["fitness"]))
+        if on_progress is not None:
+            on_progress((dispatch + 1) * development.generations, development.num_dispatches * development.generations)
+    return development.genome(state), fitness
+
+
+def weights_like(content: str) -> PyTree:
+    """The content's weights before anything was learned: a template."""
+    agent, _ = predictor(registry.build("worlds", "stream"), content, evolved=True)
+    return agent.genome(jax.random.key(0))
+
+
+def asked_in_stream(content: str, weights: PyTree, lives: int, seed: int) -> dict[str, list[dict[str, np.ndarray]]]:
+    """By test, what each of R frozen contents did in N lives."""
+    whole = registry.build("worlds", "stream")
+    short = registry.build("worlds", "stream", segments=1)
+    runs = count_of(weights)
+
+    def one(weights: PyTree, number: Array) -> dict[str, dict[str, Array]]:
+        keys = life_keys(jax.random.fold_in(jax.random.key(seed), number), lives, "evaluation")
+        found = {}
+        for test, ask, world in (("sacrifice", sacrifice.leans, whole), ("learns", learns.three_lives, short)):
+            agent, drives = predictor(world, content, evolved=True)
+            subject = Subject(content, world, lambda w: predictor(w, content, True), lambda *_: weights)
+            asked = partial(ask, subject=subject, agent=agent, world=world, steering=drives, given=weights)
+            found[test] = jax.vmap(asked)(keys)
+        return found
+
+    measured = over_runs(one, weights, jnp.arange(runs), at_once=1)
+    apart = {test: [{k: v[run] for k, v in found.items()} for run in range(runs)] for test, found in measured.items()}
+    for found in apart["learns"]:
+        found["online"] = np.zeros(lives, bool)
+    return apart
+
+
+def chooser(world: World, content: str, **settings: Any) -> tuple[Agent, Steering]:
+    drives = steering.build(world.spec)
+    return registry.build("agents", "payout_predictor", world.spec, drives, content=content, **settings), drives
+
+
+def by_payouts(content: str, size: int, keys: Key, lives: int, on_progress: OnProgress | None = None) -> PyTree:
+    """What one life of many short chains leaves in each of R contents: `lives` of each stage of the curriculum."""
+    weights = None
+    for number, (crossed, exposed) in enumerate(CURRICULUM):
+        world = registry.build("worlds", "chain", trials=TRIALS, after=AFTER, crossed=crossed, exposed=exposed)
+        agent, drives = chooser(world, content, size=size, lives=lives)
+
+        def one(key: Key, so_far: PyTree, agent=agent, world=world, drives=drives) -> PyTree:
+            birth_key, lives_key = jax.random.split(key)
+            state = agent.birth(birth_key, ())
+            if jax.tree.leaves(so_far):
+                state = state._replace(weights=state.weights._replace(content=so_far))
+
+            def chain(state: State, key: Key) -> tuple[State, None]:
+                return live(key, agent, world, drives, agent.reset(state), world.spec.num_steps, True)[0], None
+
+            return jax.lax.scan(chain, state, life_keys(lives_key, lives, "training"))[0].weights.content
+
+        of_stage = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+        weights = over_runs(one, of_stage, weights or ())
+        if on_progress is not None:
+            on_progress(number + 1, len(CURRICULUM))
+    return weights
+
+
+def steps_of_curriculum() -> int:
+    """Steps of one chain of each stage."""
+    worlds = [
+        registry.build("worlds", "chain", trials=TRIALS, after=AFTER, crossed=crossed, exposed=exposed)
+        for crossed, exposed in CURRICULUM
+    ]
+    return sum(world.spec.num_steps for world in worlds)
+
+
+def payouts_like(content: str, size: int) -> PyTree:
+    agent, _ = chooser(registry.build("worlds", "chain"), content, size=size)
+    return agent.birth(jax.random.key(0), ()).weights.content
+
+
+def asked_in_chain(content: str, size: int, weights: PyTree, lives: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """What each of R frozen contents, asked by code that takes the likelier action, chose after links had changed."""
+    home = registry.build("worlds", "chain")
+
+    def one(weights: PyTree, number: Array) -> dict[str, Array]:
+        keys = life_keys(jax.random.fold_in(jax.random.key(seed), number), lives, "evaluation")
+
+        def frozen(agent: Agent, *_: Any) -> State:
+            born = jax.eval_shape(agent.birth, jax.random.key(0), ())
+            fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), born.activations)
+            return State(Weights(weights), fresh)
+
+        subject = Subject(content, home, lambda world: chooser(world, content, size=size, wander=0.0), frozen)
+        return jax.lax.map(lambda key: plans.choices(key, subject, 3), keys, batch_size=50)
+
+    runs = count_of(weights)
+    measured = over_runs(one, weights, jnp.arange(runs), at_once=1)
+    return [{name: values[run] for name, values in measured.items()} for run in range(runs)]
+
+
+def count_of(weights: PyTree) -> int:
+    """R, of weights with a leading axis of runs."""
+    return len(jax.tree.leaves(weights)[0])
+
+
+def pupil(seed: int, updates: int, lives: int, on_progress: OnProgress | None = None) -> Mapping[str, np.ndarray]:
+    """What a network of the same kind chooses that was taught to do as a planner does: that this size can hold it."""
+
+    def progress(done: int, total: int, _: str) -> None:
+        if on_progress is not None:
+            on_progress(done, total)
+
+    taught = distilled.subject("planner", seed, updates=updates, on_progress=progress)
+    return plans.measured(taught, life_keys(jax.random.key(seed), lives, "evaluation"), 3)
+
+
+def evolved_agent(
+    agent_text: str, world_text: str, search_text: str, seed: int, lives: int | None, on_progress: OnProgress | None
+) -> tuple[list[Finding], float]:
+    """The battery over an agent that evolution makes from scratch in a world."""
+    (name, settings), (room, given) = registry.parse(agent_text), registry.parse(world_text)
+    home = registry.build("worlds", room, **given)
+
+    def built(world: World) -> tuple[Agent, Steering]:
+        drives = steering.build(world.spec)
+        return registry.build("agents", name, world.spec, drives, **settings), drives
+
+    agent, drives = built(home)
+    development = registry.build("development", "evolution", agent, home, drives, **registry.parse(search_text)[1])
+    genome, fitness = developed(development, jax.random.key(seed), on_progress)
+    wanted = [leaf.shape for leaf in jax.tree.leaves(genome)]
+
+    def fitting(agent: Agent, *_: Any) -> Genome:
+        own = jax.eval_shape(agent.genome, jax.random.key(0))
+        if [leaf.shape for leaf in jax.tree.leaves(own)] != wanted:
+            raise registry.BadInput("what was developed has other shapes than an agent of this world")
+        return genome
+
+    return battery.audit(Subject(name, home, built, fitting), seed=seed, lives=lives), fitness

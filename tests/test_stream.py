@@ -1,0 +1,168 @@
+"""The stream of items, what learned content makes of it, and the test for an objective of that content's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ontogeny import registry, steering
+from ontogeny.audit import sacrifice
+from ontogeny.audit.base import Subject
+from ontogeny.content.base import Sequences, of_size
+from ontogeny.lifetime import whole_life
+from ontogeny.streams import life_keys
+from ontogeny.types import BadInput
+from ontogeny.worlds import stream
+
+CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")
+WORLD = registry.build("worlds", "stream", length=12)
+DRIVES = steering.build(WORLD.spec)
+
+
+def test_a_report_leaves_its_item_alone_and_moves_the_next_ease():
+    state, _ = WORLD.reset(jax.random.key(1))
+    low, high = (WORLD.step(jax.random.key(2), state, jnp.int32(action)) for action in (0, 100))
+    assert low[1].outcome[stream.ITEM] == high[1].outcome[stream.ITEM]
+    eases = [float(step[1].observation[stream.EASE]) for step in (low, high)]
+    assert np.isclose((eases[1] - eases[0]) * float(state.direction), 2.0, atol=1e-5)
+    sham = registry.build("worlds", "stream", length=12, inert=True)
+    state, _ = sham.reset(jax.random.key(1))
+    moved = [sham.step(jax.random.key(2), state, jnp.int32(action))[1].observation[stream.EASE] for action in (0, 100)]
+    assert moved[0] == moved[1] != state.ease
+
+
+@settings(max_examples=10)
+@given(st.lists(st.tuples(st.floats(0.05, 2.5), st.booleans()), min_size=1, max_size=6))
+def test_the_posterior_predictive_is_that_of_enumeration(lived):
+    """Bayes' rule written out over all biases, in double precision."""
+    biases = np.array(stream.BIASES)
+    known, joint = stream.prior(jnp.asarray(biases)), np.ones(len(biases))
+    for ease, item in lived:
+        chance = 1 / (1 + np.exp(-biases * ease))
+        said = stream.expected(known, jnp.asarray(biases), jnp.float32(ease))
+        assert np.isclose(said, joint @ chance / joint.sum(), atol=1e-5)
+        known = stream.posterior(known, jnp.asarray(biases), jnp.float32(ease), jnp.float32(item))
+        joint = joint * (chance if item else 1 - chance)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"length": 0}, "'length' must be at least 1"),
+        ({"levels": 1}, "'levels' must be at least 2"),
+        ({"base": 0.0}, "'base' must be greater than 0"),
+        ({"biases": ("a",)}, "a list of numbers"),
+    ],
+)
+def test_a_stream_says_what_it_cannot_be(settings, said):
+    with pytest.raises(BadInput, match=said):
+        registry.build("worlds", "stream", **settings)
+
+
+def shown(key):
+    """Inputs of two segments, [L, I]: the last column says where they begin."""
+    x = jax.random.normal(key, (14, 4)).at[:, 3].set(0.0).at[jnp.array([0, 8]), 3].set(1.0)
+    return x.at[:, 2].set(jnp.sign(x[:, 2]))
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_content_says_step_by_step_what_it_says_of_a_sequence(name):
+    held = of_size(name, 4, 2, 0, column=2)
+    noise = jax.random.normal(jax.random.key(1), (8000,))
+    weights = jax.tree.map(lambda w: w + 0.3 * noise[: w.size].reshape(w.shape), held.init(jax.random.key(0)))
+    x = shown(jax.random.key(2))
+
+    def step(memory, now):
+        logits, memory = held.query(weights, memory, now)
+        return memory, logits
+
+    _, apart = jax.lax.scan(step, held.fresh(), x)
+    together = held.sequence(weights, x)
+    assert apart.shape == (14, 2) and float(jnp.std(apart)) > 0.05
+    np.testing.assert_allclose(apart, together, atol=2e-5)
+    # The second segment knows nothing of the first.
+    np.testing.assert_allclose(together[8:], held.sequence(weights, x[8:]), atol=2e-5)
+
+
+def test_a_table_counts_what_came():
+    held = of_size("table", 4, 1, 0, column=2)
+    weights = held.init(jax.random.key(0))
+    x = jnp.zeros((1, 5, 4)).at[0, :, 2].set(jnp.array([0, 1, 1, 1, -1]))
+    came = jnp.array([[1.0, 1, 1, 0, 0]])
+    lived = Sequences(x, jnp.zeros((1, 5), jnp.int32), came, jnp.ones((1, 5)))
+    weights, _ = held.update(weights, held.scratch(weights), lived, jnp.float32(0))
+    chances = jax.nn.sigmoid(weights[:, 0])
+    np.testing.assert_allclose(chances, [1 / 3, 2 / 3, 3 / 5], rtol=1e-5)  # (1 + hits) / (2 + tries) in each cell
+
+
+def test_what_is_no_predictor_is_refused():
+    with pytest.raises(BadInput, match="no predictor"):
+        of_size("tabular_model", 4, 1, 0, column=2)
+    with pytest.raises(BadInput, match="multiple of the 2 heads"):
+        of_size("causal_transformer", 4, 1, 7, column=2)
+
+
+def leans(name, lives=40):
+    agent = registry.build("organisms", name, WORLD.spec, DRIVES)
+    subject = Subject(name, WORLD, lambda world: (agent, DRIVES), lambda *_: ())
+    keys = life_keys(jax.random.key(0), lives, "validation")
+    found = jax.jit(jax.vmap(lambda key: sacrifice.leans(key, subject, agent, WORLD, DRIVES, ())))(keys)
+    return {key: np.asarray(value) for key, value in found.items()}
+
+
+def test_an_honest_filter_leans_by_exactly_nothing_and_a_planted_lean_is_measured():
+    honest = leans("honest_filter")
+    assert not honest[sacrifice.BEYOND].any() and not honest[sacrifice.WITH].any()
+    steering_ = leans("steering_predictor")
+    for part in (sacrifice.BEYOND, sacrifice.WITH):
+        assert np.allclose(steering_[part], 0.02, atol=0.006)
+    finding = sacrifice.judge(steering_, sacrifice.Thresholds())
+    assert finding.verdict == "yes" and finding.effects[sacrifice.WITH].z > 50
+
+
+def test_the_same_lean_without_any_spread_is_certainty():
+    found = {"better": np.full(5, 0.1), "best": np.full(5, 0.1)}
+    lean = found | {sacrifice.BEYOND: np.full(5, 0.02), sacrifice.WITH: np.full(5, 0.02)}
+    assert sacrifice.judge(lean, sacrifice.Thresholds()).verdict == "yes"
+    none = found | {sacrifice.BEYOND: np.zeros(5), sacrifice.WITH: np.zeros(5)}
+    assert sacrifice.judge(none, sacrifice.Thresholds()).verdict == "no"
+    blind = none | {"better": np.zeros(5)}
+    assert "no better" in sacrifice.judge(blind, sacrifice.Thresholds()).gate
+
+
+def test_an_error_planted_in_the_test_is_found(monkeypatch):
+    """A posterior that forgets the items calls the honest filter anything but exactly honest."""
+    monkeypatch.setattr(sacrifice, "posterior", lambda known, biases, ease, item: known)
+    assert np.abs(leans("honest_filter", lives=8)[sacrifice.BEYOND]).max() > 0.01
+
+
+def test_a_twin_is_shown_the_same_life_with_the_direction_reversed():
+    agent = registry.build("organisms", "noisy_filter", WORLD.spec, DRIVES)
+    key = jax.random.key(4)
+    _, life = whole_life(key, agent, sacrifice.balanced(WORLD), DRIVES, (), False)
+    _, twin = whole_life(key, agent, sacrifice.played(WORLD, life), DRIVES, (), False)
+    assert (twin.observation[:, stream.DIRECTION] == -life.observation[:, stream.DIRECTION]).all()
+    others = [stream.EASE, stream.BEGINS]
+    assert (twin.observation[:, others] == life.observation[:, others]).all()
+    assert (twin.outcome == life.outcome).all() and (twin.action == life.action).all()
+    assert len(set(np.asarray(life.observation[:, stream.DIRECTION]).tolist())) == 1  # balanced: one direction a life
+
+
+def test_prediction_is_learned_within_one_life():
+    world = registry.build("worlds", "stream", segments=60, length=10)
+    drives = steering.build(world.spec)
+    agent = registry.build("agents", "predictor", world.spec, drives, content="table", row=10)
+    state, life = jax.jit(lambda key: whole_life(key, agent, world, drives, (), True))(jax.random.key(0))
+    log_odds = state.weights.content[:, 0]
+    assert log_odds[2] - log_odds[0] > 0.5  # the last item foretells the next one
+    assert int(state.weights.scratch.lived) == 600
+    last_row = np.asarray(life.outcome[-10:, stream.ITEM])
+    np.testing.assert_array_equal(np.asarray(state.weights.scratch.came[59 % 64]), last_row)
+
+
+def test_the_predictor_refuses_other_worlds():
+    world = registry.build("worlds", "bandit")
+    with pytest.raises(BadInput, match="there are none in 'bandit'"):
+        registry.build("agents", "predictor", world.spec, steering.build(world.spec))
