@@ -26,17 +26,16 @@ from ontogeny.lifecycle import checkpoint
 
 SHORT = 200_000  # bytes of a text that are read
 FRONT = (
-    "rehearsal=0",
-    "rehearsal=0,decay=0.02",
-    "rehearsal=0,decay=0.001,anchor=true",
-    "rehearsal=0,optimizer='rms',learning_rate=1e-4,decay=0.001,anchor=true",
-    "rehearsal=0,optimizer='sgd',learning_rate=0.1",
-    "rehearsal=0,adapter=8,learning_rate=3e-3",
-    "rehearsal=1",
-    "rehearsal=4",
-    "rehearsal=4,adapter=8,learning_rate=3e-3",
-    "rehearsal=4,rehearsal_weight=3.0",
-    "rehearsal=8",
+    "rehearsal=0,learning_rate=1e-3",
+    "rehearsal=0,learning_rate=1e-3,decay=0.02",
+    "rehearsal=4,learning_rate=1e-3,rehearsal_weight=1.0",
+    "rehearsal=4,learning_rate=3e-4,rehearsal_weight=1.0",
+    "rehearsal=4,learning_rate=3e-4",
+    "rehearsal=4,learning_rate=2e-4,rehearsal_weight=8.0",
+    "rehearsal=4,learning_rate=1e-4,rehearsal_weight=2.0",
+    "rehearsal=4,learning_rate=2e-4,decay=0.001",
+    "rehearsal=4,learning_rate=1e-3,adapter=8",
+    "rehearsal=8,rehearsal_weight=8.0",
     "",
 )
 

@@ -46,7 +46,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Mean scores per step [N] of each of the three lives, of the early and late steps of the first, and the spread."""
     world = unbroken(subject.home)
     agent, steering = subject.build(world)
-    genome, T = subject.genome(agent, world, steering), world.spec.num_steps
+    genome = subject.genome(agent, world, steering)
     found = over_lives(lambda key: three_lives(key, subject, agent, world, steering, genome), keys)
     return found | {"online": np.full(len(keys), subject.online)}
 

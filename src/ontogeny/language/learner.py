@@ -36,11 +36,11 @@ class Plan(NamedTuple):
 
     block: int = 32  # tokens that are scored, and then learned from
     optimizer: str = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     decay: float = 0.0  # of the way back to the trained weights, at each step
     anchor: bool = False  # whether that way back is divided up by the Fisher information
-    rehearsal: int = 4  # windows of the training text beside each block
-    rehearsal_weight: float = 1.0  # of their mean loss, where the block's has 1
+    rehearsal: int = 8  # windows of the training text beside each block
+    rehearsal_weight: float = 4.0  # of their mean loss, where the block's has 1
     adapter: int = 0  # rank of what may change; 0: all weights
     clip: float = 1.0  # of the gradient's norm
 
