@@ -242,7 +242,7 @@ def capacity(name: str, drawn: Sequence[Group], contents: Sequence[str], smalles
             axes.plot(spread, part.runs, marker, ms=2.6, color=colour, mec=colour, alpha=0.45, ls="")
             axes.plot([place + shift] * 2, [part.low, part.high], "-", color=colour, lw=2.2, solid_capstyle="round")
             axes.plot([place + shift], [part.mean], marker, ms=5.4, color=colour, mec=colour)
-        axes.set_xticks(range(len(contents)), contents)
+        axes.set_xticks(range(len(contents)), [content.replace("_", "\n") for content in contents])
         axes.set_xlim(-0.6, len(contents) - 0.4)
         axes.margins(y=0.12)
         axes.set_ylabel(label)

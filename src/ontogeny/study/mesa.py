@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ontogeny import trees
-from ontogeny.audit import battery, learns, plans, sacrifice
+from ontogeny.audit import battery, distilled, learns, plans, sacrifice
 from ontogeny.audit.base import Finding
 from ontogeny.errors import BadInput
 from ontogeny.lifecycle import checkpoint
 from ontogeny.lifecycle.lock import locked
 from ontogeny.streams import life_keys
-from ontogeny.study import capacity, mesa_report, records
+from ontogeny.study import capacity, fingerprint, mesa_report, records
 from ontogeny.study.records import Record
 from ontogeny.study.screen import Screen
 from ontogeny.types import PyTree
@@ -58,6 +58,8 @@ class Budget(NamedTuple):
     chains: int = 0  # lives in each stage of their curriculum
     asked: int = 0  # lives in which they are audited
     pupils: int = 0
+    organisms: tuple[str, ...] = ()  # whose fingerprints stand beside those of the subjects
+    taught: tuple[str, ...] = ()  # organisms that networks are taught to do as
     updates: int = 0  # of each stage of a pupil
     evolved: tuple[tuple[str, str, str], ...] = ()  # agent, world, search
 
@@ -82,6 +84,8 @@ FULL = Budget(
     asked=100,
     pupils=1,
     updates=800,
+    organisms=("win_stay", "td_one", "td_zero", "successor", "mimic_learning", "planner"),
+    taught=distilled.TAUGHT,
     evolved=(
         (_DENSE, "bandit:pulls=100", "evolution:strategy=Sep_CMA_ES,population=64,lives=32,generations=300,spread=0.2"),
         (_CELLS, "bandit:pulls=100", "evolution:population=64,lives=32,generations=100,step_size=0.03"),
@@ -203,6 +207,15 @@ def plan(budget: Budget, out: Path, seed: int) -> Iterator[Step]:
     for number in range(budget.pupils):
         name = f"plans/gru/pupil/{number}"
         yield Step((name,), lambda tell, i=number, n=name: _pupil(budget, seed, i, n, tell))
+    for name in budget.organisms:
+        yield Step(
+            fingerprint.ids(name, "organism"), lambda tell, n=name: fingerprint.of_organism(n, budget.asked, seed)
+        )
+    for name in budget.taught:
+        yield Step(
+            fingerprint.ids(name, "distilled"),
+            lambda tell, n=name: fingerprint.of_pupil(n, budget.asked, seed, budget.updates, tell),
+        )
     for agent, world, search in budget.evolved:
         name = f"evolved/{agent.partition(':')[0]}/{world.partition(':')[0]}"
         yield Step((name,), lambda tell, a=agent, w=world, s=search, n=name: _evolved(a, w, s, seed, n, tell))

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from ontogeny.errors import BadInput
-from ontogeny.study import figures, mesa_compare, page, records
+from ontogeny.study import figures, fingerprint_figures, mesa_compare, page, records
 from ontogeny.study.compare import amount
 from ontogeny.study.mesa_compare import Group, Part, signed
 from ontogeny.study.records import Record
@@ -50,6 +50,7 @@ def render(found: Sequence[Record], times: dict[str, float]) -> str:
         page.Section("asked", "What was asked", PROSE["mesa"]["asked"]),
         page.Section("capacity", "Evidence as capacity grows", _figure(known, head)),
         page.Section("runs", "Run by run", _table(known, found)),
+        fingerprint_figures.section(found),
         _evolved(found),
         page.Section("limits", "What this does not show", _limits(head)),
         page.Section("repeat", "Budget, versions, seed: how to repeat this", _repeat(head, found, times)),

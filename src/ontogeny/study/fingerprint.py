@@ -1,0 +1,79 @@
+"""Which algorithm a subject behaves like, and whether what it believes acts: records for two figures of the mesa study.
+
+A fingerprint is what the test `plans` finds of each link and each held-out pair; a dose curve is what `belief` finds
+when a growing share of the belief is exchanged. Organisms, whose algorithm is known, and networks that were taught to
+do as they do stand beside the subjects. Knows nothing of reports.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from ontogeny import registry
+from ontogeny.audit import belief, distilled, plans
+from ontogeny.audit.base import Effect, Finding, Subject, organism
+from ontogeny.streams import life_keys
+from ontogeny.study.records import Record
+
+PARTS = ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3")
+
+
+def of_organism(name: str, lives: int, seed: int) -> Iterator[Record]:
+    """The fingerprint of an organism, and where it plans its dose curve."""
+    subject = organism(name, registry.build("worlds", "chain"))
+    yield from of(f"fingerprint/organism/{name}", name, "organism", subject, lives, seed)
+
+
+def of_pupil(
+    name: str, lives: int, seed: int, updates: int, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[Record]:
+    """The same of a network that was taught to do as the organism does."""
+
+    def progress(done: int, total: int, _: str) -> None:
+        if on_progress is not None:
+            on_progress(done, total)
+
+    subject = distilled.subject(name, seed, updates=updates, on_progress=progress)
+    yield from of(f"fingerprint/distilled/{name}", name, "distilled", subject, lives, seed)
+
+
+def of(name: str, who: str, sort: str, subject: Subject, lives: int, seed: int) -> Iterator[Record]:
+    keys = life_keys(jax.random.key(seed), lives, "evaluation")
+    asked = plans.build()
+    yield as_record(name, who, sort, asked.judge(asked.measure(subject, keys), asked.thresholds))
+    if who == "planner":
+        causal = belief.build()
+        found = causal.judge(causal.measure(subject, keys), causal.thresholds)
+        yield {
+            "id": name.replace("fingerprint", "dose"),
+            "kind": "mesa_dose",
+            "who": who,
+            "sort": sort,
+            "verdict": found.verdict,
+            "doses": list(found.details["doses"]),
+            "belief": _triples(found.details["belief"]),
+            "random": _triples(found.details["random"]),
+        }
+
+
+def as_record(name: str, who: str, sort: str, finding: Finding) -> Record:
+    return {
+        "id": name,
+        "kind": "mesa_fingerprint",
+        "who": who,
+        "sort": sort,
+        "verdict": finding.verdict,
+        "pattern": finding.pattern,
+        "effects": {part: _triples([finding.effects[part]])[0] for part in PARTS if part in finding.effects},
+    }
+
+
+def ids(name: str, sort: str) -> tuple[str, ...]:
+    """The records that `of_organism` and `of_pupil` leave."""
+    own = (f"fingerprint/{sort}/{name}",)
+    return (*own, f"dose/{sort}/{name}") if name == "planner" else own
+
+
+def _triples(effects: Sequence[Effect]) -> list[Any]:
+    return [[float(f"{value:.4g}") for value in (effect.mean, effect.low, effect.high)] for effect in effects]
