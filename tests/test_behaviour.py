@@ -276,7 +276,7 @@ def test_a_fit_is_never_less_likely_than_the_truth():
     truth = np.tile(np.float32([-3.5, 2.0, 0.1, 0.0]), (24, 1))  # rate .03, weight 17.6
     did = fitting._lives(jax.random.split(jax.random.key(0), 24), model, "two_step", 2, False, truth, who, given)
     did = Trials(*map(np.asarray, did))
-    found = fitting.fit(model, 2, did, who, False, np.full(24, 16))
+    found = fitting.fit(model, 2, did, who, False, np.full(24, 4))
     told = jax.vmap(lambda x, w, t: fitting.log_likelihoods(model, 2, x, w, t).sum())(truth, who, did)
     assert (found.log_likelihood > np.asarray(told) - 0.1).all()
 
