@@ -57,10 +57,11 @@ $(PARITY)/.made: pyproject.toml constraints.txt
 	@touch $@
 
 parity: $(PARITY)/.made
-	ONTOGENY_REQUIRE_TORCH=1 $(PARITY)/bin/python -m pytest -q -n 0 tests/test_parity.py
+	ONTOGENY_REQUIRE_TORCH=1 $(PARITY)/bin/python -m pytest -q -n 0 tests/test_parity.py tests/test_harness.py
 
 golden: $(PARITY)/.made
 	$(PARITY)/bin/python tests/golden/make_gpt2.py
+	$(PARITY)/bin/python tests/golden/make_harness.py
 
 clean:
 	rm -rf $(VENV) $(PARITY) build .pytest_cache .ruff_cache .hypothesis

@@ -1,13 +1,13 @@
 """How fast a language model continues text, beside transformers' `generate()` on the same weights.
 
-    python benchmarks/lm_generate.py                 # 1 and 16 streams
+    python benchmarks/lm_generate.py                 # 1 and 16 streams, one JSON line each
     python benchmarks/lm_generate.py --rounds 9 --cores 1
 
 Ours is `ontogeny.language.generate.generate`, text in and text out, pieces of it told on the way; the peer is given
 tokens and gives tokens. Both take the most probable token, so that they can be seen to give the same ones. Rounds of
 ours and the peer's alternate, after one that compiles; medians. On a machine that others use too, torch's threads wait
 for each other: `--cores 1` gives either one thread, and `cpu_ratio` compares processor seconds. Without torch and
-transformers (`make parity` makes an environment with them) the peer is absent. One JSON line a figure.
+transformers (`make parity` makes an environment with them) the peer is absent.
 """
 
 import argparse

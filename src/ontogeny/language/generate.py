@@ -242,6 +242,20 @@ def generate(
     encoded = [tokenized(model, prompt) for prompt in prompts for _ in range(n)]
     if not encoded:
         raise BadInput("there is no prompt")
+    return generate_tokens(model, encoded, tokens, sampling, stop=stop, seed=seed, on_text=on_text)
+
+
+def generate_tokens(
+    model: LanguageModel,
+    encoded: Sequence[Sequence[int]],
+    tokens: int,
+    sampling: Sampling,
+    *,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Completion]:
+    """`generate` after prompts of tokens, each of at least one and fewer than the context."""
     capacity = min(model.config.context, -(-(max(map(len, encoded)) + tokens) // ROOM) * ROOM)
     rows = start(model, encoded, capacity, tokens, sampling, seed)
     end = -1 if model.tokenizer.end is None else model.tokenizer.end
