@@ -11,6 +11,7 @@ import pytest
 from ontogeny import registry, steering
 from ontogeny.audit import sacrifice
 from ontogeny.lifetime import whole_life
+from ontogeny.streams import life_keys
 from ontogeny.study import capacity, mesa, mesa_compare, mesa_report, records, report
 from ontogeny.types import BadInput
 from ontogeny.worlds import chain
@@ -45,6 +46,17 @@ def test_payouts_are_kept_beside_the_choices_that_they_came_of():
     assert np.flatnonzero(lived.payout).tolist() == starts
     assert lived.payout[starts].tolist() == [paid[t + 2] for t in starts]
     assert (lived.action[starts] == np.asarray(life.action)[starts]).all()
+
+
+def test_content_goes_on_from_stage_to_stage_of_the_chains(monkeypatch):
+    """What is asked of the content of two runs, after one chain of each of two stages."""
+    monkeypatch.setattr(capacity, "CURRICULUM", ((0.1, "drawn"), (0.5, "pairs")))
+    stages = []
+    weights = capacity.by_payouts(
+        "table", 0, life_keys(jax.random.key(0), 2, "training"), 1, lambda *at: stages.append(at)
+    )
+    assert stages == [(1, 2), (2, 2)] and weights.shape == (2, 3, 2) and np.abs(weights).max() > 0.1
+    assert not np.array_equal(*weights)
 
 
 def group(question, content, model, condition, means, spread=0.004, lives=20):

@@ -119,7 +119,7 @@ def chooser(world: World, content: str, **settings: Any) -> tuple[Agent, Steerin
 
 def by_payouts(content: str, size: int, keys: Key, lives: int, on_progress: OnProgress | None = None) -> PyTree:
     """What one life of many short chains leaves in each of R contents: `lives` of each stage of the curriculum."""
-    weights = None
+    weights: PyTree = ()  # nothing yet
     for number, (crossed, exposed) in enumerate(CURRICULUM):
         world = registry.build("worlds", "chain", trials=TRIALS, after=AFTER, crossed=crossed, exposed=exposed)
         agent, drives = chooser(world, content, size=size, lives=lives)
@@ -136,7 +136,7 @@ def by_payouts(content: str, size: int, keys: Key, lives: int, on_progress: OnPr
             return jax.lax.scan(chain, state, life_keys(lives_key, lives, "training"))[0].weights.content
 
         of_stage = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-        weights = over_runs(one, of_stage, weights or ())
+        weights = over_runs(one, of_stage, weights)
         if on_progress is not None:
             on_progress(number + 1, len(CURRICULUM))
     return weights

@@ -161,7 +161,8 @@ def run(budget: Budget, out: str | Path, seed: int = 0, on_event: OnEvent | None
             records.append(path, head)
         (out / "runs").mkdir(exist_ok=True)
         known = {record["id"] for record in records.read(path)}
-        tell(Event("start", f"{TITLE} {_takes(budget)}", len(known), len(steps) + 1))
+        planned = len(head["planned"]) + 1
+        tell(Event("start", f"{TITLE} {_takes(budget)}".strip(), len(known), planned))
         for number, step in enumerate(steps, start=1):
             if known.issuperset(step.ids):
                 continue
