@@ -28,6 +28,7 @@ class Server:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"story={run}", "--online", "--share", "1"]
+        command += ["--bound", "5"]  # a wide gate, so that there are many versions to lose
         self.log = state.with_name(f"{state.name}.log").open("ab")
         self.process = subprocess.Popen(
             [*command, "--state", str(state), "--port", str(port)], stdout=self.log, stderr=self.log

@@ -165,7 +165,7 @@ def learning_costs(streams: int, rounds: int) -> None:
         try:
             calm = loaded(port, streams, rounds)
             teacher = subprocess.Popen([sys.executable, __file__, "--teach", str(port), str(text)])
-            time.sleep(5)
+            time.sleep(10)
             learning = loaded(port, streams, rounds)
             teacher.kill()
             teacher.wait()

@@ -1,7 +1,4 @@
-"""An outside program is the world: five arms, one of which pays best.
-
-Needs a server: ontogeny serve --alias bandit=RUN
-"""
+"""An outside program is the world: five arms, one of which pays best. First: ontogeny serve --alias bandit=RUN"""
 
 import json
 import os

@@ -179,7 +179,7 @@ def test_the_gate_refuses_harm_and_says_why(made, tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(made, tmp_path):
     model, how = made
-    broken = how._replace(held_out=lambda content: float("nan"))
+    broken = how._replace(held_out=lambda *_: float("nan"))
     lines = opened((model, broken), tmp_path / "state")
     learn(lines, TEXTS[:1])
     assert journal.decisions(lines.store, "story")[-1].reason == "the weights are not finite"
@@ -226,7 +226,7 @@ def test_a_line_is_refused_where_it_does_not_belong(made, lines, tmp_path):
         Lines(lines.store, "story", other, how)
     with pytest.raises(BadInput, match="other settings"):
         Lines(lines.store, "story", model.weights, how._replace(digest="x"))
-    poisoned = how._replace(held_out=lambda content: 99.0)
+    poisoned = how._replace(held_out=lambda *_: 99.0)
     with pytest.raises(BadInput, match="gate"):
         opened((model, poisoned), tmp_path / "third").restore("a", data, "test")
 

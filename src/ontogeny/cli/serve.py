@@ -46,7 +46,7 @@ def serve(
     most_bytes: Annotated[int, typer.Option(min=1024, help="Bytes that a request may have.")] = 4 << 20,
     share: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Of the time, for learning, while others wait for answers.")
-    ] = 0.15,
+    ] = 0.07,
     verify: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at frozen weights.")] = 60.0,
     log_level: Annotated[str, typer.Option(help="error, warning or info (a line per request).")] = "warning",
     device: Device = None,

@@ -39,7 +39,7 @@ class Options(NamedTuple):
     frozen: tuple[str, ...] = ()  # deployments that do not learn, where others do
     shared: bool = False  # one line of learning for all keys
     bound: float = lines.BOUND
-    share: float = 0.15  # of the time, that learning may take while others wait for answers
+    share: float = 0.07  # of the time, that learning may take while others wait for answers
     rows: int = 64
     queue: int = 256
     verify: float = 60.0  # seconds between two looks at frozen weights
@@ -169,9 +169,11 @@ class Deployments:
             self.ready.set()
             looked = time.monotonic()
             while not self._stopping.wait(0.2):
-                for deployment in self.by_name.values():
-                    if isinstance(deployment, Text) and deployment.lines is not None:
-                        deployment.lines.busy = deployment.engine.under_way + deployment.engine.queued > 0
+                texts = [made for made in self.by_name.values() if isinstance(made, Text)]
+                busy = any(made.engine.under_way + made.engine.queued for made in texts)
+                for made in texts:
+                    if made.lines is not None:
+                        made.lines.busy = busy  # whoever waits, for whichever model: all share one processor
                 if time.monotonic() - looked >= self.options.verify:
                     for deployment in self.by_name.values():
                         deployment.verify()

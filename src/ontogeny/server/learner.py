@@ -27,14 +27,18 @@ from ontogeny.lifecycle import checkpoint
 from ontogeny.types import Weights
 
 HELD_OUT = 32  # windows that the gate looks at
+AT_A_TIME = 8  # of them
+
+
+Between = Callable[[], None]  # called between pieces of work, and may take its time, so that others come to theirs
 
 
 class Learner(NamedTuple):
     """What a line needs: its first weights, how they change, what the gate reads. Another may stand in its place."""
 
     birth: Callable[[Transformer], Weights]
-    learn: Callable[[Weights, str], Weights]  # one contribution; changes weights and scratch
-    held_out: Callable[[Transformer], float]  # nats per token of text that was fixed at the start
+    learn: Callable[[Weights, str, Between], Weights]  # one contribution; changes weights and scratch
+    held_out: Callable[[Transformer, Between], float]  # nats per token of text that was fixed at the start
     trained: float  # the trained weights' own
     digest: str  # of all that decides how is learned
 
@@ -80,17 +84,22 @@ def build(
         moments = _optimizer(settings).init(content)  # type: ignore[arg-type]
         return Weights(content, Scratch(moments, jnp.int32(0)))
 
-    def learn(weights: Weights, text: str) -> Weights:
+    def learn(weights: Weights, text: str, between: Between = _at_once) -> Weights:
         for tokens, count in _windows(tokenizer, text, settings):
             step = int(weights.scratch.steps)
             draw = np.random.Generator(np.random.Philox(key=[0, step]))
             places = draw.integers(0, len(training) - T, settings.rehearsal)
             rehearsed = training[places[:, None] + np.arange(T + 1)].astype(np.int32)
-            weights = _step(config, settings, trained, weights, tokens, count, rehearsed)
+            weights = jax.block_until_ready(_step(config, settings, trained, weights, tokens, count, rehearsed))
+            between()
         return weights
 
-    def loss(content: Transformer) -> float:
-        return float(np.asarray(_losses(config, content, gate), np.float64).mean())
+    def loss(content: Transformer, between: Between = _at_once) -> float:
+        parts = []
+        for first in range(0, HELD_OUT, AT_A_TIME):
+            parts.append(np.asarray(_losses(config, content, gate[first : first + AT_A_TIME]), np.float64))
+            between()
+        return float(np.concatenate(parts).mean())
 
     about = {"settings": settings._asdict(), "config": config._asdict(), "versions": checkpoint.versions()}
     about["versions"].pop("devices")
@@ -99,6 +108,10 @@ def build(
         hashed.update(hashlib.sha256(np.ascontiguousarray(tokens, np.int32).tobytes()).digest())
     hashed.update(tokenizer.as_json().encode())
     return Learner(birth, learn, loss, loss(trained), hashed.hexdigest())
+
+
+def _at_once() -> None:
+    pass
 
 
 def _windows(tokenizer: Tokenizer, text: str, settings: Settings):
@@ -151,4 +164,4 @@ def _step(
 
 @partial(jax.jit, static_argnums=0)
 def _losses(config: Config, content: Transformer, windows: Int32[Array, "N T1"]) -> Float[Array, "N T"]:
-    return jax.lax.map(lambda window: transformer.losses(config, content, window[None])[0], windows, batch_size=8)
+    return transformer.losses(config, content, windows)

@@ -78,6 +78,7 @@ class Lines:
         self._thread = threading.Thread(target=self._run, name=f"learner of {deployment}", daemon=True)
         self.busy = False  # set from outside: others wait for answers, so the learner keeps to its share
         self.failed: BaseException | None = None
+        self._since = time.monotonic()  # when the learner's piece of work began
         self.open(journal.SHARED)
 
     def open(self, owner: str) -> Line:
@@ -88,7 +89,8 @@ class Lines:
         )
 
     def start(self) -> None:
-        """Rebuilds what a crash took, then learns on."""
+        """Compiles what learning needs, rebuilds what a crash took, then learns on."""
+        self.learner.learn(self.learner.birth(self._trained), "warm", lambda: None)
         for line in journal.lines(self.store, self.deployment)[-self.settings.held :]:
             self.live(line)
         self._thread.start()
@@ -157,7 +159,7 @@ class Lines:
             raise BadInput("this state was learned with other settings, texts or versions")
         if about.get("digest") != trees.digest(weights):
             raise BadInput("this state is damaged: its digest is not the one that it names")
-        held_out = self.learner.held_out(weights.content)
+        held_out = self.learner.held_out(weights.content, lambda: None)
         if (reason := self._refusal(held_out)) is not None:
             raise BadInput(f"this state does not pass the gate: {reason}")
         digest, distance = about["digest"], self._distance(weights.content)
@@ -186,28 +188,35 @@ class Lines:
             if self._stopping.is_set():
                 return True
             if not line.frozen and (found := journal.next_contribution(self.store, line)) is not None:
-                started = time.monotonic()
+                self._since = time.monotonic()
                 self._learn(line, found.number, found.text or "")
+                self._between()
                 worked = True
-                if self.busy and self.settings.share < 1:
-                    self._stopping.wait((time.monotonic() - started) * (1 / self.settings.share - 1))
         return worked
+
+    def _between(self) -> None:
+        """Rests after a piece of work, while others wait for answers, so that it takes no more than its share."""
+        if self.busy and self.settings.share < 1:
+            self._stopping.wait((time.monotonic() - self._since) * (1 / self.settings.share - 1))
+        self._since = time.monotonic()
 
     def _learn(self, line: Line, number: int, text: str) -> None:
         before = self.live(line)
         try:
-            after = self.learner.learn(before.weights, text)
+            after = self.learner.learn(before.weights, text, self._between)
         except BadInput as error:  # what the tokenizer cannot express
             journal.refused(self.store, line, number, None, str(error))
             return
         if after is before.weights:
             journal.refused(self.store, line, number, before.version.held_out, "nothing was there to learn from")
             return
-        held_out = self.learner.held_out(after.content)
+        held_out = self.learner.held_out(after.content, self._between)
         if (reason := self._refusal(held_out)) is not None:
             journal.refused(self.store, line, number, held_out if math.isfinite(held_out) else None, reason)
             return
-        digest, distance = trees.digest(after), self._distance(after.content)
+        digest = trees.digest(after)
+        self._between()
+        distance = self._distance(after.content)
         reason = f"{held_out - self.learner.trained:+.4f} nats on held-out text, bound {self.settings.bound}"
         made = journal.learned(self.store, line, number, digest, held_out, distance, reason)
         if made is None:
@@ -234,7 +243,7 @@ class Lines:
             assert version.contribution is not None
             found = journal.contribution(self.store, version.contribution)
             assert found is not None and found.text is not None
-            weights = self.learner.learn(weights, found.text)
+            weights = self.learner.learn(weights, found.text, lambda: None)
         last = rest[-1] if rest else first
         if last.parent is not None and trees.digest(weights) != last.digest:
             raise LawBroken(
