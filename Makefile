@@ -29,7 +29,7 @@ study: $(VENV)/.base
 	$(BIN)/ontogeny study --out $(OUT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(TESTS)
 
 test-slow: $(VENV)/.dev
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(BIN)/python -m pytest -q -n auto -m slow

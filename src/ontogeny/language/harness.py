@@ -27,7 +27,7 @@ from ontogeny.language import model as models
 from ontogeny.language.model import LanguageModel
 
 try:
-    from lm_eval.api.model import LM
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 except ImportError:
     raise BadInput("the harness needs lm_eval: pip install 'ontogeny[eval]'") from None
 
