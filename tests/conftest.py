@@ -29,6 +29,9 @@ install_import_hook(
         "ontogeny.agents.recurrent_cells",
         "ontogeny.content",
         "ontogeny.development.policy_gradient",
+        "ontogeny.language.learner",
+        "ontogeny.server.learner",
+        "ontogeny.server.programs",
     ],
     "beartype.beartype",
 )

@@ -383,7 +383,12 @@ def test_a_drive_must_be_finite(ontogeny, weight):
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
     command = [sys.executable, "-m", "ontogeny", "train", "--agent", "recurrent_cells", "--world", "bandit"]
     command += ["--development", "evolution:population=4,lives=2,generations=100000", "--out", "run", "--every", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+
+    def hears_interrupts():  # which whoever runs the suite in the background has turned off for its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=hears_interrupts, **pipes) as started:
         for _ in range(600):
             if (tmp_path / "run" / "checkpoint.json").exists():
                 break
@@ -393,7 +398,9 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 started.wait(timeout=15)
                 break
-        printed, complaint = started.communicate(timeout=1)
+        if started.poll() is None:
+            started.kill()
+        printed, complaint = started.communicate()
     assert started.returncode == 130 and printed == ""
     assert complaint == "ontogeny: stopped; the same command goes on from here\n"
 

@@ -113,8 +113,8 @@ def test_an_adapter_adds_nothing_at_first_and_is_all_that_changes():
 
 def test_an_anchor_holds_most_what_the_training_text_leans_on():
     """Two weights moved alike: the one with the larger squared gradient is drawn back further."""
-    squares = jax.tree.map(np.zeros_like, MODEL.weights)
-    squares.embedding[0, 0] = 1.0
+    squares = jax.tree.map(jnp.zeros_like, MODEL.weights)
+    squares = squares._replace(embedding=squares.embedding.at[0, 0].set(1.0))
     trained = learner.Trained(MODEL.weights, squares)
     plan = PLAN._replace(decay=1e-3, anchor=True, learning_rate=0.0)
     read = learner.build(CONFIG, plan)

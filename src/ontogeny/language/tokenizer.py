@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -26,6 +26,7 @@ PIECE = 1 << 20  # characters that are tokenized at a time
 BETWEEN = re.compile(r"(?<=\S)\s(?=\S)")  # GPT-2's words begin at such a place whatever stands around it
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to whole numbers below `size` and back; `encode` raises `BadInput` for what it cannot express."""
 
