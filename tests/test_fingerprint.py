@@ -1,0 +1,58 @@
+"""The fingerprint and the dose of belief: what is recorded of an organism, and that a page shows what was recorded."""
+
+import pytest
+
+from ontogeny.study import fingerprint, fingerprint_figures, mesa
+
+
+def record(who, sort, effects, pattern):
+    parts = dict(zip(fingerprint.PARTS, effects, strict=True))
+    triples = {part: [mean, mean - 0.05, mean + 0.05] for part, mean in parts.items()}
+    about = {"id": f"fingerprint/{sort}/{who}", "kind": "mesa_fingerprint", "verdict": "no"}
+    return about | {"who": who, "sort": sort, "pattern": pattern, "effects": triples}
+
+
+FOUND = [
+    record("td_zero", "organism", (0.7, 0, 0, 0, 0, 0), "100"),
+    record("td_zero", "distilled", (0.6, 0.02, 0, 0.1, -0.1, 0), "100"),
+    {
+        "id": "dose/organism/planner",
+        "kind": "mesa_dose",
+        "who": "planner",
+        "sort": "organism",
+        "verdict": "yes",
+        "doses": [0.0, 0.5, 1.0],
+        "belief": [[0, 0, 0], [0.33, 0.3, 0.36], [0.88, 0.85, 0.91]],
+        "random": [[0, 0, 0], [0.01, 0, 0.02], [0.1, 0.05, 0.15]],
+    },
+]
+
+
+def test_the_page_shows_what_was_recorded_and_nothing_where_there_is_nothing():
+    assert fingerprint_figures.section([]) is None
+    shown = fingerprint_figures.section(FOUND)
+    assert shown is not None and shown.anchor == "fingerprint"
+    assert "organism 100, distilled 100" in shown.body and "organism: 0.70, 0.00, 0.00, 0.00" in shown.body
+    assert "distilled: 0.60, 0.02, 0.00, -0.10" in shown.body, "the weakest pair is drawn"
+    assert "mechanism: yes" in shown.body and "all of it: belief 0.88, random 0.10" in shown.body
+
+
+def test_subjects_are_a_dot_per_run():
+    effects = {part: [0.2, 0.1, 0.3] for part in fingerprint.PARTS}
+    evolved = {"kind": "mesa_evolved", "findings": [{"test": "plans", "effects": effects}]}
+    lives = {part: [0.0, 0.5] for part in fingerprint.PARTS}
+    content = {"kind": "mesa_plans", "model": "prediction", "plans": {"lives": lives}}
+    found = fingerprint_figures._subjects([*FOUND, evolved, content])
+    assert found == [("evolution", [0.2] * 4), ("code", [0.25] * 4)]
+
+
+def test_an_organism_is_recorded_with_its_pattern():
+    (made,) = fingerprint.of_organism("td_zero", 20, 0)
+    assert made["id"] == fingerprint.ids("td_zero", "organism")[0] and made["pattern"] == "100"
+    assert made["effects"]["link 1"][0] > 0.4 and made["effects"]["link 2"] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("sort", ["organism", "distilled"])
+def test_the_full_study_plans_for_them(sort, tmp_path):
+    planned = [name for step in mesa.plan(mesa.FULL, tmp_path, 0) for name in step.ids]
+    assert set(fingerprint.ids("planner", sort)) <= set(planned)
