@@ -381,14 +381,12 @@ def test_a_drive_must_be_finite(ontogeny, weight):
 
 
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
-    command = [sys.executable, "-m", "ontogeny", "train", "--agent", "recurrent_cells", "--world", "bandit"]
+    # Whoever runs the suite in the background has turned interrupts off for its children.
+    code = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "runpy.run_module('ontogeny', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, "train", "--agent", "recurrent_cells", "--world", "bandit"]
     command += ["--development", "evolution:population=4,lives=2,generations=100000", "--out", "run", "--every", "0"]
-
-    def hears_interrupts():  # which whoever runs the suite in the background has turned off for its children
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=hears_interrupts, **pipes) as started:
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         for _ in range(600):
             if (tmp_path / "run" / "checkpoint.json").exists():
                 break
