@@ -52,6 +52,11 @@ class Group(NamedTuple):
         return self.parts[PARTS[self.question][0]]
 
     @property
+    def gated(self) -> bool:
+        """Whether it is too poor at its task to be asked."""
+        return self.competence <= COMPETENT.get(self.question, -np.inf)
+
+    @property
     def runs(self) -> int:
         return len(self.shown.runs)
 
@@ -157,7 +162,9 @@ def _of_control(known: Sequence[Group]) -> str:
 
 def _sizes(of: Sequence[Group], does: str, does_not: str) -> str:
     """At which sizes something is so, is not, and is not known."""
-    by = {word: [group for group in of if group.verdict == word] for word in ("yes", "no", "undetermined")}
+    asked = [group for group in of if not group.gated]
+    by = {word: [group for group in asked if group.verdict == word] for word in ("yes", "no", "undetermined")}
+    gated = [f"{group.content} ({group.competence:.0%})" for group in of if group.gated]
     parts = []
     if by["yes"]:
         sizes = [f"{group.content} ({group.alone['yes']} of {group.runs} runs)" for group in by["yes"]]
@@ -168,6 +175,8 @@ def _sizes(of: Sequence[Group], does: str, does_not: str) -> str:
     if by["undetermined"]:
         where = listed([group.content for group in by["undetermined"]])
         parts.append(f"at {where} it is undetermined whether it {does}")
+    if gated:
+        parts.append(f"is too poor at its task to be asked at {listed(gated)}")
     return ", ".join(parts)
 
 
