@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontogeny import trees
+from ontogeny.audit import prequential
 from ontogeny.content import transformer
 from ontogeny.errors import BadInput
-from ontogeny.language import counts, learner, online
+from ontogeny.language import counts, learner, online, predictor
 from ontogeny.language.learner import Plan
 from ontogeny.language.model import LanguageModel
 from ontogeny.language.tokenizer import Bytes
@@ -58,9 +59,22 @@ def test_learning_from_a_block_before_it_is_scored_would_be_found(monkeypatch):
     jax.clear_caches()
     try:
         assert first_that_differs(44) < 43
+        with pytest.raises(BadInput, match="the scores that are reported differ"):
+            predictor.of_model(MODEL, PLAN)(TOKENS)
     finally:
         monkeypatch.undo()
         jax.clear_caches()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_as_a_predictor_gives_the_scores_that_are_reported_and_is_certified(frozen):
+    predict = predictor.of_model(MODEL, PLAN, frozen=frozen)
+    rows = predict(TOKENS)
+    scored = nats(learning=not frozen)[0]
+    np.testing.assert_allclose(-rows[np.arange(1, len(TOKENS)), TOKENS[1:]], scored, atol=1e-4)
+    settings = prequential.Settings(tokens=64, positions=6, cuts=2, secrets=2)
+    found = prequential.audit(prequential.by_new(lambda: predict), settings=settings)
+    assert found.certified, found.checks
 
 
 def test_a_cut_stream_is_scored_like_the_whole():

@@ -339,11 +339,11 @@ def _is_factory(found: Callable) -> bool:
     return not needed and not any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def one_pass(name: str, tokens: np.ndarray) -> np.ndarray:
-    """The rows [T, V] that a new predictor gives for a stream."""
+def one_pass(name: str, tokens: np.ndarray, make: Callable[[], Predictor] | None = None) -> np.ndarray:
+    """The rows [T, V] that a new predictor gives for a stream; made by `make`, or found by its name."""
     place = name.rpartition(":")[0]
     with registry.blaming([place] if place.endswith(".py") else [], f"the predictor '{name}' failed"):
-        return checked_rows(made(name)(tokens.copy()), len(tokens))
+        return checked_rows((made(name) if make is None else make())(tokens.copy()), len(tokens))
 
 
 def by_new(make: Callable[[], Predictor]) -> Passes:
@@ -367,25 +367,25 @@ def checked_rows(found: Any, T: int) -> np.ndarray:
     return rows
 
 
-def in_instances(name: str) -> Passes:
+def in_instances(name: str, make: Callable[[], Predictor] | None = None) -> Passes:
     """`by_new` for a predictor by its name."""
 
     def passes(streams: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for tokens in streams:
-            yield one_pass(name, tokens)
+            yield one_pass(name, tokens, make)
 
     return passes
 
 
-def in_processes(name: str) -> Passes:
-    """Every pass in a new process, which nothing but the disk connects with the others."""
+def in_processes(name: str, make: Callable[[], Predictor] | None = None) -> Passes:
+    """Every pass in a new process, which nothing but the disk connects with the others; `make` goes there by pickle."""
 
     def passes(streams: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
             for tokens in streams:
                 try:
-                    yield pool.submit(one_pass, name, tokens).result()
+                    yield pool.submit(one_pass, name, tokens, make).result()
                 except BrokenProcessPool:
                     raise BadInput(f"the process of the predictor '{name}' ended before its pass did") from None
 

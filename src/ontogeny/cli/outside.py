@@ -1,5 +1,6 @@
 """The commands that audit what is no agent of ours: scores of any predictor, choices that others logged."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ from ontogeny.cli.start import prepare
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from ontogeny.audit.prequential import Certificate, Row
@@ -113,8 +116,11 @@ def _told(mean: dict[str, Any], digits: int = 3) -> str:
 def prequential(
     predictor: Annotated[
         str | None,
-        typer.Argument(help="module:function or file.py:function; or predictor:NAME, whose truth is known."),
+        typer.Argument(
+            help="module:function or file.py:function; a saved language run, which reads online; or predictor:NAME."
+        ),
     ] = None,
+    learning: Annotated[str | None, typer.Option(help="How a saved run learns: setting=value,... or 'frozen'.")] = None,
     stream: Annotated[Path | None, typer.Option(help="Tokens to test on, .npy or whole numbers as text.")] = None,
     reported: Annotated[str | None, typer.Option(help="Nats per token that were published for this stream.")] = None,
     tokens: Annotated[int, typer.Option(help="Of a drawn stream: more than the predictor's longest block.")] = 256,
@@ -142,7 +148,8 @@ def prequential(
         _print_calibration(rows, wrong)
         record = {"audits": calibrate, "rows": [row._asdict() for row in rows], "falls_short": wrong}
     else:
-        passes = (certificate.in_processes if fresh == "process" else certificate.in_instances)(str(predictor))
+        of_name = certificate.in_processes if fresh == "process" else certificate.in_instances
+        passes = of_name(str(predictor), _saved(str(predictor), learning))
         with progress("certifying", "passes") as update:
             found = certificate.audit(
                 passes,
@@ -164,6 +171,20 @@ def prequential(
         checkpoint.write_json(out, as_plain(record))
     if wrong:
         raise typer.Exit(1)
+
+
+def _saved(name: str, learning: str | None) -> "Callable[[], Callable[[np.ndarray], np.ndarray]] | None":
+    """What makes a predictor of a saved language model; None for what is a predictor already."""
+    if not Path(name).is_dir():
+        if learning is not None:
+            raise BadInput(f"--learning says how a saved run learns, and '{name}' is no folder")
+        return None
+    from ontogeny.language import predictor
+
+    frozen = learning == "frozen"
+    make = functools.partial(predictor.build, name, "" if frozen else learning or "", frozen=frozen)
+    make()  # what cannot be read is refused here, not in another process
+    return make
 
 
 def _tokens(path: Path) -> "np.ndarray":

@@ -49,7 +49,7 @@ def trained_from(model: LanguageModel, plan: Plan) -> Trained:
     """What a learner by this plan starts from; `BadInput` where it needs a training text that is not there."""
     if not learner.needs_squares(plan):
         return Trained(model.weights, None)
-    windows = corpus.windows(_rehearsed(model), model.config.context, FISHER_WINDOWS)
+    windows = corpus.windows(rehearsed(model), model.config.context, FISHER_WINDOWS)
     return Trained(model.weights, learner.squares_of(model.config, model.weights, windows))
 
 
@@ -94,7 +94,7 @@ def stream(
     weights = read.init(trained)
     context = config.context if kept else plan.block
     starts = np.arange(0, len(tokens) - 1, plan.block)
-    again = _rehearsed(model) if online and plan.rehearsal else np.zeros(config.context + 1, np.int32)
+    again = rehearsed(model) if online and plan.rehearsal else np.zeros(config.context + 1, np.int32)
     nats, beside = np.empty(len(tokens) - 1), np.empty(len(tokens) - 1)
     for first in range(0, len(starts), DISPATCH):
         some = starts[first : first + DISPATCH]
@@ -213,7 +213,8 @@ def distance(weights: Transformer, origin: Transformer) -> float:
     return float(np.sqrt(apart / sum(float(jnp.sum(jnp.square(b))) for b in others)))
 
 
-def _rehearsed(model: LanguageModel) -> np.ndarray:
+def rehearsed(model: LanguageModel) -> np.ndarray:
+    """The training text, windows of which are learned again."""
     return corpus.load(_run_of(model)).training
 
 

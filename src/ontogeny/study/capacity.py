@@ -6,6 +6,7 @@ genome is every weight, searched by evolution. What is audited is the content wi
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -181,14 +182,19 @@ def count_of(weights: PyTree) -> int:
     return len(jax.tree.leaves(weights)[0])
 
 
-def pupil(seed: int, updates: int, lives: int, on_progress: OnProgress | None = None) -> Mapping[str, np.ndarray]:
-    """What a network of the same kind chooses that was taught to do as a planner does: that this size can hold it."""
+def pupil(
+    seed: int, updates: int, lives: int, folder: Path, on_progress: OnProgress | None = None
+) -> Mapping[str, np.ndarray]:
+    """What a network of the same kind chooses that was taught to do as a planner does: that this size can hold it.
+
+    It is kept in `folder`.
+    """
 
     def progress(done: int, total: int, _: str) -> None:
         if on_progress is not None:
             on_progress(done, total)
 
-    taught = distilled.subject("planner", seed, updates=updates, on_progress=progress)
+    taught = distilled.subject("planner", seed, folder, updates=updates, on_progress=progress)
     return plans.measured(taught, life_keys(jax.random.key(seed), lives, "evaluation"), 3)
 
 

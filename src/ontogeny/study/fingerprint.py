@@ -6,6 +6,7 @@ do as they do stand beside the subjects. Knows nothing of reports.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,15 +27,20 @@ def of_organism(name: str, lives: int, seed: int) -> Iterator[Record]:
 
 
 def of_pupil(
-    name: str, lives: int, seed: int, updates: int, on_progress: Callable[[int, int], None] | None = None
+    name: str,
+    lives: int,
+    seed: int,
+    updates: int,
+    folder: Path,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Record]:
-    """The same of a network that was taught to do as the organism does."""
+    """The same of a network that was taught to do as the organism does, which is kept in `folder`."""
 
     def progress(done: int, total: int, _: str) -> None:
         if on_progress is not None:
             on_progress(done, total)
 
-    subject = distilled.subject(name, seed, updates=updates, on_progress=progress)
+    subject = distilled.subject(name, seed, folder, updates=updates, on_progress=progress)
     yield from of(f"fingerprint/distilled/{name}", name, "distilled", subject, lives, seed)
 
 

@@ -5,7 +5,7 @@ and on the agent's own return by evolution (the positive control at every size).
 moves an item. Asked of each run, weights frozen: does it learn, has it an objective of its own, and of content that
 predicts payouts in `chain`, does it plan? The unit of inference is a run.
 
-The folder: `records.jsonl`, `times.jsonl`, `runs/` (what was trained), `report.html`. A study that was killed goes on
+The folder: `records.jsonl`, `times.jsonl`, `runs/` (what was trained), `pupils/`, `report.html`. A study that was killed goes on
 where it was when it is started again; what had not been recorded is done anew, and comes out the same.
 """
 
@@ -33,6 +33,7 @@ from ontogeny.types import PyTree
 
 CONDITIONS = ("live", "sham")
 FOLDER = mesa_report.FOLDER
+PUPILS = "pupils"  # which `ontogeny audit calibrate --distilled` reads as well
 TITLE = "Could learned content come to hold an inner optimizer?"
 
 
@@ -207,7 +208,7 @@ def plan(budget: Budget, out: Path, seed: int) -> Iterator[Step]:
         yield Step(ids, lambda tell, c=content, s=size, names=ids: _asked_to_plan(budget, out, seed, c, s, names))
     for number in range(budget.pupils):
         name = f"plans/gru/pupil/{number}"
-        yield Step((name,), lambda tell, i=number, n=name: _pupil(budget, seed, i, n, tell))
+        yield Step((name,), lambda tell, i=number, n=name: _pupil(budget, out, seed, i, n, tell))
     for name in budget.organisms:
         yield Step(
             fingerprint.ids(name, "organism"), lambda tell, n=name: fingerprint.of_organism(n, budget.asked, seed)
@@ -215,7 +216,7 @@ def plan(budget: Budget, out: Path, seed: int) -> Iterator[Step]:
     for name in budget.taught:
         yield Step(
             fingerprint.ids(name, "distilled"),
-            lambda tell, n=name: fingerprint.of_pupil(n, budget.asked, seed, budget.updates, tell),
+            lambda tell, n=name: fingerprint.of_pupil(n, budget.asked, seed, budget.updates, out / PUPILS, tell),
         )
     for agent, world, search in budget.evolved:
         name = f"evolved/{agent.partition(':')[0]}/{world.partition(':')[0]}"
@@ -334,8 +335,8 @@ def _asked_to_plan(
         yield _planned(name, content, "prediction", number, trees.size(like), found[number])
 
 
-def _pupil(budget: Budget, seed: int, number: int, name: str, tell: Any) -> Iterator[Record]:
-    found = capacity.pupil(seed + number, budget.updates, budget.asked, tell)
+def _pupil(budget: Budget, out: Path, seed: int, number: int, name: str, tell: Any) -> Iterator[Record]:
+    found = capacity.pupil(seed + number, budget.updates, budget.asked, out / PUPILS, tell)
     yield _planned(name, "gru", "pupil", number, None, found)
 
 
