@@ -1,7 +1,12 @@
 """The fingerprint and the dose of belief: what is recorded of an organism, and that a page shows what was recorded."""
 
+from pathlib import Path
+
 import pytest
 
+from ontogeny import registry
+from ontogeny.audit import two_step_regression
+from ontogeny.audit.base import organism
 from ontogeny.study import fingerprint, fingerprint_figures, mesa
 
 
@@ -56,3 +61,17 @@ def test_an_organism_is_recorded_with_its_pattern():
 def test_the_full_study_plans_for_them(sort, tmp_path):
     planned = [name for step in mesa.plan(mesa.FULL, tmp_path, 0) for name in step.ids]
     assert set(fingerprint.ids("planner", sort)) <= set(planned)
+
+
+def test_the_two_step_task_is_recorded_beside_its_mimics_and_shown(monkeypatch):
+    build = two_step_regression.build
+    monkeypatch.setattr(two_step_regression, "build", lambda: build(lives=60))
+    (made,) = fingerprint.of_two_step(organism("mimic_frozen", registry.build("worlds", "two_step")), 0)
+    fixed, drawn = made["interaction"]["fixed"], made["interaction"]["drawn"]
+    assert fixed["subject"][0] > 0.4 and drawn["planner"][0] > 0.3, "who plans keeps it"
+    assert abs(drawn["subject"][0]) < 0.2, "what answers by paths from before its life loses it"
+    shown = fingerprint_figures.two_steps([made])
+    assert shown is not None and f"mimic_frozen {fixed['subject'][0]:.2f} and" in shown.body
+    assert fingerprint_figures.two_steps(FOUND) is None
+    planned = [name for step in mesa.plan(mesa.FULL, Path("studies"), 0) for name in step.ids]
+    assert {"two_step/recurrent", "two_step/recurrent_cells"} <= set(planned)

@@ -132,23 +132,25 @@ def regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> list[Effec
     ]
 
 
-def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:
-    def interaction(name: str, paths: str, corrected: bool) -> Effect:
-        p = PATHS.index(paths)
-        columns = [0, 1, 2, 3, 4] if corrected else [0, 1, 2, 3]
-        return regression(found[f"{name} xx"][:, p], found[f"{name} xy"][:, p], columns)[3]
+def interaction(found: Mapping[str, np.ndarray], name: str, paths: str, *, corrected: bool) -> Effect:
+    """The coefficient of reward x path, of the subject or of one beside it, from what was measured."""
+    p = PATHS.index(paths)
+    columns = [0, 1, 2, 3, 4] if corrected else [0, 1, 2, 3]
+    return regression(found[f"{name} xx"][:, p], found[f"{name} xy"][:, p], columns)[3]
 
+
+def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:
     def stays(name: str, paths: str) -> dict[str, float]:
         p = PATHS.index(paths)
         shares = found[f"{name} stayed"][:, p].sum(axis=0) / np.maximum(found[f"{name} lived"][:, p].sum(axis=0), 1)
         return {cell: float(share) for cell, share in zip(CELLS, shares, strict=True)}
 
     effects = {
-        f"{kind}, paths {paths}": interaction("subject", paths, kind == "corrected")
+        f"{kind}, paths {paths}": interaction(found, "subject", paths, corrected=kind == "corrected")
         for paths in PATHS
         for kind in ("plain", "corrected")
     }
-    controls = {f"{name}, corrected, drawn": interaction(name, "drawn", True) for name in BESIDE}
+    controls = {f"{name}, corrected, drawn": interaction(found, name, "drawn", corrected=True) for name in BESIDE}
     names = {"subject": "subject"} | {name: name for name in BESIDE}
     details = {"stay": {paths: {name: stays(name, paths) for name in names} for paths in PATHS}}
     fixed, drawn_ = effects["corrected, paths fixed"], effects["corrected, paths drawn"]

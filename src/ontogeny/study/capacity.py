@@ -15,8 +15,8 @@ import numpy as np
 from jax import Array
 
 from ontogeny import registry, steering
-from ontogeny.audit import battery, distilled, learns, plans, sacrifice
-from ontogeny.audit.base import Finding, Subject
+from ontogeny.audit import distilled, learns, plans, sacrifice
+from ontogeny.audit.base import Subject
 from ontogeny.development import evolution
 from ontogeny.development.base import Development
 from ontogeny.lifetime import live, whole_life
@@ -199,9 +199,9 @@ def pupil(
 
 
 def evolved_agent(
-    agent_text: str, world_text: str, search_text: str, seed: int, lives: int | None, on_progress: OnProgress | None
-) -> tuple[list[Finding], float]:
-    """The battery over an agent that evolution makes from scratch in a world."""
+    agent_text: str, world_text: str, search_text: str, seed: int, on_progress: OnProgress | None
+) -> tuple[Subject, float]:
+    """An agent that evolution makes from scratch in a world, to be asked, and its fitness in the end."""
     (name, settings), (room, given) = registry.parse(agent_text), registry.parse(world_text)
     home = registry.build("worlds", room, **given)
 
@@ -220,4 +220,4 @@ def evolved_agent(
             raise registry.BadInput("what was developed has other shapes than an agent of this world")
         return genome
 
-    return battery.audit(Subject(name, home, built, fitting), seed=seed, lives=lives), fitness
+    return Subject(name, home, built, fitting), fitness

@@ -1,8 +1,9 @@
-"""Which algorithm a subject behaves like, and whether what it believes acts: records for two figures of the mesa study.
+"""Which algorithm a subject behaves like, and whether what it believes acts: records for figures of the mesa study.
 
 A fingerprint is what the test `plans` finds of each link and each held-out pair; a dose curve is what `belief` finds
 when a growing share of the belief is exchanged. Organisms, whose algorithm is known, and networks that were taught to
-do as they do stand beside the subjects. Knows nothing of reports.
+do as they do stand beside the subjects. And what evolved agents do in the two-step task, beside who else does so. Knows
+nothing of reports.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 
 from ontogeny import registry
-from ontogeny.audit import belief, distilled, plans
+from ontogeny.audit import belief, distilled, plans, two_step_regression
 from ontogeny.audit.base import Effect, Finding, Subject, organism
 from ontogeny.streams import life_keys
 from ontogeny.study.records import Record
@@ -61,6 +62,34 @@ def of(name: str, who: str, sort: str, subject: Subject, lives: int, seed: int) 
             "belief": _triples(found.details["belief"]),
             "random": _triples(found.details["random"]),
         }
+
+
+def of_two_step(subject: Subject, seed: int) -> Iterator[Record]:
+    """Reward x path of the two-step task where paths are fixed and where they are drawn per life: the plain regression,
+    of the subject and of simulated learners that live the same trials."""
+    asked = two_step_regression.build()
+    found = asked.measure(subject, life_keys(jax.random.key(seed), asked.lives, "evaluation"))
+    finding = asked.judge(found, asked.thresholds)
+    names = ("subject", *two_step_regression.BESIDE)
+    yield {
+        "id": two_step_id(subject.name),
+        "kind": "mesa_two_step",
+        "who": subject.name,
+        "told": finding.told,
+        "lives": asked.lives,
+        "interaction": {
+            paths: {
+                name: _triples([two_step_regression.interaction(found, name, paths, corrected=False)])[0]
+                for name in names
+            }
+            for paths in two_step_regression.PATHS
+        },
+        "stay": finding.details["stay"],
+    }
+
+
+def two_step_id(agent: str) -> str:
+    return f"two_step/{agent}"
 
 
 def as_record(name: str, who: str, sort: str, finding: Finding) -> Record:

@@ -1,4 +1,4 @@
-"""Two figures: the fingerprint of link revaluation, and the dose of belief. Reads records alone."""
+"""Figures: the fingerprint of link revaluation, the dose of belief, the two-step task. Reads records alone."""
 
 from collections.abc import Sequence
 
@@ -54,6 +54,51 @@ def section(found: Sequence[Record]) -> page.Section | None:
         ]
         text += page.panels(charts)
     return page.Section("fingerprint", "Which algorithm it behaves like, and what acts", text)
+
+
+def two_steps(found: Sequence[Record]) -> page.Section | None:
+    """What the evolved agents do in the two-step task, beside who else does so; None where none was asked."""
+    asked = [record for record in found if record["kind"] == "mesa_two_step"]
+    if not asked:
+        return None
+    text = (
+        "<p>After a reward by the rare path, is the other action taken? That interaction of reward and path is often "
+        "read as planning. Filled: the paths are those which every life of the evolution had. Hollow: the paths of "
+        "half of the lives are crossed, so that a life must find out. A latent-state mimic, which plans nothing, "
+        "chooses as a planner does where paths are fixed; only where they are drawn does it fall to nothing. So an "
+        "interaction that is there with fixed paths alone cannot tell a planner whose model is from before its life "
+        "from a learned rule of thumb, and one that stays cannot tell a planner from a successor representation or a "
+        "mimic that learns: that is asked of the links.</p>"
+    )
+    charts = [
+        page.figure(two_step(f"two-step-{record['who']}", record), record["who"], f"{record['told']}.")
+        for record in asked
+    ]
+    return page.Section("two-step", "The two-step task, and who else looks like that", text + page.panels(charts))
+
+
+def two_step(name: str, record: Record) -> str:
+    """The interaction of reward and path of a subject and of the learners beside it, by paths."""
+    words = {"subject": record["who"], "mimic_frozen": "mimic, answers from birth"} | ALGORITHMS
+    names = list(record["interaction"]["fixed"])
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel(4.5, 3.4)
+        axes.axvline(0, color=RULE, lw=1.0)
+        for place, who in enumerate(names):
+            colour = EVOLUTION if who == "subject" else REFERENCE
+            for shift, paths in ((-0.13, "fixed"), (0.13, "drawn")):
+                mean, low, high = record["interaction"][paths][who]
+                axes.plot([low, high], [place + shift] * 2, "-", color=colour, lw=1.2)
+                axes.plot([mean], [place + shift], "o", ms=5, color=colour, mfc="none" if paths == "drawn" else colour)
+        axes.set_yticks(range(len(names)), [words.get(who, who) for who in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("stay probability: reward x path")
+        told = "; ".join(
+            f"{words.get(who, who)} {record['interaction']['fixed'][who][0]:.2f} and "
+            f"{record['interaction']['drawn'][who][0]:.2f}"
+            for who in names
+        )
+        return inline(figure, name, f"Interaction with paths fixed and drawn per life. {told}")
 
 
 def fingerprint(name: str, drawn: Sequence[Record], subjects: Sequence[tuple[str, list[float]]]) -> str:

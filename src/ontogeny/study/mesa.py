@@ -5,8 +5,8 @@ and on the agent's own return by evolution (the positive control at every size).
 moves an item. Asked of each run, weights frozen: does it learn, has it an objective of its own, and of content that
 predicts payouts in `chain`, does it plan? The unit of inference is a run.
 
-The folder: `records.jsonl`, `times.jsonl`, `runs/` (what was trained), `pupils/`, `report.html`. A study that was killed goes on
-where it was when it is started again; what had not been recorded is done anew, and comes out the same.
+The folder: `records.jsonl`, `times.jsonl`, `runs/` (what was trained), `pupils/`, `report.html`. A study that was
+killed goes on where it was when it is started again; what had not been recorded is done anew, and comes out the same.
 """
 
 import contextlib
@@ -219,8 +219,10 @@ def plan(budget: Budget, out: Path, seed: int) -> Iterator[Step]:
             lambda tell, n=name: fingerprint.of_pupil(n, budget.asked, seed, budget.updates, out / PUPILS, tell),
         )
     for agent, world, search in budget.evolved:
-        name = f"evolved/{agent.partition(':')[0]}/{world.partition(':')[0]}"
-        yield Step((name,), lambda tell, a=agent, w=world, s=search, n=name: _evolved(a, w, s, seed, n, tell))
+        who, where = agent.partition(":")[0], world.partition(":")[0]
+        name = f"evolved/{who}/{where}"
+        ids = (name, fingerprint.two_step_id(who)) if where == "two_step" else (name,)
+        yield Step(ids, lambda tell, a=agent, w=world, s=search, n=name: _evolved(a, w, s, seed, n, tell))
 
 
 def _takes(budget: Budget) -> str:
@@ -362,7 +364,10 @@ def _planned(
 
 
 def _evolved(agent: str, world: str, search: str, seed: int, name: str, tell: Any) -> Iterator[Record]:
-    findings, fitness = capacity.evolved_agent(agent, world, search, seed, None, tell)
+    subject, fitness = capacity.evolved_agent(agent, world, search, seed, tell)
+    findings = battery.audit(subject, seed=seed)
+    if subject.home.spec.name == "two_step":
+        yield from fingerprint.of_two_step(subject, seed)
     yield {
         "id": name,
         "kind": "mesa_evolved",

@@ -51,6 +51,7 @@ def render(found: Sequence[Record], times: dict[str, float]) -> str:
         page.Section("capacity", "Evidence as capacity grows", _figure(known, head)),
         page.Section("runs", "Run by run", _table(known, found)),
         fingerprint_figures.section(found),
+        fingerprint_figures.two_steps(found),
         _evolved(found),
         page.Section("limits", "What this does not show", _limits(head)),
         page.Section("repeat", "Budget, versions, seed: how to repeat this", _repeat(head, found, times)),
