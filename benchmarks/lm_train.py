@@ -13,6 +13,7 @@ loss is over the last tenth of the text, every block of it; no clock runs meanwh
 
 import argparse
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 
 from ontogeny import trees
+from ontogeny.cli.start import prepare
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config
 from ontogeny.language import corpus, recipe
@@ -37,34 +39,84 @@ BETTER = Recipe(steps=450, batch=BATCH, optimizer="muon", learning_rate=8e-3, fl
 
 
 class Runner:
-    """Somebody who trains in turns; each item of `turns` is a turn that was taken, with its number of steps."""
+    """Somebody who trains in turns, in a process of its own: each has the settings of JAX that it is used with."""
 
-    def __init__(self, turns: Iterator[int]) -> None:
-        self.turns, self.steps, self.seconds, self.work, self.timed = turns, 0, 0.0, 0.0, 0
+    def __init__(self, name: str, given: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=take_turns, args=(name, given, theirs), daemon=True)
+        self.process.start()
+        self.there, self.weights, self.how = self.pipe.recv()
+        self.steps, self.seconds, self.work, self.timed = 0, 0.0, 0.0, 0
+
+    def ask(self, word: str) -> Any:
+        self.pipe.send(word)
+        return self.pipe.recv()
 
     def go_on(self) -> bool:
-        began, worked = time.perf_counter(), time.process_time()
-        taken = next(self.turns, 0)
+        taken, seconds, work = self.ask("turn")
         if self.steps:  # the first turn compiles
-            self.seconds += time.perf_counter() - began
-            self.work += time.process_time() - worked
-            self.timed += taken
+            self.seconds, self.work, self.timed = self.seconds + seconds, self.work + work, self.timed + taken
         self.steps += taken
         return taken > 0
+
+
+def take_turns(name: str, given: argparse.Namespace, pipe: Any) -> None:
+    """The process of one of them: a turn, or the loss on the held-out text, at each word."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
+    prepare(None, one_thread=name == "same")  # as `ontogeny train text` does for AdamW and for Muon
+    learner, held_out = who(name, given)
+    if learner is None:
+        pipe.send((False, 0, {}))
+        return
+    turns = learner.turns()
+    pipe.send((True, learner.size(), learner.how._asdict()))
+    while True:
+        word = pipe.recv()
+        if word == "loss":
+            pipe.send(learner.loss(held_out))
+            return
+        began, worked = time.perf_counter(), time.process_time()
+        taken = next(turns, 0)
+        pipe.send((taken, time.perf_counter() - began, time.process_time() - worked))
+
+
+def who(name: str, given: argparse.Namespace) -> tuple[Any, np.ndarray]:
+    """A learner by its name, and the held-out windows."""
+    text = given.text.read_text(encoding="utf-8")
+    characters = tokenizers.Characters("".join(sorted(set(text))))
+    tokens = characters.encode(text)
+    cut = round(0.9 * len(tokens))
+    V = characters.size
+    held_out = corpus.windows(tokens[cut:], BLOCK, len(tokens))
+    if name == "peer":
+        return peer(V, given.steps, tokens[:cut]), held_out
+    if name == "same":
+        config = transformer.configure("gpt2", V, BLOCK, **SHAPE)._replace(biases=False)
+        return Ours(config, SAME._replace(steps=given.steps), tokens[:cut]), held_out
+    better = BETTER._replace(steps=given.better, learning_rate=given.learning_rate)
+    return Ours(transformer.configure("modern", V, BLOCK, **SHAPE), better, tokens[:cut]), held_out
 
 
 class Ours:
     def __init__(self, config: Config, how: Recipe, tokens: np.ndarray) -> None:
         self.config, self.how, self.tokens = config, how, tokens
         self.weights = recipe.born(jax.random.key(0), config, how)
+        self.shards = recipe.shards(how)
+
+    def size(self) -> int:
+        return trees.size(self.weights.content)
 
     def turns(self) -> Iterator[int]:
         for done in range(0, self.how.steps, TURN):
             count = min(TURN, self.how.steps - done)
             windows = corpus.batches(self.tokens, 0, done, (count, 1, self.how.batch), BLOCK)
-            self.weights, info = recipe.take_steps(self.config, self.how, self.weights, windows)
+            self.weights, info = self.stepped(windows)
             jax.block_until_ready(info)
             yield count
+
+    def stepped(self, windows: np.ndarray) -> Any:
+        return recipe.take_steps(self.config, self.how, self.weights, windows, shards=self.shards)
 
     def loss(self, windows: np.ndarray) -> float:
         parts = np.array_split(windows, max(len(windows) // 64, 1))
@@ -124,7 +176,11 @@ def peer(vocabulary: int, steps: int, tokens: np.ndarray) -> Any:
             others = [w for w in self.model.parameters() if w.ndim < 2]
             groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
             self.adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
-            self.rate = recipe.schedule(SAME._replace(steps=steps))
+            self.how = SAME._replace(steps=steps)
+            self.rate = recipe.schedule(self.how)
+
+        def size(self) -> int:
+            return sum(weight.numel() for weight in self.model.parameters())
 
         def turns(self) -> Iterator[int]:
             rates = np.asarray(jax.vmap(self.rate)(np.arange(steps)))
@@ -159,39 +215,29 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="the best loss in so many, and nothing else")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
-    text = given.text.read_text(encoding="utf-8")
-    characters = tokenizers.Characters("".join(sorted(set(text))))
-    tokens = characters.encode(text)
-    cut = round(0.9 * len(tokens))
-    held_out = corpus.windows(tokens[cut:], BLOCK, len(tokens))
-    V = characters.size
-    plain = transformer.configure("gpt2", V, BLOCK, **SHAPE)._replace(biases=False)
-    modern = transformer.configure("modern", V, BLOCK, **SHAPE)
-    better = BETTER._replace(steps=given.better, learning_rate=given.learning_rate)
     if given.minutes:
-        best_in(given.minutes, modern, better, tokens[:cut], held_out, given.cores)
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
+        prepare(None)
+        better, held_out = who("better", given)
+        best_in(given.minutes, better.config, better.how, better.tokens, held_out, given.cores)
         return
-    who: dict[str, Any] = {"better": Ours(modern, better, tokens[:cut])}
-    if not given.only_better:
-        who["same"] = Ours(plain, SAME._replace(steps=given.steps), tokens[:cut])
-        who["peer"] = peer(V, given.steps, tokens[:cut])
-    runners = {name: Runner(each.turns()) for name, each in who.items() if each is not None}
+    names = ("better",) if given.only_better else ("better", "same", "peer")
+    runners = {name: runner for name in names if (runner := Runner(name, given)).there}
     waiting = list(runners)
     while waiting:
         waiting = [name for name in waiting if runners[name].go_on()]
-    report(who, runners, held_out, given.cores)
+    report(runners, given.cores)
 
 
-def report(who: dict[str, Any], runners: dict[str, Runner], held_out: np.ndarray, cores: int) -> None:
+def report(runners: dict[str, Runner], cores: int) -> None:
     per_step = BATCH * BLOCK
-    losses = {name: who[name].loss(held_out) for name in runners}
+    losses = {name: runner.ask("loss") for name, runner in runners.items()}
     beside = runners.get("peer")
     absent = {"peer": "absent", "peer_value": None, "ratio": None}
     torch = {"peer": "PyTorch, the same model"} if beside else absent
     for name in (name for name in ("same", "better") if name in runners):
-        run, setting = runners[name], who[name].how._asdict() | {"block": BLOCK, "cores": cores}
-        setting |= SHAPE | {"weights": trees.size(who[name].weights.content)}
+        run, setting = runners[name], runners[name].how | {"block": BLOCK, "cores": cores}
+        setting |= SHAPE | {"weights": run.weights}
         speed, seconds = run.timed * per_step / run.seconds, run.seconds * run.steps / run.timed
         more: dict[str, Any] = {}
         if beside:

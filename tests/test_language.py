@@ -247,6 +247,31 @@ def test_accumulated_gradients_are_those_of_one_batch():
     np.testing.assert_allclose(first[1]["norm"], second[1]["norm"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_that_devices_share_is_learned_from_as_by_one(accumulate):
+    config = transformer.configure("gpt2", 16, 8, layers=1, heads=2, width=8)
+    how = recipe.Recipe(steps=3, batch=4, accumulate=accumulate)
+    tokens = np.random.default_rng(0).integers(0, 16, (3, accumulate, 4, 9)).astype(np.int32)
+    found = [
+        recipe.take_steps(config, how, recipe.born(jax.random.key(0), config, how), tokens, shards=shards)
+        for shards in (1, 2)
+    ]
+    for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+    windows = tokens.reshape(-1, 9)
+    one, two = (recipe.losses(config, "float32", found[0][0].content, windows, shards=shards) for shards in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_devices_share_a_batch_only_where_each_has_a_thread_of_its_own(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert recipe.shards(recipe.Recipe(steps=1, batch=12)) == 1
+    monkeypatch.setenv("XLA_FLAGS", recipe.ONE_THREAD)
+    assert recipe.shards(recipe.Recipe(steps=1, batch=12)) == jax.local_device_count() == 2
+    assert recipe.shards(recipe.Recipe(steps=1, batch=5)) == 1
+    assert recipe.shards(recipe.Recipe(steps=1, batch=12, optimizer="muon")) == 1
+
+
 def test_the_learning_rate_rises_and_falls():
     rate = recipe.schedule(recipe.Recipe(steps=100, warmup=0.1, learning_rate=1.0))
     found = [float(rate(step)) for step in (0, 9, 10, 55, 100)]

@@ -73,7 +73,7 @@ def text(
 ) -> None:
     """Train a language model on text; leaves weights, tokenizer, records and a page with the loss."""
     given = {key: value for key, value in locals().items() if key not in ("files", "out", "every", "device")}
-    prepare(device)
+    prepare(device, one_thread=optimizer == "adamw")
     from ontogeny.language import report
     from ontogeny.language.train import Moment, Plan, train
     from ontogeny.lifecycle import checkpoint

@@ -13,14 +13,19 @@ MOST_HOST_DEVICES = 8
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 
-def prepare(device: str | None) -> None:
-    """Settings that JAX reads when it is imported: the device, several host devices, a cache of what was compiled."""
+def prepare(device: str | None, *, one_thread: bool = False) -> None:
+    """Settings that JAX reads when it is imported: the device, several host devices, a cache of what was compiled.
+
+    `one_thread`: each host device computes on a thread of its own, where there is a device for each processor.
+    """
     if device is not None and device not in PLATFORMS:
         raise registry.unknown("device", device, list(PLATFORMS))
     flags = os.environ.get("XLA_FLAGS", "")
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if "xla_force_host_platform_device_count" not in flags:
-        count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_HOST_DEVICES)
-        flags = f"{flags} --xla_force_host_platform_device_count={count}"
+        flags += f" --xla_force_host_platform_device_count={min(processors, MOST_HOST_DEVICES)}"
+        if one_thread and 1 < processors <= MOST_HOST_DEVICES and "xla_cpu_multi_thread_eigen" not in flags:
+            flags += " --xla_cpu_multi_thread_eigen=false"
     if "xla_cpu_prefer_vector_width" not in flags:
         flags += " --xla_cpu_prefer_vector_width=512"  # wide registers where there are any: a tenth faster
     if "xla_cpu_collective_call" not in flags:

@@ -125,10 +125,11 @@ def windows_at(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For blocks at `starts`, the tokens that end with each and look back at most `look` -> [S, width + 1], sizes [S].
 
-    A size counts predictions; what lies beyond it is filled with zeros, which no prediction within it sees.
+    A size counts predictions; what lies beyond it is filled with zeros, which no prediction within it sees. A last
+    block that is cut short looks back as far as a whole one would: no score may depend on where the text ends.
     """
     stops = np.minimum(starts + block, len(tokens) - 1)
-    begins = np.maximum(stops - look, 0)
+    begins = np.maximum(starts + block - look, 0)
     begins = np.minimum(begins, starts)
     found = np.zeros((len(starts), width + 1), np.int32)
     for row, (begin, stop) in enumerate(zip(begins, stops, strict=True)):

@@ -4,14 +4,17 @@ AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101. Muon: Jordan et al. 2024, f
 step scaled to AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config, Transformer
@@ -19,6 +22,8 @@ from ontogeny.errors import BadInput, at_least
 from ontogeny.types import Weights
 
 OPTIMIZERS = ("adamw", "muon")
+ROWS = "rows"  # of a batch
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # in XLA_FLAGS: a host device's products stay on its own thread
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -83,18 +88,48 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(recipe.clip), adam)
 
 
-def step(config: Config, recipe: Recipe) -> Step:
-    """One step, (weights, tokens [accumulate, batch, T + 1]) -> weights, {loss, norm}: the world model's `update`."""
+def shards(recipe: Recipe) -> int:
+    """How many host devices share a batch: more than one only where each has a thread of its own (`ONE_THREAD`).
+
+    Devices that share the processor's threads can wait for each other without end. Muon multiplies weights, which
+    every device would compute anew: with it one device has all threads.
+    """
+    if (
+        recipe.optimizer != "adamw"
+        or jax.default_backend() != "cpu"
+        or ONE_THREAD not in os.environ.get("XLA_FLAGS", "")
+    ):
+        return 1
+    return max(n for n in range(1, jax.local_device_count() + 1) if recipe.batch % n == 0)
+
+
+def step(config: Config, recipe: Recipe, shards: int = 1) -> Step:
+    """One step, (weights, tokens [accumulate, batch, T + 1]) -> weights, {loss, norm}: the world model's `update`.
+
+    Each of the `shards` host devices takes a part of the batch; their gradients are averaged.
+    """
     transformation, compute = optimizer(recipe), PRECISIONS[recipe.precision]
 
     def loss(content: Transformer, tokens: Array) -> Array:
         return transformer.losses(config, content, tokens, compute).mean()
 
-    def take(weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
+    def gradient_of(content: Transformer, tokens: Array) -> tuple[Array, Any]:
         if recipe.accumulate == 1:
-            value, gradient = jax.value_and_grad(loss)(weights.content, tokens[0])
-        else:
-            value, gradient = _accumulated(loss, weights.content, tokens)
+            return jax.value_and_grad(loss)(content, tokens[0])
+        return _accumulated(loss, content, tokens)
+
+    def averaged(content: Transformer, tokens: Array) -> tuple[Array, Any]:
+        return jax.lax.pmean(gradient_of(content, tokens), ROWS)
+
+    whole, part = PartitionSpec(), PartitionSpec(None, ROWS)
+    divided = (
+        gradient_of
+        if shards == 1
+        else jax.shard_map(averaged, mesh=_mesh(shards), in_specs=(whole, part), out_specs=whole, check_vma=False)
+    )
+
+    def take(weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
+        value, gradient = divided(weights.content, tokens)
         content: Any = weights.content
         change, scratch = transformation.update(gradient, weights.scratch, content)
         return Weights(optax.apply_updates(content, change), scratch), {
@@ -111,16 +146,30 @@ def born(key: Array, config: Config, recipe: Recipe) -> Weights:
     return Weights(content, optimizer(recipe).init(content))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def take_steps(config: Config, recipe: Recipe, weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="shards", donate_argnums=2)
+def take_steps(
+    config: Config, recipe: Recipe, weights: Weights, tokens: Array, *, shards: int = 1
+) -> tuple[Weights, dict[str, Array]]:
     """As many steps as `tokens` [S, accumulate, batch, T + 1] has, in one dispatch; info [S] each."""
-    return jax.lax.scan(step(config, recipe), weights, tokens)
+    return jax.lax.scan(step(config, recipe, shards), weights, tokens)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def losses(config: Config, precision: str, content: Transformer, tokens: Array) -> Array:
-    """Nats per token, [N, T], of windows [N, T + 1]."""
-    return transformer.losses(config, content, tokens, PRECISIONS[precision])
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="shards")
+def losses(config: Config, precision: str, content: Transformer, tokens: Array, *, shards: int = 1) -> Array:
+    """Nats per token, [N, T], of windows [N, T + 1]; N is a multiple of `shards`."""
+
+    def part(content: Transformer, tokens: Array) -> Array:
+        return transformer.losses(config, content, tokens, PRECISIONS[precision])
+
+    if shards == 1:
+        return part(content, tokens)
+    rows = PartitionSpec(ROWS)
+    divided = jax.shard_map(part, mesh=_mesh(shards), in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+    return divided(content, tokens)
+
+
+def _mesh(shards: int) -> Mesh:
+    return Mesh(np.array(jax.local_devices()[:shards]), (ROWS,))
 
 
 def _accumulated(loss: Callable[[Transformer, Array], Array], content: Transformer, tokens: Array) -> tuple[Any, Any]:

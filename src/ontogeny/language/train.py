@@ -204,10 +204,11 @@ def _run(out: Path, plan: Plan, on_progress: Callable[[Moment], None] | None, ev
     config, how = models.read_config(out), Recipe(**models.read_spec(out)["recipe"])
     texts = corpus.load(out)
     weights = jax.jit(recipe.born, static_argnums=(1, 2))(jax.random.key(plan.seed), config, how)
-    done = 0
+    shards, done = recipe.shards(how), 0
+    versions = checkpoint.versions() | {"shards": shards}
     if checkpoint.exists(out, "checkpoint"):
         found = checkpoint.about(out, "checkpoint")
-        _same_versions(found.get("versions"), out)
+        _same_versions(found.get("versions"), versions, out)
         weights, done = checkpoint.load(out, "checkpoint", weights), found["step"]
     looks = {round(how.steps * (i + 1) / LOOKS) for i in range(LOOKS)}
     held_out = next((r["held_out"] for r in reversed(_kept(out / RECORDS, done)) if "held_out" in r), None)
@@ -220,14 +221,14 @@ def _run(out: Path, plan: Plan, on_progress: Callable[[Moment], None] | None, ev
             stop = min(done - done % DISPATCH + DISPATCH, how.steps)
             shape = (stop - done, how.accumulate, how.batch)
             tokens = corpus.batches(texts.training, plan.seed, done, shape, config.context)
-            weights, info = recipe.take_steps(config, how, weights, tokens)
+            weights, info = recipe.take_steps(config, how, weights, tokens, shards=shards)
             info = jax.device_get(info)
             lines = [
                 {"step": done + i + 1, "tokens": (done + i + 1) * per_step} | {k: _plain(v[i]) for k, v in info.items()}
                 for i in range(stop - done)
             ]
             if looks & set(range(done + 1, stop + 1)):
-                held_out = _held_out(config, how, weights, texts)
+                held_out = _held_out(config, how, weights, texts, shards)
                 lines.append({"step": stop, "tokens": stop * per_step, "held_out": _plain(held_out)})
             done = stop
             _write_lines(records, lines)
@@ -237,22 +238,22 @@ def _run(out: Path, plan: Plan, on_progress: Callable[[Moment], None] | None, ev
                 for file in (records, timing):  # a checkpoint counts on the lines before it
                     file.flush()
                     os.fsync(file.fileno())
-                checkpoint.save(out, "checkpoint", weights, {"step": done, "versions": checkpoint.versions()})
+                checkpoint.save(out, "checkpoint", weights, {"step": done, "versions": versions})
                 saved = now
             if on_progress is not None:
                 on_progress(Moment(done, how.steps, per_step, float(info["loss"][-1]), held_out))
     if not trees.is_finite(weights.content):
         raise BadInput(f"the training in '{out}' went astray: its weights are not finite; try a lower --learning-rate")
-    about = {"step": done, "tokens": done * per_step, "held_out": held_out, "versions": checkpoint.versions()}
+    about = {"step": done, "tokens": done * per_step, "held_out": held_out, "versions": versions}
     checkpoint.save(out, models.WEIGHTS, weights.content, about, once=True)
 
 
-def _held_out(config: Config, how: Recipe, weights: Weights, texts: Corpus) -> float:
+def _held_out(config: Config, how: Recipe, weights: Weights, texts: Corpus, shards: int) -> float:
     """The mean loss, in nats per token, of windows spread evenly over the held-out text."""
     windows = corpus.windows(texts.held_out, config.context, HELD_OUT_WINDOWS)
     parts = [windows[i : i + how.batch] for i in range(0, len(windows), how.batch)]
     filled = [np.concatenate([part, np.repeat(part[:1], how.batch - len(part), axis=0)]) for part in parts]
-    scored = [np.asarray(recipe.losses(config, how.precision, weights.content, part)) for part in filled]
+    scored = [np.asarray(recipe.losses(config, how.precision, weights.content, part, shards=shards)) for part in filled]
     return float(np.concatenate([s[: len(p)] for s, p in zip(scored, parts, strict=True)]).mean(dtype=np.float64))
 
 
@@ -279,8 +280,8 @@ def _plain(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _same_versions(found: Any, out: Path) -> None:
-    for name, value in checkpoint.versions().items():
+def _same_versions(found: Any, versions: dict[str, Any], out: Path) -> None:
+    for name, value in versions.items():
         was = found.get(name) if isinstance(found, dict) else None
         if was != value:
             raise BadInput(
