@@ -101,8 +101,8 @@ def who(name: str, given: argparse.Namespace) -> tuple[Any, np.ndarray]:
 class Ours:
     def __init__(self, config: Config, how: Recipe, tokens: np.ndarray) -> None:
         self.config, self.how, self.tokens = config, how, tokens
-        self.weights = recipe.born(jax.random.key(0), config, how)
         self.shards = recipe.shards(how)
+        self.weights = recipe.placed(recipe.born(jax.random.key(0), config, how), self.shards)
 
     def size(self) -> int:
         return trees.size(self.weights.content)

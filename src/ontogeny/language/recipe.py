@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config, Transformer
@@ -166,6 +166,11 @@ def losses(config: Config, precision: str, content: Transformer, tokens: Array, 
     rows = PartitionSpec(ROWS)
     divided = jax.shard_map(part, mesh=_mesh(shards), in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
     return divided(content, tokens)
+
+
+def placed(weights: Weights, shards: int) -> Weights:
+    """The weights on every device that shares a batch, where `take_steps` leaves them as well."""
+    return weights if shards == 1 else jax.device_put(weights, NamedSharding(_mesh(shards), PartitionSpec()))
 
 
 def _mesh(shards: int) -> Mesh:

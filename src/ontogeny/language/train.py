@@ -210,6 +210,7 @@ def _run(out: Path, plan: Plan, on_progress: Callable[[Moment], None] | None, ev
         found = checkpoint.about(out, "checkpoint")
         _same_versions(found.get("versions"), versions, out)
         weights, done = checkpoint.load(out, "checkpoint", weights), found["step"]
+    weights = recipe.placed(weights, shards)
     looks = {round(how.steps * (i + 1) / LOOKS) for i in range(LOOKS)}
     held_out = next((r["held_out"] for r in reversed(_kept(out / RECORDS, done)) if "held_out" in r), None)
     _kept(out / TIMING, done)
