@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ontogeny.cli.start import prepare
 from ontogeny.content import transformer
 from ontogeny.language import generate, hugging_face
 from ontogeny.language.model import LanguageModel
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # before either makes its threads
+    prepare(None)  # as `ontogeny generate` does
     config = transformer.configure("gpt2", VOCABULARY, CONTEXT, **SHAPE)
     weights = jax.jit(transformer.initial, static_argnums=1)(jax.random.key(0), config)
     model = LanguageModel(config, weights, Bytes())
