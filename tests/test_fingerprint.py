@@ -7,7 +7,7 @@ import pytest
 from ontogeny import registry
 from ontogeny.audit import two_step_regression
 from ontogeny.audit.base import organism
-from ontogeny.study import fingerprint, fingerprint_figures, mesa
+from ontogeny.study import fingerprint, fingerprint_figures, mesa, records
 
 
 def record(who, sort, effects, pattern):
@@ -51,6 +51,21 @@ def test_subjects_are_a_dot_per_run():
     assert found == [("evolution", [0.2] * 4), ("code", [0.25] * 4)]
 
 
+def read_again(folder, *made):
+    for record in made:
+        records.append(folder / records.RECORDS, record)
+    return records.read(folder / records.RECORDS)
+
+
+def test_a_study_of_organisms_alone_ends_in_its_page(tmp_path):
+    """What is recorded must be known to who reads it: the page is written from the file."""
+    budget = mesa.SMALL._replace(name="own", contents=(), organisms=("td_zero",), asked=10)
+    page = mesa.run(budget, tmp_path / "mesa", on_event=lambda event: None).read_text()
+    assert "organism 100" in page and "not complete" not in page
+    (dose,) = [record for record in FOUND if record["kind"] == "mesa_dose"]
+    assert read_again(tmp_path, dose) == [dose]
+
+
 def test_an_organism_is_recorded_with_its_pattern():
     (made,) = fingerprint.of_organism("td_zero", 20, 0)
     assert made["id"] == fingerprint.ids("td_zero", "organism")[0] and made["pattern"] == "100"
@@ -63,14 +78,14 @@ def test_the_full_study_plans_for_them(sort, tmp_path):
     assert set(fingerprint.ids("planner", sort)) <= set(planned)
 
 
-def test_the_two_step_task_is_recorded_beside_its_mimics_and_shown(monkeypatch):
+def test_the_two_step_task_is_recorded_beside_its_mimics_and_shown(monkeypatch, tmp_path):
     build = two_step_regression.build
     monkeypatch.setattr(two_step_regression, "build", lambda: build(lives=60))
     (made,) = fingerprint.of_two_step(organism("mimic_frozen", registry.build("worlds", "two_step")), 0)
     fixed, drawn = made["interaction"]["fixed"], made["interaction"]["drawn"]
     assert fixed["subject"][0] > 0.4 and drawn["planner"][0] > 0.3, "who plans keeps it"
     assert abs(drawn["subject"][0]) < 0.2, "what answers by paths from before its life loses it"
-    shown = fingerprint_figures.two_steps([made])
+    shown = fingerprint_figures.two_steps(read_again(tmp_path, made))
     assert shown is not None and f"mimic_frozen {fixed['subject'][0]:.2f} and" in shown.body
     assert fingerprint_figures.two_steps(FOUND) is None
     planned = [name for step in mesa.plan(mesa.FULL, Path("studies"), 0) for name in step.ids]

@@ -29,6 +29,7 @@ STAGES = (  # how often links cross, and what is exposed
     (0.3, "drawn"),
     (0.5, "pairs"),
     (0.5, "pairs"),
+    (0.5, "pairs"),
 )
 UPDATES, LIVES, STEP_SIZE = 800, 128, 0.005  # of each stage
 TRIALS, AFTER = 10, 2

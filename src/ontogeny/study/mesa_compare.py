@@ -110,8 +110,8 @@ def _verdict(question: str, parts: Mapping[str, Part], competence: float, smalle
 def answer(found: Sequence[Record]) -> list[str]:
     """Two sentences that the records support, one on content that predicts and one on its positive control."""
     known = groups(found)
-    if not known:
-        return ["No run has been recorded yet, so there is no answer."]
+    if not any(group.model == "prediction" for group in known):
+        return ["No content that was trained by prediction has been asked yet, so there is no answer."]
     smallest = next(record["thresholds"] for record in found if record["kind"] == "mesa")
     return [_of_prediction(known, smallest), _of_control(known)]
 

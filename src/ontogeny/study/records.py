@@ -43,6 +43,9 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "mesa_trained": ("content", "numbers", "runs", "steps"),
     "mesa_run": ("content", "model", "condition", "run", "numbers", "predicts", "objective", "learns"),
     "mesa_plans": ("content", "model", "condition", "run", "best", "plans"),
+    "mesa_fingerprint": ("who", "sort", "verdict", "pattern", "effects"),
+    "mesa_dose": ("who", "sort", "verdict", "doses", "belief", "random"),
+    "mesa_two_step": ("who", "told", "lives", "interaction", "stay"),
     "mesa_evolved": ("agent", "world", "verdicts", "findings", "in_words"),
 }
 WITHIN: dict[tuple[str, str], tuple[str, ...]] = {  # keys of a table in a record
