@@ -68,7 +68,9 @@ def two_steps(found: Sequence[Record]) -> page.Section | None:
         "chooses as a planner does where paths are fixed; only where they are drawn does it fall to nothing. So an "
         "interaction that is there with fixed paths alone cannot tell a planner whose model is from before its life "
         "from a learned rule of thumb, and one that stays cannot tell a planner from a successor representation or a "
-        "mimic that learns: that is asked of the links.</p>"
+        "mimic that learns: that is asked of the links. Drawn is the plain regression, in which learners of values "
+        "that plan nothing (TD) show an interaction as well; the words above each panel judge it corrected for which "
+        "choice was the better one (Akam 2015).</p>"
     )
     charts = [
         page.figure(two_step(f"two-step-{record['who']}", record), record["who"], f"{record['told']}.")
