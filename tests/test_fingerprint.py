@@ -44,10 +44,13 @@ def test_the_page_shows_what_was_recorded_and_nothing_where_there_is_nothing():
 
 def test_subjects_are_a_dot_per_run():
     effects = {part: [0.2, 0.1, 0.3] for part in fingerprint.PARTS}
-    evolved = {"kind": "mesa_evolved", "findings": [{"test": "plans", "effects": effects}]}
+    evolved, poor = (
+        {"kind": "mesa_evolved", "findings": [{"test": "plans", "effects": effects, "gate": gate}]}
+        for gate in ("", "too few best choices")
+    )
     lives = {part: [0.0, 0.5] for part in fingerprint.PARTS}
-    content = {"kind": "mesa_plans", "model": "prediction", "plans": {"lives": lives}}
-    found = fingerprint_figures._subjects([*FOUND, evolved, content])
+    content = {"kind": "mesa_plans", "model": "prediction", "plans": {"lives": lives, "gate": ""}}
+    found = fingerprint_figures._subjects([*FOUND, evolved, poor, content])
     assert found == [("evolution", [0.2] * 4), ("code", [0.25] * 4)]
 
 

@@ -38,7 +38,8 @@ class Thresholds(NamedTuple):
     smallest: float = 0.05  # the effect that counts, in standard deviations of the score of one step
 
 
-def build(*, lives: int = 200) -> Test:
+def build(*, lives: int = 600) -> Test:
+    """200 lives find a gain of .05 standard deviations, the smallest that counts, in one audit of two only."""
     return Test("learns", True, lives, measure, judge, Thresholds())
 
 

@@ -37,9 +37,9 @@ def section(found: Sequence[Record]) -> page.Section | None:
     text = (
         "<p>One link of a three-link chain is shown alone and has changed; how much more rarely is the old best choice "
         "taken then? Last, the weakest of the pairs of links that training never changes together. Bands are organisms "
-        "whose algorithm is written, hollow dots the evolved agents' own network taught to do as they do, filled dots "
-        "the subjects of this study, one per run and the same in every panel. An effect counts above the dashed "
-        "line.</p>"
+        "whose algorithm is written, hollow dots the evolved agents' own network taught to do as they do. Filled dots "
+        "are the subjects of this study that are good enough at the easy choice to be asked, one per run and the same "
+        "in every panel. An effect counts above the dashed line.</p>"
     )
     text += page.panels(panels)
     if doses:
@@ -146,7 +146,8 @@ def dose(name: str, record: Record) -> str:
             axes.plot(record["doses"], means, marker=marker, ms=4.5, color=colour, lw=1.4)
             axes.annotate(
                 "belief" if part == "belief" else "random part of equal size",
-                (record["doses"][-1], means[-1]), xytext=(-4, 6), textcoords="offset points", ha="right", color=colour,
+                (record["doses"][-1], means[-1]), xytext=(-4, 6 if part == "belief" else -14),
+                textcoords="offset points", ha="right", color=colour,
             )  # fmt: skip
         axes.set_xlabel("share exchanged")
         axes.set_ylabel("follows the donor")
@@ -161,14 +162,15 @@ def _values(effects: dict[str, list[float]]) -> list[list[float]]:
 
 
 def _subjects(found: Sequence[Record]) -> list[tuple[str, list[float]]]:
-    """The model of development and the means of every subject that was asked, one per run."""
+    """The model of development and the means of every subject that was good enough to be asked, one per run."""
     drawn = []
     for record in found:
         if record["kind"] == "mesa_evolved":
             for finding in record["findings"]:
-                if finding["test"] == "plans" and all(link in finding["effects"] for link in LINKS):
+                asked = finding["test"] == "plans" and not finding["gate"]
+                if asked and all(link in finding["effects"] for link in LINKS):
                     drawn.append(("evolution", [value[0] for value in _values(finding["effects"])]))
-        if record["kind"] == "mesa_plans" and record["model"] == "prediction":
+        if record["kind"] == "mesa_plans" and record["model"] == "prediction" and not record["plans"]["gate"]:
             lives = record["plans"]["lives"]
             means = {part: [sum(values) / len(values)] * 3 for part, values in lives.items()}
             drawn.append(("code", [value[0] for value in _values(means)]))

@@ -384,6 +384,7 @@ def _evolved(agent: str, world: str, search: str, seed: int, name: str, tell: An
                 "verdict": finding.verdict,
                 "told": finding.told,
                 "pattern": finding.pattern,
+                "gate": finding.gate,
                 "effects": {
                     part: [_short(e.mean), _short(e.low), _short(e.high)] for part, e in finding.effects.items()
                 },
