@@ -1,11 +1,11 @@
 """Lines of learning: rebuilt to the same bits, gated, gone back, erased as if never seen."""
 
+import jax
 import numpy as np
 import pytest
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.language import corpus
 from ontogeny.server import journal, learner
 from ontogeny.server.lines import Lines, Settings, read_about
 from ontogeny.server.store import Store
@@ -21,9 +21,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = shared_run(tmp_path_factory)
-    model, texts = load(folder), corpus.load(folder)
-    return model, learner.build(model.config, model.weights, model.tokenizer, texts.training, texts.held_out)
+    return learner.build(load(shared_run(tmp_path_factory)))
 
 
 @pytest.fixture
@@ -33,14 +31,12 @@ def lines(made, tmp_path):
 
 def opened(made, folder, bound=5.0, **settings):
     """Lines whose gate is wide open, but where a test says otherwise."""
-    model, how = made
-    settings["bound"] = bound
-    return Lines(Store(folder), "story", model.weights, how, settings=Settings(**settings))
+    return Lines(Store(folder), "story", made, settings=Settings(bound=bound, **settings))
 
 
 def learn(lines, texts, owner="a"):
     numbers = [lines.contribute(owner, owner, text) for text in texts]
-    while lines._pass():
+    while lines.advance():
         pass
     return numbers
 
@@ -78,7 +74,7 @@ def test_a_contribution_half_learned_is_learned_once(made, tmp_path, monkeypatch
     lines.contribute("a", "a", TEXTS[2])
     monkeypatch.setattr(journal, "learned", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        lines._pass()
+        lines.advance()
     monkeypatch.undo()
     again = opened(made, tmp_path / "state")
     learn(again, [TEXTS[3]])
@@ -88,15 +84,14 @@ def test_a_contribution_half_learned_is_learned_once(made, tmp_path, monkeypatch
 
 
 def test_one_key_changes_no_bit_for_another(lines):
-    before = trees.digest(head(lines, "b").content)
+    before = trees.digest(lines.current("b").whole)
     learn(lines, TEXTS * 3, "a")
-    assert trees.digest(head(lines, "b").content) == before == lines.base
-    assert trees.digest(head(lines, "a").content) != before
+    assert trees.digest(lines.current("b").whole) == before == lines.base
+    assert trees.digest(lines.current("a").whole) != before
 
 
 def test_a_shared_line_is_one_for_all(made, tmp_path):
-    model, how = made
-    lines = Lines(Store(tmp_path / "state"), "story", model.weights, how, shared=True)
+    lines = Lines(Store(tmp_path / "state"), "story", made, shared=True)
     learn(lines, TEXTS, "a")
     assert trees.same_bits(head(lines, "a"), head(lines, "b"))
     assert journal.contributions(lines.store, "story/shared")[0].key == "a"
@@ -116,7 +111,7 @@ def test_going_back_makes_an_old_version_live_and_learning_goes_on_from_there(ma
     learn(whole, TEXTS[:3])
     assert trees.same_bits(head(lines), head(whole))
     journal.rollback(lines.store, "story/a", 0, "test")
-    assert trees.digest(head(lines).content) == lines.base
+    assert trees.digest(lines.current("a").whole) == lines.base
 
 
 @pytest.mark.parametrize("erased", [0, 1, 3])
@@ -178,12 +173,10 @@ def test_the_gate_refuses_harm_and_says_why(made, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(made, tmp_path):
-    model, how = made
-    broken = how._replace(held_out=lambda *_: float("nan"))
-    lines = opened((model, broken), tmp_path / "state")
+    lines = opened(made._replace(held_out=lambda *_: float("nan")), tmp_path / "state")
     learn(lines, TEXTS[:1])
     assert journal.decisions(lines.store, "story")[-1].reason == "the weights are not finite"
-    assert trees.digest(head(lines).content) == lines.base
+    assert trees.digest(lines.current("a").whole) == lines.base
 
 
 def test_frozen_lines_take_nothing_and_new_ones_are_frozen_too(lines):
@@ -216,19 +209,16 @@ def test_a_line_is_carried_away_and_back(made, lines, tmp_path):
 def test_a_line_is_refused_where_it_does_not_belong(made, lines, tmp_path):
     learn(lines, TEXTS[:1])
     data = lines.export("a")
-    model, how = made
-    import jax
-
-    other = jax.tree.map(lambda leaf: leaf * 1.01, model.weights)
+    other = jax.tree.map(lambda leaf: leaf * 1.01, made.origin)
     with pytest.raises(BadInput, match="belongs to weights"):
-        Lines(Store(tmp_path / "other"), "story", other, how).restore("a", data, "test")
+        Lines(Store(tmp_path / "other"), "story", made._replace(origin=other)).restore("a", data, "test")
     with pytest.raises(BadInput, match="went on learning from weights"):
-        Lines(lines.store, "story", other, how)
+        Lines(lines.store, "story", made._replace(origin=other))
     with pytest.raises(BadInput, match="other settings"):
-        Lines(lines.store, "story", model.weights, how._replace(digest="x"))
-    poisoned = how._replace(held_out=lambda *_: 99.0)
+        Lines(lines.store, "story", made._replace(digest="x"))
+    poisoned = made._replace(held_out=lambda *_: 99.0)
     with pytest.raises(BadInput, match="gate"):
-        opened((model, poisoned), tmp_path / "third").restore("a", data, "test")
+        opened(poisoned, tmp_path / "third").restore("a", data, "test")
 
 
 def test_a_damaged_snapshot_is_named(made, tmp_path):

@@ -2,7 +2,6 @@
 
 A frozen deployment knows the digest of its weights and looks at intervals whether it is still that. Knows nothing of
 HTTP.
-HTTP.
 """
 
 import logging
@@ -13,13 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ontogeny import trees
 from ontogeny.content.transformer import Transformer
 from ontogeny.errors import BadInput
-from ontogeny.language import corpus
 from ontogeny.language import model as models
+from ontogeny.language.learner import Plan
 from ontogeny.language.model import LanguageModel
 from ontogeny.registry import unknown
 from ontogeny.server import learner, lines
@@ -43,6 +40,7 @@ class Options(NamedTuple):
     rows: int = 64
     queue: int = 256
     verify: float = 60.0  # seconds between two looks at frozen weights
+    learning: Plan = Plan()  # how weights change
 
 
 class Answering(NamedTuple):
@@ -79,7 +77,7 @@ class Text:
         if self.lines is None:
             return Answering(self.model.weights, 0)
         live = self.lines.current(owner)
-        return Answering(live.weights.content, live.version.number)
+        return Answering(live.whole, live.version.number)
 
     def verify(self) -> None:
         if trees.digest(self.model.weights) != self.digest:
@@ -187,17 +185,12 @@ class Deployments:
 
 
 def _lines(name: str, model: LanguageModel, store: Store, options: Options) -> Lines:
-    if model.run is None:
-        raise BadInput(
-            f"'{name}' came without the texts that it was trained on, which a gate and rehearsal need: "
-            "online learning is for runs of `ontogeny train text`"
-        )
-    texts = corpus.load(model.run)
-    how = learner.build(
-        model.config, model.weights, model.tokenizer, np.asarray(texts.training), np.asarray(texts.held_out)
-    )
+    try:
+        how = learner.build(model, options.learning)
+    except BadInput as error:
+        raise BadInput(f"'{name}' cannot learn online: {error}") from None
     settings = lines.Settings(bound=options.bound, share=options.share)
-    return Lines(store, name, model.weights, how, shared=options.shared, settings=settings)
+    return Lines(store, name, how, shared=options.shared, settings=settings)
 
 
 def about(deployment: Deployment) -> dict[str, Any]:
