@@ -19,11 +19,12 @@ from ontogeny.language import model as models
 from ontogeny.language.learner import Plan
 from ontogeny.language.model import LanguageModel
 from ontogeny.registry import unknown
-from ontogeny.server import learner, lines
+from ontogeny.server import journal, learner, lines
 from ontogeny.server.engine import Engine
 from ontogeny.server.lines import Lines
 from ontogeny.server.sessions import Sessions
 from ontogeny.server.store import Store
+from ontogeny.server.text_sessions import TextSessions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Answering(NamedTuple):
 
     weights: Transformer
     version: int
+    digest: str  # of the version
 
 
 class Text:
@@ -61,23 +63,26 @@ class Text:
         self.engine = Engine(model.config, rows=options.rows, queue=options.queue)
         self.digest = trees.digest(model.weights)
         self.lines = _lines(name, model, store, options) if options.online else None
+        self.sessions = TextSessions(name, model, store)
         self.changed = False  # frozen weights are not what they were
 
     def start(self) -> None:
         self.engine.start(self.model.weights)
+        self.sessions.warm_up()
         if self.lines is not None:
             self.lines.start()
 
     def stop(self) -> None:
         self.engine.stop()
+        self.sessions.stop()
         if self.lines is not None:
             self.lines.stop()
 
     def answering(self, owner: str) -> Answering:
         if self.lines is None:
-            return Answering(self.model.weights, 0)
+            return Answering(self.model.weights, 0, self.digest)
         live = self.lines.current(owner)
-        return Answering(live.whole, live.version.number)
+        return Answering(live.whole, live.version.number, live.version.digest)
 
     def verify(self) -> None:
         if trees.digest(self.model.weights) != self.digest:
@@ -162,6 +167,7 @@ class Deployments:
 
     def _run(self) -> None:
         try:
+            journal.drop_unnamed(self.store)
             for deployment in self.by_name.values():
                 deployment.start()
             self.ready.set()

@@ -117,8 +117,7 @@ class Lines:
 
     def erase(self, number: int, who: str) -> None:
         """Deletes a contribution and all that was learned from it; see `journal.erase`."""
-        for file in journal.erase(self.store, number, who):
-            (self.store.snapshots / file).unlink(missing_ok=True)
+        journal.erase(self.store, number, who)
         with self._lock:
             for key, live in list(self._held.items()):
                 if live.version.number and journal.version(self.store, *key).gone:
@@ -166,10 +165,17 @@ class Lines:
         line = self.open(owner)
         file = self._file(line.line, digest)
         checkpoint.write_bytes(self.store.snapshots / file, data)
-        made = journal.restored(self.store, line, digest, held_out, distance, file, who)
-        if made is None:
-            raise BadInput("the line was moved meanwhile; try again")
+        try:
+            made = journal.restored(self.store, line, digest, held_out, distance, file, who)
+            if made is None:
+                raise BadInput("the line was moved meanwhile; try again")
+        finally:
+            journal.drop_unnamed(self.store, [file])  # what was refused leaves nothing behind
         return made
+
+    def fork(self, owner: str, to: str, who: str) -> Version:
+        """Another owner's line goes on from where this one's is."""
+        return self.restore(to, self.export(owner), who)
 
     def _run(self) -> None:
         try:
@@ -275,8 +281,7 @@ class Lines:
         for old in kept[: -self.settings.kept]:
             if old.number != head and old.parent is not None:
                 journal.snapshot(self.store, old.line, old.number, None)
-                if not any(v.snapshot == old.snapshot for v in journal.versions(self.store, old.line)):
-                    (self.store.snapshots / str(old.snapshot)).unlink(missing_ok=True)
+                journal.drop_unnamed(self.store, [str(old.snapshot)])
 
     def _load(self, version: Version) -> Weights:
         path = self.store.snapshots / str(version.snapshot)
