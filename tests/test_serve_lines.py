@@ -1,15 +1,18 @@
 """Lines of learning: rebuilt to the same bits, gated, gone back, erased as if never seen."""
 
+from string import ascii_lowercase
+
 import jax
 import numpy as np
 import pytest
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
+from ontogeny.language.learner import Plan
 from ontogeny.server import journal, learner
-from ontogeny.server.lines import Lines, Settings, read_about
+from ontogeny.server.lines import BOUND, Lines, Settings, read_about
 from ontogeny.server.store import Store
-from serving import load, shared_run
+from serving import ROOT, load, shared_run
 
 TEXTS = [
     "The lighthouse keeper wrote a letter to the sea, and the sea answered.",
@@ -158,18 +161,47 @@ def test_work_that_was_overtaken_is_not_committed(lines):
     assert journal.line(lines.store, "story/a").head == 0
 
 
-def test_the_gate_refuses_harm_and_says_why(made, tmp_path):
-    lines = opened(made, tmp_path / "state", bound=0.05)
+def poison(times):
+    """What is sent to do harm: noise, one sentence again and again, a text in which letters stand for others."""
     draw = np.random.default_rng(0)
-    noise = ["".join(map(chr, draw.integers(32, 0x250, 2000))) for _ in range(6)]
-    labels = ["".join("zyxwvutsrqponmlkjihgfedcba"[ord(c) - 97] if c.isalpha() and c.isascii() else c
-                      for c in ("architecture " * 300).lower())] * 6  # fmt: skip
-    learn(lines, [*noise, *["I am the best. " * 200] * 6, *labels])
+    noise = "".join(map(chr, draw.integers(1, 0x250, times * 8)))
+    known = (ROOT / "README.md").read_text(encoding="utf-8")
+    swapped = known.translate(str.maketrans(ascii_lowercase + " ", ascii_lowercase[::-1] + "e"))
+    return [noise, "I am the best. " * times, (swapped * (1 + times * 15 // len(swapped)))[: times * 15]]
+
+
+def given_poison(lines, times, piece=2000):
+    """Everything in contributions; no version of the line is beyond the bound, and what was refused says why."""
+    for text in poison(times):
+        learn(lines, [text[at : at + piece] for at in range(0, len(text), piece)])
+    bound, trained = lines.settings.bound, lines.learner.trained
+    versions = journal.versions(lines.store, "story/a")
+    assert max(version.held_out for version in versions) <= trained + bound
     current = lines.current("a")
-    assert current.version.held_out <= lines.learner.trained + lines.settings.bound
-    assert lines.learner.held_out(current.weights.content) == current.version.held_out
-    refused = [d for d in journal.decisions(lines.store, "story") if d.kind == "refused"]
-    assert refused and all("nats per token more" in d.reason for d in refused)
+    assert lines.learner.held_out(current.whole, lambda: None) == current.version.held_out
+    decided = journal.decisions(lines.store, "story")
+    assert len(decided) == len(journal.contributions(lines.store, "story/a"))
+    refused = [decision for decision in decided if decision.kind == "refused"]
+    for decision in refused:
+        assert "nats per token more" in decision.reason and decision.held_out > trained + bound
+    return refused
+
+
+def test_a_learner_that_does_not_look_back_is_held_by_the_gate(tmp_path, tmp_path_factory):
+    hasty = Plan(rehearsal=0, learning_rate=1e-3)
+    lines = opened(learner.build(load(shared_run(tmp_path_factory)), hasty), tmp_path / "state", bound=BOUND)
+    refused = given_poison(lines, 150)
+    assert len(refused) > len(journal.contributions(lines.store, "story/a")) / 2
+
+
+def test_poison_leaves_held_out_text_within_the_bound(made, tmp_path):
+    """A little of it by the default plan, which rehearses; the whole of it: the slow test."""
+    given_poison(opened(made, tmp_path / "state", bound=BOUND), 200)
+
+
+@pytest.mark.slow
+def test_ten_thousand_sentences_of_poison(made, tmp_path):
+    given_poison(opened(made, tmp_path / "state", bound=BOUND), 10_000)
 
 
 def test_weights_that_are_not_finite_are_refused(made, tmp_path):
@@ -204,6 +236,47 @@ def test_a_line_is_carried_away_and_back(made, lines, tmp_path):
     for damaged in (data[:100], b"", data[:-1] + bytes([data[-1] ^ 1]), b"\xff" * 100):
         with pytest.raises(BadInput):
             lines.restore("a", damaged, "test")
+
+
+def test_what_was_carried_away_is_still_within_reach_of_erasure(made, lines, tmp_path):
+    first, _ = learn(lines, TEXTS[:2])
+    data = lines.export("a")
+    lines.fork("a", "b", "test")
+    assert trees.same_bits(head(lines, "b"), head(lines, "a"))
+    learn(lines, [TEXTS[2]], "b")
+    assert not trees.same_bits(head(lines, "b"), head(lines, "a"))
+    lines.restore("a", data, "test")
+    learn(lines, [TEXTS[3]])
+    lines.erase(first, "test")
+    learn(lines, [])
+    never = opened(made, tmp_path / "never")
+    learn(never, [TEXTS[1], TEXTS[3]])
+    assert trees.same_bits(head(lines), head(never))
+    learn(never, [TEXTS[2]], "b")  # of what was brought there nothing is left but by its own journal
+    assert trees.same_bits(head(lines, "b"), head(never, "b"))
+    with pytest.raises(BadInput, match="erased"):
+        lines.restore("c", data, "test")
+    snapshots = {path.name for path in lines.store.snapshots.iterdir()}
+    named = {v.snapshot for name in "ab" for v in journal.versions(lines.store, f"story/{name}") if v.snapshot}
+    assert snapshots == named
+
+
+def test_an_adapter_is_a_line_like_any_other(tmp_path, tmp_path_factory):
+    plan = Plan(adapter=4, learning_rate=1e-3, rehearsal=2)
+    how = learner.build(load(shared_run(tmp_path_factory)), plan)
+    lines = opened(how, tmp_path / "state", every=2)
+    numbers = learn(lines, TEXTS)
+    assert trees.digest(lines.current("b").whole) == lines.base != trees.digest(lines.current("a").whole)
+    assert len(lines.export("a")) < sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(how.origin))
+    assert trees.same_bits(head(opened(how, tmp_path / "state")), head(lines))
+    lines.erase(numbers[1], "test")
+    learn(lines, [])
+    never = opened(how, tmp_path / "never")
+    learn(never, [TEXTS[0], *TEXTS[2:]])
+    assert trees.same_bits(head(lines), head(never))
+    with pytest.raises(BadInput, match="other settings"):
+        opened(how, tmp_path / "third").restore("a", opened(learner.build(load(shared_run(tmp_path_factory))),
+                                                            tmp_path / "fourth").export("a"), "test")  # fmt: skip
 
 
 def test_a_line_is_refused_where_it_does_not_belong(made, lines, tmp_path):

@@ -71,7 +71,7 @@ def build(model: LanguageModel, plan: Plan | None = None) -> Learner:
         return Weights(content, Scratch(moments, jnp.int32(0)))
 
     def learn(weights: Weights, text: str, between: Between = _at_once) -> Weights:
-        tokens = _with_end(model, text)
+        tokens = model.tokenizer.encode(text)  # no end token before it: prompts, which answers follow, have none
         for start in range(0, len(tokens) - 1, plan.block):
             window, size = online.windows_at(tokens, np.array([start]), plan.block, config.context, config.context)
             again = np.zeros((0, config.context + 1), np.int32)
@@ -98,12 +98,6 @@ def build(model: LanguageModel, plan: Plan | None = None) -> Learner:
 
 def _at_once() -> None:
     pass
-
-
-def _with_end(model: LanguageModel, text: str) -> np.ndarray:
-    """A contribution's tokens; before it, as before each document, stands the end token."""
-    end = [] if model.tokenizer.end is None else [model.tokenizer.end]
-    return np.concatenate([end, model.tokenizer.encode(text)]).astype(np.int32)
 
 
 def _digest(model: LanguageModel, plan: Plan, trained: Trained, rehearsed: np.ndarray, gate: np.ndarray) -> str:

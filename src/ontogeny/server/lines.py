@@ -150,11 +150,12 @@ class Lines:
 
     def restore(self, owner: str, data: bytes, who: str) -> Version:
         """Makes what `export` gave the owner's version, if it belongs to these trained weights and passes the gate."""
-        about, weights = _decoded(data, self.learner.birth())
+        about = read_about(data)
         if about.get("base") != self.base:
             raise BadInput(f"this state belongs to weights {str(about.get('base'))[:16]}, here are {self.base[:16]}")
         if about.get("learner") != self.learner.digest:
             raise BadInput("this state was learned with other settings, texts or versions")
+        weights = _decoded(data, self.learner.birth())
         if about.get("digest") != trees.digest(weights):
             raise BadInput("this state is damaged: its digest is not the one that it names")
         whole = self.learner.model(weights.content)
@@ -286,7 +287,7 @@ class Lines:
     def _load(self, version: Version) -> Weights:
         path = self.store.snapshots / str(version.snapshot)
         try:
-            _, weights = _decoded(path.read_bytes(), self.learner.birth())
+            weights = _decoded(path.read_bytes(), self.learner.birth())
         except (OSError, BadInput) as error:
             raise BadInput(f"the snapshot '{path}' cannot be used: {error}") from None
         if trees.digest(weights) != version.digest:
@@ -322,12 +323,11 @@ def read_about(data: bytes) -> dict[str, Any]:
         raise BadInput("this is no state: it is not in the form of safetensors") from None
 
 
-def _decoded(data: bytes, template: Weights) -> tuple[dict[str, Any], Weights]:
-    about = read_about(data)
-    if about.get("format") != FORMAT:
+def _decoded(data: bytes, template: Weights) -> Weights:
+    if read_about(data).get("format") != FORMAT:
         raise BadInput("this is no state of a line")
     try:
-        return about, trees.from_arrays(template, decode(data))
+        return trees.from_arrays(template, decode(data))
     except SafetensorError as error:
         raise BadInput(f"this state is damaged: {error}") from None
 
