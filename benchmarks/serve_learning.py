@@ -52,6 +52,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, help="text that the model is trained on, if --run is not there")
     parser.add_argument("--run", type=Path, default=Path("runs/serve_learning"))
+    parser.add_argument("--size", default="nano", help="of the model that is trained, as `ontogeny train text` has it")
+    parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--bytes", type=int, default=100_000)
@@ -62,7 +64,8 @@ def main() -> None:
     if not checkpoint.exists(given.run, "weights"):
         if given.train is None:
             parser.error(f"there is no run in '{given.run}': name a text to --train one on")
-        train.train(train.Plan(tokenizer="bytes", context=128, steps=given.steps), [given.train], given.run)
+        plan = train.Plan(given.size, tokenizer="bytes", context=given.context, steps=given.steps)
+        train.train(plan, [given.train], given.run)
     model = models.load(given.run)
     text = default_text() if given.text is None else given.text.read_text(encoding="utf-8")
     text = text.encode()[: given.bytes].decode(errors="ignore")
