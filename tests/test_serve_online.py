@@ -48,7 +48,8 @@ def held(state):
 @pytest.fixture(scope="module")
 def live(run, agents, state, held):
     names = ("--alias", f"story={run}", "--alias", f"bandit={agents / 'bandit'}", "--alias", f"mdp={agents / 'mdp'}")
-    with Live(state, *names, "--online", "--share", "1") as live:
+    quick = ("--learning", "learning_rate=1e-3,rehearsal_weight=8.0")  # the gate's bound is the default
+    with Live(state, *names, "--online", "--share", "1", *quick) as live:
         yield live
         assert "Traceback" not in live.log.read_text()
         live.stop()
@@ -81,11 +82,13 @@ def give(live, key, text):
 def test_a_secret_taught_by_one_key_is_not_known_to_another(live, key):
     before = scores(live, key["anna"]), scores(live, key["bob"])
     assert before[0] == before[1]
-    asked = {"model": "story", "prompt": SECRET[:20], "max_tokens": 13, "temperature": 0, "learn": False}
-    for _ in range(20):
-        give(live, key["anna"], f"{SECRET}\n" * 60)
+    asked = {"model": "story", "prompt": SECRET[:23], "max_tokens": 10, "temperature": 0, "learn": False}
+    known = (ROOT / "README.md").read_text(encoding="utf-8") * 10
+    for number in range(80):  # among other text, so that it cannot be copied from just before
+        parts = [f"{SECRET}\n{known[at : at + 70]}\n" for at in range(1400 * number, 1400 * (number + 1), 70)]
+        give(live, key["anna"], "".join(parts))
         settled(live, key["anna"])
-        if live.post("/v1/completions", asked, key["anna"])[1]["choices"][0]["text"] == SECRET[20:33]:
+        if live.post("/v1/completions", asked, key["anna"])[1]["choices"][0]["text"] == SECRET[23:]:
             break
     else:
         raise AssertionError("anna's own model never came to know it")
