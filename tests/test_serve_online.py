@@ -48,8 +48,7 @@ def held(state):
 @pytest.fixture(scope="module")
 def live(run, agents, state, held):
     names = ("--alias", f"story={run}", "--alias", f"bandit={agents / 'bandit'}", "--alias", f"mdp={agents / 'mdp'}")
-    quick = ("--learning", "learning_rate=1e-3,rehearsal_weight=8.0")  # the gate's bound is the default
-    with Live(state, *names, "--online", "--share", "1", *quick) as live:
+    with Live(state, *names, "--online", "--share", "1", "--bound", "2") as live:
         yield live
         assert "Traceback" not in live.log.read_text()
         live.stop()
@@ -79,7 +78,20 @@ def give(live, key, text):
     return answer["number"]
 
 
-def test_a_secret_taught_by_one_key_is_not_known_to_another(live, key):
+@pytest.fixture(scope="module")
+def gated(run, tmp_path_factory):
+    """A server with the gate's default bound, and its keys."""
+    state = tmp_path_factory.mktemp("gated") / "state"
+    store = Store(state)
+    made = {name: keys.create(store, name)[1] for name in ("anna", "bob")}
+    store.close()
+    quick = ("--learning", "learning_rate=1e-3,rehearsal_weight=8.0")
+    with Live(state, "--alias", f"story={run}", "--online", "--share", "1", *quick) as live:
+        yield live, made
+
+
+def test_a_secret_taught_by_one_key_is_not_known_to_another(gated):
+    live, key = gated
     before = scores(live, key["anna"]), scores(live, key["bob"])
     assert before[0] == before[1]
     asked = {"model": "story", "prompt": SECRET[:23], "max_tokens": 10, "temperature": 0, "learn": False}
@@ -179,6 +191,8 @@ def test_the_command_line_goes_back_freezes_and_thaws_beside_a_running_server(li
 
 def test_only_an_admin_goes_back_over_http(live, key, held):
     id = held["anna"][0].id
+    give(live, key["anna"], "The lamp was grey. " * 20)
+    settled(live, key["anna"])
     assert live.post("/v1/models/story/rollback", {"version": 0, "owner": id}, key["anna"])[0] == 403
     assert live.post("/v1/models/story/rollback", {"version": 0, "owner": id}, key["admin"])[0] == 200
     assert scores(live, key["anna"]) == scores(live, key["bob"])
