@@ -1,15 +1,18 @@
 """Lines of learning: rebuilt to the same bits, gated, gone back, erased as if never seen."""
 
+from string import ascii_lowercase
+
+import jax
 import numpy as np
 import pytest
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.language import corpus
+from ontogeny.language.learner import Plan
 from ontogeny.server import journal, learner
-from ontogeny.server.lines import Lines, Settings, read_about
+from ontogeny.server.lines import BOUND, Lines, Settings, read_about
 from ontogeny.server.store import Store
-from serving import load, shared_run
+from serving import ROOT, load, shared_run
 
 TEXTS = [
     "The lighthouse keeper wrote a letter to the sea, and the sea answered.",
@@ -21,9 +24,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = shared_run(tmp_path_factory)
-    model, texts = load(folder), corpus.load(folder)
-    return model, learner.build(model.config, model.weights, model.tokenizer, texts.training, texts.held_out)
+    return learner.build(load(shared_run(tmp_path_factory)))
 
 
 @pytest.fixture
@@ -33,14 +34,12 @@ def lines(made, tmp_path):
 
 def opened(made, folder, bound=5.0, **settings):
     """Lines whose gate is wide open, but where a test says otherwise."""
-    model, how = made
-    settings["bound"] = bound
-    return Lines(Store(folder), "story", model.weights, how, settings=Settings(**settings))
+    return Lines(Store(folder), "story", made, settings=Settings(bound=bound, **settings))
 
 
 def learn(lines, texts, owner="a"):
     numbers = [lines.contribute(owner, owner, text) for text in texts]
-    while lines._pass():
+    while lines.advance():
         pass
     return numbers
 
@@ -78,7 +77,7 @@ def test_a_contribution_half_learned_is_learned_once(made, tmp_path, monkeypatch
     lines.contribute("a", "a", TEXTS[2])
     monkeypatch.setattr(journal, "learned", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        lines._pass()
+        lines.advance()
     monkeypatch.undo()
     again = opened(made, tmp_path / "state")
     learn(again, [TEXTS[3]])
@@ -88,15 +87,14 @@ def test_a_contribution_half_learned_is_learned_once(made, tmp_path, monkeypatch
 
 
 def test_one_key_changes_no_bit_for_another(lines):
-    before = trees.digest(head(lines, "b").content)
+    before = trees.digest(lines.current("b").whole)
     learn(lines, TEXTS * 3, "a")
-    assert trees.digest(head(lines, "b").content) == before == lines.base
-    assert trees.digest(head(lines, "a").content) != before
+    assert trees.digest(lines.current("b").whole) == before == lines.base
+    assert trees.digest(lines.current("a").whole) != before
 
 
 def test_a_shared_line_is_one_for_all(made, tmp_path):
-    model, how = made
-    lines = Lines(Store(tmp_path / "state"), "story", model.weights, how, shared=True)
+    lines = Lines(Store(tmp_path / "state"), "story", made, shared=True)
     learn(lines, TEXTS, "a")
     assert trees.same_bits(head(lines, "a"), head(lines, "b"))
     assert journal.contributions(lines.store, "story/shared")[0].key == "a"
@@ -116,7 +114,7 @@ def test_going_back_makes_an_old_version_live_and_learning_goes_on_from_there(ma
     learn(whole, TEXTS[:3])
     assert trees.same_bits(head(lines), head(whole))
     journal.rollback(lines.store, "story/a", 0, "test")
-    assert trees.digest(head(lines).content) == lines.base
+    assert trees.digest(lines.current("a").whole) == lines.base
 
 
 @pytest.mark.parametrize("erased", [0, 1, 3])
@@ -163,27 +161,54 @@ def test_work_that_was_overtaken_is_not_committed(lines):
     assert journal.line(lines.store, "story/a").head == 0
 
 
-def test_the_gate_refuses_harm_and_says_why(made, tmp_path):
-    lines = opened(made, tmp_path / "state", bound=0.05)
+def poison(times):
+    """What is sent to do harm: noise, one sentence again and again, a text in which letters stand for others."""
     draw = np.random.default_rng(0)
-    noise = ["".join(map(chr, draw.integers(32, 0x250, 2000))) for _ in range(6)]
-    labels = ["".join("zyxwvutsrqponmlkjihgfedcba"[ord(c) - 97] if c.isalpha() and c.isascii() else c
-                      for c in ("architecture " * 300).lower())] * 6  # fmt: skip
-    learn(lines, [*noise, *["I am the best. " * 200] * 6, *labels])
+    noise = "".join(map(chr, draw.integers(1, 0x250, times * 8)))
+    known = (ROOT / "README.md").read_text(encoding="utf-8")
+    swapped = known.translate(str.maketrans(ascii_lowercase + " ", ascii_lowercase[::-1] + "e"))
+    return [noise, "I am the best. " * times, (swapped * (1 + times * 15 // len(swapped)))[: times * 15]]
+
+
+def given_poison(lines, times, piece=2000):
+    """Everything in contributions; no version of the line is beyond the bound, and what was refused says why."""
+    for text in poison(times):
+        learn(lines, [text[at : at + piece] for at in range(0, len(text), piece)])
+    bound, trained = lines.settings.bound, lines.learner.trained
+    versions = journal.versions(lines.store, "story/a")
+    assert max(version.held_out for version in versions) <= trained + bound
     current = lines.current("a")
-    assert current.version.held_out <= lines.learner.trained + lines.settings.bound
-    assert lines.learner.held_out(current.weights.content) == current.version.held_out
-    refused = [d for d in journal.decisions(lines.store, "story") if d.kind == "refused"]
-    assert refused and all("nats per token more" in d.reason for d in refused)
+    assert lines.learner.held_out(current.whole, lambda: None) == current.version.held_out
+    decided = journal.decisions(lines.store, "story")
+    assert len(decided) == len(journal.contributions(lines.store, "story/a"))
+    refused = [decision for decision in decided if decision.kind == "refused"]
+    for decision in refused:
+        assert "nats per token more" in decision.reason and decision.held_out > trained + bound
+    return refused
+
+
+def test_a_learner_that_does_not_look_back_is_held_by_the_gate(tmp_path, tmp_path_factory):
+    hasty = Plan(rehearsal=0, learning_rate=1e-3)
+    lines = opened(learner.build(load(shared_run(tmp_path_factory)), hasty), tmp_path / "state", bound=BOUND)
+    refused = given_poison(lines, 150)
+    assert len(refused) > len(journal.contributions(lines.store, "story/a")) / 2
+
+
+def test_poison_leaves_held_out_text_within_the_bound(made, tmp_path):
+    """A little of it by the default plan, which rehearses; the whole of it: the slow test."""
+    given_poison(opened(made, tmp_path / "state", bound=BOUND), 200)
+
+
+@pytest.mark.slow
+def test_ten_thousand_sentences_of_poison(made, tmp_path):
+    given_poison(opened(made, tmp_path / "state", bound=BOUND), 10_000)
 
 
 def test_weights_that_are_not_finite_are_refused(made, tmp_path):
-    model, how = made
-    broken = how._replace(held_out=lambda *_: float("nan"))
-    lines = opened((model, broken), tmp_path / "state")
+    lines = opened(made._replace(held_out=lambda *_: float("nan")), tmp_path / "state")
     learn(lines, TEXTS[:1])
     assert journal.decisions(lines.store, "story")[-1].reason == "the weights are not finite"
-    assert trees.digest(head(lines).content) == lines.base
+    assert trees.digest(lines.current("a").whole) == lines.base
 
 
 def test_frozen_lines_take_nothing_and_new_ones_are_frozen_too(lines):
@@ -213,22 +238,60 @@ def test_a_line_is_carried_away_and_back(made, lines, tmp_path):
             lines.restore("a", damaged, "test")
 
 
+def test_what_was_carried_away_is_still_within_reach_of_erasure(made, lines, tmp_path):
+    first, _ = learn(lines, TEXTS[:2])
+    data = lines.export("a")
+    lines.fork("a", "b", "test")
+    assert trees.same_bits(head(lines, "b"), head(lines, "a"))
+    learn(lines, [TEXTS[2]], "b")
+    assert not trees.same_bits(head(lines, "b"), head(lines, "a"))
+    lines.restore("a", data, "test")
+    learn(lines, [TEXTS[3]])
+    lines.erase(first, "test")
+    learn(lines, [])
+    never = opened(made, tmp_path / "never")
+    learn(never, [TEXTS[1], TEXTS[3]])
+    assert trees.same_bits(head(lines), head(never))
+    learn(never, [TEXTS[2]], "b")  # of what was brought there nothing is left but by its own journal
+    assert trees.same_bits(head(lines, "b"), head(never, "b"))
+    with pytest.raises(BadInput, match="erased"):
+        lines.restore("c", data, "test")
+    snapshots = {path.name for path in lines.store.snapshots.iterdir()}
+    named = {v.snapshot for name in "ab" for v in journal.versions(lines.store, f"story/{name}") if v.snapshot}
+    assert snapshots == named
+
+
+def test_an_adapter_is_a_line_like_any_other(tmp_path, tmp_path_factory):
+    plan = Plan(adapter=4, learning_rate=1e-3, rehearsal=2)
+    how = learner.build(load(shared_run(tmp_path_factory)), plan)
+    lines = opened(how, tmp_path / "state", every=2)
+    numbers = learn(lines, TEXTS)
+    assert trees.digest(lines.current("b").whole) == lines.base != trees.digest(lines.current("a").whole)
+    assert len(lines.export("a")) < sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(how.origin))
+    assert trees.same_bits(head(opened(how, tmp_path / "state")), head(lines))
+    lines.erase(numbers[1], "test")
+    learn(lines, [])
+    never = opened(how, tmp_path / "never")
+    learn(never, [TEXTS[0], *TEXTS[2:]])
+    assert trees.same_bits(head(lines), head(never))
+    with pytest.raises(BadInput, match="other settings"):
+        opened(how, tmp_path / "third").restore("a", opened(learner.build(load(shared_run(tmp_path_factory))),
+                                                            tmp_path / "fourth").export("a"), "test")  # fmt: skip
+
+
 def test_a_line_is_refused_where_it_does_not_belong(made, lines, tmp_path):
     learn(lines, TEXTS[:1])
     data = lines.export("a")
-    model, how = made
-    import jax
-
-    other = jax.tree.map(lambda leaf: leaf * 1.01, model.weights)
+    other = jax.tree.map(lambda leaf: leaf * 1.01, made.origin)
     with pytest.raises(BadInput, match="belongs to weights"):
-        Lines(Store(tmp_path / "other"), "story", other, how).restore("a", data, "test")
+        Lines(Store(tmp_path / "other"), "story", made._replace(origin=other)).restore("a", data, "test")
     with pytest.raises(BadInput, match="went on learning from weights"):
-        Lines(lines.store, "story", other, how)
+        Lines(lines.store, "story", made._replace(origin=other))
     with pytest.raises(BadInput, match="other settings"):
-        Lines(lines.store, "story", model.weights, how._replace(digest="x"))
-    poisoned = how._replace(held_out=lambda *_: 99.0)
+        Lines(lines.store, "story", made._replace(digest="x"))
+    poisoned = made._replace(held_out=lambda *_: 99.0)
     with pytest.raises(BadInput, match="gate"):
-        opened((model, poisoned), tmp_path / "third").restore("a", data, "test")
+        opened(poisoned, tmp_path / "third").restore("a", data, "test")
 
 
 def test_a_damaged_snapshot_is_named(made, tmp_path):

@@ -11,6 +11,7 @@ from ontogeny.server import keys
 from ontogeny.server.store import Store
 from serving import ROOT, Live, shared_run
 
+NAMES = ("anna", "bob", "carl", "dora", "erin", "admin")
 SECRET = "The word of the day is xylophone."
 
 
@@ -39,7 +40,7 @@ def state(tmp_path_factory):
 @pytest.fixture(scope="module")
 def held(state):
     store = Store(state)
-    made = {name: keys.create(store, name, admin=name == "admin") for name in ("anna", "bob", "carl", "admin")}
+    made = {name: keys.create(store, name, admin=name == "admin") for name in NAMES}
     store.close()
     return made
 
@@ -77,14 +78,29 @@ def give(live, key, text):
     return answer["number"]
 
 
-def test_a_secret_taught_by_one_key_is_not_known_to_another(live, key):
+@pytest.fixture(scope="module")
+def gated(run, tmp_path_factory):
+    """A server with the gate's default bound, and its keys."""
+    state = tmp_path_factory.mktemp("gated") / "state"
+    store = Store(state)
+    made = {name: keys.create(store, name)[1] for name in ("anna", "bob")}
+    store.close()
+    quick = ("--learning", "learning_rate=1e-3,rehearsal_weight=8.0")
+    with Live(state, "--alias", f"story={run}", "--online", "--share", "1", *quick) as live:
+        yield live, made
+
+
+def test_a_secret_taught_by_one_key_is_not_known_to_another(gated):
+    live, key = gated
     before = scores(live, key["anna"]), scores(live, key["bob"])
     assert before[0] == before[1]
-    asked = {"model": "story", "prompt": SECRET[:20], "max_tokens": 13, "temperature": 0, "learn": False}
-    for _ in range(20):
-        give(live, key["anna"], f"{SECRET}\n" * 60)
+    asked = {"model": "story", "prompt": SECRET[:23], "max_tokens": 10, "temperature": 0, "learn": False}
+    known = (ROOT / "README.md").read_text(encoding="utf-8") * 10
+    for number in range(80):  # among other text, so that it cannot be copied from just before
+        parts = [f"{SECRET}\n{known[at : at + 70]}\n" for at in range(1400 * number, 1400 * (number + 1), 70)]
+        give(live, key["anna"], "".join(parts))
         settled(live, key["anna"])
-        if live.post("/v1/completions", asked, key["anna"])[1]["choices"][0]["text"] == SECRET[20:33]:
+        if live.post("/v1/completions", asked, key["anna"])[1]["choices"][0]["text"] == SECRET[23:]:
             break
     else:
         raise AssertionError("anna's own model never came to know it")
@@ -175,11 +191,68 @@ def test_the_command_line_goes_back_freezes_and_thaws_beside_a_running_server(li
 
 def test_only_an_admin_goes_back_over_http(live, key, held):
     id = held["anna"][0].id
+    give(live, key["anna"], "The lamp was grey. " * 20)
+    settled(live, key["anna"])
     assert live.post("/v1/models/story/rollback", {"version": 0, "owner": id}, key["anna"])[0] == 403
     assert live.post("/v1/models/story/rollback", {"version": 0, "owner": id}, key["admin"])[0] == 200
     assert scores(live, key["anna"]) == scores(live, key["bob"])
     assert live.post("/v1/models/story/rollback", {"version": 10**6}, key["admin"])[0] == 400
     assert live.post("/v1/models/story/rollback", {"owner": "nobody"}, key["admin"])[0] == 404
+
+
+def test_a_line_is_forked_by_an_admin(live, key, held):
+    give(live, key["carl"], "The lamp was blue. " * 20)
+    settled(live, key["carl"])
+    asked = {"to": held["dora"][0].id, "owner": held["carl"][0].id}
+    assert scores(live, key["dora"]) != scores(live, key["carl"])
+    assert live.post("/v1/models/story/line/fork", asked, key["carl"])[0] == 403
+    assert live.post("/v1/models/story/line/fork", asked, key["admin"])[0] == 200
+    assert scores(live, key["dora"]) == scores(live, key["carl"])
+    give(live, key["dora"], "The lamp was black. " * 20)
+    settled(live, key["dora"])
+    assert scores(live, key["dora"]) != scores(live, key["carl"])
+    for wrong in ({"to": "nobody"}, asked | {"owner": "nobody"}):
+        assert live.post("/v1/models/story/line/fork", wrong, key["admin"])[0] == 404
+
+
+# --- texts that go on
+
+
+def test_a_text_goes_on_is_carried_away_restored_and_forked(live, key):
+    path = "/v1/models/story/sessions"
+
+    def say(id, prompt="", most=12):
+        body = {"prompt": prompt, "max_tokens": most, "seed": 5}
+        status, answer = live.post(f"{path}/{id}/completions", body, key["erin"])
+        assert status == 200, answer
+        return answer
+
+    id = live.post(path, {}, key["erin"])[1]["id"]
+    assert live.post(f"{path}/{id}/completions", {}, key["anna"])[0] == 404  # another key's
+    assert say(id, "Once there was a lamp", 0)["text"] == ""
+    state = live.get(f"{path}/{id}/state", key["erin"])[1]
+    twin = live.post(f"{path}/{id}/fork", {}, key["erin"])[1]["id"]
+    then = say(id)
+    assert say(twin)["text"] == then["text"] and then["steps"] == 21 + 12 == say(twin, "", 0)["steps"]
+    say(id, "XYZ 0123456789 XYZ", 0)
+    other = say(id)
+    assert live.ask("PUT", f"{path}/{id}/state", state, key["erin"])[1]["steps"] == 21
+    assert say(id) == then != other
+    long = say(id, "word " * 40, 60)  # beyond the context of 64
+    assert long["usage"] == {"prompt_tokens": 200, "completion_tokens": 60, "total_tokens": 260}
+    full = live.get(f"{path}/{id}/state", key["erin"])[1]
+    after = say(id)["text"]
+    live.ask("PUT", f"{path}/{id}/state", full, key["erin"])
+    assert say(id)["text"] == after
+    for broken in (state[:-5], b"", state[:-1] + b"\xff"):
+        assert live.ask("PUT", f"{path}/{id}/state", broken, key["erin"])[0] == 400
+    give(live, key["erin"], "The lamp was white. " * 20)
+    settled(live, key["erin"])
+    status, answer = live.ask("PUT", f"{path}/{id}/state", state, key["erin"])
+    assert (status, answer["error"]["code"]) == (400, "state_refused") and "belongs to weights" in str(answer)
+    assert say(id)["weights"] != then["weights"]  # what it had read is read anew by what was learned
+    assert live.ask("DELETE", f"{path}/{id}", key=key["erin"])[0] == 200
+    assert live.get(f"{path}/{id}", key["erin"])[0] == 404
 
 
 # --- agents

@@ -35,6 +35,9 @@ def serve(
     bound: Annotated[
         float, typer.Option(help="Nats per token of held-out text that what is learned may cost at most.")
     ] = 0.05,
+    learning: Annotated[
+        str, typer.Option(help="With --online: how weights change, 'block=32,adapter=8'; see docs/language.md.")
+    ] = "",
     state: State = DEFAULT,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own needs keys.")
@@ -54,6 +57,8 @@ def serve(
     """Put saved models on HTTP: the OpenAI API, agents, a page; frozen, or learning online."""
     if log_level not in ("error", "warning", "info"):
         raise BadInput(f"--log-level is error, warning or info, not '{log_level}'")
+    if learning and not online:
+        raise BadInput("--learning says how weights change: it goes with --online")
     if not bound >= 0:
         raise BadInput(f"the --bound is at least 0, not {bound}")
     named = [(run.resolve().name, run) for run in runs or []]
@@ -65,14 +70,16 @@ def serve(
     if not named:
         raise BadInput("name at least one run to serve")
     prepare(device)
+    from ontogeny.language import learner
     from ontogeny.lifecycle.lock import locked
     from ontogeny.server import app
     from ontogeny.server.deployments import Deployments, Options
     from ontogeny.server.store import Store
 
+    plan = learner.parse(learning)
     store = Store(state)
     with locked(store.folder, "serving"):
-        options = Options(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify)
+        options = Options(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify, plan)
         made = Deployments(named, store, options)
         cases = ", ".join(f"{name} ({'online' if one.online else 'frozen'})" for name, one in made.by_name.items())
         typer.echo(f"serving {cases} on http://{host}:{port}")

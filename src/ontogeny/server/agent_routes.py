@@ -12,7 +12,8 @@ from ontogeny.server.faults import Fault
 from ontogeny.server.keys import Key
 from ontogeny.server.line_routes import FILE, SAFETENSORS
 from ontogeny.server.service import agent, caller, service, take
-from ontogeny.server.sessions import NoSession, Sessions
+from ontogeny.server.sessions import Sessions
+from ontogeny.server.shelf import NoSession
 
 router = APIRouter(prefix="/v1/agents/{name}", responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]

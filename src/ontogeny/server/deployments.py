@@ -2,7 +2,6 @@
 
 A frozen deployment knows the digest of its weights and looks at intervals whether it is still that. Knows nothing of
 HTTP.
-HTTP.
 """
 
 import logging
@@ -13,20 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ontogeny import trees
 from ontogeny.content.transformer import Transformer
 from ontogeny.errors import BadInput
-from ontogeny.language import corpus
 from ontogeny.language import model as models
+from ontogeny.language.learner import Plan
 from ontogeny.language.model import LanguageModel
 from ontogeny.registry import unknown
-from ontogeny.server import learner, lines
+from ontogeny.server import journal, learner, lines
 from ontogeny.server.engine import Engine
 from ontogeny.server.lines import Lines
 from ontogeny.server.sessions import Sessions
 from ontogeny.server.store import Store
+from ontogeny.server.text_sessions import TextSessions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 log = logging.getLogger(__name__)
@@ -43,6 +41,7 @@ class Options(NamedTuple):
     rows: int = 64
     queue: int = 256
     verify: float = 60.0  # seconds between two looks at frozen weights
+    learning: Plan = Plan()  # how weights change
 
 
 class Answering(NamedTuple):
@@ -50,6 +49,7 @@ class Answering(NamedTuple):
 
     weights: Transformer
     version: int
+    digest: str  # of the version
 
 
 class Text:
@@ -63,23 +63,26 @@ class Text:
         self.engine = Engine(model.config, rows=options.rows, queue=options.queue)
         self.digest = trees.digest(model.weights)
         self.lines = _lines(name, model, store, options) if options.online else None
+        self.sessions = TextSessions(name, model, store)
         self.changed = False  # frozen weights are not what they were
 
     def start(self) -> None:
         self.engine.start(self.model.weights)
+        self.sessions.warm_up()
         if self.lines is not None:
             self.lines.start()
 
     def stop(self) -> None:
         self.engine.stop()
+        self.sessions.stop()
         if self.lines is not None:
             self.lines.stop()
 
     def answering(self, owner: str) -> Answering:
         if self.lines is None:
-            return Answering(self.model.weights, 0)
+            return Answering(self.model.weights, 0, self.digest)
         live = self.lines.current(owner)
-        return Answering(live.weights.content, live.version.number)
+        return Answering(live.whole, live.version.number, live.version.digest)
 
     def verify(self) -> None:
         if trees.digest(self.model.weights) != self.digest:
@@ -164,6 +167,7 @@ class Deployments:
 
     def _run(self) -> None:
         try:
+            journal.drop_unnamed(self.store)
             for deployment in self.by_name.values():
                 deployment.start()
             self.ready.set()
@@ -187,17 +191,12 @@ class Deployments:
 
 
 def _lines(name: str, model: LanguageModel, store: Store, options: Options) -> Lines:
-    if model.run is None:
-        raise BadInput(
-            f"'{name}' came without the texts that it was trained on, which a gate and rehearsal need: "
-            "online learning is for runs of `ontogeny train text`"
-        )
-    texts = corpus.load(model.run)
-    how = learner.build(
-        model.config, model.weights, model.tokenizer, np.asarray(texts.training), np.asarray(texts.held_out)
-    )
+    try:
+        how = learner.build(model, options.learning)
+    except BadInput as error:
+        raise BadInput(f"'{name}' cannot learn online: {error}") from None
     settings = lines.Settings(bound=options.bound, share=options.share)
-    return Lines(store, name, model.weights, how, shared=options.shared, settings=settings)
+    return Lines(store, name, how, shared=options.shared, settings=settings)
 
 
 def about(deployment: Deployment) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Knows nothing of how is learned.
 
 import sqlite3
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput
@@ -218,6 +219,19 @@ def snapshot(store: Store, line: str, number: int, file: str | None) -> None:
         connection.execute("UPDATE versions SET snapshot = ? WHERE line = ? AND number = ?", (file, line, number))
 
 
+def drop_unnamed(store: Store, files: Iterable[str] | None = None) -> None:
+    """Deletes those of these snapshots, or of all files beside them, that no version is in.
+
+    With all of them only while nobody writes snapshots: what a crash left over goes, and what was erased is in none.
+    """
+    found = [path.name for path in store.snapshots.iterdir()] if files is None else list(files)
+    asked = "SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"
+    named = {row[0] for row in store.connection.execute(asked)}
+    for file in found:
+        if file not in named:
+            (store.snapshots / file).unlink(missing_ok=True)
+
+
 def rollback(store: Store, line: str, to: int, who: str) -> Version:
     """Makes an earlier version live again; what was contributed since is set aside, and learning goes on from here."""
     with store.transaction() as connection:
@@ -230,56 +244,83 @@ def rollback(store: Store, line: str, to: int, who: str) -> Version:
 def restored(
     store: Store, before: Line, digest: str, held_out: float, distance: float, file: str, who: str
 ) -> Version | None:
-    """Makes weights that were brought in a new version, which stands on no other but its snapshot."""
+    """Makes weights that were brought in a new version, which stands on no other but its snapshot.
+
+    Weights that were learned here are known by their digest, and with them what they learned from; if any of that was
+    erased since, `BadInput`.
+    """
     with store.transaction() as connection:
         if not _unmoved(connection, before):
             return None
+        known = _known(connection, before.deployment, digest)
+        if known is not None and known.gone:
+            raise BadInput("this state learned from a contribution that was erased")
         made = _new_version(connection, before.line, None, None, digest, held_out, distance, file)
+        inherited = set() if known is None else set.union(*_learned_from(connection, known))
+        connection.executemany(
+            "INSERT INTO inherited VALUES (?, ?, ?)", [(before.line, made.number, number) for number in inherited]
+        )
         _move(connection, before.line, made, _newest(connection, before.line))
         _decide(connection, before.line, "restored", None, made.number, held_out, f"by {who}")
     return made
 
 
-def erase(store: Store, number: int, who: str) -> list[str]:
-    """Deletes what was contributed, and every version that learned from it; returns the snapshots to delete.
+def erase(store: Store, number: int, who: str) -> None:
+    """Deletes what was contributed, and every version that learned from it, with its snapshots.
 
-    The head goes back to before it, at once; the learner learns again what came after it.
+    The head of its line, and of each into which such a version was brought, goes back to before it, at once; the
+    learner learns again what came after it.
     """
     with store.transaction() as connection:
         row = connection.execute("SELECT * FROM contributions WHERE number = ?", (number,)).fetchone()
         if row is None or row["erased"] is not None:
             raise BadInput(f"there is no contribution {number}")
-        name = row["line"]
         connection.execute("UPDATE contributions SET text = NULL, erased = ? WHERE number = ?", (time.time(), number))
-        every = [_version(r) for r in connection.execute("SELECT * FROM versions WHERE line = ?", (name,))]
-        by_number = {v.number: v for v in every}
-        tainted = {v.number for v in every if _has(by_number, v, number)}
-        files = [v.snapshot for v in every if v.number in tainted and v.snapshot is not None]
-        connection.executemany(
-            "UPDATE versions SET gone = 1, snapshot = NULL WHERE line = ? AND number = ?",
-            [(name, version) for version in tainted],
-        )
-        head = by_number[connection.execute("SELECT head FROM lines WHERE line = ?", (name,)).fetchone()[0]]
-        if head.number in tainted:
-            while head.number in tainted:
-                assert head.parent is not None
-                head = by_number[head.parent]
-            connection.execute(
-                "UPDATE lines SET head = ?, position = ?, epoch = epoch + 1 WHERE line = ?",
-                (head.number, number, name),
-            )
-            # What came after it is undecided again, unless it went out of use by going back; what was refused before
-            # it stays refused.
-            _decide(
-                connection, name, "erased", number, head.number, head.held_out, f"by {who}; learned again from here"
-            )
-        else:
-            connection.execute("UPDATE lines SET epoch = epoch + 1 WHERE line = ?", (name,))
-            _decide(
-                connection, name, "erased", number, head.number, head.held_out, f"by {who}; it had not been learned"
-            )
+        asked = "SELECT DISTINCT line FROM inherited WHERE contribution = ?"
+        names = {row["line"]} | {found[0] for found in connection.execute(asked, (number,))}
+        files = [file for name in sorted(names) for file in _take_out(connection, name, number, who)]
     store.forget_log()
-    return files
+    drop_unnamed(store, files)
+
+
+def _take_out(connection: sqlite3.Connection, line: str, number: int, who: str) -> list[str]:
+    """One line without a contribution."""
+    every = [
+        _version(row) for row in connection.execute("SELECT * FROM versions WHERE line = ? ORDER BY number", (line,))
+    ]
+    asked = "SELECT version FROM inherited WHERE line = ? AND contribution = ?"
+    tainted = {row[0] for row in connection.execute(asked, (line, number))}
+    for version in every:  # parents come before their children
+        if version.contribution == number or version.parent in tainted:
+            tainted.add(version.number)
+    connection.executemany(
+        "UPDATE versions SET gone = 1, snapshot = NULL WHERE line = ? AND number = ?",
+        [(line, version) for version in tainted],
+    )
+    by_number = {version.number: version for version in every}
+    head, position = by_number[connection.execute("SELECT head FROM lines WHERE line = ?", (line,)).fetchone()[0]], None
+    while head.number in tainted:
+        # What came after it is undecided again, unless it went out of use by going back; what was refused before it
+        # stays refused.
+        position = number
+        if head.parent is None:  # brought in with the contribution in it: what of the rest is this line's own counts
+            connection.execute(
+                "UPDATE contributions SET aside = 0 WHERE line = ? AND number IN "
+                "(SELECT contribution FROM inherited WHERE line = ? AND version = ?)",
+                (line, line, head.number),
+            )
+            position = 0
+        head = by_number[head.parent or 0]
+    if position is None:
+        connection.execute("UPDATE lines SET epoch = epoch + 1 WHERE line = ?", (line,))
+        why = "it was not in what is live"
+    else:
+        connection.execute(
+            "UPDATE lines SET head = ?, position = ?, epoch = epoch + 1 WHERE line = ?", (head.number, position, line)
+        )
+        why = "learned again from here"
+    _decide(connection, line, "erased", number, head.number, head.held_out, f"by {who}; {why}")
+    return [version.snapshot for version in every if version.number in tainted and version.snapshot is not None]
 
 
 def freeze(store: Store, deployment: str, frozen: bool, who: str) -> list[str]:
@@ -322,11 +363,7 @@ def _reachable(connection: sqlite3.Connection, line: str, number: int) -> Versio
 
 def _move(connection: sqlite3.Connection, line: str, to: Version, position: int) -> None:
     """A new head that learning goes on from; only what led to it still counts of what was contributed so far."""
-    counted, at = set(), to
-    while at.parent is not None:
-        counted.add(at.contribution)
-        row = connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, at.parent)).fetchone()
-        at = _version(row)
+    counted = _learned_from(connection, to)[0]
     connection.execute("UPDATE contributions SET aside = 1 WHERE line = ?", (line,))
     connection.executemany("UPDATE contributions SET aside = 0 WHERE number = ?", [(number,) for number in counted])
     connection.execute(
@@ -334,13 +371,26 @@ def _move(connection: sqlite3.Connection, line: str, to: Version, position: int)
     )
 
 
-def _has(by_number: dict[int, Version], version: Version, contribution: int) -> bool:
-    at: Version | None = version
-    while at is not None:
-        if at.contribution == contribution:
-            return True
-        at = None if at.parent is None else by_number[at.parent]
-    return False
+def _learned_from(connection: sqlite3.Connection, at: Version) -> tuple[set[int], set[int]]:
+    """The contributions that a version learned from in its line, and before it was brought in there."""
+    here: set[int] = set()
+    while at.parent is not None:
+        assert at.contribution is not None
+        here.add(at.contribution)
+        asked = "SELECT * FROM versions WHERE line = ? AND number = ?"
+        at = _version(connection.execute(asked, (at.line, at.parent)).fetchone())
+    asked = "SELECT contribution FROM inherited WHERE line = ? AND version = ?"
+    return here, {row[0] for row in connection.execute(asked, (at.line, at.number))}
+
+
+def _known(connection: sqlite3.Connection, deployment: str, digest: str) -> Version | None:
+    """A version that has this digest; where there is one, one that no erased contribution is in."""
+    row = connection.execute(
+        "SELECT versions.* FROM versions JOIN lines USING (line) WHERE deployment = ? AND digest = ? "
+        "ORDER BY gone LIMIT 1",
+        (deployment, digest),
+    ).fetchone()
+    return None if row is None else _version(row)
 
 
 def _new_version(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from ontogeny.errors import BadInput
-from ontogeny.server import faults, journal, protocol
+from ontogeny.server import faults, journal, keys, protocol
 from ontogeny.server.deployments import Text
 from ontogeny.server.faults import Fault
 from ontogeny.server.keys import Key
@@ -87,6 +87,24 @@ async def restore(request: Request, model: str, key: Caller) -> dict[str, Any]:
     except BadInput as error:
         raise faults.bad(str(error), code="state_refused") from None
     return made._asdict()
+
+
+@router.post("/line/fork")
+async def fork(request: Request, model: str, body: protocol.Fork, key: Admin) -> dict[str, Any]:
+    """Another key's line goes on from where this one's is; what it had learned is still among its versions."""
+    lines = _lines(language(request, model))
+    if lines.shared:
+        raise faults.bad(f"'{model}' has one line for all keys", "to")
+    if not any(found.id == body.to and found.revoked is None for found in keys.listed(lines.store)):
+        raise faults.absent(f"there is no key '{body.to}'", param="to")
+    owner = key.id if body.owner is None else body.owner
+    if all(found.owner != owner for found in journal.lines(lines.store, lines.deployment)):
+        raise faults.absent(f"'{model}' has no line of '{owner}'", param="owner")
+    take(request, key)
+    try:
+        return (await asyncio.to_thread(lines.fork, owner, body.to, key.id))._asdict()
+    except BadInput as error:
+        raise faults.bad(str(error), "to") from None
 
 
 @router.post("/contributions")

@@ -42,7 +42,8 @@ class Live(NamedTuple):
     """A version in memory. Equal versions of a line are the same object as long as they are held."""
 
     version: Version
-    weights: Weights
+    weights: Weights  # what was learned: all weights, or an adapter
+    whole: Transformer  # the weights that answer
 
 
 class Settings(NamedTuple):
@@ -60,7 +61,6 @@ class Lines:
         self,
         store: Store,
         deployment: str,
-        trained: Transformer,
         learner: Learner,
         *,
         shared: bool = False,
@@ -68,9 +68,8 @@ class Lines:
     ) -> None:
         self.store, self.deployment, self.learner = store, deployment, learner
         self.shared, self.settings = shared, settings or Settings()
-        self.base = trees.digest(trained)
-        self._trained = trained
-        self._length = math.sqrt(_squares(trained, jax.tree.map(np.zeros_like, trained)))
+        self.base = trees.digest(learner.origin)
+        self._length = math.sqrt(_squares(learner.origin, jax.tree.map(np.zeros_like, learner.origin)))
         self._held: OrderedDict[tuple[str, int], Live] = OrderedDict()
         self._lock = threading.RLock()
         self._stopping = threading.Event()
@@ -90,7 +89,7 @@ class Lines:
 
     def start(self) -> None:
         """Compiles what learning needs, rebuilds what a crash took, then learns on."""
-        self.learner.learn(self.learner.birth(self._trained), "warm", lambda: None)
+        self.learner.learn(self.learner.birth(), "warm", lambda: None)
         for line in journal.lines(self.store, self.deployment)[-self.settings.held :]:
             self.live(line)
         self._thread.start()
@@ -118,8 +117,7 @@ class Lines:
 
     def erase(self, number: int, who: str) -> None:
         """Deletes a contribution and all that was learned from it; see `journal.erase`."""
-        for file in journal.erase(self.store, number, who):
-            (self.store.snapshots / file).unlink(missing_ok=True)
+        journal.erase(self.store, number, who)
         with self._lock:
             for key, live in list(self._held.items()):
                 if live.version.number and journal.version(self.store, *key).gone:
@@ -152,36 +150,45 @@ class Lines:
 
     def restore(self, owner: str, data: bytes, who: str) -> Version:
         """Makes what `export` gave the owner's version, if it belongs to these trained weights and passes the gate."""
-        about, weights = _decoded(data, self.learner.birth(self._trained))
+        about = read_about(data)
         if about.get("base") != self.base:
             raise BadInput(f"this state belongs to weights {str(about.get('base'))[:16]}, here are {self.base[:16]}")
         if about.get("learner") != self.learner.digest:
             raise BadInput("this state was learned with other settings, texts or versions")
+        weights = _decoded(data, self.learner.birth())
         if about.get("digest") != trees.digest(weights):
             raise BadInput("this state is damaged: its digest is not the one that it names")
-        held_out = self.learner.held_out(weights.content, lambda: None)
+        whole = self.learner.model(weights.content)
+        held_out = self.learner.held_out(whole, lambda: None)
         if (reason := self._refusal(held_out)) is not None:
             raise BadInput(f"this state does not pass the gate: {reason}")
-        digest, distance = about["digest"], self._distance(weights.content)
+        digest, distance = about["digest"], self._distance(whole)
         line = self.open(owner)
         file = self._file(line.line, digest)
         checkpoint.write_bytes(self.store.snapshots / file, data)
-        made = journal.restored(self.store, line, digest, held_out, distance, file, who)
-        if made is None:
-            raise BadInput("the line was moved meanwhile; try again")
+        try:
+            made = journal.restored(self.store, line, digest, held_out, distance, file, who)
+            if made is None:
+                raise BadInput("the line was moved meanwhile; try again")
+        finally:
+            journal.drop_unnamed(self.store, [file])  # what was refused leaves nothing behind
         return made
+
+    def fork(self, owner: str, to: str, who: str) -> Version:
+        """Another owner's line goes on from where this one's is."""
+        return self.restore(to, self.export(owner), who)
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                if not self._pass():
+                if not self.advance():
                     self._work.wait(LOOK * 10)
                     self._work.clear()
         except BaseException as error:
             self.failed = error
             raise
 
-    def _pass(self) -> bool:
+    def advance(self) -> bool:
         """One contribution of every line that has any; whether there was one."""
         worked = False
         for line in journal.lines(self.store, self.deployment):
@@ -210,20 +217,21 @@ class Lines:
         if after is before.weights:
             journal.refused(self.store, line, number, before.version.held_out, "nothing was there to learn from")
             return
-        held_out = self.learner.held_out(after.content, self._between)
+        whole = self.learner.model(after.content)
+        held_out = self.learner.held_out(whole, self._between)
         if (reason := self._refusal(held_out)) is not None:
             journal.refused(self.store, line, number, held_out if math.isfinite(held_out) else None, reason)
             return
         digest = trees.digest(after)
         self._between()
-        distance = self._distance(after.content)
+        distance = self._distance(whole)
         reason = f"{held_out - self.learner.trained:+.4f} nats on held-out text, bound {self.settings.bound}"
         made = journal.learned(self.store, line, number, digest, held_out, distance, reason)
         if made is None:
             return  # somebody moved the head; the contribution is still undecided, or no longer there
         with self._lock:
             self._held.pop((line.line, line.head), None)
-            live = Live(made, after)
+            live = Live(made, after, whole)
             self._hold(live)
             if made.number % self.settings.every == 0:
                 self._snapshot(live)
@@ -238,7 +246,7 @@ class Lines:
 
     def _rebuild(self, line: Line) -> Live:
         first, *rest = journal.chain(self.store, line.line, line.head)
-        weights = self.learner.birth(self._trained) if first.snapshot is None else self._load(first)
+        weights = self.learner.birth() if first.snapshot is None else self._load(first)
         for version in rest:
             assert version.contribution is not None
             found = journal.contribution(self.store, version.contribution)
@@ -249,7 +257,8 @@ class Lines:
             raise LawBroken(
                 f"version {last.number} of '{line.line}' was learned again to other bits than {last.digest[:16]}"
             )
-        return Live(last, weights)
+        as_trained = last.parent is None and last.snapshot is None
+        return Live(last, weights, self.learner.origin if as_trained else self.learner.model(weights.content))
 
     def _hold(self, live: Live) -> None:
         """Keeps a version in memory; the one used longest ago goes, with a snapshot if it is a head."""
@@ -267,20 +276,18 @@ class Lines:
         checkpoint.write_bytes(self.store.snapshots / file, self._encoded(live))
         journal.snapshot(self.store, version.line, version.number, file)
         if (version.line, version.number) in self._held:
-            named = Live(version._replace(snapshot=file), live.weights)
-            self._held[version.line, version.number] = named
+            self._held[version.line, version.number] = live._replace(version=version._replace(snapshot=file))
         kept = [v for v in journal.versions(self.store, version.line) if v.snapshot is not None]
         head = journal.line(self.store, version.line).head
         for old in kept[: -self.settings.kept]:
             if old.number != head and old.parent is not None:
                 journal.snapshot(self.store, old.line, old.number, None)
-                if not any(v.snapshot == old.snapshot for v in journal.versions(self.store, old.line)):
-                    (self.store.snapshots / str(old.snapshot)).unlink(missing_ok=True)
+                journal.drop_unnamed(self.store, [str(old.snapshot)])
 
     def _load(self, version: Version) -> Weights:
         path = self.store.snapshots / str(version.snapshot)
         try:
-            _, weights = _decoded(path.read_bytes(), self.learner.birth(self._trained))
+            weights = _decoded(path.read_bytes(), self.learner.birth())
         except (OSError, BadInput) as error:
             raise BadInput(f"the snapshot '{path}' cannot be used: {error}") from None
         if trees.digest(weights) != version.digest:
@@ -302,8 +309,8 @@ class Lines:
     def _file(self, line: str, digest: str) -> str:
         return f"{line.replace('/', '-')}-{digest[:16]}.safetensors"
 
-    def _distance(self, content: Transformer) -> float:
-        return math.sqrt(_squares(content, self._trained)) / self._length
+    def _distance(self, whole: Transformer) -> float:
+        return math.sqrt(_squares(whole, self.learner.origin)) / self._length
 
 
 def read_about(data: bytes) -> dict[str, Any]:
@@ -316,12 +323,11 @@ def read_about(data: bytes) -> dict[str, Any]:
         raise BadInput("this is no state: it is not in the form of safetensors") from None
 
 
-def _decoded(data: bytes, template: Weights) -> tuple[dict[str, Any], Weights]:
-    about = read_about(data)
-    if about.get("format") != FORMAT:
+def _decoded(data: bytes, template: Weights) -> Weights:
+    if read_about(data).get("format") != FORMAT:
         raise BadInput("this is no state of a line")
     try:
-        return about, trees.from_arrays(template, decode(data))
+        return trees.from_arrays(template, decode(data))
     except SafetensorError as error:
         raise BadInput(f"this state is damaged: {error}") from None
 

@@ -116,6 +116,21 @@ class GoBack(BaseModel):
     owner: Words | None = Field(None, description="The id of the key whose line it is; by default one's own")
 
 
+class Fork(BaseModel):
+    to: Words = Field(description="The id of the key whose line goes on from here")
+    owner: Words | None = Field(None, description="The id of the key whose line it is; by default one's own")
+
+
+class GoOn(BaseModel):
+    """What is said to a text's session, and how it is to go on."""
+
+    prompt: Words = ""
+    max_tokens: Annotated[StrictInt, Field(ge=0, le=MOST_TOKENS)] = 16
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[StrictInt, Field(ge=0, lt=SEEDS)] | None = None
+
+
 class Birth(BaseModel):
     seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
 

@@ -6,8 +6,6 @@ at a time, by one thread.
 """
 
 import json
-import secrets
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,15 +21,10 @@ from ontogeny.errors import BadInput, LawBroken
 from ontogeny.lifecycle import own_loop
 from ontogeny.lifecycle.own_loop import Living
 from ontogeny.server.lines import read_about
+from ontogeny.server.shelf import Shelf
 from ontogeny.server.store import Store
 
 FORMAT = "1"
-MOST = 1000  # sessions of a key
-AGE = 30 * 24 * 3600.0  # seconds after which a session that nobody used may be dropped for a new one
-
-
-class NoSession(LookupError):
-    """There is no session of that name, or it is another key's."""
 
 
 class Session(NamedTuple):
@@ -48,7 +41,8 @@ class Session(NamedTuple):
 
 class Sessions:
     def __init__(self, name: str, folder: Path, store: Store, *, online: bool) -> None:
-        self.name, self.store, self.online = name, store, online
+        self.name, self.online = name, online
+        self._shelf = Shelf(store, name)
         self.loop = own_loop.load(folder, online=online)
         self.digest = self._born_digest()
         self._thread = ThreadPoolExecutor(1, f"agent {name}")
@@ -75,18 +69,12 @@ class Sessions:
         return self._insert(key, living, 0, None)
 
     def get(self, key: str, id: str) -> Session:
-        row = self.store.connection.execute(
-            "SELECT * FROM sessions WHERE id = ? AND deployment = ? AND key = ?", (id, self.name, key)
-        ).fetchone()
-        if row is None:
-            raise NoSession(id)
-        living, about = self._read(row["state"])
-        return Session(id, row["steps"], living, json.loads(about["feedback"]), about["weights"])
+        steps, data = self._shelf.read(key, id)
+        living, about = self._read(data)
+        return Session(id, steps, living, json.loads(about["feedback"]), about["weights"])
 
     def drop(self, key: str, id: str) -> None:
-        self.get(key, id)
-        with self.store.transaction() as connection:
-            connection.execute("DELETE FROM sessions WHERE id = ?", (id,))
+        self._shelf.drop(key, id)
 
     def feedback(self, key: str, id: str, said: dict[str, Any]) -> Session:
         """Keeps what the last action led to, until the next observation comes."""
@@ -132,25 +120,12 @@ class Sessions:
         return self._insert(key, session.living, session.steps, session.feedback)
 
     def _insert(self, key: str, living: Living, steps: int, feedback: dict[str, Any] | None) -> Session:
-        made = Session(secrets.token_hex(12), steps, living, feedback, trees.digest(living.state.weights))
-        now = time.time()
-        with self.store.transaction() as connection:
-            connection.execute("DELETE FROM sessions WHERE key = ? AND at < ?", (key, now - AGE))
-            if connection.execute("SELECT count(*) FROM sessions WHERE key = ?", (key,)).fetchone()[0] >= MOST:
-                raise BadInput(f"a key has at most {MOST} sessions; delete some")
-            connection.execute(
-                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)",
-                (made.id, self.name, key, steps, self._encoded(made), now),
-            )
-        return made
+        made = Session("", steps, living, feedback, trees.digest(living.state.weights))
+        return made._replace(id=self._shelf.insert(key, steps, self._encoded(made)))
 
     def _write(self, key: str, session: Session) -> Session:
         session = session._replace(weights=trees.digest(session.living.state.weights))
-        with self.store.transaction() as connection:
-            connection.execute(
-                "UPDATE sessions SET steps = ?, state = ?, at = ? WHERE id = ? AND key = ?",
-                (session.steps, self._encoded(session), time.time(), session.id, key),
-            )
+        self._shelf.write(key, session.id, session.steps, self._encoded(session))
         return session
 
     def _encoded(self, session: Session) -> bytes:

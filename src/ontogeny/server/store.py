@@ -15,8 +15,8 @@ from pathlib import Path
 from ontogeny.errors import BadInput
 
 FILE = "ontogeny.sqlite"
-FORMAT = 1
-SCHEMA = """
+SCHEMA = [  # what each format added to the one before
+    """
 CREATE TABLE keys (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, admin INTEGER NOT NULL,
     requests_per_minute INTEGER, tokens_per_minute INTEGER, created REAL NOT NULL, revoked REAL
@@ -50,7 +50,16 @@ CREATE TABLE sessions (
     at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX sessions_by_key ON sessions (key, at);
-"""
+""",
+    """
+CREATE TABLE inherited (
+    line TEXT NOT NULL, version INTEGER NOT NULL, contribution INTEGER NOT NULL,
+    PRIMARY KEY (line, version, contribution)
+) WITHOUT ROWID;
+CREATE INDEX inherited_by_contribution ON inherited (contribution);
+""",
+]
+FORMAT = len(SCHEMA)
 
 
 class Store:
@@ -114,9 +123,8 @@ class Store:
     def _make_tables(self) -> None:
         with self.transaction() as connection:
             found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, FORMAT):
-                raise BadInput(f"'{self.folder / FILE}' has format {found}, this version reads format {FORMAT}")
-            if found == 0:
-                for statement in filter(str.strip, SCHEMA.split(";")):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={FORMAT}")
+            if not 0 <= found <= FORMAT:
+                raise BadInput(f"'{self.folder / FILE}' has format {found}, this version reads formats up to {FORMAT}")
+            for statement in filter(str.strip, ";".join(SCHEMA[found:]).split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={FORMAT}")
