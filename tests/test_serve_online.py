@@ -164,6 +164,13 @@ def cli(*arguments):
 
 
 def test_the_command_line_goes_back_freezes_and_thaws_beside_a_running_server(live, key, state, held):
+    give(live, key["dora"], "Another's lamp.")  # a second line, so that one has to be named
+    kept = live.get("/v1/models/story/line/state", key["carl"])[1]
+    unsaid = give(live, key["carl"], "A lamp that was not.")
+    settled(live, key["carl"])
+    assert live.ask("DELETE", f"/v1/models/story/contributions/{unsaid}", key=key["carl"])[0] == 200
+    settled(live, key["carl"])
+    assert live.ask("PUT", "/v1/models/story/line/state", kept, key["carl"])[0] == 200
     give(live, key["carl"], "A last lamp.")
     settled(live, key["carl"])
     trained, id = scores(live, key["bob"]), held["carl"][0].id
@@ -321,7 +328,7 @@ def test_what_does_not_fit_an_agent_is_refused(live, key, path, body):
 # --- after a crash
 
 
-def test_what_was_acknowledged_survives_kill_9(live, key, state, run):
+def test_what_was_acknowledged_survives_kill_9(run):
     """A few kills; `benchmarks/crash.py` makes 200, and the slow test 20."""
     asked = [sys.executable, str(ROOT / "benchmarks" / "crash.py"), str(run), "--kills", "2"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=300)
