@@ -30,6 +30,7 @@ install_import_hook(
         "ontogeny.content",
         "ontogeny.development.policy_gradient",
         "ontogeny.language.learner",
+        "ontogeny.language.predictor",
         "ontogeny.server.learner",
         "ontogeny.server.programs",
     ],

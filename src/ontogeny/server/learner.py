@@ -101,7 +101,8 @@ def _at_once() -> None:
 
 
 def _digest(model: LanguageModel, plan: Plan, trained: Trained, rehearsed: np.ndarray, gate: np.ndarray) -> str:
-    about: dict[str, Any] = {"plan": plan._asdict(), "config": model.config._asdict(), "versions": checkpoint.versions()}
+    about: dict[str, Any] = {"plan": plan._asdict(), "config": model.config._asdict()}
+    about["versions"] = checkpoint.versions()
     about["versions"].pop("devices")
     about["squares"] = None if trained.squares is None else trees.digest(trained.squares)
     hashed = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
