@@ -22,7 +22,7 @@ from ontogeny.server.choices import Scored, Taste, choose, score
 from ontogeny.server.programs import Shape
 
 CHUNKS = 2  # that only go on with a prompt, read between two tokens of those that are under way
-LAST_CHUNKS = 16  # that end a prompt, read between two tokens: each gives somebody a first token
+LAST_CHUNKS = 4  # that end a prompt; more would make all who came together end together, and come together again
 PATIENCE = 5.0  # seconds after which one that waits for a tile is let in before all others
 
 
