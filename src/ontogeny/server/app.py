@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from ontogeny import __version__
 from ontogeny.errors import BadInput
-from ontogeny.server import agent_routes, faults, keys, line_routes, session_routes, text_routes
+from ontogeny.server import agent_routes, faults, keys, line_routes, session_routes, text_routes, token_routes
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.guard import Guard
 from ontogeny.server.limits import Limits
@@ -52,7 +52,8 @@ def make(deployments: Deployments, *, time_limit: float, most_bytes: int = MOST_
     )
     app.state.service = Service(deployments, deployments.store, Limits(), meter, time_limit)
     app.state.recent = Recent()
-    for router in (text_routes.router, line_routes.router, session_routes.router, agent_routes.router):
+    routers = (text_routes, token_routes, line_routes, session_routes, agent_routes)
+    for router in (room.router for room in routers):
         app.include_router(router)
     _add_pages(app, meter)
     _add_errors(app)

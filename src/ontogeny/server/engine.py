@@ -1,7 +1,7 @@
 """Continuous batching: requests join and leave tiles of rows while they run; one thread does all the model's work.
 
 A tile is a few rows that share weights and one program. Each turn of the loop lets waiting requests into free rows,
-reads some chunks of prompts, and adds one token to every row that has been read. Nothing is compiled after `warm_up`.
+reads chunks of prompts, and adds one token to every row that has been read. Nothing is compiled after `warm_up`.
 Bits: see `programs`. Knows tokens and weights; nothing of text's transport, of keys and of learning.
 """
 
@@ -21,7 +21,8 @@ from ontogeny.server import programs
 from ontogeny.server.choices import Scored, Taste, choose, score
 from ontogeny.server.programs import Shape
 
-CHUNKS = 2  # of prompts read between two tokens of those that are under way
+CHUNKS = 2  # that only go on with a prompt, read between two tokens of those that are under way
+LAST_CHUNKS = 2  # that end a prompt; with more, those who came together end together, and come together again
 PATIENCE = 5.0  # seconds after which one that waits for a tile is let in before all others
 
 
@@ -240,26 +241,40 @@ class Engine:
         return None
 
     def _read_prompts(self) -> None:
-        """Some chunks, of those who came first, so that those who are being answered need not wait for long prompts."""
+        """One chunk of some rows, of those who came first.
+
+        Some that end a prompt and some that only go on with a long one, so that neither waits for the other, and what
+        is under way waits for neither.
+        """
         unread = [
-            (row.since, tile, at) for tile in self._tiles for at, row in enumerate(tile.rows) if row and row.waiting
+            (row.since, tile, at, row)
+            for tile in self._tiles
+            for at, row in enumerate(tile.rows)
+            if row and row.waiting
         ]
-        for _, tile, at in sorted(unread, key=lambda found: found[0])[:CHUNKS]:
-            row = tile.rows[at]
-            assert row is not None and tile.weights is not None
-            K = self.shape.chunk
+        unread.sort(key=lambda found: found[0])
+        K = self.shape.chunk
+        ends = [found for found in unread if len(found[3].waiting) <= K][:LAST_CHUNKS]
+        goes_on = [found for found in unread if len(found[3].waiting) > K][:CHUNKS]
+        under_way = []
+        for _, tile, at, row in (*ends, *goes_on):
+            assert tile.weights is not None
             chunk, row.waiting = row.waiting[:K], row.waiting[K:]
             tokens = np.zeros(K, np.int32)
             tokens[: len(chunk)] = chunk
+            scoring = row.question.echo and not row.made
+            place = np.int32(at), np.int32(row.length)
             tile.cache, logits = programs.read(
-                self.config, tile.weights, tile.cache, np.int32(at), np.int32(row.length), tokens, np.int32(len(chunk))
+                self.config, tile.weights, tile.cache, *place, tokens, np.int32(len(chunk)), scoring
             )
             row.length += len(chunk)
-            if row.question.echo and not row.made:
+            under_way.append((tile, row, chunk, scoring, logits))
+        for tile, row, chunk, scoring, logits in under_way:
+            if scoring:
                 self._score_prompt(row, chunk, np.asarray(logits))
             if not row.waiting:
-                row.last = np.asarray(logits)[len(chunk) - 1]
-                if row.question.echo and not row.made:
+                row.last = np.asarray(logits)[len(chunk) - 1] if scoring else np.asarray(logits)
+                if scoring:
                     _tell(row, row.scores)
                 self._choose(tile, row)
 

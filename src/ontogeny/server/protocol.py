@@ -74,8 +74,11 @@ class CompletionRequest(Generation):
 
 
 class Part(BaseModel):
-    type: Words
+    """Of a message. Pictures and sounds are refused: an answer that left them out would seem to have seen them."""
+
+    type: Literal["text", "refusal"]
     text: Words | None = None
+    refusal: Words | None = None
 
 
 class Message(BaseModel):
@@ -86,7 +89,7 @@ class Message(BaseModel):
     def text(self) -> str:
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
-        return "".join(part.text or "" for part in self.content if part.type == "text")
+        return "".join(part.text or part.refusal or "" for part in self.content)
 
 
 class ChatRequest(Generation):
@@ -97,11 +100,16 @@ class ChatRequest(Generation):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
 
-class Tokens(BaseModel):
-    """What `lm_eval` asks of a server about its tokenizer."""
+class ToTokens(BaseModel):
+    """What clients ask that count by tokens; they name no model where there is one tokenizer."""
 
     prompt: Words
     add_special_tokens: bool | None = None
+    model: Words | None = None
+
+
+class ToText(BaseModel):
+    tokens: list[Id]
     model: Words | None = None
 
 

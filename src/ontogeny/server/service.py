@@ -98,7 +98,8 @@ class Recent:
         self._last: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
 
-    def new_part(self, key: str, deployment: str, text: str) -> str:
+    def new_part(self, key: str, deployment: str, text: str) -> tuple[str, str]:
+        """What is new in a prompt, which is the last one from now on; and the one before, for `put_back`."""
         with self._lock:
             before = self._last.get((key, deployment), "")
             self._last[key, deployment] = text
@@ -107,4 +108,10 @@ class Recent:
             if one != other:
                 break
             same += 1
-        return text[same:]
+        return text[same:], before
+
+    def put_back(self, key: str, deployment: str, text: str, before: str) -> None:
+        """What was new could not be taken: it is new again when it comes again."""
+        with self._lock:
+            if self._last.get((key, deployment)) == text:
+                self._last[key, deployment] = before
