@@ -8,6 +8,7 @@ bits of a server that was given the same texts and was never disturbed. Prints o
 """
 
 import argparse
+import http.client
 import json
 import random
 import socket
@@ -81,7 +82,7 @@ def load(server: Server, stop: threading.Event, acknowledged: dict[int, str], dr
         text = " ".join(draw.choices(words, k=draw.randrange(2, 40))) + f" {draw.getrandbits(40)}"
         try:
             answer = server.ask("/v1/models/story/contributions", {"text": text})
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):  # killed before, or in the middle of its answer
             return
         acknowledged[answer["number"]] = text
         time.sleep(draw.random() * 0.1)
@@ -91,7 +92,7 @@ def complete(server: Server, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             server.ask("/v1/completions", {"model": "story", "prompt": "The", "max_tokens": 20, "learn": False})
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):  # killed before, or in the middle of its answer
             return
 
 
