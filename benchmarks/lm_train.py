@@ -215,6 +215,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="the best loss in so many, and nothing else")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
+    if min(given.steps, given.better) <= TURN:
+        parser.error(f"more than {TURN} steps are needed: the first turn compiles and is not timed")
     if given.minutes:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
         prepare(None)
