@@ -1,19 +1,15 @@
 """Agents: sessions in which an outside program is the world."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from ontogeny.errors import BadInput
 from ontogeny.server import faults, protocol
-from ontogeny.server.faults import Fault
 from ontogeny.server.keys import Key
 from ontogeny.server.line_routes import FILE, SAFETENSORS
-from ontogeny.server.service import agent, caller, service, take
+from ontogeny.server.service import agent, bringing_state, caller, done, take
 from ontogeny.server.sessions import Sessions
-from ontogeny.server.shelf import NoSession
 
 router = APIRouter(prefix="/v1/agents/{name}", responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]
@@ -25,13 +21,7 @@ async def _do(request: Request, name: str, key: Key, what: Callable[..., Any], *
     take(request, key)
     work = made.sessions.submit(what, made.sessions, key.id, *arguments)
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(work), service(request).time_limit)
-    except NoSession as error:
-        raise faults.absent(f"there is no session '{error}'") from None
-    except BadInput as error:
-        raise faults.bad(str(error)) from None
-    except TimeoutError:
-        raise faults.unavailable("there was no time to answer; try again", "time_limit") from None
+        return await done(request, work)
     except (OverflowError, TypeError, ValueError) as error:
         raise faults.bad(f"the observation is not what this agent's world shows: {error}", "observation") from None
 
@@ -98,12 +88,8 @@ async def export(request: Request, name: str, id: str, key: Caller) -> Response:
 async def restore(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
     """Makes this life what such a file says, if it belongs to these weights."""
     data = await request.body()
-    try:
+    with bringing_state():
         return (await _do(request, name, key, Sessions.restore, id, data)).about
-    except Fault as fault:
-        if fault.status_code == 400:
-            fault.code = "state_refused"
-        raise
 
 
 @router.post("/sessions/{id}/fork")

@@ -3,6 +3,7 @@
 Knows nothing of engines, keys or requests.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ class Asked(NamedTuple):
     created: int
 
 
-class Form:
+class Form(ABC):
     """How an answer is written down, whole or in parts."""
 
     kind, part_kind = "", ""
@@ -48,8 +49,7 @@ class Form:
             self.scored[piece.which] += piece.prompt
         if piece.token is not None and piece.token.scored is not None:
             self.scored[piece.which].append(piece.token.scored)
-        if piece.reason is not None:
-            self.reasons[piece.which] = "stop" if piece.reason == "stop" else "length"
+        self.reasons[piece.which] = _finish(piece) or self.reasons[piece.which]
 
     def head(self, kind: str | None = None) -> dict[str, Any]:
         asked = self.asked
@@ -65,11 +65,13 @@ class Form:
     def openings(self) -> list[dict[str, Any]]:
         return []
 
+    @abstractmethod
     def whole(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The answer at once, from all that was seen."""
 
+    @abstractmethod
     def parts(self, piece: Piece) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """What a stream tells of this piece: nothing, one part or several."""
 
 
 class Completions(Form):
@@ -91,7 +93,7 @@ class Completions(Form):
         text = piece.text
         if piece.prompt is not None:
             text, scored = self._echo(piece.which), piece.prompt
-        reason = None if piece.reason is None else "stop" if piece.reason == "stop" else "length"
+        reason = _finish(piece)
         if not text and not scored and reason is None:
             return []
         return [self.head() | {"choices": [self._choice(piece.which, text, scored, reason)]}]
@@ -154,7 +156,7 @@ class Chat(Form):
         if text and not self.texts[piece.which]:
             self.texts[piece.which] = text
             text = text.removeprefix(" ")
-        reason = None if piece.reason is None else "stop" if piece.reason == "stop" else "length"
+        reason = _finish(piece)
         if not text and not scored and reason is None:
             return []
         delta = {"content": text} if text or scored else {}
@@ -174,3 +176,8 @@ class Chat(Form):
 
         content = [named(s.token, s.logprob) | {"top_logprobs": [named(*t) for t in s.top]} for s in scored]
         return {"content": content, "refusal": None}
+
+
+def _finish(piece: Piece) -> str | None:
+    """Why an answer ends with this piece, in the API's words; None where it goes on."""
+    return None if piece.reason is None else "stop" if piece.reason == "stop" else "length"

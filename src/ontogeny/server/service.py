@@ -1,15 +1,22 @@
 """What every route needs: who asks, which deployment is meant, how much of it is allowed."""
 
+import asyncio
+import contextlib
 import threading
-from typing import NamedTuple
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 from fastapi import Request
 
+from ontogeny.errors import BadInput
 from ontogeny.server import faults, keys
 from ontogeny.server.deployments import Acting, Deployment, Deployments, Text
+from ontogeny.server.faults import Fault
 from ontogeny.server.keys import LOCAL, Key
 from ontogeny.server.limits import Limits
 from ontogeny.server.meter import Meter
+from ontogeny.server.shelf import NoSession
 from ontogeny.server.store import Store
 
 
@@ -89,6 +96,29 @@ def take(request: Request, key: Key, tokens: int = 0) -> None:
     wait = service(request).limits.take(key, tokens)
     if wait > 0:
         raise faults.too_many("this key has used what it is allowed per minute", wait)
+
+
+async def done(request: Request, work: Future[Any]) -> Any:
+    """What comes of work on a session, which goes on on a thread of its own; what goes wrong becomes an answer."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(work), service(request).time_limit)
+    except NoSession as error:
+        raise faults.absent(f"there is no session '{error}'") from None
+    except BadInput as error:
+        raise faults.bad(str(error)) from None
+    except TimeoutError:
+        raise faults.unavailable("there was no time to answer; try again", "time_limit") from None
+
+
+@contextlib.contextmanager
+def bringing_state() -> Iterator[None]:
+    """A state that is brought back and does not belong here is refused by a code of its own."""
+    try:
+        yield
+    except Fault as fault:
+        if fault.status_code == 400:
+            fault.code = "state_refused"
+        raise
 
 
 class Recent:

@@ -14,13 +14,11 @@ from ontogeny.server import faults
 from ontogeny.server.choices import Taste
 from ontogeny.server.deployments import Answering, Text
 from ontogeny.server.engine import Busy
-from ontogeny.server.faults import Fault
 from ontogeny.server.keys import Key
 from ontogeny.server.line_routes import FILE, SAFETENSORS
 from ontogeny.server.protocol import GoOn
-from ontogeny.server.service import caller, language, service, take
-from ontogeny.server.shelf import NoSession
-from ontogeny.server.text_sessions import Answer, Late, TextSessions
+from ontogeny.server.service import bringing_state, caller, done, language, service, take
+from ontogeny.server.text_sessions import Answer, TextSessions
 
 router = APIRouter(prefix="/v1/models/{model}/sessions", responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]
@@ -30,15 +28,9 @@ async def _do(request: Request, made: Text, key: Key, what: Callable[..., Any], 
     """Runs one of `TextSessions`' methods on its thread, and turns what goes wrong into answers."""
     try:
         work = made.sessions.submit(what, made.sessions, key.id, *arguments)
-        return await asyncio.wait_for(asyncio.wrap_future(work), service(request).time_limit)
-    except NoSession as error:
-        raise faults.absent(f"there is no session '{error}'") from None
-    except BadInput as error:
-        raise faults.bad(str(error)) from None
     except Busy as busy:
         raise faults.too_many("the server is busy; try again", busy.seconds, "queue_full") from None
-    except (Late, TimeoutError):
-        raise faults.unavailable("there was no time to answer; try again", "time_limit") from None
+    return await done(request, work)
 
 
 async def _answering(made: Text, key: Key) -> Answering:
@@ -102,13 +94,9 @@ async def restore(request: Request, model: str, id: str, key: Caller) -> dict[st
     made = language(request, model)
     take(request, key)
     data = await request.body()
-    try:
-        digest = (await _answering(made, key)).digest
+    digest = (await _answering(made, key)).digest
+    with bringing_state():
         return (await _do(request, made, key, TextSessions.restore, id, data, digest)).about
-    except Fault as fault:
-        if fault.status_code == 400:
-            fault.code = "state_refused"
-        raise
 
 
 @router.post("/{id}/fork")

@@ -37,10 +37,6 @@ CHUNK = 32  # tokens read at a time
 MOST_WAITING = 64  # calls
 
 
-class Late(Exception):
-    """There was no time to go on to the end."""
-
-
 class Kept(NamedTuple):
     """Activations: every token but the last has been read, or as many of the last ones as there was room for."""
 
@@ -129,7 +125,7 @@ class TextSessions:
         self, key: str, id: str, weights: Transformer, digest: str, new: Sequence[int], most: int, taste: Taste,
         until: float,
     ) -> Answer:  # fmt: skip
-        """Reads `new` tokens, then says at most `most`; `Late` after `until`, with the session as it was."""
+        """Reads `new` tokens, then says at most `most`; `TimeoutError` after `until`, with the session as it was."""
         session, config, end = self.get(key, id), self._model.config, self._model.tokenizer.end
         tokens = [*session.kept.tokens.tolist(), *new]
         if not tokens:
@@ -143,7 +139,7 @@ class TextSessions:
         made, reason = [], "length"
         while len(made) < most:
             if time.monotonic() > until:
-                raise Late
+                raise TimeoutError
             token = choose(row.next(), taste, len(made))
             if token == end:
                 row.length -= 1  # the last token is the one that is not read yet, again
