@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_online import default_text
 from ontogeny.language import learner as plans
 from ontogeny.language import model as models
 from ontogeny.language import online, recipe, train
@@ -40,12 +41,6 @@ def line(name: str, value: float, unit: str, setting: dict[str, Any], **more: An
     empty = dict.fromkeys(("se", "peer", "peer_value", "ratio", "seconds"))
     record = {"name": f"serve.learning.{name}", "value": round(value, 5), "unit": unit} | empty | more
     print(json.dumps(record | {"setting": setting}), flush=True)
-
-
-def default_text() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics[name] for name in sorted(topics))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Lines of learning: rebuilt to the same bits, gated, gone back, erased as if never seen."""
 
+import sqlite3
 from string import ascii_lowercase
 
 import jax
@@ -11,7 +12,7 @@ from ontogeny.errors import BadInput
 from ontogeny.language.learner import Plan
 from ontogeny.server import journal, learner
 from ontogeny.server.lines import BOUND, Lines, Settings, read_about
-from ontogeny.server.store import Store
+from ontogeny.server.store import FILE, FORMAT, SCHEMA, Store
 from serving import ROOT, load, shared_run
 
 TEXTS = [
@@ -301,3 +302,24 @@ def test_a_damaged_snapshot_is_named(made, tmp_path):
     file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\x80?")
     with pytest.raises(BadInput, match=file.name):
         head(opened(made, tmp_path / "state"))
+
+
+def test_a_folder_of_the_first_format_is_brought_up_to_date_and_loses_nothing(tmp_path):
+    Store(tmp_path).close()  # its folders
+    (tmp_path / FILE).unlink()
+    old = sqlite3.connect(tmp_path / FILE)
+    old.executescript(SCHEMA[0] + "PRAGMA user_version=1;")
+    old.execute("INSERT INTO sessions VALUES ('one', 'story', 'anna', 3, x'00', 1.0)")
+    old.commit()
+    old.close()
+    for _ in range(2):  # the second time there is nothing to be done
+        store = Store(tmp_path)
+        assert store.connection.execute("PRAGMA user_version").fetchone()[0] == FORMAT == 2
+        assert store.connection.execute("SELECT count(*) FROM inherited").fetchone()[0] == 0
+        assert store.connection.execute("SELECT steps FROM sessions WHERE id = 'one'").fetchone()[0] == 3
+        store.close()
+    newer = sqlite3.connect(tmp_path / FILE)
+    newer.execute("PRAGMA user_version=3")
+    newer.close()
+    with pytest.raises(BadInput, match="has format 3"):
+        Store(tmp_path)

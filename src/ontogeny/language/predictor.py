@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
@@ -85,4 +84,4 @@ def _block(
     if frozen:
         return weights, rows, transformer.losses(config, whole, window[None])[0]
     new, nats = read.update(trained, weights, window, size, again)
-    return new, rows, jnp.asarray(nats)
+    return new, rows, nats
