@@ -1,5 +1,6 @@
 """Lines of learning: rebuilt to the same bits, gated, gone back, erased as if never seen."""
 
+import math
 import sqlite3
 from string import ascii_lowercase
 
@@ -11,8 +12,10 @@ from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.language.learner import Plan
 from ontogeny.server import journal, learner
+from ontogeny.server.choices import Taste
 from ontogeny.server.lines import BOUND, Lines, Settings, read_about
 from ontogeny.server.store import FILE, FORMAT, SCHEMA, Store
+from ontogeny.server.text_sessions import TextSessions
 from serving import ROOT, load, shared_run
 
 TEXTS = [
@@ -323,3 +326,22 @@ def test_a_folder_of_the_first_format_is_brought_up_to_date_and_loses_nothing(tm
     newer.close()
     with pytest.raises(BadInput, match="has format 3"):
         Store(tmp_path)
+
+
+def test_what_a_text_was_read_by_is_read_anew_by_weights_that_learned_since(tmp_path, tmp_path_factory):
+    model = load(shared_run(tmp_path_factory))
+    moved = jax.tree.map(lambda leaf: 1.5 * leaf, model.weights)
+    sessions, taste = TextSessions("story", model, Store(tmp_path)), Taste(1.0, 1.0, 0)
+    first, then = (model.tokenizer.encode(text).tolist() for text in TEXTS[:2])
+
+    def read(id, weights, digest, new):
+        return sessions.go_on("anna", id, weights, digest, new, 0, taste, math.inf).session
+
+    old = sessions.create("anna", "trained").id
+    read(old, model.weights, "trained", first[:20])
+    went_on = read(old, moved, "moved", then[:20])
+    fresh = read(sessions.create("anna", "moved").id, moved, "moved", first[:20] + then[:20])
+    stayed = read(sessions.create("anna", "trained").id, model.weights, "trained", first[:20] + then[:20])
+    assert went_on.steps == fresh.steps == 40 and went_on.weights == "moved"
+    assert trees.same_bits(went_on.kept, fresh.kept) and not trees.same_bits(went_on.kept, stayed.kept)
+    sessions.stop()
