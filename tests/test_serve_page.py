@@ -59,6 +59,7 @@ def test_three_ways_on(live, browser, width, scheme, tmp_path):
     page.locator("#undo").click()
     assert story.input_value() == opening
     expect(page.locator("#decisions tr").first).to_contain_text("learned", timeout=60_000)
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
     page.once("dialog", lambda dialog: dialog.accept())
     page.locator("#back").click()
     expect(page.locator("#facts")).to_contain_text("0.00 %", timeout=20_000)
