@@ -13,6 +13,7 @@ from ontogeny.errors import BadInput
 from ontogeny.language.learner import Plan
 from ontogeny.server import journal, learner
 from ontogeny.server.choices import Taste
+from ontogeny.server.deployments import Options, Text
 from ontogeny.server.lines import BOUND, Lines, Settings, read_about
 from ontogeny.server.store import FILE, FORMAT, SCHEMA, Store
 from ontogeny.server.text_sessions import TextSessions
@@ -345,3 +346,17 @@ def test_what_a_text_was_read_by_is_read_anew_by_weights_that_learned_since(tmp_
     assert went_on.steps == fresh.steps == 40 and went_on.weights == "moved"
     assert trees.same_bits(went_on.kept, fresh.kept) and not trees.same_bits(went_on.kept, stayed.kept)
     sessions.stop()
+
+
+def test_a_frozen_deployment_whose_weights_changed_answers_no_more(tmp_path, tmp_path_factory):
+    """The planted error behind the proof of Case 2: one number of one weight is another."""
+    made = Text("story", load(shared_run(tmp_path_factory)), Store(tmp_path), Options())
+    made.verify()
+    assert made.failure is None
+    leaves, structure = jax.tree.flatten(made.model.weights)
+    leaves[-1] = np.array(leaves[-1])
+    leaves[-1].flat[0] = np.nextafter(leaves[-1].flat[0], np.inf)
+    made.model = made.model._replace(weights=jax.tree.unflatten(structure, leaves))
+    made.verify()
+    assert made.failure is not None
+    made.sessions.stop()
