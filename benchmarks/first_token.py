@@ -1,14 +1,15 @@
-"""Processor seconds from a question to its first token, in the engine alone: one stream, sixteen at once, sixteen on.
+"""Seconds from a question to its first token, in the engine alone: one stream, sixteen at once, sixteen on.
 
     python benchmarks/first_token.py
 
-Seconds of the processor, not of the clock, so that a machine that others use gives the same figures; on C idle cores
-they pass C times as fast at best. The model is that of `benchmarks/serve.py`: 6 layers, 384 wide, vocabulary 8192;
-32 tokens of prompt, 64 of answer. `burst`: sixteen questions come together to an idle engine. `on`: each stream then
-asks again as soon as it is answered. To compare two versions, put each one's `src` on PYTHONPATH. Prints JSON lines.
+The model is that of `benchmarks/serve.py`: 6 layers, 384 wide, vocabulary 8192; 32 tokens of prompt, 64 of answer, or,
+`varied`, 32 to 96. `burst`: sixteen questions come together to an idle engine. `on`: each stream then asks again as
+soon as it is answered; with answers of one length, streams that began together come again together. To compare two
+versions, put each one's `src` on PYTHONPATH, and take turns. Prints JSON lines.
 """
 
 import json
+import os
 import random
 import threading
 import time
@@ -25,18 +26,19 @@ PROMPT, NEW, ROUNDS = 32, 64, 3
 class Stream:
     """Asks, is answered, asks again; `waits` are seconds to each first token."""
 
-    def __init__(self, engine, weights, number):
-        self.engine, self.weights, self.draw = engine, weights, random.Random(number)
+    def __init__(self, engine, weights, number, varied):
+        self.engine, self.weights, self.draw, self.varied = engine, weights, random.Random(number), varied
         self.waits, self.done = [], threading.Event()
 
     def ask(self):
         prompt = tuple(self.draw.randrange(256) for _ in range(PROMPT))
-        self.began, self.first = time.process_time(), True
-        self.engine.ask(Question(self.weights, prompt, NEW, Taste(1.0, seed=self.draw.getrandbits(30)), None), self)
+        self.began, self.first = time.perf_counter(), True
+        new = self.draw.randint(NEW // 2, NEW + NEW // 2) if self.varied else NEW
+        self.engine.ask(Question(self.weights, prompt, new, Taste(1.0, seed=self.draw.getrandbits(30)), None), self)
 
     def __call__(self, what):
         if isinstance(what, Token) and self.first:
-            self.waits.append(time.process_time() - self.began)
+            self.waits.append(time.perf_counter() - self.began)
             self.first = False
         elif isinstance(what, End):
             if len(self.waits) < ROUNDS:
@@ -45,22 +47,22 @@ class Stream:
                 self.done.set()
 
 
-def measure(engine, weights, streams):
-    """The streams, after all have been answered, and the processor seconds of a token."""
-    found = [Stream(engine, weights, number) for number in range(streams)]
-    began, before = time.process_time(), engine.tokens
+def measure(engine, weights, streams, varied=False):
+    """The streams, after all have been answered, and the seconds of a token."""
+    found = [Stream(engine, weights, number, varied) for number in range(streams)]
+    began, before = time.perf_counter(), engine.tokens
     for stream in found:
         stream.ask()
     for stream in found:
         stream.done.wait()
-    return found, (time.process_time() - began) / (engine.tokens - before)
+    return found, (time.perf_counter() - began) / (engine.tokens - before)
 
 
 def tell(name, waits, per_token, streams):
     waits = sorted(waits)
-    record = {"name": f"first_token.{name}", "unit": "processor s", "streams": streams, "requests": len(waits)}
+    record = {"name": f"first_token.{name}", "unit": "s", "streams": streams, "requests": len(waits)}
     record |= {"p50": round(waits[len(waits) // 2], 4), "p99": round(waits[int(0.99 * len(waits))], 4)}
-    print(json.dumps(record | {"per_token": round(per_token, 5)}), flush=True)
+    print(json.dumps(record | {"per_token": round(per_token, 5), "load": os.getloadavg()[0]}), flush=True)
 
 
 def main():
@@ -71,9 +73,11 @@ def main():
     measure(engine, weights, 1)
     found, per_token = measure(engine, weights, 1)
     tell("alone", found[0].waits, per_token, 1)
-    found, per_token = measure(engine, weights, 16)
-    tell("burst", [stream.waits[0] for stream in found], per_token, 16)
-    tell("on", [wait for stream in found for wait in stream.waits[1:]], per_token, 16)
+    for varied in (False, True):
+        found, per_token = measure(engine, weights, 16, varied)
+        kind = ".varied" if varied else ""
+        tell(f"burst{kind}", [stream.waits[0] for stream in found], per_token, 16)
+        tell(f"on{kind}", [wait for stream in found for wait in stream.waits[1:]], per_token, 16)
     engine.stop()
 
 

@@ -3,6 +3,7 @@
     python benchmarks/serve.py                  ours
     python benchmarks/serve.py --learning       what learning costs users of frozen weights
     python benchmarks/serve.py --peer PYTHON    beside FastAPI + transformers' generate, same weights
+    python benchmarks/serve.py --varied         answers of 32 to 96 tokens in place of 64
 
 The model has 6 layers, 384 wide, vocabulary 8192, random weights in a GPT-2 folder that both load; speed does not
 depend on what the weights know. Each stream asks, reads its answer to the end, and asks again; the first round of each
@@ -89,11 +90,14 @@ def make_folder(folder: Path) -> None:
     hugging_face.write(folder, config, initial(jax.random.key(0), config), BytePairs(made))
 
 
-async def stream(port: int, rounds: int, draw: random.Random, found: list[tuple[float, float, float, int]]) -> None:
+async def stream(
+    port: int, rounds: int, draw: random.Random, varied: bool, found: list[tuple[float, float, float, int]]
+) -> None:
     """Asks so many times; appends when it began, when the first token came, when the last, how many there were."""
     for number in range(rounds):
         prompt = [draw.randrange(256) for _ in range(PROMPT)]
-        body = {"model": "model", "prompt": prompt, "max_tokens": NEW, "stream": True, "seed": draw.getrandbits(30)}
+        most = draw.randint(NEW // 2, NEW + NEW // 2) if varied else NEW
+        body = {"model": "model", "prompt": prompt, "max_tokens": most, "stream": True, "seed": draw.getrandbits(30)}
         data = json.dumps(body | {"temperature": 1.0}).encode()
         began = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
@@ -109,9 +113,11 @@ async def stream(port: int, rounds: int, draw: random.Random, found: list[tuple[
             found.append((began, first, time.perf_counter(), count))
 
 
-async def measure(port: int, streams: int, rounds: int) -> dict[str, float]:
+async def measure(port: int, streams: int, rounds: int, seed: int, varied: int) -> dict[str, float]:
     found: list[tuple[float, float, float, int]] = []
-    await asyncio.gather(*(stream(port, rounds + 1, random.Random(i), found) for i in range(streams)))
+    await asyncio.gather(
+        *(stream(port, rounds + 1, random.Random(1000 * seed + i), bool(varied), found) for i in range(streams))
+    )
     began, ended = min(f[0] for f in found), max(f[2] for f in found)
     waits = sorted(f[1] - f[0] for f in found)
     return {
@@ -146,9 +152,9 @@ def start(command: list[str]) -> tuple[subprocess.Popen, int]:
     raise SystemExit("a server was not ready in 300 s")
 
 
-def loaded(port: int, streams: int, rounds: int) -> dict[str, float]:
-    """Measured by a process of its own."""
-    asked = [sys.executable, __file__, "--load", str(port), str(streams), str(rounds)]
+def loaded(port: int, streams: int, rounds: int, seed: int = 0, varied: bool = False) -> dict[str, float]:
+    """Measured by a process of its own. The same seed asks the same questions, which a server may remember."""
+    asked = [sys.executable, __file__, "--load", str(port), str(streams), str(rounds), str(seed), str(int(varied))]
     return json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
 
 
@@ -166,7 +172,7 @@ def learning_costs(streams: int, rounds: int) -> None:
             calm = loaded(port, streams, rounds)
             teacher = subprocess.Popen([sys.executable, __file__, "--teach", str(port), str(text)])
             time.sleep(10)
-            learning = loaded(port, streams, rounds)
+            learning = loaded(port, streams, rounds, 1)
             teacher.kill()
             teacher.wait()
             learned = json.loads(asyncio.run(ask(port, "GET", "/v1/models/learner/line")))
@@ -210,9 +216,10 @@ def main() -> None:
     parser.add_argument("--peer", nargs="?", const=sys.executable, help="A Python that has torch and transformers.")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--varied", action="store_true", help="Answers of different lengths.")
     parser.add_argument("--learning", action="store_true", help="What learning costs those who are frozen, alone.")
     parser.add_argument("--teach", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--load", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--load", type=int, nargs=5, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.load:
         return print(json.dumps(asyncio.run(measure(*asked.load))))
@@ -229,7 +236,10 @@ def main() -> None:
             servers["peer"] = start([asked.peer, "-c", PEER, str(folder)])
         try:
             for streams in asked.streams:
-                both = {name: loaded(port, streams, asked.rounds) for name, (_, port) in servers.items()}
+                both = {
+                    name: loaded(port, streams, asked.rounds, streams, asked.varied)
+                    for name, (_, port) in servers.items()
+                }
                 for name, unit in (
                     ("tokens_per_s", "tokens/s"),
                     ("requests_per_s", "requests/s"),
@@ -245,7 +255,7 @@ def main() -> None:
                     record["setting"] = {
                         "streams": streams,
                         "prompt": PROMPT,
-                        "new": NEW,
+                        "new": "32 to 96" if asked.varied else NEW,
                         "requests": both["ours"]["requests"],
                         "load": round(os.getloadavg()[0], 1),
                     }

@@ -1,5 +1,6 @@
 """Engine: the same question has the same bits, alone, among others, in any order, after any history."""
 
+import contextlib
 import random
 import threading
 import time
@@ -7,12 +8,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ontogeny.content.transformer import configure, forward, initial
+from ontogeny.content.transformer import Cache, configure, forward, initial
 from ontogeny.errors import BadInput
 from ontogeny.server import programs
 from ontogeny.server.choices import Taste, choose, score
-from ontogeny.server.engine import Busy, End, Engine, Question, Token
+from ontogeny.server.engine import Busy, Engine
+from ontogeny.server.prefixes import Prefixes
+from ontogeny.server.rows import End, Question, Token
 from ontogeny.server.text import Growing
 
 CONFIG = configure("gpt2", 257, 64, layers=2, heads=2, width=64)
@@ -79,6 +84,97 @@ def test_same_question_same_bits_alone_among_63_others_and_in_any_order(engine, 
         assert ask_all(engine, [question(number, weights)]) == [together[number]]
 
 
+def test_one_thread_and_three_answer_in_the_same_bits(engine, weights):
+    questions = [question(n, weights) for n in range(24)]
+    expected = ask_all(engine, questions)
+    for workers in (1, 3):
+        other = Engine(CONFIG, rows=16, workers=workers)
+        other.start(weights)
+        assert ask_all(other, questions) == expected
+        other.stop()
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """How many chunks of prompts were read: a list, one entry each."""
+    read, made = programs.read, []
+    monkeypatch.setattr(programs, "read", lambda *arguments: made.append(1) or read(*arguments))
+    return made
+
+
+def test_who_comes_again_with_the_same_beginning_has_the_same_bits_and_reads_only_what_is_new(engine, weights, chunks):
+    draw = np.random.default_rng(5)
+    first = tuple(map(int, draw.integers(0, 256, 40)))
+    prompts = [first, first, (*first, 7, 8, 9), first[:35], (*first[:33], *range(15)), tuple(range(45)), first[:32]]
+
+    def questions(name):
+        return [Question(weights, p, 12, Taste(1.0, seed=i), None, 2, name=name) for i, p in enumerate(prompts)]
+
+    cold = [ask_all(engine, [asked])[0] for asked in questions(None)]
+    assert len(chunks) == 2 * 6 + 1
+    for counts in ([2, 0, 1, 1, 1, 2, 1], [0] * 7):  # chunks of 32 tokens; what is not known whole has one at least
+        for asked, expected, count in zip(questions(("anna", "1")), cold, counts, strict=True):
+            chunks.clear()
+            assert ask_all(engine, [asked]) == [expected]
+            assert len(chunks) == count
+    chunks.clear()
+    assert ask_all(engine, questions(("berta", "1"))[:1]) == cold[:1]  # nobody goes on from what another has read
+    assert len(chunks) == 2
+    engine.prefixes.forget("anna")
+    chunks.clear()
+    assert ask_all(engine, questions(("anna", "1"))[:1]) == cold[:1]
+    assert len(chunks) == 2
+
+
+def test_of_those_who_come_together_with_the_same_prompt_one_reads_it(engine, weights, chunks):
+    prompt = tuple(range(60, 110))
+    asked = [Question(weights, prompt, 5, Taste(1.0, seed=i), None, name=("ways", "on")) for i in range(8)]
+    found = ask_all(engine, asked)
+    assert len(chunks) == 2
+    assert found == ask_all(engine, [one._replace(name=None) for one in asked])
+
+
+def test_long_prompts_keep_nobody_waiting(weights, chunks):
+    """Between two tokens of an answer one long prompt goes on by one chunk, and two short ones are read."""
+    engine = Engine(CONFIG, rows=8, workers=1)
+    engine.start(weights)
+    answers = [Answer() for _ in range(7)]
+
+    class Counting(Answer):
+        def __call__(self, what):
+            self.read = [*getattr(self, "read", []), len(chunks)]
+            super().__call__(what)
+
+    counting = Counting()
+    engine.ask(Question(weights, (1,), 60, Taste(1.0), None), counting)
+    while not counting.tokens:
+        pass
+    for answer in answers:
+        engine.ask(Question(weights, tuple(range(63)), 1, Taste(1.0), None), answer)
+    assert counting.wait()[2] == "length" and all(answer.wait()[2] == "length" for answer in answers)
+    assert max(np.diff(counting.read)) <= 3
+    engine.stop()
+
+
+def test_when_a_thread_fails_everybody_is_told(weights, monkeypatch):
+    engine = Engine(CONFIG, rows=8)
+    engine.start(weights)
+    answers = [Answer() for _ in range(9)]
+
+    def broken(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(programs, "read", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with contextlib.suppress(Busy):
+        for answer in answers:
+            engine.ask(Question(weights, (1,), 5, Taste(1.0), None), answer)
+    assert answers[0].wait()[2] == "failed" and isinstance(engine.failed, RuntimeError)
+    with pytest.raises(Busy):
+        engine.ask(Question(weights, (1,), 1, Taste(1.0), None), Answer())
+    engine.stop()
+
+
 def test_other_weights_beside_change_no_bit(engine, weights):
     others = jax.tree.map(lambda leaf: leaf * 1.01, weights)
     alone = ask_all(engine, [question(n, weights) for n in range(6)])
@@ -113,9 +209,10 @@ def test_an_answer_goes_on_beyond_the_context(engine, weights):
 
 def test_nothing_is_compiled_under_load(engine, weights):
     ask_all(engine, [question(n, weights) for n in range(40)])
-    before = programs.read._cache_size(), programs.go_on._cache_size()
+    compiled = (programs.read, programs.place, programs.go_on)
+    before = [program._cache_size() for program in compiled]
     ask_all(engine, [question(n + 100, weights) for n in range(80)])
-    assert (programs.read._cache_size(), programs.go_on._cache_size()) == before
+    assert [program._cache_size() for program in compiled] == before
 
 
 def test_a_row_is_free_again_soon_after_its_owner_leaves(engine, weights):
@@ -153,6 +250,36 @@ def test_a_full_queue_says_when_to_come_again(weights):
     engine.stop()
     with pytest.raises(Busy):
         engine.ask(Question(weights, (1,), 1, Taste(1.0), None), Answer())
+
+
+TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), TOKENS), max_size=8), TOKENS, st.integers(1, 4), st.integers(1, 9))
+def test_prefixes_are_the_longest_that_were_read_and_are_kept(read, wanted, chunk, most):
+    """Against a plain search: whole prompts, else beginnings in whole chunks, of the same name, the last `most`."""
+
+    def encoded(tokens):
+        return np.array(tokens, np.int32).tobytes()
+
+    prefixes = Prefixes(chunk, most=most * 8)
+    kept = {}
+    for name, tokens in read:
+        cache = Cache((np.zeros(1, np.float32),), (), np.zeros(1, np.int32))
+        prefixes.keep((name, "1"), encoded(tokens), cache, np.array(tokens))
+        kept.setdefault((name, tuple(tokens)), len(kept))
+    assert len(prefixes) <= most
+    alive = [of for of in list(kept)[-most:]]
+    own = [list(tokens) for name, tokens in alive if name == "a"]
+    found = prefixes.find(("a", "1"), encoded(wanted))
+    if wanted in own:
+        assert found is not None and found.length == len(wanted) and found.logits.tolist() == wanted
+    else:
+        lengths = [n for n in range(chunk, len(wanted), chunk) if any(other[:n] == wanted[:n] for other in own)]
+        assert (found.length if found else 0) == max(lengths, default=0)
+        assert found is None or found.logits is None
+    prefixes.forget("a")
+    assert prefixes.find(("a", "1"), encoded(wanted)) is None and prefixes.find(("b", "2"), encoded(wanted)) is None
 
 
 def test_what_cannot_be_asked(engine, weights):

@@ -10,7 +10,8 @@ from fastapi import Request
 from ontogeny.language.tokenizer import Tokenizer
 from ontogeny.server import faults
 from ontogeny.server.choices import Scored
-from ontogeny.server.engine import Busy, End, Engine, Question, Ticket, Token
+from ontogeny.server.engine import Busy, Engine, Ticket
+from ontogeny.server.rows import End, Question, Token
 from ontogeny.server.text import Growing
 
 

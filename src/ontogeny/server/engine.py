@@ -1,28 +1,33 @@
-"""Continuous batching: requests join and leave tiles of rows while they run; one thread does all the model's work.
+"""Continuous batching: requests join and leave tiles of rows while they run; a few threads do the model's work.
 
-A tile is a few rows that share weights and one program. Each turn of the loop lets waiting requests into free rows,
-reads chunks of prompts, and adds one token to every row that has been read. Nothing is compiled after `warm_up`.
-Bits: see `programs`. Knows tokens and weights; nothing of text's transport, of keys and of learning.
+There are two kinds of work: reading a chunk of one prompt, and one more token for each row of a tile that has been
+read. Each thread takes what is most urgent, so that a prompt is read on one core while answers go on on another, and
+whoever comes waits for one piece of work at most. Nothing is compiled after `start`. Bits: see `programs`; which thread
+does what, and when, changes none. Knows tokens and weights; nothing of text's transport, of keys and of learning.
 """
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import Cache, Config, Transformer
+from ontogeny.content.transformer import Config, Transformer
 from ontogeny.errors import BadInput
 from ontogeny.server import programs
-from ontogeny.server.choices import Scored, Taste, choose, score
+from ontogeny.server.choices import Scored, choose, score
+from ontogeny.server.prefixes import Prefixes
 from ontogeny.server.programs import Shape
+from ontogeny.server.rows import End, Question, Row, Tile, Token, Told
 
-CHUNKS = 2  # that only go on with a prompt, read between two tokens of those that are under way
-LAST_CHUNKS = 2  # that end a prompt; with more, those who came together end together, and come together again
+ENDS = 2  # chunks that end a prompt, begun between two tokens of a tile
+GOES = 1  # chunks that only go on with a prompt, begun between two tokens of a tile
+MOST_WORKERS = 4
 PATIENCE = 5.0  # seconds after which one that waits for a tile is let in before all others
 
 
@@ -34,70 +39,10 @@ class Busy(Exception):
         self.seconds = seconds
 
 
-class Question(NamedTuple):
-    """All that an answer depends on, and when to give up."""
-
-    weights: Transformer
-    prompt: tuple[int, ...]  # at least one token
-    most: int  # tokens to generate
-    taste: Taste
-    end: int | None  # the token that ends an answer
-    alternatives: int | None = None  # how many likely tokens to tell; None: no log-probabilities at all
-    echo: bool = False  # log-probabilities of the prompt too
-    deadline: float = float("inf")  # of time.monotonic
-
-
-class Token(NamedTuple):
-    """One more token of an answer."""
-
-    token: int
-    scored: Scored | None
-
-
-class End(NamedTuple):
-    """Why there are no more: stop (the end token, which is not part of the answer), length, time, cancelled, failed."""
-
-    reason: str
-
-
-Told = Callable[[Token | list[Scored] | End], bool | None]  # the prompt's scores first, tokens, one End; True: enough
-
-
-class _Row:
-    """A request on its way; belongs to the engine's thread."""
-
-    def __init__(self, question: Question, told: Told, capacity: int) -> None:
-        self.question, self.told = question, told
-        self.since = time.monotonic()
-        self.cancelled = False
-        self.seen = list(question.prompt)
-        self.made = 0
-        self.length = 0  # tokens in the cache
-        room = 0 if question.echo else min(question.most, capacity // 2)
-        self.waiting = self.seen[-(capacity - room) :] if not question.echo else self.seen  # tokens to read in chunks
-        self.scores: list[Scored] = []
-        self.last: np.ndarray | None = None  # logits of what comes next
-
-    def slide(self, capacity: int) -> None:
-        """The row is full: it goes on from the second half of what it can hold, read anew."""
-        self.waiting, self.length = self.seen[-(capacity // 2) :], 0
-
-
-class _Tile:
-    def __init__(self, cache: Cache, rows: int) -> None:
-        self.cache = cache
-        self.weights: Transformer | None = None
-        self.rows: list[_Row | None] = [None] * rows
-
-    @property
-    def empty(self) -> bool:
-        return not any(self.rows)
-
-
 class Ticket:
     """What whoever asked holds; `cancel` lets go of the row."""
 
-    def __init__(self, engine: "Engine", row: _Row) -> None:
+    def __init__(self, engine: "Engine", row: Row) -> None:
         self._engine, self._row = engine, row
 
     def cancel(self) -> None:
@@ -106,24 +51,34 @@ class Ticket:
 
 
 class Engine:
-    """A thread that answers questions to one model, whatever its weights."""
+    """Threads that answer questions to one model, whatever its weights."""
 
     def __init__(
-        self, config: Config, *, rows: int = 64, queue: int = 256, shape: Shape | None = None, compute: Any = np.float32
+        self,
+        config: Config,
+        *,
+        rows: int = 64,
+        queue: int = 256,
+        shape: Shape | None = None,
+        compute: Any = np.float32,
+        workers: int | None = None,
     ) -> None:
         self.config = config
         self.shape = shape or programs.shape_for(config)
+        self.prefixes = Prefixes(self.shape.chunk)
         self._most_tiles = max(1, rows // self.shape.rows)
         self._queue, self._compute = queue, compute
-        self._tiles: list[_Tile] = []
-        self._waiting: deque[_Row] = deque()
+        self._tiles: list[Tile] = []
+        self._waiting: deque[Row] = deque()
         self._lock = threading.Condition()
         self._stopping = False
         self.failed: BaseException | None = None
         self.tokens = 0  # generated so far
-        self.turns = 0
+        self.turns = 0  # tokens of a whole tile
         self._pace = 0.1  # seconds that a request takes, smoothed
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        count = _workers() if workers is None else workers
+        self._at_work, self._most_generating = count, max(1, count - 1)  # one is free for whoever comes
+        self._threads = [threading.Thread(target=self._run, name=f"engine {i}", daemon=True) for i in range(count)]
 
     @property
     def most(self) -> int:
@@ -133,16 +88,18 @@ class Engine:
     def start(self, weights: Transformer) -> None:
         """Compiles everything, checks the machine, then begins to answer."""
         programs.check_rows(self.config, self.shape, weights)
+        self._empty = programs.empty_row(self.config, self.shape, self._compute)
         self._tiles.append(self._new_tile())
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def ask(self, question: Question, told: Told) -> Ticket:
-        """Queues a question; `told` is called on the engine's thread and must not wait. Raises `Busy`."""
+        """Queues a question; `told` is called on one of the engine's threads and must not wait. Raises `Busy`."""
         if not question.prompt:
             raise BadInput("a prompt needs at least one token")
         if question.echo and len(question.prompt) > self.most:
             raise BadInput(f"{len(question.prompt)} tokens to score are more than the model's context of {self.most}")
-        row = _Row(question, told, self.most)
+        row = Row(question, told, self.most)
         with self._lock:
             if self._stopping or self.failed is not None:
                 raise Busy(5.0)
@@ -159,9 +116,10 @@ class Engine:
     def stop(self) -> None:
         with self._lock:
             self._stopping = True
-            self._lock.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._lock.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     @property
     def under_way(self) -> int:
@@ -171,49 +129,91 @@ class Engine:
     def queued(self) -> int:
         return len(self._waiting)
 
-    def _new_tile(self) -> _Tile:
-        return _Tile(programs.empty_tile(self.config, self.shape, self._compute), self.shape.rows)
+    def _new_tile(self) -> Tile:
+        return Tile(programs.empty_tile(self.config, self.shape, self._compute), self.shape.rows)
 
     def _run(self) -> None:
         try:
-            while self._turn():
-                pass
+            while (work := self._next()) is not None:
+                work()
         except BaseException as error:  # the engine is the process's heart: what stops it is told to everybody
             self.failed = error
             raise
         finally:
-            reason = "failed" if self.failed is not None else "cancelled"
             with self._lock:
-                left = [*self._waiting, *(row for tile in self._tiles for row in tile.rows if row is not None)]
-                self._waiting.clear()
-            for row in left:
-                _tell(row, End(reason))
+                self._stopping = True
+                self._at_work -= 1
+                self._lock.notify_all()
+                if not self._at_work:  # the last one tells those who are left, whom nobody works on any more
+                    left = [*self._waiting, *(row for tile in self._tiles for row in tile.rows if row is not None)]
+                    self._waiting.clear()
+                    for row in left:
+                        _tell(row, End("failed" if self.failed is not None else "cancelled"))
 
-    def _turn(self) -> bool:
+    def _next(self) -> Callable[[], None] | None:
+        """The most urgent piece of work, once there is one; None when it is time to stop."""
         with self._lock:
-            self._drop_waiting()
-            while not (self._stopping or self._waiting or self.under_way):
+            while not self._stopping:
+                self._let_go()
+                self._let_in()
+                if (work := self._most_urgent()) is not None:
+                    return work
                 self._lock.wait()
-                self._drop_waiting()
-            if self._stopping:
-                return False
-            self._let_in()
-        now = time.monotonic()
-        for tile in self._tiles:
-            for row in filter(None, tile.rows):
-                if row.cancelled or row.question.deadline <= now:
-                    self._leave(tile, row, "cancelled" if row.cancelled else "time")
-        self._read_prompts()
-        self._generate()
-        self.turns += 1
-        return True
+        return None
 
-    def _drop_waiting(self) -> None:
+    def _most_urgent(self) -> Callable[[], None] | None:
+        """The end of a prompt before all, since it gives somebody a first token; but a tile waits for a few at most."""
+        ends, goes = self._unread()
+        ready = []
+        if sum(tile.busy for tile in self._tiles) < self._most_generating:
+            ready = [tile for tile in self._tiles if not tile.busy and any(row and row.ready for row in tile.rows)]
+        tile = min(ready, key=lambda tile: tile.turns, default=None)
+        if ends and (tile is None or tile.ends < ENDS):
+            found = ends[0]
+            for each in self._tiles:
+                each.ends += 1
+        elif goes and (tile is None or tile.goes < GOES):
+            found = goes[0]
+            for each in self._tiles:
+                each.goes += 1
+        elif tile is not None:
+            self.turns += 1
+            tile.busy, tile.turns, tile.ends, tile.goes = True, self.turns, 0, 0
+            rows = [(at, row) for at, row in enumerate(tile.rows) if row is not None and row.ready]
+            for _, row in rows:
+                row.busy = True
+            return lambda: self._generate(tile, rows)
+        else:
+            return None
+        found[1].busy = found[1].reading = True
+        return lambda: self._read(*found)
+
+    def _unread(self) -> tuple[list[tuple[Tile, Row]], list[tuple[Tile, Row]]]:
+        """Rows whose prompt the next chunk ends, and those that have longer ones; first come, first served.
+
+        Of those who came with the same prompt under the same name one reads it, and the others wait for that one.
+        """
+        found = [(tile, row) for tile in self._tiles for row in tile.rows if row and (row.waiting or row.reading)]
+        found.sort(key=lambda pair: pair[1].since)
+        seen, unread = set(), []
+        for tile, row in found:
+            if row.prefix is None or row.prefix not in seen:
+                seen.add(row.prefix)
+                if not row.busy:
+                    unread.append((tile, row))
+        K = self.shape.chunk
+        return [p for p in unread if len(p[1].waiting) <= K], [p for p in unread if len(p[1].waiting) > K]
+
+    def _let_go(self) -> None:
+        """Of those who hung up, and those whose time is over."""
         now = time.monotonic()
-        gone = [row for row in self._waiting if row.cancelled or row.question.deadline <= now]
-        for row in gone:
+        for row in [row for row in self._waiting if row.cancelled or row.question.deadline <= now]:
             self._waiting.remove(row)
             _tell(row, End("cancelled" if row.cancelled else "time"))
+        for tile in self._tiles:
+            for row in tile.rows:
+                if row is not None and not row.busy and (row.cancelled or row.question.deadline <= now):
+                    self._leave(tile, row, "cancelled" if row.cancelled else "time")
 
     def _let_in(self) -> None:
         """First come, first served; one whose weights find no tile is passed by, but not for ever."""
@@ -228,57 +228,52 @@ class Engine:
             tile.rows[tile.rows.index(None)] = row
             self._waiting.remove(row)
 
-    def _tile_for(self, weights: Transformer) -> _Tile | None:
+    def _tile_for(self, weights: Transformer) -> Tile | None:
         for tile in self._tiles:
             if tile.weights is weights and not tile.empty and None in tile.rows:
                 return tile
         for tile in self._tiles:
-            if tile.empty:
+            if tile.empty and not tile.busy:
                 return tile
         if len(self._tiles) < self._most_tiles:
             self._tiles.append(self._new_tile())
             return self._tiles[-1]
         return None
 
-    def _read_prompts(self) -> None:
-        """One chunk of some rows, of those who came first.
-
-        Some that end a prompt and some that only go on with a long one, so that neither waits for the other, and what
-        is under way waits for neither.
-        """
-        unread = [
-            (row.since, tile, at, row)
-            for tile in self._tiles
-            for at, row in enumerate(tile.rows)
-            if row and row.waiting
-        ]
-        unread.sort(key=lambda found: found[0])
-        K = self.shape.chunk
-        ends = [found for found in unread if len(found[3].waiting) <= K][:LAST_CHUNKS]
-        goes_on = [found for found in unread if len(found[3].waiting) > K][:CHUNKS]
-        under_way = []
-        for _, tile, at, row in (*ends, *goes_on):
-            assert tile.weights is not None
+    def _read(self, tile: Tile, row: Row) -> None:
+        """One chunk of a prompt; the first token of the answer where it is the last one."""
+        scoring, made = row.question.echo and not row.made, row.made
+        logits = None
+        if row.prefix is not None and not row.length and (known := self.prefixes.find(*row.prefix)) is not None:
+            row.read, row.length, logits = known
+            row.waiting = row.waiting[row.length :]
+        if row.waiting:
+            K = self.shape.chunk
             chunk, row.waiting = row.waiting[:K], row.waiting[K:]
             tokens = np.zeros(K, np.int32)
             tokens[: len(chunk)] = chunk
-            scoring = row.question.echo and not row.made
-            place = np.int32(at), np.int32(row.length)
-            tile.cache, logits = programs.read(
-                self.config, tile.weights, tile.cache, *place, tokens, np.int32(len(chunk)), scoring
-            )
+            before = self._empty if row.read is None else row.read
+            at, count = np.int32(row.length), np.int32(len(chunk))
+            cache, found = programs.read(self.config, row.question.weights, before, at, tokens, count, scoring)
+            row.read = cache
             row.length += len(chunk)
-            under_way.append((tile, row, chunk, scoring, logits))
-        for tile, row, chunk, scoring, logits in under_way:
+            logits = np.asarray(found)
             if scoring:
-                self._score_prompt(row, chunk, np.asarray(logits))
-            if not row.waiting:
-                row.last = np.asarray(logits)[len(chunk) - 1] if scoring else np.asarray(logits)
-                if scoring:
-                    _tell(row, row.scores)
-                self._choose(tile, row)
+                self._score_prompt(row, chunk, logits)
+                logits = logits[len(chunk) - 1]
+            elif row.prefix is not None and not row.waiting:
+                self.prefixes.keep(*row.prefix, cache, logits)
+        if not row.waiting:
+            row.last = logits
+            if scoring:
+                _tell(row, row.scores)
+            self._choose(tile, row)
+        with self._lock:
+            self.tokens += row.made - made
+            row.busy = row.reading = False
+            self._lock.notify_all()
 
-    def _score_prompt(self, row: _Row, chunk: Sequence[int], logits: np.ndarray) -> None:
+    def _score_prompt(self, row: Row, chunk: Sequence[int], logits: np.ndarray) -> None:
         prompt, done = row.question.prompt, row.length
         if not row.scores:
             row.scores.append(Scored(prompt[0], None, ()))
@@ -287,34 +282,34 @@ class Engine:
             if at < len(prompt):
                 row.scores.append(score(logits[i], prompt[at], row.question.alternatives or 0))
 
-    def _generate(self) -> None:
-        R, under_way = self.shape.rows, []
-        for tile in self._tiles:
-            ready = [row is not None and not row.waiting for row in tile.rows]
-            for at, row in enumerate(tile.rows):
-                if ready[at] and row is not None and row.length == self.most:
-                    row.slide(self.most)
-                    ready[at] = False
-            if not any(ready):
+    def _generate(self, tile: Tile, rows: list[tuple[int, Row]]) -> None:
+        """One more token for each of these rows; those that are full are to be read anew first."""
+        R = self.shape.rows
+        tokens, length, ready = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros(R, np.int32)
+        for at, row in rows:
+            if row.length == self.most:
+                row.slide(self.most)
                 continue
+            if row.read is not None:
+                tile.cache, row.read = programs.place(tile.cache, row.read, np.int32(at)), None
+            tokens[at], length[at], ready[at] = row.seen[-1], row.length, 1
+        if ready.any():
             assert tile.weights is not None
-            tokens, length = np.zeros(R, np.int32), np.zeros(R, np.int32)
-            for at, row in enumerate(tile.rows):
-                if row is not None:
-                    tokens[at], length[at] = row.seen[-1], row.length
-            tile.cache, logits = programs.go_on(
-                self.config, tile.weights, tile.cache, length, tokens, np.asarray(ready, np.int32)
-            )
-            under_way.append((tile, ready, logits))
-        for tile, ready, logits in under_way:
+            tile.cache, logits = programs.go_on(self.config, tile.weights, tile.cache, length, tokens, ready)
             found = np.asarray(logits)
-            for at, row in enumerate(list(tile.rows)):
-                if ready[at] and row is not None:
+            for at, row in rows:
+                if ready[at]:
                     row.length += 1
                     row.last = found[at]
                     self._choose(tile, row)
+        with self._lock:
+            self.tokens += int(ready.sum())
+            tile.busy = False
+            for _, row in rows:
+                row.busy = False
+            self._lock.notify_all()
 
-    def _choose(self, tile: _Tile, row: _Row) -> None:
+    def _choose(self, tile: Tile, row: Row) -> None:
         """One more token from the logits at hand, or the end."""
         question = row.question
         if row.made >= question.most:
@@ -323,7 +318,6 @@ class Engine:
         token = choose(row.last, question.taste, row.made)
         scored = None if question.alternatives is None else score(row.last, token, question.alternatives)
         row.made += 1
-        self.tokens += 1
         ends = token == question.end
         # One that is scored by clients who count on a token after the prompt gets it, the end token too.
         enough = None if ends and not question.echo else _tell(row, Token(token, scored))
@@ -333,13 +327,23 @@ class Engine:
         elif row.made >= question.most:
             self._leave(tile, row, "length")
 
-    def _leave(self, tile: _Tile, row: _Row, reason: str) -> None:
-        tile.rows[tile.rows.index(row)] = None
-        self._pace += 0.1 * (time.monotonic() - row.since - self._pace)
+    def _leave(self, tile: Tile, row: Row, reason: str) -> None:
+        with self._lock:
+            tile.rows[tile.rows.index(row)] = None
+            self._pace += 0.1 * (time.monotonic() - row.since - self._pace)
         _tell(row, End(reason))
 
 
-def _tell(row: _Row, what: Token | list[Scored] | End) -> bool | None:
+def _workers() -> int:
+    """As many as there are processors, up to a few: each piece of work is too small for many cores to share it. An
+    accelerator does one thing after the other; a second thread prepares what comes next."""
+    if jax.default_backend() != "cpu":
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
+
+def _tell(row: Row, what: Token | list[Scored] | End) -> bool | None:
     """Whoever asked may have gone, with the loop that it lived in: nothing of theirs may stop the others' engine."""
     try:
         return row.told(what)
@@ -349,10 +353,3 @@ def _tell(row: _Row, what: Token | list[Scored] | End) -> bool | None:
         logging.getLogger(__name__).exception("an answer could not be told")
         row.cancelled = True
     return None
-
-
-def same_machine() -> dict[str, Any]:
-    """What bits are promised on: the same question has the same bits where these are the same."""
-    import jaxlib.version
-
-    return {"jax": jax.__version__, "jaxlib": jaxlib.version.__version__, "platform": jax.default_backend()}

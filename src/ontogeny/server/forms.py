@@ -11,8 +11,8 @@ import numpy as np
 from ontogeny.server.answers import Piece
 from ontogeny.server.choices import Scored
 from ontogeny.server.deployments import Answering, Text
-from ontogeny.server.engine import Question
 from ontogeny.server.keys import Key
+from ontogeny.server.rows import Question
 from ontogeny.server.text import shown
 
 

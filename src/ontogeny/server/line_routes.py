@@ -133,7 +133,8 @@ def contributions(request: Request, model: str, key: Caller) -> dict[str, Any]:
 @router.delete("/contributions/{number}")
 async def erase(request: Request, model: str, number: int, key: Caller) -> dict[str, Any]:
     """Deletes a contribution, and learns the line again without it."""
-    lines = _lines(language(request, model))
+    made = language(request, model)
+    lines = _lines(made)
     take(request, key)
     found = journal.contribution(lines.store, number) if 0 < number < 2**63 else None
     here = found is not None and found.line.rpartition("/")[0] == lines.deployment and found.erased is None
@@ -141,6 +142,7 @@ async def erase(request: Request, model: str, number: int, key: Caller) -> dict[
         raise faults.absent(f"there is no contribution {number}")
     try:
         await asyncio.to_thread(lines.erase, number, key.id)
+        made.engine.prefixes.forget(found.key)
     except BadInput as error:
         raise faults.absent(str(error)) from None
     return {"object": "contribution", "number": number, "erased": True}

@@ -16,12 +16,12 @@ from ontogeny.server import faults, protocol
 from ontogeny.server.answers import Gone, Piece, pieces
 from ontogeny.server.choices import Taste
 from ontogeny.server.deployments import Text, about
-from ontogeny.server.engine import Question
 from ontogeny.server.faults import Fault
 from ontogeny.server.forms import Asked, Chat, Completions, Form
 from ontogeny.server.journal import Full
 from ontogeny.server.keys import Key
 from ontogeny.server.protocol import ChatRequest, CompletionRequest, Generation
+from ontogeny.server.rows import Question
 from ontogeny.server.service import caller, deployment, language, service, take
 from ontogeny.server.token_routes import prompt_tokens
 
@@ -118,6 +118,7 @@ async def _asked(
             alternatives,
             echo,
             started + service(request).time_limit,
+            (key.id, answering.digest),
         )
         for prompt in prompts
         for choice in range(n)
