@@ -29,8 +29,9 @@ from ontogeny.language import online, recipe, train
 from ontogeny.lifecycle import checkpoint
 from ontogeny.server import journal, learner
 from ontogeny.server.choices import Taste
-from ontogeny.server.engine import End, Engine, Question
+from ontogeny.server.engine import Engine
 from ontogeny.server.lines import BOUND, Lines, Live, Settings
+from ontogeny.server.rows import End, Question
 from ontogeny.server.store import Store
 
 BLOCK = 32  # tokens scored in one window

@@ -11,7 +11,7 @@ import pytest
 from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.language.learner import Plan
-from ontogeny.server import journal, learner
+from ontogeny.server import journal, learner, programs
 from ontogeny.server.choices import Taste
 from ontogeny.server.deployments import Options, Text
 from ontogeny.server.lines import BOUND, Lines, Settings, read_about
@@ -359,4 +359,15 @@ def test_a_frozen_deployment_whose_weights_changed_answers_no_more(tmp_path, tmp
     made.model = made.model._replace(weights=jax.tree.unflatten(structure, leaves))
     made.verify()
     assert made.failure is not None
+    made.sessions.stop()
+
+
+def test_what_is_erased_is_not_held_in_memory_as_a_prompt_either(tmp_path, tmp_path_factory):
+    made = Text("story", load(shared_run(tmp_path_factory)), Store(tmp_path), Options(online=True))
+    number = made.lines.contribute("anna", "anna", TEXTS[0])
+    row = programs.empty_row(made.model.config, made.engine.shape)
+    for owner in ("anna", "berta"):
+        made.engine.prefixes.keep((owner, made.answering(owner).digest), b"\0" * 8, row, np.zeros(1))
+    made.erase(journal.contribution(made.lines.store, number), "anna")
+    assert made.engine.prefixes.find(("anna", made.digest), b"\0" * 8) is None and len(made.engine.prefixes) == 1
     made.sessions.stop()

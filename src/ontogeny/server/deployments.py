@@ -84,6 +84,12 @@ class Text:
         live = self.lines.current(owner)
         return Answering(live.whole, live.version.number, live.version.digest)
 
+    def erase(self, contribution: journal.Contribution, who: str) -> None:
+        """Deletes a contribution, what was learned from it, and what is held in memory of its giver's prompts."""
+        assert self.lines is not None
+        self.lines.erase(contribution.number, who)
+        self.engine.prefixes.forget(contribution.key)
+
     def verify(self) -> None:
         if trees.digest(self.model.weights) != self.digest:
             self.changed = True

@@ -141,8 +141,7 @@ async def erase(request: Request, model: str, number: int, key: Caller) -> dict[
     if found is None or not here or (found.key != key.id and not key.admin):
         raise faults.absent(f"there is no contribution {number}")
     try:
-        await asyncio.to_thread(lines.erase, number, key.id)
-        made.engine.prefixes.forget(found.key)
+        await asyncio.to_thread(made.erase, found, key.id)
     except BadInput as error:
         raise faults.absent(str(error)) from None
     return {"object": "contribution", "number": number, "erased": True}
