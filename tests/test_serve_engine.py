@@ -156,6 +156,26 @@ def test_long_prompts_keep_nobody_waiting(weights, chunks):
     engine.stop()
 
 
+def test_short_prompts_that_never_cease_do_not_keep_a_long_one_from_being_read(weights):
+    engine = Engine(CONFIG, rows=8, workers=1)
+    engine.start(weights)
+    done, many, every = [], 60, threading.Event()
+
+    def ask_short():
+        engine.ask(Question(weights, (1, 2), 0, Taste(0.0), None), short)
+
+    def short(what):
+        done.append("short")
+        (every.set if len(done) >= many else ask_short)()
+
+    for _ in range(7):
+        ask_short()
+    engine.ask(Question(weights, tuple(range(60)), 0, Taste(0.0), None), lambda _: done.append("long"))
+    assert every.wait(60)
+    assert "long" in done[:40]
+    engine.stop()
+
+
 def test_when_a_thread_fails_everybody_is_told(weights, monkeypatch):
     engine = Engine(CONFIG, rows=8)
     engine.start(weights)

@@ -27,6 +27,7 @@ from ontogeny.server.rows import End, Question, Row, Tile, Token, Told
 
 ENDS = 2  # chunks that end a prompt, begun between two tokens of a tile
 GOES = 1  # chunks that only go on with a prompt, begun between two tokens of a tile
+IN_A_ROW = 4  # ends of prompts that are read before a long one that waits goes on by a chunk
 MOST_WORKERS = 4
 PATIENCE = 5.0  # seconds after which one that waits for a tile is let in before all others
 
@@ -75,6 +76,7 @@ class Engine:
         self.failed: BaseException | None = None
         self.tokens = 0  # generated so far
         self.turns = 0  # tokens of a whole tile
+        self._in_a_row = 0  # ends of prompts since one went on
         self._pace = 0.1  # seconds that a request takes, smoothed
         count = _workers() if workers is None else workers
         self._at_work, self._most_generating = count, max(1, count - 1)  # one is free for whoever comes
@@ -168,12 +170,14 @@ class Engine:
         if sum(tile.busy for tile in self._tiles) < self._most_generating:
             ready = [tile for tile in self._tiles if not tile.busy and any(row and row.ready for row in tile.rows)]
         tile = min(ready, key=lambda tile: tile.turns, default=None)
-        if ends and (tile is None or tile.ends < ENDS):
+        if ends and (tile is None or tile.ends < ENDS) and not (goes and self._in_a_row >= IN_A_ROW):
             found = ends[0]
+            self._in_a_row += 1
             for each in self._tiles:
                 each.ends += 1
         elif goes and (tile is None or tile.goes < GOES):
             found = goes[0]
+            self._in_a_row = 0
             for each in self._tiles:
                 each.goes += 1
         elif tile is not None:
