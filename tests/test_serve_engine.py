@@ -126,6 +126,31 @@ def test_who_comes_again_with_the_same_beginning_has_the_same_bits_and_reads_onl
     assert len(chunks) == 2
 
 
+def test_what_is_cut_scored_or_longer_than_the_context_has_the_same_bits_from_memory(engine, weights):
+    draw = np.random.default_rng(6)
+    prompt = tuple(map(int, draw.integers(0, 256, 90)))
+    plain = Question(weights, prompt, 20, Taste(1.0, seed=1), None, 1)
+    asked = [plain, plain._replace(most=30), plain._replace(most=150), plain._replace(prompt=prompt[7:], most=9)]
+    short = plain._replace(prompt=prompt[:50], most=1)
+    asked += [short, short._replace(echo=True), short._replace(most=0), short._replace(most=0, echo=True)]
+    for _ in range(2):
+        for one in asked:
+            assert ask_all(engine, [one._replace(name=("carl", "1"))]) == ask_all(engine, [one])
+
+
+def test_questions_that_belong_together_are_let_in_together(weights):
+    engine = Engine(CONFIG, rows=8, queue=4)
+    engine.start(weights)
+    asked = [Question(weights, (1,), 5, Taste(1.0), None)] * 24
+    answers = [Answer() for _ in asked]
+    engine.ask_all(asked, answers)  # nobody waits: more than the queue holds
+    with pytest.raises(Busy):
+        engine.ask_all(asked[:4], [Answer() for _ in range(4)])
+    assert all(answer.wait()[2] == "length" for answer in answers)
+    assert all(tile.weights is None for tile in engine._tiles)  # nobody's weights outlive their last row
+    engine.stop()
+
+
 def test_of_those_who_come_together_with_the_same_prompt_one_reads_it(engine, weights, chunks):
     prompt = tuple(range(60, 110))
     asked = [Question(weights, prompt, 5, Taste(1.0, seed=i), None, name=("ways", "on")) for i in range(8)]
@@ -134,7 +159,8 @@ def test_of_those_who_come_together_with_the_same_prompt_one_reads_it(engine, we
     assert found == ask_all(engine, [one._replace(name=None) for one in asked])
 
 
-def test_long_prompts_keep_nobody_waiting(weights, chunks):
+@pytest.mark.parametrize("length", [3, 63])
+def test_prompts_keep_nobody_waiting(weights, chunks, length):
     """Between two tokens of an answer one long prompt goes on by one chunk, and two short ones are read."""
     engine = Engine(CONFIG, rows=8, workers=1)
     engine.start(weights)
@@ -150,7 +176,7 @@ def test_long_prompts_keep_nobody_waiting(weights, chunks):
     while not counting.tokens:
         pass
     for answer in answers:
-        engine.ask(Question(weights, tuple(range(63)), 1, Taste(1.0), None), answer)
+        engine.ask(Question(weights, tuple(range(length)), 1, Taste(1.0), None), answer)
     assert counting.wait()[2] == "length" and all(answer.wait()[2] == "length" for answer in answers)
     assert max(np.diff(counting.read)) <= 3
     engine.stop()
@@ -275,23 +301,26 @@ def test_a_full_queue_says_when_to_come_again(weights):
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), TOKENS), max_size=8), TOKENS, st.integers(1, 4), st.integers(1, 9))
+@given(st.lists(st.tuples(st.sampled_from("ab"), TOKENS), max_size=8), TOKENS, st.integers(1, 4), st.integers(0, 900))
 def test_prefixes_are_the_longest_that_were_read_and_are_kept(read, wanted, chunk, most):
-    """Against a plain search: whole prompts, else beginnings in whole chunks, of the same name, the last `most`."""
+    """Against a plain search: whole prompts, else beginnings in whole chunks, of the same name, the last ones."""
 
     def encoded(tokens):
         return np.array(tokens, np.int32).tobytes()
 
-    prefixes = Prefixes(chunk, most=most * 8)
-    kept = {}
+    prefixes, kept = Prefixes(chunk, most=most), {}
+    cache = Cache((np.zeros(1, np.float32),), (), np.zeros(1, np.int32))
     for name, tokens in read:
-        cache = Cache((np.zeros(1, np.float32),), (), np.zeros(1, np.int32))
-        prefixes.keep((name, "1"), encoded(tokens), cache, np.array(tokens))
-        kept.setdefault((name, tuple(tokens)), len(kept))
-    assert len(prefixes) <= most
-    alive = [of for of in list(kept)[-most:]]
-    own = [list(tokens) for name, tokens in alive if name == "a"]
+        prefixes.keep((name, "1"), encoded(tokens), cache, np.array(tokens, np.int64), 0)
+        size = 8 + (4 + 8) * len(tokens)  # cache; tokens and logits
+        if size <= most:
+            kept.setdefault((name, tuple(tokens)), size)
+        while sum(kept.values()) > most:
+            del kept[next(iter(kept))]
+    assert len(prefixes) == len(kept)
+    own = [list(tokens) for name, tokens in kept if name == "a"]
     found = prefixes.find(("a", "1"), encoded(wanted))
+    assert prefixes.has(("a", "1"), encoded(wanted)) == (wanted in own)
     if wanted in own:
         assert found is not None and found.length == len(wanted) and found.logits.tolist() == wanted
     else:
@@ -299,7 +328,9 @@ def test_prefixes_are_the_longest_that_were_read_and_are_kept(read, wanted, chun
         assert (found.length if found else 0) == max(lengths, default=0)
         assert found is None or found.logits is None
     prefixes.forget("a")
+    prefixes.keep(("a", "1"), encoded(wanted), cache, np.zeros(1), 0)  # was being read when all was to be forgotten
     assert prefixes.find(("a", "1"), encoded(wanted)) is None and prefixes.find(("b", "2"), encoded(wanted)) is None
+    assert len(prefixes) == sum(name == "b" for name, _ in kept)
 
 
 def test_what_cannot_be_asked(engine, weights):

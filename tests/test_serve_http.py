@@ -1,6 +1,8 @@
 """A live server, frozen, on loopback: unmodified clients, the same bits, hostile clients, weights that stay."""
 
+import asyncio
 import json
+import math
 import random
 import socket
 import time
@@ -9,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import schemathesis
+from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 
-from ontogeny.server import keys
+from ontogeny.server import app, keys
+from ontogeny.server.guard import Guard
 from ontogeny.server.store import Store
 from serving import ROOT, Live, load, shared_run
 
@@ -275,6 +279,54 @@ def test_openapi_document_holds_under_fuzz(live, key):
         check()
 
 
+PICTURE = [{"type": "image_url", "image_url": {"url": "x"}}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("completions", {"prompt": ["a"] * 257}, "prompt: List should have at most 256 items"),
+        ("completions", {"prompt": [-1]}, "prompt: Input should be greater than or equal to 0"),
+        ("completions", {"prompt": [1.5]}, "prompt: is in none of the forms"),
+        ("completions", {"prompt": ["a", 1]}, "prompt: is in none of the forms"),
+        ("completions", {"prompt": "a", "stop": ["x"] * 17}, "stop: List should have at most 16 items"),
+        ("completions", {"prompt": "a", "temperature": math.nan}, "temperature: Input should be a finite number"),
+        ("completions", {"prompt": "\ud800"}, "prompt: holds half a surrogate pair"),
+        ("completions", {"prompt": "a", "model": None}, "name a model; there are: story, gpt-4o-mini"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": PICTURE}]},
+            "'text' or 'refusal'",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named(live, key, path, body, words):
+    status, content = live.post(f"/v1/{path}", {"model": "story"} | body, key)
+    assert status == 400 and words in content["error"]["message"], content
+
+
+def test_what_nobody_foresaw_is_an_error_in_the_same_form():
+    """The planted error: a route that fails."""
+    made = FastAPI()
+    app._add_errors(made)
+
+    @made.get("/")
+    def broken():
+        raise OverflowError("planted")
+
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "http_version": "1.1"}
+    asyncio.run(Guard(made, most_bytes=100, arrival=5, departure=5)(scope, receive, send))
+    assert sent[0]["status"] == 500 and json.loads(sent[1]["body"])["error"]["type"] == "server_error"
+
+
 def _raw(live, data, seconds=30):
     """Sends bytes and returns what comes back until the other side closes or so much time has passed."""
     with socket.create_connection(("127.0.0.1", live.port), timeout=seconds) as connection:
@@ -362,6 +414,10 @@ def test_keys_open_and_close(live, state, key):
     asked = {"model": "story", "prompt": "secret prompt", "max_tokens": 1}
     found = [live.post("/v1/completions", asked, text)[0] for _ in range(4)]
     assert found == [200, 200, 200, 429]
+    refused = _raw(live, _post(json.dumps(asked).encode(), text)).lower()
+    assert refused.split()[1] == b"429" and 1 <= int(refused.split(b"retry-after: ")[1].split()[0]) <= 20
+    few = keys.create(store, "carl", tokens_per_minute=40)[1]
+    assert [live.post("/v1/completions", asked | {"max_tokens": 20}, few)[0] for _ in range(2)] == [200, 429]
     assert live.post("/v1/models/story/freeze", {}, text)[0] == 403
     keys.revoke(store, made.id)
     assert [live.post("/v1/completions", asked, k)[0] for k in (text, None, "", "og-x-y")] == [401] * 4

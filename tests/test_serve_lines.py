@@ -11,7 +11,7 @@ import pytest
 from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.language.learner import Plan
-from ontogeny.server import journal, learner, programs
+from ontogeny.server import journal, keys, learner, programs
 from ontogeny.server.choices import Taste
 from ontogeny.server.deployments import Options, Text
 from ontogeny.server.lines import BOUND, Lines, Settings, read_about
@@ -362,12 +362,38 @@ def test_a_frozen_deployment_whose_weights_changed_answers_no_more(tmp_path, tmp
     made.sessions.stop()
 
 
+def test_numbers_beyond_all_counting_are_refused(lines):
+    learn(lines, TEXTS[:1])
+    for number in (10**23, -1):
+        with pytest.raises(BadInput, match="has no version"):
+            journal.rollback(lines.store, "story/a", number, "test")
+        with pytest.raises(BadInput, match="per minute"):
+            keys.create(lines.store, "anna", tokens_per_minute=number)
+
+
+def test_what_erased_weights_made_of_a_text_is_dropped(tmp_path, tmp_path_factory):
+    model = load(shared_run(tmp_path_factory))
+    sessions = TextSessions("story", model, Store(tmp_path))
+    taste = Taste(0.0)
+
+    def said(id, digest):
+        return sessions.go_on("anna", id, model.weights, digest, [65, 66, 67], 4, taste, math.inf).tokens
+
+    first, second = (sessions.create("anna", digest).id for digest in ("kept", "gone"))
+    assert said(first, "kept") == said(second, "gone")
+    sessions.forget({"kept"})
+    assert sessions.get("anna", first).kept.keys[0].shape[1] and not sessions.get("anna", second).kept.keys[0].shape[1]
+    assert sessions.get("anna", second).kept.tokens.tolist() == sessions.get("anna", first).kept.tokens.tolist()
+    assert said(first, "kept") == said(second, "new")  # read anew
+    sessions.stop()
+
+
 def test_what_is_erased_is_not_held_in_memory_as_a_prompt_either(tmp_path, tmp_path_factory):
     made = Text("story", load(shared_run(tmp_path_factory)), Store(tmp_path), Options(online=True))
     number = made.lines.contribute("anna", "anna", TEXTS[0])
     row = programs.empty_row(made.model.config, made.engine.shape)
     for owner in ("anna", "berta"):
-        made.engine.prefixes.keep((owner, made.answering(owner).digest), b"\0" * 8, row, np.zeros(1))
+        made.engine.prefixes.keep((owner, made.answering(owner).digest), b"\0" * 8, row, np.zeros(1), 0)
     made.erase(journal.contribution(made.lines.store, number), "anna")
     assert made.engine.prefixes.find(("anna", made.digest), b"\0" * 8) is None and len(made.engine.prefixes) == 1
     made.sessions.stop()

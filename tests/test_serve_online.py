@@ -360,6 +360,7 @@ def test_what_cannot_be_served_is_one_sentence(run, tmp_path, arguments, words):
     named = ["--alias", f"story={run}"] if "--host" in arguments else []
     done = cli("serve", *arguments, *named, "--state", str(tmp_path / "state"))
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
 
 
 def test_one_server_per_folder(live, run, state):

@@ -43,7 +43,9 @@ def serve(
         str, typer.Option(help="Address to listen on; any but this machine's own needs keys.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    rows: Annotated[int, typer.Option(min=1, max=4096, help="Answers under way at a time.")] = 64,
+    rows: Annotated[
+        int, typer.Option(min=1, max=4096, help="Answers under way at a time, in whole tiles of rows.")
+    ] = 64,
     queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait for a row.")] = 256,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 120.0,
     most_bytes: Annotated[int, typer.Option(min=1024, help="Bytes that a request may have.")] = 4 << 20,
@@ -82,8 +84,15 @@ def serve(
         options = Options(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify, plan)
         made = Deployments(named, store, options)
         cases = ", ".join(f"{name} ({'online' if one.online else 'frozen'})" for name, one in made.by_name.items())
-        typer.echo(f"serving {cases} on http://{host}:{port}")
-        app.serve(made, host=host, port=port, time_limit=time_limit, most_bytes=most_bytes, log_level=log_level)
+        app.serve(
+            made,
+            host=host,
+            port=port,
+            time_limit=time_limit,
+            most_bytes=most_bytes,
+            log_level=log_level,
+            listens=lambda: typer.echo(f"serving {cases} on http://{host}:{port}"),
+        )
 
 
 @keys.command("create", epilog="Example: ontogeny keys create --name anna --requests-per-minute 60")

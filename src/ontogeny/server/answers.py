@@ -58,11 +58,10 @@ async def pieces(
 
     watching = asyncio.create_task(watch())
     try:
-        for index, question in enumerate(questions):
-            try:
-                tickets.append(engine.ask(question, teller(index)))
-            except Busy as busy:
-                raise faults.too_many("the server is busy; try again", busy.seconds, "queue_full") from None
+        try:
+            tickets = engine.ask_all(questions, [teller(index) for index in range(len(questions))])
+        except Busy as busy:
+            raise faults.too_many("the server is busy; try again", busy.seconds, "queue_full") from None
         left = len(questions)
         while left:
             piece = await queue.get()

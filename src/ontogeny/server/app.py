@@ -5,7 +5,7 @@ import html
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,14 @@ def _add_errors(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         return JSONResponse(faults.body(error.status_code, str(error.detail)), error.status_code, headers)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return faults.Fault(500, "the server failed; its log says how").response
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, str) and part.isidentifier())
-        return JSONResponse(faults.body(400, f"{where or 'the request'}: {first['msg']}", None, where or None), 400)
+        where, what = faults.told(error.errors())
+        return JSONResponse(faults.body(400, f"{where or 'the request'}: {what}", None, where or None), 400)
 
 
 def _document(app: FastAPI) -> None:
@@ -150,9 +153,19 @@ def _documentation(document: dict[str, Any]) -> str:
 
 
 def serve(
-    deployments: Deployments, *, host: str, port: int, time_limit: float, most_bytes: int, log_level: str
+    deployments: Deployments,
+    *,
+    host: str,
+    port: int,
+    time_limit: float,
+    most_bytes: int,
+    log_level: str,
+    listens: Callable[[], None],
 ) -> None:
-    """Runs until it is told to stop. An address that others reach is refused as long as there are no keys."""
+    """Runs until it is told to stop; `listens` is called once the address is its own.
+
+    An address that others reach is refused as long as there are no keys.
+    """
     if not _is_loopback(host) and not any(key.revoked is None for key in keys.listed(deployments.store)):
         raise BadInput(
             f"whoever reaches '{host}' could use it, for there are no keys: make one with `ontogeny keys create`, "
@@ -161,6 +174,7 @@ def serve(
     _many_connections()
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     listening = _listen(host, port)
+    listens()
     app = make(deployments, time_limit=time_limit, most_bytes=most_bytes)
     config = uvicorn.Config(
         app,

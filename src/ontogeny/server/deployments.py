@@ -85,10 +85,17 @@ class Text:
         return Answering(live.whole, live.version.number, live.version.digest)
 
     def erase(self, contribution: journal.Contribution, who: str) -> None:
-        """Deletes a contribution, what was learned from it, and what is held in memory of its giver's prompts."""
+        """Deletes a contribution and what was learned from it.
+
+        With them goes what weights that had learned from it made of texts, and the memory of its giver's prompts.
+        """
         assert self.lines is not None
         self.lines.erase(contribution.number, who)
         self.engine.prefixes.forget(contribution.key)
+        lines = journal.lines(self.lines.store, self.name)
+        versions = [version for line in lines for version in journal.versions(self.lines.store, line.line)]
+        known = {version.digest for version in versions if not version.gone}
+        self.sessions.forget(known)
 
     def verify(self) -> None:
         if trees.digest(self.model.weights) != self.digest:

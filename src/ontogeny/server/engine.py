@@ -89,7 +89,7 @@ class Engine:
 
     def start(self, weights: Transformer) -> None:
         """Compiles everything, checks the machine, then begins to answer."""
-        programs.check_rows(self.config, self.shape, weights)
+        programs.check_rows(self.config, self.shape, weights, self._compute)
         self._empty = programs.empty_row(self.config, self.shape, self._compute)
         self._tiles.append(self._new_tile())
         for thread in self._threads:
@@ -97,19 +97,28 @@ class Engine:
 
     def ask(self, question: Question, told: Told) -> Ticket:
         """Queues a question; `told` is called on one of the engine's threads and must not wait. Raises `Busy`."""
-        if not question.prompt:
-            raise BadInput("a prompt needs at least one token")
-        if question.echo and len(question.prompt) > self.most:
-            raise BadInput(f"{len(question.prompt)} tokens to score are more than the model's context of {self.most}")
-        row = Row(question, told, self.most)
+        return self.ask_all([question], [told])[0]
+
+    def ask_all(self, questions: Sequence[Question], told: Sequence[Told]) -> list[Ticket]:
+        """Queues questions that belong together, all or none of them.
+
+        Where nobody waits there is room for any number: whoever comes again when `Busy` says finds that some day.
+        """
+        for question in questions:
+            if not (length := len(question.prompt)):
+                raise BadInput("a prompt needs at least one token")
+            if question.echo and length > self.most:
+                raise BadInput(f"{length} tokens to score are more than the model's context of {self.most}")
+        epoch = self.prefixes.epoch
+        rows = [Row(question, tell, self.most, epoch) for question, tell in zip(questions, told, strict=True)]
         with self._lock:
             if self._stopping or self.failed is not None:
                 raise Busy(5.0)
-            if len(self._waiting) >= self._queue:
+            if self._waiting and len(self._waiting) + len(rows) > self._queue:
                 raise Busy(self._pace * len(self._waiting) / (self._most_tiles * self.shape.rows))
-            self._waiting.append(row)
-            self._lock.notify()
-        return Ticket(self, row)
+            self._waiting.extend(rows)
+            self._lock.notify_all()
+        return [Ticket(self, row) for row in rows]
 
     def wake(self) -> None:
         with self._lock:
@@ -205,8 +214,13 @@ class Engine:
                 seen.add(row.prefix)
                 if not row.busy:
                     unread.append((tile, row))
-        K = self.shape.chunk
-        return [p for p in unread if len(p[1].waiting) <= K], [p for p in unread if len(p[1].waiting) > K]
+        ends = [pair for pair in unread if self._ends(pair[1])]
+        return ends, [pair for pair in unread if pair not in ends]
+
+    def _ends(self, row: Row) -> bool:
+        """Whether the next chunk is the last one, or none is needed."""
+        known = row.prefix is not None and not row.length and self.prefixes.has(*row.prefix)
+        return known or len(row.waiting) <= self.shape.chunk
 
     def _let_go(self) -> None:
         """Of those who hung up, and those whose time is over."""
@@ -237,7 +251,7 @@ class Engine:
             if tile.weights is weights and not tile.empty and None in tile.rows:
                 return tile
         for tile in self._tiles:
-            if tile.empty and not tile.busy:
+            if tile.empty:
                 return tile
         if len(self._tiles) < self._most_tiles:
             self._tiles.append(self._new_tile())
@@ -266,7 +280,7 @@ class Engine:
                 self._score_prompt(row, chunk, logits)
                 logits = logits[len(chunk) - 1]
             elif row.prefix is not None and not row.waiting:
-                self.prefixes.keep(*row.prefix, cache, logits)
+                self.prefixes.keep(*row.prefix, cache, logits, row.epoch)
         if not row.waiting:
             row.last = logits
             if scoring:
@@ -298,8 +312,8 @@ class Engine:
                 tile.cache, row.read = programs.place(tile.cache, row.read, np.int32(at)), None
             tokens[at], length[at], ready[at] = row.seen[-1], row.length, 1
         if ready.any():
-            assert tile.weights is not None
-            tile.cache, logits = programs.go_on(self.config, tile.weights, tile.cache, length, tokens, ready)
+            weights = rows[0][1].question.weights  # those of all rows of a tile
+            tile.cache, logits = programs.go_on(self.config, weights, tile.cache, length, tokens, ready)
             found = np.asarray(logits)
             for at, row in rows:
                 if ready[at]:
@@ -334,6 +348,8 @@ class Engine:
     def _leave(self, tile: Tile, row: Row, reason: str) -> None:
         with self._lock:
             tile.rows[tile.rows.index(row)] = None
+            if tile.empty:
+                tile.weights = None  # which may have been learned from what is to be forgotten
             self._pace += 0.1 * (time.monotonic() - row.since - self._pace)
         _tell(row, End(reason))
 

@@ -1,5 +1,6 @@
 """What goes wrong, in the form that clients of the OpenAI API expect."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import HTTPException
@@ -32,6 +33,20 @@ KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 def body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def told(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Which field cannot be used, and why, of what pydantic found, which tries every form that a field may have.
+
+    Where one form is the right one but for something in it, that is told; else that it has none of them.
+    """
+    tried = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    near = [error for error in tried if not error["type"].endswith("_type")] or tried
+    best = max(near, key=lambda error: len(error["loc"]))
+    message = best["msg"].removeprefix("Value error, ")
+    if best["type"].endswith("_type") and len(tried) > 1:
+        best, message = {"loc": best["loc"][:2]}, "is in none of the forms that it may have"
+    return ".".join(str(part) for part in best["loc"][1:] if isinstance(part, str) and part.isidentifier()), message
 
 
 def unauthorized(why: str) -> Fault:

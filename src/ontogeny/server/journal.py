@@ -352,7 +352,8 @@ def _newest(connection: sqlite3.Connection, line: str) -> int:
 
 
 def _reachable(connection: sqlite3.Connection, line: str, number: int) -> Version:
-    row = connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, number)).fetchone()
+    asked = "SELECT * FROM versions WHERE line = ? AND number = ?"
+    row = connection.execute(asked, (line, number)).fetchone() if 0 <= number < 2**63 else None
     if row is None:
         last = connection.execute("SELECT max(number) FROM versions WHERE line = ?", (line,)).fetchone()[0]
         raise BadInput(f"the line '{line}' has no version {number}; it has 0 to {last}")

@@ -15,6 +15,8 @@ from ontogeny.server.store import Store
 
 NOBODY = hashlib.sha256(b"no such key").digest()
 
+MOST_PER_MINUTE = 10**12
+
 
 class Key(NamedTuple):
     id: str
@@ -50,8 +52,8 @@ def create(
     if not name.strip() or len(name) > 100 or not name.isprintable():
         raise BadInput("a key's name has 1 to 100 printable characters")
     for what, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute)):
-        if limit is not None and limit < 1:
-            raise BadInput(f"a key is allowed at least 1 of the {what} per minute, not {limit}")
+        if limit is not None and not 1 <= limit <= MOST_PER_MINUTE:
+            raise BadInput(f"a key is allowed 1 to {MOST_PER_MINUTE:,} {what} per minute, not {limit}")
     key = Key(secrets.token_hex(4), name, admin, requests_per_minute, tokens_per_minute, time.time(), None)
     text = f"og-{key.id}-{secrets.token_urlsafe(32)}"
     with store.transaction() as connection:

@@ -142,6 +142,7 @@ async def erase(request: Request, model: str, number: int, key: Caller) -> dict[
         raise faults.absent(f"there is no contribution {number}")
     try:
         await asyncio.to_thread(made.erase, found, key.id)
+        request.app.state.recent.forget(found.key, made.name)
     except BadInput as error:
         raise faults.absent(str(error)) from None
     return {"object": "contribution", "number": number, "erased": True}

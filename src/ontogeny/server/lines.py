@@ -151,7 +151,9 @@ class Lines:
     def restore(self, owner: str, data: bytes, who: str) -> Version:
         """Makes what `export` gave the owner's version, if it belongs to these trained weights and passes the gate."""
         about = read_about(data)
-        if about.get("base") != self.base:
+        if "base" not in about:
+            raise BadInput("this is no state of a line")
+        if about["base"] != self.base:
             raise BadInput(f"this state belongs to weights {str(about.get('base'))[:16]}, here are {self.base[:16]}")
         if about.get("learner") != self.learner.digest:
             raise BadInput("this state was learned with other settings, texts or versions")

@@ -6,8 +6,10 @@ since the program that generates has other bits. Only those of the same name sha
 nobody can tell by the time what others have asked, and the digest of the weights.
 """
 
+import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,10 @@ import numpy as np
 from ontogeny.content.transformer import Cache
 
 MOST_BYTES = 256 * 2**20
+ITEM = np.dtype(np.int32).itemsize
+
+Name = tuple[str, str]
+Key = tuple[Name, bytes]  # whose prompt, and its tokens, int32
 
 
 class Read(NamedTuple):
@@ -27,54 +33,81 @@ class Read(NamedTuple):
 
 
 class Prefixes:
-    """The prompts that were read last, as many as fit into `most` bytes. Safe to use from several threads."""
+    """The prompts that were read last, as many as fit into `most` bytes. Safe to use from several threads.
+
+    Prompts are found by the hashes of their beginnings in whole chunks, so that looking takes as long however many
+    there are.
+    """
 
     def __init__(self, chunk: int, most: int = MOST_BYTES) -> None:
         self._chunk, self._most, self._bytes = chunk, most, 0
-        self._kept: OrderedDict[tuple[tuple[str, str], bytes], Read] = OrderedDict()
+        self._kept: OrderedDict[Key, Read] = OrderedDict()
+        self._beginning: dict[Key, dict[bytes, None]] = {}  # name and hash of a beginning -> prompts that have it
         self._lock = threading.Lock()
+        self.epoch = 0  # how often something was forgotten
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def find(self, name: tuple[str, str], tokens: bytes) -> Read | None:
+    def has(self, name: Name, tokens: bytes) -> bool:
+        """Whether a whole prompt is known."""
+        return (name, tokens) in self._kept
+
+    def find(self, name: Name, tokens: bytes) -> Read | None:
         """The longest beginning of a prompt (int32 tokens, as bytes) that was read and can be gone on from."""
         with self._lock:
             if (whole := self._kept.get((name, tokens))) is not None:
                 self._kept.move_to_end((name, tokens))
                 return whole
-            wanted = np.frombuffer(tokens, np.int32)
-            best, longest = None, 0
-            for of, other in self._kept:
-                if of == name:
-                    known = np.frombuffer(other, np.int32)
-                    differ = np.flatnonzero(known[: len(wanted)] != wanted[: len(known)])
-                    common = int(differ[0]) if len(differ) else min(len(known), len(wanted))
-                    length = min(common, len(wanted) - 1) // self._chunk * self._chunk  # the last token is read here
-                    if length > longest:
-                        best, longest = (of, other), length
-            if best is None:
-                return None
-            self._kept.move_to_end(best)
-            return Read(self._kept[best].cache, longest, None)
+            for length, hashed in reversed(
+                [*self._beginnings(tokens[:-ITEM])]
+            ):  # the last token is read, for its logits
+                if (found := self._beginning.get((name, hashed))) is not None:
+                    prompt = next(reversed(found))
+                    self._kept.move_to_end((name, prompt))
+                    return Read(self._kept[name, prompt].cache, length, None)
+            return None
 
-    def keep(self, name: tuple[str, str], tokens: bytes, cache: Cache, logits: np.ndarray) -> None:
-        """A whole prompt, after it was read; those that were used longest ago go."""
-        size = _bytes(cache)
+    def keep(self, name: Name, tokens: bytes, cache: Cache, logits: np.ndarray, epoch: int) -> None:
+        """A whole prompt that was read, asked for in `epoch`; those that were used longest ago go.
+
+        If anything was forgotten since, it is not kept: it may be what was to be forgotten.
+        """
         with self._lock:
-            if (name, tokens) in self._kept or size > self._most:
+            size = _bytes(tokens, cache, logits)
+            if epoch != self.epoch or (name, tokens) in self._kept or size > self._most:
                 return
-            self._kept[name, tokens] = Read(cache, len(tokens) // 4, logits)
+            self._kept[name, tokens] = Read(cache, len(tokens) // ITEM, logits)
             self._bytes += size
+            for _, hashed in self._beginnings(tokens):
+                self._beginning.setdefault((name, hashed), {})[tokens] = None
             while self._bytes > self._most:
-                self._bytes -= _bytes(self._kept.popitem(last=False)[1].cache)
+                self._drop(next(iter(self._kept)))
 
     def forget(self, owner: str) -> None:
-        """Whatever somebody has asked."""
+        """Whatever somebody has asked, and what they ask now."""
         with self._lock:
+            self.epoch += 1
             for key in [key for key in self._kept if key[0][0] == owner]:
-                self._bytes -= _bytes(self._kept.pop(key).cache)
+                self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        name, tokens = key
+        gone = self._kept.pop(key)
+        self._bytes -= _bytes(tokens, gone.cache, gone.logits)
+        for _, hashed in self._beginnings(tokens):
+            prompts = self._beginning[name, hashed]
+            del prompts[tokens]
+            if not prompts:
+                del self._beginning[name, hashed]
+
+    def _beginnings(self, tokens: bytes) -> Iterator[tuple[int, bytes]]:
+        """Lengths, in tokens, and hashes of the beginnings in whole chunks, shortest first."""
+        hashed, step = hashlib.blake2b(digest_size=20), self._chunk * ITEM
+        for end in range(step, len(tokens) + 1, step):
+            hashed.update(tokens[end - step : end])
+            yield end // ITEM, hashed.digest()
 
 
-def _bytes(cache: Cache) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+def _bytes(tokens: bytes, cache: Cache, logits: np.ndarray | None) -> int:
+    return len(tokens) + sum(leaf.nbytes for leaf in jax.tree.leaves((cache, logits)))

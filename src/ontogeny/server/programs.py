@@ -85,12 +85,12 @@ def go_on(
     return append(config, weights, tile, tokens[:, None], count)
 
 
-def check_rows(config: Config, shape: Shape, weights: Transformer) -> None:
+def check_rows(config: Config, shape: Shape, weights: Transformer, compute: Any = jnp.float32) -> None:
     """Compiles everything, and raises `BadInput` where on this machine a row's place changes its bits."""
     tokens, half = np.arange(shape.chunk, dtype=np.int32) % config.vocabulary, np.int32(shape.chunk // 2)
     for every in (True, False):
-        row, _ = read(config, weights, empty_row(config, shape), np.int32(0), tokens, half, every)
-    tile = empty_tile(config, shape)
+        row, _ = read(config, weights, empty_row(config, shape, compute), np.int32(0), tokens, half, every)
+    tile = empty_tile(config, shape, compute)
     for at in range(shape.rows):
         tile = place(tile, row, np.int32(at))
     ones, alone = np.ones(shape.rows, np.int32), np.zeros(shape.rows, np.int32)

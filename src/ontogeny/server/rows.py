@@ -43,8 +43,8 @@ Told = Callable[[Token | list[Scored] | End], bool | None]  # the prompt's score
 class Row:
     """A request on its way. Where it is `busy` it belongs to the thread that works on it, else to the engine's lock."""
 
-    def __init__(self, question: Question, told: Told, capacity: int) -> None:
-        self.question, self.told = question, told
+    def __init__(self, question: Question, told: Told, capacity: int, epoch: int = 0) -> None:
+        self.question, self.told, self.epoch = question, told, epoch
         self.since = time.monotonic()
         self.cancelled = self.busy = self.reading = False
         self.seen = list(question.prompt)

@@ -59,8 +59,10 @@ def deployment(request: Request, name: str | None) -> Deployment:
     found = service(request).deployments
     if name is None and len(found.by_name) == 1:
         name = next(iter(found.by_name))
+    known = ", ".join(found.by_name)
+    if name is None:
+        raise faults.bad(f"name a model; there are: {known}", "model")
     if name not in found.by_name:
-        known = ", ".join(found.by_name)
         raise faults.absent(f"there is no model '{name}'; there are: {known}", "model_not_found", "model")
     ready(request)
     made = found.by_name[name]
@@ -139,6 +141,11 @@ class Recent:
                 break
             same += 1
         return text[same:], before
+
+    def forget(self, key: str, deployment: str) -> None:
+        """What was erased is new if it comes again."""
+        with self._lock:
+            self._last.pop((key, deployment), None)
 
     def put_back(self, key: str, deployment: str, text: str, before: str) -> None:
         """What was new could not be taken: it is new again when it comes again."""

@@ -21,7 +21,7 @@ from ontogeny.errors import BadInput, LawBroken
 from ontogeny.lifecycle import own_loop
 from ontogeny.lifecycle.own_loop import Living
 from ontogeny.server.lines import read_about
-from ontogeny.server.shelf import Shelf
+from ontogeny.server.shelf import Shelf, steps_of
 from ontogeny.server.store import Store
 
 FORMAT = "1"
@@ -111,7 +111,7 @@ class Sessions:
             raise BadInput(
                 f"this state belongs to weights {about['weights'][:16]}, this frozen session has {session.weights[:16]}"
             )
-        feedback, steps = json.loads(about["feedback"]), int(about["steps"])
+        feedback, steps = json.loads(about["feedback"]), steps_of(about)
         return self._write(key, Session(id, steps, living, feedback, about["weights"]))
 
     def fork(self, key: str, id: str) -> Session:
@@ -147,11 +147,11 @@ class Sessions:
             raise BadInput("this is no state of a session")
         try:
             living = trees.from_arrays(self.loop.birth(0), decode(data))
-            steps, feedback = int(about["steps"]), json.loads(about["feedback"])
+            feedback = json.loads(about["feedback"])
         except (SafetensorError, ValueError) as error:
             raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None
         whole = trees.digest(living) == about["digest"] and trees.digest(living.state.weights) == about["weights"]
-        if not whole or steps < 0 or not isinstance(feedback, dict | None):
+        if not whole or not isinstance(feedback, dict | None):
             raise BadInput("this state is damaged: its digest is not the one that it names")
         return living, about
 

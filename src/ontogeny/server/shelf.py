@@ -2,16 +2,26 @@
 
 import secrets
 import time
+from collections.abc import Mapping
 
 from ontogeny.errors import BadInput
 from ontogeny.server.store import Store
 
 MOST = 1000  # sessions of a key
+MOST_STEPS = 2**62  # of a session; beyond it a database could not count
 AGE = 30 * 24 * 3600.0  # seconds after which a session that nobody used may be dropped for a new one
 
 
 class NoSession(LookupError):
     """There is no session of that name, or it is another key's."""
+
+
+def steps_of(about: Mapping[str, str]) -> int:
+    """How many steps a state says that it has taken."""
+    text = about.get("steps", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < MOST_STEPS):
+        raise BadInput(f"this state is damaged: it has taken '{text[:40]}' steps")
+    return int(text)
 
 
 class Shelf:
@@ -47,6 +57,11 @@ class Shelf:
                 "UPDATE sessions SET steps = ?, state = ?, at = ? WHERE id = ? AND deployment = ? AND key = ?",
                 (steps, state, time.time(), id, self._deployment, key),
             )
+
+    def all(self) -> list[tuple[str, str, bytes]]:
+        """Key, name and state of every session."""
+        asked = "SELECT key, id, state FROM sessions WHERE deployment = ?"
+        return [tuple(row) for row in self._store.connection.execute(asked, (self._deployment,))]
 
     def drop(self, key: str, id: str) -> None:
         self.read(key, id)

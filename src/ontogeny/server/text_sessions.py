@@ -7,7 +7,7 @@ bits. One thread goes on with one session at a time, beside the engine's. H head
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from ontogeny.language.model import LanguageModel
 from ontogeny.server.choices import Taste, choose
 from ontogeny.server.engine import Busy
 from ontogeny.server.lines import read_about
-from ontogeny.server.shelf import Shelf
+from ontogeny.server.shelf import Shelf, steps_of
 from ontogeny.server.store import Store
 
 FORMAT = "1"
@@ -100,6 +100,18 @@ class TextSessions:
 
     def get(self, key: str, id: str) -> Session:
         return self._decoded(id, self._shelf.read(key, id)[1])
+
+    def forget(self, known: Collection[str]) -> None:
+        """Drops what weights have made of a text that are not among those of these digests: it will be read anew."""
+        self._thread.submit(self._forget, known).result()
+
+    def _forget(self, known: Collection[str]) -> None:
+        for key, id, state in self._shelf.all():
+            session = self._decoded(id, state)
+            if session.weights not in known:
+                nothing = tuple(leaf[:, :0] for leaf in session.kept.keys)
+                bare = session._replace(weights="", kept=session.kept._replace(keys=nothing, values=nothing))
+                self._shelf.write(key, id, session.steps, self._encoded(bare))
 
     def drop(self, key: str, id: str) -> None:
         self._shelf.drop(key, id)
@@ -189,9 +201,10 @@ class TextSessions:
             layers = tuple(part for _ in range(config.layers))
             kept = trees.from_arrays(Kept(np.zeros(T, np.int32), layers, layers), found)
             kept = jax.tree.map(np.asarray, kept)
-            weights, steps = str(about["weights"]), int(about["steps"])
+            weights = str(about["weights"])
         except (SafetensorError, LookupError, ValueError, TypeError) as error:
             raise BadInput(f"this state does not fit this model or is damaged: {error}") from None
+        steps = steps_of(about)
         whole = trees.digest(kept) == about.get("digest") and trees.is_finite(kept)
         fits = config.context + 1 >= T and max(T - 1, 0) >= N and steps >= T
         if not whole or not fits or not all(0 <= token < config.vocabulary for token in kept.tokens):
