@@ -17,7 +17,7 @@ from ontogeny.language.model import LanguageModel
 from ontogeny.language.tokenizer import Bytes
 
 CONFIG = transformer.configure("gpt2", 257, 24, layers=1, heads=2, width=16)
-MODEL = LanguageModel(CONFIG, transformer.initial(jax.random.key(0), CONFIG), Bytes())
+MODEL = LanguageModel(CONFIG, jax.jit(transformer.initial, static_argnums=1)(jax.random.key(0), CONFIG), Bytes())
 TOKENS = np.random.default_rng(0).integers(97, 101, 203).astype(np.int32)
 PLAN = Plan(block=8, rehearsal=0, learning_rate=3e-3)
 
