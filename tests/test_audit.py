@@ -2,7 +2,7 @@
 
 import json
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -69,12 +69,15 @@ SMALL = [
 ]
 
 
+@cache
+def two_audits(test, name, online):
+    return calibration.measured(battery.tests()[test], calibration.subjects_of(name)[online], audits=2, seed=1)
+
+
 @pytest.mark.parametrize(("test", "name", "online", "verdict", "pattern"), SMALL)
 def test_known_organisms_are_told_apart(test, name, online, verdict, pattern):
     asked = battery.tests()[test]
-    subject = calibration.subjects_of(name)[online]
-    found = calibration.measured(asked, subject, audits=2, seed=1)
-    findings = [asked.judge(one, asked.thresholds) for one in found]
+    findings = [asked.judge(one, asked.thresholds) for one in two_audits(test, name, online)]
     assert [finding.verdict for finding in findings] == [verdict] * 2, findings
     assert {finding.pattern for finding in findings} == {pattern}
     assert all(finding.question == asked.question and finding.told for finding in findings)
@@ -93,7 +96,7 @@ def test_a_test_that_is_broken_on_purpose_fails_its_calibration(monkeypatch):
     known = [
         calibration.Known(calibration.subjects_of(n)[0], "plans", n, n == "planner") for n in ("successor", "planner")
     ]
-    found = {k.family: calibration.measured(whole, k.subject, 3, 0) for k in known}
+    found = {k.family: two_audits("plans", k.family, False) for k in known}
     for test, falls_short in ((whole, False), (whole._replace(judge=blind), True)):
         rows = [calibration.row("plans", test, k, found[k.family]) for k in known]
         wrong = calibration.failures(rows)

@@ -16,6 +16,8 @@ from ontogeny.lifecycle.train import train
 from ontogeny.study import behaviour, behaviour_page, own_choices
 from ontogeny.types import BadInput
 
+pytestmark = pytest.mark.computes
+
 
 def rows(trials=40, subjects=2, seed=0, common=0.8):
     """Subject, trial, choice 1 or 2, state 1 or 2, reward."""

@@ -59,13 +59,17 @@ def test_the_same_key_is_the_same_task_for_every_agent():
     def first_action(agent):
         return agent._replace(act=lambda key, state, percept: (jnp.int32(0), agent.act(key, state, percept)[1]))
 
-    for key in streams.life_keys(jax.random.key(0), 2, "evaluation"):
-        lives = []
-        for agent in map(first_action, agents):
-            genome = agent.genome(jax.random.key(1))
-            lives.append(whole_life(key, agent, world, drives, genome, learning=agent.learns)[1]._replace(info=()))
-        assert all(trees.same_bits(life, lives[0]) for life in lives)
-    life = lives[0]
+    lives = []
+    for agent in map(first_action, agents):
+        genome = agent.genome(jax.random.key(1))
+
+        def lived(key, agent=agent, genome=genome):
+            return whole_life(key, agent, world, drives, genome, learning=agent.learns)[1]._replace(info=())
+
+        lives.append(jax.jit(jax.vmap(lived))(streams.life_keys(jax.random.key(0), 2, "evaluation")))
+    assert all(trees.same_bits(life, lives[0]) for life in lives)
+    assert not trees.same_bits(*(jax.tree.map(lambda leaf, one=one: leaf[one], lives[0]) for one in (0, 1)))
+    life = jax.tree.map(lambda leaf: leaf[0], lives[0])
     assert life.reward.shape == (20,) and bool(life.first[0]) and bool(life.first[10]) and int(life.first.sum()) == 2
 
 

@@ -17,7 +17,8 @@ from ontogeny.language.model import LanguageModel
 from ontogeny.language.tokenizer import Bytes
 
 CONFIG = transformer.configure("gpt2", 257, 24, layers=1, heads=2, width=16)
-MODEL = LanguageModel(CONFIG, transformer.initial(jax.random.key(0), CONFIG), Bytes())
+MODEL = LanguageModel(CONFIG, jax.jit(transformer.initial, static_argnums=1)(jax.random.key(0), CONFIG), Bytes())
+losses = jax.jit(transformer.losses, static_argnums=0)
 TOKENS = np.random.default_rng(0).integers(97, 101, 203).astype(np.int32)
 PLAN = Plan(block=8, rehearsal=0, learning_rate=3e-3)
 
@@ -88,12 +89,12 @@ def test_cells_are_what_they_are_called():
     assert trees.same_bits(weights, MODEL.weights)
     window = TOKENS[160 - 24 : 161]
     np.testing.assert_allclose(
-        frozen_kept[152:160], transformer.losses(CONFIG, MODEL.weights, jnp.asarray(window[None]))[0][-8:], rtol=1e-5
+        frozen_kept[152:160], losses(CONFIG, MODEL.weights, jnp.asarray(window[None]))[0][-8:], rtol=1e-5
     )
     frozen_reset = nats(learning=False, kept=False)[0]
     block = TOKENS[152:161]
     np.testing.assert_allclose(
-        frozen_reset[152:160], transformer.losses(CONFIG, MODEL.weights, jnp.asarray(block[None]))[0], rtol=1e-5
+        frozen_reset[152:160], losses(CONFIG, MODEL.weights, jnp.asarray(block[None]))[0], rtol=1e-5
     )
     found = online.read(MODEL, TOKENS, PLAN)
     np.testing.assert_array_equal(found.frozen_kept, frozen_kept)
@@ -136,7 +137,7 @@ def test_an_anchor_holds_most_what_the_training_text_leans_on():
     weights = read.init(trained)
     moved = weights._replace(content=weights.content._replace(embedding=weights.content.embedding + 1))
     window = jnp.asarray(TOKENS[:25])
-    after, _ = read.update(trained, moved, window, jnp.int32(24), jnp.zeros((0, 25), jnp.int32))
+    after, _ = jax.jit(read.update)(trained, moved, window, jnp.int32(24), jnp.zeros((0, 25), jnp.int32))
     apart = np.asarray(after.content.embedding - MODEL.weights.embedding)
     assert apart[0, 0] == pytest.approx(0.9, abs=1e-3) and apart[5, 5] == pytest.approx(1.0)
 

@@ -78,12 +78,12 @@ def test_content_says_step_by_step_what_it_says_of_a_sequence(name):
         logits, memory = held.query(weights, memory, now)
         return memory, logits
 
-    _, apart = jax.lax.scan(step, held.fresh(), x)
-    together = held.sequence(weights, x)
+    _, apart = jax.jit(lambda x: jax.lax.scan(step, held.fresh(), x))(x)
+    together = jax.jit(held.sequence)(weights, x)
     assert apart.shape == (14, 2) and float(jnp.std(apart)) > 0.05
     np.testing.assert_allclose(apart, together, atol=2e-5)
     # The second segment knows nothing of the first.
-    np.testing.assert_allclose(together[8:], held.sequence(weights, x[8:]), atol=2e-5)
+    np.testing.assert_allclose(together[8:], jax.jit(held.sequence)(weights, x[8:]), atol=2e-5)
 
 
 def test_a_table_counts_what_came():

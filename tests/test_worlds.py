@@ -63,11 +63,11 @@ def test_a_world_that_breaks_its_contract_is_found(message, world):
 def test_reveal_agrees_with_what_happens(name):
     """The tables laid open for the oracle predict the mean outcome and the successors of the first action."""
     world = registry.build("worlds", name)
-    state, time_step = world.reset(jax.random.key(3))
+    state, time_step = jax.jit(world.reset)(jax.random.key(3))
     assert world.reveal is not None
     tables = world.reveal(state)
     keys = jax.random.split(jax.random.key(4), 20_000)
-    _, steps = jax.vmap(world.step, in_axes=(0, None, None))(keys, state, jnp.int32(1))
+    _, steps = jax.jit(jax.vmap(world.step, in_axes=(0, None, None)))(keys, state, jnp.int32(1))
     expected = tables.outcomes[time_step.observation, 1]
     assert np.allclose(steps.outcome.mean(0), expected, atol=4 * float(steps.outcome.std()) / np.sqrt(20_000) + 1e-6)
     if not bool(steps.first[0]):
@@ -77,7 +77,7 @@ def test_reveal_agrees_with_what_happens(name):
 
 def test_bandit_arms_are_uniform():
     world = registry.build("worlds", "bandit", arms=5)
-    state, _ = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), 4000))
+    state, _ = jax.jit(jax.vmap(world.reset))(jax.random.split(jax.random.key(0), 4000))
     p = np.asarray(state.task.probabilities)
     assert abs(p.mean() - 0.5) < 0.01 and abs(p.var() - 1 / 12) < 0.003
 
@@ -85,13 +85,13 @@ def test_bandit_arms_are_uniform():
 def test_random_mdp_has_the_published_moments():
     """Flat Dirichlet over ten successors: mean 1/10, variance 9/1100; means of reward N(1, 1), noise of variance 1."""
     world = registry.build("worlds", "random_mdp")
-    state, _ = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), 400))
+    state, _ = jax.jit(jax.vmap(world.reset))(jax.random.split(jax.random.key(0), 400))
     probabilities = np.diff(np.asarray(state.task.transitions), axis=-1, prepend=0)
     assert abs(probabilities.mean() - 0.1) < 1e-6 and abs(probabilities.var() - 9 / 1100) < 2e-4
     means = np.asarray(state.task.means)
     assert abs(means.mean() - 1) < 0.03 and abs(means.std() - 1) < 0.03
     one = jax.tree.map(lambda leaf: leaf[0], state)
-    _, steps = jax.vmap(world.step, in_axes=(0, None, None))(
+    _, steps = jax.jit(jax.vmap(world.step, in_axes=(0, None, None)))(
         jax.random.split(jax.random.key(1), 4000), one, jnp.int32(2)
     )
     assert abs(float(steps.outcome.std()) - 1) < 0.05
@@ -101,12 +101,11 @@ def test_random_mdp_has_the_published_moments():
 @pytest.mark.parametrize("paths", ["fixed", "drawn"])
 def test_two_step_common_paths(rewards, paths):
     world = registry.build("worlds", "two_step", rewards=rewards, paths=paths)
+    reset, steps = jax.jit(world.reset), jax.jit(jax.vmap(world.step, in_axes=(0, None, None)))
     crossed = []
     for seed in range(12):
-        state, _ = world.reset(jax.random.key(seed))
-        states, _ = jax.vmap(world.step, in_axes=(0, None, None))(
-            jax.random.split(jax.random.key(seed), 1000), state, jnp.int32(0)
-        )
+        state, _ = reset(jax.random.key(seed))
+        states, _ = steps(jax.random.split(jax.random.key(seed), 1000), state, jnp.int32(0))
         common = 1 + int(state.task.place_of[0])
         assert abs(float((states.position == common).mean()) - 0.8) < 0.05
         crossed.append(common)
@@ -116,9 +115,11 @@ def test_two_step_common_paths(rewards, paths):
 def test_two_step_rewards_switch_at_the_published_rate():
     world = registry.build("worlds", "two_step")
     random = registry.build("agents", "random", world.spec, steering.build(world.spec))
-    state, _ = jax.vmap(world.reset)(jax.random.split(jax.random.key(0), 2000))
+    state, _ = jax.jit(jax.vmap(world.reset))(jax.random.split(jax.random.key(0), 2000))
     at_place = state._replace(position=jnp.ones_like(state.position))
-    then, steps = jax.vmap(world.step)(jax.random.split(jax.random.key(1), 2000), at_place, jnp.zeros(2000, int))
+    then, steps = jax.jit(jax.vmap(world.step))(
+        jax.random.split(jax.random.key(1), 2000), at_place, jnp.zeros(2000, int)
+    )
     swapped = np.asarray(then.probabilities[:, 0, 0] != at_place.probabilities[:, 0, 0])
     assert abs(swapped.mean() - 0.025) < 0.011
     assert bool(steps.first.all()) and not bool(random.learns)
@@ -199,7 +200,7 @@ def test_no_garden_shuts_a_place_off(walls):
     """Searched from the start in Python, with the walls that the task names."""
     size, kept = 5, 0
     world = registry.build("worlds", "foraging", size=size, walls=walls, thorns=0)
-    tasks = jax.vmap(lambda key: world.reset(key)[0].task)(jax.random.split(jax.random.key(8), 300))
+    tasks = jax.jit(jax.vmap(lambda key: world.reset(key)[0].task))(jax.random.split(jax.random.key(8), 300))
     for walled, food, water, home, start in zip(
         *map(np.asarray, (tasks.walls, tasks.food, tasks.water, tasks.home, tasks.start)), strict=True
     ):

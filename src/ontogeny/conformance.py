@@ -55,10 +55,11 @@ def check_lives(agent: Agent, world: World, steering: Steering, seed: int = 0) -
         return jax.jit(lambda key: live(key, agent, world, steering, born, NUM_STEPS, learning))(jax.random.key(seed))
 
     born = _born(agent, seed)
-    frozen, _ = lived(world, learning=False)
-    assert trees.same_bits(frozen.weights, born.weights), "weights changed in a life without learning"
+    after, life = lived(world, learning=False)
+    assert trees.same_bits(after.weights, born.weights), "weights changed in a life without learning"
 
-    after, life = lived(world, learning=True) if agent.learns else lived(world, learning=False)
+    if agent.learns:
+        after, life = lived(world, learning=True)
     # Whatever the activations have come to be, also where this one life has left them as they were.
     reset = agent.reset(after._replace(activations=trees.scramble(jax.random.key(seed + 1), after.activations)))
     assert trees.same_bits(reset.weights, after.weights), "`reset` changed weights; it may restore activations only"
@@ -152,7 +153,7 @@ def _born(agent: Agent, seed: int) -> State:
 def _steps(agent: Agent, world: World, steering: Steering, seed: int):
     """A few (state, percept, key) from a life that learns where the agent can."""
     step, state = jax.jit(world.step), _born(agent, seed)
-    world_state, time_step = world.reset(jax.random.key(seed))
+    world_state, time_step = jax.jit(world.reset)(jax.random.key(seed))
     percept: Percept = perceive(agent, world, steering, world_state, time_step, jnp.int32(-1), born=True)
     for t, key in enumerate(jax.random.split(jax.random.key(seed + 3), NUM_STEPS)):
         if t % 7 in (0, 1):

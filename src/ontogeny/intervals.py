@@ -1,6 +1,7 @@
 """How sure a mean is. Plain numbers and numpy; needs no JAX, so that reports can be written without it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import betaincinv, ndtr, stdtrit
@@ -39,6 +40,13 @@ def bootstrapped(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tu
 
     Efron 1979 (Annals of Statistics 7:1). Rows are drawn whole, so that what was measured on one task stays together.
     """
-    weights = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
-    low, high = np.percentile(weights @ values / len(values), [2.5, 97.5], axis=0)
+    low, high = np.percentile(_resampled(len(values), resamples, seed) @ values / len(values), [2.5, 97.5], axis=0)
     return values.mean(axis=0), low, high
+
+
+@lru_cache(maxsize=4)
+def _resampled(tasks: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each resample draws each task, [resamples, N]: the same for all that is measured on as many tasks."""
+    counts = np.random.default_rng(seed).multinomial(tasks, np.full(tasks, 1 / tasks), resamples).astype(np.float64)
+    counts.flags.writeable = False
+    return counts

@@ -15,6 +15,7 @@ import math
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,11 +51,7 @@ _PACKAGE = Path(__file__).parent
 
 def names(family: str) -> list[str]:
     """All rooms of a family that have a `build`, without importing any."""
-    found = []
-    for path in sorted(_folder(family).glob("*.py")):
-        if path.stem not in ("__init__", "base") and _defines_build(path):
-            found.append(path.stem)
-    return found
+    return [path.stem for path in sorted(_folder(family).glob("*.py")) if _is_room(path)]
 
 
 def help_line(family: str, name: str) -> str:
@@ -167,9 +164,10 @@ def _path(family: str, name: str) -> Path:
         if not path.is_file():
             raise BadInput(f"there is no file '{name}'")
         return path
-    if name not in names(family):
+    path = _folder(family) / f"{name}.py"
+    if not name.isidentifier() or not _is_room(path):
         raise unknown(FAMILIES[family], name, names(family))
-    return _folder(family) / f"{name}.py"
+    return path
 
 
 def _folder(family: str) -> Path:
@@ -221,7 +219,19 @@ def blaming(files: list[str], what: str, *, only_theirs: bool = False) -> Iterat
         raise BadInput(f"{what}{at}: {type(error).__name__}{': ' if told else ''}{told}") from error
 
 
-def _defines_build(path: Path) -> bool:
+def _is_room(path: Path) -> bool:
+    if path.stem in ("__init__", "base"):
+        return False
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return _defines_build(path, found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _defines_build(path: Path, changed: int, size: int) -> bool:
+    """Read once for each state of the file."""
     return any(
         isinstance(node, ast.FunctionDef) and node.name == "build"
         for node in ast.parse(path.read_text(encoding="utf-8")).body

@@ -64,9 +64,10 @@ def three_lives(
         _, life = lived(subject, key, agent, world, steering, given, **how)
         return jax.vmap(world.score)(life.outcome), life.outcome
 
-    intact, _ = scores(key)
+    # One piece of code for both: a life is most of what there is to compile.
+    both, outcomes = jax.vmap(scores)(jnp.stack([key, another_life(key, 1)]))
+    intact, of_another = both[0], outcomes[1]
     wiped, _ = scores(key, reset_each_episode=True)
-    _, of_another = scores(another_life(key, 1))
     yoked, _ = scores(key, lens=Lens(lambda other, step: step._replace(outcome=other), of_another))
     return {
         "intact": jnp.mean(intact),
