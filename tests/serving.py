@@ -47,6 +47,11 @@ def load(folder: Path) -> models.LanguageModel:
     return models.load(folder)
 
 
+def as_users_do() -> dict[str, str]:
+    """The environment, but that the compiler is to try: a server is mostly waited for when it answers."""
+    return {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+
+
 class Live:
     """`ontogeny serve` on a free port of this machine; `kill` is kill -9."""
 
@@ -59,7 +64,7 @@ class Live:
         command = [sys.executable, "-m", "ontogeny", "serve", *arguments, "--state", str(state)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", str(self.port)], stdout=log, stderr=log, env={**os.environ, **(environment or {})}
+                [*command, "--port", str(self.port)], stdout=log, stderr=log, env=as_users_do() | (environment or {})
             )
         if ready:
             self.wait()

@@ -11,6 +11,8 @@ from ontogeny.lifecycle.subject import parse
 from ontogeny.lifecycle.train import train
 from serving import ROOT, Live
 
+pytestmark = pytest.mark.computes
+
 CLIENT = ROOT / "docs" / "agent_client.py"
 
 

@@ -20,6 +20,8 @@ from ontogeny.server.prefixes import Prefixes
 from ontogeny.server.rows import End, Question, Token
 from ontogeny.server.text import Growing
 
+pytestmark = pytest.mark.computes
+
 CONFIG = configure("gpt2", 257, 64, layers=2, heads=2, width=64)
 
 

@@ -19,7 +19,10 @@ from ontogeny.server.guard import Guard
 from ontogeny.server.store import Store
 from serving import ROOT, Live, load, shared_run
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.computes,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from ontogeny.server.store import FILE, FORMAT, SCHEMA, Store
 from ontogeny.server.text_sessions import TextSessions
 from serving import ROOT, load, shared_run
 
+pytestmark = pytest.mark.computes
+
 TEXTS = [
     "The lighthouse keeper wrote a letter to the sea, and the sea answered.",
     "On the third day the ship of glass came in, and nobody was aboard.",

@@ -9,7 +9,9 @@ import pytest
 
 from ontogeny.server import keys
 from ontogeny.server.store import Store
-from serving import ROOT, Live, shared_run
+from serving import ROOT, Live, as_users_do, shared_run
+
+pytestmark = pytest.mark.computes
 
 NAMES = ("anna", "bob", "carl", "dora", "erin", "admin")
 SECRET = "The word of the day is xylophone."
@@ -331,7 +333,7 @@ def test_what_does_not_fit_an_agent_is_refused(live, key, path, body):
 def test_what_was_acknowledged_survives_kill_9(run):
     """A few kills; `benchmarks/crash.py` makes 200, and the slow test 20."""
     asked = [sys.executable, str(ROOT / "benchmarks" / "crash.py"), str(run), "--kills", "2"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=300, env=as_users_do())
     assert done.returncode == 0, done.stdout + done.stderr
 
 

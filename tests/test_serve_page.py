@@ -10,7 +10,10 @@ from serving import Live, shared_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REQUIRED = bool(os.environ.get("ONTOGENY_REQUIRE_CHROMIUM"))  # as `.ci/run` has it: then its absence is a failure
-pytestmark = pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="there is no Chromium here")
+pytestmark = [
+    pytest.mark.computes,
+    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="there is no Chromium here"),
+]
 
 
 @pytest.fixture(scope="module")

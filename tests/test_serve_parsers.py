@@ -20,6 +20,8 @@ from ontogeny.server.store import Store
 from ontogeny.server.text_sessions import TextSessions
 from serving import load, shared_run
 
+pytestmark = pytest.mark.computes
+
 FIELDS = ["format", "kind", "base", "weights", "steps", "digest", "learner", "version", "tokens", "keys.0"]
 ODD = ["", "0", "-1", "1_000", "\u0661", "9" * 30, str(2**63 - 1), "nan", "1.5", "\ud800", "x" * 100]
 
