@@ -59,7 +59,7 @@ class Live:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url, self.state = f"http://127.0.0.1:{self.port}", state
         self.log = state.with_name(f"{state.name}.log")
         command = [sys.executable, "-m", "ontogeny", "serve", *arguments, "--state", str(state)]
         with self.log.open("ab") as log:

@@ -6,6 +6,8 @@ import shutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from ontogeny.server import keys
+from ontogeny.server.store import Store
 from serving import Live, shared_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -74,3 +76,20 @@ def test_three_ways_on(live, browser, width, scheme, tmp_path):
     assert unnamed == 0 and not foreign and not faults
     page.screenshot(path=tmp_path / "after.png", full_page=True)
     context.close()
+
+
+def test_only_the_holder_of_an_admin_key_is_shown_the_way_back(live, browser):
+    """The last test here: from the first key on, nobody comes in without one."""
+    store = Store(live.state)
+    plain, admin = keys.create(store, "anna")[1], keys.create(store, "me", admin=True)[1]
+    store.close()
+    page = browser.new_page()
+    page.goto(live.url)
+    expect(page.locator("#said")).to_contain_text("no key was given", timeout=30_000)
+    for key, shown in ((plain, False), (admin, True)):
+        page.locator("#key").fill(key)
+        page.locator("#key").press("Tab")
+        expect(page.locator("#case")).to_have_text("learning", timeout=30_000)
+        expect(page.locator("#said")).to_have_text("")
+        expect(page.locator("#back")).to_be_visible(visible=shown)
+    page.close()
