@@ -21,6 +21,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import NoReturn
 
 
 class Server:
@@ -40,13 +41,17 @@ class Server:
         until = time.monotonic() + 300
         while time.monotonic() < until:
             if self.process.poll() is not None:
-                raise SystemExit(f"the server did not start again: see {self.log.name}")
+                self.give_up(f"the server did not start again: see {self.log.name}")
             try:
                 if self.ask("/ready")["status"] == "ready":
                     return
             except OSError:
                 time.sleep(0.05)
-        raise SystemExit("the server was not ready in 300 s")
+        self.give_up("the server was not ready in 300 s")
+
+    def give_up(self, why: str) -> NoReturn:
+        self.kill()
+        raise SystemExit(why)
 
     def ask(self, path: str, body: dict | None = None) -> dict:
         data = None if body is None else json.dumps(body).encode()
@@ -107,7 +112,7 @@ def settle(server: Server) -> dict:
         if line["pending"] < least:
             least, since = line["pending"], time.monotonic()
         time.sleep(0.1)
-    raise SystemExit(f"the learner decided on nothing for 120 s, with {least} contributions to come")
+    server.give_up(f"the learner decided on nothing for 120 s, with {least} contributions to come")
 
 
 def main() -> None:
