@@ -197,7 +197,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise BadInput(f"'{host}' port {port} cannot be listened on: {error.strerror}") from None
+        why = (error.strerror or str(error)).partition(" (while")[0]  # Python repeats the address
+        raise BadInput(f"'{host}' port {port} cannot be listened on: {why}") from None
 
 
 def _is_loopback(host: str) -> bool:
