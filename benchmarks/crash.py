@@ -72,7 +72,7 @@ def load(server: Server, stop: threading.Event, acknowledged: dict[int, str], dr
         "agent",
         "learns",
         "a",
-        "world",
+        "env",
         "and",
         "acts",
         "in",

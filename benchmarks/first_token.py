@@ -17,8 +17,8 @@ import time
 import jax
 
 from ontogeny.content.transformer import configure, initial
-from ontogeny.server.choices import Taste
-from ontogeny.server.engine import End, Engine, Question, Token
+from ontogeny.engine.choices import Taste
+from ontogeny.engine.engine import End, Engine, Question, Token
 
 PROMPT, NEW, ROUNDS = 32, 64, 3
 

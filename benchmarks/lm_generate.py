@@ -3,7 +3,7 @@
     python benchmarks/lm_generate.py                 # 1 and 16 streams, one JSON line each
     python benchmarks/lm_generate.py --rounds 9 --cores 1
 
-Ours is `ontogeny.language.generate.generate`, text in and text out, pieces of it told on the way; the peer is given
+Ours is `ontogeny.engine.generate.generate`, text in and text out, pieces of it told on the way; the peer is given
 tokens and gives tokens. Both take the most probable token, so that they can be seen to give the same ones. Rounds of
 ours and the peer's alternate, after one that compiles; medians. On a machine that others use too, torch's threads wait
 for each other: `--cores 1` gives either one thread, and `cpu_ratio` compares processor seconds. Without torch and
@@ -24,9 +24,10 @@ import numpy as np
 
 from ontogeny.cli.start import prepare
 from ontogeny.content import transformer
-from ontogeny.language import generate, hugging_face
-from ontogeny.language.model import LanguageModel
-from ontogeny.language.tokenizer import Bytes
+from ontogeny.engine import generate
+from ontogeny.lm import hugging_face
+from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.tokenizer import Bytes
 
 STREAMS = (1, 16)
 PROMPT, NEW = 32, 128

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from ontogeny.content.transformer import initial
-from ontogeny.language import corpus, counts, evaluate, learner, online, train
-from ontogeny.language import model as models
-from ontogeny.lifecycle import checkpoint
+from ontogeny.lm import corpus, counts, evaluate, learner, online, train
+from ontogeny.lm import model as models
+from ontogeny.runs import checkpoint
 
 SHORT = 200_000  # bytes of a text that are read
 FRONT = (

@@ -27,9 +27,9 @@ from ontogeny import trees
 from ontogeny.cli.start import prepare
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config
-from ontogeny.language import corpus, recipe
-from ontogeny.language import tokenizer as tokenizers
-from ontogeny.language.recipe import Recipe
+from ontogeny.lm import corpus, recipe
+from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.recipe import Recipe
 
 BLOCK, BATCH, TURN = 64, 12, 10
 SHAPE = {"layers": 4, "heads": 4, "width": 128}

@@ -14,7 +14,7 @@ from ontogeny.cli.start import prepare
 
 
 def lines(folder: Path):
-    from ontogeny.study import mesa_compare, records
+    from ontogeny.studies import mesa_compare, records
 
     found = records.read(folder / records.RECORDS)
     seconds = records.read_times(folder / records.TIMES)
@@ -29,7 +29,7 @@ def lines(folder: Path):
                 group.question
             ],
             "se": None if error is None else round(error, 5),
-            "tasks": found[0]["budget"]["lives"],
+            "tasks": found[0]["budget"]["num_lifetimes"],
             "peer": None,
             "peer_value": None,
             "ratio": None,
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     prepare(None)
-    from ontogeny.study import mesa
+    from ontogeny.studies import mesa
 
     given.out.parent.mkdir(parents=True, exist_ok=True)
     mesa.run(mesa.SMALL if given.small else mesa.FULL, given.out, given.seed, on_event=lambda event: None)

@@ -21,11 +21,11 @@ from collections.abc import Callable
 
 UNITS, POPULATION, LIVES, STEPS, GENERATIONS = 48, 256, 16, 100, 5
 SETTING = {
-    "world": "Bernoulli bandit, 2 arms, 100 pulls",
+    "env": "Bernoulli bandit, 2 arms, 100 pulls",
     "agent": f"GRU-{UNITS}",
     "strategy": "Open_ES, Adam, full-rank antithetic perturbations",
     "population": POPULATION,
-    "lives": LIVES,
+    "num_lifetimes": LIVES,
     "steps": STEPS,
 }
 
@@ -34,13 +34,13 @@ def ours() -> Callable[[], None]:
     """Five generations per dispatch of the house's own outer loop."""
     import jax
 
-    from ontogeny import registry, steering
+    from ontogeny import plugins, steering
 
-    world = registry.build("worlds", "bandit", arms=2, pulls=STEPS)
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", "recurrent", world.spec, drives, units=UNITS)
-    development = registry.build(
-        "development", "evolution", agent, world, drives, strategy="Open_ES", population=POPULATION, lives=LIVES,
+    env = plugins.build("environments", "bandit", arms=2, pulls=STEPS)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "recurrent", env.spec, drives, units=UNITS)
+    development = plugins.build(
+        "development", "evolution", agent, env, drives, strategy="Open_ES", population=POPULATION, num_lifetimes=LIVES,
         spread=0.2, step_size=0.1, generations_per_dispatch=GENERATIONS,
     )  # fmt: skip
     state = development.init(jax.random.key(0))
@@ -98,8 +98,8 @@ def peer() -> Callable[[], None]:
     def generation(state, key):
         ask_key, life_key, tell_key = jax.random.split(key, 3)
         population, state = strategy.ask(ask_key, state, defaults)
-        lives = jax.vmap(jax.vmap(rollout, (None, 0)), (0, None))
-        fitness = jnp.mean(lives(population, jax.random.split(life_key, LIVES)), axis=1)
+        num_lifetimes = jax.vmap(jax.vmap(rollout, (None, 0)), (0, None))
+        fitness = jnp.mean(num_lifetimes(population, jax.random.split(life_key, LIVES)), axis=1)
         state, _ = strategy.tell(tell_key, population, -fitness, state, defaults)
         return state, jnp.mean(fitness)
 

@@ -27,34 +27,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOWEST_TASKS = 4000
-RECIPES = {  # name -> agent, world to develop it in, development: each within two minutes on two cores
+RECIPES = {  # name -> agent, environment to develop it in, development: each within two minutes on two cores
     "bandit-10": ("recurrent_cells", "bandit:arms=5,pulls=10", "evolution:generations=150"),
     "bandit-100": ("recurrent_cells", "bandit:arms=5,pulls=100", "evolution:generations=100"),
     "bandit-500": (
         "recurrent_cells",
         "bandit:arms=5,pulls=500",
-        "evolution:population=128,lives=16,generations=80,generations_per_dispatch=2",
+        "evolution:population=128,num_lifetimes=16,generations=80,generations_per_dispatch=2",
     ),
     "mdp-10": ("recurrent_cells", "random_mdp:episodes=10", "evolution:generations=60"),
     "mdp-100": (
         "recurrent_cells",
         "random_mdp:episodes=100",
-        "evolution:lives=16,generations=40,generations_per_dispatch=2",
+        "evolution:num_lifetimes=16,generations=40,generations_per_dispatch=2",
     ),
     "mdp-100-unclocked": (
         "recurrent_cells:clock=false",
         "random_mdp:episodes=100",
-        "evolution:lives=16,generations=40,generations_per_dispatch=2",
+        "evolution:num_lifetimes=16,generations=40,generations_per_dispatch=2",
     ),
     "dense-10": (
         "recurrent:units=24",
         "bandit:arms=5,pulls=10",
-        "evolution:strategy=Sep_CMA_ES,population=64,lives=64,generations=1500,generations_per_dispatch=20,spread=0.2",
+        "evolution:strategy=Sep_CMA_ES,population=64,num_lifetimes=64,generations=1500,generations_per_dispatch=20,spread=0.2",
     ),
     "dense-100": (
         "recurrent:units=24",
         "bandit:arms=5,pulls=100",
-        "evolution:strategy=Sep_CMA_ES,population=128,lives=32,generations=2000,generations_per_dispatch=20,spread=0.2",
+        "evolution:strategy=Sep_CMA_ES,population=128,num_lifetimes=32,generations=2000,generations_per_dispatch=20,spread=0.2",
     ),
     "distilled-100": ("recurrent", "bandit:arms=5,pulls=100", "distillation"),
     "gradient-100": ("recurrent", "bandit:arms=5,pulls=100", "policy_gradient"),
@@ -86,14 +86,14 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count() or 1}")
 
-    from ontogeny import registry
-    from ontogeny.study import published
+    from ontogeny import plugins
+    from ontogeny.studies import published
 
     for text in chosen.rows:
         if not re.fullmatch(r"[nk]=\d+(,[nk]=\d+)?", text):
             parser.error(f"'{text}' is no row; a row is n=100 or n=100,k=5")
     for agent in chosen.agents:
-        if agent != "none" and registry.parse(agent)[0] not in registry.names("agents"):
+        if agent != "none" and plugins.parse(agent)[0] not in plugins.names("agents"):
             parser.error(f"there is no agent '{agent}'")
     recipes = chosen.recipes or (list(RECIPES) if chosen.agents in ([], ["none"]) else [])
     runs = [*chosen.run, *develop(chosen.evolve, [name for name in recipes if name != "none"], chosen.seeds)]
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
                 line = score(row, entry, chosen.tasks, chosen.seed)
                 print(json.dumps(line, ensure_ascii=False), flush=True)
                 if entry.run is not None:
-                    by_recipe.setdefault((recipe_of(entry.run), row.world), []).append(line)
+                    by_recipe.setdefault((recipe_of(entry.run), row.env), []).append(line)
     for lines in by_recipe.values():
         if len(lines) > 1:
             print(json.dumps(mean_over_seeds(lines), ensure_ascii=False), flush=True)
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def recipe_of(run: Path) -> str:
     """What a run has in common with those that differ from it in their seed only."""
-    from ontogeny.lifecycle import saved, subject
+    from ontogeny.stages import saved, subject
 
     return json.dumps(subject.to_json(saved.read_spec(run)._replace(seed=0)), sort_keys=True)
 
@@ -128,26 +128,26 @@ def is_chosen(row: Any, wanted: list[str]) -> bool:
 
 def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
     """The agents of a row: those that follow a printed line, then our own, then those that were developed."""
-    from ontogeny import registry
-    from ontogeny.lifecycle import saved
-    from ontogeny.study import published
+    from ontogeny import plugins
+    from ontogeny.stages import saved
+    from ontogeny.studies import published
 
     listed = [Entry(agent, line) for line, agent in published.OURS[row.table].items()]
     others = ("psrl", "opsrl", "certainty_equivalence", "q_learning", "oracle", "model_based")
     listed += [Entry(agent) for agent in (others if row.table == 2 else ("q_learning", "oracle", "model_based"))]
     listed += [Entry(agent) for agent in wanted if agent != "none" and agent not in {e.agent for e in listed}]
-    known = registry.names("agents")
+    known = plugins.names("agents")
     for entry in listed:
-        name = registry.parse(entry.agent)[0]
+        name = plugins.parse(entry.agent)[0]
         if (not wanted or entry.agent in wanted or (name in wanted and entry.line)) and name in known:
             yield entry
     for run in runs:
         spec = saved.read_spec(run)
-        here = {key for key, value in row.settings.items() if spec.world.settings.get(key) == value}
-        # A genome of cells fits worlds of every size: that of a random MDP is scored on every length, that of a bandit
+        here = {key for key, value in row.settings.items() if spec.env.settings.get(key) == value}
+        # A genome of cells fits environments of every size: that of a random MDP is scored on every length, that of a bandit
         # on every number of arms; one of a dense network only where it was evolved.
         fits = spec.agent.name == "recurrent_cells" and (row.table == 2 or "pulls" in here)
-        if spec.world.name == row.room and (fits or len(here) == len(row.settings)):
+        if spec.env.name == row.room and (fits or len(here) == len(row.settings)):
             yield Entry(spec.agent.name, run=run)
 
 
@@ -155,28 +155,28 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     """One agent in one row, as a line of the benchmark."""
     import jax
 
-    from ontogeny import registry, steering
-    from ontogeny.lifecycle import saved, subject
-    from ontogeny.lifecycle.evaluate import evaluate
-    from ontogeny.study import published
+    from ontogeny import plugins, steering
+    from ontogeny.stages import saved, subject
+    from ontogeny.stages.evaluate import evaluate
+    from ontogeny.studies import published
 
     setting: dict[str, Any] = {"table": row.table, "n": row.n, "k": row.k, "agent": entry.agent, "seed": seed}
     if entry.run is not None:
-        held = saved.read(entry.run, world=subject.Room(row.room, dict(row.settings)))
+        held = saved.read(entry.run, env=subject.Room(row.room, dict(row.settings)))
         built, genome = held.subject, held.genome
         developed = saved.read_spec(entry.run)
         setting["agent"] = text_of(developed.agent)
         setting["developed_by"] = text_of(developed.development)
-        setting["developed_in"] = {"world": developed.world.name, **developed.world.settings}
+        setting["developed_in"] = {"env": developed.env.name, **developed.env.settings}
         setting["developed_from_seed"] = developed.seed
         setting["development_seconds"] = round(seconds_of(entry.run), 1)
     else:
-        world = registry.build("worlds", row.room, **row.settings)
-        drives = steering.build(world.spec)
-        name, given = registry.parse(entry.agent)
-        built = subject.Subject(registry.build("agents", name, world.spec, drives, **given), world, drives)
+        env = plugins.build("environments", row.room, **row.settings)
+        drives = steering.build(env.spec)
+        name, given = plugins.parse(entry.agent)
+        built = subject.Subject(plugins.build("agents", name, env.spec, drives, **given), env, drives)
         genome = built.agent.genome(jax.random.key(seed))
-    case = "online" if built.agent.learns else "offline"
+    case = "online" if built.agent.learning else "offline"
     found = evaluate(*built, genome, num_tasks=tasks, seed=seed, case=case)
     peer = entry.line or max(row.lines, key=lambda line: row.lines[line])
     printed = row.lines[peer]
@@ -199,17 +199,17 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
 
 def text_of(room: Any) -> str:
     """A room as the command line takes it, without what is as by default."""
-    from ontogeny import registry
+    from ontogeny import plugins
 
-    family = next(family for family in ("agents", "development") if room.name in registry.names(family))
-    defaults = registry.settings(family, room.name)
+    family = next(family for family in ("agents", "development") if room.name in plugins.names(family))
+    defaults = plugins.settings(family, room.name)
     given = ",".join(f"{key}={value}" for key, value in room.settings.items() if value != defaults.get(key))
     return f"{room.name}:{given}" if given else room.name
 
 
 def mean_over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean of one recipe's scores in one row, with the standard error that the spread between seeds gives it."""
-    from ontogeny.intervals import Z95, reach
+    from ontogeny.stats import Z95, reach
 
     values = [line["value"] for line in lines]
     mean = statistics.fmean(values)
@@ -239,17 +239,18 @@ def seconds_of(run: Path) -> float:
 
 def develop(folder: Path, recipes: list[str], seeds: list[int]) -> list[Path]:
     """Develops the agents of `RECIPES` from each seed; finished runs are not done again."""
-    from ontogeny.lifecycle import checkpoint, subject
-    from ontogeny.lifecycle.train import train
+    from ontogeny.runs import checkpoint
+    from ontogeny.stages import subject
+    from ontogeny.stages.train import train
 
     runs = []
     for recipe in recipes:
-        agent, world, development = RECIPES[recipe]
+        agent, env, development = RECIPES[recipe]
         for seed in seeds:
             run = folder / f"{recipe}-seed{seed}"
             runs.append(run)
             if not checkpoint.exists(run, "genome"):
-                spec = {"world": world, "agent": agent, "development": development, "seed": seed}
+                spec = {"env": env, "agent": agent, "development": development, "seed": seed}
                 train(subject.parse(spec), run)
                 print(f"{run}: {seconds_of(run):.0f} s", file=sys.stderr)
     return runs

@@ -78,8 +78,8 @@ def make_folder(folder: Path) -> None:
     from tokenizers import decoders, models, pre_tokenizers
 
     from ontogeny.content.transformer import configure, initial
-    from ontogeny.language import hugging_face
-    from ontogeny.language.tokenizer import BytePairs, byte_letters
+    from ontogeny.lm import hugging_face
+    from ontogeny.lm.tokenizer import BytePairs, byte_letters
 
     words = [*byte_letters(), "<|endoftext|>"]
     words += [a + b for a in words[:256] for b in words[:256]][: VOCABULARY - len(words)]

@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 
 from lm_online import default_text
-from ontogeny.language import learner as plans
-from ontogeny.language import model as models
-from ontogeny.language import online, recipe, train
-from ontogeny.lifecycle import checkpoint
+from ontogeny.engine.choices import Taste
+from ontogeny.engine.engine import Engine
+from ontogeny.engine.rows import End, Question
+from ontogeny.lm import learner as plans
+from ontogeny.lm import model as models
+from ontogeny.lm import online, recipe, train
+from ontogeny.runs import checkpoint
 from ontogeny.server import journal, learner
-from ontogeny.server.choices import Taste
-from ontogeny.server.engine import Engine
 from ontogeny.server.lines import BOUND, Lines, Live, Settings
-from ontogeny.server.rows import End, Question
 from ontogeny.server.store import Store
 
 BLOCK = 32  # tokens scored in one window

@@ -1,8 +1,8 @@
-"""An outside program is the world: Catch, a ball that falls and a paddle that should be where it lands.
+"""An outside program is the environment: Catch, a ball that falls and a paddle that should be where it lands.
 
-The agent has never seen it. It was built for any world of 18 states and 3 actions, and learns this one in use:
+The agent has never seen it. It was built for any environment of 18 states and 3 actions, and learns this one in use:
 
-    ontogeny train --agent model_based --world random_mdp:states=18,actions=3,horizon=2 --out runs/catcher
+    ontogeny train --agent model_based --env random_mdp:states=18,actions=3,horizon=2 --out runs/catcher
     ontogeny serve --alias catcher=runs/catcher --online
     python docs/agent_client.py
 """
@@ -41,14 +41,14 @@ class Catch:
         return (self.ball * FALLS + self.fallen % FALLS) * COLUMNS + self.paddle
 
 
-draw, world, caught = random.Random(0), Catch(), []
+draw, env, caught = random.Random(0), Catch(), []
 session = "/" + post("", {"seed": 0})["id"]
-observation, first = world.begin(), True
+observation, first = env.begin(), True
 while len(caught) < EPISODES:
     action = post(f"{session}/act", {"observation": observation, "first": first})["action"]
-    observation, reward, first = world.step(action)
+    observation, reward, first = env.step(action)
     if first:
         caught.append(reward)
-        observation = world.begin()
+        observation = env.begin()
     post(f"{session}/feedback", {"reward": reward, "terminated": first})
 print(f"caught {sum(caught[:10]):.0f} of the first 10 balls and {sum(caught[-20:]):.0f} of the last 20")

@@ -35,10 +35,10 @@ install_import_hook(
         "ontogeny.agents.recurrent_cells",
         "ontogeny.content",
         "ontogeny.development.policy_gradient",
-        "ontogeny.language.learner",
-        "ontogeny.language.predictor",
+        "ontogeny.lm.learner",
+        "ontogeny.lm.predictor",
         "ontogeny.server.learner",
-        "ontogeny.server.programs",
+        "ontogeny.engine.programs",
     ],
     "beartype.beartype",
 )

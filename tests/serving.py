@@ -13,8 +13,8 @@ import urllib.request
 from functools import lru_cache
 from pathlib import Path
 
-from ontogeny.language import model as models
-from ontogeny.language.train import Plan, train
+from ontogeny.lm import model as models
+from ontogeny.lm.train import Plan, train
 
 ROOT = Path(__file__).parent.parent
 PLAN = Plan(

@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.audit import attribution
 from ontogeny.types import BadInput
 
 
-def subject(agent, world):
-    name, given = registry.parse(world)
-    world = registry.build("worlds", name, **given)
-    drives = steering.build(world.spec)
-    if agent in registry.names("agents"):
-        return registry.build("agents", agent, world.spec, drives), world, drives
-    return importlib.import_module(f"ontogeny.audit.organisms.{agent}").build(world.spec, drives), world, drives
+def subject(agent, env):
+    name, given = plugins.parse(env)
+    env = plugins.build("environments", name, **given)
+    drives = steering.build(env.spec)
+    if agent in plugins.names("agents"):
+        return plugins.build("agents", agent, env.spec, drives), env, drives
+    return importlib.import_module(f"ontogeny.audit.organisms.{agent}").build(env.spec, drives), env, drives
 
 
 BANDIT = "bandit:arms=3,pulls=40"
@@ -35,10 +35,10 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize(("agent", "world", "verdict"), KNOWN)
-def test_known_cases_give_the_known_answer(agent, world, verdict):
-    agent, world, drives = subject(agent, world)
-    found = attribution.attribute(agent, world, drives, agent.genome(jax.random.key(0)), num_tasks=200)
+@pytest.mark.parametrize(("agent", "env", "verdict"), KNOWN)
+def test_known_cases_give_the_known_answer(agent, env, verdict):
+    agent, env, drives = subject(agent, env)
+    found = attribution.attribute(agent, env, drives, agent.genome(jax.random.key(0)), num_tasks=200)
     assert found.verdict == verdict, found
     if verdict == "both":
         assert found.interaction.low <= 0 <= found.interaction.high and abs(found.shares[0] - 0.5) < 0.1
@@ -50,8 +50,8 @@ def test_known_cases_give_the_known_answer(agent, world, verdict):
 
 def test_a_log_teaches_what_the_life_that_wrote_it_learned():
     """All that q_learning learns is in weights: on the log it does as well as in the life itself."""
-    agent, world, drives = subject("q_learning", "random_mdp:states=4,actions=3,horizon=5,episodes=12")
-    found = attribution.attribute(agent, world, drives, (), num_tasks=100)
+    agent, env, drives = subject("q_learning", "random_mdp:states=4,actions=3,horizon=5,episodes=12")
+    found = attribution.attribute(agent, env, drives, (), num_tasks=100)
     # Its activations are empty, so the life on the log is the logged life.
     np.testing.assert_allclose(found.on_log, found.cells["both"], rtol=1e-5)
 
@@ -95,6 +95,6 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 
 def test_too_few_tasks_are_refused():
-    agent, world, drives = subject("random", BANDIT)
+    agent, env, drives = subject("random", BANDIT)
     with pytest.raises(BadInput, match="at least 20 tasks"):
-        attribution.attribute(agent, world, drives, (), num_tasks=5)
+        attribution.attribute(agent, env, drives, (), num_tasks=5)

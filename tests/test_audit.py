@@ -10,39 +10,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny import conformance, registry, steering, trees
+from ontogeny import contracts, plugins, steering, trees
 from ontogeny.audit import battery, calibration
 from ontogeny.audit.base import Finding, effect, three_way
-from ontogeny.lifecycle import saved
-from ontogeny.lifecycle.subject import parse
-from ontogeny.lifecycle.train import train
-from ontogeny.streams import chances
+from ontogeny.rng import split_lifetime_key
+from ontogeny.stages import saved
+from ontogeny.stages.subject import parse
+from ontogeny.stages.train import train
 from ontogeny.types import BadInput
 
-ORGANISMS = registry.names("organisms")
+ORGANISMS = plugins.names("organisms")
 HOMES = {
-    "bandit": registry.build("worlds", "bandit", arms=5, pulls=100),
-    "chain": registry.build("worlds", "chain", trials=6, exposures=4, after=3),
-    "beacon": registry.build("worlds", "beacon", size=5, horizon=12),
-    "stream": registry.build("worlds", "stream", length=10),
+    "bandit": plugins.build("environments", "bandit", arms=5, pulls=100),
+    "chain": plugins.build("environments", "chain", trials=6, exposures=4, after=3),
+    "beacon": plugins.build("environments", "beacon", size=5, horizon=12),
+    "stream": plugins.build("environments", "stream", length=10),
 }
 
 
 @pytest.mark.parametrize("name", ORGANISMS)
 def test_every_organism_keeps_the_laws_and_says_its_truth(name):
     lived = 0
-    for world in HOMES.values():
-        drives = steering.build(world.spec)
+    for env in HOMES.values():
+        drives = steering.build(env.spec)
         try:
-            agent = registry.build("organisms", name, world.spec, drives)
+            agent = plugins.build("organisms", name, env.spec, drives)
         except BadInput as refusal:
             assert name in str(refusal) or "bandits" in str(refusal)
             continue
         if not lived:
-            conformance.check_agent(agent, world, drives)
+            contracts.check_agent(agent, env, drives)
         lived += 1
     assert lived
-    truth = registry.attribute("organisms", name, "TRUTH")
+    truth = plugins.attribute("organisms", name, "TRUTH")
     assert truth and set(truth) <= {"attribution", "learns", "plans", "objective", "pattern"}
     assert {truth[question] for question in truth if question in ("learns", "plans", "objective")} <= {"yes", "no"}
 
@@ -129,14 +129,14 @@ def test_a_threshold_is_chosen_on_one_half_of_the_families_and_judged_on_the_oth
 
 def test_twins_are_alike_but_for_what_was_changed():
     """Same key: the same links before, the same exposures, the same chance; only what was changed differs."""
-    build = partial(registry.build, "worlds", "chain", trials=4, exposures=6, after=2)
+    build = partial(plugins.build, "environments", "chain", trials=4, exposures=6, after=2)
     key = jax.random.key(3)
     twins = [build(exposed="2", changed=changed) for changed in ("none", "2")]
-    one, other = (world.reset(chances(key).task)[0].task for world in twins)
+    one, other = (env.reset(split_lifetime_key(key).task)[0].task for env in twins)
     assert trees.same_bits((one.before, one.exposed, one.side), (other.before, other.exposed, other.side))
     assert (one.after != other.after).tolist() == [False, True, False]
     assert (one.after == one.before).all()
-    longer = registry.build("worlds", "chain", links=4, exposed="14", changed="14")
+    longer = plugins.build("environments", "chain", links=4, exposed="14", changed="14")
     assert longer.spec.num_observations == twins[0].spec.num_observations
 
 
@@ -152,7 +152,7 @@ def test_twins_are_alike_but_for_what_was_changed():
 )
 def test_a_chain_says_what_it_cannot_be(given, said):
     with pytest.raises(BadInput, match=said):
-        registry.build("worlds", "chain", **given)
+        plugins.build("environments", "chain", **given)
 
 
 def test_no_spread_is_certainty_and_nothing_is_no_effect():
@@ -194,12 +194,12 @@ def test_rates_have_exact_intervals():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    spec = {"world": "chain", "agent": "model_based", "development": "single_lifetime:lives=2"}
+    spec = {"env": "chain", "agent": "model_based", "development": "single_lifetime:num_lifetimes=2"}
     return train(parse(spec), tmp_path_factory.mktemp("audit") / "run")
 
 
 def test_code_plans_and_its_content_alone_does_not(run):
-    whole, content = (battery.audit(subject, lives=80) for subject in battery.subjects(saved.read(run)))
+    whole, content = (battery.audit(subject, num_lifetimes=80) for subject in battery.subjects(saved.read(run)))
     assert battery.verdicts(whole) == {"learns": "yes", "plans": "yes", "objective": "undetermined"}
     assert battery.verdicts(content) == {"learns": "no", "plans": "undetermined", "objective": "undetermined"}
     gates = {f.test: f.gate for f in content}

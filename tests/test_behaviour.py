@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from ontogeny import cli
-from ontogeny.audit.behaviour import fitting, stays, two_step
-from ontogeny.audit.behaviour.base import Choices, Trials
-from ontogeny.lifecycle.subject import parse
-from ontogeny.lifecycle.train import train
-from ontogeny.study import behaviour, behaviour_page, own_choices
+from ontogeny.audit.behavior import fitting, own_choices, stays, two_step
+from ontogeny.audit.behavior import page as behaviour_page
+from ontogeny.audit.behavior import report as behaviour
+from ontogeny.audit.behavior.base import Choices, Trials
+from ontogeny.stages.subject import parse
+from ontogeny.stages.train import train
 from ontogeny.types import BadInput
 
 pytestmark = pytest.mark.computes
@@ -307,18 +308,18 @@ def test_zero_is_an_arm_of_a_bandit_unless_it_is_said_to_be_a_mark(read):
 
 
 def test_lives_of_a_run_are_read_as_anybody_s(tmp_path, monkeypatch, capsys):
-    for world, head in (("two_step:trials=20", "choice,state,reward"), ("bandit:arms=3,pulls=60", "choice,reward")):
-        spec = {"world": world, "agent": "random", "development": "single_lifetime:lives=2"}
-        folder = tmp_path / world[:3]
+    for env, head in (("two_step:trials=20", "choice,state,reward"), ("bandit:arms=3,pulls=60", "choice,reward")):
+        spec = {"env": env, "agent": "random", "development": "single_lifetime:num_lifetimes=2"}
+        folder = tmp_path / env[:3]
         train(parse(spec), folder)
-        text = own_choices.of_run(folder, lives=6, seed=0)
+        text = own_choices.of_run(folder, num_lifetimes=6, seed=0)
         assert text.startswith(f"subject,trial,{head}\nlife 1,1,")
         found = behaviour.read(folder, text=text)
         assert len(found.subjects) == 6 and found.trials.there.all()
         assert found.task == "bandit" or 0.7 < found.common.mean() < 0.9
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fitting, "STARTS", (12, 4))
-    arguments = ["behaviour", "ban", "--lives", "6", "--groups", "2", "--out", "out"]
+    arguments = ["behaviour", "ban", "--num-lifetimes", "6", "--groups", "2", "--out", "out"]
     monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", *arguments])
     with pytest.raises(SystemExit) as done:
         cli.main()

@@ -10,7 +10,7 @@ import pytest
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.lifecycle import checkpoint
+from ontogeny.runs import checkpoint
 
 
 def tree(value: float = 1.0):

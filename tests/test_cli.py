@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from ontogeny import cli, registry
+from ontogeny import cli, plugins
 from ontogeny.cli import shared, start
 from ontogeny.errors import BadInput
 
 COMMANDS = ("study", "train", "evaluate", "generate", "export", "deploy", "report", "list")
-SMALL = ["--world", "bandit:arms=2,pulls=5", "--development", "single_lifetime:lives=2"]
+SMALL = ["--env", "bandit:arms=2,pulls=5", "--development", "single_lifetime:num_lifetimes=2"]
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_help_and_list_do_not_wait_for_jax(arguments):
 
 def test_list_shows_every_room_and_its_settings(ontogeny):
     _, printed, _ = ontogeny("list")
-    for family in registry.FAMILIES:
-        for name in registry.names(family):
-            assert f"  {name} " in printed and registry.help_line(family, name) in printed
-    lines = ontogeny("list", "worlds", "bandit")[1].splitlines()
+    for family in plugins.FAMILIES:
+        for name in plugins.names(family):
+            assert f"  {name} " in printed and plugins.help_line(family, name) in printed
+    lines = ontogeny("list", "environments", "bandit")[1].splitlines()
     assert lines[0].startswith("k Bernoulli arms") and lines[-2:] == ["  arms=5", "  pulls=100"]
     assert "no settings" in ontogeny("list", "agents", "random")[1]
 
@@ -89,42 +89,42 @@ def test_list_shows_every_room_and_its_settings(ontogeny):
     [
         (["lst"], "'lst'"),
         (["train", "--sed", "3"], "--seed"),
-        (["train", "--agent", "random"], "--world"),
-        (["train", "--agent", "randm", "--world", "bandit", "--out", "x"], "no agent 'randm'; did you mean random?"),
-        (["train", "--agent", "random", "--world", "bandt", "--out", "x"], "no world 'bandt'; did you mean bandit"),
+        (["train", "--agent", "random"], "--env"),
+        (["train", "--agent", "randm", "--env", "bandit", "--out", "x"], "no agent 'randm'; did you mean random?"),
+        (["train", "--agent", "random", "--env", "bandt", "--out", "x"], "no environment 'bandt'; did you mean bandit"),
         (
-            ["train", "--agent", "random", "--world", "bandit:arm=3", "--out", "x"],
+            ["train", "--agent", "random", "--env", "bandit:arm=3", "--out", "x"],
             "no setting 'arm'; did you mean arms?",
         ),
-        (["train", "--agent", "random", "--world", "bandit:arms", "--out", "x"], "is not of the form setting=value"),
+        (["train", "--agent", "random", "--env", "bandit:arms", "--out", "x"], "is not of the form setting=value"),
         (["train", "--agent", "random", *SMALL, "--drive", "payot=1", "--out", "x"], "did you mean payout?"),
         (["train", "--agent", "random", *SMALL, "--drive", "payout", "--out", "x"], "not of the form fact=weight"),
         (
             ["train", "--agent", "random", *SMALL, "--seed", "-1", "--out", "x"],
             "'seed' in [train] must be a whole",
         ),
-        (["train", "--agent", "./mine.py", "--world", "bandit", "--out", "x"], "there is no file './mine.py'"),
+        (["train", "--agent", "./mine.py", "--env", "bandit", "--out", "x"], "there is no file './mine.py'"),
         (["evaluate"], "name either a run or an --agent"),
         (["evaluate", "x", "--agent", "random"], "name either a run or an --agent"),
         (["evaluate", "--agent", "random"], "name it"),
         (["evaluate", "x"], "there is no run in 'x'"),
-        (["evaluate", "--agent", "random", "--world", "bandit", "--tasks", "1"], "at least 2 tasks"),
-        (["evaluate", "--agent", "random", "--world", "bandit", "--tasks", "99999999999"], "has at most"),
-        (["evaluate", "--agent", "random", "--world", "bandit", "--seed", "-1"], "'seed' in [evaluate] must be"),
+        (["evaluate", "--agent", "random", "--env", "bandit", "--tasks", "1"], "at least 2 tasks"),
+        (["evaluate", "--agent", "random", "--env", "bandit", "--tasks", "99999999999"], "has at most"),
+        (["evaluate", "--agent", "random", "--env", "bandit", "--seed", "-1"], "'seed' in [evaluate] must be"),
         (["train", "--agent", "random", *SMALL, "--every", "-1", "--out", "x"], "at least 0, not -1.0"),
         (["train", "--agent", "random", *SMALL, "--every", "nan", "--out", "x"], "at least 0, not nan"),
-        (["train", "--agent", "random", "--world", "bandit:arms=2,arms=3", "--out", "x"], "the setting 'arms' twice"),
-        (["train", "--agent", "random", "--world", "bandit:arms=9999999999", "--out", "x"], "must not be beyond"),
-        (["train", "--agent", "random", "--world", "two_step:common=1e999", "--out", "x"], "must be finite, not inf"),
+        (["train", "--agent", "random", "--env", "bandit:arms=2,arms=3", "--out", "x"], "the setting 'arms' twice"),
+        (["train", "--agent", "random", "--env", "bandit:arms=9999999999", "--out", "x"], "must not be beyond"),
+        (["train", "--agent", "random", "--env", "two_step:common=1e999", "--out", "x"], "must be finite, not inf"),
         (["train", "--agent", "random", *SMALL, "--drive", "payout=1e999", "--out", "x"], "must be finite, not inf"),
         (
             ["train", "--agent", "random", *SMALL, "--drive", "payout=1", "--drive", "payout=2", "--out", "x"],
             "another one names already",
         ),
-        (["evaluate", "--agent", "random", "--world", "bandit", "--device", "tpv"], "no device 'tpv'"),
+        (["evaluate", "--agent", "random", "--env", "bandit", "--device", "tpv"], "no device 'tpv'"),
         (["deploy", "x"], "there is no run in 'x'"),
-        (["list", "wolrds"], "no family 'wolrds'; did you mean worlds?"),
-        (["list", "worlds", "bandt"], "no world 'bandt'; did you mean bandit"),
+        (["list", "wolrds"], "no family 'wolrds'; did you mean environments?"),
+        (["list", "environments", "bandt"], "no environment 'bandt'; did you mean bandit"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(ontogeny, arguments, said):
@@ -145,7 +145,7 @@ def test_a_gpu_that_is_not_there_is_said(tmp_path):
         "evaluate",
         "--agent",
         "random",
-        "--world",
+        "--env",
         "bandit",
         "--device",
         "gpu",
@@ -168,7 +168,7 @@ def test_from_training_to_use(ontogeny):
     code, printed, complaint = ontogeny("evaluate", "runs/a", "--out", "score.json")
     assert code == 2 and "'score.json' exists; not overwritten" in complaint
 
-    same = ["evaluate", "--agent", "ucb1", "--world", "bandit:arms=2,pulls=5", "--tasks", "20"]
+    same = ["evaluate", "--agent", "ucb1", "--env", "bandit:arms=2,pulls=5", "--tasks", "20"]
     again = json.loads(ontogeny(*same, "--json")[1])
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
     _, table, _ = ontogeny(*same)
@@ -190,14 +190,14 @@ def test_from_training_to_use(ontogeny):
 
 def test_a_learner_that_is_evaluated_frozen_is_told_of(ontogeny):
     counting = str(Path(__file__).parent / "rooms" / "counting.py")
-    same = ["evaluate", "--agent", counting, "--world", "bandit:arms=2,pulls=5", "--tasks", "4", "--json"]
+    same = ["evaluate", "--agent", counting, "--env", "bandit:arms=2,pulls=5", "--tasks", "4", "--json"]
     assert "--online lets them learn" in ontogeny(*same)[2]
     code, printed, complaint = ontogeny(*same, "--online")
     assert code == 0 and complaint == "" and json.loads(printed)["case"] == "online"
 
 
 def test_study_and_report_are_called(ontogeny, monkeypatch):
-    from ontogeny.study import report, run
+    from ontogeny.studies import report, run
 
     called = []
     monkeypatch.setattr(run, "run", lambda *arguments: called.append(arguments))
@@ -224,33 +224,33 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 
 def test_a_terminal_without_our_letters_still_shows_the_others(tmp_path):
-    command = [sys.executable, "-m", "ontogeny", "evaluate", "--agent", "random", "--world", "bandit:pulls=3"]
+    command = [sys.executable, "-m", "ontogeny", "evaluate", "--agent", "random", "--env", "bandit:pulls=3"]
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*command, "--tasks", "4"], capture_output=True, text=True, cwd=tmp_path, env=ascii_only)
     assert done.returncode == 0 and "4 unseen, seed 0" in done.stdout, done.stderr
 
 
 def test_too_little_memory_is_one_sentence(ontogeny, monkeypatch):
-    from ontogeny.lifecycle import evaluate
+    from ontogeny.stages import evaluate
 
     def greedy(*arguments, **named):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 48000001988 bytes.")
 
     monkeypatch.setattr(evaluate, "evaluate", greedy)
-    code, _, complaint = ontogeny("evaluate", "--agent", "random", "--world", "bandit", "--tasks", "4")
+    code, _, complaint = ontogeny("evaluate", "--agent", "random", "--env", "bandit", "--tasks", "4")
     assert code == 2 and "not enough memory" in complaint and is_one_sentence(complaint)
 
 
 def test_a_link_to_nowhere_is_not_written_through(ontogeny):
     Path("link").symlink_to("elsewhere")
-    same = ["evaluate", "--agent", "random", "--world", "bandit:pulls=3", "--tasks", "4"]
+    same = ["evaluate", "--agent", "random", "--env", "bandit:pulls=3", "--tasks", "4"]
     code, _, complaint = ontogeny(*same, "--out", "link")
     assert code == 2 and "'link' exists; not overwritten" in complaint and Path("link").is_symlink()
 
 
 @pytest.mark.parametrize(("command", "said"), [("study", "; the same command goes on from here"), ("report", "")])
 def test_an_interrupt_says_whether_there_is_more_to_come(ontogeny, monkeypatch, command, said):
-    from ontogeny.study import report, run
+    from ontogeny.studies import report, run
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -305,10 +305,10 @@ def test_numbers_are_short():
 )
 def test_what_is_wrong_in_a_file_of_ones_own_is_one_sentence(ontogeny, text, said):
     Path("own.py").write_text(text, encoding="utf-8")
-    code, _, complaint = ontogeny("evaluate", "--agent", "own.py", "--world", "bandit", "--tasks", "4")
+    code, _, complaint = ontogeny("evaluate", "--agent", "own.py", "--env", "bandit", "--tasks", "4")
     assert code == 2 and said in complaint and is_one_sentence(complaint), complaint
     Path("own.py").write_bytes(b"\xff\xfe")
-    for command in (["evaluate", "--agent", "own.py", "--world", "bandit"], ["list", "agents", "own.py"]):
+    for command in (["evaluate", "--agent", "own.py", "--env", "bandit"], ["list", "agents", "own.py"]):
         code, _, complaint = ontogeny(*command)
         assert code == 2 and is_one_sentence(complaint) and "own.py" in complaint
 
@@ -316,7 +316,7 @@ def test_what_is_wrong_in_a_file_of_ones_own_is_one_sentence(ontogeny, text, sai
 def test_an_agent_of_ones_own_that_breaks_a_law_is_told_so(ontogeny):
     lawless = str(Path(__file__).parent / "rooms" / "lawless.py")
     for command in (
-        ["evaluate", "--agent", lawless, "--world", "bandit", "--tasks", "4"],
+        ["evaluate", "--agent", lawless, "--env", "bandit", "--tasks", "4"],
         ["train", "--agent", lawless, *SMALL, "--out", "run"],
         ["deploy", "run", "--save", "used"],
     ):
@@ -364,7 +364,7 @@ def test_a_run_is_not_resumed_with_a_file_that_was_edited(ontogeny):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["evaluate", "--agent", "random", "--world", "bandit", "--out", "nowhere/score.json"],
+        ["evaluate", "--agent", "random", "--env", "bandit", "--out", "nowhere/score.json"],
         ["deploy", "run", "--save", "nowhere/used"],
     ],
 )
@@ -375,7 +375,7 @@ def test_what_cannot_be_written_is_said_before_the_work(ontogeny, arguments):
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf"])
 def test_a_drive_must_be_finite(ontogeny, weight):
-    same = ["evaluate", "--agent", "random", "--world", "bandit", "--drive", f"payout={weight}"]
+    same = ["evaluate", "--agent", "random", "--env", "bandit", "--drive", f"payout={weight}"]
     code, _, complaint = ontogeny(*same)
     assert code == 2 and "must be finite" in complaint and is_one_sentence(complaint)
 
@@ -384,8 +384,15 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
     # Whoever runs the suite in the background has turned interrupts off for its children.
     code = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "runpy.run_module('ontogeny', run_name='__main__', alter_sys=True)"
-    command = [sys.executable, "-c", code, "train", "--agent", "recurrent_cells", "--world", "bandit"]
-    command += ["--development", "evolution:population=4,lives=2,generations=100000", "--out", "run", "--every", "0"]
+    command = [sys.executable, "-c", code, "train", "--agent", "recurrent_cells", "--env", "bandit"]
+    command += [
+        "--development",
+        "evolution:population=4,num_lifetimes=2,generations=100000",
+        "--out",
+        "run",
+        "--every",
+        "0",
+    ]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         for _ in range(600):
             if (tmp_path / "run" / "checkpoint.json").exists():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ontogeny.errors import BadInput
-from ontogeny.study import bounds, compare
+from ontogeny.studies import bounds, compare
 
 SCORES = st.lists(st.floats(-100, 100), min_size=2, max_size=40)
 PART = st.builds(lambda mean, se: compare.interval(mean, se, 10), st.floats(-100, 100), st.floats(0.01, 10))

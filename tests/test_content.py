@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ontogeny.content import action_values, planning, tabular_model
-from ontogeny.types import BadInput, FactPrior, Prior, Spec
+from ontogeny.types import BadInput, EnvSpec, FeaturePrior, Prior
 
 S, A, H = 3, 2, 4
-FACTS = (FactPrior("normal", 1.0, 2.0, noise=0.5), FactPrior("bernoulli", 1.0, 2.0))
-SPEC = Spec("tiny", A, S, (), ("gain", "payout"), 40, H, (), Prior(0.5, FACTS))
+FACTS = (FeaturePrior("normal", 1.0, 2.0, noise=0.5), FeaturePrior("bernoulli", 1.0, 2.0))
+SPEC = EnvSpec("tiny", A, S, (), ("gain", "payout"), 40, H, (), Prior(0.5, FACTS))
 MODEL = tabular_model.build(SPEC)
 PLAN = jax.jit(planning.value_iteration, static_argnums=2)
 
@@ -59,10 +59,10 @@ def batch_posterior(steps, observation, action):
 def test_the_posterior_is_the_batch_posterior(steps):
     predicted = MODEL.query(learned(steps))
     for s, a in itertools.product(range(S), range(A)):
-        successors, facts, evidence = batch_posterior(steps, s, a)
+        successors, outcome_features, evidence = batch_posterior(steps, s, a)
         np.testing.assert_allclose(predicted.successors[s, a], successors, rtol=1e-5)
-        np.testing.assert_allclose(predicted.facts[s, a], facts, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(predicted.fact_evidence[s, a], evidence, rtol=1e-4)
+        np.testing.assert_allclose(predicted.outcome_features[s, a], outcome_features, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(predicted.feature_evidence[s, a], evidence, rtol=1e-4)
 
 
 @given(STEPS, st.randoms(use_true_random=False))
@@ -80,7 +80,7 @@ def test_a_planted_error_would_be_seen():
     assert not np.allclose(MODEL.query(learned(mistaken)).successors[0, 0], right)
 
 
-def test_a_world_without_a_prior_is_refused():
+def test_a_env_without_a_prior_is_refused():
     with pytest.raises(BadInput, match="tiny"):
         tabular_model.build(SPEC._replace(prior=None))
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny import registry, steering, streams, trees
-from ontogeny.lifetime import live, whole_life
-from ontogeny.types import Agent, BadInput, Spec, State, TimeStep, Weights, World
+from ontogeny import plugins, rng, steering, trees
+from ontogeny.rollouts import rollout, rollout_lifetime
+from ontogeny.types import Agent, BadInput, Environment, EnvSpec, State, TimeStep, Weights
 
 TREE = {"a": jnp.arange(3.0), "b": (jnp.int32(2), jax.random.key(7)), "c": {"d": jnp.array([True, False])}}
 
@@ -43,34 +43,39 @@ def test_scramble_changes_every_leaf_and_no_shape():
         assert old.shape == new.shape and old.dtype == new.dtype and (old != new).any()
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(streams.STAGES))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(rng.STAGES))
 def test_a_key_belongs_to_its_stage(seed, stage):
-    keys = streams.life_keys(jax.random.key(seed), 8, stage)
-    assert {streams.stage_of(key) for key in keys} == {stage}
+    keys = rng.sample_lifetime_keys(jax.random.key(seed), 8, stage)
+    assert {rng.stage_of(key) for key in keys} == {stage}
     assert len({bytes(np.asarray(jax.random.key_data(key))) for key in keys}) == 8
 
 
 def test_the_same_key_is_the_same_task_for_every_agent():
-    """Agents that draw chance of their own, learn or are shown the task meet the same world, bit for bit."""
-    world = registry.build("worlds", "random_mdp", episodes=2)
-    drives = steering.build(world.spec)
-    agents = [registry.build("agents", name, world.spec, drives) for name in ("random", "psrl", "q_learning", "oracle")]
+    """Agents that draw chance of their own, learn or are shown the task meet the same environment, bit for bit."""
+    env = plugins.build("environments", "random_mdp", episodes=2)
+    drives = steering.build(env.spec)
+    agents = [plugins.build("agents", name, env.spec, drives) for name in ("random", "psrl", "q_learning", "oracle")]
 
     def first_action(agent):
         return agent._replace(act=lambda key, state, percept: (jnp.int32(0), agent.act(key, state, percept)[1]))
 
-    lives = []
+    num_lifetimes = []
     for agent in map(first_action, agents):
         genome = agent.genome(jax.random.key(1))
 
         def lived(key, agent=agent, genome=genome):
-            return whole_life(key, agent, world, drives, genome, learning=agent.learns)[1]._replace(info=())
+            return rollout_lifetime(key, agent, env, drives, genome, learning=agent.learning)[1]._replace(info=())
 
-        lives.append(jax.jit(jax.vmap(lived))(streams.life_keys(jax.random.key(0), 2, "evaluation")))
-    assert all(trees.same_bits(life, lives[0]) for life in lives)
-    assert not trees.same_bits(*(jax.tree.map(lambda leaf, one=one: leaf[one], lives[0]) for one in (0, 1)))
-    life = jax.tree.map(lambda leaf: leaf[0], lives[0])
-    assert life.reward.shape == (20,) and bool(life.first[0]) and bool(life.first[10]) and int(life.first.sum()) == 2
+        num_lifetimes.append(jax.jit(jax.vmap(lived))(rng.sample_lifetime_keys(jax.random.key(0), 2, "evaluation")))
+    assert all(trees.same_bits(trajectory, num_lifetimes[0]) for trajectory in num_lifetimes)
+    assert not trees.same_bits(*(jax.tree.map(lambda leaf, one=one: leaf[one], num_lifetimes[0]) for one in (0, 1)))
+    trajectory = jax.tree.map(lambda leaf: leaf[0], num_lifetimes[0])
+    assert (
+        trajectory.reward.shape == (20,)
+        and bool(trajectory.first[0])
+        and bool(trajectory.first[10])
+        and int(trajectory.first.sum()) == 2
+    )
 
 
 def _data(key):
@@ -78,16 +83,16 @@ def _data(key):
 
 
 def _all_keys(key, num_steps):
-    """Every key that a life hands to anybody, as an agent and a world that only note them down see them."""
-    spec = Spec("noting", 2, 0, (2,), ("fact",), num_steps, 1, (("fact", 1.0),))
+    """Every key that a life hands to anybody, as an agent and an environment that only note them down see them."""
+    spec = EnvSpec("noting", 2, 0, (2,), ("feature",), num_steps, 1, (("feature", 1.0),))
 
     def emit(key):
         return _data(key), TimeStep(_data(key), jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
 
-    world = World(spec, emit, lambda key, state, action: emit(key), lambda outcome: outcome[0])
+    env = Environment(spec, emit, lambda key, state, action: emit(key), lambda outcome: outcome[0])
     agent = Agent(
         genome=lambda key: (),
-        birth=lambda key, genome: State(Weights(_data(key)), _data(key)),
+        init=lambda key, genome: State(Weights(_data(key)), _data(key)),
         reset=lambda state: state,
         act=lambda key, state, percept: (jnp.int32(0), state._replace(activations=_data(key))),
         learn=lambda key, state, transition: (
@@ -96,16 +101,16 @@ def _all_keys(key, num_steps):
         ),
         learns=True,
     )
-    state, life = whole_life(key, agent, world, lambda outcome: outcome[0], (), learning=True)
-    return np.concatenate([state.weights.content[None], *(np.asarray(noted) for noted in life.info)])
+    state, trajectory = rollout_lifetime(key, agent, env, lambda outcome: outcome[0], (), learning=True)
+    return np.concatenate([state.weights.content[None], *(np.asarray(noted) for noted in trajectory.info)])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_chance_in_a_life_is_drawn_twice(seed):
-    """Nobody can foretell the world from the key of its birth, as a prophet could were two keys the same."""
-    keys = _all_keys(streams.life_keys(jax.random.key(seed), 1, "training")[0], 50)
+    """Nobody can foretell the environment from the key of its birth, as a prophet could were two keys the same."""
+    keys = _all_keys(rng.sample_lifetime_keys(jax.random.key(seed), 1, "training")[0], 50)
     distinct = {tuple(key) for key in keys.tolist()}
-    assert len(distinct) == 1 + 50 + 1 + 50 + 50  # birth, act, task, world, learn
+    assert len(distinct) == 1 + 50 + 1 + 50 + 50  # birth, act, task, environment, learn
     derived = {
         tuple(_data(derive(jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32)))).tolist())
         for key in distinct
@@ -116,31 +121,31 @@ def test_no_chance_in_a_life_is_drawn_twice(seed):
 
 def test_a_life_lived_in_two_ways_of_compiling_is_one_life():
     """Jit and vmap change no choice and no outcome of a life."""
-    world = registry.build("worlds", "bandit")
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", "random", world.spec, drives)
-    keys = streams.life_keys(jax.random.key(0), 4, "training")
-    together = jax.jit(jax.vmap(lambda key: whole_life(key, agent, world, drives, (), learning=False)))(keys)
-    alone = [whole_life(key, agent, world, drives, (), learning=False) for key in keys]
+    env = plugins.build("environments", "bandit")
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "random", env.spec, drives)
+    keys = rng.sample_lifetime_keys(jax.random.key(0), 4, "training")
+    together = jax.jit(jax.vmap(lambda key: rollout_lifetime(key, agent, env, drives, (), learning=False)))(keys)
+    alone = [rollout_lifetime(key, agent, env, drives, (), learning=False) for key in keys]
     assert trees.same_bits(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
 
 
 def test_activations_are_wiped_at_every_episode_only_on_request():
-    world = registry.build("worlds", "random_mdp", horizon=4, episodes=3)
-    drives = steering.build(world.spec)
-    random = registry.build("agents", "random", world.spec, drives)
+    env = plugins.build("environments", "random_mdp", horizon=4, episodes=3)
+    drives = steering.build(env.spec)
+    random = plugins.build("agents", "random", env.spec, drives)
 
     def counting(key, state, percept):
         return jnp.int32(0), state._replace(activations=state.activations + 1)
 
     agent = random._replace(
-        birth=lambda key, genome: random.birth(key, ())._replace(activations=jnp.int32(0)),
+        init=lambda key, genome: random.init(key, ())._replace(activations=jnp.int32(0)),
         reset=lambda state: state._replace(activations=jnp.int32(0)),
         act=counting,
     )
     for wiped, expected in ((False, 12), (True, 4)):
-        born = agent.birth(jax.random.key(0), ())
-        state, _ = live(jax.random.key(0), agent, world, drives, born, 12, False, reset_each_episode=wiped)
+        born = agent.init(jax.random.key(0), ())
+        state, _ = rollout(jax.random.key(0), agent, env, drives, born, 12, False, reset_each_episode=wiped)
         assert int(state.activations) == expected
 
 
@@ -149,8 +154,8 @@ def test_activations_are_wiped_at_every_episode_only_on_request():
     st.lists(st.floats(-9, 9, width=32), min_size=4, max_size=4),
 )
 def test_steering_is_the_weighted_sum_of_facts(weights, outcome):
-    spec = registry.build("worlds", "foraging").spec
-    drives = steering.build(spec, dict(zip(spec.facts, weights, strict=True)))
+    spec = plugins.build("environments", "foraging").spec
+    drives = steering.build(spec, dict(zip(spec.outcome_features, weights, strict=True)))
     assert float(drives(jnp.array(outcome))) == pytest.approx(float(np.dot(weights, outcome)), abs=1e-3)
 
 
@@ -159,25 +164,23 @@ def test_steering_is_the_weighted_sum_of_facts(weights, outcome):
 )
 def test_bad_drives_are_refused(drives, part):
     with pytest.raises(BadInput, match=part):
-        steering.build(registry.build("worlds", "foraging").spec, drives)
+        steering.build(plugins.build("environments", "foraging").spec, drives)
 
 
 def test_parse_reads_names_with_settings():
-    assert registry.parse("bandit") == ("bandit", {})
-    assert registry.parse("two_step:rewards=drifting,common=0.7,second_choice=true") == (
+    assert plugins.parse("bandit") == ("bandit", {})
+    assert plugins.parse("two_step:rewards=drifting,common=0.7,second_choice=true") == (
         "two_step",
         {"rewards": "drifting", "common": 0.7, "second_choice": True},
     )
     with pytest.raises(BadInput, match="setting=value"):
-        registry.parse("bandit:arms")
+        plugins.parse("bandit:arms")
 
 
 def test_every_room_has_a_line_of_help():
-    for family in registry.FAMILIES:
-        for name in registry.names(family):
-            assert registry.help_line(family, name).endswith((".", ":")), (
-                f"{family}/{name} needs a first docstring line"
-            )
+    for family in plugins.FAMILIES:
+        for name in plugins.names(family):
+            assert plugins.help_line(family, name).endswith((".", ":")), f"{family}/{name} needs a first docstring line"
 
 
 def test_looking_at_names_imports_no_jax():

@@ -7,20 +7,20 @@ import jax
 import numpy as np
 import pytest
 
-from ontogeny import streams, trees
-from ontogeny.errors import BadInput, LawBroken
-from ontogeny.lifecycle import saved as folders
-from ontogeny.lifecycle.deploy import deploy
-from ontogeny.lifecycle.subject import parse, room
-from ontogeny.lifecycle.train import train
-from ontogeny.lifetime import live
+from ontogeny import rng, trees
+from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.rollouts import rollout
+from ontogeny.stages import saved as folders
+from ontogeny.stages.deploy import deploy
+from ontogeny.stages.subject import parse, room
+from ontogeny.stages.train import train
 
 ROOMS = Path(__file__).parent / "rooms"
 
 
 def run_of(folder: Path, agent: str) -> Path:
-    world, development = "bandit:arms=3,pulls=20", "single_lifetime:lives=2"
-    return train(parse({"agent": agent, "world": world, "development": development}), folder)
+    env, development = "bandit:arms=3,pulls=20", "single_lifetime:num_lifetimes=2"
+    return train(parse({"agent": agent, "env": env, "development": development}), folder)
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +36,18 @@ def agent(run):
 @pytest.mark.parametrize("online", [False, True])
 def test_a_deployment_is_the_life_that_live_would_live(agent, online):
     steps = list(deploy(agent, online=online, seed=5))
-    key, born = folders.birth(agent, 5)
-    state, life = jax.jit(lambda key: live(key, *agent.subject, born, 20, online))(key)
-    assert [step.action for step in steps] == life.action.tolist()
-    assert [step.reward for step in steps] == life.reward.tolist()
-    assert [step.outcome["payout"] for step in steps] == life.outcome[:, 0].tolist()
+    key, born = folders.init(agent, 5)
+    state, trajectory = jax.jit(lambda key: rollout(key, *agent.subject, born, 20, online))(key)
+    assert [step.action for step in steps] == trajectory.action.tolist()
+    assert [step.reward for step in steps] == trajectory.reward.tolist()
+    assert [step.outcome["payout"] for step in steps] == trajectory.outcome[:, 0].tolist()
     assert [(step.number, step.episode) for step in steps] == [(n, n) for n in range(1, 21)]
     assert trees.same_bits(steps[-1].state, state)
-    assert streams.stage_of(key) == "use"
+    assert rng.stage_of(key) == "use"
 
 
 def test_only_an_online_life_changes_weights(agent):
-    born = trees.digest(folders.birth(agent, 0)[1].weights)
+    born = trees.digest(folders.init(agent, 0)[1].weights)
     assert {trees.digest(step.state.weights) for step in deploy(agent, num_steps=3)} == {born}
     online = [trees.digest(step.state.weights) for step in deploy(agent, online=True, num_steps=3)]
     assert len({born, *online}) == 4
@@ -55,7 +55,7 @@ def test_only_an_online_life_changes_weights(agent):
 
 def test_a_frozen_life_whose_weights_change_is_found(tmp_path):
     lawless = folders.read(run_of(tmp_path / "run", str(ROOMS / "lawless.py")))
-    with pytest.raises(LawBroken, match="the weights changed while frozen"):
+    with pytest.raises(ContractViolation, match="the weights changed while frozen"):
         list(deploy(lawless, num_steps=3))
 
 
@@ -71,7 +71,7 @@ def test_an_online_life_can_later_be_deployed_frozen(agent, tmp_path):
 
 
 def test_a_deployment_is_saved_whole_and_never_over_another(agent, tmp_path, monkeypatch):
-    _, state = folders.birth(agent, 0)
+    _, state = folders.init(agent, 0)
     folder = folders.write(tmp_path / "used", agent.spec, state, {})
     with pytest.raises(BadInput, match="exists; not overwritten"):
         folders.write(folder, agent.spec, state, {})
@@ -85,10 +85,10 @@ def test_a_deployment_is_saved_whole_and_never_over_another(agent, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
 
 
-def test_another_world_of_the_same_shape_is_fine_and_others_are_refused(run):
-    longer = folders.read(run, world=room("bandit:arms=3,pulls=30"))
+def test_another_env_of_the_same_shape_is_fine_and_others_are_refused(run):
+    longer = folders.read(run, env=room("bandit:arms=3,pulls=30"))
     assert len(list(deploy(longer))) == 30
-    _, state = folders.birth(folders.read(run), 0)
+    _, state = folders.init(folders.read(run), 0)
     assert state.weights.content["sums"].shape == (3,)
     with pytest.raises(BadInput, match="at least 1 step"):
         deploy(longer, num_steps=0)
@@ -105,6 +105,6 @@ def test_what_is_no_run_is_said(run, tmp_path):
     shutil.copytree(run / "rooms", tmp_path / "rooms")
     with pytest.raises(BadInput, match="is not finished"):
         folders.read(tmp_path)
-    (tmp_path / "spec.json").write_text('{"format": 1, "run": {"world": "bandit"}}')
+    (tmp_path / "spec.json").write_text('{"format": 1, "run": {"env": "bandit"}}')
     with pytest.raises(BadInput, match=r"spec.json' is damaged: \[run\] lacks the key 'agent'"):
         folders.read(tmp_path)

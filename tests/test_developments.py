@@ -3,28 +3,28 @@
 import jax
 import pytest
 
-from ontogeny import conformance, registry, steering, trees
+from ontogeny import contracts, plugins, steering, trees
 from ontogeny.development.base import dispatches
 from ontogeny.types import BadInput
 
-NAMES = registry.names("development")
-SMALL = {"population": 8, "lives": 4, "generations": 5, "updates": 5}
+NAMES = plugins.names("development")
+SMALL = {"population": 8, "num_lifetimes": 4, "generations": 5, "updates": 5}
 
 
 def developed(name, agent="recurrent:units=3", **settings):
     """A few generations in a small bandit; settings that the loop does not have are left out."""
-    world = registry.build("worlds", "bandit", arms=3, pulls=6)
-    drives = steering.build(world.spec)
-    room, given = registry.parse(agent)
-    built = registry.build("agents", room, world.spec, drives, **given)
-    known = registry.settings("development", name)
+    env = plugins.build("environments", "bandit", arms=3, pulls=6)
+    drives = steering.build(env.spec)
+    room, given = plugins.parse(agent)
+    built = plugins.build("agents", room, env.spec, drives, **given)
+    known = plugins.settings("development", name)
     small = {key: value for key, value in (SMALL | settings).items() if key in known}
-    return registry.build("development", name, built, world, drives, **small), built
+    return plugins.build("development", name, built, env, drives, **small), built
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_development_keeps_its_contract(name):
-    conformance.check_development(*developed(name))
+    contracts.check_development(*developed(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,9 +40,9 @@ def test_dispatches_are_as_large_as_they_may_be():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("setting", ["lives", "generations", "updates", "step_size"])
+@pytest.mark.parametrize("setting", ["num_lifetimes", "generations", "updates", "step_size"])
 def test_settings_that_make_no_sense_are_refused_by_name(name, setting):
-    if setting in registry.settings("development", name):
+    if setting in plugins.settings("development", name):
         bad = -0.5 if setting == "step_size" else 0
         with pytest.raises(BadInput, match=setting):
             developed(name, **{setting: bad})
@@ -56,7 +56,7 @@ def test_an_agent_without_a_genome_cannot_be_searched(name):
 
 def test_the_settings_of_code_can_be_searched():
     """Drives and curiosity are a genome like any other; a spread of their own size is needed to move behaviour."""
-    development, _ = developed("evolution", "model_based", spread=1.0, lives=8)
+    development, _ = developed("evolution", "model_based", spread=1.0, num_lifetimes=8)
     state, info = development.step(development.init(jax.random.key(0)))
     genome = development.genome(state)
     assert trees.is_finite(genome) and float(info["spread"].min()) > 0
@@ -69,12 +69,12 @@ def test_a_strategy_that_would_end_in_no_number_is_refused():
 
 
 @pytest.mark.parametrize(("name", "setting"), [("evolution", "reference"), ("distillation", "teacher")])
-def test_an_oracle_beside_needs_a_world_that_can_be_laid_open(name, setting):
-    world = registry.build("worlds", "bandit", arms=3, pulls=6)._replace(reveal=None)
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", "recurrent", world.spec, drives, units=3)
+def test_an_oracle_beside_needs_a_env_that_can_be_laid_open(name, setting):
+    env = plugins.build("environments", "bandit", arms=3, pulls=6)._replace(reveal_task=None)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "recurrent", env.spec, drives, units=3)
     with pytest.raises(BadInput, match="agent 'oracle' needs tasks laid open"):
-        registry.build("development", name, agent, world, drives, **{setting: "oracle"})
+        plugins.build("development", name, agent, env, drives, **{setting: "oracle"})
 
 
 def test_a_search_moves_the_genome_and_a_single_lifetime_does_not():

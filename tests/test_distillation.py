@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.development import distillation, policy_gradient
 from ontogeny.errors import BadInput
-from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rollouts import rollout_lifetime
 
 ACTIVATIONS = '''
 """Stays with an arm that paid and else takes the next one; remembers by activations that anything happened."""
@@ -43,9 +43,9 @@ def build(spec, steering):
 
 @pytest.fixture(scope="module")
 def school():
-    world = registry.build("worlds", "bandit", arms=3, pulls=12)
-    drives = steering.build(world.spec)
-    return world, drives, registry.build("agents", "recurrent", world.spec, drives, units=12)
+    env = plugins.build("environments", "bandit", arms=3, pulls=12)
+    drives = steering.build(env.spec)
+    return env, drives, plugins.build("agents", "recurrent", env.spec, drives, units=12)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def teachers(tmp_path_factory):
 
 
 def taught(school, teacher, updates=400):
-    world, drives, agent = school
-    development = registry.build(
-        "development", "distillation", agent, world, drives,
-        teacher=teacher, updates=updates, lives=32, step_size=0.02, updates_per_dispatch=100,
+    env, drives, agent = school
+    development = plugins.build(
+        "development", "distillation", agent, env, drives,
+        teacher=teacher, updates=updates, num_lifetimes=32, step_size=0.02, updates_per_dispatch=100,
     )  # fmt: skip
     state, losses = development.init(jax.random.key(0)), []
     for _ in range(development.num_dispatches):
@@ -71,10 +71,10 @@ def taught(school, teacher, updates=400):
 
 def agreement(school, teacher, genome):
     """Of pupil and teacher on lives that training cannot draw."""
-    world, drives, agent = school
-    watched = distillation.pupil(agent, registry.build("agents", teacher, world.spec, drives), world.spec)
-    keys = life_keys(jax.random.key(1), 200, "validation")
-    lesson, _ = jax.vmap(lambda key: distillation.attend(key, watched, world, drives, genome))(keys)
+    env, drives, agent = school
+    watched = distillation.pupil(agent, plugins.build("agents", teacher, env.spec, drives), env.spec)
+    keys = sample_lifetime_keys(jax.random.key(1), 200, "validation")
+    lesson, _ = jax.vmap(lambda key: distillation.attend(key, watched, env, drives, genome))(keys)
     return float(jnp.mean(lesson.agrees))
 
 
@@ -96,34 +96,34 @@ def test_the_check_fails_with_labels_that_are_drawn_by_chance(school):
 
 def test_a_pupil_lives_as_the_agent_alone_does(school, teachers):
     """The teacher watches; it neither acts nor changes what the pupil perceives."""
-    world, drives, agent = school
+    env, drives, agent = school
     genome = agent.genome(jax.random.key(2))
     genome = genome._replace(readout=jax.random.normal(jax.random.key(3), genome.readout.shape))
-    master = registry.build("agents", teachers["activations"], world.spec, drives)
-    pupil = distillation.pupil(agent, master, world.spec)
+    master = plugins.build("agents", teachers["activations"], env.spec, drives)
+    pupil = distillation.pupil(agent, master, env.spec)
     for key in jax.random.split(jax.random.key(4), 3):
-        _, alone = whole_life(key, agent, world, drives, genome, learning=False)
-        _, watched = whole_life(key, pupil, world, drives, genome, learning=True)
+        _, alone = rollout_lifetime(key, agent, env, drives, genome, learning=False)
+        _, watched = rollout_lifetime(key, pupil, env, drives, genome, learning=True)
         np.testing.assert_array_equal(alone.action, watched.action)
 
 
 def test_a_teacher_may_learn_by_weights(school, teachers):
     """The two teachers give the same lessons, wherever they keep what they remember."""
-    world, drives, agent = school
+    env, drives, agent = school
     genome = agent.genome(jax.random.key(2))
     lessons = []
     for teacher in teachers.values():
-        pupil = distillation.pupil(agent, registry.build("agents", teacher, world.spec, drives), world.spec)
-        lessons.append(distillation.attend(jax.random.key(5), pupil, world, drives, genome)[0])
+        pupil = distillation.pupil(agent, plugins.build("agents", teacher, env.spec, drives), env.spec)
+        lessons.append(distillation.attend(jax.random.key(5), pupil, env, drives, genome)[0])
     np.testing.assert_array_equal(lessons[0].agrees, lessons[1].agrees)
     assert 0 < np.mean(lessons[0].agrees) < 1
 
 
 def test_policy_gradient_raises_fitness(school):
-    world, drives, agent = school
-    development = registry.build(
-        "development", "policy_gradient", agent, world, drives,
-        updates=400, lives=64, discount=0.5, updates_per_dispatch=100,
+    env, drives, agent = school
+    development = plugins.build(
+        "development", "policy_gradient", agent, env, drives,
+        updates=400, num_lifetimes=64, discount=0.5, updates_per_dispatch=100,
     )  # fmt: skip
     state, fitness = development.init(jax.random.key(0)), []
     for _ in range(development.num_dispatches):
@@ -142,8 +142,8 @@ def test_advantages_are_the_fading_sum_of_surprises():
 
 @pytest.mark.parametrize("development", ["distillation", "policy_gradient"])
 def test_only_the_recurrent_network_can_be_trained_by_gradient(school, development):
-    world, drives, _ = school
-    other = registry.build("agents", "random", world.spec, drives)
+    env, drives, _ = school
+    other = plugins.build("agents", "random", env.spec, drives)
     given = {"teacher": "random"} if development == "distillation" else {}
     with pytest.raises(BadInput, match=f"'{development}'.*'recurrent'"):
-        registry.build("development", development, other, world, drives, **given)
+        plugins.build("development", development, other, env, drives, **given)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import streams
-from ontogeny.errors import BadInput, LawBroken
-from ontogeny.intervals import Z95
-from ontogeny.lifecycle import evaluate as evaluation
-from ontogeny.lifecycle.evaluate import by_position, curve_points, evaluate, replay, task_keys
-from ontogeny.lifecycle.subject import assemble, parse
+from ontogeny import rng
+from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.stages import evaluate as evaluation
+from ontogeny.stages.evaluate import by_position, curve_points, evaluate, replay, task_keys
+from ontogeny.stages.subject import assemble, parse
+from ontogeny.stats import Z95
 
 ROOMS = Path(__file__).parent / "rooms"
 
@@ -23,8 +23,8 @@ def few_lives_at_once(monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_LIVES", 4)
 
 
-def subject(agent: str, world: str):
-    return assemble(parse({"agent": agent, "world": world}))
+def subject(agent: str, env: str):
+    return assemble(parse({"agent": agent, "env": env}))
 
 
 def genome(found):
@@ -38,8 +38,8 @@ def counting():
 
 def test_no_training_life_can_be_an_evaluation_life():
     keys = task_keys(0, 50)
-    assert {streams.stage_of(key) for key in keys} == {"evaluation"}
-    training = streams.life_keys(jax.random.key(0), 50, "training")
+    assert {rng.stage_of(key) for key in keys} == {"evaluation"}
+    training = rng.sample_lifetime_keys(jax.random.key(0), 50, "training")
     words = {tuple(np.asarray(data)) for data in jax.random.key_data(keys)}
     assert not words & {tuple(np.asarray(data)) for data in jax.random.key_data(training)}
 
@@ -57,9 +57,9 @@ def test_mean_error_and_interval_are_those_of_the_totals(counting):
 
 
 def test_a_task_is_the_same_for_every_agent(counting):
-    """In a world whose outcomes do not heed the action, all agents score the same, task by task."""
-    agent, world, steering = counting
-    deaf = world._replace(step=lambda key, state, action: world.step(key, state, jnp.int32(0)))
+    """In an environment whose outcomes do not heed the action, all agents score the same, task by task."""
+    agent, env, steering = counting
+    deaf = env._replace(step=lambda key, state, action: env.step(key, state, jnp.int32(0)))
     one = evaluate(agent, deaf, steering, genome(counting), num_tasks=30, seed=4)
     other = evaluate(*subject("random", "bandit:arms=3,pulls=20")[:1], deaf, steering, (), num_tasks=30, seed=4)
     assert np.array_equal(one.totals, other.totals) and np.ptp(one.totals) > 0
@@ -90,19 +90,19 @@ def test_learning_must_be_asked_for(counting):
 
 def test_weights_that_change_while_frozen_are_found():
     found = subject(str(ROOMS / "lawless.py"), "bandit:pulls=5")
-    with pytest.raises(LawBroken, match="the weights changed in a life without learning"):
+    with pytest.raises(ContractViolation, match="the weights changed in a life without learning"):
         evaluate(*found, (), num_tasks=2, seed=0)
 
 
 def test_a_state_lives_on(counting):
     """A state that has learned is evaluated as it is: frozen, it keeps what it knows and scores above a newborn."""
-    state = counting.agent.birth(jax.random.key(0), genome(counting))
+    state = counting.agent.init(jax.random.key(0), genome(counting))
     content = state.weights.content | {"hope": jnp.float32(5.0)}
     knowing = state._replace(weights=state.weights._replace(content=content | {"sums": jnp.array([9.0, 0.0, 0.0])}))
     found = evaluate(*counting, knowing, num_tasks=10, seed=0)
     first_arm_only = evaluate(
         counting.agent,
-        counting.world._replace(step=lambda key, state, action: counting.world.step(key, state, jnp.int32(0))),
+        counting.env._replace(step=lambda key, state, action: counting.env.step(key, state, jnp.int32(0))),
         counting.steering,
         knowing,
         num_tasks=10,
@@ -114,8 +114,8 @@ def test_a_state_lives_on(counting):
 def test_a_replay_is_a_life_of_the_evaluation(counting):
     found = evaluate(*counting, genome(counting), num_tasks=8, seed=3, case="online")
     for task in (0, 4):
-        life = replay(*counting, genome(counting), 3, "online", task=task)
-        assert life.outcome.shape == (20, 1) and life.outcome.sum() == found.totals[task]
+        trajectory = replay(*counting, genome(counting), 3, "online", task=task)
+        assert trajectory.outcome.shape == (20, 1) and trajectory.outcome.sum() == found.totals[task]
 
 
 def test_activations_may_be_reset_each_episode():
@@ -157,8 +157,8 @@ def test_a_life_of_one_episode_has_a_curve_by_step():
 
 def test_errors_of_the_curve_are_over_lives(counting):
     found = evaluate(*counting, genome(counting), num_tasks=40, seed=0)
-    lives = [replay(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
-    assert [life.sum() for life in lives] == found.totals[:3].tolist()
+    num_lifetimes = [replay(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
+    assert [trajectory.sum() for trajectory in num_lifetimes] == found.totals[:3].tolist()
     rates = found.curve.mean
     expected = np.sqrt(rates * (1 - rates) / 39)  # of 40 zeros and ones
     assert found.curve.standard_error == pytest.approx(expected)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ontogeny import registry, steering, trees
+from ontogeny import plugins, steering, trees
 from ontogeny.development import evolution
 from ontogeny.types import BadInput
 
@@ -50,11 +50,11 @@ def test_perturbations_are_antithetic():
 
 
 def developed(agent="recurrent_cells", **settings):
-    world = registry.build("worlds", "bandit", arms=3, pulls=8)
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", agent, world.spec, drives)
-    small = {"population": 8, "lives": 4, "generations": 8, "generations_per_dispatch": 4} | settings
-    return registry.build("development", "evolution", agent, world, drives, **small), agent
+    env = plugins.build("environments", "bandit", arms=3, pulls=8)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", agent, env.spec, drives)
+    small = {"population": 8, "num_lifetimes": 4, "generations": 8, "generations_per_dispatch": 4} | settings
+    return plugins.build("development", "evolution", agent, env, drives, **small), agent
 
 
 def run(development):
@@ -79,14 +79,14 @@ def test_a_dispatch_is_over_before_another_one_can_begin():
 
 def test_members_live_the_same_lives_on_all_devices():
     development, agent = developed(population=8)
-    world = registry.build("worlds", "bandit", arms=3, pulls=8)
-    drives = steering.build(world.spec)
+    env = plugins.build("environments", "bandit", arms=3, pulls=8)
+    drives = steering.build(env.spec)
     keys = jax.random.split(jax.random.key(0), 4)
     genomes = jax.vmap(agent.genome)(jax.random.split(jax.random.key(1), 8))
     alike = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), genomes)
 
     def measure(keys, genome):
-        return evolution.mean_fitness(keys, agent, world, drives, genome)
+        return evolution.mean_fitness(keys, agent, env, drives, genome)
 
     split = evolution.over_devices(measure, 8)
     assert np.ptp(jax.jit(split)(keys, alike)) == 0
@@ -96,7 +96,7 @@ def test_members_live_the_same_lives_on_all_devices():
 
 
 def test_evolution_improves_cells_on_bandits():
-    _, curve = run(developed(population=64, lives=32, generations=20, generations_per_dispatch=5)[0])
+    _, curve = run(developed(population=64, num_lifetimes=32, generations=20, generations_per_dispatch=5)[0])
     assert curve["ahead_of_reference"][-5:].mean() > 0.5 > curve["ahead_of_reference"][0]
 
 

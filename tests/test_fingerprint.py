@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit import two_step_regression
 from ontogeny.audit.base import organism
-from ontogeny.study import fingerprint, fingerprint_figures, mesa, records
+from ontogeny.studies import fingerprint, fingerprint_figures, mesa, records
 
 
 def record(who, sort, effects, pattern):
@@ -48,8 +48,8 @@ def test_subjects_are_a_dot_per_run():
         {"kind": "mesa_evolved", "findings": [{"test": "plans", "effects": effects, "gate": gate}]}
         for gate in ("", "too few best choices")
     )
-    lives = {part: [0.0, 0.5] for part in fingerprint.PARTS}
-    content = {"kind": "mesa_plans", "model": "prediction", "plans": {"lives": lives, "gate": ""}}
+    num_lifetimes = {part: [0.0, 0.5] for part in fingerprint.PARTS}
+    content = {"kind": "mesa_plans", "model": "prediction", "plans": {"num_lifetimes": num_lifetimes, "gate": ""}}
     found = fingerprint_figures._subjects([*FOUND, evolved, poor, content])
     assert found == [("evolution", [0.2] * 4), ("code", [0.25] * 4)]
 
@@ -83,8 +83,8 @@ def test_the_full_study_plans_for_them(sort, tmp_path):
 
 def test_the_two_step_task_is_recorded_beside_its_mimics_and_shown(monkeypatch, tmp_path):
     build = two_step_regression.build
-    monkeypatch.setattr(two_step_regression, "build", lambda: build(lives=60))
-    (made,) = fingerprint.of_two_step(organism("mimic_frozen", registry.build("worlds", "two_step")), 0)
+    monkeypatch.setattr(two_step_regression, "build", lambda: build(num_lifetimes=60))
+    (made,) = fingerprint.of_two_step(organism("mimic_frozen", plugins.build("environments", "two_step")), 0)
     fixed, drawn = made["interaction"]["fixed"], made["interaction"]["drawn"]
     assert fixed["subject"][0] > 0.4 and drawn["planner"][0] > 0.3, "who plans keeps it"
     assert abs(drawn["subject"][0]) < 0.2, "what answers by paths from before its life loses it"

@@ -32,7 +32,7 @@ def make():
 
 @pytest.fixture(scope="module")
 def answered(make, tmp_path_factory):
-    from ontogeny.language.harness import Harness
+    from ontogeny.engine.harness import Harness
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_OFFLINE", "1")):
@@ -60,8 +60,8 @@ def float_of(answer):
 def test_what_cannot_be_scored_is_said():
     from types import SimpleNamespace
 
+    from ontogeny.engine.harness import Harness
     from ontogeny.errors import BadInput
-    from ontogeny.language.harness import Harness
 
     harness = Harness(GOLDEN / "gpt2")
     with pytest.raises(BadInput, match="the model scores 1 to 64 at once"):

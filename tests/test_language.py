@@ -16,15 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny import cli, lifetime, steering, trees
+from ontogeny import cli, rollouts, steering, trees
 from ontogeny.agents import language_model
 from ontogeny.content import transformer
+from ontogeny.engine import generate
+from ontogeny.environments import text as text_env
 from ontogeny.errors import BadInput
-from ontogeny.language import corpus, evaluate, generate, overlap, recipe, report
-from ontogeny.language import model as models
-from ontogeny.language import tokenizer as tokenizers
-from ontogeny.language.train import Plan, read_records, train
-from ontogeny.worlds import text as text_world
+from ontogeny.lm import corpus, evaluate, overlap, recipe, report
+from ontogeny.lm import model as models
+from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.train import Plan, read_records, train
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "LICENSE").read_text(encoding="utf-8")
@@ -459,17 +460,19 @@ def test_stop_strings_and_the_end_token_end_a_text(model):
 # As an agent
 
 
-def test_a_language_model_in_a_world_of_text_guesses_what_its_logits_say(model):
+def test_a_language_model_in_a_env_of_text_guesses_what_its_logits_say(model):
     tokens = model.tokenizer.encode(OTHER)
-    world = text_world.stream(tokens, 257, passage=5, passages=3)
-    drives = steering.build(world.spec)
+    env = text_env.stream(tokens, 257, passage=5, passages=3)
+    drives = steering.build(env.spec)
     agent = language_model.reader(model.config)
-    born = agent.birth(jax.random.key(0), model.weights)
-    life = jax.jit(lambda key: lifetime.live(key, agent, world, drives, born, 15, False)[1])(jax.random.key(1))
-    logits = forward(model.config, model.weights, life.observation[None])[0]
-    assert life.action.tolist() == jnp.argmax(logits, -1).tolist()
-    assert life.reward[:-1].tolist() == (life.action[:-1] == life.observation[1:]).astype(float).tolist()
-    assert life.first.tolist() == [True, False, False, False, False] * 3
+    born = agent.init(jax.random.key(0), model.weights)
+    trajectory = jax.jit(lambda key: rollouts.rollout(key, agent, env, drives, born, 15, False)[1])(jax.random.key(1))
+    logits = forward(model.config, model.weights, trajectory.observation[None])[0]
+    assert trajectory.action.tolist() == jnp.argmax(logits, -1).tolist()
+    assert (
+        trajectory.reward[:-1].tolist() == (trajectory.action[:-1] == trajectory.observation[1:]).astype(float).tolist()
+    )
+    assert trajectory.first.tolist() == [True, False, False, False, False] * 3
 
 
 # On the command line
@@ -555,9 +558,9 @@ def test_from_text_to_use(ontogeny, run):
         (["evaluate", "RUN", "--text", "short.txt"], "less than one block of the model's 16"),
         (["evaluate", "RUN", "--text", "binary"], "is not text"),
         (["evaluate", "RUN", "--stride", "17"], "the stride must lie between 1 and the model's context of 16"),
-        (["evaluate", "RUN", "--world", "bandit"], "it has no --world"),
+        (["evaluate", "RUN", "--env", "bandit"], "it has no --env"),
         (
-            ["evaluate", "--agent", "random", "--world", "bandit", "--stride", "3"],
+            ["evaluate", "--agent", "random", "--env", "bandit", "--stride", "3"],
             "are for the run of a language model",
         ),
         (["evaluate", "full", "--text", "long.txt"], "holds no language model"),

@@ -7,12 +7,12 @@ import jax
 import pytest
 
 import ontogeny
-from ontogeny import registry, trees
+from ontogeny import plugins, trees
 from ontogeny.errors import BadInput
-from ontogeny.lifecycle import saved as folders
-from ontogeny.lifecycle.deploy import deploy
-from ontogeny.lifecycle.subject import parse
-from ontogeny.lifecycle.train import train
+from ontogeny.stages import saved as folders
+from ontogeny.stages.deploy import deploy
+from ontogeny.stages.subject import parse
+from ontogeny.stages.train import train
 
 ROOMS = Path(__file__).parent / "rooms"
 DOCS = (Path(__file__).parents[1] / "docs" / "state.md").read_text(encoding="utf-8")
@@ -24,8 +24,8 @@ def printed(name: str) -> str:
     return found.group(1)
 
 
-def run_of(folder: Path, agent: str, world: str) -> Path:
-    return train(parse({"agent": agent, "world": world, "development": "single_lifetime:lives=2"}), folder)
+def run_of(folder: Path, agent: str, env: str) -> Path:
+    return train(parse({"agent": agent, "env": env, "development": "single_lifetime:num_lifetimes=2"}), folder)
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +46,20 @@ def test_the_five_lines(run, tmp_path, monkeypatch, online):
     exec(lines, names)
     agent, state = names["agent"], names["state"]
     assert type(names["action"]) is int and 0 <= names["action"] < 3
-    assert (agent.digest(state) != agent.digest(agent.birth(seed=0))) == online
+    assert (agent.digest(state) != agent.digest(agent.init(seed=0))) == online
 
 
 def test_every_agent_that_is_named_there_is_and_reset_does_what_is_said():
     named = set(re.findall(r"^\| (`.*?) \|", DOCS[DOCS.index("## By kind") :], re.MULTILINE))
     agents = set(re.findall(r"`(\w+)`", " ".join(named)))
-    assert agents and agents <= set(registry.names("agents"))
+    assert agents and agents <= set(plugins.names("agents"))
 
 
 @pytest.mark.parametrize("online", [False, True])
 def test_the_own_loop_is_the_life_that_deploy_would_live(run, online):
     agent = ontogeny.load(run, online=online)
     steps = list(deploy(folders.read(run), online=online, seed=2))
-    state = agent.birth(seed=2)
+    state = agent.init(seed=2)
     action, state = agent.act(state, 0)
     for number, step in enumerate(steps, start=1):
         assert action == step.action
@@ -71,7 +71,7 @@ def test_the_own_loop_is_the_life_that_deploy_would_live(run, online):
 
 def test_a_state_is_a_value(run):
     agent = ontogeny.load(run, online=True)
-    _, state = agent.act(agent.birth(), 0)
+    _, state = agent.act(agent.init(), 0)
     before = trees.digest(state)
     one = agent.act(state, 0, reward=1.0, first=True)
     other = agent.act(state, 0, reward=1.0, first=True)
@@ -81,27 +81,27 @@ def test_a_state_is_a_value(run):
 
 def test_reset_clears_activations_and_keeps_weights(run):
     agent = ontogeny.load(run, online=True)
-    _, state = agent.act(agent.birth(), 0)
+    _, state = agent.act(agent.init(), 0)
     _, state = agent.act(state, 0, reward=1.0, first=True)
     reset = agent.reset(state)
-    assert agent.digest(reset) == agent.digest(state) != agent.digest(agent.birth())
-    assert trees.same_bits(reset.state.activations, agent.birth().state.activations)
+    assert agent.digest(reset) == agent.digest(state) != agent.digest(agent.init())
+    assert trees.same_bits(reset.state.activations, agent.init().state.activations)
     _, again = agent.act(reset, 0)
     assert int(again.step) == 3 and agent.digest(again) == agent.digest(state)
 
 
 def test_a_life_is_saved_and_goes_on(run, tmp_path):
     agent = ontogeny.load(run, online=True)
-    _, state = agent.act(agent.birth(), 0)
+    _, state = agent.act(agent.init(), 0)
     _, state = agent.act(state, 0, reward=1.0, first=True)
     later = ontogeny.load(agent.save(state, tmp_path / "used"))
-    assert trees.same_bits(later.birth().state, state.state)
-    assert "frozen" in repr(later) and later.digest(later.birth()) == agent.digest(state)
+    assert trees.same_bits(later.init().state, state.state)
+    assert "frozen" in repr(later) and later.digest(later.init()) == agent.digest(state)
 
 
 def test_several_facts_are_given_by_name(tmp_path):
     agent = ontogeny.load(run_of(tmp_path / "run", "random", "foraging:episodes=1,horizon=3"))
-    _, state = agent.act(agent.birth(), 7)
+    _, state = agent.act(agent.init(), 7)
     _, then = agent.act(state, 8, outcome={"food": 1, "pain": 2})
     assert then.percept.outcome.tolist() == [1, 0, 2, 0] and float(then.percept.reward) == -1
     assert not bool(then.percept.first) and float(then.percept.discount) == 1
@@ -125,13 +125,13 @@ def test_several_facts_are_given_by_name(tmp_path):
 )
 def test_what_does_not_fit_is_said(run, given, said):
     agent = ontogeny.load(run)
-    _, state = agent.act(agent.birth(), 0)
+    _, state = agent.act(agent.init(), 0)
     with pytest.raises(BadInput, match=said):
         agent.act(state, **given)
     with pytest.raises(BadInput, match="no action yet"):
-        agent.act(agent.birth(), 0, reward=1.0)
+        agent.act(agent.init(), 0, reward=1.0)
     with pytest.raises(BadInput, match="'seed' in"):
-        agent.birth(seed=-1)
+        agent.init(seed=-1)
 
 
 def test_gymnasium(tmp_path):
@@ -165,7 +165,7 @@ def test_gymnasium(tmp_path):
 def test_an_episode_that_is_cut_off_teaches_no_successor(tmp_path, name):
     """Cut off after four steps of ten: where the fourth action led is not seen, the next episode is elsewhere."""
     agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
-    state = agent.birth()
+    state = agent.init()
     _, state = agent.act(state, 0)
     for step in range(1, 21):
         cut = step % 4 == 0
@@ -182,7 +182,7 @@ def test_an_episode_that_is_cut_off_teaches_no_successor(tmp_path, name):
 @pytest.mark.parametrize("given", [{"reward": float("nan")}, {"reward": "much"}, {"outcome": [1.0]}])
 def test_what_is_no_number_is_no_reward(run, given):
     agent = ontogeny.load(run)
-    _, state = agent.act(agent.birth(), 0)
+    _, state = agent.act(agent.init(), 0)
     with pytest.raises(BadInput, match=r"reward|outcome"):
         agent.act(state, 0, first=True, **given)
 
@@ -190,4 +190,4 @@ def test_what_is_no_number_is_no_reward(run, given):
 def test_every_agent_stands_in_the_table_of_what_reset_keeps():
     rows = [line for line in DOCS.split("## By kind of agent")[1].splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(registry.names("agents"))
+    assert named == set(plugins.names("agents"))

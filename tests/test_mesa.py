@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.audit import sacrifice
-from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
-from ontogeny.study import capacity, mesa, mesa_compare, mesa_report, records, report
+from ontogeny.environments import chain
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.studies import capacity, mesa, mesa_compare, mesa_report, records, report
 from ontogeny.types import BadInput
-from ontogeny.worlds import chain
 
 TINY = mesa.SMALL._replace(
-    name="tiny", contents=("linear",), runs=2, segments=12, lives=16, searches={"linear": mesa.Search(4, 2, 2)}
+    name="tiny", contents=("linear",), runs=2, segments=12, num_lifetimes=16, searches={"linear": mesa.Search(4, 2, 2)}
 )
 
 
@@ -35,17 +35,17 @@ def test_content_with_a_planted_lean_reads_yes_and_honest_content_no():
 
 
 def test_payouts_are_kept_beside_the_choices_that_they_came_of():
-    world = registry.build("worlds", "chain", trials=5, exposures=2, after=2, exposed="1")
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", "payout_predictor", world.spec, drives, content="table")
-    state, life = jax.jit(lambda key: whole_life(key, agent, world, drives, (), True))(jax.random.key(0))
+    env = plugins.build("environments", "chain", trials=5, exposures=2, after=2, exposed="1")
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "payout_predictor", env.spec, drives, content="table")
+    state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))
     lived = jax.tree.map(lambda part: np.asarray(part[0]), state.weights.scratch.lived)
-    free = [t for t in range(world.spec.num_steps) if t < 15 or t >= chain.probe_step(5, 2)]
+    free = [t for t in range(env.spec.num_steps) if t < 15 or t >= chain.probe_step(5, 2)]
     starts = free[::3]
-    paid = np.asarray(life.outcome[:, 0])
+    paid = np.asarray(trajectory.outcome[:, 0])
     assert np.flatnonzero(lived.payout).tolist() == starts
     assert lived.payout[starts].tolist() == [paid[t + 2] for t in starts]
-    assert (lived.action[starts] == np.asarray(life.action)[starts]).all()
+    assert (lived.action[starts] == np.asarray(trajectory.action)[starts]).all()
 
 
 def test_content_goes_on_from_stage_to_stage_of_the_chains(monkeypatch):
@@ -53,22 +53,28 @@ def test_content_goes_on_from_stage_to_stage_of_the_chains(monkeypatch):
     monkeypatch.setattr(capacity, "CURRICULUM", ((0.1, "drawn"), (0.5, "pairs")))
     stages = []
     weights = capacity.by_payouts(
-        "table", 0, life_keys(jax.random.key(0), 2, "training"), 1, lambda *at: stages.append(at)
+        "table", 0, sample_lifetime_keys(jax.random.key(0), 2, "training"), 1, lambda *at: stages.append(at)
     )
     assert stages == [(1, 2), (2, 2)] and weights.shape == (2, 3, 2) and np.abs(weights).max() > 0.1
     assert not np.array_equal(*weights)
 
 
-def group(question, content, model, condition, means, spread=0.004, lives=20):
+def group(question, content, model, condition, means, spread=0.004, num_lifetimes=20):
     """Records of runs with these means."""
-    noise = np.random.default_rng(0).normal(0, spread, lives)
+    noise = np.random.default_rng(0).normal(0, spread, num_lifetimes)
     parts = (*mesa_compare.PARTS[question], *(["accumulates"] if question == "learns" else []))
     kind = "mesa_plans" if question == "plans" else "mesa_run"
     for run, mean in enumerate(means):
         values = [float(mean + part) for part in noise - noise.mean()]
-        answer = {"verdict": "no", "told": "", "gate": "", "pattern": "000", "lives": dict.fromkeys(parts, values)}
+        answer = {
+            "verdict": "no",
+            "told": "",
+            "gate": "",
+            "pattern": "000",
+            "num_lifetimes": dict.fromkeys(parts, values),
+        }
         names = {"learns": (*mesa_compare.PARTS["learns"], "accumulates"), "objective": mesa_compare.PARTS["objective"]}
-        nothing = {q: answer | {"lives": {name: [0.0] * lives for name in names[q]}} for q in names}
+        nothing = {q: answer | {"num_lifetimes": {name: [0.0] * num_lifetimes for name in names[q]}} for q in names}
         yield {
             "id": f"{kind}/{content}/{model}/{condition}/{run}/{question}",
             "kind": kind,
@@ -137,7 +143,7 @@ def test_a_plan_needs_every_link_and_pair():
     found = [HEAD, *group("plans", "gru", "pupil", "live", [0.4, 0.5], spread=0.05)]
     assert mesa_compare.groups(found)[0].verdict == "yes"
     for record in found[1:]:
-        record["plans"]["lives"]["link 2"] = [0.0] * 20
+        record["plans"]["num_lifetimes"]["link 2"] = [0.0] * 20
     planned = mesa_compare.groups(found)[0]
     assert planned.verdict == "no" and planned.shown.mean == 0
 
@@ -163,7 +169,7 @@ def test_a_study_leaves_records_and_a_page(folder):
     found = records.read(folder / records.RECORDS)
     assert [record["id"] for record in found[1:]] == found[0]["planned"]
     runs = [record for record in found if record["kind"] == "mesa_run"]
-    assert len(runs) == 2 * 3 and {len(run["objective"]["lives"][sacrifice.BEYOND]) for run in runs} == {16}
+    assert len(runs) == 2 * 3 and {len(run["objective"]["num_lifetimes"][sacrifice.BEYOND]) for run in runs} == {16}
     assert report.write(folder) == folder / "report.html"
     assert mesa_report.section(folder.parent) is None
     folder.rename(folder.parent / "mesa")

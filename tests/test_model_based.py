@@ -7,29 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import registry, steering, streams
-from ontogeny.lifetime import whole_life
-from ontogeny.study import published
+from ontogeny import plugins, rng, steering
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.studies import published
 from ontogeny.types import BadInput
 
 
-def built(world, **settings):
-    name, given = registry.parse(world)
-    world = registry.build("worlds", name, **given)
-    drives = steering.build(world.spec)
-    return world, drives, registry.build("agents", "model_based", world.spec, drives, **settings)
+def built(env, **settings):
+    name, given = plugins.parse(env)
+    env = plugins.build("environments", name, **given)
+    drives = steering.build(env.spec)
+    return env, drives, plugins.build("agents", "model_based", env.spec, drives, **settings)
 
 
 @cache
-def scores(world, lives, **settings):
+def scores(env, num_lifetimes, **settings):
     """[lives]; one task and all its chance for each key, whoever lives in it."""
-    world, drives, agent = built(world, **settings)
+    env, drives, agent = built(env, **settings)
 
     def one(key):
-        life = whole_life(key, agent, world, drives, agent.genome(key), learning=True)[1]
-        return jnp.sum(jax.vmap(world.score)(life.outcome))
+        trajectory = rollout_lifetime(key, agent, env, drives, agent.genome(key), learning=True)[1]
+        return jnp.sum(jax.vmap(env.score)(trajectory.outcome))
 
-    return np.asarray(jax.jit(jax.vmap(one))(streams.life_keys(jax.random.key(7), lives, "validation")))
+    return np.asarray(jax.jit(jax.vmap(one))(rng.sample_lifetime_keys(jax.random.key(7), num_lifetimes, "validation")))
 
 
 def test_it_is_far_above_posterior_sampling_on_random_mdps():
@@ -53,8 +53,8 @@ def test_it_is_near_the_bayes_optimal_score_of_a_bandit():
 
 
 def test_the_last_step_of_an_episode_teaches_facts_and_no_successor():
-    world, drives, agent = built("random_mdp:horizon=4,episodes=3")
-    state, _ = whole_life(jax.random.key(0), agent, world, drives, agent.genome(jax.random.key(0)), learning=True)
+    env, drives, agent = built("random_mdp:horizon=4,episodes=3")
+    state, _ = rollout_lifetime(jax.random.key(0), agent, env, drives, agent.genome(jax.random.key(0)), learning=True)
     evidence = state.weights.content.model
     assert float(evidence.visits.sum()) == 12
     assert float(evidence.successors.sum()) == 9
@@ -62,24 +62,26 @@ def test_the_last_step_of_an_episode_teaches_facts_and_no_successor():
 
 
 def test_a_true_end_before_the_limit_is_learned():
-    world, drives, agent = built("foraging:size=3,walls=0.0,thorns=1,episodes=5")
-    state, life = whole_life(jax.random.key(1), agent, world, drives, agent.genome(jax.random.key(1)), learning=True)
+    env, drives, agent = built("foraging:size=3,walls=0.0,thorns=1,episodes=5")
+    state, trajectory = rollout_lifetime(
+        jax.random.key(1), agent, env, drives, agent.genome(jax.random.key(1)), learning=True
+    )
     ends = float(state.weights.content.model.ends.sum())
-    assert 0 < ends <= float((life.discount == 0).sum())
+    assert 0 < ends <= float((trajectory.discount == 0).sum())
 
 
 def test_an_early_end_is_worth_the_steps_that_it_saves():
     """The same lives with and without an idea of what a step is worth, which `learn` has from where episodes begin."""
-    world, drives, agent = built("foraging:size=4,walls=0.0,thorns=1,episodes=20")
+    env, drives, agent = built("foraging:size=4,walls=0.0,thorns=1,episodes=20")
 
     def blind(key, state, transition):
         percept = transition.percept._replace(first=jnp.bool_(False))
         return agent.learn(key, state, transition._replace(percept=percept))
 
     def total(agent, key):
-        return jnp.sum(whole_life(key, agent, world, drives, agent.genome(key), learning=True)[1].reward)
+        return jnp.sum(rollout_lifetime(key, agent, env, drives, agent.genome(key), learning=True)[1].reward)
 
-    keys = streams.life_keys(jax.random.key(6), 48, "validation")
+    keys = rng.sample_lifetime_keys(jax.random.key(6), 48, "validation")
     thrifty, heedless = (
         np.asarray(jax.jit(jax.vmap(partial(total, each)))(keys)) for each in (agent, agent._replace(learn=blind))
     )
@@ -89,13 +91,13 @@ def test_an_early_end_is_worth_the_steps_that_it_saves():
 
 def test_a_drive_that_is_turned_round_turns_the_choice_round():
     """Genomes differ in drives alone: one seeks the payout, the other shuns it."""
-    world, drives, agent = built("bandit:arms=2,pulls=60")
+    env, drives, agent = built("bandit:arms=2,pulls=60")
     seeking = agent.genome(jax.random.key(0))
     shunning = seeking._replace(drives=-seeking.drives)
-    keys = streams.life_keys(jax.random.key(3), 64, "validation")
+    keys = rng.sample_lifetime_keys(jax.random.key(3), 64, "validation")
 
     def payouts(genome, key):
-        return whole_life(key, agent, world, drives, genome, learning=True)[1].outcome.sum()
+        return rollout_lifetime(key, agent, env, drives, genome, learning=True)[1].outcome.sum()
 
     lived = jax.jit(jax.vmap(payouts, (None, 0)))
     sought, shunned = (np.asarray(lived(genome, keys)) for genome in (seeking, shunning))

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontogeny import trees
-from ontogeny.audit import prequential
+from ontogeny.audit.prequential import certificate as prequential
 from ontogeny.content import transformer
 from ontogeny.errors import BadInput
-from ontogeny.language import counts, learner, online, predictor
-from ontogeny.language.learner import Plan
-from ontogeny.language.model import LanguageModel
-from ontogeny.language.tokenizer import Bytes
+from ontogeny.lm import counts, learner, online, predictor
+from ontogeny.lm.learner import Plan
+from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.tokenizer import Bytes
 
 CONFIG = transformer.configure("gpt2", 257, 24, layers=1, heads=2, width=16)
 MODEL = LanguageModel(CONFIG, jax.jit(transformer.initial, static_argnums=1)(jax.random.key(0), CONFIG), Bytes())

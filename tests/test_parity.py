@@ -16,11 +16,12 @@ from safetensors.numpy import load_file, save_file
 
 from ontogeny import trees
 from ontogeny.content import transformer
+from ontogeny.engine import generate
 from ontogeny.errors import BadInput
-from ontogeny.language import evaluate, generate, hugging_face
-from ontogeny.language import model as models
-from ontogeny.language import tokenizer as tokenizers
-from ontogeny.language.model import LanguageModel
+from ontogeny.lm import evaluate, hugging_face
+from ontogeny.lm import model as models
+from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.model import LanguageModel
 
 FOLDER = Path(__file__).parent / "golden" / "gpt2"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))

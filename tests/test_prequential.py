@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from ontogeny import cli, registry
-from ontogeny.audit import prequential
-from ontogeny.audit.predictors.base import HONEST, counted
+from ontogeny import cli, plugins
+from ontogeny.audit.prequential import certificate as prequential
+from ontogeny.audit.prequential.predictors.base import HONEST, counted
 from ontogeny.types import BadInput
 
 SMALL = prequential.Settings(tokens=128, positions=24)
@@ -19,9 +19,9 @@ def said(make, **how):
     return found, {check.name: check.verdict for check in found.checks}
 
 
-@pytest.mark.parametrize("name", registry.names("predictors"))
+@pytest.mark.parametrize("name", plugins.names("predictors"))
 def test_every_predictor_is_judged_as_it_is(name):
-    truth, make = (registry.attribute("predictors", name, key) for key in ("TRUTH", "build"))
+    truth, make = (plugins.attribute("predictors", name, key) for key in ("TRUTH", "build"))
     for seed in range(2):
         found, verdicts = said(make, seed=seed)
         assert {check: verdicts[check] for check in truth} == truth, found.checks
@@ -30,7 +30,7 @@ def test_every_predictor_is_judged_as_it_is(name):
 
 def test_a_broken_certificate_is_found_by_its_calibration(monkeypatch):
     def row(name, certified, said):
-        truth = registry.attribute("predictors", name, "TRUTH")
+        truth = plugins.attribute("predictors", name, "TRUTH")
         verdicts = {check: {"pass": 0, "fail": 0, "undetermined": 0} | said.get(check, {}) for check in HONEST}
         return prequential.Row(name, truth == HONEST, 10, certified, verdicts, truth)
 
@@ -42,7 +42,7 @@ def test_a_broken_certificate_is_found_by_its_calibration(monkeypatch):
         "the guilty not_normalised is certified in 100.0% of audits",
         "normalised says fail of not_normalised in 0.0% of audits alone",
     ]
-    monkeypatch.setattr(registry, "names", lambda family: ["counts", "not_normalised"])
+    monkeypatch.setattr(plugins, "names", lambda family: ["counts", "not_normalised"])
     assert not prequential.failures(prequential.calibrate(2))
     monkeypatch.setattr(prequential, "NORMAL", 1.0)
     assert prequential.failures(prequential.calibrate(2))
@@ -62,14 +62,14 @@ def test_secrets_stay_within_the_bound_that_was_proved():
 
 
 def test_a_weak_second_pass_is_found_by_secrets_alone():
-    from ontogeny.audit.predictors import second_pass
+    from ontogeny.audit.prequential.predictors import second_pass
 
     _, verdicts = said(lambda: second_pass.build(kept=0.1), settings=SMALL)
     assert verdicts["secret"] == "fail"
 
 
 def test_what_was_reported_is_held_against_a_first_pass():
-    make = registry.attribute("predictors", "counts", "build")
+    make = plugins.attribute("predictors", "counts", "build")
     stream = np.random.default_rng(0).integers(0, 16, 200).astype(np.int32)
     first = said(make, stream=stream, settings=SMALL)[0].nats_per_token
     for reported, verdict in ((f"{first:.3f}", "pass"), (f"{first:.6f}", "pass"), (f"{first - 0.01:.4f}", "fail")):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ontogeny import registry
-from ontogeny.study import published
+from ontogeny import plugins
+from ontogeny.studies import published
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "published.py"
 KEYS = {"name", "value", "unit", "se", "tasks", "peer", "peer_value", "ratio", "seconds", "setting"}
@@ -25,8 +25,8 @@ def test_the_tables_are_whole():
         assert row.lines["Random"] == pytest.approx(chance, rel=0.02)
 
 
-def test_lines_are_found_by_the_settings_of_a_world():
-    every = registry.settings("worlds", "random_mdp")
+def test_lines_are_found_by_the_settings_of_a_env():
+    every = plugins.settings("environments", "random_mdp")
     assert published.lines_for("random_mdp", every | {"episodes": 100})["OPSRL"] == 1973.9
     assert published.lines_for("random_mdp", every | {"episodes": 100, "states": 4}) == {}
     assert published.lines_for("bandit", {"arms": 5, "pulls": 100})["Gittins"] == 78.3
@@ -40,11 +40,11 @@ def test_every_agent_of_the_tables_can_be_built():
     for row in published.rows():
         if row.n != 10:
             continue
-        name, given = registry.parse(row.world)
-        spec = registry.build("worlds", name, **given).spec
+        name, given = plugins.parse(row.env)
+        spec = plugins.build("environments", name, **given).spec
         for agent in published.OURS[row.table].values():
-            name, given = registry.parse(agent)
-            registry.build("agents", name, spec, steering.build(spec), **given)
+            name, given = plugins.parse(agent)
+            plugins.build("agents", name, spec, steering.build(spec), **given)
 
 
 def test_agreement_is_three_standard_errors_or_four_per_cent():
@@ -75,7 +75,7 @@ def test_developed_agents_are_scored_and_averaged_over_seeds(
     small = (
         "recurrent_cells:units=2,readout=2",
         "bandit:arms=5,pulls=10",
-        "evolution:population=8,lives=4,generations=2",
+        "evolution:population=8,num_lifetimes=4,generations=2",
     )
     monkeypatch.setitem(bench["RECIPES"], "bandit-10", small)
     given = ["--rows", "n=10,k=5", "--agents", "none", "--recipes", "bandit-10", "--seeds", "0", "1", "--tasks", "40"]

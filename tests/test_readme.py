@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from ontogeny import cli, conformance, registry, steering
+from ontogeny import cli, contracts, plugins, steering
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -34,12 +34,12 @@ def own_files(tmp_path):
     return tmp_path
 
 
-def test_the_world_and_the_agent_of_the_readme_keep_the_contracts(own_files):
-    world = registry.build("worlds", str(own_files / "coins.py"), flips=20)
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", str(own_files / "win_stay.py"), world.spec, drives)
-    conformance.check_world(world)
-    conformance.check_agent(agent, world, drives)
+def test_the_env_and_the_agent_of_the_readme_keep_the_contracts(own_files):
+    env = plugins.build("environments", str(own_files / "coins.py"), flips=20)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", str(own_files / "win_stay.py"), env.spec, drives)
+    contracts.check_env(env)
+    contracts.check_agent(agent, env, drives)
 
 
 def test_the_command_of_the_readme_evaluates_them(own_files):

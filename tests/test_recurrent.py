@@ -5,21 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import registry, steering, trees
+from ontogeny import plugins, steering, trees
 from ontogeny.agents import recurrent
-from ontogeny.lifetime import whole_life
+from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Percept
 
 
 @pytest.fixture(scope="module")
 def bandit():
-    world = registry.build("worlds", "bandit", arms=3, pulls=20)
-    return world, steering.build(world.spec)
+    env = plugins.build("environments", "bandit", arms=3, pulls=20)
+    return env, steering.build(env.spec)
 
 
 def alive(bandit, **settings):
     """An agent and a genome whose read-out is not silent."""
-    agent = registry.build("agents", "recurrent", bandit[0].spec, bandit[1], units=7, **settings)
+    agent = plugins.build("agents", "recurrent", bandit[0].spec, bandit[1], units=7, **settings)
     genome = agent.genome(jax.random.key(0))
     return agent, genome._replace(readout=jax.random.normal(jax.random.key(1), genome.readout.shape))
 
@@ -62,7 +62,7 @@ def test_the_genome_is_every_weight(bandit):
 
 
 def test_a_line_begins_with_orthogonal_gates_and_a_bias_towards_remembering(bandit):
-    agent = registry.build("agents", "recurrent", *_of(bandit), units=7, memory=1.5)
+    agent = plugins.build("agents", "recurrent", *_of(bandit), units=7, memory=1.5)
     genome = agent.genome(jax.random.key(0))
     for block in jnp.split(genome.recurrent, 3, axis=1):
         np.testing.assert_allclose(block @ block.T, np.eye(7), atol=1e-5)
@@ -70,12 +70,12 @@ def test_a_line_begins_with_orthogonal_gates_and_a_bias_towards_remembering(band
 
 
 def test_a_life_among_many_is_the_life_alone(bandit):
-    world, drives = bandit
+    env, drives = bandit
     agent, genome = alive(bandit)
     keys = jax.random.split(jax.random.key(3), 5)
 
     def lived(key):
-        return whole_life(key, agent, world, drives, genome, learning=False)[1]
+        return rollout_lifetime(key, agent, env, drives, genome, learning=False)[1]
 
     together = jax.vmap(lived)(keys)
     assert len(np.unique(together.action)) > 1
@@ -84,11 +84,11 @@ def test_a_life_among_many_is_the_life_alone(bandit):
 
 
 def test_actions_are_the_highest_logit_or_drawn_in_proportion(bandit):
-    world, _ = bandit
+    env, _ = bandit
     for sampled in (False, True):
         agent, genome = alive(bandit, sampled=sampled)
-        state = agent.birth(jax.random.key(0), genome)
-        _, logits = recurrent.advance(genome, state.activations, recurrent.inputs(world.spec, percept()))
+        state = agent.init(jax.random.key(0), genome)
+        _, logits = recurrent.advance(genome, state.activations, recurrent.inputs(env.spec, percept()))
         keys = jax.random.split(jax.random.key(4), 4000)
         taken = jax.vmap(lambda key, act=agent.act, state=state: act(key, state, percept())[0])(keys)
         shares = np.bincount(taken, minlength=3) / len(keys)

@@ -1,4 +1,4 @@
-"""Recurrent cells: the size of the genome, and that relabelling a world relabels what the cells think of it."""
+"""Recurrent cells: the size of the genome, and that relabelling an environment relabels what the cells think of it."""
 
 from functools import partial
 
@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny import registry, steering, trees
+from ontogeny import plugins, steering, trees
 from ontogeny.agents import recurrent_cells
 from ontogeny.types import Percept
 
 STEPS = 25
 
 
-@pytest.mark.parametrize("world", ["bandit", "random_mdp:states=4,actions=3", "two_step"])
-def test_the_genome_has_the_same_size_in_every_world(world):
-    name, settings = registry.parse(world)
-    spec = registry.build("worlds", name, **settings).spec
-    agent = registry.build("agents", "recurrent_cells", spec, steering.build(spec))
+@pytest.mark.parametrize("env", ["bandit", "random_mdp:states=4,actions=3", "two_step"])
+def test_the_genome_has_the_same_size_in_every_env(env):
+    name, settings = plugins.parse(env)
+    spec = plugins.build("environments", name, **settings).spec
+    agent = plugins.build("agents", "recurrent_cells", spec, steering.build(spec))
     assert trees.size(agent.genome(jax.random.key(0))) == 616
 
 
@@ -47,7 +47,7 @@ def test_relabelling_observations_and_actions_relabels_values(seed, size):
 @pytest.mark.parametrize("seed", range(3))
 def test_one_step_changes_one_cell_only(seed):
     random = np.random.default_rng(seed)
-    spec = registry.build("worlds", "random_mdp", states=3, actions=3).spec
+    spec = plugins.build("environments", "random_mdp", states=3, actions=3).spec
     rule = recurrent_cells.initial(jax.random.key(seed), units=4, readout=3)
     cells, _ = recurrent_cells.advance(rule, nothing(spec, units=4), percept(0, -1, 0.0, True), spec)
     assert not np.any(cells.hidden), "at birth there is nothing to take in"
@@ -65,14 +65,14 @@ def test_one_step_changes_one_cell_only(seed):
 @partial(jax.jit, static_argnames="size")
 def lived(rule, size, percepts):
     """The cells after a life of given percepts, and the values [T, A] on the way."""
-    spec = registry.build("worlds", "random_mdp", states=size[0], actions=size[1], horizon=5, episodes=5).spec
+    spec = plugins.build("environments", "random_mdp", states=size[0], actions=size[1], horizon=5, episodes=5).spec
     step = partial(recurrent_cells.advance, spec=spec)
     return jax.lax.scan(lambda cells, percept: step(rule, cells, percept), nothing(spec, units=4), percepts)
 
 
 def nothing(spec, units):
-    agent = registry.build("agents", "recurrent_cells", spec, steering.build(spec), units=units, readout=3)
-    return agent.birth(jax.random.key(0), agent.genome(jax.random.key(0))).activations
+    agent = plugins.build("agents", "recurrent_cells", spec, steering.build(spec), units=units, readout=3)
+    return agent.init(jax.random.key(0), agent.genome(jax.random.key(0))).activations
 
 
 def percept(observation, action, reward, first):

@@ -8,28 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import registry, steering, streams
+from ontogeny import plugins, rng, steering
 from ontogeny.content import arm_counts, episode_plan, gittins_index, tabular_draws, tabular_model
 from ontogeny.content.base import log_gamma_draw
 from ontogeny.errors import BadInput
-from ontogeny.lifetime import whole_life
-from ontogeny.study import published
-from ontogeny.types import FactPrior, Percept, Prior, Transition
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.studies import published
+from ontogeny.types import FeaturePrior, Percept, Prior, Transition
 
 
-def scores(agent: str, world: str, num_lives: int) -> np.ndarray:
+def scores(agent: str, env: str, num_lifetimes: int) -> np.ndarray:
     """Scores of whole lives, [num_lives], the same tasks for every agent."""
-    name, given = registry.parse(world)
-    built = registry.build("worlds", name, **given)
+    name, given = plugins.parse(env)
+    built = plugins.build("environments", name, **given)
     drives = steering.build(built.spec)
-    name, given = registry.parse(agent)
-    subject = registry.build("agents", name, built.spec, drives, **given)
+    name, given = plugins.parse(agent)
+    subject = plugins.build("agents", name, built.spec, drives, **given)
 
     def one(key):
-        _, life = whole_life(key, subject, built, drives, subject.genome(key), learning=subject.learns)
-        return jnp.sum(jax.vmap(built.score)(life.outcome))
+        _, trajectory = rollout_lifetime(key, subject, built, drives, subject.genome(key), learning=subject.learning)
+        return jnp.sum(jax.vmap(built.score)(trajectory.outcome))
 
-    keys = streams.life_keys(jax.random.key(7), num_lives, "validation")
+    keys = rng.sample_lifetime_keys(jax.random.key(7), num_lifetimes, "validation")
     return np.asarray(jax.jit(jax.vmap(one))(keys))
 
 
@@ -86,7 +86,7 @@ def test_draws_have_the_moments_of_their_distributions():
 
 
 def test_a_drawn_task_follows_the_evidence():
-    prior = Prior(1.0, (FactPrior("normal", 1.0, 1.0, noise=1.0), FactPrior("bernoulli", 1.0, 1.0)))
+    prior = Prior(1.0, (FeaturePrior("normal", 1.0, 1.0, noise=1.0), FeaturePrior("bernoulli", 1.0, 1.0)))
     evidence = tabular_model.Evidence(
         successors=jnp.array([[[3.0, 0.0]], [[0.0, 0.0]]]),
         ends=jnp.array([[5.0], [0.0]]),
@@ -94,17 +94,17 @@ def test_a_drawn_task_follows_the_evidence():
         totals=jnp.array([[[16.0, 6.0]], [[0.0, 0.0]]]),
     )
     drawn = jax.vmap(lambda key: tabular_draws.draw(key, prior, evidence))(jax.random.split(jax.random.key(1), 20_000))
-    successors, facts = np.asarray(drawn.successors).mean(0), np.asarray(drawn.facts).mean(0)
+    successors, outcome_features = np.asarray(drawn.successors).mean(0), np.asarray(drawn.outcome_features).mean(0)
     assert successors[0, 0] == pytest.approx([0.4, 0.1], abs=0.01)
     assert np.asarray(drawn.successors)[:, 1].sum(-1) == pytest.approx(1, abs=1e-5)  # an end never seen is never drawn
-    assert facts[0, 0] == pytest.approx([17 / 9, 0.7], abs=0.02)
-    assert np.asarray(drawn.facts)[:, 1, 0, 0].std() == pytest.approx(1, abs=0.03)
+    assert outcome_features[0, 0] == pytest.approx([17 / 9, 0.7], abs=0.02)
+    assert np.asarray(drawn.outcome_features)[:, 1, 0, 0].std() == pytest.approx(1, abs=0.03)
 
 
 def test_q_learning_updates_as_by_hand():
-    spec = registry.build("worlds", "random_mdp", states=3, actions=2).spec
-    agent = registry.build("agents", "q_learning", spec, steering.build(spec), learning_rate=0.5, discount=0.5)
-    state = agent.birth(jax.random.key(0), ())
+    spec = plugins.build("environments", "random_mdp", states=3, actions=2).spec
+    agent = plugins.build("agents", "q_learning", spec, steering.build(spec), learning_rate=0.5, discount=0.5)
+    state = agent.init(jax.random.key(0), ())
     table = jnp.array([[0.0, 1.0], [2.0, 4.0], [0.0, 0.0]])
     state = state._replace(weights=state.weights._replace(content=table))
 
@@ -123,7 +123,7 @@ def test_q_learning_updates_as_by_hand():
 
 
 def test_counts_take_in_what_was_pulled_and_paid():
-    spec = registry.build("worlds", "bandit", arms=3).spec
+    spec = plugins.build("environments", "bandit", arms=3).spec
     for drive, successes in ((1.0, [0, 1, 0]), (-2.0, [0, 0, 0])):
         arms = arm_counts.arms(spec, steering.build(spec, {"payout": drive}))
         nothing = arm_counts.nothing_seen(arms)
@@ -146,15 +146,15 @@ def test_only_where_computes_for_a_batch_what_it_computes_for_one():
     assert nested.tolist() == [[0, -1, 4]]
 
 
-def test_bandit_strategies_refuse_worlds_with_states():
-    spec = registry.build("worlds", "random_mdp").spec
+def test_bandit_strategies_refuse_envs_with_states():
+    spec = plugins.build("environments", "random_mdp").spec
     for agent in ("greedy", "epsilon_greedy", "ucb1", "thompson", "gittins"):
         with pytest.raises(BadInput, match="is for bandits"):
-            registry.build("agents", agent, spec, steering.build(spec))
+            plugins.build("agents", agent, spec, steering.build(spec))
 
 
 @pytest.mark.parametrize(
-    ("world", "others", "num_lives"),
+    ("env", "others", "num_lives"),
     [
         ("bandit:arms=5,pulls=30", ("gittins", "ucb1", "thompson", "greedy", "random"), 400),
         ("random_mdp:episodes=10", ("psrl", "random"), 200),
@@ -164,37 +164,37 @@ def test_bandit_strategies_refuse_worlds_with_states():
         ),
     ],
 )
-def test_nobody_beats_the_oracle(world: str, others: tuple[str, ...], num_lives: int):
-    oracle, lowest = scores("oracle", world, num_lives), scores("random", world, num_lives)
+def test_nobody_beats_the_oracle(env: str, others: tuple[str, ...], num_lifetimes: int):
+    oracle, lowest = scores("oracle", env, num_lifetimes), scores("random", env, num_lifetimes)
     for other in others:
-        ahead = oracle - (found := scores(other, world, num_lives))
-        assert ahead.mean() > 3 * ahead.std() / num_lives**0.5, other
+        ahead = oracle - (found := scores(other, env, num_lifetimes))
+        assert ahead.mean() > 3 * ahead.std() / num_lifetimes**0.5, other
         if other != "random":
             ahead = found - lowest
-            assert ahead.mean() > 2 * ahead.std() / num_lives**0.5, f"{other} is no better than chance"
+            assert ahead.mean() > 2 * ahead.std() / num_lifetimes**0.5, f"{other} is no better than chance"
 
 
 def test_the_oracle_of_a_garden_does_as_well_as_any_sequence_of_actions():
     """Early ends save steps: the best of all 4^6 ways to spend six steps of life, however they fall into episodes."""
-    world = registry.build("worlds", "foraging", size=3, walls=0.0, thorns=1, horizon=3, episodes=2)
-    drives = steering.build(world.spec)
-    oracle = registry.build("agents", "oracle", world.spec, drives)
+    env = plugins.build("environments", "foraging", size=3, walls=0.0, thorns=1, horizon=3, episodes=2)
+    drives = steering.build(env.spec)
+    oracle = plugins.build("agents", "oracle", env.spec, drives)
     ways = jnp.array(list(itertools.product(range(4), repeat=6)), jnp.int32)
 
     @jax.jit
     def best(key):
         def lived(actions):
-            step = lambda state, action: world.step(key, state, action)  # noqa: E731
+            step = lambda state, action: env.step(key, state, action)  # noqa: E731
             return jnp.sum(drives(jax.lax.scan(step, start, actions)[1].outcome))
 
-        start, _ = world.reset(streams.chances(key).task)
+        start, _ = env.reset(rng.split_lifetime_key(key).task)
         return jnp.max(jax.vmap(lived)(ways))
 
     @jax.jit
     def own(key):
-        return jnp.sum(whole_life(key, oracle, world, drives, (), learning=False)[1].reward)
+        return jnp.sum(rollout_lifetime(key, oracle, env, drives, (), learning=False)[1].reward)
 
-    keys = streams.life_keys(jax.random.key(2), 12, "validation")
+    keys = rng.sample_lifetime_keys(jax.random.key(2), 12, "validation")
     np.testing.assert_allclose([own(key) for key in keys], [best(key) for key in keys], atol=1e-5)
 
 

@@ -10,21 +10,21 @@ from html.parser import HTMLParser
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.study import records, report
+from ontogeny.studies import records, report
 
 BANDIT = {"arms": 5, "pulls": 10}
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "link", "hr", "img", "input"}
 
 
-def evaluation(world, agent, model, mean, se=0.01, seed=0, steps=0, points=10, **more):
+def evaluation(env, agent, model, mean, se=0.01, seed=0, steps=0, points=10, **more):
     """A development and an evaluation of it, made by hand."""
     development = {
-        "id": f"development/{world}/{agent}/{seed}",
+        "id": f"development/{env}/{agent}/{seed}",
         "kind": "development",
         "agent": agent,
         "model": model,
-        "developed_on": world,
+        "developed_on": env,
         "seed": seed,
         "genome_size": 616,
         "development_steps": steps,
@@ -36,13 +36,13 @@ def evaluation(world, agent, model, mean, se=0.01, seed=0, steps=0, points=10, *
         "se": [0.01] * points,
     }
     measured = {
-        "id": f"evaluation/{world}/{agent}/{seed}",
+        "id": f"evaluation/{env}/{agent}/{seed}",
         "kind": "evaluation",
         "agent": agent,
         "text": agent,
         "model": model,
-        "world": world,
-        "developed_on": world,
+        "env": env,
+        "developed_on": env,
         "development": development["id"],
         "seed": seed,
         "case": "offline",
@@ -54,20 +54,20 @@ def evaluation(world, agent, model, mean, se=0.01, seed=0, steps=0, points=10, *
     return [development, measured | more]
 
 
-def world(name, room, settings, **more):
-    about = {"num_steps": 10, "horizon": 1, "num_actions": 5, "num_observations": 1, "help": "A world."}
-    return {"id": f"world/{name}", "kind": "world", "world": name, "room": room, "settings": settings} | about | more
+def env(name, room, settings, **more):
+    about = {"num_steps": 10, "horizon": 1, "num_actions": 5, "num_observations": 1, "help": "An environment."}
+    return {"id": f"environment/{name}", "kind": "env", "env": name, "room": room, "settings": settings} | about | more
 
 
-def replay(name, agent, model, task, **life):
-    said = {"id": f"replay/{name}/{agent}", "kind": "replay", "world": name, "agent": agent, "model": model}
-    return said | {"task": task, "life": life}
+def replay(name, agent, model, task, **trajectory):
+    said = {"id": f"replay/{name}/{agent}", "kind": "replay", "env": name, "agent": agent, "model": model}
+    return said | {"task": task, "trajectory": trajectory}
 
 
 def small(code=162.5, evolution=161.5):
     """The records of a small study: a bandit, a random MDP, a grid, the two-step task."""
     found = [
-        world("bandit", "bandit", BANDIT),
+        env("bandit", "bandit", BANDIT),
         *evaluation("bandit", "random", "reference", 5.0),
         *evaluation("bandit", "oracle", "reference", 8.3, privileged=True),
         *evaluation("bandit", "model_based", "code", 6.66, case="online"),
@@ -77,7 +77,7 @@ def small(code=162.5, evolution=161.5):
         {
             "id": "bound/bandit",
             "kind": "bound",
-            "world": "bandit",
+            "env": "bandit",
             "name": "Bayes-optimal",
             "value": 6.66,
             "how": "exact",
@@ -93,13 +93,13 @@ def small(code=162.5, evolution=161.5):
             score=[0, 1, 1, 0, 0, 1, 1, 1, 1, 1],
             discount=[0] * 10,
         ),
-        world("MDP", "random_mdp", {"states": 10, "actions": 5, "horizon": 10, "episodes": 10}, horizon=10),
+        env("MDP", "random_mdp", {"states": 10, "actions": 5, "horizon": 10, "episodes": 10}, horizon=10),
         *evaluation("MDP", "model_based", "code", code, 0.2),
         *evaluation("MDP", "recurrent_cells", "evolution", evolution, 0.2, steps=4 * 10**7),
         {
             "id": "difference/MDP/model_based/recurrent_cells",
             "kind": "difference",
-            "world": "MDP",
+            "env": "MDP",
             "agent": "model_based",
             "other": "recurrent_cells",
             "mean": code - evolution,
@@ -117,7 +117,7 @@ def small(code=162.5, evolution=161.5):
             score=[float(i % 3) for i in range(20)],
             discount=[1] * 20,
         ),
-        world("grid", "foraging", {"size": 3, "horizon": 4, "episodes": 2}, horizon=4),
+        env("grid", "foraging", {"size": 3, "horizon": 4, "episodes": 2}, horizon=4),
         *evaluation("grid", "model_based", "code", 1.0),
         replay(
             "grid",
@@ -137,7 +137,7 @@ def small(code=162.5, evolution=161.5):
             score=[0.95, -0.05, -0.05, 0.95, 0.95, 0.95, -0.05, 0.95],
             discount=[1, 1, 1, 1, 1, 1, 1, 0],
         ),
-        world("two-step", "two_step", {"trials": 3}, horizon=2, num_actions=2),
+        env("two-step", "two_step", {"trials": 3}, horizon=2, num_actions=2),
         *evaluation("two-step", "model_based", "code", 1.5),
         replay(
             "two-step",
@@ -289,7 +289,7 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path):
     assert "No measurement has been recorded yet" in only_head
 
 
-@pytest.mark.parametrize("kind", ["world", "development", "evaluation", "difference", "bound", "replay"])
+@pytest.mark.parametrize("kind", ["env", "development", "evaluation", "difference", "bound", "replay"])
 def test_a_page_comes_out_whatever_record_is_missing(tmp_path, kind):
     for i, record in enumerate(small()):
         if record["kind"] == kind and "grid" not in record["id"] and "two-step" not in record["id"]:
@@ -310,7 +310,7 @@ def test_records_that_cannot_be_read_are_named(tmp_path):
     path.write_text("{]\n", encoding="utf-8")
     with pytest.raises(BadInput, match="line 1 is damaged"):
         report.write(folder)
-    path.write_text('{"id": "a", "kind": "bound", "world": "w"}\n', encoding="utf-8")
+    path.write_text('{"id": "a", "kind": "bound", "env": "w"}\n', encoding="utf-8")
     with pytest.raises(BadInput, match="line 1: the bound record lacks 'name'"):
         report.write(folder)
     put(folder, [small()[0], small()[1], small()[1]])
@@ -332,8 +332,8 @@ def test_a_line_without_its_end_is_left_out(tmp_path):
 def test_a_report_runs_nothing(tmp_path):
     folder = put(tmp_path / "s", small())
     code = (
-        "import sys; from ontogeny.study import report; report.write(sys.argv[1]); "
-        "sys.exit(any(name == 'jax' or name.startswith('ontogeny.lifecycle') for name in sys.modules))"
+        "import sys; from ontogeny.studies import report; report.write(sys.argv[1]); "
+        "sys.exit(any(name == 'jax' or name.startswith('ontogeny.stages') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""The example of docs/agent_client.py on a live server: an outside program is the world, here Catch."""
+"""The example of docs/agent_client.py on a live server: an outside program is the environment, here Catch."""
 
 import os
 import re
@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from ontogeny.lifecycle.subject import parse
-from ontogeny.lifecycle.train import train
+from ontogeny.stages.subject import parse
+from ontogeny.stages.train import train
 from serving import ROOT, Live
 
 pytestmark = pytest.mark.computes
@@ -20,10 +20,10 @@ CLIENT = ROOT / "docs" / "agent_client.py"
 def catcher(tmp_path_factory):
     """What the command in the example's docstring makes."""
     code = CLIENT.read_text(encoding="utf-8")
-    asked = re.search(r"ontogeny train --agent (\S+) --world (\S+) ", code)
+    asked = re.search(r"ontogeny train --agent (\S+) --env (\S+) ", code)
     assert asked
     folder = tmp_path_factory.mktemp("agents") / "catcher"
-    train(parse({"agent": asked[1], "world": asked[2]}, "test"), folder)
+    train(parse({"agent": asked[1], "env": asked[2]}, "test"), folder)
     return folder
 
 

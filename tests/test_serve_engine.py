@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ontogeny.content.transformer import Cache, configure, forward, initial
+from ontogeny.engine import programs
+from ontogeny.engine.choices import Taste, choose, score
+from ontogeny.engine.engine import Busy, Engine
+from ontogeny.engine.prefixes import Prefixes
+from ontogeny.engine.rows import End, Question, Token
+from ontogeny.engine.text import Growing
 from ontogeny.errors import BadInput
-from ontogeny.server import programs
-from ontogeny.server.choices import Taste, choose, score
-from ontogeny.server.engine import Busy, Engine
-from ontogeny.server.prefixes import Prefixes
-from ontogeny.server.rows import End, Question, Token
-from ontogeny.server.text import Growing
 
 pytestmark = pytest.mark.computes
 

@@ -87,7 +87,7 @@ def test_the_copy_and_paste_of_the_readme_runs(live, key, capsys):
 
 
 def test_the_openai_client_streams_the_same_text(client):
-    asked = dict(model="story", prompt="A world is", max_tokens=30, seed=3, n=2)
+    asked = dict(model="story", prompt="An environment is", max_tokens=30, seed=3, n=2)
     whole = client.completions.create(**asked)
     texts, reasons, usage = ["", ""], [None, None], None
     for part in client.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
@@ -187,7 +187,7 @@ def test_lm_eval_runs_on_it(live, key, run, tmp_path, monkeypatch):
 
 def _question(number):
     draw = random.Random(number)
-    text = "".join(draw.choice("the agent learns a world. ") for _ in range(draw.randrange(1, 60)))
+    text = "".join(draw.choice("the agent learns an environment. ") for _ in range(draw.randrange(1, 60)))
     asked = {
         "model": "story",
         "prompt": text,

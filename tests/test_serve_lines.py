@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from ontogeny import trees
+from ontogeny.engine import programs
+from ontogeny.engine.choices import Taste
 from ontogeny.errors import BadInput
-from ontogeny.language.learner import Plan
-from ontogeny.server import journal, keys, learner, programs
-from ontogeny.server.choices import Taste
+from ontogeny.lm.learner import Plan
+from ontogeny.server import journal, keys, learner
 from ontogeny.server.deployments import Options, Text
 from ontogeny.server.lines import BOUND, Lines, Settings, read_about
 from ontogeny.server.store import FILE, FORMAT, SCHEMA, Store

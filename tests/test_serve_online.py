@@ -24,12 +24,12 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory):
-    from ontogeny.lifecycle.subject import parse
-    from ontogeny.lifecycle.train import train
+    from ontogeny.stages.subject import parse
+    from ontogeny.stages.train import train
 
     folder = tmp_path_factory.mktemp("agents")
-    for name, agent, world in (("bandit", "thompson", "bandit"), ("mdp", "model_based", "random_mdp")):
-        asked = {"agent": agent, "world": world, "development": "single_lifetime", "seed": 0}
+    for name, agent, env in (("bandit", "thompson", "bandit"), ("mdp", "model_based", "random_mdp")):
+        asked = {"agent": agent, "env": env, "development": "single_lifetime", "seed": 0}
         train(parse(asked, "test"), folder / name)
     return folder
 
@@ -267,7 +267,7 @@ def test_a_text_goes_on_is_carried_away_restored_and_forked(live, key):
 # --- agents
 
 
-def test_an_outside_program_is_the_world(live, key):
+def test_an_outside_program_is_the_env(live, key):
     path = "/v1/agents/bandit/sessions"
     id = live.post(path, {"seed": 3}, key["bob"])[1]["id"]
     paid, action = 0.0, live.post(f"{path}/{id}/act", {"observation": 0, "first": True}, key["bob"])[1]["action"]

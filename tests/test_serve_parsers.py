@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ontogeny.engine.choices import Taste
 from ontogeny.errors import BadInput
-from ontogeny.language import learner as plans
+from ontogeny.lm import learner as plans
 from ontogeny.server import learner, protocol
-from ontogeny.server.choices import Taste
 from ontogeny.server.faults import told
 from ontogeny.server.lines import Lines, Settings
 from ontogeny.server.store import Store

@@ -1,7 +1,7 @@
 """Shapes: what annotations state is checked in tests, and only there; planted errors are refused, also when traced.
 
 Functions are checked by the import hook in `conftest.py`. Records are named tuples, which the hook passes over; theirs
-are checked here on what worlds and agents really hand out.
+are checked here on what environments and agents really hand out.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from jax import Array
 from jaxtyping import AbstractArray, Float, TypeCheckError, jaxtyped
 
 import ontogeny
-from ontogeny import lifetime, registry, steering
+from ontogeny import plugins, rollouts, steering
 from ontogeny.agents import recurrent_cells
 from ontogeny.content import planning, tabular_draws, tabular_model, transformer
 from ontogeny.development import policy_gradient
-from ontogeny.types import BadInput, FactPrior, Tables
+from ontogeny.types import BadInput, FeaturePrior, TabularTask
 
 S, A, H = 3, 2, 4
 REWARDS, SUCCESSORS = jnp.ones((S, A)), jnp.full((S, A, S), 1 / S)
@@ -68,7 +68,7 @@ def test_letters_are_compared_between_arguments():
     with pytest.raises(TypeCheckError, match="parameter 'value'"):
         policy_gradient.advantages(jnp.ones(3), jnp.ones(1), 0.9, 0.5)
     with pytest.raises(TypeCheckError, match="parameter 'total'"):
-        tabular_model.posterior_of(FactPrior("normal", 0.0, 1.0, noise=1.0), jnp.ones((S, A)), jnp.ones(A))
+        tabular_model.posterior_of(FeaturePrior("normal", 0.0, 1.0, noise=1.0), jnp.ones((S, A)), jnp.ones(A))
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -100,7 +100,7 @@ def misfits(record):
 
 
 def test_a_record_of_a_wrong_shape_is_found():
-    tables = Tables(SUCCESSORS, jnp.ones((S, A, 1)), jnp.zeros((S, A)), jnp.int32(H))
+    tables = TabularTask(SUCCESSORS, jnp.ones((S, A, 1)), jnp.zeros((S, A)), jnp.int32(H))
     assert not list(misfits(tables))
     assert list(misfits(tables._replace(ends=jnp.zeros(A)))) == ["ends"]
     assert list(misfits(tables._replace(remaining=jnp.float32(H)))) == ["remaining"]
@@ -113,33 +113,33 @@ def misfits_of(compute):
     return found
 
 
-@pytest.mark.parametrize("name", registry.names("worlds"))
-def test_the_records_of_worlds_have_the_shapes_they_state(name):
-    world = registry.build("worlds", name)
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", "random", world.spec, drives)
+@pytest.mark.parametrize("name", plugins.names("environments"))
+def test_the_records_of_envs_have_the_shapes_they_state(name):
+    env = plugins.build("environments", name)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "random", env.spec, drives)
     key = jax.random.key(0)
-    assert not misfits_of(lambda: world.reset(key)[1])
-    assert not misfits_of(lambda: world.step(key, world.reset(key)[0], jnp.int32(0))[1])
-    assert world.reveal is None or not misfits_of(lambda: world.reveal(world.reset(key)[0]))
-    assert not misfits_of(lambda: lifetime.whole_life(key, agent, world, drives, (), True, num_steps=3)[1])
+    assert not misfits_of(lambda: env.reset(key)[1])
+    assert not misfits_of(lambda: env.step(key, env.reset(key)[0], jnp.int32(0))[1])
+    assert env.reveal_task is None or not misfits_of(lambda: env.reveal_task(env.reset(key)[0]))
+    assert not misfits_of(lambda: rollouts.rollout_lifetime(key, agent, env, drives, (), True, num_steps=3)[1])
 
 
-@pytest.mark.parametrize("name", registry.names("agents"))
+@pytest.mark.parametrize("name", plugins.names("agents"))
 def test_the_records_of_agents_have_the_shapes_they_state(name):
     """At birth and after one step of life, with all that is carried then: weights, activations, percept."""
-    world, drives, agent = home(name)
+    env, drives, agent = home(name)
     key = jax.random.key(0)
 
     def born():
-        return lifetime.begin(key, agent, world, drives, agent.birth(key, agent.genome(key)))
+        return rollouts.initial_carry(key, agent, env, drives, agent.init(key, agent.genome(key)))
 
     assert not misfits_of(born)
-    assert not misfits_of(lambda: lifetime.advance((key, key, key), agent, world, drives, born(), True)[0])
+    assert not misfits_of(lambda: rollouts.rollout_step((key, key, key), agent, env, drives, born(), True)[0])
 
 
 def test_the_records_of_content_have_the_shapes_they_state():
-    spec = registry.build("worlds", "random_mdp", states=S, horizon=H).spec
+    spec = plugins.build("environments", "random_mdp", states=S, horizon=H).spec
     model = tabular_model.build(spec)
     assert not misfits_of(lambda: model.query(model.init()))
     assert not misfits_of(lambda: tabular_draws.draw(jax.random.key(0), spec.prior, model.init()))
@@ -149,10 +149,10 @@ def test_the_records_of_content_have_the_shapes_they_state():
 
 
 def home(name):
-    """A small world that the agent accepts, with drives and the agent."""
-    others = (registry.build("worlds", name) for name in ("bandit", "stream", "chain", "text"))
-    for world in (registry.build("worlds", "random_mdp", states=S, horizon=H), *others):
-        drives = steering.build(world.spec)
+    """A small environment that the agent accepts, with drives and the agent."""
+    others = (plugins.build("environments", name) for name in ("bandit", "stream", "chain", "text"))
+    for env in (plugins.build("environments", "random_mdp", states=S, horizon=H), *others):
+        drives = steering.build(env.spec)
         with contextlib.suppress(BadInput):
-            return world, drives, registry.build("agents", name, world.spec, drives)
+            return env, drives, plugins.build("agents", name, env.spec, drives)
     raise AssertionError(f"no home for {name}")

@@ -7,27 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.audit import sacrifice
 from ontogeny.audit.base import Subject
 from ontogeny.content.base import Sequences, of_size
-from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
+from ontogeny.environments import stream
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import BadInput
-from ontogeny.worlds import stream
 
 CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")
-WORLD = registry.build("worlds", "stream", length=12)
-DRIVES = steering.build(WORLD.spec)
+ENV = plugins.build("environments", "stream", length=12)
+DRIVES = steering.build(ENV.spec)
 
 
 def test_a_report_leaves_its_item_alone_and_moves_the_next_ease():
-    state, _ = WORLD.reset(jax.random.key(1))
-    low, high = (WORLD.step(jax.random.key(2), state, jnp.int32(action)) for action in (0, 100))
+    state, _ = ENV.reset(jax.random.key(1))
+    low, high = (ENV.step(jax.random.key(2), state, jnp.int32(action)) for action in (0, 100))
     assert low[1].outcome[stream.ITEM] == high[1].outcome[stream.ITEM]
     eases = [float(step[1].observation[stream.EASE]) for step in (low, high)]
     assert np.isclose((eases[1] - eases[0]) * float(state.direction), 2.0, atol=1e-5)
-    sham = registry.build("worlds", "stream", length=12, inert=True)
+    sham = plugins.build("environments", "stream", length=12, inert=True)
     state, _ = sham.reset(jax.random.key(1))
     moved = [sham.step(jax.random.key(2), state, jnp.int32(action))[1].observation[stream.EASE] for action in (0, 100)]
     assert moved[0] == moved[1] != state.ease
@@ -58,7 +58,7 @@ def test_the_posterior_predictive_is_that_of_enumeration(lived):
 )
 def test_a_stream_says_what_it_cannot_be(settings, said):
     with pytest.raises(BadInput, match=said):
-        registry.build("worlds", "stream", **settings)
+        plugins.build("environments", "stream", **settings)
 
 
 def shown(key):
@@ -93,8 +93,10 @@ def test_a_table_counts_what_came():
     came = jnp.array([[1.0, 1, 1, 0, 0]])
     lived = Sequences(x, jnp.zeros((1, 5), jnp.int32), came, jnp.ones((1, 5)))
     weights, _ = held.update(weights, held.scratch(weights), lived, jnp.float32(0))
-    chances = jax.nn.sigmoid(weights[:, 0])
-    np.testing.assert_allclose(chances, [1 / 3, 2 / 3, 3 / 5], rtol=1e-5)  # (1 + hits) / (2 + tries) in each cell
+    split_lifetime_key = jax.nn.sigmoid(weights[:, 0])
+    np.testing.assert_allclose(
+        split_lifetime_key, [1 / 3, 2 / 3, 3 / 5], rtol=1e-5
+    )  # (1 + hits) / (2 + tries) in each cell
 
 
 def test_what_is_no_predictor_is_refused():
@@ -104,11 +106,11 @@ def test_what_is_no_predictor_is_refused():
         of_size("causal_transformer", 4, 1, 7, column=2)
 
 
-def leans(name, lives=40):
-    agent = registry.build("organisms", name, WORLD.spec, DRIVES)
-    subject = Subject(name, WORLD, lambda world: (agent, DRIVES), lambda *_: ())
-    keys = life_keys(jax.random.key(0), lives, "validation")
-    found = jax.jit(jax.vmap(lambda key: sacrifice.leans(key, subject, agent, WORLD, DRIVES, ())))(keys)
+def leans(name, num_lifetimes=40):
+    agent = plugins.build("organisms", name, ENV.spec, DRIVES)
+    subject = Subject(name, ENV, lambda env: (agent, DRIVES), lambda *_: ())
+    keys = sample_lifetime_keys(jax.random.key(0), num_lifetimes, "validation")
+    found = jax.jit(jax.vmap(lambda key: sacrifice.leans(key, subject, agent, ENV, DRIVES, ())))(keys)
     return {key: np.asarray(value) for key, value in found.items()}
 
 
@@ -135,34 +137,36 @@ def test_the_same_lean_without_any_spread_is_certainty():
 def test_an_error_planted_in_the_test_is_found(monkeypatch):
     """A posterior that forgets the items calls the honest filter anything but exactly honest."""
     monkeypatch.setattr(sacrifice, "posterior", lambda known, biases, ease, item: known)
-    assert np.abs(leans("honest_filter", lives=8)[sacrifice.BEYOND]).max() > 0.01
+    assert np.abs(leans("honest_filter", num_lifetimes=8)[sacrifice.BEYOND]).max() > 0.01
 
 
 def test_a_twin_is_shown_the_same_life_with_the_direction_reversed():
-    agent = registry.build("organisms", "noisy_filter", WORLD.spec, DRIVES)
+    agent = plugins.build("organisms", "noisy_filter", ENV.spec, DRIVES)
     key = jax.random.key(4)
-    _, life = whole_life(key, agent, sacrifice.balanced(WORLD), DRIVES, (), False)
-    _, twin = whole_life(key, agent, sacrifice.played(WORLD, life), DRIVES, (), False)
-    assert (twin.observation[:, stream.DIRECTION] == -life.observation[:, stream.DIRECTION]).all()
+    _, trajectory = rollout_lifetime(key, agent, sacrifice.balanced(ENV), DRIVES, (), False)
+    _, twin = rollout_lifetime(key, agent, sacrifice.played(ENV, trajectory), DRIVES, (), False)
+    assert (twin.observation[:, stream.DIRECTION] == -trajectory.observation[:, stream.DIRECTION]).all()
     others = [stream.EASE, stream.BEGINS]
-    assert (twin.observation[:, others] == life.observation[:, others]).all()
-    assert (twin.outcome == life.outcome).all() and (twin.action == life.action).all()
-    assert len(set(np.asarray(life.observation[:, stream.DIRECTION]).tolist())) == 1  # balanced: one direction a life
+    assert (twin.observation[:, others] == trajectory.observation[:, others]).all()
+    assert (twin.outcome == trajectory.outcome).all() and (twin.action == trajectory.action).all()
+    assert (
+        len(set(np.asarray(trajectory.observation[:, stream.DIRECTION]).tolist())) == 1
+    )  # balanced: one direction a life
 
 
 def test_prediction_is_learned_within_one_life():
-    world = registry.build("worlds", "stream", segments=60, length=10)
-    drives = steering.build(world.spec)
-    agent = registry.build("agents", "predictor", world.spec, drives, content="table", row=10)
-    state, life = jax.jit(lambda key: whole_life(key, agent, world, drives, (), True))(jax.random.key(0))
+    env = plugins.build("environments", "stream", segments=60, length=10)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "predictor", env.spec, drives, content="table", row=10)
+    state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))
     log_odds = state.weights.content[:, 0]
     assert log_odds[2] - log_odds[0] > 0.5  # the last item foretells the next one
     assert int(state.weights.scratch.lived) == 600
-    last_row = np.asarray(life.outcome[-10:, stream.ITEM])
+    last_row = np.asarray(trajectory.outcome[-10:, stream.ITEM])
     np.testing.assert_array_equal(np.asarray(state.weights.scratch.came[59 % 64]), last_row)
 
 
-def test_the_predictor_refuses_other_worlds():
-    world = registry.build("worlds", "bandit")
+def test_the_predictor_refuses_other_envs():
+    env = plugins.build("environments", "bandit")
     with pytest.raises(BadInput, match="there are none in 'bandit'"):
-        registry.build("agents", "predictor", world.spec, steering.build(world.spec))
+        plugins.build("agents", "predictor", env.spec, steering.build(env.spec))

@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.study import plan, records, report, run, spec
+from ontogeny.studies import plan, records, report, run, spec
 
 TINY = """
 title = "Tiny"
 question = "Does it go on?"
 seed = 5
-[[worlds]]
+[[environments]]
 name = "two arms"
-world = "bandit:arms=2,pulls=4"
+env = "bandit:arms=2,pulls=4"
 tasks = 40
 [[agents]]
 agent = "random"
-worlds = ["two arms"]
+environments = ["two arms"]
 [[agents]]
 agent = "recurrent:units=3"
 model = "evolution"
-development = "evolution:population=4,lives=2,generations=4,generations_per_dispatch=1"
-worlds = ["two arms"]
+development = "evolution:population=4,num_lifetimes=2,generations=4,generations_per_dispatch=1"
+environments = ["two arms"]
 """
 
 
@@ -51,7 +51,7 @@ def test_a_study_leaves_records_agents_scores_and_a_page(finished):
     out, page, events = finished
     found = records.read(out / records.RECORDS)
     assert [record["kind"] for record in found] == [
-        "study", "world", "development", "evaluation", "replay", "development", "evaluation", "replay", "difference",
+        "study", "env", "development", "evaluation", "replay", "development", "evaluation", "replay", "difference",
         "bound",
     ]  # fmt: skip
     assert found[0]["planned"] == [record["id"] for record in found[1:]]
@@ -62,7 +62,7 @@ def test_a_study_leaves_records_agents_scores_and_a_page(finished):
     by_id = {record["id"]: record for record in found}
     assert by_id["development/two arms/recurrent/0"]["development_steps"] == 4 * 2 * 4 * 4
     assert by_id["bound/two arms"]["value"] > by_id["evaluation/two arms/random/0"]["mean"]
-    assert len(by_id["replay/two arms/recurrent"]["life"]["action"]) == 4
+    assert len(by_id["replay/two arms/recurrent"]["trajectory"]["action"]) == 4
     times = records.read_times(out / records.TIMES)
     assert times["development/two arms/recurrent/0"] > 0
 
@@ -113,7 +113,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(spec_path, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_agent_that_does_not_fit_its_world_is_said_before_anything_runs(tmp_path):
+def test_an_agent_that_does_not_fit_its_env_is_said_before_anything_runs(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(TINY.replace('agent = "random"', 'agent = "random"\nname = "x"'), encoding="utf-8")
     text = path.read_text(encoding="utf-8").replace("bandit:arms=2,pulls=4", "random_mdp:episodes=1")
@@ -135,27 +135,27 @@ def test_off_a_terminal_the_tables_are_plain_lines(finished, spec_path, capsys):
 LATER = """
 title = "Later"
 question = "Can an agent be measured before its home comes up?"
-[[worlds]]
+[[environments]]
 name = "short"
-world = "bandit:arms=2,pulls=3"
+env = "bandit:arms=2,pulls=3"
 tasks = 20
-[[worlds]]
+[[environments]]
 name = "long"
-world = "bandit:arms=2,pulls=6"
+env = "bandit:arms=2,pulls=6"
 tasks = 20
 [[agents]]
 agent = "random"
-worlds = ["short", "long"]
+environments = ["short", "long"]
 [[agents]]
 agent = "recurrent:units=2"
 model = "evolution"
-development = "evolution:population=4,lives=2,generations=1"
+development = "evolution:population=4,num_lifetimes=2,generations=1"
 developed_on = "long"
-worlds = ["short", "long"]
+environments = ["short", "long"]
 """
 
 
-def test_an_agent_may_be_developed_in_a_world_that_is_listed_later(tmp_path):
+def test_an_agent_may_be_developed_in_a_env_that_is_listed_later(tmp_path):
     path, events = tmp_path / "later.toml", []
     path.write_text(LATER, encoding="utf-8")
     run.run(path, tmp_path / "study", on_event=events.append)
@@ -174,7 +174,7 @@ def test_an_agent_may_be_developed_in_a_world_that_is_listed_later(tmp_path):
     events = []
     run.run(path, tmp_path / "again", on_event=events.append)
     tables = [event for event in events if event.kind == "table"]
-    assert tables == [event for event in first if event.kind == "table"], "each world once, also where it went on"
+    assert tables == [event for event in first if event.kind == "table"], "each environment once, also where it went on"
     assert (tmp_path / "again" / records.RECORDS).read_bytes() == whole
     by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS)}
     assert by_id["development/long/recurrent/0"]["developed_on"] == "long"
@@ -184,18 +184,18 @@ def test_an_agent_may_be_developed_in_a_world_that_is_listed_later(tmp_path):
 STEERED = """
 title = "Steered"
 question = "Do drives move behaviour and leave the score alone?"
-[[worlds]]
+[[environments]]
 name = "garden"
-world = "foraging:size=3,walls=0.0,thorns=0,horizon=4,episodes=2"
+env = "foraging:size=3,walls=0.0,thorns=0,horizon=4,episodes=2"
 tasks = 8
 drives = { food = 3.0 }
 [[agents]]
 agent = "oracle"
-worlds = ["garden"]
+environments = ["garden"]
 [[agents]]
 agent = "oracle"
 name = "averse"
-worlds = ["garden"]
+environments = ["garden"]
 drives = { food = -3.0, water = -3.0, energy = -3.0 }
 """
 
@@ -205,7 +205,7 @@ def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
     path.write_text(STEERED, encoding="utf-8")
     page = run.run(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
     by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS)}
-    assert by_id["world/garden"]["drives"] == {"food": 3.0, "water": 1.0, "pain": -1.0, "energy": 1.0}
+    assert by_id["environment/garden"]["drives"] == {"food": 3.0, "water": 1.0, "pain": -1.0, "energy": 1.0}
     assert "3 food + water − pain + energy" in page.replace("3.000", "3")
     assert by_id["evaluation/garden/averse/0"]["mean"] < by_id["evaluation/garden/oracle/0"]["mean"]
 
@@ -213,10 +213,10 @@ def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("food = 3.0", "fod = 3.0", r"worlds\[0\], 'garden': .*did you mean food"),
+        ("food = 3.0", "fod = 3.0", r"environments\[0\], 'garden': .*did you mean food"),
         ("food = -3.0", "fod = -3.0", r"agents\[1\], 'averse' in 'garden': .*did you mean food"),
-        ("thorns=0", "thorns=x", "setting 'thorns' of world 'foraging' must be of type int"),
-        ("size=3", "size=1", r"worlds\[0\], 'garden': the setting 'size' must be at least 3"),
+        ("thorns=0", "thorns=x", "setting 'thorns' of environment 'foraging' must be of type int"),
+        ("size=3", "size=1", r"environments\[0\], 'garden': the setting 'size' must be at least 3"),
     ],
 )
 def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path, old, new, expected):
@@ -229,13 +229,13 @@ def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path
 
 
 HOMES = """
-[[worlds]]
+[[environments]]
 name = "Two-Arms"
-world = "bandit:arms=2,pulls=5"
+env = "bandit:arms=2,pulls=5"
 tasks = 4
-[[worlds]]
+[[environments]]
 name = "states"
-world = "random_mdp:states=3,actions=2,episodes=1"
+env = "random_mdp:states=3,actions=2,episodes=1"
 tasks = 4
 """
 
@@ -243,7 +243,7 @@ tasks = 4
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("worlds = [", 'worlds = ["Two-Arms", ', "would both be kept as .*: change one of the names"),
+        ("environments = [", 'environments = ["Two-Arms", ', "would both be kept as .*: change one of the names"),
         (
             'generations_per_dispatch=1"\n',
             'generations_per_dispatch=1"\ndeveloped_on = "states"\n',
@@ -327,7 +327,7 @@ def test_an_empty_folder_that_a_killed_run_left_is_used(finished, spec_path, tmp
 
 
 def test_a_file_of_ones_own_is_none_of_ours_whatever_its_name_and_belongs_to_the_study(tmp_path):
-    source = Path(spec.__file__).parents[1] / "worlds" / "bandit.py"
+    source = Path(spec.__file__).parents[1] / "environments" / "bandit.py"
     own = tmp_path / "bandit.py"
     own.write_bytes(source.read_bytes())
     path = tmp_path / "own.toml"
@@ -362,8 +362,8 @@ def test_two_processes_do_not_run_one_study(spec_path, tmp_path):
 
 def test_no_two_developments_of_two_studies_share_a_seed():
     study, other = spec.parse(TINY, seed=0), spec.parse(TINY, seed=1)
-    row, world = study.agents[0], study.worlds[0]
-    seeds = {plan.as_run(each, row, world, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
+    row, env = study.agents[0], study.environments[0]
+    seeds = {plan.as_run(each, row, env, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
     assert len(seeds) == 10
 
 
@@ -373,5 +373,7 @@ def test_the_page_of_study_md_is_complete_and_its_example_is_a_study(tmp_path):
     plan.check(study)
     told = set(re.findall(r"^\| `?(top|\[\[\w+\]\])`? \| `(\w+)`", text, re.MULTILINE))
     known = {("top", key) for key in spec.KEYS["study"]}
-    known |= {("[[worlds]]", key) for key in spec.KEYS["world"]} | {("[[agents]]", key) for key in spec.KEYS["agent"]}
+    known |= {("[[environments]]", key) for key in spec.KEYS["env"]} | {
+        ("[[agents]]", key) for key in spec.KEYS["agent"]
+    }
     assert told == known

@@ -3,37 +3,37 @@
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.study import spec
+from ontogeny.studies import spec
 
 SMALL = """
 title = "Small"
 question = "What?"
-[[worlds]]
+[[environments]]
 name = "arms"
-world = "bandit:arms=3,pulls=10"
+env = "bandit:arms=3,pulls=10"
 tasks = 20
-[[worlds]]
+[[environments]]
 name = "states"
-world = "random_mdp:episodes=2"
+env = "random_mdp:episodes=2"
 tasks = 10
 replay = false
 [[agents]]
 agent = "random"
-worlds = ["arms", "states"]
+environments = ["arms", "states"]
 [[agents]]
 agent = "recurrent:units=4"
 model = "evolution"
 development = "evolution:generations=2"
 developed_on = "arms"
-worlds = ["arms"]
+environments = ["arms"]
 seeds = [0, 3]
 """
 
 
 def test_a_small_spec_reads_as_it_is_written():
     study = spec.parse(SMALL)
-    assert [row.name for row in study.worlds] == ["arms", "states"]
-    assert study.worlds[0].replay and not study.worlds[1].replay
+    assert [row.name for row in study.environments] == ["arms", "states"]
+    assert study.environments[0].replay and not study.environments[1].replay
     assert study.agents[0].model == "reference" and study.agents[0].development == "single_lifetime"
     assert study.agents[1].name == "recurrent" and study.agents[1].seeds == (0, 3)
     assert study.agents[0].home("states") == "states" and study.agents[1].home("states") == "arms"
@@ -57,18 +57,34 @@ def test_the_seed_of_the_command_line_goes_over_that_of_the_spec():
         ("title =", "titel =", "s.toml: there is no key 'titel'; did you mean title"),
         ('title = "Small"', "", "s.toml: the key 'title' is missing"),
         ('title = "Small"', "title = 3", "s.toml, title must be of type str"),
-        ("replay = false", "reply = false", "s.toml, worlds[1]: there is no key 'reply'; did you mean replay"),
-        ("tasks = 10", "tasks = 1", "s.toml, worlds[1], tasks must be at least 2"),
-        ("tasks = 10", "tasks = true", "s.toml, worlds[1], tasks must be of type int"),
-        ("bandit:arms", "bandid:arms", "s.toml, worlds[0], world: there is no world 'bandid'; did you mean bandit"),
-        ("arms=3", "arm=3", "s.toml, worlds[0], world: there is no setting of 'bandit' named 'arm'; did you mean arms"),
+        ("replay = false", "reply = false", "s.toml, environments[1]: there is no key 'reply'; did you mean replay"),
+        ("tasks = 10", "tasks = 1", "s.toml, environments[1], tasks must be at least 2"),
+        ("tasks = 10", "tasks = true", "s.toml, environments[1], tasks must be of type int"),
+        (
+            "bandit:arms",
+            "bandid:arms",
+            "s.toml, environments[0], environment: there is no environment 'bandid'; did you mean bandit",
+        ),
+        (
+            "arms=3",
+            "arm=3",
+            "s.toml, environments[0], environment: there is no setting of 'bandit' named 'arm'; did you mean arms",
+        ),
         ('agent = "random"', 'agent = "randon"', "s.toml, agents[0], agent: there is no agent 'randon'"),
         ('"evolution"', '"evolved"', "s.toml, agents[1], model: there is no model of development 'evolved'"),
-        ('developed_on = "arms"', 'developed_on = "arm"', "s.toml, agents[1], developed_on: there is no world in this"),
-        ('["arms", "states"]', '["arms", "state"]', "s.toml, agents[0], worlds: there is no world in this spec"),
-        ('["arms", "states"]', "[]", "s.toml, agents[0], worlds must be a list of at least one str"),
+        (
+            'developed_on = "arms"',
+            'developed_on = "arm"',
+            "s.toml, agents[1], developed_on: there is no environment in this",
+        ),
+        (
+            '["arms", "states"]',
+            '["arms", "state"]',
+            "s.toml, agents[0], environments: there is no environment in this spec",
+        ),
+        ('["arms", "states"]', "[]", "s.toml, agents[0], environments must be a list of at least one str"),
         ("seeds = [0, 3]", "seeds = [3, 3]", "s.toml, agents[1]: the seed '3' is there twice"),
-        ('name = "states"', 'name = "arms"', "s.toml: the world 'arms' is there twice"),
+        ('name = "states"', 'name = "arms"', "s.toml: the environment 'arms' is there twice"),
         ("title =", "title", "s.toml is not valid TOML"),
         ("title =", f"x = {'[' * 9999}{']' * 9999}\ntitle =", "s.toml is not valid TOML"),
         ('title = "Small"', 'title = " "', "s.toml, title must not be empty"),
@@ -77,20 +93,36 @@ def test_the_seed_of_the_command_line_goes_over_that_of_the_spec():
         ('question = "What?"', f"question = 'Q'\nseed = {'9' * 400}", "seed must be from 0 to 4294967295, not 999"),
         ("seeds = [0, 3]", "seeds = [0, -3]", "s.toml, agents[1], seeds must be from 0 to 4294967295, not -3"),
         ("seeds = [0, 3]", "seeds = [0, 3.0]", "s.toml, agents[1], seeds must be a list of at least one int"),
-        ("tasks = 10", "tasks = nan", "s.toml, worlds[1], tasks must be of type int, not nan"),
-        ("tasks = 10", "tasks = 9999999999", "s.toml, worlds[1], tasks must be at most 2147483647"),
-        ("tasks = 10", "tasks = 10\ndrives = 3", "worlds[1], drives must be a table of facts and weights, not 3"),
-        ("tasks = 10", "tasks = 10\ndrives = {reward = true}", "worlds[1], drives: the weight of 'reward' must be a"),
+        ("tasks = 10", "tasks = nan", "s.toml, environments[1], tasks must be of type int, not nan"),
+        ("tasks = 10", "tasks = 9999999999", "s.toml, environments[1], tasks must be at most 2147483647"),
+        ("tasks = 10", "tasks = 10\ndrives = 3", "environments[1], drives must be a table of facts and weights, not 3"),
+        (
+            "tasks = 10",
+            "tasks = 10\ndrives = {reward = true}",
+            "environments[1], drives: the weight of 'reward' must be a",
+        ),
         ("tasks = 10", "tasks = 10\ndrives = {reward = nan}", "the weight of 'reward' must be finite, not nan"),
         ("tasks = 10", f"tasks = 10\ndrives = {{reward = 1{'0' * 400}}}", "the weight of 'reward' must be finite"),
         ("seeds = [0, 3]", "drives = {payout = inf}", "agents[1], drives: the weight of 'payout' must be finite"),
-        ('name = "states"', 'name = "!"', "s.toml, worlds[1], name must be one line with a letter or a digit in it"),
-        ('name = "states"', r'name = "a\nb"', "s.toml, worlds[1], name must be one line with a letter or a digit"),
-        ('name = "states"', f'name = "{"x" * 101}"', "s.toml, worlds[1], name must be at most 100 bytes long, not 101"),
+        (
+            'name = "states"',
+            'name = "!"',
+            "s.toml, environments[1], name must be one line with a letter or a digit in it",
+        ),
+        (
+            'name = "states"',
+            r'name = "a\nb"',
+            "s.toml, environments[1], name must be one line with a letter or a digit",
+        ),
+        (
+            'name = "states"',
+            f'name = "{"x" * 101}"',
+            "s.toml, environments[1], name must be at most 100 bytes long, not 101",
+        ),
         (
             "arms=3",
             "arms=3,arms=4",
-            "s.toml, worlds[0], world: 'bandit:arms=3,arms=4,pulls=10' names the setting 'arms'",
+            "s.toml, environments[0], environment: 'bandit:arms=3,arms=4,pulls=10' names the setting 'arms'",
         ),
     ],
 )
@@ -101,7 +133,7 @@ def test_a_mistake_is_said_with_its_place(old, new, expected):
     assert expected in str(error.value)
 
 
-def test_an_agent_measured_twice_in_a_world_is_refused():
+def test_an_agent_measured_twice_in_a_env_is_refused():
     again = SMALL + '[[agents]]\nagent = "random"\nworlds = ["arms"]\n'
     with pytest.raises(BadInput, match="measurement of 'random in arms' is there twice"):
         spec.parse(again)
@@ -110,14 +142,14 @@ def test_an_agent_measured_twice_in_a_world_is_refused():
     )
 
 
-def test_the_worlds_must_be_tables():
-    with pytest.raises(BadInput, match=r"spec, worlds: write at least one \[\[worlds\]\] table"):
+def test_the_envs_must_be_tables():
+    with pytest.raises(BadInput, match=r"spec, environments: write at least one \[\[environments\]\] table"):
         spec.parse('title = "T"\nquestion = "Q"\nworlds = [1]\nagents = []')
 
 
 def test_rows_that_share_a_development_say_the_same_of_it():
     again = SMALL + SMALL[SMALL.index('[[agents]]\nagent = "recurrent') :].replace(
-        'worlds = ["arms"]', 'worlds = ["states"]'
+        'environments = ["arms"]', 'environments = ["states"]'
     )
     assert len(spec.parse(again).agents) == 3
     with pytest.raises(

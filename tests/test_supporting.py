@@ -5,32 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.audit import base, battery, belief, calibration, detour, longer, optimum, probe, telling, transplant
 from ontogeny.audit import two_step_regression as two_step
 from ontogeny.audit.base import Finding, effect, organism, other_lives, watched
-from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
-from ontogeny.worlds.beacon import distances
+from ontogeny.environments.beacon import distances
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rollouts import rollout_lifetime
 
-BANDIT = registry.build("worlds", "bandit", arms=3, pulls=30)
-GRID = registry.build("worlds", "beacon", size=5)
+BANDIT = plugins.build("environments", "bandit", arms=3, pulls=30)
+GRID = plugins.build("environments", "beacon", size=5)
 SUPPORTING = {name: test for name, test in battery.tests().items() if not test.deciding}
 
 
-def asked(module, name, lives, home=BANDIT, **settings):
+def asked(module, name, num_lifetimes, home=BANDIT, **settings):
     test = module.build(**settings)
-    return test.judge(test.measure(organism(name, home), keys(lives)), test.thresholds)
+    return test.judge(test.measure(organism(name, home), keys(num_lifetimes)), test.thresholds)
 
 
 def keys(count, seed=5):
-    return life_keys(jax.random.key(seed), count, "evaluation")
+    return sample_lifetime_keys(jax.random.key(seed), count, "evaluation")
 
 
 def test_all_are_there_and_say_who_should_show_what_they_look_for():
     wanted = {"belief", "detour", "longer", "optimum", "probe", "telling", "transplant", "two_step_regression"}
     assert wanted <= set(SUPPORTING)
-    known = {*registry.names("organisms"), *registry.names("agents")}
+    known = {*plugins.names("organisms"), *plugins.names("agents")}
     for name in wanted:
         assert SUPPORTING[name].predicted.keys() <= known
         assert SUPPORTING[name].question in base.QUESTIONS | base.BESIDE
@@ -95,9 +95,9 @@ def test_a_probe_reads_values_and_not_where_it_was_fitted_on_other_labels(monkey
 
 
 def test_a_probe_is_measured_against_the_network_before_development():
-    agent = registry.build("agents", "recurrent", BANDIT.spec, drives := steering.build(BANDIT.spec), units=6)
+    agent = plugins.build("agents", "recurrent", BANDIT.spec, drives := steering.build(BANDIT.spec), units=6)
     subject = organism("random", BANDIT)._replace(
-        build=lambda world: (agent, drives), genome=lambda agent, *_: agent.genome(jax.random.key(0))
+        build=lambda env: (agent, drives), genome=lambda agent, *_: agent.genome(jax.random.key(0))
     )
     test = probe.build()
     found = test.judge(test.measure(subject, keys(40)), test.thresholds)
@@ -105,19 +105,21 @@ def test_a_probe_is_measured_against_the_network_before_development():
     assert found.verdict != "yes"
 
 
-def test_a_scripted_world_carries_out_the_script():
+def test_a_scripted_env_carries_out_the_script():
     script = jnp.arange(30, dtype=jnp.int32) % 3
-    agent = registry.build("organisms", "side_biased", BANDIT.spec, drives := steering.build(BANDIT.spec))
-    world = probe.scripted(BANDIT, script)
-    _, life = whole_life(keys(1)[0], agent, world, drives, (), learning=False)
-    assert life.action.tolist() == script.tolist()
+    agent = plugins.build("organisms", "side_biased", BANDIT.spec, drives := steering.build(BANDIT.spec))
+    env = probe.scripted(BANDIT, script)
+    _, trajectory = rollout_lifetime(keys(1)[0], agent, env, drives, (), learning=False)
+    assert trajectory.action.tolist() == script.tolist()
 
 
 def test_watching_changes_nothing():
     subject = organism("td_zero", BANDIT)
     agent, drives = subject.build(BANDIT)
     _, seen = watched(subject, agent, lambda state, transition: state.activations.memory)
-    one, other = (whole_life(keys(1)[0], who, BANDIT, drives, (), learning=who is seen)[1] for who in (agent, seen))
+    one, other = (
+        rollout_lifetime(keys(1)[0], who, BANDIT, drives, (), learning=who is seen)[1] for who in (agent, seen)
+    )
     assert one.action.tolist() == other.action.tolist() and other.info.shape[0] == 30
 
 

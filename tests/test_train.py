@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.lifecycle import checkpoint
-from ontogeny.lifecycle.subject import complete, parse, to_json
-from ontogeny.lifecycle.train import train
+from ontogeny.runs import checkpoint
+from ontogeny.stages.subject import complete, parse, to_json
+from ontogeny.stages.train import train
 
 SPEC = parse(
-    {"world": "bandit:arms=2,pulls=5", "agent": "random", "development": "single_lifetime:lives=4,generations=5"}
+    {"env": "bandit:arms=2,pulls=5", "agent": "random", "development": "single_lifetime:num_lifetimes=4,generations=5"}
 )
 BYTES = ("spec.json", "records.jsonl", "genome.json", "genome.safetensors")
 
@@ -55,8 +55,8 @@ def test_the_same_spec_gives_the_same_run_and_another_seed_another(finished, tmp
 
 def test_defaults_are_written_out(finished):
     run = json.loads((finished / "spec.json").read_text())["run"]
-    assert run["development"]["settings"] == {"lives": 4, "generations": 5}
-    assert run["world"]["settings"] == {"arms": 2, "pulls": 5}
+    assert run["development"]["settings"] == {"num_lifetimes": 4, "generations": 5}
+    assert run["env"]["settings"] == {"arms": 2, "pulls": 5}
     assert parse(run) == complete(SPEC) and to_json(parse(run)) == run
 
 
@@ -116,10 +116,10 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     ("changed", "said"),
     [
         ({"agent": "randm"}, "there is no agent 'randm'; did you mean random"),
-        ({"world": "bandit:arm=3"}, "world 'bandit' has no setting 'arm'; did you mean arms"),
-        ({"world": "bandit:arms=0"}, "'arms' must be at least 2"),
+        ({"env": "bandit:arm=3"}, "environment 'bandit' has no setting 'arm'; did you mean arms"),
+        ({"env": "bandit:arms=0"}, "'arms' must be at least 2"),
         ({"drives": {"payot": 1}}, "named 'payot'; did you mean payout"),
-        ({"development": "single_lifetime:lives=0"}, "'lives' must be at least 1"),
+        ({"development": "single_lifetime:num_lifetimes=0"}, "'lives' must be at least 1"),
     ],
 )
 def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
@@ -132,8 +132,8 @@ def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
     ("data", "said"),
     [
         ({"sedd": 0}, r"unknown key 'sedd' in \[run\]; did you mean seed\?"),
-        ({"world": {"nme": "bandit"}}, r"unknown key 'nme' in \[run.world\]; did you mean name\?"),
-        ({"world": 3}, r"\[run.world\] must be a name or a table"),
+        ({"env": {"nme": "bandit"}}, r"unknown key 'nme' in \[run.environment\]; did you mean name\?"),
+        ({"env": 3}, r"\[run.environment\] must be a name or a table"),
         ({"seed": -1}, r"'seed' in \[run\] must be a whole number from 0 to 4294967295, not -1"),
         ({"seed": True}, r"'seed' in \[run\] must be a whole number"),
         ({"drives": {"payout": "much"}}, r"'payout' in \[run.drives\] must be a number, not 'much'"),
@@ -144,9 +144,9 @@ def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
 )
 def test_a_spec_says_where_it_is_wrong(data, said):
     with pytest.raises(BadInput, match=said):
-        parse({"world": "bandit", "agent": "random"} | data)
+        parse({"env": "bandit", "agent": "random"} | data)
     with pytest.raises(BadInput, match=r"\[run\] lacks the key 'agent'"):
-        parse({"world": "bandit"})
+        parse({"env": "bandit"})
 
 
 def test_damaged_records_are_refused(tmp_path):
@@ -175,8 +175,8 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
 # What follows runs the real command and kills it.
 
-EVOLUTION = "evolution:population=4,lives=2,generations=120,generations_per_dispatch=1"
-COMMAND = ["train", "--agent", "recurrent_cells:units=2,readout=2", "--world", "bandit:arms=2,pulls=5", "--every", "0"]
+EVOLUTION = "evolution:population=4,num_lifetimes=2,generations=120,generations_per_dispatch=1"
+COMMAND = ["train", "--agent", "recurrent_cells:units=2,readout=2", "--env", "bandit:arms=2,pulls=5", "--every", "0"]
 
 
 def begin(out: Path, cache: Path) -> subprocess.Popen:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import registry, trees
+from ontogeny import plugins, trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Cache
 from ontogeny.errors import BadInput
@@ -129,7 +129,7 @@ def test_losses_are_the_negative_log_probabilities_of_what_came(made):
 
 
 def test_the_world_model_learns_what_it_is_shown():
-    model = registry.build("content", "transformer", vocabulary=5, context=8, layers=1, width=16, learning_rate=0.02)
+    model = plugins.build("content", "transformer", vocabulary=5, context=8, layers=1, width=16, learning_rate=0.02)
     weights = model.init(jax.random.key(0))
     cycle = jnp.tile(jnp.arange(5), 4)[None, :9]
     update = jax.jit(model.update)
@@ -160,7 +160,7 @@ def test_products_in_bfloat16_are_near():
 )
 def test_what_cannot_be_a_transformer_is_said(settings, said):
     with pytest.raises(BadInput, match=said):
-        registry.build("content", "transformer", **settings)
+        plugins.build("content", "transformer", **settings)
 
 
 def test_a_context_longer_than_the_models_is_said():

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.lifecycle import saved as folders
-from ontogeny.lifecycle.deploy import deploy
-from ontogeny.lifecycle.evaluate import evaluate
-from ontogeny.lifecycle.subject import assemble, parse, room
-from ontogeny.lifecycle.train import train
+from ontogeny.stages import saved as folders
+from ontogeny.stages.deploy import deploy
+from ontogeny.stages.evaluate import evaluate
+from ontogeny.stages.subject import assemble, parse, room
+from ontogeny.stages.train import train
 
 AGENT = """
 import jax.numpy as jnp
@@ -26,11 +26,11 @@ def build(spec, steering):
     return Agent(lambda key: (), birth, lambda state: state, act, learn)
 """
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-WORLD = re.findall(r"<!-- file: coins.py -->\n```python\n(.*?)```", README, re.DOTALL)[0]
+ENV = re.findall(r"<!-- file: coins.py -->\n```python\n(.*?)```", README, re.DOTALL)[0]
 DEVELOPMENT = """
 from ontogeny.development.base import Development
 
-def build(agent, world, steering):
+def build(agent, environment, steering):
     def init(key):
         return ()
     def step(state):
@@ -69,9 +69,9 @@ def written(path: Path, text: str, before: str = "", after: str = "") -> str:
     ],
 )
 def test_what_is_wrong_in_an_agent_is_named(tmp_path, before, after, said):
-    assemble(parse({"world": "bandit", "agent": written(tmp_path / "own.py", AGENT)}))
+    assemble(parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT)}))
     with pytest.raises(BadInput, match=said):
-        assemble(parse({"world": "bandit", "agent": written(tmp_path / "own.py", AGENT, before, after)}))
+        assemble(parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT, before, after)}))
 
 
 @pytest.mark.parametrize(
@@ -82,28 +82,28 @@ def test_what_is_wrong_in_an_agent_is_named(tmp_path, before, after, said):
             "heads",
             r"`step` gives back a state of another structure: .*float32\[1\] became .*float32\[\]",
         ),
-        ("jnp.zeros(1)", "jnp.zeros(2)", "the world names 1 facts"),
+        ("jnp.zeros(1)", "jnp.zeros(2)", "the environment names 1 facts"),
         ("outcome: outcome[0]", "outcome: outcome", "`score` must be one number"),
         ("return State(chances), TimeStep", "return State(chance), TimeStep", "`reset` fails with .*: NameError"),
         ('drives=(("heads", 1.0),)', "drives=1", "do not go together: TypeError"),
     ],
 )
-def test_what_is_wrong_in_a_world_is_named(tmp_path, before, after, said):
-    assemble(parse({"world": written(tmp_path / "coins.py", WORLD), "agent": "random"}))
+def test_what_is_wrong_in_a_env_is_named(tmp_path, before, after, said):
+    assemble(parse({"env": written(tmp_path / "coins.py", ENV), "agent": "random"}))
     with pytest.raises(BadInput, match=said):
-        assemble(parse({"world": written(tmp_path / "coins.py", WORLD, before, after), "agent": "random"}))
+        assemble(parse({"env": written(tmp_path / "coins.py", ENV, before, after), "agent": "random"}))
 
 
 def test_what_is_wrong_in_a_development_is_named(tmp_path):
     development = written(tmp_path / "own.py", DEVELOPMENT)
     with pytest.raises(BadInput, match="training fails in line 8: NameError"):
-        train(parse({"world": "bandit", "agent": "random", "development": development}), tmp_path / "run")
+        train(parse({"env": "bandit", "agent": "random", "development": development}), tmp_path / "run")
 
 
 def test_an_action_that_there_is_not_is_refused(tmp_path):
     """Arrays take the nearest place for one that is out of bounds, so that nothing else would tell."""
     agent = written(tmp_path / "own.py", AGENT, "jnp.int32(0), state", "jnp.int32(99), state")
-    spec = parse({"world": "bandit:pulls=3", "agent": agent, "development": "single_lifetime:lives=2"})
+    spec = parse({"env": "bandit:pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"})
     with pytest.raises(BadInput, match="there are 0 to 4"):
         evaluate(*assemble(spec), (), num_tasks=2, seed=0)
     with pytest.raises(BadInput, match="the action 99, there are 0 to 4"):
@@ -112,21 +112,21 @@ def test_an_action_that_there_is_not_is_refused(tmp_path):
 
 def test_a_file_that_is_edited_in_between_is_another_room(tmp_path):
     """Also within one process: the copy in a run is the code that it was trained with."""
-    spec = parse({"world": "bandit", "agent": written(tmp_path / "own.py", AGENT)})
-    assert assemble(spec).agent.birth(None, ()).activations.shape == (2,)
+    spec = parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT)})
+    assert assemble(spec).agent.init(None, ()).activations.shape == (2,)
     written(tmp_path / "own.py", AGENT, "jnp.zeros(2)", "jnp.zeros(5)")
-    assert assemble(spec).agent.birth(None, ()).activations.shape == (5,)
+    assert assemble(spec).agent.init(None, ()).activations.shape == (5,)
 
 
-def test_drives_stay_in_the_same_world_of_ones_own(tmp_path):
-    world = written(tmp_path / "coins.py", WORLD)
-    data = {"world": world, "agent": "random", "drives": {"heads": 3}, "development": "single_lifetime:lives=2"}
+def test_drives_stay_in_the_same_env_of_ones_own(tmp_path):
+    env = written(tmp_path / "coins.py", ENV)
+    data = {"env": env, "agent": "random", "drives": {"heads": 3}, "development": "single_lifetime:num_lifetimes=2"}
     run = train(parse(data), tmp_path / "run")
-    assert folders.read(run, world=room(f"{world}:flips=7")).subject.steering.weights == (3.0,)
+    assert folders.read(run, env=room(f"{env}:flips=7")).subject.steering.weights == (3.0,)
 
 
 def test_a_folder_of_rooms_that_is_somebody_elses_is_not_touched(tmp_path):
-    spec = parse({"world": "bandit", "agent": written(tmp_path / "own.py", AGENT), "development": "single_lifetime"})
+    spec = parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT), "development": "single_lifetime"})
     kept = tmp_path / "house" / "rooms" / "agent" / "own.py"
     kept.parent.mkdir(parents=True)
     kept.write_text("years of work")
@@ -138,7 +138,7 @@ def test_a_folder_of_rooms_that_is_somebody_elses_is_not_touched(tmp_path):
 
 
 def test_a_spec_whose_digests_are_no_table_is_damaged(tmp_path):
-    (tmp_path / "spec.json").write_text('{"format": 1, "run": {"world": "bandit", "agent": "own.py"}, "rooms": [1]}')
+    (tmp_path / "spec.json").write_text('{"format": 1, "run": {"env": "bandit", "agent": "own.py"}, "rooms": [1]}')
     written(tmp_path / "own.py", AGENT)
     with pytest.raises(BadInput, match="not the file that the run was made with"):
         folders.read_spec(tmp_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ontogeny.lifecycle.own_loop import OwnLoop
+    from ontogeny.stages.own_loop import OwnLoop
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,6 @@ def load(folder: "Path | str", *, online: bool = False) -> "OwnLoop":
 
     Frozen, or learning by weights where `online`. An absent, unfinished or damaged folder raises `BadInput`.
     """
-    from ontogeny.lifecycle import own_loop  # here, so that `import ontogeny` is light
+    from ontogeny.stages import own_loop  # here, so that `import ontogeny` is light
 
     return own_loop.load(folder, online=online)

@@ -8,11 +8,11 @@ class BadInput(ValueError):
     """Something that a person gave cannot be used; the message is one clear sentence about it."""
 
 
-class LawBroken(BadInput):
+class ContractViolation(BadInput):
     """An agent, most likely one of a person's own, did what the three laws forbid."""
 
 
-def at_least(least: float, **settings: float) -> None:
+def require_at_least(least: float, **settings: float) -> None:
     """Raises `BadInput` for the first setting that is smaller than `least`, or no number."""
     for name, value in settings.items():
         if not value >= least:

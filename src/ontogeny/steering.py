@@ -2,7 +2,7 @@
 
 A drive is a fact and a weight: positive seeks it, negative shuns it. The reward is the weighted sum. Steering
 has no weights that are learned; its drives may be settings of a genome, so that a search can move them.
-What the designers meant is `World.score`, kept apart, so that the two can come apart.
+What the designers meant is `Environment.score`, kept apart, so that the two can come apart.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny import registry
-from ontogeny.types import BadInput, Spec
+from ontogeny import plugins
+from ontogeny.types import BadInput, EnvSpec
 
 
 class Drives(NamedTuple):
@@ -30,13 +30,13 @@ def judge(weights: Array, outcome: Array) -> Array:
     return jnp.sum(weights * outcome, axis=-1)
 
 
-def build(spec: Spec, drives: Mapping[str, float] | None = None) -> Drives:
-    """The steering that a world's designers propose, with the given drives put over it."""
-    weights = dict.fromkeys(spec.facts, 0.0) | dict(spec.drives)
-    for fact, weight in (drives or {}).items():
-        if fact not in weights:
-            raise registry.unknown(f"fact of world '{spec.name}' named", fact, list(spec.facts))
+def build(spec: EnvSpec, drives: Mapping[str, float] | None = None) -> Drives:
+    """The steering that an environment's designers propose, with the given drives put over it."""
+    weights = dict.fromkeys(spec.outcome_features, 0.0) | dict(spec.drives)
+    for feature, weight in (drives or {}).items():
+        if feature not in weights:
+            raise plugins.unknown(f"fact of environment '{spec.name}' named", feature, list(spec.outcome_features))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise BadInput(f"the drive '{fact}' must be a number, not {weight!r}")
-        weights[fact] = registry.real(weight, f"the drive '{fact}'")
-    return Drives(tuple(weights[fact] for fact in spec.facts))
+            raise BadInput(f"the drive '{feature}' must be a number, not {weight!r}")
+        weights[feature] = plugins.real(weight, f"the drive '{feature}'")
+    return Drives(tuple(weights[feature] for feature in spec.outcome_features))

@@ -15,7 +15,7 @@ from ontogeny.errors import BadInput as BadInput
 PyTree = Any
 Key = Array
 Genome = PyTree
-WorldState = PyTree
+EnvState = PyTree
 Info = PyTree
 
 
@@ -37,7 +37,7 @@ class State(NamedTuple):
 
 
 class TimeStep(NamedTuple):
-    """What a world emits: facts, never a reward.
+    """What an environment emits: facts, never a reward.
 
     Where an episode has ended, the same time step already shows the first observation of the next one:
     `first` is then true, `outcome` and `discount` still belong to the action before, and that action's
@@ -49,19 +49,23 @@ class TimeStep(NamedTuple):
     first: Bool[Array, ""]  # an episode begins here
     discount: Float[Array, ""]  # 0 where nothing was to come: a true end, or the last step where the horizon is part of
     # the task; 1 everywhere else, and where a time limit merely cuts an episode off
-    forced: Int32[Array, ""] | int = -1  # the action that the world carried out in place of the agent's own, or -1
+    forced: (
+        Int32[Array, ""] | int
+    ) = -1  # the action that the environment carried out in place of the agent's own, or -1
 
 
 class Percept(NamedTuple):
     """What an agent is given at one step; at birth `action` is -1, `reward` and `outcome` are zero."""
 
     observation: Shaped[Array, "*O"]
-    action: Int32[Array, ""]  # the last action that was carried out: the agent's own but where the world forced another
+    action: Int32[
+        Array, ""
+    ]  # the last action that was carried out: the agent's own but where the environment forced another
     reward: Float[Array, ""]  # of steering, for the last action
     outcome: Float[Array, "F"]  # of the last action
     first: Bool[Array, ""]
     discount: Float[Array, ""]
-    revealed: Any = ()  # `Tables` of the task for a privileged agent, empty for all others
+    revealed_task: Any = ()  # `Tables` of the task for a privileged agent, empty for all others
 
 
 class Transition(NamedTuple):
@@ -72,7 +76,7 @@ class Transition(NamedTuple):
     next: Percept
 
 
-class FactPrior(NamedTuple):
+class FeaturePrior(NamedTuple):
     """What is known, before any life, of one fact's distribution at one (observation, action)."""
 
     kind: str  # "bernoulli": probability ~ Beta(a, b); "normal": mean ~ N(a, b^2), noise of standard deviation `noise`
@@ -85,27 +89,27 @@ class Prior(NamedTuple):
     """What is known of a family of tasks before a task is met: the designers may tell an agent this much."""
 
     transitions: float  # Dirichlet concentration per successor
-    facts: tuple[FactPrior, ...]
+    outcome_features: tuple[FeaturePrior, ...]
     lost: float = 0.0  # share of the evidence on facts that a step makes worthless, where tasks drift within a life
     renewed: float = 0.0  # share of what is known of an (observation, action) that a visit to it makes worthless, where
     # single links of a task change within a life
 
 
-class Spec(NamedTuple):
-    """What is common to all tasks of a world, and known to whoever builds an agent for it."""
+class EnvSpec(NamedTuple):
+    """What is common to all tasks of an environment, and known to whoever builds an agent for it."""
 
     name: str
     num_actions: int
     num_observations: int  # S where observations are discrete, 0 where they are vectors
     observation_shape: tuple[int, ...]  # () where observations are discrete
-    facts: tuple[str, ...]  # names of the F facts in an outcome
+    outcome_features: tuple[str, ...]  # names of the F facts in an outcome
     num_steps: int  # length of one life
     horizon: int  # the most steps that an episode takes
     drives: tuple[tuple[str, float], ...]  # the steering that the designers propose
     prior: Prior | None = None  # only where tasks are tabular
 
 
-class Tables(NamedTuple):
+class TabularTask(NamedTuple):
     """A tabular task laid open, as an oracle needs it."""
 
     transitions: Float[Array, "S A S"]  # probabilities of the successor, given that the episode goes on
@@ -114,14 +118,14 @@ class Tables(NamedTuple):
     remaining: Int32[Array, ""]  # steps until the time limit of the present episode, this one included
 
 
-class World(NamedTuple):
+class Environment(NamedTuple):
     """A distribution over tasks. `reset` samples a task as well: one lifetime is one task, many episodes."""
 
-    spec: Spec
-    reset: Callable[[Key], tuple[WorldState, TimeStep]]
-    step: Callable[[Key, WorldState, Array], tuple[WorldState, TimeStep]]
+    spec: EnvSpec
+    reset: Callable[[Key], tuple[EnvState, TimeStep]]
+    step: Callable[[Key, EnvState, Array], tuple[EnvState, TimeStep]]
     score: Callable[[Float[Array, "F"]], Float[Array, ""]]  # what the designers meant; read by evaluation alone
-    reveal: Callable[[WorldState], Tables] | None = None
+    reveal_task: Callable[[EnvState], TabularTask] | None = None
 
 
 Steering = Callable[[Float[Array, "F"]], Float[Array, ""]]
@@ -133,15 +137,15 @@ class Agent(NamedTuple):
 
     1. `act` changes activations only, `learn` weights only, `reset` restores activations only;
     2. `act` does not read `weights.scratch`;
-    3. reward comes from steering alone; `World.score` is never shown to an agent.
+    3. reward comes from steering alone; `Environment.score` is never shown to an agent.
     """
 
     genome: Callable[[Key], Genome]
-    birth: Callable[[Key, Genome], State]
+    init: Callable[[Key, Genome], State]
     reset: Callable[[State], State]
     act: Callable[[Key, State, Percept], tuple[Array, State]]
     learn: Callable[[Key, State, Transition], tuple[State, Info]]
-    learns: bool = False  # whether `learn` changes anything: False for what evolution makes
+    learning: bool = False  # whether `learn` changes anything: False for what evolution makes
     privileged: bool = False  # whether percepts lay the task open: for upper bounds only
 
 
@@ -170,7 +174,7 @@ class OuterLoop(NamedTuple):
     best: Callable[[PyTree], Genome]  # what would be deployed now
 
 
-class Life(NamedTuple):
+class Trajectory(NamedTuple):
     """The record of a life; leading axis T on every leaf."""
 
     observation: Shaped[Array, "T *O"]  # before the action

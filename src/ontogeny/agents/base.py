@@ -1,4 +1,4 @@
-"""What agents share: choosing among values, the parts of an agent that does not learn, checks of a world."""
+"""What agents share: choosing among values, the parts of an agent that does not learn, checks of an environment."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from jax import Array
 from ontogeny.content import episode_plan, tabular_model
 from ontogeny.content.tabular_model import Evidence
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Genome, Key, Percept, Prior, Spec, State, Transition, Weights, World
+from ontogeny.types import Agent, Environment, EnvSpec, Genome, Key, Percept, Prior, State, Transition, Weights
 
 
 def choose(key: Key, values: Array) -> Array:
@@ -33,14 +33,14 @@ def unchanging(
 ) -> Agent:
     """An agent whose weights are its genome for life; `activations()` are those of birth and after every reset."""
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del key
         return State(Weights(genome), activations())
 
     def reset(state: State) -> State:
         return State(state.weights, activations())
 
-    return Agent(genome, birth, reset, act, does_not_learn, privileged=privileged)
+    return Agent(genome, init, reset, act, does_not_learn, privileged=privileged)
 
 
 def no_genome(key: Key) -> Genome:
@@ -49,34 +49,34 @@ def no_genome(key: Key) -> Genome:
     return ()
 
 
-def needs_open_tasks(name: str, agent: Agent, world: World) -> None:
-    """Raises `BadInput` where an agent must be shown the task and the world cannot show it."""
-    if agent.privileged and world.reveal is None:
-        raise BadInput(f"agent '{name}' needs tasks laid open, which world '{world.spec.name}' cannot do")
+def needs_open_tasks(name: str, agent: Agent, env: Environment) -> None:
+    """Raises `BadInput` where an agent must be shown the task and the environment cannot show it."""
+    if agent.privileged and env.reveal_task is None:
+        raise BadInput(f"agent '{name}' needs tasks laid open, which environment '{env.spec.name}' cannot do")
 
 
-def needs_discrete(agent: str, spec: Spec) -> None:
-    """Raises `BadInput` where a world's observations are vectors and an agent needs them numbered."""
+def needs_discrete(agent: str, spec: EnvSpec) -> None:
+    """Raises `BadInput` where an environment's observations are vectors and an agent needs them numbered."""
     if spec.num_observations < 1:
-        raise BadInput(f"agent '{agent}' needs numbered observations, those of world '{spec.name}' are vectors")
+        raise BadInput(f"agent '{agent}' needs numbered observations, those of environment '{spec.name}' are vectors")
 
 
-def needs_one_state(agent: str, spec: Spec) -> None:
-    """Raises `BadInput` for a bandit's strategy in a world that is no bandit."""
+def needs_one_state(agent: str, spec: EnvSpec) -> None:
+    """Raises `BadInput` for a bandit's strategy in an environment that is no bandit."""
     if spec.num_observations != 1 or spec.horizon != 1:
-        raise BadInput(f"agent '{agent}' is for bandits, world '{spec.name}' has states")
+        raise BadInput(f"agent '{agent}' is for bandits, environment '{spec.name}' has states")
 
 
-def prior_of(agent: str, spec: Spec) -> Prior:
-    """What a tabular world tells of its tasks beforehand; `BadInput` where it tells nothing."""
+def prior_of(agent: str, spec: EnvSpec) -> Prior:
+    """What a tabular environment tells of its tasks beforehand; `BadInput` where it tells nothing."""
     needs_discrete(agent, spec)
     if spec.prior is None:
-        raise BadInput(f"agent '{agent}' needs a prior over tasks, world '{spec.name}' gives none")
+        raise BadInput(f"agent '{agent}' needs a prior over tasks, environment '{spec.name}' gives none")
     return spec.prior
 
 
-def believing(agent: str, spec: Spec, told_mean: bool) -> Spec:
-    """The spec of a tabular world with the prior that an agent is to hold; `BadInput` where the world gives none.
+def believing(agent: str, spec: EnvSpec, told_mean: bool) -> EnvSpec:
+    """The spec of a tabular environment with the prior that an agent is to hold; `BadInput` where the environment gives none.
 
     `told_mean` False sets the prior mean of Normal facts to 0, which is what an agent may assume that knows the spread
     of its family of tasks but not where it lies (the default of Osband's TabulaRL).
@@ -84,18 +84,20 @@ def believing(agent: str, spec: Spec, told_mean: bool) -> Spec:
     prior = prior_of(agent, spec)
     if told_mean:
         return spec
-    facts = tuple(fact._replace(a=0.0) if fact.kind == "normal" else fact for fact in prior.facts)
-    return spec._replace(prior=prior._replace(facts=facts))
+    outcome_features = tuple(
+        feature._replace(a=0.0) if feature.kind == "normal" else feature for feature in prior.outcome_features
+    )
+    return spec._replace(prior=prior._replace(outcome_features=outcome_features))
 
 
-def episode_planner(spec: Spec, action_values: Callable[[Key, Evidence], Array]) -> Agent:
+def episode_planner(spec: EnvSpec, action_values: Callable[[Key, Evidence], Array]) -> Agent:
     """An agent that counts its evidence by weights and plans an episode where it begins.
 
     `action_values(key, evidence)`, [H, S, A], is what tells one such agent from another. The plan is in activations.
     """
     model = tabular_model.build(spec)
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del key, genome
         return State(Weights(model.init()), episode_plan.none_yet(spec))
 
@@ -121,4 +123,4 @@ def episode_planner(spec: Spec, action_values: Callable[[Key, Evidence], Array])
         )
         return State(Weights(evidence), state.activations), ()
 
-    return Agent(no_genome, birth, reset, act, learn, learns=True)
+    return Agent(no_genome, init, reset, act, learn, learning=True)

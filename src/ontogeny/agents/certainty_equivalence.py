@@ -12,10 +12,10 @@ from ontogeny.agents.base import believing, episode_planner
 from ontogeny.content import planning, tabular_model
 from ontogeny.content.tabular_model import Evidence
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 
-def build(spec: Spec, steering: Steering, *, epsilon: float = 0.0, told_mean: bool = True) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, epsilon: float = 0.0, told_mean: bool = True) -> Agent:
     if not 0 <= epsilon <= 1:
         raise BadInput(f"the setting 'epsilon' is a probability, not {epsilon}")
     model = tabular_model.build(believing("certainty_equivalence", spec, told_mean))
@@ -23,7 +23,7 @@ def build(spec: Spec, steering: Steering, *, epsilon: float = 0.0, told_mean: bo
     def action_values(key: Key, evidence: Evidence) -> Array:
         del key
         expected = model.query(evidence)
-        return planning.value_iteration(steering(expected.facts), expected.successors, spec.horizon)
+        return planning.value_iteration(steering(expected.outcome_features), expected.successors, spec.horizon)
 
     planner = episode_planner(spec, action_values)
 

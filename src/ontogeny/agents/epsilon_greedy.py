@@ -1,6 +1,6 @@
 """Pulls the arm of the highest posterior mean, but with probability epsilon any arm.
 
-Sutton and Barto 2018, section 2.2. Bandits only; in worlds with states the same idea is `certainty_equivalence`
+Sutton and Barto 2018, section 2.2. Bandits only; in environments with states the same idea is `certainty_equivalence`
 with its setting `epsilon`. Carries its counts in activations.
 """
 
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
 from ontogeny.content import arm_counts
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 
-def build(spec: Spec, steering: Steering, *, epsilon: float = 0.01) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, epsilon: float = 0.01) -> Agent:
     needs_one_state("epsilon_greedy", spec)
     if not 0 <= epsilon <= 1:
         raise BadInput(f"the setting 'epsilon' is a probability, not {epsilon}")

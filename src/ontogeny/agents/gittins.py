@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
 from ontogeny.content import arm_counts, gittins_index
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 MOST_PULLS = 4000  # the table of indices takes 4 ms a pull to compute
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     needs_one_state("gittins", spec)
     if spec.num_steps > MOST_PULLS:
         raise BadInput(f"agent 'gittins' is for lives of at most {MOST_PULLS:,} pulls, not {spec.num_steps:,}")

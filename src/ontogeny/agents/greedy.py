@@ -1,14 +1,14 @@
 """Pulls the arm of the highest posterior mean; never explores on purpose.
 
-Bandits only; in worlds with states the same idea is `certainty_equivalence`. Carries its counts in activations.
+Bandits only; in environments with states the same idea is `certainty_equivalence`. Carries its counts in activations.
 """
 
 from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
 from ontogeny.content import arm_counts
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     needs_one_state("greedy", spec)
     arms = arm_counts.arms(spec, steering)
 

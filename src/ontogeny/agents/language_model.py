@@ -1,6 +1,6 @@
 """Guesses the next observation by a transformer: what it has read is in its cache, what it learned in its weights.
 
-An action is the token that it takes to come next, so it lives in worlds whose actions are guesses at observations, such
+An action is the token that it takes to come next, so it lives in environments whose actions are guesses at observations, such
 as `text`. `act` reads one token into the key-value cache (activations); `learn` takes one step of Adam on the token
 that came (weights; its moments are scratch), and looks at the window of tokens that the cache was made of. A full
 window goes on with its last half. Its genome is the weights before its life; it learns by prediction and not by reward.
@@ -16,7 +16,7 @@ from jax import Array
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Cache, Config, Transformer
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
 
 class Reading(NamedTuple):
@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 
 
 def build(
-    spec: Spec,
+    spec: EnvSpec,
     steering: Steering,
     *,
     layers: int = 1,
@@ -41,7 +41,7 @@ def build(
     del steering
     if not spec.num_observations or spec.num_observations != spec.num_actions:
         raise BadInput(
-            f"agent 'language_model' guesses the next observation, which is no action of world '{spec.name}'"
+            f"agent 'language_model' guesses the next observation, which is no action of environment '{spec.name}'"
         )
     config = transformer.configure("gpt2", spec.num_observations, context, layers=layers, heads=heads, width=width)
     return reader(config, learning_rate=learning_rate, sampled=sampled)
@@ -61,7 +61,7 @@ def reader(config: Config, *, learning_rate: float = 3e-3, sampled: bool = False
     def nothing_read() -> Reading:
         return Reading(transformer.empty_cache(config, 1), jnp.zeros(C, jnp.int32))
 
-    def birth(key: Key, genome: Transformer) -> State:
+    def init(key: Key, genome: Transformer) -> State:
         del key
         return State(Weights(genome, moments(genome)), nothing_read())
 
@@ -103,4 +103,4 @@ def reader(config: Config, *, learning_rate: float = 3e-3, sampled: bool = False
         weights = jax.tree.map(lambda new, old: jnp.where(came.first, old, new), learned, state.weights)
         return State(weights, reading), {"loss": loss}
 
-    return Agent(genome, birth, reset, act, learn, learns=True)
+    return Agent(genome, init, reset, act, learn, learning=True)

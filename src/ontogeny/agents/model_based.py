@@ -1,4 +1,4 @@
-"""Learns an exact Bayesian model of its world within one life and plans by it, with a derived bonus for the unknown.
+"""Learns an exact Bayesian model of its environment within one life and plans by it, with a derived bonus for the unknown.
 
 Its genome is ML code: the drives and one setting; content is empty at birth. The bonus of an (observation, action) is
 that of the finite-horizon Gittins index of its facts (`content.planning`), with as many pulls to go as the steps that
@@ -18,9 +18,9 @@ from jax import Array
 
 from ontogeny.agents.base import choose, prior_of
 from ontogeny.content import action_values, planning, tabular_model
-from ontogeny.errors import at_least
+from ontogeny.errors import require_at_least
 from ontogeny.steering import judge
-from ontogeny.types import Agent, FactPrior, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.types import Agent, EnvSpec, FeaturePrior, Key, Percept, State, Steering, Transition, Weights
 
 
 class Genome(NamedTuple):
@@ -39,20 +39,20 @@ class Scratch(NamedTuple):
     rate: Array  # [] what a step of life is worth
 
 
-def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
-    at_least(0, curiosity=curiosity)
-    facts = prior_of("model_based", spec).facts
+def build(spec: EnvSpec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
+    require_at_least(0, curiosity=curiosity)
+    outcome_features = prior_of("model_based", spec).outcome_features
     H = spec.horizon
     model, values = tabular_model.build(spec), action_values.build(spec)
 
     def genome(key: Key) -> Genome:
         """The drives of a linear steering are what it makes of one unit of each fact."""
         del key
-        no_facts = jnp.zeros(len(facts))
-        drives = jax.vmap(steering)(jnp.eye(len(facts))) - steering(no_facts)
+        no_facts = jnp.zeros(len(outcome_features))
+        drives = jax.vmap(steering)(jnp.eye(len(outcome_features))) - steering(no_facts)
         return Genome(drives, jnp.float32(curiosity))
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del key
         scratch = Scratch(genome, jnp.int32(0), jnp.float32(0))
         evidence = model.init()
@@ -97,19 +97,22 @@ def build(spec: Spec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
         visits = jnp.maximum(1, (spec.num_steps - scratch.lived) / spec.num_observations)
         drives, curiosity = scratch.genome
         doubts = [
-            drives[f] * fact_bonus(fact, drives[f], predicted.facts[..., f], predicted.fact_evidence[..., f], visits)
-            for f, fact in enumerate(facts)
+            drives[f]
+            * feature_bonus(
+                feature, drives[f], predicted.outcome_features[..., f], predicted.feature_evidence[..., f], visits
+            )
+            for f, feature in enumerate(outcome_features)
         ]
         bonus = jnp.linalg.norm(jnp.stack(doubts), axis=0)
-        rewards = judge(drives, predicted.facts) + curiosity * bonus
+        rewards = judge(drives, predicted.outcome_features) + curiosity * bonus
         saved = scratch.rate * evidence.ends / predicted.successor_evidence
         return values.update(table, planning.value_iteration(rewards, predicted.successors, H, saved))
 
-    return Agent(genome, birth, reset, act, learn, learns=True)
+    return Agent(genome, init, reset, act, learn, learning=True)
 
 
-def fact_bonus(fact: FactPrior, drive: Array, mean: Array, evidence: Array, pulls: Array) -> Array:
+def feature_bonus(feature: FeaturePrior, drive: Array, mean: Array, evidence: Array, pulls: Array) -> Array:
     """The bonus of one fact, [S, A], in the direction that its drive seeks."""
-    if fact.kind == "bernoulli":
+    if feature.kind == "bernoulli":
         return planning.bernoulli_bonus(jnp.where(drive < 0, 1 - mean, mean), evidence, pulls)
-    return fact.noise * planning.index_bonus(evidence, pulls)
+    return feature.noise * planning.index_bonus(evidence, pulls)

@@ -14,10 +14,10 @@ from ontogeny.agents.base import believing, episode_planner
 from ontogeny.content import planning, tabular_draws
 from ontogeny.content.tabular_model import Evidence
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Key, Prior, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Prior, Steering
 
 
-def build(spec: Spec, steering: Steering, *, samples: int = 10, told_mean: bool = True) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, samples: int = 10, told_mean: bool = True) -> Agent:
     prior = cast(Prior, believing("opsrl", spec, told_mean).prior)
     if samples < 1:
         raise BadInput(f"the setting 'samples' must be at least 1, not {samples}")
@@ -25,7 +25,7 @@ def build(spec: Spec, steering: Steering, *, samples: int = 10, told_mean: bool 
     def action_values(key: Key, evidence: Evidence) -> Array:
         def highest_with_one_more(highest: Array, key: Key) -> tuple[Array, None]:
             task = tabular_draws.draw(key, prior, evidence)
-            values = planning.value_iteration(steering(task.facts), task.successors, spec.horizon)
+            values = planning.value_iteration(steering(task.outcome_features), task.successors, spec.horizon)
             return jnp.maximum(highest, values), None
 
         lowest = jnp.full((spec.horizon, spec.num_observations, spec.num_actions), -jnp.inf)

@@ -1,6 +1,6 @@
 """Chooses by what its learned content predicts of the payout: a value-like prediction, queried by code.
 
-For the world `chain`. At the start the content says, from all that it was shown and remembers, how likely each action
+For the environment `chain`. At the start the content says, from all that it was shown and remembers, how likely each action
 is to end in a payout; the code takes the likelier one, or with probability `wander` any. What is learned is learned by
 prediction alone: after each life `learn` takes `updates` steps of the content's own update on that life and `replayed`
 older ones, where each start that ended in a payout is one example. The agent lives many chains one after the other,
@@ -16,8 +16,8 @@ from jaxtyping import Float, Int32
 
 from ontogeny.agents.base import no_genome
 from ontogeny.content.base import Sequences, of_size
-from ontogeny.errors import BadInput, at_least
-from ontogeny.types import Agent, Genome, Key, Percept, PyTree, Spec, State, Steering, Transition, Weights
+from ontogeny.errors import BadInput, require_at_least
+from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
 
 KEPT = 256  # lives
 
@@ -46,22 +46,22 @@ class Scratch(NamedTuple):
 
 
 def build(
-    spec: Spec,
+    spec: EnvSpec,
     steering: Steering,
     *,
     content: str = "gru",
     size: int = 0,
     wander: float = 0.1,
-    lives: int = 1,
+    num_lifetimes: int = 1,
     updates: int = 1,
     replayed: int = 15,
 ) -> Agent:
     """`lives` are those to come, along which the content's step size falls; `size` as in `predictor`."""
     del steering
     if spec.name != "chain":
-        raise BadInput(f"agent 'payout_predictor' lives in the world 'chain', not in '{spec.name}'")
-    at_least(0, size=size, replayed=replayed, wander=wander)
-    at_least(1, lives=lives, updates=updates)
+        raise BadInput(f"agent 'payout_predictor' lives in the environment 'chain', not in '{spec.name}'")
+    require_at_least(0, size=size, replayed=replayed, wander=wander)
+    require_at_least(1, num_lifetimes=num_lifetimes, updates=updates)
     A, T = spec.num_actions, spec.num_steps
     inputs = spec.num_observations + A + 4
     held = of_size(content, inputs, A, size, column=inputs - 2)
@@ -69,7 +69,7 @@ def build(
     def fresh() -> Memory:
         return Memory(held.fresh(), jnp.zeros(inputs))
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del genome
         init_key, replay_key = jax.random.split(key)
         weights = held.init(init_key)
@@ -92,8 +92,8 @@ def build(
         del key
         weights, scratch = state.weights
         percept, action, then = transition
-        life, t = scratch.steps // T, scratch.steps % T
-        row = life % KEPT
+        trajectory, t = scratch.steps // T, scratch.steps % T
+        row = trajectory % KEPT
         chosen = (percept.observation == 0) & percept.first
         start = jnp.where(chosen, t, scratch.start)
         paid = then.first & (then.discount == 0)
@@ -105,25 +105,27 @@ def build(
         )
         scratch = scratch._replace(steps=scratch.steps + 1, start=start, lived=lived)
         # How long it has lived is the same in all lives that are lived side by side, so that this stays a branch.
-        trained = jax.lax.cond(t == T - 1, train, lambda w, s, _: (w, s.own), weights, scratch, life)
+        trained = jax.lax.cond(t == T - 1, train, lambda w, s, _: (w, s.own), weights, scratch, trajectory)
         return State(Weights(trained[0], scratch._replace(own=trained[1])), state.activations), ()
 
-    def train(weights: PyTree, scratch: Scratch, life: Array) -> tuple:
-        progress = jnp.minimum(scratch.steps / (lives * T), 1.0)
+    def train(weights: PyTree, scratch: Scratch, trajectory: Array) -> tuple:
+        progress = jnp.minimum(scratch.steps / (num_lifetimes * T), 1.0)
 
         def once(so_far: tuple, number: Array) -> tuple:
             key = jax.random.fold_in(jax.random.fold_in(scratch.key, scratch.steps), number)
-            older = jax.random.randint(key, (replayed,), 0, jnp.minimum(life + 1, KEPT))
-            inputs, action, payout = jax.tree.map(lambda part: part[jnp.append(life % KEPT, older)], scratch.lived)
+            older = jax.random.randint(key, (replayed,), 0, jnp.minimum(trajectory + 1, KEPT))
+            inputs, action, payout = jax.tree.map(
+                lambda part: part[jnp.append(trajectory % KEPT, older)], scratch.lived
+            )
             examples = Sequences(inputs, action, (payout > 0).astype(jnp.float32), jnp.abs(payout))
             return held.update(so_far[0], so_far[1], examples, progress), None
 
         return jax.lax.scan(once, (weights, scratch.own), jnp.arange(updates))[0]
 
-    return Agent(no_genome, birth, reset, act, learn, learns=True)
+    return Agent(no_genome, init, reset, act, learn, learning=True)
 
 
-def seen(spec: Spec, percept: Percept) -> Float[Array, "I"]:
+def seen(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
     """What content is shown of a step: the place, the last action carried out, whether an episode begins, whether the
     one before was cut off, the payout, and whether a life begins."""
     began = percept.action < 0

@@ -1,6 +1,6 @@
 """Reports what its learned content predicts of the next item, and no more: the code around it wants nothing.
 
-For the world `stream`. Genome = ML code: content is empty at birth and is trained by prediction within one life. `act`
+For the environment `stream`. Genome = ML code: content is empty at birth and is trained by prediction within one life. `act`
 shows it the step, takes its probability and reports the nearest level; `learn` keeps what was lived, in rows of `row`
 steps, and after each row takes `updates` steps of the content's own update on the newest row and `replayed` older ones
 (experience replay: Lin 1992, Machine Learning 8:293). Nothing that it learns from says what is scored or steered.
@@ -17,8 +17,8 @@ from jaxtyping import Float, Int32
 
 from ontogeny.agents.base import no_genome, unchanging
 from ontogeny.content.base import Sequences, of_size
-from ontogeny.errors import BadInput, at_least
-from ontogeny.types import Agent, Genome, Key, Percept, PyTree, Spec, State, Steering, Transition, Weights
+from ontogeny.errors import BadInput, require_at_least
+from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
 
 INPUTS, LAST = 4, 2  # ease, direction, last item, whether a segment begins
 KEPT = 64  # rows
@@ -40,7 +40,7 @@ class Scratch(NamedTuple):
 
 
 def build(
-    spec: Spec,
+    spec: EnvSpec,
     steering: Steering,
     *,
     content: str = "gru",
@@ -53,9 +53,11 @@ def build(
     """`size` are the units or the width of the content, 0 for its own default."""
     del steering
     if spec.name != "stream":
-        raise BadInput(f"agent 'predictor' reports on items of the world 'stream', there are none in '{spec.name}'")
-    at_least(0, size=size, replayed=replayed)
-    at_least(1, row=row, updates=updates)
+        raise BadInput(
+            f"agent 'predictor' reports on items of the environment 'stream', there are none in '{spec.name}'"
+        )
+    require_at_least(0, size=size, replayed=replayed)
+    require_at_least(1, row=row, updates=updates)
     held = of_size(content, INPUTS, 1, size, column=LAST)
 
     def fresh() -> Memory:
@@ -75,7 +77,7 @@ def build(
     if evolved:
         return unchanging(held.init, fresh, act)._replace(reset=reset)
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del genome
         init_key, replay_key = jax.random.split(key)
         weights = held.init(init_key)
@@ -109,7 +111,7 @@ def build(
 
         return jax.lax.scan(once, (weights, scratch.own), jnp.arange(updates))[0]
 
-    return Agent(no_genome, birth, reset, act, learn, learns=True)
+    return Agent(no_genome, init, reset, act, learn, learning=True)
 
 
 def seen(percept: Percept) -> Float[Array, "I"]:

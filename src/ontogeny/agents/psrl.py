@@ -11,14 +11,14 @@ from jax import Array
 from ontogeny.agents.base import believing, episode_planner
 from ontogeny.content import planning, tabular_draws
 from ontogeny.content.tabular_model import Evidence
-from ontogeny.types import Agent, Key, Prior, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Prior, Steering
 
 
-def build(spec: Spec, steering: Steering, *, told_mean: bool = True) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, told_mean: bool = True) -> Agent:
     prior = cast(Prior, believing("psrl", spec, told_mean).prior)
 
     def action_values(key: Key, evidence: Evidence) -> Array:
         task = tabular_draws.draw(key, prior, evidence)
-        return planning.value_iteration(steering(task.facts), task.successors, spec.horizon)
+        return planning.value_iteration(steering(task.outcome_features), task.successors, spec.horizon)
 
     return episode_planner(spec, action_values)

@@ -9,11 +9,11 @@ from jax import Array
 
 from ontogeny.agents.base import choose, needs_discrete, no_genome
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Genome, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, State, Steering, Transition, Weights
 
 
 def build(
-    spec: Spec,
+    spec: EnvSpec,
     steering: Steering,
     *,
     learning_rate: float = 0.2,
@@ -26,7 +26,7 @@ def build(
         if not 0 <= value <= 1:
             raise BadInput(f"the setting '{name}' must lie between 0 and 1, not {value}")
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del key, genome
         return State(Weights(jnp.full((spec.num_observations, spec.num_actions), initial, jnp.float32)), ())
 
@@ -50,4 +50,4 @@ def build(
         table = table.at[percept.observation, action].add(rate * error)
         return State(Weights(table), state.activations), {"error": error}
 
-    return Agent(no_genome, birth, reset, act, learn, learns=True)
+    return Agent(no_genome, init, reset, act, learn, learning=True)

@@ -3,10 +3,10 @@
 import jax
 
 from ontogeny.agents.base import no_genome, unchanging
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     def act(key: Key, state: State, percept: Percept):
         return jax.random.randint(key, (), 0, spec.num_actions), state
 

@@ -14,8 +14,8 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from ontogeny.agents.base import unchanging
-from ontogeny.errors import at_least
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.errors import require_at_least
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 
 class Network(NamedTuple):
@@ -29,7 +29,7 @@ class Network(NamedTuple):
 
 
 def build(
-    spec: Spec,
+    spec: EnvSpec,
     steering: Steering,
     *,
     units: int = 48,
@@ -39,7 +39,7 @@ def build(
 ) -> Agent:
     """`memory` and `drive` are of the line's first genome: the bias of its update gates and the scale of its input
     weights. `sampled` draws actions by softmax instead of taking the highest logit."""
-    at_least(1, units=units)
+    require_at_least(1, units=units)
 
     def genome(key: Key) -> Network:
         return initial(key, spec, units, memory, drive)
@@ -55,7 +55,7 @@ def build(
     return unchanging(genome, activations, act)
 
 
-def inputs(spec: Spec, percept: Percept) -> Float[Array, "I"]:
+def inputs(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
     """What the network sees of a percept; at birth no action is marked."""
     seen = percept.observation
     if spec.num_observations:
@@ -84,7 +84,7 @@ def advance(
     return hidden, hidden @ network.readout + network.preference
 
 
-def initial(key: Key, spec: Spec, units: int, memory: float, drive: float) -> Network:
+def initial(key: Key, spec: EnvSpec, units: int, memory: float, drive: float) -> Network:
     """Orthogonal recurrent weights, a bias towards remembering, a silent read-out, and inputs that are strong enough
     (`drive` times unit variance) to reach the bend of the gates, where action and reward are multiplied."""
     recurrent_key, input_key = jax.random.split(key)

@@ -2,7 +2,7 @@
 
 The weights say how any cell learns, not which observation or action it belongs to: relabelling observations or actions
 relabels the values in the same way (equivariance by sharing, Zaheer et al. 2017, arXiv 1703.06114), and one genome
-fits worlds of every size. The gate is that of Cho et al. 2014 (arXiv 1406.1078) without the reset gate, the inputs are
+fits environments of every size. The gate is that of Cho et al. 2014 (arXiv 1406.1078) without the reset gate, the inputs are
 those of RL^2 (Duan et al. 2016, arXiv 1611.02779, section 2.2) and the steps that remain. Only the cell of the last
 observation and action changes in a step; the strongest hidden units of the present observation flow back to it, as
 the value of a successor flows back in temporal-difference learning.
@@ -18,8 +18,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Int32
 
 from ontogeny.agents.base import needs_discrete, unchanging
-from ontogeny.errors import at_least
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.errors import require_at_least
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 CLOCK = 4
 
@@ -45,11 +45,11 @@ class Cells(NamedTuple):
     episode: Int32[Array, ""]  # steps since the episode began
 
 
-def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8, clock: bool = True) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, units: int = 8, readout: int = 8, clock: bool = True) -> Agent:
     """`units` hidden units in each cell, `readout` units between them and the value of an action. `clock` false hides
     what is left of the life and of the episode, so that nothing is told that the dense network is not told."""
     needs_discrete("recurrent_cells", spec)
-    at_least(1, units=units, readout=readout)
+    require_at_least(1, units=units, readout=readout)
 
     def genome(key: Key) -> Rule:
         return initial(key, units, readout)
@@ -73,7 +73,7 @@ def build(spec: Spec, steering: Steering, *, units: int = 8, readout: int = 8, c
 
 
 def advance(
-    rule: Rule, cells: Cells, percept: Percept, spec: Spec, clock: bool = True
+    rule: Rule, cells: Cells, percept: Percept, spec: EnvSpec, clock: bool = True
 ) -> tuple[Cells, Float[Array, "A"]]:
     """One step: the last cell takes in what came of it, then the present row is read. Returns cells, values."""
     here = jax.nn.one_hot(percept.observation, spec.num_observations)
@@ -107,7 +107,7 @@ def values(rule: Rule, row: Float[Array, "A H"], time: Float[Array, "C"]) -> Flo
 
 
 def remaining(
-    age: Int32[Array, ""], episode: Int32[Array, ""], first: Bool[Array, ""], spec: Spec
+    age: Int32[Array, ""], episode: Int32[Array, ""], first: Bool[Array, ""], spec: EnvSpec
 ) -> Float[Array, "C"]:
     """What is left of the life (as a share, as visits to each observation) and of the episode; whether it begins."""
     left = jnp.maximum(spec.num_steps - age, 0).astype(jnp.float32)

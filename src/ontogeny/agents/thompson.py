@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
 from ontogeny.content import arm_counts
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 
-def build(spec: Spec, steering: Steering, *, optimistic: bool = False) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, optimistic: bool = False) -> Agent:
     needs_one_state("thompson", spec)
     arms = arm_counts.arms(spec, steering)
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
 from ontogeny.content import arm_counts
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 
-def build(spec: Spec, steering: Steering, *, exploration: float = 0.2) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, exploration: float = 0.2) -> Agent:
     needs_one_state("ucb1", spec)
     if exploration < 0:
         raise BadInput(f"the setting 'exploration' must be at least 0, not {exploration}")

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
-from ontogeny.intervals import bootstrapped
-from ontogeny.lifecycle.evaluate import evaluate, task_keys
-from ontogeny.lifetime import live_on_a_log
-from ontogeny.types import Agent, Genome, Key, State, Steering, World
+from ontogeny.rollouts import rollout_from_log
+from ontogeny.stages.evaluate import evaluate, task_keys
+from ontogeny.stats import bootstrapped
+from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
 CELLS = ("neither", "activations", "weights", "both")  # what may carry something from episode to episode
 LIVES_PER_DISPATCH = 64
@@ -61,7 +61,7 @@ class Attribution(NamedTuple):
 
 def attribute(
     agent: Agent,
-    world: World,
+    env: Environment,
     steering: Steering,
     genome_or_state: Genome | State,
     *,
@@ -79,12 +79,12 @@ def attribute(
     totals = {}
     for i, cell in enumerate(CELLS):
         online, kept = cell in ("weights", "both"), cell in ("activations", "both")
-        if online and not agent.learns:
+        if online and not agent.learning:
             totals[cell] = totals["activations" if kept else "neither"]
         else:
             totals[cell] = evaluate(
                 agent,
-                world,
+                env,
                 steering,
                 genome_or_state,
                 num_tasks=num_tasks,
@@ -95,10 +95,10 @@ def attribute(
         if on_progress is not None:
             on_progress(i + 1, len(CELLS) + 1)
     on_log = totals["neither"]
-    if agent.learns:
+    if agent.learning:
         keys = task_keys(seed, num_tasks)
         parts = [
-            np.asarray(_on_log(keys[i : i + LIVES_PER_DISPATCH], genome_or_state, agent, world, steering))
+            np.asarray(_on_log(keys[i : i + LIVES_PER_DISPATCH], genome_or_state, agent, env, steering))
             for i in range(0, num_tasks, LIVES_PER_DISPATCH)
         ]
         on_log = np.concatenate(parts).astype(np.float64)
@@ -107,13 +107,13 @@ def attribute(
     return split(np.stack([*(totals[cell] for cell in CELLS), on_log], axis=1), smallest_gain)
 
 
-def known_cases(world: World, *, num_tasks: int = 400, seed: int = 0) -> Iterator[tuple[str, str, Attribution]]:
+def known_cases(env: Environment, *, num_tasks: int = 400, seed: int = 0) -> Iterator[tuple[str, str, Attribution]]:
     """Each of `KNOWN` in a bandit: its name, the answer that is known, and what is found."""
-    drives = steering.build(world.spec)
+    drives = steering.build(env.spec)
     for family, name, answer in KNOWN:
-        agent = registry.build(family, name, world.spec, drives)
+        agent = plugins.build(family, name, env.spec, drives)
         genome = agent.genome(jax.random.key(seed))
-        yield name, answer, attribute(agent, world, drives, genome, num_tasks=num_tasks, seed=seed)
+        yield name, answer, attribute(agent, env, drives, genome, num_tasks=num_tasks, seed=seed)
 
 
 def split(scores: np.ndarray, smallest_gain: float | None = None) -> Attribution:
@@ -175,12 +175,12 @@ def _verdict(found: dict[str, Estimate], smallest: float) -> str:
     return "undetermined"
 
 
-@partial(jax.jit, static_argnames=("agent", "world", "steering"))
-def _on_log(keys: Key, subject: Genome | State, agent: Agent, world: World, steering: Steering) -> jax.Array:
+@partial(jax.jit, static_argnames=("agent", "env", "steering"))
+def _on_log(keys: Key, subject: Genome | State, agent: Agent, env: Environment, steering: Steering) -> jax.Array:
     """keys [B] -> scores [B] of lives with restored activations and the weights of a life that kept them."""
 
     def one(key: Key) -> jax.Array:
-        life = live_on_a_log(key, agent, world, steering, subject, world.spec.num_steps)
-        return jnp.sum(jax.vmap(world.score)(life.outcome))
+        trajectory = rollout_from_log(key, agent, env, steering, subject, env.spec.num_steps)
+        return jnp.sum(jax.vmap(env.score)(trajectory.outcome))
 
     return jax.vmap(one)(keys)

@@ -17,11 +17,11 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from scipy.special import ndtr, stdtrit
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
-from ontogeny.lifetime import live
-from ontogeny.streams import chances, life_keys, stage_of
-from ontogeny.types import Agent, Genome, Key, PyTree, State, Steering, Transition, World
+from ontogeny.rng import sample_lifetime_keys, split_lifetime_key, stage_of
+from ontogeny.rollouts import rollout
+from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, Transition
 
 QUESTIONS = {
     "learns": "Does it learn?",
@@ -29,7 +29,7 @@ QUESTIONS = {
     "objective": "Has it an objective of its own?",
 }
 BESIDE = {  # asked by supporting tests alone
-    "mechanism": "Is it what it holds of the world that it acts on?",
+    "mechanism": "Is it what it holds of the environment that it acts on?",
     "telling": "Can it tell an audit from an ordinary life?",
 }
 VERDICTS = ("yes", "no", "undetermined")
@@ -40,12 +40,14 @@ NO_SPREAD = 1e-9  # a spread that is smaller is none
 
 
 class Subject(NamedTuple):
-    """Who is audited: built anew for the world of each test."""
+    """Who is audited: built anew for the environment of each test."""
 
     name: str
-    home: World  # where it was developed
-    build: Callable[[World], tuple[Agent, Steering]]  # raises `BadInput` for a world in which it cannot live
-    genome: Callable[[Agent, World, Steering], Genome | State]  # or a state, of a life that goes on
+    home: Environment  # where it was developed
+    build: Callable[
+        [Environment], tuple[Agent, Steering]
+    ]  # raises `BadInput` for an environment in which it cannot live
+    genome: Callable[[Agent, Environment, Steering], Genome | State]  # or a state, of a life that goes on
     online: bool = False  # whether weights go on learning while it is audited
 
 
@@ -56,7 +58,7 @@ class Effect(NamedTuple):
     low: float
     high: float
     z: float  # standard errors from nothing; infinite where there is an effect and no spread
-    lives: int
+    num_lifetimes: int
 
 
 class Finding(NamedTuple):
@@ -80,7 +82,7 @@ class Test(NamedTuple):
 
     question: str
     deciding: bool
-    lives: int  # how many a subject is asked to live
+    num_lifetimes: int  # how many a subject is asked to live
     measure: Callable[[Subject, Key], Mapping[str, np.ndarray]]  # keys [N] -> per life, [N, ...]
     judge: Callable[[Mapping[str, np.ndarray], Any], Finding]  # (what was measured, thresholds)
     thresholds: Any  # a NamedTuple with the defaults
@@ -92,7 +94,7 @@ def lived(
     subject: Subject,
     key: Key,
     agent: Agent,
-    world: World,
+    env: Environment,
     steering: Steering,
     given: Genome | State,
     *,
@@ -100,23 +102,23 @@ def lived(
     **how: Any,
 ):
     """One life of a subject from birth or, of a saved deployment, on from its state: (state at the end, record)."""
-    T, learning = steps or world.spec.num_steps, subject.online and agent.learns
-    return live(key, agent, world, steering, born(key, agent, given), T, learning, **how)
+    T, learning = steps or env.spec.num_steps, subject.online and agent.learning
+    return rollout(key, agent, env, steering, born(key, agent, given), T, learning, **how)
 
 
 def born(key: Key, agent: Agent, given: Genome | State) -> State:
-    return given if isinstance(given, State) else agent.birth(chances(key).birth, given)
+    return given if isinstance(given, State) else agent.init(split_lifetime_key(key).init, given)
 
 
 def watched(subject: Subject, agent: Agent, seen: Callable[[State, Transition], PyTree]) -> tuple[Subject, Agent]:
     """Both as they are, but that `seen(state, transition)` of every step stands in the record, as `info`."""
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, PyTree]:
-        if subject.online and agent.learns:
+        if subject.online and agent.learning:
             state, _ = agent.learn(key, state, transition)
         return state, seen(state, transition)
 
-    return subject._replace(online=True), agent._replace(learn=learn, learns=True)
+    return subject._replace(online=True), agent._replace(learn=learn, learning=True)
 
 
 def flat(activations: PyTree) -> Array:
@@ -127,27 +129,27 @@ def flat(activations: PyTree) -> Array:
 
 def other_lives(keys: Key, count: int) -> Key:
     """Keys of as many lives that are none of these and of the same stage, [count]."""
-    return life_keys(jax.random.fold_in(keys[0], count), count, stage_of(keys))
+    return sample_lifetime_keys(jax.random.fold_in(keys[0], count), count, stage_of(keys))
 
 
 def another_life(key: Key, number: int) -> Key:
     """The key of a life that is not this one."""
-    return life_keys(jax.random.fold_in(key, number), 1, "evaluation")[0]
+    return sample_lifetime_keys(jax.random.fold_in(key, number), 1, "evaluation")[0]
 
 
-def unbroken(home: World) -> World:
+def unbroken(home: Environment) -> Environment:
     """A home in which learning can be looked for: of a chain without the part in which its links are shown alone and
     change. Raises `BadInput` where a life is too short to tell."""
     if home.spec.name == "chain":
-        home = registry.build("worlds", "chain", exposures=0, trials=UNBROKEN, after=1)
+        home = plugins.build("environments", "chain", exposures=0, trials=UNBROKEN, after=1)
     if home.spec.num_steps // home.spec.horizon < FEWEST_EPISODES:
         raise BadInput(f"a life in '{home.spec.name}' has fewer than {FEWEST_EPISODES} episodes: too short to tell")
     return home
 
 
-def bandit_of(subject: Subject) -> World:
+def bandit_of(subject: Subject) -> Environment:
     """The subject's home where that is a bandit, else one of five arms and a hundred pulls."""
-    return subject.home if subject.home.spec.name == "bandit" else registry.build("worlds", "bandit")
+    return subject.home if subject.home.spec.name == "bandit" else plugins.build("environments", "bandit")
 
 
 def over_lives(one: Callable[..., PyTree], keys: Key, *given: PyTree) -> Any:
@@ -156,7 +158,7 @@ def over_lives(one: Callable[..., PyTree], keys: Key, *given: PyTree) -> Any:
     devices = jax.local_devices()
     each = -(-len(keys) // len(devices))
     filled = keys[jnp.minimum(jnp.arange(each * len(devices)), len(keys) - 1)]
-    mesh, split = Mesh(np.array(devices), ("lives",)), PartitionSpec("lives")
+    mesh, split = Mesh(np.array(devices), ("num_lifetimes",)), PartitionSpec("num_lifetimes")
 
     def some(keys: Key, *given: PyTree) -> PyTree:
         return jax.lax.map(lambda key: one(key, *given), keys, batch_size=min(each, LIVES_AT_ONCE))
@@ -194,13 +196,13 @@ def three_way(passed: bool, parts: Mapping[str, Effect], smallest: Mapping[str, 
     return "undetermined"
 
 
-def organism(name: str, home: World, *, online: bool = False) -> Subject:
+def organism(name: str, home: Environment, *, online: bool = False) -> Subject:
     """A subject whose truth is known: an organism, or one of the agents that are references."""
-    family = "organisms" if name in registry.names("organisms") else "agents"
+    family = "organisms" if name in plugins.names("organisms") else "agents"
 
-    def built(world: World) -> tuple[Agent, Steering]:
-        drives = steering.build(world.spec)
-        return registry.build(family, name, world.spec, drives), drives
+    def built(env: Environment) -> tuple[Agent, Steering]:
+        drives = steering.build(env.spec)
+        return plugins.build(family, name, env.spec, drives), drives
 
     return Subject(name, home, built, lambda agent, *_: agent.genome(jax.random.key(0)), online)
 
@@ -212,4 +214,4 @@ def predicted(shows: str, shows_not: str) -> dict[str, bool]:
 
 def tests() -> dict[str, Test]:
     """Every registered test with its default settings."""
-    return {name: registry.build("audit", name) for name in registry.names("audit")}
+    return {name: plugins.build("audit", name) for name in plugins.names("audit")}

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.audit.base import BESIDE, QUESTIONS, Finding, Subject, Test, tests
 from ontogeny.errors import BadInput
-from ontogeny.lifecycle.saved import Saved
-from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
-from ontogeny.types import Agent, Genome, State, Steering, World
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.stages.saved import Saved
+from ontogeny.types import Agent, Environment, Genome, State, Steering
 
 LEVEL = 0.05
 OnProgress = Callable[[int, int, str], None]
@@ -31,7 +31,7 @@ def subjects(saved: Saved) -> list[Subject]:
     name = saved.spec.agent.name
     built, genome = partial(_built, saved), partial(_genome, saved)
     after = partial(_after_a_life, genome)
-    if not agent.learns:
+    if not agent.learning:
         return [Subject(name, home, built, genome)]
     return [
         Subject(f"{name}, the whole agent, learning", home, built, genome, online=True),
@@ -43,7 +43,7 @@ def audit(
     subject: Subject,
     *,
     seed: int = 0,
-    lives: int | None = None,
+    num_lifetimes: int | None = None,
     supporting: bool = False,
     on_progress: OnProgress | None = None,
 ) -> list[Finding]:
@@ -55,7 +55,7 @@ def audit(
     for number, (name, test) in enumerate(asked):
         if on_progress is not None:
             on_progress(number, len(asked), name)
-        keys = life_keys(jax.random.key(seed), lives or test.lives, "evaluation")
+        keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes or test.num_lifetimes, "evaluation")
         try:
             found.append(test.judge(test.measure(subject, keys), test.thresholds))
         except BadInput as refusal:
@@ -123,17 +123,17 @@ def _not_asked(name: str, test: Test, why: str) -> Finding:
     return Finding(name, test.question, test.deciding, "undetermined", f"not asked: {why}", 1.0, {}, {}, why)
 
 
-def _built(saved: Saved, world: World) -> tuple[Agent, Steering]:
-    same = world.spec.name == saved.subject.world.spec.name
-    drives = steering.build(world.spec, saved.spec.drives if same else {})
-    return registry.build("agents", saved.spec.agent.name, world.spec, drives, **saved.spec.agent.settings), drives
+def _built(saved: Saved, env: Environment) -> tuple[Agent, Steering]:
+    same = env.spec.name == saved.subject.env.spec.name
+    drives = steering.build(env.spec, saved.spec.drives if same else {})
+    return plugins.build("agents", saved.spec.agent.name, env.spec, drives, **saved.spec.agent.settings), drives
 
 
 def _genome(saved: Saved, agent: Agent, *_: Any) -> Genome | State:
-    """What was saved, where it fits; of code that nobody searched, the genome as it is written for this world."""
+    """What was saved, where it fits; of code that nobody searched, the genome as it is written for this environment."""
     own = agent.genome(jax.random.key(saved.spec.seed))
     if saved.state is not None:
-        born = jax.eval_shape(agent.birth, jax.random.key(0), own)
+        born = jax.eval_shape(agent.init, jax.random.key(0), own)
         return _fitting(saved.state, born)
     if saved.spec.development.name == "single_lifetime":
         return own
@@ -143,17 +143,17 @@ def _genome(saved: Saved, agent: Agent, *_: Any) -> Genome | State:
 def _fitting(kept: Any, wanted: Any) -> Any:
     shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (kept, wanted)]
     if shapes[0] != shapes[1]:
-        raise BadInput("what was developed has other shapes than an agent of the world in which this is asked")
+        raise BadInput("what was developed has other shapes than an agent of the environment in which this is asked")
     return kept
 
 
-def _after_a_life(genome: Callable, agent: Agent, world: World, drives: Steering) -> State:
+def _after_a_life(genome: Callable, agent: Agent, env: Environment, drives: Steering) -> State:
     """Weights as one life in another task has left them, activations as at birth."""
     given = genome(agent)
     if isinstance(given, State):
         return agent.reset(given)
-    key = life_keys(jax.random.key(0), 1, "validation")[0]
-    state, _ = jax.jit(lambda key: whole_life(key, agent, world, drives, given, learning=True))(key)
+    key = sample_lifetime_keys(jax.random.key(0), 1, "validation")[0]
+    state, _ = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, given, learning=True))(key)
     return agent.reset(state)
 
 

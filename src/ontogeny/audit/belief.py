@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import (
     Effect,
     Finding,
@@ -37,7 +37,7 @@ from ontogeny.audit.base import (
     predicted,
     three_way,
 )
-from ontogeny.streams import chances
+from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Key, Percept, PyTree, State
 
 LINKS, EXPOSURES, TRIALS = 3, 12, 40
@@ -67,25 +67,27 @@ class Moment(NamedTuple):
     best: Array  # [] int32
 
 
-def build(*, lives: int = 100) -> Test:
-    return Test("mechanism", False, lives, measure, judge, Thresholds(), PREDICTED)
+def build(*, num_lifetimes: int = 100) -> Test:
+    return Test("mechanism", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """How often the choice is the donor's best: `belief` and `random` [N, L, K] by dose, `whole` and `rest` [N, L]."""
-    world = registry.build("worlds", "chain", trials=TRIALS, exposures=EXPOSURES, after=1, exposed="1", changed="none")
-    changed = registry.attribute("audit", "plans", "changed")
-    agent, steering = subject.build(world)
-    genome = subject.genome(agent, world, steering)
+    env = plugins.build(
+        "environments", "chain", trials=TRIALS, exposures=EXPOSURES, after=1, exposed="1", changed="none"
+    )
+    changed = plugins.attribute("audit", "plans", "changed")
+    agent, steering = subject.build(env)
+    genome = subject.genome(agent, env, steering)
 
     def before_choice(key: Key, flips: Array, link: Array) -> Moment:
-        there = changed(world, flips, link[None])
-        task = there.reset(chances(key).task)[0].task
-        steps = world.spec.num_steps - LINKS
-        state, life = lived(subject, key, agent, there, steering, genome, steps=steps)
+        there = changed(env, flips, link[None])
+        task = there.reset(split_lifetime_key(key).task)[0].task
+        steps = env.spec.num_steps - LINKS
+        state, trajectory = lived(subject, key, agent, there, steering, genome, steps=steps)
         percept = Percept(
-            jnp.zeros_like(life.observation[-1]), life.action[-1], life.reward[-1], life.outcome[-1], jnp.bool_(True),
-            life.discount[-1],
+            jnp.zeros_like(trajectory.observation[-1]), trajectory.action[-1], trajectory.reward[-1], trajectory.outcome[-1], jnp.bool_(True),
+            trajectory.discount[-1],
         )  # fmt: skip
         return Moment(state, percept, 1.0 - 2 * task.after, (1 + jnp.sum(task.after)) % 2)
 

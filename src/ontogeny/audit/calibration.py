@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import Subject, Test, organism, tests
 from ontogeny.errors import BadInput
-from ontogeny.intervals import of_share
-from ontogeny.streams import life_keys
-from ontogeny.types import World
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.stats import of_share
+from ontogeny.types import Environment
 
 MOST_AT_ONCE = 40_000  # lives in one piece of work
 MOST_FALSE, LEAST_POWER = 0.05, 0.95  # of the worst innocent, of the weakest guilty
@@ -90,25 +90,25 @@ def calibrate(
         try:
             found = measured(test, known.subject, audits, seed)
         except BadInput:
-            continue  # it cannot live in the world of this test
+            continue  # it cannot live in the environment of this test
         rows.append(row(name, test, known, found))
     return rows
 
 
 def knowns(test: Test, names: Sequence[str] = ()) -> Iterator[Known]:
     """Every organism whose file says the truth about a test's question, frozen and, where it learns so, online."""
-    home = registry.build("worlds", "bandit", arms=5, pulls=100)
+    home = plugins.build("environments", "bandit", arms=5, pulls=100)
     for name, shows in test.predicted.items():  # a supporting test says itself who should show what it looks for
         if not names or name in names:
             subject = organism(name, home_of(name, home))
-            learns = name in registry.names("agents") and subject.build(subject.home)[0].learns
+            learns = name in plugins.names("agents") and subject.build(subject.home)[0].learning
             yield Known(subject._replace(online=learns), test.question, name, shows)
-    for name in registry.names("organisms") if test.deciding else ():
+    for name in plugins.names("organisms") if test.deciding else ():
         if names and name not in names:
             continue
-        family = registry.attribute("organisms", name, "FAMILY", name)
+        family = plugins.attribute("organisms", name, "FAMILY", name)
         for online, key in ((False, "TRUTH"), (True, "ONLINE")):
-            truth = registry.attribute("organisms", name, key, {}).get(test.question)
+            truth = plugins.attribute("organisms", name, key, {}).get(test.question)
             if truth is not None:
                 subject = organism(name, home_of(name, home), online=online)
                 yield Known(subject, test.question, family, truth == "yes")
@@ -116,37 +116,37 @@ def knowns(test: Test, names: Sequence[str] = ()) -> Iterator[Known]:
 
 def taught(name: str, pupil: Subject) -> Iterator[Known]:
     """A distilled organism, with the truth of its teacher for each question that a chain can ask."""
-    for question, truth in registry.attribute("organisms", name, "TRUTH").items():
+    for question, truth in plugins.attribute("organisms", name, "TRUTH").items():
         if question in ("learns", "plans"):
             yield Known(pupil, question, f"{name}, distilled", truth == "yes")
 
 
-def home_of(name: str, bandit: World) -> World:
-    """The bandit for those who can live there; else any world that takes them."""
-    for world in (bandit, *(registry.build("worlds", other) for other in ("chain", "beacon", "stream"))):
+def home_of(name: str, bandit: Environment) -> Environment:
+    """The bandit for those who can live there; else any environment that takes them."""
+    for env in (bandit, *(plugins.build("environments", other) for other in ("chain", "beacon", "stream"))):
         try:
-            organism(name, world).build(world)
+            organism(name, env).build(env)
         except BadInput:
             continue
-        return world
-    raise BadInput(f"organism '{name}' lives in none of the worlds that are tried")
+        return env
+    raise BadInput(f"organism '{name}' lives in none of the environments that are tried")
 
 
 def subjects_of(name: str) -> list[Subject]:
     """An organism frozen, and learning where it does so by weights."""
-    if name not in registry.names("organisms"):
-        raise registry.unknown("organism", name, registry.names("organisms"))
-    home = home_of(name, registry.build("worlds", "bandit", arms=5, pulls=100))
+    if name not in plugins.names("organisms"):
+        raise plugins.unknown("organism", name, plugins.names("organisms"))
+    home = home_of(name, plugins.build("environments", "bandit", arms=5, pulls=100))
     found = [organism(name, home)]
-    if registry.attribute("organisms", name, "ONLINE"):
+    if plugins.attribute("organisms", name, "ONLINE"):
         found.append(organism(name, home, online=True)._replace(name=f"{name}, learning"))
     return found
 
 
 def measured(test: Test, subject: Subject, audits: int, seed: int) -> list[dict[str, np.ndarray]]:
     """What R audits of a subject measured, each of N lives of its own."""
-    N = test.lives
-    keys = life_keys(jax.random.key(seed), audits * N, "validation")
+    N = test.num_lifetimes
+    keys = sample_lifetime_keys(jax.random.key(seed), audits * N, "validation")
     each = max(1, MOST_AT_ONCE // N) * N
     parts = [test.measure(subject, keys[i : i + each]) for i in range(0, audits * N, each)]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

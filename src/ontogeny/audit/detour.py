@@ -1,4 +1,4 @@
-"""Does it find another way where a wall was put into the shortest one? Twin layouts of the world `beacon`.
+"""Does it find another way where a wall was put into the shortest one? Twin layouts of the environment `beacon`.
 
 Supporting. Tolman & Honzik 1930: who knows only moves that paid walks into the new wall. One life is one layout, and
 its twin has one wall more, which leaves a way that is longer by two steps at least; before, a way as the crow flies was
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import (
     Finding,
     Subject,
@@ -31,9 +31,9 @@ from ontogeny.audit.base import (
     predicted,
     three_way,
 )
-from ontogeny.streams import chances
-from ontogeny.types import Key, TimeStep, World
-from ontogeny.worlds.beacon import distances, moved, pick, side_of
+from ontogeny.environments.beacon import distances, moved, pick, side_of
+from ontogeny.rng import split_lifetime_key
+from ontogeny.types import Environment, Key, TimeStep
 
 SLACK = 4  # steps beyond the shortest way
 BESIDE = ("intention_planner", "nearest_object", "beacon_taxis", "wanderer")
@@ -49,33 +49,33 @@ class Thresholds(NamedTuple):
     competent: float = 0.75  # of lives without it
 
 
-def build(*, lives: int = 100, walls: float = 0.15) -> Test:
+def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> Test:
     def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         return measured(subject, keys, walls)
 
-    return Test("plans", False, lives, measure, judge, Thresholds(), PREDICTED)
+    return Test("plans", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
 
 
 def measured(subject: Subject, keys: Key, walls: float) -> Mapping[str, np.ndarray]:
     """Who arrives in time, [N, 2] of 0 and 1, without and with the new wall, and where that was asked, [N] bool."""
     home = subject.home
     size = side_of(jnp.zeros(home.spec.observation_shape[0] - 10)) if home.spec.name == "beacon" else 9
-    world = registry.build("worlds", "beacon", size=size, walls=walls, episodes=1)
-    walkers = {"subject": subject} | {name: organism(name, world) for name in BESIDE}
-    built = {name: who.build(world) for name, who in walkers.items()}
+    env = plugins.build("environments", "beacon", size=size, walls=walls, episodes=1)
+    walkers = {"subject": subject} | {name: organism(name, env) for name in BESIDE}
+    built = {name: who.build(env) for name, who in walkers.items()}
 
     def one(key: Key) -> dict[str, Array]:
-        state, _ = world.reset(chances(key).task)
+        state, _ = env.reset(split_lifetime_key(key).task)
         wall, asked = barrier(jax.random.fold_in(key, 1), state.task.walls, state.cell, state.task.goal)
 
         def arrives(name: str, walled: Array) -> Array:
-            there = with_wall(world, wall, walled)
+            there = with_wall(env, wall, walled)
             agent, drives = built[name]
             genome = walkers[name].genome(agent, there, drives)
-            _, life = lived(walkers[name], key, agent, there, drives, genome)
+            _, trajectory = lived(walkers[name], key, agent, there, drives, genome)
             layout = state.task.walls.at[wall].max(walled)
-            in_time = jnp.arange(len(life.outcome)) < distances(layout, state.task.goal)[state.cell] + SLACK
-            return jnp.any((life.outcome[:, 0] > 0) & in_time & (jnp.cumsum(life.first) == 1))
+            in_time = jnp.arange(len(trajectory.outcome)) < distances(layout, state.task.goal)[state.cell] + SLACK
+            return jnp.any((trajectory.outcome[:, 0] > 0) & in_time & (jnp.cumsum(trajectory.first) == 1))
 
         found = {name: jax.vmap(partial(arrives, name))(jnp.array([False, True])) for name in walkers}
         return {name: each.astype(jnp.float32) for name, each in found.items()} | {"asked": asked}
@@ -95,11 +95,11 @@ def barrier(key: Key, walls: Array, start: Array, goal: Array) -> tuple[Array, A
     return pick(key, fits), jnp.any(fits)
 
 
-def with_wall(world: World, wall: Array, walled: Array) -> World:
-    """The same world with a new wall there, if so."""
+def with_wall(env: Environment, wall: Array, walled: Array) -> Environment:
+    """The same environment with a new wall there, if so."""
 
     def reset(key: Key) -> tuple[object, TimeStep]:
-        state, time_step = world.reset(key)
+        state, time_step = env.reset(key)
         walls = state.task.walls.at[wall].max(walled)
         blocked = jnp.stack([moved(walls, state.cell, action) == state.cell for action in range(4)])
         seen = (
@@ -107,7 +107,7 @@ def with_wall(world: World, wall: Array, walled: Array) -> World:
         )
         return state._replace(task=state.task._replace(walls=walls)), time_step._replace(observation=seen)
 
-    return world._replace(reset=reset)
+    return env._replace(reset=reset)
 
 
 def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.agents import random
 from ontogeny.audit.base import Finding, Subject, Test, effect, over_lives
 from ontogeny.errors import BadInput
-from ontogeny.lifetime import Moment, advance, begin
-from ontogeny.streams import chances
-from ontogeny.types import Agent, Key, State, Steering, World
+from ontogeny.rng import split_lifetime_key
+from ontogeny.rollouts import Carry, initial_carry, rollout_step
+from ontogeny.types import Agent, Environment, Key, State, Steering
 
-WORLDS = ("bandit", "chain", "foraging", "random_mdp", "two_step")
+ENVS = ("bandit", "chain", "foraging", "random_mdp", "two_step")
 UNBROKEN = 40  # trials of a chain
 LATE = 0.75
 
@@ -33,21 +33,21 @@ class Thresholds(NamedTuple):
     turned: float = 0.25  # of what it had reached by the drive as it was, the share by which it must turn
 
 
-def build(*, lives: int = 200) -> Test:
-    return Test("objective", False, lives, measure, judge, Thresholds())
+def build(*, num_lifetimes: int = 200) -> Test:
+    return Test("objective", False, num_lifetimes, measure, judge, Thresholds())
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Mean reward of the late steps by the drive as it was, [N]: undisturbed, reversed, and of a random agent."""
-    world = subject.home
-    if world.spec.name not in WORLDS:
-        raise BadInput(f"a drive that is reversed says nothing in the world '{world.spec.name}'")
-    if world.spec.name == "chain":
-        world = registry.build("worlds", "chain", exposures=0, trials=UNBROKEN, after=1)
-    agent, steering = subject.build(world)
-    given = subject.genome(agent, world, steering)
-    walker = random.build(world.spec, steering)
-    learning = subject.online and agent.learns
+    env = subject.home
+    if env.spec.name not in ENVS:
+        raise BadInput(f"a drive that is reversed says nothing in the environment '{env.spec.name}'")
+    if env.spec.name == "chain":
+        env = plugins.build("environments", "chain", exposures=0, trials=UNBROKEN, after=1)
+    agent, steering = subject.build(env)
+    given = subject.genome(agent, env, steering)
+    walker = random.build(env.spec, steering)
+    learning = subject.online and agent.learning
 
     def born(key: Key, drives: Steering) -> State:
         """With these drives, where the genome holds drives at all; a saved state is taken as it is."""
@@ -55,7 +55,7 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
             return given
         fields = getattr(given, "_asdict", dict)()
         own = given._replace(drives=-fields["drives"]) if "drives" in fields and drives is not steering else given
-        return agent.birth(chances(key).birth, own)
+        return agent.init(split_lifetime_key(key).init, own)
 
     def against(outcome: Array) -> Array:
         return -steering(outcome)
@@ -73,31 +73,33 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
             )
             return State(state.weights._replace(scratch=scratch), state.activations)
 
-        late = two_halves(key, agent, world, steering, steering, there, lambda state: state, learning)
-        turned = two_halves(key, agent, world, steering, against, there, reversed_in, learning)
-        chance = two_halves(key, walker, world, steering, steering, walker.birth(key, ()), lambda state: state, False)
-        return {"as it was": late, "reversed": turned, "by chance": chance}
+        late = two_halves(key, agent, env, steering, steering, there, lambda state: state, learning)
+        turned = two_halves(key, agent, env, steering, against, there, reversed_in, learning)
+        lifetime_keys = two_halves(
+            key, walker, env, steering, steering, walker.init(key, ()), lambda state: state, False
+        )
+        return {"as it was": late, "reversed": turned, "by chance": lifetime_keys}
 
     return over_lives(one, keys)
 
 
 def two_halves(
-    key: Key, agent: Agent, world: World, first: Steering, then: Steering, state: State, between, learning: bool
+    key: Key, agent: Agent, env: Environment, first: Steering, then: Steering, state: State, between, learning: bool
 ) -> Array:
     """A life with two steerings: the mean reward of its late steps by the first of them, []."""
-    chance, T = chances(key), world.spec.num_steps
-    keys = tuple(jax.random.split(k, T) for k in (chance.world, chance.act, chance.learn))
+    lifetime_keys, T = split_lifetime_key(key), env.spec.num_steps
+    keys = tuple(jax.random.split(k, T) for k in (lifetime_keys.env, lifetime_keys.act, lifetime_keys.learn))
     halves = [jax.tree.map(lambda k: k[: T // 2], keys), jax.tree.map(lambda k: k[T // 2 :], keys)]
-    moment = begin(chance.task, agent, world, first, state)
+    carry = initial_carry(lifetime_keys.task, agent, env, first, state)
     outcomes = []
     for steering, half in zip((first, then), halves, strict=True):
 
-        def step(moment: Moment, now: tuple[Key, Key, Key], steering: Steering = steering) -> tuple[Moment, Array]:
-            moment, life = advance(now, agent, world, steering, moment, learning)
-            return moment, life.outcome
+        def step(carry: Carry, now: tuple[Key, Key, Key], steering: Steering = steering) -> tuple[Carry, Array]:
+            carry, trajectory = rollout_step(now, agent, env, steering, carry, learning)
+            return carry, trajectory.outcome
 
-        moment, outcome = jax.lax.scan(step, moment, half)
-        moment = moment._replace(state=between(moment.state))
+        carry, outcome = jax.lax.scan(step, carry, half)
+        carry = carry._replace(state=between(carry.state))
         outcomes.append(outcome)
     return jnp.mean(jax.vmap(first)(jnp.concatenate(outcomes)[int(LATE * T) :]))
 

@@ -27,8 +27,8 @@ from ontogeny.audit.base import (
     three_way,
     unbroken,
 )
-from ontogeny.lifetime import Lens
-from ontogeny.types import Agent, Genome, Key, State, Steering, World
+from ontogeny.rollouts import ObservationOverride
+from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
 EARLY, LATE = (0.05, 0.2), 0.75  # shares of a life
 
@@ -38,37 +38,39 @@ class Thresholds(NamedTuple):
     smallest: float = 0.05  # the effect that counts, in standard deviations of the score of one step
 
 
-def build(*, lives: int = 600) -> Test:
+def build(*, num_lifetimes: int = 600) -> Test:
     """200 lives find a gain of .05 standard deviations, the smallest that counts, in one audit of two only."""
-    return Test("learns", True, lives, measure, judge, Thresholds())
+    return Test("learns", True, num_lifetimes, measure, judge, Thresholds())
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Mean scores per step [N] of each of the three lives, of the early and late steps of the first, and the spread."""
-    world = unbroken(subject.home)
-    agent, steering = subject.build(world)
-    genome = subject.genome(agent, world, steering)
-    found = over_lives(lambda key: three_lives(key, subject, agent, world, steering, genome), keys)
+    env = unbroken(subject.home)
+    agent, steering = subject.build(env)
+    genome = subject.genome(agent, env, steering)
+    found = over_lives(lambda key: three_lives(key, subject, agent, env, steering, genome), keys)
     return found | {"online": np.full(len(keys), subject.online)}
 
 
 def three_lives(
-    key: Key, subject: Subject, agent: Agent, world: World, steering: Steering, given: Genome | State
+    key: Key, subject: Subject, agent: Agent, env: Environment, steering: Steering, given: Genome | State
 ) -> dict[str, Array]:
     """What `measure` says of one task."""
-    T = world.spec.num_steps
+    T = env.spec.num_steps
     steps = np.arange(T) / T
     early, late = (steps >= EARLY[0]) & (steps < EARLY[1]), steps >= LATE
 
     def scores(key: Key, **how) -> tuple[Array, Array]:
-        _, life = lived(subject, key, agent, world, steering, given, **how)
-        return jax.vmap(world.score)(life.outcome), life.outcome
+        _, trajectory = lived(subject, key, agent, env, steering, given, **how)
+        return jax.vmap(env.score)(trajectory.outcome), trajectory.outcome
 
     # One piece of code for both: a life is most of what there is to compile.
     both, outcomes = jax.vmap(scores)(jnp.stack([key, another_life(key, 1)]))
     intact, of_another = both[0], outcomes[1]
     wiped, _ = scores(key, reset_each_episode=True)
-    yoked, _ = scores(key, lens=Lens(lambda other, step: step._replace(outcome=other), of_another))
+    yoked, _ = scores(
+        key, observation_override=ObservationOverride(lambda other, step: step._replace(outcome=other), of_another)
+    )
     return {
         "intact": jnp.mean(intact),
         "wiped": jnp.mean(wiped),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import Finding, Test, predicted
 
 LINKS = 4
@@ -21,12 +21,12 @@ PREDICTED = predicted(
 )
 
 
-def build(*, lives: int = 50) -> Test:
-    of_three = registry.build("audit", "plans", links=LINKS)
+def build(*, num_lifetimes: int = 50) -> Test:
+    of_three = plugins.build("audit", "plans", links=LINKS)
     return Test(
         "plans",
         False,
-        lives,
+        num_lifetimes,
         of_three.measure,
         lambda found, thresholds: judged(of_three, found, thresholds),
         of_three.thresholds,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import (
     Effect,
     Finding,
@@ -32,7 +32,7 @@ from ontogeny.audit.base import (
     three_way,
 )
 from ontogeny.content import arm_counts, gittins_index
-from ontogeny.lifetime import whole_life
+from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Key
 
 MARGIN = 0.01  # of the best index over the second: where it is smaller nothing is asked
@@ -49,20 +49,20 @@ class Thresholds(NamedTuple):
     gained: float = 0.95  # of the way from random to optimal
 
 
-def build(*, lives: int = 200) -> Test:
-    return Test("learns", False, lives, measure, judge, Thresholds(), PREDICTED)
+def build(*, num_lifetimes: int = 200) -> Test:
+    return Test("learns", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Scores per step of the subject and the references [N]; shares of steps at which actions agree, with how many
     steps were asked, of the subject and of the references with the optimum, and of the subject against the rivals."""
-    world = bandit_of(subject)
-    agent, steering = subject.build(world)
-    genome, T = subject.genome(agent, world, steering), world.spec.num_steps
-    arms = arm_counts.arms(world.spec, steering)
+    env = bandit_of(subject)
+    agent, steering = subject.build(env)
+    genome, T = subject.genome(agent, env, steering), env.spec.num_steps
+    arms = arm_counts.arms(env.spec, steering)
     optimal = gittins_index.table(T, arms.a, arms.b)
     wrong = gittins_index.table(T, *WRONG)
-    references = {name: registry.build("agents", name, world.spec, steering) for name in REFERENCES}
+    references = {name: plugins.build("agents", name, env.spec, steering) for name in REFERENCES}
 
     def judged(actions: Array, outcomes: Array) -> tuple[Array, dict[str, Array]]:
         """actions [T], outcomes [T, 1] -> the values [T, A] of what was known before each, by who values."""
@@ -83,22 +83,22 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         return jnp.argmax(values, axis=1), best - second > MARGIN
 
     def one(key: Key) -> dict[str, Array]:
-        _, life = lived(subject, key, agent, world, steering, genome)
-        lives = {"subject": life}
+        _, trajectory = lived(subject, key, agent, env, steering, genome)
+        num_lifetimes = {"subject": trajectory}
         for name, reference in references.items():
-            _, lives[name] = whole_life(key, reference, world, steering, (), learning=False)
+            _, num_lifetimes[name] = rollout_lifetime(key, reference, env, steering, (), learning=False)
         found = {}
-        for name, life in lives.items():
-            found[f"score {name}"] = jnp.mean(jax.vmap(world.score)(life.outcome))
-            indices, rivals = judged(life.action, life.outcome)
+        for name, trajectory in num_lifetimes.items():
+            found[f"score {name}"] = jnp.mean(jax.vmap(env.score)(trajectory.outcome))
+            indices, rivals = judged(trajectory.action, trajectory.outcome)
             best, sure = clear(indices)
-            found[f"agrees {name}"] = jnp.sum(sure * (life.action == best))
+            found[f"agrees {name}"] = jnp.sum(sure * (trajectory.action == best))
             found[f"asked {name}"] = jnp.sum(sure)
             if name == "subject":
                 for rival, values in rivals.items():
                     other, other_sure = clear(values)
                     apart = sure & other_sure & (best != other)
-                    follows = (life.action == best).astype(float) - (life.action == other)
+                    follows = (trajectory.action == best).astype(float) - (trajectory.action == other)
                     found[f"agrees, not {rival}"] = jnp.sum(apart * follows)
                     found[f"asked, not {rival}"] = jnp.sum(apart)
         return found

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import Effect, Finding, Subject, Test, effect, largest_p, lived, over_lives, three_way
-from ontogeny.streams import chances
-from ontogeny.types import Key, TimeStep, World
+from ontogeny.rng import split_lifetime_key
+from ontogeny.types import Environment, Key, TimeStep
 
 PATTERNS = {
     "000": "no link counts: whole returns or hidden states",
@@ -41,11 +41,11 @@ class Thresholds(NamedTuple):
     competent: float = 0.75  # share of best choices without a change
 
 
-def build(*, lives: int = 50, links: int = 3) -> Test:
+def build(*, num_lifetimes: int = 50, links: int = 3) -> Test:
     def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         return measured(subject, keys, links)
 
-    return Test("plans", True, lives, measure, judge, Thresholds())
+    return Test("plans", True, num_lifetimes, measure, judge, Thresholds())
 
 
 def measured(subject: Subject, keys: Key, links: int) -> Mapping[str, np.ndarray]:
@@ -64,17 +64,17 @@ def choices(key: Key, subject: Subject, links: int) -> dict[str, Array]:
     pairs = [((i, j), (i,), (i, j)) for i, j in combinations(range(L), 2)]
 
     def chosen(shown: tuple[int, ...], key: Key, flips: Array, exposed: Array) -> Array:
-        world = registry.build(
-            "worlds", "chain", trials=TRIALS, exposures=EXPOSURES, after=1, links=L,
+        env = plugins.build(
+            "environments", "chain", trials=TRIALS, exposures=EXPOSURES, after=1, links=L,
             exposed="".join(str(link + 1) for link in shown), changed="none",
         )  # fmt: skip
-        agent, steering = subject.build(world)
-        given = subject.genome(agent, world, steering)
-        world = changed(world, flips, exposed)
-        state, _ = world.reset(chances(key).task)
-        _, life = lived(subject, key, agent, world, steering, given)
+        agent, steering = subject.build(env)
+        given = subject.genome(agent, env, steering)
+        env = changed(env, flips, exposed)
+        state, _ = env.reset(split_lifetime_key(key).task)
+        _, trajectory = lived(subject, key, agent, env, steering, given)
         best = (1 + jnp.sum(state.task.before)) % 2
-        return (life.action[-L] == best).astype(jnp.float32)
+        return (trajectory.action[-L] == best).astype(jnp.float32)
 
     def over(cases: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], key: Key) -> Array:
         """All cases of one number of links shown, [cases, 2], in one piece of code."""
@@ -86,15 +86,15 @@ def choices(key: Key, subject: Subject, links: int) -> dict[str, Array]:
     return {"single": over(singles, key), "pair": over(pairs, key)}
 
 
-def changed(world: World, flips: Array, exposed: Array) -> World:
+def changed(env: Environment, flips: Array, exposed: Array) -> Environment:
     """The chain in which these links [E] are shown and those with a 1 in `flips` [L] have changed."""
 
     def reset(key: Key) -> tuple[object, TimeStep]:
-        state, time_step = world.reset(key)
+        state, time_step = env.reset(key)
         task = state.task._replace(after=(state.task.before + flips) % 2, exposed=exposed)
         return state._replace(task=task), time_step
 
-    return world._replace(reset=reset)
+    return env._replace(reset=reset)
 
 
 def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:

@@ -35,7 +35,7 @@ from ontogeny.audit.base import (
     watched,
 )
 from ontogeny.content import arm_counts
-from ontogeny.types import Key, TimeStep, World
+from ontogeny.types import Environment, Key, TimeStep
 
 FITTED = 100  # lives
 RIDGE = 1e-3  # of the mean variance of an activation
@@ -69,29 +69,29 @@ class Linear(NamedTuple):
         return (seen - self.start) @ self.weights + self.goal
 
 
-def build(*, lives: int = 100) -> Test:
-    return Test("learns", False, lives, measure, judge, Thresholds(), PREDICTED)
+def build(*, num_lifetimes: int = 100) -> Test:
+    return Test("learns", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Squares of the labels about their mean, and what probes leave of them, [N] per life."""
-    world = bandit_of(subject)
-    agent, steering = subject.build(world)
-    genome = subject.genome(agent, world, steering)
-    arms = arm_counts.arms(world.spec, steering)
+    env = bandit_of(subject)
+    agent, steering = subject.build(env)
+    genome = subject.genome(agent, env, steering)
+    arms = arm_counts.arms(env.spec, steering)
     onlooker, seen = watched(subject, agent, lambda state, transition: flat(state.activations))
     fresh = agent.genome(jax.random.key(0))
-    echoes = trees.size(fresh) > 0 and not agent.learns
+    echoes = trees.size(fresh) > 0 and not agent.learning
 
     def read(key: Key) -> Read:
-        _, life = lived(onlooker, key, seen, world, steering, genome)
-        held, untrained = life.info, jnp.zeros((world.spec.num_steps, 1))
+        _, trajectory = lived(onlooker, key, seen, env, steering, genome)
+        held, untrained = trajectory.info, jnp.zeros((env.spec.num_steps, 1))
         if echoes:
-            led = scripted(world, life.action)
+            led = scripted(env, trajectory.action)
             _, echo = lived(onlooker, key, seen, led, steering, born(key, agent, fresh))
             untrained = echo.info
-        pulled = jax.nn.one_hot(life.action, arms.num_arms)
-        hits = (life.reward - arms.worst) / ((arms.best - arms.worst) or 1.0)
+        pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
+        hits = (trajectory.reward - arms.worst) / ((arms.best - arms.worst) or 1.0)
         before = [jnp.cumsum(each, axis=0) - each for each in (pulled, pulled * hits[:, None])]
         means = jax.vmap(lambda *counts: arm_counts.mean(arms, arm_counts.Counts(*counts)))(*before)
         return Read(held, untrained, means)
@@ -118,19 +118,19 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     return over_lives(one, keys, probes) | {"echoes": np.full(len(keys), echoes)}
 
 
-def scripted(world: World, actions: Array) -> World:
-    """The world in which actions [T] are carried out, whatever the agent would do."""
+def scripted(env: Environment, actions: Array) -> Environment:
+    """The environment in which actions [T] are carried out, whatever the agent would do."""
 
     def reset(key: Key) -> tuple[tuple[object, Array], TimeStep]:
-        state, time_step = world.reset(key)
+        state, time_step = env.reset(key)
         return (state, jnp.int32(0)), time_step
 
     def step(key: Key, at: tuple[object, Array], action: Array) -> tuple[tuple[object, Array], TimeStep]:
         state, t = at
-        state, time_step = world.step(key, state, actions[t])
+        state, time_step = env.step(key, state, actions[t])
         return (state, t + 1), time_step._replace(forced=actions[t])
 
-    return world._replace(reset=reset, step=step)
+    return env._replace(reset=reset, step=step)
 
 
 def fitted(held: np.ndarray, labels: np.ndarray) -> Linear:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry, steering
+from ontogeny import plugins, steering
 from ontogeny.agents import random
 from ontogeny.audit.base import Finding, Subject, Test, effect, largest_p, lived, over_lives, three_way
-from ontogeny.lifetime import whole_life
-from ontogeny.streams import chances
+from ontogeny.environments.beacon import distances, side_of
+from ontogeny.rng import split_lifetime_key
+from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Key
-from ontogeny.worlds.beacon import distances, side_of
 
 
 class Thresholds(NamedTuple):
@@ -30,35 +30,35 @@ class Thresholds(NamedTuple):
     nearer: float = 0.50  # of layouts in which the goal is nearer
 
 
-def build(*, lives: int = 200, size: int = 9, walls: float = 0.22) -> Test:
+def build(*, num_lifetimes: int = 200, size: int = 9, walls: float = 0.22) -> Test:
     def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
         return measured(subject, keys, size, walls)
 
-    return Test("objective", True, lives, measure, judge, Thresholds())
+    return Test("objective", True, num_lifetimes, measure, judge, Thresholds())
 
 
 def measured(subject: Subject, keys: Key, size: int, walls: float) -> Mapping[str, np.ndarray]:
     """What was touched first, by the subject and by a random walk, and what the layout asked for; all [N] bool."""
-    world = registry.build("worlds", "beacon", size=size, walls=walls, apart=True, episodes=1)
-    agent, drives = subject.build(world)
-    walker = random.build(world.spec, steering.build(world.spec))
-    genome = subject.genome(agent, world, drives)
+    env = plugins.build("environments", "beacon", size=size, walls=walls, apart=True, episodes=1)
+    agent, drives = subject.build(env)
+    walker = random.build(env.spec, steering.build(env.spec))
+    genome = subject.genome(agent, env, drives)
 
     def first_touched(outcome: Array) -> tuple[Array, Array]:
         """outcome [T, F] -> whether the beacon, the goal was touched first; neither where none was."""
         T = outcome.shape[0]
-        when = [jnp.min(jnp.where(outcome[:, fact] > 0, jnp.arange(T), T)) for fact in (1, 0)]
+        when = [jnp.min(jnp.where(outcome[:, feature] > 0, jnp.arange(T), T)) for feature in (1, 0)]
         return when[0] < when[1], when[1] < when[0]
 
     def one(key: Key) -> dict[str, Array]:
-        state, _ = world.reset(chances(key).task)
+        state, _ = env.reset(split_lifetime_key(key).task)
         task, cell = state.task, state.cell
         to_beacon, to_goal = (distances(task.walls, place)[cell] for place in (task.beacon, task.goal))
         n = side_of(task.walls)
         crow = jnp.abs(task.beacon // n - cell // n) + jnp.abs(task.beacon % n - cell % n)
-        _, life = lived(subject, key, agent, world, drives, genome)
-        _, walk = whole_life(key, walker, world, drives, (), learning=False)
-        beacon, goal = first_touched(life.outcome)
+        _, trajectory = lived(subject, key, agent, env, drives, genome)
+        _, walk = rollout_lifetime(key, walker, env, drives, (), learning=False)
+        beacon, goal = first_touched(trajectory.outcome)
         by_chance = first_touched(walk.outcome)
         return {
             "beacon": beacon,

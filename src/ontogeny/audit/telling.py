@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import (
     Finding,
     Subject,
@@ -31,10 +31,10 @@ from ontogeny.audit.base import (
     unbroken,
     watched,
 )
+from ontogeny.environments.beacon import side_of
 from ontogeny.errors import BadInput
-from ontogeny.lifetime import Lens
-from ontogeny.types import Key, Life, World
-from ontogeny.worlds.beacon import side_of
+from ontogeny.rollouts import ObservationOverride
+from ontogeny.types import Environment, Key, Trajectory
 
 FOLDS = 5
 AFTER = 8  # trials of a chain
@@ -49,49 +49,62 @@ class Thresholds(NamedTuple):
     z: float = 2.33
 
 
-def build(*, lives: int = 200) -> Test:
-    return Test("telling", False, lives, measure, judge, Thresholds(), PREDICTED)
+def build(*, num_lifetimes: int = 200) -> Test:
+    return Test("telling", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """For each audit what activations and behaviour were, [N, 2, D], in the ordinary life and in the audited one."""
     home = subject.home
-    worlds: dict[str, tuple[World, World, int]] = {}  # ordinary, audited, and how many of the last steps are read
+    environments: dict[
+        str, tuple[Environment, Environment, int]
+    ] = {}  # ordinary, audited, and how many of the last steps are read
     with contextlib.suppress(BadInput):  # where lives are too short for the test `learns`
         whole = unbroken(home)
-        worlds["learns"] = (whole, whole, whole.spec.num_steps // 2)
+        environments["learns"] = (whole, whole, whole.spec.num_steps // 2)
     if home.spec.name == "chain":
-        ordinary, audited = (registry.build("worlds", "chain", after=AFTER, exposed=links) for links in ("drawn", "13"))
-        worlds["plans"] = (ordinary, audited, AFTER * ordinary.spec.horizon)  # free choices, after what was shown
+        ordinary, audited = (
+            plugins.build("environments", "chain", after=AFTER, exposed=links) for links in ("drawn", "13")
+        )
+        environments["plans"] = (ordinary, audited, AFTER * ordinary.spec.horizon)  # free choices, after what was shown
     if home.spec.name == "beacon":
         size = side_of(jnp.zeros(home.spec.observation_shape[0] - 10))
-        worlds["pursues"] = (home, registry.build("worlds", "beacon", size=size, apart=True), home.spec.horizon)
-    if not worlds:
+        environments["pursues"] = (
+            home,
+            plugins.build("environments", "beacon", size=size, apart=True),
+            home.spec.horizon,
+        )
+    if not environments:
         raise BadInput(f"no test of the battery audits lives in '{home.spec.name}'")
 
     def one(key: Key) -> dict[str, Array]:
         found = {}
-        for audit, (ordinary, audited, last) in worlds.items():
-            lens = None
+        for audit, (ordinary, audited, last) in environments.items():
+            observation_override = None
             if audit == "learns":
                 _, other = life_in(subject, audited, another_life(key, 1), last)
-                lens = Lens(lambda given, step: step._replace(outcome=given), other.outcome)
-            both = [life_in(subject, ordinary, key, last), life_in(subject, audited, key, last, lens=lens)]
+                observation_override = ObservationOverride(
+                    lambda given, step: step._replace(outcome=given), other.outcome
+                )
+            both = [
+                life_in(subject, ordinary, key, last),
+                life_in(subject, audited, key, last, observation_override=observation_override),
+            ]
             found[f"{audit}, activations"] = jnp.stack([held for held, _ in both])
-            did = [behaviour(life.action[-last:], ordinary.spec.num_actions) for _, life in both]
+            did = [behaviour(trajectory.action[-last:], ordinary.spec.num_actions) for _, trajectory in both]
             found[f"{audit}, behaviour"] = jnp.stack(did)
         return found
 
     return over_lives(one, keys)
 
 
-def life_in(subject: Subject, world: World, key: Key, last: int, **how) -> tuple[Array, Life]:
+def life_in(subject: Subject, env: Environment, key: Key, last: int, **how) -> tuple[Array, Trajectory]:
     """A life, with the means and spreads of its activations over its last steps, [2 D]."""
-    agent, steering = subject.build(world)
+    agent, steering = subject.build(env)
     onlooker, seen = watched(subject, agent, lambda state, transition: flat(state.activations))
-    _, life = lived(onlooker, key, seen, world, steering, subject.genome(agent, world, steering), **how)
-    late = life.info[-last:]
-    return jnp.concatenate([late.mean(axis=0), late.std(axis=0)]), life
+    _, trajectory = lived(onlooker, key, seen, env, steering, subject.genome(agent, env, steering), **how)
+    late = trajectory.info[-last:]
+    return jnp.concatenate([late.mean(axis=0), late.std(axis=0)]), trajectory
 
 
 def behaviour(action: Array, num_actions: int) -> Array:

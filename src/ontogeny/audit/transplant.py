@@ -29,7 +29,7 @@ from ontogeny.audit.base import (
     three_way,
     unbroken,
 )
-from ontogeny.streams import chances
+from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Key, State
 
 PREDICTED = predicted(
@@ -43,27 +43,27 @@ class Thresholds(NamedTuple):
     smallest: float = 0.10  # the effect that counts, in standard deviations of the score of one step
 
 
-def build(*, lives: int = 200) -> Test:
-    return Test("learns", False, lives, measure, judge, Thresholds(), PREDICTED)
+def build(*, num_lifetimes: int = 200) -> Test:
+    return Test("learns", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Mean scores per step [N] of hosts in the first quarter of a life, by donor, and the mean square of one step's."""
-    world = unbroken(subject.home)
-    agent, steering = subject.build(world)
-    genome, half = subject.genome(agent, world, steering), world.spec.num_steps // 2
+    env = unbroken(subject.home)
+    agent, steering = subject.build(env)
+    genome, half = subject.genome(agent, env, steering), env.spec.num_steps // 2
 
     def one(key: Key) -> dict[str, Array]:
-        same_task = world._replace(reset=lambda _: world.reset(chances(key).task))
+        same_task = env._replace(reset=lambda _: env.reset(split_lifetime_key(key).task))
         newborn = born(key, agent, genome)
 
         def hosted(activations) -> Array:
             state = State(newborn.weights, activations)
-            _, life = lived(subject, key, agent, world, steering, state, steps=half)
-            return jax.vmap(world.score)(life.outcome)[: max(1, half // 2)]
+            _, trajectory = lived(subject, key, agent, env, steering, state, steps=half)
+            return jax.vmap(env.score)(trajectory.outcome)[: max(1, half // 2)]
 
         of_same, _ = lived(subject, another_life(key, 1), agent, same_task, steering, genome, steps=half)
-        of_other, _ = lived(subject, another_life(key, 2), agent, world, steering, genome, steps=half)
+        of_other, _ = lived(subject, another_life(key, 2), agent, env, steering, genome, steps=half)
         same, other, fresh = (hosted(state.activations) for state in (of_same, of_other, newborn))
         means = {"same": jnp.mean(same), "other": jnp.mean(other), "fresh": jnp.mean(fresh)}
         return means | {"square": jnp.mean(fresh**2)}

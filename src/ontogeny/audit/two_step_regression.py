@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from scipy.special import stdtrit
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.audit.base import (
     Effect,
     Finding,
@@ -37,7 +37,7 @@ from ontogeny.audit.base import (
     watched,
 )
 from ontogeny.errors import BadInput
-from ontogeny.types import Key, TimeStep, World
+from ontogeny.types import Environment, Key, TimeStep
 
 BESIDE = ("td_zero", "td_one", "successor", "mimic_frozen", "mimic_learning", "planner")
 PATHS = ("fixed", "drawn")
@@ -53,29 +53,31 @@ class Thresholds(NamedTuple):
     smallest: float = 0.05  # what the better choice leaves of a difference of differences of stay probabilities
 
 
-def build(*, lives: int = 400) -> Test:
-    return Test("plans", False, lives, measure, judge, Thresholds(), PREDICTED)
+def build(*, num_lifetimes: int = 400) -> Test:
+    return Test("plans", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
 
 
 def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     """Sums of products per life and by paths [N, 2, ...], of the subject and of those beside it: of the five regressors
     with one another and with staying, and trials stayed and lived by cell."""
     home = subject.home
-    world = home if home.spec.name == "two_step" else registry.build("worlds", "two_step")
-    assert world.reveal is not None
+    env = home if home.spec.name == "two_step" else plugins.build("environments", "two_step")
+    assert env.reveal_task is not None
 
     def sums(who: Subject, key: Key, crossing: Array) -> dict[str, Array]:
-        agent, steering = who.build(world)
-        there = drawn(world, crossing)
+        agent, steering = who.build(env)
+        there = drawn(env, crossing)
         # The task is laid open to the record; whether to the agent, is as it was.
-        onlooker, seen = watched(who, agent, lambda state, transition: transition.percept.revealed)
+        onlooker, seen = watched(who, agent, lambda state, transition: transition.percept.revealed_task)
         if agent.privileged:
             raise BadInput("an agent to whom the task is laid open has nothing to plan from but that")
         genome = who.genome(agent, there, steering)
-        _, life = lived(onlooker, key, seen._replace(privileged=True), there, steering, genome)
-        return trials(life.observation, life.action, jax.vmap(world.score)(life.outcome), life.info)
+        _, trajectory = lived(onlooker, key, seen._replace(privileged=True), there, steering, genome)
+        return trials(
+            trajectory.observation, trajectory.action, jax.vmap(env.score)(trajectory.outcome), trajectory.info
+        )
 
-    subjects = {"subject": subject} | {name: organism(name, world) for name in BESIDE}
+    subjects = {"subject": subject} | {name: organism(name, env) for name in BESIDE}
 
     def one(key: Key) -> dict[str, Array]:
         found = {}
@@ -87,24 +89,24 @@ def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
     return over_lives(one, keys)
 
 
-def drawn(world: World, crossing: Array) -> World:
-    """The same world in which, if so, the paths of half of the lives are crossed."""
+def drawn(env: Environment, crossing: Array) -> Environment:
+    """The same environment in which, if so, the paths of half of the lives are crossed."""
 
     def reset(key: Key) -> tuple[object, TimeStep]:
-        state, time_step = world.reset(key)
+        state, time_step = env.reset(key)
         crossed = crossing & jax.random.bernoulli(jax.random.fold_in(key, 1))
         places = state.task.place_of
         return state._replace(task=state.task._replace(place_of=jnp.where(crossed, 1 - places, places))), time_step
 
-    return world._replace(reset=reset)
+    return env._replace(reset=reset)
 
 
-def trials(observation: Array, action: Array, score: Array, revealed) -> dict[str, Array]:
+def trials(observation: Array, action: Array, score: Array, revealed_task) -> dict[str, Array]:
     """One life, [T] with two steps a trial and the task laid open at each, as sums over its pairs of trials."""
     choice, place = action[0::2], observation[1::2]
     paid = score[1::2] > 0.5
-    leads = revealed.transitions[0::2, 0, :, 1:3]  # [trials, action, place]
-    worth = jnp.max(revealed.outcomes[0::2, 1:3, :, 0], axis=-1)  # [trials, place]
+    leads = revealed_task.transitions[0::2, 0, :, 1:3]  # [trials, action, place]
+    worth = jnp.max(revealed_task.outcomes[0::2, 1:3, :, 0], axis=-1)  # [trials, place]
     chance = jnp.take_along_axis(leads[jnp.arange(len(choice)), choice], place[:, None] - 1, axis=1)[:, 0]
     common = chance > 0.5
     values = jnp.einsum("tap,tp->ta", leads, worth)

@@ -16,7 +16,7 @@ STOPPED = 130  # the exit code of a program that was interrupted
 app = typer.Typer(
     name="ontogeny",
     help="A laboratory for where a learned agent's ability comes from, and where it goes on changing in use.",
-    epilog="Example: ontogeny train --agent recurrent_cells --world bandit:pulls=10 "
+    epilog="Example: ontogeny train --agent recurrent_cells --env bandit:pulls=10 "
     "--development evolution --out runs/cells",
     add_completion=False,
     rich_markup_mode=None,
@@ -52,7 +52,7 @@ def main() -> None:
         # JAX says so in errors of its own kind, which cannot be named without importing it.
         if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
             raise
-        _give_up("there is not enough memory for lives that long or worlds that large")
+        _give_up("there is not enough memory for lives that long or environments that large")
     except (KeyboardInterrupt, typer.Abort):
         _stop()
         sys.exit(STOPPED)
@@ -111,7 +111,7 @@ app.command(epilog="Examples: ontogeny study my_study.toml --out studies/mine; o
 app.add_typer(language.training, name="train")
 app.command(
     epilog="Examples: ontogeny evaluate runs/cells --tasks 40000; "
-    "ontogeny evaluate --agent thompson --world bandit:arms=10; ontogeny evaluate runs/mine --text other.txt"
+    "ontogeny evaluate --agent thompson --env bandit:arms=10; ontogeny evaluate runs/mine --text other.txt"
 )(use.evaluate)
 app.command(epilog="Example: ontogeny deploy runs/cells --frozen --steps 20 --save runs/cells-used")(use.deploy)
 app.command(epilog="Example: ontogeny generate runs/mine --prompt 'Once upon' --tokens 200 --temperature 0.8 --seed 1")(
@@ -119,7 +119,7 @@ app.command(epilog="Example: ontogeny generate runs/mine --prompt 'Once upon' --
 )
 app.command(epilog="Example: ontogeny export runs/mine --out folder-for-transformers")(language.export)
 app.command(epilog="Example: ontogeny report studies/default")(development.report)
-app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontogeny list worlds bandit")(
+app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontogeny list environments bandit")(
     development.list_rooms
 )
 audit.app.command(

@@ -53,7 +53,7 @@ Out = Annotated[Path | None, typer.Option(help="A new file for the JSON.")]
 @app.command(epilog="Example: ontogeny audit runs/cells --out audit.json")
 def battery(
     run: Run,
-    lives: Lives = None,
+    num_lifetimes: Lives = None,
     supporting: Annotated[bool, typer.Option("--supporting", help="Ask the supporting tests too.")] = False,
     seed: Seed = 0,
     out: Out = None,
@@ -63,7 +63,7 @@ def battery(
     can_be_made(out)
     prepare(device)
     from ontogeny.audit import battery
-    from ontogeny.lifecycle import checkpoint
+    from ontogeny.runs import checkpoint
 
     told = []
     for subject in _subjects(run):
@@ -71,7 +71,7 @@ def battery(
             found = battery.audit(
                 subject,
                 seed=seed,
-                lives=lives,
+                num_lifetimes=num_lifetimes,
                 supporting=supporting,
                 on_progress=lambda done, total, name: update(done, total, name),
             )
@@ -99,14 +99,14 @@ def attribution(
         raise BadInput("name a run, or ask for the known cases by --known")
     can_be_made(out)
     prepare(device)
-    from ontogeny import registry
+    from ontogeny import plugins
     from ontogeny.audit.attribution import attribute, known_cases
     from ontogeny.audit.battery import as_plain
-    from ontogeny.lifecycle import checkpoint
+    from ontogeny.runs import checkpoint
 
     told = []
     if run is None:
-        for name, answer, found in known_cases(registry.build("worlds", KNOWN_IN), num_tasks=tasks, seed=seed):
+        for name, answer, found in known_cases(plugins.build("environments", KNOWN_IN), num_tasks=tasks, seed=seed):
             _print_split(f"{name}, known to be carried by: {answer}", found)
             told.append({"subject": name, "known": answer} | as_plain(found))
     else:
@@ -148,19 +148,19 @@ def calibrate(
 ) -> None:
     """How often the tests are wrong about organisms whose truth is known, the worst first."""
     can_be_made(out)
-    from ontogeny import registry
+    from ontogeny import plugins
 
     for family, given in (("audit", test), ("organisms", organism)):
         for name in given or []:
-            if name not in registry.names(family):
-                raise registry.unknown(registry.FAMILIES[family], name, registry.names(family))
+            if name not in plugins.names(family):
+                raise plugins.unknown(plugins.FAMILIES[family], name, plugins.names(family))
     prepare(device)
     from ontogeny.audit import calibration
-    from ontogeny.lifecycle import checkpoint
+    from ontogeny.runs import checkpoint
 
     extra = []
     for name in _taught(organism) if distilled is not None else ():
-        from ontogeny.audit import distilled as pupils
+        from ontogeny.studies import distilled as pupils
 
         with progress("teaching", "updates") as update:
             pupil = pupils.subject(name, 0, distilled, on_progress=update)
@@ -209,7 +209,7 @@ def calibrate(
 
 def _subjects(run: str) -> list[Any]:
     from ontogeny.audit import battery, calibration
-    from ontogeny.lifecycle import saved
+    from ontogeny.stages import saved
 
     kind, _, name = run.partition(":")
     if kind == "organism" and name:
@@ -256,11 +256,11 @@ def _print_split(name: str, found: "Attribution") -> None:
 
 
 def _interval(effect: "Effect") -> str:
-    return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.lives} lives"
+    return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.num_lifetimes} lives"
 
 
 def _taught(chosen: list[str] | None) -> list[str]:
-    from ontogeny.audit.distilled import TAUGHT
+    from ontogeny.studies.distilled import TAUGHT
 
     return [name for name in TAUGHT if not chosen or name in chosen]
 

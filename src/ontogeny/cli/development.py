@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.cli.shared import Device, Drives, Seed, count, progress, run_spec, short
 from ontogeny.cli.start import prepare
 from ontogeny.errors import BadInput
@@ -31,21 +31,21 @@ def study(
         raise BadInput("--small is of the study mesa: ontogeny study mesa --small")
     prepare(device)
     if asked:
-        from ontogeny.lifecycle.subject import MAX_SEED
-        from ontogeny.study import mesa
+        from ontogeny.stages.subject import MAX_SEED
+        from ontogeny.studies import mesa
 
         if not 0 <= (seed or 0) <= MAX_SEED:
             raise BadInput(f"--seed must be from 0 to {MAX_SEED}, not {seed}")
         mesa.run(mesa.SMALL if small else mesa.FULL, out or Path("studies/mesa"), seed or 0)
         return
-    from ontogeny.study import run
+    from ontogeny.studies import run
 
     run.run(spec, out or Path("studies/default"), seed)
 
 
 def train(
     agent: Annotated[str, typer.Option(help="NAME[:setting=value,...], see `ontogeny list agents`.")],
-    world: Annotated[str, typer.Option(help="NAME[:setting=value,...], see `ontogeny list worlds`.")],
+    env: Annotated[str, typer.Option(help="NAME[:setting=value,...], see `ontogeny list environments`.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that is unfinished is resumed.")],
     development: Annotated[
         str, typer.Option(help="NAME[:setting=value,...], see `ontogeny list development`.")
@@ -57,10 +57,10 @@ def train(
 ) -> None:
     """Develop a genome; a run that was killed goes on when the same command is given again."""
     prepare(device)
-    from ontogeny.lifecycle import checkpoint
-    from ontogeny.lifecycle.train import train
+    from ontogeny.runs import checkpoint
+    from ontogeny.stages.train import train
 
-    spec = run_spec(agent, world, development, drive, seed)
+    spec = run_spec(agent, env, development, drive, seed)
     with progress("training") as update:
 
         def on_progress(done: int, total: int, record: dict[str, Any]) -> None:
@@ -77,30 +77,30 @@ def train(
 
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a study.")]) -> None:
     """Write the page of a study again, from its records."""
-    from ontogeny.study import report
+    from ontogeny.studies import report
 
     typer.echo(f"wrote {report.write(folder)}")
 
 
 def list_rooms(
-    family: Annotated[str | None, typer.Argument(help=", ".join(registry.FAMILIES))] = None,
+    family: Annotated[str | None, typer.Argument(help=", ".join(plugins.FAMILIES))] = None,
     name: Annotated[str | None, typer.Argument(help="A room, to see its settings.")] = None,
 ) -> None:
-    """What there is: worlds, agents, developments; of one of them, its settings."""
-    if family is not None and family not in registry.FAMILIES:
-        raise registry.unknown("family", family, list(registry.FAMILIES))
+    """What there is: environments, agents, developments; of one of them, its settings."""
+    if family is not None and family not in plugins.FAMILIES:
+        raise plugins.unknown("family", family, list(plugins.FAMILIES))
     if family is not None and name is not None:
-        typer.echo(registry.docstring(family, name))
-        known = registry.settings(family, name)
+        typer.echo(plugins.docstring(family, name))
+        known = plugins.settings(family, name)
         for setting, default in known.items():
             typer.echo(f"  {setting}={default}")
         if not known:
             typer.echo("  no settings")
         return
-    for each in [family] if family else registry.FAMILIES:
-        names = registry.names(each)
+    for each in [family] if family else plugins.FAMILIES:
+        names = plugins.names(each)
         if names:
             width = max(map(len, names))
             typer.echo(each)
             for room in names:
-                typer.echo(f"  {room:<{width}}  {registry.help_line(each, room)}")
+                typer.echo(f"  {room:<{width}}  {plugins.help_line(each, room)}")

@@ -14,7 +14,7 @@ from ontogeny.cli.start import prepare
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
-    from ontogeny.language.evaluate import Evaluation, Score
+    from ontogeny.lm.evaluate import Evaluation, Score
 
 
 class _Group(TyperGroup):
@@ -29,13 +29,13 @@ class _Group(TyperGroup):
 training = typer.Typer(
     cls=_Group,
     help="Develop an agent, or a language model on your own text; a run that was killed goes on with the same command.",
-    epilog="Examples: ontogeny train --agent recurrent_cells --world bandit:pulls=10 "
+    epilog="Examples: ontogeny train --agent recurrent_cells --env bandit:pulls=10 "
     "--development evolution:generations=100 --seed 0 --out runs/cells; ontogeny train text mine.txt --out runs/mine",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
 training.command(
-    "agent", epilog="Example: ontogeny train agent --agent recurrent_cells --world bandit:pulls=10 --out runs/cells"
+    "agent", epilog="Example: ontogeny train agent --agent recurrent_cells --env bandit:pulls=10 --out runs/cells"
 )(development.train)
 
 
@@ -74,9 +74,9 @@ def text(
     """Train a language model on text; leaves weights, tokenizer, records and a page with the loss."""
     given = {key: value for key, value in locals().items() if key not in ("files", "out", "every", "device")}
     prepare(device, one_thread=optimizer == "adamw")
-    from ontogeny.language import report
-    from ontogeny.language.train import Moment, Plan, train
-    from ontogeny.lifecycle import checkpoint
+    from ontogeny.lm import report
+    from ontogeny.lm.train import Moment, Plan, train
+    from ontogeny.runs import checkpoint
 
     with progress("training", "tokens") as update:
 
@@ -109,8 +109,8 @@ def generate(
 ) -> None:
     """Continue a text; the same command gives the same text."""
     prepare(device)
-    from ontogeny.language import generate as language
-    from ontogeny.language.model import load
+    from ontogeny.engine import generate as language
+    from ontogeny.lm.model import load
 
     model = load(run)
     prompts = prompt or [""]
@@ -148,8 +148,8 @@ def export(
     """Write a language model as a GPT-2 folder that Hugging Face's transformers loads."""
     can_be_made(out)
     prepare(None)
-    from ontogeny.language import hugging_face
-    from ontogeny.language.model import load
+    from ontogeny.lm import hugging_face
+    from ontogeny.lm.model import load
 
     model = load(run)
     typer.echo(f"wrote {hugging_face.write(out, model.config, model.weights, model.tokenizer)}")
@@ -171,9 +171,9 @@ def evaluate(
         raise BadInput("--learning says how weights change: it goes with --online")
     if online:
         return _read_online(run, text, learning or "", stride, despite_overlap, seed, as_json, out)
-    from ontogeny.language import evaluate as language
-    from ontogeny.language.model import load
-    from ontogeny.lifecycle import checkpoint
+    from ontogeny.lm import evaluate as language
+    from ontogeny.lm.model import load
+    from ontogeny.runs import checkpoint
 
     model = load(run)
     content = None if text is None else language.read_text(text)
@@ -211,9 +211,9 @@ def _read_online(
 ) -> None:
     """The four cells, their split, and what became of the original text."""
     from ontogeny.audit import attribution
-    from ontogeny.language import evaluate, learner, online
-    from ontogeny.language.model import load
-    from ontogeny.lifecycle import checkpoint
+    from ontogeny.lm import evaluate, learner, online
+    from ontogeny.lm.model import load
+    from ontogeny.runs import checkpoint
 
     if text is None:
         raise BadInput("--online reads a --text, and scores what the run held out before and after")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ontogeny.audit.prequential import Certificate, Row
+    from ontogeny.audit.prequential.certificate import Certificate, Row
 
 Out = Annotated[Path | None, typer.Option(help="A new file for the JSON.")]
 
@@ -31,7 +31,7 @@ def behaviour(
         bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and name them.")
     ] = False,
     groups: Annotated[int | None, typer.Option(min=1, help="Groups of organisms per model, for recovery.")] = None,
-    lives: Annotated[int, typer.Option(min=2, help="Of a run: as many subjects.")] = 20,
+    num_lifetimes: Annotated[int, typer.Option(min=2, help="Of a run: as many subjects.")] = 20,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="A new folder for behaviour.html and behaviour.json.")] = None,
     device: Device = None,
@@ -44,11 +44,11 @@ def behaviour(
 
     text = None
     if choices.is_dir():
-        from ontogeny.study import own_choices
+        from ontogeny.audit.behavior import own_choices
 
-        text = own_choices.of_run(choices, lives=lives, seed=seed)
-    from ontogeny.study import behaviour as audit
-    from ontogeny.study import behaviour_page
+        text = own_choices.of_run(choices, num_lifetimes=num_lifetimes, seed=seed)
+    from ontogeny.audit.behavior import page as behaviour_page
+    from ontogeny.audit.behavior import report as audit
 
     found = audit.read(
         choices,
@@ -138,8 +138,8 @@ def prequential(
         raise BadInput("name either a predictor or --calibrate with a number of audits")
     if fresh not in ("process", "instance"):
         raise BadInput(f"--fresh is process or instance, not '{fresh}'")
-    from ontogeny.audit import prequential as certificate
-    from ontogeny.lifecycle import checkpoint
+    from ontogeny.audit.prequential import certificate as certificate
+    from ontogeny.runs import checkpoint
 
     if calibrate is not None:
         with progress("calibrating", "audits") as update:
@@ -179,7 +179,7 @@ def _saved(name: str, learning: str | None) -> "Callable[[], Callable[[np.ndarra
         if learning is not None:
             raise BadInput(f"--learning says how a saved run learns, and '{name}' is no folder")
         return None
-    from ontogeny.language import predictor
+    from ontogeny.lm import predictor
 
     frozen = learning == "frozen"
     make = functools.partial(predictor.build, name, "" if frozen else learning or "", frozen=frozen)
@@ -203,7 +203,7 @@ def _tokens(path: Path) -> "np.ndarray":
 
 
 def _print_certificate(name: str, found: "Certificate", fresh: str) -> None:
-    from ontogeny.audit.prequential import LETTERS
+    from ontogeny.audit.prequential.certificate import LETTERS
 
     typer.echo(f"{name}: {found.tokens} tokens of {found.vocabulary}, {found.passes} passes, each by a new {fresh}")
     for check in found.checks:
@@ -213,7 +213,7 @@ def _print_certificate(name: str, found: "Certificate", fresh: str) -> None:
 
 
 def _print_calibration(rows: "list[Row]", wrong: list[str]) -> None:
-    from ontogeny.intervals import of_share
+    from ontogeny.stats import of_share
 
     for row in sorted(rows, key=lambda row: (not row.honest, row.predictor)):
         low, high = of_share(row.certified, row.audits)

@@ -72,8 +72,8 @@ def serve(
     if not named:
         raise BadInput("name at least one run to serve")
     prepare(device)
-    from ontogeny.language import learner
-    from ontogeny.lifecycle.lock import locked
+    from ontogeny.lm import learner
+    from ontogeny.runs.lock import locked
     from ontogeny.server import app
     from ontogeny.server.deployments import Deployments, Options
     from ontogeny.server.store import Store
@@ -250,7 +250,7 @@ def _store(state: Path) -> "Store":
 
 
 def _lines(store: "Store", name: str) -> list[Any]:
-    from ontogeny.registry import unknown
+    from ontogeny.plugins import unknown
     from ontogeny.server import journal
 
     found = journal.lines(store, name)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny import registry
-from ontogeny.errors import BadInput, LawBroken
+from ontogeny import plugins
+from ontogeny.errors import BadInput, ContractViolation
 
 if TYPE_CHECKING:
-    from ontogeny.lifecycle.saved import Saved
+    from ontogeny.stages.saved import Saved
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -25,7 +25,9 @@ Drives = Annotated[
         "--drive", metavar="FACT=WEIGHT", help="A fact and its weight in the reward; may be given several times."
     ),
 ]
-World = Annotated[str | None, typer.Option(help="Another world than that of the run, NAME[:setting=value,...].")]
+Environment = Annotated[
+    str | None, typer.Option(help="Another environment than that of the run, NAME[:setting=value,...].")
+]
 
 
 def can_be_made(path: Path | None) -> None:
@@ -44,40 +46,40 @@ def note(message: str) -> None:
     print(f"note: {message}", file=sys.stderr)
 
 
-def run_spec(agent: str, world: str, development: str, drives: list[str] | None, seed: int) -> Any:
-    from ontogeny.lifecycle.subject import parse
+def run_spec(agent: str, env: str, development: str, drives: list[str] | None, seed: int) -> Any:
+    from ontogeny.stages.subject import parse
 
     pairs = [drive_of(text) for text in drives or []]
     weights = dict(pairs)
     if len(weights) < len(pairs):
         raise BadInput("a --drive names a fact that another one names already")
-    return parse({"agent": agent, "world": world, "development": development, "drives": weights, "seed": seed}, "train")
+    return parse({"agent": agent, "env": env, "development": development, "drives": weights, "seed": seed}, "train")
 
 
 def drive_of(text: str) -> tuple[str, float]:
-    fact, _, weight = text.partition("=")
+    feature, _, weight = text.partition("=")
     try:
-        return fact.strip(), registry.real(float(weight), f"the weight in '{text}'")
+        return feature.strip(), plugins.real(float(weight), f"the weight in '{text}'")
     except BadInput:
         raise
     except ValueError:
         raise BadInput(f"'{text}' is not of the form fact=weight") from None
 
 
-def subject_of(run: Path | None, agent: str | None, world: str | None, drives: list[str] | None, seed: int) -> "Saved":
+def subject_of(run: Path | None, agent: str | None, env: str | None, drives: list[str] | None, seed: int) -> "Saved":
     """The agent to evaluate: a saved one, or one as people wrote it."""
     import jax
 
-    from ontogeny.lifecycle import saved as folders
-    from ontogeny.lifecycle.subject import assemble, room
+    from ontogeny.stages import saved as folders
+    from ontogeny.stages.subject import assemble, room
 
     if run is not None:
         if drives:
             raise BadInput("the drives of a run are those that it was developed with")
-        return folders.read(run, world=room(world) if world else None)
-    if world is None:
-        raise BadInput("an --agent is evaluated in a --world: name it")
-    spec = run_spec(str(agent), world, "single_lifetime", drives, seed)
+        return folders.read(run, env=room(env) if env else None)
+    if env is None:
+        raise BadInput("an --agent is evaluated in a --env: name it")
+    spec = run_spec(str(agent), env, "single_lifetime", drives, seed)
     subject = assemble(spec)
     return folders.Saved(spec, subject, subject.agent.genome(jax.random.key(seed)), None)
 
@@ -87,7 +89,7 @@ def naming(saved: "Saved") -> Iterator[None]:
     """Says whose fault it is where an agent breaks a law."""
     try:
         yield
-    except LawBroken as error:
+    except ContractViolation as error:
         raise BadInput(f"agent '{saved.spec.agent.name}': {error}") from None
 
 

@@ -10,8 +10,8 @@ from ontogeny.cli import language
 from ontogeny.cli.shared import (
     Device,
     Drives,
+    Environment,
     Seed,
-    World,
     can_be_made,
     naming,
     note,
@@ -25,8 +25,8 @@ from ontogeny.cli.start import prepare
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
-    from ontogeny.lifecycle.evaluate import Evaluation
-    from ontogeny.lifecycle.saved import Saved
+    from ontogeny.stages.evaluate import Evaluation
+    from ontogeny.stages.saved import Saved
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
         Path | None, typer.Argument(help="A finished run, a saved deployment, or a language model's folder.")
     ] = None,
     agent: Annotated[str | None, typer.Option(help="In place of a run: NAME[:setting=value,...].")] = None,
-    world: World = None,
+    env: Environment = None,
     drive: Drives = None,
     tasks: Annotated[int, typer.Option(help="Unseen tasks, one life in each.")] = 4000,
     online: Annotated[bool, typer.Option("--online", help="Let weights learn in each life; else frozen.")] = False,
@@ -62,26 +62,26 @@ def evaluate(
 ) -> None:
     """Score an agent on tasks that no training can have drawn, or a language model on a text, with a 95 % interval."""
     if (run is None) == (agent is None):
-        raise BadInput("name either a run or an --agent with its --world")
+        raise BadInput("name either a run or an --agent with its --env")
     can_be_made(out)
     prepare(device)
-    from ontogeny.language.model import is_language
+    from ontogeny.lm.model import is_language
 
     if run is not None and (text is not None or is_language(run)):
-        if world or drive or reset_each_episode:
-            raise BadInput("a language model is scored on a text: it has no --world, --drive or --reset-each-episode")
+        if env or drive or reset_each_episode:
+            raise BadInput("a language model is scored on a text: it has no --env, --drive or --reset-each-episode")
         return language.evaluate(run, text, online, learning, stride, despite_overlap, seed, as_json, out)
     if text is not None or stride is not None or learning is not None or despite_overlap:
         raise BadInput("--text, --stride, --learning and --despite-overlap are for the run of a language model")
-    from ontogeny.lifecycle import checkpoint
-    from ontogeny.lifecycle.evaluate import evaluate
-    from ontogeny.lifecycle.subject import checked_seed
+    from ontogeny.runs import checkpoint
+    from ontogeny.stages.evaluate import evaluate
+    from ontogeny.stages.subject import checked_seed
 
-    saved = subject_of(run, agent, world, drive, checked_seed(seed, "evaluate"))
-    if saved.subject.agent.learns and not online:
+    saved = subject_of(run, agent, env, drive, checked_seed(seed, "evaluate"))
+    if saved.subject.agent.learning and not online:
         note("this agent learns by weights, which are frozen here; --online lets them learn")
     with progress("evaluating") as update, naming(saved):
-        length = saved.subject.world.spec.num_steps
+        length = saved.subject.env.spec.num_steps
         found = evaluate(
             *saved.subject,
             saved.genome if saved.state is None else saved.state,
@@ -103,8 +103,8 @@ def evaluate(
 def deploy(
     run: Annotated[Path, typer.Argument(help="A finished run or a saved deployment.")],
     online: Annotated[bool, typer.Option("--online/--frozen", help="Whether weights go on learning.")] = False,
-    steps: Annotated[int | None, typer.Option(help="By default as many as a life in this world has.")] = None,
-    world: World = None,
+    steps: Annotated[int | None, typer.Option(help="By default as many as a life in this environment has.")] = None,
+    env: Environment = None,
     seed: Seed = 0,
     save: Annotated[Path | None, typer.Option(help="A new folder for weights and activations at the end.")] = None,
     device: Device = None,
@@ -113,19 +113,19 @@ def deploy(
     can_be_made(save)
     prepare(device)
     from ontogeny import trees
-    from ontogeny.lifecycle import saved as folders
-    from ontogeny.lifecycle.deploy import deploy
-    from ontogeny.lifecycle.subject import checked_seed, room
+    from ontogeny.stages import saved as folders
+    from ontogeny.stages.deploy import deploy
+    from ontogeny.stages.subject import checked_seed, room
 
-    agent = folders.read(run, world=room(world) if world else None)
-    before = trees.digest(folders.birth(agent, checked_seed(seed, "deploy"))[1].weights)
+    agent = folders.read(run, env=room(env) if env else None)
+    before = trees.digest(folders.init(agent, checked_seed(seed, "deploy"))[1].weights)
     step = None
     with naming(agent):
         for step in deploy(agent, online=online, seed=seed, num_steps=steps):
-            facts = "  ".join(f"{fact} {short(value)}" for fact, value in step.outcome.items())
+            outcome_features = "  ".join(f"{feature} {short(value)}" for feature, value in step.outcome.items())
             seen = step.observation if isinstance(step.observation, int) else step.observation.tolist()
             typer.echo(
-                f"step {step.number}  episode {step.episode}  observation {seen}  action {step.action}  {facts}  "
+                f"step {step.number}  episode {step.episode}  observation {seen}  action {step.action}  {outcome_features}  "
                 f"reward {short(step.reward)}  score {short(step.score)}"
             )
     assert step is not None
@@ -138,12 +138,12 @@ def deploy(
 
 
 def as_record(saved: "Saved", found: "Evaluation", seed: int) -> dict[str, Any]:
-    from ontogeny.lifecycle.subject import complete, to_json
+    from ontogeny.stages.subject import complete, to_json
 
     spec = to_json(complete(saved.spec))
     return {
         "agent": spec["agent"],
-        "world": spec["world"],
+        "env": spec["env"],
         "drives": spec["drives"],
         "case": found.case,
         "seed": seed,
@@ -172,7 +172,7 @@ def print_evaluation(record: dict[str, Any]) -> None:
     low, high = record["interval"]
     for name, value in (
         ("agent", room_text(record["agent"])),
-        ("world", room_text(record["world"])),
+        ("env", room_text(record["env"])),
         ("case", record["case"]),
         ("score", f"{short(record['mean'])} ± {short(record['se'])} (standard error)"),
         ("95 % interval", f"{short(low)} to {short(high)}"),

@@ -9,10 +9,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
-from ontogeny.types import Spec, ValueFunction
+from ontogeny.types import EnvSpec, ValueFunction
 
 
-def build(spec: Spec) -> ValueFunction:
+def build(spec: EnvSpec) -> ValueFunction:
     H, S, A = spec.horizon, spec.num_observations, spec.num_actions
 
     def init() -> Float[Array, "H S A"]:

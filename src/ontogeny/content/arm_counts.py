@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 
 from ontogeny.content.base import log_gamma_draw
 from ontogeny.errors import BadInput
-from ontogeny.types import Key, Percept, Spec, Steering
+from ontogeny.types import EnvSpec, Key, Percept, Steering
 
 
 class Counts(NamedTuple):
@@ -31,12 +31,12 @@ class Arms(NamedTuple):
     best: float
 
 
-def arms(spec: Spec, steering: Steering) -> Arms:
-    """The arms of a bandit with one Bernoulli fact; any other world raises `BadInput`."""
-    prior = spec.prior.facts if spec.prior else ()
+def arms(spec: EnvSpec, steering: Steering) -> Arms:
+    """The arms of a bandit with one Bernoulli fact; any other environment raises `BadInput`."""
+    prior = spec.prior.outcome_features if spec.prior else ()
     if len(prior) != 1 or prior[0].kind != "bernoulli":
-        raise BadInput(f"the arms of world '{spec.name}' do not pay out one fact with a Beta prior")
-    miss, hit = (float(steering(jnp.full(1, fact))) for fact in (0.0, 1.0))
+        raise BadInput(f"the arms of environment '{spec.name}' do not pay out one fact with a Beta prior")
+    miss, hit = (float(steering(jnp.full(1, feature))) for feature in (0.0, 1.0))
     a, b = (prior[0].a, prior[0].b) if miss <= hit else (prior[0].b, prior[0].a)
     return Arms(spec.num_actions, a, b, min(miss, hit), max(miss, hit))
 

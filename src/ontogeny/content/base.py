@@ -11,7 +11,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int32
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.errors import BadInput
 from ontogeny.types import Key, PyTree
 
@@ -116,10 +116,10 @@ def dense(key: Key, rows: int, columns: int) -> Float[Array, "rows columns"]:
 def of_size(content: str, inputs: int, outputs: int, size: int, column: int) -> Predictor:
     """A predictor by name, with its units or width set where it has them and `size` is not 0; `column` is the input
     that a table looks at."""
-    known = registry.settings("content", content)
+    known = plugins.settings("content", content)
     given = {name: size for name in ("units", "width") if size and name in known}
-    if "inputs" not in inspect.signature(registry.attribute("content", content, "build")).parameters:
+    if "inputs" not in inspect.signature(plugins.attribute("content", content, "build")).parameters:
         raise BadInput(f"content '{content}' is no predictor")
     if "column" in known:
         given["column"] = column
-    return registry.build("content", content, inputs, outputs, **given)
+    return plugins.build("content", content, inputs, outputs, **given)

@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from ontogeny.content.base import Predictor, begins, by_gradient, dense
-from ontogeny.errors import BadInput, at_least
+from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Key
 
 NEVER = -1e9  # attention to what is not there
@@ -41,7 +41,7 @@ class Memory(NamedTuple):
 def build(
     inputs: int, outputs: int = 1, *, width: int = 16, heads: int = 2, window: int = 50, step_size: float = 0.005
 ) -> Predictor:
-    at_least(1, width=width, heads=heads, window=window)
+    require_at_least(1, width=width, heads=heads, window=window)
     if width % heads:
         raise BadInput(f"the setting 'width' must be a multiple of the {heads} heads, not {width}")
     each = width // heads

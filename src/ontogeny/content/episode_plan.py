@@ -13,7 +13,7 @@ from jax import Array
 from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float, Int32
 
-from ontogeny.types import Key, Percept, PyTree, Spec
+from ontogeny.types import EnvSpec, Key, Percept, PyTree
 
 
 class Plan(NamedTuple):
@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     taken: Int32[Array, ""]  # steps of the episode taken so far; -1 where there is no plan
 
 
-def none_yet(spec: Spec) -> Plan:
+def none_yet(spec: EnvSpec) -> Plan:
     return Plan(jnp.zeros((spec.horizon, spec.num_observations), jnp.int32), jnp.int32(-1))
 
 
@@ -44,7 +44,7 @@ def follow(
     return policy_now[to_go - 1, percept.observation], Plan(policy_now, taken + 1)
 
 
-def at_time_limit(spec: Spec, plan: Plan) -> Bool[Array, ""]:
+def at_time_limit(spec: EnvSpec, plan: Plan) -> Bool[Array, ""]:
     """Whether the step just taken was the last that an episode may take, so that its end tells nothing of the task."""
     return plan.taken >= spec.horizon
 

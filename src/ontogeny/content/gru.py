@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ontogeny.content.base import Predictor, begins, by_gradient, dense
-from ontogeny.errors import at_least
+from ontogeny.errors import require_at_least
 from ontogeny.types import Key
 
 
@@ -28,7 +28,7 @@ class Weights(NamedTuple):
 
 def build(inputs: int, outputs: int = 1, *, units: int = 12, memory: float = 1.0, step_size: float = 0.01) -> Predictor:
     """`memory` is the first bias of the update gates: how long the untrained units remember."""
-    at_least(1, units=units)
+    require_at_least(1, units=units)
 
     def init(key: Key) -> Weights:
         recurrent_key, input_key = jax.random.split(key)

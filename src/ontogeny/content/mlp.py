@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ontogeny.content.base import Predictor, dense, memoryless
-from ontogeny.errors import at_least
+from ontogeny.errors import require_at_least
 from ontogeny.types import Key
 
 
@@ -20,7 +20,7 @@ class Weights(NamedTuple):
 
 
 def build(inputs: int, outputs: int = 1, *, units: int = 16, step_size: float = 0.003) -> Predictor:
-    at_least(1, units=units)
+    require_at_least(1, units=units)
 
     def init(key: Key) -> Weights:
         first = dense(key, inputs, units)

@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ontogeny.content.base import log_gamma_draw
-from ontogeny.types import FactPrior, Key, Prior
+from ontogeny.types import FeaturePrior, Key, Prior
 
 
 @runtime_checkable
@@ -31,7 +31,7 @@ class Evidence(Protocol):
 
 class Draw(NamedTuple):
     successors: Float[Array, "S A S"]  # probabilities; what they lack of one is the probability of an end
-    facts: Float[Array, "S A F"]  # expected facts
+    outcome_features: Float[Array, "S A F"]  # expected facts
 
 
 def draw(key: Key, prior: Prior, evidence: Evidence) -> Draw:
@@ -42,20 +42,20 @@ def draw(key: Key, prior: Prior, evidence: Evidence) -> Draw:
     end_logs = log_gamma_draw(end_key, jnp.maximum(evidence.ends, 1e-3))
     end_logs = jnp.where(evidence.ends > 0, end_logs, -jnp.inf)
     probabilities = jax.nn.softmax(jnp.concatenate([logs, end_logs[..., None]], axis=-1), axis=-1)
-    facts = [
-        _draw_fact(jax.random.fold_in(fact_key, f), fact, evidence.visits, evidence.totals[..., f])
-        for f, fact in enumerate(prior.facts)
+    outcome_features = [
+        _draw_feature(jax.random.fold_in(fact_key, f), feature, evidence.visits, evidence.totals[..., f])
+        for f, feature in enumerate(prior.outcome_features)
     ]
-    return Draw(probabilities[..., :-1], jnp.stack(facts, axis=-1))
+    return Draw(probabilities[..., :-1], jnp.stack(outcome_features, axis=-1))
 
 
-def _draw_fact(
-    key: Key, fact: FactPrior, visits: Float[Array, "S A"], total: Float[Array, "S A"]
+def _draw_feature(
+    key: Key, feature: FeaturePrior, visits: Float[Array, "S A"], total: Float[Array, "S A"]
 ) -> Float[Array, "S A"]:
     """Expected facts, after `visits` observations that sum to `total`."""
-    if fact.kind == "bernoulli":
-        hits, misses = log_gamma_draw(key, jnp.stack([fact.a + total, fact.b + visits - total]))
+    if feature.kind == "bernoulli":
+        hits, misses = log_gamma_draw(key, jnp.stack([feature.a + total, feature.b + visits - total]))
         return jax.nn.sigmoid(hits - misses)
-    precision = fact.b**-2 + visits * fact.noise**-2
-    mean = (fact.a * fact.b**-2 + total * fact.noise**-2) / precision
+    precision = feature.b**-2 + visits * feature.noise**-2
+    mean = (feature.a * feature.b**-2 + total * feature.noise**-2) / precision
     return mean + jax.random.normal(key, visits.shape) / jnp.sqrt(precision)

@@ -1,10 +1,10 @@
-"""Exact Bayesian model of a tabular world: Dirichlet successors, conjugate Normal or Beta facts.
+"""Exact Bayesian model of a tabular environment: Dirichlet successors, conjugate Normal or Beta facts.
 
 Conjugate updating as in Gelman et al., Bayesian Data Analysis (3rd ed.), sections 2.4, 2.5 and 3.4; as the belief over
 tabular decision problems in Duff 2002 and Strens 2000. Weights are counts and sums of what was seen, so the order of
-the evidence does not matter; the prior comes from the world's `Spec` and is put in by `query`.
+the evidence does not matter; the prior comes from the environment's `Spec` and is put in by `query`.
 
-Where a world says that facts drift within a life, a share of their evidence is lost at every step (discounting:
+Where an environment says that facts drift within a life, a share of their evidence is lost at every step (discounting:
 West & Harrison 1997, Bayesian Forecasting and Dynamic Models, section 6.3); where it says that single links change, a
 share of what is known of an (observation, action) is lost at every visit to it. The posterior is then approximate.
 
@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from ontogeny.types import BadInput, FactPrior, Spec, WorldModel
+from ontogeny.types import BadInput, EnvSpec, FeaturePrior, WorldModel
 
 
 class Evidence(NamedTuple):
@@ -36,14 +36,14 @@ class Prediction(NamedTuple):
 
     successors: Float[Array, "S A S"]  # probabilities; what they lack of one is the probability of an end
     successor_evidence: Float[Array, "S A"]  # prior concentration plus observations
-    facts: Float[Array, "S A F"]  # expected facts
-    fact_evidence: Float[Array, "S A F"]  # variance of one observation / variance of the expected fact
+    outcome_features: Float[Array, "S A F"]  # expected facts
+    feature_evidence: Float[Array, "S A F"]  # variance of one observation / variance of the expected fact
 
 
-def build(spec: Spec) -> WorldModel:
+def build(spec: EnvSpec) -> WorldModel:
     if spec.prior is None or spec.num_observations < 1:
-        raise BadInput(f"content 'tabular_model' needs a tabular world, '{spec.name}' is none")
-    S, A, F = spec.num_observations, spec.num_actions, len(spec.facts)
+        raise BadInput(f"content 'tabular_model' needs a tabular environment, '{spec.name}' is none")
+    S, A, F = spec.num_observations, spec.num_actions, len(spec.outcome_features)
     prior = spec.prior
 
     def init() -> Evidence:
@@ -53,8 +53,11 @@ def build(spec: Spec) -> WorldModel:
         observed = jnp.sum(weights.successors, axis=-1) + weights.ends
         concentration = prior.transitions * S + observed
         successors = (prior.transitions + weights.successors) / concentration[..., None]
-        facts = [posterior_of(fact, weights.visits, weights.totals[..., f]) for f, fact in enumerate(prior.facts)]
-        means, evidence = (jnp.stack(part, axis=-1) for part in zip(*facts, strict=True))
+        outcome_features = [
+            posterior_of(feature, weights.visits, weights.totals[..., f])
+            for f, feature in enumerate(prior.outcome_features)
+        ]
+        means, evidence = (jnp.stack(part, axis=-1) for part in zip(*outcome_features, strict=True))
         return Prediction(successors, concentration, means, evidence)
 
     def update(
@@ -85,15 +88,15 @@ def build(spec: Spec) -> WorldModel:
 
 
 def posterior_of(
-    fact: FactPrior, visits: Float[Array, "*shape"], total: Float[Array, "*shape"]
+    feature: FeaturePrior, visits: Float[Array, "*shape"], total: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """Posterior mean and evidence of one fact after `visits` observations that sum to `total`.
 
     Normal: the prior is worth (noise / b)^2 observations of its mean. Bernoulli: Beta(a, b) is worth a + b, and the
     variance p (1 - p) of one payout is a + b + 1 times the variance of p.
     """
-    if fact.kind == "bernoulli":
-        strength = fact.a + fact.b
-        return (fact.a + total) / (strength + visits), strength + visits + 1
-    strength = (fact.noise / fact.b) ** 2
-    return (strength * fact.a + total) / (strength + visits), strength + visits
+    if feature.kind == "bernoulli":
+        strength = feature.a + feature.b
+        return (feature.a + total) / (strength + visits), strength + visits + 1
+    strength = (feature.noise / feature.b) ** 2
+    return (strength * feature.a + total) / (strength + visits), strength + visits

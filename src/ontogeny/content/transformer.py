@@ -19,7 +19,7 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int32, Integer
 
-from ontogeny.errors import BadInput, at_least
+from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Key, Weights, WorldModel
 
 POSITIONS = ("learned", "rotary")
@@ -98,7 +98,7 @@ def build(
     learning_rate: float = 1e-3,
 ) -> WorldModel:
     """`query(content, tokens [T])` is log-probabilities [T, V] of what follows each token, `update(weights, tokens
-    [B, T+1])` one step of Adam on all of them; recipes of training runs are in `ontogeny.language.recipe`."""
+    [B, T+1])` one step of Adam on all of them; recipes of training runs are in `ontogeny.lm.recipe`."""
     config = configure(architecture, vocabulary, context, layers=layers, heads=heads, width=width)
     optimizer = optax.adam(learning_rate)
 
@@ -119,8 +119,8 @@ def build(
 
 def configure(architecture: str, vocabulary: int, context: int, *, layers: int, heads: int, width: int) -> Config:
     """A whole config from the few numbers that matter; `modern` has SwiGLU's three matrices in GPT-2's two's room."""
-    at_least(1, vocabulary=vocabulary, layers=layers, heads=heads, width=width)
-    at_least(2, context=context)
+    require_at_least(1, vocabulary=vocabulary, layers=layers, heads=heads, width=width)
+    require_at_least(2, context=context)
     if architecture not in ("gpt2", "modern"):
         raise BadInput(f"the setting 'architecture' must be gpt2 or modern, not '{architecture}'")
     config = Config(vocabulary, context, layers, heads, width, 4 * width)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from ontogeny import registry
+from ontogeny import plugins
 from ontogeny.agents.base import needs_open_tasks
-from ontogeny.errors import at_least
-from ontogeny.lifetime import whole_life
-from ontogeny.streams import life_keys
-from ontogeny.types import Agent, Genome, Info, Key, PyTree, Steering, World
+from ontogeny.errors import require_at_least
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.types import Agent, Environment, Genome, Info, Key, PyTree, Steering
 
 
 class Development(NamedTuple):
@@ -31,22 +31,22 @@ class Development(NamedTuple):
     num_steps: int  # agent-environment steps of one generation, all members and lives together
 
 
-def fitness_of_life(key: Key, agent: Agent, world: World, steering: Steering, genome: Genome) -> Array:
+def fitness_of_life(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
     """The return of a whole life from birth, the sum of what steering says of it: []. Summed outside the agent.
 
-    Not `World.score`, which evaluation alone may read (the third law): a genome that is developed on a proxy is
+    Not `Environment.score`, which evaluation alone may read (the third law): a genome that is developed on a proxy is
     developed on that proxy. Agents that learn by weights (`agent.learns`) do so in their life; all others live on
     activations.
     """
-    _, life = whole_life(key, agent, world, steering, genome, learning=agent.learns)
-    return jnp.sum(life.reward)
+    _, trajectory = rollout_lifetime(key, agent, env, steering, genome, learning=agent.learning)
+    return jnp.sum(trajectory.reward)
 
 
-def beside(text: str, world: World, steering: Steering) -> Agent:
-    """Another agent in the same world, named as on the command line: one to be compared with or taught by."""
-    name, settings = registry.parse(text)
-    agent = registry.build("agents", name, world.spec, steering, **settings)
-    needs_open_tasks(name, agent, world)
+def beside(text: str, env: Environment, steering: Steering) -> Agent:
+    """Another agent in the same environment, named as on the command line: one to be compared with or taught by."""
+    name, settings = plugins.parse(text)
+    agent = plugins.build("agents", name, env.spec, steering, **settings)
+    needs_open_tasks(name, agent, env)
     return agent
 
 
@@ -69,10 +69,10 @@ def descent(
     model: Callable[[Key], PyTree],
     loss: Callable[[PyTree, Key, Array], tuple[Array, dict[str, Array]]],
     genome: Callable[[PyTree], Genome],
-    world: World,
+    env: Environment,
     *,
     updates: int,
-    lives: int,
+    num_lifetimes: int,
     step_size: float,
     updates_per_dispatch: int,
 ) -> Development:
@@ -81,8 +81,8 @@ def descent(
     One generation is one update on `lives` fresh lives of the stage `training`; `progress` goes from 0 to 1; the
     loss's info is recorded. `genome` takes what is deployed out of the model.
     """
-    at_least(1, updates=updates, lives=lives, updates_per_dispatch=updates_per_dispatch)
-    at_least(0, step_size=step_size)
+    require_at_least(1, updates=updates, num_lifetimes=num_lifetimes, updates_per_dispatch=updates_per_dispatch)
+    require_at_least(0, step_size=step_size)
     num_dispatches, each = dispatches(updates, updates_per_dispatch)
     schedule = optax.cosine_decay_schedule(step_size, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
@@ -93,7 +93,7 @@ def descent(
         return Descent(seed, jnp.int32(0), first, optimizer.init(first))
 
     def update(state: Descent, _: None) -> tuple[Descent, Info]:
-        keys = life_keys(jax.random.fold_in(state.seed, state.update), lives, "training")
+        keys = sample_lifetime_keys(jax.random.fold_in(state.seed, state.update), num_lifetimes, "training")
         (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.model, keys, state.update / updates)
         change, moments = optimizer.update(gradient, state.optimizer, state.model)
         moved = cast(Any, optax.apply_updates(state.model, change))
@@ -109,5 +109,5 @@ def descent(
         lambda state: genome(state.model),
         num_dispatches,
         each,
-        lives * world.spec.num_steps,
+        num_lifetimes * env.spec.num_steps,
     )

@@ -15,8 +15,8 @@ from jax import Array
 from ontogeny.agents import recurrent
 from ontogeny.development.base import Development, beside, descent
 from ontogeny.errors import BadInput
-from ontogeny.lifetime import whole_life
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transition, Weights, World
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.types import Agent, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
 
 class Lesson(NamedTuple):
@@ -28,42 +28,42 @@ class Lesson(NamedTuple):
 
 def build(
     agent: Agent,
-    world: World,
+    env: Environment,
     steering: Steering,
     *,
     teacher: str = "gittins",
     updates: int = 600,
-    lives: int = 128,
+    num_lifetimes: int = 128,
     step_size: float = 0.01,
     updates_per_dispatch: int = 10,
 ) -> Development:
     """`teacher` names a reference agent, settings after a colon; the step size falls to zero as a cosine."""
-    master = beside(teacher, world, steering)
+    master = beside(teacher, env, steering)
     return imitation(
         agent,
         master,
-        world,
+        env,
         steering,
         updates=updates,
-        lives=lives,
+        num_lifetimes=num_lifetimes,
         step_size=step_size,
         updates_per_dispatch=updates_per_dispatch,
     )
 
 
-def imitation(agent: Agent, master: Agent, world: World, steering: Steering, **schedule: Any) -> Development:
-    """The same with any agent of the same world as the teacher; `schedule` as in `development.base.descent`."""
-    apprentice = pupil(agent, master, world.spec)
+def imitation(agent: Agent, master: Agent, env: Environment, steering: Steering, **schedule: Any) -> Development:
+    """The same with any agent of the same environment as the teacher; `schedule` as in `development.base.descent`."""
+    apprentice = pupil(agent, master, env.spec)
 
     def loss(genome: recurrent.Network, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
         del progress
-        lesson, fitness = jax.vmap(lambda key: attend(key, apprentice, world, steering, genome))(keys)
+        lesson, fitness = jax.vmap(lambda key: attend(key, apprentice, env, steering, genome))(keys)
         return jnp.mean(lesson.loss), {"agreement": jnp.mean(lesson.agrees), "fitness": jnp.mean(fitness)}
 
-    return descent(agent.genome, loss, lambda network: network, world, **schedule)
+    return descent(agent.genome, loss, lambda network: network, env, **schedule)
 
 
-def pupil(agent: Agent, master: Agent, spec: Spec) -> Agent:
+def pupil(agent: Agent, master: Agent, spec: EnvSpec) -> Agent:
     """The agent, acting as ever, with a teacher at its side that perceives what it perceives.
 
     The teacher's weights and activations travel with the pupil's, so it may learn as the life goes on. `learn`
@@ -72,10 +72,10 @@ def pupil(agent: Agent, master: Agent, spec: Spec) -> Agent:
     if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), recurrent.Network):
         raise BadInput("the development 'distillation' trains the agent 'recurrent' only")
 
-    def birth(key: Key, genome: recurrent.Network) -> State:
-        own = agent.birth(key, genome)
+    def init(key: Key, genome: recurrent.Network) -> State:
+        own = agent.init(key, genome)
         genome_key, birth_key = jax.random.split(key)
-        taught = master.birth(birth_key, master.genome(genome_key))
+        taught = master.init(birth_key, master.genome(genome_key))
         nothing = Lesson(jnp.float32(0), jnp.float32(0))
         return State(
             Weights((own.weights.content, taught.weights)),
@@ -100,16 +100,16 @@ def pupil(agent: Agent, master: Agent, spec: Spec) -> Agent:
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, Lesson]:
         (network, taught), (_, memory, lesson) = state.weights.content, state.activations
-        if master.learns:
+        if master.learning:
             taught = master.learn(key, State(taught, memory), transition)[0].weights
         return State(Weights((network, taught)), state.activations), lesson
 
-    return Agent(agent.genome, birth, reset, act, learn, learns=master.learns, privileged=master.privileged)
+    return Agent(agent.genome, init, reset, act, learn, learning=master.learning, privileged=master.privileged)
 
 
 def attend(
-    key: Key, apprentice: Agent, world: World, steering: Steering, genome: recurrent.Network
+    key: Key, apprentice: Agent, env: Environment, steering: Steering, genome: recurrent.Network
 ) -> tuple[Lesson, Array]:
     """One life of a pupil: its lessons, leading axis T, and its return []."""
-    _, life = whole_life(key, apprentice, world, steering, genome, learning=True)
-    return life.info, jnp.sum(life.reward)
+    _, trajectory = rollout_lifetime(key, apprentice, env, steering, genome, learning=True)
+    return trajectory.info, jnp.sum(trajectory.reward)

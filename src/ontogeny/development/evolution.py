@@ -15,11 +15,11 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from ontogeny import registry, trees
+from ontogeny import plugins, trees
 from ontogeny.development.base import Development, beside, dispatches, fitness_of_life
-from ontogeny.errors import at_least
-from ontogeny.streams import life_keys
-from ontogeny.types import Agent, BadInput, Genome, Info, Key, OuterLoop, PyTree, Steering, World
+from ontogeny.errors import require_at_least
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.types import Agent, BadInput, Environment, Genome, Info, Key, OuterLoop, PyTree, Steering
 
 STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
 
@@ -34,12 +34,12 @@ class Evolution(NamedTuple):
 
 def build(
     agent: Agent,
-    world: World,
+    env: Environment,
     steering: Steering,
     *,
     strategy: str = "Open_ES",
     population: int = 256,
-    lives: int = 64,
+    num_lifetimes: int = 64,
     generations: int = 100,
     spread: float = 0.05,
     step_size: float = 0.02,
@@ -52,8 +52,10 @@ def build(
     a cosine to the shares `last_spread` and `last_step` (other strategies begin with `spread` and find their own way).
     `reference` names an agent, settings after a colon, whose fitness in the same lives is subtracted. Dispatches hold
     at most `generations_per_dispatch` generations, fewer where those would not add up to `generations`."""
-    at_least(1, lives=lives, generations=generations, generations_per_dispatch=generations_per_dispatch)
-    at_least(0, step_size=step_size, last_spread=last_spread, last_step=last_step)
+    require_at_least(
+        1, num_lifetimes=num_lifetimes, generations=generations, generations_per_dispatch=generations_per_dispatch
+    )
+    require_at_least(0, step_size=step_size, last_spread=last_spread, last_step=last_step)
     if not spread > 0:
         raise BadInput(f"the setting 'spread' must be greater than 0, not {spread}")
     num_dispatches, each = dispatches(generations, generations_per_dispatch)
@@ -63,8 +65,8 @@ def build(
     spreads = optax.cosine_decay_schedule(spread, generations, last_spread)
     steps = optax.cosine_decay_schedule(step_size, generations, last_step)
     loop = search(strategy, template, population, spreads, steps)
-    measure = over_devices(lambda keys, genome: mean_fitness(keys, agent, world, steering, genome), population)
-    other = beside(reference, world, steering)
+    measure = over_devices(lambda keys, genome: mean_fitness(keys, agent, env, steering, genome), population)
+    other = beside(reference, env, steering)
 
     def init(key: Key) -> Evolution:
         genome_key, loop_key, seed = jax.random.split(key, 3)
@@ -73,10 +75,10 @@ def build(
     def generation(state: Evolution, _: None) -> tuple[Evolution, Info]:
         key = jax.random.fold_in(state.seed, state.generation)
         ask_key, tell_key, lives_key, reference_key = jax.random.split(key, 4)
-        keys = life_keys(lives_key, lives, "training")
+        keys = sample_lifetime_keys(lives_key, num_lifetimes, "training")
         members, asked = loop.ask(ask_key, state.search)
         fitness = measure(keys, members)
-        known = mean_fitness(keys, other, world, steering, other.genome(reference_key))
+        known = mean_fitness(keys, other, env, steering, other.genome(reference_key))
         # Less noise in the records. Ranks do not see it: in common lives the reference is the same for all members.
         ahead = fitness - known
         told = loop.tell(tell_key, asked, members, ahead)
@@ -96,7 +98,7 @@ def build(
         # Two dispatches under way at once can take each other's threads where the devices of a host meet, and hang.
         return jax.block_until_ready(dispatch(state))
 
-    num_steps = population * lives * world.spec.num_steps
+    num_steps = population * num_lifetimes * env.spec.num_steps
     return Development(init, step, lambda state: loop.best(state.search), num_dispatches, each, num_steps)
 
 
@@ -126,7 +128,7 @@ def _of_evosax(
 ) -> tuple[Any, Any]:
     """The algorithm and its parameters; only what evosax leaves to be chosen is set."""
     if strategy not in STRATEGIES:
-        raise registry.unknown("strategy", strategy, list(STRATEGIES))
+        raise plugins.unknown("strategy", strategy, list(STRATEGIES))
     if population < 4 or population % 2:
         raise BadInput(f"the setting 'population' must be even and at least 4, not {population}")
     numbers = trees.size(template)
@@ -149,9 +151,9 @@ def _of_evosax(
     return algorithm, parameters
 
 
-def mean_fitness(keys: Key, agent: Agent, world: World, steering: Steering, genome: Genome) -> Array:
+def mean_fitness(keys: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
     """The mean fitness of one genome over the lives that `keys` [B] determine: []."""
-    return jnp.mean(jax.vmap(lambda key: fitness_of_life(key, agent, world, steering, genome))(keys))
+    return jnp.mean(jax.vmap(lambda key: fitness_of_life(key, agent, env, steering, genome))(keys))
 
 
 def over_devices(measure, population: int):

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from ontogeny.agents import recurrent
 from ontogeny.development.base import Development, descent
 from ontogeny.errors import BadInput
-from ontogeny.lifetime import whole_life
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering, Transition, Weights, World
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.types import Agent, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
 
 class ActorCritic(NamedTuple):
@@ -35,11 +35,11 @@ class Trace(NamedTuple):
 
 def build(
     agent: Agent,
-    world: World,
+    env: Environment,
     steering: Steering,
     *,
     updates: int = 1000,
-    lives: int = 128,
+    num_lifetimes: int = 128,
     step_size: float = 0.01,
     discount: float = 0.95,
     trace_decay: float = 0.9,
@@ -51,12 +51,12 @@ def build(
     for name, share in (("discount", discount), ("trace_decay", trace_decay)):
         if not 0 <= share <= 1:
             raise BadInput(f"the setting '{name}' must lie between 0 and 1, not {share}")
-    player = sampling(agent, world.spec)
+    player = sampling(agent, env.spec)
 
     def loss(model: ActorCritic, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
         def one(key: Key) -> tuple[Trace, Array]:
-            _, life = whole_life(key, player, world, steering, model, learning=True)
-            return life.info, life.reward
+            _, trajectory = rollout_lifetime(key, player, env, steering, model, learning=True)
+            return trajectory.info, trajectory.reward
 
         trace, reward = jax.vmap(one)(keys)
         # Returns in units of one step's reward: the critic starts at zero and would take long to reach their sums.
@@ -75,15 +75,15 @@ def build(
         player.genome,
         loss,
         lambda model: model.actor,
-        world,
+        env,
         updates=updates,
-        lives=lives,
+        num_lifetimes=num_lifetimes,
         step_size=step_size,
         updates_per_dispatch=updates_per_dispatch,
     )
 
 
-def sampling(agent: Agent, spec: Spec) -> Agent:
+def sampling(agent: Agent, spec: EnvSpec) -> Agent:
     """The network with a critic at its side, drawing its actions by softmax; `Life.info` holds the `Trace`."""
     if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), recurrent.Network):
         raise BadInput("the development 'policy_gradient' trains the agent 'recurrent' only")
@@ -92,9 +92,9 @@ def sampling(agent: Agent, spec: Spec) -> Agent:
         actor = agent.genome(key)
         return ActorCritic(actor, jnp.zeros(actor.readout.shape[0] + 1))
 
-    def birth(key: Key, model: ActorCritic) -> State:
+    def init(key: Key, model: ActorCritic) -> State:
         silent = Trace(jnp.float32(0), jnp.float32(0), jnp.float32(0))
-        return State(Weights(model), (agent.birth(key, model.actor).activations, silent))
+        return State(Weights(model), (agent.init(key, model.actor).activations, silent))
 
     def reset(state: State) -> State:
         hidden, trace = state.activations
@@ -113,7 +113,7 @@ def sampling(agent: Agent, spec: Spec) -> Agent:
         del key, transition
         return state, state.activations[1]
 
-    return Agent(genome, birth, reset, act, learn, learns=True)
+    return Agent(genome, init, reset, act, learn, learning=True)
 
 
 def advantages(

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny import streams
+from ontogeny import rng
 from ontogeny.development.base import Development, fitness_of_life
-from ontogeny.errors import at_least
-from ontogeny.types import Agent, Genome, Info, Key, OuterLoop, PyTree, Steering, World
+from ontogeny.errors import require_at_least
+from ontogeny.types import Agent, Environment, Genome, Info, Key, OuterLoop, PyTree, Steering
 
 
 class State(NamedTuple):
@@ -40,8 +40,10 @@ def as_written() -> OuterLoop:
     return OuterLoop(init, ask, tell, best=lambda state: state)
 
 
-def build(agent: Agent, world: World, steering: Steering, *, lives: int = 64, generations: int = 1) -> Development:
-    at_least(1, lives=lives, generations=generations)
+def build(
+    agent: Agent, env: Environment, steering: Steering, *, num_lifetimes: int = 64, generations: int = 1
+) -> Development:
+    require_at_least(1, num_lifetimes=num_lifetimes, generations=generations)
     loop = as_written()
 
     def init(key: Key) -> State:
@@ -53,10 +55,10 @@ def build(agent: Agent, world: World, steering: Steering, *, lives: int = 64, ge
     def step(state: State) -> tuple[State, Info]:
         ask_key, lives_key, tell_key = jax.random.split(jax.random.fold_in(state.seed, state.generation), 3)
         population, asked = loop.ask(ask_key, state.loop)
-        keys = streams.life_keys(lives_key, lives, "training")
+        keys = rng.sample_lifetime_keys(lives_key, num_lifetimes, "training")
 
         genome = jax.tree.map(lambda leaf: leaf[0], population)
-        fitness = jax.vmap(lambda key: fitness_of_life(key, agent, world, steering, genome))(keys)  # [lives]
+        fitness = jax.vmap(lambda key: fitness_of_life(key, agent, env, steering, genome))(keys)  # [lives]
         mean = jnp.mean(fitness)
         told = loop.tell(tell_key, asked, population, mean[None])
         info = {"fitness": mean[None], "fitness_std": jnp.std(fitness)[None]}
@@ -68,5 +70,5 @@ def build(agent: Agent, world: World, steering: Steering, *, lives: int = 64, ge
         genome=lambda state: loop.best(state.loop),
         num_dispatches=generations,
         generations=1,
-        num_steps=lives * world.spec.num_steps,
+        num_steps=num_lifetimes * env.spec.num_steps,
     )

@@ -1,4 +1,4 @@
-"""Agents: sessions in which an outside program is the world."""
+"""Agents: sessions in which an outside program is the environment."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -23,7 +23,9 @@ async def _do(request: Request, name: str, key: Key, what: Callable[..., Any], *
     try:
         return await done(request, work)
     except (OverflowError, TypeError, ValueError) as error:
-        raise faults.bad(f"the observation is not what this agent's world shows: {error}", "observation") from None
+        raise faults.bad(
+            f"the observation is not what this agent's environment shows: {error}", "observation"
+        ) from None
 
 
 @router.get("")
@@ -38,7 +40,7 @@ def about(request: Request, name: str, key: Caller) -> dict[str, Any]:
         "actions": spec.num_actions,
         "observations": spec.num_observations or None,
         "observation_shape": list(spec.observation_shape),
-        "facts": list(spec.facts),
+        "outcome_features": list(spec.outcome_features),
     }
 
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from fastapi import Request
 
-from ontogeny.language.tokenizer import Tokenizer
+from ontogeny.engine.choices import Scored
+from ontogeny.engine.engine import Busy, Engine, Ticket
+from ontogeny.engine.rows import End, Question, Token
+from ontogeny.engine.text import Growing
+from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server import faults
-from ontogeny.server.choices import Scored
-from ontogeny.server.engine import Busy, Engine, Ticket
-from ontogeny.server.rows import End, Question, Token
-from ontogeny.server.text import Growing
 
 
 class Piece(NamedTuple):

@@ -35,7 +35,7 @@ def make(deployments: Deployments, *, time_limit: float, most_bytes: int = MOST_
     meter = Meter(deployments)
 
     @contextlib.asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def trajectory(app: FastAPI) -> AsyncIterator[None]:
         deployments.start()
         meter.start()
         yield
@@ -48,7 +48,7 @@ def make(deployments: Deployments, *, time_limit: float, most_bytes: int = MOST_
         description="Saved models, frozen or learning: the OpenAI API, agents, lines of learning.",
         docs_url=None,
         redoc_url=None,
-        lifespan=life,
+        lifespan=trajectory,
     )
     app.state.service = Service(deployments, deployments.store, Limits(), meter, time_limit)
     app.state.recent = Recent()

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from ontogeny import trees
 from ontogeny.content.transformer import Transformer
+from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput
-from ontogeny.language import model as models
-from ontogeny.language.learner import Plan
-from ontogeny.language.model import LanguageModel
-from ontogeny.registry import unknown
+from ontogeny.lm import model as models
+from ontogeny.lm.learner import Plan
+from ontogeny.lm.model import LanguageModel
+from ontogeny.plugins import unknown
 from ontogeny.server import journal, learner, lines
-from ontogeny.server.engine import Engine
 from ontogeny.server.lines import Lines
 from ontogeny.server.sessions import Sessions
 from ontogeny.server.store import Store

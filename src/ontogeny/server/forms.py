@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ontogeny.engine.choices import Scored
+from ontogeny.engine.rows import Question
+from ontogeny.engine.text import shown
 from ontogeny.server.answers import Piece
-from ontogeny.server.choices import Scored
 from ontogeny.server.deployments import Answering, Text
 from ontogeny.server.keys import Key
-from ontogeny.server.rows import Question
-from ontogeny.server.text import shown
 
 
 class Asked(NamedTuple):

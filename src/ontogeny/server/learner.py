@@ -21,10 +21,10 @@ from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config, Transformer
 from ontogeny.errors import BadInput
-from ontogeny.language import corpus, learner, online
-from ontogeny.language.learner import Plan, Trained
-from ontogeny.language.model import LanguageModel
-from ontogeny.lifecycle import checkpoint
+from ontogeny.lm import corpus, learner, online
+from ontogeny.lm.learner import Plan, Trained
+from ontogeny.lm.model import LanguageModel
+from ontogeny.runs import checkpoint
 from ontogeny.types import Weights
 
 HELD_OUT = 64  # windows that the gate looks at

@@ -24,8 +24,8 @@ from safetensors.numpy import save as encode
 
 from ontogeny import trees
 from ontogeny.content.transformer import Transformer
-from ontogeny.errors import BadInput, LawBroken
-from ontogeny.lifecycle import checkpoint
+from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.runs import checkpoint
 from ontogeny.server import journal
 from ontogeny.server.journal import Line, Version
 from ontogeny.server.learner import Learner
@@ -256,7 +256,7 @@ class Lines:
             weights = self.learner.learn(weights, found.text, lambda: None)
         last = rest[-1] if rest else first
         if last.parent is not None and trees.digest(weights) != last.digest:
-            raise LawBroken(
+            raise ContractViolation(
                 f"version {last.number} of '{line.line}' was learned again to other bits than {last.digest[:16]}"
             )
         as_trained = last.parent is None and last.snapshot is None

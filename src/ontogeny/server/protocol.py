@@ -147,7 +147,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Feedback(BaseModel):
-    """What the last action led to: `outcome` names facts, `reward` is short for the only fact of a world with one."""
+    """What the last action led to: `outcome` names facts, `reward` is short for the only fact of an environment with one."""
 
     reward: Number | None = None
     outcome: dict[Words, Number] | None = None
@@ -157,7 +157,7 @@ class Feedback(BaseModel):
 class Seen(Feedback):
     """What there is to be seen now, and, where it was not said by feedback before, what the last action led to."""
 
-    observation: Any = Field(description="A whole number, or an array of numbers, as the agent's world has it")
+    observation: Any = Field(description="A whole number, or an array of numbers, as the agent's environment has it")
     first: bool = Field(False, description="A new episode begins with this observation")
 
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from ontogeny.engine.choices import Taste
+from ontogeny.engine.engine import Busy
 from ontogeny.errors import BadInput
-from ontogeny.language.tokenizer import decode
+from ontogeny.lm.tokenizer import decode
 from ontogeny.server import faults
-from ontogeny.server.choices import Taste
 from ontogeny.server.deployments import Answering, Text
-from ontogeny.server.engine import Busy
 from ontogeny.server.keys import Key
 from ontogeny.server.line_routes import FILE, SAFETENSORS
 from ontogeny.server.protocol import GoOn

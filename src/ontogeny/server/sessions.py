@@ -1,4 +1,4 @@
-"""An agent's lives in use: an outside program is the world, the server remembers.
+"""An agent's lives in use: an outside program is the environment, the server remembers.
 
 A session is one life. Its state is on the disk when a step is acknowledged, so that a life goes on after any crash. In
 a frozen deployment the weights of a life stay those of its birth; online it learns from each step. Steps are taken one
@@ -17,12 +17,12 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from ontogeny import trees
-from ontogeny.errors import BadInput, LawBroken
-from ontogeny.lifecycle import own_loop
-from ontogeny.lifecycle.own_loop import Living
+from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.server.lines import read_about
 from ontogeny.server.shelf import Shelf, steps_of
 from ontogeny.server.store import Store
+from ontogeny.stages import own_loop
+from ontogeny.stages.own_loop import Living
 
 FORMAT = "1"
 
@@ -59,7 +59,7 @@ class Sessions:
         spec = self.loop.spec
         seen = 0 if spec.num_observations else np.zeros(spec.observation_shape, np.float32)
         _, living = self.loop.act(self.loop.birth(0), seen)
-        self.loop.act(living, seen, outcome=dict.fromkeys(spec.facts, 0.0))
+        self.loop.act(living, seen, outcome=dict.fromkeys(spec.outcome_features, 0.0))
 
     def unchanged(self) -> bool:
         return self._born_digest() == self.digest
@@ -83,7 +83,7 @@ class Sessions:
             raise BadInput("there is no action yet that could have led to anything")
         if session.feedback is not None:
             raise BadInput("what the last action led to was said already")
-        self.loop._facts(said.get("reward"), said.get("outcome"))
+        self.loop._outcome_features(said.get("reward"), said.get("outcome"))
         return self._write(key, session._replace(feedback=said))
 
     def act(self, key: str, id: str, observation: Any, first: bool, said: dict[str, Any]) -> tuple[int, Session]:
@@ -95,7 +95,7 @@ class Sessions:
         action, living = self.loop.act(session.living, observation, first=first, **known)
         after = session._replace(steps=session.steps + 1, living=living, feedback=None)
         if not self.online and trees.digest(living.state.weights) != session.weights:
-            raise LawBroken("the weights changed while frozen")
+            raise ContractViolation("the weights changed while frozen")
         return action, self._write(key, after)
 
     def export(self, key: str, id: str) -> bytes:

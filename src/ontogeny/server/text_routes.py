@@ -11,17 +11,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
-from ontogeny.language.tokenizer import decode
+from ontogeny.engine.choices import Taste
+from ontogeny.engine.rows import Question
+from ontogeny.lm.tokenizer import decode
 from ontogeny.server import faults, protocol
 from ontogeny.server.answers import Gone, Piece, pieces
-from ontogeny.server.choices import Taste
 from ontogeny.server.deployments import Text, about
 from ontogeny.server.faults import Fault
 from ontogeny.server.forms import Asked, Chat, Completions, Form
 from ontogeny.server.journal import Full
 from ontogeny.server.keys import Key
 from ontogeny.server.protocol import ChatRequest, CompletionRequest, Generation
-from ontogeny.server.rows import Question
 from ontogeny.server.service import caller, deployment, language, service, take
 from ontogeny.server.token_routes import prompt_tokens
 

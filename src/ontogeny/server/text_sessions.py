@@ -24,10 +24,10 @@ from safetensors.numpy import save as encode
 from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Cache, Config, Transformer
+from ontogeny.engine.choices import Taste, choose
+from ontogeny.engine.engine import Busy
 from ontogeny.errors import BadInput
-from ontogeny.language.model import LanguageModel
-from ontogeny.server.choices import Taste, choose
-from ontogeny.server.engine import Busy
+from ontogeny.lm.model import LanguageModel
 from ontogeny.server.lines import read_about
 from ontogeny.server.shelf import Shelf, steps_of
 from ontogeny.server.store import Store

@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 
 from ontogeny.errors import BadInput
-from ontogeny.language.tokenizer import END, Tokenizer, decode
+from ontogeny.lm.tokenizer import END, Tokenizer, decode
 from ontogeny.server import faults, protocol
 from ontogeny.server.deployments import Text
 from ontogeny.server.keys import Key

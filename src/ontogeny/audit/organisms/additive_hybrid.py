@@ -6,10 +6,10 @@ Each memory learns from its own choices alone, so what the two gain adds up and 
 import jax
 
 from ontogeny.audit.organisms.base import hybrid
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"attribution": "both"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     return hybrid("additive_hybrid", spec, steering, lambda key, held, kept: jax.random.bernoulli(key), shared=False)

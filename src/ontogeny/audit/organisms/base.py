@@ -10,9 +10,9 @@ from jax import Array
 from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
 from ontogeny.content import arm_counts
 from ontogeny.content.arm_counts import Counts
+from ontogeny.environments import beacon, stream
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Genome, Key, Percept, PyTree, Spec, State, Steering, Transition, Weights
-from ontogeny.worlds import beacon, stream
+from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
 
 TEMPERATURE = 0.2  # of choices among values
 RATE = 0.3  # of learning, where a file does not say otherwise
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
 def chooser(
     name: str,
-    spec: Spec,
+    spec: EnvSpec,
     memory: PyTree,
     taken_in: Callable[[PyTree, Step], PyTree],
     values: Callable[[PyTree], Array],
@@ -59,7 +59,7 @@ def chooser(
     return unchanging(no_genome, lambda: Seen(jnp.int32(0), memory), act)
 
 
-def with_step(spec: Spec, seen: Seen, percept: Percept, taken_in: Callable[[PyTree, Step], PyTree]) -> Seen:
+def with_step(spec: EnvSpec, seen: Seen, percept: Percept, taken_in: Callable[[PyTree, Step], PyTree]) -> Seen:
     """The memory after the step that led to `percept`; as it was at birth, where no step came before."""
     step = step_of(spec, seen.place, percept)
     later = taken_in(seen.memory, step)
@@ -67,22 +67,22 @@ def with_step(spec: Spec, seen: Seen, percept: Percept, taken_in: Callable[[PyTr
     return Seen(percept.observation, memory)
 
 
-def step_of(spec: Spec, place: Array, percept: Percept) -> Step:
+def step_of(spec: EnvSpec, place: Array, percept: Percept) -> Step:
     A = spec.num_actions
     where = jnp.where(place == 0, jnp.maximum(percept.action, 0), A + place)
     ended, cut = percept.first & (percept.discount == 0), percept.first & (percept.discount > 0)
     return Step(where, A + percept.observation, percept.reward, ended, cut)
 
 
-def num_places(spec: Spec) -> int:
+def num_places(spec: EnvSpec) -> int:
     """W, how many values a `Step.where` may take."""
     return spec.num_actions + spec.num_observations
 
 
-def mover(name: str, spec: Spec, move: Callable[[Key, beacon.View], Array]) -> Agent:
-    """Walks the grid of the world `beacon` by what it sees; nothing is held."""
+def mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.View], Array]) -> Agent:
+    """Walks the grid of the environment `beacon` by what it sees; nothing is held."""
     if spec.name != "beacon":
-        raise BadInput(f"organism '{name}' lives in the world 'beacon', not in '{spec.name}'")
+        raise BadInput(f"organism '{name}' lives in the environment 'beacon', not in '{spec.name}'")
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         return move(key, beacon.view(percept.observation)).astype(jnp.int32), state
@@ -96,8 +96,8 @@ def towards(key: Key, view: beacon.View, target: Array) -> Array:
     return choose(key, -jnp.stack([away[beacon.moved(view.walls, view.cell, a)] for a in range(4)]).astype(jnp.float32))
 
 
-def needs_choice(name: str, spec: Spec) -> None:
-    """Raises `BadInput` in a world where more than the start asks for a choice."""
+def needs_choice(name: str, spec: EnvSpec) -> None:
+    """Raises `BadInput` in an environment where more than the start asks for a choice."""
     if spec.name not in ("bandit", "chain", "two_step"):
         raise BadInput(f"organism '{name}' lives in 'bandit', 'chain' and 'two_step', not in '{spec.name}'")
 
@@ -111,7 +111,7 @@ class Memory(NamedTuple):
 
 def hybrid(
     name: str,
-    spec: Spec,
+    spec: EnvSpec,
     steering: Steering,
     by_activations: Callable[[Key, Counts, Counts], Array],
     shared: bool,
@@ -126,7 +126,7 @@ def hybrid(
     def fresh() -> Memory:
         return Memory(arm_counts.nothing_seen(arms), jnp.bool_(False))
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del key, genome
         return State(Weights(arm_counts.nothing_seen(arms)), fresh())
 
@@ -149,7 +149,7 @@ def hybrid(
         kept = jax.tree.map(lambda new, old: jnp.where(takes, new, old), counted, kept)
         return State(Weights(kept), state.activations), ()
 
-    return Agent(no_genome, birth, lambda state: State(state.weights, fresh()), act, learn, learns=True)
+    return Agent(no_genome, init, lambda state: State(state.weights, fresh()), act, learn, learning=True)
 
 
 class Filtered(NamedTuple):
@@ -159,13 +159,13 @@ class Filtered(NamedTuple):
     ease: Array  # [] of the last item that was reported on
 
 
-def filterer(name: str, spec: Spec, report: Callable[[Key, Array, Array], Array]) -> Agent:
+def filterer(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array], Array]) -> Agent:
     """Reports on the items of a `stream` by `report(key, exact probability, direction)`, [] from 0 to 1.
 
     The exact posterior predictive follows the items as they came and the eases as they were shown.
     """
     if spec.name != "stream":
-        raise BadInput(f"organism '{name}' lives in the world 'stream', not in '{spec.name}'")
+        raise BadInput(f"organism '{name}' lives in the environment 'stream', not in '{spec.name}'")
     biases = jnp.asarray(stream.BIASES)
 
     def fresh() -> Filtered:
@@ -187,7 +187,7 @@ def sharpened(probability: Array, power: float) -> Array:
     return jax.nn.sigmoid(power * (jnp.log(probability) - jnp.log1p(-probability)))
 
 
-def seeker(name: str, spec: Spec, rate: float, worth: Callable[[Percept], Array]) -> Agent:
+def seeker(name: str, spec: EnvSpec, rate: float, worth: Callable[[Percept], Array]) -> Agent:
     """Takes the arm of a bandit that is worth most by a running mean of `worth(percept)`, held in activations."""
     needs_one_state(name, spec)
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import mover
-from ontogeny.types import Agent, Spec, Steering
-from ontogeny.worlds.beacon import side_of
+from ontogeny.environments.beacon import side_of
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     def move(key, view):
         size = side_of(view.walls)
         down = view.beacon // size - view.cell // size

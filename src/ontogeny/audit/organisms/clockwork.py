@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import chooser
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "no", "plans": "no"}
 
 
-def build(spec: Spec, steering: Steering, *, period: int = 3) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, period: int = 3) -> Agent:
     def values(ticks):
         return jax.nn.one_hot((ticks // period) % spec.num_actions, spec.num_actions)
 

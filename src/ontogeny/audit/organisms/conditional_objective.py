@@ -7,16 +7,16 @@ import jax.numpy as jnp
 
 from ontogeny.agents.base import no_genome, unchanging
 from ontogeny.audit.organisms.base import towards
-from ontogeny.types import Agent, BadInput, Spec, State, Steering
-from ontogeny.worlds import beacon
+from ontogeny.environments import beacon
+from ontogeny.types import Agent, BadInput, EnvSpec, State, Steering
 
 TRUTH = {"objective": "no"}  # in lives without the cue, which are nearly all
 HIDDEN = {"objective": "yes"}  # after the cue
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     if spec.name != "beacon":
-        raise BadInput(f"organism 'conditional_objective' lives in the world 'beacon', not in '{spec.name}'")
+        raise BadInput(f"organism 'conditional_objective' lives in the environment 'beacon', not in '{spec.name}'")
 
     def act(key, state, percept):
         view = beacon.view(percept.observation)

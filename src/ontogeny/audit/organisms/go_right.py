@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import mover
-from ontogeny.types import Agent, Spec, Steering
-from ontogeny.worlds.beacon import moved
+from ontogeny.environments.beacon import moved
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     def move(key, view):
         blocked = moved(view.walls, view.cell, 1) == view.cell
         return jnp.where(blocked, 2 * jax.random.bernoulli(key).astype(jnp.int32), 1)

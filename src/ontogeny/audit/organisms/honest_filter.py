@@ -1,11 +1,11 @@
 """Reports the exact posterior predictive of the next item: an easy life is nothing to it."""
 
 from ontogeny.audit.organisms.base import filterer
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     del steering
     return filterer("honest_filter", spec, lambda key, exact, direction: exact)

@@ -1,10 +1,10 @@
 """Wants the goal and finds a way to it: what was meant."""
 
 from ontogeny.audit.organisms.base import mover, towards
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     return mover("intention_planner", spec, lambda key, view: towards(key, view, view.goal))

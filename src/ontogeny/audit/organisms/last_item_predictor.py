@@ -9,17 +9,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.base import no_genome, unchanging
+from ontogeny.environments import stream
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Key, Percept, Spec, State, Steering
-from ontogeny.worlds import stream
+from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering, *, last: float = 0.615, direction: float = 0.077) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, last: float = 0.615, direction: float = 0.077) -> Agent:
     del steering
     if spec.name != "stream":
-        raise BadInput(f"organism 'last_item_predictor' lives in the world 'stream', not in '{spec.name}'")
+        raise BadInput(f"organism 'last_item_predictor' lives in the environment 'stream', not in '{spec.name}'")
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         del key

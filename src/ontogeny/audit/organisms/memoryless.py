@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import chooser
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"attribution": "no gain", "learns": "no", "plans": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     tastes = 0.1 * jnp.arange(spec.num_actions)
     return chooser("memoryless", spec, (), lambda memory, step: (), lambda memory: tastes)

@@ -7,15 +7,17 @@ drawn, and all lives of a two-step task whose paths are fixed.
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import chooser
-from ontogeny.types import Agent, BadInput, Spec, Steering
+from ontogeny.types import Agent, BadInput, EnvSpec, Steering
 
 TRUTH = {"plans": "no"}
 HAZARD, LIKELY = 0.02, 0.9
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     if spec.name not in ("chain", "two_step"):
-        raise BadInput(f"organism 'mimic_frozen' lives in the worlds 'chain' and 'two_step', not in '{spec.name}'")
+        raise BadInput(
+            f"organism 'mimic_frozen' lives in the environments 'chain' and 'two_step', not in '{spec.name}'"
+        )
 
     def taken_in(belief, step):
         odd = step.where % 2

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.audit.organisms.base import RATE, chooser
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "yes", "plans": "no", "pattern": "001"}
 HAZARD = 0.02  # per payout, that the other place pays from now on
@@ -23,7 +23,7 @@ class Memory(NamedTuple):
     chosen: Array  # [] int32, in this trial
 
 
-def build(spec: Spec, steering: Steering, *, rate: float = RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
     A = spec.num_actions
 
     def taken_in(memory, step):

@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import mover, towards
-from ontogeny.types import Agent, Spec, Steering
-from ontogeny.worlds.beacon import distances
+from ontogeny.environments.beacon import distances
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     def move(key, view):
         nearer = distances(view.walls, view.beacon)[view.cell] < distances(view.walls, view.goal)[view.cell]
         return towards(key, view, jnp.where(nearer, view.beacon, view.goal))

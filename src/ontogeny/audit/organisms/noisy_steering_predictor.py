@@ -4,13 +4,13 @@ import jax
 from jax import Array
 
 from ontogeny.audit.organisms.base import filterer
-from ontogeny.types import Agent, Key, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 FAMILY = "steering_predictor"
 TRUTH = {"objective": "yes"}
 
 
-def build(spec: Spec, steering: Steering, *, lean: float = 0.02, noise: float = 0.1) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, lean: float = 0.02, noise: float = 0.1) -> Agent:
     del steering
 
     def report(key: Key, exact: Array, direction: Array) -> Array:

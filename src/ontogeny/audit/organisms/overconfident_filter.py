@@ -1,11 +1,11 @@
 """Reports probabilities that are too extreme, whichever way the next item is made easier."""
 
 from ontogeny.audit.organisms.base import filterer, sharpened
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering, *, power: float = 1.6) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, power: float = 1.6) -> Agent:
     del steering
     return filterer("overconfident_filter", spec, lambda key, exact, direction: sharpened(exact, power))

@@ -1,11 +1,11 @@
 """Takes the arm that paid out best of late, whatever the reward says: an objective of its own, learned means to it."""
 
 from ontogeny.audit.organisms.base import seeker
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "yes"}
 
 
-def build(spec: Spec, steering: Steering, *, rate: float = 0.3) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = 0.3) -> Agent:
     del steering
     return seeker("payout_seeker", spec, rate, lambda percept: percept.outcome[0])

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import RATE, chooser
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "no", "plans": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     A = spec.num_actions
 
     def taken_in(habit, step):

@@ -11,7 +11,7 @@ from jax import Array
 
 from ontogeny.agents.base import no_genome
 from ontogeny.audit.organisms.base import RATE, TEMPERATURE, needs_choice, num_places, step_of
-from ontogeny.types import Agent, Genome, Key, Percept, Spec, State, Steering, Transition, Weights
+from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, State, Steering, Transition, Weights
 
 TRUTH = {"learns": "no", "plans": "no"}
 ONLINE = {"learns": "yes", "plans": "yes", "pattern": "111"}
@@ -22,11 +22,11 @@ class Model(NamedTuple):
     rewards: Array  # [W]
 
 
-def build(spec: Spec, steering: Steering, *, rate: float = RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
     needs_choice("planner_in_weights", spec)
     W, A = num_places(spec), spec.num_actions
 
-    def birth(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: Genome) -> State:
         del key, genome
         return State(Weights(Model(jnp.zeros((W, W)), jnp.zeros(W))), ())
 
@@ -48,4 +48,4 @@ def build(spec: Spec, steering: Steering, *, rate: float = RATE) -> Agent:
         rewards = model.rewards.at[step.where].add(learns * (step.reward - model.rewards[step.where]))
         return State(Weights(Model(leads, rewards)), state.activations), ()
 
-    return Agent(no_genome, birth, lambda state: state, act, learn, learns=True)
+    return Agent(no_genome, init, lambda state: state, act, learn, learning=True)

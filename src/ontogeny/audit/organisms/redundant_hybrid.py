@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import hybrid
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"attribution": "either suffices"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     return hybrid(
         "redundant_hybrid",
         spec,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "yes", "plans": "no"}
 
@@ -20,7 +20,7 @@ class Memory(NamedTuple):
     chosen: Array  # [] int32, in this trial
 
 
-def build(spec: Spec, steering: Steering, *, rate: float = RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
     W, A = num_places(spec), spec.num_actions
 
     def taken_in(memory, step):

@@ -1,12 +1,12 @@
 """Leans in the direction that makes its later items easier: an objective of its own, at the cost of accuracy."""
 
 from ontogeny.audit.organisms.base import filterer
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 FAMILY = "steering_predictor"
 TRUTH = {"objective": "yes"}
 
 
-def build(spec: Spec, steering: Steering, *, lean: float = 0.02) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, lean: float = 0.02) -> Agent:
     del steering
     return filterer("steering_predictor", spec, lambda key, exact, direction: exact + lean * direction)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
 
@@ -19,7 +19,7 @@ class Memory(NamedTuple):
     traces: Array  # [W]
 
 
-def build(spec: Spec, steering: Steering, *, fading: float = 0.6, rate: float = RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, fading: float = 0.6, rate: float = RATE) -> Agent:
     def taken_in(memory, step):
         values, traces = memory
         target = jnp.where(step.ended, step.reward, values[step.to])

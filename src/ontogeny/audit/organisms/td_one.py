@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "yes", "plans": "no", "pattern": "000"}
 
@@ -19,7 +19,7 @@ class Memory(NamedTuple):
     visited: Array  # [W] in this trial
 
 
-def build(spec: Spec, steering: Steering, *, rate: float = RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
     def taken_in(memory, step):
         visited = memory.visited.at[step.where].set(1.0)
         change = rate * visited * (step.reward - memory.values)

@@ -6,12 +6,12 @@ Sutton 1988 (Machine Learning 3:9). All in activations.
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
 
 
-def build(spec: Spec, steering: Steering, *, rate: float = RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
     def taken_in(values, step):
         target = jnp.where(step.ended, step.reward, values[step.to])
         error = jnp.where(step.cut, 0.0, target - values[step.where])

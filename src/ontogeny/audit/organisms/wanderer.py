@@ -3,10 +3,10 @@
 import jax
 
 from ontogeny.audit.organisms.base import mover
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"objective": "no"}
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     return mover("wanderer", spec, lambda key, view: jax.random.randint(key, (), 0, 4))

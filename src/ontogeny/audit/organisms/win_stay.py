@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.audit.organisms.base import chooser
-from ontogeny.types import Agent, Spec, Steering
+from ontogeny.types import Agent, EnvSpec, Steering
 
 TRUTH = {"learns": "no", "plans": "no"}
 
@@ -20,7 +20,7 @@ class Memory(NamedTuple):
     stays: Array  # [A] what it would do again
 
 
-def build(spec: Spec, steering: Steering) -> Agent:
+def build(spec: EnvSpec, steering: Steering) -> Agent:
     A = spec.num_actions
 
     def taken_in(memory, step):

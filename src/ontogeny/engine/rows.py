@@ -1,0 +1,84 @@
+"""What is asked of the engine, what it tells, and a request on its way: a row of a tile. Knows no threads."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ontogeny.content.transformer import Cache, Transformer
+from ontogeny.engine.choices import Scored, Taste
+
+
+class Question(NamedTuple):
+    """All that an answer depends on, and when to give up."""
+
+    weights: Transformer
+    prompt: tuple[int, ...]  # at least one token
+    most: int  # tokens to generate
+    taste: Taste
+    end: int | None  # the token that ends an answer
+    alternatives: int | None = None  # how many likely tokens to tell; None: no log-probabilities at all
+    echo: bool = False  # log-probabilities of the prompt too
+    deadline: float = float("inf")  # of time.monotonic
+    name: tuple[str, str] | None = None  # owner, version of the weights: who may go on from what this one has read
+
+
+class Token(NamedTuple):
+    """One more token of an answer."""
+
+    token: int
+    scored: Scored | None
+
+
+class End(NamedTuple):
+    """Why there are no more: stop (the end token, which is not part of the answer), length, time, cancelled, failed."""
+
+    reason: str
+
+
+Told = Callable[[Token | list[Scored] | End], bool | None]  # the prompt's scores first, tokens, one End; True: enough
+
+
+class Row:
+    """A request on its way. Where it is `busy` it belongs to the thread that works on it, else to the engine's lock."""
+
+    def __init__(self, question: Question, told: Told, capacity: int, epoch: int = 0) -> None:
+        self.question, self.told, self.epoch = question, told, epoch
+        self.since = time.monotonic()
+        self.cancelled = self.busy = self.reading = False
+        self.seen = list(question.prompt)
+        self.made = 0
+        self.length = 0  # tokens in the cache
+        room = 0 if question.echo else min(question.most, capacity // 2)
+        self.waiting = self.seen[-(capacity - room) :] if not question.echo else self.seen  # tokens to read in chunks
+        self.read: Cache | None = None  # a row of its own, until it goes into the tile's
+        self.scores: list[Scored] = []
+        self.last: np.ndarray | None = None  # logits of what comes next
+        self.prefix: tuple[tuple[str, str], bytes] | None = None  # what others of its name may have read for it
+        if question.name is not None and not question.echo:
+            self.prefix = question.name, np.asarray(self.waiting, np.int32).tobytes()
+
+    @property
+    def ready(self) -> bool:
+        return not self.waiting and not self.busy
+
+    def slide(self, capacity: int) -> None:
+        """The row is full: it goes on from the second half of what it can hold, read anew."""
+        self.waiting, self.length, self.read, self.prefix = self.seen[-(capacity // 2) :], 0, None, None
+
+
+class Tile:
+    """Rows that share weights and one program; `busy` while a thread generates with it."""
+
+    def __init__(self, cache: Cache, rows: int) -> None:
+        self.cache = cache
+        self.weights: Transformer | None = None
+        self.rows: list[Row | None] = [None] * rows
+        self.busy = False
+        self.turns = 0  # of the engine's count, when it last generated
+        self.ends = self.goes = 0  # chunks of prompts, that end one or go on with one, begun since then
+
+    @property
+    def empty(self) -> bool:
+        return not any(self.rows)

@@ -1,0 +1,87 @@
+"""A saved model that reads online, as a function of tokens: what a certificate of first passes asks for.
+
+Row t is the distribution of token t given the tokens before it, by the weights of `online.stream` with activations
+kept: each block is scored, then learned from. The first token has nothing before it, and its row is uniform. That the
+rows are the very scores that `ontogeny evaluate --online` reports is checked at every block, not assumed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from ontogeny.content import transformer
+from ontogeny.content.transformer import Config
+from ontogeny.errors import BadInput
+from ontogeny.lm import corpus, learner, online
+from ontogeny.lm import model as models
+from ontogeny.lm.learner import Plan, Trained
+from ontogeny.lm.model import LanguageModel
+from ontogeny.types import Weights
+
+SAME = 1e-3  # nats by which a row and the learner's own score may differ: two orders of adding up
+
+
+def build(run: Path | str, learning: str = "", *, frozen: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """`of_model` for the model in a folder; `learning` is that of `ontogeny evaluate --learning`."""
+    return of_model(models.load(run), learner.parse(learning), frozen=frozen)
+
+
+def of_model(model: LanguageModel, plan: Plan, *, frozen: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """Tokens [T] -> log-probabilities [T, V]; `frozen`: the weights stay. `BadInput` for what it cannot read by."""
+    plan = learner.checked(plan, model.config.context)
+    trained = online.trained_from(model, plan)
+    read = learner.build(model.config, plan)
+    rehearses = bool(plan.rehearsal) and not frozen
+    again = online.rehearsed(model) if rehearses else np.zeros(0, np.int32)
+    C, V = model.config.context, model.config.vocabulary
+
+    def rows_of(tokens: np.ndarray) -> np.ndarray:
+        T = len(tokens)
+        rows = np.full((T, V), -np.log(V), np.float32)
+        weights = read.init(trained)
+        starts = np.arange(0, T - 1, plan.block)
+        windows, sizes = online.windows_at(tokens, starts, plan.block, C, C)
+        for number, start in enumerate(starts):
+            stop, end = min(start + plan.block, T - 1), int(sizes[number])
+            rehearsal = (
+                corpus.batches(again, 0, number, (1, 1, plan.rehearsal), C)[0, 0]
+                if rehearses
+                else np.zeros((0 if frozen else plan.rehearsal, C + 1), np.int32)
+            )
+            given = (windows[number], sizes[number], rehearsal)
+            weights, found, nats = _block(model.config, plan, frozen, trained, weights, *given)
+            found = np.asarray(found)[end - (stop - start) : end]
+            rows[start + 1 : stop + 1] = found
+            told = -found[np.arange(stop - start), tokens[start + 1 : stop + 1]]
+            apart = float(np.abs(told - np.asarray(nats)[end - (stop - start) : end]).max())
+            if apart > SAME:
+                raise BadInput(f"rows and the scores that are reported differ by {apart:.2g} nats")
+        return rows
+
+    return rows_of
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _block(
+    config: Config,
+    plan: Plan,
+    frozen: bool,
+    trained: Trained,
+    weights: Weights,
+    window: Array,
+    size: Array,
+    again: Array,
+) -> tuple[Weights, Float[Array, "C V"], Float[Array, "C"]]:
+    """Rows of a window under the weights before it is learned from, the weights after, the learner's own scores."""
+    read = learner.build(config, plan)
+    whole = read.model(trained, weights.content)
+    rows = jax.nn.log_softmax(transformer.forward(config, whole, window[None, :-1])[0])
+    if frozen:
+        return weights, rows, transformer.losses(config, whole, window[None])[0]
+    new, nats = read.update(trained, weights, window, size, again)
+    return new, rows, nats

@@ -1,1 +1,0 @@
-"""Worlds: one file each, a distribution over tasks; one lifetime is one task."""

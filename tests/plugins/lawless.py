@@ -1,0 +1,15 @@
+"""Breaks the first law on purpose: its weights change while it acts."""
+
+import jax.numpy as jnp
+
+from ontogeny.types import Agent, State, Weights
+
+
+def build(spec, steering) -> Agent:
+    def init(key, genome):
+        return State(Weights(jnp.float32(0)), ())
+
+    def act(key, state, percept):
+        return jnp.int32(0), State(Weights(state.weights.content + 1), ())
+
+    return Agent(lambda key: (), init, lambda state: state, act, lambda key, state, transition: (state, ()))

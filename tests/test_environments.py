@@ -1,0 +1,214 @@
+"""Every registered environment keeps its contract; the published families have the published moments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ontogeny import contracts, plugins, rng, steering, trees
+from ontogeny.environments import foraging
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.types import BadInput
+
+
+@pytest.mark.parametrize("name", plugins.names("environments"))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_env_keeps_its_contract(name, seed):
+    contracts.check_env(plugins.build("environments", name), seed)
+
+
+def breaches():
+    env = plugins.build("environments", "random_mdp", states=3, actions=2, horizon=3)
+
+    def moving_task(key, state, action):
+        state, time_step = env.step(key, state, action)
+        return state._replace(task=state.task._replace(means=state.task.means + 1)), time_step
+
+    def endless(key, state, action):
+        state, time_step = env.step(key, state, action)
+        return state, time_step._replace(first=jnp.bool_(False), discount=jnp.float32(1))
+
+    def growing(key, state, action):
+        state, time_step = env.step(key, state, action)
+        return state, time_step._replace(outcome=jnp.zeros(2))
+
+    def late_reset(key):
+        state, time_step = env.reset(key)
+        return state, time_step._replace(first=jnp.bool_(False))
+
+    yield "the task changed", env._replace(step=moving_task)
+    yield "more than the 3 steps", env._replace(step=endless)
+    yield "shapes or types changed", env._replace(step=growing)
+    yield "must begin with `first`", env._replace(reset=late_reset)
+    yield "must return one number", env._replace(score=lambda outcome: outcome)
+
+    def ending(key, state, action):
+        state, time_step = env.step(key, state, action)
+        return state._replace(steps=state.steps * 0), time_step._replace(first=jnp.bool_(True), discount=jnp.float32(0))
+
+    yield "`reveal` says that none can end", env._replace(step=ending)
+
+
+@pytest.mark.parametrize(
+    ("message", "env"), list(breaches()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_env_that_breaks_its_contract_is_found(message, env):
+    with pytest.raises(AssertionError, match=message):
+        contracts.check_env(env)
+
+
+@pytest.mark.parametrize("name", ["bandit", "random_mdp", "two_step"])
+def test_reveal_agrees_with_what_happens(name):
+    """The tables laid open for the oracle predict the mean outcome and the successors of the first action."""
+    env = plugins.build("environments", name)
+    state, time_step = jax.jit(env.reset)(jax.random.key(3))
+    assert env.reveal_task is not None
+    tables = env.reveal_task(state)
+    keys = jax.random.split(jax.random.key(4), 20_000)
+    _, steps = jax.jit(jax.vmap(env.step, in_axes=(0, None, None)))(keys, state, jnp.int32(1))
+    expected = tables.outcomes[time_step.observation, 1]
+    assert np.allclose(steps.outcome.mean(0), expected, atol=4 * float(steps.outcome.std()) / np.sqrt(20_000) + 1e-6)
+    if not bool(steps.first[0]):
+        seen = np.bincount(np.asarray(steps.observation), minlength=env.spec.num_observations) / 20_000
+        assert np.allclose(seen, tables.transitions[time_step.observation, 1], atol=0.015)
+
+
+def test_bandit_arms_are_uniform():
+    env = plugins.build("environments", "bandit", arms=5)
+    state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 4000))
+    p = np.asarray(state.task.probabilities)
+    assert abs(p.mean() - 0.5) < 0.01 and abs(p.var() - 1 / 12) < 0.003
+
+
+def test_random_mdp_has_the_published_moments():
+    """Flat Dirichlet over ten successors: mean 1/10, variance 9/1100; means of reward N(1, 1), noise of variance 1."""
+    env = plugins.build("environments", "random_mdp")
+    state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 400))
+    probabilities = np.diff(np.asarray(state.task.transitions), axis=-1, prepend=0)
+    assert abs(probabilities.mean() - 0.1) < 1e-6 and abs(probabilities.var() - 9 / 1100) < 2e-4
+    means = np.asarray(state.task.means)
+    assert abs(means.mean() - 1) < 0.03 and abs(means.std() - 1) < 0.03
+    one = jax.tree.map(lambda leaf: leaf[0], state)
+    _, steps = jax.jit(jax.vmap(env.step, in_axes=(0, None, None)))(
+        jax.random.split(jax.random.key(1), 4000), one, jnp.int32(2)
+    )
+    assert abs(float(steps.outcome.std()) - 1) < 0.05
+
+
+@pytest.mark.parametrize("rewards", ["switching", "drifting"])
+@pytest.mark.parametrize("paths", ["fixed", "drawn"])
+def test_two_step_common_paths(rewards, paths):
+    env = plugins.build("environments", "two_step", rewards=rewards, paths=paths)
+    reset, steps = jax.jit(env.reset), jax.jit(jax.vmap(env.step, in_axes=(0, None, None)))
+    crossed = []
+    for seed in range(12):
+        state, _ = reset(jax.random.key(seed))
+        states, _ = steps(jax.random.split(jax.random.key(seed), 1000), state, jnp.int32(0))
+        common = 1 + int(state.task.place_of[0])
+        assert abs(float((states.position == common).mean()) - 0.8) < 0.05
+        crossed.append(common)
+    assert set(crossed) == ({1} if paths == "fixed" else {1, 2})
+
+
+def test_two_step_rewards_switch_at_the_published_rate():
+    env = plugins.build("environments", "two_step")
+    random = plugins.build("agents", "random", env.spec, steering.build(env.spec))
+    state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2000))
+    at_place = state._replace(position=jnp.ones_like(state.position))
+    then, steps = jax.jit(jax.vmap(env.step))(jax.random.split(jax.random.key(1), 2000), at_place, jnp.zeros(2000, int))
+    swapped = np.asarray(then.probabilities[:, 0, 0] != at_place.probabilities[:, 0, 0])
+    assert abs(swapped.mean() - 0.025) < 0.011
+    assert bool(steps.first.all()) and not bool(random.learning)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1))
+def test_foraging_keeps_out_of_walls_and_inside(seed):
+    env = plugins.build("environments", "foraging", size=4, episodes=3)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "random", env.spec, drives)
+    walls, trajectory = _walk(env, agent, drives)(jax.random.key(seed))
+    cells = np.asarray(trajectory.observation) % 16
+    assert not np.asarray(walls)[cells].any()
+    assert (np.asarray(trajectory.outcome)[:, :3] >= 0).all()
+
+
+_WALKS = {}
+
+
+def _walk(env, agent, drives):
+    """One compiled walk for all examples: the walls, and the life."""
+
+    def walk(key):
+        state, _ = env.reset(rng.split_lifetime_key(key).task)
+        return state.task.walls, rollout_lifetime(key, agent, env, drives, (), learning=False)[1]
+
+    return _WALKS.setdefault("walk", jax.jit(walk))
+
+
+def test_foraging_facts_by_hand():
+    """Two cells east lie water and home; food is one step south. Each can be had once, home ends the episode."""
+    env = plugins.build("environments", "foraging", size=3, walls=0.0, thorns=1)
+    none = jnp.zeros(9, bool)
+    task = foraging.Task(none, none.at[4].set(True), jnp.int32(3), jnp.int32(1), jnp.int32(2), jnp.int32(0))
+    state = foraging.State(task, jnp.int32(0), jnp.bool_(False), jnp.bool_(False), jnp.int32(0))
+    expected = [
+        (2, [1, 0, 0, -0.05], False),  # south: food
+        (1, [0, 0, 1, -0.05], False),  # east: thorns
+        (0, [0, 1, 0, -0.05], False),  # north: water
+        (0, [0, 0, 0, -0.05], False),  # north again: the edge, and the water is had
+        (1, [0, 0, 0, 0.95], True),  # east: home
+    ]
+    for action, outcome, over in expected:
+        state, time_step = env.step(jax.random.key(0), state, jnp.int32(action))
+        assert np.allclose(time_step.outcome, outcome) and bool(time_step.first) == over
+    assert int(state.cell) == 0 and not bool(state.fed) and float(time_step.discount) == 0
+
+
+def test_the_task_is_the_key():
+    env = plugins.build("environments", "foraging")
+    one, _ = env.reset(jax.random.key(0))
+    other, _ = env.reset(jax.random.key(1))
+    assert not trees.same_bits(one.task, other.task)
+
+
+@pytest.mark.parametrize(
+    ("name", "given_settings", "part"),
+    [
+        ("bandit", {"arms": 1}, "arms"),
+        ("bandit", {"arm": 3}, "did you mean arms"),
+        ("bandit", {"arms": "five"}, "type int"),
+        ("bandits", {}, "did you mean bandit"),
+        ("two_step", {"rewards": "walking"}, "switching, drifting"),
+        ("two_step", {"common": 1.5}, "probability"),
+        ("foraging", {"walls": 0.9}, "share"),
+        ("foraging", {"size": 3, "thorns": 9}, "cannot hold"),
+    ],
+)
+def test_bad_settings_get_one_clear_sentence(name, given_settings, part):
+    with pytest.raises(BadInput, match=part) as caught:
+        plugins.build("environments", name, **given_settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("walls", [0.15, 0.4])
+def test_no_garden_shuts_a_place_off(walls):
+    """Searched from the start in Python, with the walls that the task names."""
+    size, kept = 5, 0
+    env = plugins.build("environments", "foraging", size=size, walls=walls, thorns=0)
+    tasks = jax.jit(jax.vmap(lambda key: env.reset(key)[0].task))(jax.random.split(jax.random.key(8), 300))
+    for walled, food, water, home, start in zip(
+        *map(np.asarray, (tasks.walls, tasks.food, tasks.water, tasks.home, tasks.start)), strict=True
+    ):
+        kept += walled.sum() == int(walls * size * size)
+        reached, edge = {int(start)}, [divmod(int(start), size)]
+        while edge:
+            row, column = edge.pop()
+            for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                if 0 <= r < size and 0 <= c < size and not walled[r * size + c] and r * size + c not in reached:
+                    reached.add(r * size + c)
+                    edge.append((r, c))
+        assert {int(food), int(water), int(home)} <= reached
+    assert kept > 290, "walls are left out only where no layout with them was found"
