@@ -23,7 +23,7 @@ from typing import Any
 from ontogeny.errors import BadInput
 
 FAMILIES = {
-    "environments": "env",
+    "environments": "environment",
     "agents": "agent",
     "content": "content",
     "development": "development",

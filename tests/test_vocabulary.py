@@ -1,0 +1,142 @@
+"""The project is written in the words of its field: names, comments, docstrings, help texts, pages and documentation.
+
+`tests/vocabulary.toml` holds the lists; `docs/architecture.md` holds the table that they must cover. To see the
+violations of some files: `python tests/test_vocabulary.py src/ontogeny/audit`.
+"""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+LISTS = tomllib.loads((ROOT / "tests" / "vocabulary.toml").read_text(encoding="utf-8"))
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+PYTHON_FOLDERS = ("src", "tests", "benchmarks", "docs")
+PROSE_SUFFIXES = (".md", ".html", ".j2", ".toml", ".css")
+
+
+class Violation(NamedTuple):
+    """One use of a banned word."""
+
+    path: str
+    line: int
+    word: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: '{self.word}' in {self.text[:100]!r}"
+
+
+def words_of(identifier: str) -> list[str]:
+    """The words of an identifier in lower case: `LifetimeKeys` -> lifetime, keys."""
+    return [word.lower() for word in WORD.findall(identifier)]
+
+
+def defined_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and identifier of everything that a module defines: functions, classes, parameters, variables, fields."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.alias) and node.asname:
+            yield getattr(node, "lineno", 0), node.asname
+
+
+def banned_in(identifier: str, package: str) -> str | None:
+    """The banned word in an identifier of a package such as `audit/organisms`, or None."""
+    bare = identifier.strip("_").lower()
+    if bare in LISTS["whole_names"]:
+        return bare
+    joined = "_".join(words_of(identifier))
+    for allowed in LISTS["allowed_compounds"]:
+        joined = joined.replace(allowed, "")
+    inside = [word for word in joined.split("_") if word]
+    for word in inside:
+        if word in LISTS["name_parts"]:
+            return word
+        if any(package.startswith(place) for place in LISTS["by_package"].get(word, ())):
+            return word
+    return None
+
+
+def prose_of(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of the comments and of the strings that hold sentences, docstrings included."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        middle = token.type == getattr(tokenize, "FSTRING_MIDDLE", -1)
+        if token.type == tokenize.COMMENT or middle or (token.type == tokenize.STRING and " " in token.string):
+            yield token.start[0], token.string
+
+
+def banned_in_prose(text: str) -> Iterator[tuple[int, str]]:
+    """Offset in lines and banned words of a text."""
+    for number, line in enumerate(text.splitlines() or [text]):
+        for pattern in PROSE:
+            for match in pattern.finditer(line):
+                yield number, match.group(0)
+
+
+PROSE = [re.compile(pattern, re.IGNORECASE) for pattern in LISTS["prose"]]
+
+
+def is_exempt(violation: Violation) -> bool:
+    return any(
+        violation.path == exemption["path"] and violation.word.lower() in exemption["words"]
+        for exemption in LISTS["exemptions"]
+    )
+
+
+def violations(path: Path, text: str | None = None) -> list[Violation]:
+    """Every use of a banned word in a file, exemptions left out."""
+    name = path.relative_to(ROOT).as_posix() if path.is_absolute() else path.as_posix()
+    source = path.read_text(encoding="utf-8") if text is None else text
+    lines = source.splitlines()
+    found: list[Violation] = []
+    if path.suffix == ".py":
+        package = name.removeprefix("src/ontogeny/")
+        for number, identifier in defined_names(ast.parse(source)):
+            if word := banned_in(identifier, package):
+                found.append(Violation(name, number, word, identifier))
+        for number, prose in prose_of(source):
+            for offset, word in banned_in_prose(prose):
+                found.append(Violation(name, number + offset, word, lines[number + offset - 1].strip()))
+    else:
+        for number, word in banned_in_prose(source):
+            found.append(Violation(name, number + 1, word, lines[number].strip()))
+    return [violation for violation in dict.fromkeys(found) if not is_exempt(violation)]
+
+
+def files() -> list[Path]:
+    """All files that are checked; test data, golden files and the changelog quote old names and foreign text."""
+    left_out = [ROOT / place for place in LISTS["not_checked"]]
+    paths = [path for folder in PYTHON_FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    paths += [path for folder in ("src", "docs") for path in sorted((ROOT / folder).rglob("*"))]
+    paths += [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    return [
+        path
+        for path in dict.fromkeys(paths)
+        if (path.suffix == ".py" or path.suffix in PROSE_SUFFIXES)
+        and not any(path == place or place in path.parents for place in left_out)
+        and "_build" not in path.parts
+    ]
+
+
+if __name__ == "__main__":
+    chosen = [Path(argument).resolve() for argument in sys.argv[1:]] or [ROOT]
+    count = 0
+    for path in files():
+        if any(path == place or place in path.parents for place in chosen):
+            for violation in violations(path):
+                count += 1
+                print(violation)
+    print(count, "violations")
