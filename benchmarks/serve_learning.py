@@ -30,8 +30,8 @@ from ontogeny.lm import learner as plans
 from ontogeny.lm import model as models
 from ontogeny.lm import online, recipe, train
 from ontogeny.runs import checkpoint
-from ontogeny.server import journal, learner
-from ontogeny.server.lines import BOUND, Lines, Live, Settings
+from ontogeny.server.learning import journal, learner
+from ontogeny.server.learning.branches import BOUND, BranchManager, LiveVersion, Settings
 from ontogeny.server.store import Store
 
 BLOCK = 32  # tokens scored in one window
@@ -77,7 +77,7 @@ def report(
 ) -> None:
     how = learner.build(model, plan)
     with tempfile.TemporaryDirectory() as folder:
-        lines = Lines(Store(Path(folder)), "reader", how, settings=Settings(bound=bound))
+        lines = BranchManager(Store(Path(folder)), "reader", how, settings=Settings(bound=bound))
         frozen, live, spent = read(model, lines, text, piece)
         saved, error = ratio(frozen - live, frozen)
         bits = 1 / math.log(2) / len(text.encode())
@@ -100,7 +100,7 @@ def report(
 
 
 def read(
-    model: models.LanguageModel, lines: Lines, text: str, piece: int
+    model: models.LanguageModel, lines: BranchManager, text: str, piece: int
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Nats of each piece, frozen and by the weights that were live when it came; seconds that learning it took."""
     tokens, parts = model.tokenizer.encode(text), pieces(text, piece)
@@ -142,7 +142,7 @@ def scored(model: models.LanguageModel, weights: Any, tokens: np.ndarray, first:
     return float(sum(row[size - count : size].sum() for row, size, count in zip(nats, sizes, own, strict=True)))
 
 
-def several(model: models.LanguageModel, lines: Lines, one: Live, setting: dict[str, Any]) -> None:
+def several(model: models.LanguageModel, lines: BranchManager, one: LiveVersion, setting: dict[str, Any]) -> None:
     """Tokens per second of as many streams from one line, and each from its own."""
     data = lines.export("author")
     engine = Engine(model.config, rows=64)

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 
 from ontogeny.server import app, keys
-from ontogeny.server.guard import Guard
+from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.store import Store
 from serving import ROOT, Live, load, shared_run
 
@@ -326,7 +326,7 @@ def test_what_nobody_foresaw_is_an_error_in_the_same_form():
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "http_version": "1.1"}
-    asyncio.run(Guard(made, most_bytes=100, arrival=5, departure=5)(scope, receive, send))
+    asyncio.run(RequestLimits(made, most_bytes=100, arrival=5, departure=5)(scope, receive, send))
     assert sent[0]["status"] == 500 and json.loads(sent[1]["body"])["error"]["type"] == "server_error"
 
 

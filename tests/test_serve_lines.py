@@ -13,11 +13,12 @@ from ontogeny.engine import programs
 from ontogeny.engine.choices import Taste
 from ontogeny.errors import BadInput
 from ontogeny.lm.learner import Plan
-from ontogeny.server import journal, keys, learner
-from ontogeny.server.deployments import Options, Text
-from ontogeny.server.lines import BOUND, Lines, Settings, read_about
+from ontogeny.server import keys
+from ontogeny.server.deployments import LanguageDeployment, ServerConfig
+from ontogeny.server.learning import journal, learner
+from ontogeny.server.learning.branches import BOUND, BranchManager, Settings, read_about
+from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import FILE, FORMAT, SCHEMA, Store
-from ontogeny.server.text_sessions import TextSessions
 from serving import ROOT, load, shared_run
 
 pytestmark = pytest.mark.computes
@@ -42,7 +43,7 @@ def lines(made, tmp_path):
 
 def opened(made, folder, bound=5.0, **settings):
     """Lines whose gate is wide open, but where a test says otherwise."""
-    return Lines(Store(folder), "story", made, settings=Settings(bound=bound, **settings))
+    return BranchManager(Store(folder), "story", made, settings=Settings(bound=bound, **settings))
 
 
 def learn(lines, texts, owner="a"):
@@ -102,7 +103,7 @@ def test_one_key_changes_no_bit_for_another(lines):
 
 
 def test_a_shared_line_is_one_for_all(made, tmp_path):
-    lines = Lines(Store(tmp_path / "state"), "story", made, shared=True)
+    lines = BranchManager(Store(tmp_path / "state"), "story", made, shared=True)
     learn(lines, TEXTS, "a")
     assert trees.same_bits(head(lines, "a"), head(lines, "b"))
     assert journal.contributions(lines.store, "story/shared")[0].key == "a"
@@ -292,11 +293,11 @@ def test_a_line_is_refused_where_it_does_not_belong(made, lines, tmp_path):
     data = lines.export("a")
     other = jax.tree.map(lambda leaf: leaf * 1.01, made.origin)
     with pytest.raises(BadInput, match="belongs to weights"):
-        Lines(Store(tmp_path / "other"), "story", made._replace(origin=other)).restore("a", data, "test")
+        BranchManager(Store(tmp_path / "other"), "story", made._replace(origin=other)).restore("a", data, "test")
     with pytest.raises(BadInput, match="went on learning from weights"):
-        Lines(lines.store, "story", made._replace(origin=other))
+        BranchManager(lines.store, "story", made._replace(origin=other))
     with pytest.raises(BadInput, match="other settings"):
-        Lines(lines.store, "story", made._replace(digest="x"))
+        BranchManager(lines.store, "story", made._replace(digest="x"))
     poisoned = made._replace(held_out=lambda *_: 99.0)
     with pytest.raises(BadInput, match="gate"):
         opened(poisoned, tmp_path / "third").restore("a", data, "test")
@@ -353,7 +354,7 @@ def test_what_a_text_was_read_by_is_read_anew_by_weights_that_learned_since(tmp_
 
 def test_a_frozen_deployment_whose_weights_changed_answers_no_more(tmp_path, tmp_path_factory):
     """The planted error behind the proof of Case 2: one number of one weight is another."""
-    made = Text("story", load(shared_run(tmp_path_factory)), Store(tmp_path), Options())
+    made = LanguageDeployment("story", load(shared_run(tmp_path_factory)), Store(tmp_path), ServerConfig())
     made.verify()
     assert made.failure is None
     leaves, structure = jax.tree.flatten(made.model.weights)
@@ -392,7 +393,7 @@ def test_what_erased_weights_made_of_a_text_is_dropped(tmp_path, tmp_path_factor
 
 
 def test_what_is_erased_is_not_held_in_memory_as_a_prompt_either(tmp_path, tmp_path_factory):
-    made = Text("story", load(shared_run(tmp_path_factory)), Store(tmp_path), Options(online=True))
+    made = LanguageDeployment("story", load(shared_run(tmp_path_factory)), Store(tmp_path), ServerConfig(online=True))
     number = made.lines.contribute("anna", "anna", TEXTS[0])
     row = programs.empty_row(made.model.config, made.engine.shape)
     for owner in ("anna", "berta"):

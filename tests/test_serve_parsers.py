@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from ontogeny.engine.choices import Taste
 from ontogeny.errors import BadInput
 from ontogeny.lm import learner as plans
-from ontogeny.server import learner, protocol
-from ontogeny.server.faults import told
-from ontogeny.server.lines import Lines, Settings
+from ontogeny.server.api import protocol
+from ontogeny.server.api.errors import told
+from ontogeny.server.learning import learner
+from ontogeny.server.learning.branches import BranchManager, Settings
+from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import Store
-from ontogeny.server.text_sessions import TextSessions
 from serving import load, shared_run
 
 pytestmark = pytest.mark.computes
@@ -37,7 +38,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
     how = learner.build(load(shared_run(tmp_path_factory)))
-    return Lines(Store(tmp_path_factory.mktemp("lines")), "story", how, settings=Settings(bound=5.0))
+    return BranchManager(Store(tmp_path_factory.mktemp("lines")), "story", how, settings=Settings(bound=5.0))
 
 
 @st.composite

@@ -75,13 +75,13 @@ def serve(
     from ontogeny.lm import learner
     from ontogeny.runs.lock import locked
     from ontogeny.server import app
-    from ontogeny.server.deployments import Deployments, Options
+    from ontogeny.server.deployments import Deployments, ServerConfig
     from ontogeny.server.store import Store
 
     plan = learner.parse(learning)
     store = Store(state)
     with locked(store.folder, "serving"):
-        options = Options(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify, plan)
+        options = ServerConfig(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify, plan)
         made = Deployments(named, store, options)
         cases = ", ".join(f"{name} ({'online' if one.online else 'frozen'})" for name, one in made.by_name.items())
         app.serve(
@@ -168,14 +168,14 @@ Name = Annotated[str, typer.Argument(help="A deployment.")]
 @deployments.command("log", epilog="Example: ontogeny deployments log story")
 def deployment_log(name: Name, state: State = DEFAULT, as_json: Json = False) -> None:
     """Show every decision about what was learned: versions, what they learned from, what was refused and why."""
-    from ontogeny.server import journal
+    from ontogeny.server.learning import journal
 
     store = _store(state)
     lines = _lines(store, name)
     found = journal.decisions(store, name)
     versions = {line.line: {v.number: v for v in journal.versions(store, line.line)} for line in lines}
 
-    def entry(decision: journal.Decision) -> dict[str, Any]:
+    def entry(decision: journal.LearningDecision) -> dict[str, Any]:
         version = versions[decision.line].get(-1 if decision.version is None else decision.version)
         more = {} if version is None else {"digest": version.digest, "first": version.first, "last": version.last}
         return decision._asdict() | more
@@ -207,7 +207,7 @@ def rollback(
     state: State = DEFAULT,
 ) -> None:
     """Go back to a version of the weights; a server that is running follows at once."""
-    from ontogeny.server import journal
+    from ontogeny.server.learning import journal
 
     store = _store(state)
     lines = _lines(store, name)
@@ -235,7 +235,7 @@ def thaw(name: Name, state: State = DEFAULT) -> None:
 
 
 def _freeze(name: str, state: Path, frozen: bool) -> None:
-    from ontogeny.server import journal
+    from ontogeny.server.learning import journal
 
     store = _store(state)
     _lines(store, name)
@@ -251,7 +251,7 @@ def _store(state: Path) -> "Store":
 
 def _lines(store: "Store", name: str) -> list[Any]:
     from ontogeny.plugins import unknown
-    from ontogeny.server import journal
+    from ontogeny.server.learning import journal
 
     found = journal.lines(store, name)
     if not found:

@@ -17,14 +17,20 @@ from starlette.exceptions import HTTPException
 
 from ontogeny import __version__
 from ontogeny.errors import BadInput
-from ontogeny.server import agent_routes, faults, keys, line_routes, session_routes, text_routes, token_routes
+from ontogeny.server import keys
+from ontogeny.server.api import agents as agent_routes
+from ontogeny.server.api import branches as line_routes
+from ontogeny.server.api import completions as text_routes
+from ontogeny.server.api import errors as faults
+from ontogeny.server.api import text_sessions as session_routes
+from ontogeny.server.api import tokenizer as token_routes
+from ontogeny.server.api.context import LastPrompts, ServerContext, ready
+from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.deployments import Deployments
-from ontogeny.server.guard import Guard
-from ontogeny.server.limits import Limits
-from ontogeny.server.meter import Meter
-from ontogeny.server.service import Recent, Service, ready
+from ontogeny.server.rate_limits import RateLimits
+from ontogeny.server.usage import UsageMeter
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).parent / "templates" / "page.html.j2"
 ARRIVAL = 20.0  # seconds in which a request must have arrived
 MOST_BYTES = 4 << 20
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,7 +38,7 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 def make(deployments: Deployments, *, time_limit: float, most_bytes: int = MOST_BYTES, arrival: float = ARRIVAL) -> Any:
     """The application of one server, which starts and stops what it serves."""
-    meter = Meter(deployments)
+    meter = UsageMeter(deployments)
 
     @contextlib.asynccontextmanager
     async def trajectory(app: FastAPI) -> AsyncIterator[None]:
@@ -50,18 +56,18 @@ def make(deployments: Deployments, *, time_limit: float, most_bytes: int = MOST_
         redoc_url=None,
         lifespan=trajectory,
     )
-    app.state.service = Service(deployments, deployments.store, Limits(), meter, time_limit)
-    app.state.recent = Recent()
+    app.state.service = ServerContext(deployments, deployments.store, RateLimits(), meter, time_limit)
+    app.state.recent = LastPrompts()
     routers = (text_routes, token_routes, line_routes, session_routes, agent_routes)
     for router in (room.router for room in routers):
         app.include_router(router)
     _add_pages(app, meter)
     _add_errors(app)
     _document(app)
-    return Guard(app, most_bytes=most_bytes, arrival=arrival, departure=time_limit)
+    return RequestLimits(app, most_bytes=most_bytes, arrival=arrival, departure=time_limit)
 
 
-def _add_pages(app: FastAPI, meter: Meter) -> None:
+def _add_pages(app: FastAPI, meter: UsageMeter) -> None:
     page = PAGE.read_text(encoding="utf-8")
     safe = (
         "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -96,8 +102,8 @@ def _add_pages(app: FastAPI, meter: Meter) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(faults.Fault)
-    async def fault(request: Request, error: faults.Fault) -> JSONResponse:
+    @app.exception_handler(faults.ApiError)
+    async def fault(request: Request, error: faults.ApiError) -> JSONResponse:
         return error.response
 
     @app.exception_handler(HTTPException)
@@ -107,7 +113,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return faults.Fault(500, "the server failed; its log says how").response
+        return faults.ApiError(500, "the server failed; its log says how").response
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -20,17 +20,18 @@ from ontogeny.lm import model as models
 from ontogeny.lm.learner import Plan
 from ontogeny.lm.model import LanguageModel
 from ontogeny.plugins import unknown
-from ontogeny.server import journal, learner, lines
-from ontogeny.server.lines import Lines
-from ontogeny.server.sessions import Sessions
+from ontogeny.server.learning import branches as lines
+from ontogeny.server.learning import journal, learner
+from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.sessions.agents import Sessions
+from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import Store
-from ontogeny.server.text_sessions import TextSessions
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 log = logging.getLogger(__name__)
 
 
-class Options(NamedTuple):
+class ServerConfig(NamedTuple):
     """What a person may say about a server of models."""
 
     online: bool = False
@@ -44,7 +45,7 @@ class Options(NamedTuple):
     learning: Plan = Plan()  # how weights change
 
 
-class Answering(NamedTuple):
+class ServedWeights(NamedTuple):
     """The weights that answer a request, and which version of its line they are; 0 is as trained."""
 
     weights: Transformer
@@ -52,12 +53,12 @@ class Answering(NamedTuple):
     digest: str  # of the version
 
 
-class Text:
+class LanguageDeployment:
     """A language model with its engine and, online, its lines of learning."""
 
     kind = "language"
 
-    def __init__(self, name: str, model: LanguageModel, store: Store, options: Options) -> None:
+    def __init__(self, name: str, model: LanguageModel, store: Store, options: ServerConfig) -> None:
         self.name, self.model, self.created = name, model, int(time.time())
         self.online = options.online
         self.engine = Engine(model.config, rows=options.rows, queue=options.queue)
@@ -78,13 +79,13 @@ class Text:
         if self.lines is not None:
             self.lines.stop()
 
-    def answering(self, owner: str) -> Answering:
+    def answering(self, owner: str) -> ServedWeights:
         if self.lines is None:
-            return Answering(self.model.weights, 0, self.digest)
+            return ServedWeights(self.model.weights, 0, self.digest)
         live = self.lines.current(owner)
-        return Answering(live.whole, live.version.number, live.version.digest)
+        return ServedWeights(live.whole, live.version.number, live.version.digest)
 
-    def erase(self, contribution: journal.Contribution, who: str) -> None:
+    def erase(self, contribution: journal.TrainingExample, who: str) -> None:
         """Deletes a contribution and what was learned from it.
 
         With them goes what weights that had learned from it made of texts, and the memory of its giver's prompts.
@@ -114,12 +115,12 @@ class Text:
         return None
 
 
-class Acting:
+class AgentDeployment:
     """An agent, whose sessions are lives; what learns in the online case are the weights of each life."""
 
     kind = "agent"
 
-    def __init__(self, name: str, folder: Path, store: Store, options: Options) -> None:
+    def __init__(self, name: str, folder: Path, store: Store, options: ServerConfig) -> None:
         self.name, self.created, self.online = name, int(time.time()), options.online
         self.sessions = Sessions(name, folder, store, online=options.online)
         self.digest = self.sessions.digest
@@ -136,13 +137,13 @@ class Acting:
             self.failure = f"what '{self.name}' is born with is not what it was started with"
 
 
-Deployment = Text | Acting
+Deployment = LanguageDeployment | AgentDeployment
 
 
 class Deployments:
     """All that one server serves; they are started, and looked after, by a thread."""
 
-    def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, options: Options) -> None:
+    def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, options: ServerConfig) -> None:
         self.options, self.store = options, store
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
@@ -166,9 +167,9 @@ class Deployments:
             if models.is_language(folder):
                 model = made.get(folder.resolve()) or models.load(folder)
                 made[folder.resolve()] = model
-                self.by_name[name] = Text(name, model, store, here)
+                self.by_name[name] = LanguageDeployment(name, model, store, here)
             else:
-                self.by_name[name] = Acting(name, folder, store, here)
+                self.by_name[name] = AgentDeployment(name, folder, store, here)
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
 
     def start(self) -> None:
@@ -186,7 +187,7 @@ class Deployments:
             self.ready.set()
             looked = time.monotonic()
             while not self._stopping.wait(0.2):
-                texts = [made for made in self.by_name.values() if isinstance(made, Text)]
+                texts = [made for made in self.by_name.values() if isinstance(made, LanguageDeployment)]
                 busy = any(made.engine.under_way + made.engine.queued for made in texts)
                 for made in texts:
                     if made.lines is not None:
@@ -203,13 +204,13 @@ class Deployments:
                 deployment.stop()
 
 
-def _lines(name: str, model: LanguageModel, store: Store, options: Options) -> Lines:
+def _lines(name: str, model: LanguageModel, store: Store, options: ServerConfig) -> BranchManager:
     try:
         how = learner.build(model, options.learning)
     except BadInput as error:
         raise BadInput(f"'{name}' cannot learn online: {error}") from None
     settings = lines.Settings(bound=options.bound, share=options.share)
-    return Lines(store, name, how, shared=options.shared, settings=settings)
+    return BranchManager(store, name, how, shared=options.shared, settings=settings)
 
 
 def about(deployment: Deployment) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Key(NamedTuple):
 LOCAL = Key("local", "local", True, None, None, 0.0, None)  # whoever is on this machine, as long as there are no keys
 
 
-class Used(NamedTuple):
+class UsageRecord(NamedTuple):
     key: str
     deployment: str
     day: str  # UTC
@@ -96,7 +96,7 @@ def authenticate(store: Store, text: str) -> Key | None:
     return _key(row) if same and row is not None and row["revoked"] is None else None
 
 
-def add_usage(store: Store, used: Iterable[Used]) -> None:
+def add_usage(store: Store, used: Iterable[UsageRecord]) -> None:
     """Adds to what is on record; all of it or nothing."""
     with store.transaction() as connection:
         connection.executemany(
@@ -107,9 +107,9 @@ def add_usage(store: Store, used: Iterable[Used]) -> None:
         )
 
 
-def usage(store: Store) -> list[Used]:
+def usage(store: Store) -> list[UsageRecord]:
     """By key, deployment and day."""
-    return [Used(*row) for row in store.connection.execute("SELECT * FROM usage ORDER BY day, key, deployment")]
+    return [UsageRecord(*row) for row in store.connection.execute("SELECT * FROM usage ORDER BY day, key, deployment")]
 
 
 def _hash(text: str) -> bytes:

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from ontogeny.server import faults, protocol
+from ontogeny.server.api import errors as faults
+from ontogeny.server.api import protocol
+from ontogeny.server.api.branches import FILE, SAFETENSORS
+from ontogeny.server.api.context import agent, bringing_state, caller, done, take
 from ontogeny.server.keys import Key
-from ontogeny.server.line_routes import FILE, SAFETENSORS
-from ontogeny.server.service import agent, bringing_state, caller, done, take
-from ontogeny.server.sessions import Sessions
+from ontogeny.server.sessions.agents import Sessions
 
 router = APIRouter(prefix="/v1/agents/{name}", responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]

@@ -12,19 +12,19 @@ from ontogeny.engine.choices import Taste
 from ontogeny.engine.engine import Busy
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import decode
-from ontogeny.server import faults
-from ontogeny.server.deployments import Answering, Text
+from ontogeny.server.api import errors as faults
+from ontogeny.server.api.branches import FILE, SAFETENSORS
+from ontogeny.server.api.context import bringing_state, caller, done, language, service, take
+from ontogeny.server.api.protocol import GoOn
+from ontogeny.server.deployments import LanguageDeployment, ServedWeights
 from ontogeny.server.keys import Key
-from ontogeny.server.line_routes import FILE, SAFETENSORS
-from ontogeny.server.protocol import GoOn
-from ontogeny.server.service import bringing_state, caller, done, language, service, take
-from ontogeny.server.text_sessions import Answer, TextSessions
+from ontogeny.server.sessions.texts import Answer, TextSessions
 
 router = APIRouter(prefix="/v1/models/{model}/sessions", responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]
 
 
-async def _do(request: Request, made: Text, key: Key, what: Callable[..., Any], *arguments: Any) -> Any:
+async def _do(request: Request, made: LanguageDeployment, key: Key, what: Callable[..., Any], *arguments: Any) -> Any:
     """Runs one of `TextSessions`' methods on its thread, and turns what goes wrong into answers."""
     try:
         work = made.sessions.submit(what, made.sessions, key.id, *arguments)
@@ -33,7 +33,7 @@ async def _do(request: Request, made: Text, key: Key, what: Callable[..., Any], 
     return await done(request, work)
 
 
-async def _answering(made: Text, key: Key) -> Answering:
+async def _answering(made: LanguageDeployment, key: Key) -> ServedWeights:
     return await asyncio.to_thread(made.answering, key.id)
 
 

@@ -5,14 +5,15 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ontogeny.server import journal, keys
-from ontogeny.server.deployments import Deployments, Text
-from ontogeny.server.keys import Key, Used
+from ontogeny.server import keys
+from ontogeny.server.deployments import Deployments, LanguageDeployment
+from ontogeny.server.keys import Key, UsageRecord
+from ontogeny.server.learning import journal
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
-class Meter:
+class UsageMeter:
     def __init__(self, deployments: Deployments) -> None:
         self._deployments, self._store = deployments, deployments.store
         self._lock = threading.Lock()
@@ -63,7 +64,7 @@ class Meter:
     def text(self) -> bytes:
         """In Prometheus' own format."""
         for name, deployment in self._deployments.by_name.items():
-            if isinstance(deployment, Text):
+            if isinstance(deployment, LanguageDeployment):
                 self._under_way.labels(name).set(deployment.engine.under_way)
                 self._queued.labels(name).set(deployment.engine.queued)
                 if deployment.lines is not None:
@@ -80,4 +81,4 @@ class Meter:
         with self._lock:
             used, self._used = self._used, {}
         if used:
-            keys.add_usage(self._store, [Used(*name, *amounts) for name, amounts in used.items()])
+            keys.add_usage(self._store, [UsageRecord(*name, *amounts) for name, amounts in used.items()])

@@ -10,25 +10,26 @@ from typing import Any, NamedTuple
 from fastapi import Request
 
 from ontogeny.errors import BadInput
-from ontogeny.server import faults, keys
-from ontogeny.server.deployments import Acting, Deployment, Deployments, Text
-from ontogeny.server.faults import Fault
+from ontogeny.server import keys
+from ontogeny.server.api import errors as faults
+from ontogeny.server.api.errors import ApiError
+from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
 from ontogeny.server.keys import LOCAL, Key
-from ontogeny.server.limits import Limits
-from ontogeny.server.meter import Meter
-from ontogeny.server.shelf import NoSession
+from ontogeny.server.rate_limits import RateLimits
+from ontogeny.server.sessions.store import NoSession
 from ontogeny.server.store import Store
+from ontogeny.server.usage import UsageMeter
 
 
-class Service(NamedTuple):
+class ServerContext(NamedTuple):
     deployments: Deployments
     store: Store
-    limits: Limits
-    meter: Meter
+    limits: RateLimits
+    meter: UsageMeter
     time_limit: float  # seconds that a request may take
 
 
-def service(request: Request) -> Service:
+def service(request: Request) -> ServerContext:
     return request.app.state.service
 
 
@@ -79,16 +80,16 @@ def ready(request: Request) -> None:
         raise faults.unavailable("the models are still being made ready", "not_ready")
 
 
-def language(request: Request, name: str | None) -> Text:
+def language(request: Request, name: str | None) -> LanguageDeployment:
     found = deployment(request, name)
-    if not isinstance(found, Text):
+    if not isinstance(found, LanguageDeployment):
         raise faults.bad(f"'{found.name}' is an agent: it has sessions, not completions", "model")
     return found
 
 
-def agent(request: Request, name: str) -> Acting:
+def agent(request: Request, name: str) -> AgentDeployment:
     found = deployment(request, name)
-    if not isinstance(found, Acting):
+    if not isinstance(found, AgentDeployment):
         raise faults.bad(f"'{found.name}' is a language model: it has completions, not sessions", "name")
     return found
 
@@ -117,13 +118,13 @@ def bringing_state() -> Iterator[None]:
     """A state that is brought back and does not belong here is refused by a code of its own."""
     try:
         yield
-    except Fault as fault:
+    except ApiError as fault:
         if fault.status_code == 400:
             fault.code = "state_refused"
         raise
 
 
-class Recent:
+class LastPrompts:
     """What each key's last prompt was, so that of a story that grows only what is new is learned from."""
 
     def __init__(self) -> None:

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Depends, Request
 
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import END, Tokenizer, decode
-from ontogeny.server import faults, protocol
-from ontogeny.server.deployments import Text
+from ontogeny.server.api import errors as faults
+from ontogeny.server.api import protocol
+from ontogeny.server.api.context import caller, language, service, take
+from ontogeny.server.deployments import LanguageDeployment
 from ontogeny.server.keys import Key
-from ontogeny.server.service import caller, language, service, take
 
 router = APIRouter(responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]
@@ -19,7 +20,7 @@ MOST_CHARACTERS = 1 << 20
 LONG = 10_000  # characters from which on tokenizing is no work for the loop that answers everybody
 
 
-async def prompt_tokens(made: Text, prompt: str | list[int]) -> list[int]:
+async def prompt_tokens(made: LanguageDeployment, prompt: str | list[int]) -> list[int]:
     """A prompt's tokens; of an empty one the end token, which stands before every document."""
     tokenizer = made.model.tokenizer
     if isinstance(prompt, str):
@@ -66,9 +67,9 @@ def tokenizer_info(request: Request, key: Caller, model: str | None = None) -> d
     return {"eos_token": None if end is None else END, "bos_token": None}
 
 
-def _meant(request: Request, name: str | None) -> Text:
+def _meant(request: Request, name: str | None) -> LanguageDeployment:
     """The named model; without a name the first one, if all have its tokenizer, since these clients name none."""
-    texts = [made for made in service(request).deployments.by_name.values() if isinstance(made, Text)]
+    texts = [made for made in service(request).deployments.by_name.values() if isinstance(made, LanguageDeployment)]
     if name is None and texts:
         if any(made.model.tokenizer is not texts[0].model.tokenizer for made in texts):
             raise faults.bad("there are models with other tokenizers: name one", "model")

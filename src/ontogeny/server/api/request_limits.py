@@ -9,13 +9,13 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
-from ontogeny.server.faults import Fault
+from ontogeny.server.api.errors import ApiError
 
 log = logging.getLogger("ontogeny.requests")
 TOO_LARGE = "the request is larger than {} bytes"
 
 
-class Guard:
+class RequestLimits:
     def __init__(self, app: Any, *, most_bytes: int, arrival: float, departure: float) -> None:
         self.app, self.most = app, most_bytes
         self.arrival, self.departure = arrival, departure  # seconds
@@ -36,11 +36,11 @@ class Guard:
                 message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
             except TimeoutError:
                 whole = True
-                raise Fault(408, f"the request did not arrive within {self.arrival:g} s", code="timeout") from None
+                raise ApiError(408, f"the request did not arrive within {self.arrival:g} s", code="timeout") from None
             left -= len(message.get("body", b""))
             if left < 0:
                 whole = True
-                raise Fault(413, TOO_LARGE.format(self.most), code="request_too_large")
+                raise ApiError(413, TOO_LARGE.format(self.most), code="request_too_large")
             whole = whole or not message.get("more_body", False)
             return message
 
@@ -54,9 +54,9 @@ class Guard:
 
         try:
             if declared.isdigit() and int(declared) > self.most:
-                raise Fault(413, TOO_LARGE.format(self.most), code="request_too_large")
+                raise ApiError(413, TOO_LARGE.format(self.most), code="request_too_large")
             await self.app(scope, limited, timed)
-        except Fault as fault:
+        except ApiError as fault:
             if not status:
                 await fault.response(scope, receive, timed)
         except TimeoutError:
@@ -65,7 +65,7 @@ class Guard:
         except Exception:
             logging.getLogger(__name__).exception("a request failed")
             if not status:
-                await Fault(500, "the server failed; its log says how").response(scope, receive, timed)
+                await ApiError(500, "the server failed; its log says how").response(scope, receive, timed)
         finally:
             seconds = time.monotonic() - started
             log.info("%s %s %s %.3f s", scope["method"], scope["path"], status or "-", seconds)

@@ -7,7 +7,7 @@ from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
 
-class Fault(HTTPException):
+class ApiError(HTTPException):
     """An answer that is an error; `headers` go with it."""
 
     def __init__(
@@ -49,29 +49,29 @@ def told(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return ".".join(str(part) for part in best["loc"][1:] if isinstance(part, str) and part.isidentifier()), message
 
 
-def unauthorized(why: str) -> Fault:
-    return Fault(401, why, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+def unauthorized(why: str) -> ApiError:
+    return ApiError(401, why, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-def forbidden(what: str) -> Fault:
-    return Fault(403, f"{what} takes an admin key", code="insufficient_permissions")
+def forbidden(what: str) -> ApiError:
+    return ApiError(403, f"{what} takes an admin key", code="insufficient_permissions")
 
 
-def bad(message: str, param: str | None = None, code: str | None = None) -> Fault:
-    return Fault(400, message, code=code, param=param)
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, code=code, param=param)
 
 
-def absent(what: str, code: str = "not_found", param: str | None = None) -> Fault:
-    return Fault(404, what, code=code, param=param)
+def absent(what: str, code: str = "not_found", param: str | None = None) -> ApiError:
+    return ApiError(404, what, code=code, param=param)
 
 
-def too_many(message: str, seconds: float, code: str = "rate_limit_exceeded") -> Fault:
+def too_many(message: str, seconds: float, code: str = "rate_limit_exceeded") -> ApiError:
     """429; `seconds` until it is worth trying again."""
-    return Fault(429, message, code=code, headers={"Retry-After": str(max(1, round(seconds + 0.5)))})
+    return ApiError(429, message, code=code, headers={"Retry-After": str(max(1, round(seconds + 0.5)))})
 
 
-def unavailable(message: str, code: str = "unavailable") -> Fault:
-    return Fault(503, message, code=code, headers={"Retry-After": "5"})
+def unavailable(message: str, code: str = "unavailable") -> ApiError:
+    return ApiError(503, message, code=code, headers={"Retry-After": "5"})
 
 
 DOCUMENTED: dict[int | str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ SHARED = "shared"
 MOST_PENDING = 10_000  # of one line
 
 
-class Line(NamedTuple):
+class Branch(NamedTuple):
     line: str
     deployment: str
     owner: str  # a key's id, or "shared"
@@ -32,7 +32,7 @@ class Line(NamedTuple):
     frozen: bool
 
 
-class Contribution(NamedTuple):
+class TrainingExample(NamedTuple):
     number: int
     line: str
     key: str
@@ -42,7 +42,7 @@ class Contribution(NamedTuple):
     at: float
 
 
-class Version(NamedTuple):
+class BranchVersion(NamedTuple):
     line: str
     number: int
     parent: int | None
@@ -57,7 +57,7 @@ class Version(NamedTuple):
     at: float
 
 
-class Decision(NamedTuple):
+class LearningDecision(NamedTuple):
     number: int
     line: str
     kind: str  # learned, refused, rollback, erased, restored, freeze, thaw
@@ -68,11 +68,11 @@ class Decision(NamedTuple):
     at: float
 
 
-class Full(Exception):
+class JournalFull(Exception):
     """So much waits to be learned that no more is taken."""
 
 
-def open_line(store: Store, deployment: str, owner: str, base: str, learner: str, held_out: float) -> Line:
+def open_line(store: Store, deployment: str, owner: str, base: str, learner: str, held_out: float) -> Branch:
     """The line, made where it is not there. One that learned from other weights, or otherwise, raises `BadInput`."""
     name = f"{deployment}/{owner}"
     with store.transaction() as connection:
@@ -104,14 +104,14 @@ def open_line(store: Store, deployment: str, owner: str, base: str, learner: str
     return found
 
 
-def line(store: Store, name: str) -> Line:
+def line(store: Store, name: str) -> Branch:
     row = store.connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
     if row is None:
         raise BadInput(f"there is no line '{name}'")
     return _line(row)
 
 
-def lines(store: Store, deployment: str) -> list[Line]:
+def lines(store: Store, deployment: str) -> list[Branch]:
     found = store.connection.execute("SELECT * FROM lines WHERE deployment = ? ORDER BY line", (deployment,))
     return [_line(row) for row in found]
 
@@ -128,53 +128,53 @@ def contribute(store: Store, line: str, key: str, text: str) -> int | None:
         if row["frozen"]:
             return None
         if _pending(connection, line, row["position"], "count(*)")[0] >= MOST_PENDING:
-            raise Full
+            raise JournalFull
         made = connection.execute(
             "INSERT INTO contributions (line, key, text, at) VALUES (?, ?, ?, ?)", (line, key, text, time.time())
         )
         return made.lastrowid
 
 
-def next_contribution(store: Store, line: Line) -> Contribution | None:
+def next_contribution(store: Store, line: Branch) -> TrainingExample | None:
     """The first one that nothing was decided about."""
     row = _pending(store.connection, line.line, line.position, "*")
     return None if row is None else _contribution(row)
 
 
-def pending(store: Store, line: Line) -> int:
+def pending(store: Store, line: Branch) -> int:
     return _pending(store.connection, line.line, line.position, "count(*)")[0]
 
 
-def contribution(store: Store, number: int) -> Contribution | None:
+def contribution(store: Store, number: int) -> TrainingExample | None:
     row = store.connection.execute("SELECT * FROM contributions WHERE number = ?", (number,)).fetchone()
     return None if row is None else _contribution(row)
 
 
-def contributions(store: Store, line: str) -> list[Contribution]:
+def contributions(store: Store, line: str) -> list[TrainingExample]:
     found = store.connection.execute("SELECT * FROM contributions WHERE line = ? ORDER BY number", (line,))
     return [_contribution(row) for row in found]
 
 
-def version(store: Store, line: str, number: int) -> Version:
+def version(store: Store, line: str, number: int) -> BranchVersion:
     row = store.connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, number)).fetchone()
     if row is None:
         raise BadInput(f"the line '{line}' has no version {number}")
     return _version(row)
 
 
-def versions(store: Store, line: str) -> list[Version]:
+def versions(store: Store, line: str) -> list[BranchVersion]:
     found = store.connection.execute("SELECT * FROM versions WHERE line = ? ORDER BY number", (line,))
     return [_version(row) for row in found]
 
 
-def decisions(store: Store, deployment: str, most: int = 1_000_000) -> list[Decision]:
+def decisions(store: Store, deployment: str, most: int = 1_000_000) -> list[LearningDecision]:
     """The last decisions about any line of a deployment, oldest first."""
     found = store.connection.execute(
         "SELECT decisions.* FROM decisions JOIN lines USING (line) WHERE deployment = ? "
         "ORDER BY decisions.number DESC LIMIT ?",
         (deployment, most),
     ).fetchall()
-    return [Decision(*row) for row in reversed(found)]
+    return [LearningDecision(*row) for row in reversed(found)]
 
 
 def count_decisions(store: Store, deployment: str) -> int:
@@ -182,7 +182,7 @@ def count_decisions(store: Store, deployment: str) -> int:
     return store.connection.execute(asked, (deployment,)).fetchone()[0]
 
 
-def chain(store: Store, line: str, number: int) -> list[Version]:
+def chain(store: Store, line: str, number: int) -> list[BranchVersion]:
     """The versions that lead to this one, from version 0 or the nearest one with a snapshot on."""
     found = [version(store, line, number)]
     while found[-1].snapshot is None and found[-1].parent is not None:
@@ -191,8 +191,8 @@ def chain(store: Store, line: str, number: int) -> list[Version]:
 
 
 def learned(
-    store: Store, before: Line, number: int, digest: str, held_out: float, distance: float, reason: str
-) -> Version | None:
+    store: Store, before: Branch, number: int, digest: str, held_out: float, distance: float, reason: str
+) -> BranchVersion | None:
     """Makes a new version of this contribution the head. None, and nothing done, if the head was moved meanwhile."""
     with store.transaction() as connection:
         if not _unmoved(connection, before):
@@ -203,7 +203,7 @@ def learned(
     return made
 
 
-def refused(store: Store, before: Line, number: int, held_out: float | None, reason: str) -> bool:
+def refused(store: Store, before: Branch, number: int, held_out: float | None, reason: str) -> bool:
     """Records that this contribution is not learned from. False, and nothing done, if the head was moved meanwhile."""
     with store.transaction() as connection:
         if not _unmoved(connection, before):
@@ -232,7 +232,7 @@ def drop_unnamed(store: Store, files: Iterable[str] | None = None) -> None:
             (store.snapshots / file).unlink(missing_ok=True)
 
 
-def rollback(store: Store, line: str, to: int, who: str) -> Version:
+def rollback(store: Store, line: str, to: int, who: str) -> BranchVersion:
     """Makes an earlier version live again; what was contributed since is set aside, and learning goes on from here."""
     with store.transaction() as connection:
         target = _reachable(connection, line, to)
@@ -242,8 +242,8 @@ def rollback(store: Store, line: str, to: int, who: str) -> Version:
 
 
 def restored(
-    store: Store, before: Line, digest: str, held_out: float, distance: float, file: str, who: str
-) -> Version | None:
+    store: Store, before: Branch, digest: str, held_out: float, distance: float, file: str, who: str
+) -> BranchVersion | None:
     """Makes weights that were brought in a new version, which stands on no other but its snapshot.
 
     Weights that were learned here are known by their digest, and with them what they learned from; if any of that was
@@ -341,7 +341,7 @@ def _pending(connection: sqlite3.Connection, line: str, position: int, what: str
     ).fetchone()
 
 
-def _unmoved(connection: sqlite3.Connection, before: Line) -> bool:
+def _unmoved(connection: sqlite3.Connection, before: Branch) -> bool:
     row = connection.execute("SELECT * FROM lines WHERE line = ?", (before.line,)).fetchone()
     return _line(row) == before
 
@@ -351,7 +351,7 @@ def _newest(connection: sqlite3.Connection, line: str) -> int:
     return found.fetchone()[0]
 
 
-def _reachable(connection: sqlite3.Connection, line: str, number: int) -> Version:
+def _reachable(connection: sqlite3.Connection, line: str, number: int) -> BranchVersion:
     asked = "SELECT * FROM versions WHERE line = ? AND number = ?"
     row = connection.execute(asked, (line, number)).fetchone() if 0 <= number < 2**63 else None
     if row is None:
@@ -362,7 +362,7 @@ def _reachable(connection: sqlite3.Connection, line: str, number: int) -> Versio
     return _version(row)
 
 
-def _move(connection: sqlite3.Connection, line: str, to: Version, position: int) -> None:
+def _move(connection: sqlite3.Connection, line: str, to: BranchVersion, position: int) -> None:
     """A new head that learning goes on from; only what led to it still counts of what was contributed so far."""
     counted = _learned_from(connection, to)[0]
     connection.execute("UPDATE contributions SET aside = 1 WHERE line = ?", (line,))
@@ -372,7 +372,7 @@ def _move(connection: sqlite3.Connection, line: str, to: Version, position: int)
     )
 
 
-def _learned_from(connection: sqlite3.Connection, at: Version) -> tuple[set[int], set[int]]:
+def _learned_from(connection: sqlite3.Connection, at: BranchVersion) -> tuple[set[int], set[int]]:
     """The contributions that a version learned from in its line, and before it was brought in there."""
     here: set[int] = set()
     while at.parent is not None:
@@ -384,7 +384,7 @@ def _learned_from(connection: sqlite3.Connection, at: Version) -> tuple[set[int]
     return here, {row[0] for row in connection.execute(asked, (at.line, at.number))}
 
 
-def _known(connection: sqlite3.Connection, deployment: str, digest: str) -> Version | None:
+def _known(connection: sqlite3.Connection, deployment: str, digest: str) -> BranchVersion | None:
     """A version that has this digest; where there is one, one that no erased contribution is in."""
     row = connection.execute(
         "SELECT versions.* FROM versions JOIN lines USING (line) WHERE deployment = ? AND digest = ? "
@@ -403,13 +403,13 @@ def _new_version(
     held_out: float,
     distance: float,
     file: str | None = None,
-) -> Version:
+) -> BranchVersion:
     number = connection.execute("SELECT max(number) + 1 FROM versions WHERE line = ?", (line,)).fetchone()[0]
     first = contribution
     if parent is not None:
         row = connection.execute("SELECT first FROM versions WHERE line = ? AND number = ?", (line, parent)).fetchone()
         first = contribution if row["first"] is None else row["first"]
-    made = Version(
+    made = BranchVersion(
         line, number, parent, contribution, first, contribution, digest, held_out, distance, file, False, time.time()
     )
     connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", made)
@@ -431,19 +431,19 @@ def _decide(
     )
 
 
-def _line(row: sqlite3.Row) -> Line:
+def _line(row: sqlite3.Row) -> Branch:
     named: dict[str, Any] = dict(row)
     named["frozen"] = bool(named["frozen"])
-    return Line(**named)
+    return Branch(**named)
 
 
-def _contribution(row: sqlite3.Row) -> Contribution:
+def _contribution(row: sqlite3.Row) -> TrainingExample:
     named: dict[str, Any] = dict(row)
     named["aside"] = bool(named["aside"])
-    return Contribution(**named)
+    return TrainingExample(**named)
 
 
-def _version(row: sqlite3.Row) -> Version:
+def _version(row: sqlite3.Row) -> BranchVersion:
     named: dict[str, Any] = dict(row)
     named["gone"] = bool(named["gone"])
-    return Version(**named)
+    return BranchVersion(**named)

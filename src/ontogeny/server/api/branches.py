@@ -6,12 +6,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from ontogeny.errors import BadInput
-from ontogeny.server import faults, journal, keys, protocol
-from ontogeny.server.deployments import Text
-from ontogeny.server.faults import Fault
+from ontogeny.server import keys
+from ontogeny.server.api import errors as faults
+from ontogeny.server.api import protocol
+from ontogeny.server.api.context import admin, caller, language, service, take
+from ontogeny.server.api.errors import ApiError
+from ontogeny.server.deployments import LanguageDeployment
 from ontogeny.server.keys import Key
-from ontogeny.server.lines import Lines
-from ontogeny.server.service import admin, caller, language, service, take
+from ontogeny.server.learning import journal
+from ontogeny.server.learning.branches import BranchManager
 
 router = APIRouter(prefix="/v1/models/{model}", responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]
@@ -26,9 +29,9 @@ FILE: dict[str, Any] = {
 }
 
 
-def _lines(made: Text) -> Lines:
+def _lines(made: LanguageDeployment) -> BranchManager:
     if made.lines is None:
-        raise Fault(409, f"'{made.name}' is frozen: nothing is learned in it", code="frozen")
+        raise ApiError(409, f"'{made.name}' is frozen: nothing is learned in it", code="frozen")
     return made.lines
 
 
@@ -114,10 +117,10 @@ async def contribute(request: Request, model: str, body: protocol.Given, key: Ca
     take(request, key)
     try:
         number = await asyncio.to_thread(lines.contribute, key.id, key.id, body.text)
-    except journal.Full:
+    except journal.JournalFull:
         raise faults.too_many("so much waits to be learned that no more is taken", 10, "learner_busy") from None
     if number is None:
-        raise Fault(409, f"'{model}' is frozen for now", code="frozen")
+        raise ApiError(409, f"'{model}' is frozen for now", code="frozen")
     return {"object": "contribution", "number": number}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ontogeny.server.keys import Key
 
 
-class Bucket:
+class TokenBucket:
     def __init__(self, per_minute: int, now: float) -> None:
         self.per_minute, self.level, self.since = per_minute, float(per_minute), now
 
@@ -20,12 +20,12 @@ class Bucket:
         return max(0.0, (min(amount, self.per_minute) - self.level) * 60 / self.per_minute)
 
 
-class Limits:
+class RateLimits:
     """In memory: a server that starts anew begins with full buckets."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._buckets: dict[tuple[str, str, int], Bucket] = {}
+        self._buckets: dict[tuple[str, str, int], TokenBucket] = {}
 
     def take(self, key: Key, tokens: int) -> float:
         """Takes one request and so many tokens, and returns 0; or takes nothing and returns the seconds to wait."""
@@ -44,11 +44,11 @@ class Limits:
             if (bucket := self._bucket(key, "tokens")) is not None:
                 bucket.level = min(bucket.per_minute, bucket.level + tokens)
 
-    def _bucket(self, key: Key, what: str) -> Bucket | None:
+    def _bucket(self, key: Key, what: str) -> TokenBucket | None:
         per_minute = key.requests_per_minute if what == "requests" else key.tokens_per_minute
         if per_minute is None:
             return None
         now = self._clock()
-        found = self._buckets.setdefault((key.id, what, per_minute), Bucket(per_minute, now))
+        found = self._buckets.setdefault((key.id, what, per_minute), TokenBucket(per_minute, now))
         found.fill(now)
         return found

@@ -14,16 +14,17 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from ontogeny.engine.choices import Taste
 from ontogeny.engine.rows import Question
 from ontogeny.lm.tokenizer import decode
-from ontogeny.server import faults, protocol
-from ontogeny.server.answers import Gone, Piece, pieces
-from ontogeny.server.deployments import Text, about
-from ontogeny.server.faults import Fault
-from ontogeny.server.forms import Asked, Chat, Completions, Form
-from ontogeny.server.journal import Full
+from ontogeny.server.api import errors as faults
+from ontogeny.server.api import protocol
+from ontogeny.server.api.context import caller, deployment, language, service, take
+from ontogeny.server.api.errors import ApiError
+from ontogeny.server.api.protocol import ChatRequest, CompletionRequest, Generation
+from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat
+from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, pieces
+from ontogeny.server.api.tokenizer import prompt_tokens
+from ontogeny.server.deployments import LanguageDeployment, about
 from ontogeny.server.keys import Key
-from ontogeny.server.protocol import ChatRequest, CompletionRequest, Generation
-from ontogeny.server.service import caller, deployment, language, service, take
-from ontogeny.server.token_routes import prompt_tokens
+from ontogeny.server.learning.journal import JournalFull
 
 router = APIRouter(responses=faults.DOCUMENTED)
 Caller = Annotated[Key, Depends(caller)]
@@ -64,7 +65,7 @@ async def completions(request: Request, body: CompletionRequest, key: Caller) ->
     asked = await _asked(request, made, key, body, tokens, most, body.logprobs, bool(body.echo), text if learns else "")
     echoed = [p if isinstance(p, str) else decode(made.model.tokenizer, p) for p in prompts] if body.echo else []
     asked = asked._replace(prompts=[text for text in echoed for _ in range(n)], id=f"cmpl-{asked.id}")
-    form = Completions(asked, body.logprobs)
+    form = CompletionFormat(asked, body.logprobs)
     return await _answer(request, asked, form, body)
 
 
@@ -80,12 +81,12 @@ async def chat_completions(request: Request, body: ChatRequest, key: Caller) -> 
     copies = [tokens]
     asked = await _asked(request, made, key, body, copies, most, alternatives, False, learns)
     asked = asked._replace(id=f"chatcmpl-{asked.id}")
-    return await _answer(request, asked, Chat(asked, body.logprobs), body, protocol.CHAT_STOPS)
+    return await _answer(request, asked, ChatFormat(asked, body.logprobs), body, protocol.CHAT_STOPS)
 
 
 async def _asked(
     request: Request,
-    made: Text,
+    made: LanguageDeployment,
     key: Key,
     body: Generation,
     prompts: Sequence[list[int]],
@@ -93,7 +94,7 @@ async def _asked(
     alternatives: int | None,
     echo: bool,
     learns: str,
-) -> Asked:
+) -> PreparedRequest:
     started, n = time.monotonic(), body.n or 1
     for prompt in prompts:
         if echo and len(prompt) > made.engine.most:
@@ -124,10 +125,10 @@ async def _asked(
         for choice in range(n)
     ]
     now = int(time.time())
-    return Asked(made, answering, key, questions, read, [], contribution, started, uuid.uuid4().hex, now)
+    return PreparedRequest(made, answering, key, questions, read, [], contribution, started, uuid.uuid4().hex, now)
 
 
-async def _contributed(request: Request, made: Text, key: Key, text: str) -> int | None:
+async def _contributed(request: Request, made: LanguageDeployment, key: Key, text: str) -> int | None:
     """Journals what is new in a prompt; its number when it is on the disk."""
     if made.lines is None:
         return None
@@ -137,12 +138,14 @@ async def _contributed(request: Request, made: Text, key: Key, text: str) -> int
         return None
     try:
         return await asyncio.to_thread(made.lines.contribute, key.id, key.id, new)
-    except Full:
+    except JournalFull:
         recent.put_back(key.id, made.name, text, before)
         raise faults.too_many("so much waits to be learned that no more is taken", 10, "learner_busy") from None
 
 
-async def _answer(request: Request, asked: Asked, form: Form, body: Generation, stops: Sequence[str] = ()) -> Any:
+async def _answer(
+    request: Request, asked: PreparedRequest, form: ResponseFormat, body: Generation, stops: Sequence[str] = ()
+) -> Any:
     made, all_stops = asked.deployment, [*body.stops, *stops]
     found = pieces(request, made.engine, made.model.tokenizer, asked.questions, all_stops)
     counted = _Counted(request, asked)
@@ -154,7 +157,7 @@ async def _answer(request: Request, asked: Asked, form: Form, body: Generation, 
         except BaseException as error:
             await found.aclose()
             counted.close()
-            if isinstance(error, Gone):
+            if isinstance(error, ClientDisconnected):
                 raise _gone() from None
             raise
         return EventSourceResponse(_events(first, found, form, counted, body.tells_usage))
@@ -164,7 +167,7 @@ async def _answer(request: Request, asked: Asked, form: Form, body: Generation, 
                 raise _late()
             counted.see(piece)
             form.see(piece)
-    except Gone:
+    except ClientDisconnected:
         raise _gone() from None
     finally:
         await found.aclose()
@@ -172,16 +175,16 @@ async def _answer(request: Request, asked: Asked, form: Form, body: Generation, 
     return form.whole() | {"usage": counted.usage}
 
 
-def _gone() -> Fault:
-    return Fault(499, "nobody is there any more", code="client_gone")  # nobody will read it
+def _gone() -> ApiError:
+    return ApiError(499, "nobody is there any more", code="client_gone")  # nobody will read it
 
 
-def _late() -> Fault:
+def _late() -> ApiError:
     return faults.unavailable("there was no time to answer; try again", "time_limit")
 
 
 async def _events(
-    first: Piece, found: AsyncGenerator[Piece], form: Form, counted: "_Counted", tells_usage: bool
+    first: OutputDelta, found: AsyncGenerator[OutputDelta], form: ResponseFormat, counted: "_Counted", tells_usage: bool
 ) -> AsyncIterator[bytes]:
     usage: dict[str, Any] = {"usage": None} if tells_usage else {}  # all parts have the field where one has it
 
@@ -201,9 +204,9 @@ async def _events(
         if tells_usage:
             yield event(form.head() | {"choices": [], "usage": counted.usage})
         yield format_sse_event(data_str="[DONE]")
-    except Gone:
+    except ClientDisconnected:
         return
-    except Fault as fault:
+    except ApiError as fault:
         yield event(faults.body(fault.status_code, str(fault.detail), fault.code))
     finally:
         await found.aclose()
@@ -213,12 +216,12 @@ async def _events(
 class _Counted:
     """Usage of one request, on record when it ends however it ends."""
 
-    def __init__(self, request: Request, asked: Asked) -> None:
+    def __init__(self, request: Request, asked: PreparedRequest) -> None:
         self._service, self._asked = service(request), asked
         self.completion = 0
         self._closed = False
 
-    def see(self, piece: Piece) -> None:
+    def see(self, piece: OutputDelta) -> None:
         if piece.token is not None:
             if not self.completion:
                 waited = time.monotonic() - self._asked.started

@@ -12,10 +12,10 @@ from ontogeny.engine.engine import Busy, Engine, Ticket
 from ontogeny.engine.rows import End, Question, Token
 from ontogeny.engine.text import Growing
 from ontogeny.lm.tokenizer import Tokenizer
-from ontogeny.server import faults
+from ontogeny.server.api import errors as faults
 
 
-class Piece(NamedTuple):
+class OutputDelta(NamedTuple):
     """What has become of one of the questions: text, tokens, the prompt's scores, or the end."""
 
     which: int
@@ -25,15 +25,15 @@ class Piece(NamedTuple):
     reason: str | None = None
 
 
-class Gone(Exception):
+class ClientDisconnected(Exception):
     """Nobody is there any more to be answered."""
 
 
 async def pieces(
     request: Request, engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], stops: Sequence[str]
-) -> AsyncGenerator[Piece]:
+) -> AsyncGenerator[OutputDelta]:
     """Pieces of all answers as they come. Whoever stops listening, or hangs up, sets their rows free."""
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | None]()
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[OutputDelta | None]()
     tickets: list[Ticket] = []
 
     def teller(index: int):
@@ -41,11 +41,11 @@ async def pieces(
 
         def told(what: Token | list[Scored] | End) -> bool | None:
             if isinstance(what, Token):
-                piece = Piece(index, growing.push(what.token), what)
+                piece = OutputDelta(index, growing.push(what.token), what)
             elif isinstance(what, End):
-                piece = Piece(index, growing.finish(), reason=what.reason)
+                piece = OutputDelta(index, growing.finish(), reason=what.reason)
             else:
-                piece = Piece(index, prompt=what)
+                piece = OutputDelta(index, prompt=what)
             loop.call_soon_threadsafe(queue.put_nowait, piece)
             return growing.stopped
 
@@ -66,7 +66,7 @@ async def pieces(
         while left:
             piece = await queue.get()
             if piece is None:
-                raise Gone
+                raise ClientDisconnected
             if piece.reason == "failed":
                 raise faults.unavailable("the engine has failed")
             left -= piece.reason is not None

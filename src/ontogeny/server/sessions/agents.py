@@ -18,8 +18,8 @@ from safetensors.numpy import save as encode
 
 from ontogeny import trees
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.server.lines import read_about
-from ontogeny.server.shelf import Shelf, steps_of
+from ontogeny.server.learning.branches import read_about
+from ontogeny.server.sessions.store import SessionStore, steps_of
 from ontogeny.server.store import Store
 from ontogeny.stages import own_loop
 from ontogeny.stages.own_loop import Living
@@ -42,7 +42,7 @@ class Session(NamedTuple):
 class Sessions:
     def __init__(self, name: str, folder: Path, store: Store, *, online: bool) -> None:
         self.name, self.online = name, online
-        self._shelf = Shelf(store, name)
+        self._shelf = SessionStore(store, name)
         self.loop = own_loop.load(folder, online=online)
         self.digest = self._born_digest()
         self._thread = ThreadPoolExecutor(1, f"agent {name}")

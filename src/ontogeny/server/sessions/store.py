@@ -24,7 +24,7 @@ def steps_of(about: Mapping[str, str]) -> int:
     return int(text)
 
 
-class Shelf:
+class SessionStore:
     """The sessions of one deployment."""
 
     def __init__(self, store: Store, deployment: str) -> None:

@@ -28,8 +28,8 @@ from ontogeny.engine.choices import Taste, choose
 from ontogeny.engine.engine import Busy
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
-from ontogeny.server.lines import read_about
-from ontogeny.server.shelf import Shelf, steps_of
+from ontogeny.server.learning.branches import read_about
+from ontogeny.server.sessions.store import SessionStore, steps_of
 from ontogeny.server.store import Store
 
 FORMAT = "1"
@@ -37,7 +37,7 @@ CHUNK = 32  # tokens read at a time
 MOST_WAITING = 64  # calls
 
 
-class Kept(NamedTuple):
+class TextActivations(NamedTuple):
     """Activations: every token but the last has been read, or as many of the last ones as there was room for."""
 
     tokens: Int32[np.ndarray, "_"]  # at most the context and one
@@ -48,7 +48,7 @@ class Kept(NamedTuple):
 class Session(NamedTuple):
     id: str
     steps: int  # tokens read or said so far
-    kept: Kept
+    kept: TextActivations
     weights: str  # digest of the version that read them
 
     @property
@@ -64,7 +64,7 @@ class Answer(NamedTuple):
 
 class TextSessions:
     def __init__(self, name: str, model: LanguageModel, store: Store) -> None:
-        self._model, self._shelf = model, Shelf(store, name)
+        self._model, self._shelf = model, SessionStore(store, name)
         self._chunk = min(CHUNK, model.config.context)
         self._thread = ThreadPoolExecutor(1, f"sessions of {name}")
         self._lock, self._waiting = threading.Lock(), 0
@@ -95,7 +95,7 @@ class TextSessions:
 
     def create(self, key: str, weights: str) -> Session:
         nothing = [np.asarray(leaf)[0, :, :0] for leaf in transformer.empty_cache(self._model.config, 1).keys]
-        made = Session("", 0, Kept(np.zeros(0, np.int32), tuple(nothing), tuple(nothing)), weights)
+        made = Session("", 0, TextActivations(np.zeros(0, np.int32), tuple(nothing), tuple(nothing)), weights)
         return made._replace(id=self._shelf.insert(key, 0, self._encoded(made)))
 
     def get(self, key: str, id: str) -> Session:
@@ -163,11 +163,11 @@ class TextSessions:
         leaves = [
             tuple(np.asarray(leaf)[0, :, : row.length] for leaf in part) for part in (row.cache.keys, row.cache.values)
         ]
-        after = Session(id, steps, Kept(np.array(tokens[-config.context - 1 :], np.int32), *leaves), digest)
+        after = Session(id, steps, TextActivations(np.array(tokens[-config.context - 1 :], np.int32), *leaves), digest)
         self._shelf.write(key, id, steps, self._encoded(after))
         return Answer(made, reason, after)
 
-    def _cache(self, kept: Kept) -> Cache:
+    def _cache(self, kept: TextActivations) -> Cache:
         empty = transformer.empty_cache(self._model.config, 1)
         length = kept.keys[0].shape[1]
 
@@ -199,7 +199,7 @@ class TextSessions:
             N, T = found["keys.0"].shape[1], len(found["tokens"])
             part = np.zeros((config.heads, N, config.width // config.heads), np.float32)
             layers = tuple(part for _ in range(config.layers))
-            kept = trees.from_arrays(Kept(np.zeros(T, np.int32), layers, layers), found)
+            kept = trees.from_arrays(TextActivations(np.zeros(T, np.int32), layers, layers), found)
             kept = jax.tree.map(np.asarray, kept)
             weights = str(about["weights"])
         except (SafetensorError, LookupError, ValueError, TypeError) as error:

@@ -26,9 +26,9 @@ from ontogeny import trees
 from ontogeny.content.transformer import Transformer
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.runs import checkpoint
-from ontogeny.server import journal
-from ontogeny.server.journal import Line, Version
-from ontogeny.server.learner import Learner
+from ontogeny.server.learning import journal
+from ontogeny.server.learning.journal import Branch, BranchVersion
+from ontogeny.server.learning.learner import Learner
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 
@@ -38,10 +38,10 @@ FORMAT = "1"
 log = logging.getLogger(__name__)
 
 
-class Live(NamedTuple):
+class LiveVersion(NamedTuple):
     """A version in memory. Equal versions of a line are the same object as long as they are held."""
 
-    version: Version
+    version: BranchVersion
     weights: Weights  # what was learned: all weights, or an adapter
     whole: Transformer  # the weights that answer
 
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
     share: float = 1.0  # of the time that the learner works; it rests for the others
 
 
-class Lines:
+class BranchManager:
     """All lines of one deployment."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Lines:
         self.shared, self.settings = shared, settings or Settings()
         self.base = trees.digest(learner.origin)
         self._length = math.sqrt(_squares(learner.origin, jax.tree.map(np.zeros_like, learner.origin)))
-        self._held: OrderedDict[tuple[str, int], Live] = OrderedDict()
+        self._held: OrderedDict[tuple[str, int], LiveVersion] = OrderedDict()
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._work = threading.Event()
@@ -80,7 +80,7 @@ class Lines:
         self._since = time.monotonic()  # when the learner's piece of work began
         self.open(journal.SHARED)
 
-    def open(self, owner: str) -> Line:
+    def open(self, owner: str) -> Branch:
         """The line that an owner's requests are answered from and contribute to."""
         owner = journal.SHARED if self.shared else owner
         return journal.open_line(
@@ -105,7 +105,7 @@ class Lines:
             if live.version.number == line.head and live.version.snapshot is None and live.version.parent is not None:
                 self._snapshot(live)
 
-    def current(self, owner: str) -> Live:
+    def current(self, owner: str) -> LiveVersion:
         """What answers an owner's request now."""
         return self.live(self.open(owner))
 
@@ -134,7 +134,7 @@ class Lines:
                 raise TimeoutError(f"'{self.deployment}' was not done with learning in {seconds} seconds")
             time.sleep(0.01)
 
-    def live(self, line: Line) -> Live:
+    def live(self, line: Branch) -> LiveVersion:
         """A line's head in memory: held, from its snapshot, or learned again from the nearest one."""
         with self._lock:
             found = self._held.get((line.line, line.head))
@@ -148,7 +148,7 @@ class Lines:
         """The owner's line as safetensors: weights, scratch, and which version they are."""
         return self._encoded(self.current(owner))
 
-    def restore(self, owner: str, data: bytes, who: str) -> Version:
+    def restore(self, owner: str, data: bytes, who: str) -> BranchVersion:
         """Makes what `export` gave the owner's version, if it belongs to these trained weights and passes the gate."""
         about = read_about(data)
         if "base" not in about:
@@ -176,7 +176,7 @@ class Lines:
             journal.drop_unnamed(self.store, [file])  # what was refused leaves nothing behind
         return made
 
-    def fork(self, owner: str, to: str, who: str) -> Version:
+    def fork(self, owner: str, to: str, who: str) -> BranchVersion:
         """Another owner's line goes on from where this one's is."""
         return self.restore(to, self.export(owner), who)
 
@@ -209,7 +209,7 @@ class Lines:
             self._stopping.wait((time.monotonic() - self._since) * (1 / self.settings.share - 1))
         self._since = time.monotonic()
 
-    def _learn(self, line: Line, number: int, text: str) -> None:
+    def _learn(self, line: Branch, number: int, text: str) -> None:
         before = self.live(line)
         try:
             after = self.learner.learn(before.weights, text, self._between)
@@ -233,7 +233,7 @@ class Lines:
             return  # somebody moved the head; the contribution is still undecided, or no longer there
         with self._lock:
             self._held.pop((line.line, line.head), None)
-            live = Live(made, after, whole)
+            live = LiveVersion(made, after, whole)
             self._hold(live)
             if made.number % self.settings.every == 0:
                 self._snapshot(live)
@@ -246,7 +246,7 @@ class Lines:
             return f"held-out text would cost {worse:.4f} nats per token more, the bound is {self.settings.bound}"
         return None
 
-    def _rebuild(self, line: Line) -> Live:
+    def _rebuild(self, line: Branch) -> LiveVersion:
         first, *rest = journal.chain(self.store, line.line, line.head)
         weights = self.learner.birth() if first.snapshot is None else self._load(first)
         for version in rest:
@@ -260,9 +260,9 @@ class Lines:
                 f"version {last.number} of '{line.line}' was learned again to other bits than {last.digest[:16]}"
             )
         as_trained = last.parent is None and last.snapshot is None
-        return Live(last, weights, self.learner.origin if as_trained else self.learner.model(weights.content))
+        return LiveVersion(last, weights, self.learner.origin if as_trained else self.learner.model(weights.content))
 
-    def _hold(self, live: Live) -> None:
+    def _hold(self, live: LiveVersion) -> None:
         """Keeps a version in memory; the one used longest ago goes, with a snapshot if it is a head."""
         self._held[live.version.line, live.version.number] = live
         while len(self._held) > self.settings.held:
@@ -271,7 +271,7 @@ class Lines:
             if old.version.number == head and old.version.snapshot is None and old.version.parent is not None:
                 self._snapshot(old)
 
-    def _snapshot(self, live: Live) -> None:
+    def _snapshot(self, live: LiveVersion) -> None:
         """On the disk before the database says so; then those that are too many are dropped, oldest first."""
         version = live.version
         file = self._file(version.line, version.digest)
@@ -286,7 +286,7 @@ class Lines:
                 journal.snapshot(self.store, old.line, old.number, None)
                 journal.drop_unnamed(self.store, [str(old.snapshot)])
 
-    def _load(self, version: Version) -> Weights:
+    def _load(self, version: BranchVersion) -> Weights:
         path = self.store.snapshots / str(version.snapshot)
         try:
             weights = _decoded(path.read_bytes(), self.learner.birth())
@@ -296,7 +296,7 @@ class Lines:
             raise BadInput(f"the snapshot '{path}' is damaged: it does not hold version {version.number}")
         return weights
 
-    def _encoded(self, live: Live) -> bytes:
+    def _encoded(self, live: LiveVersion) -> bytes:
         about = {
             "format": FORMAT,
             "deployment": self.deployment,

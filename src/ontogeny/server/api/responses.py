@@ -11,16 +11,16 @@ import numpy as np
 from ontogeny.engine.choices import Scored
 from ontogeny.engine.rows import Question
 from ontogeny.engine.text import shown
-from ontogeny.server.answers import Piece
-from ontogeny.server.deployments import Answering, Text
+from ontogeny.server.api.streaming import OutputDelta
+from ontogeny.server.deployments import LanguageDeployment, ServedWeights
 from ontogeny.server.keys import Key
 
 
-class Asked(NamedTuple):
+class PreparedRequest(NamedTuple):
     """A request made ready for the engine."""
 
-    deployment: Text
-    answering: Answering
+    deployment: LanguageDeployment
+    answering: ServedWeights
     key: Key
     questions: list[Question]
     prompt_tokens: int
@@ -31,19 +31,19 @@ class Asked(NamedTuple):
     created: int
 
 
-class Form(ABC):
+class ResponseFormat(ABC):
     """How an answer is written down, whole or in parts."""
 
     kind, part_kind = "", ""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: PreparedRequest) -> None:
         self.asked = asked
         self.tokenizer = asked.deployment.model.tokenizer
         self.texts = [""] * len(asked.questions)
         self.reasons: list[str | None] = [None] * len(asked.questions)
         self.scored: list[list[Scored]] = [[] for _ in asked.questions]
 
-    def see(self, piece: Piece) -> None:
+    def see(self, piece: OutputDelta) -> None:
         self.texts[piece.which] += piece.text
         if piece.prompt is not None:
             self.scored[piece.which] += piece.prompt
@@ -70,14 +70,14 @@ class Form(ABC):
         """The answer at once, from all that was seen."""
 
     @abstractmethod
-    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+    def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
         """What a stream tells of this piece: nothing, one part or several."""
 
 
-class Completions(Form):
+class CompletionFormat(ResponseFormat):
     kind = part_kind = "text_completion"
 
-    def __init__(self, asked: Asked, alternatives: int | None) -> None:
+    def __init__(self, asked: PreparedRequest, alternatives: int | None) -> None:
         super().__init__(asked)
         self.alternatives = alternatives
         self.offsets = [0] * len(asked.questions)
@@ -88,7 +88,7 @@ class Completions(Form):
         ]
         return self.head(self.kind) | {"choices": choices}
 
-    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+    def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
         scored = [] if piece.token is None or piece.token.scored is None else [piece.token.scored]
         text = piece.text
         if piece.prompt is not None:
@@ -125,10 +125,10 @@ class Completions(Form):
         return likely
 
 
-class Chat(Form):
+class ChatFormat(ResponseFormat):
     kind, part_kind = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, asked: Asked, logprobs: bool | None) -> None:
+    def __init__(self, asked: PreparedRequest, logprobs: bool | None) -> None:
         super().__init__(asked)
         self.logprobs = logprobs
 
@@ -150,7 +150,7 @@ class Chat(Form):
             )
         return self.head(self.kind) | {"choices": choices}
 
-    def parts(self, piece: Piece) -> list[dict[str, Any]]:
+    def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
         scored = [] if piece.token is None or piece.token.scored is None else [piece.token.scored]
         text = piece.text
         if text and not self.texts[piece.which]:
@@ -178,6 +178,6 @@ class Chat(Form):
         return {"content": content, "refusal": None}
 
 
-def _finish(piece: Piece) -> str | None:
+def _finish(piece: OutputDelta) -> str | None:
     """Why an answer ends with this piece, in the API's words; None where it goes on."""
     return None if piece.reason is None else "stop" if piece.reason == "stop" else "length"

@@ -1,0 +1,1 @@
+"""HTTP routes of the server, the requests they accept and the form of their answers."""
