@@ -1,121 +1,163 @@
-"""The page's parts: document, sections, tables, figures. HTML without scripts; knows nothing of what is reported."""
+"""Pages and their parts, rendered by Jinja2 with autoescape: plain strings are escaped, `Markup` passes as it is."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from functools import cache
+from typing import Any, NamedTuple, Protocol
 
-from ontogeny.studies.compare import Interval, number, plus_minus
+import jinja2
+from markupsafe import Markup
 
-STYLE = Path(__file__).with_name("report.css")
-SIGNS = {"above": "▲", "level": "=", "below": "▼"}
+from ontogeny.report.formatting import format_mean, format_number
+
+VERDICT_SIGNS = {"above": "▲", "level": "=", "below": "▼"}
+
+
+class ScoreInterval(Protocol):
+    """A mean score with its standard error and 95 % interval."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def se(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def num_tasks(self) -> int: ...
 
 
 class Section(NamedTuple):
-    anchor: str
+    """One section of a page."""
+
+    anchor: str  # id of the section, the target of links
     title: str
-    body: str  # HTML
+    body: Markup
 
 
-@dataclass(frozen=True)
-class Row:
-    """A table row of HTML cells, with a class of its own."""
+class TableRow(NamedTuple):
+    """One row of a table, with a CSS class of its own."""
 
     cells: Sequence[str]
-    kind: str = ""
+    css_class: str = ""
 
 
-def document(title: str, opening: str, sections: Sequence[Section], kind: str = "study") -> str:
-    """The whole page; `opening` is what stands under the title, `kind` above it."""
-    style = STYLE.read_text(encoding="utf-8")
-    contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
-    body = "\n".join(
-        f'<section id="{s.anchor}" aria-labelledby="{s.anchor}-title"><h2 id="{s.anchor}-title">{escape(s.title)}</h2>'
-        f"{s.body}</section>"
-        for s in sections
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<a class="skip" href="#content">Skip to the results</a>
-<header>
-<p class="eyebrow">ontogeny · {escape(kind)}</p>
-<h1>{escape(title)}</h1>
-{opening}
-</header>
-<nav aria-label="Contents"><ol>{contents}</ol></nav>
-<main id="content">
-{body}
-</main>
-</body>
-</html>
-"""
+@cache
+def environment(package: str) -> jinja2.Environment:
+    """The template environment of a package.
 
+    Args:
+        package: Import path of a package with a folder `templates`; the templates of `ontogeny.report` are found after
+            its own.
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str] | Row], numeric: Sequence[int] = ()) -> str:
-    """A table that scrolls inside its own box; `numeric` columns are aligned to the right. Cells are HTML."""
-
-    def kind(column: int) -> str:
-        return ' class="n"' if column in numeric else ""
-
-    def line(row: Sequence[str] | Row) -> str:
-        cells, name = (row.cells, row.kind) if isinstance(row, Row) else (row, "")
-        out = "".join(
-            f'<th scope="row"{kind(i)}>{cell}</th>' if i == 0 else f"<td{kind(i)}>{cell}</td>"
-            for i, cell in enumerate(cells)
-        )
-        return f'<tr class="{name}">{out}</tr>' if name else f"<tr>{out}</tr>"
-
-    head = "".join(
-        f'<th scope="col"{kind(i)}>{escape(text)}</th>' if text else "<td></td>" for i, text in enumerate(heads)
-    )
-    label = escape(caption, quote=True)
-    return (
-        f'<div class="table" role="region" aria-label="{label}" tabindex="0">'
-        f"<table><caption><span>{label}</span></caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(line(row) for row in rows)}</tbody></table></div>"
+    Returns:
+        An environment with autoescape in which an undefined variable is an error.
+    """
+    loaders = [jinja2.PackageLoader(name) for name in dict.fromkeys((package, "ontogeny.report"))]
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
-def figure(chart: str, title: str, note: str) -> str:
-    """A chart with what it shows: `title` and `note` are HTML."""
-    told = f" <span>{note}</span>" if note else ""
-    return f'<figure><figcaption><strong>{title}</strong>{told}</figcaption><div class="chart">{chart}</div></figure>'
+def render(package: str, template: str, **variables: Any) -> Markup:
+    """Render a template of a package.
+
+    Args:
+        package: Import path of the package which holds the template, usually `__package__`.
+        template: File name in the package's folder `templates`.
+        **variables: The names that the template uses.
+
+    Returns:
+        HTML.
+    """
+    return Markup(environment(package).get_template(template).render(**variables))
 
 
-def panels(figures: Sequence[str]) -> str:
-    return f'<div class="panels">{"".join(figures)}</div>'
+def document(title: str, opening: Markup, sections: Sequence[Section], kind: str) -> str:
+    """Render a whole page.
 
+    Args:
+        title: Heading of the page and title of the browser's tab.
+        opening: HTML between the heading and the table of contents.
+        sections: In the order of the page.
+        kind: Kind of report, printed above the heading, such as `study`.
 
-def score(value: Interval) -> str:
-    """A mean with one standard error; the 95 % interval where a pointer rests."""
-    told = f"95 % interval {number(value.low)} to {number(value.high)}, {value.num_tasks:,} tasks"
-    mean, _, error = plus_minus(value).partition(" ± ")
-    beside = f"<small> ± {error}</small>" if error else ""
-    return f'<span class="score" title="{told}">{mean}{beside}</span>'
-
-
-def agent(name: str, model: str) -> str:
-    return f'<span class="agent {model}">{escape(name)}</span>'
-
-
-def difference(value: Interval) -> str:
-    """A signed mean with its 95 % interval below."""
-    sign = "+" if value.mean > 0 else ""
-    return (
-        f"{sign}{plus_minus(value).partition(' ± ')[0]}<br><small>{number(value.low)} to {number(value.high)}</small>"
+    Returns:
+        A self-contained HTML document: its style sheet and figures are inline, and it has no script.
+    """
+    style = Markup(environment("ontogeny.report").get_template("report.css").render())
+    return render(
+        "ontogeny.report",
+        "page.html.j2",
+        title=title,
+        opening=opening,
+        sections=[section for section in sections if section.body],
+        kind=kind,
+        style=style,
     )
 
 
-def verdict(word: str, detail: str = "") -> str:
-    told = f' title="{escape(detail, quote=True)}"' if detail else ""
-    return f'<span class="verdict {word}"{told}><span aria-hidden="true">{SIGNS[word]}</span> {word}</span>'
+def table(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[str] | TableRow], numeric: Collection[int] = ()
+) -> Markup:
+    """Render a table which scrolls inside its own box.
+
+    Args:
+        caption: Printed above the table.
+        heads: Column heads; an empty one leaves the head cell empty.
+        rows: Cells by row; the first cell of a row is its head.
+        numeric: Indices of the columns that are aligned to the right.
+    """
+    lines = [row if isinstance(row, TableRow) else TableRow(row) for row in rows]
+    return Markup(_parts().table(caption, heads, lines, numeric))
+
+
+def figure(chart: Markup, title: str, note: str) -> Markup:
+    """Render a chart with its title and a note."""
+    return Markup(_parts().figure(chart, title, note))
+
+
+def panels(figures: Sequence[Markup]) -> Markup:
+    """Place figures side by side where the screen is wide enough."""
+    return Markup(_parts().panels(figures))
+
+
+def bullets(sentences: Sequence[str]) -> Markup:
+    """Render a list with one sentence per entry."""
+    return Markup(_parts().bullets(sentences))
+
+
+def score(interval: ScoreInterval) -> Markup:
+    """Render a mean with one standard error; the 95 % interval is shown where the pointer rests."""
+    limits = (
+        f"95 % interval {format_number(interval.low)} to {format_number(interval.high)}, {interval.num_tasks:,} tasks"
+    )
+    mean, _, error = format_mean(interval.mean, interval.se).partition(" ± ")
+    return Markup(_parts().score(mean, error, limits))
+
+
+def agent(name: str, approach: str) -> Markup:
+    """Render an agent's name in the color of its approach."""
+    return Markup(_parts().agent(name, approach))
+
+
+def difference(interval: ScoreInterval) -> Markup:
+    """Render a signed mean with its 95 % interval below."""
+    sign = "+" if interval.mean > 0 else ""
+    mean = format_mean(interval.mean, interval.se).partition(" ± ")[0]
+    return Markup("{}{}<br><small>{} to {}</small>").format(
+        sign, mean, format_number(interval.low), format_number(interval.high)
+    )
+
+
+def verdict(word: str, detail: str = "") -> Markup:
+    """Render a verdict (above, level or below) with its sign; `detail` is shown where the pointer rests."""
+    return Markup(_parts().verdict(word, VERDICT_SIGNS[word], detail))
+
+
+def _parts() -> Any:
+    return environment("ontogeny.report").get_template("parts.html.j2").module

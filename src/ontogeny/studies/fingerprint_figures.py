@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib
 
-from ontogeny.report import page
+from ontogeny.report import old_page as page
 from ontogeny.studies.figures import CODE, EVOLUTION, INK, MUTED, REFERENCE, RULE, STYLE, inline, panel
 from ontogeny.studies.records import Record
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from ontogeny.errors import BadInput
-from ontogeny.report import page
+from ontogeny.report import old_page as page
 from ontogeny.studies import figures, fingerprint_figures, mesa_compare, records
 from ontogeny.studies.compare import amount
 from ontogeny.studies.mesa_compare import Group, Part, signed

@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from ontogeny.errors import BadInput
-from ontogeny.report import page
+from ontogeny.report import old_page as page
 from ontogeny.studies import compare, figures, mesa_report, published, records, replays
 from ontogeny.studies.compare import Standing, amount, number
 from ontogeny.studies.records import Record

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ontogeny.report import page
+from ontogeny.report import old_page as page
 from ontogeny.studies import figures
 from ontogeny.studies.figures import CODE, EVOLUTION, INK, MUTED, REFERENCE
 
