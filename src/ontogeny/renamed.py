@@ -1,0 +1,99 @@
+"""Old names of commands, options, settings, keys and routes, and the names that replaced them.
+
+No old name works. Whoever uses one is told the new name: `--world` was renamed `--env`.
+"""
+
+COMMANDS = {
+    "train agent": "train",
+    "train text": "lm train",
+    "generate": "lm generate",
+    "export": "lm export",
+    "audit battery": "audit agent",
+    "audit behaviour": "audit behavior",
+}
+OPTIONS = {
+    "--world": "--env",
+    "--tasks": "--num-tasks",
+    "--lives": "--num-lifetimes",
+    "--tokens": "--max-tokens",
+    "--every": "--checkpoint-interval",
+    "--despite-overlap": "--allow-overlap",
+    "--batch": "--batch-size",
+    "--accumulate": "--gradient-accumulation",
+    "--rows": "--max-num-seqs",
+    "--queue": "--max-queue",
+    "--share": "--learning-fraction",
+    "--verify": "--weight-check-interval",
+    "--bound": "--max-forgetting",
+    "--most-bytes": "--max-body-bytes",
+    "--shared": "--shared-branch",
+    "--state": "--state-dir",
+}
+PLUGIN_KINDS = {"worlds": "environments"}
+PLUGINS = {  # names of environments, agents and audit tests
+    "telling": "audit_awareness",
+    "flip": "drive_reversal",
+    "longer": "longer_chain",
+    "transplant": "activation_swap",
+    "optimum": "bayes_optimality",
+}
+SETTINGS = {
+    "lives": "num_lifetimes",
+    "spread": "sigma",
+    "step_size": "learning_rate",
+    "last_spread": "final_sigma_ratio",
+    "last_step": "final_learning_rate_ratio",
+    "reference": "baseline_agent",
+    "told_mean": "known_reward_mean",
+    "wander": "exploration_rate",
+    "curiosity": "bonus_scale",
+    "sampled": "stochastic",
+    "units": "hidden_size",
+    "drive": "observe_reward",
+    "replayed": "replay_batch",
+}
+SPEC_KEYS = {"world": "env", "environment": "env", "rooms": "files"}
+STUDY_KEYS = {
+    "worlds": "environments",
+    "world": "env",
+    "model": "approach",
+    "developed_on": "train_env",
+    "replay": "record_lifetime",
+    "tasks": "num_tasks",
+}
+STUDY_VALUES = {"reference": "baseline", "code": "ml_code"}
+ROUTES = {"/line": "/branch", "/contributions": "/examples", "/thaw": "/unfreeze"}
+FIELDS = {
+    "to": "target_key",
+    "owner": "owner_key",
+    "distance": "weight_distance",
+    "head": "current_version",
+    "contribution": "example",
+    "case": "mode",
+}
+TABLES = {
+    "command": COMMANDS,
+    "option": OPTIONS,
+    "plugin kind": PLUGIN_KINDS,
+    "plugin": PLUGINS,
+    "setting": SETTINGS,
+    "spec key": SPEC_KEYS,
+    "study key": STUDY_KEYS,
+    "study value": STUDY_VALUES,
+    "route": ROUTES,
+    "field": FIELDS,
+}
+
+
+def renamed_hint(kind: str, name: str) -> str | None:
+    """Name the replacement of an old name.
+
+    Args:
+        kind: A key of `TABLES`.
+        name: The name that a person used.
+
+    Returns:
+        A sentence such as "`--world` was renamed `--env`.", or None where the name was never renamed.
+    """
+    new = TABLES[kind].get(name)
+    return None if new is None else f"`{name}` was renamed `{new}`."

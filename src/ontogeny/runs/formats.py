@@ -1,0 +1,89 @@
+"""Format numbers of everything that ontogeny writes to disk, and the refusal of every other format.
+
+A number goes up by one whenever a file written before could no longer be read. Old files are never converted and never
+called damaged: the message names the last commit that reads them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ontogeny.errors import BadInput
+
+AGENT_RUN = "agent run"
+SAVED_DEPLOYMENT = "saved deployment"
+LANGUAGE_MODEL_RUN = "language-model run"
+STUDY = "study"
+MESA_STUDY = "mesa study"
+SESSION_STATE = "session state"
+BRANCH_STATE = "branch state"
+SERVER_DATABASE = "server database"
+JSON_REPORT = "JSON report"
+
+FORMATS = {
+    AGENT_RUN: 2,
+    SAVED_DEPLOYMENT: 2,
+    LANGUAGE_MODEL_RUN: 2,
+    STUDY: 2,
+    MESA_STUDY: 2,
+    SESSION_STATE: 2,
+    BRANCH_STATE: 2,
+    SERVER_DATABASE: 3,
+    JSON_REPORT: 2,  # what `--out` and `--json` of evaluate and audit write
+}
+LAST_READER = "e4ec9bd"  # the last commit that reads formats below these
+SPEC_FILE, RECORDS_FILE = "spec.json", "records.jsonl"
+
+
+def check_format(path: Path | str, kind: str, number: Any) -> None:
+    """Refuse a file or folder of another format than the one that this version reads.
+
+    Args:
+        path: The file or folder, as the message names it.
+        kind: A key of `FORMATS`.
+        number: The format number found in the file, or None where there is none.
+
+    Raises:
+        BadInput: The number differs from `FORMATS[kind]`.
+    """
+    current = FORMATS[kind]
+    if str(number) == str(current):
+        return
+    article = "an" if kind[0] in "aeiou" else "a"
+    if str(number).isdigit() and int(number) < current:
+        raise BadInput(
+            f"'{path}' is {article} {kind} of format {number}; this version reads format {current}. "
+            f"Commit {LAST_READER} is the last that reads it."
+        )
+    stated = "has no format number" if number is None else f"is {article} {kind} of format {number!r}"
+    raise BadInput(f"'{path}' {stated}; this version reads format {current}")
+
+
+def refuse_old_folder(folder: Path) -> None:
+    """Refuse a folder that a version of ontogeny with older formats wrote.
+
+    Folders of format 1 do not name their kind in `spec.json`, so it is derived from their files.
+
+    Args:
+        folder: A folder of any content; one that no version of ontogeny wrote passes.
+
+    Raises:
+        BadInput: The folder is a run, saved deployment or study of format 1.
+    """
+    spec = _first_object(folder / SPEC_FILE)
+    if spec.get("format") == 1 and "run" in spec:
+        agent_kind = SAVED_DEPLOYMENT if (folder / "state.json").exists() else AGENT_RUN
+        check_format(folder, LANGUAGE_MODEL_RUN if spec.get("kind") == "language" else agent_kind, 1)
+    header = _first_object(folder / RECORDS_FILE)
+    if header.get("format") == 1 and header.get("kind") in ("study", "mesa"):
+        check_format(folder, STUDY if header["kind"] == "study" else MESA_STUDY, 1)
+
+
+def _first_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds, or that its first line holds; empty where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text if path.suffix == ".json" else text.partition("\n")[0])
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
