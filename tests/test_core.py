@@ -99,7 +99,7 @@ def _all_keys(key, num_steps):
             state,
             (transition.percept.observation, transition.next.observation, state.activations, _data(key)),
         ),
-        learns=True,
+        learning=True,
     )
     state, trajectory = rollout_lifetime(key, agent, env, lambda outcome: outcome[0], (), learning=True)
     return np.concatenate([state.weights.content[None], *(np.asarray(noted) for noted in trajectory.info)])

@@ -43,7 +43,7 @@ def test_a_deployment_is_the_life_that_live_would_live(agent, online):
     assert [step.outcome["payout"] for step in steps] == trajectory.outcome[:, 0].tolist()
     assert [(step.number, step.episode) for step in steps] == [(n, n) for n in range(1, 21)]
     assert trees.same_bits(steps[-1].state, state)
-    assert rng.stage_of(key) == "use"
+    assert rng.stage_of(key) == "deployment"
 
 
 def test_only_an_online_life_changes_weights(agent):

@@ -28,7 +28,7 @@ def build(spec, steering):
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 ENV = re.findall(r"<!-- file: coins.py -->\n```python\n(.*?)```", README, re.DOTALL)[0]
 DEVELOPMENT = """
-from ontogeny.development.base import Development
+from ontogeny.types import Development
 
 def build(agent, environment, steering):
     def init(key):

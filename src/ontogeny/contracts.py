@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ontogeny import trees
-from ontogeny.development.base import Development
 from ontogeny.rollouts import perceive, rollout
-from ontogeny.types import Agent, Environment, Percept, State, Steering, Trajectory, Transition
+from ontogeny.types import Agent, Development, Environment, Percept, State, Steering, Trajectory, Transition
 
 NUM_STEPS = 30
 

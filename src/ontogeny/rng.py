@@ -1,42 +1,63 @@
-"""Random streams of the stages: no life of one stage can be drawn in another.
+"""Random keys: independent streams for the stages, the keys of one lifetime, and random tie-breaking.
 
-A life is determined by its key (which draws the task and all chance in it). The two highest bits of the
-key's first word name the stage, so the sets of keys of two stages are disjoint by construction, not by luck.
+A lifetime is determined by its key, which draws the task and all chance in it. The two highest bits of the key's first
+word hold the index of the stage, so the sets of keys of two stages are disjoint by construction.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
 
 from ontogeny.types import Key
 
-STAGES = ("training", "evaluation", "use", "validation")
+STAGES = ("training", "evaluation", "deployment", "validation")  # the index enters the key: never reorder
 
 
 class LifetimeKeys(NamedTuple):
-    """The keys of all that is random in one life: independent, so that none can be foretold from another."""
+    """The independent keys of everything random in one lifetime."""
 
-    init: Key  # of the agent
-    task: Key
-    env: Key  # one key per step is drawn from each of these three
+    init: Key  # the agent's initial state
+    task: Key  # the environment's task
+    env: Key  # split into one key per step, as are the next two
     act: Key
     learn: Key
 
 
 def sample_lifetime_keys(key: Key, num_lifetimes: int, stage: str) -> Key:
-    """`num_lives` keys, [B], each of which determines one life of `stage`. `validation` is for choosing settings."""
-    data = jax.random.key_data(jax.random.split(key, num_lifetimes))
+    """Keys that each determine one lifetime of a stage.
+
+    Args:
+        key: A single random key.
+        num_lifetimes: B, at least 1.
+        stage: One of `STAGES`; `validation` is for choosing settings.
+
+    Returns:
+        Keys of shape [B].
+    """
+    words = jax.random.key_data(jax.random.split(key, num_lifetimes))
     tag = jnp.uint32(STAGES.index(stage) << 30)
-    first = (data[:, 0] & jnp.uint32(0x3FFFFFFF)) | tag
-    return jax.random.wrap_key_data(jnp.concatenate([first[:, None], data[:, 1:]], axis=1))
+    first_word = (words[:, 0] & jnp.uint32(0x3FFFFFFF)) | tag
+    return jax.random.wrap_key_data(jnp.concatenate([first_word[:, None], words[:, 1:]], axis=1))
 
 
 def split_lifetime_key(key: Key) -> LifetimeKeys:
-    """What a life's key determines. The only place where such a key is taken apart: two ways of doing it could meet."""
+    """Splits a lifetime's key. Every caller must split here, so that no two uses share a key."""
     return LifetimeKeys(*jax.random.split(key, len(LifetimeKeys._fields)))
 
 
 def stage_of(key: Key) -> str:
-    """The stage to which a life's key belongs."""
+    """The stage to which the key of a lifetime belongs."""
     return STAGES[int(jax.random.key_data(key)[..., 0].ravel()[0]) >> 30]
+
+
+def random_index(key: Key, allowed: Bool[Array, "*rest N"]) -> Int32[Array, "*rest"]:
+    """An index along the last axis, drawn uniformly among the allowed ones; 0 where none is allowed."""
+    draws = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0)
+    return jnp.argmax(draws, axis=-1).astype(jnp.int32)
+
+
+def random_argmax(key: Key, values: Float[Array, "*rest N"]) -> Int32[Array, "*rest"]:
+    """The index of the largest value along the last axis; ties are broken uniformly at random."""
+    return random_index(key, values == jnp.max(values, axis=-1, keepdims=True))

@@ -1,52 +1,257 @@
-"""How sure a mean is. Plain numbers and numpy; needs no JAX, so that reports can be written without it."""
+"""Statistics of comparisons: standard errors, confidence intervals, paired differences and three-way verdicts.
 
-from collections.abc import Sequence
+The module works on plain numbers and NumPy arrays and does not import JAX, so reports can be written without it.
+Letters for shapes: N observations (tasks, lifetimes or windows of text), R runs, K quantities.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from scipy.special import betaincinv, ndtr, stdtrit
+from scipy.special import ndtr, stdtrit
 
-Z95 = 1.959964  # standard errors to either side of a mean that make a normal 95 % interval
+from ontogeny.errors import BadInput
+
+Z95 = 1.959964  # half-width, in standard errors, of a normal 95 % interval
+CLAIM = 3.0  # normal standard errors that a difference needs before it is claimed
 
 
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[N, ...] -> mean and standard error over the first axis; N >= 2."""
+class Interval(NamedTuple):
+    """A mean with its standard error and its 95 % confidence interval."""
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    num_tasks: int
+    degrees_of_freedom: float = math.inf
+
+    @property
+    def min_claimed_difference(self) -> float:
+        """The distance from the mean beyond which a difference is claimed."""
+        return critical_value(CLAIM, self.degrees_of_freedom) * self.standard_error
+
+
+class RatioEstimate(NamedTuple):
+    """A ratio of two sums with its 95 % confidence interval; the ends are NaN where there are too few terms."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class HasUpperEnd(Protocol):
+    """Any record with the upper end of a confidence interval."""
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        ...
+
+
+def mean_and_standard_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over the first axis.
+
+    Args:
+        values: [N, ...] with N >= 2.
+
+    Returns:
+        Two arrays of shape [...].
+    """
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
-def reach(standard_errors: float, df: float) -> float:
-    """How many standard errors of a mean hold as much as so many do of a normal one, with `df` degrees of freedom.
+def critical_value(standard_errors: float, degrees_of_freedom: float) -> float:
+    """The Student's t quantile that covers as much as a normal interval of a given half-width.
 
-    Student's t: `reach(Z95, df)` is half a 95 % interval. An error that is known from few values is itself in doubt.
+    Args:
+        standard_errors: Half-width of the normal interval in standard errors, e.g. `Z95`.
+        degrees_of_freedom: At least 1; infinity gives the normal value itself.
+
+    Returns:
+        The half-width in standard errors for a standard error that is estimated from few values.
     """
-    return standard_errors if np.isinf(df) else float(stdtrit(df, ndtr(standard_errors)))
+    if np.isinf(degrees_of_freedom):
+        return standard_errors
+    return float(stdtrit(degrees_of_freedom, ndtr(standard_errors)))
 
 
-def degrees_of_freedom(variances: Sequence[float], each: Sequence[float]) -> float:
-    """Of a sum of estimated variances, each with degrees of freedom of its own (Welch 1947; Satterthwaite 1946)."""
-    doubt = sum(variance**2 / df for variance, df in zip(variances, each, strict=True))
-    return sum(variances) ** 2 / doubt if doubt > 0 else float("inf")
+def effective_degrees_of_freedom(variances: Sequence[float], degrees_of_freedom: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of estimated variances (Satterthwaite 1946; Welch 1947).
 
+    Args:
+        variances: The variance that each term adds to the sum.
+        degrees_of_freedom: For each term; infinity where the variance is known.
 
-def of_share(count: int, total: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share that was met `count` times in `total` (Clopper & Pearson 1934)."""
-    low = 0.0 if count == 0 else float(betaincinv(count, total - count + 1, 0.025))
-    high = 1.0 if count == total else float(betaincinv(count + 1, total - count, 0.975))
-    return low, high
-
-
-def bootstrapped(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[N, K], a row per task -> the K means with the ends of their percentile bootstrap 95 % intervals.
-
-    Efron 1979 (Annals of Statistics 7:1). Rows are drawn whole, so that what was measured on one task stays together.
+    Returns:
+        Infinity where no term adds uncertainty.
     """
-    low, high = np.percentile(_resampled(len(values), resamples, seed) @ values / len(values), [2.5, 97.5], axis=0)
+    uncertainty = sum(v**2 / df for v, df in zip(variances, degrees_of_freedom, strict=True))
+    return sum(variances) ** 2 / uncertainty if uncertainty > 0 else math.inf
+
+
+def confidence_interval(
+    mean: float, standard_error: float, num_tasks: int = 0, degrees_of_freedom: float = math.inf
+) -> Interval:
+    """The 95 % interval of a mean whose standard error is known from `degrees_of_freedom` (Student's t)."""
+    half_width = critical_value(Z95, degrees_of_freedom) * standard_error
+    return Interval(mean, standard_error, mean - half_width, mean + half_width, num_tasks, degrees_of_freedom)
+
+
+def mean_interval(scores: Sequence[float] | np.ndarray) -> Interval:
+    """The mean of one score per task with its normal 95 % interval.
+
+    Args:
+        scores: [N] with N >= 2.
+
+    Raises:
+        BadInput: There are fewer than two scores, or the array has more than one axis.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise BadInput(f"an interval needs the scores of at least two tasks, not an array of shape {values.shape}")
+    mean, standard_error = mean_and_standard_error(values)
+    return confidence_interval(float(mean), float(standard_error), int(values.size))
+
+
+def paired_difference(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Interval:
+    """The mean of `first - second`, paired by task.
+
+    Args:
+        first: [N], one score per task.
+        second: [M], on the same tasks in the same order; the first min(N, M) tasks are compared.
+    """
+    shared = min(len(first), len(second))
+    return mean_interval(np.asarray(first, np.float64)[:shared] - np.asarray(second, np.float64)[:shared])
+
+
+def paired_difference_over_seeds(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Interval:
+    """`paired_difference` of two agents that were each developed with several seeds.
+
+    Args:
+        first: One array of scores [N] per seed of development.
+        second: The same for the other agent; the number of seeds may differ.
+
+    Returns:
+        The interval over tasks, widened by the spread between the seeds of each side.
+    """
+    difference = paired_difference(np.mean(first, axis=0), np.mean(second, axis=0))
+    return _widen_by_seeds(difference, [np.mean(side, axis=1) for side in (first, second) if len(side) > 1])
+
+
+def mean_over_seeds(intervals: Sequence[Interval]) -> Interval:
+    """The mean over developments that differ in their seed only.
+
+    All seeds are evaluated on the same tasks, so their errors over tasks do not average out; the spread between seeds
+    is added. A single seed tells nothing about that spread.
+    """
+    means = np.array([interval.mean for interval in intervals])
+    over_tasks = math.sqrt(float(np.mean([interval.standard_error**2 for interval in intervals])))
+    num_tasks = min(interval.num_tasks for interval in intervals)
+    pooled = confidence_interval(float(np.mean(means)), over_tasks, num_tasks)
+    return _widen_by_seeds(pooled, [means] if len(intervals) > 1 else [])
+
+
+def _widen_by_seeds(interval: Interval, means_by_side: Sequence[np.ndarray]) -> Interval:
+    """An interval over tasks, widened by the variance of the means [R] over the seeds of each side."""
+    variances = [float(np.var(means, ddof=1)) / len(means) for means in means_by_side]
+    degrees_of_freedom = effective_degrees_of_freedom(
+        [interval.standard_error**2, *variances], [math.inf, *(len(means) - 1 for means in means_by_side)]
+    )
+    standard_error = math.sqrt(interval.standard_error**2 + sum(variances))
+    return confidence_interval(interval.mean, standard_error, interval.num_tasks, degrees_of_freedom)
+
+
+def clopper_pearson(count: int, total: int) -> tuple[float, float]:
+    """The exact 95 % interval of a binomial proportion (Clopper and Pearson 1934, Biometrika 26:404).
+
+    Args:
+        count: Number of successes, 0 to `total`.
+        total: Number of trials, at least 1.
+    """
+    from scipy.stats import binomtest  # takes a second to import, and few callers need it
+
+    interval = binomtest(count, total).proportion_ci(0.95, "exact")
+    return float(interval.low), float(interval.high)
+
+
+def ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, *, min_terms: int = 2) -> RatioEstimate:
+    """A ratio of two sums with the 95 % interval of its residuals (Cochran 1977, chapter 6) by Student's t.
+
+    Args:
+        numerators: [N], the terms of the upper sum.
+        denominators: [N], the terms of the lower sum, all positive.
+        min_terms: With fewer terms the ends of the interval are NaN; at least 2.
+    """
+    mean = float(numerators.sum() / denominators.sum())
+    if len(numerators) < min_terms:
+        return RatioEstimate(mean, math.nan, math.nan)
+    residuals = (numerators - mean * denominators) / denominators.mean()
+    standard_error = float(residuals.std(ddof=1)) / math.sqrt(len(residuals))
+    half_width = standard_error * critical_value(Z95, len(residuals) - 1)
+    return RatioEstimate(mean, mean - half_width, mean + half_width)
+
+
+def bootstrap_means(
+    values: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means with percentile bootstrap 95 % intervals (Efron 1979, Annals of Statistics 7:1).
+
+    Args:
+        values: [N, K], one row per task. Rows are resampled whole, so quantities of one task stay together.
+
+    Returns:
+        The means, the lower ends and the upper ends, [K] each.
+    """
+    counts = _resample_counts(len(values), num_resamples, seed)
+    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5], axis=0)
     return values.mean(axis=0), low, high
 
 
 @lru_cache(maxsize=4)
-def _resampled(tasks: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each resample draws each task, [resamples, N]: the same for all that is measured on as many tasks."""
-    counts = np.random.default_rng(seed).multinomial(tasks, np.full(tasks, 1 / tasks), resamples).astype(np.float64)
+def _resample_counts(num_tasks: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each resample draws each task, [num_resamples, N]."""
+    random = np.random.default_rng(seed)
+    counts = random.multinomial(num_tasks, np.full(num_tasks, 1 / num_tasks), num_resamples).astype(np.float64)
     counts.flags.writeable = False
     return counts
+
+
+def two_stage_bootstrap(
+    runs: Sequence[Sequence[float] | np.ndarray], num_resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile 95 % interval of the mean over runs, with lifetimes resampled inside each resampled run.
+
+    Source: Davison and Hinkley 1997, Bootstrap Methods and their Application, section 3.8.
+
+    Args:
+        runs: R runs of N values each; N may differ between runs.
+
+    Returns:
+        The lower and the upper end.
+    """
+    arrays = [np.asarray(run, float) for run in runs]
+    random = np.random.default_rng(seed)
+    R = len(arrays)
+    within = np.stack([run[random.integers(len(run), size=(num_resamples, len(run)))].mean(axis=1) for run in arrays])
+    means = within[random.integers(R, size=(num_resamples, R)), np.arange(num_resamples)[:, None]].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def three_way_verdict(passed: bool, parts: Mapping[str, HasUpperEnd], min_effects: Mapping[str, float]) -> str:
+    """The verdict of a test: "yes", "no" or "undetermined". A non-significant result is never a "no".
+
+    Args:
+        passed: Whether the rule of the test is met; then the verdict is "yes".
+        parts: Effects by name, with their confidence intervals.
+        min_effects: The smallest effect that counts, for each part whose absence refutes the claim.
+
+    Returns:
+        "no" where one interval lies wholly below its smallest effect, else "undetermined".
+    """
+    if passed:
+        return "yes"
+    return "no" if any(parts[name].high < effect for name, effect in min_effects.items()) else "undetermined"

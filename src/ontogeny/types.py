@@ -174,6 +174,21 @@ class OuterLoop(NamedTuple):
     best: Callable[[PyTree], Genome]  # what would be deployed now
 
 
+class Development(NamedTuple):
+    """An outer loop with everything that a resumed run needs in its state, a pytree of arrays.
+
+    `step` is a pure function of the state: everything random in generation g is drawn from the state's seed key and g,
+    so a run that is resumed anywhere ends in the same bits.
+    """
+
+    init: Callable[[Key], PyTree]
+    step: Callable[[PyTree], tuple[PyTree, Info]]  # one compiled call; Info: dict of arrays [G], one per generation
+    genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
+    num_dispatches: int  # compiled calls in the whole development
+    generations: int  # G, generations per compiled call
+    num_steps: int  # agent-environment steps of one generation, all members and lifetimes together
+
+
 class Trajectory(NamedTuple):
     """The record of a life; leading axis T on every leaf."""
 

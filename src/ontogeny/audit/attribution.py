@@ -21,7 +21,7 @@ from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_from_log
 from ontogeny.stages.evaluate import evaluate, task_keys
-from ontogeny.stats import bootstrapped
+from ontogeny.stats import bootstrap_means
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
 CELLS = ("neither", "activations", "weights", "both")  # what may carry something from episode to episode
@@ -130,7 +130,7 @@ def split(scores: np.ndarray, smallest_gain: float | None = None) -> Attribution
         "alone_w": rows[w] - rows[none],
         "alone_a": rows[a] - rows[none],
     }
-    means, low, high = bootstrapped(scores @ np.stack(list(contrasts.values())).T)
+    means, low, high = bootstrap_means(scores @ np.stack(list(contrasts.values())).T)
     found = {
         name: Estimate(*map(float, row)) for name, row in zip(contrasts, np.stack([means, low, high], 1), strict=True)
     }

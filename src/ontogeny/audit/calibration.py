@@ -15,7 +15,7 @@ from ontogeny import plugins
 from ontogeny.audit.base import Subject, Test, organism, tests
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.stats import of_share
+from ontogeny.stats import clopper_pearson
 from ontogeny.types import Environment
 
 MOST_AT_ONCE = 40_000  # lives in one piece of work
@@ -200,7 +200,7 @@ def halves(rows: Sequence[Row]) -> list[Half]:
 
 
 def rate(count: int, audits: int) -> Rate:
-    return Rate(count, audits, *of_share(count, audits))
+    return Rate(count, audits, *clopper_pearson(count, audits))
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

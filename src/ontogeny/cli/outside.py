@@ -213,10 +213,10 @@ def _print_certificate(name: str, found: "Certificate", fresh: str) -> None:
 
 
 def _print_calibration(rows: "list[Row]", wrong: list[str]) -> None:
-    from ontogeny.stats import of_share
+    from ontogeny.stats import clopper_pearson
 
     for row in sorted(rows, key=lambda row: (not row.honest, row.predictor)):
-        low, high = of_share(row.certified, row.audits)
+        low, high = clopper_pearson(row.certified, row.audits)
         fails = "  ".join(
             f"{check} {said['fail'] / row.audits:.1%}" for check, said in row.said.items() if said["fail"]
         )

@@ -13,22 +13,7 @@ from ontogeny.agents.base import needs_open_tasks
 from ontogeny.errors import require_at_least
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.types import Agent, Environment, Genome, Info, Key, PyTree, Steering
-
-
-class Development(NamedTuple):
-    """How a genome comes about. All that a killed run needs to go on is in the state, a pytree of arrays.
-
-    What `step` does is a pure function of the state; whatever is random in generation g is drawn from the
-    state's seed key and g, so that a run resumed anywhere ends in the same bits.
-    """
-
-    init: Callable[[Key], PyTree]
-    step: Callable[[PyTree], tuple[PyTree, Info]]  # one dispatch, jitted; Info: dict of arrays [G], one per generation
-    genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
-    num_dispatches: int
-    generations: int  # G, generations per dispatch
-    num_steps: int  # agent-environment steps of one generation, all members and lives together
+from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, PyTree, Steering
 
 
 def fitness_of_life(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:

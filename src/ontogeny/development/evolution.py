@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
 
 from ontogeny import plugins, trees
 from ontogeny.development.base import Development, beside, dispatches, fitness_of_life
 from ontogeny.errors import require_at_least
+from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.types import Agent, BadInput, Environment, Genome, Info, Key, OuterLoop, PyTree, Steering
 
@@ -157,16 +156,12 @@ def mean_fitness(keys: Key, agent: Agent, env: Environment, steering: Steering, 
 
 
 def over_devices(measure, population: int):
-    """`measure(keys, genome) -> []` for all members [P], a few at a time on each of as many devices as divide P."""
+    """`measure(keys, genome) -> []` for all members [P], a few at a time, on all local devices where these divide P."""
 
     def few_at_a_time(keys: Key, members: PyTree) -> Array:
         # One by one leaves the processor waiting between small operations; all together leave its cache.
-        few = min(16, jax.tree.leaves(members)[0].shape[0])
-        return jax.lax.map(lambda genome: measure(keys, genome), members, batch_size=few)
+        return map_in_batches(lambda genome: measure(keys, genome), members, batch_size=16)
 
-    devices = jax.local_devices()
-    if population % len(devices):
+    if population % jax.local_device_count():
         return few_at_a_time
-    mesh = Mesh(np.array(devices), ("population",))
-    everywhere, split = PartitionSpec(), PartitionSpec("population")
-    return jax.shard_map(few_at_a_time, mesh=mesh, in_specs=(everywhere, split), out_specs=split, check_vma=False)
+    return shard_over_devices(few_at_a_time, (None, 0))

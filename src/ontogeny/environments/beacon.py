@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ontogeny import rng
 from ontogeny.errors import require_at_least
 from ontogeny.types import BadInput, Environment, EnvSpec, Key, TimeStep
 
@@ -127,7 +128,7 @@ def build(
 
 def pick(key: Key, allowed: Array) -> Array:
     """One of the cells that are allowed, [cells] bool -> [] int32."""
-    return jnp.argmax(jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0)).astype(jnp.int32)
+    return rng.random_index(key, allowed)
 
 
 def moved(walls: Array, cell: Array, action: Array | int) -> Array:

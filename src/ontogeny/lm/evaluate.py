@@ -152,7 +152,7 @@ def summary(nats: np.ndarray, lengths: np.ndarray, block: int) -> tuple[Score, S
             return Score(scale * mean, math.nan, math.nan)
         errors = (sums - mean * sizes) / sizes.mean()
         error = float(errors.std(ddof=1)) / math.sqrt(len(sums))
-        reach = error * stats.reach(stats.Z95, len(sums) - 1)
+        reach = error * stats.critical_value(stats.Z95, len(sums) - 1)
         return Score(scale * mean, scale * (mean - reach), scale * (mean + reach))
 
     counts = np.add.reduceat(np.ones(len(nats)), starts)

@@ -203,7 +203,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, scale: float) -> dict[str, floa
     reach = math.nan
     if len(above) > 1:
         errors = (above - mean * below) / below.mean()
-        reach = float(errors.std(ddof=1)) / math.sqrt(len(above)) * stats.reach(stats.Z95, len(above) - 1)
+        reach = float(errors.std(ddof=1)) / math.sqrt(len(above)) * stats.critical_value(stats.Z95, len(above) - 1)
     return {"mean": scale * mean, "low": scale * (mean - reach), "high": scale * (mean + reach)}
 
 

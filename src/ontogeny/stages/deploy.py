@@ -1,6 +1,6 @@
 """Deployment: a saved agent lives on in its environment, step by step, frozen (Case 2) or online (Case 1).
 
-Lives in use are drawn from the stream "use": they are neither training's nor evaluation's. Scores are passed on for
+Lives in use are drawn from the stream "deployment": they are neither training's nor evaluation's. Scores are passed on for
 people to read; the agent does not see them.
 """
 

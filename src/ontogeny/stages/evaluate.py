@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from ontogeny import plugins, rng
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rollouts import rollout, rollout_lifetime
-from ontogeny.stats import Z95, mean_and_error
+from ontogeny.stats import Z95, mean_and_standard_error
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering, Trajectory
 
 CASES = ("offline", "online")
@@ -102,7 +102,7 @@ def evaluate(
         if on_progress is not None:
             on_progress(end, num_tasks)
     totals = np.concatenate(totals)
-    mean, error = mean_and_error(totals)
+    mean, error = mean_and_standard_error(totals)
     unit, starts, lengths = curve_points(env.spec.num_steps, env.spec.horizon)
     return Evaluation(
         mean=float(mean),
@@ -110,7 +110,7 @@ def evaluate(
         interval=(float(mean - Z95 * error), float(mean + Z95 * error)),
         num_tasks=num_tasks,
         totals=totals,
-        curve=Curve(unit, starts + lengths, *mean_and_error(np.concatenate(points))),
+        curve=Curve(unit, starts + lengths, *mean_and_standard_error(np.concatenate(points))),
         case=case,
         env_steps=num_tasks * env.spec.num_steps,
         seconds=time.perf_counter() - started,

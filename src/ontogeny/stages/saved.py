@@ -71,7 +71,7 @@ def write(folder: Path | str, spec: RunSpec, state: State, about: dict[str, Any]
 
 def init(saved: Saved, seed: int) -> tuple[jax.Array, State]:
     """The key of a life in use, and the state it begins with: newly born, or the one that was saved."""
-    key = rng.sample_lifetime_keys(jax.random.key(seed), 1, "use")[0]
+    key = rng.sample_lifetime_keys(jax.random.key(seed), 1, "deployment")[0]
     if saved.state is not None:
         return key, saved.state
     return key, saved.subject.agent.init(rng.split_lifetime_key(key).init, saved.genome)

@@ -19,12 +19,12 @@ import jax
 import numpy as np
 
 from ontogeny import plugins, trees
-from ontogeny.development.base import Development
 from ontogeny.errors import BadInput
 from ontogeny.runs import checkpoint
 from ontogeny.runs.lock import locked
 from ontogeny.stages.saved import fingerprint, is_left_behind, read_spec, write_spec
 from ontogeny.stages.subject import RunSpec, assemble, complete, develop, own_files
+from ontogeny.types import Development
 
 RECORDS = "records.jsonl"
 TIMING = "timing.jsonl"

@@ -18,12 +18,11 @@ from ontogeny import plugins, steering
 from ontogeny.audit import learns, plans, sacrifice
 from ontogeny.audit.base import Subject
 from ontogeny.development import evolution
-from ontogeny.development.base import Development
 from ontogeny.environments import stream
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout, rollout_lifetime
 from ontogeny.studies import distilled
-from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, Weights
+from ontogeny.types import Agent, Development, Environment, Genome, Key, PyTree, State, Steering, Weights
 
 CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")  # as capacity grows
 SIZES = {"causal_transformer": 8}  # others have their own default

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.errors import BadInput
-from ontogeny.stats import Z95, degrees_of_freedom, mean_and_error, reach
+from ontogeny.stats import Z95, critical_value, effective_degrees_of_freedom, mean_and_standard_error
 from ontogeny.studies import published
 from ontogeny.studies.records import Record
 
@@ -34,11 +34,11 @@ class Interval(NamedTuple):
     @property
     def claim(self) -> float:
         """The distance from which on a difference is claimed."""
-        return reach(CLAIM, self.df) * self.se
+        return critical_value(CLAIM, self.df) * self.se
 
 
 def interval(mean: float, se: float, num_tasks: int = 0, df: float = math.inf) -> Interval:
-    half = reach(Z95, df) * se
+    half = critical_value(Z95, df) * se
     return Interval(mean, se, mean - half, mean + half, num_tasks, df)
 
 
@@ -47,7 +47,7 @@ def summary(scores: Sequence[float] | np.ndarray) -> Interval:
     values = np.asarray(scores, np.float64)
     if values.ndim != 1 or values.size < 2:
         raise BadInput(f"an interval needs the scores of at least two tasks, not an array of shape {values.shape}")
-    mean, error = mean_and_error(values)
+    mean, error = mean_and_standard_error(values)
     return interval(float(mean), float(error), int(values.size))
 
 
@@ -79,7 +79,7 @@ def over_seeds(parts: Sequence[Interval]) -> Interval:
 def _with_seeds(apart: Interval, seeds: Sequence[np.ndarray]) -> Interval:
     """An interval over tasks, widened by the spread of means [n] over the seeds of each side."""
     spreads = [float(np.var(means, ddof=1)) / len(means) for means in seeds]
-    df = degrees_of_freedom([apart.se**2, *spreads], [math.inf, *(len(means) - 1 for means in seeds)])
+    df = effective_degrees_of_freedom([apart.se**2, *spreads], [math.inf, *(len(means) - 1 for means in seeds)])
     return interval(apart.mean, math.sqrt(apart.se**2 + sum(spreads)), apart.num_tasks, df)
 
 
@@ -249,7 +249,7 @@ def head_to_head(records: Iterable[Record], table: Mapping[str, list[Standing]])
 def apart_by(one: Interval, other: Interval) -> Interval:
     """The difference `one - other` of means whose tasks are not paired."""
     parts = [one.se**2, other.se**2]
-    return interval(one.mean - other.mean, math.sqrt(sum(parts)), 0, degrees_of_freedom(parts, [one.df, other.df]))
+    return interval(one.mean - other.mean, math.sqrt(sum(parts)), 0, effective_degrees_of_freedom(parts, [one.df, other.df]))
 
 
 def find_difference(differences: Mapping[tuple[str, str, str], Record], env: str, one: str, other: str):

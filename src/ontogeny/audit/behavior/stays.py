@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import stdtr
 
 from ontogeny.audit.behavior.base import CELLS, Choices, Trials
-from ontogeny.stats import Z95, mean_and_error, of_share, reach
+from ontogeny.stats import Z95, clopper_pearson, critical_value, mean_and_standard_error
 
 PRIOR = 3.0  # standard deviation of a coefficient, in log odds
 HINDSIGHT = 8.0  # trials
@@ -67,7 +67,7 @@ def stays(choices: Choices) -> Stays:
         shares = kept / counts  # [S, cells], NaN where a subject has no such pair
     cells = {
         name: [
-            Cell(int(k), int(n), float(k / n) if n else 0.0, *(of_share(int(k), int(n)) if n else (0.0, 1.0)))
+            Cell(int(k), int(n), float(k / n) if n else 0.0, *(clopper_pearson(int(k), int(n)) if n else (0.0, 1.0)))
             for k, n in zip(kept[:, i], counts[:, i], strict=True)
         ]
         for i, name in enumerate(names)
@@ -98,8 +98,8 @@ def mean_of(values: np.ndarray) -> Mean:
     if n < 2:
         only = float(values[0]) if n else float("nan")
         return Mean(only, float("nan"), float("nan"), float("nan"), float("nan"), n)
-    mean, error = mean_and_error(values)
-    half = reach(Z95, n - 1) * error
+    mean, error = mean_and_standard_error(values)
+    half = critical_value(Z95, n - 1) * error
     p = 2 * stdtr(n - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
     return Mean(float(mean), float(error), float(mean - half), float(mean + half), float(p), n)
 

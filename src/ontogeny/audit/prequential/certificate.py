@@ -37,7 +37,7 @@ from scipy.special import logsumexp
 from ontogeny import plugins
 from ontogeny.audit.prequential.predictors.base import HONEST, Predictor
 from ontogeny.errors import BadInput, require_at_least
-from ontogeny.stats import of_share
+from ontogeny.stats import clopper_pearson
 
 LETTERS = {
     "causal": "(a)",
@@ -162,7 +162,7 @@ def _causal(rows: np.ndarray, passes: Iterable[tuple[int, np.ndarray]]) -> Check
             if size >= largest:
                 largest = size
                 told = f"a change of token {t} changes what was said of token {moved[0]}, by up to {size:.2g} nats"
-    low, high = of_share(leaks, count)
+    low, high = clopper_pearson(leaks, count)
     measured = {"positions": count, "leaking": leaks, "low": low, "high": high, "largest": largest}
     if leaks:
         return Check("causal", "fail", f"{told} ({leaks} of {count} positions)", measured)

@@ -1,0 +1,61 @@
+"""Splitting a computation over the local devices: the one wrapper around `jax.shard_map`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ontogeny.types import PyTree
+
+AXIS = "devices"  # the mesh axis, for `jax.lax.pmean(tree, AXIS)` inside a sharded function
+Tree = TypeVar("Tree")
+
+
+def shard_over_devices(
+    function: Callable[..., Any],
+    split_axes: Sequence[int | None],
+    *,
+    output_axis: int | None = 0,
+    num_devices: int | None = None,
+) -> Callable[..., Any]:
+    """A version of `function` that runs on several local devices, each with its part of the arguments.
+
+    Args:
+        function: Takes as many positional arguments as `split_axes` has entries.
+        split_axes: For each argument the axis that is split over the devices, the same for every leaf, or None for an
+            argument that every device receives whole. The length of a split axis is a multiple of `num_devices`.
+        output_axis: The axis along which the devices' outputs are joined, or None where all devices return the same
+            (as after `jax.lax.pmean(..., AXIS)`).
+        num_devices: The first so many local devices; all by default.
+
+    Returns:
+        A function that may be called inside or outside `jax.jit`.
+    """
+    return jax.shard_map(
+        function,
+        mesh=_local_mesh(num_devices),
+        in_specs=tuple(_partition(axis) for axis in split_axes),
+        out_specs=_partition(output_axis),
+        check_vma=False,
+    )
+
+
+def put_on_devices(tree: Tree, split_axis: int | None = None, *, num_devices: int | None = None) -> Tree:
+    """Places a tree of arrays on the local devices: split along `split_axis`, or whole on every device where None."""
+    return jax.device_put(tree, NamedSharding(_local_mesh(num_devices), _partition(split_axis)))
+
+
+def map_in_batches(function: Callable[..., PyTree], trees: PyTree, batch_size: int) -> PyTree:
+    """`function` of each entry along the leading axis, [N, ...] -> [N, ...], at most `batch_size` entries at a time."""
+    length = jax.tree.leaves(trees)[0].shape[0]
+    return jax.lax.map(function, trees, batch_size=min(batch_size, length))
+
+
+def _local_mesh(num_devices: int | None) -> Mesh:
+    return Mesh(np.array(jax.local_devices()[:num_devices]), (AXIS,))
+
+
+def _partition(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
