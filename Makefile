@@ -6,13 +6,14 @@ OUT ?= studies/default
 # What tests need: all of them, or with EXTRA=core those of the core.
 EXTRA ?= dev
 
-.PHONY: help study test test-slow lint bench parity golden clean
+.PHONY: help study test test-slow lint docs bench parity golden clean
 
 help:
 	@echo "make study      develop, evaluate and report: the page is $(OUT)/report.html"
 	@echo "make test       the test suite"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and pyright"
+	@echo "make docs       the documentation site: docs/_build/html/index.html"
 	@echo "make bench      every benchmark, one JSON line per figure"
 	@echo "make parity     language models beside torch and transformers, in an environment of their own"
 
@@ -40,6 +41,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(VENV)/.docs: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/outer_loop.py
