@@ -14,11 +14,12 @@ from ontogeny.cli.start import prepare
 
 
 def lines(folder: Path):
-    from ontogeny.studies import mesa_compare, records
+    from ontogeny.studies import records
+    from ontogeny.studies.mesa import comparison as mesa_comparison
 
-    found = records.read(folder / records.RECORDS)
-    seconds = records.read_times(folder / records.TIMES)
-    for group in mesa_compare.groups(found):
+    found = records.read(folder / records.RECORDS_FILE)
+    seconds = records.read_times(folder / records.TIMES_FILE)
+    for group in mesa_comparison.groups(found):
         part = group.shown
         spent = sum(time for name, time in seconds.items() if f"/{group.content}/" in name)
         error = float(np.std(part.runs, ddof=1) / np.sqrt(group.runs)) if group.runs > 1 else None
@@ -46,10 +47,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     prepare(None)
-    from ontogeny.studies import mesa
+    from ontogeny.studies.mesa import runner as mesa
 
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    mesa.run(mesa.SMALL if given.small else mesa.FULL, given.out, given.seed, on_event=lambda event: None)
+    mesa.run_mesa_study(mesa.SMALL if given.small else mesa.FULL, given.out, given.seed, on_event=lambda event: None)
     for line in lines(given.out):
         print(json.dumps(line))
 

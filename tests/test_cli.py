@@ -197,14 +197,14 @@ def test_a_learner_that_is_evaluated_frozen_is_told_of(ontogeny):
 
 
 def test_study_and_report_are_called(ontogeny, monkeypatch):
-    from ontogeny.studies import report, run
+    from ontogeny import studies
 
     called = []
-    monkeypatch.setattr(run, "run", lambda *arguments: called.append(arguments))
-    monkeypatch.setattr(report, "write", lambda folder: folder / "report.html")
+    monkeypatch.setattr(studies, "run", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(studies, "write_page", lambda folder: folder / "report.html")
     assert ontogeny("study", "mine.toml", "--out", "there", "--seed", "4")[0] == 0
     assert ontogeny("study")[0] == 0
-    assert called == [(Path("mine.toml"), Path("there"), 4), (None, Path("studies/default"), None)]
+    assert called == [(Path("mine.toml"), Path("there"), 4, ""), (None, None, None, "")]
     assert ontogeny("report", "there")[:2] == (0, "wrote there/report.html\n")
 
 
@@ -250,13 +250,13 @@ def test_a_link_to_nowhere_is_not_written_through(ontogeny):
 
 @pytest.mark.parametrize(("command", "said"), [("study", "; the same command goes on from here"), ("report", "")])
 def test_an_interrupt_says_whether_there_is_more_to_come(ontogeny, monkeypatch, command, said):
-    from ontogeny.studies import report, run
+    from ontogeny import studies
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "run", interrupted)
-    monkeypatch.setattr(report, "write", interrupted)
+    monkeypatch.setattr(studies, "run", interrupted)
+    monkeypatch.setattr(studies, "write_page", interrupted)
     assert ontogeny(command, "there") == (130, "", f"ontogeny: stopped{said}\n")
 
 

@@ -7,7 +7,10 @@ import pytest
 from ontogeny import plugins
 from ontogeny.audit import two_step_regression
 from ontogeny.audit.base import organism
-from ontogeny.studies import fingerprint, fingerprint_figures, mesa, records
+from ontogeny.studies import records
+from ontogeny.studies.mesa import figures as mesa_figures
+from ontogeny.studies.mesa import fingerprint
+from ontogeny.studies.mesa import runner as mesa
 
 
 def record(who, sort, effects, pattern):
@@ -34,8 +37,8 @@ FOUND = [
 
 
 def test_the_page_shows_what_was_recorded_and_nothing_where_there_is_nothing():
-    assert fingerprint_figures.section([]) is None
-    shown = fingerprint_figures.section(FOUND)
+    assert mesa_figures.section([]) is None
+    shown = mesa_figures.section(FOUND)
     assert shown is not None and shown.anchor == "fingerprint"
     assert "organism 100, distilled 100" in shown.body and "organism: 0.70, 0.00, 0.00, 0.00" in shown.body
     assert "distilled: 0.60, 0.02, 0.00, -0.10" in shown.body, "the weakest pair is drawn"
@@ -50,20 +53,20 @@ def test_subjects_are_a_dot_per_run():
     )
     num_lifetimes = {part: [0.0, 0.5] for part in fingerprint.PARTS}
     content = {"kind": "mesa_plans", "model": "prediction", "plans": {"num_lifetimes": num_lifetimes, "gate": ""}}
-    found = fingerprint_figures._subjects([*FOUND, evolved, poor, content])
+    found = mesa_figures._subjects([*FOUND, evolved, poor, content])
     assert found == [("evolution", [0.2] * 4), ("code", [0.25] * 4)]
 
 
 def read_again(folder, *made):
     for record in made:
-        records.append(folder / records.RECORDS, record)
-    return records.read(folder / records.RECORDS)
+        records.append(folder / records.RECORDS_FILE, record)
+    return records.read(folder / records.RECORDS_FILE)
 
 
 def test_a_study_of_organisms_alone_ends_in_its_page(tmp_path):
     """What is recorded must be known to who reads it: the page is written from the file."""
     budget = mesa.SMALL._replace(name="own", contents=(), organisms=("td_zero",), asked=10)
-    page = mesa.run(budget, tmp_path / "mesa", on_event=lambda event: None).read_text()
+    page = mesa.run_mesa_study(budget, tmp_path / "mesa", on_event=lambda event: None).read_text()
     assert "organism 100" in page and "not complete" not in page
     (dose,) = [record for record in FOUND if record["kind"] == "mesa_dose"]
     assert read_again(tmp_path, dose) == [dose]
@@ -88,8 +91,8 @@ def test_the_two_step_task_is_recorded_beside_its_mimics_and_shown(monkeypatch, 
     fixed, drawn = made["interaction"]["fixed"], made["interaction"]["drawn"]
     assert fixed["subject"][0] > 0.4 and drawn["planner"][0] > 0.3, "who plans keeps it"
     assert abs(drawn["subject"][0]) < 0.2, "what answers by paths from before its life loses it"
-    shown = fingerprint_figures.two_steps(read_again(tmp_path, made))
+    shown = mesa_figures.two_steps(read_again(tmp_path, made))
     assert shown is not None and f"mimic_frozen {fixed['subject'][0]:.2f} and" in shown.body
-    assert fingerprint_figures.two_steps(FOUND) is None
+    assert mesa_figures.two_steps(FOUND) is None
     planned = [name for step in mesa.plan(mesa.FULL, Path("studies"), 0) for name in step.ids]
     assert {"two_step/recurrent", "two_step/recurrent_cells"} <= set(planned)

@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import plugins, steering
+from ontogeny import plugins, steering, studies
 from ontogeny.audit import sacrifice
 from ontogeny.environments import chain
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.studies import capacity, mesa, mesa_compare, mesa_report, records, report
+from ontogeny.studies import records
+from ontogeny.studies.mesa import capacity
+from ontogeny.studies.mesa import comparison as mesa_comparison
+from ontogeny.studies.mesa import page as mesa_page
+from ontogeny.studies.mesa import runner as mesa
 from ontogeny.types import BadInput
 
 TINY = mesa.SMALL._replace(
@@ -62,7 +66,7 @@ def test_content_goes_on_from_stage_to_stage_of_the_chains(monkeypatch):
 def group(question, content, model, condition, means, spread=0.004, num_lifetimes=20):
     """Records of runs with these means."""
     noise = np.random.default_rng(0).normal(0, spread, num_lifetimes)
-    parts = (*mesa_compare.PARTS[question], *(["accumulates"] if question == "learns" else []))
+    parts = (*mesa_comparison.PARTS[question], *(["accumulates"] if question == "learns" else []))
     kind = "mesa_plans" if question == "plans" else "mesa_run"
     for run, mean in enumerate(means):
         values = [float(mean + part) for part in noise - noise.mean()]
@@ -73,7 +77,7 @@ def group(question, content, model, condition, means, spread=0.004, num_lifetime
             "pattern": "000",
             "num_lifetimes": dict.fromkeys(parts, values),
         }
-        names = {"learns": (*mesa_compare.PARTS["learns"], "accumulates"), "objective": mesa_compare.PARTS["objective"]}
+        names = {"learns": (*mesa_comparison.PARTS["learns"], "accumulates"), "objective": mesa_comparison.PARTS["objective"]}
         nothing = {q: answer | {"num_lifetimes": {name: [0.0] * num_lifetimes for name in names[q]}} for q in names}
         yield {
             "id": f"{kind}/{content}/{model}/{condition}/{run}/{question}",
@@ -123,7 +127,7 @@ def study(predicts, returns, sham=0.0):
     ],
 )
 def test_the_sentences_follow_the_records_whichever_way_they_fall(predicts, returns, said):
-    sentences = mesa_compare.answer(study(predicts, returns))
+    sentences = mesa_comparison.answer(study(predicts, returns))
     assert len(sentences) == 2
     for sentence, part in zip(sentences, said, strict=True):
         assert part in sentence, sentence
@@ -133,77 +137,77 @@ def test_the_sentences_follow_the_records_whichever_way_they_fall(predicts, retu
 def test_a_group_is_judged_over_its_runs():
     """One run that leans among honest ones makes no claim; a mean over runs that are far apart is undetermined."""
     found = [HEAD, *group("objective", "mlp", "prediction", "live", [0.0, 0.001, 0.03, -0.001, 0.0, 0.001])]
-    lean = next(g for g in mesa_compare.groups(found) if g.question == "objective")
+    lean = next(g for g in mesa_comparison.groups(found) if g.question == "objective")
     assert lean.verdict == "undetermined" and lean.shown.low < 0.005 < lean.shown.high
-    part = mesa_compare.over_runs([[1.0, 1.0], [3.0, 3.0]])
+    part = mesa_comparison.over_runs([[1.0, 1.0], [3.0, 3.0]])
     assert part.mean == 2 and part.low == 1 and part.high == 3 and part.runs == (1.0, 3.0)
 
 
 def test_a_plan_needs_every_link_and_pair():
     found = [HEAD, *group("plans", "gru", "pupil", "live", [0.4, 0.5], spread=0.05)]
-    assert mesa_compare.groups(found)[0].verdict == "yes"
+    assert mesa_comparison.groups(found)[0].verdict == "yes"
     for record in found[1:]:
         record["plans"]["num_lifetimes"]["link 2"] = [0.0] * 20
-    planned = mesa_compare.groups(found)[0]
+    planned = mesa_comparison.groups(found)[0]
     assert planned.verdict == "no" and planned.shown.mean == 0
 
 
 def test_the_page_says_what_it_shows_and_needs_no_other_file():
     found = [*study(0.0, 0.05), *group("plans", "gru", "prediction", "live", [0.0, 0.1])]
-    text = mesa_report.render(found, {"mesa": 90.0})
-    for sentence in mesa_compare.answer(found):
+    text = mesa_page.render(found, {"mesa": 90.0})
+    for sentence in mesa_comparison.answer(found):
         assert sentence.split("'")[0][:60] in text
     assert text.count("<svg") == 3 and "What this does not show" in text and "1.5 minutes" in text
     assert not re.search(r'(src|href)="(?!#)', text) and "<script" not in text
-    assert "is not complete" in mesa_report.render([HEAD | {"planned": ["mesa", "more"]}, *found[1:]], {})
+    assert "is not complete" in mesa_page.render([HEAD | {"planned": ["mesa", "more"]}, *found[1:]], {})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("mesa") / "study"
-    mesa.run(TINY, out, on_event=lambda event: None)
+    mesa.run_mesa_study(TINY, out, on_event=lambda event: None)
     return out
 
 
 def test_a_study_leaves_records_and_a_page(folder):
-    found = records.read(folder / records.RECORDS)
+    found = records.read(folder / records.RECORDS_FILE)
     assert [record["id"] for record in found[1:]] == found[0]["planned"]
     runs = [record for record in found if record["kind"] == "mesa_run"]
     assert len(runs) == 2 * 3 and {len(run["objective"]["num_lifetimes"][sacrifice.BEYOND]) for run in runs} == {16}
-    assert report.write(folder) == folder / "report.html"
-    assert mesa_report.section(folder.parent) is None
+    assert studies.write_page(folder) == folder / "report.html"
+    assert not list(folder.parent.glob("mesa/*"))
     folder.rename(folder.parent / "mesa")
-    section = mesa_report.section(folder.parent)
+    section = mesa_page.section(folder.parent / "mesa")
     (folder.parent / "mesa").rename(folder)
     assert section is not None and "mesa/report.html" in section.body
 
 
 def test_a_killed_study_goes_on_and_ends_in_the_same_records(folder):
-    path = folder / records.RECORDS
+    path = folder / records.RECORDS_FILE
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:6]) + lines[6][:40])  # killed in the midst of a line, two runs asked
     worked = []
-    mesa.run(TINY, folder, on_event=lambda event: worked.append(event.text) if event.kind == "work" else None)
+    mesa.run_mesa_study(TINY, folder, on_event=lambda event: worked.append(event.text) if event.kind == "work" else None)
     assert path.read_bytes() == whole and worked == ["run/linear/prediction/live/0"]
 
 
 def test_the_folder_of_another_study_is_left_alone(folder, tmp_path):
     with pytest.raises(BadInput, match=r"another study \(budget, planned differ\)"):
-        mesa.run(TINY._replace(runs=3), folder)
+        mesa.run_mesa_study(TINY._replace(runs=3), folder)
     with pytest.raises(BadInput, match=r"another study \(seed differ"):
-        mesa.run(TINY, folder, seed=1)
+        mesa.run_mesa_study(TINY, folder, seed=1)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match="holds no study"):
-        mesa.run(TINY, tmp_path)
+        mesa.run_mesa_study(TINY, tmp_path)
     other = dict.fromkeys(records.REQUIRED["bound"], 1.0) | {"id": "bound/x", "kind": "bound"}
-    (tmp_path / records.RECORDS).write_text(json.dumps(other) + "\n")
+    (tmp_path / records.RECORDS_FILE).write_text(json.dumps(other) + "\n")
     with pytest.raises(BadInput, match="not the records of the mesa study"):
-        mesa.run(TINY, tmp_path)
+        mesa.run_mesa_study(TINY, tmp_path)
 
 
 def test_every_budget_can_be_planned(tmp_path):
     for name, budget in mesa.BUDGETS.items():
         ids = [one for step in mesa.plan(budget, tmp_path, 0) for one in step.ids]
         assert len(set(ids)) == len(ids) and budget.name == name and set(budget.searches) == set(budget.contents)
-    assert mesa.FULL.runs >= 10 and mesa.FULL.contents == mesa_compare.CONTENTS == capacity.CONTENTS
+    assert mesa.FULL.runs >= 10 and mesa.FULL.contents == mesa_comparison.CONTENTS == capacity.CONTENTS

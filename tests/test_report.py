@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.studies import records, report
+from ontogeny.studies import page as study_page
+from ontogeny.studies import records
 
 BANDIT = {"arms": 5, "pulls": 10}
 CHROMIUM = shutil.which("chromium")
@@ -170,12 +171,12 @@ def small(code=162.5, evolution=161.5):
 def put(folder, found):
     folder.mkdir(exist_ok=True)
     lines = "".join(json.dumps(record) + "\n" for record in found)
-    (folder / records.RECORDS).write_text(lines, encoding="utf-8")
+    (folder / records.RECORDS_FILE).write_text(lines, encoding="utf-8")
     return folder
 
 
 def page_of(folder, found):
-    return report.write(put(folder, found)).read_text(encoding="utf-8")
+    return study_page.write(put(folder, found)).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -302,25 +303,25 @@ def test_a_page_comes_out_whatever_record_is_missing(tmp_path, kind):
 
 def test_records_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(BadInput, match=r"there is no 'records.jsonl'"):
-        report.write(tmp_path)
+        study_page.write(tmp_path)
     folder = put(tmp_path / "s", small()[1:])
     with pytest.raises(BadInput, match="lack their first line"):
-        report.write(folder)
-    path = folder / records.RECORDS
+        study_page.write(folder)
+    path = folder / records.RECORDS_FILE
     path.write_text("{]\n", encoding="utf-8")
     with pytest.raises(BadInput, match="line 1 is damaged"):
-        report.write(folder)
+        study_page.write(folder)
     path.write_text('{"id": "a", "kind": "bound", "env": "w"}\n', encoding="utf-8")
     with pytest.raises(BadInput, match="line 1: the bound record lacks 'name'"):
-        report.write(folder)
+        study_page.write(folder)
     put(folder, [small()[0], small()[1], small()[1]])
     with pytest.raises(BadInput, match="is there twice"):
-        report.write(folder)
+        study_page.write(folder)
 
 
 def test_a_line_without_its_end_is_left_out(tmp_path):
     folder = put(tmp_path / "s", small())
-    path = folder / records.RECORDS
+    path = folder / records.RECORDS_FILE
     whole = path.read_bytes()
     with path.open("a") as file:
         file.write('{"id": "torn", "ki')
@@ -332,7 +333,7 @@ def test_a_line_without_its_end_is_left_out(tmp_path):
 def test_a_report_runs_nothing(tmp_path):
     folder = put(tmp_path / "s", small())
     code = (
-        "import sys; from ontogeny.studies import report; report.write(sys.argv[1]); "
+        "import sys; from ontogeny import studies; studies.write_page(sys.argv[1]); "
         "sys.exit(any(name == 'jax' or name.startswith('ontogeny.stages') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
@@ -346,7 +347,7 @@ if CHROMIUM:  # a browser is no dependency: where there is none, there is nothin
     def test_the_page_fits_its_window_and_asks_for_nothing_else(tmp_path, scheme, width):
         from playwright.sync_api import sync_playwright
 
-        path = report.write(put(tmp_path / "s", small()))
+        path = study_page.write(put(tmp_path / "s", small()))
         foreign, said = [], []
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.studies import plan, records, report, run, spec
+from ontogeny.studies import page as study_page
+from ontogeny.studies import plan, records, runner, spec
 
 TINY = """
 title = "Tiny"
@@ -43,13 +44,13 @@ def spec_path(tmp_path_factory):
 def finished(spec_path, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "study"
     events = []
-    page = run.run(spec_path, out, on_event=events.append)
+    page = runner.run_study(spec_path, out, on_event=events.append)
     return out, page, events
 
 
 def test_a_study_leaves_records_agents_scores_and_a_page(finished):
     out, page, events = finished
-    found = records.read(out / records.RECORDS)
+    found = records.read(out / records.RECORDS_FILE)
     assert [record["kind"] for record in found] == [
         "study", "env", "development", "evaluation", "replay", "development", "evaluation", "replay", "difference",
         "bound",
@@ -63,22 +64,22 @@ def test_a_study_leaves_records_agents_scores_and_a_page(finished):
     assert by_id["development/two arms/recurrent/0"]["development_steps"] == 4 * 2 * 4 * 4
     assert by_id["bound/two arms"]["value"] > by_id["evaluation/two arms/random/0"]["mean"]
     assert len(by_id["replay/two arms/recurrent"]["trajectory"]["action"]) == 4
-    times = records.read_times(out / records.TIMES)
+    times = records.read_times(out / records.TIMES_FILE)
     assert times["development/two arms/recurrent/0"] > 0
 
 
 def test_records_hold_no_wall_time(finished):
     out, _, _ = finished
-    assert "seconds" not in (out / records.RECORDS).read_text(encoding="utf-8")
+    assert "seconds" not in (out / records.RECORDS_FILE).read_text(encoding="utf-8")
 
 
 def test_a_finished_study_measures_nothing_again_and_keeps_its_records(finished, spec_path):
     out, page, _ = finished
-    before, seen = (out / records.RECORDS).read_bytes(), page.read_bytes()
+    before, seen = (out / records.RECORDS_FILE).read_bytes(), page.read_bytes()
     events = []
-    run.run(spec_path, out, on_event=events.append)
+    runner.run_study(spec_path, out, on_event=events.append)
     assert not [event for event in events if event.kind == "work"]
-    assert (out / records.RECORDS).read_bytes() == before and page.read_bytes() == seen
+    assert (out / records.RECORDS_FILE).read_bytes() == before and page.read_bytes() == seen
 
 
 def test_a_study_that_was_killed_goes_on_and_ends_in_the_same_records(finished, spec_path, tmp_path):
@@ -90,26 +91,26 @@ def test_a_study_that_was_killed_goes_on_and_ends_in_the_same_records(finished, 
             raise Killed
 
     with pytest.raises(Killed):
-        run.run(spec_path, out, on_event=kill)
-    with (out / records.RECORDS).open("a") as file:
+        runner.run_study(spec_path, out, on_event=kill)
+    with (out / records.RECORDS_FILE).open("a") as file:
         file.write('{"id": "development/two arms/rec')
-    report.write(out)
-    run.run(spec_path, out, on_event=lambda event: None)
-    assert (out / records.RECORDS).read_bytes() == (whole / records.RECORDS).read_bytes()
+    study_page.write(out)
+    runner.run_study(spec_path, out, on_event=lambda event: None)
+    assert (out / records.RECORDS_FILE).read_bytes() == (whole / records.RECORDS_FILE).read_bytes()
 
 
 def test_another_study_is_not_overwritten(finished, spec_path):
     out, _, _ = finished
-    before = (out / records.RECORDS).read_bytes()
+    before = (out / records.RECORDS_FILE).read_bytes()
     with pytest.raises(BadInput, match=r"holds another study \(digest, seed differ\)"):
-        run.run(spec_path, out, seed=6, on_event=lambda event: None)
-    assert (out / records.RECORDS).read_bytes() == before
+        runner.run_study(spec_path, out, seed=6, on_event=lambda event: None)
+    assert (out / records.RECORDS_FILE).read_bytes() == before
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(spec_path, tmp_path):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(BadInput, match="holds no study"):
-        run.run(spec_path, tmp_path, on_event=lambda event: None)
+        runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -119,17 +120,17 @@ def test_an_agent_that_does_not_fit_its_env_is_said_before_anything_runs(tmp_pat
     text = path.read_text(encoding="utf-8").replace("bandit:arms=2,pulls=4", "random_mdp:episodes=1")
     path.write_text(text.replace('agent = "random"', 'agent = "thompson"'), encoding="utf-8")
     with pytest.raises(BadInput, match=r"agents\[0\], 'x' in 'two arms'"):
-        run.run(path, tmp_path / "study", on_event=lambda event: None)
+        runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
     assert not (tmp_path / "study").exists()
 
 
 def test_off_a_terminal_the_tables_are_plain_lines(finished, spec_path, capsys):
     out, _, _ = finished
-    run.run(spec_path, out)
+    runner.run_study(spec_path, out)
     printed = capsys.readouterr().out
     assert "two arms" in printed and "recurrent" in printed and "report:" in printed
     assert "\x1b" not in printed
-    assert json.loads((out / records.RECORDS).read_text().splitlines()[0])["title"] == "Tiny"
+    assert json.loads((out / records.RECORDS_FILE).read_text().splitlines()[0])["title"] == "Tiny"
 
 
 LATER = """
@@ -158,10 +159,10 @@ environments = ["short", "long"]
 def test_an_agent_may_be_developed_in_a_env_that_is_listed_later(tmp_path):
     path, events = tmp_path / "later.toml", []
     path.write_text(LATER, encoding="utf-8")
-    run.run(path, tmp_path / "study", on_event=events.append)
+    runner.run_study(path, tmp_path / "study", on_event=events.append)
     assert [event.text for event in events if event.kind == "table"] == ["short", "long"]
     assert all(len(event.rows) == 2 for event in events if event.kind == "table")
-    whole, first, done = (tmp_path / "study" / records.RECORDS).read_bytes(), events, []
+    whole, first, done = (tmp_path / "study" / records.RECORDS_FILE).read_bytes(), events, []
 
     def kill(event):
         done.append(event)
@@ -169,14 +170,14 @@ def test_an_agent_may_be_developed_in_a_env_that_is_listed_later(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        run.run(path, tmp_path / "again", on_event=kill)
+        runner.run_study(path, tmp_path / "again", on_event=kill)
     assert not [event for event in done if event.kind == "table"]
     events = []
-    run.run(path, tmp_path / "again", on_event=events.append)
+    runner.run_study(path, tmp_path / "again", on_event=events.append)
     tables = [event for event in events if event.kind == "table"]
     assert tables == [event for event in first if event.kind == "table"], "each environment once, also where it went on"
-    assert (tmp_path / "again" / records.RECORDS).read_bytes() == whole
-    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS)}
+    assert (tmp_path / "again" / records.RECORDS_FILE).read_bytes() == whole
+    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS_FILE)}
     assert by_id["development/long/recurrent/0"]["developed_on"] == "long"
     assert by_id["evaluation/short/recurrent/0"]["development"] == "development/long/recurrent/0"
 
@@ -203,8 +204,8 @@ drives = { food = -3.0, water = -3.0, energy = -3.0 }
 def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
     path = tmp_path / "steered.toml"
     path.write_text(STEERED, encoding="utf-8")
-    page = run.run(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
-    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS)}
+    page = runner.run_study(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
+    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS_FILE)}
     assert by_id["environment/garden"]["drives"] == {"food": 3.0, "water": 1.0, "pain": -1.0, "energy": 1.0}
     assert "3 food + water − pain + energy" in page.replace("3.000", "3")
     assert by_id["evaluation/garden/averse/0"]["mean"] < by_id["evaluation/garden/oracle/0"]["mean"]
@@ -224,7 +225,7 @@ def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path
     path = tmp_path / "steered.toml"
     path.write_text(STEERED.replace(old, new), encoding="utf-8")
     with pytest.raises(BadInput, match=expected):
-        run.run(path, tmp_path / "study", on_event=lambda event: None)
+        runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
     assert not (tmp_path / "study").exists()
 
 
@@ -255,19 +256,19 @@ def test_agents_that_would_be_mixed_up_or_could_not_move_are_refused(tmp_path, o
     path = tmp_path / "homes.toml"
     path.write_text((TINY + HOMES).replace(old, new), encoding="utf-8")
     with pytest.raises(BadInput, match=expected):
-        run.run(path, tmp_path / "study", on_event=lambda event: None)
+        runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
     assert not (tmp_path / "study").exists()
 
 
 def test_what_an_evolved_agent_is_measured_with_was_evolved(finished, spec_path, tmp_path):
     whole, _, _ = finished
-    lines = (whole / records.RECORDS).read_bytes().splitlines(keepends=True)
+    lines = (whole / records.RECORDS_FILE).read_bytes().splitlines(keepends=True)
     last = next(i for i, line in enumerate(lines) if line.startswith(b'{"id": "development/two arms/recurrent/0"'))
     kept = b"".join(lines[: last + 1])
-    (tmp_path / records.RECORDS).write_bytes(kept)
+    (tmp_path / records.RECORDS_FILE).write_bytes(kept)
     with pytest.raises(BadInput, match="cannot be read"):
-        run.run(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS).read_bytes() == kept
+        runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS_FILE).read_bytes() == kept
 
 
 @pytest.mark.parametrize(
@@ -282,33 +283,33 @@ def test_what_an_evolved_agent_is_measured_with_was_evolved(finished, spec_path,
     ],
 )
 def test_records_of_somebody_else_keep_every_byte(spec_path, tmp_path, content):
-    (tmp_path / records.RECORDS).write_bytes(content)
+    (tmp_path / records.RECORDS_FILE).write_bytes(content)
     with pytest.raises(BadInput, match="not the records of a study"):
-        run.run(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS).read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == [records.RECORDS]
+        runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS_FILE).read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [records.RECORDS_FILE]
 
 
 def test_a_folder_in_the_place_of_records_or_a_file_in_that_of_the_folder_is_left_alone(spec_path, tmp_path):
-    (tmp_path / "study" / records.RECORDS).mkdir(parents=True)
+    (tmp_path / "study" / records.RECORDS_FILE).mkdir(parents=True)
     with pytest.raises(BadInput, match="holds no study"):
-        run.run(spec_path, tmp_path / "study", on_event=lambda event: None)
+        runner.run_study(spec_path, tmp_path / "study", on_event=lambda event: None)
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(BadInput, match="is no folder"):
-        run.run(spec_path, tmp_path / "file", on_event=lambda event: None)
+        runner.run_study(spec_path, tmp_path / "file", on_event=lambda event: None)
     with pytest.raises(BadInput, match="cannot be made"):
-        run.run(spec_path, tmp_path / "file" / "study", on_event=lambda event: None)
+        runner.run_study(spec_path, tmp_path / "file" / "study", on_event=lambda event: None)
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b"{]\n", b'{"id": "a"}\n'])
 def test_a_damaged_line_of_our_own_is_named_and_nothing_is_lost(finished, spec_path, tmp_path, line):
     whole, _, _ = finished
-    content = (whole / records.RECORDS).read_bytes().split(b"\n")[0] + b"\n" + line
-    (tmp_path / records.RECORDS).write_bytes(content)
+    content = (whole / records.RECORDS_FILE).read_bytes().split(b"\n")[0] + b"\n" + line
+    (tmp_path / records.RECORDS_FILE).write_bytes(content)
     with pytest.raises(BadInput, match=r"damaged|line 2"):
-        run.run(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS).read_bytes() == content
+        runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS_FILE).read_bytes() == content
 
 
 def test_an_empty_folder_that_a_killed_run_left_is_used(finished, spec_path, tmp_path):
@@ -321,9 +322,9 @@ def test_an_empty_folder_that_a_killed_run_left_is_used(finished, spec_path, tmp
         raise Killed
 
     with pytest.raises(Killed):
-        run.run(spec_path, tmp_path, on_event=kill)
-    first = (whole / records.RECORDS).read_bytes().split(b"\n")[0] + b"\n"
-    assert (tmp_path / records.RECORDS).read_bytes() == first and events[0].done == 1
+        runner.run_study(spec_path, tmp_path, on_event=kill)
+    first = (whole / records.RECORDS_FILE).read_bytes().split(b"\n")[0] + b"\n"
+    assert (tmp_path / records.RECORDS_FILE).read_bytes() == first and events[0].done == 1
 
 
 def test_a_file_of_ones_own_is_none_of_ours_whatever_its_name_and_belongs_to_the_study(tmp_path):
@@ -333,31 +334,31 @@ def test_a_file_of_ones_own_is_none_of_ours_whatever_its_name_and_belongs_to_the
     path = tmp_path / "own.toml"
     text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace("bandit:arms=2,pulls=4", f"{own}:arms=5,pulls=10")
     path.write_text(text, encoding="utf-8")
-    page = run.run(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
+    page = runner.run_study(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
     assert "published tables beside ours" not in page
     own.write_bytes(source.read_bytes() + b"# edited\n")
     with pytest.raises(BadInput, match=r"another study \(files differ\)"):
-        run.run(path, tmp_path / "study", on_event=lambda event: None)
+        runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_study_that_was_killed_in_its_first_line_begins_again(finished, spec_path, tmp_path, share):
     whole, _, _ = finished
-    first = (whole / records.RECORDS).read_bytes().split(b"\n")[0]
-    (tmp_path / records.RECORDS).write_bytes(first[: int(share * len(first))])
-    run.run(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS).read_bytes() == (whole / records.RECORDS).read_bytes()
+    first = (whole / records.RECORDS_FILE).read_bytes().split(b"\n")[0]
+    (tmp_path / records.RECORDS_FILE).write_bytes(first[: int(share * len(first))])
+    runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
+    assert (tmp_path / records.RECORDS_FILE).read_bytes() == (whole / records.RECORDS_FILE).read_bytes()
 
 
 def test_two_processes_do_not_run_one_study(spec_path, tmp_path):
     def again(event):
         if event.kind == "start":
             with pytest.raises(BadInput, match="another process is running a study"):
-                run.run(spec_path, tmp_path, on_event=lambda event: None)
+                runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
             raise Killed
 
     with pytest.raises(Killed):
-        run.run(spec_path, tmp_path, on_event=again)
+        runner.run_study(spec_path, tmp_path, on_event=again)
 
 
 def test_no_two_developments_of_two_studies_share_a_seed():

@@ -134,17 +134,17 @@ def test_a_mistake_is_said_with_its_place(old, new, expected):
 
 
 def test_an_agent_measured_twice_in_a_env_is_refused():
-    again = SMALL + '[[agents]]\nagent = "random"\nworlds = ["arms"]\n'
+    again = SMALL + '[[agents]]\nagent = "random"\nenvironments = ["arms"]\n'
     with pytest.raises(BadInput, match="measurement of 'random in arms' is there twice"):
         spec.parse(again)
     spec.parse(
-        again.replace('agent = "random"\nworlds = ["arms"]\n', 'agent = "random"\nname = "r"\nworlds = ["arms"]\n')
+        again.replace('agent = "random"\nenvironments = ["arms"]\n', 'agent = "random"\nname = "r"\nenvironments = ["arms"]\n')
     )
 
 
 def test_the_envs_must_be_tables():
     with pytest.raises(BadInput, match=r"spec, environments: write at least one \[\[environments\]\] table"):
-        spec.parse('title = "T"\nquestion = "Q"\nworlds = [1]\nagents = []')
+        spec.parse('title = "T"\nquestion = "Q"\nenvironments = [1]\nagents = []')
 
 
 def test_rows_that_share_a_development_say_the_same_of_it():

@@ -160,7 +160,7 @@ def calibrate(
 
     extra = []
     for name in _taught(organism) if distilled is not None else ():
-        from ontogeny.studies import distilled as pupils
+        from ontogeny.studies.mesa import distilled as pupils
 
         with progress("teaching", "updates") as update:
             pupil = pupils.subject(name, 0, distilled, on_progress=update)
@@ -260,7 +260,7 @@ def _interval(effect: "Effect") -> str:
 
 
 def _taught(chosen: list[str] | None) -> list[str]:
-    from ontogeny.studies.distilled import TAUGHT
+    from ontogeny.studies.mesa.distilled import TAUGHT
 
     return [name for name in TAUGHT if not chosen or name in chosen]
 

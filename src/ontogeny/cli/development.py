@@ -8,7 +8,6 @@ import typer
 from ontogeny import plugins
 from ontogeny.cli.shared import Device, Drives, Seed, count, progress, run_spec, short
 from ontogeny.cli.start import prepare
-from ontogeny.errors import BadInput
 
 
 def study(
@@ -26,21 +25,10 @@ def study(
     device: Device = None,
 ) -> None:
     """Develop, evaluate and compare several agents; leaves records and one HTML page."""
-    asked = spec == Path("mesa")
-    if small and not asked:
-        raise BadInput("--small is of the study mesa: ontogeny study mesa --small")
     prepare(device)
-    if asked:
-        from ontogeny.stages.subject import MAX_SEED
-        from ontogeny.studies import mesa
+    from ontogeny import studies
 
-        if not 0 <= (seed or 0) <= MAX_SEED:
-            raise BadInput(f"--seed must be from 0 to {MAX_SEED}, not {seed}")
-        mesa.run(mesa.SMALL if small else mesa.FULL, out or Path("studies/mesa"), seed or 0)
-        return
-    from ontogeny.studies import run
-
-    run.run(spec, out or Path("studies/default"), seed)
+    studies.run(spec, out, seed, "small" if small else "")
 
 
 def train(
@@ -77,9 +65,9 @@ def train(
 
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a study.")]) -> None:
     """Write the page of a study again, from its records."""
-    from ontogeny.studies import report
+    from ontogeny import studies
 
-    typer.echo(f"wrote {report.write(folder)}")
+    typer.echo(f"wrote {studies.write_page(folder)}")
 
 
 def list_rooms(

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from ontogeny.studies.compare import Interval, number, plus_minus
+from ontogeny.studies.comparison import Interval, number, plus_minus
 
 STYLE = Path(__file__).parent / "templates" / "report.css"
 SIGNS = {"above": "▲", "level": "=", "below": "▼"}

@@ -18,8 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ontogeny.studies.compare import Interval, Standing, amount, number
-from ontogeny.studies.mesa_compare import Group
+from ontogeny.studies.comparison import Interval, Standing, amount, number
+from ontogeny.studies.mesa.comparison import Group
 
 # Each mark is a colour that nothing else has; in the page it becomes the variable beside it.
 INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"

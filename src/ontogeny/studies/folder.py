@@ -37,7 +37,7 @@ def claimed(out: Path, study: Study, steps: list[Step]) -> Iterator[None]:
     own |= {Path(room(row.env).name) for row in study.environments if room(row.env).name.endswith(".py")}
     if own:
         head["files"] = {str(name): hashlib.sha256(name.read_bytes()).hexdigest() for name in sorted(own)}
-    path = out / records.RECORDS
+    path = out / records.RECORDS_FILE
     _refuse_foreign(out, head)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def claimed(out: Path, study: Study, steps: list[Step]) -> Iterator[None]:
 
 def _refuse_foreign(out: Path, head: Record) -> None:
     """Raises `BadInput` unless the folder is absent, empty, or this very study's, be it killed in its first line."""
-    path = out / records.RECORDS
+    path = out / records.RECORDS_FILE
     if not out.exists():
         return
     if not out.is_dir():

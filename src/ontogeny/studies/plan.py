@@ -15,7 +15,7 @@ import numpy as np
 from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
 from ontogeny.stages.subject import RunSpec, assemble, develop, room
-from ontogeny.studies import bounds
+from ontogeny.studies import upper_bounds
 from ontogeny.studies.spec import AgentRow, EnvironmentRow, Study
 from ontogeny.types import Agent, Environment
 
@@ -142,7 +142,7 @@ def _bounded(row: EnvironmentRow) -> bool:
     if room(row.env).name != "bandit":
         return False
     settings = settings_of(row)
-    return bounds.is_exact(settings["arms"], settings["pulls"])
+    return upper_bounds.is_exact(settings["arms"], settings["pulls"])
 
 
 def run_folder(out: Path, row: AgentRow, home: str, seed: int) -> Path:

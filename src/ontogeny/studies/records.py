@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.errors import BadInput
+from ontogeny.studies.kinds import RECORDS_FILE as RECORDS_FILE
 
-RECORDS = "records.jsonl"
-TIMES = "times.jsonl"
+TIMES_FILE = "times.jsonl"
 FORMAT = 1
 
 Record = dict[str, Any]
@@ -74,7 +74,7 @@ def as_read(record: Record) -> Record:
 
 def note_time(folder: Path, name: str, seconds: float) -> None:
     """Adds the seconds that went into a record to the file of times."""
-    with (folder / TIMES).open("a", encoding="utf-8") as file:
+    with (folder / TIMES_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"id": name, "seconds": round(seconds, 3)}) + "\n")
 
 

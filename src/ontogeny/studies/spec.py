@@ -2,7 +2,7 @@
 
 A spec is a small TOML file; docs/study.md describes every key. `default.toml` beside this file is the default study.
 
-    title, question, seed, [mesa]
+    title, question, seed, [includes]
     [[environments]]   name, environment ("bandit:arms=5,pulls=10"), tasks, [replay, drives]
     [[agents]]   agent ("recurrent:units=48"), environments, [name, model, development, developed_on, seeds, tasks, drives]
 
@@ -20,15 +20,15 @@ from typing import Any
 from ontogeny import plugins
 from ontogeny.errors import BadInput
 from ontogeny.stages.subject import MAX_SEED
+from ontogeny.studies.kinds import study_kinds
 
 DEFAULT = Path(__file__).with_name("default.toml")
 KEYS = {
-    "study": ("title", "question", "seed", "mesa"),
+    "study": ("title", "question", "seed", "includes"),
     "env": ("name", "env", "tasks", "replay", "drives"),
     "agent": ("agent", "environments", "name", "model", "development", "developed_on", "seeds", "tasks", "drives"),
 }
 MODELS = ("evolution", "code", "reference")
-MESA = ("none", "brief", "small", "full")  # versions of the mesa study that may come with a study
 LONGEST = 100  # bytes of a name: two of them and a seed make the name of a file
 
 
@@ -72,7 +72,7 @@ class Study:
     environments: tuple[EnvironmentRow, ...]
     agents: tuple[AgentRow, ...]
     text: str
-    mesa: str = "none"  # which version of the mesa study comes with it
+    includes: tuple[tuple[str, str], ...] = ()  # registered studies that are run as a part of it, each with its size
 
     @property
     def digest(self) -> str:
@@ -114,9 +114,6 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
     agents = tuple(_agent(row, f"{source}, agents[{i}]", known) for i, row in enumerate(_rows(data, "agents", source)))
     _unique([f"{agent.name} in {env}" for agent in agents for env in agent.environments], "measurement of", source)
     _one_development_each(agents, source)
-    mesa = _of(str, data.get("mesa", "none"), f"{source}, mesa")
-    if mesa not in MESA:
-        raise BadInput(f"{source}, mesa: {plugins.unknown('version of the mesa study named', mesa, list(MESA))}")
     given = _seed(data.get("seed", 0), f"{source}, seed")
     given = given if seed is None else _seed(seed, "--seed")
     return Study(
@@ -126,8 +123,18 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
         environments=environments,
         agents=agents,
         text=text,
-        mesa=mesa,
+        includes=_includes(data.get("includes", {}), f"{source}, includes"),
     )
+
+
+def _includes(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    for name, size in _of(dict, value, where).items():
+        if name not in study_kinds():
+            raise BadInput(f"{where}: {plugins.unknown('registered study', name, list(study_kinds()))}")
+        sizes = study_kinds()[name].sizes
+        if size not in sizes:
+            raise BadInput(f"{where}: {plugins.unknown(f'size of the study {name} named', str(size), list(sizes))}")
+    return tuple(value.items())
 
 
 def _env(row: dict[str, Any], where: str) -> EnvironmentRow:

@@ -9,9 +9,10 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,8 +23,9 @@ from ontogeny.runs import checkpoint
 from ontogeny.stages.evaluate import evaluate, replay, task_keys
 from ontogeny.stages.subject import Subject, assemble, room
 from ontogeny.stages.train import TIMING, train
-from ontogeny.studies import bounds, compare, mesa, records, report, spec
+from ontogeny.studies import comparison, page, records, spec, upper_bounds
 from ontogeny.studies.folder import claimed
+from ontogeny.studies.kinds import study_kinds
 from ontogeny.studies.plan import (
     Step,
     as_run,
@@ -37,30 +39,15 @@ from ontogeny.studies.plan import (
     scores_file,
     settings_of,
 )
+from ontogeny.studies.progress import OnEvent, ProgressDisplay, StudyEvent
 from ontogeny.studies.records import Record
-from ontogeny.studies.screen import Screen
 from ontogeny.studies.spec import AgentRow, EnvironmentRow, Study
 from ontogeny.types import EnvSpec
 
 TASK_NUMBERS = 600  # a field of a task with more numbers than this is not worth a line of records
 
 
-class Event(NamedTuple):
-    """What a run tells while it goes on."""
-
-    kind: str  # "start", "work", "progress", "table", "end"
-    text: str
-    done: int = 0
-    total: int = 0
-    rows: tuple[compare.Standing, ...] = ()  # of a table
-    lines: tuple[tuple[str, float], ...] = ()  # published beside it
-    ceiling: float = float("inf")  # that no strategy exceeds on average
-
-
-OnEvent = Callable[[Event], None]
-
-
-def run(
+def run_study(
     path: str | Path | None = None, out: str | Path = "study", seed: int | None = None, on_event: OnEvent | None = None
 ) -> Path:
     """Runs the spec at `path` (None: the default study) in the folder `out`; returns the path of the report.
@@ -73,31 +60,37 @@ def run(
     check(study)
     steps = list(plan(study))
     with contextlib.ExitStack() as stack:
-        tell = stack.enter_context(contextlib.closing(Screen())) if on_event is None else on_event
+        tell = stack.enter_context(contextlib.closing(ProgressDisplay())) if on_event is None else on_event
         stack.enter_context(claimed(out, study, steps))
         return _run(study, steps, out, tell)
 
 
 def _run(study: Study, steps: list[Step], out: Path, tell: OnEvent) -> Path:
-    known = {record["id"]: record for record in records.read(out / records.RECORDS)}
-    tell(Event("start", study.title, len(known), len(steps) + 1))
+    known = {record["id"]: record for record in records.read(out / records.RECORDS_FILE)}
+    tell(StudyEvent("start", study.title, len(known), len(steps) + 1))
     for number, step in enumerate(steps, start=1):
         if step.id not in known:
-            tell(Event("work", step.id, number, len(steps)))
+            tell(StudyEvent("work", step.id, number, len(steps)))
             started = time.perf_counter()
             record = _measure(step, study, out, tell)
             if record["kind"] != "development":  # a development's time is the sum over all its sessions
                 records.note_time(out, step.id, time.perf_counter() - started)
             known[step.id] = record
-            records.append(out / records.RECORDS, record)
+            records.append(out / records.RECORDS_FILE, record)
         last = number == len(steps) or steps[number].env.name != step.env.name
         if last:
             _tell_table(list(known.values()), step.env.name, tell)
-    if study.mesa != "none":
-        mesa.within(mesa.BUDGETS[study.mesa], out / mesa.FOLDER, study.seed, tell)
-    page = report.write(out)
-    tell(Event("end", str(page), len(steps), len(steps)))
-    return page
+    for name, size in study.includes:
+        study_kinds()[name].run(size, out / name, study.seed, partial(_forward, tell))
+    page_path = page.write(out)
+    tell(StudyEvent("end", str(page_path), len(steps), len(steps)))
+    return page_path
+
+
+def _forward(tell: OnEvent, event: StudyEvent) -> None:
+    """Pass on the events of an included study, but not its beginning and end."""
+    if event.kind in ("work", "progress"):
+        tell(event)
 
 
 def _measure(step: Step, study: Study, out: Path, tell: OnEvent) -> Record:
@@ -106,7 +99,7 @@ def _measure(step: Step, study: Study, out: Path, tell: OnEvent) -> Record:
         return about | _env(step.env)
     if step.what == "bound":
         settings = settings_of(step.env)
-        value = bounds.bayes_optimal(settings["arms"], settings["pulls"])
+        value = upper_bounds.bayes_optimal(settings["arms"], settings["pulls"])
         how = "exact dynamic programming over successes and failures"
         return about | {"env": step.env.name, "name": "Bayes-optimal", "value": value, "how": how}
     row = step.agent
@@ -118,7 +111,7 @@ def _measure(step: Step, study: Study, out: Path, tell: OnEvent) -> Record:
     if step.what == "replay":
         return about | _replay(step, row, study, out)
     assert step.other is not None
-    apart = compare.paired_over_seeds(*_scores_on_shared_tasks(out, step.env, row, step.other))
+    apart = comparison.paired_over_seeds(*_scores_on_shared_tasks(out, step.env, row, step.other))
     return about | {
         "env": step.env.name,
         "agent": row.name,
@@ -158,7 +151,7 @@ def _develop(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) 
     if is_kept(row):
         folder = run_folder(out, row, step.home.name, step.seed)
         if not checkpoint.exists(folder, "genome"):
-            train(run_spec, folder, on_progress=lambda done, total, _: tell(Event("progress", step.id, done, total)))
+            train(run_spec, folder, on_progress=lambda done, total, _: tell(StudyEvent("progress", step.id, done, total)))
         found = checkpoint.about(folder, "genome")
         size = found["numbers"]
         if is_searched(row):  # the one lifetime that a genome as written lives for the record develops nothing
@@ -187,13 +180,13 @@ def _evaluate(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent)
         num_tasks=row.tasks or step.env.tasks,
         seed=study.seed,
         case=case,
-        on_progress=lambda done, total: tell(Event("progress", step.id, done, total)),
+        on_progress=lambda done, total: tell(StudyEvent("progress", step.id, done, total)),
     )
     buffer = io.BytesIO()
     np.save(buffer, found.totals)
     (out / "scores").mkdir(exist_ok=True)
     checkpoint.write_bytes(scores_file(out, step.env, row, step.seed), buffer.getvalue())
-    measured = compare.interval(found.mean, found.standard_error)
+    measured = comparison.interval(found.mean, found.standard_error)
     own = {"drives": _drives(subject.env.spec, dict(step.env.drives) | dict(row.drives))} if row.drives else {}
     return {
         "env": step.env.name,
@@ -267,11 +260,11 @@ def _scores(path: Path) -> np.ndarray:
 
 
 def _tell_table(found: list[Record], env: str, tell: OnEvent) -> None:
-    rows = compare.standings(found, {}).get(env, [])
+    rows = comparison.standings(found, {}).get(env, [])
     about = next(record for record in found if record["kind"] == "env" and record["env"] == env)
-    ceiling = compare.ceilings(found).get(env, ("", float("inf")))[1]
-    lines = tuple(compare.published_lines(about).items())
-    tell(Event("table", env, rows=tuple(rows), lines=lines, ceiling=ceiling))
+    ceiling = comparison.ceilings(found).get(env, ("", float("inf")))[1]
+    lines = tuple(comparison.published_lines(about).items())
+    tell(StudyEvent("table", env, rows=tuple(rows), lines=lines, ceiling=ceiling))
 
 
 def _seconds_of(folder: Path) -> float:

@@ -2,12 +2,28 @@
 
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ontogeny.studies.compare import against_best, number
+from ontogeny.studies.comparison import Standing, against_best, number
 
 
-class Screen:
+class StudyEvent(NamedTuple):
+    """What a running study reports."""
+
+    kind: str  # "start", "work", "progress", "table", "end"
+    text: str
+    done: int = 0
+    total: int = 0
+    rows: tuple[Standing, ...] = ()  # of a table
+    lines: tuple[tuple[str, float], ...] = ()  # published beside it
+    ceiling: float = float("inf")  # that no strategy exceeds on average
+
+
+OnEvent = Callable[[StudyEvent], None]
+
+
+class ProgressDisplay:
     """Shows the events of a run; call it with each. Nothing is drawn where the output is not a terminal, only lines."""
 
     def __init__(self) -> None:
@@ -22,10 +38,10 @@ class Screen:
         if self.bars is not None:
             self.bars.stop()
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: StudyEvent) -> None:
         getattr(self, f"_{event.kind}")(event)
 
-    def _start(self, event: Any) -> None:
+    def _start(self, event: StudyEvent) -> None:
         if event.done > 1:
             self._say(f"{event.text}: going on after {event.done} of {event.total} records")
         else:
@@ -47,7 +63,7 @@ class Screen:
             self.within = self.bars.add_task("", total=None, visible=False, rate="")
             self.bars.start()
 
-    def _work(self, event: Any) -> None:
+    def _work(self, event: StudyEvent) -> None:
         if self.bars is not None:
             self.bars.update(self.measurements, completed=event.done, total=event.total)
             self.bars.reset(self.within, description=event.text, total=None, visible=True, rate="")
@@ -55,12 +71,12 @@ class Screen:
         elif event.text.startswith("development/"):
             self._say(event.text)
 
-    def _progress(self, event: Any) -> None:
+    def _progress(self, event: StudyEvent) -> None:
         if self.bars is not None:
             rate = f"{number(event.done / max(time.perf_counter() - self.began, 1e-3), 2)}/s"
             self.bars.update(self.within, completed=event.done, total=event.total, rate=rate)
 
-    def _table(self, event: Any) -> None:
+    def _table(self, event: StudyEvent) -> None:
         best = dict(event.lines)
         heads = ["agent", "score", "± se", "95 % interval", "published", "steps before birth"]
         rows = []
@@ -88,7 +104,7 @@ class Screen:
                 flush=True,
             )
 
-    def _end(self, event: Any) -> None:
+    def _end(self, event: StudyEvent) -> None:
         self.close()
         self._say(f"report: {event.text}")
 

@@ -21,7 +21,7 @@ from ontogeny.development import evolution
 from ontogeny.environments import stream
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout, rollout_lifetime
-from ontogeny.studies import distilled
+from ontogeny.studies.mesa import distilled
 from ontogeny.types import Agent, Development, Environment, Genome, Key, PyTree, State, Steering, Weights
 
 CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")  # as capacity grows

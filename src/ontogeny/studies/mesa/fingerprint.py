@@ -16,7 +16,7 @@ from ontogeny import plugins
 from ontogeny.audit import belief, plans, two_step_regression
 from ontogeny.audit.base import Effect, Finding, Subject, organism
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.studies import distilled
+from ontogeny.studies.mesa import distilled
 from ontogeny.studies.records import Record
 
 PARTS = ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3")

@@ -26,13 +26,14 @@ from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.runs import checkpoint
 from ontogeny.runs.lock import locked
-from ontogeny.studies import capacity, distilled, fingerprint, mesa_report, records
+from ontogeny.studies import records
+from ontogeny.studies.mesa import capacity, distilled, fingerprint
+from ontogeny.studies.mesa import page as mesa_page
+from ontogeny.studies.progress import OnEvent, ProgressDisplay, StudyEvent
 from ontogeny.studies.records import Record
-from ontogeny.studies.screen import Screen
 from ontogeny.types import PyTree
 
 CONDITIONS = ("live", "sham")
-FOLDER = mesa_report.FOLDER
 PUPILS = "pupils"  # which `ontogeny audit calibrate --distilled` reads as well
 TITLE = "Could learned content come to hold an inner optimizer?"
 
@@ -126,15 +127,6 @@ BUDGETS = {budget.name: budget for budget in (FULL, SMALL, BRIEF)}
 MINUTES = {"full": 60, "small": 1, "brief": 1}  # on two quiet cores, about
 
 
-class Event(NamedTuple):
-    """What a run tells while it goes on; see `study.run.Event`."""
-
-    kind: str
-    text: str
-    done: int = 0
-    total: int = 0
-
-
 class Step(NamedTuple):
     """A piece of work, and the ids of the records that it leaves."""
 
@@ -142,10 +134,7 @@ class Step(NamedTuple):
     work: Callable[[Callable[[int, int], None]], Iterator[Record]]
 
 
-OnEvent = Callable[[Any], None]
-
-
-def run(budget: Budget, out: str | Path, seed: int = 0, on_event: OnEvent | None = None) -> Path:
+def run_mesa_study(budget: Budget, out: str | Path, seed: int = 0, on_event: OnEvent | None = None) -> Path:
     """Runs the study in the folder `out`, returns the path of its report. `BadInput` for a folder of another one."""
     out = Path(out)
     steps = list(plan(budget, out, seed))
@@ -161,35 +150,30 @@ def run(budget: Budget, out: str | Path, seed: int = 0, on_event: OnEvent | None
         "planned": [name for step in steps for name in step.ids],
     }
     with contextlib.ExitStack() as stack:
-        tell = stack.enter_context(contextlib.closing(Screen())) if on_event is None else on_event
+        tell = stack.enter_context(contextlib.closing(ProgressDisplay())) if on_event is None else on_event
         _claim(out, head)
         stack.enter_context(locked(out, "running a study"))
-        path = out / records.RECORDS
+        path = out / records.RECORDS_FILE
         records.repair(path)
         if not path.exists() or not path.stat().st_size:
             records.append(path, head)
         (out / "runs").mkdir(exist_ok=True)
         known = {record["id"] for record in records.read(path)}
         planned = len(head["planned"]) + 1
-        tell(Event("start", f"{TITLE} {_takes(budget)}".strip(), len(known), planned))
+        tell(StudyEvent("start", f"{TITLE} {_takes(budget)}".strip(), len(known), planned))
         for number, step in enumerate(steps, start=1):
             if known.issuperset(step.ids):
                 continue
-            tell(Event("work", step.ids[0], number, len(steps)))
+            tell(StudyEvent("work", step.ids[0], number, len(steps)))
             started = time.perf_counter()
-            for record in step.work(lambda done, total, name=step.ids[0]: tell(Event("progress", name, done, total))):
+            for record in step.work(lambda done, total, name=step.ids[0]: tell(StudyEvent("progress", name, done, total))):
                 if record["id"] not in known:
                     records.append(path, record)
                     known.add(record["id"])
             records.note_time(out, step.ids[0], time.perf_counter() - started)
-        page = mesa_report.write(out)
-        tell(Event("end", str(page), len(steps), len(steps)))
+        page = mesa_page.write(out)
+        tell(StudyEvent("end", str(page), len(steps), len(steps)))
         return page
-
-
-def within(budget: Budget, out: Path, seed: int, tell: OnEvent) -> None:
-    """The study as a part of another one, which says when it begins and ends."""
-    run(budget, out, seed, lambda event: tell(event) if event.kind in ("work", "progress") else None)
 
 
 def plan(budget: Budget, out: Path, seed: int) -> Iterator[Step]:
@@ -424,7 +408,7 @@ def _number(content: str) -> int:
 
 def _claim(out: Path, head: Record) -> None:
     """Makes the folder, or raises `BadInput` where it holds anything but this very study."""
-    path = out / records.RECORDS
+    path = out / records.RECORDS_FILE
     if out.exists() and not out.is_dir():
         raise BadInput(f"'{out}' exists and is no folder; not overwritten")
     if out.exists() and not path.is_file() and any(not other.name.startswith(".") for other in out.iterdir()):

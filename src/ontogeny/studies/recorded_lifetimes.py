@@ -6,7 +6,7 @@ Draws SVG by hand: the marks are few and of our own kind. Reads replay and envir
 from collections.abc import Callable, Sequence
 from html import escape
 
-from ontogeny.studies.compare import total
+from ontogeny.studies.comparison import total
 from ontogeny.studies.records import Record
 
 LEFT = 92  # px for the names of rows

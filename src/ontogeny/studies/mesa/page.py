@@ -7,14 +7,15 @@ from pathlib import Path
 
 from ontogeny.errors import BadInput
 from ontogeny.report import old_page as page
-from ontogeny.studies import figures, fingerprint_figures, mesa_compare, records
-from ontogeny.studies.compare import amount
-from ontogeny.studies.mesa_compare import Group, Part, signed
+from ontogeny.studies import figures, records
+from ontogeny.studies.comparison import amount
+from ontogeny.studies.kinds import PAGE_FILE
+from ontogeny.studies.mesa import comparison as mesa_comparison
+from ontogeny.studies.mesa import figures as mesa_figures
+from ontogeny.studies.mesa.comparison import Group, Part, signed
 from ontogeny.studies.records import Record
 
-PROSE = tomllib.loads(Path(__file__).with_name("prose.toml").read_text(encoding="utf-8"))
-PAGE = "report.html"
-FOLDER = "mesa"  # of a study that ran this one as well
+PROSE = tomllib.loads(Path(__file__).parents[1].joinpath("prose.toml").read_text(encoding="utf-8"))
 TITLES = {
     "learns": ("Does it learn?", "cost of wiping activations"),
     "plans": ("Does it plan?", "effect of the weakest link or pair"),
@@ -32,8 +33,8 @@ CLASSES = {"prediction": "code", "return": "evolution", "pupil": "reference"}
 def write(folder: str | Path) -> Path:
     """Writes `report.html` into the folder of a mesa study and returns its path. `BadInput` for bad records."""
     folder = Path(folder)
-    path = folder / PAGE
-    text = render(records.read(folder / records.RECORDS), records.read_times(folder / records.TIMES))
+    path = folder / PAGE_FILE
+    text = render(records.read(folder / records.RECORDS_FILE), records.read_times(folder / records.TIMES_FILE))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
@@ -43,16 +44,16 @@ def write(folder: str | Path) -> Path:
 def render(found: Sequence[Record], times: dict[str, float]) -> str:
     """The whole page as text."""
     head = head_of(found)
-    body = " ".join(f"<span>{escape(text)}</span>" for text in mesa_compare.answer(found))
+    body = " ".join(f"<span>{escape(text)}</span>" for text in mesa_comparison.answer(found))
     opening = f'<p class="question">{escape(PROSE["mesa"]["question"])}</p><p class="answer">{body}</p>'
-    known = mesa_compare.groups(found)
+    known = mesa_comparison.groups(found)
     sections = [
         _lacking(head, found),
         page.Section("asked", "What was asked", PROSE["mesa"]["asked"]),
         page.Section("capacity", "Evidence as capacity grows", _figure(known, head)),
         page.Section("runs", "Run by run", _table(known, found)),
-        fingerprint_figures.section(found),
-        fingerprint_figures.two_steps(found),
+        mesa_figures.section(found),
+        mesa_figures.two_steps(found),
         _evolved(found),
         page.Section("limits", "What this does not show", _limits(head)),
         page.Section("repeat", "Budget, versions, seed: how to repeat this", _repeat(head, found, times)),
@@ -60,17 +61,15 @@ def render(found: Sequence[Record], times: dict[str, float]) -> str:
     return page.document(head["title"], opening, [section for section in sections if section])
 
 
-def section(folder: Path) -> page.Section | None:
-    """The same in one section, for the page of a study whose folder holds a mesa study; None where it holds none."""
-    if not (folder / FOLDER / records.RECORDS).is_file():
-        return None
-    found = records.read(folder / FOLDER / records.RECORDS)
-    head, known = head_of(found), mesa_compare.groups(found)
-    told = "".join(f"<p><strong>{escape(text)}</strong></p>" for text in mesa_compare.answer(found))
+def section(folder: Path) -> page.Section:
+    """The same in one section, for the page of a study that includes the mesa study; `folder` is the mesa study's."""
+    found = records.read(folder / records.RECORDS_FILE)
+    head, known = head_of(found), mesa_comparison.groups(found)
+    told = "".join(f"<p><strong>{escape(text)}</strong></p>" for text in mesa_comparison.answer(found))
     text = f"<p>{escape(PROSE['mesa']['question'])}</p>" + told + _figure(known, head)
     text += (
         f'<p class="note">A small version, {head["budget"]["runs"]} runs of each; <code>ontogeny study mesa</code> '
-        f'runs it in full. <a href="{FOLDER}/{PAGE}">All of it</a>.</p>'
+        f'runs it in full. <a href="{folder.name}/{PAGE_FILE}">All of it</a>.</p>'
     )
     return page.Section("mesa", "Could learned content hold an optimizer?", text)
 
@@ -104,7 +103,7 @@ def _figure(known: Sequence[Group], head: Record) -> str:
         drawn = [group for group in known if group.question == question]
         if not drawn:
             continue
-        contents = [name for name in mesa_compare.CONTENTS if any(group.content == name for group in drawn)]
+        contents = [name for name in mesa_comparison.CONTENTS if any(group.content == name for group in drawn)]
         smallest = head["thresholds"][question]
         chart = figures.capacity(f"capacity-{question}", drawn, contents, smallest, label)
         panels.append(page.figure(chart, title, f"{NOTES[question]} Dashed: {smallest:g}."))
@@ -121,7 +120,7 @@ def _table(known: Sequence[Group], found: Sequence[Record]) -> str:
     shown = {"objective": ("beyond accuracy", "with the direction"), "learns": ("wiped", "accumulates")}
     keys = dict.fromkeys((g.content, g.model, g.condition) for g in known if g.question == "objective")
     by = {(g.question, g.content, g.model, g.condition): g for g in known}
-    for key in sorted(keys, key=lambda k: (mesa_compare.CONTENTS.index(k[0]), k[1], k[2])):
+    for key in sorted(keys, key=lambda k: (mesa_comparison.CONTENTS.index(k[0]), k[1], k[2])):
         lean, gain = by["objective", *key], by["learns", *key]
         cells = [escape(key[0]), page.agent(MODELS[key[1]], CLASSES[key[1]]), "sham" if key[2] == "sham" else ""]
         cells += [f"{lean.numbers:,}", f"{lean.competence:.0%}"]
@@ -144,7 +143,7 @@ def _table(known: Sequence[Group], found: Sequence[Record]) -> str:
 
 
 def _plans(planned: Sequence[Group], found: Sequence[Record]) -> str:
-    names = list(mesa_compare.PARTS["plans"])
+    names = list(mesa_comparison.PARTS["plans"])
     rows = []
     for group in planned:
         patterns = [r["plans"]["pattern"] for r in found if r["kind"] == "mesa_plans" and _of(r, group)]

@@ -13,11 +13,11 @@ from string import Template
 
 from ontogeny.errors import BadInput
 from ontogeny.report import old_page as page
-from ontogeny.studies import compare, figures, mesa_report, published, records, replays
-from ontogeny.studies.compare import Standing, amount, number
+from ontogeny.studies import comparison, figures, published, recorded_lifetimes, records
+from ontogeny.studies.comparison import Standing, amount, number
+from ontogeny.studies.kinds import PAGE_FILE, RECORDS_FILE, study_kinds
 from ontogeny.studies.records import Record
 
-PAGE = "report.html"
 PROSE = tomllib.loads(Path(__file__).with_name("prose.toml").read_text(encoding="utf-8"))
 MODELS = {"evolution": "evolution from scratch", "code": "genome = ML code", "reference": "reference"}
 
@@ -25,26 +25,24 @@ MODELS = {"evolution": "evolution from scratch", "code": "genome = ML code", "re
 def write(folder: str | Path) -> Path:
     """Writes `report.html` into a study's folder and returns its path. Raises `BadInput` for bad records."""
     folder = Path(folder)
-    found = records.read(folder / records.RECORDS)
-    if found and found[0]["kind"] == "mesa":
-        return mesa_report.write(folder)
-    path = folder / PAGE
-    text = render(found, records.read_times(folder / records.TIMES), mesa_report.section(folder))
+    found = records.read(folder / records.RECORDS_FILE)
+    path = folder / PAGE_FILE
+    text = render(found, records.read_times(folder / records.TIMES_FILE), _included_studies(folder))
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path
 
 
-def render(found: Sequence[Record], times: dict[str, float], mesa: page.Section | None = None) -> str:
-    """The whole page as text. `times`: seconds of wall time by the id of what they went into; `mesa`: one more."""
+def render(found: Sequence[Record], times: dict[str, float], included: Sequence[page.Section] = ()) -> str:
+    """The whole page as text. `times`: seconds of wall time by the id of what they went into; `included`: sections of included studies."""
     study = next((record for record in found if record["kind"] == "study"), None)
     if study is None:
         raise BadInput("the records lack their first line, the study itself: run the study again in a new folder")
     if study["format"] != records.FORMAT:
         raise BadInput(f"the records have format {study['format']!r}, this version reads format {records.FORMAT}")
     environments = [record for record in found if record["kind"] == "env"]
-    table = compare.standings(found, times)
+    table = comparison.standings(found, times)
     measured = [env for env in environments if env["env"] in table]
     sections = [
         _lacking(found),
@@ -56,7 +54,7 @@ def render(found: Sequence[Record], times: dict[str, float], mesa: page.Section 
         _learning(measured, table),
         _replayed(found, environments),
         _addressing(found, table),
-        mesa,
+        *included,
         _bounded(found, measured, table),
         _not_shown(found, table),
         _repeat(study, times),
@@ -64,17 +62,22 @@ def render(found: Sequence[Record], times: dict[str, float], mesa: page.Section 
     return page.document(study["title"], _opening(study, found, table), [section for section in sections if section])
 
 
+def _included_studies(folder: Path) -> list[page.Section]:
+    folders = [(kind, folder / kind.name) for kind in study_kinds().values()]
+    return [kind.render_section(inner) for kind, inner in folders if (inner / RECORDS_FILE).is_file()]
+
+
 def _opening(study: Record, found: Sequence[Record], table: dict[str, list[Standing]]) -> str:
     if not table:
         answers = ["No measurement has been recorded yet, so there is no answer."]
     else:
-        answers = list(compare.answer(found, table))
+        answers = list(comparison.answer(found, table))
     body = " ".join(f"<span>{escape(text)}</span>" for text in answers)
     return f'<p class="question">{escape(study["question"])}</p><p class="answer">{body}</p>'
 
 
 def _lacking(found: Sequence[Record]) -> page.Section | None:
-    lacking = compare.missing(found)
+    lacking = comparison.missing(found)
     if not lacking:
         return None
     shown = ", ".join(f"<code>{escape(name)}</code>" for name in lacking[:6])
@@ -126,14 +129,14 @@ def _published(
 ) -> page.Section | None:
     groups: dict[int, list[Record]] = {}
     for env in environments:
-        if compare.published_lines(env):
-            groups.setdefault(compare.published_row(env).table, []).append(env)
+        if comparison.published_lines(env):
+            groups.setdefault(comparison.published_row(env).table, []).append(env)
     if not groups:
         return None
     marks = {word: page.verdict(word) for word in page.SIGNS}
     text = [Template(PROSE["published"]).substitute(marks)]
     for number_of_table, group in sorted(groups.items()):
-        text.append(_published_table(number_of_table, group, table, compare.ceilings(found)))
+        text.append(_published_table(number_of_table, group, table, comparison.ceilings(found)))
     return page.Section("published", "The published tables beside ours", "".join(text))
 
 
@@ -144,14 +147,14 @@ def _published_table(
     ceilings: dict[str, tuple[str, float]],
 ) -> str:
     """One printed table: its strategies with our measurement of the same, then the agents that are ours alone."""
-    lines = list(dict.fromkeys(line for env in group for line in compare.published_lines(env)))
+    lines = list(dict.fromkeys(line for env in group for line in comparison.published_lines(env)))
     by_text = {(row.env, row.text): row for env in group for row in table[env["env"]]}
-    ours = {line: compare.ours_for(group[0], line) for line in lines}
+    ours = {line: comparison.ours_for(group[0], line) for line in lines}
     body, notes = [], []
     for line in lines:
         cells, beside = [escape(line)], False
         for env in group:
-            printed = compare.published_lines(env)
+            printed = comparison.published_lines(env)
             row = by_text.get((env["env"], ours[line] or ""))
             value = f"{printed[line]:,.1f}"
             value = f"<b>{value}</b>" if printed[line] == max(printed.values()) else value
@@ -170,15 +173,15 @@ def _published_table(
             cells.append("" if row is None else page.score(row.score))
             if row is not None and row.model != "reference":
                 ceiling = ceilings.get(env["env"], ("", math.inf))[1]
-                far = compare.against_best(row.score, compare.published_lines(env), ceiling)
+                far = comparison.against_best(row.score, comparison.published_lines(env), ceiling)
                 assert far is not None
                 cells[-1] += page.verdict(far.verdict, f"{far.in_errors:+.0f} standard errors from {far.line}")
         body.append(page.Row(cells, "first" if agent == order[0] else ""))
-    columns = [compare.published_row(env) for env in group]
+    columns = [comparison.published_row(env) for env in group]
     heads = ["", *(f"n = {row.n}" if row.k is None else f"k = {row.k}, n = {row.n}" for row in columns)]
     for env, head in zip(group, heads[1:], strict=True):
         name, ceiling = ceilings.get(env["env"], ("", math.inf))
-        if max(compare.published_lines(env).values()) > ceiling:
+        if max(comparison.published_lines(env).values()) > ceiling:
             notes.append(
                 f"{head}: the best printed value lies above the {name} score, {number(ceiling)}, which no strategy "
                 "exceeds on average; it owes that to rounding or luck, and our agents are marked against the ceiling."
@@ -194,12 +197,12 @@ def _scores(
     if not environments:
         return None
     panels = []
-    ceilings = compare.ceilings(found)
+    ceilings = comparison.ceilings(found)
     for i, env in enumerate(environments):
         rows = table[env["env"]]
         ours = {row.text for row in rows}
-        printed = compare.published_lines(env).items()
-        lines = [item for item in printed if compare.ours_for(env, item[0]) not in ours]
+        printed = comparison.published_lines(env).items()
+        lines = [item for item in printed if comparison.ours_for(env, item[0]) not in ours]
         chart = figures.intervals(f"score{i}", rows, lines, ceilings.get(env["env"]))
         tasks = sorted({row.score.num_tasks for row in rows})
         over = f"{tasks[0]:,}" if len(tasks) == 1 else f"{tasks[0]:,} to {tasks[-1]:,}"
@@ -211,7 +214,7 @@ def _scores(
 
 
 def _each_other(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
-    duels = compare.head_to_head(found, table)
+    duels = comparison.head_to_head(found, table)
     if not duels:
         return None
     rows = []
@@ -301,7 +304,7 @@ def _replayed(found: Sequence[Record], environments: Sequence[Record]) -> page.S
         num_lifetimes = [r for r in found if r["kind"] == "replay" and r["env"] == env["env"]]
         if not num_lifetimes:
             continue
-        told = replays.draw(num_lifetimes[0], env)[1]
+        told = recorded_lifetimes.draw(num_lifetimes[0], env)[1]
         parts.append(f"<h3>{escape(env['env'])}</h3><p>{escape(told)}</p>")
         ours = [trajectory for trajectory in num_lifetimes if trajectory["model"] != "reference"]
         known = [trajectory for trajectory in num_lifetimes if trajectory["model"] == "reference"]
@@ -319,8 +322,8 @@ def _replayed(found: Sequence[Record], environments: Sequence[Record]) -> page.S
 def _drawn(num_lifetimes: Sequence[Record], env: Record) -> str:
     shown = []
     for trajectory in num_lifetimes:
-        total = compare.total(sum(trajectory["trajectory"]["score"]))
-        chart = replays.draw(trajectory, env)[0]
+        total = comparison.total(sum(trajectory["trajectory"]["score"]))
+        chart = recorded_lifetimes.draw(trajectory, env)[0]
         shown.append(page.figure(chart, page.agent(trajectory["agent"], trajectory["model"]), f"Total score {total}."))
     return f'<div class="lives">{"".join(shown)}</div>'
 
@@ -333,9 +336,9 @@ def _addressing(found: Sequence[Record], table: dict[str, list[Standing]]) -> pa
         cells, dense = by_name.get("recurrent_cells"), by_name.get("recurrent")
         if cells is None or dense is None or not (cells.developed_on == dense.developed_on == env):
             continue
-        apart = compare.find_difference(differences, env, cells.agent, dense.agent)
+        apart = comparison.find_difference(differences, env, cells.agent, dense.agent)
         if apart is None:
-            apart = compare.apart_by(cells.score, dense.score)
+            apart = comparison.apart_by(cells.score, dense.score)
         rows.append(
             [
                 escape(env),
@@ -369,7 +372,7 @@ def _bounded(
         standing = table[env["env"]]
         ours = next((row for row in standing if row.model != "reference"), None)
         oracle = next((row for row in standing if row.privileged), None)
-        ceiling = compare.ceilings(found).get(env["env"])
+        ceiling = comparison.ceilings(found).get(env["env"])
         if ours is None or (oracle is None and ceiling is None):
             continue
         most = ceiling[1] if ceiling else oracle.score.mean if oracle else math.inf
@@ -386,7 +389,7 @@ def _bounded(
         )
     if not rows:
         return None
-    exact = any(env["env"] in compare.ceilings(found) for env in environments)
+    exact = any(env["env"] in comparison.ceilings(found) for env in environments)
     text = (PROSE["bayes_optimal"] if exact else "") + PROSE["oracle"]
     text += page.table(
         "What is left, in score per lifetime: to the Bayes-optimal score where it is known, else to the oracle",
@@ -405,7 +408,7 @@ def _not_shown(found: Sequence[Record], table: dict[str, list[Standing]]) -> pag
     models = {row.model for rows in table.values() for row in rows}
     limits = PROSE["limits"]
     items = list(limits["always"])
-    if any(compare.published_lines(r) for r in found if r["kind"] == "env"):
+    if any(comparison.published_lines(r) for r in found if r["kind"] == "env"):
         items.insert(0, limits["published"])
     if "code" in models:
         items += limits["code"]
