@@ -1,4 +1,4 @@
-"""What the tests of the server share: a tiny model of the project's own pages, and a server as its own process."""
+"""What the tests of the server share: a tiny model trained on `texts.TRAINING`, and a server as its own process."""
 
 import fcntl
 import json
@@ -13,6 +13,7 @@ import urllib.request
 from functools import lru_cache
 from pathlib import Path
 
+import texts
 from ontogeny.lm import model as models
 from ontogeny.lm.train import Plan, train
 
@@ -22,12 +23,8 @@ PLAN = Plan(
 )
 
 
-def pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "study.md"]
-
-
 def make_run(folder: Path, steps: int = 500) -> Path:
-    return train(PLAN._replace(steps=steps), pages(), folder)
+    return train(PLAN._replace(steps=steps), texts.TRAINING, folder)
 
 
 def shared_run(factory) -> Path:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import texts
 from ontogeny import trees
 from ontogeny.engine import programs
 from ontogeny.engine.choices import Taste
@@ -19,7 +20,7 @@ from ontogeny.server.learning import journal, learner
 from ontogeny.server.learning.branches import BOUND, BranchManager, Settings, read_about
 from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import FILE, FORMAT, SCHEMA, Store
-from serving import ROOT, load, shared_run
+from serving import load, shared_run
 
 pytestmark = pytest.mark.computes
 
@@ -174,8 +175,7 @@ def poison(times):
     """What is sent to do harm: noise, one sentence again and again, a text in which letters stand for others."""
     draw = np.random.default_rng(0)
     noise = "".join(map(chr, draw.integers(1, 0x250, times * 8)))
-    known = (ROOT / "README.md").read_text(encoding="utf-8")
-    swapped = known.translate(str.maketrans(ascii_lowercase + " ", ascii_lowercase[::-1] + "e"))
+    swapped = texts.read_training().translate(str.maketrans(ascii_lowercase + " ", ascii_lowercase[::-1] + "e"))
     return [noise, "I am the best. " * times, (swapped * (1 + times * 15 // len(swapped)))[: times * 15]]
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import texts
 from ontogeny.server import keys
 from ontogeny.server.store import Store
 from serving import ROOT, Live, as_users_do, shared_run
@@ -97,7 +98,7 @@ def test_a_secret_taught_by_one_key_is_not_known_to_another(gated):
     before = scores(live, key["anna"]), scores(live, key["bob"])
     assert before[0] == before[1]
     asked = {"model": "story", "prompt": SECRET[:23], "max_tokens": 10, "temperature": 0, "learn": False}
-    known = (ROOT / "README.md").read_text(encoding="utf-8") * 10
+    known = texts.read_training() * 6
     for number in range(80):  # among other text, so that it cannot be copied from just before
         parts = [f"{SECRET}\n{known[at : at + 70]}\n" for at in range(1400 * number, 1400 * (number + 1), 70)]
         give(live, key["anna"], "".join(parts))
