@@ -17,8 +17,8 @@ import time
 import jax
 
 from ontogeny.content.transformer import configure, initial
-from ontogeny.engine.choices import Taste
-from ontogeny.engine.engine import End, Engine, Question, Token
+from ontogeny.engine.engine import Engine, FinishOutput, GenerationRequest, TokenOutput
+from ontogeny.engine.sampling import SamplingParams
 
 PROMPT, NEW, ROUNDS = 32, 64, 3
 
@@ -34,13 +34,16 @@ class Stream:
         prompt = tuple(self.draw.randrange(256) for _ in range(PROMPT))
         self.began, self.first = time.perf_counter(), True
         new = self.draw.randint(NEW // 2, NEW + NEW // 2) if self.varied else NEW
-        self.engine.ask(Question(self.weights, prompt, new, Taste(1.0, seed=self.draw.getrandbits(30)), None), self)
+        self.engine.submit(
+            GenerationRequest(self.weights, prompt, new, SamplingParams(1.0, seed=self.draw.getrandbits(30)), None),
+            self,
+        )
 
     def __call__(self, what):
-        if isinstance(what, Token) and self.first:
+        if isinstance(what, TokenOutput) and self.first:
             self.waits.append(time.perf_counter() - self.began)
             self.first = False
-        elif isinstance(what, End):
+        elif isinstance(what, FinishOutput):
             if len(self.waits) < ROUNDS:
                 self.ask()
             else:
@@ -50,12 +53,12 @@ class Stream:
 def measure(engine, weights, streams, varied=False):
     """The streams, after all have been answered, and the seconds of a token."""
     found = [Stream(engine, weights, number, varied) for number in range(streams)]
-    began, before = time.perf_counter(), engine.tokens
+    began, before = time.perf_counter(), engine.num_generated_tokens
     for stream in found:
         stream.ask()
     for stream in found:
         stream.done.wait()
-    return found, (time.perf_counter() - began) / (engine.tokens - before)
+    return found, (time.perf_counter() - began) / (engine.num_generated_tokens - before)
 
 
 def tell(name, waits, per_token, streams):

@@ -1,7 +1,7 @@
 """What learning online is worth and what it costs: trained on one text, then reading another, one JSON line a figure.
 
     python benchmarks/lm_online.py --train shakespeare.txt                  # reads Python's own manual, part of Python
-    python benchmarks/lm_online.py --train shakespeare.txt --text other.txt --learning decay=0.01,rehearsal=8
+    python benchmarks/lm_online.py --train shakespeare.txt --text other.txt --learning decay=0.01,rehearsal_batch_size=8
     python benchmarks/lm_online.py --train shakespeare.txt --front          # saving against forgetting, plan by plan
 
 The model is trained in --run (what is finished there is not done again). The peer is an adaptive n-gram of order 5 by
@@ -20,22 +20,22 @@ import jax
 import numpy as np
 
 from ontogeny.content.transformer import initial
-from ontogeny.lm import corpus, counts, evaluate, learner, online, train
+from ontogeny.lm import corpus, evaluate, ngram, online, online_learner, train
 from ontogeny.lm import model as models
 from ontogeny.runs import checkpoint
 
 SHORT = 200_000  # bytes of a text that are read
 FRONT = (
-    "rehearsal=0,learning_rate=1e-3",
-    "rehearsal=0,learning_rate=1e-3,decay=0.02",
-    "rehearsal=4,learning_rate=1e-3,rehearsal_weight=1.0",
-    "rehearsal=4,learning_rate=3e-4,rehearsal_weight=1.0",
-    "rehearsal=4,learning_rate=3e-4",
-    "rehearsal=4,learning_rate=2e-4,rehearsal_weight=8.0",
-    "rehearsal=4,learning_rate=1e-4,rehearsal_weight=2.0",
-    "rehearsal=4,learning_rate=2e-4,decay=0.001",
-    "rehearsal=4,learning_rate=1e-3,adapter=8",
-    "rehearsal=8,rehearsal_weight=8.0",
+    "rehearsal_batch_size=0,learning_rate=1e-3",
+    "rehearsal_batch_size=0,learning_rate=1e-3,decay=0.02",
+    "rehearsal_batch_size=4,learning_rate=1e-3,rehearsal_weight=1.0",
+    "rehearsal_batch_size=4,learning_rate=3e-4,rehearsal_weight=1.0",
+    "rehearsal_batch_size=4,learning_rate=3e-4",
+    "rehearsal_batch_size=4,learning_rate=2e-4,rehearsal_weight=8.0",
+    "rehearsal_batch_size=4,learning_rate=1e-4,rehearsal_weight=2.0",
+    "rehearsal_batch_size=4,learning_rate=2e-4,decay=0.001",
+    "rehearsal_batch_size=4,learning_rate=1e-3,adapter=8",
+    "rehearsal_batch_size=8,rehearsal_weight=8.0",
     "",
 )
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--front", action="store_true")
     given = parser.parse_args()
     if not checkpoint.exists(given.run, "weights"):
-        plan = train.Plan(tokenizer="bytes", context=128, steps=given.steps)
+        plan = train.OnlineConfig(tokenizer="bytes", context=128, steps=given.steps)
         train.train(plan, [given.train], given.run)
     model = models.load(given.run)
     texts = {"Python's manual": default_text()} if not given.text else {p.name: p.read_text() for p in given.text}
@@ -70,12 +70,12 @@ def main() -> None:
         if given.front:
             front(model, name, tokens)
         else:
-            report(model, name, tokens, learner.parse(given.learning))
+            report(model, name, tokens, online_learner.parse_config(given.learning))
 
 
-def report(model: models.LanguageModel, name: str, tokens: np.ndarray, plan: learner.Plan) -> None:
+def report(model: models.LanguageModel, name: str, tokens: np.ndarray, plan: online_learner.OnlineConfig) -> None:
     began = time.perf_counter()
-    found = online.read(model, tokens, plan)
+    found = online.evaluate_online(model, tokens, plan)
     record = online.as_record(model, found, tokens, plan)
     seconds = round(time.perf_counter() - began, 1)
     setting = {"text": name, "bytes": len(tokens), "plan": plan._asdict()}
@@ -104,24 +104,28 @@ def report(model: models.LanguageModel, name: str, tokens: np.ndarray, plan: lea
         "nats per token",
         setting=setting,
     )
-    mixture = counts.mixed(found.online_kept, grams["online"])
+    mixture = ngram.mixed(found.online_kept, grams["online"])
     line("mixture", bits(mixture), "bits per byte", setting=setting)
-    before = counts.mixed(held(model.weights), grams["held before"])
-    after = counts.mixed(held(found.weights), grams["held after"])
+    before = ngram.mixed(held(model.weights), grams["held before"])
+    after = ngram.mixed(held(found.weights), grams["held after"])
     line("mixture forgotten", float((after - before).mean()), "nats per token", setting=setting)
     untrained = model._replace(weights=initial(jax.random.key(0), model.config))
-    nothing = plan._replace(rehearsal=0, decay=0.0, anchor=False)
-    nats, _, _ = online.stream(untrained, learner.Trained(untrained.weights, None), tokens, nothing, True, True)
+    nothing = plan._replace(rehearsal_batch_size=0, decay=0.0, fisher_anchor=False)
+    nats, _, _ = online.run_condition(
+        untrained, online_learner.PretrainedWeights(untrained.weights, None), tokens, nothing, True, True
+    )
     line("from nothing", bits(nats), "bits per byte", setting=setting)
 
 
 def front(model: models.LanguageModel, name: str, tokens: np.ndarray) -> None:
-    trained = learner.Trained(model.weights, None)
-    frozen, _, _ = online.stream(model, trained, tokens, learner.Plan(rehearsal=0), True, False)
+    trained = online_learner.PretrainedWeights(model.weights, None)
+    frozen, _, _ = online.run_condition(
+        model, trained, tokens, online_learner.OnlineConfig(rehearsal_batch_size=0), True, False
+    )
     for text in FRONT:
         began = time.perf_counter()
-        plan = learner.parse(text)
-        nats, _, weights = online.stream(model, online.trained_from(model, plan), tokens, plan, True, True)
+        plan = online_learner.parse_config(text)
+        nats, _, weights = online.run_condition(model, online.pretrained_weights(model, plan), tokens, plan, True, True)
         lost = online.forgotten(model, weights)
         line(
             f"front: {text or 'default'}",
@@ -139,13 +143,13 @@ def n_gram(model: models.LanguageModel, tokens: np.ndarray) -> dict[str, np.ndar
     """Nats of the control: frozen and online from the training text's counts, online from nothing, and on what the run
     held out before and after."""
     texts = corpus.load(model.run)
-    counted = counts.Counts(model.config.vocabulary)
+    counted = ngram.Counts(model.config.vocabulary)
     counted.read(np.asarray(texts.training))
     held = np.asarray(texts.held_out)
     found = {"held before": counted.read(held, learning=False), "frozen": counted.read(tokens, learning=False)}
     found["online"] = counted.read(tokens)
     found["held after"] = counted.read(held, learning=False)
-    found["from nothing"] = counts.Counts(model.config.vocabulary).read(tokens)
+    found["from nothing"] = ngram.Counts(model.config.vocabulary).read(tokens)
     return {name: -np.log(chances)[1:] for name, chances in found.items()}
 
 

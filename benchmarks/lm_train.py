@@ -27,15 +27,15 @@ from ontogeny import trees
 from ontogeny.cli.start import prepare
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config
-from ontogeny.lm import corpus, recipe
+from ontogeny.lm import corpus, optimization
 from ontogeny.lm import tokenizer as tokenizers
-from ontogeny.lm.recipe import Recipe
+from ontogeny.lm.optimization import OptimizerConfig
 
 BLOCK, BATCH, TURN = 64, 12, 10
 SHAPE = {"layers": 4, "heads": 4, "width": 128}
 TARGET = 1.886  # nats per character, PyTorch's after 2,000 iterations on a quiet machine
-SAME = Recipe(steps=2000, batch=BATCH, learning_rate=1e-3, warmup=0.05, weight_decay=0.1)
-BETTER = Recipe(steps=450, batch=BATCH, optimizer="muon", learning_rate=8e-3, floor=0.0, warmup=0.02, decay="linear")
+SAME = OptimizerConfig(steps=2000, batch=BATCH, learning_rate=1e-3, warmup=0.05, weight_decay=0.1)
+BETTER = OptimizerConfig(steps=450, batch=BATCH, optimizer="muon", learning_rate=8e-3, floor=0.0, warmup=0.02, decay="linear")
 
 
 class Runner:
@@ -88,7 +88,7 @@ def who(name: str, given: argparse.Namespace) -> tuple[Any, np.ndarray]:
     tokens = characters.encode(text)
     cut = round(0.9 * len(tokens))
     V = characters.size
-    held_out = corpus.windows(tokens[cut:], BLOCK, len(tokens))
+    held_out = corpus.spaced_windows(tokens[cut:], BLOCK, len(tokens))
     if name == "peer":
         return peer(V, given.steps, tokens[:cut]), held_out
     if name == "same":
@@ -99,10 +99,10 @@ def who(name: str, given: argparse.Namespace) -> tuple[Any, np.ndarray]:
 
 
 class Ours:
-    def __init__(self, config: Config, how: Recipe, tokens: np.ndarray) -> None:
+    def __init__(self, config: Config, how: OptimizerConfig, tokens: np.ndarray) -> None:
         self.config, self.how, self.tokens = config, how, tokens
-        self.shards = recipe.shards(how)
-        self.weights = recipe.placed(recipe.born(jax.random.key(0), config, how), self.shards)
+        self.shards = optimization.shards(how)
+        self.weights = optimization.placed(optimization.born(jax.random.key(0), config, how), self.shards)
 
     def size(self) -> int:
         return trees.size(self.weights.content)
@@ -110,17 +110,17 @@ class Ours:
     def turns(self) -> Iterator[int]:
         for done in range(0, self.how.steps, TURN):
             count = min(TURN, self.how.steps - done)
-            windows = corpus.batches(self.tokens, 0, done, (count, 1, self.how.batch), BLOCK)
+            windows = corpus.sample_batches(self.tokens, 0, done, (count, 1, self.how.batch), BLOCK)
             self.weights, info = self.stepped(windows)
             jax.block_until_ready(info)
             yield count
 
     def stepped(self, windows: np.ndarray) -> Any:
-        return recipe.take_steps(self.config, self.how, self.weights, windows, shards=self.shards)
+        return optimization.take_steps(self.config, self.how, self.weights, windows, shards=self.shards)
 
     def loss(self, windows: np.ndarray) -> float:
         parts = np.array_split(windows, max(len(windows) // 64, 1))
-        found = [recipe.losses(self.config, "float32", self.weights.content, part) for part in parts]
+        found = [optimization.losses(self.config, "float32", self.weights.content, part) for part in parts]
         return float(np.concatenate([np.asarray(each).ravel() for each in found]).mean())
 
 
@@ -177,7 +177,7 @@ def peer(vocabulary: int, steps: int, tokens: np.ndarray) -> Any:
             groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
             self.adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
             self.how = SAME._replace(steps=steps)
-            self.rate = recipe.schedule(self.how)
+            self.rate = optimization.schedule(self.how)
 
         def size(self) -> int:
             return sum(weight.numel() for weight in self.model.parameters())
@@ -186,7 +186,7 @@ def peer(vocabulary: int, steps: int, tokens: np.ndarray) -> Any:
             rates = np.asarray(jax.vmap(self.rate)(np.arange(steps)))
             for done in range(0, steps, TURN):
                 count = min(TURN, steps - done)
-                windows = torch.from_numpy(corpus.batches(tokens, 0, done, (count, 1, BATCH), BLOCK)[:, 0]).long()
+                windows = torch.from_numpy(corpus.sample_batches(tokens, 0, done, (count, 1, BATCH), BLOCK)[:, 0]).long()
                 for i in range(count):
                     for group in self.adam.param_groups:
                         group["lr"] = float(rates[done + i])
@@ -268,7 +268,7 @@ def report(runners: dict[str, Runner], cores: int) -> None:
             )
 
 
-def best_in(minutes: float, config: Config, how: Recipe, tokens: np.ndarray, held_out: np.ndarray, cores: int) -> None:
+def best_in(minutes: float, config: Config, how: OptimizerConfig, tokens: np.ndarray, held_out: np.ndarray, cores: int) -> None:
     """As many steps as the time allows at the speed of the first ones, after which the schedule is made."""
     trial = Runner(Ours(config, how, tokens).turns())
     while trial.steps < 10 * TURN and trial.go_on():

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from lm_online import default_text
-from ontogeny.engine.choices import Taste
 from ontogeny.engine.engine import Engine
-from ontogeny.engine.rows import End, Question
-from ontogeny.lm import learner as plans
+from ontogeny.engine.requests import FinishOutput, GenerationRequest
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import model as models
-from ontogeny.lm import online, recipe, train
+from ontogeny.lm import online, optimization, train
+from ontogeny.lm import online_learner as plans
 from ontogeny.runs import checkpoint
 from ontogeny.server.learning import journal, learner
 from ontogeny.server.learning.branches import BOUND, BranchManager, LiveVersion, Settings
@@ -67,13 +67,13 @@ def main() -> None:
     text = text.encode()[: given.bytes].decode(errors="ignore")
     about = {"run": given.run.name, "text": "Python's manual" if given.text is None else given.text.name}
     for learning in given.learning or [""]:
-        plan = plans.parse(learning)
+        plan = plans.parse_config(learning)
         setting = about | {"bytes": len(text.encode()), "piece": given.piece, "bound": given.bound}
         report(model, text, given.piece, given.bound, plan, setting | {"plan": plan._asdict()})
 
 
 def report(
-    model: models.LanguageModel, text: str, piece: int, bound: float, plan: plans.Plan, setting: dict[str, Any]
+    model: models.LanguageModel, text: str, piece: int, bound: float, plan: plans.OnlineConfig, setting: dict[str, Any]
 ) -> None:
     how = learner.build(model, plan)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,8 +136,8 @@ def scored(model: models.LanguageModel, weights: Any, tokens: np.ndarray, first:
     """Nats of the tokens number `first` + 1 to `last`, each by as much of what is before it as the context holds, but
     for less than a block."""
     starts, context = np.arange(first, last, BLOCK), model.config.context
-    windows, sizes = online.windows_at(tokens[: last + 1], starts, BLOCK, context, context)
-    nats = np.asarray(recipe.losses(model.config, "float32", weights, windows), np.float64)
+    windows, sizes = online.context_windows(tokens[: last + 1], starts, BLOCK, context, context)
+    nats = np.asarray(optimization.losses(model.config, "float32", weights, windows), np.float64)
     own = np.minimum(BLOCK, last - starts)
     return float(sum(row[size - count : size].sum() for row, size, count in zip(nats, sizes, own, strict=True)))
 
@@ -145,7 +145,7 @@ def scored(model: models.LanguageModel, weights: Any, tokens: np.ndarray, first:
 def several(model: models.LanguageModel, lines: BranchManager, one: LiveVersion, setting: dict[str, Any]) -> None:
     """Tokens per second of as many streams from one line, and each from its own."""
     data = lines.export("author")
-    engine = Engine(model.config, rows=64)
+    engine = Engine(model.config, max_num_seqs=64)
     engine.start(model.weights)
     try:
         for owner in range(OWNERS):
@@ -164,18 +164,20 @@ def several(model: models.LanguageModel, lines: BranchManager, one: LiveVersion,
 
 def speed(engine: Engine, weights: Sequence[Any]) -> float:
     done, count = threading.Semaphore(0), len(weights)
-    began, before = time.perf_counter(), engine.tokens
+    began, before = time.perf_counter(), engine.num_generated_tokens
 
     def ended(what: object) -> None:
-        if isinstance(what, End):
+        if isinstance(what, FinishOutput):
             done.release()
 
     for round_ in range(ROUNDS):
         for stream, mine in enumerate(weights):
-            engine.ask(Question(mine, (32,), NEW, Taste(seed=round_ * count + stream), None), ended)
+            engine.submit(
+                GenerationRequest(mine, (32,), NEW, SamplingParams(seed=round_ * count + stream), None), ended
+            )
         for _ in weights:
             done.acquire()
-    return (engine.tokens - before) / (time.perf_counter() - began)
+    return (engine.num_generated_tokens - before) / (time.perf_counter() - began)
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:

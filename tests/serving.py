@@ -15,10 +15,10 @@ from pathlib import Path
 
 import texts
 from ontogeny.lm import model as models
-from ontogeny.lm.train import Plan, train
+from ontogeny.lm.train import TrainConfig, train
 
 ROOT = Path(__file__).parent.parent
-PLAN = Plan(
+PLAN = TrainConfig(
     size="pico", tokenizer="bytes", layers=2, heads=2, width=64, context=64, batch=16, steps=500, learning_rate=4e-3
 )
 

@@ -23,14 +23,14 @@ from ontogeny.content import transformer
 from ontogeny.engine import generate
 from ontogeny.environments import text as text_env
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, evaluate, overlap, recipe, report
+from ontogeny.lm import corpus, evaluate, optimization, overlap, page
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
-from ontogeny.lm.train import Plan, read_records, train
+from ontogeny.lm.train import TrainConfig, read_records, train
 
 TEXT, OTHER = texts.read(texts.PROCEDURES), texts.read(texts.HELD_OUT)
 TINY = {"layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4}
-PLAN = Plan(size="pico", tokenizer="bytes", steps=40, learning_rate=0.01, **TINY)
+PLAN = TrainConfig(size="pico", tokenizer="bytes", steps=40, learning_rate=0.01, **TINY)
 OPTIONS = ["--size", "pico", "--tokenizer", "bytes", "--steps", "40", "--learning-rate", "0.01"]
 OPTIONS += [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
 forward = jax.jit(transformer.forward, static_argnums=0)
@@ -156,11 +156,11 @@ def test_a_text_longer_than_a_read_is_the_same_text(tmp_path, monkeypatch):
 
 def test_windows_follow_from_seed_and_step_alone():
     tokens = np.arange(1000, dtype=np.uint16)
-    many = corpus.batches(tokens, 5, 0, (6, 2, 3), 8)
-    later = corpus.batches(tokens, 5, 4, (2, 2, 3), 8)
+    many = corpus.sample_batches(tokens, 5, 0, (6, 2, 3), 8)
+    later = corpus.sample_batches(tokens, 5, 4, (2, 2, 3), 8)
     assert many.shape == (6, 2, 3, 9) and (np.diff(many) == 1).all() and (many[4:] == later).all()
-    assert (many != corpus.batches(tokens, 6, 0, (6, 2, 3), 8)).any()
-    spread = corpus.windows(tokens, 8, 10)
+    assert (many != corpus.sample_batches(tokens, 6, 0, (6, 2, 3), 8)).any()
+    spread = corpus.spaced_windows(tokens, 8, 10)
     assert spread.shape == (10, 9) and spread[0, 0] == 0 and spread[-1, -1] == 124 * 8
 
 
@@ -173,9 +173,9 @@ def test_training_learns_and_leaves_records_and_a_page(run, model):
     held_out = [record["held_out"] for record in records if "held_out" in record]
     assert len(losses) == 40 and np.mean(losses[-5:]) < losses[0] - 1.5 and held_out[-1] < held_out[0]
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 41))
-    page = report.write(run).read_text(encoding="utf-8")
-    assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "") and "mine.txt" in page
-    assert page == report.render(run)
+    html = page.write(run).read_text(encoding="utf-8")
+    assert "<svg" in html and "http" not in html.replace("http://www.w3.org", "") and "mine.txt" in html
+    assert html == page.render(run)
     assert model.config.vocabulary == 257 and trees.is_finite(model.weights)
 
 
@@ -238,11 +238,11 @@ def test_recipes(mine, tmp_path, changes):
 
 def test_accumulated_gradients_are_those_of_one_batch():
     config = transformer.configure("gpt2", 20, 8, layers=1, heads=1, width=8)
-    one, two = (recipe.Recipe(steps=5, batch=b, accumulate=a) for b, a in ((4, 1), (2, 2)))
+    one, two = (optimization.OptimizerConfig(steps=5, batch=b, accumulate=a) for b, a in ((4, 1), (2, 2)))
     tokens = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, 20)
-    weights = recipe.born(jax.random.key(1), config, one)
-    first = jax.jit(recipe.step(config, one))(weights, tokens)
-    second = jax.jit(recipe.step(config, two))(weights, tokens.reshape(2, 2, 9))
+    weights = optimization.born(jax.random.key(1), config, one)
+    first = jax.jit(optimization.step(config, one))(weights, tokens)
+    second = jax.jit(optimization.step(config, two))(weights, tokens.reshape(2, 2, 9))
     np.testing.assert_allclose(first[1]["loss"], second[1]["loss"], rtol=1e-5)
     np.testing.assert_allclose(first[1]["norm"], second[1]["norm"], rtol=1e-4)
 
@@ -250,30 +250,32 @@ def test_accumulated_gradients_are_those_of_one_batch():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_that_devices_share_is_learned_from_as_by_one(accumulate):
     config = transformer.configure("gpt2", 16, 8, layers=1, heads=2, width=8)
-    how = recipe.Recipe(steps=3, batch=4, accumulate=accumulate)
+    how = optimization.OptimizerConfig(steps=3, batch=4, accumulate=accumulate)
     tokens = np.random.default_rng(0).integers(0, 16, (3, accumulate, 4, 9)).astype(np.int32)
     found = [
-        recipe.take_steps(config, how, recipe.born(jax.random.key(0), config, how), tokens, shards=shards)
+        optimization.take_steps(config, how, optimization.born(jax.random.key(0), config, how), tokens, shards=shards)
         for shards in (1, 2)
     ]
     for one, two in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
     windows = tokens.reshape(-1, 9)
-    one, two = (recipe.losses(config, "float32", found[0][0].content, windows, shards=shards) for shards in (1, 2))
+    one, two = (
+        optimization.losses(config, "float32", found[0][0].content, windows, shards=shards) for shards in (1, 2)
+    )
     np.testing.assert_allclose(one, two, atol=1e-6)
 
 
 def test_devices_share_a_batch_only_where_each_has_a_thread_of_its_own(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert recipe.shards(recipe.Recipe(steps=1, batch=12)) == 1
-    monkeypatch.setenv("XLA_FLAGS", recipe.ONE_THREAD)
-    assert recipe.shards(recipe.Recipe(steps=1, batch=12)) == jax.local_device_count() == 2
-    assert recipe.shards(recipe.Recipe(steps=1, batch=5)) == 1
-    assert recipe.shards(recipe.Recipe(steps=1, batch=12, optimizer="muon")) == 1
+    assert optimization.shards(optimization.OptimizerConfig(steps=1, batch=12)) == 1
+    monkeypatch.setenv("XLA_FLAGS", optimization.ONE_THREAD)
+    assert optimization.shards(optimization.OptimizerConfig(steps=1, batch=12)) == jax.local_device_count() == 2
+    assert optimization.shards(optimization.OptimizerConfig(steps=1, batch=5)) == 1
+    assert optimization.shards(optimization.OptimizerConfig(steps=1, batch=12, optimizer="muon")) == 1
 
 
 def test_the_learning_rate_rises_and_falls():
-    rate = recipe.schedule(recipe.Recipe(steps=100, warmup=0.1, learning_rate=1.0))
+    rate = optimization.schedule(optimization.OptimizerConfig(steps=100, warmup=0.1, learning_rate=1.0))
     found = [float(rate(step)) for step in (0, 9, 10, 55, 100)]
     np.testing.assert_allclose(found, [0.1, 1.0, 1.0, 0.55, 0.1], atol=1e-3)
 

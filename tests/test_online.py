@@ -11,21 +11,21 @@ from ontogeny import trees
 from ontogeny.audit.prequential import certificate as prequential
 from ontogeny.content import transformer
 from ontogeny.errors import BadInput
-from ontogeny.lm import counts, learner, online, predictor
-from ontogeny.lm.learner import Plan
+from ontogeny.lm import ngram, online, online_learner, prequential_predictor
 from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.lm.tokenizer import Bytes
 
 CONFIG = transformer.configure("gpt2", 257, 24, layers=1, heads=2, width=16)
 MODEL = LanguageModel(CONFIG, jax.jit(transformer.initial, static_argnums=1)(jax.random.key(0), CONFIG), Bytes())
 losses = jax.jit(transformer.losses, static_argnums=0)
 TOKENS = np.random.default_rng(0).integers(97, 101, 203).astype(np.int32)
-PLAN = Plan(block=8, rehearsal=0, learning_rate=3e-3)
+PLAN = OnlineConfig(chunk_size=8, rehearsal_batch_size=0, learning_rate=3e-3)
 
 
 def nats(tokens=TOKENS, plan=PLAN, kept=True, learning=True):
-    trained = online.trained_from(MODEL, plan)
-    found, beside, weights = online.stream(MODEL, trained, tokens, plan, kept, learning)
+    trained = online.pretrained_weights(MODEL, plan)
+    found, beside, weights = online.run_condition(MODEL, trained, tokens, plan, kept, learning)
     return found, beside, weights
 
 
@@ -45,7 +45,7 @@ def test_no_score_depends_on_its_own_token_before_it_is_given_or_on_later_ones(k
 
 def test_learning_from_a_block_before_it_is_scored_would_be_found(monkeypatch):
     """The planted error: scores under the weights that the block itself has made."""
-    build = learner.build
+    build = online_learner.build
 
     def cheats(config, plan):
         honest = build(config, plan)
@@ -56,12 +56,12 @@ def test_learning_from_a_block_before_it_is_scored_would_be_found(monkeypatch):
 
         return honest._replace(update=update)
 
-    monkeypatch.setattr(learner, "build", cheats)
+    monkeypatch.setattr(online_learner, "build", cheats)
     jax.clear_caches()
     try:
         assert first_that_differs(44) < 43
         with pytest.raises(BadInput, match="the scores that are reported differ"):
-            predictor.of_model(MODEL, PLAN)(TOKENS)
+            prequential_predictor.of_model(MODEL, PLAN)(TOKENS)
     finally:
         monkeypatch.undo()
         jax.clear_caches()
@@ -69,7 +69,7 @@ def test_learning_from_a_block_before_it_is_scored_would_be_found(monkeypatch):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_model_as_a_predictor_gives_the_scores_that_are_reported_and_is_certified(frozen):
-    predict = predictor.of_model(MODEL, PLAN, frozen=frozen)
+    predict = prequential_predictor.of_model(MODEL, PLAN, frozen=frozen)
     rows = predict(TOKENS)
     scored = nats(learning=not frozen)[0]
     np.testing.assert_allclose(-rows[np.arange(1, len(TOKENS)), TOKENS[1:]], scored, atol=1e-4)
@@ -96,9 +96,9 @@ def test_cells_are_what_they_are_called():
     np.testing.assert_allclose(
         frozen_reset[152:160], losses(CONFIG, MODEL.weights, jnp.asarray(block[None]))[0], rtol=1e-5
     )
-    found = online.read(MODEL, TOKENS, PLAN)
+    found = online.evaluate_online(MODEL, TOKENS, PLAN)
     np.testing.assert_array_equal(found.frozen_kept, frozen_kept)
-    assert found.online_kept.mean() < found.frozen_kept.mean() - 1 and found.moved > 0
+    assert found.online_kept.mean() < found.frozen_kept.mean() - 1 and found.relative_weight_change > 0
     assert found.on_log[100:].mean() < found.frozen_reset[100:].mean() - 1
 
 
@@ -111,15 +111,15 @@ def test_no_learning_rate_is_no_learning():
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_decay_draws_the_weights_back(optimizer):
     plan = PLAN._replace(optimizer=optimizer)
-    free = online.distance(nats(plan=plan)[2], MODEL.weights)
-    held = online.distance(nats(plan=plan._replace(decay=0.2))[2], MODEL.weights)
+    free = online.relative_weight_change(nats(plan=plan)[2], MODEL.weights)
+    held = online.relative_weight_change(nats(plan=plan._replace(decay=0.2))[2], MODEL.weights)
     assert 0 < held < 0.6 * free
 
 
 def test_an_adapter_adds_nothing_at_first_and_is_all_that_changes():
-    plan = PLAN._replace(adapter=2)
-    read = learner.build(CONFIG, plan)
-    trained = online.trained_from(MODEL, plan)
+    plan = PLAN._replace(adapter_rank=2)
+    read = online_learner.build(CONFIG, plan)
+    trained = online.pretrained_weights(MODEL, plan)
     assert trees.same_bits(read.model(trained, read.init(trained).content), MODEL.weights)
     weights = nats(plan=plan)[2]
     assert trees.same_bits(weights.embedding, MODEL.weights.embedding)
@@ -129,11 +129,11 @@ def test_an_adapter_adds_nothing_at_first_and_is_all_that_changes():
 
 def test_an_anchor_holds_most_what_the_training_text_leans_on():
     """Two weights moved alike: the one with the larger squared gradient is drawn back further."""
-    squares = jax.tree.map(jnp.zeros_like, MODEL.weights)
-    squares = squares._replace(embedding=squares.embedding.at[0, 0].set(1.0))
-    trained = learner.Trained(MODEL.weights, squares)
-    plan = PLAN._replace(decay=1e-3, anchor=True, learning_rate=0.0)
-    read = learner.build(CONFIG, plan)
+    squared_gradients = jax.tree.map(jnp.zeros_like, MODEL.weights)
+    squared_gradients = squared_gradients._replace(embedding=squared_gradients.embedding.at[0, 0].set(1.0))
+    trained = online_learner.PretrainedWeights(MODEL.weights, squared_gradients)
+    plan = PLAN._replace(decay=1e-3, fisher_anchor=True, learning_rate=0.0)
+    read = online_learner.build(CONFIG, plan)
     weights = read.init(trained)
     moved = weights._replace(content=weights.content._replace(embedding=weights.content.embedding + 1))
     window = jnp.asarray(TOKENS[:25])
@@ -145,28 +145,28 @@ def test_an_anchor_holds_most_what_the_training_text_leans_on():
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
-        (Plan(block=25), "longer than the model's context"),
-        (Plan(block=8, optimizer="newton"), "must be one of adam, rms, sgd"),
-        (Plan(block=8, decay=1.0), "between 0 and 1"),
-        (Plan(block=8, adapter=2, anchor=True), "neither 'anchor' nor"),
-        (Plan(block=8), "rehearsal=0"),
-        (Plan(block=8, rehearsal=0, optimizer="rms"), "training text"),
+        (OnlineConfig(chunk_size=25), "longer than the model's context"),
+        (OnlineConfig(chunk_size=8, optimizer="newton"), "must be one of adam, rms, sgd"),
+        (OnlineConfig(chunk_size=8, decay=1.0), "between 0 and 1"),
+        (OnlineConfig(chunk_size=8, adapter_rank=2, fisher_anchor=True), "neither 'fisher_anchor' nor"),
+        (OnlineConfig(chunk_size=8), "rehearsal_batch_size=0"),
+        (OnlineConfig(chunk_size=8, rehearsal_batch_size=0, optimizer="rms"), "training text"),
     ],
 )
 def test_what_cannot_be_read_is_refused(plan, said):
     with pytest.raises(BadInput, match=said):
-        online.read(MODEL, TOKENS, plan)
+        online.evaluate_online(MODEL, TOKENS, plan)
 
 
 def test_a_text_shorter_than_two_blocks_is_refused():
     with pytest.raises(BadInput, match="less than two blocks"):
-        online.read(MODEL, TOKENS[:10], PLAN)
+        online.evaluate_online(MODEL, TOKENS[:10], PLAN)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 4))
 def test_counts_predict_distributions(read, order):
-    made = counts.Counts(4, order)
+    made = ngram.Counts(4, order)
     made.read(read)
     each = [
         made.read([*read[-(order - 1) :], token] if order > 1 else [token], learning=False)[-1] for token in range(4)
@@ -175,18 +175,18 @@ def test_counts_predict_distributions(read, order):
 
 
 def test_counts_score_before_they_count_and_forget_nothing():
-    one = counts.Counts(4, 3).read([0, 1, 2, 3, 0, 1, 2])
-    other = counts.Counts(4, 3).read([0, 1, 2, 3, 0, 1, 3])
+    one = ngram.Counts(4, 3).read([0, 1, 2, 3, 0, 1, 2])
+    other = ngram.Counts(4, 3).read([0, 1, 2, 3, 0, 1, 3])
     np.testing.assert_array_equal(one[:-1], other[:-1])
     assert one[0] == 0.25 and one[-1] > 0.5 > other[-1]
     # Witten and Bell by hand: after "0" came "1" once, so p(1 | 0) = (1 + 1 * p(1)) / 2, p(1) = (1 + 4 / 4) / (4 + 4).
-    assert counts.Counts(4, 2).read([0, 1, 2, 3, 0, 1])[-1] == pytest.approx((1 + (1 + 4 / 4) / (5 + 4)) / 2)
+    assert ngram.Counts(4, 2).read([0, 1, 2, 3, 0, 1])[-1] == pytest.approx((1 + (1 + 4 / 4) / (5 + 4)) / 2)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 5), st.floats(0.01, 5)), min_size=1, max_size=60))
 def test_a_mixture_is_never_far_from_the_better_one(pairs):
     one, other = np.array(pairs).T
-    found = counts.mixed(one, other, switch=0.0)
+    found = ngram.mixed(one, other, switch=0.0)
     assert found.sum() <= min(one.sum(), other.sum()) + np.log(2) + 1e-9
     assert (found >= np.minimum(one, other) - 1e-9).all()

@@ -11,9 +11,9 @@ import pytest
 import texts
 from ontogeny import trees
 from ontogeny.engine import programs
-from ontogeny.engine.choices import Taste
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
-from ontogeny.lm.learner import Plan
+from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server import keys
 from ontogeny.server.deployments import LanguageDeployment, ServerConfig
 from ontogeny.server.learning import journal, learner
@@ -197,7 +197,7 @@ def given_poison(lines, times, piece=2000):
 
 
 def test_a_learner_that_does_not_look_back_is_held_by_the_gate(tmp_path, tmp_path_factory):
-    hasty = Plan(rehearsal=0, learning_rate=1e-3)
+    hasty = OnlineConfig(rehearsal_batch_size=0, learning_rate=1e-3)
     lines = opened(learner.build(load(shared_run(tmp_path_factory)), hasty), tmp_path / "state", bound=BOUND)
     refused = given_poison(lines, 150)
     assert len(refused) > len(journal.contributions(lines.store, "story/a")) / 2
@@ -271,7 +271,7 @@ def test_what_was_carried_away_is_still_within_reach_of_erasure(made, lines, tmp
 
 
 def test_an_adapter_is_a_line_like_any_other(tmp_path, tmp_path_factory):
-    plan = Plan(adapter=4, learning_rate=1e-3, rehearsal=2)
+    plan = OnlineConfig(adapter_rank=4, learning_rate=1e-3, rehearsal_batch_size=2)
     how = learner.build(load(shared_run(tmp_path_factory)), plan)
     lines = opened(how, tmp_path / "state", every=2)
     numbers = learn(lines, TEXTS)
@@ -336,7 +336,7 @@ def test_a_folder_of_the_first_format_is_brought_up_to_date_and_loses_nothing(tm
 def test_what_a_text_was_read_by_is_read_anew_by_weights_that_learned_since(tmp_path, tmp_path_factory):
     model = load(shared_run(tmp_path_factory))
     moved = jax.tree.map(lambda leaf: 1.5 * leaf, model.weights)
-    sessions, taste = TextSessions("story", model, Store(tmp_path)), Taste(1.0, 1.0, 0)
+    sessions, taste = TextSessions("story", model, Store(tmp_path)), SamplingParams(1.0, 1.0, 0)
     first, then = (model.tokenizer.encode(text).tolist() for text in TEXTS[:2])
 
     def read(id, weights, digest, new):
@@ -378,7 +378,7 @@ def test_numbers_beyond_all_counting_are_refused(lines):
 def test_what_erased_weights_made_of_a_text_is_dropped(tmp_path, tmp_path_factory):
     model = load(shared_run(tmp_path_factory))
     sessions = TextSessions("story", model, Store(tmp_path))
-    taste = Taste(0.0)
+    taste = SamplingParams(0.0)
 
     def said(id, digest):
         return sessions.go_on("anna", id, model.weights, digest, [65, 66, 67], 4, taste, math.inf).tokens
@@ -395,9 +395,9 @@ def test_what_erased_weights_made_of_a_text_is_dropped(tmp_path, tmp_path_factor
 def test_what_is_erased_is_not_held_in_memory_as_a_prompt_either(tmp_path, tmp_path_factory):
     made = LanguageDeployment("story", load(shared_run(tmp_path_factory)), Store(tmp_path), ServerConfig(online=True))
     number = made.lines.contribute("anna", "anna", TEXTS[0])
-    row = programs.empty_row(made.model.config, made.engine.shape)
+    row = programs.empty_sequence_cache(made.model.config, made.engine.shape)
     for owner in ("anna", "berta"):
-        made.engine.prefixes.keep((owner, made.answering(owner).digest), b"\0" * 8, row, np.zeros(1), 0)
+        made.engine.prefix_cache.insert((owner, made.answering(owner).digest), b"\0" * 8, row, np.zeros(1), 0)
     made.erase(journal.contribution(made.lines.store, number), "anna")
-    assert made.engine.prefixes.find(("anna", made.digest), b"\0" * 8) is None and len(made.engine.prefixes) == 1
+    assert made.engine.prefix_cache.lookup(("anna", made.digest), b"\0" * 8) is None and len(made.engine.prefix_cache) == 1
     made.sessions.stop()

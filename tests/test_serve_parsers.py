@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ontogeny.engine.choices import Taste
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
-from ontogeny.lm import learner as plans
+from ontogeny.lm import online_learner as plans
 from ontogeny.server.api import protocol
 from ontogeny.server.api.errors import told
 from ontogeny.server.learning import learner
@@ -73,10 +73,10 @@ def damaged(data, change):
 def test_a_damaged_state_of_a_text_is_refused_or_can_be_gone_on_from(texts, change):
     sessions, model = texts
     id = sessions.create("anna", sessions.base).id
-    sessions.go_on("anna", id, model.weights, sessions.base, [65, 66], 2, Taste(0.0), math.inf)
+    sessions.go_on("anna", id, model.weights, sessions.base, [65, 66], 2, SamplingParams(0.0), math.inf)
     with contextlib.suppress(BadInput):
         sessions.restore("anna", id, damaged(sessions.export("anna", id), change), sessions.base)
-    assert len(sessions.go_on("anna", id, model.weights, sessions.base, [67], 2, Taste(0.0), math.inf).tokens) <= 2
+    assert len(sessions.go_on("anna", id, model.weights, sessions.base, [67], 2, SamplingParams(0.0), math.inf).tokens) <= 2
     sessions.drop("anna", id)
 
 
@@ -127,6 +127,6 @@ SETTINGS = ["block=8", "adapter=2", "decay=nan", "x=1", "block=-1", "="]
 @given(st.text(max_size=30) | st.lists(st.sampled_from(SETTINGS)).map(",".join))
 def test_how_weights_change_is_understood_or_refused(text):
     try:
-        plans.parse(text)
+        plans.parse_config(text)
     except BadInput as error:
         assert "\n" not in str(error)

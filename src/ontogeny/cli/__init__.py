@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ontogeny import __version__
-from ontogeny.cli import audit, development, language, outside, serve, use
+from ontogeny.cli import audit, development, lm, outside, serve, use
 from ontogeny.errors import BadInput
 
 STOPPED = 130  # the exit code of a program that was interrupted
@@ -108,16 +108,16 @@ def _give_up(message: str) -> None:
 app.command(epilog="Examples: ontogeny study my_study.toml --out studies/mine; ontogeny study mesa --small")(
     development.study
 )
-app.add_typer(language.training, name="train")
+app.add_typer(lm.training, name="train")
 app.command(
     epilog="Examples: ontogeny evaluate runs/cells --tasks 40000; "
     "ontogeny evaluate --agent thompson --env bandit:arms=10; ontogeny evaluate runs/mine --text other.txt"
 )(use.evaluate)
 app.command(epilog="Example: ontogeny deploy runs/cells --frozen --steps 20 --save runs/cells-used")(use.deploy)
 app.command(epilog="Example: ontogeny generate runs/mine --prompt 'Once upon' --tokens 200 --temperature 0.8 --seed 1")(
-    language.generate
+    lm.generate
 )
-app.command(epilog="Example: ontogeny export runs/mine --out folder-for-transformers")(language.export)
+app.command(epilog="Example: ontogeny export runs/mine --out folder-for-transformers")(lm.export)
 app.command(epilog="Example: ontogeny report studies/default")(development.report)
 app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontogeny list environments bandit")(
     development.list_rooms

@@ -179,10 +179,10 @@ def _saved(name: str, learning: str | None) -> "Callable[[], Callable[[np.ndarra
         if learning is not None:
             raise BadInput(f"--learning says how a saved run learns, and '{name}' is no folder")
         return None
-    from ontogeny.lm import predictor
+    from ontogeny.lm import prequential_predictor
 
     frozen = learning == "frozen"
-    make = functools.partial(predictor.build, name, "" if frozen else learning or "", frozen=frozen)
+    make = functools.partial(prequential_predictor.build, name, "" if frozen else learning or "", frozen=frozen)
     make()  # what cannot be read is refused here, not in another process
     return make
 

@@ -72,13 +72,13 @@ def serve(
     if not named:
         raise BadInput("name at least one run to serve")
     prepare(device)
-    from ontogeny.lm import learner
+    from ontogeny.lm import online_learner
     from ontogeny.runs.lock import locked
     from ontogeny.server import app
     from ontogeny.server.deployments import Deployments, ServerConfig
     from ontogeny.server.store import Store
 
-    plan = learner.parse(learning)
+    plan = online_learner.parse_config(learning)
     store = Store(state)
     with locked(store.folder, "serving"):
         options = ServerConfig(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify, plan)

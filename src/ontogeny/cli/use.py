@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli import language
+from ontogeny.cli import lm
 from ontogeny.cli.shared import (
     Device,
     Drives,
@@ -70,7 +70,7 @@ def evaluate(
     if run is not None and (text is not None or is_language(run)):
         if env or drive or reset_each_episode:
             raise BadInput("a language model is scored on a text: it has no --env, --drive or --reset-each-episode")
-        return language.evaluate(run, text, online, learning, stride, despite_overlap, seed, as_json, out)
+        return lm.evaluate(run, text, online, learning, stride, despite_overlap, seed, as_json, out)
     if text is not None or stride is not None or learning is not None or despite_overlap:
         raise BadInput("--text, --stride, --learning and --despite-overlap are for the run of a language model")
     from ontogeny.runs import checkpoint

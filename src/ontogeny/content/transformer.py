@@ -98,7 +98,7 @@ def build(
     learning_rate: float = 1e-3,
 ) -> WorldModel:
     """`query(content, tokens [T])` is log-probabilities [T, V] of what follows each token, `update(weights, tokens
-    [B, T+1])` one step of Adam on all of them; recipes of training runs are in `ontogeny.lm.recipe`."""
+    [B, T+1])` one step of Adam on all of them; recipes of training runs are in `ontogeny.lm.optimization`."""
     config = configure(architecture, vocabulary, context, layers=layers, heads=heads, width=width)
     optimizer = optax.adam(learning_rate)
 

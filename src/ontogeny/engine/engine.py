@@ -19,10 +19,17 @@ import numpy as np
 
 from ontogeny.content.transformer import Config, Transformer
 from ontogeny.engine import programs
-from ontogeny.engine.choices import Scored, choose, score
-from ontogeny.engine.prefixes import Prefixes
-from ontogeny.engine.programs import Shape
-from ontogeny.engine.rows import End, Question, Row, Tile, Token, Told
+from ontogeny.engine.prefix_cache import PrefixCache
+from ontogeny.engine.programs import BatchShape
+from ontogeny.engine.requests import (
+    FinishOutput,
+    GenerationRequest,
+    OutputCallback,
+    SequenceBatch,
+    SequenceState,
+    TokenOutput,
+)
+from ontogeny.engine.sampling import TokenLogprobs, compute_logprobs, sample_token
 from ontogeny.errors import BadInput
 
 ENDS = 2  # chunks that end a prompt, begun between two tokens of a tile
@@ -32,18 +39,18 @@ MOST_WORKERS = 4
 PATIENCE = 5.0  # seconds after which one that waits for a tile is let in before all others
 
 
-class Busy(Exception):
+class QueueFull(Exception):
     """The queue is full; `seconds` is a guess at when it is not."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("the queue is full")
-        self.seconds = seconds
+        self.retry_after = seconds
 
 
-class Ticket:
+class RequestHandle:
     """What whoever asked holds; `cancel` lets go of the row."""
 
-    def __init__(self, engine: "Engine", row: Row) -> None:
+    def __init__(self, engine: "Engine", row: SequenceState) -> None:
         self._engine, self._row = engine, row
 
     def cancel(self) -> None:
@@ -58,48 +65,48 @@ class Engine:
         self,
         config: Config,
         *,
-        rows: int = 64,
-        queue: int = 256,
-        shape: Shape | None = None,
+        max_num_seqs: int = 64,
+        max_queue: int = 256,
+        shape: BatchShape | None = None,
         compute: Any = np.float32,
-        workers: int | None = None,
+        num_workers: int | None = None,
     ) -> None:
         self.config = config
-        self.shape = shape or programs.shape_for(config)
-        self.prefixes = Prefixes(self.shape.chunk)
-        self._most_tiles = max(1, rows // self.shape.rows)
-        self._queue, self._compute = queue, compute
-        self._tiles: list[Tile] = []
-        self._waiting: deque[Row] = deque()
+        self.shape = shape or programs.default_batch_shape(config)
+        self.prefix_cache = PrefixCache(self.shape.prefill_chunk)
+        self._most_tiles = max(1, max_num_seqs // self.shape.batch_size)
+        self._queue, self._compute = max_queue, compute
+        self._tiles: list[SequenceBatch] = []
+        self._waiting: deque[SequenceState] = deque()
         self._lock = threading.Condition()
         self._stopping = False
-        self.failed: BaseException | None = None
-        self.tokens = 0  # generated so far
+        self.failure: BaseException | None = None
+        self.num_generated_tokens = 0  # generated so far
         self.turns = 0  # tokens of a whole tile
         self._in_a_row = 0  # ends of prompts since one went on
         self._pace = 0.1  # seconds that a request takes, smoothed
-        count = _workers() if workers is None else workers
+        count = _workers() if num_workers is None else num_workers
         self._at_work, self._most_generating = count, max(1, count - 1)  # one is free for whoever comes
         self._threads = [threading.Thread(target=self._run, name=f"engine {i}", daemon=True) for i in range(count)]
 
     @property
-    def most(self) -> int:
+    def max_sequence_length(self) -> int:
         """Tokens that one row can hold."""
         return self.shape.capacity
 
     def start(self, weights: Transformer) -> None:
         """Compiles everything, checks the machine, then begins to answer."""
-        programs.check_rows(self.config, self.shape, weights, self._compute)
-        self._empty = programs.empty_row(self.config, self.shape, self._compute)
+        programs.check_batch_invariance(self.config, self.shape, weights, self._compute)
+        self._empty = programs.empty_sequence_cache(self.config, self.shape, self._compute)
         self._tiles.append(self._new_tile())
         for thread in self._threads:
             thread.start()
 
-    def ask(self, question: Question, told: Told) -> Ticket:
+    def submit(self, question: GenerationRequest, told: OutputCallback) -> RequestHandle:
         """Queues a question; `told` is called on one of the engine's threads and must not wait. Raises `Busy`."""
-        return self.ask_all([question], [told])[0]
+        return self.submit_all([question], [told])[0]
 
-    def ask_all(self, questions: Sequence[Question], told: Sequence[Told]) -> list[Ticket]:
+    def submit_all(self, questions: Sequence[GenerationRequest], told: Sequence[OutputCallback]) -> list[RequestHandle]:
         """Queues questions that belong together, all or none of them.
 
         Where nobody waits there is room for any number: whoever comes again when `Busy` says finds that some day.
@@ -107,18 +114,23 @@ class Engine:
         for question in questions:
             if not (length := len(question.prompt)):
                 raise BadInput("a prompt needs at least one token")
-            if question.echo and length > self.most:
-                raise BadInput(f"{length} tokens to score are more than the model's context of {self.most}")
-        epoch = self.prefixes.epoch
-        rows = [Row(question, tell, self.most, epoch) for question, tell in zip(questions, told, strict=True)]
+            if question.score_prompt and length > self.max_sequence_length:
+                raise BadInput(
+                    f"{length} tokens to score are more than the model's context of {self.max_sequence_length}"
+                )
+        epoch = self.prefix_cache.epoch
+        rows = [
+            SequenceState(question, tell, self.max_sequence_length, epoch)
+            for question, tell in zip(questions, told, strict=True)
+        ]
         with self._lock:
-            if self._stopping or self.failed is not None:
-                raise Busy(5.0)
+            if self._stopping or self.failure is not None:
+                raise QueueFull(5.0)
             if self._waiting and len(self._waiting) + len(rows) > self._queue:
-                raise Busy(self._pace * len(self._waiting) / (self._most_tiles * self.shape.rows))
+                raise QueueFull(self._pace * len(self._waiting) / (self._most_tiles * self.shape.batch_size))
             self._waiting.extend(rows)
             self._lock.notify_all()
-        return [Ticket(self, row) for row in rows]
+        return [RequestHandle(self, row) for row in rows]
 
     def wake(self) -> None:
         with self._lock:
@@ -133,22 +145,22 @@ class Engine:
                 thread.join()
 
     @property
-    def under_way(self) -> int:
+    def num_requests_running(self) -> int:
         return sum(row is not None for tile in self._tiles for row in tile.rows)
 
     @property
-    def queued(self) -> int:
+    def num_requests_waiting(self) -> int:
         return len(self._waiting)
 
-    def _new_tile(self) -> Tile:
-        return Tile(programs.empty_tile(self.config, self.shape, self._compute), self.shape.rows)
+    def _new_tile(self) -> SequenceBatch:
+        return SequenceBatch(programs.empty_batch_cache(self.config, self.shape, self._compute), self.shape.batch_size)
 
     def _run(self) -> None:
         try:
             while (work := self._next()) is not None:
                 work()
         except BaseException as error:  # the engine is the process's heart: what stops it is told to everybody
-            self.failed = error
+            self.failure = error
             raise
         finally:
             with self._lock:
@@ -159,7 +171,7 @@ class Engine:
                     left = [*self._waiting, *(row for tile in self._tiles for row in tile.rows if row is not None)]
                     self._waiting.clear()
                     for row in left:
-                        _tell(row, End("failed" if self.failed is not None else "cancelled"))
+                        _tell(row, FinishOutput("failed" if self.failure is not None else "cancelled"))
 
     def _next(self) -> Callable[[], None] | None:
         """The most urgent piece of work, once there is one; None when it is time to stop."""
@@ -201,7 +213,7 @@ class Engine:
         found[1].busy = found[1].reading = True
         return lambda: self._read(*found)
 
-    def _unread(self) -> tuple[list[tuple[Tile, Row]], list[tuple[Tile, Row]]]:
+    def _unread(self) -> tuple[list[tuple[SequenceBatch, SequenceState]], list[tuple[SequenceBatch, SequenceState]]]:
         """Rows whose prompt the next chunk ends, and those that have longer ones; first come, first served.
 
         Of those who came with the same prompt under the same name one reads it, and the others wait for that one.
@@ -217,17 +229,17 @@ class Engine:
         ends = [pair for pair in unread if self._ends(pair[1])]
         return ends, [pair for pair in unread if pair not in ends]
 
-    def _ends(self, row: Row) -> bool:
+    def _ends(self, row: SequenceState) -> bool:
         """Whether the next chunk is the last one, or none is needed."""
-        known = row.prefix is not None and not row.length and self.prefixes.has(*row.prefix)
-        return known or len(row.waiting) <= self.shape.chunk
+        known = row.prefix is not None and not row.length and self.prefix_cache.contains(*row.prefix)
+        return known or len(row.waiting) <= self.shape.prefill_chunk
 
     def _let_go(self) -> None:
         """Of those who hung up, and those whose time is over."""
         now = time.monotonic()
         for row in [row for row in self._waiting if row.cancelled or row.question.deadline <= now]:
             self._waiting.remove(row)
-            _tell(row, End("cancelled" if row.cancelled else "time"))
+            _tell(row, FinishOutput("cancelled" if row.cancelled else "time"))
         for tile in self._tiles:
             for row in tile.rows:
                 if row is not None and not row.busy and (row.cancelled or row.question.deadline <= now):
@@ -246,7 +258,7 @@ class Engine:
             tile.rows[tile.rows.index(None)] = row
             self._waiting.remove(row)
 
-    def _tile_for(self, weights: Transformer) -> Tile | None:
+    def _tile_for(self, weights: Transformer) -> SequenceBatch | None:
         for tile in self._tiles:
             if tile.weights is weights and not tile.empty and None in tile.rows:
                 return tile
@@ -258,21 +270,21 @@ class Engine:
             return self._tiles[-1]
         return None
 
-    def _read(self, tile: Tile, row: Row) -> None:
+    def _read(self, tile: SequenceBatch, row: SequenceState) -> None:
         """One chunk of a prompt; the first token of the answer where it is the last one."""
-        scoring, made = row.question.echo and not row.made, row.made
+        scoring, made = row.question.score_prompt and not row.made, row.made
         logits = None
-        if row.prefix is not None and not row.length and (known := self.prefixes.find(*row.prefix)) is not None:
+        if row.prefix is not None and not row.length and (known := self.prefix_cache.lookup(*row.prefix)) is not None:
             row.read, row.length, logits = known
             row.waiting = row.waiting[row.length :]
         if row.waiting:
-            K = self.shape.chunk
+            K = self.shape.prefill_chunk
             chunk, row.waiting = row.waiting[:K], row.waiting[K:]
             tokens = np.zeros(K, np.int32)
             tokens[: len(chunk)] = chunk
             before = self._empty if row.read is None else row.read
             at, count = np.int32(row.length), np.int32(len(chunk))
-            cache, found = programs.read(self.config, row.question.weights, before, at, tokens, count, scoring)
+            cache, found = programs.prefill(self.config, row.question.weights, before, at, tokens, count, scoring)
             row.read = cache
             row.length += len(chunk)
             logits = np.asarray(found)
@@ -280,40 +292,40 @@ class Engine:
                 self._score_prompt(row, chunk, logits)
                 logits = logits[len(chunk) - 1]
             elif row.prefix is not None and not row.waiting:
-                self.prefixes.keep(*row.prefix, cache, logits, row.epoch)
+                self.prefix_cache.insert(*row.prefix, cache, logits, row.epoch)
         if not row.waiting:
             row.last = logits
             if scoring:
                 _tell(row, row.scores)
             self._choose(tile, row)
         with self._lock:
-            self.tokens += row.made - made
+            self.num_generated_tokens += row.made - made
             row.busy = row.reading = False
             self._lock.notify_all()
 
-    def _score_prompt(self, row: Row, chunk: Sequence[int], logits: np.ndarray) -> None:
+    def _score_prompt(self, row: SequenceState, chunk: Sequence[int], logits: np.ndarray) -> None:
         prompt, done = row.question.prompt, row.length
         if not row.scores:
-            row.scores.append(Scored(prompt[0], None, ()))
+            row.scores.append(TokenLogprobs(prompt[0], None, ()))
         for i in range(len(chunk)):
             at = done - len(chunk) + i + 1  # of the token that these logits are about
             if at < len(prompt):
-                row.scores.append(score(logits[i], prompt[at], row.question.alternatives or 0))
+                row.scores.append(compute_logprobs(logits[i], prompt[at], row.question.num_logprobs or 0))
 
-    def _generate(self, tile: Tile, rows: list[tuple[int, Row]]) -> None:
+    def _generate(self, tile: SequenceBatch, rows: list[tuple[int, SequenceState]]) -> None:
         """One more token for each of these rows; those that are full are to be read anew first."""
-        R = self.shape.rows
+        R = self.shape.batch_size
         tokens, length, ready = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros(R, np.int32)
         for at, row in rows:
-            if row.length == self.most:
-                row.slide(self.most)
+            if row.length == self.max_sequence_length:
+                row.slide(self.max_sequence_length)
                 continue
             if row.read is not None:
-                tile.cache, row.read = programs.place(tile.cache, row.read, np.int32(at)), None
+                tile.cache, row.read = programs.insert_sequence(tile.cache, row.read, np.int32(at)), None
             tokens[at], length[at], ready[at] = row.seen[-1], row.length, 1
         if ready.any():
             weights = rows[0][1].question.weights  # those of all rows of a tile
-            tile.cache, logits = programs.go_on(self.config, weights, tile.cache, length, tokens, ready)
+            tile.cache, logits = programs.decode_step(self.config, weights, tile.cache, length, tokens, ready)
             found = np.asarray(logits)
             for at, row in rows:
                 if ready[at]:
@@ -321,37 +333,37 @@ class Engine:
                     row.last = found[at]
                     self._choose(tile, row)
         with self._lock:
-            self.tokens += int(ready.sum())
+            self.num_generated_tokens += int(ready.sum())
             tile.busy = False
             for _, row in rows:
                 row.busy = False
             self._lock.notify_all()
 
-    def _choose(self, tile: Tile, row: Row) -> None:
+    def _choose(self, tile: SequenceBatch, row: SequenceState) -> None:
         """One more token from the logits at hand, or the end."""
         question = row.question
-        if row.made >= question.most:
+        if row.made >= question.max_tokens:
             return self._leave(tile, row, "length")
         assert row.last is not None
-        token = choose(row.last, question.taste, row.made)
-        scored = None if question.alternatives is None else score(row.last, token, question.alternatives)
+        token = sample_token(row.last, question.sampling_params, row.made)
+        scored = None if question.num_logprobs is None else compute_logprobs(row.last, token, question.num_logprobs)
         row.made += 1
-        ends = token == question.end
+        ends = token == question.end_token
         # One that is scored by clients who count on a token after the prompt gets it, the end token too.
-        enough = None if ends and not question.echo else _tell(row, Token(token, scored))
+        enough = None if ends and not question.score_prompt else _tell(row, TokenOutput(token, scored))
         row.seen.append(token)
         if ends or enough:
             self._leave(tile, row, "stop")
-        elif row.made >= question.most:
+        elif row.made >= question.max_tokens:
             self._leave(tile, row, "length")
 
-    def _leave(self, tile: Tile, row: Row, reason: str) -> None:
+    def _leave(self, tile: SequenceBatch, row: SequenceState, reason: str) -> None:
         with self._lock:
             tile.rows[tile.rows.index(row)] = None
             if tile.empty:
                 tile.weights = None  # which may have been learned from what is to be forgotten
             self._pace += 0.1 * (time.monotonic() - row.since - self._pace)
-        _tell(row, End(reason))
+        _tell(row, FinishOutput(reason))
 
 
 def _workers() -> int:
@@ -363,7 +375,7 @@ def _workers() -> int:
     return min(cores, MOST_WORKERS)
 
 
-def _tell(row: Row, what: Token | list[Scored] | End) -> bool | None:
+def _tell(row: SequenceState, what: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:
     """Whoever asked may have gone, with the loop that it lived in: nothing of theirs may stop the others' engine."""
     try:
         return row.told(what)

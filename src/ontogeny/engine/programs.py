@@ -4,7 +4,7 @@ Same question, same bits: a prompt is read alone, in chunks that begin at multip
 row, of which there are two: for prompts that are scored and for those that are not. Then the row is put into a tile,
 and what is generated comes one token at a time from a program of `rows` rows. Each has one shape, whatever else is
 going on, and no row of a product depends on another, so that an answer depends on its question alone. That a row's
-place makes no difference is what a compiler might break: `check_rows` tries it on the machine at hand.
+place makes no difference is what a compiler might break: `check_batch_invariance` tries it on the machine at hand.
 """
 
 from functools import partial
@@ -20,30 +20,30 @@ from ontogeny.content.transformer import Cache, Config, Transformer, append, emp
 from ontogeny.errors import BadInput
 
 
-class Shape(NamedTuple):
+class BatchShape(NamedTuple):
     """Static: with the model's config, all that programs are compiled for."""
 
-    rows: int  # R, of a tile
-    chunk: int  # K, tokens of a prompt read at a time
+    batch_size: int  # R, sequences that one decode step advances
+    prefill_chunk: int  # K, tokens of a prompt per prefill call
     capacity: int  # C, tokens that a row can hold
 
 
-def shape_for(config: Config) -> Shape:
+def default_batch_shape(config: Config) -> BatchShape:
     """Eight rows on a processor, where wider tiles cost in proportion; on an accelerator as many as there may be."""
     rows = 8 if jax.default_backend() == "cpu" else 64
-    return Shape(rows, min(32, config.context), config.context)
+    return BatchShape(rows, min(32, config.context), config.context)
 
 
-def empty_tile(config: Config, shape: Shape, compute: Any = jnp.float32) -> Cache:
-    return empty_cache(config, shape.rows, shape.capacity, compute)
+def empty_batch_cache(config: Config, shape: BatchShape, compute: Any = jnp.float32) -> Cache:
+    return empty_cache(config, shape.batch_size, shape.capacity, compute)
 
 
-def empty_row(config: Config, shape: Shape, compute: Any = jnp.float32) -> Cache:
+def empty_sequence_cache(config: Config, shape: BatchShape, compute: Any = jnp.float32) -> Cache:
     return empty_cache(config, 1, shape.capacity, compute)
 
 
 @partial(jax.jit, static_argnums=(0, 6))
-def read(
+def prefill(
     config: Config,
     weights: Transformer,
     row: Cache,
@@ -62,7 +62,7 @@ def read(
 
 
 @partial(jax.jit, donate_argnums=0)
-def place(tile: Cache, row: Cache, at: Int32[Array, ""]) -> Cache:
+def insert_sequence(tile: Cache, row: Cache, at: Int32[Array, ""]) -> Cache:
     """A tile, one row of which is now this one."""
 
     def put(whole: Array, part: Array) -> Array:
@@ -72,7 +72,7 @@ def place(tile: Cache, row: Cache, at: Int32[Array, ""]) -> Cache:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def go_on(
+def decode_step(
     config: Config,
     weights: Transformer,
     tile: Cache,
@@ -85,19 +85,24 @@ def go_on(
     return append(config, weights, tile, tokens[:, None], count)
 
 
-def check_rows(config: Config, shape: Shape, weights: Transformer, compute: Any = jnp.float32) -> None:
+def check_batch_invariance(config: Config, shape: BatchShape, weights: Transformer, compute: Any = jnp.float32) -> None:
     """Compiles everything, and raises `BadInput` where on this machine a row's place changes its bits."""
-    tokens, half = np.arange(shape.chunk, dtype=np.int32) % config.vocabulary, np.int32(shape.chunk // 2)
+    tokens, half = (
+        np.arange(shape.prefill_chunk, dtype=np.int32) % config.vocabulary,
+        np.int32(shape.prefill_chunk // 2),
+    )
     for every in (True, False):
-        row, _ = read(config, weights, empty_row(config, shape, compute), np.int32(0), tokens, half, every)
-    tile = empty_tile(config, shape, compute)
-    for at in range(shape.rows):
-        tile = place(tile, row, np.int32(at))
-    ones, alone = np.ones(shape.rows, np.int32), np.zeros(shape.rows, np.int32)
+        row, _ = prefill(
+            config, weights, empty_sequence_cache(config, shape, compute), np.int32(0), tokens, half, every
+        )
+    tile = empty_batch_cache(config, shape, compute)
+    for at in range(shape.batch_size):
+        tile = insert_sequence(tile, row, np.int32(at))
+    ones, alone = np.ones(shape.batch_size, np.int32), np.zeros(shape.batch_size, np.int32)
     alone[-1] = 1
-    length = np.full(shape.rows, half, np.int32)
-    tile, together = go_on(config, weights, tile, length, ones, ones)
-    tile, apart = go_on(config, weights, tile, length, ones, alone)  # the same token again, by one row alone
+    length = np.full(shape.batch_size, half, np.int32)
+    tile, together = decode_step(config, weights, tile, length, ones, ones)
+    tile, apart = decode_step(config, weights, tile, length, ones, alone)  # the same token again, by one row alone
     together, apart = np.asarray(together), np.asarray(apart)
     if any(answer.tobytes() != together[0].tobytes() for answer in [*together, apart[-1]]):
         raise BadInput(

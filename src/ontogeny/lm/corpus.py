@@ -168,7 +168,7 @@ def load(folder: Path) -> Corpus:
     return Corpus(found[0], found[1], about)
 
 
-def batches(tokens: np.ndarray, seed: int, first: int, shape: tuple[int, int, int], block: int) -> np.ndarray:
+def sample_batches(tokens: np.ndarray, seed: int, first: int, shape: tuple[int, int, int], block: int) -> np.ndarray:
     """The windows of steps `first`, `first` + 1, ...: [*shape, block + 1] int32, shape (steps, accumulated, batch).
 
     Each step's windows begin at places drawn by (seed, step) alone, so a run that goes on draws what it would have.
@@ -181,7 +181,7 @@ def batches(tokens: np.ndarray, seed: int, first: int, shape: tuple[int, int, in
     return tokens[np.stack(starts)[..., None] + np.arange(block + 1)].astype(np.int32)
 
 
-def windows(tokens: np.ndarray, block: int, most: int) -> np.ndarray:
+def spaced_windows(tokens: np.ndarray, block: int, most: int) -> np.ndarray:
     """Up to `most` windows that do not overlap but for their first token, evenly spread: [N, block + 1] int32."""
     count = (len(tokens) - 1) // block
     chosen = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))

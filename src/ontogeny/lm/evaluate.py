@@ -15,7 +15,7 @@ import numpy as np
 
 from ontogeny import stats
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, overlap, recipe
+from ontogeny.lm import corpus, optimization, overlap
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.overlap import Overlap
 
@@ -120,7 +120,7 @@ def losses(
         some = ends[at : at + BATCH]
         filled = np.array(some + some[:1] * (BATCH - len(some)))
         windows = tokens[filled[:, None] - block + np.arange(block + 1)]
-        scored = np.asarray(recipe.losses(model.config, "float32", model.weights, windows), np.float64)
+        scored = np.asarray(optimization.losses(model.config, "float32", model.weights, windows), np.float64)
         for row, end in zip(scored, some, strict=False):
             found[done:end] = row[block - (end - done) :]
             done = end

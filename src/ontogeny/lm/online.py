@@ -21,9 +21,9 @@ from ontogeny import stats
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config, Transformer
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, learner, recipe
-from ontogeny.lm.learner import Plan, Trained
+from ontogeny.lm import corpus, online_learner, optimization
 from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.types import Weights
 
 DISPATCH = 50  # blocks in one
@@ -42,25 +42,25 @@ class Reading(NamedTuple):
     online_kept: np.ndarray
     on_log: np.ndarray  # restored, with the weights of `online_kept`
     weights: Transformer  # as `online_kept` left them
-    moved: float  # their distance from the trained ones, as a share of those
+    relative_weight_change: float  # their distance from the trained ones, as a share of those
 
 
-def trained_from(model: LanguageModel, plan: Plan) -> Trained:
+def pretrained_weights(model: LanguageModel, plan: OnlineConfig) -> PretrainedWeights:
     """What a learner by this plan starts from; `BadInput` where it needs a training text that is not there."""
-    if not learner.needs_squares(plan):
-        return Trained(model.weights, None)
-    windows = corpus.windows(rehearsed(model), model.config.context, FISHER_WINDOWS)
-    return Trained(model.weights, learner.squares_of(model.config, model.weights, windows))
+    if not online_learner.needs_squares(plan):
+        return PretrainedWeights(model.weights, None)
+    windows = corpus.spaced_windows(rehearsed(model), model.config.context, FISHER_WINDOWS)
+    return PretrainedWeights(model.weights, online_learner.squares_of(model.config, model.weights, windows))
 
 
-def read(
-    model: LanguageModel, tokens: np.ndarray, plan: Plan, *, seed: int = 0, on_progress: Progress | None = None
+def evaluate_online(
+    model: LanguageModel, tokens: np.ndarray, plan: OnlineConfig, *, seed: int = 0, on_progress: Progress | None = None
 ) -> Reading:
     """Reads tokens [T] in all cells. With `rehearsal` a model that was not trained here raises `BadInput`."""
-    plan = learner.checked(plan, model.config.context)
-    if len(tokens) < 2 * plan.block:
-        raise BadInput(f"the text has {len(tokens):,} tokens, less than two blocks of {plan.block}")
-    trained = trained_from(model, plan)
+    plan = online_learner.checked(plan, model.config.context)
+    if len(tokens) < 2 * plan.chunk_size:
+        raise BadInput(f"the text has {len(tokens):,} tokens, less than two blocks of {plan.chunk_size}")
+    trained = pretrained_weights(model, plan)
     cells: dict[str, np.ndarray] = {}
     last: Any = None
     runs = [("kept", True), ("kept", False), ("reset", True), ("reset", False)]
@@ -68,18 +68,18 @@ def read(
     for number, (activations, online) in enumerate(runs):
         done = number * (len(tokens) - 1)
         tell = None if on_progress is None else partial(_shifted, on_progress, done, total)
-        nats, beside, weights = stream(model, trained, tokens, plan, activations == "kept", online, seed, tell)
+        nats, beside, weights = run_condition(model, trained, tokens, plan, activations == "kept", online, seed, tell)
         cells[f"{'online' if online else 'frozen'}_{activations}"] = nats
         if activations == "kept" and online:
             cells["on_log"], last = beside, weights
-    return Reading(**cells, weights=last, moved=distance(last, model.weights))
+    return Reading(**cells, weights=last, relative_weight_change=relative_weight_change(last, model.weights))
 
 
-def stream(
+def run_condition(
     model: LanguageModel,
-    trained: Trained,
+    trained: PretrainedWeights,
     tokens: np.ndarray,
-    plan: Plan,
+    plan: OnlineConfig,
     kept: bool,
     online: bool,
     seed: int = 0,
@@ -90,37 +90,37 @@ def stream(
     The rehearsal of a block is drawn by (seed, block) alone.
     """
     config = model.config
-    read = learner.build(config, plan)
+    read = online_learner.build(config, plan)
     weights = read.init(trained)
-    context = config.context if kept else plan.block
-    starts = np.arange(0, len(tokens) - 1, plan.block)
-    again = rehearsed(model) if online and plan.rehearsal else np.zeros(config.context + 1, np.int32)
+    context = config.context if kept else plan.chunk_size
+    starts = np.arange(0, len(tokens) - 1, plan.chunk_size)
+    again = rehearsed(model) if online and plan.rehearsal_batch_size else np.zeros(config.context + 1, np.int32)
     nats, beside = np.empty(len(tokens) - 1), np.empty(len(tokens) - 1)
     for first in range(0, len(starts), DISPATCH):
         some = starts[first : first + DISPATCH]
         filled = np.concatenate([some, np.repeat(starts[-1:], DISPATCH - len(some))])
-        windows, sizes = windows_at(tokens, filled, plan.block, context, config.context)
-        short, short_sizes = windows_at(tokens, filled, plan.block, plan.block, config.context)
+        windows, sizes = context_windows(tokens, filled, plan.chunk_size, context, config.context)
+        short, short_sizes = context_windows(tokens, filled, plan.chunk_size, plan.chunk_size, config.context)
         rehearsal = (
-            corpus.batches(again, seed, first, (DISPATCH, 1, plan.rehearsal), config.context)[:, 0]
-            if online and plan.rehearsal
+            corpus.sample_batches(again, seed, first, (DISPATCH, 1, plan.rehearsal_batch_size), config.context)[:, 0]
+            if online and plan.rehearsal_batch_size
             else np.zeros((DISPATCH, 0, config.context + 1), np.int32)
         )
         live = np.arange(DISPATCH) < len(some)
-        given = (windows, sizes, short[:, : plan.block + 1], short_sizes, rehearsal, live)
+        given = (windows, sizes, short[:, : plan.chunk_size + 1], short_sizes, rehearsal, live)
         weights, (found, alone) = _dispatch(config, plan, kept, online, trained, weights, given)
         found, alone = np.asarray(found, np.float64), np.asarray(alone, np.float64)
         for row, start in enumerate(some):
-            stop = min(start + plan.block, len(tokens) - 1)
+            stop = min(start + plan.chunk_size, len(tokens) - 1)
             end, own = sizes[row], stop - start
             nats[start:stop] = found[row, end - own : end]
             beside[start:stop] = alone[row, short_sizes[row] - own : short_sizes[row]] if kept else nats[start:stop]
         if on_progress is not None:
-            on_progress(int(min(some[-1] + plan.block, len(tokens) - 1)), len(tokens) - 1)
+            on_progress(int(min(some[-1] + plan.chunk_size, len(tokens) - 1)), len(tokens) - 1)
     return nats, beside, read.model(trained, weights.content)
 
 
-def windows_at(
+def context_windows(
     tokens: np.ndarray, starts: np.ndarray, block: int, look: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """For blocks at `starts`, the tokens that end with each and look back at most `look` -> [S, width + 1], sizes [S].
@@ -139,16 +139,22 @@ def windows_at(
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _dispatch(
-    config: Config, plan: Plan, kept: bool, online: bool, trained: Trained, weights: Weights, given: tuple[Array, ...]
+    config: Config,
+    plan: OnlineConfig,
+    kept: bool,
+    online: bool,
+    trained: PretrainedWeights,
+    weights: Weights,
+    given: tuple[Array, ...],
 ) -> tuple[Weights, tuple[Array, Array]]:
     """Blocks one after the other, each scored before its step is taken."""
-    read = learner.build(config, plan)
+    read = online_learner.build(config, plan)
 
     def one(weights: Weights, block: tuple[Array, ...]) -> tuple[Weights, tuple[Array, Array]]:
         window, size, short, short_size, again, live = block
         del short_size
         whole = read.model(trained, weights.content)
-        alone = transformer.losses(config, whole, short[None])[0] if kept and online else jnp.zeros(plan.block)
+        alone = transformer.losses(config, whole, short[None])[0] if kept and online else jnp.zeros(plan.chunk_size)
         if not online:
             if kept:
                 return weights, (transformer.losses(config, whole, window[None])[0], alone)
@@ -167,7 +173,7 @@ def by_block(found: Reading, block: int) -> np.ndarray:
     return np.add.reduceat(cells, starts, axis=0) / np.diff(np.append(starts, len(cells)))[:, None]
 
 
-def as_record(model: LanguageModel, found: Reading, tokens: np.ndarray, plan: Plan) -> dict[str, Any]:
+def as_record(model: LanguageModel, found: Reading, tokens: np.ndarray, plan: OnlineConfig) -> dict[str, Any]:
     """What was read as plain JSON: bits per byte of every cell, what was saved, what was forgotten."""
     lengths = np.array([len(model.tokenizer.bytes_of(int(token))) for token in tokens[1:]], np.float64)
     cells = dict(zip(found._fields[:5], found[:5], strict=True))
@@ -182,16 +188,18 @@ def as_record(model: LanguageModel, found: Reading, tokens: np.ndarray, plan: Pl
         "bits_per_byte": {name: ratio(nats, lengths, 1 / math.log(2)) for name, nats in cells.items()},
         "saved": ratio(found.frozen_kept - found.online_kept, found.frozen_kept, 1.0),
         "forgotten": None if model.run is None else forgotten(model, found.weights),
-        "moved": found.moved,
+        "relative_weight_change": found.relative_weight_change,
     }
 
 
 def forgotten(model: LanguageModel, weights: Transformer) -> dict[str, float]:
     """By how much the loss on the original held-out text rose, nats per token, over windows, with its interval."""
-    windows = corpus.windows(corpus.load(_run_of(model)).held_out, model.config.context, HELD_OUT_WINDOWS)
+    windows = corpus.spaced_windows(corpus.load(_run_of(model)).held_out, model.config.context, HELD_OUT_WINDOWS)
     parts = np.array_split(windows, -(-len(windows) // 32))
     now, then = (
-        np.concatenate([np.asarray(recipe.losses(model.config, "float32", w, part), np.float64) for part in parts])
+        np.concatenate(
+            [np.asarray(optimization.losses(model.config, "float32", w, part), np.float64) for part in parts]
+        )
         for w in (weights, model.weights)
     )
     return _ratio((now - then).sum(axis=1), np.full(len(now), float(now.shape[1])), 1.0)
@@ -207,7 +215,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, scale: float) -> dict[str, floa
     return {"mean": scale * mean, "low": scale * (mean - reach), "high": scale * (mean + reach)}
 
 
-def distance(weights: Transformer, origin: Transformer) -> float:
+def relative_weight_change(weights: Transformer, origin: Transformer) -> float:
     """How far weights are from others, as a share of the others' norm."""
     ones, others = jax.tree.leaves(weights), jax.tree.leaves(origin)
     apart = sum(float(jnp.sum(jnp.square(a - b))) for a, b in zip(ones, others, strict=True))
@@ -223,7 +231,7 @@ def _run_of(model: LanguageModel) -> Path:
     if model.run is None:
         raise BadInput(
             "this model was not trained here, so there is no training text to rehearse or to anchor by: "
-            "--learning rehearsal=0, without anchor or rms, reads all the same"
+            "--learning rehearsal_batch_size=0, without anchor or rms, reads all the same"
         )
     return model.run
 

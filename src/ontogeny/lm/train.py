@@ -22,11 +22,11 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import Config, configure
 from ontogeny.errors import BadInput, require_at_least
-from ontogeny.lm import corpus, recipe, sizes
+from ontogeny.lm import corpus, optimization, sizes
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.corpus import Corpus
-from ontogeny.lm.recipe import Recipe
+from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.runs import checkpoint
 from ontogeny.runs.lock import locked
 from ontogeny.types import Weights
@@ -38,7 +38,7 @@ HELD_OUT_WINDOWS = 256  # the most windows of it that are scored then
 MOST_SEED = 2**31 - 1
 
 
-class Plan(NamedTuple):
+class TrainConfig(NamedTuple):
     """What a person may say about a training; None is derived from `size` and the text."""
 
     size: str = "nano"
@@ -75,7 +75,7 @@ class Moment(NamedTuple):
 
 
 def train(
-    plan: Plan,
+    plan: TrainConfig,
     files: Sequence[Path | str],
     out: Path | str,
     *,
@@ -114,11 +114,11 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         raise BadInput(f"'{path}' is damaged: it holds lines that are no records") from None
 
 
-def _checked(plan: Plan) -> Plan:
+def _checked(plan: TrainConfig) -> TrainConfig:
     if not 0 <= plan.seed <= MOST_SEED:
         raise BadInput(f"the seed must lie between 0 and {MOST_SEED}, not {plan.seed}")
-    if plan.precision not in ("auto", *recipe.PRECISIONS):
-        known = ", ".join(("auto", *recipe.PRECISIONS))
+    if plan.precision not in ("auto", *optimization.PRECISIONS):
+        known = ", ".join(("auto", *optimization.PRECISIONS))
         raise BadInput(f"the setting 'precision' must be one of {known}, not '{plan.precision}'")
     if plan.precision == "auto":
         plan = plan._replace(precision="float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -132,18 +132,18 @@ def _checked(plan: Plan) -> Plan:
     return plan
 
 
-def _config(plan: Plan, vocabulary: int) -> Config:
+def _config(plan: TrainConfig, vocabulary: int) -> Config:
     assert plan.context and plan.layers and plan.heads and plan.width
     shape = {"layers": plan.layers, "heads": plan.heads, "width": plan.width}
     return configure(plan.architecture, vocabulary, plan.context, **shape)
 
 
-def _recipe(plan: Plan, steps: int) -> Recipe:
-    same = {key: getattr(plan, key) for key in Recipe._fields if key in Plan._fields and key != "steps"}
-    return recipe.checked(Recipe(steps=steps, **same))
+def _recipe(plan: TrainConfig, steps: int) -> OptimizerConfig:
+    same = {key: getattr(plan, key) for key in OptimizerConfig._fields if key in TrainConfig._fields and key != "steps"}
+    return optimization.checked(OptimizerConfig(steps=steps, **same))
 
 
-def _make_folder(plan: Plan, sources: Sequence[corpus.Source], asked: dict[str, Any], out: Path) -> None:
+def _make_folder(plan: TrainConfig, sources: Sequence[corpus.Source], asked: dict[str, Any], out: Path) -> None:
     """The folder with its corpus and spec, whole or not at all."""
     parts = corpus.divide(sources, plan.split, plan.held_out, plan.seed)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -200,17 +200,17 @@ def _refuse_foreign(out: Path, asked: dict[str, Any]) -> None:
         raise BadInput(f"the folder '{out}' holds a finished run; not overwritten")
 
 
-def _run(out: Path, plan: Plan, on_progress: Callable[[Moment], None] | None, every: float) -> None:
-    config, how = models.read_config(out), Recipe(**models.read_spec(out)["recipe"])
+def _run(out: Path, plan: TrainConfig, on_progress: Callable[[Moment], None] | None, every: float) -> None:
+    config, how = models.read_config(out), OptimizerConfig(**models.read_spec(out)["recipe"])
     texts = corpus.load(out)
-    weights = jax.jit(recipe.born, static_argnums=(1, 2))(jax.random.key(plan.seed), config, how)
-    shards, done = recipe.shards(how), 0
+    weights = jax.jit(optimization.born, static_argnums=(1, 2))(jax.random.key(plan.seed), config, how)
+    shards, done = optimization.shards(how), 0
     versions = checkpoint.versions() | {"shards": shards}
     if checkpoint.exists(out, "checkpoint"):
         found = checkpoint.about(out, "checkpoint")
         _same_versions(found.get("versions"), versions, out)
         weights, done = checkpoint.load(out, "checkpoint", weights), found["step"]
-    weights = recipe.placed(weights, shards)
+    weights = optimization.placed(weights, shards)
     looks = {round(how.steps * (i + 1) / LOOKS) for i in range(LOOKS)}
     held_out = next((r["held_out"] for r in reversed(_kept(out / RECORDS, done)) if "held_out" in r), None)
     _kept(out / TIMING, done)
@@ -221,8 +221,8 @@ def _run(out: Path, plan: Plan, on_progress: Callable[[Moment], None] | None, ev
             started = time.perf_counter()
             stop = min(done - done % DISPATCH + DISPATCH, how.steps)
             shape = (stop - done, how.accumulate, how.batch)
-            tokens = corpus.batches(texts.training, plan.seed, done, shape, config.context)
-            weights, info = recipe.take_steps(config, how, weights, tokens, shards=shards)
+            tokens = corpus.sample_batches(texts.training, plan.seed, done, shape, config.context)
+            weights, info = optimization.take_steps(config, how, weights, tokens, shards=shards)
             info = jax.device_get(info)
             lines = [
                 {"step": done + i + 1, "tokens": (done + i + 1) * per_step} | {k: _plain(v[i]) for k, v in info.items()}
@@ -249,12 +249,14 @@ def _run(out: Path, plan: Plan, on_progress: Callable[[Moment], None] | None, ev
     checkpoint.save(out, models.WEIGHTS, weights.content, about, once=True)
 
 
-def _held_out(config: Config, how: Recipe, weights: Weights, texts: Corpus, shards: int) -> float:
+def _held_out(config: Config, how: OptimizerConfig, weights: Weights, texts: Corpus, shards: int) -> float:
     """The mean loss, in nats per token, of windows spread evenly over the held-out text."""
-    windows = corpus.windows(texts.held_out, config.context, HELD_OUT_WINDOWS)
+    windows = corpus.spaced_windows(texts.held_out, config.context, HELD_OUT_WINDOWS)
     parts = [windows[i : i + how.batch] for i in range(0, len(windows), how.batch)]
     filled = [np.concatenate([part, np.repeat(part[:1], how.batch - len(part), axis=0)]) for part in parts]
-    scored = [np.asarray(recipe.losses(config, how.precision, weights.content, part, shards=shards)) for part in filled]
+    scored = [
+        np.asarray(optimization.losses(config, how.precision, weights.content, part, shards=shards)) for part in filled
+    ]
     return float(np.concatenate([s[: len(p)] for s, p in zip(scored, parts, strict=True)]).mean(dtype=np.float64))
 
 

@@ -17,8 +17,8 @@ from ontogeny.content.transformer import Transformer
 from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput
 from ontogeny.lm import model as models
-from ontogeny.lm.learner import Plan
 from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.plugins import unknown
 from ontogeny.server.learning import branches as lines
 from ontogeny.server.learning import journal, learner
@@ -42,7 +42,7 @@ class ServerConfig(NamedTuple):
     rows: int = 64
     queue: int = 256
     verify: float = 60.0  # seconds between two looks at frozen weights
-    learning: Plan = Plan()  # how weights change
+    learning: OnlineConfig = OnlineConfig()  # how weights change
 
 
 class ServedWeights(NamedTuple):
@@ -61,7 +61,7 @@ class LanguageDeployment:
     def __init__(self, name: str, model: LanguageModel, store: Store, options: ServerConfig) -> None:
         self.name, self.model, self.created = name, model, int(time.time())
         self.online = options.online
-        self.engine = Engine(model.config, rows=options.rows, queue=options.queue)
+        self.engine = Engine(model.config, max_num_seqs=options.rows, max_queue=options.queue)
         self.digest = trees.digest(model.weights)
         self.lines = _lines(name, model, store, options) if options.online else None
         self.sessions = TextSessions(name, model, store)
@@ -92,7 +92,7 @@ class LanguageDeployment:
         """
         assert self.lines is not None
         self.lines.erase(contribution.number, who)
-        self.engine.prefixes.forget(contribution.key)
+        self.engine.prefix_cache.evict_owner(contribution.key)
         lines = journal.lines(self.lines.store, self.name)
         versions = [version for line in lines for version in journal.versions(self.lines.store, line.line)]
         known = {version.digest for version in versions if not version.gone}
@@ -108,7 +108,7 @@ class LanguageDeployment:
         """Why it cannot answer, if it cannot."""
         if self.changed:
             return f"the weights of '{self.name}' are not those that it was started with"
-        if self.engine.failed is not None:
+        if self.engine.failure is not None:
             return f"the engine of '{self.name}' has failed"
         if self.lines is not None and self.lines.failed is not None:
             return f"the learner of '{self.name}' has failed"
@@ -188,7 +188,7 @@ class Deployments:
             looked = time.monotonic()
             while not self._stopping.wait(0.2):
                 texts = [made for made in self.by_name.values() if isinstance(made, LanguageDeployment)]
-                busy = any(made.engine.under_way + made.engine.queued for made in texts)
+                busy = any(made.engine.num_requests_running + made.engine.num_requests_waiting for made in texts)
                 for made in texts:
                     if made.lines is not None:
                         made.lines.busy = busy  # whoever waits, for whichever model: all share one processor

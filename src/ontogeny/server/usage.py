@@ -65,8 +65,8 @@ class UsageMeter:
         """In Prometheus' own format."""
         for name, deployment in self._deployments.by_name.items():
             if isinstance(deployment, LanguageDeployment):
-                self._under_way.labels(name).set(deployment.engine.under_way)
-                self._queued.labels(name).set(deployment.engine.queued)
+                self._under_way.labels(name).set(deployment.engine.num_requests_running)
+                self._queued.labels(name).set(deployment.engine.num_requests_waiting)
                 if deployment.lines is not None:
                     waiting = sum(journal.pending(self._store, line) for line in journal.lines(self._store, name))
                     self._pending.labels(name).set(waiting)

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
-from ontogeny.engine.choices import Taste
-from ontogeny.engine.rows import Question
+from ontogeny.engine.requests import GenerationRequest
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import errors as faults
 from ontogeny.server.api import protocol
@@ -97,9 +97,9 @@ async def _asked(
 ) -> PreparedRequest:
     started, n = time.monotonic(), body.n or 1
     for prompt in prompts:
-        if echo and len(prompt) > made.engine.most:
+        if echo and len(prompt) > made.engine.max_sequence_length:
             raise faults.bad(
-                f"{len(prompt)} tokens to score are more than the model's context of {made.engine.most}",
+                f"{len(prompt)} tokens to score are more than the model's context of {made.engine.max_sequence_length}",
                 "prompt",
                 "context_length_exceeded",
             )
@@ -110,11 +110,11 @@ async def _asked(
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed % protocol.SEEDS
     temperature = 1.0 if body.temperature is None else body.temperature
     questions = [
-        Question(
+        GenerationRequest(
             answering.weights,
             tuple(prompt),
             most,
-            Taste(temperature, body.top_p or 1.0, (seed + choice) % protocol.SEEDS),
+            SamplingParams(temperature, body.top_p or 1.0, (seed + choice) % protocol.SEEDS),
             made.model.tokenizer.end,
             alternatives,
             echo,

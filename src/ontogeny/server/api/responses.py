@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ontogeny.engine.choices import Scored
-from ontogeny.engine.rows import Question
-from ontogeny.engine.text import shown
+from ontogeny.engine.requests import GenerationRequest
+from ontogeny.engine.sampling import TokenLogprobs
+from ontogeny.engine.text_stream import token_text
 from ontogeny.server.api.streaming import OutputDelta
 from ontogeny.server.deployments import LanguageDeployment, ServedWeights
 from ontogeny.server.keys import Key
@@ -22,7 +22,7 @@ class PreparedRequest(NamedTuple):
     deployment: LanguageDeployment
     answering: ServedWeights
     key: Key
-    questions: list[Question]
+    questions: list[GenerationRequest]
     prompt_tokens: int
     prompts: list[str]  # as text; only where they are echoed
     contribution: int | None
@@ -41,14 +41,14 @@ class ResponseFormat(ABC):
         self.tokenizer = asked.deployment.model.tokenizer
         self.texts = [""] * len(asked.questions)
         self.reasons: list[str | None] = [None] * len(asked.questions)
-        self.scored: list[list[Scored]] = [[] for _ in asked.questions]
+        self.scored: list[list[TokenLogprobs]] = [[] for _ in asked.questions]
 
     def see(self, piece: OutputDelta) -> None:
         self.texts[piece.which] += piece.text
         if piece.prompt is not None:
             self.scored[piece.which] += piece.prompt
-        if piece.token is not None and piece.token.scored is not None:
-            self.scored[piece.which].append(piece.token.scored)
+        if piece.token is not None and piece.token.logprobs is not None:
+            self.scored[piece.which].append(piece.token.logprobs)
         self.reasons[piece.which] = _finish(piece) or self.reasons[piece.which]
 
     def head(self, kind: str | None = None) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class CompletionFormat(ResponseFormat):
         return self.head(self.kind) | {"choices": choices}
 
     def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
-        scored = [] if piece.token is None or piece.token.scored is None else [piece.token.scored]
+        scored = [] if piece.token is None or piece.token.logprobs is None else [piece.token.logprobs]
         text = piece.text
         if piece.prompt is not None:
             text, scored = self._echo(piece.which), piece.prompt
@@ -101,10 +101,10 @@ class CompletionFormat(ResponseFormat):
     def _echo(self, index: int) -> str:
         return self.asked.prompts[index] if self.asked.prompts else ""
 
-    def _choice(self, index: int, text: str, scored: list[Scored], reason: str | None) -> dict[str, Any]:
+    def _choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
         logprobs = None
         if self.alternatives is not None:
-            tokens = [shown(self.tokenizer, s.token) for s in scored]
+            tokens = [token_text(self.tokenizer, s.token) for s in scored]
             starts = self.offsets[index] + np.cumsum([0, *map(len, tokens)])
             self.offsets[index] = int(starts[-1])
             logprobs = {
@@ -115,13 +115,13 @@ class CompletionFormat(ResponseFormat):
             }
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _top(self, scored: Scored, name: str) -> dict[str, float] | None:
+    def _top(self, scored: TokenLogprobs, name: str) -> dict[str, float] | None:
         """The likeliest tokens by name; of two with one name the likelier counts. The token itself is among them."""
         if scored.logprob is None or not self.alternatives:
             return None
         likely = {name: scored.logprob}
-        for token, logprob in reversed(scored.top):
-            likely[shown(self.tokenizer, token)] = logprob
+        for token, logprob in reversed(scored.top_logprobs):
+            likely[token_text(self.tokenizer, token)] = logprob
         return likely
 
 
@@ -151,7 +151,7 @@ class ChatFormat(ResponseFormat):
         return self.head(self.kind) | {"choices": choices}
 
     def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
-        scored = [] if piece.token is None or piece.token.scored is None else [piece.token.scored]
+        scored = [] if piece.token is None or piece.token.logprobs is None else [piece.token.logprobs]
         text = piece.text
         if text and not self.texts[piece.which]:
             self.texts[piece.which] = text
@@ -162,19 +162,21 @@ class ChatFormat(ResponseFormat):
         delta = {"content": text} if text or scored else {}
         return [self.head() | {"choices": [self._choice(piece.which, delta, scored, reason)]}]
 
-    def _choice(self, index: int, delta: dict[str, Any], scored: list[Scored], reason: str | None) -> dict[str, Any]:
+    def _choice(
+        self, index: int, delta: dict[str, Any], scored: list[TokenLogprobs], reason: str | None
+    ) -> dict[str, Any]:
         logprobs = self._logprobs(scored) if scored else None
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, scored: list[Scored]) -> dict[str, Any] | None:
+    def _logprobs(self, scored: list[TokenLogprobs]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
 
         def named(token: int, logprob: float | None) -> dict[str, Any]:
-            text = shown(self.tokenizer, token)
+            text = token_text(self.tokenizer, token)
             return {"token": text, "logprob": logprob, "bytes": list(self.tokenizer.bytes_of(token))}
 
-        content = [named(s.token, s.logprob) | {"top_logprobs": [named(*t) for t in s.top]} for s in scored]
+        content = [named(s.token, s.logprob) | {"top_logprobs": [named(*t) for t in s.top_logprobs]} for s in scored]
         return {"content": content, "refusal": None}
 
 

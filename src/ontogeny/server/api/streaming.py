@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from fastapi import Request
 
-from ontogeny.engine.choices import Scored
-from ontogeny.engine.engine import Busy, Engine, Ticket
-from ontogeny.engine.rows import End, Question, Token
-from ontogeny.engine.text import Growing
+from ontogeny.engine.engine import Engine, QueueFull, RequestHandle
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
+from ontogeny.engine.sampling import TokenLogprobs
+from ontogeny.engine.text_stream import TextStream
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.api import errors as faults
 
@@ -20,8 +20,8 @@ class OutputDelta(NamedTuple):
 
     which: int
     text: str = ""
-    token: Token | None = None
-    prompt: list[Scored] | None = None
+    token: TokenOutput | None = None
+    prompt: list[TokenLogprobs] | None = None
     reason: str | None = None
 
 
@@ -30,20 +30,20 @@ class ClientDisconnected(Exception):
 
 
 async def pieces(
-    request: Request, engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], stops: Sequence[str]
+    request: Request, engine: Engine, tokenizer: Tokenizer, questions: Sequence[GenerationRequest], stops: Sequence[str]
 ) -> AsyncGenerator[OutputDelta]:
     """Pieces of all answers as they come. Whoever stops listening, or hangs up, sets their rows free."""
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[OutputDelta | None]()
-    tickets: list[Ticket] = []
+    tickets: list[RequestHandle] = []
 
     def teller(index: int):
-        growing = Growing(tokenizer, stops)
+        growing = TextStream(tokenizer, stops)
 
-        def told(what: Token | list[Scored] | End) -> bool | None:
-            if isinstance(what, Token):
+        def told(what: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:
+            if isinstance(what, TokenOutput):
                 piece = OutputDelta(index, growing.push(what.token), what)
-            elif isinstance(what, End):
-                piece = OutputDelta(index, growing.finish(), reason=what.reason)
+            elif isinstance(what, FinishOutput):
+                piece = OutputDelta(index, growing.finish(), reason=what.finish_reason)
             else:
                 piece = OutputDelta(index, prompt=what)
             loop.call_soon_threadsafe(queue.put_nowait, piece)
@@ -59,9 +59,9 @@ async def pieces(
     watching = asyncio.create_task(watch())
     try:
         try:
-            tickets = engine.ask_all(questions, [teller(index) for index in range(len(questions))])
-        except Busy as busy:
-            raise faults.too_many("the server is busy; try again", busy.seconds, "queue_full") from None
+            tickets = engine.submit_all(questions, [teller(index) for index in range(len(questions))])
+        except QueueFull as busy:
+            raise faults.too_many("the server is busy; try again", busy.retry_after, "queue_full") from None
         left = len(questions)
         while left:
             piece = await queue.get()

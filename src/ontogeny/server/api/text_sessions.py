@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from ontogeny.engine.choices import Taste
-from ontogeny.engine.engine import Busy
+from ontogeny.engine.engine import QueueFull
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import errors as faults
@@ -28,8 +28,8 @@ async def _do(request: Request, made: LanguageDeployment, key: Key, what: Callab
     """Runs one of `TextSessions`' methods on its thread, and turns what goes wrong into answers."""
     try:
         work = made.sessions.submit(what, made.sessions, key.id, *arguments)
-    except Busy as busy:
-        raise faults.too_many("the server is busy; try again", busy.seconds, "queue_full") from None
+    except QueueFull as busy:
+        raise faults.too_many("the server is busy; try again", busy.retry_after, "queue_full") from None
     return await done(request, work)
 
 
@@ -69,7 +69,7 @@ async def go_on(request: Request, model: str, id: str, body: GoOn, key: Caller) 
         raise faults.bad(str(error), "prompt") from None
     take(request, key, len(tokens) + body.max_tokens)
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
-    taste, found = Taste(body.temperature, body.top_p, seed), await _answering(made, key)
+    taste, found = SamplingParams(body.temperature, body.top_p, seed), await _answering(made, key)
     asked = (id, found.weights, found.digest, tokens, body.max_tokens, taste, until)
     answer: Answer = await _do(request, made, key, TextSessions.go_on, *asked)
     said = len(answer.tokens)

@@ -49,7 +49,7 @@ async def tokenize(request: Request, body: protocol.ToTokens, key: Caller) -> di
     made = _meant(request, body.model)
     take(request, key)
     tokens = await _off_the_loop(_with_ends, made.model.tokenizer, body.prompt)
-    return {"tokens": tokens, "count": len(tokens), "max_model_len": made.engine.most}
+    return {"tokens": tokens, "count": len(tokens), "max_model_len": made.engine.max_sequence_length}
 
 
 @router.post("/detokenize")

@@ -21,9 +21,9 @@ from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Config, Transformer
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, learner, online
-from ontogeny.lm.learner import Plan, Trained
+from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.runs import checkpoint
 from ontogeny.types import Weights
 
@@ -53,7 +53,7 @@ class Scratch(NamedTuple):
     steps: Int32[Array, ""]  # taken by this line, which the rehearsal is drawn by
 
 
-def build(model: LanguageModel, plan: Plan | None = None) -> Learner:
+def build(model: LanguageModel, plan: OnlineConfig | None = None) -> Learner:
     """A learner from a model that was trained here; `BadInput` where it was not."""
     if model.run is None:
         raise BadInput(
@@ -61,10 +61,10 @@ def build(model: LanguageModel, plan: Plan | None = None) -> Learner:
             "online learning is for runs of `ontogeny train text`"
         )
     config, texts = model.config, corpus.load(model.run)
-    plan = learner.checked(plan or Plan(), config.context)
-    rehearsed, gate = texts.training, corpus.windows(texts.held_out, config.context, HELD_OUT)
-    trained = online.trained_from(model, plan)
-    pure = learner.build(config, plan)
+    plan = online_learner.checked(plan or OnlineConfig(), config.context)
+    rehearsed, gate = texts.training, corpus.spaced_windows(texts.held_out, config.context, HELD_OUT)
+    trained = online.pretrained_weights(model, plan)
+    pure = online_learner.build(config, plan)
 
     def birth() -> Weights:
         content, moments = pure.init(trained)
@@ -72,12 +72,14 @@ def build(model: LanguageModel, plan: Plan | None = None) -> Learner:
 
     def learn(weights: Weights, text: str, between: Between = _at_once) -> Weights:
         tokens = model.tokenizer.encode(text)  # no end token before it: prompts, which answers follow, have none
-        for start in range(0, len(tokens) - 1, plan.block):
-            window, size = online.windows_at(tokens, np.array([start]), plan.block, config.context, config.context)
+        for start in range(0, len(tokens) - 1, plan.chunk_size):
+            window, size = online.context_windows(
+                tokens, np.array([start]), plan.chunk_size, config.context, config.context
+            )
             again = np.zeros((0, config.context + 1), np.int32)
-            if plan.rehearsal:
-                step, shape = int(weights.scratch.steps), (1, 1, plan.rehearsal)
-                again = corpus.batches(rehearsed, SEED, step, shape, config.context)[0, 0]
+            if plan.rehearsal_batch_size:
+                step, shape = int(weights.scratch.steps), (1, 1, plan.rehearsal_batch_size)
+                again = corpus.sample_batches(rehearsed, SEED, step, shape, config.context)[0, 0]
             weights = jax.block_until_ready(_step(config, plan, trained, weights, window[0], size[0], again))
             between()
         return weights
@@ -90,7 +92,7 @@ def build(model: LanguageModel, plan: Plan | None = None) -> Learner:
         return float(np.concatenate(parts).mean())
 
     def whole(content: Any) -> Transformer:
-        return _whole(config, plan, trained, content) if plan.adapter else content
+        return _whole(config, plan, trained, content) if plan.adapter_rank else content
 
     digest = _digest(model, plan, trained, rehearsed, gate)
     return Learner(model.weights, birth, whole, learn, held_out, held_out(model.weights), digest)
@@ -100,11 +102,13 @@ def _at_once() -> None:
     pass
 
 
-def _digest(model: LanguageModel, plan: Plan, trained: Trained, rehearsed: np.ndarray, gate: np.ndarray) -> str:
+def _digest(
+    model: LanguageModel, plan: OnlineConfig, trained: PretrainedWeights, rehearsed: np.ndarray, gate: np.ndarray
+) -> str:
     about: dict[str, Any] = {"plan": plan._asdict(), "config": model.config._asdict()}
     about["versions"] = checkpoint.versions()
     about["versions"].pop("devices")
-    about["squares"] = None if trained.squares is None else trees.digest(trained.squares)
+    about["squares"] = None if trained.squared_gradients is None else trees.digest(trained.squared_gradients)
     hashed = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for tokens in (rehearsed, gate):
         hashed.update(hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest())
@@ -115,21 +119,21 @@ def _digest(model: LanguageModel, plan: Plan, trained: Trained, rehearsed: np.nd
 @partial(jax.jit, static_argnums=(0, 1))
 def _step(
     config: Config,
-    plan: Plan,
-    trained: Trained,
+    plan: OnlineConfig,
+    trained: PretrainedWeights,
     weights: Weights,
     window: Int32[Array, "C1"],
     size: Int32[Array, ""],
     again: Int32[Array, "B C1"],
 ) -> Weights:
     moved = Weights(weights.content, weights.scratch.moments)
-    (content, moments), _ = learner.build(config, plan).update(trained, moved, window, size, again)
+    (content, moments), _ = online_learner.build(config, plan).update(trained, moved, window, size, again)
     return Weights(content, Scratch(moments, weights.scratch.steps + 1))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _whole(config: Config, plan: Plan, trained: Trained, content: Any) -> Transformer:
-    return learner.build(config, plan).model(trained, content)
+def _whole(config: Config, plan: OnlineConfig, trained: PretrainedWeights, content: Any) -> Transformer:
+    return online_learner.build(config, plan).model(trained, content)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -24,8 +24,8 @@ from safetensors.numpy import save as encode
 from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import Cache, Config, Transformer
-from ontogeny.engine.choices import Taste, choose
-from ontogeny.engine.engine import Busy
+from ontogeny.engine.engine import QueueFull
+from ontogeny.engine.sampling import SamplingParams, sample_token
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
 from ontogeny.server.learning.branches import read_about
@@ -77,7 +77,7 @@ class TextSessions:
         """A future of what `work` returns, on the thread of these sessions; `Busy` where too many wait."""
         with self._lock:
             if self._waiting >= MOST_WAITING:
-                raise Busy(1.0)
+                raise QueueFull(1.0)
             self._waiting += 1
         made = self._thread.submit(work, *arguments)
         made.add_done_callback(self._done)
@@ -134,7 +134,7 @@ class TextSessions:
         return session
 
     def go_on(
-        self, key: str, id: str, weights: Transformer, digest: str, new: Sequence[int], most: int, taste: Taste,
+        self, key: str, id: str, weights: Transformer, digest: str, new: Sequence[int], most: int, taste: SamplingParams,
         until: float,
     ) -> Answer:  # fmt: skip
         """Reads `new` tokens, then says at most `most`; `TimeoutError` after `until`, with the session as it was."""
@@ -152,7 +152,7 @@ class TextSessions:
         while len(made) < most:
             if time.monotonic() > until:
                 raise TimeoutError
-            token = choose(row.next(), taste, len(made))
+            token = sample_token(row.next(), taste, len(made))
             if token == end:
                 row.length -= 1  # the last token is the one that is not read yet, again
                 reason = "stop"

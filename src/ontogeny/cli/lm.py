@@ -74,8 +74,8 @@ def text(
     """Train a language model on text; leaves weights, tokenizer, records and a page with the loss."""
     given = {key: value for key, value in locals().items() if key not in ("files", "out", "every", "device")}
     prepare(device, one_thread=optimizer == "adamw")
-    from ontogeny.lm import report
-    from ontogeny.lm.train import Moment, Plan, train
+    from ontogeny.lm import page
+    from ontogeny.lm.train import Moment, TrainConfig, train
     from ontogeny.runs import checkpoint
 
     with progress("training", "tokens") as update:
@@ -85,13 +85,13 @@ def text(
             told = f"step {at.step:,} of {at.steps:,}, loss {at.loss:.3f}{held}"
             update(at.step * at.tokens, at.steps * at.tokens, told)
 
-        train(Plan(**given), files, out, on_progress=on_progress, every=every)
+        train(TrainConfig(**given), files, out, on_progress=on_progress, every=every)
     made = checkpoint.about(out, "weights")
     typer.echo(
         f"{out}: {count(made['numbers'], 'weight')} after {count(made['step'], 'step')} and {made['tokens']:,} tokens, "
         f"held-out loss {short(made['held_out'])} nats per token, weights digest {made['digest'][:16]}"
     )
-    typer.echo(f"wrote {report.write(out)}")
+    typer.echo(f"wrote {page.write(out)}")
 
 
 def generate(
@@ -211,21 +211,21 @@ def _read_online(
 ) -> None:
     """The four cells, their split, and what became of the original text."""
     from ontogeny.audit import attribution
-    from ontogeny.lm import evaluate, learner, online
+    from ontogeny.lm import evaluate, online, online_learner
     from ontogeny.lm.model import load
     from ontogeny.runs import checkpoint
 
     if text is None:
         raise BadInput("--online reads a --text, and scores what the run held out before and after")
     if stride is not None:
-        raise BadInput("--stride is for scoring frozen; --online reads in blocks: --learning block=32")
-    plan = learner.parse(learning)
+        raise BadInput("--stride is for scoring frozen; --online reads in blocks: --learning chunk_size=32")
+    plan = online_learner.parse_config(learning)
     model = load(run)
     content = evaluate.read_text(text)
     evaluate.refuse_overlap(model, content, despite_overlap=despite_overlap)
     tokens = model.tokenizer.encode(content)
     with progress("reading", "tokens") as update:
-        found = online.read(
+        found = online.evaluate_online(
             model, tokens, plan, seed=seed, on_progress=lambda done, total: update(done, total, f"{done:,}")
         )
     split = attribution.split(-online.by_block(found, online.LONG))
@@ -260,7 +260,7 @@ def _print_reading(record: dict[str, Any]) -> None:
     rows["carried by"] = record["split_of_nats_per_token"]["verdict"]
     if record["forgotten"] is not None:
         rows["nats per token lost on the original held-out text"] = told(record["forgotten"])
-    rows["weights moved by"] = f"{record['moved']:.2%} of their norm"
+    rows["weights moved by"] = f"{record['relative_weight_change']:.2%} of their norm"
     for name, value in rows.items():
         typer.echo(f"  {name:<51}{value}")
 

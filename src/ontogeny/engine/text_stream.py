@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ontogeny.lm.tokenizer import Tokenizer
 
 
-class Growing:
+class TextStream:
     """The text of an answer; `push` says what may be shown of it now."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def shown(tokenizer: Tokenizer, token: int) -> str:
+def token_text(tokenizer: Tokenizer, token: int) -> str:
     """One token as log-probabilities name it: its text, or, where it is none of its own, its bytes or number."""
     data = tokenizer.bytes_of(token)
     try:

@@ -31,18 +31,18 @@ ADAPTED = ("attend", "project", "up", "down")
 STIFFEST = 100.0  # times the mean, the most that an anchor holds a weight
 
 
-class Plan(NamedTuple):
+class OnlineConfig(NamedTuple):
     """How weights change in use; the defaults are those of `docs/language.md`."""
 
-    block: int = 32  # tokens that are scored, and then learned from
+    chunk_size: int = 32  # tokens that are scored, and then learned from
     optimizer: str = "adam"
     learning_rate: float = 1e-4
     decay: float = 0.0  # of the way back to the trained weights, at each step
-    anchor: bool = False  # whether that way back is divided up by the Fisher information
-    rehearsal: int = 8  # windows of the training text beside each block
+    fisher_anchor: bool = False  # whether that way back is divided up by the Fisher information
+    rehearsal_batch_size: int = 8  # windows of the training text beside each block
     rehearsal_weight: float = 4.0  # of their mean loss, where the block's has 1
-    adapter: int = 0  # rank of what may change; 0: all weights
-    clip: float = 1.0  # of the gradient's norm
+    adapter_rank: int = 0  # rank of what may change; 0: all weights
+    max_gradient_norm: float = 1.0  # of the gradient's norm
 
 
 class Adapter(NamedTuple):
@@ -52,77 +52,88 @@ class Adapter(NamedTuple):
     up: Float[Array, "r O"]
 
 
-class Trained(NamedTuple):
+class PretrainedWeights(NamedTuple):
     """What a learner starts from and may look back to."""
 
     weights: Transformer
-    squares: Transformer | None  # mean squared gradient of each weight on the training text
+    squared_gradients: Transformer | None  # mean squared gradient of each weight on the training text
 
 
 class Learner(NamedTuple):
     """Pure functions; `content` is all that changes and that scoring reads, `scratch` the optimizer's moments."""
 
-    init: Callable[[Trained], Weights]
-    model: Callable[[Trained, Any], Transformer]  # (trained, content) -> the weights to score and continue with
-    update: Callable[[Trained, Weights, Array, Array, Array], tuple[Weights, Array]]
+    init: Callable[[PretrainedWeights], Weights]
+    model: Callable[
+        [PretrainedWeights, Any], Transformer
+    ]  # (trained, content) -> the weights to score and continue with
+    update: Callable[[PretrainedWeights, Weights, Array, Array, Array], tuple[Weights, Array]]
 
 
-def parse(text: str) -> Plan:
+def parse_config(text: str) -> OnlineConfig:
     """`'block=32,decay=0.01'` -> a plan; unknown settings and foreign values raise `BadInput`."""
     given = plugins.parse(f":{text}")[1]
     for name, value in given.items():
-        if name not in Plan._fields:
-            raise plugins.unknown("setting of a learner", name, list(Plan._fields))
-        kind = type(Plan._field_defaults[name])
+        if name not in OnlineConfig._fields:
+            raise plugins.unknown("setting of a learner", name, list(OnlineConfig._fields))
+        kind = type(OnlineConfig._field_defaults[name])
         whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
         if not whole and type(value) is not kind:
-            raise BadInput(f"the setting '{name}' must be of the kind of {Plan._field_defaults[name]!r}, not {value!r}")
+            raise BadInput(
+                f"the setting '{name}' must be of the kind of {OnlineConfig._field_defaults[name]!r}, not {value!r}"
+            )
         if kind is float:
             given[name] = plugins.real(value, f"the setting '{name}'")
-    return Plan(**given)
+    return OnlineConfig(**given)
 
 
-def checked(plan: Plan, context: int) -> Plan:
+def checked(plan: OnlineConfig, context: int) -> OnlineConfig:
     """The plan itself; `BadInput` where nothing can be read by it."""
-    require_at_least(1, block=plan.block)
-    require_at_least(0, learning_rate=plan.learning_rate, rehearsal=plan.rehearsal, adapter=plan.adapter)
+    require_at_least(1, chunk_size=plan.chunk_size)
+    require_at_least(
+        0,
+        learning_rate=plan.learning_rate,
+        rehearsal_batch_size=plan.rehearsal_batch_size,
+        adapter_rank=plan.adapter_rank,
+    )
     require_at_least(0, rehearsal_weight=plan.rehearsal_weight)
-    if plan.block > context:
-        raise BadInput(f"a block of {plan.block} tokens is longer than the model's context of {context}")
+    if plan.chunk_size > context:
+        raise BadInput(f"a block of {plan.chunk_size} tokens is longer than the model's context of {context}")
     if plan.optimizer not in OPTIMIZERS:
         raise BadInput(f"the setting 'optimizer' must be one of {', '.join(OPTIMIZERS)}, not '{plan.optimizer}'")
     if not 0 <= plan.decay < 1:
         raise BadInput(f"the setting 'decay' lies between 0 and 1, not {plan.decay}")
-    if not plan.clip > 0:
-        raise BadInput(f"the setting 'clip' must be above 0, not {plan.clip}")
-    if plan.adapter and (plan.anchor or plan.optimizer == "rms"):
-        raise BadInput("an adapter has no training gradient: neither 'anchor' nor the optimizer 'rms' goes with it")
+    if not plan.max_gradient_norm > 0:
+        raise BadInput(f"the setting 'max_gradient_norm' must be above 0, not {plan.max_gradient_norm}")
+    if plan.adapter_rank and (plan.fisher_anchor or plan.optimizer == "rms"):
+        raise BadInput(
+            "an adapter has no training gradient: neither 'fisher_anchor' nor the optimizer 'rms' goes with it"
+        )
     return plan
 
 
-def needs_squares(plan: Plan) -> bool:
-    return plan.anchor or plan.optimizer == "rms"
+def needs_squares(plan: OnlineConfig) -> bool:
+    return plan.fisher_anchor or plan.optimizer == "rms"
 
 
-def build(config: Config, plan: Plan) -> Learner:
+def build(config: Config, plan: OnlineConfig) -> Learner:
     """A learner for models of this config."""
     plan = checked(plan, config.context)
     rate = plan.learning_rate
     steps = {"adam": lambda: optax.adam(rate), "sgd": lambda: optax.sgd(rate), "rms": lambda: optax.sgd(rate)}
-    chain = optax.chain(optax.clip_by_global_norm(plan.clip), steps[plan.optimizer]())
+    chain = optax.chain(optax.clip_by_global_norm(plan.max_gradient_norm), steps[plan.optimizer]())
 
-    def content_of(trained: Trained) -> Any:
-        return no_adapter(config, trained.weights, plan.adapter) if plan.adapter else trained.weights
+    def content_of(trained: PretrainedWeights) -> Any:
+        return no_adapter(config, trained.weights, plan.adapter_rank) if plan.adapter_rank else trained.weights
 
-    def init(trained: Trained) -> Weights:
+    def init(trained: PretrainedWeights) -> Weights:
         content = content_of(trained)
         return Weights(content, chain.init(content))
 
-    def model(trained: Trained, content: Any) -> Transformer:
-        return adapted(trained.weights, content) if plan.adapter else content
+    def model(trained: PretrainedWeights, content: Any) -> Transformer:
+        return adapted(trained.weights, content) if plan.adapter_rank else content
 
     def update(
-        trained: Trained, weights: Weights, window: Int32[Array, "_"], read: Array, again: Int32[Array, "B _"]
+        trained: PretrainedWeights, weights: Weights, window: Int32[Array, "_"], read: Array, again: Int32[Array, "B _"]
     ) -> tuple[Weights, Float[Array, "C"]]:
         """One step on the block that ends a window of `read` tokens -> new weights, nats [C] under the OLD ones.
 
@@ -131,31 +142,35 @@ def build(config: Config, plan: Plan) -> Learner:
 
         def loss(content: Any) -> tuple[Array, Array]:
             whole = model(trained, content)
-            tokens = jnp.concatenate([window[None], again]) if plan.rehearsal else window[None]
+            tokens = jnp.concatenate([window[None], again]) if plan.rehearsal_batch_size else window[None]
             nats = transformer.losses(config, whole, tokens)
-            new = of_block(nats[0], read, plan.block)
-            rest = plan.rehearsal_weight * nats[1:].mean() if plan.rehearsal else 0.0
+            new = of_block(nats[0], read, plan.chunk_size)
+            rest = plan.rehearsal_weight * nats[1:].mean() if plan.rehearsal_batch_size else 0.0
             return new + rest, nats[0]
 
         gradient, nats = jax.grad(loss, has_aux=True)(weights.content)
         if plan.optimizer == "rms":
-            gradient = jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + 1e-3 * _typical(s)), gradient, trained.squares)
+            gradient = jax.tree.map(
+                lambda g, s: g / (jnp.sqrt(s) + 1e-3 * _typical(s)), gradient, trained.squared_gradients
+            )
         change, scratch = chain.update(gradient, weights.scratch, weights.content)
         content = optax.apply_updates(weights.content, change)
         if plan.decay:
-            content = _towards(content, content_of(trained), trained.squares)
+            content = _towards(content, content_of(trained), trained.squared_gradients)
         return Weights(content, scratch), nats
 
-    def _towards(content: Any, origin: Any, squares: Transformer | None) -> Any:
-        if not plan.anchor:
+    def _towards(content: Any, origin: Any, squared_gradients: Transformer | None) -> Any:
+        if not plan.fisher_anchor:
             return jax.tree.map(lambda now, was: now + plan.decay * (was - now), content, origin)
-        mean = sum(jnp.sum(s) for s in jax.tree.leaves(squares)) / sum(s.size for s in jax.tree.leaves(squares))
+        mean = sum(jnp.sum(s) for s in jax.tree.leaves(squared_gradients)) / sum(
+            s.size for s in jax.tree.leaves(squared_gradients)
+        )
 
         def held(now: Array, was: Array, square: Array) -> Array:
             share = jnp.minimum(plan.decay * jnp.minimum(square / mean, STIFFEST), 1.0)
             return now + share * (was - now)
 
-        return jax.tree.map(held, content, origin, squares)
+        return jax.tree.map(held, content, origin, squared_gradients)
 
     return Learner(init, model, update)
 

@@ -12,7 +12,7 @@ from ontogeny.errors import BadInput
 MOST_ALTERNATIVES = 20
 
 
-class Taste(NamedTuple):
+class SamplingParams(NamedTuple):
     """How a token is chosen."""
 
     temperature: float = 1.0  # 0: the likeliest, of equal ones the first
@@ -20,15 +20,15 @@ class Taste(NamedTuple):
     seed: int = 0  # [0, 2^64)
 
 
-class Scored(NamedTuple):
+class TokenLogprobs(NamedTuple):
     """A token, and how likely it and the likeliest were there; natural logarithms."""
 
     token: int
     logprob: float | None  # None for the first token of a text, which nothing comes before
-    top: tuple[tuple[int, float], ...]  # likeliest first
+    top_logprobs: tuple[tuple[int, float], ...]  # likeliest first
 
 
-def checked(taste: Taste) -> Taste:
+def checked(taste: SamplingParams) -> SamplingParams:
     if not 0 <= taste.temperature <= 2:
         raise BadInput(f"the temperature lies between 0 and 2, not {taste.temperature}")
     if not 0 < taste.top_p <= 1:
@@ -36,7 +36,7 @@ def checked(taste: Taste) -> Taste:
     return taste
 
 
-def choose(logits: np.ndarray, taste: Taste, place: int) -> int:
+def sample_token(logits: np.ndarray, taste: SamplingParams, place: int) -> int:
     """The token number `place` of an answer, from logits [V] of float32."""
     if taste.temperature == 0:
         return int(np.argmax(logits))
@@ -53,7 +53,7 @@ def choose(logits: np.ndarray, taste: Taste, place: int) -> int:
     return min(int(np.searchsorted(sums, drawn, side="right")), int(np.flatnonzero(scaled)[-1]))
 
 
-def score(logits: np.ndarray, token: int, alternatives: int) -> Scored:
+def compute_logprobs(logits: np.ndarray, token: int, alternatives: int) -> TokenLogprobs:
     """Of logits [V], the log-probability of a token and of the likeliest ones."""
     wide = logits.astype(np.float64)
     most = wide.max()
@@ -62,4 +62,4 @@ def score(logits: np.ndarray, token: int, alternatives: int) -> Scored:
     if alternatives:
         best = np.argsort(-logprobs, kind="stable")[:alternatives]
         top = tuple((int(i), float(logprobs[i])) for i in best)
-    return Scored(token, float(logprobs[token]), top)
+    return TokenLogprobs(token, float(logprobs[token]), top)

@@ -32,7 +32,7 @@ class Read(NamedTuple):
     logits: np.ndarray | None
 
 
-class Prefixes:
+class PrefixCache:
     """The prompts that were read last, as many as fit into `most` bytes. Safe to use from several threads.
 
     Prompts are found by the hashes of their beginnings in whole chunks, so that looking takes as long however many
@@ -49,11 +49,11 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def has(self, name: Name, tokens: bytes) -> bool:
+    def contains(self, name: Name, tokens: bytes) -> bool:
         """Whether a whole prompt is known."""
         return (name, tokens) in self._kept
 
-    def find(self, name: Name, tokens: bytes) -> Read | None:
+    def lookup(self, name: Name, tokens: bytes) -> Read | None:
         """The longest beginning of a prompt (int32 tokens, as bytes) that was read and can be gone on from."""
         with self._lock:
             if (whole := self._kept.get((name, tokens))) is not None:
@@ -68,7 +68,7 @@ class Prefixes:
                     return Read(self._kept[name, prompt].cache, length, None)
             return None
 
-    def keep(self, name: Name, tokens: bytes, cache: Cache, logits: np.ndarray, epoch: int) -> None:
+    def insert(self, name: Name, tokens: bytes, cache: Cache, logits: np.ndarray, epoch: int) -> None:
         """A whole prompt that was read, asked for in `epoch`; those that were used longest ago go.
 
         If anything was forgotten since, it is not kept: it may be what was to be forgotten.
@@ -84,7 +84,7 @@ class Prefixes:
             while self._bytes > self._most:
                 self._drop(next(iter(self._kept)))
 
-    def forget(self, owner: str) -> None:
+    def evict_owner(self, owner: str) -> None:
         """Whatever somebody has asked, and what they ask now."""
         with self._lock:
             self.epoch += 1

@@ -27,7 +27,7 @@ ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # in XLA_FLAGS: a host device
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-class Recipe(NamedTuple):
+class OptimizerConfig(NamedTuple):
     """All that decides about a training but text, model and seed."""
 
     steps: int
@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
 Step = Callable[[Weights, Array], tuple[Weights, dict[str, Array]]]
 
 
-def checked(recipe: Recipe) -> Recipe:
+def checked(recipe: OptimizerConfig) -> OptimizerConfig:
     """The recipe itself; `BadInput` where nothing could be trained by it."""
     require_at_least(1, steps=recipe.steps, batch=recipe.batch, accumulate=recipe.accumulate)
     require_at_least(0, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -66,7 +66,7 @@ def checked(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def schedule(recipe: Recipe) -> optax.Schedule:
+def schedule(recipe: OptimizerConfig) -> optax.Schedule:
     """The learning rate by step: a line up from 0, then a cosine's half or a line down to `floor` of it."""
     warm = round(recipe.warmup * recipe.steps)
     rest = max(recipe.steps - warm, 1)
@@ -78,7 +78,7 @@ def schedule(recipe: Recipe) -> optax.Schedule:
     return optax.join_schedules([up, down], [warm]) if warm else down
 
 
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def optimizer(recipe: OptimizerConfig) -> optax.GradientTransformation:
     """Weight decay is for matrices alone; embeddings, positions, norms and biases are AdamW's under Muon too."""
     rate = schedule(recipe)
     adam = optax.adamw(rate, b2=recipe.beta, weight_decay=recipe.weight_decay, mask=_is_matrix)
@@ -88,7 +88,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(recipe.clip), adam)
 
 
-def shards(recipe: Recipe) -> int:
+def shards(recipe: OptimizerConfig) -> int:
     """How many host devices share a batch: more than one only where each has a thread of its own (`ONE_THREAD`).
 
     Devices that share the processor's threads can wait for each other without end. Muon multiplies weights, which
@@ -103,7 +103,7 @@ def shards(recipe: Recipe) -> int:
     return max(n for n in range(1, jax.local_device_count() + 1) if recipe.batch % n == 0)
 
 
-def step(config: Config, recipe: Recipe, shards: int = 1) -> Step:
+def step(config: Config, recipe: OptimizerConfig, shards: int = 1) -> Step:
     """One step, (weights, tokens [accumulate, batch, T + 1]) -> weights, {loss, norm}: the world model's `update`.
 
     Each of the `shards` host devices takes a part of the batch; their gradients are averaged.
@@ -140,7 +140,7 @@ def step(config: Config, recipe: Recipe, shards: int = 1) -> Step:
     return take
 
 
-def born(key: Array, config: Config, recipe: Recipe) -> Weights:
+def born(key: Array, config: Config, recipe: OptimizerConfig) -> Weights:
     """New weights with the optimizer's moments as scratch."""
     content: Any = transformer.initial(key, config)
     return Weights(content, optimizer(recipe).init(content))
@@ -148,7 +148,7 @@ def born(key: Array, config: Config, recipe: Recipe) -> Weights:
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="shards", donate_argnums=2)
 def take_steps(
-    config: Config, recipe: Recipe, weights: Weights, tokens: Array, *, shards: int = 1
+    config: Config, recipe: OptimizerConfig, weights: Weights, tokens: Array, *, shards: int = 1
 ) -> tuple[Weights, dict[str, Array]]:
     """As many steps as `tokens` [S, accumulate, batch, T + 1] has, in one dispatch; info [S] each."""
     return jax.lax.scan(step(config, recipe, shards), weights, tokens)
