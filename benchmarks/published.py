@@ -113,9 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def recipe_of(run: Path) -> str:
     """What a run has in common with those that differ from it in their seed only."""
-    from ontogeny.stages import saved, subject
+    from ontogeny.stages.saved_agent import read_run_spec
+    from ontogeny.stages.spec import spec_to_json
 
-    return json.dumps(subject.to_json(saved.read_spec(run)._replace(seed=0)), sort_keys=True)
+    return json.dumps(spec_to_json(read_run_spec(run)) | {"seed": 0}, sort_keys=True)
 
 
 def is_chosen(row: Any, wanted: list[str]) -> bool:
@@ -129,7 +130,7 @@ def is_chosen(row: Any, wanted: list[str]) -> bool:
 def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
     """The agents of a row: those that follow a printed line, then our own, then those that were developed."""
     from ontogeny import plugins
-    from ontogeny.stages import saved
+    from ontogeny.stages.saved_agent import read_run_spec
     from ontogeny.studies import published
 
     listed = [Entry(agent, line) for line, agent in published.OURS[row.table].items()]
@@ -142,7 +143,7 @@ def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
         if (not wanted or entry.agent in wanted or (name in wanted and entry.line)) and name in known:
             yield entry
     for run in runs:
-        spec = saved.read_spec(run)
+        spec = read_run_spec(run)
         here = {key for key, value in row.settings.items() if spec.env.settings.get(key) == value}
         # A genome of cells fits environments of every size: that of a random MDP is scored on every length, that of a bandit
         # on every number of arms; one of a dense network only where it was evolved.
@@ -156,15 +157,17 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     import jax
 
     from ontogeny import plugins, steering
-    from ontogeny.stages import saved, subject
+    from ontogeny.stages.assembly import Assembly
     from ontogeny.stages.evaluate import evaluate
+    from ontogeny.stages.saved_agent import read_saved_agent
+    from ontogeny.stages.spec import PluginChoice
     from ontogeny.studies import published
 
     setting: dict[str, Any] = {"table": row.table, "n": row.n, "k": row.k, "agent": entry.agent, "seed": seed}
     if entry.run is not None:
-        held = saved.read(entry.run, env=subject.Room(row.room, dict(row.settings)))
-        built, genome = held.subject, held.genome
-        developed = saved.read_spec(entry.run)
+        held = read_saved_agent(entry.run, env=PluginChoice(name=row.room, settings=dict(row.settings)))
+        built, genome = held.assembly, held.genome
+        developed = read_run_spec(entry.run)
         setting["agent"] = text_of(developed.agent)
         setting["developed_by"] = text_of(developed.development)
         setting["developed_in"] = {"env": developed.env.name, **developed.env.settings}
@@ -174,10 +177,10 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         env = plugins.build("environments", row.room, **row.settings)
         drives = steering.build(env.spec)
         name, given = plugins.parse(entry.agent)
-        built = subject.Subject(plugins.build("agents", name, env.spec, drives, **given), env, drives)
+        built = Assembly(plugins.build("agents", name, env.spec, drives, **given), env, drives)
         genome = built.agent.genome(jax.random.key(seed))
-    case = "online" if built.agent.learning else "offline"
-    found = evaluate(*built, genome, num_tasks=tasks, seed=seed, case=case)
+    mode = "online" if built.agent.learning else "frozen"
+    found = evaluate(*built, genome, num_tasks=tasks, seed=seed, mode=mode)
     peer = entry.line or max(row.lines, key=lambda line: row.lines[line])
     printed = row.lines[peer]
     line = {
@@ -240,7 +243,7 @@ def seconds_of(run: Path) -> float:
 def develop(folder: Path, recipes: list[str], seeds: list[int]) -> list[Path]:
     """Develops the agents of `RECIPES` from each seed; finished runs are not done again."""
     from ontogeny.runs import checkpoint
-    from ontogeny.stages import subject
+    from ontogeny.stages.spec import parse_run_spec
     from ontogeny.stages.train import train
 
     runs = []
@@ -251,7 +254,7 @@ def develop(folder: Path, recipes: list[str], seeds: list[int]) -> list[Path]:
             runs.append(run)
             if not checkpoint.exists(run, "genome"):
                 spec = {"env": env, "agent": agent, "development": development, "seed": seed}
-                train(subject.parse(spec), run)
+                train(parse_run_spec(spec), run)
                 print(f"{run}: {seconds_of(run):.0f} s", file=sys.stderr)
     return runs
 

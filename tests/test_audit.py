@@ -14,8 +14,8 @@ from ontogeny import contracts, plugins, steering, trees
 from ontogeny.audit import battery, calibration
 from ontogeny.audit.base import Finding, effect, three_way
 from ontogeny.rng import split_lifetime_key
-from ontogeny.stages import saved
-from ontogeny.stages.subject import parse
+from ontogeny.stages.saved_agent import read_saved_agent
+from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 from ontogeny.types import BadInput
 
@@ -71,7 +71,7 @@ SMALL = [
 
 @cache
 def two_audits(test, name, online):
-    return calibration.measured(battery.tests()[test], calibration.subjects_of(name)[online], audits=2, seed=1)
+    return calibration.measured(battery.tests()[test], calibration.assemblys_of(name)[online], audits=2, seed=1)
 
 
 @pytest.mark.parametrize(("test", "name", "online", "verdict", "pattern"), SMALL)
@@ -94,7 +94,7 @@ def test_a_test_that_is_broken_on_purpose_fails_its_calibration(monkeypatch):
         return Finding("plans", "plans", True, verdict, "", 0.0, {}, {})
 
     known = [
-        calibration.Known(calibration.subjects_of(n)[0], "plans", n, n == "planner") for n in ("successor", "planner")
+        calibration.Known(calibration.assemblys_of(n)[0], "plans", n, n == "planner") for n in ("successor", "planner")
     ]
     found = {k.family: two_audits("plans", k.family, False) for k in known}
     for test, falls_short in ((whole, False), (whole._replace(judge=blind), True)):
@@ -195,14 +195,14 @@ def test_rates_have_exact_intervals():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     spec = {"env": "chain", "agent": "model_based", "development": "single_lifetime:num_lifetimes=2"}
-    return train(parse(spec), tmp_path_factory.mktemp("audit") / "run")
+    return train(parse_run_spec(spec), tmp_path_factory.mktemp("audit") / "run")
 
 
 def test_code_plans_and_its_content_alone_does_not(run):
-    whole, content = (battery.audit(subject, num_lifetimes=80) for subject in battery.subjects(saved.read(run)))
+    whole, content = (battery.audit(subject, num_lifetimes=80) for subject in battery.assemblys(read_saved_agent(run)))
     assert battery.verdicts(whole) == {"learns": "yes", "plans": "yes", "objective": "undetermined"}
     assert battery.verdicts(content) == {"learns": "no", "plans": "undetermined", "objective": "undetermined"}
     gates = {f.test: f.gate for f in content}
     assert "too few" in gates["plans"] and "numbered observations" in gates["pursues"]
-    told = battery.as_json(battery.subjects(saved.read(run))[0], whole)
+    told = battery.as_json(battery.assemblys(read_saved_agent(run))[0], whole)
     assert json.loads(json.dumps(told, allow_nan=False))["verdicts"]["plans"] == "yes"

@@ -13,7 +13,7 @@ from ontogeny.audit.behavior import fitting, own_choices, stays, two_step
 from ontogeny.audit.behavior import page as behaviour_page
 from ontogeny.audit.behavior import report as behaviour
 from ontogeny.audit.behavior.base import Choices, Trials
-from ontogeny.stages.subject import parse
+from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 from ontogeny.types import BadInput
 
@@ -54,7 +54,7 @@ def same(one: Choices, other: Choices) -> bool:
 
 def test_separators_marks_and_names_make_no_difference(read):
     plain = read(text_of(rows()))
-    assert plain.subjects == ("s1", "s2") and plain.trials.there.sum() == 80 and plain.trials.follows.sum() == 78
+    assert plain.assemblys == ("s1", "s2") and plain.trials.there.sum() == 80 and plain.trials.follows.sum() == 78
     for separator, coding in (("\t", "utf-8"), (";", "utf-8-sig"), (",", "utf-16")):
         other = read(text_of(rows(), separator=separator), coding)
         assert same(plain, other)
@@ -311,11 +311,11 @@ def test_lives_of_a_run_are_read_as_anybody_s(tmp_path, monkeypatch, capsys):
     for env, head in (("two_step:trials=20", "choice,state,reward"), ("bandit:arms=3,pulls=60", "choice,reward")):
         spec = {"env": env, "agent": "random", "development": "single_lifetime:num_lifetimes=2"}
         folder = tmp_path / env[:3]
-        train(parse(spec), folder)
+        train(parse_run_spec(spec), folder)
         text = own_choices.of_run(folder, num_lifetimes=6, seed=0)
         assert text.startswith(f"subject,trial,{head}\nlife 1,1,")
         found = behaviour.read(folder, text=text)
-        assert len(found.subjects) == 6 and found.trials.there.all()
+        assert len(found.assemblys) == 6 and found.trials.there.all()
         assert found.task == "bandit" or 0.7 < found.common.mean() < 0.9
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fitting, "STARTS", (12, 4))

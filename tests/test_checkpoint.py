@@ -11,6 +11,7 @@ import pytest
 from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.runs import checkpoint
+from ontogeny.runs.files import write_bytes
 
 
 def tree(value: float = 1.0):
@@ -25,9 +26,9 @@ def tree(value: float = 1.0):
 
 @pytest.mark.parametrize("once", [False, True])
 def test_what_is_saved_is_loaded_in_the_same_bits(tmp_path, once):
-    digest = checkpoint.save(tmp_path, "state", tree(), {"step": 4}, once=once)
+    digest = checkpoint.save(tmp_path, "state", tree(), {"step": 4}, write_once=once)
     assert trees.same_bits(checkpoint.load(tmp_path, "state", tree(9.0)), tree())
-    about = checkpoint.about(tmp_path, "state")
+    about = checkpoint.read_metadata(tmp_path, "state")
     assert about["step"] == 4 and about["digest"] == digest == trees.digest(tree())
     assert about["file"] == "state.safetensors" or not once
 
@@ -35,7 +36,7 @@ def test_what_is_saved_is_loaded_in_the_same_bits(tmp_path, once):
 def test_a_tree_without_numbers(tmp_path):
     checkpoint.save(tmp_path, "genome", (), {})
     assert checkpoint.load(tmp_path, "genome", ()) == ()
-    assert checkpoint.about(tmp_path, "genome")["numbers"] == 0
+    assert checkpoint.read_metadata(tmp_path, "genome")["num_parameters"] == 0
 
 
 def test_it_is_never_pickle(tmp_path):
@@ -59,7 +60,7 @@ def test_the_old_one_goes_only_after_the_new_one_counts(tmp_path, monkeypatch):
         patched.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, "state", tree(2.0), {"step": 2})
-    assert checkpoint.about(tmp_path, "state")["step"] == 1
+    assert checkpoint.read_metadata(tmp_path, "state")["step"] == 1
     assert trees.same_bits(checkpoint.load(tmp_path, "state", tree()), tree(1.0))
 
     checkpoint.save(tmp_path, "state", tree(3.0), {"step": 3})
@@ -116,14 +117,14 @@ def test_a_tree_of_other_shapes_is_refused(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    checkpoint.write_bytes(path, b"old")
+    write_bytes(path, b"old")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.write_bytes(path, b"new")
+        write_bytes(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 

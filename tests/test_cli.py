@@ -189,7 +189,7 @@ def test_from_training_to_use(ontogeny):
 
 
 def test_a_learner_that_is_evaluated_frozen_is_told_of(ontogeny):
-    counting = str(Path(__file__).parent / "rooms" / "counting.py")
+    counting = str(Path(__file__).parent / "plugins" / "counting.py")
     same = ["evaluate", "--agent", counting, "--env", "bandit:arms=2,pulls=5", "--tasks", "4", "--json"]
     assert "--online lets them learn" in ontogeny(*same)[2]
     code, printed, complaint = ontogeny(*same, "--online")
@@ -314,7 +314,7 @@ def test_what_is_wrong_in_a_file_of_ones_own_is_one_sentence(ontogeny, text, sai
 
 
 def test_an_agent_of_ones_own_that_breaks_a_law_is_told_so(ontogeny):
-    lawless = str(Path(__file__).parent / "rooms" / "lawless.py")
+    lawless = str(Path(__file__).parent / "plugins" / "lawless.py")
     for command in (
         ["evaluate", "--agent", lawless, "--env", "bandit", "--tasks", "4"],
         ["train", "--agent", lawless, *SMALL, "--out", "run"],
@@ -330,7 +330,7 @@ def test_an_agent_of_ones_own_that_breaks_a_law_is_told_so(ontogeny):
 
 
 def test_a_run_carries_its_rooms_along(ontogeny):
-    original = Path(__file__).parent / "rooms" / "counting.py"
+    original = Path(__file__).parent / "plugins" / "counting.py"
     Path("own.py").write_text(original.read_text(encoding="utf-8"), encoding="utf-8")
     same = ["train", "--agent", "own.py", *SMALL, "--out", "run"]
     assert ontogeny(*same)[0] == 0
@@ -348,7 +348,7 @@ def test_a_run_carries_its_rooms_along(ontogeny):
 
 
 def test_a_run_is_not_resumed_with_a_file_that_was_edited(ontogeny):
-    original = (Path(__file__).parent / "rooms" / "counting.py").read_text(encoding="utf-8")
+    original = (Path(__file__).parent / "plugins" / "counting.py").read_text(encoding="utf-8")
     Path("own.py").write_text(original, encoding="utf-8")
     same = ["train", "--agent", "own.py", *SMALL, "--out", "run"]
     assert ontogeny(*same)[0] == 0

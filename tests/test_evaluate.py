@@ -10,8 +10,9 @@ import pytest
 from ontogeny import rng
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.stages import evaluate as evaluation
-from ontogeny.stages.evaluate import by_position, curve_points, evaluate, replay, task_keys
-from ontogeny.stages.subject import assemble, parse
+from ontogeny.stages.assembly import assemble
+from ontogeny.stages.evaluate import curve_points, evaluate, record_lifetime, score_by_position, task_keys
+from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stats import Z95
 
 ROOMS = Path(__file__).parent / "rooms"
@@ -24,7 +25,7 @@ def few_lives_at_once(monkeypatch):
 
 
 def subject(agent: str, env: str):
-    return assemble(parse({"agent": agent, "env": env}))
+    return assemble(parse_run_spec({"agent": agent, "env": env}))
 
 
 def genome(found):
@@ -79,7 +80,7 @@ def test_neither_chunks_nor_the_number_of_tasks_change_a_task(counting, monkeypa
 def test_learning_must_be_asked_for(counting):
     """Case 2 is the default, and in it the agent of counts stays as ignorant as it was born."""
     frozen = evaluate(*counting, genome(counting), num_tasks=400, seed=0)
-    online = evaluate(*counting, genome(counting), num_tasks=400, seed=0, case="online")
+    online = evaluate(*counting, genome(counting), num_tasks=400, seed=0, mode="online")
     difference = online.totals - frozen.totals
     assert difference.mean() > 3 * difference.std() / 20
     assert frozen.mean == pytest.approx(10, abs=4 * frozen.standard_error)
@@ -112,9 +113,9 @@ def test_a_state_lives_on(counting):
 
 
 def test_a_replay_is_a_life_of_the_evaluation(counting):
-    found = evaluate(*counting, genome(counting), num_tasks=8, seed=3, case="online")
+    found = evaluate(*counting, genome(counting), num_tasks=8, seed=3, mode="online")
     for task in (0, 4):
-        trajectory = replay(*counting, genome(counting), 3, "online", task=task)
+        trajectory = record_lifetime(*counting, genome(counting), 3, "online", task=task)
         assert trajectory.outcome.shape == (20, 1) and trajectory.outcome.sum() == found.totals[task]
 
 
@@ -138,13 +139,13 @@ def test_the_curve_counts_whole_episodes_only():
     first = np.array([[1, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0]], bool)
     unit, starts, lengths = curve_points(6, horizon=3)
     assert unit == "episode" and starts.tolist() == [0, 1] and lengths.tolist() == [1, 1]
-    assert by_position(scores, first, horizon=3).tolist() == [[3, 7], [3, 6]]
+    assert score_by_position(scores, first, horizon=3).tolist() == [[3, 7], [3, 6]]
 
 
 def test_the_curve_of_a_long_life_has_at_most_a_hundred_points():
     scores = np.tile(np.arange(250, dtype=np.float32), (2, 1))
     unit, starts, lengths = curve_points(250, horizon=1)
-    values = by_position(scores, np.ones((2, 250), bool), horizon=1)
+    values = score_by_position(scores, np.ones((2, 250), bool), horizon=1)
     assert unit == "step" and values.shape == (2, 100) and starts[-1] + lengths[-1] == 250
     assert set(lengths.tolist()) == {2, 3}
     assert np.sum(values[0] * lengths) == pytest.approx(scores[0].sum())
@@ -157,7 +158,7 @@ def test_a_life_of_one_episode_has_a_curve_by_step():
 
 def test_errors_of_the_curve_are_over_lives(counting):
     found = evaluate(*counting, genome(counting), num_tasks=40, seed=0)
-    num_lifetimes = [replay(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
+    num_lifetimes = [record_lifetime(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
     assert [trajectory.sum() for trajectory in num_lifetimes] == found.totals[:3].tolist()
     rates = found.curve.mean
     expected = np.sqrt(rates * (1 - rates) / 39)  # of 40 zeros and ones

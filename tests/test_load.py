@@ -9,12 +9,12 @@ import pytest
 import ontogeny
 from ontogeny import plugins, trees
 from ontogeny.errors import BadInput
-from ontogeny.stages import saved as folders
 from ontogeny.stages.deploy import deploy
-from ontogeny.stages.subject import parse
+from ontogeny.stages.saved_agent import read_saved_agent
+from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 
-ROOMS = Path(__file__).parent / "rooms"
+ROOMS = Path(__file__).parent / "plugins"
 DOCS = (Path(__file__).parents[1] / "docs" / "state.md").read_text(encoding="utf-8")
 
 
@@ -25,7 +25,7 @@ def printed(name: str) -> str:
 
 
 def run_of(folder: Path, agent: str, env: str) -> Path:
-    return train(parse({"agent": agent, "env": env, "development": "single_lifetime:num_lifetimes=2"}), folder)
+    return train(parse_run_spec({"agent": agent, "env": env, "development": "single_lifetime:num_lifetimes=2"}), folder)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_agent_that_is_named_there_is_and_reset_does_what_is_said():
 @pytest.mark.parametrize("online", [False, True])
 def test_the_own_loop_is_the_life_that_deploy_would_live(run, online):
     agent = ontogeny.load(run, online=online)
-    steps = list(deploy(folders.read(run), online=online, seed=2))
+    steps = list(deploy(read_saved_agent(run), online=online, seed=2))
     state = agent.init(seed=2)
     action, state = agent.act(state, 0)
     for number, step in enumerate(steps, start=1):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ontogeny.stages.subject import parse
+from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 from serving import ROOT, Live
 
@@ -23,7 +23,7 @@ def catcher(tmp_path_factory):
     asked = re.search(r"ontogeny train --agent (\S+) --env (\S+) ", code)
     assert asked
     folder = tmp_path_factory.mktemp("agents") / "catcher"
-    train(parse({"agent": asked[1], "env": asked[2]}, "test"), folder)
+    train(parse_run_spec({"agent": asked[1], "env": asked[2]}, "test"), folder)
     return folder
 
 

@@ -25,13 +25,13 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory):
-    from ontogeny.stages.subject import parse
+    from ontogeny.stages.spec import parse_run_spec
     from ontogeny.stages.train import train
 
     folder = tmp_path_factory.mktemp("agents")
     for name, agent, env in (("bandit", "thompson", "bandit"), ("mdp", "model_based", "random_mdp")):
         asked = {"agent": agent, "env": env, "development": "single_lifetime", "seed": 0}
-        train(parse(asked, "test"), folder / name)
+        train(parse_run_spec(asked, "test"), folder / name)
     return folder
 
 

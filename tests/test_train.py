@@ -14,10 +14,11 @@ import pytest
 
 from ontogeny.errors import BadInput
 from ontogeny.runs import checkpoint
-from ontogeny.stages.subject import complete, parse, to_json
+from ontogeny.runs.folder import library_versions
+from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
 from ontogeny.stages.train import train
 
-SPEC = parse(
+SPEC = parse_run_spec(
     {"env": "bandit:arms=2,pulls=5", "agent": "random", "development": "single_lifetime:num_lifetimes=4,generations=5"}
 )
 BYTES = ("spec.json", "records.jsonl", "genome.json", "genome.safetensors")
@@ -48,7 +49,7 @@ def test_records_have_one_line_per_generation_and_no_wall_times(finished):
 
 
 def test_the_same_spec_gives_the_same_run_and_another_seed_another(finished, tmp_path):
-    assert_same_run(finished, train(SPEC, tmp_path / "again", every=0))
+    assert_same_run(finished, train(SPEC, tmp_path / "again", checkpoint_interval=0))
     other = train(SPEC._replace(seed=1), tmp_path / "other")
     assert (other / "records.jsonl").read_bytes() != (finished / "records.jsonl").read_bytes()
 
@@ -57,7 +58,7 @@ def test_defaults_are_written_out(finished):
     run = json.loads((finished / "spec.json").read_text())["run"]
     assert run["development"]["settings"] == {"num_lifetimes": 4, "generations": 5}
     assert run["env"]["settings"] == {"arms": 2, "pulls": 5}
-    assert parse(run) == complete(SPEC) and to_json(parse(run)) == run
+    assert parse_run_spec(run) == complete_spec(SPEC) and spec_to_json(parse_run_spec(run)) == run
 
 
 class Killed(Exception):
@@ -70,7 +71,7 @@ def interrupted(out: Path, after: int, every: float = 0.0) -> Path:
             raise Killed
 
     with pytest.raises(Killed):
-        train(SPEC, out, on_progress=on_progress, every=every)
+        train(SPEC, out, on_progress=on_progress, checkpoint_interval=every)
     return out
 
 
@@ -124,7 +125,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
 )
 def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
     with pytest.raises(BadInput, match=said):
-        train(parse(to_json(SPEC) | changed), tmp_path / "run")
+        train(parse_run_spec(spec_to_json(SPEC) | changed), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -144,9 +145,9 @@ def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
 )
 def test_a_spec_says_where_it_is_wrong(data, said):
     with pytest.raises(BadInput, match=said):
-        parse({"env": "bandit", "agent": "random"} | data)
+        parse_run_spec({"env": "bandit", "agent": "random"} | data)
     with pytest.raises(BadInput, match=r"\[run\] lacks the key 'agent'"):
-        parse({"env": "bandit"})
+        parse_run_spec({"env": "bandit"})
 
 
 def test_damaged_records_are_refused(tmp_path):
@@ -159,7 +160,7 @@ def test_damaged_records_are_refused(tmp_path):
 
 def test_a_run_goes_on_only_where_it_would_end_in_the_same_bits(tmp_path, monkeypatch):
     out = interrupted(tmp_path / "run", 3)
-    versions = checkpoint.versions()
+    versions = library_versions()
     monkeypatch.setattr(checkpoint, "versions", lambda: versions | {"jax": "0.0.1"})
     with pytest.raises(BadInput, match=r"was begun with jax .*, here is 0.0.1"):
         train(SPEC, out)

@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ontogeny.stages.own_loop import OwnLoop
+    from ontogeny.stages.session import AgentSession
 
 __version__ = "0.1.0"
 
 
-def load(folder: "Path | str", *, online: bool = False) -> "OwnLoop":
+def load(folder: "Path | str", *, online: bool = False) -> "AgentSession":
     """The agent of a finished run or a saved deployment, for your own loop; see docs/state.md.
 
     Frozen, or learning by weights where `online`. An absent, unfinished or damaged folder raises `BadInput`.
     """
-    from ontogeny.stages import own_loop  # here, so that `import ontogeny` is light
+    from ontogeny.stages.session import load_session  # here, so that `import ontogeny` is light
 
-    return own_loop.load(folder, online=online)
+    return load_session(folder, online=online)

@@ -89,7 +89,7 @@ def attribute(
                 genome_or_state,
                 num_tasks=num_tasks,
                 seed=seed,
-                case="online" if online else "offline",
+                mode="online" if online else "frozen",
                 reset_each_episode=not kept,
             ).totals
         if on_progress is not None:

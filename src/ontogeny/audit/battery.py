@@ -18,16 +18,16 @@ from ontogeny.audit.base import BESIDE, QUESTIONS, Finding, Subject, Test, tests
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.stages.saved import Saved
+from ontogeny.stages.saved_agent import SavedAgent
 from ontogeny.types import Agent, Environment, Genome, State, Steering
 
 LEVEL = 0.05
 OnProgress = Callable[[int, int, str], None]
 
 
-def subjects(saved: Saved) -> list[Subject]:
+def subjects(saved: SavedAgent) -> list[Subject]:
     """Those of a finished run or of a saved deployment."""
-    agent, home, _ = saved.subject
+    agent, home, _ = saved.assembly
     name = saved.spec.agent.name
     built, genome = partial(_built, saved), partial(_genome, saved)
     after = partial(_after_a_life, genome)
@@ -123,13 +123,13 @@ def _not_asked(name: str, test: Test, why: str) -> Finding:
     return Finding(name, test.question, test.deciding, "undetermined", f"not asked: {why}", 1.0, {}, {}, why)
 
 
-def _built(saved: Saved, env: Environment) -> tuple[Agent, Steering]:
-    same = env.spec.name == saved.subject.env.spec.name
+def _built(saved: SavedAgent, env: Environment) -> tuple[Agent, Steering]:
+    same = env.spec.name == saved.assembly.env.spec.name
     drives = steering.build(env.spec, saved.spec.drives if same else {})
     return plugins.build("agents", saved.spec.agent.name, env.spec, drives, **saved.spec.agent.settings), drives
 
 
-def _genome(saved: Saved, agent: Agent, *_: Any) -> Genome | State:
+def _genome(saved: SavedAgent, agent: Agent, *_: Any) -> Genome | State:
     """What was saved, where it fits; of code that nobody searched, the genome as it is written for this environment."""
     own = agent.genome(jax.random.key(saved.spec.seed))
     if saved.state is not None:

@@ -63,7 +63,8 @@ def battery(
     can_be_made(out)
     prepare(device)
     from ontogeny.audit import battery
-    from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
+    from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
     told = []
     for subject in _subjects(run):
@@ -81,7 +82,7 @@ def battery(
         typer.echo("Supporting tests, which move no verdict, were not asked: --supporting asks them.")
     typer.echo(CANNOT)
     if out is not None:
-        checkpoint.write_json(out, {"format": checkpoint.FORMAT, "seed": seed, "subjects": told})
+        write_json(out, {"format": FORMATS[JSON_REPORT], "seed": seed, "subjects": told})
 
 
 @app.command(epilog="Examples: ontogeny audit attribution runs/cells --tasks 400; ontogeny audit attribution --known")
@@ -102,7 +103,8 @@ def attribution(
     from ontogeny import plugins
     from ontogeny.audit.attribution import attribute, known_cases
     from ontogeny.audit.battery import as_plain
-    from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
+    from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
     told = []
     if run is None:
@@ -126,7 +128,7 @@ def attribution(
         _print_split(subject.name, found)
         told.append({"subject": subject.name} | as_plain(found))
     if out is not None:
-        checkpoint.write_json(out, {"format": checkpoint.FORMAT, "seed": seed, "subjects": told})
+        write_json(out, {"format": FORMATS[JSON_REPORT], "seed": seed, "subjects": told})
 
 
 @app.command(epilog="Example: ontogeny audit calibrate --audits 1000 --out calibration.json")
@@ -156,7 +158,8 @@ def calibrate(
                 raise plugins.unknown(plugins.FAMILIES[family], name, plugins.names(family))
     prepare(device)
     from ontogeny.audit import calibration
-    from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
+    from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
     extra = []
     for name in _taught(organism) if distilled is not None else ():
@@ -194,7 +197,7 @@ def calibrate(
             f"one is found in at least {calibration.LEAST_POWER:.0%}"
         )
     if out is not None:
-        about = {"format": checkpoint.FORMAT, "audits": audits, "seed": seed, "falls_short": wrong}
+        about = {"format": FORMATS[JSON_REPORT], "audits": audits, "seed": seed, "falls_short": wrong}
         halved = [
             {"test": half.test, "chosen_on": half.chosen_on, "z": half.z}
             | {
@@ -204,17 +207,17 @@ def calibrate(
             for half in halves
         ]
         records = [calibration.as_record(row) for row in rows]
-        checkpoint.write_json(out, about | {"rows": records, "halves": halved})
+        write_json(out, about | {"rows": records, "halves": halved})
 
 
 def _subjects(run: str) -> list[Any]:
     from ontogeny.audit import battery, calibration
-    from ontogeny.stages import saved
+    from ontogeny.stages.saved_agent import read_saved_agent
 
     kind, _, name = run.partition(":")
     if kind == "organism" and name:
         return calibration.subjects_of(name)
-    return battery.subjects(saved.read(Path(run)))
+    return battery.subjects(read_saved_agent(Path(run)))
 
 
 def _print(name: str, found: "list[Finding]", in_words: str) -> None:

@@ -55,10 +55,10 @@ def train(
             steps = record["env_steps"]
             update(steps, steps * total // done, f"generation {done} of {total}, fitness {short(record['fitness'])}")
 
-        train(spec, out, on_progress=on_progress, every=every)
-    made = checkpoint.about(out, "genome")
+        train(spec, out, on_progress=on_progress, checkpoint_interval=every)
+    made = checkpoint.read_metadata(out, "genome")
     typer.echo(
-        f"{out}: a genome of {count(made['numbers'], 'number')} after {count(made['generation'], 'generation')} "
+        f"{out}: a genome of {count(made['num_parameters'], 'number')} after {count(made['generation'], 'generation')} "
         f"and {made['env_steps']:,} steps, genome digest {made['digest'][:16]}"
     )
 

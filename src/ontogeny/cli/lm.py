@@ -77,6 +77,7 @@ def text(
     from ontogeny.lm import page
     from ontogeny.lm.train import Moment, TrainConfig, train
     from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
 
     with progress("training", "tokens") as update:
 
@@ -86,9 +87,9 @@ def text(
             update(at.step * at.tokens, at.steps * at.tokens, told)
 
         train(TrainConfig(**given), files, out, on_progress=on_progress, every=every)
-    made = checkpoint.about(out, "weights")
+    made = checkpoint.read_metadata(out, "weights")
     typer.echo(
-        f"{out}: {count(made['numbers'], 'weight')} after {count(made['step'], 'step')} and {made['tokens']:,} tokens, "
+        f"{out}: {count(made['num_parameters'], 'weight')} after {count(made['step'], 'step')} and {made['tokens']:,} tokens, "
         f"held-out loss {short(made['held_out'])} nats per token, weights digest {made['digest'][:16]}"
     )
     typer.echo(f"wrote {page.write(out)}")
@@ -174,6 +175,7 @@ def evaluate(
     from ontogeny.lm import evaluate as language
     from ontogeny.lm.model import load
     from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
 
     model = load(run)
     content = None if text is None else language.read_text(text)
@@ -192,7 +194,7 @@ def evaluate(
         note("what this model was trained on is not known here, so whether the text overlaps it cannot be said")
     record = {"model": str(run), "text": None if text is None else text.name} | language.as_record(found)
     if out is not None:
-        checkpoint.write_json(out, record)
+        write_json(out, record)
     if as_json:
         typer.echo(json.dumps(record))
     else:
@@ -214,6 +216,7 @@ def _read_online(
     from ontogeny.lm import evaluate, online, online_learner
     from ontogeny.lm.model import load
     from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
 
     if text is None:
         raise BadInput("--online reads a --text, and scores what the run held out before and after")
@@ -241,7 +244,7 @@ def _read_online(
         },
     }
     if out is not None:
-        checkpoint.write_json(out, record)
+        write_json(out, record)
     if as_json:
         typer.echo(json.dumps(record))
     else:

@@ -139,7 +139,8 @@ def prequential(
     if fresh not in ("process", "instance"):
         raise BadInput(f"--fresh is process or instance, not '{fresh}'")
     from ontogeny.audit.prequential import certificate as certificate
-    from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
+    from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
     if calibrate is not None:
         with progress("calibrating", "audits") as update:
@@ -167,8 +168,8 @@ def prequential(
     if out is not None:
         from ontogeny.audit.battery import as_plain
 
-        record = {"format": checkpoint.FORMAT, "seed": seed} | record
-        checkpoint.write_json(out, as_plain(record))
+        record = {"format": FORMATS[JSON_REPORT], "seed": seed} | record
+        write_json(out, as_plain(record))
     if wrong:
         raise typer.Exit(1)
 

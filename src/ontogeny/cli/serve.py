@@ -73,14 +73,14 @@ def serve(
         raise BadInput("name at least one run to serve")
     prepare(device)
     from ontogeny.lm import online_learner
-    from ontogeny.runs.lock import locked
+    from ontogeny.runs.folder import locked
     from ontogeny.server import app
     from ontogeny.server.deployments import Deployments, ServerConfig
     from ontogeny.server.store import Store
 
     plan = online_learner.parse_config(learning)
     store = Store(state)
-    with locked(store.folder, "serving"):
+    with locked(store.folder):
         options = ServerConfig(online, tuple(freeze or ()), shared, bound, share, rows, queue, verify, plan)
         made = Deployments(named, store, options)
         cases = ", ".join(f"{name} ({'online' if one.online else 'frozen'})" for name, one in made.by_name.items())

@@ -13,7 +13,7 @@ from ontogeny import plugins
 from ontogeny.errors import BadInput, ContractViolation
 
 if TYPE_CHECKING:
-    from ontogeny.stages.saved import Saved
+    from ontogeny.stages.saved_agent import SavedAgent
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -47,13 +47,13 @@ def note(message: str) -> None:
 
 
 def run_spec(agent: str, env: str, development: str, drives: list[str] | None, seed: int) -> Any:
-    from ontogeny.stages.subject import parse
+    from ontogeny.stages.spec import parse_run_spec
 
     pairs = [drive_of(text) for text in drives or []]
     weights = dict(pairs)
     if len(weights) < len(pairs):
         raise BadInput("a --drive names a fact that another one names already")
-    return parse({"agent": agent, "env": env, "development": development, "drives": weights, "seed": seed}, "train")
+    return parse_run_spec({"agent": agent, "env": env, "development": development, "drives": weights, "seed": seed}, "train")
 
 
 def drive_of(text: str) -> tuple[str, float]:
@@ -66,26 +66,27 @@ def drive_of(text: str) -> tuple[str, float]:
         raise BadInput(f"'{text}' is not of the form fact=weight") from None
 
 
-def subject_of(run: Path | None, agent: str | None, env: str | None, drives: list[str] | None, seed: int) -> "Saved":
+def subject_of(run: Path | None, agent: str | None, env: str | None, drives: list[str] | None, seed: int) -> "SavedAgent":
     """The agent to evaluate: a saved one, or one as people wrote it."""
     import jax
 
-    from ontogeny.stages import saved as folders
-    from ontogeny.stages.subject import assemble, room
+    from ontogeny.stages.assembly import assemble
+    from ontogeny.stages.saved_agent import SavedAgent, read_saved_agent
+    from ontogeny.stages.spec import parse_plugin_choice
 
     if run is not None:
         if drives:
             raise BadInput("the drives of a run are those that it was developed with")
-        return folders.read(run, env=room(env) if env else None)
+        return read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
     if env is None:
         raise BadInput("an --agent is evaluated in a --env: name it")
     spec = run_spec(str(agent), env, "single_lifetime", drives, seed)
     subject = assemble(spec)
-    return folders.Saved(spec, subject, subject.agent.genome(jax.random.key(seed)), None)
+    return SavedAgent(spec, subject, subject.agent.genome(jax.random.key(seed)), None)
 
 
 @contextlib.contextmanager
-def naming(saved: "Saved") -> Iterator[None]:
+def naming(saved: "SavedAgent") -> Iterator[None]:
     """Says whose fault it is where an agent breaks a law."""
     try:
         yield

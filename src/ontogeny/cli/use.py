@@ -25,8 +25,8 @@ from ontogeny.cli.start import prepare
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
-    from ontogeny.stages.evaluate import Evaluation
-    from ontogeny.stages.saved import Saved
+    from ontogeny.stages.evaluate import AgentEvaluation
+    from ontogeny.stages.saved_agent import SavedAgent
 
 
 def evaluate(
@@ -73,27 +73,27 @@ def evaluate(
         return lm.evaluate(run, text, online, learning, stride, despite_overlap, seed, as_json, out)
     if text is not None or stride is not None or learning is not None or despite_overlap:
         raise BadInput("--text, --stride, --learning and --despite-overlap are for the run of a language model")
-    from ontogeny.runs import checkpoint
+    from ontogeny.runs.files import write_json
     from ontogeny.stages.evaluate import evaluate
-    from ontogeny.stages.subject import checked_seed
+    from ontogeny.stages.spec import check_seed
 
-    saved = subject_of(run, agent, env, drive, checked_seed(seed, "evaluate"))
-    if saved.subject.agent.learning and not online:
+    saved = subject_of(run, agent, env, drive, check_seed(seed, "evaluate"))
+    if saved.assembly.agent.learning and not online:
         note("this agent learns by weights, which are frozen here; --online lets them learn")
     with progress("evaluating") as update, naming(saved):
-        length = saved.subject.env.spec.num_steps
+        length = saved.assembly.env.spec.num_steps
         found = evaluate(
-            *saved.subject,
+            *saved.assembly,
             saved.genome if saved.state is None else saved.state,
             num_tasks=tasks,
             seed=seed,
-            case="online" if online else "offline",
+            mode="online" if online else "frozen",
             reset_each_episode=reset_each_episode,
             on_progress=lambda done, total: update(done * length, total * length, f"{done:,} of {total:,} tasks"),
         )
     record = as_record(saved, found, seed)
     if out is not None:
-        checkpoint.write_json(out, record)
+        write_json(out, record)
     if as_json:
         typer.echo(json.dumps(record))
     else:
@@ -113,12 +113,12 @@ def deploy(
     can_be_made(save)
     prepare(device)
     from ontogeny import trees
-    from ontogeny.stages import saved as folders
     from ontogeny.stages.deploy import deploy
-    from ontogeny.stages.subject import checked_seed, room
+    from ontogeny.stages.saved_agent import initial_state, read_saved_agent, save_deployment
+    from ontogeny.stages.spec import check_seed, parse_plugin_choice
 
-    agent = folders.read(run, env=room(env) if env else None)
-    before = trees.digest(folders.init(agent, checked_seed(seed, "deploy"))[1].weights)
+    agent = read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
+    before = trees.digest(initial_state(agent, check_seed(seed, "deploy"))[1].weights)
     step = None
     with naming(agent):
         for step in deploy(agent, online=online, seed=seed, num_steps=steps):
@@ -133,19 +133,19 @@ def deploy(
     same = "the weights are the same" if after == before else "the weights have changed"
     typer.echo(f"{same}: weights digest {before[:16]} at the start, {after[:16]} at the end")
     if save is not None:
-        about = {"case": "online" if online else "offline", "steps": step.number}
-        typer.echo(f"saved in {folders.write(save, agent.spec, step.state, about)}")
+        mode = "online" if online else "frozen"
+        typer.echo(f"saved in {save_deployment(save, agent.spec, step.state, mode=mode, num_steps=step.number)}")
 
 
-def as_record(saved: "Saved", found: "Evaluation", seed: int) -> dict[str, Any]:
-    from ontogeny.stages.subject import complete, to_json
+def as_record(saved: "SavedAgent", found: "AgentEvaluation", seed: int) -> dict[str, Any]:
+    from ontogeny.stages.spec import complete_spec, spec_to_json
 
-    spec = to_json(complete(saved.spec))
+    spec = spec_to_json(complete_spec(saved.spec))
     return {
         "agent": spec["agent"],
         "env": spec["env"],
         "drives": spec["drives"],
-        "case": found.case,
+        "mode": found.mode,
         "seed": seed,
         "tasks": found.num_tasks,
         "mean": found.mean,
@@ -173,7 +173,7 @@ def print_evaluation(record: dict[str, Any]) -> None:
     for name, value in (
         ("agent", room_text(record["agent"])),
         ("env", room_text(record["env"])),
-        ("case", record["case"]),
+        ("mode", record["mode"]),
         ("score", f"{short(record['mean'])} ± {short(record['se'])} (standard error)"),
         ("95 % interval", f"{short(low)} to {short(high)}"),
         ("tasks", f"{record['tasks']:,} unseen, seed {record['seed']}"),

@@ -14,7 +14,8 @@ import numpy as np
 
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import Tokenizer, in_pieces
-from ontogeny.runs import checkpoint
+from ontogeny.runs.files import read_json, write_json
+from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
 FILE = "corpus.json"
 PARTS = ("training", "held_out")
@@ -126,7 +127,7 @@ def divide(sources: Sequence[Source], split: str, share: float, seed: int) -> di
 def write(folder: Path, parts: dict[str, list[Passage]], tokenizer: Tokenizer, block: int) -> Corpus:
     """Tokenizes the passages into `folder`; a part of fewer tokens than one block of `block` raises `BadInput`."""
     kind = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
-    about: dict[str, Any] = {"format": checkpoint.FORMAT, "dtype": np.dtype(kind).name, "tokens": {}, "bytes": {}}
+    about: dict[str, Any] = {"format": FORMATS[JSON_REPORT], "dtype": np.dtype(kind).name, "tokens": {}, "bytes": {}}
     for part, passages in parts.items():
         tokens = length = 0
         with (folder / f"{part}.tokens").open("wb") as file:
@@ -146,13 +147,13 @@ def write(folder: Path, parts: dict[str, list[Passage]], tokenizer: Tokenizer, b
                 "give more text, or a smaller --context"
             )
         about["tokens"][part], about["bytes"][part] = tokens, length
-    checkpoint.write_json(folder / FILE, about)
+    write_json(folder / FILE, about)
     return load(folder)
 
 
 def load(folder: Path) -> Corpus:
     """The corpus of a run, mapped into memory; absent or damaged raises `BadInput`."""
-    about = checkpoint.read_json(folder / FILE)
+    about = read_json(folder / FILE)
     found = []
     for part in PARTS:
         path = folder / f"{part}.tokens"

@@ -20,7 +20,7 @@ from ontogeny.content.transformer import Block, Config, Linear, Norm, Transforme
 from ontogeny.errors import BadInput
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.tokenizer import Tokenizer
-from ontogeny.runs import checkpoint
+from ontogeny.runs.files import sync_folder, write_bytes
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FEEDS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "exact_gelu", "relu": "relu"}
@@ -98,22 +98,22 @@ def write(folder: Path, config: Config, weights: Transformer, tokenizer: Tokeniz
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        checkpoint.write_bytes(
+        write_bytes(
             temporary / CONFIG, (json.dumps(_as_config(config, tokenizer), indent=2) + "\n").encode()
         )
         arrays = {name: np.require(array, np.float32, "C") for name, array in _to_arrays(weights).items()}
-        checkpoint.write_bytes(temporary / WEIGHTS, encode(arrays, metadata={"format": "pt"}))
-        checkpoint.write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
+        write_bytes(temporary / WEIGHTS, encode(arrays, metadata={"format": "pt"}))
+        write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
         about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context}
         if tokenizer.end is not None:
             about |= {"eos_token": tokenizers.END, "bos_token": tokenizers.END}
-        checkpoint.write_bytes(temporary / "tokenizer_config.json", (json.dumps(about, indent=2) + "\n").encode())
+        write_bytes(temporary / "tokenizer_config.json", (json.dumps(about, indent=2) + "\n").encode())
         os.rename(temporary, folder)
     except OSError as error:
         raise BadInput(f"the folder '{folder}' cannot be made: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    checkpoint.sync_folder(folder.parent)
+    sync_folder(folder.parent)
     return folder
 
 

@@ -17,6 +17,7 @@ from ontogeny.lm import hugging_face
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.runs import checkpoint
+from ontogeny.runs.files import read_json
 
 SPEC, WEIGHTS, KIND = "spec.json", "weights", "language"
 
@@ -66,7 +67,7 @@ def template(config: Config) -> Transformer:
 
 def read_spec(folder: Path) -> dict[str, Any]:
     """What a run of ours was made with, as it stands in its `spec.json`."""
-    content = checkpoint.read_json(folder / SPEC)
+    content = read_json(folder / SPEC)
     if content.get("kind") != KIND or not isinstance(content.get("run"), dict):
         raise BadInput(f"'{folder / SPEC}' is damaged: it is not of a language model")
     return content

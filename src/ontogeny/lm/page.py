@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from ontogeny.lm import corpus, train
 from ontogeny.lm import model as models
-from ontogeny.runs import checkpoint
+from ontogeny.runs.files import read_json, write_bytes
 
 PAGE = "report.html"
 POINTS = 300  # of a line: more cannot be seen
@@ -37,13 +37,13 @@ svg { width: 100%; height: auto; } p { color: var(--muted); } td { overflow-wrap
 def write(folder: Path | str) -> Path:
     """Writes `report.html` into the folder of a run and returns its path; bad records raise `BadInput`."""
     folder = Path(folder)
-    checkpoint.write_bytes(folder / PAGE, render(folder).encode())
+    write_bytes(folder / PAGE, render(folder).encode())
     return folder / PAGE
 
 
 def render(folder: Path) -> str:
     """The whole page as text."""
-    spec, texts = models.read_spec(folder), checkpoint.read_json(folder / corpus.FILE)
+    spec, texts = models.read_spec(folder), read_json(folder / corpus.FILE)
     records = train.read_records(folder)
     trained = [(r["step"], r["loss"]) for r in records if r.get("loss") is not None]
     held_out = [(r["step"], r["held_out"]) for r in records if r.get("held_out") is not None]

@@ -28,7 +28,10 @@ from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.corpus import Corpus
 from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.runs import checkpoint
-from ontogeny.runs.lock import locked
+from ontogeny.runs.files import sync_folder, write_bytes, write_json
+from ontogeny.runs.folder import library_versions
+from ontogeny.runs.formats import FORMATS, JSON_REPORT
+from ontogeny.runs.folder import locked
 from ontogeny.types import Weights
 
 RECORDS, TIMING = "records.jsonl", "timing.jsonl"
@@ -97,7 +100,7 @@ def train(
         _refuse_foreign(out, asked)
     else:
         _make_folder(plan, sources, asked, out)
-    with locked(out, "training"):
+    with locked(out):
         _refuse_foreign(out, asked)
         _run(out, plan, on_progress, every)
     return out
@@ -159,22 +162,22 @@ def _make_folder(plan: TrainConfig, sources: Sequence[corpus.Source], asked: dic
         per_step = config.context * (plan.batch or 1) * plan.accumulate
         numbers = trees.size(models.template(config))
         steps = plan.steps or sizes.steps(numbers, len(made.training), per_step)
-        checkpoint.write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
+        write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
         spec = {
-            "format": checkpoint.FORMAT,
+            "format": FORMATS[JSON_REPORT],
             "kind": models.KIND,
             "run": asked,
             "config": config._asdict(),
             "recipe": _recipe(plan, steps)._asdict(),
             "numbers": numbers,
         }
-        checkpoint.write_json(temporary / models.SPEC, spec)
+        write_json(temporary / models.SPEC, spec)
         os.rename(temporary, out)
     except OSError as error:
         raise BadInput(f"the folder '{out}' cannot be made: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    checkpoint.sync_folder(out.parent)
+    sync_folder(out.parent)
 
 
 def _remove_left_behind(out: Path) -> None:
@@ -205,9 +208,9 @@ def _run(out: Path, plan: TrainConfig, on_progress: Callable[[Moment], None] | N
     texts = corpus.load(out)
     weights = jax.jit(optimization.born, static_argnums=(1, 2))(jax.random.key(plan.seed), config, how)
     shards, done = optimization.shards(how), 0
-    versions = checkpoint.versions() | {"shards": shards}
+    versions = library_versions() | {"shards": shards}
     if checkpoint.exists(out, "checkpoint"):
-        found = checkpoint.about(out, "checkpoint")
+        found = checkpoint.read_metadata(out, "checkpoint")
         _same_versions(found.get("versions"), versions, out)
         weights, done = checkpoint.load(out, "checkpoint", weights), found["step"]
     weights = optimization.placed(weights, shards)
@@ -246,7 +249,7 @@ def _run(out: Path, plan: TrainConfig, on_progress: Callable[[Moment], None] | N
     if not trees.is_finite(weights.content):
         raise BadInput(f"the training in '{out}' went astray: its weights are not finite; try a lower --learning-rate")
     about = {"step": done, "tokens": done * per_step, "held_out": held_out, "versions": versions}
-    checkpoint.save(out, models.WEIGHTS, weights.content, about, once=True)
+    checkpoint.save(out, models.WEIGHTS, weights.content, about, write_once=True)
 
 
 def _held_out(config: Config, how: OptimizerConfig, weights: Weights, texts: Corpus, shards: int) -> float:
@@ -275,7 +278,7 @@ def _kept(path: Path, done: int) -> list[dict[str, Any]]:
                 kept.append(found)
     data = "".join(json.dumps(line) + "\n" for line in kept).encode()
     if data != path.read_bytes():
-        checkpoint.write_bytes(path, data)
+        write_bytes(path, data)
     return kept
 
 

@@ -1,135 +1,94 @@
-"""Pytrees on disk: safetensors for the numbers, JSON for what they are. Never pickle, never half.
+"""Pytrees on disk: safetensors for the arrays, JSON for their description. Never pickle, never half written.
 
-A saved tree is two files. The numbers are written first, the JSON file that names them is replaced last, in one step,
-and is what counts: before it the old tree is there, after it the new one. So that this holds, a tree that is saved
-again and again has numbers in files named by their digest; one that is saved once and for all need not.
-Knows nothing of agents, runs or stages.
+A saved tree is two files. The arrays are written first; the JSON file that names them is replaced last, in one step,
+and decides: before it the old tree is there, after it the new one. To this end the arrays of a tree that is saved again
+and again lie in files named by their digest; a tree that is saved once needs no digest in its file name.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
-from ontogeny import __version__, trees
+from ontogeny import trees
 from ontogeny.errors import BadInput
+from ontogeny.runs.files import read_json, write_bytes, write_json
+from ontogeny.runs.formats import CHECKPOINT, FORMATS, check_format
 from ontogeny.types import PyTree
 
-FORMAT = 1
+SUMMARY_KEYS = ("file", "file_sha256", "digest", "num_parameters")
 
 
-def versions() -> dict[str, Any]:
-    """What else must be equal for a run to end in the same bits."""
-    return {
-        "ontogeny": __version__,
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax", "evosax")},
-        "platform": jax.default_backend(),
-        "devices": jax.local_device_count(),
-    }
+def save(folder: Path, name: str, tree: PyTree, metadata: Mapping[str, Any], *, write_once: bool = False) -> str:
+    """Save a tree as `name.json` and the safetensors file that it names.
 
+    Files of older trees, and files that a killed process left behind, are removed once the new tree counts.
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, and has it on the disk before returning."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    Args:
+        metadata: Plain JSON values that `read_metadata` returns.
+        write_once: Whether no other tree is ever saved under this name; its arrays are then in `name.safetensors`.
 
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file of ours; absent, damaged or of a later format raises `BadInput`."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"'{path}' is damaged: it is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"'{path}' is damaged: it holds no table of keys")
-    if content.get("format") != FORMAT:
-        raise BadInput(f"'{path}' has format {content.get('format')!r}, this version reads format {FORMAT}")
-    return content
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder durable, where the system can open folders."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def save(folder: Path, name: str, tree: PyTree, about: Mapping[str, Any], *, once: bool = False) -> str:
-    """Saves a tree as `name.json` and the safetensors file that it names; returns the tree's digest.
-
-    `once` says that no other tree is ever saved under this name: its numbers are then in `name.safetensors`.
-    Files of older trees, and what a killed run left behind, are removed after the new one counts.
+    Returns:
+        The digest of the tree.
     """
     digest = trees.digest(tree)
     arrays = {key: np.require(array, requirements="C") for key, array in trees.to_arrays(tree).items()}
     data = encode(arrays)
-    file = f"{name}.safetensors" if once else f"{name}-{digest[:16]}.safetensors"
+    file = f"{name}.safetensors" if write_once else f"{name}-{digest[:16]}.safetensors"
     write_bytes(folder / file, data)
     content = {
-        "format": FORMAT,
+        "format": FORMATS[CHECKPOINT],
         "file": file,
         "file_sha256": hashlib.sha256(data).hexdigest(),
         "digest": digest,
-        "numbers": trees.size(tree),
-        "about": dict(about),
+        "num_parameters": trees.size(tree),
+        "metadata": dict(metadata),
     }
-    write_json(folder / f"{name}.json", content | {"sha256": _own_digest(content)})
-    for other in [*folder.glob(f"{name}-*.safetensors"), *folder.glob(f".{name}*.tmp")]:
-        if other.name != file:
-            other.unlink(missing_ok=True)
+    write_json(folder / f"{name}.json", content | {"sha256": _sha256(content)})
+    for path in [*folder.glob(f"{name}-*.safetensors"), *folder.glob(f".{name}*.tmp")]:
+        if path.name != file:
+            path.unlink(missing_ok=True)
     return digest
 
 
 def exists(folder: Path, name: str) -> bool:
-    """Whether a tree of that name was ever saved there; it may still be damaged."""
+    """Whether a tree of that name was ever saved in a folder; it may be damaged."""
     return (folder / f"{name}.json").exists()
 
 
-def about(folder: Path, name: str) -> dict[str, Any]:
-    """What was said of a saved tree, and its `digest`, `numbers` (how many), `file`; the numbers are not read."""
+def read_metadata(folder: Path, name: str) -> dict[str, Any]:
+    """The metadata of a saved tree with its `digest`, `num_parameters`, `file` and `file_sha256`; reads no arrays.
+
+    Raises:
+        BadInput: The JSON file is absent, damaged or of another format.
+    """
     path = folder / f"{name}.json"
     content = read_json(path)
-    if content.pop("sha256", None) != _own_digest(content):
+    check_format(path, CHECKPOINT, content.get("format"))
+    if content.pop("sha256", None) != _sha256(content):
         raise BadInput(f"'{path}' is damaged: its digest is not the one that it names")
     try:
-        return content["about"] | {key: content[key] for key in ("file", "file_sha256", "digest", "numbers")}
+        return content["metadata"] | {key: content[key] for key in SUMMARY_KEYS}
     except KeyError as error:
         raise BadInput(f"'{path}' is damaged: it lacks the key {error}") from None
 
 
 def load(folder: Path, name: str, template: PyTree) -> PyTree:
-    """The saved tree, of the template's structure; absent, damaged or of other shapes raises `BadInput`."""
-    content = about(folder, name)
+    """A saved tree.
+
+    Args:
+        template: A tree of the same structure, shapes and types.
+
+    Raises:
+        BadInput: The tree is absent or damaged, or does not fit the template.
+    """
+    content = read_metadata(folder, name)
     path = folder / content["file"]
     try:
         data = path.read_bytes()
@@ -144,9 +103,9 @@ def load(folder: Path, name: str, template: PyTree) -> PyTree:
     except BadInput as error:
         raise BadInput(f"'{path}' does not fit this agent: {error}") from None
     if trees.digest(tree) != content["digest"]:
-        raise BadInput(f"'{path}' is damaged: the tree in it has not the digest in '{name}.json'")
+        raise BadInput(f"'{path}' is damaged: the tree in it does not have the digest in '{name}.json'")
     return tree
 
 
-def _own_digest(content: Mapping[str, Any]) -> str:
+def _sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ MESA_STUDY = "mesa study"
 SESSION_STATE = "session state"
 BRANCH_STATE = "branch state"
 SERVER_DATABASE = "server database"
+CHECKPOINT = "checkpoint"
 JSON_REPORT = "JSON report"
 
 FORMATS = {
@@ -29,6 +30,7 @@ FORMATS = {
     SESSION_STATE: 2,
     BRANCH_STATE: 2,
     SERVER_DATABASE: 3,
+    CHECKPOINT: 2,  # a pytree: genome, weights or state
     JSON_REPORT: 2,  # what `--out` and `--json` of evaluate and audit write
 }
 LAST_READER = "e4ec9bd"  # the last commit that reads formats below these

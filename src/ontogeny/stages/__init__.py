@@ -1,6 +1,6 @@
-"""The stages of a life, kept apart by code: training, evaluation, deployment; and what is saved between them.
+"""The stages of an agent, separated by code: training, evaluation and deployment, and what is saved between them.
 
-Imports inside go one way: `subject` (what a run is about), `lock` (one process at a time) and `checkpoint` (trees on
-disk) know no other room of the lifecycle but `trial` (a first look at somebody's own files), which `subject` calls;
-`saved` (an agent on disk) knows these, and the stages know all four and not each other.
+`spec` (a run as data), `first_check` (of the user's files) and `assembly` (from a spec to an agent) come first;
+`saved_agent` (an agent on disk) uses these; `train`, `evaluate`, `deploy` and `session` use all four and not each
+other. `run_kinds` registers the folders of this package.
 """

@@ -1,55 +1,81 @@
-"""Evaluation: what an agent scores on tasks that its development cannot have drawn, with intervals.
+"""Evaluation: an agent's scores on tasks that its development cannot have drawn, with confidence intervals.
 
-Tasks come from the stream "evaluation", so no training life can be one of them; the same seed gives the same tasks to
-every agent, so that agents can be compared task by task. Offline (Case 2) is the default and never calls `learn`;
-online (Case 1) must be asked for. Nothing here changes or saves an agent.
+Tasks belong to the stage `evaluation`, so no training lifetime can be one of them. The same seed gives the same tasks
+to every agent, so agents can be compared task by task. The mode `frozen` is the default and never calls `learn`.
+Letters for shapes: N tasks, T steps of a lifetime, B lifetimes of one compiled call, K points of a learning curve.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from ontogeny import plugins, rng
 from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.parallel import put_on_devices, shard_over_devices
 from ontogeny.rollouts import rollout, rollout_lifetime
-from ontogeny.stats import Z95, mean_and_standard_error
-from ontogeny.types import Agent, Environment, Genome, Key, State, Steering, Trajectory
+from ontogeny.stats import confidence_interval, mean_and_standard_error
+from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, Trajectory, Weights
 
-CASES = ("offline", "online")
-MOST_POINTS = 100  # of a learning curve
-BYTES_PER_DISPATCH = 64 * 2**20
-MOST_LIVES = 1024  # per device and dispatch
-
-
-class Curve(NamedTuple):
-    """Mean score within a life, by position in it; K points, each the mean over one or more units."""
-
-    unit: str  # "episode", or "step" where an episode is one step or a life holds fewer than two whole episodes
-    position: np.ndarray  # [K] the last unit of each point, counted from 1
-    mean: np.ndarray  # [K] score per unit
-    standard_error: np.ndarray  # [K]
+MODES = ("frozen", "online")
+MAX_CURVE_POINTS = 100
+BYTES_PER_CALL = 64 * 2**20
+MAX_LIFETIMES_PER_CALL = 1024  # per device
+OnEvaluationProgress = Callable[[int, int], None]
 
 
-class Evaluation(NamedTuple):
-    """Scores of N lives, each in a task of its own; float64."""
+class LearningCurve(NamedTuple):
+    """Mean score by position within a lifetime.
 
-    mean: float  # score of a whole life
+    Attributes:
+        unit: `episode`, or `step` where an episode is one step or a lifetime holds fewer than two whole episodes.
+        position: The last unit of each point, counted from 1, [K].
+        mean: Score per unit, [K]; a point is the mean over one or more units.
+        standard_error: Of `mean` over tasks, [K].
+    """
+
+    unit: str
+    position: np.ndarray
+    mean: np.ndarray
+    standard_error: np.ndarray
+
+
+class AgentEvaluation(NamedTuple):
+    """Scores of N lifetimes, each in its own task.
+
+    Attributes:
+        mean: Score of a lifetime.
+        standard_error: Of `mean` over tasks.
+        interval: The normal 95 % interval of `mean`.
+        totals: Score by task, [N] float64; the same tasks in the same order for every agent.
+        mode: `frozen` or `online`.
+        env_steps: Steps of all lifetimes together.
+        seconds: Wall time, compilation included.
+    """
+
+    mean: float
     standard_error: float
-    interval: tuple[float, float]  # 95 %, normal
+    interval: tuple[float, float]
     num_tasks: int
-    totals: np.ndarray  # [N] by task, the same tasks in the same order for every agent
-    curve: Curve
-    case: str
+    totals: np.ndarray
+    curve: LearningCurve
+    mode: str
     env_steps: int
-    seconds: float  # wall time, compilation included
+    seconds: float
+
+
+class _Lifetimes(NamedTuple):
+    """What evaluation reads of B lifetimes."""
+
+    scores: Array  # [B, T]
+    first: Array  # [B, T]
+    has_same_weights: Array  # [B], whether the weights kept every bit
+    has_valid_actions: Array  # [B]
 
 
 def evaluate(
@@ -60,163 +86,204 @@ def evaluate(
     *,
     num_tasks: int,
     seed: int,
-    case: str = "offline",
+    mode: str = "frozen",
     reset_each_episode: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Lets an agent live one life in each of `num_tasks` unseen tasks: from birth, or on from a `State`.
+    on_progress: OnEvaluationProgress | None = None,
+) -> AgentEvaluation:
+    """Run one lifetime in each of `num_tasks` unseen tasks.
 
-    Raises `BadInput` for another case than "offline" or "online", and `ContractViolation` where weights changed offline.
+    Args:
+        genome_or_state: A genome, from which each lifetime begins, or a `State`, at which each lifetime continues.
+        num_tasks: At least 2.
+        seed: From 0 to 2**32 - 1; it draws the tasks.
+        mode: `frozen` or `online`.
+        reset_each_episode: Whether activations are reset where an episode begins.
+        on_progress: Receives the number of tasks done and of all tasks.
+
+    Raises:
+        BadInput: An argument is out of range, or the agent takes an action that the environment does not have.
+        ContractViolation: Weights changed in the mode `frozen`.
     """
-    learning = is_online(case)
+    learning = is_online(mode)
     if num_tasks < 2:
         raise BadInput(f"an evaluation needs at least 2 tasks for an interval, not {num_tasks}")
     if num_tasks > plugins.MOST:
         raise BadInput(f"an evaluation has at most {plugins.MOST} tasks, not {num_tasks}")
     started = time.perf_counter()
-    keys = task_keys(seed, num_tasks)
-    shards = jax.local_device_count()
-    chunk = _lives_per_dispatch(agent, env, steering, genome_or_state, num_tasks, shards)
     totals, points = [], []
-    placed = NamedSharding(_mesh(shards), P("num_lifetimes"))
-    for begin in range(0, num_tasks, chunk):
-        end = min(begin + chunk, num_tasks)
-        # The last dispatch is filled up with lives that are not counted: one shape, one compilation.
-        which = jnp.minimum(jnp.arange(begin, begin + chunk), num_tasks - 1)
-        found, begins, unchanged, possible = _lives(
-            jax.device_put(keys[which], placed), genome_or_state, agent, env, steering, learning, reset_each_episode
-        )
-        if not learning and not bool(jnp.all(unchanged)):
-            raise ContractViolation(
-                "the weights changed in a life without learning: this agent's `act` breaks the first law"
-            )
-        if not bool(jnp.all(possible)):
-            raise BadInput(
-                f"the agent took an action that its environment has not: there are 0 to {env.spec.num_actions - 1}"
-            )
-        if not np.isfinite(found).all():
-            raise BadInput(f"the environment '{env.spec.name}' gave a score that is not finite")
-        scores, first = np.asarray(found)[: end - begin], np.asarray(begins)[: end - begin]
+    run = partial(_run_lifetimes, agent=agent, env=env, steering=steering)
+    run = partial(run, learning=learning, reset_each_episode=reset_each_episode)
+    batch_size = _lifetimes_per_call(agent, env, steering, genome_or_state, num_tasks)
+    for keys, count in _key_batches(seed, num_tasks, batch_size):
+        lifetimes = run(keys, genome_or_state)
+        _check_lifetimes(lifetimes, env, learning)
+        scores, first = np.asarray(lifetimes.scores)[:count], np.asarray(lifetimes.first)[:count]
         totals.append(scores.sum(axis=1, dtype=np.float64))
-        points.append(by_position(scores, first, env.spec.horizon))
+        points.append(score_by_position(scores, first, env.spec.horizon))
         if on_progress is not None:
-            on_progress(end, num_tasks)
-    totals = np.concatenate(totals)
-    mean, error = mean_and_standard_error(totals)
+            on_progress(sum(map(len, totals)), num_tasks)
+    all_totals = np.concatenate(totals)
+    interval = confidence_interval(*map(float, mean_and_standard_error(all_totals)))
     unit, starts, lengths = curve_points(env.spec.num_steps, env.spec.horizon)
-    return Evaluation(
-        mean=float(mean),
-        standard_error=float(error),
-        interval=(float(mean - Z95 * error), float(mean + Z95 * error)),
+    return AgentEvaluation(
+        mean=interval.mean,
+        standard_error=interval.standard_error,
+        interval=(interval.low, interval.high),
         num_tasks=num_tasks,
-        totals=totals,
-        curve=Curve(unit, starts + lengths, *mean_and_standard_error(np.concatenate(points))),
-        case=case,
+        totals=all_totals,
+        curve=LearningCurve(unit, starts + lengths, *mean_and_standard_error(np.concatenate(points))),
+        mode=mode,
         env_steps=num_tasks * env.spec.num_steps,
         seconds=time.perf_counter() - started,
     )
 
 
-def replay(
+def record_lifetime(
     agent: Agent,
     env: Environment,
     steering: Steering,
     genome: Genome,
     seed: int,
-    case: str = "offline",
+    mode: str = "frozen",
     *,
     task: int = 0,
 ) -> Trajectory:
-    """The record of one life, [T] on every leaf: that in the task number `task` of an evaluation with this seed."""
+    """The trajectory of one lifetime of an evaluation, [T] on every leaf.
+
+    Args:
+        seed: Of the evaluation.
+        mode: `frozen` or `online`.
+        task: The number of the task in that evaluation, from 0.
+    """
     key = task_keys(seed, task + 1)[task]
-    return jax.device_get(_one_life(key, genome, agent, env, steering, is_online(case)))
+    return jax.device_get(_run_one_lifetime(key, genome, agent, env, steering, is_online(mode)))
 
 
 def task_keys(seed: int, num_tasks: int) -> Key:
-    """The keys of an evaluation's lives, [N]; more tasks begin with the same ones."""
+    """The keys of an evaluation's lifetimes, [N]; a larger number of tasks begins with the same keys."""
     return rng.sample_lifetime_keys(jax.random.key(seed), num_tasks, "evaluation")
 
 
-def is_online(case: str) -> bool:
-    """Whether `learn` is called; anything but the names of the two cases raises `BadInput`."""
-    if case not in CASES:
-        raise plugins.unknown("case", str(case), list(CASES))
-    return case == "online"
+def is_online(mode: str) -> bool:
+    """Whether `learn` is called in a mode; a name other than `frozen` and `online` raises `BadInput`."""
+    if mode not in MODES:
+        raise plugins.unknown("mode", mode, list(MODES))
+    return mode == "online"
 
 
 def curve_points(num_steps: int, horizon: int) -> tuple[str, np.ndarray, np.ndarray]:
-    """The unit of a life's curve, and where each of its K points starts and how many units it holds, [K].
+    """The points of a learning curve.
 
-    Only episodes that every life has whole are counted, floor(T / horizon) of them, so each point is over all lives.
+    Only episodes that every lifetime has whole are counted, `num_steps // horizon` of them, so each point is a mean
+    over all lifetimes.
+
+    Args:
+        num_steps: T.
+        horizon: The most steps of an episode.
+
+    Returns:
+        The unit, and the first unit and the number of units of each point, [K] each.
     """
-    episodes = num_steps // horizon
-    unit, units = ("episode", episodes) if horizon > 1 and episodes > 1 else ("step", num_steps)
-    num_points = min(units, MOST_POINTS)
-    starts = np.arange(num_points) * units // num_points
-    return unit, starts, np.diff(np.append(starts, units))
+    num_episodes = num_steps // horizon
+    unit, num_units = ("episode", num_episodes) if horizon > 1 and num_episodes > 1 else ("step", num_steps)
+    num_points = min(num_units, MAX_CURVE_POINTS)
+    starts = np.arange(num_points) * num_units // num_points
+    return unit, starts, np.diff(np.append(starts, num_units))
 
 
-def by_position(scores: np.ndarray, first: np.ndarray, horizon: int) -> np.ndarray:
-    """scores, first [N, T] -> each life's score per unit at each point of the curve, [N, K]."""
+def score_by_position(scores: np.ndarray, first: np.ndarray, horizon: int) -> np.ndarray:
+    """Score per unit at each point of the learning curve, [N, K].
+
+    Args:
+        scores: By step, [N, T].
+        first: Whether an episode begins at a step, [N, T].
+        horizon: The most steps of an episode.
+    """
     N, T = scores.shape
     unit, starts, lengths = curve_points(T, horizon)
     by_unit = scores.astype(np.float64)
     if unit == "episode":
-        units = T // horizon
-        episode = np.minimum(np.cumsum(first, axis=1) - 1, units) + np.arange(N)[:, None] * (units + 1)
-        sums = np.bincount(episode.ravel(), by_unit.ravel(), N * (units + 1))
-        by_unit = sums.reshape(N, units + 1)[:, :units]
+        num_units = T // horizon
+        episode = np.minimum(np.cumsum(first, axis=1) - 1, num_units) + np.arange(N)[:, None] * (num_units + 1)
+        sums = np.bincount(episode.ravel(), by_unit.ravel(), N * (num_units + 1))
+        by_unit = sums.reshape(N, num_units + 1)[:, :num_units]
     return np.add.reduceat(by_unit, starts, axis=1) / lengths
 
 
-def _lived(
-    key: Key, subject: Genome | State, agent: Agent, env: Environment, steering: Steering, learning: bool, **how
-):
-    """One life -> (the weights it began with, state at its end, record)."""
-    if isinstance(subject, State):
-        before = subject.weights
-        after, trajectory = rollout(key, agent, env, steering, subject, env.spec.num_steps, learning, **how)
+def _key_batches(seed: int, num_tasks: int, batch_size: int) -> Iterator[tuple[Key, int]]:
+    """Keys of the lifetimes of each compiled call, [B], and how many of them count.
+
+    The last call is filled up with lifetimes that do not count, so one program serves all calls.
+    """
+    keys = task_keys(seed, num_tasks)
+    for begin in range(0, num_tasks, batch_size):
+        indices = jnp.minimum(jnp.arange(begin, begin + batch_size), num_tasks - 1)
+        yield put_on_devices(keys[indices], 0), min(batch_size, num_tasks - begin)
+
+
+def _check_lifetimes(lifetimes: _Lifetimes, env: Environment, learning: bool) -> None:
+    """Raise an error where lifetimes break the contract or hold scores that are not finite."""
+    if not learning and not bool(jnp.all(lifetimes.has_same_weights)):
+        raise ContractViolation("the weights changed in a lifetime without learning: `act` may change activations only")
+    if not bool(jnp.all(lifetimes.has_valid_actions)):
+        raise BadInput(
+            f"the agent took an action that its environment does not have: there are 0 to {env.spec.num_actions - 1}"
+        )
+    if not np.isfinite(lifetimes.scores).all():
+        raise BadInput(f"the environment '{env.spec.name}' gave a score that is not finite")
+
+
+def _run_lifetime(
+    key: Key,
+    genome_or_state: Genome | State,
+    agent: Agent,
+    env: Environment,
+    steering: Steering,
+    learning: bool,
+    **options: Any,
+) -> tuple[Weights, State, Trajectory]:
+    """The weights with which a lifetime begins, the state at its end, and its trajectory."""
+    if isinstance(genome_or_state, State):
+        before = genome_or_state.weights
+        num_steps = env.spec.num_steps
+        after, trajectory = rollout(key, agent, env, steering, genome_or_state, num_steps, learning, **options)
     else:
-        before = agent.init(rng.split_lifetime_key(key).init, subject).weights  # the birth of `whole_life`
-        after, trajectory = rollout_lifetime(key, agent, env, steering, subject, learning, **how)
+        before = agent.init(rng.split_lifetime_key(key).init, genome_or_state).weights  # as in `rollout_lifetime`
+        after, trajectory = rollout_lifetime(key, agent, env, steering, genome_or_state, learning, **options)
     return before, after, trajectory
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering", "learning", "reset_each_episode"))
-def _lives(
+def _run_lifetimes(
     keys: Key,
-    subject: Genome | State,
+    genome_or_state: Genome | State,
     agent: Agent,
     env: Environment,
     steering: Steering,
     learning: bool,
     reset_each_episode: bool,
-) -> tuple[Array, Array, Array, Array]:
-    """keys [B] -> scores [B, T], first [B, T], whether the weights kept every bit [B], whether all actions are among
-    those that there are [B]; B split over the devices.
-    """
+) -> _Lifetimes:
+    """One lifetime for each of the keys [B], split over the devices."""
 
-    def one(key: Key, subject: Genome | State) -> tuple[Array, Array, Array, Array]:
-        before, after, trajectory = _lived(
-            key, subject, agent, env, steering, learning, reset_each_episode=reset_each_episode
+    def run(key: Key, genome_or_state: Genome | State) -> _Lifetimes:
+        before, after, trajectory = _run_lifetime(
+            key, genome_or_state, agent, env, steering, learning, reset_each_episode=reset_each_episode
         )
-        possible = jnp.all((trajectory.action >= 0) & (trajectory.action < env.spec.num_actions))
-        return jax.vmap(env.score)(trajectory.outcome), trajectory.first, _same_bits(before, after.weights), possible
+        is_valid = jnp.all((trajectory.action >= 0) & (trajectory.action < env.spec.num_actions))
+        scores = jax.vmap(env.score)(trajectory.outcome)
+        return _Lifetimes(scores, trajectory.first, _has_same_bits(before, after.weights), is_valid)
 
-    many = jax.vmap(one, in_axes=(0, None))
-    mesh = _mesh(jax.local_device_count())
-    split, whole = P("num_lifetimes"), P()
-    return jax.shard_map(many, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)(keys, subject)
+    return shard_over_devices(jax.vmap(run, in_axes=(0, None)), (0, None))(keys, genome_or_state)
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering", "learning"))
-def _one_life(
+def _run_one_lifetime(
     key: Key, genome: Genome, agent: Agent, env: Environment, steering: Steering, learning: bool
 ) -> Trajectory:
-    return _lived(key, genome, agent, env, steering, learning)[2]
+    return _run_lifetime(key, genome, agent, env, steering, learning)[2]
 
 
-def _same_bits(one, other) -> Array:
+def _has_same_bits(first: PyTree, second: PyTree) -> Array:
     """Whether two trees of the same structure agree in every bit, [] bool, inside jit."""
 
     def bits(leaf: Array) -> Array:
@@ -227,23 +294,21 @@ def _same_bits(one, other) -> Array:
             return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
         return leaf
 
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return jnp.all(jnp.stack([jnp.bool_(True), *(jnp.all(bits(a) == bits(b)) for a, b in pairs)]))
 
 
-def _mesh(shards: int) -> Mesh:
-    return Mesh(np.array(jax.local_devices()[:shards]), ("num_lifetimes",))
-
-
-def _lives_per_dispatch(agent, env, steering, subject, num_tasks: int, shards: int) -> int:
-    """How many lives fit comfortably into memory at once; a multiple of the number of devices."""
-    key = task_keys(0, 1)[0]
-    before, after, trajectory = jax.eval_shape(lambda: _lived(key, subject, agent, env, steering, False))
+def _lifetimes_per_call(
+    agent: Agent, env: Environment, steering: Steering, genome_or_state: Genome | State, num_tasks: int
+) -> int:
+    """How many lifetimes fit comfortably into memory at once; a multiple of the number of devices."""
+    key, num_devices = task_keys(0, 1)[0], jax.local_device_count()
+    before, after, trajectory = jax.eval_shape(lambda: _run_lifetime(key, genome_or_state, agent, env, steering, False))
     env_state, _ = jax.eval_shape(env.reset, key)
-    carried = sum(_bytes(tree) for tree in (before, after, env_state, trajectory.outcome))
-    fitting = max(1, min(BYTES_PER_DISPATCH // max(carried, 1) // shards, MOST_LIVES, -(-num_tasks // shards)))
-    return fitting * shards
+    num_bytes = sum(_num_bytes(tree) for tree in (before, after, env_state, trajectory.outcome))
+    fitting = BYTES_PER_CALL // max(num_bytes, 1) // num_devices
+    return max(1, min(fitting, MAX_LIFETIMES_PER_CALL, -(-num_tasks // num_devices))) * num_devices
 
 
-def _bytes(tree) -> int:
+def _num_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,15 +1,11 @@
-"""Training: develops a genome from a spec, in a folder from which a killed run goes on.
+"""Training: the development of a genome from a spec, in a folder from which a killed run resumes.
 
-A run is determined by its spec and seed: `records.jsonl` (one line per generation) and the genome have the same bytes
-however often the run was killed and resumed. What the machine's mood decides, wall time, is in `timing.jsonl`.
-The folder holds `spec.json`, the two, `checkpoint.*`, and from its end on `genome.*`: then it is finished.
+Spec and seed determine a run: `records.jsonl` (one record per generation) and the genome have the same bytes however
+often the run was killed and resumed. Wall times are in `timing.jsonl`. The folder holds `spec.json`, these two,
+`checkpoint.*`, and from the end of the run on `genome.*`.
 """
 
-import contextlib
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,164 +16,96 @@ import numpy as np
 
 from ontogeny import plugins, trees
 from ontogeny.errors import BadInput
-from ontogeny.runs import checkpoint
-from ontogeny.runs.lock import locked
-from ontogeny.stages.saved import fingerprint, is_left_behind, read_spec, write_spec
-from ontogeny.stages.subject import RunSpec, assemble, complete, develop, own_files
+from ontogeny.runs import formats
+from ontogeny.runs.folder import claim
+from ontogeny.runs.recorder import RunRecorder
+from ontogeny.runs.records import Record
+from ontogeny.stages.assembly import assemble, build_development
+from ontogeny.stages.saved_agent import GENOME, portable_spec
+from ontogeny.stages.spec import RunSpec, complete_spec, user_files
 from ontogeny.types import Development
 
-RECORDS = "records.jsonl"
-TIMING = "timing.jsonl"
-Progress = Callable[[int, int, dict[str, Any]], None]
+OnTrainingProgress = Callable[[int, int, Record], None]
 
 
-def train(spec: RunSpec, out: Path | str, *, on_progress: Progress | None = None, every: float = 5.0) -> Path:
-    """Runs a spec to its end in the folder `out` and returns it.
+def train(
+    spec: RunSpec,
+    out: Path | str,
+    *,
+    on_progress: OnTrainingProgress | None = None,
+    checkpoint_interval: float = 5.0,
+) -> Path:
+    """Run a spec to its end.
 
-    An unfinished run of the same spec is resumed; a finished one, another spec's, and a folder that holds something
-    else raise `BadInput` and stay as they are. `every`: seconds between checkpoints, 0 for one after each dispatch.
-    `on_progress(generations done, generations in all, last record)` is called after each dispatch.
+    An unfinished run of the same spec is resumed.
+
+    Args:
+        out: The folder of the run; it is created where it is absent.
+        on_progress: Receives the number of generations done and of all generations, and the last record, after each
+            compiled call.
+        checkpoint_interval: Seconds between checkpoints, at least 0; 0 saves one after each compiled call.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadInput: The spec is faulty, or the folder holds a finished run, another run or anything else; such a folder
+            stays untouched.
     """
-    if not every >= 0:
-        raise BadInput(f"the seconds between checkpoints must be at least 0, not {every}")
+    if not checkpoint_interval >= 0:
+        raise BadInput(f"the seconds between checkpoints must be at least 0, not {checkpoint_interval}")
     out = Path(out)
-    subject = assemble(spec)
-    development = develop(spec, subject)
-    spec = complete(spec)
-    own = [str(path) for _, path in own_files(spec)]
-    with _claimed(out, spec), plugins.blaming(own, "training fails", only_theirs=True):
-        _run(spec, development, out, on_progress, every)
+    development = build_development(spec, assemble(spec))
+    completed, files = portable_spec(complete_spec(spec))
+    names = [str(path) for _, path in user_files(spec)]
+    with (
+        claim(out, formats.AGENT_RUN, completed, files=files, final=f"{GENOME}.json"),
+        plugins.blaming(names, "training fails", only_theirs=True),
+        RunRecorder(out, checkpoint_interval) as recorder,
+    ):
+        _run(spec.seed, development, recorder, on_progress)
     return out
 
 
-def _run(spec: RunSpec, development: Development, out: Path, on_progress: Progress | None, every: float) -> None:
-    total = development.num_dispatches * development.generations
-    state = development.init(jax.random.key(spec.seed))
-    dispatch, hashed, position = 0, hashlib.sha256(), 0
-    if checkpoint.exists(out, "checkpoint"):
-        found = checkpoint.about(out, "checkpoint")
-        _same_versions(found.get("versions"), out)
-        state = checkpoint.load(out, "checkpoint", state)
-        dispatch, position = found["dispatch"], found["records_bytes"]
-        hashed = _checked_prefix(out / RECORDS, position, found["records_sha256"])
-
-    def about() -> dict[str, Any]:
-        return {
-            "dispatch": dispatch,
-            "generation": dispatch * development.generations,
-            "env_steps": dispatch * development.generations * development.num_steps,
-            "records_bytes": position,
-            "records_sha256": hashed.hexdigest(),
-            "versions": checkpoint.versions(),
-        }
-
-    record: dict[str, Any] = {}
-    _keep_timing(out / TIMING, dispatch)
-    with (out / RECORDS).open("ab") as records, (out / TIMING).open("a", encoding="utf-8") as timing:
-        records.truncate(position)
-        saved = time.perf_counter()
-        while dispatch < development.num_dispatches:
-            started = time.perf_counter()
-            state, info = development.step(state)
-            for record in _records(jax.device_get(info), dispatch, development):
-                line = (json.dumps(record, allow_nan=False) + "\n").encode()
-                records.write(line)
-                hashed.update(line)
-                position += len(line)
-            dispatch += 1
-            now = time.perf_counter()
-            timing.write(json.dumps({"dispatch": dispatch, "seconds": round(now - started, 6)}) + "\n")
-            if now - saved >= every or dispatch == development.num_dispatches:
-                records.flush()
-                timing.flush()
-                # A checkpoint counts on the lines it speaks of: they are on the disk before it is.
-                os.fsync(records.fileno())
-                checkpoint.save(out, "checkpoint", state, about())
-                saved = time.perf_counter()
-            if on_progress is not None:
-                on_progress(dispatch * development.generations, total, record)
+def _run(seed: int, development: Development, recorder: RunRecorder, on_progress: OnTrainingProgress | None) -> None:
+    num_calls, generations = development.num_dispatches, development.generations
+    state, num_done = development.init(jax.random.key(seed)), 0
+    resumed = recorder.resume(state)
+    if resumed is not None:
+        state, num_done = resumed[0], resumed[1]["generation"] // generations
+    record: Record = {}
+    for call in range(num_done + 1, num_calls + 1):
+        started = time.perf_counter()
+        state, info = development.step(state)
+        for record in _records(jax.device_get(info), (call - 1) * generations, development):
+            recorder.append([record])
+        recorder.append_timing({"compiled_call": call, "seconds": round(time.perf_counter() - started, 6)})
+        recorder.save(state, _progress(call, development), is_last=call == num_calls)
+        if on_progress is not None:
+            on_progress(call * generations, num_calls * generations, record)
     genome = development.genome(state)
     if not trees.is_finite(genome):
-        raise BadInput(f"the development in '{out}' went astray: its genome holds numbers that are not finite")
-    checkpoint.save(out, "genome", genome, about(), once=True)
+        raise BadInput("the development diverged: its genome holds numbers that are not finite")
+    recorder.finish(GENOME, genome, _progress(num_calls, development))
 
 
-def _records(info: dict[str, Any], dispatch: int, development: Development) -> Iterator[dict[str, Any]]:
-    for g in range(development.generations):
-        generation = dispatch * development.generations + g + 1
-        values = {name: _plain(np.asarray(value)[g]) for name, value in info.items()}
+def _progress(num_calls: int, development: Development) -> dict[str, int]:
+    generation = num_calls * development.generations
+    return {"generation": generation, "env_steps": generation * development.num_steps}
+
+
+def _records(info: dict[str, Any], num_done: int, development: Development) -> Iterator[Record]:
+    """One record for each generation of a compiled call."""
+    for index in range(development.generations):
+        generation = num_done + index + 1
+        values = {name: _plain(np.asarray(value)[index]) for name, value in info.items()}
         yield {"generation": generation, "env_steps": generation * development.num_steps} | values
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as JSON knows them: what is not finite becomes null."""
-    if isinstance(value, (np.ndarray, np.generic)):
+    """Arrays as lists and numbers; a number that is not finite as None."""
+    if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def _claimed(out: Path, spec: RunSpec) -> Iterator[None]:
-    """Makes the folder this run's own, or says why it cannot be; no second process may work in it at the same time."""
-    existed = out.exists()
-    if existed:
-        _refuse_foreign(out, spec)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"the folder '{out}' cannot be made: {error.strerror}") from None
-    with locked(out, "training"):
-        if not (out / "spec.json").exists():
-            write_spec(out, spec)
-        _refuse_foreign(out, spec)
-        yield
-
-
-def _refuse_foreign(out: Path, spec: RunSpec) -> None:
-    if not out.is_dir():
-        raise BadInput(f"'{out}' exists and is not a folder; not overwritten")
-    if not (out / "spec.json").exists():
-        if not all(is_left_behind(path, spec) for path in out.iterdir()):
-            raise BadInput(f"the folder '{out}' exists and holds no run; not overwritten")
-        return
-    if fingerprint(read_spec(out)) != fingerprint(spec):
-        raise BadInput(f"the folder '{out}' holds a run of another spec; not overwritten")
-    if checkpoint.exists(out, "genome"):
-        raise BadInput(f"the folder '{out}' holds a finished run; not overwritten")
-
-
-def _checked_prefix(path: Path, size: int, digest: str) -> Any:
-    """The running hash of the records that a checkpoint counts on."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(size)
-    except OSError as error:
-        raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    hashed = hashlib.sha256(data)
-    if len(data) < size or hashed.hexdigest() != digest:
-        raise BadInput(f"'{path}' is damaged: its first {size} bytes are not those that the checkpoint counts on")
-    return hashed
-
-
-def _keep_timing(path: Path, dispatches: int) -> None:
-    """Drops the wall times of dispatches that will be done again, and a line without its end."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["dispatch"] <= dispatches:
-                kept.append(line + "\n")
-    checkpoint.write_bytes(path, "".join(kept).encode())
-
-
-def _same_versions(found: Any, out: Path) -> None:
-    now = checkpoint.versions()
-    for name, value in now.items():
-        was = found.get(name) if isinstance(found, dict) else None
-        if was != value:
-            raise BadInput(
-                f"the run in '{out}' was begun with {name} {was}, here is {value}: it would not end in the same bits"
-            )

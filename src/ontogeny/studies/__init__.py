@@ -31,7 +31,7 @@ def run(study: str | Path | None = None, out: Path | None = None, seed: int | No
         from ontogeny.studies.runner import run_study
 
         return run_study(study, out or Path("studies/default"), seed)
-    from ontogeny.stages.subject import MAX_SEED
+    from ontogeny.stages.spec import MAX_SEED
 
     if not 0 <= (seed or 0) <= MAX_SEED:
         raise BadInput(f"--seed must be from 0 to {MAX_SEED}, not {seed}")

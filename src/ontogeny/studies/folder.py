@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ontogeny.errors import BadInput
-from ontogeny.runs import checkpoint
-from ontogeny.runs.lock import locked
-from ontogeny.stages.subject import own_files, room
+from ontogeny.runs.files import write_bytes
+from ontogeny.runs.folder import library_versions, locked
+from ontogeny.stages.spec import parse_plugin_choice, user_files
 from ontogeny.studies import records
 from ontogeny.studies.plan import Step, as_run
 from ontogeny.studies.records import Record
@@ -20,7 +20,7 @@ from ontogeny.studies.spec import Study
 @contextlib.contextmanager
 def claimed(out: Path, study: Study, steps: list[Step]) -> Iterator[None]:
     """Makes the folder this study's own while it runs, or says why it cannot be and leaves it as it is."""
-    versions = checkpoint.versions() | {"python": ".".join(map(str, sys.version_info[:3]))}
+    versions = library_versions() | {"python": ".".join(map(str, sys.version_info[:3]))}
     head: Record = {
         "id": "study",
         "kind": "study",
@@ -33,8 +33,8 @@ def claimed(out: Path, study: Study, steps: list[Step]) -> Iterator[None]:
         "planned": [step.id for step in steps],
         "spec": study.text,
     }
-    own = {name for row in study.agents for _, name in own_files(as_run(study, row, study.environments[0], 0))}
-    own |= {Path(room(row.env).name) for row in study.environments if room(row.env).name.endswith(".py")}
+    own = {name for row in study.agents for _, name in user_files(as_run(study, row, study.environments[0], 0))}
+    own |= {Path(parse_plugin_choice(row.env).name) for row in study.environments if parse_plugin_choice(row.env).name.endswith(".py")}
     if own:
         head["files"] = {str(name): hashlib.sha256(name.read_bytes()).hexdigest() for name in sorted(own)}
     path = out / records.RECORDS_FILE
@@ -43,12 +43,12 @@ def claimed(out: Path, study: Study, steps: list[Step]) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the folder '{out}' cannot be made: {error.strerror}") from None
-    with locked(out, "running a study"):
+    with locked(out):
         _refuse_foreign(out, head)
         records.repair(path)
         if not path.exists() or not path.stat().st_size:
             records.append(path, head)
-        checkpoint.write_bytes(out / "spec.toml", study.text.encode())
+        write_bytes(out / "spec.toml", study.text.encode())
         yield
 
 

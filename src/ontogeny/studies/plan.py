@@ -14,7 +14,8 @@ import numpy as np
 
 from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
-from ontogeny.stages.subject import RunSpec, assemble, develop, room
+from ontogeny.stages.assembly import assemble, build_development
+from ontogeny.stages.spec import RunSpec, parse_plugin_choice
 from ontogeny.studies import upper_bounds
 from ontogeny.studies.spec import AgentRow, EnvironmentRow, Study
 from ontogeny.types import Agent, Environment
@@ -75,7 +76,7 @@ def check(study: Study) -> None:
             with _placed(f"agents[{i}], '{row.name}' in '{home}'"):
                 run_spec = as_run(study, row, study.env(home), row.seeds[0])
                 subject = assemble(run_spec)
-                develop(run_spec, subject)
+                build_development(run_spec, subject)
             with _placed(f"agents[{i}], '{row.name}' in '{name}'"):
                 measured = assemble(as_run(study, row, study.env(name), row.seeds[0]))
                 if _shapes(measured.agent) != _shapes(subject.agent):
@@ -117,29 +118,35 @@ def is_kept(row: AgentRow) -> bool:
 
 
 def is_searched(row: AgentRow) -> bool:
-    return room(row.development).name != "single_lifetime"
+    return parse_plugin_choice(row.development).name != "single_lifetime"
 
 
 def as_run(study: Study, row: AgentRow, env: EnvironmentRow, seed: int) -> RunSpec:
     """An agent in an environment as a run of its own, with a seed that no other study's runs are likely to have."""
     own = int(np.random.SeedSequence([study.seed, seed]).generate_state(1)[0])
     drives = dict(env.drives) | dict(row.drives)
-    return RunSpec(room(env.env), room(row.agent), room(row.development), drives, own)
+    return RunSpec(
+        env=parse_plugin_choice(env.env),
+        agent=parse_plugin_choice(row.agent),
+        development=parse_plugin_choice(row.development),
+        drives=dict(drives),
+        seed=own,
+    )
 
 
 def build_env(row: EnvironmentRow) -> Environment:
-    name, settings = room(row.env)
+    name, settings = plugins.parse(row.env)
     return plugins.build("environments", name, **settings)
 
 
 def settings_of(row: EnvironmentRow) -> dict[str, Any]:
     """All settings of an environment, defaults written out."""
-    name, given = room(row.env)
+    name, given = plugins.parse(row.env)
     return plugins.settings("environments", name) | dict(given)
 
 
 def _bounded(row: EnvironmentRow) -> bool:
-    if room(row.env).name != "bandit":
+    if parse_plugin_choice(row.env).name != "bandit":
         return False
     settings = settings_of(row)
     return upper_bounds.is_exact(settings["arms"], settings["pulls"])

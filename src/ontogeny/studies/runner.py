@@ -7,7 +7,6 @@ where it was when it is started again with the same spec, seed and folder, and e
 
 import contextlib
 import io
-import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -20,9 +19,12 @@ import numpy as np
 from ontogeny import plugins, rng, steering, trees
 from ontogeny.errors import BadInput
 from ontogeny.runs import checkpoint
-from ontogeny.stages.evaluate import evaluate, replay, task_keys
-from ontogeny.stages.subject import Subject, assemble, room
-from ontogeny.stages.train import TIMING, train
+from ontogeny.runs.files import write_bytes
+from ontogeny.runs.records import read_timings
+from ontogeny.stages.assembly import Assembly, assemble
+from ontogeny.stages.evaluate import evaluate, record_lifetime, task_keys
+from ontogeny.stages.spec import parse_plugin_choice
+from ontogeny.stages.train import train
 from ontogeny.studies import comparison, page, records, spec, upper_bounds
 from ontogeny.studies.folder import claimed
 from ontogeny.studies.kinds import study_kinds
@@ -124,7 +126,7 @@ def _measure(step: Step, study: Study, out: Path, tell: OnEvent) -> Record:
 
 
 def _env(row: EnvironmentRow) -> Record:
-    name, env = room(row.env).name, build_env(row)
+    name, env = parse_plugin_choice(row.env).name, build_env(row)
     return {
         "env": row.name,
         "room": Path(name).name,  # a file of somebody's own keeps its ending: it is none of ours, whatever its name
@@ -152,8 +154,8 @@ def _develop(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) 
         folder = run_folder(out, row, step.home.name, step.seed)
         if not checkpoint.exists(folder, "genome"):
             train(run_spec, folder, on_progress=lambda done, total, _: tell(StudyEvent("progress", step.id, done, total)))
-        found = checkpoint.about(folder, "genome")
-        size = found["numbers"]
+        found = checkpoint.read_metadata(folder, "genome")
+        size = found["num_parameters"]
         if is_searched(row):  # the one lifetime that a genome as written lives for the record develops nothing
             steps, generations = found["env_steps"], found["generation"]
             records.note_time(out, step.id, _seconds_of(folder))
@@ -179,13 +181,13 @@ def _evaluate(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent)
         genome,
         num_tasks=row.tasks or step.env.tasks,
         seed=study.seed,
-        case=case,
+        mode=case,
         on_progress=lambda done, total: tell(StudyEvent("progress", step.id, done, total)),
     )
     buffer = io.BytesIO()
     np.save(buffer, found.totals)
     (out / "scores").mkdir(exist_ok=True)
-    checkpoint.write_bytes(scores_file(out, step.env, row, step.seed), buffer.getvalue())
+    write_bytes(scores_file(out, step.env, row, step.seed), buffer.getvalue())
     measured = comparison.interval(found.mean, found.standard_error)
     own = {"drives": _drives(subject.env.spec, dict(step.env.drives) | dict(row.drives))} if row.drives else {}
     return {
@@ -214,7 +216,7 @@ def _evaluate(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent)
 
 def _replay(step: Step, row: AgentRow, study: Study, out: Path) -> Record:
     subject, genome, case = _ready(step, row, study, out)
-    trajectory = replay(*subject, genome, study.seed, case)
+    trajectory = record_lifetime(*subject, genome, study.seed, case)
     task_key = rng.split_lifetime_key(task_keys(study.seed, 1)[0]).task
     task = getattr(subject.env.reset(task_key)[0], "task", None)
     fields = getattr(task, "_asdict", dict)()
@@ -236,14 +238,14 @@ def _replay(step: Step, row: AgentRow, study: Study, out: Path) -> Record:
     }
 
 
-def _ready(step: Step, row: AgentRow, study: Study, out: Path) -> tuple[Subject, Any, str]:
+def _ready(step: Step, row: AgentRow, study: Study, out: Path) -> tuple[Assembly, Any, str]:
     """The agent built for the environment that it is measured in, its genome, and the case: online where it learns."""
     run_spec = as_run(study, row, step.env, step.seed)
     subject = assemble(run_spec)
     genome = subject.agent.genome(jax.random.key(run_spec.seed))
     if is_kept(row):
         genome = checkpoint.load(run_folder(out, row, row.home(step.env.name), step.seed), "genome", genome)
-    return subject, genome, "online" if subject.agent.learning else "offline"
+    return subject, genome, "online" if subject.agent.learning else "frozen"
 
 
 def _scores_on_shared_tasks(out: Path, env: EnvironmentRow, one: AgentRow, other: AgentRow) -> list[list[np.ndarray]]:
@@ -269,14 +271,7 @@ def _tell_table(found: list[Record], env: str, tell: OnEvent) -> None:
 
 def _seconds_of(folder: Path) -> float:
     """Wall time of a development over all its sessions; what a killed session did twice counts once."""
-    by_dispatch: dict[int, float] = {}
-    for line in (folder / TIMING).read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            by_dispatch[row["dispatch"]] = row["seconds"]
-        except (ValueError, KeyError):
-            continue  # a line torn by a kill; the dispatch was done again
-    return sum(by_dispatch.values())
+    return sum(timing["seconds"] for timing in read_timings(folder) if "seconds" in timing)
 
 
 def _short(values: Any) -> Any:

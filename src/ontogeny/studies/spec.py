@@ -19,7 +19,7 @@ from typing import Any
 
 from ontogeny import plugins
 from ontogeny.errors import BadInput
-from ontogeny.stages.subject import MAX_SEED
+from ontogeny.stages.spec import MAX_SEED
 from ontogeny.studies.kinds import study_kinds
 
 DEFAULT = Path(__file__).with_name("default.toml")

@@ -8,13 +8,13 @@ import numpy as np
 from ontogeny.audit.base import lived, over_lives
 from ontogeny.audit.battery import subjects
 from ontogeny.errors import BadInput
-from ontogeny.stages import saved
 from ontogeny.stages.evaluate import task_keys
+from ontogeny.stages.saved_agent import read_saved_agent
 
 
 def of_run(folder: Path, *, num_lifetimes: int, seed: int) -> str:
     """Comma-separated text, a life for a subject. Raises `BadInput` where the run's environment is none of the two."""
-    agent_as_saved = saved.read(folder)
+    agent_as_saved = read_saved_agent(folder)
     subject = subjects(agent_as_saved)[0]
     env = subject.home
     if env.spec.name not in ("two_step", "bandit"):

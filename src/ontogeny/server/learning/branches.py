@@ -25,7 +25,7 @@ from safetensors.numpy import save as encode
 from ontogeny import trees
 from ontogeny.content.transformer import Transformer
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.runs import checkpoint
+from ontogeny.runs.files import write_bytes
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.journal import Branch, BranchVersion
 from ontogeny.server.learning.learner import Learner
@@ -167,7 +167,7 @@ class BranchManager:
         digest, distance = about["digest"], self._distance(whole)
         line = self.open(owner)
         file = self._file(line.line, digest)
-        checkpoint.write_bytes(self.store.snapshots / file, data)
+        write_bytes(self.store.snapshots / file, data)
         try:
             made = journal.restored(self.store, line, digest, held_out, distance, file, who)
             if made is None:
@@ -275,7 +275,7 @@ class BranchManager:
         """On the disk before the database says so; then those that are too many are dropped, oldest first."""
         version = live.version
         file = self._file(version.line, version.digest)
-        checkpoint.write_bytes(self.store.snapshots / file, self._encoded(live))
+        write_bytes(self.store.snapshots / file, self._encoded(live))
         journal.snapshot(self.store, version.line, version.number, file)
         if (version.line, version.number) in self._held:
             self._held[version.line, version.number] = live._replace(version=version._replace(snapshot=file))

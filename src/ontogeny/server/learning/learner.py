@@ -25,6 +25,7 @@ from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.runs import checkpoint
+from ontogeny.runs.folder import library_versions
 from ontogeny.types import Weights
 
 HELD_OUT = 64  # windows that the gate looks at
@@ -106,7 +107,7 @@ def _digest(
     model: LanguageModel, plan: OnlineConfig, trained: PretrainedWeights, rehearsed: np.ndarray, gate: np.ndarray
 ) -> str:
     about: dict[str, Any] = {"plan": plan._asdict(), "config": model.config._asdict()}
-    about["versions"] = checkpoint.versions()
+    about["versions"] = library_versions()
     about["versions"].pop("devices")
     about["squares"] = None if trained.squared_gradients is None else trees.digest(trained.squared_gradients)
     hashed = hashlib.sha256(json.dumps(about, sort_keys=True).encode())

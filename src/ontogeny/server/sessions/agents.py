@@ -21,8 +21,7 @@ from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.server.learning.branches import read_about
 from ontogeny.server.sessions.store import SessionStore, steps_of
 from ontogeny.server.store import Store
-from ontogeny.stages import own_loop
-from ontogeny.stages.own_loop import Living
+from ontogeny.stages.session import AgentState, load_session
 
 FORMAT = "1"
 
@@ -30,7 +29,7 @@ FORMAT = "1"
 class Session(NamedTuple):
     id: str
     steps: int
-    living: Living
+    living: AgentState
     feedback: dict[str, Any] | None  # what the last action led to, if it was said already
     weights: str  # digest
 
@@ -43,7 +42,7 @@ class Sessions:
     def __init__(self, name: str, folder: Path, store: Store, *, online: bool) -> None:
         self.name, self.online = name, online
         self._shelf = SessionStore(store, name)
-        self.loop = own_loop.load(folder, online=online)
+        self.loop = load_session(folder, online=online)
         self.digest = self._born_digest()
         self._thread = ThreadPoolExecutor(1, f"agent {name}")
 
@@ -58,14 +57,14 @@ class Sessions:
         """Compiles what a step needs, with observations that mean nothing."""
         spec = self.loop.spec
         seen = 0 if spec.num_observations else np.zeros(spec.observation_shape, np.float32)
-        _, living = self.loop.act(self.loop.birth(0), seen)
+        _, living = self.loop.act(self.loop.init(0), seen)
         self.loop.act(living, seen, outcome=dict.fromkeys(spec.outcome_features, 0.0))
 
     def unchanged(self) -> bool:
         return self._born_digest() == self.digest
 
     def create(self, key: str, seed: int) -> Session:
-        living = self.loop.birth(seed)
+        living = self.loop.init(seed)
         return self._insert(key, living, 0, None)
 
     def get(self, key: str, id: str) -> Session:
@@ -83,7 +82,7 @@ class Sessions:
             raise BadInput("there is no action yet that could have led to anything")
         if session.feedback is not None:
             raise BadInput("what the last action led to was said already")
-        self.loop._outcome_features(said.get("reward"), said.get("outcome"))
+        self.loop.check_outcome(said.get("reward"), said.get("outcome"))
         return self._write(key, session._replace(feedback=said))
 
     def act(self, key: str, id: str, observation: Any, first: bool, said: dict[str, Any]) -> tuple[int, Session]:
@@ -119,7 +118,7 @@ class Sessions:
         session = self.get(key, id)
         return self._insert(key, session.living, session.steps, session.feedback)
 
-    def _insert(self, key: str, living: Living, steps: int, feedback: dict[str, Any] | None) -> Session:
+    def _insert(self, key: str, living: AgentState, steps: int, feedback: dict[str, Any] | None) -> Session:
         made = Session("", steps, living, feedback, trees.digest(living.state.weights))
         return made._replace(id=self._shelf.insert(key, steps, self._encoded(made)))
 
@@ -140,13 +139,13 @@ class Sessions:
         arrays = {k: np.require(a, requirements="C") for k, a in trees.to_arrays(session.living).items()}
         return encode(arrays, metadata=about)
 
-    def _read(self, data: bytes) -> tuple[Living, Mapping[str, str]]:
+    def _read(self, data: bytes) -> tuple[AgentState, Mapping[str, str]]:
         about = read_about(data)
         missing = {"agent", "weights", "steps", "feedback", "digest"} - set(about)
         if about.get("format") != FORMAT or missing:
             raise BadInput("this is no state of a session")
         try:
-            living = trees.from_arrays(self.loop.birth(0), decode(data))
+            living = trees.from_arrays(self.loop.init(0), decode(data))
             feedback = json.loads(about["feedback"])
         except (SafetensorError, ValueError) as error:
             raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None

@@ -21,6 +21,7 @@ from ontogeny.development.distillation import imitation
 from ontogeny.rng import sample_lifetime_keys, split_lifetime_key
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
 from ontogeny.runs import checkpoint
+from ontogeny.runs.folder import library_versions
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
 TAUGHT = ("planner", "td_zero", "td_one", "successor", "mimic_learning", "win_stay")
@@ -63,8 +64,8 @@ def subject(
         genome = teach(name, seed, updates=updates, on_progress=on_progress)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            about = {"teacher": name, "seed": seed, "updates": updates, "versions": checkpoint.versions()}
-            checkpoint.save(folder, f"{name}-{seed}", genome, about, once=True)
+            about = {"teacher": name, "seed": seed, "updates": updates, "versions": library_versions()}
+            checkpoint.save(folder, f"{name}-{seed}", genome, about, write_once=True)
     return Subject(f"{name}, distilled", home, pupil_in, lambda agent, *_: genome)
 
 

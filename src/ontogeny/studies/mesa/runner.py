@@ -25,7 +25,7 @@ from ontogeny.audit.base import Finding
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.runs import checkpoint
-from ontogeny.runs.lock import locked
+from ontogeny.runs.folder import library_versions, locked
 from ontogeny.studies import records
 from ontogeny.studies.mesa import capacity, distilled, fingerprint
 from ontogeny.studies.mesa import page as mesa_page
@@ -146,13 +146,13 @@ def run_mesa_study(budget: Budget, out: str | Path, seed: int = 0, on_event: OnE
         "seed": seed,
         "budget": battery.as_plain(budget),
         "thresholds": thresholds(),
-        "versions": checkpoint.versions(),
+        "versions": library_versions(),
         "planned": [name for step in steps for name in step.ids],
     }
     with contextlib.ExitStack() as stack:
         tell = stack.enter_context(contextlib.closing(ProgressDisplay())) if on_event is None else on_event
         _claim(out, head)
-        stack.enter_context(locked(out, "running a study"))
+        stack.enter_context(locked(out))
         path = out / records.RECORDS_FILE
         records.repair(path)
         if not path.exists() or not path.stat().st_size:
@@ -271,7 +271,7 @@ def _by_payouts(
 
 def _kept(out: Path, name: str, content: str, weights: PyTree, runs: int, steps: int, **more: Any) -> Iterator[Record]:
     """Saves what was trained before its record says that it is there."""
-    checkpoint.save(out / "runs", _file(name), weights, {"id": name}, once=True)
+    checkpoint.save(out / "runs", _file(name), weights, {"id": name}, write_once=True)
     numbers = trees.size(weights) // runs
     yield {
         "id": name,

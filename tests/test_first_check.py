@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.stages import saved as folders
+from ontogeny.stages.assembly import assemble
 from ontogeny.stages.deploy import deploy
 from ontogeny.stages.evaluate import evaluate
-from ontogeny.stages.subject import assemble, parse, room
+from ontogeny.stages.saved_agent import read_run_spec, read_saved_agent
+from ontogeny.stages.spec import parse_plugin_choice, parse_run_spec
 from ontogeny.stages.train import train
 
 AGENT = """
@@ -69,9 +70,9 @@ def written(path: Path, text: str, before: str = "", after: str = "") -> str:
     ],
 )
 def test_what_is_wrong_in_an_agent_is_named(tmp_path, before, after, said):
-    assemble(parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT)}))
+    assemble(parse_run_spec({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT)}))
     with pytest.raises(BadInput, match=said):
-        assemble(parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT, before, after)}))
+        assemble(parse_run_spec({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT, before, after)}))
 
 
 @pytest.mark.parametrize(
@@ -89,30 +90,30 @@ def test_what_is_wrong_in_an_agent_is_named(tmp_path, before, after, said):
     ],
 )
 def test_what_is_wrong_in_a_env_is_named(tmp_path, before, after, said):
-    assemble(parse({"env": written(tmp_path / "coins.py", ENV), "agent": "random"}))
+    assemble(parse_run_spec({"env": written(tmp_path / "coins.py", ENV), "agent": "random"}))
     with pytest.raises(BadInput, match=said):
-        assemble(parse({"env": written(tmp_path / "coins.py", ENV, before, after), "agent": "random"}))
+        assemble(parse_run_spec({"env": written(tmp_path / "coins.py", ENV, before, after), "agent": "random"}))
 
 
 def test_what_is_wrong_in_a_development_is_named(tmp_path):
     development = written(tmp_path / "own.py", DEVELOPMENT)
     with pytest.raises(BadInput, match="training fails in line 8: NameError"):
-        train(parse({"env": "bandit", "agent": "random", "development": development}), tmp_path / "run")
+        train(parse_run_spec({"env": "bandit", "agent": "random", "development": development}), tmp_path / "run")
 
 
 def test_an_action_that_there_is_not_is_refused(tmp_path):
     """Arrays take the nearest place for one that is out of bounds, so that nothing else would tell."""
     agent = written(tmp_path / "own.py", AGENT, "jnp.int32(0), state", "jnp.int32(99), state")
-    spec = parse({"env": "bandit:pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"})
+    spec = parse_run_spec({"env": "bandit:pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"})
     with pytest.raises(BadInput, match="there are 0 to 4"):
         evaluate(*assemble(spec), (), num_tasks=2, seed=0)
     with pytest.raises(BadInput, match="the action 99, there are 0 to 4"):
-        list(deploy(folders.read(train(spec, tmp_path / "run"))))
+        list(deploy(read_saved_agent(train(spec, tmp_path / "run"))))
 
 
 def test_a_file_that_is_edited_in_between_is_another_room(tmp_path):
     """Also within one process: the copy in a run is the code that it was trained with."""
-    spec = parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT)})
+    spec = parse_run_spec({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT)})
     assert assemble(spec).agent.init(None, ()).activations.shape == (2,)
     written(tmp_path / "own.py", AGENT, "jnp.zeros(2)", "jnp.zeros(5)")
     assert assemble(spec).agent.init(None, ()).activations.shape == (5,)
@@ -121,12 +122,12 @@ def test_a_file_that_is_edited_in_between_is_another_room(tmp_path):
 def test_drives_stay_in_the_same_env_of_ones_own(tmp_path):
     env = written(tmp_path / "coins.py", ENV)
     data = {"env": env, "agent": "random", "drives": {"heads": 3}, "development": "single_lifetime:num_lifetimes=2"}
-    run = train(parse(data), tmp_path / "run")
-    assert folders.read(run, env=room(f"{env}:flips=7")).subject.steering.weights == (3.0,)
+    run = train(parse_run_spec(data), tmp_path / "run")
+    assert read_saved_agent(run, env=parse_plugin_choice(f"{env}:flips=7")).assembly.steering.weights == (3.0,)
 
 
 def test_a_folder_of_rooms_that_is_somebody_elses_is_not_touched(tmp_path):
-    spec = parse({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT), "development": "single_lifetime"})
+    spec = parse_run_spec({"env": "bandit", "agent": written(tmp_path / "own.py", AGENT), "development": "single_lifetime"})
     kept = tmp_path / "house" / "rooms" / "agent" / "own.py"
     kept.parent.mkdir(parents=True)
     kept.write_text("years of work")
@@ -141,4 +142,4 @@ def test_a_spec_whose_digests_are_no_table_is_damaged(tmp_path):
     (tmp_path / "spec.json").write_text('{"format": 1, "run": {"env": "bandit", "agent": "own.py"}, "rooms": [1]}')
     written(tmp_path / "own.py", AGENT)
     with pytest.raises(BadInput, match="not the file that the run was made with"):
-        folders.read_spec(tmp_path)
+        read_run_spec(tmp_path)

@@ -1,0 +1,75 @@
+"""Files and folders that are written whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ontogeny.errors import BadInput
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and return when it is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON whole or not at all; numbers that are not finite raise `ValueError`."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; a file that is absent or holds anything else raises `BadInput`."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"'{path}' is damaged: it is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"'{path}' is damaged: it holds no JSON object")
+    return content
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder durable, where the operating system can open folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which takes the place `folder` when the block ends without an error.
+
+    Raises:
+        BadInput: `folder` exists, or the folder cannot be written.
+    """
+    if folder.exists():
+        raise BadInput(f"'{folder}' exists; not overwritten")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.rename(temporary, folder)
+    except OSError as error:
+        raise BadInput(f"the folder '{folder}' cannot be created: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(folder.parent)

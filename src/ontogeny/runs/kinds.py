@@ -1,0 +1,130 @@
+"""The kinds of run, each registered by the package that writes it.
+
+A package registers its kinds in a module `run_kinds.py` with the tuple `KINDS`; the modules are found by their file
+name, and imported when a folder is identified. They import their package's heavy modules inside their functions.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ontogeny.errors import BadInput
+from ontogeny.runs.formats import SPEC_FILE, refuse_old_folder
+from ontogeny.runs.records import Record
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+class Run(NamedTuple):
+    """A run of any kind, finished or not.
+
+    Attributes:
+        kind: The name of its kind, such as `agent run`.
+        spec: Everything that determines the run, as plain JSON values.
+        records: The records written so far, in their order.
+        status: `finished` or `unfinished`.
+    """
+
+    folder: Path
+    kind: str
+    spec: Mapping[str, Any]
+    records: list[Record]
+    status: str
+
+
+class RunKind(NamedTuple):
+    """A kind of run.
+
+    Attributes:
+        name: As in messages: `language-model run`.
+        matches: Whether a folder is of this kind; reads at most JSON.
+        open: The run in such a folder.
+        load: The trained agent or language model in such a folder, given whether its weights go on learning; None
+            where a run of this kind holds neither.
+        commands: The commands that accept such a folder.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+    open: Callable[[Path], Run]
+    load: Callable[[Path, bool], Any] | None
+    commands: tuple[str, ...]
+
+
+def open_run(folder: Path | str) -> Run:
+    """The spec, records and status of a run of any kind, finished or not.
+
+    Raises:
+        BadInput: The folder holds no run, or a run that is damaged or of another format.
+    """
+    folder = Path(folder)
+    return identify(folder).open(folder)
+
+
+def load(folder: Path | str, *, online: bool = False) -> Any:
+    """The trained agent or language model in a folder of any kind.
+
+    Args:
+        folder: An agent run, saved deployment, language-model run or Hugging Face folder.
+        online: Whether the weights of an agent go on learning.
+
+    Raises:
+        BadInput: The folder holds neither, or is unfinished, damaged or of another format.
+    """
+    folder = Path(folder)
+    kind = identify(folder)
+    if kind.load is None:
+        raise BadInput(
+            f"'{folder}' is {_listed([kind.name])}, which holds no single agent or language model{_hint(kind)}"
+        )
+    return kind.load(folder, online)
+
+
+def require_kind(folder: Path, *names: str) -> RunKind:
+    """The kind of a folder, which must be one of the named kinds.
+
+    Raises:
+        BadInput: The folder is of another kind; the message names the kind and the commands for it.
+    """
+    kind = identify(folder)
+    if kind.name not in names:
+        raise BadInput(f"'{folder}' is {_listed([kind.name])}, not {_listed(names)}{_hint(kind)}")
+    return kind
+
+
+def identify(folder: Path) -> RunKind:
+    """The kind of run that a folder holds; a folder without a run raises `BadInput`."""
+    if not folder.exists():
+        raise BadInput(f"there is no run in '{folder}': the folder does not exist")
+    if not folder.is_dir():
+        raise BadInput(f"'{folder}' is a file, not the folder of a run")
+    refuse_old_folder(folder)
+    for kind in registered_kinds():
+        if kind.matches(folder):
+            return kind
+    if (folder / SPEC_FILE).exists():
+        raise BadInput(f"'{folder / SPEC_FILE}' is of no kind of run that this version knows")
+    content = "an empty folder" if not any(folder.iterdir()) else "a folder of other files"
+    raise BadInput(f"'{folder}' is {content}, not {_listed([kind.name for kind in registered_kinds()])}")
+
+
+@cache
+def registered_kinds() -> tuple[RunKind, ...]:
+    """All kinds of run."""
+    return tuple(kind for module in _modules() for kind in importlib.import_module(module).KINDS)
+
+
+def _modules() -> Iterator[str]:
+    for path in sorted(_PACKAGE.rglob("run_kinds.py")):
+        yield ".".join(("ontogeny", *path.relative_to(_PACKAGE).with_suffix("").parts))
+
+
+def _hint(kind: RunKind) -> str:
+    return f"; use {' or '.join(f'`{command}`' for command in kind.commands)}" if kind.commands else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,117 @@
+"""A first check of plugins that are files of the user: mistakes are named before any work is done.
+
+Every function is traced once, which is quick, and its shapes are compared with the contract; no lifetime is run.
+`ontogeny.contracts` checks the contract itself.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ontogeny import plugins
+from ontogeny.errors import BadInput
+from ontogeny.rollouts import perceive
+from ontogeny.types import Agent, Environment, Key, PyTree, State, Steering, TimeStep, Transition, Weights
+
+
+class _EnvironmentTrace(NamedTuple):
+    """Shapes of what an environment returns."""
+
+    state: PyTree
+    time_step: TimeStep
+
+
+class _Checker:
+    """Traces functions of the user's files and compares the shapes of their results."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._files = list(files)
+        self._named = " and ".join(f"'{file}'" for file in files)
+
+    def trace(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The shapes of a function's result; an error inside it is reported with the file."""
+        with plugins.blaming(self._files, f"`{name}` fails with {self._named}"):
+            return jax.eval_shape(function, *arguments)
+
+    def trace_pair(self, name: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
+        """As `trace`, of a function that must return a pair."""
+        pair = self.trace(name, function, *arguments)
+        self.require(
+            isinstance(pair, tuple) and len(pair) == 2, f"`{name}` must return a pair, not {type(pair).__name__}"
+        )
+        return pair
+
+    def require(self, holds: bool, message: str) -> None:
+        """Raise `BadInput` where a condition does not hold."""
+        if not holds:
+            raise BadInput(f"with {self._named}, {message}")
+
+    def require_same_shapes(self, name: str, before: PyTree, after: PyTree) -> None:
+        """Raise `BadInput` where a function returns a state of another structure than it took."""
+        old, new = _shapes(before), _shapes(after)
+        change = next((f"{o} became {n}" for o, n in zip(old, new, strict=False) if o != n), "")
+        change = change or f"the number of arrays changed from {len(old)} to {len(new)}"
+        self.require(old == new, f"`{name}` returns a state of another structure: {change}")
+
+
+def check_signatures(agent: Agent, env: Environment, steering: Steering, files: Sequence[str]) -> None:
+    """Raise `BadInput` for mistakes that would appear in the first step of a lifetime.
+
+    Args:
+        files: The user's files, which messages name.
+    """
+    checker, key = _Checker(files), jax.random.key(0)
+    start = _check_reset(checker, env, key)
+    genome = checker.trace("genome", agent.genome, key)
+    state = checker.trace("init", agent.init, key, genome)
+    checker.require(
+        isinstance(state, State) and isinstance(state.weights, Weights),
+        f"`init` must return State(Weights(...), activations), not {type(state).__name__}",
+    )
+    checker.require_same_shapes("reset", state, checker.trace("reset", agent.reset, state))
+    perceive_initial = partial(perceive, agent, env, steering, born=True)
+    percept = checker.trace("steering", perceive_initial, start.state, start.time_step, jnp.int32(-1))
+    action, acted = checker.trace_pair("act", agent.act, key, state, percept)
+    is_whole_number = jnp.shape(action) == () and jnp.issubdtype(action.dtype, jnp.integer)
+    checker.require(is_whole_number, f"`act` must return one whole number, not {action.dtype}{list(action.shape)}")
+    checker.require_same_shapes("act", state, acted)
+    later = _check_step(checker, env, key, start, action)
+    following = checker.trace("steering", partial(perceive, agent, env, steering), later.state, later.time_step, action)
+    _check_learn(checker, agent, key, state, acted, Transition(percept, action, following))
+
+
+def _check_reset(checker: _Checker, env: Environment, key: Key) -> _EnvironmentTrace:
+    start = _EnvironmentTrace(*checker.trace_pair("reset", env.reset, key))
+    checker.require(isinstance(start.time_step, TimeStep), "`reset` of the environment must return (state, TimeStep)")
+    shape, names = jnp.shape(start.time_step.outcome), env.spec.outcome_features
+    checker.require(
+        shape == (len(names),),
+        f"an outcome has the shape {shape}, but the environment names {len(names)} outcome features",
+    )
+    return start
+
+
+def _check_step(
+    checker: _Checker, env: Environment, key: Key, start: _EnvironmentTrace, action: PyTree
+) -> _EnvironmentTrace:
+    later = _EnvironmentTrace(*checker.trace_pair("step", env.step, key, start.state, action))
+    checker.require_same_shapes("step", tuple(start), tuple(later))
+    score = checker.trace("score", env.score, later.time_step.outcome)
+    checker.require(jnp.shape(score) == (), f"`score` must be one number, not of the shape {jnp.shape(score)}")
+    return later
+
+
+def _check_learn(checker: _Checker, agent: Agent, key: Key, state: State, acted: State, transition: Transition) -> None:
+    learned, _ = checker.trace_pair("learn", agent.learn, key, acted, transition)
+    checker.require_same_shapes("learn", state, learned)
+
+
+def _shapes(tree: PyTree) -> list[str]:
+    """Every array of a tree by its place in it: `activations float32[3]`."""
+    return [
+        f"{jax.tree_util.keystr(path).lstrip('.')} {leaf.dtype}{list(leaf.shape)}".strip()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

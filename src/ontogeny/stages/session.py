@@ -1,0 +1,224 @@
+"""A saved agent in the user's own loop: plain values in, a plain number out.
+
+The state is a value: `act` and `reset` return a new one and leave the old one as it was. A frozen agent adapts in its
+activations; an agent loaded with `online` also learns by weights, from each step at the next call of `act`.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ontogeny import plugins, rng, trees
+from ontogeny.errors import BadInput
+from ontogeny.stages.saved_agent import SavedAgent, initial_state, read_saved_agent, save_deployment
+from ontogeny.stages.spec import check_seed
+from ontogeny.types import Agent, Key, Percept, State, Steering, Transition
+
+
+class AgentState(NamedTuple):
+    """Everything that an agent carries from one step of a lifetime to the next: immutable, a pytree.
+
+    Attributes:
+        state: Weights and activations.
+        percept: The percept on which the last action was chosen.
+        action: The last action, [] int32; -1 at the initial state and after a reset.
+        step: Actions taken in this lifetime, [] int32.
+        key: The random key of this lifetime.
+    """
+
+    state: State
+    percept: Percept
+    action: Array
+    step: Array
+    key: Key
+
+
+class AgentSession:
+    """A trained agent that a user steps in their own loop; `ontogeny.load` returns it.
+
+    The session holds how the agent acts and learns. Whatever changes is in the `AgentState` alone.
+    """
+
+    def __init__(self, saved: SavedAgent, *, online: bool = False) -> None:
+        """Build a session.
+
+        Args:
+            saved: From `read_saved_agent`.
+            online: Whether weights keep learning.
+
+        Raises:
+            BadInput: The agent is privileged: it needs the task revealed, which a user's loop cannot do.
+        """
+        self.saved = saved
+        self.online = online
+        self.agent, env, self.steering = saved.assembly
+        self.spec = env.spec
+        if self.agent.privileged:
+            raise BadInput(f"agent '{saved.spec.agent.name}' needs the task revealed, which your own loop cannot do")
+
+    def __repr__(self) -> str:
+        mode = "online" if self.online else "frozen"
+        return f"<agent '{self.saved.spec.agent.name}' from environment '{self.spec.name}', {mode}>"
+
+    def init(self, seed: int = 0) -> AgentState:
+        """The state with which a lifetime begins; of a saved deployment, the saved state.
+
+        Args:
+            seed: From 0 to 2**32 - 1.
+        """
+        key, state = initial_state(self.saved, check_seed(seed, "init"))
+        return self._without_percept(state, jnp.int32(0), key)
+
+    def reset(self, state: AgentState) -> AgentState:
+        """Restore the initial activations and keep the weights; the next `act` is like the first one."""
+        return self._without_percept(self.agent.reset(state.state), state.step, state.key)
+
+    def act(
+        self,
+        state: AgentState,
+        observation: Any,
+        *,
+        reward: float | None = None,
+        outcome: Mapping[str, float] | None = None,
+        first: bool = False,
+        terminated: bool | None = None,
+    ) -> tuple[int, AgentState]:
+        """Choose an action on an observation.
+
+        At the initial state and after a reset, the observation is the only input. Later the caller also states what
+        followed the last action, either as `reward` or as `outcome`.
+
+        Args:
+            observation: A whole number below `spec.num_observations`, or an array of shape `spec.observation_shape`.
+            reward: The only outcome feature of an environment that has one.
+            outcome: Outcome features by name; those not named are 0.
+            first: Whether a new episode begins with this observation.
+            terminated: Whether the last action terminated an episode; False for a time limit. By default as `first`.
+
+        Returns:
+            The action, a whole number below `spec.num_actions`, and the state after it.
+
+        Raises:
+            BadInput: The observation, reward or outcome does not fit the environment.
+        """
+        is_initial = int(state.action) < 0
+        if is_initial and (reward is not None or outcome is not None or terminated):
+            raise BadInput("at the initial state and after a reset there is no last action with an outcome")
+        no_outcome = np.zeros(len(self.spec.outcome_features), np.float32)
+        outcome_features = no_outcome if is_initial else self.check_outcome(reward, outcome)
+        has_ended = first if terminated is None else terminated
+        action, after = _act(
+            state,
+            self._checked_observation(observation),
+            outcome_features,
+            np.bool_(first or is_initial),
+            np.float32(is_initial or not has_ended),
+            self.agent,
+            self.steering,
+            self.online and not is_initial,
+            is_initial,
+        )
+        return int(action), after
+
+    def digest(self, state: AgentState) -> str:
+        """SHA-256 of the weights, as long as nothing was learned the same."""
+        return trees.digest(state.state.weights)
+
+    def save(self, state: AgentState, folder: Path | str) -> Path:
+        """Save weights and activations in a new folder, which `ontogeny.load` and `ontogeny deploy` accept."""
+        mode = "online" if self.online else "frozen"
+        return save_deployment(folder, self.saved.spec, state.state, mode=mode, num_steps=int(state.step))
+
+    def check_outcome(self, reward: float | None, outcome: Mapping[str, float] | None) -> np.ndarray:
+        """The outcome features of the last action, [F] float32.
+
+        Args:
+            reward: As for `act`.
+            outcome: As for `act`.
+
+        Raises:
+            BadInput: Neither or both are given, a name is unknown, or a value is no finite number.
+        """
+        names = self.spec.outcome_features
+        if (reward is None) == (outcome is None):
+            raise BadInput("state the outcome of the last action, either as `reward` or as `outcome`")
+        if outcome is None:
+            if len(names) != 1:
+                raise BadInput(
+                    f"this agent's environment has several outcome features: give `outcome` with {', '.join(names)}"
+                )
+            return np.array([_real_number(reward, "the reward")], np.float32)
+        if not isinstance(outcome, Mapping):
+            raise BadInput(f"`outcome` must map outcome features to numbers, {{'{names[0]}': 1.0}}, not {outcome!r}")
+        for name in outcome:
+            if name not in names:
+                raise plugins.unknown("outcome feature", name, list(names))
+        values = [_real_number(outcome.get(name, 0.0), f"the outcome feature '{name}'") for name in names]
+        return np.array(values, np.float32)
+
+    def _without_percept(self, state: State, step: Array, key: Key) -> AgentState:
+        spec = self.spec
+        observation = jnp.zeros(spec.observation_shape, jnp.int32 if spec.num_observations else jnp.float32)
+        zero, outcome = jnp.float32(0), jnp.zeros(len(spec.outcome_features), jnp.float32)
+        percept = Percept(observation, jnp.int32(-1), zero, outcome, jnp.bool_(True), jnp.float32(1))
+        return AgentState(state, percept, jnp.int32(-1), step, key)
+
+    def _checked_observation(self, observation: Any) -> np.ndarray:
+        spec = self.spec
+        try:
+            array = np.asarray(observation)
+        except ValueError as error:
+            raise BadInput(f"the observation is not an array of numbers: {error}") from None
+        if array.shape != spec.observation_shape:
+            raise BadInput(f"the observation must have the shape {spec.observation_shape}, not {array.shape}")
+        if not spec.num_observations:
+            return array.astype(np.float32)
+        if not np.issubdtype(array.dtype, np.integer) or not 0 <= int(array) < spec.num_observations:
+            raise BadInput(
+                f"the observation must be a whole number from 0 to {spec.num_observations - 1}, not {observation!r}"
+            )
+        return array.astype(np.int32)
+
+
+def load_session(folder: Path | str, *, online: bool = False) -> AgentSession:
+    """The agent of an agent run or saved deployment, frozen, or learning by weights where `online`."""
+    return AgentSession(read_saved_agent(folder), online=online)
+
+
+def _real_number(value: Any, description: str) -> float:
+    try:
+        return plugins.real(float(value), description)
+    except (TypeError, ValueError) as error:
+        raise (
+            error if isinstance(error, BadInput) else BadInput(f"{description} must be a number, not {value!r}")
+        ) from None
+
+
+@partial(jax.jit, static_argnames=("agent", "steering", "learning", "is_initial"))
+def _act(
+    state: AgentState,
+    observation: Array,
+    outcome: Array,
+    first: Array,
+    discount: Array,
+    agent: Agent,
+    steering: Steering,
+    learning: bool,
+    is_initial: bool,
+) -> tuple[Array, AgentState]:
+    """Learn from the last action, then act, with the random numbers that `rollout` draws from this key."""
+    lifetime_keys = rng.split_lifetime_key(state.key)
+    reward = jnp.float32(0) if is_initial else steering(outcome)
+    percept = Percept(observation, state.action, reward, outcome, first, discount)
+    agent_state = state.state
+    if learning:
+        key = jax.random.fold_in(lifetime_keys.learn, state.step - 1)
+        agent_state, _ = agent.learn(key, agent_state, Transition(state.percept, state.action, percept))
+    action, agent_state = agent.act(jax.random.fold_in(lifetime_keys.act, state.step), agent_state, percept)
+    return action, AgentState(agent_state, percept, jnp.asarray(action, jnp.int32), state.step + 1, state.key)

@@ -1,0 +1,77 @@
+"""Pydantic models from the data of a user, with one sentence that names the place of the first mistake.
+
+Every spec, plan and setting that a user writes passes through `validate`. Not imported by the command line before a
+command runs.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from ontogeny.errors import BadInput
+from ontogeny.renamed import renamed_hint
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class FrozenModel(BaseModel):
+    """Base of all specs: immutable, without unknown keys, no conversion of texts or truth values to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def validate(model: type[Model], data: object, place: str, renamed_kind: str | None = None) -> Model:
+    """Build a model from plain data such as JSON, TOML or the options of a command.
+
+    Args:
+        model: The class to build.
+        data: A mapping of its keys, or whatever its validators accept.
+        place: The name of the table, as messages show it: `run` gives "unknown key 'sed' in [run]".
+        renamed_kind: A key of `renamed.TABLES` in which an unknown key is looked up.
+
+    Raises:
+        BadInput: The data do not fit; the message is one sentence about the first mistake.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(_sentence(error.errors(include_url=False)[0], model, place, renamed_kind)) from None
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest known names, or all of them."""
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; there are: {', '.join(known) or 'none'}"
+
+
+def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed_kind: str | None) -> str:
+    *tables, last = mistake["loc"] or ("",)
+    table, key = ".".join([place, *map(str, tables)]), str(last)
+    entry = f"'{key}' in [{table}]" if key else f"[{place}]"
+    kind, value = mistake["type"], mistake["input"]
+    if kind == "extra_forbidden":
+        hint = renamed_hint(renamed_kind, key) if renamed_kind else None
+        return f"unknown key {entry}" + (f": {hint}" if hint else suggest(key, _keys_at(model, tables)))
+    if kind == "missing":
+        return f"[{table}] lacks the key '{key}'"
+    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
+        return f"[{'.'.join([place, *map(str, mistake['loc'])])}] must be a table of keys, not {value!r}"
+    if kind == "value_error":
+        return f"{entry} {mistake['ctx']['error']}"
+    rule = mistake["msg"].removeprefix("Input should be ").replace("valid integer", "whole number")
+    return f"{entry} must be {rule}, not {value!r}"
+
+
+def _keys_at(model: type[BaseModel], tables: Sequence[int | str]) -> list[str]:
+    """The keys of the model that lies at a path of tables."""
+    fields: Mapping[str, Any] = model.model_fields
+    for table in tables:
+        inner = fields[table].annotation if table in fields else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            fields = inner.model_fields
+    return list(fields)
