@@ -77,7 +77,6 @@ def text(
     from ontogeny.lm import page
     from ontogeny.lm.train import Moment, TrainConfig, train
     from ontogeny.runs import checkpoint
-    from ontogeny.runs.files import write_json
 
     with progress("training", "tokens") as update:
 
@@ -174,7 +173,6 @@ def evaluate(
         return _read_online(run, text, learning or "", stride, despite_overlap, seed, as_json, out)
     from ontogeny.lm import evaluate as language
     from ontogeny.lm.model import load
-    from ontogeny.runs import checkpoint
     from ontogeny.runs.files import write_json
 
     model = load(run)
@@ -215,7 +213,6 @@ def _read_online(
     from ontogeny.audit import attribution
     from ontogeny.lm import evaluate, online, online_learner
     from ontogeny.lm.model import load
-    from ontogeny.runs import checkpoint
     from ontogeny.runs.files import write_json
 
     if text is None:

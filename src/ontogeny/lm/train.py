@@ -29,9 +29,8 @@ from ontogeny.lm.corpus import Corpus
 from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.runs import checkpoint
 from ontogeny.runs.files import sync_folder, write_bytes, write_json
-from ontogeny.runs.folder import library_versions
+from ontogeny.runs.folder import library_versions, locked
 from ontogeny.runs.formats import FORMATS, JSON_REPORT
-from ontogeny.runs.folder import locked
 from ontogeny.types import Weights
 
 RECORDS, TIMING = "records.jsonl", "timing.jsonl"

@@ -24,7 +24,6 @@ from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
-from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import library_versions
 from ontogeny.types import Weights
 
