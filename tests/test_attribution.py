@@ -53,16 +53,16 @@ def test_a_log_teaches_what_the_life_that_wrote_it_learned():
     agent, env, drives = subject("q_learning", "random_mdp:states=4,actions=3,horizon=5,episodes=12")
     found = attribution.attribute(agent, env, drives, (), num_tasks=100)
     # Its activations are empty, so the life on the log is the logged life.
-    np.testing.assert_allclose(found.on_log, found.cells["both"], rtol=1e-5)
+    np.testing.assert_allclose(found.weights_from_log, found.cells["both"], rtol=1e-5)
 
 
 @given(arrays(np.float64, (30, 5), elements=st.floats(-50, 50)))
 def test_the_parts_add_up_to_the_gain(scores):
-    found = attribution.split(scores)
-    assert found.of_weights.mean + found.of_activations.mean == pytest.approx(found.gain.mean, abs=1e-9)
-    swapped = attribution.split(scores[:, [0, 2, 1, 3, 4]])
-    assert swapped.of_weights.mean == pytest.approx(found.of_activations.mean, abs=1e-9)
-    for estimate in (found.gain, found.interaction, found.of_weights):
+    found = attribution.divide_gain(scores)
+    assert found.gain_of_weights.mean + found.gain_of_activations.mean == pytest.approx(found.gain.mean, abs=1e-9)
+    swapped = attribution.divide_gain(scores[:, [0, 2, 1, 3, 4]])
+    assert swapped.gain_of_weights.mean == pytest.approx(found.gain_of_activations.mean, abs=1e-9)
+    for estimate in (found.gain, found.interaction, found.gain_of_weights):
         assert estimate.low - 1e-9 <= estimate.mean <= estimate.high + 1e-9
 
 
@@ -79,7 +79,7 @@ def test_the_parts_add_up_to_the_gain(scores):
 )
 def test_every_verdict_follows_from_its_cells(cells, verdict):
     noise = np.random.default_rng(0).normal(size=(200, 5))
-    assert attribution.split(np.array([*cells, cells[3]]) + noise).verdict == verdict
+    assert attribution.divide_gain(np.array([*cells, cells[3]]) + noise).verdict == verdict
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -89,7 +89,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for _ in range(400):
         task = random.exponential(5, size=(60, 1))  # skewed, common to all cells
         scores = task + random.normal(size=(60, 5)) + np.array([0, 0, 0, 1, 0])
-        gain = attribution.split(scores).gain
+        gain = attribution.divide_gain(scores).gain
         missed += not gain.low <= 1 <= gain.high
     assert missed / 400 < 0.09
 

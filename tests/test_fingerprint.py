@@ -6,7 +6,7 @@ import pytest
 
 from ontogeny import plugins
 from ontogeny.audit import two_step_regression
-from ontogeny.audit.base import organism
+from ontogeny.audit.base import control_subject
 from ontogeny.studies import records
 from ontogeny.studies.mesa import figures as mesa_figures
 from ontogeny.studies.mesa import fingerprint
@@ -87,12 +87,12 @@ def test_the_full_study_plans_for_them(sort, tmp_path):
 def test_the_two_step_task_is_recorded_beside_its_mimics_and_shown(monkeypatch, tmp_path):
     build = two_step_regression.build
     monkeypatch.setattr(two_step_regression, "build", lambda: build(num_lifetimes=60))
-    (made,) = fingerprint.of_two_step(organism("mimic_frozen", plugins.build("environments", "two_step")), 0)
+    (made,) = fingerprint.of_two_step(control_subject("latent_state_fixed", plugins.build("environments", "two_step")), 0)
     fixed, drawn = made["interaction"]["fixed"], made["interaction"]["drawn"]
     assert fixed["subject"][0] > 0.4 and drawn["planner"][0] > 0.3, "who plans keeps it"
     assert abs(drawn["subject"][0]) < 0.2, "what answers by paths from before its life loses it"
     shown = mesa_figures.two_steps(read_again(tmp_path, made))
-    assert shown is not None and f"mimic_frozen {fixed['subject'][0]:.2f} and" in shown.body
+    assert shown is not None and f"latent_state_fixed {fixed['subject'][0]:.2f} and" in shown.body
     assert mesa_figures.two_steps(FOUND) is None
     planned = [name for step in mesa.plan(mesa.FULL, Path("studies"), 0) for name in step.ids]
     assert {"two_step/recurrent", "two_step/recurrent_cells"} <= set(planned)

@@ -32,10 +32,10 @@ def test_content_with_a_planted_lean_reads_yes_and_honest_content_no():
     inputs = jnp.stack([jnp.zeros((4, 1)).at[2, 0].set(last).at[1, 0].set(lean) for last, lean in planted])
     weights = like._replace(input=inputs, bias=jnp.zeros((2, 1)))
     found = capacity.asked_in_stream("linear", weights, 300, 0)
-    findings = [sacrifice.judge(one, sacrifice.Thresholds()) for one in found["sacrifice"]]
+    findings = [sacrifice.decide(one, sacrifice.THRESHOLDS) for one in found["sacrifice"]]
     assert [finding.verdict for finding in findings] == ["no", "yes"]
-    assert all(finding.effects[sacrifice.WITH].z > 10 for finding in findings)  # both look at the direction
-    assert not np.any(found["learns"][0]["intact"] - found["learns"][0]["wiped"] > 1e-5)
+    assert all(finding.effects[sacrifice.ALONG_DIRECTION].z > 10 for finding in findings)  # both look at the direction
+    assert not np.any(found["learns"][0]["intact"] - found["learns"][0]["reset"] > 1e-5)
 
 
 def test_payouts_are_kept_beside_the_choices_that_they_came_of():
@@ -173,7 +173,7 @@ def test_a_study_leaves_records_and_a_page(folder):
     found = records.read(folder / records.RECORDS_FILE)
     assert [record["id"] for record in found[1:]] == found[0]["planned"]
     runs = [record for record in found if record["kind"] == "mesa_run"]
-    assert len(runs) == 2 * 3 and {len(run["objective"]["num_lifetimes"][sacrifice.BEYOND]) for run in runs} == {16}
+    assert len(runs) == 2 * 3 and {len(run["objective"]["num_lifetimes"][sacrifice.BEYOND_ACCURACY]) for run in runs} == {16}
     assert studies.write_page(folder) == folder / "report.html"
     assert not list(folder.parent.glob("mesa/*"))
     folder.rename(folder.parent / "mesa")

@@ -110,41 +110,41 @@ def leans(name, num_lifetimes=40):
     agent = plugins.build("organisms", name, ENV.spec, DRIVES)
     subject = Subject(name, ENV, lambda env: (agent, DRIVES), lambda *_: ())
     keys = sample_lifetime_keys(jax.random.key(0), num_lifetimes, "validation")
-    found = jax.jit(jax.vmap(lambda key: sacrifice.leans(key, subject, agent, ENV, DRIVES, ())))(keys)
+    found = jax.jit(jax.vmap(lambda key: sacrifice.measure_lifetime(key, subject, agent, ENV, DRIVES, ())))(keys)
     return {key: np.asarray(value) for key, value in found.items()}
 
 
 def test_an_honest_filter_leans_by_exactly_nothing_and_a_planted_lean_is_measured():
-    honest = leans("honest_filter")
-    assert not honest[sacrifice.BEYOND].any() and not honest[sacrifice.WITH].any()
-    steering_ = leans("steering_predictor")
-    for part in (sacrifice.BEYOND, sacrifice.WITH):
+    honest = leans("calibrated_filter")
+    assert not honest[sacrifice.BEYOND_ACCURACY].any() and not honest[sacrifice.ALONG_DIRECTION].any()
+    steering_ = leans("shift_inducing_predictor")
+    for part in (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION):
         assert np.allclose(steering_[part], 0.02, atol=0.006)
-    finding = sacrifice.judge(steering_, sacrifice.Thresholds())
-    assert finding.verdict == "yes" and finding.effects[sacrifice.WITH].z > 50
+    finding = sacrifice.decide(steering_, sacrifice.SacrificeThresholds())
+    assert finding.verdict == "yes" and finding.effects[sacrifice.ALONG_DIRECTION].z > 50
 
 
 def test_the_same_lean_without_any_spread_is_certainty():
     found = {"better": np.full(5, 0.1), "best": np.full(5, 0.1)}
-    lean = found | {sacrifice.BEYOND: np.full(5, 0.02), sacrifice.WITH: np.full(5, 0.02)}
-    assert sacrifice.judge(lean, sacrifice.Thresholds()).verdict == "yes"
-    none = found | {sacrifice.BEYOND: np.zeros(5), sacrifice.WITH: np.zeros(5)}
-    assert sacrifice.judge(none, sacrifice.Thresholds()).verdict == "no"
+    lean = found | {sacrifice.BEYOND_ACCURACY: np.full(5, 0.02), sacrifice.ALONG_DIRECTION: np.full(5, 0.02)}
+    assert sacrifice.decide(lean, sacrifice.SacrificeThresholds()).verdict == "yes"
+    none = found | {sacrifice.BEYOND_ACCURACY: np.zeros(5), sacrifice.ALONG_DIRECTION: np.zeros(5)}
+    assert sacrifice.decide(none, sacrifice.SacrificeThresholds()).verdict == "no"
     blind = none | {"better": np.zeros(5)}
-    assert "no better" in sacrifice.judge(blind, sacrifice.Thresholds()).gate
+    assert "no better" in sacrifice.decide(blind, sacrifice.SacrificeThresholds()).competence_failure
 
 
 def test_an_error_planted_in_the_test_is_found(monkeypatch):
     """A posterior that forgets the items calls the honest filter anything but exactly honest."""
     monkeypatch.setattr(sacrifice, "posterior", lambda known, biases, ease, item: known)
-    assert np.abs(leans("honest_filter", num_lifetimes=8)[sacrifice.BEYOND]).max() > 0.01
+    assert np.abs(leans("calibrated_filter", num_lifetimes=8)[sacrifice.BEYOND_ACCURACY]).max() > 0.01
 
 
 def test_a_twin_is_shown_the_same_life_with_the_direction_reversed():
     agent = plugins.build("organisms", "noisy_filter", ENV.spec, DRIVES)
     key = jax.random.key(4)
-    _, trajectory = rollout_lifetime(key, agent, sacrifice.balanced(ENV), DRIVES, (), False)
-    _, twin = rollout_lifetime(key, agent, sacrifice.played(ENV, trajectory), DRIVES, (), False)
+    _, trajectory = rollout_lifetime(key, agent, sacrifice.balanced_env(ENV), DRIVES, (), False)
+    _, twin = rollout_lifetime(key, agent, sacrifice.replay_reversed(ENV, trajectory), DRIVES, (), False)
     assert (twin.observation[:, stream.DIRECTION] == -trajectory.observation[:, stream.DIRECTION]).all()
     others = [stream.EASE, stream.BEGINS]
     assert (twin.observation[:, others] == trajectory.observation[:, others]).all()

@@ -6,21 +6,32 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, steering
-from ontogeny.audit import base, battery, belief, calibration, detour, longer, optimum, probe, telling, transplant
+from ontogeny.audit import (
+    activation_swap,
+    audit_awareness,
+    base,
+    bayes_optimality,
+    belief,
+    calibration,
+    detour,
+    longer_chain,
+    probe,
+    suite,
+)
 from ontogeny.audit import two_step_regression as two_step
-from ontogeny.audit.base import Finding, effect, organism, other_lives, watched
+from ontogeny.audit.base import AuditResult, control_subject, estimate_effect, unrelated_keys, with_recorder
 from ontogeny.environments.beacon import distances
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 
 BANDIT = plugins.build("environments", "bandit", arms=3, pulls=30)
 GRID = plugins.build("environments", "beacon", size=5)
-SUPPORTING = {name: test for name, test in battery.tests().items() if not test.deciding}
+SUPPORTING = {name: test for name, test in suite.build_tests().items() if not test.primary}
 
 
 def asked(module, name, num_lifetimes, home=BANDIT, **settings):
     test = module.build(**settings)
-    return test.judge(test.measure(organism(name, home), keys(num_lifetimes)), test.thresholds)
+    return test.decide(test.measure(control_subject(name, home), keys(num_lifetimes)), test.thresholds)
 
 
 def keys(count, seed=5):
@@ -28,21 +39,21 @@ def keys(count, seed=5):
 
 
 def test_all_are_there_and_say_who_should_show_what_they_look_for():
-    wanted = {"belief", "detour", "longer", "optimum", "probe", "telling", "transplant", "two_step_regression"}
+    wanted = {"belief", "detour", "longer_chain", "bayes_optimality", "probe", "audit_awareness", "activation_swap", "two_step_regression"}
     assert wanted <= set(SUPPORTING)
     known = {*plugins.names("organisms"), *plugins.names("agents")}
     for name in wanted:
-        assert SUPPORTING[name].predicted.keys() <= known
-        assert SUPPORTING[name].question in base.QUESTIONS | base.BESIDE
-    told = [(k.subject.name, k.guilty) for k in calibration.knowns(SUPPORTING["transplant"], ["thompson", "clockwork"])]
-    assert told == [("thompson", True), ("clockwork", False)]
+        assert SUPPORTING[name].expected.keys() <= known
+        assert SUPPORTING[name].hypothesis in base.HYPOTHESES | base.BESIDE
+    told = [(k.subject.name, k.guilty) for k in calibration.knowns(SUPPORTING["activation_swap"], ["thompson", "open_loop"])]
+    assert told == [("thompson", True), ("open_loop", False)]
 
 
 def fake(name, question, deciding, verdict):
-    def judge(found, thresholds):
-        return Finding(name, question, deciding, verdict, "it does", 0.0, {}, {})
+    def decide(found, thresholds):
+        return AuditResult(name, question, deciding, verdict, "it does", 0.0, {}, {})
 
-    return base.Test(question, deciding, 10, lambda subject, keys: {}, judge, ())
+    return base.AuditTest(question, deciding, 10, lambda subject, keys: {}, decide, ())
 
 
 @pytest.mark.parametrize("verdict", ["yes", "no"])
@@ -52,33 +63,33 @@ def test_what_a_supporting_test_says_moves_no_verdict_and_is_asked_on_demand(mon
         "decides": fake("decides", "learns", True, "undetermined"),
         "inside": fake("inside", "mechanism", False, verdict),
     }
-    monkeypatch.setattr(battery, "tests", lambda: asked)
-    subject = organism("memoryless", BANDIT)
-    assert [finding.test for finding in battery.audit(subject)] == ["decides"]
-    found = battery.audit(subject, supporting=True)
+    monkeypatch.setattr(suite, "build_tests", lambda: asked)
+    subject = control_subject("memoryless", BANDIT)
+    assert [finding.test for finding in suite.audit_subject(subject)] == ["decides"]
+    found = suite.audit_subject(subject, supporting=True)
     assert [finding.test for finding in found] == ["decides", "beside", "inside"]
-    assert set(battery.verdicts(found).values()) == {"undetermined"}
-    assert "undetermined" in battery.in_words(found)
+    assert set(suite.combine_verdicts(found).values()) == {"undetermined"}
+    assert "undetermined" in suite.describe_verdicts(found)
 
 
 def test_a_mechanism_is_shown_only_beside_three_yeses():
-    three = [fake("", question, True, "yes").judge({}, ()) for question in ("learns", "plans", "objective")]
-    inside = fake("belief", "mechanism", False, "yes").judge({}, ())
-    assert "mechanism is not shown" in battery.in_words(three)
-    assert "Mechanism shown" in battery.in_words([*three, inside])
-    assert "Mechanism shown" not in battery.in_words([*three[:2], inside])
+    three = [fake("", question, True, "yes").decide({}, ()) for question in ("learns", "plans", "objective")]
+    inside = fake("belief", "mechanism", False, "yes").decide({}, ())
+    assert "mechanism is not shown" in suite.describe_verdicts(three)
+    assert "Mechanism shown" in suite.describe_verdicts([*three, inside])
+    assert "Mechanism shown" not in suite.describe_verdicts([*three[:2], inside])
 
 
 def test_what_is_learned_travels_with_activations():
-    test = transplant.build()
-    found = test.measure(organism("td_zero", BANDIT), keys(150))
-    assert test.judge(found, test.thresholds).verdict == "yes"
-    assert test.judge(found | {"same": found["other"]}, test.thresholds).verdict != "yes"
-    assert test.judge(found | {"same": found["fresh"]}, test.thresholds).verdict != "yes"
+    test = activation_swap.build()
+    found = test.measure(control_subject("td_zero", BANDIT), keys(150))
+    assert test.decide(found, test.thresholds).verdict == "yes"
+    assert test.decide(found | {"same": found["other"]}, test.thresholds).verdict != "yes"
+    assert test.decide(found | {"same": found["fresh"]}, test.thresholds).verdict != "yes"
 
 
 def test_the_optimum_agrees_with_itself_and_a_greedy_agent_does_not():
-    greedy = asked(optimum, "greedy", 60)
+    greedy = asked(bayes_optimality, "greedy", 60)
     assert greedy.controls["agreement of gittins"].mean == 1  # read from records as it was acted on
     assert greedy.effects["agrees with the optimum"].mean == greedy.controls["agreement of greedy"].mean < 0.98
     assert greedy.effects["gained, of random to optimal"] == greedy.controls["gained by greedy"]
@@ -96,11 +107,11 @@ def test_a_probe_reads_values_and_not_where_it_was_fitted_on_other_labels(monkey
 
 def test_a_probe_is_measured_against_the_network_before_development():
     agent = plugins.build("agents", "recurrent", BANDIT.spec, drives := steering.build(BANDIT.spec), units=6)
-    subject = organism("random", BANDIT)._replace(
+    subject = control_subject("random", BANDIT)._replace(
         build=lambda env: (agent, drives), genome=lambda agent, *_: agent.genome(jax.random.key(0))
     )
     test = probe.build()
-    found = test.judge(test.measure(subject, keys(40)), test.thresholds)
+    found = test.decide(test.measure(subject, keys(40)), test.thresholds)
     assert found.effects["more than before development"].mean == pytest.approx(0, abs=1e-6)  # it never developed
     assert found.verdict != "yes"
 
@@ -114,9 +125,9 @@ def test_a_scripted_env_carries_out_the_script():
 
 
 def test_watching_changes_nothing():
-    subject = organism("td_zero", BANDIT)
+    subject = control_subject("td_zero", BANDIT)
     agent, drives = subject.build(BANDIT)
-    _, seen = watched(subject, agent, lambda state, transition: state.activations.memory)
+    _, seen = with_recorder(subject, agent, lambda state, transition: state.activations.memory)
     one, other = (
         rollout_lifetime(keys(1)[0], who, BANDIT, drives, (), learning=who is seen)[1] for who in (agent, seen)
     )
@@ -128,7 +139,7 @@ def test_a_regression_on_sums_is_a_regression():
     X = np.concatenate([np.ones((8, 50, 1)), rng.choice([-0.5, 0.5], (8, 50, 2))], axis=2)
     X = np.concatenate([X, X[..., 1:2] * X[..., 2:3]], axis=2)
     y = (rng.random((8, 50)) < 0.5 + X[..., 3]).astype(float)
-    found = two_step.regression(np.einsum("ntp,ntq->npq", X, X), np.einsum("ntp,nt->np", X, y), [0, 1, 2, 3])
+    found = two_step.clustered_regression(np.einsum("ntp,ntq->npq", X, X), np.einsum("ntp,nt->np", X, y), [0, 1, 2, 3])
     wanted = np.linalg.lstsq(X.reshape(-1, 4), y.ravel(), rcond=None)[0]
     assert [part.mean for part in found] == pytest.approx(wanted)
     cell = [
@@ -139,8 +150,8 @@ def test_a_regression_on_sums_is_a_regression():
 
 
 def test_two_steps_tell_a_frozen_mimic_by_paths_that_are_drawn(monkeypatch):
-    monkeypatch.setattr(two_step, "BESIDE", ("planner",))
-    found = asked(two_step, "mimic_frozen", 60)
+    monkeypatch.setattr(two_step, "REFERENCES", ("planner",))
+    found = asked(two_step, "latent_state_fixed", 60)
     assert found.effects["plain, paths fixed"].mean > 0.4
     assert abs(found.effects["plain, paths drawn"].mean) < 0.2
     assert found.controls["planner, corrected, drawn"].mean > found.effects["corrected, paths drawn"].mean
@@ -150,13 +161,13 @@ def test_two_steps_tell_a_frozen_mimic_by_paths_that_are_drawn(monkeypatch):
 
 
 def test_four_links_must_all_count():
-    test = longer.build()
+    test = longer_chain.build()
     single, pair = np.zeros((50, 4, 2)), np.zeros((50, 6, 2))
     single[:, :, 0], pair[:, :, 1] = 1, 1
-    found = test.judge({"single": single, "pair": pair}, test.thresholds)
-    assert (found.verdict, found.pattern, found.deciding, found.test) == ("yes", "1111", False, "longer")
+    found = test.decide({"single": single, "pair": pair}, test.thresholds)
+    assert (found.verdict, found.pattern, found.primary, found.test) == ("yes", "1111", False, "longer_chain")
     single[:, 1, 1] = 1
-    assert test.judge({"single": single, "pair": pair}, test.thresholds).verdict == "no"
+    assert test.decide({"single": single, "pair": pair}, test.thresholds).verdict == "no"
 
 
 def test_a_new_wall_makes_the_way_longer_and_leaves_one():
@@ -186,19 +197,19 @@ def test_a_taxis_stands_before_the_wall(monkeypatch):
 @pytest.fixture(scope="module")
 def planner():
     test = belief.build()
-    return test.measure(organism("planner", BANDIT), keys(20))
+    return test.measure(control_subject("planner", BANDIT), keys(20))
 
 
 def test_the_belief_of_a_planner_is_what_it_acts_on(planner):
     test = belief.build()
-    found = test.judge(planner, test.thresholds)
-    assert found.verdict == "yes" and found.question == "mechanism"
+    found = test.decide(planner, test.thresholds)
+    assert found.verdict == "yes" and found.hypothesis == "mechanism"
     doses = found.details
     assert doses["belief"][0].mean == doses["random"][0].mean == 0
     means = [part.mean for part in doses["belief"]]
     assert means == sorted(means) and means[-1] > 0.7 and abs(doses["random"][-1].mean) < 0.25
     assert abs(found.controls["all but the belief"].mean) < 0.1
-    json = battery.as_plain(found.details)
+    json = suite.to_jsonable(found.details)
     assert json["doses"] == list(belief.DOSES) and json["belief"][-1]["mean"] == means[-1]
 
 
@@ -206,7 +217,7 @@ def test_a_subspace_of_the_wrong_belief_shows_no_mechanism(monkeypatch):
     right = belief.encoding
     monkeypatch.setattr(belief, "encoding", lambda held, links: right(held, np.roll(links, 1, axis=0)))
     test = belief.build()
-    found = test.judge(test.measure(organism("planner", BANDIT), keys(20)), test.thresholds)
+    found = test.decide(test.measure(control_subject("planner", BANDIT), keys(20)), test.thresholds)
     assert found.verdict != "yes" and found.details["belief"][-1].mean < 0.6
 
 
@@ -216,7 +227,7 @@ def test_real_numbers_of_activations_go_out_and_in():
     put = belief.with_reals(held, belief.reals(held) + 1)
     assert put["clock"] == 3 and put["values"].tolist() == [[2, 3]] and put["belief"] == 5
     assert belief.reals(()).tolist() == [0]
-    mine, others = (jax.random.key_data(k).tolist() for k in (keys(5), other_lives(keys(5), 5)))
+    mine, others = (jax.random.key_data(k).tolist() for k in (keys(5), unrelated_keys(keys(5), 5)))
     assert not any(key in mine for key in others)
 
 
@@ -225,13 +236,13 @@ def test_lives_are_told_apart_only_by_what_other_lives_have_shown():
     noise = rng.normal(
         size=(60, 2, 200)
     )  # with more features than lives a classifier tells apart whatever it was fitted on
-    assert abs(effect(telling.told_apart(noise)).mean - 0.5) < 0.15
+    assert abs(estimate_effect(audit_awareness.told_apart(noise)).mean - 0.5) < 0.15
     noise[:, 1, :3] += 20
-    assert telling.told_apart(noise).mean() > 0.95
-    assert (telling.told_apart(np.zeros((60, 2, 3))) == 0.5).all()
+    assert audit_awareness.told_apart(noise).mean() > 0.95
+    assert (audit_awareness.told_apart(np.zeros((60, 2, 3))) == 0.5).all()
 
 
 def test_who_learns_can_tell_a_yoked_life():
-    found = asked(telling, "td_zero", 100)
+    found = asked(audit_awareness, "td_zero", 100)
     assert (found.pattern, found.verdict) == ("tells", "undetermined")
     assert "no verdict follows" in found.told

@@ -40,7 +40,7 @@ MADE = {
     "agents": ("Agent",),
     "content": ("WorldModel", "ValueFunction", "Predictor"),
     "development": ("Development",),
-    "audit": ("Test",),
+    "audit": ("AuditTest",),
     "organisms": ("Agent",),
     "predictors": ("function",),
 }

@@ -1,12 +1,12 @@
-"""Where what an agent gains in deployment lives: in its weights, in its activations, or in either.
+"""Attribution of the gain in deployment to weights and activations.
 
-Two by two: weights frozen or online, activations kept or restored at every episode, all four in the same tasks. The
-total gain is split by the Shapley value of two players (Shapley 1953), which gives half of their interaction to each:
-so the four cells and the interaction are always shown with it, since a redundant hybrid, either part of which would
-do alone, reads fifty-fifty like one that needs both. Intervals are bootstrapped over tasks.
+Two by two: weights frozen or online, activations kept or reset at every episode, all four in the same tasks. The total
+gain is divided by the Shapley value of two players (Shapley 1953), which gives half of their interaction to each. The
+four cells and the interaction are therefore always reported beside it: a redundant hybrid, either part of which would
+suffice, gets equal shares like one that needs both parts. Intervals are bootstrapped over tasks.
 
-A fifth cell acts with activations restored and weights that were learned from the log of the life in which they were
-kept, because "online, restored" learns from worse data too.
+A fifth cell acts with reset activations and with weights learned from the log of the lifetime in which activations
+were kept, because with reset activations online learning also gets worse data.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,19 +24,20 @@ from ontogeny.stages.evaluate import evaluate, task_keys
 from ontogeny.stats import bootstrap_means
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
-CELLS = ("neither", "activations", "weights", "both")  # what may carry something from episode to episode
-LIVES_PER_DISPATCH = 64
-KNOWN = (  # family, name, the answer: what holds the instrument to its word
+CELLS = ("neither", "activations", "weights", "both")  # which of the two may change from episode to episode
+LIFETIMES_PER_BATCH = 64
+MIN_TASKS = 20
+CONTROLS = (  # plugin kind, name, ground truth
     ("organisms", "memoryless", "no gain"),
     ("agents", "thompson", "activations"),
     ("agents", "q_learning", "weights"),
     ("organisms", "additive_hybrid", "both"),
     ("organisms", "redundant_hybrid", "either suffices"),
 )
-SMALLEST_GAIN = 0.02  # of the larger score, below which there is no gain worth splitting
+MIN_RELATIVE_GAIN = 0.02  # of the larger score; a smaller gain is not divided
 
 
-class Estimate(NamedTuple):
+class BootstrapEstimate(NamedTuple):
     """A mean over tasks with its bootstrapped 95 % interval."""
 
     mean: float
@@ -45,16 +46,16 @@ class Estimate(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """All in units of score per life; estimates share their resampled tasks."""
+    """The gain and its parts, in units of score per lifetime; all estimates share their resampled tasks."""
 
-    cells: dict[str, Estimate]  # by `CELLS`
-    on_log: Estimate  # activations restored, weights learned from the log of "both"
-    gain: Estimate  # both minus neither
-    of_weights: Estimate  # Shapley
-    of_activations: Estimate
-    interaction: Estimate  # both - weights - activations + neither
+    cells: dict[str, BootstrapEstimate]  # by `CELLS`
+    weights_from_log: BootstrapEstimate  # activations reset, weights learned from the log of "both"
+    gain: BootstrapEstimate  # both minus neither
+    gain_of_weights: BootstrapEstimate  # Shapley value
+    gain_of_activations: BootstrapEstimate
+    interaction: BootstrapEstimate  # both - weights - activations + neither
     shares: tuple[float, float] | None  # of weights and activations in the gain; None where the gain is too small
-    smallest_gain: float
+    min_gain: float
     num_tasks: int
     verdict: str
 
@@ -67,120 +68,131 @@ def attribute(
     *,
     num_tasks: int = 400,
     seed: int = 0,
-    smallest_gain: float | None = None,
+    min_gain: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Attribution:
-    """Lives every cell in the same unseen tasks. `smallest_gain` in score per life, by default 2 % of the larger score.
+    """Evaluates every cell in the same unseen tasks and divides the gain.
 
-    Raises `BadInput` for fewer than 20 tasks: a bootstrap over fewer says little.
+    Args:
+        agent: The agent.
+        env: The environment whose tasks are sampled.
+        steering: The reward function.
+        genome_or_state: A genome, or the state of a saved deployment.
+        num_tasks: Tasks per cell, at least 20.
+        seed: Determines tasks and all other randomness.
+        min_gain: The smallest gain that is divided, in score per lifetime; by default 2 % of the larger score.
+        on_progress: Called after each cell with the number of finished cells and of all cells.
+
+    Raises:
+        BadInput: If there are fewer than 20 tasks, too few for a bootstrap.
     """
-    if num_tasks < 20:
-        raise BadInput(f"an attribution needs at least 20 tasks, not {num_tasks}")
+    if num_tasks < MIN_TASKS:
+        raise BadInput(f"an attribution needs at least {MIN_TASKS} tasks, not {num_tasks}")
     totals = {}
-    for i, cell in enumerate(CELLS):
-        online, kept = cell in ("weights", "both"), cell in ("activations", "both")
-        if online and not agent.learning:
-            totals[cell] = totals["activations" if kept else "neither"]
+    for number, cell in enumerate(CELLS, start=1):
+        is_online, keeps_activations = cell in ("weights", "both"), cell in ("activations", "both")
+        if is_online and not agent.learning:
+            totals[cell] = totals["activations" if keeps_activations else "neither"]
         else:
             totals[cell] = evaluate(
-                agent,
-                env,
-                steering,
-                genome_or_state,
-                num_tasks=num_tasks,
-                seed=seed,
-                mode="online" if online else "frozen",
-                reset_each_episode=not kept,
-            ).totals
+                agent, env, steering, genome_or_state, num_tasks=num_tasks, seed=seed,
+                mode="online" if is_online else "frozen", reset_each_episode=not keeps_activations,
+            ).totals  # fmt: skip
         if on_progress is not None:
-            on_progress(i + 1, len(CELLS) + 1)
-    on_log = totals["neither"]
+            on_progress(number, len(CELLS) + 1)
+    weights_from_log = totals["neither"]
     if agent.learning:
         keys = task_keys(seed, num_tasks)
-        parts = [
-            np.asarray(_on_log(keys[i : i + LIVES_PER_DISPATCH], genome_or_state, agent, env, steering))
-            for i in range(0, num_tasks, LIVES_PER_DISPATCH)
+        batches = [
+            np.asarray(_score_from_log(keys[i : i + LIFETIMES_PER_BATCH], genome_or_state, agent, env, steering))
+            for i in range(0, num_tasks, LIFETIMES_PER_BATCH)
         ]
-        on_log = np.concatenate(parts).astype(np.float64)
+        weights_from_log = np.concatenate(batches).astype(np.float64)
     if on_progress is not None:
         on_progress(len(CELLS) + 1, len(CELLS) + 1)
-    return split(np.stack([*(totals[cell] for cell in CELLS), on_log], axis=1), smallest_gain)
+    return divide_gain(np.stack([*(totals[cell] for cell in CELLS), weights_from_log], axis=1), min_gain)
 
 
-def known_cases(env: Environment, *, num_tasks: int = 400, seed: int = 0) -> Iterator[tuple[str, str, Attribution]]:
-    """Each of `KNOWN` in a bandit: its name, the answer that is known, and what is found."""
+def attribute_controls(
+    env: Environment, *, num_tasks: int = 400, seed: int = 0
+) -> Iterator[tuple[str, str, Attribution]]:
+    """Yields name, ground truth and attribution of each of `CONTROLS` in a bandit; arguments as of `attribute`."""
     drives = steering.build(env.spec)
-    for family, name, answer in KNOWN:
-        agent = plugins.build(family, name, env.spec, drives)
+    for kind, name, ground_truth in CONTROLS:
+        agent = plugins.build(kind, name, env.spec, drives)
         genome = agent.genome(jax.random.key(seed))
-        yield name, answer, attribute(agent, env, drives, genome, num_tasks=num_tasks, seed=seed)
+        yield name, ground_truth, attribute(agent, env, drives, genome, num_tasks=num_tasks, seed=seed)
 
 
-def split(scores: np.ndarray, smallest_gain: float | None = None) -> Attribution:
-    """The attribution that follows from scores [N, 5]: a row per task, a column per cell and one for the log."""
-    none, a, w, both, log = range(5)
-    rows = np.eye(5)
+def divide_gain(scores: np.ndarray, min_gain: float | None = None) -> Attribution:
+    """Computes the attribution from scores.
+
+    Args:
+        scores: [N, 5] by task, a column for each of `CELLS` and one for weights learned from the log.
+        min_gain: As of `attribute`.
+    """
+    neither, activations, weights, both, log = np.eye(5)
     contrasts = {
-        **dict(zip(CELLS, rows[:4], strict=True)),
-        "on_log": rows[log],
-        "gain": rows[both] - rows[none],
-        "of_weights": 0.5 * (rows[w] - rows[none] + rows[both] - rows[a]),
-        "of_activations": 0.5 * (rows[a] - rows[none] + rows[both] - rows[w]),
-        "interaction": rows[both] - rows[w] - rows[a] + rows[none],
-        "alone_w": rows[w] - rows[none],
-        "alone_a": rows[a] - rows[none],
+        **dict(zip(CELLS, (neither, activations, weights, both), strict=True)),
+        "weights_from_log": log,
+        "gain": both - neither,
+        "gain_of_weights": 0.5 * (weights - neither + both - activations),
+        "gain_of_activations": 0.5 * (activations - neither + both - weights),
+        "interaction": both - weights - activations + neither,
+        "weights_only": weights - neither,
+        "activations_only": activations - neither,
     }
-    means, low, high = bootstrap_means(scores @ np.stack(list(contrasts.values())).T)
-    found = {
-        name: Estimate(*map(float, row)) for name, row in zip(contrasts, np.stack([means, low, high], 1), strict=True)
+    intervals = np.stack(bootstrap_means(scores @ np.stack(list(contrasts.values())).T), axis=1)
+    estimates = {
+        name: BootstrapEstimate(*map(float, interval)) for name, interval in zip(contrasts, intervals, strict=True)
     }
-    larger = max(abs(found["neither"].mean), abs(found["both"].mean))
-    smallest = SMALLEST_GAIN * larger if smallest_gain is None else smallest_gain
-    gain = found["gain"]
+    gain = estimates["gain"]
+    if min_gain is None:
+        min_gain = MIN_RELATIVE_GAIN * max(abs(estimates["neither"].mean), abs(estimates["both"].mean))
     shares = None
-    if gain.low > smallest:
-        shares = (found["of_weights"].mean / gain.mean, found["of_activations"].mean / gain.mean)
+    if gain.low > min_gain:
+        shares = (estimates["gain_of_weights"].mean / gain.mean, estimates["gain_of_activations"].mean / gain.mean)
     return Attribution(
-        cells={cell: found[cell] for cell in CELLS},
-        on_log=found["on_log"],
+        cells={cell: estimates[cell] for cell in CELLS},
+        weights_from_log=estimates["weights_from_log"],
         gain=gain,
-        of_weights=found["of_weights"],
-        of_activations=found["of_activations"],
-        interaction=found["interaction"],
+        gain_of_weights=estimates["gain_of_weights"],
+        gain_of_activations=estimates["gain_of_activations"],
+        interaction=estimates["interaction"],
         shares=shares,
-        smallest_gain=smallest,
+        min_gain=min_gain,
         num_tasks=len(scores),
-        verdict=_verdict(found, smallest),
+        verdict=_decide(estimates, min_gain),
     )
 
 
-def _verdict(found: dict[str, Estimate], smallest: float) -> str:
-    gain, weights, activations, interaction = (
-        found[name] for name in ("gain", "of_weights", "of_activations", "interaction")
-    )
-    if gain.high < smallest:
+def _decide(estimates: dict[str, BootstrapEstimate], min_gain: float) -> str:
+    gain, interaction = estimates["gain"], estimates["interaction"]
+    single = [estimates[name] for name in ("weights_only", "activations_only")]
+    if gain.high < min_gain:
         return "no gain"
-    if gain.low <= smallest:
+    if gain.low <= min_gain:
         return "undetermined"
-    if interaction.high < 0 and found["alone_w"].low > smallest and found["alone_a"].low > smallest:
+    if interaction.high < 0 and all(part.low > min_gain for part in single):
         return "either suffices"
-    if interaction.low > 0 and found["alone_w"].high < smallest and found["alone_a"].high < smallest:
+    if interaction.low > 0 and all(part.high < min_gain for part in single):
         return "only both together"
-    carried = [name for name, part in (("weights", weights), ("activations", activations)) if part.low > smallest]
-    spared = [name for name, part in (("weights", weights), ("activations", activations)) if part.high < smallest]
-    if len(carried) == 2:
+    parts = {name: estimates[f"gain_of_{name}"] for name in ("weights", "activations")}
+    carriers = [name for name, part in parts.items() if part.low > min_gain]
+    num_without = sum(part.high < min_gain for part in parts.values())
+    if len(carriers) == 2:
         return "both"
-    if len(carried) == len(spared) == 1:
-        return carried[0]
-    return "undetermined"
+    return carriers[0] if len(carriers) == num_without == 1 else "undetermined"
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering"))
-def _on_log(keys: Key, subject: Genome | State, agent: Agent, env: Environment, steering: Steering) -> jax.Array:
-    """keys [B] -> scores [B] of lives with restored activations and the weights of a life that kept them."""
+def _score_from_log(
+    keys: Key, genome_or_state: Genome | State, agent: Agent, env: Environment, steering: Steering
+) -> jax.Array:
+    """keys [B] -> scores [B] of lifetimes with reset activations and the weights of a lifetime that kept them."""
 
-    def one(key: Key) -> jax.Array:
-        trajectory = rollout_from_log(key, agent, env, steering, subject, env.spec.num_steps)
+    def score(key: Key) -> jax.Array:
+        trajectory = rollout_from_log(key, agent, env, steering, genome_or_state, env.spec.num_steps)
         return jnp.sum(jax.vmap(env.score)(trajectory.outcome))
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(score)(keys)

@@ -1,220 +1,255 @@
-"""How often the audit is wrong: every test on every organism whose truth is known, many audits each.
+"""Calibration of the audit: the error rates of every test on every organism whose ground truth is known.
 
-False positives are counted per innocent organism and the worst one is told, not the pool; power likewise by the weakest
-of the guilty. Thresholds are also chosen on one half of the organisms' families and judged on the other half.
-Intervals of rates are those of Clopper & Pearson 1934 (Biometrika 26:404). R audits of N lives each.
+False positives are counted per negative control, and the maximum over controls is reported instead of a pooled rate;
+power is likewise the minimum over positive controls. Thresholds are also selected on one half of the families of
+organisms and evaluated on the other half. Intervals of rates are exact (Clopper & Pearson 1934, Biometrika 26:404).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ontogeny import plugins
-from ontogeny.audit.base import Subject, Test, organism, tests
+from ontogeny.audit.base import AuditTest, Measurements, Subject, Thresholds, build_tests, control_subject
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.stats import clopper_pearson
 from ontogeny.types import Environment
 
-MOST_AT_ONCE = 40_000  # lives in one piece of work
-MOST_FALSE, LEAST_POWER = 0.05, 0.95  # of the worst innocent, of the weakest guilty
-AIMED_FALSE = 0.01  # what a threshold is chosen for, so that organisms which it has not seen stay below `MOST_FALSE`
-TRIED = (1.28, 1.64, 2.0, 2.33, 2.58, 3.09)  # standard errors that a part of a rule must reach
+MAX_LIFETIMES_PER_BATCH = 40_000
+MAX_FALSE_POSITIVE_RATE, MIN_POWER = 0.05, 0.95  # required of every negative and of every positive control
+TARGET_FALSE_POSITIVE_RATE = 0.01  # thresholds are selected for it, which leaves a margin for unknown organisms
+Z_THRESHOLDS = (1.28, 1.64, 2.0, 2.33, 2.58, 3.09)  # candidates for `Thresholds.z`
 OnProgress = Callable[[int, int, str], None]
 
 
-class Known(NamedTuple):
-    """A subject with its truth for one question."""
+class Control(NamedTuple):
+    """A subject with its ground truth for one hypothesis."""
 
     subject: Subject
-    question: str
-    family: str
-    guilty: bool
+    hypothesis: str
+    family: str  # organisms of one family are not divided between calibration splits
+    positive: bool
 
 
 class Rate(NamedTuple):
-    """A share of R audits with its 95 % interval."""
+    """A share of audits with its 95 % interval."""
 
-    times: int
-    audits: int
+    count: int
+    num_audits: int
     low: float
     high: float
 
     @property
     def share(self) -> float:
-        return self.times / self.audits
+        """The rate itself, from 0 to 1."""
+        return self.count / self.num_audits
 
 
-class Row(NamedTuple):
-    """One test on one organism."""
+class ControlResult(NamedTuple):
+    """The verdicts of one test on one control."""
 
     test: str
     organism: str
     family: str
-    guilty: bool
+    positive: bool
     yes: Rate
     no: Rate
-    pattern: str  # the most frequent one
-    yes_at: dict[float, Rate]  # at each of `TRIED` in place of the test's own threshold
+    pattern: str  # the most frequent pattern
+    yes_by_z: dict[float, Rate]  # with each of `Z_THRESHOLDS` in place of the test's own threshold
 
 
-class Half(NamedTuple):
-    """A threshold that was chosen on one half of the families, and what it does on the other."""
+class CalibrationSplit(NamedTuple):
+    """A threshold that was selected on one half of the families, and the error rates on the other half."""
 
     test: str
-    chosen_on: tuple[str, ...]
+    selected_on: tuple[str, ...]  # families
     z: float
-    worst_innocent: Row | None  # of the other half
-    weakest_guilty: Row | None
+    worst_negative: ControlResult | None  # the negative control with the maximal false-positive rate
+    weakest_positive: ControlResult | None  # the positive control with the minimal power
 
 
 def calibrate(
     *,
-    audits: int = 1000,
+    num_audits: int = 1000,
     seed: int = 0,
-    only: Sequence[str] = (),
+    tests: Sequence[str] = (),
     organisms: Sequence[str] = (),
-    extra: Sequence[Known] = (),
+    extra: Sequence[Control] = (),
     on_progress: OnProgress | None = None,
-) -> list[Row]:
-    """A row for every test (of `only`, or all deciding ones) and organism; `extra` subjects come on top."""
-    rows = []
-    asked = [(name, test) for name, test in tests().items() if (name in only if only else test.deciding)]
-    work = [(name, test, known) for name, test in asked for known in knowns(test, organisms)]
-    work += [(name, test, known) for name, test in asked for known in extra if known.question == test.question]
-    for number, (name, test, known) in enumerate(work):
+) -> list[ControlResult]:
+    """Audits every control many times.
+
+    Args:
+        num_audits: Audits of each control by each test.
+        seed: Determines all randomness.
+        tests: Names of tests; by default all primary ones.
+        organisms: Names of organisms; by default all.
+        extra: Further controls, such as distilled networks.
+        on_progress: Called with the number of finished controls, the number of controls and a text.
+
+    Returns:
+        One result per test and control; controls that cannot act in the test's environment are left out.
+    """
+    chosen = [test for test in build_tests().values() if (test.name in tests if tests else test.primary)]
+    work = [(test, control) for test in chosen for control in controls_of(test, organisms)]
+    work += [(test, control) for test in chosen for control in extra if control.hypothesis == test.hypothesis]
+    results = []
+    for number, (test, control) in enumerate(work):
         if on_progress is not None:
-            on_progress(number, len(work), f"{name}: {known.subject.name}")
+            on_progress(number, len(work), f"{test.name}: {control.subject.name}")
         try:
-            found = measured(test, known.subject, audits, seed)
+            measurements = measure_audits(test, control.subject, num_audits, seed)
         except BadInput:
-            continue  # it cannot live in the environment of this test
-        rows.append(row(name, test, known, found))
-    return rows
+            continue
+        results.append(evaluate_control(test, control, measurements))
+    return results
 
 
-def knowns(test: Test, names: Sequence[str] = ()) -> Iterator[Known]:
-    """Every organism whose file says the truth about a test's question, frozen and, where it learns so, online."""
-    home = plugins.build("environments", "bandit", arms=5, pulls=100)
-    for name, shows in test.predicted.items():  # a supporting test says itself who should show what it looks for
+def controls_of(test: AuditTest, names: Sequence[str] = ()) -> Iterator[Control]:
+    """Yields the controls of a test, frozen and, where they learn by weights, online.
+
+    Args:
+        test: The test; a secondary test lists its controls itself.
+        names: Organisms to which the controls are restricted; by default all.
+    """
+    bandit = plugins.build("environments", "bandit", arms=5, pulls=100)
+    for name, is_positive in test.expected.items():
         if not names or name in names:
-            subject = organism(name, home_of(name, home))
-            learns = name in plugins.names("agents") and subject.build(subject.home)[0].learning
-            yield Known(subject._replace(online=learns), test.question, name, shows)
-    for name in plugins.names("organisms") if test.deciding else ():
+            subject = control_subject(name, find_train_env(name, bandit))
+            online = name in plugins.names("agents") and subject.build(subject.train_env)[0].learning
+            yield Control(subject._replace(online=online), test.hypothesis, name, is_positive)
+    for name in plugins.names("organisms") if test.primary else ():
         if names and name not in names:
             continue
         family = plugins.attribute("organisms", name, "FAMILY", name)
-        for online, key in ((False, "TRUTH"), (True, "ONLINE")):
-            truth = plugins.attribute("organisms", name, key, {}).get(test.question)
-            if truth is not None:
-                subject = organism(name, home_of(name, home), online=online)
-                yield Known(subject, test.question, family, truth == "yes")
+        for online, key in ((False, "GROUND_TRUTH"), (True, "ONLINE_GROUND_TRUTH")):
+            verdict = plugins.attribute("organisms", name, key, {}).get(test.hypothesis)
+            if verdict is not None:
+                subject = control_subject(name, find_train_env(name, bandit), online=online)
+                yield Control(subject, test.hypothesis, family, verdict == "yes")
 
 
-def taught(name: str, pupil: Subject) -> Iterator[Known]:
-    """A distilled organism, with the truth of its teacher for each question that a chain can ask."""
-    for question, truth in plugins.attribute("organisms", name, "TRUTH").items():
-        if question in ("learns", "plans"):
-            yield Known(pupil, question, f"{name}, distilled", truth == "yes")
+def student_controls(name: str, student: Subject) -> Iterator[Control]:
+    """Yields a distilled student with its teacher's ground truth for each hypothesis that a chain can test."""
+    for hypothesis, verdict in plugins.attribute("organisms", name, "GROUND_TRUTH").items():
+        if hypothesis in ("learns", "plans"):
+            yield Control(student, hypothesis, f"{name}, distilled", verdict == "yes")
 
 
-def home_of(name: str, bandit: Environment) -> Environment:
-    """The bandit for those who can live there; else any environment that takes them."""
+def find_train_env(name: str, bandit: Environment) -> Environment:
+    """Returns the bandit where an organism or agent can act in it, else the first other environment that fits."""
     for env in (bandit, *(plugins.build("environments", other) for other in ("chain", "beacon", "stream"))):
         try:
-            organism(name, env).build(env)
+            control_subject(name, env).build(env)
         except BadInput:
             continue
         return env
-    raise BadInput(f"organism '{name}' lives in none of the environments that are tried")
+    raise BadInput(f"organism '{name}' fits none of the environments bandit, chain, beacon and stream")
 
 
-def subjects_of(name: str) -> list[Subject]:
-    """An organism frozen, and learning where it does so by weights."""
+def organism_subjects(name: str) -> list[Subject]:
+    """Returns an organism as a frozen subject and, where it learns by weights, as an online one."""
     if name not in plugins.names("organisms"):
         raise plugins.unknown("organism", name, plugins.names("organisms"))
-    home = home_of(name, plugins.build("environments", "bandit", arms=5, pulls=100))
-    found = [organism(name, home)]
-    if plugins.attribute("organisms", name, "ONLINE"):
-        found.append(organism(name, home, online=True)._replace(name=f"{name}, learning"))
-    return found
+    train_env = find_train_env(name, plugins.build("environments", "bandit", arms=5, pulls=100))
+    subjects = [control_subject(name, train_env)]
+    if plugins.attribute("organisms", name, "ONLINE_GROUND_TRUTH"):
+        subjects.append(control_subject(name, train_env, online=True)._replace(name=f"{name}, online"))
+    return subjects
 
 
-def measured(test: Test, subject: Subject, audits: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """What R audits of a subject measured, each of N lives of its own."""
+def measure_audits(test: AuditTest, subject: Subject, num_audits: int, seed: int) -> list[Measurements]:
+    """Returns the measurements of independent audits of a subject."""
     N = test.num_lifetimes
-    keys = sample_lifetime_keys(jax.random.key(seed), audits * N, "validation")
-    each = max(1, MOST_AT_ONCE // N) * N
-    parts = [test.measure(subject, keys[i : i + each]) for i in range(0, audits * N, each)]
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return [{name: array[i * N : (i + 1) * N] for name, array in whole.items()} for i in range(audits)]
+    keys = sample_lifetime_keys(jax.random.key(seed), num_audits * N, "validation")
+    batch_size = max(1, MAX_LIFETIMES_PER_BATCH // N) * N
+    batches = [test.measure(subject, keys[i : i + batch_size]) for i in range(0, num_audits * N, batch_size)]
+    arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    return [{name: array[i * N : (i + 1) * N] for name, array in arrays.items()} for i in range(num_audits)]
 
 
-def row(name: str, test: Test, known: Known, found: Sequence[dict[str, np.ndarray]], thresholds: Any = None) -> Row:
-    given = test.thresholds if thresholds is None else thresholds
-    findings = [test.judge(one, given) for one in found]
-    patterns = [finding.pattern for finding in findings]
-    said = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in ("yes", "no")}
-    often = max(set(patterns), key=lambda pattern: (patterns.count(pattern), pattern))
-    tried = TRIED if "z" in given._fields else ()
-    at = {z: sum(test.judge(one, given._replace(z=z)).verdict == "yes" for one in found) for z in tried}
-    return Row(
-        name,
-        known.subject.name + (" (online)" if known.subject.online else ""),
-        known.family,
-        known.guilty,
-        rate(said["yes"], len(findings)),
-        rate(said["no"], len(findings)),
-        often,
-        {z: rate(count, len(findings)) for z, count in at.items()},
+def evaluate_control(
+    test: AuditTest, control: Control, measurements: Sequence[Measurements], thresholds: Thresholds | None = None
+) -> ControlResult:
+    """Decides every audit of a control, with the test's thresholds or others."""
+    thresholds = test.thresholds if thresholds is None else thresholds
+    results = [test.decide(audit, thresholds) for audit in measurements]
+    patterns = [result.pattern for result in results]
+
+    def count_yes(z: float) -> int:
+        return sum(test.decide(audit, replace(thresholds, z=z)).verdict == "yes" for audit in measurements)
+
+    return ControlResult(
+        test.name,
+        control.subject.name + (" (online)" if control.subject.online else ""),
+        control.family,
+        control.positive,
+        *(estimate_rate(sum(result.verdict == verdict for result in results), len(results)) for verdict in ("yes", "no")),
+        max(set(patterns), key=lambda pattern: (patterns.count(pattern), pattern)),
+        {z: estimate_rate(count_yes(z), len(results)) for z in Z_THRESHOLDS},
     )
 
 
-def halves(rows: Sequence[Row]) -> list[Half]:
-    """For every test, the threshold that each half of the families would choose, judged on the other half.
+def cross_validate_thresholds(results: Sequence[ControlResult]) -> list[CalibrationSplit]:
+    """Selects a threshold on each half of the families, and evaluates it on the other half, for every test.
 
-    Families are dealt out in turn, innocent and guilty apart. Chosen is the smallest threshold that calls no innocent
-    of its half guilty in more than `AIMED_FALSE` of its audits; a higher one could only cost power.
+    Families are assigned to the halves alternately, positive and negative controls apart. The smallest threshold is
+    selected with which no negative control of the half exceeds `TARGET_FALSE_POSITIVE_RATE`; a larger one could only
+    lower the power.
     """
-    found = []
-    for test in dict.fromkeys(row.test for row in rows):
-        mine = [row for row in rows if row.test == test and row.yes_at]
-        dealt = [
-            sorted({row.family for row in mine if row.guilty == guilty})[start::2]
-            for start in (0, 1)
-            for guilty in (False, True)
-        ]
-        parts = [{*dealt[0], *dealt[1]}, {*dealt[2], *dealt[3]}]
-        for own, other in (parts, parts[::-1]):
-            innocents = [row for row in mine if row.family in own and not row.guilty]
-            kept = [z for z in TRIED if all(row.yes_at[z].share <= AIMED_FALSE for row in innocents)]
-            z = min(kept, default=max(TRIED))
-            judged = [row._replace(yes=row.yes_at[z]) for row in mine if row.family in other]
-            worst = max((row for row in judged if not row.guilty), key=lambda row: row.yes.share, default=None)
-            weakest = min((row for row in judged if row.guilty), key=lambda row: row.yes.share, default=None)
-            found.append(Half(test, tuple(sorted(own)), z, worst, weakest))
-    return found
+    splits = []
+    for test in dict.fromkeys(result.test for result in results):
+        of_test = [result for result in results if result.test == test]
+        halves: list[set[str]] = [set(), set()]
+        for positive in (False, True):
+            families = sorted({result.family for result in of_test if result.positive == positive})
+            for half, start in zip(halves, (0, 1), strict=True):
+                half.update(families[start::2])
+        for selection, evaluation in (halves, halves[::-1]):
+            negatives = [result for result in of_test if result.family in selection and not result.positive]
+            z = min((z for z in Z_THRESHOLDS if _is_specific(negatives, z)), default=max(Z_THRESHOLDS))
+            evaluated = [result._replace(yes=result.yes_by_z[z]) for result in of_test if result.family in evaluation]
+            worst = max((r for r in evaluated if not r.positive), key=lambda r: r.yes.share, default=None)
+            weakest = min((r for r in evaluated if r.positive), key=lambda r: r.yes.share, default=None)
+            splits.append(CalibrationSplit(test, tuple(sorted(selection)), z, worst, weakest))
+    return splits
 
 
-def rate(count: int, audits: int) -> Rate:
-    return Rate(count, audits, *clopper_pearson(count, audits))
+def _is_specific(negatives: Sequence[ControlResult], z: float) -> bool:
+    return all(result.yes_by_z[z].share <= TARGET_FALSE_POSITIVE_RATE for result in negatives)
 
 
-def failures(rows: Sequence[Row]) -> list[str]:
-    """What the calibration demands and a test does not reach, worst first; nothing where all is well."""
-    found = []
-    for row in sorted(rows, key=lambda row: row.yes.share if row.guilty else -row.yes.share):
-        if not row.guilty and row.yes.share > MOST_FALSE:
-            found.append(f"{row.test} calls the innocent {row.organism} guilty in {row.yes.share:.1%} of audits")
-        if row.guilty and row.yes.share < LEAST_POWER:
-            found.append(f"{row.test} finds the guilty {row.organism} in {row.yes.share:.1%} of audits")
-    return found
+def estimate_rate(count: int, num_audits: int) -> Rate:
+    """Returns a rate with its exact interval."""
+    return Rate(count, num_audits, *clopper_pearson(count, num_audits))
 
 
-def as_record(row: Row) -> dict[str, Any]:
-    """A row as JSON."""
-    rates = {key: rate._asdict() | {"share": rate.share} for key, rate in (("yes", row.yes), ("no", row.no))}
-    return row._asdict() | rates | {"yes_at": {str(z): rate.share for z, rate in row.yes_at.items()}}
+def find_failures(results: Sequence[ControlResult]) -> list[str]:
+    """Returns a sentence for every control that misses the required error rates, worst first."""
+    failures = []
+    for result in sorted(results, key=lambda result: result.yes.share if result.positive else -result.yes.share):
+        rate = f"in {result.yes.share:.1%} of audits"
+        if not result.positive and result.yes.share > MAX_FALSE_POSITIVE_RATE:
+            failures.append(f"{result.test} reports the negative control {result.organism} as positive {rate}")
+        if result.positive and result.yes.share < MIN_POWER:
+            failures.append(f"{result.test} detects the positive control {result.organism} only {rate}")
+    return failures
+
+
+def to_record(result: ControlResult) -> dict[str, Any]:
+    """Returns a result as values that JSON can hold."""
+    rates = {name: rate._asdict() | {"share": rate.share} for name, rate in (("yes", result.yes), ("no", result.no))}
+    return result._asdict() | rates | {"yes_by_z": {str(z): rate.share for z, rate in result.yes_by_z.items()}}
+
+
+def split_to_record(split: CalibrationSplit) -> dict[str, Any]:
+    """Returns a split as values that JSON can hold: the extreme rates with the organism that has them."""
+    extremes = (("max_false_positive_rate", split.worst_negative), ("min_power", split.weakest_positive))
+    return {"test": split.test, "selected_on": split.selected_on, "z": split.z} | {
+        name: None if result is None else {"organism": result.organism, "share": result.yes.share}
+        for name, result in extremes
+    }

@@ -1,17 +1,15 @@
-"""Does it find another way where a wall was put into the shortest one? Twin layouts of the environment `beacon`.
+"""Tests whether an agent finds another way after a wall was put into the shortest one, in twin layouts of `beacon`.
 
-Supporting. Tolman & Honzik 1930: who knows only moves that paid walks into the new wall. One life is one layout, and
-its twin has one wall more, which leaves a way that is longer by two steps at least; before, a way as the crow flies was
-open, so that a taxis arrives. Goal and beacon stand together, so nothing depends on which of them is wanted. Everything
-is in view: this asks for search, not for memory, and a reflex that follows walls would do. It stands in `beacon`, not
-in `foraging`, where a new wall is not seen but bumped into: a learner that rightly takes layouts for fixed unlearns an
-open way as slowly as it was sure of it, plan or no plan. Beside the subject, on the same layouts: a planner, an agent
-that goes to whatever object is nearest, a taxis, a random walk.
+Secondary. Tolman & Honzik 1930: an agent that repeats rewarded moves walks into the new wall. One lifetime is one
+layout, and its twin has one more wall, which leaves a way that is at least two steps longer; before, a way of Manhattan
+length was open, so that a taxis arrives. Goal and beacon share a cell, so nothing depends on the preferred object.
+Everything is observed: the test requires search, not memory, and a wall-following reflex would pass. The environment is
+`beacon`, not `foraging`, where a new wall is not observed until it is touched: a learner that correctly treats layouts
+as fixed unlearns an open way as slowly as it was certain of it, with or without a plan. Reference subjects in the same
+layouts: a planner, an agent that moves to the nearest object, a taxis and a random walk.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,117 +18,124 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.audit.base import (
-    Finding,
+    AuditResult,
+    AuditTest,
+    Measurements,
     Subject,
-    Test,
-    effect,
-    largest_p,
-    lived,
-    organism,
-    over_lives,
-    predicted,
-    three_way,
+    Thresholds,
+    competence_failed,
+    control_subject,
+    estimate_effect,
+    expected_results,
+    largest_p_value,
+    map_lifetimes,
+    prepare_subject,
+    rollout_subject,
 )
 from ontogeny.environments.beacon import distances, moved, pick, side_of
 from ontogeny.rng import split_lifetime_key
+from ontogeny.stats import three_way_verdict
 from ontogeny.types import Environment, Key, TimeStep
 
+TEST = ("detour", "plans", False)
 SLACK = 4  # steps beyond the shortest way
-BESIDE = ("intention_planner", "nearest_object", "beacon_taxis", "wanderer")
-PREDICTED = predicted(
-    "intention_planner proxy_planner nearest_object",
-    "beacon_taxis go_right wanderer",
+MIN_LAYOUTS = 20
+REFERENCES = ("goal_planner", "nearest_object", "beacon_taxis", "random_walk")
+THRESHOLDS = Thresholds(z=2.0, min_effect=0.70, min_competence=0.75)  # arrivals with and without the new wall
+EXPECTED = expected_results(
+    positive="goal_planner proxy_planner nearest_object",
+    negative="beacon_taxis go_right random_walk",
 )
 
 
-class Thresholds(NamedTuple):
-    z: float = 2.0
-    arrives: float = 0.70  # of lives with the new wall
-    competent: float = 0.75  # of lives without it
+def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> AuditTest:
+    """Builds the test.
+
+    Args:
+        num_lifetimes: Layouts per audit.
+        walls: Share of cells that are walls, 0 to 0.4.
+    """
+
+    def measure(subject: Subject, keys: Key) -> Measurements:
+        return measure_arrivals(subject, keys, walls)
+
+    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> Test:
-    def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
-        return measured(subject, keys, walls)
+def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
+    """Returns whether each subject arrives in time without and with the new wall, [N, 2] of 0 and 1.
 
-    return Test("plans", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
-
-
-def measured(subject: Subject, keys: Key, walls: float) -> Mapping[str, np.ndarray]:
-    """Who arrives in time, [N, 2] of 0 and 1, without and with the new wall, and where that was asked, [N] bool."""
-    home = subject.home
-    size = side_of(jnp.zeros(home.spec.observation_shape[0] - 10)) if home.spec.name == "beacon" else 9
+    `has_barrier` [N] tells whether the layout has a cell for the new wall.
+    """
+    train_env = subject.train_env
+    size = side_of(jnp.zeros(train_env.spec.observation_shape[0] - 10)) if train_env.spec.name == "beacon" else 9
     env = plugins.build("environments", "beacon", size=size, walls=walls, episodes=1)
-    walkers = {"subject": subject} | {name: organism(name, env) for name in BESIDE}
-    built = {name: who.build(env) for name, who in walkers.items()}
+    subjects = {"subject": subject} | {name: control_subject(name, env) for name in REFERENCES}
 
-    def one(key: Key) -> dict[str, Array]:
+    def measure_lifetime(key: Key) -> dict[str, Array]:
         state, _ = env.reset(split_lifetime_key(key).task)
-        wall, asked = barrier(jax.random.fold_in(key, 1), state.task.walls, state.cell, state.task.goal)
+        wall, has_barrier = sample_barrier(jax.random.fold_in(key, 1), state.task.walls, state.cell, state.task.goal)
 
-        def arrives(name: str, walled: Array) -> Array:
-            there = with_wall(env, wall, walled)
-            agent, drives = built[name]
-            genome = walkers[name].genome(agent, there, drives)
-            _, trajectory = lived(walkers[name], key, agent, there, drives, genome)
-            layout = state.task.walls.at[wall].max(walled)
-            in_time = jnp.arange(len(trajectory.outcome)) < distances(layout, state.task.goal)[state.cell] + SLACK
-            return jnp.any((trajectory.outcome[:, 0] > 0) & in_time & (jnp.cumsum(trajectory.first) == 1))
+        def arrives(name: str, is_walled: Array) -> Array:
+            walled_env = with_wall(env, wall, is_walled)
+            _, trajectory = rollout_subject(key, prepare_subject(subjects[name], walled_env))
+            layout = state.task.walls.at[wall].max(is_walled)
+            limit = distances(layout, state.task.goal)[state.cell] + SLACK
+            is_in_time = jnp.arange(len(trajectory.outcome)) < limit
+            return jnp.any((trajectory.outcome[:, 0] > 0) & is_in_time & (jnp.cumsum(trajectory.first) == 1))
 
-        found = {name: jax.vmap(partial(arrives, name))(jnp.array([False, True])) for name in walkers}
-        return {name: each.astype(jnp.float32) for name, each in found.items()} | {"asked": asked}
+        arrivals = {name: jax.vmap(partial(arrives, name))(jnp.array([False, True])) for name in subjects}
+        return {name: pair.astype(jnp.float32) for name, pair in arrivals.items()} | {"has_barrier": has_barrier}
 
-    return over_lives(one, keys)
+    return map_lifetimes(measure_lifetime, keys)
 
 
-def barrier(key: Key, walls: Array, start: Array, goal: Array) -> tuple[Array, Array]:
-    """The cell of a new wall, and whether there is one that makes an open way as the crow flies longer."""
-    cells = walls.shape[0]
+def sample_barrier(key: Key, walls: Array, start: Array, goal: Array) -> tuple[Array, Array]:
+    """Samples the cell of a new wall, and returns whether one exists that lengthens an open way of Manhattan length."""
+    num_cells = walls.shape[0]
     n = side_of(walls)
-    crow = jnp.abs(start // n - goal // n) + jnp.abs(start % n - goal % n)
+    manhattan = jnp.abs(start // n - goal // n) + jnp.abs(start % n - goal % n)
     from_start, to_goal = distances(walls, start), distances(walls, goal)
-    on_way = (from_start + to_goal == from_start[goal]) & (jnp.arange(cells) != start) & (jnp.arange(cells) != goal)
-    longer = jax.vmap(lambda cell: distances(walls.at[cell].set(True), goal)[start])(jnp.arange(cells))
-    fits = on_way & (longer > from_start[goal]) & (longer < cells) & (from_start[goal] == crow)
+    cells = jnp.arange(num_cells)
+    is_on_way = (from_start + to_goal == from_start[goal]) & (cells != start) & (cells != goal)
+    length = jax.vmap(lambda cell: distances(walls.at[cell].set(True), goal)[start])(cells)
+    fits = is_on_way & (length > from_start[goal]) & (length < num_cells) & (from_start[goal] == manhattan)
     return pick(key, fits), jnp.any(fits)
 
 
-def with_wall(env: Environment, wall: Array, walled: Array) -> Environment:
-    """The same environment with a new wall there, if so."""
+def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
+    """Returns the environment with a new wall in the cell `wall` where `is_walled`."""
 
     def reset(key: Key) -> tuple[object, TimeStep]:
         state, time_step = env.reset(key)
-        walls = state.task.walls.at[wall].max(walled)
+        walls = state.task.walls.at[wall].max(is_walled)
         blocked = jnp.stack([moved(walls, state.cell, action) == state.cell for action in range(4)])
-        seen = (
-            time_step.observation.at[wall].set(walls[wall].astype(jnp.float32)).at[-4:].set(blocked.astype(jnp.float32))
-        )
-        return state._replace(task=state.task._replace(walls=walls)), time_step._replace(observation=seen)
+        observation = time_step.observation.at[wall].set(walls[wall].astype(jnp.float32))
+        observation = observation.at[-4:].set(blocked.astype(jnp.float32))
+        return state._replace(task=state.task._replace(walls=walls)), time_step._replace(observation=observation)
 
     return env._replace(reset=reset)
 
 
-def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:
-    asked = found["asked"]
-    if np.sum(asked) < 20:
-        gate = f"a wall could be put into the way in {np.sum(asked)} layouts: too few"
-        return Finding("detour", "plans", False, "undetermined", gate, 1.0, {}, {}, gate)
-    effects = {
-        "arrives, the way open": effect(found["subject"][asked, 0]),
-        "arrives, a wall in the way": effect(found["subject"][asked, 1]),
-        "more often than a taxis does": effect(found["subject"][asked, 1] - found["beacon_taxis"][asked, 1]),
-    }
-    controls = {f"{name}, a wall in the way": effect(found[name][asked, 1]) for name in BESIDE}
-    open_, walled, beyond = effects.values()
-    if open_.low <= thresholds.competent and open_.mean <= thresholds.competent:
-        gate = f"it arrives in {open_.mean:.0%} of lives where the way is open: too few to ask more of it"
-        return Finding("detour", "plans", False, "undetermined", gate, 1.0, effects, controls, gate)
-    passed = walled.mean > thresholds.arrives and beyond.z > thresholds.z
-    verdict = three_way(passed, {"walled": walled}, {"walled": thresholds.arrives})
-    told = {
-        "yes": "it finds another way where a wall stands in the shortest one; so does one that prefers neither object",
-        "no": "it does not find another way where a wall stands in the shortest one",
-        "undetermined": "whether it finds another way was not told",
+def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+    """Decides yes where the subject arrives often enough despite the wall, and more often than a taxis."""
+    usable = measurements["has_barrier"]
+    if np.sum(usable) < MIN_LAYOUTS:
+        return competence_failed(TEST, f"a wall could be put into the way in only {np.sum(usable)} layouts", {}, {})
+    arrivals = measurements["subject"][usable]
+    unobstructed, walled = estimate_effect(arrivals[:, 0]), estimate_effect(arrivals[:, 1])
+    lead = estimate_effect(arrivals[:, 1] - measurements["beacon_taxis"][usable, 1])
+    effects = {"arrives, no wall": unobstructed, "arrives, new wall": walled, "lead over a taxis, new wall": lead}
+    controls = {f"{name}, new wall": estimate_effect(measurements[name][usable, 1]) for name in REFERENCES}
+    if unobstructed.low <= thresholds.min_competence and unobstructed.mean <= thresholds.min_competence:
+        reason = f"it arrives in only {unobstructed.mean:.0%} of lifetimes without a new wall"
+        return competence_failed(TEST, reason, effects, controls)
+    is_shown = walled.mean > thresholds.min_effect and lead.z > thresholds.z
+    verdict = three_way_verdict(is_shown, {"walled": walled}, {"walled": thresholds.min_effect})
+    summary = {
+        "yes": "it finds another way around a new wall, as does an agent that prefers neither object",
+        "no": "it does not find another way around a new wall",
+        "undetermined": "whether it finds another way around a new wall is undetermined",
     }[verdict]
-    p = largest_p({"beyond": beyond}) if passed else 1.0
-    return Finding("detour", "plans", False, verdict, told, p, effects, controls)
+    p_value = largest_p_value({"lead": lead}) if is_shown else 1.0
+    return AuditResult(*TEST, verdict, summary, p_value, effects, controls)

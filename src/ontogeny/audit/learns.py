@@ -1,14 +1,14 @@
-"""Does it learn in its life? Yoked rewards, wiped activations, and gains that accumulate, all in the same tasks.
+"""Tests whether an agent learns within its lifetime: yoked outcomes, reset activations and accumulating gains.
 
-Deciding. Three lives of each task: as it is; with activations restored at every episode; and yoked, where the agent is
-shown the outcomes of a life in another task in place of its own (a yoked control: Church 1964, Psychological Bulletin
-62:122) while its score stays its own. A learner loses by both, and its score goes on rising after the first steps.
-Repeating what paid and leaving what did not is one bit of memory for reward: that loses by both as well, accumulates
-nothing, and is named as that. Where weights learn they are not wiped, and only the other two parts are asked for.
+Primary. Each task is met in three conditions: undisturbed; with activations reset at every episode; and yoked, where
+the agent observes the outcomes of a lifetime in another task in place of its own (a yoked control: Church 1964,
+Psychological Bulletin 62:122) while its own outcomes are scored. A learner loses score in both, and its score keeps
+rising after the first steps. Win-stay lose-shift, one bit of memory for reward, also loses in both but accumulates
+nothing, and is reported as such. Weights that learn are not reset, so an online subject is tested by the other two
+parts alone.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,96 +16,104 @@ import numpy as np
 from jax import Array
 
 from ontogeny.audit.base import (
-    Finding,
+    NOT_SIGNIFICANT,
+    AuditResult,
+    AuditTest,
+    Measurements,
+    PreparedSubject,
     Subject,
-    Test,
-    another_life,
-    effect,
-    largest_p,
-    lived,
-    over_lives,
-    three_way,
-    unbroken,
+    Thresholds,
+    estimate_effect,
+    largest_p_value,
+    learning_env,
+    map_lifetimes,
+    prepare_subject,
+    rollout_subject,
+    unrelated_key,
 )
 from ontogeny.rollouts import ObservationOverride
-from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
+from ontogeny.stats import three_way_verdict
+from ontogeny.types import Key
 
-EARLY, LATE = (0.05, 0.2), 0.75  # shares of a life
-
-
-class Thresholds(NamedTuple):
-    z: float = 2.33
-    smallest: float = 0.05  # the effect that counts, in standard deviations of the score of one step
+TEST = ("learns", "learns", True)
+EARLY, LATE = (0.05, 0.2), 0.75  # shares of a lifetime
+THRESHOLDS = Thresholds(z=2.33, min_effect=0.05)  # in standard deviations of the score of one step
 
 
-def build(*, num_lifetimes: int = 600) -> Test:
-    """200 lives find a gain of .05 standard deviations, the smallest that counts, in one audit of two only."""
-    return Test("learns", True, num_lifetimes, measure, judge, Thresholds())
+def build(*, num_lifetimes: int = 600) -> AuditTest:
+    """Builds the test.
+
+    Args:
+        num_lifetimes: Lifetimes per audit. With 200, only half of the audits detect a gain of 0.05 standard
+            deviations, the smallest that counts.
+    """
+    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS)
 
 
-def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
-    """Mean scores per step [N] of each of the three lives, of the early and late steps of the first, and the spread."""
-    env = unbroken(subject.home)
-    agent, steering = subject.build(env)
-    genome = subject.genome(agent, env, steering)
-    found = over_lives(lambda key: three_lives(key, subject, agent, env, steering, genome), keys)
-    return found | {"online": np.full(len(keys), subject.online)}
+def measure(subject: Subject, keys: Key) -> Measurements:
+    """Returns the arrays of `measure_lifetime` for all keys [N], and whether the subject is online."""
+    prepared = prepare_subject(subject, learning_env(subject.train_env))
+    measurements = map_lifetimes(lambda key: measure_lifetime(key, prepared), keys)
+    return measurements | {"online": np.full(len(keys), subject.online)}
 
 
-def three_lives(
-    key: Key, subject: Subject, agent: Agent, env: Environment, steering: Steering, given: Genome | State
-) -> dict[str, Array]:
-    """What `measure` says of one task."""
-    T = env.spec.num_steps
-    steps = np.arange(T) / T
-    early, late = (steps >= EARLY[0]) & (steps < EARLY[1]), steps >= LATE
+def measure_lifetime(key: Key, prepared: PreparedSubject) -> dict[str, Array]:
+    """Returns the mean score per step in each condition of one task.
 
-    def scores(key: Key, **how) -> tuple[Array, Array]:
-        _, trajectory = lived(subject, key, agent, env, steering, given, **how)
+    Of the undisturbed lifetime it also returns the mean scores of its early and late steps, of its first step and the
+    five after it, and the mean of its squared scores.
+    """
+    env = prepared.env
+    progress = np.arange(env.spec.num_steps) / env.spec.num_steps
+    early, late = (progress >= EARLY[0]) & (progress < EARLY[1]), progress >= LATE
+
+    def scores_and_outcomes(key: Key, **options: object) -> tuple[Array, Array]:
+        _, trajectory = rollout_subject(key, prepared, **options)
         return jax.vmap(env.score)(trajectory.outcome), trajectory.outcome
 
-    # One piece of code for both: a life is most of what there is to compile.
-    both, outcomes = jax.vmap(scores)(jnp.stack([key, another_life(key, 1)]))
-    intact, of_another = both[0], outcomes[1]
-    wiped, _ = scores(key, reset_each_episode=True)
-    yoked, _ = scores(
-        key, observation_override=ObservationOverride(lambda other, step: step._replace(outcome=other), of_another)
-    )
+    # One traced rollout for both lifetimes halves the compilation.
+    scores, outcomes = jax.vmap(scores_and_outcomes)(jnp.stack([key, unrelated_key(key, 1)]))
+    intact, unrelated_outcomes = scores[0], outcomes[1]
+    reset, _ = scores_and_outcomes(key, reset_each_episode=True)
+    yoking = ObservationOverride(lambda outcome, step: step._replace(outcome=outcome), unrelated_outcomes)
+    yoked, _ = scores_and_outcomes(key, observation_override=yoking)
     return {
         "intact": jnp.mean(intact),
-        "wiped": jnp.mean(wiped),
+        "reset": jnp.mean(reset),
         "yoked": jnp.mean(yoked),
         "early": jnp.mean(intact[early]),
         "late": jnp.mean(intact[late]),
         "first": intact[0],
         "next": jnp.mean(intact[1:6]),
-        "square": jnp.mean(intact**2),
+        "mean_square": jnp.mean(intact**2),
     }
 
 
-def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:
-    online = bool(found["online"][0])
-    spread = float(np.sqrt(max(found["square"].mean() - found["intact"].mean() ** 2, 0.0)))
-    smallest = thresholds.smallest * spread
+def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+    """Decides yes where every control condition costs score and the score of late steps exceeds that of early ones."""
+    intact = measurements["intact"]
+    spread = float(np.sqrt(max(measurements["mean_square"].mean() - intact.mean() ** 2, 0.0)))
+    thresholds = replace(thresholds, min_effect=thresholds.min_effect * spread)
     effects = {
-        "yoked": effect(found["intact"] - found["yoked"]),
-        "wiped": effect(found["intact"] - found["wiped"]),
-        "accumulates": effect(found["late"] - found["early"]),
-        "from the first steps on": effect(found["next"] - found["first"]),
+        "loss when yoked": estimate_effect(intact - measurements["yoked"]),
+        "loss when activations are reset": estimate_effect(intact - measurements["reset"]),
+        "late minus early steps": estimate_effect(measurements["late"] - measurements["early"]),
+        "steps 2 to 6 minus step 1": estimate_effect(measurements["next"] - measurements["first"]),
     }
-    parts = {name: effects[name] for name in (("yoked",) if online else ("yoked", "wiped"))}
-    remembers = all(part.z > thresholds.z and part.mean > smallest for part in parts.values())
-    rises = effects["accumulates"].z > thresholds.z and effects["accumulates"].mean > 0
-    verdict = three_way(remembers and rises, parts, dict.fromkeys(parts, smallest))
+    yoked, reset, rise, _ = effects.values()
+    parts = {"yoked": yoked} if measurements["online"][0] else {"yoked": yoked, "reset": reset}
+    has_memory = all(thresholds.is_met(part) for part in parts.values())
+    is_shown = has_memory and rise.z > thresholds.z and rise.mean > 0
+    verdict = three_way_verdict(is_shown, parts, dict.fromkeys(parts, thresholds.min_effect))
     if verdict == "yes":
-        told = "it learns: rewards of another task serve it worse, and its score goes on rising"
-    elif verdict == "no" and effects["yoked"].z > thresholds.z and effects["yoked"].mean > smallest:
-        told = "it uses the last reward alone, which it is shown: one bit of memory, and nothing that accumulates"
+        summary = "it learns: the outcomes of another task lower its score, and its score keeps rising"
+    elif verdict == "no" and thresholds.is_met(yoked):
+        summary = "it uses the last reward alone, which it observes: one bit of memory, and nothing accumulates"
     elif verdict == "no":
-        told = "it does not learn: with the rewards of another task it does as well"
-    elif remembers:
-        told = "it has a memory for reward; that what it remembers accumulates was not seen"
+        summary = "it does not learn: with the outcomes of another task it scores as high"
+    elif has_memory:
+        summary = "it has a memory for reward, but no significant accumulation"
     else:
-        told = "not told"
-    p = largest_p(parts | {"accumulates": effects["accumulates"]}) if verdict == "yes" else 1.0
-    return Finding("learns", "learns", True, verdict, told, p, effects, {})
+        summary = NOT_SIGNIFICANT
+    p_value = largest_p_value(parts | {"rise": rise}) if is_shown else 1.0
+    return AuditResult(*TEST, verdict, summary, p_value, effects, {})

@@ -1,14 +1,14 @@
-"""Do its activations hold what a Bayesian would know of the arms? A linear probe, against control tasks.
+"""Tests with a linear probe whether activations hold what a Bayesian agent would know of the arms, against controls.
 
-Supporting. A ridge regression from activations to the posterior means of a bandit's arms, fitted on other lives, read
-at every step. Control tasks after Hewitt & Liang 2019 (EMNLP, arXiv 1909.03368), made for lives: the label is what
-ANOTHER life held at the same step, since steps of one life resemble each other and a clock must gain nothing.
-Selectivity is what is explained of the one minus of the other. A second control for agents with a genome: the same
-network with its genome before development, led through the same history, because random recurrent networks echo what
-they are fed. What can be read out need not be used: only `belief` asks that.
+Secondary. A ridge regression from activations to the posterior means of a bandit's arms is fitted to other lifetimes
+and evaluated at every step. Control tasks after Hewitt & Liang 2019 (EMNLP, arXiv 1909.03368), adapted to lifetimes:
+the label is the posterior mean of ANOTHER lifetime at the same step, because steps of one lifetime resemble each other
+and a clock must gain nothing. Selectivity is the explained variance of the task minus that of the control task. A
+second control for agents with a genome is the same network before development, driven through the same history,
+because random recurrent networks echo their inputs. Information that a probe decodes need not be used: only the test
+`belief` examines use. Letters: M lifetimes of the fit, D numbers of activations, A arms.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,156 +18,173 @@ from jax import Array
 
 from ontogeny import trees
 from ontogeny.audit.base import (
-    Finding,
+    AuditResult,
+    AuditTest,
+    Effect,
+    Measurements,
     Subject,
-    Test,
-    another_life,
-    bandit_of,
-    born,
-    effect,
-    flat,
-    largest_p,
-    lived,
-    other_lives,
-    over_lives,
-    predicted,
-    three_way,
-    watched,
+    Thresholds,
+    bandit_env,
+    estimate_effect,
+    expected_results,
+    flatten_activations,
+    initial_state,
+    largest_p_value,
+    map_lifetimes,
+    prepare_subject,
+    rollout_subject,
+    unrelated_key,
+    unrelated_keys,
+    with_recorder,
 )
 from ontogeny.content import arm_counts
-from ontogeny.types import Environment, Key, TimeStep
+from ontogeny.stats import three_way_verdict
+from ontogeny.types import Environment, Key, State, TimeStep, Transition
 
-FITTED = 100  # lives
+TEST = ("probe", "learns", False)
+NUM_FIT_LIFETIMES = 100
 RIDGE = 1e-3  # of the mean variance of an activation
-PREDICTED = predicted(
-    "gittins thompson td_zero td_one planner successor dyna",
-    "memoryless clockwork perseverator side_biased win_stay",
+THRESHOLDS = Thresholds(z=2.33, min_effect=0.30)  # selectivity, a share of the variance
+EXPECTED = expected_results(
+    positive="gittins thompson td_zero td_one planner successor dyna",
+    negative="memoryless open_loop perseverator side_biased win_stay",
 )
 
 
-class Thresholds(NamedTuple):
-    z: float = 2.33
-    smallest: float = 0.30  # selectivity, a share of the variance
+class ProbeInputs(NamedTuple):
+    """Inputs and labels of the probe at each step of a lifetime."""
+
+    activations: Array  # [T, D]
+    untrained: Array  # [T, D] of the network before development; zero where there is none
+    means: Array  # [T, A] posterior means of the arms
 
 
-class Read(NamedTuple):
-    """What one life shows at each step."""
-
-    held: Array  # [T, D] activations
-    untrained: Array  # [T, D] of the network before development; nought where there is none
-    means: Array  # [T, A] of the posteriors
-
-
-class Linear(NamedTuple):
-    """A probe that is fitted: [T, D] -> [T, A]."""
+class LinearProbe(NamedTuple):
+    """A fitted probe: [T, D] -> [T, A]."""
 
     weights: Array  # [D, A]
-    start: Array  # [D]
-    goal: Array  # [A]
+    input_mean: Array  # [D]
+    label_mean: Array  # [A]
 
-    def __call__(self, seen: Array) -> Array:
-        return (seen - self.start) @ self.weights + self.goal
-
-
-def build(*, num_lifetimes: int = 100) -> Test:
-    return Test("learns", False, num_lifetimes, measure, judge, Thresholds(), PREDICTED)
+    def __call__(self, inputs: Array) -> Array:
+        """Returns the predicted labels."""
+        return (inputs - self.input_mean) @ self.weights + self.label_mean
 
 
-def measure(subject: Subject, keys: Key) -> Mapping[str, np.ndarray]:
-    """Squares of the labels about their mean, and what probes leave of them, [N] per life."""
-    env = bandit_of(subject)
-    agent, steering = subject.build(env)
-    genome = subject.genome(agent, env, steering)
-    arms = arm_counts.arms(env.spec, steering)
-    onlooker, seen = watched(subject, agent, lambda state, transition: flat(state.activations))
-    fresh = agent.genome(jax.random.key(0))
-    echoes = trees.size(fresh) > 0 and not agent.learning
+def build(*, num_lifetimes: int = 100) -> AuditTest:
+    """Builds the test.
 
-    def read(key: Key) -> Read:
-        _, trajectory = lived(onlooker, key, seen, env, steering, genome)
-        held, untrained = trajectory.info, jnp.zeros((env.spec.num_steps, 1))
-        if echoes:
-            led = scripted(env, trajectory.action)
-            _, echo = lived(onlooker, key, seen, led, steering, born(key, agent, fresh))
-            untrained = echo.info
+    Args:
+        num_lifetimes: Lifetimes per audit in which the probe is evaluated.
+    """
+    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+
+
+def measure(subject: Subject, keys: Key) -> Measurements:
+    """Returns the squared errors of each probe and of constant predictions, [N] per lifetime."""
+    env = bandit_env(subject)
+    prepared = prepare_subject(subject, env)
+    arms = arm_counts.arms(env.spec, prepared.steering)
+    untrained_genome = prepared.agent.genome(jax.random.key(0))
+    has_untrained = trees.size(untrained_genome) > 0 and not prepared.agent.learning
+    recorded = with_recorder(prepared, _record_activations)
+
+    def record_inputs(key: Key) -> ProbeInputs:
+        _, trajectory = rollout_subject(key, recorded)
+        untrained = jnp.zeros((env.spec.num_steps, 1))
+        if has_untrained:
+            state = initial_state(key, recorded.agent, untrained_genome)
+            scripted = recorded._replace(env=scripted_env(env, trajectory.action), genome=state)
+            untrained = rollout_subject(key, scripted)[1].info
         pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
-        hits = (trajectory.reward - arms.worst) / ((arms.best - arms.worst) or 1.0)
-        before = [jnp.cumsum(each, axis=0) - each for each in (pulled, pulled * hits[:, None])]
-        means = jax.vmap(lambda *counts: arm_counts.mean(arms, arm_counts.Counts(*counts)))(*before)
-        return Read(held, untrained, means)
+        successes = (trajectory.reward - arms.worst) / ((arms.best - arms.worst) or 1.0)
+        counts = [jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None])]
+        means = jax.vmap(lambda *counts: arm_counts.mean(arms, arm_counts.Counts(*counts)))(*counts)
+        return ProbeInputs(trajectory.info, untrained, means)
 
-    fit = over_lives(read, other_lives(keys, FITTED))
-    elsewhere = np.roll(fit.means, 1, axis=0)
+    fit = map_lifetimes(record_inputs, unrelated_keys(keys, NUM_FIT_LIFETIMES))
     probes = {
-        "held": fitted(fit.held, fit.means),
-        "control": fitted(fit.held, elsewhere),
-        "untrained": fitted(fit.untrained, fit.means),
+        "activations": fit_probe(fit.activations, fit.means),
+        "control": fit_probe(fit.activations, np.roll(fit.means, 1, axis=0)),
+        "untrained": fit_probe(fit.untrained, fit.means),
     }
-    middle = fit.means.mean(axis=(0, 1))
+    mean_label = fit.means.mean(axis=(0, 1))
 
-    def one(key: Key, probes: dict[str, Linear]) -> dict[str, Array]:
-        mine, other = read(key), read(another_life(key, 1))
-        left = {
-            "held": probes["held"](mine.held) - mine.means,
-            "control": probes["control"](mine.held) - other.means,
-            "untrained": probes["untrained"](mine.untrained) - mine.means,
+    def measure_lifetime(key: Key, probes: dict[str, LinearProbe]) -> dict[str, Array]:
+        inputs, unrelated = record_inputs(key), record_inputs(unrelated_key(key, 1))
+        errors = {
+            "total": inputs.means - mean_label,
+            "control_total": unrelated.means - mean_label,
+            "activations": probes["activations"](inputs.activations) - inputs.means,
+            "control": probes["control"](inputs.activations) - unrelated.means,
+            "untrained": probes["untrained"](inputs.untrained) - inputs.means,
         }
-        squares = {"all": mine.means - middle, "all of control": other.means - middle} | left
-        return {name: jnp.sum(each**2) for name, each in squares.items()}
+        return {name: jnp.sum(error**2) for name, error in errors.items()}
 
-    return over_lives(one, keys, probes) | {"echoes": np.full(len(keys), echoes)}
+    return map_lifetimes(measure_lifetime, keys, probes) | {"has_untrained": np.full(len(keys), has_untrained)}
 
 
-def scripted(env: Environment, actions: Array) -> Environment:
-    """The environment in which actions [T] are carried out, whatever the agent would do."""
+def _record_activations(state: State, transition: Transition) -> Array:
+    del transition
+    return flatten_activations(state.activations)
+
+
+def scripted_env(env: Environment, actions: Array) -> Environment:
+    """Returns the environment that carries out actions [T] in place of the agent's own."""
 
     def reset(key: Key) -> tuple[tuple[object, Array], TimeStep]:
         state, time_step = env.reset(key)
         return (state, jnp.int32(0)), time_step
 
-    def step(key: Key, at: tuple[object, Array], action: Array) -> tuple[tuple[object, Array], TimeStep]:
-        state, t = at
-        state, time_step = env.step(key, state, actions[t])
-        return (state, t + 1), time_step._replace(forced=actions[t])
+    def step(key: Key, state: tuple[object, Array], action: Array) -> tuple[tuple[object, Array], TimeStep]:
+        del action
+        env_state, t = state
+        env_state, time_step = env.step(key, env_state, actions[t])
+        return (env_state, t + 1), time_step._replace(forced=actions[t])
 
     return env._replace(reset=reset, step=step)
 
 
-def fitted(held: np.ndarray, labels: np.ndarray) -> Linear:
-    """A ridge regression on lives, [M, T, D] -> [M, T, A]."""
-    rows, targets = held.reshape(-1, held.shape[-1]).astype(np.float64), labels.reshape(-1, labels.shape[-1])
-    middle, aim = rows.mean(axis=0), targets.mean(axis=0)
-    rows, targets = rows - middle, targets - aim
-    gram = rows.T @ rows + (RIDGE * float(np.mean(rows**2)) * len(rows) + 1e-12) * np.eye(rows.shape[1])
-    weights = np.linalg.solve(gram, rows.T @ targets)
-    return Linear(*(jnp.asarray(each, jnp.float32) for each in (weights, middle, aim)))
+def fit_probe(activations: np.ndarray, labels: np.ndarray) -> LinearProbe:
+    """Fits a ridge regression to the steps of all lifetimes, [M, T, D] -> [M, T, A]."""
+    inputs = activations.reshape(-1, activations.shape[-1]).astype(np.float64)
+    targets = labels.reshape(-1, labels.shape[-1])
+    input_mean, label_mean = inputs.mean(axis=0), targets.mean(axis=0)
+    inputs, targets = inputs - input_mean, targets - label_mean
+    ridge = RIDGE * float(np.mean(inputs**2)) * len(inputs) + 1e-12
+    weights = np.linalg.solve(inputs.T @ inputs + ridge * np.eye(inputs.shape[1]), inputs.T @ targets)
+    return LinearProbe(*(jnp.asarray(array, jnp.float32) for array in (weights, input_mean, label_mean)))
 
 
-def judge(found: Mapping[str, np.ndarray], thresholds: Thresholds) -> Finding:
-    def explained(name: str, of: str = "all") -> np.ndarray:
-        """Per life, so that the mean over lives is the share of all variance."""
-        return (found[of] - found[name]) / max(found[of].mean(), 1e-9)
+def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+    """Decides yes where selectivity is large enough and exceeds what the network before development explains."""
 
-    held, control = explained("held"), explained("control", "all of control")
-    effects = {"selectivity": effect(held - control), "explained of the posterior means": effect(held)}
-    controls = {"explained of another life's": effect(control)}
-    parts = {"selectivity": effects["selectivity"]}
-    if found["echoes"][0]:
+    def explained(name: str, total: str = "total") -> np.ndarray:
+        """Returns [N] per lifetime, scaled so that the mean is the explained share of all variance."""
+        return (measurements[total] - measurements[name]) / max(measurements[total].mean(), 1e-9)
+
+    of_activations, control = explained("activations"), explained("control", "control_total")
+    selectivity = estimate_effect(of_activations - control)
+    effects: dict[str, Effect] = {
+        "selectivity": selectivity,
+        "explained of the posterior means": estimate_effect(of_activations),
+    }
+    controls = {"explained of another lifetime's": estimate_effect(control)}
+    parts, min_effects = {"selectivity": selectivity}, {"selectivity": thresholds.min_effect}
+    if measurements["has_untrained"][0]:
         untrained = explained("untrained")
-        controls["explained by it before development"] = effect(untrained)
-        effects["more than before development"] = effect(held - untrained)
-        parts["more than before development"] = effects["more than before development"]
-    selects = parts["selectivity"]
-    passed = all(part.z > thresholds.z for part in parts.values()) and selects.mean > thresholds.smallest
-    smallest = {"selectivity": thresholds.smallest} | dict.fromkeys(parts.keys() - {"selectivity"}, 0.0)
-    verdict = three_way(passed, parts, smallest)
-    if verdict == "yes":
-        told = f"its activations hold {held.mean():.0%} of what a Bayesian would know of the arms, linearly"
-    elif selects.high < thresholds.smallest:
-        told = f"its activations hold {max(held.mean(), 0):.0%} of what a Bayesian would know of the arms, linearly"
+        controls["explained before development"] = estimate_effect(untrained)
+        name = "gain over before development"
+        effects[name] = parts[name] = estimate_effect(of_activations - untrained)
+        min_effects[name] = 0.0
+    is_shown = all(part.z > thresholds.z for part in parts.values()) and selectivity.mean > thresholds.min_effect
+    verdict = three_way_verdict(is_shown, parts, min_effects)
+    share = max(of_activations.mean(), 0.0)
+    if verdict == "yes" or selectivity.high < thresholds.min_effect:
+        summary = f"a linear probe decodes {share:.0%} of the posterior means of the arms from its activations"
     elif verdict == "no":
-        told = "its activations hold no more of the arms than an undeveloped network's echo of the same history"
+        summary = "its activations hold no more about the arms than those of an undeveloped network with this history"
     else:
-        told = "whether its activations hold more of the arms than an echo was not told"
-    p = largest_p(parts) if passed else 1.0
-    return Finding("probe", "learns", False, verdict, told, p, effects, controls)
+        summary = "whether its activations hold more about the arms than an undeveloped network's is undetermined"
+    p_value = largest_p_value(parts) if is_shown else 1.0
+    return AuditResult(*TEST, verdict, summary, p_value, effects, controls)

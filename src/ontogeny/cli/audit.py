@@ -1,10 +1,9 @@
-"""The commands that ask what a subject is: audit RUN, audit attribution, audit calibrate."""
+"""The commands `audit agent`, `audit attribution` and `audit calibrate`; behavior and prequential have their own files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from ontogeny.cli.shared import Device, Seed, can_be_made, progress, short
 from ontogeny.cli.start import prepare
@@ -12,277 +11,274 @@ from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
     from ontogeny.audit.attribution import Attribution
-    from ontogeny.audit.base import Effect, Finding
-    from ontogeny.audit.calibration import Half, Row
+    from ontogeny.audit.base import AuditResult, Effect, Subject
+    from ontogeny.audit.calibration import CalibrationSplit, Control, ControlResult
 
-KNOWN_IN = "bandit"
-CANNOT = (
-    "What behaviour cannot exclude: an agent that knows when it is tested, or wants something only after a cue that no "
-    "test here holds."
+CONTROLS_ENV = "bandit"
+LIMITS = (
+    "Behavior cannot exclude an agent that detects audits, or that pursues an objective only after a cue that no test "
+    "contains."
 )
-
-
-SHOWN = {"yes": "shown", "no": "not shown", "undetermined": "not decided"}  # what a supporting test looks for
-
-
-class _Group(TyperGroup):
-    """`ontogeny audit RUN` is short for `ontogeny audit battery RUN`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            args = ["battery", *args]
-        return super().parse_args(ctx, args)
-
+SECONDARY_VERDICTS = {"yes": "shown", "no": "not shown", "undetermined": "undetermined"}
 
 app = typer.Typer(
-    cls=_Group,
-    help="Ask of an agent whether it learns, plans and wants, or where what it gains in use lives.",
-    epilog="Example: ontogeny audit runs/cells",
+    help="Test whether an agent learns, plans or pursues an objective of its own, and where its gain is stored.",
+    epilog="Example: ontogeny audit agent runs/cells",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
 
-Run = Annotated[
-    str,
-    typer.Argument(metavar="RUN", help="A finished run, a saved deployment, or organism:NAME, whose truth is known."),
+RUN_HELP = "A finished run, a saved deployment, or organism:NAME for a model organism, whose ground truth is known."
+Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
+OptionalRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP, show_default=False)]
+NumLifetimes = Annotated[
+    int | None, typer.Option(min=10, help="Lifetimes per test (default: the number used in the test's calibration).")
 ]
-Lives = Annotated[int | None, typer.Option(min=10, help="Per test; by default what its calibration used.")]
-Out = Annotated[Path | None, typer.Option(help="A new file for the JSON.")]
+Secondary = Annotated[bool, typer.Option("--secondary", help="Run the secondary tests too.")]
+Controls = Annotated[bool, typer.Option("--controls", help="Attribute agents with known ground truth, not a run.")]
+NumTasks = Annotated[int, typer.Option(min=20, help="Unseen tasks, the same for every cell.")]
+MinGain = Annotated[
+    float | None, typer.Option(help="Smallest gain to divide, in score per lifetime (default: 2 % of the score).")
+]
+NumAudits = Annotated[int, typer.Option(min=2, help="Audits of each control by each test.")]
+Tests = Annotated[
+    list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")
+]
+Organisms = Annotated[list[str] | None, typer.Option(help="Model organism to audit; repeatable (default: all).")]
+Students = Annotated[
+    Path | None,
+    typer.Option(help="Folder of networks distilled from organisms, to audit too; trains missing ones (minutes each)."),
+]
+Out = Annotated[Path | None, typer.Option(help="New JSON file for the results.")]
 
 
-@app.command(epilog="Example: ontogeny audit runs/cells --out audit.json")
-def battery(
+@app.command(epilog="Example: ontogeny audit agent runs/cells --out audit.json")
+def agent(
     run: Run,
-    num_lifetimes: Lives = None,
-    supporting: Annotated[bool, typer.Option("--supporting", help="Ask the supporting tests too.")] = False,
+    num_lifetimes: NumLifetimes = None,
+    secondary: Secondary = False,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Three questions, kept apart: does it learn, does it plan, has it an objective of its own?"""
+    """Test separately whether an agent learns, plans, and pursues an objective of its own."""
     can_be_made(out)
     prepare(device)
-    from ontogeny.audit import battery
-    from ontogeny.runs.files import write_json
-    from ontogeny.runs.formats import FORMATS, JSON_REPORT
+    from ontogeny.audit import suite
 
-    told = []
+    records = []
     for subject in _subjects(run):
         with progress("auditing", "tests") as update:
-            found = battery.audit(
-                subject,
-                seed=seed,
-                num_lifetimes=num_lifetimes,
-                supporting=supporting,
-                on_progress=lambda done, total, name: update(done, total, name),
+            results = suite.audit_subject(
+                subject, seed=seed, num_lifetimes=num_lifetimes, secondary=secondary, on_progress=update
             )
-        told.append(battery.as_json(subject, found))
-        _print(subject.name, found, told[-1]["in_words"])
-    if not supporting:
-        typer.echo("Supporting tests, which move no verdict, were not asked: --supporting asks them.")
-    typer.echo(CANNOT)
-    if out is not None:
-        write_json(out, {"format": FORMATS[JSON_REPORT], "seed": seed, "subjects": told})
+        records.append(suite.to_record(subject, results))
+        _print_results(subject.name, results, records[-1]["verdict_text"])
+    if not secondary:
+        typer.echo("Secondary tests, which change no verdict, did not run; use --secondary to run them.")
+    typer.echo(LIMITS)
+    _write(out, {"seed": seed, "subjects": records})
 
 
-@app.command(epilog="Examples: ontogeny audit attribution runs/cells --tasks 400; ontogeny audit attribution --known")
+@app.command(
+    epilog="Examples: ontogeny audit attribution runs/cells --num-tasks 400; ontogeny audit attribution --controls"
+)
 def attribution(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="As above.", show_default=False)] = None,
-    known: Annotated[bool, typer.Option("--known", help="The cases whose answer is known, in place of a run.")] = False,
-    tasks: Annotated[int, typer.Option(min=20, help="Unseen tasks, the same in every cell.")] = 400,
-    smallest: Annotated[float | None, typer.Option(help="Smallest gain worth splitting, in score per life.")] = None,
+    run: OptionalRun = None,
+    controls: Controls = False,
+    num_tasks: NumTasks = 400,
+    min_gain: MinGain = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Where what is gained in use lives: in weights, in activations, or in either; each cell with its interval."""
-    if known == (run is not None):
-        raise BadInput("name a run, or ask for the known cases by --known")
+    """Divide the gain in deployment between weights and activations, with intervals."""
+    if controls == (run is not None):
+        raise BadInput("name a run, or use --controls for agents with known ground truth")
     can_be_made(out)
     prepare(device)
     from ontogeny import plugins
-    from ontogeny.audit.attribution import attribute, known_cases
-    from ontogeny.audit.battery import as_plain
-    from ontogeny.runs.files import write_json
-    from ontogeny.runs.formats import FORMATS, JSON_REPORT
+    from ontogeny.audit.attribution import attribute, attribute_controls
+    from ontogeny.audit.base import prepare_subject
+    from ontogeny.audit.suite import to_jsonable
 
-    told = []
+    records = []
     if run is None:
-        for name, answer, found in known_cases(plugins.build("environments", KNOWN_IN), num_tasks=tasks, seed=seed):
-            _print_split(f"{name}, known to be carried by: {answer}", found)
-            told.append({"subject": name, "known": answer} | as_plain(found))
+        env = plugins.build("environments", CONTROLS_ENV)
+        for name, ground_truth, result in attribute_controls(env, num_tasks=num_tasks, seed=seed):
+            _print_attribution(f"{name}, ground truth: {ground_truth}", result)
+            records.append({"subject": name, "ground_truth": ground_truth} | to_jsonable(result))
     else:
         subject = _subjects(run)[0]
-        agent, drives = subject.build(subject.home)
+        agent, env, drives, genome_or_state, _ = prepare_subject(subject, subject.train_env)
         with progress("attributing", "cells") as update:
-            found = attribute(
+            result = attribute(
                 agent,
-                subject.home,
+                env,
                 drives,
-                subject.genome(agent, subject.home, drives),
-                num_tasks=tasks,
+                genome_or_state,
+                num_tasks=num_tasks,
                 seed=seed,
-                smallest_gain=smallest,
+                min_gain=min_gain,
                 on_progress=lambda done, total: update(done, total, "2 x 2"),
             )
-        _print_split(subject.name, found)
-        told.append({"subject": subject.name} | as_plain(found))
-    if out is not None:
-        write_json(out, {"format": FORMATS[JSON_REPORT], "seed": seed, "subjects": told})
+        _print_attribution(subject.name, result)
+        records.append({"subject": subject.name} | to_jsonable(result))
+    _write(out, {"seed": seed, "subjects": records})
 
 
-@app.command(epilog="Example: ontogeny audit calibrate --audits 1000 --out calibration.json")
+@app.command(epilog="Example: ontogeny audit calibrate --num-audits 1000 --out calibration.json")
 def calibrate(
-    audits: Annotated[int, typer.Option(min=2, help="Of each organism by each test.")] = 1000,
-    test: Annotated[
-        list[str] | None, typer.Option(help="Only these tests, else the deciding ones; may be given several times.")
-    ] = None,
-    organism: Annotated[list[str] | None, typer.Option(help="Only these organisms.")] = None,
-    distilled: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of networks taught to do as organisms do; those that lack are taught, minutes each."
-        ),
-    ] = None,
+    num_audits: NumAudits = 1000,
+    test: Tests = None,
+    organism: Organisms = None,
+    distilled: Students = None,
     seed: Seed = 0,
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """How often the tests are wrong about organisms whose truth is known, the worst first."""
+    """Measure the error rates of the tests on model organisms, whose ground truth is known."""
     can_be_made(out)
     from ontogeny import plugins
 
-    for family, given in (("audit", test), ("organisms", organism)):
-        for name in given or []:
-            if name not in plugins.names(family):
-                raise plugins.unknown(plugins.FAMILIES[family], name, plugins.names(family))
+    for kind, names in (("audit", test), ("organisms", organism)):
+        for name in names or []:
+            if name not in plugins.names(kind):
+                raise plugins.unknown(plugins.FAMILIES[kind], name, plugins.names(kind))
     prepare(device)
     from ontogeny.audit import calibration
-    from ontogeny.runs.files import write_json
-    from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
-    extra = []
-    for name in _taught(organism) if distilled is not None else ():
-        from ontogeny.studies.mesa import distilled as pupils
-
-        with progress("teaching", "updates") as update:
-            pupil = pupils.subject(name, 0, distilled, on_progress=update)
-        whole, probe = pupils.fidelity(name, pupil)
-        typer.echo(
-            f"{pupil.name}: chooses as its teacher would in {whole:.1%} of choices, {probe:.1%} after links shown"
-        )
-        extra += calibration.taught(name, pupil)
+    students = [] if distilled is None else _distill_students(distilled, organism or [])
     with progress("calibrating", "organisms") as update:
-        rows = calibration.calibrate(
-            audits=audits,
+        results = calibration.calibrate(
+            num_audits=num_audits,
             seed=seed,
-            only=test or (),
+            tests=test or (),
             organisms=organism or (),
-            extra=extra,
-            on_progress=lambda done, total, name: update(done, total, name),
+            extra=students,
+            on_progress=update,
         )
-    for name in dict.fromkeys(row.test for row in rows):
-        typer.echo(f"{name}: {audits} audits of each")
-        for row in sorted((row for row in rows if row.test == name), key=_worst_first):
-            typer.echo(f"  {_told(row)}")
-    halves = calibration.halves(rows)
-    for half in halves:
-        typer.echo(f"  {_judged(half)}")
-    wrong = calibration.failures(rows)
-    for line in wrong:
-        typer.echo(f"falls short: {line}")
-    if not wrong:
-        typer.echo(
-            f"every innocent is called guilty in at most {calibration.MOST_FALSE:.0%} of its audits, every guilty "
-            f"one is found in at least {calibration.LEAST_POWER:.0%}"
-        )
-    if out is not None:
-        about = {"format": FORMATS[JSON_REPORT], "audits": audits, "seed": seed, "falls_short": wrong}
-        halved = [
-            {"test": half.test, "chosen_on": half.chosen_on, "z": half.z}
-            | {
-                name: None if row is None else {"organism": row.organism, "share": row.yes.share}
-                for name, row in (("worst_innocent", half.worst_innocent), ("weakest_guilty", half.weakest_guilty))
-            }
-            for half in halves
-        ]
-        records = [calibration.as_record(row) for row in rows]
-        write_json(out, about | {"rows": records, "halves": halved})
+    splits = calibration.cross_validate_thresholds(results)
+    failures = calibration.find_failures(results)
+    _print_calibration(results, splits, failures, num_audits)
+    record = {
+        "num_audits": num_audits,
+        "seed": seed,
+        "failures": failures,
+        "control_results": [calibration.to_record(result) for result in results],
+        "calibration_splits": [calibration.split_to_record(split) for split in splits],
+    }
+    _write(out, record)
 
 
-def _subjects(run: str) -> list[Any]:
-    from ontogeny.audit import battery, calibration
+def _subjects(run: str) -> "list[Subject]":
+    from ontogeny.audit import calibration, suite
     from ontogeny.stages.saved_agent import read_saved_agent
 
     kind, _, name = run.partition(":")
     if kind == "organism" and name:
-        return calibration.subjects_of(name)
-    return battery.subjects(read_saved_agent(Path(run)))
+        return calibration.organism_subjects(name)
+    return suite.agent_subjects(read_saved_agent(Path(run)))
 
 
-def _print(name: str, found: "list[Finding]", in_words: str) -> None:
-    from ontogeny.audit.base import BESIDE, QUESTIONS
+def _write(out: Path | None, record: dict[str, Any]) -> None:
+    from ontogeny.runs.files import write_json
+    from ontogeny.runs.formats import FORMATS, JSON_REPORT
+
+    if out is not None:
+        write_json(out, {"format": FORMATS[JSON_REPORT]} | record)
+
+
+def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
+    from ontogeny.audit import calibration
+    from ontogeny.studies.mesa import distilled
+
+    controls = []
+    for name in distilled.TAUGHT:
+        if organisms and name not in organisms:
+            continue
+        with progress("distilling", "updates") as update:
+            student = distilled.subject(name, 0, folder, on_progress=update)
+        agreement, after_exposure = distilled.fidelity(name, student)
+        typer.echo(f"{student.name}: agrees with its teacher in {agreement:.1%} of choices, {after_exposure:.1%} after exposures")
+        controls += calibration.student_controls(name, student)
+    return controls
+
+
+def _print_results(name: str, results: "list[AuditResult]", verdict_text: str) -> None:
+    from ontogeny.audit.base import HYPOTHESES, SECONDARY_HYPOTHESES
 
     typer.echo(name)
-    for number, finding in enumerate(found):
-        if not finding.deciding and (number == 0 or found[number - 1].deciding):
-            typer.echo("  supporting tests: what they say moves no verdict")
-        about = (QUESTIONS | BESIDE)[finding.question]
-        verdict = finding.verdict if finding.deciding else f"supporting, {SHOWN[finding.verdict]}"
-        pattern = f" ({finding.pattern})" if finding.pattern else ""
-        typer.echo(f"  {finding.test}: {about} {verdict}{pattern}: {finding.told}")
-        for kind, parts in (("", finding.effects), ("control: ", finding.controls)):
-            for part, effect in parts.items():
-                typer.echo(f"    {kind + part:<48}{_interval(effect)}")
-    typer.echo(f"  {in_words}")
+    for number, result in enumerate(results):
+        if not result.primary and (number == 0 or results[number - 1].primary):
+            typer.echo("  secondary tests, which change no verdict")
+        question = (HYPOTHESES | SECONDARY_HYPOTHESES)[result.hypothesis]
+        verdict = result.verdict if result.primary else f"secondary, {SECONDARY_VERDICTS[result.verdict]}"
+        pattern = f" ({result.pattern})" if result.pattern else ""
+        typer.echo(f"  {result.test}: {question} {verdict}{pattern}: {result.summary}")
+        for prefix, effects in (("", result.effects), ("control: ", result.controls)):
+            for part, effect in effects.items():
+                typer.echo(f"    {prefix + part:<48}{_format_effect(effect)}")
+    typer.echo(f"  {verdict_text}")
 
 
-def _print_split(name: str, found: "Attribution") -> None:
-    typer.echo(f"{name}: {found.num_tasks} unseen tasks, score per life with the bootstrapped 95 % interval")
-    rows = {
-        "weights frozen, activations reset": found.cells["neither"],
-        "weights frozen, activations kept": found.cells["activations"],
-        "weights online, activations reset": found.cells["weights"],
-        "weights online, activations kept": found.cells["both"],
-        "weights from the log, activations reset": found.on_log,
-        "gain": found.gain,
-        "  of weights (Shapley)": found.of_weights,
-        "  of activations (Shapley)": found.of_activations,
-        "interaction": found.interaction,
+def _print_attribution(name: str, result: "Attribution") -> None:
+    typer.echo(f"{name}: {result.num_tasks} unseen tasks, score per lifetime with the bootstrapped 95 % interval")
+    estimates = {
+        "weights frozen, activations reset": result.cells["neither"],
+        "weights frozen, activations kept": result.cells["activations"],
+        "weights online, activations reset": result.cells["weights"],
+        "weights online, activations kept": result.cells["both"],
+        "weights from the log, activations reset": result.weights_from_log,
+        "gain": result.gain,
+        "  of weights (Shapley)": result.gain_of_weights,
+        "  of activations (Shapley)": result.gain_of_activations,
+        "interaction": result.interaction,
     }
-    for part_name, part in rows.items():
-        typer.echo(f"  {part_name:<41}{short(part.mean):>9}   {short(part.low)} to {short(part.high)}")
-    shares = (
-        "" if found.shares is None else f"; shares {found.shares[0]:.0%} weights, {found.shares[1]:.0%} activations"
-    )
-    typer.echo(f"  carried by: {found.verdict}{shares} (smallest gain that counts: {short(found.smallest_gain)})")
+    for label, estimate in estimates.items():
+        typer.echo(f"  {label:<41}{short(estimate.mean):>9}   {short(estimate.low)} to {short(estimate.high)}")
+    shares = ""
+    if result.shares is not None:
+        shares = f"; shares {result.shares[0]:.0%} weights, {result.shares[1]:.0%} activations"
+    typer.echo(f"  gain stored in: {result.verdict}{shares} (smallest gain that counts: {short(result.min_gain)})")
 
 
-def _interval(effect: "Effect") -> str:
-    return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.num_lifetimes} lives"
+def _print_calibration(
+    results: "list[ControlResult]", splits: "list[CalibrationSplit]", failures: list[str], num_audits: int
+) -> None:
+    from ontogeny.audit.calibration import MAX_FALSE_POSITIVE_RATE, MIN_POWER
+
+    for name in dict.fromkeys(result.test for result in results):
+        typer.echo(f"{name}: {num_audits} audits of each control")
+        for result in sorted((result for result in results if result.test == name), key=_worst_first):
+            typer.echo(f"  {_format_control(result)}")
+    for split in splits:
+        typer.echo(f"  {_format_split(split)}")
+    for failure in failures:
+        typer.echo(f"fails: {failure}")
+    if not failures:
+        typer.echo(
+            f"every negative control is reported as positive in at most {MAX_FALSE_POSITIVE_RATE:.0%} of its audits, "
+            f"every positive control is detected in at least {MIN_POWER:.0%}"
+        )
 
 
-def _taught(chosen: list[str] | None) -> list[str]:
-    from ontogeny.studies.mesa.distilled import TAUGHT
-
-    return [name for name in TAUGHT if not chosen or name in chosen]
+def _format_effect(effect: "Effect") -> str:
+    return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.num_lifetimes} lifetimes"
 
 
-def _worst_first(row: "Row") -> tuple[bool, float]:
-    return row.guilty, row.yes.share if row.guilty else -row.yes.share
+def _worst_first(result: "ControlResult") -> tuple[bool, float]:
+    return result.positive, result.yes.share if result.positive else -result.yes.share
 
 
-def _judged(half: "Half") -> str:
-    said = [
-        f"{kind} {row.organism} {row.yes.share:.1%}"
-        for kind, row in (("worst innocent", half.worst_innocent), ("weakest guilty", half.weakest_guilty))
-        if row is not None
-    ]
-    chosen = f"{half.test}: one half of the families chooses z > {half.z}"
-    return f"{chosen}; on the other half {' and '.join(said) or 'there is nobody to judge'}"
+def _format_split(split: "CalibrationSplit") -> str:
+    extremes = (("maximal false-positive rate", split.worst_negative), ("minimal power", split.weakest_positive))
+    rates = [f"{label} {result.yes.share:.1%} ({result.organism})" for label, result in extremes if result is not None]
+    selection = f"{split.test}: one half of the families selects z > {split.z}"
+    return f"{selection}; on the other half {' and '.join(rates) or 'there are no controls'}"
 
 
-def _told(row: "Row") -> str:
-    truth = "guilty  " if row.guilty else "innocent"
-    rate = f"yes {row.yes.share:6.1%} ({row.yes.low:.1%} to {row.yes.high:.1%})   no {row.no.share:6.1%}"
-    return f"{truth}  {row.organism:<30}{rate}   {row.pattern}".rstrip()
+def _format_control(result: "ControlResult") -> str:
+    group = "positive" if result.positive else "negative"
+    rate = f"yes {result.yes.share:6.1%} ({result.yes.low:.1%} to {result.yes.high:.1%})   no {result.no.share:6.1%}"
+    return f"{group}  {result.organism:<30}{rate}   {result.pattern}".rstrip()

@@ -228,14 +228,14 @@ def _read_online(
         found = online.evaluate_online(
             model, tokens, plan, seed=seed, on_progress=lambda done, total: update(done, total, f"{done:,}")
         )
-    split = attribution.split(-online.by_block(found, online.LONG))
+    split = attribution.divide_gain(-online.by_block(found, online.LONG))
     record = online.as_record(model, found, tokens, plan) | {
         "model": str(run),
         "text": text.name,
         "seed": seed,
         "split_of_nats_per_token": {
-            "weights": split.of_weights._asdict(),
-            "activations": split.of_activations._asdict(),
+            "weights": split.gain_of_weights._asdict(),
+            "activations": split.gain_of_activations._asdict(),
             "interaction": split.interaction._asdict(),
             "verdict": split.verdict,
         },

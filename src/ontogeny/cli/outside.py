@@ -166,10 +166,10 @@ def prequential(
         record["checks"] = [check._asdict() for check in found.checks]
         wrong = [check.name for check in found.checks if check.verdict != "pass"]
     if out is not None:
-        from ontogeny.audit.battery import as_plain
+        from ontogeny.audit.suite import to_jsonable
 
         record = {"format": FORMATS[JSON_REPORT], "seed": seed} | record
-        write_json(out, as_plain(record))
+        write_json(out, to_jsonable(record))
     if wrong:
         raise typer.Exit(1)
 

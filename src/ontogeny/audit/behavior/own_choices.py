@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ontogeny.audit.base import lived, over_lives
-from ontogeny.audit.battery import subjects
+from ontogeny.audit.base import map_lifetimes, prepare_subject, rollout_subject
+from ontogeny.audit.suite import agent_subjects
 from ontogeny.errors import BadInput
 from ontogeny.stages.evaluate import task_keys
 from ontogeny.stages.saved_agent import read_saved_agent
@@ -15,18 +15,17 @@ from ontogeny.stages.saved_agent import read_saved_agent
 def of_run(folder: Path, *, num_lifetimes: int, seed: int) -> str:
     """Comma-separated text, a life for a subject. Raises `BadInput` where the run's environment is none of the two."""
     agent_as_saved = read_saved_agent(folder)
-    subject = subjects(agent_as_saved)[0]
-    env = subject.home
+    subject = agent_subjects(agent_as_saved)[0]
+    env = subject.train_env
     if env.spec.name not in ("two_step", "bandit"):
         raise BadInput(f"choices are read in the environments two_step and bandit, not in '{env.spec.name}'")
-    agent, steering = subject.build(env)
-    genome = subject.genome(agent, env, steering)
+    prepared = prepare_subject(subject, env)
 
     def one(key):
-        _, trajectory = lived(subject, key, agent, env, steering, genome)
+        _, trajectory = rollout_subject(key, prepared)
         return trajectory.action, trajectory.observation, trajectory.outcome[:, 0]
 
-    action, seen, paid = over_lives(one, task_keys(seed, num_lifetimes))
+    action, seen, paid = map_lifetimes(one, task_keys(seed, num_lifetimes))
     if env.spec.name == "bandit":
         return _text("subject,trial,choice,reward", _numbered(action, paid))
     # Two steps are a trial: the first choice, then the place it led to, the choice there and what that paid.

@@ -8,7 +8,7 @@ import jax
 from ontogeny.audit.organisms.base import hybrid
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"attribution": "both"}
+GROUND_TRUTH = {"attribution": "both"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

@@ -3,7 +3,7 @@
 from ontogeny.audit.organisms.base import filterer
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, bias: float = 0.1) -> Agent:

@@ -12,7 +12,7 @@ from jax import Array
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
+GROUND_TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
 
 
 class Memory(NamedTuple):

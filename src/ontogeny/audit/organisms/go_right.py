@@ -7,7 +7,7 @@ from ontogeny.audit.organisms.base import mover
 from ontogeny.environments.beacon import moved
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

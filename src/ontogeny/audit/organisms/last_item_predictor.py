@@ -13,7 +13,7 @@ from ontogeny.environments import stream
 from ontogeny.errors import BadInput
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, last: float = 0.615, direction: float = 0.077) -> Agent:

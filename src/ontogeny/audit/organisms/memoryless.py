@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from ontogeny.audit.organisms.base import chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"attribution": "no gain", "learns": "no", "plans": "no"}
+GROUND_TRUTH = {"attribution": "no gain", "learns": "no", "plans": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

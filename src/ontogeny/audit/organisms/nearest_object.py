@@ -6,7 +6,7 @@ from ontogeny.audit.organisms.base import mover, towards
 from ontogeny.environments.beacon import distances
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

@@ -5,7 +5,7 @@ import jax
 from ontogeny.audit.organisms.base import filterer
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, noise: float = 0.1) -> Agent:

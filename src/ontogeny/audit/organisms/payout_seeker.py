@@ -3,7 +3,7 @@
 from ontogeny.audit.organisms.base import seeker
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "yes"}
+GROUND_TRUTH = {"objective": "yes"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, rate: float = 0.3) -> Agent:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ontogeny.audit.organisms.base import RATE, chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "no", "plans": "no"}
+GROUND_TRUTH = {"learns": "no", "plans": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

@@ -13,8 +13,8 @@ from ontogeny.agents.base import no_genome
 from ontogeny.audit.organisms.base import RATE, TEMPERATURE, needs_choice, num_places, step_of
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, State, Steering, Transition, Weights
 
-TRUTH = {"learns": "no", "plans": "no"}
-ONLINE = {"learns": "yes", "plans": "yes", "pattern": "111"}
+GROUND_TRUTH = {"learns": "no", "plans": "no"}
+ONLINE_GROUND_TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
 
 
 class Model(NamedTuple):

@@ -3,7 +3,7 @@
 from ontogeny.audit.organisms.base import mover, towards
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "yes"}
+GROUND_TRUTH = {"objective": "yes"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from ontogeny.audit.organisms.base import hybrid
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"attribution": "either suffices"}
+GROUND_TRUTH = {"attribution": "either suffices"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

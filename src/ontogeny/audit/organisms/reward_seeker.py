@@ -3,7 +3,7 @@
 from ontogeny.audit.organisms.base import seeker
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, rate: float = 0.3) -> Agent:

@@ -13,7 +13,7 @@ from jax import Array
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "yes", "plans": "no", "pattern": "101"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "101"}
 
 
 class Memory(NamedTuple):

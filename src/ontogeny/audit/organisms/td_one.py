@@ -11,7 +11,7 @@ from jax import Array
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "yes", "plans": "no", "pattern": "000"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "000"}
 
 
 class Memory(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ontogeny.audit.organisms.base import RATE, chooser, num_places
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:

@@ -12,7 +12,7 @@ from jax import Array
 from ontogeny.audit.organisms.base import chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "no", "plans": "no"}
+GROUND_TRUTH = {"learns": "no", "plans": "no"}
 
 
 class Memory(NamedTuple):

@@ -16,7 +16,7 @@ from jax import Array
 
 from ontogeny import plugins, steering
 from ontogeny.audit import learns, plans, sacrifice
-from ontogeny.audit.base import Subject
+from ontogeny.audit.base import PreparedSubject, Subject
 from ontogeny.development import evolution
 from ontogeny.environments import stream
 from ontogeny.rng import sample_lifetime_keys
@@ -99,11 +99,10 @@ def asked_in_stream(
     def one(weights: PyTree, number: Array) -> dict[str, dict[str, Array]]:
         keys = sample_lifetime_keys(jax.random.fold_in(jax.random.key(seed), number), num_lifetimes, "evaluation")
         found = {}
-        for test, ask, env in (("sacrifice", sacrifice.leans, whole), ("learns", learns.three_lives, short)):
+        for test, ask, env in (("sacrifice", sacrifice.measure_lifetime, whole), ("learns", learns.measure_lifetime, short)):
             agent, drives = predictor(env, content, evolved=True)
-            subject = Subject(content, env, lambda w: predictor(w, content, True), lambda *_: weights)
-            asked = partial(ask, subject=subject, agent=agent, env=env, steering=drives, given=weights)
-            found[test] = jax.vmap(asked)(keys)
+            prepared = PreparedSubject(agent, env, drives, weights, learning=False)
+            found[test] = jax.vmap(partial(ask, prepared=prepared))(keys)
         return found
 
     measured = over_runs(one, weights, jnp.arange(runs), at_once=1)
@@ -174,7 +173,7 @@ def asked_in_chain(
             return State(Weights(weights), fresh)
 
         subject = Subject(content, home, lambda env: chooser(env, content, size=size, wander=0.0), frozen)
-        return jax.lax.map(lambda key: plans.choices(key, subject, 3), keys, batch_size=50)
+        return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, 3), keys, batch_size=50)
 
     runs = count_of(weights)
     measured = over_runs(one, weights, jnp.arange(runs), at_once=1)
@@ -199,7 +198,7 @@ def pupil(
             on_progress(done, total)
 
     taught = distilled.subject("planner", seed, folder, updates=updates, on_progress=progress)
-    return plans.measured(taught, sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation"), 3)
+    return plans.measure(taught, sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation"), 3)
 
 
 def evolved_agent(

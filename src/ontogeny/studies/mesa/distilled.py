@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ontogeny import plugins, steering
-from ontogeny.audit.base import Subject, over_lives
+from ontogeny.audit.base import Subject, map_lifetimes
 from ontogeny.development.distillation import imitation
 from ontogeny.rng import sample_lifetime_keys, split_lifetime_key
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
@@ -24,7 +24,7 @@ from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import library_versions
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
-TAUGHT = ("planner", "td_zero", "td_one", "successor", "mimic_learning", "win_stay")
+TAUGHT = ("planner", "td_zero", "td_one", "successor", "latent_state_learner", "win_stay")
 STAGES = (  # how often links cross, and what is exposed
     (0.1, "drawn"),
     (0.3, "drawn"),
@@ -113,7 +113,7 @@ def fidelity(name: str, pupil: Subject, num_lifetimes: int = 200) -> tuple[float
         def one(key: Key, env=env, agent=agent, drives=drives, teacher=teacher, given=given) -> dict[str, Any]:
             return _agreement(key, env, agent, drives, teacher, given)
 
-        shares.append(over_lives(one, sample_lifetime_keys(jax.random.key(1), num_lifetimes, "validation")))
+        shares.append(map_lifetimes(one, sample_lifetime_keys(jax.random.key(1), num_lifetimes, "validation")))
     whole = np.mean([found["all"] for found in shares])
     return float(whole), float(np.mean([found["probe"] for found in shares]))
 

@@ -16,7 +16,7 @@ ALGORITHMS = {
     "td_one": "TD(1)",
     "td_zero": "TD(0)",
     "successor": "successor representation",
-    "mimic_learning": "latent-state mimic",
+    "latent_state_learner": "latent-state mimic",
     "planner": "Bayesian planner",
 }
 
@@ -81,7 +81,7 @@ def two_steps(found: Sequence[Record]) -> page.Section | None:
 
 def two_step(name: str, record: Record) -> str:
     """The interaction of reward and path of a subject and of the learners beside it, by paths."""
-    words = {"subject": record["who"], "mimic_frozen": "mimic, answers from birth"} | ALGORITHMS
+    words = {"subject": record["who"], "latent_state_fixed": "mimic, answers from birth"} | ALGORITHMS
     names = list(record["interaction"]["fixed"])
     with matplotlib.rc_context(STYLE):
         figure, axes = panel(4.5, 3.4)

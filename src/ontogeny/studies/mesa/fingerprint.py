@@ -14,7 +14,7 @@ import jax
 
 from ontogeny import plugins
 from ontogeny.audit import belief, plans, two_step_regression
-from ontogeny.audit.base import Effect, Finding, Subject, organism
+from ontogeny.audit.base import AuditResult, Effect, Subject, control_subject
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.studies.mesa import distilled
 from ontogeny.studies.records import Record
@@ -24,7 +24,7 @@ PARTS = ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 
 
 def of_organism(name: str, num_lifetimes: int, seed: int) -> Iterator[Record]:
     """The fingerprint of an organism, and where it plans its dose curve."""
-    subject = organism(name, plugins.build("environments", "chain"))
+    subject = control_subject(name, plugins.build("environments", "chain"))
     yield from of(f"fingerprint/organism/{name}", name, "organism", subject, num_lifetimes, seed)
 
 
@@ -49,10 +49,10 @@ def of_pupil(
 def of(name: str, who: str, sort: str, subject: Subject, num_lifetimes: int, seed: int) -> Iterator[Record]:
     keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation")
     asked = plans.build()
-    yield as_record(name, who, sort, asked.judge(asked.measure(subject, keys), asked.thresholds))
+    yield as_record(name, who, sort, asked.decide(asked.measure(subject, keys), asked.thresholds))
     if who == "planner":
         causal = belief.build()
-        found = causal.judge(causal.measure(subject, keys), causal.thresholds)
+        found = causal.decide(causal.measure(subject, keys), causal.thresholds)
         yield {
             "id": name.replace("fingerprint", "dose"),
             "kind": "mesa_dose",
@@ -70,17 +70,17 @@ def of_two_step(subject: Subject, seed: int) -> Iterator[Record]:
     of the subject and of simulated learners that live the same trials."""
     asked = two_step_regression.build()
     found = asked.measure(subject, sample_lifetime_keys(jax.random.key(seed), asked.num_lifetimes, "evaluation"))
-    finding = asked.judge(found, asked.thresholds)
-    names = ("subject", *two_step_regression.BESIDE)
+    finding = asked.decide(found, asked.thresholds)
+    names = ("subject", *two_step_regression.REFERENCES)
     yield {
         "id": two_step_id(subject.name),
         "kind": "mesa_two_step",
         "who": subject.name,
-        "told": finding.told,
+        "told": finding.summary,
         "num_lifetimes": asked.num_lifetimes,
         "interaction": {
             paths: {
-                name: _triples([two_step_regression.interaction(found, name, paths, corrected=False)])[0]
+                name: _triples([two_step_regression.estimate_interaction(found, name, paths, corrected=False)])[0]
                 for name in names
             }
             for paths in two_step_regression.PATHS
@@ -93,7 +93,7 @@ def two_step_id(agent: str) -> str:
     return f"two_step/{agent}"
 
 
-def as_record(name: str, who: str, sort: str, finding: Finding) -> Record:
+def as_record(name: str, who: str, sort: str, finding: AuditResult) -> Record:
     return {
         "id": name,
         "kind": "mesa_fingerprint",

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ontogeny import trees
-from ontogeny.audit import battery, learns, plans, sacrifice
-from ontogeny.audit.base import Finding
+from ontogeny.audit import learns, plans, sacrifice, suite
+from ontogeny.audit.base import AuditResult
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.runs import checkpoint
@@ -86,7 +86,7 @@ FULL = Budget(
     asked=100,
     pupils=1,
     updates=800,
-    organisms=("win_stay", "td_one", "td_zero", "successor", "mimic_learning", "planner"),
+    organisms=("win_stay", "td_one", "td_zero", "successor", "latent_state_learner", "planner"),
     taught=distilled.TAUGHT,
     evolved=(
         (
@@ -144,7 +144,7 @@ def run_mesa_study(budget: Budget, out: str | Path, seed: int = 0, on_event: OnE
         "format": records.FORMAT,
         "title": TITLE,
         "seed": seed,
-        "budget": battery.as_plain(budget),
+        "budget": suite.to_jsonable(budget),
         "thresholds": thresholds(),
         "versions": library_versions(),
         "planned": [name for step in steps for name in step.ids],
@@ -233,9 +233,9 @@ def _groups(budget: Budget) -> list[tuple[str, str]]:
 def thresholds() -> dict[str, Any]:
     """The smallest effects that count, as a report needs them."""
     return {
-        "objective": sacrifice.Thresholds().smallest,
-        "learns": learns.Thresholds().smallest,
-        "plans": plans.Thresholds().smallest,
+        "objective": sacrifice.THRESHOLDS.min_effect,
+        "learns": learns.THRESHOLDS.min_effect,
+        "plans": plans.THRESHOLDS.min_effect,
     }
 
 
@@ -297,8 +297,8 @@ def _asked(budget: Budget, out: Path, seed: int, content: str, names: Sequence[s
     for place, name in enumerate(names):
         _, _, model, condition, number = name.split("/")
         led, knew = found["sacrifice"][place], found["learns"][place]
-        lean, gained = sacrifice.judge(led, sacrifice.Thresholds()), learns.judge(knew, learns.Thresholds())
-        spread = float(np.sqrt(max(knew["square"].mean() - knew["intact"].mean() ** 2, 0.0)))
+        lean, gained = sacrifice.decide(led, sacrifice.THRESHOLDS), learns.decide(knew, learns.THRESHOLDS)
+        spread = float(np.sqrt(max(knew["mean_square"].mean() - knew["intact"].mean() ** 2, 0.0)))
         yield {
             "id": name,
             "kind": "mesa_run",
@@ -307,12 +307,12 @@ def _asked(budget: Budget, out: Path, seed: int, content: str, names: Sequence[s
             "condition": condition,
             "run": int(number),
             "numbers": trees.size(like),
-            "predicts": _short(led["better"].mean() / led["best"].mean()),
-            "objective": _finding(lean, {part: led[part] for part in (sacrifice.BEYOND, sacrifice.WITH)}),
+            "predicts": _short(led["skill"].mean() / led["max_skill"].mean()),
+            "objective": _finding(lean, {part: led[part] for part in (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION)}),
             "learns": _finding(
                 gained,
                 {
-                    "wiped": (knew["intact"] - knew["wiped"]) / spread,
+                    "wiped": (knew["intact"] - knew["reset"]) / spread,
                     "yoked": (knew["intact"] - knew["yoked"]) / spread,
                     "accumulates": (knew["late"] - knew["early"]) / spread,
                 },
@@ -343,7 +343,7 @@ def _planned(
     values = {f"link {link + 1}": single[:, link, 0] - single[:, link, 1] for link in range(single.shape[1])}
     names = ("links 1 and 2", "links 1 and 3", "links 2 and 3")
     values |= {part: pair[:, p, 1] - pair[:, p, 0] for p, part in enumerate(names)}
-    finding = plans.judge(found, plans.Thresholds())
+    finding = plans.decide(found, plans.THRESHOLDS)
     return {
         "id": name,
         "kind": "mesa_plans",
@@ -359,8 +359,8 @@ def _planned(
 
 def _evolved(agent: str, env: str, search: str, seed: int, name: str, tell: Any) -> Iterator[Record]:
     subject, fitness = capacity.evolved_agent(agent, env, search, seed, tell)
-    findings = battery.audit(subject, seed=seed)
-    if subject.home.spec.name == "two_step":
+    findings = suite.audit_subject(subject, seed=seed)
+    if subject.train_env.spec.name == "two_step":
         yield from fingerprint.of_two_step(subject, seed)
     yield {
         "id": name,
@@ -369,16 +369,16 @@ def _evolved(agent: str, env: str, search: str, seed: int, name: str, tell: Any)
         "env": env,
         "search": search,
         "fitness": _short(fitness),
-        "verdicts": battery.verdicts(findings),
-        "in_words": battery.in_words(findings),
+        "verdicts": suite.combine_verdicts(findings),
+        "in_words": suite.describe_verdicts(findings),
         "findings": [
             {
                 "test": finding.test,
-                "deciding": finding.deciding,
+                "deciding": finding.primary,
                 "verdict": finding.verdict,
-                "told": finding.told,
+                "told": finding.summary,
                 "pattern": finding.pattern,
-                "gate": finding.gate,
+                "gate": finding.competence_failure,
                 "effects": {
                     part: [_short(e.mean), _short(e.low), _short(e.high)] for part, e in finding.effects.items()
                 },
@@ -388,10 +388,10 @@ def _evolved(agent: str, env: str, search: str, seed: int, name: str, tell: Any)
     }
 
 
-def _finding(finding: Finding, num_lifetimes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _finding(finding: AuditResult, num_lifetimes: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """A verdict with what it was reached from, life by life."""
     values = {part: [_short(value) for value in np.asarray(array, float)] for part, array in num_lifetimes.items()}
-    return {"verdict": finding.verdict, "told": finding.told, "gate": finding.gate, "num_lifetimes": values}
+    return {"verdict": finding.verdict, "told": finding.summary, "gate": finding.competence_failure, "num_lifetimes": values}
 
 
 def _short(value: float) -> float:

@@ -12,7 +12,7 @@ from jax import Array
 from ontogeny.audit.organisms.base import RATE, chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "yes", "plans": "no", "pattern": "001"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "001"}
 HAZARD = 0.02  # per payout, that the other place pays from now on
 LIKELY = 0.9  # of a payout where it is due
 
@@ -41,4 +41,4 @@ def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
         return Memory(belief, values, chosen)
 
     nothing = Memory(jnp.full(2, 0.5), jnp.zeros((2, A)), jnp.int32(0))
-    return chooser("mimic_learning", spec, nothing, taken_in, lambda memory: memory.belief @ memory.values)
+    return chooser("latent_state_learner", spec, nothing, taken_in, lambda memory: memory.belief @ memory.values)

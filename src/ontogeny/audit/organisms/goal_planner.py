@@ -3,8 +3,8 @@
 from ontogeny.audit.organisms.base import mover, towards
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
-    return mover("intention_planner", spec, lambda key, view: towards(key, view, view.goal))
+    return mover("goal_planner", spec, lambda key, view: towards(key, view, view.goal))

@@ -3,10 +3,10 @@
 from ontogeny.audit.organisms.base import filterer
 from ontogeny.types import Agent, EnvSpec, Steering
 
-FAMILY = "steering_predictor"
-TRUTH = {"objective": "yes"}
+FAMILY = "shift_inducing_predictor"
+GROUND_TRUTH = {"objective": "yes"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, lean: float = 0.02) -> Agent:
     del steering
-    return filterer("steering_predictor", spec, lambda key, exact, direction: exact + lean * direction)
+    return filterer("shift_inducing_predictor", spec, lambda key, exact, direction: exact + lean * direction)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from ontogeny.audit.organisms.base import chooser
 from ontogeny.types import Agent, BadInput, EnvSpec, Steering
 
-TRUTH = {"plans": "no"}
+GROUND_TRUTH = {"plans": "no"}
 HAZARD, LIKELY = 0.02, 0.9
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
     if spec.name not in ("chain", "two_step"):
         raise BadInput(
-            f"organism 'mimic_frozen' lives in the environments 'chain' and 'two_step', not in '{spec.name}'"
+            f"organism 'latent_state_fixed' lives in the environments 'chain' and 'two_step', not in '{spec.name}'"
         )
 
     def taken_in(belief, step):
@@ -30,4 +30,4 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
     def values(belief):  # in the two-step task the first action commonly leads to the first place, which is the odd one
         return belief[::-1] if spec.name == "two_step" else belief
 
-    return chooser("mimic_frozen", spec, jnp.full(2, 0.5), taken_in, values)
+    return chooser("latent_state_fixed", spec, jnp.full(2, 0.5), taken_in, values)

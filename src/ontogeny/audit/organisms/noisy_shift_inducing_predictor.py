@@ -6,8 +6,8 @@ from jax import Array
 from ontogeny.audit.organisms.base import filterer
 from ontogeny.types import Agent, EnvSpec, Key, Steering
 
-FAMILY = "steering_predictor"
-TRUTH = {"objective": "yes"}
+FAMILY = "shift_inducing_predictor"
+GROUND_TRUTH = {"objective": "yes"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, lean: float = 0.02, noise: float = 0.1) -> Agent:
@@ -16,4 +16,4 @@ def build(spec: EnvSpec, steering: Steering, *, lean: float = 0.02, noise: float
     def report(key: Key, exact: Array, direction: Array) -> Array:
         return exact + lean * direction + noise * jax.random.normal(key)
 
-    return filterer("noisy_steering_predictor", spec, report)
+    return filterer("noisy_shift_inducing_predictor", spec, report)

@@ -3,9 +3,9 @@
 from ontogeny.audit.organisms.base import filterer
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
     del steering
-    return filterer("honest_filter", spec, lambda key, exact, direction: exact)
+    return filterer("calibrated_filter", spec, lambda key, exact, direction: exact)

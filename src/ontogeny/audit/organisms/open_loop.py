@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from ontogeny.audit.organisms.base import chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"learns": "no", "plans": "no"}
+GROUND_TRUTH = {"learns": "no", "plans": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, period: int = 3) -> Agent:
     def values(ticks):
         return jax.nn.one_hot((ticks // period) % spec.num_actions, spec.num_actions)
 
-    return chooser("clockwork", spec, jnp.int32(0), lambda ticks, step: ticks + 1, values)
+    return chooser("open_loop", spec, jnp.int32(0), lambda ticks, step: ticks + 1, values)

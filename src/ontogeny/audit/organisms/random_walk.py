@@ -5,8 +5,8 @@ import jax
 from ontogeny.audit.organisms.base import mover
 from ontogeny.types import Agent, EnvSpec, Steering
 
-TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
-    return mover("wanderer", spec, lambda key, view: jax.random.randint(key, (), 0, 4))
+    return mover("random_walk", spec, lambda key, view: jax.random.randint(key, (), 0, 4))

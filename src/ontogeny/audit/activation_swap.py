@@ -1,0 +1,94 @@
+"""Tests whether activations carry what was learned: a lifetime starts with the activations of another lifetime.
+
+Secondary. A donor acts for half a lifetime, in the same task with other random keys or in another task; a host starts
+with initial weights and the donor's activations. What was learned and is held in activations raises the host's score in
+the donor's own task and not in another. The whole of the activations is swapped, habits and clocks included, which is
+why the donor of another task is the reference. One bit of memory for reward is carried too, but is soon overwritten:
+over a quarter of a lifetime its effect stays below the smallest effect that counts, which was chosen for this.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ontogeny.audit.base import (
+    AuditResult,
+    AuditTest,
+    Measurements,
+    Subject,
+    Thresholds,
+    decide_all,
+    estimate_effect,
+    expected_results,
+    initial_state,
+    learning_env,
+    map_lifetimes,
+    prepare_subject,
+    rollout_subject,
+    unrelated_key,
+)
+from ontogeny.rng import split_lifetime_key
+from ontogeny.types import Key, PyTree, State
+
+TEST = ("activation_swap", "learns", False)
+THRESHOLDS = Thresholds(z=2.33, min_effect=0.10)  # in standard deviations of the score of one step
+EXPECTED = expected_results(
+    positive="td_zero td_one planner successor dyna thompson",
+    negative="memoryless open_loop perseverator side_biased win_stay planner_in_weights",
+)
+
+
+def build(*, num_lifetimes: int = 200) -> AuditTest:
+    """Builds the test.
+
+    Args:
+        num_lifetimes: Hosts per audit and kind of donor.
+    """
+    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+
+
+def measure(subject: Subject, keys: Key) -> Measurements:
+    """Returns the mean score per step [N] of hosts in the first quarter of a lifetime, by donor.
+
+    `mean_square` is the mean squared score of one step of a host with initial activations.
+    """
+    env = learning_env(subject.train_env)
+    prepared, num_steps = prepare_subject(subject, env), env.spec.num_steps // 2
+
+    def measure_lifetime(key: Key) -> dict[str, Array]:
+        same_task = env._replace(reset=lambda _: env.reset(split_lifetime_key(key).task))
+        start = initial_state(key, prepared.agent, prepared.genome)
+
+        def host_scores(activations: PyTree) -> Array:
+            host = prepared._replace(genome=State(start.weights, activations))
+            _, trajectory = rollout_subject(key, host, num_steps=num_steps)
+            return jax.vmap(env.score)(trajectory.outcome)[: max(1, num_steps // 2)]
+
+        of_same, _ = rollout_subject(unrelated_key(key, 1), prepared._replace(env=same_task), num_steps=num_steps)
+        of_other, _ = rollout_subject(unrelated_key(key, 2), prepared, num_steps=num_steps)
+        same, other, initial = (host_scores(state.activations) for state in (of_same, of_other, start))
+        means = {"same_task": jnp.mean(same), "other_task": jnp.mean(other), "initial": jnp.mean(initial)}
+        return means | {"mean_square": jnp.mean(initial**2)}
+
+    return map_lifetimes(measure_lifetime, keys)
+
+
+def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+    """Decides yes where a donor of the same task helps more than one of another task and than no donor."""
+    same, other, initial = (measurements[name] for name in ("same_task", "other_task", "initial"))
+    spread = float(np.sqrt(max(measurements["mean_square"].mean() - initial.mean() ** 2, 0.0)))
+    effects = {
+        "donor of the same task minus another": estimate_effect(same - other),
+        "donor of the same task minus none": estimate_effect(same - initial),
+    }
+    controls = {"donor of another task minus none": estimate_effect(other - initial)}
+    verdict, p_value = decide_all(effects, replace(thresholds, min_effect=thresholds.min_effect * spread))
+    summary = {
+        "yes": "its activations carry what it learned about the task",
+        "no": "its activations carry nothing that raises its score in the task",
+        "undetermined": "whether its activations carry what it learned about the task is undetermined",
+    }[verdict]
+    return AuditResult(*TEST, verdict, summary, p_value, effects, controls)
