@@ -188,7 +188,10 @@ def evaluate_control(
         control.subject.name + (" (online)" if control.subject.online else ""),
         control.family,
         control.positive,
-        *(estimate_rate(sum(result.verdict == verdict for result in results), len(results)) for verdict in ("yes", "no")),
+        *(
+            estimate_rate(sum(result.verdict == verdict for result in results), len(results))
+            for verdict in ("yes", "no")
+        ),
         max(set(patterns), key=lambda pattern: (patterns.count(pattern), pattern)),
         {z: estimate_rate(count_yes(z), len(results)) for z in Z_THRESHOLDS},
     )

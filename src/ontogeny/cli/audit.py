@@ -41,9 +41,7 @@ MinGain = Annotated[
     float | None, typer.Option(help="Smallest gain to divide, in score per lifetime (default: 2 % of the score).")
 ]
 NumAudits = Annotated[int, typer.Option(min=2, help="Audits of each control by each test.")]
-Tests = Annotated[
-    list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")
-]
+Tests = Annotated[list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")]
 Organisms = Annotated[list[str] | None, typer.Option(help="Model organism to audit; repeatable (default: all).")]
 Students = Annotated[
     Path | None,
@@ -200,7 +198,9 @@ def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
         with progress("distilling", "updates") as update:
             student = distilled.subject(name, 0, folder, on_progress=update)
         agreement, after_exposure = distilled.fidelity(name, student)
-        typer.echo(f"{student.name}: agrees with its teacher in {agreement:.1%} of choices, {after_exposure:.1%} after exposures")
+        typer.echo(
+            f"{student.name}: agrees with its teacher in {agreement:.1%} of choices, {after_exposure:.1%} after exposures"
+        )
         controls += calibration.student_controls(name, student)
     return controls
 
