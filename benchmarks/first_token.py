@@ -16,7 +16,7 @@ import time
 
 import jax
 
-from ontogeny.content.transformer import configure, initial
+from ontogeny.content.transformer import make_config, init_weights
 from ontogeny.engine.engine import Engine, FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import SamplingParams
 
@@ -69,8 +69,8 @@ def tell(name, waits, per_token, streams):
 
 
 def main():
-    config = configure("gpt2", 8192, 256, layers=6, heads=6, width=384)
-    weights = jax.jit(initial, static_argnums=1)(jax.random.key(0), config)
+    config = make_config("gpt2", 8192, 256, num_layers=6, num_heads=6, width=384)
+    weights = jax.jit(init_weights, static_argnums=1)(jax.random.key(0), config)
     engine = Engine(config)
     engine.start(weights)
     measure(engine, weights, 1)

@@ -31,7 +31,7 @@ from ontogeny.lm.tokenizer import Bytes
 
 STREAMS = (1, 16)
 PROMPT, NEW = 32, 128
-SHAPE = {"layers": 6, "heads": 6, "width": 384}
+SHAPE = {"num_layers": 6, "num_heads": 6, "width": 384}
 VOCABULARY, CONTEXT = 8192, 256
 
 
@@ -42,8 +42,8 @@ def main() -> None:
     given = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # before either makes its threads
     prepare(None)  # as `ontogeny generate` does
-    config = transformer.configure("gpt2", VOCABULARY, CONTEXT, **SHAPE)
-    weights = jax.jit(transformer.initial, static_argnums=1)(jax.random.key(0), config)
+    config = transformer.make_config("gpt2", VOCABULARY, CONTEXT, **SHAPE)
+    weights = jax.jit(transformer.init_weights, static_argnums=1)(jax.random.key(0), config)
     model = LanguageModel(config, weights, Bytes())
     peer = transformers_model(model)
     letters = np.random.default_rng(0).integers(97, 123, (max(STREAMS), PROMPT))

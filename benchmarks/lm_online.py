@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import initial
+from ontogeny.content.transformer import init_weights
 from ontogeny.lm import corpus, evaluate, ngram, online, online_learner, train
 from ontogeny.lm import model as models
 from ontogeny.runs import checkpoint
@@ -109,7 +109,7 @@ def report(model: models.LanguageModel, name: str, tokens: np.ndarray, plan: onl
     before = ngram.mixed(held(model.weights), grams["held before"])
     after = ngram.mixed(held(found.weights), grams["held after"])
     line("mixture forgotten", float((after - before).mean()), "nats per token", setting=setting)
-    untrained = model._replace(weights=initial(jax.random.key(0), model.config))
+    untrained = model._replace(weights=init_weights(jax.random.key(0), model.config))
     nothing = plan._replace(rehearsal_batch_size=0, decay=0.0, fisher_anchor=False)
     nats, _, _ = online.run_condition(
         untrained, online_learner.PretrainedWeights(untrained.weights, None), tokens, nothing, True, True
@@ -143,13 +143,13 @@ def n_gram(model: models.LanguageModel, tokens: np.ndarray) -> dict[str, np.ndar
     """Nats of the control: frozen and online from the training text's counts, online from nothing, and on what the run
     held out before and after."""
     texts = corpus.load(model.run)
-    counted = ngram.Counts(model.config.vocabulary)
+    counted = ngram.Counts(model.config.vocab_size)
     counted.read(np.asarray(texts.training))
     held = np.asarray(texts.held_out)
     found = {"held before": counted.read(held, learning=False), "frozen": counted.read(tokens, learning=False)}
     found["online"] = counted.read(tokens)
     found["held after"] = counted.read(held, learning=False)
-    found["from nothing"] = ngram.Counts(model.config.vocabulary).read(tokens)
+    found["from nothing"] = ngram.Counts(model.config.vocab_size).read(tokens)
     return {name: -np.log(chances)[1:] for name, chances in found.items()}
 
 

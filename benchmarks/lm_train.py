@@ -26,7 +26,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.cli.start import prepare
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Config
+from ontogeny.content.transformer import TransformerConfig
 from ontogeny.lm import corpus, optimization
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.optimization import OptimizerConfig
@@ -92,14 +92,14 @@ def who(name: str, given: argparse.Namespace) -> tuple[Any, np.ndarray]:
     if name == "peer":
         return peer(V, given.steps, tokens[:cut]), held_out
     if name == "same":
-        config = transformer.configure("gpt2", V, BLOCK, **SHAPE)._replace(biases=False)
+        config = transformer.make_config("gpt2", V, BLOCK, **SHAPE)._replace(biases=False)
         return Ours(config, SAME._replace(steps=given.steps), tokens[:cut]), held_out
     better = BETTER._replace(steps=given.better, learning_rate=given.learning_rate)
-    return Ours(transformer.configure("modern", V, BLOCK, **SHAPE), better, tokens[:cut]), held_out
+    return Ours(transformer.make_config("modern", V, BLOCK, **SHAPE), better, tokens[:cut]), held_out
 
 
 class Ours:
-    def __init__(self, config: Config, how: OptimizerConfig, tokens: np.ndarray) -> None:
+    def __init__(self, config: TransformerConfig, how: OptimizerConfig, tokens: np.ndarray) -> None:
         self.config, self.how, self.tokens = config, how, tokens
         self.shards = optimization.shards(how)
         self.weights = optimization.placed(optimization.born(jax.random.key(0), config, how), self.shards)
@@ -268,7 +268,7 @@ def report(runners: dict[str, Runner], cores: int) -> None:
             )
 
 
-def best_in(minutes: float, config: Config, how: OptimizerConfig, tokens: np.ndarray, held_out: np.ndarray, cores: int) -> None:
+def best_in(minutes: float, config: TransformerConfig, how: OptimizerConfig, tokens: np.ndarray, held_out: np.ndarray, cores: int) -> None:
     """As many steps as the time allows at the speed of the first ones, after which the schedule is made."""
     trial = Runner(Ours(config, how, tokens).turns())
     while trial.steps < 10 * TURN and trial.go_on():

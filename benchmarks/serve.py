@@ -77,7 +77,7 @@ def make_folder(folder: Path) -> None:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    from ontogeny.content.transformer import configure, initial
+    from ontogeny.content.transformer import make_config, init_weights
     from ontogeny.lm import hugging_face
     from ontogeny.lm.tokenizer import BytePairs, byte_letters
 
@@ -86,8 +86,8 @@ def make_folder(folder: Path) -> None:
     made = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     made.add_special_tokens(["<|endoftext|>"])
-    config = configure("gpt2", VOCABULARY, 256, layers=6, heads=6, width=384)
-    hugging_face.write(folder, config, initial(jax.random.key(0), config), BytePairs(made))
+    config = make_config("gpt2", VOCABULARY, 256, num_layers=6, num_heads=6, width=384)
+    hugging_face.write(folder, config, init_weights(jax.random.key(0), config), BytePairs(made))
 
 
 async def stream(

@@ -135,7 +135,7 @@ def pieces(text: str, size: int) -> list[str]:
 def scored(model: models.LanguageModel, weights: Any, tokens: np.ndarray, first: int, last: int) -> float:
     """Nats of the tokens number `first` + 1 to `last`, each by as much of what is before it as the context holds, but
     for less than a block."""
-    starts, context = np.arange(first, last, BLOCK), model.config.context
+    starts, context = np.arange(first, last, BLOCK), model.config.context_length
     windows, sizes = online.context_windows(tokens[: last + 1], starts, BLOCK, context, context)
     nats = np.asarray(optimization.losses(model.config, "float32", weights, windows), np.float64)
     own = np.minimum(BLOCK, last - starts)

@@ -176,7 +176,7 @@ def test_training_learns_and_leaves_records_and_a_page(run, model):
     html = page.write(run).read_text(encoding="utf-8")
     assert "<svg" in html and "http" not in html.replace("http://www.w3.org", "") and "mine.txt" in html
     assert html == page.render(run)
-    assert model.config.vocabulary == 257 and trees.is_finite(model.weights)
+    assert model.config.vocab_size == 257 and trees.is_finite(model.weights)
 
 
 class Killed(Exception):
@@ -233,11 +233,11 @@ def test_what_a_killed_process_left_beside_a_folder_is_removed(mine, tmp_path):
 def test_recipes(mine, tmp_path, changes):
     out = train(PLAN._replace(steps=20, **changes), [mine], tmp_path / "run")
     losses = [record["loss"] for record in read_records(out) if "loss" in record]
-    assert np.mean(losses[-3:]) < losses[0] - 0.5 and models.load(out).config.vocabulary == 257
+    assert np.mean(losses[-3:]) < losses[0] - 0.5 and models.load(out).config.vocab_size == 257
 
 
 def test_accumulated_gradients_are_those_of_one_batch():
-    config = transformer.configure("gpt2", 20, 8, layers=1, heads=1, width=8)
+    config = transformer.make_config("gpt2", 20, 8, num_layers=1, num_heads=1, width=8)
     one, two = (optimization.OptimizerConfig(steps=5, batch=b, accumulate=a) for b, a in ((4, 1), (2, 2)))
     tokens = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, 20)
     weights = optimization.born(jax.random.key(1), config, one)
@@ -249,7 +249,7 @@ def test_accumulated_gradients_are_those_of_one_batch():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_that_devices_share_is_learned_from_as_by_one(accumulate):
-    config = transformer.configure("gpt2", 16, 8, layers=1, heads=2, width=8)
+    config = transformer.make_config("gpt2", 16, 8, num_layers=1, num_heads=2, width=8)
     how = optimization.OptimizerConfig(steps=3, batch=4, accumulate=accumulate)
     tokens = np.random.default_rng(0).integers(0, 16, (3, accumulate, 4, 9)).astype(np.int32)
     found = [
@@ -285,7 +285,7 @@ def test_the_learning_rate_rises_and_falls():
 
 @pytest.mark.parametrize("stride", [1, 5, 8, 16])
 def test_losses_by_sliding_windows_are_those_of_one_token_at_a_time(model, stride):
-    tokens, context = model.tokenizer.encode(TEXT)[:61], model.config.context
+    tokens, context = model.tokenizer.encode(TEXT)[:61], model.config.context_length
     found = evaluate.losses(model, tokens, stride=stride)
     for i in range(1, len(tokens)):
         end = i if i <= context else min(context + -(-(i - context) // stride) * stride, len(tokens) - 1)
@@ -424,9 +424,9 @@ def test_a_text_longer_than_the_context_goes_on_with_its_last_half(model):
         assert each.reason == "length" and len(each.tokens) == 30
         tokens, begin = model.tokenizer.encode(prompt).tolist(), 0
         for token in each.tokens:
-            if len(tokens) - begin > model.config.context:
-                begin = len(tokens) - model.config.context // 2
-            window = np.zeros(model.config.context, np.int32)
+            if len(tokens) - begin > model.config.context_length:
+                begin = len(tokens) - model.config.context_length // 2
+            window = np.zeros(model.config.context_length, np.int32)
             window[: len(tokens) - begin] = tokens[begin:]
             logits = forward(model.config, model.weights, jnp.asarray(window)[None])[0, len(tokens) - begin - 1]
             assert token == int(jnp.argmax(logits))

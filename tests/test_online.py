@@ -16,9 +16,9 @@ from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.lm.tokenizer import Bytes
 
-CONFIG = transformer.configure("gpt2", 257, 24, layers=1, heads=2, width=16)
-MODEL = LanguageModel(CONFIG, jax.jit(transformer.initial, static_argnums=1)(jax.random.key(0), CONFIG), Bytes())
-losses = jax.jit(transformer.losses, static_argnums=0)
+CONFIG = transformer.make_config("gpt2", 257, 24, num_layers=1, num_heads=2, width=16)
+MODEL = LanguageModel(CONFIG, jax.jit(transformer.init_weights, static_argnums=1)(jax.random.key(0), CONFIG), Bytes())
+losses = jax.jit(transformer.token_losses, static_argnums=0)
 TOKENS = np.random.default_rng(0).integers(97, 101, 203).astype(np.int32)
 PLAN = OnlineConfig(chunk_size=8, rehearsal_batch_size=0, learning_rate=3e-3)
 
@@ -52,7 +52,7 @@ def test_learning_from_a_block_before_it_is_scored_would_be_found(monkeypatch):
 
         def update(trained, weights, window, read, again):
             new, _ = honest.update(trained, weights, window, read, again)
-            return new, transformer.losses(config, honest.model(trained, new.content), window[None])[0]
+            return new, transformer.token_losses(config, honest.model(trained, new.content), window[None])[0]
 
         return honest._replace(update=update)
 
@@ -123,8 +123,8 @@ def test_an_adapter_adds_nothing_at_first_and_is_all_that_changes():
     assert trees.same_bits(read.model(trained, read.init(trained).content), MODEL.weights)
     weights = nats(plan=plan)[2]
     assert trees.same_bits(weights.embedding, MODEL.weights.embedding)
-    assert not np.array_equal(weights.blocks[0].attend.weight, MODEL.weights.blocks[0].attend.weight)
-    assert np.array_equal(weights.blocks[0].attend.bias, MODEL.weights.blocks[0].attend.bias)
+    assert not np.array_equal(weights.blocks[0].attn_qkv.weight, MODEL.weights.blocks[0].attn_qkv.weight)
+    assert np.array_equal(weights.blocks[0].attn_qkv.bias, MODEL.weights.blocks[0].attn_qkv.bias)
 
 
 def test_an_anchor_holds_most_what_the_training_text_leans_on():

@@ -91,9 +91,9 @@ def test_a_folder_that_is_written_is_the_same_model(model, tmp_path):
 
 
 def test_a_modern_model_has_no_place_in_transformers(model, tmp_path):
-    config = transformer.configure("modern", 8, 8, layers=1, heads=1, width=8)
+    config = transformer.make_config("modern", 8, 8, num_layers=1, num_heads=1, width=8)
     with pytest.raises(BadInput, match="only a model of the architecture gpt2"):
-        hugging_face.write(tmp_path / "ours", config, transformer.initial(jax.random.key(0), config), model.tokenizer)
+        hugging_face.write(tmp_path / "ours", config, transformer.init_weights(jax.random.key(0), config), model.tokenizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,8 +151,8 @@ def test_transformers_loads_what_is_written_here(tmp_path, kind):
 
     text = "In the beginning was the word, and the word was tokenized.\n"
     tokenizer = tokenizers.make(kind, 300, [text])
-    config = transformer.configure("gpt2", tokenizer.size, 64, layers=2, heads=2, width=16)
-    weights = jax.tree.map(lambda leaf: leaf + 0.1, transformer.initial(jax.random.key(0), config))
+    config = transformer.make_config("gpt2", tokenizer.size, 64, num_layers=2, num_heads=2, width=16)
+    weights = jax.tree.map(lambda leaf: leaf + 0.1, transformer.init_weights(jax.random.key(0), config))
     ours = LanguageModel(config, weights, tokenizer)
     hugging_face.write(tmp_path / "ours", *ours[:3])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")

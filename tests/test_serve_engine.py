@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny.content.transformer import Cache, configure, forward, initial
+from ontogeny.content.transformer import KVCache, make_config, forward, init_weights
 from ontogeny.engine import programs
 from ontogeny.engine.engine import Engine, QueueFull
 from ontogeny.engine.prefix_cache import PrefixCache
@@ -22,12 +22,12 @@ from ontogeny.errors import BadInput
 
 pytestmark = pytest.mark.computes
 
-CONFIG = configure("gpt2", 257, 64, layers=2, heads=2, width=64)
+CONFIG = make_config("gpt2", 257, 64, num_layers=2, num_heads=2, width=64)
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return jax.jit(initial, static_argnums=1)(jax.random.key(0), CONFIG)
+    return jax.jit(init_weights, static_argnums=1)(jax.random.key(0), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +339,7 @@ def test_prefixes_are_the_longest_that_were_read_and_are_kept(read, wanted, chun
         return np.array(tokens, np.int32).tobytes()
 
     prefixes, kept = PrefixCache(chunk, most=most), {}
-    cache = Cache((np.zeros(1, np.float32),), (), np.zeros(1, np.int32))
+    cache = KVCache((np.zeros(1, np.float32),), (), np.zeros(1, np.int32))
     for name, tokens in read:
         prefixes.insert((name, "1"), encoded(tokens), cache, np.array(tokens, np.int64), 0)
         size = 8 + (4 + 8) * len(tokens)  # cache; tokens and logits

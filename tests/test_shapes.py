@@ -143,9 +143,9 @@ def test_the_records_of_content_have_the_shapes_they_state():
     model = tabular_model.build(spec)
     assert not misfits_of(lambda: model.query(model.init()))
     assert not misfits_of(lambda: tabular_draws.draw(jax.random.key(0), spec.prior, model.init()))
-    config = transformer.configure("gpt2", 7, 5, layers=1, heads=2, width=4)
-    assert not misfits_of(lambda: transformer.initial(jax.random.key(0), config))
-    assert not misfits_of(lambda: transformer.initial(jax.random.key(0), config).blocks[0])
+    config = transformer.make_config("gpt2", 7, 5, num_layers=1, num_heads=2, width=4)
+    assert not misfits_of(lambda: transformer.init_weights(jax.random.key(0), config))
+    assert not misfits_of(lambda: transformer.init_weights(jax.random.key(0), config).blocks[0])
 
 
 def home(name):

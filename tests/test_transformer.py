@@ -9,28 +9,28 @@ import pytest
 
 from ontogeny import plugins, trees
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Cache
+from ontogeny.content.transformer import KVCache
 from ontogeny.errors import BadInput
 
 R, K, C, V = 5, 4, 12, 40
 VARIANTS = {
-    "gpt2": transformer.configure("gpt2", V, C, layers=2, heads=2, width=16),
-    "modern": transformer.configure("modern", V, C, layers=2, heads=2, width=16),
-    "squared_relu": transformer.configure("modern", V, C, layers=1, heads=1, width=8)._replace(
-        feed="squared_relu", tied=False
+    "gpt2": transformer.make_config("gpt2", V, C, num_layers=2, num_heads=2, width=16),
+    "modern": transformer.make_config("modern", V, C, num_layers=2, num_heads=2, width=16),
+    "squared_relu": transformer.make_config("modern", V, C, num_layers=1, num_heads=1, width=8)._replace(
+        activation="squared_relu", tie_embeddings=False
     ),
 }
 
 
 forward = jax.jit(transformer.forward, static_argnums=0)
-losses = jax.jit(transformer.losses, static_argnums=(0, 3))
-append = jax.jit(transformer.append, static_argnums=0, static_argnames="every")
+losses = jax.jit(transformer.token_losses, static_argnums=(0, 3))
+append = jax.jit(transformer.extend_cache, static_argnums=0, static_argnames="all_logits")
 
 
 @partial(jax.jit, static_argnums=0)
 def weights_of(config, key=0):
     """Larger than at birth, so that a wrong part is seen."""
-    born = transformer.initial(jax.random.key(key), config)
+    born = transformer.init_weights(jax.random.key(key), config)
     leaves, structure = jax.tree.flatten(born)
     keys = jax.random.split(jax.random.key(key + 1), len(leaves))
     noisy = [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
@@ -47,11 +47,11 @@ def test_rows_at_different_places_read_as_whole_sequences_do(made):
     config, weights = made
     texts = jax.random.randint(jax.random.key(2), (3, C), 0, V)
     whole = forward(config, weights, texts)
-    cache, place = transformer.empty_cache(config, 3), np.zeros(3, int)
+    cache, place = transformer.init_cache(config, 3), np.zeros(3, int)
     for counts in ([4, 2, 0], [1, 4, 3], [0, 1, 4], [4, 0, 2]):
         part = jnp.stack([jnp.roll(text, -at)[:K] for text, at in zip(texts, place, strict=True)])
         before = cache
-        cache, logits = append(config, weights, before, part, jnp.array(counts), every=True)
+        cache, logits = append(config, weights, before, part, jnp.array(counts), all_logits=True)
         _, last = append(config, weights, before, part, jnp.array(counts))
         for row, count in enumerate(counts):
             expected = whole[row, place[row] : place[row] + count]
@@ -70,10 +70,10 @@ def test_a_row_has_the_same_bits_alone_and_among_others_and_wherever_it_stands(m
     results = set()
     for place in range(R):
         for company in ("none", "others", "nan"):
-            cache = transformer.empty_cache(config, R)
+            cache = transformer.init_cache(config, R)
             if company == "nan":
                 broken = [keys.at[(place + 1) % R].set(jnp.nan) for keys in cache.keys]
-                cache = Cache(tuple(broken), cache.values, cache.length)
+                cache = KVCache(tuple(broken), cache.values, cache.length)
             for chunk in mine:
                 tokens = random.integers(0, V, (R, K)) if company != "none" else np.zeros((R, K), int)
                 count = random.integers(0, K + 1, R) if company != "none" else np.zeros(R, int)
@@ -90,7 +90,7 @@ def test_a_row_that_read_its_companion_would_be_found():
     tokens = jax.random.randint(jax.random.key(0), (2, K), 0, V)
 
     def leaking(tokens):
-        cache, _ = append(config, weights, transformer.empty_cache(config, 2), tokens, jnp.array([K, K]))
+        cache, _ = append(config, weights, transformer.init_cache(config, 2), tokens, jnp.array([K, K]))
         mixed = cache._replace(keys=tuple(keys.mean(0, keepdims=True) + 0 * keys for keys in cache.keys))
         return append(config, weights, mixed, tokens[:, :1], jnp.array([1, 1]))[1][0]
 
@@ -101,15 +101,15 @@ def test_what_lies_beyond_the_count_or_the_capacity_is_not_read(made):
     config, weights = made
     tokens = jax.random.randint(jax.random.key(3), (1, K), 0, V)
     other = tokens.at[0, 2:].add(1) % V
-    empty = transformer.empty_cache(config, 1)
+    empty = transformer.init_cache(config, 1)
     read = [append(config, weights, empty, text, jnp.array([2])) for text in (tokens, other)]
     assert trees.same_bits(*read)
-    small = transformer.empty_cache(config, 1, K - 1)
+    small = transformer.init_cache(config, 1, K - 1)
     full, _ = append(config, weights, small, tokens, jnp.array([K]))
     assert full.length.tolist() == [K - 1]
     after, _ = append(config, weights, full, other, jnp.array([1]))
     assert trees.same_bits((after.keys, after.values, after.length), (full.keys, full.values, full.length))
-    assert transformer.cleared(full, jnp.array([True])).length.tolist() == [0]
+    assert transformer.clear_sequences(full, jnp.array([True])).length.tolist() == [0]
 
 
 def test_no_token_sees_what_follows_it(made):
@@ -142,7 +142,7 @@ def test_the_world_model_learns_what_it_is_shown():
 
 def test_products_in_bfloat16_are_near():
     config = VARIANTS["modern"]
-    weights = transformer.initial(jax.random.key(0), config)
+    weights = transformer.init_weights(jax.random.key(0), config)
     tokens = jax.random.randint(jax.random.key(6), (2, C), 0, V)
     exact, rough = (losses(config, weights, tokens, kind) for kind in (jnp.float32, jnp.bfloat16))
     assert rough.dtype == jnp.float32 and 0 < float(jnp.abs(exact - rough).max()) < 0.02
@@ -168,4 +168,4 @@ def test_a_context_longer_than_the_models_is_said():
     with pytest.raises(BadInput, match="13 tokens are more than the model's context of 12"):
         transformer.forward(config, weights_of(config), jnp.zeros((1, C + 1), int))
     with pytest.raises(BadInput, match="does not fit the model's context"):
-        transformer.empty_cache(config, 1, C + 1)
+        transformer.init_cache(config, 1, C + 1)

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Cache, Config, Transformer
+from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
@@ -22,7 +22,7 @@ from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, Transi
 class Reading(NamedTuple):
     """Activations: the cache, and the tokens that it was made of, of which `cache.length` count."""
 
-    cache: Cache  # of one row
+    cache: KVCache  # of one row
     window: Array  # [C] int32
 
 
@@ -43,36 +43,36 @@ def build(
         raise BadInput(
             f"agent 'language_model' guesses the next observation, which is no action of environment '{spec.name}'"
         )
-    config = transformer.configure("gpt2", spec.num_observations, context, layers=layers, heads=heads, width=width)
+    config = transformer.make_config("gpt2", spec.num_observations, context, num_layers=layers, num_heads=heads, width=width)
     return reader(config, learning_rate=learning_rate, sampled=sampled)
 
 
-def reader(config: Config, *, learning_rate: float = 3e-3, sampled: bool = False) -> Agent:
-    """The agent of any transformer; its genome is the `Transformer` that it is born with."""
-    C, keep = config.context, max(config.context // 2, 1)
+def reader(config: TransformerConfig, *, learning_rate: float = 3e-3, sampled: bool = False) -> Agent:
+    """The agent of any transformer; its genome is the `TransformerWeights` that it is born with."""
+    C, keep = config.context_length, max(config.context_length // 2, 1)
     optimizer = optax.adam(learning_rate)
 
     def moments(content: Any) -> Any:
         return optimizer.init(content)
 
-    def genome(key: Key) -> Transformer:
-        return transformer.initial(key, config)
+    def genome(key: Key) -> TransformerWeights:
+        return transformer.init_weights(key, config)
 
     def nothing_read() -> Reading:
-        return Reading(transformer.empty_cache(config, 1), jnp.zeros(C, jnp.int32))
+        return Reading(transformer.init_cache(config, 1), jnp.zeros(C, jnp.int32))
 
-    def init(key: Key, genome: Transformer) -> State:
+    def init(key: Key, genome: TransformerWeights) -> State:
         del key
         return State(Weights(genome, moments(genome)), nothing_read())
 
     def reset(state: State) -> State:
         return State(state.weights, nothing_read())
 
-    def read(content: Transformer, reading: Reading, tokens: Array) -> tuple[Reading, Array]:
+    def read(content: TransformerWeights, reading: Reading, tokens: Array) -> tuple[Reading, Array]:
         """Takes tokens [K] in; logits [V] of what follows."""
         length = reading.cache.length[0]
         window = jax.lax.dynamic_update_slice(reading.window, tokens, (length,))
-        cache, logits = transformer.append(config, content, reading.cache, tokens[None], jnp.full(1, len(tokens)))
+        cache, logits = transformer.extend_cache(config, content, reading.cache, tokens[None], jnp.full(1, len(tokens)))
         return Reading(cache, window), logits[0]
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
@@ -93,7 +93,7 @@ def reader(config: Config, *, learning_rate: float = 3e-3, sampled: bool = False
         (content, scratch), reading = state.weights, state.activations
         last, came = reading.cache.length[0] - 1, transition.next
 
-        def surprise(content: Transformer) -> Array:
+        def surprise(content: TransformerWeights) -> Array:
             logits = transformer.forward(config, content, reading.window[None])[0, last]
             return -jax.nn.log_softmax(logits)[came.observation]
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import Config, Transformer
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.engine import programs
 from ontogeny.engine.prefix_cache import PrefixCache
 from ontogeny.engine.programs import BatchShape
@@ -63,7 +63,7 @@ class Engine:
 
     def __init__(
         self,
-        config: Config,
+        config: TransformerConfig,
         *,
         max_num_seqs: int = 64,
         max_queue: int = 256,
@@ -94,7 +94,7 @@ class Engine:
         """Tokens that one row can hold."""
         return self.shape.capacity
 
-    def start(self, weights: Transformer) -> None:
+    def start(self, weights: TransformerWeights) -> None:
         """Compiles everything, checks the machine, then begins to answer."""
         programs.check_batch_invariance(self.config, self.shape, weights, self._compute)
         self._empty = programs.empty_sequence_cache(self.config, self.shape, self._compute)
@@ -258,7 +258,7 @@ class Engine:
             tile.rows[tile.rows.index(None)] = row
             self._waiting.remove(row)
 
-    def _tile_for(self, weights: Transformer) -> SequenceBatch | None:
+    def _tile_for(self, weights: TransformerWeights) -> SequenceBatch | None:
         for tile in self._tiles:
             if tile.weights is weights and not tile.empty and None in tile.rows:
                 return tile

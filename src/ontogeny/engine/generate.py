@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Cache, Config, Transformer
+from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ class Sampling(NamedTuple):
 class Rows(NamedTuple):
     """A batch in the midst of being continued."""
 
-    cache: Cache  # what each row has read
+    cache: KVCache  # what each row has read
     last: Array  # [R] int32, the token that it reads next
     left: Array  # [R] int32, how many it may still draw; 0 where a row is done, or free
     drawn: Array  # [R] int32, how many it has drawn
@@ -65,12 +65,12 @@ class Completion(NamedTuple):
     reason: str
 
 
-def no_rows(config: Config, rows: int, capacity: int | None = None) -> Rows:
+def no_rows(config: TransformerConfig, rows: int, capacity: int | None = None) -> Rows:
     """A batch whose rows are all free."""
     zero = jnp.zeros(rows, jnp.int32)
     sampling = Sampling(jnp.ones(rows), zero, jnp.ones(rows))
     key = jax.random.split(jax.random.key(0), rows)
-    return Rows(transformer.empty_cache(config, rows, capacity), zero, zero, zero, key, sampling)
+    return Rows(transformer.init_cache(config, rows, capacity), zero, zero, zero, key, sampling)
 
 
 def checked(sampling: Sampling) -> Sampling:
@@ -85,15 +85,15 @@ def checked(sampling: Sampling) -> Sampling:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def read(config: Config, weights: Transformer, cache: Cache, tokens: Array, count: Array) -> Cache:
+def read(config: TransformerConfig, weights: TransformerWeights, cache: KVCache, tokens: Array, count: Array) -> KVCache:
     """Row r reads the first `count[r]` of its tokens [R, K]."""
-    return transformer.append(config, weights, cache, tokens, count)[0]
+    return transformer.extend_cache(config, weights, cache, tokens, count)[0]
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("most", "top", "end"), donate_argnums=2)
 def draw(
-    config: Config,
-    weights: Transformer,
+    config: TransformerConfig,
+    weights: TransformerWeights,
     rows: Rows,
     steps: Array | int,
     *,
@@ -105,10 +105,10 @@ def draw(
     """Up to `steps` <= `most` = N draws for every row that has some left; one compiled loop, which ends early.
 
     A row is done (`left` 0) where it has drawn `end` (-1: there is none), and waits where its cache is full. `read_out`
-    is `transformer.laid_out(weights)`, for who draws more than once.
+    is `transformer.transposed_lm_head(weights)`, for who draws more than once.
     """
     R, capacity = rows.last.shape[0], rows.cache.capacity
-    read_out = transformer.laid_out(weights) if read_out is None else read_out
+    read_out = transformer.transposed_lm_head(weights) if read_out is None else read_out
     none = Drawn(
         jnp.zeros((R, most), jnp.int32),
         jnp.zeros((R, most)),
@@ -128,7 +128,7 @@ def draw(
         number, rows, drawn = carry
         live = alive(rows)
         count = live.astype(jnp.int32)
-        cache, logits = transformer.append(config, weights, rows.cache, rows.last[:, None], count, read_out=read_out)
+        cache, logits = transformer.extend_cache(config, weights, rows.cache, rows.last[:, None], count, lm_head=read_out)
         token = sample(jax.vmap(jax.random.fold_in)(rows.key, rows.drawn), logits, rows.sampling)
         normal = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - normal
@@ -256,10 +256,10 @@ def generate_tokens(
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Completion]:
     """`generate` after prompts of tokens, each of at least one and fewer than the context."""
-    capacity = min(model.config.context, -(-(max(map(len, encoded)) + tokens) // ROOM) * ROOM)
+    capacity = min(model.config.context_length, -(-(max(map(len, encoded)) + tokens) // ROOM) * ROOM)
     rows = start(model, encoded, capacity, tokens, sampling, seed)
     end = -1 if model.tokenizer.end is None else model.tokenizer.end
-    read_out = jax.jit(transformer.laid_out)(model.weights)
+    read_out = jax.jit(transformer.transposed_lm_head)(model.weights)
     streams = [TextStream(model.tokenizer, stop) for _ in encoded]
     made: list[list[int]] = [[] for _ in encoded]
     texts = ["" for _ in encoded]
@@ -296,10 +296,10 @@ def tokenized(model: LanguageModel, prompt: str) -> list[int]:
         if model.tokenizer.end is None:
             raise BadInput("the prompt is empty, and this tokenizer has no token to begin a document with")
         found = [model.tokenizer.end]
-    if len(found) >= model.config.context:
+    if len(found) >= model.config.context_length:
         raise BadInput(
             f"the prompt has {len(found):,} tokens, which leaves no room in the model's context of "
-            f"{model.config.context}"
+            f"{model.config.context_length}"
         )
     return found
 
@@ -318,7 +318,7 @@ def start(
     return Rows(cache, last, jnp.full(R, tokens, jnp.int32), jnp.zeros(R, jnp.int32), key, same)
 
 
-def read_all(model: LanguageModel, cache: Cache, texts: Sequence[Sequence[int]]) -> Cache:
+def read_all(model: LanguageModel, cache: KVCache, texts: Sequence[Sequence[int]]) -> KVCache:
     """Row r reads all of `texts[r]`, chunk by chunk."""
     chunk = min(CHUNK, cache.capacity)
     for at in range(0, max(map(len, texts)), chunk):
@@ -335,11 +335,11 @@ def _refilled(
     full = (np.asarray(rows.left) > 0) & (np.asarray(rows.cache.length) >= rows.cache.capacity)
     if not full.any():
         return rows
-    keep = max(model.config.context // 2, 1)
+    keep = max(model.config.context_length // 2, 1)
     texts = [
         ([*prompt, *new][-keep:-1] if is_full else []) for prompt, new, is_full in zip(prompts, made, full, strict=True)
     ]
-    return rows._replace(cache=read_all(model, transformer.cleared(rows.cache, jnp.asarray(full)), texts))
+    return rows._replace(cache=read_all(model, transformer.clear_sequences(rows.cache, jnp.asarray(full)), texts))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -82,14 +82,14 @@ class Harness(LM):
 
     def _windows(self, tokens: list[int]) -> Iterator[Pair]:
         """Each token once, with as much before it as a last whole window allows."""
-        C = self.model.config.context
+        C = self.model.config.context_length
         for at in range(0, len(tokens), C):
             stop = min(at + C, len(tokens))
             start = max(stop - C, 0)
             yield [self.end, *tokens][start : at + 1], tokens[at:stop]
 
     def _scored(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        C = self.model.config.context
+        C = self.model.config.context_length
         found: list[tuple[float, bool]] = []
         for at in range(0, len(pairs), self.batch):
             some = pairs[at : at + self.batch]
@@ -108,12 +108,12 @@ class Harness(LM):
         return found
 
     def _drawn(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
-        most = int(settings.get("max_gen_toks", min(NEW, self.model.config.context // 2)))
+        most = int(settings.get("max_gen_toks", min(NEW, self.model.config.context_length // 2)))
         until = settings.get("until") or []
         until = [until] if isinstance(until, str) else list(until)
-        room = self.model.config.context - most
+        room = self.model.config.context_length - most
         if room < 1:
-            raise BadInput(f"an answer of {most} tokens leaves no room in a context of {self.model.config.context}")
+            raise BadInput(f"an answer of {most} tokens leaves no room in a context of {self.model.config.context_length}")
         sampled = settings.get("do_sample", False) or settings.get("temperature", 0) > 0
         sampling = generate.Sampling(
             float(settings.get("temperature", 1.0)) if sampled else 0.0,
@@ -125,7 +125,7 @@ class Harness(LM):
 
 
 @partial(jax.jit, static_argnums=0)
-def _judged(config: transformer.Config, weights: transformer.Transformer, tokens: jax.Array) -> tuple[Any, Any]:
+def _judged(config: transformer.TransformerConfig, weights: transformer.TransformerWeights, tokens: jax.Array) -> tuple[Any, Any]:
     """Of windows [B, T + 1]: log-probability [B, T] of each token but the first, and whether it is the likeliest."""
     logits = transformer.forward(config, weights, tokens[:, :-1])
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]

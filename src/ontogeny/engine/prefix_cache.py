@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import Cache
+from ontogeny.content.transformer import KVCache
 
 MOST_BYTES = 256 * 2**20
 ITEM = np.dtype(np.int32).itemsize
@@ -27,7 +27,7 @@ Key = tuple[Name, bytes]  # whose prompt, and its tokens, int32
 class Read(NamedTuple):
     """A row after so many tokens of a prompt; logits of what comes next where they are the whole prompt."""
 
-    cache: Cache
+    cache: KVCache
     length: int
     logits: np.ndarray | None
 
@@ -68,7 +68,7 @@ class PrefixCache:
                     return Read(self._kept[name, prompt].cache, length, None)
             return None
 
-    def insert(self, name: Name, tokens: bytes, cache: Cache, logits: np.ndarray, epoch: int) -> None:
+    def insert(self, name: Name, tokens: bytes, cache: KVCache, logits: np.ndarray, epoch: int) -> None:
         """A whole prompt that was read, asked for in `epoch`; those that were used longest ago go.
 
         If anything was forgotten since, it is not kept: it may be what was to be forgotten.
@@ -109,5 +109,5 @@ class PrefixCache:
             yield end // ITEM, hashed.digest()
 
 
-def _bytes(tokens: bytes, cache: Cache, logits: np.ndarray | None) -> int:
+def _bytes(tokens: bytes, cache: KVCache, logits: np.ndarray | None) -> int:
     return len(tokens) + sum(leaf.nbytes for leaf in jax.tree.leaves((cache, logits)))

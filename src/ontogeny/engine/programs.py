@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32
 
-from ontogeny.content.transformer import Cache, Config, Transformer, append, empty_cache
+from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights, extend_cache, init_cache
 from ontogeny.errors import BadInput
 
 
@@ -28,41 +28,41 @@ class BatchShape(NamedTuple):
     capacity: int  # C, tokens that a row can hold
 
 
-def default_batch_shape(config: Config) -> BatchShape:
+def default_batch_shape(config: TransformerConfig) -> BatchShape:
     """Eight rows on a processor, where wider tiles cost in proportion; on an accelerator as many as there may be."""
     rows = 8 if jax.default_backend() == "cpu" else 64
-    return BatchShape(rows, min(32, config.context), config.context)
+    return BatchShape(rows, min(32, config.context_length), config.context_length)
 
 
-def empty_batch_cache(config: Config, shape: BatchShape, compute: Any = jnp.float32) -> Cache:
-    return empty_cache(config, shape.batch_size, shape.capacity, compute)
+def empty_batch_cache(config: TransformerConfig, shape: BatchShape, compute: Any = jnp.float32) -> KVCache:
+    return init_cache(config, shape.batch_size, shape.capacity, compute)
 
 
-def empty_sequence_cache(config: Config, shape: BatchShape, compute: Any = jnp.float32) -> Cache:
-    return empty_cache(config, 1, shape.capacity, compute)
+def empty_sequence_cache(config: TransformerConfig, shape: BatchShape, compute: Any = jnp.float32) -> KVCache:
+    return init_cache(config, 1, shape.capacity, compute)
 
 
 @partial(jax.jit, static_argnums=(0, 6))
 def prefill(
-    config: Config,
-    weights: Transformer,
-    row: Cache,
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    row: KVCache,
     start: Int32[Array, ""],
     tokens: Int32[Array, "K"],
     count: Int32[Array, ""],
     every: bool,
-) -> tuple[Cache, Float[Array, "K V"] | Float[Array, "V"]]:
+) -> tuple[KVCache, Float[Array, "K V"] | Float[Array, "V"]]:
     """A cache of one row after it has read `count` tokens, the first of which is its token number `start`.
 
     Logits of what follows the last, or with `every` of what follows each. The row that is given stays as it is:
     others may go on from it.
     """
-    row, logits = append(config, weights, row._replace(length=start[None]), tokens[None], count[None], every=every)
+    row, logits = extend_cache(config, weights, row._replace(length=start[None]), tokens[None], count[None], every=every)
     return row, logits[0]
 
 
 @partial(jax.jit, donate_argnums=0)
-def insert_sequence(tile: Cache, row: Cache, at: Int32[Array, ""]) -> Cache:
+def insert_sequence(tile: KVCache, row: KVCache, at: Int32[Array, ""]) -> KVCache:
     """A tile, one row of which is now this one."""
 
     def put(whole: Array, part: Array) -> Array:
@@ -73,22 +73,22 @@ def insert_sequence(tile: Cache, row: Cache, at: Int32[Array, ""]) -> Cache:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode_step(
-    config: Config,
-    weights: Transformer,
-    tile: Cache,
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    tile: KVCache,
     length: Int32[Array, "R"],
     tokens: Int32[Array, "R"],
     count: Int32[Array, "R"],
-) -> tuple[Cache, Float[Array, "R V"]]:
+) -> tuple[KVCache, Float[Array, "R V"]]:
     """Each row whose `count` is 1 reads one token, after the `length` that it holds; the others stay as they are."""
     tile = tile._replace(length=length)
-    return append(config, weights, tile, tokens[:, None], count)
+    return extend_cache(config, weights, tile, tokens[:, None], count)
 
 
-def check_batch_invariance(config: Config, shape: BatchShape, weights: Transformer, compute: Any = jnp.float32) -> None:
+def check_batch_invariance(config: TransformerConfig, shape: BatchShape, weights: TransformerWeights, compute: Any = jnp.float32) -> None:
     """Compiles everything, and raises `BadInput` where on this machine a row's place changes its bits."""
     tokens, half = (
-        np.arange(shape.prefill_chunk, dtype=np.int32) % config.vocabulary,
+        np.arange(shape.prefill_chunk, dtype=np.int32) % config.vocab_size,
         np.int32(shape.prefill_chunk // 2),
     )
     for every in (True, False):

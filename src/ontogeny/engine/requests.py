@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ontogeny.content.transformer import Cache, Transformer
+from ontogeny.content.transformer import KVCache, TransformerWeights
 from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 
 
 class GenerationRequest(NamedTuple):
     """All that an answer depends on, and when to give up."""
 
-    weights: Transformer
+    weights: TransformerWeights
     prompt: tuple[int, ...]  # at least one token
     max_tokens: int  # tokens to generate
     sampling_params: SamplingParams
@@ -58,7 +58,7 @@ class SequenceState:
         self.waiting = (
             self.seen[-(capacity - room) :] if not question.score_prompt else self.seen
         )  # tokens to read in chunks
-        self.read: Cache | None = None  # a row of its own, until it goes into the tile's
+        self.read: KVCache | None = None  # a row of its own, until it goes into the tile's
         self.scores: list[TokenLogprobs] = []
         self.last: np.ndarray | None = None  # logits of what comes next
         self.prefix: tuple[tuple[str, str], bytes] | None = None  # what others of its name may have read for it
@@ -77,9 +77,9 @@ class SequenceState:
 class SequenceBatch:
     """Rows that share weights and one program; `busy` while a thread generates with it."""
 
-    def __init__(self, cache: Cache, rows: int) -> None:
+    def __init__(self, cache: KVCache, rows: int) -> None:
         self.cache = cache
-        self.weights: Transformer | None = None
+        self.weights: TransformerWeights | None = None
         self.rows: list[SequenceState | None] = [None] * rows
         self.busy = False
         self.turns = 0  # of the engine's count, when it last generated

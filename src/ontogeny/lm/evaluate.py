@@ -108,7 +108,7 @@ def losses(
     on_progress: Progress | None = None,
 ) -> np.ndarray:
     """Nats of each token but the first, [T - 1] float64, by the sliding window; T >= 2."""
-    context, tokens = model.config.context, np.asarray(tokens, np.int32)
+    context, tokens = model.config.context_length, np.asarray(tokens, np.int32)
     stride = checked_stride(context, stride)
     count = len(tokens) - 1
     block = min(context, count)
@@ -185,7 +185,7 @@ def as_record(found: Evaluation) -> dict[str, Any]:
 def _measured(
     model: LanguageModel, tokens: np.ndarray, stride: int | None, shared: Overlap | None, on_progress: Progress | None
 ) -> Evaluation:
-    context, end = model.config.context, model.tokenizer.end
+    context, end = model.config.context_length, model.tokenizer.end
     stride = checked_stride(context, stride)
     if len(tokens) < context:
         raise BadInput(f"the text has {len(tokens):,} tokens, less than one block of the model's {context}")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
-from ontogeny.content.transformer import Block, Config, Linear, Norm, Transformer, checked
+from ontogeny.content.transformer import BlockWeights, TransformerConfig, Linear, Norm, TransformerWeights, validate_config
 from ontogeny.errors import BadInput
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.tokenizer import Tokenizer
@@ -36,19 +36,19 @@ def is_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read(folder: Path) -> tuple[Config, Transformer, Tokenizer]:
+def read(folder: Path) -> tuple[TransformerConfig, TransformerWeights, Tokenizer]:
     """A whole GPT-2 folder; what is absent, damaged or of another kind raises `BadInput`."""
     config = read_config(folder)
     weights = _from_arrays(config, _arrays(folder), folder)
     tokenizer = tokenizers.read(folder)
-    if tokenizer.size > config.vocabulary:
+    if tokenizer.size > config.vocab_size:
         raise BadInput(
-            f"the tokenizer in '{folder}' has {tokenizer.size} tokens, the model knows {config.vocabulary} of them"
+            f"the tokenizer in '{folder}' has {tokenizer.size} tokens, the model knows {config.vocab_size} of them"
         )
     return config, weights, tokenizer
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> TransformerConfig:
     path = folder / CONFIG
     try:
         found = json.loads(path.read_bytes())
@@ -74,8 +74,8 @@ def read_config(folder: Path) -> Config:
 
     width = whole("n_embd", 768)
     hidden = whole("n_inner") if found.get("n_inner") is not None else 4 * width
-    return checked(
-        Config(
+    return validate_config(
+        TransformerConfig(
             whole("vocab_size", 50257),
             whole("n_positions", 1024),
             whole("n_layer", 12),
@@ -89,11 +89,11 @@ def read_config(folder: Path) -> Config:
     )
 
 
-def write(folder: Path, config: Config, weights: Transformer, tokenizer: Tokenizer) -> Path:
+def write(folder: Path, config: TransformerConfig, weights: TransformerWeights, tokenizer: Tokenizer) -> Path:
     """Writes a folder that `transformers` loads, whole or not at all; an existing one raises `BadInput`."""
     if folder.exists():
         raise BadInput(f"'{folder}' exists; not overwritten")
-    if (config.positions, config.norm, config.biases) != ("learned", "layer", True) or config.feed == "squared_relu":
+    if (config.positions, config.norm, config.use_biases) != ("learned", "layer", True) or config.activation == "squared_relu":
         raise BadInput("only a model of the architecture gpt2 has a place in transformers, this one is another")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -104,7 +104,7 @@ def write(folder: Path, config: Config, weights: Transformer, tokenizer: Tokeniz
         arrays = {name: np.require(array, np.float32, "C") for name, array in _to_arrays(weights).items()}
         write_bytes(temporary / WEIGHTS, encode(arrays, metadata={"format": "pt"}))
         write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
-        about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context}
+        about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length}
         if tokenizer.end is not None:
             about |= {"eos_token": tokenizers.END, "bos_token": tokenizers.END}
         write_bytes(temporary / "tokenizer_config.json", (json.dumps(about, indent=2) + "\n").encode())
@@ -117,21 +117,21 @@ def write(folder: Path, config: Config, weights: Transformer, tokenizer: Tokeniz
     return folder
 
 
-def _as_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+def _as_config(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     feeds = {ours: theirs for theirs, ours in reversed(FEEDS.items())}
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": config.vocabulary,
-        "n_positions": config.context,
-        "n_ctx": config.context,
-        "n_layer": config.layers,
-        "n_head": config.heads,
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_ctx": config.context_length,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
         "n_embd": config.width,
-        "n_inner": config.hidden,
-        "activation_function": feeds[config.feed],
-        "layer_norm_epsilon": config.epsilon,
-        "tie_word_embeddings": config.tied,
+        "n_inner": config.mlp_width,
+        "activation_function": feeds[config.activation],
+        "layer_norm_epsilon": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": tokenizer.end,
         "eos_token_id": tokenizer.end,
         "attn_pdrop": 0.0,
@@ -164,8 +164,8 @@ def _arrays(folder: Path) -> dict[str, np.ndarray]:
     return {name.removeprefix("transformer."): array for name, array in found.items()}
 
 
-def _from_arrays(config: Config, arrays: dict[str, np.ndarray], folder: Path) -> Transformer:
-    W, M = config.width, config.hidden
+def _from_arrays(config: TransformerConfig, arrays: dict[str, np.ndarray], folder: Path) -> TransformerWeights:
+    W, M = config.width, config.mlp_width
 
     def take(name: str, *shape: int) -> jnp.ndarray:
         if name not in arrays:
@@ -184,7 +184,7 @@ def _from_arrays(config: Config, arrays: dict[str, np.ndarray], folder: Path) ->
         return Norm(take(f"{name}.weight", W), take(f"{name}.bias", W))
 
     blocks = tuple(
-        Block(
+        BlockWeights(
             norm(f"h.{i}.ln_1"),
             linear(f"h.{i}.attn.c_attn", W, 3 * W),
             linear(f"h.{i}.attn.c_proj", W, W),
@@ -192,15 +192,15 @@ def _from_arrays(config: Config, arrays: dict[str, np.ndarray], folder: Path) ->
             linear(f"h.{i}.mlp.c_fc", W, M),
             linear(f"h.{i}.mlp.c_proj", M, W),
         )
-        for i in range(config.layers)
+        for i in range(config.num_layers)
     )
-    embedding = take("wte.weight", config.vocabulary, W)
-    positions = take("wpe.weight", config.context, W)
-    head = None if config.tied else take("lm_head.weight", config.vocabulary, W)
-    return Transformer(embedding, positions, blocks, norm("ln_f"), head)
+    embedding = take("wte.weight", config.vocab_size, W)
+    positions = take("wpe.weight", config.context_length, W)
+    head = None if config.tie_embeddings else take("lm_head.weight", config.vocab_size, W)
+    return TransformerWeights(embedding, positions, blocks, norm("ln_f"), head)
 
 
-def _to_arrays(weights: Transformer) -> dict[str, np.ndarray]:
+def _to_arrays(weights: TransformerWeights) -> dict[str, np.ndarray]:
     assert weights.positions is not None
     named: dict[str, Any] = {"wte.weight": weights.embedding, "wpe.weight": weights.positions}
     parts: list[tuple[str, Linear | Norm]] = [("ln_f", weights.norm)]

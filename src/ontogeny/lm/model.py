@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import Config, Transformer, checked, initial
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights, validate_config, init_weights
 from ontogeny.errors import BadInput
 from ontogeny.lm import hugging_face
 from ontogeny.lm import tokenizer as tokenizers
@@ -25,8 +25,8 @@ SPEC, WEIGHTS, KIND = "spec.json", "weights", "language"
 class LanguageModel(NamedTuple):
     """All that is needed to score and to continue text."""
 
-    config: Config
-    weights: Transformer
+    config: TransformerConfig
+    weights: TransformerWeights
     tokenizer: Tokenizer
     run: Path | None = None  # the folder of its training, where that was here
 
@@ -54,14 +54,14 @@ def load(folder: Path | str) -> LanguageModel:
         raise BadInput(f"the run in '{folder}' is not finished; the command that began it resumes it")
     weights = checkpoint.load(folder, WEIGHTS, template(config))
     tokenizer = tokenizers.read(folder)
-    if tokenizer.size != config.vocabulary:
-        raise BadInput(f"'{folder / tokenizers.FILE}' has {tokenizer.size} tokens, the model has {config.vocabulary}")
+    if tokenizer.size != config.vocab_size:
+        raise BadInput(f"'{folder / tokenizers.FILE}' has {tokenizer.size} tokens, the model has {config.vocab_size}")
     return LanguageModel(config, weights, tokenizer, folder)
 
 
-def template(config: Config) -> Transformer:
+def template(config: TransformerConfig) -> TransformerWeights:
     """Weights of the right shapes and types that nobody has drawn."""
-    shapes = jax.eval_shape(lambda: initial(jax.random.key(0), config))
+    shapes = jax.eval_shape(lambda: init_weights(jax.random.key(0), config))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
@@ -73,10 +73,10 @@ def read_spec(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> TransformerConfig:
     """The config of a run of ours."""
     found = read_spec(folder).get("config")
     try:
-        return checked(Config(**found))  # type: ignore[arg-type]
+        return validate_config(TransformerConfig(**found))  # type: ignore[arg-type]
     except (TypeError, BadInput):
         raise BadInput(f"'{folder / SPEC}' is damaged: it holds no config") from None

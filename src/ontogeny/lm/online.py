@@ -19,7 +19,7 @@ from jax import Array
 
 from ontogeny import stats
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Config, Transformer
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online_learner, optimization
 from ontogeny.lm.model import LanguageModel
@@ -41,7 +41,7 @@ class Reading(NamedTuple):
     online_reset: np.ndarray
     online_kept: np.ndarray
     on_log: np.ndarray  # restored, with the weights of `online_kept`
-    weights: Transformer  # as `online_kept` left them
+    weights: TransformerWeights  # as `online_kept` left them
     relative_weight_change: float  # their distance from the trained ones, as a share of those
 
 
@@ -49,7 +49,7 @@ def pretrained_weights(model: LanguageModel, plan: OnlineConfig) -> PretrainedWe
     """What a learner by this plan starts from; `BadInput` where it needs a training text that is not there."""
     if not online_learner.needs_squares(plan):
         return PretrainedWeights(model.weights, None)
-    windows = corpus.spaced_windows(rehearsed(model), model.config.context, FISHER_WINDOWS)
+    windows = corpus.spaced_windows(rehearsed(model), model.config.context_length, FISHER_WINDOWS)
     return PretrainedWeights(model.weights, online_learner.squares_of(model.config, model.weights, windows))
 
 
@@ -57,7 +57,7 @@ def evaluate_online(
     model: LanguageModel, tokens: np.ndarray, plan: OnlineConfig, *, seed: int = 0, on_progress: Progress | None = None
 ) -> Reading:
     """Reads tokens [T] in all cells. With `rehearsal` a model that was not trained here raises `BadInput`."""
-    plan = online_learner.checked(plan, model.config.context)
+    plan = online_learner.checked(plan, model.config.context_length)
     if len(tokens) < 2 * plan.chunk_size:
         raise BadInput(f"the text has {len(tokens):,} tokens, less than two blocks of {plan.chunk_size}")
     trained = pretrained_weights(model, plan)
@@ -84,7 +84,7 @@ def run_condition(
     online: bool,
     seed: int = 0,
     on_progress: Progress | None = None,
-) -> tuple[np.ndarray, np.ndarray, Transformer]:
+) -> tuple[np.ndarray, np.ndarray, TransformerWeights]:
     """One cell: nats [T - 1], the same with activations restored (the same array where they are), weights at the end.
 
     The rehearsal of a block is drawn by (seed, block) alone.
@@ -92,19 +92,19 @@ def run_condition(
     config = model.config
     read = online_learner.build(config, plan)
     weights = read.init(trained)
-    context = config.context if kept else plan.chunk_size
+    context = config.context_length if kept else plan.chunk_size
     starts = np.arange(0, len(tokens) - 1, plan.chunk_size)
-    again = rehearsed(model) if online and plan.rehearsal_batch_size else np.zeros(config.context + 1, np.int32)
+    again = rehearsed(model) if online and plan.rehearsal_batch_size else np.zeros(config.context_length + 1, np.int32)
     nats, beside = np.empty(len(tokens) - 1), np.empty(len(tokens) - 1)
     for first in range(0, len(starts), DISPATCH):
         some = starts[first : first + DISPATCH]
         filled = np.concatenate([some, np.repeat(starts[-1:], DISPATCH - len(some))])
-        windows, sizes = context_windows(tokens, filled, plan.chunk_size, context, config.context)
-        short, short_sizes = context_windows(tokens, filled, plan.chunk_size, plan.chunk_size, config.context)
+        windows, sizes = context_windows(tokens, filled, plan.chunk_size, context, config.context_length)
+        short, short_sizes = context_windows(tokens, filled, plan.chunk_size, plan.chunk_size, config.context_length)
         rehearsal = (
-            corpus.sample_batches(again, seed, first, (DISPATCH, 1, plan.rehearsal_batch_size), config.context)[:, 0]
+            corpus.sample_batches(again, seed, first, (DISPATCH, 1, plan.rehearsal_batch_size), config.context_length)[:, 0]
             if online and plan.rehearsal_batch_size
-            else np.zeros((DISPATCH, 0, config.context + 1), np.int32)
+            else np.zeros((DISPATCH, 0, config.context_length + 1), np.int32)
         )
         live = np.arange(DISPATCH) < len(some)
         given = (windows, sizes, short[:, : plan.chunk_size + 1], short_sizes, rehearsal, live)
@@ -139,7 +139,7 @@ def context_windows(
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _dispatch(
-    config: Config,
+    config: TransformerConfig,
     plan: OnlineConfig,
     kept: bool,
     online: bool,
@@ -154,11 +154,11 @@ def _dispatch(
         window, size, short, short_size, again, live = block
         del short_size
         whole = read.model(trained, weights.content)
-        alone = transformer.losses(config, whole, short[None])[0] if kept and online else jnp.zeros(plan.chunk_size)
+        alone = transformer.token_losses(config, whole, short[None])[0] if kept and online else jnp.zeros(plan.chunk_size)
         if not online:
             if kept:
-                return weights, (transformer.losses(config, whole, window[None])[0], alone)
-            return weights, (transformer.losses(config, whole, short[None])[0], alone)
+                return weights, (transformer.token_losses(config, whole, window[None])[0], alone)
+            return weights, (transformer.token_losses(config, whole, short[None])[0], alone)
         new, nats = read.update(trained, weights, window, size, again)
         weights = jax.tree.map(lambda old, changed: jnp.where(live, changed, old), weights, new)
         return weights, (nats, alone)
@@ -192,9 +192,9 @@ def as_record(model: LanguageModel, found: Reading, tokens: np.ndarray, plan: On
     }
 
 
-def forgotten(model: LanguageModel, weights: Transformer) -> dict[str, float]:
+def forgotten(model: LanguageModel, weights: TransformerWeights) -> dict[str, float]:
     """By how much the loss on the original held-out text rose, nats per token, over windows, with its interval."""
-    windows = corpus.spaced_windows(corpus.load(_run_of(model)).held_out, model.config.context, HELD_OUT_WINDOWS)
+    windows = corpus.spaced_windows(corpus.load(_run_of(model)).held_out, model.config.context_length, HELD_OUT_WINDOWS)
     parts = np.array_split(windows, -(-len(windows) // 32))
     now, then = (
         np.concatenate(
@@ -215,7 +215,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, scale: float) -> dict[str, floa
     return {"mean": scale * mean, "low": scale * (mean - reach), "high": scale * (mean + reach)}
 
 
-def relative_weight_change(weights: Transformer, origin: Transformer) -> float:
+def relative_weight_change(weights: TransformerWeights, origin: TransformerWeights) -> float:
     """How far weights are from others, as a share of the others' norm."""
     ones, others = jax.tree.leaves(weights), jax.tree.leaves(origin)
     apart = sum(float(jnp.sum(jnp.square(a - b))) for a, b in zip(ones, others, strict=True))

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int32
 
 from ontogeny import plugins
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Block, Config, Linear, Transformer
+from ontogeny.content.transformer import BlockWeights, TransformerConfig, Linear, TransformerWeights
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Weights
 
@@ -55,8 +55,8 @@ class Adapter(NamedTuple):
 class PretrainedWeights(NamedTuple):
     """What a learner starts from and may look back to."""
 
-    weights: Transformer
-    squared_gradients: Transformer | None  # mean squared gradient of each weight on the training text
+    weights: TransformerWeights
+    squared_gradients: TransformerWeights | None  # mean squared gradient of each weight on the training text
 
 
 class Learner(NamedTuple):
@@ -64,7 +64,7 @@ class Learner(NamedTuple):
 
     init: Callable[[PretrainedWeights], Weights]
     model: Callable[
-        [PretrainedWeights, Any], Transformer
+        [PretrainedWeights, Any], TransformerWeights
     ]  # (trained, content) -> the weights to score and continue with
     update: Callable[[PretrainedWeights, Weights, Array, Array, Array], tuple[Weights, Array]]
 
@@ -115,9 +115,9 @@ def needs_squares(plan: OnlineConfig) -> bool:
     return plan.fisher_anchor or plan.optimizer == "rms"
 
 
-def build(config: Config, plan: OnlineConfig) -> Learner:
+def build(config: TransformerConfig, plan: OnlineConfig) -> Learner:
     """A learner for models of this config."""
-    plan = checked(plan, config.context)
+    plan = checked(plan, config.context_length)
     rate = plan.learning_rate
     steps = {"adam": lambda: optax.adam(rate), "sgd": lambda: optax.sgd(rate), "rms": lambda: optax.sgd(rate)}
     chain = optax.chain(optax.clip_by_global_norm(plan.max_gradient_norm), steps[plan.optimizer]())
@@ -129,7 +129,7 @@ def build(config: Config, plan: OnlineConfig) -> Learner:
         content = content_of(trained)
         return Weights(content, chain.init(content))
 
-    def model(trained: PretrainedWeights, content: Any) -> Transformer:
+    def model(trained: PretrainedWeights, content: Any) -> TransformerWeights:
         return adapted(trained.weights, content) if plan.adapter_rank else content
 
     def update(
@@ -143,7 +143,7 @@ def build(config: Config, plan: OnlineConfig) -> Learner:
         def loss(content: Any) -> tuple[Array, Array]:
             whole = model(trained, content)
             tokens = jnp.concatenate([window[None], again]) if plan.rehearsal_batch_size else window[None]
-            nats = transformer.losses(config, whole, tokens)
+            nats = transformer.token_losses(config, whole, tokens)
             new = of_block(nats[0], read, plan.chunk_size)
             rest = plan.rehearsal_weight * nats[1:].mean() if plan.rehearsal_batch_size else 0.0
             return new + rest, nats[0]
@@ -159,7 +159,7 @@ def build(config: Config, plan: OnlineConfig) -> Learner:
             content = _towards(content, content_of(trained), trained.squared_gradients)
         return Weights(content, scratch), nats
 
-    def _towards(content: Any, origin: Any, squared_gradients: Transformer | None) -> Any:
+    def _towards(content: Any, origin: Any, squared_gradients: TransformerWeights | None) -> Any:
         if not plan.fisher_anchor:
             return jax.tree.map(lambda now, was: now + plan.decay * (was - now), content, origin)
         mean = sum(jnp.sum(s) for s in jax.tree.leaves(squared_gradients)) / sum(
@@ -182,14 +182,14 @@ def of_block(nats: Float[Array, "C"], read: Array, block: int) -> Array:
     return jnp.sum(jnp.where(chosen, nats, 0.0)) / jnp.maximum(jnp.sum(chosen), 1)
 
 
-def squares_of(config: Config, weights: Transformer, windows: Int32[np.ndarray, "N C+1"]) -> Transformer:
+def squares_of(config: TransformerConfig, weights: TransformerWeights, windows: Int32[np.ndarray, "N C+1"]) -> TransformerWeights:
     """The mean over windows of the training text of each weight's squared gradient: the diagonal of the empirical
     Fisher information, and what `rms` divides by."""
 
     @jax.jit
-    def measured(windows: Array) -> Transformer:
-        def add(total: Transformer, window: Array) -> tuple[Transformer, None]:
-            gradient = jax.grad(lambda w: transformer.losses(config, w, window[None]).mean())(weights)
+    def measured(windows: Array) -> TransformerWeights:
+        def add(total: TransformerWeights, window: Array) -> tuple[TransformerWeights, None]:
+            gradient = jax.grad(lambda w: transformer.token_losses(config, w, window[None]).mean())(weights)
             return jax.tree.map(lambda t, g: t + g * g, total, gradient), None
 
         total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), windows)
@@ -198,9 +198,9 @@ def squares_of(config: Config, weights: Transformer, windows: Int32[np.ndarray, 
     return measured(jnp.asarray(windows))
 
 
-def no_adapter(config: Config, weights: Transformer, rank: int) -> tuple[dict[str, Adapter], ...]:
+def no_adapter(config: TransformerConfig, weights: TransformerWeights, rank: int) -> tuple[dict[str, Adapter], ...]:
     """An adapter for every matrix of every block that adds nothing yet. Drawn from a key that is always the same."""
-    keys = iter(jax.random.split(jax.random.key(0), len(ADAPTED) * config.layers))
+    keys = iter(jax.random.split(jax.random.key(0), len(ADAPTED) * config.num_layers))
 
     def none(linear: Linear) -> Adapter:
         inputs, outputs = linear.weight.shape
@@ -210,10 +210,10 @@ def no_adapter(config: Config, weights: Transformer, rank: int) -> tuple[dict[st
     return tuple({name: none(getattr(block, name)) for name in ADAPTED} for block in weights.blocks)
 
 
-def adapted(weights: Transformer, adapters: tuple[dict[str, Adapter], ...]) -> Transformer:
+def adapted(weights: TransformerWeights, adapters: tuple[dict[str, Adapter], ...]) -> TransformerWeights:
     """Weights with what the adapters add."""
 
-    def one(block: Block, parts: dict[str, Adapter]) -> Block:
+    def one(block: BlockWeights, parts: dict[str, Adapter]) -> BlockWeights:
         changed = {}
         for name, part in parts.items():
             linear = getattr(block, name)

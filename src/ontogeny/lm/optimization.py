@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Config, Transformer
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Weights
 
@@ -103,22 +103,22 @@ def shards(recipe: OptimizerConfig) -> int:
     return max(n for n in range(1, jax.local_device_count() + 1) if recipe.batch % n == 0)
 
 
-def step(config: Config, recipe: OptimizerConfig, shards: int = 1) -> Step:
+def step(config: TransformerConfig, recipe: OptimizerConfig, shards: int = 1) -> Step:
     """One step, (weights, tokens [accumulate, batch, T + 1]) -> weights, {loss, norm}: the world model's `update`.
 
     Each of the `shards` host devices takes a part of the batch; their gradients are averaged.
     """
     transformation, compute = optimizer(recipe), PRECISIONS[recipe.precision]
 
-    def loss(content: Transformer, tokens: Array) -> Array:
-        return transformer.losses(config, content, tokens, compute).mean()
+    def loss(content: TransformerWeights, tokens: Array) -> Array:
+        return transformer.token_losses(config, content, tokens, compute).mean()
 
-    def gradient_of(content: Transformer, tokens: Array) -> tuple[Array, Any]:
+    def gradient_of(content: TransformerWeights, tokens: Array) -> tuple[Array, Any]:
         if recipe.accumulate == 1:
             return jax.value_and_grad(loss)(content, tokens[0])
         return _accumulated(loss, content, tokens)
 
-    def averaged(content: Transformer, tokens: Array) -> tuple[Array, Any]:
+    def averaged(content: TransformerWeights, tokens: Array) -> tuple[Array, Any]:
         return jax.lax.pmean(gradient_of(content, tokens), ROWS)
 
     whole, part = PartitionSpec(), PartitionSpec(None, ROWS)
@@ -140,26 +140,26 @@ def step(config: Config, recipe: OptimizerConfig, shards: int = 1) -> Step:
     return take
 
 
-def born(key: Array, config: Config, recipe: OptimizerConfig) -> Weights:
+def born(key: Array, config: TransformerConfig, recipe: OptimizerConfig) -> Weights:
     """New weights with the optimizer's moments as scratch."""
-    content: Any = transformer.initial(key, config)
+    content: Any = transformer.init_weights(key, config)
     return Weights(content, optimizer(recipe).init(content))
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="shards", donate_argnums=2)
 def take_steps(
-    config: Config, recipe: OptimizerConfig, weights: Weights, tokens: Array, *, shards: int = 1
+    config: TransformerConfig, recipe: OptimizerConfig, weights: Weights, tokens: Array, *, shards: int = 1
 ) -> tuple[Weights, dict[str, Array]]:
     """As many steps as `tokens` [S, accumulate, batch, T + 1] has, in one dispatch; info [S] each."""
     return jax.lax.scan(step(config, recipe, shards), weights, tokens)
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="shards")
-def losses(config: Config, precision: str, content: Transformer, tokens: Array, *, shards: int = 1) -> Array:
+def losses(config: TransformerConfig, precision: str, content: TransformerWeights, tokens: Array, *, shards: int = 1) -> Array:
     """Nats per token, [N, T], of windows [N, T + 1]; N is a multiple of `shards`."""
 
-    def part(content: Transformer, tokens: Array) -> Array:
-        return transformer.losses(config, content, tokens, PRECISIONS[precision])
+    def part(content: TransformerWeights, tokens: Array) -> Array:
+        return transformer.token_losses(config, content, tokens, PRECISIONS[precision])
 
     if shards == 1:
         return part(content, tokens)
@@ -177,7 +177,7 @@ def _mesh(shards: int) -> Mesh:
     return Mesh(np.array(jax.local_devices()[:shards]), (ROWS,))
 
 
-def _accumulated(loss: Callable[[Transformer, Array], Array], content: Transformer, tokens: Array) -> tuple[Any, Any]:
+def _accumulated(loss: Callable[[TransformerWeights, Array], Array], content: TransformerWeights, tokens: Array) -> tuple[Any, Any]:
     """The mean loss and gradient over the first axis, one product at a time."""
 
     def add(total: Any, each: Array) -> tuple[Any, None]:
@@ -188,11 +188,11 @@ def _accumulated(loss: Callable[[Transformer, Array], Array], content: Transform
     return jax.tree.map(lambda leaf: leaf / len(tokens), total)
 
 
-def _is_matrix(weights: Transformer) -> Any:
+def _is_matrix(weights: TransformerWeights) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim == 2, weights)
 
 
-def _of_blocks(weights: Transformer) -> Any:
+def _of_blocks(weights: TransformerWeights) -> Any:
     """Which optimizer each weight is trained by."""
     labels = jax.tree.map(lambda leaf: "adam", weights)
     return labels._replace(blocks=jax.tree.map(lambda leaf: "muon" if leaf.ndim == 2 else "adam", weights.blocks))

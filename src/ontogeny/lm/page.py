@@ -65,7 +65,7 @@ def _rows(
 ) -> list[tuple[str, str]]:
     how, config, run = spec["recipe"], spec["config"], spec["run"]
     seconds = [json.loads(line)["seconds"] for line in _lines(folder / train.TIMING)]
-    per_step = how["batch"] * how["accumulate"] * config["context"]
+    per_step = how["batch"] * how["accumulate"] * config["context_length"]
     done = trained[-1][0] if trained else 0
     rows = [
         ("weights", f"{spec['numbers']:,}"),

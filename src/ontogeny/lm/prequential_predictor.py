@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Config
+from ontogeny.content.transformer import TransformerConfig
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm import model as models
@@ -33,12 +33,12 @@ def build(run: Path | str, learning: str = "", *, frozen: bool = False) -> Calla
 
 def of_model(model: LanguageModel, plan: OnlineConfig, *, frozen: bool = False) -> Callable[[np.ndarray], np.ndarray]:
     """Tokens [T] -> log-probabilities [T, V]; `frozen`: the weights stay. `BadInput` for what it cannot read by."""
-    plan = online_learner.checked(plan, model.config.context)
+    plan = online_learner.checked(plan, model.config.context_length)
     trained = online.pretrained_weights(model, plan)
     read = online_learner.build(model.config, plan)
     rehearses = bool(plan.rehearsal_batch_size) and not frozen
     again = online.rehearsed(model) if rehearses else np.zeros(0, np.int32)
-    C, V = model.config.context, model.config.vocabulary
+    C, V = model.config.context_length, model.config.vocab_size
 
     def rows_of(tokens: np.ndarray) -> np.ndarray:
         T = len(tokens)
@@ -68,7 +68,7 @@ def of_model(model: LanguageModel, plan: OnlineConfig, *, frozen: bool = False) 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _block(
-    config: Config,
+    config: TransformerConfig,
     plan: OnlineConfig,
     frozen: bool,
     trained: PretrainedWeights,
@@ -82,6 +82,6 @@ def _block(
     whole = read.model(trained, weights.content)
     rows = jax.nn.log_softmax(transformer.forward(config, whole, window[None, :-1])[0])
     if frozen:
-        return weights, rows, transformer.losses(config, whole, window[None])[0]
+        return weights, rows, transformer.token_losses(config, whole, window[None])[0]
     new, nats = read.update(trained, weights, window, size, again)
     return new, rows, nats

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ontogeny import trees
-from ontogeny.content.transformer import Config, configure
+from ontogeny.content.transformer import TransformerConfig, make_config
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.lm import corpus, optimization, sizes
 from ontogeny.lm import model as models
@@ -134,10 +134,10 @@ def _checked(plan: TrainConfig) -> TrainConfig:
     return plan
 
 
-def _config(plan: TrainConfig, vocabulary: int) -> Config:
+def _config(plan: TrainConfig, vocabulary: int) -> TransformerConfig:
     assert plan.context and plan.layers and plan.heads and plan.width
     shape = {"layers": plan.layers, "heads": plan.heads, "width": plan.width}
-    return configure(plan.architecture, vocabulary, plan.context, **shape)
+    return make_config(plan.architecture, vocabulary, plan.context, **shape)
 
 
 def _recipe(plan: TrainConfig, steps: int) -> OptimizerConfig:
@@ -157,8 +157,8 @@ def _make_folder(plan: TrainConfig, sources: Sequence[corpus.Source], asked: dic
         texts = tokenizers.in_pieces(text for passage in seen for text in corpus.read(passage))
         tokenizer = tokenizers.make(plan.tokenizer, plan.vocabulary, texts)
         config = _config(plan, tokenizer.size)
-        made = corpus.write(temporary, parts, tokenizer, config.context)
-        per_step = config.context * (plan.batch or 1) * plan.accumulate
+        made = corpus.write(temporary, parts, tokenizer, config.context_length)
+        per_step = config.context_length * (plan.batch or 1) * plan.accumulate
         numbers = trees.size(models.template(config))
         steps = plan.steps or sizes.steps(numbers, len(made.training), per_step)
         write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
@@ -216,14 +216,14 @@ def _run(out: Path, plan: TrainConfig, on_progress: Callable[[Moment], None] | N
     looks = {round(how.steps * (i + 1) / LOOKS) for i in range(LOOKS)}
     held_out = next((r["held_out"] for r in reversed(_kept(out / RECORDS, done)) if "held_out" in r), None)
     _kept(out / TIMING, done)
-    per_step = how.batch * how.accumulate * config.context
+    per_step = how.batch * how.accumulate * config.context_length
     with (out / RECORDS).open("ab") as records, (out / TIMING).open("ab") as timing:
         saved = time.perf_counter()
         while done < how.steps:
             started = time.perf_counter()
             stop = min(done - done % DISPATCH + DISPATCH, how.steps)
             shape = (stop - done, how.accumulate, how.batch)
-            tokens = corpus.sample_batches(texts.training, plan.seed, done, shape, config.context)
+            tokens = corpus.sample_batches(texts.training, plan.seed, done, shape, config.context_length)
             weights, info = optimization.take_steps(config, how, weights, tokens, shards=shards)
             info = jax.device_get(info)
             lines = [
@@ -251,9 +251,9 @@ def _run(out: Path, plan: TrainConfig, on_progress: Callable[[Moment], None] | N
     checkpoint.save(out, models.WEIGHTS, weights.content, about, write_once=True)
 
 
-def _held_out(config: Config, how: OptimizerConfig, weights: Weights, texts: Corpus, shards: int) -> float:
+def _held_out(config: TransformerConfig, how: OptimizerConfig, weights: Weights, texts: Corpus, shards: int) -> float:
     """The mean loss, in nats per token, of windows spread evenly over the held-out text."""
-    windows = corpus.spaced_windows(texts.held_out, config.context, HELD_OUT_WINDOWS)
+    windows = corpus.spaced_windows(texts.held_out, config.context_length, HELD_OUT_WINDOWS)
     parts = [windows[i : i + how.batch] for i in range(0, len(windows), how.batch)]
     filled = [np.concatenate([part, np.repeat(part[:1], how.batch - len(part), axis=0)]) for part in parts]
     scored = [

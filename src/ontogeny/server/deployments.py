@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny import trees
-from ontogeny.content.transformer import Transformer
+from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput
 from ontogeny.lm import model as models
@@ -48,7 +48,7 @@ class ServerConfig(NamedTuple):
 class ServedWeights(NamedTuple):
     """The weights that answer a request, and which version of its line they are; 0 is as trained."""
 
-    weights: Transformer
+    weights: TransformerWeights
     version: int
     digest: str  # of the version
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from ontogeny import trees
-from ontogeny.content.transformer import Transformer
+from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.runs.files import write_bytes
 from ontogeny.server.learning import journal
@@ -43,7 +43,7 @@ class LiveVersion(NamedTuple):
 
     version: BranchVersion
     weights: Weights  # what was learned: all weights, or an adapter
-    whole: Transformer  # the weights that answer
+    whole: TransformerWeights  # the weights that answer
 
 
 class Settings(NamedTuple):
@@ -311,7 +311,7 @@ class BranchManager:
     def _file(self, line: str, digest: str) -> str:
         return f"{line.replace('/', '-')}-{digest[:16]}.safetensors"
 
-    def _distance(self, whole: Transformer) -> float:
+    def _distance(self, whole: TransformerWeights) -> float:
         return math.sqrt(_squares(whole, self.learner.origin)) / self._length
 
 
@@ -334,6 +334,6 @@ def _decoded(data: bytes, template: Weights) -> Weights:
         raise BadInput(f"this state is damaged: {error}") from None
 
 
-def _squares(one: Transformer, other: Transformer) -> float:
+def _squares(one: TransformerWeights, other: TransformerWeights) -> float:
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return sum(float(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)).sum()) for a, b in pairs)

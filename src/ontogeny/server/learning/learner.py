@@ -19,7 +19,7 @@ from jaxtyping import Float, Int32
 
 from ontogeny import trees
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Config, Transformer
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm.model import LanguageModel
@@ -37,11 +37,11 @@ Between = Callable[[], None]  # called between pieces of work, and may take its 
 class Learner(NamedTuple):
     """What a line needs: its first weights, how they change, what the gate reads."""
 
-    origin: Transformer  # the trained weights
+    origin: TransformerWeights  # the trained weights
     birth: Callable[[], Weights]
-    model: Callable[[Any], Transformer]  # content -> the weights that answer
+    model: Callable[[Any], TransformerWeights]  # content -> the weights that answer
     learn: Callable[[Weights, str, Between], Weights]  # one contribution; changes weights and scratch
-    held_out: Callable[[Transformer, Between], float]  # nats per token of text that was fixed at the start
+    held_out: Callable[[TransformerWeights, Between], float]  # nats per token of text that was fixed at the start
     trained: float  # the trained weights' own
     digest: str  # of all that decides how is learned
 
@@ -61,8 +61,8 @@ def build(model: LanguageModel, plan: OnlineConfig | None = None) -> Learner:
             "online learning is for runs of `ontogeny train text`"
         )
     config, texts = model.config, corpus.load(model.run)
-    plan = online_learner.checked(plan or OnlineConfig(), config.context)
-    rehearsed, gate = texts.training, corpus.spaced_windows(texts.held_out, config.context, HELD_OUT)
+    plan = online_learner.checked(plan or OnlineConfig(), config.context_length)
+    rehearsed, gate = texts.training, corpus.spaced_windows(texts.held_out, config.context_length, HELD_OUT)
     trained = online.pretrained_weights(model, plan)
     pure = online_learner.build(config, plan)
 
@@ -74,24 +74,24 @@ def build(model: LanguageModel, plan: OnlineConfig | None = None) -> Learner:
         tokens = model.tokenizer.encode(text)  # no end token before it: prompts, which answers follow, have none
         for start in range(0, len(tokens) - 1, plan.chunk_size):
             window, size = online.context_windows(
-                tokens, np.array([start]), plan.chunk_size, config.context, config.context
+                tokens, np.array([start]), plan.chunk_size, config.context_length, config.context_length
             )
-            again = np.zeros((0, config.context + 1), np.int32)
+            again = np.zeros((0, config.context_length + 1), np.int32)
             if plan.rehearsal_batch_size:
                 step, shape = int(weights.scratch.steps), (1, 1, plan.rehearsal_batch_size)
-                again = corpus.sample_batches(rehearsed, SEED, step, shape, config.context)[0, 0]
+                again = corpus.sample_batches(rehearsed, SEED, step, shape, config.context_length)[0, 0]
             weights = jax.block_until_ready(_step(config, plan, trained, weights, window[0], size[0], again))
             between()
         return weights
 
-    def held_out(content: Transformer, between: Between = _at_once) -> float:
+    def held_out(content: TransformerWeights, between: Between = _at_once) -> float:
         parts = []
         for first in range(0, len(gate), AT_A_TIME):
             parts.append(np.asarray(_losses(config, content, gate[first : first + AT_A_TIME]), np.float64))
             between()
         return float(np.concatenate(parts).mean())
 
-    def whole(content: Any) -> Transformer:
+    def whole(content: Any) -> TransformerWeights:
         return _whole(config, plan, trained, content) if plan.adapter_rank else content
 
     digest = _digest(model, plan, trained, rehearsed, gate)
@@ -118,7 +118,7 @@ def _digest(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _step(
-    config: Config,
+    config: TransformerConfig,
     plan: OnlineConfig,
     trained: PretrainedWeights,
     weights: Weights,
@@ -132,10 +132,10 @@ def _step(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _whole(config: Config, plan: OnlineConfig, trained: PretrainedWeights, content: Any) -> Transformer:
+def _whole(config: TransformerConfig, plan: OnlineConfig, trained: PretrainedWeights, content: Any) -> TransformerWeights:
     return online_learner.build(config, plan).model(trained, content)
 
 
 @partial(jax.jit, static_argnums=0)
-def _losses(config: Config, content: Transformer, windows: Int32[Array, "N C1"]) -> Float[Array, "N C"]:
-    return transformer.losses(config, content, windows)
+def _losses(config: TransformerConfig, content: TransformerWeights, windows: Int32[Array, "N C1"]) -> Float[Array, "N C"]:
+    return transformer.token_losses(config, content, windows)

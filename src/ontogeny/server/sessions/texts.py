@@ -23,7 +23,7 @@ from safetensors.numpy import save as encode
 
 from ontogeny import trees
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Cache, Config, Transformer
+from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
 from ontogeny.engine.engine import QueueFull
 from ontogeny.engine.sampling import SamplingParams, sample_token
 from ontogeny.errors import BadInput
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 class TextSessions:
     def __init__(self, name: str, model: LanguageModel, store: Store) -> None:
         self._model, self._shelf = model, SessionStore(store, name)
-        self._chunk = min(CHUNK, model.config.context)
+        self._chunk = min(CHUNK, model.config.context_length)
         self._thread = ThreadPoolExecutor(1, f"sessions of {name}")
         self._lock, self._waiting = threading.Lock(), 0
         self.base = trees.digest(model.weights)
@@ -89,12 +89,12 @@ class TextSessions:
 
     def warm_up(self) -> None:
         """Compiles what a step needs."""
-        cache = transformer.empty_cache(self._model.config, 1)
+        cache = transformer.init_cache(self._model.config, 1)
         for size in (self._chunk, 1):
             _read(self._model.config, self._model.weights, cache, np.zeros((1, size), np.int32), np.ones(1, np.int32))
 
     def create(self, key: str, weights: str) -> Session:
-        nothing = [np.asarray(leaf)[0, :, :0] for leaf in transformer.empty_cache(self._model.config, 1).keys]
+        nothing = [np.asarray(leaf)[0, :, :0] for leaf in transformer.init_cache(self._model.config, 1).keys]
         made = Session("", 0, TextActivations(np.zeros(0, np.int32), tuple(nothing), tuple(nothing)), weights)
         return made._replace(id=self._shelf.insert(key, 0, self._encoded(made)))
 
@@ -134,7 +134,7 @@ class TextSessions:
         return session
 
     def go_on(
-        self, key: str, id: str, weights: Transformer, digest: str, new: Sequence[int], most: int, taste: SamplingParams,
+        self, key: str, id: str, weights: TransformerWeights, digest: str, new: Sequence[int], most: int, taste: SamplingParams,
         until: float,
     ) -> Answer:  # fmt: skip
         """Reads `new` tokens, then says at most `most`; `TimeoutError` after `until`, with the session as it was."""
@@ -145,7 +145,7 @@ class TextSessions:
                 raise BadInput("nothing was said yet, and this tokenizer has no token to begin a document with")
             tokens = [end]
         same = session.weights == digest
-        cache = self._cache(session.kept) if same else transformer.empty_cache(config, 1)
+        cache = self._cache(session.kept) if same else transformer.init_cache(config, 1)
         row = _Row(config, weights, self._chunk, tokens, cache, session.kept.keys[0].shape[1] if same else 0)
         row.read(len(new) + min(len(session.kept.tokens), 1) if same else len(tokens))
         made, reason = [], "length"
@@ -163,18 +163,18 @@ class TextSessions:
         leaves = [
             tuple(np.asarray(leaf)[0, :, : row.length] for leaf in part) for part in (row.cache.keys, row.cache.values)
         ]
-        after = Session(id, steps, TextActivations(np.array(tokens[-config.context - 1 :], np.int32), *leaves), digest)
+        after = Session(id, steps, TextActivations(np.array(tokens[-config.context_length - 1 :], np.int32), *leaves), digest)
         self._shelf.write(key, id, steps, self._encoded(after))
         return Answer(made, reason, after)
 
-    def _cache(self, kept: TextActivations) -> Cache:
-        empty = transformer.empty_cache(self._model.config, 1)
+    def _cache(self, kept: TextActivations) -> KVCache:
+        empty = transformer.init_cache(self._model.config, 1)
         length = kept.keys[0].shape[1]
 
         def filled(leaves: tuple[Array, ...], parts: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
             return tuple(leaf.at[0, :, :length].set(part) for leaf, part in zip(leaves, parts, strict=True))
 
-        return Cache(filled(empty.keys, kept.keys), filled(empty.values, kept.values), jnp.full(1, length, jnp.int32))
+        return KVCache(filled(empty.keys, kept.keys), filled(empty.values, kept.values), jnp.full(1, length, jnp.int32))
 
     def _encoded(self, session: Session) -> bytes:
         about = {
@@ -197,8 +197,8 @@ class TextSessions:
         try:
             found = decode(data)
             N, T = found["keys.0"].shape[1], len(found["tokens"])
-            part = np.zeros((config.heads, N, config.width // config.heads), np.float32)
-            layers = tuple(part for _ in range(config.layers))
+            part = np.zeros((config.num_heads, N, config.width // config.num_heads), np.float32)
+            layers = tuple(part for _ in range(config.num_layers))
             kept = trees.from_arrays(TextActivations(np.zeros(T, np.int32), layers, layers), found)
             kept = jax.tree.map(np.asarray, kept)
             weights = str(about["weights"])
@@ -206,8 +206,8 @@ class TextSessions:
             raise BadInput(f"this state does not fit this model or is damaged: {error}") from None
         steps = steps_of(about)
         whole = trees.digest(kept) == about.get("digest") and trees.is_finite(kept)
-        fits = config.context + 1 >= T and max(T - 1, 0) >= N and steps >= T
-        if not whole or not fits or not all(0 <= token < config.vocabulary for token in kept.tokens):
+        fits = config.context_length + 1 >= T and max(T - 1, 0) >= N and steps >= T
+        if not whole or not fits or not all(0 <= token < config.vocab_size for token in kept.tokens):
             raise BadInput("this state is damaged: it is not what its digest names, or means nothing")
         return Session(id, steps, kept, weights)
 
@@ -216,7 +216,7 @@ class _Row:
     """One text on its way: `cache` holds the `length` tokens before the last, or before those to be read."""
 
     def __init__(
-        self, config: Config, weights: Transformer, chunk: int, tokens: list[int], cache: Cache, length: int
+        self, config: TransformerConfig, weights: TransformerWeights, chunk: int, tokens: list[int], cache: KVCache, length: int
     ) -> None:
         self.config, self.weights, self.chunk = config, weights, chunk
         self.tokens, self.cache, self.length = tokens, cache, length
@@ -224,8 +224,8 @@ class _Row:
     def read(self, unread: int) -> None:
         """All but the last of so many tokens at the end; where there is no room, the last half of what there is room
         for is read anew."""
-        if self.length + unread > self.config.context:
-            self.length, unread = 0, min(len(self.tokens), max(self.config.context // 2, 1))
+        if self.length + unread > self.config.context_length:
+            self.length, unread = 0, min(len(self.tokens), max(self.config.context_length // 2, 1))
         part = self.tokens[len(self.tokens) - unread : -1]
         for at in range(0, len(part), self.chunk):
             some = part[at : at + self.chunk]
@@ -233,7 +233,7 @@ class _Row:
 
     def next(self) -> np.ndarray:
         """Reads the last token; logits [V] of what follows."""
-        if self.length == self.config.context:
+        if self.length == self.config.context_length:
             self.read(1)
         return self._append(np.array(self.tokens[-1:], np.int32), 1)
 
@@ -246,6 +246,6 @@ class _Row:
 
 @partial(jax.jit, static_argnums=0)
 def _read(
-    config: Config, weights: Transformer, cache: Cache, tokens: Int32[Array, "1 K"], count: Int32[Array, "1"]
-) -> tuple[Cache, Float[Array, "1 V"]]:
-    return transformer.append(config, weights, cache, tokens, count)
+    config: TransformerConfig, weights: TransformerWeights, cache: KVCache, tokens: Int32[Array, "1 K"], count: Int32[Array, "1"]
+) -> tuple[KVCache, Float[Array, "1 V"]]:
+    return transformer.extend_cache(config, weights, cache, tokens, count)
