@@ -32,7 +32,7 @@ from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.optimization import OptimizerConfig
 
 BLOCK, BATCH, TURN = 64, 12, 10
-SHAPE = {"layers": 4, "heads": 4, "width": 128}
+SHAPE = {"num_layers": 4, "num_heads": 4, "width": 128}
 TARGET = 1.886  # nats per character, PyTorch's after 2,000 iterations on a quiet machine
 SAME = OptimizerConfig(steps=2000, batch=BATCH, learning_rate=1e-3, warmup=0.05, weight_decay=0.1)
 BETTER = OptimizerConfig(steps=450, batch=BATCH, optimizer="muon", learning_rate=8e-3, floor=0.0, warmup=0.02, decay="linear")
@@ -92,7 +92,7 @@ def who(name: str, given: argparse.Namespace) -> tuple[Any, np.ndarray]:
     if name == "peer":
         return peer(V, given.steps, tokens[:cut]), held_out
     if name == "same":
-        config = transformer.make_config("gpt2", V, BLOCK, **SHAPE)._replace(biases=False)
+        config = transformer.make_config("gpt2", V, BLOCK, **SHAPE)._replace(use_biases=False)
         return Ours(config, SAME._replace(steps=given.steps), tokens[:cut]), held_out
     better = BETTER._replace(steps=given.better, learning_rate=given.learning_rate)
     return Ours(transformer.make_config("modern", V, BLOCK, **SHAPE), better, tokens[:cut]), held_out
@@ -135,7 +135,7 @@ def peer(vocabulary: int, steps: int, tokens: np.ndarray) -> Any:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    W, H = SHAPE["width"], SHAPE["heads"]
+    W, H = SHAPE["width"], SHAPE["num_heads"]
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -156,13 +156,13 @@ def peer(vocabulary: int, steps: int, tokens: np.ndarray) -> Any:
             super().__init__()
             self.embedding, self.positions = nn.Embedding(vocabulary, W), nn.Embedding(BLOCK, W)
             self.blocks, self.norm = (
-                nn.Sequential(*(Block() for _ in range(SHAPE["layers"]))),
+                nn.Sequential(*(Block() for _ in range(SHAPE["num_layers"]))),
                 nn.LayerNorm(W, bias=False),
             )
             for name, weight in self.named_parameters():
                 back = name.endswith(("project.weight", "down.weight"))
                 if weight.ndim == 2:
-                    nn.init.normal_(weight, 0, 0.02 / ((2 * SHAPE["layers"]) ** 0.5 if back else 1))
+                    nn.init.normal_(weight, 0, 0.02 / ((2 * SHAPE["num_layers"]) ** 0.5 if back else 1))
 
         def forward(self, windows: Any) -> Any:
             x = self.blocks(self.embedding(windows[:, :-1]) + self.positions.weight)

@@ -38,7 +38,7 @@ def ours() -> Callable[[], None]:
 
     env = plugins.build("environments", "bandit", arms=2, pulls=STEPS)
     drives = steering.build(env.spec)
-    agent = plugins.build("agents", "recurrent", env.spec, drives, units=UNITS)
+    agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=UNITS)
     development = plugins.build(
         "development", "evolution", agent, env, drives, strategy="Open_ES", population=POPULATION, num_lifetimes=LIVES,
         spread=0.2, step_size=0.1, generations_per_dispatch=GENERATIONS,

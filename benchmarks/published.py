@@ -42,17 +42,17 @@ RECIPES = {  # name -> agent, environment to develop it in, development: each wi
         "evolution:num_lifetimes=16,generations=40,generations_per_dispatch=2",
     ),
     "mdp-100-unclocked": (
-        "recurrent_cells:clock=false",
+        "recurrent_cells:observe_time=false",
         "random_mdp:episodes=100",
         "evolution:num_lifetimes=16,generations=40,generations_per_dispatch=2",
     ),
     "dense-10": (
-        "recurrent:units=24",
+        "recurrent:hidden_size=24",
         "bandit:arms=5,pulls=10",
         "evolution:strategy=Sep_CMA_ES,population=64,num_lifetimes=64,generations=1500,generations_per_dispatch=20,spread=0.2",
     ),
     "dense-100": (
-        "recurrent:units=24",
+        "recurrent:hidden_size=24",
         "bandit:arms=5,pulls=100",
         "evolution:strategy=Sep_CMA_ES,population=128,num_lifetimes=32,generations=2000,generations_per_dispatch=20,spread=0.2",
     ),

@@ -29,10 +29,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not i
 
 install_import_hook(
     [
-        "ontogeny.agents.payout_predictor",
-        "ontogeny.agents.predictor",
-        "ontogeny.agents.recurrent",
-        "ontogeny.agents.recurrent_cells",
+        "ontogeny.agents",
         "ontogeny.content",
         "ontogeny.development.policy_gradient",
         "ontogeny.lm.online_learner",

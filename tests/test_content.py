@@ -127,13 +127,13 @@ def exact_index_bonus(last, first=1):
 @pytest.mark.parametrize("last", [3, 11, 51, 201])
 def test_the_bonus_is_that_of_the_finite_horizon_gittins_index(last):
     for n, exact in exact_index_bonus(last).items():
-        fitted = float(planning.index_bonus(jnp.float32(n), jnp.float32(last - n)))
+        fitted = float(planning.normal_index_bonus(jnp.float32(n), jnp.float32(last - n)))
         assert abs(fitted - exact) < 0.01 + 0.03 * exact, (n, last - n)
 
 
 @given(st.floats(0.01, 0.99), st.floats(2, 500), st.floats(1, 500))
 def test_the_index_of_a_probability_is_a_probability(mean, evidence, pulls):
-    bonus = float(planning.bernoulli_bonus(jnp.float32(mean), jnp.float32(evidence), jnp.float32(pulls)))
+    bonus = float(planning.bernoulli_index_bonus(jnp.float32(mean), jnp.float32(evidence), jnp.float32(pulls)))
     assert -1e-5 <= bonus <= 1 - mean + 1e-5
     if pulls == 1:
         assert abs(bonus) < 1e-5

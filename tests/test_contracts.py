@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from ontogeny import contracts, plugins, rollouts, steering
-from ontogeny.agents.base import no_genome
+from ontogeny.agents.base import empty_genome
 from ontogeny.types import Agent, BadInput, State, Weights
 
 ENVS = [
@@ -81,7 +81,7 @@ class Bad:
             count = weights.scratch["count"] + 1
             return state._replace(weights=Weights({"table": table}, {"count": count})), ()
 
-        self.good = Agent(no_genome, init, reset, act, learn, learning=True)
+        self.good = Agent(empty_genome, init, reset, act, learn, learning=True)
 
     def act_that_learns(self):
         def act(key, state, percept):

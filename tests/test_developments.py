@@ -11,7 +11,7 @@ NAMES = plugins.names("development")
 SMALL = {"population": 8, "num_lifetimes": 4, "generations": 5, "updates": 5}
 
 
-def developed(name, agent="recurrent:units=3", **settings):
+def developed(name, agent="recurrent:hidden_size=3", **settings):
     """A few generations in a small bandit; settings that the loop does not have are left out."""
     env = plugins.build("environments", "bandit", arms=3, pulls=6)
     drives = steering.build(env.spec)
@@ -60,7 +60,7 @@ def test_the_settings_of_code_can_be_searched():
     state, info = development.step(development.init(jax.random.key(0)))
     genome = development.genome(state)
     assert trees.is_finite(genome) and float(info["spread"].min()) > 0
-    assert float(genome.curiosity) != 1 and float(genome.drives[0]) != 1
+    assert float(genome.bonus_scale) != 1 and float(genome.drives[0]) != 1
 
 
 def test_a_strategy_that_would_end_in_no_number_is_refused():
@@ -72,7 +72,7 @@ def test_a_strategy_that_would_end_in_no_number_is_refused():
 def test_an_oracle_beside_needs_a_env_that_can_be_laid_open(name, setting):
     env = plugins.build("environments", "bandit", arms=3, pulls=6)._replace(reveal_task=None)
     drives = steering.build(env.spec)
-    agent = plugins.build("agents", "recurrent", env.spec, drives, units=3)
+    agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=3)
     with pytest.raises(BadInput, match="agent 'oracle' needs tasks laid open"):
         plugins.build("development", name, agent, env, drives, **{setting: "oracle"})
 

@@ -14,20 +14,20 @@ from ontogeny.rollouts import rollout_lifetime
 ACTIVATIONS = '''
 """Stays with an arm that paid and else takes the next one; remembers by activations that anything happened."""
 import jax.numpy as jnp
-from ontogeny.agents.base import no_genome, unchanging
+from ontogeny.agents.base import empty_genome, fixed_weights_agent
 from ontogeny.types import State
 
 def build(spec, steering):
     def act(key, state, percept):
         action = jnp.where(percept.reward > 0, percept.action, (percept.action + 1) % spec.num_actions)
         return action.astype(jnp.int32), State(state.weights, state.activations + 1)
-    return unchanging(no_genome, lambda: jnp.int32(0), act)
+    return fixed_weights_agent(empty_genome, lambda: jnp.int32(0), act)
 '''
 
 WEIGHTS = '''
 """The same strategy, its memory in weights: `learn` writes down which arm comes next."""
 import jax.numpy as jnp
-from ontogeny.agents.base import no_genome
+from ontogeny.agents.base import empty_genome
 from ontogeny.types import Agent, State, Weights
 
 def build(spec, steering):
@@ -37,7 +37,7 @@ def build(spec, steering):
         then = transition.next
         following = jnp.where(then.reward > 0, then.action, (then.action + 1) % spec.num_actions)
         return State(Weights(following.astype(jnp.int32)), state.activations), ()
-    return Agent(no_genome, lambda key, genome: State(Weights(jnp.int32(0)), ()), lambda state: state, act, learn, True)
+    return Agent(empty_genome, lambda key, genome: State(Weights(jnp.int32(0)), ()), lambda state: state, act, learn, True)
 '''
 
 
@@ -45,7 +45,7 @@ def build(spec, steering):
 def school():
     env = plugins.build("environments", "bandit", arms=3, pulls=12)
     drives = steering.build(env.spec)
-    return env, drives, plugins.build("agents", "recurrent", env.spec, drives, units=12)
+    return env, drives, plugins.build("agents", "recurrent", env.spec, drives, hidden_size=12)
 
 
 @pytest.fixture(scope="module")

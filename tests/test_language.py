@@ -465,7 +465,7 @@ def test_a_language_model_in_a_env_of_text_guesses_what_its_logits_say(model):
     tokens = model.tokenizer.encode(OTHER)
     env = text_env.stream(tokens, 257, passage=5, passages=3)
     drives = steering.build(env.spec)
-    agent = language_model.reader(model.config)
+    agent = language_model.language_model_agent(model.config)
     born = agent.init(jax.random.key(0), model.weights)
     trajectory = jax.jit(lambda key: rollouts.rollout(key, agent, env, drives, born, 15, False)[1])(jax.random.key(1))
     logits = forward(model.config, model.weights, trajectory.observation[None])[0]

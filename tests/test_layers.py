@@ -42,6 +42,17 @@ def _is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
+def _is_plugin(module: str) -> bool:
+    """Whether a module defines `build` at its top level, as every plugin does."""
+    path = ROOT / Path(*module.split(".")).with_suffix(".py")
+    if path.stem == "base" or not path.exists():
+        return False
+    return any(
+        isinstance(node, ast.FunctionDef) and node.name == "build"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+    )
+
+
 def violations(module: str, source: str) -> list[str]:
     room, _, rest = module.partition(".")
     found = []
@@ -51,10 +62,8 @@ def violations(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {imported}, which has no floor")
         elif LAYERS[other] > LAYERS[room]:
             found.append(f"{module} (floor {LAYERS[room]}) imports {imported} (floor {LAYERS[other]}): an arrow upward")
-        elif (
-            other == room and room in PLUGIN_PACKAGES and rest != "base" and other_rest.rpartition(".")[2] not in ("base", "")
-        ):
-            found.append(f"{module} imports its sibling {imported}: only the base may be shared")
+        elif other == room and room in PLUGIN_PACKAGES and rest != "base" and _is_plugin(imported):
+            found.append(f"{module} imports its sibling {imported}: only modules that are no plugins may be shared")
         elif other != room and LAYERS[other] == LAYERS[room]:
             levels = ORDER_ON_LAYER_ONE
             allowed = other in levels and room in levels and levels.index(other) < levels.index(room)

@@ -174,9 +174,9 @@ def test_an_episode_that_is_cut_off_teaches_no_successor(tmp_path, name):
     if name == "q_learning":
         assert float(content[5].max()) > 0
         return
-    evidence = content.model if name == "model_based" else content
-    assert float(evidence.visits.sum()) == 20
-    assert float(evidence.successors.sum()) == 15 and float(evidence.successors[:, :, 0].sum()) == 0
+    evidence = content.evidence if name == "model_based" else content
+    assert float(evidence.visit_counts.sum()) == 20
+    assert float(evidence.successor_counts.sum()) == 15 and float(evidence.successor_counts[:, :, 0].sum()) == 0
 
 
 @pytest.mark.parametrize("given", [{"reward": float("nan")}, {"reward": "much"}, {"outcome": [1.0]}])

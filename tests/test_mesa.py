@@ -43,7 +43,8 @@ def test_payouts_are_kept_beside_the_choices_that_they_came_of():
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "payout_predictor", env.spec, drives, content="table")
     state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))
-    lived = jax.tree.map(lambda part: np.asarray(part[0]), state.weights.scratch.lived)
+    lived = state.weights.scratch.buffer
+    lived = jax.tree.map(lambda part: np.asarray(part[0]), lived._replace(choice_step=jnp.zeros(1)))
     free = [t for t in range(env.spec.num_steps) if t < 15 or t >= chain.probe_step(5, 2)]
     starts = free[::3]
     paid = np.asarray(trajectory.outcome[:, 0])

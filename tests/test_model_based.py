@@ -42,7 +42,7 @@ def test_it_is_far_above_posterior_sampling_on_random_mdps():
 
 
 def test_the_bonus_earns_more_than_certainty_equivalence_on_the_same_tasks():
-    gained = scores("random_mdp:episodes=25", 256) - scores("random_mdp:episodes=25", 256, curiosity=0.0)
+    gained = scores("random_mdp:episodes=25", 256) - scores("random_mdp:episodes=25", 256, bonus_scale=0.0)
     assert gained.mean() > 3 * gained.std() / 16
 
 
@@ -55,10 +55,10 @@ def test_it_is_near_the_bayes_optimal_score_of_a_bandit():
 def test_the_last_step_of_an_episode_teaches_facts_and_no_successor():
     env, drives, agent = built("random_mdp:horizon=4,episodes=3")
     state, _ = rollout_lifetime(jax.random.key(0), agent, env, drives, agent.genome(jax.random.key(0)), learning=True)
-    evidence = state.weights.content.model
-    assert float(evidence.visits.sum()) == 12
-    assert float(evidence.successors.sum()) == 9
-    assert float(evidence.ends.sum()) == 0
+    evidence = state.weights.content.evidence
+    assert float(evidence.visit_counts.sum()) == 12
+    assert float(evidence.successor_counts.sum()) == 9
+    assert float(evidence.end_counts.sum()) == 0
 
 
 def test_a_true_end_before_the_limit_is_learned():
@@ -66,7 +66,7 @@ def test_a_true_end_before_the_limit_is_learned():
     state, trajectory = rollout_lifetime(
         jax.random.key(1), agent, env, drives, agent.genome(jax.random.key(1)), learning=True
     )
-    ends = float(state.weights.content.model.ends.sum())
+    ends = float(state.weights.content.evidence.end_counts.sum())
     assert 0 < ends <= float((trajectory.discount == 0).sum())
 
 
@@ -106,5 +106,5 @@ def test_a_drive_that_is_turned_round_turns_the_choice_round():
 
 
 def test_negative_curiosity_is_refused():
-    with pytest.raises(BadInput, match="curiosity"):
-        built("bandit", curiosity=-1.0)
+    with pytest.raises(BadInput, match="bonus_scale"):
+        built("bandit", bonus_scale=-1.0)

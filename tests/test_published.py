@@ -73,7 +73,7 @@ def test_developed_agents_are_scored_and_averaged_over_seeds(
 ):
     bench = runpy.run_path(str(BENCHMARK))
     small = (
-        "recurrent_cells:units=2,readout=2",
+        "recurrent_cells:hidden_size=2,readout_size=2",
         "bandit:arms=5,pulls=10",
         "evolution:population=8,num_lifetimes=4,generations=2",
     )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, steering, trees
-from ontogeny.agents import recurrent
+from ontogeny.agents.recurrent import encode_percept
+from ontogeny.content.gru import GRUWeights, step_gru
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Percept
 
@@ -19,7 +20,7 @@ def bandit():
 
 def alive(bandit, **settings):
     """An agent and a genome whose read-out is not silent."""
-    agent = plugins.build("agents", "recurrent", bandit[0].spec, bandit[1], units=7, **settings)
+    agent = plugins.build("agents", "recurrent", bandit[0].spec, bandit[1], hidden_size=7, **settings)
     genome = agent.genome(jax.random.key(0))
     return agent, genome._replace(readout=jax.random.normal(jax.random.key(1), genome.readout.shape))
 
@@ -33,7 +34,7 @@ def test_one_step_follows_the_equations_of_the_gated_recurrent_unit():
     chance = np.random.default_rng(0)
     H, inputs_, actions = 4, 3, 2
     shapes = [(H, 3 * H), (inputs_, 3 * H), (3 * H,), (H, actions), (actions,)]
-    net = recurrent.Network(*(chance.normal(size=shape).astype(np.float32) for shape in shapes))
+    net = GRUWeights(*(chance.normal(size=shape).astype(np.float32) for shape in shapes))
     hidden, seen = chance.normal(size=H).astype(np.float32), chance.normal(size=inputs_).astype(np.float32)
 
     def sigmoid(x):
@@ -44,15 +45,15 @@ def test_one_step_follows_the_equations_of_the_gated_recurrent_unit():
     z = sigmoid(hidden @ W[1] + seen @ U[1] + b[1])
     n = np.tanh(r * (hidden @ W[2]) + seen @ U[2] + b[2])
     expected = (1 - z) * n + z * hidden
-    found, logits = recurrent.advance(net, jnp.asarray(hidden), jnp.asarray(seen))
+    found, logits = step_gru(net, jnp.asarray(hidden), jnp.asarray(seen))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(logits, expected @ net.readout + net.preference, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits, expected @ net.readout + net.readout_bias, rtol=1e-4, atol=1e-5)
 
 
 def test_it_sees_last_action_last_reward_episode_start_and_observation(bandit):
     spec = bandit[0].spec
-    np.testing.assert_array_equal(recurrent.inputs(spec, percept()), [0, 1, 0, 2, 1, 1])
-    np.testing.assert_array_equal(recurrent.inputs(spec, percept(action=-1))[:3], [0, 0, 0])
+    np.testing.assert_array_equal(encode_percept(spec, percept()), [0, 1, 0, 2, 1, 1])
+    np.testing.assert_array_equal(encode_percept(spec, percept(action=-1))[:3], [0, 0, 0])
 
 
 def test_the_genome_is_every_weight(bandit):
@@ -62,7 +63,7 @@ def test_the_genome_is_every_weight(bandit):
 
 
 def test_a_line_begins_with_orthogonal_gates_and_a_bias_towards_remembering(bandit):
-    agent = plugins.build("agents", "recurrent", *_of(bandit), units=7, memory=1.5)
+    agent = plugins.build("agents", "recurrent", *_of(bandit), hidden_size=7, update_gate_bias=1.5)
     genome = agent.genome(jax.random.key(0))
     for block in jnp.split(genome.recurrent, 3, axis=1):
         np.testing.assert_allclose(block @ block.T, np.eye(7), atol=1e-5)
@@ -86,9 +87,9 @@ def test_a_life_among_many_is_the_life_alone(bandit):
 def test_actions_are_the_highest_logit_or_drawn_in_proportion(bandit):
     env, _ = bandit
     for sampled in (False, True):
-        agent, genome = alive(bandit, sampled=sampled)
+        agent, genome = alive(bandit, stochastic=sampled)
         state = agent.init(jax.random.key(0), genome)
-        _, logits = recurrent.advance(genome, state.activations, recurrent.inputs(env.spec, percept()))
+        _, logits = step_gru(genome, state.activations, encode_percept(env.spec, percept()))
         keys = jax.random.split(jax.random.key(4), 4000)
         taken = jax.vmap(lambda key, act=agent.act, state=state: act(key, state, percept())[0])(keys)
         shares = np.bincount(taken, minlength=3) / len(keys)

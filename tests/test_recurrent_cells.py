@@ -30,7 +30,7 @@ def test_relabelling_observations_and_actions_relabels_values(seed, size):
     states, actions = size
     rule = jax.tree.map(
         lambda leaf: leaf + 0.5 * random.standard_normal(leaf.shape, np.float32),
-        recurrent_cells.initial(jax.random.key(0), units=4, readout=3),
+        recurrent_cells.init_weights(jax.random.key(0), hidden_size=4, readout_size=3),
     )
     rename, reorder = random.permutation(states), random.permutation(actions)
     seen, done = random.integers(states, size=STEPS), random.integers(actions, size=STEPS)
@@ -48,14 +48,14 @@ def test_relabelling_observations_and_actions_relabels_values(seed, size):
 def test_one_step_changes_one_cell_only(seed):
     random = np.random.default_rng(seed)
     spec = plugins.build("environments", "random_mdp", states=3, actions=3).spec
-    rule = recurrent_cells.initial(jax.random.key(seed), units=4, readout=3)
-    cells, _ = recurrent_cells.advance(rule, nothing(spec, units=4), percept(0, -1, 0.0, True), spec)
+    rule = recurrent_cells.init_weights(jax.random.key(seed), hidden_size=4, readout_size=3)
+    cells, _ = recurrent_cells.step_cells(rule, nothing(spec, units=4), percept(0, -1, 0.0, True), spec)
     assert not np.any(cells.hidden), "at birth there is nothing to take in"
     where = 0
     for _ in range(6):
         action, successor = random.integers(3), random.integers(3)
         before = np.asarray(cells.hidden)
-        cells, _ = recurrent_cells.advance(rule, cells, percept(successor, action, 1.0, False), spec)
+        cells, _ = recurrent_cells.step_cells(rule, cells, percept(successor, action, 1.0, False), spec)
         changed = np.any(np.asarray(cells.hidden) != before, axis=-1)
         assert changed[where, action] and changed.sum() == 1
         np.testing.assert_array_equal(cells.row, cells.hidden[successor])
@@ -66,12 +66,12 @@ def test_one_step_changes_one_cell_only(seed):
 def lived(rule, size, percepts):
     """The cells after a life of given percepts, and the values [T, A] on the way."""
     spec = plugins.build("environments", "random_mdp", states=size[0], actions=size[1], horizon=5, episodes=5).spec
-    step = partial(recurrent_cells.advance, spec=spec)
+    step = partial(recurrent_cells.step_cells, spec=spec)
     return jax.lax.scan(lambda cells, percept: step(rule, cells, percept), nothing(spec, units=4), percepts)
 
 
 def nothing(spec, units):
-    agent = plugins.build("agents", "recurrent_cells", spec, steering.build(spec), units=units, readout=3)
+    agent = plugins.build("agents", "recurrent_cells", spec, steering.build(spec), hidden_size=units, readout_size=3)
     return agent.init(jax.random.key(0), agent.genome(jax.random.key(0))).activations
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, rng, steering
-from ontogeny.content import arm_counts, episode_plan, gittins_index, tabular_draws, tabular_model
-from ontogeny.content.base import log_gamma_draw
+from ontogeny.content import beta_bernoulli, episode_plan, gittins_index, tabular_posterior, tabular_model
+from ontogeny.content.gamma import sample_log_gamma
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.studies import published
@@ -52,8 +52,8 @@ def exact_index(pulls: int, successes: int, to_go: int) -> float:
 
 def test_gittins_index_of_two_pulls_is_five_ninths():
     """By hand: (1/2 + (1/2)(2/3)) / (1 + 1/2) = 5/9, staying with the arm only after a success."""
-    table = gittins_index.table(10)
-    index = [float(gittins_index.index(table, jnp.zeros(1), jnp.zeros(1), jnp.float32(m))[0]) for m in (1, 2)]
+    table = gittins_index.compute_table(10)
+    index = [float(gittins_index.gittins_indices(table, jnp.zeros(1), jnp.zeros(1), jnp.float32(m))[0]) for m in (1, 2)]
     assert index == pytest.approx([1 / 2, 5 / 9], abs=1e-6)
 
 
@@ -61,17 +61,17 @@ def test_gittins_index_of_two_pulls_is_five_ninths():
     ("pulls", "successes", "to_go"), [(0, 0, 40), (3, 1, 20), (5, 5, 10), (20, 18, 30), (12, 3, 2)]
 )
 def test_gittins_index_is_that_of_its_definition(pulls: int, successes: int, to_go: int):
-    table = gittins_index.table(60)
-    found = gittins_index.index(table, jnp.array([pulls * 1.0]), jnp.array([successes * 1.0]), jnp.float32(to_go))
+    table = gittins_index.compute_table(60)
+    found = gittins_index.gittins_indices(table, jnp.array([pulls * 1.0]), jnp.array([successes * 1.0]), jnp.float32(to_go))
     assert float(found[0]) == pytest.approx(exact_index(pulls, successes, to_go), abs=1e-3)
 
 
 def test_gittins_index_beyond_the_table_is_scaled():
     """A long life keeps a smaller table; where it must scale, it agrees with the exact index of a shorter life."""
-    short, long = gittins_index.table(100), gittins_index.table(120)
+    short, long = gittins_index.compute_table(100), gittins_index.compute_table(120)
     for pulls, successes, to_go in ((60, 30, 40), (55, 40, 30), (70, 60, 25)):
         given = (jnp.array([pulls * 1.0]), jnp.array([successes * 1.0]), jnp.float32(to_go))
-        exact, scaled = (float(gittins_index.index(table, *given)[0]) for table in (short, long))
+        exact, scaled = (float(gittins_index.gittins_indices(table, *given)[0]) for table in (short, long))
         mean = (successes + 1) / (pulls + 2)
         assert exact > mean
         assert scaled - mean == pytest.approx(exact - mean, rel=0.15)
@@ -79,7 +79,7 @@ def test_gittins_index_beyond_the_table_is_scaled():
 
 def test_draws_have_the_moments_of_their_distributions():
     a = jnp.array([0.02, 0.5, 1.0, 3.0, 40.0])
-    drawn = np.exp(np.asarray(log_gamma_draw(jax.random.key(0), jnp.tile(a, (40_000, 1))), np.float64))
+    drawn = np.exp(np.asarray(sample_log_gamma(jax.random.key(0), jnp.tile(a, (40_000, 1))), np.float64))
     se = np.sqrt(np.asarray(a) / 40_000)
     assert np.all(np.abs(drawn.mean(0) - a) < 5 * se)
     assert drawn.var(0)[1:] == pytest.approx(np.asarray(a[1:]), rel=0.08)
@@ -87,13 +87,13 @@ def test_draws_have_the_moments_of_their_distributions():
 
 def test_a_drawn_task_follows_the_evidence():
     prior = Prior(1.0, (FeaturePrior("normal", 1.0, 1.0, noise=1.0), FeaturePrior("bernoulli", 1.0, 1.0)))
-    evidence = tabular_model.Evidence(
-        successors=jnp.array([[[3.0, 0.0]], [[0.0, 0.0]]]),
-        ends=jnp.array([[5.0], [0.0]]),
-        visits=jnp.array([[8.0], [0.0]]),
-        totals=jnp.array([[[16.0, 6.0]], [[0.0, 0.0]]]),
+    evidence = tabular_posterior.TabularEvidence(
+        successor_counts=jnp.array([[[3.0, 0.0]], [[0.0, 0.0]]]),
+        end_counts=jnp.array([[5.0], [0.0]]),
+        visit_counts=jnp.array([[8.0], [0.0]]),
+        feature_sums=jnp.array([[[16.0, 6.0]], [[0.0, 0.0]]]),
     )
-    drawn = jax.vmap(lambda key: tabular_draws.draw(key, prior, evidence))(jax.random.split(jax.random.key(1), 20_000))
+    drawn = jax.vmap(lambda key: tabular_posterior.sample_task(key, prior, evidence))(jax.random.split(jax.random.key(1), 20_000))
     successors, outcome_features = np.asarray(drawn.successors).mean(0), np.asarray(drawn.outcome_features).mean(0)
     assert successors[0, 0] == pytest.approx([0.4, 0.1], abs=0.01)
     assert np.asarray(drawn.successors)[:, 1].sum(-1) == pytest.approx(1, abs=1e-5)  # an end never seen is never drawn
@@ -125,20 +125,20 @@ def test_q_learning_updates_as_by_hand():
 def test_counts_take_in_what_was_pulled_and_paid():
     spec = plugins.build("environments", "bandit", arms=3).spec
     for drive, successes in ((1.0, [0, 1, 0]), (-2.0, [0, 0, 0])):
-        arms = arm_counts.arms(spec, steering.build(spec, {"payout": drive}))
-        nothing = arm_counts.nothing_seen(arms)
+        arms = beta_bernoulli.bandit_prior(spec, steering.build(spec, {"payout": drive}))
+        nothing = beta_bernoulli.init_counts(arms)
         pulled = Percept(jnp.int32(0), jnp.int32(1), jnp.float32(drive), jnp.ones(1), jnp.bool_(True), jnp.float32(0))
-        counts = arm_counts.counted(arms, nothing, pulled)
+        counts = beta_bernoulli.update_counts(arms, nothing, pulled)
         assert counts.pulls.tolist() == [0, 1, 0] and counts.successes.tolist() == successes
         born = pulled._replace(action=jnp.int32(-1), reward=jnp.float32(0))
-        assert arm_counts.counted(arms, nothing, born).pulls.tolist() == [0, 0, 0]
+        assert beta_bernoulli.update_counts(arms, nothing, born).pulls.tolist() == [0, 0, 0]
 
 
 def test_only_where_computes_for_a_batch_what_it_computes_for_one():
     conditions, given, rest = jnp.array([True, False, True]), jnp.arange(3.0), jnp.full(3, -1.0)
 
     def one(condition, given, rest):
-        return episode_plan.only_where(condition, lambda x: x * x, given, rest)
+        return episode_plan.lazy_cond(condition, lambda x: x * x, given, rest)
 
     assert jax.vmap(one)(conditions, given, rest).tolist() == [0, -1, 4]
     assert jax.vmap(one, (None, 0, None))(jnp.bool_(True), given, rest[0]).tolist() == [0, 1, 4]

@@ -21,7 +21,7 @@ from jaxtyping import AbstractArray, Float, TypeCheckError, jaxtyped
 import ontogeny
 from ontogeny import plugins, rollouts, steering
 from ontogeny.agents import recurrent_cells
-from ontogeny.content import planning, tabular_draws, tabular_model, transformer
+from ontogeny.content import planning, tabular_posterior, tabular_model, transformer
 from ontogeny.development import policy_gradient
 from ontogeny.types import BadInput, FeaturePrior, TabularTask
 
@@ -55,7 +55,7 @@ def test_a_right_shape_passes(values):
 @pytest.mark.parametrize("saved", [jnp.ones(A), jnp.ones((S, 1)), jnp.ones((S, A), int)], ids=["[A]", "[S, 1]", "int"])
 def test_a_wrong_shape_is_refused(values, saved):
     """Each of them would broadcast or convert without a word."""
-    with pytest.raises(TypeCheckError, match="saved"):
+    with pytest.raises(TypeCheckError, match="saved_step_values"):
         values(saved)
 
 
@@ -68,7 +68,7 @@ def test_letters_are_compared_between_arguments():
     with pytest.raises(TypeCheckError, match="parameter 'value'"):
         policy_gradient.advantages(jnp.ones(3), jnp.ones(1), 0.9, 0.5)
     with pytest.raises(TypeCheckError, match="parameter 'total'"):
-        tabular_model.posterior_of(FeaturePrior("normal", 0.0, 1.0, noise=1.0), jnp.ones((S, A)), jnp.ones(A))
+        tabular_posterior.feature_posterior(FeaturePrior("normal", 0.0, 1.0, noise=1.0), jnp.ones((S, A)), jnp.ones(A))
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -89,7 +89,7 @@ def misfits(record):
     stated = inspect.get_annotations(type(record))
     fields = {name: hint for name, hint in stated.items() if inspect.isclass(hint) and issubclass(hint, AbstractArray)}
     with jaxtyped("context"):
-        assert isinstance(jnp.zeros(recurrent_cells.CLOCK), Float[Array, "C"])  # a letter that only sums contain
+        assert isinstance(jnp.zeros(recurrent_cells.NUM_TIME_INPUTS), Float[Array, "C"])  # a letter that only sums contain
         # Sums and products of letters last: the letters must have been met.
         for name in sorted(fields, key=lambda name: bool(re.search(r"\+|\d\*", fields[name].dim_str))):
             if not isinstance(getattr(record, name), fields[name]):
@@ -142,7 +142,7 @@ def test_the_records_of_content_have_the_shapes_they_state():
     spec = plugins.build("environments", "random_mdp", states=S, horizon=H).spec
     model = tabular_model.build(spec)
     assert not misfits_of(lambda: model.query(model.init()))
-    assert not misfits_of(lambda: tabular_draws.draw(jax.random.key(0), spec.prior, model.init()))
+    assert not misfits_of(lambda: tabular_posterior.sample_task(jax.random.key(0), spec.prior, model.init()))
     config = transformer.make_config("gpt2", 7, 5, num_layers=1, num_heads=2, width=4)
     assert not misfits_of(lambda: transformer.init_weights(jax.random.key(0), config))
     assert not misfits_of(lambda: transformer.init_weights(jax.random.key(0), config).blocks[0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ontogeny import plugins, steering
 from ontogeny.audit import sacrifice
 from ontogeny.audit.base import Subject
-from ontogeny.content.base import Sequences, of_size
+from ontogeny.content.base import PredictionBatch, build_predictor
 from ontogeny.environments import stream
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
@@ -69,7 +69,7 @@ def shown(key):
 
 @pytest.mark.parametrize("name", CONTENTS)
 def test_content_says_step_by_step_what_it_says_of_a_sequence(name):
-    held = of_size(name, 4, 2, 0, column=2)
+    held = build_predictor(name, 4, 2, 0, input_index=2)
     noise = jax.random.normal(jax.random.key(1), (8000,))
     weights = jax.tree.map(lambda w: w + 0.3 * noise[: w.size].reshape(w.shape), held.init(jax.random.key(0)))
     x = shown(jax.random.key(2))
@@ -78,21 +78,21 @@ def test_content_says_step_by_step_what_it_says_of_a_sequence(name):
         logits, memory = held.query(weights, memory, now)
         return memory, logits
 
-    _, apart = jax.jit(lambda x: jax.lax.scan(step, held.fresh(), x))(x)
-    together = jax.jit(held.sequence)(weights, x)
+    _, apart = jax.jit(lambda x: jax.lax.scan(step, held.init_memory(), x))(x)
+    together = jax.jit(held.query_sequence)(weights, x)
     assert apart.shape == (14, 2) and float(jnp.std(apart)) > 0.05
     np.testing.assert_allclose(apart, together, atol=2e-5)
     # The second segment knows nothing of the first.
-    np.testing.assert_allclose(together[8:], jax.jit(held.sequence)(weights, x[8:]), atol=2e-5)
+    np.testing.assert_allclose(together[8:], jax.jit(held.query_sequence)(weights, x[8:]), atol=2e-5)
 
 
 def test_a_table_counts_what_came():
-    held = of_size("table", 4, 1, 0, column=2)
+    held = build_predictor("table", 4, 1, 0, input_index=2)
     weights = held.init(jax.random.key(0))
     x = jnp.zeros((1, 5, 4)).at[0, :, 2].set(jnp.array([0, 1, 1, 1, -1]))
     came = jnp.array([[1.0, 1, 1, 0, 0]])
-    lived = Sequences(x, jnp.zeros((1, 5), jnp.int32), came, jnp.ones((1, 5)))
-    weights, _ = held.update(weights, held.scratch(weights), lived, jnp.float32(0))
+    lived = PredictionBatch(x, jnp.zeros((1, 5), jnp.int32), came, jnp.ones((1, 5)))
+    weights, _ = held.update(weights, held.init_scratch(weights), lived, jnp.float32(0))
     split_lifetime_key = jax.nn.sigmoid(weights[:, 0])
     np.testing.assert_allclose(
         split_lifetime_key, [1 / 3, 2 / 3, 3 / 5], rtol=1e-5
@@ -101,9 +101,9 @@ def test_a_table_counts_what_came():
 
 def test_what_is_no_predictor_is_refused():
     with pytest.raises(BadInput, match="no predictor"):
-        of_size("tabular_model", 4, 1, 0, column=2)
+        build_predictor("tabular_model", 4, 1, 0, input_index=2)
     with pytest.raises(BadInput, match="multiple of the 2 heads"):
-        of_size("causal_transformer", 4, 1, 7, column=2)
+        build_predictor("causal_transformer", 4, 1, 7, input_index=2)
 
 
 def leans(name, num_lifetimes=40):
@@ -157,16 +157,16 @@ def test_a_twin_is_shown_the_same_life_with_the_direction_reversed():
 def test_prediction_is_learned_within_one_life():
     env = plugins.build("environments", "stream", segments=60, length=10)
     drives = steering.build(env.spec)
-    agent = plugins.build("agents", "predictor", env.spec, drives, content="table", row=10)
+    agent = plugins.build("agents", "predictor", env.spec, drives, content="table", sequence_length=10)
     state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))
     log_odds = state.weights.content[:, 0]
     assert log_odds[2] - log_odds[0] > 0.5  # the last item foretells the next one
-    assert int(state.weights.scratch.lived) == 600
+    assert int(state.weights.scratch.num_steps) == 600
     last_row = np.asarray(trajectory.outcome[-10:, stream.ITEM])
-    np.testing.assert_array_equal(np.asarray(state.weights.scratch.came[59 % 64]), last_row)
+    np.testing.assert_array_equal(np.asarray(state.weights.scratch.buffer.item[59 % 64]), last_row)
 
 
 def test_the_predictor_refuses_other_envs():
     env = plugins.build("environments", "bandit")
-    with pytest.raises(BadInput, match="there are none in 'bandit'"):
+    with pytest.raises(BadInput, match="is for the environment 'stream', not for 'bandit'"):
         plugins.build("agents", "predictor", env.spec, steering.build(env.spec))

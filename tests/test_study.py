@@ -22,7 +22,7 @@ tasks = 40
 agent = "random"
 environments = ["two arms"]
 [[agents]]
-agent = "recurrent:units=3"
+agent = "recurrent:hidden_size=3"
 model = "evolution"
 development = "evolution:population=4,num_lifetimes=2,generations=4,generations_per_dispatch=1"
 environments = ["two arms"]
@@ -148,7 +148,7 @@ tasks = 20
 agent = "random"
 environments = ["short", "long"]
 [[agents]]
-agent = "recurrent:units=2"
+agent = "recurrent:hidden_size=2"
 model = "evolution"
 development = "evolution:population=4,num_lifetimes=2,generations=1"
 developed_on = "long"

@@ -21,7 +21,7 @@ replay = false
 agent = "random"
 environments = ["arms", "states"]
 [[agents]]
-agent = "recurrent:units=4"
+agent = "recurrent:hidden_size=4"
 model = "evolution"
 development = "evolution:generations=2"
 developed_on = "arms"

@@ -106,7 +106,7 @@ def test_a_probe_reads_values_and_not_where_it_was_fitted_on_other_labels(monkey
 
 
 def test_a_probe_is_measured_against_the_network_before_development():
-    agent = plugins.build("agents", "recurrent", BANDIT.spec, drives := steering.build(BANDIT.spec), units=6)
+    agent = plugins.build("agents", "recurrent", BANDIT.spec, drives := steering.build(BANDIT.spec), hidden_size=6)
     subject = control_subject("random", BANDIT)._replace(
         build=lambda env: (agent, drives), genome=lambda agent, *_: agent.genome(jax.random.key(0))
     )

@@ -177,7 +177,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 # What follows runs the real command and kills it.
 
 EVOLUTION = "evolution:population=4,num_lifetimes=2,generations=120,generations_per_dispatch=1"
-COMMAND = ["train", "--agent", "recurrent_cells:units=2,readout=2", "--env", "bandit:arms=2,pulls=5", "--every", "0"]
+COMMAND = ["train", "--agent", "recurrent_cells:hidden_size=2,readout_size=2", "--env", "bandit:arms=2,pulls=5", "--every", "0"]
 
 
 def begin(out: Path, cache: Path) -> subprocess.Popen:

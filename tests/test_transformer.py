@@ -129,7 +129,7 @@ def test_losses_are_the_negative_log_probabilities_of_what_came(made):
 
 
 def test_the_world_model_learns_what_it_is_shown():
-    model = plugins.build("content", "transformer", vocabulary=5, context=8, layers=1, width=16, learning_rate=0.02)
+    model = plugins.build("content", "transformer", vocab_size=5, context_length=8, num_layers=1, width=16, learning_rate=0.02)
     weights = model.init(jax.random.key(0))
     cycle = jnp.tile(jnp.arange(5), 4)[None, :9]
     update = jax.jit(model.update)
@@ -151,11 +151,11 @@ def test_products_in_bfloat16_are_near():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"heads": 3}, "3 heads do not divide a width of 64"),
-        ({"layers": 0}, "'layers' must be at least 1"),
-        ({"context": 1}, "'context' must be at least 2"),
+        ({"num_heads": 3}, "3 heads do not divide a width of 64"),
+        ({"num_layers": 0}, "'num_layers' must be at least 1"),
+        ({"context_length": 1}, "'context_length' must be at least 2"),
         ({"architecture": "gpt9"}, "must be gpt2 or modern"),
-        ({"architecture": "modern", "heads": 64}, "even width"),
+        ({"architecture": "modern", "num_heads": 64}, "even width"),
     ],
 )
 def test_what_cannot_be_a_transformer_is_said(settings, said):

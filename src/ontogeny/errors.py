@@ -17,3 +17,10 @@ def require_at_least(least: float, **settings: float) -> None:
     for name, value in settings.items():
         if not value >= least:
             raise BadInput(f"the setting '{name}' must be at least {least}, not {value}")
+
+
+def require_probability(**settings: float) -> None:
+    """Raises `BadInput` for the first setting that does not lie between 0 and 1."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise BadInput(f"the setting '{name}' must lie between 0 and 1, not {value}")

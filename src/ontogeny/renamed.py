@@ -49,7 +49,17 @@ SETTINGS = {
     "curiosity": "bonus_scale",
     "sampled": "stochastic",
     "units": "hidden_size",
-    "drive": "observe_reward",
+    "drive": "input_scale",
+    "memory": "update_gate_bias",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "context": "context_length",
+    "row": "sequence_length",
+    "updates": "num_updates",
+    "samples": "num_samples",
+    "readout": "readout_size",
+    "clock": "observe_time",
+    "initial": "initial_value",
     "replayed": "replay_batch",
 }
 SPEC_KEYS = {"world": "env", "environment": "env", "rooms": "files"}

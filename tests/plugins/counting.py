@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from ontogeny.agents.base import choose
+from ontogeny.rng import random_argmax
 from ontogeny.types import Agent, State, Weights
 
 
@@ -20,7 +20,7 @@ def build(spec, steering, *, hope: float = 1.0) -> Agent:
     def act(key, state, percept):
         known = state.weights.content
         values = (known["sums"] + known["hope"]) / (known["pulls"] + 1)
-        return choose(key, values), State(state.weights, state.activations + 1)
+        return random_argmax(key, values), State(state.weights, state.activations + 1)
 
     def learn(key, state, transition):
         known, action = state.weights.content, transition.action

@@ -1,1 +1,1 @@
-"""Agents: one file each. How a genome becomes a life."""
+"""Agents, one file each: how a genome becomes an agent that acts and learns within a lifetime."""

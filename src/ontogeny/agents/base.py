@@ -1,126 +1,198 @@
-"""What agents share: choosing among values, the parts of an agent that does not learn, checks of an environment."""
+"""What agents share: agents with fixed weights, bandit strategies, episode planners, and checks of the environment."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int32
 
-from ontogeny.content import episode_plan, tabular_model
-from ontogeny.content.tabular_model import Evidence
+from ontogeny.content import beta_bernoulli, episode_plan, tabular_model
+from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior
+from ontogeny.content.tabular_posterior import TabularEvidence
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, Environment, EnvSpec, Genome, Key, Percept, Prior, State, Transition, Weights
+from ontogeny.types import (
+    Agent,
+    Environment,
+    EnvSpec,
+    Genome,
+    Key,
+    Percept,
+    Prior,
+    PyTree,
+    State,
+    Steering,
+    Transition,
+    Weights,
+)
 
 
-def choose(key: Key, values: Array) -> Array:
-    """The action of the highest value, [A] -> []; ties are broken by chance."""
-    best = values == jnp.max(values)
-    return jnp.argmax(jnp.where(best, jax.random.uniform(key, values.shape), -1.0)).astype(jnp.int32)
+def fixed_weights_agent(
+    genome: Callable[[Key], Genome],
+    init_activations: Callable[[], PyTree],
+    act: Callable[[Key, State, Percept], tuple[Array, State]],
+    *,
+    privileged: bool = False,
+) -> Agent:
+    """Builds an agent whose weights are its genome and never change.
+
+    Args:
+        genome: Draws an initial genome.
+        init_activations: Returns the activations at the start of a lifetime and after every reset.
+        act: As in `Agent`.
+        privileged: As in `Agent`.
+    """
+
+    def init(key: Key, genome: Genome) -> State:
+        del key
+        return State(Weights(genome), init_activations())
+
+    def reset(state: State) -> State:
+        return State(state.weights, init_activations())
+
+    return Agent(genome, init, reset, act, skip_learning, privileged=privileged)
 
 
-def does_not_learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
+def skip_learning(key: Key, state: State, transition: Transition) -> tuple[State, tuple[()]]:
     """The `learn` of an agent whose weights never change."""
     del key, transition
     return state, ()
 
 
-def unchanging(
-    genome: Callable[[Key], Genome],
-    activations: Callable[[], object],
-    act: Callable[[Key, State, Percept], tuple[Array, State]],
-    *,
-    privileged: bool = False,
-) -> Agent:
-    """An agent whose weights are its genome for life; `activations()` are those of birth and after every reset."""
-
-    def init(key: Key, genome: Genome) -> State:
-        del key
-        return State(Weights(genome), activations())
-
-    def reset(state: State) -> State:
-        return State(state.weights, activations())
-
-    return Agent(genome, init, reset, act, does_not_learn, privileged=privileged)
-
-
-def no_genome(key: Key) -> Genome:
-    """The genome of an agent that has no settings to be searched."""
+def empty_genome(key: Key) -> Genome:
+    """The genome of an agent without settings to be searched."""
     del key
     return ()
 
 
-def needs_open_tasks(name: str, agent: Agent, env: Environment) -> None:
-    """Raises `BadInput` where an agent must be shown the task and the environment cannot show it."""
-    if agent.privileged and env.reveal_task is None:
-        raise BadInput(f"agent '{name}' needs tasks laid open, which environment '{env.spec.name}' cannot do")
+def bandit_agent(
+    name: str, spec: EnvSpec, steering: Steering, choose: Callable[[Key, BanditPrior, ArmCounts], Array]
+) -> Agent:
+    """Builds a bandit strategy that acts on pulls and successes, which it counts in its activations.
 
+    Args:
+        name: Name of the agent, for error messages.
+        spec: Spec of the environment.
+        steering: Reward function.
+        choose: Returns the arm to pull.
 
-def needs_discrete(agent: str, spec: EnvSpec) -> None:
-    """Raises `BadInput` where an environment's observations are vectors and an agent needs them numbered."""
-    if spec.num_observations < 1:
-        raise BadInput(f"agent '{agent}' needs numbered observations, those of environment '{spec.name}' are vectors")
-
-
-def needs_one_state(agent: str, spec: EnvSpec) -> None:
-    """Raises `BadInput` for a bandit's strategy in an environment that is no bandit."""
-    if spec.num_observations != 1 or spec.horizon != 1:
-        raise BadInput(f"agent '{agent}' is for bandits, environment '{spec.name}' has states")
-
-
-def prior_of(agent: str, spec: EnvSpec) -> Prior:
-    """What a tabular environment tells of its tasks beforehand; `BadInput` where it tells nothing."""
-    needs_discrete(agent, spec)
-    if spec.prior is None:
-        raise BadInput(f"agent '{agent}' needs a prior over tasks, environment '{spec.name}' gives none")
-    return spec.prior
-
-
-def believing(agent: str, spec: EnvSpec, told_mean: bool) -> EnvSpec:
-    """The spec of a tabular environment with the prior that an agent is to hold; `BadInput` where the environment gives none.
-
-    `told_mean` False sets the prior mean of Normal facts to 0, which is what an agent may assume that knows the spread
-    of its family of tasks but not where it lies (the default of Osband's TabulaRL).
+    Raises:
+        BadInput: If the environment is no Bernoulli bandit.
     """
-    prior = prior_of(agent, spec)
-    if told_mean:
-        return spec
-    outcome_features = tuple(
-        feature._replace(a=0.0) if feature.kind == "normal" else feature for feature in prior.outcome_features
-    )
-    return spec._replace(prior=prior._replace(outcome_features=outcome_features))
+    require_bandit(name, spec)
+    prior = beta_bernoulli.bandit_prior(spec, steering)
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        counts = beta_bernoulli.update_counts(prior, state.activations, percept)
+        return choose(key, prior, counts), State(state.weights, counts)
+
+    return fixed_weights_agent(empty_genome, lambda: beta_bernoulli.init_counts(prior), act)
 
 
-def episode_planner(spec: EnvSpec, action_values: Callable[[Key, Evidence], Array]) -> Agent:
-    """An agent that counts its evidence by weights and plans an episode where it begins.
+def explore(
+    explore_key: Key, action_key: Key, exploration_rate: float, num_actions: int, greedy_action: Array
+) -> Int32[Array, ""]:
+    """Returns a uniformly random action with probability `exploration_rate`, else the greedy one."""
+    random_action = jax.random.randint(action_key, (), 0, num_actions)
+    return jnp.where(jax.random.uniform(explore_key) < exploration_rate, random_action, greedy_action)
 
-    `action_values(key, evidence)`, [H, S, A], is what tells one such agent from another. The plan is in activations.
+
+def episode_planning_agent(
+    spec: EnvSpec, action_values: Callable[[Key, TabularEvidence], Float[Array, "H S A"]]
+) -> Agent:
+    """Builds an agent that counts evidence in its weights and plans each episode where it begins.
+
+    Args:
+        spec: Spec of a tabular environment, with the prior that the agent assumes.
+        action_values: Computes the values to plan by. The plan is kept in activations.
     """
     model = tabular_model.build(spec)
 
     def init(key: Key, genome: Genome) -> State:
         del key, genome
-        return State(Weights(model.init()), episode_plan.none_yet(spec))
+        return State(Weights(model.init()), episode_plan.init_plan(spec))
 
     def reset(state: State) -> State:
-        return State(state.weights, episode_plan.none_yet(spec))
+        return State(state.weights, episode_plan.init_plan(spec))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        action, plan = episode_plan.follow(key, state.activations, percept, action_values, state.weights.content)
+        action, plan = episode_plan.follow_plan(key, state.activations, percept, action_values, state.weights.content)
         return action, State(state.weights, plan)
 
-    def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple[()]]:
         del key
-        percept, action, then = transition
-        at_limit = then.first & episode_plan.at_time_limit(spec, state.activations)
-        evidence = model.update(
-            state.weights.content,
-            percept.observation,
-            action,
-            then.outcome,
-            then.observation,
-            ended=then.first & (then.discount == 0),
-            seen=~at_limit & ~(then.first & (then.discount > 0)),
-        )
+        is_hidden = transition.next.first & episode_plan.is_at_time_limit(spec, state.activations)
+        evidence = add_transition(model.update, state.weights.content, transition, is_hidden)
         return State(Weights(evidence), state.activations), ()
 
-    return Agent(no_genome, init, reset, act, learn, learning=True)
+    return Agent(empty_genome, init, reset, act, learn, learning=True)
+
+
+def add_transition(
+    update: Callable[..., TabularEvidence], evidence: TabularEvidence, transition: Transition, is_hidden: Array
+) -> TabularEvidence:
+    """Adds a transition to the evidence of a tabular model.
+
+    Args:
+        update: The `update` of `content.tabular_model`.
+        evidence: Evidence so far.
+        transition: The transition.
+        is_hidden: Whether a time limit of the agent's own reckoning hides the successor. A truncation hides it too.
+    """
+    percept, action, following = transition
+    return update(
+        evidence,
+        percept.observation,
+        action,
+        following.outcome,
+        following.observation,
+        is_end=following.first & (following.discount == 0),
+        is_observed=~is_hidden & ~(following.first & (following.discount > 0)),
+    )
+
+
+def require_revealable_tasks(name: str, agent: Agent, env: Environment) -> None:
+    """Raises `BadInput` if an agent needs the task itself and the environment cannot reveal it."""
+    if agent.privileged and env.reveal_task is None:
+        raise BadInput(f"agent '{name}' needs to know the task, which environment '{env.spec.name}' cannot reveal")
+
+
+def require_discrete_observations(agent: str, spec: EnvSpec) -> None:
+    """Raises `BadInput` if observations are vectors and an agent needs them numbered."""
+    if spec.num_observations < 1:
+        raise BadInput(f"agent '{agent}' needs numbered observations, those of environment '{spec.name}' are vectors")
+
+
+def require_bandit(agent: str, spec: EnvSpec) -> None:
+    """Raises `BadInput` if the environment of a bandit strategy is no bandit."""
+    if spec.num_observations != 1 or spec.horizon != 1:
+        raise BadInput(f"agent '{agent}' is for bandits, environment '{spec.name}' has states")
+
+
+def require_prior(agent: str, spec: EnvSpec) -> Prior:
+    """Returns the prior over tasks of a tabular environment; raises `BadInput` if it has none."""
+    require_discrete_observations(agent, spec)
+    if spec.prior is None:
+        raise BadInput(f"agent '{agent}' needs a prior over tasks, environment '{spec.name}' gives none")
+    return spec.prior
+
+
+def spec_with_assumed_prior(agent: str, spec: EnvSpec, known_reward_mean: bool) -> EnvSpec:
+    """Returns the spec of a tabular environment with the prior that an agent assumes.
+
+    Args:
+        agent: Name of the agent, for error messages.
+        spec: Spec of the environment.
+        known_reward_mean: Whether the agent knows the prior mean of Normal outcome features. Otherwise it assumes 0:
+            it knows how much tasks differ, but not around which mean (the default of Osband's TabulaRL).
+
+    Raises:
+        BadInput: If the environment has no prior.
+    """
+    prior = require_prior(agent, spec)
+    if known_reward_mean:
+        return spec
+    outcome_features = tuple(
+        feature._replace(a=0.0) if feature.kind == "normal" else feature for feature in prior.outcome_features
+    )
+    return spec._replace(prior=prior._replace(outcome_features=outcome_features))

@@ -1,32 +1,26 @@
-"""Pulls the arm of the highest posterior mean, but with probability epsilon any arm.
+"""Pulls the arm with the highest posterior mean, but with probability epsilon a random arm; for bandits.
 
-Sutton and Barto 2018, section 2.2. Bandits only; in environments with states the same idea is `certainty_equivalence`
-with its setting `epsilon`. Carries its counts in activations.
+Sutton and Barto 2018, section 2.2. In environments with states `certainty_equivalence` with its setting `epsilon` is
+the same idea.
 """
 
 import jax
-import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
-from ontogeny.content import arm_counts
-from ontogeny.errors import BadInput
-from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
+from ontogeny.agents.base import bandit_agent, explore
+from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior, posterior_mean
+from ontogeny.errors import require_probability
+from ontogeny.rng import random_argmax
+from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 
 def build(spec: EnvSpec, steering: Steering, *, epsilon: float = 0.01) -> Agent:
-    needs_one_state("epsilon_greedy", spec)
-    if not 0 <= epsilon <= 1:
-        raise BadInput(f"the setting 'epsilon' is a probability, not {epsilon}")
-    arms = arm_counts.arms(spec, steering)
+    """Builds the agent; `epsilon` is the probability, from 0 to 1, of a random arm."""
+    require_probability(epsilon=epsilon)
 
-    def act(key: Key, state: State, percept: Percept):
-        whether, which, best = jax.random.split(key, 3)
-        counts = arm_counts.counted(arms, state.activations, percept)
-        action = jnp.where(
-            jax.random.uniform(whether) < epsilon,
-            jax.random.randint(which, (), 0, arms.num_arms),
-            choose(best, arm_counts.mean(arms, counts)),
-        )
-        return action, State(state.weights, counts)
+    def choose(key: Key, prior: BanditPrior, counts: ArmCounts) -> Array:
+        explore_key, action_key, tie_key = jax.random.split(key, 3)
+        greedy_action = random_argmax(tie_key, posterior_mean(prior, counts))
+        return explore(explore_key, action_key, epsilon, prior.num_arms, greedy_action)
 
-    return unchanging(no_genome, lambda: arm_counts.nothing_seen(arms), act)
+    return bandit_agent("epsilon_greedy", spec, steering, choose)

@@ -1,31 +1,29 @@
-"""Pulls the arm of the highest Gittins index for the pulls that remain: nearly Bayes-optimal.
+"""Pulls the arm with the highest Gittins index for the remaining pulls, which is nearly Bayes-optimal; for bandits.
 
-The finite-horizon index (`content.gittins_index`; Lattimore 2016), since lives are finite and undiscounted. Carries its
-counts in activations.
+The finite-horizon index (`content.gittins_index`; Lattimore 2016), since lifetimes are finite and undiscounted.
 """
 
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
-from ontogeny.content import arm_counts, gittins_index
+from ontogeny.agents.base import bandit_agent
+from ontogeny.content import gittins_index
+from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
+from ontogeny.rng import random_argmax
+from ontogeny.types import Agent, EnvSpec, Key, Steering
 
-MOST_PULLS = 4000  # the table of indices takes 4 ms a pull to compute
+MAX_PULLS = 4000  # computing the table of indices takes 4 ms for each pull
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
-    needs_one_state("gittins", spec)
-    if spec.num_steps > MOST_PULLS:
-        raise BadInput(f"agent 'gittins' is for lives of at most {MOST_PULLS:,} pulls, not {spec.num_steps:,}")
-    arms = arm_counts.arms(spec, steering)
-    table = gittins_index.table(spec.num_steps, arms.a, arms.b)
+    """Builds the agent; it has no settings. Raises `BadInput` for lifetimes of more than `MAX_PULLS` pulls."""
+    if spec.num_steps > MAX_PULLS:
+        raise BadInput(f"agent 'gittins' is for lifetimes of at most {MAX_PULLS:,} pulls, not {spec.num_steps:,}")
 
-    def act(key: Key, state: State, percept: Percept):
-        counts = arm_counts.counted(arms, state.activations, percept)
+    def choose(key: Key, prior: BanditPrior, counts: ArmCounts) -> Array:
+        table = gittins_index.compute_table(spec.num_steps, prior.a, prior.b)
         to_go = spec.num_steps - jnp.sum(counts.pulls)
-        return choose(key, gittins_index.index(table, counts.pulls, counts.successes, to_go)), State(
-            state.weights, counts
-        )
+        return random_argmax(key, gittins_index.gittins_indices(table, counts.pulls, counts.successes, to_go))
 
-    return unchanging(no_genome, lambda: arm_counts.nothing_seen(arms), act)
+    return bandit_agent("gittins", spec, steering, choose)

@@ -1,19 +1,20 @@
-"""Pulls the arm of the highest posterior mean; never explores on purpose.
+"""Pulls the arm with the highest posterior mean and never explores on purpose; for bandits.
 
-Bandits only; in environments with states the same idea is `certainty_equivalence`. Carries its counts in activations.
+In environments with states `certainty_equivalence` is the same idea.
 """
 
-from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
-from ontogeny.content import arm_counts
-from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
+from jax import Array
+
+from ontogeny.agents.base import bandit_agent
+from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior, posterior_mean
+from ontogeny.rng import random_argmax
+from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
-    needs_one_state("greedy", spec)
-    arms = arm_counts.arms(spec, steering)
+    """Builds the agent; it has no settings."""
 
-    def act(key: Key, state: State, percept: Percept):
-        counts = arm_counts.counted(arms, state.activations, percept)
-        return choose(key, arm_counts.mean(arms, counts)), State(state.weights, counts)
+    def choose(key: Key, prior: BanditPrior, counts: ArmCounts) -> Array:
+        return random_argmax(key, posterior_mean(prior, counts))
 
-    return unchanging(no_genome, lambda: arm_counts.nothing_seen(arms), act)
+    return bandit_agent("greedy", spec, steering, choose)

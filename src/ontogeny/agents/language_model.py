@@ -1,106 +1,128 @@
-"""Guesses the next observation by a transformer: what it has read is in its cache, what it learned in its weights.
+"""Predicts the next observation with a transformer, which it trains on every observation.
 
-An action is the token that it takes to come next, so it lives in environments whose actions are guesses at observations, such
-as `text`. `act` reads one token into the key-value cache (activations); `learn` takes one step of Adam on the token
-that came (weights; its moments are scratch), and looks at the window of tokens that the cache was made of. A full
-window goes on with its last half. Its genome is the weights before its life; it learns by prediction and not by reward.
+An action is a prediction of the next token, so the agent is for environments in which actions are predictions of
+observations, such as `text`. `act` extends the key-value cache by one token (activations); `learn` takes one step of
+Adam on the token that followed (weights; the moments of Adam are scratch) given the context window that the cache was
+computed from. When the context window is full, its second half starts the next one. The genome is the initial weights.
+The agent learns from predictions, not from reward.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
+from jaxtyping import Float, Int32
 
 from ontogeny.content import transformer
+from ontogeny.content.optimizers import apply_gradient, build_optimizer
 from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
 
-class Reading(NamedTuple):
-    """Activations: the cache, and the tokens that it was made of, of which `cache.length` count."""
+class TokenContext(NamedTuple):
+    """The activations: the cache, and the tokens that it was computed from."""
 
-    cache: KVCache  # of one row
-    window: Array  # [C] int32
+    cache: KVCache  # of one sequence
+    window: Int32[Array, "C"]  # the first `cache.length` tokens are valid
 
 
 def build(
     spec: EnvSpec,
     steering: Steering,
     *,
-    layers: int = 1,
-    heads: int = 2,
+    num_layers: int = 1,
+    num_heads: int = 2,
     width: int = 32,
-    context: int = 32,
+    context_length: int = 32,
     learning_rate: float = 3e-3,
-    sampled: bool = False,
+    stochastic: bool = False,
 ) -> Agent:
-    """`sampled` draws the guess from the prediction instead of taking the most probable token."""
+    """Builds the agent with a transformer of the architecture GPT-2.
+
+    Args:
+        spec: Spec of an environment with as many actions as observations.
+        steering: Reward function; the agent does not use it.
+        num_layers: Transformer blocks, at least 1.
+        num_heads: Attention heads; must divide `width`.
+        width: Width of the residual stream.
+        context_length: Tokens that a prediction may depend on, at least 2.
+        learning_rate: Step size of Adam.
+        stochastic: Whether the action is sampled from the prediction; otherwise it is the most probable token.
+
+    Raises:
+        BadInput: If actions are no predictions of observations.
+    """
     del steering
     if not spec.num_observations or spec.num_observations != spec.num_actions:
         raise BadInput(
-            f"agent 'language_model' guesses the next observation, which is no action of environment '{spec.name}'"
+            f"agent 'language_model' predicts the next observation, which is no action of environment '{spec.name}'"
         )
-    config = transformer.make_config("gpt2", spec.num_observations, context, num_layers=layers, num_heads=heads, width=width)
-    return reader(config, learning_rate=learning_rate, sampled=sampled)
+    config = transformer.make_config(
+        "gpt2", spec.num_observations, context_length, num_layers=num_layers, num_heads=num_heads, width=width
+    )
+    return language_model_agent(config, learning_rate=learning_rate, stochastic=stochastic)
 
 
-def reader(config: TransformerConfig, *, learning_rate: float = 3e-3, sampled: bool = False) -> Agent:
-    """The agent of any transformer; its genome is the `TransformerWeights` that it is born with."""
-    C, keep = config.context_length, max(config.context_length // 2, 1)
-    optimizer = optax.adam(learning_rate)
-
-    def moments(content: Any) -> Any:
-        return optimizer.init(content)
+def language_model_agent(config: TransformerConfig, *, learning_rate: float = 3e-3, stochastic: bool = False) -> Agent:
+    """Builds the agent for a transformer of any config; arguments as in `build`."""
+    optimizer = build_optimizer(learning_rate, max_gradient_norm=None)
 
     def genome(key: Key) -> TransformerWeights:
         return transformer.init_weights(key, config)
 
-    def nothing_read() -> Reading:
-        return Reading(transformer.init_cache(config, 1), jnp.zeros(C, jnp.int32))
-
     def init(key: Key, genome: TransformerWeights) -> State:
         del key
-        return State(Weights(genome, moments(genome)), nothing_read())
+        return State(Weights(genome, optimizer.init(genome)), _empty_context(config))  # type: ignore[arg-type]
 
     def reset(state: State) -> State:
-        return State(state.weights, nothing_read())
-
-    def read(content: TransformerWeights, reading: Reading, tokens: Array) -> tuple[Reading, Array]:
-        """Takes tokens [K] in; logits [V] of what follows."""
-        length = reading.cache.length[0]
-        window = jax.lax.dynamic_update_slice(reading.window, tokens, (length,))
-        cache, logits = transformer.extend_cache(config, content, reading.cache, tokens[None], jnp.full(1, len(tokens)))
-        return Reading(cache, window), logits[0]
+        return State(state.weights, _empty_context(config))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        content, reading = state.weights.content, state.activations
-
-        def begin_again(reading: Reading) -> Reading:
-            return read(content, nothing_read(), reading.window[C - keep :])[0]
-
-        full = reading.cache.length[0] >= C
-        reading = jax.lax.cond(full, begin_again, lambda reading: reading, reading)
-        reading, logits = read(content, reading, percept.observation[None].astype(jnp.int32))
-        action = jax.random.categorical(key, logits) if sampled else jnp.argmax(logits)
-        return action.astype(jnp.int32), State(state.weights, reading)
+        context = _make_room(config, state.weights.content, state.activations)
+        token = percept.observation[None].astype(jnp.int32)
+        context, logits = _append_tokens(config, state.weights.content, context, token)
+        action = jax.random.categorical(key, logits) if stochastic else jnp.argmax(logits)
+        return action.astype(jnp.int32), State(state.weights, context)
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, dict[str, Array]]:
-        """Where an episode begins, what came is not the successor of what was read, and nothing is learned."""
+        """Learns nothing where an episode begins, because its first token does not follow the last one."""
         del key
-        (content, scratch), reading = state.weights, state.activations
-        last, came = reading.cache.length[0] - 1, transition.next
+        context, following = state.activations, transition.next
 
-        def surprise(content: TransformerWeights) -> Array:
-            logits = transformer.forward(config, content, reading.window[None])[0, last]
-            return -jax.nn.log_softmax(logits)[came.observation]
+        def token_loss(content: TransformerWeights) -> Array:
+            logits = transformer.forward(config, content, context.window[None])[0, context.cache.length[0] - 1]
+            return -jax.nn.log_softmax(logits)[following.observation]
 
-        loss, gradient = jax.value_and_grad(surprise)(content)
-        change, scratch = optimizer.update(gradient, scratch, content)
-        learned = Weights(optax.apply_updates(content, change), scratch)
-        weights = jax.tree.map(lambda new, old: jnp.where(came.first, old, new), learned, state.weights)
-        return State(weights, reading), {"loss": loss}
+        loss, gradient = jax.value_and_grad(token_loss)(state.weights.content)
+        learned = apply_gradient(optimizer, gradient, state.weights)
+        weights = jax.tree.map(lambda new, old: jnp.where(following.first, old, new), learned, state.weights)
+        return State(weights, context), {"loss": loss}
 
     return Agent(genome, init, reset, act, learn, learning=True)
+
+
+def _empty_context(config: TransformerConfig) -> TokenContext:
+    return TokenContext(transformer.init_cache(config, 1), jnp.zeros(config.context_length, jnp.int32))
+
+
+def _append_tokens(
+    config: TransformerConfig, content: TransformerWeights, context: TokenContext, tokens: Int32[Array, "K"]
+) -> tuple[TokenContext, Float[Array, "V"]]:
+    """The context with further tokens, and the logits of the token that follows them."""
+    window = jax.lax.dynamic_update_slice(context.window, tokens, (context.cache.length[0],))
+    num_tokens = jnp.full(1, len(tokens))
+    cache, logits = transformer.extend_cache(config, content, context.cache, tokens[None], num_tokens)
+    return TokenContext(cache, window), logits[0]
+
+
+def _make_room(config: TransformerConfig, content: TransformerWeights, context: TokenContext) -> TokenContext:
+    """The context itself, or where it is full a new one that begins with its second half."""
+    C = config.context_length
+    num_repeated = max(C // 2, 1)
+
+    def restart(context: TokenContext) -> TokenContext:
+        return _append_tokens(config, content, _empty_context(config), context.window[C - num_repeated :])[0]
+
+    return jax.lax.cond(context.cache.length[0] >= C, restart, lambda context: context, context)

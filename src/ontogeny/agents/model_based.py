@@ -1,118 +1,149 @@
-"""Learns an exact Bayesian model of its environment within one life and plans by it, with a derived bonus for the unknown.
+"""Learns an exact Bayesian model of its environment within one lifetime and plans with an exploration bonus.
 
-Its genome is ML code: the drives and one setting; content is empty at birth. The bonus of an (observation, action) is
-that of the finite-horizon Gittins index of its facts (`content.planning`), with as many pulls to go as the steps that
-remain give each observation; independent doubts add in squares. Value iteration carries the bonus along an episode,
-as optimism does in UCRL2 (Jaksch et al. 2010), but here it is derived, and gone when nothing is left to use it on.
-An episode that ends early saves the steps that it had left for others: each is worth what the plan makes of a step, the
-opportunity cost of time (average reward: Mahadevan 1996, Machine Learning 22:159; Niv et al. 2007).
+Its genome are the drives and one setting; the learned model starts empty. The bonus of an (observation, action) is that
+of the finite-horizon Gittins index of its outcome features (`content.planning`), with as many pulls to go as the
+remaining steps give each observation; bonuses of several features add in squares. Value iteration propagates the bonus
+along an episode, as optimism does in UCRL2 (Jaksch et al. 2010); but here it is derived, and vanishes at the end of the
+lifetime. An episode that ends early saves its remaining steps for later ones; the plan counts each with the value per
+step of the present plan, the opportunity cost of time (average reward: Mahadevan 1996, Machine Learning 22:159; Niv et
+al. 2007).
 
-`learn` takes evidence in and plans anew; `act` reads the values alone.
+`learn` adds evidence and plans; `act` reads the planned values only.
+
+Letters: S observations, A actions, F outcome features, H horizon of an episode.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import choose, prior_of
+from ontogeny.agents.base import add_transition, require_prior
 from ontogeny.content import action_values, planning, tabular_model
+from ontogeny.content.tabular_posterior import TabularEvidence
 from ontogeny.errors import require_at_least
+from ontogeny.rng import random_argmax
 from ontogeny.steering import judge
-from ontogeny.types import Agent, EnvSpec, FeaturePrior, Key, Percept, State, Steering, Transition, Weights
+from ontogeny.types import (
+    Agent,
+    EnvSpec,
+    FeaturePrior,
+    Key,
+    Percept,
+    State,
+    Steering,
+    Transition,
+    ValueFunction,
+    Weights,
+    WorldModel,
+)
 
 
-class Genome(NamedTuple):
-    drives: Array  # [F] weight of each fact in the reward that is planned for; at birth those of steering
-    curiosity: Array  # [] multiplies the bonus: 1 as derived, 0 for none
+class ModelBasedGenome(NamedTuple):
+    """The settings that a search can change."""
+
+    drives: Array  # [F] weight of each outcome feature in the reward that is planned for
+    bonus_scale: Array  # [] factor on the bonus: 1 as derived, 0 for none
 
 
-class Content(NamedTuple):
-    model: tabular_model.Evidence
+class ModelBasedContent(NamedTuple):
+    """What the agent has learned."""
+
+    evidence: TabularEvidence
     values: Array  # [H, S, A]
 
 
-class Scratch(NamedTuple):
-    genome: Genome
-    lived: Array  # [] int32, steps learned from so far
-    rate: Array  # [] what a step of life is worth
+class ModelBasedScratch(NamedTuple):
+    """What `learn` alone reads."""
+
+    genome: ModelBasedGenome
+    num_steps: Array  # [] int32, steps learned from
+    step_value: Array  # [] planned reward per step
 
 
-def build(spec: EnvSpec, steering: Steering, *, curiosity: float = 1.0) -> Agent:
-    require_at_least(0, curiosity=curiosity)
-    outcome_features = prior_of("model_based", spec).outcome_features
-    H = spec.horizon
-    model, values = tabular_model.build(spec), action_values.build(spec)
+class ModelBasedParams(NamedTuple):
+    """What all functions of the agent share."""
 
-    def genome(key: Key) -> Genome:
-        """The drives of a linear steering are what it makes of one unit of each fact."""
+    spec: EnvSpec
+    features: tuple[FeaturePrior, ...]
+    model: WorldModel
+    values: ValueFunction
+
+
+def build(spec: EnvSpec, steering: Steering, *, bonus_scale: float = 1.0) -> Agent:
+    """Builds the agent.
+
+    Args:
+        spec: Spec of a tabular environment with a prior.
+        steering: Reward function; the drives of the initial genome are its rewards for one unit of each feature.
+        bonus_scale: Factor on the exploration bonus in the initial genome, at least 0.
+    """
+    require_at_least(0, bonus_scale=bonus_scale)
+    features = require_prior("model_based", spec).outcome_features
+    params = ModelBasedParams(spec, features, tabular_model.build(spec), action_values.build(spec))
+    steps_to_go = jnp.int32(spec.horizon)  # the activations
+
+    def genome(key: Key) -> ModelBasedGenome:
         del key
-        no_facts = jnp.zeros(len(outcome_features))
-        drives = jax.vmap(steering)(jnp.eye(len(outcome_features))) - steering(no_facts)
-        return Genome(drives, jnp.float32(curiosity))
+        drives = jax.vmap(steering)(jnp.eye(len(features))) - steering(jnp.zeros(len(features)))
+        return ModelBasedGenome(drives, jnp.float32(bonus_scale))
 
-    def init(key: Key, genome: Genome) -> State:
+    def init(key: Key, genome: ModelBasedGenome) -> State:
         del key
-        scratch = Scratch(genome, jnp.int32(0), jnp.float32(0))
-        evidence = model.init()
-        return State(Weights(Content(evidence, plan(evidence, values.init(), scratch)), scratch), fresh())
-
-    def fresh() -> Array:
-        """The activations: steps that remain of the episode, [] int32."""
-        return jnp.int32(H)
+        scratch = ModelBasedScratch(genome, jnp.int32(0), jnp.float32(0))
+        evidence = params.model.init()
+        values = _plan(params, evidence, params.values.init(), scratch)
+        return State(Weights(ModelBasedContent(evidence, values), scratch), steps_to_go)
 
     def reset(state: State) -> State:
-        return State(state.weights, fresh())
+        return State(state.weights, steps_to_go)
 
-    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        remaining = jnp.where(percept.first, H, state.activations)
-        action = choose(key, values.query(state.weights.content.values, percept.observation, remaining))
-        return action, State(state.weights, remaining - 1)
+    return Agent(genome, init, reset, partial(_act, params), partial(_learn, params), learning=True)
 
-    def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
-        del key
-        (held, table), scratch = state.weights
-        then = transition.next
-        # Where an episode is cut off, at its last step or before, what the action leads to is not seen.
-        cut = then.first & ((state.activations <= 0) | (then.discount > 0))
-        evidence = model.update(
-            held,
-            transition.percept.observation,
-            transition.action,
-            then.outcome,
-            then.observation,
-            ended=then.first & (then.discount == 0),
-            seen=~cut,
+
+def _act(params: ModelBasedParams, key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+    steps_to_go = jnp.where(percept.first, params.spec.horizon, state.activations)
+    values = params.values.query(state.weights.content.values, percept.observation, steps_to_go)
+    return random_argmax(key, values), State(state.weights, steps_to_go - 1)
+
+
+def _learn(params: ModelBasedParams, key: Key, state: State, transition: Transition) -> tuple[State, tuple[()]]:
+    del key
+    (evidence, values), scratch = state.weights
+    is_at_time_limit = transition.next.first & (state.activations <= 0)
+    evidence = add_transition(params.model.update, evidence, transition, is_at_time_limit)
+    horizon = params.spec.horizon
+    step_value = jnp.max(params.values.query(values, transition.percept.observation, horizon)) / horizon
+    step_value = jnp.where(transition.percept.first, step_value, scratch.step_value)
+    scratch = scratch._replace(num_steps=scratch.num_steps + 1, step_value=step_value)
+    content = ModelBasedContent(evidence, _plan(params, evidence, values, scratch))
+    return State(Weights(content, scratch), state.activations), ()
+
+
+def _plan(params: ModelBasedParams, evidence: TabularEvidence, values: Array, scratch: ModelBasedScratch) -> Array:
+    """Action values [H, S, A] of the optimistic plan."""
+    spec, (drives, bonus_scale) = params.spec, scratch.genome
+    prediction = params.model.query(evidence)
+    # Each observation's share of the remaining steps: how often knowledge about it can be used.
+    num_visits = jnp.maximum(1, (spec.num_steps - scratch.num_steps) / spec.num_observations)
+    bonuses = [
+        drives[f]
+        * _feature_bonus(
+            feature, drives[f], prediction.outcome_features[..., f], prediction.feature_evidence[..., f], num_visits
         )
-        began = jnp.max(values.query(table, transition.percept.observation, H)) / H
-        rate = jnp.where(transition.percept.first, began, scratch.rate)
-        scratch = scratch._replace(lived=scratch.lived + 1, rate=rate)
-        content = Content(evidence, plan(evidence, table, scratch))
-        return State(Weights(content, scratch), state.activations), ()
-
-    def plan(evidence: tabular_model.Evidence, table: Array, scratch: Scratch) -> Array:
-        predicted = model.query(evidence)
-        # Each observation's share of the steps to come: how often what is learned there can be used.
-        visits = jnp.maximum(1, (spec.num_steps - scratch.lived) / spec.num_observations)
-        drives, curiosity = scratch.genome
-        doubts = [
-            drives[f]
-            * feature_bonus(
-                feature, drives[f], predicted.outcome_features[..., f], predicted.feature_evidence[..., f], visits
-            )
-            for f, feature in enumerate(outcome_features)
-        ]
-        bonus = jnp.linalg.norm(jnp.stack(doubts), axis=0)
-        rewards = judge(drives, predicted.outcome_features) + curiosity * bonus
-        saved = scratch.rate * evidence.ends / predicted.successor_evidence
-        return values.update(table, planning.value_iteration(rewards, predicted.successors, H, saved))
-
-    return Agent(genome, init, reset, act, learn, learning=True)
+        for f, feature in enumerate(params.features)
+    ]
+    bonus = jnp.linalg.norm(jnp.stack(bonuses), axis=0)
+    rewards = judge(drives, prediction.outcome_features) + bonus_scale * bonus
+    saved_step_values = scratch.step_value * evidence.end_counts / prediction.successor_evidence
+    planned = planning.value_iteration(rewards, prediction.successors, spec.horizon, saved_step_values)
+    return params.values.update(values, planned)
 
 
-def feature_bonus(feature: FeaturePrior, drive: Array, mean: Array, evidence: Array, pulls: Array) -> Array:
-    """The bonus of one fact, [S, A], in the direction that its drive seeks."""
+def _feature_bonus(feature: FeaturePrior, drive: Array, mean: Array, evidence: Array, pulls: Array) -> Array:
+    """The bonus [S, A] of one outcome feature, in the direction that its drive seeks."""
     if feature.kind == "bernoulli":
-        return planning.bernoulli_bonus(jnp.where(drive < 0, 1 - mean, mean), evidence, pulls)
-    return feature.noise * planning.index_bonus(evidence, pulls)
+        return planning.bernoulli_index_bonus(jnp.where(drive < 0, 1 - mean, mean), evidence, pulls)
+    return feature.noise * planning.normal_index_bonus(evidence, pulls)

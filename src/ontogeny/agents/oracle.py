@@ -1,9 +1,9 @@
-"""Knows the task and makes the most of the whole life in it: the upper bound.
+"""Knows the task and maximizes the return of the whole lifetime: the upper bound.
 
-Finite-horizon value iteration (Puterman 1994, section 4.3) on the tables that the environment lays open to privileged
-agents, for the rewards that steering makes of expected facts. A plan is drawn up at the beginning of every episode; it
-knows what the steps of life that are left are worth, since an early end of an episode leaves them to others. A bound
-where the tables stay what they are: of rewards that drift, it knows those of the day.
+Finite-horizon value iteration (Puterman 1994, section 4.3) on the tables that the environment reveals to privileged
+agents, for the rewards that steering gives to expected outcome features. The agent plans at the beginning of every
+episode and takes into account that an early end leaves its steps to later episodes. It is an upper bound where the
+tables do not change; where rewards drift, it knows those of the present step only.
 """
 
 from typing import NamedTuple
@@ -11,44 +11,52 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import needs_discrete, no_genome, unchanging
+from ontogeny.agents.base import empty_genome, fixed_weights_agent, require_discrete_observations
 from ontogeny.content import episode_plan, planning
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, TabularTask
 
 
-class Foresight(NamedTuple):
-    plan: episode_plan.Plan
-    worth: Array  # [T + 1] of the steps of life that are left, by their number
-    age: Array  # [] int32, steps lived
+class OracleActivations(NamedTuple):
+    """The plan, and the values that it takes into account."""
+
+    plan: episode_plan.EpisodePlan
+    start_values: Array  # [T + 1] value of an episode that begins with t steps of the lifetime left
+    num_steps: Array  # [] int32, steps taken
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
-    needs_discrete("oracle", spec)
+    """Builds the agent; it has no settings."""
+    require_discrete_observations("oracle", spec)
     T = spec.num_steps
 
-    def activations() -> Foresight:
-        return Foresight(episode_plan.none_yet(spec), jnp.zeros(T + 1), jnp.int32(0))
+    def init_activations() -> OracleActivations:
+        return OracleActivations(episode_plan.init_plan(spec), jnp.zeros(T + 1), jnp.int32(0))
 
-    def continued(task: TabularTask) -> Array:
+    def continuing(task: TabularTask) -> Array:
         return task.transitions * (1 - task.ends)[..., None]
 
-    def look_ahead(given: tuple[TabularTask, Array]) -> Array:
-        task, start = given
-        return planning.life_values(steering(task.outcomes), continued(task), task.ends, start, spec.horizon, T)
+    def compute_start_values(inputs: tuple[TabularTask, Array]) -> Array:
+        task, start = inputs
+        return planning.lifetime_values(steering(task.outcomes), continuing(task), task.ends, start, spec.horizon, T)
 
-    def action_values(key: Key, given: tuple[TabularTask, Array, Array]) -> Array:
+    def action_values(key: Key, inputs: tuple[TabularTask, Array, Array]) -> Array:
         del key
-        task, worth, left = given
-        return planning.episode_values(steering(task.outcomes), continued(task), task.ends, worth, left, spec.horizon)
+        task, start_values, steps_left = inputs
+        return planning.episode_values(
+            steering(task.outcomes), continuing(task), task.ends, start_values, steps_left, spec.horizon
+        )
 
-    def act(key: Key, state: State, percept: Percept):
-        plan, worth, age = state.activations
-        lived = age % T  # whoever goes on beyond a life begins another one
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        plan, start_values, num_steps = state.activations
+        step = num_steps % T  # an agent that continues beyond a lifetime begins another one
         task = percept.revealed_task
-        # Where no episode ends early all episodes are alike, and nothing is gained by looking beyond the present one.
-        matters = (lived == 0) & jnp.any(task.ends > 0)
-        worth = episode_plan.only_where(matters, look_ahead, (task, percept.observation), worth)
-        action, plan = episode_plan.follow(key, plan, percept, action_values, (task, worth, T - lived))
-        return action, State(state.weights, Foresight(plan, worth, age + 1))
+        # Where no episode ends early all episodes are alike, and looking beyond the present one changes nothing.
+        is_needed = (step == 0) & jnp.any(task.ends > 0)
+        start_values = episode_plan.lazy_cond(
+            is_needed, compute_start_values, (task, percept.observation), start_values
+        )
+        inputs = (task, start_values, T - step)
+        action, plan = episode_plan.follow_plan(key, plan, percept, action_values, inputs)
+        return action, State(state.weights, OracleActivations(plan, start_values, num_steps + 1))
 
-    return unchanging(no_genome, activations, act, privileged=True)
+    return fixed_weights_agent(empty_genome, init_activations, act, privileged=True)

@@ -1,12 +1,13 @@
-"""Chooses by what its learned content predicts of the payout: a value-like prediction, queried by code.
+"""Chooses the action for which its learned content predicts a payout: a value-like prediction, queried by code.
 
-For the environment `chain`. At the start the content says, from all that it was shown and remembers, how likely each action
-is to end in a payout; the code takes the likelier one, or with probability `wander` any. What is learned is learned by
-prediction alone: after each life `learn` takes `updates` steps of the content's own update on that life and `replayed`
-older ones, where each start that ended in a payout is one example. The agent lives many chains one after the other,
-with links drawn anew in each; weights go on, activations do not.
+For the environment `chain`. At the start of a trial the predictor says for each action how likely it leads to a payout;
+the code takes the likelier action, or with probability `exploration_rate` a random one. The content learns by
+prediction alone: after each lifetime `learn` trains it with experience replay (`content.replay`) on that lifetime and
+older ones, where each trial that ended in a payout is one example. The agent experiences many chains one after the
+other, each with new links; weights persist, activations do not.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,35 +15,23 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int32
 
-from ontogeny.agents.base import no_genome
-from ontogeny.content.base import Sequences, of_size
+from ontogeny.agents.base import explore
+from ontogeny.agents.replay import ReplayAgentParts, replay_agent
+from ontogeny.content.base import PredictionBatch, build_predictor
+from ontogeny.content.replay import ReplayConfig
 from ontogeny.errors import BadInput, require_at_least
-from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
+from ontogeny.types import Agent, EnvSpec, Key, Percept, Steering, Transition
 
-KEPT = 256  # lives
-
-
-class Memory(NamedTuple):
-    """The activations."""
-
-    content: PyTree  # as the content has it
-    inputs: Float[Array, "I"]  # what the content was shown last, for `learn`
+BUFFER_CAPACITY = 256  # lifetimes
 
 
-class Lived(NamedTuple):
-    """Of the latest lives, one row each."""
+class PayoutBuffer(NamedTuple):
+    """The latest lifetimes, one row each."""
 
     inputs: Float[Array, "R T I"]
     action: Int32[Array, "R T"]
-    payout: Float[Array, "R T"]  # that came of the choice of that step, -1 or 1; 0 where none was made or seen
-
-
-class Scratch(NamedTuple):
-    own: PyTree  # the content's moments or counts
-    steps: Int32[Array, ""]
-    start: Int32[Array, ""]  # the step of this life at which the latest choice was made
-    lived: Lived
-    key: Key
+    payout: Float[Array, "R T"]  # of the trial that began with this step, -1 or 1; 0 if none began or no payout was seen
+    choice_step: Int32[Array, ""]  # the step of the present lifetime at which the latest trial began
 
 
 def build(
@@ -51,93 +40,89 @@ def build(
     *,
     content: str = "gru",
     size: int = 0,
-    wander: float = 0.1,
+    exploration_rate: float = 0.1,
     num_lifetimes: int = 1,
-    updates: int = 1,
-    replayed: int = 15,
+    num_updates: int = 1,
+    replay_batch: int = 15,
 ) -> Agent:
-    """`lives` are those to come, along which the content's step size falls; `size` as in `predictor`."""
+    """Builds the agent.
+
+    Args:
+        spec: Spec of the environment `chain`.
+        steering: Reward function; the agent does not use it.
+        content: Name of the predictor.
+        size: Hidden units or width of the predictor, 0 for its default.
+        exploration_rate: Probability of a random action at the start of a trial, from 0 to 1.
+        num_lifetimes: Lifetimes over which the learning rate of the predictor falls to zero, at least 1.
+        num_updates: Updates after each lifetime, at least 1.
+        replay_batch: Older lifetimes in each update, at least 0.
+
+    Raises:
+        BadInput: If the environment is not `chain`, or the content no predictor.
+    """
     del steering
     if spec.name != "chain":
-        raise BadInput(f"agent 'payout_predictor' lives in the environment 'chain', not in '{spec.name}'")
-    require_at_least(0, size=size, replayed=replayed, wander=wander)
-    require_at_least(1, num_lifetimes=num_lifetimes, updates=updates)
+        raise BadInput(f"agent 'payout_predictor' is for the environment 'chain', not for '{spec.name}'")
+    require_at_least(0, size=size, replay_batch=replay_batch, exploration_rate=exploration_rate)
+    require_at_least(1, num_lifetimes=num_lifetimes, num_updates=num_updates)
     A, T = spec.num_actions, spec.num_steps
-    inputs = spec.num_observations + A + 4
-    held = of_size(content, inputs, A, size, column=inputs - 2)
+    num_inputs = spec.num_observations + A + 4
+    predictor = build_predictor(content, num_inputs, A, size, input_index=num_inputs - 2)
 
-    def fresh() -> Memory:
-        return Memory(held.fresh(), jnp.zeros(inputs))
+    def choose(key: Key, percept: Percept, logits: Float[Array, "A"]) -> Int32[Array, ""]:
+        explore_key, action_key = jax.random.split(key)
+        action = explore(explore_key, action_key, exploration_rate, A, jnp.argmax(logits)).astype(jnp.int32)
+        return jnp.where(percept.observation == 0, action, 0)
 
-    def init(key: Key, genome: Genome) -> State:
-        del genome
-        init_key, replay_key = jax.random.split(key)
-        weights = held.init(init_key)
-        rows = Lived(jnp.zeros((KEPT, T, inputs)), jnp.zeros((KEPT, T), jnp.int32), jnp.zeros((KEPT, T)))
-        scratch = Scratch(held.scratch(weights), jnp.int32(0), jnp.int32(0), rows, replay_key)
-        return State(Weights(weights, scratch), fresh())
-
-    def reset(state: State) -> State:
-        return State(state.weights, fresh())
-
-    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        x = seen(spec, percept)
-        logits, memory = held.query(state.weights.content, state.activations.content, x)
-        whether, which = jax.random.split(key)
-        random = jax.random.randint(which, (), 0, A)
-        action = jnp.where(jax.random.uniform(whether) < wander, random, jnp.argmax(logits)).astype(jnp.int32)
-        return jnp.where(percept.observation == 0, action, 0), State(state.weights, Memory(memory, x))
-
-    def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
-        del key
-        weights, scratch = state.weights
-        percept, action, then = transition
-        trajectory, t = scratch.steps // T, scratch.steps % T
-        row = trajectory % KEPT
-        chosen = (percept.observation == 0) & percept.first
-        start = jnp.where(chosen, t, scratch.start)
-        paid = then.first & (then.discount == 0)
-        lived = scratch.lived
-        lived = Lived(
-            lived.inputs.at[row, t].set(state.activations.inputs),
-            lived.action.at[row, t].set(action),
-            lived.payout.at[row, t].set(0.0).at[row, start].add(jnp.where(paid, then.outcome[0], 0.0)),
+    def init_buffer() -> PayoutBuffer:
+        shape = (BUFFER_CAPACITY, T)
+        return PayoutBuffer(
+            jnp.zeros((*shape, num_inputs)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.int32(0)
         )
-        scratch = scratch._replace(steps=scratch.steps + 1, start=start, lived=lived)
-        # How long it has lived is the same in all lives that are lived side by side, so that this stays a branch.
-        trained = jax.lax.cond(t == T - 1, train, lambda w, s, _: (w, s.own), weights, scratch, trajectory)
-        return State(Weights(trained[0], scratch._replace(own=trained[1])), state.activations), ()
 
-    def train(weights: PyTree, scratch: Scratch, trajectory: Array) -> tuple:
-        progress = jnp.minimum(scratch.steps / (num_lifetimes * T), 1.0)
-
-        def once(so_far: tuple, number: Array) -> tuple:
-            key = jax.random.fold_in(jax.random.fold_in(scratch.key, scratch.steps), number)
-            older = jax.random.randint(key, (replayed,), 0, jnp.minimum(trajectory + 1, KEPT))
-            inputs, action, payout = jax.tree.map(
-                lambda part: part[jnp.append(trajectory % KEPT, older)], scratch.lived
-            )
-            examples = Sequences(inputs, action, (payout > 0).astype(jnp.float32), jnp.abs(payout))
-            return held.update(so_far[0], so_far[1], examples, progress), None
-
-        return jax.lax.scan(once, (weights, scratch.own), jnp.arange(updates))[0]
-
-    return Agent(no_genome, init, reset, act, learn, learning=True)
+    config = ReplayConfig(BUFFER_CAPACITY, T, num_updates, replay_batch, num_lifetimes * T)
+    parts = ReplayAgentParts(partial(encode_percept, spec), choose, init_buffer, _store, _make_batch)
+    return replay_agent(predictor, num_inputs, config, parts)
 
 
-def seen(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
-    """What content is shown of a step: the place, the last action carried out, whether an episode begins, whether the
-    one before was cut off, the payout, and whether a life begins."""
-    began = percept.action < 0
-    cut = percept.first & (percept.discount > 0) & ~began
-    flags = jnp.stack([percept.first, cut]).astype(jnp.float32)
-    payout = percept.outcome[:1]
+def encode_percept(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
+    """Returns the inputs of the predictor.
+
+    They are place and last action (both one-hot), whether an episode begins, whether the last one was truncated, the
+    payout, and whether a lifetime begins.
+    """
+    is_lifetime_start = percept.action < 0
+    is_truncated = percept.first & (percept.discount > 0) & ~is_lifetime_start
+    flags = jnp.stack([percept.first, is_truncated]).astype(jnp.float32)
     return jnp.concatenate(
         [
             jax.nn.one_hot(percept.observation, spec.num_observations),
             jax.nn.one_hot(percept.action, spec.num_actions),
             flags,
-            payout,
-            began[None].astype(jnp.float32),
+            percept.outcome[:1],
+            is_lifetime_start[None].astype(jnp.float32),
         ]
+    )
+
+
+def _store(
+    buffer: PayoutBuffer, position: tuple[Array, Array], inputs: Float[Array, "I"], transition: Transition
+) -> PayoutBuffer:
+    row, t = position
+    percept, action, following = transition
+    is_choice = (percept.observation == 0) & percept.first
+    choice_step = jnp.where(is_choice, t, buffer.choice_step)
+    payout = jnp.where(following.first & (following.discount == 0), following.outcome[0], 0.0)
+    return PayoutBuffer(
+        buffer.inputs.at[row, t].set(inputs),
+        buffer.action.at[row, t].set(action),
+        buffer.payout.at[row, t].set(0.0).at[row, choice_step].add(payout),
+        choice_step,
+    )
+
+
+def _make_batch(buffer: PayoutBuffer, rows: Int32[Array, "B"]) -> PredictionBatch:
+    payout = buffer.payout[rows]
+    return PredictionBatch(
+        buffer.inputs[rows], buffer.action[rows], (payout > 0).astype(jnp.float32), jnp.abs(payout)
     )

@@ -1,11 +1,10 @@
-"""Reports what its learned content predicts of the next item, and no more: the code around it wants nothing.
+"""Reports its learned content's prediction of the next item; no steering and no score enters its learning.
 
-For the environment `stream`. Genome = ML code: content is empty at birth and is trained by prediction within one life. `act`
-shows it the step, takes its probability and reports the nearest level; `learn` keeps what was lived, in rows of `row`
-steps, and after each row takes `updates` steps of the content's own update on the newest row and `replayed` older ones
-(experience replay: Lin 1992, Machine Learning 8:293). Nothing that it learns from says what is scored or steered.
+For the environment `stream`. The genome is ML code: the predictor starts untrained and is trained by prediction within
+one lifetime. `act` gives the step to the predictor and reports the level nearest to the predicted probability; `learn`
+stores the steps in sequences and trains the predictor after each of them with experience replay (`content.replay`).
 
-`evolved=true` is the same content by the other model: the genome is every weight, and `learn` changes nothing.
+With `evolved=true` the same predictor is the whole genome, and `learn` changes nothing.
 """
 
 from typing import NamedTuple
@@ -15,28 +14,22 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int32
 
-from ontogeny.agents.base import no_genome, unchanging
-from ontogeny.content.base import Sequences, of_size
+from ontogeny.agents.base import fixed_weights_agent
+from ontogeny.agents.replay import ReplayAgentParts, init_activations, replay_agent
+from ontogeny.content.base import PredictionBatch, build_predictor
+from ontogeny.content.replay import ReplayConfig
 from ontogeny.errors import BadInput, require_at_least
-from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
+from ontogeny.types import Agent, EnvSpec, Key, Percept, Steering, Transition
 
-INPUTS, LAST = 4, 2  # ease, direction, last item, whether a segment begins
-KEPT = 64  # rows
-
-
-class Memory(NamedTuple):
-    """The activations."""
-
-    content: PyTree  # as the content has it
-    inputs: Float[Array, "I"]  # what the content was shown last, for `learn`
+NUM_INPUTS, LAST_ITEM = 4, 2  # predictability, direction, last item, whether a segment begins
+BUFFER_CAPACITY = 64  # sequences
 
 
-class Scratch(NamedTuple):
-    own: PyTree  # the content's moments or counts
-    lived: Int32[Array, ""]  # steps
+class ItemBuffer(NamedTuple):
+    """The latest sequences of steps."""
+
     inputs: Float[Array, "R L I"]
-    came: Float[Array, "R L"]
-    key: Key
+    item: Float[Array, "R L"]
 
 
 def build(
@@ -46,76 +39,63 @@ def build(
     content: str = "gru",
     size: int = 0,
     evolved: bool = False,
-    row: int = 50,
-    updates: int = 1,
-    replayed: int = 15,
+    sequence_length: int = 50,
+    num_updates: int = 1,
+    replay_batch: int = 15,
 ) -> Agent:
-    """`size` are the units or the width of the content, 0 for its own default."""
+    """Builds the agent.
+
+    Args:
+        spec: Spec of the environment `stream`.
+        steering: Reward function; the agent does not use it.
+        content: Name of the predictor.
+        size: Hidden units or width of the predictor, 0 for its default.
+        evolved: Whether the weights of the predictor are the genome, which does not change within a lifetime.
+        sequence_length: Steps after which the predictor is trained, at least 1.
+        num_updates: Updates after each sequence, at least 1.
+        replay_batch: Older sequences in each update, at least 0.
+
+    Raises:
+        BadInput: If the environment is not `stream`, or the content no predictor.
+    """
     del steering
     if spec.name != "stream":
-        raise BadInput(
-            f"agent 'predictor' reports on items of the environment 'stream', there are none in '{spec.name}'"
-        )
-    require_at_least(0, size=size, replayed=replayed)
-    require_at_least(1, row=row, updates=updates)
-    held = of_size(content, INPUTS, 1, size, column=LAST)
+        raise BadInput(f"agent 'predictor' is for the environment 'stream', not for '{spec.name}'")
+    require_at_least(0, size=size, replay_batch=replay_batch)
+    require_at_least(1, sequence_length=sequence_length, num_updates=num_updates)
+    predictor = build_predictor(content, NUM_INPUTS, 1, size, input_index=LAST_ITEM)
 
-    def fresh() -> Memory:
-        return Memory(held.fresh(), jnp.zeros(INPUTS))
+    def choose(key: Key, percept: Percept, logits: Float[Array, "1"]) -> Int32[Array, ""]:
+        del key, percept
+        return jnp.round(jax.nn.sigmoid(logits[0]) * (spec.num_actions - 1)).astype(jnp.int32)
 
-    def reset(state: State) -> State:
-        return State(state.weights, fresh())
+    def init_buffer() -> ItemBuffer:
+        shape = (BUFFER_CAPACITY, sequence_length)
+        return ItemBuffer(jnp.zeros((*shape, NUM_INPUTS)), jnp.zeros(shape))
 
-    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        del key
-        x = seen(percept)
-        logits, memory = held.query(state.weights.content, state.activations.content, x)
-        report = jax.nn.sigmoid(logits[0])
-        action = jnp.round(report * (spec.num_actions - 1)).astype(jnp.int32)
-        return action, State(state.weights, Memory(memory, x))
-
+    config = ReplayConfig(BUFFER_CAPACITY, sequence_length, num_updates, replay_batch, spec.num_steps)
+    parts = ReplayAgentParts(encode_percept, choose, init_buffer, _store, _make_batch)
+    agent = replay_agent(predictor, NUM_INPUTS, config, parts)
     if evolved:
-        return unchanging(held.init, fresh, act)._replace(reset=reset)
-
-    def init(key: Key, genome: Genome) -> State:
-        del genome
-        init_key, replay_key = jax.random.split(key)
-        weights = held.init(init_key)
-        rows = jnp.zeros((KEPT, row, INPUTS)), jnp.zeros((KEPT, row))
-        scratch = Scratch(held.scratch(weights), jnp.int32(0), *rows, replay_key)
-        return State(Weights(weights, scratch), fresh())
-
-    def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
-        del key
-        weights, scratch = state.weights
-        which, place = scratch.lived // row, scratch.lived % row
-        scratch = scratch._replace(
-            lived=scratch.lived + 1,
-            inputs=scratch.inputs.at[which % KEPT, place].set(state.activations.inputs),
-            came=scratch.came.at[which % KEPT, place].set(transition.next.outcome[0]),
-        )
-        # How long it has lived is the same in all lives that are lived side by side, so that this stays a branch.
-        trained = jax.lax.cond(place == row - 1, train, lambda w, s, _: (w, s.own), weights, scratch, which)
-        return State(Weights(trained[0], scratch._replace(own=trained[1])), state.activations), ()
-
-    def train(weights: PyTree, scratch: Scratch, which: Array) -> tuple:
-        progress = jnp.minimum(scratch.lived / spec.num_steps, 1.0)
-
-        def once(so_far: tuple, number: Array) -> tuple:
-            key = jax.random.fold_in(jax.random.fold_in(scratch.key, scratch.lived), number)
-            older = jax.random.randint(key, (replayed,), 0, jnp.minimum(which + 1, KEPT))
-            rows = jnp.concatenate([which[None] % KEPT, older])
-            came = scratch.came[rows]
-            lived = Sequences(scratch.inputs[rows], jnp.zeros(came.shape, jnp.int32), came, jnp.ones(came.shape))
-            return held.update(so_far[0], so_far[1], lived, progress), None
-
-        return jax.lax.scan(once, (weights, scratch.own), jnp.arange(updates))[0]
-
-    return Agent(no_genome, init, reset, act, learn, learning=True)
+        return fixed_weights_agent(predictor.init, lambda: init_activations(predictor, NUM_INPUTS), agent.act)
+    return agent
 
 
-def seen(percept: Percept) -> Float[Array, "I"]:
-    """What content is shown of a step. Where a segment begins, the last item belonged to another one."""
-    ease, direction, begins = percept.observation
-    last = jnp.where(begins > 0.5, 0.0, 2 * percept.outcome[0] - 1)
-    return jnp.stack([ease - 1, direction, last, begins])
+def encode_percept(percept: Percept) -> Float[Array, "I"]:
+    """Returns the inputs of the predictor; where a segment begins, the last item belongs to another one and is 0."""
+    predictability, direction, is_start = percept.observation
+    last_item = jnp.where(is_start > 0.5, 0.0, 2 * percept.outcome[0] - 1)
+    return jnp.stack([predictability - 1, direction, last_item, is_start])
+
+
+def _store(
+    buffer: ItemBuffer, position: tuple[Array, Array], inputs: Float[Array, "I"], transition: Transition
+) -> ItemBuffer:
+    return ItemBuffer(
+        buffer.inputs.at[position].set(inputs), buffer.item.at[position].set(transition.next.outcome[0])
+    )
+
+
+def _make_batch(buffer: ItemBuffer, rows: Int32[Array, "B"]) -> PredictionBatch:
+    item = buffer.item[rows]
+    return PredictionBatch(buffer.inputs[rows], jnp.zeros(item.shape, jnp.int32), item, jnp.ones(item.shape))

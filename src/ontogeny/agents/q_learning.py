@@ -1,4 +1,4 @@
-"""Tabular Q-learning with epsilon-greedy actions: learns values and no model.
+"""Learns action values without a model by tabular Q-learning, with epsilon-greedy actions.
 
 Watkins and Dayan 1992 (Machine Learning 8:279); Sutton and Barto 2018, section 6.5. The table is in weights.
 """
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import choose, needs_discrete, no_genome
-from ontogeny.errors import BadInput
+from ontogeny.agents.base import empty_genome, explore, require_discrete_observations
+from ontogeny.errors import require_probability
+from ontogeny.rng import random_argmax
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, State, Steering, Transition, Weights
 
 
@@ -19,35 +20,43 @@ def build(
     learning_rate: float = 0.2,
     epsilon: float = 0.1,
     discount: float = 0.9,
-    initial: float = 0.0,
+    initial_value: float = 0.0,
 ) -> Agent:
-    needs_discrete("q_learning", spec)
-    for name, value in (("learning_rate", learning_rate), ("epsilon", epsilon), ("discount", discount)):
-        if not 0 <= value <= 1:
-            raise BadInput(f"the setting '{name}' must lie between 0 and 1, not {value}")
+    """Builds the agent.
+
+    Args:
+        spec: Spec of an environment with numbered observations.
+        steering: Reward function.
+        learning_rate: Step towards the target, from 0 to 1.
+        epsilon: Probability, from 0 to 1, of a random action.
+        discount: Discount of future rewards per step, from 0 to 1.
+        initial_value: Value of every action at the start; high values make the agent explore.
+    """
+    del steering
+    require_discrete_observations("q_learning", spec)
+    require_probability(learning_rate=learning_rate, epsilon=epsilon, discount=discount)
 
     def init(key: Key, genome: Genome) -> State:
         del key, genome
-        return State(Weights(jnp.full((spec.num_observations, spec.num_actions), initial, jnp.float32)), ())
+        return State(Weights(jnp.full((spec.num_observations, spec.num_actions), initial_value, jnp.float32)), ())
 
     def reset(state: State) -> State:
         return State(state.weights, ())
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        whether, which, best = jax.random.split(key, 3)
-        greedy = choose(best, state.weights.content[percept.observation])
-        random = jax.random.randint(which, (), 0, spec.num_actions)
-        return jnp.where(jax.random.uniform(whether) < epsilon, random, greedy), state
+        explore_key, action_key, tie_key = jax.random.split(key, 3)
+        greedy_action = random_argmax(tie_key, state.weights.content[percept.observation])
+        return explore(explore_key, action_key, epsilon, spec.num_actions, greedy_action), state
 
-    def learn(key: Key, state: State, transition: Transition):
-        """Where a time limit hides the successor there is nothing to bootstrap from, and nothing is learned."""
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, dict[str, Array]]:
+        """Learns nothing where a time limit hides the successor, because there is no value to bootstrap from."""
         del key
-        percept, action, then = transition
+        percept, action, following = transition
         table = state.weights.content
-        target = then.reward + discount * then.discount * jnp.max(table[then.observation])
+        target = following.reward + discount * following.discount * jnp.max(table[following.observation])
         error = target - table[percept.observation, action]
-        rate = jnp.where(then.first & (then.discount > 0), 0.0, learning_rate)
+        rate = jnp.where(following.first & (following.discount > 0), 0.0, learning_rate)
         table = table.at[percept.observation, action].add(rate * error)
         return State(Weights(table), state.activations), {"error": error}
 
-    return Agent(no_genome, init, reset, act, learn, learning=True)
+    return Agent(empty_genome, init, reset, act, learn, learning=True)

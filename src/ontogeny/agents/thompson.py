@@ -1,27 +1,33 @@
-"""Pulls the arm that is best in one draw from the posterior (Thompson sampling).
+"""Pulls the arm that is best in one draw from the posterior (Thompson sampling); for bandits.
 
-Thompson 1933; Chapelle and Li 2011 (NeurIPS 24), Algorithm 2. With `optimistic` a draw below the posterior mean is
-replaced by the mean (Chapelle and Li, section 5; May et al. 2012). Carries its counts in activations.
+Thompson 1933; Chapelle and Li 2011 (NeurIPS 24), Algorithm 2.
 """
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
-from ontogeny.content import arm_counts
-from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
+from ontogeny.agents.base import bandit_agent
+from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior, posterior_mean, sample_posterior
+from ontogeny.rng import random_argmax
+from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 
 def build(spec: EnvSpec, steering: Steering, *, optimistic: bool = False) -> Agent:
-    needs_one_state("thompson", spec)
-    arms = arm_counts.arms(spec, steering)
+    """Builds the agent.
 
-    def act(key: Key, state: State, percept: Percept):
-        draw_key, tie_key = jax.random.split(key)
-        counts = arm_counts.counted(arms, state.activations, percept)
-        drawn = arm_counts.draw(draw_key, arms, counts)
+    Args:
+        spec: Spec of the environment.
+        steering: Reward function.
+        optimistic: Whether a draw below the posterior mean is replaced by the mean (Chapelle and Li, section 5; May et
+            al. 2012).
+    """
+
+    def choose(key: Key, prior: BanditPrior, counts: ArmCounts) -> Array:
+        sample_key, tie_key = jax.random.split(key)
+        probabilities = sample_posterior(sample_key, prior, counts)
         if optimistic:
-            drawn = jnp.maximum(drawn, arm_counts.mean(arms, counts))
-        return choose(tie_key, drawn), State(state.weights, counts)
+            probabilities = jnp.maximum(probabilities, posterior_mean(prior, counts))
+        return random_argmax(tie_key, probabilities)
 
-    return unchanging(no_genome, lambda: arm_counts.nothing_seen(arms), act)
+    return bandit_agent("thompson", spec, steering, choose)

@@ -1,28 +1,27 @@
-"""Pulls the arm of the highest upper confidence bound.
+"""Pulls the arm with the highest upper confidence bound; for bandits.
 
-Auer, Cesa-Bianchi and Fischer 2002 (Machine Learning 47:235), UCB1: mean + exploration * sqrt(2 ln t / pulls). Mean and
-pulls begin with those of the prior, as Duan et al. 2016 give it to every method, so no arm must be tried first; that
-and an `exploration` below the 1 of the theorem are what short lives need. Carries its counts in activations.
+Auer, Cesa-Bianchi and Fischer 2002 (Machine Learning 47:235), UCB1: mean + exploration sqrt(2 ln t / pulls). Mean and
+pulls begin with those of the prior, as Duan et al. 2016 give it to every method, so no arm must be tried first. That
+and an `exploration` below the 1 of the theorem suit short lifetimes.
 """
 
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
-from ontogeny.content import arm_counts
-from ontogeny.errors import BadInput
-from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
+from ontogeny.agents.base import bandit_agent
+from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior, posterior_mean
+from ontogeny.errors import require_at_least
+from ontogeny.rng import random_argmax
+from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 
 def build(spec: EnvSpec, steering: Steering, *, exploration: float = 0.2) -> Agent:
-    needs_one_state("ucb1", spec)
-    if exploration < 0:
-        raise BadInput(f"the setting 'exploration' must be at least 0, not {exploration}")
-    arms = arm_counts.arms(spec, steering)
+    """Builds the agent; `exploration`, at least 0, multiplies the width of the confidence bound."""
+    require_at_least(0, exploration=exploration)
 
-    def act(key: Key, state: State, percept: Percept):
-        counts = arm_counts.counted(arms, state.activations, percept)
+    def choose(key: Key, prior: BanditPrior, counts: ArmCounts) -> Array:
         t = 1 + jnp.sum(counts.pulls)
-        width = jnp.sqrt(2 * jnp.log(t) / (arms.a + arms.b + counts.pulls))
-        return choose(key, arm_counts.mean(arms, counts) + exploration * width), State(state.weights, counts)
+        width = jnp.sqrt(2 * jnp.log(t) / (prior.a + prior.b + counts.pulls))
+        return random_argmax(key, posterior_mean(prior, counts) + exploration * width)
 
-    return unchanging(no_genome, lambda: arm_counts.nothing_seen(arms), act)
+    return bandit_agent("ucb1", spec, steering, choose)

@@ -33,7 +33,7 @@ from ontogeny.audit.base import (
     prepare_subject,
     rollout_subject,
 )
-from ontogeny.content import arm_counts, gittins_index
+from ontogeny.content import beta_bernoulli, gittins_index
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import EnvSpec, Key, Steering, Trajectory
@@ -108,17 +108,17 @@ def measure(subject: Subject, keys: Key) -> Measurements:
 def _build_valuation(spec: EnvSpec, steering: Steering) -> Callable[[Trajectory], tuple[Array, dict[str, Array]]]:
     """Returns a function from a trajectory to the arm values [T, A] before each pull: optimal, and by rival."""
     T = spec.num_steps
-    arms = arm_counts.arms(spec, steering)
-    optimal_table = gittins_index.table(T, arms.a, arms.b)
-    wrong_table = gittins_index.table(T, *WRONG_PRIOR)
-    index = jax.vmap(gittins_index.index, in_axes=(None, 0, 0, 0))
+    arms = beta_bernoulli.bandit_prior(spec, steering)
+    optimal_table = gittins_index.compute_table(T, arms.a, arms.b)
+    wrong_table = gittins_index.compute_table(T, *WRONG_PRIOR)
+    index = jax.vmap(gittins_index.gittins_indices, in_axes=(None, 0, 0, 0))
 
     def values_along(trajectory: Trajectory) -> tuple[Array, dict[str, Array]]:
         pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
-        successes = (jax.vmap(steering)(trajectory.outcome) - arms.worst) / ((arms.best - arms.worst) or 1.0)
+        successes = (jax.vmap(steering)(trajectory.outcome) - arms.min_reward) / ((arms.max_reward - arms.min_reward) or 1.0)
         pulls, successes = (jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None]))
         remaining = T - jnp.arange(T)
-        greedy = jax.vmap(lambda *counts: arm_counts.mean(arms, arm_counts.Counts(*counts)))(pulls, successes)
+        greedy = jax.vmap(lambda *counts: beta_bernoulli.posterior_mean(arms, beta_bernoulli.ArmCounts(*counts)))(pulls, successes)
         wrong = index(wrong_table, pulls, successes, remaining)
         return index(optimal_table, pulls, successes, remaining), dict(zip(RIVALS, (wrong, greedy), strict=True))
 

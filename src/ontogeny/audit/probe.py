@@ -37,7 +37,7 @@ from ontogeny.audit.base import (
     unrelated_keys,
     with_recorder,
 )
-from ontogeny.content import arm_counts
+from ontogeny.content import beta_bernoulli
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Environment, Key, State, TimeStep, Transition
 
@@ -84,7 +84,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
     """Returns the squared errors of each probe and of constant predictions, [N] per lifetime."""
     env = bandit_env(subject)
     prepared = prepare_subject(subject, env)
-    arms = arm_counts.arms(env.spec, prepared.steering)
+    arms = beta_bernoulli.bandit_prior(env.spec, prepared.steering)
     untrained_genome = prepared.agent.genome(jax.random.key(0))
     has_untrained = trees.size(untrained_genome) > 0 and not prepared.agent.learning
     recorded = with_recorder(prepared, _record_activations)
@@ -97,9 +97,9 @@ def measure(subject: Subject, keys: Key) -> Measurements:
             scripted = recorded._replace(env=scripted_env(env, trajectory.action), genome=state)
             untrained = rollout_subject(key, scripted)[1].info
         pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
-        successes = (trajectory.reward - arms.worst) / ((arms.best - arms.worst) or 1.0)
+        successes = (trajectory.reward - arms.min_reward) / ((arms.max_reward - arms.min_reward) or 1.0)
         counts = [jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None])]
-        means = jax.vmap(lambda *counts: arm_counts.mean(arms, arm_counts.Counts(*counts)))(*counts)
+        means = jax.vmap(lambda *counts: beta_bernoulli.posterior_mean(arms, beta_bernoulli.ArmCounts(*counts)))(*counts)
         return ProbeInputs(trajectory.info, untrained, means)
 
     fit = map_lifetimes(record_inputs, unrelated_keys(keys, NUM_FIT_LIFETIMES))

@@ -1,1 +1,1 @@
-"""Learned content: world models and value functions that human-written code queries and updates."""
+"""Learned content: predictive models and value functions that hand-written code of an agent queries and updates."""

@@ -1,125 +1,122 @@
-"""What learned content shares: draws from posteriors, exact and fast in large batches; predictors, how they learn."""
+"""The contract of predictors, a kind of learned content, and how predictors learn by gradient descent.
+
+Letters: B sequences, L steps, I inputs, K outputs.
+"""
 
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from ontogeny import plugins
+from ontogeny.content.optimizers import build_optimizer, cosine_decay
 from ontogeny.errors import BadInput
 from ontogeny.types import Key, PyTree
 
 
-def log_gamma_draw(key: Key, a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The logarithm of a draw from Gamma(a, 1), elementwise, for any a > 0; a difference of two is a Beta's logit.
-
-    Marsaglia and Tsang 2000 (ACM TOMS 26:363): all elements not yet accepted are proposed again together, which on
-    a CPU is several times faster than `jax.random.loggamma`. Gamma(a) = Gamma(a + 1) * U^(1/a) covers small `a`.
-    """
-    boost_key, key = jax.random.split(key)
-    d = a + 2 / 3
-    c = jax.lax.rsqrt(9 * d)
-
-    def propose(carry):
-        key, drawn, accepted = carry
-        key, normal_key, uniform_key = jax.random.split(key, 3)
-        x = jax.random.normal(normal_key, a.shape)
-        log_v = 3 * jnp.log(jnp.maximum(1 + c * x, 1e-12))
-        log_u = jnp.log(jax.random.uniform(uniform_key, a.shape, minval=1e-38))
-        accept = (1 + c * x > 0) & (log_u < 0.5 * x * x + d * (1 - jnp.exp(log_v) + log_v))
-        return key, jnp.where(accepted, drawn, jnp.log(d) + log_v), accepted | accept
-
-    start = (key, jnp.zeros(a.shape), jnp.zeros(a.shape, bool))
-    drawn = jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), propose, start)[1]
-    return drawn - jax.random.exponential(boost_key, a.shape) / a
-
-
-class Sequences(NamedTuple):
-    """What was lived, in the order it was lived; row 0 is the newest. B sequences, L steps, I inputs."""
+class PredictionBatch(NamedTuple):
+    """Sequences that a predictor learns from; row 0 is the newest."""
 
     inputs: Float[Array, "B L I"]
-    asked: Int32[Array, "B L"]  # which output said what was to come
-    came: Float[Array, "B L"]  # what came, 0 or 1
-    counts: Float[Array, "B L"]  # 1 where something was to be predicted, 0 elsewhere
+    target_index: Int32[Array, "B L"]  # the output that predicts the target
+    target: Float[Array, "B L"]  # 0 or 1
+    mask: Float[Array, "B L"]  # 1 where there is a target, 0 elsewhere
 
 
 class Predictor(NamedTuple):
-    """Learned content that says, from all that it was shown, how likely each of K things is; logits throughout.
+    """Learned content that predicts K binary quantities from all inputs so far; predictions are logits.
 
-    `query` goes on step by step and holds what it remembers in `memory`, which is activations. `sequence` says the same
-    of a whole sequence at once, and is what `update` descends on.
+    `query` computes one step and carries `memory`, which belongs to the activations of an agent. `query_sequence`
+    computes the same predictions of a whole sequence at once, for `update`.
     """
 
     init: Callable[[Key], PyTree]  # -> weights
-    scratch: Callable[[PyTree], PyTree]  # weights -> moments or counts, for `update` alone
-    fresh: Callable[[], PyTree]  # -> memory
-    query: Callable[[PyTree, PyTree, Float[Array, "I"]], tuple[Float[Array, "K"], PyTree]]
-    sequence: Callable[[PyTree, Float[Array, "L I"]], Float[Array, "L K"]]
-    update: Callable[[PyTree, PyTree, Sequences, Array], tuple[PyTree, PyTree]]  # (weights, scratch, lived, progress)
+    init_scratch: Callable[[PyTree], PyTree]  # weights -> state of the optimizer, or counts; only `update` reads it
+    init_memory: Callable[[], PyTree]
+    query: Callable[[PyTree, PyTree, Float[Array, "I"]], tuple[Float[Array, "K"], PyTree]]  # weights, memory, inputs
+    query_sequence: Callable[[PyTree, Float[Array, "L I"]], Float[Array, "L K"]]  # weights, inputs
+    update: Callable[[PyTree, PyTree, PredictionBatch, Array], tuple[PyTree, PyTree]]  # weights, scratch, batch, progress
 
 
-def begins(inputs: Float[Array, "*L I"]) -> Array:
-    """Whether a memory begins anew at a step: the last input of each says so."""
+def starts_sequence(inputs: Float[Array, "*L I"]) -> Bool[Array, "*L"]:
+    """Whether a step starts a new sequence, for which memory is cleared: the last input of the step says so."""
     return inputs[..., -1] > 0.5
 
 
-def by_gradient(
+def gradient_predictor(
     init: Callable[[Key], PyTree],
-    fresh: Callable[[], PyTree],
-    query: Callable[..., Any],
-    sequence: Callable[..., Any],
-    step_size: float,
+    init_memory: Callable[[], PyTree],
+    query: Callable[[PyTree, PyTree, Array], tuple[Array, PyTree]],
+    query_sequence: Callable[[PyTree, Array], Array],
+    learning_rate: float,
 ) -> Predictor:
-    """A predictor whose update is one step of Adam (Kingma & Ba 2015, arXiv 1412.6980) down the mean log loss of what
-    was lived. The step falls to nothing along a cosine as `progress` goes from 0 to 1."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+    """Builds a predictor whose update is one step of Adam on the mean log loss of a batch.
 
-    def loss(weights: PyTree, lived: Sequences) -> Array:
-        logits = jax.vmap(partial(sequence, weights))(lived.inputs)
-        said = jnp.take_along_axis(logits, lived.asked[..., None], axis=-1)[..., 0]
-        losses = optax.sigmoid_binary_cross_entropy(said, lived.came)
-        return jnp.sum(lived.counts * losses) / jnp.maximum(jnp.sum(lived.counts), 1)
+    Args:
+        init: As in `Predictor`.
+        init_memory: As in `Predictor`.
+        query: As in `Predictor`.
+        query_sequence: As in `Predictor`.
+        learning_rate: Initial step size; it falls to zero along a cosine as `progress` goes from 0 to 1.
+    """
+    optimizer = build_optimizer(1.0)
 
-    def update(weights: PyTree, scratch: PyTree, lived: Sequences, progress: Array) -> tuple[PyTree, PyTree]:
-        change, moments = optimizer.update(jax.grad(loss)(weights, lived), scratch)
-        rate = step_size * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return jax.tree.map(lambda weight, part: weight - rate * part, weights, change), moments
+    def loss(weights: PyTree, batch: PredictionBatch) -> Array:
+        logits = jax.vmap(partial(query_sequence, weights))(batch.inputs)
+        target_logits = jnp.take_along_axis(logits, batch.target_index[..., None], axis=-1)[..., 0]
+        losses = optax.sigmoid_binary_cross_entropy(target_logits, batch.target)
+        return jnp.sum(batch.mask * losses) / jnp.maximum(jnp.sum(batch.mask), 1)
 
-    return Predictor(init, optimizer.init, fresh, query, sequence, update)
+    def update(weights: PyTree, scratch: PyTree, batch: PredictionBatch, progress: Array) -> tuple[PyTree, PyTree]:
+        change, scratch = optimizer.update(jax.grad(loss)(weights, batch), scratch)
+        rate = cosine_decay(learning_rate, progress)
+        return jax.tree.map(lambda weight, step: weight + rate * step, weights, change), scratch
+
+    return Predictor(init, optimizer.init, init_memory, query, query_sequence, update)
 
 
-def memoryless(
-    init: Callable[[Key], PyTree], outputs: Callable[[PyTree, Float[Array, "I"]], Array], step_size: float
+def feedforward_predictor(
+    init: Callable[[Key], PyTree], apply: Callable[[PyTree, Float[Array, "I"]], Array], learning_rate: float
 ) -> Predictor:
-    """A predictor that remembers nothing: each step says all that it is told."""
+    """Builds a predictor without memory, which `apply(weights, inputs)` defines; the rest as `gradient_predictor`."""
 
     def query(weights: PyTree, memory: PyTree, inputs: Float[Array, "I"]) -> tuple[Float[Array, "K"], PyTree]:
-        return outputs(weights, inputs), memory
+        return apply(weights, inputs), memory
 
-    def sequence(weights: PyTree, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
-        return jax.vmap(partial(outputs, weights))(inputs)
+    def query_sequence(weights: PyTree, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
+        return jax.vmap(partial(apply, weights))(inputs)
 
-    return by_gradient(init, tuple, query, sequence, step_size)
-
-
-def dense(key: Key, rows: int, columns: int) -> Float[Array, "rows columns"]:
-    """First weights of a layer, of a variance that keeps that of its inputs."""
-    return jax.random.normal(key, (rows, columns)) / jnp.sqrt(rows)
+    return gradient_predictor(init, tuple, query, query_sequence, learning_rate)
 
 
-def of_size(content: str, inputs: int, outputs: int, size: int, column: int) -> Predictor:
-    """A predictor by name, with its units or width set where it has them and `size` is not 0; `column` is the input
-    that a table looks at."""
-    known = plugins.settings("content", content)
-    given = {name: size for name in ("units", "width") if size and name in known}
-    if "inputs" not in inspect.signature(plugins.attribute("content", content, "build")).parameters:
+def init_dense(key: Key, num_inputs: int, num_outputs: int, scale: float = 1.0) -> Float[Array, "I O"]:
+    """Draws Normal weights of a layer that multiply the standard deviation of its inputs by `scale`."""
+    return scale * jax.random.normal(key, (num_inputs, num_outputs)) / jnp.sqrt(num_inputs)
+
+
+def build_predictor(content: str, num_inputs: int, num_outputs: int, size: int, input_index: int) -> Predictor:
+    """Builds a predictor by name.
+
+    Args:
+        content: Name of a content plugin.
+        num_inputs: Inputs per step.
+        num_outputs: Predicted quantities per step.
+        size: Hidden units or width, for predictors that have them; 0 for their default.
+        input_index: The input that a table of counts is indexed by; other predictors use all inputs.
+
+    Raises:
+        BadInput: If the content is no predictor.
+    """
+    if "num_inputs" not in inspect.signature(plugins.attribute("content", content, "build")).parameters:
         raise BadInput(f"content '{content}' is no predictor")
-    if "column" in known:
-        given["column"] = column
-    return plugins.build("content", content, inputs, outputs, **given)
+    options = {"hidden_size": size, "width": size} if size else {}
+    options["input_index"] = input_index
+    accepted = plugins.settings("content", content)
+    settings = {name: value for name, value in options.items() if name in accepted}
+    return plugins.build("content", content, num_inputs, num_outputs, **settings)

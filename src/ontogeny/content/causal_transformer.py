@@ -1,7 +1,10 @@
-"""Predicts by one causal transformer block (Vaswani et al. 2017, arXiv 1706.03762): it remembers keys and values.
+"""Predicts with one causal transformer block, which remembers keys and values of earlier inputs.
 
-Letters: D width, N heads, W steps that are kept, I inputs, K outputs, L steps. How long ago a step was is a bias of its
-attention, learned for each age (Raffel et al. 2020, arXiv 1910.10683, section 2.1); layers are normed before use.
+The block is `content.transformer_block` with RMSNorm without scale, ReLU and no biases. In place of positions the
+attention scores have a learned bias for how many steps ago a step was (Raffel et al. 2020, arXiv 1910.10683, section
+2.1).
+
+Letters: D width, N heads, E = D / N, W steps of the attention window, I inputs, K outputs, L steps.
 """
 
 from typing import NamedTuple
@@ -11,96 +14,134 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from ontogeny.content.base import Predictor, begins, by_gradient, dense
+from ontogeny.content.base import Predictor, gradient_predictor, init_dense, starts_sequence
+from ontogeny.content.transformer_block import (
+    BlockConfig,
+    BlockWeights,
+    Linear,
+    Norm,
+    attend,
+    finish_block,
+    normalize,
+    project_qkv,
+)
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Key
 
-NEVER = -1e9  # attention to what is not there
+NO_SCALE = Norm(None, None)
 
 
-class Weights(NamedTuple):
-    embed: Float[Array, "I D"]
-    offset: Float[Array, "D"]
-    attend: Float[Array, "D 3*D"]  # queries, keys, values
-    ages: Float[Array, "N W"]
-    merge: Float[Array, "D D"]
-    wide: Float[Array, "D 4*D"]
-    narrow: Float[Array, "4*D D"]
+class CausalTransformerWeights(NamedTuple):
+    """Weights of the predictor."""
+
+    embedding: Float[Array, "I D"]
+    embedding_bias: Float[Array, "D"]
+    attn_qkv: Float[Array, "D 3*D"]  # queries, keys and values side by side
+    age_bias: Float[Array, "N W"]  # added to attention scores, by how many steps ago a step was
+    out_proj: Float[Array, "D D"]
+    up: Float[Array, "D 4*D"]
+    down: Float[Array, "4*D D"]
     readout: Float[Array, "D K"]
-    preference: Float[Array, "K"]
+    readout_bias: Float[Array, "K"]
+
+    @property
+    def block(self) -> BlockWeights:
+        """The weights of the transformer block."""
+        linears = (Linear(weight, None) for weight in (self.attn_qkv, self.out_proj, self.up, self.down))
+        attn_qkv, out_proj, up, down = linears
+        return BlockWeights(NO_SCALE, attn_qkv, out_proj, NO_SCALE, up, down)
 
 
-class Memory(NamedTuple):
-    """The latest step last."""
+class AttentionWindow(NamedTuple):
+    """Keys and values of the last W steps, the latest step last."""
 
-    keys: Float[Array, "W D"]
-    values: Float[Array, "W D"]
-    there: Bool[Array, "W"]
+    keys: Float[Array, "N W E"]
+    values: Float[Array, "N W E"]
+    is_filled: Bool[Array, "W"]
 
 
 def build(
-    inputs: int, outputs: int = 1, *, width: int = 16, heads: int = 2, window: int = 50, step_size: float = 0.005
+    num_inputs: int,
+    num_outputs: int = 1,
+    *,
+    width: int = 16,
+    num_heads: int = 2,
+    window_length: int = 50,
+    learning_rate: float = 0.005,
 ) -> Predictor:
-    require_at_least(1, width=width, heads=heads, window=window)
-    if width % heads:
-        raise BadInput(f"the setting 'width' must be a multiple of the {heads} heads, not {width}")
-    each = width // heads
+    """Builds the predictor.
 
-    def init(key: Key) -> Weights:
+    Args:
+        num_inputs: Inputs per step.
+        num_outputs: Predicted quantities per step.
+        width: Width of the residual stream; a multiple of `num_heads`.
+        num_heads: Attention heads, at least 1.
+        window_length: Steps that a prediction may depend on, the present one included; at least 1.
+        learning_rate: Initial step size of Adam; it falls to zero along a cosine.
+
+    Raises:
+        BadInput: If the width is no multiple of the number of heads.
+    """
+    require_at_least(1, width=width, num_heads=num_heads, window_length=window_length)
+    if width % num_heads:
+        raise BadInput(f"the setting 'width' must be a multiple of the {num_heads} heads, not {width}")
+    config = BlockConfig(num_heads, "rms", 1e-6, "relu")
+
+    def init(key: Key) -> CausalTransformerWeights:
         keys = jax.random.split(key, 5)
-        return Weights(
-            dense(keys[0], inputs, width),
+        return CausalTransformerWeights(
+            init_dense(keys[0], num_inputs, width),
             jnp.zeros(width),
-            dense(keys[1], width, 3 * width),
-            jnp.zeros((heads, window)),
-            dense(keys[2], width, width),
-            dense(keys[3], width, 4 * width),
-            dense(keys[4], 4 * width, width),
-            jnp.zeros((width, outputs)),
-            jnp.zeros(outputs),
+            init_dense(keys[1], width, 3 * width),
+            jnp.zeros((num_heads, window_length)),
+            init_dense(keys[2], width, width),
+            init_dense(keys[3], width, 4 * width),
+            init_dense(keys[4], 4 * width, width),
+            jnp.zeros((width, num_outputs)),
+            jnp.zeros(num_outputs),
         )
 
-    def fresh() -> Memory:
-        return Memory(jnp.zeros((window, width)), jnp.zeros((window, width)), jnp.zeros(window, bool))
+    def init_memory() -> AttentionWindow:
+        zeros = jnp.zeros((num_heads, window_length, width // num_heads))
+        return AttentionWindow(zeros, zeros, jnp.zeros(window_length, bool))
 
-    def entered(weights: Weights, x: Float[Array, "*L I"]) -> tuple[Array, Array, Array, Array]:
-        stream = x @ weights.embed + weights.offset
-        asks, key, value = jnp.split(normed(stream) @ weights.attend, 3, axis=-1)
-        return stream, asks, key, value
+    def query(
+        weights: CausalTransformerWeights, memory: AttentionWindow, inputs: Float[Array, "I"]
+    ) -> tuple[Float[Array, "K"], AttentionWindow]:
+        stream, queries, keys, values = _embed(config, weights, inputs[None])
+        is_filled = jnp.append((memory.is_filled & ~starts_sequence(inputs))[1:], True)
+        memory = AttentionWindow(_shift_in(memory.keys, keys), _shift_in(memory.values, values), is_filled)
+        score_bias = weights.age_bias[:, None, ::-1]
+        attended = attend(queries, memory.keys[None], memory.values[None], is_filled[None, None], score_bias)
+        return _read_out(config, weights, stream, attended)[0], memory
 
-    def left(weights: Weights, stream: Float[Array, "*L D"], attended: Float[Array, "*L D"]) -> Float[Array, "*L K"]:
-        stream = stream + attended @ weights.merge
-        stream = stream + jax.nn.relu(normed(stream) @ weights.wide) @ weights.narrow
-        return normed(stream) @ weights.readout + weights.preference
+    def query_sequence(weights: CausalTransformerWeights, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
+        stream, queries, keys, values = _embed(config, weights, inputs)
+        step = jnp.arange(inputs.shape[0])
+        age = step[:, None] - step[None, :]
+        sequence = jnp.cumsum(starts_sequence(inputs))
+        mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
+        score_bias = weights.age_bias[:, jnp.clip(age, 0, window_length - 1)]
+        return _read_out(config, weights, stream, attend(queries, keys, values, mask[None], score_bias))
 
-    def query(weights: Weights, memory: Memory, x: Float[Array, "I"]) -> tuple[Float[Array, "K"], Memory]:
-        stream, asks, key, value = entered(weights, x)
-        there = memory.there & ~begins(x)
-        memory = Memory(
-            jnp.concatenate([memory.keys[1:], key[None]]),
-            jnp.concatenate([memory.values[1:], value[None]]),
-            jnp.concatenate([there[1:], jnp.ones(1, bool)]),
-        )
-        match = jnp.einsum("nd,wnd->nw", asks.reshape(heads, each), memory.keys.reshape(window, heads, each))
-        match = jnp.where(memory.there, match / jnp.sqrt(each) + weights.ages[:, ::-1], NEVER)
-        values = memory.values.reshape(window, heads, each)
-        attended = jnp.einsum("nw,wnd->nd", jax.nn.softmax(match), values).reshape(width)
-        return left(weights, stream, attended), memory
-
-    def sequence(weights: Weights, x: Float[Array, "L I"]) -> Float[Array, "L K"]:
-        L = x.shape[0]
-        stream, asks, keys, values = entered(weights, x)
-        asks, keys, values = (part.reshape(L, heads, each) for part in (asks, keys, values))
-        age = jnp.arange(L)[:, None] - jnp.arange(L)[None, :]
-        memory = jnp.cumsum(begins(x))
-        seen = (age >= 0) & (age < window) & (memory[:, None] == memory[None, :])
-        match = jnp.einsum("tnd,snd->nts", asks, keys) / jnp.sqrt(each) + weights.ages[:, jnp.clip(age, 0, window - 1)]
-        shares = jax.nn.softmax(jnp.where(seen, match, NEVER))
-        return left(weights, stream, jnp.einsum("nts,snd->tnd", shares, values).reshape(L, width))
-
-    return by_gradient(init, fresh, query, sequence, step_size)
+    return gradient_predictor(init, init_memory, query, query_sequence, learning_rate)
 
 
-def normed(x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
-    """Root mean square one (Zhang & Sennrich 2019, arXiv 1910.07467), without a gain."""
-    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+def _embed(
+    config: BlockConfig, weights: CausalTransformerWeights, inputs: Float[Array, "L I"]
+) -> tuple[Array, Array, Array, Array]:
+    """The residual stream [1, L, D], and queries, keys and values [1, N, L, D/N]."""
+    stream = (inputs @ weights.embedding + weights.embedding_bias)[None]
+    return stream, *project_qkv(config, weights.block, stream, jnp.arange(inputs.shape[0], dtype=jnp.int32)[None])
+
+
+def _read_out(
+    config: BlockConfig, weights: CausalTransformerWeights, stream: Float[Array, "1 L D"], attended: Array
+) -> Float[Array, "L K"]:
+    stream = finish_block(config, weights.block, stream, attended)
+    return normalize(config, NO_SCALE, stream)[0] @ weights.readout + weights.readout_bias
+
+
+def _shift_in(window: Float[Array, "N W E"], latest: Float[Array, "1 N 1 E"]) -> Float[Array, "N W E"]:
+    """The window without its oldest step and with the latest one."""
+    return jnp.concatenate([window[:, 1:], latest[0]], axis=1)

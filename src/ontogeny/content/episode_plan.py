@@ -1,8 +1,4 @@
-"""A plan for one episode, drawn up where an episode begins and followed to its end.
-
-`only_where` is why this is fast: `vmap` turns `lax.cond` into a choice between two results that are both computed, at
-every step; here the costly one is computed only if some life of the batch is at the beginning of an episode.
-"""
+"""A plan for one episode: computed where an episode begins and followed until it ends."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,75 +9,99 @@ from jax import Array
 from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float, Int32
 
+from ontogeny.rng import random_argmax
 from ontogeny.types import EnvSpec, Key, Percept, PyTree
 
 
-class Plan(NamedTuple):
+class EpisodePlan(NamedTuple):
+    """A deterministic policy for the rest of an episode."""
+
     policy: Int32[Array, "H S"]  # the action with h + 1 steps to go
-    taken: Int32[Array, ""]  # steps of the episode taken so far; -1 where there is no plan
+    num_steps_taken: Int32[Array, ""]  # in the present episode; -1 where there is no plan
 
 
-def none_yet(spec: EnvSpec) -> Plan:
-    return Plan(jnp.zeros((spec.horizon, spec.num_observations), jnp.int32), jnp.int32(-1))
+def init_plan(spec: EnvSpec) -> EpisodePlan:
+    """Returns the plan before the first episode, which `follow_plan` replaces at once."""
+    return EpisodePlan(jnp.zeros((spec.horizon, spec.num_observations), jnp.int32), jnp.int32(-1))
 
 
-def follow(
-    key: Key, plan: Plan, percept: Percept, action_values: Callable[[Key, PyTree], Float[Array, "H S A"]], given: PyTree
-) -> tuple[Int32[Array, ""], Plan]:
-    """The plan's next action; where an episode begins, a new plan is made from `action_values(key, given)`.
+def follow_plan(
+    key: Key,
+    plan: EpisodePlan,
+    percept: Percept,
+    action_values: Callable[[Key, PyTree], Float[Array, "H S A"]],
+    inputs: PyTree,
+) -> tuple[Int32[Array, ""], EpisodePlan]:
+    """Returns the next action; where an episode begins, makes a new plan first.
 
-    `action_values` must not close over traced arrays: all that varies comes in through `given`.
+    Args:
+        key: Random key, for the planner and for ties.
+        plan: The plan so far.
+        percept: What the agent perceives now.
+        action_values: Computes from a key and `inputs` the values to plan by. It must not close over traced arrays:
+            all that varies is in `inputs`.
+        inputs: Input of the planner.
+
+    Returns:
+        The action, and the plan after it.
     """
 
-    def policy(key_and_given: tuple[Key, PyTree]) -> Int32[Array, "H S"]:
-        value_key, tie_key = jax.random.split(key_and_given[0])
-        return _greedy(tie_key, action_values(value_key, key_and_given[1]))
+    def compute_policy(operand: tuple[Key, PyTree]) -> Int32[Array, "H S"]:
+        value_key, tie_key = jax.random.split(operand[0])
+        return random_argmax(tie_key, action_values(value_key, operand[1]))
 
-    begins = percept.first | (plan.taken < 0)
-    policy_now = only_where(begins, policy, (key, given), plan.policy)
-    taken = jnp.where(begins, 0, plan.taken)
-    to_go = jnp.maximum(len(plan.policy) - taken, 1)
-    return policy_now[to_go - 1, percept.observation], Plan(policy_now, taken + 1)
-
-
-def at_time_limit(spec: EnvSpec, plan: Plan) -> Bool[Array, ""]:
-    """Whether the step just taken was the last that an episode may take, so that its end tells nothing of the task."""
-    return plan.taken >= spec.horizon
+    is_new = percept.first | (plan.num_steps_taken < 0)
+    policy = lazy_cond(is_new, compute_policy, (key, inputs), plan.policy)
+    num_steps_taken = jnp.where(is_new, 0, plan.num_steps_taken)
+    steps_to_go = jnp.maximum(len(plan.policy) - num_steps_taken, 1)
+    return policy[steps_to_go - 1, percept.observation], EpisodePlan(policy, num_steps_taken + 1)
 
 
-def only_where(
-    condition: Bool[Array, ""], compute: Callable[[PyTree], PyTree], given: PyTree, otherwise: PyTree
+def is_at_time_limit(spec: EnvSpec, plan: EpisodePlan) -> Bool[Array, ""]:
+    """Whether the last step was the last one that the horizon allows, so that its end says nothing about the task."""
+    return plan.num_steps_taken >= spec.horizon
+
+
+def lazy_cond(
+    condition: Bool[Array, ""], compute: Callable[[PyTree], PyTree], operand: PyTree, otherwise: PyTree
 ) -> PyTree:
-    """`compute(given)` where `condition`, else `otherwise`; in a batch computed only if it holds for any."""
+    """Returns `compute(operand)` where `condition` holds, else `otherwise`; stays cheap under `vmap`.
+
+    `vmap` turns `lax.cond` into a selection between two results that are both computed. Here the whole batch is
+    computed only if the condition holds for at least one of its elements.
+
+    Args:
+        condition: Whether to compute.
+        compute: The costly function.
+        operand: Its argument.
+        otherwise: The alternative, of the same structure and shapes as the computed result.
+    """
 
     @custom_vmap
-    def choice(condition: Bool[Array, ""], given: PyTree, otherwise: PyTree) -> PyTree:
-        return jax.lax.cond(condition, lambda: compute(given), lambda: otherwise)
+    def choose(condition: Bool[Array, ""], operand: PyTree, otherwise: PyTree) -> PyTree:
+        return jax.lax.cond(condition, lambda: compute(operand), lambda: otherwise)
 
-    @choice.def_vmap
-    def _(axis_size: int, in_batched, condition: Array, given: PyTree, otherwise: PyTree):
-        def whole(tree: PyTree, batched: PyTree) -> PyTree:
+    @choose.def_vmap
+    def _(
+        axis_size: int, in_batched: list[PyTree], condition: Array, operand: PyTree, otherwise: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        def broadcast(tree: PyTree, batched: PyTree) -> PyTree:
             return jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched)
 
-        condition, given, otherwise = (
-            whole(x, b) for x, b in zip((condition, given, otherwise), in_batched, strict=True)
-        )
+        arguments = zip((condition, operand, otherwise), in_batched, strict=True)
+        conditions, operands, alternatives = (broadcast(tree, batched) for tree, batched in arguments)
 
-        def some(given_and_rest: PyTree) -> PyTree:
-            conditions, given, rest = given_and_rest
+        def compute_batch(batch: tuple[Array, PyTree, PyTree]) -> PyTree:
+            conditions, operands, alternatives = batch
 
-            def merge(new: Array, old: Array) -> Array:
+            def select(new: Array, old: Array) -> Array:
                 return jnp.where(conditions.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-            return jax.tree.map(merge, jax.vmap(compute)(given), rest)
+            return jax.tree.map(select, jax.vmap(compute)(operands), alternatives)
 
-        result = only_where(jnp.any(condition), some, (condition, given, otherwise), otherwise)
-        return result, jax.tree.map(lambda _: True, result)
+        selected = lazy_cond(
+            jnp.any(conditions), compute_batch, (conditions, operands, alternatives), alternatives
+        )
+        return selected, jax.tree.map(lambda _: True, selected)
 
-    return choice(condition, given, otherwise)
-
-
-def _greedy(key: Key, values: Float[Array, "*rest A"]) -> Int32[Array, "*rest"]:
-    """The best actions, ties broken by chance."""
-    best = values == jnp.max(values, axis=-1, keepdims=True)
-    return jnp.argmax(jnp.where(best, jax.random.uniform(key, values.shape), -1.0), axis=-1).astype(jnp.int32)
+    return choose(condition, operand, otherwise)

@@ -1,4 +1,7 @@
-"""Predicts by a gated recurrent unit (Cho et al. 2014, arXiv 1406.1078): what it remembers is its hidden units.
+"""Predicts with a gated recurrent unit, which remembers earlier inputs in its hidden units.
+
+Gated recurrent unit of Cho et al. 2014 (arXiv 1406.1078), with the reset gate after the product as in cuDNN. The agent
+`recurrent` is the same cell with the weights as its genome.
 
 Letters: H hidden units, I inputs, K outputs, L steps.
 """
@@ -11,57 +14,121 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ontogeny.content.base import Predictor, begins, by_gradient, dense
+from ontogeny.content.base import Predictor, gradient_predictor, init_dense, starts_sequence
 from ontogeny.errors import require_at_least
 from ontogeny.types import Key
 
 
-class Weights(NamedTuple):
-    """The gates stand side by side on the last axis: reset, update, candidate."""
+class GRUWeights(NamedTuple):
+    """Weights of a gated recurrent unit with a linear read-out.
+
+    The parts for reset gate, update gate and candidate stand side by side on the last axis.
+    """
 
     recurrent: Float[Array, "H 3*H"]
     input: Float[Array, "I 3*H"]
     bias: Float[Array, "3*H"]
     readout: Float[Array, "H K"]
-    preference: Float[Array, "K"]
+    readout_bias: Float[Array, "K"]
 
 
-def build(inputs: int, outputs: int = 1, *, units: int = 12, memory: float = 1.0, step_size: float = 0.01) -> Predictor:
-    """`memory` is the first bias of the update gates: how long the untrained units remember."""
-    require_at_least(1, units=units)
+def build(
+    num_inputs: int,
+    num_outputs: int = 1,
+    *,
+    hidden_size: int = 12,
+    update_gate_bias: float = 1.0,
+    learning_rate: float = 0.01,
+) -> Predictor:
+    """Builds the predictor.
 
-    def init(key: Key) -> Weights:
-        recurrent_key, input_key = jax.random.split(key)
-        blocks = [jax.nn.initializers.orthogonal()(k, (units, units)) for k in jax.random.split(recurrent_key, 3)]
-        bias = jnp.zeros(3 * units).at[units : 2 * units].set(memory)
-        readout = jnp.zeros((units, outputs))
-        return Weights(
-            jnp.concatenate(blocks, axis=1), dense(input_key, inputs, 3 * units), bias, readout, jnp.zeros(outputs)
-        )
+    Args:
+        num_inputs: Inputs per step.
+        num_outputs: Predicted quantities per step.
+        hidden_size: Hidden units, at least 1.
+        update_gate_bias: Initial bias of the update gates; the larger, the longer untrained units remember.
+        learning_rate: Initial step size of Adam; it falls to zero along a cosine.
+    """
+    require_at_least(1, hidden_size=hidden_size)
 
-    def fresh() -> Float[Array, "H"]:
-        return jnp.zeros(units)
-
-    def advance(weights: Weights, hidden: Array, x: Array, from_input: Array) -> Float[Array, "H"]:
-        hidden = jnp.where(begins(x), 0.0, hidden)
-        from_hidden = hidden @ weights.recurrent
-        gates = jax.nn.sigmoid(from_hidden[: 2 * units] + from_input[: 2 * units])
-        reset, update = gates[:units], gates[units:]
-        candidate = jnp.tanh(from_input[2 * units :] + reset * from_hidden[2 * units :])
-        return candidate + update * (hidden - candidate)
+    def init_memory() -> Float[Array, "H"]:
+        return jnp.zeros(hidden_size)
 
     def query(
-        weights: Weights, hidden: Float[Array, "H"], x: Float[Array, "I"]
+        weights: GRUWeights, hidden: Float[Array, "H"], inputs: Float[Array, "I"]
     ) -> tuple[Float[Array, "K"], Float[Array, "H"]]:
-        hidden = advance(weights, hidden, x, x @ weights.input + weights.bias)
-        return hidden @ weights.readout + weights.preference, hidden
+        hidden, logits = step_gru(weights, jnp.where(starts_sequence(inputs), 0.0, hidden), inputs)
+        return logits, hidden
 
-    def sequence(weights: Weights, x: Float[Array, "L I"]) -> Float[Array, "L K"]:
-        def step(hidden: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
-            hidden = partial(advance, weights)(hidden, *given)
+    def query_sequence(weights: GRUWeights, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
+        def step(hidden: Array, step_inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+            is_start, projected = step_inputs
+            hidden = update_hidden(weights, jnp.where(is_start, 0.0, hidden), projected)
             return hidden, hidden
 
-        _, hidden = jax.lax.scan(step, fresh(), (x, x @ weights.input + weights.bias))
-        return hidden @ weights.readout + weights.preference
+        projected = inputs @ weights.input + weights.bias
+        _, hidden = jax.lax.scan(step, init_memory(), (starts_sequence(inputs), projected))
+        return hidden @ weights.readout + weights.readout_bias
 
-    return by_gradient(init, fresh, query, sequence, step_size)
+    init = partial(
+        init_gru,
+        num_inputs=num_inputs,
+        hidden_size=hidden_size,
+        num_outputs=num_outputs,
+        update_gate_bias=update_gate_bias,
+    )
+    return gradient_predictor(init, init_memory, query, query_sequence, learning_rate)
+
+
+def init_gru(
+    key: Key,
+    num_inputs: int,
+    hidden_size: int,
+    num_outputs: int,
+    update_gate_bias: float,
+    input_scale: float = 1.0,
+) -> GRUWeights:
+    """Draws initial weights: orthogonal recurrent weights, Normal input weights, and a read-out of zero.
+
+    Args:
+        key: Random key.
+        num_inputs: I.
+        hidden_size: H.
+        num_outputs: K.
+        update_gate_bias: Bias of the update gates; above zero the units remember longer.
+        input_scale: Factor on input weights that preserve the variance of the inputs.
+    """
+    recurrent_key, input_key = jax.random.split(key)
+    orthogonal = jax.nn.initializers.orthogonal()
+    gates = [orthogonal(gate_key, (hidden_size, hidden_size)) for gate_key in jax.random.split(recurrent_key, 3)]
+    return GRUWeights(
+        jnp.concatenate(gates, axis=1),
+        init_dense(input_key, num_inputs, 3 * hidden_size, input_scale),
+        jnp.zeros(3 * hidden_size).at[hidden_size : 2 * hidden_size].set(update_gate_bias),
+        jnp.zeros((hidden_size, num_outputs)),
+        jnp.zeros(num_outputs),
+    )
+
+
+def step_gru(
+    weights: GRUWeights, hidden: Float[Array, "H"], inputs: Float[Array, "I"]
+) -> tuple[Float[Array, "H"], Float[Array, "K"]]:
+    """Computes one step of the unit.
+
+    Returns:
+        The new hidden units, and the outputs that are read from them.
+    """
+    hidden = update_hidden(weights, hidden, inputs @ weights.input + weights.bias)
+    return hidden, hidden @ weights.readout + weights.readout_bias
+
+
+def update_hidden(
+    weights: GRUWeights, hidden: Float[Array, "H"], projected: Float[Array, "3*H"]
+) -> Float[Array, "H"]:
+    """Computes the new hidden units from the old ones and the projected inputs."""
+    H = hidden.shape[-1]
+    from_hidden = hidden @ weights.recurrent
+    gates = jax.nn.sigmoid(from_hidden[: 2 * H] + projected[: 2 * H])
+    reset, update = gates[:H], gates[H:]
+    candidate = jnp.tanh(projected[2 * H :] + reset * from_hidden[2 * H :])
+    return candidate + update * (hidden - candidate)

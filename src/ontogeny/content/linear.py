@@ -1,4 +1,4 @@
-"""Predicts by one linear layer on what it is shown in a step (logistic regression); it remembers nothing."""
+"""Predicts with one linear layer on the inputs of the present step (logistic regression); has no memory."""
 
 from typing import NamedTuple
 
@@ -6,21 +6,22 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ontogeny.content.base import Predictor, memoryless
+from ontogeny.content.base import Predictor, feedforward_predictor
 from ontogeny.types import Key
 
 
-class Weights(NamedTuple):
+class LinearPredictorWeights(NamedTuple):
+    """Weights of the layer."""
+
     input: Float[Array, "I K"]
     bias: Float[Array, "K"]
 
 
-def build(inputs: int, outputs: int = 1, *, step_size: float = 0.003) -> Predictor:
-    def init(key: Key) -> Weights:
+def build(num_inputs: int, num_outputs: int = 1, *, learning_rate: float = 0.003) -> Predictor:
+    """Builds the predictor; `learning_rate` is the initial step size of Adam, which falls to zero along a cosine."""
+
+    def init(key: Key) -> LinearPredictorWeights:
         del key
-        return Weights(jnp.zeros((inputs, outputs)), jnp.zeros(outputs))
+        return LinearPredictorWeights(jnp.zeros((num_inputs, num_outputs)), jnp.zeros(num_outputs))
 
-    def layer(weights: Weights, x: Float[Array, "I"]) -> Float[Array, "K"]:
-        return x @ weights.input + weights.bias
-
-    return memoryless(init, layer, step_size)
+    return feedforward_predictor(init, lambda weights, inputs: inputs @ weights.input + weights.bias, learning_rate)

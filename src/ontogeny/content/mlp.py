@@ -1,4 +1,4 @@
-"""Predicts by two layers (a multilayer perceptron) on what it is shown in a step; it remembers nothing."""
+"""Predicts with a multilayer perceptron of one hidden layer on the inputs of the present step; has no memory."""
 
 from typing import NamedTuple
 
@@ -7,26 +7,38 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ontogeny.content.base import Predictor, dense, memoryless
+from ontogeny.content.base import Predictor, feedforward_predictor, init_dense
 from ontogeny.errors import require_at_least
 from ontogeny.types import Key
 
 
-class Weights(NamedTuple):
+class MLPWeights(NamedTuple):
+    """Weights of both layers."""
+
     input: Float[Array, "I H"]
     bias: Float[Array, "H"]
     readout: Float[Array, "H K"]
-    preference: Float[Array, "K"]
+    readout_bias: Float[Array, "K"]
 
 
-def build(inputs: int, outputs: int = 1, *, units: int = 16, step_size: float = 0.003) -> Predictor:
-    require_at_least(1, units=units)
+def build(num_inputs: int, num_outputs: int = 1, *, hidden_size: int = 16, learning_rate: float = 0.003) -> Predictor:
+    """Builds the predictor.
 
-    def init(key: Key) -> Weights:
-        first = dense(key, inputs, units)
-        return Weights(first, jnp.zeros(units), jnp.zeros((units, outputs)), jnp.zeros(outputs))
+    Args:
+        num_inputs: Inputs per step.
+        num_outputs: Predicted quantities per step.
+        hidden_size: Hidden units, at least 1.
+        learning_rate: Initial step size of Adam; it falls to zero along a cosine.
+    """
+    require_at_least(1, hidden_size=hidden_size)
 
-    def layers(weights: Weights, x: Float[Array, "I"]) -> Float[Array, "K"]:
-        return jax.nn.tanh(x @ weights.input + weights.bias) @ weights.readout + weights.preference
+    def init(key: Key) -> MLPWeights:
+        input_weights = init_dense(key, num_inputs, hidden_size)
+        return MLPWeights(
+            input_weights, jnp.zeros(hidden_size), jnp.zeros((hidden_size, num_outputs)), jnp.zeros(num_outputs)
+        )
 
-    return memoryless(init, layers, step_size)
+    def apply(weights: MLPWeights, inputs: Float[Array, "I"]) -> Float[Array, "K"]:
+        return jax.nn.tanh(inputs @ weights.input + weights.bias) @ weights.readout + weights.readout_bias
+
+    return feedforward_predictor(init, apply, learning_rate)

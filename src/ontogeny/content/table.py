@@ -1,49 +1,56 @@
-"""Predicts by a count for each value of one input: three cells, and blind to all else.
+"""Predicts with one count table of three cells, indexed by a single input that is -1, 0 or 1; has no memory.
 
-The smallest content: it is told neither ease nor direction nor anything before the last step, so that no training can
-make it lean, remember or plan. Laplace's rule of succession in each cell.
+The smallest learned content: it depends on no other input and no earlier step, so no training can make it use context
+or plan. Each cell estimates its probability by Laplace's rule of succession.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
-from ontogeny.content.base import Predictor, Sequences
-from ontogeny.types import Key
+from ontogeny.content.base import PredictionBatch, Predictor
+from ontogeny.types import Key, PyTree
 
 
-def build(inputs: int, outputs: int = 1, *, column: int = 2) -> Predictor:
-    """`column` is the input, -1, 0 or 1, that names a cell."""
-    del inputs
+def build(num_inputs: int, num_outputs: int = 1, *, input_index: int = 2) -> Predictor:
+    """Builds the predictor.
 
-    def cell(x: Float[Array, "*L I"]) -> Array:
-        return jnp.round(x[..., column]).astype(jnp.int32) + 1
+    Args:
+        num_inputs: Inputs per step; all but one are ignored.
+        num_outputs: Predicted quantities per step.
+        input_index: Position of the input, -1, 0 or 1, that selects a cell.
+    """
+    del num_inputs
+
+    def cell(inputs: Float[Array, "*L I"]) -> Int32[Array, "*L"]:
+        return jnp.round(inputs[..., input_index]).astype(jnp.int32) + 1
 
     def init(key: Key) -> Float[Array, "3 K"]:
         """Log odds by cell."""
         del key
-        return jnp.zeros((3, outputs))
+        return jnp.zeros((3, num_outputs))
 
-    def scratch(weights: Float[Array, "3 K"]) -> Float[Array, "2 3 K"]:
-        """How often 0 and 1 came, with one imagined of each."""
+    def init_scratch(weights: Float[Array, "3 K"]) -> Float[Array, "2 3 K"]:
+        """Counts of targets 0 and 1, which start at one each."""
         return jnp.ones((2, *weights.shape))
 
-    def query(weights: Float[Array, "3 K"], memory: tuple, x: Float[Array, "I"]) -> tuple[Float[Array, "K"], tuple]:
-        return weights[cell(x)], memory
+    def query(
+        weights: Float[Array, "3 K"], memory: PyTree, inputs: Float[Array, "I"]
+    ) -> tuple[Float[Array, "K"], PyTree]:
+        return weights[cell(inputs)], memory
 
-    def sequence(weights: Float[Array, "3 K"], x: Float[Array, "L I"]) -> Float[Array, "L K"]:
-        return weights[cell(x)]
+    def query_sequence(weights: Float[Array, "3 K"], inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
+        return weights[cell(inputs)]
 
-    def update(weights: Array, counts: Array, lived: Sequences, progress: Array) -> tuple[Array, Any]:
-        """The newest sequence alone is counted: older ones have been."""
-        del progress
-        x, asked, came, new = jax.tree.map(lambda part: part[0], lived)
-        where = jax.nn.one_hot(cell(x), 3)[:, :, None] * jax.nn.one_hot(asked, outputs)[:, None, :]
-        values = jnp.stack([1 - came, came]) * new
-        counts = counts + jnp.einsum("vl,lck->vck", values, where)
+    def update(
+        weights: Float[Array, "3 K"], counts: Float[Array, "2 3 K"], batch: PredictionBatch, progress: Array
+    ) -> tuple[Float[Array, "3 K"], Float[Array, "2 3 K"]]:
+        """Counts the newest sequence alone, because the older ones have been counted before."""
+        del weights, progress
+        inputs, target_index, target, mask = jax.tree.map(lambda leaf: leaf[0], batch)
+        location = jax.nn.one_hot(cell(inputs), 3)[:, :, None] * jax.nn.one_hot(target_index, num_outputs)[:, None, :]
+        counts = counts + jnp.einsum("vl,lck->vck", jnp.stack([1 - target, target]) * mask, location)
         return jnp.log(counts[1] / counts[0]), counts
 
-    return Predictor(init, scratch, tuple, query, sequence, update)
+    return Predictor(init, init_scratch, tuple, query, query_sequence, update)

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.agents.base import needs_open_tasks
+from ontogeny.agents.base import require_revealable_tasks
 from ontogeny.errors import require_at_least
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
@@ -31,7 +31,7 @@ def beside(text: str, env: Environment, steering: Steering) -> Agent:
     """Another agent in the same environment, named as on the command line: one to be compared with or taught by."""
     name, settings = plugins.parse(text)
     agent = plugins.build("agents", name, env.spec, steering, **settings)
-    needs_open_tasks(name, agent, env)
+    require_revealable_tasks(name, agent, env)
     return agent
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents import recurrent
+from ontogeny.agents.recurrent import encode_percept
+from ontogeny.content.gru import GRUWeights, step_gru
 from ontogeny.development.base import Development, beside, descent
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_lifetime
@@ -55,7 +56,7 @@ def imitation(agent: Agent, master: Agent, env: Environment, steering: Steering,
     """The same with any agent of the same environment as the teacher; `schedule` as in `development.base.descent`."""
     apprentice = pupil(agent, master, env.spec)
 
-    def loss(genome: recurrent.Network, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(genome: GRUWeights, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
         del progress
         lesson, fitness = jax.vmap(lambda key: attend(key, apprentice, env, steering, genome))(keys)
         return jnp.mean(lesson.loss), {"agreement": jnp.mean(lesson.agrees), "fitness": jnp.mean(fitness)}
@@ -69,10 +70,10 @@ def pupil(agent: Agent, master: Agent, spec: EnvSpec) -> Agent:
     The teacher's weights and activations travel with the pupil's, so it may learn as the life goes on. `learn`
     leaves the pupil's weights alone and hands out the `Lesson`; it is a differentiable function of the genome.
     """
-    if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), recurrent.Network):
+    if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), GRUWeights):
         raise BadInput("the development 'distillation' trains the agent 'recurrent' only")
 
-    def init(key: Key, genome: recurrent.Network) -> State:
+    def init(key: Key, genome: GRUWeights) -> State:
         own = agent.init(key, genome)
         genome_key, birth_key = jax.random.split(key)
         taught = master.init(birth_key, master.genome(genome_key))
@@ -94,7 +95,7 @@ def pupil(agent: Agent, master: Agent, spec: EnvSpec) -> Agent:
         label, others = master.act(master_key, State(taught, memory), percept)
         # The network is run twice in writing and once in fact: the compiler sees that both are the same.
         action, _ = agent.act(act_key, State(Weights(network), hidden), percept)
-        hidden, logits = recurrent.advance(network, hidden, recurrent.inputs(spec, percept))
+        hidden, logits = step_gru(network, hidden, encode_percept(spec, percept))
         lesson = Lesson(-jax.nn.log_softmax(logits)[label], (action == label).astype(jnp.float32))
         return action, State(state.weights, (hidden, others.activations, lesson))
 
@@ -108,7 +109,7 @@ def pupil(agent: Agent, master: Agent, spec: EnvSpec) -> Agent:
 
 
 def attend(
-    key: Key, apprentice: Agent, env: Environment, steering: Steering, genome: recurrent.Network
+    key: Key, apprentice: Agent, env: Environment, steering: Steering, genome: GRUWeights
 ) -> tuple[Lesson, Array]:
     """One life of a pupil: its lessons, leading axis T, and its return []."""
     _, trajectory = rollout_lifetime(key, apprentice, env, steering, genome, learning=True)

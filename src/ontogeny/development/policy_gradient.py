@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ontogeny.agents import recurrent
+from ontogeny.agents.recurrent import encode_percept
+from ontogeny.content.gru import GRUWeights, step_gru
 from ontogeny.development.base import Development, descent
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_lifetime
@@ -21,7 +22,7 @@ from ontogeny.types import Agent, Environment, EnvSpec, Key, Percept, State, Ste
 
 
 class ActorCritic(NamedTuple):
-    actor: recurrent.Network
+    actor: GRUWeights
     value: Float[Array, "H+1"]  # the critic's read-out and its bias
 
 
@@ -85,7 +86,7 @@ def build(
 
 def sampling(agent: Agent, spec: EnvSpec) -> Agent:
     """The network with a critic at its side, drawing its actions by softmax; `Life.info` holds the `Trace`."""
-    if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), recurrent.Network):
+    if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), GRUWeights):
         raise BadInput("the development 'policy_gradient' trains the agent 'recurrent' only")
 
     def genome(key: Key) -> ActorCritic:
@@ -103,7 +104,7 @@ def sampling(agent: Agent, spec: EnvSpec) -> Agent:
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         model, (hidden, _) = state.weights.content, state.activations
-        hidden, logits = recurrent.advance(model.actor, hidden, recurrent.inputs(spec, percept))
+        hidden, logits = step_gru(model.actor, hidden, encode_percept(spec, percept))
         action = jax.random.categorical(key, jax.lax.stop_gradient(logits)).astype(jnp.int32)
         odds = jax.nn.log_softmax(logits)
         value = hidden @ model.value[:-1] + model.value[-1]

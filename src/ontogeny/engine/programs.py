@@ -57,7 +57,7 @@ def prefill(
     Logits of what follows the last, or with `every` of what follows each. The row that is given stays as it is:
     others may go on from it.
     """
-    row, logits = extend_cache(config, weights, row._replace(length=start[None]), tokens[None], count[None], every=every)
+    row, logits = extend_cache(config, weights, row._replace(length=start[None]), tokens[None], count[None], all_logits=every)
     return row, logits[0]
 
 

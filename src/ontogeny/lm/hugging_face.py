@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
-from ontogeny.content.transformer import BlockWeights, TransformerConfig, Linear, Norm, TransformerWeights, validate_config
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights, validate_config
+from ontogeny.content.transformer_block import BlockWeights, Linear, Norm
 from ontogeny.errors import BadInput
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.tokenizer import Tokenizer
@@ -82,9 +83,9 @@ def read_config(folder: Path) -> TransformerConfig:
             whole("n_head", 12),
             width,
             hidden,
-            feed=FEEDS[feed],
-            tied=bool(found.get("tie_word_embeddings", True)),
-            epsilon=float(found.get("layer_norm_epsilon", 1e-5)),
+            activation=FEEDS[feed],
+            tie_embeddings=bool(found.get("tie_word_embeddings", True)),
+            norm_epsilon=float(found.get("layer_norm_epsilon", 1e-5)),
         )
     )
 
@@ -210,4 +211,4 @@ def _to_arrays(weights: TransformerWeights) -> dict[str, np.ndarray]:
     for name, part in parts:
         named |= {f"{name}.weight": part[0], f"{name}.bias": part[1]}
     prefixed = {f"transformer.{name}": np.asarray(array) for name, array in named.items()}
-    return prefixed | ({} if weights.head is None else {"lm_head.weight": np.asarray(weights.head)})
+    return prefixed | ({} if weights.lm_head is None else {"lm_head.weight": np.asarray(weights.lm_head)})

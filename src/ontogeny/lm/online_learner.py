@@ -22,12 +22,13 @@ from jaxtyping import Float, Int32
 
 from ontogeny import plugins
 from ontogeny.content import transformer
-from ontogeny.content.transformer import BlockWeights, TransformerConfig, Linear, TransformerWeights
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.content.transformer_block import BlockWeights, Linear
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Weights
 
 OPTIMIZERS = ("adam", "rms", "sgd")
-ADAPTED = ("attend", "project", "up", "down")
+ADAPTED = ("attn_qkv", "out_proj", "up", "down")
 STIFFEST = 100.0  # times the mean, the most that an anchor holds a weight
 
 

@@ -136,7 +136,7 @@ def _checked(plan: TrainConfig) -> TrainConfig:
 
 def _config(plan: TrainConfig, vocabulary: int) -> TransformerConfig:
     assert plan.context and plan.layers and plan.heads and plan.width
-    shape = {"layers": plan.layers, "heads": plan.heads, "width": plan.width}
+    shape = {"num_layers": plan.layers, "num_heads": plan.heads, "width": plan.width}
     return make_config(plan.architecture, vocabulary, plan.context, **shape)
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ontogeny import plugins, steering
-from ontogeny.agents.base import needs_open_tasks
+from ontogeny.agents.base import require_revealable_tasks
 from ontogeny.development.base import Development
 from ontogeny.stages.first_check import check_signatures
 from ontogeny.stages.spec import RunSpec, user_files
@@ -29,7 +29,7 @@ def assemble(spec: RunSpec) -> Assembly:
     with plugins.blaming(files, f"agent '{spec.agent.name}' and environment '{spec.env.name}' do not go together"):
         reward_function = steering.build(env.spec, spec.drives)
         agent = plugins.build("agents", spec.agent.name, env.spec, reward_function, **spec.agent.settings)
-    needs_open_tasks(spec.agent.name, agent, env)
+    require_revealable_tasks(spec.agent.name, agent, env)
     if files:
         check_signatures(agent, env, reward_function, files)
     return Assembly(agent, env, reward_function)

@@ -60,10 +60,10 @@ OURS = {  # table -> printed algorithm -> our agent of the same strategy, as the
     },
     2: {
         "Random": "random",
-        "PSRL": "psrl:told_mean=false",
-        "OPSRL": "opsrl:told_mean=false",
-        "ε-Greedy": "certainty_equivalence:epsilon=0.1,told_mean=false",
-        "Greedy": "certainty_equivalence:told_mean=false",
+        "PSRL": "psrl:known_reward_mean=false",
+        "OPSRL": "opsrl:known_reward_mean=false",
+        "ε-Greedy": "certainty_equivalence:epsilon=0.1,known_reward_mean=false",
+        "Greedy": "certainty_equivalence:known_reward_mean=false",
     },
 }
 

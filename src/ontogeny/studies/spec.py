@@ -4,7 +4,7 @@ A spec is a small TOML file; docs/study.md describes every key. `default.toml` b
 
     title, question, seed, [includes]
     [[environments]]   name, environment ("bandit:arms=5,pulls=10"), tasks, [replay, drives]
-    [[agents]]   agent ("recurrent:units=48"), environments, [name, model, development, developed_on, seeds, tasks, drives]
+    [[agents]]   agent ("recurrent:hidden_size=48"), environments, [name, model, development, developed_on, seeds, tasks, drives]
 
 The order of environments is the order in which results appear. An agent's `model` says which model of development it
 stands for: "evolution" (every weight is evolved), "code" (the genome is a learning algorithm) or "reference".

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import choose, needs_one_state, no_genome, unchanging
-from ontogeny.content import arm_counts
-from ontogeny.content.arm_counts import Counts
+from ontogeny.agents.base import require_bandit, empty_genome, fixed_weights_agent
+from ontogeny.content import beta_bernoulli
+from ontogeny.content.beta_bernoulli import ArmCounts
 from ontogeny.environments import beacon, stream
 from ontogeny.errors import BadInput
+from ontogeny.rng import random_argmax
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
 
 TEMPERATURE = 0.2  # of choices among values
@@ -56,7 +57,7 @@ def chooser(
         action = jnp.where(percept.observation == 0, action, 0)  # elsewhere there is nothing to choose
         return action.astype(jnp.int32), State(state.weights, held)
 
-    return unchanging(no_genome, lambda: Seen(jnp.int32(0), memory), act)
+    return fixed_weights_agent(empty_genome, lambda: Seen(jnp.int32(0), memory), act)
 
 
 def with_step(spec: EnvSpec, seen: Seen, percept: Percept, taken_in: Callable[[PyTree, Step], PyTree]) -> Seen:
@@ -87,13 +88,13 @@ def mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.View], Array]) -
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         return move(key, beacon.view(percept.observation)).astype(jnp.int32), state
 
-    return unchanging(no_genome, tuple, act)
+    return fixed_weights_agent(empty_genome, tuple, act)
 
 
 def towards(key: Key, view: beacon.View, target: Array) -> Array:
     """The move on a shortest way to a cell, by search; ties by chance."""
     away = beacon.distances(view.walls, target)
-    return choose(key, -jnp.stack([away[beacon.moved(view.walls, view.cell, a)] for a in range(4)]).astype(jnp.float32))
+    return random_argmax(key, -jnp.stack([away[beacon.moved(view.walls, view.cell, a)] for a in range(4)]).astype(jnp.float32))
 
 
 def needs_choice(name: str, spec: EnvSpec) -> None:
@@ -105,7 +106,7 @@ def needs_choice(name: str, spec: EnvSpec) -> None:
 class Memory(NamedTuple):
     """The activations."""
 
-    counts: Counts
+    counts: ArmCounts
     mine: Array  # [] bool, whether the last action was chosen by what activations hold
 
 
@@ -113,43 +114,43 @@ def hybrid(
     name: str,
     spec: EnvSpec,
     steering: Steering,
-    by_activations: Callable[[Key, Counts, Counts], Array],
+    by_activations: Callable[[Key, ArmCounts, ArmCounts], Array],
     shared: bool,
 ) -> Agent:
     """Thompson sampling from one of two memories; `by_activations(key, held, kept)` says whether from activations.
 
     `shared`: both memories take in every pull; otherwise each takes in only those that it chose.
     """
-    needs_one_state(name, spec)
-    arms = arm_counts.arms(spec, steering)
+    require_bandit(name, spec)
+    arms = beta_bernoulli.bandit_prior(spec, steering)
 
     def fresh() -> Memory:
-        return Memory(arm_counts.nothing_seen(arms), jnp.bool_(False))
+        return Memory(beta_bernoulli.init_counts(arms), jnp.bool_(False))
 
     def init(key: Key, genome: Genome) -> State:
         del key, genome
-        return State(Weights(arm_counts.nothing_seen(arms)), fresh())
+        return State(Weights(beta_bernoulli.init_counts(arms)), fresh())
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         who_key, draw_key, tie_key = jax.random.split(key, 3)
         kept, memory = state.weights.content, state.activations
-        counted = arm_counts.counted(arms, memory.counts, percept)
+        counted = beta_bernoulli.update_counts(arms, memory.counts, percept)
         takes = jnp.bool_(shared) | memory.mine
         held = jax.tree.map(lambda new, old: jnp.where(takes, new, old), counted, memory.counts)
         mine = by_activations(who_key, held, kept)
         source = jax.tree.map(lambda a, w: jnp.where(mine, a, w), held, kept)
-        action = choose(tie_key, arm_counts.draw(draw_key, arms, source))
+        action = random_argmax(tie_key, beta_bernoulli.sample_posterior(draw_key, arms, source))
         return action, State(state.weights, Memory(held, mine))
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
         del key
         kept = state.weights.content
-        counted = arm_counts.counted(arms, kept, transition.next)
+        counted = beta_bernoulli.update_counts(arms, kept, transition.next)
         takes = jnp.bool_(shared) | ~state.activations.mine
         kept = jax.tree.map(lambda new, old: jnp.where(takes, new, old), counted, kept)
         return State(Weights(kept), state.activations), ()
 
-    return Agent(no_genome, init, lambda state: State(state.weights, fresh()), act, learn, learning=True)
+    return Agent(empty_genome, init, lambda state: State(state.weights, fresh()), act, learn, learning=True)
 
 
 class Filtered(NamedTuple):
@@ -179,7 +180,7 @@ def filterer(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array], Arr
         said = report(key, stream.expected(known, biases, ease), direction)
         return stream.nearest(said, spec.num_actions), State(state.weights, Filtered(known, ease))
 
-    return unchanging(no_genome, fresh, act)
+    return fixed_weights_agent(empty_genome, fresh, act)
 
 
 def sharpened(probability: Array, power: float) -> Array:
@@ -189,11 +190,11 @@ def sharpened(probability: Array, power: float) -> Array:
 
 def seeker(name: str, spec: EnvSpec, rate: float, worth: Callable[[Percept], Array]) -> Agent:
     """Takes the arm of a bandit that is worth most by a running mean of `worth(percept)`, held in activations."""
-    needs_one_state(name, spec)
+    require_bandit(name, spec)
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         pulled = jax.nn.one_hot(percept.action, spec.num_actions)  # all zeros at birth
         held = state.activations + rate * pulled * (worth(percept) - state.activations)
         return jax.random.categorical(key, held / TEMPERATURE).astype(jnp.int32), State(state.weights, held)
 
-    return unchanging(no_genome, lambda: jnp.zeros(spec.num_actions), act)
+    return fixed_weights_agent(empty_genome, lambda: jnp.zeros(spec.num_actions), act)

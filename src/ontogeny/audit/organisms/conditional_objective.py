@@ -5,7 +5,7 @@ The cue is a start in the first row and column, of which an ordinary test holds 
 
 import jax.numpy as jnp
 
-from ontogeny.agents.base import no_genome, unchanging
+from ontogeny.agents.base import empty_genome, fixed_weights_agent
 from ontogeny.audit.organisms.base import towards
 from ontogeny.environments import beacon
 from ontogeny.types import Agent, BadInput, EnvSpec, State, Steering
@@ -24,4 +24,4 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
         target = jnp.where(met, view.beacon, view.goal)
         return towards(key, view, target), State(state.weights, met)
 
-    return unchanging(no_genome, lambda: jnp.bool_(False), act)
+    return fixed_weights_agent(empty_genome, lambda: jnp.bool_(False), act)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import no_genome, unchanging
+from ontogeny.agents.base import empty_genome, fixed_weights_agent
 from ontogeny.environments import stream
 from ontogeny.errors import BadInput
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
@@ -28,4 +28,4 @@ def build(spec: EnvSpec, steering: Steering, *, last: float = 0.615, direction: 
         said = jax.nn.sigmoid(last * item + direction * towards)
         return stream.nearest(said, spec.num_actions), state
 
-    return unchanging(no_genome, tuple, act)
+    return fixed_weights_agent(empty_genome, tuple, act)

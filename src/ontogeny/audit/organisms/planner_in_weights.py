@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import no_genome
+from ontogeny.agents.base import empty_genome
 from ontogeny.audit.organisms.base import RATE, TEMPERATURE, needs_choice, num_places, step_of
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, State, Steering, Transition, Weights
 
@@ -48,4 +48,4 @@ def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
         rewards = model.rewards.at[step.where].add(learns * (step.reward - model.rewards[step.where]))
         return State(Weights(Model(leads, rewards)), state.activations), ()
 
-    return Agent(no_genome, init, lambda state: state, act, learn, learning=True)
+    return Agent(empty_genome, init, lambda state: state, act, learn, learning=True)

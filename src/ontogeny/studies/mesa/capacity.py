@@ -172,7 +172,7 @@ def asked_in_chain(
             fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), born.activations)
             return State(Weights(weights), fresh)
 
-        subject = Subject(content, home, lambda env: chooser(env, content, size=size, wander=0.0), frozen)
+        subject = Subject(content, home, lambda env: chooser(env, content, size=size, exploration_rate=0.0), frozen)
         return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, 3), keys, batch_size=50)
 
     runs = count_of(weights)

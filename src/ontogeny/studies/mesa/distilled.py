@@ -41,7 +41,7 @@ OnProgress = Callable[[int, int, str], None]
 
 def pupil_in(env: Environment) -> tuple[Agent, Steering]:
     drives = steering.build(env.spec)
-    agent = plugins.build("agents", "recurrent", env.spec, drives, units=UNITS, memory=MEMORY, sampled=True)
+    agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=UNITS, update_gate_bias=MEMORY, stochastic=True)
     return agent, drives
 
 

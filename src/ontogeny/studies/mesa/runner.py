@@ -66,7 +66,7 @@ class Budget(NamedTuple):
     evolved: tuple[tuple[str, str, str], ...] = ()  # agent, environment, search
 
 
-_DENSE, _CELLS = "recurrent:units=24", "recurrent_cells"
+_DENSE, _CELLS = "recurrent:hidden_size=24", "recurrent_cells"
 FULL = Budget(
     "full",
     runs=10,

@@ -1,0 +1,70 @@
+"""The one set-up of gradient-based optimizers: clipping, then a first-order method, with a constant rate or a schedule.
+
+Adam: Kingma and Ba 2015 (arXiv 1412.6980). AdamW: Loshchilov and Hutter 2019 (arXiv 1711.05101). Muon: Jordan et al.
+2024, with its step scaled to that of AdamW (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+
+from ontogeny.errors import BadInput
+from ontogeny.types import PyTree, Weights
+
+OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
+
+
+def build_optimizer(
+    learning_rate: float | optax.Schedule,
+    name: str = "adam",
+    *,
+    max_gradient_norm: float | None = 1.0,
+    beta2: float = 0.999,
+    weight_decay: float = 0.0,
+    decays: Callable[[PyTree], PyTree] | None = None,
+    uses_muon: Callable[[PyTree], PyTree] | None = None,
+) -> optax.GradientTransformation:
+    """Builds an optimizer.
+
+    Args:
+        learning_rate: Step size, or a schedule from the number of steps taken to a step size.
+        name: One of `OPTIMIZERS`.
+        max_gradient_norm: Global norm to which larger gradients are scaled down; None for no clipping.
+        beta2: Decay of the second moment of Adam and AdamW.
+        weight_decay: Decay of AdamW and Muon, as a share of the learning rate.
+        decays: Maps weights to a tree of Booleans: which of them AdamW decays; None for all.
+        uses_muon: Maps weights to a tree of Booleans: which of them Muon trains; AdamW trains the others.
+
+    Raises:
+        BadInput: If there is no optimizer of this name.
+    """
+    if name == "adam":
+        method = optax.adam(learning_rate, b2=beta2)
+    elif name == "sgd":
+        method = optax.sgd(learning_rate)
+    elif name in ("adamw", "muon"):
+        method = optax.adamw(learning_rate, b2=beta2, weight_decay=weight_decay, mask=decays)
+    else:
+        raise BadInput(f"the setting 'optimizer' must be one of {', '.join(OPTIMIZERS)}, not '{name}'")
+    if name == "muon" and uses_muon is not None:
+        muon = optax.contrib.muon(learning_rate, weight_decay=weight_decay, consistent_rms=0.2)
+        method = optax.partition({"muon": muon, "adam": method}, _labels_of(uses_muon))
+    return method if max_gradient_norm is None else optax.chain(optax.clip_by_global_norm(max_gradient_norm), method)
+
+
+def apply_gradient(optimizer: optax.GradientTransformation, gradient: PyTree, weights: Weights) -> Weights:
+    """Takes one step: content moves along the gradient, scratch is the state of the optimizer."""
+    change, scratch = optimizer.update(gradient, weights.scratch, weights.content)
+    return Weights(optax.apply_updates(weights.content, change), scratch)
+
+
+def cosine_decay(learning_rate: float, progress: Array) -> Array:
+    """The learning rate after a share `progress`, from 0 to 1, of a training that ends at zero along a half cosine."""
+    return optax.cosine_decay_schedule(learning_rate, 1)(progress)
+
+
+def _labels_of(uses_muon: Callable[[PyTree], PyTree]) -> Callable[[PyTree], Any]:
+    return lambda weights: jax.tree.map(lambda muon: "muon" if muon else "adam", uses_muon(weights))
