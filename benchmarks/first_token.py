@@ -16,7 +16,7 @@ import time
 
 import jax
 
-from ontogeny.content.transformer import make_config, init_weights
+from ontogeny.content.transformer import init_weights, make_config
 from ontogeny.engine.engine import Engine, FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import SamplingParams
 

@@ -77,7 +77,7 @@ def make_folder(folder: Path) -> None:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    from ontogeny.content.transformer import make_config, init_weights
+    from ontogeny.content.transformer import init_weights, make_config
     from ontogeny.lm import hugging_face
     from ontogeny.lm.tokenizer import BytePairs, byte_letters
 

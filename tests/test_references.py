@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, rng, steering
-from ontogeny.content import beta_bernoulli, episode_plan, gittins_index, tabular_posterior, tabular_model
+from ontogeny.content import beta_bernoulli, episode_plan, gittins_index, tabular_posterior
 from ontogeny.content.gamma import sample_log_gamma
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_lifetime

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny.content.transformer import KVCache, make_config, forward, init_weights
+from ontogeny.content.transformer import KVCache, forward, init_weights, make_config
 from ontogeny.engine import programs
 from ontogeny.engine.engine import Engine, QueueFull
 from ontogeny.engine.prefix_cache import PrefixCache

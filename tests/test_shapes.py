@@ -21,7 +21,7 @@ from jaxtyping import AbstractArray, Float, TypeCheckError, jaxtyped
 import ontogeny
 from ontogeny import plugins, rollouts, steering
 from ontogeny.agents import recurrent_cells
-from ontogeny.content import planning, tabular_posterior, tabular_model, transformer
+from ontogeny.content import planning, tabular_model, tabular_posterior, transformer
 from ontogeny.development import policy_gradient
 from ontogeny.types import BadInput, FeaturePrior, TabularTask
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import TransformerConfig, TransformerWeights, validate_config, init_weights
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights, init_weights, validate_config
 from ontogeny.errors import BadInput
 from ontogeny.lm import hugging_face
 from ontogeny.lm import tokenizer as tokenizers

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.agents.base import require_bandit, empty_genome, fixed_weights_agent
+from ontogeny.agents.base import empty_genome, fixed_weights_agent, require_bandit
 from ontogeny.content import beta_bernoulli
 from ontogeny.content.beta_bernoulli import ArmCounts
 from ontogeny.environments import beacon, stream
