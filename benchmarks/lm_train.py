@@ -105,7 +105,7 @@ class Ours:
         self.weights = optimization.placed(optimization.born(jax.random.key(0), config, how), self.shards)
 
     def size(self) -> int:
-        return trees.size(self.weights.content)
+        return trees.num_elements(self.weights.content)
 
     def turns(self) -> Iterator[int]:
         for done in range(0, self.how.steps, TURN):

@@ -36,12 +36,12 @@ def ours() -> Callable[[], None]:
 
     from ontogeny import plugins, steering
 
-    env = plugins.build("environments", "bandit", arms=2, pulls=STEPS)
+    env = plugins.build("environments", "bandit", num_arms=2, num_pulls=STEPS)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=UNITS)
     development = plugins.build(
-        "development", "evolution", agent, env, drives, strategy="Open_ES", population=POPULATION, num_lifetimes=LIVES,
-        spread=0.2, step_size=0.1, generations_per_dispatch=GENERATIONS,
+        "development", "evolution", agent, env, drives, strategy="Open_ES", population_size=POPULATION, num_lifetimes=LIVES,
+        sigma=0.2, learning_rate=0.1, generations_per_call=GENERATIONS,
     )  # fmt: skip
     state = development.init(jax.random.key(0))
 

@@ -28,36 +28,36 @@ from typing import Any, NamedTuple
 
 LOWEST_TASKS = 4000
 RECIPES = {  # name -> agent, environment to develop it in, development: each within two minutes on two cores
-    "bandit-10": ("recurrent_cells", "bandit:arms=5,pulls=10", "evolution:generations=150"),
-    "bandit-100": ("recurrent_cells", "bandit:arms=5,pulls=100", "evolution:generations=100"),
+    "bandit-10": ("recurrent_cells", "bandit:num_arms=5,num_pulls=10", "evolution:num_generations=150"),
+    "bandit-100": ("recurrent_cells", "bandit:num_arms=5,num_pulls=100", "evolution:num_generations=100"),
     "bandit-500": (
         "recurrent_cells",
-        "bandit:arms=5,pulls=500",
-        "evolution:population=128,num_lifetimes=16,generations=80,generations_per_dispatch=2",
+        "bandit:num_arms=5,num_pulls=500",
+        "evolution:population_size=128,num_lifetimes=16,num_generations=80,generations_per_call=2",
     ),
-    "mdp-10": ("recurrent_cells", "random_mdp:episodes=10", "evolution:generations=60"),
+    "mdp-10": ("recurrent_cells", "random_mdp:num_episodes=10", "evolution:num_generations=60"),
     "mdp-100": (
         "recurrent_cells",
-        "random_mdp:episodes=100",
-        "evolution:num_lifetimes=16,generations=40,generations_per_dispatch=2",
+        "random_mdp:num_episodes=100",
+        "evolution:num_lifetimes=16,num_generations=40,generations_per_call=2",
     ),
     "mdp-100-unclocked": (
         "recurrent_cells:observe_time=false",
-        "random_mdp:episodes=100",
-        "evolution:num_lifetimes=16,generations=40,generations_per_dispatch=2",
+        "random_mdp:num_episodes=100",
+        "evolution:num_lifetimes=16,num_generations=40,generations_per_call=2",
     ),
     "dense-10": (
         "recurrent:hidden_size=24",
-        "bandit:arms=5,pulls=10",
-        "evolution:strategy=Sep_CMA_ES,population=64,num_lifetimes=64,generations=1500,generations_per_dispatch=20,spread=0.2",
+        "bandit:num_arms=5,num_pulls=10",
+        "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=64,num_generations=1500,generations_per_call=20,sigma=0.2",
     ),
     "dense-100": (
         "recurrent:hidden_size=24",
-        "bandit:arms=5,pulls=100",
-        "evolution:strategy=Sep_CMA_ES,population=128,num_lifetimes=32,generations=2000,generations_per_dispatch=20,spread=0.2",
+        "bandit:num_arms=5,num_pulls=100",
+        "evolution:strategy=Sep_CMA_ES,population_size=128,num_lifetimes=32,num_generations=2000,generations_per_call=20,sigma=0.2",
     ),
-    "distilled-100": ("recurrent", "bandit:arms=5,pulls=100", "distillation"),
-    "gradient-100": ("recurrent", "bandit:arms=5,pulls=100", "policy_gradient"),
+    "distilled-100": ("recurrent", "bandit:num_arms=5,num_pulls=100", "distillation"),
+    "gradient-100": ("recurrent", "bandit:num_arms=5,num_pulls=100", "policy_gradient"),
 }
 
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not re.fullmatch(r"[nk]=\d+(,[nk]=\d+)?", text):
             parser.error(f"'{text}' is no row; a row is n=100 or n=100,k=5")
     for agent in chosen.agents:
-        if agent != "none" and plugins.parse(agent)[0] not in plugins.names("agents"):
+        if agent != "none" and plugins.parse(agent)[0] not in plugins.list_names("agents"):
             parser.error(f"there is no agent '{agent}'")
     recipes = chosen.recipes or (list(RECIPES) if chosen.agents in ([], ["none"]) else [])
     runs = [*chosen.run, *develop(chosen.evolve, [name for name in recipes if name != "none"], chosen.seeds)]
@@ -137,7 +137,7 @@ def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
     others = ("psrl", "opsrl", "certainty_equivalence", "q_learning", "oracle", "model_based")
     listed += [Entry(agent) for agent in (others if row.table == 2 else ("q_learning", "oracle", "model_based"))]
     listed += [Entry(agent) for agent in wanted if agent != "none" and agent not in {e.agent for e in listed}]
-    known = plugins.names("agents")
+    known = plugins.list_names("agents")
     for entry in listed:
         name = plugins.parse(entry.agent)[0]
         if (not wanted or entry.agent in wanted or (name in wanted and entry.line)) and name in known:
@@ -204,8 +204,8 @@ def text_of(room: Any) -> str:
     """A room as the command line takes it, without what is as by default."""
     from ontogeny import plugins
 
-    family = next(family for family in ("agents", "development") if room.name in plugins.names(family))
-    defaults = plugins.settings(family, room.name)
+    family = next(family for family in ("agents", "development") if room.name in plugins.list_names(family))
+    defaults = plugins.default_settings(family, room.name)
     given = ",".join(f"{key}={value}" for key, value in room.settings.items() if value != defaults.get(key))
     return f"{room.name}:{given}" if given else room.name
 

@@ -2,7 +2,7 @@
 
 The agent has never seen it. It was built for any environment of 18 states and 3 actions, and learns this one in use:
 
-    ontogeny train --agent model_based --env random_mdp:states=18,actions=3,horizon=2 --out runs/catcher
+    ontogeny train --agent model_based --env random_mdp:num_states=18,num_actions=3,horizon=2 --out runs/catcher
     ontogeny serve --alias catcher=runs/catcher --online
     python docs/agent_client.py
 """

@@ -18,12 +18,12 @@ def subject(agent, env):
     name, given = plugins.parse(env)
     env = plugins.build("environments", name, **given)
     drives = steering.build(env.spec)
-    if agent in plugins.names("agents"):
+    if agent in plugins.list_names("agents"):
         return plugins.build("agents", agent, env.spec, drives), env, drives
     return importlib.import_module(f"ontogeny.audit.organisms.{agent}").build(env.spec, drives), env, drives
 
 
-BANDIT = "bandit:arms=3,pulls=40"
+BANDIT = "bandit:num_arms=3,num_pulls=40"
 KNOWN = [
     ("memoryless", BANDIT, "no gain"),
     ("thompson", BANDIT, "activations"),
@@ -50,7 +50,7 @@ def test_known_cases_give_the_known_answer(agent, env, verdict):
 
 def test_a_log_teaches_what_the_life_that_wrote_it_learned():
     """All that q_learning learns is in weights: on the log it does as well as in the life itself."""
-    agent, env, drives = subject("q_learning", "random_mdp:states=4,actions=3,horizon=5,episodes=12")
+    agent, env, drives = subject("q_learning", "random_mdp:num_states=4,num_actions=3,horizon=5,num_episodes=12")
     found = attribution.attribute(agent, env, drives, (), num_tasks=100)
     # Its activations are empty, so the life on the log is the logged life.
     np.testing.assert_allclose(found.weights_from_log, found.cells["both"], rtol=1e-5)

@@ -19,12 +19,12 @@ from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 from ontogeny.types import BadInput
 
-ORGANISMS = plugins.names("organisms")
+ORGANISMS = plugins.list_names("organisms")
 HOMES = {
-    "bandit": plugins.build("environments", "bandit", arms=5, pulls=100),
-    "chain": plugins.build("environments", "chain", trials=6, exposures=4, after=3),
+    "bandit": plugins.build("environments", "bandit", num_arms=5, num_pulls=100),
+    "chain": plugins.build("environments", "chain", num_trials=6, num_exposures=4, num_test_trials=3),
     "beacon": plugins.build("environments", "beacon", size=5, horizon=12),
-    "stream": plugins.build("environments", "stream", length=10),
+    "stream": plugins.build("environments", "stream", segment_length=10),
 }
 
 
@@ -42,7 +42,7 @@ def test_every_organism_keeps_the_laws_and_says_its_truth(name):
             contracts.check_agent(agent, env, drives)
         lived += 1
     assert lived
-    truth = plugins.attribute("organisms", name, "GROUND_TRUTH")
+    truth = plugins.get_attribute("organisms", name, "GROUND_TRUTH")
     assert truth and set(truth) <= {"attribution", "learns", "plans", "objective", "pattern"}
     assert {truth[question] for question in truth if question in ("learns", "plans", "objective")} <= {"yes", "no"}
 
@@ -129,25 +129,25 @@ def test_a_threshold_is_chosen_on_one_half_of_the_families_and_judged_on_the_oth
 
 def test_twins_are_alike_but_for_what_was_changed():
     """Same key: the same links before, the same exposures, the same chance; only what was changed differs."""
-    build = partial(plugins.build, "environments", "chain", trials=4, exposures=6, after=2)
+    build = partial(plugins.build, "environments", "chain", num_trials=4, num_exposures=6, num_test_trials=2)
     key = jax.random.key(3)
-    twins = [build(exposed="2", changed=changed) for changed in ("none", "2")]
+    twins = [build(exposed_links="2", changed_links=changed) for changed in ("none", "2")]
     one, other = (env.reset(split_lifetime_key(key).task)[0].task for env in twins)
-    assert trees.same_bits((one.before, one.exposed, one.side), (other.before, other.exposed, other.side))
+    assert trees.bitwise_equal((one.crosses_before, one.exposed_links, one.first_side), (other.crosses_before, other.exposed_links, other.first_side))
     assert (one.after != other.after).tolist() == [False, True, False]
     assert (one.after == one.before).all()
-    longer = plugins.build("environments", "chain", links=4, exposed="14", changed="14")
+    longer = plugins.build("environments", "chain", num_links=4, exposed_links="14", changed_links="14")
     assert longer.spec.num_observations == twins[0].spec.num_observations
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"links": 5}, "'links' must lie between 2 and 4"),
-        ({"exposed": "4"}, "digits of links from 1 to 3, not '4'"),
-        ({"exposed": "none"}, "must name a link"),
-        ({"changed": "11"}, "digits of links"),
-        ({"noise": 0.7}, "'noise' must lie between 0 and 0.5"),
+        ({"num_links": 5}, "'num_links' must lie between 2 and 4"),
+        ({"exposed_links": "4"}, "digits of links from 1 to 3, not '4'"),
+        ({"exposed_links": "none"}, "must name a link"),
+        ({"changed_links": "11"}, "digits of links"),
+        ({"failure_probability": 0.7}, "'failure_probability' must lie between 0 and 0.5"),
     ],
 )
 def test_a_chain_says_what_it_cannot_be(given, said):

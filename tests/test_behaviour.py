@@ -308,7 +308,7 @@ def test_zero_is_an_arm_of_a_bandit_unless_it_is_said_to_be_a_mark(read):
 
 
 def test_lives_of_a_run_are_read_as_anybody_s(tmp_path, monkeypatch, capsys):
-    for env, head in (("two_step:trials=20", "choice,state,reward"), ("bandit:arms=3,pulls=60", "choice,reward")):
+    for env, head in (("two_step:num_trials=20", "choice,state,reward"), ("bandit:num_arms=3,num_pulls=60", "choice,reward")):
         spec = {"env": env, "agent": "random", "development": "single_lifetime:num_lifetimes=2"}
         folder = tmp_path / env[:3]
         train(parse_run_spec(spec), folder)

@@ -27,7 +27,7 @@ def tree(value: float = 1.0):
 @pytest.mark.parametrize("once", [False, True])
 def test_what_is_saved_is_loaded_in_the_same_bits(tmp_path, once):
     digest = checkpoint.save(tmp_path, "state", tree(), {"step": 4}, write_once=once)
-    assert trees.same_bits(checkpoint.load(tmp_path, "state", tree(9.0)), tree())
+    assert trees.bitwise_equal(checkpoint.load(tmp_path, "state", tree(9.0)), tree())
     about = checkpoint.read_metadata(tmp_path, "state")
     assert about["step"] == 4 and about["digest"] == digest == trees.digest(tree())
     assert about["file"] == "state.safetensors" or not once
@@ -61,10 +61,10 @@ def test_the_old_one_goes_only_after_the_new_one_counts(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, "state", tree(2.0), {"step": 2})
     assert checkpoint.read_metadata(tmp_path, "state")["step"] == 1
-    assert trees.same_bits(checkpoint.load(tmp_path, "state", tree()), tree(1.0))
+    assert trees.bitwise_equal(checkpoint.load(tmp_path, "state", tree()), tree(1.0))
 
     checkpoint.save(tmp_path, "state", tree(3.0), {"step": 3})
-    assert trees.same_bits(checkpoint.load(tmp_path, "state", tree()), tree(3.0))
+    assert trees.bitwise_equal(checkpoint.load(tmp_path, "state", tree()), tree(3.0))
     assert len(list(tmp_path.iterdir())) == 2
 
 

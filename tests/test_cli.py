@@ -19,7 +19,7 @@ from ontogeny.cli import shared, start
 from ontogeny.errors import BadInput
 
 COMMANDS = ("study", "train", "evaluate", "generate", "export", "deploy", "report", "list")
-SMALL = ["--env", "bandit:arms=2,pulls=5", "--development", "single_lifetime:num_lifetimes=2"]
+SMALL = ["--env", "bandit:num_arms=2,num_pulls=5", "--development", "single_lifetime:num_lifetimes=2"]
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def test_help_and_list_do_not_wait_for_jax(arguments):
 
 def test_list_shows_every_room_and_its_settings(ontogeny):
     _, printed, _ = ontogeny("list")
-    for family in plugins.FAMILIES:
-        for name in plugins.names(family):
+    for family in plugins.PLUGIN_KINDS:
+        for name in plugins.list_names(family):
             assert f"  {name} " in printed and plugins.help_line(family, name) in printed
     lines = ontogeny("list", "environments", "bandit")[1].splitlines()
     assert lines[0].startswith("k Bernoulli arms") and lines[-2:] == ["  arms=5", "  pulls=100"]
@@ -113,9 +113,9 @@ def test_list_shows_every_room_and_its_settings(ontogeny):
         (["evaluate", "--agent", "random", "--env", "bandit", "--seed", "-1"], "'seed' in [evaluate] must be"),
         (["train", "--agent", "random", *SMALL, "--every", "-1", "--out", "x"], "at least 0, not -1.0"),
         (["train", "--agent", "random", *SMALL, "--every", "nan", "--out", "x"], "at least 0, not nan"),
-        (["train", "--agent", "random", "--env", "bandit:arms=2,arms=3", "--out", "x"], "the setting 'arms' twice"),
-        (["train", "--agent", "random", "--env", "bandit:arms=9999999999", "--out", "x"], "must not be beyond"),
-        (["train", "--agent", "random", "--env", "two_step:common=1e999", "--out", "x"], "must be finite, not inf"),
+        (["train", "--agent", "random", "--env", "bandit:num_arms=2,num_arms=3", "--out", "x"], "the setting 'num_arms' twice"),
+        (["train", "--agent", "random", "--env", "bandit:num_arms=9999999999", "--out", "x"], "must not be beyond"),
+        (["train", "--agent", "random", "--env", "two_step:common_probability=1e999", "--out", "x"], "must be finite, not inf"),
         (["train", "--agent", "random", *SMALL, "--drive", "payout=1e999", "--out", "x"], "must be finite, not inf"),
         (
             ["train", "--agent", "random", *SMALL, "--drive", "payout=1", "--drive", "payout=2", "--out", "x"],
@@ -168,7 +168,7 @@ def test_from_training_to_use(ontogeny):
     code, printed, complaint = ontogeny("evaluate", "runs/a", "--out", "score.json")
     assert code == 2 and "'score.json' exists; not overwritten" in complaint
 
-    same = ["evaluate", "--agent", "ucb1", "--env", "bandit:arms=2,pulls=5", "--tasks", "20"]
+    same = ["evaluate", "--agent", "ucb1", "--env", "bandit:num_arms=2,num_pulls=5", "--tasks", "20"]
     again = json.loads(ontogeny(*same, "--json")[1])
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
     _, table, _ = ontogeny(*same)
@@ -190,7 +190,7 @@ def test_from_training_to_use(ontogeny):
 
 def test_a_learner_that_is_evaluated_frozen_is_told_of(ontogeny):
     counting = str(Path(__file__).parent / "plugins" / "counting.py")
-    same = ["evaluate", "--agent", counting, "--env", "bandit:arms=2,pulls=5", "--tasks", "4", "--json"]
+    same = ["evaluate", "--agent", counting, "--env", "bandit:num_arms=2,num_pulls=5", "--tasks", "4", "--json"]
     assert "--online lets them learn" in ontogeny(*same)[2]
     code, printed, complaint = ontogeny(*same, "--online")
     assert code == 0 and complaint == "" and json.loads(printed)["case"] == "online"
@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 
 def test_a_terminal_without_our_letters_still_shows_the_others(tmp_path):
-    command = [sys.executable, "-m", "ontogeny", "evaluate", "--agent", "random", "--env", "bandit:pulls=3"]
+    command = [sys.executable, "-m", "ontogeny", "evaluate", "--agent", "random", "--env", "bandit:num_pulls=3"]
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*command, "--tasks", "4"], capture_output=True, text=True, cwd=tmp_path, env=ascii_only)
     assert done.returncode == 0 and "4 unseen, seed 0" in done.stdout, done.stderr
@@ -243,7 +243,7 @@ def test_too_little_memory_is_one_sentence(ontogeny, monkeypatch):
 
 def test_a_link_to_nowhere_is_not_written_through(ontogeny):
     Path("link").symlink_to("elsewhere")
-    same = ["evaluate", "--agent", "random", "--env", "bandit:pulls=3", "--tasks", "4"]
+    same = ["evaluate", "--agent", "random", "--env", "bandit:num_pulls=3", "--tasks", "4"]
     code, _, complaint = ontogeny(*same, "--out", "link")
     assert code == 2 and "'link' exists; not overwritten" in complaint and Path("link").is_symlink()
 
@@ -387,7 +387,7 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
     command = [sys.executable, "-c", code, "train", "--agent", "recurrent_cells", "--env", "bandit"]
     command += [
         "--development",
-        "evolution:population=4,num_lifetimes=2,generations=100000",
+        "evolution:population_size=4,num_lifetimes=2,num_generations=100000",
         "--out",
         "run",
         "--every",

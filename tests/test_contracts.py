@@ -9,17 +9,17 @@ from ontogeny.agents.base import empty_genome
 from ontogeny.types import Agent, BadInput, State, Weights
 
 ENVS = [
-    ("random_mdp", {"states": 3, "actions": 2, "horizon": 4, "episodes": 6}),
-    ("bandit", {"arms": 3, "pulls": 20}),
-    ("two_step", {"trials": 10}),
-    ("stream", {"segments": 3, "length": 10}),
-    ("chain", {"trials": 4, "exposures": 2, "after": 2}),
-    ("foraging", {"size": 3, "walls": 0.0, "thorns": 1, "horizon": 5, "episodes": 5}),
-    ("text", {"passage": 10, "passages": 3}),
+    ("random_mdp", {"num_states": 3, "num_actions": 2, "horizon": 4, "num_episodes": 6}),
+    ("bandit", {"num_arms": 3, "num_pulls": 20}),
+    ("two_step", {"num_trials": 10}),
+    ("stream", {"num_segments": 3, "segment_length": 10}),
+    ("chain", {"num_trials": 4, "num_exposures": 2, "num_test_trials": 2}),
+    ("foraging", {"size": 3, "wall_fraction": 0.0, "num_thorns": 1, "horizon": 5, "num_episodes": 5}),
+    ("text", {"passage_length": 10, "num_passages": 3}),
 ]
 
 
-NAMES = plugins.names("agents")
+NAMES = plugins.list_names("agents")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,7 +60,7 @@ class Bad:
     """An agent that keeps the laws, and from it agents that break one each."""
 
     def __init__(self):
-        self.env = plugins.build("environments", "bandit", arms=3, pulls=20)
+        self.env = plugins.build("environments", "bandit", num_arms=3, num_pulls=20)
         self.drives = steering.build(self.env.spec)
         zero = jnp.zeros(3)
 
@@ -77,7 +77,7 @@ class Bad:
 
         def learn(key, state, transition):
             weights = state.weights
-            table = weights.content["table"].at[transition.action].add(transition.next.reward)
+            table = weights.content["table"].at[transition.action].add(transition.next_percept.reward)
             count = weights.scratch["count"] + 1
             return state._replace(weights=Weights({"table": table}, {"count": count})), ()
 

@@ -20,7 +20,7 @@ TREE = {"a": jnp.arange(3.0), "b": (jnp.int32(2), jax.random.key(7)), "c": {"d":
 def test_arrays_and_back_keep_every_bit():
     named = trees.to_arrays(TREE)
     assert set(named) == {"a", "b.0", "b.1", "c.d"}
-    assert trees.same_bits(trees.from_arrays(TREE, named), TREE)
+    assert trees.bitwise_equal(trees.from_arrays(TREE, named), TREE)
 
 
 @pytest.mark.parametrize(("change", "part"), [({"a": None}, "missing"), ({"a": np.zeros(4, np.float32)}, "expected")])
@@ -52,7 +52,7 @@ def test_a_key_belongs_to_its_stage(seed, stage):
 
 def test_the_same_key_is_the_same_task_for_every_agent():
     """Agents that draw chance of their own, learn or are shown the task meet the same environment, bit for bit."""
-    env = plugins.build("environments", "random_mdp", episodes=2)
+    env = plugins.build("environments", "random_mdp", num_episodes=2)
     drives = steering.build(env.spec)
     agents = [plugins.build("agents", name, env.spec, drives) for name in ("random", "psrl", "q_learning", "oracle")]
 
@@ -67,8 +67,8 @@ def test_the_same_key_is_the_same_task_for_every_agent():
             return rollout_lifetime(key, agent, env, drives, genome, learning=agent.learning)[1]._replace(info=())
 
         num_lifetimes.append(jax.jit(jax.vmap(lived))(rng.sample_lifetime_keys(jax.random.key(0), 2, "evaluation")))
-    assert all(trees.same_bits(trajectory, num_lifetimes[0]) for trajectory in num_lifetimes)
-    assert not trees.same_bits(*(jax.tree.map(lambda leaf, one=one: leaf[one], num_lifetimes[0]) for one in (0, 1)))
+    assert all(trees.bitwise_equal(trajectory, num_lifetimes[0]) for trajectory in num_lifetimes)
+    assert not trees.bitwise_equal(*(jax.tree.map(lambda leaf, one=one: leaf[one], num_lifetimes[0]) for one in (0, 1)))
     trajectory = jax.tree.map(lambda leaf: leaf[0], num_lifetimes[0])
     assert (
         trajectory.reward.shape == (20,)
@@ -97,7 +97,7 @@ def _all_keys(key, num_steps):
         act=lambda key, state, percept: (jnp.int32(0), state._replace(activations=_data(key))),
         learn=lambda key, state, transition: (
             state,
-            (transition.percept.observation, transition.next.observation, state.activations, _data(key)),
+            (transition.percept.observation, transition.next_percept.observation, state.activations, _data(key)),
         ),
         learning=True,
     )
@@ -127,11 +127,11 @@ def test_a_life_lived_in_two_ways_of_compiling_is_one_life():
     keys = rng.sample_lifetime_keys(jax.random.key(0), 4, "training")
     together = jax.jit(jax.vmap(lambda key: rollout_lifetime(key, agent, env, drives, (), learning=False)))(keys)
     alone = [rollout_lifetime(key, agent, env, drives, (), learning=False) for key in keys]
-    assert trees.same_bits(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
+    assert trees.bitwise_equal(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
 
 
 def test_activations_are_wiped_at_every_episode_only_on_request():
-    env = plugins.build("environments", "random_mdp", horizon=4, episodes=3)
+    env = plugins.build("environments", "random_mdp", horizon=4, num_episodes=3)
     drives = steering.build(env.spec)
     random = plugins.build("agents", "random", env.spec, drives)
 
@@ -169,21 +169,21 @@ def test_bad_drives_are_refused(drives, part):
 
 def test_parse_reads_names_with_settings():
     assert plugins.parse("bandit") == ("bandit", {})
-    assert plugins.parse("two_step:rewards=drifting,common=0.7,second_choice=true") == (
+    assert plugins.parse("two_step:rewards=drifting,common_probability=0.7,has_second_choice=true") == (
         "two_step",
-        {"rewards": "drifting", "common": 0.7, "second_choice": True},
+        {"rewards": "drifting", "common_probability": 0.7, "has_second_choice": True},
     )
     with pytest.raises(BadInput, match="setting=value"):
         plugins.parse("bandit:arms")
 
 
 def test_every_room_has_a_line_of_help():
-    for family in plugins.FAMILIES:
-        for name in plugins.names(family):
+    for family in plugins.PLUGIN_KINDS:
+        for name in plugins.list_names(family):
             assert plugins.help_line(family, name).endswith((".", ":")), f"{family}/{name} needs a first docstring line"
 
 
 def test_looking_at_names_imports_no_jax():
-    code = "import sys; from ontogeny import registry; registry.names('agents'); print('jax' in sys.modules)"
+    code = "import sys; from ontogeny import plugins; plugins.list_names('agents'); print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -19,7 +19,7 @@ ROOMS = Path(__file__).parent / "plugins"
 
 
 def run_of(folder: Path, agent: str) -> Path:
-    env, development = "bandit:arms=3,pulls=20", "single_lifetime:num_lifetimes=2"
+    env, development = "bandit:num_arms=3,num_pulls=20", "single_lifetime:num_lifetimes=2"
     return train(parse_run_spec({"agent": agent, "env": env, "development": development}), folder)
 
 
@@ -42,7 +42,7 @@ def test_a_deployment_is_the_life_that_live_would_live(agent, online):
     assert [step.reward for step in steps] == trajectory.reward.tolist()
     assert [step.outcome["payout"] for step in steps] == trajectory.outcome[:, 0].tolist()
     assert [(step.number, step.episode) for step in steps] == [(n, n) for n in range(1, 21)]
-    assert trees.same_bits(steps[-1].state, state)
+    assert trees.bitwise_equal(steps[-1].state, state)
     assert rng.stage_of(key) == "deployment"
 
 
@@ -63,9 +63,9 @@ def test_an_online_life_can_later_be_deployed_frozen(agent, tmp_path):
     *_, last = deploy(agent, online=True, seed=1)
     folder = save_deployment(tmp_path / "used", agent.spec, last.state, {"case": "online", "steps": last.number})
     used = read_saved_agent(folder)
-    assert used.state is not None and trees.same_bits(used.state, last.state)
+    assert used.state is not None and trees.bitwise_equal(used.state, last.state)
     steps = list(deploy(used, seed=1))
-    assert trees.same_bits(steps[-1].state.weights, last.state.weights)
+    assert trees.bitwise_equal(steps[-1].state.weights, last.state.weights)
     best = int(np.argmax((last.state.weights.content["sums"] + 1) / (last.state.weights.content["pulls"] + 1)))
     assert {step.action for step in steps} == {best}
 
@@ -86,7 +86,7 @@ def test_a_deployment_is_saved_whole_and_never_over_another(agent, tmp_path, mon
 
 
 def test_another_env_of_the_same_shape_is_fine_and_others_are_refused(run):
-    longer = read_saved_agent(run, env=parse_plugin_choice("bandit:arms=3,pulls=30"))
+    longer = read_saved_agent(run, env=parse_plugin_choice("bandit:num_arms=3,num_pulls=30"))
     assert len(list(deploy(longer))) == 30
     _, state = initial_state(read_saved_agent(run), 0)
     assert state.weights.content["sums"].shape == (3,)

@@ -7,17 +7,17 @@ from ontogeny import contracts, plugins, steering, trees
 from ontogeny.development.base import dispatches
 from ontogeny.types import BadInput
 
-NAMES = plugins.names("development")
+NAMES = plugins.list_names("development")
 SMALL = {"population": 8, "num_lifetimes": 4, "generations": 5, "updates": 5}
 
 
 def developed(name, agent="recurrent:hidden_size=3", **settings):
     """A few generations in a small bandit; settings that the loop does not have are left out."""
-    env = plugins.build("environments", "bandit", arms=3, pulls=6)
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=6)
     drives = steering.build(env.spec)
     room, given = plugins.parse(agent)
     built = plugins.build("agents", room, env.spec, drives, **given)
-    known = plugins.settings("development", name)
+    known = plugins.default_settings("development", name)
     small = {key: value for key, value in (SMALL | settings).items() if key in known}
     return plugins.build("development", name, built, env, drives, **small), built
 
@@ -31,7 +31,7 @@ def test_every_development_keeps_its_contract(name):
 @pytest.mark.parametrize("total", [1, 5, 7, 12])
 def test_a_development_takes_exactly_as_many_generations_as_it_was_asked_for(name, total):
     development, _ = developed(name, generations=total, updates=total)
-    assert development.num_dispatches * development.generations == total
+    assert development.num_calls * development.generations_per_call == total
 
 
 def test_dispatches_are_as_large_as_they_may_be():
@@ -42,7 +42,7 @@ def test_dispatches_are_as_large_as_they_may_be():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("setting", ["num_lifetimes", "generations", "updates", "step_size"])
 def test_settings_that_make_no_sense_are_refused_by_name(name, setting):
-    if setting in plugins.settings("development", name):
+    if setting in plugins.default_settings("development", name):
         bad = -0.5 if setting == "step_size" else 0
         with pytest.raises(BadInput, match=setting):
             developed(name, **{setting: bad})
@@ -56,7 +56,7 @@ def test_an_agent_without_a_genome_cannot_be_searched(name):
 
 def test_the_settings_of_code_can_be_searched():
     """Drives and curiosity are a genome like any other; a spread of their own size is needed to move behaviour."""
-    development, _ = developed("evolution", "model_based", spread=1.0, num_lifetimes=8)
+    development, _ = developed("evolution", "model_based", sigma=1.0, num_lifetimes=8)
     state, info = development.step(development.init(jax.random.key(0)))
     genome = development.genome(state)
     assert trees.is_finite(genome) and float(info["spread"].min()) > 0
@@ -70,7 +70,7 @@ def test_a_strategy_that_would_end_in_no_number_is_refused():
 
 @pytest.mark.parametrize(("name", "setting"), [("evolution", "reference"), ("distillation", "teacher")])
 def test_an_oracle_beside_needs_a_env_that_can_be_laid_open(name, setting):
-    env = plugins.build("environments", "bandit", arms=3, pulls=6)._replace(reveal_task=None)
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=6)._replace(reveal_task=None)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=3)
     with pytest.raises(BadInput, match="agent 'oracle' needs tasks laid open"):
@@ -82,6 +82,6 @@ def test_a_search_moves_the_genome_and_a_single_lifetime_does_not():
         development, _ = developed(name)
         state = development.init(jax.random.key(0))
         before = development.genome(state)
-        for _ in range(development.num_dispatches):
+        for _ in range(development.num_calls):
             state, _ = development.step(state)
-        assert trees.same_bits(before, development.genome(state)) == (name == "single_lifetime"), name
+        assert trees.bitwise_equal(before, development.genome(state)) == (name == "single_lifetime"), name

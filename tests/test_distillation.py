@@ -34,7 +34,7 @@ def build(spec, steering):
     def act(key, state, percept):
         return state.weights.content, state
     def learn(key, state, transition):
-        then = transition.next
+        then = transition.next_percept
         following = jnp.where(then.reward > 0, then.action, (then.action + 1) % spec.num_actions)
         return State(Weights(following.astype(jnp.int32)), state.activations), ()
     return Agent(empty_genome, lambda key, genome: State(Weights(jnp.int32(0)), ()), lambda state: state, act, learn, True)
@@ -43,7 +43,7 @@ def build(spec, steering):
 
 @pytest.fixture(scope="module")
 def school():
-    env = plugins.build("environments", "bandit", arms=3, pulls=12)
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=12)
     drives = steering.build(env.spec)
     return env, drives, plugins.build("agents", "recurrent", env.spec, drives, hidden_size=12)
 
@@ -60,10 +60,10 @@ def taught(school, teacher, updates=400):
     env, drives, agent = school
     development = plugins.build(
         "development", "distillation", agent, env, drives,
-        teacher=teacher, updates=updates, num_lifetimes=32, step_size=0.02, updates_per_dispatch=100,
+        teacher=teacher, num_updates=updates, num_lifetimes=32, learning_rate=0.02, updates_per_call=100,
     )  # fmt: skip
     state, losses = development.init(jax.random.key(0)), []
-    for _ in range(development.num_dispatches):
+    for _ in range(development.num_calls):
         state, info = development.step(state)
         losses.extend(info["loss"].tolist())
     return development.genome(state), losses
@@ -72,9 +72,9 @@ def taught(school, teacher, updates=400):
 def agreement(school, teacher, genome):
     """Of pupil and teacher on lives that training cannot draw."""
     env, drives, agent = school
-    watched = distillation.pupil(agent, plugins.build("agents", teacher, env.spec, drives), env.spec)
+    watched = distillation.make_student(agent, plugins.build("agents", teacher, env.spec, drives), env.spec)
     keys = sample_lifetime_keys(jax.random.key(1), 200, "validation")
-    lesson, _ = jax.vmap(lambda key: distillation.attend(key, watched, env, drives, genome))(keys)
+    lesson, _ = jax.vmap(lambda key: distillation.rollout_student(key, watched, env, drives, genome))(keys)
     return float(jnp.mean(lesson.agrees))
 
 
@@ -100,7 +100,7 @@ def test_a_pupil_lives_as_the_agent_alone_does(school, teachers):
     genome = agent.genome(jax.random.key(2))
     genome = genome._replace(readout=jax.random.normal(jax.random.key(3), genome.readout.shape))
     master = plugins.build("agents", teachers["activations"], env.spec, drives)
-    pupil = distillation.pupil(agent, master, env.spec)
+    pupil = distillation.make_student(agent, master, env.spec)
     for key in jax.random.split(jax.random.key(4), 3):
         _, alone = rollout_lifetime(key, agent, env, drives, genome, learning=False)
         _, watched = rollout_lifetime(key, pupil, env, drives, genome, learning=True)
@@ -113,8 +113,8 @@ def test_a_teacher_may_learn_by_weights(school, teachers):
     genome = agent.genome(jax.random.key(2))
     lessons = []
     for teacher in teachers.values():
-        pupil = distillation.pupil(agent, plugins.build("agents", teacher, env.spec, drives), env.spec)
-        lessons.append(distillation.attend(jax.random.key(5), pupil, env, drives, genome)[0])
+        pupil = distillation.make_student(agent, plugins.build("agents", teacher, env.spec, drives), env.spec)
+        lessons.append(distillation.rollout_student(jax.random.key(5), pupil, env, drives, genome)[0])
     np.testing.assert_array_equal(lessons[0].agrees, lessons[1].agrees)
     assert 0 < np.mean(lessons[0].agrees) < 1
 
@@ -123,10 +123,10 @@ def test_policy_gradient_raises_fitness(school):
     env, drives, agent = school
     development = plugins.build(
         "development", "policy_gradient", agent, env, drives,
-        updates=400, num_lifetimes=64, discount=0.5, updates_per_dispatch=100,
+        num_updates=400, num_lifetimes=64, discount=0.5, updates_per_call=100,
     )  # fmt: skip
     state, fitness = development.init(jax.random.key(0)), []
-    for _ in range(development.num_dispatches):
+    for _ in range(development.num_calls):
         state, info = development.step(state)
         fitness.append(float(jnp.mean(info["fitness"])))
     assert fitness[-1] > fitness[0] + 0.5

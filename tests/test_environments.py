@@ -13,14 +13,14 @@ from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import BadInput
 
 
-@pytest.mark.parametrize("name", plugins.names("environments"))
+@pytest.mark.parametrize("name", plugins.list_names("environments"))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_env_keeps_its_contract(name, seed):
     contracts.check_env(plugins.build("environments", name), seed)
 
 
 def breaches():
-    env = plugins.build("environments", "random_mdp", states=3, actions=2, horizon=3)
+    env = plugins.build("environments", "random_mdp", num_states=3, num_actions=2, horizon=3)
 
     def moving_task(key, state, action):
         state, time_step = env.step(key, state, action)
@@ -76,7 +76,7 @@ def test_reveal_agrees_with_what_happens(name):
 
 
 def test_bandit_arms_are_uniform():
-    env = plugins.build("environments", "bandit", arms=5)
+    env = plugins.build("environments", "bandit", num_arms=5)
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 4000))
     p = np.asarray(state.task.probabilities)
     assert abs(p.mean() - 0.5) < 0.01 and abs(p.var() - 1 / 12) < 0.003
@@ -86,7 +86,7 @@ def test_random_mdp_has_the_published_moments():
     """Flat Dirichlet over ten successors: mean 1/10, variance 9/1100; means of reward N(1, 1), noise of variance 1."""
     env = plugins.build("environments", "random_mdp")
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 400))
-    probabilities = np.diff(np.asarray(state.task.transitions), axis=-1, prepend=0)
+    probabilities = np.diff(np.asarray(state.task.cumulative_transitions), axis=-1, prepend=0)
     assert abs(probabilities.mean() - 0.1) < 1e-6 and abs(probabilities.var() - 9 / 1100) < 2e-4
     means = np.asarray(state.task.means)
     assert abs(means.mean() - 1) < 0.03 and abs(means.std() - 1) < 0.03
@@ -98,15 +98,15 @@ def test_random_mdp_has_the_published_moments():
 
 
 @pytest.mark.parametrize("rewards", ["switching", "drifting"])
-@pytest.mark.parametrize("paths", ["fixed", "drawn"])
+@pytest.mark.parametrize("paths", ["fixed", "random"])
 def test_two_step_common_paths(rewards, paths):
-    env = plugins.build("environments", "two_step", rewards=rewards, paths=paths)
+    env = plugins.build("environments", "two_step", rewards=rewards, transitions=paths)
     reset, steps = jax.jit(env.reset), jax.jit(jax.vmap(env.step, in_axes=(0, None, None)))
     crossed = []
     for seed in range(12):
         state, _ = reset(jax.random.key(seed))
         states, _ = steps(jax.random.split(jax.random.key(seed), 1000), state, jnp.int32(0))
-        common = 1 + int(state.task.place_of[0])
+        common = 1 + int(state.task.common_place[0])
         assert abs(float((states.position == common).mean()) - 0.8) < 0.05
         crossed.append(common)
     assert set(crossed) == ({1} if paths == "fixed" else {1, 2})
@@ -126,7 +126,7 @@ def test_two_step_rewards_switch_at_the_published_rate():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31 - 1))
 def test_foraging_keeps_out_of_walls_and_inside(seed):
-    env = plugins.build("environments", "foraging", size=4, episodes=3)
+    env = plugins.build("environments", "foraging", size=4, num_episodes=3)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "random", env.spec, drives)
     walls, trajectory = _walk(env, agent, drives)(jax.random.key(seed))
@@ -150,10 +150,10 @@ def _walk(env, agent, drives):
 
 def test_foraging_facts_by_hand():
     """Two cells east lie water and home; food is one step south. Each can be had once, home ends the episode."""
-    env = plugins.build("environments", "foraging", size=3, walls=0.0, thorns=1)
+    env = plugins.build("environments", "foraging", size=3, wall_fraction=0.0, num_thorns=1)
     none = jnp.zeros(9, bool)
-    task = foraging.Task(none, none.at[4].set(True), jnp.int32(3), jnp.int32(1), jnp.int32(2), jnp.int32(0))
-    state = foraging.State(task, jnp.int32(0), jnp.bool_(False), jnp.bool_(False), jnp.int32(0))
+    task = foraging.ForagingTask(none, none.at[4].set(True), jnp.int32(3), jnp.int32(1), jnp.int32(2), jnp.int32(0))
+    state = foraging.ForagingState(task, jnp.int32(0), jnp.bool_(False), jnp.bool_(False), jnp.int32(0))
     expected = [
         (2, [1, 0, 0, -0.05], False),  # south: food
         (1, [0, 0, 1, -0.05], False),  # east: thorns
@@ -164,27 +164,27 @@ def test_foraging_facts_by_hand():
     for action, outcome, over in expected:
         state, time_step = env.step(jax.random.key(0), state, jnp.int32(action))
         assert np.allclose(time_step.outcome, outcome) and bool(time_step.first) == over
-    assert int(state.cell) == 0 and not bool(state.fed) and float(time_step.discount) == 0
+    assert int(state.cell) == 0 and not bool(state.has_eaten) and float(time_step.discount) == 0
 
 
 def test_the_task_is_the_key():
     env = plugins.build("environments", "foraging")
     one, _ = env.reset(jax.random.key(0))
     other, _ = env.reset(jax.random.key(1))
-    assert not trees.same_bits(one.task, other.task)
+    assert not trees.bitwise_equal(one.task, other.task)
 
 
 @pytest.mark.parametrize(
     ("name", "given_settings", "part"),
     [
-        ("bandit", {"arms": 1}, "arms"),
+        ("bandit", {"num_arms": 1}, "num_arms"),
         ("bandit", {"arm": 3}, "did you mean arms"),
-        ("bandit", {"arms": "five"}, "type int"),
+        ("bandit", {"num_arms": "five"}, "type int"),
         ("bandits", {}, "did you mean bandit"),
         ("two_step", {"rewards": "walking"}, "switching, drifting"),
-        ("two_step", {"common": 1.5}, "probability"),
-        ("foraging", {"walls": 0.9}, "share"),
-        ("foraging", {"size": 3, "thorns": 9}, "cannot hold"),
+        ("two_step", {"common_probability": 1.5}, "probability"),
+        ("foraging", {"wall_fraction": 0.9}, "share"),
+        ("foraging", {"size": 3, "num_thorns": 9}, "cannot hold"),
     ],
 )
 def test_bad_settings_get_one_clear_sentence(name, given_settings, part):
@@ -194,10 +194,10 @@ def test_bad_settings_get_one_clear_sentence(name, given_settings, part):
 
 
 @pytest.mark.parametrize("walls", [0.15, 0.4])
-def test_no_garden_shuts_a_place_off(walls):
+def test_no_garden_shuts_a_common_placef(walls):
     """Searched from the start in Python, with the walls that the task names."""
     size, kept = 5, 0
-    env = plugins.build("environments", "foraging", size=size, walls=walls, thorns=0)
+    env = plugins.build("environments", "foraging", size=size, wall_fraction=walls, num_thorns=0)
     tasks = jax.jit(jax.vmap(lambda key: env.reset(key)[0].task))(jax.random.split(jax.random.key(8), 300))
     for walled, food, water, home, start in zip(
         *map(np.asarray, (tasks.walls, tasks.food, tasks.water, tasks.home, tasks.start)), strict=True

@@ -34,7 +34,7 @@ def genome(found):
 
 @pytest.fixture(scope="module")
 def counting():
-    return subject(str(ROOMS / "counting.py"), "bandit:arms=3,pulls=20")
+    return subject(str(ROOMS / "counting.py"), "bandit:num_arms=3,num_pulls=20")
 
 
 def test_no_training_life_can_be_an_evaluation_life():
@@ -62,7 +62,7 @@ def test_a_task_is_the_same_for_every_agent(counting):
     agent, env, steering = counting
     deaf = env._replace(step=lambda key, state, action: env.step(key, state, jnp.int32(0)))
     one = evaluate(agent, deaf, steering, genome(counting), num_tasks=30, seed=4)
-    other = evaluate(*subject("random", "bandit:arms=3,pulls=20")[:1], deaf, steering, (), num_tasks=30, seed=4)
+    other = evaluate(*subject("random", "bandit:num_arms=3,num_pulls=20")[:1], deaf, steering, (), num_tasks=30, seed=4)
     assert np.array_equal(one.totals, other.totals) and np.ptp(one.totals) > 0
 
 
@@ -90,7 +90,7 @@ def test_learning_must_be_asked_for(counting):
 
 
 def test_weights_that_change_while_frozen_are_found():
-    found = subject(str(ROOMS / "lawless.py"), "bandit:pulls=5")
+    found = subject(str(ROOMS / "lawless.py"), "bandit:num_pulls=5")
     with pytest.raises(ContractViolation, match="the weights changed in a life without learning"):
         evaluate(*found, (), num_tasks=2, seed=0)
 
@@ -121,7 +121,7 @@ def test_a_replay_is_a_life_of_the_evaluation(counting):
 
 def test_activations_may_be_reset_each_episode():
     """UCB1 carries its counts in activations: reset at every pull, it knows of the last pull alone."""
-    found = subject("ucb1", "bandit:arms=5,pulls=20")
+    found = subject("ucb1", "bandit:num_arms=5,num_pulls=20")
     kept = evaluate(*found, genome(found), num_tasks=400, seed=0)
     reset = evaluate(*found, genome(found), num_tasks=400, seed=0, reset_each_episode=True)
     difference = kept.totals - reset.totals

@@ -20,7 +20,7 @@ def height(genome):
 
 @pytest.mark.parametrize("strategy", evolution.STRATEGIES)
 def test_every_strategy_maximises_fitness(strategy):
-    loop = evolution.search(strategy, TARGET, 32, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
+    loop = evolution.evosax_loop(strategy, TARGET, 32, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
     origin = jax.tree.map(jnp.zeros_like, TARGET)
 
     @jax.jit
@@ -32,7 +32,7 @@ def test_every_strategy_maximises_fitness(strategy):
 
         keys = jax.random.split(jax.random.key(1), 60)
         state, _ = jax.lax.scan(generation, loop.init(jax.random.key(0), origin), keys)
-        return height(loop.best(state))
+        return height(loop.genome(state))
 
     assert climbed() > 0.7 * height(origin), "a search that takes cost for fitness goes down"
 
@@ -42,7 +42,7 @@ def test_the_docstring_names_every_strategy():
 
 
 def test_perturbations_are_antithetic():
-    loop = evolution.search("Open_ES", TARGET, 8, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
+    loop = evolution.evosax_loop("Open_ES", TARGET, 8, optax.constant_schedule(0.1), optax.constant_schedule(0.1))
     members, _ = loop.ask(jax.random.key(0), loop.init(jax.random.key(1), TARGET))
     for leaf, centre in zip(jax.tree.leaves(members), jax.tree.leaves(TARGET), strict=True):
         np.testing.assert_allclose(leaf[:4] - centre, centre - leaf[4:], atol=1e-6)
@@ -50,24 +50,24 @@ def test_perturbations_are_antithetic():
 
 
 def developed(agent="recurrent_cells", **settings):
-    env = plugins.build("environments", "bandit", arms=3, pulls=8)
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=8)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", agent, env.spec, drives)
-    small = {"population": 8, "num_lifetimes": 4, "generations": 8, "generations_per_dispatch": 4} | settings
+    small = {"population_size": 8, "num_lifetimes": 4, "num_generations": 8, "generations_per_call": 4} | settings
     return plugins.build("development", "evolution", agent, env, drives, **small), agent
 
 
 def run(development):
     state, curve = development.init(jax.random.key(3)), []
-    for _ in range(development.num_dispatches):
+    for _ in range(development.num_calls):
         state, info = development.step(state)
         curve.append(info)
     return state, jax.tree.map(lambda *parts: np.concatenate(parts), *curve)
 
 
 def test_one_dispatch_of_four_ends_in_the_same_bits_as_four_of_one():
-    whole, parts = run(developed(generations_per_dispatch=4)[0]), run(developed(generations_per_dispatch=1)[0])
-    assert trees.same_bits(whole, parts)
+    whole, parts = run(developed(generations_per_call=4)[0]), run(developed(generations_per_call=1)[0])
+    assert trees.bitwise_equal(whole, parts)
 
 
 def test_a_dispatch_is_over_before_another_one_can_begin():
@@ -79,7 +79,7 @@ def test_a_dispatch_is_over_before_another_one_can_begin():
 
 def test_members_live_the_same_lives_on_all_devices():
     development, agent = developed(population=8)
-    env = plugins.build("environments", "bandit", arms=3, pulls=8)
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=8)
     drives = steering.build(env.spec)
     keys = jax.random.split(jax.random.key(0), 4)
     genomes = jax.vmap(agent.genome)(jax.random.split(jax.random.key(1), 8))
@@ -88,21 +88,21 @@ def test_members_live_the_same_lives_on_all_devices():
     def measure(keys, genome):
         return evolution.mean_fitness(keys, agent, env, drives, genome)
 
-    split = evolution.over_devices(measure, 8)
+    split = evolution.shard_population(measure, 8)
     assert np.ptp(jax.jit(split)(keys, alike)) == 0
     one_by_one = [float(jax.jit(measure)(keys, jax.tree.map(lambda leaf, i=i: leaf[i], genomes))) for i in range(8)]
     np.testing.assert_allclose(jax.jit(split)(keys, genomes), one_by_one, rtol=1e-6)
-    assert development.num_steps == 8 * 4 * 8
+    assert development.steps_per_generation == 8 * 4 * 8
 
 
 def test_evolution_improves_cells_on_bandits():
-    _, curve = run(developed(population=64, num_lifetimes=32, generations=20, generations_per_dispatch=5)[0])
-    assert curve["ahead_of_reference"][-5:].mean() > 0.5 > curve["ahead_of_reference"][0]
+    _, curve = run(developed(population_size=64, num_lifetimes=32, num_generations=20, generations_per_call=5)[0])
+    assert curve["advantage_over_baseline"][-5:].mean() > 0.5 > curve["advantage_over_baseline"][0]
 
 
 @pytest.mark.parametrize(
-    "settings", [{"strategy": "Open_SE"}, {"population": 7}, {"spread": 0.0}, {"reference": "nobody"}]
+    "settings", [{"strategy": "Open_SE"}, {"population_size": 7}, {"sigma": 0.0}, {"baseline_agent": "nobody"}]
 )
 def test_bad_settings_are_refused_by_name(settings):
-    with pytest.raises(BadInput, match=r"Open_SE|population|spread|nobody"):
+    with pytest.raises(BadInput, match=r"Open_SE|population|sigma|nobody"):
         developed(**settings)

@@ -88,7 +88,7 @@ def test_the_two_step_task_is_recorded_beside_its_mimics_and_shown(monkeypatch, 
     build = two_step_regression.build
     monkeypatch.setattr(two_step_regression, "build", lambda: build(num_lifetimes=60))
     (made,) = fingerprint.of_two_step(control_subject("latent_state_fixed", plugins.build("environments", "two_step")), 0)
-    fixed, drawn = made["interaction"]["fixed"], made["interaction"]["drawn"]
+    fixed, drawn = made["interaction"]["fixed"], made["interaction"]["random"]
     assert fixed["subject"][0] > 0.4 and drawn["planner"][0] > 0.3, "who plans keeps it"
     assert abs(drawn["subject"][0]) < 0.2, "what answers by paths from before its life loses it"
     shown = mesa_figures.two_steps(read_again(tmp_path, made))

@@ -104,7 +104,7 @@ def test_what_is_wrong_in_a_development_is_named(tmp_path):
 def test_an_action_that_there_is_not_is_refused(tmp_path):
     """Arrays take the nearest place for one that is out of bounds, so that nothing else would tell."""
     agent = written(tmp_path / "own.py", AGENT, "jnp.int32(0), state", "jnp.int32(99), state")
-    spec = parse_run_spec({"env": "bandit:pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"})
+    spec = parse_run_spec({"env": "bandit:num_pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"})
     with pytest.raises(BadInput, match="there are 0 to 4"):
         evaluate(*assemble(spec), (), num_tasks=2, seed=0)
     with pytest.raises(BadInput, match="the action 99, there are 0 to 4"):

@@ -463,7 +463,7 @@ def test_stop_strings_and_the_end_token_end_a_text(model):
 
 def test_a_language_model_in_a_env_of_text_guesses_what_its_logits_say(model):
     tokens = model.tokenizer.encode(OTHER)
-    env = text_env.stream(tokens, 257, passage=5, passages=3)
+    env = text_env.from_tokens(tokens, 257, passage_length=5, num_passages=3)
     drives = steering.build(env.spec)
     agent = language_model.language_model_agent(model.config)
     born = agent.init(jax.random.key(0), model.weights)

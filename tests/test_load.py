@@ -30,7 +30,7 @@ def run_of(folder: Path, agent: str, env: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return run_of(tmp_path_factory.mktemp("runs") / "mine", str(ROOMS / "counting.py"), "bandit:arms=3,pulls=20")
+    return run_of(tmp_path_factory.mktemp("runs") / "mine", str(ROOMS / "counting.py"), "bandit:num_arms=3,num_pulls=20")
 
 
 @pytest.mark.parametrize("online", [False, True])
@@ -52,7 +52,7 @@ def test_the_five_lines(run, tmp_path, monkeypatch, online):
 def test_every_agent_that_is_named_there_is_and_reset_does_what_is_said():
     named = set(re.findall(r"^\| (`.*?) \|", DOCS[DOCS.index("## By kind") :], re.MULTILINE))
     agents = set(re.findall(r"`(\w+)`", " ".join(named)))
-    assert agents and agents <= set(plugins.names("agents"))
+    assert agents and agents <= set(plugins.list_names("agents"))
 
 
 @pytest.mark.parametrize("online", [False, True])
@@ -65,8 +65,8 @@ def test_the_own_loop_is_the_life_that_deploy_would_live(run, online):
         assert action == step.action
         before = state
         action, state = agent.act(state, 0, outcome=step.outcome, first=True)
-        assert trees.same_bits(state.state.weights, step.state.weights), f"step {number}"
-        assert trees.same_bits(before, before) and int(before.step) == number
+        assert trees.bitwise_equal(state.state.weights, step.state.weights), f"step {number}"
+        assert trees.bitwise_equal(before, before) and int(before.step) == number
 
 
 def test_a_state_is_a_value(run):
@@ -75,8 +75,8 @@ def test_a_state_is_a_value(run):
     before = trees.digest(state)
     one = agent.act(state, 0, reward=1.0, first=True)
     other = agent.act(state, 0, reward=1.0, first=True)
-    assert trees.same_bits(one, other) and trees.digest(state) == before
-    assert not trees.same_bits(one, agent.act(state, 0, reward=0.0, first=True))
+    assert trees.bitwise_equal(one, other) and trees.digest(state) == before
+    assert not trees.bitwise_equal(one, agent.act(state, 0, reward=0.0, first=True))
 
 
 def test_reset_clears_activations_and_keeps_weights(run):
@@ -85,7 +85,7 @@ def test_reset_clears_activations_and_keeps_weights(run):
     _, state = agent.act(state, 0, reward=1.0, first=True)
     reset = agent.reset(state)
     assert agent.digest(reset) == agent.digest(state) != agent.digest(agent.init())
-    assert trees.same_bits(reset.state.activations, agent.init().state.activations)
+    assert trees.bitwise_equal(reset.state.activations, agent.init().state.activations)
     _, again = agent.act(reset, 0)
     assert int(again.step) == 3 and agent.digest(again) == agent.digest(state)
 
@@ -95,12 +95,12 @@ def test_a_life_is_saved_and_goes_on(run, tmp_path):
     _, state = agent.act(agent.init(), 0)
     _, state = agent.act(state, 0, reward=1.0, first=True)
     later = ontogeny.load(agent.save(state, tmp_path / "used"))
-    assert trees.same_bits(later.init().state, state.state)
+    assert trees.bitwise_equal(later.init().state, state.state)
     assert "frozen" in repr(later) and later.digest(later.init()) == agent.digest(state)
 
 
 def test_several_facts_are_given_by_name(tmp_path):
-    agent = ontogeny.load(run_of(tmp_path / "run", "random", "foraging:episodes=1,horizon=3"))
+    agent = ontogeny.load(run_of(tmp_path / "run", "random", "foraging:num_episodes=1,horizon=3"))
     _, state = agent.act(agent.init(), 7)
     _, then = agent.act(state, 8, outcome={"food": 1, "pain": 2})
     assert then.percept.outcome.tolist() == [1, 0, 2, 0] and float(then.percept.reward) == -1
@@ -157,7 +157,7 @@ def test_gymnasium(tmp_path):
     pulls = state.state.weights.content["pulls"]
     assert int(pulls.sum()) == 60 and int(pulls.argmax()) == 2 and total == 2 * int(pulls[2])
     again, same = names["live"](agent, Lever(), 60)
-    assert same == total and trees.same_bits(again, state)
+    assert same == total and trees.bitwise_equal(again, state)
     assert jax.tree.structure(state) == jax.tree.structure(again)
 
 
@@ -190,4 +190,4 @@ def test_what_is_no_number_is_no_reward(run, given):
 def test_every_agent_stands_in_the_table_of_what_reset_keeps():
     rows = [line for line in DOCS.split("## By kind of agent")[1].splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(plugins.names("agents"))
+    assert named == set(plugins.list_names("agents"))

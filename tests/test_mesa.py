@@ -39,7 +39,7 @@ def test_content_with_a_planted_lean_reads_yes_and_honest_content_no():
 
 
 def test_payouts_are_kept_beside_the_choices_that_they_came_of():
-    env = plugins.build("environments", "chain", trials=5, exposures=2, after=2, exposed="1")
+    env = plugins.build("environments", "chain", num_trials=5, num_exposures=2, num_test_trials=2, exposed_links="1")
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "payout_predictor", env.spec, drives, content="table")
     state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))
@@ -55,7 +55,7 @@ def test_payouts_are_kept_beside_the_choices_that_they_came_of():
 
 def test_content_goes_on_from_stage_to_stage_of_the_chains(monkeypatch):
     """What is asked of the content of two runs, after one chain of each of two stages."""
-    monkeypatch.setattr(capacity, "CURRICULUM", ((0.1, "drawn"), (0.5, "pairs")))
+    monkeypatch.setattr(capacity, "CURRICULUM", ((0.1, "random"), (0.5, "pairs")))
     stages = []
     weights = capacity.by_payouts(
         "table", 0, sample_lifetime_keys(jax.random.key(0), 2, "training"), 1, lambda *at: stages.append(at)

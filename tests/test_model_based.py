@@ -34,7 +34,7 @@ def scores(env, num_lifetimes, **settings):
 
 def test_it_is_far_above_posterior_sampling_on_random_mdps():
     """RL^2, Table 2, n = 25: every printed line but RL^2's own by more than 3 standard errors of 256 lives."""
-    found = scores("random_mdp:episodes=25", 256)
+    found = scores("random_mdp:num_episodes=25", 256)
     printed = published.lines_for("random_mdp", {"states": 10, "actions": 5, "horizon": 10, "episodes": 25})
     assert printed["PSRL"] == 408.8 and printed["RL²"] == 445.7
     assert found.mean() - 3 * found.std() / 16 > max(score for line, score in printed.items() if line != "RL²")
@@ -42,18 +42,18 @@ def test_it_is_far_above_posterior_sampling_on_random_mdps():
 
 
 def test_the_bonus_earns_more_than_certainty_equivalence_on_the_same_tasks():
-    gained = scores("random_mdp:episodes=25", 256) - scores("random_mdp:episodes=25", 256, bonus_scale=0.0)
+    gained = scores("random_mdp:num_episodes=25", 256) - scores("random_mdp:num_episodes=25", 256, bonus_scale=0.0)
     assert gained.mean() > 3 * gained.std() / 16
 
 
 def test_it_is_near_the_bayes_optimal_score_of_a_bandit():
     """Exact dynamic programming over the posteriors of five arms and ten pulls gives 6.660."""
-    found = scores("bandit:arms=5,pulls=10", 4096)
+    found = scores("bandit:num_arms=5,num_pulls=10", 4096)
     assert abs(found.mean() - 6.660) < 4 * found.std() / 64
 
 
 def test_the_last_step_of_an_episode_teaches_facts_and_no_successor():
-    env, drives, agent = built("random_mdp:horizon=4,episodes=3")
+    env, drives, agent = built("random_mdp:horizon=4,num_episodes=3")
     state, _ = rollout_lifetime(jax.random.key(0), agent, env, drives, agent.genome(jax.random.key(0)), learning=True)
     evidence = state.weights.content.evidence
     assert float(evidence.visit_counts.sum()) == 12
@@ -62,7 +62,7 @@ def test_the_last_step_of_an_episode_teaches_facts_and_no_successor():
 
 
 def test_a_true_end_before_the_limit_is_learned():
-    env, drives, agent = built("foraging:size=3,walls=0.0,thorns=1,episodes=5")
+    env, drives, agent = built("foraging:size=3,wall_fraction=0.0,num_thorns=1,num_episodes=5")
     state, trajectory = rollout_lifetime(
         jax.random.key(1), agent, env, drives, agent.genome(jax.random.key(1)), learning=True
     )
@@ -72,7 +72,7 @@ def test_a_true_end_before_the_limit_is_learned():
 
 def test_an_early_end_is_worth_the_steps_that_it_saves():
     """The same lives with and without an idea of what a step is worth, which `learn` has from where episodes begin."""
-    env, drives, agent = built("foraging:size=4,walls=0.0,thorns=1,episodes=20")
+    env, drives, agent = built("foraging:size=4,wall_fraction=0.0,num_thorns=1,num_episodes=20")
 
     def blind(key, state, transition):
         percept = transition.percept._replace(first=jnp.bool_(False))
@@ -91,7 +91,7 @@ def test_an_early_end_is_worth_the_steps_that_it_saves():
 
 def test_a_drive_that_is_turned_round_turns_the_choice_round():
     """Genomes differ in drives alone: one seeks the payout, the other shuns it."""
-    env, drives, agent = built("bandit:arms=2,pulls=60")
+    env, drives, agent = built("bandit:num_arms=2,num_pulls=60")
     seeking = agent.genome(jax.random.key(0))
     shunning = seeking._replace(drives=-seeking.drives)
     keys = rng.sample_lifetime_keys(jax.random.key(3), 64, "validation")

@@ -86,7 +86,7 @@ def test_a_cut_stream_is_scored_like_the_whole():
 
 def test_cells_are_what_they_are_called():
     frozen_kept, _, weights = nats(learning=False)
-    assert trees.same_bits(weights, MODEL.weights)
+    assert trees.bitwise_equal(weights, MODEL.weights)
     window = TOKENS[160 - 24 : 161]
     np.testing.assert_allclose(
         frozen_kept[152:160], losses(CONFIG, MODEL.weights, jnp.asarray(window[None]))[0][-8:], rtol=1e-5
@@ -105,7 +105,7 @@ def test_cells_are_what_they_are_called():
 def test_no_learning_rate_is_no_learning():
     plan = PLAN._replace(learning_rate=0.0)
     np.testing.assert_allclose(nats(plan=plan)[0], nats(plan=plan, learning=False)[0], rtol=1e-5)
-    assert trees.same_bits(nats(plan=plan)[2], MODEL.weights)
+    assert trees.bitwise_equal(nats(plan=plan)[2], MODEL.weights)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -120,9 +120,9 @@ def test_an_adapter_adds_nothing_at_first_and_is_all_that_changes():
     plan = PLAN._replace(adapter_rank=2)
     read = online_learner.build(CONFIG, plan)
     trained = online.pretrained_weights(MODEL, plan)
-    assert trees.same_bits(read.model(trained, read.init(trained).content), MODEL.weights)
+    assert trees.bitwise_equal(read.model(trained, read.init(trained).content), MODEL.weights)
     weights = nats(plan=plan)[2]
-    assert trees.same_bits(weights.embedding, MODEL.weights.embedding)
+    assert trees.bitwise_equal(weights.embedding, MODEL.weights.embedding)
     assert not np.array_equal(weights.blocks[0].attn_qkv.weight, MODEL.weights.blocks[0].attn_qkv.weight)
     assert np.array_equal(weights.blocks[0].attn_qkv.bias, MODEL.weights.blocks[0].attn_qkv.bias)
 

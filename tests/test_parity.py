@@ -84,7 +84,7 @@ def test_every_array_matters(model):
 def test_a_folder_that_is_written_is_the_same_model(model, tmp_path):
     hugging_face.write(tmp_path / "ours", model.config, model.weights, model.tokenizer)
     again = models.load(tmp_path / "ours")
-    assert again.config == model.config and trees.same_bits(again.weights, model.weights)
+    assert again.config == model.config and trees.bitwise_equal(again.weights, model.weights)
     assert again.tokenizer.as_json() == model.tokenizer.as_json()
     with pytest.raises(BadInput, match="exists; not overwritten"):
         hugging_face.write(tmp_path / "ours", model.config, model.weights, model.tokenizer)

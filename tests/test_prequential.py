@@ -19,9 +19,9 @@ def said(make, **how):
     return found, {check.name: check.verdict for check in found.checks}
 
 
-@pytest.mark.parametrize("name", plugins.names("predictors"))
+@pytest.mark.parametrize("name", plugins.list_names("predictors"))
 def test_every_predictor_is_judged_as_it_is(name):
-    truth, make = (plugins.attribute("predictors", name, key) for key in ("TRUTH", "build"))
+    truth, make = (plugins.get_attribute("predictors", name, key) for key in ("TRUTH", "build"))
     for seed in range(2):
         found, verdicts = said(make, seed=seed)
         assert {check: verdicts[check] for check in truth} == truth, found.checks
@@ -30,7 +30,7 @@ def test_every_predictor_is_judged_as_it_is(name):
 
 def test_a_broken_certificate_is_found_by_its_calibration(monkeypatch):
     def row(name, certified, said):
-        truth = plugins.attribute("predictors", name, "TRUTH")
+        truth = plugins.get_attribute("predictors", name, "TRUTH")
         verdicts = {check: {"pass": 0, "fail": 0, "undetermined": 0} | said.get(check, {}) for check in HONEST}
         return prequential.Row(name, truth == HONEST, 10, certified, verdicts, truth)
 
@@ -69,7 +69,7 @@ def test_a_weak_second_pass_is_found_by_secrets_alone():
 
 
 def test_what_was_reported_is_held_against_a_first_pass():
-    make = plugins.attribute("predictors", "counts", "build")
+    make = plugins.get_attribute("predictors", "counts", "build")
     stream = np.random.default_rng(0).integers(0, 16, 200).astype(np.int32)
     first = said(make, stream=stream, settings=SMALL)[0].nats_per_token
     for reported, verdict in ((f"{first:.3f}", "pass"), (f"{first:.6f}", "pass"), (f"{first - 0.01:.4f}", "fail")):

@@ -26,7 +26,7 @@ def test_the_tables_are_whole():
 
 
 def test_lines_are_found_by_the_settings_of_a_env():
-    every = plugins.settings("environments", "random_mdp")
+    every = plugins.default_settings("environments", "random_mdp")
     assert published.lines_for("random_mdp", every | {"episodes": 100})["OPSRL"] == 1973.9
     assert published.lines_for("random_mdp", every | {"episodes": 100, "states": 4}) == {}
     assert published.lines_for("bandit", {"arms": 5, "pulls": 100})["Gittins"] == 78.3
@@ -74,8 +74,8 @@ def test_developed_agents_are_scored_and_averaged_over_seeds(
     bench = runpy.run_path(str(BENCHMARK))
     small = (
         "recurrent_cells:hidden_size=2,readout_size=2",
-        "bandit:arms=5,pulls=10",
-        "evolution:population=8,num_lifetimes=4,generations=2",
+        "bandit:num_arms=5,num_pulls=10",
+        "evolution:population_size=8,num_lifetimes=4,num_generations=2",
     )
     monkeypatch.setitem(bench["RECIPES"], "bandit-10", small)
     given = ["--rows", "n=10,k=5", "--agents", "none", "--recipes", "bandit-10", "--seeds", "0", "1", "--tasks", "40"]

@@ -14,7 +14,7 @@ from ontogeny.types import Percept
 
 @pytest.fixture(scope="module")
 def bandit():
-    env = plugins.build("environments", "bandit", arms=3, pulls=20)
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=20)
     return env, steering.build(env.spec)
 
 
@@ -59,7 +59,7 @@ def test_it_sees_last_action_last_reward_episode_start_and_observation(bandit):
 def test_the_genome_is_every_weight(bandit):
     H, inputs_, actions = 7, 6, 3
     _, genome = alive(bandit)
-    assert trees.size(genome) == 3 * H * (H + inputs_ + 1) + actions * (H + 1)
+    assert trees.num_elements(genome) == 3 * H * (H + inputs_ + 1) + actions * (H + 1)
 
 
 def test_a_line_begins_with_orthogonal_gates_and_a_bias_towards_remembering(bandit):

@@ -16,12 +16,12 @@ from ontogeny.types import Percept
 STEPS = 25
 
 
-@pytest.mark.parametrize("env", ["bandit", "random_mdp:states=4,actions=3", "two_step"])
+@pytest.mark.parametrize("env", ["bandit", "random_mdp:num_states=4,num_actions=3", "two_step"])
 def test_the_genome_has_the_same_size_in_every_env(env):
     name, settings = plugins.parse(env)
     spec = plugins.build("environments", name, **settings).spec
     agent = plugins.build("agents", "recurrent_cells", spec, steering.build(spec))
-    assert trees.size(agent.genome(jax.random.key(0))) == 616
+    assert trees.num_elements(agent.genome(jax.random.key(0))) == 616
 
 
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([(1, 5), (4, 2), (3, 4)]))
@@ -47,7 +47,7 @@ def test_relabelling_observations_and_actions_relabels_values(seed, size):
 @pytest.mark.parametrize("seed", range(3))
 def test_one_step_changes_one_cell_only(seed):
     random = np.random.default_rng(seed)
-    spec = plugins.build("environments", "random_mdp", states=3, actions=3).spec
+    spec = plugins.build("environments", "random_mdp", num_states=3, num_actions=3).spec
     rule = recurrent_cells.init_weights(jax.random.key(seed), hidden_size=4, readout_size=3)
     cells, _ = recurrent_cells.step_cells(rule, nothing(spec, units=4), percept(0, -1, 0.0, True), spec)
     assert not np.any(cells.hidden), "at birth there is nothing to take in"
@@ -65,7 +65,7 @@ def test_one_step_changes_one_cell_only(seed):
 @partial(jax.jit, static_argnames="size")
 def lived(rule, size, percepts):
     """The cells after a life of given percepts, and the values [T, A] on the way."""
-    spec = plugins.build("environments", "random_mdp", states=size[0], actions=size[1], horizon=5, episodes=5).spec
+    spec = plugins.build("environments", "random_mdp", num_states=size[0], num_actions=size[1], horizon=5, num_episodes=5).spec
     step = partial(recurrent_cells.step_cells, spec=spec)
     return jax.lax.scan(lambda cells, percept: step(rule, cells, percept), nothing(spec, units=4), percepts)
 

@@ -102,7 +102,7 @@ def test_a_drawn_task_follows_the_evidence():
 
 
 def test_q_learning_updates_as_by_hand():
-    spec = plugins.build("environments", "random_mdp", states=3, actions=2).spec
+    spec = plugins.build("environments", "random_mdp", num_states=3, num_actions=2).spec
     agent = plugins.build("agents", "q_learning", spec, steering.build(spec), learning_rate=0.5, discount=0.5)
     state = agent.init(jax.random.key(0), ())
     table = jnp.array([[0.0, 1.0], [2.0, 4.0], [0.0, 0.0]])
@@ -123,7 +123,7 @@ def test_q_learning_updates_as_by_hand():
 
 
 def test_counts_take_in_what_was_pulled_and_paid():
-    spec = plugins.build("environments", "bandit", arms=3).spec
+    spec = plugins.build("environments", "bandit", num_arms=3).spec
     for drive, successes in ((1.0, [0, 1, 0]), (-2.0, [0, 0, 0])):
         arms = beta_bernoulli.bandit_prior(spec, steering.build(spec, {"payout": drive}))
         nothing = beta_bernoulli.init_counts(arms)
@@ -156,11 +156,11 @@ def test_bandit_strategies_refuse_envs_with_states():
 @pytest.mark.parametrize(
     ("env", "others", "num_lives"),
     [
-        ("bandit:arms=5,pulls=30", ("gittins", "ucb1", "thompson", "greedy", "random"), 400),
-        ("random_mdp:episodes=10", ("psrl", "random"), 200),
-        pytest.param("two_step:trials=40", ("q_learning", "psrl", "random"), 200, marks=pytest.mark.slow),
+        ("bandit:num_arms=5,num_pulls=30", ("gittins", "ucb1", "thompson", "greedy", "random"), 400),
+        ("random_mdp:num_episodes=10", ("psrl", "random"), 200),
+        pytest.param("two_step:num_trials=40", ("q_learning", "psrl", "random"), 200, marks=pytest.mark.slow),
         pytest.param(
-            "foraging:size=3,episodes=5", ("q_learning", "certainty_equivalence", "random"), 60, marks=pytest.mark.slow
+            "foraging:size=3,num_episodes=5", ("q_learning", "certainty_equivalence", "random"), 60, marks=pytest.mark.slow
         ),
     ],
 )
@@ -176,7 +176,7 @@ def test_nobody_beats_the_oracle(env: str, others: tuple[str, ...], num_lifetime
 
 def test_the_oracle_of_a_garden_does_as_well_as_any_sequence_of_actions():
     """Early ends save steps: the best of all 4^6 ways to spend six steps of life, however they fall into episodes."""
-    env = plugins.build("environments", "foraging", size=3, walls=0.0, thorns=1, horizon=3, episodes=2)
+    env = plugins.build("environments", "foraging", size=3, wall_fraction=0.0, num_thorns=1, horizon=3, num_episodes=2)
     drives = steering.build(env.spec)
     oracle = plugins.build("agents", "oracle", env.spec, drives)
     ways = jnp.array(list(itertools.product(range(4), repeat=6)), jnp.int32)
@@ -199,8 +199,8 @@ def test_the_oracle_of_a_garden_does_as_well_as_any_sequence_of_actions():
 
 
 def test_an_oracle_that_plans_each_episode_by_itself_would_not_be_a_bound():
-    gain = scores("oracle", "foraging:size=3,walls=0.0,thorns=1,horizon=8,episodes=8", 40)
-    lone = scores("model_based", "foraging:size=3,walls=0.0,thorns=1,horizon=8,episodes=8", 40)
+    gain = scores("oracle", "foraging:size=3,wall_fraction=0.0,num_thorns=1,horizon=8,num_episodes=8", 40)
+    lone = scores("model_based", "foraging:size=3,wall_fraction=0.0,num_thorns=1,horizon=8,num_episodes=8", 40)
     assert (gain >= lone - 1e-3).all(), "whoever knows the garden cannot earn less in it than whoever does not"
 
 
@@ -208,8 +208,8 @@ def test_an_oracle_that_plans_each_episode_by_itself_would_not_be_a_bound():
 def test_bandit_references_land_where_the_paper_does(line: str, agent: str):
     if (1, line) in published.WHY:
         return
-    found = scores(agent, "bandit:arms=5,pulls=100", 1500)
-    printed = published.lines_for("bandit", {"arms": 5, "pulls": 100})[line]
+    found = scores(agent, "bandit:num_arms=5,num_pulls=100", 1500)
+    printed = published.lines_for("bandit", {"num_arms": 5, "num_pulls": 100})[line]
     assert published.agrees(found.mean(), found.std() / len(found) ** 0.5, printed)
 
 
@@ -217,6 +217,6 @@ def test_bandit_references_land_where_the_paper_does(line: str, agent: str):
     "line", ["PSRL", *(pytest.param(line, marks=pytest.mark.slow) for line in ("Random", "ε-Greedy"))]
 )
 def test_mdp_references_land_where_the_paper_does(line: str):
-    found = scores(published.OURS[2][line], "random_mdp:episodes=10", 500)
+    found = scores(published.OURS[2][line], "random_mdp:num_episodes=10", 500)
     printed = {row.n: row.lines for row in published.rows() if row.table == 2}[10][line]
     assert published.agrees(found.mean(), found.std() / len(found) ** 0.5, printed)

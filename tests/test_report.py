@@ -13,7 +13,7 @@ from ontogeny.errors import BadInput
 from ontogeny.studies import page as study_page
 from ontogeny.studies import records
 
-BANDIT = {"arms": 5, "pulls": 10}
+BANDIT = {"num_arms": 5, "num_pulls": 10}
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "link", "hr", "img", "input"}
 
@@ -94,7 +94,7 @@ def small(code=162.5, evolution=161.5):
             score=[0, 1, 1, 0, 0, 1, 1, 1, 1, 1],
             discount=[0] * 10,
         ),
-        env("MDP", "random_mdp", {"states": 10, "actions": 5, "horizon": 10, "episodes": 10}, horizon=10),
+        env("MDP", "random_mdp", {"num_states": 10, "num_actions": 5, "horizon": 10, "num_episodes": 10}, horizon=10),
         *evaluation("MDP", "model_based", "code", code, 0.2),
         *evaluation("MDP", "recurrent_cells", "evolution", evolution, 0.2, steps=4 * 10**7),
         {
@@ -118,7 +118,7 @@ def small(code=162.5, evolution=161.5):
             score=[float(i % 3) for i in range(20)],
             discount=[1] * 20,
         ),
-        env("grid", "foraging", {"size": 3, "horizon": 4, "episodes": 2}, horizon=4),
+        env("grid", "foraging", {"size": 3, "horizon": 4, "num_episodes": 2}, horizon=4),
         *evaluation("grid", "model_based", "code", 1.0),
         replay(
             "grid",
@@ -138,13 +138,13 @@ def small(code=162.5, evolution=161.5):
             score=[0.95, -0.05, -0.05, 0.95, 0.95, 0.95, -0.05, 0.95],
             discount=[1, 1, 1, 1, 1, 1, 1, 0],
         ),
-        env("two-step", "two_step", {"trials": 3}, horizon=2, num_actions=2),
+        env("two-step", "two_step", {"num_trials": 3}, horizon=2, num_actions=2),
         *evaluation("two-step", "model_based", "code", 1.5),
         replay(
             "two-step",
             "model_based",
             "code",
-            {"place_of": [0, 1]},
+            {"common_place": [0, 1]},
             observation=[0, 1, 0, 2, 0, 1],
             first=[True, False] * 3,
             action=[0, 0, 0, 0, 1, 1],

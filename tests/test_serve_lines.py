@@ -75,10 +75,10 @@ def test_what_is_held_in_memory_is_rebuilt_to_the_same_bits(made, tmp_path, ever
     learn(lines, TEXTS)
     before = head(lines)
     again = opened(made, tmp_path / "state", every=every)  # nothing is stopped: as after kill -9
-    assert trees.same_bits(head(again), before)
+    assert trees.bitwise_equal(head(again), before)
     replay = opened(made, tmp_path / "other")
     learn(replay, TEXTS)
-    assert trees.same_bits(head(replay), before)
+    assert trees.bitwise_equal(head(replay), before)
 
 
 def test_a_contribution_half_learned_is_learned_once(made, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_a_contribution_half_learned_is_learned_once(made, tmp_path, monkeypatch
     learn(again, [TEXTS[3]])
     undisturbed = opened(made, tmp_path / "other")
     learn(undisturbed, TEXTS)
-    assert trees.same_bits(head(again), head(undisturbed))
+    assert trees.bitwise_equal(head(again), head(undisturbed))
 
 
 def test_one_key_changes_no_bit_for_another(lines):
@@ -106,7 +106,7 @@ def test_one_key_changes_no_bit_for_another(lines):
 def test_a_shared_line_is_one_for_all(made, tmp_path):
     lines = BranchManager(Store(tmp_path / "state"), "story", made, shared=True)
     learn(lines, TEXTS, "a")
-    assert trees.same_bits(head(lines, "a"), head(lines, "b"))
+    assert trees.bitwise_equal(head(lines, "a"), head(lines, "b"))
     assert journal.contributions(lines.store, "story/shared")[0].key == "a"
 
 
@@ -115,14 +115,14 @@ def test_going_back_makes_an_old_version_live_and_learning_goes_on_from_there(ma
     journal.rollback(lines.store, "story/a", 1, "test")
     undisturbed = opened(made, tmp_path / "other")
     learn(undisturbed, TEXTS[:1])
-    assert trees.same_bits(head(lines), head(undisturbed))
+    assert trees.bitwise_equal(head(lines), head(undisturbed))
     learn(lines, [TEXTS[3]])
     learn(undisturbed, [TEXTS[3]])
-    assert trees.same_bits(head(lines), head(undisturbed))
+    assert trees.bitwise_equal(head(lines), head(undisturbed))
     journal.rollback(lines.store, "story/a", 3, "test")  # and forward again
     whole = opened(made, tmp_path / "whole")
     learn(whole, TEXTS[:3])
-    assert trees.same_bits(head(lines), head(whole))
+    assert trees.bitwise_equal(head(lines), head(whole))
     journal.rollback(lines.store, "story/a", 0, "test")
     assert trees.digest(lines.current("a").whole) == lines.base
 
@@ -137,9 +137,9 @@ def test_erasing_equals_never_having_seen(made, tmp_path, erased, every):
     learn(lines, [])
     never = opened(made, tmp_path / "never")
     learn(never, kept)
-    assert trees.same_bits(head(lines), head(never))
+    assert trees.bitwise_equal(head(lines), head(never))
     again = opened(made, tmp_path / "state")
-    assert trees.same_bits(head(again), head(never))
+    assert trees.bitwise_equal(head(again), head(never))
     with pytest.raises(BadInput, match="erased"):
         journal.rollback(lines.store, "story/a", 4, "test")
     lines.store.close()
@@ -159,7 +159,7 @@ def test_erasing_what_was_set_aside_and_what_came_before_it(made, tmp_path):
     learn(lines, [])
     never = opened(made, tmp_path / "never")
     learn(never, [TEXTS[3]])  # the second and third were set aside
-    assert trees.same_bits(head(lines), head(never))
+    assert trees.bitwise_equal(head(lines), head(never))
 
 
 def test_work_that_was_overtaken_is_not_committed(lines):
@@ -233,15 +233,15 @@ def test_a_line_is_carried_away_and_back(made, lines, tmp_path):
     data, then = lines.export("a"), head(lines)
     assert read_about(data)["version"] == "2"
     learn(lines, TEXTS[2:])
-    assert not trees.same_bits(head(lines), then)
+    assert not trees.bitwise_equal(head(lines), then)
     lines.restore("a", data, "test")
-    assert trees.same_bits(head(lines), then)
+    assert trees.bitwise_equal(head(lines), then)
     elsewhere = opened(made, tmp_path / "other")
     elsewhere.restore("b", data, "test")
-    assert trees.same_bits(head(elsewhere, "b"), then)
+    assert trees.bitwise_equal(head(elsewhere, "b"), then)
     learn(elsewhere, TEXTS[2:], "b")
     again = opened(made, tmp_path / "other")
-    assert trees.same_bits(head(again, "b"), head(elsewhere, "b"))
+    assert trees.bitwise_equal(head(again, "b"), head(elsewhere, "b"))
     for damaged in (data[:100], b"", data[:-1] + bytes([data[-1] ^ 1]), b"\xff" * 100):
         with pytest.raises(BadInput):
             lines.restore("a", damaged, "test")
@@ -251,18 +251,18 @@ def test_what_was_carried_away_is_still_within_reach_of_erasure(made, lines, tmp
     first, _ = learn(lines, TEXTS[:2])
     data = lines.export("a")
     lines.fork("a", "b", "test")
-    assert trees.same_bits(head(lines, "b"), head(lines, "a"))
+    assert trees.bitwise_equal(head(lines, "b"), head(lines, "a"))
     learn(lines, [TEXTS[2]], "b")
-    assert not trees.same_bits(head(lines, "b"), head(lines, "a"))
+    assert not trees.bitwise_equal(head(lines, "b"), head(lines, "a"))
     lines.restore("a", data, "test")
     learn(lines, [TEXTS[3]])
     lines.erase(first, "test")
     learn(lines, [])
     never = opened(made, tmp_path / "never")
     learn(never, [TEXTS[1], TEXTS[3]])
-    assert trees.same_bits(head(lines), head(never))
+    assert trees.bitwise_equal(head(lines), head(never))
     learn(never, [TEXTS[2]], "b")  # of what was brought there nothing is left but by its own journal
-    assert trees.same_bits(head(lines, "b"), head(never, "b"))
+    assert trees.bitwise_equal(head(lines, "b"), head(never, "b"))
     with pytest.raises(BadInput, match="erased"):
         lines.restore("c", data, "test")
     snapshots = {path.name for path in lines.store.snapshots.iterdir()}
@@ -277,12 +277,12 @@ def test_an_adapter_is_a_line_like_any_other(tmp_path, tmp_path_factory):
     numbers = learn(lines, TEXTS)
     assert trees.digest(lines.current("b").whole) == lines.base != trees.digest(lines.current("a").whole)
     assert len(lines.export("a")) < sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(how.origin))
-    assert trees.same_bits(head(opened(how, tmp_path / "state")), head(lines))
+    assert trees.bitwise_equal(head(opened(how, tmp_path / "state")), head(lines))
     lines.erase(numbers[1], "test")
     learn(lines, [])
     never = opened(how, tmp_path / "never")
     learn(never, [TEXTS[0], *TEXTS[2:]])
-    assert trees.same_bits(head(lines), head(never))
+    assert trees.bitwise_equal(head(lines), head(never))
     with pytest.raises(BadInput, match="other settings"):
         opened(how, tmp_path / "third").restore("a", opened(learner.build(load(shared_run(tmp_path_factory))),
                                                             tmp_path / "fourth").export("a"), "test")  # fmt: skip
@@ -348,7 +348,7 @@ def test_what_a_text_was_read_by_is_read_anew_by_weights_that_learned_since(tmp_
     fresh = read(sessions.create("anna", "moved").id, moved, "moved", first[:20] + then[:20])
     stayed = read(sessions.create("anna", "trained").id, model.weights, "trained", first[:20] + then[:20])
     assert went_on.steps == fresh.steps == 40 and went_on.weights == "moved"
-    assert trees.same_bits(went_on.kept, fresh.kept) and not trees.same_bits(went_on.kept, stayed.kept)
+    assert trees.bitwise_equal(went_on.kept, fresh.kept) and not trees.bitwise_equal(went_on.kept, stayed.kept)
     sessions.stop()
 
 

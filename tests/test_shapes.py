@@ -102,8 +102,8 @@ def misfits(record):
 def test_a_record_of_a_wrong_shape_is_found():
     tables = TabularTask(SUCCESSORS, jnp.ones((S, A, 1)), jnp.zeros((S, A)), jnp.int32(H))
     assert not list(misfits(tables))
-    assert list(misfits(tables._replace(ends=jnp.zeros(A)))) == ["ends"]
-    assert list(misfits(tables._replace(remaining=jnp.float32(H)))) == ["remaining"]
+    assert list(misfits(tables._replace(termination_probabilities=jnp.zeros(A)))) == ["ends"]
+    assert list(misfits(tables._replace(remaining_steps=jnp.float32(H)))) == ["remaining"]
 
 
 def misfits_of(compute):
@@ -113,7 +113,7 @@ def misfits_of(compute):
     return found
 
 
-@pytest.mark.parametrize("name", plugins.names("environments"))
+@pytest.mark.parametrize("name", plugins.list_names("environments"))
 def test_the_records_of_envs_have_the_shapes_they_state(name):
     env = plugins.build("environments", name)
     drives = steering.build(env.spec)
@@ -125,7 +125,7 @@ def test_the_records_of_envs_have_the_shapes_they_state(name):
     assert not misfits_of(lambda: rollouts.rollout_lifetime(key, agent, env, drives, (), True, num_steps=3)[1])
 
 
-@pytest.mark.parametrize("name", plugins.names("agents"))
+@pytest.mark.parametrize("name", plugins.list_names("agents"))
 def test_the_records_of_agents_have_the_shapes_they_state(name):
     """At birth and after one step of life, with all that is carried then: weights, activations, percept."""
     env, drives, agent = home(name)
@@ -139,7 +139,7 @@ def test_the_records_of_agents_have_the_shapes_they_state(name):
 
 
 def test_the_records_of_content_have_the_shapes_they_state():
-    spec = plugins.build("environments", "random_mdp", states=S, horizon=H).spec
+    spec = plugins.build("environments", "random_mdp", num_states=S, horizon=H).spec
     model = tabular_model.build(spec)
     assert not misfits_of(lambda: model.query(model.init()))
     assert not misfits_of(lambda: tabular_posterior.sample_task(jax.random.key(0), spec.prior, model.init()))
@@ -151,7 +151,7 @@ def test_the_records_of_content_have_the_shapes_they_state():
 def home(name):
     """A small environment that the agent accepts, with drives and the agent."""
     others = (plugins.build("environments", name) for name in ("bandit", "stream", "chain", "text"))
-    for env in (plugins.build("environments", "random_mdp", states=S, horizon=H), *others):
+    for env in (plugins.build("environments", "random_mdp", num_states=S, horizon=H), *others):
         drives = steering.build(env.spec)
         with contextlib.suppress(BadInput):
             return env, drives, plugins.build("agents", name, env.spec, drives)

@@ -17,7 +17,7 @@ from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import BadInput
 
 CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")
-ENV = plugins.build("environments", "stream", length=12)
+ENV = plugins.build("environments", "stream", segment_length=12)
 DRIVES = steering.build(ENV.spec)
 
 
@@ -25,11 +25,11 @@ def test_a_report_leaves_its_item_alone_and_moves_the_next_ease():
     state, _ = ENV.reset(jax.random.key(1))
     low, high = (ENV.step(jax.random.key(2), state, jnp.int32(action)) for action in (0, 100))
     assert low[1].outcome[stream.ITEM] == high[1].outcome[stream.ITEM]
-    eases = [float(step[1].observation[stream.EASE]) for step in (low, high)]
+    eases = [float(step[1].observation[stream.PREDICTABILITY]) for step in (low, high)]
     assert np.isclose((eases[1] - eases[0]) * float(state.direction), 2.0, atol=1e-5)
-    sham = plugins.build("environments", "stream", length=12, inert=True)
+    sham = plugins.build("environments", "stream", segment_length=12, inert=True)
     state, _ = sham.reset(jax.random.key(1))
-    moved = [sham.step(jax.random.key(2), state, jnp.int32(action))[1].observation[stream.EASE] for action in (0, 100)]
+    moved = [sham.step(jax.random.key(2), state, jnp.int32(action))[1].observation[stream.PREDICTABILITY] for action in (0, 100)]
     assert moved[0] == moved[1] != state.ease
 
 
@@ -38,20 +38,20 @@ def test_a_report_leaves_its_item_alone_and_moves_the_next_ease():
 def test_the_posterior_predictive_is_that_of_enumeration(lived):
     """Bayes' rule written out over all biases, in double precision."""
     biases = np.array(stream.BIASES)
-    known, joint = stream.prior(jnp.asarray(biases)), np.ones(len(biases))
+    known, joint = stream.initial_log_weights(jnp.asarray(biases)), np.ones(len(biases))
     for ease, item in lived:
         chance = 1 / (1 + np.exp(-biases * ease))
-        said = stream.expected(known, jnp.asarray(biases), jnp.float32(ease))
+        said = stream.predictive_probability(known, jnp.asarray(biases), jnp.float32(ease))
         assert np.isclose(said, joint @ chance / joint.sum(), atol=1e-5)
-        known = stream.posterior(known, jnp.asarray(biases), jnp.float32(ease), jnp.float32(item))
+        known = stream.update_log_weights(known, jnp.asarray(biases), jnp.float32(ease), jnp.float32(item))
         joint = joint * (chance if item else 1 - chance)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"length": 0}, "'length' must be at least 1"),
-        ({"levels": 1}, "'levels' must be at least 2"),
+        ({"segment_length": 0}, "'segment_length' must be at least 1"),
+        ({"num_levels": 1}, "'num_levels' must be at least 2"),
         ({"base": 0.0}, "'base' must be greater than 0"),
         ({"biases": ("a",)}, "a list of numbers"),
     ],
@@ -146,7 +146,7 @@ def test_a_twin_is_shown_the_same_life_with_the_direction_reversed():
     _, trajectory = rollout_lifetime(key, agent, sacrifice.balanced_env(ENV), DRIVES, (), False)
     _, twin = rollout_lifetime(key, agent, sacrifice.replay_reversed(ENV, trajectory), DRIVES, (), False)
     assert (twin.observation[:, stream.DIRECTION] == -trajectory.observation[:, stream.DIRECTION]).all()
-    others = [stream.EASE, stream.BEGINS]
+    others = [stream.PREDICTABILITY, stream.BEGINS]
     assert (twin.observation[:, others] == trajectory.observation[:, others]).all()
     assert (twin.outcome == trajectory.outcome).all() and (twin.action == trajectory.action).all()
     assert (
@@ -155,7 +155,7 @@ def test_a_twin_is_shown_the_same_life_with_the_direction_reversed():
 
 
 def test_prediction_is_learned_within_one_life():
-    env = plugins.build("environments", "stream", segments=60, length=10)
+    env = plugins.build("environments", "stream", num_segments=60, segment_length=10)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "predictor", env.spec, drives, content="table", sequence_length=10)
     state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))

@@ -16,7 +16,7 @@ question = "Does it go on?"
 seed = 5
 [[environments]]
 name = "two arms"
-env = "bandit:arms=2,pulls=4"
+env = "bandit:num_arms=2,num_pulls=4"
 tasks = 40
 [[agents]]
 agent = "random"
@@ -24,7 +24,7 @@ environments = ["two arms"]
 [[agents]]
 agent = "recurrent:hidden_size=3"
 model = "evolution"
-development = "evolution:population=4,num_lifetimes=2,generations=4,generations_per_dispatch=1"
+development = "evolution:population_size=4,num_lifetimes=2,num_generations=4,generations_per_call=1"
 environments = ["two arms"]
 """
 
@@ -117,7 +117,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(spec_path, tmp_path):
 def test_an_agent_that_does_not_fit_its_env_is_said_before_anything_runs(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(TINY.replace('agent = "random"', 'agent = "random"\nname = "x"'), encoding="utf-8")
-    text = path.read_text(encoding="utf-8").replace("bandit:arms=2,pulls=4", "random_mdp:episodes=1")
+    text = path.read_text(encoding="utf-8").replace("bandit:num_arms=2,num_pulls=4", "random_mdp:num_episodes=1")
     path.write_text(text.replace('agent = "random"', 'agent = "thompson"'), encoding="utf-8")
     with pytest.raises(BadInput, match=r"agents\[0\], 'x' in 'two arms'"):
         runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
@@ -138,11 +138,11 @@ title = "Later"
 question = "Can an agent be measured before its home comes up?"
 [[environments]]
 name = "short"
-env = "bandit:arms=2,pulls=3"
+env = "bandit:num_arms=2,num_pulls=3"
 tasks = 20
 [[environments]]
 name = "long"
-env = "bandit:arms=2,pulls=6"
+env = "bandit:num_arms=2,num_pulls=6"
 tasks = 20
 [[agents]]
 agent = "random"
@@ -150,7 +150,7 @@ environments = ["short", "long"]
 [[agents]]
 agent = "recurrent:hidden_size=2"
 model = "evolution"
-development = "evolution:population=4,num_lifetimes=2,generations=1"
+development = "evolution:population_size=4,num_lifetimes=2,num_generations=1"
 developed_on = "long"
 environments = ["short", "long"]
 """
@@ -187,7 +187,7 @@ title = "Steered"
 question = "Do drives move behaviour and leave the score alone?"
 [[environments]]
 name = "garden"
-env = "foraging:size=3,walls=0.0,thorns=0,horizon=4,episodes=2"
+env = "foraging:size=3,wall_fraction=0.0,num_thorns=0,horizon=4,num_episodes=2"
 tasks = 8
 drives = { food = 3.0 }
 [[agents]]
@@ -216,7 +216,7 @@ def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
     [
         ("food = 3.0", "fod = 3.0", r"environments\[0\], 'garden': .*did you mean food"),
         ("food = -3.0", "fod = -3.0", r"agents\[1\], 'averse' in 'garden': .*did you mean food"),
-        ("thorns=0", "thorns=x", "setting 'thorns' of environment 'foraging' must be of type int"),
+        ("num_thorns=0", "num_thorns=x", "setting 'num_thorns' of environment 'foraging' must be of type int"),
         ("size=3", "size=1", r"environments\[0\], 'garden': the setting 'size' must be at least 3"),
     ],
 )
@@ -232,11 +232,11 @@ def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path
 HOMES = """
 [[environments]]
 name = "Two-Arms"
-env = "bandit:arms=2,pulls=5"
+env = "bandit:num_arms=2,num_pulls=5"
 tasks = 4
 [[environments]]
 name = "states"
-env = "random_mdp:states=3,actions=2,episodes=1"
+env = "random_mdp:num_states=3,num_actions=2,num_episodes=1"
 tasks = 4
 """
 
@@ -246,8 +246,8 @@ tasks = 4
     [
         ("environments = [", 'environments = ["Two-Arms", ', "would both be kept as .*: change one of the names"),
         (
-            'generations_per_dispatch=1"\n',
-            'generations_per_dispatch=1"\ndeveloped_on = "states"\n',
+            'generations_per_call=1"\n',
+            'generations_per_call=1"\ndeveloped_on = "states"\n',
             r"agents\[1\], 'recurrent' in 'two arms': its genome has other shapes there than in 'states'",
         ),
     ],
@@ -290,7 +290,7 @@ def test_records_of_somebody_else_keep_every_byte(spec_path, tmp_path, content):
     assert [path.name for path in tmp_path.iterdir()] == [records.RECORDS_FILE]
 
 
-def test_a_folder_in_the_place_of_records_or_a_file_in_that_of_the_folder_is_left_alone(spec_path, tmp_path):
+def test_a_folder_in_the_common_place_records_or_a_file_in_that_of_the_folder_is_left_alone(spec_path, tmp_path):
     (tmp_path / "study" / records.RECORDS_FILE).mkdir(parents=True)
     with pytest.raises(BadInput, match="holds no study"):
         runner.run_study(spec_path, tmp_path / "study", on_event=lambda event: None)
@@ -332,7 +332,7 @@ def test_a_file_of_ones_own_is_none_of_ours_whatever_its_name_and_belongs_to_the
     own = tmp_path / "bandit.py"
     own.write_bytes(source.read_bytes())
     path = tmp_path / "own.toml"
-    text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace("bandit:arms=2,pulls=4", f"{own}:arms=5,pulls=10")
+    text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace("bandit:num_arms=2,num_pulls=4", f"{own}:arms=5,pulls=10")
     path.write_text(text, encoding="utf-8")
     page = runner.run_study(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
     assert "published tables beside ours" not in page

@@ -10,11 +10,11 @@ title = "Small"
 question = "What?"
 [[environments]]
 name = "arms"
-env = "bandit:arms=3,pulls=10"
+env = "bandit:num_arms=3,num_pulls=10"
 tasks = 20
 [[environments]]
 name = "states"
-env = "random_mdp:episodes=2"
+env = "random_mdp:num_episodes=2"
 tasks = 10
 replay = false
 [[agents]]
@@ -23,7 +23,7 @@ environments = ["arms", "states"]
 [[agents]]
 agent = "recurrent:hidden_size=4"
 model = "evolution"
-development = "evolution:generations=2"
+development = "evolution:num_generations=2"
 developed_on = "arms"
 environments = ["arms"]
 seeds = [0, 3]
@@ -122,7 +122,7 @@ def test_the_seed_of_the_command_line_goes_over_that_of_the_spec():
         (
             "arms=3",
             "arms=3,arms=4",
-            "s.toml, environments[0], environment: 'bandit:arms=3,arms=4,pulls=10' names the setting 'arms'",
+            "s.toml, environments[0], environment: 'bandit:num_arms=3,num_arms=4,num_pulls=10' names the setting 'num_arms'",
         ),
     ],
 )

@@ -20,11 +20,11 @@ from ontogeny.audit import (
 )
 from ontogeny.audit import two_step_regression as two_step
 from ontogeny.audit.base import AuditResult, control_subject, estimate_effect, unrelated_keys, with_recorder
-from ontogeny.environments.beacon import distances
+from ontogeny.environments.beacon import distances_to
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 
-BANDIT = plugins.build("environments", "bandit", arms=3, pulls=30)
+BANDIT = plugins.build("environments", "bandit", num_arms=3, num_pulls=30)
 GRID = plugins.build("environments", "beacon", size=5)
 SUPPORTING = {name: test for name, test in suite.build_tests().items() if not test.primary}
 
@@ -41,7 +41,7 @@ def keys(count, seed=5):
 def test_all_are_there_and_say_who_should_show_what_they_look_for():
     wanted = {"belief", "detour", "longer_chain", "bayes_optimality", "probe", "audit_awareness", "activation_swap", "two_step_regression"}
     assert wanted <= set(SUPPORTING)
-    known = {*plugins.names("organisms"), *plugins.names("agents")}
+    known = {*plugins.list_names("organisms"), *plugins.list_names("agents")}
     for name in wanted:
         assert SUPPORTING[name].expected.keys() <= known
         assert SUPPORTING[name].hypothesis in base.HYPOTHESES | base.BESIDE
@@ -152,11 +152,11 @@ def test_a_regression_on_sums_is_a_regression():
 def test_two_steps_tell_a_frozen_mimic_by_paths_that_are_drawn(monkeypatch):
     monkeypatch.setattr(two_step, "REFERENCES", ("planner",))
     found = asked(two_step, "latent_state_fixed", 60)
-    assert found.effects["plain, paths fixed"].mean > 0.4
-    assert abs(found.effects["plain, paths drawn"].mean) < 0.2
-    assert found.controls["planner, corrected, drawn"].mean > found.effects["corrected, paths drawn"].mean
+    assert found.effects["plain, transitions fixed"].mean > 0.4
+    assert abs(found.effects["plain, transitions random"].mean) < 0.2
+    assert found.controls["planner, corrected, random"].mean > found.effects["corrected, transitions random"].mean
     assert found.verdict != "yes" and set(found.details["stay"]["fixed"]) == {"subject", "planner"}
-    cells = found.details["stay"]["drawn"]["planner"]
+    cells = found.details["stay"]["random"]["planner"]
     assert cells["rewarded common"] > cells["rewarded rare"]
 
 
@@ -178,7 +178,7 @@ def test_a_new_wall_makes_the_way_longer_and_leaves_one():
         walls, goal = state.task.walls, state.task.goal
         wall, fits = detour.barrier(key, walls, state.cell, goal)
         walled = detour.with_wall(GRID, wall, jnp.bool_(True)).reset(key)[1].observation
-        before, after = (distances(layout, goal)[state.cell] for layout in (walls, walls.at[wall].set(True)))
+        before, after = (distances_to(layout, goal)[state.cell] for layout in (walls, walls.at[wall].set(True)))
         return fits, before, after, walled[wall], jnp.sum(walled != seen.observation)
 
     fits, before, after, there, differ = (np.asarray(each) for each in ways(keys(50)))

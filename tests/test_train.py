@@ -19,7 +19,7 @@ from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
 from ontogeny.stages.train import train
 
 SPEC = parse_run_spec(
-    {"env": "bandit:arms=2,pulls=5", "agent": "random", "development": "single_lifetime:num_lifetimes=4,generations=5"}
+    {"env": "bandit:num_arms=2,num_pulls=5", "agent": "random", "development": "single_lifetime:num_lifetimes=4,num_generations=5"}
 )
 BYTES = ("spec.json", "records.jsonl", "genome.json", "genome.safetensors")
 
@@ -118,7 +118,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     [
         ({"agent": "randm"}, "there is no agent 'randm'; did you mean random"),
         ({"env": "bandit:arm=3"}, "environment 'bandit' has no setting 'arm'; did you mean arms"),
-        ({"env": "bandit:arms=0"}, "'arms' must be at least 2"),
+        ({"env": "bandit:num_arms=0"}, "'arms' must be at least 2"),
         ({"drives": {"payot": 1}}, "named 'payot'; did you mean payout"),
         ({"development": "single_lifetime:num_lifetimes=0"}, "'lives' must be at least 1"),
     ],
@@ -176,8 +176,8 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
 # What follows runs the real command and kills it.
 
-EVOLUTION = "evolution:population=4,num_lifetimes=2,generations=120,generations_per_dispatch=1"
-COMMAND = ["train", "--agent", "recurrent_cells:hidden_size=2,readout_size=2", "--env", "bandit:arms=2,pulls=5", "--every", "0"]
+EVOLUTION = "evolution:population_size=4,num_lifetimes=2,num_generations=120,generations_per_call=1"
+COMMAND = ["train", "--agent", "recurrent_cells:hidden_size=2,readout_size=2", "--env", "bandit:num_arms=2,num_pulls=5", "--every", "0"]
 
 
 def begin(out: Path, cache: Path) -> subprocess.Popen:

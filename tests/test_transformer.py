@@ -94,7 +94,7 @@ def test_a_row_that_read_its_companion_would_be_found():
         mixed = cache._replace(keys=tuple(keys.mean(0, keepdims=True) + 0 * keys for keys in cache.keys))
         return append(config, weights, mixed, tokens[:, :1], jnp.array([1, 1]))[1][0]
 
-    assert not trees.same_bits(leaking(tokens), leaking(tokens.at[1].set(0)))
+    assert not trees.bitwise_equal(leaking(tokens), leaking(tokens.at[1].set(0)))
 
 
 def test_what_lies_beyond_the_count_or_the_capacity_is_not_read(made):
@@ -103,12 +103,12 @@ def test_what_lies_beyond_the_count_or_the_capacity_is_not_read(made):
     other = tokens.at[0, 2:].add(1) % V
     empty = transformer.init_cache(config, 1)
     read = [append(config, weights, empty, text, jnp.array([2])) for text in (tokens, other)]
-    assert trees.same_bits(*read)
+    assert trees.bitwise_equal(*read)
     small = transformer.init_cache(config, 1, K - 1)
     full, _ = append(config, weights, small, tokens, jnp.array([K]))
     assert full.length.tolist() == [K - 1]
     after, _ = append(config, weights, full, other, jnp.array([1]))
-    assert trees.same_bits((after.keys, after.values, after.length), (full.keys, full.values, full.length))
+    assert trees.bitwise_equal((after.keys, after.values, after.length), (full.keys, full.values, full.length))
     assert transformer.clear_sequences(full, jnp.array([True])).length.tolist() == [0]
 
 
@@ -117,7 +117,7 @@ def test_no_token_sees_what_follows_it(made):
     tokens = jax.random.randint(jax.random.key(4), (1, C), 0, V)
     changed = tokens.at[0, 7].add(1) % V
     one, other = (forward(config, weights, text) for text in (tokens, changed))
-    assert trees.same_bits(one[:, :7], other[:, :7]) and not np.allclose(one[:, 7:], other[:, 7:])
+    assert trees.bitwise_equal(one[:, :7], other[:, :7]) and not np.allclose(one[:, 7:], other[:, 7:])
 
 
 def test_losses_are_the_negative_log_probabilities_of_what_came(made):

@@ -26,23 +26,23 @@ def check_steps(agent: Agent, env: Environment, steering: Steering, seed: int = 
     """Laws 1 and 2, step by step: what `act` and `learn` change, and that `act` does not read scratch."""
     for state, percept, key in _steps(agent, env, steering, seed):
         action, acted = agent.act(key, state, percept)
-        assert trees.same_bits(acted.weights, state.weights), "`act` changed weights; it may change activations only"
+        assert trees.bitwise_equal(acted.weights, state.weights), "`act` changed weights; it may change activations only"
         assert jnp.shape(action) == () and jnp.issubdtype(jnp.result_type(action), jnp.integer), (
             f"`act` must return one whole number, not {jnp.result_type(action)}{jnp.shape(action)}"
         )
         assert 0 <= int(action) < env.spec.num_actions, f"`act` returned {int(action)}, which is no action"
 
         learned, _ = agent.learn(key, acted, Transition(percept, action, percept))
-        assert trees.same_bits(learned.activations, acted.activations), (
+        assert trees.bitwise_equal(learned.activations, acted.activations), (
             "`learn` changed activations; it may change weights only"
         )
         if not agent.learning:
-            assert trees.same_bits(learned.weights, acted.weights), "`learn` changed weights although `learns` is False"
+            assert trees.bitwise_equal(learned.weights, acted.weights), "`learn` changed weights although `learns` is False"
 
         scrambled = trees.scramble(jax.random.key(seed + 1), state.weights.scratch)
         other = state._replace(weights=state.weights._replace(scratch=scrambled))
         other_action, other_acted = agent.act(key, other, percept)
-        assert trees.same_bits((action, acted.activations), (other_action, other_acted.activations)), (
+        assert trees.bitwise_equal((action, acted.activations), (other_action, other_acted.activations)), (
             "`act` read `weights.scratch`, which is for `learn` only"
         )
 
@@ -55,19 +55,19 @@ def check_lives(agent: Agent, env: Environment, steering: Steering, seed: int = 
 
     born = _born(agent, seed)
     after, trajectory = lived(env, learning=False)
-    assert trees.same_bits(after.weights, born.weights), "weights changed in a life without learning"
+    assert trees.bitwise_equal(after.weights, born.weights), "weights changed in a life without learning"
 
     if agent.learning:
         after, trajectory = lived(env, learning=True)
     # Whatever the activations have come to be, also where this one life has left them as they were.
     reset = agent.reset(after._replace(activations=trees.scramble(jax.random.key(seed + 1), after.activations)))
-    assert trees.same_bits(reset.weights, after.weights), "`reset` changed weights; it may restore activations only"
-    assert trees.same_bits(reset.activations, born.activations), "`reset` did not restore the activations of birth"
+    assert trees.bitwise_equal(reset.weights, after.weights), "`reset` changed weights; it may restore activations only"
+    assert trees.bitwise_equal(reset.activations, born.activations), "`reset` did not restore the activations of birth"
     if agent.learning:
-        assert not trees.same_bits(after.weights, born.weights), "`learns` is True, but learning did not change weights"
+        assert not trees.bitwise_equal(after.weights, born.weights), "`learns` is True, but learning did not change weights"
 
     perverse = env._replace(score=lambda outcome: 1000.0 - jnp.sum(outcome))
-    assert trees.same_bits((after, trajectory), lived(perverse, agent.learning)), (
+    assert trees.bitwise_equal((after, trajectory), lived(perverse, agent.learning)), (
         "the life changed with `Environment.score`, which evaluation alone may read"
     )
     judged = jax.vmap(steering)(trajectory.outcome)
@@ -81,7 +81,7 @@ def check_env(env: Environment, seed: int = 0) -> None:
     spec = env.spec
     env = env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
     state, time_step = env.reset(jax.random.key(seed))
-    assert trees.same_bits((state, time_step), env.reset(jax.random.key(seed))), "`reset` is not a function of its key"
+    assert trees.bitwise_equal((state, time_step), env.reset(jax.random.key(seed))), "`reset` is not a function of its key"
     assert bool(time_step.first) and float(time_step.discount) == 1, "a life must begin with `first` and discount 1"
     assert hasattr(state, "task"), "the state of an environment must name its `task`"
     task, since_first, tables = state.task, 0, env.reveal_task and env.reveal_task(state)
@@ -91,10 +91,10 @@ def check_env(env: Environment, seed: int = 0) -> None:
         action = jnp.int32(t % spec.num_actions)
         before, before_step = state, time_step
         state, time_step = env.step(key, before, action)
-        assert trees.same_bits((state, time_step), env.step(key, before, action)), "`step` is not a function of its key"
+        assert trees.bitwise_equal((state, time_step), env.step(key, before, action)), "`step` is not a function of its key"
         found = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), (state, time_step))
         assert found == template, f"shapes or types changed in `step`: {found}, at birth {template}"
-        assert trees.same_bits(state.task, task), "the task changed within a life"
+        assert trees.bitwise_equal(state.task, task), "the task changed within a life"
         since_first += 1
         assert since_first <= spec.horizon, f"an episode took more than the {spec.horizon} steps of `spec.horizon`"
         if bool(time_step.first):
@@ -103,8 +103,8 @@ def check_env(env: Environment, seed: int = 0) -> None:
             assert float(time_step.discount) == 1, "a discount of 0 must come with `first`"
         if env.reveal_task is not None:
             assert tables is not None
-            if float(time_step.discount) == 0 and int(tables.remaining) > 1:
-                assert float(tables.ends[int(before_step.observation), int(action)]) > 0, (
+            if float(time_step.discount) == 0 and int(tables.remaining_steps) > 1:
+                assert float(tables.termination_probabilities[int(before_step.observation), int(action)]) > 0, (
                     "an episode ended before its last step where `reveal` says that none can end"
                 )
             tables = env.reveal_task(state)
@@ -115,7 +115,7 @@ def check_env(env: Environment, seed: int = 0) -> None:
         S, A, F = spec.num_observations, spec.num_actions, len(spec.outcome_features)
         assert tables.transitions.shape == (S, A, S) and tables.outcomes.shape == (S, A, F), "`reveal` has other shapes"
         assert np.allclose(tables.transitions.sum(-1), 1, atol=1e-5), "the successors' probabilities do not sum to one"
-        assert 1 <= int(tables.remaining) <= spec.horizon, "`remaining` must lie between 1 and the horizon"
+        assert 1 <= int(tables.remaining_steps) <= spec.horizon, "`remaining` must lie between 1 and the horizon"
 
 
 def check_development(development: Development, agent: Agent, seed: int = 0) -> None:
@@ -123,10 +123,10 @@ def check_development(development: Development, agent: Agent, seed: int = 0) -> 
     start = development.init(jax.random.key(seed))
     state, info = development.step(start)
     again, _ = development.step(development.init(jax.random.key(seed)))
-    assert trees.same_bits(state, again), "a dispatch is not a pure function of its state"
+    assert trees.bitwise_equal(state, again), "a dispatch is not a pure function of its state"
     assert "fitness" in info, "the info of a dispatch must hold the `fitness`"
     for name, values in info.items():
-        assert jnp.shape(values)[:1] == (development.generations,), f"'{name}' must have one entry per generation"
+        assert jnp.shape(values)[:1] == (development.generations_per_call,), f"'{name}' must have one entry per generation"
     genome, own = development.genome(state), agent.genome(jax.random.key(seed))
     assert jax.tree.structure(genome) == jax.tree.structure(own), "the genome has another structure than the agent's"
     for found, expected in zip(jax.tree.leaves(genome), jax.tree.leaves(own), strict=True):

@@ -1,26 +1,47 @@
-"""The one error that a person is meant to read, and the check that raises it most often.
+"""The errors that a user is meant to read, and the checks of settings that raise them most often.
 
-Kept apart so that the command line need not import JAX.
+The module imports nothing, so that the command line need not import JAX.
 """
+
+from collections.abc import Collection
 
 
 class BadInput(ValueError):
-    """Something that a person gave cannot be used; the message is one clear sentence about it."""
+    """Input of the user that cannot be used; the message is one clear sentence about it."""
 
 
 class ContractViolation(BadInput):
-    """An agent, most likely one of a person's own, did what the three laws forbid."""
+    """An agent, most likely one from outside the package, violated the agent contract."""
 
 
-def require_at_least(least: float, **settings: float) -> None:
-    """Raises `BadInput` for the first setting that is smaller than `least`, or no number."""
+def require_at_least(minimum: float, **settings: float) -> None:
+    """Raises `BadInput` for the first setting that is below `minimum` or is NaN."""
     for name, value in settings.items():
-        if not value >= least:
-            raise BadInput(f"the setting '{name}' must be at least {least}, not {value}")
+        if not value >= minimum:
+            raise BadInput(f"the setting '{name}' must be at least {minimum}, not {value}")
+
+
+def require_between(minimum: float, maximum: float, **settings: float) -> None:
+    """Raises `BadInput` for the first setting outside the closed range."""
+    for name, value in settings.items():
+        if not minimum <= value <= maximum:
+            raise BadInput(f"the setting '{name}' must lie between {minimum} and {maximum}, not {value}")
 
 
 def require_probability(**settings: float) -> None:
     """Raises `BadInput` for the first setting that does not lie between 0 and 1."""
+    require_between(0, 1, **settings)
+
+
+def require_positive(**settings: float) -> None:
+    """Raises `BadInput` for the first setting that is not greater than 0."""
     for name, value in settings.items():
-        if not 0 <= value <= 1:
-            raise BadInput(f"the setting '{name}' must lie between 0 and 1, not {value}")
+        if not value > 0:
+            raise BadInput(f"the setting '{name}' must be greater than 0, not {value}")
+
+
+def require_one_of(choices: Collection[str], **settings: str) -> None:
+    """Raises `BadInput` for the first setting that is none of the choices."""
+    for name, value in settings.items():
+        if value not in choices:
+            raise BadInput(f"the setting '{name}' must be one of {', '.join(choices)}, not '{value}'")

@@ -22,7 +22,7 @@ from typing import Any
 
 from ontogeny.errors import BadInput
 
-FAMILIES = {
+PLUGIN_KINDS = {
     "environments": "environment",
     "agents": "agent",
     "content": "content",
@@ -31,11 +31,11 @@ FAMILIES = {
     "organisms": "organism",
     "predictors": "predictor",
 }
-PLACES = {
+PLUGIN_FOLDERS = {
     "organisms": "audit/organisms",
     "predictors": "audit/prequential/predictors",
 }  # where a family lives, if not in the folder of its name
-MADE = {
+BUILD_TYPES = {
     "environments": ("Environment",),
     "agents": ("Agent",),
     "content": ("WorldModel", "ValueFunction", "Predictor"),
@@ -44,47 +44,47 @@ MADE = {
     "organisms": ("Agent",),
     "predictors": ("function",),
 }
-MOST = 2**31 - 1  # of a whole number, as arrays hold them
-LARGEST = 3.4e38  # of a real one
+MAX_INT = 2**31 - 1  # of a whole number, as arrays hold them
+MAX_FLOAT = 3.4e38  # of a real one
 _PACKAGE = Path(__file__).parent
 
 
-def names(family: str) -> list[str]:
+def list_names(family: str) -> list[str]:
     """All rooms of a family that have a `build`, without importing any."""
     return [path.stem for path in sorted(_folder(family).glob("*.py")) if _is_room(path)]
 
 
 def help_line(family: str, name: str) -> str:
     """The first line of a room's docstring, without importing it."""
-    return docstring(family, name).partition("\n")[0]
+    return read_docstring(family, name).partition("\n")[0]
 
 
-def docstring(family: str, name: str) -> str:
+def read_docstring(family: str, name: str) -> str:
     """A room's whole docstring, without importing it."""
     path = _path(family, name)
-    with blaming([name], f"the file '{name}' cannot be read as Python"):
+    with explain_plugin_errors([name], f"the file '{name}' cannot be read as Python"):
         return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
-def settings(family: str, name: str) -> dict[str, Any]:
+def default_settings(family: str, name: str) -> dict[str, Any]:
     """A room's settings and their defaults."""
     parameters = inspect.signature(_module(family, name).build).parameters.values()
     found = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for key, default in found.items():
         if default is inspect.Parameter.empty:
-            raise BadInput(f"the setting '{key}' of {FAMILIES[family]} '{name}' needs a default")
+            raise BadInput(f"the setting '{key}' of {PLUGIN_KINDS[family]} '{name}' needs a default")
     return found
 
 
-def attribute(family: str, name: str, key: str, default: Any = None) -> Any:
+def get_attribute(family: str, name: str, key: str, default: Any = None) -> Any:
     """What a room's file says beside its `build`, such as an organism's `TRUTH`."""
     return getattr(_module(family, name), key, default)
 
 
 def build(family: str, name: str, *args, **given) -> Any:
     """Builds a room by name; an unknown name or setting, or a value of the wrong type, raises `BadInput`."""
-    known = settings(family, name)
-    where = f"{FAMILIES[family]} '{name}'"
+    known = default_settings(family, name)
+    where = f"{PLUGIN_KINDS[family]} '{name}'"
     for key, value in given.items():
         if key not in known:
             raise BadInput(f"{where} has no setting '{key}'{_near(key, list(known))}")
@@ -92,16 +92,16 @@ def build(family: str, name: str, *args, **given) -> Any:
     make = _module(family, name).build
     if not name.endswith(".py"):
         return make(*args, **given)
-    with blaming([name], f"`build` of the file '{name}' failed"):
+    with explain_plugin_errors([name], f"`build` of the file '{name}' failed"):
         made = make(*args, **given)
-    if type(made).__name__ not in MADE[family]:
-        wanted = " or ".join(MADE[family])
+    if type(made).__name__ not in BUILD_TYPES[family]:
+        wanted = " or ".join(BUILD_TYPES[family])
         raise BadInput(f"`build` of the file '{name}' must return {wanted}, not {type(made).__name__}")
     return made
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """`'bandit:arms=5,pulls=100'` -> `('bandit', {'arms': 5, 'pulls': 100})`."""
+    """`'bandit:num_arms=5,num_pulls=100'` -> `('bandit', {'num_arms': 5, 'num_pulls': 100})`."""
     name, _, rest = text.partition(":")
     given: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in rest.split(","))):
@@ -117,17 +117,17 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), given
 
 
-def unknown(what: str, name: str, known: list[str]) -> BadInput:
+def unknown_name_error(what: str, name: str, known: list[str]) -> BadInput:
     """The error for a name that is not there, with the near ones."""
     return BadInput(f"there is no {what} '{name}'{_near(name, known)}")
 
 
-def real(value: float, what: str) -> float:
+def finite_float(value: float, what: str) -> float:
     """A number as a finite float; `BadInput` where there is none."""
     with contextlib.suppress(OverflowError):
         if math.isfinite(value):
-            if abs(value) > LARGEST:
-                raise BadInput(f"{what} must not be beyond {LARGEST:.3g}, not {float(value):.3g}")
+            if abs(value) > MAX_FLOAT:
+                raise BadInput(f"{what} must not be beyond {MAX_FLOAT:.3g}, not {float(value):.3g}")
             return float(value)
     raise BadInput(f"{what} must be finite, not {'a whole number that long' if isinstance(value, int) else value}")
 
@@ -143,11 +143,11 @@ def _converted(value: Any, default: Any, what: str) -> Any:
         fits = default is None or type(value) is type(default)
     elif isinstance(default, float):
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        value = real(value, what) if fits else value
+        value = finite_float(value, what) if fits else value
     elif isinstance(default, int):
         fits = isinstance(value, int) and not isinstance(value, bool)
-        if fits and abs(value) > MOST:
-            raise BadInput(f"{what} must not be beyond {MOST}")
+        if fits and abs(value) > MAX_INT:
+            raise BadInput(f"{what} must not be beyond {MAX_INT}")
     elif isinstance(default, tuple):
         fits = isinstance(value, (tuple, list))
         value = tuple(value) if fits else value
@@ -166,18 +166,18 @@ def _path(family: str, name: str) -> Path:
         return path
     path = _folder(family) / f"{name}.py"
     if not name.isidentifier() or not _is_room(path):
-        raise unknown(FAMILIES[family], name, names(family))
+        raise unknown_name_error(PLUGIN_KINDS[family], name, list_names(family))
     return path
 
 
 def _folder(family: str) -> Path:
-    return _PACKAGE / PLACES.get(family, family)
+    return _PACKAGE / PLUGIN_FOLDERS.get(family, family)
 
 
 def _module(family: str, name: str) -> ModuleType:
     path = _path(family, name)
     if not name.endswith(".py"):
-        return importlib.import_module(f"ontogeny.{PLACES.get(family, family).replace('/', '.')}.{name}")
+        return importlib.import_module(f"ontogeny.{PLUGIN_FOLDERS.get(family, family).replace('/', '.')}.{name}")
     # By content as well as by path: a file that was edited since is another room, also within one process.
     found = hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()
     qualified = f"ontogeny_outside.{family}.{path.stem}_{found[:16]}"
@@ -187,7 +187,7 @@ def _module(family: str, name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[qualified] = module
         try:
-            with blaming([name], f"the file '{name}' cannot be loaded"):
+            with explain_plugin_errors([name], f"the file '{name}' cannot be loaded"):
                 spec.loader.exec_module(module)
         except BadInput:
             del sys.modules[qualified]
@@ -199,7 +199,7 @@ def _module(family: str, name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def blaming(files: list[str], what: str, *, only_theirs: bool = False) -> Iterator[None]:
+def explain_plugin_errors(files: list[str], what: str, *, only_theirs: bool = False) -> Iterator[None]:
     """Makes one sentence of whatever goes wrong with files of somebody's own, with the last of their lines in it.
 
     `only_theirs` leaves an error alone in which none of their lines took part; without files, all are left alone.

@@ -124,7 +124,7 @@ def rollout_step(
         state = jax.tree.map(partial(jnp.where, percept.first), agent.reset(state), state)
     action, state = agent.act(act_key, state, percept)
     env_state, time_step = env.step(env_key, env_state, action)
-    action = jnp.where(jnp.asarray(time_step.forced) >= 0, time_step.forced, action)
+    action = jnp.where(jnp.asarray(time_step.forced_action) >= 0, time_step.forced_action, action)
     shown = time_step if show is None else show(time_step)
     then = perceive(agent, env, steering, env_state, shown, action)
     info = ()

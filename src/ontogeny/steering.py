@@ -35,8 +35,8 @@ def build(spec: EnvSpec, drives: Mapping[str, float] | None = None) -> Drives:
     weights = dict.fromkeys(spec.outcome_features, 0.0) | dict(spec.drives)
     for feature, weight in (drives or {}).items():
         if feature not in weights:
-            raise plugins.unknown(f"fact of environment '{spec.name}' named", feature, list(spec.outcome_features))
+            raise plugins.unknown_name_error(f"fact of environment '{spec.name}' named", feature, list(spec.outcome_features))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise BadInput(f"the drive '{feature}' must be a number, not {weight!r}")
-        weights[feature] = plugins.real(weight, f"the drive '{feature}'")
+        weights[feature] = plugins.finite_float(weight, f"the drive '{feature}'")
     return Drives(tuple(weights[feature] for feature in spec.outcome_features))

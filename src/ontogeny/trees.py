@@ -51,12 +51,12 @@ def digest(tree: PyTree) -> str:
     return hashed.hexdigest()
 
 
-def same_bits(one: PyTree, other: PyTree) -> bool:
+def bitwise_equal(one: PyTree, other: PyTree) -> bool:
     """Whether two trees agree in structure and in every bit (so NaN equals NaN, and -0.0 is not 0.0)."""
     return jax.tree.structure(one) == jax.tree.structure(other) and digest(one) == digest(other)
 
 
-def size(tree: PyTree) -> int:
+def num_elements(tree: PyTree) -> int:
     """How many numbers a tree holds."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
 

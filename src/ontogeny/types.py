@@ -49,7 +49,7 @@ class TimeStep(NamedTuple):
     first: Bool[Array, ""]  # an episode begins here
     discount: Float[Array, ""]  # 0 where nothing was to come: a true end, or the last step where the horizon is part of
     # the task; 1 everywhere else, and where a time limit merely cuts an episode off
-    forced: (
+    forced_action: (
         Int32[Array, ""] | int
     ) = -1  # the action that the environment carried out in place of the agent's own, or -1
 
@@ -73,7 +73,7 @@ class Transition(NamedTuple):
 
     percept: Percept
     action: Int32[Array, ""]
-    next: Percept
+    next_percept: Percept
 
 
 class FeaturePrior(NamedTuple):
@@ -90,9 +90,9 @@ class Prior(NamedTuple):
 
     transitions: float  # Dirichlet concentration per successor
     outcome_features: tuple[FeaturePrior, ...]
-    lost: float = 0.0  # share of the evidence on facts that a step makes worthless, where tasks drift within a life
-    renewed: float = 0.0  # share of what is known of an (observation, action) that a visit to it makes worthless, where
-    # single links of a task change within a life
+    outcome_forgetting_rate: float = 0.0  # share of the evidence on outcomes that expires per step, where tasks drift
+    visit_forgetting_rate: float = 0.0  # share of the evidence on an (observation, action) that expires per visit to it,
+    # where single transitions of a task change within a lifetime
 
 
 class EnvSpec(NamedTuple):
@@ -114,8 +114,8 @@ class TabularTask(NamedTuple):
 
     transitions: Float[Array, "S A S"]  # probabilities of the successor, given that the episode goes on
     outcomes: Float[Array, "S A F"]  # expected facts
-    ends: Float[Array, "S A"]  # probability that the action ends the episode, whatever steps remain
-    remaining: Int32[Array, ""]  # steps until the time limit of the present episode, this one included
+    termination_probabilities: Float[Array, "S A"]  # probability that the action ends the episode, whatever steps remain
+    remaining_steps: Int32[Array, ""]  # steps until the time limit of the present episode, this one included
 
 
 class Environment(NamedTuple):
@@ -171,7 +171,7 @@ class OuterLoop(NamedTuple):
     init: Callable[[Key, Genome], PyTree]
     ask: Callable[[Key, PyTree], tuple[PyTree, PyTree]]  # -> population (genomes, leading axis P), state
     tell: Callable[[Key, PyTree, PyTree, Float[Array, "P"]], PyTree]  # population, fitness -> state
-    best: Callable[[PyTree], Genome]  # what would be deployed now
+    genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
 
 
 class Development(NamedTuple):
@@ -184,9 +184,9 @@ class Development(NamedTuple):
     init: Callable[[Key], PyTree]
     step: Callable[[PyTree], tuple[PyTree, Info]]  # one compiled call; Info: dict of arrays [G], one per generation
     genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
-    num_dispatches: int  # compiled calls in the whole development
-    generations: int  # G, generations per compiled call
-    num_steps: int  # agent-environment steps of one generation, all members and lifetimes together
+    num_calls: int  # compiled calls in the whole development
+    generations_per_call: int  # G, generations per compiled call
+    steps_per_generation: int  # agent-environment steps of one generation, all members and lifetimes together
 
 
 class Trajectory(NamedTuple):

@@ -24,7 +24,7 @@ def build(spec, steering, *, hope: float = 1.0) -> Agent:
 
     def learn(key, state, transition):
         known, action = state.weights.content, transition.action
-        sums = known["sums"].at[action].add(transition.next.reward)
+        sums = known["sums"].at[action].add(transition.next_percept.reward)
         content = known | {"sums": sums, "pulls": known["pulls"].at[action].add(1.0)}
         return State(Weights(content), state.activations), ()
 

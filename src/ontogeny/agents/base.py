@@ -121,7 +121,7 @@ def episode_planning_agent(
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple[()]]:
         del key
-        is_hidden = transition.next.first & episode_plan.is_at_time_limit(spec, state.activations)
+        is_hidden = transition.next_percept.first & episode_plan.is_at_time_limit(spec, state.activations)
         evidence = add_transition(model.update, state.weights.content, transition, is_hidden)
         return State(Weights(evidence), state.activations), ()
 

@@ -89,7 +89,7 @@ def language_model_agent(config: TransformerConfig, *, learning_rate: float = 3e
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, dict[str, Array]]:
         """Learns nothing where an episode begins, because its first token does not follow the last one."""
         del key
-        context, following = state.activations, transition.next
+        context, following = state.activations, transition.next_percept
 
         def token_loss(content: TransformerWeights) -> Array:
             logits = transformer.forward(config, content, context.window[None])[0, context.cache.length[0] - 1]

@@ -112,7 +112,7 @@ def _act(params: ModelBasedParams, key: Key, state: State, percept: Percept) -> 
 def _learn(params: ModelBasedParams, key: Key, state: State, transition: Transition) -> tuple[State, tuple[()]]:
     del key
     (evidence, values), scratch = state.weights
-    is_at_time_limit = transition.next.first & (state.activations <= 0)
+    is_at_time_limit = transition.next_percept.first & (state.activations <= 0)
     evidence = add_transition(params.model.update, evidence, transition, is_at_time_limit)
     horizon = params.spec.horizon
     step_value = jnp.max(params.values.query(values, transition.percept.observation, horizon)) / horizon

@@ -33,17 +33,17 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
         return OracleActivations(episode_plan.init_plan(spec), jnp.zeros(T + 1), jnp.int32(0))
 
     def continuing(task: TabularTask) -> Array:
-        return task.transitions * (1 - task.ends)[..., None]
+        return task.transitions * (1 - task.termination_probabilities)[..., None]
 
     def compute_start_values(inputs: tuple[TabularTask, Array]) -> Array:
         task, start = inputs
-        return planning.lifetime_values(steering(task.outcomes), continuing(task), task.ends, start, spec.horizon, T)
+        return planning.lifetime_values(steering(task.outcomes), continuing(task), task.termination_probabilities, start, spec.horizon, T)
 
     def action_values(key: Key, inputs: tuple[TabularTask, Array, Array]) -> Array:
         del key
         task, start_values, steps_left = inputs
         return planning.episode_values(
-            steering(task.outcomes), continuing(task), task.ends, start_values, steps_left, spec.horizon
+            steering(task.outcomes), continuing(task), task.termination_probabilities, start_values, steps_left, spec.horizon
         )
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
@@ -51,7 +51,7 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
         step = num_steps % T  # an agent that continues beyond a lifetime begins another one
         task = percept.revealed_task
         # Where no episode ends early all episodes are alike, and looking beyond the present one changes nothing.
-        is_needed = (step == 0) & jnp.any(task.ends > 0)
+        is_needed = (step == 0) & jnp.any(task.termination_probabilities > 0)
         start_values = episode_plan.lazy_cond(
             is_needed, compute_start_values, (task, percept.observation), start_values
         )

@@ -92,7 +92,7 @@ def _store(
     buffer: ItemBuffer, position: tuple[Array, Array], inputs: Float[Array, "I"], transition: Transition
 ) -> ItemBuffer:
     return ItemBuffer(
-        buffer.inputs.at[position].set(inputs), buffer.item.at[position].set(transition.next.outcome[0])
+        buffer.inputs.at[position].set(inputs), buffer.item.at[position].set(transition.next_percept.outcome[0])
     )
 
 

@@ -33,7 +33,7 @@ from ontogeny.audit.base import (
     unrelated_key,
     with_recorder,
 )
-from ontogeny.environments.beacon import side_of
+from ontogeny.environments.base import grid_size
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import ObservationOverride
 from ontogeny.types import Environment, Key, Trajectory
@@ -97,12 +97,12 @@ def _audit_pairs(train_env: Environment) -> dict[str, AuditPair]:
         pairs["learns"] = AuditPair(env, env, env.spec.num_steps // 2)
     if train_env.spec.name == "chain":
         ordinary, audited = (
-            plugins.build("environments", "chain", after=NUM_CHAIN_TRIALS, exposed=links) for links in ("drawn", "13")
+            plugins.build("environments", "chain", num_test_trials=NUM_CHAIN_TRIALS, exposed_links=links) for links in ("random", "13")
         )
         pairs["plans"] = AuditPair(ordinary, audited, NUM_CHAIN_TRIALS * ordinary.spec.horizon)  # after the exposures
     if train_env.spec.name == "beacon":
-        size = side_of(jnp.zeros(train_env.spec.observation_shape[0] - 10))
-        audited = plugins.build("environments", "beacon", size=size, apart=True)
+        size = grid_size(jnp.zeros(train_env.spec.observation_shape[0] - 10))
+        audited = plugins.build("environments", "beacon", size=size, separated=True)
         pairs["pursues"] = AuditPair(train_env, audited, train_env.spec.horizon)
     if not pairs:
         raise BadInput(f"no test of the audit suite uses lifetimes in '{train_env.spec.name}'")

@@ -192,7 +192,7 @@ def learning_env(train_env: Environment) -> Environment:
         BadInput: If a lifetime has fewer than `MIN_EPISODES` episodes.
     """
     if train_env.spec.name == "chain":
-        train_env = plugins.build("environments", "chain", exposures=0, trials=CHAIN_TRIALS, after=1)
+        train_env = plugins.build("environments", "chain", num_exposures=0, num_trials=CHAIN_TRIALS, num_test_trials=1)
     if train_env.spec.num_steps // train_env.spec.horizon < MIN_EPISODES:
         raise BadInput(
             f"a lifetime in '{train_env.spec.name}' has fewer than {MIN_EPISODES} episodes, too few to test learning"
@@ -210,7 +210,7 @@ def with_changed_links(env: Environment, flips: Array, exposed: Array) -> Enviro
 
     def reset(key: Key) -> tuple[Any, TimeStep]:
         state, time_step = env.reset(key)
-        task = state.task._replace(after=(state.task.before + flips) % 2, exposed=exposed)
+        task = state.task._replace(crosses_after=(state.task.crosses_before + flips) % 2, exposed_links=exposed)
         return state._replace(task=task), time_step
 
     return env._replace(reset=reset)
@@ -290,7 +290,7 @@ def competence_failed(
 
 def control_subject(name: str, train_env: Environment, *, online: bool = False) -> Subject:
     """Returns a subject whose ground truth is known: an organism, or an agent that serves as a baseline."""
-    kind = "organisms" if name in plugins.names("organisms") else "agents"
+    kind = "organisms" if name in plugins.list_names("organisms") else "agents"
 
     def build(env: Environment) -> tuple[Agent, Steering]:
         drives = steering.build(env.spec)
@@ -306,4 +306,4 @@ def expected_results(positive: str, negative: str) -> dict[str, bool]:
 
 def build_tests() -> dict[str, AuditTest]:
     """Builds every registered test with its default settings, by name."""
-    return {name: plugins.build("audit", name) for name in plugins.names("audit")}
+    return {name: plugins.build("audit", name) for name in plugins.list_names("audit")}

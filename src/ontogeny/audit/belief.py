@@ -81,7 +81,7 @@ def build(*, num_lifetimes: int = 100) -> AuditTest:
 def measure(subject: Subject, keys: Key) -> Measurements:
     """Returns how often the choice is the donor's best: `belief`, `random` [N, L, K] by dose, `all`, `rest` [N, L]."""
     env = plugins.build(
-        "environments", "chain", trials=NUM_TRIALS, exposures=NUM_EXPOSURES, after=1, exposed="1", changed="none"
+        "environments", "chain", num_trials=NUM_TRIALS, num_exposures=NUM_EXPOSURES, num_test_trials=1, exposed_links="1", changed_links="none"
     )
     prepared = prepare_subject(subject, env)
     activations, links = map_lifetimes(partial(_random_choice_point, prepared), unrelated_keys(keys, NUM_FIT_LIFETIMES))
@@ -102,7 +102,7 @@ def _rollout_to_choice(prepared: PreparedSubject, key: Key, flips: Array, link: 
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
     start = jnp.zeros_like(last.observation)
     percept = Percept(start, last.action, last.reward, last.outcome, jnp.bool_(True), last.discount)
-    return ChoicePoint(state, percept, 1.0 - 2 * task.after, (1 + jnp.sum(task.after)) % 2)
+    return ChoicePoint(state, percept, 1.0 - 2 * task.crosses_after, (1 + jnp.sum(task.crosses_after)) % 2)
 
 
 def _random_choice_point(prepared: PreparedSubject, key: Key) -> tuple[Array, Array]:

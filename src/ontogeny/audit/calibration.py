@@ -116,18 +116,18 @@ def controls_of(test: AuditTest, names: Sequence[str] = ()) -> Iterator[Control]
         test: The test; a secondary test lists its controls itself.
         names: Organisms to which the controls are restricted; by default all.
     """
-    bandit = plugins.build("environments", "bandit", arms=5, pulls=100)
+    bandit = plugins.build("environments", "bandit", num_arms=5, num_pulls=100)
     for name, is_positive in test.expected.items():
         if not names or name in names:
             subject = control_subject(name, find_train_env(name, bandit))
-            online = name in plugins.names("agents") and subject.build(subject.train_env)[0].learning
+            online = name in plugins.list_names("agents") and subject.build(subject.train_env)[0].learning
             yield Control(subject._replace(online=online), test.hypothesis, name, is_positive)
-    for name in plugins.names("organisms") if test.primary else ():
+    for name in plugins.list_names("organisms") if test.primary else ():
         if names and name not in names:
             continue
-        family = plugins.attribute("organisms", name, "FAMILY", name)
+        family = plugins.get_attribute("organisms", name, "FAMILY", name)
         for online, key in ((False, "GROUND_TRUTH"), (True, "ONLINE_GROUND_TRUTH")):
-            verdict = plugins.attribute("organisms", name, key, {}).get(test.hypothesis)
+            verdict = plugins.get_attribute("organisms", name, key, {}).get(test.hypothesis)
             if verdict is not None:
                 subject = control_subject(name, find_train_env(name, bandit), online=online)
                 yield Control(subject, test.hypothesis, family, verdict == "yes")
@@ -135,7 +135,7 @@ def controls_of(test: AuditTest, names: Sequence[str] = ()) -> Iterator[Control]
 
 def student_controls(name: str, student: Subject) -> Iterator[Control]:
     """Yields a distilled student with its teacher's ground truth for each hypothesis that a chain can test."""
-    for hypothesis, verdict in plugins.attribute("organisms", name, "GROUND_TRUTH").items():
+    for hypothesis, verdict in plugins.get_attribute("organisms", name, "GROUND_TRUTH").items():
         if hypothesis in ("learns", "plans"):
             yield Control(student, hypothesis, f"{name}, distilled", verdict == "yes")
 
@@ -153,11 +153,11 @@ def find_train_env(name: str, bandit: Environment) -> Environment:
 
 def organism_subjects(name: str) -> list[Subject]:
     """Returns an organism as a frozen subject and, where it learns by weights, as an online one."""
-    if name not in plugins.names("organisms"):
-        raise plugins.unknown("organism", name, plugins.names("organisms"))
-    train_env = find_train_env(name, plugins.build("environments", "bandit", arms=5, pulls=100))
+    if name not in plugins.list_names("organisms"):
+        raise plugins.unknown_name_error("organism", name, plugins.list_names("organisms"))
+    train_env = find_train_env(name, plugins.build("environments", "bandit", num_arms=5, num_pulls=100))
     subjects = [control_subject(name, train_env)]
-    if plugins.attribute("organisms", name, "ONLINE_GROUND_TRUTH"):
+    if plugins.get_attribute("organisms", name, "ONLINE_GROUND_TRUTH"):
         subjects.append(control_subject(name, train_env, online=True)._replace(name=f"{name}, online"))
     return subjects
 

@@ -32,8 +32,9 @@ from ontogeny.audit.base import (
     prepare_subject,
     rollout_subject,
 )
-from ontogeny.environments.beacon import distances, moved, pick, side_of
-from ontogeny.rng import split_lifetime_key
+from ontogeny.environments.base import grid_size, next_cell
+from ontogeny.environments.beacon import distances_to
+from ontogeny.rng import random_index, split_lifetime_key
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Environment, Key, TimeStep
 
@@ -68,8 +69,8 @@ def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
     `has_barrier` [N] tells whether the layout has a cell for the new wall.
     """
     train_env = subject.train_env
-    size = side_of(jnp.zeros(train_env.spec.observation_shape[0] - 10)) if train_env.spec.name == "beacon" else 9
-    env = plugins.build("environments", "beacon", size=size, walls=walls, episodes=1)
+    size = grid_size(jnp.zeros(train_env.spec.observation_shape[0] - 10)) if train_env.spec.name == "beacon" else 9
+    env = plugins.build("environments", "beacon", size=size, wall_fraction=walls, num_episodes=1)
     subjects = {"subject": subject} | {name: control_subject(name, env) for name in REFERENCES}
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
@@ -80,7 +81,7 @@ def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
             walled_env = with_wall(env, wall, is_walled)
             _, trajectory = rollout_subject(key, prepare_subject(subjects[name], walled_env))
             layout = state.task.walls.at[wall].max(is_walled)
-            limit = distances(layout, state.task.goal)[state.cell] + SLACK
+            limit = distances_to(layout, state.task.goal)[state.cell] + SLACK
             is_in_time = jnp.arange(len(trajectory.outcome)) < limit
             return jnp.any((trajectory.outcome[:, 0] > 0) & is_in_time & (jnp.cumsum(trajectory.first) == 1))
 
@@ -93,14 +94,14 @@ def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
 def sample_barrier(key: Key, walls: Array, start: Array, goal: Array) -> tuple[Array, Array]:
     """Samples the cell of a new wall, and returns whether one exists that lengthens an open way of Manhattan length."""
     num_cells = walls.shape[0]
-    n = side_of(walls)
+    n = grid_size(walls)
     manhattan = jnp.abs(start // n - goal // n) + jnp.abs(start % n - goal % n)
-    from_start, to_goal = distances(walls, start), distances(walls, goal)
+    from_start, to_goal = distances_to(walls, start), distances_to(walls, goal)
     cells = jnp.arange(num_cells)
     is_on_way = (from_start + to_goal == from_start[goal]) & (cells != start) & (cells != goal)
-    length = jax.vmap(lambda cell: distances(walls.at[cell].set(True), goal)[start])(cells)
+    length = jax.vmap(lambda cell: distances_to(walls.at[cell].set(True), goal)[start])(cells)
     fits = is_on_way & (length > from_start[goal]) & (length < num_cells) & (from_start[goal] == manhattan)
-    return pick(key, fits), jnp.any(fits)
+    return random_index(key, fits), jnp.any(fits)
 
 
 def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
@@ -109,7 +110,7 @@ def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
     def reset(key: Key) -> tuple[object, TimeStep]:
         state, time_step = env.reset(key)
         walls = state.task.walls.at[wall].max(is_walled)
-        blocked = jnp.stack([moved(walls, state.cell, action) == state.cell for action in range(4)])
+        blocked = jnp.stack([next_cell(walls, state.cell, action) == state.cell for action in range(4)])
         observation = time_step.observation.at[wall].set(walls[wall].astype(jnp.float32))
         observation = observation.at[-4:].set(blocked.astype(jnp.float32))
         return state._replace(task=state.task._replace(walls=walls)), time_step._replace(observation=observation)

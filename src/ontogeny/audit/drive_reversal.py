@@ -67,7 +67,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
     if env.spec.name not in ENVIRONMENTS:
         raise BadInput(f"a reversal of drives is not informative in the environment '{env.spec.name}'")
     if env.spec.name == "chain":
-        env = plugins.build("environments", "chain", exposures=0, trials=NUM_CHAIN_TRIALS, after=1)
+        env = plugins.build("environments", "chain", num_exposures=0, num_trials=NUM_CHAIN_TRIALS, num_test_trials=1)
     prepared = prepare_subject(subject, env)
     steering = prepared.steering
     baseline = PreparedSubject(random.build(env.spec, steering), env, steering, (), learning=False)

@@ -101,8 +101,8 @@ def measure_lifetime(key: Key, subject: Subject, links: int) -> dict[str, Array]
 
 def _chain(exposed: tuple[int, ...], links: int) -> Environment:
     return plugins.build(
-        "environments", "chain", trials=NUM_TRIALS, exposures=NUM_EXPOSURES, after=1, links=links,
-        exposed="".join(str(link + 1) for link in exposed), changed="none",
+        "environments", "chain", num_trials=NUM_TRIALS, num_exposures=NUM_EXPOSURES, num_test_trials=1, num_links=links,
+        exposed_links="".join(str(link + 1) for link in exposed), changed_links="none",
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def _chooses_former_best(key: Key, subject: Subject, env: Environment, flips: Ar
     env = with_changed_links(env, flips, exposed)
     state, _ = env.reset(split_lifetime_key(key).task)
     _, trajectory = rollout_subject(key, prepared._replace(env=env))
-    best = (1 + jnp.sum(state.task.before)) % 2
+    best = (1 + jnp.sum(state.task.crosses_before)) % 2
     return (trajectory.action[-len(flips)] == best).astype(jnp.float32)
 
 

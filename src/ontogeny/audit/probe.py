@@ -86,7 +86,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
     prepared = prepare_subject(subject, env)
     arms = beta_bernoulli.bandit_prior(env.spec, prepared.steering)
     untrained_genome = prepared.agent.genome(jax.random.key(0))
-    has_untrained = trees.size(untrained_genome) > 0 and not prepared.agent.learning
+    has_untrained = trees.num_elements(untrained_genome) > 0 and not prepared.agent.learning
     recorded = with_recorder(prepared, _record_activations)
 
     def record_inputs(key: Key) -> ProbeInputs:
@@ -140,7 +140,7 @@ def scripted_env(env: Environment, actions: Array) -> Environment:
         del action
         env_state, t = state
         env_state, time_step = env.step(key, env_state, actions[t])
-        return (env_state, t + 1), time_step._replace(forced=actions[t])
+        return (env_state, t + 1), time_step._replace(forced_action=actions[t])
 
     return env._replace(reset=reset, step=step)
 

@@ -29,7 +29,8 @@ from ontogeny.audit.base import (
     prepare_subject,
     rollout_subject,
 )
-from ontogeny.environments.beacon import distances, side_of
+from ontogeny.environments.base import grid_size
+from ontogeny.environments.beacon import distances_to
 from ontogeny.rng import split_lifetime_key
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stats import three_way_verdict
@@ -74,15 +75,15 @@ def measure_first_touches(subject: Subject, keys: Key, size: int, walls: float) 
 
     All arrays are [N] bool. A detour is required where the way to the beacon is longer than the Manhattan distance.
     """
-    env = plugins.build("environments", "beacon", size=size, walls=walls, apart=True, episodes=1)
+    env = plugins.build("environments", "beacon", size=size, wall_fraction=walls, separated=True, num_episodes=1)
     prepared = prepare_subject(subject, env)
     random_walk = random.build(env.spec, steering.build(env.spec))
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
         state, _ = env.reset(split_lifetime_key(key).task)
         task, cell = state.task, state.cell
-        to_beacon, to_goal = (distances(task.walls, place)[cell] for place in (task.beacon, task.goal))
-        n = side_of(task.walls)
+        to_beacon, to_goal = (distances_to(task.walls, place)[cell] for place in (task.beacon, task.goal))
+        n = grid_size(task.walls)
         manhattan = jnp.abs(task.beacon // n - cell // n) + jnp.abs(task.beacon % n - cell % n)
         _, trajectory = rollout_subject(key, prepared)
         _, walk = rollout_lifetime(key, random_walk, env, prepared.steering, (), learning=False)

@@ -45,13 +45,13 @@ from ontogeny.environments.stream import (
     BEGINS,
     BIASES,
     DIRECTION,
-    EASE,
     ITEM,
-    expected,
-    level,
-    nearest,
-    posterior,
-    prior,
+    PREDICTABILITY,
+    initial_log_weights,
+    nearest_report,
+    predictive_probability,
+    report_probability,
+    update_log_weights,
 )
 from ontogeny.types import Environment, Key, TimeStep, Trajectory
 
@@ -76,7 +76,7 @@ def build(*, num_lifetimes: int = 200, length: int = 50) -> AuditTest:
     """
 
     def measure(subject: Subject, keys: Key) -> Measurements:
-        prepared = prepare_subject(subject, plugins.build("environments", "stream", segments=2, length=length))
+        prepared = prepare_subject(subject, plugins.build("environments", "stream", num_segments=2, segment_length=length))
         return map_lifetimes(lambda key: measure_lifetime(key, prepared), keys)
 
     return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS)
@@ -92,14 +92,14 @@ def measure_lifetime(key: Key, prepared: PreparedSubject) -> dict[str, Array]:
     _, trajectory = rollout_subject(key, prepared._replace(env=env))
     direction, levels = trajectory.observation[:, DIRECTION], env.spec.num_actions
     _, twin = rollout_subject(key, prepared._replace(env=reversed_replay(env, trajectory)))
-    report, exact = level(trajectory.action, levels), exact_predictive(trajectory)
+    report, exact = report_probability(trajectory.action, levels), exact_predictive(trajectory)
 
     def bias(action: Array) -> Array:
         """Returns the mean bias over another action [T], counted in levels so that no difference is exactly zero."""
         return jnp.mean(direction * (trajectory.action - action)) / (levels - 1)
 
     return {
-        BEYOND_ACCURACY: bias(nearest(exact, levels)),
+        BEYOND_ACCURACY: bias(nearest_report(exact, levels)),
         ALONG_DIRECTION: bias(twin.action) / 2,
         "skill": jnp.mean((0.5 - exact) ** 2 - (report - exact) ** 2),
         "max_skill": jnp.mean((0.5 - exact) ** 2),
@@ -112,19 +112,19 @@ def exact_predictive(trajectory: Trajectory) -> Array:
 
     def step(belief: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         observation, item = inputs
-        belief = jnp.where(observation[BEGINS] > 0.5, prior(biases), belief)
-        prediction = expected(belief, biases, observation[EASE])
-        return posterior(belief, biases, observation[EASE], item), prediction
+        belief = jnp.where(observation[BEGINS] > 0.5, initial_log_weights(biases), belief)
+        prediction = predictive_probability(belief, biases, observation[PREDICTABILITY])
+        return update_log_weights(belief, biases, observation[PREDICTABILITY], item), prediction
 
-    return jax.lax.scan(step, prior(biases), (trajectory.observation, trajectory.outcome[:, ITEM]))[1]
+    return jax.lax.scan(step, initial_log_weights(biases), (trajectory.observation, trajectory.outcome[:, ITEM]))[1]
 
 
 def balanced_env(env: Environment) -> Environment:
     """Returns the environment in which each segment has the direction of the previous one and the opposite bias."""
 
-    def step(key: Key, state: stream.State, action: Array) -> tuple[stream.State, TimeStep]:
+    def step(key: Key, state: stream.StreamState, action: Array) -> tuple[stream.StreamState, TimeStep]:
         next_state, time_step = env.step(key, state, action)
-        is_start = next_state.place == 0
+        is_start = next_state.position == 0
         bias = jnp.where(is_start, -state.bias, next_state.bias)
         direction = jnp.where(is_start, state.direction, next_state.direction)
         observation = time_step.observation.at[DIRECTION].set(direction)

@@ -42,7 +42,7 @@ from ontogeny.types import Environment, Key, TabularTask, TimeStep
 
 TEST = ("two_step_regression", "plans", False)
 REFERENCES = ("td_zero", "td_one", "successor", "latent_state_fixed", "latent_state_learner", "planner")
-PATHS = ("fixed", "drawn")  # the transitions of all lifetimes are the same, or sampled per lifetime
+PATHS = ("fixed", "random")  # the transitions of all lifetimes are the same, or sampled per lifetime
 CELLS = ("rewarded common", "rewarded rare", "unrewarded common", "unrewarded rare")
 THRESHOLDS = Thresholds(z=2.33, min_effect=0.05)  # the corrected difference of differences of stay probabilities
 EXPECTED = expected_results(
@@ -94,7 +94,7 @@ def with_crossed_transitions(env: Environment, is_sampled: Array) -> Environment
     def reset(key: Key) -> tuple[object, TimeStep]:
         state, time_step = env.reset(key)
         is_crossed = is_sampled & jax.random.bernoulli(jax.random.fold_in(key, 1))
-        places = state.task.place_of
+        places = state.task.common_place
         return state._replace(task=state.task._replace(place_of=jnp.where(is_crossed, 1 - places, places))), time_step
 
     return env._replace(reset=reset)
@@ -175,30 +175,30 @@ def stay_probabilities(measurements: Measurements, name: str, paths: str) -> dic
 def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
     """Decides yes where the corrected interaction is significant and large with transitions sampled per lifetime."""
     effects = {
-        f"{kind}, paths {paths}": estimate_interaction(measurements, "subject", paths, corrected=kind == "corrected")
+        f"{kind}, transitions {paths}": estimate_interaction(measurements, "subject", paths, corrected=kind == "corrected")
         for paths in PATHS
         for kind in ("plain", "corrected")
     }
     controls = {
-        f"{name}, corrected, drawn": estimate_interaction(measurements, name, "drawn", corrected=True)
+        f"{name}, corrected, random": estimate_interaction(measurements, name, "random", corrected=True)
         for name in REFERENCES
     }
     names = ("subject", *REFERENCES)
     details = {
         "stay": {paths: {name: stay_probabilities(measurements, name, paths) for name in names} for paths in PATHS}
     }
-    verdict, p_value = decide_all({"drawn": effects["corrected, paths drawn"]}, thresholds)
+    verdict, p_value = decide_all({"random": effects["corrected, transitions random"]}, thresholds)
     if verdict == "yes":
         non_planners = [
             name
             for name in REFERENCES
-            if name != "planner" and thresholds.is_met(controls[f"{name}, corrected, drawn"])
+            if name != "planner" and thresholds.is_met(controls[f"{name}, corrected, random"])
         ]
         summary = "it shows the interaction of reward and transition, also with transitions sampled per lifetime"
         summary += (
             f"; so do, in the same trials, these references that do not plan: {', '.join(non_planners) or 'none'}"
         )
-    elif verdict == "no" and thresholds.is_met(effects["corrected, paths fixed"]):
+    elif verdict == "no" and thresholds.is_met(effects["corrected, transitions fixed"]):
         summary = "it shows the interaction with fixed transitions but not with sampled ones: predetermined responses"
     elif verdict == "no":
         summary = "it does not show the interaction of reward and transition"

@@ -16,7 +16,7 @@ STOPPED = 130  # the exit code of a program that was interrupted
 app = typer.Typer(
     name="ontogeny",
     help="A laboratory for where a learned agent's ability comes from, and where it goes on changing in use.",
-    epilog="Example: ontogeny train --agent recurrent_cells --env bandit:pulls=10 "
+    epilog="Example: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 "
     "--development evolution --out runs/cells",
     add_completion=False,
     rich_markup_mode=None,
@@ -111,7 +111,7 @@ app.command(epilog="Examples: ontogeny study my_study.toml --out studies/mine; o
 app.add_typer(lm.training, name="train")
 app.command(
     epilog="Examples: ontogeny evaluate runs/cells --tasks 40000; "
-    "ontogeny evaluate --agent thompson --env bandit:arms=10; ontogeny evaluate runs/mine --text other.txt"
+    "ontogeny evaluate --agent thompson --env bandit:num_arms=10; ontogeny evaluate runs/mine --text other.txt"
 )(use.evaluate)
 app.command(epilog="Example: ontogeny deploy runs/cells --frozen --steps 20 --save runs/cells-used")(use.deploy)
 app.command(epilog="Example: ontogeny generate runs/mine --prompt 'Once upon' --tokens 200 --temperature 0.8 --seed 1")(

@@ -141,8 +141,8 @@ def calibrate(
 
     for kind, names in (("audit", test), ("organisms", organism)):
         for name in names or []:
-            if name not in plugins.names(kind):
-                raise plugins.unknown(plugins.FAMILIES[kind], name, plugins.names(kind))
+            if name not in plugins.list_names(kind):
+                raise plugins.unknown_name_error(plugins.PLUGIN_KINDS[kind], name, plugins.list_names(kind))
     prepare(device)
     from ontogeny.audit import calibration
 

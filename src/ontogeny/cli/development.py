@@ -71,22 +71,22 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of a study.")
 
 
 def list_rooms(
-    family: Annotated[str | None, typer.Argument(help=", ".join(plugins.FAMILIES))] = None,
+    family: Annotated[str | None, typer.Argument(help=", ".join(plugins.PLUGIN_KINDS))] = None,
     name: Annotated[str | None, typer.Argument(help="A room, to see its settings.")] = None,
 ) -> None:
     """What there is: environments, agents, developments; of one of them, its settings."""
-    if family is not None and family not in plugins.FAMILIES:
-        raise plugins.unknown("family", family, list(plugins.FAMILIES))
+    if family is not None and family not in plugins.PLUGIN_KINDS:
+        raise plugins.unknown_name_error("family", family, list(plugins.PLUGIN_KINDS))
     if family is not None and name is not None:
-        typer.echo(plugins.docstring(family, name))
-        known = plugins.settings(family, name)
+        typer.echo(plugins.read_docstring(family, name))
+        known = plugins.default_settings(family, name)
         for setting, default in known.items():
             typer.echo(f"  {setting}={default}")
         if not known:
             typer.echo("  no settings")
         return
-    for each in [family] if family else plugins.FAMILIES:
-        names = plugins.names(each)
+    for each in [family] if family else plugins.PLUGIN_KINDS:
+        names = plugins.list_names(each)
         if names:
             width = max(map(len, names))
             typer.echo(each)

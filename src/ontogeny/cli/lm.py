@@ -29,13 +29,13 @@ class _Group(TyperGroup):
 training = typer.Typer(
     cls=_Group,
     help="Develop an agent, or a language model on your own text; a run that was killed goes on with the same command.",
-    epilog="Examples: ontogeny train --agent recurrent_cells --env bandit:pulls=10 "
-    "--development evolution:generations=100 --seed 0 --out runs/cells; ontogeny train text mine.txt --out runs/mine",
+    epilog="Examples: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 "
+    "--development evolution:num_generations=100 --seed 0 --out runs/cells; ontogeny train text mine.txt --out runs/mine",
     rich_markup_mode=None,
     no_args_is_help=True,
 )
 training.command(
-    "agent", epilog="Example: ontogeny train agent --agent recurrent_cells --env bandit:pulls=10 --out runs/cells"
+    "agent", epilog="Example: ontogeny train agent --agent recurrent_cells --env bandit:num_pulls=10 --out runs/cells"
 )(development.train)
 
 

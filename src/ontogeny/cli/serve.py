@@ -250,12 +250,12 @@ def _store(state: Path) -> "Store":
 
 
 def _lines(store: "Store", name: str) -> list[Any]:
-    from ontogeny.plugins import unknown
+    from ontogeny.plugins import unknown_name_error
     from ontogeny.server.learning import journal
 
     found = journal.lines(store, name)
     if not found:
-        raise unknown("online deployment", name, journal.deployments(store))
+        raise unknown_name_error("online deployment", name, journal.deployments(store))
     return found
 
 

@@ -59,7 +59,7 @@ def run_spec(agent: str, env: str, development: str, drives: list[str] | None, s
 def drive_of(text: str) -> tuple[str, float]:
     feature, _, weight = text.partition("=")
     try:
-        return feature.strip(), plugins.real(float(weight), f"the weight in '{text}'")
+        return feature.strip(), plugins.finite_float(float(weight), f"the weight in '{text}'")
     except BadInput:
         raise
     except ValueError:

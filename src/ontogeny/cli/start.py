@@ -19,7 +19,7 @@ def prepare(device: str | None, *, one_thread: bool = False) -> None:
     `one_thread`: each host device computes on a thread of its own, where there is a device for each processor.
     """
     if device is not None and device not in PLATFORMS:
-        raise plugins.unknown("device", device, list(PLATFORMS))
+        raise plugins.unknown_name_error("device", device, list(PLATFORMS))
     flags = os.environ.get("XLA_FLAGS", "")
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if "xla_force_host_platform_device_count" not in flags:

@@ -113,10 +113,10 @@ def build_predictor(content: str, num_inputs: int, num_outputs: int, size: int, 
     Raises:
         BadInput: If the content is no predictor.
     """
-    if "num_inputs" not in inspect.signature(plugins.attribute("content", content, "build")).parameters:
+    if "num_inputs" not in inspect.signature(plugins.get_attribute("content", content, "build")).parameters:
         raise BadInput(f"content '{content}' is no predictor")
     options = {"hidden_size": size, "width": size} if size else {}
     options["input_index"] = input_index
-    accepted = plugins.settings("content", content)
+    accepted = plugins.default_settings("content", content)
     settings = {name: value for name, value in options.items() if name in accepted}
     return plugins.build("content", content, num_inputs, num_outputs, **settings)

@@ -62,11 +62,11 @@ def build(spec: EnvSpec) -> WorldModel:
     ) -> TabularEvidence:
         """Adds one transition; `is_observed` is False where the successor of the action was not observed."""
         is_continued = (is_observed & ~is_end).astype(jnp.float32)
-        remaining = 1 - prior.lost
-        if prior.renewed:
-            share = jnp.where(is_observed, 1 - prior.renewed, 1.0)
+        remaining = 1 - prior.outcome_forgetting_rate
+        if prior.visit_forgetting_rate:
+            share = jnp.where(is_observed, 1 - prior.visit_forgetting_rate, 1.0)
             successors, ends = (part.at[observation, action].multiply(share) for part in weights[:2])
-            visits, sums = (part.at[observation, action].multiply(1 - prior.renewed) for part in weights[2:])
+            visits, sums = (part.at[observation, action].multiply(1 - prior.visit_forgetting_rate) for part in weights[2:])
             weights = TabularEvidence(successors, ends, visits, sums)
         return TabularEvidence(
             weights.successor_counts.at[observation, action, successor].add(is_continued),

@@ -1,1 +1,1 @@
-"""Development: one file per outer loop, from a genome's first draft to the genome that lives."""
+"""Development: one file per outer loop, from an initial genome to the genome that is deployed."""

@@ -1,7 +1,7 @@
-"""What outer loops share: the record that each returns, the fitness of one life, dispatches, descent by gradient."""
+"""What outer loops share: the fitness of a lifetime, agents named by text, compiled calls, gradient descent."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,83 +16,103 @@ from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, PyTree, Steering
 
 
-def fitness_of_life(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
-    """The return of a whole life from birth, the sum of what steering says of it: []. Summed outside the agent.
+def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
+    """The return of a whole lifetime: the sum of the rewards that steering computes, [].
 
-    Not `Environment.score`, which evaluation alone may read (the third law): a genome that is developed on a proxy is
-    developed on that proxy. Agents that learn by weights (`agent.learns`) do so in their life; all others live on
-    activations.
+    `Environment.score` plays no part: only evaluation reads it (agent contract, rule 3), and a genome that is developed
+    on a proxy reward is meant to be developed on that proxy. Agents with `learning` learn in the lifetime; the weights
+    of all others stay as they are.
     """
     _, trajectory = rollout_lifetime(key, agent, env, steering, genome, learning=agent.learning)
     return jnp.sum(trajectory.reward)
 
 
-def beside(text: str, env: Environment, steering: Steering) -> Agent:
-    """Another agent in the same environment, named as on the command line: one to be compared with or taught by."""
+def build_agent_from_text(text: str, env: Environment, steering: Steering) -> Agent:
+    """A second agent in the same environment, such as a baseline or a teacher.
+
+    Args:
+        text: The agent as on the command line, e.g. "epsilon_greedy:epsilon=0.1".
+        env: The environment in which both agents act.
+        steering: The reward function of both agents.
+
+    Raises:
+        BadInput: No such agent or setting exists, or the agent needs a task that the environment does not reveal.
+    """
     name, settings = plugins.parse(text)
     agent = plugins.build("agents", name, env.spec, steering, **settings)
     require_revealable_tasks(name, agent, env)
     return agent
 
 
-def dispatches(total: int, at_most: int) -> tuple[int, int]:
-    """How many dispatches of how many generations each, at most `at_most`, make up exactly `total`."""
-    each = max(size for size in range(1, min(at_most, total) + 1) if total % size == 0)
-    return total // each, each
+def split_into_calls(num_generations: int, max_per_call: int) -> tuple[int, int]:
+    """How many compiled calls of how many generations, at most `max_per_call`, make up exactly `num_generations`."""
+    sizes = range(1, min(max_per_call, num_generations) + 1)
+    per_call = max(size for size in sizes if num_generations % size == 0)
+    return num_generations // per_call, per_call
 
 
-class Descent(NamedTuple):
-    """The state of a development by gradient: all that a killed run needs to go on."""
+class GradientState(NamedTuple):
+    """The state of a development by gradient."""
 
     seed: Key
-    update: Array  # [] int32, updates made so far
+    update: Array  # [] int32, number of updates made
     model: PyTree
     optimizer: PyTree
 
 
-def descent(
-    model: Callable[[Key], PyTree],
+def develop_by_gradient(
+    init_model: Callable[[Key], PyTree],
     loss: Callable[[PyTree, Key, Array], tuple[Array, dict[str, Array]]],
-    genome: Callable[[PyTree], Genome],
+    get_genome: Callable[[PyTree], Genome],
     env: Environment,
     *,
-    updates: int,
+    num_updates: int,
     num_lifetimes: int,
-    step_size: float,
-    updates_per_dispatch: int,
+    learning_rate: float,
+    updates_per_call: int,
 ) -> Development:
-    """Adam on `loss(model, keys [B], progress [])`, clipped; the step size falls to zero as a cosine.
+    """A development by Adam with clipped gradients and a learning rate that falls to zero as a cosine.
 
-    One generation is one update on `lives` fresh lives of the stage `training`; `progress` goes from 0 to 1; the
-    loss's info is recorded. `genome` takes what is deployed out of the model.
+    One generation is one update on fresh lifetimes of the stage `training`.
+
+    Args:
+        init_model: Random key -> the trained parameters.
+        loss: (model, keys [B], progress [] from 0 to 1) -> the loss and diagnostics, which are recorded.
+        get_genome: Model -> the genome that is deployed.
+        env: The environment.
+        num_updates: At least 1.
+        num_lifetimes: B, lifetimes per update, at least 1.
+        learning_rate: Of the first update, at least 0.
+        updates_per_call: Updates per compiled call at most, at least 1.
     """
-    require_at_least(1, updates=updates, num_lifetimes=num_lifetimes, updates_per_dispatch=updates_per_dispatch)
-    require_at_least(0, step_size=step_size)
-    num_dispatches, each = dispatches(updates, updates_per_dispatch)
-    schedule = optax.cosine_decay_schedule(step_size, updates)
+    require_at_least(1, num_updates=num_updates, num_lifetimes=num_lifetimes, updates_per_call=updates_per_call)
+    require_at_least(0, learning_rate=learning_rate)
+    num_calls, updates_per_call = split_into_calls(num_updates, updates_per_call)
+    schedule = optax.cosine_decay_schedule(learning_rate, num_updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
-    def init(key: Key) -> Descent:
+    def init(key: Key) -> GradientState:
         model_key, seed = jax.random.split(key)
-        first = model(model_key)
-        return Descent(seed, jnp.int32(0), first, optimizer.init(first))
+        model = init_model(model_key)
+        return GradientState(seed, jnp.int32(0), model, optimizer.init(model))
 
-    def update(state: Descent, _: None) -> tuple[Descent, Info]:
+    def update(state: GradientState, _: None) -> tuple[GradientState, Info]:
         keys = sample_lifetime_keys(jax.random.fold_in(state.seed, state.update), num_lifetimes, "training")
-        (value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.model, keys, state.update / updates)
-        change, moments = optimizer.update(gradient, state.optimizer, state.model)
-        moved = cast(Any, optax.apply_updates(state.model, change))
-        return Descent(state.seed, state.update + 1, moved, moments), {"loss": value, **info}
+        progress = state.update / num_updates
+        (loss_value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.model, keys, progress)
+        change, optimizer_state = optimizer.update(gradient, state.optimizer, state.model)
+        model: PyTree = optax.apply_updates(state.model, change)
+        return GradientState(state.seed, state.update + 1, model, optimizer_state), {"loss": loss_value, **info}
 
     @jax.jit
-    def step(state: Descent) -> tuple[Descent, Info]:
-        return jax.lax.scan(update, state, length=each)
+    def step(state: GradientState) -> tuple[GradientState, Info]:
+        return jax.lax.scan(update, state, length=updates_per_call)
 
     return Development(
         init,
         step,
-        lambda state: genome(state.model),
-        num_dispatches,
-        each,
-        num_lifetimes * env.spec.num_steps,
+        genome=lambda state: get_genome(state.model),
+        num_calls=num_calls,
+        generations_per_call=updates_per_call,
+        steps_per_generation=num_lifetimes * env.spec.num_steps,
     )

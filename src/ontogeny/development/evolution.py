@@ -1,34 +1,37 @@
-"""Evolution strategies over the whole genome: fitness is the return of whole lives.
+"""Evolution strategies over the whole genome: fitness is the return of whole lifetimes.
 
 Open_ES (Salimans et al. 2017, arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random
 numbers. Other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180): SNES, Sep_CMA_ES, CR_FM_NES,
-LM_MA_ES, CMA_ES. All members of a generation live the same lives (the same tasks and the same chance), so that they
-differ by their genomes only. P population, B lives.
+LM_MA_ES, CMA_ES. All members of a generation are evaluated on the same lifetimes (the same tasks and random numbers), so
+that they differ by their genomes only. P population size, B lifetimes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float
 
 from ontogeny import plugins, trees
-from ontogeny.development.base import Development, beside, dispatches, fitness_of_life
-from ontogeny.errors import require_at_least
+from ontogeny.development.base import build_agent_from_text, lifetime_fitness, split_into_calls
+from ontogeny.errors import BadInput, require_at_least, require_positive
 from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.types import Agent, BadInput, Environment, Genome, Info, Key, OuterLoop, PyTree, Steering
+from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, OuterLoop, PyTree, Steering
 
 STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
+MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle, more do not fit its cache
 
 
-class Evolution(NamedTuple):
-    """All that a killed run needs to go on."""
+class EvolutionState(NamedTuple):
+    """The state of the development."""
 
     seed: Key
-    generation: Array  # [] int32, generations lived so far
-    search: PyTree  # the strategy's own state
+    generation: Array  # [] int32, number of generations evaluated
+    strategy: PyTree  # the strategy's own state
 
 
 def build(
@@ -37,131 +40,190 @@ def build(
     steering: Steering,
     *,
     strategy: str = "Open_ES",
-    population: int = 256,
+    population_size: int = 256,
     num_lifetimes: int = 64,
-    generations: int = 100,
-    spread: float = 0.05,
-    step_size: float = 0.02,
-    last_spread: float = 1.0,
-    last_step: float = 0.05,
-    reference: str = "random",
-    generations_per_dispatch: int = 5,
+    num_generations: int = 100,
+    sigma: float = 0.05,
+    learning_rate: float = 0.02,
+    final_sigma_ratio: float = 1.0,
+    final_learning_rate_ratio: float = 0.05,
+    baseline_agent: str = "random",
+    generations_per_call: int = 5,
 ) -> Development:
-    """`spread` is the standard deviation of the perturbations and `step_size` that of Adam in Open_ES; both fall along
-    a cosine to the shares `last_spread` and `last_step` (other strategies begin with `spread` and find their own way).
-    `reference` names an agent, settings after a colon, whose fitness in the same lives is subtracted. Dispatches hold
-    at most `generations_per_dispatch` generations, fewer where those would not add up to `generations`."""
-    require_at_least(
-        1, num_lifetimes=num_lifetimes, generations=generations, generations_per_dispatch=generations_per_dispatch
-    )
-    require_at_least(0, step_size=step_size, last_spread=last_spread, last_step=last_step)
-    if not spread > 0:
-        raise BadInput(f"the setting 'spread' must be greater than 0, not {spread}")
-    num_dispatches, each = dispatches(generations, generations_per_dispatch)
+    """Builds the development.
+
+    Args:
+        agent: The agent whose genome is evolved.
+        env: The environment.
+        steering: The reward function.
+        strategy: One of `STRATEGIES`.
+        population_size: P, even and at least 4.
+        num_lifetimes: B, lifetimes of each member per generation, at least 1.
+        num_generations: At least 1.
+        sigma: Initial standard deviation of the perturbations, greater than 0.
+        learning_rate: Initial learning rate of Adam in Open_ES, at least 0; other strategies adapt sigma themselves.
+        final_sigma_ratio: Share of `sigma` at which the cosine schedule of Open_ES ends, at least 0.
+        final_learning_rate_ratio: The same for `learning_rate`.
+        baseline_agent: An agent, settings after a colon; its fitness on the same lifetimes is subtracted.
+        generations_per_call: Generations per compiled call at most, at least 1.
+    """
+    counts = {"num_lifetimes": num_lifetimes, "num_generations": num_generations}
+    require_at_least(1, **counts, generations_per_call=generations_per_call)
+    ratios = {"final_sigma_ratio": final_sigma_ratio, "final_learning_rate_ratio": final_learning_rate_ratio}
+    require_at_least(0, learning_rate=learning_rate, **ratios)
+    require_positive(sigma=sigma)
+    num_calls, generations_per_call = split_into_calls(num_generations, generations_per_call)
     template = jax.eval_shape(agent.genome, jax.random.key(0))
     if not jax.tree.leaves(template):
-        raise BadInput("this agent's genome holds no number that evolution could search")
-    spreads = optax.cosine_decay_schedule(spread, generations, last_spread)
-    steps = optax.cosine_decay_schedule(step_size, generations, last_step)
-    loop = search(strategy, template, population, spreads, steps)
-    measure = over_devices(lambda keys, genome: mean_fitness(keys, agent, env, steering, genome), population)
-    other = beside(reference, env, steering)
+        raise BadInput("the genome of this agent has no parameters that evolution could search")
+    sigma_schedule = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
+    learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
+    loop = evosax_loop(strategy, template, population_size, sigma_schedule, learning_rates)
+    baseline = build_agent_from_text(baseline_agent, env, steering)
+    generation = _make_generation(loop, agent, baseline, env, steering, population_size, num_lifetimes)
 
-    def init(key: Key) -> Evolution:
+    def init(key: Key) -> EvolutionState:
         genome_key, loop_key, seed = jax.random.split(key, 3)
-        return Evolution(seed, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
-
-    def generation(state: Evolution, _: None) -> tuple[Evolution, Info]:
-        key = jax.random.fold_in(state.seed, state.generation)
-        ask_key, tell_key, lives_key, reference_key = jax.random.split(key, 4)
-        keys = sample_lifetime_keys(lives_key, num_lifetimes, "training")
-        members, asked = loop.ask(ask_key, state.search)
-        fitness = measure(keys, members)
-        known = mean_fitness(keys, other, env, steering, other.genome(reference_key))
-        # Less noise in the records. Ranks do not see it: in common lives the reference is the same for all members.
-        ahead = fitness - known
-        told = loop.tell(tell_key, asked, members, ahead)
-        info = {
-            "fitness": jnp.mean(fitness),
-            "best": jnp.max(fitness),
-            "spread": jnp.std(fitness),
-            "ahead_of_reference": jnp.mean(ahead),
-        }
-        return Evolution(state.seed, state.generation + 1, told), info
+        return EvolutionState(seed, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
 
     @jax.jit
-    def dispatch(state: Evolution) -> tuple[Evolution, Info]:
-        return jax.lax.scan(generation, state, length=each)
+    def run_generations(state: EvolutionState) -> tuple[EvolutionState, Info]:
+        return jax.lax.scan(generation, state, length=generations_per_call)
 
-    def step(state: Evolution) -> tuple[Evolution, Info]:
-        # Two dispatches under way at once can take each other's threads where the devices of a host meet, and hang.
-        return jax.block_until_ready(dispatch(state))
+    def step(state: EvolutionState) -> tuple[EvolutionState, Info]:
+        # Two calls in flight at once can take each other's threads where the devices of a host meet, and deadlock.
+        return jax.block_until_ready(run_generations(state))
 
-    num_steps = population * num_lifetimes * env.spec.num_steps
-    return Development(init, step, lambda state: loop.best(state.search), num_dispatches, each, num_steps)
+    return Development(
+        init,
+        step,
+        genome=lambda state: loop.genome(state.strategy),
+        num_calls=num_calls,
+        generations_per_call=generations_per_call,
+        steps_per_generation=population_size * num_lifetimes * env.spec.num_steps,
+    )
 
 
-def search(
-    strategy: str, template: Genome, population: int, spreads: optax.Schedule, steps: optax.Schedule
+def _make_generation(
+    loop: OuterLoop,
+    agent: Agent,
+    baseline: Agent,
+    env: Environment,
+    steering: Steering,
+    population_size: int,
+    num_lifetimes: int,
+) -> Callable[[EvolutionState, None], tuple[EvolutionState, Info]]:
+    """The body of the scan over generations."""
+    evaluate = shard_population(lambda keys, genome: mean_fitness(keys, agent, env, steering, genome), population_size)
+
+    def generation(state: EvolutionState, _: None) -> tuple[EvolutionState, Info]:
+        key = jax.random.fold_in(state.seed, state.generation)
+        ask_key, tell_key, lifetimes_key, baseline_key = jax.random.split(key, 4)
+        keys = sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
+        population, strategy = loop.ask(ask_key, state.strategy)
+        fitness = evaluate(keys, population)
+        baseline_fitness = mean_fitness(keys, baseline, env, steering, baseline.genome(baseline_key))
+        # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
+        advantage = fitness - baseline_fitness
+        strategy = loop.tell(tell_key, strategy, population, advantage)
+        info = {
+            "fitness": jnp.mean(fitness),
+            "max_fitness": jnp.max(fitness),
+            "fitness_std": jnp.std(fitness),
+            "advantage_over_baseline": jnp.mean(advantage),
+        }
+        return EvolutionState(state.seed, state.generation + 1, strategy), info
+
+    return generation
+
+
+def evosax_loop(
+    strategy: str,
+    template: Genome,
+    population_size: int,
+    sigma_schedule: optax.Schedule,
+    learning_rates: optax.Schedule,
 ) -> OuterLoop:
-    """A strategy of evosax as an outer loop over genomes like `template`. Fitness is maximised."""
-    algorithm, parameters = _of_evosax(strategy, template, population, spreads, steps)
+    """A strategy of evosax as an outer loop that maximizes fitness.
+
+    Args:
+        strategy: One of `STRATEGIES`.
+        template: A genome, or its shapes.
+        population_size: P, even and at least 4.
+        sigma_schedule: Generation -> standard deviation of the perturbations; other strategies than Open_ES use its
+            first value only.
+        learning_rates: Generation -> learning rate of Adam, for Open_ES.
+    """
+    algorithm, parameters = _make_algorithm(strategy, template, population_size, sigma_schedule, learning_rates)
 
     def init(key: Key, genome: Genome) -> PyTree:
-        # Some of evosax's numbers are Python's; as arrays, a state has the same types before and after a step.
+        # Some numbers in evosax's state are Python's; as arrays, a state has the same types before and after a step.
         state = algorithm.init(key, genome, parameters)
         return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype), state)
 
     def ask(key: Key, state: PyTree) -> tuple[PyTree, PyTree]:
         return algorithm.ask(key, state, parameters)
 
-    def tell(key: Key, state: PyTree, members: PyTree, fitness: Array) -> PyTree:
-        cost = -fitness  # evosax minimises; this is the one place where the sign turns
-        return algorithm.tell(key, members, cost, state, parameters)[0]
+    def tell(key: Key, state: PyTree, population: PyTree, fitness: Array) -> PyTree:
+        cost = -fitness  # evosax minimizes; this is the one place where the sign changes
+        return algorithm.tell(key, population, cost, state, parameters)[0]
 
-    return OuterLoop(init, ask, tell, best=algorithm.get_mean)
+    return OuterLoop(init, ask, tell, genome=algorithm.get_mean)
 
 
-def _of_evosax(
-    strategy: str, template: Genome, population: int, spreads: optax.Schedule, steps: optax.Schedule
+def _make_algorithm(
+    strategy: str,
+    template: Genome,
+    population_size: int,
+    sigma_schedule: optax.Schedule,
+    learning_rates: optax.Schedule,
 ) -> tuple[Any, Any]:
-    """The algorithm and its parameters; only what evosax leaves to be chosen is set."""
+    """evosax's algorithm and its parameters."""
     if strategy not in STRATEGIES:
-        raise plugins.unknown("strategy", strategy, list(STRATEGIES))
-    if population < 4 or population % 2:
-        raise BadInput(f"the setting 'population' must be even and at least 4, not {population}")
-    numbers = trees.size(template)
-    if strategy == "LM_MA_ES" and population > 2 * numbers:
-        # Its path of evolution decays by 1 - population / numbers per generation, in evosax a root of 2 minus that.
+        raise plugins.unknown_name_error("strategy", strategy, list(STRATEGIES))
+    if population_size < 4 or population_size % 2:
+        raise BadInput(f"the setting 'population_size' must be even and at least 4, not {population_size}")
+    num_parameters = trees.num_elements(template)
+    if strategy == "LM_MA_ES" and population_size > 2 * num_parameters:
+        # Its evolution path decays by 1 - population / parameters per generation; evosax takes a root of 2 minus that.
         raise BadInput(
-            f"the strategy 'LM_MA_ES' takes a population of at most twice the {numbers} numbers of this genome, "
-            f"not {population}"
+            f"the strategy 'LM_MA_ES' takes a population of at most twice the {num_parameters} parameters of this genome, "
+            f"not {population_size}"
         )
-    from evosax import algorithms  # two seconds, so not before it is needed
+    from evosax import algorithms  # takes two seconds to import
 
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if strategy == "Open_ES":
-        given = {"optimizer": optax.adam(steps), "std_schedule": spreads}
+        options = {"optimizer": optax.adam(learning_rates), "std_schedule": sigma_schedule}
     solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
-    algorithm = getattr(algorithms, strategy)(population, solution, **given)
+    algorithm = getattr(algorithms, strategy)(population_size, solution, **options)
     parameters = algorithm.default_params
     if hasattr(parameters, "std_init"):
-        parameters = parameters.replace(std_init=spreads(0))
+        parameters = parameters.replace(std_init=sigma_schedule(0))
     return algorithm, parameters
 
 
-def mean_fitness(keys: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
-    """The mean fitness of one genome over the lives that `keys` [B] determine: []."""
-    return jnp.mean(jax.vmap(lambda key: fitness_of_life(key, agent, env, steering, genome))(keys))
+def mean_fitness(keys: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Float[Array, ""]:
+    """The mean fitness of one genome over the lifetimes that `keys` [B] determine."""
+    return jnp.mean(jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys))
 
 
-def over_devices(measure, population: int):
-    """`measure(keys, genome) -> []` for all members [P], a few at a time, on all local devices where these divide P."""
+def shard_population(
+    evaluate: Callable[[Key, Genome], Array], population_size: int
+) -> Callable[[Key, PyTree], Float[Array, "P"]]:
+    """An evaluation of a whole population, over all local devices where their number divides the population size.
 
-    def few_at_a_time(keys: Key, members: PyTree) -> Array:
-        # One by one leaves the processor waiting between small operations; all together leave its cache.
-        return map_in_batches(lambda genome: measure(keys, genome), members, batch_size=16)
+    Args:
+        evaluate: (keys [B], genome) -> fitness [].
+        population_size: P.
 
-    if population % jax.local_device_count():
-        return few_at_a_time
-    return shard_over_devices(few_at_a_time, (None, 0))
+    Returns:
+        (keys [B], population with leading axis P) -> fitness [P].
+    """
+
+    def evaluate_members(keys: Key, members: PyTree) -> Array:
+        return map_in_batches(lambda genome: evaluate(keys, genome), members, batch_size=MEMBERS_AT_ONCE)
+
+    if population_size % jax.local_device_count():
+        return evaluate_members
+    return shard_over_devices(evaluate_members, (None, 0))

@@ -1,9 +1,9 @@
-"""Trains a recurrent network by policy gradient through whole lives: RL^2 itself, for orientation.
+"""Trains a recurrent network by policy gradient through whole lifetimes: RL^2 itself, as a published reference point.
 
-Duan et al. 2016 (RL^2, arXiv 1611.02779, section 2.3) with the advantage actor-critic of Wang et al. 2016
-(arXiv 1611.05763, section 2.2) in place of TRPO: generalised advantages (Schulman et al. 2016, arXiv 1506.02438,
-equation 16), a critic that reads the same hidden units and is thrown away after training, an entropy bonus that
-fades, Adam. A life is one unbroken return: the discount is counted across its episodes.
+Duan et al. 2016 (RL^2, arXiv 1611.02779, section 2.3) with the advantage actor-critic of Wang et al. 2016 (arXiv
+1611.05763, section 2.2) in place of TRPO: generalized advantages (Schulman et al. 2016, arXiv 1506.02438, equation 16),
+a critic that reads the same hidden units and is discarded after training, a decaying entropy bonus, Adam. A lifetime is
+one unbroken return: the discount is counted across its episodes.
 """
 
 from typing import NamedTuple
@@ -15,23 +15,25 @@ from jaxtyping import Float
 
 from ontogeny.agents.recurrent import encode_percept
 from ontogeny.content.gru import GRUWeights, step_gru
-from ontogeny.development.base import Development, descent
-from ontogeny.errors import BadInput
+from ontogeny.development.base import develop_by_gradient
+from ontogeny.errors import BadInput, require_between
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.types import Agent, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
+from ontogeny.types import Agent, Development, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
 
 class ActorCritic(NamedTuple):
+    """The trained parameters; only the actor is deployed."""
+
     actor: GRUWeights
     value: Float[Array, "H+1"]  # the critic's read-out and its bias
 
 
-class Trace(NamedTuple):
-    """What the loss needs to know of one step; leading axis T once a life is over."""
+class PolicyInfo(NamedTuple):
+    """Inputs of the loss at one step; leading axis T for a lifetime."""
 
     log_probability: Float[Array, ""]  # of the action taken
     entropy: Float[Array, ""]  # of the policy, in nats
-    value: Float[Array, ""]  # what the critic expected before the action
+    value: Float[Array, ""]  # the critic's estimate before the action
 
 
 def build(
@@ -39,53 +41,78 @@ def build(
     env: Environment,
     steering: Steering,
     *,
-    updates: int = 1000,
+    num_updates: int = 1000,
     num_lifetimes: int = 128,
-    step_size: float = 0.01,
+    learning_rate: float = 0.01,
     discount: float = 0.95,
     trace_decay: float = 0.9,
     entropy_bonus: float = 0.12,
-    updates_per_dispatch: int = 10,
+    updates_per_call: int = 10,
 ) -> Development:
-    """`step_size` falls to zero as a cosine, `entropy_bonus` along a line: a policy that is certain too early never
-    comes to compare."""
-    for name, share in (("discount", discount), ("trace_decay", trace_decay)):
-        if not 0 <= share <= 1:
-            raise BadInput(f"the setting '{name}' must lie between 0 and 1, not {share}")
-    player = sampling(agent, env.spec)
+    """Builds the development.
+
+    Args:
+        agent: The agent `recurrent`.
+        env: The environment.
+        steering: The reward function.
+        num_updates: At least 1.
+        num_lifetimes: Lifetimes per update, at least 1.
+        learning_rate: Of the first update, at least 0; falls to zero as a cosine.
+        discount: Per step, from 0 to 1.
+        trace_decay: Lambda of the generalized advantages, from 0 to 1.
+        entropy_bonus: Weight of the entropy in the first update, which falls to zero linearly; without it the policy
+            becomes deterministic before it explores.
+        updates_per_call: Updates per compiled call at most, at least 1.
+    """
+    require_between(0, 1, discount=discount, trace_decay=trace_decay)
+    actor = make_actor_critic(agent, env.spec)
 
     def loss(model: ActorCritic, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
-        def one(key: Key) -> tuple[Trace, Array]:
-            _, trajectory = rollout_lifetime(key, player, env, steering, model, learning=True)
+        def run(key: Key) -> tuple[PolicyInfo, Array]:
+            _, trajectory = rollout_lifetime(key, actor, env, steering, model, learning=True)
             return trajectory.info, trajectory.reward
 
-        trace, reward = jax.vmap(one)(keys)
-        # Returns in units of one step's reward: the critic starts at zero and would take long to reach their sums.
-        ahead = jax.vmap(lambda r, v: advantages(r, v, discount, trace_decay))(
-            (1 - discount) * reward, jax.lax.stop_gradient(trace.value)
-        )
-        target = jax.lax.stop_gradient(trace.value) + ahead
-        scaled = (ahead - jnp.mean(ahead)) / (jnp.std(ahead) + 1e-6)
-        bonus = entropy_bonus * (1 - progress)
-        actor = -jnp.mean(trace.log_probability * scaled) - bonus * jnp.mean(trace.entropy)
-        critic = jnp.mean((trace.value - target) ** 2)
-        info = {"fitness": jnp.mean(jnp.sum(reward, axis=1)), "entropy": jnp.mean(trace.entropy), "critic": critic}
-        return actor + 0.5 * critic / (jnp.var(target) + 1e-6), info
+        info, reward = jax.vmap(run)(keys)
+        return actor_critic_loss(info, reward, discount, trace_decay, entropy_bonus * (1 - progress))
 
-    return descent(
-        player.genome,
+    return develop_by_gradient(
+        actor.genome,
         loss,
         lambda model: model.actor,
         env,
-        updates=updates,
+        num_updates=num_updates,
         num_lifetimes=num_lifetimes,
-        step_size=step_size,
-        updates_per_dispatch=updates_per_dispatch,
+        learning_rate=learning_rate,
+        updates_per_call=updates_per_call,
     )
 
 
-def sampling(agent: Agent, spec: EnvSpec) -> Agent:
-    """The network with a critic at its side, drawing its actions by softmax; `Life.info` holds the `Trace`."""
+def actor_critic_loss(
+    info: PolicyInfo, reward: Float[Array, "B T"], discount: float, trace_decay: float, entropy_weight: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of a batch of lifetimes, [], with its diagnostics; `info` has leading axes B and T."""
+    # The critic learns returns in units of one step's reward: it starts at zero and would take long to reach sums.
+    advantage = jax.vmap(lambda r, v: advantages(r, v, discount, trace_decay))(
+        (1 - discount) * reward, jax.lax.stop_gradient(info.value)
+    )
+    target = jax.lax.stop_gradient(info.value) + advantage
+    scaled = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-6)
+    actor_loss = -jnp.mean(info.log_probability * scaled) - entropy_weight * jnp.mean(info.entropy)
+    critic_loss = jnp.mean((info.value - target) ** 2)
+    diagnostics = {
+        "fitness": jnp.mean(jnp.sum(reward, axis=1)),
+        "entropy": jnp.mean(info.entropy),
+        "critic_loss": critic_loss,
+    }
+    return actor_loss + 0.5 * critic_loss / (jnp.var(target) + 1e-6), diagnostics
+
+
+def make_actor_critic(agent: Agent, spec: EnvSpec) -> Agent:
+    """The network with a critic, drawing its actions by softmax; `Trajectory.info` holds the `PolicyInfo`.
+
+    Raises:
+        BadInput: The agent is not `recurrent`.
+    """
     if not isinstance(jax.eval_shape(agent.genome, jax.random.key(0)), GRUWeights):
         raise BadInput("the development 'policy_gradient' trains the agent 'recurrent' only")
 
@@ -94,23 +121,24 @@ def sampling(agent: Agent, spec: EnvSpec) -> Agent:
         return ActorCritic(actor, jnp.zeros(actor.readout.shape[0] + 1))
 
     def init(key: Key, model: ActorCritic) -> State:
-        silent = Trace(jnp.float32(0), jnp.float32(0), jnp.float32(0))
-        return State(Weights(model), (agent.init(key, model.actor).activations, silent))
+        info = PolicyInfo(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+        return State(Weights(model), (agent.init(key, model.actor).activations, info))
 
     def reset(state: State) -> State:
-        hidden, trace = state.activations
-        own = agent.reset(State(Weights(state.weights.content.actor), hidden))
-        return State(state.weights, (own.activations, jax.tree.map(jnp.zeros_like, trace)))
+        hidden, info = state.activations
+        hidden = agent.reset(State(Weights(state.weights.content.actor), hidden)).activations
+        return State(state.weights, (hidden, jax.tree.map(jnp.zeros_like, info)))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         model, (hidden, _) = state.weights.content, state.activations
         hidden, logits = step_gru(model.actor, hidden, encode_percept(spec, percept))
         action = jax.random.categorical(key, jax.lax.stop_gradient(logits)).astype(jnp.int32)
-        odds = jax.nn.log_softmax(logits)
+        log_policy = jax.nn.log_softmax(logits)
+        entropy = -jnp.sum(jnp.exp(log_policy) * log_policy)
         value = hidden @ model.value[:-1] + model.value[-1]
-        return action, State(state.weights, (hidden, Trace(odds[action], -jnp.sum(jnp.exp(odds) * odds), value)))
+        return action, State(state.weights, (hidden, PolicyInfo(log_policy[action], entropy, value)))
 
-    def learn(key: Key, state: State, transition: Transition) -> tuple[State, Trace]:
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, PolicyInfo]:
         del key, transition
         return state, state.activations[1]
 
@@ -120,12 +148,12 @@ def sampling(agent: Agent, spec: EnvSpec) -> Agent:
 def advantages(
     reward: Float[Array, "T"], value: Float[Array, "T"], discount: float, trace_decay: float
 ) -> Float[Array, "T"]:
-    """Generalised advantages of a life: sums of one-step surprises, fading by discount * trace_decay."""
-    following = jnp.append(value[1:], 0.0)
-    surprise = reward + discount * following - value
+    """Generalized advantages of a lifetime: sums of TD errors, decaying by discount * trace_decay."""
+    next_value = jnp.append(value[1:], 0.0)
+    td_error = reward + discount * next_value - value
 
-    def back(later: Float[Array, ""], now: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        total = now + discount * trace_decay * later
+    def accumulate(later: Float[Array, ""], error: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        total = error + discount * trace_decay * later
         return total, total
 
-    return jax.lax.scan(back, jnp.float32(0), surprise, reverse=True)[1]
+    return jax.lax.scan(accumulate, jnp.float32(0), td_error, reverse=True)[1]

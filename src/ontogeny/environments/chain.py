@@ -1,159 +1,206 @@
-"""A choice leads along a chain of links to a payout, and single links change out of sight of the others.
+"""A choice leads along a chain of links to a payout, and single links change while only they are observed.
 
-The revaluation tasks of Momennejad et al. 2017 (Nat Hum Behav 1:680) and Wimmer & Shohamy 2012, with every link drawn
-per life. A trial is one choice of two, then a walk of two or three more steps that no action moves, then a payout of +1
-or -1; a link crosses sides with probability `crossed`, and fails in a step with `noise`. After `trials` trials,
-`exposures` show a link ALONE: a place, or for the first link an action that is forced, and where it leads; nothing
-else, and no payout but for the last link. The link may have changed. Then `after` more trials: the first choice of
-these shows whether what was seen apart is put together.
+After the revaluation tasks of Momennejad et al. 2017 (Nat Hum Behav 1:680) and Wimmer and Shohamy 2012, with every link
+drawn per lifetime. A trial is one choice of two, then two or three more steps that no action influences, then a payout
+of +1 or -1. A link leads to the same or to the other side: it crosses sides with probability `crossing_probability`,
+fixed for the lifetime, and fails in a step with `failure_probability`. After `num_trials` trials, `num_exposures`
+exposures show a link alone: its place (for the first link, an action that is forced) and the place to which it leads;
+only exposures of the last link pay. The link may have changed. Then `num_test_trials` trials follow, the first choice
+of which shows whether the agent combines the changed link with the links that it knew.
 
-The training family exposes one link per life, changed in half of them. `exposed` and `changed` set it by hand, as
-digits of links ("13"), or `exposed` as "pairs", two links drawn; changes of two links and chains of four are for tests.
-Everything but what was changed is the same in lives of the same key: twins. A payout that is not shown is 0, and an
+In training one link per lifetime is exposed, and it has changed in half of the lifetimes. `exposed_links` and
+`changed_links` set this by hand, as digits of links ("13"), or `exposed_links` as "pairs", two random links; changes of
+two links and chains of four are for tests. Lifetimes of the same key differ in nothing but what was changed. An
 exposure ends as by a time limit.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.errors import require_at_least
-from ontogeny.types import BadInput, Environment, EnvSpec, FeaturePrior, Key, Prior, TimeStep
+from ontogeny.environments.base import first_feature
+from ontogeny.errors import BadInput, require_at_least, require_between
+from ontogeny.types import Environment, EnvSpec, FeaturePrior, Key, Prior, TimeStep
 
-MOST_LINKS = 4  # so that an agent for one length fits the others
-START, CURTAIN = 0, 2 * MOST_LINKS - 1  # observations; the two places of level l = 1, 2, 3 are 2 l - 1 and 2 l
-
-
-class Task(NamedTuple):
-    before: Array  # [L] int32, 0 or 1: whether a link crosses sides
-    after: Array  # [L] the same from the first exposure on
-    exposed: Array  # [E] int32, the links that are shown alone, one after the other
-    side: Array  # [] int32, the side of the first exposure; they take turns
+MAX_LINKS = 4  # an agent for one length fits all others, because the observations are the same
+START, BLANK = 0, 2 * MAX_LINKS - 1  # observations; the two places of level l = 1, 2, 3 are 2 l - 1 and 2 l
 
 
-class State(NamedTuple):
-    task: Task
-    step: Array  # [] int32, steps lived
-    side: Array  # [] int32, of the place where the agent is
+class ChainTask(NamedTuple):
+    """The links, 0 or 1: whether a link crosses sides; L links, E exposed ones."""
+
+    crosses_before: Array  # [L] int32
+    crosses_after: Array  # [L] from the first exposure on
+    exposed_links: Array  # [E] int32, in the order of their exposures
+    first_side: Array  # [] int32, of the first exposure; the sides alternate
+
+
+class ChainState(NamedTuple):
+    """The state of the environment."""
+
+    task: ChainTask
+    step: Array  # [] int32, steps since the lifetime began
+    side: Array  # [] int32, of the agent's place
+
+
+class ChainParams(NamedTuple):
+    """The settings that the dynamics need."""
+
+    num_links: int
+    num_exposed: int  # links that are exposed in a lifetime
+    num_exposures: int  # of each of these
+    first_exposure: int  # the step at which the exposures begin
+    first_test: int  # the step at which the trials after them begin
+    failure_probability: float
+    crossing_probability: float
+    exposed_links: tuple[int, ...] | None  # None: random
+    changed_links: tuple[int, ...] | None
+
+
+class Phase(NamedTuple):
+    """The position of a lifetime in the sequence of trials and exposures."""
+
+    is_exposure: Array  # [] bool
+    link: Array  # [] int32, the link of this step; L or more where an exposure has shown the place behind the last link
+    exposure: Array  # [] int32, the number of the exposure
+
+
+def reset(params: ChainParams, key: Key) -> tuple[ChainState, TimeStep]:
+    """Draws the links, the exposed ones and the changed ones."""
+    map_key, link_key, change_key, side_key = jax.random.split(key, 4)
+    L = params.num_links
+    crosses = jax.random.bernoulli(map_key, params.crossing_probability, (L,)).astype(jnp.int32)
+    exposed = jax.random.permutation(link_key, L)[: params.num_exposed]
+    if params.exposed_links is not None:
+        exposed = jnp.array(params.exposed_links, jnp.int32)
+    changes = jnp.zeros(L, jnp.int32)
+    if params.changed_links is None:
+        draws = jax.random.bernoulli(change_key, shape=(params.num_exposed,)).astype(jnp.int32)
+        changes = changes.at[exposed].set(draws)
+    else:
+        changes = changes.at[jnp.array(params.changed_links, jnp.int32)].set(1)
+    first_side = jax.random.bernoulli(side_key).astype(jnp.int32)
+    task = ChainTask(crosses, (crosses + changes) % 2, exposed.astype(jnp.int32), first_side)
+    state = ChainState(task, jnp.int32(0), jnp.int32(0))
+    first = TimeStep(observation(params, state), jnp.zeros(1), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
+    return state, first
+
+
+def step(params: ChainParams, key: Key, state: ChainState, action: Array) -> tuple[ChainState, TimeStep]:
+    """Follows one link; during exposures the environment forces the action."""
+    task, last_link = state.task, params.num_links - 1
+    is_exposure, link, exposure = phase_of(params, state)
+    ends_exposure = is_exposure & ((state.step - params.first_exposure) % 2 == 1)
+    chooses_side = is_exposure & (link == 0)
+    chosen_side = jnp.where(chooses_side, state.side, action)
+    side = jnp.where(link == 0, chosen_side, state.side)
+    crosses = jnp.where(state.step < params.first_exposure, task.crosses_before, task.crosses_after)
+    fails = (jax.random.uniform(key) < params.failure_probability).astype(jnp.int32)
+    next_side = (side + crosses[jnp.minimum(link, last_link)] + fails) % 2
+    is_paid = (link == last_link) & ~ends_exposure
+    payout = jnp.where(is_paid, 2.0 * next_side - 1, 0.0)
+    is_over = ends_exposure | (~is_exposure & (link == last_link))
+    next_state = ChainState(task, state.step + 1, next_side.astype(jnp.int32))
+    # An episode that begins with an exposure begins on the side whose turn it is.
+    next_phase = phase_of(params, next_state)
+    turn = (task.first_side + next_phase.exposure) % 2
+    start_side = jnp.where(is_over & next_phase.is_exposure, turn, next_state.side).astype(jnp.int32)
+    next_state = next_state._replace(side=start_side)
+    discount = jnp.where(is_over & ~ends_exposure, 0.0, 1.0)
+    # Where an exposure's action has no effect, both actions are forced in turn, so that the values of both are relearned.
+    alternating = jnp.where(is_exposure, (exposure // 2) % 2, -1)
+    forced_action = jnp.where(chooses_side, chosen_side, alternating).astype(jnp.int32)
+    return next_state, TimeStep(observation(params, next_state), payout[None], is_over, discount, forced_action)
+
+
+def phase_of(params: ChainParams, state: ChainState) -> Phase:
+    """The phase of the lifetime in which the next step falls."""
+    t = state.step
+    is_exposure = (t >= params.first_exposure) & (t < params.first_test)
+    exposure = (t - params.first_exposure) // 2
+    index = jnp.clip(exposure // max(params.num_exposures, 1), 0, params.num_exposed - 1)
+    exposed_link = state.task.exposed_links[index] + (t - params.first_exposure) % 2
+    trial_link = jnp.where(t < params.first_exposure, t, t - params.first_test) % params.num_links
+    return Phase(is_exposure, jnp.where(is_exposure, exposed_link, trial_link), exposure)
+
+
+def observation(params: ChainParams, state: ChainState) -> Array:
+    """The agent's place, or `BLANK` behind the last link, [] int32."""
+    link = phase_of(params, state).link
+    place = jnp.where(link == 0, START, 2 * link - 1 + state.side)
+    return jnp.where(link >= params.num_links, BLANK, place).astype(jnp.int32)
 
 
 def build(
     *,
-    trials: int = 40,
-    exposures: int = 12,
-    after: int = 8,
-    links: int = 3,
-    noise: float = 0.1,
-    crossed: float = 0.5,
-    exposed: str = "drawn",
-    changed: str = "drawn",
+    num_trials: int = 40,
+    num_exposures: int = 12,
+    num_test_trials: int = 8,
+    num_links: int = 3,
+    failure_probability: float = 0.1,
+    crossing_probability: float = 0.5,
+    exposed_links: str = "random",
+    changed_links: str = "random",
 ) -> Environment:
-    require_at_least(1, trials=trials, after=after)
-    require_at_least(0, exposures=exposures)
-    if not 2 <= links <= MOST_LINKS:
-        raise BadInput(f"the setting 'links' must lie between 2 and {MOST_LINKS}, not {links}")
-    if not 0 <= noise <= 0.5:
-        raise BadInput(f"the setting 'noise' must lie between 0 and 0.5, not {noise}")
-    if not 0 <= crossed <= 1:
-        raise BadInput(f"the setting 'crossed' is a probability, not {crossed}")
-    shown, flipped = named("exposed", exposed, links), named("changed", changed, links)
-    L, num_exposed = links, 2 if exposed == "pairs" else 1 if shown is None else len(shown)
-    begin_exposures = trials * L
-    begin_after = begin_exposures + 2 * exposures * num_exposed
+    """Builds the environment.
+
+    Args:
+        num_trials: Trials before the exposures, at least 1.
+        num_exposures: Exposures of each exposed link, at least 0.
+        num_test_trials: Trials after the exposures, at least 1.
+        num_links: Steps of a trial, from 2 to 4.
+        failure_probability: Probability that a link leads to the other side in one step, from 0 to 0.5.
+        crossing_probability: Probability that a link crosses sides, from 0 to 1.
+        exposed_links: Digits of links, "random" for one random link or "pairs" for two.
+        changed_links: Digits of links, "none", or "random" for each exposed link with probability 0.5.
+    """
+    require_at_least(1, num_trials=num_trials, num_test_trials=num_test_trials)
+    require_at_least(0, num_exposures=num_exposures)
+    require_between(2, MAX_LINKS, num_links=num_links)
+    require_between(0, 0.5, failure_probability=failure_probability)
+    require_between(0, 1, crossing_probability=crossing_probability)
+    exposed = _parse_links("exposed_links", exposed_links, num_links)
+    num_exposed = 2 if exposed_links == "pairs" else 1 if exposed is None else len(exposed)
+    first_exposure = num_trials * num_links
+    first_test = first_exposure + 2 * num_exposures * num_exposed
+    params = ChainParams(
+        num_links=num_links,
+        num_exposed=num_exposed,
+        num_exposures=num_exposures,
+        first_exposure=first_exposure,
+        first_test=first_test,
+        failure_probability=failure_probability,
+        crossing_probability=crossing_probability,
+        exposed_links=exposed,
+        changed_links=_parse_links("changed_links", changed_links, num_links),
+    )
     spec = EnvSpec(
         name="chain",
         num_actions=2,
-        num_observations=2 * MOST_LINKS,
+        num_observations=2 * MAX_LINKS,
         observation_shape=(),
         outcome_features=("payout",),
-        num_steps=begin_after + after * L,
-        horizon=L,
+        num_steps=first_test + num_test_trials * num_links,
+        horizon=num_links,
         drives=(("payout", 1.0),),
-        prior=Prior(transitions=0.1, outcome_features=(FeaturePrior("normal", 0.0, 0.6, noise=0.8),), renewed=0.35),
+        prior=Prior(0.1, (FeaturePrior("normal", 0.0, 0.6, noise=0.8),), visit_forgetting_rate=0.35),
     )
-
-    def reset(key: Key) -> tuple[State, TimeStep]:
-        map_key, link_key, change_key, side_key = jax.random.split(key, 4)
-        before = jax.random.bernoulli(map_key, crossed, (L,)).astype(jnp.int32)
-        links_shown = jax.random.permutation(link_key, L)[:num_exposed]
-        links_shown = links_shown if shown is None else jnp.array(shown, jnp.int32)
-        change = jnp.zeros(L, jnp.int32)
-        if flipped is None:
-            change = change.at[links_shown].set(
-                jax.random.bernoulli(change_key, shape=(num_exposed,)).astype(jnp.int32)
-            )
-        else:
-            change = change.at[jnp.array(flipped, jnp.int32)].set(1)
-        task = Task(
-            before,
-            (before + change) % 2,
-            links_shown.astype(jnp.int32),
-            jax.random.bernoulli(side_key).astype(jnp.int32),
-        )
-        state = State(task, jnp.int32(0), jnp.int32(0))
-        return state, TimeStep(observe(state), jnp.zeros(1), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
-
-    def stage(state: State) -> tuple[Array, Array, Array]:
-        """Where a life stands: whether a link is being shown, which link is walked now, which exposure this is."""
-        t = state.step
-        shows = (t >= begin_exposures) & (t < begin_after)
-        number = (t - begin_exposures) // 2
-        which = jnp.clip(number // max(exposures, 1), 0, num_exposed - 1)
-        alone = state.task.exposed[which] + (t - begin_exposures) % 2
-        free = jnp.where(t < begin_exposures, t, t - begin_after) % L
-        return shows, jnp.where(shows, alone, free), number
-
-    def observe(state: State) -> Array:
-        _, link, _ = stage(state)
-        place = jnp.where(link == 0, START, 2 * link - 1 + state.side)
-        return jnp.where(link >= L, CURTAIN, place).astype(jnp.int32)
-
-    def step(key: Key, state: State, action: Array) -> tuple[State, TimeStep]:
-        task = state.task
-        shows, link, number = stage(state)
-        ends_exposure = shows & ((state.step - begin_exposures) % 2 == 1)
-        force = shows & (link == 0)
-        took = jnp.where(force, state.side, action)
-        side = jnp.where(link == 0, took, state.side)
-        crosses = jnp.where(state.step < begin_exposures, task.before, task.after)[jnp.minimum(link, L - 1)]
-        failed = (jax.random.uniform(key) < noise).astype(jnp.int32)
-        to = (side + crosses + failed) % 2
-        pays = (link == L - 1) & ~ends_exposure
-        payout = jnp.where(pays, 2.0 * to - 1, 0.0)
-        over = ends_exposure | (~shows & (link == L - 1))
-        onward = State(task, state.step + 1, to.astype(jnp.int32))
-        # Where an episode begins with a link that is shown alone, it begins on the side whose turn it is.
-        shows_next, _, next_number = stage(onward)
-        turn = (task.side + next_number) % 2
-        onward = onward._replace(side=jnp.where(over & shows_next, turn, onward.side).astype(jnp.int32))
-        discount = jnp.where(over & ~ends_exposure, 0.0, 1.0)
-        # Further on no action matters; both are carried out in turn, so that neither keeps what it knew before.
-        forced = jnp.where(force, took, jnp.where(shows, (number // 2) % 2, -1)).astype(jnp.int32)
-        return onward, TimeStep(observe(onward), payout[None], over, discount, forced)
-
-    def score(outcome: Array) -> Array:
-        return outcome[0]
-
-    return Environment(spec, reset, step, score)
+    return Environment(spec, partial(reset, params), partial(step, params), first_feature)
 
 
-def probe_step(trials: int = 40, exposures: int = 12, links: int = 3, exposed: int = 1) -> int:
-    """The step at which the first choice after the exposures is made, counted from 0."""
-    return trials * links + 2 * exposures * exposed
-
-
-def named(setting: str, digits: str, links: int) -> tuple[int, ...] | None:
-    """`"13"` -> links 0 and 2; None where they are drawn."""
-    if digits == "drawn" or (digits == "pairs" and setting == "exposed"):
+def _parse_links(setting: str, text: str, num_links: int) -> tuple[int, ...] | None:
+    """`"13"` -> links 0 and 2; None where the links are random."""
+    if text == "random" or (text == "pairs" and setting == "exposed_links"):
         return None
-    text = "" if digits == "none" else digits
-    other = "'pairs'" if setting == "exposed" else "'none'"
-    if not all(digit.isdigit() and 1 <= int(digit) <= links for digit in text) or len(set(text)) < len(text):
+    digits = "" if text == "none" else text
+    other_choice = "'pairs'" if setting == "exposed_links" else "'none'"
+    if not all(digit.isdigit() and 1 <= int(digit) <= num_links for digit in digits) or len(set(digits)) < len(digits):
         raise BadInput(
-            f"the setting '{setting}' is 'drawn', {other} or digits of links from 1 to {links}, not '{digits}'"
+            f"the setting '{setting}' is 'random', {other_choice} or digits of links from 1 to {num_links}, not '{text}'"
         )
-    if setting == "exposed" and not text:
-        raise BadInput("the setting 'exposed' must name a link or be 'drawn'")
-    return tuple(int(digit) - 1 for digit in text)
+    if setting == "exposed_links" and not digits:
+        raise BadInput("the setting 'exposed_links' must name a link or be 'random'")
+    return tuple(int(digit) - 1 for digit in digits)

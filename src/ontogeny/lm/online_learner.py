@@ -75,7 +75,7 @@ def parse_config(text: str) -> OnlineConfig:
     given = plugins.parse(f":{text}")[1]
     for name, value in given.items():
         if name not in OnlineConfig._fields:
-            raise plugins.unknown("setting of a learner", name, list(OnlineConfig._fields))
+            raise plugins.unknown_name_error("setting of a learner", name, list(OnlineConfig._fields))
         kind = type(OnlineConfig._field_defaults[name])
         whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
         if not whole and type(value) is not kind:
@@ -83,7 +83,7 @@ def parse_config(text: str) -> OnlineConfig:
                 f"the setting '{name}' must be of the kind of {OnlineConfig._field_defaults[name]!r}, not {value!r}"
             )
         if kind is float:
-            given[name] = plugins.real(value, f"the setting '{name}'")
+            given[name] = plugins.finite_float(value, f"the setting '{name}'")
     return OnlineConfig(**given)
 
 

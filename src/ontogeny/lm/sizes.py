@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
-from ontogeny.plugins import unknown
+from ontogeny.plugins import unknown_name_error
 
 
 class Size(NamedTuple):
@@ -30,7 +30,7 @@ LEAST = 200  # steps
 
 def size(name: str) -> Size:
     if name not in SIZES:
-        raise unknown("size", name, list(SIZES))
+        raise unknown_name_error("size", name, list(SIZES))
     return SIZES[name]
 
 

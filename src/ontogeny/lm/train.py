@@ -159,7 +159,7 @@ def _make_folder(plan: TrainConfig, sources: Sequence[corpus.Source], asked: dic
         config = _config(plan, tokenizer.size)
         made = corpus.write(temporary, parts, tokenizer, config.context_length)
         per_step = config.context_length * (plan.batch or 1) * plan.accumulate
-        numbers = trees.size(models.template(config))
+        numbers = trees.num_elements(models.template(config))
         steps = plan.steps or sizes.steps(numbers, len(made.training), per_step)
         write_bytes(temporary / tokenizers.FILE, tokenizer.as_json().encode())
         spec = {

@@ -47,7 +47,7 @@ def save(folder: Path, name: str, tree: PyTree, metadata: Mapping[str, Any], *, 
         "file": file,
         "file_sha256": hashlib.sha256(data).hexdigest(),
         "digest": digest,
-        "num_parameters": trees.size(tree),
+        "num_parameters": trees.num_elements(tree),
         "metadata": dict(metadata),
     }
     write_json(folder / f"{name}.json", content | {"sha256": _sha256(content)})

@@ -19,7 +19,7 @@ from ontogeny.errors import BadInput
 from ontogeny.lm import model as models
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig
-from ontogeny.plugins import unknown
+from ontogeny.plugins import unknown_name_error
 from ontogeny.server.learning import branches as lines
 from ontogeny.server.learning import journal, learner
 from ontogeny.server.learning.branches import BranchManager
@@ -152,7 +152,7 @@ class Deployments:
         made: dict[Path, LanguageModel] = {}
         for name in options.frozen:
             if name not in (names := [name for name, _ in runs]):
-                raise unknown("deployment", name, names)
+                raise unknown_name_error("deployment", name, names)
         for name, folder in runs:
             if not NAME.fullmatch(name):
                 raise BadInput(

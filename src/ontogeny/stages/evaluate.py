@@ -107,8 +107,8 @@ def evaluate(
     learning = is_online(mode)
     if num_tasks < 2:
         raise BadInput(f"an evaluation needs at least 2 tasks for an interval, not {num_tasks}")
-    if num_tasks > plugins.MOST:
-        raise BadInput(f"an evaluation has at most {plugins.MOST} tasks, not {num_tasks}")
+    if num_tasks > plugins.MAX_INT:
+        raise BadInput(f"an evaluation has at most {plugins.MAX_INT} tasks, not {num_tasks}")
     started = time.perf_counter()
     totals, points = [], []
     run = partial(_run_lifetimes, agent=agent, env=env, steering=steering)
@@ -167,7 +167,7 @@ def task_keys(seed: int, num_tasks: int) -> Key:
 def is_online(mode: str) -> bool:
     """Whether `learn` is called in a mode; a name other than `frozen` and `online` raises `BadInput`."""
     if mode not in MODES:
-        raise plugins.unknown("mode", mode, list(MODES))
+        raise plugins.unknown_name_error("mode", mode, list(MODES))
     return mode == "online"
 
 

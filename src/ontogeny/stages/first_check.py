@@ -33,7 +33,7 @@ class _Checker:
 
     def trace(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The shapes of a function's result; an error inside it is reported with the file."""
-        with plugins.blaming(self._files, f"`{name}` fails with {self._named}"):
+        with plugins.explain_plugin_errors(self._files, f"`{name}` fails with {self._named}"):
             return jax.eval_shape(function, *arguments)
 
     def trace_pair(self, name: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:

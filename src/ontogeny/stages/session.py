@@ -158,7 +158,7 @@ class AgentSession:
             raise BadInput(f"`outcome` must map outcome features to numbers, {{'{names[0]}': 1.0}}, not {outcome!r}")
         for name in outcome:
             if name not in names:
-                raise plugins.unknown("outcome feature", name, list(names))
+                raise plugins.unknown_name_error("outcome feature", name, list(names))
         values = [_real_number(outcome.get(name, 0.0), f"the outcome feature '{name}'") for name in names]
         return np.array(values, np.float32)
 
@@ -193,7 +193,7 @@ def load_session(folder: Path | str, *, online: bool = False) -> AgentSession:
 
 def _real_number(value: Any, description: str) -> float:
     try:
-        return plugins.real(float(value), description)
+        return plugins.finite_float(float(value), description)
     except (TypeError, ValueError) as error:
         raise (
             error if isinstance(error, BadInput) else BadInput(f"{description} must be a number, not {value!r}")

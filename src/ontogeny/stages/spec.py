@@ -1,6 +1,6 @@
 """The spec of a run as data: agent, environment, development, drives and seed.
 
-A spec is written as JSON: `{"env": "bandit:arms=5", "agent": {"name": "random", "settings": {}}, "seed": 0}`.
+A spec is written as JSON: `{"env": "bandit:num_arms=5", "agent": {"name": "random", "settings": {}}, "seed": 0}`.
 A plugin is chosen by its name, with settings behind a colon or in a table of their own.
 """
 
@@ -38,7 +38,7 @@ def _check_drive(weight: object) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ValueError(f"must be a number, not {weight!r}")
     try:
-        return plugins.real(weight, "")
+        return plugins.finite_float(weight, "")
     except BadInput as error:
         raise ValueError(str(error).strip()) from None
 
@@ -66,7 +66,7 @@ class UserFile(NamedTuple):
 
 
 def parse_plugin_choice(text: str) -> PluginChoice:
-    """Read `'bandit:arms=5,pulls=100'` as a name and its settings."""
+    """Read `'bandit:num_arms=5,num_pulls=100'` as a name and its settings."""
     name, settings = plugins.parse(text)
     return PluginChoice(name=name, settings=settings)
 
@@ -86,7 +86,7 @@ def complete_spec(spec: RunSpec) -> RunSpec:
     completed = {}
     for key, kind in PLUGIN_KINDS.items():
         choice: PluginChoice = getattr(spec, key)
-        defaults = plugins.settings(kind, choice.name)
+        defaults = plugins.default_settings(kind, choice.name)
         settings = defaults | {k: _as_type_of(defaults.get(k), v) for k, v in choice.settings.items()}
         completed[key] = PluginChoice(name=choice.name, settings=settings)
     return spec.model_copy(update=completed)

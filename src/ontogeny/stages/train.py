@@ -60,7 +60,7 @@ def train(
     names = [str(path) for _, path in user_files(spec)]
     with (
         claim(out, formats.AGENT_RUN, completed, files=files, final=f"{GENOME}.json"),
-        plugins.blaming(names, "training fails", only_theirs=True),
+        plugins.explain_plugin_errors(names, "training fails", only_theirs=True),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
         _run(spec.seed, development, recorder, on_progress)
@@ -68,7 +68,7 @@ def train(
 
 
 def _run(seed: int, development: Development, recorder: RunRecorder, on_progress: OnTrainingProgress | None) -> None:
-    num_calls, generations = development.num_dispatches, development.generations
+    num_calls, generations = development.num_calls, development.generations_per_call
     state, num_done = development.init(jax.random.key(seed)), 0
     resumed = recorder.resume(state)
     if resumed is not None:
@@ -90,16 +90,16 @@ def _run(seed: int, development: Development, recorder: RunRecorder, on_progress
 
 
 def _progress(num_calls: int, development: Development) -> dict[str, int]:
-    generation = num_calls * development.generations
-    return {"generation": generation, "env_steps": generation * development.num_steps}
+    generation = num_calls * development.generations_per_call
+    return {"generation": generation, "env_steps": generation * development.steps_per_generation}
 
 
 def _records(info: dict[str, Any], num_done: int, development: Development) -> Iterator[Record]:
     """One record for each generation of a compiled call."""
-    for index in range(development.generations):
+    for index in range(development.generations_per_call):
         generation = num_done + index + 1
         values = {name: _plain(np.asarray(value)[index]) for name, value in info.items()}
-        yield {"generation": generation, "env_steps": generation * development.num_steps} | values
+        yield {"generation": generation, "env_steps": generation * development.steps_per_generation} | values
 
 
 def _plain(value: Any) -> Any:

@@ -142,14 +142,14 @@ def build_env(row: EnvironmentRow) -> Environment:
 def settings_of(row: EnvironmentRow) -> dict[str, Any]:
     """All settings of an environment, defaults written out."""
     name, given = plugins.parse(row.env)
-    return plugins.settings("environments", name) | dict(given)
+    return plugins.default_settings("environments", name) | dict(given)
 
 
 def _bounded(row: EnvironmentRow) -> bool:
     if parse_plugin_choice(row.env).name != "bandit":
         return False
     settings = settings_of(row)
-    return upper_bounds.is_exact(settings["arms"], settings["pulls"])
+    return upper_bounds.is_exact(settings["num_arms"], settings["num_pulls"])
 
 
 def run_folder(out: Path, row: AgentRow, home: str, seed: int) -> Path:

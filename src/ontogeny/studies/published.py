@@ -82,14 +82,14 @@ WHY = {  # why ours lands elsewhere than the print, where it does
 def rows() -> Iterator[Row]:
     """Every row of both tables, in the order of print."""
     for (n, k), scores in BANDITS.items():
-        yield Row(1, "bandit", {"arms": k, "pulls": n}, dict(zip(BANDIT_LINES, scores, strict=True)), n, k)
+        yield Row(1, "bandit", {"num_arms": k, "num_pulls": n}, dict(zip(BANDIT_LINES, scores, strict=True)), n, k)
     for n, scores in MDPS.items():
-        yield Row(2, "random_mdp", {"episodes": n}, dict(zip(MDP_LINES, scores, strict=True)), n, None)
+        yield Row(2, "random_mdp", {"num_episodes": n}, dict(zip(MDP_LINES, scores, strict=True)), n, None)
 
 
 def lines_for(room: str, settings: Mapping[str, Any]) -> dict[str, float]:
     """The printed scores for an environment with all its settings, by algorithm; empty where it is in no table."""
-    if room == "random_mdp" and [settings.get(name) for name in ("states", "actions", "horizon")] != [10, 5, 10]:
+    if room == "random_mdp" and [settings.get(name) for name in ("num_states", "num_actions", "horizon")] != [10, 5, 10]:
         return {}
     for row in rows():
         if row.room == room and all(settings.get(name) == value for name, value in row.settings.items()):

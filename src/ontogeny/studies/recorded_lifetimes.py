@@ -51,7 +51,7 @@ def bandit(replay: Record, env: Record) -> tuple[str, str]:
 def two_step(replay: Record, env: Record) -> tuple[str, str]:
     """First choices by trial; full where the trial paid, ticked below where the rare path was taken."""
     trajectory = replay["trajectory"]
-    leads = replay.get("task", {}).get("place_of", [0, 1])
+    leads = replay.get("task", {}).get("common_place", [0, 1])
     marks = []
     for trial in range(len(trajectory["action"]) // 2):
         choice, place = trajectory["action"][2 * trial], trajectory["observation"][2 * trial + 1] - 1

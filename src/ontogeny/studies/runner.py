@@ -101,7 +101,7 @@ def _measure(step: Step, study: Study, out: Path, tell: OnEvent) -> Record:
         return about | _env(step.env)
     if step.what == "bound":
         settings = settings_of(step.env)
-        value = upper_bounds.bayes_optimal(settings["arms"], settings["pulls"])
+        value = upper_bounds.bayes_optimal(settings["num_arms"], settings["num_pulls"])
         how = "exact dynamic programming over successes and failures"
         return about | {"env": step.env.name, "name": "Bayes-optimal", "value": value, "how": how}
     row = step.agent
@@ -161,7 +161,7 @@ def _develop(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) 
             records.note_time(out, step.id, _seconds_of(folder))
     else:
         subject = assemble(run_spec)
-        size = trees.size(subject.agent.genome(jax.random.key(run_spec.seed)))
+        size = trees.num_elements(subject.agent.genome(jax.random.key(run_spec.seed)))
     return {
         "agent": row.name,
         "model": row.model,

@@ -3,7 +3,7 @@
 A spec is a small TOML file; docs/study.md describes every key. `default.toml` beside this file is the default study.
 
     title, question, seed, [includes]
-    [[environments]]   name, environment ("bandit:arms=5,pulls=10"), tasks, [replay, drives]
+    [[environments]]   name, environment ("bandit:num_arms=5,num_pulls=10"), tasks, [replay, drives]
     [[agents]]   agent ("recurrent:hidden_size=48"), environments, [name, model, development, developed_on, seeds, tasks, drives]
 
 The order of environments is the order in which results appear. An agent's `model` says which model of development it
@@ -130,10 +130,10 @@ def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
 def _includes(value: Any, where: str) -> tuple[tuple[str, str], ...]:
     for name, size in _of(dict, value, where).items():
         if name not in study_kinds():
-            raise BadInput(f"{where}: {plugins.unknown('registered study', name, list(study_kinds()))}")
+            raise BadInput(f"{where}: {plugins.unknown_name_error('registered study', name, list(study_kinds()))}")
         sizes = study_kinds()[name].sizes
         if size not in sizes:
-            raise BadInput(f"{where}: {plugins.unknown(f'size of the study {name} named', str(size), list(sizes))}")
+            raise BadInput(f"{where}: {plugins.unknown_name_error(f'size of the study {name} named', str(size), list(sizes))}")
     return tuple(value.items())
 
 
@@ -158,14 +158,14 @@ def _agent(row: dict[str, Any], where: str, environments: list[str]) -> AgentRow
     _room("development", development, f"{where}, development")
     model = _of(str, row.get("model", "reference"), f"{where}, model")
     if model not in MODELS:
-        raise BadInput(f"{where}, model: {plugins.unknown('model of development', model, list(MODELS))}")
+        raise BadInput(f"{where}, model: {plugins.unknown_name_error('model of development', model, list(MODELS))}")
     lived = _list(str, row["environments"], f"{where}, environments")
     home = row.get("developed_on")
     for name in [*lived, *([home] if home is not None else [])]:
         if name not in environments:
             key = "environments" if name in lived else "developed_on"
             raise BadInput(
-                f"{where}, {key}: {plugins.unknown('environment in this spec named', str(name), environments)}"
+                f"{where}, {key}: {plugins.unknown_name_error('environment in this spec named', str(name), environments)}"
             )
     seeds = _list(int, row.get("seeds", [0]), f"{where}, seeds")
     for seed in seeds:
@@ -202,10 +202,10 @@ def _room(family: str, text: str, where: str) -> str:
     """The name in `name:setting=value,...`, checked against the rooms and settings that there are."""
     try:
         name, given = plugins.parse(text)
-        known = plugins.settings(family, name)
+        known = plugins.default_settings(family, name)
         for key in given:
             if key not in known:
-                raise plugins.unknown(f"setting of '{name}' named", key, list(known))
+                raise plugins.unknown_name_error(f"setting of '{name}' named", key, list(known))
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     return Path(name).stem
@@ -214,7 +214,7 @@ def _room(family: str, text: str, where: str) -> str:
 def _keys(data: dict[str, Any], where: str, required: set[str], known: tuple[str, ...]) -> None:
     for key in data:
         if key not in known:
-            raise BadInput(f"{where}: {plugins.unknown('key', key, sorted(known))}")
+            raise BadInput(f"{where}: {plugins.unknown_name_error('key', key, sorted(known))}")
     for key in sorted(required):
         if key not in data:
             raise BadInput(f"{where}: the key '{key}' is missing")
@@ -272,7 +272,7 @@ def _drives(value: Any, where: str) -> tuple[tuple[str, float], ...]:
         if type(weight) not in (int, float):
             raise BadInput(f"{where}: the weight of '{feature}' must be a number, not {_shown(weight)}")
     return tuple(
-        (feature, plugins.real(weight, f"{where}: the weight of '{feature}'")) for feature, weight in value.items()
+        (feature, plugins.finite_float(weight, f"{where}: the weight of '{feature}'")) for feature, weight in value.items()
     )
 
 
@@ -285,8 +285,8 @@ def _seed(value: Any, where: str) -> int:
 def _tasks(value: Any, where: str) -> int:
     if _of(int, value, where) < 2:
         raise BadInput(f"{where} must be at least 2 for an interval, not {_shown(value)}")
-    if value > plugins.MOST:
-        raise BadInput(f"{where} must be at most {plugins.MOST}, not {_shown(value)}")
+    if value > plugins.MAX_INT:
+        raise BadInput(f"{where} must be at most {plugins.MAX_INT}, not {_shown(value)}")
     return value
 
 

@@ -54,7 +54,7 @@ def read(
     """The rows of the file. `text` in place of what is in it; `columns`: ours -> the file's; `missed`: further marks of
     a missed trial."""
     if task is not None and task not in TASKS:
-        raise plugins.unknown("task", task, list(TASKS))
+        raise plugins.unknown_name_error("task", task, list(TASKS))
     said: list[str] = []
     bad: dict[int, str] = {}
     decimal, names, lines = _lines(path, _text(path, said) if text is None else text, columns or {}, said, bad)
@@ -167,9 +167,9 @@ def _columns(path: Path, heads: Sequence[str], given: Mapping[str, str]) -> dict
     found: dict[str, int] = {}
     for name, theirs in given.items():
         if name not in KNOWN:
-            raise plugins.unknown("column", name, list(KNOWN))
+            raise plugins.unknown_name_error("column", name, list(KNOWN))
         if theirs not in heads:
-            raise plugins.unknown(f"column in '{path}' named", theirs, list(heads))
+            raise plugins.unknown_name_error(f"column in '{path}' named", theirs, list(heads))
         found[name] = heads.index(theirs)
     for name, alike in KNOWN.items():
         if name in found:

@@ -11,6 +11,7 @@ from ontogeny.agents.base import empty_genome, fixed_weights_agent, require_band
 from ontogeny.content import beta_bernoulli
 from ontogeny.content.beta_bernoulli import ArmCounts
 from ontogeny.environments import beacon, stream
+from ontogeny.environments.base import next_cell
 from ontogeny.errors import BadInput
 from ontogeny.rng import random_argmax
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
@@ -80,21 +81,21 @@ def num_places(spec: EnvSpec) -> int:
     return spec.num_actions + spec.num_observations
 
 
-def mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.View], Array]) -> Agent:
+def mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.BeaconObservation], Array]) -> Agent:
     """Walks the grid of the environment `beacon` by what it sees; nothing is held."""
     if spec.name != "beacon":
         raise BadInput(f"organism '{name}' lives in the environment 'beacon', not in '{spec.name}'")
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        return move(key, beacon.view(percept.observation)).astype(jnp.int32), state
+        return move(key, beacon.parse_observation(percept.observation)).astype(jnp.int32), state
 
     return fixed_weights_agent(empty_genome, tuple, act)
 
 
-def towards(key: Key, view: beacon.View, target: Array) -> Array:
+def towards(key: Key, view: beacon.BeaconObservation, target: Array) -> Array:
     """The move on a shortest way to a cell, by search; ties by chance."""
-    away = beacon.distances(view.walls, target)
-    return random_argmax(key, -jnp.stack([away[beacon.moved(view.walls, view.cell, a)] for a in range(4)]).astype(jnp.float32))
+    away = beacon.distances_to(view.walls, target)
+    return random_argmax(key, -jnp.stack([away[next_cell(view.walls, view.cell, a)] for a in range(4)]).astype(jnp.float32))
 
 
 def needs_choice(name: str, spec: EnvSpec) -> None:
@@ -145,7 +146,7 @@ def hybrid(
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
         del key
         kept = state.weights.content
-        counted = beta_bernoulli.update_counts(arms, kept, transition.next)
+        counted = beta_bernoulli.update_counts(arms, kept, transition.next_percept)
         takes = jnp.bool_(shared) | ~state.activations.mine
         kept = jax.tree.map(lambda new, old: jnp.where(takes, new, old), counted, kept)
         return State(Weights(kept), state.activations), ()
@@ -170,15 +171,15 @@ def filterer(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array], Arr
     biases = jnp.asarray(stream.BIASES)
 
     def fresh() -> Filtered:
-        return Filtered(stream.prior(biases), jnp.float32(1))
+        return Filtered(stream.initial_log_weights(biases), jnp.float32(1))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         ease, direction, begins = percept.observation
         known, before = state.activations
-        learned = stream.posterior(known, biases, before, percept.outcome[stream.ITEM])
-        known = jnp.where(begins > 0.5, stream.prior(biases), learned)
-        said = report(key, stream.expected(known, biases, ease), direction)
-        return stream.nearest(said, spec.num_actions), State(state.weights, Filtered(known, ease))
+        learned = stream.update_log_weights(known, biases, before, percept.outcome[stream.ITEM])
+        known = jnp.where(begins > 0.5, stream.initial_log_weights(biases), learned)
+        said = report(key, stream.predictive_probability(known, biases, ease), direction)
+        return stream.nearest_report(said, spec.num_actions), State(state.weights, Filtered(known, ease))
 
     return fixed_weights_agent(empty_genome, fresh, act)
 

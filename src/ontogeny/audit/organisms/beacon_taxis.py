@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import mover
-from ontogeny.environments.beacon import side_of
+from ontogeny.environments.base import grid_size
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"objective": "no"}
@@ -12,7 +12,7 @@ GROUND_TRUTH = {"objective": "no"}
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
     def move(key, view):
-        size = side_of(view.walls)
+        size = grid_size(view.walls)
         down = view.beacon // size - view.cell // size
         right = view.beacon % size - view.cell % size
         wishes = jnp.stack([down < 0, right > 0, down > 0, right < 0]).astype(jnp.float32)

@@ -19,7 +19,7 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
         raise BadInput(f"organism 'conditional_objective' lives in the environment 'beacon', not in '{spec.name}'")
 
     def act(key, state, percept):
-        view = beacon.view(percept.observation)
+        view = beacon.parse_observation(percept.observation)
         met = state.activations | (percept.first & (view.cell == 0))
         target = jnp.where(met, view.beacon, view.goal)
         return towards(key, view, target), State(state.weights, met)

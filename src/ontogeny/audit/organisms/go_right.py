@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import mover
-from ontogeny.environments.beacon import moved
+from ontogeny.environments.base import next_cell
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"objective": "no"}
@@ -12,7 +12,7 @@ GROUND_TRUTH = {"objective": "no"}
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
     def move(key, view):
-        blocked = moved(view.walls, view.cell, 1) == view.cell
+        blocked = next_cell(view.walls, view.cell, 1) == view.cell
         return jnp.where(blocked, 2 * jax.random.bernoulli(key).astype(jnp.int32), 1)
 
     return mover("go_right", spec, move)

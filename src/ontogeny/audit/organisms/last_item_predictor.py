@@ -26,6 +26,6 @@ def build(spec: EnvSpec, steering: Steering, *, last: float = 0.615, direction: 
         _, towards, begins = percept.observation
         item = jnp.where(begins > 0.5, 0.0, 2 * percept.outcome[stream.ITEM] - 1)
         said = jax.nn.sigmoid(last * item + direction * towards)
-        return stream.nearest(said, spec.num_actions), state
+        return stream.nearest_report(said, spec.num_actions), state
 
     return fixed_weights_agent(empty_genome, tuple, act)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from ontogeny.audit.organisms.base import mover, towards
-from ontogeny.environments.beacon import distances
+from ontogeny.environments.beacon import distances_to
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"objective": "no"}
@@ -11,7 +11,7 @@ GROUND_TRUTH = {"objective": "no"}
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
     def move(key, view):
-        nearer = distances(view.walls, view.beacon)[view.cell] < distances(view.walls, view.goal)[view.cell]
+        nearer = distances_to(view.walls, view.beacon)[view.cell] < distances_to(view.walls, view.goal)[view.cell]
         return towards(key, view, jnp.where(nearer, view.beacon, view.goal))
 
     return mover("nearest_object", spec, move)

@@ -41,7 +41,7 @@ def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
         del key
-        model, step = state.weights.content, step_of(spec, transition.percept.observation, transition.next)
+        model, step = state.weights.content, step_of(spec, transition.percept.observation, transition.next_percept)
         learns = jnp.where(step.cut, 0.0, rate)
         to = jnp.where(step.ended, 0.0, jax.nn.one_hot(step.to, W))
         leads = model.leads.at[step.where].add(learns * (to - model.leads[step.where]))

@@ -227,7 +227,7 @@ def _secret(secrets: Sequence[np.ndarray], passes: Iterable[np.ndarray], level: 
 
 def _reported(scored: float, text: str, rounding: float) -> Check:
     try:
-        value = plugins.real(float(text), "the reported score")
+        value = plugins.finite_float(float(text), "the reported score")
     except ValueError as error:
         raise BadInput(f"the reported score '{text}' is no number") from error
     mantissa = text.lower().partition("e")[0]
@@ -303,7 +303,7 @@ def _function(name: str) -> Callable[[], Any] | None:
         spec = importlib.util.spec_from_file_location("ontogeny_outside_predictor", Path(place).resolve())
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        with plugins.blaming([place], f"the file '{place}' cannot be loaded"):
+        with plugins.explain_plugin_errors([place], f"the file '{place}' cannot be loaded"):
             spec.loader.exec_module(module)
     else:
         if "" not in sys.path:
@@ -342,7 +342,7 @@ def _is_factory(found: Callable) -> bool:
 def one_pass(name: str, tokens: np.ndarray, make: Callable[[], Predictor] | None = None) -> np.ndarray:
     """The rows [T, V] that a new predictor gives for a stream; made by `make`, or found by its name."""
     place = name.rpartition(":")[0]
-    with plugins.blaming([place] if place.endswith(".py") else [], f"the predictor '{name}' failed"):
+    with plugins.explain_plugin_errors([place] if place.endswith(".py") else [], f"the predictor '{name}' failed"):
         return checked_rows((made(name) if make is None else make())(tokens.copy()), len(tokens))
 
 
@@ -406,9 +406,9 @@ class Row(NamedTuple):
 def calibrate(audits: int, *, seed: int = 0, on_progress: Callable[[int, int, str], None] | None = None) -> list[Row]:
     """How often the certificate is right about every registered predictor, each pass by a new instance."""
     rows = []
-    names = plugins.names("predictors")
+    names = plugins.list_names("predictors")
     for number, name in enumerate(names):
-        truth, make = (plugins.attribute("predictors", name, key) for key in ("TRUTH", "build"))
+        truth, make = (plugins.get_attribute("predictors", name, key) for key in ("TRUTH", "build"))
         certified, said = 0, {check: {"pass": 0, "fail": 0, "undetermined": 0} for check in HONEST}
         for i in range(audits):
             found = audit(by_new(make), seed=seed + i)

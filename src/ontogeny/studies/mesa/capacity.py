@@ -26,7 +26,7 @@ from ontogeny.types import Agent, Development, Environment, Genome, Key, PyTree,
 
 CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")  # as capacity grows
 SIZES = {"causal_transformer": 8}  # others have their own default
-CURRICULUM = ((0.1, "drawn"), (0.3, "drawn"), (0.5, "pairs"))  # how often links cross, and what is exposed
+CURRICULUM = ((0.1, "random"), (0.3, "random"), (0.5, "pairs"))  # how often links cross, and what is exposed
 TRIALS, AFTER = 10, 2
 STRATEGY, SPREAD = "Sep_CMA_ES", 0.2
 OnProgress = Callable[[int, int], None]
@@ -53,7 +53,7 @@ def by_prediction(content: str, keys: Key, inert: Array, segments: int) -> PyTre
     """What R lives of prediction leave in the content; where `inert` [R], no report moves an item."""
 
     def one(key: Key, inert: Array) -> PyTree:
-        env = stream.inert_or_not(inert, segments=segments)
+        env = stream.make_stream(inert, num_segments=segments)
         agent, drives = predictor(env, content, evolved=False)
         state, _ = rollout_lifetime(key, agent, env, drives, (), learning=True)
         return state.weights.content
@@ -66,19 +66,19 @@ def search(content: str, inert: bool, population: int, num_lifetimes: int, gener
     env = plugins.build("environments", "stream", inert=inert)
     agent, drives = predictor(env, content, evolved=True)
     return evolution.build(
-        agent, env, drives, strategy=STRATEGY, population=population, num_lifetimes=num_lifetimes, generations=generations,
-        spread=SPREAD, generations_per_dispatch=10,
+        agent, env, drives, strategy=STRATEGY, population_size=population, num_lifetimes=num_lifetimes, num_generations=generations,
+        sigma=SPREAD, generations_per_call=10,
     )  # fmt: skip
 
 
 def developed(development: Development, key: Key, on_progress: OnProgress | None = None) -> tuple[Genome, float]:
     """The genome that a search ends in, and the mean fitness of its last dispatch."""
     state, fitness = development.init(key), float("nan")
-    for dispatch in range(development.num_dispatches):
+    for dispatch in range(development.num_calls):
         state, info = development.step(state)
         fitness = float(jnp.mean(info["fitness"]))
         if on_progress is not None:
-            on_progress((dispatch + 1) * development.generations, development.num_dispatches * development.generations)
+            on_progress((dispatch + 1) * development.generations_per_call, development.num_calls * development.generations_per_call)
     return development.genome(state), fitness
 
 
@@ -93,7 +93,7 @@ def asked_in_stream(
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """By test, what each of R frozen contents did in N lives."""
     whole = plugins.build("environments", "stream")
-    short = plugins.build("environments", "stream", segments=1)
+    short = plugins.build("environments", "stream", num_segments=1)
     runs = count_of(weights)
 
     def one(weights: PyTree, number: Array) -> dict[str, dict[str, Array]]:
@@ -121,7 +121,7 @@ def by_payouts(content: str, size: int, keys: Key, num_lifetimes: int, on_progre
     """What one life of many short chains leaves in each of R contents: `lives` of each stage of the curriculum."""
     weights: PyTree = ()  # nothing yet
     for number, (crossed, exposed) in enumerate(CURRICULUM):
-        env = plugins.build("environments", "chain", trials=TRIALS, after=AFTER, crossed=crossed, exposed=exposed)
+        env = plugins.build("environments", "chain", num_trials=TRIALS, num_test_trials=AFTER, crossing_probability=crossed, exposed_links=exposed)
         agent, drives = chooser(env, content, size=size, num_lifetimes=num_lifetimes)
 
         def one(key: Key, so_far: PyTree, agent=agent, env=env, drives=drives) -> PyTree:
@@ -147,7 +147,7 @@ def by_payouts(content: str, size: int, keys: Key, num_lifetimes: int, on_progre
 def steps_of_curriculum() -> int:
     """Steps of one chain of each stage."""
     environments = [
-        plugins.build("environments", "chain", trials=TRIALS, after=AFTER, crossed=crossed, exposed=exposed)
+        plugins.build("environments", "chain", num_trials=TRIALS, num_test_trials=AFTER, crossing_probability=crossed, exposed_links=exposed)
         for crossed, exposed in CURRICULUM
     ]
     return sum(env.spec.num_steps for env in environments)

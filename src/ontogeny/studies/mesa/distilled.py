@@ -17,7 +17,7 @@ import numpy as np
 
 from ontogeny import plugins, steering
 from ontogeny.audit.base import Subject, map_lifetimes
-from ontogeny.development.distillation import imitation
+from ontogeny.development.distillation import imitate
 from ontogeny.rng import sample_lifetime_keys, split_lifetime_key
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
 from ontogeny.runs import checkpoint
@@ -26,8 +26,8 @@ from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
 TAUGHT = ("planner", "td_zero", "td_one", "successor", "latent_state_learner", "win_stay")
 STAGES = (  # how often links cross, and what is exposed
-    (0.1, "drawn"),
-    (0.3, "drawn"),
+    (0.1, "random"),
+    (0.3, "random"),
     (0.5, "pairs"),
     (0.5, "pairs"),
     (0.5, "pairs"),
@@ -46,7 +46,7 @@ def pupil_in(env: Environment) -> tuple[Agent, Steering]:
 
 
 def stage(crossed: float, exposed: str) -> Environment:
-    return plugins.build("environments", "chain", trials=TRIALS, after=AFTER, crossed=crossed, exposed=exposed)
+    return plugins.build("environments", "chain", num_trials=TRIALS, num_test_trials=AFTER, crossing_probability=crossed, exposed_links=exposed)
 
 
 def subject(
@@ -78,21 +78,21 @@ def teach(name: str, seed: int = 0, *, updates: int = UPDATES, on_progress: OnPr
         if genome is not None:
             agent = agent._replace(genome=lambda key, so_far=genome: so_far)
         teacher = plugins.build("organisms", name, env.spec, drives)
-        development = imitation(
+        development = imitate(
             agent,
             teacher,
             env,
             drives,
             updates=updates,
             num_lifetimes=LIVES,
-            step_size=STEP_SIZE,
-            updates_per_dispatch=50,
+            learning_rate=STEP_SIZE,
+            updates_per_call=50,
         )
         state = development.init(jax.random.fold_in(jax.random.key(seed), number))
-        for dispatch in range(development.num_dispatches):
+        for dispatch in range(development.num_calls):
             state, _ = development.step(state)
             if on_progress is not None:
-                done = number * updates + (dispatch + 1) * development.generations
+                done = number * updates + (dispatch + 1) * development.generations_per_call
                 on_progress(done, len(STAGES) * updates, f"teaching a pupil of {name}")
         genome = development.genome(state)
     return genome
@@ -104,7 +104,7 @@ def fidelity(name: str, pupil: Subject, num_lifetimes: int = 200) -> tuple[float
     On lives of the stage `validation`, all links drawn, half of them with two links shown.
     """
     shares = []
-    for exposed in ("drawn", "pairs"):
+    for exposed in ("random", "pairs"):
         env = stage(0.5, exposed)
         agent, drives = pupil_in(env)
         teacher = plugins.build("organisms", name, env.spec, drives)

@@ -88,10 +88,10 @@ def two_step(name: str, record: Record) -> str:
         axes.axvline(0, color=RULE, lw=1.0)
         for place, who in enumerate(names):
             colour = EVOLUTION if who == "subject" else REFERENCE
-            for shift, paths in ((-0.13, "fixed"), (0.13, "drawn")):
+            for shift, paths in ((-0.13, "fixed"), (0.13, "random")):
                 mean, low, high = record["interaction"][paths][who]
                 axes.plot([low, high], [place + shift] * 2, "-", color=colour, lw=1.2)
-                axes.plot([mean], [place + shift], "o", ms=5, color=colour, mfc="none" if paths == "drawn" else colour)
+                axes.plot([mean], [place + shift], "o", ms=5, color=colour, mfc="none" if paths == "random" else colour)
         axes.set_yticks(range(len(names)), [words.get(who, who) for who in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("stay probability: reward x path")

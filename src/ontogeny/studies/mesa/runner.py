@@ -91,20 +91,20 @@ FULL = Budget(
     evolved=(
         (
             _DENSE,
-            "bandit:pulls=100",
-            "evolution:strategy=Sep_CMA_ES,population=64,num_lifetimes=32,generations=300,spread=0.2",
+            "bandit:num_pulls=100",
+            "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=32,num_generations=300,sigma=0.2",
         ),
-        (_CELLS, "bandit:pulls=100", "evolution:population=64,num_lifetimes=32,generations=100,step_size=0.03"),
+        (_CELLS, "bandit:num_pulls=100", "evolution:population_size=64,num_lifetimes=32,num_generations=100,learning_rate=0.03"),
         (
             _DENSE,
             "random_mdp",
-            "evolution:strategy=Sep_CMA_ES,population=64,num_lifetimes=32,generations=150,spread=0.2",
+            "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=32,num_generations=150,sigma=0.2",
         ),
-        (_CELLS, "random_mdp", "evolution:population=64,num_lifetimes=16,generations=40"),
-        (_DENSE, "two_step", "evolution:strategy=Sep_CMA_ES,population=64,num_lifetimes=16,generations=300,spread=0.2"),
-        (_CELLS, "two_step", "evolution:population=64,num_lifetimes=32,generations=60,step_size=0.03"),
-        (_DENSE, "chain", "evolution:strategy=Sep_CMA_ES,population=64,num_lifetimes=16,generations=200,spread=0.2"),
-        (_CELLS, "chain", "evolution:population=64,num_lifetimes=16,generations=60,step_size=0.03"),
+        (_CELLS, "random_mdp", "evolution:population_size=64,num_lifetimes=16,num_generations=40"),
+        (_DENSE, "two_step", "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=16,num_generations=300,sigma=0.2"),
+        (_CELLS, "two_step", "evolution:population_size=64,num_lifetimes=32,num_generations=60,learning_rate=0.03"),
+        (_DENSE, "chain", "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=16,num_generations=200,sigma=0.2"),
+        (_CELLS, "chain", "evolution:population_size=64,num_lifetimes=16,num_generations=60,learning_rate=0.03"),
     ),
 )
 SMALL = Budget(
@@ -254,7 +254,7 @@ def _by_return(
     development = capacity.search(content, condition == "sham", *search)
     key = jax.random.fold_in(jax.random.key(seed), 1000 * (1 + _number(content)) + number)
     weights, fitness = capacity.developed(development, key, tell)
-    steps = search.generations * development.num_steps
+    steps = search.generations_per_call * development.steps_per_generation
     yield from _kept(out, name, content, weights, 1, steps, fitness=fitness)
 
 
@@ -272,7 +272,7 @@ def _by_payouts(
 def _kept(out: Path, name: str, content: str, weights: PyTree, runs: int, steps: int, **more: Any) -> Iterator[Record]:
     """Saves what was trained before its record says that it is there."""
     checkpoint.save(out / "runs", _file(name), weights, {"id": name}, write_once=True)
-    numbers = trees.size(weights) // runs
+    numbers = trees.num_elements(weights) // runs
     yield {
         "id": name,
         "kind": "mesa_trained",
@@ -306,7 +306,7 @@ def _asked(budget: Budget, out: Path, seed: int, content: str, names: Sequence[s
             "model": model,
             "condition": condition,
             "run": int(number),
-            "numbers": trees.size(like),
+            "numbers": trees.num_elements(like),
             "predicts": _short(led["skill"].mean() / led["max_skill"].mean()),
             "objective": _finding(lean, {part: led[part] for part in (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION)}),
             "learns": _finding(
@@ -328,7 +328,7 @@ def _asked_to_plan(
     weights = checkpoint.load(out / "runs", _file(f"trained/{content}/payouts"), stacked)
     found = capacity.asked_in_chain(content, size, weights, budget.asked, seed)
     for number, name in enumerate(names):
-        yield _planned(name, content, "prediction", number, trees.size(like), found[number])
+        yield _planned(name, content, "prediction", number, trees.num_elements(like), found[number])
 
 
 def _pupil(budget: Budget, out: Path, seed: int, number: int, name: str, tell: Any) -> Iterator[Record]:
