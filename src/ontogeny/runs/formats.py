@@ -72,16 +72,16 @@ def refuse_old_folder(folder: Path) -> None:
     Raises:
         BadInput: The folder is a run, saved deployment or study of format 1.
     """
-    spec = _first_object(folder / SPEC_FILE)
+    spec = first_object(folder / SPEC_FILE)
     if spec.get("format") == 1 and "run" in spec:
         agent_kind = SAVED_DEPLOYMENT if (folder / "state.json").exists() else AGENT_RUN
         check_format(folder, LANGUAGE_MODEL_RUN if spec.get("kind") == "language" else agent_kind, 1)
-    header = _first_object(folder / RECORDS_FILE)
+    header = first_object(folder / RECORDS_FILE)
     if header.get("format") == 1 and header.get("kind") in ("study", "mesa"):
         check_format(folder, STUDY if header["kind"] == "study" else MESA_STUDY, 1)
 
 
-def _first_object(path: Path) -> dict[str, Any]:
+def first_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds, or that its first line holds; empty where there is none."""
     try:
         text = path.read_text(encoding="utf-8")

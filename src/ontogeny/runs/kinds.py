@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput
-from ontogeny.runs.formats import SPEC_FILE, refuse_old_folder
-from ontogeny.runs.records import Record
+from ontogeny.runs.folder import read_spec
+from ontogeny.runs.formats import RECORDS_FILE, SPEC_FILE, refuse_old_folder
+from ontogeny.runs.records import Record, read_records
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -108,6 +109,18 @@ def identify(folder: Path) -> RunKind:
         raise BadInput(f"'{folder / SPEC_FILE}' is of no kind of run that this version knows")
     content = "an empty folder" if not any(folder.iterdir()) else "a folder of other files"
     raise BadInput(f"'{folder}' is {content}, not {_listed([kind.name for kind in registered_kinds()])}")
+
+
+def open_described_run(folder: Path, *finals: str) -> Run:
+    """The run in a folder with `spec.json`; it is finished where one of the files `finals` exists."""
+    description, records = read_spec(folder), folder / RECORDS_FILE
+    return Run(
+        folder,
+        description.kind,
+        description.spec,
+        read_records(records) if records.exists() else [],
+        "finished" if any((folder / final).exists() for final in finals) else "unfinished",
+    )
 
 
 @cache

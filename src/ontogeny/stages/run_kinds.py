@@ -1,13 +1,12 @@
 """The kinds of run of this package: agent runs and saved deployments."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ontogeny.runs import checkpoint
-from ontogeny.runs.folder import has_kind, read_spec
-from ontogeny.runs.formats import AGENT_RUN, RECORDS_FILE, SAVED_DEPLOYMENT
-from ontogeny.runs.kinds import Run, RunKind
-from ontogeny.runs.records import read_records
+from ontogeny.runs.folder import has_kind
+from ontogeny.runs.formats import AGENT_RUN, SAVED_DEPLOYMENT
+from ontogeny.runs.kinds import Run, RunKind, open_described_run
 
 if TYPE_CHECKING:
     from ontogeny.stages.session import AgentSession
@@ -16,10 +15,7 @@ COMMANDS = ("ontogeny evaluate", "ontogeny deploy", "ontogeny audit agent", "ont
 
 
 def _open(folder: Path) -> Run:
-    description, path = read_spec(folder), folder / RECORDS_FILE
-    is_finished = checkpoint.exists(folder, "genome") or checkpoint.exists(folder, "state")
-    records = read_records(path) if path.exists() else []
-    return Run(folder, description.kind, description.spec, records, "finished" if is_finished else "unfinished")
+    return open_described_run(folder, "genome.json", "state.json")
 
 
 def _load(folder: Path, online: bool) -> "AgentSession":
@@ -28,7 +24,6 @@ def _load(folder: Path, online: bool) -> "AgentSession":
     return load_session(folder, online=online)
 
 
-KINDS = (
-    RunKind(AGENT_RUN, lambda folder: has_kind(folder, AGENT_RUN), _open, _load, COMMANDS),
-    RunKind(SAVED_DEPLOYMENT, lambda folder: has_kind(folder, SAVED_DEPLOYMENT), _open, _load, COMMANDS),
+KINDS = tuple(
+    RunKind(name, partial(has_kind, kind=name), _open, _load, COMMANDS) for name in (AGENT_RUN, SAVED_DEPLOYMENT)
 )
