@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is loaded in the same bits, what is damaged is said, and nothing is ever half."""
+"""Checkpoints are loaded bit for bit, damage is reported, and no file is ever half written."""
 
 import json
 import os
@@ -24,22 +24,22 @@ def tree(value: float = 1.0):
     }
 
 
-@pytest.mark.parametrize("once", [False, True])
-def test_what_is_saved_is_loaded_in_the_same_bits(tmp_path, once):
-    digest = checkpoint.save(tmp_path, "state", tree(), {"step": 4}, write_once=once)
+@pytest.mark.parametrize("write_once", [False, True])
+def test_a_saved_tree_is_loaded_bit_for_bit(tmp_path, write_once):
+    digest = checkpoint.save(tmp_path, "state", tree(), {"step": 4}, write_once=write_once)
     assert trees.bitwise_equal(checkpoint.load(tmp_path, "state", tree(9.0)), tree())
-    about = checkpoint.read_metadata(tmp_path, "state")
-    assert about["step"] == 4 and about["digest"] == digest == trees.digest(tree())
-    assert about["file"] == "state.safetensors" or not once
+    metadata = checkpoint.read_metadata(tmp_path, "state")
+    assert metadata["step"] == 4 and metadata["digest"] == digest == trees.digest(tree())
+    assert metadata["file"] == "state.safetensors" or not write_once
 
 
-def test_a_tree_without_numbers(tmp_path):
+def test_a_tree_without_arrays(tmp_path):
     checkpoint.save(tmp_path, "genome", (), {})
     assert checkpoint.load(tmp_path, "genome", ()) == ()
     assert checkpoint.read_metadata(tmp_path, "genome")["num_parameters"] == 0
 
 
-def test_it_is_never_pickle(tmp_path):
+def test_checkpoints_are_safetensors_and_json(tmp_path):
     checkpoint.save(tmp_path, "state", tree(), {})
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
     json.loads((tmp_path / "state.json").read_text())
@@ -47,7 +47,7 @@ def test_it_is_never_pickle(tmp_path):
     assert json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
-def test_the_old_one_goes_only_after_the_new_one_counts(tmp_path, monkeypatch):
+def test_the_old_tree_is_removed_only_after_the_new_one_counts(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, "state", tree(1.0), {"step": 1})
     replace = os.replace
 
@@ -78,32 +78,32 @@ def shorten(path):
     path.write_bytes(path.read_bytes()[:-5])
 
 
-def retell(path):
+def change_metadata(path):
     content = json.loads(path.read_text())
-    content["about"]["step"] = 5
+    content["metadata"]["step"] = 5
     path.write_text(json.dumps(content))
 
 
-def from_the_future(path):
+def set_future_format(path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
 
 
 @pytest.mark.parametrize(
-    ("which", "damage", "said"),
+    ("pattern", "damage", "message"),
     [
         ("state-*.safetensors", flip_a_bit, r"safetensors' is damaged: its digest"),
         ("state-*.safetensors", shorten, r"safetensors' is damaged: its digest"),
         ("state-*.safetensors", os.remove, r"safetensors', which 'state.json' names, cannot be read: No such file"),
         ("state.json", shorten, r"state.json' is damaged: it is not JSON"),
-        ("state.json", retell, r"state.json' is damaged: its digest"),
-        ("state.json", from_the_future, r"state.json' has format 99, this version reads format 1"),
+        ("state.json", change_metadata, r"state.json' is damaged: its digest"),
+        ("state.json", set_future_format, r"state.json' is a checkpoint of format 99; this version reads format 2"),
         ("state.json", os.remove, r"state.json' cannot be read: No such file"),
     ],
 )
-def test_what_is_damaged_is_said(tmp_path, which, damage, said):
+def test_damage_is_reported(tmp_path, pattern, damage, message):
     checkpoint.save(tmp_path, "state", tree(), {"step": 4})
-    damage(next(tmp_path.glob(which)))
-    with pytest.raises(BadInput, match=said):
+    damage(next(tmp_path.glob(pattern)))
+    with pytest.raises(BadInput, match=message):
         checkpoint.load(tmp_path, "state", tree())
 
 
@@ -128,7 +128,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_layout_in_memory_does_not_matter(tmp_path):
+def test_the_memory_layout_of_arrays_does_not_matter(tmp_path):
     checkpoint.save(tmp_path, "state", {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3).T}, {})
     loaded = checkpoint.load(tmp_path, "state", {"a": jnp.zeros((3, 2))})
     assert np.array_equal(loaded["a"], [[0, 3], [1, 4], [2, 5]])

@@ -1,5 +1,6 @@
-"""Deployment: one life in use, step by step, frozen or online, and what is saved of it."""
+"""Deployment runs one lifetime step by step, frozen or online, and its state can be saved."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 from ontogeny import rng, trees
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rollouts import rollout
+from ontogeny.runs import checkpoint
 from ontogeny.stages.deploy import deploy
 from ontogeny.stages.saved_agent import initial_state, read_saved_agent, save_deployment
 from ontogeny.stages.spec import parse_plugin_choice, parse_run_spec
 from ontogeny.stages.train import train
 
-ROOMS = Path(__file__).parent / "plugins"
+PLUGINS = Path(__file__).parent / "plugins"
 
 
 def run_of(folder: Path, agent: str) -> Path:
@@ -25,7 +27,7 @@ def run_of(folder: Path, agent: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return run_of(tmp_path_factory.mktemp("runs") / "counting", str(ROOMS / "counting.py"))
+    return run_of(tmp_path_factory.mktemp("runs") / "counting", str(PLUGINS / "counting.py"))
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,10 @@ def agent(run):
 
 
 @pytest.mark.parametrize("online", [False, True])
-def test_a_deployment_is_the_life_that_live_would_live(agent, online):
+def test_a_deployment_takes_the_steps_of_a_rollout(agent, online):
     steps = list(deploy(agent, online=online, seed=5))
-    key, born = initial_state(agent, 5)
-    state, trajectory = jax.jit(lambda key: rollout(key, *agent.assembly, born, 20, online))(key)
+    key, initial = initial_state(agent, 5)
+    state, trajectory = jax.jit(lambda key: rollout(key, *agent.assembly, initial, 20, online))(key)
     assert [step.action for step in steps] == trajectory.action.tolist()
     assert [step.reward for step in steps] == trajectory.reward.tolist()
     assert [step.outcome["payout"] for step in steps] == trajectory.outcome[:, 0].tolist()
@@ -46,25 +48,26 @@ def test_a_deployment_is_the_life_that_live_would_live(agent, online):
     assert rng.stage_of(key) == "deployment"
 
 
-def test_only_an_online_life_changes_weights(agent):
-    born = trees.digest(initial_state(agent, 0)[1].weights)
-    assert {trees.digest(step.state.weights) for step in deploy(agent, num_steps=3)} == {born}
+def test_only_an_online_lifetime_changes_weights(agent):
+    initial = trees.digest(initial_state(agent, 0)[1].weights)
+    assert {trees.digest(step.state.weights) for step in deploy(agent, num_steps=3)} == {initial}
     online = [trees.digest(step.state.weights) for step in deploy(agent, online=True, num_steps=3)]
-    assert len({born, *online}) == 4
+    assert len({initial, *online}) == 4
 
 
-def test_a_frozen_life_whose_weights_change_is_found(tmp_path):
-    lawless = read_saved_agent(run_of(tmp_path / "run", str(ROOMS / "lawless.py")))
+def test_weights_that_change_while_frozen_are_detected(tmp_path):
+    violator = read_saved_agent(run_of(tmp_path / "run", str(PLUGINS / "lawless.py")))
     with pytest.raises(ContractViolation, match="the weights changed while frozen"):
-        list(deploy(lawless, num_steps=3))
+        list(deploy(violator, num_steps=3))
 
 
-def test_an_online_life_can_later_be_deployed_frozen(agent, tmp_path):
+def test_a_lifetime_saved_online_can_be_deployed_frozen(agent, tmp_path):
     *_, last = deploy(agent, online=True, seed=1)
-    folder = save_deployment(tmp_path / "used", agent.spec, last.state, {"case": "online", "steps": last.number})
-    used = read_saved_agent(folder)
-    assert used.state is not None and trees.bitwise_equal(used.state, last.state)
-    steps = list(deploy(used, seed=1))
+    folder = save_deployment(tmp_path / "saved", agent.spec, last.state, mode="online", num_steps=last.number)
+    saved = read_saved_agent(folder)
+    assert saved.state is not None and trees.bitwise_equal(saved.state, last.state)
+    assert checkpoint.read_metadata(folder, "state")["mode"] == "online"
+    steps = list(deploy(saved, seed=1))
     assert trees.bitwise_equal(steps[-1].state.weights, last.state.weights)
     best = int(np.argmax((last.state.weights.content["sums"] + 1) / (last.state.weights.content["pulls"] + 1)))
     assert {step.action for step in steps} == {best}
@@ -72,20 +75,20 @@ def test_an_online_life_can_later_be_deployed_frozen(agent, tmp_path):
 
 def test_a_deployment_is_saved_whole_and_never_over_another(agent, tmp_path, monkeypatch):
     _, state = initial_state(agent, 0)
-    folder = save_deployment(tmp_path / "used", agent.spec, state, {})
+    folder = save_deployment(tmp_path / "saved", agent.spec, state, mode="frozen", num_steps=0)
     with pytest.raises(BadInput, match="exists; not overwritten"):
-        save_deployment(folder, agent.spec, state, {})
+        save_deployment(folder, agent.spec, state, mode="frozen", num_steps=0)
 
     def full(*arguments, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders.checkpoint, "save", full)
-    with pytest.raises(BadInput, match="cannot be made: No space left"):
-        save_deployment(tmp_path / "other", agent.spec, state, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(BadInput, match="cannot be created: No space left"):
+        save_deployment(tmp_path / "other", agent.spec, state, mode="frozen", num_steps=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_another_env_of_the_same_shape_is_fine_and_others_are_refused(run):
+def test_an_agent_is_deployed_in_another_environment_of_the_same_shape(run):
     longer = read_saved_agent(run, env=parse_plugin_choice("bandit:num_arms=3,num_pulls=30"))
     assert len(list(deploy(longer))) == 30
     _, state = initial_state(read_saved_agent(run), 0)
@@ -94,17 +97,18 @@ def test_another_env_of_the_same_shape_is_fine_and_others_are_refused(run):
         deploy(longer, num_steps=0)
 
 
-def test_what_is_no_run_is_said(run, tmp_path):
+def test_a_folder_without_a_finished_run_is_refused(run, tmp_path):
     with pytest.raises(BadInput, match="there is no run in"):
         read_saved_agent(tmp_path / "nowhere")
-    with pytest.raises(BadInput, match=r"spec.json' cannot be read"):
+    with pytest.raises(BadInput, match="is an empty folder, not an agent run"):
         read_saved_agent(tmp_path)
     (tmp_path / "spec.json").write_bytes((run / "spec.json").read_bytes())
-    with pytest.raises(BadInput, match="not the file that the run was made with"):
+    with pytest.raises(BadInput, match="not the file with which the run began"):
         read_saved_agent(tmp_path)
-    shutil.copytree(run / "plugins", tmp_path / "rooms")
-    with pytest.raises(BadInput, match="is not finished"):
+    shutil.copytree(run / "files", tmp_path / "files")
+    with pytest.raises(BadInput, match="is not finished; rerun the same command"):
         read_saved_agent(tmp_path)
-    (tmp_path / "spec.json").write_text('{"format": 1, "run": {"env": "bandit"}}')
+    content = json.loads((run / "spec.json").read_text()) | {"files": {}, "spec": {"env": "bandit"}}
+    (tmp_path / "spec.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r"spec.json' is damaged: \[run\] lacks the key 'agent'"):
         read_saved_agent(tmp_path)

@@ -1,4 +1,4 @@
-"""Evaluation: tasks that training cannot draw, the same ones for every agent, frozen unless asked otherwise."""
+"""Evaluation uses tasks that training cannot draw, the same for every agent, and is frozen by default."""
 
 from pathlib import Path
 
@@ -15,29 +15,29 @@ from ontogeny.stages.evaluate import curve_points, evaluate, record_lifetime, sc
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stats import Z95
 
-ROOMS = Path(__file__).parent / "rooms"
+PLUGINS = Path(__file__).parent / "plugins"
 
 
 @pytest.fixture(autouse=True)
-def few_lives_at_once(monkeypatch):
+def few_lifetimes_per_call(monkeypatch):
     """One shape for all numbers of tasks, so that little is compiled."""
-    monkeypatch.setattr(evaluation, "MOST_LIVES", 4)
+    monkeypatch.setattr(evaluation, "MAX_LIFETIMES_PER_CALL", 4)
 
 
-def subject(agent: str, env: str):
+def assembled(agent: str, env: str):
     return assemble(parse_run_spec({"agent": agent, "env": env}))
 
 
-def genome(found):
-    return found.agent.genome(jax.random.key(0))
+def genome(assembly):
+    return assembly.agent.genome(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def counting():
-    return subject(str(ROOMS / "counting.py"), "bandit:num_arms=3,num_pulls=20")
+    return assembled(str(PLUGINS / "counting.py"), "bandit:num_arms=3,num_pulls=20")
 
 
-def test_no_training_life_can_be_an_evaluation_life():
+def test_no_training_lifetime_can_be_an_evaluation_lifetime():
     keys = task_keys(0, 50)
     assert {rng.stage_of(key) for key in keys} == {"evaluation"}
     training = rng.sample_lifetime_keys(jax.random.key(0), 50, "training")
@@ -53,66 +53,66 @@ def test_mean_error_and_interval_are_those_of_the_totals(counting):
     assert found.interval == pytest.approx(
         (found.mean - Z95 * found.standard_error, found.mean + Z95 * found.standard_error)
     )
-    assert (found.num_tasks, found.env_steps, found.case) == (101, 101 * 20, "offline")
+    assert (found.num_tasks, found.env_steps, found.mode) == (101, 101 * 20, "frozen")
     assert found.curve.mean.mean() * 20 == pytest.approx(found.mean)
 
 
 def test_a_task_is_the_same_for_every_agent(counting):
-    """In an environment whose outcomes do not heed the action, all agents score the same, task by task."""
+    """In an environment whose outcomes ignore the action, all agents score the same, task by task."""
     agent, env, steering = counting
-    deaf = env._replace(step=lambda key, state, action: env.step(key, state, jnp.int32(0)))
-    one = evaluate(agent, deaf, steering, genome(counting), num_tasks=30, seed=4)
-    other = evaluate(*subject("random", "bandit:num_arms=3,num_pulls=20")[:1], deaf, steering, (), num_tasks=30, seed=4)
-    assert np.array_equal(one.totals, other.totals) and np.ptp(one.totals) > 0
+    indifferent = env._replace(step=lambda key, state, action: env.step(key, state, jnp.int32(0)))
+    first = evaluate(agent, indifferent, steering, genome(counting), num_tasks=30, seed=4)
+    second = evaluate(*assembled("random", "bandit:num_arms=3,num_pulls=20")[:1], indifferent, steering, (), num_tasks=30, seed=4)
+    assert np.array_equal(first.totals, second.totals) and np.ptp(first.totals) > 0
 
 
-def test_neither_chunks_nor_the_number_of_tasks_change_a_task(counting, monkeypatch):
-    done = []
-    chunked = evaluate(
-        *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda n, total: done.append((n, total))
+def test_neither_batches_nor_the_number_of_tasks_change_a_score(counting, monkeypatch):
+    progress = []
+    in_batches = evaluate(
+        *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda n, total: progress.append((n, total))
     )
-    monkeypatch.setattr(evaluation, "MOST_LIVES", 1024)
-    whole = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
-    assert np.array_equal(chunked.totals, whole.totals[:13])
-    assert len(done) > 1 and done[-1] == (13, 13)
+    monkeypatch.setattr(evaluation, "MAX_LIFETIMES_PER_CALL", 1024)
+    at_once = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
+    assert np.array_equal(in_batches.totals, at_once.totals[:13])
+    assert len(progress) > 1 and progress[-1] == (13, 13)
 
 
-def test_learning_must_be_asked_for(counting):
-    """Case 2 is the default, and in it the agent of counts stays as ignorant as it was born."""
+def test_the_default_mode_is_frozen(counting):
+    """In this mode the agent that learns counts by weights stays at chance."""
     frozen = evaluate(*counting, genome(counting), num_tasks=400, seed=0)
     online = evaluate(*counting, genome(counting), num_tasks=400, seed=0, mode="online")
     difference = online.totals - frozen.totals
     assert difference.mean() > 3 * difference.std() / 20
     assert frozen.mean == pytest.approx(10, abs=4 * frozen.standard_error)
-    for case in ("onlin", "learning", ""):
-        with pytest.raises(BadInput, match="there is no case"):
-            evaluate(*counting, genome(counting), num_tasks=4, seed=0, case=case)
+    for mode in ("onlin", "learning", ""):
+        with pytest.raises(BadInput, match="there is no mode"):
+            evaluate(*counting, genome(counting), num_tasks=4, seed=0, mode=mode)
 
 
-def test_weights_that_change_while_frozen_are_found():
-    found = subject(str(ROOMS / "lawless.py"), "bandit:num_pulls=5")
-    with pytest.raises(ContractViolation, match="the weights changed in a life without learning"):
-        evaluate(*found, (), num_tasks=2, seed=0)
+def test_weights_that_change_while_frozen_are_detected():
+    assembly = assembled(str(PLUGINS / "lawless.py"), "bandit:num_pulls=5")
+    with pytest.raises(ContractViolation, match="the weights changed in a lifetime without learning"):
+        evaluate(*assembly, (), num_tasks=2, seed=0)
 
 
-def test_a_state_lives_on(counting):
-    """A state that has learned is evaluated as it is: frozen, it keeps what it knows and scores above a newborn."""
+def test_evaluation_continues_from_a_state(counting):
+    """A state that has learned is evaluated with its weights."""
     state = counting.agent.init(jax.random.key(0), genome(counting))
     content = state.weights.content | {"hope": jnp.float32(5.0)}
-    knowing = state._replace(weights=state.weights._replace(content=content | {"sums": jnp.array([9.0, 0.0, 0.0])}))
-    found = evaluate(*counting, knowing, num_tasks=10, seed=0)
+    learned = state._replace(weights=state.weights._replace(content=content | {"sums": jnp.array([9.0, 0.0, 0.0])}))
+    found = evaluate(*counting, learned, num_tasks=10, seed=0)
     first_arm_only = evaluate(
         counting.agent,
         counting.env._replace(step=lambda key, state, action: counting.env.step(key, state, jnp.int32(0))),
         counting.steering,
-        knowing,
+        learned,
         num_tasks=10,
         seed=0,
     )
     assert np.array_equal(found.totals, first_arm_only.totals)
 
 
-def test_a_replay_is_a_life_of_the_evaluation(counting):
+def test_a_recorded_lifetime_is_one_of_the_evaluation(counting):
     found = evaluate(*counting, genome(counting), num_tasks=8, seed=3, mode="online")
     for task in (0, 4):
         trajectory = record_lifetime(*counting, genome(counting), 3, "online", task=task)
@@ -120,21 +120,21 @@ def test_a_replay_is_a_life_of_the_evaluation(counting):
 
 
 def test_activations_may_be_reset_each_episode():
-    """UCB1 carries its counts in activations: reset at every pull, it knows of the last pull alone."""
-    found = subject("ucb1", "bandit:num_arms=5,num_pulls=20")
-    kept = evaluate(*found, genome(found), num_tasks=400, seed=0)
-    reset = evaluate(*found, genome(found), num_tasks=400, seed=0, reset_each_episode=True)
-    difference = kept.totals - reset.totals
+    """UCB1 carries its counts in activations: reset at every pull, it remembers the last pull only."""
+    assembly = assembled("ucb1", "bandit:num_arms=5,num_pulls=20")
+    kept_activations = evaluate(*assembly, genome(assembly), num_tasks=400, seed=0)
+    reset = evaluate(*assembly, genome(assembly), num_tasks=400, seed=0, reset_each_episode=True)
+    difference = kept_activations.totals - reset.totals
     assert difference.mean() > 3 * difference.std() / 20
 
 
-def test_one_task_is_no_evaluation(counting):
+def test_an_evaluation_needs_two_tasks(counting):
     with pytest.raises(BadInput, match="at least 2 tasks"):
         evaluate(*counting, genome(counting), num_tasks=1, seed=0)
 
 
 def test_the_curve_counts_whole_episodes_only():
-    """Two lives of 6 steps with episodes of at most 3: both have 2 whole episodes, the first has begun a third."""
+    """Of two lifetimes of 6 steps with episodes of at most 3, both have 2 whole episodes and one begins a third."""
     scores = np.array([[1, 2, 3, 4, 5, 6], [1, 1, 1, 2, 2, 2]], np.float32)
     first = np.array([[1, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0]], bool)
     unit, starts, lengths = curve_points(6, horizon=3)
@@ -142,7 +142,7 @@ def test_the_curve_counts_whole_episodes_only():
     assert score_by_position(scores, first, horizon=3).tolist() == [[3, 7], [3, 6]]
 
 
-def test_the_curve_of_a_long_life_has_at_most_a_hundred_points():
+def test_the_curve_of_a_long_lifetime_has_at_most_a_hundred_points():
     scores = np.tile(np.arange(250, dtype=np.float32), (2, 1))
     unit, starts, lengths = curve_points(250, horizon=1)
     values = score_by_position(scores, np.ones((2, 250), bool), horizon=1)
@@ -152,14 +152,14 @@ def test_the_curve_of_a_long_life_has_at_most_a_hundred_points():
     assert values[0, 0] == np.mean(scores[0, : lengths[0]])
 
 
-def test_a_life_of_one_episode_has_a_curve_by_step():
+def test_a_lifetime_of_one_episode_has_a_curve_by_step():
     assert curve_points(7, horizon=7)[0] == "step"
 
 
-def test_errors_of_the_curve_are_over_lives(counting):
+def test_standard_errors_of_the_curve_are_over_lifetimes(counting):
     found = evaluate(*counting, genome(counting), num_tasks=40, seed=0)
-    num_lifetimes = [record_lifetime(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
-    assert [trajectory.sum() for trajectory in num_lifetimes] == found.totals[:3].tolist()
+    payouts = [record_lifetime(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
+    assert [payout.sum() for payout in payouts] == found.totals[:3].tolist()
     rates = found.curve.mean
     expected = np.sqrt(rates * (1 - rates) / 39)  # of 40 zeros and ones
     assert found.curve.standard_error == pytest.approx(expected)

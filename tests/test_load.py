@@ -1,4 +1,4 @@
-"""A loaded agent in somebody's own loop: what docs/state.md prints is what is run here."""
+"""A loaded agent in the user's own loop, frozen and online; `load` and `open_run` on every kind of folder."""
 
 import re
 from pathlib import Path
@@ -14,14 +14,8 @@ from ontogeny.stages.saved_agent import read_saved_agent
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
 
-ROOMS = Path(__file__).parent / "plugins"
-DOCS = (Path(__file__).parents[1] / "docs" / "state.md").read_text(encoding="utf-8")
-
-
-def printed(name: str) -> str:
-    found = re.search(rf"<!-- run: {name} -->\n```python\n(.*?)```", DOCS, re.DOTALL)
-    assert found, f"docs/state.md has no block '{name}'"
-    return found.group(1)
+PLUGINS = Path(__file__).parent / "plugins"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def run_of(folder: Path, agent: str, env: str) -> Path:
@@ -30,33 +24,21 @@ def run_of(folder: Path, agent: str, env: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return run_of(tmp_path_factory.mktemp("runs") / "mine", str(ROOMS / "counting.py"), "bandit:num_arms=3,num_pulls=20")
+    return run_of(tmp_path_factory.mktemp("runs") / "mine", str(PLUGINS / "counting.py"), "bandit:num_arms=3,num_pulls=20")
 
 
 @pytest.mark.parametrize("online", [False, True])
-def test_the_five_lines(run, tmp_path, monkeypatch, online):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").symlink_to(run)
-    monkeypatch.chdir(tmp_path)
-    lines = printed("frozen")
-    assert 'ontogeny.load("runs/mine", online=True)' in DOCS
-    if online:
-        lines = lines.replace('load("runs/mine")', 'load("runs/mine", online=True)')
-    names: dict = {}
-    exec(lines, names)
-    agent, state = names["agent"], names["state"]
-    assert type(names["action"]) is int and 0 <= names["action"] < 3
+def test_only_an_online_agent_changes_its_weights(run, online):
+    agent = ontogeny.load(run, online=online)
+    state = agent.init(seed=0)
+    action, state = agent.act(state, observation=0)
+    action, state = agent.act(state, observation=0, reward=1.0, first=True)
+    assert type(action) is int and 0 <= action < 3
     assert (agent.digest(state) != agent.digest(agent.init(seed=0))) == online
 
 
-def test_every_agent_that_is_named_there_is_and_reset_does_what_is_said():
-    named = set(re.findall(r"^\| (`.*?) \|", DOCS[DOCS.index("## By kind") :], re.MULTILINE))
-    agents = set(re.findall(r"`(\w+)`", " ".join(named)))
-    assert agents and agents <= set(plugins.list_names("agents"))
-
-
 @pytest.mark.parametrize("online", [False, True])
-def test_the_own_loop_is_the_life_that_deploy_would_live(run, online):
+def test_a_session_takes_the_steps_of_a_deployment(run, online):
     agent = ontogeny.load(run, online=online)
     steps = list(deploy(read_saved_agent(run), online=online, seed=2))
     state = agent.init(seed=2)
@@ -69,14 +51,14 @@ def test_the_own_loop_is_the_life_that_deploy_would_live(run, online):
         assert trees.bitwise_equal(before, before) and int(before.step) == number
 
 
-def test_a_state_is_a_value(run):
+def test_no_call_changes_a_state(run):
     agent = ontogeny.load(run, online=True)
     _, state = agent.act(agent.init(), 0)
     before = trees.digest(state)
-    one = agent.act(state, 0, reward=1.0, first=True)
-    other = agent.act(state, 0, reward=1.0, first=True)
-    assert trees.bitwise_equal(one, other) and trees.digest(state) == before
-    assert not trees.bitwise_equal(one, agent.act(state, 0, reward=0.0, first=True))
+    first = agent.act(state, 0, reward=1.0, first=True)
+    second = agent.act(state, 0, reward=1.0, first=True)
+    assert trees.bitwise_equal(first, second) and trees.digest(state) == before
+    assert not trees.bitwise_equal(first, agent.act(state, 0, reward=0.0, first=True))
 
 
 def test_reset_clears_activations_and_keeps_weights(run):
@@ -86,57 +68,70 @@ def test_reset_clears_activations_and_keeps_weights(run):
     reset = agent.reset(state)
     assert agent.digest(reset) == agent.digest(state) != agent.digest(agent.init())
     assert trees.bitwise_equal(reset.state.activations, agent.init().state.activations)
-    _, again = agent.act(reset, 0)
-    assert int(again.step) == 3 and agent.digest(again) == agent.digest(state)
+    _, later = agent.act(reset, 0)
+    assert int(later.step) == 3 and agent.digest(later) == agent.digest(state)
 
 
-def test_a_life_is_saved_and_goes_on(run, tmp_path):
+def test_a_saved_lifetime_continues(run, tmp_path):
     agent = ontogeny.load(run, online=True)
     _, state = agent.act(agent.init(), 0)
     _, state = agent.act(state, 0, reward=1.0, first=True)
-    later = ontogeny.load(agent.save(state, tmp_path / "used"))
+    later = ontogeny.load(agent.save(state, tmp_path / "saved"))
     assert trees.bitwise_equal(later.init().state, state.state)
     assert "frozen" in repr(later) and later.digest(later.init()) == agent.digest(state)
 
 
-def test_several_facts_are_given_by_name(tmp_path):
+def test_outcome_features_are_given_by_name(tmp_path):
     agent = ontogeny.load(run_of(tmp_path / "run", "random", "foraging:num_episodes=1,horizon=3"))
     _, state = agent.act(agent.init(), 7)
-    _, then = agent.act(state, 8, outcome={"food": 1, "pain": 2})
-    assert then.percept.outcome.tolist() == [1, 0, 2, 0] and float(then.percept.reward) == -1
-    assert not bool(then.percept.first) and float(then.percept.discount) == 1
-    _, then = agent.act(state, 8, outcome={}, first=True, terminated=False)
-    assert bool(then.percept.first) and float(then.percept.discount) == 1
-    with pytest.raises(BadInput, match="several facts: give `outcome` with food, water, pain, energy"):
+    _, after = agent.act(state, 8, outcome={"food": 1, "pain": 2})
+    assert after.percept.outcome.tolist() == [1, 0, 2, 0] and float(after.percept.reward) == -1
+    assert not bool(after.percept.first) and float(after.percept.discount) == 1
+    _, after = agent.act(state, 8, outcome={}, first=True, terminated=False)
+    assert bool(after.percept.first) and float(after.percept.discount) == 1
+    with pytest.raises(BadInput, match="several outcome features: give `outcome` with food, water, pain, energy"):
         agent.act(state, 8, reward=1.0)
-    with pytest.raises(BadInput, match="there is no fact 'foot'; did you mean food"):
+    with pytest.raises(BadInput, match="there is no outcome feature 'foot'; did you mean food"):
         agent.act(state, 8, outcome={"foot": 1})
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
-        ({"observation": 0}, "say what the last action led to"),
+        ({"observation": 0}, "state the outcome of the last action"),
         ({"observation": 0, "reward": 1.0, "outcome": {"payout": 1}}, "either as `reward` or as `outcome`"),
         ({"observation": 1, "reward": 1.0}, "a whole number from 0 to 0, not 1"),
         ({"observation": 0.5, "reward": 1.0}, "a whole number from 0 to 0, not 0.5"),
         ({"observation": [0, 0], "reward": 1.0}, r"must have the shape \(\), not \(2,\)"),
     ],
 )
-def test_what_does_not_fit_is_said(run, given, said):
+def test_arguments_that_do_not_fit_are_refused(run, arguments, message):
     agent = ontogeny.load(run)
     _, state = agent.act(agent.init(), 0)
-    with pytest.raises(BadInput, match=said):
-        agent.act(state, **given)
-    with pytest.raises(BadInput, match="no action yet"):
+    with pytest.raises(BadInput, match=message):
+        agent.act(state, **arguments)
+    with pytest.raises(BadInput, match="there is no last action"):
         agent.act(agent.init(), 0, reward=1.0)
     with pytest.raises(BadInput, match="'seed' in"):
         agent.init(seed=-1)
 
 
-def test_gymnasium(tmp_path):
+def run_in_gymnasium(agent, env, num_steps, seed=0):
+    """One lifetime of many episodes in an environment with numbered observations."""
+    state, (observation, _), total = agent.init(seed), env.reset(seed=seed), 0.0
+    action, state = agent.act(state, int(observation))
+    for _ in range(num_steps):
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, has_ended = total + float(reward), terminated or truncated
+        if has_ended:
+            observation, _ = env.reset()
+        action, state = agent.act(state, int(observation), reward=float(reward), first=has_ended, terminated=terminated)
+    return state, total
+
+
+def test_an_agent_learns_in_a_gymnasium_environment(tmp_path):
     gymnasium = pytest.importorskip("gymnasium")
-    agent = ontogeny.load(run_of(tmp_path / "run", str(ROOMS / "counting.py"), "random_mdp"), online=True)
+    agent = ontogeny.load(run_of(tmp_path / "run", str(PLUGINS / "counting.py"), "random_mdp"), online=True)
 
     class Lever(gymnasium.Env):
         """Pays for action 2, ends after three steps."""
@@ -151,25 +146,24 @@ def test_gymnasium(tmp_path):
             self.steps += 1
             return self.steps, 2.0 * (action == 2), False, self.steps == 3, {}
 
-    names: dict = {}
-    exec(printed("gymnasium"), names)
-    state, total = names["live"](agent, Lever(), 60)
+    state, total = run_in_gymnasium(agent, Lever(), 60)
     pulls = state.state.weights.content["pulls"]
     assert int(pulls.sum()) == 60 and int(pulls.argmax()) == 2 and total == 2 * int(pulls[2])
-    again, same = names["live"](agent, Lever(), 60)
-    assert same == total and trees.bitwise_equal(again, state)
-    assert jax.tree.structure(state) == jax.tree.structure(again)
+    repeated, repeated_total = run_in_gymnasium(agent, Lever(), 60)
+    assert repeated_total == total and trees.bitwise_equal(repeated, state)
+    assert jax.tree.structure(state) == jax.tree.structure(repeated)
 
 
 @pytest.mark.parametrize("name", ["model_based", "psrl", "certainty_equivalence", "q_learning"])
-def test_an_episode_that_is_cut_off_teaches_no_successor(tmp_path, name):
-    """Cut off after four steps of ten: where the fourth action led is not seen, the next episode is elsewhere."""
+def test_a_truncated_episode_teaches_no_successor(tmp_path, name):
+    """After a time limit at four steps of ten, the successor of the fourth action is not observed."""
     agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
     state = agent.init()
     _, state = agent.act(state, 0)
     for step in range(1, 21):
-        cut = step % 4 == 0
-        _, state = agent.act(state, 0 if cut else 5, reward=1.0, first=cut, terminated=False)
+        is_truncated = step % 4 == 0
+        observation = 0 if is_truncated else 5
+        _, state = agent.act(state, observation, reward=1.0, first=is_truncated, terminated=False)
     content = state.state.weights.content
     if name == "q_learning":
         assert float(content[5].max()) > 0
@@ -179,15 +173,17 @@ def test_an_episode_that_is_cut_off_teaches_no_successor(tmp_path, name):
     assert float(evidence.successor_counts.sum()) == 15 and float(evidence.successor_counts[:, :, 0].sum()) == 0
 
 
-@pytest.mark.parametrize("given", [{"reward": float("nan")}, {"reward": "much"}, {"outcome": [1.0]}])
-def test_what_is_no_number_is_no_reward(run, given):
+@pytest.mark.parametrize("arguments", [{"reward": float("nan")}, {"reward": "much"}, {"outcome": [1.0]}])
+def test_a_reward_must_be_a_finite_number(run, arguments):
     agent = ontogeny.load(run)
     _, state = agent.act(agent.init(), 0)
     with pytest.raises(BadInput, match=r"reward|outcome"):
-        agent.act(state, 0, first=True, **given)
+        agent.act(state, 0, first=True, **arguments)
 
 
-def test_every_agent_stands_in_the_table_of_what_reset_keeps():
-    rows = [line for line in DOCS.split("## By kind of agent")[1].splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(plugins.list_names("agents"))
+def test_the_documentation_says_of_every_agent_what_reset_keeps():
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
+    tables = [page.split("## By kind of agent")[1] for page in pages if "## By kind of agent" in page]
+    assert len(tables) == 1
+    rows = [line for line in tables[0].splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == set(plugins.list_names("agents"))

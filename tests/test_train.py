@@ -1,4 +1,4 @@
-"""Training runs: determined by spec and seed, resumable after any kill, never overwritten."""
+"""Agent runs are determined by spec and seed, can be resumed after any kill, and are never overwritten."""
 
 import json
 import os
@@ -13,21 +13,19 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.runs import checkpoint
-from ontogeny.runs.folder import library_versions
+from ontogeny.runs import folder as run_folder
 from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
 from ontogeny.stages.train import train
 
-SPEC = parse_run_spec(
-    {"env": "bandit:num_arms=2,num_pulls=5", "agent": "random", "development": "single_lifetime:num_lifetimes=4,num_generations=5"}
-)
+DATA = {"env": "bandit:num_arms=2,num_pulls=5", "agent": "random", "development": "single_lifetime:num_lifetimes=4,num_generations=5"}
+SPEC = parse_run_spec(DATA)
 BYTES = ("spec.json", "records.jsonl", "genome.json", "genome.safetensors")
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(first: Path, second: Path) -> None:
     """Bit for bit: spec, records and genome."""
     for name in BYTES:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), f"{name} differs"
+        assert (first / name).read_bytes() == (second / name).read_bytes(), f"{name} differs"
 
 
 @pytest.fixture(scope="module")
@@ -39,54 +37,69 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_records_have_one_line_per_generation_and_no_wall_times(finished):
-    lines = [json.loads(line) for line in (finished / "records.jsonl").read_text().splitlines()]
-    assert [line["generation"] for line in lines] == [1, 2, 3, 4, 5]
-    assert [line["env_steps"] for line in lines] == [20, 40, 60, 80, 100]
-    assert all(set(line) == {"generation", "env_steps", "fitness", "fitness_std"} for line in lines)
-    timing = [json.loads(line) for line in (finished / "timing.jsonl").read_text().splitlines()]
-    assert [line["dispatch"] for line in timing] == [1, 2, 3, 4, 5]
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_records_hold_one_line_per_generation_and_no_wall_times(finished):
+    records = lines(finished / "records.jsonl")
+    assert [record["generation"] for record in records] == [1, 2, 3, 4, 5]
+    assert [record["env_steps"] for record in records] == [20, 40, 60, 80, 100]
+    assert all(set(record) == {"generation", "env_steps", "fitness", "fitness_std"} for record in records)
+    assert [timing["compiled_call"] for timing in lines(finished / "timing.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def test_the_same_spec_gives_the_same_run_and_another_seed_another(finished, tmp_path):
-    assert_same_run(finished, train(SPEC, tmp_path / "again", checkpoint_interval=0))
-    other = train(SPEC._replace(seed=1), tmp_path / "other")
+    assert_same_run(finished, train(SPEC, tmp_path / "repeated", checkpoint_interval=0))
+    other = train(SPEC.model_copy(update={"seed": 1}), tmp_path / "other")
     assert (other / "records.jsonl").read_bytes() != (finished / "records.jsonl").read_bytes()
 
 
-def test_defaults_are_written_out(finished):
-    run = json.loads((finished / "spec.json").read_text())["run"]
-    assert run["development"]["settings"] == {"num_lifetimes": 4, "generations": 5}
-    assert run["env"]["settings"] == {"arms": 2, "pulls": 5}
-    assert parse_run_spec(run) == complete_spec(SPEC) and spec_to_json(parse_run_spec(run)) == run
+def test_default_settings_are_written_out(finished):
+    spec = json.loads((finished / "spec.json").read_text())["spec"]
+    assert spec["development"]["settings"] == {"num_lifetimes": 4, "num_generations": 5}
+    assert spec["env"]["settings"] == {"num_arms": 2, "num_pulls": 5}
+    assert parse_run_spec(spec) == complete_spec(SPEC) and spec_to_json(parse_run_spec(spec)) == spec
 
 
 class Killed(Exception):
-    pass
+    """Stands for a kill."""
 
 
-def interrupted(out: Path, after: int, every: float = 0.0) -> Path:
-    def on_progress(done, total, record):
-        if done == after:
+def interrupted(out: Path, after: int, checkpoint_interval: float = 0.0) -> Path:
+    def on_progress(num_done, total, record):
+        if num_done == after:
             raise Killed
 
     with pytest.raises(Killed):
-        train(SPEC, out, on_progress=on_progress, checkpoint_interval=every)
+        train(SPEC, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
     return out
 
 
-@pytest.mark.parametrize(("after", "every"), [(3, 0.0), (5, 0.0), (3, 1e9)])
-def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, after, every):
-    out = interrupted(tmp_path / "run", after, every)
+@pytest.mark.parametrize(("after", "checkpoint_interval"), [(3, 0.0), (5, 0.0), (3, 1e9)])
+def test_an_interrupted_run_is_resumed_to_the_same_bits(finished, tmp_path, after, checkpoint_interval):
+    out = interrupted(tmp_path / "run", after, checkpoint_interval)
     with (out / "records.jsonl").open("a") as file:
         file.write('{"generation": 4, "env_st')  # what a kill may leave behind a checkpoint
-    with (out / "timing.jsonl").open("a") as file:
-        file.write('{"dispatch": 4')
     with (out / "timing.jsonl").open("ab") as file:
-        file.write(b"\n\xff\xfe\n")
+        file.write(b'{"compiled_call": 4\n\xff\xfe\n')
     assert_same_run(finished, train(SPEC, out))
-    timing = [json.loads(line)["dispatch"] for line in (out / "timing.jsonl").read_text().splitlines()]
-    assert timing == [1, 2, 3, 4, 5]
+    assert [timing["compiled_call"] for timing in lines(out / "timing.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_killed_while_its_folder_is_set_up_is_resumed(tmp_path, monkeypatch):
+    spec, out = parse_run_spec(DATA | {"agent": str(Path(__file__).parent / "plugins" / "counting.py")}), tmp_path / "run"
+    out.mkdir()
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "write_json", killed)
+        with pytest.raises(Killed):
+            train(spec, out)
+    assert (out / "files" / "agent" / "counting.py").exists() and not (out / "spec.json").exists()
+    assert (train(spec, out) / "genome.json").exists()
 
 
 def test_a_finished_run_is_not_overwritten(finished):
@@ -96,15 +109,15 @@ def test_a_finished_run_is_not_overwritten(finished):
     assert contents(finished) == before
 
 
-def test_another_spec_does_not_go_on_in_the_folder(tmp_path):
+def test_another_spec_does_not_resume_a_run(tmp_path):
     out = interrupted(tmp_path / "run", 2)
     before = contents(out)
-    with pytest.raises(BadInput, match="holds a run of another spec; not overwritten"):
-        train(SPEC._replace(seed=3), out)
+    with pytest.raises(BadInput, match=r"holds a run of another spec \(seed differs\); not overwritten"):
+        train(SPEC.model_copy(update={"seed": 3}), out)
     assert contents(out) == before
 
 
-def test_a_folder_of_something_else_is_not_touched(tmp_path):
+def test_a_folder_with_other_files_stays_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(BadInput, match="holds no run; not overwritten"):
         train(SPEC, tmp_path)
@@ -114,28 +127,31 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
         ({"agent": "randm"}, "there is no agent 'randm'; did you mean random"),
-        ({"env": "bandit:arm=3"}, "environment 'bandit' has no setting 'arm'; did you mean arms"),
-        ({"env": "bandit:num_arms=0"}, "'arms' must be at least 2"),
+        ({"env": "bandit:arm=3"}, "environment 'bandit' has no setting 'arm'; did you mean num_arms"),
+        ({"env": "bandit:num_arms=0"}, "'num_arms' must be at least 2"),
         ({"drives": {"payot": 1}}, "named 'payot'; did you mean payout"),
-        ({"development": "single_lifetime:num_lifetimes=0"}, "'lives' must be at least 1"),
+        ({"development": "single_lifetime:num_lifetimes=0"}, "'num_lifetimes' must be at least 1"),
     ],
 )
-def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
-    with pytest.raises(BadInput, match=said):
-        train(parse_run_spec(spec_to_json(SPEC) | changed), tmp_path / "run")
+def test_a_faulty_spec_leaves_no_folder(tmp_path, changes, message):
+    with pytest.raises(BadInput, match=message):
+        train(parse_run_spec(spec_to_json(SPEC) | changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("changes", "message"),
     [
         ({"sedd": 0}, r"unknown key 'sedd' in \[run\]; did you mean seed\?"),
-        ({"env": {"nme": "bandit"}}, r"unknown key 'nme' in \[run.environment\]; did you mean name\?"),
-        ({"env": 3}, r"\[run.environment\] must be a name or a table"),
-        ({"seed": -1}, r"'seed' in \[run\] must be a whole number from 0 to 4294967295, not -1"),
+        ({"world": "bandit"}, r"unknown key 'world' in \[run\]: `world` was renamed `env`."),
+        ({"env": {"nme": "bandit"}}, r"\[run.env\] lacks the key 'name'"),
+        ({"env": {"name": "bandit", "nme": 1}}, r"unknown key 'nme' in \[run.env\]; did you mean name\?"),
+        ({"env": 3}, r"'env' in \[run\] must be a name or a table"),
+        ({"seed": -1}, r"'seed' in \[run\] must be greater than or equal to 0, not -1"),
+        ({"seed": 2**32}, r"'seed' in \[run\] must be less than or equal to 4294967295"),
         ({"seed": True}, r"'seed' in \[run\] must be a whole number"),
         ({"drives": {"payout": "much"}}, r"'payout' in \[run.drives\] must be a number, not 'much'"),
         ({"drives": {"payout": float("nan")}}, r"'payout' in \[run.drives\] must be finite, not nan"),
@@ -143,9 +159,9 @@ def test_a_bad_spec_leaves_nothing_behind(tmp_path, changed, said):
         ({"drives": []}, r"\[run.drives\] must be a table"),
     ],
 )
-def test_a_spec_says_where_it_is_wrong(data, said):
-    with pytest.raises(BadInput, match=said):
-        parse_run_spec({"env": "bandit", "agent": "random"} | data)
+def test_a_message_names_the_place_of_a_mistake_in_a_spec(changes, message):
+    with pytest.raises(BadInput, match=message):
+        parse_run_spec({"env": "bandit", "agent": "random"} | changes)
     with pytest.raises(BadInput, match=r"\[run\] lacks the key 'agent'"):
         parse_run_spec({"env": "bandit"})
 
@@ -158,26 +174,27 @@ def test_damaged_records_are_refused(tmp_path):
         train(SPEC, out)
 
 
-def test_a_run_goes_on_only_where_it_would_end_in_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_is_not_resumed_with_other_library_versions(tmp_path, monkeypatch):
     out = interrupted(tmp_path / "run", 3)
-    versions = library_versions()
-    monkeypatch.setattr(checkpoint, "versions", lambda: versions | {"jax": "0.0.1"})
+    versions = run_folder.library_versions()
+    monkeypatch.setattr(run_folder, "library_versions", lambda: versions | {"jax": "0.0.1"})
     with pytest.raises(BadInput, match=r"was begun with jax .*, here is 0.0.1"):
         train(SPEC, out)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    def on_progress(done, total, record):
-        with pytest.raises(BadInput, match="another process is training"):
+    def on_progress(num_done, total, record):
+        with pytest.raises(BadInput, match="another process is working"):
             train(SPEC, tmp_path / "run")
 
     train(SPEC, tmp_path / "run", on_progress=on_progress)
 
 
-# What follows runs the real command and kills it.
+# The tests below run the real command and kill it.
 
 EVOLUTION = "evolution:population_size=4,num_lifetimes=2,num_generations=120,generations_per_call=1"
-COMMAND = ["train", "--agent", "recurrent_cells:hidden_size=2,readout_size=2", "--env", "bandit:num_arms=2,num_pulls=5", "--every", "0"]
+COMMAND = ["train", "--agent", "recurrent_cells:hidden_size=2,readout_size=2", "--env", "bandit:num_arms=2,num_pulls=5"]
+COMMAND += ["--checkpoint-interval", "0"]
 
 
 def begin(out: Path, cache: Path) -> subprocess.Popen:
@@ -189,14 +206,14 @@ def begin(out: Path, cache: Path) -> subprocess.Popen:
 
 def finish(out: Path, cache: Path) -> Path:
     process = begin(out, cache)
-    printed, complained = process.communicate(timeout=240)
-    assert process.returncode == 0, complained
-    assert complained == "" and "a genome of" in printed
+    printed, complaint = process.communicate(timeout=240)
+    assert process.returncode == 0, complaint
+    assert complaint == "" and "a genome of" in printed
     return out
 
 
 def kill_at(process: subprocess.Popen, records: Path, size: int, delay: float) -> bool:
-    """Kills -9 a little after the records have reached a size; False where the process ended before."""
+    """Kill -9 a little after the records have reached a size; False where the process ended before."""
     while process.poll() is None:
         if records.exists() and records.stat().st_size >= size:
             time.sleep(delay)
@@ -207,13 +224,13 @@ def kill_at(process: subprocess.Popen, records: Path, size: int, delay: float) -
     return process.returncode == -signal.SIGKILL
 
 
-def killed_and_resumed(undisturbed: Path, out: Path, cache: Path, kills: int) -> None:
-    chance = random.Random(kills)
-    full = (undisturbed / "records.jsonl").stat().st_size
-    landed = 0
-    for size in sorted(chance.uniform(0, 0.95 * full) for _ in range(kills)):
-        landed += kill_at(begin(out, cache), out / "records.jsonl", int(size), chance.uniform(0, 0.03))
-    assert landed >= kills - 1, "the run was over before it could be killed"
+def kill_and_resume(undisturbed: Path, out: Path, cache: Path, num_kills: int) -> None:
+    generator = random.Random(num_kills)
+    full_size = (undisturbed / "records.jsonl").stat().st_size
+    num_effective = 0
+    for size in sorted(generator.uniform(0, 0.95 * full_size) for _ in range(num_kills)):
+        num_effective += kill_at(begin(out, cache), out / "records.jsonl", int(size), generator.uniform(0, 0.03))
+    assert num_effective >= num_kills - 1, "the run was over before it could be killed"
     assert_same_run(undisturbed, finish(out, cache))
 
 
@@ -223,19 +240,19 @@ def undisturbed(tmp_path_factory):
     return finish(folder / "undisturbed", folder / "cache")
 
 
-def test_kill_9_at_a_few_moments_ends_in_the_same_bits(undisturbed, tmp_path):
-    killed_and_resumed(undisturbed, tmp_path / "run", undisturbed.parent / "cache", kills=3)
+def test_a_run_killed_three_times_ends_in_the_same_bits(undisturbed, tmp_path):
+    kill_and_resume(undisturbed, tmp_path / "run", undisturbed.parent / "cache", num_kills=3)
 
 
 @pytest.mark.slow
-def test_kill_9_at_twenty_moments_ends_in_the_same_bits(undisturbed, tmp_path):
-    killed_and_resumed(undisturbed, tmp_path / "run", undisturbed.parent / "cache", kills=20)
+def test_a_run_killed_twenty_times_ends_in_the_same_bits(undisturbed, tmp_path):
+    kill_and_resume(undisturbed, tmp_path / "run", undisturbed.parent / "cache", num_kills=20)
 
 
-def test_the_comparison_finds_a_record_that_is_there_twice(undisturbed, tmp_path):
-    wrong = shutil.copytree(undisturbed, tmp_path / "wrong")
-    assert_same_run(undisturbed, wrong)
-    path = wrong / "records.jsonl"
+def test_the_comparison_of_runs_detects_a_repeated_record(undisturbed, tmp_path):
+    copy = shutil.copytree(undisturbed, tmp_path / "copy")
+    assert_same_run(undisturbed, copy)
+    path = copy / "records.jsonl"
     path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[-1])
     with pytest.raises(AssertionError, match=r"records.jsonl differs"):
-        assert_same_run(undisturbed, wrong)
+        assert_same_run(undisturbed, copy)

@@ -89,14 +89,22 @@ def require_kind(folder: Path, *names: str) -> RunKind:
     Raises:
         BadInput: The folder is of another kind; the message names the kind and the commands for it.
     """
-    kind = identify(folder)
+    kind = identify(folder, *names)
     if kind.name not in names:
         raise BadInput(f"'{folder}' is {_listed([kind.name])}, not {_listed(names)}{_hint(kind)}")
     return kind
 
 
-def identify(folder: Path) -> RunKind:
-    """The kind of run that a folder holds; a folder without a run raises `BadInput`."""
+def identify(folder: Path, *names: str) -> RunKind:
+    """The kind of run that a folder holds.
+
+    Args:
+        folder: Any path.
+        names: The kinds that the caller accepts, for the message; by default all.
+
+    Raises:
+        BadInput: The folder holds no run, or one of another format.
+    """
     if not folder.exists():
         raise BadInput(f"there is no run in '{folder}': the folder does not exist")
     if not folder.is_dir():
@@ -108,7 +116,7 @@ def identify(folder: Path) -> RunKind:
     if (folder / SPEC_FILE).exists():
         raise BadInput(f"'{folder / SPEC_FILE}' is of no kind of run that this version knows")
     content = "an empty folder" if not any(folder.iterdir()) else "a folder of other files"
-    raise BadInput(f"'{folder}' is {content}, not {_listed([kind.name for kind in registered_kinds()])}")
+    raise BadInput(f"'{folder}' is {content}, not {_listed(names or [kind.name for kind in registered_kinds()])}")
 
 
 def open_described_run(folder: Path, *finals: str) -> Run:
