@@ -1,7 +1,7 @@
-"""What is served: each deployment is a saved model under a name, frozen (Case 2) or learning online (Case 1).
+"""Deployments: saved models under a name, frozen or learning online.
 
-A frozen deployment knows the digest of its weights and looks at intervals whether it is still that. Knows nothing of
-HTTP.
+The server knows the digest of frozen weights and checks at intervals that the weights still have it. This module does
+not depend on HTTP.
 """
 
 import logging
@@ -9,214 +9,239 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny import trees
-from ontogeny.content.transformer import TransformerWeights
+from ontogeny.content.transformer import Transformer
 from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput
+from ontogeny.lm import online_learner
 from ontogeny.lm import model as models
 from ontogeny.lm.model import LanguageModel
-from ontogeny.lm.online_learner import OnlineConfig
-from ontogeny.plugins import unknown_name_error
-from ontogeny.server.learning import branches as lines
+from ontogeny.plugins import unknown
+from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner
-from ontogeny.server.learning.branches import BranchManager
-from ontogeny.server.sessions.agents import Sessions
+from ontogeny.server.learning.branches import BranchConfig, BranchManager
+from ontogeny.server.learning.journal import TrainingExample
+from ontogeny.server.sessions.agents import AgentSessions
 from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import Store
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+STATUS_INTERVAL = 0.2  # seconds
 log = logging.getLogger(__name__)
 
 
-class ServerConfig(NamedTuple):
-    """What a person may say about a server of models."""
-
-    online: bool = False
-    frozen: tuple[str, ...] = ()  # deployments that do not learn, where others do
-    shared: bool = False  # one line of learning for all keys
-    bound: float = lines.BOUND
-    share: float = 0.07  # of the time, that learning may take while others wait for answers
-    rows: int = 64
-    queue: int = 256
-    verify: float = 60.0  # seconds between two looks at frozen weights
-    learning: OnlineConfig = OnlineConfig()  # how weights change
-
-
 class ServedWeights(NamedTuple):
-    """The weights that answer a request, and which version of its line they are; 0 is as trained."""
+    """The weights that answer a request."""
 
-    weights: TransformerWeights
-    version: int
+    weights: Transformer
+    version: int  # 0: the trained weights
     digest: str  # of the version
 
 
 class LanguageDeployment:
-    """A language model with its engine and, online, its lines of learning."""
+    """A language model with its engine, its sessions and, if it learns, its branches.
+
+    Args:
+        name: The name that requests use.
+        model: The model.
+        store: The database.
+        config: The settings of the server; `online` applies to this deployment.
+
+    Raises:
+        BadInput: The model cannot learn online, or its branches were learned from other weights.
+    """
 
     kind = "language"
 
-    def __init__(self, name: str, model: LanguageModel, store: Store, options: ServerConfig) -> None:
-        self.name, self.model, self.created = name, model, int(time.time())
-        self.online = options.online
-        self.engine = Engine(model.config, max_num_seqs=options.rows, max_queue=options.queue)
+    def __init__(self, name: str, model: LanguageModel, store: Store, config: ServerConfig) -> None:
+        self.name, self.model, self.created_at = name, model, int(time.time())
+        self.online = config.online
+        self.engine = Engine(model.config, max_num_seqs=config.max_num_seqs, max_queue=config.max_queue)
         self.digest = trees.digest(model.weights)
-        self.lines = _lines(name, model, store, options) if options.online else None
+        self.branches = _build_branches(name, model, store, config) if config.online else None
         self.sessions = TextSessions(name, model, store)
-        self.changed = False  # frozen weights are not what they were
+        self.has_changed = False  # the trained weights differ from those at the start
 
     def start(self) -> None:
+        """Compiles and starts the engine, the sessions and the learner."""
         self.engine.start(self.model.weights)
         self.sessions.warm_up()
-        if self.lines is not None:
-            self.lines.start()
+        if self.branches is not None:
+            self.branches.start()
 
     def stop(self) -> None:
+        """Stops all threads; the learner finishes its update."""
         self.engine.stop()
         self.sessions.stop()
-        if self.lines is not None:
-            self.lines.stop()
+        if self.branches is not None:
+            self.branches.stop()
 
-    def answering(self, owner: str) -> ServedWeights:
-        if self.lines is None:
+    def served_weights(self, owner_key: str) -> ServedWeights:
+        """Returns the weights that answer the requests of a key now."""
+        if self.branches is None:
             return ServedWeights(self.model.weights, 0, self.digest)
-        live = self.lines.current(owner)
-        return ServedWeights(live.whole, live.version.number, live.version.digest)
+        loaded = self.branches.current(owner_key)
+        return ServedWeights(loaded.full_weights, loaded.version.number, loaded.version.digest)
 
-    def erase(self, contribution: journal.TrainingExample, who: str) -> None:
-        """Deletes a contribution and what was learned from it.
+    def erase_example(self, example: TrainingExample, actor: str) -> None:
+        """Deletes an example and what was learned from it.
 
-        With them goes what weights that had learned from it made of texts, and the memory of its giver's prompts.
+        This includes the cached prefixes of the key that sent it, and all session activations that were computed by
+        weights that learned it.
         """
-        assert self.lines is not None
-        self.lines.erase(contribution.number, who)
-        self.engine.prefix_cache.evict_owner(contribution.key)
-        lines = journal.lines(self.lines.store, self.name)
-        versions = [version for line in lines for version in journal.versions(self.lines.store, line.line)]
-        known = {version.digest for version in versions if not version.gone}
-        self.sessions.forget(known)
+        assert self.branches is not None
+        self.branches.erase_example(example.number, actor)
+        self.engine.prefix_cache.evict_owner(example.key)
+        branches = journal.list_branches(self.branches.store, self.name)
+        versions = [v for branch in branches for v in journal.list_versions(self.branches.store, branch.branch)]
+        self.sessions.drop_stale_activations({version.digest for version in versions if not version.deleted})
 
-    def verify(self) -> None:
+    def check_weights(self) -> None:
+        """Compares the trained weights with their digest; a difference makes the deployment unavailable."""
         if trees.digest(self.model.weights) != self.digest:
-            self.changed = True
-            log.error("the weights of '%s' are not those that it was started with", self.name)
+            self.has_changed = True
+            log.error("the weights of '%s' changed after the start of the server", self.name)
 
     @property
     def failure(self) -> str | None:
-        """Why it cannot answer, if it cannot."""
-        if self.changed:
-            return f"the weights of '{self.name}' are not those that it was started with"
+        """The reason why the deployment is unavailable, or None."""
+        if self.has_changed:
+            return f"the weights of '{self.name}' changed after the start of the server"
         if self.engine.failure is not None:
             return f"the engine of '{self.name}' has failed"
-        if self.lines is not None and self.lines.failed is not None:
+        if self.branches is not None and self.branches.error is not None:
             return f"the learner of '{self.name}' has failed"
         return None
 
 
 class AgentDeployment:
-    """An agent, whose sessions are lives; what learns in the online case are the weights of each life."""
+    """An agent with its sessions; online, the weights of each session learn."""
 
     kind = "agent"
 
-    def __init__(self, name: str, folder: Path, store: Store, options: ServerConfig) -> None:
-        self.name, self.created, self.online = name, int(time.time()), options.online
-        self.sessions = Sessions(name, folder, store, online=options.online)
+    def __init__(self, name: str, folder: Path, store: Store, config: ServerConfig) -> None:
+        self.name, self.created_at, self.online = name, int(time.time()), config.online
+        self.sessions = AgentSessions(name, folder, store, online=config.online)
         self.digest = self.sessions.digest
         self.failure: str | None = None
 
     def start(self) -> None:
+        """Compiles a step."""
         self.sessions.warm_up()
 
     def stop(self) -> None:
+        """Finishes the current step."""
         self.sessions.stop()
 
-    def verify(self) -> None:
-        if not self.sessions.unchanged():
-            self.failure = f"what '{self.name}' is born with is not what it was started with"
+    def check_weights(self) -> None:
+        """Compares genome and initial weights with their digest; a difference makes the deployment unavailable."""
+        if not self.sessions.is_unchanged():
+            self.failure = f"the initial weights of '{self.name}' changed after the start of the server"
 
 
 Deployment = LanguageDeployment | AgentDeployment
 
 
 class Deployments:
-    """All that one server serves; they are started, and looked after, by a thread."""
+    """All deployments of a server, and the thread that starts and checks them.
 
-    def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, options: ServerConfig) -> None:
-        self.options, self.store = options, store
+    Args:
+        runs: Name and folder of each deployment.
+        store: The database.
+        config: The settings of the server.
+
+    Raises:
+        BadInput: A name is invalid or used twice, or a folder holds no model that can be served.
+    """
+
+    def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, config: ServerConfig) -> None:
+        self.config, self.store = config, store
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
-        self.failed: BaseException | None = None
+        self.error: BaseException | None = None
         self._stopping = threading.Event()
-        made: dict[Path, LanguageModel] = {}
-        for name in options.frozen:
-            if name not in (names := [name for name, _ in runs]):
-                raise unknown_name_error("deployment", name, names)
-        for name, folder in runs:
-            if not NAME.fullmatch(name):
-                raise BadInput(
-                    f"'{name}' cannot be a deployment's name: letters, digits, '.', '_' and '-', 64 at most; "
-                    f"give it one with --alias NAME={folder}"
-                )
-            if name in self.by_name:
-                raise BadInput(
-                    f"there are two deployments of the name '{name}'; give one another with --alias NAME=RUN"
-                )
-            here = options._replace(online=options.online and name not in options.frozen)
-            if models.is_language(folder):
-                model = made.get(folder.resolve()) or models.load(folder)
-                made[folder.resolve()] = model
-                self.by_name[name] = LanguageDeployment(name, model, store, here)
-            else:
-                self.by_name[name] = AgentDeployment(name, folder, store, here)
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
+        names = [name for name, _ in runs]
+        _check_names(runs)
+        for name in config.frozen:
+            if name not in names:
+                raise unknown("deployment", name, names)
+        loaded: dict[Path, LanguageModel] = {}  # two deployments of one folder share its weights
+        for name, folder in runs:
+            learns = config.online and name not in config.frozen
+            own_config = config if learns else replace(config, online=False, learning="")
+            if models.is_language(folder):
+                if folder.resolve() not in loaded:
+                    loaded[folder.resolve()] = models.load(folder)
+                self.by_name[name] = LanguageDeployment(name, loaded[folder.resolve()], store, own_config)
+            else:
+                self.by_name[name] = AgentDeployment(name, folder, store, own_config)
 
     def start(self) -> None:
+        """Starts the deployments in the background; `ready` is set when all of them can answer."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stops all deployments and waits until they have stopped."""
         self._stopping.set()
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            journal.drop_unnamed(self.store)
+            journal.delete_unused_snapshots(self.store)
             for deployment in self.by_name.values():
                 deployment.start()
             self.ready.set()
-            looked = time.monotonic()
-            while not self._stopping.wait(0.2):
-                texts = [made for made in self.by_name.values() if isinstance(made, LanguageDeployment)]
-                busy = any(made.engine.num_requests_running + made.engine.num_requests_waiting for made in texts)
-                for made in texts:
-                    if made.lines is not None:
-                        made.lines.busy = busy  # whoever waits, for whichever model: all share one processor
-                if time.monotonic() - looked >= self.options.verify:
+            checked_at = time.monotonic()
+            while not self._stopping.wait(STATUS_INTERVAL):
+                languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
+                is_busy = any(d.engine.num_requests_running + d.engine.num_requests_waiting for d in languages)
+                for deployment in languages:
+                    if deployment.branches is not None:
+                        deployment.branches.is_server_busy = is_busy  # all deployments share one processor
+                if time.monotonic() - checked_at >= self.config.weight_check_interval:
                     for deployment in self.by_name.values():
-                        deployment.verify()
-                    looked = time.monotonic()
+                        deployment.check_weights()
+                    checked_at = time.monotonic()
         except BaseException as error:
-            self.failed = error
-            log.error("the server cannot go on: %s", error)
+            self.error = error
+            log.error("the server stops: %s", error)
         finally:
             for deployment in self.by_name.values():
                 deployment.stop()
 
 
-def _lines(name: str, model: LanguageModel, store: Store, options: ServerConfig) -> BranchManager:
-    try:
-        how = learner.build(model, options.learning)
-    except BadInput as error:
-        raise BadInput(f"'{name}' cannot learn online: {error}") from None
-    settings = lines.Settings(bound=options.bound, share=options.share)
-    return BranchManager(store, name, how, shared=options.shared, settings=settings)
-
-
-def about(deployment: Deployment) -> dict[str, Any]:
-    """What anybody with a key may know of a deployment."""
+def describe(deployment: Deployment) -> dict[str, Any]:
+    """Returns the description of a deployment that every key may read."""
     return {
         "kind": deployment.kind,
-        "case": "online" if deployment.online else "frozen",
-        "trained": deployment.digest,
+        "mode": "online" if deployment.online else "frozen",
+        "trained_digest": deployment.digest,
     }
+
+
+def _check_names(runs: Sequence[tuple[str, Path]]) -> None:
+    names: set[str] = set()
+    for name, folder in runs:
+        if not NAME.fullmatch(name):
+            raise BadInput(
+                f"'{name}' cannot be the name of a deployment: use up to 64 letters, digits, '.', '_' and '-'; "
+                f"set a name with --alias NAME={folder}"
+            )
+        if name in names:
+            raise BadInput(f"two deployments are named '{name}'; rename one of them with --alias NAME=RUN")
+        names.add(name)
+
+
+def _build_branches(name: str, model: LanguageModel, store: Store, config: ServerConfig) -> BranchManager:
+    online_config = online_learner.parse_config(config.learning)
+    try:
+        branch_learner = learner.build(model, online_config)
+    except BadInput as error:
+        raise BadInput(f"'{name}' cannot learn online: {error}") from None
+    limits = BranchConfig(max_forgetting=config.max_forgetting, learning_fraction=config.learning_fraction)
+    return BranchManager(store, name, branch_learner, shared=config.shared_branch, config=limits)

@@ -1,6 +1,7 @@
-"""Who may use a deployment, how much, and how much they have used. Of a key only a hash is kept.
+"""API keys and recorded usage. The database keeps only a hash of each key.
 
-A key is `og-ID-SECRET`; the secret has 256 random bits, so that a plain SHA-256 of the key cannot be guessed back.
+A key has the form `og-ID-SECRET`. The secret has 256 random bits, so a plain SHA-256 hash of the key cannot be
+reversed by guessing.
 """
 
 import hashlib
@@ -8,115 +9,127 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ontogeny.errors import BadInput
-from ontogeny.server.store import Store
+from ontogeny.server.store import Store, select, select_one, select_value
 
-NOBODY = hashlib.sha256(b"no such key").digest()
+ABSENT_HASH = hashlib.sha256(b"no such key").digest()
+MAX_PER_MINUTE = 10**12
+COLUMNS = "id, name, is_admin, requests_per_minute, tokens_per_minute, created_at, revoked_at"
 
-MOST_PER_MINUTE = 10**12
 
+class ApiKey(NamedTuple):
+    """A key as the database knows it, without its secret."""
 
-class Key(NamedTuple):
     id: str
     name: str
-    admin: bool
-    requests_per_minute: int | None  # None: as many as one likes
+    is_admin: bool
+    requests_per_minute: int | None  # None: unlimited
     tokens_per_minute: int | None
-    created: float  # seconds since 1970
-    revoked: float | None
+    created_at: float  # seconds since 1970
+    revoked_at: float | None
 
 
-LOCAL = Key("local", "local", True, None, None, 0.0, None)  # whoever is on this machine, as long as there are no keys
+LOCAL = ApiKey("local", "local", True, None, None, 0.0, None)  # every caller, as long as no key exists
 
 
 class UsageRecord(NamedTuple):
+    """Requests and tokens of one key on one deployment on one day (UTC)."""
+
     key: str
     deployment: str
-    day: str  # UTC
-    requests: int
+    day: str
+    num_requests: int
     prompt_tokens: int
     completion_tokens: int
 
 
-def create(
+def create_key(
     store: Store,
     name: str,
     *,
     admin: bool = False,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
-) -> tuple[Key, str]:
-    """A new key and its text, which can be seen this once and never again."""
+) -> tuple[ApiKey, str]:
+    """Creates a key.
+
+    Args:
+        store: The database that keeps the key.
+        name: The person or program that uses the key: 1 to 100 printable characters.
+        admin: Whether the key may roll back, freeze and unfreeze any branch.
+        requests_per_minute: Rate limit, 1 to 10^12; None for no limit.
+        tokens_per_minute: Rate limit of prompt and generated tokens, 1 to 10^12; None for no limit.
+
+    Returns:
+        The key, and its text, which cannot be recovered later.
+
+    Raises:
+        BadInput: The name or a limit is outside its range.
+    """
     if not name.strip() or len(name) > 100 or not name.isprintable():
-        raise BadInput("a key's name has 1 to 100 printable characters")
-    for what, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute)):
-        if limit is not None and not 1 <= limit <= MOST_PER_MINUTE:
-            raise BadInput(f"a key is allowed 1 to {MOST_PER_MINUTE:,} {what} per minute, not {limit}")
-    key = Key(secrets.token_hex(4), name, admin, requests_per_minute, tokens_per_minute, time.time(), None)
+        raise BadInput("the name of a key must have 1 to 100 printable characters")
+    for unit, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute)):
+        if limit is not None and not 1 <= limit <= MAX_PER_MINUTE:
+            raise BadInput(f"the limit must lie between 1 and {MAX_PER_MINUTE:,} {unit} per minute, not at {limit}")
+    key = ApiKey(secrets.token_hex(4), name, admin, requests_per_minute, tokens_per_minute, time.time(), None)
     text = f"og-{key.id}-{secrets.token_urlsafe(32)}"
     with store.transaction() as connection:
-        connection.execute(
-            "INSERT INTO keys (id, name, hash, admin, requests_per_minute, tokens_per_minute, created) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (key.id, name, _hash(text), admin, requests_per_minute, tokens_per_minute, key.created),
-        )
+        connection.execute(f"INSERT INTO keys ({COLUMNS}, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*key, _hash(text)))
     return key, text
 
 
-def listed(store: Store) -> list[Key]:
-    """All keys that ever were, oldest first."""
-    return [_key(row) for row in store.connection.execute("SELECT * FROM keys ORDER BY created, id")]
+def list_keys(store: Store) -> list[ApiKey]:
+    """Returns all keys, revoked ones included, in order of creation."""
+    return select(store.connection, ApiKey, f"SELECT {COLUMNS} FROM keys ORDER BY created_at, id")
 
 
-def any_there(store: Store) -> bool:
-    """Whether there ever was a key, revoked ones included: from then on nobody is let in without."""
-    return store.connection.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
+def has_keys(store: Store) -> bool:
+    """Whether a key was ever created; from then on every request needs a key, even if all keys are revoked."""
+    return select_value(store.connection, "SELECT 1 FROM keys LIMIT 1") is not None
 
 
-def revoke(store: Store, id: str) -> Key:
-    """From now on this key opens nothing; one that is revoked already stays so."""
+def revoke_key(store: Store, id: str) -> ApiKey:
+    """Revokes a key; a key that is already revoked stays as it is. Raises `BadInput` for an unknown id."""
     with store.transaction() as connection:
-        row = connection.execute("SELECT * FROM keys WHERE id = ?", (id,)).fetchone()
-        if row is None:
-            known = ", ".join(r["id"] for r in connection.execute("SELECT id FROM keys")) or "none"
-            raise BadInput(f"there is no key '{id}'; there are: {known}")
-        connection.execute("UPDATE keys SET revoked = coalesce(revoked, ?) WHERE id = ?", (time.time(), id))
-    return _key(row)
+        key = _select_key(store, id)
+        if key is None:
+            ids = ", ".join(key.id for key in list_keys(store)) or "none"
+            raise BadInput(f"there is no key '{id}'; existing keys: {ids}")
+        connection.execute("UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (time.time(), id))
+    return key
 
 
-def authenticate(store: Store, text: str) -> Key | None:
-    """Whose key this is; None for wrong and revoked ones. Takes as long for a wrong secret as for the right one."""
+def authenticate(store: Store, text: str) -> ApiKey | None:
+    """Returns the valid key of this text, or None. Wrong and right secrets take the same time to check."""
     parts = text.split("-", 2)
-    row = None
-    if len(parts) == 3 and parts[0] == "og":
-        row = store.connection.execute("SELECT * FROM keys WHERE id = ?", (parts[1],)).fetchone()
-    same = hmac.compare_digest(_hash(text), NOBODY if row is None else row["hash"])
-    return _key(row) if same and row is not None and row["revoked"] is None else None
+    id = parts[1] if len(parts) == 3 and parts[0] == "og" else ""
+    stored_hash = select_value(store.connection, "SELECT hash FROM keys WHERE id = ?", id)
+    is_equal = hmac.compare_digest(_hash(text), ABSENT_HASH if stored_hash is None else stored_hash)
+    key = _select_key(store, id) if is_equal and stored_hash is not None else None
+    return key if key is not None and key.revoked_at is None else None
 
 
-def add_usage(store: Store, used: Iterable[UsageRecord]) -> None:
-    """Adds to what is on record; all of it or nothing."""
+def add_usage(store: Store, records: Iterable[UsageRecord]) -> None:
+    """Adds to the recorded usage in one transaction."""
     with store.transaction() as connection:
         connection.executemany(
-            "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + "
-            "excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+            "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET num_requests = num_requests + "
+            "excluded.num_requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
             "completion_tokens = completion_tokens + excluded.completion_tokens",
-            list(used),
+            list(records),
         )
 
 
-def usage(store: Store) -> list[UsageRecord]:
-    """By key, deployment and day."""
-    return [UsageRecord(*row) for row in store.connection.execute("SELECT * FROM usage ORDER BY day, key, deployment")]
+def list_usage(store: Store) -> list[UsageRecord]:
+    """Returns the recorded usage by day, key and deployment."""
+    return select(store.connection, UsageRecord, "SELECT * FROM usage ORDER BY day, key, deployment")
+
+
+def _select_key(store: Store, id: str) -> ApiKey | None:
+    return select_one(store.connection, ApiKey, f"SELECT {COLUMNS} FROM keys WHERE id = ?", id)
 
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def _key(row: Any) -> Key:
-    named: dict[str, Any] = {field: row[field] for field in Key._fields}
-    named["admin"] = bool(named["admin"])
-    return Key(**named)

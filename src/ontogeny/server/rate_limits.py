@@ -1,54 +1,66 @@
-"""How much a key may ask in a minute: one bucket of requests and one of tokens each, which fill up steadily."""
+"""Rate limits per key: one token bucket (leaky bucket as a meter) for requests and one for tokens per minute."""
 
 import threading
 import time
 from collections.abc import Callable
 
-from ontogeny.server.keys import Key
+from ontogeny.server.keys import ApiKey
 
 
 class TokenBucket:
+    """A bucket that refills at a constant rate up to the allowance of one minute."""
+
     def __init__(self, per_minute: int, now: float) -> None:
-        self.per_minute, self.level, self.since = per_minute, float(per_minute), now
+        self.per_minute, self.level, self.updated_at = per_minute, float(per_minute), now
 
-    def fill(self, now: float) -> None:
-        self.level = min(self.per_minute, self.level + (now - self.since) * self.per_minute / 60)
-        self.since = now
+    def refill(self, now: float) -> None:
+        """Adds the allowance of the time since the last refill; `now` is in seconds."""
+        self.level = min(self.per_minute, self.level + (now - self.updated_at) * self.per_minute / 60)
+        self.updated_at = now
 
-    def wait(self, amount: float) -> float:
-        """Seconds until so much can be taken; one that is larger than the bucket takes a full one."""
+    def seconds_until(self, amount: float) -> float:
+        """Seconds until `amount` is available; an amount above the capacity needs a full bucket."""
         return max(0.0, (min(amount, self.per_minute) - self.level) * 60 / self.per_minute)
 
 
 class RateLimits:
-    """In memory: a server that starts anew begins with full buckets."""
+    """The buckets of all keys. They live in memory: a restarted server begins with full buckets."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._buckets: dict[tuple[str, str, int], TokenBucket] = {}
 
-    def take(self, key: Key, tokens: int) -> float:
-        """Takes one request and so many tokens, and returns 0; or takes nothing and returns the seconds to wait."""
+    def acquire(self, key: ApiKey, num_tokens: int) -> float:
+        """Takes one request and `num_tokens` from the buckets of a key.
+
+        Returns:
+            0 if both were taken; otherwise nothing was taken, and the value is the number of seconds to wait.
+        """
         with self._lock:
-            asked = [(bucket, amount) for what, amount in (("requests", 1), ("tokens", tokens)) if
-                     (bucket := self._bucket(key, what)) is not None]  # fmt: skip
-            wait = max((bucket.wait(amount) for bucket, amount in asked), default=0.0)
-            if wait <= 0:
-                for bucket, amount in asked:
+            amounts = {
+                bucket: amount
+                for bucket, amount in (
+                    (self._bucket(key, "requests", key.requests_per_minute), 1),
+                    (self._bucket(key, "tokens", key.tokens_per_minute), num_tokens),
+                )
+                if bucket is not None
+            }
+            seconds = max((bucket.seconds_until(amount) for bucket, amount in amounts.items()), default=0.0)
+            if seconds <= 0:
+                for bucket, amount in amounts.items():
                     bucket.level -= amount
-            return wait
+            return seconds
 
-    def give_back(self, key: Key, tokens: int) -> None:
-        """Tokens that were taken in advance and not used."""
+    def release_tokens(self, key: ApiKey, num_tokens: int) -> None:
+        """Returns tokens that were acquired in advance and not used."""
         with self._lock:
-            if (bucket := self._bucket(key, "tokens")) is not None:
-                bucket.level = min(bucket.per_minute, bucket.level + tokens)
+            if (bucket := self._bucket(key, "tokens", key.tokens_per_minute)) is not None:
+                bucket.level = min(bucket.per_minute, bucket.level + num_tokens)
 
-    def _bucket(self, key: Key, what: str) -> TokenBucket | None:
-        per_minute = key.requests_per_minute if what == "requests" else key.tokens_per_minute
+    def _bucket(self, key: ApiKey, unit: str, per_minute: int | None) -> TokenBucket | None:
         if per_minute is None:
             return None
         now = self._clock()
-        found = self._buckets.setdefault((key.id, what, per_minute), TokenBucket(per_minute, now))
-        found.fill(now)
-        return found
+        bucket = self._buckets.setdefault((key.id, unit, per_minute), TokenBucket(per_minute, now))
+        bucket.refill(now)
+        return bucket

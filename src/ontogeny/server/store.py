@@ -1,8 +1,8 @@
-"""A deployment's memory on disk: one SQLite database in WAL mode, and beside it a folder of snapshots.
+"""The state folder of a server: one SQLite database in WAL mode, and a folder of weight snapshots beside it.
 
-What is committed is on the disk: every commit of the journal waits for it (`synchronous=FULL`). What is erased is
-overwritten (`secure_delete`) and leaves the write-ahead log too. Several processes may use one database at a time: the
-server, and commands beside it. Knows nothing of models and of HTTP.
+A committed transaction is on disk: every commit waits for the disk (`synchronous=FULL`). Erased text is overwritten
+(`secure_delete`) and is removed from the write-ahead log too. Several processes may use one database at a time: the
+server, and commands that run beside it. This module does not depend on models or on HTTP.
 """
 
 import contextlib
@@ -11,95 +11,102 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ontogeny.errors import BadInput
+from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format
 
-FILE = "ontogeny.sqlite"
-SCHEMA = [  # what each format added to the one before
-    """
+DATABASE = "ontogeny.sqlite"
+SCHEMA = """
 CREATE TABLE keys (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, admin INTEGER NOT NULL,
-    requests_per_minute INTEGER, tokens_per_minute INTEGER, created REAL NOT NULL, revoked REAL
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, is_admin INTEGER NOT NULL,
+    requests_per_minute INTEGER, tokens_per_minute INTEGER, created_at REAL NOT NULL, revoked_at REAL
 ) WITHOUT ROWID;
 CREATE TABLE usage (
     key TEXT NOT NULL, deployment TEXT NOT NULL, day TEXT NOT NULL,
-    requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    num_requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
     PRIMARY KEY (key, deployment, day)
 ) WITHOUT ROWID;
-CREATE TABLE lines (
-    line TEXT PRIMARY KEY, deployment TEXT NOT NULL, owner TEXT NOT NULL, base TEXT NOT NULL, learner TEXT NOT NULL,
-    head INTEGER NOT NULL, position INTEGER NOT NULL, epoch INTEGER NOT NULL, frozen INTEGER NOT NULL
+CREATE TABLE branches (
+    branch TEXT PRIMARY KEY, deployment TEXT NOT NULL, owner_key TEXT NOT NULL, trained_digest TEXT NOT NULL,
+    learner_digest TEXT NOT NULL, current_version INTEGER NOT NULL, last_decided INTEGER NOT NULL,
+    epoch INTEGER NOT NULL, frozen INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE contributions (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, line TEXT NOT NULL, key TEXT NOT NULL, text TEXT,
-    aside INTEGER NOT NULL DEFAULT 0, erased REAL, at REAL NOT NULL
+CREATE TABLE examples (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, key TEXT NOT NULL, text TEXT,
+    deferred INTEGER NOT NULL DEFAULT 0, erased_at REAL, created_at REAL NOT NULL
 );
-CREATE INDEX contributions_by_line ON contributions (line, number);
+CREATE INDEX examples_by_branch ON examples (branch, number);
+CREATE TABLE inherited_examples (
+    branch TEXT NOT NULL, version INTEGER NOT NULL, example INTEGER NOT NULL, PRIMARY KEY (branch, version, example)
+) WITHOUT ROWID;
+CREATE INDEX inherited_by_example ON inherited_examples (example);
 CREATE TABLE versions (
-    line TEXT NOT NULL, number INTEGER NOT NULL, parent INTEGER, contribution INTEGER, first INTEGER, last INTEGER,
-    digest TEXT NOT NULL, held_out REAL NOT NULL, distance REAL NOT NULL, snapshot TEXT, gone INTEGER NOT NULL,
-    at REAL NOT NULL, PRIMARY KEY (line, number)
+    branch TEXT NOT NULL, number INTEGER NOT NULL, parent INTEGER, example INTEGER, first_example INTEGER,
+    last_example INTEGER, digest TEXT NOT NULL, held_out_loss REAL NOT NULL, weight_distance REAL NOT NULL,
+    snapshot TEXT, deleted INTEGER NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (branch, number)
 ) WITHOUT ROWID;
 CREATE TABLE decisions (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, line TEXT NOT NULL, kind TEXT NOT NULL, contribution INTEGER,
-    version INTEGER, held_out REAL, reason TEXT NOT NULL, at REAL NOT NULL
+    number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, kind TEXT NOT NULL, example INTEGER,
+    version INTEGER, held_out_loss REAL, reason TEXT NOT NULL, created_at REAL NOT NULL
 );
-CREATE INDEX decisions_by_line ON decisions (line, number);
+CREATE INDEX decisions_by_branch ON decisions (branch, number);
 CREATE TABLE sessions (
-    id TEXT PRIMARY KEY, deployment TEXT NOT NULL, key TEXT NOT NULL, steps INTEGER NOT NULL, state BLOB NOT NULL,
-    at REAL NOT NULL
+    id TEXT PRIMARY KEY, deployment TEXT NOT NULL, key TEXT NOT NULL, num_steps INTEGER NOT NULL, state BLOB NOT NULL,
+    used_at REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX sessions_by_key ON sessions (key, at);
-""",
-    """
-CREATE TABLE inherited (
-    line TEXT NOT NULL, version INTEGER NOT NULL, contribution INTEGER NOT NULL,
-    PRIMARY KEY (line, version, contribution)
-) WITHOUT ROWID;
-CREATE INDEX inherited_by_contribution ON inherited (contribution);
-""",
-]
-FORMAT = len(SCHEMA)
+CREATE INDEX sessions_by_key ON sessions (key, used_at);
+"""
+Record = TypeVar("Record")
 
 
 class Store:
-    """A folder with a database; made where it is not there. Each thread has a connection of its own."""
+    """A state folder with its database. Each thread has its own connection.
 
-    def __init__(self, folder: Path | str, *, make: bool = True) -> None:
+    Args:
+        folder: The state folder, created unless `create` is false.
+        create: Whether an absent database is created.
+
+    Raises:
+        BadInput: The folder cannot be used, the database is absent and `create` is false, or the file is damaged or
+            of another format.
+    """
+
+    def __init__(self, folder: Path | str, *, create: bool = True) -> None:
         self.folder = Path(folder)
         self.snapshots = self.folder / "snapshots"
-        if not make and not (self.folder / FILE).exists():
-            raise BadInput(f"there is no deployment's memory in '{self.folder}'; name its folder with --state")
-        try:
-            self.snapshots.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.folder / FILE, os.O_RDWR | os.O_CREAT, 0o600))  # hashes are nobody else's business
-        except OSError as error:
-            raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
-        self._of_thread = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._path = self.folder / DATABASE
+        if not create and not self._path.exists():
+            raise BadInput(f"there is no server database in '{self.folder}'; name the state folder with --state-dir")
+        self._thread_local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         try:
-            self._make_tables()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._create_tables()
+            self.snapshots.mkdir(exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
         except sqlite3.DatabaseError as error:
-            raise BadInput(f"'{self.folder / FILE}' is damaged or no database of ours: {error}") from None
+            raise BadInput(f"'{self._path}' is damaged or is not a database of ontogeny: {error}") from None
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This thread's connection: for reading; what is written goes through `transaction`."""
-        found = getattr(self._of_thread, "connection", None)
-        if found is None:
-            found = sqlite3.connect(self.folder / FILE, timeout=30, isolation_level=None, check_same_thread=False)
-            found.row_factory = sqlite3.Row
+        """The connection of this thread, for reading; writes go through `transaction`."""
+        connection = getattr(self._thread_local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            connection.row_factory = sqlite3.Row
             for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=30000"):
-                found.execute(f"PRAGMA {setting}")
-            self._of_thread.connection = found
+                connection.execute(f"PRAGMA {setting}")
+            self._thread_local.connection = connection
             with self._lock:
-                self._all.append(found)
-        return found
+                self._connections.append(connection)
+        return connection
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing, alone among writers, on the disk when it is left."""
+        """Opens an atomic write that excludes other writers and is on disk when the context is left."""
         connection = self.connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -109,22 +116,46 @@ class Store:
             raise
         connection.execute("COMMIT")
 
-    def forget_log(self) -> None:
-        """Empties the write-ahead log, in which what was overwritten might still be read."""
+    def truncate_log(self) -> None:
+        """Empties the write-ahead log, which may still hold overwritten text."""
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
+        """Closes the connections of all threads."""
         with self._lock:
-            for connection in self._all:
+            for connection in self._connections:
                 connection.close()
-            self._all.clear()
-        self._of_thread = threading.local()
+            self._connections.clear()
+        self._thread_local = threading.local()
 
-    def _make_tables(self) -> None:
+    def _create_tables(self) -> None:
+        if self._path.exists() and self._path.stat().st_size:
+            with contextlib.closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
+                version = reader.execute("PRAGMA user_version").fetchone()[0]
+            if version:
+                return check_format(self._path, SERVER_DATABASE, version)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # only the owner may read the key hashes
         with self.transaction() as connection:
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if not 0 <= found <= FORMAT:
-                raise BadInput(f"'{self.folder / FILE}' has format {found}, this version reads formats up to {FORMAT}")
-            for statement in filter(str.strip, ";".join(SCHEMA[found:]).split(";")):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version={FORMAT}")
+            if not connection.execute("PRAGMA user_version").fetchone()[0]:
+                for statement in filter(str.strip, SCHEMA.split(";")):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={FORMATS[SERVER_DATABASE]}")
+
+
+def select(connection: sqlite3.Connection, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
+    """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
+    create: Any = kind
+    booleans = [name for name, type_ in kind.__annotations__.items() if type_ is bool]
+    records = [dict(record) for record in connection.execute(query, parameters)]
+    return [create(**(record | {name: bool(record[name]) for name in booleans})) for record in records]
+
+
+def select_one(connection: sqlite3.Connection, kind: type[Record], query: str, *parameters: Any) -> Record | None:
+    """Runs a query like `select`, and returns the first record, or None."""
+    return next(iter(select(connection, kind, query, *parameters)), None)
+
+
+def select_value(connection: sqlite3.Connection, query: str, *parameters: Any) -> Any:
+    """Runs a query and returns the first column of its first result, or None."""
+    record = connection.execute(query, parameters).fetchone()
+    return None if record is None else record[0]

@@ -1,4 +1,7 @@
-"""Counts: usage per key, written down once a second, and figures for Prometheus. No prompts, no keys."""
+"""The usage meter: usage per key, written to the database once a second, and metrics for Prometheus.
+
+The meter never sees prompts, answers or the text of keys.
+"""
 
 import threading
 from datetime import UTC, datetime
@@ -7,70 +10,84 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ontogeny.server import keys
 from ontogeny.server.deployments import Deployments, LanguageDeployment
-from ontogeny.server.keys import Key, UsageRecord
+from ontogeny.server.keys import ApiKey, UsageRecord
 from ontogeny.server.learning import journal
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # seconds
+LABELS = ["deployment"]
+GAUGES = {
+    "num_requests_running": "Requests that are being prefilled or decoded",
+    "num_requests_waiting": "Requests in the queue",
+    "num_examples_pending": "Training examples in the journal that have not been decided on",
+    "num_decisions": "Decisions of the learner",
+}
 
 
 class UsageMeter:
+    """Counts requests and tokens; `start` begins the thread that writes them to the database."""
+
     def __init__(self, deployments: Deployments) -> None:
         self._deployments, self._store = deployments, deployments.store
         self._lock = threading.Lock()
-        self._used: dict[tuple[str, str, str], list[int]] = {}
+        self._amounts: dict[tuple[str, str, str], list[int]] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="usage meter", daemon=True)
         self.registry = CollectorRegistry()
-        named = ["deployment"]
 
-        def counter(name: str, what: str, labels: list[str]) -> Counter:
-            return Counter(f"ontogeny_{name}", what, labels, registry=self.registry)
+        def counter(name: str, help: str) -> Counter:
+            return Counter(f"ontogeny_{name}", help, LABELS, registry=self.registry)
 
-        def gauge(name: str, what: str) -> Gauge:
-            return Gauge(f"ontogeny_{name}", what, named, registry=self.registry)
-
-        self._requests = counter("requests", "Requests that used tokens", named)
-        self._prompt = counter("prompt_tokens", "Tokens of prompts", named)
-        self._completion = counter("completion_tokens", "Tokens generated", named)
-        self._first = Histogram(
-            "ontogeny_first_token_seconds", "Until the first token", named, buckets=SECONDS, registry=self.registry
+        self._requests = counter("requests", "Finished requests that used tokens")
+        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens")
+        self._completion_tokens = counter("completion_tokens", "Generated tokens")
+        self._time_to_first_token = Histogram(
+            "ontogeny_time_to_first_token_seconds",
+            "Time to the first generated token",
+            LABELS,
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
         )
-        self._under_way = gauge("rows_under_way", "Answers under way")
-        self._queued = gauge("queued", "Requests that wait for a row")
-        self._pending = gauge("contributions_pending", "Contributions that were journalled and not yet decided on")
-        self._decided = gauge("decisions", "Decisions about learning")
+        self._gauges = {
+            name: Gauge(f"ontogeny_{name}", help, LABELS, registry=self.registry) for name, help in GAUGES.items()
+        }
 
     def start(self) -> None:
+        """Starts the writing thread."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stops the writing thread and writes the remaining usage."""
         self._stopping.set()
         self._thread.join()
         self._write()
 
-    def count(self, key: Key, deployment: str, prompt: int, completion: int) -> None:
+    def count(self, key: ApiKey, deployment: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Counts one request of a key with its tokens."""
         day = datetime.now(UTC).strftime("%Y-%m-%d")
         with self._lock:
-            found = self._used.setdefault((key.id, deployment, day), [0, 0, 0])
-            for i, amount in enumerate((1, prompt, completion)):
-                found[i] += amount
+            amounts = self._amounts.setdefault((key.id, deployment, day), [0, 0, 0])
+            for i, amount in enumerate((1, prompt_tokens, completion_tokens)):
+                amounts[i] += amount
         self._requests.labels(deployment).inc()
-        self._prompt.labels(deployment).inc(prompt)
-        self._completion.labels(deployment).inc(completion)
+        self._prompt_tokens.labels(deployment).inc(prompt_tokens)
+        self._completion_tokens.labels(deployment).inc(completion_tokens)
 
-    def first_token(self, deployment: str, seconds: float) -> None:
-        self._first.labels(deployment).observe(seconds)
+    def observe_first_token(self, deployment: str, seconds: float) -> None:
+        """Records the time from the arrival of a request to its first token."""
+        self._time_to_first_token.labels(deployment).observe(seconds)
 
-    def text(self) -> bytes:
-        """In Prometheus' own format."""
+    def metrics(self) -> bytes:
+        """Returns all metrics in the text format of Prometheus."""
         for name, deployment in self._deployments.by_name.items():
-            if isinstance(deployment, LanguageDeployment):
-                self._under_way.labels(name).set(deployment.engine.num_requests_running)
-                self._queued.labels(name).set(deployment.engine.num_requests_waiting)
-                if deployment.lines is not None:
-                    waiting = sum(journal.pending(self._store, line) for line in journal.lines(self._store, name))
-                    self._pending.labels(name).set(waiting)
-                    self._decided.labels(name).set(journal.count_decisions(self._store, name))
+            if not isinstance(deployment, LanguageDeployment):
+                continue
+            self._gauges["num_requests_running"].labels(name).set(deployment.engine.num_requests_running)
+            self._gauges["num_requests_waiting"].labels(name).set(deployment.engine.num_requests_waiting)
+            if deployment.branches is not None:
+                branches = journal.list_branches(self._store, name)
+                num_pending = sum(journal.num_pending(self._store, branch) for branch in branches)
+                self._gauges["num_examples_pending"].labels(name).set(num_pending)
+                self._gauges["num_decisions"].labels(name).set(journal.num_decisions(self._store, name))
         return generate_latest(self.registry)
 
     def _run(self) -> None:
@@ -79,6 +96,6 @@ class UsageMeter:
 
     def _write(self) -> None:
         with self._lock:
-            used, self._used = self._used, {}
-        if used:
-            keys.add_usage(self._store, [UsageRecord(*name, *amounts) for name, amounts in used.items()])
+            amounts, self._amounts = self._amounts, {}
+        if amounts:
+            keys.add_usage(self._store, [UsageRecord(*place, *counts) for place, counts in amounts.items()])

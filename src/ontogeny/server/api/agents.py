@@ -1,101 +1,108 @@
-"""Agents: sessions in which an outside program is the environment."""
+"""Routes of agents: sessions in which an outside program is the environment."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
-from ontogeny.server.api import errors as faults
-from ontogeny.server.api import protocol
-from ontogeny.server.api.branches import FILE, SAFETENSORS
-from ontogeny.server.api.context import agent, bringing_state, caller, done, take
-from ontogeny.server.keys import Key
-from ontogeny.server.sessions.agents import Sessions
+from ontogeny.server.api import errors
+from ontogeny.server.api.context import (
+    STATE_DOWNLOAD,
+    STATE_UPLOAD,
+    Caller,
+    apply_rate_limits,
+    get_agent,
+    label_state_errors,
+    wait_for_session,
+)
+from ontogeny.server.api.protocol import FeedbackRequest, LifetimeRequest, ObservationRequest
+from ontogeny.server.keys import ApiKey
+from ontogeny.server.sessions.agents import AgentSessions
 
-router = APIRouter(prefix="/v1/agents/{name}", responses=faults.DOCUMENTED)
-Caller = Annotated[Key, Depends(caller)]
+router = APIRouter(prefix="/v1/agents/{name}", responses=errors.RESPONSES)
 
 
-async def _do(request: Request, name: str, key: Key, what: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs one of `Sessions`' methods on the agent's thread, and turns what goes wrong into answers."""
-    made = agent(request, name)
-    take(request, key)
-    work = made.sessions.submit(what, made.sessions, key.id, *arguments)
+async def _call(request: Request, name: str, key: ApiKey, method: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a method of `AgentSessions` on the thread of the agent."""
+    agent = get_agent(request, name)
+    apply_rate_limits(request, key)
     try:
-        return await done(request, work)
+        return await wait_for_session(request, agent.sessions.submit(method, key.id, *arguments))
     except (OverflowError, TypeError, ValueError) as error:
-        raise faults.bad(
-            f"the observation is not what this agent's environment shows: {error}", "observation"
-        ) from None
+        message = f"the observation does not fit the environment of this agent: {error}"
+        raise errors.bad_request(message, "observation") from None
 
 
 @router.get("")
-def about(request: Request, name: str, key: Caller) -> dict[str, Any]:
-    """What the agent sees, does, and calls facts."""
-    made = agent(request, name)
-    spec = made.sessions.loop.spec
+def describe_agent(request: Request, name: str, key: Caller) -> dict[str, Any]:
+    """Describes the observations, actions and outcome features of an agent."""
+    agent = get_agent(request, name)
+    spec = agent.sessions.loop.spec
     return {
         "object": "agent",
-        "id": made.name,
-        "case": "online" if made.online else "frozen",
-        "actions": spec.num_actions,
-        "observations": spec.num_observations or None,
+        "id": agent.name,
+        "mode": "online" if agent.online else "frozen",
+        "num_actions": spec.num_actions,
+        "num_observations": spec.num_observations or None,
         "observation_shape": list(spec.observation_shape),
         "outcome_features": list(spec.outcome_features),
     }
 
 
 @router.post("/sessions")
-async def create(request: Request, name: str, key: Caller, body: protocol.Birth | None = None) -> dict[str, Any]:
-    """A life begins."""
-    made = await _do(request, name, key, Sessions.create, 0 if body is None else body.seed)
-    return made.about
+async def create_session(
+    request: Request, name: str, key: Caller, body: LifetimeRequest | None = None
+) -> dict[str, Any]:
+    """Begins a lifetime of the agent."""
+    seed = 0 if body is None else body.seed
+    return (await _call(request, name, key, AgentSessions.create, seed)).info
 
 
 @router.get("/sessions/{id}")
-async def show(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """How many steps a life has had, and the digest of its weights."""
-    return (await _do(request, name, key, Sessions.get, id)).about
+async def show_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
+    """Returns the number of steps of a session and the digest of its weights."""
+    return (await _call(request, name, key, AgentSessions.get, id)).info
 
 
 @router.delete("/sessions/{id}")
-async def drop(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """Forgets a life."""
-    await _do(request, name, key, Sessions.drop, id)
+async def delete_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
+    """Deletes a session."""
+    await _call(request, name, key, AgentSessions.delete, id)
     return {"id": id, "deleted": True}
 
 
 @router.post("/sessions/{id}/act")
-async def act(request: Request, name: str, id: str, body: protocol.Seen, key: Caller) -> dict[str, Any]:
-    """What the agent does on an observation. The step is on the disk when this is answered."""
-    said = body.model_dump(include={"reward", "outcome", "terminated"}, exclude_none=True)
-    action, session = await _do(request, name, key, Sessions.act, id, body.observation, body.first, said)
-    return session.about | {"action": action}
+async def act(request: Request, name: str, id: str, body: ObservationRequest, key: Caller) -> dict[str, Any]:
+    """Returns the action of the agent on an observation. The step is on disk when the response is sent."""
+    feedback = body.model_dump(include={"reward", "outcome", "terminated"}, exclude_none=True)
+    arguments = (id, body.observation, body.first, feedback)
+    action, session = await _call(request, name, key, AgentSessions.act, *arguments)
+    return session.info | {"action": action}
 
 
 @router.post("/sessions/{id}/feedback")
-async def feedback(request: Request, name: str, id: str, body: protocol.Feedback, key: Caller) -> dict[str, Any]:
-    """What the last action led to; it is taken in with the next observation."""
-    said = body.model_dump(exclude_none=True)
-    return (await _do(request, name, key, Sessions.feedback, id, said)).about
+async def send_feedback(request: Request, name: str, id: str, body: FeedbackRequest, key: Caller) -> dict[str, Any]:
+    """Stores the consequences of the last action; they are applied with the next observation."""
+    feedback = body.model_dump(exclude_none=True)
+    return (await _call(request, name, key, AgentSessions.add_feedback, id, feedback)).info
 
 
-@router.get("/sessions/{id}/state", response_class=Response, responses={200: SAFETENSORS})
-async def export(request: Request, name: str, id: str, key: Caller) -> Response:
-    """A life as safetensors: activations and weights, with their digests."""
-    data = await _do(request, name, key, Sessions.export, id)
-    return Response(data, media_type="application/octet-stream")
+@router.get("/sessions/{id}/state", response_class=Response, responses=STATE_DOWNLOAD)
+async def export_session(request: Request, name: str, id: str, key: Caller) -> Response:
+    """Returns the activations and weights of a session as safetensors, with their digests."""
+    state = await _call(request, name, key, AgentSessions.export, id)
+    return Response(state, media_type="application/octet-stream")
 
 
-@router.put("/sessions/{id}/state", openapi_extra=FILE)
-async def restore(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """Makes this life what such a file says, if it belongs to these weights."""
-    data = await request.body()
-    with bringing_state():
-        return (await _do(request, name, key, Sessions.restore, id, data)).about
+@router.put("/sessions/{id}/state", openapi_extra=STATE_UPLOAD)
+async def restore_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
+    """Replaces the state of a session by an exported one of the same agent."""
+    state = await request.body()
+    with label_state_errors():
+        return (await _call(request, name, key, AgentSessions.restore, id, state)).info
 
 
 @router.post("/sessions/{id}/fork")
-async def fork(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """A second life that goes on from where this one is."""
-    return (await _do(request, name, key, Sessions.fork, id)).about
+async def fork_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
+    """Creates a second session that continues from the state of this one."""
+    return (await _call(request, name, key, AgentSessions.fork, id)).info

@@ -1,184 +1,199 @@
-"""What a key may see and do about its line of learning, and an admin about any."""
+"""Routes of online learning: a key's branch and examples; an admin key may change any branch."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
-from ontogeny.server.api import errors as faults
-from ontogeny.server.api import protocol
-from ontogeny.server.api.context import admin, caller, language, service, take
+from ontogeny.server.api import errors
+from ontogeny.server.api.context import (
+    STATE_DOWNLOAD,
+    STATE_UPLOAD,
+    AdminCaller,
+    Caller,
+    apply_rate_limits,
+    get_context,
+    get_language_model,
+)
 from ontogeny.server.api.errors import ApiError
-from ontogeny.server.deployments import LanguageDeployment
-from ontogeny.server.keys import Key
+from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
+from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.branches import BranchManager
 
-router = APIRouter(prefix="/v1/models/{model}", responses=faults.DOCUMENTED)
-Caller = Annotated[Key, Depends(caller)]
-Admin = Annotated[Key, Depends(admin)]
-SAFETENSORS = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-SHOWN = 20  # decisions
-FILE: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+router = APIRouter(prefix="/v1/models/{model}", responses=errors.RESPONSES)
+MAX_DECISIONS = 20  # in the description of a branch
+
+
+def learner_busy() -> ApiError:
+    """Creates the error of a full journal."""
+    return errors.too_many_requests("the update queue is full; retry later", 10, "learner_busy")
+
+
+def _get_branches(request: Request, model: str) -> BranchManager:
+    deployment = get_language_model(request, model)
+    if deployment.branches is None:
+        raise ApiError(409, f"'{deployment.name}' is frozen, so it does not learn", code="frozen")
+    return deployment.branches
+
+
+@router.get("/branch")
+def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
+    """Returns the mode of a model, the current version of this key's branch, and the last decisions of the learner."""
+    deployment = get_language_model(request, model)
+    branches = deployment.branches
+    description = {
+        "object": "branch",
+        "model": deployment.name,
+        "trained_digest": deployment.digest,
+        "is_admin": key.is_admin,
     }
-}
-
-
-def _lines(made: LanguageDeployment) -> BranchManager:
-    if made.lines is None:
-        raise ApiError(409, f"'{made.name}' is frozen: nothing is learned in it", code="frozen")
-    return made.lines
-
-
-@router.get("/line")
-def line(request: Request, model: str, key: Caller) -> dict[str, Any]:
-    """Whether this key's line is frozen or learning, how far its weights have moved, the last decisions of the gate."""
-    made = language(request, model)
-    common = {"object": "line", "model": made.name, "trained": made.digest, "admin": key.admin}
-    if made.lines is None:
-        still = {"case": "frozen", "learning": False, "version": 0, "distance": 0.0, "decisions": []}
-        return common | still
-    found = made.lines.open(key.id)
-    head = journal.version(made.lines.store, found.line, found.head)
-    decided = [d for d in journal.decisions(made.lines.store, made.name) if d.line == found.line][-SHOWN:]
-    return common | {
-        "case": "online",
-        "learning": not found.frozen,
-        "shared": made.lines.shared,
-        "version": head.number,
-        "digest": head.digest,
-        "distance": head.distance,
-        "held_out": head.held_out,
-        "held_out_trained": made.lines.learner.trained,
-        "bound": made.lines.settings.bound,
-        "pending": journal.pending(made.lines.store, found),
-        "decisions": [d._asdict() for d in reversed(decided)],
+    if branches is None:
+        frozen = {"mode": "frozen", "learning": False, "current_version": 0, "weight_distance": 0.0, "decisions": []}
+        return description | frozen
+    branch = branches.open(key.id)
+    current = journal.get_version(branches.store, branch.branch, branch.current_version)
+    decisions = journal.list_recent_decisions(branches.store, branch.branch, MAX_DECISIONS)
+    return description | {
+        "mode": "online",
+        "learning": not branch.frozen,
+        "shared": branches.shared,
+        "current_version": current.number,
+        "digest": current.digest,
+        "weight_distance": current.weight_distance,
+        "held_out_loss": current.held_out_loss,
+        "trained_held_out_loss": branches.learner.trained_loss,
+        "max_forgetting": branches.config.max_forgetting,
+        "num_pending": journal.num_pending(branches.store, branch),
+        "decisions": [decision._asdict() for decision in decisions],
     }
 
 
-@router.get("/line/versions")
-def versions(request: Request, model: str, key: Caller) -> dict[str, Any]:
-    """Every version of the weights: number, digest, what it learned from."""
-    lines = _lines(language(request, model))
-    found = journal.versions(lines.store, lines.open(key.id).line)
-    return {"object": "list", "data": [v._asdict() for v in found]}
+@router.get("/branch/versions")
+def list_versions(request: Request, model: str, key: Caller) -> dict[str, Any]:
+    """Lists the versions of this key's branch with their digests and examples."""
+    branches = _get_branches(request, model)
+    versions = journal.list_versions(branches.store, branches.open(key.id).branch)
+    return {"object": "list", "data": [version._asdict() for version in versions]}
 
 
-@router.get("/line/state", response_class=Response, responses={200: SAFETENSORS})
-async def export(request: Request, model: str, key: Caller) -> Response:
-    """This key's line as safetensors, with digest and version."""
-    lines = _lines(language(request, model))
-    take(request, key)
-    return Response(await asyncio.to_thread(lines.export, key.id), media_type="application/octet-stream")
+@router.get("/branch/state", response_class=Response, responses=STATE_DOWNLOAD)
+async def export_branch(request: Request, model: str, key: Caller) -> Response:
+    """Returns the current version of this key's branch as safetensors, with digest and version."""
+    branches = _get_branches(request, model)
+    apply_rate_limits(request, key)
+    return Response(await asyncio.to_thread(branches.export, key.id), media_type="application/octet-stream")
 
 
-@router.put("/line/state", openapi_extra=FILE)
-async def restore(request: Request, model: str, key: Caller) -> dict[str, Any]:
-    """Makes such a file this key's next version, if it belongs to these trained weights and passes the gate."""
-    lines = _lines(language(request, model))
-    take(request, key)
-    if lines.shared and not key.admin:
-        raise faults.forbidden("a line that is shared")
-    data = await request.body()
+@router.put("/branch/state", openapi_extra=STATE_UPLOAD)
+async def restore_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
+    """Makes an exported state the next version of this key's branch, if it passes the acceptance test."""
+    branches = _get_branches(request, model)
+    apply_rate_limits(request, key)
+    if branches.shared and not key.is_admin:
+        raise errors.forbidden("changing a shared branch")
+    state = await request.body()
     try:
-        made = await asyncio.to_thread(lines.restore, key.id, data, key.id)
+        version = await asyncio.to_thread(branches.restore, key.id, state, key.id)
     except BadInput as error:
-        raise faults.bad(str(error), code="state_refused") from None
-    return made._asdict()
+        raise errors.bad_request(str(error), code="state_rejected") from None
+    return version._asdict()
 
 
-@router.post("/line/fork")
-async def fork(request: Request, model: str, body: protocol.Fork, key: Admin) -> dict[str, Any]:
-    """Another key's line goes on from where this one's is; what it had learned is still among its versions."""
-    lines = _lines(language(request, model))
-    if lines.shared:
-        raise faults.bad(f"'{model}' has one line for all keys", "to")
-    if not any(found.id == body.to and found.revoked is None for found in keys.listed(lines.store)):
-        raise faults.absent(f"there is no key '{body.to}'", param="to")
-    owner = key.id if body.owner is None else body.owner
-    if all(found.owner != owner for found in journal.lines(lines.store, lines.deployment)):
-        raise faults.absent(f"'{model}' has no line of '{owner}'", param="owner")
-    take(request, key)
+@router.post("/branch/fork")
+async def fork_branch(request: Request, model: str, body: ForkRequest, key: AdminCaller) -> dict[str, Any]:
+    """Makes the current version of one key's branch the current version of another key's branch.
+
+    The earlier versions of the target branch stay available for a rollback.
+    """
+    branches = _get_branches(request, model)
+    if branches.shared:
+        raise errors.bad_request(f"'{model}' has one shared branch, so it cannot be forked", "target_key")
+    if not any(k.id == body.target_key and k.revoked_at is None for k in keys.list_keys(branches.store)):
+        raise errors.not_found(f"there is no key '{body.target_key}'", param="target_key")
+    owner_key = key.id if body.owner_key is None else body.owner_key
+    _find_branch(branches, owner_key)
+    apply_rate_limits(request, key)
     try:
-        return (await asyncio.to_thread(lines.fork, owner, body.to, key.id))._asdict()
+        return (await asyncio.to_thread(branches.fork, owner_key, body.target_key, key.id))._asdict()
     except BadInput as error:
-        raise faults.bad(str(error), "to") from None
+        raise errors.bad_request(str(error), "target_key") from None
 
 
-@router.post("/contributions")
-async def contribute(request: Request, model: str, body: protocol.Given, key: Caller) -> dict[str, Any]:
-    """Gives a text to be learned from; it is on the disk when this is answered."""
-    lines = _lines(language(request, model))
-    take(request, key)
+@router.post("/examples")
+async def add_example(request: Request, model: str, body: ExampleRequest, key: Caller) -> dict[str, Any]:
+    """Adds a text to learn from to this key's branch. The text is on disk when the response is sent."""
+    branches = _get_branches(request, model)
+    apply_rate_limits(request, key)
     try:
-        number = await asyncio.to_thread(lines.contribute, key.id, key.id, body.text)
+        number = await asyncio.to_thread(branches.add_example, key.id, key.id, body.text)
     except journal.JournalFull:
-        raise faults.too_many("so much waits to be learned that no more is taken", 10, "learner_busy") from None
+        raise learner_busy() from None
     if number is None:
-        raise ApiError(409, f"'{model}' is frozen for now", code="frozen")
-    return {"object": "contribution", "number": number}
+        raise ApiError(409, f"'{model}' is frozen at present", code="frozen")
+    return {"object": "example", "number": number}
 
 
-@router.get("/contributions")
-def contributions(request: Request, model: str, key: Caller) -> dict[str, Any]:
-    """What this key has given that was not erased."""
-    lines = _lines(language(request, model))
-    found = journal.contributions(lines.store, lines.open(key.id).line)
-    own = [c for c in found if c.key == key.id and c.erased is None]
-    return {"object": "list", "data": [c._asdict() for c in own]}
+@router.get("/examples")
+def list_examples(request: Request, model: str, key: Caller) -> dict[str, Any]:
+    """Lists the examples that this key has added and that are not erased."""
+    branches = _get_branches(request, model)
+    examples = journal.list_examples(branches.store, branches.open(key.id).branch)
+    own = [example for example in examples if example.key == key.id and example.erased_at is None]
+    return {"object": "list", "data": [example._asdict() for example in own]}
 
 
-@router.delete("/contributions/{number}")
-async def erase(request: Request, model: str, number: int, key: Caller) -> dict[str, Any]:
-    """Deletes a contribution, and learns the line again without it."""
-    made = language(request, model)
-    lines = _lines(made)
-    take(request, key)
-    found = journal.contribution(lines.store, number) if 0 < number < 2**63 else None
-    here = found is not None and found.line.rpartition("/")[0] == lines.deployment and found.erased is None
-    if found is None or not here or (found.key != key.id and not key.admin):
-        raise faults.absent(f"there is no contribution {number}")
+@router.delete("/examples/{number}")
+async def erase_example(request: Request, model: str, number: int, key: Caller) -> dict[str, Any]:
+    """Erases an example and every version that was learned from it; the learner replays the later examples."""
+    branches = _get_branches(request, model)
+    apply_rate_limits(request, key)
+    example = journal.find_example(branches.store, number) if 0 < number < MAX_INTEGER else None
+    is_here = example is not None and example.branch.rpartition("/")[0] == branches.deployment
+    if example is None or not is_here or example.erased_at is not None or (example.key != key.id and not key.is_admin):
+        raise errors.not_found(f"there is no example {number}")
+    deployment = get_language_model(request, model)
     try:
-        await asyncio.to_thread(made.erase, found, key.id)
-        request.app.state.recent.forget(found.key, made.name)
+        await asyncio.to_thread(deployment.erase_example, example, key.id)
     except BadInput as error:
-        raise faults.absent(str(error)) from None
-    return {"object": "contribution", "number": number, "erased": True}
+        raise errors.not_found(str(error)) from None
+    get_context(request).last_prompts.forget(example.key, deployment.name)
+    return {"object": "example", "number": number, "erased": True}
 
 
 @router.post("/rollback")
-def rollback(request: Request, model: str, body: protocol.GoBack, key: Admin) -> dict[str, Any]:
-    """Makes an earlier version live; 0 is the trained weights."""
-    lines = _lines(language(request, model))
-    found = next(
-        (n for n in journal.lines(lines.store, lines.deployment) if n.owner == body.owner), None
-    ) if body.owner else lines.open(key.id)  # fmt: skip
-    if found is None:
-        raise faults.absent(f"'{model}' has no line of '{body.owner}'", param="owner")
+def roll_back(request: Request, model: str, body: RollbackRequest, key: AdminCaller) -> dict[str, Any]:
+    """Makes an earlier version of a branch current; 0 is the trained weights."""
+    branches = _get_branches(request, model)
+    branch = _find_branch(branches, body.owner_key) if body.owner_key else branches.open(key.id)
     try:
-        return journal.rollback(lines.store, found.line, body.version, key.id)._asdict()
+        return journal.rollback(branches.store, branch.branch, body.version, key.id)._asdict()
     except BadInput as error:
-        raise faults.bad(str(error), "version") from None
+        raise errors.bad_request(str(error), "version") from None
 
 
 @router.post("/freeze")
-def freeze(request: Request, model: str, key: Admin) -> dict[str, Any]:
-    """Stops learning in all lines."""
-    return _freeze(request, model, key, True)
+def freeze(request: Request, model: str, key: AdminCaller) -> dict[str, Any]:
+    """Stops learning in all branches of a model."""
+    return _set_frozen(request, model, key, True)
 
 
-@router.post("/thaw")
-def thaw(request: Request, model: str, key: Admin) -> dict[str, Any]:
-    """Lets all lines learn again."""
-    return _freeze(request, model, key, False)
+@router.post("/unfreeze")
+def unfreeze(request: Request, model: str, key: AdminCaller) -> dict[str, Any]:
+    """Resumes learning in all branches of a model."""
+    return _set_frozen(request, model, key, False)
 
 
-def _freeze(request: Request, model: str, key: Key, frozen: bool) -> dict[str, Any]:
-    lines = _lines(language(request, model))
-    journal.freeze(service(request).store, lines.deployment, frozen, key.id)
+def _set_frozen(request: Request, model: str, key: ApiKey, frozen: bool) -> dict[str, Any]:
+    branches = _get_branches(request, model)
+    journal.set_frozen(branches.store, branches.deployment, frozen, key.id)
     return {"model": model, "learning": not frozen}
+
+
+def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:
+    for branch in journal.list_branches(branches.store, branches.deployment):
+        if branch.owner_key == owner_key:
+            return branch
+    raise errors.not_found(f"'{branches.deployment}' has no branch of key '{owner_key}'", param="owner_key")

@@ -1,4 +1,4 @@
-"""The part of the OpenAI API that a language model answers: models, completions, chat completions."""
+"""Routes of the OpenAI API: models, completions and chat completions."""
 
 import asyncio
 import json
@@ -6,238 +6,270 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
-from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import SamplingParams
+from ontogeny.engine.requests import GenerationRequest
 from ontogeny.lm.tokenizer import decode
-from ontogeny.server.api import errors as faults
-from ontogeny.server.api import protocol
-from ontogeny.server.api.context import caller, deployment, language, service, take
+from ontogeny.server.api import errors, protocol
+from ontogeny.server.api.branches import learner_busy
+from ontogeny.server.api.context import (
+    Caller,
+    apply_rate_limits,
+    get_context,
+    get_deployment,
+    get_language_model,
+)
 from ontogeny.server.api.errors import ApiError
-from ontogeny.server.api.protocol import ChatRequest, CompletionRequest, Generation
+from ontogeny.server.api.protocol import ChatRequest, CompletionRequest, CompletionFields
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat
-from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, pieces
+from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, stream_outputs
 from ontogeny.server.api.tokenizer import prompt_tokens
-from ontogeny.server.deployments import LanguageDeployment, about
-from ontogeny.server.keys import Key
+from ontogeny.server.deployments import Deployment, LanguageDeployment, ServedWeights, describe
+from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.journal import JournalFull
 
-router = APIRouter(responses=faults.DOCUMENTED)
-Caller = Annotated[Key, Depends(caller)]
-STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answer, or its pieces"}
+router = APIRouter(responses=errors.RESPONSES)
+DEFAULT_MAX_TOKENS, DEFAULT_CHAT_MAX_TOKENS = 16, 128
+STREAM = {
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "description": "The response, or a stream of its parts.",
+}
+
+
+class PromptBatch(NamedTuple):
+    """What a request asks the engine to generate."""
+
+    prompts: Sequence[list[int]]
+    max_tokens: int  # per choice
+    num_alternatives: int | None  # None: no log-probabilities
+    echo: bool = False  # whether the prompts are scored too
+    training_text: str = ""  # learned by an online deployment
 
 
 @router.get("/v1/models")
-def models(request: Request, key: Caller) -> dict[str, Any]:
-    """All deployments, with their case: frozen, or online."""
-    found = service(request).deployments.by_name
-    return {"object": "list", "data": [_model(name, made) for name, made in found.items()]}
+def list_models(request: Request, key: Caller) -> dict[str, Any]:
+    """Lists all deployments with their mode, frozen or online."""
+    by_name = get_context(request).deployments.by_name
+    return {"object": "list", "data": [_describe(name, deployment) for name, deployment in by_name.items()]}
 
 
 @router.get("/v1/models/{model}")
-def model(request: Request, model: str, key: Caller) -> dict[str, Any]:
-    """One deployment."""
-    return _model(model, deployment(request, model))
-
-
-def _model(name: str, made: Any) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": made.created, "owned_by": "ontogeny", "ontogeny": about(made)}
+def show_model(request: Request, model: str, key: Caller) -> dict[str, Any]:
+    """Describes one deployment."""
+    return _describe(model, get_deployment(request, model))
 
 
 @router.post("/v1/completions", responses={200: STREAM})
-async def completions(request: Request, body: CompletionRequest, key: Caller) -> Any:
-    """Continues each prompt; with `echo` and `logprobs` it scores them."""
-    made = language(request, body.model)
-    most = 16 if body.max_tokens is None else body.max_tokens
-    prompts = body.prompts
+async def complete(request: Request, body: CompletionRequest, key: Caller) -> Any:
+    """Continues each prompt; with `echo` and `logprobs` the prompts are scored too."""
+    deployment, prompts, n = get_language_model(request, body.model), body.prompts, body.n or 1
     if not prompts:
-        raise faults.bad("there is no prompt", "prompt")
-    n = body.n or 1
-    if n * len(prompts) > protocol.MOST_PROMPTS:
-        raise faults.bad(f"{n * len(prompts)} answers are more than {protocol.MOST_PROMPTS}", "n")
-    tokens = [await prompt_tokens(made, prompt) for prompt in prompts]
-    learns = body.learn is not False and not body.echo and len(prompts) == 1
-    text = prompts[0] if isinstance(prompts[0], str) else decode(made.model.tokenizer, prompts[0])
-    asked = await _asked(request, made, key, body, tokens, most, body.logprobs, bool(body.echo), text if learns else "")
-    echoed = [p if isinstance(p, str) else decode(made.model.tokenizer, p) for p in prompts] if body.echo else []
-    asked = asked._replace(prompts=[text for text in echoed for _ in range(n)], id=f"cmpl-{asked.id}")
-    form = CompletionFormat(asked, body.logprobs)
-    return await _answer(request, asked, form, body)
+        raise errors.bad_request("the list of prompts is empty", "prompt")
+    if n * len(prompts) > protocol.MAX_PROMPTS:
+        message = f"the request has {n * len(prompts)} choices; the maximum is {protocol.MAX_PROMPTS}"
+        raise errors.bad_request(message, "n")
+    tokenizer = deployment.model.tokenizer
+    tokens = [await prompt_tokens(deployment, prompt) for prompt in prompts]
+    is_learned = body.learn is not False and not body.echo and len(prompts) == 1
+    texts = [p if isinstance(p, str) else decode(tokenizer, p) for p in prompts] if body.echo or is_learned else []
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    batch = PromptBatch(tokens, max_tokens, body.logprobs, bool(body.echo), texts[0] if is_learned else "")
+    prepared = await _prepare(request, deployment, key, body, batch)
+    echoed = [text for text in texts for _ in range(n)] if body.echo else []
+    prepared = prepared._replace(echoed_prompts=echoed, id=f"cmpl-{prepared.id}")
+    return await _respond(request, CompletionFormat(prepared, body.logprobs), body)
 
 
 @router.post("/v1/chat/completions", responses={200: STREAM})
-async def chat_completions(request: Request, body: ChatRequest, key: Caller) -> Any:
-    """Continues a conversation, which a plain template makes one text."""
-    made = language(request, body.model)
-    most = next((m for m in (body.max_completion_tokens, body.max_tokens) if m is not None), 128)
-    tokens = await prompt_tokens(made, protocol.chat_prompt(body.messages))
-    alternatives = (body.top_logprobs or 0) if body.logprobs else None
-    learns = "\n\n".join(message.text for message in body.messages if message.role == "user")
-    learns = "" if body.learn is False else learns
-    copies = [tokens]
-    asked = await _asked(request, made, key, body, copies, most, alternatives, False, learns)
-    asked = asked._replace(id=f"chatcmpl-{asked.id}")
-    return await _answer(request, asked, ChatFormat(asked, body.logprobs), body, protocol.CHAT_STOPS)
+async def complete_chat(request: Request, body: ChatRequest, key: Caller) -> Any:
+    """Continues a conversation, which a plain template converts to one text."""
+    deployment = get_language_model(request, body.model)
+    limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
+    max_tokens = next(limit for limit in limits if limit is not None)
+    tokens = await prompt_tokens(deployment, protocol.chat_prompt(body.messages))
+    num_alternatives = (body.top_logprobs or 0) if body.logprobs else None
+    training_text = "\n\n".join(message.text for message in body.messages if message.role == "user")
+    if body.learn is False:
+        training_text = ""
+    batch = PromptBatch([tokens], max_tokens, num_alternatives, training_text=training_text)
+    prepared = await _prepare(request, deployment, key, body, batch)
+    prepared = prepared._replace(id=f"chatcmpl-{prepared.id}")
+    return await _respond(request, ChatFormat(prepared, bool(body.logprobs)), body, protocol.CHAT_STOPS)
 
 
-async def _asked(
-    request: Request,
-    made: LanguageDeployment,
-    key: Key,
-    body: Generation,
-    prompts: Sequence[list[int]],
-    most: int,
-    alternatives: int | None,
-    echo: bool,
-    learns: str,
+def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
+    description = {"id": name, "object": "model", "created": deployment.created_at, "owned_by": "ontogeny"}
+    return description | {"ontogeny": describe(deployment)}
+
+
+async def _prepare(
+    request: Request, deployment: LanguageDeployment, key: ApiKey, body: CompletionFields, batch: PromptBatch
 ) -> PreparedRequest:
-    started, n = time.monotonic(), body.n or 1
-    for prompt in prompts:
-        if echo and len(prompt) > made.engine.max_sequence_length:
-            raise faults.bad(
-                f"{len(prompt)} tokens to score are more than the model's context of {made.engine.max_sequence_length}",
-                "prompt",
-                "context_length_exceeded",
-            )
-    read = sum(map(len, prompts))
-    take(request, key, read + most * n * len(prompts))
-    answering = await asyncio.to_thread(made.answering, key.id) if made.online else made.answering(key.id)
-    contribution = await _contributed(request, made, key, learns) if learns.strip() else None
-    seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed % protocol.SEEDS
+    """Applies the limits, writes the training example, and creates one sequence per choice."""
+    started_at, n, max_length = time.monotonic(), body.n or 1, deployment.engine.max_sequence_length
+    for prompt in batch.prompts:
+        if batch.echo and len(prompt) > max_length:
+            message = f"the prompt has {len(prompt)} tokens; only {max_length} fit in the context window for scoring"
+            raise errors.bad_request(message, "prompt", "context_length_exceeded")
+    num_prompt_tokens = sum(map(len, batch.prompts))
+    apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * n * len(batch.prompts))
+    if deployment.online:
+        served = await asyncio.to_thread(deployment.served_weights, key.id)
+    else:
+        served = deployment.served_weights(key.id)
+    example = await _add_example(request, deployment, key, batch.training_text)
+    sequences = _build_sequences(deployment, key, body, batch, served, started_at + get_context(request).time_limit)
+    return PreparedRequest(
+        deployment, served, key, sequences, num_prompt_tokens, [], example, started_at, uuid.uuid4().hex,
+        int(time.time()),
+    )  # fmt: skip
+
+
+def _build_sequences(
+    deployment: LanguageDeployment,
+    key: ApiKey,
+    body: CompletionFields,
+    batch: PromptBatch,
+    served: ServedWeights,
+    deadline: float,
+) -> list[GenerationRequest]:
+    seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed % protocol.NUM_SEEDS
     temperature = 1.0 if body.temperature is None else body.temperature
-    questions = [
+    return [
         GenerationRequest(
-            answering.weights,
+            served.weights,
             tuple(prompt),
-            most,
-            SamplingParams(temperature, body.top_p or 1.0, (seed + choice) % protocol.SEEDS),
-            made.model.tokenizer.end,
-            alternatives,
-            echo,
-            started + service(request).time_limit,
-            (key.id, answering.digest),
+            batch.max_tokens,
+            SamplingParams(temperature, body.top_p or 1.0, (seed + choice) % protocol.NUM_SEEDS),
+            deployment.model.tokenizer.end,
+            batch.num_alternatives,
+            batch.echo,
+            deadline,
+            (key.id, served.digest),
         )
-        for prompt in prompts
-        for choice in range(n)
+        for prompt in batch.prompts
+        for choice in range(body.n or 1)
     ]
-    now = int(time.time())
-    return PreparedRequest(made, answering, key, questions, read, [], contribution, started, uuid.uuid4().hex, now)
 
 
-async def _contributed(request: Request, made: LanguageDeployment, key: Key, text: str) -> int | None:
-    """Journals what is new in a prompt; its number when it is on the disk."""
-    if made.lines is None:
+async def _add_example(request: Request, deployment: LanguageDeployment, key: ApiKey, text: str) -> int | None:
+    """Writes the new part of a prompt to the journal; returns its number once it is on disk."""
+    if deployment.branches is None or not text.strip():
         return None
-    recent = request.app.state.recent
-    new, before = recent.new_part(key.id, made.name, text)
-    if not new.strip():
+    last_prompts = get_context(request).last_prompts
+    new_part, previous = last_prompts.replace(key.id, deployment.name, text)
+    if not new_part.strip():
         return None
     try:
-        return await asyncio.to_thread(made.lines.contribute, key.id, key.id, new)
+        return await asyncio.to_thread(deployment.branches.add_example, key.id, key.id, new_part)
     except JournalFull:
-        recent.put_back(key.id, made.name, text, before)
-        raise faults.too_many("so much waits to be learned that no more is taken", 10, "learner_busy") from None
+        last_prompts.undo(key.id, deployment.name, text, previous)
+        raise learner_busy() from None
 
 
-async def _answer(
-    request: Request, asked: PreparedRequest, form: ResponseFormat, body: Generation, stops: Sequence[str] = ()
+async def _respond(
+    request: Request, form: ResponseFormat, body: CompletionFields, stops: Sequence[str] = ()
 ) -> Any:
-    made, all_stops = asked.deployment, [*body.stops, *stops]
-    found = pieces(request, made.engine, made.model.tokenizer, asked.questions, all_stops)
-    counted = _Counted(request, asked)
+    """Generates the sequences of a request and returns the whole response or a stream."""
+    prepared, engine = form.prepared, form.prepared.deployment.engine
+    outputs = stream_outputs(request, engine, form.tokenizer, prepared.sequences, [*body.stops, *stops])
+    counter = _UsageCounter(request, prepared)
     if body.stream:
         try:
-            first = await anext(found)  # what goes wrong until here is answered with a status of its own
-            if first.reason == "time":
-                raise _late()
+            first = await anext(outputs)  # an error before the first output has a status of its own
+            if first.end_reason == "time":
+                raise errors.timed_out()
         except BaseException as error:
-            await found.aclose()
-            counted.close()
+            await outputs.aclose()
+            counter.close()
             if isinstance(error, ClientDisconnected):
-                raise _gone() from None
+                raise _disconnected() from None
             raise
-        return EventSourceResponse(_events(first, found, form, counted, body.tells_usage))
+        return EventSourceResponse(_events(first, outputs, form, counter, body.includes_usage))
     try:
-        async for piece in found:
-            if piece.reason == "time" and not counted.completion:
-                raise _late()
-            counted.see(piece)
-            form.see(piece)
+        async for output in outputs:
+            if output.end_reason == "time" and not counter.completion_tokens:
+                raise errors.timed_out()
+            counter.add(output)
+            form.add(output)
     except ClientDisconnected:
-        raise _gone() from None
+        raise _disconnected() from None
     finally:
-        await found.aclose()
-        counted.close()
-    return form.whole() | {"usage": counted.usage}
+        await outputs.aclose()
+        counter.close()
+    return form.response() | {"usage": counter.usage}
 
 
-def _gone() -> ApiError:
-    return ApiError(499, "nobody is there any more", code="client_gone")  # nobody will read it
-
-
-def _late() -> ApiError:
-    return faults.unavailable("there was no time to answer; try again", "time_limit")
+def _disconnected() -> ApiError:
+    return ApiError(499, "the client closed the connection", code="client_disconnected")  # only the log shows it
 
 
 async def _events(
-    first: OutputDelta, found: AsyncGenerator[OutputDelta], form: ResponseFormat, counted: "_Counted", tells_usage: bool
+    first: OutputDelta,
+    outputs: AsyncGenerator[OutputDelta],
+    form: ResponseFormat,
+    counter: "_UsageCounter",
+    includes_usage: bool,
 ) -> AsyncIterator[bytes]:
-    usage: dict[str, Any] = {"usage": None} if tells_usage else {}  # all parts have the field where one has it
+    """The parts of a stream as server-sent events."""
+    usage: dict[str, Any] = {"usage": None} if includes_usage else {}  # a stream with usage has the field in every part
 
     def event(content: dict[str, Any]) -> bytes:
         return format_sse_event(data_str=json.dumps(content, ensure_ascii=False))
 
     try:
-        for opening in form.openings():
-            yield event(opening | usage)
-        counted.see(first)
-        for part in form.parts(first):
-            yield event(part | usage)
-        async for piece in found:
-            counted.see(piece)
-            for part in form.parts(piece):
-                yield event(part | usage)
-        if tells_usage:
-            yield event(form.head() | {"choices": [], "usage": counted.usage})
+        for chunk in form.first_chunks():
+            yield event(chunk | usage)
+        counter.add(first)
+        for chunk in form.chunks(first):
+            yield event(chunk | usage)
+        async for output in outputs:
+            counter.add(output)
+            for chunk in form.chunks(output):
+                yield event(chunk | usage)
+        if includes_usage:
+            yield event(form.header() | {"choices": [], "usage": counter.usage})
         yield format_sse_event(data_str="[DONE]")
     except ClientDisconnected:
         return
-    except ApiError as fault:
-        yield event(faults.body(fault.status_code, str(fault.detail), fault.code))
+    except ApiError as error:
+        yield event(errors.error_body(error.status_code, str(error.detail), error.code))
     finally:
-        await found.aclose()
-        counted.close()
+        await outputs.aclose()
+        counter.close()
 
 
-class _Counted:
-    """Usage of one request, on record when it ends however it ends."""
+class _UsageCounter:
+    """Counts the tokens of one request; `close` records them, however the request ends."""
 
-    def __init__(self, request: Request, asked: PreparedRequest) -> None:
-        self._service, self._asked = service(request), asked
-        self.completion = 0
-        self._closed = False
+    def __init__(self, request: Request, prepared: PreparedRequest) -> None:
+        self._context, self._prepared = get_context(request), prepared
+        self.completion_tokens = 0
+        self._is_closed = False
 
-    def see(self, piece: OutputDelta) -> None:
-        if piece.token is not None:
-            if not self.completion:
-                waited = time.monotonic() - self._asked.started
-                self._service.meter.first_token(self._asked.deployment.name, waited)
-            self.completion += 1
+    def add(self, output: OutputDelta) -> None:
+        if output.token is not None:
+            if not self.completion_tokens:
+                seconds = time.monotonic() - self._prepared.started_at
+                self._context.meter.observe_first_token(self._prepared.deployment.name, seconds)
+            self.completion_tokens += 1
 
     @property
     def usage(self) -> dict[str, int]:
-        prompt = self._asked.prompt_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": self.completion, "total_tokens": prompt + self.completion}
+        prompt, completion = self._prepared.prompt_tokens, self.completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def close(self) -> None:
-        if self._closed:
+        if self._is_closed:
             return
-        self._closed = True
-        asked = self._asked
-        self._service.meter.count(asked.key, asked.deployment.name, asked.prompt_tokens, self.completion)
-        most = sum(question.most for question in asked.questions)
-        self._service.limits.give_back(asked.key, max(0, most - self.completion))
+        self._is_closed = True
+        prepared, completion_tokens = self._prepared, self.completion_tokens
+        self._context.meter.count(
+            prepared.key, prepared.deployment.name, prepared.prompt_tokens, completion_tokens
+        )
+        max_tokens = sum(sequence.max_tokens for sequence in prepared.sequences)
+        self._context.rate_limits.release_tokens(prepared.key, max(0, max_tokens - completion_tokens))

@@ -1,155 +1,177 @@
-"""What every route needs: who asks, which deployment is meant, how much of it is allowed."""
+"""What every route needs: the key of the caller, the requested deployment, and the limits of the key."""
 
 import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
-from ontogeny.server.api import errors as faults
+from ontogeny.server.api import errors
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
-from ontogeny.server.keys import LOCAL, Key
+from ontogeny.server.keys import LOCAL, ApiKey
 from ontogeny.server.rate_limits import RateLimits
-from ontogeny.server.sessions.store import NoSession
+from ontogeny.server.sessions.store import SessionNotFound
 from ontogeny.server.store import Store
 from ontogeny.server.usage import UsageMeter
 
+STATE_FILE: dict[str, Any] = {
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+}
+STATE_UPLOAD: dict[str, Any] = {"requestBody": {"required": True, **STATE_FILE}}  # for OpenAPI
+STATE_DOWNLOAD: dict[int | str, dict[str, Any]] = {200: STATE_FILE | {"description": "The state as safetensors."}}
+
 
 class ServerContext(NamedTuple):
+    """The parts of a server that routes use."""
+
     deployments: Deployments
     store: Store
-    limits: RateLimits
+    rate_limits: RateLimits
     meter: UsageMeter
-    time_limit: float  # seconds that a request may take
+    last_prompts: "LastPrompts"
+    time_limit: float  # seconds per request
 
 
-def service(request: Request) -> ServerContext:
-    return request.app.state.service
+def get_context(request: Request) -> ServerContext:
+    """Returns the context of the server that received a request."""
+    return request.app.state.context
 
 
-def caller(request: Request) -> Key:
-    """Whose request this is; 401 for no key, a wrong one and a revoked one. Without any keys all come from here."""
-    store = service(request).store
-    kind, _, text = request.headers.get("authorization", "").partition(" ")
-    text = text.strip() if kind.lower() == "bearer" else ""
-    if not keys.any_there(store):
+def authenticate(request: Request) -> ApiKey:
+    """Returns the key of a request; the local key as long as no key exists. Raises a 401 error for an invalid key."""
+    store = get_context(request).store
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    text = text.strip() if scheme.lower() == "bearer" else ""
+    if not keys.has_keys(store):
         return LOCAL
     if not text:
-        raise faults.unauthorized("no key was given: send it as 'Authorization: Bearer KEY'")
-    found = keys.authenticate(store, text)
-    if found is None:
-        raise faults.unauthorized("this key is wrong or was revoked")
-    return found
-
-
-def admin(request: Request) -> Key:
-    key = caller(request)
-    if not key.admin:
-        raise faults.forbidden("this")
+        raise errors.unauthorized("the request has no key; send it as 'Authorization: Bearer KEY'")
+    key = keys.authenticate(store, text)
+    if key is None:
+        raise errors.unauthorized("the key is wrong or was revoked")
     return key
 
 
-def deployment(request: Request, name: str | None) -> Deployment:
-    """The deployment of that name, or the only one, if it can answer."""
-    found = service(request).deployments
-    if name is None and len(found.by_name) == 1:
-        name = next(iter(found.by_name))
-    known = ", ".join(found.by_name)
+def authenticate_admin(request: Request) -> ApiKey:
+    """Returns the key of a request; raises a 403 error if it is not an admin key."""
+    key = authenticate(request)
+    if not key.is_admin:
+        raise errors.forbidden("this route")
+    return key
+
+
+Caller = Annotated[ApiKey, Depends(authenticate)]
+AdminCaller = Annotated[ApiKey, Depends(authenticate_admin)]
+
+
+def get_deployment(request: Request, name: str | None) -> Deployment:
+    """Returns the deployment of this name, or the only one if `name` is None.
+
+    Raises:
+        ApiError: There is no such deployment, or it cannot answer now.
+    """
+    by_name = get_context(request).deployments.by_name
+    if name is None and len(by_name) == 1:
+        name = next(iter(by_name))
+    names = ", ".join(by_name)
     if name is None:
-        raise faults.bad(f"name a model; there are: {known}", "model")
-    if name not in found.by_name:
-        raise faults.absent(f"there is no model '{name}'; there are: {known}", "model_not_found", "model")
-    ready(request)
-    made = found.by_name[name]
-    if made.failure is not None:
-        raise faults.unavailable(made.failure)
-    return made
+        raise errors.bad_request(f"the request must name a model; available: {names}", "model")
+    if name not in by_name:
+        raise errors.not_found(f"there is no model '{name}'; available: {names}", "model_not_found", "model")
+    check_ready(request)
+    deployment = by_name[name]
+    if deployment.failure is not None:
+        raise errors.unavailable(deployment.failure)
+    return deployment
 
 
-def ready(request: Request) -> None:
-    found = service(request).deployments
-    if found.failed is not None:
-        raise faults.unavailable("the server has failed; its log says how")
-    if not found.ready.is_set():
-        raise faults.unavailable("the models are still being made ready", "not_ready")
+def check_ready(request: Request) -> None:
+    """Raises a 503 error while the server starts or after it has failed."""
+    deployments = get_context(request).deployments
+    if deployments.error is not None:
+        raise errors.unavailable(errors.INTERNAL_ERROR)
+    if not deployments.ready.is_set():
+        raise errors.unavailable("the server is still starting", "not_ready")
 
 
-def language(request: Request, name: str | None) -> LanguageDeployment:
-    found = deployment(request, name)
-    if not isinstance(found, LanguageDeployment):
-        raise faults.bad(f"'{found.name}' is an agent: it has sessions, not completions", "model")
-    return found
+def get_language_model(request: Request, name: str | None) -> LanguageDeployment:
+    """Returns a language model like `get_deployment`; an agent is a 400 error."""
+    deployment = get_deployment(request, name)
+    if not isinstance(deployment, LanguageDeployment):
+        raise errors.bad_request(f"'{deployment.name}' is an agent; it has sessions, not completions", "model")
+    return deployment
 
 
-def agent(request: Request, name: str) -> AgentDeployment:
-    found = deployment(request, name)
-    if not isinstance(found, AgentDeployment):
-        raise faults.bad(f"'{found.name}' is a language model: it has completions, not sessions", "name")
-    return found
+def get_agent(request: Request, name: str) -> AgentDeployment:
+    """Returns an agent like `get_deployment`; a language model is a 400 error."""
+    deployment = get_deployment(request, name)
+    if not isinstance(deployment, AgentDeployment):
+        raise errors.bad_request(f"'{deployment.name}' is a language model, not an agent", "name")
+    return deployment
 
 
-def take(request: Request, key: Key, tokens: int = 0) -> None:
-    """Counts a request against the limits of its key; 429 beyond them."""
-    wait = service(request).limits.take(key, tokens)
-    if wait > 0:
-        raise faults.too_many("this key has used what it is allowed per minute", wait)
+def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> None:
+    """Counts a request against the limits of its key; raises a 429 error beyond them."""
+    seconds = get_context(request).rate_limits.acquire(key, num_tokens)
+    if seconds > 0:
+        raise errors.too_many_requests("the key has used its allowance per minute; retry later", seconds)
 
 
-async def done(request: Request, work: Future[Any]) -> Any:
-    """What comes of work on a session, which goes on on a thread of its own; what goes wrong becomes an answer."""
+async def wait_for_session(request: Request, future: Future[Any]) -> Any:
+    """Returns the result of a call on a session; raises its errors as `ApiError`."""
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(work), service(request).time_limit)
-    except NoSession as error:
-        raise faults.absent(f"there is no session '{error}'") from None
+        return await asyncio.wait_for(asyncio.wrap_future(future), get_context(request).time_limit)
+    except SessionNotFound as error:
+        raise errors.not_found(f"there is no session '{error}'") from None
     except BadInput as error:
-        raise faults.bad(str(error)) from None
+        raise errors.bad_request(str(error)) from None
     except TimeoutError:
-        raise faults.unavailable("there was no time to answer; try again", "time_limit") from None
+        raise errors.timed_out() from None
 
 
 @contextlib.contextmanager
-def bringing_state() -> Iterator[None]:
-    """A state that is brought back and does not belong here is refused by a code of its own."""
+def label_state_errors() -> Iterator[None]:
+    """Gives 400 errors of an uploaded state the code `state_rejected`."""
     try:
         yield
-    except ApiError as fault:
-        if fault.status_code == 400:
-            fault.code = "state_refused"
+    except ApiError as error:
+        if error.status_code == 400:
+            error.code = "state_rejected"
         raise
 
 
 class LastPrompts:
-    """What each key's last prompt was, so that of a story that grows only what is new is learned from."""
+    """The last prompt of each key and deployment, so that a growing text is learned without repetition."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[str, str], str] = {}
+        self._prompts: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
 
-    def new_part(self, key: str, deployment: str, text: str) -> tuple[str, str]:
-        """What is new in a prompt, which is the last one from now on; and the one before, for `put_back`."""
+    def replace(self, key: str, deployment: str, prompt: str) -> tuple[str, str]:
+        """Stores a prompt; returns the part after the common prefix with the previous one, and the previous one."""
         with self._lock:
-            before = self._last.get((key, deployment), "")
-            self._last[key, deployment] = text
-        same = 0
-        for one, other in zip(before, text, strict=False):
-            if one != other:
+            previous = self._prompts.get((key, deployment), "")
+            self._prompts[key, deployment] = prompt
+        length = 0
+        for old, new in zip(previous, prompt, strict=False):
+            if old != new:
                 break
-            same += 1
-        return text[same:], before
+            length += 1
+        return prompt[length:], previous
 
     def forget(self, key: str, deployment: str) -> None:
-        """What was erased is new if it comes again."""
+        """Removes the prompt of a key; an erased example counts as new if it is sent again."""
         with self._lock:
-            self._last.pop((key, deployment), None)
+            self._prompts.pop((key, deployment), None)
 
-    def put_back(self, key: str, deployment: str, text: str, before: str) -> None:
-        """What was new could not be taken: it is new again when it comes again."""
+    def undo(self, key: str, deployment: str, prompt: str, previous: str) -> None:
+        """Reverses `replace` for a prompt that was not accepted for learning."""
         with self._lock:
-            if self._last.get((key, deployment)) == text:
-                self._last[key, deployment] = before
+            if self._prompts.get((key, deployment)) == prompt:
+                self._prompts[key, deployment] = previous

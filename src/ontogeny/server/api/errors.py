@@ -1,14 +1,30 @@
-"""What goes wrong, in the form that clients of the OpenAI API expect."""
+"""Errors in the form that clients of the OpenAI API expect."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as RoutingError
+
+from ontogeny.renamed import renamed_hint
+
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+UNAVAILABLE_RETRY_AFTER = "5"  # seconds
+INTERNAL_ERROR = "the server failed; see its log"
 
 
 class ApiError(HTTPException):
-    """An answer that is an error; `headers` go with it."""
+    """An error response.
+
+    Args:
+        status: The HTTP status.
+        message: One sentence for the person who reads the response.
+        code: A short name of the error for programs.
+        param: The field of the request that caused the error.
+        headers: Headers of the response.
+    """
 
     def __init__(
         self,
@@ -23,73 +39,123 @@ class ApiError(HTTPException):
         self.code, self.param = code, param
 
     @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the response."""
+        return error_body(self.status_code, self.detail, self.code, self.param)
+
+    @property
     def response(self) -> JSONResponse:
-        return JSONResponse(body(self.status_code, self.detail, self.code, self.param), self.status_code, self.headers)
+        """The whole response."""
+        return JSONResponse(self.body, self.status_code, self.headers)
 
 
-KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """Returns the JSON body of an error response; see `ApiError` for the arguments."""
+    type_ = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
-def body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def unauthorized(message: str) -> ApiError:
+    """Creates the error of a missing, wrong or revoked key."""
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-def told(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Which field cannot be used, and why, of what pydantic found, which tries every form that a field may have.
-
-    Where one form is the right one but for something in it, that is told; else that it has none of them.
-    """
-    tried = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
-    near = [error for error in tried if not error["type"].endswith("_type")] or tried
-    best = max(near, key=lambda error: len(error["loc"]))
-    message = best["msg"].removeprefix("Value error, ")
-    if best["type"].endswith("_type") and len(tried) > 1:
-        best, message = {"loc": best["loc"][:2]}, "is in none of the forms that it may have"
-    return ".".join(str(part) for part in best["loc"][1:] if isinstance(part, str) and part.isidentifier()), message
+def forbidden(action: str) -> ApiError:
+    """Creates the error of a key that may not perform an action; `action` is the subject of the sentence."""
+    return ApiError(403, f"{action} needs an admin key", code="insufficient_permissions")
 
 
-def unauthorized(why: str) -> ApiError:
-    return ApiError(401, why, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-
-
-def forbidden(what: str) -> ApiError:
-    return ApiError(403, f"{what} takes an admin key", code="insufficient_permissions")
-
-
-def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """Creates the error of a request that cannot be processed."""
     return ApiError(400, message, code=code, param=param)
 
 
-def absent(what: str, code: str = "not_found", param: str | None = None) -> ApiError:
-    return ApiError(404, what, code=code, param=param)
+def not_found(message: str, code: str = "not_found", param: str | None = None) -> ApiError:
+    """Creates the error of an absent model, session, branch or example."""
+    return ApiError(404, message, code=code, param=param)
 
 
-def too_many(message: str, seconds: float, code: str = "rate_limit_exceeded") -> ApiError:
-    """429; `seconds` until it is worth trying again."""
+def too_many_requests(message: str, seconds: float, code: str = "rate_limit_exceeded") -> ApiError:
+    """Creates the error of a full queue or an exceeded limit; `seconds` is the time until a retry may succeed."""
     return ApiError(429, message, code=code, headers={"Retry-After": str(max(1, round(seconds + 0.5)))})
 
 
+def queue_full(seconds: float) -> ApiError:
+    """Creates the error of a full queue; see `too_many_requests`."""
+    return too_many_requests("the queue is full; retry later", seconds, "queue_full")
+
+
 def unavailable(message: str, code: str = "unavailable") -> ApiError:
-    return ApiError(503, message, code=code, headers={"Retry-After": "5"})
+    """Creates the error of a server or deployment that cannot answer now."""
+    return ApiError(503, message, code=code, headers={"Retry-After": UNAVAILABLE_RETRY_AFTER})
 
 
-DOCUMENTED: dict[int | str, dict[str, Any]] = {
+def timed_out() -> ApiError:
+    """Creates the error of a request that exceeded the time limit before its first result."""
+    return unavailable("the request exceeded the time limit; retry later", "time_limit")
+
+
+def describe_validation_errors(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Chooses the most helpful of the errors that pydantic reports for a request.
+
+    Pydantic reports an error for every alternative type of a field. Where one alternative has the right type but an
+    invalid content, that error is chosen; otherwise the field has none of its types.
+
+    Args:
+        errors: The errors as pydantic lists them; `loc` begins with "body", "query" or "path".
+
+    Returns:
+        The path of the field, or an empty text for the whole request, and the message.
+    """
+    alternatives = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    right_type = [error for error in alternatives if not error["type"].endswith("_type")] or alternatives
+    error = max(right_type, key=lambda error: len(error["loc"]))
+    place, message = error["loc"], error["msg"].removeprefix("Value error, ")
+    if error["type"].endswith("_type") and len(alternatives) > 1:
+        place, message = place[:2], "the value has none of the accepted types"
+    return ".".join(str(part) for part in place[1:] if isinstance(part, str) and part.isidentifier()), message
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes an application answer every error in the form of the OpenAI API."""
+
+    @app.exception_handler(ApiError)
+    async def handle_api_error(request: Request, error: ApiError) -> JSONResponse:
+        return error.response
+
+    @app.exception_handler(RoutingError)
+    async def handle_routing_error(request: Request, error: RoutingError) -> JSONResponse:
+        hints = [renamed_hint("route", f"/{segment}") for segment in request.scope["path"].split("/")]
+        hint = next((hint for hint in hints if hint is not None), None) if error.status_code == 404 else None
+        body = error_body(error.status_code, hint or str(error.detail))
+        return JSONResponse(body, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def handle_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        field, message = describe_validation_errors(error.errors())
+        return JSONResponse(error_body(400, f"{field or 'the request'}: {message}", None, field or None), 400)
+
+    @app.exception_handler(Exception)
+    async def handle_internal_error(request: Request, error: Exception) -> JSONResponse:
+        return ApiError(500, INTERNAL_ERROR).response
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
     status: {
-        "description": what,
+        "description": description,
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
-    for status, what in {
-        400: "Something in the request cannot be used",
-        401: "No key, a wrong one or one that was revoked",
-        403: "Not with this key",
-        404: "There is no such thing",
-        405: "Not with this method",
-        408: "The request did not arrive in time",
-        409: "Something else changed it meanwhile",
-        413: "The request is too large",
-        429: "Too many requests or tokens, or the queue is full",
-        503: "Not now",
+    for status, description in {
+        400: "A field of the request is invalid.",
+        401: "The key is missing, wrong or revoked.",
+        403: "The request needs an admin key.",
+        404: "The model, session, branch or example does not exist.",
+        405: "The route does not support this method.",
+        408: "The request did not arrive in time.",
+        409: "The deployment is frozen, or another request changed the branch in the meantime.",
+        413: "The request body is too large.",
+        429: "The key exceeded its rate limit, or the queue is full.",
+        503: "The server is starting, has failed, or exceeded the time limit.",
     }.items()
 }
 SCHEMA = {

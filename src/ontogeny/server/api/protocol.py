@@ -1,70 +1,84 @@
-"""What clients may say: the requests of the OpenAI API that are answered here, and ours beside them.
+"""Request bodies: the supported part of the OpenAI API, and the routes of ontogeny beside it.
 
-Fields that are not named here are ignored, and null is taken for absent, as existing clients count on.
+Unknown fields are ignored and null means absent, as clients of the OpenAI API expect. Old names of fields of the
+routes of ontogeny are rejected with the new name.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
 
-MOST_TOKENS = 4096  # to generate in one answer
-MOST_CHOICES = 16
-MOST_PROMPTS = 256
-MOST_STOPS = 16
-SEEDS = 2**64
+from ontogeny.renamed import renamed_hint
+
+MAX_TOKENS = 4096  # per answer
+MAX_CHOICES = 16
+MAX_PROMPTS = 256
+MAX_STOPS = 16
+NUM_SEEDS = 2**64
+MAX_INTEGER = 2**63  # exclusive; of the database
+CHAT_STOPS = ("\n\nUser:",)
 
 
-def _whole(text: str) -> str:
-    """JSON can name halves of characters, which nobody can write down again."""
+def _check_encodable(text: str) -> str:
+    """Rejects text with half a surrogate pair, which JSON can name and no encoding can represent."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half a surrogate pair, which is no character") from None
+        raise ValueError("the text holds half a surrogate pair, which is not a character") from None
     return text
 
 
-Words = Annotated[StrictStr, AfterValidator(_whole)]
-Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
-Stop = Annotated[Words, Field(min_length=1, max_length=1000)]
+Text = Annotated[StrictStr, AfterValidator(_check_encodable)]
+TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
 Prompt = (
-    Words
-    | Annotated[list[Words], Field(max_length=MOST_PROMPTS)]
-    | list[Id]
-    | Annotated[list[list[Id]], Field(max_length=MOST_PROMPTS)]
+    Text
+    | Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
+    | list[TokenId]
+    | Annotated[list[list[TokenId]], Field(max_length=MAX_PROMPTS)]
 )
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Generation(BaseModel):
-    """What both kinds of completions share."""
+class CompletionFields(BaseModel):
+    """The common fields of completions and chat completions."""
 
-    model: Words | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] | None = None
-    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=SEEDS)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    model: Text | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=NUM_SEEDS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    learn: bool | None = Field(None, description="Ours: false keeps an online deployment from learning from this")
+    learn: bool | None = Field(
+        None, description="Extension of ontogeny: if false, an online deployment does not learn from this request."
+    )
 
     @property
     def stops(self) -> list[str]:
+        """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
     @property
-    def tells_usage(self) -> bool:
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the usage of tokens."""
         return bool((self.stream_options or {}).get("include_usage"))
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(CompletionFields):
+    """The body of `/v1/completions`."""
+
     prompt: Prompt | None = None
-    max_tokens: Annotated[StrictInt, Field(ge=0, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """Always a list of prompts."""
+        """The prompts as a list of texts or of token lists."""
         prompt = self.prompt
         if prompt is None or isinstance(prompt, str):
             return [prompt or ""]
@@ -73,99 +87,119 @@ class CompletionRequest(Generation):
         return prompt  # type: ignore[return-value]
 
 
-class Part(BaseModel):
-    """Of a message. Pictures and sounds are refused: an answer that left them out would seem to have seen them."""
+class MessagePart(BaseModel):
+    """A part of a message. Images and audio are rejected, because an answer that ignored them would mislead."""
 
     type: Literal["text", "refusal"]
-    text: Words | None = None
-    refusal: Words | None = None
+    text: Text | None = None
+    refusal: Text | None = None
 
 
 class Message(BaseModel):
+    """A message of a conversation."""
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Words | list[Part] | None = None
+    content: Text | list[MessagePart] | None = None
 
     @property
     def text(self) -> str:
+        """The text of all parts."""
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         return "".join(part.text or part.refusal or "" for part in self.content)
 
 
-class ChatRequest(Generation):
+class ChatRequest(CompletionFields):
+    """The body of `/v1/chat/completions`."""
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
-    max_tokens: Annotated[StrictInt, Field(ge=1, le=MOST_TOKENS)] | None = None
-    max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
 
-class ToTokens(BaseModel):
-    """What clients ask that count by tokens; they name no model where there is one tokenizer."""
+class TokenizeRequest(BaseModel):
+    """The body of `/tokenize`, as vLLM defines it; the model is optional where all models share one tokenizer."""
 
-    prompt: Words
+    prompt: Text
     add_special_tokens: bool | None = None
-    model: Words | None = None
+    model: Text | None = None
 
 
-class ToText(BaseModel):
-    tokens: list[Id]
-    model: Words | None = None
+class DetokenizeRequest(BaseModel):
+    """The body of `/detokenize`, as vLLM defines it."""
+
+    tokens: list[TokenId]
+    model: Text | None = None
 
 
-class Given(BaseModel):
-    """A contribution to a line of learning."""
+class OntogenyRequest(BaseModel):
+    """A body of a route that the OpenAI API does not have."""
 
-    text: Annotated[Words, Field(min_length=1)]
-
-
-class GoBack(BaseModel):
-    version: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
-    owner: Words | None = Field(None, description="The id of the key whose line it is; by default one's own")
-
-
-class Fork(BaseModel):
-    to: Words = Field(description="The id of the key whose line goes on from here")
-    owner: Words | None = Field(None, description="The id of the key whose line it is; by default one's own")
+    @model_validator(mode="before")
+    @classmethod
+    def reject_old_names(cls, body: Any) -> Any:
+        """Raises an error that names the new name of the first field with an old name."""
+        for name in body if isinstance(body, dict) else ():
+            if name not in cls.model_fields and (hint := renamed_hint("field", name)) is not None:
+                raise ValueError(hint)
+        return body
 
 
-class GoOn(BaseModel):
-    """What is said to a text's session, and how it is to go on."""
+class ExampleRequest(OntogenyRequest):
+    """A text to learn from."""
 
-    prompt: Words = ""
-    max_tokens: Annotated[StrictInt, Field(ge=0, le=MOST_TOKENS)] = 16
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
-    seed: Annotated[StrictInt, Field(ge=0, lt=SEEDS)] | None = None
+    text: Annotated[Text, Field(min_length=1)]
 
 
-class Birth(BaseModel):
+class RollbackRequest(OntogenyRequest):
+    """The version that becomes the current one."""
+
+    version: Annotated[StrictInt, Field(ge=0, lt=MAX_INTEGER)] = 0
+    owner_key: Text | None = Field(None, description="The id of the key that owns the branch; the caller's by default.")
+
+
+class ForkRequest(OntogenyRequest):
+    """The branch that continues from another one."""
+
+    target_key: Text = Field(description="The id of the key whose branch is replaced.")
+    owner_key: Text | None = Field(None, description="The id of the key that owns the source; the caller's by default.")
+
+
+class ContinuationRequest(OntogenyRequest):
+    """A prompt that is appended to the text of a session, and how its continuation is generated."""
+
+    prompt: Text = ""
+    max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] = 16
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    seed: Annotated[StrictInt, Field(ge=0, lt=NUM_SEEDS)] | None = None
+
+
+class LifetimeRequest(OntogenyRequest):
+    """How a lifetime of an agent begins."""
+
     seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
 
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+class FeedbackRequest(OntogenyRequest):
+    """The consequences of the last action."""
+
+    reward: Number | None = Field(None, description="The outcome feature of an environment that has only one.")
+    outcome: dict[Text, Number] | None = Field(None, description="Outcome features by name; absent ones are 0.")
+    terminated: bool | None = Field(None, description="Whether the action ended the episode, other than by a time limit.")
 
 
-class Feedback(BaseModel):
-    """What the last action led to: `outcome` names facts, `reward` is short for the only fact of an environment with one."""
+class ObservationRequest(FeedbackRequest):
+    """An observation, with the consequences of the last action unless they were sent before."""
 
-    reward: Number | None = None
-    outcome: dict[Words, Number] | None = None
-    terminated: bool | None = None
-
-
-class Seen(Feedback):
-    """What there is to be seen now, and, where it was not said by feedback before, what the last action led to."""
-
-    observation: Any = Field(description="A whole number, or an array of numbers, as the agent's environment has it")
-    first: bool = Field(False, description="A new episode begins with this observation")
+    observation: Any = Field(description="A whole number or an array of numbers, as in the agent's environment.")
+    first: bool = Field(False, description="Whether a new episode begins with this observation.")
 
 
 def chat_prompt(messages: list[Message]) -> str:
-    """A plain template, for models that were never taught one: who speaks, what is said, a blank line."""
+    """Converts a conversation to one text by a plain template, for models without a template of their own."""
     names = {"system": "", "developer": "", "user": "User: ", "assistant": "Assistant: "}
-    said = [f"{names.get(message.role, message.role.capitalize() + ': ')}{message.text}\n\n" for message in messages]
-    return "".join(said) + "Assistant:"
-
-
-CHAT_STOPS = ("\n\nUser:",)
+    turns = [f"{names.get(message.role, message.role.capitalize() + ': ')}{message.text}\n\n" for message in messages]
+    return "".join(turns) + "Assistant:"

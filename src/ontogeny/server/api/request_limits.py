@@ -1,71 +1,100 @@
-"""What stands before the application: how large a request may be, how long it may take to arrive, who is slow to read.
+"""Limits on requests before they reach the application: body size, arrival time, and time to read the response.
 
-Plain ASGI. Logs one line per request without its content and without its key.
+Plain ASGI middleware. It logs one line per request, without the content and without the key.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ontogeny.server.api.errors import ApiError
+from ontogeny.server.api.errors import INTERNAL_ERROR, ApiError
 
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 log = logging.getLogger("ontogeny.requests")
-TOO_LARGE = "the request is larger than {} bytes"
 
 
 class RequestLimits:
-    def __init__(self, app: Any, *, most_bytes: int, arrival: float, departure: float) -> None:
-        self.app, self.most = app, most_bytes
-        self.arrival, self.departure = arrival, departure  # seconds
+    """The middleware.
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+    Args:
+        app: The application behind it.
+        max_body_bytes: Bytes that a request body may have.
+        arrival_limit: Seconds in which a request must have arrived.
+        send_limit: Seconds in which the client must read each part of the response.
+    """
+
+    def __init__(self, app: Any, *, max_body_bytes: int, arrival_limit: float, send_limit: float) -> None:
+        self.app, self.max_body_bytes = app, max_body_bytes
+        self.arrival_limit, self.send_limit = arrival_limit, send_limit
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Handles one connection of the ASGI protocol."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status = time.monotonic(), 0
-        until = started + self.arrival
-        left, whole = self.most, False
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-
-        async def limited() -> MutableMapping[str, Any]:
-            nonlocal left, whole
-            if whole:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
-            except TimeoutError:
-                whole = True
-                raise ApiError(408, f"the request did not arrive within {self.arrival:g} s", code="timeout") from None
-            left -= len(message.get("body", b""))
-            if left < 0:
-                whole = True
-                raise ApiError(413, TOO_LARGE.format(self.most), code="request_too_large")
-            whole = whole or not message.get("more_body", False)
-            return message
-
-        async def timed(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if not whole and status >= 400:  # what was not read would be taken for the next request
-                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await asyncio.wait_for(send(message), self.departure)
-
+        exchange = _Exchange(self, scope, receive, send)
         try:
-            if declared.isdigit() and int(declared) > self.most:
-                raise ApiError(413, TOO_LARGE.format(self.most), code="request_too_large")
-            await self.app(scope, limited, timed)
-        except ApiError as fault:
-            if not status:
-                await fault.response(scope, receive, timed)
+            exchange.check_declared_size()
+            await self.app(scope, exchange.receive, exchange.send)
+        except ApiError as error:
+            if not exchange.status:
+                await error.response(scope, receive, exchange.send)
         except TimeoutError:
-            log.info("a client was too slow to read its answer")
+            log.info("a client was too slow to read its response")
             raise asyncio.CancelledError from None
         except Exception:
             logging.getLogger(__name__).exception("a request failed")
-            if not status:
-                await ApiError(500, "the server failed; its log says how").response(scope, receive, timed)
+            if not exchange.status:
+                await ApiError(500, INTERNAL_ERROR).response(scope, receive, exchange.send)
         finally:
-            seconds = time.monotonic() - started
-            log.info("%s %s %s %.3f s", scope["method"], scope["path"], status or "-", seconds)
+            seconds = time.monotonic() - exchange.started_at
+            log.info("%s %s %s %.3f s", scope["method"], scope["path"], exchange.status or "-", seconds)
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, limits: RequestLimits, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        self._limits, self._scope, self._receive, self._send = limits, scope, receive, send
+        self.started_at, self.status = time.monotonic(), 0
+        self._num_bytes, self._is_complete = 0, False  # of the request body; true also once reading is given up
+
+    def check_declared_size(self) -> None:
+        """Raises `ApiError` if the declared size of the body is too large."""
+        declared = dict(self._scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._limits.max_body_bytes:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """Receives a part of the request; raises `ApiError` if it is late or exceeds the size limit."""
+        if self._is_complete:
+            return await self._receive()
+        limits = self._limits
+        try:
+            seconds = max(0.0, self.started_at + limits.arrival_limit - time.monotonic())
+            message = await asyncio.wait_for(self._receive(), seconds)
+        except TimeoutError:
+            self._is_complete = True
+            text = f"the request did not arrive within {limits.arrival_limit:g} s"
+            raise ApiError(408, text, code="timeout") from None
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > limits.max_body_bytes:
+            self._is_complete = True
+            raise self._too_large()
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Sends a part of the response; raises `TimeoutError` if the client does not read it."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if not self._is_complete and self.status >= 400:  # the unread body would be taken for the next request
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await asyncio.wait_for(self._send(message), self._limits.send_limit)
+
+    def _too_large(self) -> ApiError:
+        text = f"the request is larger than {self._limits.max_body_bytes} bytes"
+        return ApiError(413, text, code="request_too_large")

@@ -1,6 +1,6 @@
-"""How an answer is written down, whole or in the parts of a stream: the two forms of the OpenAI API.
+"""The two response formats of the OpenAI API, whole or as the parts of a stream: completions and chat completions.
 
-Knows nothing of engines, keys or requests.
+This module does not depend on engines or on HTTP.
 """
 
 from abc import ABC, abstractmethod
@@ -8,178 +8,194 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import TokenLogprobs
+from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.text_stream import token_text
 from ontogeny.server.api.streaming import OutputDelta
 from ontogeny.server.deployments import LanguageDeployment, ServedWeights
-from ontogeny.server.keys import Key
+from ontogeny.server.keys import ApiKey
 
 
 class PreparedRequest(NamedTuple):
-    """A request made ready for the engine."""
+    """A request that is ready for the engine."""
 
     deployment: LanguageDeployment
-    answering: ServedWeights
-    key: Key
-    questions: list[GenerationRequest]
+    served: ServedWeights
+    key: ApiKey
+    sequences: list[GenerationRequest]  # one per choice
     prompt_tokens: int
-    prompts: list[str]  # as text; only where they are echoed
-    contribution: int | None
-    started: float
+    echoed_prompts: list[str]  # one per choice; empty unless they are echoed
+    example: int | None  # the number of the training example, if the prompt is learned
+    started_at: float  # time.monotonic
     id: str
-    created: int
+    created_at: int  # seconds since 1970
 
 
 class ResponseFormat(ABC):
-    """How an answer is written down, whole or in parts."""
+    """Collects the outputs of a request and writes them as a response.
 
-    kind, part_kind = "", ""
+    Args:
+        prepared: The request.
+    """
 
-    def __init__(self, asked: PreparedRequest) -> None:
-        self.asked = asked
-        self.tokenizer = asked.deployment.model.tokenizer
-        self.texts = [""] * len(asked.questions)
-        self.reasons: list[str | None] = [None] * len(asked.questions)
-        self.scored: list[list[TokenLogprobs]] = [[] for _ in asked.questions]
+    kind, chunk_kind = "", ""  # the `object` of a whole response and of a part of a stream
 
-    def see(self, piece: OutputDelta) -> None:
-        self.texts[piece.which] += piece.text
-        if piece.prompt is not None:
-            self.scored[piece.which] += piece.prompt
-        if piece.token is not None and piece.token.logprobs is not None:
-            self.scored[piece.which].append(piece.token.logprobs)
-        self.reasons[piece.which] = _finish(piece) or self.reasons[piece.which]
+    def __init__(self, prepared: PreparedRequest) -> None:
+        self.prepared = prepared
+        self.tokenizer = prepared.deployment.model.tokenizer
+        self.texts = [""] * len(prepared.sequences)
+        self.finish_reasons: list[str | None] = [None] * len(prepared.sequences)
+        self.logprobs: list[list[TokenLogprobs]] = [[] for _ in prepared.sequences]
 
-    def head(self, kind: str | None = None) -> dict[str, Any]:
-        asked = self.asked
+    def add(self, output: OutputDelta) -> None:
+        """Collects an output for the whole response."""
+        self.texts[output.index] += output.text
+        self.logprobs[output.index] += [*(output.prompt_logprobs or ()), *_token_logprobs(output)]
+        self.finish_reasons[output.index] = _finish_reason(output) or self.finish_reasons[output.index]
+
+    def header(self, kind: str | None = None) -> dict[str, Any]:
+        """Returns the fields that a response and every part of a stream begin with."""
+        prepared = self.prepared
         return {
-            "id": asked.id,
-            "object": kind or self.part_kind,
-            "created": asked.created,
-            "model": asked.deployment.name,
-            "system_fingerprint": f"{asked.deployment.digest[:12]}-{asked.answering.version}",
-            "ontogeny": {"version": asked.answering.version, "contribution": asked.contribution},
+            "id": prepared.id,
+            "object": kind or self.chunk_kind,
+            "created": prepared.created_at,
+            "model": prepared.deployment.name,
+            "system_fingerprint": f"{prepared.deployment.digest[:12]}-{prepared.served.version}",
+            "ontogeny": {"version": prepared.served.version, "example": prepared.example},
         }
 
-    def openings(self) -> list[dict[str, Any]]:
+    def first_chunks(self) -> list[dict[str, Any]]:
+        """Returns the parts of a stream that precede all outputs."""
         return []
 
     @abstractmethod
-    def whole(self) -> dict[str, Any]:
-        """The answer at once, from all that was seen."""
+    def response(self) -> dict[str, Any]:
+        """Returns the whole response from all collected outputs."""
 
     @abstractmethod
-    def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
-        """What a stream tells of this piece: nothing, one part or several."""
+    def chunks(self, output: OutputDelta) -> list[dict[str, Any]]:
+        """Returns the parts of a stream for one output, possibly none."""
 
 
 class CompletionFormat(ResponseFormat):
-    kind = part_kind = "text_completion"
+    """The format of `/v1/completions`.
 
-    def __init__(self, asked: PreparedRequest, alternatives: int | None) -> None:
-        super().__init__(asked)
-        self.alternatives = alternatives
-        self.offsets = [0] * len(asked.questions)
+    Args:
+        prepared: The request.
+        num_alternatives: Likeliest tokens per position; None for no log-probabilities.
+    """
 
-    def whole(self) -> dict[str, Any]:
+    kind = chunk_kind = "text_completion"
+
+    def __init__(self, prepared: PreparedRequest, num_alternatives: int | None) -> None:
+        super().__init__(prepared)
+        self.num_alternatives = num_alternatives
+        self._offsets = [0] * len(prepared.sequences)
+
+    def response(self) -> dict[str, Any]:
+        """Returns the whole response from all collected outputs."""
         choices = [
-            self._choice(i, self._echo(i) + text, self.scored[i], self.reasons[i]) for i, text in enumerate(self.texts)
+            self._choice(i, self._echo(i) + text, self.logprobs[i], self.finish_reasons[i])
+            for i, text in enumerate(self.texts)
         ]
-        return self.head(self.kind) | {"choices": choices}
+        return self.header(self.kind) | {"choices": choices}
 
-    def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
-        scored = [] if piece.token is None or piece.token.logprobs is None else [piece.token.logprobs]
-        text = piece.text
-        if piece.prompt is not None:
-            text, scored = self._echo(piece.which), piece.prompt
-        reason = _finish(piece)
-        if not text and not scored and reason is None:
+    def chunks(self, output: OutputDelta) -> list[dict[str, Any]]:
+        """Returns the parts of a stream for one output, possibly none."""
+        text, logprobs, reason = output.text, _token_logprobs(output), _finish_reason(output)
+        if output.prompt_logprobs is not None:
+            text, logprobs = self._echo(output.index), output.prompt_logprobs
+        if not text and not logprobs and reason is None:
             return []
-        return [self.head() | {"choices": [self._choice(piece.which, text, scored, reason)]}]
+        return [self.header() | {"choices": [self._choice(output.index, text, logprobs, reason)]}]
 
     def _echo(self, index: int) -> str:
-        return self.asked.prompts[index] if self.asked.prompts else ""
+        return self.prepared.echoed_prompts[index] if self.prepared.echoed_prompts else ""
 
     def _choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
         logprobs = None
-        if self.alternatives is not None:
+        if self.num_alternatives is not None:
             tokens = [token_text(self.tokenizer, s.token) for s in scored]
-            starts = self.offsets[index] + np.cumsum([0, *map(len, tokens)])
-            self.offsets[index] = int(starts[-1])
+            starts = self._offsets[index] + np.cumsum([0, *map(len, tokens)])
+            self._offsets[index] = int(starts[-1])
             logprobs = {
                 "tokens": tokens,
                 "token_logprobs": [s.logprob for s in scored],
-                "top_logprobs": [self._top(s, name) for s, name in zip(scored, tokens, strict=True)],
+                "top_logprobs": [self._top_logprobs(s, name) for s, name in zip(scored, tokens, strict=True)],
                 "text_offset": starts[:-1].tolist(),
             }
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _top(self, scored: TokenLogprobs, name: str) -> dict[str, float] | None:
-        """The likeliest tokens by name; of two with one name the likelier counts. The token itself is among them."""
-        if scored.logprob is None or not self.alternatives:
+    def _top_logprobs(self, scored: TokenLogprobs, name: str) -> dict[str, float] | None:
+        """The likeliest tokens by text, and the token itself; of two tokens with one text the likelier counts."""
+        if scored.logprob is None or not self.num_alternatives:
             return None
-        likely = {name: scored.logprob}
+        alternatives = {name: scored.logprob}
         for token, logprob in reversed(scored.top_logprobs):
-            likely[token_text(self.tokenizer, token)] = logprob
-        return likely
+            alternatives[token_text(self.tokenizer, token)] = logprob
+        return alternatives
 
 
 class ChatFormat(ResponseFormat):
-    kind, part_kind = "chat.completion", "chat.completion.chunk"
+    """The format of `/v1/chat/completions`."""
 
-    def __init__(self, asked: PreparedRequest, logprobs: bool | None) -> None:
-        super().__init__(asked)
-        self.logprobs = logprobs
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
-    def openings(self) -> list[dict[str, Any]]:
+    def __init__(self, prepared: PreparedRequest, has_logprobs: bool) -> None:
+        super().__init__(prepared)
+        self.has_logprobs = has_logprobs
+
+    def first_chunks(self) -> list[dict[str, Any]]:
+        """Returns the parts of a stream that precede all outputs: the role of each message."""
         delta = {"role": "assistant", "content": ""}
-        return [self.head() | {"choices": [self._choice(i, delta, [], None)]} for i in range(len(self.texts))]
+        return [self.header() | {"choices": [self._choice(i, delta, [], None)]} for i in range(len(self.texts))]
 
-    def whole(self) -> dict[str, Any]:
-        choices = []
-        for i, text in enumerate(self.texts):
-            message = {"role": "assistant", "content": text.removeprefix(" "), "refusal": None}
-            choices.append(
-                {
-                    "index": i,
-                    "message": message,
-                    "logprobs": self._logprobs(self.scored[i]),
-                    "finish_reason": self.reasons[i],
-                }
-            )
-        return self.head(self.kind) | {"choices": choices}
+    def response(self) -> dict[str, Any]:
+        """Returns the whole response from all collected outputs."""
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": text.removeprefix(" "), "refusal": None},
+                "logprobs": self._logprobs(self.logprobs[i]),
+                "finish_reason": self.finish_reasons[i],
+            }
+            for i, text in enumerate(self.texts)
+        ]
+        return self.header(self.kind) | {"choices": choices}
 
-    def parts(self, piece: OutputDelta) -> list[dict[str, Any]]:
-        scored = [] if piece.token is None or piece.token.logprobs is None else [piece.token.logprobs]
-        text = piece.text
-        if text and not self.texts[piece.which]:
-            self.texts[piece.which] = text
+    def chunks(self, output: OutputDelta) -> list[dict[str, Any]]:
+        """Returns the parts of a stream for one output, possibly none."""
+        text, logprobs, reason = output.text, _token_logprobs(output), _finish_reason(output)
+        if text and not self.texts[output.index]:
+            self.texts[output.index] = text
             text = text.removeprefix(" ")
-        reason = _finish(piece)
-        if not text and not scored and reason is None:
+        if not text and not logprobs and reason is None:
             return []
-        delta = {"content": text} if text or scored else {}
-        return [self.head() | {"choices": [self._choice(piece.which, delta, scored, reason)]}]
+        delta = {"content": text} if text or logprobs else {}
+        return [self.header() | {"choices": [self._choice(output.index, delta, logprobs, reason)]}]
 
-    def _choice(
-        self, index: int, delta: dict[str, Any], scored: list[TokenLogprobs], reason: str | None
-    ) -> dict[str, Any]:
+    def _choice(self, index: int, delta: dict[str, Any], scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
         logprobs = self._logprobs(scored) if scored else None
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, scored: list[TokenLogprobs]) -> dict[str, Any] | None:
-        if not self.logprobs:
+        if not self.has_logprobs:
             return None
-
-        def named(token: int, logprob: float | None) -> dict[str, Any]:
-            text = token_text(self.tokenizer, token)
-            return {"token": text, "logprob": logprob, "bytes": list(self.tokenizer.bytes_of(token))}
-
-        content = [named(s.token, s.logprob) | {"top_logprobs": [named(*t) for t in s.top_logprobs]} for s in scored]
+        content = [
+            self._token(s.token, s.logprob) | {"top_logprobs": [self._token(*pair) for pair in s.top_logprobs]} for s in scored
+        ]
         return {"content": content, "refusal": None}
 
+    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        text, data = token_text(self.tokenizer, token), self.tokenizer.bytes_of(token)
+        return {"token": text, "logprob": logprob, "bytes": list(data)}
 
-def _finish(piece: OutputDelta) -> str | None:
-    """Why an answer ends with this piece, in the API's words; None where it goes on."""
-    return None if piece.reason is None else "stop" if piece.reason == "stop" else "length"
+
+def _token_logprobs(output: OutputDelta) -> list[TokenLogprobs]:
+    return [] if output.token is None or output.token.logprobs is None else [output.token.logprobs]
+
+
+def _finish_reason(output: OutputDelta) -> str | None:
+    """The finish reason in the words of the API; None while the sequence continues."""
+    return None if output.end_reason is None else "stop" if output.end_reason == "stop" else "length"

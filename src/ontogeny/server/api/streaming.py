@@ -1,79 +1,100 @@
-"""Between the engine's thread and a request: text as it grows, for as long as somebody is there to read it."""
+"""From the engine's threads to a response: text as it is generated, for as long as the client is connected."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import NamedTuple
 
 from fastapi import Request
 
-from ontogeny.engine.engine import Engine, QueueFull, RequestHandle
-from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import TokenLogprobs
+from ontogeny.engine.engine import QueueFull, Engine, RequestHandle
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.text_stream import TextStream
 from ontogeny.lm.tokenizer import Tokenizer
-from ontogeny.server.api import errors as faults
+from ontogeny.server.api import errors
 
 
 class OutputDelta(NamedTuple):
-    """What has become of one of the questions: text, tokens, the prompt's scores, or the end."""
+    """New output of one sequence of a request: text, a token, the log-probabilities of the prompt, or the end."""
 
-    which: int
+    index: int  # of the sequence
     text: str = ""
     token: TokenOutput | None = None
-    prompt: list[TokenLogprobs] | None = None
-    reason: str | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    end_reason: str | None = None  # of the engine
 
 
 class ClientDisconnected(Exception):
-    """Nobody is there any more to be answered."""
+    """The client has closed the connection."""
 
 
-async def pieces(
-    request: Request, engine: Engine, tokenizer: Tokenizer, questions: Sequence[GenerationRequest], stops: Sequence[str]
+async def stream_outputs(
+    request: Request, engine: Engine, tokenizer: Tokenizer, sequences: Sequence[GenerationRequest], stops: Sequence[str]
 ) -> AsyncGenerator[OutputDelta]:
-    """Pieces of all answers as they come. Whoever stops listening, or hangs up, sets their rows free."""
+    """Generates sequences and yields their outputs in the order in which they arise.
+
+    The sequences are cancelled when the generator is closed or the client disconnects.
+
+    Args:
+        request: The request that is answered.
+        engine: The engine of the model.
+        tokenizer: The tokenizer of the model.
+        sequences: One per choice of the response.
+        stops: Strings that end a sequence.
+
+    Raises:
+        ApiError: The queue is full, or the engine has failed.
+        ClientDisconnected: The client has closed the connection.
+    """
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[OutputDelta | None]()
-    tickets: list[RequestHandle] = []
+    handles: list[RequestHandle] = []
 
-    def teller(index: int):
-        growing = TextStream(tokenizer, stops)
+    def put(output: OutputDelta) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, output)
 
-        def told(what: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:
-            if isinstance(what, TokenOutput):
-                piece = OutputDelta(index, growing.push(what.token), what)
-            elif isinstance(what, FinishOutput):
-                piece = OutputDelta(index, growing.finish(), reason=what.finish_reason)
-            else:
-                piece = OutputDelta(index, prompt=what)
-            loop.call_soon_threadsafe(queue.put_nowait, piece)
-            return growing.stopped
-
-        return told
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        queue.put_nowait(None)
-
-    watching = asyncio.create_task(watch())
+    watch = asyncio.create_task(_wait_for_disconnect(request, queue))
     try:
+        callbacks = [_output_callback(index, TextStream(tokenizer, stops), put) for index in range(len(sequences))]
         try:
-            tickets = engine.submit_all(questions, [teller(index) for index in range(len(questions))])
-        except QueueFull as busy:
-            raise faults.too_many("the server is busy; try again", busy.retry_after, "queue_full") from None
-        left = len(questions)
-        while left:
-            piece = await queue.get()
-            if piece is None:
+            handles = engine.submit_all(sequences, callbacks)
+        except QueueFull as error:
+            raise errors.queue_full(error.retry_after) from None
+        num_running = len(sequences)
+        while num_running:
+            output = await queue.get()
+            if output is None:
                 raise ClientDisconnected
-            if piece.reason == "failed":
-                raise faults.unavailable("the engine has failed")
-            left -= piece.reason is not None
-            yield piece
+            if output.end_reason == "failed":
+                raise errors.unavailable("the engine has failed")
+            num_running -= output.end_reason is not None
+            yield output
     finally:
-        watching.cancel()
-        for ticket in tickets:
-            ticket.cancel()
+        watch.cancel()
+        for handle in handles:
+            handle.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
-            await watching
+            await watch
+
+
+def _output_callback(
+    index: int, text: TextStream, put: Callable[[OutputDelta], None]
+) -> Callable[[TokenOutput | list[TokenLogprobs] | FinishOutput], bool]:
+    """Converts the engine's outputs of one sequence; the callback returns true after a stop string."""
+
+    def on_output(output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool:
+        if isinstance(output, TokenOutput):
+            put(OutputDelta(index, text.push(output.token), output))
+        elif isinstance(output, FinishOutput):
+            put(OutputDelta(index, text.finish(), end_reason=output.finish_reason))
+        else:
+            put(OutputDelta(index, prompt_logprobs=output))
+        return text.stopped
+
+    return on_output
+
+
+async def _wait_for_disconnect(request: Request, queue: asyncio.Queue[OutputDelta | None]) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    queue.put_nowait(None)

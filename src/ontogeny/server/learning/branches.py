@@ -1,339 +1,341 @@
-"""Lines of learning that survive: one thread applies what was journalled, in order, behind a gate.
+"""Online learning that survives crashes: one thread applies the examples of the journal, in order.
 
-What is contributed is on the disk before it is acknowledged. An update is a function of a version's weights and one
-contribution; it goes live in one commit, together with the position in the journal, so that nothing is lost and
-nothing is applied twice. Snapshots are written first and named in the database afterwards; versions in between are
-learned again from there, to the same bits, which their digests prove.
-The gate: weights go live only if the held-out text costs no more than `bound` nats per token above what the trained
-weights pay. What it refuses is recorded with the reason, and its weights and moments are dropped.
+An example is on disk before it is acknowledged. An update is a function of the weights of a version and one example.
+Its result becomes current in one commit together with the position in the journal, so that no example is lost or
+learned twice. Snapshots are written to disk first and recorded in the database afterwards. Versions between snapshots
+are recomputed to the same bits, which their digests prove. New weights become current only if they pass the
+acceptance test; a rejection is recorded with its reason, and its weights and moments are dropped.
 """
 
-import json
 import logging
 import math
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as decode
-from safetensors.numpy import save as encode
 
 from ontogeny import trees
-from ontogeny.content.transformer import TransformerWeights
+from ontogeny.content.transformer import Transformer
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.runs.files import write_bytes
+from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal
+from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
 from ontogeny.server.learning.journal import Branch, BranchVersion
-from ontogeny.server.learning.learner import Learner
+from ontogeny.server.learning.learner import BranchLearner
+from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 
-BOUND = 0.05  # nats per token
-LOOK = 0.05  # seconds between two looks at the journal
-FORMAT = "1"
+POLL_INTERVAL = 0.5  # seconds between two looks at the journal
 log = logging.getLogger(__name__)
 
 
-class LiveVersion(NamedTuple):
-    """A version in memory. Equal versions of a line are the same object as long as they are held."""
+class LoadedVersion(NamedTuple):
+    """A version in memory. Repeated requests for a version return the same object while it stays in memory."""
 
     version: BranchVersion
-    weights: Weights  # what was learned: all weights, or an adapter
-    whole: TransformerWeights  # the weights that answer
+    weights: Weights  # content (all weights, or an adapter) and scratch
+    full_weights: Transformer  # the weights that answer requests
 
 
-class Settings(NamedTuple):
-    bound: float = BOUND
-    every: int = 16  # accepted contributions between two snapshots of a line
-    kept: int = 4  # snapshots of a line that are kept
-    held: int = 8  # lines in memory
-    share: float = 1.0  # of the time that the learner works; it rests for the others
+class BranchConfig(NamedTuple):
+    """Limits of the branches of a deployment."""
+
+    max_forgetting: float = ServerConfig.max_forgetting  # nats per token of held-out text
+    snapshot_interval: int = 16  # accepted examples between two snapshots of a branch
+    max_snapshots: int = 4  # per branch
+    max_loaded: int = 8  # versions in memory
+    learning_fraction: float = 1.0  # of the learner's time while other requests wait
 
 
 class BranchManager:
-    """All lines of one deployment."""
+    """All branches of one deployment, and the thread that learns.
+
+    Args:
+        store: The database with the journal.
+        deployment: The name of the deployment.
+        learner: How examples are learned.
+        shared: Whether all keys share one branch; otherwise each key has its own.
+        config: Limits.
+
+    Raises:
+        BadInput: The database holds branches that were learned from other weights or with another learner.
+    """
 
     def __init__(
         self,
         store: Store,
         deployment: str,
-        learner: Learner,
+        learner: BranchLearner,
         *,
         shared: bool = False,
-        settings: Settings | None = None,
+        config: BranchConfig | None = None,
     ) -> None:
         self.store, self.deployment, self.learner = store, deployment, learner
-        self.shared, self.settings = shared, settings or Settings()
-        self.base = trees.digest(learner.origin)
-        self._length = math.sqrt(_squares(learner.origin, jax.tree.map(np.zeros_like, learner.origin)))
-        self._held: OrderedDict[tuple[str, int], LiveVersion] = OrderedDict()
+        self.shared, self.config = shared, config or BranchConfig()
+        self.trained_digest = trees.digest(learner.trained_weights)
+        self.is_server_busy = False  # while requests wait, the learner keeps to its fraction of the time
+        self.error: BaseException | None = None
+        self._norm = _distance(learner.trained_weights, jax.tree.map(np.zeros_like, learner.trained_weights))
+        self._loaded: OrderedDict[tuple[str, int], LoadedVersion] = OrderedDict()
         self._lock = threading.RLock()
         self._stopping = threading.Event()
-        self._work = threading.Event()
+        self._wake = threading.Event()
+        self._work_started = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"learner of {deployment}", daemon=True)
-        self.busy = False  # set from outside: others wait for answers, so the learner keeps to its share
-        self.failed: BaseException | None = None
-        self._since = time.monotonic()  # when the learner's piece of work began
         self.open(journal.SHARED)
 
-    def open(self, owner: str) -> Branch:
-        """The line that an owner's requests are answered from and contribute to."""
-        owner = journal.SHARED if self.shared else owner
-        return journal.open_line(
-            self.store, self.deployment, owner, self.base, self.learner.digest, self.learner.trained
+    def open(self, owner_key: str) -> Branch:
+        """Returns the branch that answers the requests of a key and takes its examples; creates it if necessary."""
+        owner_key = journal.SHARED if self.shared else owner_key
+        return journal.open_branch(
+            self.store,
+            self.deployment,
+            owner_key,
+            self.trained_digest,
+            self.learner.digest,
+            self.learner.trained_loss,
         )
 
     def start(self) -> None:
-        """Compiles what learning needs, rebuilds what a crash took, then learns on."""
-        self.learner.learn(self.learner.birth(), "warm", lambda: None)
-        for line in journal.lines(self.store, self.deployment)[-self.settings.held :]:
-            self.live(line)
+        """Compiles the learner, recomputes versions that a crash lost, and starts the learning thread."""
+        self.learner.learn(self.learner.init(), "warm", do_not_pause)
+        for branch in journal.list_branches(self.store, self.deployment)[-self.config.max_loaded :]:
+            self.load(branch)
         self._thread.start()
 
     def stop(self) -> None:
-        """Lets the update at hand come to its end and snapshots what is live."""
+        """Finishes the current update and saves snapshots of the current versions."""
         self._stopping.set()
-        self._work.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
-        for live in list(self._held.values()):
-            line = journal.line(self.store, live.version.line)
-            if live.version.number == line.head and live.version.snapshot is None and live.version.parent is not None:
-                self._snapshot(live)
+        for loaded in list(self._loaded.values()):
+            self._save_if_current(loaded)
 
-    def current(self, owner: str) -> LiveVersion:
-        """What answers an owner's request now."""
-        return self.live(self.open(owner))
+    def current(self, owner_key: str) -> LoadedVersion:
+        """Returns the version that answers the requests of a key now."""
+        return self.load(self.open(owner_key))
 
-    def contribute(self, owner: str, key: str, text: str) -> int | None:
-        """Journals a contribution; its number once it is on the disk. None while the line is frozen."""
-        number = journal.contribute(self.store, self.open(owner).line, key, text)
-        self._work.set()
+    def add_example(self, owner_key: str, key: str, text: str) -> int | None:
+        """Writes an example to the journal; see `journal.add_example`.
+
+        Args:
+            owner_key: The key whose branch learns the example.
+            key: The key that sent the example.
+            text: The text to learn.
+        """
+        number = journal.add_example(self.store, self.open(owner_key).branch, key, text)
+        self._wake.set()
         return number
 
-    def erase(self, number: int, who: str) -> None:
-        """Deletes a contribution and all that was learned from it; see `journal.erase`."""
-        journal.erase(self.store, number, who)
+    def erase_example(self, number: int, actor: str) -> None:
+        """Deletes an example and everything that was learned from it; see `journal.erase_example`."""
+        journal.erase_example(self.store, number, actor)
         with self._lock:
-            for key, live in list(self._held.items()):
-                if live.version.number and journal.version(self.store, *key).gone:
-                    del self._held[key]
-        self._work.set()
+            for place, loaded in list(self._loaded.items()):
+                if loaded.version.number and journal.get_version(self.store, *place).deleted:
+                    del self._loaded[place]
+        self._wake.set()
 
-    def wait(self, seconds: float = 60.0) -> None:
-        """Returns when nothing is left to be learned; for tests and commands."""
-        until = time.monotonic() + seconds
-        while any(not n.frozen and journal.pending(self.store, n) for n in journal.lines(self.store, self.deployment)):
-            if self.failed is not None:
-                raise self.failed
-            if time.monotonic() > until:
-                raise TimeoutError(f"'{self.deployment}' was not done with learning in {seconds} seconds")
-            time.sleep(0.01)
-
-    def live(self, line: Branch) -> LiveVersion:
-        """A line's head in memory: held, from its snapshot, or learned again from the nearest one."""
+    def load(self, branch: Branch) -> LoadedVersion:
+        """Returns the current version of a branch from memory, from its snapshot, or recomputed from a snapshot."""
         with self._lock:
-            found = self._held.get((line.line, line.head))
-            if found is None:
-                found = self._rebuild(line)
-                self._hold(found)
-            self._held.move_to_end((line.line, line.head))
-            return found
+            place = (branch.branch, branch.current_version)
+            if place not in self._loaded:
+                self._keep(self._recompute(branch))
+            self._loaded.move_to_end(place)
+            return self._loaded[place]
 
-    def export(self, owner: str) -> bytes:
-        """The owner's line as safetensors: weights, scratch, and which version they are."""
-        return self._encoded(self.current(owner))
+    def export(self, owner_key: str) -> bytes:
+        """Returns the current version of a key's branch as a state file, with scratch and digest."""
+        return self._encode(self.current(owner_key))
 
-    def restore(self, owner: str, data: bytes, who: str) -> BranchVersion:
-        """Makes what `export` gave the owner's version, if it belongs to these trained weights and passes the gate."""
-        about = read_about(data)
-        if "base" not in about:
-            raise BadInput("this is no state of a line")
-        if about["base"] != self.base:
-            raise BadInput(f"this state belongs to weights {str(about.get('base'))[:16]}, here are {self.base[:16]}")
-        if about.get("learner") != self.learner.digest:
+    def restore(self, owner_key: str, data: bytes, actor: str) -> BranchVersion:
+        """Makes an exported state the current version of a key's branch.
+
+        Raises:
+            BadInput: The state belongs to other trained weights or another learner, is damaged, does not pass the
+                acceptance test, or was learned from an erased example.
+        """
+        metadata = read_metadata(data, "branch")
+        if metadata.get("trained_digest") != self.trained_digest:
+            raise BadInput(
+                f"this state belongs to weights {str(metadata.get('trained_digest'))[:16]}, but this model has "
+                f"weights {self.trained_digest[:16]}"
+            )
+        if metadata.get("learner_digest") != self.learner.digest:
             raise BadInput("this state was learned with other settings, texts or versions")
-        weights = _decoded(data, self.learner.birth())
-        if about.get("digest") != trees.digest(weights):
-            raise BadInput("this state is damaged: its digest is not the one that it names")
-        whole = self.learner.model(weights.content)
-        held_out = self.learner.held_out(whole, lambda: None)
-        if (reason := self._refusal(held_out)) is not None:
-            raise BadInput(f"this state does not pass the gate: {reason}")
-        digest, distance = about["digest"], self._distance(whole)
-        line = self.open(owner)
-        file = self._file(line.line, digest)
+        weights = trees.from_arrays(self.learner.init(), decode_state(data))
+        check_digest(weights, metadata)
+        full_weights = self.learner.full_weights(weights.content)
+        loss = self.learner.held_out_loss(full_weights, do_not_pause)
+        if (reason := self._rejection_reason(loss)) is not None:
+            raise BadInput(f"this state does not pass the acceptance test: {reason}")
+        branch, digest = self.open(owner_key), metadata["digest"]
+        file = _snapshot_name(branch.branch, digest)
         write_bytes(self.store.snapshots / file, data)
         try:
-            made = journal.restored(self.store, line, digest, held_out, distance, file, who)
-            if made is None:
-                raise BadInput("the line was moved meanwhile; try again")
+            distance = self._weight_distance(full_weights)
+            version = journal.restore_version(self.store, branch, digest, loss, distance, file, actor)
+            if version is None:
+                raise BadInput("the branch was changed in the meantime; try again")
         finally:
-            journal.drop_unnamed(self.store, [file])  # what was refused leaves nothing behind
-        return made
+            journal.delete_unused_snapshots(self.store, [file])  # a rejected state leaves no file behind
+        return version
 
-    def fork(self, owner: str, to: str, who: str) -> BranchVersion:
-        """Another owner's line goes on from where this one's is."""
-        return self.restore(to, self.export(owner), who)
+    def fork(self, owner_key: str, target_key: str, actor: str) -> BranchVersion:
+        """Makes the current version of one key's branch the current version of another key's branch."""
+        return self.restore(target_key, self.export(owner_key), actor)
+
+    def learn_next(self) -> bool:
+        """Learns one example of every branch that has one; returns whether there was any."""
+        worked = False
+        for branch in journal.list_branches(self.store, self.deployment):
+            if self._stopping.is_set():
+                return True
+            if not branch.frozen and (example := journal.next_example(self.store, branch)) is not None:
+                self._work_started = time.monotonic()
+                self._learn(branch, example.number, example.text or "")
+                self._pause()
+                worked = True
+        return worked
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                if not self.advance():
-                    self._work.wait(LOOK * 10)
-                    self._work.clear()
+                if not self.learn_next():
+                    self._wake.wait(POLL_INTERVAL)
+                    self._wake.clear()
         except BaseException as error:
-            self.failed = error
+            self.error = error
             raise
 
-    def advance(self) -> bool:
-        """One contribution of every line that has any; whether there was one."""
-        worked = False
-        for line in journal.lines(self.store, self.deployment):
-            if self._stopping.is_set():
-                return True
-            if not line.frozen and (found := journal.next_contribution(self.store, line)) is not None:
-                self._since = time.monotonic()
-                self._learn(line, found.number, found.text or "")
-                self._between()
-                worked = True
-        return worked
+    def _pause(self) -> None:
+        """Sleeps after a piece of work while requests wait, so that learning keeps to its fraction of the time."""
+        if self.is_server_busy and self.config.learning_fraction < 1:
+            work = time.monotonic() - self._work_started
+            self._stopping.wait(work * (1 / self.config.learning_fraction - 1))
+        self._work_started = time.monotonic()
 
-    def _between(self) -> None:
-        """Rests after a piece of work, while others wait for answers, so that it takes no more than its share."""
-        if self.busy and self.settings.share < 1:
-            self._stopping.wait((time.monotonic() - self._since) * (1 / self.settings.share - 1))
-        self._since = time.monotonic()
-
-    def _learn(self, line: Branch, number: int, text: str) -> None:
-        before = self.live(line)
+    def _learn(self, branch: Branch, number: int, text: str) -> None:
+        before = self.load(branch)
         try:
-            after = self.learner.learn(before.weights, text, self._between)
-        except BadInput as error:  # what the tokenizer cannot express
-            journal.refused(self.store, line, number, None, str(error))
+            weights = self.learner.learn(before.weights, text, self._pause)
+        except BadInput as error:  # the tokenizer cannot encode the text
+            journal.reject_example(self.store, branch, number, None, str(error))
             return
-        if after is before.weights:
-            journal.refused(self.store, line, number, before.version.held_out, "nothing was there to learn from")
+        if weights is before.weights:
+            reason = "the text is too short to learn from"
+            journal.reject_example(self.store, branch, number, before.version.held_out_loss, reason)
             return
-        whole = self.learner.model(after.content)
-        held_out = self.learner.held_out(whole, self._between)
-        if (reason := self._refusal(held_out)) is not None:
-            journal.refused(self.store, line, number, held_out if math.isfinite(held_out) else None, reason)
+        full_weights = self.learner.full_weights(weights.content)
+        loss = self.learner.held_out_loss(full_weights, self._pause)
+        if (reason := self._rejection_reason(loss)) is not None:
+            journal.reject_example(self.store, branch, number, loss if math.isfinite(loss) else None, reason)
             return
-        digest = trees.digest(after)
-        self._between()
-        distance = self._distance(whole)
-        reason = f"{held_out - self.learner.trained:+.4f} nats on held-out text, bound {self.settings.bound}"
-        made = journal.learned(self.store, line, number, digest, held_out, distance, reason)
-        if made is None:
-            return  # somebody moved the head; the contribution is still undecided, or no longer there
+        digest = trees.digest(weights)
+        self._pause()
+        distance = self._weight_distance(full_weights)
+        increase = loss - self.learner.trained_loss
+        reason = f"{increase:+.4f} nats per token on held-out text; the limit is {self.config.max_forgetting}"
+        version = journal.commit_version(self.store, branch, number, digest, loss, distance, reason)
+        if version is None:
+            return  # the branch was changed in the meantime; the example is undecided or erased
         with self._lock:
-            self._held.pop((line.line, line.head), None)
-            live = LiveVersion(made, after, whole)
-            self._hold(live)
-            if made.number % self.settings.every == 0:
-                self._snapshot(live)
+            self._loaded.pop((branch.branch, branch.current_version), None)
+            loaded = LoadedVersion(version, weights, full_weights)
+            self._keep(loaded)
+            if version.number % self.config.snapshot_interval == 0:
+                self._save_snapshot(loaded)
 
-    def _refusal(self, held_out: float) -> str | None:
-        worse = held_out - self.learner.trained
-        if not math.isfinite(held_out):
-            return "the weights are not finite"
-        if worse > self.settings.bound:
-            return f"held-out text would cost {worse:.4f} nats per token more, the bound is {self.settings.bound}"
-        return None
+    def _rejection_reason(self, loss: float) -> str | None:
+        return rejection_reason(loss, self.learner.trained_loss, self.config.max_forgetting)
 
-    def _rebuild(self, line: Branch) -> LiveVersion:
-        first, *rest = journal.chain(self.store, line.line, line.head)
-        weights = self.learner.birth() if first.snapshot is None else self._load(first)
-        for version in rest:
-            assert version.contribution is not None
-            found = journal.contribution(self.store, version.contribution)
-            assert found is not None and found.text is not None
-            weights = self.learner.learn(weights, found.text, lambda: None)
-        last = rest[-1] if rest else first
+    def _recompute(self, branch: Branch) -> LoadedVersion:
+        first, *later = journal.version_path(self.store, branch.branch, branch.current_version)
+        weights = self.learner.init() if first.snapshot is None else self._read_snapshot(first)
+        for version in later:
+            assert version.example is not None
+            example = journal.find_example(self.store, version.example)
+            assert example is not None and example.text is not None
+            weights = self.learner.learn(weights, example.text, do_not_pause)
+        last = later[-1] if later else first
         if last.parent is not None and trees.digest(weights) != last.digest:
             raise ContractViolation(
-                f"version {last.number} of '{line.line}' was learned again to other bits than {last.digest[:16]}"
+                f"version {last.number} of '{branch.branch}' was recomputed to other bits than {last.digest[:16]}"
             )
-        as_trained = last.parent is None and last.snapshot is None
-        return LiveVersion(last, weights, self.learner.origin if as_trained else self.learner.model(weights.content))
+        is_trained = last.parent is None and last.snapshot is None
+        full_weights = self.learner.trained_weights if is_trained else self.learner.full_weights(weights.content)
+        return LoadedVersion(last, weights, full_weights)
 
-    def _hold(self, live: LiveVersion) -> None:
-        """Keeps a version in memory; the one used longest ago goes, with a snapshot if it is a head."""
-        self._held[live.version.line, live.version.number] = live
-        while len(self._held) > self.settings.held:
-            _, old = self._held.popitem(last=False)
-            head = journal.line(self.store, old.version.line).head
-            if old.version.number == head and old.version.snapshot is None and old.version.parent is not None:
-                self._snapshot(old)
+    def _keep(self, loaded: LoadedVersion) -> None:
+        """Keeps a version in memory; the least recently used one is dropped, with a snapshot if it is current."""
+        self._loaded[loaded.version.branch, loaded.version.number] = loaded
+        while len(self._loaded) > self.config.max_loaded:
+            self._save_if_current(self._loaded.popitem(last=False)[1])
 
-    def _snapshot(self, live: LiveVersion) -> None:
-        """On the disk before the database says so; then those that are too many are dropped, oldest first."""
-        version = live.version
-        file = self._file(version.line, version.digest)
-        write_bytes(self.store.snapshots / file, self._encoded(live))
-        journal.snapshot(self.store, version.line, version.number, file)
-        if (version.line, version.number) in self._held:
-            self._held[version.line, version.number] = live._replace(version=version._replace(snapshot=file))
-        kept = [v for v in journal.versions(self.store, version.line) if v.snapshot is not None]
-        head = journal.line(self.store, version.line).head
-        for old in kept[: -self.settings.kept]:
-            if old.number != head and old.parent is not None:
-                journal.snapshot(self.store, old.line, old.number, None)
-                journal.drop_unnamed(self.store, [str(old.snapshot)])
+    def _save_if_current(self, loaded: LoadedVersion) -> None:
+        version = loaded.version
+        if version.parent is None or version.snapshot is not None:
+            return
+        if journal.get_branch(self.store, version.branch).current_version == version.number:
+            self._save_snapshot(loaded)
 
-    def _load(self, version: BranchVersion) -> Weights:
+    def _save_snapshot(self, loaded: LoadedVersion) -> None:
+        """Writes the file before the database refers to it; then drops the oldest surplus snapshots."""
+        version = loaded.version
+        file, place = _snapshot_name(version.branch, version.digest), (version.branch, version.number)
+        write_bytes(self.store.snapshots / file, self._encode(loaded))
+        journal.set_snapshot(self.store, version.branch, version.number, file)
+        if place in self._loaded:
+            self._loaded[place] = loaded._replace(version=version._replace(snapshot=file))
+        saved = [v for v in journal.list_versions(self.store, version.branch) if v.snapshot is not None]
+        current = journal.get_branch(self.store, version.branch).current_version
+        for surplus in saved[: -self.config.max_snapshots]:
+            if surplus.number != current and surplus.parent is not None:
+                journal.set_snapshot(self.store, surplus.branch, surplus.number, None)
+                journal.delete_unused_snapshots(self.store, [str(surplus.snapshot)])
+
+    def _read_snapshot(self, version: BranchVersion) -> Weights:
         path = self.store.snapshots / str(version.snapshot)
         try:
-            weights = _decoded(path.read_bytes(), self.learner.birth())
+            data = path.read_bytes()
+            read_metadata(data, "branch", str(path))
+            weights = trees.from_arrays(self.learner.init(), decode_state(data))
         except (OSError, BadInput) as error:
             raise BadInput(f"the snapshot '{path}' cannot be used: {error}") from None
         if trees.digest(weights) != version.digest:
             raise BadInput(f"the snapshot '{path}' is damaged: it does not hold version {version.number}")
         return weights
 
-    def _encoded(self, live: LiveVersion) -> bytes:
-        about = {
-            "format": FORMAT,
-            "deployment": self.deployment,
-            "base": self.base,
-            "learner": self.learner.digest,
-            "version": str(live.version.number),
-            "digest": live.version.digest if live.version.parent is not None else trees.digest(live.weights),
-        }
-        arrays = {k: np.require(a, requirements="C") for k, a in trees.to_arrays(live.weights).items()}
-        return encode(arrays, metadata=about)
+    def _encode(self, loaded: LoadedVersion) -> bytes:
+        return encode_state(
+            "branch",
+            loaded.weights,
+            {
+                "deployment": self.deployment,
+                "trained_digest": self.trained_digest,
+                "learner_digest": self.learner.digest,
+                "version": str(loaded.version.number),
+            },
+        )
 
-    def _file(self, line: str, digest: str) -> str:
-        return f"{line.replace('/', '-')}-{digest[:16]}.safetensors"
-
-    def _distance(self, whole: TransformerWeights) -> float:
-        return math.sqrt(_squares(whole, self.learner.origin)) / self._length
+    def _weight_distance(self, weights: Transformer) -> float:
+        return _distance(weights, self.learner.trained_weights) / self._norm
 
 
-def read_about(data: bytes) -> dict[str, Any]:
-    """What a safetensors file says of itself."""
-    try:
-        size = int.from_bytes(data[:8], "little")
-        found = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-        return found if isinstance(found, dict) else {}
-    except (ValueError, AttributeError, RecursionError):
-        raise BadInput("this is no state: it is not in the form of safetensors") from None
+def _snapshot_name(branch: str, digest: str) -> str:
+    return f"{branch.replace('/', '-')}-{digest[:16]}.safetensors"
 
 
-def _decoded(data: bytes, template: Weights) -> Weights:
-    if read_about(data).get("format") != FORMAT:
-        raise BadInput("this is no state of a line")
-    try:
-        return trees.from_arrays(template, decode(data))
-    except SafetensorError as error:
-        raise BadInput(f"this state is damaged: {error}") from None
-
-
-def _squares(one: TransformerWeights, other: TransformerWeights) -> float:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return sum(float(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)).sum()) for a, b in pairs)
+def _distance(weights: Transformer, reference: Transformer) -> float:
+    """The Euclidean distance in float64."""
+    pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(reference), strict=True)
+    return math.sqrt(
+        sum(float(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)).sum()) for a, b in pairs)
+    )

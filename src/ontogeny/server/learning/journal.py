@@ -1,449 +1,462 @@
-"""What a line of learning was given, and what became of it: contributions, versions of the weights, decisions.
+"""The journal of online learning: training examples, versions of the weights, and decisions of the learner.
 
-A line is one course of learning from the trained weights: a key's own, or one that is shared. Contributions are
-numbered upwards and never renumbered. A version is its parent and one contribution more; version 0 is the trained
-weights. `head` is the version that is live, `position` the last contribution that was decided on. Going back makes
-another version the head; erasing goes back to before the contribution and lets the learner come forward again without
-it. Every change of a head but by learning raises `epoch`, so that work begun before it is not committed after it.
-Knows nothing of how is learned.
+A branch is one version history of weights that starts at the trained weights. It belongs to one key, or to all keys
+if it is shared. Examples have increasing numbers that never change. A version is its parent plus one example;
+version 0 is the trained weights. `current_version` is the version that answers requests, and `last_decided` is the
+last example that the learner accepted or rejected. A rollback makes another version current. Erasing an example
+rolls the branch back to before the example and lets the learner replay the later examples without it. Every change
+of the current version other than learning increases `epoch`, so that an update computed before the change is not
+committed after it. This module does not depend on how the learner works.
 """
 
 import sqlite3
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ontogeny.errors import BadInput
-from ontogeny.server.store import Store
+from ontogeny.server.store import Store, select, select_one, select_value
 
 SHARED = "shared"
-MOST_PENDING = 10_000  # of one line
+MAX_PENDING = 10_000  # examples of one branch
+MAX_INTEGER = 2**63  # of SQLite
+PENDING = "branch = ? AND number > ? AND NOT deferred AND erased_at IS NULL"  # the condition of an undecided example
 
 
 class Branch(NamedTuple):
-    line: str
+    """One version history of weights."""
+
+    branch: str  # DEPLOYMENT/OWNER
     deployment: str
-    owner: str  # a key's id, or "shared"
-    base: str  # digest of the trained weights
-    learner: str  # digest of all that decides how is learned
-    head: int
-    position: int
+    owner_key: str  # the id of a key, or "shared"
+    trained_digest: str
+    learner_digest: str  # of everything that an update depends on
+    current_version: int
+    last_decided: int
     epoch: int
     frozen: bool
 
 
 class TrainingExample(NamedTuple):
+    """A text in the journal of a branch."""
+
     number: int
-    line: str
+    branch: str
     key: str
     text: str | None  # None once it is erased
-    aside: bool  # went out of use by going back
-    erased: float | None
-    at: float
+    deferred: bool  # a rollback took it out of use
+    erased_at: float | None
+    created_at: float
 
 
 class BranchVersion(NamedTuple):
-    line: str
+    """One version of the weights of a branch."""
+
+    branch: str
     number: int
     parent: int | None
-    contribution: int | None  # what it has learned beyond its parent
-    first: int | None  # the range of the journal that it learned from
-    last: int | None
+    example: int | None  # learned in addition to the parent's examples
+    first_example: int | None  # the range of examples that the version was learned from
+    last_example: int | None
     digest: str
-    held_out: float  # nats per token
-    distance: float  # from the trained weights, relative to their length
-    snapshot: str | None
-    gone: bool  # an erased contribution is in it
-    at: float
+    held_out_loss: float  # nats per token
+    weight_distance: float  # from the trained weights, relative to their norm
+    snapshot: str | None  # file name
+    deleted: bool  # it was learned from an example that was erased
+    created_at: float
 
 
 class LearningDecision(NamedTuple):
+    """An entry of the log of a branch."""
+
     number: int
-    line: str
-    kind: str  # learned, refused, rollback, erased, restored, freeze, thaw
-    contribution: int | None
+    branch: str
+    kind: str  # learned, rejected, rollback, erased, restored, freeze, unfreeze
+    example: int | None
     version: int | None
-    held_out: float | None
+    held_out_loss: float | None
     reason: str
-    at: float
+    created_at: float
 
 
 class JournalFull(Exception):
-    """So much waits to be learned that no more is taken."""
+    """The branch has too many undecided examples to accept another one."""
 
 
-def open_line(store: Store, deployment: str, owner: str, base: str, learner: str, held_out: float) -> Branch:
-    """The line, made where it is not there. One that learned from other weights, or otherwise, raises `BadInput`."""
-    name = f"{deployment}/{owner}"
+def open_branch(
+    store: Store, deployment: str, owner_key: str, trained_digest: str, learner_digest: str, held_out_loss: float
+) -> Branch:
+    """Returns a branch, which is created if it does not exist.
+
+    Raises:
+        BadInput: The branch was learned from other weights or with another learner.
+    """
+    name = f"{deployment}/{owner_key}"
     with store.transaction() as connection:
-        row = connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
-        if row is None:
-            asked = (
-                "SELECT coalesce(max(frozen), 0) FROM lines WHERE deployment = ?"  # a new line freezes with the others
+        branch = _find_branch(connection, name)
+        if branch is None:
+            query = "SELECT coalesce(max(frozen), 0) FROM branches WHERE deployment = ?"
+            frozen = select_value(connection, query, deployment)  # a new branch is frozen if the others are
+            branch = Branch(name, deployment, owner_key, trained_digest, learner_digest, 0, 0, 0, bool(frozen))
+            connection.execute("INSERT INTO branches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", branch)
+            version = BranchVersion(
+                name, 0, None, None, None, None, trained_digest, held_out_loss, 0.0, None, False, time.time()
             )
-            frozen = connection.execute(asked, (deployment,)).fetchone()[0]
-            connection.execute(
-                "INSERT INTO lines VALUES (?, ?, ?, ?, ?, 0, 0, 0, ?)", (name, deployment, owner, base, learner, frozen)
-            )
-            connection.execute(
-                "INSERT INTO versions VALUES (?, 0, NULL, NULL, NULL, NULL, ?, ?, 0, NULL, 0, ?)",
-                (name, base, held_out, time.time()),
-            )
-            row = connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
-    found = _line(row)
-    if found.base != base:
+            _insert_version(connection, version)
+    if branch.trained_digest != trained_digest:
         raise BadInput(
-            f"'{deployment}' went on learning from weights {found.base[:16]}, here are {base[:16]}: "
-            "serve these under another name, or with another --state"
+            f"'{deployment}' was learned from weights {branch.trained_digest[:16]}, but the model has weights "
+            f"{trained_digest[:16]}: serve it under another name or with another --state-dir"
         )
-    if found.learner != learner:
+    if branch.learner_digest != learner_digest:
         raise BadInput(
-            f"'{deployment}' has learned with other settings, texts or versions: its weights could not be rebuilt; "
-            "use those, serve under another name, or with another --state"
+            f"'{deployment}' was learned with other settings, texts or versions, so its weights could not be rebuilt: "
+            "use the same ones, or serve it under another name or with another --state-dir"
         )
-    return found
+    return branch
 
 
-def line(store: Store, name: str) -> Branch:
-    row = store.connection.execute("SELECT * FROM lines WHERE line = ?", (name,)).fetchone()
-    if row is None:
-        raise BadInput(f"there is no line '{name}'")
-    return _line(row)
+def get_branch(store: Store, name: str) -> Branch:
+    """Returns the branch of this name; raises `BadInput` if there is none."""
+    branch = _find_branch(store.connection, name)
+    if branch is None:
+        raise BadInput(f"there is no branch '{name}'")
+    return branch
 
 
-def lines(store: Store, deployment: str) -> list[Branch]:
-    found = store.connection.execute("SELECT * FROM lines WHERE deployment = ? ORDER BY line", (deployment,))
-    return [_line(row) for row in found]
+def list_branches(store: Store, deployment: str) -> list[Branch]:
+    """Returns the branches of a deployment by name."""
+    query = "SELECT * FROM branches WHERE deployment = ? ORDER BY branch"
+    return select(store.connection, Branch, query, deployment)
 
 
-def deployments(store: Store) -> list[str]:
-    """The names of all that ever learned."""
-    return [row[0] for row in store.connection.execute("SELECT DISTINCT deployment FROM lines ORDER BY deployment")]
+def list_deployments(store: Store) -> list[str]:
+    """Returns the names of all deployments that have branches."""
+    query = "SELECT DISTINCT deployment FROM branches ORDER BY deployment"
+    return [name for (name,) in store.connection.execute(query)]
 
 
-def contribute(store: Store, line: str, key: str, text: str) -> int | None:
-    """Journals what is to be learned and returns its number when it is on the disk; None where the line is frozen."""
+def add_example(store: Store, branch: str, key: str, text: str) -> int | None:
+    """Writes an example to the journal.
+
+    Returns:
+        The number of the example once it is on disk, or None if the branch is frozen.
+
+    Raises:
+        JournalFull: The branch has `MAX_PENDING` undecided examples.
+    """
     with store.transaction() as connection:
-        row = connection.execute("SELECT * FROM lines WHERE line = ?", (line,)).fetchone()
-        if row["frozen"]:
+        state = _find_branch(connection, branch)
+        assert state is not None
+        if state.frozen:
             return None
-        if _pending(connection, line, row["position"], "count(*)")[0] >= MOST_PENDING:
+        if _count_pending(connection, state) >= MAX_PENDING:
             raise JournalFull
-        made = connection.execute(
-            "INSERT INTO contributions (line, key, text, at) VALUES (?, ?, ?, ?)", (line, key, text, time.time())
-        )
-        return made.lastrowid
+        query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?)"
+        return connection.execute(query, (branch, key, text, time.time())).lastrowid
 
 
-def next_contribution(store: Store, line: Branch) -> TrainingExample | None:
-    """The first one that nothing was decided about."""
-    row = _pending(store.connection, line.line, line.position, "*")
-    return None if row is None else _contribution(row)
+def next_example(store: Store, branch: Branch) -> TrainingExample | None:
+    """Returns the first undecided example."""
+    query = f"SELECT * FROM examples WHERE {PENDING} ORDER BY number LIMIT 1"
+    return select_one(store.connection, TrainingExample, query, branch.branch, branch.last_decided)
 
 
-def pending(store: Store, line: Branch) -> int:
-    return _pending(store.connection, line.line, line.position, "count(*)")[0]
+def num_pending(store: Store, branch: Branch) -> int:
+    """The number of undecided examples."""
+    return _count_pending(store.connection, branch)
 
 
-def contribution(store: Store, number: int) -> TrainingExample | None:
-    row = store.connection.execute("SELECT * FROM contributions WHERE number = ?", (number,)).fetchone()
-    return None if row is None else _contribution(row)
+def find_example(store: Store, number: int) -> TrainingExample | None:
+    """Returns the example of this number, or None."""
+    return select_one(store.connection, TrainingExample, "SELECT * FROM examples WHERE number = ?", number)
 
 
-def contributions(store: Store, line: str) -> list[TrainingExample]:
-    found = store.connection.execute("SELECT * FROM contributions WHERE line = ? ORDER BY number", (line,))
-    return [_contribution(row) for row in found]
+def list_examples(store: Store, branch: str) -> list[TrainingExample]:
+    """Returns the examples of a branch by number, erased ones included."""
+    query = "SELECT * FROM examples WHERE branch = ? ORDER BY number"
+    return select(store.connection, TrainingExample, query, branch)
 
 
-def version(store: Store, line: str, number: int) -> BranchVersion:
-    row = store.connection.execute("SELECT * FROM versions WHERE line = ? AND number = ?", (line, number)).fetchone()
-    if row is None:
-        raise BadInput(f"the line '{line}' has no version {number}")
-    return _version(row)
+def get_version(store: Store, branch: str, number: int) -> BranchVersion:
+    """Returns a version; raises `BadInput` if there is none of this number."""
+    version = _find_version(store.connection, branch, number)
+    if version is None:
+        raise BadInput(f"the branch '{branch}' has no version {number}")
+    return version
 
 
-def versions(store: Store, line: str) -> list[BranchVersion]:
-    found = store.connection.execute("SELECT * FROM versions WHERE line = ? ORDER BY number", (line,))
-    return [_version(row) for row in found]
+def list_versions(store: Store, branch: str) -> list[BranchVersion]:
+    """Returns the versions of a branch by number, deleted ones included."""
+    return _select_versions(store.connection, branch)
 
 
-def decisions(store: Store, deployment: str, most: int = 1_000_000) -> list[LearningDecision]:
-    """The last decisions about any line of a deployment, oldest first."""
-    found = store.connection.execute(
-        "SELECT decisions.* FROM decisions JOIN lines USING (line) WHERE deployment = ? "
-        "ORDER BY decisions.number DESC LIMIT ?",
-        (deployment, most),
-    ).fetchall()
-    return [LearningDecision(*row) for row in reversed(found)]
+def version_path(store: Store, branch: str, number: int) -> list[BranchVersion]:
+    """Returns the versions that lead to this one, from the nearest snapshot or version 0 on."""
+    path = [get_version(store, branch, number)]
+    while path[-1].snapshot is None and path[-1].parent is not None:
+        path.append(get_version(store, branch, path[-1].parent))
+    return path[::-1]
 
 
-def count_decisions(store: Store, deployment: str) -> int:
-    asked = "SELECT count(*) FROM decisions JOIN lines USING (line) WHERE deployment = ?"
-    return store.connection.execute(asked, (deployment,)).fetchone()[0]
+def list_decisions(store: Store, deployment: str) -> list[LearningDecision]:
+    """Returns the decisions about all branches of a deployment, oldest first."""
+    query = "SELECT decisions.* FROM decisions JOIN branches USING (branch) WHERE deployment = ? ORDER BY number"
+    return select(store.connection, LearningDecision, query, deployment)
 
 
-def chain(store: Store, line: str, number: int) -> list[BranchVersion]:
-    """The versions that lead to this one, from version 0 or the nearest one with a snapshot on."""
-    found = [version(store, line, number)]
-    while found[-1].snapshot is None and found[-1].parent is not None:
-        found.append(version(store, line, found[-1].parent))
-    return found[::-1]
+def list_recent_decisions(store: Store, branch: str, max_decisions: int) -> list[LearningDecision]:
+    """Returns the last decisions about a branch, newest first."""
+    query = "SELECT * FROM decisions WHERE branch = ? ORDER BY number DESC LIMIT ?"
+    return select(store.connection, LearningDecision, query, branch, max_decisions)
 
 
-def learned(
-    store: Store, before: Branch, number: int, digest: str, held_out: float, distance: float, reason: str
+def num_decisions(store: Store, deployment: str) -> int:
+    """The number of decisions about all branches of a deployment."""
+    query = "SELECT count(*) FROM decisions JOIN branches USING (branch) WHERE deployment = ?"
+    return select_value(store.connection, query, deployment)
+
+
+def commit_version(
+    store: Store, branch: Branch, example: int, digest: str, held_out_loss: float, weight_distance: float, reason: str
 ) -> BranchVersion | None:
-    """Makes a new version of this contribution the head. None, and nothing done, if the head was moved meanwhile."""
+    """Makes a new version, learned from this example, the current one.
+
+    Returns:
+        The version, or None (and nothing is changed) if the branch differs from `branch` by now.
+    """
     with store.transaction() as connection:
-        if not _unmoved(connection, before):
+        if _find_branch(connection, branch.branch) != branch:
             return None
-        made = _new_version(connection, before.line, before.head, number, digest, held_out, distance)
-        connection.execute("UPDATE lines SET head = ?, position = ? WHERE line = ?", (made.number, number, before.line))
-        _decide(connection, before.line, "learned", number, made.number, held_out, reason)
-    return made
+        parent = _find_version(connection, branch.branch, branch.current_version)
+        assert parent is not None
+        first = example if parent.first_example is None else parent.first_example
+        version = BranchVersion(
+            branch.branch, _next_version(connection, branch.branch), parent.number, example, first, example, digest,
+            held_out_loss, weight_distance, None, False, time.time(),
+        )  # fmt: skip
+        _insert_version(connection, version)
+        query = "UPDATE branches SET current_version = ?, last_decided = ? WHERE branch = ?"
+        connection.execute(query, (version.number, example, branch.branch))
+        _log(connection, branch.branch, "learned", example, version.number, held_out_loss, reason)
+    return version
 
 
-def refused(store: Store, before: Branch, number: int, held_out: float | None, reason: str) -> bool:
-    """Records that this contribution is not learned from. False, and nothing done, if the head was moved meanwhile."""
+def reject_example(store: Store, branch: Branch, example: int, held_out_loss: float | None, reason: str) -> bool:
+    """Records that this example is not learned; returns False, and changes nothing, if the branch differs by now."""
     with store.transaction() as connection:
-        if not _unmoved(connection, before):
+        if _find_branch(connection, branch.branch) != branch:
             return False
-        connection.execute("UPDATE lines SET position = ? WHERE line = ?", (number, before.line))
-        _decide(connection, before.line, "refused", number, None, held_out, reason)
+        connection.execute("UPDATE branches SET last_decided = ? WHERE branch = ?", (example, branch.branch))
+        _log(connection, branch.branch, "rejected", example, None, held_out_loss, reason)
     return True
 
 
-def snapshot(store: Store, line: str, number: int, file: str | None) -> None:
-    """Says in which file a version is; None: no longer in any."""
+def set_snapshot(store: Store, branch: str, number: int, file: str | None) -> None:
+    """Records the file that holds a version, or None for no file."""
     with store.transaction() as connection:
-        connection.execute("UPDATE versions SET snapshot = ? WHERE line = ? AND number = ?", (file, line, number))
+        connection.execute(
+            "UPDATE versions SET snapshot = ? WHERE branch = ? AND number = ?", (file, branch, number)
+        )
 
 
-def drop_unnamed(store: Store, files: Iterable[str] | None = None) -> None:
-    """Deletes those of these snapshots, or of all files beside them, that no version is in.
+def delete_unused_snapshots(store: Store, files: Iterable[str] | None = None) -> None:
+    """Deletes those of these files, or of all files in the snapshot folder, that no version refers to.
 
-    With all of them only while nobody writes snapshots: what a crash left over goes, and what was erased is in none.
+    All files may be examined only while no snapshot is being written; this removes the remains of a crash.
     """
-    found = [path.name for path in store.snapshots.iterdir()] if files is None else list(files)
-    asked = "SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"
-    named = {row[0] for row in store.connection.execute(asked)}
-    for file in found:
-        if file not in named:
+    candidates = [path.name for path in store.snapshots.iterdir()] if files is None else list(files)
+    query = "SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"
+    used = {file for (file,) in store.connection.execute(query)}
+    for file in candidates:
+        if file not in used:
             (store.snapshots / file).unlink(missing_ok=True)
 
 
-def rollback(store: Store, line: str, to: int, who: str) -> BranchVersion:
-    """Makes an earlier version live again; what was contributed since is set aside, and learning goes on from here."""
+def set_frozen(store: Store, deployment: str, frozen: bool, actor: str) -> list[str]:
+    """Stops or resumes learning in every branch of a deployment; returns the names of the branches."""
     with store.transaction() as connection:
-        target = _reachable(connection, line, to)
-        _move(connection, line, target, _newest(connection, line))
-        _decide(connection, line, "rollback", None, to, target.held_out, f"by {who}")
-    return target
-
-
-def restored(
-    store: Store, before: Branch, digest: str, held_out: float, distance: float, file: str, who: str
-) -> BranchVersion | None:
-    """Makes weights that were brought in a new version, which stands on no other but its snapshot.
-
-    Weights that were learned here are known by their digest, and with them what they learned from; if any of that was
-    erased since, `BadInput`.
-    """
-    with store.transaction() as connection:
-        if not _unmoved(connection, before):
-            return None
-        known = _known(connection, before.deployment, digest)
-        if known is not None and known.gone:
-            raise BadInput("this state learned from a contribution that was erased")
-        made = _new_version(connection, before.line, None, None, digest, held_out, distance, file)
-        inherited = set() if known is None else set.union(*_learned_from(connection, known))
-        connection.executemany(
-            "INSERT INTO inherited VALUES (?, ?, ?)", [(before.line, made.number, number) for number in inherited]
-        )
-        _move(connection, before.line, made, _newest(connection, before.line))
-        _decide(connection, before.line, "restored", None, made.number, held_out, f"by {who}")
-    return made
-
-
-def erase(store: Store, number: int, who: str) -> None:
-    """Deletes what was contributed, and every version that learned from it, with its snapshots.
-
-    The head of its line, and of each into which such a version was brought, goes back to before it, at once; the
-    learner learns again what came after it.
-    """
-    with store.transaction() as connection:
-        row = connection.execute("SELECT * FROM contributions WHERE number = ?", (number,)).fetchone()
-        if row is None or row["erased"] is not None:
-            raise BadInput(f"there is no contribution {number}")
-        connection.execute("UPDATE contributions SET text = NULL, erased = ? WHERE number = ?", (time.time(), number))
-        asked = "SELECT DISTINCT line FROM inherited WHERE contribution = ?"
-        names = {row["line"]} | {found[0] for found in connection.execute(asked, (number,))}
-        files = [file for name in sorted(names) for file in _take_out(connection, name, number, who)]
-    store.forget_log()
-    drop_unnamed(store, files)
-
-
-def _take_out(connection: sqlite3.Connection, line: str, number: int, who: str) -> list[str]:
-    """One line without a contribution."""
-    every = [
-        _version(row) for row in connection.execute("SELECT * FROM versions WHERE line = ? ORDER BY number", (line,))
-    ]
-    asked = "SELECT version FROM inherited WHERE line = ? AND contribution = ?"
-    tainted = {row[0] for row in connection.execute(asked, (line, number))}
-    for version in every:  # parents come before their children
-        if version.contribution == number or version.parent in tainted:
-            tainted.add(version.number)
-    connection.executemany(
-        "UPDATE versions SET gone = 1, snapshot = NULL WHERE line = ? AND number = ?",
-        [(line, version) for version in tainted],
-    )
-    by_number = {version.number: version for version in every}
-    head, position = by_number[connection.execute("SELECT head FROM lines WHERE line = ?", (line,)).fetchone()[0]], None
-    while head.number in tainted:
-        # What came after it is undecided again, unless it went out of use by going back; what was refused before it
-        # stays refused.
-        position = number
-        if head.parent is None:  # brought in with the contribution in it: what of the rest is this line's own counts
-            connection.execute(
-                "UPDATE contributions SET aside = 0 WHERE line = ? AND number IN "
-                "(SELECT contribution FROM inherited WHERE line = ? AND version = ?)",
-                (line, line, head.number),
-            )
-            position = 0
-        head = by_number[head.parent or 0]
-    if position is None:
-        connection.execute("UPDATE lines SET epoch = epoch + 1 WHERE line = ?", (line,))
-        why = "it was not in what is live"
-    else:
-        connection.execute(
-            "UPDATE lines SET head = ?, position = ?, epoch = epoch + 1 WHERE line = ?", (head.number, position, line)
-        )
-        why = "learned again from here"
-    _decide(connection, line, "erased", number, head.number, head.held_out, f"by {who}; {why}")
-    return [version.snapshot for version in every if version.number in tainted and version.snapshot is not None]
-
-
-def freeze(store: Store, deployment: str, frozen: bool, who: str) -> list[str]:
-    """Stops or resumes learning in every line of a deployment; returns their names."""
-    with store.transaction() as connection:
-        names = [r[0] for r in connection.execute("SELECT line FROM lines WHERE deployment = ?", (deployment,))]
+        names = [branch.branch for branch in list_branches(store, deployment)]
         for name in names:
-            connection.execute("UPDATE lines SET frozen = ?, epoch = epoch + 1 WHERE line = ?", (frozen, name))
-            _decide(connection, name, "freeze" if frozen else "thaw", None, None, None, f"by {who}")
+            connection.execute("UPDATE branches SET frozen = ?, epoch = epoch + 1 WHERE branch = ?", (frozen, name))
+            _log(connection, name, "freeze" if frozen else "unfreeze", None, None, None, f"by {actor}")
     return names
 
 
-def _pending(connection: sqlite3.Connection, line: str, position: int, what: str) -> Any:
-    return connection.execute(
-        f"SELECT {what} FROM contributions WHERE line = ? AND number > ? AND NOT aside AND erased IS NULL "
-        "ORDER BY number LIMIT 1",
-        (line, position),
-    ).fetchone()
+def rollback(store: Store, branch: str, number: int, actor: str) -> BranchVersion:
+    """Makes an earlier version current. Later examples are deferred, and learning continues from this version.
+
+    Raises:
+        BadInput: There is no such version, or it was learned from an example that was erased.
+    """
+    with store.transaction() as connection:
+        version = _find_version(connection, branch, number) if 0 <= number < MAX_INTEGER else None
+        if version is None:
+            newest = _next_version(connection, branch) - 1
+            raise BadInput(f"the branch '{branch}' has no version {number}; its versions are 0 to {newest}")
+        if version.deleted:
+            raise BadInput(f"version {number} of '{branch}' was learned from an example that was erased")
+        _set_current(connection, version)
+        _log(connection, branch, "rollback", None, number, version.held_out_loss, f"by {actor}")
+    return version
 
 
-def _unmoved(connection: sqlite3.Connection, before: Branch) -> bool:
-    row = connection.execute("SELECT * FROM lines WHERE line = ?", (before.line,)).fetchone()
-    return _line(row) == before
+def restore_version(
+    store: Store, branch: Branch, digest: str, held_out_loss: float, weight_distance: float, file: str, actor: str
+) -> BranchVersion | None:
+    """Makes uploaded weights, which the snapshot `file` holds, a new version without a parent, and makes it current.
+
+    Weights that were learned on this server are recognized by their digest. Their examples are recorded as inherited,
+    so that erasing one of them reaches this version too.
+
+    Returns:
+        The version, or None (and nothing is changed) if the branch differs from `branch` by now.
+
+    Raises:
+        BadInput: The weights were learned from an example that was erased.
+    """
+    with store.transaction() as connection:
+        if _find_branch(connection, branch.branch) != branch:
+            return None
+        source = select_one(
+            connection,
+            BranchVersion,
+            "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE deployment = ? AND digest = ? "
+            "ORDER BY deleted LIMIT 1",
+            branch.deployment,
+            digest,
+        )
+        if source is not None and source.deleted:
+            raise BadInput("this state was learned from an example that was erased")
+        version = BranchVersion(
+            branch.branch, _next_version(connection, branch.branch), None, None, None, None, digest, held_out_loss,
+            weight_distance, file, False, time.time(),
+        )  # fmt: skip
+        _insert_version(connection, version)
+        inherited = set[int]() if source is None else set.union(*_examples_of(connection, source))
+        connection.executemany(
+            "INSERT INTO inherited_examples VALUES (?, ?, ?)",
+            [(branch.branch, version.number, example) for example in inherited],
+        )
+        _set_current(connection, version)
+        _log(connection, branch.branch, "restored", None, version.number, held_out_loss, f"by {actor}")
+    return version
 
 
-def _newest(connection: sqlite3.Connection, line: str) -> int:
-    found = connection.execute("SELECT coalesce(max(number), 0) FROM contributions WHERE line = ?", (line,))
-    return found.fetchone()[0]
+def erase_example(store: Store, number: int, actor: str) -> None:
+    """Deletes the text of an example and every version that was learned from it, with its snapshots.
+
+    The branch of the example, and every branch into which such a version was restored, returns to a version before
+    the example at once. The learner then replays the later examples. Raises `BadInput` for an unknown example.
+    """
+    with store.transaction() as connection:
+        example = select_one(connection, TrainingExample, "SELECT * FROM examples WHERE number = ?", number)
+        if example is None or example.erased_at is not None:
+            raise BadInput(f"there is no example {number}")
+        connection.execute("UPDATE examples SET text = NULL, erased_at = ? WHERE number = ?", (time.time(), number))
+        query = "SELECT DISTINCT branch FROM inherited_examples WHERE example = ?"
+        names = {example.branch} | {name for (name,) in connection.execute(query, (number,))}
+        files = [file for name in sorted(names) for file in _remove_example(connection, name, number, actor)]
+    store.truncate_log()
+    delete_unused_snapshots(store, files)
 
 
-def _reachable(connection: sqlite3.Connection, line: str, number: int) -> BranchVersion:
-    asked = "SELECT * FROM versions WHERE line = ? AND number = ?"
-    row = connection.execute(asked, (line, number)).fetchone() if 0 <= number < 2**63 else None
-    if row is None:
-        last = connection.execute("SELECT max(number) FROM versions WHERE line = ?", (line,)).fetchone()[0]
-        raise BadInput(f"the line '{line}' has no version {number}; it has 0 to {last}")
-    if row["gone"]:
-        raise BadInput(f"version {number} of '{line}' learned from a contribution that was erased")
-    return _version(row)
-
-
-def _move(connection: sqlite3.Connection, line: str, to: BranchVersion, position: int) -> None:
-    """A new head that learning goes on from; only what led to it still counts of what was contributed so far."""
-    counted = _learned_from(connection, to)[0]
-    connection.execute("UPDATE contributions SET aside = 1 WHERE line = ?", (line,))
-    connection.executemany("UPDATE contributions SET aside = 0 WHERE number = ?", [(number,) for number in counted])
-    connection.execute(
-        "UPDATE lines SET head = ?, position = ?, epoch = epoch + 1 WHERE line = ?", (to.number, position, line)
+def _remove_example(connection: sqlite3.Connection, branch: str, number: int, actor: str) -> list[str]:
+    """Deletes the versions of one branch that were learned from an example; returns their snapshots."""
+    versions = {version.number: version for version in _select_versions(connection, branch)}
+    query = "SELECT version FROM inherited_examples WHERE branch = ? AND example = ?"
+    affected = {version for (version,) in connection.execute(query, (branch, number))}
+    for version in versions.values():  # parents come before their children
+        if version.example == number or version.parent in affected:
+            affected.add(version.number)
+    connection.executemany(
+        "UPDATE versions SET deleted = 1, snapshot = NULL WHERE branch = ? AND number = ?",
+        [(branch, version) for version in affected],
     )
+    query = "SELECT current_version, last_decided FROM branches WHERE branch = ?"
+    current_number, last_decided = connection.execute(query, (branch,)).fetchone()
+    current, reason = versions[current_number], "it was not part of the current version"
+    while current.number in affected:
+        # Later examples become undecided again unless a rollback deferred them; earlier rejections stand.
+        last_decided, reason = number, "replayed from here"
+        if current.parent is None:  # an uploaded version: the branch's own examples that were part of it count again
+            connection.execute(
+                "UPDATE examples SET deferred = 0 WHERE branch = ? AND number IN "
+                "(SELECT example FROM inherited_examples WHERE branch = ? AND version = ?)",
+                (branch, branch, current.number),
+            )
+            last_decided = 0
+        current = versions[current.parent or 0]
+    query = "UPDATE branches SET current_version = ?, last_decided = ?, epoch = epoch + 1 WHERE branch = ?"
+    connection.execute(query, (current.number, last_decided, branch))
+    _log(connection, branch, "erased", number, current.number, current.held_out_loss, f"by {actor}; {reason}")
+    return [file for version in affected if (file := versions[version].snapshot) is not None]
 
 
-def _learned_from(connection: sqlite3.Connection, at: BranchVersion) -> tuple[set[int], set[int]]:
-    """The contributions that a version learned from in its line, and before it was brought in there."""
-    here: set[int] = set()
-    while at.parent is not None:
-        assert at.contribution is not None
-        here.add(at.contribution)
-        asked = "SELECT * FROM versions WHERE line = ? AND number = ?"
-        at = _version(connection.execute(asked, (at.line, at.parent)).fetchone())
-    asked = "SELECT contribution FROM inherited WHERE line = ? AND version = ?"
-    return here, {row[0] for row in connection.execute(asked, (at.line, at.number))}
+def _count_pending(connection: sqlite3.Connection, branch: Branch) -> int:
+    query = f"SELECT count(*) FROM examples WHERE {PENDING}"
+    return select_value(connection, query, branch.branch, branch.last_decided)
 
 
-def _known(connection: sqlite3.Connection, deployment: str, digest: str) -> BranchVersion | None:
-    """A version that has this digest; where there is one, one that no erased contribution is in."""
-    row = connection.execute(
-        "SELECT versions.* FROM versions JOIN lines USING (line) WHERE deployment = ? AND digest = ? "
-        "ORDER BY gone LIMIT 1",
-        (deployment, digest),
-    ).fetchone()
-    return None if row is None else _version(row)
+def _find_branch(connection: sqlite3.Connection, name: str) -> Branch | None:
+    return select_one(connection, Branch, "SELECT * FROM branches WHERE branch = ?", name)
 
 
-def _new_version(
-    connection: sqlite3.Connection,
-    line: str,
-    parent: int | None,
-    contribution: int | None,
-    digest: str,
-    held_out: float,
-    distance: float,
-    file: str | None = None,
-) -> BranchVersion:
-    number = connection.execute("SELECT max(number) + 1 FROM versions WHERE line = ?", (line,)).fetchone()[0]
-    first = contribution
-    if parent is not None:
-        row = connection.execute("SELECT first FROM versions WHERE line = ? AND number = ?", (line, parent)).fetchone()
-        first = contribution if row["first"] is None else row["first"]
-    made = BranchVersion(
-        line, number, parent, contribution, first, contribution, digest, held_out, distance, file, False, time.time()
+def _find_version(connection: sqlite3.Connection, branch: str, number: int) -> BranchVersion | None:
+    query = "SELECT * FROM versions WHERE branch = ? AND number = ?"
+    return select_one(connection, BranchVersion, query, branch, number)
+
+
+def _select_versions(connection: sqlite3.Connection, branch: str) -> list[BranchVersion]:
+    return select(connection, BranchVersion, "SELECT * FROM versions WHERE branch = ? ORDER BY number", branch)
+
+
+def _next_version(connection: sqlite3.Connection, branch: str) -> int:
+    return select_value(connection, "SELECT max(number) + 1 FROM versions WHERE branch = ?", branch)
+
+
+def _insert_version(connection: sqlite3.Connection, version: BranchVersion) -> None:
+    connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", version)
+
+
+def _set_current(connection: sqlite3.Connection, version: BranchVersion) -> None:
+    """Makes a version current: every example so far counts as decided, and those outside the version are deferred."""
+    branch = version.branch
+    connection.execute("UPDATE examples SET deferred = 1 WHERE branch = ?", (branch,))
+    connection.executemany(
+        "UPDATE examples SET deferred = 0 WHERE number = ?",
+        [(example,) for example in _examples_of(connection, version)[0]],
     )
-    connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", made)
-    return made
+    newest = select_value(connection, "SELECT coalesce(max(number), 0) FROM examples WHERE branch = ?", branch)
+    query = "UPDATE branches SET current_version = ?, last_decided = ?, epoch = epoch + 1 WHERE branch = ?"
+    connection.execute(query, (version.number, newest, branch))
 
 
-def _decide(
+def _examples_of(connection: sqlite3.Connection, version: BranchVersion) -> tuple[set[int], set[int]]:
+    """The examples that a version was learned from: those of its branch, and those inherited by an upload."""
+    examples: set[int] = set()
+    while version.parent is not None:
+        assert version.example is not None
+        examples.add(version.example)
+        parent = _find_version(connection, version.branch, version.parent)
+        assert parent is not None
+        version = parent
+    query = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
+    inherited = {example for (example,) in connection.execute(query, (version.branch, version.number))}
+    return examples, inherited
+
+
+def _log(
     connection: sqlite3.Connection,
-    line: str,
+    branch: str,
     kind: str,
-    contribution: int | None,
+    example: int | None,
     version: int | None,
-    held_out: float | None,
+    held_out_loss: float | None,
     reason: str,
 ) -> None:
     connection.execute(
-        "INSERT INTO decisions (line, kind, contribution, version, held_out, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (line, kind, contribution, version, held_out, reason, time.time()),
+        "INSERT INTO decisions (branch, kind, example, version, held_out_loss, reason, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (branch, kind, example, version, held_out_loss, reason, time.time()),
     )
-
-
-def _line(row: sqlite3.Row) -> Branch:
-    named: dict[str, Any] = dict(row)
-    named["frozen"] = bool(named["frozen"])
-    return Branch(**named)
-
-
-def _contribution(row: sqlite3.Row) -> TrainingExample:
-    named: dict[str, Any] = dict(row)
-    named["aside"] = bool(named["aside"])
-    return TrainingExample(**named)
-
-
-def _version(row: sqlite3.Row) -> BranchVersion:
-    named: dict[str, Any] = dict(row)
-    named["gone"] = bool(named["gone"])
-    return BranchVersion(**named)

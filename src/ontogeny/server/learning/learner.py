@@ -1,8 +1,7 @@
-"""How a line learns from a contribution: `language.learner` on its tokens, block by block, and what the gate reads.
+"""How a branch learns a training example: the updates of `ontogeny lm evaluate --online` on the tokens of its text.
 
-The learner is the one of `evaluate --online`; here it meets texts, and is a value that lines can hold. Deterministic:
-the same weights, scratch and text give the same bits, so that what a crash took can be learned again. Knows nothing of
-lines, journals and keys. C context, B windows of rehearsal, N windows.
+Learning is deterministic: the same weights, scratch and text give the same bits, so that versions lost in a crash can
+be recomputed. This module does not depend on branches, the journal or keys. C context, B rehearsal windows.
 """
 
 import hashlib
@@ -15,127 +14,123 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int32
+from jaxtyping import Int32
 
 from ontogeny import trees
-from ontogeny.content import transformer
-from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.content.transformer import Config, Transformer
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.runs.folder import library_versions
+from ontogeny.server.learning.acceptance import NUM_WINDOWS, Pause, do_not_pause, held_out_loss
 from ontogeny.types import Weights
 
-HELD_OUT = 64  # windows that the gate looks at
-AT_A_TIME = 8  # of them
-SEED = 0  # of the rehearsal: which windows is decided by a line's own count of steps
-
-Between = Callable[[], None]  # called between pieces of work, and may take its time, so that others come to theirs
+REHEARSAL_SEED = 0  # the windows depend on this seed and on the branch's number of steps
 
 
-class Learner(NamedTuple):
-    """What a line needs: its first weights, how they change, what the gate reads."""
+class BranchLearner(NamedTuple):
+    """The pure functions and constants that a branch needs to learn."""
 
-    origin: TransformerWeights  # the trained weights
-    birth: Callable[[], Weights]
-    model: Callable[[Any], TransformerWeights]  # content -> the weights that answer
-    learn: Callable[[Weights, str, Between], Weights]  # one contribution; changes weights and scratch
-    held_out: Callable[[TransformerWeights, Between], float]  # nats per token of text that was fixed at the start
-    trained: float  # the trained weights' own
-    digest: str  # of all that decides how is learned
+    trained_weights: Transformer
+    init: Callable[[], Weights]  # content and scratch of version 0
+    full_weights: Callable[[Any], Transformer]  # content -> the weights that answer requests
+    learn: Callable[[Weights, str, Pause], Weights]  # learns one text; returns its argument if there is nothing to learn
+    held_out_loss: Callable[[Transformer, Pause], float]  # nats per token
+    trained_loss: float  # the held-out loss of the trained weights
+    digest: str  # of everything that an update depends on
 
 
-class Scratch(NamedTuple):
-    """What survives beside the content."""
+class BranchScratch(NamedTuple):
+    """The part of the weights that `full_weights` does not read."""
 
     moments: Any
-    steps: Int32[Array, ""]  # taken by this line, which the rehearsal is drawn by
+    num_steps: Int32[Array, ""]  # taken by this branch
 
 
-def build(model: LanguageModel, plan: OnlineConfig | None = None) -> Learner:
-    """A learner from a model that was trained here; `BadInput` where it was not."""
+def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> BranchLearner:
+    """Builds the learner of a model.
+
+    Args:
+        model: A model that was trained by `ontogeny lm train`, with its texts.
+        online_config: How the weights are updated; the default settings if None.
+
+    Raises:
+        BadInput: The model came without its training texts, or the settings do not suit it.
+    """
     if model.run is None:
         raise BadInput(
-            "this model came without the texts that it was trained on, which a gate and rehearsal need: "
-            "online learning is for runs of `ontogeny train text`"
+            "this model has no training texts, which the acceptance test and rehearsal need; only runs of "
+            "`ontogeny lm train` can learn online"
         )
     config, texts = model.config, corpus.load(model.run)
-    plan = online_learner.checked(plan or OnlineConfig(), config.context_length)
-    rehearsed, gate = texts.training, corpus.spaced_windows(texts.held_out, config.context_length, HELD_OUT)
-    trained = online.pretrained_weights(model, plan)
-    pure = online_learner.build(config, plan)
+    online_config = online_learner.checked(online_config or OnlineConfig(), config.context)
+    windows = corpus.spaced_windows(texts.held_out, config.context, NUM_WINDOWS)
+    pretrained = online.pretrained_weights(model, online_config)
 
-    def birth() -> Weights:
-        content, moments = pure.init(trained)
-        return Weights(content, Scratch(moments, jnp.int32(0)))
+    def init() -> Weights:
+        content, moments = online_learner.build(config, online_config).init(pretrained)
+        return Weights(content, BranchScratch(moments, jnp.int32(0)))
 
-    def learn(weights: Weights, text: str, between: Between = _at_once) -> Weights:
-        tokens = model.tokenizer.encode(text)  # no end token before it: prompts, which answers follow, have none
-        for start in range(0, len(tokens) - 1, plan.chunk_size):
-            window, size = online.context_windows(
-                tokens, np.array([start]), plan.chunk_size, config.context_length, config.context_length
-            )
-            again = np.zeros((0, config.context_length + 1), np.int32)
-            if plan.rehearsal_batch_size:
-                step, shape = int(weights.scratch.steps), (1, 1, plan.rehearsal_batch_size)
-                again = corpus.sample_batches(rehearsed, SEED, step, shape, config.context_length)[0, 0]
-            weights = jax.block_until_ready(_step(config, plan, trained, weights, window[0], size[0], again))
-            between()
+    def learn(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
+        tokens = model.tokenizer.encode(text)  # without an end token in front, like the prompts of requests
+        size, context = online_config.chunk_size, config.context
+        for start in range(0, len(tokens) - 1, size):
+            window, num_read = online.context_windows(tokens, np.array([start]), size, context, context)
+            rehearsal = np.zeros((0, context + 1), np.int32)
+            if online_config.rehearsal_batch_size:
+                step, shape = int(weights.scratch.num_steps), (1, 1, online_config.rehearsal_batch_size)
+                rehearsal = corpus.sample_batches(texts.training, REHEARSAL_SEED, step, shape, context)[0, 0]
+            chunk = (window[0], num_read[0], rehearsal)
+            weights = jax.block_until_ready(_update(config, online_config, pretrained, weights, *chunk))
+            pause()
         return weights
 
-    def held_out(content: TransformerWeights, between: Between = _at_once) -> float:
-        parts = []
-        for first in range(0, len(gate), AT_A_TIME):
-            parts.append(np.asarray(_losses(config, content, gate[first : first + AT_A_TIME]), np.float64))
-            between()
-        return float(np.concatenate(parts).mean())
+    def full_weights(content: Any) -> Transformer:
+        return _full_weights(config, online_config, pretrained, content) if online_config.adapter_rank else content
 
-    def whole(content: Any) -> TransformerWeights:
-        return _whole(config, plan, trained, content) if plan.adapter_rank else content
+    def loss(weights: Transformer, pause: Pause = do_not_pause) -> float:
+        return held_out_loss(config, weights, windows, pause)
 
-    digest = _digest(model, plan, trained, rehearsed, gate)
-    return Learner(model.weights, birth, whole, learn, held_out, held_out(model.weights), digest)
-
-
-def _at_once() -> None:
-    pass
+    digest = _digest(model, online_config, pretrained, (texts.training, windows))
+    return BranchLearner(model.weights, init, full_weights, learn, loss, loss(model.weights), digest)
 
 
 def _digest(
-    model: LanguageModel, plan: OnlineConfig, trained: PretrainedWeights, rehearsed: np.ndarray, gate: np.ndarray
+    model: LanguageModel, online_config: OnlineConfig, pretrained: PretrainedWeights, texts: tuple[np.ndarray, ...]
 ) -> str:
-    about: dict[str, Any] = {"plan": plan._asdict(), "config": model.config._asdict()}
-    about["versions"] = library_versions()
-    about["versions"].pop("devices")
-    about["squares"] = None if trained.squared_gradients is None else trees.digest(trained.squared_gradients)
-    hashed = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for tokens in (rehearsed, gate):
-        hashed.update(hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest())
-    hashed.update(model.tokenizer.as_json().encode())
-    return hashed.hexdigest()
+    squares = pretrained.squared_gradients
+    settings: dict[str, Any] = {
+        "online_config": online_config._asdict(),
+        "config": model.config._asdict(),
+        "versions": {name: version for name, version in library_versions().items() if name != "devices"},
+        "squared_gradients": None if squares is None else trees.digest(squares),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for tokens in texts:
+        digest.update(hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest())
+    digest.update(model.tokenizer.as_json().encode())
+    return digest.hexdigest()
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _step(
-    config: TransformerConfig,
-    plan: OnlineConfig,
-    trained: PretrainedWeights,
+def _update(
+    config: Config,
+    online_config: OnlineConfig,
+    pretrained: PretrainedWeights,
     weights: Weights,
     window: Int32[Array, "C1"],
-    size: Int32[Array, ""],
-    again: Int32[Array, "B C1"],
+    num_read: Int32[Array, ""],
+    rehearsal: Int32[Array, "B C1"],
 ) -> Weights:
-    moved = Weights(weights.content, weights.scratch.moments)
-    (content, moments), _ = online_learner.build(config, plan).update(trained, moved, window, size, again)
-    return Weights(content, Scratch(moments, weights.scratch.steps + 1))
+    learner = online_learner.build(config, online_config)
+    optimized = Weights(weights.content, weights.scratch.moments)
+    (content, moments), _ = learner.update(pretrained, optimized, window, num_read, rehearsal)
+    return Weights(content, BranchScratch(moments, weights.scratch.num_steps + 1))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _whole(config: TransformerConfig, plan: OnlineConfig, trained: PretrainedWeights, content: Any) -> TransformerWeights:
-    return online_learner.build(config, plan).model(trained, content)
-
-
-@partial(jax.jit, static_argnums=0)
-def _losses(config: TransformerConfig, content: TransformerWeights, windows: Int32[Array, "N C1"]) -> Float[Array, "N C"]:
-    return transformer.token_losses(config, content, windows)
+def _full_weights(
+    config: Config, online_config: OnlineConfig, pretrained: PretrainedWeights, content: Any
+) -> Transformer:
+    return online_learner.build(config, online_config).model(pretrained, content)

@@ -1,159 +1,153 @@
-"""An agent's lives in use: an outside program is the environment, the server remembers.
+"""Sessions of agents: an outside program is the environment, and the server keeps the state of the agent.
 
-A session is one life. Its state is on the disk when a step is acknowledged, so that a life goes on after any crash. In
-a frozen deployment the weights of a life stay those of its birth; online it learns from each step. Steps are taken one
-at a time, by one thread.
+A session is one lifetime of the agent. In a frozen deployment its weights stay the initial ones; in an online
+deployment they learn from each step.
 """
 
 import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as decode
-from safetensors.numpy import save as encode
 
 from ontogeny import trees
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.server.learning.branches import read_about
-from ontogeny.server.sessions.store import SessionStore, steps_of
+from ontogeny.server.sessions.store import SessionManager
+from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
+
 from ontogeny.stages.session import AgentState, load_session
 
-FORMAT = "1"
+STATE = "agent session"
 
 
-class Session(NamedTuple):
+class AgentSessionRecord(NamedTuple):
+    """One lifetime of an agent on the server."""
+
     id: str
-    steps: int
-    living: AgentState
-    feedback: dict[str, Any] | None  # what the last action led to, if it was said already
-    weights: str  # digest
+    num_steps: int
+    state: AgentState
+    feedback: dict[str, Any] | None  # consequences of the last action, if they were sent ahead of the observation
+    weights_digest: str
 
     @property
-    def about(self) -> dict[str, Any]:
-        return {"id": self.id, "object": "session", "steps": self.steps, "weights": self.weights}
+    def info(self) -> dict[str, Any]:
+        """The public description of the session."""
+        return {
+            "id": self.id,
+            "object": "session",
+            "num_steps": self.num_steps,
+            "weights_digest": self.weights_digest,
+        }
 
 
-class Sessions:
+class AgentSessions(SessionManager[AgentSessionRecord]):
+    """The sessions of one agent.
+
+    Args:
+        name: The name of the deployment.
+        folder: A run or saved deployment of an agent.
+        store: The database.
+        online: Whether the weights of a session learn.
+    """
+
     def __init__(self, name: str, folder: Path, store: Store, *, online: bool) -> None:
-        self.name, self.online = name, online
-        self._shelf = SessionStore(store, name)
+        super().__init__(name, store)
+        self.online = online
         self.loop = load_session(folder, online=online)
-        self.digest = self._born_digest()
-        self._thread = ThreadPoolExecutor(1, f"agent {name}")
-
-    def stop(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def submit(self, work: Any, *arguments: Any) -> Any:
-        """A future of what `work` returns, on the thread of this agent."""
-        return self._thread.submit(work, *arguments)
+        self.digest = self._initial_digest()
 
     def warm_up(self) -> None:
-        """Compiles what a step needs, with observations that mean nothing."""
+        """Compiles a step, with meaningless observations."""
         spec = self.loop.spec
-        seen = 0 if spec.num_observations else np.zeros(spec.observation_shape, np.float32)
-        _, living = self.loop.act(self.loop.init(0), seen)
-        self.loop.act(living, seen, outcome=dict.fromkeys(spec.outcome_features, 0.0))
+        observation = 0 if spec.num_observations else np.zeros(spec.observation_shape, np.float32)
+        _, state = self.loop.act(self.loop.init(0), observation)
+        self.loop.act(state, observation, outcome=dict.fromkeys(spec.outcome_features, 0.0))
 
-    def unchanged(self) -> bool:
-        return self._born_digest() == self.digest
+    def is_unchanged(self) -> bool:
+        """Whether the genome and initial weights still have the digest that they had at the start."""
+        return self._initial_digest() == self.digest
 
-    def create(self, key: str, seed: int) -> Session:
-        living = self.loop.init(seed)
-        return self._insert(key, living, 0, None)
+    def create(self, key: str, seed: int) -> AgentSessionRecord:
+        """Begins a lifetime with the given seed."""
+        return self._insert(key, self._session("", 0, self.loop.init(seed), None))
 
-    def get(self, key: str, id: str) -> Session:
-        steps, data = self._shelf.read(key, id)
-        living, about = self._read(data)
-        return Session(id, steps, living, json.loads(about["feedback"]), about["weights"])
-
-    def drop(self, key: str, id: str) -> None:
-        self._shelf.drop(key, id)
-
-    def feedback(self, key: str, id: str, said: dict[str, Any]) -> Session:
-        """Keeps what the last action led to, until the next observation comes."""
+    def add_feedback(self, key: str, id: str, feedback: dict[str, Any]) -> AgentSessionRecord:
+        """Stores the consequences of the last action until the next observation comes."""
         session = self.get(key, id)
-        if int(session.living.action) < 0:
-            raise BadInput("there is no action yet that could have led to anything")
+        if int(session.state.action) < 0:
+            raise BadInput("feedback needs an action, but this session has not acted yet")
         if session.feedback is not None:
-            raise BadInput("what the last action led to was said already")
-        self.loop.check_outcome(said.get("reward"), said.get("outcome"))
-        return self._write(key, session._replace(feedback=said))
+            raise BadInput("the feedback for the last action was already sent")
+        self.loop.check_outcome(feedback.get("reward"), feedback.get("outcome"))
+        return self._write(key, session._replace(feedback=feedback))
 
-    def act(self, key: str, id: str, observation: Any, first: bool, said: dict[str, Any]) -> tuple[int, Session]:
-        """Takes in what the last action led to, said now or before, and acts on an observation."""
+    def act(
+        self, key: str, id: str, observation: Any, first: bool, feedback: dict[str, Any]
+    ) -> tuple[int, AgentSessionRecord]:
+        """Applies the consequences of the last action, sent now or before, and acts on an observation.
+
+        Args:
+            key: The id of the key that owns the session.
+            id: The session.
+            observation: A whole number, or an array of numbers, as in the agent's environment.
+            first: Whether the observation begins a new episode.
+            feedback: `reward`, `outcome` and `terminated` of the last action; empty if sent before.
+
+        Returns:
+            The action and the new session.
+        """
         session = self.get(key, id)
-        if said and session.feedback is not None:
-            raise BadInput("what the last action led to was said already")
-        known = {k: v for k, v in (said or session.feedback or {}).items() if v is not None}
-        action, living = self.loop.act(session.living, observation, first=first, **known)
-        after = session._replace(steps=session.steps + 1, living=living, feedback=None)
-        if not self.online and trees.digest(living.state.weights) != session.weights:
-            raise ContractViolation("the weights changed while frozen")
+        if feedback and session.feedback is not None:
+            raise BadInput("the feedback for the last action was already sent")
+        consequences = {k: v for k, v in (feedback or session.feedback or {}).items() if v is not None}
+        action, state = self.loop.act(session.state, observation, first=first, **consequences)
+        after = self._session(id, session.num_steps + 1, state, None)
+        if not self.online and after.weights_digest != session.weights_digest:
+            raise ContractViolation("the weights changed in a frozen deployment")
         return action, self._write(key, after)
 
-    def export(self, key: str, id: str) -> bytes:
-        return self._encoded(self.get(key, id))
-
-    def restore(self, key: str, id: str, data: bytes) -> Session:
-        """Makes a session what another one was, whose weights it has; online the weights may be any of this agent's."""
-        session = self.get(key, id)
-        living, about = self._read(data)
-        if about.get("agent") != self.digest:
-            raise BadInput(f"this state belongs to agent {str(about.get('agent'))[:16]}, here is {self.digest[:16]}")
-        if not self.online and about["weights"] != session.weights:
+    def restore(self, key: str, id: str, data: bytes) -> AgentSessionRecord:
+        """Replaces the state of a session by an exported one of the same agent and, if frozen, the same weights."""
+        session, restored = self.get(key, id), self._decode(id, data)
+        if not self.online and restored.weights_digest != session.weights_digest:
             raise BadInput(
-                f"this state belongs to weights {about['weights'][:16]}, this frozen session has {session.weights[:16]}"
+                f"this state belongs to weights {restored.weights_digest[:16]}, but this frozen session has weights "
+                f"{session.weights_digest[:16]}"
             )
-        feedback, steps = json.loads(about["feedback"]), steps_of(about)
-        return self._write(key, Session(id, steps, living, feedback, about["weights"]))
+        return self._write(key, restored)
 
-    def fork(self, key: str, id: str) -> Session:
-        """A new session that goes on from where this one is."""
-        session = self.get(key, id)
-        return self._insert(key, session.living, session.steps, session.feedback)
+    def _session(self, id: str, num_steps: int, state: AgentState, feedback: dict[str, Any] | None) -> AgentSessionRecord:
+        return AgentSessionRecord(id, num_steps, state, feedback, trees.digest(state.state.weights))
 
-    def _insert(self, key: str, living: AgentState, steps: int, feedback: dict[str, Any] | None) -> Session:
-        made = Session("", steps, living, feedback, trees.digest(living.state.weights))
-        return made._replace(id=self._shelf.insert(key, steps, self._encoded(made)))
+    def _encode(self, session: AgentSessionRecord) -> bytes:
+        return encode_state(
+            STATE,
+            session.state,
+            {
+                "agent": self.digest,
+                "weights_digest": session.weights_digest,
+                "num_steps": str(session.num_steps),
+                "feedback": json.dumps(session.feedback),
+            },
+        )
 
-    def _write(self, key: str, session: Session) -> Session:
-        session = session._replace(weights=trees.digest(session.living.state.weights))
-        self._shelf.write(key, session.id, session.steps, self._encoded(session))
+    def _decode(self, id: str, data: bytes) -> AgentSessionRecord:
+        metadata = read_metadata(data, STATE)
+        if metadata.get("agent") != self.digest:
+            raise BadInput(
+                f"this state belongs to agent {str(metadata.get('agent'))[:16]}, but this is agent {self.digest[:16]}"
+            )
+        try:
+            state = trees.from_arrays(self.loop.init(0), decode_state(data))
+            feedback = json.loads(metadata["feedback"])
+        except (LookupError, ValueError, TypeError) as error:
+            raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None
+        check_digest(state, metadata)
+        session = self._session(id, read_num_steps(metadata), state, feedback)
+        if session.weights_digest != metadata.get("weights_digest") or not isinstance(feedback, dict | None):
+            raise BadInput("this state is damaged: its weights or feedback differ from its metadata")
         return session
 
-    def _encoded(self, session: Session) -> bytes:
-        about = {
-            "format": FORMAT,
-            "agent": self.digest,
-            "weights": session.weights,
-            "steps": str(session.steps),
-            "feedback": json.dumps(session.feedback),
-            "digest": trees.digest(session.living),
-        }
-        arrays = {k: np.require(a, requirements="C") for k, a in trees.to_arrays(session.living).items()}
-        return encode(arrays, metadata=about)
-
-    def _read(self, data: bytes) -> tuple[AgentState, Mapping[str, str]]:
-        about = read_about(data)
-        missing = {"agent", "weights", "steps", "feedback", "digest"} - set(about)
-        if about.get("format") != FORMAT or missing:
-            raise BadInput("this is no state of a session")
-        try:
-            living = trees.from_arrays(self.loop.init(0), decode(data))
-            feedback = json.loads(about["feedback"])
-        except (SafetensorError, ValueError) as error:
-            raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None
-        whole = trees.digest(living) == about["digest"] and trees.digest(living.state.weights) == about["weights"]
-        if not whole or not isinstance(feedback, dict | None):
-            raise BadInput("this state is damaged: its digest is not the one that it names")
-        return living, about
-
-    def _born_digest(self) -> str:
-        """Of what every life of this agent begins with."""
+    def _initial_digest(self) -> str:
         return trees.digest((self.loop.saved.genome, self.loop.saved.state))

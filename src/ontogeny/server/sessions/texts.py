@@ -1,14 +1,12 @@
-"""A text that goes on from call to call: a language model's activations, kept between requests and carried away.
+"""Sessions of texts: the activations of a language model, kept between requests and exported as files.
 
-Activations are the tokens that the model looks back on and their keys and values. A session belongs to the weights that
-read them; when those have learned since, it reads its tokens anew. The same calls on the same weights have the same
-bits. One thread goes on with one session at a time, beside the engine's. H heads, N tokens read, D numbers of a head.
+Activations are the tokens in the context window with their keys and values. They belong to the weights that computed
+them; after the weights have learned, the session prefills its tokens again. The same calls on the same weights give
+the same bits. H heads, N cached tokens, D numbers per head.
 """
 
-import threading
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,235 +15,249 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32
-from safetensors import SafetensorError
-from safetensors.numpy import load as decode
-from safetensors.numpy import save as encode
 
 from ontogeny import trees
 from ontogeny.content import transformer
-from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
-from ontogeny.engine.engine import QueueFull
+from ontogeny.content.transformer import Cache, Config, Transformer
 from ontogeny.engine.sampling import SamplingParams, sample_token
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
-from ontogeny.server.learning.branches import read_about
-from ontogeny.server.sessions.store import SessionStore, steps_of
+from ontogeny.server.sessions.store import SessionManager
+from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
 
-FORMAT = "1"
-CHUNK = 32  # tokens read at a time
-MOST_WAITING = 64  # calls
+STATE = "text session"
+PREFILL_CHUNK = 32  # tokens
+MAX_WAITING = 64  # calls
 
 
 class TextActivations(NamedTuple):
-    """Activations: every token but the last has been read, or as many of the last ones as there was room for."""
+    """The tokens of a text and the cache of all of them but the last; of a long text, of the most recent ones."""
 
-    tokens: Int32[np.ndarray, "_"]  # at most the context and one
+    tokens: Int32[np.ndarray, "_"]  # at most the context window and one
     keys: tuple[Float[np.ndarray, "H N D"], ...]  # one per layer
     values: tuple[Float[np.ndarray, "H N D"], ...]
 
+    @property
+    def num_cached(self) -> int:
+        """The number of tokens in the cache."""
+        return self.keys[0].shape[1]
 
-class Session(NamedTuple):
+
+class TextSession(NamedTuple):
+    """One text on the server."""
+
     id: str
-    steps: int  # tokens read or said so far
-    kept: TextActivations
-    weights: str  # digest of the version that read them
+    num_steps: int  # prompt and generated tokens so far
+    activations: TextActivations
+    weights_digest: str  # of the version that computed the activations
 
     @property
-    def about(self) -> dict[str, Any]:
-        return {"id": self.id, "object": "session", "steps": self.steps, "weights": self.weights}
+    def info(self) -> dict[str, Any]:
+        """The public description of the session."""
+        return {
+            "id": self.id,
+            "object": "session",
+            "num_steps": self.num_steps,
+            "weights_digest": self.weights_digest,
+        }
 
 
-class Answer(NamedTuple):
-    tokens: list[int]
-    reason: str  # stop: the end token, which is not among the tokens; length
-    session: Session
+class SessionCompletion(NamedTuple):
+    """The result of one call of `complete`."""
+
+    tokens: list[int]  # without an end token
+    finish_reason: str  # "stop" at the end token, else "length"
+    session: TextSession
 
 
-class TextSessions:
+class TextSessions(SessionManager[TextSession]):
+    """The sessions of one language model."""
+
     def __init__(self, name: str, model: LanguageModel, store: Store) -> None:
-        self._model, self._shelf = model, SessionStore(store, name)
-        self._chunk = min(CHUNK, model.config.context_length)
-        self._thread = ThreadPoolExecutor(1, f"sessions of {name}")
-        self._lock, self._waiting = threading.Lock(), 0
-        self.base = trees.digest(model.weights)
-
-    def stop(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def submit(self, work: Any, *arguments: Any) -> Any:
-        """A future of what `work` returns, on the thread of these sessions; `Busy` where too many wait."""
-        with self._lock:
-            if self._waiting >= MOST_WAITING:
-                raise QueueFull(1.0)
-            self._waiting += 1
-        made = self._thread.submit(work, *arguments)
-        made.add_done_callback(self._done)
-        return made
-
-    def _done(self, _: Any) -> None:
-        with self._lock:
-            self._waiting -= 1
+        super().__init__(name, store, MAX_WAITING)
+        self._model = model
+        self._chunk = min(PREFILL_CHUNK, model.config.context)
+        self.trained_digest = trees.digest(model.weights)
 
     def warm_up(self) -> None:
-        """Compiles what a step needs."""
-        cache = transformer.init_cache(self._model.config, 1)
+        """Compiles prefill and decode."""
+        cache = transformer.empty_cache(self._model.config, 1)
         for size in (self._chunk, 1):
-            _read(self._model.config, self._model.weights, cache, np.zeros((1, size), np.int32), np.ones(1, np.int32))
+            _append(self._model.config, self._model.weights, cache, np.zeros((1, size), np.int32), np.ones(1, np.int32))
 
-    def create(self, key: str, weights: str) -> Session:
-        nothing = [np.asarray(leaf)[0, :, :0] for leaf in transformer.init_cache(self._model.config, 1).keys]
-        made = Session("", 0, TextActivations(np.zeros(0, np.int32), tuple(nothing), tuple(nothing)), weights)
-        return made._replace(id=self._shelf.insert(key, 0, self._encoded(made)))
+    def create(self, key: str, weights_digest: str) -> TextSession:
+        """Begins an empty text for the weights of this digest."""
+        cache = transformer.empty_cache(self._model.config, 1)
+        empty = tuple(np.asarray(leaf)[0, :, :0] for leaf in cache.keys)
+        activations = TextActivations(np.zeros(0, np.int32), empty, empty)
+        return self._insert(key, TextSession("", 0, activations, weights_digest))
 
-    def get(self, key: str, id: str) -> Session:
-        return self._decoded(id, self._shelf.read(key, id)[1])
+    def drop_stale_activations(self, digests: Collection[str]) -> None:
+        """Deletes activations of weights that are not among these digests; the next call prefills again."""
+        self._thread.submit(self._drop_stale_activations, digests).result()
 
-    def forget(self, known: Collection[str]) -> None:
-        """Drops what weights have made of a text that are not among those of these digests: it will be read anew."""
-        self._thread.submit(self._forget, known).result()
+    def restore(self, key: str, id: str, data: bytes, weights_digest: str) -> TextSession:
+        """Replaces the state of a session by an exported one of the weights of this digest."""
+        self._sessions.read(key, id)
+        session = self._decode(id, data)
+        if session.weights_digest != weights_digest:
+            raise BadInput(
+                f"this state belongs to weights {session.weights_digest[:16]}, but the current weights are "
+                f"{weights_digest[:16]}"
+            )
+        return self._write(key, session)
 
-    def _forget(self, known: Collection[str]) -> None:
-        for key, id, state in self._shelf.all():
-            session = self._decoded(id, state)
-            if session.weights not in known:
-                nothing = tuple(leaf[:, :0] for leaf in session.kept.keys)
-                bare = session._replace(weights="", kept=session.kept._replace(keys=nothing, values=nothing))
-                self._shelf.write(key, id, session.steps, self._encoded(bare))
+    def complete(
+        self,
+        key: str,
+        id: str,
+        weights: Transformer,
+        weights_digest: str,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: SamplingParams,
+        deadline: float,
+    ) -> SessionCompletion:
+        """Appends a prompt to a text and generates its continuation.
 
-    def drop(self, key: str, id: str) -> None:
-        self._shelf.drop(key, id)
+        Args:
+            key: The id of the key that owns the session.
+            id: The session.
+            weights: The weights that answer.
+            weights_digest: The digest of their version.
+            prompt: New tokens, possibly none.
+            max_tokens: Tokens to generate at most.
+            sampling: How tokens are sampled.
+            deadline: A value of `time.monotonic`.
 
-    def fork(self, key: str, id: str) -> Session:
-        """A new session that goes on from where this one is."""
-        session = self.get(key, id)
-        return session._replace(id=self._shelf.insert(key, session.steps, self._encoded(session)))
-
-    def export(self, key: str, id: str) -> bytes:
-        return self._encoded(self.get(key, id))
-
-    def restore(self, key: str, id: str, data: bytes, weights: str) -> Session:
-        """Makes a session what such a file says, if the weights that answer now are those that it belongs to."""
-        self._shelf.read(key, id)
-        session = self._decoded(id, data)
-        if session.weights != weights:
-            raise BadInput(f"this state belongs to weights {session.weights[:16]}, here are {weights[:16]}")
-        self._shelf.write(key, id, session.steps, self._encoded(session))
-        return session
-
-    def go_on(
-        self, key: str, id: str, weights: TransformerWeights, digest: str, new: Sequence[int], most: int, taste: SamplingParams,
-        until: float,
-    ) -> Answer:  # fmt: skip
-        """Reads `new` tokens, then says at most `most`; `TimeoutError` after `until`, with the session as it was."""
+        Raises:
+            BadInput: The text is empty and the tokenizer has no end token to begin with.
+            TimeoutError: The deadline passed; the session is unchanged.
+        """
         session, config, end = self.get(key, id), self._model.config, self._model.tokenizer.end
-        tokens = [*session.kept.tokens.tolist(), *new]
+        tokens = [*session.activations.tokens.tolist(), *prompt]
         if not tokens:
             if end is None:
-                raise BadInput("nothing was said yet, and this tokenizer has no token to begin a document with")
+                raise BadInput("the text is empty, and this tokenizer has no token that begins a document")
             tokens = [end]
-        same = session.weights == digest
-        cache = self._cache(session.kept) if same else transformer.init_cache(config, 1)
-        row = _Row(config, weights, self._chunk, tokens, cache, session.kept.keys[0].shape[1] if same else 0)
-        row.read(len(new) + min(len(session.kept.tokens), 1) if same else len(tokens))
-        made, reason = [], "length"
-        while len(made) < most:
-            if time.monotonic() > until:
+        is_valid = session.weights_digest == weights_digest
+        cache = self._cache(session.activations) if is_valid else transformer.empty_cache(config, 1)
+        length = session.activations.num_cached if is_valid else 0
+        decoder = _TextDecoder(config, weights, self._chunk, tokens, cache, length)
+        decoder.prefill(len(prompt) + min(len(session.activations.tokens), 1) if is_valid else len(tokens))
+        generated, reason = [], "length"
+        while len(generated) < max_tokens:
+            if time.monotonic() > deadline:
                 raise TimeoutError
-            token = sample_token(row.next(), taste, len(made))
+            token = sample_token(decoder.decode(), sampling, len(generated))
             if token == end:
-                row.length -= 1  # the last token is the one that is not read yet, again
+                decoder.length -= 1  # the last token is outside the cache again
                 reason = "stop"
                 break
-            made.append(token)
+            generated.append(token)
             tokens.append(token)
-        steps = session.steps + len(tokens) - len(session.kept.tokens)
-        leaves = [
-            tuple(np.asarray(leaf)[0, :, : row.length] for leaf in part) for part in (row.cache.keys, row.cache.values)
-        ]
-        after = Session(id, steps, TextActivations(np.array(tokens[-config.context_length - 1 :], np.int32), *leaves), digest)
-        self._shelf.write(key, id, steps, self._encoded(after))
-        return Answer(made, reason, after)
+        num_steps = session.num_steps + len(tokens) - len(session.activations.tokens)
+        after = TextSession(id, num_steps, decoder.activations(), weights_digest)
+        return SessionCompletion(generated, reason, self._write(key, after))
 
-    def _cache(self, kept: TextActivations) -> KVCache:
-        empty = transformer.init_cache(self._model.config, 1)
-        length = kept.keys[0].shape[1]
+    def _drop_stale_activations(self, digests: Collection[str]) -> None:
+        for key, id, state in self._sessions.list_states():
+            session = self._decode(id, state)
+            if session.weights_digest not in digests:
+                empty = tuple(leaf[:, :0] for leaf in session.activations.keys)
+                activations = session.activations._replace(keys=empty, values=empty)
+                self._write(key, session._replace(weights_digest="", activations=activations))
 
-        def filled(leaves: tuple[Array, ...], parts: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
+    def _cache(self, activations: TextActivations) -> Cache:
+        empty, length = transformer.empty_cache(self._model.config, 1), activations.num_cached
+
+        def fill(leaves: tuple[Array, ...], parts: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
             return tuple(leaf.at[0, :, :length].set(part) for leaf, part in zip(leaves, parts, strict=True))
 
-        return KVCache(filled(empty.keys, kept.keys), filled(empty.values, kept.values), jnp.full(1, length, jnp.int32))
+        keys, values = fill(empty.keys, activations.keys), fill(empty.values, activations.values)
+        return Cache(keys, values, jnp.full(1, length, jnp.int32))
 
-    def _encoded(self, session: Session) -> bytes:
-        about = {
-            "format": FORMAT,
-            "kind": "text",
-            "base": self.base,
-            "weights": session.weights,
-            "steps": str(session.steps),
-            "digest": trees.digest(session.kept),
-        }
-        arrays = {name: np.require(a, requirements="C") for name, a in trees.to_arrays(session.kept).items()}
-        return encode(arrays, metadata=about)
+    def _encode(self, session: TextSession) -> bytes:
+        return encode_state(
+            STATE,
+            session.activations,
+            {
+                "trained_digest": self.trained_digest,
+                "weights_digest": session.weights_digest,
+                "num_steps": str(session.num_steps),
+            },
+        )
 
-    def _decoded(self, id: str, data: bytes) -> Session:
-        about, config = read_about(data), self._model.config
-        if about.get("format") != FORMAT or about.get("kind") != "text":
-            raise BadInput("this is no state of a text's session")
-        if about.get("base") != self.base:
-            raise BadInput(f"this state belongs to model {str(about.get('base'))[:16]}, here is {self.base[:16]}")
+    def _decode(self, id: str, data: bytes) -> TextSession:
+        metadata, config = read_metadata(data, STATE), self._model.config
+        if metadata.get("trained_digest") != self.trained_digest:
+            raise BadInput(
+                f"this state belongs to model {str(metadata.get('trained_digest'))[:16]}, but this is model "
+                f"{self.trained_digest[:16]}"
+            )
         try:
-            found = decode(data)
-            N, T = found["keys.0"].shape[1], len(found["tokens"])
-            part = np.zeros((config.num_heads, N, config.width // config.num_heads), np.float32)
-            layers = tuple(part for _ in range(config.num_layers))
-            kept = trees.from_arrays(TextActivations(np.zeros(T, np.int32), layers, layers), found)
-            kept = jax.tree.map(np.asarray, kept)
-            weights = str(about["weights"])
-        except (SafetensorError, LookupError, ValueError, TypeError) as error:
+            arrays = decode_state(data)
+            num_cached, num_tokens = arrays["keys.0"].shape[1], len(arrays["tokens"])
+            part = np.zeros((config.heads, num_cached, config.width // config.heads), np.float32)
+            layers = tuple(part for _ in range(config.layers))
+            template = TextActivations(np.zeros(num_tokens, np.int32), layers, layers)
+            activations = jax.tree.map(np.asarray, trees.from_arrays(template, arrays))
+            weights_digest = str(metadata["weights_digest"])
+        except (LookupError, ValueError, TypeError) as error:
             raise BadInput(f"this state does not fit this model or is damaged: {error}") from None
-        steps = steps_of(about)
-        whole = trees.digest(kept) == about.get("digest") and trees.is_finite(kept)
-        fits = config.context_length + 1 >= T and max(T - 1, 0) >= N and steps >= T
-        if not whole or not fits or not all(0 <= token < config.vocab_size for token in kept.tokens):
-            raise BadInput("this state is damaged: it is not what its digest names, or means nothing")
-        return Session(id, steps, kept, weights)
+        num_steps = read_num_steps(metadata)
+        check_digest(activations, metadata)
+        fits = config.context + 1 >= num_tokens and max(num_tokens - 1, 0) >= num_cached and num_steps >= num_tokens
+        is_valid = trees.is_finite(activations) and all(0 <= t < config.vocabulary for t in activations.tokens)
+        if not fits or not is_valid:
+            raise BadInput("this state is damaged: its tokens or activations are outside their range")
+        return TextSession(id, num_steps, activations, weights_digest)
 
 
-class _Row:
-    """One text on its way: `cache` holds the `length` tokens before the last, or before those to be read."""
+class _TextDecoder:
+    """One text while it grows: `cache` holds the `length` tokens before the last one, or before the unread ones."""
 
     def __init__(
-        self, config: TransformerConfig, weights: TransformerWeights, chunk: int, tokens: list[int], cache: KVCache, length: int
+        self, config: Config, weights: Transformer, chunk: int, tokens: list[int], cache: Cache, length: int
     ) -> None:
         self.config, self.weights, self.chunk = config, weights, chunk
         self.tokens, self.cache, self.length = tokens, cache, length
 
-    def read(self, unread: int) -> None:
-        """All but the last of so many tokens at the end; where there is no room, the last half of what there is room
-        for is read anew."""
-        if self.length + unread > self.config.context_length:
-            self.length, unread = 0, min(len(self.tokens), max(self.config.context_length // 2, 1))
-        part = self.tokens[len(self.tokens) - unread : -1]
-        for at in range(0, len(part), self.chunk):
-            some = part[at : at + self.chunk]
-            self._append(np.array([*some, *[0] * (self.chunk - len(some))], np.int32), len(some))
+    def prefill(self, num_unread: int) -> None:
+        """Reads the last `num_unread` tokens except the very last one.
 
-    def next(self) -> np.ndarray:
-        """Reads the last token; logits [V] of what follows."""
-        if self.length == self.config.context_length:
-            self.read(1)
+        Where they do not fit, the last half of the context window is read again into an empty cache.
+        """
+        if self.length + num_unread > self.config.context:
+            self.length, num_unread = 0, min(len(self.tokens), max(self.config.context // 2, 1))
+        unread = self.tokens[len(self.tokens) - num_unread : -1]
+        for start in range(0, len(unread), self.chunk):
+            chunk = unread[start : start + self.chunk]
+            self._append(np.array([*chunk, *[0] * (self.chunk - len(chunk))], np.int32), len(chunk))
+
+    def decode(self) -> np.ndarray:
+        """Reads the last token; returns the logits [V] of the next one."""
+        if self.length == self.config.context:
+            self.prefill(1)
         return self._append(np.array(self.tokens[-1:], np.int32), 1)
+
+    def activations(self) -> TextActivations:
+        """The tokens and cache as arrays."""
+        keys, values = (
+            tuple(np.asarray(leaf)[0, :, : self.length] for leaf in part) for part in (self.cache.keys, self.cache.values)
+        )
+        return TextActivations(np.array(self.tokens[-self.config.context - 1 :], np.int32), keys, values)
 
     def _append(self, tokens: np.ndarray, count: int) -> np.ndarray:
         cache = self.cache._replace(length=jnp.full(1, self.length, jnp.int32))
-        self.cache, logits = _read(self.config, self.weights, cache, tokens[None], np.full(1, count, np.int32))
+        self.cache, logits = _append(self.config, self.weights, cache, tokens[None], np.full(1, count, np.int32))
         self.length += count
         return np.asarray(logits)[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def _read(
-    config: TransformerConfig, weights: TransformerWeights, cache: KVCache, tokens: Int32[Array, "1 K"], count: Int32[Array, "1"]
-) -> tuple[KVCache, Float[Array, "1 V"]]:
-    return transformer.extend_cache(config, weights, cache, tokens, count)
+def _append(
+    config: Config, weights: Transformer, cache: Cache, tokens: Int32[Array, "1 K"], count: Int32[Array, "1"]
+) -> tuple[Cache, Float[Array, "1 V"]]:
+    return transformer.append(config, weights, cache, tokens, count)

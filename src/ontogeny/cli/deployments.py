@@ -1,0 +1,118 @@
+"""`ontogeny deployments`: the branches of online deployments, their log, rollback, freeze and unfreeze."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ontogeny.cli.server_shared import DEFAULT_STATE_DIR, Json, StateDir, format_time, open_store
+from ontogeny.cli.shared import short
+from ontogeny.errors import BadInput
+
+if TYPE_CHECKING:
+    from ontogeny.server.learning.journal import Branch
+    from ontogeny.server.store import Store
+
+ACTOR = "command line"  # in the log
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an online deployment.")]
+app = typer.Typer(help="Inspect, roll back, freeze and unfreeze online deployments.", no_args_is_help=True)
+
+
+@app.command("log", epilog="Example: ontogeny deployments log story")
+def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> None:
+    """Print every decision of the learner: versions, their training examples, and rejections with reasons."""
+    from ontogeny.server.learning import journal
+
+    store = open_store(state_dir)
+    branches = _list_branches(store, name)
+    versions = {
+        (branch.branch, version.number): version
+        for branch in branches
+        for version in journal.list_versions(store, branch.branch)
+    }
+    entries: list[dict[str, Any]] = []
+    for decision in journal.list_decisions(store, name):
+        entry = decision._asdict()
+        if decision.version is not None:
+            version = versions[decision.branch, decision.version]
+            entry |= {field: getattr(version, field) for field in ("digest", "first_example", "last_example")}
+        entries.append(entry)
+    if as_json:
+        return typer.echo(json.dumps(entries))
+    for branch in branches:
+        frozen = ", frozen" if branch.frozen else ""
+        pending = journal.num_pending(store, branch)
+        typer.echo(f"{branch.branch}: current version {branch.current_version}, {pending} examples pending{frozen}")
+    for entry in entries:
+        heading = f"{format_time(entry['created_at'])}  {entry['branch']}  {entry['kind']}"
+        typer.echo(f"{heading}{_describe_entry(entry)}: {entry['reason']}")
+
+
+@app.command("rollback", epilog="Example: ontogeny deployments rollback story --to 0")
+def roll_back(
+    name: Name,
+    to: Annotated[int, typer.Option(help="Version that becomes current; 0 is the trained weights.")] = 0,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Id of the key that owns the branch; needed if several branches have learned."),
+    ] = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Make an earlier version of the weights current; a running server uses it from the next request on."""
+    from ontogeny.server.learning import journal
+
+    store = open_store(state_dir)
+    branches = _list_branches(store, name)
+    if key is None:
+        chosen = [branch for branch in branches if branch.current_version]
+    else:
+        chosen = [branch for branch in branches if branch.owner_key == key]
+    if len(chosen) > 1:
+        owners = ", ".join(branch.owner_key for branch in chosen)
+        raise BadInput(f"'{name}' has several branches; name the owner with --key: {owners}")
+    if not chosen:
+        raise BadInput(f"'{name}' has no branch of key '{key}'" if key else f"'{name}' has not learned anything")
+    version = journal.rollback(store, chosen[0].branch, to, ACTOR)
+    typer.echo(f"{chosen[0].branch}: current version {version.number}, digest {version.digest[:16]}")
+
+
+@app.command("freeze", epilog="Example: ontogeny deployments freeze story")
+def freeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+    """Stop learning in every branch of a deployment."""
+    _set_frozen(name, state_dir, True)
+
+
+@app.command("unfreeze", epilog="Example: ontogeny deployments unfreeze story")
+def unfreeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+    """Resume learning in every branch of a deployment."""
+    _set_frozen(name, state_dir, False)
+
+
+def _set_frozen(name: str, state_dir: Path, frozen: bool) -> None:
+    from ontogeny.server.learning import journal
+
+    store = open_store(state_dir)
+    _list_branches(store, name)
+    for branch in journal.set_frozen(store, name, frozen, ACTOR):
+        typer.echo(f"{branch}: {'frozen' if frozen else 'learning'}")
+
+
+def _list_branches(store: "Store", name: str) -> "list[Branch]":
+    from ontogeny.plugins import unknown
+    from ontogeny.server.learning import journal
+
+    branches = journal.list_branches(store, name)
+    if not branches:
+        raise unknown("online deployment", name, journal.list_deployments(store))
+    return branches
+
+
+def _describe_entry(entry: dict[str, Any]) -> str:
+    """The example of a decision, and the version that it led to."""
+    text = "" if entry["example"] is None else f" example {entry['example']}"
+    if entry["version"] is not None:
+        first, last = entry["first_example"], entry["last_example"]
+        examples = "no examples" if first is None else f"examples {first} to {last}"
+        text += f", version {entry['version']} {entry['digest'][:16]} ({examples})"
+    return text if entry["held_out_loss"] is None else f"{text}, held-out loss {short(entry['held_out_loss'])}"

@@ -1,0 +1,61 @@
+"""HTML pages, health checks and metrics."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse
+
+from ontogeny.report.page import render
+from ontogeny.server.api import errors
+from ontogeny.server.api.context import check_ready, get_context
+
+router = APIRouter()
+OPEN_PATHS = ("/health", "/ready", "/metrics")  # need no key
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+SECURITY_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
+
+
+@router.get("/", include_in_schema=False)
+def show_writing_page() -> HTMLResponse:
+    """Returns the page on which an author continues a text with a model."""
+    return _html("writing.html.j2")
+
+
+@router.get("/docs", include_in_schema=False)
+def show_routes_page(request: Request) -> HTMLResponse:
+    """Returns a table of all routes."""
+    routes = [
+        (method.upper(), path, operation.get("description", ""))
+        for path, methods in request.app.openapi()["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return _html("routes.html.j2", routes=routes)
+
+
+@router.get("/health")
+def check_health() -> dict[str, str]:
+    """Answers as long as the server process runs."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses={503: errors.RESPONSES[503]})
+def check_readiness(request: Request) -> dict[str, str]:
+    """Answers with status 200 if all deployments can answer requests."""
+    check_ready(request)
+    for deployment in get_context(request).deployments.by_name.values():
+        if deployment.failure is not None:
+            raise errors.unavailable(deployment.failure)
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def show_metrics(request: Request) -> PlainTextResponse:
+    """Returns metrics for Prometheus."""
+    return PlainTextResponse(get_context(request).meter.metrics(), media_type=PROMETHEUS)
+
+
+def _html(template: str, **variables: Any) -> HTMLResponse:
+    headers = {"Content-Security-Policy": SECURITY_POLICY, "Cache-Control": "no-cache"}
+    return HTMLResponse(render("ontogeny.server", template, **variables), headers=headers)
