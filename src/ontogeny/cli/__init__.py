@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ontogeny import __version__
-from ontogeny.cli import audit, development, lm, outside, serve, use
+from ontogeny.cli import audit, deployments, development, keys, lm, outside, serve, use
 from ontogeny.errors import BadInput
 
 STOPPED = 130  # the exit code of a program that was interrupted
@@ -131,6 +131,6 @@ audit.app.command(
 )(outside.prequential)
 app.add_typer(audit.app, name="audit")
 app.command(epilog="Examples: ontogeny serve runs/mine; ontogeny serve --alias story=runs/mine --online")(serve.serve)
-app.add_typer(serve.keys, name="keys")
-app.command(epilog="Example: ontogeny usage")(serve.usage)
-app.add_typer(serve.deployments, name="deployments")
+app.add_typer(keys.app, name="keys")
+app.command(epilog="Example: ontogeny usage")(keys.usage)
+app.add_typer(deployments.app, name="deployments")

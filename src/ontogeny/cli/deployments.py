@@ -99,12 +99,12 @@ def _set_frozen(name: str, state_dir: Path, frozen: bool) -> None:
 
 
 def _list_branches(store: "Store", name: str) -> "list[Branch]":
-    from ontogeny.plugins import unknown
+    from ontogeny.plugins import unknown_name_error
     from ontogeny.server.learning import journal
 
     branches = journal.list_branches(store, name)
     if not branches:
-        raise unknown("online deployment", name, journal.list_deployments(store))
+        raise unknown_name_error("online deployment", name, journal.list_deployments(store))
     return branches
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny import trees
-from ontogeny.content.transformer import Transformer
+from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput
-from ontogeny.lm import online_learner
 from ontogeny.lm import model as models
+from ontogeny.lm import online_learner
 from ontogeny.lm.model import LanguageModel
-from ontogeny.plugins import unknown
+from ontogeny.plugins import unknown_name_error
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class ServedWeights(NamedTuple):
     """The weights that answer a request."""
 
-    weights: Transformer
+    weights: TransformerWeights
     version: int  # 0: the trained weights
     digest: str  # of the version
 
@@ -169,7 +169,7 @@ class Deployments:
         _check_names(runs)
         for name in config.frozen:
             if name not in names:
-                raise unknown("deployment", name, names)
+                raise unknown_name_error("deployment", name, names)
         loaded: dict[Path, LanguageModel] = {}  # two deployments of one folder share its weights
         for name, folder in runs:
             learns = config.online and name not in config.frozen

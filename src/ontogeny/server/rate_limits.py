@@ -10,13 +10,13 @@ from ontogeny.server.keys import ApiKey
 class TokenBucket:
     """A bucket that refills at a constant rate up to the allowance of one minute."""
 
-    def __init__(self, per_minute: int, now: float) -> None:
-        self.per_minute, self.level, self.updated_at = per_minute, float(per_minute), now
+    def __init__(self, per_minute: int, seconds: float) -> None:
+        self.per_minute, self.level, self.updated_at = per_minute, float(per_minute), seconds
 
-    def refill(self, now: float) -> None:
-        """Adds the allowance of the time since the last refill; `now` is in seconds."""
-        self.level = min(self.per_minute, self.level + (now - self.updated_at) * self.per_minute / 60)
-        self.updated_at = now
+    def refill(self, seconds: float) -> None:
+        """Adds the allowance of the time since the last refill; `seconds` is the present time."""
+        self.level = min(self.per_minute, self.level + (seconds - self.updated_at) * self.per_minute / 60)
+        self.updated_at = seconds
 
     def seconds_until(self, amount: float) -> float:
         """Seconds until `amount` is available; an amount above the capacity needs a full bucket."""
@@ -60,7 +60,7 @@ class RateLimits:
     def _bucket(self, key: ApiKey, unit: str, per_minute: int | None) -> TokenBucket | None:
         if per_minute is None:
             return None
-        now = self._clock()
-        bucket = self._buckets.setdefault((key.id, unit, per_minute), TokenBucket(per_minute, now))
-        bucket.refill(now)
+        seconds = self._clock()
+        bucket = self._buckets.setdefault((key.id, unit, per_minute), TokenBucket(per_minute, seconds))
+        bucket.refill(seconds)
         return bucket

@@ -112,7 +112,7 @@ async def fork_branch(request: Request, model: str, body: ForkRequest, key: Admi
     if branches.shared:
         raise errors.bad_request(f"'{model}' has one shared branch, so it cannot be forked", "target_key")
     if not any(k.id == body.target_key and k.revoked_at is None for k in keys.list_keys(branches.store)):
-        raise errors.not_found(f"there is no key '{body.target_key}'", param="target_key")
+        raise errors.missing_resource(f"there is no key '{body.target_key}'", param="target_key")
     owner_key = key.id if body.owner_key is None else body.owner_key
     _find_branch(branches, owner_key)
     apply_rate_limits(request, key)
@@ -141,8 +141,8 @@ def list_examples(request: Request, model: str, key: Caller) -> dict[str, Any]:
     """Lists the examples that this key has added and that are not erased."""
     branches = _get_branches(request, model)
     examples = journal.list_examples(branches.store, branches.open(key.id).branch)
-    own = [example for example in examples if example.key == key.id and example.erased_at is None]
-    return {"object": "list", "data": [example._asdict() for example in own]}
+    visible = [example for example in examples if example.key == key.id and example.erased_at is None]
+    return {"object": "list", "data": [example._asdict() for example in visible]}
 
 
 @router.delete("/examples/{number}")
@@ -153,12 +153,12 @@ async def erase_example(request: Request, model: str, number: int, key: Caller) 
     example = journal.find_example(branches.store, number) if 0 < number < MAX_INTEGER else None
     is_here = example is not None and example.branch.rpartition("/")[0] == branches.deployment
     if example is None or not is_here or example.erased_at is not None or (example.key != key.id and not key.is_admin):
-        raise errors.not_found(f"there is no example {number}")
+        raise errors.missing_resource(f"there is no example {number}")
     deployment = get_language_model(request, model)
     try:
         await asyncio.to_thread(deployment.erase_example, example, key.id)
     except BadInput as error:
-        raise errors.not_found(str(error)) from None
+        raise errors.missing_resource(str(error)) from None
     get_context(request).last_prompts.forget(example.key, deployment.name)
     return {"object": "example", "number": number, "erased": True}
 
@@ -196,4 +196,4 @@ def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:
     for branch in journal.list_branches(branches.store, branches.deployment):
         if branch.owner_key == owner_key:
             return branch
-    raise errors.not_found(f"'{branches.deployment}' has no branch of key '{owner_key}'", param="owner_key")
+    raise errors.missing_resource(f"'{branches.deployment}' has no branch of key '{owner_key}'", param="owner_key")

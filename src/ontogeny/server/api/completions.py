@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
-from ontogeny.engine.sampling import SamplingParams
 from ontogeny.engine.requests import GenerationRequest
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import errors, protocol
 from ontogeny.server.api.branches import learner_busy
@@ -24,7 +24,7 @@ from ontogeny.server.api.context import (
     get_language_model,
 )
 from ontogeny.server.api.errors import ApiError
-from ontogeny.server.api.protocol import ChatRequest, CompletionRequest, CompletionFields
+from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, stream_outputs
 from ontogeny.server.api.tokenizer import prompt_tokens
@@ -171,9 +171,7 @@ async def _add_example(request: Request, deployment: LanguageDeployment, key: Ap
         raise learner_busy() from None
 
 
-async def _respond(
-    request: Request, form: ResponseFormat, body: CompletionFields, stops: Sequence[str] = ()
-) -> Any:
+async def _respond(request: Request, form: ResponseFormat, body: CompletionFields, stops: Sequence[str] = ()) -> Any:
     """Generates the sequences of a request and returns the whole response or a stream."""
     prepared, engine = form.prepared, form.prepared.deployment.engine
     outputs = stream_outputs(request, engine, form.tokenizer, prepared.sequences, [*body.stops, *stops])
@@ -268,8 +266,6 @@ class _UsageCounter:
             return
         self._is_closed = True
         prepared, completion_tokens = self._prepared, self.completion_tokens
-        self._context.meter.count(
-            prepared.key, prepared.deployment.name, prepared.prompt_tokens, completion_tokens
-        )
+        self._context.meter.count(prepared.key, prepared.deployment.name, prepared.prompt_tokens, completion_tokens)
         max_tokens = sum(sequence.max_tokens for sequence in prepared.sequences)
         self._context.rate_limits.release_tokens(prepared.key, max(0, max_tokens - completion_tokens))

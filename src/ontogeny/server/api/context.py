@@ -16,7 +16,7 @@ from ontogeny.server.api.errors import ApiError
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
 from ontogeny.server.keys import LOCAL, ApiKey
 from ontogeny.server.rate_limits import RateLimits
-from ontogeny.server.sessions.store import SessionNotFound
+from ontogeny.server.sessions.store import UnknownSession
 from ontogeny.server.store import Store
 from ontogeny.server.usage import UsageMeter
 
@@ -83,7 +83,7 @@ def get_deployment(request: Request, name: str | None) -> Deployment:
     if name is None:
         raise errors.bad_request(f"the request must name a model; available: {names}", "model")
     if name not in by_name:
-        raise errors.not_found(f"there is no model '{name}'; available: {names}", "model_not_found", "model")
+        raise errors.missing_resource(f"there is no model '{name}'; available: {names}", "model_not_found", "model")
     check_ready(request)
     deployment = by_name[name]
     if deployment.failure is not None:
@@ -127,8 +127,8 @@ async def wait_for_session(request: Request, future: Future[Any]) -> Any:
     """Returns the result of a call on a session; raises its errors as `ApiError`."""
     try:
         return await asyncio.wait_for(asyncio.wrap_future(future), get_context(request).time_limit)
-    except SessionNotFound as error:
-        raise errors.not_found(f"there is no session '{error}'") from None
+    except UnknownSession as error:
+        raise errors.missing_resource(f"there is no session '{error}'") from None
     except BadInput as error:
         raise errors.bad_request(str(error)) from None
     except TimeoutError:

@@ -70,7 +70,7 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, code=code, param=param)
 
 
-def not_found(message: str, code: str = "not_found", param: str | None = None) -> ApiError:
+def missing_resource(message: str, code: str = "not_found", param: str | None = None) -> ApiError:
     """Creates the error of an absent model, session, branch or example."""
     return ApiError(404, message, code=code, param=param)
 

@@ -188,7 +188,7 @@ class FeedbackRequest(OntogenyRequest):
 
     reward: Number | None = Field(None, description="The outcome feature of an environment that has only one.")
     outcome: dict[Text, Number] | None = Field(None, description="Outcome features by name; absent ones are 0.")
-    terminated: bool | None = Field(None, description="Whether the action ended the episode, other than by a time limit.")
+    terminated: bool | None = Field(None, description="Whether the action ended the episode; false at a time limit.")
 
 
 class ObservationRequest(FeedbackRequest):

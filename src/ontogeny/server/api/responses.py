@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.requests import GenerationRequest
+from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.text_stream import token_text
 from ontogeny.server.api.streaming import OutputDelta
 from ontogeny.server.deployments import LanguageDeployment, ServedWeights
@@ -49,9 +49,9 @@ class ResponseFormat(ABC):
 
     def add(self, output: OutputDelta) -> None:
         """Collects an output for the whole response."""
-        self.texts[output.index] += output.text
-        self.logprobs[output.index] += [*(output.prompt_logprobs or ()), *_token_logprobs(output)]
-        self.finish_reasons[output.index] = _finish_reason(output) or self.finish_reasons[output.index]
+        self.texts[output.sequence] += output.text
+        self.logprobs[output.sequence] += [*(output.prompt_logprobs or ()), *_token_logprobs(output)]
+        self.finish_reasons[output.sequence] = _finish_reason(output) or self.finish_reasons[output.sequence]
 
     def header(self, kind: str | None = None) -> dict[str, Any]:
         """Returns the fields that a response and every part of a stream begin with."""
@@ -105,10 +105,10 @@ class CompletionFormat(ResponseFormat):
         """Returns the parts of a stream for one output, possibly none."""
         text, logprobs, reason = output.text, _token_logprobs(output), _finish_reason(output)
         if output.prompt_logprobs is not None:
-            text, logprobs = self._echo(output.index), output.prompt_logprobs
+            text, logprobs = self._echo(output.sequence), output.prompt_logprobs
         if not text and not logprobs and reason is None:
             return []
-        return [self.header() | {"choices": [self._choice(output.index, text, logprobs, reason)]}]
+        return [self.header() | {"choices": [self._choice(output.sequence, text, logprobs, reason)]}]
 
     def _echo(self, index: int) -> str:
         return self.prepared.echoed_prompts[index] if self.prepared.echoed_prompts else ""
@@ -167,15 +167,17 @@ class ChatFormat(ResponseFormat):
     def chunks(self, output: OutputDelta) -> list[dict[str, Any]]:
         """Returns the parts of a stream for one output, possibly none."""
         text, logprobs, reason = output.text, _token_logprobs(output), _finish_reason(output)
-        if text and not self.texts[output.index]:
-            self.texts[output.index] = text
+        if text and not self.texts[output.sequence]:
+            self.texts[output.sequence] = text
             text = text.removeprefix(" ")
         if not text and not logprobs and reason is None:
             return []
         delta = {"content": text} if text or logprobs else {}
-        return [self.header() | {"choices": [self._choice(output.index, delta, logprobs, reason)]}]
+        return [self.header() | {"choices": [self._choice(output.sequence, delta, logprobs, reason)]}]
 
-    def _choice(self, index: int, delta: dict[str, Any], scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
+    def _choice(
+        self, index: int, delta: dict[str, Any], scored: list[TokenLogprobs], reason: str | None
+    ) -> dict[str, Any]:
         logprobs = self._logprobs(scored) if scored else None
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
@@ -183,7 +185,8 @@ class ChatFormat(ResponseFormat):
         if not self.has_logprobs:
             return None
         content = [
-            self._token(s.token, s.logprob) | {"top_logprobs": [self._token(*pair) for pair in s.top_logprobs]} for s in scored
+            self._token(s.token, s.logprob) | {"top_logprobs": [self._token(*pair) for pair in s.top_logprobs]}
+            for s in scored
         ]
         return {"content": content, "refusal": None}
 

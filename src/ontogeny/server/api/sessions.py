@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ontogeny.engine.sampling import SamplingParams
 from ontogeny.engine.engine import QueueFull
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import errors
 from ontogeny.server.api.context import (

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from fastapi import Request
 
-from ontogeny.engine.sampling import TokenLogprobs
-from ontogeny.engine.engine import QueueFull, Engine, RequestHandle
+from ontogeny.engine.engine import Engine, QueueFull, RequestHandle
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
+from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.text_stream import TextStream
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.api import errors
@@ -18,7 +18,7 @@ from ontogeny.server.api import errors
 class OutputDelta(NamedTuple):
     """New output of one sequence of a request: text, a token, the log-probabilities of the prompt, or the end."""
 
-    index: int  # of the sequence
+    sequence: int  # index in the request
     text: str = ""
     token: TokenOutput | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None

@@ -90,8 +90,6 @@ def _check_tokens(tokenizer: Tokenizer, tokens: list[int], param: str) -> list[i
     return tokens
 
 
-async def _tokenize(
-    encode: Callable[[Tokenizer, str], list[int]], tokenizer: Tokenizer, text: str
-) -> list[int]:
+async def _tokenize(encode: Callable[[Tokenizer, str], list[int]], tokenizer: Tokenizer, text: str) -> list[int]:
     is_long = len(text) > LONG_TEXT
     return await asyncio.to_thread(encode, tokenizer, text) if is_long else encode(tokenizer, text)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Config, Transformer
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 
 NUM_WINDOWS = 64  # of held-out text
 WINDOWS_PER_CALL = 8
@@ -26,7 +26,10 @@ def do_not_pause() -> None:
 
 
 def held_out_loss(
-    config: Config, weights: Transformer, windows: Int32[np.ndarray, "N C+1"], pause: Pause = do_not_pause
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    windows: Int32[np.ndarray, "N C+1"],
+    pause: Pause = do_not_pause,
 ) -> float:
     """Returns the mean loss of weights over windows of text, in nats per token.
 
@@ -60,5 +63,7 @@ def rejection_reason(loss: float, trained_loss: float, max_forgetting: float) ->
 
 
 @partial(jax.jit, static_argnums=0)
-def _losses(config: Config, weights: Transformer, windows: Int32[jax.Array, "N C1"]) -> Float[jax.Array, "N C"]:
-    return transformer.losses(config, weights, windows)
+def _losses(
+    config: TransformerConfig, weights: TransformerWeights, windows: Int32[jax.Array, "N C1"]
+) -> Float[jax.Array, "N C"]:
+    return transformer.token_losses(config, weights, windows)

@@ -3,7 +3,7 @@
 An example is on disk before it is acknowledged. An update is a function of the weights of a version and one example.
 Its result becomes current in one commit together with the position in the journal, so that no example is lost or
 learned twice. Snapshots are written to disk first and recorded in the database afterwards. Versions between snapshots
-are recomputed to the same bits, which their digests prove. New weights become current only if they pass the
+are recomputed bit for bit, which their digests prove. New weights become current only if they pass the
 acceptance test; a rejection is recorded with its reason, and its weights and moments are dropped.
 """
 
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ontogeny import trees
-from ontogeny.content.transformer import Transformer
+from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.runs.files import write_bytes
 from ontogeny.server.config import ServerConfig
@@ -39,7 +39,7 @@ class LoadedVersion(NamedTuple):
 
     version: BranchVersion
     weights: Weights  # content (all weights, or an adapter) and scratch
-    full_weights: Transformer  # the weights that answer requests
+    full_weights: TransformerWeights  # the weights that answer requests
 
 
 class BranchConfig(NamedTuple):
@@ -294,9 +294,9 @@ class BranchManager:
         journal.set_snapshot(self.store, version.branch, version.number, file)
         if place in self._loaded:
             self._loaded[place] = loaded._replace(version=version._replace(snapshot=file))
-        saved = [v for v in journal.list_versions(self.store, version.branch) if v.snapshot is not None]
+        snapshots = [v for v in journal.list_versions(self.store, version.branch) if v.snapshot is not None]
         current = journal.get_branch(self.store, version.branch).current_version
-        for surplus in saved[: -self.config.max_snapshots]:
+        for surplus in snapshots[: -self.config.max_snapshots]:
             if surplus.number != current and surplus.parent is not None:
                 journal.set_snapshot(self.store, surplus.branch, surplus.number, None)
                 journal.delete_unused_snapshots(self.store, [str(surplus.snapshot)])
@@ -325,7 +325,7 @@ class BranchManager:
             },
         )
 
-    def _weight_distance(self, weights: Transformer) -> float:
+    def _weight_distance(self, weights: TransformerWeights) -> float:
         return _distance(weights, self.learner.trained_weights) / self._norm
 
 
@@ -333,7 +333,7 @@ def _snapshot_name(branch: str, digest: str) -> str:
     return f"{branch.replace('/', '-')}-{digest[:16]}.safetensors"
 
 
-def _distance(weights: Transformer, reference: Transformer) -> float:
+def _distance(weights: TransformerWeights, reference: TransformerWeights) -> float:
     """The Euclidean distance in float64."""
     pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(reference), strict=True)
     return math.sqrt(

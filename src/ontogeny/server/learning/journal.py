@@ -255,9 +255,7 @@ def reject_example(store: Store, branch: Branch, example: int, held_out_loss: fl
 def set_snapshot(store: Store, branch: str, number: int, file: str | None) -> None:
     """Records the file that holds a version, or None for no file."""
     with store.transaction() as connection:
-        connection.execute(
-            "UPDATE versions SET snapshot = ? WHERE branch = ? AND number = ?", (file, branch, number)
-        )
+        connection.execute("UPDATE versions SET snapshot = ? WHERE branch = ? AND number = ?", (file, branch, number))
 
 
 def delete_unused_snapshots(store: Store, files: Iterable[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """How a branch learns a training example: the updates of `ontogeny lm evaluate --online` on the tokens of its text.
 
-Learning is deterministic: the same weights, scratch and text give the same bits, so that versions lost in a crash can
-be recomputed. This module does not depend on branches, the journal or keys. C context, B rehearsal windows.
+Learning is deterministic: equal weights, scratch and texts give bitwise equal results, so that versions lost in a
+crash can be recomputed. This module does not depend on branches, the journal or keys. C context, B rehearsal windows.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from jax import Array
 from jaxtyping import Int32
 
 from ontogeny import trees
-from ontogeny.content.transformer import Config, Transformer
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm.model import LanguageModel
@@ -32,11 +32,11 @@ REHEARSAL_SEED = 0  # the windows depend on this seed and on the branch's number
 class BranchLearner(NamedTuple):
     """The pure functions and constants that a branch needs to learn."""
 
-    trained_weights: Transformer
+    trained_weights: TransformerWeights
     init: Callable[[], Weights]  # content and scratch of version 0
-    full_weights: Callable[[Any], Transformer]  # content -> the weights that answer requests
-    learn: Callable[[Weights, str, Pause], Weights]  # learns one text; returns its argument if there is nothing to learn
-    held_out_loss: Callable[[Transformer, Pause], float]  # nats per token
+    full_weights: Callable[[Any], TransformerWeights]  # content -> the weights that answer requests
+    learn: Callable[[Weights, str, Pause], Weights]  # the same weights if the text is too short
+    held_out_loss: Callable[[TransformerWeights, Pause], float]  # nats per token
     trained_loss: float  # the held-out loss of the trained weights
     digest: str  # of everything that an update depends on
 
@@ -64,8 +64,8 @@ def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> Br
             "`ontogeny lm train` can learn online"
         )
     config, texts = model.config, corpus.load(model.run)
-    online_config = online_learner.checked(online_config or OnlineConfig(), config.context)
-    windows = corpus.spaced_windows(texts.held_out, config.context, NUM_WINDOWS)
+    online_config = online_learner.checked(online_config or OnlineConfig(), config.context_length)
+    windows = corpus.spaced_windows(texts.held_out, config.context_length, NUM_WINDOWS)
     pretrained = online.pretrained_weights(model, online_config)
 
     def init() -> Weights:
@@ -74,7 +74,7 @@ def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> Br
 
     def learn(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
         tokens = model.tokenizer.encode(text)  # without an end token in front, like the prompts of requests
-        size, context = online_config.chunk_size, config.context
+        size, context = online_config.chunk_size, config.context_length
         for start in range(0, len(tokens) - 1, size):
             window, num_read = online.context_windows(tokens, np.array([start]), size, context, context)
             rehearsal = np.zeros((0, context + 1), np.int32)
@@ -86,10 +86,10 @@ def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> Br
             pause()
         return weights
 
-    def full_weights(content: Any) -> Transformer:
+    def full_weights(content: Any) -> TransformerWeights:
         return _full_weights(config, online_config, pretrained, content) if online_config.adapter_rank else content
 
-    def loss(weights: Transformer, pause: Pause = do_not_pause) -> float:
+    def loss(weights: TransformerWeights, pause: Pause = do_not_pause) -> float:
         return held_out_loss(config, weights, windows, pause)
 
     digest = _digest(model, online_config, pretrained, (texts.training, windows))
@@ -115,7 +115,7 @@ def _digest(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _update(
-    config: Config,
+    config: TransformerConfig,
     online_config: OnlineConfig,
     pretrained: PretrainedWeights,
     weights: Weights,
@@ -131,6 +131,6 @@ def _update(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _full_weights(
-    config: Config, online_config: OnlineConfig, pretrained: PretrainedWeights, content: Any
-) -> Transformer:
+    config: TransformerConfig, online_config: OnlineConfig, pretrained: PretrainedWeights, content: Any
+) -> TransformerWeights:
     return online_learner.build(config, online_config).model(pretrained, content)

@@ -15,7 +15,6 @@ from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.server.sessions.store import SessionManager
 from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
-
 from ontogeny.stages.session import AgentState, load_session
 
 STATE = "agent session"
@@ -117,7 +116,9 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
             )
         return self._write(key, restored)
 
-    def _session(self, id: str, num_steps: int, state: AgentState, feedback: dict[str, Any] | None) -> AgentSessionRecord:
+    def _session(
+        self, id: str, num_steps: int, state: AgentState, feedback: dict[str, Any] | None
+    ) -> AgentSessionRecord:
         return AgentSessionRecord(id, num_steps, state, feedback, trees.digest(state.state.weights))
 
     def _encode(self, session: AgentSessionRecord) -> bytes:

@@ -21,7 +21,7 @@ MAX_UNUSED_TIME = 30 * 24 * 3600.0  # seconds after which an unused session may 
 RETRY_AFTER = 1.0  # seconds
 
 
-class SessionNotFound(LookupError):
+class UnknownSession(LookupError):
     """No session has this id, or it belongs to another key."""
 
 
@@ -48,21 +48,23 @@ class SessionStore:
 
     def insert(self, key: str, num_steps: int, state: bytes) -> str:
         """Creates a session and returns its id; raises `BadInput` if the key has `MAX_SESSIONS` sessions."""
-        id, now = secrets.token_hex(12), time.time()
+        id, created_at = secrets.token_hex(12), time.time()
         with self._store.transaction() as connection:
-            connection.execute("DELETE FROM sessions WHERE key = ? AND used_at < ?", (key, now - MAX_UNUSED_TIME))
+            connection.execute(
+                "DELETE FROM sessions WHERE key = ? AND used_at < ?", (key, created_at - MAX_UNUSED_TIME)
+            )
             if select_value(connection, "SELECT count(*) FROM sessions WHERE key = ?", key) >= MAX_SESSIONS:
                 raise BadInput(f"a key can have at most {MAX_SESSIONS} sessions; delete some")
-            values = (id, self._deployment, key, num_steps, state, now)
+            values = (id, self._deployment, key, num_steps, state, created_at)
             connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)", values)
         return id
 
     def read(self, key: str, id: str) -> bytes:
-        """Returns the state of a session; raises `SessionNotFound` if the key has none of this id."""
+        """Returns the state of a session; raises `UnknownSession` if the key has none of this id."""
         query = "SELECT state FROM sessions WHERE id = ? AND deployment = ? AND key = ?"
         state = select_value(self._store.connection, query, id, self._deployment, key)
         if state is None:
-            raise SessionNotFound(id)
+            raise UnknownSession(id)
         return state
 
     def write(self, key: str, id: str, num_steps: int, state: bytes) -> None:
@@ -77,7 +79,7 @@ class SessionStore:
         return [tuple(record) for record in self._store.connection.execute(query, (self._deployment,))]
 
     def delete(self, key: str, id: str) -> None:
-        """Deletes a session; raises `SessionNotFound` if the key has none of this id."""
+        """Deletes a session; raises `UnknownSession` if the key has none of this id."""
         self.read(key, id)
         with self._store.transaction() as connection:
             connection.execute("DELETE FROM sessions WHERE id = ?", (id,))

@@ -1,8 +1,8 @@
 """Sessions of texts: the activations of a language model, kept between requests and exported as files.
 
 Activations are the tokens in the context window with their keys and values. They belong to the weights that computed
-them; after the weights have learned, the session prefills its tokens again. The same calls on the same weights give
-the same bits. H heads, N cached tokens, D numbers per head.
+them; after the weights have learned, the session prefills its tokens again. The same calls on the same weights are
+bitwise reproducible. H heads, N cached tokens, D numbers per head.
 """
 
 import time
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int32
 
 from ontogeny import trees
 from ontogeny.content import transformer
-from ontogeny.content.transformer import Cache, Config, Transformer
+from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
 from ontogeny.engine.sampling import SamplingParams, sample_token
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
@@ -77,18 +77,18 @@ class TextSessions(SessionManager[TextSession]):
     def __init__(self, name: str, model: LanguageModel, store: Store) -> None:
         super().__init__(name, store, MAX_WAITING)
         self._model = model
-        self._chunk = min(PREFILL_CHUNK, model.config.context)
+        self._chunk = min(PREFILL_CHUNK, model.config.context_length)
         self.trained_digest = trees.digest(model.weights)
 
     def warm_up(self) -> None:
         """Compiles prefill and decode."""
-        cache = transformer.empty_cache(self._model.config, 1)
+        cache = transformer.init_cache(self._model.config, 1)
         for size in (self._chunk, 1):
             _append(self._model.config, self._model.weights, cache, np.zeros((1, size), np.int32), np.ones(1, np.int32))
 
     def create(self, key: str, weights_digest: str) -> TextSession:
         """Begins an empty text for the weights of this digest."""
-        cache = transformer.empty_cache(self._model.config, 1)
+        cache = transformer.init_cache(self._model.config, 1)
         empty = tuple(np.asarray(leaf)[0, :, :0] for leaf in cache.keys)
         activations = TextActivations(np.zeros(0, np.int32), empty, empty)
         return self._insert(key, TextSession("", 0, activations, weights_digest))
@@ -112,7 +112,7 @@ class TextSessions(SessionManager[TextSession]):
         self,
         key: str,
         id: str,
-        weights: Transformer,
+        weights: TransformerWeights,
         weights_digest: str,
         prompt: Sequence[int],
         max_tokens: int,
@@ -142,7 +142,7 @@ class TextSessions(SessionManager[TextSession]):
                 raise BadInput("the text is empty, and this tokenizer has no token that begins a document")
             tokens = [end]
         is_valid = session.weights_digest == weights_digest
-        cache = self._cache(session.activations) if is_valid else transformer.empty_cache(config, 1)
+        cache = self._cache(session.activations) if is_valid else transformer.init_cache(config, 1)
         length = session.activations.num_cached if is_valid else 0
         decoder = _TextDecoder(config, weights, self._chunk, tokens, cache, length)
         decoder.prefill(len(prompt) + min(len(session.activations.tokens), 1) if is_valid else len(tokens))
@@ -169,14 +169,14 @@ class TextSessions(SessionManager[TextSession]):
                 activations = session.activations._replace(keys=empty, values=empty)
                 self._write(key, session._replace(weights_digest="", activations=activations))
 
-    def _cache(self, activations: TextActivations) -> Cache:
-        empty, length = transformer.empty_cache(self._model.config, 1), activations.num_cached
+    def _cache(self, activations: TextActivations) -> KVCache:
+        empty, length = transformer.init_cache(self._model.config, 1), activations.num_cached
 
         def fill(leaves: tuple[Array, ...], parts: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
             return tuple(leaf.at[0, :, :length].set(part) for leaf, part in zip(leaves, parts, strict=True))
 
         keys, values = fill(empty.keys, activations.keys), fill(empty.values, activations.values)
-        return Cache(keys, values, jnp.full(1, length, jnp.int32))
+        return KVCache(keys, values, jnp.full(1, length, jnp.int32))
 
     def _encode(self, session: TextSession) -> bytes:
         return encode_state(
@@ -199,8 +199,8 @@ class TextSessions(SessionManager[TextSession]):
         try:
             arrays = decode_state(data)
             num_cached, num_tokens = arrays["keys.0"].shape[1], len(arrays["tokens"])
-            part = np.zeros((config.heads, num_cached, config.width // config.heads), np.float32)
-            layers = tuple(part for _ in range(config.layers))
+            part = np.zeros((config.num_heads, num_cached, config.width // config.num_heads), np.float32)
+            layers = tuple(part for _ in range(config.num_layers))
             template = TextActivations(np.zeros(num_tokens, np.int32), layers, layers)
             activations = jax.tree.map(np.asarray, trees.from_arrays(template, arrays))
             weights_digest = str(metadata["weights_digest"])
@@ -208,8 +208,10 @@ class TextSessions(SessionManager[TextSession]):
             raise BadInput(f"this state does not fit this model or is damaged: {error}") from None
         num_steps = read_num_steps(metadata)
         check_digest(activations, metadata)
-        fits = config.context + 1 >= num_tokens and max(num_tokens - 1, 0) >= num_cached and num_steps >= num_tokens
-        is_valid = trees.is_finite(activations) and all(0 <= t < config.vocabulary for t in activations.tokens)
+        fits = (
+            config.context_length + 1 >= num_tokens and max(num_tokens - 1, 0) >= num_cached and num_steps >= num_tokens
+        )
+        is_valid = trees.is_finite(activations) and all(0 <= t < config.vocab_size for t in activations.tokens)
         if not fits or not is_valid:
             raise BadInput("this state is damaged: its tokens or activations are outside their range")
         return TextSession(id, num_steps, activations, weights_digest)
@@ -219,7 +221,13 @@ class _TextDecoder:
     """One text while it grows: `cache` holds the `length` tokens before the last one, or before the unread ones."""
 
     def __init__(
-        self, config: Config, weights: Transformer, chunk: int, tokens: list[int], cache: Cache, length: int
+        self,
+        config: TransformerConfig,
+        weights: TransformerWeights,
+        chunk: int,
+        tokens: list[int],
+        cache: KVCache,
+        length: int,
     ) -> None:
         self.config, self.weights, self.chunk = config, weights, chunk
         self.tokens, self.cache, self.length = tokens, cache, length
@@ -229,8 +237,8 @@ class _TextDecoder:
 
         Where they do not fit, the last half of the context window is read again into an empty cache.
         """
-        if self.length + num_unread > self.config.context:
-            self.length, num_unread = 0, min(len(self.tokens), max(self.config.context // 2, 1))
+        if self.length + num_unread > self.config.context_length:
+            self.length, num_unread = 0, min(len(self.tokens), max(self.config.context_length // 2, 1))
         unread = self.tokens[len(self.tokens) - num_unread : -1]
         for start in range(0, len(unread), self.chunk):
             chunk = unread[start : start + self.chunk]
@@ -238,16 +246,17 @@ class _TextDecoder:
 
     def decode(self) -> np.ndarray:
         """Reads the last token; returns the logits [V] of the next one."""
-        if self.length == self.config.context:
+        if self.length == self.config.context_length:
             self.prefill(1)
         return self._append(np.array(self.tokens[-1:], np.int32), 1)
 
     def activations(self) -> TextActivations:
         """The tokens and cache as arrays."""
         keys, values = (
-            tuple(np.asarray(leaf)[0, :, : self.length] for leaf in part) for part in (self.cache.keys, self.cache.values)
+            tuple(np.asarray(leaf)[0, :, : self.length] for leaf in part)
+            for part in (self.cache.keys, self.cache.values)
         )
-        return TextActivations(np.array(self.tokens[-self.config.context - 1 :], np.int32), keys, values)
+        return TextActivations(np.array(self.tokens[-self.config.context_length - 1 :], np.int32), keys, values)
 
     def _append(self, tokens: np.ndarray, count: int) -> np.ndarray:
         cache = self.cache._replace(length=jnp.full(1, self.length, jnp.int32))
@@ -258,6 +267,10 @@ class _TextDecoder:
 
 @partial(jax.jit, static_argnums=0)
 def _append(
-    config: Config, weights: Transformer, cache: Cache, tokens: Int32[Array, "1 K"], count: Int32[Array, "1"]
-) -> tuple[Cache, Float[Array, "1 V"]]:
-    return transformer.append(config, weights, cache, tokens, count)
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    cache: KVCache,
+    tokens: Int32[Array, "1 K"],
+    count: Int32[Array, "1"],
+) -> tuple[KVCache, Float[Array, "1 V"]]:
+    return transformer.extend_cache(config, weights, cache, tokens, count)
