@@ -17,10 +17,10 @@ from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
 from ontogeny.errors import BadInput
-from ontogeny.lm import model as models
 from ontogeny.lm import online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.plugins import unknown_name_error
+from ontogeny.runs import kinds
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
@@ -28,6 +28,7 @@ from ontogeny.server.learning.journal import TrainingExample
 from ontogeny.server.sessions.agents import AgentSessions
 from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import Store
+from ontogeny.stages.session import AgentSession
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STATUS_INTERVAL = 0.2  # seconds
@@ -119,13 +120,20 @@ class LanguageDeployment:
 
 
 class AgentDeployment:
-    """An agent with its sessions; online, the weights of each session learn."""
+    """An agent with its sessions; online, the weights of each session learn.
+
+    Args:
+        name: The name that requests use.
+        agent: The agent.
+        store: The database.
+        config: The settings of the server; `online` applies to this deployment.
+    """
 
     kind = "agent"
 
-    def __init__(self, name: str, folder: Path, store: Store, config: ServerConfig) -> None:
+    def __init__(self, name: str, agent: AgentSession, store: Store, config: ServerConfig) -> None:
         self.name, self.created_at, self.online = name, int(time.time()), config.online
-        self.sessions = AgentSessions(name, folder, store, online=config.online)
+        self.sessions = AgentSessions(name, AgentSession(agent.saved, online=config.online), store)
         self.digest = self.sessions.digest
         self.failure: str | None = None
 
@@ -170,16 +178,17 @@ class Deployments:
         for name in config.frozen:
             if name not in names:
                 raise unknown_name_error("deployment", name, names)
-        loaded: dict[Path, LanguageModel] = {}  # two deployments of one folder share its weights
+        loaded: dict[Path, LanguageModel | AgentSession] = {}  # deployments of one folder share its weights
         for name, folder in runs:
             learns = config.online and name not in config.frozen
             own_config = config if learns else replace(config, online=False, learning="")
-            if models.is_language(folder):
-                if folder.resolve() not in loaded:
-                    loaded[folder.resolve()] = models.load(folder)
-                self.by_name[name] = LanguageDeployment(name, loaded[folder.resolve()], store, own_config)
+            if folder.resolve() not in loaded:
+                loaded[folder.resolve()] = kinds.load(folder)
+            model = loaded[folder.resolve()]
+            if isinstance(model, AgentSession):
+                self.by_name[name] = AgentDeployment(name, model, store, own_config)
             else:
-                self.by_name[name] = AgentDeployment(name, folder, store, own_config)
+                self.by_name[name] = LanguageDeployment(name, model, store, own_config)
 
     def start(self) -> None:
         """Starts the deployments in the background; `ready` is set when all of them can answer."""

@@ -37,7 +37,7 @@ async def _call(request: Request, name: str, key: ApiKey, method: Callable[..., 
 def describe_agent(request: Request, name: str, key: Caller) -> dict[str, Any]:
     """Describes the observations, actions and outcome features of an agent."""
     agent = get_agent(request, name)
-    spec = agent.sessions.loop.spec
+    spec = agent.sessions.agent.spec
     return {
         "object": "agent",
         "id": agent.name,

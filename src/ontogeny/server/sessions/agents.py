@@ -5,7 +5,6 @@ deployment they learn from each step.
 """
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.server.sessions.store import SessionManager
 from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
-from ontogeny.stages.session import AgentState, load_session
+from ontogeny.stages.session import AgentSession, AgentState
 
 STATE = "agent session"
 
@@ -45,23 +44,21 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
 
     Args:
         name: The name of the deployment.
-        folder: A run or saved deployment of an agent.
+        agent: The agent; if it is online, the weights of each session learn.
         store: The database.
-        online: Whether the weights of a session learn.
     """
 
-    def __init__(self, name: str, folder: Path, store: Store, *, online: bool) -> None:
+    def __init__(self, name: str, agent: AgentSession, store: Store) -> None:
         super().__init__(name, store)
-        self.online = online
-        self.loop = load_session(folder, online=online)
+        self.agent = agent
         self.digest = self._initial_digest()
 
     def warm_up(self) -> None:
         """Compiles a step, with meaningless observations."""
-        spec = self.loop.spec
+        spec = self.agent.spec
         observation = 0 if spec.num_observations else np.zeros(spec.observation_shape, np.float32)
-        _, state = self.loop.act(self.loop.init(0), observation)
-        self.loop.act(state, observation, outcome=dict.fromkeys(spec.outcome_features, 0.0))
+        _, state = self.agent.act(self.agent.init(0), observation)
+        self.agent.act(state, observation, outcome=dict.fromkeys(spec.outcome_features, 0.0))
 
     def is_unchanged(self) -> bool:
         """Whether the genome and initial weights still have the digest that they had at the start."""
@@ -69,7 +66,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
 
     def create(self, key: str, seed: int) -> AgentSessionRecord:
         """Begins a lifetime with the given seed."""
-        return self._insert(key, self._session("", 0, self.loop.init(seed), None))
+        return self._insert(key, self._session("", 0, self.agent.init(seed), None))
 
     def add_feedback(self, key: str, id: str, feedback: dict[str, Any]) -> AgentSessionRecord:
         """Stores the consequences of the last action until the next observation comes."""
@@ -78,7 +75,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
             raise BadInput("feedback needs an action, but this session has not acted yet")
         if session.feedback is not None:
             raise BadInput("the feedback for the last action was already sent")
-        self.loop.check_outcome(feedback.get("reward"), feedback.get("outcome"))
+        self.agent.check_outcome(feedback.get("reward"), feedback.get("outcome"))
         return self._write(key, session._replace(feedback=feedback))
 
     def act(
@@ -100,16 +97,16 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         if feedback and session.feedback is not None:
             raise BadInput("the feedback for the last action was already sent")
         consequences = {k: v for k, v in (feedback or session.feedback or {}).items() if v is not None}
-        action, state = self.loop.act(session.state, observation, first=first, **consequences)
+        action, state = self.agent.act(session.state, observation, first=first, **consequences)
         after = self._session(id, session.num_steps + 1, state, None)
-        if not self.online and after.weights_digest != session.weights_digest:
+        if not self.agent.online and after.weights_digest != session.weights_digest:
             raise ContractViolation("the weights changed in a frozen deployment")
         return action, self._write(key, after)
 
     def restore(self, key: str, id: str, data: bytes) -> AgentSessionRecord:
         """Replaces the state of a session by an exported one of the same agent and, if frozen, the same weights."""
         session, restored = self.get(key, id), self._decode(id, data)
-        if not self.online and restored.weights_digest != session.weights_digest:
+        if not self.agent.online and restored.weights_digest != session.weights_digest:
             raise BadInput(
                 f"this state belongs to weights {restored.weights_digest[:16]}, but this frozen session has weights "
                 f"{session.weights_digest[:16]}"
@@ -140,7 +137,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
                 f"this state belongs to agent {str(metadata.get('agent'))[:16]}, but this is agent {self.digest[:16]}"
             )
         try:
-            state = trees.from_arrays(self.loop.init(0), decode_state(data))
+            state = trees.from_arrays(self.agent.init(0), decode_state(data))
             feedback = json.loads(metadata["feedback"])
         except (LookupError, ValueError, TypeError) as error:
             raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None
@@ -151,4 +148,4 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         return session
 
     def _initial_digest(self) -> str:
-        return trees.digest((self.loop.saved.genome, self.loop.saved.state))
+        return trees.digest((self.agent.saved.genome, self.agent.saved.state))
