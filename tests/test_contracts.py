@@ -146,4 +146,4 @@ def test_a_score_that_leaks_into_a_life_is_found(monkeypatch):
 
     monkeypatch.setattr(contracts, "live", leaking)
     with pytest.raises(AssertionError, match="the life changed"):
-        contracts.check_lives(bad.good, bad.env, bad.drives)
+        contracts.check_agent_lifetimes(bad.good, bad.env, bad.drives)

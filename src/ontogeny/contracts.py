@@ -1,8 +1,10 @@
-"""The contracts as checks that anybody can run on an environment, agent or outer loop of their own.
+"""The contracts as checks that can be run on any environment, agent or development.
 
-Each check raises `AssertionError` with a sentence that says what is broken and what the rule is. The tests run
-them over every registered room; `tests/test_laws.py` shows that each of them fails where a law is broken.
+Each check raises `AssertionError` with a sentence that names the violation and the rule. The tests run the checks on
+every registered plugin, and `tests/test_contracts.py` shows that each of them detects a planted violation.
 """
+
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,153 +12,238 @@ import numpy as np
 
 from ontogeny import trees
 from ontogeny.rollouts import perceive, rollout
-from ontogeny.types import Agent, Development, Environment, Percept, State, Steering, Trajectory, Transition
+from ontogeny.types import (
+    Agent,
+    Development,
+    Environment,
+    EnvSpec,
+    EnvState,
+    Key,
+    Percept,
+    State,
+    Steering,
+    TabularTask,
+    TimeStep,
+    Trajectory,
+    Transition,
+)
 
 NUM_STEPS = 30
 
 
 def check_agent(agent: Agent, env: Environment, steering: Steering, seed: int = 0) -> None:
-    """The three laws, bit for bit, over one life in which the agent learns where it can."""
+    """Checks the agent contract bit for bit, in rollouts of 30 steps.
+
+    Args:
+        agent: The agent.
+        env: An environment in which it can act.
+        steering: The reward function.
+        seed: Draws the task, the genome and all chance.
+
+    Raises:
+        AssertionError: The agent violates the contract.
+    """
     compiled = agent._replace(act=jax.jit(agent.act), learn=jax.jit(agent.learn))
-    check_steps(compiled, env, steering, seed)
-    check_lives(agent, env, steering, seed)
+    check_agent_steps(compiled, env, steering, seed)
+    check_agent_lifetimes(agent, env, steering, seed)
 
 
-def check_steps(agent: Agent, env: Environment, steering: Steering, seed: int = 0) -> None:
-    """Laws 1 and 2, step by step: what `act` and `learn` change, and that `act` does not read scratch."""
-    for state, percept, key in _steps(agent, env, steering, seed):
+def check_agent_steps(agent: Agent, env: Environment, steering: Steering, seed: int = 0) -> None:
+    """Checks rules 1 and 2 step by step: what `act` and `learn` change, and that `act` does not read scratch.
+
+    The arguments are those of `check_agent`.
+    """
+    for state, percept, key in _sample_steps(agent, env, steering, seed):
         action, acted = agent.act(key, state, percept)
-        assert trees.bitwise_equal(acted.weights, state.weights), "`act` changed weights; it may change activations only"
+        assert trees.bitwise_equal(acted.weights, state.weights), (
+            "`act` changed weights; it may change activations only"
+        )
         assert jnp.shape(action) == () and jnp.issubdtype(jnp.result_type(action), jnp.integer), (
             f"`act` must return one whole number, not {jnp.result_type(action)}{jnp.shape(action)}"
         )
-        assert 0 <= int(action) < env.spec.num_actions, f"`act` returned {int(action)}, which is no action"
+        assert 0 <= int(action) < env.spec.num_actions, f"`act` returned {int(action)}, which is not an action"
 
         learned, _ = agent.learn(key, acted, Transition(percept, action, percept))
         assert trees.bitwise_equal(learned.activations, acted.activations), (
             "`learn` changed activations; it may change weights only"
         )
         if not agent.learning:
-            assert trees.bitwise_equal(learned.weights, acted.weights), "`learn` changed weights although `learns` is False"
+            assert trees.bitwise_equal(learned.weights, acted.weights), (
+                "`learn` changed weights although `learning` is False"
+            )
 
-        scrambled = trees.scramble(jax.random.key(seed + 1), state.weights.scratch)
-        other = state._replace(weights=state.weights._replace(scratch=scrambled))
-        other_action, other_acted = agent.act(key, other, percept)
+        scratch = trees.scramble(jax.random.key(seed + 1), state.weights.scratch)
+        with_other_scratch = state._replace(weights=state.weights._replace(scratch=scratch))
+        other_action, other_acted = agent.act(key, with_other_scratch, percept)
         assert trees.bitwise_equal((action, acted.activations), (other_action, other_acted.activations)), (
             "`act` read `weights.scratch`, which is for `learn` only"
         )
 
 
-def check_lives(agent: Agent, env: Environment, steering: Steering, seed: int = 0) -> None:
-    """Laws 1 and 3 and the two cases, over whole lives."""
+def check_agent_lifetimes(agent: Agent, env: Environment, steering: Steering, seed: int = 0) -> None:
+    """Checks rules 1 and 3 and the two modes, frozen and online, over whole rollouts.
 
-    def lived(env: Environment, learning: bool) -> tuple[State, Trajectory]:
-        return jax.jit(lambda key: rollout(key, agent, env, steering, born, NUM_STEPS, learning))(jax.random.key(seed))
+    The arguments are those of `check_agent`.
+    """
+    initial = _initial_state(agent, seed)
 
-    born = _born(agent, seed)
-    after, trajectory = lived(env, learning=False)
-    assert trees.bitwise_equal(after.weights, born.weights), "weights changed in a life without learning"
+    def run(env: Environment, learning: bool) -> tuple[State, Trajectory]:
+        return jax.jit(lambda key: rollout(key, agent, env, steering, initial, NUM_STEPS, learning))(
+            jax.random.key(seed)
+        )
+
+    final, trajectory = run(env, learning=False)
+    assert trees.bitwise_equal(final.weights, initial.weights), "weights changed in a rollout without learning"
 
     if agent.learning:
-        after, trajectory = lived(env, learning=True)
-    # Whatever the activations have come to be, also where this one life has left them as they were.
-    reset = agent.reset(after._replace(activations=trees.scramble(jax.random.key(seed + 1), after.activations)))
-    assert trees.bitwise_equal(reset.weights, after.weights), "`reset` changed weights; it may restore activations only"
-    assert trees.bitwise_equal(reset.activations, born.activations), "`reset` did not restore the activations of birth"
+        final, trajectory = run(env, learning=True)
+    # Scrambled, because this one rollout may have left the activations as they were.
+    scrambled = trees.scramble(jax.random.key(seed + 1), final.activations)
+    reset = agent.reset(final._replace(activations=scrambled))
+    assert trees.bitwise_equal(reset.weights, final.weights), "`reset` changed weights; it may restore activations only"
+    assert trees.bitwise_equal(reset.activations, initial.activations), (
+        "`reset` did not restore the initial activations"
+    )
     if agent.learning:
-        assert not trees.bitwise_equal(after.weights, born.weights), "`learns` is True, but learning did not change weights"
+        assert not trees.bitwise_equal(final.weights, initial.weights), (
+            "`learning` is True, but `learn` did not change weights"
+        )
 
-    perverse = env._replace(score=lambda outcome: 1000.0 - jnp.sum(outcome))
-    assert trees.bitwise_equal((after, trajectory), lived(perverse, agent.learning)), (
-        "the life changed with `Environment.score`, which evaluation alone may read"
+    other_score = env._replace(score=lambda outcome: 1000.0 - jnp.sum(outcome))
+    assert trees.bitwise_equal((final, trajectory), run(other_score, agent.learning)), (
+        "the rollout changed with `Environment.score`, which only evaluation may read"
     )
-    judged = jax.vmap(steering)(trajectory.outcome)
-    assert np.allclose(trajectory.reward, judged, rtol=1e-5, atol=1e-6), (
-        "a reward is not what steering says of the outcome"
-    )
+    rewards = jax.vmap(steering)(trajectory.outcome)
+    assert np.allclose(trajectory.reward, rewards, rtol=1e-5, atol=1e-6), "a reward is not the steering of the outcome"
 
 
 def check_env(env: Environment, seed: int = 0) -> None:
-    """An environment is a pure function of its keys, keeps to its spec, and does not change the task within a life."""
+    """Checks that an environment is a pure function of its keys, conforms to its spec, and keeps its task.
+
+    Args:
+        env: The environment.
+        seed: Draws the task and all chance of three episodes.
+
+    Raises:
+        AssertionError: The environment violates the contract.
+    """
     spec = env.spec
     env = env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
     state, time_step = env.reset(jax.random.key(seed))
-    assert trees.bitwise_equal((state, time_step), env.reset(jax.random.key(seed))), "`reset` is not a function of its key"
-    assert bool(time_step.first) and float(time_step.discount) == 1, "a life must begin with `first` and discount 1"
-    assert hasattr(state, "task"), "the state of an environment must name its `task`"
-    task, since_first, tables = state.task, 0, env.reveal_task and env.reveal_task(state)
-    template = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), (state, time_step))
+    assert trees.bitwise_equal((state, time_step), env.reset(jax.random.key(seed))), (
+        "`reset` is not a function of its key"
+    )
+    assert bool(time_step.first) and float(time_step.discount) == 1, "a lifetime must begin with `first` and discount 1"
+    assert hasattr(state, "task"), "the state of an environment must have a field `task`"
+    task, shapes, steps_in_episode = state.task, _shapes_of((state, time_step)), 0
+    tables = env.reveal_task and env.reveal_task(state)
     for t, key in enumerate(jax.random.split(jax.random.key(seed + 1), 3 * spec.horizon)):
-        _check_time_step(env, time_step)
+        _check_time_step(spec, time_step)
         action = jnp.int32(t % spec.num_actions)
         before, before_step = state, time_step
         state, time_step = env.step(key, before, action)
-        assert trees.bitwise_equal((state, time_step), env.step(key, before, action)), "`step` is not a function of its key"
-        found = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), (state, time_step))
-        assert found == template, f"shapes or types changed in `step`: {found}, at birth {template}"
-        assert trees.bitwise_equal(state.task, task), "the task changed within a life"
-        since_first += 1
-        assert since_first <= spec.horizon, f"an episode took more than the {spec.horizon} steps of `spec.horizon`"
+        assert trees.bitwise_equal((state, time_step), env.step(key, before, action)), (
+            "`step` is not a function of its key"
+        )
+        new_shapes = _shapes_of((state, time_step))
+        assert new_shapes == shapes, f"shapes or types changed in `step`: {new_shapes}, at first {shapes}"
+        assert trees.bitwise_equal(state.task, task), "the task changed within a lifetime"
+        steps_in_episode += 1
+        assert steps_in_episode <= spec.horizon, f"an episode took more than the {spec.horizon} steps of `spec.horizon`"
         if bool(time_step.first):
-            since_first = 0
+            steps_in_episode = 0
         else:
             assert float(time_step.discount) == 1, "a discount of 0 must come with `first`"
         if env.reveal_task is not None:
             assert tables is not None
-            if float(time_step.discount) == 0 and int(tables.remaining_steps) > 1:
-                assert float(tables.termination_probabilities[int(before_step.observation), int(action)]) > 0, (
-                    "an episode ended before its last step where `reveal` says that none can end"
-                )
+            _check_termination(tables, before_step, action, time_step)
             tables = env.reveal_task(state)
     score = env.score(time_step.outcome)
     assert jnp.shape(score) == (), f"`score` must return one number, not an array of shape {jnp.shape(score)}"
-    if env.reveal_task is not None:
-        tables = env.reveal_task(state)
-        S, A, F = spec.num_observations, spec.num_actions, len(spec.outcome_features)
-        assert tables.transitions.shape == (S, A, S) and tables.outcomes.shape == (S, A, F), "`reveal` has other shapes"
-        assert np.allclose(tables.transitions.sum(-1), 1, atol=1e-5), "the successors' probabilities do not sum to one"
-        assert 1 <= int(tables.remaining_steps) <= spec.horizon, "`remaining` must lie between 1 and the horizon"
+    _check_tables(env, state)
 
 
 def check_development(development: Development, agent: Agent, seed: int = 0) -> None:
-    """A dispatch is a pure function of its state, and the genome is one that the agent can be born from."""
-    start = development.init(jax.random.key(seed))
-    state, info = development.step(start)
-    again, _ = development.step(development.init(jax.random.key(seed)))
-    assert trees.bitwise_equal(state, again), "a dispatch is not a pure function of its state"
-    assert "fitness" in info, "the info of a dispatch must hold the `fitness`"
+    """Checks that a compiled call is a pure function of its state, and that the agent accepts the genome.
+
+    Args:
+        development: The development of `agent`.
+        agent: The agent.
+        seed: Draws the initial state.
+
+    Raises:
+        AssertionError: The development violates the contract.
+    """
+    state, info = development.step(development.init(jax.random.key(seed)))
+    repeated, _ = development.step(development.init(jax.random.key(seed)))
+    assert trees.bitwise_equal(state, repeated), "`step` is not a pure function of its state"
+    assert "fitness" in info, "the info of `step` must hold the `fitness`"
     for name, values in info.items():
-        assert jnp.shape(values)[:1] == (development.generations_per_call,), f"'{name}' must have one entry per generation"
-    genome, own = development.genome(state), agent.genome(jax.random.key(seed))
-    assert jax.tree.structure(genome) == jax.tree.structure(own), "the genome has another structure than the agent's"
-    for found, expected in zip(jax.tree.leaves(genome), jax.tree.leaves(own), strict=True):
-        assert jnp.shape(found) == jnp.shape(expected), "the genome has other shapes than the agent's"
+        assert jnp.shape(values)[:1] == (development.generations_per_call,), (
+            f"'{name}' must have one entry per generation"
+        )
+    genome, initial = development.genome(state), agent.genome(jax.random.key(seed))
+    assert jax.tree.structure(genome) == jax.tree.structure(initial), (
+        "the genome has another structure than the agent's"
+    )
+    for leaf, expected in zip(jax.tree.leaves(genome), jax.tree.leaves(initial), strict=True):
+        assert jnp.shape(leaf) == jnp.shape(expected), "the genome has other shapes than the agent's"
 
 
-def _check_time_step(env: Environment, time_step) -> None:
-    spec = env.spec
-    assert jnp.shape(time_step.outcome) == (len(spec.outcome_features),), "an outcome must have one number per fact"
+def _check_time_step(spec: EnvSpec, time_step: TimeStep) -> None:
+    """Shapes and ranges of a time step."""
+    num_features = len(spec.outcome_features)
+    assert jnp.shape(time_step.outcome) == (num_features,), "an outcome must have one number per outcome feature"
     assert bool(jnp.all(jnp.isfinite(time_step.outcome))), "an outcome must be finite"
     assert jnp.shape(time_step.observation) == spec.observation_shape, "an observation must have the spec's shape"
     if spec.num_observations:
         assert 0 <= int(time_step.observation) < spec.num_observations, "an observation is outside of the spec"
 
 
-def _born(agent: Agent, seed: int) -> State:
-    genome_key, birth_key = jax.random.split(jax.random.key(seed + 2))
-    return agent.init(birth_key, agent.genome(genome_key))
+def _check_termination(tables: TabularTask, before: TimeStep, action: jax.Array, after: TimeStep) -> None:
+    """An episode that terminates early must be able to terminate by the revealed tables."""
+    if float(after.discount) == 0 and int(tables.remaining_steps) > 1:
+        assert float(tables.termination_probabilities[int(before.observation), int(action)]) > 0, (
+            "an episode ended before its last step where `reveal_task` gives a termination probability of 0"
+        )
 
 
-def _steps(agent: Agent, env: Environment, steering: Steering, seed: int):
-    """A few (state, percept, key) from a life that learns where the agent can."""
-    step, state = jax.jit(env.step), _born(agent, seed)
+def _check_tables(env: Environment, state: EnvState) -> None:
+    """Shapes and ranges of the revealed tables."""
+    if env.reveal_task is None:
+        return
+    spec, tables = env.spec, env.reveal_task(state)
+    S, A, F = spec.num_observations, spec.num_actions, len(spec.outcome_features)
+    assert tables.transitions.shape == (S, A, S) and tables.outcomes.shape == (S, A, F), (
+        "the tables of `reveal_task` have other shapes than the spec"
+    )
+    assert np.allclose(tables.transitions.sum(-1), 1, atol=1e-5), "the successors' probabilities do not sum to one"
+    assert 1 <= int(tables.remaining_steps) <= spec.horizon, "`remaining_steps` must lie between 1 and the horizon"
+
+
+def _shapes_of(tree: object) -> object:
+    """The shape and type of every leaf."""
+    return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
+
+
+def _initial_state(agent: Agent, seed: int) -> State:
+    """An initial state from a random genome."""
+    genome_key, init_key = jax.random.split(jax.random.key(seed + 2))
+    return agent.init(init_key, agent.genome(genome_key))
+
+
+def _sample_steps(
+    agent: Agent, env: Environment, steering: Steering, seed: int
+) -> Iterator[tuple[State, Percept, Key]]:
+    """A few (state, percept, key) from a rollout in which `learn` is called."""
+    step, state = jax.jit(env.step), _initial_state(agent, seed)
     env_state, time_step = jax.jit(env.reset)(jax.random.key(seed))
-    percept: Percept = perceive(agent, env, steering, env_state, time_step, jnp.int32(-1), born=True)
+    percept = perceive(agent, env, steering, env_state, time_step, jnp.int32(-1), is_initial=True)
     for t, key in enumerate(jax.random.split(jax.random.key(seed + 3), NUM_STEPS)):
         if t % 7 in (0, 1):
             yield state, percept, key
         action, state = agent.act(key, state, percept)
         env_state, time_step = step(key, env_state, action)
-        then = perceive(agent, env, steering, env_state, time_step, action)
-        state, _ = agent.learn(key, state, Transition(percept, action, then))
-        percept = then
+        next_percept = perceive(agent, env, steering, env_state, time_step, action)
+        state, _ = agent.learn(key, state, Transition(percept, action, next_percept))
+        percept = next_percept

@@ -25,6 +25,14 @@ class LifetimeKeys(NamedTuple):
     learn: Key
 
 
+class StepKeys(NamedTuple):
+    """The keys of one step; with a leading axis T, those of all steps."""
+
+    env: Key
+    act: Key
+    learn: Key
+
+
 def sample_lifetime_keys(key: Key, num_lifetimes: int, stage: str) -> Key:
     """Keys that each determine one lifetime of a stage.
 
@@ -45,6 +53,11 @@ def sample_lifetime_keys(key: Key, num_lifetimes: int, stage: str) -> Key:
 def split_lifetime_key(key: Key) -> LifetimeKeys:
     """Splits a lifetime's key. Every caller must split here, so that no two uses share a key."""
     return LifetimeKeys(*jax.random.split(key, len(LifetimeKeys._fields)))
+
+
+def split_step_keys(keys: LifetimeKeys, num_steps: int) -> StepKeys:
+    """The keys of the steps of one lifetime, leading axis T = `num_steps`."""
+    return StepKeys(*(jax.random.split(key, num_steps) for key in (keys.env, keys.act, keys.learn)))
 
 
 def stage_of(key: Key) -> str:

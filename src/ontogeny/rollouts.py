@@ -1,4 +1,7 @@
-"""One life: act, step, steer, learn. The only loop in the house that steps agents."""
+"""Rollouts: the one loop that steps an agent in an environment.
+
+Per step: `act`, then the environment's `step`, then steering, then `learn` where the agent is deployed online.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,8 +9,10 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from ontogeny import rng
+from ontogeny.rng import StepKeys
 from ontogeny.types import (
     Agent,
     Environment,
@@ -25,14 +30,14 @@ from ontogeny.types import (
 
 
 class ObservationOverride(NamedTuple):
-    """Puts something between the environment and the agent, for controls: the record keeps what happened."""
+    """Replaces the time steps that the agent perceives, for controls; the trajectory records the true ones."""
 
-    show: Callable[[PyTree, TimeStep], TimeStep]  # (given, what happened) -> what the agent is shown
-    given: PyTree  # leading axis T on every leaf
+    apply: Callable[[PyTree, TimeStep], TimeStep]  # (inputs of this step, true time step) -> perceived time step
+    inputs: PyTree  # leading axis T on every leaf
 
 
 class Carry(NamedTuple):
-    """Where a life stands between two steps."""
+    """The state of a rollout between two steps."""
 
     state: State
     env_state: EnvState
@@ -51,59 +56,74 @@ def rollout(
     reset_each_episode: bool = False,
     observation_override: ObservationOverride | None = None,
 ) -> tuple[State, Trajectory]:
-    """Lets `state` live `num_steps` steps in one task and returns what became of it, with the record.
+    """Steps an agent through one task.
 
-    The key determines the task and all chance of the environment, whoever lives in it. `learning` False is Case 2
-    (weights frozen: `learn` is never called); True is Case 1. Activations persist across the episodes of a
-    life unless `reset_each_episode` asks otherwise. Through a `lens` the agent is shown something else than happened.
+    Args:
+        key: Determines the task and all chance of the environment, whichever agent acts in it.
+        agent: The agent.
+        env: The environment.
+        steering: The reward function.
+        state: The agent's state at the first step.
+        num_steps: T, at least 1.
+        learning: Whether `learn` is called: False for frozen deployment, True for online deployment.
+        reset_each_episode: Whether activations are restored at each episode; by default they persist for the lifetime.
+        observation_override: Replaces what the agent perceives.
+
+    Returns:
+        The agent's state after the last step, and the trajectory.
     """
     lifetime_keys = rng.split_lifetime_key(key)
-    env_keys, act_keys, learn_keys = (
-        jax.random.split(k, num_steps) for k in (lifetime_keys.env, lifetime_keys.act, lifetime_keys.learn)
-    )
 
-    def step(carry: Carry, given: tuple[tuple[Key, Key, Key], PyTree]) -> tuple[Carry, Trajectory]:
-        keys, seen = given
-        show = None if observation_override is None else partial(observation_override.show, seen)
+    def step(carry: Carry, xs: tuple[StepKeys, PyTree]) -> tuple[Carry, Trajectory]:
+        keys, inputs = xs
+        override = None if observation_override is None else partial(observation_override.apply, inputs)
         return rollout_step(
-            keys, agent, env, steering, carry, learning, reset_each_episode=reset_each_episode, show=show
+            keys, agent, env, steering, carry, learning, reset_each_episode=reset_each_episode, override=override
         )
 
-    start = initial_carry(lifetime_keys.task, agent, env, steering, state)
-    through = () if observation_override is None else observation_override.given
-    carry, trajectory = jax.lax.scan(step, start, ((env_keys, act_keys, learn_keys), through))
+    carry = initial_carry(lifetime_keys.task, agent, env, steering, state)
+    inputs = () if observation_override is None else observation_override.inputs
+    carry, trajectory = jax.lax.scan(step, carry, (rng.split_step_keys(lifetime_keys, num_steps), inputs))
     return carry.state, cast(Trajectory, trajectory)
 
 
 def rollout_from_log(
-    key: Key, agent: Agent, env: Environment, steering: Steering, subject: Genome | State, num_steps: int
+    key: Key, agent: Agent, env: Environment, steering: Steering, genome_or_state: Genome | State, num_steps: int
 ) -> Trajectory:
-    """A life whose weights are learned from the log of another one, and whose activations are restored at each episode.
+    """A rollout whose weights are copied from a logged rollout and whose activations are reset at each episode.
 
-    The other life is the agent's own in the same task with the same chance, online and with its activations kept. So
-    what is learned is the same as there, and only what activations carry from episode to episode is taken away.
+    The logged rollout is the agent's own, in the same task with the same random keys, online and with activations that
+    persist. Both have the same weights at every step, so the difference between them is the part of the behavior that
+    activations carry from episode to episode.
+
+    Args:
+        key: The key of the lifetime.
+        agent: The agent.
+        env: The environment.
+        steering: The reward function.
+        genome_or_state: The genome from which the lifetime begins, or the agent's state at the first step.
+        num_steps: T, at least 1.
     """
     lifetime_keys = rng.split_lifetime_key(key)
-    env_keys, act_keys, learn_keys = (
-        jax.random.split(k, num_steps) for k in (lifetime_keys.env, lifetime_keys.act, lifetime_keys.learn)
-    )
-    state = subject if isinstance(subject, State) else agent.init(lifetime_keys.init, subject)
+    is_state = isinstance(genome_or_state, State)
+    state = genome_or_state if is_state else agent.init(lifetime_keys.init, genome_or_state)
 
-    def step(moments: tuple[Carry, Carry], keys: tuple[Key, Key, Key]) -> tuple[tuple[Carry, Carry], Trajectory]:
-        logged, own = moments
-        own = own._replace(state=State(logged.state.weights, own.state.activations))
-        own, record = rollout_step(keys, agent, env, steering, own, False, reset_each_episode=True)
+    def step(carries: tuple[Carry, Carry], keys: StepKeys) -> tuple[tuple[Carry, Carry], Trajectory]:
+        logged, replayed = carries
+        replayed = replayed._replace(state=State(logged.state.weights, replayed.state.activations))
+        replayed, trajectory = rollout_step(keys, agent, env, steering, replayed, False, reset_each_episode=True)
         logged, _ = rollout_step(keys, agent, env, steering, logged, True)
-        return (logged, own), record
+        return (logged, replayed), trajectory
 
-    start = initial_carry(lifetime_keys.task, agent, env, steering, state)
-    return cast(Trajectory, jax.lax.scan(step, (start, start), (env_keys, act_keys, learn_keys))[1])
+    carry = initial_carry(lifetime_keys.task, agent, env, steering, cast(State, state))
+    return cast(Trajectory, jax.lax.scan(step, (carry, carry), rng.split_step_keys(lifetime_keys, num_steps))[1])
 
 
 def initial_carry(task_key: Key, agent: Agent, env: Environment, steering: Steering, state: State) -> Carry:
-    """The first moment of a life: a task is drawn."""
+    """The carry before the first step; samples a task."""
     env_state, time_step = env.reset(task_key)
-    return Carry(state, env_state, perceive(agent, env, steering, env_state, time_step, jnp.int32(-1), born=True))
+    percept = perceive(agent, env, steering, env_state, time_step, jnp.int32(-1), is_initial=True)
+    return Carry(state, env_state, percept)
 
 
 def rollout_step(
@@ -115,9 +135,23 @@ def rollout_step(
     learning: bool,
     *,
     reset_each_episode: bool = False,
-    show: Callable[[TimeStep], TimeStep] | None = None,
+    override: Callable[[TimeStep], TimeStep] | None = None,
 ) -> tuple[Carry, Trajectory]:
-    """One step of a life, from keys of the environment's, the action's and learning's chance; the record without [T]."""
+    """One step of a rollout.
+
+    Args:
+        keys: `StepKeys` of this step.
+        agent: The agent.
+        env: The environment.
+        steering: The reward function.
+        carry: The carry before the step.
+        learning: Whether `learn` is called.
+        reset_each_episode: Whether activations are restored where an episode begins.
+        override: Replaces the time step that the agent perceives.
+
+    Returns:
+        The carry after the step, and a trajectory without the axis T.
+    """
     env_key, act_key, learn_key = keys
     state, env_state, percept = carry
     if reset_each_episode:
@@ -125,15 +159,15 @@ def rollout_step(
     action, state = agent.act(act_key, state, percept)
     env_state, time_step = env.step(env_key, env_state, action)
     action = jnp.where(jnp.asarray(time_step.forced_action) >= 0, time_step.forced_action, action)
-    shown = time_step if show is None else show(time_step)
-    then = perceive(agent, env, steering, env_state, shown, action)
+    perceived = time_step if override is None else override(time_step)
+    next_percept = perceive(agent, env, steering, env_state, perceived, action)
     info = ()
     if learning:
-        state, info = agent.learn(learn_key, state, Transition(percept, action, then))
-    record = Trajectory(
-        percept.observation, percept.first, action, time_step.outcome, then.reward, time_step.discount, info
+        state, info = agent.learn(learn_key, state, Transition(percept, action, next_percept))
+    trajectory = Trajectory(
+        percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
     )
-    return Carry(state, env_state, then), record
+    return Carry(state, env_state, next_percept), trajectory
 
 
 def perceive(
@@ -142,23 +176,33 @@ def perceive(
     steering: Steering,
     env_state: EnvState,
     time_step: TimeStep,
-    action: jax.Array,
-    born: bool = False,
+    action: Array,
+    *,
+    is_initial: bool = False,
 ) -> Percept:
-    """A time step as the agent perceives it: steering has judged the outcome; there is nothing to judge at birth."""
+    """The percept of a time step: steering computes the reward of its outcome, which is 0 at the initial time step.
+
+    Args:
+        agent: Only its field `privileged` is read.
+        env: Reveals the task to a privileged agent.
+        steering: The reward function.
+        env_state: The state of the environment after the step.
+        time_step: The time step to be perceived.
+        action: The action carried out before it, -1 at the initial time step.
+        is_initial: Whether this is the first time step of the lifetime.
+    """
     revealed_task = ()
     if agent.privileged:
         assert env.reveal_task is not None
         revealed_task = env.reveal_task(env_state)
-    reward = jnp.float32(0) if born else steering(time_step.outcome)
     return Percept(
-        time_step.observation,
-        action,
-        reward,
-        time_step.outcome,
-        time_step.first,
-        time_step.discount,
-        revealed_task,
+        observation=time_step.observation,
+        action=action,
+        reward=jnp.float32(0) if is_initial else steering(time_step.outcome),
+        outcome=time_step.outcome,
+        first=time_step.first,
+        discount=time_step.discount,
+        revealed_task=revealed_task,
     )
 
 
@@ -173,15 +217,7 @@ def rollout_lifetime(
     num_steps: int | None = None,
     reset_each_episode: bool = False,
 ) -> tuple[State, Trajectory]:
-    """Birth from a genome, and one whole life."""
+    """A rollout from the initial state of a genome, by default over a whole lifetime; arguments as of `rollout`."""
     state = agent.init(rng.split_lifetime_key(key).init, genome)
-    return rollout(
-        key,
-        agent,
-        env,
-        steering,
-        state,
-        num_steps or env.spec.num_steps,
-        learning,
-        reset_each_episode=reset_each_episode,
-    )
+    num_steps = num_steps or env.spec.num_steps
+    return rollout(key, agent, env, steering, state, num_steps, learning, reset_each_episode=reset_each_episode)

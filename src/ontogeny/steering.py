@@ -1,8 +1,8 @@
-"""Steering: human-written reward functions over the facts of an outcome, combined by weighted drives.
+"""Steering: hand-written reward functions over outcome features, combined by weighted drives.
 
-A drive is a fact and a weight: positive seeks it, negative shuns it. The reward is the weighted sum. Steering
-has no weights that are learned; its drives may be settings of a genome, so that a search can move them.
-What the designers meant is `Environment.score`, kept apart, so that the two can come apart.
+A drive is an outcome feature and its weight: a positive weight seeks the feature, a negative one avoids it. The reward
+is the weighted sum. Steering has no learned weights; its drives may be settings of a genome, so that a search can
+change them. The intended objective is `Environment.score`, a separate function, so that the two can diverge.
 """
 
 from collections.abc import Mapping
@@ -12,31 +12,41 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.types import BadInput, EnvSpec
+from ontogeny.errors import BadInput
+from ontogeny.types import EnvSpec
 
 
-class Drives(NamedTuple):
-    """Weighted drives over the F facts of an outcome; calling it judges an outcome. Hashable: a static argument."""
+class DriveSteering(NamedTuple):
+    """The reward function of fixed drives: outcome [..., F] -> reward [...]. Hashable, so a static argument of jit."""
 
     weights: tuple[float, ...]  # [F]
 
     def __call__(self, outcome: Array) -> Array:
-        """outcome [..., F] -> reward [...]"""
-        return judge(jnp.asarray(self.weights, jnp.float32), outcome)
+        """The reward of an outcome."""
+        return compute_reward(jnp.asarray(self.weights, jnp.float32), outcome)
 
 
-def judge(weights: Array, outcome: Array) -> Array:
-    """weights [F], outcome [..., F] -> reward [...]; linear, so the reward of expected facts is the expected reward."""
-    return jnp.sum(weights * outcome, axis=-1)
+def compute_reward(drives: Array, outcome: Array) -> Array:
+    """Drives [F] and outcome [..., F] -> reward [...]; linear, so the expected reward is that of expected features."""
+    return jnp.sum(drives * outcome, axis=-1)
 
 
-def build(spec: EnvSpec, drives: Mapping[str, float] | None = None) -> Drives:
-    """The steering that an environment's designers propose, with the given drives put over it."""
+def build(spec: EnvSpec, drives: Mapping[str, float] | None = None) -> DriveSteering:
+    """The default steering of an environment with some drives replaced.
+
+    Args:
+        spec: The spec of the environment.
+        drives: Finite weights by outcome feature; all other features keep their default weight.
+
+    Raises:
+        BadInput: A drive names no outcome feature, or its weight is not a finite number.
+    """
     weights = dict.fromkeys(spec.outcome_features, 0.0) | dict(spec.drives)
     for feature, weight in (drives or {}).items():
         if feature not in weights:
-            raise plugins.unknown_name_error(f"fact of environment '{spec.name}' named", feature, list(spec.outcome_features))
+            noun = f"outcome feature of environment '{spec.name}' named"
+            raise plugins.unknown_name_error(noun, feature, list(spec.outcome_features))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)):
             raise BadInput(f"the drive '{feature}' must be a number, not {weight!r}")
         weights[feature] = plugins.finite_float(weight, f"the drive '{feature}'")
-    return Drives(tuple(weights[feature] for feature in spec.outcome_features))
+    return DriveSteering(tuple(weights[feature] for feature in spec.outcome_features))

@@ -1,4 +1,4 @@
-"""Pytrees as named arrays: digests, bit-for-bit comparison, scrambling."""
+"""Pytrees as named arrays: digests, bitwise comparison, and replacement of all values."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,78 +7,90 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ontogeny.types import BadInput, Key, PyTree
-
-
-def _is_key(leaf) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+from ontogeny.errors import BadInput
+from ontogeny.types import Key, PyTree
 
 
 def to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
-    """Every leaf by its path, e.g. `{'weights.content.bias': ...}`; random keys as their raw data."""
-    named = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        named[name or "value"] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return named
+    """Every leaf by its path, e.g. `{"weights.content.bias": ...}`; random keys as their raw data."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_path_name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
 
 
-def from_arrays(template: PyTree, named: Mapping[str, np.ndarray]) -> PyTree:
-    """The inverse of `to_arrays`, given a tree of the same structure, shapes and types."""
+def from_arrays(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
+    """The inverse of `to_arrays`.
+
+    Args:
+        template: A tree of the same structure, shapes and types.
+        arrays: Arrays by path; others than those of the template are ignored.
+
+    Raises:
+        BadInput: An array is missing, or its shape or type differs from the template's.
+    """
+    expected = to_arrays(template)
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     leaves = []
     for path, leaf in paths:
-        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
-        expected = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        if name not in named:
+        name = _path_name(path)
+        if name not in arrays:
             raise BadInput(f"the array '{name}' is missing")
-        found = named[name]
-        if found.shape != expected.shape or found.dtype != expected.dtype:
+        array, like = arrays[name], expected[name]
+        if array.shape != like.shape or array.dtype != like.dtype:
             raise BadInput(
-                f"the array '{name}' is {found.dtype}{list(found.shape)}, "
-                f"expected {expected.dtype}{list(expected.shape)}"
+                f"the array '{name}' is {array.dtype}{list(array.shape)}, expected {like.dtype}{list(like.shape)}"
             )
-        leaves.append(jax.random.wrap_key_data(jnp.asarray(found)) if _is_key(leaf) else jnp.asarray(found))
+        leaves.append(jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else jnp.asarray(array))
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 
 def digest(tree: PyTree) -> str:
-    """SHA-256 over the names, types, shapes and bits of all leaves: equal digests mean equal weights."""
-    hashed = hashlib.sha256()
+    """SHA-256 over the paths, types, shapes and bits of all leaves: equal digests mean equal weights."""
+    sha256 = hashlib.sha256()
     for name, array in sorted(to_arrays(tree).items()):
-        hashed.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-        hashed.update(np.ascontiguousarray(array).tobytes())
-    return hashed.hexdigest()
+        sha256.update(f"{name}|{array.dtype}|{array.shape}|".encode())
+        sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
 
 
-def bitwise_equal(one: PyTree, other: PyTree) -> bool:
-    """Whether two trees agree in structure and in every bit (so NaN equals NaN, and -0.0 is not 0.0)."""
-    return jax.tree.structure(one) == jax.tree.structure(other) and digest(one) == digest(other)
+def bitwise_equal(first: PyTree, second: PyTree) -> bool:
+    """Whether two trees agree in structure and in every bit (so NaN equals NaN, and -0.0 differs from 0.0)."""
+    return jax.tree.structure(first) == jax.tree.structure(second) and digest(first) == digest(second)
 
 
 def num_elements(tree: PyTree) -> int:
-    """How many numbers a tree holds."""
+    """The number of elements of all arrays of a tree."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def is_finite(tree: PyTree) -> bool:
-    """Whether no real number of a tree is infinite or NaN."""
+    """Whether no floating-point number of a tree is infinite or NaN."""
     return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in to_arrays(tree).values())
 
 
 def scramble(key: Key, tree: PyTree) -> PyTree:
-    """A tree of the same shapes and types with other contents: what must not be read can be replaced by this."""
+    """A tree of the same shapes and types in which every value differs, to replace what must not be read."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
+    return jax.tree.unflatten(structure, [_scramble_leaf(k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
 
-    def other(key, leaf):
-        if _is_key(leaf):
-            return jax.random.split(key, leaf.shape) if leaf.shape else jax.random.fold_in(key, 1)
-        leaf = jnp.asarray(leaf)
-        if leaf.dtype == jnp.bool_:
-            return ~leaf
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return leaf + jax.random.randint(key, leaf.shape, 1, 100).astype(leaf.dtype)
-        return leaf + 1 + jax.random.uniform(key, leaf.shape, leaf.dtype)
 
-    return jax.tree.unflatten(structure, [other(k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
+def _scramble_leaf(key: Key, leaf: PyTree) -> jax.Array:
+    """One leaf with every value changed."""
+    if _is_key(leaf):
+        return jax.random.split(key, leaf.shape) if leaf.shape else jax.random.fold_in(key, 1)
+    leaf = jnp.asarray(leaf)
+    if leaf.dtype == jnp.bool_:
+        return ~leaf
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return leaf + jax.random.randint(key, leaf.shape, 1, 100).astype(leaf.dtype)
+    return leaf + 1 + jax.random.uniform(key, leaf.shape, leaf.dtype)
+
+
+def _is_key(leaf: PyTree) -> bool:
+    """Whether a leaf is an array of random keys."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _path_name(path: jax.tree_util.KeyPath) -> str:
+    """The path of a leaf with dots; "value" for a tree that is one leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "value"

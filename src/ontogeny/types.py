@@ -1,7 +1,7 @@
-"""The nouns of the laboratory: records of pure functions and the values that pass between them.
+"""The core types: records of pure functions, and the values that pass between them.
 
-Letters for shapes: P population, T time, B batch (of lives), A actions, S discrete observations,
-O observation, F facts of an outcome. Keys come first, states next, and the new state comes back.
+Letters for shapes: P population, T time, B batch (of lifetimes), A actions, S discrete observations, O observation,
+F outcome features. Keys come first, states next, and the new state is returned.
 """
 
 from collections.abc import Callable
@@ -20,56 +20,48 @@ Info = PyTree
 
 
 class Weights(NamedTuple):
-    """What survives `Agent.reset`.
+    """The part of an agent's state that `Agent.reset` keeps."""
 
-    `content` is what `act` may read; `scratch` (optimizer moments, replay, counts) is for `learn` only.
-    """
-
-    content: PyTree
-    scratch: PyTree = ()
+    content: PyTree  # read by `act`
+    scratch: PyTree = ()  # optimizer state, replay and counts, read by `learn` only
 
 
 class State(NamedTuple):
-    """An agent in the midst of its life: all that it carries from one step to the next."""
+    """Everything that an agent carries from one step to the next."""
 
     weights: Weights
     activations: PyTree
 
 
 class TimeStep(NamedTuple):
-    """What an environment emits: facts, never a reward.
+    """What an environment emits: outcome features, never a reward.
 
-    Where an episode has ended, the same time step already shows the first observation of the next one:
-    `first` is then true, `outcome` and `discount` still belong to the action before, and that action's
-    successor is not observed.
+    Where an episode has ended, the same time step holds the first observation of the next episode: `first` is true,
+    `outcome` and `discount` belong to the previous action, and the successor of that action is not observed.
     """
 
     observation: Shaped[Array, "*O"]  # [] int32 where observations are discrete
-    outcome: Float[Array, "F"]  # facts of this step, before anyone judges them
-    first: Bool[Array, ""]  # an episode begins here
-    discount: Float[Array, ""]  # 0 where nothing was to come: a true end, or the last step where the horizon is part of
-    # the task; 1 everywhere else, and where a time limit merely cuts an episode off
-    forced_action: (
-        Int32[Array, ""] | int
-    ) = -1  # the action that the environment carried out in place of the agent's own, or -1
+    outcome: Float[Array, "F"]  # features of the previous transition
+    first: Bool[Array, ""]  # whether an episode begins
+    discount: Float[Array, ""]  # 0 at a termination, which includes the last step where the horizon is part of the
+    # task; 1 at every other step and at a truncation by a time limit
+    forced_action: Int32[Array, ""] | int = -1  # the action that replaced the agent's action, or -1
 
 
 class Percept(NamedTuple):
-    """What an agent is given at one step; at birth `action` is -1, `reward` and `outcome` are zero."""
+    """The input of an agent at one step; at the first step `action` is -1, `reward` and `outcome` are zero."""
 
     observation: Shaped[Array, "*O"]
-    action: Int32[
-        Array, ""
-    ]  # the last action that was carried out: the agent's own but where the environment forced another
+    action: Int32[Array, ""]  # the last action carried out: the agent's own, or the one that the environment forced
     reward: Float[Array, ""]  # of steering, for the last action
     outcome: Float[Array, "F"]  # of the last action
     first: Bool[Array, ""]
     discount: Float[Array, ""]
-    revealed_task: Any = ()  # `Tables` of the task for a privileged agent, empty for all others
+    revealed_task: PyTree = ()  # `TabularTask` for a privileged agent, empty for all others
 
 
 class Transition(NamedTuple):
-    """One step as `learn` sees it: where the agent was, what it did, what it perceived then."""
+    """The input of `Agent.learn`: a percept, the action taken there and the percept that followed."""
 
     percept: Percept
     action: Int32[Array, ""]
@@ -77,67 +69,70 @@ class Transition(NamedTuple):
 
 
 class FeaturePrior(NamedTuple):
-    """What is known, before any life, of one fact's distribution at one (observation, action)."""
+    """The prior of one outcome feature at one (observation, action)."""
 
-    kind: str  # "bernoulli": probability ~ Beta(a, b); "normal": mean ~ N(a, b^2), noise of standard deviation `noise`
+    kind: str  # "bernoulli": probability ~ Beta(a, b); "normal": mean ~ N(a, b^2), observed with `noise`
     a: float
     b: float
-    noise: float = 0.0
+    noise: float = 0.0  # standard deviation of a "normal" feature around its mean
 
 
 class Prior(NamedTuple):
-    """What is known of a family of tasks before a task is met: the designers may tell an agent this much."""
+    """The prior over the tasks of an environment, which designers may give to an agent."""
 
     transitions: float  # Dirichlet concentration per successor
     outcome_features: tuple[FeaturePrior, ...]
     outcome_forgetting_rate: float = 0.0  # share of the evidence on outcomes that expires per step, where tasks drift
-    visit_forgetting_rate: float = 0.0  # share of the evidence on an (observation, action) that expires per visit to it,
+    visit_forgetting_rate: float = (
+        0.0  # share of the evidence on an (observation, action) that expires per visit to it,
+    )
     # where single transitions of a task change within a lifetime
 
 
 class EnvSpec(NamedTuple):
-    """What is common to all tasks of an environment, and known to whoever builds an agent for it."""
+    """The properties that all tasks of an environment share; agents are built from it."""
 
     name: str
-    num_actions: int
+    num_actions: int  # A
     num_observations: int  # S where observations are discrete, 0 where they are vectors
     observation_shape: tuple[int, ...]  # () where observations are discrete
-    outcome_features: tuple[str, ...]  # names of the F facts in an outcome
-    num_steps: int  # length of one life
-    horizon: int  # the most steps that an episode takes
-    drives: tuple[tuple[str, float], ...]  # the steering that the designers propose
+    outcome_features: tuple[str, ...]  # names of the F features
+    num_steps: int  # length of one lifetime
+    horizon: int  # largest number of steps in an episode
+    drives: tuple[tuple[str, float], ...]  # the default steering
     prior: Prior | None = None  # only where tasks are tabular
 
 
 class TabularTask(NamedTuple):
-    """A tabular task laid open, as an oracle needs it."""
+    """The tables of a task, for an oracle."""
 
-    transitions: Float[Array, "S A S"]  # probabilities of the successor, given that the episode goes on
-    outcomes: Float[Array, "S A F"]  # expected facts
-    termination_probabilities: Float[Array, "S A"]  # probability that the action ends the episode, whatever steps remain
-    remaining_steps: Int32[Array, ""]  # steps until the time limit of the present episode, this one included
+    transitions: Float[Array, "S A S"]  # probabilities of the successor, given that the episode continues
+    outcomes: Float[Array, "S A F"]  # expected outcome features
+    termination_probabilities: Float[Array, "S A"]  # that the action ends the episode, whatever steps remain
+    remaining_steps: Int32[Array, ""]  # until the time limit of the present episode, the next one included
 
 
 class Environment(NamedTuple):
-    """A distribution over tasks. `reset` samples a task as well: one lifetime is one task, many episodes."""
+    """A distribution over tasks. `reset` also samples the task: one lifetime is one task and many episodes."""
 
     spec: EnvSpec
     reset: Callable[[Key], tuple[EnvState, TimeStep]]
     step: Callable[[Key, EnvState, Array], tuple[EnvState, TimeStep]]
-    score: Callable[[Float[Array, "F"]], Float[Array, ""]]  # what the designers meant; read by evaluation alone
+    score: Callable[[Float[Array, "F"]], Float[Array, ""]]  # the intended objective; only evaluation reads it
     reveal_task: Callable[[EnvState], TabularTask] | None = None
 
 
 Steering = Callable[[Float[Array, "F"]], Float[Array, ""]]
-"""outcome -> reward: human-written, without weights of its own; see `ontogeny.steering`."""
+"""outcome -> reward: hand-written, without weights of its own; see `ontogeny.steering`."""
 
 
 class Agent(NamedTuple):
-    """How a genome becomes a life. The three laws hold for every agent, bit for bit:
+    """An agent. The agent contract holds for every agent, bit for bit:
 
-    1. `act` changes activations only, `learn` weights only, `reset` restores activations only;
-    2. `act` does not read `weights.scratch`;
-    3. reward comes from steering alone; `Environment.score` is never shown to an agent.
+    1. `act` changes activations only, `learn` changes weights only, `reset` restores activations only. Frozen
+       deployment never calls `learn`, online deployment does, and nothing else differs.
+    2. `act` does not read `weights.scratch`.
+    3. Rewards come from steering alone; no agent reads `Environment.score`.
     """
 
     genome: Callable[[Key], Genome]
@@ -145,12 +140,12 @@ class Agent(NamedTuple):
     reset: Callable[[State], State]
     act: Callable[[Key, State, Percept], tuple[Array, State]]
     learn: Callable[[Key, State, Transition], tuple[State, Info]]
-    learning: bool = False  # whether `learn` changes anything: False for what evolution makes
-    privileged: bool = False  # whether percepts lay the task open: for upper bounds only
+    learning: bool = False  # whether `learn` changes the weights; False for evolved networks
+    privileged: bool = False  # whether percepts reveal the task; for upper bounds only
 
 
 class WorldModel(NamedTuple):
-    """Learned content that predicts. `query` is a predictive distribution; `update` takes evidence in."""
+    """Learned content that predicts: `query` returns a predictive distribution, `update` takes evidence."""
 
     init: Callable[..., PyTree]
     query: Callable[..., PyTree]
@@ -158,7 +153,7 @@ class WorldModel(NamedTuple):
 
 
 class ValueFunction(NamedTuple):
-    """Learned content that says what is worth reaching."""
+    """Learned content that estimates returns."""
 
     init: Callable[..., PyTree]
     query: Callable[..., PyTree]
@@ -166,7 +161,7 @@ class ValueFunction(NamedTuple):
 
 
 class OuterLoop(NamedTuple):
-    """A search over genomes. Fitness is maximised, whatever the library underneath does."""
+    """A search over genomes that maximizes fitness, with the interface of evosax."""
 
     init: Callable[[Key, Genome], PyTree]
     ask: Callable[[Key, PyTree], tuple[PyTree, PyTree]]  # -> population (genomes, leading axis P), state
@@ -175,22 +170,22 @@ class OuterLoop(NamedTuple):
 
 
 class Development(NamedTuple):
-    """An outer loop with everything that a resumed run needs in its state, a pytree of arrays.
+    """A development whose state, a pytree of arrays, holds everything that a resumed run needs.
 
     `step` is a pure function of the state: everything random in generation g is drawn from the state's seed key and g,
-    so a run that is resumed anywhere ends in the same bits.
+    so a run that is resumed at any call ends in the same bits.
     """
 
     init: Callable[[Key], PyTree]
     step: Callable[[PyTree], tuple[PyTree, Info]]  # one compiled call; Info: dict of arrays [G], one per generation
     genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
     num_calls: int  # compiled calls in the whole development
-    generations_per_call: int  # G, generations per compiled call
-    steps_per_generation: int  # agent-environment steps of one generation, all members and lifetimes together
+    generations_per_call: int  # G
+    steps_per_generation: int  # agent-environment steps, all members and lifetimes together
 
 
 class Trajectory(NamedTuple):
-    """The record of a life; leading axis T on every leaf."""
+    """The record of a lifetime; leading axis T on every leaf."""
 
     observation: Shaped[Array, "T *O"]  # before the action
     first: Bool[Array, "T"]

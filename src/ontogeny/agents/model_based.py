@@ -25,7 +25,7 @@ from ontogeny.content import action_values, planning, tabular_model
 from ontogeny.content.tabular_posterior import TabularEvidence
 from ontogeny.errors import require_at_least
 from ontogeny.rng import random_argmax
-from ontogeny.steering import judge
+from ontogeny.steering import compute_reward
 from ontogeny.types import (
     Agent,
     EnvSpec,
@@ -136,7 +136,7 @@ def _plan(params: ModelBasedParams, evidence: TabularEvidence, values: Array, sc
         for f, feature in enumerate(params.features)
     ]
     bonus = jnp.linalg.norm(jnp.stack(bonuses), axis=0)
-    rewards = judge(drives, prediction.outcome_features) + bonus_scale * bonus
+    rewards = compute_reward(drives, prediction.outcome_features) + bonus_scale * bonus
     saved_step_values = scratch.step_value * evidence.end_counts / prediction.successor_evidence
     planned = planning.value_iteration(rewards, prediction.successors, spec.horizon, saved_step_values)
     return params.values.update(values, planned)

@@ -72,7 +72,7 @@ def check_signatures(agent: Agent, env: Environment, steering: Steering, files: 
         f"`init` must return State(Weights(...), activations), not {type(state).__name__}",
     )
     checker.require_same_shapes("reset", state, checker.trace("reset", agent.reset, state))
-    perceive_initial = partial(perceive, agent, env, steering, born=True)
+    perceive_initial = partial(perceive, agent, env, steering, is_initial=True)
     percept = checker.trace("steering", perceive_initial, start.state, start.time_step, jnp.int32(-1))
     action, acted = checker.trace_pair("act", agent.act, key, state, percept)
     is_whole_number = jnp.shape(action) == () and jnp.issubdtype(action.dtype, jnp.integer)
