@@ -1,65 +1,189 @@
-"""From logits to a token and log-probabilities, in float64, one row at a time, by the request's seed and place alone.
+"""The sampler: the next token from logits, by temperature, top-k, top-p and a counter-based seed.
 
-Nucleus: Holtzman et al. 2020, arXiv 1904.09751, section 3.1.
+One definition serves the server and the command line. Token number `position` of an answer with seed `seed` is drawn by
+inverting the cumulative distribution at the uniform number `draw_uniform(seed, position)`, which Philox computes from
+these two integers alone. `sample_token` evaluates the definition with NumPy in float64, for one sequence; `sample_tokens`
+evaluates it with JAX in float32, for a batch inside a compiled loop. Top-k is applied before top-p and both after
+temperature (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751, section 3.1). Letters: R sequences, V vocabulary.
 """
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Int32
 
 from ontogeny.errors import BadInput
 
-MOST_ALTERNATIVES = 20
+NUM_SEEDS = 2**64
+BUCKET_SIZE = 256  # tokens whose probabilities are summed before the cumulative distribution is searched
 
 
 class SamplingParams(NamedTuple):
-    """How a token is chosen."""
+    """How the tokens of one answer are drawn."""
 
-    temperature: float = 1.0  # 0: the likeliest, of equal ones the first
-    top_p: float = 1.0
-    seed: int = 0  # [0, 2^64)
+    temperature: float = 1.0  # 0: the most probable token, of equal ones the first
+    top_p: float = 1.0  # keeps the fewest most probable tokens that together have this probability
+    seed: int = 0  # 0 to 2^64 - 1
+    top_k: int = 0  # keeps this many of the most probable tokens; 0: all
+
+
+class BatchSamplingParams(NamedTuple):
+    """The sampling parameters of R sequences; seeds enter through the uniform numbers."""
+
+    temperature: Float[Array, "R"]
+    top_p: Float[Array, "R"]
+    top_k: Int32[Array, "R"]
 
 
 class TokenLogprobs(NamedTuple):
-    """A token, and how likely it and the likeliest were there; natural logarithms."""
+    """The log-probability (natural logarithm) of a token and of the most probable tokens at its position."""
 
     token: int
-    logprob: float | None  # None for the first token of a text, which nothing comes before
-    top_logprobs: tuple[tuple[int, float], ...]  # likeliest first
+    logprob: float | None  # None for the first token of a text, which has no context
+    top_logprobs: tuple[tuple[int, float], ...]  # (token, log-probability), most probable first
 
 
-def checked(taste: SamplingParams) -> SamplingParams:
-    if not 0 <= taste.temperature <= 2:
-        raise BadInput(f"the temperature lies between 0 and 2, not {taste.temperature}")
-    if not 0 < taste.top_p <= 1:
-        raise BadInput(f"top_p lies above 0 and at most at 1, not {taste.top_p}")
-    return taste
+def check_sampling_params(params: SamplingParams) -> SamplingParams:
+    """Validate sampling parameters.
+
+    Args:
+        params: Temperature from 0 to 100, top-k at least 0, top-p above 0 and at most 1.
+
+    Returns:
+        The same parameters.
+
+    Raises:
+        BadInput: A parameter is out of its range.
+    """
+    if not 0 <= params.temperature <= 100:
+        raise BadInput(f"the temperature must lie between 0 and 100, not {params.temperature}")
+    if not 0 <= params.top_k < 2**31:
+        raise BadInput(f"top-k must be at least 0 (0 keeps all tokens), not {params.top_k}")
+    if not 0 < params.top_p <= 1:
+        raise BadInput(f"top-p must lie above 0 and be at most 1, not {params.top_p}")
+    return params
 
 
-def sample_token(logits: np.ndarray, taste: SamplingParams, place: int) -> int:
-    """The token number `place` of an answer, from logits [V] of float32."""
-    if taste.temperature == 0:
+def draw_uniform(seed: int, position: int) -> float:
+    """Draw the uniform number in [0, 1) that selects one token of an answer.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        position: The number of the token in its answer, from 0 on.
+    """
+    key = np.array([seed % NUM_SEEDS, position], np.uint64)  # a plain list would turn large seeds into floats
+    return float(np.random.Generator(np.random.Philox(key=key)).random())
+
+
+def sample_token(logits: Float[np.ndarray, "V"], params: SamplingParams, position: int) -> int:
+    """Sample one token of one sequence.
+
+    Args:
+        logits: Float32 logits of the next token.
+        params: Temperature, top-p, top-k and seed.
+        position: The number of the token in its answer, from 0 on.
+
+    Returns:
+        The index of the sampled token.
+    """
+    if params.temperature == 0:
         return int(np.argmax(logits))
-    scaled = logits.astype(np.float64)
-    scaled = np.exp((scaled - scaled.max()) / taste.temperature)
-    if taste.top_p < 1:
-        order = np.argsort(-scaled, kind="stable")
-        sums = np.cumsum(scaled[order])
-        kept = int(np.searchsorted(sums, taste.top_p * sums[-1])) + 1
-        scaled[order[kept:]] = 0
-    sums = np.cumsum(scaled)
-    key = np.array([taste.seed, place], np.uint64)  # as a plain list, large seeds would become floats
-    drawn = np.random.Generator(np.random.Philox(key=key)).random() * sums[-1]
-    return min(int(np.searchsorted(sums, drawn, side="right")), int(np.flatnonzero(scaled)[-1]))
+    shares = logits.astype(np.float64)
+    shares = np.exp((shares - shares.max()) / params.temperature)
+    if params.top_p < 1 or params.top_k:
+        order = np.argsort(-shares, kind="stable")
+        order = order[: params.top_k or None]
+        sums = np.cumsum(shares[order])
+        num_kept = int(np.searchsorted(sums, params.top_p * sums[-1])) + 1
+        kept = np.zeros(len(shares), bool)
+        kept[order[:num_kept]] = True
+        shares = np.where(kept, shares, 0.0)
+    sums = np.cumsum(shares)
+    threshold = draw_uniform(params.seed, position) * sums[-1]
+    return min(int(np.searchsorted(sums, threshold, side="right")), int(np.flatnonzero(shares)[-1]))
 
 
-def compute_logprobs(logits: np.ndarray, token: int, alternatives: int) -> TokenLogprobs:
-    """Of logits [V], the log-probability of a token and of the likeliest ones."""
+def sample_tokens(
+    uniforms: Float[Array, "R"], logits: Float[Array, "R V"], params: BatchSamplingParams
+) -> Int32[Array, "R"]:
+    """Sample one token of each sequence of a batch, by the definition of `sample_token`.
+
+    Args:
+        uniforms: `draw_uniform` of each sequence's seed and position.
+        logits: Float32 logits of the next tokens.
+        params: The sampling parameters of each sequence; steps that no sequence needs are not computed.
+
+    Returns:
+        The indices of the sampled tokens.
+    """
+    greedy = _argmax(logits)
+
+    def draw(logits: Array) -> Array:
+        temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)[:, None]
+        shares = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature)
+        restricted = jnp.any((params.top_k > 0) | (params.top_p < 1))
+        shares = jax.lax.cond(restricted, lambda s: _keep_most_probable(s, params), lambda s: s, shares)
+        return jnp.where(params.temperature > 0, _invert_cumulative(shares, uniforms), greedy)
+
+    return jax.lax.cond(jnp.any(params.temperature > 0), draw, lambda logits: greedy, logits)
+
+
+def compute_logprobs(logits: Float[np.ndarray, "V"], token: int, num_top: int) -> TokenLogprobs:
+    """Compute the log-probability of a token and of the most probable tokens, in float64.
+
+    Args:
+        logits: Float32 logits at the token's position.
+        token: The token whose log-probability is computed.
+        num_top: How many of the most probable tokens to list.
+    """
     wide = logits.astype(np.float64)
-    most = wide.max()
-    logprobs = wide - (most + np.log(np.exp(wide - most).sum()))
-    top: tuple[tuple[int, float], ...] = ()
-    if alternatives:
-        best = np.argsort(-logprobs, kind="stable")[:alternatives]
-        top = tuple((int(i), float(logprobs[i])) for i in best)
-    return TokenLogprobs(token, float(logprobs[token]), top)
+    highest = wide.max()
+    logprobs = wide - (highest + np.log(np.exp(wide - highest).sum()))
+    best = np.argsort(-logprobs, kind="stable")[:num_top] if num_top else ()
+    return TokenLogprobs(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))
+
+
+def _argmax(logits: Array) -> Array:
+    """`jnp.argmax` of [R, V] by two plain reductions, which a CPU computes four times as fast."""
+    V = logits.shape[-1]
+    is_highest = logits == jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.minimum(jnp.min(jnp.where(is_highest, jnp.arange(V), V), axis=-1), V - 1).astype(jnp.int32)
+
+
+def _keep_most_probable(shares: Array, params: BatchSamplingParams) -> Array:
+    """The unnormalized probabilities [R, V] with those outside top-k and top-p set to 0."""
+    R, V = shares.shape
+    tokens = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), (R, V))
+    negative, order = jax.lax.sort((-shares, tokens), num_keys=1, is_stable=True)
+    limit = jnp.where(params.top_k > 0, params.top_k, V)[:, None]
+    ordered = jnp.where(jnp.arange(V)[None] < limit, -negative, 0.0)
+    sums = jnp.cumsum(ordered, axis=-1)
+    num_kept = jnp.sum(sums < params.top_p[:, None] * sums[:, -1:], axis=-1, keepdims=True) + 1
+    kept = jnp.arange(V)[None] < jnp.minimum(jnp.where(params.top_p[:, None] < 1, num_kept, V), limit)
+    return jnp.where(jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], order].set(kept), shares, 0.0)
+
+
+def _invert_cumulative(shares: Array, uniforms: Array) -> Array:
+    """The first token [R] at which the cumulative probability exceeds the uniform number.
+
+    The search is done in two levels (buckets, then tokens of one bucket), so that no long cumulative sum is needed.
+    """
+    R, V = shares.shape
+    buckets = jnp.pad(shares, ((0, 0), (0, -V % BUCKET_SIZE))).reshape(R, -1, BUCKET_SIZE)
+    bucket_sums = buckets.sum(axis=-1)
+    ends = jnp.cumsum(bucket_sums, axis=-1)
+    threshold = uniforms[:, None] * ends[:, -1:]
+    bucket = _first_beyond(ends, bucket_sums, threshold)
+    threshold = threshold - jnp.where(bucket > 0, jnp.take_along_axis(ends, jnp.maximum(bucket - 1, 0), axis=-1), 0.0)
+    inside = jnp.take_along_axis(buckets, bucket[:, :, None], axis=1)[:, 0]
+    token = bucket * BUCKET_SIZE + _first_beyond(jnp.cumsum(inside, axis=-1), inside, threshold)
+    return token[:, 0].astype(jnp.int32)
+
+
+def _first_beyond(sums: Array, terms: Array, threshold: Array) -> Array:
+    """The first index [R, 1] whose sum exceeds the threshold; by rounding there may be none: the last nonzero term."""
+    last = terms.shape[-1] - 1 - jnp.argmax(terms[:, ::-1] > 0, axis=-1, keepdims=True)
+    return jnp.minimum(jnp.sum(sums <= threshold, axis=-1, keepdims=True), last)

@@ -1,7 +1,4 @@
-"""Tokens as they come, turned into text that can be shown: whole characters, and nothing that a stop string may begin.
-
-Knows nothing of engines.
-"""
+"""Turn generated tokens into text while they arrive: whole characters only, and nothing that may begin a stop string."""
 
 import codecs
 from collections.abc import Sequence
@@ -10,47 +7,52 @@ from ontogeny.lm.tokenizer import Tokenizer
 
 
 class TextStream:
-    """The text of an answer; `push` says what may be shown of it now."""
+    """The text of one answer; each call returns the part that later tokens cannot change.
+
+    Attributes:
+        stopped: Whether a stop string has occurred. The stop string and the text after it are not part of the answer.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._stops = tuple(stops)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # bytes that make no character are U+FFFD
-        self._held = ""  # text that may be the beginning of a stop string
+        self._stops = [stop for stop in stops if stop]
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
+        self._pending = ""  # text that may be the beginning of a stop string
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """More text that can be shown; `stopped` is true from where a stop string is whole, which is not shown."""
-        return self._shown(self._decoder.decode(self._tokenizer.bytes_of(token)))
+    def push(self, *tokens: int) -> str:
+        """Append tokens and return the text that has become final."""
+        return self._release(self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, tokens))))
 
     def finish(self) -> str:
-        """What was held back, once nothing more will come."""
-        text = self._shown(self._decoder.decode(b"", final=True)) + self._held
-        self._held = ""
+        """End the answer and return the rest of its text."""
+        text = self._release(self._decoder.decode(b"", final=True)) + self._pending
+        self._pending = ""
         return text
 
-    def _shown(self, text: str) -> str:
+    def _release(self, text: str) -> str:
+        """The final part of the pending text and `text`."""
         if self.stopped:
             return ""
-        text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text begin a stop string."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+        text = self._pending + text
+        cuts = [index for stop in self._stops if (index := text.find(stop)) >= 0]
+        if cuts:
+            self.stopped, self._pending = True, ""
+            return text[: min(cuts)]
+        num_pending = max((_count_overlap(text, stop) for stop in self._stops), default=0)
+        self._pending = text[len(text) - num_pending :]
+        return text[: len(text) - num_pending]
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """One token as log-probabilities name it: its text, or, where it is none of its own, its bytes or number."""
+    """Write one token as the API's log-probabilities name it: its text, or its bytes or number where it has no text."""
     data = tokenizer.bytes_of(token)
     try:
         return data.decode() or f"token:{token}"
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _count_overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text begin a stop string."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
