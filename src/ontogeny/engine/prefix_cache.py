@@ -1,9 +1,9 @@
-"""Prompts that were read, so that who comes with the same beginning again need not have it read again.
+"""The prefix cache: key-value caches of processed prompts, from which prompts with the same beginning continue.
 
-What a chunk leaves in a row depends on the tokens up to its end alone, and chunks begin at fixed places: so a row that
-goes on from what another has read holds the same bits as if it had read all itself. What was generated is not kept,
-since the program that generates has other bits. Only those of the same name share: a name is an owner, so that
-nobody can tell by the time what others have asked, and the digest of the weights.
+What a prefill chunk leaves in a cache depends on the tokens up to its end alone, and chunks begin at fixed places, so a
+sequence that continues from a cached prefix holds the same bits as one that was processed whole. Generated tokens are
+not cached, because the decode program yields other bits. Only requests of the same scope share entries. A scope is an
+owner (so that nobody can infer from the latency what others have requested) and the digest of the weights.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ import jax
 import numpy as np
 
 from ontogeny.content.transformer import KVCache
+from ontogeny.engine.requests import CacheScope
 
-MOST_BYTES = 256 * 2**20
-ITEM = np.dtype(np.int32).itemsize
+MAX_BYTES = 256 * 2**20
+TOKEN_BYTES = np.dtype(np.int32).itemsize
 
-Name = tuple[str, str]
-Key = tuple[Name, bytes]  # whose prompt, and its tokens, int32
+CacheKey = tuple[CacheScope, bytes]  # the tokens of a whole prompt, int32
 
 
-class Read(NamedTuple):
-    """A row after so many tokens of a prompt; logits of what comes next where they are the whole prompt."""
+class CachedPrefix(NamedTuple):
+    """The cache after `length` tokens of a prompt; `logits` of what follows where they are the whole prompt."""
 
     cache: KVCache
     length: int
@@ -33,81 +33,90 @@ class Read(NamedTuple):
 
 
 class PrefixCache:
-    """The prompts that were read last, as many as fit into `most` bytes. Safe to use from several threads.
+    """The most recently used prompts, up to a total size. Safe to use from several threads.
 
-    Prompts are found by the hashes of their beginnings in whole chunks, so that looking takes as long however many
-    there are.
+    Prompts are found by the hashes of their prefixes of whole chunks, so the time of a look-up does not grow with the
+    number of entries.
+
+    Attributes:
+        epoch: How often entries of an owner were evicted.
     """
 
-    def __init__(self, chunk: int, most: int = MOST_BYTES) -> None:
-        self._chunk, self._most, self._bytes = chunk, most, 0
-        self._kept: OrderedDict[Key, Read] = OrderedDict()
-        self._beginning: dict[Key, dict[bytes, None]] = {}  # name and hash of a beginning -> prompts that have it
+    def __init__(self, chunk_size: int, max_bytes: int = MAX_BYTES) -> None:
+        self._chunk_size, self._max_bytes, self._num_bytes = chunk_size, max_bytes, 0
+        self._entries: OrderedDict[CacheKey, CachedPrefix] = OrderedDict()
+        self._by_hash: dict[CacheKey, dict[bytes, None]] = {}  # scope and hash of a prefix -> prompts that have it
         self._lock = threading.Lock()
-        self.epoch = 0  # how often something was forgotten
+        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
-    def contains(self, name: Name, tokens: bytes) -> bool:
-        """Whether a whole prompt is known."""
-        return (name, tokens) in self._kept
+    def contains(self, scope: CacheScope, tokens: bytes) -> bool:
+        """Whether a whole prompt is cached."""
+        return (scope, tokens) in self._entries
 
-    def lookup(self, name: Name, tokens: bytes) -> Read | None:
-        """The longest beginning of a prompt (int32 tokens, as bytes) that was read and can be gone on from."""
-        with self._lock:
-            if (whole := self._kept.get((name, tokens))) is not None:
-                self._kept.move_to_end((name, tokens))
-                return whole
-            for length, hashed in reversed(
-                [*self._beginnings(tokens[:-ITEM])]
-            ):  # the last token is read, for its logits
-                if (found := self._beginning.get((name, hashed))) is not None:
-                    prompt = next(reversed(found))
-                    self._kept.move_to_end((name, prompt))
-                    return Read(self._kept[name, prompt].cache, length, None)
-            return None
+    def lookup(self, scope: CacheScope, tokens: bytes) -> CachedPrefix | None:
+        """Find the longest cached prefix of a prompt.
 
-    def insert(self, name: Name, tokens: bytes, cache: KVCache, logits: np.ndarray, epoch: int) -> None:
-        """A whole prompt that was read, asked for in `epoch`; those that were used longest ago go.
-
-        If anything was forgotten since, it is not kept: it may be what was to be forgotten.
+        Args:
+            tokens: The prompt as the bytes of int32 tokens.
         """
         with self._lock:
-            size = _bytes(tokens, cache, logits)
-            if epoch != self.epoch or (name, tokens) in self._kept or size > self._most:
+            if (entry := self._entries.get((scope, tokens))) is not None:
+                self._entries.move_to_end((scope, tokens))
+                return entry
+            # The last token is always processed, for its logits.
+            for length, digest in reversed([*self._prefix_hashes(tokens[:-TOKEN_BYTES])]):
+                if (prompts := self._by_hash.get((scope, digest))) is not None:
+                    prompt = next(reversed(prompts))
+                    self._entries.move_to_end((scope, prompt))
+                    return CachedPrefix(self._entries[scope, prompt].cache, length, None)
+            return None
+
+    def insert(self, scope: CacheScope, tokens: bytes, cache: KVCache, logits: np.ndarray, epoch: int) -> None:
+        """Cache a whole prompt; the least recently used entries are evicted.
+
+        Args:
+            tokens: The prompt as the bytes of int32 tokens.
+            epoch: The epoch in which the prompt arrived. If entries were evicted on request since then, the prompt is
+                not cached: it may contain what must be forgotten.
+        """
+        with self._lock:
+            size = _count_bytes(tokens, cache, logits)
+            if epoch != self.epoch or (scope, tokens) in self._entries or size > self._max_bytes:
                 return
-            self._kept[name, tokens] = Read(cache, len(tokens) // ITEM, logits)
-            self._bytes += size
-            for _, hashed in self._beginnings(tokens):
-                self._beginning.setdefault((name, hashed), {})[tokens] = None
-            while self._bytes > self._most:
-                self._drop(next(iter(self._kept)))
+            self._entries[scope, tokens] = CachedPrefix(cache, len(tokens) // TOKEN_BYTES, logits)
+            self._num_bytes += size
+            for _, digest in self._prefix_hashes(tokens):
+                self._by_hash.setdefault((scope, digest), {})[tokens] = None
+            while self._num_bytes > self._max_bytes:
+                self._evict(next(iter(self._entries)))
 
     def evict_owner(self, owner: str) -> None:
-        """Whatever somebody has asked, and what they ask now."""
+        """Remove all prompts of an owner, and cache none that are being processed now."""
         with self._lock:
             self.epoch += 1
-            for key in [key for key in self._kept if key[0][0] == owner]:
-                self._drop(key)
+            for key in [key for key in self._entries if key[0][0] == owner]:
+                self._evict(key)
 
-    def _drop(self, key: Key) -> None:
-        name, tokens = key
-        gone = self._kept.pop(key)
-        self._bytes -= _bytes(tokens, gone.cache, gone.logits)
-        for _, hashed in self._beginnings(tokens):
-            prompts = self._beginning[name, hashed]
+    def _evict(self, key: CacheKey) -> None:
+        scope, tokens = key
+        entry = self._entries.pop(key)
+        self._num_bytes -= _count_bytes(tokens, entry.cache, entry.logits)
+        for _, digest in self._prefix_hashes(tokens):
+            prompts = self._by_hash[scope, digest]
             del prompts[tokens]
             if not prompts:
-                del self._beginning[name, hashed]
+                del self._by_hash[scope, digest]
 
-    def _beginnings(self, tokens: bytes) -> Iterator[tuple[int, bytes]]:
-        """Lengths, in tokens, and hashes of the beginnings in whole chunks, shortest first."""
-        hashed, step = hashlib.blake2b(digest_size=20), self._chunk * ITEM
+    def _prefix_hashes(self, tokens: bytes) -> Iterator[tuple[int, bytes]]:
+        """Lengths, in tokens, and hashes of the prefixes of whole chunks, shortest first."""
+        digest, step = hashlib.blake2b(digest_size=20), self._chunk_size * TOKEN_BYTES
         for end in range(step, len(tokens) + 1, step):
-            hashed.update(tokens[end - step : end])
-            yield end // ITEM, hashed.digest()
+            digest.update(tokens[end - step : end])
+            yield end // TOKEN_BYTES, digest.digest()
 
 
-def _bytes(tokens: bytes, cache: KVCache, logits: np.ndarray | None) -> int:
+def _count_bytes(tokens: bytes, cache: KVCache, logits: np.ndarray | None) -> int:
     return len(tokens) + sum(leaf.nbytes for leaf in jax.tree.leaves((cache, logits)))

@@ -1,19 +1,21 @@
-"""The programs that every answer comes from: reading a chunk of one row, and one more token for a tile of rows.
+"""The compiled programs of the server's engine: prefill of one sequence, and one decode step of a batch.
 
-Same question, same bits: a prompt is read alone, in chunks that begin at multiples of `chunk`, by a program of one
-row, of which there are two: for prompts that are scored and for those that are not. Then the row is put into a tile,
-and what is generated comes one token at a time from a program of `rows` rows. Each has one shape, whatever else is
-going on, and no row of a product depends on another, so that an answer depends on its question alone. That a row's
-place makes no difference is what a compiler might break: `check_batch_invariance` tries it on the machine at hand.
+Batch invariance: a prompt is processed alone, in chunks that begin at multiples of the chunk size, by a program for one
+sequence (of which there are two: with and without the logits of every token). Its cache is then copied into a batch,
+and a program for `batch_size` sequences generates one token at a time. Each program has one shape, and no row of a
+product depends on another row, so an answer depends on its request alone. A compiler might break the independence of
+rows: `check_batch_invariance` tests it on the machine at hand. Letters: R sequences of a batch, K tokens of a chunk,
+V vocabulary.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int32
 
 from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights, extend_cache, init_cache
@@ -21,91 +23,115 @@ from ontogeny.errors import BadInput
 
 
 class BatchShape(NamedTuple):
-    """Static: with the model's config, all that programs are compiled for."""
+    """The static sizes for which the programs are compiled, besides the model's config."""
 
     batch_size: int  # R, sequences that one decode step advances
-    prefill_chunk: int  # K, tokens of a prompt per prefill call
-    capacity: int  # C, tokens that a row can hold
+    prefill_chunk: int  # K, tokens of a prompt that one prefill call processes
+    capacity: int  # tokens that the cache of a sequence can hold
 
 
 def default_batch_shape(config: TransformerConfig) -> BatchShape:
-    """Eight rows on a processor, where wider tiles cost in proportion; on an accelerator as many as there may be."""
-    rows = 8 if jax.default_backend() == "cpu" else 64
-    return BatchShape(rows, min(32, config.context_length), config.context_length)
+    """Eight sequences on a CPU, where larger batches cost in proportion; 64 on an accelerator."""
+    batch_size = 8 if jax.default_backend() == "cpu" else 64
+    return BatchShape(batch_size, min(32, config.context_length), config.context_length)
 
 
-def empty_batch_cache(config: TransformerConfig, shape: BatchShape, compute: Any = jnp.float32) -> KVCache:
-    return init_cache(config, shape.batch_size, shape.capacity, compute)
+def init_batch_cache(config: TransformerConfig, shape: BatchShape, compute_dtype: DTypeLike = jnp.float32) -> KVCache:
+    """An empty cache of a whole batch."""
+    return init_cache(config, shape.batch_size, shape.capacity, compute_dtype)
 
 
-def empty_sequence_cache(config: TransformerConfig, shape: BatchShape, compute: Any = jnp.float32) -> KVCache:
-    return init_cache(config, 1, shape.capacity, compute)
+def init_sequence_cache(
+    config: TransformerConfig, shape: BatchShape, compute_dtype: DTypeLike = jnp.float32
+) -> KVCache:
+    """An empty cache of one sequence."""
+    return init_cache(config, 1, shape.capacity, compute_dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 6))
 def prefill(
     config: TransformerConfig,
     weights: TransformerWeights,
-    row: KVCache,
+    cache: KVCache,
     start: Int32[Array, ""],
     tokens: Int32[Array, "K"],
-    count: Int32[Array, ""],
-    every: bool,
+    num_tokens: Int32[Array, ""],
+    all_logits: bool,
 ) -> tuple[KVCache, Float[Array, "K V"] | Float[Array, "V"]]:
-    """A cache of one row after it has read `count` tokens, the first of which is its token number `start`.
+    """Process one chunk of a prompt.
 
-    Logits of what follows the last, or with `every` of what follows each. The row that is given stays as it is:
-    others may go on from it.
+    Args:
+        cache: The cache of one sequence; it stays valid, so that other sequences may continue from it.
+        start: The number of tokens that the cache holds.
+        tokens: The chunk, padded to K tokens.
+        num_tokens: How many of them count.
+        all_logits: Whether to return the logits after every token instead of those after the last one.
+
+    Returns:
+        The extended cache and the logits.
     """
-    row, logits = extend_cache(config, weights, row._replace(length=start[None]), tokens[None], count[None], all_logits=every)
-    return row, logits[0]
+    cache, logits = extend_cache(
+        config, weights, cache._replace(length=start[None]), tokens[None], num_tokens[None], all_logits=all_logits
+    )
+    return cache, logits[0]
 
 
 @partial(jax.jit, donate_argnums=0)
-def insert_sequence(tile: KVCache, row: KVCache, at: Int32[Array, ""]) -> KVCache:
-    """A tile, one row of which is now this one."""
+def insert_sequence(batch_cache: KVCache, cache: KVCache, slot: Int32[Array, ""]) -> KVCache:
+    """Copy the cache of one sequence into a slot of a batch."""
 
-    def put(whole: Array, part: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, part, at, 0)
+    def insert(whole: Array, part: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, slot, 0)
 
-    return jax.tree.map(put, tile, row)
+    return jax.tree.map(insert, batch_cache, cache)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode_step(
     config: TransformerConfig,
     weights: TransformerWeights,
-    tile: KVCache,
+    cache: KVCache,
     length: Int32[Array, "R"],
     tokens: Int32[Array, "R"],
-    count: Int32[Array, "R"],
+    num_tokens: Int32[Array, "R"],
 ) -> tuple[KVCache, Float[Array, "R V"]]:
-    """Each row whose `count` is 1 reads one token, after the `length` that it holds; the others stay as they are."""
-    tile = tile._replace(length=length)
-    return extend_cache(config, weights, tile, tokens[:, None], count)
+    """Process one token of each sequence whose `num_tokens` is 1; the others, with 0, stay as they are.
+
+    Args:
+        length: The tokens that each sequence's cache holds.
+        tokens: The next token of each sequence.
+        num_tokens: 1 or 0.
+
+    Returns:
+        The extended cache and the logits of what follows.
+    """
+    return extend_cache(config, weights, cache._replace(length=length), tokens[:, None], num_tokens)
 
 
-def check_batch_invariance(config: TransformerConfig, shape: BatchShape, weights: TransformerWeights, compute: Any = jnp.float32) -> None:
-    """Compiles everything, and raises `BadInput` where on this machine a row's place changes its bits."""
-    tokens, half = (
-        np.arange(shape.prefill_chunk, dtype=np.int32) % config.vocab_size,
-        np.int32(shape.prefill_chunk // 2),
-    )
-    for every in (True, False):
-        row, _ = prefill(
-            config, weights, empty_sequence_cache(config, shape, compute), np.int32(0), tokens, half, every
-        )
-    tile = empty_batch_cache(config, shape, compute)
-    for at in range(shape.batch_size):
-        tile = insert_sequence(tile, row, np.int32(at))
-    ones, alone = np.ones(shape.batch_size, np.int32), np.zeros(shape.batch_size, np.int32)
-    alone[-1] = 1
+def check_batch_invariance(
+    config: TransformerConfig, shape: BatchShape, weights: TransformerWeights, compute_dtype: DTypeLike = jnp.float32
+) -> None:
+    """Compile all programs and compare the logits of every slot of a batch bit for bit.
+
+    Raises:
+        BadInput: On this machine the logits of a sequence depend on its slot or on the other sequences.
+    """
+    tokens = np.arange(shape.prefill_chunk, dtype=np.int32) % config.vocab_size
+    half = np.int32(shape.prefill_chunk // 2)
+    empty = init_sequence_cache(config, shape, compute_dtype)
+    for all_logits in (True, False):
+        cache, _ = prefill(config, weights, empty, np.int32(0), tokens, half, all_logits)
+    batch = init_batch_cache(config, shape, compute_dtype)
+    for slot in range(shape.batch_size):
+        batch = insert_sequence(batch, cache, np.int32(slot))
+    ones, last_only = np.ones(shape.batch_size, np.int32), np.zeros(shape.batch_size, np.int32)
+    last_only[-1] = 1
     length = np.full(shape.batch_size, half, np.int32)
-    tile, together = decode_step(config, weights, tile, length, ones, ones)
-    tile, apart = decode_step(config, weights, tile, length, ones, alone)  # the same token again, by one row alone
-    together, apart = np.asarray(together), np.asarray(apart)
-    if any(answer.tobytes() != together[0].tobytes() for answer in [*together, apart[-1]]):
+    batch, together = decode_step(config, weights, batch, length, ones, ones)
+    batch, separate = decode_step(config, weights, batch, length, ones, last_only)  # the same token, in one slot
+    together, separate = np.asarray(together), np.asarray(separate)
+    if any(logits.tobytes() != together[0].tobytes() for logits in [*together, separate[-1]]):
         raise BadInput(
-            "on this machine a row's place changes the bits of its answer, which this server promises never happens; "
-            "no such machine was known"
+            "on this machine the bits of an answer depend on its slot in the batch, so the server cannot keep its "
+            "promise of batch invariance"
         )

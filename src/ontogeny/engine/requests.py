@@ -1,4 +1,7 @@
-"""What is asked of the engine, what it tells, and a request on its way: a row of a tile. Knows no threads."""
+"""A generation request, the outputs that the engine sends for it, and the state of its sequence and batch.
+
+Nothing here knows threads or text.
+"""
 
 import time
 from collections.abc import Callable
@@ -9,82 +12,115 @@ import numpy as np
 from ontogeny.content.transformer import KVCache, TransformerWeights
 from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 
+CacheScope = tuple[str, str]  # the owner of a prompt and the digest of the weights that processed it
+
 
 class GenerationRequest(NamedTuple):
-    """All that an answer depends on, and when to give up."""
+    """Everything on which an answer depends, and its deadline.
+
+    Attributes:
+        weights: The weights that generate the answer.
+        prompt: Tokens, at least one.
+        max_tokens: The most tokens that are generated, at least 0.
+        sampling_params: How they are drawn.
+        end_token: The token that ends an answer; None for no such token.
+        num_logprobs: How many of the most probable tokens to list at each position; None for no log-probabilities.
+        score_prompt: Whether to compute the log-probabilities of the prompt's tokens too.
+        deadline: The value of `time.monotonic()` at which the answer is cut off.
+        cache_scope: Requests of the same scope share the prefix cache; None bypasses the cache.
+    """
 
     weights: TransformerWeights
-    prompt: tuple[int, ...]  # at least one token
-    max_tokens: int  # tokens to generate
+    prompt: tuple[int, ...]
+    max_tokens: int
     sampling_params: SamplingParams
-    end_token: int | None  # the token that ends an answer
-    num_logprobs: int | None = None  # how many likely tokens to tell; None: no log-probabilities at all
-    score_prompt: bool = False  # log-probabilities of the prompt too
-    deadline: float = float("inf")  # of time.monotonic
-    cache_scope: tuple[str, str] | None = (
-        None  # owner, version of the weights: who may go on from what this one has read
-    )
+    end_token: int | None
+    num_logprobs: int | None = None
+    score_prompt: bool = False
+    deadline: float = float("inf")
+    cache_scope: CacheScope | None = None
 
 
 class TokenOutput(NamedTuple):
-    """One more token of an answer."""
+    """One generated token; `logprobs` is None where the request needs none."""
 
     token: int
     logprobs: TokenLogprobs | None
 
 
 class FinishOutput(NamedTuple):
-    """Why there are no more: stop (the end token, which is not part of the answer), length, time, cancelled, failed."""
+    """The end of an answer.
+
+    Attributes:
+        finish_reason: `stop` (the end token, which is not part of the answer, or a stop string), `length`, `time`,
+            `cancelled` or `failed`.
+    """
 
     finish_reason: str
 
 
-OutputCallback = Callable[
-    [TokenOutput | list[TokenLogprobs] | FinishOutput], bool | None
-]  # the prompt's scores first, tokens, one End; True: enough
+# Receives the log-probabilities of the prompt (where requested), then tokens, then one `FinishOutput`; returning True
+# after a token ends the answer.
+OutputCallback = Callable[[TokenOutput | list[TokenLogprobs] | FinishOutput], bool | None]
 
 
 class SequenceState:
-    """A request on its way. Where it is `busy` it belongs to the thread that works on it, else to the engine's lock."""
+    """The sequence of one request: its tokens, its cache and its progress.
 
-    def __init__(self, question: GenerationRequest, told: OutputCallback, capacity: int, epoch: int = 0) -> None:
-        self.question, self.told, self.epoch = question, told, epoch
-        self.since = time.monotonic()
-        self.cancelled = self.busy = self.reading = False
-        self.seen = list(question.prompt)
-        self.made = 0
-        self.length = 0  # tokens in the cache
-        room = 0 if question.score_prompt else min(question.max_tokens, capacity // 2)
-        self.waiting = (
-            self.seen[-(capacity - room) :] if not question.score_prompt else self.seen
-        )  # tokens to read in chunks
-        self.read: KVCache | None = None  # a row of its own, until it goes into the tile's
-        self.scores: list[TokenLogprobs] = []
-        self.last: np.ndarray | None = None  # logits of what comes next
-        self.prefix: tuple[tuple[str, str], bytes] | None = None  # what others of its name may have read for it
-        if question.cache_scope is not None and not question.score_prompt:
-            self.prefix = question.cache_scope, np.asarray(self.waiting, np.int32).tobytes()
+    While `is_busy`, it belongs to the thread that works on it, otherwise to the holder of the engine's lock.
+    """
+
+    def __init__(self, request: GenerationRequest, on_output: OutputCallback, capacity: int, epoch: int = 0) -> None:
+        self.request, self.on_output, self.epoch = request, on_output, epoch
+        self.arrival_time = time.monotonic()
+        self.is_cancelled = self.is_busy = self.is_prefilling = False
+        self.tokens = list(request.prompt)
+        self.num_generated = 0
+        self.cache_length = 0  # tokens in the cache
+        reserved = 0 if request.score_prompt else min(request.max_tokens, capacity // 2)
+        self.unprocessed = self.tokens if request.score_prompt else self.tokens[-(capacity - reserved) :]
+        self.cache: KVCache | None = None  # of this sequence alone, until it is copied into the cache of its batch
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.next_logits: np.ndarray | None = None
+        self.prefix: tuple[CacheScope, bytes] | None = None  # the key of the whole prompt in the prefix cache
+        if request.cache_scope is not None and not request.score_prompt:
+            self.prefix = request.cache_scope, np.asarray(self.unprocessed, np.int32).tobytes()
 
     @property
-    def ready(self) -> bool:
-        return not self.waiting and not self.busy
+    def is_ready(self) -> bool:
+        """Whether the next token can be decoded."""
+        return not self.unprocessed and not self.is_busy
 
-    def slide(self, capacity: int) -> None:
-        """The row is full: it goes on from the second half of what it can hold, read anew."""
-        self.waiting, self.length, self.read, self.prefix = self.seen[-(capacity // 2) :], 0, None, None
+    def drop_first_half(self, capacity: int) -> None:
+        """Restart a full cache from the second half of its tokens, which are processed anew."""
+        self.unprocessed, self.cache_length = self.tokens[-(capacity // 2) :], 0
+        self.cache = self.prefix = None
 
 
 class SequenceBatch:
-    """Rows that share weights and one program; `busy` while a thread generates with it."""
+    """Sequences that share weights and one decode program; `is_busy` while a thread decodes it.
 
-    def __init__(self, cache: KVCache, rows: int) -> None:
+    Attributes:
+        slots: The sequences; None for a free slot.
+        last_turn: The engine's count of decode steps when this batch was last decoded.
+        num_final_chunks: Prefill chunks that complete a prompt, begun since then.
+        num_partial_chunks: Prefill chunks that do not complete a prompt, begun since then.
+    """
+
+    def __init__(self, cache: KVCache, batch_size: int) -> None:
         self.cache = cache
         self.weights: TransformerWeights | None = None
-        self.rows: list[SequenceState | None] = [None] * rows
-        self.busy = False
-        self.turns = 0  # of the engine's count, when it last generated
-        self.ends = self.goes = 0  # chunks of prompts, that end one or go on with one, begun since then
+        self.slots: list[SequenceState | None] = [None] * batch_size
+        self.is_busy = False
+        self.last_turn = 0
+        self.num_final_chunks = self.num_partial_chunks = 0
 
     @property
-    def empty(self) -> bool:
-        return not any(self.rows)
+    def sequences(self) -> list[SequenceState]:
+        """The sequences of the batch in the order of their slots."""
+        return [sequence for sequence in self.slots if sequence is not None]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all slots are free."""
+        return not any(self.slots)
