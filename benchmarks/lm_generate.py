@@ -25,6 +25,7 @@ import numpy as np
 from ontogeny.cli.start import prepare
 from ontogeny.content import transformer
 from ontogeny.engine import generate
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import hugging_face
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import Bytes
@@ -53,10 +54,10 @@ def main() -> None:
 
 def measure(model: LanguageModel, peer: Callable | None, prompts: np.ndarray, rounds: int, cores: int) -> None:
     texts = [bytes(row.tolist()).decode() for row in prompts]
-    greedy = generate.Sampling(temperature=0)
+    greedy = SamplingParams(temperature=0)
 
     def ours() -> list[list[int]]:
-        return [list(each.tokens) for each in generate.generate(model, texts, tokens=NEW, sampling=greedy)]
+        return [list(each.tokens) for each in generate.generate(model, texts, max_tokens=NEW, sampling_params=greedy)]
 
     def theirs() -> list[list[int]]:
         assert peer is not None

@@ -32,13 +32,13 @@ def make():
 
 @pytest.fixture(scope="module")
 def answered(make, tmp_path_factory):
-    from ontogeny.engine.harness import Harness
+    from ontogeny.engine.harness import HarnessModel
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_OFFLINE", "1")):
             patch.setenv(name, value)
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        yield make.found(Harness(GOLDEN / "gpt2", batch=3))
+        yield make.found(HarnessModel(GOLDEN / "gpt2", batch_size=3))
 
 
 @pytest.mark.parametrize("task", ["choices", "pages", "answers"])
@@ -60,10 +60,10 @@ def float_of(answer):
 def test_what_cannot_be_scored_is_said():
     from types import SimpleNamespace
 
-    from ontogeny.engine.harness import Harness
+    from ontogeny.engine.harness import HarnessModel
     from ontogeny.errors import BadInput
 
-    harness = Harness(GOLDEN / "gpt2")
+    harness = HarnessModel(GOLDEN / "gpt2")
     with pytest.raises(BadInput, match="the model scores 1 to 64 at once"):
         harness.loglikelihood([SimpleNamespace(args=("You", " may not use this file" * 40))])
     with pytest.raises(BadInput, match="leaves no room in a context of 64"):

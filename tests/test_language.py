@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,11 @@ import texts
 from ontogeny import cli, rollouts, steering, trees
 from ontogeny.agents import language_model
 from ontogeny.content import transformer
-from ontogeny.engine import generate
+from ontogeny.engine import generate as generation
+from ontogeny.engine.engine import Engine
+from ontogeny.engine.requests import GenerationRequest, TokenOutput
+from ontogeny.engine.sampling import SamplingParams, sample_token
+from ontogeny.engine.text_stream import TextStream
 from ontogeny.environments import text as text_env
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, evaluate, optimization, overlap, page
@@ -348,82 +353,80 @@ def test_a_text_that_was_trained_on_is_refused(model, monkeypatch):
 # Continuations
 
 
-def test_a_continuation_does_not_depend_on_its_company(model):
-    """In a batch of one shape, whichever row a prompt has and whatever the others do."""
+GREEDY = SamplingParams(temperature=0)
+
+
+def test_generation_is_batch_invariant(model):
+    """In a batch of one shape, whichever slot a prompt has and whatever the other sequences do."""
     prompts = ["You may", "Lay the clothes", "x", "The"]
-    sampling = generate.Sampling(0.9, 20, 0.9)
-    key = jax.random.key(7)
+    params = SamplingParams(0.9, top_k=20, top_p=0.9)
+    uniforms = np.random.default_rng(7).random((4, 8), np.float32)
 
-    def drawn(place, others):
-        encoded = [generate.tokenized(model, text) for text in others]
-        encoded[place] = generate.tokenized(model, "You may")
-        rows = generate.start(model, encoded, 16, 8, sampling, seed=len(others[0]))
-        rows = rows._replace(key=rows.key.at[place].set(key), left=rows.left.at[(place + 1) % 4].set(2))
-        rows, found = generate.draw(model.config, model.weights, rows, 8, most=8, end=256, top=3)
-        return [np.asarray(leaf[place]).tobytes() for leaf in found]
+    def decode(slot, others):
+        encoded = [generation.encode_prompt(model, text) for text in others]
+        encoded[slot] = generation.encode_prompt(model, "You may")
+        state = generation.start(model, encoded, 8, params)
+        state = state._replace(num_remaining=state.num_remaining.at[(slot + 1) % 4].set(2))
+        numbers = np.roll(uniforms, slot, axis=0)
+        state, output = generation.decode(model.config, model.weights, state, numbers, end_token=256)
+        cache = jax.tree.leaves(state.cache)
+        return [np.asarray(leaf[slot]).tobytes() for leaf in (*output, *cache)]
 
-    assert len({tuple(drawn(place, others)) for place in range(4) for others in (prompts, prompts[::-1])}) == 1
-
-
-def test_what_is_drawn_comes_with_its_log_probability(model):
-    encoded = [generate.tokenized(model, text) for text in ("You may", "x")]
-    rows = generate.start(model, encoded, 16, 5, generate.Sampling(0.7), seed=0)
-    _, found = generate.draw(model.config, model.weights, rows, 5, most=6, end=-1, top=2)
-    assert found.counts.tolist() == [5, 5]
-    for row, prompt in enumerate(encoded):
-        tokens = [*prompt, *np.asarray(found.tokens[row, :5])]
-        expected = jax.nn.log_softmax(forward(model.config, model.weights, jnp.array([tokens]))[0])
-        expected = expected[len(prompt) - 1 : len(prompt) + 4]
-        chosen = jnp.take_along_axis(expected, found.tokens[row, :5, None], 1)[:, 0]
-        np.testing.assert_allclose(found.log_probability[row, :5], chosen, atol=1e-4)
-        np.testing.assert_allclose(found.top_log_probability[row, :5], jnp.sort(expected)[:, :-3:-1], atol=1e-4)
+    assert len({tuple(decode(slot, others)) for slot in range(4) for others in (prompts, prompts[::-1])}) == 1
 
 
-def test_sampling_follows_the_distribution_and_its_cuts():
-    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    many = jnp.broadcast_to(logits, (len(keys), 4))
-
-    def shares(**settings):
-        found = jax.jit(generate.sample)(keys, many, each(**settings))
-        return np.bincount(np.asarray(found), minlength=4) / len(keys)
-
-    def each(temperature=1.0, top_k=0, top_p=1.0):
-        return generate.Sampling(*(jnp.full(len(keys), value) for value in (temperature, top_k, top_p)))
-
-    def near(found, expected):
-        np.testing.assert_allclose(found, np.array(expected) / np.sum(expected), atol=0.015)
-
-    near(shares(), [0.5, 0.3, 0.15, 0.05])
-    near(shares(temperature=0.5), [0.25, 0.09, 0.0225, 0.0025])
-    near(shares(top_k=2), [0.5, 0.3, 0, 0])
-    near(shares(top_p=0.79), [0.5, 0.3, 0, 0])
-    near(shares(top_p=0.81), [0.5, 0.3, 0.15, 0])
-    near(shares(top_k=2, top_p=0.6), [1, 0, 0, 0])
-    assert shares(temperature=0.0)[0] == 1 and shares(top_p=0.01)[0] == 1
+@pytest.mark.parametrize("params", [SamplingParams(0.7, seed=3), SamplingParams(1.2, 0.8, 2**64 - 1, 30)], ids=str)
+def test_the_command_line_and_the_server_draw_the_same_tokens(model, params):
+    """What the compiled loop draws equals what the server's sampler draws from the logits of the whole sequence."""
+    prompt = generation.encode_prompt(model, "You may")
+    completion = generation.generate(model, ["You may"], max_tokens=8, sampling_params=params)[0]
+    logits = np.asarray(forward(model.config, model.weights, jnp.array([[*prompt, *completion.tokens]]))[0])
+    tokens = [sample_token(logits[len(prompt) - 1 + i], params, i) for i in range(8)]
+    assert tokens == list(completion.tokens)
 
 
-def test_the_same_seed_gives_the_same_text_and_streams_give_all_of_it(model):
-    told = {}
+def test_a_server_engine_and_the_command_line_give_the_same_completion(model):
+    engine, done, tokens = Engine(model.config, num_workers=1), threading.Event(), []
 
-    def on_text(number, text):
-        told[number] = told.get(number, "") + text
+    def on_output(output):
+        if isinstance(output, TokenOutput):
+            tokens.append(output.token)
+        else:
+            done.set()
 
-    same = {"tokens": 40, "sampling": generate.Sampling(1.0), "n": 2}
-    found = generate.generate(model, ["You may", ""], seed=3, on_text=on_text, **same)
-    assert found == generate.generate(model, ["You may", ""], seed=3, **same)
-    assert found != generate.generate(model, ["You may", ""], seed=4, **same)
-    assert len({each.text for each in found}) == 4 and [told.get(i, "") for i in range(4)] == [e.text for e in found]
-    assert all(each.text == tokenizers.decode(model.tokenizer, each.tokens) for each in found)
+    params = SamplingParams(0.8, 0.95, seed=11)
+    engine.start(model.weights)
+    prompt = tuple(generation.encode_prompt(model, "The"))
+    engine.submit(GenerationRequest(model.weights, prompt, 8, params._replace(seed=12), None), on_output)
+    assert done.wait(60)
+    engine.stop()
+    completions = generation.generate(model, ["The"], max_tokens=8, sampling_params=params, n=2)
+    assert list(completions[1].tokens) == tokens  # completion number i has the seed plus i
 
 
-def test_a_text_longer_than_the_context_goes_on_with_its_last_half(model):
-    greedy = generate.Sampling(temperature=0)
-    found = generate.generate(model, ["You", "Wool"], tokens=30, sampling=greedy)
-    for prompt, each in zip(("You", "Wool"), found, strict=True):
-        assert each.reason == "length" and len(each.tokens) == 30
+def test_the_same_seed_gives_the_same_text_and_callbacks_receive_all_of_it(model):
+    parts = {}
+
+    def on_text(index, text):
+        parts[index] = parts.get(index, "") + text
+
+    def complete(seed, **callback):
+        params = SamplingParams(seed=seed)
+        return generation.generate(model, ["You may", ""], max_tokens=40, sampling_params=params, n=2, **callback)
+
+    completions = complete(3, on_text=on_text)
+    assert completions == complete(3) != complete(4)
+    assert len({c.text for c in completions}) == 4
+    assert [parts.get(i, "") for i in range(4)] == [c.text for c in completions]
+    assert all(c.text == tokenizers.decode(model.tokenizer, c.tokens) for c in completions)
+
+
+def test_a_text_longer_than_the_context_continues_from_its_second_half(model):
+    completions = generation.generate(model, ["You", "Wool"], max_tokens=30, sampling_params=GREEDY)
+    for prompt, completion in zip(("You", "Wool"), completions, strict=True):
+        assert completion.finish_reason == "length" and len(completion.tokens) == 30
         tokens, begin = model.tokenizer.encode(prompt).tolist(), 0
-        for token in each.tokens:
+        for token in completion.tokens:
             if len(tokens) - begin > model.config.context_length:
                 begin = len(tokens) - model.config.context_length // 2
             window = np.zeros(model.config.context_length, np.int32)
@@ -434,28 +437,29 @@ def test_a_text_longer_than_the_context_goes_on_with_its_last_half(model):
 
 
 @given(st.lists(st.integers(0, 256), max_size=30), st.lists(st.text(max_size=3), max_size=3))
-def test_a_stream_tells_what_the_whole_text_is(tokens, stops):
-    stream = generate.TextStream(tokenizers.Bytes(), stops)
-    told = "".join(stream.feed([token]) for token in tokens) + stream.close()
+def test_a_text_stream_yields_the_text_up_to_the_first_stop_string(tokens, stops):
+    stream = TextStream(tokenizers.Bytes(), stops)
+    text = "".join(stream.push(token) for token in tokens) + stream.finish()
     whole = tokenizers.decode(tokenizers.Bytes(), tokens)
-    cuts = [at for stop in stops if stop and (at := whole.find(stop)) >= 0]
-    if not cuts:
-        assert told == whole and not stream.stopped
+    if not any(stop in whole for stop in stops if stop):
+        assert text == whole and not stream.stopped
     else:
-        assert stream.stopped and whole.startswith(told) and not any(stop in told for stop in stops if stop)
+        assert stream.stopped and whole.startswith(text) and not any(stop in text for stop in stops if stop)
 
 
 def test_stop_strings_and_the_end_token_end_a_text(model):
-    plain = generate.generate(model, ["You may"], tokens=30, sampling=generate.Sampling(0))[0]
+    def complete(weights=model.weights, prompt="You may", max_tokens=30, params=GREEDY, stop=()):
+        changed = model._replace(weights=weights)
+        return generation.generate(changed, [prompt], max_tokens=max_tokens, sampling_params=params, stop=stop)[0]
+
+    plain = complete()
     stop = plain.text[8:11]
-    cut = generate.generate(model, ["You may"], tokens=30, sampling=generate.Sampling(0), stop=[stop, "zzz"])[0]
-    assert cut.reason == "stop" and cut.text == plain.text[: plain.text.index(stop)]
-    certain = model._replace(weights=model.weights._replace(embedding=model.weights.embedding.at[256].mul(0)))
-    wide = certain.weights._replace(norm=certain.weights.norm._replace(scale=0 * certain.weights.norm.scale))
-    ended = generate.generate(model._replace(weights=wide), ["a"], tokens=30, sampling=generate.Sampling(0))[0]
-    assert ended.reason == "length"  # all logits are equal: the first token is the most probable
-    ended = generate.generate(model._replace(weights=wide), ["a"], tokens=900, sampling=generate.Sampling(1.0))[0]
-    assert ended.reason == "end" and ended.tokens[-1] == 256 and 256 not in ended.tokens[:-1]
+    cut = complete(stop=[stop, "zzz"])
+    assert cut.finish_reason == "stop" and cut.text == plain.text[: plain.text.index(stop)]
+    uniform = model.weights._replace(norm=jax.tree.map(jnp.zeros_like, model.weights.norm))  # all logits are equal
+    assert complete(uniform, "a").finish_reason == "length"  # the first token is the most probable
+    ended = complete(uniform, "a", 900, SamplingParams(seed=2))
+    assert ended.finish_reason == "end" and ended.tokens[-1] == 256 and 256 not in ended.tokens[:-1]
 
 
 # As an agent
@@ -510,7 +514,7 @@ def test_from_text_to_use(ontogeny, run):
     code, printed, _ = ontogeny("evaluate", "run", "--text", "mine.txt", "--despite-overlap")
     assert code == 0 and "are in the training text" in printed
 
-    same = ["generate", "run", "--prompt", "You may", "--tokens", "12", "--seed", "5"]
+    same = ["generate", "run", "--prompt", "You may", "--max-tokens", "12", "--seed", "5"]
     code, printed, _ = ontogeny(*same)
     assert code == 0 and printed.startswith("You may") and (code, printed) == ontogeny(*same)[:2]
     lines = ontogeny(*same, "--prompt", "x", "-n", "2", "--json")[1].splitlines()
@@ -553,9 +557,9 @@ def test_from_text_to_use(ontogeny, run):
             ["generate", "RUN", "--prompt", "a long text that fills it all"],
             "leaves no room in the model's context of 16",
         ),
-        (["generate", "RUN", "--temperature", "-1"], "the temperature lies between"),
-        (["generate", "RUN", "--top-p", "0"], "top-p lies above 0"),
-        (["generate", "RUN", "--tokens", "0"], "at least one token"),
+        (["generate", "RUN", "--temperature", "-1"], "the temperature must lie between"),
+        (["generate", "RUN", "--top-p", "0"], "top-p must lie above 0"),
+        (["generate", "RUN", "--max-tokens", "0"], "at least one token"),
         (["evaluate", "RUN", "--text", "short.txt"], "less than one block of the model's 16"),
         (["evaluate", "RUN", "--text", "binary"], "is not text"),
         (["evaluate", "RUN", "--stride", "17"], "the stride must lie between 1 and the model's context of 16"),

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.engine import generate
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm import evaluate, hugging_face
 from ontogeny.lm import model as models
@@ -60,14 +61,14 @@ def test_log_probabilities_are_those_of_transformers(model):
 
 
 def test_prompts_of_unequal_length_go_on_as_in_transformers(model):
-    greedy = generate.Sampling(temperature=0)
-    found = generate.generate(model, GOLDEN["prompts"], tokens=len(GOLDEN["greedy"][0]), sampling=greedy)
+    greedy = SamplingParams(temperature=0)
+    found = generate.generate(model, GOLDEN["prompts"], max_tokens=len(GOLDEN["greedy"][0]), sampling_params=greedy)
     assert [list(each.tokens) for each in found] == GOLDEN["greedy"]
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"epsilon": 1e-2}, {"feed": "exact_gelu"}, {"heads": 2}],
+    [{"norm_epsilon": 1e-2}, {"activation": "exact_gelu"}, {"num_heads": 2}],
 )
 def test_a_planted_error_is_found(model, changed):
     assert difference(model._replace(config=model.config._replace(**changed))) > 1e-4

@@ -162,7 +162,7 @@ def test_questions_that_belong_together_are_let_in_together(weights):
     with pytest.raises(QueueFull):
         engine.submit_all(asked[:4], [Answer() for _ in range(4)])
     assert all(answer.wait()[2] == "length" for answer in answers)
-    assert all(tile.weights is None for tile in engine._tiles)  # nobody's weights outlive their last row
+    assert all(batch.weights is None for batch in engine._scheduler.batches)  # no weights outlive their last sequence
     engine.stop()
 
 

@@ -395,7 +395,7 @@ def test_what_erased_weights_made_of_a_text_is_dropped(tmp_path, tmp_path_factor
 def test_what_is_erased_is_not_held_in_memory_as_a_prompt_either(tmp_path, tmp_path_factory):
     made = LanguageDeployment("story", load(shared_run(tmp_path_factory)), Store(tmp_path), ServerConfig(online=True))
     number = made.lines.contribute("anna", "anna", TEXTS[0])
-    row = programs.empty_sequence_cache(made.model.config, made.engine.shape)
+    row = programs.init_sequence_cache(made.model.config, made.engine.shape)
     for owner in ("anna", "berta"):
         made.engine.prefix_cache.insert((owner, made.answering(owner).digest), b"\0" * 8, row, np.zeros(1), 0)
     made.erase(journal.contribution(made.lines.store, number), "anna")

@@ -97,7 +97,7 @@ def text(
 def generate(
     run: Annotated[Path, typer.Argument(help="A run of `train text`, or a GPT-2 folder of Hugging Face.")],
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue; may be given several times.")] = None,
-    tokens: Annotated[int, typer.Option(help="The most tokens of one continuation.")] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens of one continuation.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Only so many of the most probable tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only the most probable tokens that together have this much.")] = 1.0,
@@ -110,22 +110,22 @@ def generate(
     """Continue a text; the same command gives the same text."""
     prepare(device)
     from ontogeny.engine import generate as language
+    from ontogeny.engine.sampling import SamplingParams, check_sampling_params
     from ontogeny.lm.model import load
 
-    model = load(run)
+    model, params = load(run), SamplingParams(temperature, top_p, seed, top_k)
     prompts = prompt or [""]
     alone = len(prompts) * n == 1 and not as_json
     if alone:
-        language.tokenized(model, prompts[0])  # what is wrong with it is said before anything is printed
-        language.checked(language.Sampling(temperature, top_k, top_p))
+        language.encode_prompt(model, prompts[0])  # errors are reported before anything is printed
+        check_sampling_params(params)
         typer.echo(prompts[0], nl=False)
     found = language.generate(
         model,
         prompts,
-        tokens=tokens,
-        sampling=language.Sampling(temperature, top_k, top_p),
+        max_tokens=max_tokens,
+        sampling_params=params,
         stop=stop or (),
-        seed=seed,
         n=n,
         on_text=(lambda _, text: typer.echo(text, nl=False)) if alone else None,
     )
@@ -135,7 +135,7 @@ def generate(
     for number, each in enumerate(found):
         of = prompts[number // n]
         if as_json:
-            record = {"prompt": of, "text": each.text, "tokens": list(each.tokens), "reason": each.reason}
+            record = {"prompt": of, "text": each.text, "tokens": list(each.tokens), "finish_reason": each.finish_reason}
             typer.echo(json.dumps(record | {"seed": seed, "index": number % n}))
         else:
             typer.echo(f"--- prompt {number // n + 1}, continuation {number % n + 1}\n{of}{each.text}")

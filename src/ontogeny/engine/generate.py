@@ -1,12 +1,11 @@
-"""Continuing text: a batch of prompts of unequal length, a key-value cache, the whole loop in one program.
+"""Continue prompts with a language model: one fixed batch, decoded by a compiled loop.
 
-A row is a prompt and what follows it. It reads its prompt but for the last token in chunks, and then, step by step,
-its last token, and draws the next. What a row draws depends on its own tokens, its own seed and the shape of the batch
-(rows, capacity, chunk), and not on what the other rows hold: bit for bit, whichever row it is.
-Letters: R rows, K tokens of a chunk, V vocabulary, N draws in one dispatch.
+All tokens of a prompt but the last are prefilled in chunks; then each decode step processes one token per sequence and
+samples the next one. What a sequence generates depends on its own tokens, its seed and the shape of the batch (number
+of sequences, capacity, chunk size), bit for bit, and not on its slot or on the other sequences. Seeds are those of
+`sampling`, so the server draws the same tokens. Letters: R sequences, K tokens of a chunk, N tokens of one compiled call.
 """
 
-import codecs
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,333 +14,291 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int32
 
 from ontogeny.content import transformer
 from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
+from ontogeny.engine.sampling import (
+    NUM_SEEDS,
+    BatchSamplingParams,
+    SamplingParams,
+    check_sampling_params,
+    draw_uniform,
+    sample_tokens,
+)
+from ontogeny.engine.text_stream import TextStream
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
-from ontogeny.lm.tokenizer import Tokenizer
-from ontogeny.types import Key
 
-CHUNK = 32  # K, of a prompt
-PIECE = 16  # draws between two looks at the text
-ROOM = 32  # capacities are multiples of it, so that few programs are compiled
+PREFILL_CHUNK = 32  # K, tokens of a prompt per prefill call
+TOKENS_PER_CALL = 16  # N, decode steps between two updates of the text
+CAPACITY_MULTIPLE = 32  # capacities are multiples of it, so that few programs are compiled
 
-
-class Sampling(NamedTuple):
-    """How the next token is drawn, per row or for all; temperature 0 takes the most probable one."""
-
-    temperature: Array | float = 1.0  # [R]
-    top_k: Array | int = 0  # only so many of the most probable; 0 means all
-    top_p: Array | float = 1.0  # only the most probable that together have this probability
+OnText = Callable[[int, str], None]
 
 
-class Rows(NamedTuple):
-    """A batch in the midst of being continued."""
+class DecodeState(NamedTuple):
+    """The state of a batch between two compiled calls."""
 
-    cache: KVCache  # what each row has read
-    last: Array  # [R] int32, the token that it reads next
-    left: Array  # [R] int32, how many it may still draw; 0 where a row is done, or free
-    drawn: Array  # [R] int32, how many it has drawn
-    key: Key  # [R]
-    sampling: Sampling
+    cache: KVCache
+    next_token: Int32[Array, "R"]  # the token that is processed next
+    num_remaining: Int32[Array, "R"]  # tokens that may still be generated; 0 where a sequence is finished
+    sampling_params: BatchSamplingParams
 
 
-class Drawn(NamedTuple):
-    """What a dispatch has drawn; row r's are the first `counts[r]`."""
+class DecodeOutput(NamedTuple):
+    """The tokens that a compiled call has generated; of sequence r the first `counts[r]` are valid."""
 
-    tokens: Array  # [R, N] int32
-    log_probability: Array  # [R, N] of each, by the model's own distribution (temperature 1, no cut)
-    top: Array  # [R, N, top] int32, the most probable tokens, best first
-    top_log_probability: Array  # [R, N, top]
-    counts: Array  # [R] int32
+    tokens: Int32[Array, "R N"]
+    counts: Int32[Array, "R"]
 
 
 class Completion(NamedTuple):
-    """What followed a prompt, and why it ended: `end` (the end token), `stop` (a stop string) or `length`."""
+    """The continuation of a prompt.
+
+    Attributes:
+        finish_reason: `end` (the end token, the last of `tokens`), `stop` (a stop string) or `length`.
+    """
 
     text: str
     tokens: tuple[int, ...]
-    reason: str
-
-
-def no_rows(config: TransformerConfig, rows: int, capacity: int | None = None) -> Rows:
-    """A batch whose rows are all free."""
-    zero = jnp.zeros(rows, jnp.int32)
-    sampling = Sampling(jnp.ones(rows), zero, jnp.ones(rows))
-    key = jax.random.split(jax.random.key(0), rows)
-    return Rows(transformer.init_cache(config, rows, capacity), zero, zero, zero, key, sampling)
-
-
-def checked(sampling: Sampling) -> Sampling:
-    """The sampling itself, of single numbers; `BadInput` where nothing could be drawn by it."""
-    if not 0 <= sampling.temperature <= 100:
-        raise BadInput(f"the temperature lies between 0 and 100, not {sampling.temperature}")
-    if not 0 <= sampling.top_k < 2**31:
-        raise BadInput(f"top-k is at least 0, which means all tokens, not {sampling.top_k}")
-    if not 0 < sampling.top_p <= 1:
-        raise BadInput(f"top-p lies above 0 and is at most 1, not {sampling.top_p}")
-    return sampling
+    finish_reason: str
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def read(config: TransformerConfig, weights: TransformerWeights, cache: KVCache, tokens: Array, count: Array) -> KVCache:
-    """Row r reads the first `count[r]` of its tokens [R, K]."""
-    return transformer.extend_cache(config, weights, cache, tokens, count)[0]
-
-
-@partial(jax.jit, static_argnums=0, static_argnames=("most", "top", "end"), donate_argnums=2)
-def draw(
+def prefill(
     config: TransformerConfig,
     weights: TransformerWeights,
-    rows: Rows,
-    steps: Array | int,
+    cache: KVCache,
+    tokens: Int32[Array, "R K"],
+    num_tokens: Int32[Array, "R"],
+) -> KVCache:
+    """Process the first `num_tokens` of each sequence's tokens."""
+    return transformer.extend_cache(config, weights, cache, tokens, num_tokens)[0]
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="end_token", donate_argnums=2)
+def decode(
+    config: TransformerConfig,
+    weights: TransformerWeights,
+    state: DecodeState,
+    uniforms: Float[Array, "R N"],
     *,
-    most: int,
-    end: int,
-    top: int = 0,
-    read_out: Array | None = None,
-) -> tuple[Rows, Drawn]:
-    """Up to `steps` <= `most` = N draws for every row that has some left; one compiled loop, which ends early.
+    end_token: int,
+    lm_head: Float[Array, "W V"] | None = None,
+) -> tuple[DecodeState, DecodeOutput]:
+    """Generate up to N tokens per sequence in one compiled loop, which ends early where no sequence can continue.
 
-    A row is done (`left` 0) where it has drawn `end` (-1: there is none), and waits where its cache is full. `read_out`
-    is `transformer.transposed_lm_head(weights)`, for who draws more than once.
+    Args:
+        uniforms: The uniform numbers that select the next N tokens of each sequence (`sampling.draw_uniform`).
+        end_token: A sequence is finished where it generates this token; -1 for no such token.
+        lm_head: `transformer.transposed_lm_head(weights)`, which saves time where the function is called repeatedly.
+
+    Returns:
+        The new state and the tokens. A sequence whose cache is full waits; see `shift_full_caches`.
     """
-    R, capacity = rows.last.shape[0], rows.cache.capacity
-    read_out = transformer.transposed_lm_head(weights) if read_out is None else read_out
-    none = Drawn(
-        jnp.zeros((R, most), jnp.int32),
-        jnp.zeros((R, most)),
-        jnp.zeros((R, most, top), jnp.int32),
-        jnp.zeros((R, most, top)),
-        jnp.zeros(R, jnp.int32),
-    )
+    R, N = uniforms.shape
+    lm_head = transformer.transposed_lm_head(weights) if lm_head is None else lm_head
 
-    def alive(rows: Rows) -> Array:
-        return (rows.left > 0) & (rows.cache.length < capacity)
+    def is_active(state: DecodeState) -> Array:
+        return (state.num_remaining > 0) & (state.cache.length < state.cache.capacity)
 
-    def go_on(carry: tuple[Array, Rows, Drawn]) -> Array:
-        number, rows, _ = carry
-        return (number < steps) & jnp.any(alive(rows))
+    def continues(carry: tuple[Array, DecodeState, DecodeOutput]) -> Array:
+        step, state, _ = carry
+        return (step < N) & jnp.any(is_active(state))
 
-    def one(carry: tuple[Array, Rows, Drawn]) -> tuple[Array, Rows, Drawn]:
-        number, rows, drawn = carry
-        live = alive(rows)
-        count = live.astype(jnp.int32)
-        cache, logits = transformer.extend_cache(config, weights, rows.cache, rows.last[:, None], count, lm_head=read_out)
-        token = sample(jax.vmap(jax.random.fold_in)(rows.key, rows.drawn), logits, rows.sampling)
-        normal = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - normal
-        best, names = jax.lax.top_k(logits, top) if top else (logits[:, :0], jnp.zeros((R, 0), jnp.int32))
-        at = jnp.where(live, drawn.counts, most)  # beyond the end nothing is written
-        row = jnp.arange(R)
-        drawn = Drawn(
-            drawn.tokens.at[row, at].set(token, mode="drop"),
-            drawn.log_probability.at[row, at].set(chosen, mode="drop"),
-            drawn.top.at[row, at].set(names, mode="drop"),
-            drawn.top_log_probability.at[row, at].set(best - normal[:, None], mode="drop"),
-            drawn.counts + live,
+    def generate_one(
+        carry: tuple[Array, DecodeState, DecodeOutput],
+    ) -> tuple[Array, DecodeState, DecodeOutput]:
+        step, state, output = carry
+        active = is_active(state)
+        cache, logits = transformer.extend_cache(
+            config, weights, state.cache, state.next_token[:, None], active.astype(jnp.int32), lm_head=lm_head
         )
-        left = jnp.where(live, jnp.where(token == end, 0, rows.left - 1), rows.left)
-        rows = rows._replace(
-            cache=cache, last=jnp.where(live, token, rows.last), left=left, drawn=rows.drawn + live.astype(jnp.int32)
+        uniform = jnp.take_along_axis(uniforms, output.counts[:, None], axis=1, mode="clip")[:, 0]
+        token = sample_tokens(uniform, logits, state.sampling_params)
+        index = jnp.where(active, output.counts, N)  # nothing is written beyond the end
+        tokens = output.tokens.at[jnp.arange(R), index].set(token, mode="drop")
+        remaining = jnp.where(token == end_token, 0, state.num_remaining - 1)
+        state = state._replace(
+            cache=cache,
+            next_token=jnp.where(active, token, state.next_token),
+            num_remaining=jnp.where(active, remaining, state.num_remaining),
         )
-        return number + 1, rows, drawn
+        return step + 1, state, DecodeOutput(tokens, output.counts + active)
 
-    _, rows, drawn = jax.lax.while_loop(go_on, one, (jnp.int32(0), rows, none))
-    return rows, drawn
-
-
-def sample(key: Key, logits: Array, sampling: Sampling) -> Array:
-    """One token per row, [R] keys, [R, V] logits -> [R] int32; what no row asks for is not computed.
-
-    Top-k before top-p, both after temperature (Holtzman et al. 2020, arXiv 1904.09751); the draw by Gumbel's maximum.
-    """
-    temperature, top_k, top_p = (jnp.asarray(setting)[:, None] for setting in sampling)
-    greedy = _first_highest(logits)
-
-    def drawn(logits: Array) -> Array:
-        scaled = logits / jnp.where(temperature > 0, temperature, 1)
-        scaled = jax.lax.cond(jnp.any((top_k > 0) | (top_p < 1)), cut, lambda scaled: scaled, scaled)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(key)
-        return jnp.where(temperature[:, 0] > 0, _first_highest(scaled + noise), greedy)
-
-    def cut(scaled: Array) -> Array:
-        V = scaled.shape[-1]
-        ordered = -jnp.sort(-scaled, axis=-1)
-        kept = jnp.arange(V)[None] < jnp.where(top_k > 0, top_k, V)
-        shares = jax.nn.softmax(jnp.where(kept, ordered, -jnp.inf), axis=-1)
-        before = jnp.cumsum(shares, axis=-1) - shares
-        kept &= (before < top_p) | (jnp.arange(V)[None] == 0)
-        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-        uncut = (top_k <= 0) & (top_p >= 1)
-        return jnp.where(uncut | (scaled >= least), scaled, -jnp.inf)
-
-    return jax.lax.cond(jnp.any(temperature > 0), drawn, lambda logits: greedy, logits)
-
-
-def _first_highest(logits: Array) -> Array:
-    """`jnp.argmax` of [R, V], in two plain reductions: on a CPU four times as fast."""
-    V = logits.shape[-1]
-    here = logits == jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.minimum(jnp.min(jnp.where(here, jnp.arange(V), V), axis=-1), V - 1).astype(jnp.int32)
-
-
-class TextStream:
-    """Tokens in, text out as soon as it is sure: whole characters, and nothing that may belong to a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._waiting = ""
-        self.stopped = False  # whether a stop string has come; it and what follows it are not part of the text
-
-    def feed(self, tokens: Sequence[int]) -> str:
-        """The text that has become sure by these tokens."""
-        return self._sure(self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, tokens))))
-
-    def close(self) -> str:
-        """The rest: no token will come."""
-        text = self._sure(self._decoder.decode(b"", final=True))
-        rest, self._waiting = ("" if self.stopped else self._waiting), ""
-        return text + rest
-
-    def _sure(self, text: str) -> str:
-        if self.stopped:
-            return ""
-        text = self._waiting + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._waiting = True, ""
-            return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._waiting = text[len(text) - held :]
-        return text[: len(text) - held]
+    empty = DecodeOutput(jnp.zeros((R, N), jnp.int32), jnp.zeros(R, jnp.int32))
+    _, state, output = jax.lax.while_loop(continues, generate_one, (jnp.int32(0), state, empty))
+    return state, output
 
 
 def generate(
     model: LanguageModel,
     prompts: Sequence[str],
     *,
-    tokens: int = 128,
-    sampling: Sampling = Sampling(),  # noqa: B008
+    max_tokens: int = 128,
+    sampling_params: SamplingParams = SamplingParams(),  # noqa: B008
     stop: Sequence[str] = (),
-    seed: int = 0,
     n: int = 1,
-    on_text: Callable[[int, str], None] | None = None,
+    on_text: OnText | None = None,
 ) -> list[Completion]:
-    """`n` continuations of each prompt, prompt by prompt; the same arguments give the same text.
+    """Continue prompts; the same arguments give the same text.
 
-    `on_text(number of the completion, text)` is told each piece of text as soon as it is sure. Where a row has filled
-    the model's context, it goes on with the last half of it. An empty prompt begins a document; one that fills the
-    context, and settings out of range, raise `BadInput`.
+    A sequence that fills the model's context continues from the second half of its tokens.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        prompts: At least one. An empty prompt begins a document.
+        max_tokens: The most tokens of one completion, at least 1.
+        sampling_params: Completion number i of a prompt is drawn with the seed plus i.
+        stop: A completion ends before the first of these strings.
+        n: Completions of each prompt, at least 1.
+        on_text: Receives the number of a completion and each part of its text as soon as it is final.
+
+    Returns:
+        The completions, prompt by prompt.
+
+    Raises:
+        BadInput: A prompt leaves no room in the context, or an argument is out of its range.
     """
-    sampling = checked(sampling)
-    if tokens < 1 or n < 1:
-        raise BadInput(f"at least one token of at least one completion is generated, not {tokens} of {n}")
-    encoded = [tokenized(model, prompt) for prompt in prompts for _ in range(n)]
-    if not encoded:
+    check_sampling_params(sampling_params)
+    if max_tokens < 1 or n < 1:
+        raise BadInput(f"at least one token of at least one completion is generated, not {max_tokens} of {n}")
+    if not prompts:
         raise BadInput("there is no prompt")
-    return generate_tokens(model, encoded, tokens, sampling, stop=stop, seed=seed, on_text=on_text)
+    encoded = [encode_prompt(model, prompt) for prompt in prompts for _ in range(n)]
+    seeds = [(sampling_params.seed + i) % NUM_SEEDS for _ in prompts for i in range(n)]
+    return generate_from_tokens(model, encoded, max_tokens, sampling_params, seeds=seeds, stop=stop, on_text=on_text)
 
 
-def generate_tokens(
+def generate_from_tokens(
     model: LanguageModel,
-    encoded: Sequence[Sequence[int]],
-    tokens: int,
-    sampling: Sampling,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampling_params: SamplingParams,
     *,
+    seeds: Sequence[int] | None = None,
     stop: Sequence[str] = (),
-    seed: int = 0,
-    on_text: Callable[[int, str], None] | None = None,
+    on_text: OnText | None = None,
 ) -> list[Completion]:
-    """`generate` after prompts of tokens, each of at least one and fewer than the context."""
-    capacity = min(model.config.context_length, -(-(max(map(len, encoded)) + tokens) // ROOM) * ROOM)
-    rows = start(model, encoded, capacity, tokens, sampling, seed)
-    end = -1 if model.tokenizer.end is None else model.tokenizer.end
-    read_out = jax.jit(transformer.transposed_lm_head)(model.weights)
-    streams = [TextStream(model.tokenizer, stop) for _ in encoded]
-    made: list[list[int]] = [[] for _ in encoded]
-    texts = ["" for _ in encoded]
+    """Continue prompts of tokens; see `generate`.
 
-    def tell(number: int, text: str) -> None:
-        texts[number] += text
+    Args:
+        model: As `ontogeny.load` returns it.
+        prompts: Each has at least one token and fewer than the context.
+        max_tokens: The most tokens of one completion, at least 1.
+        sampling_params: How tokens are drawn.
+        seeds: One seed per prompt; by default that of `sampling_params` for all.
+        stop: A completion ends before the first of these strings.
+        on_text: Receives the number of a completion and each part of its text as soon as it is final.
+    """
+    seeds = [sampling_params.seed] * len(prompts) if seeds is None else seeds
+    end_token = -1 if model.tokenizer.end is None else model.tokenizer.end
+    lm_head = jax.jit(transformer.transposed_lm_head)(model.weights)
+    streams = [TextStream(model.tokenizer, stop) for _ in prompts]
+    generated: list[list[int]] = [[] for _ in prompts]
+    texts = ["" for _ in prompts]
+
+    def append_text(index: int, text: str) -> None:
+        texts[index] += text
         if text and on_text is not None:
-            on_text(number, text)
+            on_text(index, text)
 
-    while np.any(np.asarray(rows.left) > 0):
-        rows = _refilled(model, rows, encoded, made)
-        rows, drawn = draw(model.config, model.weights, rows, PIECE, most=PIECE, end=end, read_out=read_out)
-        count, found = np.asarray(drawn.counts), np.asarray(drawn.tokens)
-        left = np.array(rows.left)
-        for number, stream in enumerate(streams):
-            new = found[number, : count[number]].tolist()
-            made[number] += new
-            tell(number, stream.feed(new))
+    state = start(model, prompts, max_tokens, sampling_params)
+    while np.any(np.asarray(state.num_remaining) > 0):
+        state = shift_full_caches(model, state, [[*p, *new] for p, new in zip(prompts, generated, strict=True)])
+        uniforms = _draw_uniforms(seeds, [len(tokens) for tokens in generated], sampling_params.temperature)
+        state, output = decode(model.config, model.weights, state, uniforms, end_token=end_token, lm_head=lm_head)
+        counts, tokens = np.asarray(output.counts), np.asarray(output.tokens)
+        num_remaining = np.array(state.num_remaining)
+        for index, stream in enumerate(streams):
+            new = tokens[index, : counts[index]].tolist()
+            generated[index] += new
+            append_text(index, stream.push(*new))
             if stream.stopped:
-                left[number] = 0
-        rows = rows._replace(left=jnp.asarray(left))
-    for number, stream in enumerate(streams):
-        tell(number, stream.close())
+                num_remaining[index] = 0
+        state = state._replace(num_remaining=jnp.asarray(num_remaining))
+    for index, stream in enumerate(streams):
+        append_text(index, stream.finish())
     return [
-        Completion(text, tuple(ids), "stop" if stream.stopped else "end" if ids[-1] == end else "length")
-        for text, ids, stream in zip(texts, made, streams, strict=True)
+        Completion(text, tuple(tokens), "stop" if stream.stopped else "end" if tokens[-1] == end_token else "length")
+        for text, tokens, stream in zip(texts, generated, streams, strict=True)
     ]
 
 
-def tokenized(model: LanguageModel, prompt: str) -> list[int]:
-    """A prompt's tokens, at least one; `BadInput` where it cannot be read or leaves no room in the context."""
-    found = model.tokenizer.encode(prompt).tolist()
-    if not found:
+def encode_prompt(model: LanguageModel, prompt: str) -> list[int]:
+    """Tokenize a prompt; an empty one becomes the end token, which begins a document.
+
+    Raises:
+        BadInput: The prompt cannot be tokenized or leaves no room in the context.
+    """
+    tokens = model.tokenizer.encode(prompt).tolist()
+    if not tokens:
         if model.tokenizer.end is None:
-            raise BadInput("the prompt is empty, and this tokenizer has no token to begin a document with")
-        found = [model.tokenizer.end]
-    if len(found) >= model.config.context_length:
+            raise BadInput("the prompt is empty, and this tokenizer has no token that begins a document")
+        tokens = [model.tokenizer.end]
+    context_length = model.config.context_length
+    if len(tokens) >= context_length:
         raise BadInput(
-            f"the prompt has {len(found):,} tokens, which leaves no room in the model's context of "
-            f"{model.config.context_length}"
+            f"the prompt has {len(tokens):,} tokens, which leaves no room in the model's context of {context_length}"
         )
-    return found
+    return tokens
 
 
 def start(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], capacity: int, tokens: int, sampling: Sampling, seed: int
-) -> Rows:
-    """A batch with one row per prompt that has been read but for its last token."""
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_tokens: int, sampling_params: SamplingParams
+) -> DecodeState:
+    """Prefill a batch of prompts, all tokens of each but the last.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        prompts: Each has at least one token and fewer than the context.
+        max_tokens: The most tokens that each sequence generates.
+        sampling_params: Temperature, top-p and top-k of all sequences.
+    """
     R = len(prompts)
-    rows = no_rows(model.config, R, capacity)
-    cache = read_all(model, rows.cache, [prompt[:-1] for prompt in prompts])
-    kinds = (jnp.float32, jnp.int32, jnp.float32)
-    same = Sampling(*(jnp.full(R, setting, kind) for setting, kind in zip(sampling, kinds, strict=True)))
-    key = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(seed), number))(jnp.arange(R))
-    last = jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32)
-    return Rows(cache, last, jnp.full(R, tokens, jnp.int32), jnp.zeros(R, jnp.int32), key, same)
+    needed = max(map(len, prompts)) + max_tokens
+    capacity = min(model.config.context_length, -(-needed // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE)
+    cache = transformer.init_cache(model.config, R, capacity)
+    cache = _prefill_prompts(model, cache, [prompt[:-1] for prompt in prompts])
+    params = BatchSamplingParams(
+        jnp.full(R, sampling_params.temperature, jnp.float32),
+        jnp.full(R, sampling_params.top_p, jnp.float32),
+        jnp.full(R, sampling_params.top_k, jnp.int32),
+    )
+    next_token = jnp.asarray([prompt[-1] for prompt in prompts], jnp.int32)
+    return DecodeState(cache, next_token, jnp.full(R, max_tokens, jnp.int32), params)
 
 
-def read_all(model: LanguageModel, cache: KVCache, texts: Sequence[Sequence[int]]) -> KVCache:
-    """Row r reads all of `texts[r]`, chunk by chunk."""
-    chunk = min(CHUNK, cache.capacity)
-    for at in range(0, max(map(len, texts)), chunk):
-        parts = [text[at : at + chunk] for text in texts]
-        tokens = np.array([[*part, *[0] * (chunk - len(part))] for part in parts], np.int32)
-        cache = read(model.config, model.weights, cache, tokens, np.array([len(part) for part in parts], np.int32))
+def shift_full_caches(model: LanguageModel, state: DecodeState, tokens: Sequence[Sequence[int]]) -> DecodeState:
+    """Restart each full cache from the second half of its sequence's tokens, which are processed anew."""
+    full = (np.asarray(state.num_remaining) > 0) & (np.asarray(state.cache.length) >= state.cache.capacity)
+    if not full.any():
+        return state
+    num_kept = max(model.config.context_length // 2, 1)
+    prompts = [sequence[-num_kept:-1] if is_full else [] for sequence, is_full in zip(tokens, full, strict=True)]
+    cleared = transformer.clear_sequences(state.cache, jnp.asarray(full))
+    return state._replace(cache=_prefill_prompts(model, cleared, prompts))
+
+
+def _prefill_prompts(model: LanguageModel, cache: KVCache, prompts: Sequence[Sequence[int]]) -> KVCache:
+    """Process all tokens of each prompt, chunk by chunk."""
+    size = min(PREFILL_CHUNK, cache.capacity)
+    for first in range(0, max(map(len, prompts)), size):
+        chunks = [prompt[first : first + size] for prompt in prompts]
+        tokens = np.array([[*chunk, *[0] * (size - len(chunk))] for chunk in chunks], np.int32)
+        cache = prefill(model.config, model.weights, cache, tokens, np.array([len(c) for c in chunks], np.int32))
     return cache
 
 
-def _refilled(
-    model: LanguageModel, rows: Rows, prompts: Sequence[Sequence[int]], made: Sequence[Sequence[int]]
-) -> Rows:
-    """Rows that go on and whose context is full read the last half of it again, as if it began there."""
-    full = (np.asarray(rows.left) > 0) & (np.asarray(rows.cache.length) >= rows.cache.capacity)
-    if not full.any():
-        return rows
-    keep = max(model.config.context_length // 2, 1)
-    texts = [
-        ([*prompt, *new][-keep:-1] if is_full else []) for prompt, new, is_full in zip(prompts, made, full, strict=True)
+def _draw_uniforms(seeds: Sequence[int], positions: Sequence[int], temperature: float) -> np.ndarray:
+    """The uniform numbers of each sequence's next N tokens, [R, N]; zeros where sampling is greedy."""
+    shape = (len(seeds), TOKENS_PER_CALL)
+    if temperature == 0:
+        return np.zeros(shape, np.float32)
+    numbers = [
+        draw_uniform(seed, position + i)
+        for seed, position in zip(seeds, positions, strict=True)
+        for i in range(shape[1])
     ]
-    return rows._replace(cache=read_all(model, transformer.clear_sequences(rows.cache, jnp.asarray(full)), texts))
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop string."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    return np.array(numbers, np.float32).reshape(shape)

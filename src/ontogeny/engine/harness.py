@@ -1,13 +1,12 @@
-"""A language model of ours as a model of EleutherAI's `lm_eval`, in process, so that any of its tasks run on it.
+"""A language model as a model of EleutherAI's `lm_eval`, in process, so that any of its tasks can be run.
 
     import lm_eval
-    from ontogeny.engine.harness import Harness
+    from ontogeny.engine.harness import HarnessModel
 
-    results = lm_eval.simple_evaluate(Harness("runs/mine"), tasks=["lambada_openai"])["results"]
+    results = lm_eval.simple_evaluate(HarnessModel("runs/mine"), tasks=["lambada_openai"])["results"]
 
-Gao et al., "The Language Model Evaluation Harness" (PyPI lm-eval, the extra `eval`; without torch). Scores are those of
-the harness' own `hf` model on the same weights: where text is cut into tokens, what is left out where it is too long
-and what stands before a document follow it.
+Gao et al., "The Language Model Evaluation Harness" (PyPI lm-eval, the extra `eval`; without torch). Scores equal those
+of the harness' own `hf` model on the same weights: tokenization, truncation and the token before a document follow it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,114 +18,127 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ontogeny.content import transformer
-from ontogeny.engine import generate
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.engine.generate import generate_from_tokens
+from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm import model as models
 from ontogeny.lm.model import LanguageModel
 
 try:
+    from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
     from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 except ImportError:
     raise BadInput("the harness needs lm_eval: pip install 'ontogeny[eval]'") from None
 
-NEW = 256  # tokens of an answer, where a task does not say
-Pair = tuple[list[int], list[int]]  # a context's tokens, at least one, and those that are scored after it
+DEFAULT_MAX_TOKENS = 256  # of an answer, where a task does not say
+ContextAndContinuation = tuple[list[int], list[int]]  # tokens of a context, at least one, and the tokens to score
 
 
-class Harness(LM):
-    """`model` is one that was loaded, or the folder of a run or of a GPT-2."""
+class HarnessModel(LM):
+    """A model of `lm_eval`."""
 
-    def __init__(self, model: LanguageModel | Path | str, batch: int = 16) -> None:
+    def __init__(self, model: LanguageModel | Path | str, batch_size: int = 16) -> None:
+        """Load a model.
+
+        Args:
+            model: A loaded model, or the folder of a run or of a GPT-2.
+            batch_size: Sequences that are scored or continued together, at least 1.
+
+        Raises:
+            BadInput: The model's tokenizer has no end token.
+        """
         super().__init__()
         self.model = model if isinstance(model, LanguageModel) else models.load(model)
         if self.model.tokenizer.end is None:
             raise BadInput("the harness needs a tokenizer with an end token, after which a document is scored")
-        self.end, self.batch = self.model.tokenizer.end, batch
+        self.end_token, self.batch_size = self.model.tokenizer.end, batch_size
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation after its context, and whether it is what would be drawn greedily."""
-        return self._scored([self._pair(*request.args) for request in requests])
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The log-probability of each continuation after its context, and whether greedy decoding would yield it."""
+        return self._score([self._tokenize_pair(*request.args) for request in requests])
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, each from the end token on, in windows that the context does not exceed."""
-        windows = [list(self._windows(self._encoded(request.args[0]))) for request in requests]
-        scored = iter(self._scored([pair for each in windows for pair in each]))
-        return [sum(next(scored)[0] for _ in each) for each in windows]
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of whole texts, each from the end token on, in windows of at most the context."""
+        windows = [list(self._windows(self._tokenize(request.args[0]))) for request in requests]
+        scores = iter(self._score([pair for pairs in windows for pair in pairs]))
+        return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What is drawn after each context, greedily unless `do_sample` is asked for, until one of `until`."""
-        asked = [request.args for request in requests]
-        made = [""] * len(asked)
-        order = sorted(range(len(asked)), key=lambda i: repr(asked[i][1]))
-        for _, group in groupby(order, key=lambda i: repr(asked[i][1])):
-            numbers = list(group)
-            for at in range(0, len(numbers), self.batch):
-                some = numbers[at : at + self.batch]
-                for number, text in zip(some, self._drawn([asked[i][0] for i in some], asked[some[0]][1]), strict=True):
-                    made[number] = text
-        return made
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The continuation of each context, greedy unless `do_sample` is set, up to one of the strings `until`."""
+        arguments = [request.args for request in requests]
+        texts = [""] * len(arguments)
+        order = sorted(range(len(arguments)), key=lambda i: repr(arguments[i][1]))
+        for _, group in groupby(order, key=lambda i: repr(arguments[i][1])):
+            indices = list(group)
+            for first in range(0, len(indices), self.batch_size):
+                batch = indices[first : first + self.batch_size]
+                answers = self._generate([arguments[i][0] for i in batch], arguments[batch[0]][1])
+                for index, text in zip(batch, answers, strict=True):
+                    texts[index] = text
+        return texts
 
-    def _encoded(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return self.model.tokenizer.encode(text).tolist()
 
-    def _pair(self, context: str, continuation: str) -> Pair:
-        """Spaces at the end of a context belong to the continuation; tokens are cut as in the whole."""
+    def _tokenize_pair(self, context: str, continuation: str) -> ContextAndContinuation:
+        """Tokenize both as one text; spaces at the end of the context belong to the continuation."""
         if not context:
-            scored = self._encoded(continuation)
-            return [self.end], scored
-        bare = context.rstrip()
-        before = self._encoded(bare) if bare else []
-        return (before or [self.end]), self._encoded(context + continuation)[len(before) :]
+            return [self.end_token], self._tokenize(continuation)
+        stripped = context.rstrip()
+        prefix = self._tokenize(stripped) if stripped else []
+        return (prefix or [self.end_token]), self._tokenize(context + continuation)[len(prefix) :]
 
-    def _windows(self, tokens: list[int]) -> Iterator[Pair]:
-        """Each token once, with as much before it as a last whole window allows."""
+    def _windows(self, tokens: list[int]) -> Iterator[ContextAndContinuation]:
+        """Windows that score each token once; the last one has as much context as a whole window allows."""
         C = self.model.config.context_length
-        for at in range(0, len(tokens), C):
-            stop = min(at + C, len(tokens))
-            start = max(stop - C, 0)
-            yield [self.end, *tokens][start : at + 1], tokens[at:stop]
+        for start in range(0, len(tokens), C):
+            stop = min(start + C, len(tokens))
+            yield [self.end_token, *tokens][max(stop - C, 0) : start + 1], tokens[start:stop]
 
-    def _scored(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+    def _score(self, pairs: Sequence[ContextAndContinuation]) -> list[tuple[float, bool]]:
         C = self.model.config.context_length
-        found: list[tuple[float, bool]] = []
-        for at in range(0, len(pairs), self.batch):
-            some = pairs[at : at + self.batch]
-            tokens = np.full((self.batch, C + 1), self.end, np.int32)
-            for row, (context, scored) in zip(tokens, some, strict=False):
-                if not 0 < len(scored) <= C:
-                    raise BadInput(f"a continuation has {len(scored)} tokens, the model scores 1 to {C} at once")
-                whole = (context + scored)[-(C + 1) :]
-                row[: len(whole)] = whole
-            chances, likeliest = _judged(self.model.config, self.model.weights, tokens)
-            for row, (context, scored) in enumerate(some):
-                stop = min(len(context) + len(scored), C + 1) - 1
-                here = slice(stop - len(scored), stop)
-                sure = bool(np.asarray(likeliest[row, here]).all())
-                found.append((float(np.asarray(chances[row, here], np.float64).sum()), sure))
-        return found
+        scores: list[tuple[float, bool]] = []
+        for first in range(0, len(pairs), self.batch_size):
+            batch = pairs[first : first + self.batch_size]
+            tokens = np.full((self.batch_size, C + 1), self.end_token, np.int32)
+            for row, (context, continuation) in zip(tokens, batch, strict=False):
+                if not 0 < len(continuation) <= C:
+                    raise BadInput(f"a continuation has {len(continuation)} tokens, the model scores 1 to {C} at once")
+                window = (context + continuation)[-(C + 1) :]
+                row[: len(window)] = window
+            logprobs, is_greedy = _score_windows(self.model.config, self.model.weights, tokens)
+            for index, (context, continuation) in enumerate(batch):
+                stop = min(len(context) + len(continuation), C + 1) - 1
+                scored = slice(stop - len(continuation), stop)
+                total = float(np.asarray(logprobs[index, scored], np.float64).sum())
+                scores.append((total, bool(np.asarray(is_greedy[index, scored]).all())))
+        return scores
 
-    def _drawn(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
-        most = int(settings.get("max_gen_toks", min(NEW, self.model.config.context_length // 2)))
-        until = settings.get("until") or []
-        until = [until] if isinstance(until, str) else list(until)
-        room = self.model.config.context_length - most
+    def _generate(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
+        context_length = self.model.config.context_length
+        max_tokens = int(settings.get("max_gen_toks", min(DEFAULT_MAX_TOKENS, context_length // 2)))
+        stop = settings.get("until") or []
+        room = context_length - max_tokens
         if room < 1:
-            raise BadInput(f"an answer of {most} tokens leaves no room in a context of {self.model.config.context_length}")
-        sampled = settings.get("do_sample", False) or settings.get("temperature", 0) > 0
-        sampling = generate.Sampling(
-            float(settings.get("temperature", 1.0)) if sampled else 0.0,
-            int(settings.get("top_k", 0)) if sampled else 0,
-            float(settings.get("top_p", 1.0)) if sampled else 1.0,
+            raise BadInput(f"an answer of {max_tokens} tokens leaves no room in a context of {context_length}")
+        params = SamplingParams(temperature=0.0)
+        if settings.get("do_sample", False) or settings.get("temperature", 0) > 0:
+            temperature, top_p = float(settings.get("temperature", 1.0)), float(settings.get("top_p", 1.0))
+            params = SamplingParams(temperature, top_p, top_k=int(settings.get("top_k", 0)))
+        prompts = [self._tokenize(context)[-room:] or [self.end_token] for context in contexts]
+        completions = generate_from_tokens(
+            self.model, prompts, max_tokens, params, stop=[stop] if isinstance(stop, str) else list(stop)
         )
-        texts = [self._encoded(context)[-room:] or [self.end] for context in contexts]
-        return [each.text for each in generate.generate_tokens(self.model, texts, most, sampling, stop=until)]
+        return [completion.text for completion in completions]
 
 
 @partial(jax.jit, static_argnums=0)
-def _judged(config: transformer.TransformerConfig, weights: transformer.TransformerWeights, tokens: jax.Array) -> tuple[Any, Any]:
-    """Of windows [B, T + 1]: log-probability [B, T] of each token but the first, and whether it is the likeliest."""
+def _score_windows(config: TransformerConfig, weights: TransformerWeights, tokens: Array) -> tuple[Array, Array]:
+    """Of windows [B, T + 1]: log-probability [B, T] of each token but the first, and whether it is the most probable."""
     logits = transformer.forward(config, weights, tokens[:, :-1])
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens[:, 1:]

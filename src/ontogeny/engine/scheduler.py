@@ -167,9 +167,7 @@ class Scheduler:
     def _is_final(self, sequence: SequenceState) -> bool:
         """Whether one more prefill chunk, or none, completes the prompt."""
         is_cached = (
-            sequence.prefix is not None
-            and not sequence.cache_length
-            and self._prefix_cache.contains(*sequence.prefix)
+            sequence.prefix is not None and not sequence.cache_length and self._prefix_cache.contains(*sequence.prefix)
         )
         return is_cached or len(sequence.unprocessed) <= self._shape.prefill_chunk
 
@@ -187,4 +185,3 @@ class Scheduler:
 def _begin_prefill(batch: SequenceBatch, sequence: SequenceState) -> PrefillTask:
     sequence.is_busy = sequence.is_prefilling = True
     return PrefillTask(batch, sequence)
-

@@ -71,8 +71,8 @@ def _rows(
         ("weights", f"{spec['numbers']:,}"),
         (
             "model",
-            f"{run['architecture']}: {config['layers']} layers, {config['heads']} heads, {config['width']} wide, "
-            f"context {config['context']}, {config['vocabulary']} tokens ({run['tokenizer']})",
+            f"{run['architecture']}: {config['num_layers']} layers, {config['num_heads']} heads, {config['width']} wide, "
+            f"context {config['context_length']}, {config['vocab_size']} tokens ({run['tokenizer']})",
         ),
         ("steps", f"{done:,} of {how['steps']:,}, {per_step:,} tokens each"),
         ("recipe", ", ".join(f"{name} {value}" for name, value in how.items() if name != "steps")),

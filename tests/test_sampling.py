@@ -1,0 +1,87 @@
+"""The sampler: temperature, top-k and top-p, seeds, and agreement of its NumPy and JAX versions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from ontogeny.engine import sampling
+from ontogeny.engine.sampling import BatchSamplingParams, SamplingParams, draw_uniform, sample_token
+from ontogeny.errors import BadInput
+
+NUM_DRAWS = 20_000
+sample_tokens = jax.jit(sampling.sample_tokens)
+
+
+def draw_with_jax(logits, params, uniforms):
+    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (len(uniforms), len(logits)))
+    settings = [jnp.full(len(rows), value) for value in (params.temperature, params.top_p, params.top_k)]
+    return np.asarray(sample_tokens(jnp.asarray(uniforms, jnp.float32), rows, BatchSamplingParams(*settings)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"temperature": 0.5}, [0.25, 0.09, 0.0225, 0.0025]),
+        ({"top_k": 2}, [0.5, 0.3, 0, 0]),
+        ({"top_p": 0.79}, [0.5, 0.3, 0, 0]),
+        ({"top_p": 0.81}, [0.5, 0.3, 0.15, 0]),
+        ({"top_k": 2, "top_p": 0.6}, [1, 0, 0, 0]),
+        ({"temperature": 0.0}, [1, 0, 0, 0]),
+        ({"top_p": 0.01}, [1, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_draws_follow_the_distribution_restricted_by_top_k_and_top_p(settings, expected):
+    """By a chi-square test at 0.1 %, for the numbers that seeds give."""
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    params = SamplingParams(**settings)
+    uniforms = [draw_uniform(7, position) for position in range(NUM_DRAWS)]
+    counts = np.bincount(draw_with_jax(logits, params, uniforms), minlength=4)
+    host = [sample_token(logits, params._replace(seed=7), position) for position in range(2000)]
+    assert host == draw_with_jax(logits, params, uniforms)[:2000].tolist()
+    possible = np.array(expected) > 0
+    assert not counts[~possible].any()
+    shares = np.array(expected)[possible] / np.sum(expected)
+    assert possible.sum() == 1 or chisquare(counts[possible], NUM_DRAWS * shares).pvalue > 1e-3
+
+
+@given(
+    st.integers(2, 700), st.sampled_from([0.3, 1.0, 3.0]), st.sampled_from([0, 1, 9]), st.sampled_from([0.2, 0.9, 1.0])
+)
+def test_both_versions_draw_with_the_same_probabilities(vocab_size, temperature, top_k, top_p):
+    """The uniform numbers at which the drawn token changes differ by less than 1e-6: float32 against float64."""
+    logits = np.random.default_rng(vocab_size).normal(0, 2, vocab_size).astype(np.float32)
+    params = SamplingParams(temperature, top_p, top_k=top_k)
+    shares = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    order = np.argsort(-shares, kind="stable")[: top_k or None]
+    sums = np.cumsum(shares[order])
+    kept = np.sort(order[: int(np.searchsorted(sums, top_p * sums[-1])) + 1])
+    ends = np.cumsum(shares[kept]) / shares[kept].sum()
+    starts = np.concatenate([[0.0], ends[:-1]])
+    wide = ends - starts > 4e-6  # others may be drawn or not
+    for uniforms in (starts[wide] + 1e-6, ends[wide] - 1e-6):
+        assert draw_with_jax(logits, params, uniforms).tolist() == kept[wide].tolist()
+
+
+def test_uniform_numbers_depend_on_seed_and_position_alone():
+    numbers = [draw_uniform(seed, position) for seed in (0, 1, 2**32, 2**64 - 1) for position in range(50)]
+    assert len(set(numbers)) == 200 and 0 <= min(numbers) < max(numbers) < 1
+    assert draw_uniform(5, 3) == draw_uniform(5, 3) == draw_uniform(5 + sampling.NUM_SEEDS, 3)
+
+
+def test_the_largest_uniform_number_draws_a_possible_token():
+    logits = np.array([0.0, 1.0, 0.5, -np.inf], np.float32)
+    assert draw_with_jax(logits, SamplingParams(), [1.0, 0.0]).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1}, {"temperature": np.nan}, {"top_p": 0}, {"top_k": -1}], ids=str
+)
+def test_parameters_out_of_range_are_rejected(settings):
+    with pytest.raises(BadInput, match="must"):
+        sampling.check_sampling_params(SamplingParams(**settings))
