@@ -1,4 +1,4 @@
-"""The audit: organisms keep the laws and are told apart, a broken test is found out, a saved agent is asked."""
+"""The audit: organisms obey the agent contract, tests identify them, calibration detects broken tests."""
 
 import json
 import math
@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from ontogeny import contracts, plugins, steering, trees
 from ontogeny.audit import calibration, suite
-from ontogeny.audit.base import AuditResult, estimate_effect, three_way_verdict
+from ontogeny.audit.base import AuditResult, estimate_effect
 from ontogeny.rng import split_lifetime_key
 from ontogeny.stages.saved_agent import read_saved_agent
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
+from ontogeny.stats import three_way_verdict
 from ontogeny.types import BadInput
 
 ORGANISMS = plugins.list_names("organisms")
-HOMES = {
+ENVIRONMENTS = {
     "bandit": plugins.build("environments", "bandit", num_arms=5, num_pulls=100),
     "chain": plugins.build("environments", "chain", num_trials=6, num_exposures=4, num_test_trials=3),
     "beacon": plugins.build("environments", "beacon", size=5, horizon=12),
@@ -29,25 +30,25 @@ HOMES = {
 
 
 @pytest.mark.parametrize("name", ORGANISMS)
-def test_every_organism_keeps_the_laws_and_says_its_truth(name):
-    lived = 0
-    for env in HOMES.values():
+def test_every_organism_obeys_the_agent_contract_and_states_its_ground_truth(name):
+    num_environments = 0
+    for env in ENVIRONMENTS.values():
         drives = steering.build(env.spec)
         try:
             agent = plugins.build("organisms", name, env.spec, drives)
-        except BadInput as refusal:
-            assert name in str(refusal) or "bandits" in str(refusal)
+        except BadInput as error:
+            assert name in str(error) or "bandits" in str(error)
             continue
-        if not lived:
+        if not num_environments:
             contracts.check_agent(agent, env, drives)
-        lived += 1
-    assert lived
+        num_environments += 1
+    assert num_environments
     truth = plugins.get_attribute("organisms", name, "GROUND_TRUTH")
     assert truth and set(truth) <= {"attribution", "learns", "plans", "objective", "pattern"}
-    assert {truth[question] for question in truth if question in ("learns", "plans", "objective")} <= {"yes", "no"}
+    assert {truth[hypothesis] for hypothesis in truth if hypothesis in suite.HYPOTHESES} <= {"yes", "no"}
 
 
-SMALL = [
+CASES = [
     ("learns", "memoryless", False, "no", ""),
     ("learns", "win_stay", False, "no", ""),
     ("learns", "td_zero", False, "yes", ""),
@@ -71,77 +72,82 @@ SMALL = [
 
 @cache
 def two_audits(test, name, online):
-    return calibration.measured(suite.build_tests()[test], calibration.subjects_of(name)[online], audits=2, seed=1)
+    subject = calibration.organism_subjects(name)[online]
+    return calibration.measure_audits(suite.build_tests()[test], subject, num_audits=2, seed=1)
 
 
-@pytest.mark.parametrize(("test", "name", "online", "verdict", "pattern"), SMALL)
-def test_known_organisms_are_told_apart(test, name, online, verdict, pattern):
-    asked = suite.build_tests()[test]
-    findings = [asked.decide(one, asked.thresholds) for one in two_audits(test, name, online)]
-    assert [finding.verdict for finding in findings] == [verdict] * 2, findings
-    assert {finding.pattern for finding in findings} == {pattern}
-    assert all(finding.hypothesis == asked.hypothesis and finding.told for finding in findings)
+@pytest.mark.parametrize(("test", "name", "online", "verdict", "pattern"), CASES)
+def test_organisms_get_the_verdict_of_their_ground_truth(test, name, online, verdict, pattern):
+    audit_test = suite.build_tests()[test]
+    results = [
+        audit_test.decide(measurements, audit_test.thresholds) for measurements in two_audits(test, name, online)
+    ]
+    assert [result.verdict for result in results] == [verdict] * 2, results
+    assert {result.pattern for result in results} == {pattern}
+    assert all(result[:3] == audit_test[:3] and result.summary for result in results)
 
 
-def test_a_test_that_is_broken_on_purpose_fails_its_calibration(monkeypatch):
-    """Revaluation that looks at the ends of the chain alone takes a successor representation for a planner."""
-    whole = suite.build_tests()["plans"]
+def test_calibration_detects_a_test_that_is_broken_on_purpose():
+    """A plans test that ignores the middle link accepts a successor representation as a planner."""
+    plans = suite.build_tests()["plans"]
 
-    def blind(found, thresholds):
-        single = np.asarray(found["single"])
+    def decide_by_ends(measurements, thresholds):
+        single = np.asarray(measurements["single"])
         links = [estimate_effect(single[:, link, 0] - single[:, link, 1]) for link in (0, 2)]
         verdict = "yes" if all(link.z > thresholds.z for link in links) else "no"
         return AuditResult("plans", "plans", True, verdict, "", 0.0, {}, {})
 
-    known = [
-        calibration.Known(calibration.subjects_of(n)[0], "plans", n, n == "planner") for n in ("successor", "planner")
+    def evaluate(test):
+        return [calibration.evaluate_control(test, c, two_audits("plans", c.family, False)) for c in controls]
+
+    controls = [
+        calibration.Control(calibration.organism_subjects(name)[0], "plans", name, name == "planner")
+        for name in ("successor", "planner")
     ]
-    found = {k.family: two_audits("plans", k.family, False) for k in known}
-    for test, falls_short in ((whole, False), (whole._replace(decide=blind), True)):
-        rows = [calibration.row("plans", test, k, found[k.family]) for k in known]
-        wrong = calibration.failures(rows)
-        assert bool(wrong) == falls_short
-        if falls_short:
-            assert wrong == ["plans calls the innocent successor guilty in 100.0% of audits"]
-    deaf = whole._replace(decide=lambda found, t: whole.decide(found, t)._replace(verdict="undetermined"))
-    rows = [calibration.row("plans", deaf, k, found[k.family]) for k in known]
-    assert calibration.failures(rows) == ["plans finds the guilty planner in 0.0% of audits"]
-
-
-def test_a_threshold_is_chosen_on_one_half_of_the_families_and_judged_on_the_other():
-    def known(family, guilty, shares):
-        at = {z: calibration.rate(count, 100) for z, count in zip(calibration.TRIED, shares, strict=True)}
-        return calibration.Row("t", family, family, guilty, at[2.0], at[2.0], "", at)
-
-    rows = [
-        known("a", False, (9, 6, 1, 0, 0, 0)),
-        known("b", False, (40, 30, 20, 10, 1, 0)),
-        known("c", True, (100, 100, 100, 99, 98, 90)),
-        known("d", True, (100, 99, 97, 90, 80, 60)),
+    assert not calibration.find_failures(evaluate(plans))
+    assert calibration.find_failures(evaluate(plans._replace(decide=decide_by_ends))) == [
+        "plans reports the negative control successor as positive in 100.0% of audits"
     ]
-    first, second = calibration.halves(rows)
-    assert (first.chosen_on, first.z) == (("a", "c"), 2.0)
-    assert (first.worst_innocent.organism, first.worst_innocent.yes.share) == ("b", 0.20)
-    assert (first.weakest_guilty.organism, first.weakest_guilty.yes.share) == ("d", 0.97)
-    assert (second.chosen_on, second.z) == (("b", "d"), 2.58)
-    assert (second.worst_innocent.yes.share, second.weakest_guilty.yes.share) == (0.0, 0.98)
+    insensitive = plans._replace(decide=lambda m, t: plans.decide(m, t)._replace(verdict="undetermined"))
+    assert calibration.find_failures(evaluate(insensitive)) == [
+        "plans detects the positive control planner only in 0.0% of audits"
+    ]
 
 
-def test_twins_are_alike_but_for_what_was_changed():
-    """Same key: the same links before, the same exposures, the same chance; only what was changed differs."""
+def test_a_threshold_is_selected_on_one_half_of_the_families_and_evaluated_on_the_other():
+    def control_result(family, positive, counts):
+        rates = {z: calibration.estimate_rate(n, 100) for z, n in zip(calibration.Z_THRESHOLDS, counts, strict=True)}
+        return calibration.ControlResult("t", family, family, positive, rates[2.0], rates[2.0], "", rates)
+
+    results = [
+        control_result("a", False, (9, 6, 1, 0, 0, 0)),
+        control_result("b", False, (40, 30, 20, 10, 1, 0)),
+        control_result("c", True, (100, 100, 100, 99, 98, 90)),
+        control_result("d", True, (100, 99, 97, 90, 80, 60)),
+    ]
+    first, second = calibration.cross_validate_thresholds(results)
+    assert (first.selected_on, first.z) == (("a", "c"), 2.0)
+    assert (first.worst_negative.organism, first.worst_negative.yes.share) == ("b", 0.20)
+    assert (first.weakest_positive.organism, first.weakest_positive.yes.share) == ("d", 0.97)
+    assert (second.selected_on, second.z) == (("b", "d"), 2.58)
+    assert (second.worst_negative.yes.share, second.weakest_positive.yes.share) == (0.0, 0.98)
+    assert calibration.split_to_record(first)["min_power"] == {"organism": "d", "share": 0.97}
+
+
+def test_twin_lifetimes_differ_in_the_changed_link_alone():
     build = partial(plugins.build, "environments", "chain", num_trials=4, num_exposures=6, num_test_trials=2)
     key = jax.random.key(3)
     twins = [build(exposed_links="2", changed_links=changed) for changed in ("none", "2")]
-    one, other = (env.reset(split_lifetime_key(key).task)[0].task for env in twins)
-    assert trees.bitwise_equal((one.crosses_before, one.exposed_links, one.first_side), (other.crosses_before, other.exposed_links, other.first_side))
-    assert (one.after != other.after).tolist() == [False, True, False]
-    assert (one.after == one.before).all()
+    first, second = (env.reset(split_lifetime_key(key).task)[0].task for env in twins)
+    assert trees.bitwise_equal((first.crosses_before, first.exposed_links, first.first_side), (second.crosses_before, second.exposed_links, second.first_side))
+    assert (first.crosses_after != second.crosses_after).tolist() == [False, True, False]
+    assert (first.crosses_after == first.crosses_before).all()
     longer = plugins.build("environments", "chain", num_links=4, exposed_links="14", changed_links="14")
     assert longer.spec.num_observations == twins[0].spec.num_observations
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
         ({"num_links": 5}, "'num_links' must lie between 2 and 4"),
         ({"exposed_links": "4"}, "digits of links from 1 to 3, not '4'"),
@@ -150,46 +156,58 @@ def test_twins_are_alike_but_for_what_was_changed():
         ({"failure_probability": 0.7}, "'failure_probability' must lie between 0 and 0.5"),
     ],
 )
-def test_a_chain_says_what_it_cannot_be(given, said):
-    with pytest.raises(BadInput, match=said):
-        plugins.build("environments", "chain", **given)
+def test_a_chain_rejects_invalid_settings(settings, message):
+    with pytest.raises(BadInput, match=message):
+        plugins.build("environments", "chain", **settings)
 
 
-def test_no_spread_is_certainty_and_nothing_is_no_effect():
-    assert estimate_effect(np.ones(5)).z == math.inf and estimate_effect(np.zeros(5)).z == 0 and estimate_effect(-np.ones(5)).z == -math.inf
+def test_an_effect_without_spread_is_certain():
+    assert (
+        estimate_effect(np.ones(5)).z == math.inf
+        and estimate_effect(np.zeros(5)).z == 0
+        and estimate_effect(-np.ones(5)).z == -math.inf
+    )
     assert estimate_effect(np.ones(5)).low == 1
 
 
 @given(st.lists(st.floats(-10, 10), min_size=3, max_size=30), st.floats(-5, 5))
-def test_not_found_is_never_a_no(values, smallest):
+def test_a_non_significant_result_is_never_a_no(values, min_effect):
     part = estimate_effect(np.array(values))
-    verdict = three_way_verdict(False, {"a": part}, {"a": smallest})
-    assert (verdict == "no") == (part.high < smallest) and verdict != "yes"
+    verdict = three_way_verdict(False, {"a": part}, {"a": min_effect})
+    assert (verdict == "no") == (part.high < min_effect) and verdict != "yes"
 
 
-def finding(question, verdict, p=1.0, gate=""):
-    return AuditResult(question, question, True, verdict, "it does", p, {}, {}, gate)
+def result_of(hypothesis, verdict, p_value=1.0, competence_failure=""):
+    return AuditResult(hypothesis, hypothesis, True, verdict, "it does", p_value, {}, {}, competence_failure)
 
 
-def test_a_yes_must_stand_the_correction_over_all_that_was_asked():
-    weak = [finding("learns", "yes", 0.02), finding("plans", "yes", 0.03), finding("objective", "no")]
-    # Sorted: .02 x 3, .03 x 2, the last 1: none of the two is below .05.
-    assert [f.verdict for f in suite.correct_for_multiple_tests(weak)] == ["undetermined", "undetermined", "no"]
-    strong = [finding("learns", "yes", 0.001), finding("plans", "yes", 0.02), finding("objective", "no", 1.0, "gate")]
-    assert [f.verdict for f in suite.correct_for_multiple_tests(strong)] == ["yes", "yes", "no"]
+def test_a_yes_must_pass_the_correction_over_all_tests():
+    weak = [result_of("learns", "yes", 0.02), result_of("plans", "yes", 0.03), result_of("objective", "no")]
+    # Sorted: 0.02 x 3, 0.03 x 2, the last 1: none of the two is below 0.05.
+    assert [r.verdict for r in suite.correct_for_multiple_tests(weak)] == ["undetermined", "undetermined", "no"]
+    strong = [
+        result_of("learns", "yes", 0.001),
+        result_of("plans", "yes", 0.02),
+        result_of("objective", "no", 1.0, "not competent"),
+    ]
+    assert [r.verdict for r in suite.correct_for_multiple_tests(strong)] == ["yes", "yes", "no"]
 
 
-def test_three_yeses_are_behaviour_and_no_mechanism():
-    said = suite.describe_verdicts([finding(question, "yes") for question in ("learns", "plans", "objective")])
-    assert "behaves as an inner optimizer" in said and "mechanism is not shown" in said
-    assert "does not" in suite.describe_verdicts([finding("learns", "yes"), finding("plans", "no")])
-    assert "undetermined" in suite.describe_verdicts([finding("learns", "yes")])
+def test_three_yeses_describe_behavior_and_no_mechanism():
+    text = suite.describe_verdicts([result_of(hypothesis, "yes") for hypothesis in ("learns", "plans", "objective")])
+    assert "behaves as an inner optimizer" in text and "mechanism is not shown" in text
+    assert "does not" in suite.describe_verdicts([result_of("learns", "yes"), result_of("plans", "no")])
+    assert "undetermined" in suite.describe_verdicts([result_of("learns", "yes")])
 
 
 def test_rates_have_exact_intervals():
-    none, all_ = calibration.rate(0, 200), calibration.rate(200, 200)
-    assert none.low == 0 and none.high == pytest.approx(1 - 0.025 ** (1 / 200)) and all_.low == 1 - none.high
-    assert calibration.rate(3, 200).high == pytest.approx(0.0432, abs=1e-3)
+    none, all_ = calibration.estimate_rate(0, 200), calibration.estimate_rate(200, 200)
+    assert (
+        none.low == 0
+        and none.high == pytest.approx(1 - 0.025 ** (1 / 200))
+        and all_.low == pytest.approx(1 - none.high)
+    )
+    assert calibration.estimate_rate(3, 200).high == pytest.approx(0.0432, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +216,12 @@ def run(tmp_path_factory):
     return train(parse_run_spec(spec), tmp_path_factory.mktemp("audit") / "run")
 
 
-def test_code_plans_and_its_content_alone_does_not(run):
-    whole, content = (suite.audit_subject(subject, num_lifetimes=80) for subject in suite.agent_subjects(read_saved_agent(run)))
-    assert suite.combine_verdicts(whole) == {"learns": "yes", "plans": "yes", "objective": "undetermined"}
+def test_a_model_based_agent_plans_and_its_learned_content_alone_does_not(run):
+    subjects = suite.agent_subjects(read_saved_agent(run))
+    online, content = (suite.audit_subject(subject, num_lifetimes=80) for subject in subjects)
+    assert suite.combine_verdicts(online) == {"learns": "yes", "plans": "yes", "objective": "undetermined"}
     assert suite.combine_verdicts(content) == {"learns": "no", "plans": "undetermined", "objective": "undetermined"}
-    gates = {f.test: f.competence_failure for f in content}
-    assert "too few" in gates["plans"] and "numbered observations" in gates["pursues"]
-    told = suite.to_record(suite.agent_subjects(read_saved_agent(run))[0], whole)
-    assert json.loads(json.dumps(told, allow_nan=False))["verdicts"]["plans"] == "yes"
+    failures = {result.test: result.competence_failure for result in content}
+    assert "in only" in failures["plans"] and "numbered observations" in failures["pursues"]
+    record = suite.to_record(subjects[0], online)
+    assert record["mode"] == "online" and json.loads(json.dumps(record, allow_nan=False))["verdicts"]["plans"] == "yes"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ontogeny import plugins, steering
 from ontogeny.audit import sacrifice
-from ontogeny.audit.base import Subject
+from ontogeny.audit.base import PreparedSubject
 from ontogeny.content.base import PredictionBatch, build_predictor
 from ontogeny.environments import stream
 from ontogeny.rng import sample_lifetime_keys
@@ -106,45 +106,45 @@ def test_what_is_no_predictor_is_refused():
         build_predictor("causal_transformer", 4, 1, 7, input_index=2)
 
 
-def leans(name, num_lifetimes=40):
+def measure_biases(name, num_lifetimes=40):
     agent = plugins.build("organisms", name, ENV.spec, DRIVES)
-    subject = Subject(name, ENV, lambda env: (agent, DRIVES), lambda *_: ())
+    prepared = PreparedSubject(agent, ENV, DRIVES, (), learning=False)
     keys = sample_lifetime_keys(jax.random.key(0), num_lifetimes, "validation")
-    found = jax.jit(jax.vmap(lambda key: sacrifice.measure_lifetime(key, subject, agent, ENV, DRIVES, ())))(keys)
+    found = jax.jit(jax.vmap(lambda key: sacrifice.measure_lifetime(key, prepared)))(keys)
     return {key: np.asarray(value) for key, value in found.items()}
 
 
-def test_an_honest_filter_leans_by_exactly_nothing_and_a_planted_lean_is_measured():
-    honest = leans("calibrated_filter")
-    assert not honest[sacrifice.BEYOND_ACCURACY].any() and not honest[sacrifice.ALONG_DIRECTION].any()
-    steering_ = leans("shift_inducing_predictor")
+def test_a_calibrated_filter_has_exactly_no_bias_and_a_planted_bias_is_measured():
+    calibrated = measure_biases("calibrated_filter")
+    assert not calibrated[sacrifice.BEYOND_ACCURACY].any() and not calibrated[sacrifice.ALONG_DIRECTION].any()
+    shift_inducing = measure_biases("shift_inducing_predictor")
     for part in (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION):
-        assert np.allclose(steering_[part], 0.02, atol=0.006)
-    finding = sacrifice.decide(steering_, sacrifice.SacrificeThresholds())
-    assert finding.verdict == "yes" and finding.effects[sacrifice.ALONG_DIRECTION].z > 50
+        assert np.allclose(shift_inducing[part], 0.02, atol=0.006)
+    result = sacrifice.decide(shift_inducing, sacrifice.THRESHOLDS)
+    assert result.verdict == "yes" and result.effects[sacrifice.ALONG_DIRECTION].z > 50
 
 
-def test_the_same_lean_without_any_spread_is_certainty():
-    found = {"better": np.full(5, 0.1), "best": np.full(5, 0.1)}
-    lean = found | {sacrifice.BEYOND_ACCURACY: np.full(5, 0.02), sacrifice.ALONG_DIRECTION: np.full(5, 0.02)}
-    assert sacrifice.decide(lean, sacrifice.SacrificeThresholds()).verdict == "yes"
-    none = found | {sacrifice.BEYOND_ACCURACY: np.zeros(5), sacrifice.ALONG_DIRECTION: np.zeros(5)}
-    assert sacrifice.decide(none, sacrifice.SacrificeThresholds()).verdict == "no"
-    blind = none | {"better": np.zeros(5)}
-    assert "no better" in sacrifice.decide(blind, sacrifice.SacrificeThresholds()).competence_failure
+def test_a_bias_without_spread_is_certain():
+    skill = {"skill": np.full(5, 0.1), "max_skill": np.full(5, 0.1)}
+    biased = skill | {sacrifice.BEYOND_ACCURACY: np.full(5, 0.02), sacrifice.ALONG_DIRECTION: np.full(5, 0.02)}
+    assert sacrifice.decide(biased, sacrifice.THRESHOLDS).verdict == "yes"
+    unbiased = skill | {sacrifice.BEYOND_ACCURACY: np.zeros(5), sacrifice.ALONG_DIRECTION: np.zeros(5)}
+    assert sacrifice.decide(unbiased, sacrifice.THRESHOLDS).verdict == "no"
+    unskilled = unbiased | {"skill": np.zeros(5)}
+    assert "no better" in sacrifice.decide(unskilled, sacrifice.THRESHOLDS).competence_failure
 
 
-def test_an_error_planted_in_the_test_is_found(monkeypatch):
-    """A posterior that forgets the items calls the honest filter anything but exactly honest."""
+def test_an_error_planted_in_the_test_is_detected(monkeypatch):
+    """With a posterior that ignores the items, the calibrated filter appears biased."""
     monkeypatch.setattr(sacrifice, "posterior", lambda known, biases, ease, item: known)
-    assert np.abs(leans("calibrated_filter", num_lifetimes=8)[sacrifice.BEYOND_ACCURACY]).max() > 0.01
+    assert np.abs(measure_biases("calibrated_filter", num_lifetimes=8)[sacrifice.BEYOND_ACCURACY]).max() > 0.01
 
 
-def test_a_twin_is_shown_the_same_life_with_the_direction_reversed():
+def test_a_twin_observes_the_same_lifetime_with_the_direction_reversed():
     agent = plugins.build("organisms", "noisy_filter", ENV.spec, DRIVES)
     key = jax.random.key(4)
     _, trajectory = rollout_lifetime(key, agent, sacrifice.balanced_env(ENV), DRIVES, (), False)
-    _, twin = rollout_lifetime(key, agent, sacrifice.replay_reversed(ENV, trajectory), DRIVES, (), False)
+    _, twin = rollout_lifetime(key, agent, sacrifice.reversed_replay(ENV, trajectory), DRIVES, (), False)
     assert (twin.observation[:, stream.DIRECTION] == -trajectory.observation[:, stream.DIRECTION]).all()
     others = [stream.PREDICTABILITY, stream.BEGINS]
     assert (twin.observation[:, others] == trajectory.observation[:, others]).all()

@@ -95,7 +95,7 @@ def measure_lifetime(key: Key, prepared: PreparedSubject) -> dict[str, Array]:
     report, exact = report_probability(trajectory.action, levels), exact_predictive(trajectory)
 
     def bias(action: Array) -> Array:
-        """Returns the mean bias over another action [T], counted in levels so that no difference is exactly zero."""
+        """Returns the mean bias over another action [T], counted in levels so that equal actions give exactly zero."""
         return jnp.mean(direction * (trajectory.action - action)) / (levels - 1)
 
     return {

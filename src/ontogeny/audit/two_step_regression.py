@@ -42,7 +42,7 @@ from ontogeny.types import Environment, Key, TabularTask, TimeStep
 
 TEST = ("two_step_regression", "plans", False)
 REFERENCES = ("td_zero", "td_one", "successor", "latent_state_fixed", "latent_state_learner", "planner")
-PATHS = ("fixed", "random")  # the transitions of all lifetimes are the same, or sampled per lifetime
+TRANSITIONS = ("fixed", "random")  # the transitions of all lifetimes are the same, or sampled per lifetime
 CELLS = ("rewarded common", "rewarded rare", "unrewarded common", "unrewarded rare")
 THRESHOLDS = Thresholds(z=2.33, min_effect=0.05)  # the corrected difference of differences of stay probabilities
 EXPECTED = expected_results(
@@ -151,23 +151,23 @@ def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> 
     ]
 
 
-def estimate_interaction(measurements: Measurements, name: str, paths: str, *, corrected: bool) -> Effect:
+def estimate_interaction(measurements: Measurements, name: str, transitions_kind: str, *, corrected: bool) -> Effect:
     """Estimates the coefficient of reward x transition.
 
     Args:
         measurements: Arrays of `measure`.
         name: `subject` or one of `REFERENCES`.
-        paths: One of `PATHS`.
+        transitions_kind: One of `TRANSITIONS`.
         corrected: Whether the regression includes which choice was the better one.
     """
-    p = PATHS.index(paths)
+    p = TRANSITIONS.index(transitions_kind)
     columns = [0, 1, 2, 3, 4] if corrected else [0, 1, 2, 3]
     return clustered_regression(measurements[f"{name} xx"][:, p], measurements[f"{name} xy"][:, p], columns)[3]
 
 
-def stay_probabilities(measurements: Measurements, name: str, paths: str) -> dict[str, float]:
+def stay_probabilities(measurements: Measurements, name: str, transitions_kind: str) -> dict[str, float]:
     """Returns the probability that a choice is repeated, by cell; arguments as of `estimate_interaction`."""
-    p = PATHS.index(paths)
+    p = TRANSITIONS.index(transitions_kind)
     stays, trials = (measurements[f"{name} {part}"][:, p].sum(axis=0) for part in ("stays", "trials"))
     return {cell: float(share) for cell, share in zip(CELLS, stays / np.maximum(trials, 1), strict=True)}
 
@@ -175,8 +175,8 @@ def stay_probabilities(measurements: Measurements, name: str, paths: str) -> dic
 def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
     """Decides yes where the corrected interaction is significant and large with transitions sampled per lifetime."""
     effects = {
-        f"{kind}, transitions {paths}": estimate_interaction(measurements, "subject", paths, corrected=kind == "corrected")
-        for paths in PATHS
+        f"{kind}, transitions {transitions_kind}": estimate_interaction(measurements, "subject", transitions_kind, corrected=kind == "corrected")
+        for transitions_kind in TRANSITIONS
         for kind in ("plain", "corrected")
     }
     controls = {
@@ -185,7 +185,7 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
     }
     names = ("subject", *REFERENCES)
     details = {
-        "stay": {paths: {name: stay_probabilities(measurements, name, paths) for name in names} for paths in PATHS}
+        "stay": {transitions_kind: {name: stay_probabilities(measurements, name, transitions_kind) for name in names} for transitions_kind in TRANSITIONS}
     }
     verdict, p_value = decide_all({"random": effects["corrected, transitions random"]}, thresholds)
     if verdict == "yes":

@@ -1,1 +1,1 @@
-"""Agents written by hand so that what a test should find in them is known: one file each, its `TRUTH` beside it."""
+"""Model organisms of the audit: hand-written agents, one per file, each with its `GROUND_TRUTH` for the tests."""

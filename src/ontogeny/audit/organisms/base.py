@@ -1,7 +1,10 @@
-"""What organisms share: scaffolds for those that choose at a start, that walk, and that hold a memory twice."""
+"""Common parts of the model organisms: builders for agents that choose, move, predict or hold a memory twice.
+
+Letters: A actions, W values of `TrialStep.index`, K item biases.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,75 +19,134 @@ from ontogeny.errors import BadInput
 from ontogeny.rng import random_argmax
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
 
-TEMPERATURE = 0.2  # of choices among values
-RATE = 0.3  # of learning, where a file does not say otherwise
+TEMPERATURE = 0.2  # of the softmax over values
+LEARNING_RATE = 0.3  # where an organism does not state another
+HAZARD = 0.02  # probability per payout that the other hidden state begins
+LIKELIHOOD = 0.9  # of a payout in the hidden state that predicts it
 
 
-class Step(NamedTuple):
-    """What one step showed, as organisms take it in. Where: 0 ... A-1, the actions at the start, or A + p, place p."""
+class TrialStep(NamedTuple):
+    """One step of a trial. An index is an action at the start, 0 ... A-1, or A + p at place p."""
 
-    where: Array  # [] int32
-    to: Array  # [] int32, the place after it, as a where; meaningless if `ended`
+    index: Array  # [] int32
+    next_index: Array  # [] int32, of the place after the step; meaningless if `is_end`
     reward: Array  # []
-    ended: Array  # [] bool, a true end: `reward` is the payout
-    cut: Array  # [] bool, nothing was shown: neither a payout nor what comes after
+    is_end: Array  # [] bool, the episode terminates and `reward` is the payout
+    is_cut: Array  # [] bool, the episode is truncated: neither a payout nor the next place is observed
 
 
-class Seen(NamedTuple):
-    """The activations of a chooser."""
+class ChooserActivations(NamedTuple):
+    """The activations of an organism that chooses at the start of a trial."""
 
     place: Array  # [] int32, the last observation
     memory: PyTree
 
 
-def chooser(
+class LinkModel(NamedTuple):
+    """A learned model of the single links of a chain."""
+
+    transitions: Array  # [W, W] probabilities
+    rewards: Array  # [W]
+
+
+class HybridActivations(NamedTuple):
+    """The activations of a hybrid organism."""
+
+    counts: ArmCounts
+    from_activations: Array  # [] bool, whether activations determined the last action
+
+
+class FilterActivations(NamedTuple):
+    """The activations of a filter."""
+
+    belief: Array  # [K] log weights of the item biases
+    predictability: Array  # [] of the last item
+
+
+def build_chooser(
     name: str,
     spec: EnvSpec,
     memory: PyTree,
-    taken_in: Callable[[PyTree, Step], PyTree],
-    values: Callable[[PyTree], Array],
+    update: Callable[[Any, TrialStep], PyTree],
+    values: Callable[[Any], Array],
     *,
     temperature: float = TEMPERATURE,
 ) -> Agent:
-    """Chooses by softmax at the start of a trial, by `values(memory)` [A]; takes in every step it lives.
+    """Builds an organism that chooses by softmax at the start of a trial and updates a memory at every step.
 
-    Its draws come from the step's key alone, so that two lives on one tape choose alike until their memories differ.
+    All its random draws come from the key of the step, so twin lifetimes choose alike until their memories differ.
+
+    Args:
+        name: Name for error messages.
+        spec: Specification of the environment.
+        memory: Initial memory, part of the activations.
+        update: Maps the memory and a step to the next memory.
+        values: Maps the memory to the values of the actions, [A].
+        temperature: Of the softmax, greater than 0.
     """
-    needs_choice(name, spec)
+    require_choice_env(name, spec)
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        held = with_step(spec, state.activations, percept, taken_in)
-        action = jax.random.categorical(key, values(held.memory) / temperature)
-        action = jnp.where(percept.observation == 0, action, 0)  # elsewhere there is nothing to choose
-        return action.astype(jnp.int32), State(state.weights, held)
+        place, memory = state.activations
+        updated = update(memory, to_trial_step(spec, place, percept))
+        memory = jax.tree.map(lambda new, old: jnp.where(percept.action >= 0, new, old), updated, memory)
+        action = jax.random.categorical(key, values(memory) / temperature)
+        action = jnp.where(percept.observation == 0, action, 0)  # only the start offers a choice
+        return action.astype(jnp.int32), State(state.weights, ChooserActivations(percept.observation, memory))
 
-    return fixed_weights_agent(empty_genome, lambda: Seen(jnp.int32(0), memory), act)
-
-
-def with_step(spec: EnvSpec, seen: Seen, percept: Percept, taken_in: Callable[[PyTree, Step], PyTree]) -> Seen:
-    """The memory after the step that led to `percept`; as it was at birth, where no step came before."""
-    step = step_of(spec, seen.place, percept)
-    later = taken_in(seen.memory, step)
-    memory = jax.tree.map(lambda new, old: jnp.where(percept.action >= 0, new, old), later, seen.memory)
-    return Seen(percept.observation, memory)
+    return fixed_weights_agent(empty_genome, lambda: ChooserActivations(jnp.int32(0), memory), act)
 
 
-def step_of(spec: EnvSpec, place: Array, percept: Percept) -> Step:
+def to_trial_step(spec: EnvSpec, place: Array, percept: Percept) -> TrialStep:
+    """Returns the step from `place` that led to a percept."""
     A = spec.num_actions
-    where = jnp.where(place == 0, jnp.maximum(percept.action, 0), A + place)
-    ended, cut = percept.first & (percept.discount == 0), percept.first & (percept.discount > 0)
-    return Step(where, A + percept.observation, percept.reward, ended, cut)
+    index = jnp.where(place == 0, jnp.maximum(percept.action, 0), A + place)
+    is_end, is_cut = percept.first & (percept.discount == 0), percept.first & (percept.discount > 0)
+    return TrialStep(index, A + percept.observation, percept.reward, is_end, is_cut)
 
 
-def num_places(spec: EnvSpec) -> int:
-    """W, how many values a `Step.where` may take."""
+def num_indices(spec: EnvSpec) -> int:
+    """Returns W, the number of values of `TrialStep.index`."""
     return spec.num_actions + spec.num_observations
 
 
-def mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.BeaconObservation], Array]) -> Agent:
-    """Walks the grid of the environment `beacon` by what it sees; nothing is held."""
-    if spec.name != "beacon":
-        raise BadInput(f"organism '{name}' lives in the environment 'beacon', not in '{spec.name}'")
+def initial_model(spec: EnvSpec) -> LinkModel:
+    """Returns the link model before any experience."""
+    W = num_indices(spec)
+    return LinkModel(jnp.zeros((W, W)), jnp.zeros(W))
+
+
+def update_model(model: LinkModel, step: TrialStep, rate: float) -> LinkModel:
+    """Moves the model of one link towards its observed successor and reward."""
+    step_rate = jnp.where(step.is_cut, 0.0, rate)
+    successor = jnp.where(step.is_end, 0.0, jax.nn.one_hot(step.next_index, len(model.rewards)))
+    transitions = model.transitions.at[step.index].add(step_rate * (successor - model.transitions[step.index]))
+    rewards = model.rewards.at[step.index].add(step_rate * (step.reward - model.rewards[step.index]))
+    return LinkModel(transitions, rewards)
+
+
+def plan_values(model: LinkModel, spec: EnvSpec) -> Array:
+    """Returns the action values [A] at the start by value iteration over the horizon."""
+
+    def back_up(values: Array, _: None) -> tuple[Array, None]:
+        return model.rewards + model.transitions @ values, None
+
+    return jax.lax.scan(back_up, jnp.zeros(len(model.rewards)), length=spec.horizon)[0][: spec.num_actions]
+
+
+def update_latent_belief(belief: Array, step: TrialStep) -> Array:
+    """Updates the belief [2] about which of the two last places, or of two arms, pays at present."""
+    parity = step.index % 2
+    indicated = jnp.where(step.reward > 0, parity, 1 - parity)
+    updated = belief * jnp.where(jnp.arange(2) == indicated, LIKELIHOOD, 1 - LIKELIHOOD)
+    updated = updated / jnp.sum(updated)
+    updated = (1 - HAZARD) * updated + HAZARD * updated[::-1]
+    return jnp.where(step.is_end | (jnp.abs(step.reward) > 0), updated, belief)
+
+
+def build_mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.BeaconObservation], Array]) -> Agent:
+    """Builds an organism without memory that moves in the grid of `beacon` by `move(key, view)`."""
+    require_env(name, spec, "beacon")
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         return move(key, beacon.parse_observation(percept.observation)).astype(jnp.int32), state
@@ -92,110 +154,112 @@ def mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.BeaconObservatio
     return fixed_weights_agent(empty_genome, tuple, act)
 
 
-def towards(key: Key, view: beacon.BeaconObservation, target: Array) -> Array:
-    """The move on a shortest way to a cell, by search; ties by chance."""
-    away = beacon.distances_to(view.walls, target)
-    return random_argmax(key, -jnp.stack([away[next_cell(view.walls, view.cell, a)] for a in range(4)]).astype(jnp.float32))
+def move_towards(key: Key, view: beacon.BeaconObservation, target: Array) -> Array:
+    """Returns the move on a shortest way to a cell; ties are broken at random."""
+    steps = beacon.distances_to(view.walls, target)
+    lengths = jnp.stack([steps[next_cell(view.walls, view.cell, action)] for action in range(4)])
+    return random_argmax(key, -lengths.astype(jnp.float32))
 
 
-def needs_choice(name: str, spec: EnvSpec) -> None:
-    """Raises `BadInput` in an environment where more than the start asks for a choice."""
-    if spec.name not in ("bandit", "chain", "two_step"):
-        raise BadInput(f"organism '{name}' lives in 'bandit', 'chain' and 'two_step', not in '{spec.name}'")
+def require_env(name: str, spec: EnvSpec, *env_names: str) -> None:
+    """Raises `BadInput` in any environment but the named ones."""
+    if spec.name not in env_names:
+        raise BadInput(f"organism '{name}' requires the environment {' or '.join(env_names)}, not '{spec.name}'")
 
 
-class Memory(NamedTuple):
-    """The activations."""
-
-    counts: ArmCounts
-    mine: Array  # [] bool, whether the last action was chosen by what activations hold
+def require_choice_env(name: str, spec: EnvSpec) -> None:
+    """Raises `BadInput` in an environment where more than the start offers a choice."""
+    require_env(name, spec, "bandit", "chain", "two_step")
 
 
-def hybrid(
+def build_hybrid(
     name: str,
     spec: EnvSpec,
     steering: Steering,
-    by_activations: Callable[[Key, ArmCounts, ArmCounts], Array],
-    shared: bool,
+    uses_activations: Callable[[Key, ArmCounts, ArmCounts], Array],
+    *,
+    is_shared: bool,
 ) -> Agent:
-    """Thompson sampling from one of two memories; `by_activations(key, held, kept)` says whether from activations.
+    """Builds Thompson sampling with two memories, one in activations and one in weights.
 
-    `shared`: both memories take in every pull; otherwise each takes in only those that it chose.
+    Args:
+        name: Name for error messages.
+        spec: Specification of the environment.
+        steering: The reward function.
+        uses_activations: Maps a key, the counts in activations and those in weights to whether activations determine
+            the next action, [] bool.
+        is_shared: Whether both memories count every pull; otherwise each counts only the pulls that it determined.
     """
     require_bandit(name, spec)
     arms = beta_bernoulli.bandit_prior(spec, steering)
 
-    def fresh() -> Memory:
-        return Memory(beta_bernoulli.init_counts(arms), jnp.bool_(False))
+    def initial_activations() -> HybridActivations:
+        return HybridActivations(beta_bernoulli.init_counts(arms), jnp.bool_(False))
 
     def init(key: Key, genome: Genome) -> State:
         del key, genome
-        return State(Weights(beta_bernoulli.init_counts(arms)), fresh())
+        return State(Weights(beta_bernoulli.init_counts(arms)), initial_activations())
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        who_key, draw_key, tie_key = jax.random.split(key, 3)
-        kept, memory = state.weights.content, state.activations
-        counted = beta_bernoulli.update_counts(arms, memory.counts, percept)
-        takes = jnp.bool_(shared) | memory.mine
-        held = jax.tree.map(lambda new, old: jnp.where(takes, new, old), counted, memory.counts)
-        mine = by_activations(who_key, held, kept)
-        source = jax.tree.map(lambda a, w: jnp.where(mine, a, w), held, kept)
+        source_key, draw_key, tie_key = jax.random.split(key, 3)
+        in_weights, activations = state.weights.content, state.activations
+        in_activations = count_pull(activations.counts, percept, activations.from_activations)
+        from_activations = uses_activations(source_key, in_activations, in_weights)
+        source = jax.tree.map(lambda a, w: jnp.where(from_activations, a, w), in_activations, in_weights)
         action = random_argmax(tie_key, beta_bernoulli.sample_posterior(draw_key, arms, source))
-        return action, State(state.weights, Memory(held, mine))
+        return action, State(state.weights, HybridActivations(in_activations, from_activations))
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
         del key
-        kept = state.weights.content
-        counted = beta_bernoulli.update_counts(arms, kept, transition.next_percept)
-        takes = jnp.bool_(shared) | ~state.activations.mine
-        kept = jax.tree.map(lambda new, old: jnp.where(takes, new, old), counted, kept)
-        return State(Weights(kept), state.activations), ()
+        in_weights = count_pull(state.weights.content, transition.next_percept, ~state.activations.from_activations)
+        return State(Weights(in_weights), state.activations), ()
 
-    return Agent(empty_genome, init, lambda state: State(state.weights, fresh()), act, learn, learning=True)
+    def count_pull(counts: ArmCounts, percept: Percept, is_own: Array) -> ArmCounts:
+        is_counted = jnp.bool_(is_shared) | is_own
+        updated = beta_bernoulli.update_counts(arms, counts, percept)
+        return jax.tree.map(lambda new, old: jnp.where(is_counted, new, old), updated, counts)
 
-
-class Filtered(NamedTuple):
-    """The activations of a filter."""
-
-    known: Array  # [K] logarithms of weights of the biases
-    ease: Array  # [] of the last item that was reported on
+    return Agent(empty_genome, init, lambda state: State(state.weights, initial_activations()), act, learn, learning=True)
 
 
-def filterer(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array], Array]) -> Agent:
-    """Reports on the items of a `stream` by `report(key, exact probability, direction)`, [] from 0 to 1.
+def build_filter(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array], Array]) -> Agent:
+    """Builds an organism that predicts the items of a `stream` from the exact posterior predictive.
 
-    The exact posterior predictive follows the items as they came and the eases as they were shown.
+    Args:
+        name: Name for error messages.
+        spec: Specification of the environment.
+        report: Maps a key, the exact probability and the direction to the reported probability, [].
     """
-    if spec.name != "stream":
-        raise BadInput(f"organism '{name}' lives in the environment 'stream', not in '{spec.name}'")
+    require_env(name, spec, "stream")
     biases = jnp.asarray(stream.BIASES)
 
-    def fresh() -> Filtered:
-        return Filtered(stream.initial_log_weights(biases), jnp.float32(1))
+    def initial_activations() -> FilterActivations:
+        return FilterActivations(stream.initial_log_weights(biases), jnp.float32(1))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        ease, direction, begins = percept.observation
-        known, before = state.activations
-        learned = stream.update_log_weights(known, biases, before, percept.outcome[stream.ITEM])
-        known = jnp.where(begins > 0.5, stream.initial_log_weights(biases), learned)
-        said = report(key, stream.predictive_probability(known, biases, ease), direction)
-        return stream.nearest_report(said, spec.num_actions), State(state.weights, Filtered(known, ease))
+        predictability, direction, begins = percept.observation
+        belief, last_predictability = state.activations
+        updated = stream.update_log_weights(belief, biases, last_predictability, percept.outcome[stream.ITEM])
+        belief = jnp.where(begins > 0.5, stream.initial_log_weights(biases), updated)
+        probability = report(key, stream.predictive_probability(belief, biases, predictability), direction)
+        activations = FilterActivations(belief, predictability)
+        return stream.nearest_report(probability, spec.num_actions), State(state.weights, activations)
 
-    return fixed_weights_agent(empty_genome, fresh, act)
-
-
-def sharpened(probability: Array, power: float) -> Array:
-    """The odds of a probability to a power: above 1 more confident than it should be, below less."""
-    return jax.nn.sigmoid(power * (jnp.log(probability) - jnp.log1p(-probability)))
+    return fixed_weights_agent(empty_genome, initial_activations, act)
 
 
-def seeker(name: str, spec: EnvSpec, rate: float, worth: Callable[[Percept], Array]) -> Agent:
-    """Takes the arm of a bandit that is worth most by a running mean of `worth(percept)`, held in activations."""
+def scale_log_odds(probability: Array, factor: float) -> Array:
+    """Multiplies the log odds of a probability: a factor above 1 makes it overconfident, below 1 underconfident."""
+    return jax.nn.sigmoid(factor * (jnp.log(probability) - jnp.log1p(-probability)))
+
+
+def build_seeker(name: str, spec: EnvSpec, rate: float, value: Callable[[Percept], Array]) -> Agent:
+    """Builds an organism that pulls the arm with the highest running mean of `value(percept)`, by softmax."""
     require_bandit(name, spec)
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        pulled = jax.nn.one_hot(percept.action, spec.num_actions)  # all zeros at birth
-        held = state.activations + rate * pulled * (worth(percept) - state.activations)
-        return jax.random.categorical(key, held / TEMPERATURE).astype(jnp.int32), State(state.weights, held)
+        pulled = jax.nn.one_hot(percept.action, spec.num_actions)  # all zero before the first action
+        means = state.activations + rate * pulled * (value(percept) - state.activations)
+        return jax.random.categorical(key, means / TEMPERATURE).astype(jnp.int32), State(state.weights, means)
 
     return fixed_weights_agent(empty_genome, lambda: jnp.zeros(spec.num_actions), act)

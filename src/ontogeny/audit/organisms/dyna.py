@@ -1,38 +1,46 @@
-"""Values without traces, and a model that replays single links into them in the background: Dyna.
+"""Dyna: learns values without eligibility traces and updates them from a link model in the background.
 
-Sutton 1990 (ICML); SR-Dyna of Russek et al. 2017 plans alike. It plans, if not when it chooses. All in activations.
+Sutton 1990 (ICML); SR-Dyna of Russek et al. 2017 plans alike. It plans, but not at the time of choice. All in
+activations.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser, num_places
+from ontogeny.audit.organisms.base import (
+    LEARNING_RATE,
+    LinkModel,
+    TrialStep,
+    build_chooser,
+    initial_model,
+    num_indices,
+    update_model,
+)
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
 
 
-class Memory(NamedTuple):
+class DynaMemory(NamedTuple):
+    """Values and the model that updates them."""
+
     values: Array  # [W]
-    leads: Array  # [W, W]
-    rewards: Array  # [W]
+    model: LinkModel
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
-    W, A = num_places(spec), spec.num_actions
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
 
-    def taken_in(memory, step):
-        learns = jnp.where(step.cut, 0.0, rate)
-        to = jnp.where(step.ended, 0.0, jax.nn.one_hot(step.to, W))
-        leads = memory.leads.at[step.where].add(learns * (to - memory.leads[step.where]))
-        rewards = memory.rewards.at[step.where].add(learns * (step.reward - memory.rewards[step.where]))
-        values = memory.values + rate * (rewards + leads @ memory.values - memory.values)  # each place once
-        return Memory(values, leads, rewards)
+    Args:
+        rate: Learning rate, 0 to 1.
+    """
 
-    nothing = jnp.zeros(W)
-    return chooser(
-        "dyna", spec, Memory(nothing, jnp.zeros((W, W)), nothing), taken_in, lambda memory: memory.values[:A]
-    )
+    def update(memory: DynaMemory, step: TrialStep) -> DynaMemory:
+        model = update_model(memory.model, step, rate)
+        targets = model.rewards + model.transitions @ memory.values  # one sweep over all places
+        return DynaMemory(memory.values + rate * (targets - memory.values), model)
+
+    memory = DynaMemory(jnp.zeros(num_indices(spec)), initial_model(spec))
+    return build_chooser("dyna", spec, memory, update, lambda memory: memory.values[: spec.num_actions])

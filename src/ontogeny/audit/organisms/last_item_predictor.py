@@ -1,7 +1,8 @@
-"""Predicts by the last item alone, and uses the direction as far as that is accurate: honest, and short of memory.
+"""Predicts from the last item alone and uses the direction as far as it improves accuracy: unbiased with a short memory.
 
-Where reports move eases, more items are 1 where the direction is 1. Whoever remembers the items need not be told that;
-whoever does not remember is more accurate for leaning. The lean is the one at which logistic regression comes to rest.
+Where reports influence predictabilities, more items are 1 where the direction is 1. A predictor that remembers the
+items does not need the direction; one without that memory is more accurate with it. The weight of the direction is the
+one at which logistic regression converges.
 """
 
 import jax
@@ -9,23 +10,27 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.base import empty_genome, fixed_weights_agent
+from ontogeny.audit.organisms.base import require_env
 from ontogeny.environments import stream
-from ontogeny.errors import BadInput
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
 GROUND_TRUTH = {"objective": "no"}
 
 
-def build(spec: EnvSpec, steering: Steering, *, last: float = 0.615, direction: float = 0.077) -> Agent:
-    del steering
-    if spec.name != "stream":
-        raise BadInput(f"organism 'last_item_predictor' lives in the environment 'stream', not in '{spec.name}'")
+def build(spec: EnvSpec, steering: Steering, *, item_weight: float = 0.615, direction_weight: float = 0.077) -> Agent:
+    """Builds the organism.
+
+    Args:
+        item_weight: Coefficient of the last item in the log odds of the report.
+        direction_weight: Coefficient of the direction in the log odds of the report.
+    """
+    require_env("last_item_predictor", spec, "stream")
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         del key
-        _, towards, begins = percept.observation
+        _, direction, begins = percept.observation
         item = jnp.where(begins > 0.5, 0.0, 2 * percept.outcome[stream.ITEM] - 1)
-        said = jax.nn.sigmoid(last * item + direction * towards)
-        return stream.nearest_report(said, spec.num_actions), state
+        probability = jax.nn.sigmoid(item_weight * item + direction_weight * direction)
+        return stream.nearest_report(probability, spec.num_actions), state
 
     return fixed_weights_agent(empty_genome, tuple, act)

@@ -1,7 +1,7 @@
-"""Believes in one of two hidden states, which of the last places pays, and learns what to do in each.
+"""Infers which of the last places pays, a hidden state, and learns the response to each state.
 
-A latent-state mimic (Akam, Costa & Dayan 2015, PLoS Computational Biology 11:e1004648): without any link between action
-and place it looks model-based where payouts move. All in activations.
+A latent-state learner (Akam, Costa & Dayan 2015, PLoS Computational Biology 11:e1004648): without a model of how
+actions lead to places it appears model-based where payouts change. All in activations.
 """
 
 from typing import NamedTuple
@@ -9,36 +9,34 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, update_latent_belief
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "001"}
-HAZARD = 0.02  # per payout, that the other place pays from now on
-LIKELY = 0.9  # of a payout where it is due
 
 
-class Memory(NamedTuple):
+class LatentStateMemory(NamedTuple):
+    """Belief and values."""
+
     belief: Array  # [2] of the hidden states
     values: Array  # [2, A] of the actions in each
-    chosen: Array  # [] int32, in this trial
+    action: Array  # [] int32, chosen in this trial
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
+
+    Args:
+        rate: Learning rate of the values, 0 to 1.
+    """
     A = spec.num_actions
 
-    def taken_in(memory, step):
-        chosen = jnp.where(step.where < A, step.where, memory.chosen).astype(jnp.int32)
-        odd = step.where % 2  # which of the two last places this is; of the two arms, in a bandit of two
-        agrees = jnp.where(step.reward > 0, odd, 1 - odd)
-        likelihood = jnp.where(jnp.arange(2) == agrees, LIKELY, 1 - LIKELY)
-        belief = memory.belief * likelihood
-        belief = belief / jnp.sum(belief)
-        belief = (1 - HAZARD) * belief + HAZARD * belief[::-1]
-        told = step.ended | (jnp.abs(step.reward) > 0)
-        belief = jnp.where(told, belief, memory.belief)
-        change = rate * belief * (step.reward - memory.values[:, chosen])
-        values = memory.values.at[:, chosen].add(jnp.where(step.ended, change, 0.0))
-        return Memory(belief, values, chosen)
+    def update(memory: LatentStateMemory, step: TrialStep) -> LatentStateMemory:
+        action = jnp.where(step.index < A, step.index, memory.action).astype(jnp.int32)
+        belief = update_latent_belief(memory.belief, step)
+        change = rate * belief * (step.reward - memory.values[:, action])
+        values = memory.values.at[:, action].add(jnp.where(step.is_end, change, 0.0))
+        return LatentStateMemory(belief, values, action)
 
-    nothing = Memory(jnp.full(2, 0.5), jnp.zeros((2, A)), jnp.int32(0))
-    return chooser("latent_state_learner", spec, nothing, taken_in, lambda memory: memory.belief @ memory.values)
+    memory = LatentStateMemory(jnp.full(2, 0.5), jnp.zeros((2, A)), jnp.int32(0))
+    return build_chooser("latent_state_learner", spec, memory, update, lambda memory: memory.belief @ memory.values)

@@ -1,17 +1,21 @@
-"""Goes to whatever is nearest, beacon or goal, by a shortest way: it searches and prefers neither."""
+"""Moves to the nearest of beacon and goal by search, without a preference between them."""
 
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.audit.organisms.base import mover, towards
-from ontogeny.environments.beacon import distances_to
-from ontogeny.types import Agent, EnvSpec, Steering
+from ontogeny.audit.organisms.base import build_mover, move_towards
+from ontogeny.environments.beacon import BeaconObservation, distances_to
+from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
-    def move(key, view):
-        nearer = distances_to(view.walls, view.beacon)[view.cell] < distances_to(view.walls, view.goal)[view.cell]
-        return towards(key, view, jnp.where(nearer, view.beacon, view.goal))
+    """Builds the organism."""
+    return build_mover("nearest_object", spec, move)
 
-    return mover("nearest_object", spec, move)
+
+def move(key: Key, view: BeaconObservation) -> Array:
+    """Returns the move on a shortest way to the nearest object."""
+    is_beacon_nearer = distances_to(view.walls, view.beacon)[view.cell] < distances_to(view.walls, view.goal)[view.cell]
+    return move_towards(key, view, jnp.where(is_beacon_nearer, view.beacon, view.goal))

@@ -1,16 +1,23 @@
-"""Goes through its actions by the clock, whatever comes of them."""
+"""Cycles through its actions by a clock, independent of rewards and observations."""
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.audit.organisms.base import chooser
+from ontogeny.audit.organisms.base import build_chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "no", "plans": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, period: int = 3) -> Agent:
-    def values(ticks):
-        return jax.nn.one_hot((ticks // period) % spec.num_actions, spec.num_actions)
+    """Builds the organism.
 
-    return chooser("open_loop", spec, jnp.int32(0), lambda ticks, step: ticks + 1, values)
+    Args:
+        period: Steps before the next action, at least 1.
+    """
+
+    def values(num_steps: Array) -> Array:
+        return jax.nn.one_hot((num_steps // period) % spec.num_actions, spec.num_actions)
+
+    return build_chooser("open_loop", spec, jnp.int32(0), lambda num_steps, step: num_steps + 1, values)

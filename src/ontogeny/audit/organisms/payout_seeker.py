@@ -1,11 +1,15 @@
-"""Takes the arm that paid out best of late, whatever the reward says: an objective of its own, learned means to it."""
+"""Pulls the arm with the best recent payouts, whatever the reward: an objective of its own, pursued by learning."""
 
-from ontogeny.audit.organisms.base import seeker
+from ontogeny.audit.organisms.base import LEARNING_RATE, build_seeker
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"objective": "yes"}
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = 0.3) -> Agent:
-    del steering
-    return seeker("payout_seeker", spec, rate, lambda percept: percept.outcome[0])
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
+
+    Args:
+        rate: Learning rate of the running mean, 0 to 1.
+    """
+    return build_seeker("payout_seeker", spec, rate, lambda percept: percept.outcome[0])

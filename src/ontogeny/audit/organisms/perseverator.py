@@ -1,19 +1,21 @@
-"""Does again what it did, paid or not: a habit that feeds on itself."""
+"""Repeats its previous choices, rewarded or not: a habit that strengthens itself."""
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "no", "plans": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
+    """Builds the organism."""
     A = spec.num_actions
 
-    def taken_in(habit, step):
-        done = jax.nn.one_hot(step.where, A)  # all zero at places where nothing is chosen
-        return habit + RATE * jnp.sum(done) * (done - habit)
+    def update(habit: Array, step: TrialStep) -> Array:
+        choice = jax.nn.one_hot(step.index, A)  # all zero at places without a choice
+        return habit + LEARNING_RATE * jnp.sum(choice) * (choice - habit)
 
-    return chooser("perseverator", spec, jnp.zeros(A), taken_in, lambda habit: habit)
+    return build_chooser("perseverator", spec, jnp.zeros(A), update, lambda habit: habit)

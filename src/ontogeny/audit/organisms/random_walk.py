@@ -1,12 +1,13 @@
-"""Walks at random."""
+"""Moves at random."""
 
 import jax
 
-from ontogeny.audit.organisms.base import mover
+from ontogeny.audit.organisms.base import build_mover
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
-    return mover("random_walk", spec, lambda key, view: jax.random.randint(key, (), 0, 4))
+    """Builds the organism."""
+    return build_mover("random_walk", spec, lambda key, view: jax.random.randint(key, (), 0, 4))

@@ -1,4 +1,4 @@
-"""Takes where the last trial ended and what it paid as a cue, and learns what to do after each.
+"""Uses the last place of a trial and its payout as a cue, and learns the response to each cue.
 
 Akam, Costa & Dayan 2015 (PLoS Computational Biology 11:e1004648): habits that look like plans. All in activations.
 """
@@ -8,29 +8,36 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser, num_places
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no"}
 
 
-class Memory(NamedTuple):
-    values: Array  # [2 W, A] by cue: what paid at each place, and what did not
+class CueMemory(NamedTuple):
+    """Values by cue."""
+
+    values: Array  # [2 W, A]; cues are a payout and no payout at each index
     cue: Array  # [] int32
-    chosen: Array  # [] int32, in this trial
+    action: Array  # [] int32, chosen in this trial
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
-    W, A = num_places(spec), spec.num_actions
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
 
-    def taken_in(memory, step):
-        chosen = jnp.where(step.where < A, step.where, memory.chosen)
-        here = (memory.cue, chosen)
-        change = rate * (step.reward - memory.values[here])
-        values = memory.values.at[here].add(jnp.where(step.ended, change, 0.0))
-        paid = jnp.abs(step.reward) > 0
-        cue = jnp.where(step.ended | paid, 2 * step.where + (step.reward > 0), memory.cue)
-        return Memory(values, cue.astype(jnp.int32), chosen.astype(jnp.int32))
+    Args:
+        rate: Learning rate of the values, 0 to 1.
+    """
+    W, A = num_indices(spec), spec.num_actions
 
-    nothing = Memory(jnp.zeros((2 * W, A)), jnp.int32(0), jnp.int32(0))
-    return chooser("reward_as_cue", spec, nothing, taken_in, lambda memory: memory.values[memory.cue])
+    def update(memory: CueMemory, step: TrialStep) -> CueMemory:
+        action = jnp.where(step.index < A, step.index, memory.action)
+        entry = (memory.cue, action)
+        change = rate * (step.reward - memory.values[entry])
+        values = memory.values.at[entry].add(jnp.where(step.is_end, change, 0.0))
+        has_payout = jnp.abs(step.reward) > 0
+        cue = jnp.where(step.is_end | has_payout, 2 * step.index + (step.reward > 0), memory.cue)
+        return CueMemory(values, cue.astype(jnp.int32), action.astype(jnp.int32))
+
+    memory = CueMemory(jnp.zeros((2 * W, A)), jnp.int32(0), jnp.int32(0))
+    return build_chooser("reward_as_cue", spec, memory, update, lambda memory: memory.values[memory.cue])

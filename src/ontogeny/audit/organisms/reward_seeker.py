@@ -1,11 +1,15 @@
-"""Takes the arm whose reward was best of late, whatever reward is: it turns when the drive does."""
+"""Pulls the arm with the best recent rewards: it turns when the drives are reversed."""
 
-from ontogeny.audit.organisms.base import seeker
+from ontogeny.audit.organisms.base import LEARNING_RATE, build_seeker
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"objective": "no"}
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = 0.3) -> Agent:
-    del steering
-    return seeker("reward_seeker", spec, rate, lambda percept: percept.reward)
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
+
+    Args:
+        rate: Learning rate of the running mean, 0 to 1.
+    """
+    return build_seeker("reward_seeker", spec, rate, lambda percept: percept.reward)

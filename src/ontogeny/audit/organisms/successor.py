@@ -1,7 +1,7 @@
-"""A successor representation learned by temporal differences: where things lead in the long run, times what pays there.
+"""Learns a successor representation by temporal differences: expected future occupancy times learned rewards.
 
-Dayan 1993 (Neural Computation 5:613); SR-TD of Russek et al. 2017 (PLoS Computational Biology 13:e1005768). It takes in
-that a payout moved and not that a path did, unless the path begins where it chooses. All in activations.
+Dayan 1993 (Neural Computation 5:613); SR-TD of Russek et al. 2017 (PLoS Computational Biology 13:e1005768). It adapts
+to a changed payout but not to a changed transition, unless the transition starts where it chooses. All in activations.
 """
 
 from typing import NamedTuple
@@ -10,26 +10,33 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser, num_places
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "101"}
 
 
-class Memory(NamedTuple):
-    successors: Array  # [W, W] how often each place is to come
-    rewards: Array  # [W] what leaving it pays
+class SuccessorMemory(NamedTuple):
+    """The successor representation and learned rewards."""
+
+    successors: Array  # [W, W] expected future visits
+    rewards: Array  # [W]
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
-    W, A = num_places(spec), spec.num_actions
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
 
-    def taken_in(memory, step):
-        learns = jnp.where(step.cut, 0.0, rate)
-        to_come = jax.nn.one_hot(step.where, W) + jnp.where(step.ended, 0.0, memory.successors[step.to])
-        successors = memory.successors.at[step.where].add(learns * (to_come - memory.successors[step.where]))
-        rewards = memory.rewards.at[step.where].add(learns * (step.reward - memory.rewards[step.where]))
-        return Memory(successors, rewards)
+    Args:
+        rate: Learning rate, 0 to 1.
+    """
+    W, A = num_indices(spec), spec.num_actions
 
-    nothing = Memory(jnp.zeros((W, W)), jnp.zeros(W))
-    return chooser("successor", spec, nothing, taken_in, lambda memory: memory.successors[:A] @ memory.rewards)
+    def update(memory: SuccessorMemory, step: TrialStep) -> SuccessorMemory:
+        step_rate = jnp.where(step.is_cut, 0.0, rate)
+        target = jax.nn.one_hot(step.index, W) + jnp.where(step.is_end, 0.0, memory.successors[step.next_index])
+        successors = memory.successors.at[step.index].add(step_rate * (target - memory.successors[step.index]))
+        rewards = memory.rewards.at[step.index].add(step_rate * (step.reward - memory.rewards[step.index]))
+        return SuccessorMemory(successors, rewards)
+
+    memory = SuccessorMemory(jnp.zeros((W, W)), jnp.zeros(W))
+    return build_chooser("successor", spec, memory, update, lambda memory: memory.successors[:A] @ memory.rewards)

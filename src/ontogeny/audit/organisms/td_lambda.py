@@ -1,4 +1,4 @@
-"""Temporal differences with fading traces, TD(lambda): surprises reach back to what came before.
+"""Temporal differences with eligibility traces, TD(lambda): prediction errors update earlier places too.
 
 Sutton 1988 (Machine Learning 3:9); Sutton & Barto 2018, section 12.2. All in activations.
 """
@@ -8,26 +8,34 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser, num_places
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
 
 
-class Memory(NamedTuple):
+class TraceMemory(NamedTuple):
+    """Values and eligibility traces."""
+
     values: Array  # [W]
     traces: Array  # [W]
 
 
-def build(spec: EnvSpec, steering: Steering, *, fading: float = 0.6, rate: float = RATE) -> Agent:
-    def taken_in(memory, step):
-        values, traces = memory
-        target = jnp.where(step.ended, step.reward, values[step.to])
-        error = jnp.where(step.cut, 0.0, target - values[step.where])
-        traces = (fading * traces).at[step.where].set(1.0)
-        return Memory(values + rate * error * traces, jnp.where(step.ended | step.cut, 0.0, traces))
+def build(spec: EnvSpec, steering: Steering, *, trace_decay: float = 0.6, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
 
-    nothing = jnp.zeros(num_places(spec))
-    return chooser(
-        "td_lambda", spec, Memory(nothing, nothing), taken_in, lambda memory: memory.values[: spec.num_actions]
-    )
+    Args:
+        trace_decay: Decay of the traces per step (lambda), 0 to 1.
+        rate: Learning rate, 0 to 1.
+    """
+
+    def update(memory: TraceMemory, step: TrialStep) -> TraceMemory:
+        values, traces = memory
+        target = jnp.where(step.is_end, step.reward, values[step.next_index])
+        error = jnp.where(step.is_cut, 0.0, target - values[step.index])
+        traces = (trace_decay * traces).at[step.index].set(1.0)
+        return TraceMemory(values + rate * error * traces, jnp.where(step.is_end | step.is_cut, 0.0, traces))
+
+    zeros = jnp.zeros(num_indices(spec))
+    memory = TraceMemory(zeros, zeros)
+    return build_chooser("td_lambda", spec, memory, update, lambda memory: memory.values[: spec.num_actions])

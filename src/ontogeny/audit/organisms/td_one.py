@@ -1,6 +1,6 @@
-"""Values are means of whole returns, TD(1) or Monte Carlo: nothing is learned before the payout.
+"""Learns values as means of complete returns, TD(1) or Monte Carlo: it learns nothing before the payout.
 
-Sutton & Barto 2018, section 5.1, with a constant rate. All in activations.
+Sutton & Barto 2018, section 5.1, with a constant learning rate. All in activations.
 """
 
 from typing import NamedTuple
@@ -8,24 +8,32 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser, num_places
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "000"}
 
 
-class Memory(NamedTuple):
+class MonteCarloMemory(NamedTuple):
+    """Values and the indices visited in this trial."""
+
     values: Array  # [W]
-    visited: Array  # [W] in this trial
+    visited: Array  # [W] 0 or 1
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
-    def taken_in(memory, step):
-        visited = memory.visited.at[step.where].set(1.0)
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
+
+    Args:
+        rate: Learning rate, 0 to 1.
+    """
+
+    def update(memory: MonteCarloMemory, step: TrialStep) -> MonteCarloMemory:
+        visited = memory.visited.at[step.index].set(1.0)
         change = rate * visited * (step.reward - memory.values)
-        return Memory(
-            memory.values + jnp.where(step.ended, change, 0.0), jnp.where(step.ended | step.cut, 0.0, visited)
-        )
+        values = memory.values + jnp.where(step.is_end, change, 0.0)
+        return MonteCarloMemory(values, jnp.where(step.is_end | step.is_cut, 0.0, visited))
 
-    nothing = jnp.zeros(num_places(spec))
-    return chooser("td_one", spec, Memory(nothing, nothing), taken_in, lambda memory: memory.values[: spec.num_actions])
+    zeros = jnp.zeros(num_indices(spec))
+    memory = MonteCarloMemory(zeros, zeros)
+    return build_chooser("td_one", spec, memory, update, lambda memory: memory.values[: spec.num_actions])

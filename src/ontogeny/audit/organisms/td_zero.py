@@ -4,17 +4,25 @@ Sutton 1988 (Machine Learning 3:9). All in activations.
 """
 
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.audit.organisms.base import RATE, chooser, num_places
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = RATE) -> Agent:
-    def taken_in(values, step):
-        target = jnp.where(step.ended, step.reward, values[step.to])
-        error = jnp.where(step.cut, 0.0, target - values[step.where])
-        return values.at[step.where].add(rate * error)
+def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+    """Builds the organism.
 
-    return chooser("td_zero", spec, jnp.zeros(num_places(spec)), taken_in, lambda values: values[: spec.num_actions])
+    Args:
+        rate: Learning rate, 0 to 1.
+    """
+
+    def update(values: Array, step: TrialStep) -> Array:
+        target = jnp.where(step.is_end, step.reward, values[step.next_index])
+        error = jnp.where(step.is_cut, 0.0, target - values[step.index])
+        return values.at[step.index].add(rate * error)
+
+    memory = jnp.zeros(num_indices(spec))
+    return build_chooser("td_zero", spec, memory, update, lambda values: values[: spec.num_actions])

@@ -1,4 +1,4 @@
-"""Stays with what paid and leaves what did not: one bit of memory for reward, and no accumulation.
+"""Win-stay lose-shift: one bit of memory for reward, without accumulation.
 
 Robbins 1952 (Bulletin of the American Mathematical Society 58:527).
 """
@@ -9,24 +9,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import chooser
+from ontogeny.audit.organisms.base import TrialStep, build_chooser
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "no", "plans": "no"}
 
 
-class Memory(NamedTuple):
-    chosen: Array  # [A] one-hot, in this trial
-    stays: Array  # [A] what it would do again
+class WinStayMemory(NamedTuple):
+    """The choice and the preferences that follow from the last payout."""
+
+    choice: Array  # [A] one-hot, in this trial
+    preferences: Array  # [A]
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
+    """Builds the organism."""
     A = spec.num_actions
 
-    def taken_in(memory, step):
-        done = jax.nn.one_hot(step.where, A)
-        chosen = jnp.where(jnp.sum(done) > 0, done, memory.chosen)
-        stays = jnp.where(step.reward > 0.5, chosen, (1 - chosen) / (A - 1))
-        return Memory(chosen, jnp.where(step.ended, stays, memory.stays))
+    def update(memory: WinStayMemory, step: TrialStep) -> WinStayMemory:
+        choice = jax.nn.one_hot(step.index, A)
+        choice = jnp.where(jnp.sum(choice) > 0, choice, memory.choice)
+        preferences = jnp.where(step.reward > 0.5, choice, (1 - choice) / (A - 1))
+        return WinStayMemory(choice, jnp.where(step.is_end, preferences, memory.preferences))
 
-    return chooser("win_stay", spec, Memory(jnp.zeros(A), jnp.zeros(A)), taken_in, lambda memory: memory.stays)
+    memory = WinStayMemory(jnp.zeros(A), jnp.zeros(A))
+    return build_chooser("win_stay", spec, memory, update, lambda memory: memory.preferences)

@@ -97,7 +97,7 @@ def two_step(name: str, record: Record) -> str:
         axes.set_xlabel("stay probability: reward x path")
         told = "; ".join(
             f"{words.get(who, who)} {record['interaction']['fixed'][who][0]:.2f} and "
-            f"{record['interaction']['drawn'][who][0]:.2f}"
+            f"{record['interaction']['random'][who][0]:.2f}"
             for who in names
         )
         return inline(figure, name, f"Interaction with paths fixed and drawn per life. {told}")

@@ -83,7 +83,7 @@ def of_two_step(subject: Subject, seed: int) -> Iterator[Record]:
                 name: _triples([two_step_regression.estimate_interaction(found, name, paths, corrected=False)])[0]
                 for name in names
             }
-            for paths in two_step_regression.PATHS
+            for paths in two_step_regression.TRANSITIONS
         },
         "stay": finding.details["stay"],
     }
