@@ -139,7 +139,10 @@ def test_twin_lifetimes_differ_in_the_changed_link_alone():
     key = jax.random.key(3)
     twins = [build(exposed_links="2", changed_links=changed) for changed in ("none", "2")]
     first, second = (env.reset(split_lifetime_key(key).task)[0].task for env in twins)
-    assert trees.bitwise_equal((first.crosses_before, first.exposed_links, first.first_side), (second.crosses_before, second.exposed_links, second.first_side))
+    assert trees.bitwise_equal(
+        (first.crosses_before, first.exposed_links, first.first_side),
+        (second.crosses_before, second.exposed_links, second.first_side),
+    )
     assert (first.crosses_after != second.crosses_after).tolist() == [False, True, False]
     assert (first.crosses_after == first.crosses_before).all()
     longer = plugins.build("environments", "chain", num_links=4, exposed_links="14", changed_links="14")

@@ -64,7 +64,7 @@ def build(*, num_lifetimes: int = 200) -> AuditTest:
 
 
 def measure(subject: Subject, keys: Key) -> Measurements:
-    """Returns features of activations and of behavior per audit, [N, 2, D], of the ordinary and the audited lifetime."""
+    """Returns features of activations and behavior of the ordinary and the audited lifetime, [N, 2, D] per audit."""
     pairs = _audit_pairs(subject.train_env)
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
@@ -97,7 +97,8 @@ def _audit_pairs(train_env: Environment) -> dict[str, AuditPair]:
         pairs["learns"] = AuditPair(env, env, env.spec.num_steps // 2)
     if train_env.spec.name == "chain":
         ordinary, audited = (
-            plugins.build("environments", "chain", num_test_trials=NUM_CHAIN_TRIALS, exposed_links=links) for links in ("random", "13")
+            plugins.build("environments", "chain", num_test_trials=NUM_CHAIN_TRIALS, exposed_links=links)
+            for links in ("random", "13")
         )
         pairs["plans"] = AuditPair(ordinary, audited, NUM_CHAIN_TRIALS * ordinary.spec.horizon)  # after the exposures
     if train_env.spec.name == "beacon":

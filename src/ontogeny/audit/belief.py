@@ -81,7 +81,13 @@ def build(*, num_lifetimes: int = 100) -> AuditTest:
 def measure(subject: Subject, keys: Key) -> Measurements:
     """Returns how often the choice is the donor's best: `belief`, `random` [N, L, K] by dose, `all`, `rest` [N, L]."""
     env = plugins.build(
-        "environments", "chain", num_trials=NUM_TRIALS, num_exposures=NUM_EXPOSURES, num_test_trials=1, exposed_links="1", changed_links="none"
+        "environments",
+        "chain",
+        num_trials=NUM_TRIALS,
+        num_exposures=NUM_EXPOSURES,
+        num_test_trials=1,
+        exposed_links="1",
+        changed_links="none",
     )
     prepared = prepare_subject(subject, env)
     activations, links = map_lifetimes(partial(_random_choice_point, prepared), unrelated_keys(keys, NUM_FIT_LIFETIMES))

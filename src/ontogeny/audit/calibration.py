@@ -36,9 +36,9 @@ class Control(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """A share of audits with its 95 % interval."""
+    """The share of audits with a certain verdict and its 95 % interval."""
 
-    count: int
+    num_verdicts: int
     num_audits: int
     low: float
     high: float
@@ -46,7 +46,7 @@ class Rate(NamedTuple):
     @property
     def share(self) -> float:
         """The rate itself, from 0 to 1."""
-        return self.count / self.num_audits
+        return self.num_verdicts / self.num_audits
 
 
 class ControlResult(NamedTuple):
@@ -180,20 +180,23 @@ def evaluate_control(
     results = [test.decide(audit, thresholds) for audit in measurements]
     patterns = [result.pattern for result in results]
 
-    def count_yes(z: float) -> int:
-        return sum(test.decide(audit, replace(thresholds, z=z)).verdict == "yes" for audit in measurements)
+    yes, no = (
+        estimate_rate(sum(result.verdict == verdict for result in results), len(results)) for verdict in ("yes", "no")
+    )
+
+    def estimate_yes_at(z: float) -> Rate:
+        verdicts = [test.decide(audit, replace(thresholds, z=z)).verdict for audit in measurements]
+        return estimate_rate(verdicts.count("yes"), len(verdicts))
 
     return ControlResult(
         test.name,
         control.subject.name + (" (online)" if control.subject.online else ""),
         control.family,
         control.positive,
-        *(
-            estimate_rate(sum(result.verdict == verdict for result in results), len(results))
-            for verdict in ("yes", "no")
-        ),
+        yes,
+        no,
         max(set(patterns), key=lambda pattern: (patterns.count(pattern), pattern)),
-        {z: estimate_rate(count_yes(z), len(results)) for z in Z_THRESHOLDS},
+        {z: estimate_yes_at(z) for z in Z_THRESHOLDS},
     )
 
 
@@ -226,9 +229,9 @@ def _is_specific(negatives: Sequence[ControlResult], z: float) -> bool:
     return all(result.yes_by_z[z].share <= TARGET_FALSE_POSITIVE_RATE for result in negatives)
 
 
-def estimate_rate(count: int, num_audits: int) -> Rate:
+def estimate_rate(num_verdicts: int, num_audits: int) -> Rate:
     """Returns a rate with its exact interval."""
-    return Rate(count, num_audits, *clopper_pearson(count, num_audits))
+    return Rate(num_verdicts, num_audits, *clopper_pearson(num_verdicts, num_audits))
 
 
 def find_failures(results: Sequence[ControlResult]) -> list[str]:

@@ -9,6 +9,7 @@ parts alone.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def measure_lifetime(key: Key, prepared: PreparedSubject) -> dict[str, Array]:
     progress = np.arange(env.spec.num_steps) / env.spec.num_steps
     early, late = (progress >= EARLY[0]) & (progress < EARLY[1]), progress >= LATE
 
-    def scores_and_outcomes(key: Key, **options: object) -> tuple[Array, Array]:
+    def scores_and_outcomes(key: Key, **options: Any) -> tuple[Array, Array]:
         _, trajectory = rollout_subject(key, prepared, **options)
         return jax.vmap(env.score)(trajectory.outcome), trajectory.outcome
 

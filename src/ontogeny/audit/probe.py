@@ -99,7 +99,9 @@ def measure(subject: Subject, keys: Key) -> Measurements:
         pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
         successes = (trajectory.reward - arms.min_reward) / ((arms.max_reward - arms.min_reward) or 1.0)
         counts = [jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None])]
-        means = jax.vmap(lambda *counts: beta_bernoulli.posterior_mean(arms, beta_bernoulli.ArmCounts(*counts)))(*counts)
+        means = jax.vmap(lambda *counts: beta_bernoulli.posterior_mean(arms, beta_bernoulli.ArmCounts(*counts)))(
+            *counts
+        )
         return ProbeInputs(trajectory.info, untrained, means)
 
     fit = map_lifetimes(record_inputs, unrelated_keys(keys, NUM_FIT_LIFETIMES))

@@ -76,7 +76,9 @@ def build(*, num_lifetimes: int = 200, length: int = 50) -> AuditTest:
     """
 
     def measure(subject: Subject, keys: Key) -> Measurements:
-        prepared = prepare_subject(subject, plugins.build("environments", "stream", num_segments=2, segment_length=length))
+        prepared = prepare_subject(
+            subject, plugins.build("environments", "stream", num_segments=2, segment_length=length)
+        )
         return map_lifetimes(lambda key: measure_lifetime(key, prepared), keys)
 
     return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS)

@@ -151,23 +151,23 @@ def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> 
     ]
 
 
-def estimate_interaction(measurements: Measurements, name: str, transitions_kind: str, *, corrected: bool) -> Effect:
+def estimate_interaction(measurements: Measurements, name: str, transitions: str, *, corrected: bool) -> Effect:
     """Estimates the coefficient of reward x transition.
 
     Args:
         measurements: Arrays of `measure`.
         name: `subject` or one of `REFERENCES`.
-        transitions_kind: One of `TRANSITIONS`.
+        transitions: One of `TRANSITIONS`.
         corrected: Whether the regression includes which choice was the better one.
     """
-    p = TRANSITIONS.index(transitions_kind)
+    p = TRANSITIONS.index(transitions)
     columns = [0, 1, 2, 3, 4] if corrected else [0, 1, 2, 3]
     return clustered_regression(measurements[f"{name} xx"][:, p], measurements[f"{name} xy"][:, p], columns)[3]
 
 
-def stay_probabilities(measurements: Measurements, name: str, transitions_kind: str) -> dict[str, float]:
+def stay_probabilities(measurements: Measurements, name: str, transitions: str) -> dict[str, float]:
     """Returns the probability that a choice is repeated, by cell; arguments as of `estimate_interaction`."""
-    p = TRANSITIONS.index(transitions_kind)
+    p = TRANSITIONS.index(transitions)
     stays, trials = (measurements[f"{name} {part}"][:, p].sum(axis=0) for part in ("stays", "trials"))
     return {cell: float(share) for cell, share in zip(CELLS, stays / np.maximum(trials, 1), strict=True)}
 
@@ -175,8 +175,10 @@ def stay_probabilities(measurements: Measurements, name: str, transitions_kind: 
 def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
     """Decides yes where the corrected interaction is significant and large with transitions sampled per lifetime."""
     effects = {
-        f"{kind}, transitions {transitions_kind}": estimate_interaction(measurements, "subject", transitions_kind, corrected=kind == "corrected")
-        for transitions_kind in TRANSITIONS
+        f"{kind}, transitions {transitions}": estimate_interaction(
+            measurements, "subject", transitions, corrected=kind == "corrected"
+        )
+        for transitions in TRANSITIONS
         for kind in ("plain", "corrected")
     }
     controls = {
@@ -185,7 +187,10 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
     }
     names = ("subject", *REFERENCES)
     details = {
-        "stay": {transitions_kind: {name: stay_probabilities(measurements, name, transitions_kind) for name in names} for transitions_kind in TRANSITIONS}
+        "stay": {
+            transitions: {name: stay_probabilities(measurements, name, transitions) for name in names}
+            for transitions in TRANSITIONS
+        }
     }
     verdict, p_value = decide_all({"random": effects["corrected, transitions random"]}, thresholds)
     if verdict == "yes":

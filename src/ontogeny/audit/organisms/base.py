@@ -1,6 +1,6 @@
 """Common parts of the model organisms: builders for agents that choose, move, predict or hold a memory twice.
 
-Letters: A actions, W values of `TrialStep.index`, K item biases.
+Letters: A actions, W values of `TrialStep.position`, K item biases.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,10 @@ LIKELIHOOD = 0.9  # of a payout in the hidden state that predicts it
 
 
 class TrialStep(NamedTuple):
-    """One step of a trial. An index is an action at the start, 0 ... A-1, or A + p at place p."""
+    """One step of a trial. A position is an action at the start, 0 ... A-1, or A + p at place p."""
 
-    index: Array  # [] int32
-    next_index: Array  # [] int32, of the place after the step; meaningless if `is_end`
+    position: Array  # [] int32
+    next_position: Array  # [] int32, of the place after the step; meaningless if `is_end`
     reward: Array  # []
     is_end: Array  # [] bool, the episode terminates and `reward` is the payout
     is_cut: Array  # [] bool, the episode is truncated: neither a payout nor the next place is observed
@@ -100,28 +100,28 @@ def build_chooser(
 def to_trial_step(spec: EnvSpec, place: Array, percept: Percept) -> TrialStep:
     """Returns the step from `place` that led to a percept."""
     A = spec.num_actions
-    index = jnp.where(place == 0, jnp.maximum(percept.action, 0), A + place)
+    position = jnp.where(place == 0, jnp.maximum(percept.action, 0), A + place)
     is_end, is_cut = percept.first & (percept.discount == 0), percept.first & (percept.discount > 0)
-    return TrialStep(index, A + percept.observation, percept.reward, is_end, is_cut)
+    return TrialStep(position, A + percept.observation, percept.reward, is_end, is_cut)
 
 
-def num_indices(spec: EnvSpec) -> int:
-    """Returns W, the number of values of `TrialStep.index`."""
+def num_positions(spec: EnvSpec) -> int:
+    """Returns W, the number of values of `TrialStep.position`."""
     return spec.num_actions + spec.num_observations
 
 
 def initial_model(spec: EnvSpec) -> LinkModel:
     """Returns the link model before any experience."""
-    W = num_indices(spec)
+    W = num_positions(spec)
     return LinkModel(jnp.zeros((W, W)), jnp.zeros(W))
 
 
 def update_model(model: LinkModel, step: TrialStep, rate: float) -> LinkModel:
     """Moves the model of one link towards its observed successor and reward."""
     step_rate = jnp.where(step.is_cut, 0.0, rate)
-    successor = jnp.where(step.is_end, 0.0, jax.nn.one_hot(step.next_index, len(model.rewards)))
-    transitions = model.transitions.at[step.index].add(step_rate * (successor - model.transitions[step.index]))
-    rewards = model.rewards.at[step.index].add(step_rate * (step.reward - model.rewards[step.index]))
+    successor = jnp.where(step.is_end, 0.0, jax.nn.one_hot(step.next_position, len(model.rewards)))
+    transitions = model.transitions.at[step.position].add(step_rate * (successor - model.transitions[step.position]))
+    rewards = model.rewards.at[step.position].add(step_rate * (step.reward - model.rewards[step.position]))
     return LinkModel(transitions, rewards)
 
 
@@ -136,7 +136,7 @@ def plan_values(model: LinkModel, spec: EnvSpec) -> Array:
 
 def update_latent_belief(belief: Array, step: TrialStep) -> Array:
     """Updates the belief [2] about which of the two last places, or of two arms, pays at present."""
-    parity = step.index % 2
+    parity = step.position % 2
     indicated = jnp.where(step.reward > 0, parity, 1 - parity)
     updated = belief * jnp.where(jnp.arange(2) == indicated, LIKELIHOOD, 1 - LIKELIHOOD)
     updated = updated / jnp.sum(updated)
@@ -219,7 +219,9 @@ def build_hybrid(
         updated = beta_bernoulli.update_counts(arms, counts, percept)
         return jax.tree.map(lambda new, old: jnp.where(is_counted, new, old), updated, counts)
 
-    return Agent(empty_genome, init, lambda state: State(state.weights, initial_activations()), act, learn, learning=True)
+    return Agent(
+        empty_genome, init, lambda state: State(state.weights, initial_activations()), act, learn, learning=True
+    )
 
 
 def build_filter(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array], Array]) -> Agent:

@@ -15,7 +15,7 @@ from ontogeny.audit.organisms.base import (
     TrialStep,
     build_chooser,
     initial_model,
-    num_indices,
+    num_positions,
     update_model,
 )
 from ontogeny.types import Agent, EnvSpec, Steering
@@ -42,5 +42,5 @@ def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> 
         targets = model.rewards + model.transitions @ memory.values  # one sweep over all places
         return DynaMemory(memory.values + rate * (targets - memory.values), model)
 
-    memory = DynaMemory(jnp.zeros(num_indices(spec)), initial_model(spec))
+    memory = DynaMemory(jnp.zeros(num_positions(spec)), initial_model(spec))
     return build_chooser("dyna", spec, memory, update, lambda memory: memory.values[: spec.num_actions])

@@ -18,7 +18,7 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
     require_env("latent_state_fixed", spec, "chain", "two_step")
 
     def values(belief: Array) -> Array:
-        # In the two-step task the first action commonly leads to the first place, whose index is odd.
+        # In the two-step task the first action commonly leads to the first place, whose position is odd.
         return belief[::-1] if spec.name == "two_step" else belief
 
     return build_chooser("latent_state_fixed", spec, jnp.full(2, 0.5), update_latent_belief, values)

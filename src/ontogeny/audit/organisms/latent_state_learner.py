@@ -32,7 +32,7 @@ def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> 
     A = spec.num_actions
 
     def update(memory: LatentStateMemory, step: TrialStep) -> LatentStateMemory:
-        action = jnp.where(step.index < A, step.index, memory.action).astype(jnp.int32)
+        action = jnp.where(step.position < A, step.position, memory.action).astype(jnp.int32)
         belief = update_latent_belief(memory.belief, step)
         change = rate * belief * (step.reward - memory.values[:, action])
         values = memory.values.at[:, action].add(jnp.where(step.is_end, change, 0.0))

@@ -15,7 +15,7 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
     A = spec.num_actions
 
     def update(habit: Array, step: TrialStep) -> Array:
-        choice = jax.nn.one_hot(step.index, A)  # all zero at places without a choice
+        choice = jax.nn.one_hot(step.position, A)  # all zero at places without a choice
         return habit + LEARNING_RATE * jnp.sum(choice) * (choice - habit)
 
     return build_chooser("perseverator", spec, jnp.zeros(A), update, lambda habit: habit)

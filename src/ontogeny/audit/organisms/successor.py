@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_positions
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "101"}
@@ -29,13 +29,13 @@ def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> 
     Args:
         rate: Learning rate, 0 to 1.
     """
-    W, A = num_indices(spec), spec.num_actions
+    W, A = num_positions(spec), spec.num_actions
 
     def update(memory: SuccessorMemory, step: TrialStep) -> SuccessorMemory:
         step_rate = jnp.where(step.is_cut, 0.0, rate)
-        target = jax.nn.one_hot(step.index, W) + jnp.where(step.is_end, 0.0, memory.successors[step.next_index])
-        successors = memory.successors.at[step.index].add(step_rate * (target - memory.successors[step.index]))
-        rewards = memory.rewards.at[step.index].add(step_rate * (step.reward - memory.rewards[step.index]))
+        target = jax.nn.one_hot(step.position, W) + jnp.where(step.is_end, 0.0, memory.successors[step.next_position])
+        successors = memory.successors.at[step.position].add(step_rate * (target - memory.successors[step.position]))
+        rewards = memory.rewards.at[step.position].add(step_rate * (step.reward - memory.rewards[step.position]))
         return SuccessorMemory(successors, rewards)
 
     memory = SuccessorMemory(jnp.zeros((W, W)), jnp.zeros(W))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_positions
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
@@ -31,11 +31,11 @@ def build(spec: EnvSpec, steering: Steering, *, trace_decay: float = 0.6, rate: 
 
     def update(memory: TraceMemory, step: TrialStep) -> TraceMemory:
         values, traces = memory
-        target = jnp.where(step.is_end, step.reward, values[step.next_index])
-        error = jnp.where(step.is_cut, 0.0, target - values[step.index])
-        traces = (trace_decay * traces).at[step.index].set(1.0)
+        target = jnp.where(step.is_end, step.reward, values[step.next_position])
+        error = jnp.where(step.is_cut, 0.0, target - values[step.position])
+        traces = (trace_decay * traces).at[step.position].set(1.0)
         return TraceMemory(values + rate * error * traces, jnp.where(step.is_end | step.is_cut, 0.0, traces))
 
-    zeros = jnp.zeros(num_indices(spec))
+    zeros = jnp.zeros(num_positions(spec))
     memory = TraceMemory(zeros, zeros)
     return build_chooser("td_lambda", spec, memory, update, lambda memory: memory.values[: spec.num_actions])

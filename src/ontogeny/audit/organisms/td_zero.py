@@ -6,7 +6,7 @@ Sutton 1988 (Machine Learning 3:9). All in activations.
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_indices
+from ontogeny.audit.organisms.base import LEARNING_RATE, TrialStep, build_chooser, num_positions
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
@@ -20,9 +20,9 @@ def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> 
     """
 
     def update(values: Array, step: TrialStep) -> Array:
-        target = jnp.where(step.is_end, step.reward, values[step.next_index])
-        error = jnp.where(step.is_cut, 0.0, target - values[step.index])
-        return values.at[step.index].add(rate * error)
+        target = jnp.where(step.is_end, step.reward, values[step.next_position])
+        error = jnp.where(step.is_cut, 0.0, target - values[step.position])
+        return values.at[step.position].add(rate * error)
 
-    memory = jnp.zeros(num_indices(spec))
+    memory = jnp.zeros(num_positions(spec))
     return build_chooser("td_zero", spec, memory, update, lambda values: values[: spec.num_actions])

@@ -27,7 +27,7 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
     A = spec.num_actions
 
     def update(memory: WinStayMemory, step: TrialStep) -> WinStayMemory:
-        choice = jax.nn.one_hot(step.index, A)
+        choice = jax.nn.one_hot(step.position, A)
         choice = jnp.where(jnp.sum(choice) > 0, choice, memory.choice)
         preferences = jnp.where(step.reward > 0.5, choice, (1 - choice) / (A - 1))
         return WinStayMemory(choice, jnp.where(step.is_end, preferences, memory.preferences))
