@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ontogeny.cli.start import prepare
+from ontogeny.cli.jax_setup import configure_jax
 from ontogeny.content import transformer
 from ontogeny.engine import generate
 from ontogeny.engine.sampling import SamplingParams
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # before either makes its threads
-    prepare(None)  # as `ontogeny generate` does
+    configure_jax(None)  # as `ontogeny generate` does
     config = transformer.make_config("gpt2", VOCABULARY, CONTEXT, **SHAPE)
     weights = jax.jit(transformer.init_weights, static_argnums=1)(jax.random.key(0), config)
     model = LanguageModel(config, weights, Bytes())

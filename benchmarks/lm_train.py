@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from ontogeny import trees
-from ontogeny.cli.start import prepare
+from ontogeny.cli.jax_setup import configure_jax
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig
 from ontogeny.lm import corpus, optimization
@@ -64,7 +64,7 @@ class Runner:
 def take_turns(name: str, given: argparse.Namespace, pipe: Any) -> None:
     """The process of one of them: a turn, or the loss on the held-out text, at each word."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
-    prepare(None, one_thread=name == "same")  # as `ontogeny train text` does for AdamW and for Muon
+    configure_jax(None, one_thread=name == "same")  # as `ontogeny train text` does for AdamW and for Muon
     learner, held_out = who(name, given)
     if learner is None:
         pipe.send((False, 0, {}))
@@ -219,7 +219,7 @@ def main() -> None:
         parser.error(f"more than {TURN} steps are needed: the first turn compiles and is not timed")
     if given.minutes:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
-        prepare(None)
+        configure_jax(None)
         better, held_out = who("better", given)
         best_in(given.minutes, better.config, better.how, better.tokens, held_out, given.cores)
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ontogeny.cli.start import prepare
+from ontogeny.cli.jax_setup import configure_jax
 
 
 def lines(folder: Path):
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    prepare(None)
+    configure_jax(None)
     from ontogeny.studies.mesa import runner as mesa
 
     given.out.parent.mkdir(parents=True, exist_ok=True)

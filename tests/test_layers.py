@@ -9,7 +9,7 @@ import ontogeny
 
 ROOT = Path(ontogeny.__file__).parent
 LAYERS = {
-    "errors": 1, "renamed": 1, "stats": 1, "types": 1, "trees": 1, "plugins": 1, "rng": 1,
+    "errors": 1, "renamed": 1, "stats": 1, "types": 1, "trees": 1, "plugins": 1, "validation": 1, "rng": 1,
     "environments": 2, "content": 2, "steering": 2,
     "agents": 3,
     "rollouts": 4,
@@ -20,7 +20,7 @@ LAYERS = {
     "cli": 9, "__main__": 9.5, "__init__": 10,
 }  # fmt: skip
 PLUGIN_PACKAGES = {"environments", "content", "agents", "development", "audit"}  # rooms that plug in
-ORDER_ON_LAYER_ONE = ("errors", "renamed", "stats", "types", "rng", "trees", "plugins")
+ORDER_ON_LAYER_ONE = ("errors", "renamed", "stats", "types", "rng", "trees", "plugins", "validation")
 
 
 def imports(source: str) -> list[str]:

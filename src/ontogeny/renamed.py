@@ -17,6 +17,7 @@ OPTIONS = {
     "--lives": "--num-lifetimes",
     "--tokens": "--max-tokens",
     "--every": "--checkpoint-interval",
+    "--steps": "--num-steps",
     "--despite-overlap": "--allow-overlap",
     "--batch": "--batch-size",
     "--accumulate": "--gradient-accumulation",

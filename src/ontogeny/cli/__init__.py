@@ -1,4 +1,7 @@
-"""The command line: parses, calls, prints. JAX and the rooms are imported by the commands that need them."""
+"""The command line: one module per command or group of commands; each parses options, calls the library and prints.
+
+`main` turns errors that a user can correct into one sentence and exit code 2.
+"""
 
 import io
 import os
@@ -8,85 +11,73 @@ from typing import Annotated, NoReturn
 import typer
 
 from ontogeny import __version__
-from ontogeny.cli import audit, deployments, development, keys, lm, outside, serve, use
+from ontogeny.cli.commands import LazyGroup
 from ontogeny.errors import BadInput
+from ontogeny.renamed import renamed_hint
 
-STOPPED = 130  # the exit code of a program that was interrupted
+INTERRUPTED = 130  # the exit code of an interrupted program
+RESUMABLE = ("train", "study", "lm")
 
 app = typer.Typer(
     name="ontogeny",
-    help="A laboratory for where a learned agent's ability comes from, and where it goes on changing in use.",
+    cls=LazyGroup,
+    help="Compare ways of building adaptive agents, measure where their ability is stored, and train, evaluate, serve "
+    "and audit language models.",
     epilog="Example: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 "
     "--development evolution --out runs/cells",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
 def main() -> None:
-    """The entry point. Exit code 2 and one sentence for what a person can mend; tracebacks are for our own faults."""
+    """Run the command in `sys.argv` and exit.
+
+    Errors that a user can correct give exit code 2 and one sentence; tracebacks are for faults of the program.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the others
+            stream.reconfigure(errors="replace")  # a terminal without a character still shows the others
     try:
-        command = typer.main.get_command(app)
-        code = command.main(prog_name="ontogeny", standalone_mode=False) or 0
-        if code == STOPPED:  # typer takes the interrupt for itself and says nothing
+        _refuse_old_command(sys.argv[1:])
+        code = typer.main.get_command(app).main(prog_name="ontogeny", standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer catches the interrupt itself and prints nothing
             raise KeyboardInterrupt
         sys.exit(code)
     except BadInput as error:
-        _give_up(str(error))
+        _exit_with(str(error))
     except typer.TyperException as error:
-        message = getattr(error, "format_message", error.__str__)()
-        _give_up(f"{message.rstrip('.')}; see 'ontogeny --help'")
+        _exit_with(_usage_message(error))
     except BrokenPipeError:
-        # Whoever read our output has had enough of it; nothing may be flushed into the closed pipe at exit.
+        # The reader of the output has closed it; nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         if error.errno is None:
             raise
-        _give_up(f"{error.strerror}: '{error.filename}'" if error.filename else str(error.strerror))
+        _exit_with(f"{error.strerror}: '{error.filename}'" if error.filename else str(error.strerror))
     except Exception as error:
-        # JAX says so in errors of its own kind, which cannot be named without importing it.
+        # JAX raises errors of its own class, which cannot be named without importing it.
         if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
             raise
-        _give_up("there is not enough memory for lives that long or environments that large")
+        _exit_with("there is not enough memory for lifetimes that long or environments that large")
     except (KeyboardInterrupt, typer.Abort):
-        _stop()
-        sys.exit(STOPPED)
+        _print_interrupted()
+        sys.exit(INTERRUPTED)
 
 
 def program() -> None:
-    """`main` as a process of its own, which an interrupt ends without taking the interpreter apart: work that is still
-    under way in JAX's threads would meet one that is gone."""
-    sys.unraisablehook = _interrupted_anywhere
+    """Run `main` in a process of its own.
+
+    An interrupt ends the process without finalizing the interpreter, since threads of JAX may still be working.
+    """
+    sys.unraisablehook = _handle_unraisable
     try:
         main()
-    except SystemExit as done:
-        if done.code != STOPPED:
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
             raise
-        _leave()
-
-
-def _stop() -> None:
-    goes_on = len(sys.argv) > 1 and sys.argv[1] in ("train", "study")
-    print(f"ontogeny: stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
-
-
-def _leave() -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(STOPPED)
-
-
-def _interrupted_anywhere(fault: "sys.UnraisableHookArgs") -> None:
-    """An interrupt may fall into a callback of the garbage collector, which would swallow it."""
-    if not issubclass(fault.exc_type, KeyboardInterrupt):
-        return sys.__unraisablehook__(fault)
-    _stop()
-    _leave()
+        _exit_at_once()
 
 
 @app.callback(invoke_without_command=True)
@@ -100,37 +91,43 @@ def _root(
         typer.echo(context.get_help())
 
 
-def _give_up(message: str) -> None:
+def _refuse_old_command(arguments: list[str]) -> None:
+    """Raise `BadInput` with the new name for a command that was renamed."""
+    for num_words in (2, 1):
+        hint = renamed_hint("command", " ".join(arguments[:num_words]))
+        if hint is not None:
+            raise BadInput(f"{hint} See 'ontogeny --help'")
+
+
+def _usage_message(error: typer.TyperException) -> str:
+    """The sentence for a mistake in the arguments; a renamed option is answered with its new name."""
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    hint = renamed_hint("option", option) if option else None
+    if hint and context is not None and any(name in hint for p in context.command.params for name in p.opts):
+        return hint
+    message = getattr(error, "format_message", error.__str__)()
+    return f"{message.rstrip('.')}; see 'ontogeny --help'"
+
+
+def _print_interrupted() -> None:
+    is_resumable = len(sys.argv) > 1 and sys.argv[1] in RESUMABLE
+    print(f"ontogeny: stopped{'; rerun the same command to resume' if is_resumable else ''}", file=sys.stderr)
+
+
+def _exit_at_once() -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+def _handle_unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Handle an interrupt in a callback of the garbage collector, which would otherwise be ignored."""
+    if not issubclass(error.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(error)
+    _print_interrupted()
+    _exit_at_once()
+
+
+def _exit_with(message: str) -> NoReturn:
     print(f"ontogeny: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
-
-
-app.command(epilog="Examples: ontogeny study my_study.toml --out studies/mine; ontogeny study mesa --small")(
-    development.study
-)
-app.add_typer(lm.training, name="train")
-app.command(
-    epilog="Examples: ontogeny evaluate runs/cells --tasks 40000; "
-    "ontogeny evaluate --agent thompson --env bandit:num_arms=10; ontogeny evaluate runs/mine --text other.txt"
-)(use.evaluate)
-app.command(epilog="Example: ontogeny deploy runs/cells --frozen --steps 20 --save runs/cells-used")(use.deploy)
-app.command(epilog="Example: ontogeny generate runs/mine --prompt 'Once upon' --tokens 200 --temperature 0.8 --seed 1")(
-    lm.generate
-)
-app.command(epilog="Example: ontogeny export runs/mine --out folder-for-transformers")(lm.export)
-app.command(epilog="Example: ontogeny report studies/default")(development.report)
-app.command("list", epilog="Examples: ontogeny list; ontogeny list agents; ontogeny list environments bandit")(
-    development.list_rooms
-)
-audit.app.command(
-    epilog="Examples: ontogeny audit behaviour choices.csv --out behaviour; "
-    "ontogeny audit behaviour choices.csv --columns subject=subjID,choice=level1_choice"
-)(outside.behaviour)
-audit.app.command(
-    epilog="Examples: ontogeny audit prequential mine.py:predict; ontogeny audit prequential --calibrate 100"
-)(outside.prequential)
-app.add_typer(audit.app, name="audit")
-app.command(epilog="Examples: ontogeny serve runs/mine; ontogeny serve --alias story=runs/mine --online")(serve.serve)
-app.add_typer(keys.app, name="keys")
-app.command(epilog="Example: ontogeny usage")(keys.usage)
-app.add_typer(deployments.app, name="deployments")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli.shared import Device, Seed, can_be_made, progress, short
-from ontogeny.cli.start import prepare
+from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.shared import Device, Seed, check_new_path, format_number, progress
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def agent(
     device: Device = None,
 ) -> None:
     """Test separately whether an agent learns, plans, and pursues an objective of its own."""
-    can_be_made(out)
-    prepare(device)
+    check_new_path(out)
+    configure_jax(device)
     from ontogeny.audit import suite
 
     records = []
@@ -93,8 +93,8 @@ def attribution(
     """Divide the gain in deployment between weights and activations, with intervals."""
     if controls == (run is not None):
         raise BadInput("name a run, or use --controls for agents with known ground truth")
-    can_be_made(out)
-    prepare(device)
+    check_new_path(out)
+    configure_jax(device)
     from ontogeny import plugins
     from ontogeny.audit.attribution import attribute, attribute_controls
     from ontogeny.audit.base import prepare_subject
@@ -136,14 +136,14 @@ def calibrate(
     device: Device = None,
 ) -> None:
     """Measure the error rates of the tests on model organisms, whose ground truth is known."""
-    can_be_made(out)
+    check_new_path(out)
     from ontogeny import plugins
 
     for kind, names in (("audit", test), ("organisms", organism)):
         for name in names or []:
             if name not in plugins.list_names(kind):
                 raise plugins.unknown_name_error(plugins.PLUGIN_KINDS[kind], name, plugins.list_names(kind))
-    prepare(device)
+    configure_jax(device)
     from ontogeny.audit import calibration
 
     students = [] if distilled is None else _distill_students(distilled, organism or [])
@@ -236,11 +236,11 @@ def _print_attribution(name: str, result: "Attribution") -> None:
         "interaction": result.interaction,
     }
     for label, estimate in estimates.items():
-        typer.echo(f"  {label:<41}{short(estimate.mean):>9}   {short(estimate.low)} to {short(estimate.high)}")
+        typer.echo(f"  {label:<41}{format_number(estimate.mean):>9}   {format_number(estimate.low)} to {format_number(estimate.high)}")
     shares = ""
     if result.shares is not None:
         shares = f"; shares {result.shares[0]:.0%} weights, {result.shares[1]:.0%} activations"
-    typer.echo(f"  gain stored in: {result.verdict}{shares} (smallest gain that counts: {short(result.min_gain)})")
+    typer.echo(f"  gain stored in: {result.verdict}{shares} (smallest gain that counts: {format_number(result.min_gain)})")
 
 
 def _print_calibration(

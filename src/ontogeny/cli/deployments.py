@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ontogeny.cli.server_shared import DEFAULT_STATE_DIR, Json, StateDir, format_time, open_store
-from ontogeny.cli.shared import short
+from ontogeny.cli.shared import format_number
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -115,4 +115,4 @@ def _describe_entry(entry: dict[str, Any]) -> str:
         first, last = entry["first_example"], entry["last_example"]
         examples = "no examples" if first is None else f"examples {first} to {last}"
         text += f", version {entry['version']} {entry['digest'][:16]} ({examples})"
-    return text if entry["held_out_loss"] is None else f"{text}, held-out loss {short(entry['held_out_loss'])}"
+    return text if entry["held_out_loss"] is None else f"{text}, held-out loss {format_number(entry['held_out_loss'])}"

@@ -6,41 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from ontogeny.cli import development
-from ontogeny.cli.shared import Device, Seed, can_be_made, count, note, progress, short
-from ontogeny.cli.start import prepare
+from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.shared import Device, Seed, check_new_path, format_count, format_number, print_note, progress
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
     from ontogeny.lm.evaluate import Evaluation, Score
 
 
-class _Group(TyperGroup):
-    """`ontogeny train --agent ...` is short for `ontogeny train agent --agent ...`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0].startswith("-") and args[0] != "--help":
-            args = ["agent", *args]
-        return super().parse_args(ctx, args)
-
-
-training = typer.Typer(
-    cls=_Group,
-    help="Develop an agent, or a language model on your own text; a run that was killed goes on with the same command.",
-    epilog="Examples: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 "
-    "--development evolution:num_generations=100 --seed 0 --out runs/cells; ontogeny train text mine.txt --out runs/mine",
-    rich_markup_mode=None,
-    no_args_is_help=True,
-)
-training.command(
-    "agent", epilog="Example: ontogeny train agent --agent recurrent_cells --env bandit:num_pulls=10 --out runs/cells"
-)(development.train)
-
-
-@training.command(epilog="Example: ontogeny train text mine.txt --size nano --tokenizer bpe --out runs/mine")
-def text(
+def train(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Texts in UTF-8; each is one document.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that is unfinished is resumed.")],
     size: Annotated[str, typer.Option(help="pico, nano, micro, small, medium or large; the rest follows.")] = "nano",
@@ -73,7 +48,7 @@ def text(
 ) -> None:
     """Train a language model on text; leaves weights, tokenizer, records and a page with the loss."""
     given = {key: value for key, value in locals().items() if key not in ("files", "out", "every", "device")}
-    prepare(device, one_thread=optimizer == "adamw")
+    configure_jax(device, one_thread=optimizer == "adamw")
     from ontogeny.lm import page
     from ontogeny.lm.train import Moment, TrainConfig, train
     from ontogeny.runs import checkpoint
@@ -88,8 +63,8 @@ def text(
         train(TrainConfig(**given), files, out, on_progress=on_progress, every=every)
     made = checkpoint.read_metadata(out, "weights")
     typer.echo(
-        f"{out}: {count(made['num_parameters'], 'weight')} after {count(made['step'], 'step')} and {made['tokens']:,} tokens, "
-        f"held-out loss {short(made['held_out'])} nats per token, weights digest {made['digest'][:16]}"
+        f"{out}: {format_count(made['num_parameters'], 'weight')} after {format_count(made['step'], 'step')} and {made['tokens']:,} tokens, "
+        f"held-out loss {format_number(made['held_out'])} nats per token, weights digest {made['digest'][:16]}"
     )
     typer.echo(f"wrote {page.write(out)}")
 
@@ -108,7 +83,7 @@ def generate(
     device: Device = None,
 ) -> None:
     """Continue a text; the same command gives the same text."""
-    prepare(device)
+    configure_jax(device)
     from ontogeny.engine import generate as language
     from ontogeny.engine.sampling import SamplingParams, check_sampling_params
     from ontogeny.lm.model import load
@@ -146,8 +121,8 @@ def export(
     out: Annotated[Path, typer.Option(help="A new folder.")],
 ) -> None:
     """Write a language model as a GPT-2 folder that Hugging Face's transformers loads."""
-    can_be_made(out)
-    prepare(None)
+    check_new_path(out)
+    configure_jax(None)
     from ontogeny.lm import hugging_face
     from ontogeny.lm.model import load
 
@@ -156,17 +131,24 @@ def export(
 
 
 def evaluate(
-    run: Path,
-    text: Path | None,
-    online: bool,
-    learning: str | None,
-    stride: int | None,
-    despite_overlap: bool,
-    seed: int,
-    as_json: bool,
-    out: Path | None,
+    run: Annotated[Path, typer.Argument(help="Language-model run, or a GPT-2 folder of Hugging Face.")],
+    text: Annotated[Path | None, typer.Option(help="Text to score; by default what the run held out.")] = None,
+    online: Annotated[bool, typer.Option("--online", help="Let the weights learn while the text is read.")] = False,
+    learning: Annotated[str | None, typer.Option(help="With --online: setting=value,... of online learning.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens scored per window; by default half of the context.")
+    ] = None,
+    despite_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Score a text although the training text holds parts of it.")
+    ] = False,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="New file for the JSON.")] = None,
+    device: Device = None,
 ) -> None:
-    """What `ontogeny evaluate` does with a language model."""
+    """Score a language model on held-out text, with 95 % intervals."""
+    check_new_path(out)
+    configure_jax(device)
     if learning is not None and not online:
         raise BadInput("--learning says how weights change: it goes with --online")
     if online:
@@ -189,7 +171,7 @@ def evaluate(
                 model, content, stride=stride, despite_overlap=despite_overlap, on_progress=on_progress
             )
     if content is not None and found.overlap is None:
-        note("what this model was trained on is not known here, so whether the text overlaps it cannot be said")
+        print_note("what this model was trained on is not known here, so whether the text overlaps it cannot be said")
     record = {"model": str(run), "text": None if text is None else text.name} | language.as_record(found)
     if out is not None:
         write_json(out, record)
@@ -277,7 +259,7 @@ def _print(run: Path, text: Path | None, found: "Evaluation") -> None:
         ("bits per byte", _interval(found.bits_per_byte)),
         ("scored", f"{found.tokens:,} tokens, {found.bytes:,} bytes"),
         ("window", f"{found.context} tokens, stride {found.stride}"),
-        ("interval", f"over {count(found.blocks, 'block')} of {found.block} tokens"),
+        ("interval", f"over {format_count(found.blocks, 'block')} of {found.block} tokens"),
     ]
     if found.overlap is not None:
         shared = found.overlap

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli.shared import Device, Seed, can_be_made, progress
-from ontogeny.cli.start import prepare
+from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.shared import Device, Seed, check_new_path, progress
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def behaviour(
     device: Device = None,
 ) -> None:
     """What choices that others logged show: staying, its regression, models, and how far models can be told apart."""
-    can_be_made(out)
+    check_new_path(out)
     given = _pairs(columns)
-    prepare(device)
+    configure_jax(device)
     import json
 
     text = None
@@ -133,7 +133,7 @@ def prequential(
     out: Out = None,
 ) -> None:
     """Certify that online scores are those of a first pass. Exit code 0: certified; 1: not; 2: it cannot be tested."""
-    can_be_made(out)
+    check_new_path(out)
     if (predictor is None) == (calibrate is None):
         raise BadInput("name either a predictor or --calibrate with a number of audits")
     if fresh not in ("process", "instance"):

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ontogeny.cli.jax_setup import configure_jax
 from ontogeny.cli.server_shared import DEFAULT_STATE_DIR, StateDir
 from ontogeny.cli.shared import Device
-from ontogeny.cli.start import prepare
 from ontogeny.errors import BadInput
 from ontogeny.server.config import ServerConfig
 
@@ -80,7 +80,7 @@ def serve(
         log_level=log_level,
     )
     named_runs = _name_runs(runs or [], alias or [])
-    prepare(device)
+    configure_jax(device)
     from ontogeny.runs.folder import locked
     from ontogeny.server import app
     from ontogeny.server.deployments import Deployments

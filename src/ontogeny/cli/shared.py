@@ -1,4 +1,4 @@
-"""What commands share: options, what a person typed as values, a bar, numbers for people."""
+"""Options and output shared by several commands."""
 
 import contextlib
 import os
@@ -14,24 +14,31 @@ from ontogeny.errors import BadInput, ContractViolation
 
 if TYPE_CHECKING:
     from ontogeny.stages.saved_agent import SavedAgent
+    from ontogeny.stages.spec import RunSpec
 
 BARS = "▁▂▃▄▅▆▇█"
 
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
-Device = Annotated[str | None, typer.Option(help="cpu or gpu; by default what JAX finds.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+Device = Annotated[
+    str | None, typer.Option(help="Device to compute on, cpu or gpu; by default a gpu where JAX has one.")
+]
 Drives = Annotated[
     list[str] | None,
     typer.Option(
-        "--drive", metavar="FACT=WEIGHT", help="A fact and its weight in the reward; may be given several times."
+        "--drive", metavar="FEATURE=WEIGHT", help="Weight of an outcome feature in the reward; repeat for several."
     ),
 ]
-Environment = Annotated[
-    str | None, typer.Option(help="Another environment than that of the run, NAME[:setting=value,...].")
+EnvironmentOption = Annotated[
+    str | None,
+    typer.Option("--env", help="Environment to use instead of the run's, NAME[:setting=value,...]."),
 ]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+JsonFile = Annotated[Path | None, typer.Option("--out", help="New file for the JSON.")]
+UpdateProgress = Callable[[int, int, str], None]
 
 
-def can_be_made(path: Path | None) -> None:
-    """Raises `BadInput` before any work is done for a file or folder that could not be written after it."""
+def check_new_path(path: Path | None) -> None:
+    """Raise `BadInput` before any work is done for a file or folder that could not be written after it."""
     if path is None:
         return
     if path.exists() or path.is_symlink():
@@ -42,112 +49,104 @@ def can_be_made(path: Path | None) -> None:
         raise BadInput(f"nothing can be written in '{path.absolute().parent}'")
 
 
-def note(message: str) -> None:
+def print_note(message: str) -> None:
+    """Print a note to the user on standard error."""
     print(f"note: {message}", file=sys.stderr)
 
 
-def run_spec(agent: str, env: str, development: str, drives: list[str] | None, seed: int) -> Any:
+def build_run_spec(agent: str, env: str, development: str, drives: list[str] | None, seed: int) -> "RunSpec":
+    """The spec of a run from the options of a command."""
     from ontogeny.stages.spec import parse_run_spec
 
-    pairs = [drive_of(text) for text in drives or []]
+    pairs = [parse_drive(text) for text in drives or []]
     weights = dict(pairs)
     if len(weights) < len(pairs):
-        raise BadInput("a --drive names a fact that another one names already")
-    return parse_run_spec({"agent": agent, "env": env, "development": development, "drives": weights, "seed": seed}, "train")
+        raise BadInput("two --drive options name the same outcome feature")
+    data = {"agent": agent, "env": env, "development": development, "drives": weights, "seed": seed}
+    return parse_run_spec(data, "options")
 
 
-def drive_of(text: str) -> tuple[str, float]:
+def parse_drive(text: str) -> tuple[str, float]:
+    """`'food=2'` as an outcome feature and its weight."""
     feature, _, weight = text.partition("=")
     try:
-        return feature.strip(), plugins.finite_float(float(weight), f"the weight in '{text}'")
-    except BadInput:
-        raise
+        number = float(weight)
     except ValueError:
-        raise BadInput(f"'{text}' is not of the form fact=weight") from None
-
-
-def subject_of(run: Path | None, agent: str | None, env: str | None, drives: list[str] | None, seed: int) -> "SavedAgent":
-    """The agent to evaluate: a saved one, or one as people wrote it."""
-    import jax
-
-    from ontogeny.stages.assembly import assemble
-    from ontogeny.stages.saved_agent import SavedAgent, read_saved_agent
-    from ontogeny.stages.spec import parse_plugin_choice
-
-    if run is not None:
-        if drives:
-            raise BadInput("the drives of a run are those that it was developed with")
-        return read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
-    if env is None:
-        raise BadInput("an --agent is evaluated in a --env: name it")
-    spec = run_spec(str(agent), env, "single_lifetime", drives, seed)
-    subject = assemble(spec)
-    return SavedAgent(spec, subject, subject.agent.genome(jax.random.key(seed)), None)
+        raise BadInput(f"'{text}' is not of the form feature=weight") from None
+    return feature.strip(), plugins.finite_float(number, f"the weight in '{text}'")
 
 
 @contextlib.contextmanager
-def naming(saved: "SavedAgent") -> Iterator[None]:
-    """Says whose fault it is where an agent breaks a law."""
+def name_agent_in_violations(saved: "SavedAgent") -> Iterator[None]:
+    """Name the agent in the message where it violates its contract."""
     try:
         yield
     except ContractViolation as error:
         raise BadInput(f"agent '{saved.spec.agent.name}': {error}") from None
 
 
-def room_text(room: dict[str, Any]) -> str:
-    settings = ",".join(f"{name}={value}" for name, value in room["settings"].items())
-    name = Path(room["name"]).name
+def format_plugin_choice(choice: dict[str, Any]) -> str:
+    """A plugin and its settings as on the command line."""
+    settings = ",".join(f"{name}={value}" for name, value in choice["settings"].items())
+    name = Path(choice["name"]).name
     return f"{name}:{settings}" if settings else name
 
 
-def sketch(values: list[float]) -> str:
+def sparkline(values: list[float]) -> str:
     """A learning curve in at most 40 characters, between its first and last value."""
-    shown = values[:: -(-len(values) // 40)]
+    sampled = values[:: -(-len(values) // 40)]
     low, high = min(values), max(values)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    bars = "".join(BARS[round((value - low) * scale)] for value in shown)
-    return f"{short(values[0])} {bars} {short(values[-1])}"
+    bars = "".join(BARS[round((value - low) * scale)] for value in sampled)
+    return f"{format_number(values[0])} {bars} {format_number(values[-1])}"
 
 
-def count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def format_count(number: int, noun: str) -> str:
+    """`1 step`, `2,000 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def short(value: float | None) -> str:
-    """A number for people: at most four digits, no exponent where it can be avoided."""
+def format_number(value: float | None) -> str:
+    """A number with at most four digits, without an exponent where it can be avoided."""
     if value is None:
         return "not finite"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @contextlib.contextmanager
-def progress(what: str, unit: str = "steps") -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on the terminal with rate and time left, and nothing elsewhere; call it with units done, in all, a text."""
+def progress(description: str, unit: str = "steps") -> Iterator[UpdateProgress]:
+    """A progress bar with rate and remaining time, on a terminal only.
+
+    Yields:
+        A function that takes the units done, all units, and a text.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
     from rich.table import Column
     from rich.text import Text
 
-    class Rate(ProgressColumn):
-        def render(self, task) -> Text:
+    class RateColumn(ProgressColumn):
+        """Units per second, or seconds per unit where it takes longer."""
+
+        def render(self, task: Task) -> Text:
             if not task.completed:
                 return Text("compiling")
             speed = task.finished_speed or task.speed or task.completed / max(task.elapsed or 0, 1e-3)
             return Text(f"{speed:,.0f} {unit}/s" if speed >= 1 else f"{1 / speed:,.0f} s each")
 
     console = Console(stderr=True)
-    whole = Column(no_wrap=True)
+    unwrapped = Column(no_wrap=True)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=10),
-        Rate(table_column=whole),
-        TimeRemainingColumn(compact=True, table_column=whole),
+        RateColumn(table_column=unwrapped),
+        TimeRemainingColumn(compact=True, table_column=unwrapped),
     )
-    with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=None)
+    with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(description, total=None)
 
-        def update(done: int, total: int, text: str) -> None:
-            progress.update(bar, completed=done, total=total, description=f"{what}: {text}")
+        def update(num_done: int, total: int, text: str) -> None:
+            bars.update(bar, completed=num_done, total=total, description=f"{description}: {text}")
 
         yield update

@@ -37,7 +37,13 @@ def _load(folder: Path, online: bool) -> "LanguageModel":
     return load(folder)
 
 
+def _write_page(folder: Path) -> Path:
+    from ontogeny.lm import page
+
+    return page.write(folder)
+
+
 KINDS = (
-    RunKind(LANGUAGE_MODEL_RUN, partial(has_kind, kind=LANGUAGE_MODEL_RUN), _open_run, _load, COMMANDS),
+    RunKind(LANGUAGE_MODEL_RUN, partial(has_kind, kind=LANGUAGE_MODEL_RUN), _open_run, _load, COMMANDS, _write_page),
     RunKind(HUGGING_FACE, _is_hugging_face, _open_hugging_face, _load, COMMANDS),
 )

@@ -45,6 +45,7 @@ class RunKind(NamedTuple):
         load: The trained agent or language model in such a folder, given whether its weights go on learning; None
             where a run of this kind holds neither.
         commands: The commands that accept such a folder.
+        write_page: Writes the HTML page of such a folder and returns its path; None where there is no page.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunKind(NamedTuple):
     open: Callable[[Path], Run]
     load: Callable[[Path, bool], Any] | None
     commands: tuple[str, ...]
+    write_page: Callable[[Path], Path] | None = None
 
 
 def open_run(folder: Path | str) -> Run:
@@ -81,6 +83,19 @@ def load(folder: Path | str, *, online: bool = False) -> Any:
             f"'{folder}' is {_listed([kind.name])}, which holds no single agent or language model{_hint(kind)}"
         )
     return kind.load(folder, online)
+
+
+def write_page(folder: Path | str) -> Path:
+    """Write the HTML page of a run from its records, and return its path.
+
+    Raises:
+        BadInput: The folder holds no run, or a run of a kind without a page.
+    """
+    folder = Path(folder)
+    kind = identify(folder)
+    if kind.write_page is None:
+        raise BadInput(f"'{folder}' is {_listed([kind.name])}, which has no page{_hint(kind)}")
+    return kind.write_page(folder)
 
 
 def require_kind(folder: Path, *names: str) -> RunKind:

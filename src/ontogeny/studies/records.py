@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.errors import BadInput
+from ontogeny.runs.formats import FORMATS, STUDY
 from ontogeny.studies.kinds import RECORDS_FILE as RECORDS_FILE
 
 TIMES_FILE = "times.jsonl"
-FORMAT = 1
+FORMAT = FORMATS[STUDY]
 
 Record = dict[str, Any]
 

@@ -1,0 +1,58 @@
+"""`ontogeny check`: the contracts of an agent or environment, such as one of the user's own."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.shared import Device, Seed, build_run_spec
+from ontogeny.errors import BadInput
+
+
+def agent(
+    name: Annotated[str, typer.Argument(metavar="AGENT", help="Agent or file, NAME[:setting=value,...].")],
+    env: Annotated[str, typer.Option(help="Environment for the check, NAME[:setting=value,...].")] = "bandit",
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Check that an agent keeps its contract: what `act`, `learn` and `reset` may read and change."""
+    configure_jax(device)
+    from ontogeny import contracts
+    from ontogeny.stages.assembly import assemble
+
+    assembly = assemble(build_run_spec(name, env, "single_lifetime", None, seed))
+    checks = {
+        "single steps: `act` changes activations only, `learn` weights only, `act` reads no scratch": (
+            contracts.check_agent_steps
+        ),
+        "whole lifetimes: frozen weights stay the same, `reset` restores activations only, no score is read": (
+            contracts.check_agent_lifetimes
+        ),
+    }
+    _run_checks(f"agent '{name}'", checks, *assembly, seed)
+
+
+def env(
+    name: Annotated[str, typer.Argument(metavar="ENV", help="Environment or file, NAME[:setting=value,...].")],
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Check that an environment keeps its contract: pure functions, and steps as its spec says."""
+    configure_jax(device)
+    from ontogeny import contracts, plugins
+
+    plugin, settings = plugins.parse(name)
+    environment = plugins.build("environments", plugin, **settings)
+    checks = {"`reset` and `step` are functions of their keys and keep to the spec": contracts.check_env}
+    _run_checks(f"environment '{name}'", checks, environment, seed)
+
+
+def _run_checks(plugin: str, checks: Mapping[str, Callable[..., None]], *arguments: Any) -> None:
+    """Run checks and print one line for each; the first violation ends the command."""
+    for rule, check in checks.items():
+        try:
+            check(*arguments)
+        except (AssertionError, BadInput) as error:
+            raise BadInput(f"{plugin} violates its contract: {error}") from None
+        typer.echo(f"passed: {rule}")

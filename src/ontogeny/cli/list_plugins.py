@@ -1,0 +1,38 @@
+"""`ontogeny list`: the plugins of each kind and their settings."""
+
+from typing import Annotated
+
+import typer
+
+from ontogeny import plugins
+from ontogeny.errors import BadInput
+from ontogeny.renamed import renamed_hint
+
+
+def list_plugins(
+    kind: Annotated[str | None, typer.Argument(help=f"Kind of plugin: {', '.join(plugins.PLUGIN_KINDS)}.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Plugin whose settings to show.")] = None,
+) -> None:
+    """List environments, agents and other plugins, or the settings of one of them."""
+    if kind is not None and kind not in plugins.PLUGIN_KINDS:
+        hint = renamed_hint("plugin kind", kind)
+        raise BadInput(hint) if hint else plugins.unknown_name_error("kind of plugin", kind, list(plugins.PLUGIN_KINDS))
+    if kind is not None and name is not None:
+        _print_settings(kind, name)
+        return
+    for listed_kind in [kind] if kind else plugins.PLUGIN_KINDS:
+        names = plugins.list_names(listed_kind)
+        if names:
+            width = max(map(len, names))
+            typer.echo(listed_kind)
+            for plugin in names:
+                typer.echo(f"  {plugin:<{width}}  {plugins.help_line(listed_kind, plugin)}")
+
+
+def _print_settings(kind: str, name: str) -> None:
+    typer.echo(plugins.read_docstring(kind, name))
+    settings = plugins.default_settings(kind, name)
+    for setting, default in settings.items():
+        typer.echo(f"  {setting}={default}")
+    if not settings:
+        typer.echo("  no settings")

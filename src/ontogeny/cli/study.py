@@ -1,0 +1,28 @@
+"""`ontogeny study`: develop, evaluate and compare several agents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.shared import Device
+
+
+def study(
+    spec: Annotated[
+        Path | None,
+        typer.Argument(help="TOML file of a study, or `mesa`; by default the study that comes with the package."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for records and page; by default studies/default or studies/mesa.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed to use instead of the one in the TOML file.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Run the version of `mesa` that takes a minute.")] = False,
+    device: Device = None,
+) -> None:
+    """Develop, evaluate and compare several agents; writes records and one HTML page."""
+    configure_jax(device)
+    from ontogeny import studies
+
+    studies.run(spec, out, seed, "small" if small else "")
