@@ -1,0 +1,397 @@
+"""The engine: the same request yields the same bits alone, among others, in any order and after any history."""
+
+import contextlib
+import random
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ontogeny.content.transformer import KVCache, forward, init_weights, make_config
+from ontogeny.engine import programs
+from ontogeny.engine.engine import Engine, QueueFull
+from ontogeny.engine.prefix_cache import PrefixCache
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
+from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
+from ontogeny.engine.text_stream import TextStream
+from ontogeny.errors import BadInput
+
+pytestmark = pytest.mark.computes
+
+CONFIG = make_config("gpt2", 257, 64, num_layers=2, num_heads=2, width=64)
+GREEDY = SamplingParams(temperature=0.0)
+ENDLESS = 10**6  # tokens
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return jax.jit(init_weights, static_argnums=1)(jax.random.key(0), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def engine(weights):
+    with started(weights) as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def started(weights, **settings):
+    """A running engine of its own."""
+    engine = Engine(CONFIG, **settings)
+    engine.start(weights)
+    yield engine
+    engine.stop()
+
+
+class Collector:
+    """Collects the outputs of one request."""
+
+    def __init__(self):
+        self.scores, self.tokens, self.finish_reason = None, [], None
+        self.three_tokens, self.done = threading.Event(), threading.Event()
+
+    def __call__(self, output):
+        if isinstance(output, TokenOutput):
+            self.tokens.append(output)
+            if len(self.tokens) == 3:
+                self.three_tokens.set()
+        elif isinstance(output, FinishOutput):
+            self.finish_reason = output.finish_reason
+            self.done.set()
+        else:
+            self.scores = list(output)
+
+    def wait(self):
+        assert self.done.wait(120)
+        return self.scores, self.tokens, self.finish_reason
+
+
+def make_request(weights, prompt=(1,), max_tokens=1, params=SamplingParams(), end_token=None, **settings):  # noqa: B008
+    return GenerationRequest(weights, prompt, max_tokens, params, end_token, **settings)
+
+
+def random_request(number, weights):
+    """Requests of all kinds: long and short, greedy and sampled, scored and not, longer than the context."""
+    generator = np.random.default_rng(number)
+    score_prompt = number % 3 == 0
+    length = generator.integers(1, 60 if score_prompt else 100)
+    prompt = tuple(int(t) for t in generator.integers(0, 256, length))
+    params = SamplingParams([0.0, 1.0, 0.7][number % 3], [1.0, 0.9][number % 2], number)
+    max_tokens = number % 2 if score_prompt else int(generator.integers(0, 40))
+    return make_request(weights, prompt, max_tokens, params, 256, num_logprobs=number % 4, score_prompt=score_prompt)
+
+
+def answer_all(engine, requests):
+    collectors = [Collector() for _ in requests]
+    for request, collector in zip(requests, collectors, strict=True):
+        engine.submit(request, collector)
+    return [collector.wait() for collector in collectors]
+
+
+def answer(engine, request):
+    return answer_all(engine, [request])[0]
+
+
+def test_answers_are_batch_invariant_alone_among_63_others_and_in_any_order(engine, weights):
+    numbers = list(range(64))
+    together = answer_all(engine, [random_request(n, weights) for n in numbers])
+    for seed in range(3):
+        random.Random(seed).shuffle(numbers)
+        shuffled = answer_all(engine, [random_request(n, weights) for n in numbers])
+        assert all(result == together[n] for n, result in zip(numbers, shuffled, strict=True))
+    for number in numbers[:16]:
+        assert answer(engine, random_request(number, weights)) == together[number]
+
+
+def test_engines_with_one_and_three_threads_give_the_same_bits(engine, weights):
+    requests = [random_request(n, weights) for n in range(24)]
+    expected = answer_all(engine, requests)
+    for num_workers in (1, 3):
+        with started(weights, max_num_seqs=16, num_workers=num_workers) as other:
+            assert answer_all(other, requests) == expected
+
+
+@pytest.fixture
+def prefills(monkeypatch):
+    """One entry per prefill call."""
+    prefill, calls = programs.prefill, []
+    monkeypatch.setattr(programs, "prefill", lambda *arguments: calls.append(1) or prefill(*arguments))
+    return calls
+
+
+def test_the_prefix_cache_gives_the_same_bits_and_saves_prefill(engine, weights, prefills):
+    generator = np.random.default_rng(5)
+    first = tuple(map(int, generator.integers(0, 256, 40)))
+    prompts = [first, first, (*first, 7, 8, 9), first[:35], (*first[:33], *range(15)), tuple(range(45)), first[:32]]
+
+    def requests(scope):
+        params = [SamplingParams(1.0, seed=i) for i in range(len(prompts))]
+        return [
+            make_request(weights, prompt, 12, p, num_logprobs=2, cache_scope=scope)
+            for prompt, p in zip(prompts, params, strict=True)
+        ]
+
+    cold = [answer(engine, request) for request in requests(None)]
+    assert len(prefills) == 2 * 6 + 1
+    for counts in ([2, 0, 1, 1, 1, 2, 1], [0] * 7):  # chunks of 32; a prompt that is not cached whole needs one or more
+        for request, expected, count in zip(requests(("anna", "1")), cold, counts, strict=True):
+            prefills.clear()
+            assert answer(engine, request) == expected
+            assert len(prefills) == count
+    prefills.clear()
+    assert answer(engine, requests(("berta", "1"))[0]) == cold[0]  # scopes share nothing
+    assert len(prefills) == 2
+    engine.prefix_cache.evict_owner("anna")
+    prefills.clear()
+    assert answer(engine, requests(("anna", "1"))[0]) == cold[0]
+    assert len(prefills) == 2
+
+
+def test_cut_scored_and_overlong_prompts_give_the_same_bits_from_the_prefix_cache(engine, weights):
+    prompt = tuple(map(int, np.random.default_rng(6).integers(0, 256, 90)))
+    plain = make_request(weights, prompt, 20, SamplingParams(1.0, seed=1), num_logprobs=1)
+    short = plain._replace(prompt=prompt[:50], max_tokens=1)
+    requests = [
+        plain,
+        plain._replace(max_tokens=30),
+        plain._replace(max_tokens=150),
+        plain._replace(prompt=prompt[7:], max_tokens=9),
+        short,
+        short._replace(score_prompt=True),
+        short._replace(max_tokens=0),
+        short._replace(max_tokens=0, score_prompt=True),
+    ]
+    for _ in range(2):
+        for request in requests:
+            assert answer(engine, request._replace(cache_scope=("carl", "1"))) == answer(engine, request)
+
+
+def test_requests_that_belong_together_are_accepted_together(weights):
+    with started(weights, max_num_seqs=8, max_queue=4) as engine:
+        requests = [make_request(weights, max_tokens=5)] * 24
+        collectors = [Collector() for _ in requests]
+        engine.submit_all(requests, collectors)  # nothing waits: more than the queue holds is accepted
+        with pytest.raises(QueueFull):
+            engine.submit_all(requests[:4], [Collector() for _ in range(4)])
+        assert all(collector.wait()[2] == "length" for collector in collectors)
+        assert all(batch.weights is None for batch in engine._scheduler.batches)  # no weights outlive their sequences
+
+
+def test_of_concurrent_requests_with_the_same_prompt_one_is_prefilled(engine, weights, prefills):
+    requests = [
+        make_request(weights, tuple(range(60, 110)), 5, SamplingParams(seed=i), cache_scope=("ways", "on"))
+        for i in range(8)
+    ]
+    answers = answer_all(engine, requests)
+    assert len(prefills) == 2
+    assert answers == answer_all(engine, [request._replace(cache_scope=None) for request in requests])
+
+
+@pytest.mark.parametrize("length", [3, 63])
+def test_prefill_does_not_stall_decoding(weights, prefills, length):
+    """Between two tokens of an answer there are at most one partial and two final prefill chunks."""
+
+    class CountingCollector(Collector):
+        def __call__(self, output):
+            self.counts = [*getattr(self, "counts", []), len(prefills)]
+            super().__call__(output)
+
+    with started(weights, max_num_seqs=8, num_workers=1) as engine:
+        collectors, counting = [Collector() for _ in range(7)], CountingCollector()
+        engine.submit(make_request(weights, max_tokens=60), counting)
+        assert counting.three_tokens.wait(60)
+        for collector in collectors:
+            engine.submit(make_request(weights, tuple(range(length))), collector)
+        assert counting.wait()[2] == "length" and all(collector.wait()[2] == "length" for collector in collectors)
+        assert max(np.diff(counting.counts)) <= 3
+
+
+def test_a_stream_of_short_prompts_does_not_starve_a_long_one(weights):
+    finished, num_requests, enough = [], 60, threading.Event()
+    with started(weights, max_num_seqs=8, num_workers=1) as engine:
+
+        def submit_short():
+            engine.submit(make_request(weights, (1, 2), 0, GREEDY), on_short)
+
+        def on_short(_):
+            finished.append("short")
+            (enough.set if len(finished) >= num_requests else submit_short)()
+
+        for _ in range(7):
+            submit_short()
+        engine.submit(make_request(weights, tuple(range(60)), 0, GREEDY), lambda _: finished.append("long"))
+        assert enough.wait(60)
+        assert "long" in finished[:40]
+
+
+def test_the_failure_of_a_thread_ends_all_requests(weights, monkeypatch):
+    def broken_prefill(*_):
+        raise RuntimeError("planted")
+
+    with started(weights, max_num_seqs=8) as engine:
+        collectors = [Collector() for _ in range(9)]
+        monkeypatch.setattr(programs, "prefill", broken_prefill)
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)
+        with contextlib.suppress(QueueFull):
+            for collector in collectors:
+                engine.submit(make_request(weights, max_tokens=5), collector)
+        assert collectors[0].wait()[2] == "failed" and isinstance(engine.failure, RuntimeError)
+        with pytest.raises(QueueFull):
+            engine.submit(make_request(weights), Collector())
+
+
+def test_requests_for_other_weights_change_no_bit(engine, weights):
+    scaled = jax.tree.map(lambda leaf: leaf * 1.01, weights)
+    separate = answer_all(engine, [random_request(n, weights) for n in range(6)])
+    mixed = answer_all(engine, [random_request(n // 2, scaled if n % 2 else weights) for n in range(12)])
+    assert mixed[::2] == separate
+    assert mixed[1::2] != separate
+    assert [score.logprob for score in mixed[0][0]] != [score.logprob for score in mixed[1][0]]
+
+
+def test_prompt_log_probabilities_are_those_of_one_forward_pass(engine, weights):
+    prompt = tuple(range(50, 100))
+    scores, _, _ = answer(engine, make_request(weights, prompt, 0, GREEDY, 256, num_logprobs=2, score_prompt=True))
+    logits = forward(CONFIG, weights, jax.numpy.array([prompt], jax.numpy.int32))[0]
+    expected = jax.nn.log_softmax(logits)[np.arange(49), np.array(prompt[1:])]
+    assert scores[0].logprob is None
+    np.testing.assert_allclose([s.logprob for s in scores[1:]], expected, atol=2e-5)
+    assert all(s.top_logprobs[0][1] >= s.logprob for s in scores[1:])
+
+
+def test_a_scored_prompt_is_followed_by_one_token_even_the_end_token(engine, weights):
+    biased = weights._replace(norm=weights.norm._replace(bias=100.0 * weights.embedding[256]))
+    request = make_request(biased, (1, 2, 3), 1, GREEDY, 256, num_logprobs=1, score_prompt=True)
+    scores, tokens, reason = answer(engine, request)
+    assert [t.token for t in tokens] == [256] and len(scores) == 3 and reason == "stop"
+    assert tokens[0].logprobs.logprob == tokens[0].logprobs.top_logprobs[0][1]
+    assert answer(engine, make_request(biased, (1, 2, 3), 9, GREEDY, 256))[1:] == ([], "stop")
+
+
+def test_an_answer_continues_beyond_the_context(engine, weights):
+    _, tokens, reason = answer(engine, make_request(weights, max_tokens=200, params=SamplingParams(seed=4)))
+    assert len(tokens) == 200 and reason == "length"
+
+
+def test_nothing_is_compiled_under_load(engine, weights):
+    answer_all(engine, [random_request(n, weights) for n in range(40)])
+    compiled = (programs.prefill, programs.insert_sequence, programs.decode_step)
+    sizes = [program._cache_size() for program in compiled]
+    answer_all(engine, [random_request(n + 100, weights) for n in range(80)])
+    assert [program._cache_size() for program in compiled] == sizes
+
+
+def test_cancelling_a_request_frees_its_slot(engine, weights):
+    collector = Collector()
+    handle = engine.submit(make_request(weights, max_tokens=ENDLESS), collector)
+    assert collector.three_tokens.wait(60)
+    handle.cancel()
+    assert collector.wait()[2] == "cancelled" and engine.num_requests_running == 0
+
+
+def test_a_deadline_ends_running_and_waiting_requests(weights):
+    with started(weights, max_num_seqs=8, max_queue=9) as engine:
+        running, waiting = [Collector() for _ in range(8)], Collector()
+        for collector in running:
+            engine.submit(make_request(weights, max_tokens=ENDLESS, deadline=time.monotonic() + 0.5), collector)
+        engine.submit(make_request(weights, deadline=time.monotonic() + 0.1), waiting)
+        assert waiting.wait()[1:] == ([], "time")
+        assert {collector.wait()[2] for collector in running} == {"time"}
+
+
+def test_a_full_queue_says_when_to_retry(weights):
+    with started(weights, max_num_seqs=8, max_queue=2) as engine:
+        rejection = None
+        for _ in range(8 + 2 + 8):
+            try:
+                engine.submit(make_request(weights, max_tokens=ENDLESS), Collector())
+            except QueueFull as error:
+                rejection = error
+        assert rejection is not None and rejection.retry_after >= 0
+    with pytest.raises(QueueFull):
+        engine.submit(make_request(weights), Collector())
+
+
+TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), TOKENS), max_size=8), TOKENS, st.integers(1, 4), st.integers(0, 900))
+def test_the_prefix_cache_finds_what_a_plain_search_finds(inserted, wanted, chunk_size, max_bytes):
+    """Whole prompts, else prefixes of whole chunks, of the same scope, among the most recently used."""
+
+    def encode(tokens):
+        return np.array(tokens, np.int32).tobytes()
+
+    prefix_cache, expected = PrefixCache(chunk_size, max_bytes), {}
+    cache = KVCache((np.zeros(1, np.float32),), (), np.zeros(1, np.int32))
+    for owner, tokens in inserted:
+        prefix_cache.insert((owner, "1"), encode(tokens), cache, np.array(tokens, np.int64), 0)
+        size = 8 + (4 + 8) * len(tokens)  # cache; tokens and logits
+        if size <= max_bytes:
+            expected.setdefault((owner, tuple(tokens)), size)
+        while sum(expected.values()) > max_bytes:
+            del expected[next(iter(expected))]
+    assert len(prefix_cache) == len(expected)
+    prompts = [list(tokens) for owner, tokens in expected if owner == "a"]
+    prefix = prefix_cache.lookup(("a", "1"), encode(wanted))
+    assert prefix_cache.contains(("a", "1"), encode(wanted)) == (wanted in prompts)
+    if wanted in prompts:
+        assert prefix is not None and prefix.length == len(wanted) and prefix.logits.tolist() == wanted
+    else:
+        ends = range(chunk_size, len(wanted), chunk_size)
+        lengths = [end for end in ends if any(prompt[:end] == wanted[:end] for prompt in prompts)]
+        assert (prefix.length if prefix else 0) == max(lengths, default=0)
+        assert prefix is None or prefix.logits is None
+    prefix_cache.evict_owner("a")
+    prefix_cache.insert(("a", "1"), encode(wanted), cache, np.zeros(1), 0)  # it arrived before the eviction
+    assert prefix_cache.lookup(("a", "1"), encode(wanted)) is None
+    assert prefix_cache.lookup(("b", "2"), encode(wanted)) is None
+    assert len(prefix_cache) == sum(owner == "b" for owner, _ in expected)
+
+
+def test_requests_that_cannot_be_answered_are_rejected(engine, weights):
+    with pytest.raises(BadInput, match="at least one"):
+        engine.submit(make_request(weights, ()), Collector())
+    with pytest.raises(BadInput, match="context of 64"):
+        engine.submit(make_request(weights, (1,) * 65, num_logprobs=1, score_prompt=True), Collector())
+
+
+def test_tokens_are_drawn_by_seed_and_position():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    sampled = [sample_token(logits, SamplingParams(1.0, 1.0, 7), position) for position in range(4000)]
+    np.testing.assert_allclose(np.bincount(sampled) / 4000, [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    assert {sample_token(logits, SamplingParams(1.0, 0.75, 7), position) for position in range(400)} == {0, 1}
+    assert {sample_token(logits, SamplingParams(0.0), position) for position in range(4)} == {0}
+    assert {sample_token(logits, SamplingParams(1.0, 1e-9), position) for position in range(50)} == {0}
+    params = [SamplingParams(1.0, 1.0, 2**64 - seed) for seed in (1, 2, 3)]
+    assert len({tuple(sample_token(logits, p, position) for position in range(20)) for p in params}) == 3
+    scored = compute_logprobs(logits, 2, 2)
+    assert scored.top_logprobs[0][0] == 0 and abs(scored.logprob - np.log(0.15)) < 1e-6
+
+
+class Letters:
+    """Two letters a token, and a token for each half of an é."""
+
+    def bytes_of(self, token):
+        return {0: b"ab", 1: b"cd", 2: b"\xc3", 3: b"\xa9"}[token]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stops", "pieces", "stopped"),
+    [
+        ([0, 1], (), ["ab", "cd", ""], False),
+        ([0, 2, 3, 1], (), ["ab", "", "é", "cd", ""], False),
+        ([0, 2], (), ["ab", "", "\ufffd"], False),
+        ([0, 1, 0], ("bc",), ["a", "", "", ""], True),
+        ([0, 0, 1], ("bx", "dz"), ["a", "ba", "bc", "d"], False),
+        ([0, 1], ("cd",), ["ab", "", ""], True),
+    ],
+)
+def test_text_is_shown_in_whole_characters_and_never_a_stop_string(tokens, stops, pieces, stopped):
+    stream = TextStream(Letters(), stops)
+    shown = [stream.push(token) for token in tokens] + [stream.finish()]
+    assert shown == pieces and stream.stopped is stopped
