@@ -1,7 +1,9 @@
-"""Finds the rooms by their file names: a new environment, agent or outer loop is one file and needs no list.
+"""Plugins by name: a new environment, agent, outer loop or audit test is one file and needs no list.
 
-A room is a module with `build(...)`; its name is its file name, its help the first line of its docstring,
-its settings the keyword-only parameters of `build`. A path that ends in `.py` names a room outside the package.
+A plugin is a module with a function `build(...)`. Its name is its file name, its help the first line of its docstring,
+its settings the keyword-only parameters of `build`. Plugins come from three places: the folders of this package, the
+installed packages that register a module under an entry point group such as `ontogeny.environments`, and the user's
+own files, named by a path that ends in `.py`.
 """
 
 import ast
@@ -14,15 +16,17 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from ontogeny.errors import BadInput
+from ontogeny.renamed import renamed_hint
 
-PLUGIN_KINDS = {
+PLUGIN_KINDS = {  # kind -> the noun of messages
     "environments": "environment",
     "agents": "agent",
     "content": "content",
@@ -31,11 +35,8 @@ PLUGIN_KINDS = {
     "organisms": "organism",
     "predictors": "predictor",
 }
-PLUGIN_FOLDERS = {
-    "organisms": "audit/organisms",
-    "predictors": "audit/prequential/predictors",
-}  # where a family lives, if not in the folder of its name
-BUILD_TYPES = {
+FOLDERS = {"organisms": "audit/organisms", "predictors": "audit/prequential/predictors"}  # others: the kind's name
+BUILD_TYPES = {  # kind -> names of the types that `build` may return
     "environments": ("Environment",),
     "agents": ("Agent",),
     "content": ("WorldModel", "ValueFunction", "Predictor"),
@@ -44,195 +45,317 @@ BUILD_TYPES = {
     "organisms": ("Agent",),
     "predictors": ("function",),
 }
-MAX_INT = 2**31 - 1  # of a whole number, as arrays hold them
-MAX_FLOAT = 3.4e38  # of a real one
+MAX_INT = 2**31 - 1  # the largest integer of an int32 array
+MAX_FLOAT = 3.4e38  # the largest number of a float32 array
 _PACKAGE = Path(__file__).parent
 
 
-def list_names(family: str) -> list[str]:
-    """All rooms of a family that have a `build`, without importing any."""
-    return [path.stem for path in sorted(_folder(family).glob("*.py")) if _is_room(path)]
+def list_names(kind: str) -> list[str]:
+    """The names of all plugins of a kind, built-in and installed, without importing any.
+
+    Args:
+        kind: A key of `PLUGIN_KINDS`.
+
+    Raises:
+        BadInput: Two installed packages, or an installed package and this one, use the same name.
+    """
+    return sorted([*_built_in_names(kind), *_installed(kind)])
 
 
-def help_line(family: str, name: str) -> str:
-    """The first line of a room's docstring, without importing it."""
-    return read_docstring(family, name).partition("\n")[0]
+def help_line(kind: str, name: str) -> str:
+    """The first line of a plugin's docstring, without importing the plugin."""
+    return read_docstring(kind, name).partition("\n")[0]
 
 
-def read_docstring(family: str, name: str) -> str:
-    """A room's whole docstring, without importing it."""
-    path = _path(family, name)
+def read_docstring(kind: str, name: str) -> str:
+    """The docstring of a plugin, without importing the plugin."""
+    path = _find_path(kind, name)
     with explain_plugin_errors([name], f"the file '{name}' cannot be read as Python"):
         return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
-def default_settings(family: str, name: str) -> dict[str, Any]:
-    """A room's settings and their defaults."""
-    parameters = inspect.signature(_module(family, name).build).parameters.values()
-    found = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for key, default in found.items():
+def default_settings(kind: str, name: str) -> dict[str, Any]:
+    """The settings of a plugin with their defaults.
+
+    Raises:
+        BadInput: There is no such plugin, or one of its settings has no default.
+    """
+    parameters = inspect.signature(_load_module(kind, name).build).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for setting, default in defaults.items():
         if default is inspect.Parameter.empty:
-            raise BadInput(f"the setting '{key}' of {PLUGIN_KINDS[family]} '{name}' needs a default")
-    return found
+            raise BadInput(f"the setting '{setting}' of {PLUGIN_KINDS[kind]} '{name}' needs a default")
+    return defaults
 
 
-def get_attribute(family: str, name: str, key: str, default: Any = None) -> Any:
-    """What a room's file says beside its `build`, such as an organism's `TRUTH`."""
-    return getattr(_module(family, name), key, default)
+def get_attribute(kind: str, name: str, attribute: str, default: Any = None) -> Any:
+    """An attribute of a plugin's module, such as the `GROUND_TRUTH` of an organism."""
+    return getattr(_load_module(kind, name), attribute, default)
 
 
-def build(family: str, name: str, *args, **given) -> Any:
-    """Builds a room by name; an unknown name or setting, or a value of the wrong type, raises `BadInput`."""
-    known = default_settings(family, name)
-    where = f"{PLUGIN_KINDS[family]} '{name}'"
-    for key, value in given.items():
-        if key not in known:
-            raise BadInput(f"{where} has no setting '{key}'{_near(key, list(known))}")
-        given[key] = _converted(value, known[key], f"setting '{key}' of {where}")
-    make = _module(family, name).build
+def build(kind: str, name: str, *args: Any, **settings: Any) -> Any:
+    """Builds a plugin.
+
+    Args:
+        kind: A key of `PLUGIN_KINDS`.
+        name: The plugin's name, or the path of a file that ends in `.py`.
+        args: The positional arguments of `build`, which depend on the kind: none for environments; spec and steering
+            for agents and organisms; agent, environment and steering for developments.
+        settings: Settings of the plugin; all others keep their defaults.
+
+    Returns:
+        The object that the plugin's `build` returns.
+
+    Raises:
+        BadInput: There is no such plugin or setting, a value has the wrong type, or `build` of a file fails.
+    """
+    defaults = default_settings(kind, name)
+    subject = f"{PLUGIN_KINDS[kind]} '{name}'"
+    for setting, value in settings.items():
+        if setting not in defaults:
+            raise BadInput(f"{subject} has no setting '{setting}'{_hint(setting, list(defaults))}")
+        settings[setting] = _convert(value, defaults[setting], f"setting '{setting}' of {subject}")
+    function = _load_module(kind, name).build
     if not name.endswith(".py"):
-        return make(*args, **given)
+        return function(*args, **settings)
     with explain_plugin_errors([name], f"`build` of the file '{name}' failed"):
-        made = make(*args, **given)
-    if type(made).__name__ not in BUILD_TYPES[family]:
-        wanted = " or ".join(BUILD_TYPES[family])
-        raise BadInput(f"`build` of the file '{name}' must return {wanted}, not {type(made).__name__}")
-    return made
+        plugin = function(*args, **settings)
+    if type(plugin).__name__ not in BUILD_TYPES[kind]:
+        expected = " or ".join(BUILD_TYPES[kind])
+        raise BadInput(f"`build` of the file '{name}' must return {expected}, not {type(plugin).__name__}")
+    return plugin
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """`'bandit:num_arms=5,num_pulls=100'` -> `('bandit', {'num_arms': 5, 'num_pulls': 100})`."""
+    """`'bandit:num_arms=5,num_pulls=100'` -> `('bandit', {'num_arms': 5, 'num_pulls': 100})`.
+
+    Raises:
+        BadInput: The text is not of the form NAME[:setting=value,...], or it names a setting twice.
+    """
     name, _, rest = text.partition(":")
-    given: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in rest.split(","))):
-        key, equals, value = item.partition("=")
+    settings: dict[str, Any] = {}
+    for assignment in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = assignment.partition("=")
+        key = key.strip()
         if not equals or not key:
-            raise BadInput(f"'{item}' in '{text}' is not of the form setting=value")
-        if key.strip() in given:
-            raise BadInput(f"'{text}' names the setting '{key.strip()}' twice")
+            raise BadInput(f"'{assignment}' in '{text}' is not of the form setting=value")
+        if key in settings:
+            raise BadInput(f"'{text}' names the setting '{key}' twice")
         try:
-            given[key.strip()] = ast.literal_eval(value)
+            settings[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            given[key.strip()] = {"true": True, "false": False}.get(value.lower(), value)
-    return name.strip(), given
+            settings[key] = {"true": True, "false": False}.get(value.lower(), value)
+    return name.strip(), settings
 
 
-def unknown_name_error(what: str, name: str, known: list[str]) -> BadInput:
-    """The error for a name that is not there, with the near ones."""
-    return BadInput(f"there is no {what} '{name}'{_near(name, known)}")
+def unknown_name_error(noun: str, name: str, known_names: Sequence[str]) -> BadInput:
+    """The error for a name that does not exist, with the most similar names.
+
+    Args:
+        noun: The noun of the message, e.g. "agent".
+        name: The unknown name.
+        known_names: The names that exist.
+    """
+    return BadInput(f"there is no {noun} '{name}'{_hint(name, known_names)}")
 
 
-def finite_float(value: float, what: str) -> float:
-    """A number as a finite float; `BadInput` where there is none."""
+def finite_float(value: float, subject: str) -> float:
+    """A number as a float.
+
+    Args:
+        value: The number.
+        subject: The subject of the message, e.g. "the drive 'food'".
+
+    Raises:
+        BadInput: The number is not finite or exceeds float32.
+    """
     with contextlib.suppress(OverflowError):
         if math.isfinite(value):
             if abs(value) > MAX_FLOAT:
-                raise BadInput(f"{what} must not be beyond {MAX_FLOAT:.3g}, not {float(value):.3g}")
+                raise BadInput(f"{subject} must not be beyond {MAX_FLOAT:.3g}, not {float(value):.3g}")
             return float(value)
-    raise BadInput(f"{what} must be finite, not {'a whole number that long' if isinstance(value, int) else value}")
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are: {', '.join(known) or 'none'}"
-
-
-def _converted(value: Any, default: Any, what: str) -> Any:
-    """Checks a setting against the type of its default; whole numbers pass for real ones."""
-    if isinstance(default, bool) or default is None or isinstance(default, str):
-        fits = default is None or type(value) is type(default)
-    elif isinstance(default, float):
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        value = finite_float(value, what) if fits else value
-    elif isinstance(default, int):
-        fits = isinstance(value, int) and not isinstance(value, bool)
-        if fits and abs(value) > MAX_INT:
-            raise BadInput(f"{what} must not be beyond {MAX_INT}")
-    elif isinstance(default, tuple):
-        fits = isinstance(value, (tuple, list))
-        value = tuple(value) if fits else value
-    else:
-        fits = True
-    if not fits:
-        raise BadInput(f"{what} must be of type {type(default).__name__}, not {value!r}")
-    return value
-
-
-def _path(family: str, name: str) -> Path:
-    if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            raise BadInput(f"there is no file '{name}'")
-        return path
-    path = _folder(family) / f"{name}.py"
-    if not name.isidentifier() or not _is_room(path):
-        raise unknown_name_error(PLUGIN_KINDS[family], name, list_names(family))
-    return path
-
-
-def _folder(family: str) -> Path:
-    return _PACKAGE / PLUGIN_FOLDERS.get(family, family)
-
-
-def _module(family: str, name: str) -> ModuleType:
-    path = _path(family, name)
-    if not name.endswith(".py"):
-        return importlib.import_module(f"ontogeny.{PLUGIN_FOLDERS.get(family, family).replace('/', '.')}.{name}")
-    # By content as well as by path: a file that was edited since is another room, also within one process.
-    found = hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()
-    qualified = f"ontogeny_outside.{family}.{path.stem}_{found[:16]}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, path.resolve())
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module
-        try:
-            with explain_plugin_errors([name], f"the file '{name}' cannot be loaded"):
-                spec.loader.exec_module(module)
-        except BadInput:
-            del sys.modules[qualified]
-            raise
-        if not callable(getattr(module, "build", None)):
-            del sys.modules[qualified]
-            raise BadInput(f"the file '{name}' does not define `build`")
-    return sys.modules[qualified]
+    raise BadInput(f"{subject} must be finite, not {'a whole number that long' if isinstance(value, int) else value}")
 
 
 @contextlib.contextmanager
-def explain_plugin_errors(files: list[str], what: str, *, only_theirs: bool = False) -> Iterator[None]:
-    """Makes one sentence of whatever goes wrong with files of somebody's own, with the last of their lines in it.
+def explain_plugin_errors(files: Sequence[str], message: str, *, only_their_lines: bool = False) -> Generator[None]:
+    """A context that turns any error of the user's files into one sentence with the last of their lines in it.
 
-    `only_theirs` leaves an error alone in which none of their lines took part; without files, all are left alone.
+    Args:
+        files: Paths of the user's files; without any, errors pass unchanged.
+        message: The beginning of the sentence.
+        only_their_lines: Whether an error passes unchanged unless a line of the files took part in it.
+
+    Raises:
+        BadInput: In place of any other error.
     """
     try:
         yield
     except BadInput:
         raise
     except (Exception, SystemExit) as error:
-        theirs = {str(Path(file).resolve()): file for file in files}
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in theirs]
-        if not files or (only_theirs and not frames):
+        names = {str(Path(file).resolve()): file for file in files}
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
+        if not files or (only_their_lines and not frames):
             raise
-        at = f" in line {frames[-1].lineno}" if frames else ""
-        at += f" of '{theirs[frames[-1].filename]}'" if frames and len(theirs) > 1 else ""
-        told = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise BadInput(f"{what}{at}: {type(error).__name__}{': ' if told else ''}{told}") from error
+        place = f" in line {frames[-1].lineno}" if frames else ""
+        place += f" of '{names[frames[-1].filename]}'" if frames and len(names) > 1 else ""
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise BadInput(f"{message}{place}: {type(error).__name__}{': ' if reason else ''}{reason}") from error
 
 
-def _is_room(path: Path) -> bool:
-    if path.stem in ("__init__", "base"):
-        return False
-    try:
-        found = path.stat()
-    except OSError:
-        return False
-    return _defines_build(path, found.st_mtime_ns, found.st_size)
+def _hint(name: str, known_names: Sequence[str]) -> str:
+    """The new name of a renamed plugin or setting, else the most similar names, else all names."""
+    for table in ("setting", "plugin"):
+        renamed = renamed_hint(table, name)
+        if renamed is not None and any(f"`{known}`" in renamed for known in known_names):
+            return f": {renamed.removesuffix('.')}"
+    similar = difflib.get_close_matches(name, known_names, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(similar)}?" if similar else f"; there are: {', '.join(known_names) or 'none'}"
+
+
+def _convert(value: Any, default: Any, subject: str) -> Any:
+    """The value of a setting, checked against the type of its default; integers pass for floats."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, (bool, str)):
+        fits = type(value) is type(default)
+    elif isinstance(default, float):
+        fits = is_number
+        value = finite_float(value, subject) if fits else value
+    elif isinstance(default, int):
+        fits = is_number and isinstance(value, int)
+        if fits and abs(value) > MAX_INT:
+            raise BadInput(f"{subject} must not be beyond {MAX_INT}")
+    elif isinstance(default, tuple):
+        fits = isinstance(value, (tuple, list))
+        value = tuple(cast(Sequence[Any], value)) if fits else value
+    else:
+        fits = True
+    if not fits:
+        raise BadInput(f"{subject} must be of type {type(cast(object, default)).__name__}, not {value!r}")
+    return value
+
+
+def _built_in_names(kind: str) -> list[str]:
+    """The names of the plugins in this package's folder of a kind."""
+    folder = _PACKAGE / FOLDERS.get(kind, kind)
+    return [path.stem for path in folder.glob("*.py") if _is_plugin(path)]
+
+
+def _installed(kind: str) -> dict[str, EntryPoint]:
+    """The plugins that installed packages register in the group `ontogeny.KIND`, by name."""
+    return _read_entry_points(kind, tuple(sys.path))
 
 
 @cache
-def _defines_build(path: Path, changed: int, size: int) -> bool:
-    """Read once for each state of the file."""
-    return any(
-        isinstance(node, ast.FunctionDef) and node.name == "build"
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+def _read_entry_points(kind: str, search_path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """Read once for each search path of Python's."""
+    del search_path
+    plugins: dict[str, EntryPoint] = {}
+    for entry_point in entry_points(group=f"ontogeny.{kind}"):
+        name, package = entry_point.name, _package_of(entry_point)
+        if not name.isidentifier():
+            raise BadInput(f"the package '{package}' registers the {PLUGIN_KINDS[kind]} '{name}': not an identifier")
+        if name in _built_in_names(kind):
+            raise BadInput(
+                f"the package '{package}' registers the {PLUGIN_KINDS[kind]} '{name}', a name that is built in"
+            )
+        if name in plugins and plugins[name].value != entry_point.value:
+            raise BadInput(
+                f"the packages '{_package_of(plugins[name])}' and '{package}' both register the "
+                f"{PLUGIN_KINDS[kind]} '{name}'"
+            )
+        plugins[name] = entry_point
+    return plugins
+
+
+def _package_of(entry_point: EntryPoint) -> str:
+    """The name of the package that registers an entry point."""
+    return entry_point.dist.name if entry_point.dist is not None else entry_point.module
+
+
+def _find_path(kind: str, name: str) -> Path:
+    """The file of a plugin."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise BadInput(f"there is no file '{name}'")
+        return path
+    path = _PACKAGE / FOLDERS.get(kind, kind) / f"{name}.py"
+    if name.isidentifier() and _is_plugin(path):
+        return path
+    entry_point = _installed(kind).get(name)
+    if entry_point is None:
+        raise unknown_name_error(PLUGIN_KINDS[kind], name, list_names(kind))
+    try:
+        spec = importlib.util.find_spec(entry_point.module)
+    except Exception as error:
+        raise _cannot_load(kind, entry_point, error) from error
+    if spec is None or spec.origin is None:
+        raise _cannot_load(kind, entry_point, ModuleNotFoundError(f"No module named '{entry_point.module}'"))
+    return Path(spec.origin)
+
+
+def _load_module(kind: str, name: str) -> ModuleType:
+    """The imported module of a plugin."""
+    path = _find_path(kind, name)
+    if name.endswith(".py"):
+        return _load_file(kind, name, path)
+    if path.is_relative_to(_PACKAGE):
+        return importlib.import_module(f"ontogeny.{FOLDERS.get(kind, kind).replace('/', '.')}.{name}")
+    entry_point = _installed(kind)[name]
+    try:
+        module = entry_point.load()
+    except Exception as error:
+        raise _cannot_load(kind, entry_point, error) from error
+    if not callable(getattr(module, "build", None)):
+        raise _cannot_load(kind, entry_point, AttributeError(f"'{entry_point.value}' does not define `build`"))
+    return module
+
+
+def _cannot_load(kind: str, entry_point: EntryPoint, error: Exception) -> BadInput:
+    """The error for an installed plugin that fails at import."""
+    return BadInput(
+        f"the {PLUGIN_KINDS[kind]} '{entry_point.name}' of the package '{_package_of(entry_point)}' cannot be loaded: "
+        f"{type(error).__name__}: {error}"
     )
+
+
+def _load_file(kind: str, name: str, path: Path) -> ModuleType:
+    """The module of a user's file, loaded again when the file has changed."""
+    # Named by path and content: an edited file is another plugin, also within one process.
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()
+    module_name = f"ontogeny_outside.{kind}.{path.stem}_{digest[:16]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            with explain_plugin_errors([name], f"the file '{name}' cannot be loaded"):
+                spec.loader.exec_module(module)
+            if not callable(getattr(module, "build", None)):
+                raise BadInput(f"the file '{name}' does not define `build`")
+        except BadInput:
+            del sys.modules[module_name]
+            raise
+    return sys.modules[module_name]
+
+
+def _is_plugin(path: Path) -> bool:
+    """Whether a file of this package defines a plugin."""
+    if path.stem in ("__init__", "base"):
+        return False
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return _defines_build(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _defines_build(path: Path, modified: int, size: int) -> bool:
+    """Read once for each state of the file."""
+    del modified, size
+    statements = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(isinstance(statement, ast.FunctionDef) and statement.name == "build" for statement in statements)

@@ -5,7 +5,7 @@ Per step: `act`, then the environment's `step`, then steering, then `learn` wher
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def rollout(
     carry = initial_carry(lifetime_keys.task, agent, env, steering, state)
     inputs = () if observation_override is None else observation_override.inputs
     carry, trajectory = jax.lax.scan(step, carry, (rng.split_step_keys(lifetime_keys, num_steps), inputs))
-    return carry.state, cast(Trajectory, trajectory)
+    return carry.state, trajectory
 
 
 def rollout_from_log(
@@ -105,8 +105,9 @@ def rollout_from_log(
         num_steps: T, at least 1.
     """
     lifetime_keys = rng.split_lifetime_key(key)
-    is_state = isinstance(genome_or_state, State)
-    state = genome_or_state if is_state else agent.init(lifetime_keys.init, genome_or_state)
+    state = genome_or_state
+    if not isinstance(state, State):
+        state = agent.init(lifetime_keys.init, genome_or_state)
 
     def step(carries: tuple[Carry, Carry], keys: StepKeys) -> tuple[tuple[Carry, Carry], Trajectory]:
         logged, replayed = carries
@@ -115,8 +116,8 @@ def rollout_from_log(
         logged, _ = rollout_step(keys, agent, env, steering, logged, True)
         return (logged, replayed), trajectory
 
-    carry = initial_carry(lifetime_keys.task, agent, env, steering, cast(State, state))
-    return cast(Trajectory, jax.lax.scan(step, (carry, carry), rng.split_step_keys(lifetime_keys, num_steps))[1])
+    carry = initial_carry(lifetime_keys.task, agent, env, steering, state)
+    return jax.lax.scan(step, (carry, carry), rng.split_step_keys(lifetime_keys, num_steps))[1]
 
 
 def initial_carry(task_key: Key, agent: Agent, env: Environment, steering: Steering, state: State) -> Carry:
@@ -158,7 +159,7 @@ def rollout_step(
         state = jax.tree.map(partial(jnp.where, percept.first), agent.reset(state), state)
     action, state = agent.act(act_key, state, percept)
     env_state, time_step = env.step(env_key, env_state, action)
-    action = jnp.where(jnp.asarray(time_step.forced_action) >= 0, time_step.forced_action, action)
+    action = jnp.where(jnp.greater_equal(time_step.forced_action, 0), time_step.forced_action, action)
     perceived = time_step if override is None else override(time_step)
     next_percept = perceive(agent, env, steering, env_state, perceived, action)
     info = ()

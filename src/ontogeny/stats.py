@@ -4,10 +4,11 @@ The module works on plain numbers and NumPy arrays and does not import JAX, so r
 Letters for shapes: N observations (tasks, lifetimes or windows of text), R runs, K quantities.
 """
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -171,9 +172,9 @@ def clopper_pearson(count: int, total: int) -> tuple[float, float]:
         count: Number of successes, 0 to `total`.
         total: Number of trials, at least 1.
     """
-    from scipy.stats import binomtest  # takes a second to import, and few callers need it
+    from scipy import stats  # takes a second to import, and few callers need it
 
-    interval = binomtest(count, total).proportion_ci(0.95, "exact")
+    interval: Any = stats.binomtest(count, total).proportion_ci(0.95, "exact")
     return float(interval.low), float(interval.high)
 
 

@@ -60,7 +60,7 @@ def train(
     names = [str(path) for _, path in user_files(spec)]
     with (
         claim(out, formats.AGENT_RUN, completed, files=files, final=f"{GENOME}.json"),
-        plugins.explain_plugin_errors(names, "training fails", only_theirs=True),
+        plugins.explain_plugin_errors(names, "training fails", only_their_lines=True),
         RunRecorder(out, checkpoint_interval) as recorder,
     ):
         _run(spec.seed, development, recorder, on_progress)
