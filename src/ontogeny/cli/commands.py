@@ -76,7 +76,7 @@ COMMANDS: dict[str, CommandEntry] = {
             "agent": CommandEntry("audit:agent", "ontogeny audit agent runs/cells --out audit.json"),
             "attribution": CommandEntry(
                 "audit:attribution",
-                "ontogeny audit attribution runs/cells --num-tasks 400; ontogeny audit attribution --known",
+                "ontogeny audit attribution runs/cells --num-tasks 400; ontogeny audit attribution --controls",
             ),
             "calibrate": CommandEntry(
                 "audit:calibrate", "ontogeny audit calibrate --num-audits 1000 --out calibration.json"
