@@ -1,19 +1,70 @@
-"""A laboratory for where a learned agent's ability comes from, and where it goes on changing in use."""
+"""Compare ways of building adaptive agents, and measure where their ability is stored and where it keeps changing.
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+The functions below are the public API; each is imported when it is first used, so that `import ontogeny` is quick.
+
+    env = ontogeny.make_env("bandit", num_arms=10)
+    agent = ontogeny.make_agent("thompson", env)
+    run = ontogeny.train({"agent": "recurrent_cells", "env": "bandit", "development": "evolution"}, "runs/cells")
+    session = ontogeny.load(run)
+
+`ontogeny.lm` has the same stages for language models.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ontogeny.errors import BadInput, ContractViolation
 
 if TYPE_CHECKING:
-    from ontogeny.stages.session import AgentSession
+    from ontogeny import lm
+    from ontogeny.engine.generate import generate
+    from ontogeny.plugins import list_names as list_plugins
+    from ontogeny.rollouts import rollout
+    from ontogeny.runs.kinds import load, open_run
+    from ontogeny.stages.assembly import make_agent, make_env, make_steering
+    from ontogeny.stages.evaluate import evaluate
+    from ontogeny.stages.train import train
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "BadInput",
+    "ContractViolation",
+    "evaluate",
+    "generate",
+    "list_plugins",
+    "lm",
+    "load",
+    "make_agent",
+    "make_env",
+    "make_steering",
+    "open_run",
+    "rollout",
+    "train",
+]
 
-def load(folder: "Path | str", *, online: bool = False) -> "AgentSession":
-    """The agent of a finished run or a saved deployment, for your own loop; see docs/state.md.
+_SOURCES = {
+    "evaluate": "ontogeny.stages.evaluate:evaluate",
+    "generate": "ontogeny.engine.generate:generate",
+    "list_plugins": "ontogeny.plugins:list_names",
+    "load": "ontogeny.runs.kinds:load",
+    "make_agent": "ontogeny.stages.assembly:make_agent",
+    "make_env": "ontogeny.stages.assembly:make_env",
+    "make_steering": "ontogeny.stages.assembly:make_steering",
+    "open_run": "ontogeny.runs.kinds:open_run",
+    "rollout": "ontogeny.rollouts:rollout",
+    "train": "ontogeny.stages.train:train",
+}
 
-    Frozen, or learning by weights where `online`. An absent, unfinished or damaged folder raises `BadInput`.
-    """
-    from ontogeny.stages.session import load_session  # here, so that `import ontogeny` is light
 
-    return load_session(folder, online=online)
+def __getattr__(name: str) -> Any:
+    if name == "lm":
+        return importlib.import_module("ontogeny.lm")
+    if name not in _SOURCES:
+        raise AttributeError(f"module 'ontogeny' has no attribute '{name}'")
+    module, _, attribute = _SOURCES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

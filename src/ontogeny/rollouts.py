@@ -60,7 +60,7 @@ def rollout(
 
     Args:
         key: Determines the task and all chance of the environment, whichever agent acts in it.
-        agent: The agent.
+        agent: Built for the spec of the environment.
         env: The environment.
         steering: The reward function.
         state: The agent's state at the first step.

@@ -59,6 +59,9 @@ class RunKind(NamedTuple):
 def open_run(folder: Path | str) -> Run:
     """The spec, records and status of a run of any kind, finished or not.
 
+    Args:
+        folder: An agent run, saved deployment, language-model run, Hugging Face folder or study.
+
     Raises:
         BadInput: The folder holds no run, or a run that is damaged or of another format.
     """

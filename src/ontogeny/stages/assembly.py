@@ -1,12 +1,13 @@
 """From a spec to the agent, environment and steering that it names."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ontogeny import plugins, steering
+from ontogeny import plugins
 from ontogeny.agents.base import require_revealable_tasks
 from ontogeny.development.base import Development
 from ontogeny.stages.first_check import check_signatures
 from ontogeny.stages.spec import RunSpec, user_files
+from ontogeny.steering import build as build_steering
 from ontogeny.types import Agent, Environment, Steering
 
 
@@ -27,7 +28,7 @@ def assemble(spec: RunSpec) -> Assembly:
     files = [str(path) for key, path in user_files(spec) if key != "development"]
     env = plugins.build("environments", spec.env.name, **spec.env.settings)
     with plugins.explain_plugin_errors(files, f"agent '{spec.agent.name}' and environment '{spec.env.name}' do not go together"):
-        reward_function = steering.build(env.spec, spec.drives)
+        reward_function = build_steering(env.spec, spec.drives)
         agent = plugins.build("agents", spec.agent.name, env.spec, reward_function, **spec.agent.settings)
     require_revealable_tasks(spec.agent.name, agent, env)
     if files:
@@ -38,3 +39,47 @@ def assemble(spec: RunSpec) -> Assembly:
 def build_development(spec: RunSpec, assembly: Assembly) -> Development:
     """The outer loop of a spec, ready to run."""
     return plugins.build("development", spec.development.name, *assembly, **spec.development.settings)
+
+
+def make_env(name: str, **settings: Any) -> Environment:
+    """Build an environment.
+
+    Args:
+        name: A name that `ontogeny list environments` prints, or the path of a Python file with a `build` function.
+        settings: As `ontogeny list environments NAME` prints them.
+
+    Raises:
+        BadInput: The name or a setting is unknown, or a value is out of range.
+    """
+    return plugins.build("environments", name, **settings)
+
+
+def make_steering(env: Environment, **drives: float) -> Steering:
+    """Build a reward function for an environment.
+
+    Args:
+        env: Its spec names the outcome features and proposes a drive for each.
+        drives: Weights of outcome features that replace the proposed ones.
+
+    Raises:
+        BadInput: A drive names no outcome feature of the environment, or its weight is not finite.
+    """
+    return build_steering(env.spec, drives)
+
+
+def make_agent(name: str, env: Environment, steering: Steering | None = None, **settings: Any) -> Agent:
+    """Build an agent for an environment.
+
+    Args:
+        name: A name that `ontogeny list agents` prints, or the path of a Python file with a `build` function.
+        env: The environment in which the agent will act.
+        steering: Its reward function; by default the one that the environment proposes.
+        settings: As `ontogeny list agents NAME` prints them.
+
+    Raises:
+        BadInput: The name or a setting is unknown, a value is out of range, or the agent does not fit the environment.
+    """
+    reward_function = build_steering(env.spec) if steering is None else steering
+    agent = plugins.build("agents", name, env.spec, reward_function, **settings)
+    require_revealable_tasks(name, agent, env)
+    return agent

@@ -93,6 +93,9 @@ def evaluate(
     """Run one lifetime in each of `num_tasks` unseen tasks.
 
     Args:
+        agent: Built for the spec of the environment.
+        env: The environment from which the tasks are drawn.
+        steering: The reward function that the agent perceives; scores do not depend on it otherwise.
         genome_or_state: A genome, from which each lifetime begins, or a `State`, at which each lifetime continues.
         num_tasks: At least 2.
         seed: From 0 to 2**32 - 1; it draws the tasks.
@@ -151,6 +154,10 @@ def record_lifetime(
     """The trajectory of one lifetime of an evaluation, [T] on every leaf.
 
     Args:
+        agent: As for `evaluate`, like the next three.
+        env: The environment.
+        steering: The reward function.
+        genome: From which the lifetime begins.
         seed: Of the evaluation.
         mode: `frozen` or `online`.
         task: The number of the task in that evaluation, from 0.

@@ -7,7 +7,7 @@ often the run was killed and resumed. Wall times are in `timing.jsonl`. The fold
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from ontogeny.runs.recorder import RunRecorder
 from ontogeny.runs.records import Record
 from ontogeny.stages.assembly import assemble, build_development
 from ontogeny.stages.saved_agent import GENOME, portable_spec
-from ontogeny.stages.spec import RunSpec, complete_spec, user_files
+from ontogeny.stages.spec import RunSpec, complete_spec, parse_run_spec, user_files
 from ontogeny.types import Development
 
 OnTrainingProgress = Callable[[int, int, Record], None]
 
 
 def train(
-    spec: RunSpec,
+    spec: RunSpec | Mapping[str, Any],
     out: Path | str,
     *,
     on_progress: OnTrainingProgress | None = None,
@@ -40,6 +40,8 @@ def train(
     An unfinished run of the same spec is resumed.
 
     Args:
+        spec: A spec, or a mapping with the keys `env`, `agent`, `development`, `drives` and `seed`; only the first two
+            are required.
         out: The folder of the run; it is created where it is absent.
         on_progress: Receives the number of generations done and of all generations, and the last record, after each
             compiled call.
@@ -55,6 +57,8 @@ def train(
     if not checkpoint_interval >= 0:
         raise BadInput(f"the seconds between checkpoints must be at least 0, not {checkpoint_interval}")
     out = Path(out)
+    if not isinstance(spec, RunSpec):
+        spec = parse_run_spec(spec)
     development = build_development(spec, assemble(spec))
     completed, files = portable_spec(complete_spec(spec))
     names = [str(path) for _, path in user_files(spec)]

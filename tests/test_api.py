@@ -1,0 +1,134 @@
+"""The public API: what `import ontogeny` offers, its documentation, and runs from training to a loaded agent."""
+
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import ontogeny
+from ontogeny import BadInput
+from ontogeny.runs import kinds
+
+FUNCTIONS = [name for name in ontogeny.__all__ if name not in ("lm", "BadInput", "ContractViolation")]
+SPEC = {"env": "bandit:num_arms=3,num_pulls=5", "agent": "ucb1", "development": "single_lifetime:num_lifetimes=2"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return ontogeny.train(SPEC, tmp_path_factory.mktemp("runs") / "ucb1")
+
+
+def test_the_names_are_declared_and_the_package_is_typed():
+    assert set(ontogeny.__all__) <= set(dir(ontogeny))
+    assert all(callable(getattr(ontogeny, name)) for name in FUNCTIONS)
+    assert all(callable(getattr(ontogeny.lm, name)) for name in ("load", "train", "evaluate"))
+    assert Path(ontogeny.__file__).with_name("py.typed").exists()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ontogeny.nothing
+
+
+def test_importing_the_package_imports_no_heavy_library():
+    program = "import sys, ontogeny\nassert not {'jax', 'numpy', 'pydantic', 'typer'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def documented_arguments(function) -> dict[str, str]:
+    """The entries of the section Args of a docstring."""
+    section = re.search(r"Args:\n(.*?)(\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
+    entries = re.split(r"\n(?=    \w)", section.group(1)) if section else []
+    return {name.strip(): text.strip() for name, _, text in (entry.partition(":") for entry in entries)}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_is_documented_with_more_than_its_name(name):
+    function = getattr(ontogeny, name)
+    arguments = documented_arguments(function)
+    for parameter in inspect.signature(function).parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, f"{name}: {parameter.name} is not annotated"
+        text = arguments.get(parameter.name, "")
+        words = set(re.findall(r"[a-z]+", text.lower()))
+        repeated = set(re.findall(r"[a-z]+", f"{parameter.name} {parameter.annotation}".lower()))
+        assert words - repeated - {"the", "a", "an", "of", "its"}, f"{name}: '{parameter.name}' is not documented"
+
+
+def test_an_agent_is_built_and_steps_through_an_environment():
+    env = ontogeny.make_env("bandit", num_arms=3, num_pulls=20)
+    agent = ontogeny.make_agent("thompson", env)
+    steering = ontogeny.make_steering(env)
+    state = agent.init(jax.random.key(0), agent.genome(jax.random.key(1)))
+    _, trajectory = ontogeny.rollout(jax.random.key(2), agent, env, steering, state, 20, False)
+    assert trajectory.action.shape == (20,) and trajectory.reward.sum() == trajectory.outcome.sum()
+    evaluation = ontogeny.evaluate(agent, env, steering, agent.genome(jax.random.key(1)), num_tasks=4, seed=0)
+    assert evaluation.totals.shape == (4,)
+    with pytest.raises(BadInput, match="did you mean num_arms"):
+        ontogeny.make_env("bandit", arms=3)
+    with pytest.raises(BadInput, match="no agent 'thomson'"):
+        ontogeny.make_agent("thomson", env)
+
+
+def test_plugins_are_listed():
+    assert {"bandit", "chain"} <= set(ontogeny.list_plugins("environments"))
+    assert "thompson" in ontogeny.list_plugins("agents")
+
+
+def test_load_and_open_an_agent_run_and_a_saved_deployment(run, tmp_path):
+    session = ontogeny.load(run)
+    action, state = session.act(session.init(), 0)
+    folder = session.save(state, tmp_path / "saved")
+    assert ontogeny.load(folder).digest(state) == session.digest(state)
+    opened = ontogeny.open_run(run)
+    assert (opened.kind, opened.status, len(opened.records)) == ("agent run", "finished", 1)
+    assert opened.spec["env"]["settings"] == {"num_arms": 3, "num_pulls": 5} and opened.spec["seed"] == 0
+    assert (ontogeny.open_run(folder).kind, ontogeny.open_run(folder).status) == ("saved deployment", "finished")
+    unfinished = shutil.copytree(run, tmp_path / "unfinished")
+    (unfinished / "genome.json").unlink()
+    assert ontogeny.open_run(unfinished).status == "unfinished"
+    with pytest.raises(BadInput, match="is not finished; rerun the same command to resume it"):
+        ontogeny.load(unfinished)
+
+
+def test_a_hugging_face_folder_is_loaded_and_opened():
+    folder = Path(__file__).parent / "golden" / "gpt2"
+    assert ontogeny.load(folder).tokenizer.size > 0
+    assert ontogeny.open_run(folder).kind == "Hugging Face folder"
+    with pytest.raises(BadInput, match="`online` applies to agents"):
+        ontogeny.load(folder, online=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "the folder does not exist"),
+        ({}, "is an empty folder, not a language-model run, a Hugging Face folder, an agent run"),
+        ({"notes.txt": "text"}, "is a folder of other files, not"),
+        ({"spec.json": "{}"}, "spec.json' is of no kind of run that this version knows"),
+        ({"spec.json": "{"}, "spec.json' is of no kind of run that this version knows"),
+        ({"spec.json": json.dumps({"format": 9, "kind": "agent run"})}, "is an agent run of format 9; this version"),
+    ],
+)
+def test_any_other_folder_is_refused_in_one_sentence(tmp_path, content, message):
+    folder = tmp_path / "folder"
+    if content is not None:
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+    for function in (ontogeny.load, ontogeny.open_run):
+        with pytest.raises(BadInput, match=message) as error:
+            function(folder)
+        assert "\n" not in str(error.value) and "'" + str(folder) in str(error.value)
+    with pytest.raises(BadInput, match="is a file, not the folder of a run"):
+        ontogeny.load(__file__)
+
+
+def test_a_run_of_another_kind_is_answered_with_its_commands(run):
+    folder = Path(__file__).parent / "golden" / "gpt2"
+    with pytest.raises(BadInput, match=r"is a Hugging Face folder, not an agent run.*; use `ontogeny lm evaluate`"):
+        kinds.require_kind(folder, "agent run")
+    with pytest.raises(BadInput, match=r"is an agent run, not a language-model run; use `ontogeny evaluate`"):
+        kinds.require_kind(run, "language-model run")
