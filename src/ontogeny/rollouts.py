@@ -61,7 +61,7 @@ def rollout(
     Args:
         key: Determines the task and all chance of the environment, whichever agent acts in it.
         agent: Built for the spec of the environment.
-        env: The environment.
+        env: Stepped with the agent's actions; its `score` is not called.
         steering: The reward function.
         state: The agent's state at the first step.
         num_steps: T, at least 1.

@@ -4,19 +4,26 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from ontogeny.errors import BadInput
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, and return when it is on the disk."""
+    with open_new_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_new_file(path: Path) -> Generator[BinaryIO]:
+    """A file to write piece by piece, which takes the place `path` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -34,14 +41,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; a file that is absent or holds anything else raises `BadInput`."""
     try:
-        content = json.loads(path.read_bytes())
+        content: object = json.loads(path.read_bytes())
     except OSError as error:
         raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"'{path}' is damaged: it is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise BadInput(f"'{path}' is damaged: it holds no JSON object")
-    return content
+    return cast(dict[str, Any], content)
 
 
 def sync_folder(folder: Path) -> None:
@@ -55,7 +62,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Generator[Path]:
     """A temporary folder to fill, which takes the place `folder` when the block ends without an error.
 
     Raises:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ def library_versions() -> dict[str, Any]:
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax", "evosax")},
         "platform": jax.default_backend(),
-        "devices": jax.local_device_count(),
+        "devices": jax.local_device_count(),  # pyright: ignore[reportUnknownMemberType]
     }
 
 
@@ -71,7 +71,7 @@ def claim(
     versions: Mapping[str, Any] | None = None,
     final: str | None = None,
     prepare: Prepare | None = None,
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """Make a folder the run's own and lock it; an unfinished run of the same spec is resumed.
 
     Args:
@@ -135,12 +135,10 @@ def read_spec(folder: Path) -> RunDescription:
     if kind not in FORMATS:
         raise BadInput(f"'{path}' is damaged: it names no kind of run")
     check_format(folder, kind, content.get("format"))
-    try:
-        description = RunDescription(**{name: content[name] for name in RunDescription._fields})
-    except KeyError as error:
-        raise BadInput(f"'{path}' is damaged: it lacks the key {error}") from None
-    if not all(isinstance(part, dict) for part in description[1:]):
-        raise BadInput(f"'{path}' is damaged: one of its keys holds no table")
+    for key in RunDescription._fields[1:]:
+        if not isinstance(content.get(key), dict):
+            raise BadInput(f"'{path}' is damaged: it lacks the table '{key}'")
+    description = RunDescription(**{key: content[key] for key in RunDescription._fields})
     for name, digest in description.files.items():
         if not (folder / name).is_file() or _digest(folder / name) != digest:
             raise BadInput(f"'{folder / name}' is absent or not the file with which the run began")
@@ -164,7 +162,7 @@ def describe(
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Hold a folder for this process; the lock of a process that is killed ends with it."""
     lock = filelock.FileLock(folder / LOCK_FILE, blocking=False)
     try:

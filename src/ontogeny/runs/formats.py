@@ -6,7 +6,7 @@ called damaged: the message names the last commit that reads them.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ontogeny.errors import BadInput
 
@@ -85,7 +85,7 @@ def first_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds, or that its first line holds; empty where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text if path.suffix == ".json" else text.partition("\n")[0])
+        content: object = json.loads(text if path.suffix == ".json" else text.partition("\n")[0])
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return cast(dict[str, Any], content) if isinstance(content, dict) else {}

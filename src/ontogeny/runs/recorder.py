@@ -67,7 +67,9 @@ class RunRecorder:
             metadata = checkpoint.read_metadata(self._folder, CHECKPOINT_NAME)
             state = checkpoint.load(self._folder, CHECKPOINT_NAME, template)
             self._num_bytes, timing_bytes = metadata["records_bytes"], metadata["timing_bytes"]
-            self._hash = _hash_of_prefix(self._folder / RECORDS_FILE, self._num_bytes, metadata["records_sha256"])
+            self._hash = hashlib.sha256(
+                _checked_prefix(self._folder / RECORDS_FILE, self._num_bytes, metadata["records_sha256"])
+            )
             resumed = state, metadata["progress"]
         self._records = (self._folder / RECORDS_FILE).open("ab")
         self._records.truncate(self._num_bytes)
@@ -110,14 +112,13 @@ class RunRecorder:
         return {"records_bytes": self._num_bytes, "records_sha256": self._hash.hexdigest()}
 
 
-def _hash_of_prefix(path: Path, num_bytes: int, digest: str) -> "hashlib._Hash":
-    """The running hash of the records on which a checkpoint counts."""
+def _checked_prefix(path: Path, num_bytes: int, digest: str) -> bytes:
+    """The records on which a checkpoint counts."""
     try:
         with path.open("rb") as file:
             data = file.read(num_bytes)
     except OSError as error:
         raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    running = hashlib.sha256(data)
-    if len(data) < num_bytes or running.hexdigest() != digest:
+    if len(data) < num_bytes or hashlib.sha256(data).hexdigest() != digest:
         raise BadInput(f"'{path}' is damaged: its first {num_bytes} bytes are not those that the checkpoint counts on")
-    return running
+    return data

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.errors import BadInput
-from ontogeny.runs.formats import RECORDS_FILE
+from ontogeny.runs.formats import RECORDS_FILE as RECORDS_FILE
 
 TIMING_FILE = "timing.jsonl"  # wall times, which no seed determines
 Record = dict[str, Any]
-
-__all__ = ["RECORDS_FILE", "TIMING_FILE", "Record", "append_record", "append_timing", "encode_record", "read_records"]
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:

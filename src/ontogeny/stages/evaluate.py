@@ -126,7 +126,8 @@ def evaluate(
         if on_progress is not None:
             on_progress(sum(map(len, totals)), num_tasks)
     all_totals = np.concatenate(totals)
-    interval = confidence_interval(*map(float, mean_and_standard_error(all_totals)))
+    mean, standard_error = mean_and_standard_error(all_totals)
+    interval = confidence_interval(float(mean), float(standard_error))
     unit, starts, lengths = curve_points(env.spec.num_steps, env.spec.horizon)
     return AgentEvaluation(
         mean=interval.mean,
