@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     configure_jax(None)
-    from ontogeny.studies.mesa import runner as mesa
+    from ontogeny.studies.mesa.runner import run_mesa_study
 
     given.out.parent.mkdir(parents=True, exist_ok=True)
     mesa.run_mesa_study(mesa.SMALL if given.small else mesa.FULL, given.out, given.seed, on_event=lambda event: None)

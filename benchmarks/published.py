@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipes = chosen.recipes or (list(RECIPES) if chosen.agents in ([], ["none"]) else [])
     runs = [*chosen.run, *develop(chosen.evolve, [name for name in recipes if name != "none"], chosen.seeds)]
     by_recipe: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in published.rows():
+    for row in published.list_rows():
         if row.table in chosen.tables and is_chosen(row, chosen.rows):
             for entry in entries(row, chosen.agents, runs):
                 line = score(row, entry, chosen.tasks, chosen.seed)
@@ -133,7 +133,7 @@ def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
     from ontogeny.stages.saved_agent import read_run_spec
     from ontogeny.studies import published
 
-    listed = [Entry(agent, line) for line, agent in published.OURS[row.table].items()]
+    listed = [Entry(agent, line) for line, agent in published.MATCHING_AGENTS[row.table].items()]
     others = ("psrl", "opsrl", "certainty_equivalence", "q_learning", "oracle", "model_based")
     listed += [Entry(agent) for agent in (others if row.table == 2 else ("q_learning", "oracle", "model_based"))]
     listed += [Entry(agent) for agent in wanted if agent != "none" and agent not in {e.agent for e in listed}]
@@ -148,7 +148,7 @@ def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
         # A genome of cells fits environments of every size: that of a random MDP is scored on every length, that of a bandit
         # on every number of arms; one of a dense network only where it was evolved.
         fits = spec.agent.name == "recurrent_cells" and (row.table == 2 or "pulls" in here)
-        if spec.env.name == row.room and (fits or len(here) == len(row.settings)):
+        if spec.env.name == row.env_name and (fits or len(here) == len(row.settings)):
             yield Entry(spec.agent.name, run=run)
 
 
@@ -165,7 +165,7 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
 
     setting: dict[str, Any] = {"table": row.table, "n": row.n, "k": row.k, "agent": entry.agent, "seed": seed}
     if entry.run is not None:
-        held = read_saved_agent(entry.run, env=PluginChoice(name=row.room, settings=dict(row.settings)))
+        held = read_saved_agent(entry.run, env=PluginChoice(name=row.env_name, settings=dict(row.settings)))
         built, genome = held.assembly, held.genome
         developed = read_run_spec(entry.run)
         setting["agent"] = text_of(developed.agent)
@@ -174,15 +174,15 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         setting["developed_from_seed"] = developed.seed
         setting["development_seconds"] = round(seconds_of(entry.run), 1)
     else:
-        env = plugins.build("environments", row.room, **row.settings)
+        env = plugins.build("environments", row.env_name, **row.settings)
         drives = steering.build(env.spec)
         name, given = plugins.parse(entry.agent)
         built = Assembly(plugins.build("agents", name, env.spec, drives, **given), env, drives)
         genome = built.agent.genome(jax.random.key(seed))
     mode = "online" if built.agent.learning else "frozen"
     found = evaluate(*built, genome, num_tasks=tasks, seed=seed, mode=mode)
-    peer = entry.line or max(row.lines, key=lambda line: row.lines[line])
-    printed = row.lines[peer]
+    peer = entry.line or max(row.scores, key=lambda line: row.scores[line])
+    printed = row.scores[peer]
     line = {
         "name": f"published table {row.table}: {setting['agent']}",
         "value": round(found.mean, 3),
@@ -195,8 +195,8 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "setting": setting,
     }
-    if entry.line and not published.agrees(found.mean, found.standard_error, printed):
-        line["why"] = published.WHY.get((row.table, entry.line), "not known")
+    if entry.line and not published.is_consistent(found.mean, found.standard_error, printed):
+        line["why"] = published.DISCREPANCY_NOTES.get((row.table, entry.line), "not known")
     return line
 
 

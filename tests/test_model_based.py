@@ -35,7 +35,7 @@ def scores(env, num_lifetimes, **settings):
 def test_it_is_far_above_posterior_sampling_on_random_mdps():
     """RL^2, Table 2, n = 25: every printed line but RL^2's own by more than 3 standard errors of 256 lives."""
     found = scores("random_mdp:num_episodes=25", 256)
-    printed = published.lines_for("random_mdp", {"states": 10, "actions": 5, "horizon": 10, "episodes": 25})
+    printed = published.find_published_scores("random_mdp", {"states": 10, "actions": 5, "horizon": 10, "episodes": 25})
     assert printed["PSRL"] == 408.8 and printed["RL²"] == 445.7
     assert found.mean() - 3 * found.std() / 16 > max(score for line, score in printed.items() if line != "RL²")
     assert found.mean() > printed["RL²"]

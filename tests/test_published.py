@@ -14,42 +14,42 @@ KEYS = {"name", "value", "unit", "se", "tasks", "peer", "peer_value", "ratio", "
 
 
 def test_the_tables_are_whole():
-    rows = list(published.rows())
+    rows = list(published.list_rows())
     assert [row.table for row in rows] == [1] * 9 + [2] * 5
     for row in rows:
-        assert len(row.lines) == 8 and set(published.OURS[row.table]) < set(row.lines)
+        assert len(row.scores) == 8 and set(published.MATCHING_AGENTS[row.table]) < set(row.scores)
         most = row.n if row.table == 1 else 25 * row.n
-        assert all(0 < value < most for value in row.lines.values())
-        assert row.lines["Random"] == min(row.lines.values())
+        assert all(0 < value < most for value in row.scores.values())
+        assert row.scores["Random"] == min(row.scores.values())
         chance = 0.5 * row.n if row.table == 1 else 10 * row.n
-        assert row.lines["Random"] == pytest.approx(chance, rel=0.02)
+        assert row.scores["Random"] == pytest.approx(chance, rel=0.02)
 
 
 def test_lines_are_found_by_the_settings_of_a_env():
     every = plugins.default_settings("environments", "random_mdp")
-    assert published.lines_for("random_mdp", every | {"episodes": 100})["OPSRL"] == 1973.9
-    assert published.lines_for("random_mdp", every | {"episodes": 100, "states": 4}) == {}
-    assert published.lines_for("bandit", {"arms": 5, "pulls": 100})["Gittins"] == 78.3
-    assert published.lines_for("bandit", {"arms": 7, "pulls": 100}) == {}
-    assert published.lines_for("foraging", {}) == {}
+    assert published.find_published_scores("random_mdp", every | {"episodes": 100})["OPSRL"] == 1973.9
+    assert published.find_published_scores("random_mdp", every | {"episodes": 100, "states": 4}) == {}
+    assert published.find_published_scores("bandit", {"arms": 5, "pulls": 100})["Gittins"] == 78.3
+    assert published.find_published_scores("bandit", {"arms": 7, "pulls": 100}) == {}
+    assert published.find_published_scores("foraging", {}) == {}
 
 
 def test_every_agent_of_the_tables_can_be_built():
     from ontogeny import steering
 
-    for row in published.rows():
+    for row in published.list_rows():
         if row.n != 10:
             continue
         name, given = plugins.parse(row.env)
         spec = plugins.build("environments", name, **given).spec
-        for agent in published.OURS[row.table].values():
+        for agent in published.MATCHING_AGENTS[row.table].values():
             name, given = plugins.parse(agent)
             plugins.build("agents", name, spec, steering.build(spec), **given)
 
 
 def test_agreement_is_three_standard_errors_or_four_per_cent():
-    assert published.agrees(103.9, 0.1, 100) and not published.agrees(104.1, 0.1, 100)
-    assert published.agrees(110, 4, 100) and not published.agrees(90, 3, 100)
+    assert published.is_consistent(103.9, 0.1, 100) and not published.is_consistent(104.1, 0.1, 100)
+    assert published.is_consistent(110, 4, 100) and not published.is_consistent(90, 3, 100)
 
 
 def test_the_benchmark_prints_a_line_per_row_and_agent(capsys: pytest.CaptureFixture[str]):

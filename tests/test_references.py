@@ -204,19 +204,19 @@ def test_an_oracle_that_plans_each_episode_by_itself_would_not_be_a_bound():
     assert (gain >= lone - 1e-3).all(), "whoever knows the garden cannot earn less in it than whoever does not"
 
 
-@pytest.mark.parametrize(("line", "agent"), list(published.OURS[1].items()))
+@pytest.mark.parametrize(("line", "agent"), list(published.MATCHING_AGENTS[1].items()))
 def test_bandit_references_land_where_the_paper_does(line: str, agent: str):
-    if (1, line) in published.WHY:
+    if (1, line) in published.DISCREPANCY_NOTES:
         return
     found = scores(agent, "bandit:num_arms=5,num_pulls=100", 1500)
-    printed = published.lines_for("bandit", {"num_arms": 5, "num_pulls": 100})[line]
-    assert published.agrees(found.mean(), found.std() / len(found) ** 0.5, printed)
+    printed = published.find_published_scores("bandit", {"num_arms": 5, "num_pulls": 100})[line]
+    assert published.is_consistent(found.mean(), found.std() / len(found) ** 0.5, printed)
 
 
 @pytest.mark.parametrize(
     "line", ["PSRL", *(pytest.param(line, marks=pytest.mark.slow) for line in ("Random", "ε-Greedy"))]
 )
 def test_mdp_references_land_where_the_paper_does(line: str):
-    found = scores(published.OURS[2][line], "random_mdp:num_episodes=10", 500)
-    printed = {row.n: row.lines for row in published.rows() if row.table == 2}[10][line]
-    assert published.agrees(found.mean(), found.std() / len(found) ** 0.5, printed)
+    found = scores(published.MATCHING_AGENTS[2][line], "random_mdp:num_episodes=10", 500)
+    printed = {row.n: row.scores for row in published.list_rows() if row.table == 2}[10][line]
+    assert published.is_consistent(found.mean(), found.std() / len(found) ** 0.5, printed)

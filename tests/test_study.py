@@ -1,14 +1,15 @@
-"""A tiny study from spec to page through the real thing: killed, resumed, repeated."""
+"""A tiny study from spec to page: run, killed, resumed, repeated."""
 
-import json
-import re
 from pathlib import Path
 
 import pytest
 
 from ontogeny.errors import BadInput
+from ontogeny.runs.folder import read_spec
+from ontogeny.runs.records import RECORDS_FILE
 from ontogeny.studies import page as study_page
-from ontogeny.studies import plan, records, runner, spec
+from ontogeny.studies import plan, runner, spec
+from ontogeny.studies.records import read_records, read_seconds
 
 TINY = """
 title = "Tiny"
@@ -17,13 +18,13 @@ seed = 5
 [[environments]]
 name = "two arms"
 env = "bandit:num_arms=2,num_pulls=4"
-tasks = 40
+num_tasks = 40
 [[agents]]
 agent = "random"
 environments = ["two arms"]
 [[agents]]
 agent = "recurrent:hidden_size=3"
-model = "evolution"
+approach = "evolution"
 development = "evolution:population_size=4,num_lifetimes=2,num_generations=4,generations_per_call=1"
 environments = ["two arms"]
 """
@@ -48,73 +49,73 @@ def finished(spec_path, tmp_path_factory):
     return out, page, events
 
 
-def test_a_study_leaves_records_agents_scores_and_a_page(finished):
+def test_a_study_writes_records_agents_scores_and_a_page(finished):
     out, page, events = finished
-    found = records.read(out / records.RECORDS_FILE)
+    found = read_records(out)
     assert [record["kind"] for record in found] == [
-        "study", "env", "development", "evaluation", "replay", "development", "evaluation", "replay", "difference",
-        "bound",
+        "environment", "development", "evaluation", "recorded_lifetime", "development", "evaluation",
+        "recorded_lifetime", "difference", "upper_bound",
     ]  # fmt: skip
-    assert found[0]["planned"] == [record["id"] for record in found[1:]]
+    assert read_spec(out).details["planned_ids"] == [record["id"] for record in found]
     assert page == out / "report.html" and "Tiny" in page.read_text(encoding="utf-8")
     assert len(list((out / "agents").iterdir())) == 1, "a reference that nobody develops has no run"
     kinds = [event.kind for event in events]
     assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("table") == 1
     by_id = {record["id"]: record for record in found}
-    assert by_id["development/two arms/recurrent/0"]["development_steps"] == 4 * 2 * 4 * 4
-    assert by_id["bound/two arms"]["value"] > by_id["evaluation/two arms/random/0"]["mean"]
-    assert len(by_id["replay/two arms/recurrent"]["trajectory"]["action"]) == 4
-    times = records.read_times(out / records.TIMES_FILE)
+    assert by_id["development/two arms/recurrent/0"]["num_training_env_steps"] == 4 * 2 * 4 * 4
+    assert by_id["upper_bound/two arms"]["value"] > by_id["evaluation/two arms/random/0"]["mean"]
+    assert len(by_id["recorded_lifetime/two arms/recurrent"]["trajectory"]["action"]) == 4
+    times = read_seconds(out)
     assert times["development/two arms/recurrent/0"] > 0
 
 
-def test_records_hold_no_wall_time(finished):
+def test_records_contain_no_wall_time(finished):
     out, _, _ = finished
-    assert "seconds" not in (out / records.RECORDS_FILE).read_text(encoding="utf-8")
+    assert "seconds" not in (out / RECORDS_FILE).read_text(encoding="utf-8")
 
 
-def test_a_finished_study_measures_nothing_again_and_keeps_its_records(finished, spec_path):
+def test_a_finished_study_runs_no_measurement_again(finished, spec_path):
     out, page, _ = finished
-    before, seen = (out / records.RECORDS_FILE).read_bytes(), page.read_bytes()
+    before, seen = (out / RECORDS_FILE).read_bytes(), page.read_bytes()
     events = []
     runner.run_study(spec_path, out, on_event=events.append)
     assert not [event for event in events if event.kind == "work"]
-    assert (out / records.RECORDS_FILE).read_bytes() == before and page.read_bytes() == seen
+    assert (out / RECORDS_FILE).read_bytes() == before and page.read_bytes() == seen
 
 
-def test_a_study_that_was_killed_goes_on_and_ends_in_the_same_records(finished, spec_path, tmp_path):
+def test_a_killed_study_resumes_and_ends_in_the_same_records(finished, spec_path, tmp_path):
     whole, _, _ = finished
     out = tmp_path / "study"
 
     def kill(event):
-        if event.kind == "progress" and event.text.startswith("development/") and event.done == 2:
+        if event.kind == "progress" and event.text.startswith("development/") and event.num_done == 2:
             raise Killed
 
     with pytest.raises(Killed):
         runner.run_study(spec_path, out, on_event=kill)
-    with (out / records.RECORDS_FILE).open("a") as file:
+    with (out / RECORDS_FILE).open("a") as file:
         file.write('{"id": "development/two arms/rec')
     study_page.write(out)
     runner.run_study(spec_path, out, on_event=lambda event: None)
-    assert (out / records.RECORDS_FILE).read_bytes() == (whole / records.RECORDS_FILE).read_bytes()
+    assert (out / RECORDS_FILE).read_bytes() == (whole / RECORDS_FILE).read_bytes()
 
 
 def test_another_study_is_not_overwritten(finished, spec_path):
     out, _, _ = finished
-    before = (out / records.RECORDS_FILE).read_bytes()
-    with pytest.raises(BadInput, match=r"holds another study \(digest, seed differ\)"):
+    before = (out / RECORDS_FILE).read_bytes()
+    with pytest.raises(BadInput, match=r"holds a run of another spec \(digest, seed differ\)"):
         runner.run_study(spec_path, out, seed=6, on_event=lambda event: None)
-    assert (out / records.RECORDS_FILE).read_bytes() == before
+    assert (out / RECORDS_FILE).read_bytes() == before
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(spec_path, tmp_path):
+def test_a_folder_with_other_files_is_refused(spec_path, tmp_path):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(BadInput, match="holds no study"):
+    with pytest.raises(BadInput, match="holds no run"):
         runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_agent_that_does_not_fit_its_env_is_said_before_anything_runs(tmp_path):
+def test_an_agent_that_does_not_fit_its_environment_is_refused_before_anything_runs(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(TINY.replace('agent = "random"', 'agent = "random"\nname = "x"'), encoding="utf-8")
     text = path.read_text(encoding="utf-8").replace("bandit:num_arms=2,num_pulls=4", "random_mdp:num_episodes=1")
@@ -124,13 +125,13 @@ def test_an_agent_that_does_not_fit_its_env_is_said_before_anything_runs(tmp_pat
     assert not (tmp_path / "study").exists()
 
 
-def test_off_a_terminal_the_tables_are_plain_lines(finished, spec_path, capsys):
+def test_without_a_terminal_progress_is_plain_lines(finished, spec_path, capsys):
     out, _, _ = finished
     runner.run_study(spec_path, out)
     printed = capsys.readouterr().out
     assert "two arms" in printed and "recurrent" in printed and "report:" in printed
     assert "\x1b" not in printed
-    assert json.loads((out / records.RECORDS_FILE).read_text().splitlines()[0])["title"] == "Tiny"
+    assert "Tiny" in printed
 
 
 LATER = """
@@ -139,30 +140,30 @@ question = "Can an agent be measured before its home comes up?"
 [[environments]]
 name = "short"
 env = "bandit:num_arms=2,num_pulls=3"
-tasks = 20
+num_tasks = 20
 [[environments]]
 name = "long"
 env = "bandit:num_arms=2,num_pulls=6"
-tasks = 20
+num_tasks = 20
 [[agents]]
 agent = "random"
 environments = ["short", "long"]
 [[agents]]
 agent = "recurrent:hidden_size=2"
-model = "evolution"
+approach = "evolution"
 development = "evolution:population_size=4,num_lifetimes=2,num_generations=1"
-developed_on = "long"
+train_env = "long"
 environments = ["short", "long"]
 """
 
 
-def test_an_agent_may_be_developed_in_a_env_that_is_listed_later(tmp_path):
+def test_an_agent_may_be_developed_in_an_environment_that_is_listed_later(tmp_path):
     path, events = tmp_path / "later.toml", []
     path.write_text(LATER, encoding="utf-8")
     runner.run_study(path, tmp_path / "study", on_event=events.append)
     assert [event.text for event in events if event.kind == "table"] == ["short", "long"]
-    assert all(len(event.rows) == 2 for event in events if event.kind == "table")
-    whole, first, done = (tmp_path / "study" / records.RECORDS_FILE).read_bytes(), events, []
+    assert all(len(event.results) == 2 for event in events if event.kind == "table")
+    whole, first, done = (tmp_path / "study" / RECORDS_FILE).read_bytes(), events, []
 
     def kill(event):
         done.append(event)
@@ -176,10 +177,10 @@ def test_an_agent_may_be_developed_in_a_env_that_is_listed_later(tmp_path):
     runner.run_study(path, tmp_path / "again", on_event=events.append)
     tables = [event for event in events if event.kind == "table"]
     assert tables == [event for event in first if event.kind == "table"], "each environment once, also where it went on"
-    assert (tmp_path / "again" / records.RECORDS_FILE).read_bytes() == whole
-    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS_FILE)}
-    assert by_id["development/long/recurrent/0"]["developed_on"] == "long"
-    assert by_id["evaluation/short/recurrent/0"]["development"] == "development/long/recurrent/0"
+    assert (tmp_path / "again" / RECORDS_FILE).read_bytes() == whole
+    by_id = {record["id"]: record for record in read_records(tmp_path / "study")}
+    assert by_id["development/long/recurrent/0"]["train_env"] == "long"
+    assert by_id["evaluation/short/recurrent/0"]["development_id"] == "development/long/recurrent/0"
 
 
 STEERED = """
@@ -188,7 +189,7 @@ question = "Do drives move behaviour and leave the score alone?"
 [[environments]]
 name = "garden"
 env = "foraging:size=3,wall_fraction=0.0,num_thorns=0,horizon=4,num_episodes=2"
-tasks = 8
+num_tasks = 8
 drives = { food = 3.0 }
 [[agents]]
 agent = "oracle"
@@ -201,11 +202,11 @@ drives = { food = -3.0, water = -3.0, energy = -3.0 }
 """
 
 
-def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
+def test_drives_change_the_reward_and_not_the_score(tmp_path):
     path = tmp_path / "steered.toml"
     path.write_text(STEERED, encoding="utf-8")
     page = runner.run_study(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
-    by_id = {record["id"]: record for record in records.read(tmp_path / "study" / records.RECORDS_FILE)}
+    by_id = {record["id"]: record for record in read_records(tmp_path / "study")}
     assert by_id["environment/garden"]["drives"] == {"food": 3.0, "water": 1.0, "pain": -1.0, "energy": 1.0}
     assert "3 food + water − pain + energy" in page.replace("3.000", "3")
     assert by_id["evaluation/garden/averse/0"]["mean"] < by_id["evaluation/garden/oracle/0"]["mean"]
@@ -220,7 +221,7 @@ def test_drives_steer_and_the_score_stays_what_was_meant(tmp_path):
         ("size=3", "size=1", r"environments\[0\], 'garden': the setting 'size' must be at least 3"),
     ],
 )
-def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_made(tmp_path, old, new, expected):
+def test_a_spec_that_cannot_be_built_is_refused_before_anything_is_written(tmp_path, old, new, expected):
     assert old in STEERED
     path = tmp_path / "steered.toml"
     path.write_text(STEERED.replace(old, new), encoding="utf-8")
@@ -233,26 +234,26 @@ HOMES = """
 [[environments]]
 name = "Two-Arms"
 env = "bandit:num_arms=2,num_pulls=5"
-tasks = 4
+num_tasks = 4
 [[environments]]
 name = "states"
 env = "random_mdp:num_states=3,num_actions=2,num_episodes=1"
-tasks = 4
+num_tasks = 4
 """
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("environments = [", 'environments = ["Two-Arms", ', "would both be kept as .*: change one of the names"),
+        ("environments = [", 'environments = ["Two-Arms", ', "would both be saved as .*: change one of the names"),
         (
             'generations_per_call=1"\n',
-            'generations_per_call=1"\ndeveloped_on = "states"\n',
+            'generations_per_call=1"\ntrain_env = "states"\n',
             r"agents\[1\], 'recurrent' in 'two arms': its genome has other shapes there than in 'states'",
         ),
     ],
 )
-def test_agents_that_would_be_mixed_up_or_could_not_move_are_refused(tmp_path, old, new, expected):
+def test_colliding_paths_and_genomes_that_do_not_fit_are_refused(tmp_path, old, new, expected):
     path = tmp_path / "homes.toml"
     path.write_text((TINY + HOMES).replace(old, new), encoding="utf-8")
     with pytest.raises(BadInput, match=expected):
@@ -260,60 +261,55 @@ def test_agents_that_would_be_mixed_up_or_could_not_move_are_refused(tmp_path, o
     assert not (tmp_path / "study").exists()
 
 
-def test_what_an_evolved_agent_is_measured_with_was_evolved(finished, spec_path, tmp_path):
-    whole, _, _ = finished
-    lines = (whole / records.RECORDS_FILE).read_bytes().splitlines(keepends=True)
+def start_like(finished_folder, folder):
+    """What a killed study leaves before its first record."""
+    folder.mkdir(exist_ok=True)
+    for name in ("spec.json", "spec.toml"):
+        (folder / name).write_bytes((finished_folder / name).read_bytes())
+    return (finished_folder / RECORDS_FILE).read_bytes().splitlines(keepends=True)
+
+
+def test_an_evaluation_needs_the_genome_of_its_development(finished, spec_path, tmp_path):
+    lines = start_like(finished[0], tmp_path)
     last = next(i for i, line in enumerate(lines) if line.startswith(b'{"id": "development/two arms/recurrent/0"'))
     kept = b"".join(lines[: last + 1])
-    (tmp_path / records.RECORDS_FILE).write_bytes(kept)
+    (tmp_path / RECORDS_FILE).write_bytes(kept)
     with pytest.raises(BadInput, match="cannot be read"):
         runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS_FILE).read_bytes() == kept
+    assert (tmp_path / RECORDS_FILE).read_bytes() == kept
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b'{"mine": 1}\n{"half": ',
-        b"half a line",
-        b"\xff\xfe\n\xff",
-        b'{"kind": "other"}\n',
-        b"[1]\n",
-        b"[" * 9999 + b"\n",
-    ],
-)
-def test_records_of_somebody_else_keep_every_byte(spec_path, tmp_path, content):
-    (tmp_path / records.RECORDS_FILE).write_bytes(content)
-    with pytest.raises(BadInput, match="not the records of a study"):
+@pytest.mark.parametrize("content", [b'{"mine": 1}\n{"half": ', b"half a line", b"\xff\xfe\n\xff", b"[1]\n"])
+def test_foreign_records_keep_every_byte(spec_path, tmp_path, content):
+    (tmp_path / RECORDS_FILE).write_bytes(content)
+    with pytest.raises(BadInput, match="holds no run"):
         runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS_FILE).read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == [records.RECORDS_FILE]
+    assert (tmp_path / RECORDS_FILE).read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [RECORDS_FILE]
 
 
-def test_a_folder_in_the_common_place_records_or_a_file_in_that_of_the_folder_is_left_alone(spec_path, tmp_path):
-    (tmp_path / "study" / records.RECORDS_FILE).mkdir(parents=True)
-    with pytest.raises(BadInput, match="holds no study"):
+def test_a_folder_in_place_of_the_records_or_a_file_in_place_of_the_folder_is_refused(spec_path, tmp_path):
+    (tmp_path / "study" / RECORDS_FILE).mkdir(parents=True)
+    with pytest.raises(BadInput, match="holds no run"):
         runner.run_study(spec_path, tmp_path / "study", on_event=lambda event: None)
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(BadInput, match="is no folder"):
+    with pytest.raises(BadInput, match="is not a folder"):
         runner.run_study(spec_path, tmp_path / "file", on_event=lambda event: None)
-    with pytest.raises(BadInput, match="cannot be made"):
+    with pytest.raises(BadInput, match="cannot be created"):
         runner.run_study(spec_path, tmp_path / "file" / "study", on_event=lambda event: None)
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b"{]\n", b'{"id": "a"}\n'])
-def test_a_damaged_line_of_our_own_is_named_and_nothing_is_lost(finished, spec_path, tmp_path, line):
-    whole, _, _ = finished
-    content = (whole / records.RECORDS_FILE).read_bytes().split(b"\n")[0] + b"\n" + line
-    (tmp_path / records.RECORDS_FILE).write_bytes(content)
+def test_a_damaged_record_is_named_and_kept(finished, spec_path, tmp_path, line):
+    content = start_like(finished[0], tmp_path)[0] + line
+    (tmp_path / RECORDS_FILE).write_bytes(content)
     with pytest.raises(BadInput, match=r"damaged|line 2"):
         runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS_FILE).read_bytes() == content
+    assert (tmp_path / RECORDS_FILE).read_bytes() == content
 
 
-def test_an_empty_folder_that_a_killed_run_left_is_used(finished, spec_path, tmp_path):
-    whole, _, _ = finished
+def test_an_empty_folder_that_a_killed_study_left_is_used(finished, spec_path, tmp_path):
     (tmp_path / ".spec.toml.1.tmp").write_bytes(b"half")
     events = []
 
@@ -323,37 +319,35 @@ def test_an_empty_folder_that_a_killed_run_left_is_used(finished, spec_path, tmp
 
     with pytest.raises(Killed):
         runner.run_study(spec_path, tmp_path, on_event=kill)
-    first = (whole / records.RECORDS_FILE).read_bytes().split(b"\n")[0] + b"\n"
-    assert (tmp_path / records.RECORDS_FILE).read_bytes() == first and events[0].done == 1
+    assert read_spec(tmp_path) == read_spec(finished[0]) and events[0].num_done == 0
 
 
-def test_a_file_of_ones_own_is_none_of_ours_whatever_its_name_and_belongs_to_the_study(tmp_path):
+def test_a_users_plugin_file_belongs_to_the_study_and_has_no_published_scores(tmp_path):
     source = Path(spec.__file__).parents[1] / "environments" / "bandit.py"
     own = tmp_path / "bandit.py"
     own.write_bytes(source.read_bytes())
     path = tmp_path / "own.toml"
-    text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace("bandit:num_arms=2,num_pulls=4", f"{own}:arms=5,pulls=10")
+    text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace("bandit:num_arms=2,num_pulls=4", f"{own}:num_arms=5,num_pulls=10")
     path.write_text(text, encoding="utf-8")
     page = runner.run_study(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
     assert "published tables beside ours" not in page
     own.write_bytes(source.read_bytes() + b"# edited\n")
-    with pytest.raises(BadInput, match=r"another study \(files differ\)"):
+    with pytest.raises(BadInput, match=r"another spec \(files"):
         runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_study_that_was_killed_in_its_first_line_begins_again(finished, spec_path, tmp_path, share):
-    whole, _, _ = finished
-    first = (whole / records.RECORDS_FILE).read_bytes().split(b"\n")[0]
-    (tmp_path / records.RECORDS_FILE).write_bytes(first[: int(share * len(first))])
+def test_a_study_that_was_killed_in_its_first_record_resumes(finished, spec_path, tmp_path, share):
+    first = start_like(finished[0], tmp_path)[0]
+    (tmp_path / RECORDS_FILE).write_bytes(first[: int(share * len(first))])
     runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / records.RECORDS_FILE).read_bytes() == (whole / records.RECORDS_FILE).read_bytes()
+    assert (tmp_path / RECORDS_FILE).read_bytes() == (finished[0] / RECORDS_FILE).read_bytes()
 
 
-def test_two_processes_do_not_run_one_study(spec_path, tmp_path):
+def test_two_processes_cannot_run_one_study(spec_path, tmp_path):
     def again(event):
         if event.kind == "start":
-            with pytest.raises(BadInput, match="another process is running a study"):
+            with pytest.raises(BadInput, match="another process is working in"):
                 runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
             raise Killed
 
@@ -361,20 +355,8 @@ def test_two_processes_do_not_run_one_study(spec_path, tmp_path):
         runner.run_study(spec_path, tmp_path, on_event=again)
 
 
-def test_no_two_developments_of_two_studies_share_a_seed():
-    study, other = spec.parse(TINY, seed=0), spec.parse(TINY, seed=1)
+def test_seeds_of_developments_are_distinct_across_studies():
+    study, other = spec.parse_spec(TINY, seed=0), spec.parse_spec(TINY, seed=1)
     row, env = study.agents[0], study.environments[0]
-    seeds = {plan.as_run(each, row, env, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
+    seeds = {plan.make_run_spec(each, row, env, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
     assert len(seeds) == 10
-
-
-def test_the_page_of_study_md_is_complete_and_its_example_is_a_study(tmp_path):
-    text = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
-    study = spec.parse(text.split("```toml")[1].split("```")[0])
-    plan.check(study)
-    told = set(re.findall(r"^\| `?(top|\[\[\w+\]\])`? \| `(\w+)`", text, re.MULTILINE))
-    known = {("top", key) for key in spec.KEYS["study"]}
-    known |= {("[[environments]]", key) for key in spec.KEYS["env"]} | {
-        ("[[agents]]", key) for key in spec.KEYS["agent"]
-    }
-    assert told == known

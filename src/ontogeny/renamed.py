@@ -71,6 +71,7 @@ STUDY_KEYS = {
     "developed_on": "train_env",
     "replay": "record_lifetime",
     "tasks": "num_tasks",
+    "mesa": "includes",
 }
 STUDY_VALUES = {"reference": "baseline", "code": "ml_code"}
 ROUTES = {"/line": "/branch", "/contributions": "/examples", "/thaw": "/unfreeze"}

@@ -155,6 +155,13 @@ def mean_over_seeds(intervals: Sequence[Interval]) -> Interval:
     return _widen_by_seeds(pooled, [means] if len(intervals) > 1 else [])
 
 
+def unpaired_difference(first: Interval, second: Interval) -> Interval:
+    """The difference `first - second` of two means whose tasks are not paired (Welch 1947)."""
+    variances = [first.standard_error**2, second.standard_error**2]
+    degrees_of_freedom = effective_degrees_of_freedom(variances, [first.degrees_of_freedom, second.degrees_of_freedom])
+    return confidence_interval(first.mean - second.mean, math.sqrt(sum(variances)), 0, degrees_of_freedom)
+
+
 def _widen_by_seeds(interval: Interval, means_by_side: Sequence[np.ndarray]) -> Interval:
     """An interval over tasks, widened by the variance of the means [R] over the seeds of each side."""
     variances = [float(np.var(means, ddof=1)) / len(means) for means in means_by_side]

@@ -6,7 +6,7 @@ command runs.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -38,7 +38,10 @@ def validate(model: type[Model], data: object, place: str, renamed_kind: str | N
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise BadInput(_sentence(error.errors(include_url=False)[0], model, place, renamed_kind)) from None
+        mistakes = error.errors(include_url=False)
+        # A misspelled key is often also a missing one; the misspelling is reported.
+        mistake = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
+        raise BadInput(_sentence(mistake, model, place, renamed_kind)) from None
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -60,18 +63,24 @@ def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed
     if kind == "missing":
         return f"[{table}] lacks the key '{key}'"
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
-        return f"[{'.'.join([place, *map(str, mistake['loc'])])}] must be a table of keys, not {value!r}"
+        return f"[{'.'.join([place, *map(str, mistake['loc'])])}] must be a table of keys, not {_shorten(value)}"
     if kind == "value_error":
         return f"{entry} {mistake['msg'].removeprefix('Value error, ')}"
     rule = mistake["msg"].removeprefix("Input should be ").replace("valid integer", "whole number")
-    return f"{entry} must be {rule}, not {value!r}"
+    return f"{entry} must be {rule}, not {_shorten(value)}"
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _keys_at(model: type[BaseModel], tables: Sequence[int | str]) -> list[str]:
     """The keys of the model that lies at a path of tables."""
     fields: Mapping[str, Any] = model.model_fields
     for table in tables:
-        inner = fields[table].annotation if table in fields else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            fields = inner.model_fields
+        annotation = fields[table].annotation if table in fields else None
+        for inner in (annotation, *get_args(annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                fields = inner.model_fields
     return list(fields)

@@ -192,12 +192,12 @@ def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
     from ontogeny.studies.mesa import distilled
 
     controls = []
-    for name in distilled.TAUGHT:
+    for name in distilled.TEACHERS:
         if organisms and name not in organisms:
             continue
         with progress("distilling", "updates") as update:
-            student = distilled.subject(name, 0, folder, on_progress=update)
-        agreement, after_exposure = distilled.fidelity(name, student)
+            student = distilled.load_or_train(name, 0, folder, on_progress=update)
+        agreement, after_exposure = distilled.measure_fidelity(name, student)
         typer.echo(
             f"{student.name}: agrees with its teacher in {agreement:.1%} of choices, {after_exposure:.1%} after exposures"
         )

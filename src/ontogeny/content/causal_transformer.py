@@ -28,6 +28,8 @@ from ontogeny.content.transformer_block import (
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Key
 
+KEY_NUMBER = 4  # in the random keys of the mesa study, which trains contents in this order
+
 NO_SCALE = Norm(None, None)
 
 

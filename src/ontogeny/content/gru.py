@@ -18,6 +18,8 @@ from ontogeny.content.base import Predictor, gradient_predictor, init_dense, sta
 from ontogeny.errors import require_at_least
 from ontogeny.types import Key
 
+KEY_NUMBER = 3  # in the random keys of the mesa study, which trains contents in this order
+
 
 class GRUWeights(NamedTuple):
     """Weights of a gated recurrent unit with a linear read-out.
@@ -122,9 +124,7 @@ def step_gru(
     return hidden, hidden @ weights.readout + weights.readout_bias
 
 
-def update_hidden(
-    weights: GRUWeights, hidden: Float[Array, "H"], projected: Float[Array, "3*H"]
-) -> Float[Array, "H"]:
+def update_hidden(weights: GRUWeights, hidden: Float[Array, "H"], projected: Float[Array, "3*H"]) -> Float[Array, "H"]:
     """Computes the new hidden units from the old ones and the projected inputs."""
     H = hidden.shape[-1]
     from_hidden = hidden @ weights.recurrent

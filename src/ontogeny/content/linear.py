@@ -9,6 +9,8 @@ from jaxtyping import Float
 from ontogeny.content.base import Predictor, feedforward_predictor
 from ontogeny.types import Key
 
+KEY_NUMBER = 1  # in the random keys of the mesa study, which trains contents in this order
+
 
 class LinearPredictorWeights(NamedTuple):
     """Weights of the layer."""

@@ -11,6 +11,8 @@ from ontogeny.content.base import Predictor, feedforward_predictor, init_dense
 from ontogeny.errors import require_at_least
 from ontogeny.types import Key
 
+KEY_NUMBER = 2  # in the random keys of the mesa study, which trains contents in this order
+
 
 class MLPWeights(NamedTuple):
     """Weights of both layers."""

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int32
 from ontogeny.content.base import PredictionBatch, Predictor
 from ontogeny.types import Key, PyTree
 
+KEY_NUMBER = 0  # in the random keys of the mesa study, which trains contents in this order
+
 
 def build(num_inputs: int, num_outputs: int = 1, *, input_index: int = 2) -> Predictor:
     """Builds the predictor.

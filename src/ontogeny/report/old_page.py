@@ -6,7 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from ontogeny.studies.comparison import Interval, number, plus_minus
+from ontogeny.report.formatting import format_mean
+from ontogeny.report.formatting import format_number as number
+from ontogeny.stats import Interval
 
 STYLE = Path(__file__).parent / "templates" / "report.css"
 SIGNS = {"above": "▲", "level": "=", "below": "▼"}
@@ -99,7 +101,7 @@ def panels(figures: Sequence[str]) -> str:
 def score(value: Interval) -> str:
     """A mean with one standard error; the 95 % interval where a pointer rests."""
     told = f"95 % interval {number(value.low)} to {number(value.high)}, {value.num_tasks:,} tasks"
-    mean, _, error = plus_minus(value).partition(" ± ")
+    mean, _, error = format_mean(value.mean, value.standard_error).partition(" ± ")
     beside = f"<small> ± {error}</small>" if error else ""
     return f'<span class="score" title="{told}">{mean}{beside}</span>'
 
@@ -112,7 +114,7 @@ def difference(value: Interval) -> str:
     """A signed mean with its 95 % interval below."""
     sign = "+" if value.mean > 0 else ""
     return (
-        f"{sign}{plus_minus(value).partition(' ± ')[0]}<br><small>{number(value.low)} to {number(value.high)}</small>"
+        f"{sign}{format_mean(value.mean, value.standard_error).partition(' ± ')[0]}<br><small>{number(value.low)} to {number(value.high)}</small>"
     )
 
 

@@ -18,7 +18,7 @@ class ScoreInterval(Protocol):
     @property
     def mean(self) -> float: ...
     @property
-    def se(self) -> float: ...
+    def standard_error(self) -> float: ...
     @property
     def low(self) -> float: ...
     @property
@@ -136,7 +136,7 @@ def score(interval: ScoreInterval) -> Markup:
     limits = (
         f"95 % interval {format_number(interval.low)} to {format_number(interval.high)}, {interval.num_tasks:,} tasks"
     )
-    mean, _, error = format_mean(interval.mean, interval.se).partition(" ± ")
+    mean, _, error = format_mean(interval.mean, interval.standard_error).partition(" ± ")
     return Markup(_parts().score(mean, error, limits))
 
 
@@ -148,7 +148,7 @@ def agent(name: str, approach: str) -> Markup:
 def difference(interval: ScoreInterval) -> Markup:
     """Render a signed mean with its 95 % interval below."""
     sign = "+" if interval.mean > 0 else ""
-    mean = format_mean(interval.mean, interval.se).partition(" ± ")[0]
+    mean = format_mean(interval.mean, interval.standard_error).partition(" ± ")[0]
     return Markup("{}{}<br><small>{} to {}</small>").format(
         sign, mean, format_number(interval.low), format_number(interval.high)
     )

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-import jax
 
 from ontogeny import __version__
 from ontogeny.errors import BadInput
@@ -52,6 +51,8 @@ class RunDescription(NamedTuple):
 
 def library_versions() -> dict[str, Any]:
     """The versions and devices that must be equal for bitwise reproducible results."""
+    import jax  # here, because pages are written without it
+
     return {
         "ontogeny": __version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",

@@ -43,6 +43,9 @@ def _check_drive(weight: object) -> float:
         raise ValueError(str(error).strip()) from None
 
 
+DriveWeight = Annotated[float, BeforeValidator(_check_drive)]
+
+
 class RunSpec(FrozenModel):
     """Everything that determines a run, on one machine with one version of every library.
 
@@ -54,7 +57,7 @@ class RunSpec(FrozenModel):
     env: PluginChoice
     agent: PluginChoice
     development: PluginChoice = PluginChoice(name="single_lifetime")
-    drives: dict[str, Annotated[float, BeforeValidator(_check_drive)]] = Field(default_factory=dict)
+    drives: dict[str, DriveWeight] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
 

@@ -1,10 +1,10 @@
 """Studies: several developments compared on the same tasks, their records, and one page that shows them."""
 
-import json
 from pathlib import Path
 
 from ontogeny.errors import BadInput
-from ontogeny.studies.kinds import RECORDS_FILE, study_kinds
+from ontogeny.runs.formats import STUDY
+from ontogeny.studies.kinds import study_kinds
 
 
 def run(study: str | Path | None = None, out: Path | None = None, seed: int | None = None, size: str = "") -> Path:
@@ -26,16 +26,15 @@ def run(study: str | Path | None = None, out: Path | None = None, seed: int | No
     kind = study_kinds().get(str(study))
     if kind is None:
         if size:
-            names = ", ".join(name for name, kind in study_kinds().items() if size in kind.sizes)
-            raise BadInput(f"--{size} applies only to the studies: {names}. For example: ontogeny study mesa --{size}")
+            names = [name for name, kind in study_kinds().items() if size in kind.sizes]
+            raise BadInput(f"--{size} applies to a registered study only: ontogeny study {' or '.join(names)} --{size}")
         from ontogeny.studies.runner import run_study
 
         return run_study(study, out or Path("studies/default"), seed)
-    from ontogeny.stages.spec import MAX_SEED
+    from ontogeny.stages.spec import check_seed
 
-    if not 0 <= (seed or 0) <= MAX_SEED:
-        raise BadInput(f"--seed must be from 0 to {MAX_SEED}, not {seed}")
-    return kind.run(size or kind.sizes[0], out or Path("studies") / kind.name, seed or 0, None)
+    seed = check_seed(seed or 0, "--seed")
+    return kind.run(size or kind.sizes[0], out or Path("studies") / kind.name, seed, None)
 
 
 def write_page(folder: str | Path) -> Path:
@@ -50,21 +49,12 @@ def write_page(folder: str | Path) -> Path:
     Raises:
         BadInput: If the folder holds no study, or a damaged one.
     """
+    from ontogeny.runs.folder import read_spec  # not `runs.kinds`, whose kinds import JAX
     from ontogeny.studies import page
 
     folder = Path(folder)
-    first_record_kind = _first_record_kind(folder / RECORDS_FILE)
-    for kind in study_kinds().values():
-        if kind.first_record_kind == first_record_kind:
-            return kind.write_page(folder)
-    return page.write(folder)
-
-
-def _first_record_kind(path: Path) -> str | None:
-    """`kind` of the first record of a file; None where there is no such record."""
-    try:
-        with path.open("rb") as file:
-            record = json.loads(file.readline())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record.get("kind") if isinstance(record, dict) else None
+    writers = {kind.run_kind: kind.write_page for kind in study_kinds().values()} | {STUDY: page.write}
+    kind = read_spec(folder).kind
+    if kind not in writers:
+        raise BadInput(f"'{folder}' holds a run of the kind '{kind}', not a study")
+    return writers[kind](folder)

@@ -1,9 +1,10 @@
-"""Comparison: intervals, differences paired by task, published lines beside ours, and what each score cost.
+"""Comparison of the agents of a study: scores by environment, published baselines, upper bounds, paired differences.
 
-Works on records and plain numbers; knows nothing of agents, environments or how anything is run.
-Standard errors are over tasks, and over the seeds of development where there are several; a 95 % interval, and what a
-claim needs, follow Student's t with the degrees of freedom that few seeds leave. The published tables give no errors:
-a distance from a published line is counted in ours alone, and never claimed inside the digits that were printed.
+The module reads records and computes with plain numbers; it runs no agent. Standard errors are over tasks, and over
+the seeds of development where there are several. A 95 % interval, and a difference that is claimed, follow Student's t
+with the degrees of freedom that few seeds leave (`ontogeny.stats`). The published tables report no errors, so a
+difference from a published score is compared with our standard error alone, and a difference within the rounding of
+the published number is never claimed.
 """
 
 import math
@@ -11,143 +12,123 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from ontogeny.errors import BadInput
-from ontogeny.stats import Z95, critical_value, effective_degrees_of_freedom, mean_and_standard_error
+from ontogeny.report.formatting import format_count, format_mean, format_number
+from ontogeny.runs.records import Record
+from ontogeny.stats import Interval, confidence_interval, mean_over_seeds, unpaired_difference
 from ontogeny.studies import published
-from ontogeny.studies.records import Record
 
-CLAIM = 3.0  # normal standard errors that a claim of "above" or "below" needs
-
-
-class Interval(NamedTuple):
-    """A mean over tasks with its standard error and 95 % interval, all in units of score per lifetime."""
-
-    mean: float
-    se: float
-    low: float
-    high: float
-    num_tasks: int
-    df: float = math.inf  # degrees of freedom of `se`
-
-    @property
-    def claim(self) -> float:
-        """The distance from which on a difference is claimed."""
-        return critical_value(CLAIM, self.df) * self.se
+APPROACH_PHRASES = {"ml_code": "ML code", "evolution": "evolution from scratch"}
+VERDICT_PHRASES = {
+    "above": "above every published score in",
+    "level": "not significantly different from the best in",
+    "below": "below the best in",
+}
 
 
-def interval(mean: float, se: float, num_tasks: int = 0, df: float = math.inf) -> Interval:
-    half = critical_value(Z95, df) * se
-    return Interval(mean, se, mean - half, mean + half, num_tasks, df)
-
-
-def summary(scores: Sequence[float] | np.ndarray) -> Interval:
-    """One score per task, [N] with N >= 2 -> their mean with its interval. Raises `BadInput` for fewer."""
-    values = np.asarray(scores, np.float64)
-    if values.ndim != 1 or values.size < 2:
-        raise BadInput(f"an interval needs the scores of at least two tasks, not an array of shape {values.shape}")
-    mean, error = mean_and_standard_error(values)
-    return interval(float(mean), float(error), int(values.size))
-
-
-def paired(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> Interval:
-    """The mean of `one - other` task by task, [N] and [M]: over the first min(N, M) tasks, which both have lived."""
-    shared = min(len(one), len(other))
-    return summary(np.asarray(one, np.float64)[:shared] - np.asarray(other, np.float64)[:shared])
-
-
-def paired_over_seeds(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Interval:
-    """`paired` for agents with one row of scores per seed of their development: the spread between seeds is added."""
-    apart = paired(np.mean(one, axis=0), np.mean(other, axis=0))
-    seeds = [np.mean(side, axis=1) for side in (one, other) if len(side) > 1]
-    return _with_seeds(apart, seeds)
-
-
-def over_seeds(parts: Sequence[Interval]) -> Interval:
-    """The mean over developments that differ in their seed only.
-
-    All were measured on the same tasks, so their errors over tasks do not average out; the spread between seeds is
-    added to it. One seed says nothing of that spread.
-    """
-    means = np.array([part.mean for part in parts])
-    over_tasks = math.sqrt(float(np.mean([part.se**2 for part in parts])))
-    whole = interval(float(np.mean(means)), over_tasks, min(part.num_tasks for part in parts))
-    return _with_seeds(whole, [means] if len(parts) > 1 else [])
-
-
-def _with_seeds(apart: Interval, seeds: Sequence[np.ndarray]) -> Interval:
-    """An interval over tasks, widened by the spread of means [n] over the seeds of each side."""
-    spreads = [float(np.var(means, ddof=1)) / len(means) for means in seeds]
-    df = effective_degrees_of_freedom([apart.se**2, *spreads], [math.inf, *(len(means) - 1 for means in seeds)])
-    return interval(apart.mean, math.sqrt(apart.se**2 + sum(spreads)), apart.num_tasks, df)
-
-
-class Curve(NamedTuple):
-    """Mean score by position in the life; K points."""
+class LearningCurve(NamedTuple):
+    """Mean score by position in the lifetime, at K points."""
 
     unit: str  # "episode" or "step"
-    position: tuple[int, ...]  # [K] the last unit of each point, from 1
-    mean: tuple[float, ...]  # [K] per unit, the mean over seeds
-    low: tuple[float, ...]  # [K] the ends of its 95 % interval
-    high: tuple[float, ...]  # [K]
+    position: tuple[int, ...]  # [K] the last episode or step of each point, from 1
+    mean: tuple[float, ...]  # [K] score per unit, the mean over seeds
+    low: tuple[float, ...]  # [K] lower ends of the 95 % intervals
+    high: tuple[float, ...]  # [K] upper ends
 
 
 @dataclass(frozen=True)
-class Standing:
-    """An agent in an environment: what it scored and what it had cost before birth, over all seeds of its development."""
+class AgentResult:
+    """What one agent scored in one environment and what its development cost, over all seeds of development."""
 
     env: str
     agent: str
-    text: str  # the agent with its settings, as the command line takes it
-    model: str
-    score: Interval
-    seeds: tuple[float, ...]  # the mean of each seed
-    case: str
-    developed_on: str
-    genome_size: int
-    development_steps: int  # agent-environment steps before birth, of one development
-    seconds: float | None  # wall time of one development, the mean over seeds; None where it was not noted
-    curve: Curve
-    privileged: bool  # whether the task was laid open to it
+    agent_spec: str  # the agent with its settings, as the command line takes it
+    approach: str
+    score: Interval  # per lifetime
+    seed_means: tuple[float, ...]
+    mode: str  # "online" or "frozen"
+    train_env: str
+    num_parameters: int  # of the genome
+    num_training_env_steps: int  # of one development
+    training_seconds: float | None  # wall time of one development, the mean over seeds; None where it is not recorded
+    curve: LearningCurve
+    privileged: bool  # whether the task was revealed to the agent
 
 
-def standings(records: Iterable[Record], times: Mapping[str, float]) -> dict[str, list[Standing]]:
-    """Environment -> its agents, the best first."""
+class PublishedComparison(NamedTuple):
+    """A score compared with a published one."""
+
+    baseline: str  # name of the published algorithm
+    published_score: float
+    difference: float
+    num_standard_errors: float  # the difference in our standard errors
+    verdict: str  # "above", "level" or "below"
+
+
+class ApproachComparison(NamedTuple):
+    """The best agent of each approach in one environment, and the difference ML code minus evolution."""
+
+    env: str
+    ml_code: AgentResult
+    evolution: AgentResult
+    difference: Interval
+    verdict: str  # "ml_code", "level" or "evolution"
+
+
+def collect_results(
+    records: Iterable[Record], seconds_by_id: Mapping[str, float] | None = None
+) -> dict[str, list[AgentResult]]:
+    """Collect the evaluations of a study by environment.
+
+    Args:
+        records: All records of the study.
+        seconds_by_id: Wall time by id of the record, where it is known.
+
+    Returns:
+        For each environment its agents, the highest score first.
+    """
     records = list(records)
-    developments = {r["id"]: r for r in records if r["kind"] == "development"}
+    developments = {record["id"]: record for record in records if record["kind"] == "development"}
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record["kind"] == "evaluation":
             groups.setdefault((record["env"], record["agent"]), []).append(record)
-    found: dict[str, list[Standing]] = {}
-    for (env, agent), rows in groups.items():
-        costs = [developments[row["development"]] for row in rows if row.get("development") in developments]
-        noted = [times[cost["id"]] for cost in costs if cost["id"] in times]
-        first = rows[0]
-        found.setdefault(env, []).append(
-            Standing(
-                env=env,
-                agent=agent,
-                text=first["text"],
-                model=first["model"],
-                score=over_seeds([interval(row["mean"], row["se"], row["num_tasks"]) for row in rows]),
-                seeds=tuple(row["mean"] for row in rows),
-                case=first["case"],
-                developed_on=first["developed_on"],
-                genome_size=costs[0]["genome_size"] if costs else 0,
-                development_steps=costs[0]["development_steps"] if costs else 0,
-                seconds=sum(noted) / len(noted) if noted else None,
-                curve=_curve([row["curve"] for row in rows]),
-                privileged=bool(first.get("privileged", False)),
-            )
-        )
-    return {env: sorted(rows, key=lambda row: (-row.score.mean, row.agent)) for env, rows in found.items()}
+    results: dict[str, list[AgentResult]] = {}
+    for (env, _), evaluations in groups.items():
+        results.setdefault(env, []).append(_agent_result(evaluations, developments, seconds_by_id or {}))
+    return {env: sorted(rows, key=lambda row: (-row.score.mean, row.agent)) for env, rows in results.items()}
 
 
-def _curve(curves: Sequence[Mapping]) -> Curve:
-    points = [over_seeds([interval(c["mean"][k], c["se"][k]) for c in curves]) for k in range(len(curves[0]["mean"]))]
-    return Curve(
+def _agent_result(
+    evaluations: Sequence[Record], developments: Mapping[str, Record], seconds_by_id: Mapping[str, float]
+) -> AgentResult:
+    """The evaluations of one agent in one environment, one per seed of development."""
+    first = evaluations[0]
+    costs = [developments[e["development_id"]] for e in evaluations if e.get("development_id") in developments]
+    seconds = [seconds_by_id[cost["id"]] for cost in costs if cost["id"] in seconds_by_id]
+    scores = [confidence_interval(e["mean"], e["standard_error"], e["num_tasks"]) for e in evaluations]
+    return AgentResult(
+        env=first["env"],
+        agent=first["agent"],
+        agent_spec=first["agent_spec"],
+        approach=first["approach"],
+        score=mean_over_seeds(scores),
+        seed_means=tuple(e["mean"] for e in evaluations),
+        mode=first["mode"],
+        train_env=first["train_env"],
+        num_parameters=costs[0]["num_parameters"] if costs else 0,
+        num_training_env_steps=costs[0]["num_training_env_steps"] if costs else 0,
+        training_seconds=sum(seconds) / len(seconds) if seconds else None,
+        curve=_mean_curve([e["curve"] for e in evaluations]),
+        privileged=bool(first.get("privileged", False)),
+    )
+
+
+def _mean_curve(curves: Sequence[Mapping]) -> LearningCurve:
+    points = [
+        mean_over_seeds([confidence_interval(c["mean"][k], c["standard_error"][k]) for c in curves])
+        for k in range(len(curves[0]["mean"]))
+    ]
+    return LearningCurve(
         curves[0]["unit"],
         tuple(curves[0]["position"]),
         tuple(point.mean for point in points),
@@ -156,222 +137,175 @@ def _curve(curves: Sequence[Mapping]) -> Curve:
     )
 
 
-class Distance(NamedTuple):
-    """How far a score is from a published line."""
-
-    line: str  # the published algorithm
-    value: float
-    difference: float
-    in_errors: float  # the difference in our standard errors
-    verdict: str  # "above", "level" or "below"
+def published_scores(env: Record) -> dict[str, float]:
+    """The published scores for an environment record by algorithm; empty where no published table has it."""
+    return published.find_published_scores(env["plugin"], env["settings"])
 
 
-def distance(score: Interval, line: str, value: float, digits: int = 1) -> Distance:
-    """A verdict needs more than three normal standard errors, and more than what the printed digits leave open."""
-    difference = score.mean - value
-    errors = difference / score.se if score.se > 0 else math.copysign(math.inf, difference) if difference else 0.0
-    open_digits = 0.5 * 10**-digits
-    if abs(difference) <= score.claim or abs(difference) <= open_digits * (1 + 1e-9):
+def published_row(env: Record) -> published.PublishedRow:
+    """The table row with the scores of `published_scores`; raises `StopIteration` where there is none."""
+    rows = (row for row in published.list_rows() if row.env_name == env["plugin"])
+    return next(row for row in rows if row.settings.items() <= env["settings"].items())
+
+
+def matching_agent(env: Record, baseline: str) -> str | None:
+    """Our agent, with its settings, that implements a published algorithm; None where there is none."""
+    return published.MATCHING_AGENTS[published_row(env).table].get(baseline)
+
+
+def compare_with_published(
+    score: Interval, baseline: str, published_score: float, num_digits: int = 1
+) -> PublishedComparison:
+    """Compare a score with a published one.
+
+    Args:
+        score: Our score per lifetime.
+        baseline: Name of the published algorithm.
+        published_score: As printed.
+        num_digits: Decimal places of the printed number.
+
+    Returns:
+        A comparison whose verdict is "level" unless the difference exceeds three standard errors (more where the error
+        comes from few seeds) and half a unit of the last printed digit.
+    """
+    difference = score.mean - published_score
+    if score.standard_error > 0:
+        num_standard_errors = difference / score.standard_error
+    else:
+        num_standard_errors = math.copysign(math.inf, difference) if difference else 0.0
+    rounding = 0.5 * 10**-num_digits * (1 + 1e-9)
+    if abs(difference) <= max(score.min_claimed_difference, rounding):
         verdict = "level"
     else:
         verdict = "above" if difference > 0 else "below"
-    return Distance(line, value, difference, errors, verdict)
+    return PublishedComparison(baseline, published_score, difference, num_standard_errors, verdict)
 
 
-def published_lines(env: Record) -> dict[str, float]:
-    """The printed scores for an environment's record, by algorithm; empty where the environment is in no published table."""
-    return published.lines_for(env["room"], env["settings"])
+def compare_with_best_published(
+    score: Interval, scores: Mapping[str, float], upper_bound: float = math.inf
+) -> PublishedComparison | None:
+    """Compare a score with the best of several published ones.
 
+    Args:
+        score: Our score per lifetime.
+        scores: Published scores by algorithm.
+        upper_bound: The exact mean score that no strategy exceeds. A published score above it is due to chance or
+            rounding, so the bound takes its place.
 
-def published_row(env: Record) -> published.Row:
-    """The row of print in which `published_lines` finds an environment; raises `StopIteration` where there is none."""
-    found = (row for row in published.rows() if row.room == env["room"])
-    return next(row for row in found if row.settings.items() <= env["settings"].items())
-
-
-def ours_for(env: Record, line: str) -> str | None:
-    """Our agent, with its settings, that follows a printed strategy; None where we have none."""
-    return published.OURS[published_row(env).table].get(line)
-
-
-def against_best(score: Interval, lines: Mapping[str, float], ceiling: float = math.inf) -> Distance | None:
-    """The distance from the best of the printed lines: above it is above every line.
-
-    A line printed above the exact ceiling, which no strategy exceeds on average, owes that to luck or rounding: there
-    the ceiling takes its place.
+    Returns:
+        None where there is no published score.
     """
-    if not lines:
+    if not scores:
         return None
-    line = max(lines, key=lambda name: (lines[name], name == "RL²"))
-    if lines[line] > ceiling:
-        return distance(score, "the ceiling", ceiling, digits=9)
-    return distance(score, line, lines[line])
+    best = max(scores, key=lambda name: (scores[name], name == "RL²"))
+    if scores[best] > upper_bound:
+        return compare_with_published(score, "the upper bound", upper_bound, num_digits=9)
+    return compare_with_published(score, best, scores[best])
 
 
-def ceilings(records: Iterable[Record]) -> dict[str, tuple[str, float]]:
-    """Environment -> what no strategy exceeds on average, with its name, where that is known exactly."""
-    return {r["env"]: (r["name"], r["value"]) for r in records if r["kind"] == "bound"}
+def collect_upper_bounds(records: Iterable[Record]) -> dict[str, tuple[str, float]]:
+    """Name and value of the mean score that no strategy exceeds, for each environment where it is known exactly."""
+    return {r["env"]: (r["name"], r["value"]) for r in records if r["kind"] == "upper_bound"}
 
 
-def best_of(rows: Iterable[Standing], model: str) -> Standing | None:
-    """The agent of a model of development that scored highest in an environment."""
-    return max((row for row in rows if row.model == model), key=lambda row: row.score.mean, default=None)
+def best_of_approach(results: Iterable[AgentResult], approach: str) -> AgentResult | None:
+    """The agent of an approach with the highest score in an environment."""
+    return max((r for r in results if r.approach == approach), key=lambda r: r.score.mean, default=None)
 
 
-class HeadToHead(NamedTuple):
-    """The better agent of each model in one environment, on the same tasks: code minus evolution."""
-
-    env: str
-    code: Standing
-    evolution: Standing
-    difference: Interval
-    is_paired: bool
-    verdict: str  # "code", "level" or "evolution"
-
-
-def head_to_head(records: Iterable[Record], table: Mapping[str, list[Standing]]) -> list[HeadToHead]:
-    """One entry per environment in which both models were measured."""
-    differences = {(r["env"], r["agent"], r["other"]): r for r in records if r["kind"] == "difference"}
-    found = []
-    for env, rows in table.items():
-        code, evolution = best_of(rows, "code"), best_of(rows, "evolution")
-        if code is None or evolution is None:
-            continue
-        apart = find_difference(differences, env, code.agent, evolution.agent)
-        if apart is None:
-            unpaired = apart_by(code.score, evolution.score)
-            found.append(HeadToHead(env, code, evolution, unpaired, False, _side(unpaired)))
-        else:
-            found.append(HeadToHead(env, code, evolution, apart, True, _side(apart)))
-    return found
+def compare_approaches(records: Iterable[Record], results: Mapping[str, list[AgentResult]]) -> list[ApproachComparison]:
+    """Compare the best agents of the two approaches, in each environment in which both were evaluated."""
+    differences = collect_differences(records)
+    comparisons = []
+    for env, rows in results.items():
+        ml_code, evolution = best_of_approach(rows, "ml_code"), best_of_approach(rows, "evolution")
+        if ml_code is not None and evolution is not None:
+            difference = score_difference(differences, ml_code, evolution)
+            verdict = "ml_code" if difference.mean > 0 else "evolution"
+            if abs(difference.mean) <= difference.min_claimed_difference:
+                verdict = "level"
+            comparisons.append(ApproachComparison(env, ml_code, evolution, difference, verdict))
+    return comparisons
 
 
-def apart_by(one: Interval, other: Interval) -> Interval:
-    """The difference `one - other` of means whose tasks are not paired."""
-    parts = [one.se**2, other.se**2]
-    return interval(one.mean - other.mean, math.sqrt(sum(parts)), 0, effective_degrees_of_freedom(parts, [one.df, other.df]))
+def collect_differences(records: Iterable[Record]) -> dict[tuple[str, str, str], Record]:
+    """The recorded paired differences by environment, agent and other agent."""
+    return {(r["env"], r["agent"], r["other_agent"]): r for r in records if r["kind"] == "difference"}
 
 
-def find_difference(differences: Mapping[tuple[str, str, str], Record], env: str, one: str, other: str):
-    """The paired difference `one - other` as an `Interval`, whichever way round it was recorded, or None."""
-    for sign, key in ((1, (env, one, other)), (-1, (env, other, one))):
-        if key in differences:
-            row = differences[key]
-            return interval(sign * row["mean"], row["se"], row["num_tasks"], row.get("df") or math.inf)
-    return None
+def score_difference(
+    differences: Mapping[tuple[str, str, str], Record], first: AgentResult, second: AgentResult
+) -> Interval:
+    """The difference first minus second: paired by task where it was recorded, else of the two means."""
+    for sign, agents in ((1, (first.agent, second.agent)), (-1, (second.agent, first.agent))):
+        record = differences.get((first.env, *agents))
+        if record is not None:
+            degrees_of_freedom = record.get("degrees_of_freedom") or math.inf
+            return confidence_interval(
+                sign * record["mean"], record["standard_error"], record["num_tasks"], degrees_of_freedom
+            )
+    return unpaired_difference(first.score, second.score)
 
 
-def _side(difference: Interval) -> str:
-    if abs(difference.mean) <= difference.claim:
-        return "level"
-    return "code" if difference.mean > 0 else "evolution"
+def conclusions(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> list[str]:
+    """The answer of the study in two sentences, computed from its records."""
+    return [_conclusion_on_published(records, results), _conclusion_on_approaches(records, results)]
 
 
-def missing(records: Sequence[Record]) -> list[str]:
-    """The ids of measurements that the study planned and the records lack."""
-    there = {record["id"] for record in records}
-    return [name for record in records if record["kind"] == "study" for name in record["planned"] if name not in there]
-
-
-def answer(records: Sequence[Record], table: Mapping[str, list[Standing]]) -> tuple[str, str]:
-    """The study's answer in two sentences, computed from the records, whichever way they fall."""
-    return _against_published(records, table), _against_each_other(records, table)
-
-
-def _against_published(records: Sequence[Record], table: Mapping[str, list[Standing]]) -> str:
-    environments = [r for r in records if r["kind"] == "env" and published_lines(r) and r["env"] in table]
-    if not environments:
-        return "None of the environments measured here stands in a published table."
-    parts = []
-    exact = ceilings(records)
-    for model, noun in (("code", "a genome that is code"), ("evolution", "evolution from scratch")):
-        found: list[tuple[Standing, Distance]] = []
-        for env in environments:
-            best = best_of(table[env["env"]], model)
+def _conclusion_on_published(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> str:
+    envs = [r for r in records if r["kind"] == "environment" and published_scores(r) and r["env"] in results]
+    if not envs:
+        return "None of the environments of this study has a published baseline."
+    upper_bounds = collect_upper_bounds(records)
+    clauses = []
+    for approach, phrase in APPROACH_PHRASES.items():
+        pairs: list[tuple[AgentResult, PublishedComparison]] = []
+        for env in envs:
+            best = best_of_approach(results[env["env"]], approach)
             if best is not None:
-                ceiling = exact.get(env["env"], ("", math.inf))[1]
-                far = against_best(best.score, published_lines(env), ceiling)
-                assert far is not None
-                found.append((best, far))
-        if not found:
-            parts.append(f"{noun} was not measured in them")
-            continue
-        words = {
-            "above": "above every printed line in",
-            "level": "level with the best in",
-            "below": "below the best in",
-        }
-        fewest = min(len(best.seeds) for best, _ in found)
-        if model == "evolution" and fewest == 1:
-            noun += ", from one search in some of them,"
-        counts = [(words[word], sum(far.verdict == word for _, far in found)) for word in words]
-        told = _listed([f"{word} {count}" for word, count in counts if count])
-        best, far = max(found, key=lambda item: abs(item[1].in_errors))
-        parts.append(
-            f"{noun} is {told} (clearest: {best.agent} with {plus_minus(best.score)} against {far.line}’s "
-            f"{number(far.value)} in {best.env})"
-        )
-    rows = (
-        "row of the published tables" if len(environments) == 1 else f"{len(environments)} rows of the published tables"
-    )
-    return f"Over the {rows} measured here, {'; '.join(parts)}."
+                bound = upper_bounds.get(env["env"], ("", math.inf))[1]
+                comparison = compare_with_best_published(best.score, published_scores(env), bound)
+                assert comparison is not None
+                pairs.append((best, comparison))
+        clauses.append(_clause_on_published(approach, phrase, pairs))
+    rows = "the one row" if len(envs) == 1 else f"the {len(envs)} rows"
+    return f"In {rows} of the published tables that this study measures, {'; '.join(clauses)}."
 
 
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _against_each_other(records: Sequence[Record], table: Mapping[str, list[Standing]]) -> str:
-    duels = head_to_head(records, table)
-    if not duels:
-        return "The two models of development were not measured in a common environment, so nothing is said of which is ahead."
-    count = {side: sum(duel.verdict == side for duel in duels) for side in ("code", "evolution", "level")}
-    clearest = max(duels, key=lambda duel: abs(duel.difference.mean) / max(duel.difference.se, 1e-12))
-    ahead = "code" if clearest.difference.mean > 0 else "evolution"
-    by = plus_minus(clearest.difference._replace(mean=abs(clearest.difference.mean)))
-    steps = max(duel.evolution.development_steps for duel in duels)
-    before = max(duel.code.development_steps for duel in duels)
-    environments = "env" if len(duels) == 1 else "environments"
+def _clause_on_published(approach: str, phrase: str, pairs: Sequence[tuple[AgentResult, PublishedComparison]]) -> str:
+    if not pairs:
+        return f"{phrase} was not evaluated"
+    if approach == "evolution" and min(len(best.seed_means) for best, _ in pairs) == 1:
+        phrase += " (in some of them from a single seed)"
+    counts = {verdict: sum(comparison.verdict == verdict for _, comparison in pairs) for verdict in VERDICT_PHRASES}
+    verdicts = join_words([f"{VERDICT_PHRASES[verdict]} {count}" for verdict, count in counts.items() if count])
+    best, clearest = max(pairs, key=lambda pair: abs(pair[1].num_standard_errors))
+    score = format_mean(best.score.mean, best.score.standard_error)
     return (
-        f"On the same unseen tasks, code is ahead in {count['code']} of {len(duels)} {environments}, evolution in "
-        f"{count['evolution']}, and they cannot be told apart in {count['level']} (clearest: {clearest.env}, {ahead} "
-        f"ahead by {by} per lifetime); to get there, "
-        f"evolution lived up to {amount(steps)} steps before birth and code {amount(before) if before else 'none'}."
+        f"{phrase} is {verdicts} (clearest case: {best.agent} scores {score} in {best.env}, "
+        f"{clearest.baseline} {format_number(clearest.published_score)})"
     )
 
 
-def plus_minus(score: Interval) -> str:
-    """A mean and one standard error, to the same decimal place."""
-    if score.se <= 0 or not math.isfinite(score.se):
-        return number(score.mean)
-    places = max(1 - math.floor(math.log10(score.se)), 0)
-    return f"{_fixed(score.mean, places)} ± {_fixed(score.se, places)}"
+def join_words(words: Sequence[str]) -> str:
+    """Join words as English does: `a`, `a and b`, `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def total(value: float) -> str:
-    """A sum of one life: two decimals at most, none where it is whole."""
-    return _fixed(value, 0 if abs(value - round(value)) < 0.005 else 2)
-
-
-def _fixed(value: float, places: int) -> str:
-    text = f"{value:,.{places}f}".replace("-", "−")
-    return text if any(digit in text for digit in "123456789") else text.lstrip("−")
-
-
-def number(value: float, digits: int | None = None) -> str:
-    """A score for people: about four figures, or `digits` significant ones."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "∞" if value > 0 else "−∞"
-    if digits is None:
-        places = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
-    else:
-        places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-    return _fixed(value, places)
-
-
-def amount(steps: float) -> str:
-    """A count for people: 1,080; 26.2 million."""
-    for size, word in ((1e9, " billion"), (1e6, " million")):
-        if steps >= size:
-            return f"{steps / size:.3g}{word}"
-    return f"{steps:,.0f}"
+def _conclusion_on_approaches(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> str:
+    comparisons = compare_approaches(records, results)
+    if not comparisons:
+        return "The two approaches were not evaluated in a common environment, so they cannot be compared."
+    counts = {side: sum(c.verdict == side for c in comparisons) for side in ("ml_code", "evolution", "level")}
+    clearest = max(comparisons, key=lambda c: abs(c.difference.mean) / max(c.difference.standard_error, 1e-12))
+    leader = "ML code" if clearest.difference.mean > 0 else "evolution"
+    margin = format_mean(abs(clearest.difference.mean), clearest.difference.standard_error)
+    evolution_steps = max(c.evolution.num_training_env_steps for c in comparisons)
+    code_steps = max(c.ml_code.num_training_env_steps for c in comparisons)
+    noun = "environment" if len(comparisons) == 1 else "environments"
+    return (
+        f"On the same held-out tasks, ML code scores higher in {counts['ml_code']} of {len(comparisons)} {noun}, "
+        f"evolution in {counts['evolution']}, and {counts['level']} show no significant difference (clearest case: "
+        f"{clearest.env}, where {leader} scores {margin} more per lifetime). Evolution was trained for up to "
+        f"{format_count(evolution_steps)} environment steps, ML code for {format_count(code_steps)}."
+    )

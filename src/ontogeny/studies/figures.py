@@ -1,253 +1,163 @@
-"""Charts of the report: matplotlib SVG, inline, one small panel each, so that a phone shows them at full size.
+"""Charts of a study's page: scores, cost of development, learning curves. They read results and draw; nothing else."""
 
-Colours are drawn as marks that stand for CSS variables, so that one drawing serves light, dark and paper. The same
-input gives the same bytes.
-"""
-
-import io
-import logging
 import math
-import re
 from collections.abc import Sequence
-from html import escape
-from typing import Any
 
-import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ontogeny.studies.comparison import Interval, Standing, amount, number
-from ontogeny.studies.mesa.comparison import Group
+from ontogeny.report.charts import (
+    APPROACH_COLORS,
+    APPROACH_MARKERS,
+    INK,
+    MUTED,
+    PAPER,
+    RULE,
+    inline_svg,
+    new_panel,
+    style,
+)
+from ontogeny.report.formatting import format_count, format_number
+from ontogeny.stats import Interval
+from ontogeny.studies.comparison import AgentResult
 
-# Each mark is a colour that nothing else has; in the page it becomes the variable beside it.
-INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
-EVOLUTION, CODE, REFERENCE = "#050505", "#060606", "#070707"
-VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    RULE: "var(--rule)",
-    PAPER: "var(--paper)",
-    EVOLUTION: "var(--evolution)",
-    CODE: "var(--code)",
-    REFERENCE: "var(--reference)",
-}
-COLOUR = {"evolution": EVOLUTION, "code": CODE, "reference": REFERENCE}
-MARKER = {"evolution": "o", "code": "D", "reference": "s"}
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ontogeny",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.0,
-    "axes.unicode_minus": True,
-}
+PUBLISHED = "published"  # in place of an approach
+Entry = tuple[str, Interval, str]  # label, score, approach or `PUBLISHED`
 
 
-def panel(width: float = 4.5, height: float = 3.0) -> tuple[Figure, Axes]:
-    """One empty chart in inches, with a quiet frame: a base line and a faint grid."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
-    axes.set_axisbelow(True)
-    return figure, axes
+def draw_scores(
+    name: str,
+    results: Sequence[AgentResult],
+    published: Sequence[tuple[str, float]],
+    upper_bound: tuple[str, float] | None,
+) -> Markup:
+    """Draw the scores of one environment with 95 % intervals, the best on top.
 
-
-def inline(figure: Figure, name: str, label: str) -> str:
-    """The figure as an `<svg>` element: no outside reference, ids that begin with `name`, colours as variables."""
-    target = io.StringIO()
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = target.getvalue()
-    svg = svg[svg.index("<svg") :]
-    box = re.search(r'viewBox="([^"]+)"', svg)
-    assert box is not None
-    body = svg[svg.index(">") + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    body = re.sub(r"<defs>\s*</defs>", "", body)
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
-    body = re.sub(r"font(?:-family)?: (\d+(?:\.\d+)?px) [^;\"]*", r"font-size: \1", body)
-    body = re.sub(r"font-family: [^;\"]*;?", "", body)
-    for colour, variable in VARIABLES.items():
-        body = body.replace(colour, variable)
-    body = re.sub(r"\n\s*", "\n", body)
-    return f'<svg viewBox="{box.group(1)}" role="img" aria-label="{escape(label, quote=True)}">{body.strip()}\n'
-
-
-def intervals(
-    name: str, rows: Sequence[Standing], lines: Sequence[tuple[str, float]], ceiling: tuple[str, float] | None
-) -> str:
-    """Scores with 95 % intervals, the best on top; printed lines as hollow marks, the exact ceiling dashed."""
-    entries = [(row.agent, row.score, row.model) for row in rows]
-    entries += [(f"{line}, printed", Interval(value, 0, value, value, 0), "published") for line, value in lines]
+    Args:
+        name: Prefix of the element ids, unique on the page.
+        results: Our agents.
+        published: Published algorithms with their scores, drawn as hollow marks.
+        upper_bound: Name and value of the exact upper bound, drawn as a dashed line.
+    """
+    entries: list[Entry] = [(result.agent, result.score, result.approach) for result in results]
+    entries += [(f"{label}, published", Interval(s, 0, s, s, 0), PUBLISHED) for label, s in published]
     entries.sort(key=lambda entry: (entry[1].mean, entry[0]))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panel(4.5, 0.75 + 0.21 * len(entries))
+    privileged = {result.agent for result in results if result.privileged}
+    left, right = _shown_range(entries, privileged)
+    with style():
+        figure, axes = new_panel(4.5, 0.75 + 0.21 * len(entries))
         axes.grid(False)
         axes.grid(axis="x", color=RULE, linewidth=0.5)
-        told = {row.agent for row in rows if row.privileged}
-        fair = [score.mean for entry, score, _ in entries if entry not in told] or [0.0]
-        left = _cut(fair)
-        span = max(fair) - max(left, min(fair))
-        right = (
-            max(fair) + 0.15 * span if any(score.mean > max(fair) + 0.5 * span for _, score, _ in entries) else math.inf
-        )
-        for y, (_, score, model) in enumerate(entries):
-            if not left <= score.mean <= right:
-                beyond = score.mean > right
-                axes.annotate(
-                    f"{number(score.mean)} ▸" if beyond else f"◂ {number(score.mean)}",
-                    (float(beyond), y),
-                    xycoords=("axes fraction", "data"),
-                    va="center",
-                    ha="right" if beyond else "left",
-                    color=COLOUR.get(model, MUTED),
-                )
-            elif model == "published":
-                axes.plot([score.mean], [y], "o", ms=4.6, mfc=PAPER, mec=INK, mew=0.9)
-            else:
-                axes.plot([score.low, score.high], [y, y], "-", color=COLOUR[model], lw=2, solid_capstyle="round")
-                axes.plot([score.mean], [y], MARKER[model], ms=4.8, color=COLOUR[model], mec=COLOUR[model])
-        if ceiling is not None:
-            axes.axvline(ceiling[1], color=INK, lw=0.9, ls=(0, (3, 2)))
-        axes.set_yticks(range(len(entries)), [entry[0] for entry in entries])
-        for tick, (_, _, model) in zip(axes.get_yticklabels(), entries, strict=True):
-            tick.set_color(COLOUR.get(model, MUTED) if model in ("evolution", "code") else MUTED)
+        for y, entry in enumerate(entries):
+            _draw_score(axes, y, entry, left, right)
+        if upper_bound is not None:
+            axes.axvline(upper_bound[1], color=INK, lw=0.9, ls=(0, (3, 2)))
+        axes.set_yticks(range(len(entries)), [label for label, _, _ in entries])
+        for tick, (_, _, approach) in zip(axes.get_yticklabels(), entries, strict=True):
+            tick.set_color(APPROACH_COLORS[approach] if approach in ("evolution", "ml_code") else MUTED)
         axes.set_ylim(-0.7, len(entries) - 0.3)
         if left > -math.inf:
             axes.set_xlim(left=left)
         if right < math.inf:
             axes.set_xlim(right=right)
         axes.set_xlabel("score per lifetime")
-        told = ", ".join(f"{entry} {number(score.mean)}" for entry, score, _ in reversed(entries))
-        return inline(figure, name, f"Scores per lifetime, best first: {told}")
+        scores = ", ".join(f"{label} {format_number(score.mean)}" for label, score, _ in reversed(entries))
+        return inline_svg(figure, name, f"Scores per lifetime, best first: {scores}")
 
 
-def _cut(means: Sequence[float]) -> float:
-    """Where the axis begins, so that the weakest do not press the others together: what is left of it gets a number."""
-    ordered = sorted(means)
-    keep = ordered[len(ordered) // 3 :]
-    span = keep[-1] - keep[0]
-    return keep[0] - 0.12 * span if len(ordered) > 5 and keep[0] - ordered[0] > 0.6 * span > 0 else -math.inf
+def _shown_range(entries: Sequence[Entry], privileged: set[str]) -> tuple[float, float]:
+    """The part of the axis that is drawn, so that outliers do not compress the rest; they are shown as numbers."""
+    means = sorted(score.mean for label, score, _ in entries if label not in privileged) or [0.0]
+    upper_part = means[len(means) // 3 :]
+    span = upper_part[-1] - upper_part[0]
+    is_compressed = len(means) > 5 and upper_part[0] - means[0] > 0.6 * span > 0
+    left = upper_part[0] - 0.12 * span if is_compressed else -math.inf
+    span = means[-1] - max(left, means[0])
+    has_outlier = any(score.mean > means[-1] + 0.5 * span for _, score, _ in entries)
+    return left, means[-1] + 0.15 * span if has_outlier else math.inf
 
 
-def cost(name: str, rows: Sequence[Standing]) -> str:
-    """Score against agent-environment steps before birth: code on the left at none, evolution on a logarithmic axis."""
-    rows = [row for row in rows if row.model in ("evolution", "code")]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panel(4.5, 2.7)
-        spent = [row.development_steps for row in rows if row.development_steps > 0]
-        first = 10 ** math.floor(math.log10(min(spent, default=1e6)))
-        last = 10 ** math.ceil(math.log10(max(spent, default=1e6) * 1.01))
-        none = first / 10
+def _draw_score(axes: Axes, y: int, entry: Entry, left: float, right: float) -> None:
+    _, score, approach = entry
+    color = APPROACH_COLORS.get(approach, MUTED)
+    if not left <= score.mean <= right:
+        is_beyond = score.mean > right
+        number = format_number(score.mean)
+        axes.annotate(
+            f"{number} ▸" if is_beyond else f"◂ {number}", (float(is_beyond), y), va="center", color=color,
+            xycoords=("axes fraction", "data"), ha="right" if is_beyond else "left",
+        )  # fmt: skip
+    elif approach == PUBLISHED:
+        axes.plot([score.mean], [y], "o", ms=4.6, mfc=PAPER, mec=INK, mew=0.9)
+    else:
+        axes.plot([score.low, score.high], [y, y], "-", color=color, lw=2, solid_capstyle="round")
+        axes.plot([score.mean], [y], APPROACH_MARKERS[approach], ms=4.8, color=color, mec=color)
+
+
+def draw_cost(name: str, results: Sequence[AgentResult]) -> Markup:
+    """Draw scores against training environment steps, logarithmic; agents without training stand on the left."""
+    results = [result for result in results if result.approach in ("evolution", "ml_code")]
+    with style():
+        figure, axes = new_panel(4.5, 2.7)
+        num_steps = [r.num_training_env_steps for r in results if r.num_training_env_steps > 0]
+        first = 10 ** math.floor(math.log10(min(num_steps, default=1e6)))
+        last = 10 ** math.ceil(math.log10(max(num_steps, default=1e6) * 1.01))
+        untrained = first / 10
         axes.set_xscale("log")
-        axes.set_xlim(none / 2.2, last * 2.5)
-        means = [row.score.mean for row in rows]
-        near = 0.1 * (max(means) - min(means)) if rows else 0.0
-        for row in rows:
-            crowded = any(other.score.mean > row.score.mean > other.score.mean - near for other in rows)
-            x = row.development_steps or none
-            axes.plot([x, x], [row.score.low, row.score.high], "-", color=COLOUR[row.model], lw=2)
-            axes.plot([x], [row.score.mean], MARKER[row.model], ms=6, color=COLOUR[row.model], mec=COLOUR[row.model])
-            left = x * 12 > last
+        axes.set_xlim(untrained / 2.2, last * 2.5)
+        means = [result.score.mean for result in results]
+        near = 0.1 * (max(means) - min(means)) if results else 0.0
+        for result in results:
+            mean, color = result.score.mean, APPROACH_COLORS[result.approach]
+            is_crowded = any(other > mean > other - near for other in means)
+            x = result.num_training_env_steps or untrained
+            is_right = x * 12 > last
+            axes.plot([x, x], [result.score.low, result.score.high], "-", color=color, lw=2)
+            axes.plot([x], [mean], APPROACH_MARKERS[result.approach], ms=6, color=color, mec=color)
             axes.annotate(
-                row.agent,
-                (x, row.score.mean),
-                xytext=(-7 if left else 7, -12 if crowded else 5),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                color=COLOUR[row.model],
-                fontsize=9.2,
-            )
+                result.agent, (x, mean), xytext=(-7 if is_right else 7, -12 if is_crowded else 5), color=color,
+                textcoords="offset points", ha="right" if is_right else "left", fontsize=9.2,
+            )  # fmt: skip
         ticks = [first * 10**i for i in range(round(math.log10(last / first)) + 1)]
-        axes.set_xticks([none, *ticks], ["none", *(amount(tick) for tick in ticks)])
+        axes.set_xticks([untrained, *ticks], ["none", *(format_count(tick) for tick in ticks)])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(y=0.22)
-        axes.set_xlabel("steps lived before birth")
+        axes.set_xlabel("training environment steps")
         axes.set_ylabel("score per lifetime")
-        told = "; ".join(
-            f"{row.agent}: {number(row.score.mean)} after {amount(row.development_steps)} steps" for row in rows
+        scores = "; ".join(
+            f"{r.agent}: {format_number(r.score.mean)} after {format_count(r.num_training_env_steps)} steps"
+            for r in results
         )
-        return inline(figure, name, f"Score against steps of development. {told}")
+        return inline_svg(figure, name, f"Score against training environment steps. {scores}")
 
 
-def learning(name: str, rows: Sequence[Standing]) -> str:
-    """Mean score by position in the lifetime, with a 95 % band: how fast an agent learns once it lives."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panel(4.5, 2.9)
-        drawn: dict[str, int] = {}
-        ends = []
-        for row in rows:
-            count = drawn.get(row.model, 0)
-            drawn[row.model] = count + 1
-            x, y = row.curve.position, row.curve.mean
-            axes.plot(x, y, color=COLOUR[row.model], lw=1.5, ls=DASHES[count % len(DASHES)])
-            axes.fill_between(x, row.curve.low, row.curve.high, color=COLOUR[row.model], alpha=0.18, lw=0)
-            ends.append((y[-1], row.agent, COLOUR[row.model]))
-        begin = min(row.curve.position[0] for row in rows)
-        length = max(row.curve.position[-1] for row in rows)
+def draw_learning_curves(name: str, results: Sequence[AgentResult]) -> Markup:
+    """Draw the mean score by position in the lifetime, with bands of 95 % intervals."""
+    with style():
+        figure, axes = new_panel(4.5, 2.9)
+        num_drawn: dict[str, int] = {}
+        for result in results:
+            count = num_drawn.get(result.approach, 0)
+            num_drawn[result.approach] = count + 1
+            color, curve = APPROACH_COLORS[result.approach], result.curve
+            axes.plot(curve.position, curve.mean, color=color, lw=1.5, ls=DASHES[count % len(DASHES)])
+            axes.fill_between(curve.position, curve.low, curve.high, color=color, alpha=0.18, lw=0)
+        start = min(result.curve.position[0] for result in results)
+        end = max(result.curve.position[-1] for result in results)
         low, high = axes.get_ylim()
-        gap = (high - low) * 0.062
-        place = -math.inf
-        for value, agent, colour in sorted(ends, key=lambda end: (end[0], end[1])):
-            place = max(value, place + gap)
-            axes.text(length * 1.02, place, agent, color=colour, fontsize=9, va="center", clip_on=False)
-        axes.set_xlim(begin, max(length, begin + 1))
-        axes.set_ylim(low, max(high, place + gap / 2))
-        unit = rows[0].curve.unit
+        gap, y = (high - low) * 0.062, -math.inf
+        for result in sorted(results, key=lambda r: (r.curve.mean[-1], r.agent)):
+            y = max(result.curve.mean[-1], y + gap)
+            color = APPROACH_COLORS[result.approach]
+            axes.text(end * 1.02, y, result.agent, color=color, fontsize=9, va="center", clip_on=False)
+        axes.set_xlim(start, max(end, start + 1))
+        axes.set_ylim(low, max(high, y + gap / 2))
+        unit = results[0].curve.unit
         axes.set_xlabel(f"{unit} of the lifetime")
         axes.set_ylabel(f"mean score per {unit}")
-        told = "; ".join(
-            f"{row.agent} from {number(row.curve.mean[0])} to {number(row.curve.mean[-1])}" for row in rows
+        ends = "; ".join(
+            f"{r.agent} from {format_number(r.curve.mean[0])} to {format_number(r.curve.mean[-1])}" for r in results
         )
-        return inline(figure, name, f"Score along the lifetime. {told}")
-
-
-def capacity(name: str, drawn: Sequence[Group], contents: Sequence[str], smallest: float, label: str) -> str:
-    """Evidence for one question as content grows: a dot per run, means with intervals; runs of the sham as a band."""
-    style = {"prediction": (CODE, "D", -0.14), "return": (EVOLUTION, "o", 0.14), "pupil": (INK, "^", 0.0)}
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panel(4.5, 3.1)
-        axes.axhline(0, color=RULE, lw=1.0)
-        axes.axhline(smallest, color=INK, lw=0.9, ls=(0, (3, 2)))
-        for group in drawn:
-            place = contents.index(group.content)
-            part = group.shown
-            if group.condition == "sham":
-                low, high = min(part.runs), max(part.runs)
-                axes.fill_between([place - 0.4, place + 0.4], low, high, color=REFERENCE, alpha=0.22, lw=0)
-                continue
-            colour, marker, shift = style[group.model]
-            spread = [place + shift + 0.07 * ((i % 5) / 2 - 1) for i in range(group.runs)]
-            axes.plot(spread, part.runs, marker, ms=2.6, color=colour, mec=colour, alpha=0.45, ls="")
-            axes.plot([place + shift] * 2, [part.low, part.high], "-", color=colour, lw=2.2, solid_capstyle="round")
-            axes.plot([place + shift], [part.mean], marker, ms=5.4, color=colour, mec=colour)
-        axes.set_xticks(range(len(contents)), [content.replace("_", "\n") for content in contents])
-        axes.set_xlim(-0.6, len(contents) - 0.4)
-        axes.margins(y=0.12)
-        axes.set_ylabel(label)
-        told = "; ".join(
-            f"{g.content} by {g.model}{' (sham)' if g.condition == 'sham' else ''} {number(g.shown.mean)}"
-            for g in drawn
-        )
-        return inline(figure, name, f"{label}. {told}")
+        return inline_svg(figure, name, f"Score along the lifetime. {ends}")

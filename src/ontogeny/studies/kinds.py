@@ -14,22 +14,31 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ontogeny.report.page import Section
-    from ontogeny.studies.progress import StudyEvent
+    from ontogeny.studies.progress import OnEvent
 
-RECORDS_FILE = "records.jsonl"
 PAGE_FILE = "report.html"
 
 
 class StudyKind(NamedTuple):
-    """One kind of study, as its sub-package registers it."""
+    """One kind of study, as its sub-package registers it.
 
-    name: str  # on the command line, in `includes`, and of the folder inside a study that includes it
+    Attributes:
+        name: On the command line, in `includes`, and of the folder inside a study that includes it.
+        description: One line for the command line.
+        run_kind: Key of `runs.formats.FORMATS`.
+        sizes: Budgets, the full one first.
+        run: Runs the study, given size, folder, seed and a callback for events; returns the path of the page.
+        write_page: Writes the page into the folder and returns its path.
+        render_section: Renders the section for the page of a study that includes it, given its folder.
+    """
+
+    name: str
     description: str
-    first_record_kind: str  # `kind` of the first record in the study's folder
-    sizes: tuple[str, ...]  # budgets, the full one first
-    run: Callable[[str, Path, int, "Callable[[StudyEvent], None] | None"], Path]  # size, folder, seed, callback -> page
-    write_page: Callable[[Path], Path]  # folder -> page
-    render_section: Callable[[Path], "Section"]  # folder -> section for the page of a study that includes it
+    run_kind: str
+    sizes: tuple[str, ...]
+    run: Callable[[str, Path, int, "OnEvent | None"], Path]
+    write_page: Callable[[Path], Path]
+    render_section: Callable[[Path], "Section"]
 
 
 @cache

@@ -1,438 +1,382 @@
-"""The report: one HTML page from the records of a study, for somebody who was not there.
+"""The page of a study: one self-contained HTML file, written from records alone.
 
-Reads records and nothing else: it runs no agent and imports no JAX. The page needs no other file, no network and no
-script; the same records give the same bytes.
+The module runs no agent and imports no JAX. The same records give the same bytes.
 """
 
 import math
-import tomllib
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
+from typing import Any
 
-from ontogeny.errors import BadInput
-from ontogeny.report import old_page as page
-from ontogeny.studies import comparison, figures, published, recorded_lifetimes, records
-from ontogeny.studies.comparison import Standing, amount, number
-from ontogeny.studies.kinds import PAGE_FILE, RECORDS_FILE, study_kinds
-from ontogeny.studies.records import Record
+from markupsafe import Markup
 
-PROSE = tomllib.loads(Path(__file__).with_name("prose.toml").read_text(encoding="utf-8"))
-MODELS = {"evolution": "evolution from scratch", "code": "genome = ML code", "reference": "reference"}
+from ontogeny.report import page
+from ontogeny.report.formatting import format_count, format_number, format_total
+from ontogeny.runs.files import write_bytes
+from ontogeny.runs.folder import read_spec
+from ontogeny.runs.formats import SPEC_FILE
+from ontogeny.runs.records import Record
+from ontogeny.studies import comparison, figures, published, recorded_lifetimes
+from ontogeny.studies.comparison import AgentResult
+from ontogeny.studies.kinds import PAGE_FILE, study_kinds
+from ontogeny.studies.records import read_records, read_seconds
+
+APPROACHES = ("evolution", "ml_code", "baseline")  # in the order of the page
+Results = Mapping[str, list[AgentResult]]
 
 
-def write(folder: str | Path) -> Path:
-    """Writes `report.html` into a study's folder and returns its path. Raises `BadInput` for bad records."""
-    folder = Path(folder)
-    found = records.read(folder / records.RECORDS_FILE)
+def write(folder: Path) -> Path:
+    """Write the page of a study into its folder.
+
+    Raises:
+        BadInput: If the folder holds no study, or its files are damaged or of another format.
+    """
+    description = read_spec(folder)
+    study = description.spec | {"versions": description.versions} | description.details
+    included = [
+        kind.render_section(folder / kind.name)
+        for kind in study_kinds().values()
+        if (folder / kind.name / SPEC_FILE).is_file()
+    ]
     path = folder / PAGE_FILE
-    text = render(found, records.read_times(folder / records.TIMES_FILE), _included_studies(folder))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, render(study, read_records(folder), read_seconds(folder), included).encode())
     return path
 
 
-def render(found: Sequence[Record], times: dict[str, float], included: Sequence[page.Section] = ()) -> str:
-    """The whole page as text. `times`: seconds of wall time by the id of what they went into; `included`: sections of included studies."""
-    study = next((record for record in found if record["kind"] == "study"), None)
-    if study is None:
-        raise BadInput("the records lack their first line, the study itself: run the study again in a new folder")
-    if study["format"] != records.FORMAT:
-        raise BadInput(f"the records have format {study['format']!r}, this version reads format {records.FORMAT}")
-    environments = [record for record in found if record["kind"] == "env"]
-    table = comparison.standings(found, times)
-    measured = [env for env in environments if env["env"] in table]
-    sections = [
-        _lacking(found),
-        _asked(study, environments),
-        _published(found, measured, table),
-        _scores(found, measured, table),
-        _each_other(found, table),
-        _cost(measured, table),
-        _learning(measured, table),
-        _replayed(found, environments),
-        _addressing(found, table),
-        *included,
-        _bounded(found, measured, table),
-        _not_shown(found, table),
-        _repeat(study, times),
-    ]
-    return page.document(study["title"], _opening(study, found, table), [section for section in sections if section])
+def render(
+    study: Mapping[str, Any],
+    records: Sequence[Record],
+    seconds_by_id: Mapping[str, float],
+    included: Sequence[page.Section] = (),
+) -> str:
+    """Render the page.
 
-
-def _included_studies(folder: Path) -> list[page.Section]:
-    folders = [(kind, folder / kind.name) for kind in study_kinds().values()]
-    return [kind.render_section(inner) for kind, inner in folders if (inner / RECORDS_FILE).is_file()]
-
-
-def _opening(study: Record, found: Sequence[Record], table: dict[str, list[Standing]]) -> str:
-    if not table:
-        answers = ["No measurement has been recorded yet, so there is no answer."]
-    else:
-        answers = list(comparison.answer(found, table))
-    body = " ".join(f"<span>{escape(text)}</span>" for text in answers)
-    return f'<p class="question">{escape(study["question"])}</p><p class="answer">{body}</p>'
-
-
-def _lacking(found: Sequence[Record]) -> page.Section | None:
-    lacking = comparison.missing(found)
-    if not lacking:
-        return None
-    shown = ", ".join(f"<code>{escape(name)}</code>" for name in lacking[:6])
-    more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
-    planned = sum(len(record["planned"]) for record in found if record["kind"] == "study")
-    text = (
-        f'<p class="notice" role="note">This study is not complete: of {planned} planned measurements, {len(lacking)} '
-        f"are missing from the records ({shown}{more}). Start the study again with the same spec and folder: it goes "
-        "on where it stopped.</p>"
+    Args:
+        study: Title, question, seed, text and digest of the spec, versions of the libraries, and the planned ids.
+        records: All records of the study.
+        seconds_by_id: Wall time by id of the record.
+        included: Sections of the studies that this one includes.
+    """
+    results = comparison.collect_results(records, seconds_by_id)
+    envs = [record for record in records if record["kind"] == "environment"]
+    evaluated = [env for env in envs if env["env"] in results]
+    sentences = ["No measurement has been recorded yet, so there is no conclusion."]
+    if results:
+        sentences = comparison.conclusions(records, results)
+    approaches = {row.approach for rows in results.values() for row in rows}
+    has_published = any(comparison.published_scores(env) for env in envs)
+    min_seeds = min(
+        (len(r.seed_means) for rows in results.values() for r in rows if r.approach == "evolution"), default=0
     )
-    return page.Section("missing", "What is missing", text)
+    minutes = sum(seconds_by_id.values()) / 60
+    texts = _texts()
+    bodies = [
+        ("missing", "What is missing", incomplete(study["planned_ids"], records)),
+        ("setup", "Agents and environments", texts.setup(_environments_table(envs))),
+        ("published", "The published tables beside ours", _published(records, evaluated, results)),
+        ("scores", "What each agent scores", _scores(records, evaluated, results)),
+        ("models", "The two approaches side by side", _approaches(records, results)),
+        ("cost", "What development costs", _cost(evaluated, results)),
+        ("learning", "Learning within a lifetime", _learning(evaluated, results)),
+        ("lifetimes", "One lifetime of each agent", _lifetimes(records, envs)),
+        ("addressing", "What weight sharing contributes", _weight_sharing(records, results)),
+        *included,
+        ("bounds", "Distance to the upper bound", _headroom(records, evaluated, results)),
+        ("limits", "What this does not show", texts.limits(min_seeds, has_published, approaches)),
+        ("repeat", "How to reproduce this page", texts.reproduce(study, minutes)),
+    ]
+    sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
+    return page.document(study["title"], texts.opening(study["question"], sentences), sections, "study")
 
 
-def _asked(study: Record, environments: Sequence[Record]) -> page.Section:
+def _texts() -> Any:
+    """The macros of the page's texts."""
+    return page.environment(__package__).get_template("study.html.j2").module
+
+
+def incomplete(planned_ids: Sequence[str], records: Sequence[Record]) -> Markup:
+    """Render a notice of the planned records that are missing; empty where none is."""
+    recorded = {record["id"] for record in records}
+    missing = [name for name in planned_ids if name not in recorded]
+    return _texts().incomplete(len(planned_ids), missing) if missing else Markup()
+
+
+def _environments_table(envs: Sequence[Record]) -> Markup:
     rows = [
         [
-            escape(w["env"]),
-            f'<span class="prose">{escape(w.get("help", ""))}</span>',
-            f"{w['num_steps']:,}",
-            f"{w['num_actions']}",
-            f"{w['num_observations']}" if w["num_observations"] else "vectors",
-            escape(_weighed(w.get("drives", {}))),
+            env["env"],
+            Markup('<span class="prose">{}</span>').format(env.get("description", "")),
+            f"{env['num_steps']:,}",
+            f"{env['num_actions']}",
+            f"{env['num_observations']}" if env["num_observations"] else "vectors",
+            _reward_formula(env.get("drives", {})),
         ]
-        for w in environments
+        for env in envs
     ]
-    text = PROSE["asked"]
-    text += page.table(
-        "The environments, in the order in which they were run",
-        ["env", "what it is", "steps in a lifetime", "actions", "observations", "reward"],
-        rows,
-        numeric=(2, 3, 4),
-    )
-    return page.Section("asked", "What was asked", text)
+    heads = ["environment", "description", "steps per lifetime", "actions", "observations", "reward"]
+    return page.table("The environments, in the order in which they were run", heads, rows, numeric=(2, 3, 4))
 
 
-def _weighed(drives: dict[str, float]) -> str:
-    """The steering as a sum: `food + water − pain`."""
-    told = ""
+def _reward_formula(drives: Mapping[str, float]) -> str:
+    """The reward as a weighted sum of outcome features: `food + water − pain`."""
+    formula = ""
     for feature, weight in drives.items():
         if weight:
-            size = "" if abs(weight) == 1 else f"{number(abs(weight))} "
-            sign = ("− " if weight < 0 else "+ ") if told else ("−" if weight < 0 else "")
-            told += f"{' ' if told else ''}{sign}{size}{feature}"
-    return told or "nothing"
+            size = "" if abs(weight) == 1 else f"{format_number(abs(weight))} "
+            sign = ("− " if weight < 0 else "+ ") if formula else ("−" if weight < 0 else "")
+            formula += f"{' ' if formula else ''}{sign}{size}{feature}"
+    return formula or "none"
 
 
-def _published(
-    found: Sequence[Record], environments: Sequence[Record], table: dict[str, list[Standing]]
-) -> page.Section | None:
+def _published(records: Sequence[Record], envs: Sequence[Record], results: Results) -> Markup:
     groups: dict[int, list[Record]] = {}
-    for env in environments:
-        if comparison.published_lines(env):
+    for env in envs:
+        if comparison.published_scores(env):
             groups.setdefault(comparison.published_row(env).table, []).append(env)
     if not groups:
-        return None
-    marks = {word: page.verdict(word) for word in page.SIGNS}
-    text = [Template(PROSE["published"]).substitute(marks)]
-    for number_of_table, group in sorted(groups.items()):
-        text.append(_published_table(number_of_table, group, table, comparison.ceilings(found)))
-    return page.Section("published", "The published tables beside ours", "".join(text))
+        return Markup()
+    bounds = comparison.collect_upper_bounds(records)
+    tables = Markup().join(_published_table(number, group, results, bounds) for number, group in sorted(groups.items()))
+    return _texts().published(*(page.verdict(word) for word in page.VERDICT_SIGNS), tables)
 
 
 def _published_table(
-    number_of_table: int,
-    group: Sequence[Record],
-    table: dict[str, list[Standing]],
-    ceilings: dict[str, tuple[str, float]],
-) -> str:
-    """One printed table: its strategies with our measurement of the same, then the agents that are ours alone."""
-    lines = list(dict.fromkeys(line for env in group for line in comparison.published_lines(env)))
-    by_text = {(row.env, row.text): row for env in group for row in table[env["env"]]}
-    ours = {line: comparison.ours_for(group[0], line) for line in lines}
-    body, notes = [], []
-    for line in lines:
-        cells, beside = [escape(line)], False
-        for env in group:
-            printed = comparison.published_lines(env)
-            row = by_text.get((env["env"], ours[line] or ""))
-            value = f"{printed[line]:,.1f}"
-            value = f"<b>{value}</b>" if printed[line] == max(printed.values()) else value
-            beside = beside or row is not None
-            cells.append(f'<span class="printed">{value}</span>' + (f"<br>{page.score(row.score)}" if row else ""))
-        body.append(page.Row(cells))
-        if beside and (number_of_table, line) in published.WHY:
-            notes.append(f"{line}: {published.WHY[number_of_table, line]}.")
-    rows = [row for env in group for row in table[env["env"]]]
-    own = {row.agent: row.model for row in rows if row.text not in ours.values()}
-    order = sorted(own, key=lambda agent: (list(MODELS).index(own[agent]), agent))
-    for agent in order:
-        cells = [page.agent(agent, own[agent])]
-        for env in group:
-            row = next((row for row in table[env["env"]] if row.agent == agent), None)
-            cells.append("" if row is None else page.score(row.score))
-            if row is not None and row.model != "reference":
-                ceiling = ceilings.get(env["env"], ("", math.inf))[1]
-                far = comparison.against_best(row.score, comparison.published_lines(env), ceiling)
-                assert far is not None
-                cells[-1] += page.verdict(far.verdict, f"{far.in_errors:+.0f} standard errors from {far.line}")
-        body.append(page.Row(cells, "first" if agent == order[0] else ""))
-    columns = [comparison.published_row(env) for env in group]
-    heads = ["", *(f"n = {row.n}" if row.k is None else f"k = {row.k}, n = {row.n}" for row in columns)]
-    for env, head in zip(group, heads[1:], strict=True):
-        name, ceiling = ceilings.get(env["env"], ("", math.inf))
-        if max(comparison.published_lines(env).values()) > ceiling:
+    number: int, envs: Sequence[Record], results: Results, upper_bounds: Mapping[str, tuple[str, float]]
+) -> Markup:
+    """One published table: its algorithms with our scores of the same, then our other agents."""
+    heads = [_column_head(comparison.published_row(env)) for env in envs]
+    rows, notes = _published_rows(number, envs, results)
+    rows += _own_rows(envs, results, upper_bounds)
+    for env, head in zip(envs, heads, strict=True):
+        name, bound = upper_bounds.get(env["env"], ("", math.inf))
+        if max(comparison.published_scores(env).values()) > bound:
             notes.append(
-                f"{head}: the best printed value lies above the {name} score, {number(ceiling)}, which no strategy "
-                "exceeds on average; it owes that to rounding or luck, and our agents are marked against the ceiling."
+                f"{head}: the best published score is higher than the {name} score, {format_number(bound)}, which no "
+                "strategy exceeds on average. The excess is due to rounding or chance; our agents are compared with the "
+                "upper bound."
             )
-    caption = f"{published.SOURCE}, Table {number_of_table}: score per lifetime, printed above and ours below"
-    told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return page.table(caption, heads, body, numeric=tuple(range(1, len(heads)))) + told
+    caption = f"{published.SOURCE}, Table {number}: score per lifetime, published above and ours below"
+    table = page.table(caption, ["", *heads], rows, numeric=range(1, len(heads) + 1))
+    return table + Markup().join(Markup('<p class="note">{}</p>').format(note) for note in notes)
 
 
-def _scores(
-    found: Sequence[Record], environments: Sequence[Record], table: dict[str, list[Standing]]
-) -> page.Section | None:
-    if not environments:
-        return None
-    panels = []
-    ceilings = comparison.ceilings(found)
-    for i, env in enumerate(environments):
-        rows = table[env["env"]]
-        ours = {row.text for row in rows}
-        printed = comparison.published_lines(env).items()
-        lines = [item for item in printed if comparison.ours_for(env, item[0]) not in ours]
-        chart = figures.intervals(f"score{i}", rows, lines, ceilings.get(env["env"]))
-        tasks = sorted({row.score.num_tasks for row in rows})
-        over = f"{tasks[0]:,}" if len(tasks) == 1 else f"{tasks[0]:,} to {tasks[-1]:,}"
-        panels.append(page.figure(chart, escape(env["env"]), f"{over} unseen tasks."))
-    words = {"evolution": "evolved agents", "code": "code", "reference": "references"}
-    keys = {model: page.agent(word, model) for model, word in words.items()}
-    text = Template(PROSE["scores"]).substitute(keys)
-    return page.Section("scores", "What each agent scores", text + page.panels(panels))
+def _column_head(row: published.PublishedRow) -> str:
+    return f"n = {row.n}" if row.k is None else f"k = {row.k}, n = {row.n}"
 
 
-def _each_other(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
-    duels = comparison.head_to_head(found, table)
-    if not duels:
-        return None
+def _published_rows(number: int, envs: Sequence[Record], results: Results) -> tuple[list[page.TableRow], list[str]]:
+    """The rows of the published algorithms, and notes on those whose published score we do not reproduce."""
+    by_spec = {(row.env, row.agent_spec): row for env in envs for row in results[env["env"]]}
+    rows, notes = [], []
+    for algorithm in dict.fromkeys(name for env in envs for name in comparison.published_scores(env)):
+        agent_spec = comparison.matching_agent(envs[0], algorithm) or ""
+        matches = [by_spec.get((env["env"], agent_spec)) for env in envs]
+        cells = [algorithm]
+        for env, match in zip(envs, matches, strict=True):
+            scores = comparison.published_scores(env)
+            template = "<b>{}</b>" if scores[algorithm] == max(scores.values()) else "{}"
+            score = Markup(template).format(f"{scores[algorithm]:,.1f}")
+            ours = Markup("<br>") + page.score(match.score) if match else ""
+            cells.append(Markup('<span class="printed">{}</span>{}').format(score, ours))
+        rows.append(page.TableRow(cells))
+        if any(matches) and (number, algorithm) in published.DISCREPANCY_NOTES:
+            notes.append(f"{algorithm}: {published.DISCREPANCY_NOTES[number, algorithm]}.")
+    return rows, notes
+
+
+def _own_rows(
+    envs: Sequence[Record], results: Results, upper_bounds: Mapping[str, tuple[str, float]]
+) -> list[page.TableRow]:
+    """The rows of our agents that implement no published algorithm."""
+    matching = published.MATCHING_AGENTS[comparison.published_row(envs[0]).table].values()
+    in_envs = [row for env in envs for row in results[env["env"]]]
+    approaches = {row.agent: row.approach for row in in_envs if row.agent_spec not in matching}
+    agents = sorted(approaches, key=lambda agent: (APPROACHES.index(approaches[agent]), agent))
     rows = []
-    for duel in duels:
-        rows.append(
-            [
-                escape(duel.env),
-                f"{page.agent(duel.evolution.agent, 'evolution')}<br>{page.score(duel.evolution.score)}",
-                f"{page.agent(duel.code.agent, 'code')}<br>{page.score(duel.code.score)}",
-                page.difference(duel.difference),
-                {"code": "code", "evolution": "evolution", "level": "not told apart"}[duel.verdict],
-            ]
-        )
-    text = PROSE["models"]
-    text += page.table(
-        "Code minus evolution, score per lifetime, paired by task, with the 95 % interval",
-        ["env", "best evolved", "best code", "difference", "ahead"],
-        rows,
-        numeric=(3,),
-    )
-    return page.Section("models", "The two models side by side", text)
+    for agent in agents:
+        cells = [page.agent(agent, approaches[agent])]
+        for env in envs:
+            row = next((row for row in results[env["env"]] if row.agent == agent), None)
+            cell = page.score(row.score) if row else Markup()
+            if row is not None and row.approach != "baseline":
+                bound = upper_bounds.get(env["env"], ("", math.inf))[1]
+                best = comparison.compare_with_best_published(row.score, comparison.published_scores(env), bound)
+                assert best is not None
+                detail = f"{best.num_standard_errors:+.0f} standard errors from {best.baseline}"
+                cell += page.verdict(best.verdict, detail)
+            cells.append(cell)
+        rows.append(page.TableRow(cells, "first" if agent == agents[0] else ""))
+    return rows
 
 
-def _cost(environments: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
-    panels, rows = [], []
-    for i, env in enumerate(environments):
-        ours = [row for row in table[env["env"]] if row.model != "reference"]
-        if not ours:
-            continue
-        chart = figures.cost(f"cost{i}", ours)
-        panels.append(page.figure(chart, escape(env["env"]), ""))
-        for row in ours:
-            spread = f"{number(min(row.seeds))} to {number(max(row.seeds))}" if len(row.seeds) > 1 else "one seed"
-            rows.append(
-                [
-                    escape(env["env"]),
-                    page.agent(row.agent, row.model),
-                    f"{row.genome_size:,}",
-                    amount(row.development_steps) if row.development_steps else "none",
-                    "–" if row.seconds is None else f"{row.seconds:,.0f}",
-                    "" if row.developed_on == env["env"] else escape(row.developed_on),
-                    page.score(row.score),
-                    spread,
-                ]
-            )
-    if not rows:
-        return None
-    text = PROSE["cost"]
-    text += page.panels(panels)
-    text += page.table(
-        "Cost of development, per seed. Seconds are wall time on the machine that ran this study, compilation included",
+def _scores(records: Sequence[Record], envs: Sequence[Record], results: Results) -> Markup:
+    if not envs:
+        return Markup()
+    panels = []
+    upper_bounds = comparison.collect_upper_bounds(records)
+    for i, env in enumerate(envs):
+        rows = results[env["env"]]
+        agent_specs = {row.agent_spec for row in rows}
+        scores = comparison.published_scores(env).items()
+        others = [entry for entry in scores if comparison.matching_agent(env, entry[0]) not in agent_specs]
+        chart = figures.draw_scores(f"score{i}", rows, others, upper_bounds.get(env["env"]))
+        num_tasks = sorted({row.score.num_tasks for row in rows})
+        count = f"{num_tasks[0]:,}" if len(num_tasks) == 1 else f"{num_tasks[0]:,} to {num_tasks[-1]:,}"
+        panels.append(page.figure(chart, env["env"], f"{count} held-out tasks."))
+    words = {"evolution": "evolved agents", "ml_code": "ML code", "baseline": "baselines"}
+    keys = {approach: page.agent(word, approach) for approach, word in words.items()}
+    return _texts().scores(**keys, panels=page.panels(panels))
+
+
+def _approaches(records: Sequence[Record], results: Results) -> Markup:
+    rows = [
         [
-            "env",
-            "agent",
-            "numbers in the genome",
-            "steps before birth",
-            "seconds",
-            "developed elsewhere",
-            "score",
-            "seeds from … to",
-        ],
-        rows,
-        numeric=(2, 3, 4, 6, 7),
+            pair.env,
+            _agent_with_score(pair.evolution),
+            _agent_with_score(pair.ml_code),
+            page.difference(pair.difference),
+            {"ml_code": "ML code", "evolution": "evolution", "level": "no significant difference"}[pair.verdict],
+        ]
+        for pair in comparison.compare_approaches(records, results)
+    ]
+    if not rows:
+        return Markup()
+    caption = "ML code minus evolution, score per lifetime, paired by task, with the 95 % interval"
+    heads = ["environment", "best evolved", "best ML code", "difference", "higher"]
+    return _texts().approaches(page.table(caption, heads, rows, numeric=(3,)))
+
+
+def _agent_with_score(result: AgentResult) -> Markup:
+    return Markup("{}<br>{}").format(page.agent(result.agent, result.approach), page.score(result.score))
+
+
+def _cost(envs: Sequence[Record], results: Results) -> Markup:
+    panels, rows = [], []
+    for i, env in enumerate(envs):
+        trained = [row for row in results[env["env"]] if row.approach != "baseline"]
+        if trained:
+            panels.append(page.figure(figures.draw_cost(f"cost{i}", trained), env["env"], ""))
+            rows += [_cost_cells(row) for row in trained]
+    if not rows:
+        return Markup()
+    caption = (
+        "Cost of development, per seed. Seconds are wall time on the machine that ran this study, compilation included"
     )
-    return page.Section("cost", "What development costs", text)
+    heads = [
+        "environment",
+        "agent",
+        "parameters",
+        "training steps",
+        "seconds",
+        "trained in",
+        "score",
+        "seeds from … to",
+    ]
+    return _texts().cost(page.panels(panels), page.table(caption, heads, rows, numeric=(2, 3, 4, 6, 7)))
 
 
-def _learning(environments: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
+def _cost_cells(row: AgentResult) -> list[str]:
+    means = row.seed_means
+    return [
+        row.env,
+        page.agent(row.agent, row.approach),
+        f"{row.num_parameters:,}",
+        format_count(row.num_training_env_steps) if row.num_training_env_steps else "none",
+        "–" if row.training_seconds is None else f"{row.training_seconds:,.0f}",
+        "" if row.train_env == row.env else row.train_env,
+        page.score(row.score),
+        f"{format_number(min(means))} to {format_number(max(means))}" if len(means) > 1 else "one seed",
+    ]
+
+
+def _learning(envs: Sequence[Record], results: Results) -> Markup:
     panels = []
-    for i, env in enumerate(environments):
-        rows = table[env["env"]]
-        known = [row for row in rows if row.model == "reference"]
-        open_ = [row for row in known if row.privileged][:1]
-        fair = [row for row in known if not row.privileged]
-        shown = [row for row in rows if row.model != "reference"] + open_ + fair[:1] + fair[1:][-1:]
+    for i, env in enumerate(envs):
+        rows = results[env["env"]]
+        baselines = [row for row in rows if row.approach == "baseline"]
+        oracle = [row for row in baselines if row.privileged][:1]
+        unprivileged = [row for row in baselines if not row.privileged]
+        shown = [row for row in rows if row.approach != "baseline"] + oracle
+        shown += unprivileged[:1] + unprivileged[1:][-1:]
         if len(rows[0].curve.position) > 1:
-            panels.append(page.figure(figures.learning(f"learn{i}", shown), escape(env["env"]), ""))
-    if not panels:
-        return None
-    text = PROSE["learning"]
-    return page.Section("learning", "Learning within a lifetime", text + page.panels(panels))
+            panels.append(page.figure(figures.draw_learning_curves(f"learn{i}", shown), env["env"], ""))
+    return _texts().learning(page.panels(panels)) if panels else Markup()
 
 
-def _replayed(found: Sequence[Record], environments: Sequence[Record]) -> page.Section | None:
+def _lifetimes(records: Sequence[Record], envs: Sequence[Record]) -> Markup:
     parts = []
-    for env in environments:
-        num_lifetimes = [r for r in found if r["kind"] == "replay" and r["env"] == env["env"]]
-        if not num_lifetimes:
-            continue
-        told = recorded_lifetimes.draw(num_lifetimes[0], env)[1]
-        parts.append(f"<h3>{escape(env['env'])}</h3><p>{escape(told)}</p>")
-        ours = [trajectory for trajectory in num_lifetimes if trajectory["model"] != "reference"]
-        known = [trajectory for trajectory in num_lifetimes if trajectory["model"] == "reference"]
-        parts.append(_drawn(ours or known, env))
-        if ours and known:
-            names = ", ".join(escape(trajectory["agent"]) for trajectory in known)
-            parts.append(f"<details><summary>The references in the same task: {names}</summary>")
-            parts.append(_drawn(known, env) + "</details>")
-    if not parts:
-        return None
-    text = PROSE["num_lifetimes"]
-    return page.Section("num_lifetimes", "One lifetime of each agent", text + "".join(parts))
+    for env in envs:
+        recorded = [r for r in records if r["kind"] == "recorded_lifetime" and r["env"] == env["env"]]
+        if recorded:
+            drawings = {r["agent"]: _lifetime_figure(r, env) for r in recorded}
+            trained = [r["agent"] for r in recorded if r["approach"] != "baseline"]
+            baselines = [r["agent"] for r in recorded if r["approach"] == "baseline"]
+            hidden = baselines if trained else []
+            parts.append(
+                {
+                    "env": env["env"],
+                    "legend": recorded_lifetimes.draw(recorded[0], env).legend,
+                    "figures": [drawings[agent] for agent in trained or baselines],
+                    "baselines": [drawings[agent] for agent in hidden],
+                    "baseline_names": hidden,
+                }
+            )
+    return _texts().lifetimes(parts) if parts else Markup()
 
 
-def _drawn(num_lifetimes: Sequence[Record], env: Record) -> str:
-    shown = []
-    for trajectory in num_lifetimes:
-        total = comparison.total(sum(trajectory["trajectory"]["score"]))
-        chart = recorded_lifetimes.draw(trajectory, env)[0]
-        shown.append(page.figure(chart, page.agent(trajectory["agent"], trajectory["model"]), f"Total score {total}."))
-    return f'<div class="lives">{"".join(shown)}</div>'
+def _lifetime_figure(recorded: Record, env: Record) -> Markup:
+    total = format_total(sum(recorded["trajectory"]["score"]))
+    title = page.agent(recorded["agent"], recorded["approach"])
+    return page.figure(recorded_lifetimes.draw(recorded, env).svg, title, f"Total score {total}.")
 
 
-def _addressing(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section | None:
-    differences = {(r["env"], r["agent"], r["other"]): r for r in found if r["kind"] == "difference"}
+def _weight_sharing(records: Sequence[Record], results: Results) -> Markup:
+    differences = comparison.collect_differences(records)
     rows = []
-    for env, standing in table.items():
-        by_name = {row.agent: row for row in standing}
+    for env, env_results in results.items():
+        by_name = {row.agent: row for row in env_results}
         cells, dense = by_name.get("recurrent_cells"), by_name.get("recurrent")
-        if cells is None or dense is None or not (cells.developed_on == dense.developed_on == env):
-            continue
-        apart = comparison.find_difference(differences, env, cells.agent, dense.agent)
-        if apart is None:
-            apart = comparison.apart_by(cells.score, dense.score)
-        rows.append(
-            [
-                escape(env),
-                _evolved(cells),
-                _evolved(dense),
-                page.difference(apart),
-            ]
-        )
+        if cells is not None and dense is not None and cells.train_env == dense.train_env == env:
+            difference = comparison.score_difference(differences, cells, dense)
+            rows.append([env, _score_with_cost(cells), _score_with_cost(dense), page.difference(difference)])
     if not rows:
-        return None
-    text = PROSE["addressing"]
-    text += page.table(
-        "Shared against dense, each evolved in the environment shown, with the 95 % interval of the difference",
-        ["env", "recurrent_cells", "recurrent", "cells − dense"],
-        rows,
-        numeric=(1, 2, 3),
-    )
-    return page.Section("addressing", "What shared addressing buys", text)
+        return Markup()
+    caption = "Shared against dense weights, each trained in the environment shown, with the 95 % interval"
+    heads = ["environment", "recurrent_cells", "recurrent", "cells − dense"]
+    return _texts().weight_sharing(page.table(caption, heads, rows, numeric=(1, 2, 3)))
 
 
-def _evolved(row: Standing) -> str:
-    effort = f"{row.genome_size:,} numbers, {amount(row.development_steps)} steps"
-    return f"{page.score(row.score)}<br><small>{effort}</small>"
+def _score_with_cost(row: AgentResult) -> Markup:
+    cost = f"{row.num_parameters:,} parameters, {format_count(row.num_training_env_steps)} steps"
+    return Markup("{}<br><small>{}</small>").format(page.score(row.score), cost)
 
 
-def _bounded(
-    found: Sequence[Record], environments: Sequence[Record], table: dict[str, list[Standing]]
-) -> page.Section | None:
-    rows, above = [], []
-    for env in environments:
-        standing = table[env["env"]]
-        ours = next((row for row in standing if row.model != "reference"), None)
-        oracle = next((row for row in standing if row.privileged), None)
-        ceiling = comparison.ceilings(found).get(env["env"])
-        if ours is None or (oracle is None and ceiling is None):
+def _headroom(records: Sequence[Record], envs: Sequence[Record], results: Results) -> Markup:
+    rows, exceeded = [], []
+    upper_bounds = comparison.collect_upper_bounds(records)
+    for env in envs:
+        env_results = results[env["env"]]
+        best = next((row for row in env_results if row.approach != "baseline"), None)
+        oracle = next((row for row in env_results if row.privileged), None)
+        exact = upper_bounds.get(env["env"])
+        if best is None or (oracle is None and exact is None):
             continue
-        most = ceiling[1] if ceiling else oracle.score.mean if oracle else math.inf
-        if ceiling is None and ours.score.low > most:
-            above.append(env["env"])
+        maximum = exact[1] if exact else oracle.score.mean if oracle else math.inf
+        is_exceeded = exact is None and best.score.low > maximum
+        if is_exceeded:
+            exceeded.append(env["env"])
         rows.append(
             [
-                escape(env["env"]),
-                number(ceiling[1]) if ceiling else "not known",
+                env["env"],
+                format_number(exact[1]) if exact else "unknown",
                 page.score(oracle.score) if oracle else "–",
-                f"{page.agent(ours.agent, ours.model)}<br>{page.score(ours.score)}",
-                "above it" if env["env"] in above else number(most - ours.score.mean),
+                _agent_with_score(best),
+                "exceeded" if is_exceeded else format_number(maximum - best.score.mean),
             ]
         )
     if not rows:
-        return None
-    exact = any(env["env"] in comparison.ceilings(found) for env in environments)
-    text = (PROSE["bayes_optimal"] if exact else "") + PROSE["oracle"]
-    text += page.table(
-        "What is left, in score per lifetime: to the Bayes-optimal score where it is known, else to the oracle",
-        ["env", "Bayes-optimal", "oracle", "best of ours", "left"],
-        rows,
-        numeric=(1, 2, 4),
-    )
-    if above:
-        text += Template(PROSE["no_ceiling"]).substitute(environments=escape(", ".join(above)))
-    return page.Section("bounds", "What is bounded", text)
-
-
-def _not_shown(found: Sequence[Record], table: dict[str, list[Standing]]) -> page.Section:
-    evolved = [row for rows in table.values() for row in rows if row.model == "evolution"]
-    fewest = min((len(row.seeds) for row in evolved), default=0)
-    models = {row.model for rows in table.values() for row in rows}
-    limits = PROSE["limits"]
-    items = list(limits["always"])
-    if any(comparison.published_lines(r) for r in found if r["kind"] == "env"):
-        items.insert(0, limits["published"])
-    if "code" in models:
-        items += limits["code"]
-    if "evolution" in models:
-        items += limits["evolution"]
-    if evolved and fewest < 5:
-        items.insert(
-            0,
-            f"Evolved agents were developed from {'one seed' if fewest == 1 else f'{fewest} seeds'} in some environments. "
-            "The spread between seeds is hardly known there, and an interval over tasks does not contain it.",
-        )
-    return page.Section(
-        "limits", "What this does not show", "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
-    )
-
-
-def _repeat(study: Record, times: dict[str, float]) -> page.Section:
-    versions = ", ".join(f"{escape(str(name))} {escape(str(value))}" for name, value in study["versions"].items())
-    total = sum(times.values())
-    took = f"It took {total / 60:.1f} minutes here." if total else ""
-    text = Template(PROSE["repeat"]).substitute(took=took, seed=study["seed"])
-    text += f"""
-<dl class="facts"><div><dt>seed</dt><dd>{study["seed"]}</dd></div><div><dt>versions</dt><dd>{versions}</dd></div>
-<div><dt>digest of spec and seed</dt><dd><code>{escape(study.get("digest", ""))[:16]}</code></dd></div></dl>
-<details><summary>The spec</summary><pre><code>{escape(study["spec"].strip())}</code></pre></details>
-"""
-    return page.Section("repeat", "Spec, versions, seed: how to repeat this", text)
+        return Markup()
+    caption = "Score per lifetime below the Bayes-optimal score where it is known, else below the oracle"
+    heads = ["environment", "Bayes-optimal", "oracle", "our best", "difference"]
+    has_exact = any(env["env"] in upper_bounds for env in envs)
+    return _texts().headroom(has_exact, page.table(caption, heads, rows, numeric=(1, 2, 4)), exceeded)

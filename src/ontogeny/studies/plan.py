@@ -1,6 +1,6 @@
-"""The plan of a study: every measurement that it asks for, in its order, and whether all of them can be made.
+"""The plan of a study: all measurements in their order, and a check that each of them can be carried out.
 
-Knows names, seeds and places of files; measures nothing and writes nothing.
+The module knows names, seeds and paths; it measures nothing and writes nothing.
 """
 
 import contextlib
@@ -17,147 +17,160 @@ from ontogeny.errors import BadInput
 from ontogeny.stages.assembly import assemble, build_development
 from ontogeny.stages.spec import RunSpec, parse_plugin_choice
 from ontogeny.studies import upper_bounds
-from ontogeny.studies.spec import AgentRow, EnvironmentRow, Study
+from ontogeny.studies.spec import StudyAgent, StudyEnvironment, StudySpec
 from ontogeny.types import Agent, Environment
 
-ORDER = ("reference", "code", "evolution")  # what is quick comes first
+APPROACH_ORDER = ("baseline", "ml_code", "evolution")  # the quickest first
 
 
-class Step(NamedTuple):
-    """One measurement to make: its records' ids are known beforehand."""
+class Measurement(NamedTuple):
+    """One measurement of a study; it leaves one record with the same id and kind."""
 
     id: str
-    what: str  # a kind of record
-    env: EnvironmentRow  # under which it is listed
-    agent: AgentRow | None = None
-    seed: int = 0
-    other: AgentRow | None = None
-    home: EnvironmentRow | None = (
-        None  # of a development: the environment that it is in, which may come later in the list
-    )
+    kind: str
+    env: StudyEnvironment  # under which it is listed
+    agent: StudyAgent | None = None
+    seed: int = 0  # of the development
+    other_agent: StudyAgent | None = None
+    train_env: StudyEnvironment | None = None  # of a development; it may come later in the list than `env`
 
 
-def plan(study: Study) -> Iterator[Step]:
-    """All measurements of a study in their order: environment by environment, cheap agents first."""
+def list_measurements(spec: StudySpec) -> Iterator[Measurement]:
+    """All measurements of a study in their order: environment by environment, quick agents first."""
     developed: set[str] = set()
-    for env in study.environments:
-        yield Step(f"environment/{env.name}", "env", env)
-        rows = [row for row in study.agents if env.name in row.environments]
-        rows.sort(key=lambda row: ORDER.index(row.model))
-        for row in rows:
-            for seed in row.seeds:
-                name = development_id(row, env.name, seed)
-                if name not in developed:
-                    developed.add(name)
-                    yield Step(name, "development", env, row, seed, home=study.env(row.home(env.name)))
-                yield Step(f"evaluation/{env.name}/{row.name}/{seed}", "evaluation", env, row, seed)
-            if env.replay:
-                yield Step(f"replay/{env.name}/{row.name}", "replay", env, row, row.seeds[0])
-        for i, row in enumerate(rows):
-            for other in rows[:i]:
-                if row.model != "reference":
-                    yield Step(f"difference/{env.name}/{row.name}/{other.name}", "difference", env, row, other=other)
-        if _bounded(env):
-            yield Step(f"bound/{env.name}", "bound", env)
+    for env in spec.environments:
+        yield Measurement(f"environment/{env.name}", "environment", env)
+        agents = [agent for agent in spec.agents if env.name in agent.environments]
+        agents.sort(key=lambda agent: APPROACH_ORDER.index(agent.approach))
+        for agent in agents:
+            for seed in agent.seeds:
+                development = development_id(agent, env.name, seed)
+                if development not in developed:
+                    developed.add(development)
+                    train_env = spec.find_env(agent.train_env_for(env.name))
+                    yield Measurement(development, "development", env, agent, seed, train_env=train_env)
+                yield Measurement(f"evaluation/{env.name}/{agent.name}/{seed}", "evaluation", env, agent, seed)
+            if env.record_lifetime:
+                name = f"recorded_lifetime/{env.name}/{agent.name}"
+                yield Measurement(name, "recorded_lifetime", env, agent, agent.seeds[0])
+        for i, agent in enumerate(agents):
+            for other in agents[:i]:
+                if agent.approach != "baseline":
+                    name = f"difference/{env.name}/{agent.name}/{other.name}"
+                    yield Measurement(name, "difference", env, agent, other_agent=other)
+        if _has_exact_upper_bound(env):
+            yield Measurement(f"upper_bound/{env.name}", "upper_bound", env)
 
 
-def development_id(row: AgentRow, env: str, seed: int) -> str:
-    return f"development/{row.home(env)}/{row.name}/{seed}"
+def development_id(agent: StudyAgent, env: str, seed: int) -> str:
+    """The id of the development of an agent that is evaluated in `env`."""
+    return f"development/{agent.train_env_for(env)}/{agent.name}/{seed}"
 
 
-def check(study: Study) -> None:
-    """Builds every agent in every environment of the study, and every development, so that no study stops halfway."""
-    for i, env in enumerate(study.environments):
-        with _placed(f"environments[{i}], '{env.name}'"):
-            steering.build(build_env(env).spec, dict(env.drives))
-    for i, row in enumerate(study.agents):
-        for name in row.environments:
-            home = row.home(name)
-            with _placed(f"agents[{i}], '{row.name}' in '{home}'"):
-                run_spec = as_run(study, row, study.env(home), row.seeds[0])
-                subject = assemble(run_spec)
-                build_development(run_spec, subject)
-            with _placed(f"agents[{i}], '{row.name}' in '{name}'"):
-                measured = assemble(as_run(study, row, study.env(name), row.seeds[0]))
-                if _shapes(measured.agent) != _shapes(subject.agent):
-                    raise BadInput(f"its genome has other shapes there than in '{home}', where it is developed")
-    _own_places(study)
+def check_study(spec: StudySpec) -> None:
+    """Build every environment, agent and development of a study, so that no study fails halfway.
+
+    Raises:
+        BadInput: If one of them cannot be built, or two results would have the same path.
+    """
+    for i, env in enumerate(spec.environments):
+        with _at(f"environments[{i}], '{env.name}'"):
+            steering.build(build_env(env).spec, env.drives)
+    for i, agent in enumerate(spec.agents):
+        for name in agent.environments:
+            train_env = agent.train_env_for(name)
+            with _at(f"agents[{i}], '{agent.name}' in '{train_env}'"):
+                run_spec = make_run_spec(spec, agent, spec.find_env(train_env), agent.seeds[0])
+                trained = assemble(run_spec)
+                build_development(run_spec, trained)
+            with _at(f"agents[{i}], '{agent.name}' in '{name}'"):
+                evaluated = assemble(make_run_spec(spec, agent, spec.find_env(name), agent.seeds[0]))
+                if _genome_shapes(evaluated.agent) != _genome_shapes(trained.agent):
+                    raise BadInput(f"its genome has other shapes there than in '{train_env}', where it is developed")
+    _check_distinct_paths(spec)
 
 
 @contextlib.contextmanager
-def _placed(where: str) -> Iterator[None]:
+def _at(place: str) -> Iterator[None]:
+    """Prefix the message of a `BadInput` with the place in the spec."""
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"{where}: {error}") from None
+        raise BadInput(f"{place}: {error}") from None
 
 
-def _shapes(agent: Agent) -> Any:
+def _genome_shapes(agent: Agent) -> Any:
     genome = jax.eval_shape(agent.genome, jax.random.key(0))
     return jax.tree.structure(genome), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(genome)]
 
 
-def _own_places(study: Study) -> None:
-    """Names that differ in a mark or a capital alone may stand for one file, which would then be written twice."""
-    taken: dict[str, Step] = {}
-    for step in plan(study):
-        places = [step.id]
-        if step.what == "development" and step.agent is not None and step.home is not None:
-            places.append(str(run_folder(Path(), step.agent, step.home.name, step.seed)))
-        if step.what == "evaluation" and step.agent is not None:
-            places.append(str(scores_file(Path(), step.env, step.agent, step.seed)))
-        for place in places:
-            other = taken.setdefault(place, step)
-            if other is not step:
-                raise BadInput(f"'{other.id}' and '{step.id}' would both be kept as '{place}': change one of the names")
+def _check_distinct_paths(spec: StudySpec) -> None:
+    """Names that differ in punctuation or case alone can give the same path, which would be written twice."""
+    owners: dict[str, Measurement] = {}
+    for measurement in list_measurements(spec):
+        paths = [measurement.id]
+        agent, seed = measurement.agent, measurement.seed
+        if measurement.train_env is not None and agent is not None:
+            paths.append(str(agent_folder(Path(), agent, measurement.train_env.name, seed)))
+        if measurement.kind == "evaluation" and agent is not None:
+            paths.append(str(scores_path(Path(), measurement.env, agent, seed)))
+        for path in paths:
+            owner = owners.setdefault(path, measurement)
+            if owner is not measurement:
+                raise BadInput(
+                    f"'{owner.id}' and '{measurement.id}' would both be saved as '{path}': change one of the names"
+                )
 
 
-def is_kept(row: AgentRow) -> bool:
-    """Whether a development leaves a run in the folder; a reference that nobody develops leaves none."""
-    return is_searched(row) or row.model != "reference"
+def is_saved(agent: StudyAgent) -> bool:
+    """Whether a development leaves a run in the study's folder; a baseline without training leaves none."""
+    return is_trained(agent) or agent.approach != "baseline"
 
 
-def is_searched(row: AgentRow) -> bool:
-    return parse_plugin_choice(row.development).name != "single_lifetime"
+def is_trained(agent: StudyAgent) -> bool:
+    """Whether an outer loop changes the genome."""
+    return parse_plugin_choice(agent.development).name != "single_lifetime"
 
 
-def as_run(study: Study, row: AgentRow, env: EnvironmentRow, seed: int) -> RunSpec:
-    """An agent in an environment as a run of its own, with a seed that no other study's runs are likely to have."""
-    own = int(np.random.SeedSequence([study.seed, seed]).generate_state(1)[0])
-    drives = dict(env.drives) | dict(row.drives)
+def make_run_spec(spec: StudySpec, agent: StudyAgent, env: StudyEnvironment, seed: int) -> RunSpec:
+    """The spec of one development as a run; its seed derives from the seeds of the study and of the development."""
+    run_seed = int(np.random.SeedSequence([spec.seed, seed]).generate_state(1)[0])
     return RunSpec(
         env=parse_plugin_choice(env.env),
-        agent=parse_plugin_choice(row.agent),
-        development=parse_plugin_choice(row.development),
-        drives=dict(drives),
-        seed=own,
+        agent=parse_plugin_choice(agent.agent),
+        development=parse_plugin_choice(agent.development),
+        drives=env.drives | agent.drives,
+        seed=run_seed,
     )
 
 
-def build_env(row: EnvironmentRow) -> Environment:
-    name, settings = plugins.parse(row.env)
-    return plugins.build("environments", name, **settings)
+def build_env(env: StudyEnvironment) -> Environment:
+    """Build an environment of a study."""
+    choice = parse_plugin_choice(env.env)
+    return plugins.build("environments", choice.name, **choice.settings)
 
 
-def settings_of(row: EnvironmentRow) -> dict[str, Any]:
-    """All settings of an environment, defaults written out."""
-    name, given = plugins.parse(row.env)
-    return plugins.default_settings("environments", name) | dict(given)
+def complete_settings(env: StudyEnvironment) -> dict[str, Any]:
+    """All settings of an environment, defaults included."""
+    choice = parse_plugin_choice(env.env)
+    return plugins.default_settings("environments", choice.name) | choice.settings
 
 
-def _bounded(row: EnvironmentRow) -> bool:
-    if parse_plugin_choice(row.env).name != "bandit":
+def _has_exact_upper_bound(env: StudyEnvironment) -> bool:
+    if parse_plugin_choice(env.env).name != "bandit":
         return False
-    settings = settings_of(row)
-    return upper_bounds.is_exact(settings["num_arms"], settings["num_pulls"])
+    settings = complete_settings(env)
+    return upper_bounds.is_tractable(settings["num_arms"], settings["num_pulls"])
 
 
-def run_folder(out: Path, row: AgentRow, home: str, seed: int) -> Path:
-    return out / "agents" / f"{_slug(row.name)}-{_slug(home)}-{seed}"
+def agent_folder(out: Path, agent: StudyAgent, train_env: str, seed: int) -> Path:
+    """The folder of a development, a run that can be evaluated and deployed."""
+    return out / "agents" / f"{_slug(agent.name)}-{_slug(train_env)}-{seed}"
 
 
-def scores_file(out: Path, env: EnvironmentRow, row: AgentRow, seed: int) -> Path:
-    return out / "scores" / f"{_slug(env.name)}-{_slug(row.name)}-{seed}.npy"
+def scores_path(out: Path, env: StudyEnvironment, agent: StudyAgent, seed: int) -> Path:
+    """The file with the scores of an evaluation, one per task."""
+    return out / "scores" / f"{_slug(env.name)}-{_slug(agent.name)}-{seed}.npy"
 
 
 def _slug(name: str) -> str:

@@ -1,115 +1,120 @@
-"""What a person sees while a study runs: rich bars and tables on a terminal, plain lines anywhere else."""
+"""Progress of a running study: progress bars and tables on a terminal, plain lines anywhere else."""
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from ontogeny.studies.comparison import Standing, against_best, number
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from ontogeny.report.formatting import format_number
+from ontogeny.studies.comparison import AgentResult, compare_with_best_published
+
+HEADS = ("agent", "score", "± se", "95 % interval", "published", "training steps")
 
 
 class StudyEvent(NamedTuple):
     """What a running study reports."""
 
-    kind: str  # "start", "work", "progress", "table", "end"
+    kind: str  # "start", "work", "progress", "table" or "end"
     text: str
-    done: int = 0
-    total: int = 0
-    rows: tuple[Standing, ...] = ()  # of a table
-    lines: tuple[tuple[str, float], ...] = ()  # published beside it
-    ceiling: float = float("inf")  # that no strategy exceeds on average
+    num_done: int = 0
+    num_total: int = 0
+    results: tuple[AgentResult, ...] = ()  # of a table
+    published_scores: tuple[tuple[str, float], ...] = ()
+    upper_bound: float = float("inf")
 
 
 OnEvent = Callable[[StudyEvent], None]
 
 
 class ProgressDisplay:
-    """Shows the events of a run; call it with each. Nothing is drawn where the output is not a terminal, only lines."""
+    """Shows the events of a study; call it with each. Where the output is not a terminal it prints plain lines."""
 
     def __init__(self) -> None:
-        self.started = self.began = time.perf_counter()
-        self.live = sys.stdout.isatty()
-        self.bars: Any = None
-        self.measurements: Any = None
-        self.within: Any = None
+        self.start_time = self.work_start_time = time.perf_counter()
+        self.console = Console()
+        self.bars = Progress(
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            console=self.console,
+            transient=True,
+            expand=True,
+        )
+        self.is_terminal = sys.stdout.isatty()
+        self.study_bar = self.bars.add_task("study", total=None, rate="")
+        self.work_bar = self.bars.add_task("", total=None, visible=False, rate="")
 
     def close(self) -> None:
-        """Gives the terminal back, whatever became of the run."""
-        if self.bars is not None:
+        """Restore the terminal."""
+        if self.is_terminal:
             self.bars.stop()
 
     def __call__(self, event: StudyEvent) -> None:
-        getattr(self, f"_{event.kind}")(event)
+        """Show one event."""
+        getattr(self, f"_show_{event.kind}")(event)
 
-    def _start(self, event: StudyEvent) -> None:
-        if event.done > 1:
-            self._say(f"{event.text}: going on after {event.done} of {event.total} records")
-        else:
-            self._say(event.text)
-        if self.live:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-            from rich.table import Column
-
-            self.bars = Progress(
-                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-                BarColumn(bar_width=10),
-                MofNCompleteColumn(table_column=Column(no_wrap=True)),
-                TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
-                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-                transient=True,
-                expand=True,
-            )
-            self.measurements = self.bars.add_task("study", total=event.total, rate="")
-            self.within = self.bars.add_task("", total=None, visible=False, rate="")
+    def _show_start(self, event: StudyEvent) -> None:
+        resumes = f": resuming after {event.num_done} of {event.num_total} records" if event.num_done else ""
+        self._print(event.text + resumes)
+        if self.is_terminal:
+            self.bars.update(self.study_bar, total=event.num_total)
             self.bars.start()
 
-    def _work(self, event: StudyEvent) -> None:
-        if self.bars is not None:
-            self.bars.update(self.measurements, completed=event.done, total=event.total)
-            self.bars.reset(self.within, description=event.text, total=None, visible=True, rate="")
-            self.began = time.perf_counter()
+    def _show_work(self, event: StudyEvent) -> None:
+        if self.is_terminal:
+            self.bars.update(self.study_bar, completed=event.num_done, total=event.num_total)
+            self.bars.reset(self.work_bar, description=event.text, total=None, visible=True, rate="")
+            self.work_start_time = time.perf_counter()
         elif event.text.startswith("development/"):
-            self._say(event.text)
+            self._print(event.text)
 
-    def _progress(self, event: StudyEvent) -> None:
-        if self.bars is not None:
-            rate = f"{number(event.done / max(time.perf_counter() - self.began, 1e-3), 2)}/s"
-            self.bars.update(self.within, completed=event.done, total=event.total, rate=rate)
+    def _show_progress(self, event: StudyEvent) -> None:
+        if self.is_terminal:
+            seconds = max(time.perf_counter() - self.work_start_time, 1e-3)
+            rate = f"{format_number(event.num_done / seconds, 2)}/s"
+            self.bars.update(self.work_bar, completed=event.num_done, total=event.num_total, rate=rate)
 
-    def _table(self, event: StudyEvent) -> None:
-        best = dict(event.lines)
-        heads = ["agent", "score", "± se", "95 % interval", "published", "steps before birth"]
-        rows = []
-        for row in event.rows:
-            # An agent that is shown the task is in no contest.
-            far = None if row.privileged else against_best(row.score, best, event.ceiling)
-            beside = "" if far is None else f"{far.verdict} {far.line} {number(far.value)}"
-            steps = f"{row.development_steps:,}" if row.development_steps else "none"
-            score = row.score
-            between = f"{number(score.low)} to {number(score.high)}"
-            rows.append([row.agent, number(score.mean), number(score.se, 2), between, beside, steps])
-        if self.bars is not None:
-            from rich.table import Table
-
-            table = Table(*heads, title=event.text, title_justify="left")
+    def _show_table(self, event: StudyEvent) -> None:
+        rows = [_table_row(result, event) for result in event.results]
+        if self.is_terminal:
+            table = Table(*HEADS, title=event.text, title_justify="left")
             for row in rows:
                 table.add_row(*row)
-            self.bars.console.print(table)
+            self.console.print(table)
             return
-        widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
-        self._say(event.text)
-        for line in [heads, *rows]:
-            print(
-                "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(),
-                flush=True,
-            )
+        widths = [max(len(row[i]) for row in [HEADS, *rows]) for i in range(len(HEADS))]
+        self._print(event.text)
+        for row in [HEADS, *rows]:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print("  " + "  ".join(cells).rstrip(), flush=True)
 
-    def _end(self, event: StudyEvent) -> None:
+    def _show_end(self, event: StudyEvent) -> None:
         self.close()
-        self._say(f"report: {event.text}")
+        self._print(f"report: {event.text}")
 
-    def _say(self, text: str) -> None:
-        if self.bars is not None:
-            self.bars.console.print(text, highlight=False, markup=False)
+    def _print(self, text: str) -> None:
+        if self.is_terminal:
+            self.console.print(text, highlight=False, markup=False)
         else:
-            print(f"[{time.perf_counter() - self.started:4.0f} s] {text}", flush=True)
+            print(f"[{time.perf_counter() - self.start_time:4.0f} s] {text}", flush=True)
+
+
+def _table_row(result: AgentResult, event: StudyEvent) -> Sequence[str]:
+    score = result.score
+    best = None  # an agent to which the task is revealed is not compared with published scores
+    if not result.privileged:
+        best = compare_with_best_published(score, dict(event.published_scores), event.upper_bound)
+    return (
+        result.agent,
+        format_number(score.mean),
+        format_number(score.standard_error, 2),
+        f"{format_number(score.low)} to {format_number(score.high)}",
+        f"{best.verdict} {best.baseline} {format_number(best.published_score)}" if best else "",
+        f"{result.num_training_env_steps:,}" if result.num_training_env_steps else "none",
+    )

@@ -1,8 +1,8 @@
-"""Published scores on the environments of the laboratory, as data: the two tables of Duan et al. 2016.
+"""Published scores as data: the two tables of Duan et al. 2016.
 
 Duan, Schulman, Chen, Bartlett, Sutskever and Abbeel 2016, "RL^2: Fast Reinforcement Learning via Slow Reinforcement
-Learning", arXiv 1611.02779: Table 1 (bandits) and Table 2 (random tabular decision problems). Scores are rewards summed
-over a whole life, means over tasks, to one digit as printed; the paper gives no standard errors.
+Learning", arXiv 1611.02779: Table 1 (bandits) and Table 2 (random tabular decision problems). A score is the sum of
+rewards over a lifetime, the mean over tasks, rounded to one decimal place; the paper reports no standard errors.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,24 +11,24 @@ from typing import Any, NamedTuple
 SOURCE = "Duan et al. 2016 (RL², arXiv 1611.02779)"
 
 
-class Row(NamedTuple):
-    """One row of a printed table."""
+class PublishedRow(NamedTuple):
+    """One row of a published table."""
 
     table: int
-    room: str  # the environment
+    env_name: str
     settings: Mapping[str, int]  # of the environment
-    lines: Mapping[str, float]  # printed algorithm -> printed score
-    n: int  # pulls of a life, or episodes
+    scores: Mapping[str, float]  # by published algorithm
+    n: int  # pulls or episodes of a lifetime
     k: int | None  # arms
 
     @property
     def env(self) -> str:
-        """The row's environment as the command line takes it."""
-        return self.room + ":" + ",".join(f"{name}={value}" for name, value in self.settings.items())
+        """The environment of the row as the command line takes it."""
+        return self.env_name + ":" + ",".join(f"{name}={value}" for name, value in self.settings.items())
 
 
-BANDIT_LINES = ("Random", "Gittins", "TS", "OTS", "UCB1", "ε-Greedy", "Greedy", "RL²")
-BANDITS = {  # (n, k): scores
+BANDIT_ALGORITHMS = ("Random", "Gittins", "TS", "OTS", "UCB1", "ε-Greedy", "Greedy", "RL²")
+BANDIT_SCORES = {  # by (n, k)
     (10, 5): (5.0, 6.6, 5.7, 6.5, 6.7, 6.6, 6.6, 6.7),
     (10, 10): (5.0, 6.6, 5.5, 6.2, 6.7, 6.6, 6.6, 6.7),
     (10, 50): (5.1, 6.5, 5.2, 5.5, 6.6, 6.5, 6.5, 6.8),
@@ -39,8 +39,8 @@ BANDITS = {  # (n, k): scores
     (500, 10): (249.0, 437.8, 429.5, 438.9, 437.1, 408.0, 395.0, 432.5),
     (500, 50): (249.6, 463.7, 427.2, 437.6, 457.6, 413.6, 402.8, 438.9),
 }
-MDP_LINES = ("Random", "PSRL", "OPSRL", "UCRL2", "BEB", "ε-Greedy", "Greedy", "RL²")
-MDPS = {  # n: scores
+MDP_ALGORITHMS = ("Random", "PSRL", "OPSRL", "UCRL2", "BEB", "ε-Greedy", "Greedy", "RL²")
+MDP_SCORES = {  # by n
     10: (100.1, 138.1, 144.1, 146.6, 150.2, 132.8, 134.8, 156.2),
     25: (250.2, 408.8, 425.2, 424.1, 427.8, 377.3, 368.8, 445.7),
     50: (499.7, 904.4, 930.7, 918.9, 917.8, 823.3, 769.3, 936.1),
@@ -48,7 +48,7 @@ MDPS = {  # n: scores
     100: (999.4, 1939.5, 1973.9, 1942.1, 1935.1, 1778.2, 1578.5, 1913.7),
 }
 
-OURS = {  # table -> printed algorithm -> our agent of the same strategy, as the command line takes it
+MATCHING_AGENTS = {  # table -> published algorithm -> our agent with the same strategy, as the command line takes it
     1: {
         "Random": "random",
         "Gittins": "gittins",
@@ -67,36 +67,52 @@ OURS = {  # table -> printed algorithm -> our agent of the same strategy, as the
     },
 }
 
-WHY = {  # why ours lands elsewhere than the print, where it does
+DISCREPANCY_NOTES = {  # why our score of a strategy differs from the published one
     (1, "OTS"): (
-        "ours replaces a draw below the posterior mean by the mean (May et al. 2012); neither this nor the highest of "
-        "2 to 20 draws reaches what the paper prints for its OTS"
+        "our agent replaces a sample below the posterior mean by the mean (May et al. 2012); neither this rule nor the "
+        "highest of 2 to 20 samples reaches the scores that the paper reports for OTS"
     ),
     (2, "Greedy"): (
-        "ours believes in a mean reward of 0 with unit precision, TabulaRL's default, and plans once per episode; the "
-        "paper's prior is not known to us; told the true mean of 1, greedy planning scores far above the print"
+        "our agent has a prior mean reward of 0 with unit precision, the default of TabulaRL, and plans once per "
+        "episode; the paper does not state its prior. With the true prior mean of 1, greedy planning scores far above "
+        "the published value"
     ),
 }
 
 
-def rows() -> Iterator[Row]:
-    """Every row of both tables, in the order of print."""
-    for (n, k), scores in BANDITS.items():
-        yield Row(1, "bandit", {"num_arms": k, "num_pulls": n}, dict(zip(BANDIT_LINES, scores, strict=True)), n, k)
-    for n, scores in MDPS.items():
-        yield Row(2, "random_mdp", {"num_episodes": n}, dict(zip(MDP_LINES, scores, strict=True)), n, None)
+def list_rows() -> Iterator[PublishedRow]:
+    """Every row of both tables, in the order of the paper."""
+    for (n, k), scores in BANDIT_SCORES.items():
+        settings = {"num_arms": k, "num_pulls": n}
+        yield PublishedRow(1, "bandit", settings, dict(zip(BANDIT_ALGORITHMS, scores, strict=True)), n, k)
+    for n, scores in MDP_SCORES.items():
+        yield PublishedRow(
+            2, "random_mdp", {"num_episodes": n}, dict(zip(MDP_ALGORITHMS, scores, strict=True)), n, None
+        )
 
 
-def lines_for(room: str, settings: Mapping[str, Any]) -> dict[str, float]:
-    """The printed scores for an environment with all its settings, by algorithm; empty where it is in no table."""
-    if room == "random_mdp" and [settings.get(name) for name in ("num_states", "num_actions", "horizon")] != [10, 5, 10]:
+def find_published_scores(env_name: str, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Find the published scores of an environment.
+
+    Args:
+        env_name: Name of the environment, such as `bandit`.
+        settings: All its settings, defaults included.
+
+    Returns:
+        Scores by algorithm; empty where no published table has this environment.
+    """
+    if env_name == "random_mdp" and [settings.get(name) for name in ("num_states", "num_actions", "horizon")] != [
+        10,
+        5,
+        10,
+    ]:
         return {}
-    for row in rows():
-        if row.room == room and all(settings.get(name) == value for name, value in row.settings.items()):
-            return dict(row.lines)
+    for row in list_rows():
+        if row.env_name == env_name and row.settings.items() <= settings.items():
+            return dict(row.scores)
     return {}
 
 
-def agrees(mean: float, standard_error: float, printed: float) -> bool:
-    """Whether a score is within 3 standard errors (and the digit that was printed) or within 4 % of a printed one."""
-    return abs(mean - printed) <= max(3 * standard_error + 0.05, 0.04 * printed)
+def is_consistent(mean: float, standard_error: float, published_score: float) -> bool:
+    """Whether a score is within 3 standard errors and the rounding of a published score, or within 4 % of it."""
+    return abs(mean - published_score) <= max(3 * standard_error + 0.05, 0.04 * published_score)

@@ -1,223 +1,277 @@
-"""One lifetime drawn so that a person can follow it: strips of choices over time, paths through a grid.
+"""Drawings of one recorded lifetime as SVG: strips of actions over time and paths through a grid.
 
-Draws SVG by hand: the marks are few and of our own kind. Reads replay and environment records only. Colours are CSS classes.
+The module reads the records `recorded_lifetime` and `environment`. The marks are drawn without a plotting library
+because they are few and simple; colors are CSS classes of the page.
 """
 
 from collections.abc import Callable, Sequence
-from html import escape
+from typing import NamedTuple
 
-from ontogeny.studies.comparison import total
-from ontogeny.studies.records import Record
+from markupsafe import Markup
 
-LEFT = 92  # px for the names of rows
+from ontogeny.report.formatting import format_total
+from ontogeny.runs.records import Record
 
-
-def draw(replay: Record, env: Record) -> tuple[str, str]:
-    """The figure (SVG) and, in a sentence, how to read it."""
-    return DRAWN.get(env["room"], strip)(replay, env)
-
-
-def strip(replay: Record, env: Record) -> tuple[str, str]:
-    """Any environment of few actions: which action when, darker where it scored more."""
-    trajectory = replay["trajectory"]
-    rows = [f"action {a}" for a in range(env["num_actions"])]
-    marks = [
-        (t, a, s, _share(s, trajectory["score"]), "")
-        for t, (a, s) in enumerate(zip(trajectory["action"], trajectory["score"], strict=True))
-    ]
-    told = "Each mark is one step, in the row of the action taken; the fuller the mark, the more that step scored."
-    return _strip(replay, rows, marks, "step"), told
+LABEL_WIDTH = 92  # px for the names of rows
+CELL = 40  # px of a grid cell
+GAP = 36  # px between two grids
 
 
-def bandit(replay: Record, env: Record) -> tuple[str, str]:
-    """Arms by time, the best arm on top; a full mark paid, a hollow one did not."""
-    trajectory, chances = replay["trajectory"], replay.get("task", {}).get("probabilities")
-    arms = list(range(env["num_actions"]))
-    if chances:
-        arms.sort(key=lambda arm: -chances[arm])
-    rows = [f"pays {100 * chances[arm]:.0f} %" if chances else f"arm {arm}" for arm in arms]
-    place = {arm: row for row, arm in enumerate(arms)}
-    marks = [
-        (t, place[a], s, 1.0 if s > 0 else 0.0, "")
-        for t, (a, s) in enumerate(zip(trajectory["action"], trajectory["score"], strict=True))
-    ]
-    told = (
-        "Each row is an arm, the best on top, with the probability that the agent is never told; each mark is one "
-        "pull, full where it paid and hollow where it did not."
+class Drawing(NamedTuple):
+    """A drawing of one lifetime with a sentence that explains its marks."""
+
+    svg: Markup
+    legend: str
+
+
+class Mark(NamedTuple):
+    """One mark of a strip."""
+
+    row: int
+    score: float
+    fill: float  # opacity, 0 to 1
+    ticked: bool = False  # whether a tick below the mark points out a rare transition
+
+
+def draw(recorded: Record, env: Record) -> Drawing:
+    """Draw a recorded lifetime in the way that suits its environment.
+
+    Args:
+        recorded: A record `recorded_lifetime`.
+        env: The record `environment` of the same environment.
+    """
+    return DRAWINGS.get(env["plugin"], _draw_actions)(recorded, env)
+
+
+def _draw_actions(recorded: Record, env: Record) -> Drawing:
+    """Any environment with few actions."""
+    trajectory = recorded["trajectory"]
+    labels = [f"action {a}" for a in range(env["num_actions"])]
+    scores = trajectory["score"]
+    marks = [Mark(a, s, _relative(s, scores)) for a, s in zip(trajectory["action"], scores, strict=True)]
+    legend = (
+        "Each mark is one step, in the row of the action taken; the darker the mark, the higher the score of the step."
     )
-    return _strip(replay, rows, marks, "pull"), told
+    return Drawing(_strip(recorded, labels, marks, "step"), legend)
 
 
-def two_step(replay: Record, env: Record) -> tuple[str, str]:
-    """First choices by trial; full where the trial paid, ticked below where the rare path was taken."""
-    trajectory = replay["trajectory"]
-    leads = replay.get("task", {}).get("common_place", [0, 1])
+def _draw_bandit(recorded: Record, env: Record) -> Drawing:
+    trajectory, probabilities = recorded["trajectory"], recorded.get("task", {}).get("probabilities")
+    arms = list(range(env["num_actions"]))
+    if probabilities:
+        arms.sort(key=lambda arm: -probabilities[arm])
+    labels = [f"pays {100 * probabilities[arm]:.0f} %" if probabilities else f"arm {arm}" for arm in arms]
+    rows = {arm: row for row, arm in enumerate(arms)}
+    steps = zip(trajectory["action"], trajectory["score"], strict=True)
+    marks = [Mark(rows[action], score, float(score > 0)) for action, score in steps]
+    legend = (
+        "Each row is an arm, the best on top, with its probability of payout, which the agent does not observe; each "
+        "mark is one pull, filled where it paid."
+    )
+    return Drawing(_strip(recorded, labels, marks, "pull"), legend)
+
+
+def _draw_two_step(recorded: Record, env: Record) -> Drawing:
+    """First choices by trial."""
+    trajectory = recorded["trajectory"]
+    common_places = recorded.get("task", {}).get("common_place", [0, 1])
     marks = []
     for trial in range(len(trajectory["action"]) // 2):
         choice, place = trajectory["action"][2 * trial], trajectory["observation"][2 * trial + 1] - 1
-        rare = place != leads[choice]
-        paid = trajectory["score"][2 * trial + 1]
-        marks.append((trial, choice, paid, 1.0 if paid > 0 else 0.0, "rare" if rare else ""))
-    told = (
-        "Each mark is one trial, in the row of the first choice: full where it paid, hollow where not, with a tick "
-        "below where the choice led by its rare path to the other place."
+        score = trajectory["score"][2 * trial + 1]
+        marks.append(Mark(choice, score, float(score > 0), place != common_places[choice]))
+    legend = (
+        "Each mark is one trial, in the row of the first choice: filled where the trial paid, with a tick below where "
+        "the choice led to the other place by the rare transition."
     )
     if env["settings"].get("rewards") == "switching":
-        told += " Which place pays swaps now and then."
-    return _strip(replay, ["first choice A", "first choice B"], marks, "trial"), told
+        legend += " The rewarded place changes from time to time."
+    return Drawing(_strip(recorded, ["first choice A", "first choice B"], marks, "trial"), legend)
 
 
-def random_mdp(replay: Record, env: Record) -> tuple[str, str]:
-    """Visited states by step, with the return of each episode above."""
-    trajectory, horizon = replay["trajectory"], env["horizon"]
-    steps = min(len(trajectory["action"]), 12 * horizon)
-    means = replay.get("task", {}).get("means")
-    worth = []
-    for t in range(steps):
-        s, a = trajectory["observation"][t], trajectory["action"][t]
-        if means:
-            known = sorted(means[s])
-            worth.append(known.index(means[s][a]) / max(len(known) - 1, 1))
+def _draw_random_mdp(recorded: Record, env: Record) -> Drawing:
+    """Visited states by step, with the return of each episode above it."""
+    trajectory, horizon = recorded["trajectory"], env["horizon"]
+    num_steps = min(len(trajectory["action"]), 12 * horizon)
+    mean_rewards = recorded.get("task", {}).get("means")
+    scores = trajectory["score"]
+    marks = []
+    for t in range(num_steps):
+        state, action = trajectory["observation"][t], trajectory["action"][t]
+        if mean_rewards:
+            ranking = sorted(mean_rewards[state])
+            fill = ranking.index(mean_rewards[state][action]) / max(len(ranking) - 1, 1)
         else:
-            worth.append(_share(trajectory["score"][t], trajectory["score"]))
-    rows = [f"state {s}" for s in range(env["num_observations"])]
-    marks = [(t, trajectory["observation"][t], trajectory["score"][t], worth[t], "") for t in range(steps)]
-    returns = [sum(trajectory["score"][e : e + horizon]) for e in range(0, steps, horizon)]
-    told = (
-        f"Each column of {horizon} steps is an episode, its return above it; each mark is the state that the agent "
-        "is in, the fuller the better the chosen action pays there on average, compared with the other actions."
+            fill = _relative(scores[t], scores)
+        marks.append(Mark(state, scores[t], fill))
+    returns = [sum(scores[start : start + horizon]) for start in range(0, num_steps, horizon)]
+    labels = [f"state {s}" for s in range(env["num_observations"])]
+    legend = (
+        f"Each column of {horizon} steps is an episode, with its return above it; each mark is the state of the agent, "
+        "the darker the higher the mean reward of the chosen action ranks among the actions of that state."
     )
-    return _strip(replay, rows, marks, "step", [(horizon, f"{value:.1f}") for value in returns]), told
+    return Drawing(_strip(recorded, labels, marks, "step", [(horizon, f"{r:.1f}") for r in returns]), legend)
 
 
-def foraging(replay: Record, env: Record) -> tuple[str, str]:
-    """The grid with the path of the first and of the last episode."""
-    trajectory, task, size = replay["trajectory"], replay["task"], env["settings"]["size"]
-    starts = [t for t, first in enumerate(trajectory["first"]) if first]
-    ends = [*starts[1:], len(trajectory["action"])]
-    whole = [
-        (a, b) for a, b in zip(starts, ends, strict=True) if b < len(trajectory["action"]) or b - a == env["horizon"]
-    ]
-    shown = [("first episode", whole[0] if whole else (starts[0], ends[0]))]
-    if len(whole) > 1:
-        shown.append((f"episode {len(whole)}, the last whole one", whole[-1]))
-    unit, gap = 40, 36
-    side = unit * size
-    width, height = len(shown) * side + (len(shown) - 1) * gap + 4, side + 44
+def _draw_foraging(recorded: Record, env: Record) -> Drawing:
+    """The grid with the path of the first and of the last complete episode."""
+    trajectory, size = recorded["trajectory"], env["settings"]["size"]
+    episodes = _shown_episodes(trajectory, env["horizon"])
+    side = CELL * size
     parts = []
-    for i, (title, (begin, end)) in enumerate(shown):
-        left = 2 + i * (side + gap)
-        summed = sum(trajectory["score"][begin:end])
-        parts.append(f'<text class="t" x="{left}" y="14">{escape(title)}</text>')
-        parts.append(f'<text class="m" x="{left}" y="{side + 40}">{end - begin} steps, score {total(summed)}</text>')
-        parts.append(f'<g transform="translate({left} 22)">{_grid(task, size, unit)}')
-        cells = [cell % (size * size) for cell in trajectory["observation"][begin:end]]
+    for i, (title, (start, end)) in enumerate(episodes):
+        left = 2 + i * (side + GAP)
+        caption = f"{end - start} steps, score {format_total(sum(trajectory['score'][start:end]))}"
+        cells = [cell % (size * size) for cell in trajectory["observation"][start:end]]
         if trajectory["discount"][end - 1] == 0:
-            cells.append(task["home"])
-        parts.append(_path(cells, size, unit, replay["model"]) + "</g>")
-    label = f"Path of {replay['agent']} through the grid in its first and last episode"
-    told = (
-        "The agent starts at S; F is food, W water, H home, which ends the episode; crosses hurt, dark cells "
-        "are walls. Food and water count once per episode and every step costs a little, so a good path collects both "
+            cells.append(recorded["task"]["home"])
+        parts.append(Markup('<text class="t" x="{}" y="14">{}</text>').format(left, title))
+        parts.append(Markup('<text class="m" x="{}" y="{}">{}</text>').format(left, side + 40, caption))
+        parts.append(
+            Markup('<g transform="translate({} 22)">{}{}</g>').format(
+                left, _grid(recorded["task"], size), _path(cells, size, recorded["approach"])
+            )
+        )
+    width = len(episodes) * side + (len(episodes) - 1) * GAP + 4
+    label = f"Path of {recorded['agent']} through the grid in its first and last episode"
+    legend = (
+        "The agent starts at S; F is food, W water, H home, which ends the episode; crosses are thorns, dark cells "
+        "are walls. Food and water count once per episode and every step costs energy, so a good path collects both "
         "and goes home."
     )
-    return _svg(width, height, label, "".join(parts), wide=False), told
+    return Drawing(_svg(width, side + 44, label, Markup("").join(parts), scrolls=False), legend)
 
 
-DRAWN: dict[str, Callable[[Record, Record], tuple[str, str]]] = {
-    "bandit": bandit,
-    "two_step": two_step,
-    "random_mdp": random_mdp,
-    "foraging": foraging,
+DRAWINGS: dict[str, Callable[[Record, Record], Drawing]] = {
+    "bandit": _draw_bandit,
+    "two_step": _draw_two_step,
+    "random_mdp": _draw_random_mdp,
+    "foraging": _draw_foraging,
 }
 
 
+def _shown_episodes(trajectory: Record, horizon: int) -> list[tuple[str, tuple[int, int]]]:
+    """Title and range of steps of the first and of the last complete episode."""
+    starts = [t for t, first in enumerate(trajectory["first"]) if first]
+    ends = [*starts[1:], len(trajectory["action"])]
+    complete = [
+        (start, end)
+        for start, end in zip(starts, ends, strict=True)
+        if end < len(trajectory["action"]) or end - start == horizon
+    ]
+    shown = [("first episode", complete[0] if complete else (starts[0], ends[0]))]
+    if len(complete) > 1:
+        shown.append((f"episode {len(complete)}, the last complete one", complete[-1]))
+    return shown
+
+
 def _strip(
-    replay: Record,
-    rows: Sequence[str],
-    marks: Sequence[tuple[int, int, float, float, str]],  # step, row, score, fullness 0..1, "rare" or ""
+    recorded: Record,
+    labels: Sequence[str],
+    marks: Sequence[Mark],
     unit: str,
-    groups: Sequence[tuple[int, str]] = (),  # steps per group, text above it
-) -> str:
-    count = len(marks)
-    wide = max(7.0, min(20.0, 640 / max(count, 1)))
-    tall = 16 if len(rows) > 5 else 19
+    groups: Sequence[tuple[int, str]] = (),  # number of steps and the text above them
+) -> Markup:
+    """Rows of marks over time."""
+    column = max(7.0, min(20.0, 640 / max(len(marks), 1)))
+    height = 16 if len(labels) > 5 else 19
     top = 22 if groups else 6
-    width, height = LEFT + wide * count + 8, top + tall * len(rows) + 24
-    parts = []
-    for row, name in enumerate(rows):
-        y = top + tall * (row + 0.5)
-        parts.append(f'<line class="r" x1="{LEFT}" x2="{width - 8:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="m" x="{LEFT - 10}" y="{y + 3.5:.1f}" text-anchor="end">{escape(name)}</text>')
-    at = 0
-    for steps, text in groups:
-        x = LEFT + wide * at
-        middle = x + wide * min(steps, count - at) / 2
-        if at:
-            parts.append(f'<line class="r" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{top + tall * len(rows)}"/>')
-        parts.append(f'<text class="m" x="{middle:.1f}" y="12" text-anchor="middle">{escape(text)}</text>')
-        at += steps
-    radius = min(wide * 0.42, 5.2)
-    for t, row, _, full, rare in marks:
-        x, y = LEFT + wide * (t + 0.5), top + tall * (row + 0.5)
-        parts.append(f'<circle class="p" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>')
-        if full > 0:
-            opacity = "" if full >= 1 else f' fill-opacity="{0.12 + 0.88 * full:.2f}"'
-            parts.append(f'<circle class="f" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"{opacity}/>')
-        if rare:
-            foot = y + radius + 1
-            parts.append(f'<line class="k" x1="{x:.1f}" x2="{x:.1f}" y1="{foot:.1f}" y2="{foot + 3:.1f}"/>')
-    bottom = top + tall * len(rows)
-    for t in sorted({0, count // 2 - 1, count - 1} if count > 2 else set(range(count))):
-        x = LEFT + wide * (t + 0.5)
+    bottom = top + height * len(labels)
+    width = LABEL_WIDTH + column * len(marks) + 8
+    parts = [*_rows(labels, top, height, width), *_group_titles(groups, column, len(marks), bottom)]
+    for t, mark in enumerate(marks):
+        parts += _circles(
+            mark, LABEL_WIDTH + column * (t + 0.5), top + height * (mark.row + 0.5), min(column * 0.42, 5.2)
+        )
+    ticks = {0, len(marks) // 2 - 1, len(marks) - 1} if len(marks) > 2 else set(range(len(marks)))
+    for t in sorted(ticks):
         text = f"{unit} {t + 1}" if t == 0 else str(t + 1)
-        parts.append(f'<text class="m" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
-    label = f"One lifetime of {replay['agent']}: {count} {unit}s, total score {total(sum(mark[2] for mark in marks))}"
-    return _svg(width, height, label, f'<g class="{replay["model"]}">{"".join(parts)}</g>', wide=count > 30)
+        parts.append(_text(LABEL_WIDTH + column * (t + 0.5), bottom + 16, text, "middle"))
+    total = format_total(sum(mark.score for mark in marks))
+    label = f"One lifetime of {recorded['agent']}: {len(marks)} {unit}s, total score {total}"
+    body = Markup('<g class="{}">{}</g>').format(recorded["approach"], Markup("").join(parts))
+    return _svg(width, bottom + 24, label, body, scrolls=len(marks) > 30)
 
 
-def _grid(task: dict, size: int, unit: int) -> str:
+def _rows(labels: Sequence[str], top: float, height: float, width: float) -> list[Markup]:
+    parts = []
+    for row, label in enumerate(labels):
+        y = top + height * (row + 0.5)
+        parts += [_line("r", LABEL_WIDTH, y, width - 8, y), _text(LABEL_WIDTH - 10, y + 3.5, label, "end")]
+    return parts
+
+
+def _group_titles(groups: Sequence[tuple[int, str]], column: float, num_marks: int, bottom: float) -> list[Markup]:
+    parts, start = [], 0
+    for num_steps, text in groups:
+        x = LABEL_WIDTH + column * start
+        if start:
+            parts.append(_line("r", x, 2, x, bottom))
+        parts.append(_text(x + column * min(num_steps, num_marks - start) / 2, 12, text, "middle"))
+        start += num_steps
+    return parts
+
+
+def _circles(mark: Mark, x: float, y: float, radius: float) -> list[Markup]:
+    parts = [Markup(f'<circle class="p" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>')]
+    if mark.fill > 0:
+        opacity = "" if mark.fill >= 1 else f' fill-opacity="{0.12 + 0.88 * mark.fill:.2f}"'
+        parts.append(Markup(f'<circle class="f" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"{opacity}/>'))
+    if mark.ticked:
+        parts.append(_line("k", x, y + radius + 1, x, y + radius + 4))
+    return parts
+
+
+def _line(css_class: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return Markup(f'<line class="{css_class}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>')
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text class="m" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _grid(task: Record, size: int) -> Markup:
     parts = []
     for cell in range(size * size):
-        x, y = cell % size * unit, cell // size * unit
-        kind = "w" if task["walls"][cell] else "g"
-        parts.append(f'<rect class="{kind}" x="{x}" y="{y}" width="{unit}" height="{unit}"/>')
+        x, y = cell % size * CELL, cell // size * CELL
+        css_class = "w" if task["walls"][cell] else "g"
+        parts.append(f'<rect class="{css_class}" x="{x}" y="{y}" width="{CELL}" height="{CELL}"/>')
         if task["thorns"][cell]:
-            a, b = unit * 0.36, unit * 0.64
+            a, b = CELL * 0.36, CELL * 0.64
             parts.append(
                 f'<path class="x" d="M{x + a:.1f} {y + a:.1f} L{x + b:.1f} {y + b:.1f} '
                 f'M{x + b:.1f} {y + a:.1f} L{x + a:.1f} {y + b:.1f}"/>'
             )
-    for letter, name in (("F", "food"), ("W", "water"), ("H", "home"), ("S", "start")):
-        x, y = task[name] % size * unit + 5, task[name] // size * unit + 14
+    for letter, place in (("F", "food"), ("W", "water"), ("H", "home"), ("S", "start")):
+        x, y = task[place] % size * CELL + 5, task[place] // size * CELL + 14
         parts.append(f'<text class="t" x="{x}" y="{y}">{letter}</text>')
-    return "".join(parts)
+    return Markup("".join(parts))
 
 
-def _path(cells: Sequence[int], size: int, unit: int, model: str) -> str:
-    """The way from cell to cell, each later visit a little aside, so that a way there and back shows as two lines."""
-    seen: dict[int, int] = {}
+def _path(cells: Sequence[int], size: int, approach: str) -> Markup:
+    """The path from cell to cell; a later visit of a cell is offset, so that a way there and back shows as two lines."""
+    num_visits: dict[int, int] = {}
     points = []
     for cell in cells:
-        aside = min(seen.get(cell, 0), 4) * 3.2
-        seen[cell] = seen.get(cell, 0) + 1
-        points.append(((cell % size + 0.5) * unit + aside, (cell // size + 0.55) * unit + aside))
+        offset = min(num_visits.get(cell, 0), 4) * 3.2
+        num_visits[cell] = num_visits.get(cell, 0) + 1
+        points.append(((cell % size + 0.5) * CELL + offset, (cell // size + 0.55) * CELL + offset))
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     (x0, y0), (x1, y1) = points[0], points[-1]
-    return (
-        f'<g class="{model}"><polyline class="l" points="{line}"/><circle class="p" cx="{x0:.1f}" cy="{y0:.1f}" r="4"/>'
-        f'<circle class="f" cx="{x1:.1f}" cy="{y1:.1f}" r="4.5"/></g>'
-    )
+    return Markup(
+        '<g class="{}"><polyline class="l" points="{}"/><circle class="p" cx="{:.1f}" cy="{:.1f}" r="4"/>'
+        '<circle class="f" cx="{:.1f}" cy="{:.1f}" r="4.5"/></g>'
+    ).format(approach, line, x0, y0, x1, y1)
 
 
-def _share(value: float, values: Sequence[float]) -> float:
+def _relative(value: float, values: Sequence[float]) -> float:
+    """Where a value lies between the lowest, 0, and the highest, 1."""
     low, high = min(values), max(values)
     return (value - low) / (high - low) if high > low else 0.0
 
 
-def _svg(width: float, height: float, label: str, body: str, *, wide: bool) -> str:
-    most = "" if wide else ";max-width:100%"  # what is wide scrolls in its own box
-    return (
-        f'<svg class="strip" viewBox="0 0 {width:.1f} {height:.1f}" style="width:{width:.0f}px{most}" role="img" '
-        f'aria-label="{escape(label, quote=True)}">{body}</svg>'
-    )
+def _svg(width: float, height: float, label: str, body: Markup, *, scrolls: bool) -> Markup:
+    max_width = "" if scrolls else ";max-width:100%"
+    return Markup(
+        '<svg class="strip" viewBox="0 0 {:.1f} {:.1f}" style="width:{:.0f}px{}" role="img" aria-label="{}">{}</svg>'
+    ).format(width, height, width, max_width, label, body)

@@ -1,23 +1,19 @@
-"""The kinds of run of this package: studies, described by a TOML file or registered."""
+"""The kinds of run of this package: the study that a TOML file describes, and each registered study."""
 
-from functools import partial
 from pathlib import Path
 
-from ontogeny.runs.formats import MESA_STUDY, RECORDS_FILE, STUDY, first_object
+from ontogeny.runs.folder import has_kind, read_spec
+from ontogeny.runs.formats import STUDY
 from ontogeny.runs.kinds import Run, RunKind
-from ontogeny.runs.records import read_records
-
-COMMANDS = ("ontogeny report", "ontogeny study")
-
-
-def _has_header(folder: Path, kind: str) -> bool:
-    return first_object(folder / RECORDS_FILE).get("kind") == kind
+from ontogeny.runs.records import RECORDS_FILE, read_records
+from ontogeny.studies.kinds import study_kinds
 
 
-def _open(folder: Path, name: str) -> Run:
-    header, *records = read_records(folder / RECORDS_FILE)
-    missing = set(header["planned"]) - {record["id"] for record in records}
-    return Run(folder, name, header, records, "unfinished" if missing else "finished")
+def _open(folder: Path) -> Run:
+    description, path = read_spec(folder), folder / RECORDS_FILE
+    records = read_records(path) if path.exists() else []
+    is_finished = set(description.details["planned_ids"]) <= {record.get("id") for record in records}
+    return Run(folder, description.kind, description.spec, records, "finished" if is_finished else "unfinished")
 
 
 def _write_page(folder: Path) -> Path:
@@ -26,7 +22,9 @@ def _write_page(folder: Path) -> Path:
     return studies.write_page(folder)
 
 
-KINDS = tuple(
-    RunKind(name, partial(_has_header, kind=kind), partial(_open, name=name), None, COMMANDS, _write_page)
-    for name, kind in ((STUDY, "study"), (MESA_STUDY, "mesa"))
-)
+def _run_kind(name: str) -> RunKind:
+    commands = ("ontogeny report", "ontogeny study")
+    return RunKind(name, lambda folder: has_kind(folder, name), _open, None, commands, _write_page)
+
+
+KINDS = tuple(map(_run_kind, (STUDY, *(kind.run_kind for kind in study_kinds().values()))))

@@ -1,281 +1,314 @@
-"""Runs a study: develops every agent, measures it on unseen tasks, writes records, and calls the report.
+"""Runs a study: develops every agent, evaluates it on held-out tasks, writes records and the page.
 
-The folder: `spec.toml`, `records.jsonl` (see `records`), `times.jsonl`, `agents/` (finished runs of `lifecycle.train`,
-which can be deployed), `scores/` (one score per task, for pairing), `report.html`. A study that was killed goes on
-where it was when it is started again with the same spec, seed and folder, and ends in the same records.
+The folder holds `spec.json` and `spec.toml`, `records.jsonl`, `timing.jsonl`, `agents/` (finished runs, which can be
+deployed), `scores/` (one score per task, for paired differences) and `report.html`. A killed study resumes when it is
+started again with the same spec, seed and folder, and ends in the same records.
 """
 
 import contextlib
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ontogeny import plugins, rng, steering, trees
 from ontogeny.errors import BadInput
-from ontogeny.runs import checkpoint
+from ontogeny.runs import checkpoint, formats
 from ontogeny.runs.files import write_bytes
-from ontogeny.runs.records import read_timings
+from ontogeny.runs.folder import claim
+from ontogeny.runs.records import RECORDS_FILE, Record, append_record, append_timing, read_timings, repair_records
 from ontogeny.stages.assembly import Assembly, assemble
 from ontogeny.stages.evaluate import evaluate, record_lifetime, task_keys
-from ontogeny.stages.spec import parse_plugin_choice
+from ontogeny.stages.spec import parse_plugin_choice, user_files
 from ontogeny.stages.train import train
-from ontogeny.studies import comparison, page, records, spec, upper_bounds
-from ontogeny.studies.folder import claimed
+from ontogeny.stats import confidence_interval, paired_difference_over_seeds
+from ontogeny.studies import comparison, page, upper_bounds
+from ontogeny.studies import plan as study_plan
 from ontogeny.studies.kinds import study_kinds
-from ontogeny.studies.plan import (
-    Step,
-    as_run,
-    build_env,
-    check,
-    development_id,
-    is_kept,
-    is_searched,
-    plan,
-    run_folder,
-    scores_file,
-    settings_of,
-)
+from ontogeny.studies.plan import Measurement
 from ontogeny.studies.progress import OnEvent, ProgressDisplay, StudyEvent
-from ontogeny.studies.records import Record
-from ontogeny.studies.spec import AgentRow, EnvironmentRow, Study
-from ontogeny.types import EnvSpec
+from ontogeny.studies.records import read_records
+from ontogeny.studies.spec import StudyAgent, StudyEnvironment, StudySpec, read_spec
+from ontogeny.types import EnvSpec, Genome
 
-TASK_NUMBERS = 600  # a field of a task with more numbers than this is not worth a line of records
+MAX_TASK_VALUES = 600  # a field of a task with more values than this is left out of the records
+
+
+class EvaluatedAgent(NamedTuple):
+    """An agent that is built for the environment of an evaluation, with its genome and mode."""
+
+    assembly: Assembly
+    genome: Genome
+    mode: str  # "online" where the agent learns in its weights, else "frozen"
 
 
 def run_study(
     path: str | Path | None = None, out: str | Path = "study", seed: int | None = None, on_event: OnEvent | None = None
 ) -> Path:
-    """Runs the spec at `path` (None: the default study) in the folder `out`; returns the path of the report.
+    """Run a study in a folder, or resume it.
 
-    Without `on_event` progress and tables are printed. Raises `BadInput` for a spec that cannot be used and for a
-    folder that holds anything but this very study.
+    Args:
+        path: A TOML file; by default the study that comes with the package.
+        out: The folder; it is created where it is absent.
+        seed: Replaces the seed in the file.
+        on_event: Receives the events; by default progress and tables are printed.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        BadInput: If the spec cannot be used, or the folder holds anything but this very study.
     """
-    study = spec.read(path, seed)
-    out = Path(out)
-    check(study)
-    steps = list(plan(study))
+    spec = read_spec(path, seed)
+    study_plan.check_study(spec)
+    measurements = list(study_plan.list_measurements(spec))
     with contextlib.ExitStack() as stack:
-        tell = stack.enter_context(contextlib.closing(ProgressDisplay())) if on_event is None else on_event
-        stack.enter_context(claimed(out, study, steps))
-        return _run(study, steps, out, tell)
+        notify = stack.enter_context(contextlib.closing(ProgressDisplay())) if on_event is None else on_event
+        folder = stack.enter_context(_claim(Path(out), spec, measurements))
+        return _run(spec, measurements, folder, notify)
 
 
-def _run(study: Study, steps: list[Step], out: Path, tell: OnEvent) -> Path:
-    known = {record["id"]: record for record in records.read(out / records.RECORDS_FILE)}
-    tell(StudyEvent("start", study.title, len(known), len(steps) + 1))
-    for number, step in enumerate(steps, start=1):
-        if step.id not in known:
-            tell(StudyEvent("work", step.id, number, len(steps)))
-            started = time.perf_counter()
-            record = _measure(step, study, out, tell)
-            if record["kind"] != "development":  # a development's time is the sum over all its sessions
-                records.note_time(out, step.id, time.perf_counter() - started)
-            known[step.id] = record
-            records.append(out / records.RECORDS_FILE, record)
-        last = number == len(steps) or steps[number].env.name != step.env.name
-        if last:
-            _tell_table(list(known.values()), step.env.name, tell)
-    for name, size in study.includes:
-        study_kinds()[name].run(size, out / name, study.seed, partial(_forward, tell))
-    page_path = page.write(out)
-    tell(StudyEvent("end", str(page_path), len(steps), len(steps)))
+@contextlib.contextmanager
+def _claim(out: Path, spec: StudySpec, measurements: list[Measurement]) -> Iterator[Path]:
+    def prepare(folder: Path) -> Mapping[str, Any]:
+        write_bytes(folder / "spec.toml", spec.text.encode())
+        return {"planned_ids": [measurement.id for measurement in measurements]}
+
+    content = {"title": spec.title, "question": spec.question, "seed": spec.seed, "digest": spec.digest}
+    files = {}
+    for agent in spec.agents:
+        for env in agent.environments:
+            for _, path in user_files(study_plan.make_run_spec(spec, agent, spec.find_env(env), 0)):
+                files[f"files/{len(files)}-{path.name}"] = path
+    with claim(out, formats.STUDY, content | {"text": spec.text}, files=files, prepare=prepare) as folder:
+        repair_records(folder / RECORDS_FILE)
+        yield folder
+
+
+def _run(spec: StudySpec, measurements: list[Measurement], folder: Path, notify: OnEvent) -> Path:
+    path = folder / RECORDS_FILE
+    by_id = {record["id"]: record for record in read_records(folder)}
+    notify(StudyEvent("start", spec.title, len(by_id), len(measurements)))
+    for number, measurement in enumerate(measurements, start=1):
+        if measurement.id not in by_id:
+            notify(StudyEvent("work", measurement.id, number, len(measurements)))
+            start_time = time.perf_counter()
+            record = {"id": measurement.id, "kind": measurement.kind} | _measure(measurement, spec, folder, notify)
+            if measurement.kind != "development":  # its time is the sum over all sessions, which `_develop` appends
+                append_timing(folder, {"id": measurement.id, "seconds": round(time.perf_counter() - start_time, 3)})
+            by_id[measurement.id] = record
+            append_record(path, record)
+        if number == len(measurements) or measurements[number].env.name != measurement.env.name:
+            _notify_of_table(list(by_id.values()), measurement.env.name, notify)
+    for name, size in spec.includes.items():
+        study_kinds()[name].run(size, folder / name, spec.seed, partial(_forward, notify))
+    page_path = page.write(folder)
+    notify(StudyEvent("end", str(page_path), len(measurements), len(measurements)))
     return page_path
 
 
-def _forward(tell: OnEvent, event: StudyEvent) -> None:
-    """Pass on the events of an included study, but not its beginning and end."""
+def _forward(notify: OnEvent, event: StudyEvent) -> None:
+    """Pass on the events of an included study, but not its start and end."""
     if event.kind in ("work", "progress"):
-        tell(event)
+        notify(event)
 
 
-def _measure(step: Step, study: Study, out: Path, tell: OnEvent) -> Record:
-    about = {"id": step.id, "kind": step.what}
-    if step.what == "env":
-        return about | _env(step.env)
-    if step.what == "bound":
-        settings = settings_of(step.env)
+def _measure(measurement: Measurement, spec: StudySpec, folder: Path, notify: OnEvent) -> Record:
+    env, agent = measurement.env, measurement.agent
+    if measurement.kind == "environment":
+        return _environment_record(env)
+    if measurement.kind == "upper_bound":
+        settings = study_plan.complete_settings(env)
         value = upper_bounds.bayes_optimal(settings["num_arms"], settings["num_pulls"])
-        how = "exact dynamic programming over successes and failures"
-        return about | {"env": step.env.name, "name": "Bayes-optimal", "value": value, "how": how}
-    row = step.agent
-    assert row is not None
-    if step.what == "development":
-        return about | _develop(step, row, study, out, tell)
-    if step.what == "evaluation":
-        return about | _evaluate(step, row, study, out, tell)
-    if step.what == "replay":
-        return about | _replay(step, row, study, out)
-    assert step.other is not None
-    apart = comparison.paired_over_seeds(*_scores_on_shared_tasks(out, step.env, row, step.other))
-    return about | {
-        "env": step.env.name,
-        "agent": row.name,
-        "other": step.other.name,
-        "mean": apart.mean,
-        "se": apart.se,
-        "df": None if apart.df == float("inf") else apart.df,
-        "num_tasks": apart.num_tasks,
-    }
-
-
-def _env(row: EnvironmentRow) -> Record:
-    name, env = parse_plugin_choice(row.env).name, build_env(row)
+        method = "exact dynamic programming over successes and failures"
+        return {"env": env.name, "name": "Bayes-optimal", "value": value, "method": method}
+    assert agent is not None
+    if measurement.kind == "development":
+        return _develop(measurement, agent, spec, folder, notify)
+    if measurement.kind == "evaluation":
+        return _evaluate(measurement, agent, spec, folder, notify)
+    if measurement.kind == "recorded_lifetime":
+        return _record_lifetime(measurement, agent, spec, folder)
+    assert measurement.other_agent is not None
+    difference = paired_difference_over_seeds(*_shared_scores(folder, env, agent, measurement.other_agent))
+    df = difference.degrees_of_freedom
     return {
-        "env": row.name,
-        "room": Path(name).name,  # a file of somebody's own keeps its ending: it is none of ours, whatever its name
-        "help": plugins.help_line("environments", name),
-        "settings": settings_of(row),
-        "drives": _drives(env.spec, dict(row.drives)),
-        "num_steps": env.spec.num_steps,
-        "horizon": env.spec.horizon,
-        "num_actions": env.spec.num_actions,
-        "num_observations": env.spec.num_observations,
+        "env": env.name,
+        "agent": agent.name,
+        "other_agent": measurement.other_agent.name,
+        "mean": difference.mean,
+        "standard_error": difference.standard_error,
+        "degrees_of_freedom": None if df == float("inf") else df,
+        "num_tasks": difference.num_tasks,
     }
 
 
-def _drives(spec: EnvSpec, given: Mapping[str, float]) -> dict[str, float]:
-    """The weight of every fact in the reward, the given ones over those that the environment proposes."""
-    return dict(zip(spec.outcome_features, steering.build(spec, given).weights, strict=True))
+def _environment_record(env: StudyEnvironment) -> Record:
+    name, env_spec = parse_plugin_choice(env.env).name, study_plan.build_env(env).spec
+    return {
+        "env": env.name,
+        "plugin": Path(name).name,  # a user's file keeps its suffix, so that it is not taken for a plugin of ours
+        "description": plugins.help_line("environments", name),
+        "settings": study_plan.complete_settings(env),
+        "drives": _all_drives(env_spec, env.drives),
+        "num_steps": env_spec.num_steps,
+        "horizon": env_spec.horizon,
+        "num_actions": env_spec.num_actions,
+        "num_observations": env_spec.num_observations,
+    }
 
 
-def _develop(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) -> Record:
-    """A reference that nobody develops has no folder; all others are runs of `lifecycle.train`."""
-    assert step.home is not None
-    run_spec = as_run(study, row, step.home, step.seed)
-    steps = generations = 0
-    if is_kept(row):
-        folder = run_folder(out, row, step.home.name, step.seed)
+def _all_drives(env_spec: EnvSpec, drives: Mapping[str, float]) -> dict[str, float]:
+    """The weight of every outcome feature in the reward; those that are not set are the environment's."""
+    return dict(zip(env_spec.outcome_features, steering.build(env_spec, drives).weights, strict=True))
+
+
+def _develop(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path, notify: OnEvent) -> Record:
+    """Train an agent as a run in the study's folder; a baseline without training has no run."""
+    assert measurement.train_env is not None
+    run_spec = study_plan.make_run_spec(spec, agent, measurement.train_env, measurement.seed)
+    num_steps = num_generations = 0
+    if study_plan.is_saved(agent):
+        folder = study_plan.agent_folder(out, agent, measurement.train_env.name, measurement.seed)
         if not checkpoint.exists(folder, "genome"):
-            train(run_spec, folder, on_progress=lambda done, total, _: tell(StudyEvent("progress", step.id, done, total)))
-        found = checkpoint.read_metadata(folder, "genome")
-        size = found["num_parameters"]
-        if is_searched(row):  # the one lifetime that a genome as written lives for the record develops nothing
-            steps, generations = found["env_steps"], found["generation"]
-            records.note_time(out, step.id, _seconds_of(folder))
+            train(
+                run_spec,
+                folder,
+                on_progress=lambda done, total, _: notify(StudyEvent("progress", measurement.id, done, total)),
+            )
+        metadata = checkpoint.read_metadata(folder, "genome")
+        num_parameters = metadata["num_parameters"]
+        if study_plan.is_trained(agent):  # the lifetime of a single-lifetime run changes no genome
+            num_steps, num_generations = metadata["env_steps"], metadata["generation"]
+            append_timing(out, {"id": measurement.id, "seconds": round(_training_seconds(folder), 3)})
     else:
-        subject = assemble(run_spec)
-        size = trees.num_elements(subject.agent.genome(jax.random.key(run_spec.seed)))
+        num_parameters = trees.num_elements(assemble(run_spec).agent.genome(jax.random.key(run_spec.seed)))
     return {
-        "agent": row.name,
-        "model": row.model,
-        "developed_on": step.home.name,
-        "seed": step.seed,
-        "development": row.development,
-        "genome_size": size,
-        "development_steps": steps,
-        "generations": generations,
+        "agent": agent.name,
+        "approach": agent.approach,
+        "train_env": measurement.train_env.name,
+        "seed": measurement.seed,
+        "development": agent.development,
+        "num_parameters": num_parameters,
+        "num_training_env_steps": num_steps,
+        "num_generations": num_generations,
     }
 
 
-def _evaluate(step: Step, row: AgentRow, study: Study, out: Path, tell: OnEvent) -> Record:
-    subject, genome, case = _ready(step, row, study, out)
-    found = evaluate(
-        *subject,
+def _evaluate(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path, notify: OnEvent) -> Record:
+    env, seed = measurement.env, measurement.seed
+    assembly, genome, mode = _load_agent(measurement, agent, spec, out)
+    evaluation = evaluate(
+        *assembly,
         genome,
-        num_tasks=row.tasks or step.env.tasks,
-        seed=study.seed,
-        mode=case,
-        on_progress=lambda done, total: tell(StudyEvent("progress", step.id, done, total)),
+        num_tasks=agent.num_tasks or env.num_tasks,
+        seed=spec.seed,
+        mode=mode,
+        on_progress=lambda done, total: notify(StudyEvent("progress", measurement.id, done, total)),
     )
     buffer = io.BytesIO()
-    np.save(buffer, found.totals)
+    np.save(buffer, evaluation.totals)
     (out / "scores").mkdir(exist_ok=True)
-    write_bytes(scores_file(out, step.env, row, step.seed), buffer.getvalue())
-    measured = comparison.interval(found.mean, found.standard_error)
-    own = {"drives": _drives(subject.env.spec, dict(step.env.drives) | dict(row.drives))} if row.drives else {}
+    write_bytes(study_plan.scores_path(out, env, agent, seed), buffer.getvalue())
+    interval = confidence_interval(evaluation.mean, evaluation.standard_error)
+    drives = {"drives": _all_drives(assembly.env.spec, env.drives | agent.drives)} if agent.drives else {}
     return {
-        "env": step.env.name,
-        "agent": row.name,
-        "text": row.agent,
-        "model": row.model,
-        "seed": step.seed,
-        "developed_on": row.home(step.env.name),
-        "development": development_id(row, step.env.name, step.seed),
-        "privileged": subject.agent.privileged,
-        "case": case,
-        "num_tasks": found.num_tasks,
-        "mean": found.mean,
-        "se": found.standard_error,
-        "low": measured.low,
-        "high": measured.high,
+        "env": env.name,
+        "agent": agent.name,
+        "agent_spec": agent.agent,
+        "approach": agent.approach,
+        "seed": seed,
+        "train_env": agent.train_env_for(env.name),
+        "development_id": study_plan.development_id(agent, env.name, seed),
+        "privileged": assembly.agent.privileged,
+        "mode": mode,
+        "num_tasks": evaluation.num_tasks,
+        "mean": evaluation.mean,
+        "standard_error": evaluation.standard_error,
+        "low": interval.low,
+        "high": interval.high,
         "curve": {
-            "unit": found.curve.unit,
-            "position": found.curve.position.tolist(),
-            "mean": _short(found.curve.mean),
-            "se": _short(found.curve.standard_error),
+            "unit": evaluation.curve.unit,
+            "position": evaluation.curve.position.tolist(),
+            "mean": _rounded(evaluation.curve.mean),
+            "standard_error": _rounded(evaluation.curve.standard_error),
         },
-    } | own
+    } | drives
 
 
-def _replay(step: Step, row: AgentRow, study: Study, out: Path) -> Record:
-    subject, genome, case = _ready(step, row, study, out)
-    trajectory = record_lifetime(*subject, genome, study.seed, case)
-    task_key = rng.split_lifetime_key(task_keys(study.seed, 1)[0]).task
-    task = getattr(subject.env.reset(task_key)[0], "task", None)
+def _record_lifetime(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path) -> Record:
+    assembly, genome, mode = _load_agent(measurement, agent, spec, out)
+    trajectory = record_lifetime(*assembly, genome, spec.seed, mode)
+    task_key = rng.split_lifetime_key(task_keys(spec.seed, 1)[0]).task
+    task = getattr(assembly.env.reset(task_key)[0], "task", None)
     fields = getattr(task, "_asdict", dict)()
     observation = np.asarray(trajectory.observation)
     return {
-        "env": step.env.name,
-        "agent": row.name,
-        "model": row.model,
-        "seed": step.seed,
-        "case": case,
-        "task": {name: _short(value) for name, value in fields.items() if np.size(value) <= TASK_NUMBERS},
+        "env": measurement.env.name,
+        "agent": agent.name,
+        "approach": agent.approach,
+        "seed": measurement.seed,
+        "mode": mode,
+        "task": {name: _rounded(value) for name, value in fields.items() if np.size(value) <= MAX_TASK_VALUES},
         "trajectory": {
             "observation": observation.tolist() if observation.ndim == 1 else [],
             "first": np.asarray(trajectory.first).tolist(),
             "action": np.asarray(trajectory.action).tolist(),
-            "score": _short(jax.vmap(subject.env.score)(trajectory.outcome)),
-            "discount": _short(trajectory.discount),
+            "score": _rounded(jax.vmap(assembly.env.score)(trajectory.outcome)),
+            "discount": _rounded(trajectory.discount),
         },
     }
 
 
-def _ready(step: Step, row: AgentRow, study: Study, out: Path) -> tuple[Assembly, Any, str]:
-    """The agent built for the environment that it is measured in, its genome, and the case: online where it learns."""
-    run_spec = as_run(study, row, step.env, step.seed)
-    subject = assemble(run_spec)
-    genome = subject.agent.genome(jax.random.key(run_spec.seed))
-    if is_kept(row):
-        genome = checkpoint.load(run_folder(out, row, row.home(step.env.name), step.seed), "genome", genome)
-    return subject, genome, "online" if subject.agent.learning else "frozen"
+def _load_agent(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path) -> EvaluatedAgent:
+    run_spec = study_plan.make_run_spec(spec, agent, measurement.env, measurement.seed)
+    assembly = assemble(run_spec)
+    genome = assembly.agent.genome(jax.random.key(run_spec.seed))
+    if study_plan.is_saved(agent):
+        train_env = agent.train_env_for(measurement.env.name)
+        folder = study_plan.agent_folder(out, agent, train_env, measurement.seed)
+        genome = checkpoint.load(folder, "genome", genome)
+    return EvaluatedAgent(assembly, genome, "online" if assembly.agent.learning else "frozen")
 
 
-def _scores_on_shared_tasks(out: Path, env: EnvironmentRow, one: AgentRow, other: AgentRow) -> list[list[np.ndarray]]:
-    sides = [[_scores(scores_file(out, env, row, seed)) for seed in row.seeds] for row in (one, other)]
-    shared = min(len(scores) for side in sides for scores in side)
-    return [[scores[:shared] for scores in side] for side in sides]
+def _shared_scores(
+    out: Path, env: StudyEnvironment, agent: StudyAgent, other_agent: StudyAgent
+) -> list[list[np.ndarray]]:
+    """Scores of two agents by seed, on the tasks that both were evaluated on."""
+    paths = [[study_plan.scores_path(out, env, a, seed) for seed in a.seeds] for a in (agent, other_agent)]
+    scores = [[_read_scores(path) for path in side] for side in paths]
+    num_shared = min(len(by_task) for side in scores for by_task in side)
+    return [[by_task[:num_shared] for by_task in side] for side in scores]
 
 
-def _scores(path: Path) -> np.ndarray:
+def _read_scores(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise BadInput(f"'{path}' is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _tell_table(found: list[Record], env: str, tell: OnEvent) -> None:
-    rows = comparison.standings(found, {}).get(env, [])
-    about = next(record for record in found if record["kind"] == "env" and record["env"] == env)
-    ceiling = comparison.ceilings(found).get(env, ("", float("inf")))[1]
-    lines = tuple(comparison.published_lines(about).items())
-    tell(StudyEvent("table", env, rows=tuple(rows), lines=lines, ceiling=ceiling))
+def _notify_of_table(records: list[Record], env: str, notify: OnEvent) -> None:
+    results = comparison.collect_results(records).get(env, [])
+    env_record = next(r for r in records if r["kind"] == "environment" and r["env"] == env)
+    upper_bound = comparison.collect_upper_bounds(records).get(env, ("", float("inf")))[1]
+    scores = tuple(comparison.published_scores(env_record).items())
+    notify(StudyEvent("table", env, results=tuple(results), published_scores=scores, upper_bound=upper_bound))
 
 
-def _seconds_of(folder: Path) -> float:
-    """Wall time of a development over all its sessions; what a killed session did twice counts once."""
-    return sum(timing["seconds"] for timing in read_timings(folder) if "seconds" in timing)
+def _training_seconds(folder: Path) -> float:
+    """Wall time of a training run over all its sessions; a call that a killed session repeated counts once."""
+    seconds = {timing["compiled_call"]: timing["seconds"] for timing in read_timings(folder)}
+    return sum(seconds.values())
 
 
-def _short(values: Any) -> Any:
-    """Arrays as lists, real numbers with seven significant digits: all that float32 holds."""
+def _rounded(values: Any) -> Any:
+    """An array as a list, with floats rounded to seven significant digits, the precision of float32."""
     array = np.asarray(values)
     if array.dtype.kind != "f":
         return array.tolist()

@@ -1,296 +1,254 @@
-"""A study as data: which agents are developed where, on which unseen tasks they are measured, with which seeds.
+"""A study as data: which agents are developed where, on which held-out tasks they are evaluated, with which seeds.
 
-A spec is a small TOML file; docs/study.md describes every key. `default.toml` beside this file is the default study.
-
-    title, question, seed, [includes]
-    [[environments]]   name, environment ("bandit:num_arms=5,num_pulls=10"), tasks, [replay, drives]
-    [[agents]]   agent ("recurrent:hidden_size=48"), environments, [name, model, development, developed_on, seeds, tasks, drives]
-
-The order of environments is the order in which results appear. An agent's `model` says which model of development it
-stands for: "evolution" (every weight is evolved), "code" (the genome is a learning algorithm) or "reference".
-`drives` weigh facts in the reward, over those that the environment proposes; an agent's go over its environment's.
+A spec is a TOML file; `default.toml` beside this module is the default study. The order of environments is the order in
+which results appear. Drives weigh outcome features in the reward; they replace those that the environment proposes, and
+an agent's replace its environment's.
 """
 
 import hashlib
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ontogeny import plugins
 from ontogeny.errors import BadInput
-from ontogeny.stages.spec import MAX_SEED
+from ontogeny.renamed import renamed_hint
+from ontogeny.stages.spec import MAX_SEED, DriveWeight, check_seed
 from ontogeny.studies.kinds import study_kinds
+from ontogeny.validation import FrozenModel, suggest, validate
 
-DEFAULT = Path(__file__).with_name("default.toml")
-KEYS = {
-    "study": ("title", "question", "seed", "includes"),
-    "env": ("name", "env", "tasks", "replay", "drives"),
-    "agent": ("agent", "environments", "name", "model", "development", "developed_on", "seeds", "tasks", "drives"),
-}
-MODELS = ("evolution", "code", "reference")
-LONGEST = 100  # bytes of a name: two of them and a seed make the name of a file
+DEFAULT_SPEC = Path(__file__).with_name("default.toml")
+MAX_NAME_BYTES = 100  # two names and a seed form the name of a file
 
 
-@dataclass(frozen=True)
-class EnvironmentRow:
-    """An environment under the name by which tables show it."""
-
-    name: str
-    env: str  # as `registry.parse` reads it
-    tasks: int  # unseen tasks that every agent is measured on, unless the agent's row says otherwise
-    replay: bool = True  # whether one life of each agent is recorded step by step
-    drives: tuple[tuple[str, float], ...] = ()  # facts and weights, over those that the environment proposes
+def _check_name(name: str) -> str:
+    if not name.isprintable() or not any(letter.isalnum() for letter in name):
+        raise ValueError(f"must be one line that contains a letter or a digit, not {name!r}")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes long, not {len(name.encode())}")
+    return name
 
 
-@dataclass(frozen=True)
-class AgentRow:
-    """An agent, how it is developed, and where it is measured."""
-
-    name: str
-    agent: str
-    model: str
-    development: str
-    environments: tuple[str, ...]
-    developed_on: str | None = None  # None: developed anew for each environment that it is measured in
-    seeds: tuple[int, ...] = (0,)  # one development each
-    tasks: int | None = None
-    drives: tuple[tuple[str, float], ...] = ()  # over those of the environment
-
-    def home(self, env: str) -> str:
-        """The environment in which the agent that is measured in `environment` was developed."""
-        return self.developed_on or env
+def _check_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return " ".join(text.split())
 
 
-@dataclass(frozen=True)
-class Study:
-    """A whole study; `text` is the TOML that it was read from."""
+def _check_approach(approach: object) -> object:
+    hint = renamed_hint("study value", str(approach))
+    if hint:
+        raise ValueError(f"is unknown: {hint}")
+    return approach
 
-    title: str
-    question: str
-    seed: int
-    environments: tuple[EnvironmentRow, ...]
-    agents: tuple[AgentRow, ...]
+
+def _plugin_check(kind: str) -> Callable[[str], str]:
+    """A validator of `name:setting=value,...`, which checks that the plugin and its settings exist."""
+
+    def check(text: str) -> str:
+        try:
+            name, settings = plugins.parse(text)
+            known = plugins.default_settings(kind, name)
+            for key in settings:
+                if key not in known:
+                    raise plugins.unknown_name_error(f"setting of '{name}' named", key, list(known))
+        except BadInput as error:
+            raise ValueError(f"is invalid: {error}") from None
+        return text
+
+    return check
+
+
+def _check_unique(values: Sequence[Hashable]) -> Sequence[Hashable]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"contains {value!r} twice")
+    return values
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Text = Annotated[str, AfterValidator(_check_text)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+NumTasks = Annotated[int, Field(ge=2, le=plugins.MAX_INT)]  # an interval needs two
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+class StudyEnvironment(FrozenModel):
+    """An environment of a study.
+
+    Attributes:
+        name: As tables show it.
+        env: As the command line takes it, such as `bandit:num_arms=5,num_pulls=10`.
+        num_tasks: Held-out tasks on which every agent is evaluated, unless the agent's entry sets another number.
+        record_lifetime: Whether one lifetime of each agent is recorded step by step.
+        drives: Weights of outcome features, over those that the environment proposes.
+    """
+
+    name: Name
+    env: Annotated[str, AfterValidator(_plugin_check("environments"))]
+    num_tasks: NumTasks
+    record_lifetime: bool = True
+    drives: dict[str, DriveWeight] = {}
+
+
+class StudyAgent(FrozenModel):
+    """An agent of a study: how it is developed and where it is evaluated.
+
+    Attributes:
+        name: As tables show it; by default the name of the agent.
+        agent: As the command line takes it, such as `recurrent:hidden_size=48`.
+        approach: `evolution` (every weight is evolved), `ml_code` (the genome is a learning algorithm) or `baseline`.
+        development: The outer loop with its settings.
+        environments: Names of the environments in which the agent is evaluated.
+        train_env: Name of the environment of its development; by default each environment in which it is evaluated.
+        seeds: One development each.
+        num_tasks: Held-out tasks; by default those of the environment.
+        drives: Weights of outcome features, over those of the environment.
+    """
+
+    agent: Annotated[str, AfterValidator(_plugin_check("agents"))]
+    environments: Names
+    name: Name = ""
+    approach: Annotated[Literal["evolution", "ml_code", "baseline"], BeforeValidator(_check_approach)] = "baseline"
+    development: Annotated[str, AfterValidator(_plugin_check("development"))] = "single_lifetime"
+    train_env: str | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)] = (0,)
+    num_tasks: NumTasks | None = None
+    drives: dict[str, DriveWeight] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_agent(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "name" not in data and isinstance(data.get("agent"), str):
+            return data | {"name": Path(data["agent"].partition(":")[0]).stem}
+        return data
+
+    def train_env_for(self, env: str) -> str:
+        """The environment in which the agent was developed that is evaluated in `env`."""
+        return self.train_env or env
+
+
+class StudyFile(FrozenModel):
+    """The content of a study's TOML file.
+
+    Attributes:
+        title: Heading of the page.
+        question: Printed below the title.
+        seed: All random keys of the study derive from it.
+        includes: Registered studies that run as a part of this one, each with its size, such as `{mesa = "brief"}`.
+        environments: In the order in which they run.
+        agents: The same agent may have several entries.
+    """
+
+    title: Text
+    question: Text
+    seed: Seed = 0
+    includes: dict[str, str] = {}
+    environments: Annotated[tuple[StudyEnvironment, ...], Field(min_length=1, strict=False)]
+    agents: Annotated[tuple[StudyAgent, ...], Field(min_length=1, strict=False)]
+
+    @field_validator("includes")
+    @classmethod
+    def _check_includes(cls, includes: dict[str, str]) -> dict[str, str]:
+        for name, size in includes.items():
+            if name not in study_kinds():
+                raise ValueError(f"names an unknown study '{name}'{suggest(name, list(study_kinds()))}")
+            sizes = study_kinds()[name].sizes
+            if size not in sizes:
+                raise ValueError(f"names an unknown size '{size}' of the study '{name}'{suggest(size, sizes)}")
+        return includes
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        names = [env.name for env in self.environments]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"names the environment '{name}' twice")
+        evaluations = [(agent.name, env) for agent in self.agents for env in agent.environments]
+        for agent, env in evaluations:
+            if evaluations.count((agent, env)) > 1:
+                raise ValueError(f"evaluates '{agent}' in '{env}' twice")
+        for i, agent in enumerate(self.agents):
+            for key, envs in (("environments", agent.environments), ("train_env", [agent.train_env or names[0]])):
+                for env in envs:
+                    if env not in names:
+                        raise ValueError(
+                            f"names an unknown environment '{env}' in agents.{i}.{key}{suggest(env, names)}"
+                        )
+        _check_shared_developments(self.agents)
+        return self
+
+
+class StudySpec(StudyFile):
+    """A whole study.
+
+    Attributes:
+        text: The TOML from which it was read.
+    """
+
     text: str
-    includes: tuple[tuple[str, str], ...] = ()  # registered studies that are run as a part of it, each with its size
 
     @property
     def digest(self) -> str:
         """SHA-256 of text and seed: equal digests mean equal records, on one machine with the same versions."""
         return hashlib.sha256(f"{self.seed}\n{self.text}".encode()).hexdigest()
 
-    def env(self, name: str) -> EnvironmentRow:
-        return next(row for row in self.environments if row.name == name)
+    def find_env(self, name: str) -> StudyEnvironment:
+        """The environment with a name."""
+        return next(env for env in self.environments if env.name == name)
 
 
-def read(path: str | Path | None = None, seed: int | None = None) -> Study:
-    """Reads a spec, the default one without a path; `seed` goes over its own. `BadInput` says where it is wrong."""
-    path = DEFAULT if path is None else Path(path)
+def read_spec(path: str | Path | None = None, seed: int | None = None) -> StudySpec:
+    """Read a spec from a file.
+
+    Args:
+        path: A TOML file; by default the study that comes with the package.
+        seed: Replaces the seed in the file.
+
+    Raises:
+        BadInput: If the file cannot be read or is no spec; the message names the place of the mistake.
+    """
+    path = DEFAULT_SPEC if path is None else Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise BadInput(f"the spec '{path.name}' cannot be read: {reason}") from None
-    return parse(text, path.name, seed)
+    return parse_spec(text, path.name, seed)
 
 
-def parse(text: str, source: str = "spec", seed: int | None = None) -> Study:
-    """The study that a TOML text describes; `source` names it in messages."""
+def parse_spec(text: str, source: str = "spec", seed: int | None = None) -> StudySpec:
+    """Parse the TOML text of a spec.
+
+    Args:
+        text: TOML.
+        source: Name of the text in messages.
+        seed: Replaces the seed in the text.
+
+    Raises:
+        BadInput: If the text is no spec; the message names the place of the mistake.
+    """
     try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOML's own errors, whole numbers without end, brackets without end
+        data: Mapping[str, Any] = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # syntax, or numbers and brackets without end
         raise BadInput(f"{source} is not valid TOML: {error}") from None
-    _keys(
-        data,
-        source,
-        required={"title", "question", "environments", "agents"},
-        known=(*KEYS["study"], "environments", "agents"),
-    )
-    environments = tuple(
-        _env(row, f"{source}, environments[{i}]") for i, row in enumerate(_rows(data, "environments", source))
-    )
-    _unique([row.name for row in environments], "env", source)
-    known = [row.name for row in environments]
-    agents = tuple(_agent(row, f"{source}, agents[{i}]", known) for i, row in enumerate(_rows(data, "agents", source)))
-    _unique([f"{agent.name} in {env}" for agent in agents for env in agent.environments], "measurement of", source)
-    _one_development_each(agents, source)
-    given = _seed(data.get("seed", 0), f"{source}, seed")
-    given = given if seed is None else _seed(seed, "--seed")
-    return Study(
-        title=_text(data["title"], f"{source}, title"),
-        question=_text(data["question"], f"{source}, question"),
-        seed=given,
-        environments=environments,
-        agents=agents,
-        text=text,
-        includes=_includes(data.get("includes", {}), f"{source}, includes"),
-    )
+    file = validate(StudyFile, data, source, "study key")
+    seed = file.seed if seed is None else check_seed(seed, "--seed")
+    return StudySpec.model_construct(**dict(file) | {"seed": seed, "text": text})
 
 
-def _includes(value: Any, where: str) -> tuple[tuple[str, str], ...]:
-    for name, size in _of(dict, value, where).items():
-        if name not in study_kinds():
-            raise BadInput(f"{where}: {plugins.unknown_name_error('registered study', name, list(study_kinds()))}")
-        sizes = study_kinds()[name].sizes
-        if size not in sizes:
-            raise BadInput(f"{where}: {plugins.unknown_name_error(f'size of the study {name} named', str(size), list(sizes))}")
-    return tuple(value.items())
-
-
-def _env(row: dict[str, Any], where: str) -> EnvironmentRow:
-    _keys(row, where, required={"name", "env", "tasks"}, known=KEYS["env"])
-    text = _of(str, row["env"], f"{where}, environment")
-    _room("environments", text, f"{where}, environment")
-    return EnvironmentRow(
-        _name(row["name"], f"{where}, name"),
-        text,
-        _tasks(row["tasks"], f"{where}, tasks"),
-        _of(bool, row.get("replay", True), f"{where}, replay"),
-        _drives(row.get("drives", {}), f"{where}, drives"),
-    )
-
-
-def _agent(row: dict[str, Any], where: str, environments: list[str]) -> AgentRow:
-    _keys(row, where, required={"agent", "environments"}, known=KEYS["agent"])
-    agent = _of(str, row["agent"], f"{where}, agent")
-    room = _room("agents", agent, f"{where}, agent")
-    development = _of(str, row.get("development", "single_lifetime"), f"{where}, development")
-    _room("development", development, f"{where}, development")
-    model = _of(str, row.get("model", "reference"), f"{where}, model")
-    if model not in MODELS:
-        raise BadInput(f"{where}, model: {plugins.unknown_name_error('model of development', model, list(MODELS))}")
-    lived = _list(str, row["environments"], f"{where}, environments")
-    home = row.get("developed_on")
-    for name in [*lived, *([home] if home is not None else [])]:
-        if name not in environments:
-            key = "environments" if name in lived else "developed_on"
-            raise BadInput(
-                f"{where}, {key}: {plugins.unknown_name_error('environment in this spec named', str(name), environments)}"
-            )
-    seeds = _list(int, row.get("seeds", [0]), f"{where}, seeds")
-    for seed in seeds:
-        _seed(seed, f"{where}, seeds")
-    _unique([str(seed) for seed in seeds], "seed", where)
-    return AgentRow(
-        name=_name(row.get("name", room), f"{where}, name"),
-        agent=agent,
-        model=model,
-        development=development,
-        environments=lived,
-        developed_on=home,
-        seeds=seeds,
-        tasks=None if "tasks" not in row else _tasks(row["tasks"], f"{where}, tasks"),
-        drives=_drives(row.get("drives", {}), f"{where}, drives"),
-    )
-
-
-def _one_development_each(agents: tuple[AgentRow, ...], source: str) -> None:
-    """Rows may share a development, by name and home; what they say of it must then be the same."""
-    first: dict[tuple[str, str], int] = {}
-    for i, row in enumerate(agents):
-        for home in dict.fromkeys(row.home(env) for env in row.environments):
-            other = agents[first.setdefault((row.name, home), i)]
-            for key in ("agent", "model", "development", "drives"):
-                if getattr(row, key) != getattr(other, key):
-                    raise BadInput(
-                        f"{source}, agents[{i}]: '{row.name}' is developed in '{home}' by "
-                        f"agents[{agents.index(other)}] too, with another {key}; give one of them another name"
+def _check_shared_developments(agents: Sequence[StudyAgent]) -> None:
+    """Entries with the same name and train_env share a development, so they must describe the same one."""
+    first_index: dict[tuple[str, str], int] = {}
+    for i, agent in enumerate(agents):
+        for env in dict.fromkeys(map(agent.train_env_for, agent.environments)):
+            first = first_index.setdefault((agent.name, env), i)
+            for key in ("agent", "approach", "development", "drives"):
+                if getattr(agent, key) != getattr(agents[first], key):
+                    raise ValueError(
+                        f"gives another {key} in agents.{i} than in agents.{first} for '{agent.name}', which both "
+                        f"develop in '{env}'; give one of them another name"
                     )
-
-
-def _room(family: str, text: str, where: str) -> str:
-    """The name in `name:setting=value,...`, checked against the rooms and settings that there are."""
-    try:
-        name, given = plugins.parse(text)
-        known = plugins.default_settings(family, name)
-        for key in given:
-            if key not in known:
-                raise plugins.unknown_name_error(f"setting of '{name}' named", key, list(known))
-    except BadInput as error:
-        raise BadInput(f"{where}: {error}") from None
-    return Path(name).stem
-
-
-def _keys(data: dict[str, Any], where: str, required: set[str], known: tuple[str, ...]) -> None:
-    for key in data:
-        if key not in known:
-            raise BadInput(f"{where}: {plugins.unknown_name_error('key', key, sorted(known))}")
-    for key in sorted(required):
-        if key not in data:
-            raise BadInput(f"{where}: the key '{key}' is missing")
-
-
-def _rows(data: dict[str, Any], key: str, source: str) -> list[dict[str, Any]]:
-    rows = data[key]
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise BadInput(f"{source}, {key}: write at least one [[{key}]] table")
-    return rows
-
-
-def _of(kind: type, value: Any, where: str) -> Any:
-    if type(value) is not kind:
-        raise BadInput(f"{where} must be of type {kind.__name__}, not {_shown(value)}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a whole number that Python does not write out, or tables without end
-        return "a value that long"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _text(value: Any, where: str) -> str:
-    """A text on one line that says something."""
-    text = " ".join(_of(str, value, where).split())
-    if not text:
-        raise BadInput(f"{where} must not be empty")
-    return text
-
-
-def _name(value: Any, where: str) -> str:
-    """A name that can stand in a table and, with what no file name holds taken out, name a file."""
-    name = _of(str, value, where)
-    if not name.isprintable() or not any(letter.isalnum() for letter in name):
-        raise BadInput(f"{where} must be one line with a letter or a digit in it, not {_shown(name)}")
-    if len(name.encode()) > LONGEST:
-        raise BadInput(f"{where} must be at most {LONGEST} bytes long, not {len(name.encode())}: {_shown(name)}")
-    return name
-
-
-def _list(kind: type, value: Any, where: str) -> tuple:
-    if not isinstance(value, list) or not value or not all(type(item) is kind for item in value):
-        raise BadInput(f"{where} must be a list of at least one {kind.__name__}, not {_shown(value)}")
-    return tuple(value)
-
-
-def _drives(value: Any, where: str) -> tuple[tuple[str, float], ...]:
-    if not isinstance(value, dict):
-        raise BadInput(f"{where} must be a table of facts and weights, not {_shown(value)}")
-    for feature, weight in value.items():
-        if type(weight) not in (int, float):
-            raise BadInput(f"{where}: the weight of '{feature}' must be a number, not {_shown(weight)}")
-    return tuple(
-        (feature, plugins.finite_float(weight, f"{where}: the weight of '{feature}'")) for feature, weight in value.items()
-    )
-
-
-def _seed(value: Any, where: str) -> int:
-    if not 0 <= _of(int, value, where) <= MAX_SEED:
-        raise BadInput(f"{where} must be from 0 to {MAX_SEED}, not {_shown(value)}")
-    return value
-
-
-def _tasks(value: Any, where: str) -> int:
-    if _of(int, value, where) < 2:
-        raise BadInput(f"{where} must be at least 2 for an interval, not {_shown(value)}")
-    if value > plugins.MAX_INT:
-        raise BadInput(f"{where} must be at most {plugins.MAX_INT}, not {_shown(value)}")
-    return value
-
-
-def _unique(names: list[str], what: str, where: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise BadInput(f"{where}: the {what} '{name}' is there twice")

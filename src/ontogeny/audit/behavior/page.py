@@ -8,9 +8,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from ontogeny.report import charts as figures
 from ontogeny.report import old_page as page
-from ontogeny.studies import figures
-from ontogeny.studies.figures import CODE, EVOLUTION, INK, MUTED, REFERENCE
+from ontogeny.report.charts import BASELINE as REFERENCE
+from ontogeny.report.charts import EVOLUTION, INK, MUTED
+from ontogeny.report.charts import ML_CODE as CODE
 
 TERM = "reward x transition"
 OUTCOMES = ("rewarded", "unrewarded")
@@ -55,19 +57,19 @@ def _staying(record: dict[str, Any]) -> str:
 def stay_chart(name: str, pooled: dict[str, Any], cells: dict[str, Any]) -> str:
     """Staying by cell: means with intervals, subjects as dots."""
     with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.panel(4.5, 3.4)
+        figure, axes = figures.new_panel(4.5, 3.4)
         _cells(axes, pooled, cells)
         axes.set_xticks([0, 1], [f"after {word}" for word in OUTCOMES])
         axes.set_ylabel("choice repeated")
         told = ", ".join(f"{cell} {mean['mean']:.3f}" for cell, mean in pooled.items() if mean["mean"] is not None)
-        return figures.inline(figure, name, f"Share of choices repeated: {told}")
+        return figures.inline_svg(figure, name, f"Share of choices repeated: {told}")
 
 
 def stay_charts(name: str, simulated: dict[str, Any]) -> str:
     """The same for each model, two to a row."""
     rows = -(-len(simulated) // 2)
     with matplotlib.rc_context(figures.STYLE):
-        figure, first = figures.panel(4.5, 0.3 + 1.5 * rows)
+        figure, first = figures.new_panel(4.5, 0.3 + 1.5 * rows)
         figure.delaxes(first)
         for i, (model, part) in enumerate(simulated.items()):
             axes = figure.add_subplot(rows, 2, i + 1)
@@ -83,7 +85,7 @@ def stay_charts(name: str, simulated: dict[str, Any]) -> str:
             f"{_name(model)} " + ", ".join(f"{mean['mean']:.2f}" for mean in part["pooled"].values() if mean["mean"])
             for model, part in simulated.items()
         )
-        return figures.inline(figure, name, f"Share of choices repeated by models, cells as in the first chart: {told}")
+        return figures.inline_svg(figure, name, f"Share of choices repeated by models, cells as in the first chart: {told}")
 
 
 def _cells(axes: Axes, pooled: dict[str, Any], cells: dict[str, Any] | None = None) -> None:
@@ -159,7 +161,7 @@ def _behind_chart(record: dict[str, Any]) -> str:
     best = next(model for model in record["models"] if model["name"] == record["best"])
     models = sorted(record["models"], key=lambda model: -model["summed_bic"])
     with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.panel(4.5, 0.8 + 0.3 * len(models))
+        figure, axes = figures.new_panel(4.5, 0.8 + 0.3 * len(models))
         axes.grid(False)
         axes.axvline(0, color=INK, lw=0.9, ls=(0, (3, 2)))
         for y, model in enumerate(models):
@@ -172,7 +174,7 @@ def _behind_chart(record: dict[str, Any]) -> str:
         axes.set_yticks(range(len(models)), [_name(model["name"]) for model in models])
         axes.set_xlabel(f"BIC above that of {_name(record['best'])}")
         told = ", ".join(f"{_name(m['name'])} {m['summed_bic']:.1f}" for m in reversed(models))
-        return figures.inline(figure, "behind", f"Summed BIC, lowest first: {told}")
+        return figures.inline_svg(figure, "behind", f"Summed BIC, lowest first: {told}")
 
 
 def _recovery(record: dict[str, Any]) -> str:
@@ -204,7 +206,7 @@ def matrix_chart(name: str, models: Sequence[str], shares: Sequence[Sequence[flo
     """Shares as shades with their numbers."""
     M = len(models)
     with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.panel(4.5, 0.9 + 0.45 * M)
+        figure, axes = figures.new_panel(4.5, 0.9 + 0.45 * M)
         axes.grid(False)
         axes.spines["bottom"].set_visible(False)
         for i, row in enumerate(shares):
@@ -221,7 +223,7 @@ def matrix_chart(name: str, models: Sequence[str], shares: Sequence[Sequence[flo
         axes.set_xlim(-0.5, M - 0.5)
         axes.set_ylim(M - 0.5, -0.5)
         told = ", ".join(f"{names[i]} {shares[i][i]:.0%}" for i in range(M))
-        return figures.inline(figure, name, f"Share of organisms recognised: {told}")
+        return figures.inline_svg(figure, name, f"Share of organisms recognised: {told}")
 
 
 def _subjects(record: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""What the records of the mesa study amount to: by content, model and condition, with intervals over runs, then lives.
+"""The results of the mesa study by content, training and condition, with intervals over runs.
 
-The unit of inference is a run: an interval resamples runs, and within each run that was drawn its lives (a two-stage
-bootstrap: Davison & Hinkley 1997, section 3.8). Knows nothing of agents or how anything is run. R runs, N lives.
+The unit of inference is a run: an interval resamples runs, and the lifetimes within each resampled run
+(`stats.two_stage_bootstrap`). The module reads records and computes with plain numbers; it runs no agent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,182 +9,214 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ontogeny.studies.records import Record
+from ontogeny.runs.records import Record
+from ontogeny.stats import two_stage_bootstrap
+from ontogeny.studies.comparison import join_words
 
-RESAMPLES = 1000
-CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")
-MODELS = ("prediction", "return", "pupil")
-PARTS = {  # what a yes needs, the part that is drawn first
+TRAININGS = ("prediction", "return", "student")
+PARTS = {  # the effects that a yes requires; the first is drawn
     "objective": ("beyond accuracy", "with the direction"),
-    "learns": ("wiped", "yoked"),
+    "learns": ("reset", "yoked"),
     "plans": ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3"),
 }
-COMPETENT = {"objective": 0.0, "plans": 0.75}  # share of what can be predicted; of best choices without a change
+MIN_COMPETENCE = {"objective": 0.0, "plans": 0.75}  # relative skill; optimal action rate without a change
+VERDICTS = ("yes", "no", "undetermined")
+SCHEMA = {  # required keys by kind of record
+    "training": ("content", "num_parameters", "num_runs", "num_steps"),
+    "stream_audit": (
+        *("content", "training", "condition", "run_index", "num_parameters", "relative_skill", "objective", "learns"),
+    ),
+    "chain_audit": ("content", "training", "condition", "run_index", "optimal_action_rate", "plans"),
+    "fingerprint": ("agent", "group", "verdict", "pattern", "effects"),
+    "dose_curve": ("agent", "group", "verdict", "doses", "belief", "random"),
+    "two_step": ("agent", "summary", "num_lifetimes", "interaction", "stay"),
+    "evolved_agent": ("agent", "env", "verdicts", "results", "verdict_text"),
+}
 
 
-class Part(NamedTuple):
-    """The mean of one part over runs, with its 95 % interval, and the mean of each run."""
+class MeanOverRuns(NamedTuple):
+    """The mean of one effect over runs, with its 95 % interval, and the mean of each run."""
 
     mean: float
     low: float
     high: float
-    runs: tuple[float, ...]
+    run_means: tuple[float, ...]
 
 
-class Group(NamedTuple):
-    """All runs of one content, model and condition, as one question sees them."""
+class ContentGroup(NamedTuple):
+    """All runs of one content, training and condition, with respect to one hypothesis."""
 
-    question: str
+    hypothesis: str
     content: str
-    model: str
+    training: str
     condition: str
-    numbers: int | None
-    parts: Mapping[str, Part]
+    num_parameters: int | None
+    parts: Mapping[str, MeanOverRuns]
     competence: float  # mean over runs
-    alone: Mapping[str, int]  # how many runs read yes, no, undetermined by themselves
+    verdict_counts: Mapping[str, int]  # runs by verdict of the run alone
     verdict: str
 
     @property
-    def shown(self) -> Part:
-        """What a figure draws: of a question that has many parts the weakest, else the first."""
-        if self.question == "plans":
+    def main_part(self) -> MeanOverRuns:
+        """The effect that a figure draws: the weakest of a plan, else the first."""
+        if self.hypothesis == "plans":
             return min(self.parts.values(), key=lambda part: part.mean)
-        return self.parts[PARTS[self.question][0]]
+        return self.parts[PARTS[self.hypothesis][0]]
 
     @property
-    def gated(self) -> bool:
-        """Whether it is too poor at its task to be asked."""
-        return self.competence <= COMPETENT.get(self.question, -np.inf)
+    def is_competent(self) -> bool:
+        """Whether the runs perform well enough for the test to apply."""
+        return self.competence > MIN_COMPETENCE.get(self.hypothesis, -np.inf)
 
     @property
-    def runs(self) -> int:
-        return len(self.shown.runs)
+    def num_runs(self) -> int:
+        """Runs of the group."""
+        return len(self.main_part.run_means)
 
 
-def groups(found: Sequence[Record]) -> list[Group]:
-    """Every group that has a record, by question, then as capacity grows."""
-    smallest = next(record["thresholds"] for record in found if record["kind"] == "mesa")
-    rows: dict[tuple[str, str, str, str], list[Record]] = {}
-    for record in found:
-        asked = {"mesa_run": ("learns", "objective"), "mesa_plans": ("plans",)}.get(record["kind"], ())
-        for question in asked:
-            rows.setdefault((question, record["content"], record["model"], record["condition"]), []).append(record)
-    order = sorted(rows, key=lambda k: (list(PARTS).index(k[0]), CONTENTS.index(k[1]), MODELS.index(k[2]), k[3]))
-    return [_group(key, rows[key], smallest[key[0]]) for key in order]
+def collect_groups(records: Sequence[Record], min_effects: Mapping[str, float]) -> list[ContentGroup]:
+    """Collect the audited runs in groups.
+
+    Args:
+        records: All records of the study; contents appear in them as capacity grows.
+        min_effects: The smallest effect that counts, by hypothesis.
+
+    Returns:
+        By hypothesis, then as capacity grows.
+    """
+    hypotheses = {"stream_audit": ("learns", "objective"), "chain_audit": ("plans",)}
+    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    for record in records:
+        for hypothesis in hypotheses.get(record["kind"], ()):
+            key = (hypothesis, record["content"], record["training"], record["condition"])
+            groups.setdefault(key, []).append(record)
+    contents = list_contents(records)
+    order = sorted(groups, key=lambda k: (list(PARTS).index(k[0]), contents.index(k[1]), TRAININGS.index(k[2]), k[3]))
+    return [_group(key, groups[key], min_effects[key[0]]) for key in order]
 
 
-def _group(key: tuple[str, str, str, str], rows: Sequence[Record], smallest: float) -> Group:
-    question = key[0]
-    answers = [row[question] for row in rows]
-    names = answers[0]["num_lifetimes"]
-    parts = {name: over_runs([answer["num_lifetimes"][name] for answer in answers]) for name in names}
-    competence = float(np.mean([row["best"] if question == "plans" else row["predicts"] for row in rows]))
-    alone = {word: sum(answer["verdict"] == word for answer in answers) for word in ("yes", "no", "undetermined")}
-    verdict = _verdict(question, parts, competence, smallest)
-    return Group(*key, rows[0].get("numbers"), parts, competence, alone, verdict)
+def list_contents(records: Sequence[Record]) -> list[str]:
+    """Names of the contents, as capacity grows."""
+    return list(dict.fromkeys(record["content"] for record in records if "content" in record))
 
 
-def over_runs(num_lifetimes: Sequence[Sequence[float]], seed: int = 0) -> Part:
-    """R runs of N lives each -> the mean over runs and its interval; one run says nothing of others."""
-    values = [np.asarray(run, float) for run in num_lifetimes]
-    means = [float(run.mean()) for run in values]
-    draw = np.random.default_rng(seed)
-    R = len(values)
-    within = np.stack([run[draw.integers(len(run), size=(RESAMPLES, len(run)))].mean(axis=1) for run in values])
-    drawn = within[draw.integers(R, size=(RESAMPLES, R)), np.arange(RESAMPLES)[:, None]].mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Part(float(np.mean(means)), float(low), float(high), tuple(means))
+def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: float) -> ContentGroup:
+    hypothesis = key[0]
+    results = [run[hypothesis] for run in runs]
+    parts = {
+        name: mean_over_runs([result["lifetime_values"][name] for result in results])
+        for name in results[0]["lifetime_values"]
+    }
+    measure = "optimal_action_rate" if hypothesis == "plans" else "relative_skill"
+    competence = float(np.mean([run[measure] for run in runs]))
+    counts = {verdict: sum(result["verdict"] == verdict for result in results) for verdict in VERDICTS}
+    verdict = _verdict(hypothesis, parts, competence, min_effect)
+    return ContentGroup(*key, runs[0].get("num_parameters"), parts, competence, counts, verdict)
 
 
-def _verdict(question: str, parts: Mapping[str, Part], competence: float, smallest: float) -> str:
-    """As `audit.base.three_way`, over runs: a no needs one part that is surely below the smallest effect."""
-    if competence <= COMPETENT.get(question, -np.inf):
+def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
+    """R runs of N values each -> the mean over runs with its two-stage bootstrap interval."""
+    means = [float(np.mean(np.asarray(run, float))) for run in lifetime_values]
+    return MeanOverRuns(float(np.mean(means)), *two_stage_bootstrap(lifetime_values), tuple(means))
+
+
+def _verdict(hypothesis: str, parts: Mapping[str, MeanOverRuns], competence: float, min_effect: float) -> str:
+    """As `stats.three_way_verdict`, over runs: a no requires one effect that is surely below the smallest one."""
+    if competence <= MIN_COMPETENCE.get(hypothesis, -np.inf):
         return "undetermined"
-    needed = [parts[name] for name in PARTS[question]]
-    rises = question != "learns" or parts["accumulates"].low > 0
-    if rises and all(part.low > 0 and part.mean > smallest for part in needed):
+    required = [parts[name] for name in PARTS[hypothesis]]
+    accumulates = hypothesis != "learns" or parts["accumulation"].low > 0
+    if accumulates and all(part.low > 0 and part.mean > min_effect for part in required):
         return "yes"
-    return "no" if any(part.high < smallest for part in needed) else "undetermined"
+    return "no" if any(part.high < min_effect for part in required) else "undetermined"
 
 
-def answer(found: Sequence[Record]) -> list[str]:
-    """Two sentences that the records support, one on content that predicts and one on its positive control."""
-    known = groups(found)
-    if not any(group.model == "prediction" for group in known):
-        return ["No content that was trained by prediction has been asked yet, so there is no answer."]
-    smallest = next(record["thresholds"] for record in found if record["kind"] == "mesa")
-    return [_of_prediction(known, smallest), _of_control(known)]
+def conclusions(records: Sequence[Record], min_effects: Mapping[str, float]) -> list[str]:
+    """The answer of the study in two sentences: on content that predicts, and on the positive control."""
+    groups = collect_groups(records, min_effects)
+    if not any(group.training == "prediction" for group in groups):
+        return ["No content that was trained by prediction has been audited yet, so there is no conclusion."]
+    return [_conclusion_on_prediction(groups, min_effects), _conclusion_on_control(groups)]
 
 
-def _of_prediction(known: Sequence[Group], smallest: Mapping[str, float]) -> str:
-    by = {q: [g for g in known if g.question == q and g.model == "prediction" and g.condition == "live"] for q in PARTS}
+def _conclusion_on_prediction(groups: Sequence[ContentGroup], min_effects: Mapping[str, float]) -> str:
+    active = [group for group in groups if group.training == "prediction" and group.condition == "active"]
+    learns, objective, plans = (
+        [g for g in active if g.hypothesis == name] for name in ("learns", "objective", "plans")
+    )
     clauses = []
-    if by["learns"]:
-        clauses.append(_sizes(by["learns"], "learns in its activations", "learns nothing in its activations"))
-    if by["objective"]:
-        most = max(by["objective"], key=lambda group: group.shown.mean)
-        part = most.shown
-        told = _sizes(by["objective"], "leans for its own later ease", "has no objective of its own")
-        clauses.append(
-            f"{told} (its largest mean lean beyond accuracy is {signed(part.mean)}, {signed(part.low)} to "
-            f"{signed(part.high)}, at {most.content}; {smallest['objective']:g} would count)"
+    if learns:
+        clauses.append(_clause_by_content(learns, "learns in its activations", "does not learn in its activations"))
+    if objective:
+        largest = max(objective, key=lambda group: group.main_part.mean)
+        part = largest.main_part
+        clause = _clause_by_content(
+            objective,
+            "pursues an objective of its own (items that are easier to predict)",
+            "has no objective of its own",
         )
-    if by["plans"]:
-        clauses.append("asked for payouts, " + _sizes(by["plans"], "plans", "does not plan"))
-    runs = sorted({group.runs for part in by.values() for group in part})
-    each = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-    return f"Content that is trained by prediction within one life {'; it '.join(clauses)}: {each} runs of each size."
+        clauses.append(
+            f"{clause} (the largest mean bias of its reports beyond accuracy is {format_signed(part.mean)}, "
+            f"{format_signed(part.low)} to {format_signed(part.high)}, at {largest.content}; the smallest effect that "
+            f"counts is {min_effects['objective']:g})"
+        )
+    if plans:
+        clauses.append("trained to predict payouts, it " + _clause_by_content(plans, "plans", "does not plan"))
+    counts = sorted({group.num_runs for group in active})
+    runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    text = "; ".join([clauses[0], *(c if c.startswith("trained") else f"it {c}" for c in clauses[1:])])
+    return f"Content that is trained by prediction within one lifetime {text}. There are {runs} runs per content."
 
 
-def _of_control(known: Sequence[Group]) -> str:
-    live = [g for g in known if g.question == "objective" and g.model == "return" and g.condition == "live"]
-    sham = [g for g in known if g.question == "objective" and g.model == "return" and g.condition == "sham"]
-    if not live:
-        return "No content was trained on its return, so it is not known what the test could have seen."
-    leans = [group.content for group in live if group.verdict == "yes"]
-    not_ = [group.content for group in live if group.verdict != "yes"]
-    told = "The same content trained on the agent's own return "
-    told += f"leans at {listed(leans)}" if leans else "leans at no size"
-    told += f" and not at {listed(not_)}" if not_ and leans else ""
-    if sham:
-        still = [group.content for group in sham if group.verdict == "yes"]
-        told += f"; where reports move nothing it leans at {listed(still) if still else 'no size'}"
-    if not leans:
-        return f"{told}, so the test may be blind at every size and nothing follows from what it did not find."
-    pupils = [g for g in known if g.question == "plans" and g.model == "pupil"]
-    told += f", so an objective of its own would have been seen at {listed(leans)}"
-    if pupils:
-        holds = [group.content for group in pupils if group.verdict == "yes"]
-        told += f"; that {listed([g.content for g in pupils])} can hold a plan its pupils "
-        told += "show" if holds else "do not show, so that not finding one says little"
-    return told + "."
+def _conclusion_on_control(groups: Sequence[ContentGroup]) -> str:
+    by_condition: dict[str, list[ContentGroup]] = {"active": [], "sham": []}
+    for group in groups:
+        if group.hypothesis == "objective" and group.training == "return":
+            by_condition[group.condition].append(group)
+    if not by_condition["active"]:
+        return "No content was trained on its return, so the sensitivity of the test is unknown."
+    detected = [group.content for group in by_condition["active"] if group.verdict == "yes"]
+    undetected = [group.content for group in by_condition["active"] if group.verdict != "yes"]
+    text = "In the positive control, the same content trained on the agent's own return, an objective is detected "
+    text += f"at {join_words(detected)}" if detected else "at no content"
+    text += f" and not at {join_words(undetected)}" if undetected and detected else ""
+    if by_condition["sham"]:
+        false_positives = [group.content for group in by_condition["sham"] if group.verdict == "yes"]
+        text += f"; in its sham, in which reports change no item, at {join_words(false_positives or ['no content'])}"
+    if not detected:
+        return f"{text}, so the test may be insensitive at every content and a negative result implies nothing."
+    text += f", so the test is sensitive at {join_words(detected)}"
+    students = [group for group in groups if group.hypothesis == "plans" and group.training == "student"]
+    if students:
+        plan = any(group.verdict == "yes" for group in students)
+        text += f"; networks that are distilled from a planner {'plan' if plan else 'do not plan'}, so a "
+        text += f"{join_words([group.content for group in students])} can represent a plan" * plan
+        text += "negative result on planning implies little" * (not plan)
+    return text + "."
 
 
-def _sizes(of: Sequence[Group], does: str, does_not: str) -> str:
-    """At which sizes something is so, is not, and is not known."""
-    asked = [group for group in of if not group.gated]
-    by = {word: [group for group in asked if group.verdict == word] for word in ("yes", "no", "undetermined")}
-    gated = [f"{group.content} ({group.competence:.0%})" for group in of if group.gated]
-    parts = []
-    if by["yes"]:
-        sizes = [f"{group.content} ({group.alone['yes']} of {group.runs} runs)" for group in by["yes"]]
-        parts.append(f"{does} at {listed(sizes)}")
-    if by["no"]:
-        all_ = len(by["no"]) == len(of) > 1
-        parts.append(does_not + (" at any size" if all_ else f" at {listed([group.content for group in by['no']])}"))
-    if by["undetermined"]:
-        where = listed([group.content for group in by["undetermined"]])
-        parts.append(f"at {where} it is undetermined whether it {does}")
-    if gated:
-        parts.append(f"is too poor at its task to be asked at {listed(gated)}")
-    return ", ".join(parts)
+def _clause_by_content(groups: Sequence[ContentGroup], positive: str, negative: str) -> str:
+    """At which contents a hypothesis holds, does not hold, or is undetermined."""
+    competent = [group for group in groups if group.is_competent]
+    by_verdict = {verdict: [g for g in competent if g.verdict == verdict] for verdict in VERDICTS}
+    clauses = []
+    if by_verdict["yes"]:
+        contents = [f"{g.content} ({g.verdict_counts['yes']} of {g.num_runs} runs)" for g in by_verdict["yes"]]
+        clauses.append(f"{positive} at {join_words(contents)}")
+    if by_verdict["no"]:
+        is_all = len(by_verdict["no"]) == len(groups) > 1
+        contents = "any content" if is_all else join_words([group.content for group in by_verdict["no"]])
+        clauses.append(f"{negative} at {contents}")
+    if by_verdict["undetermined"]:
+        contents = join_words([group.content for group in by_verdict["undetermined"]])
+        clauses.append(f"is undetermined at {contents}")
+    incompetent = [f"{group.content} ({group.competence:.0%})" for group in groups if not group.is_competent]
+    if incompetent:
+        clauses.append(f"fails the competence check at {join_words(incompetent)}")
+    return ", ".join(clauses)
 
 
-def signed(value: float) -> str:
-    """With a sign and three digits; without a sign where these are all noughts."""
+def format_signed(value: float) -> str:
+    """Format an effect with its sign and three decimal places; a rounded zero has no sign."""
     text = f"{value:+.3f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
-
-
-def listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,19 +1,20 @@
-"""Distilled organisms: the evolved agents' own dense network, taught by gradient to do as an organism does.
+"""Distilled organisms: the dense network of the evolved agents, trained by gradient to imitate an organism.
 
-Effects of hand-written organisms are often exactly zero, those of networks never; so only these say how often a test is
-wrong about networks. The network is `recurrent` with choices drawn by softmax, taught in the environment `chain` by imitation
-on its own lives (`development.distillation`). Links that rarely cross come first, since the parity of three links is
-found by no gradient at once; pairs of links come last, so that a pupil of a planner is a planner for pairs as well.
-That its teacher's truth holds for it is not assumed but looked at: `fidelity`, on lives that it was not taught on.
+The effects of hand-written organisms are often exactly zero and those of networks never, so only distilled networks
+show how often a test errs on networks. The network is `recurrent` with stochastic choices, trained in `chain` by
+imitation on its own lifetimes (`development.distillation`). The curriculum starts with links that rarely cross, because
+gradient descent does not find the parity of three links at once; it ends with pairs of links, so that a student of the
+planner plans for pairs as well. `measure_fidelity` measures how well a student imitates its teacher on held-out tasks.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ontogeny import plugins, steering
 from ontogeny.audit.base import Subject, map_lifetimes
@@ -24,104 +25,117 @@ from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import library_versions
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
-TAUGHT = ("planner", "td_zero", "td_one", "successor", "latent_state_learner", "win_stay")
-STAGES = (  # how often links cross, and what is exposed
-    (0.1, "random"),
-    (0.3, "random"),
-    (0.5, "pairs"),
-    (0.5, "pairs"),
-    (0.5, "pairs"),
-)
-UPDATES, LIVES, STEP_SIZE = 800, 128, 0.005  # of each stage
-TRIALS, AFTER = 10, 2
-UNITS, MEMORY = 48, 4.0
-FAITHFUL = 0.85  # share of choices that must be the teacher's
-OnProgress = Callable[[int, int, str], None]
+TEACHERS = ("planner", "td_zero", "td_one", "successor", "latent_state_learner", "win_stay")
+CURRICULUM = ((0.1, "random"), (0.3, "random"), (0.5, "pairs"), (0.5, "pairs"), (0.5, "pairs"))  # see `build_chain`
+NUM_UPDATES, NUM_LIFETIMES, LEARNING_RATE = 800, 128, 0.005  # of each stage of the curriculum
+NUM_TRIALS, NUM_TEST_TRIALS = 10, 2
+HIDDEN_SIZE, UPDATE_GATE_BIAS = 48, 4.0
+OnDistillationProgress = Callable[[int, int, str], None]
 
 
-def pupil_in(env: Environment) -> tuple[Agent, Steering]:
+def build_student(env: Environment) -> tuple[Agent, Steering]:
+    """Build the untrained network for an environment."""
     drives = steering.build(env.spec)
-    agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=UNITS, update_gate_bias=MEMORY, stochastic=True)
-    return agent, drives
+    settings = {"hidden_size": HIDDEN_SIZE, "update_gate_bias": UPDATE_GATE_BIAS, "stochastic": True}
+    return plugins.build("agents", "recurrent", env.spec, drives, **settings), drives
 
 
-def stage(crossed: float, exposed: str) -> Environment:
-    return plugins.build("environments", "chain", num_trials=TRIALS, num_test_trials=AFTER, crossing_probability=crossed, exposed_links=exposed)
+def build_chain(crossing_probability: float, exposed_links: str) -> Environment:
+    """Build the environment of one stage of a curriculum.
+
+    Args:
+        crossing_probability: Probability that a link is crossed.
+        exposed_links: Which links are shown alone: `random` or `pairs`.
+    """
+    settings = {"num_trials": NUM_TRIALS, "num_test_trials": NUM_TEST_TRIALS}
+    settings |= {"crossing_probability": crossing_probability, "exposed_links": exposed_links}
+    return plugins.build("environments", "chain", **settings)
 
 
-def subject(
-    name: str,
+def load_or_train(
+    teacher: str,
     seed: int = 0,
     folder: Path | None = None,
     *,
-    updates: int = UPDATES,
-    on_progress: OnProgress | None = None,
+    num_updates: int = NUM_UPDATES,
+    on_progress: OnDistillationProgress | None = None,
 ) -> Subject:
-    """The pupil of an organism, taught now or read from the folder where it was kept."""
-    home = plugins.build("environments", "chain")
-    genome = _kept(name, seed, folder, home)
-    if genome is None:
-        genome = teach(name, seed, updates=updates, on_progress=on_progress)
+    """Load the student of an organism from a folder, or train it and save it there.
+
+    Args:
+        teacher: Name of the organism.
+        seed: Of the training.
+        folder: Of the saved students; None saves nothing.
+        num_updates: In each stage of the curriculum.
+        on_progress: Receives updates done, updates in all, and a description.
+    """
+    train_env = plugins.build("environments", "chain")
+    name = f"{teacher}-{seed}"
+    if folder is not None and checkpoint.exists(folder, name):
+        agent, _ = build_student(train_env)
+        genome = checkpoint.load(folder, name, agent.genome(jax.random.key(0)))
+    else:
+        genome = train_student(teacher, seed, num_num_updates=num_updates, on_progress=on_progress)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            about = {"teacher": name, "seed": seed, "updates": updates, "versions": library_versions()}
-            checkpoint.save(folder, f"{name}-{seed}", genome, about, write_once=True)
-    return Subject(f"{name}, distilled", home, pupil_in, lambda agent, *_: genome)
+            metadata = {"teacher": teacher, "seed": seed, "updates": num_updates, "versions": library_versions()}
+            checkpoint.save(folder, name, genome, metadata, write_once=True)
+    return Subject(f"{teacher}, distilled", train_env, build_student, lambda agent, *_: genome)
 
 
-def teach(name: str, seed: int = 0, *, updates: int = UPDATES, on_progress: OnProgress | None = None) -> Genome:
-    """The genome that imitation of an organism ends in, from one seed."""
+def train_student(
+    teacher: str, seed: int = 0, *, num_updates: int = NUM_UPDATES, on_progress: OnDistillationProgress | None = None
+) -> Genome:
+    """Train a network to imitate an organism; the arguments are those of `load_or_train`."""
     genome: Genome = None
-    for number, (crossed, exposed) in enumerate(STAGES):
-        env = stage(crossed, exposed)
-        agent, drives = pupil_in(env)
+    for stage, (crossing_probability, exposed_links) in enumerate(CURRICULUM):
+        env = build_chain(crossing_probability, exposed_links)
+        student, drives = build_student(env)
         if genome is not None:
-            agent = agent._replace(genome=lambda key, so_far=genome: so_far)
-        teacher = plugins.build("organisms", name, env.spec, drives)
+            student = student._replace(genome=lambda key, genome=genome: genome)
         development = imitate(
-            agent,
-            teacher,
-            env,
-            drives,
-            updates=updates,
-            num_lifetimes=LIVES,
-            learning_rate=STEP_SIZE,
-            updates_per_call=50,
-        )
-        state = development.init(jax.random.fold_in(jax.random.key(seed), number))
-        for dispatch in range(development.num_calls):
+            student, plugins.build("organisms", teacher, env.spec, drives), env, drives, num_updates=num_updates,
+            num_lifetimes=NUM_LIFETIMES, learning_rate=LEARNING_RATE, updates_per_call=50,
+        )  # fmt: skip
+        state = development.init(jax.random.fold_in(jax.random.key(seed), stage))
+        for call in range(development.num_calls):
             state, _ = development.step(state)
             if on_progress is not None:
-                done = number * updates + (dispatch + 1) * development.generations_per_call
-                on_progress(done, len(STAGES) * updates, f"teaching a pupil of {name}")
+                num_done = stage * num_updates + (call + 1) * development.generations_per_call
+                on_progress(num_done, len(CURRICULUM) * num_updates, f"training a student of {teacher}")
         genome = development.genome(state)
     return genome
 
 
-def fidelity(name: str, pupil: Subject, num_lifetimes: int = 200) -> tuple[float, float]:
-    """How often a pupil chooses as its teacher would with the same draw: in all, and right after links were shown.
+def measure_fidelity(teacher: str, student: Subject, num_lifetimes: int = 200) -> tuple[float, float]:
+    """How often a student chooses as its teacher does with the same random key.
 
-    On lives of the stage `validation`, all links drawn, half of them with two links shown.
+    The lifetimes belong to the stage `validation`, with all links drawn; half of them expose two links.
+
+    Returns:
+        The share of all choices, and the share of the choices right after an exposure.
     """
     shares = []
-    for exposed in ("random", "pairs"):
-        env = stage(0.5, exposed)
-        agent, drives = pupil_in(env)
-        teacher = plugins.build("organisms", name, env.spec, drives)
-        given = pupil.genome(agent, env, drives)
+    for exposed_links in ("random", "pairs"):
+        env = build_chain(0.5, exposed_links)
+        agent, drives = build_student(env)
+        measure = partial(
+            _measure_agreement,
+            env=env,
+            student=agent,
+            drives=drives,
+            teacher=plugins.build("organisms", teacher, env.spec, drives),
+            genome=student.genome(agent, env, drives),
+        )
+        shares.append(map_lifetimes(measure, sample_lifetime_keys(jax.random.key(1), num_lifetimes, "validation")))
+    overall, probe = (float(np.mean([share[name] for share in shares])) for name in ("all", "probe"))
+    return overall, probe
 
-        def one(key: Key, env=env, agent=agent, drives=drives, teacher=teacher, given=given) -> dict[str, Any]:
-            return _agreement(key, env, agent, drives, teacher, given)
 
-        shares.append(map_lifetimes(one, sample_lifetime_keys(jax.random.key(1), num_lifetimes, "validation")))
-    whole = np.mean([found["all"] for found in shares])
-    return float(whole), float(np.mean([found["probe"] for found in shares]))
-
-
-def _agreement(
-    key: Key, env: Environment, agent: Agent, drives: Steering, teacher: Agent, given: Genome
-) -> dict[str, jax.Array]:
-    """A life of the pupil with the teacher looking on, both choosing from the same draw."""
+def _measure_agreement(
+    key: Key, env: Environment, student: Agent, drives: Steering, teacher: Agent, genome: Genome | State
+) -> dict[str, Array]:
+    """One lifetime of the student, in which the teacher chooses from the same percepts with the same keys."""
     lifetime_keys = split_lifetime_key(key)
     T, L = env.spec.num_steps, env.spec.horizon
     keys = (
@@ -130,21 +144,16 @@ def _agreement(
         jax.random.split(lifetime_keys.learn, T),
     )
 
-    def step(both: tuple[Carry, State], now: tuple[Key, Key, Key]) -> tuple[tuple[Carry, State], tuple]:
-        carry, held = both
-        would, held = teacher.act(now[1], held, carry.percept)
-        # What the pupil would do by itself, also where the environment then forces something else.
-        does, _ = agent.act(now[1], carry.state, carry.percept)
-        later, trajectory = rollout_step(now, agent, env, drives, carry, False)
-        return (later, held), (does == would, (trajectory.observation == 0) & trajectory.first)
+    def step(carries: tuple[Carry, State], step_keys: tuple[Key, Key, Key]) -> tuple[tuple[Carry, State], tuple]:
+        carry, teacher_state = carries
+        label, teacher_state = teacher.act(step_keys[1], teacher_state, carry.percept)
+        # The student's choice, also where the environment then forces another action.
+        choice, _ = student.act(step_keys[1], carry.state, carry.percept)
+        next_carry, trajectory = rollout_step(step_keys, student, env, drives, carry, False)
+        is_choice = (trajectory.observation == 0) & trajectory.first
+        return (next_carry, teacher_state), (choice == label, is_choice)
 
-    start = initial_carry(lifetime_keys.task, agent, env, drives, agent.init(lifetime_keys.init, given))
-    _, (same, chooses) = jax.lax.scan(step, (start, teacher.init(lifetime_keys.init, ())), keys)
-    return {"all": jnp.sum(same * chooses) / jnp.sum(chooses), "probe": same[T - AFTER * L].astype(jnp.float32)}
-
-
-def _kept(name: str, seed: int, folder: Path | None, home: Environment) -> Genome | None:
-    if folder is None or not checkpoint.exists(folder, f"{name}-{seed}"):
-        return None
-    agent, _ = pupil_in(home)
-    return checkpoint.load(folder, f"{name}-{seed}", agent.genome(jax.random.key(0)))
+    start = initial_carry(lifetime_keys.task, student, env, drives, student.init(lifetime_keys.init, genome))
+    _, (agrees, is_choice) = jax.lax.scan(step, (start, teacher.init(lifetime_keys.init, ())), keys)
+    probe = T - NUM_TEST_TRIALS * L
+    return {"all": jnp.sum(agrees * is_choice) / jnp.sum(is_choice), "probe": agrees[probe].astype(jnp.float32)}

@@ -1,181 +1,173 @@
-"""Figures: the fingerprint of link revaluation, the dose of belief, the two-step task. Reads records alone."""
+"""Charts of the mesa study: effects by capacity, fingerprints, dose curves and the two-step task.
 
-from collections.abc import Sequence
+They read records and groups of records; they compute nothing.
+"""
 
-import matplotlib
+from collections.abc import Mapping, Sequence
 
-from ontogeny.report import old_page as page
-from ontogeny.studies.figures import CODE, EVOLUTION, INK, MUTED, REFERENCE, RULE, STYLE, inline, panel
-from ontogeny.studies.records import Record
+from markupsafe import Markup
 
-LINKS = ("link 1", "link 2", "link 3")
-PAIRS = ("links 1 and 2", "links 1 and 3", "links 2 and 3")
-SMALLEST = 0.10
+from ontogeny.report.charts import BASELINE, EVOLUTION, INK, ML_CODE, MUTED, RULE, inline_svg, new_panel, style
+from ontogeny.report.formatting import format_number
+from ontogeny.runs.records import Record
+from ontogeny.studies.mesa.comparison import PARTS, ContentGroup
+
+LINKS, PAIRS = PARTS["plans"][:3], PARTS["plans"][3:]
+MIN_EFFECT = 0.10  # of a link or pair
+TRAINING_STYLES = {  # color, marker, horizontal offset
+    "prediction": (ML_CODE, "D", -0.14),
+    "return": (EVOLUTION, "o", 0.14),
+    "student": (INK, "^", 0.0),
+}
 ALGORITHMS = {
     "win_stay": "win-stay, lose-shift",
     "td_one": "TD(1)",
     "td_zero": "TD(0)",
     "successor": "successor representation",
-    "latent_state_learner": "latent-state mimic",
+    "latent_state_learner": "latent-state learner",
     "planner": "Bayesian planner",
 }
 
 
-def section(found: Sequence[Record]) -> page.Section | None:
-    """Both figures with what they say; None where the records hold no fingerprint."""
-    known = [record for record in found if record["kind"] == "mesa_fingerprint"]
-    doses = [record for record in found if record["kind"] == "mesa_dose"]
-    subjects = _subjects(found)
-    if not known:
-        return None
-    panels = []
-    for name, title in ALGORITHMS.items():
-        drawn = [record for record in known if record["who"] == name]
-        if drawn:
-            told = ", ".join(f"{record['sort']} {record['pattern']}" for record in drawn)
-            panels.append(page.figure(fingerprint(f"fingerprint-{name}", drawn, subjects), title, told))
-    text = (
-        "<p>One link of a three-link chain is shown alone and has changed; how much more rarely is the old best choice "
-        "taken then? Last, the weakest of the pairs of links that training never changes together. Bands are organisms "
-        "whose algorithm is written, hollow dots the evolved agents' own network taught to do as they do. Filled dots "
-        "are the subjects of this study that are good enough at the easy choice to be asked, one per run and the same "
-        "in every panel. An effect counts above the dashed line.</p>"
-    )
-    text += page.panels(panels)
-    if doses:
-        text += (
-            "<p>What is held about the single links is exchanged between two lives that differ in nothing else, a "
-            "growing share of it; does the choice follow? A random part of the activations of equal size and norm "
-            "should not turn it.</p>"
-        )
-        charts = [
-            page.figure(dose(f"dose-{record['sort']}", record), _named(record), f"mechanism: {record['verdict']}")
-            for record in doses
-        ]
-        text += page.panels(charts)
-    return page.Section("fingerprint", "Which algorithm it behaves like, and what acts", text)
+def draw_capacity(
+    name: str, groups: Sequence[ContentGroup], contents: Sequence[str], min_effect: float, label: str
+) -> Markup:
+    """Draw the effects of one hypothesis as capacity grows.
 
-
-def two_steps(found: Sequence[Record]) -> page.Section | None:
-    """What the evolved agents do in the two-step task, beside who else does so; None where none was asked."""
-    asked = [record for record in found if record["kind"] == "mesa_two_step"]
-    if not asked:
-        return None
-    text = (
-        "<p>After a reward by the rare path, is the other action taken? That interaction of reward and path is often "
-        "read as planning. Filled: the paths are those which every life of the evolution had. Hollow: the paths of "
-        "half of the lives are crossed, so that a life must find out. A latent-state mimic, which plans nothing, "
-        "chooses as a planner does where paths are fixed; only where they are drawn does it fall to nothing. So an "
-        "interaction that is there with fixed paths alone cannot tell a planner whose model is from before its life "
-        "from a learned rule of thumb, and one that stays cannot tell a planner from a successor representation or a "
-        "mimic that learns: that is asked of the links. Drawn is the plain regression, in which learners of values "
-        "that plan nothing (TD) show an interaction as well; the words above each panel judge it corrected for which "
-        "choice was the better one (Akam 2015).</p>"
-    )
-    charts = [
-        page.figure(two_step(f"two-step-{record['who']}", record), record["who"], f"{record['told']}.")
-        for record in asked
-    ]
-    return page.Section("two-step", "The two-step task, and who else looks like that", text + page.panels(charts))
-
-
-def two_step(name: str, record: Record) -> str:
-    """The interaction of reward and path of a subject and of the learners beside it, by paths."""
-    words = {"subject": record["who"], "latent_state_fixed": "mimic, answers from birth"} | ALGORITHMS
-    names = list(record["interaction"]["fixed"])
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panel(4.5, 3.4)
-        axes.axvline(0, color=RULE, lw=1.0)
-        for place, who in enumerate(names):
-            colour = EVOLUTION if who == "subject" else REFERENCE
-            for shift, paths in ((-0.13, "fixed"), (0.13, "random")):
-                mean, low, high = record["interaction"][paths][who]
-                axes.plot([low, high], [place + shift] * 2, "-", color=colour, lw=1.2)
-                axes.plot([mean], [place + shift], "o", ms=5, color=colour, mfc="none" if paths == "random" else colour)
-        axes.set_yticks(range(len(names)), [words.get(who, who) for who in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlabel("stay probability: reward x path")
-        told = "; ".join(
-            f"{words.get(who, who)} {record['interaction']['fixed'][who][0]:.2f} and "
-            f"{record['interaction']['random'][who][0]:.2f}"
-            for who in names
-        )
-        return inline(figure, name, f"Interaction with paths fixed and drawn per life. {told}")
-
-
-def fingerprint(name: str, drawn: Sequence[Record], subjects: Sequence[tuple[str, list[float]]]) -> str:
-    """Effects of three links and the weakest held-out pair; `drawn` an organism and its pupils."""
-    places = (*LINKS, "weakest pair")
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panel(4.5, 3.0)
+    Args:
+        name: Prefix of the element ids, unique on the page.
+        groups: One mark per run and one with an interval per group; the runs of a sham are a band.
+        contents: Along the axis.
+        min_effect: The smallest effect that counts, drawn as a dashed line.
+        label: Of the vertical axis.
+    """
+    with style():
+        figure, axes = new_panel(4.5, 3.1)
         axes.axhline(0, color=RULE, lw=1.0)
-        axes.axhline(SMALLEST, color=INK, lw=0.9, ls=(0, (3, 2)))
-        for record in drawn:
-            values = _values(record["effects"])
-            for place, (mean, low, high) in enumerate(values):
-                if record["sort"] == "organism":
+        axes.axhline(min_effect, color=INK, lw=0.9, ls=(0, (3, 2)))
+        for group in groups:
+            x, part = contents.index(group.content), group.main_part
+            if group.condition == "sham":
+                low, high = min(part.run_means), max(part.run_means)
+                axes.fill_between([x - 0.4, x + 0.4], low, high, color=BASELINE, alpha=0.22, lw=0)
+                continue
+            color, marker, offset = TRAINING_STYLES[group.training]
+            run_x = [x + offset + 0.07 * ((i % 5) / 2 - 1) for i in range(group.num_runs)]
+            axes.plot(run_x, part.run_means, marker, ms=2.6, color=color, mec=color, alpha=0.45, ls="")
+            axes.plot([x + offset] * 2, [part.low, part.high], "-", color=color, lw=2.2, solid_capstyle="round")
+            axes.plot([x + offset], [part.mean], marker, ms=5.4, color=color, mec=color)
+        axes.set_xticks(range(len(contents)), [content.replace("_", "\n") for content in contents])
+        axes.set_xlim(-0.6, len(contents) - 0.4)
+        axes.margins(y=0.12)
+        axes.set_ylabel(label)
+        means = "; ".join(
+            f"{g.content} by {g.training}{' (sham)' if g.condition == 'sham' else ''} {format_number(g.main_part.mean)}"
+            for g in groups
+        )
+        return inline_svg(figure, name, f"{label}. {means}")
+
+
+def draw_fingerprint(
+    name: str, references: Sequence[Record], subjects: Sequence[tuple[str, Sequence[float]]]
+) -> Markup:
+    """Draw the effects of the three links and of the weakest held-out pair.
+
+    Args:
+        name: Prefix of the element ids, unique on the page.
+        references: Records `fingerprint` of an organism (a band) and of its students (hollow marks).
+        subjects: Approach and effects of each run of the study.
+    """
+    positions = (*LINKS, "weakest pair")
+    with style():
+        figure, axes = new_panel(4.5, 3.0)
+        axes.axhline(0, color=RULE, lw=1.0)
+        axes.axhline(MIN_EFFECT, color=INK, lw=0.9, ls=(0, (3, 2)))
+        for record in references:
+            for x, (mean, low, high) in enumerate(link_effects(record["effects"])):
+                if record["group"] == "organism":
                     half = max((high - low) / 2, 0.012)
-                    axes.fill_between(
-                        [place - 0.32, place + 0.32], mean - half, mean + half, color=REFERENCE, alpha=0.3, lw=0
-                    )
+                    band = (mean - half, mean + half)
+                    axes.fill_between([x - 0.32, x + 0.32], *band, color=BASELINE, alpha=0.3, lw=0)
                 else:
-                    axes.plot([place, place], [low, high], "-", color=MUTED, lw=1.2)
-                    axes.plot([place], [mean], "o", ms=5.5, mfc="none", mec=INK)
-        for run, (sort, means) in enumerate(subjects):
-            shift = 0.12 + 0.05 * (run % 4)
-            colour, marker = (EVOLUTION, "o") if sort == "evolution" else (CODE, "D")
-            axes.plot([place + shift for place in range(len(means))], means, marker, ms=3, color=colour, ls="")
-        axes.set_xticks(range(len(places)), places)
-        axes.set_xlim(-0.5, len(places) - 0.5)
+                    axes.plot([x, x], [low, high], "-", color=MUTED, lw=1.2)
+                    axes.plot([x], [mean], "o", ms=5.5, mfc="none", mec=INK)
+        for run, (approach, means) in enumerate(subjects):
+            offset = 0.12 + 0.05 * (run % 4)
+            color, marker = (EVOLUTION, "o") if approach == "evolution" else (ML_CODE, "D")
+            axes.plot([x + offset for x in range(len(means))], means, marker, ms=3, color=color, ls="")
+        axes.set_xticks(range(len(positions)), positions)
+        axes.set_xlim(-0.5, len(positions) - 0.5)
         axes.set_ylabel("effect on the next choice")
-        told = "; ".join(
-            f"{record['sort']}: " + ", ".join(f"{mean:.2f}" for mean, _, _ in _values(record["effects"]))
-            for record in drawn
+        effects = "; ".join(
+            f"{record['group']}: " + ", ".join(f"{mean:.2f}" for mean, _, _ in link_effects(record["effects"]))
+            for record in references
         )
-        return inline(figure, name, f"Effects of link 1, 2, 3 and the weakest pair. {told}")
+        return inline_svg(figure, name, f"Effects of link 1, 2, 3 and the weakest pair. {effects}")
 
 
-def dose(name: str, record: Record) -> str:
-    """How often the choice follows the donor, by the share of the belief that was exchanged, beside a random part."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panel(4.5, 3.0)
+def link_effects(effects: Mapping[str, list[float]]) -> list[list[float]]:
+    """The effects of the three links and of the weakest pair: mean and ends of the interval each."""
+    pairs = [effects[part] for part in PAIRS if part in effects]
+    return [effects[part] for part in LINKS] + ([min(pairs)] if pairs else [])
+
+
+def collect_subjects(records: Sequence[Record]) -> list[tuple[str, list[float]]]:
+    """Approach and effects of every run that passes the competence check of the test `plans`."""
+    subjects = []
+    for record in records:
+        if record["kind"] == "evolved_agent":
+            for result in record["results"]:
+                applies = result["test"] == "plans" and not result["competence_failure"]
+                if applies and all(link in result["effects"] for link in LINKS):
+                    subjects.append(("evolution", [interval[0] for interval in link_effects(result["effects"])]))
+        is_content = record["kind"] == "chain_audit" and record["training"] == "prediction"
+        if is_content and not record["plans"]["competence_failure"]:
+            values = record["plans"]["lifetime_values"]
+            means = {part: [sum(part_values) / len(part_values)] for part, part_values in values.items()}
+            subjects.append(("ml_code", [mean for mean, *_ in link_effects(means)]))
+    return subjects
+
+
+def draw_dose_curve(name: str, record: Record) -> Markup:
+    """Draw how often the choice follows the donor by the share of the belief, and of a random part, that is exchanged."""
+    with style():
+        figure, axes = new_panel(4.5, 3.0)
         axes.axhline(0, color=RULE, lw=1.0)
-        for part, colour, marker in (("belief", EVOLUTION, "o"), ("random", MUTED, "s")):
+        curves = (("belief", "belief", EVOLUTION, "o", 6), ("random", "random part of equal size", MUTED, "s", -14))
+        for part, label, color, marker, offset in curves:
             means, lows, highs = zip(*record[part], strict=True)
-            axes.fill_between(record["doses"], lows, highs, color=colour, alpha=0.18, lw=0)
-            axes.plot(record["doses"], means, marker=marker, ms=4.5, color=colour, lw=1.4)
+            axes.fill_between(record["doses"], lows, highs, color=color, alpha=0.18, lw=0)
+            axes.plot(record["doses"], means, marker=marker, ms=4.5, color=color, lw=1.4)
             axes.annotate(
-                "belief" if part == "belief" else "random part of equal size",
-                (record["doses"][-1], means[-1]), xytext=(-4, 6 if part == "belief" else -14),
-                textcoords="offset points", ha="right", color=colour,
+                label, (record["doses"][-1], means[-1]), xytext=(-4, offset), textcoords="offset points", ha="right",
+                color=color,
             )  # fmt: skip
         axes.set_xlabel("share exchanged")
         axes.set_ylabel("follows the donor")
         axes.margins(y=0.2)
         ends = ", ".join(f"{part} {record[part][-1][0]:.2f}" for part in ("belief", "random"))
-        return inline(figure, name, f"Choice follows the donor by share of belief exchanged; all of it: {ends}")
+        return inline_svg(figure, name, f"Choice follows the donor by share exchanged; all of it: {ends}")
 
 
-def _values(effects: dict[str, list[float]]) -> list[list[float]]:
-    pairs = [effects[part] for part in PAIRS if part in effects]
-    return [effects[part] for part in LINKS] + ([min(pairs)] if pairs else [])
-
-
-def _subjects(found: Sequence[Record]) -> list[tuple[str, list[float]]]:
-    """The model of development and the means of every subject that was good enough to be asked, one per run."""
-    drawn = []
-    for record in found:
-        if record["kind"] == "mesa_evolved":
-            for finding in record["findings"]:
-                asked = finding["test"] == "plans" and not finding["gate"]
-                if asked and all(link in finding["effects"] for link in LINKS):
-                    drawn.append(("evolution", [value[0] for value in _values(finding["effects"])]))
-        if record["kind"] == "mesa_plans" and record["model"] == "prediction" and not record["plans"]["gate"]:
-            num_lifetimes = record["plans"]["num_lifetimes"]
-            means = {part: [sum(values) / len(values)] * 3 for part, values in num_lifetimes.items()}
-            drawn.append(("code", [value[0] for value in _values(means)]))
-    return drawn
-
-
-def _named(record: Record) -> str:
-    return f"{ALGORITHMS[record['who']]}, {'written' if record['sort'] == 'organism' else 'taught to a network'}"
+def draw_two_step(name: str, record: Record) -> Markup:
+    """Draw the interaction of reward and transition of an agent and of the reference learners."""
+    labels = {"subject": record["agent"], "latent_state_fixed": "latent state, fixed responses"} | ALGORITHMS
+    interactions = record["interaction"]
+    agents = list(interactions["fixed"])
+    with style():
+        figure, axes = new_panel(4.5, 3.4)
+        axes.axvline(0, color=RULE, lw=1.0)
+        for y, agent in enumerate(agents):
+            color = EVOLUTION if agent == "subject" else BASELINE
+            for offset, paths in ((-0.13, "fixed"), (0.13, "random")):
+                mean, low, high = interactions[paths][agent]
+                axes.plot([low, high], [y + offset] * 2, "-", color=color, lw=1.2)
+                axes.plot([mean], [y + offset], "o", ms=5, color=color, mfc="none" if paths == "random" else color)
+        axes.set_yticks(range(len(agents)), [labels.get(agent, agent) for agent in agents])
+        axes.set_ylim(len(agents) - 0.5, -0.5)
+        axes.set_xlabel("stay probability: reward x transition")
+        means = "; ".join(
+            f"{labels.get(agent, agent)} {interactions['fixed'][agent][0]:.2f} and {interactions['random'][agent][0]:.2f}"
+            for agent in agents
+        )
+        return inline_svg(figure, name, f"Interaction with fixed transitions and with sampled ones. {means}")

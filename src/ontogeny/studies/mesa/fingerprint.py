@@ -1,12 +1,12 @@
-"""Which algorithm a subject behaves like, and whether what it believes acts: records for figures of the mesa study.
+"""Behavioral fingerprints: which algorithm a subject behaves like, and whether its beliefs cause its choices.
 
-A fingerprint is what the test `plans` finds of each link and each held-out pair; a dose curve is what `belief` finds
-when a growing share of the belief is exchanged. Organisms, whose algorithm is known, and networks that were taught to
-do as they do stand beside the subjects. And what evolved agents do in the two-step task, beside who else does so. Knows
-nothing of reports.
+A fingerprint is the effect of each link and of each held-out pair of links in the test `plans`; a dose curve is the
+effect of the test `belief` as a growing share of the belief is exchanged. Organisms with a known algorithm, and networks
+distilled from them, serve as references. The third measurement is the interaction of reward and transition in the
+two-step task, of evolved agents and of simulated reference learners.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,100 +16,98 @@ from ontogeny import plugins
 from ontogeny.audit import belief, plans, two_step_regression
 from ontogeny.audit.base import AuditResult, Effect, Subject, control_subject
 from ontogeny.rng import sample_lifetime_keys
+from ontogeny.runs.records import Record
 from ontogeny.studies.mesa import distilled
-from ontogeny.studies.records import Record
+from ontogeny.studies.mesa.capacity import OnWork
 
 PARTS = ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3")
 
 
-def of_organism(name: str, num_lifetimes: int, seed: int) -> Iterator[Record]:
-    """The fingerprint of an organism, and where it plans its dose curve."""
+def measure_organism(name: str, num_lifetimes: int, seed: int) -> Iterator[Record]:
+    """The fingerprint of an organism, and of the planner its dose curve."""
     subject = control_subject(name, plugins.build("environments", "chain"))
-    yield from of(f"fingerprint/organism/{name}", name, "organism", subject, num_lifetimes, seed)
+    yield from _measure(name, "organism", subject, num_lifetimes, seed)
 
 
-def of_pupil(
-    name: str,
-    num_lifetimes: int,
-    seed: int,
-    updates: int,
-    folder: Path,
-    on_progress: Callable[[int, int], None] | None = None,
+def measure_student(
+    name: str, num_lifetimes: int, seed: int, num_updates: int, folder: Path, on_progress: OnWork | None = None
 ) -> Iterator[Record]:
-    """The same of a network that was taught to do as the organism does, which is kept in `folder`."""
-
-    def progress(done: int, total: int, _: str) -> None:
-        if on_progress is not None:
-            on_progress(done, total)
-
-    subject = distilled.subject(name, seed, folder, updates=updates, on_progress=progress)
-    yield from of(f"fingerprint/distilled/{name}", name, "distilled", subject, num_lifetimes, seed)
+    """The same of a network that is distilled from the organism and saved in `folder`."""
+    progress = None if on_progress is None else lambda num_done, num_total, _: on_progress(num_done, num_total)
+    student = distilled.load_or_train(name, seed, folder, num_updates=num_updates, on_progress=progress)
+    yield from _measure(name, "distilled", student, num_lifetimes, seed)
 
 
-def of(name: str, who: str, sort: str, subject: Subject, num_lifetimes: int, seed: int) -> Iterator[Record]:
+def record_ids(name: str, group: str) -> tuple[str, ...]:
+    """The ids of the records that `measure_organism` and `measure_student` yield."""
+    ids = (f"fingerprint/{group}/{name}",)
+    return (*ids, f"dose_curve/{group}/{name}") if name == "planner" else ids
+
+
+def _measure(name: str, group: str, subject: Subject, num_lifetimes: int, seed: int) -> Iterator[Record]:
     keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation")
-    asked = plans.build()
-    yield as_record(name, who, sort, asked.decide(asked.measure(subject, keys), asked.thresholds))
-    if who == "planner":
-        causal = belief.build()
-        found = causal.decide(causal.measure(subject, keys), causal.thresholds)
+    fingerprint_id, *dose_ids = record_ids(name, group)
+    test = plans.build()
+    yield fingerprint_record(fingerprint_id, name, group, test.decide(test.measure(subject, keys), test.thresholds))
+    for dose_id in dose_ids:
+        belief_test = belief.build()
+        result = belief_test.decide(belief_test.measure(subject, keys), belief_test.thresholds)
         yield {
-            "id": name.replace("fingerprint", "dose"),
-            "kind": "mesa_dose",
-            "who": who,
-            "sort": sort,
-            "verdict": found.verdict,
-            "doses": list(found.details["doses"]),
-            "belief": _triples(found.details["belief"]),
-            "random": _triples(found.details["random"]),
+            "id": dose_id,
+            "kind": "dose_curve",
+            "agent": name,
+            "group": group,
+            "verdict": result.verdict,
+            "doses": list(result.details["doses"]),
+            "belief": _intervals(result.details["belief"]),
+            "random": _intervals(result.details["random"]),
         }
 
 
-def of_two_step(subject: Subject, seed: int) -> Iterator[Record]:
-    """Reward x path of the two-step task where paths are fixed and where they are drawn per life: the plain regression,
-    of the subject and of simulated learners that live the same trials."""
-    asked = two_step_regression.build()
-    found = asked.measure(subject, sample_lifetime_keys(jax.random.key(seed), asked.num_lifetimes, "evaluation"))
-    finding = asked.decide(found, asked.thresholds)
+def fingerprint_record(record_id: str, name: str, group: str, result: AuditResult) -> Record:
+    """The record of a result of the test `plans`."""
+    return {
+        "id": record_id,
+        "kind": "fingerprint",
+        "agent": name,
+        "group": group,
+        "verdict": result.verdict,
+        "pattern": result.pattern,
+        "effects": {part: _intervals([result.effects[part]])[0] for part in PARTS if part in result.effects},
+    }
+
+
+def measure_two_step(subject: Subject, seed: int) -> Iterator[Record]:
+    """The interaction of reward and transition, with fixed transitions and with transitions sampled per lifetime.
+
+    The regression is the plain one; the references learn in the same trials.
+    """
+    test = two_step_regression.build()
+    measurements = test.measure(subject, sample_lifetime_keys(jax.random.key(seed), test.num_lifetimes, "evaluation"))
+    result = test.decide(measurements, test.thresholds)
+
+    def interaction(name: str, paths: str) -> list[float]:
+        return _intervals([two_step_regression.estimate_interaction(measurements, name, paths, corrected=False)])[0]
+
     names = ("subject", *two_step_regression.REFERENCES)
     yield {
         "id": two_step_id(subject.name),
-        "kind": "mesa_two_step",
-        "who": subject.name,
-        "told": finding.summary,
-        "num_lifetimes": asked.num_lifetimes,
+        "kind": "two_step",
+        "agent": subject.name,
+        "summary": result.summary,
+        "num_lifetimes": test.num_lifetimes,
         "interaction": {
-            paths: {
-                name: _triples([two_step_regression.estimate_interaction(found, name, paths, corrected=False)])[0]
-                for name in names
-            }
-            for paths in two_step_regression.TRANSITIONS
+            paths: {name: interaction(name, paths) for name in names} for paths in two_step_regression.TRANSITIONS
         },
-        "stay": finding.details["stay"],
+        "stay": result.details["stay"],
     }
 
 
 def two_step_id(agent: str) -> str:
+    """The id of the record that `measure_two_step` yields."""
     return f"two_step/{agent}"
 
 
-def as_record(name: str, who: str, sort: str, finding: AuditResult) -> Record:
-    return {
-        "id": name,
-        "kind": "mesa_fingerprint",
-        "who": who,
-        "sort": sort,
-        "verdict": finding.verdict,
-        "pattern": finding.pattern,
-        "effects": {part: _triples([finding.effects[part]])[0] for part in PARTS if part in finding.effects},
-    }
-
-
-def ids(name: str, sort: str) -> tuple[str, ...]:
-    """The records that `of_organism` and `of_pupil` leave."""
-    own = (f"fingerprint/{sort}/{name}",)
-    return (*own, f"dose/{sort}/{name}") if name == "planner" else own
-
-
-def _triples(effects: Sequence[Effect]) -> list[Any]:
+def _intervals(effects: Sequence[Effect]) -> list[Any]:
+    """Mean and ends of each effect with four significant digits."""
     return [[float(f"{value:.4g}") for value in (effect.mean, effect.low, effect.high)] for effect in effects]

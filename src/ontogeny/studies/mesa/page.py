@@ -1,225 +1,223 @@
-"""The page of the mesa study, and the section that it is in the page of a study that ran it. Reads records alone."""
+"""The page of the mesa study, and its section on the page of a study that includes it; written from records alone."""
 
-import tomllib
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ontogeny.errors import BadInput
-from ontogeny.report import old_page as page
-from ontogeny.studies import figures, records
-from ontogeny.studies.comparison import amount
+from markupsafe import Markup
+
+from ontogeny.report import page
+from ontogeny.report.formatting import format_count
+from ontogeny.runs.files import write_bytes
+from ontogeny.runs.folder import read_spec
+from ontogeny.runs.records import Record
 from ontogeny.studies.kinds import PAGE_FILE
-from ontogeny.studies.mesa import comparison as mesa_comparison
-from ontogeny.studies.mesa import figures as mesa_figures
-from ontogeny.studies.mesa.comparison import Group, Part, signed
-from ontogeny.studies.records import Record
+from ontogeny.studies.mesa import comparison, figures
+from ontogeny.studies.mesa.comparison import PARTS, SCHEMA, ContentGroup, MeanOverRuns, format_signed
+from ontogeny.studies.page import incomplete
+from ontogeny.studies.records import read_records, read_seconds
 
-PROSE = tomllib.loads(Path(__file__).parents[1].joinpath("prose.toml").read_text(encoding="utf-8"))
-TITLES = {
-    "learns": ("Does it learn?", "cost of wiping activations"),
-    "plans": ("Does it plan?", "effect of the weakest link or pair"),
-    "objective": ("Has it an objective of its own?", "lean beyond accuracy"),
+FIGURES = {  # by hypothesis: title, label of the axis, note
+    "learns": (
+        "Does it learn?",
+        "cost of resetting activations",
+        "The cost of resetting the activations, in standard deviations of the score of a step.",
+    ),
+    "plans": (
+        "Does it plan?",
+        "effect of the weakest link or pair",
+        "The effect of a change of links that are shown alone on the next choice: the weakest of six.",
+    ),
+    "objective": (
+        "Does it pursue an objective of its own?",
+        "bias beyond accuracy",
+        "The bias of the reports towards predictable items, beyond what is accurate.",
+    ),
 }
-NOTES = {
-    "learns": "What wiping activations costs, in standard deviations of the score of a step.",
-    "plans": "How much a change of links, seen apart, turns the next choice: the weakest of six.",
-    "objective": "How far reports lean towards easier items, beyond what is accurate.",
-}
-MODELS = {"prediction": "by prediction", "return": "on return", "pupil": "taught to plan"}
-CLASSES = {"prediction": "code", "return": "evolution", "pupil": "reference"}
+TRAINING_LABELS = {"prediction": "by prediction", "return": "on return", "student": "distilled from a planner"}
+APPROACHES = {"prediction": "ml_code", "return": "evolution", "student": "baseline"}
+Study = Mapping[str, Any]
 
 
-def write(folder: str | Path) -> Path:
-    """Writes `report.html` into the folder of a mesa study and returns its path. `BadInput` for bad records."""
-    folder = Path(folder)
+def write(folder: Path) -> Path:
+    """Write the page of a mesa study into its folder.
+
+    Raises:
+        BadInput: If the folder holds no mesa study, or its files are damaged or of another format.
+    """
     path = folder / PAGE_FILE
-    text = render(records.read(folder / records.RECORDS_FILE), records.read_times(folder / records.TIMES_FILE))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    study, records = _read(folder)
+    write_bytes(path, render(study, records, read_seconds(folder)).encode())
     return path
 
 
-def render(found: Sequence[Record], times: dict[str, float]) -> str:
-    """The whole page as text."""
-    head = head_of(found)
-    body = " ".join(f"<span>{escape(text)}</span>" for text in mesa_comparison.answer(found))
-    opening = f'<p class="question">{escape(PROSE["mesa"]["question"])}</p><p class="answer">{body}</p>'
-    known = mesa_comparison.groups(found)
-    sections = [
-        _lacking(head, found),
-        page.Section("asked", "What was asked", PROSE["mesa"]["asked"]),
-        page.Section("capacity", "Evidence as capacity grows", _figure(known, head)),
-        page.Section("runs", "Run by run", _table(known, found)),
-        mesa_figures.section(found),
-        mesa_figures.two_steps(found),
-        _evolved(found),
-        page.Section("limits", "What this does not show", _limits(head)),
-        page.Section("repeat", "Budget, versions, seed: how to repeat this", _repeat(head, found, times)),
+def _read(folder: Path) -> tuple[Study, list[Record]]:
+    description = read_spec(folder)
+    study = description.spec | {"versions": description.versions} | description.details
+    return study, read_records(folder, SCHEMA)
+
+
+def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, float]) -> str:
+    """Render the page.
+
+    Args:
+        study: Title, seed, budget, smallest effects, versions and planned ids.
+        records: All records of the study.
+        seconds_by_id: Wall time by id of the record.
+    """
+    texts, budget = _texts(), study["budget"]
+    groups = comparison.collect_groups(records, study["min_effects"])
+    sentences = comparison.conclusions(records, study["min_effects"])
+    steps = format_count(sum(r["num_steps"] * r["num_runs"] for r in records if r["kind"] == "training"))
+    minutes = sum(seconds_by_id.values()) / 60
+    plans = [group for group in groups if group.hypothesis == "plans"]
+    bodies = [
+        ("missing", "What is missing", incomplete(study["planned_ids"], records)),
+        ("setup", "Contents, trainings and controls", texts.setup()),
+        ("capacity", "Effects as capacity grows", _capacity(groups, records, study["min_effects"])),
+        ("runs", "Run by run", texts.runs(_runs_table(groups), _plans_table(plans, records) if plans else "")),
+        ("fingerprint", "Which algorithm it behaves like, and what causes its choices", render_fingerprints(records)),
+        ("two-step", "The two-step task, with reference learners", render_two_step(records)),
+        ("evolved", "Agents evolved from scratch", _evolved(records)),
+        ("limits", "What this does not show", texts.limits(budget)),
+        ("reproduce", "How to reproduce this page", texts.reproduce(study, steps, minutes)),
     ]
-    return page.document(head["title"], opening, [section for section in sections if section])
+    sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
+    return page.document(study["title"], texts.opening(sentences), sections, "study")
 
 
-def section(folder: Path) -> page.Section:
-    """The same in one section, for the page of a study that includes the mesa study; `folder` is the mesa study's."""
-    found = records.read(folder / records.RECORDS_FILE)
-    head, known = head_of(found), mesa_comparison.groups(found)
-    told = "".join(f"<p><strong>{escape(text)}</strong></p>" for text in mesa_comparison.answer(found))
-    text = f"<p>{escape(PROSE['mesa']['question'])}</p>" + told + _figure(known, head)
-    text += (
-        f'<p class="note">A small version, {head["budget"]["runs"]} runs of each; <code>ontogeny study mesa</code> '
-        f'runs it in full. <a href="{folder.name}/{PAGE_FILE}">All of it</a>.</p>'
+def render_section(folder: Path) -> page.Section:
+    """Render the section for the page of a study that includes the mesa study in `folder`."""
+    study, records = _read(folder)
+    groups = comparison.collect_groups(records, study["min_effects"])
+    body = _texts().section(
+        comparison.conclusions(records, study["min_effects"]),
+        _capacity(groups, records, study["min_effects"]),
+        study["budget"],
+        f"{folder.name}/{PAGE_FILE}",
     )
-    return page.Section("mesa", "Could learned content hold an optimizer?", text)
+    return page.Section("mesa", "Could learned content contain an optimizer?", body)
 
 
-def head_of(found: Sequence[Record]) -> Record:
-    head = next((record for record in found if record["kind"] == "mesa"), None)
-    if head is None:
-        raise BadInput("the records lack their first line, the mesa study itself: run it again in a new folder")
-    if head["format"] != records.FORMAT:
-        raise BadInput(f"the records have format {head['format']!r}, this version reads format {records.FORMAT}")
-    return head
+def _texts() -> Any:
+    """The macros of the page's texts."""
+    return page.environment(__package__).get_template("mesa.html.j2").module
 
 
-def _lacking(head: Record, found: Sequence[Record]) -> page.Section | None:
-    there = {record["id"] for record in found}
-    lacking = [name for name in head["planned"] if name not in there]
-    if not lacking:
-        return None
-    shown = ", ".join(f"<code>{escape(name)}</code>" for name in lacking[:6])
-    more = f" and {len(lacking) - 6} more" if len(lacking) > 6 else ""
-    text = (
-        f'<p class="notice" role="note">This study is not complete: of {len(head["planned"])} planned records, '
-        f"{len(lacking)} are missing ({shown}{more}). Start it again in the same folder: it goes on where it was.</p>"
-    )
-    return page.Section("missing", "What is missing", text)
-
-
-def _figure(known: Sequence[Group], head: Record) -> str:
+def _capacity(groups: Sequence[ContentGroup], records: Sequence[Record], min_effects: Mapping[str, float]) -> Markup:
     panels = []
-    for question, (title, label) in TITLES.items():
-        drawn = [group for group in known if group.question == question]
-        if not drawn:
-            continue
-        contents = [name for name in mesa_comparison.CONTENTS if any(group.content == name for group in drawn)]
-        smallest = head["thresholds"][question]
-        chart = figures.capacity(f"capacity-{question}", drawn, contents, smallest, label)
-        panels.append(page.figure(chart, title, f"{NOTES[question]} Dashed: {smallest:g}."))
-    keys = " ".join(
-        page.agent(words, CLASSES[model])
-        for model, words in MODELS.items()
-        if any(group.model == model for group in known)
-    )
-    return PROSE["mesa"]["figure"] + f"<p>{keys}</p>" + page.panels(panels)
+    for hypothesis, (title, label, note) in FIGURES.items():
+        tested = [group for group in groups if group.hypothesis == hypothesis]
+        if tested:
+            contents = [c for c in comparison.list_contents(records) if any(group.content == c for group in tested)]
+            min_effect = min_effects[hypothesis]
+            chart = figures.draw_capacity(f"capacity-{hypothesis}", tested, contents, min_effect, label)
+            panels.append(page.figure(chart, title, f"{note} Dashed: {min_effect:g}."))
+    trainings = {group.training for group in groups}
+    return _texts().capacity([_training(name) for name in TRAINING_LABELS if name in trainings], page.panels(panels))
 
 
-def _table(known: Sequence[Group], found: Sequence[Record]) -> str:
+def _training(name: str) -> Markup:
+    return page.agent(TRAINING_LABELS[name], APPROACHES[name])
+
+
+def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
+    by_key = {(g.hypothesis, g.content, g.training, g.condition): g for g in groups}
+    objectives = [group for group in groups if group.hypothesis == "objective"]
+    rows: list[page.TableRow] = []
+    for bias in objectives:
+        learning = by_key["learns", *bias[1:4]]
+        cells = [bias.content, _training(bias.training), "sham" if bias.condition == "sham" else ""]
+        cells += [f"{bias.num_parameters:,}", f"{bias.competence:.0%}"]
+        for group, names in ((bias, PARTS["objective"]), (learning, ("reset", "accumulation"))):
+            cells += [*(_interval(group.parts[name]) for name in names), _texts().verdict(group)]
+        is_new_content = bool(rows) and cells[0] != rows[-1].cells[0]
+        rows.append(page.TableRow(cells, "first" if is_new_content else ""))
+    heads = ["content", "trained", "", "parameters", "relative skill", "bias beyond accuracy", "bias with direction"]
+    heads += ["an objective?", "cost of reset", "accumulation", "learns?"]
+    caption = "Effects by group with frozen weights: means over runs with 95 % intervals"
+    return page.table(caption, heads, rows, numeric=(3, 4, 5, 6, 8, 9))
+
+
+def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> Markup:
     rows = []
-    shown = {"objective": ("beyond accuracy", "with the direction"), "learns": ("wiped", "accumulates")}
-    keys = dict.fromkeys((g.content, g.model, g.condition) for g in known if g.question == "objective")
-    by = {(g.question, g.content, g.model, g.condition): g for g in known}
-    for key in sorted(keys, key=lambda k: (mesa_comparison.CONTENTS.index(k[0]), k[1], k[2])):
-        lean, gain = by["objective", *key], by["learns", *key]
-        cells = [escape(key[0]), page.agent(MODELS[key[1]], CLASSES[key[1]]), "sham" if key[2] == "sham" else ""]
-        cells += [f"{lean.numbers:,}", f"{lean.competence:.0%}"]
-        for group, names in ((lean, shown["objective"]), (gain, shown["learns"])):
-            cells += [_interval(group.parts[name]) for name in names] + [_said(group)]
-        rows.append(page.Row(cells, "first" if rows and cells[0] != rows[-1].cells[0] else ""))
-    heads = ["content", "trained", "", "numbers", "of what can be predicted", "lean beyond accuracy"]
-    heads += ["lean with the direction", "an objective?", "wiped", "accumulates", "learns?"]
-    text = PROSE["mesa"]["table"]
-    text += page.table(
-        "What each group shows, weights frozen, means over runs with 95 % intervals",
-        heads,
-        rows,
-        numeric=(3, 4, 5, 6, 8, 9),
-    )
-    planned = [group for group in known if group.question == "plans"]
-    if planned:
-        text += f"<p>{escape(PROSE['mesa']['plans'])}</p>" + _plans(planned, found)
-    return text
-
-
-def _plans(planned: Sequence[Group], found: Sequence[Record]) -> str:
-    names = list(mesa_comparison.PARTS["plans"])
-    rows = []
-    for group in planned:
-        patterns = [r["plans"]["pattern"] for r in found if r["kind"] == "mesa_plans" and _of(r, group)]
-        often = max(dict.fromkeys(patterns), key=patterns.count)
+    for group in groups:
+        runs = [r for r in records if r["kind"] == "chain_audit" and r["content"] == group.content]
+        patterns = [r["plans"]["pattern"] for r in runs if r["training"] == group.training]
+        pattern = max(dict.fromkeys(patterns), key=patterns.count)
         rows.append(
             [
-                escape(group.content),
-                page.agent(MODELS[group.model], CLASSES[group.model]),
-                f"{group.runs}",
+                group.content,
+                _training(group.training),
+                f"{group.num_runs}",
                 f"{group.competence:.0%}",
-                *(_interval(group.parts[name]) for name in names),
-                f"{often} ({patterns.count(often)} of {len(patterns)})",
-                _said(group),
+                *(_interval(group.parts[name]) for name in PARTS["plans"]),
+                f"{pattern} ({patterns.count(pattern)} of {len(patterns)})",
+                _texts().verdict(group),
             ]
         )
-    heads = ["content", "", "runs", "best choices", *names, "pattern", "plans?"]
-    return page.table(
-        "How much rarer the old best choice is after a link changed out of sight, or more frequent after two did",
-        heads,
-        rows,
-        numeric=tuple(range(2, 4 + len(names))),
+    heads = ["content", "trained", "runs", "optimal choices", *PARTS["plans"], "pattern", "plans?"]
+    caption = (
+        "Decrease of the formerly best choice after a single link has changed, and its increase after the second of two"
     )
+    return page.table(caption, heads, rows, numeric=tuple(range(2, 4 + len(PARTS["plans"]))))
 
 
-def _of(record: Record, group: Group) -> bool:
-    return record["content"] == group.content and record["model"] == group.model
+def _interval(part: MeanOverRuns) -> Markup:
+    return _texts().interval(format_signed(part.mean), format_signed(part.low), format_signed(part.high))
 
 
-def _interval(part: Part) -> str:
-    return f"{signed(part.mean)}<br><small>{signed(part.low)} to {signed(part.high)}</small>"
-
-
-def _said(group: Group) -> str:
-    yes, no, open_ = (group.alone[word] for word in ("yes", "no", "undetermined"))
-    return f"<b>{group.verdict}</b><br><small>{yes} yes, {no} no, {open_} open</small>"
-
-
-def _evolved(found: Sequence[Record]) -> page.Section | None:
-    rows = []
-    for record in found:
-        if record["kind"] != "mesa_evolved":
-            continue
-        pattern = next((f["pattern"] for f in record["findings"] if f["test"] == "plans" and f["pattern"]), "")
-        said = record["verdicts"]
-        rows.append(
-            [
-                page.agent(record["agent"].partition(":")[0], "evolution"),
-                escape(record["env"]),
-                said["learns"],
-                said["plans"] + (f" ({pattern})" if pattern else ""),
-                said["objective"],
-                f'<span class="prose">{escape(record["in_words"])}</span>',
-            ]
+def render_fingerprints(records: Sequence[Record]) -> Markup:
+    """Render fingerprints and dose curves; empty where there is no fingerprint."""
+    fingerprints = [record for record in records if record["kind"] == "fingerprint"]
+    if not fingerprints:
+        return Markup()
+    subjects, panels = figures.collect_subjects(records), []
+    for name, title in figures.ALGORITHMS.items():
+        references = [record for record in fingerprints if record["agent"] == name]
+        if references:
+            note = ", ".join(f"{record['group']} {record['pattern']}" for record in references)
+            chart = figures.draw_fingerprint(f"fingerprint-{name}", references, subjects)
+            panels.append(page.figure(chart, title, note))
+    dose_panels = [
+        page.figure(
+            figures.draw_dose_curve(f"dose-{record['group']}", record),
+            f"{figures.ALGORITHMS[record['agent']]}, {record['group']}",
+            f"mechanism: {record['verdict']}",
         )
+        for record in records
+        if record["kind"] == "dose_curve"
+    ]
+    return _texts().fingerprint(page.panels(panels), page.panels(dose_panels) if dose_panels else "")
+
+
+def render_two_step(records: Sequence[Record]) -> Markup:
+    """Render the two-step task; empty where no agent was evolved in it."""
+    panels = [
+        page.figure(figures.draw_two_step(f"two-step-{r['agent']}", r), r["agent"], f"{r['summary']}.")
+        for r in records
+        if r["kind"] == "two_step"
+    ]
+    return _texts().two_step(page.panels(panels)) if panels else Markup()
+
+
+def _evolved(records: Sequence[Record]) -> Markup:
+    rows = []
+    for record in records:
+        if record["kind"] == "evolved_agent":
+            patterns = [r["pattern"] for r in record["results"] if r["test"] == "plans" and r["pattern"]]
+            verdicts = record["verdicts"]
+            rows.append(
+                [
+                    page.agent(record["agent"].partition(":")[0], "evolution"),
+                    record["env"],
+                    verdicts["learns"],
+                    verdicts["plans"] + (f" ({patterns[0]})" if patterns else ""),
+                    verdicts["objective"],
+                    Markup('<span class="prose">{}</span>').format(record["verdict_text"]),
+                ]
+            )
     if not rows:
-        return None
-    heads = ["agent", "evolved and asked in", "learns?", "plans?", "an objective?", "in words"]
-    text = PROSE["mesa"]["evolved"] + page.table("Verdict per question", heads, rows)
-    return page.Section("evolved", "Agents evolved from scratch", text)
-
-
-def _limits(head: Record) -> str:
-    items = list(PROSE["mesa"]["limits"])
-    if not head["budget"]["shams"]:
-        items.append(PROSE["mesa"]["no_sham"])
-    items.insert(0, f"Each claim rests on {head['budget']['runs']} training runs of a group.")
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
-
-
-def _repeat(head: Record, found: Sequence[Record], times: dict[str, float]) -> str:
-    versions = ", ".join(f"{escape(str(name))} {escape(str(value))}" for name, value in head["versions"].items())
-    steps = sum(r["steps"] * r["runs"] for r in found if r["kind"] == "mesa_trained")
-    small = " --small" if head["budget"]["name"] == "small" else ""
-    took = f"{sum(times.values()) / 60:.1f} minutes" if times else "not noted"
-    return f"""<pre><code>ontogeny study mesa{small} --seed {head["seed"]} --out OUT
-ontogeny report OUT</code></pre>
-<dl class="facts"><div><dt>seed</dt><dd>{head["seed"]}</dd></div>
-<div><dt>steps trained in</dt><dd>{amount(steps)}</dd></div>
-<div><dt>time here</dt><dd>{took}</dd></div><div><dt>versions</dt><dd>{versions}</dd></div></dl>"""
+        return Markup()
+    heads = ["agent", "evolved and audited in", "learns?", "plans?", "an objective?", "summary"]
+    return _texts().evolved(page.table("Verdicts by hypothesis", heads, rows))

@@ -1,4 +1,4 @@
-"""The report: one page from records alone, the same bytes for the same records, and an answer that follows them."""
+"""The page of a study: written from records alone, with conclusions that follow them."""
 
 import json
 import re
@@ -10,83 +10,86 @@ from html.parser import HTMLParser
 import pytest
 
 from ontogeny.errors import BadInput
+from ontogeny.runs import formats
+from ontogeny.runs.folder import RunDescription, write_spec
+from ontogeny.runs.records import RECORDS_FILE, repair_records
 from ontogeny.studies import page as study_page
-from ontogeny.studies import records
+from ontogeny.studies.records import read_records
 
 BANDIT = {"num_arms": 5, "num_pulls": 10}
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "link", "hr", "img", "input"}
 
 
-def evaluation(env, agent, model, mean, se=0.01, seed=0, steps=0, points=10, **more):
+def evaluation(env, agent, approach, mean, se=0.01, seed=0, steps=0, points=10, **more):
     """A development and an evaluation of it, made by hand."""
     development = {
         "id": f"development/{env}/{agent}/{seed}",
         "kind": "development",
         "agent": agent,
-        "model": model,
-        "developed_on": env,
+        "approach": approach,
+        "train_env": env,
         "seed": seed,
-        "genome_size": 616,
-        "development_steps": steps,
+        "num_parameters": 616,
+        "num_training_env_steps": steps,
     }
     curve = {
         "unit": "step",
         "position": list(range(1, points + 1)),
         "mean": [mean / points * (0.8 + 0.4 * i / points) for i in range(points)],
-        "se": [0.01] * points,
+        "standard_error": [0.01] * points,
     }
     measured = {
         "id": f"evaluation/{env}/{agent}/{seed}",
         "kind": "evaluation",
         "agent": agent,
-        "text": agent,
-        "model": model,
+        "agent_spec": agent,
+        "approach": approach,
         "env": env,
-        "developed_on": env,
-        "development": development["id"],
+        "train_env": env,
+        "development_id": development["id"],
         "seed": seed,
-        "case": "offline",
+        "mode": "frozen",
         "num_tasks": 4000,
         "mean": mean,
-        "se": se,
+        "standard_error": se,
         "curve": curve,
     }
     return [development, measured | more]
 
 
-def env(name, room, settings, **more):
-    about = {"num_steps": 10, "horizon": 1, "num_actions": 5, "num_observations": 1, "help": "An environment."}
-    return {"id": f"environment/{name}", "kind": "env", "env": name, "room": room, "settings": settings} | about | more
+def environment(name, plugin, settings, **more):
+    about = {"num_steps": 10, "horizon": 1, "num_actions": 5, "num_observations": 1, "description": "An environment."}
+    return {"id": f"environment/{name}", "kind": "environment", "env": name, "plugin": plugin, "settings": settings} | about | more
 
 
-def replay(name, agent, model, task, **trajectory):
-    said = {"id": f"replay/{name}/{agent}", "kind": "replay", "env": name, "agent": agent, "model": model}
+def recorded_lifetime(name, agent, approach, task, **trajectory):
+    said = {"id": f"recorded_lifetime/{name}/{agent}", "kind": "recorded_lifetime", "env": name, "agent": agent, "approach": approach}
     return said | {"task": task, "trajectory": trajectory}
 
 
 def small(code=162.5, evolution=161.5):
     """The records of a small study: a bandit, a random MDP, a grid, the two-step task."""
     found = [
-        env("bandit", "bandit", BANDIT),
-        *evaluation("bandit", "random", "reference", 5.0),
-        *evaluation("bandit", "oracle", "reference", 8.3, privileged=True),
-        *evaluation("bandit", "model_based", "code", 6.66, case="online"),
+        environment("bandit", "bandit", BANDIT),
+        *evaluation("bandit", "random", "baseline", 5.0),
+        *evaluation("bandit", "oracle", "baseline", 8.3, privileged=True),
+        *evaluation("bandit", "model_based", "ml_code", 6.66, mode="online"),
         *evaluation("bandit", "recurrent_cells", "evolution", 6.65, steps=10**7),
         *evaluation("bandit", "recurrent_cells", "evolution", 6.63, steps=10**7, seed=1),
         *evaluation("bandit", "recurrent", "evolution", 6.2, steps=10**7),
         {
-            "id": "bound/bandit",
-            "kind": "bound",
+            "id": "upper_bound/bandit",
+            "kind": "upper_bound",
             "env": "bandit",
             "name": "Bayes-optimal",
             "value": 6.66,
-            "how": "exact",
+            "method": "exact",
         },
-        replay(
+        recorded_lifetime(
             "bandit",
             "model_based",
-            "code",
+            "ml_code",
             {"probabilities": [0.1, 0.9, 0.4, 0.5, 0.3]},
             observation=[0] * 10,
             first=[True] * 10,
@@ -94,20 +97,20 @@ def small(code=162.5, evolution=161.5):
             score=[0, 1, 1, 0, 0, 1, 1, 1, 1, 1],
             discount=[0] * 10,
         ),
-        env("MDP", "random_mdp", {"num_states": 10, "num_actions": 5, "horizon": 10, "num_episodes": 10}, horizon=10),
-        *evaluation("MDP", "model_based", "code", code, 0.2),
+        environment("MDP", "random_mdp", {"num_states": 10, "num_actions": 5, "horizon": 10, "num_episodes": 10}, horizon=10),
+        *evaluation("MDP", "model_based", "ml_code", code, 0.2),
         *evaluation("MDP", "recurrent_cells", "evolution", evolution, 0.2, steps=4 * 10**7),
         {
             "id": "difference/MDP/model_based/recurrent_cells",
             "kind": "difference",
             "env": "MDP",
             "agent": "model_based",
-            "other": "recurrent_cells",
+            "other_agent": "recurrent_cells",
             "mean": code - evolution,
-            "se": 0.1,
+            "standard_error": 0.1,
             "num_tasks": 4000,
         },
-        replay(
+        recorded_lifetime(
             "MDP",
             "recurrent_cells",
             "evolution",
@@ -118,12 +121,12 @@ def small(code=162.5, evolution=161.5):
             score=[float(i % 3) for i in range(20)],
             discount=[1] * 20,
         ),
-        env("grid", "foraging", {"size": 3, "horizon": 4, "num_episodes": 2}, horizon=4),
-        *evaluation("grid", "model_based", "code", 1.0),
-        replay(
+        environment("grid", "foraging", {"size": 3, "horizon": 4, "num_episodes": 2}, horizon=4),
+        *evaluation("grid", "model_based", "ml_code", 1.0),
+        recorded_lifetime(
             "grid",
             "model_based",
-            "code",
+            "ml_code",
             {
                 "walls": [False] * 4 + [True] + [False] * 4,
                 "thorns": [False] * 9,
@@ -138,12 +141,12 @@ def small(code=162.5, evolution=161.5):
             score=[0.95, -0.05, -0.05, 0.95, 0.95, 0.95, -0.05, 0.95],
             discount=[1, 1, 1, 1, 1, 1, 1, 0],
         ),
-        env("two-step", "two_step", {"num_trials": 3}, horizon=2, num_actions=2),
-        *evaluation("two-step", "model_based", "code", 1.5),
-        replay(
+        environment("two-step", "two_step", {"num_trials": 3}, horizon=2, num_actions=2),
+        *evaluation("two-step", "model_based", "ml_code", 1.5),
+        recorded_lifetime(
             "two-step",
             "model_based",
-            "code",
+            "ml_code",
             {"common_place": [0, 1]},
             observation=[0, 1, 0, 2, 0, 1],
             first=[True, False] * 3,
@@ -153,30 +156,30 @@ def small(code=162.5, evolution=161.5):
         ),
     ]
     unique = {record["id"]: record for record in found}
-    head = {
-        "id": "study",
-        "kind": "study",
-        "format": 1,
-        "title": "A small <study>",
-        "question": "Which is ahead?",
-        "seed": 3,
-        "digest": "0123456789abcdef0123",
-        "spec": 'title = "A small <study>"',
-        "versions": {"jax": "0.10.2"},
-        "planned": list(unique),
-    }
-    return [head, *unique.values()]
+    return list(unique.values())
 
 
-def put(folder, found):
+SPEC = {
+    "title": "A small <study>",
+    "question": "Which is ahead?",
+    "seed": 3,
+    "digest": "0123456789abcdef0123",
+    "text": 'title = "A small <study>"',
+}
+
+
+def write_study(folder, records, **spec):
     folder.mkdir(exist_ok=True)
-    lines = "".join(json.dumps(record) + "\n" for record in found)
-    (folder / records.RECORDS_FILE).write_text(lines, encoding="utf-8")
+    planned = {"planned_ids": [record["id"] for record in small()]}
+    description = RunDescription(formats.STUDY, SPEC | spec, {}, {"jax": "0.10.2"}, planned)
+    write_spec(folder, description, {})
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / RECORDS_FILE).write_text(lines, encoding="utf-8")
     return folder
 
 
-def page_of(folder, found):
-    return study_page.write(put(folder, found)).read_text(encoding="utf-8")
+def page_of(folder, records):
+    return study_page.write(write_study(folder, records)).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -215,23 +218,23 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_holds_what_was_asked_and_found(small_page):
+def test_the_page_shows_the_set_up_and_the_results(small_page):
     page = small_page
     for text in ("A small &lt;study&gt;", "Which is ahead?", "6.66", "162.5", "RL²", "Bayes-optimal", "jax 0.10.2"):
         assert text in page
     for title in (
-        "What was asked",
+        "Agents and environments",
         "published tables beside ours",
         "What development costs",
         "Learning within a lifetime",
     ):
         assert title in page
-    for title in ("One lifetime of each agent", "What shared addressing buys", "What is bounded", "does not show"):
+    for title in ("One lifetime of each agent", "What weight sharing contributes", "Distance to the upper bound", "does not show"):
         assert title in page
     assert "What is missing" not in page
 
 
-def test_the_page_is_well_formed_and_stands_alone(small_page):
+def test_the_page_is_well_formed_and_self_contained(small_page):
     page = small_page
     reader = Reader()
     reader.feed(page)
@@ -243,7 +246,7 @@ def test_the_page_is_well_formed_and_stands_alone(small_page):
     assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(reader.ids)
 
 
-def test_the_page_can_be_read_without_seeing_it(small_page):
+def test_the_page_is_accessible(small_page):
     reader = Reader()
     reader.feed(small_page)
     tags = reader.tags
@@ -258,40 +261,40 @@ def test_the_same_records_give_the_same_bytes(small_page, tmp_path):
     assert page_of(tmp_path / "again", small()) == small_page
 
 
-def test_colours_are_variables_so_that_the_page_serves_light_and_dark(small_page):
+def test_colors_are_variables_for_light_and_dark_pages(small_page):
     body = small_page.partition("</style>")[2]
-    assert "var(--evolution)" in body and "var(--code)" in body
+    assert "var(--evolution)" in body and "var(--ml-code)" in body
     assert not re.findall(r"(?:fill|stroke): #(?!000000)[0-9a-f]{6}", body)
 
 
-def test_the_answer_follows_the_records_whichever_way_they_fall(tmp_path):
+def test_the_conclusions_follow_the_records(tmp_path):
     ahead = answer_in(page_of(tmp_path / "a", small(code=162.5, evolution=160.5)))
-    assert "code is ahead in 1 of 2" in ahead and "code ahead by 2.00 ± 0.10" in ahead
+    assert "ML code scores higher in 1 of 2" in ahead and "ML code scores 2.00 ± 0.10 more" in ahead
     behind = answer_in(page_of(tmp_path / "b", small(code=150.0, evolution=160.5)))
-    assert "evolution in 1" in behind and "evolution ahead by 10.50 ± 0.10" in behind
-    assert "below the best in 1" in behind and "150.00 ± 0.20 against RL²’s 156.2" in behind
+    assert "evolution in 1" in behind and "evolution scores 10.50 ± 0.10 more" in behind
+    assert "below the best in 1" in behind and "scores 150.00 ± 0.20 in MDP, RL² 156.2" in behind
     level = answer_in(page_of(tmp_path / "c", small(code=160.6, evolution=160.5)))
-    assert "cannot be told apart in 2" in level
+    assert "and 2 show no significant difference" in level
 
 
-def test_every_number_of_the_answer_moves_with_its_record(tmp_path):
+def test_a_number_in_the_conclusions_follows_its_record(tmp_path):
     found = small()
     for record in found:
         if record["id"] == "development/MDP/recurrent_cells/0":
-            record["development_steps"] = 123_000_000
-    assert "123 million steps" in answer_in(page_of(tmp_path / "s", found))
+            record["num_training_env_steps"] = 123_000_000
+    assert "123 million environment steps" in answer_in(page_of(tmp_path / "s", found))
 
 
-def test_what_is_missing_is_said_in_a_sentence(tmp_path):
+def test_missing_records_are_listed(tmp_path):
     found = [record for record in small() if record["id"] != "evaluation/MDP/model_based/0"]
     page = page_of(tmp_path / "s", found)
     assert "This study is not complete" in page and "evaluation/MDP/model_based/0" in page
-    only_head = page_of(tmp_path / "t", small()[:1])
+    only_head = page_of(tmp_path / "t", [])
     assert "No measurement has been recorded yet" in only_head
 
 
-@pytest.mark.parametrize("kind", ["env", "development", "evaluation", "difference", "bound", "replay"])
-def test_a_page_comes_out_whatever_record_is_missing(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["environment", "development", "evaluation", "difference", "upper_bound", "recorded_lifetime"])
+def test_a_page_is_written_with_any_record_missing(tmp_path, kind):
     for i, record in enumerate(small()):
         if record["kind"] == kind and "grid" not in record["id"] and "two-step" not in record["id"]:
             found = small()
@@ -301,40 +304,38 @@ def test_a_page_comes_out_whatever_record_is_missing(tmp_path, kind):
             break
 
 
-def test_records_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(BadInput, match=r"there is no 'records.jsonl'"):
+def test_damaged_records_are_named(tmp_path):
+    with pytest.raises(BadInput, match="holds no run|cannot be read|there is no run"):
         study_page.write(tmp_path)
-    folder = put(tmp_path / "s", small()[1:])
-    with pytest.raises(BadInput, match="lack their first line"):
-        study_page.write(folder)
-    path = folder / records.RECORDS_FILE
+    folder = write_study(tmp_path / "s", small())
+    path = folder / RECORDS_FILE
     path.write_text("{]\n", encoding="utf-8")
-    with pytest.raises(BadInput, match="line 1 is damaged"):
+    with pytest.raises(BadInput, match="line 1, is damaged"):
         study_page.write(folder)
-    path.write_text('{"id": "a", "kind": "bound", "env": "w"}\n', encoding="utf-8")
-    with pytest.raises(BadInput, match="line 1: the bound record lacks 'name'"):
+    path.write_text('{"id": "a", "kind": "upper_bound", "env": "w"}\n', encoding="utf-8")
+    with pytest.raises(BadInput, match="line 1, is damaged: the upper_bound record lacks 'name'"):
         study_page.write(folder)
-    put(folder, [small()[0], small()[1], small()[1]])
-    with pytest.raises(BadInput, match="is there twice"):
+    write_study(folder, [small()[0], small()[0]])
+    with pytest.raises(BadInput, match="occurs twice"):
         study_page.write(folder)
 
 
-def test_a_line_without_its_end_is_left_out(tmp_path):
-    folder = put(tmp_path / "s", small())
-    path = folder / records.RECORDS_FILE
-    whole = path.read_bytes()
+def test_an_incomplete_last_line_is_left_out(tmp_path):
+    folder = write_study(tmp_path / "s", small())
+    path = folder / RECORDS_FILE
+    complete = path.read_bytes()
     with path.open("a") as file:
         file.write('{"id": "torn", "ki')
-    assert records.read(path) == small()
-    records.repair(path)
-    assert path.read_bytes() == whole
+    assert read_records(folder) == small()
+    repair_records(path)
+    assert path.read_bytes() == complete
 
 
-def test_a_report_runs_nothing(tmp_path):
-    folder = put(tmp_path / "s", small())
+def test_a_page_is_written_without_jax(tmp_path):
+    folder = write_study(tmp_path / "s", small())
     code = (
         "import sys; from ontogeny import studies; studies.write_page(sys.argv[1]); "
-        "sys.exit(any(name == 'jax' or name.startswith('ontogeny.stages') for name in sys.modules))"
+        "sys.exit(any(name == 'jax' or name.startswith('ontogeny.rollouts') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
 
@@ -344,10 +345,10 @@ if CHROMIUM:  # a browser is no dependency: where there is none, there is nothin
     @pytest.mark.slow
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     @pytest.mark.parametrize("width", [390, 1280])
-    def test_the_page_fits_its_window_and_asks_for_nothing_else(tmp_path, scheme, width):
+    def test_the_page_fits_its_window_and_makes_no_request(tmp_path, scheme, width):
         from playwright.sync_api import sync_playwright
 
-        path = study_page.write(put(tmp_path / "s", small()))
+        path = study_page.write(write_study(tmp_path / "s", small()))
         foreign, said = [], []
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -364,5 +365,5 @@ if CHROMIUM:  # a browser is no dependency: where there is none, there is nothin
             )
             browser.close()
         assert foreign == [] and said == []
-        bright = [sum(int(value) for value in re.findall(r"\d+", colour)[:3]) for colour in (ink, paper)]
+        bright = [sum(int(value) for value in re.findall(r"\d+", color)[:3]) for color in (ink, paper)]
         assert (bright[0] < bright[1]) == (scheme == "light")

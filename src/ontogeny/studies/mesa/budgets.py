@@ -1,0 +1,147 @@
+"""Budgets of the mesa study: which contents, how many runs of each, and how long each is trained and audited."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+from ontogeny import plugins
+from ontogeny.studies.mesa.distilled import TEACHERS
+
+CONDITIONS = ("active", "sham")  # in a sham no report changes the environment; chance does
+
+
+class SearchBudget(NamedTuple):
+    """How content is trained on return."""
+
+    population_size: int
+    num_lifetimes: int
+    num_generations: int
+
+
+class MesaBudget(NamedTuple):
+    """The size of a mesa study.
+
+    Attributes:
+        name: Of the size, as the command line takes it.
+        num_runs: Independent runs of each content, training and condition.
+        has_evolution_sham: Whether training on return has its sham condition as well.
+        contents: Names of the contents, as capacity grows.
+        num_segments: Of a lifetime of prediction.
+        num_lifetimes: In which a run is audited.
+        searches: Budget of training on return, by content.
+        planners: Content that predicts payouts in `chain`, with its size (0: the default).
+        num_chains: Lifetimes in each stage of their curriculum.
+        num_chain_lifetimes: In which they are audited.
+        num_students: Networks that are distilled from the planner.
+        organisms: Controls whose fingerprints stand beside those of the subjects.
+        teachers: Organisms from which networks are distilled.
+        num_updates: Of each stage of a distillation.
+        evolved: Agent, environment and development of the agents that are evolved from scratch.
+    """
+
+    name: str
+    num_runs: int
+    has_evolution_sham: bool
+    contents: tuple[str, ...]
+    num_segments: int
+    num_lifetimes: int
+    searches: Mapping[str, SearchBudget]
+    planners: Mapping[str, int] = {}
+    num_chains: int = 0
+    num_chain_lifetimes: int = 0
+    num_students: int = 0
+    organisms: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    num_updates: int = 0
+    evolved: tuple[tuple[str, str, str], ...] = ()
+
+    def conditions(self, training: str) -> tuple[str, ...]:
+        """The conditions of a training, `prediction` or `return`."""
+        return CONDITIONS if training == "prediction" or self.has_evolution_sham else CONDITIONS[:1]
+
+
+DENSE, CELLS = "recurrent:hidden_size=24", "recurrent_cells"
+DEFAULT_SEARCH = SearchBudget(64, 32, 70)
+SEARCHES = {
+    "table": SearchBudget(32, 32, 40),
+    "linear": SearchBudget(32, 32, 60),
+    "mlp": SearchBudget(64, 32, 60),
+    "gru": SearchBudget(64, 32, 70),
+    "causal_transformer": SearchBudget(64, 16, 70),
+}
+EVOLVED = (
+    (
+        *(DENSE, "bandit:num_pulls=100"),
+        "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=32,num_generations=300,sigma=0.2",
+    ),
+    (
+        CELLS,
+        "bandit:num_pulls=100",
+        "evolution:population_size=64,num_lifetimes=32,num_generations=100,learning_rate=0.03",
+    ),
+    (
+        DENSE,
+        "random_mdp",
+        "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=32,num_generations=150,sigma=0.2",
+    ),
+    (CELLS, "random_mdp", "evolution:population_size=64,num_lifetimes=16,num_generations=40"),
+    (
+        DENSE,
+        "two_step",
+        "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=16,num_generations=300,sigma=0.2",
+    ),
+    (CELLS, "two_step", "evolution:population_size=64,num_lifetimes=32,num_generations=60,learning_rate=0.03"),
+    (DENSE, "chain", "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=16,num_generations=200,sigma=0.2"),
+    (CELLS, "chain", "evolution:population_size=64,num_lifetimes=16,num_generations=60,learning_rate=0.03"),
+)
+MINUTES = {"full": 60, "small": 1, "brief": 1}  # on two idle cores
+
+
+def content_keys() -> dict[str, int]:
+    """The registered predictors of growing capacity, each with the number that enters its random keys."""
+    keys = {name: plugins.get_attribute("content", name, "KEY_NUMBER") for name in plugins.list_names("content")}
+    return dict(sorted(((name, key) for name, key in keys.items() if key is not None), key=lambda entry: entry[1]))
+
+
+@cache
+def budgets() -> dict[str, MesaBudget]:
+    """All sizes of the study by name."""
+    contents = tuple(content_keys())
+    full = MesaBudget(
+        "full",
+        num_runs=10,
+        has_evolution_sham=True,
+        contents=contents,
+        num_segments=2000,
+        num_lifetimes=400,
+        searches={name: SEARCHES.get(name, DEFAULT_SEARCH) for name in contents},
+        planners={"table": 0, "mlp": 48, "gru": 48},
+        num_chains=2500,
+        num_chain_lifetimes=100,
+        num_students=1,
+        num_updates=800,
+        organisms=("win_stay", "td_one", "td_zero", "successor", "latent_state_learner", "planner"),
+        teachers=TEACHERS,
+        evolved=EVOLVED,
+    )
+    small = MesaBudget(
+        "small",
+        num_runs=3,
+        has_evolution_sham=False,
+        contents=("table", "linear", "gru"),
+        num_segments=400,
+        num_lifetimes=200,
+        searches={
+            "table": SearchBudget(16, 16, 10),
+            "linear": SearchBudget(32, 16, 30),
+            "gru": SearchBudget(32, 16, 50),
+        },
+    )
+    brief = small._replace(
+        name="brief",
+        contents=("table", "gru"),
+        num_segments=300,
+        num_lifetimes=100,
+        searches={"table": SearchBudget(16, 16, 10), "gru": SearchBudget(32, 16, 40)},
+    )
+    return {budget.name: budget for budget in (full, small, brief)}
