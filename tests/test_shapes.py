@@ -67,7 +67,7 @@ def test_without_the_check_the_planted_error_passes():
 def test_letters_are_compared_between_arguments():
     with pytest.raises(TypeCheckError, match="parameter 'value'"):
         policy_gradient.advantages(jnp.ones(3), jnp.ones(1), 0.9, 0.5)
-    with pytest.raises(TypeCheckError, match="parameter 'total'"):
+    with pytest.raises(TypeCheckError, match="parameter 'feature_sum'"):
         tabular_posterior.feature_posterior(FeaturePrior("normal", 0.0, 1.0, noise=1.0), jnp.ones((S, A)), jnp.ones(A))
 
 

@@ -25,7 +25,7 @@ class TokenContext(NamedTuple):
     """The activations: the cache, and the tokens that it was computed from."""
 
     cache: KVCache  # of one sequence
-    window: Int32[Array, "C"]  # the first `cache.length` tokens are valid
+    window: Int32[Array, "N"]  # the first `cache.length` tokens are valid
 
 
 def build(
