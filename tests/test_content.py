@@ -1,4 +1,4 @@
-"""Learned content: posteriors against the textbook, planning against brute force, the bonus against its program."""
+"""Learned content: posteriors against the textbook, planning against brute force, bonuses against dynamic programming."""
 
 import itertools
 
@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny.content import action_values, planning, tabular_model
-from ontogeny.types import BadInput, EnvSpec, FeaturePrior, Prior
+from ontogeny.content import action_values, causal_transformer, planning, tabular_model
+from ontogeny.errors import BadInput
+from ontogeny.types import EnvSpec, FeaturePrior, Prior
 
 S, A, H = 3, 2, 4
-FACTS = (FeaturePrior("normal", 1.0, 2.0, noise=0.5), FeaturePrior("bernoulli", 1.0, 2.0))
-SPEC = EnvSpec("tiny", A, S, (), ("gain", "payout"), 40, H, (), Prior(0.5, FACTS))
+FEATURES = (FeaturePrior("normal", 1.0, 2.0, noise=0.5), FeaturePrior("bernoulli", 1.0, 2.0))
+SPEC = EnvSpec("tiny", A, S, (), ("gain", "payout"), 40, H, (), Prior(0.5, FEATURES))
 MODEL = tabular_model.build(SPEC)
 PLAN = jax.jit(planning.value_iteration, static_argnums=2)
 
@@ -24,63 +25,63 @@ STEPS = st.lists(
         st.integers(0, A - 1),
         st.tuples(st.floats(-3, 3, width=32), st.sampled_from([0.0, 1.0])),
         st.integers(0, S - 1),
-        st.booleans(),  # ended
-        st.booleans(),  # seen
+        st.booleans(),  # is_end
+        st.booleans(),  # is_observed
     ),
     max_size=12,
 )
 
 
-def learned(steps):
+def evidence_of(steps):
     weights = MODEL.init()
-    for observation, action, outcome, successor, ended, seen in steps:
-        outcome, ended, seen = jnp.array(outcome), jnp.bool_(ended), jnp.bool_(seen)
-        weights = MODEL.update(weights, observation, action, outcome, successor, ended, seen)
+    for observation, action, outcome, successor, is_end, is_observed in steps:
+        outcome, is_end, is_observed = jnp.array(outcome), jnp.bool_(is_end), jnp.bool_(is_observed)
+        weights = MODEL.update(weights, observation, action, outcome, successor, is_end, is_observed)
     return weights
 
 
 def batch_posterior(steps, observation, action):
-    """The posterior at one (observation, action), written from the densities: precisions add, pseudo-counts add."""
-    here = [step for step in steps if step[:2] == (observation, action)]
-    gains = [step[2][0] for step in here]
-    prior_precision, precision = 1 / FACTS[0].b ** 2, 1 / FACTS[0].noise ** 2
-    posterior_precision = prior_precision + len(here) * precision
-    gain = (prior_precision * FACTS[0].a + precision * sum(gains)) / posterior_precision
-    alpha = FACTS[1].a + sum(step[2][1] for step in here)
-    beta = FACTS[1].b + sum(1 - step[2][1] for step in here)
-    known = [step for step in here if step[5]]
-    counts = np.array([0.5 + sum(step[3] == s and not step[4] for step in known) for s in range(S)])
+    """The posterior of one (observation, action), written from the densities: precisions add, pseudo-counts add."""
+    visits = [step for step in steps if step[:2] == (observation, action)]
+    gains = [step[2][0] for step in visits]
+    prior_precision, precision = 1 / FEATURES[0].b ** 2, 1 / FEATURES[0].noise ** 2
+    posterior_precision = prior_precision + len(visits) * precision
+    gain = (prior_precision * FEATURES[0].a + precision * sum(gains)) / posterior_precision
+    alpha = FEATURES[1].a + sum(step[2][1] for step in visits)
+    beta = FEATURES[1].b + sum(1 - step[2][1] for step in visits)
+    observed = [step for step in visits if step[5]]
+    counts = np.array([0.5 + sum(step[3] == s and not step[4] for step in observed) for s in range(S)])
     payout, payout_variance = alpha / (alpha + beta), alpha * beta / (alpha + beta) ** 2 / (alpha + beta + 1)
     evidence = [posterior_precision / precision, payout * (1 - payout) / payout_variance]
-    return counts / (0.5 * S + len(known)), [gain, payout], evidence
+    return counts / (0.5 * S + len(observed)), [gain, payout], evidence
 
 
 @given(STEPS)
-def test_the_posterior_is_the_batch_posterior(steps):
-    predicted = MODEL.query(learned(steps))
+def test_sequential_posterior_equals_batch_posterior(steps):
+    prediction = MODEL.query(evidence_of(steps))
     for s, a in itertools.product(range(S), range(A)):
         successors, outcome_features, evidence = batch_posterior(steps, s, a)
-        np.testing.assert_allclose(predicted.successors[s, a], successors, rtol=1e-5)
-        np.testing.assert_allclose(predicted.outcome_features[s, a], outcome_features, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(predicted.feature_evidence[s, a], evidence, rtol=1e-4)
+        np.testing.assert_allclose(prediction.successors[s, a], successors, rtol=1e-5)
+        np.testing.assert_allclose(prediction.outcome_features[s, a], outcome_features, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(prediction.feature_evidence[s, a], evidence, rtol=1e-4)
 
 
 @given(STEPS, st.randoms(use_true_random=False))
-def test_the_order_of_the_evidence_does_not_matter(steps, random):
+def test_evidence_is_independent_of_the_order_of_steps(steps, random):
     shuffled = random.sample(steps, len(steps))
-    for one, other in zip(learned(steps), learned(shuffled), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    for leaf, shuffled_leaf in zip(evidence_of(steps), evidence_of(shuffled), strict=True):
+        np.testing.assert_allclose(leaf, shuffled_leaf, atol=1e-5)
 
 
-def test_a_planted_error_would_be_seen():
-    """A model that counts the unseen successor differs from the batch posterior: the comparison above has teeth."""
+def test_comparison_with_batch_posterior_detects_a_planted_error():
+    """A model that counts a successor that was not observed differs from the batch posterior."""
     steps = [(0, 0, (1.0, 1.0), 2, False, False)]
-    mistaken = [(*step[:5], True) for step in steps]
-    right = batch_posterior(steps, 0, 0)[0]
-    assert not np.allclose(MODEL.query(learned(mistaken)).successors[0, 0], right)
+    planted = [(*step[:5], True) for step in steps]
+    expected = batch_posterior(steps, 0, 0)[0]
+    assert not np.allclose(MODEL.query(evidence_of(planted)).successors[0, 0], expected)
 
 
-def test_a_env_without_a_prior_is_refused():
+def test_env_without_a_prior_is_rejected():
     with pytest.raises(BadInput, match="tiny"):
         tabular_model.build(SPEC._replace(prior=None))
 
@@ -99,7 +100,7 @@ def brute_force(rewards, successors, horizon):
 
 
 @given(st.integers(0, 2**31))
-def test_planning_finds_what_brute_force_finds(seed):
+def test_value_iteration_equals_brute_force(seed):
     random = np.random.default_rng(seed)
     rewards = random.normal(size=(2, 2))
     successors = random.dirichlet(np.ones(3), size=(2, 2))[..., :2]  # a third of the mass ends the episode
@@ -108,39 +109,75 @@ def test_planning_finds_what_brute_force_finds(seed):
     np.testing.assert_allclose(planned[-1, 0].max(), brute_force(rewards, successors, 3), rtol=1e-4, atol=1e-5)
 
 
-def exact_index_bonus(last, first=1):
-    """Index minus mean by backward induction for n + N = `last` fixed, {n: bonus}; the standardised mean on a grid."""
+def exact_index_bonus(total, first=1):
+    """Index minus mean by backward induction for n + N = `total` fixed, {n: bonus}; the standardized mean on a grid."""
     z = np.linspace(-6, 4, 1001)
-    nodes, chances = np.polynomial.hermite_e.hermegauss(41)
-    chances = chances / chances.sum()
+    nodes, node_weights = np.polynomial.hermite_e.hermegauss(41)
+    node_weights = node_weights / node_weights.sum()
     values, bonus = np.zeros_like(z), {}
-    for n in range(last - 1, first - 1, -1):
-        mean, spread = z / np.sqrt(n), np.sqrt(1 / n - 1 / (n + 1))
-        then = (mean[:, None] + spread * nodes) * np.sqrt(n + 1)
-        beyond = np.maximum(then - z[-1], 0) / np.sqrt(n + 1) * (last - 1 - n)
-        play_on = mean + (np.interp(then, z, values) + beyond) @ chances
-        bonus[n] = -np.interp(0, play_on, z) / np.sqrt(n)
-        values = np.maximum(play_on, 0)
+    for n in range(total - 1, first - 1, -1):
+        mean, deviation = z / np.sqrt(n), np.sqrt(1 / n - 1 / (n + 1))
+        next_z = (mean[:, None] + deviation * nodes) * np.sqrt(n + 1)
+        beyond = np.maximum(next_z - z[-1], 0) / np.sqrt(n + 1) * (total - 1 - n)
+        continuation = mean + (np.interp(next_z, z, values) + beyond) @ node_weights
+        bonus[n] = -np.interp(0, continuation, z) / np.sqrt(n)
+        values = np.maximum(continuation, 0)
     return bonus
 
 
-@pytest.mark.parametrize("last", [3, 11, 51, 201])
-def test_the_bonus_is_that_of_the_finite_horizon_gittins_index(last):
-    for n, exact in exact_index_bonus(last).items():
-        fitted = float(planning.normal_index_bonus(jnp.float32(n), jnp.float32(last - n)))
-        assert abs(fitted - exact) < 0.01 + 0.03 * exact, (n, last - n)
+@pytest.mark.parametrize("total", [3, 11, 51, 201])
+def test_normal_bonus_equals_finite_horizon_gittins_index(total):
+    for n, exact in exact_index_bonus(total).items():
+        fitted = float(planning.normal_index_bonus(jnp.float32(n), jnp.float32(total - n)))
+        assert abs(fitted - exact) < 0.01 + 0.03 * exact, (n, total - n)
 
 
 @given(st.floats(0.01, 0.99), st.floats(2, 500), st.floats(1, 500))
-def test_the_index_of_a_probability_is_a_probability(mean, evidence, pulls):
+def test_index_of_a_probability_is_a_probability(mean, evidence, pulls):
     bonus = float(planning.bernoulli_index_bonus(jnp.float32(mean), jnp.float32(evidence), jnp.float32(pulls)))
     assert -1e-5 <= bonus <= 1 - mean + 1e-5
     if pulls == 1:
         assert abs(bonus) < 1e-5
 
 
-def test_values_are_asked_by_the_steps_to_go():
+def test_action_values_are_indexed_by_steps_to_go():
     values = action_values.build(SPEC)
     table = values.update(values.init(), jnp.arange(H * S * A).reshape(H, S, A))
     assert values.query(table, jnp.int32(1), jnp.int32(1)).tolist() == [2, 3]
     assert values.query(table, jnp.int32(0), jnp.int32(H)).tolist() == [18, 19]
+
+
+def plain_causal_transformer(weights, inputs, num_heads, window_length):
+    """One transformer block, written out for whole sequences in NumPy, without the shared block of the package."""
+
+    def normed(x):
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+    L, D = len(inputs), weights.embedding.shape[1]
+    stream = inputs @ weights.embedding + weights.embedding_bias
+    queries, keys, values = (
+        part.reshape(L, num_heads, D // num_heads) for part in np.split(normed(stream) @ weights.attn_qkv, 3, axis=-1)
+    )
+    age = np.arange(L)[:, None] - np.arange(L)[None, :]
+    sequence = np.cumsum(inputs[:, -1] > 0.5)
+    mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
+    scores = np.einsum("tnd,snd->nts", queries, keys) / np.sqrt(D // num_heads)
+    scores = np.where(mask, scores + weights.age_bias[:, np.clip(age, 0, window_length - 1)], -np.inf)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares = shares / shares.sum(-1, keepdims=True)
+    stream = stream + np.einsum("nts,snd->tnd", shares, values).reshape(L, D) @ weights.out_proj
+    stream = stream + np.maximum(normed(stream) @ weights.up, 0) @ weights.down
+    return normed(stream) @ weights.readout + weights.readout_bias
+
+
+def test_causal_transformer_agrees_with_its_own_equations_to_1e_6():
+    """The predictor uses the block of the language model; here both are compared on the same weights."""
+    predictor = causal_transformer.build(4, 2, width=8, num_heads=2, window_length=5)
+    random = np.random.default_rng(0)
+    weights = jax.tree.map(
+        lambda leaf: (leaf + 0.2 * random.normal(size=leaf.shape)).astype(np.float32), predictor.init(jax.random.key(0))
+    )
+    inputs = random.normal(size=(12, 4)).astype(np.float32)
+    inputs[:, -1] = np.isin(np.arange(12), [0, 8])
+    expected = plain_causal_transformer(jax.tree.map(np.float64, weights), inputs.astype(np.float64), 2, 5)
+    np.testing.assert_allclose(predictor.query_sequence(weights, jnp.array(inputs)), expected, atol=1e-6)

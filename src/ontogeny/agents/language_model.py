@@ -80,7 +80,7 @@ def language_model_agent(config: TransformerConfig, *, learning_rate: float = 3e
         return State(state.weights, _empty_context(config))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        context = _make_room(config, state.weights.content, state.activations)
+        context = _restart_if_full(config, state.weights.content, state.activations)
         token = percept.observation[None].astype(jnp.int32)
         context, logits = _append_tokens(config, state.weights.content, context, token)
         action = jax.random.categorical(key, logits) if stochastic else jnp.argmax(logits)
@@ -117,7 +117,7 @@ def _append_tokens(
     return TokenContext(cache, window), logits[0]
 
 
-def _make_room(config: TransformerConfig, content: TransformerWeights, context: TokenContext) -> TokenContext:
+def _restart_if_full(config: TransformerConfig, content: TransformerWeights, context: TokenContext) -> TokenContext:
     """The context itself, or where it is full a new one that begins with its second half."""
     C = config.context_length
     num_repeated = max(C // 2, 1)

@@ -37,13 +37,20 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
 
     def compute_start_values(inputs: tuple[TabularTask, Array]) -> Array:
         task, start = inputs
-        return planning.lifetime_values(steering(task.outcomes), continuing(task), task.termination_probabilities, start, spec.horizon, T)
+        return planning.lifetime_values(
+            steering(task.outcomes), continuing(task), task.termination_probabilities, start, spec.horizon, T
+        )
 
     def action_values(key: Key, inputs: tuple[TabularTask, Array, Array]) -> Array:
         del key
         task, start_values, steps_left = inputs
         return planning.episode_values(
-            steering(task.outcomes), continuing(task), task.termination_probabilities, start_values, steps_left, spec.horizon
+            steering(task.outcomes),
+            continuing(task),
+            task.termination_probabilities,
+            start_values,
+            steps_left,
+            spec.horizon,
         )
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:

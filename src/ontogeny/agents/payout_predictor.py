@@ -19,7 +19,7 @@ from ontogeny.agents.base import explore
 from ontogeny.agents.replay import ReplayAgentParts, replay_agent
 from ontogeny.content.base import PredictionBatch, build_predictor
 from ontogeny.content.replay import ReplayConfig
-from ontogeny.errors import BadInput, require_at_least
+from ontogeny.errors import BadInput, require_at_least, require_probability
 from ontogeny.types import Agent, EnvSpec, Key, Percept, Steering, Transition
 
 BUFFER_CAPACITY = 256  # lifetimes
@@ -30,7 +30,9 @@ class PayoutBuffer(NamedTuple):
 
     inputs: Float[Array, "R T I"]
     action: Int32[Array, "R T"]
-    payout: Float[Array, "R T"]  # of the trial that began with this step, -1 or 1; 0 if none began or no payout was seen
+    payout: Float[
+        Array, "R T"
+    ]  # of the trial that began with this step, -1 or 1; 0 if none began or no payout was seen
     choice_step: Int32[Array, ""]  # the step of the present lifetime at which the latest trial began
 
 
@@ -63,7 +65,8 @@ def build(
     del steering
     if spec.name != "chain":
         raise BadInput(f"agent 'payout_predictor' is for the environment 'chain', not for '{spec.name}'")
-    require_at_least(0, size=size, replay_batch=replay_batch, exploration_rate=exploration_rate)
+    require_at_least(0, size=size, replay_batch=replay_batch)
+    require_probability(exploration_rate=exploration_rate)
     require_at_least(1, num_lifetimes=num_lifetimes, num_updates=num_updates)
     A, T = spec.num_actions, spec.num_steps
     num_inputs = spec.num_observations + A + 4
@@ -123,6 +126,4 @@ def _store(
 
 def _make_batch(buffer: PayoutBuffer, rows: Int32[Array, "B"]) -> PredictionBatch:
     payout = buffer.payout[rows]
-    return PredictionBatch(
-        buffer.inputs[rows], buffer.action[rows], (payout > 0).astype(jnp.float32), jnp.abs(payout)
-    )
+    return PredictionBatch(buffer.inputs[rows], buffer.action[rows], (payout > 0).astype(jnp.float32), jnp.abs(payout))

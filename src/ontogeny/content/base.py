@@ -41,7 +41,9 @@ class Predictor(NamedTuple):
     init_memory: Callable[[], PyTree]
     query: Callable[[PyTree, PyTree, Float[Array, "I"]], tuple[Float[Array, "K"], PyTree]]  # weights, memory, inputs
     query_sequence: Callable[[PyTree, Float[Array, "L I"]], Float[Array, "L K"]]  # weights, inputs
-    update: Callable[[PyTree, PyTree, PredictionBatch, Array], tuple[PyTree, PyTree]]  # weights, scratch, batch, progress
+    update: Callable[
+        [PyTree, PyTree, PredictionBatch, Array], tuple[PyTree, PyTree]
+    ]  # weights, scratch, batch, progress
 
 
 def starts_sequence(inputs: Float[Array, "*L I"]) -> Bool[Array, "*L"]:
@@ -65,7 +67,7 @@ def gradient_predictor(
         query_sequence: As in `Predictor`.
         learning_rate: Initial step size; it falls to zero along a cosine as `progress` goes from 0 to 1.
     """
-    optimizer = build_optimizer(1.0)
+    optimizer, schedule = build_optimizer(1.0), cosine_decay(learning_rate)
 
     def loss(weights: PyTree, batch: PredictionBatch) -> Array:
         logits = jax.vmap(partial(query_sequence, weights))(batch.inputs)
@@ -75,7 +77,7 @@ def gradient_predictor(
 
     def update(weights: PyTree, scratch: PyTree, batch: PredictionBatch, progress: Array) -> tuple[PyTree, PyTree]:
         change, scratch = optimizer.update(jax.grad(loss)(weights, batch), scratch)
-        rate = cosine_decay(learning_rate, progress)
+        rate = schedule(progress)
         return jax.tree.map(lambda weight, step: weight + rate * step, weights, change), scratch
 
     return Predictor(init, optimizer.init, init_memory, query, query_sequence, update)

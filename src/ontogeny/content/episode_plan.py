@@ -99,9 +99,7 @@ def lazy_cond(
 
             return jax.tree.map(select, jax.vmap(compute)(operands), alternatives)
 
-        selected = lazy_cond(
-            jnp.any(conditions), compute_batch, (conditions, operands, alternatives), alternatives
-        )
+        selected = lazy_cond(jnp.any(conditions), compute_batch, (conditions, operands, alternatives), alternatives)
         return selected, jax.tree.map(lambda _: True, selected)
 
     return choose(condition, operand, otherwise)

@@ -1,4 +1,4 @@
-"""Exact draws from gamma distributions, fast in large batches; posteriors of Beta and Dirichlet form are made of them."""
+"""Exact draws from gamma distributions, fast in large batches, for posteriors of Beta and Dirichlet form."""
 
 import jax
 import jax.numpy as jnp

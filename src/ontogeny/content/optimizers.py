@@ -9,9 +9,8 @@ from typing import Any
 
 import jax
 import optax
-from jax import Array
 
-from ontogeny.errors import BadInput
+from ontogeny.errors import require_one_of
 from ontogeny.types import PyTree, Weights
 
 OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
@@ -41,14 +40,13 @@ def build_optimizer(
     Raises:
         BadInput: If there is no optimizer of this name.
     """
+    require_one_of(OPTIMIZERS, optimizer=name)
     if name == "adam":
         method = optax.adam(learning_rate, b2=beta2)
     elif name == "sgd":
         method = optax.sgd(learning_rate)
-    elif name in ("adamw", "muon"):
-        method = optax.adamw(learning_rate, b2=beta2, weight_decay=weight_decay, mask=decays)
     else:
-        raise BadInput(f"the setting 'optimizer' must be one of {', '.join(OPTIMIZERS)}, not '{name}'")
+        method = optax.adamw(learning_rate, b2=beta2, weight_decay=weight_decay, mask=decays)
     if name == "muon" and uses_muon is not None:
         muon = optax.contrib.muon(learning_rate, weight_decay=weight_decay, consistent_rms=0.2)
         method = optax.partition({"muon": muon, "adam": method}, _labels_of(uses_muon))
@@ -61,9 +59,14 @@ def apply_gradient(optimizer: optax.GradientTransformation, gradient: PyTree, we
     return Weights(optax.apply_updates(weights.content, change), scratch)
 
 
-def cosine_decay(learning_rate: float, progress: Array) -> Array:
-    """The learning rate after a share `progress`, from 0 to 1, of a training that ends at zero along a half cosine."""
-    return optax.cosine_decay_schedule(learning_rate, 1)(progress)
+def cosine_decay(learning_rate: float, num_steps: int = 1) -> optax.Schedule:
+    """Returns a schedule that falls from `learning_rate` to zero along half a cosine.
+
+    Args:
+        learning_rate: Step size at the start.
+        num_steps: Steps until zero; with 1 the argument of the schedule is the share of the training that is done.
+    """
+    return optax.cosine_decay_schedule(learning_rate, num_steps)
 
 
 def _labels_of(uses_muon: Callable[[PyTree], PyTree]) -> Callable[[PyTree], Any]:

@@ -66,7 +66,9 @@ def build(spec: EnvSpec) -> WorldModel:
         if prior.visit_forgetting_rate:
             share = jnp.where(is_observed, 1 - prior.visit_forgetting_rate, 1.0)
             successors, ends = (part.at[observation, action].multiply(share) for part in weights[:2])
-            visits, sums = (part.at[observation, action].multiply(1 - prior.visit_forgetting_rate) for part in weights[2:])
+            visits, sums = (
+                part.at[observation, action].multiply(1 - prior.visit_forgetting_rate) for part in weights[2:]
+            )
             weights = TabularEvidence(successors, ends, visits, sums)
         return TabularEvidence(
             weights.successor_counts.at[observation, action, successor].add(is_continued),

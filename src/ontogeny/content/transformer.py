@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int32, Integer
 
+from ontogeny.content.optimizers import apply_gradient, build_optimizer
 from ontogeny.content.transformer_block import (
     ACTIVATIONS,
     NORMS,
@@ -34,9 +34,10 @@ from ontogeny.content.transformer_block import (
     normalize,
     project_qkv,
 )
-from ontogeny.errors import BadInput, require_at_least
+from ontogeny.errors import BadInput, require_at_least, require_one_of
 from ontogeny.types import Key, Weights, WorldModel
 
+ARCHITECTURES = ("gpt2", "modern")
 POSITION_ENCODINGS = ("learned", "rotary")
 
 
@@ -118,8 +119,10 @@ def build(
     Returns:
         The world model; the scratch of its weights are the moments of Adam.
     """
-    config = make_config(architecture, vocab_size, context_length, num_layers=num_layers, num_heads=num_heads, width=width)
-    optimizer = optax.adam(learning_rate)
+    config = make_config(
+        architecture, vocab_size, context_length, num_layers=num_layers, num_heads=num_heads, width=width
+    )
+    optimizer = build_optimizer(learning_rate, max_gradient_norm=None)
 
     def init(key: Key) -> Weights:
         content: Any = init_weights(key, config)
@@ -129,9 +132,10 @@ def build(
         return jax.nn.log_softmax(forward(config, content, tokens[None])[0])
 
     def update(weights: Weights, tokens: Integer[Array, "B T"]) -> tuple[Weights, dict[str, Array]]:
-        loss, gradient = jax.value_and_grad(lambda content: token_losses(config, content, tokens).mean())(weights.content)
-        change, scratch = optimizer.update(gradient, weights.scratch, weights.content)
-        return Weights(optax.apply_updates(weights.content, change), scratch), {"loss": loss}
+        loss, gradient = jax.value_and_grad(lambda content: token_losses(config, content, tokens).mean())(
+            weights.content
+        )
+        return apply_gradient(optimizer, gradient, weights), {"loss": loss}
 
     return WorldModel(init, query, update)
 
@@ -155,8 +159,7 @@ def make_config(
     """
     require_at_least(1, vocab_size=vocab_size, num_layers=num_layers, num_heads=num_heads, width=width)
     require_at_least(2, context_length=context_length)
-    if architecture not in ("gpt2", "modern"):
-        raise BadInput(f"the setting 'architecture' must be gpt2 or modern, not '{architecture}'")
+    require_one_of(ARCHITECTURES, architecture=architecture)
     config = TransformerConfig(vocab_size, context_length, num_layers, num_heads, width, 4 * width)
     if architecture == "modern":
         mlp_width = max(8, round(8 * width / 3 / 16) * 16)
@@ -172,9 +175,9 @@ def validate_config(config: TransformerConfig) -> TransformerConfig:
         raise BadInput(f"{config.num_heads} heads do not divide a width of {config.width}")
     if config.positions == "rotary" and config.width // config.num_heads % 2:
         raise BadInput(f"rotary positions need heads of an even width, not {config.width // config.num_heads}")
-    for name, options in (("positions", POSITION_ENCODINGS), ("norm", NORMS), ("activation", ACTIVATIONS)):
-        if getattr(config, name) not in options:
-            raise BadInput(f"the setting '{name}' must be one of {', '.join(options)}, not '{getattr(config, name)}'")
+    require_one_of(POSITION_ENCODINGS, positions=config.positions)
+    require_one_of(NORMS, norm=config.norm)
+    require_one_of(ACTIVATIONS, activation=config.activation)
     return config
 
 

@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from ontogeny import plugins
 from ontogeny.agents.base import require_revealable_tasks
+from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_decay
 from ontogeny.errors import require_at_least
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, PyTree, Steering
+from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, PyTree, Steering, Weights
 
 
 def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
@@ -88,8 +88,7 @@ def develop_by_gradient(
     require_at_least(1, num_updates=num_updates, num_lifetimes=num_lifetimes, updates_per_call=updates_per_call)
     require_at_least(0, learning_rate=learning_rate)
     num_calls, updates_per_call = split_into_calls(num_updates, updates_per_call)
-    schedule = optax.cosine_decay_schedule(learning_rate, num_updates)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    optimizer = build_optimizer(cosine_decay(learning_rate, num_updates))
 
     def init(key: Key) -> GradientState:
         model_key, seed = jax.random.split(key)
@@ -100,9 +99,8 @@ def develop_by_gradient(
         keys = sample_lifetime_keys(jax.random.fold_in(state.seed, state.update), num_lifetimes, "training")
         progress = state.update / num_updates
         (loss_value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.model, keys, progress)
-        change, optimizer_state = optimizer.update(gradient, state.optimizer, state.model)
-        model: PyTree = optax.apply_updates(state.model, change)
-        return GradientState(state.seed, state.update + 1, model, optimizer_state), {"loss": loss_value, **info}
+        updated = apply_gradient(optimizer, gradient, Weights(state.model, state.optimizer))
+        return GradientState(state.seed, state.update + 1, *updated), {"loss": loss_value, **info}
 
     @jax.jit
     def step(state: GradientState) -> tuple[GradientState, Info]:
