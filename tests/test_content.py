@@ -1,4 +1,4 @@
-"""Learned content: posteriors against the textbook, planning against brute force, bonuses against dynamic programming."""
+"""Learned content: posteriors against textbooks, planning against brute force, bonuses against dynamic programs."""
 
 import itertools
 

@@ -88,7 +88,7 @@ def gittins_indices(
 
 
 def _table_rows(num_pulls: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of pulls to go in the table (all up to `MAX_EXACT_PULLS`, then steps of 4 %), and each number's row."""
+    """Pulls to go in the table (all up to `MAX_EXACT_PULLS`, then in steps of 4 %), and the row of each number."""
     numbers = list(range(min(num_pulls, MAX_EXACT_PULLS) + 1))
     while numbers[-1] < num_pulls:
         numbers.append(min(num_pulls, round(1.04 * numbers[-1])))
