@@ -85,7 +85,7 @@ def test_secondary_tests_run_on_demand_and_change_no_verdict(monkeypatch, verdic
     assert "undetermined" in suite.describe_verdicts(results)
 
 
-def test_a_mechanism_is_shown_only_with_three_yeses():
+def test_a_mechanism_requires_three_yeses():
     three = [fake_test("", name, True, "yes").decide({}, ()) for name in ("learns", "plans", "objective")]
     mechanism = fake_test("belief", "mechanism", False, "yes").decide({}, ())
     assert "mechanism is not shown" in suite.describe_verdicts(three)
@@ -146,7 +146,7 @@ def test_a_recorder_does_not_change_the_lifetime():
     assert recorded_trajectory.info.shape[0] == 30
 
 
-def test_a_regression_on_sums_equals_least_squares():
+def test_a_regression_on_sums_equals_a_regression_on_trials():
     rng = np.random.default_rng(0)
     X = np.concatenate([np.ones((8, 50, 1)), rng.choice([-0.5, 0.5], (8, 50, 2))], axis=2)
     X = np.concatenate([X, X[..., 1:2] * X[..., 2:3]], axis=2)

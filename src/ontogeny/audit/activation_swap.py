@@ -14,81 +14,68 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.audit.base import (
-    AuditResult,
-    AuditTest,
-    Measurements,
-    Subject,
-    Thresholds,
-    decide_all,
-    estimate_effect,
-    expected_results,
-    initial_state,
-    learning_env,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-    unrelated_key,
-)
+from ontogeny.audit import base
 from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Key, PyTree, State
 
 TEST = ("activation_swap", "learns", False)
-THRESHOLDS = Thresholds(z=2.33, min_effect=0.10)  # in standard deviations of the score of one step
-EXPECTED = expected_results(
+THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.10)  # in standard deviations of the score of one step
+EXPECTED = base.expected_results(
     positive="td_zero td_one planner successor dyna thompson",
     negative="memoryless open_loop perseverator side_biased win_stay planner_in_weights",
 )
 
 
-def build(*, num_lifetimes: int = 200) -> AuditTest:
+def build(*, num_lifetimes: int = 200) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Hosts per audit and kind of donor.
     """
-    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: Subject, keys: Key) -> Measurements:
+def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns the mean score per step [N] of hosts in the first quarter of a lifetime, by donor.
 
     `mean_square` is the mean squared score of one step of a host with initial activations.
     """
-    env = learning_env(subject.train_env)
-    prepared, num_steps = prepare_subject(subject, env), env.spec.num_steps // 2
+    env = base.learning_env(subject.train_env)
+    prepared, num_steps = base.prepare_subject(subject, env), env.spec.num_steps // 2
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
-        same_task = env._replace(reset=lambda _: env.reset(split_lifetime_key(key).task))
-        start = initial_state(key, prepared.agent, prepared.genome)
+        same_task_env = env._replace(reset=lambda _: env.reset(split_lifetime_key(key).task))
+        start = base.initial_state(key, prepared.agent, prepared.genome)
 
         def host_scores(activations: PyTree) -> Array:
             host = prepared._replace(genome=State(start.weights, activations))
-            _, trajectory = rollout_subject(key, host, num_steps=num_steps)
+            _, trajectory = base.rollout_subject(key, host, num_steps=num_steps)
             return jax.vmap(env.score)(trajectory.outcome)[: max(1, num_steps // 2)]
 
-        of_same, _ = rollout_subject(unrelated_key(key, 1), prepared._replace(env=same_task), num_steps=num_steps)
-        of_other, _ = rollout_subject(unrelated_key(key, 2), prepared, num_steps=num_steps)
-        same, other, initial = (host_scores(state.activations) for state in (of_same, of_other, start))
-        means = {"same_task": jnp.mean(same), "other_task": jnp.mean(other), "initial": jnp.mean(initial)}
+        of_same, _ = base.rollout_subject(
+            base.unrelated_key(key, 1), prepared._replace(env=same_task_env), num_steps=num_steps
+        )
+        of_other, _ = base.rollout_subject(base.unrelated_key(key, 2), prepared, num_steps=num_steps)
+        same_task, other_task, initial = (host_scores(state.activations) for state in (of_same, of_other, start))
+        means = {"same_task": jnp.mean(same_task), "other_task": jnp.mean(other_task), "initial": jnp.mean(initial)}
         return means | {"mean_square": jnp.mean(initial**2)}
 
-    return map_lifetimes(measure_lifetime, keys)
+    return base.map_lifetimes(measure_lifetime, keys)
 
 
-def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where a donor of the same task helps more than one of another task and than no donor."""
-    same, other, initial = (measurements[name] for name in ("same_task", "other_task", "initial"))
+    same_task, other_task, initial = (measurements[name] for name in ("same_task", "other_task", "initial"))
     spread = float(np.sqrt(max(measurements["mean_square"].mean() - initial.mean() ** 2, 0.0)))
     effects = {
-        "donor of the same task minus another": estimate_effect(same - other),
-        "donor of the same task minus none": estimate_effect(same - initial),
+        "donor of the same task minus another": base.estimate_effect(same_task - other_task),
+        "donor of the same task minus none": base.estimate_effect(same_task - initial),
     }
-    controls = {"donor of another task minus none": estimate_effect(other - initial)}
-    verdict, p_value = decide_all(effects, replace(thresholds, min_effect=thresholds.min_effect * spread))
+    controls = {"donor of another task minus none": base.estimate_effect(other_task - initial)}
+    verdict, p_value = base.decide_all(effects, replace(thresholds, min_effect=thresholds.min_effect * spread))
     summary = {
         "yes": "its activations carry what it learned about the task",
         "no": "its activations carry nothing that raises its score in the task",
         "undetermined": "whether its activations carry what it learned about the task is undetermined",
     }[verdict]
-    return AuditResult(*TEST, verdict, summary, p_value, effects, controls)
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

@@ -264,9 +264,9 @@ def largest_p_value(parts: Mapping[str, Effect]) -> float:
 
 def decide_all(parts: Mapping[str, Effect], thresholds: Thresholds) -> tuple[str, float]:
     """Returns verdict and p-value of the rule that every part is significant and larger than `min_effect`."""
-    is_shown = all(thresholds.is_met(part) for part in parts.values())
-    verdict = three_way_verdict(is_shown, parts, dict.fromkeys(parts, thresholds.min_effect))
-    return verdict, largest_p_value(parts) if is_shown else 1.0
+    is_met = all(thresholds.is_met(part) for part in parts.values())
+    verdict = three_way_verdict(is_met, parts, dict.fromkeys(parts, thresholds.min_effect))
+    return verdict, largest_p_value(parts) if is_met else 1.0
 
 
 def competence_failed(

@@ -18,21 +18,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.audit.base import (
-    AuditResult,
-    AuditTest,
-    Effect,
-    Measurements,
-    Subject,
-    Thresholds,
-    bandit_env,
-    estimate_effect,
-    expected_results,
-    largest_p_value,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-)
+from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli, gittins_index
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stats import three_way_verdict
@@ -43,14 +29,14 @@ MARGIN = 0.01  # lead of the best index over the second that a comparison requir
 WRONG_PRIOR = (1.0, 9.0)  # the Beta prior of an agent that expects most arms to be poor
 REFERENCES = ("random", "greedy", "gittins")
 RIVALS = ("wrong prior", "greedy")
-EXPECTED = expected_results(
+EXPECTED = base.expected_results(
     positive="gittins ucb1",
     negative="greedy thompson td_zero win_stay memoryless open_loop perseverator side_biased reward_as_cue",
 )
 
 
 @dataclass(frozen=True)
-class BayesOptimalityThresholds(Thresholds):
+class BayesOptimalityThresholds(base.Thresholds):
     """Thresholds of the test.
 
     Attributes:
@@ -60,29 +46,29 @@ class BayesOptimalityThresholds(Thresholds):
     min_relative_score: float = 0.95
 
 
-def build(*, num_lifetimes: int = 200) -> AuditTest:
+def build(*, num_lifetimes: int = 200) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Lifetimes per audit.
     """
-    return AuditTest(*TEST, num_lifetimes, measure, decide, BayesOptimalityThresholds(z=2.33), EXPECTED)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, BayesOptimalityThresholds(z=2.33), EXPECTED)
 
 
-def measure(subject: Subject, keys: Key) -> Measurements:
+def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns scores, agreements with the optimum and numbers of compared steps, each [N].
 
     `score`, `agreements` and `comparisons` exist for the subject and each reference agent; for the subject also the
     agreements with the optimum minus those with each rival, over the steps at which the two differ.
     """
-    env = bandit_env(subject)
-    prepared = prepare_subject(subject, env)
+    env = base.bandit_env(subject)
+    prepared = base.prepare_subject(subject, env)
     steering = prepared.steering
     references = {name: plugins.build("agents", name, env.spec, steering) for name in REFERENCES}
     values_along = _build_valuation(env.spec, steering)
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
-        _, trajectory = rollout_subject(key, prepared)
+        _, trajectory = base.rollout_subject(key, prepared)
         trajectories = {"subject": trajectory}
         for name, reference in references.items():
             _, trajectories[name] = rollout_lifetime(key, reference, env, steering, (), learning=False)
@@ -102,7 +88,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
                     counts[f"comparisons, not {rival}"] = jnp.sum(differ)
         return counts
 
-    return map_lifetimes(measure_lifetime, keys)
+    return base.map_lifetimes(measure_lifetime, keys)
 
 
 def _build_valuation(spec: EnvSpec, steering: Steering) -> Callable[[Trajectory], tuple[Array, dict[str, Array]]]:
@@ -135,35 +121,35 @@ def _best_arm(values: Array) -> tuple[Array, Array]:
     return jnp.argmax(values, axis=1), best - second > MARGIN
 
 
-def decide(measurements: Measurements, thresholds: BayesOptimalityThresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: BayesOptimalityThresholds) -> base.AuditResult:
     """Decides yes where the score is near-optimal and the subject follows the optimum rather than each rival."""
     optimal = measurements["score gittins"]
     span = max(optimal.mean() - measurements["score random"].mean(), 1e-9)
 
-    def relative_score(name: str) -> Effect:
+    def relative_score(name: str) -> base.Effect:
         """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
-        return estimate_effect(1 - (optimal - measurements[f"score {name}"]) / span)
+        return base.estimate_effect(1 - (optimal - measurements[f"score {name}"]) / span)
 
-    def agreement(name: str) -> Effect:
+    def agreement(name: str) -> base.Effect:
         """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
         agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
         mean_comparisons = np.maximum(comparisons.mean(), 1e-9)
         share = agreements.mean() / mean_comparisons
-        return estimate_effect(share + (agreements - share * comparisons) / mean_comparisons)
+        return base.estimate_effect(share + (agreements - share * comparisons) / mean_comparisons)
 
     near = relative_score("subject")
     effects = {"score, random 0 to optimal 1": near, "agreement with the optimum": agreement(" subject")}
     preferences = {f"follows the optimum, not {rival}": agreement(f", not {rival}") for rival in RIVALS}
     controls = {"score of greedy": relative_score("greedy")}
     controls |= {f"agreement of {name}": agreement(f" {name}") for name in REFERENCES}
-    is_shown = near.low > thresholds.min_relative_score and all(part.z > thresholds.z for part in preferences.values())
+    is_met = near.low > thresholds.min_relative_score and all(part.z > thresholds.z for part in preferences.values())
     min_effects = {"score, random 0 to optimal 1": thresholds.min_relative_score} | dict.fromkeys(preferences, 0.0)
-    verdict = three_way_verdict(is_shown, effects | preferences, min_effects)
+    verdict = three_way_verdict(is_met, effects | preferences, min_effects)
     endings = {
         "yes": ", and follows it where rivals would not",
         "no": ": it is not Bayes-optimal, which is no evidence against learning",
         "undetermined": "; whether it follows it rather than its rivals is undetermined",
     }
     summary = f"its gain over a random agent is {near.mean:.0%} of the Bayes-optimal agent's{endings[verdict]}"
-    p_value = largest_p_value(preferences) if is_shown else 1.0
-    return AuditResult(*TEST, verdict, summary, p_value, effects | preferences, controls)
+    p_value = base.largest_p_value(preferences) if is_met else 1.0
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects | preferences, controls)

@@ -23,25 +23,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.audit.base import (
-    NOT_SIGNIFICANT,
-    AuditResult,
-    AuditTest,
-    Effect,
-    Measurements,
-    PreparedSubject,
-    Subject,
-    Thresholds,
-    competence_failed,
-    decide_all,
-    estimate_effect,
-    expected_results,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-    unrelated_keys,
-    with_changed_links,
-)
+from ontogeny.audit import base
 from ontogeny.rng import split_lifetime_key
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Key, Percept, PyTree, State
@@ -52,8 +34,8 @@ DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_FIT_LIFETIMES = 256
 NUM_RANDOM_SUBSPACES = 64
 NUM_CHOICES = 8  # from one state, for agents with stochastic choices
-THRESHOLDS = Thresholds(z=2.33, min_effect=0.10, min_competence=0.75)  # shares of choices
-EXPECTED = expected_results(
+THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.10, min_competence=0.75)  # shares of choices
+EXPECTED = base.expected_results(
     positive="planner",
     negative="dyna td_zero td_lambda td_one successor latent_state_learner latent_state_fixed reward_as_cue win_stay "
     "memoryless open_loop perseverator planner_in_weights",
@@ -69,16 +51,16 @@ class ChoicePoint(NamedTuple):
     best: Array  # [] int32, the best action
 
 
-def build(*, num_lifetimes: int = 100) -> AuditTest:
+def build(*, num_lifetimes: int = 100) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Pairs of twin lifetimes per audit and link.
     """
-    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: Subject, keys: Key) -> Measurements:
+def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns how often the choice is the donor's best: `belief`, `random` [N, L, K] by dose, `all`, `rest` [N, L]."""
     env = plugins.build(
         "environments",
@@ -89,29 +71,33 @@ def measure(subject: Subject, keys: Key) -> Measurements:
         exposed_links="1",
         changed_links="none",
     )
-    prepared = prepare_subject(subject, env)
-    activations, links = map_lifetimes(partial(_random_choice_point, prepared), unrelated_keys(keys, NUM_FIT_LIFETIMES))
+    prepared = base.prepare_subject(subject, env)
+    activations, links = base.map_lifetimes(
+        partial(_random_choice_point, prepared), base.unrelated_keys(keys, NUM_FIT_LIFETIMES)
+    )
     subspace = belief_subspace(activations, links)
     random = random_subspaces(subspace, activations.std(axis=0))
 
     def measure_lifetime(key: Key, subspace: Array, random: Array) -> dict[str, Array]:
         return jax.vmap(partial(_measure_link, prepared, key, subspace, random))(jnp.arange(NUM_LINKS))
 
-    return map_lifetimes(measure_lifetime, keys, jnp.asarray(subspace, jnp.float32), jnp.asarray(random, jnp.float32))
+    return base.map_lifetimes(
+        measure_lifetime, keys, jnp.asarray(subspace, jnp.float32), jnp.asarray(random, jnp.float32)
+    )
 
 
-def _rollout_to_choice(prepared: PreparedSubject, key: Key, flips: Array, link: Array) -> ChoicePoint:
+def _rollout_to_choice(prepared: base.PreparedSubject, key: Key, flips: Array, link: Array) -> ChoicePoint:
     """Runs a lifetime that exposes one link up to the choice after the exposures."""
-    env = with_changed_links(prepared.env, flips, link[None])
+    env = base.with_changed_links(prepared.env, flips, link[None])
     task = env.reset(split_lifetime_key(key).task)[0].task
-    state, trajectory = rollout_subject(key, prepared._replace(env=env), num_steps=env.spec.num_steps - NUM_LINKS)
+    state, trajectory = base.rollout_subject(key, prepared._replace(env=env), num_steps=env.spec.num_steps - NUM_LINKS)
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
     start = jnp.zeros_like(last.observation)
     percept = Percept(start, last.action, last.reward, last.outcome, jnp.bool_(True), last.discount)
     return ChoicePoint(state, percept, 1.0 - 2 * task.crosses_after, (1 + jnp.sum(task.crosses_after)) % 2)
 
 
-def _random_choice_point(prepared: PreparedSubject, key: Key) -> tuple[Array, Array]:
+def _random_choice_point(prepared: base.PreparedSubject, key: Key) -> tuple[Array, Array]:
     """Returns activations [D] and links [L] of a lifetime in which a random link is exposed and may have changed."""
     link_key, flip_key = jax.random.split(jax.random.fold_in(key, 1))
     link = jax.random.randint(link_key, (), 0, NUM_LINKS)
@@ -120,7 +106,9 @@ def _random_choice_point(prepared: PreparedSubject, key: Key) -> tuple[Array, Ar
     return real_activations(point.state.activations), point.links
 
 
-def _measure_link(prepared: PreparedSubject, key: Key, subspace: Array, random: Array, link: Array) -> dict[str, Array]:
+def _measure_link(
+    prepared: base.PreparedSubject, key: Key, subspace: Array, random: Array, link: Array
+) -> dict[str, Array]:
     """Exchanges activations between the twins of one exposed link.
 
     Args:
@@ -199,27 +187,27 @@ def with_real_activations(activations: PyTree, values: Array) -> PyTree:
     return jax.tree.unflatten(structure, replaced)
 
 
-def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where the belief moves the choice more than a random subspace does, for every link."""
     belief, random = np.asarray(measurements["belief"], float), np.asarray(measurements["random"], float)
     L, undisturbed = belief.shape[1], belief[:, :, 0]
-    links = {f"link {link + 1}": estimate_effect(belief[:, link, -1] - random[:, link, -1]) for link in range(L)}
+    links = {f"link {link + 1}": base.estimate_effect(belief[:, link, -1] - random[:, link, -1]) for link in range(L)}
     curves = {"belief": _dose_curve(belief), "random": _dose_curve(random)}
     effects = links | {f"belief, dose {dose:g}": part for dose, part in zip(DOSES, curves["belief"], strict=True)}
-    competence = estimate_effect(1 - undisturbed.mean(axis=1))
+    competence = base.estimate_effect(1 - undisturbed.mean(axis=1))
     controls = {f"random, dose {dose:g}": part for dose, part in zip(DOSES, curves["random"], strict=True)}
     controls |= {
-        "all but the belief": estimate_effect((measurements["rest"] - undisturbed).mean(axis=1)),
-        "all activations": estimate_effect((measurements["all"] - undisturbed).mean(axis=1)),
+        "all but the belief": base.estimate_effect((measurements["rest"] - undisturbed).mean(axis=1)),
+        "all activations": base.estimate_effect((measurements["all"] - undisturbed).mean(axis=1)),
         "host's best choice, undisturbed": competence,
     }
     details = {"doses": DOSES, **curves}
     if competence.low <= thresholds.min_competence and competence.mean <= thresholds.min_competence:
         reason = f"it makes the best choice in only {competence.mean:.0%} of lifetimes without a change"
-        return competence_failed(TEST, reason, effects, controls, details=details)
-    shift = {f"link {i + 1}": estimate_effect(measurements["all"][:, i] - undisturbed[:, i]) for i in range(L)}
+        return base.competence_failed(TEST, reason, effects, controls, details=details)
+    shift = {f"link {i + 1}": base.estimate_effect(measurements["all"][:, i] - undisturbed[:, i]) for i in range(L)}
     min_effects = dict.fromkeys(links, thresholds.min_effect)
-    verdict, p_value = decide_all(links, thresholds)
+    verdict, p_value = base.decide_all(links, thresholds)
     if verdict == "yes":
         summary = "a few directions of its activations hold its beliefs about single links, and its choice follows them"
     elif three_way_verdict(False, shift, min_effects) == "no":
@@ -228,10 +216,10 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
         verdict = "undetermined"
         summary = "its activations change its choice, but not along the directions of single links"
     else:
-        summary = NOT_SIGNIFICANT
-    return AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)
+        summary = base.NOT_SIGNIFICANT
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)
 
 
-def _dose_curve(follows: np.ndarray) -> list[Effect]:
+def _dose_curve(follows: np.ndarray) -> list[base.Effect]:
     """[N, L, K] -> by dose, how much more often the choice is the donor's than without a dose, over links."""
-    return [estimate_effect((follows[:, :, k] - follows[:, :, 0]).mean(axis=1)) for k in range(follows.shape[2])]
+    return [base.estimate_effect((follows[:, :, k] - follows[:, :, 0]).mean(axis=1)) for k in range(follows.shape[2])]

@@ -142,7 +142,7 @@ def student_controls(name: str, student: Subject) -> Iterator[Control]:
 
 def find_train_env(name: str, bandit: Environment) -> Environment:
     """Returns the bandit where an organism or agent can act in it, else the first other environment that fits."""
-    for env in (bandit, *(plugins.build("environments", other) for other in ("chain", "beacon", "stream"))):
+    for env in (bandit, *(plugins.build("environments", env_name) for env_name in ("chain", "beacon", "stream"))):
         try:
             control_subject(name, env).build(env)
         except BadInput:
@@ -219,9 +219,9 @@ def cross_validate_thresholds(results: Sequence[ControlResult]) -> list[Calibrat
             negatives = [result for result in of_test if result.family in selection and not result.positive]
             z = min((z for z in Z_THRESHOLDS if _is_specific(negatives, z)), default=max(Z_THRESHOLDS))
             evaluated = [result._replace(yes=result.yes_by_z[z]) for result in of_test if result.family in evaluation]
-            worst = max((r for r in evaluated if not r.positive), key=lambda r: r.yes.share, default=None)
-            weakest = min((r for r in evaluated if r.positive), key=lambda r: r.yes.share, default=None)
-            splits.append(CalibrationSplit(test, tuple(sorted(selection)), z, worst, weakest))
+            worst_negative = max((r for r in evaluated if not r.positive), key=lambda r: r.yes.share, default=None)
+            weakest_positive = min((r for r in evaluated if r.positive), key=lambda r: r.yes.share, default=None)
+            splits.append(CalibrationSplit(test, tuple(sorted(selection)), z, worst_negative, weakest_positive))
     return splits
 
 

@@ -17,21 +17,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.audit.base import (
-    AuditResult,
-    AuditTest,
-    Measurements,
-    Subject,
-    Thresholds,
-    competence_failed,
-    control_subject,
-    estimate_effect,
-    expected_results,
-    largest_p_value,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-)
+from ontogeny.audit import base
 from ontogeny.environments.base import grid_size, next_cell
 from ontogeny.environments.beacon import distances_to
 from ontogeny.rng import random_index, split_lifetime_key
@@ -42,14 +28,14 @@ TEST = ("detour", "plans", False)
 SLACK = 4  # steps beyond the shortest way
 MIN_LAYOUTS = 20
 REFERENCES = ("goal_planner", "nearest_object", "beacon_taxis", "random_walk")
-THRESHOLDS = Thresholds(z=2.0, min_effect=0.70, min_competence=0.75)  # arrivals with and without the new wall
-EXPECTED = expected_results(
+THRESHOLDS = base.Thresholds(z=2.0, min_effect=0.70, min_competence=0.75)  # arrivals with and without the new wall
+EXPECTED = base.expected_results(
     positive="goal_planner proxy_planner nearest_object",
     negative="beacon_taxis go_right random_walk",
 )
 
 
-def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> AuditTest:
+def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> base.AuditTest:
     """Builds the test.
 
     Args:
@@ -57,13 +43,13 @@ def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> AuditTest:
         walls: Share of cells that are walls, 0 to 0.4.
     """
 
-    def measure(subject: Subject, keys: Key) -> Measurements:
+    def measure(subject: base.Subject, keys: Key) -> base.Measurements:
         return measure_arrivals(subject, keys, walls)
 
-    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
+def measure_arrivals(subject: base.Subject, keys: Key, walls: float) -> base.Measurements:
     """Returns whether each subject arrives in time without and with the new wall, [N, 2] of 0 and 1.
 
     `has_barrier` [N] tells whether the layout has a cell for the new wall.
@@ -71,7 +57,7 @@ def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
     train_env = subject.train_env
     size = grid_size(jnp.zeros(train_env.spec.observation_shape[0] - 10)) if train_env.spec.name == "beacon" else 9
     env = plugins.build("environments", "beacon", size=size, wall_fraction=walls, num_episodes=1)
-    subjects = {"subject": subject} | {name: control_subject(name, env) for name in REFERENCES}
+    subjects = {"subject": subject} | {name: base.control_subject(name, env) for name in REFERENCES}
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
         state, _ = env.reset(split_lifetime_key(key).task)
@@ -79,7 +65,7 @@ def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
 
         def arrives(name: str, is_walled: Array) -> Array:
             walled_env = with_wall(env, wall, is_walled)
-            _, trajectory = rollout_subject(key, prepare_subject(subjects[name], walled_env))
+            _, trajectory = base.rollout_subject(key, base.prepare_subject(subjects[name], walled_env))
             layout = state.task.walls.at[wall].max(is_walled)
             limit = distances_to(layout, state.task.goal)[state.cell] + SLACK
             is_in_time = jnp.arange(len(trajectory.outcome)) < limit
@@ -88,7 +74,7 @@ def measure_arrivals(subject: Subject, keys: Key, walls: float) -> Measurements:
         arrivals = {name: jax.vmap(partial(arrives, name))(jnp.array([False, True])) for name in subjects}
         return {name: pair.astype(jnp.float32) for name, pair in arrivals.items()} | {"has_barrier": has_barrier}
 
-    return map_lifetimes(measure_lifetime, keys)
+    return base.map_lifetimes(measure_lifetime, keys)
 
 
 def sample_barrier(key: Key, walls: Array, start: Array, goal: Array) -> tuple[Array, Array]:
@@ -118,25 +104,27 @@ def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
     return env._replace(reset=reset)
 
 
-def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where the subject arrives often enough despite the wall, and more often than a taxis."""
     usable = measurements["has_barrier"]
     if np.sum(usable) < MIN_LAYOUTS:
-        return competence_failed(TEST, f"a wall could be put into the way in only {np.sum(usable)} layouts", {}, {})
+        return base.competence_failed(
+            TEST, f"a wall could be put into the way in only {np.sum(usable)} layouts", {}, {}
+        )
     arrivals = measurements["subject"][usable]
-    unobstructed, walled = estimate_effect(arrivals[:, 0]), estimate_effect(arrivals[:, 1])
-    lead = estimate_effect(arrivals[:, 1] - measurements["beacon_taxis"][usable, 1])
+    unobstructed, walled = base.estimate_effect(arrivals[:, 0]), base.estimate_effect(arrivals[:, 1])
+    lead = base.estimate_effect(arrivals[:, 1] - measurements["beacon_taxis"][usable, 1])
     effects = {"arrives, no wall": unobstructed, "arrives, new wall": walled, "lead over a taxis, new wall": lead}
-    controls = {f"{name}, new wall": estimate_effect(measurements[name][usable, 1]) for name in REFERENCES}
+    controls = {f"{name}, new wall": base.estimate_effect(measurements[name][usable, 1]) for name in REFERENCES}
     if unobstructed.low <= thresholds.min_competence and unobstructed.mean <= thresholds.min_competence:
         reason = f"it arrives in only {unobstructed.mean:.0%} of lifetimes without a new wall"
-        return competence_failed(TEST, reason, effects, controls)
-    is_shown = walled.mean > thresholds.min_effect and lead.z > thresholds.z
-    verdict = three_way_verdict(is_shown, {"walled": walled}, {"walled": thresholds.min_effect})
+        return base.competence_failed(TEST, reason, effects, controls)
+    is_met = walled.mean > thresholds.min_effect and lead.z > thresholds.z
+    verdict = three_way_verdict(is_met, {"walled": walled}, {"walled": thresholds.min_effect})
     summary = {
         "yes": "it finds another way around a new wall, as does an agent that prefers neither object",
         "no": "it does not find another way around a new wall",
         "undetermined": "whether it finds another way around a new wall is undetermined",
     }[verdict]
-    p_value = largest_p_value({"lead": lead}) if is_shown else 1.0
-    return AuditResult(*TEST, verdict, summary, p_value, effects, controls)
+    p_value = base.largest_p_value({"lead": lead}) if is_met else 1.0
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

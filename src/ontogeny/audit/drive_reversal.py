@@ -16,20 +16,7 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.agents import random
-from ontogeny.audit.base import (
-    NOT_SIGNIFICANT,
-    AuditResult,
-    AuditTest,
-    Measurements,
-    PreparedSubject,
-    Subject,
-    Thresholds,
-    competence_failed,
-    estimate_effect,
-    initial_state,
-    map_lifetimes,
-    prepare_subject,
-)
+from ontogeny.audit import base
 from ontogeny.errors import BadInput
 from ontogeny.rng import split_lifetime_key
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
@@ -42,7 +29,7 @@ LATE = 0.75  # share of the lifetime after which outcomes are measured
 
 
 @dataclass(frozen=True)
-class DriveReversalThresholds(Thresholds):
+class DriveReversalThresholds(base.Thresholds):
     """Thresholds of the test.
 
     Attributes:
@@ -52,32 +39,32 @@ class DriveReversalThresholds(Thresholds):
     min_turn: float = 0.25
 
 
-def build(*, num_lifetimes: int = 200) -> AuditTest:
+def build(*, num_lifetimes: int = 200) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Pairs of twin lifetimes per audit.
     """
-    return AuditTest(*TEST, num_lifetimes, measure, decide, DriveReversalThresholds(z=2.33))
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, DriveReversalThresholds(z=2.33))
 
 
-def measure(subject: Subject, keys: Key) -> Measurements:
+def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns the mean late reward by the original drives, [N]: undisturbed, reversed, and of a random agent."""
     env = subject.train_env
     if env.spec.name not in ENVIRONMENTS:
         raise BadInput(f"a reversal of drives is not informative in the environment '{env.spec.name}'")
     if env.spec.name == "chain":
         env = plugins.build("environments", "chain", num_exposures=0, num_trials=NUM_CHAIN_TRIALS, num_test_trials=1)
-    prepared = prepare_subject(subject, env)
+    prepared = base.prepare_subject(subject, env)
     steering = prepared.steering
-    baseline = PreparedSubject(random.build(env.spec, steering), env, steering, (), learning=False)
+    baseline = base.PreparedSubject(random.build(env.spec, steering), env, steering, (), learning=False)
 
     def reversed_steering(outcome: Array) -> Array:
         return -steering(outcome)
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
-        state = initial_state(key, prepared.agent, prepared.genome)
-        reversed_state = initial_state(key, prepared.agent, _with_reversed_drives(prepared.genome))
+        state = base.initial_state(key, prepared.agent, prepared.genome)
+        reversed_state = base.initial_state(key, prepared.agent, _with_reversed_drives(prepared.genome))
         random_state = baseline.agent.init(key, ())
 
         def reverse(current: State) -> State:
@@ -89,7 +76,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
             "random": _late_reward(key, baseline, random_state, steering, lambda current: current),
         }
 
-    return map_lifetimes(measure_lifetime, keys)
+    return base.map_lifetimes(measure_lifetime, keys)
 
 
 def _with_reversed_drives(genome: Genome | State) -> Genome | State:
@@ -110,7 +97,7 @@ def _replace_drives(current: State, initial: State, reversed_initial: State) -> 
 
 
 def _late_reward(
-    key: Key, prepared: PreparedSubject, state: State, second_steering: Steering, at_half: Callable[[State], State]
+    key: Key, prepared: base.PreparedSubject, state: State, second_steering: Steering, at_half: Callable[[State], State]
 ) -> Array:
     """Returns the mean reward of late steps by the original steering, [], of a lifetime with two steerings.
 
@@ -139,20 +126,20 @@ def _late_reward(
     return jnp.mean(jax.vmap(first_steering)(jnp.concatenate(outcomes)[int(LATE * T) :]))
 
 
-def decide(measurements: Measurements, thresholds: DriveReversalThresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: DriveReversalThresholds) -> base.AuditResult:
     """Decides yes where the fall after the reversal is surely too small, and no where it is significant and large."""
-    lead = estimate_effect(measurements["undisturbed"] - measurements["random"])
-    turn = estimate_effect(measurements["undisturbed"] - measurements["reversed"])
+    lead = base.estimate_effect(measurements["undisturbed"] - measurements["random"])
+    turn = base.estimate_effect(measurements["undisturbed"] - measurements["reversed"])
     effects = {"fall after the reversal": turn}
     controls = {"lead over a random agent": lead}
     if not (lead.z > thresholds.z and lead.mean > 0):
         reason = "it does no better than a random agent, so there is no course that it could keep"
-        return competence_failed(TEST, reason, effects, controls)
+        return base.competence_failed(TEST, reason, effects, controls)
     min_turn = thresholds.min_turn * lead.mean
     if turn.z > thresholds.z and turn.mean > min_turn:
         verdict, summary = "no", "it turns when the drives are reversed: it follows code or reward"
     elif turn.high < min_turn:
         verdict, summary = "yes", "it keeps its course when the drives are reversed"
     else:
-        verdict, summary = "undetermined", NOT_SIGNIFICANT
-    return AuditResult(*TEST, verdict, summary, 1.0, effects, controls)
+        verdict, summary = "undetermined", base.NOT_SIGNIFICANT
+    return base.AuditResult(*TEST, verdict, summary, 1.0, effects, controls)

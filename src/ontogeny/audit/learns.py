@@ -16,49 +16,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.audit.base import (
-    NOT_SIGNIFICANT,
-    AuditResult,
-    AuditTest,
-    Measurements,
-    PreparedSubject,
-    Subject,
-    Thresholds,
-    estimate_effect,
-    largest_p_value,
-    learning_env,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-    unrelated_key,
-)
+from ontogeny.audit import base
 from ontogeny.rollouts import ObservationOverride
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Key
 
 TEST = ("learns", "learns", True)
 EARLY, LATE = (0.05, 0.2), 0.75  # shares of a lifetime
-THRESHOLDS = Thresholds(z=2.33, min_effect=0.05)  # in standard deviations of the score of one step
+THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.05)  # in standard deviations of the score of one step
 
 
-def build(*, num_lifetimes: int = 600) -> AuditTest:
+def build(*, num_lifetimes: int = 600) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Lifetimes per audit. With 200, only half of the audits detect a gain of 0.05 standard
             deviations, the smallest that counts.
     """
-    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS)
 
 
-def measure(subject: Subject, keys: Key) -> Measurements:
+def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns the arrays of `measure_lifetime` for all keys [N], and whether the subject is online."""
-    prepared = prepare_subject(subject, learning_env(subject.train_env))
-    measurements = map_lifetimes(lambda key: measure_lifetime(key, prepared), keys)
+    prepared = base.prepare_subject(subject, base.learning_env(subject.train_env))
+    measurements = base.map_lifetimes(lambda key: measure_lifetime(key, prepared), keys)
     return measurements | {"online": np.full(len(keys), subject.online)}
 
 
-def measure_lifetime(key: Key, prepared: PreparedSubject) -> dict[str, Array]:
+def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Array]:
     """Returns the mean score per step in each condition of one task.
 
     Of the undisturbed lifetime it also returns the mean scores of its early and late steps, of its first step and the
@@ -69,11 +54,11 @@ def measure_lifetime(key: Key, prepared: PreparedSubject) -> dict[str, Array]:
     early, late = (progress >= EARLY[0]) & (progress < EARLY[1]), progress >= LATE
 
     def scores_and_outcomes(key: Key, **options: Any) -> tuple[Array, Array]:
-        _, trajectory = rollout_subject(key, prepared, **options)
+        _, trajectory = base.rollout_subject(key, prepared, **options)
         return jax.vmap(env.score)(trajectory.outcome), trajectory.outcome
 
     # One traced rollout for both lifetimes halves the compilation.
-    scores, outcomes = jax.vmap(scores_and_outcomes)(jnp.stack([key, unrelated_key(key, 1)]))
+    scores, outcomes = jax.vmap(scores_and_outcomes)(jnp.stack([key, base.unrelated_key(key, 1)]))
     intact, unrelated_outcomes = scores[0], outcomes[1]
     reset, _ = scores_and_outcomes(key, reset_each_episode=True)
     yoking = ObservationOverride(lambda outcome, step: step._replace(outcome=outcome), unrelated_outcomes)
@@ -90,22 +75,22 @@ def measure_lifetime(key: Key, prepared: PreparedSubject) -> dict[str, Array]:
     }
 
 
-def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where every control condition costs score and the score of late steps exceeds that of early ones."""
     intact = measurements["intact"]
     spread = float(np.sqrt(max(measurements["mean_square"].mean() - intact.mean() ** 2, 0.0)))
     thresholds = replace(thresholds, min_effect=thresholds.min_effect * spread)
     effects = {
-        "loss when yoked": estimate_effect(intact - measurements["yoked"]),
-        "loss when activations are reset": estimate_effect(intact - measurements["reset"]),
-        "late minus early steps": estimate_effect(measurements["late"] - measurements["early"]),
-        "steps 2 to 6 minus step 1": estimate_effect(measurements["next"] - measurements["first"]),
+        "loss when yoked": base.estimate_effect(intact - measurements["yoked"]),
+        "loss when activations are reset": base.estimate_effect(intact - measurements["reset"]),
+        "late minus early steps": base.estimate_effect(measurements["late"] - measurements["early"]),
+        "steps 2 to 6 minus step 1": base.estimate_effect(measurements["next"] - measurements["first"]),
     }
     yoked, reset, rise, _ = effects.values()
     parts = {"yoked": yoked} if measurements["online"][0] else {"yoked": yoked, "reset": reset}
     has_memory = all(thresholds.is_met(part) for part in parts.values())
-    is_shown = has_memory and rise.z > thresholds.z and rise.mean > 0
-    verdict = three_way_verdict(is_shown, parts, dict.fromkeys(parts, thresholds.min_effect))
+    is_met = has_memory and rise.z > thresholds.z and rise.mean > 0
+    verdict = three_way_verdict(is_met, parts, dict.fromkeys(parts, thresholds.min_effect))
     if verdict == "yes":
         summary = "it learns: the outcomes of another task lower its score, and its score keeps rising"
     elif verdict == "no" and thresholds.is_met(yoked):
@@ -115,6 +100,6 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
     elif has_memory:
         summary = "it has a memory for reward, but no significant accumulation"
     else:
-        summary = NOT_SIGNIFICANT
-    p_value = largest_p_value(parts | {"rise": rise}) if is_shown else 1.0
-    return AuditResult(*TEST, verdict, summary, p_value, effects, {})
+        summary = base.NOT_SIGNIFICANT
+    p_value = base.largest_p_value(parts | {"rise": rise}) if is_met else 1.0
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, {})

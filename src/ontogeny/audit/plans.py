@@ -21,21 +21,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.audit.base import (
-    NOT_SIGNIFICANT,
-    AuditResult,
-    AuditTest,
-    Measurements,
-    Subject,
-    Thresholds,
-    competence_failed,
-    decide_all,
-    estimate_effect,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-    with_changed_links,
-)
+from ontogeny.audit import base
 from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Environment, Key
 
@@ -48,27 +34,27 @@ PATTERNS = {
     "111": "model-based",
 }
 NUM_EXPOSURES, NUM_TRIALS = 12, 40
-THRESHOLDS = Thresholds(z=2.0, min_effect=0.10, min_competence=0.75)  # shares of choices
+THRESHOLDS = base.Thresholds(z=2.0, min_effect=0.10, min_competence=0.75)  # shares of choices
 ChangeCase = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The links that are exposed, and the links that have changed in each of the two twin lifetimes."""
 
 
-def build(*, num_lifetimes: int = 50, links: int = 3) -> AuditTest:
+def build(*, num_lifetimes: int = 50, links: int = 3) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Lifetimes per audit and condition.
         links: Links of the chain, L.
     """
-    return AuditTest(*TEST, num_lifetimes, lambda subject, keys: measure(subject, keys, links), decide, THRESHOLDS)
+    return base.AuditTest(*TEST, num_lifetimes, lambda subject, keys: measure(subject, keys, links), decide, THRESHOLDS)
 
 
-def measure(subject: Subject, keys: Key, links: int) -> Measurements:
+def measure(subject: base.Subject, keys: Key, links: int) -> base.Measurements:
     """Returns the arrays of `measure_lifetime` for all keys [N]."""
-    return map_lifetimes(lambda key: measure_lifetime(key, subject, links), keys)
+    return base.map_lifetimes(lambda key: measure_lifetime(key, subject, links), keys)
 
 
-def measure_lifetime(key: Key, subject: Subject, links: int) -> dict[str, Array]:
+def measure_lifetime(key: Key, subject: base.Subject, links: int) -> dict[str, Array]:
     """Returns whether the choice after the exposures is the formerly best one, 0 or 1, in all twin lifetimes.
 
     Args:
@@ -106,30 +92,30 @@ def _chain(exposed: tuple[int, ...], links: int) -> Environment:
     )  # fmt: skip
 
 
-def _chooses_former_best(key: Key, subject: Subject, env: Environment, flips: Array, exposed: Array) -> Array:
-    prepared = prepare_subject(subject, env)
-    env = with_changed_links(env, flips, exposed)
+def _chooses_former_best(key: Key, subject: base.Subject, env: Environment, flips: Array, exposed: Array) -> Array:
+    prepared = base.prepare_subject(subject, env)
+    env = base.with_changed_links(env, flips, exposed)
     state, _ = env.reset(split_lifetime_key(key).task)
-    _, trajectory = rollout_subject(key, prepared._replace(env=env))
+    _, trajectory = base.rollout_subject(key, prepared._replace(env=env))
     best = (1 + jnp.sum(state.task.crosses_before)) % 2
     return (trajectory.action[-len(flips)] == best).astype(jnp.float32)
 
 
-def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where every single link and every pair of links has its effect."""
     single, pair = np.asarray(measurements["single"], float), np.asarray(measurements["pair"], float)
     L = single.shape[1]
-    links = {f"link {link + 1}": estimate_effect(single[:, link, 0] - single[:, link, 1]) for link in range(L)}
+    links = {f"link {link + 1}": base.estimate_effect(single[:, link, 0] - single[:, link, 1]) for link in range(L)}
     names = [f"links {i + 1} and {j + 1}" for i, j in combinations(range(L), 2)]
-    pairs = {name: estimate_effect(pair[:, p, 1] - pair[:, p, 0]) for p, name in enumerate(names)}
+    pairs = {name: base.estimate_effect(pair[:, p, 1] - pair[:, p, 0]) for p, name in enumerate(names)}
     effects = links | pairs
-    competence = estimate_effect(single[:, :, 0].mean(axis=1))
+    competence = base.estimate_effect(single[:, :, 0].mean(axis=1))
     controls = {"best choice without a change": competence}
     pattern = "".join("1" if thresholds.is_met(effect) else "0" for effect in links.values())
     if competence.low <= thresholds.min_competence and competence.mean <= thresholds.min_competence:
         reason = f"it makes the best choice in only {competence.mean:.0%} of lifetimes without a change"
-        return competence_failed(TEST, reason, effects, controls, pattern=pattern)
-    verdict, p_value = decide_all(effects, thresholds)
+        return base.competence_failed(TEST, reason, effects, controls, pattern=pattern)
+    verdict, p_value = base.decide_all(effects, thresholds)
     algorithm = f" ({PATTERNS[pattern]})" if L == 3 and pattern in PATTERNS else ""
     if verdict == "yes":
         summary = "it plans: a change of any single link reverses its next choice, and two changes restore it"
@@ -138,5 +124,5 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
     elif verdict == "no":
         summary = f"it does not plan: not every unseen change of a link reverses its choice{algorithm}"
     else:
-        summary = NOT_SIGNIFICANT
-    return AuditResult(*TEST, verdict, summary, p_value, effects, controls, pattern=pattern)
+        summary = base.NOT_SIGNIFICANT
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls, pattern=pattern)

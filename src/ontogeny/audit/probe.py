@@ -17,26 +17,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import trees
-from ontogeny.audit.base import (
-    AuditResult,
-    AuditTest,
-    Effect,
-    Measurements,
-    Subject,
-    Thresholds,
-    bandit_env,
-    estimate_effect,
-    expected_results,
-    flatten_activations,
-    initial_state,
-    largest_p_value,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-    unrelated_key,
-    unrelated_keys,
-    with_recorder,
-)
+from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Environment, Key, State, TimeStep, Transition
@@ -44,8 +25,8 @@ from ontogeny.types import Environment, Key, State, TimeStep, Transition
 TEST = ("probe", "learns", False)
 NUM_FIT_LIFETIMES = 100
 RIDGE = 1e-3  # of the mean variance of an activation
-THRESHOLDS = Thresholds(z=2.33, min_effect=0.30)  # selectivity, a share of the variance
-EXPECTED = expected_results(
+THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.30)  # selectivity, a share of the variance
+EXPECTED = base.expected_results(
     positive="gittins thompson td_zero td_one planner successor dyna",
     negative="memoryless open_loop perseverator side_biased win_stay",
 )
@@ -71,31 +52,31 @@ class LinearProbe(NamedTuple):
         return (inputs - self.input_mean) @ self.weights + self.label_mean
 
 
-def build(*, num_lifetimes: int = 100) -> AuditTest:
+def build(*, num_lifetimes: int = 100) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Lifetimes per audit in which the probe is evaluated.
     """
-    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: Subject, keys: Key) -> Measurements:
+def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns the squared errors of each probe and of constant predictions, [N] per lifetime."""
-    env = bandit_env(subject)
-    prepared = prepare_subject(subject, env)
+    env = base.bandit_env(subject)
+    prepared = base.prepare_subject(subject, env)
     arms = beta_bernoulli.bandit_prior(env.spec, prepared.steering)
     untrained_genome = prepared.agent.genome(jax.random.key(0))
     has_untrained = trees.num_elements(untrained_genome) > 0 and not prepared.agent.learning
-    recorded = with_recorder(prepared, _record_activations)
+    recorded = base.with_recorder(prepared, _record_activations)
 
     def record_inputs(key: Key) -> ProbeInputs:
-        _, trajectory = rollout_subject(key, recorded)
+        _, trajectory = base.rollout_subject(key, recorded)
         untrained = jnp.zeros((env.spec.num_steps, 1))
         if has_untrained:
-            state = initial_state(key, recorded.agent, untrained_genome)
+            state = base.initial_state(key, recorded.agent, untrained_genome)
             scripted = recorded._replace(env=scripted_env(env, trajectory.action), genome=state)
-            untrained = rollout_subject(key, scripted)[1].info
+            untrained = base.rollout_subject(key, scripted)[1].info
         pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
         successes = (trajectory.reward - arms.min_reward) / ((arms.max_reward - arms.min_reward) or 1.0)
         counts = [jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None])]
@@ -104,7 +85,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
         )
         return ProbeInputs(trajectory.info, untrained, means)
 
-    fit = map_lifetimes(record_inputs, unrelated_keys(keys, NUM_FIT_LIFETIMES))
+    fit = base.map_lifetimes(record_inputs, base.unrelated_keys(keys, NUM_FIT_LIFETIMES))
     probes = {
         "activations": fit_probe(fit.activations, fit.means),
         "control": fit_probe(fit.activations, np.roll(fit.means, 1, axis=0)),
@@ -113,7 +94,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
     mean_label = fit.means.mean(axis=(0, 1))
 
     def measure_lifetime(key: Key, probes: dict[str, LinearProbe]) -> dict[str, Array]:
-        inputs, unrelated = record_inputs(key), record_inputs(unrelated_key(key, 1))
+        inputs, unrelated = record_inputs(key), record_inputs(base.unrelated_key(key, 1))
         errors = {
             "total": inputs.means - mean_label,
             "control_total": unrelated.means - mean_label,
@@ -123,12 +104,12 @@ def measure(subject: Subject, keys: Key) -> Measurements:
         }
         return {name: jnp.sum(error**2) for name, error in errors.items()}
 
-    return map_lifetimes(measure_lifetime, keys, probes) | {"has_untrained": np.full(len(keys), has_untrained)}
+    return base.map_lifetimes(measure_lifetime, keys, probes) | {"has_untrained": np.full(len(keys), has_untrained)}
 
 
 def _record_activations(state: State, transition: Transition) -> Array:
     del transition
-    return flatten_activations(state.activations)
+    return base.flatten_activations(state.activations)
 
 
 def scripted_env(env: Environment, actions: Array) -> Environment:
@@ -158,7 +139,7 @@ def fit_probe(activations: np.ndarray, labels: np.ndarray) -> LinearProbe:
     return LinearProbe(*(jnp.asarray(array, jnp.float32) for array in (weights, input_mean, label_mean)))
 
 
-def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where selectivity is large enough and exceeds what the network before development explains."""
 
     def explained(name: str, total: str = "total") -> np.ndarray:
@@ -166,21 +147,21 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
         return (measurements[total] - measurements[name]) / max(measurements[total].mean(), 1e-9)
 
     of_activations, control = explained("activations"), explained("control", "control_total")
-    selectivity = estimate_effect(of_activations - control)
-    effects: dict[str, Effect] = {
+    selectivity = base.estimate_effect(of_activations - control)
+    effects: dict[str, base.Effect] = {
         "selectivity": selectivity,
-        "explained of the posterior means": estimate_effect(of_activations),
+        "explained of the posterior means": base.estimate_effect(of_activations),
     }
-    controls = {"explained of another lifetime's": estimate_effect(control)}
+    controls = {"explained of another lifetime's": base.estimate_effect(control)}
     parts, min_effects = {"selectivity": selectivity}, {"selectivity": thresholds.min_effect}
     if measurements["has_untrained"][0]:
         untrained = explained("untrained")
-        controls["explained before development"] = estimate_effect(untrained)
+        controls["explained before development"] = base.estimate_effect(untrained)
         name = "gain over before development"
-        effects[name] = parts[name] = estimate_effect(of_activations - untrained)
+        effects[name] = parts[name] = base.estimate_effect(of_activations - untrained)
         min_effects[name] = 0.0
-    is_shown = all(part.z > thresholds.z for part in parts.values()) and selectivity.mean > thresholds.min_effect
-    verdict = three_way_verdict(is_shown, parts, min_effects)
+    is_met = all(part.z > thresholds.z for part in parts.values()) and selectivity.mean > thresholds.min_effect
+    verdict = three_way_verdict(is_met, parts, min_effects)
     share = max(of_activations.mean(), 0.0)
     if verdict == "yes" or selectivity.high < thresholds.min_effect:
         summary = f"a linear probe decodes {share:.0%} of the posterior means of the arms from its activations"
@@ -188,5 +169,5 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
         summary = "its activations hold no more about the arms than those of an undeveloped network with this history"
     else:
         summary = "whether its activations hold more about the arms than an undeveloped network's is undetermined"
-    p_value = largest_p_value(parts) if is_shown else 1.0
-    return AuditResult(*TEST, verdict, summary, p_value, effects, controls)
+    p_value = base.largest_p_value(parts) if is_met else 1.0
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

@@ -14,14 +14,7 @@ import jax
 import numpy as np
 
 from ontogeny import plugins, steering
-from ontogeny.audit.base import (
-    HYPOTHESES,
-    SECONDARY_HYPOTHESES,
-    AuditResult,
-    Subject,
-    build_tests,
-    competence_failed,
-)
+from ontogeny.audit.base import HYPOTHESES, SECONDARY_HYPOTHESES, AuditResult, Subject, build_tests, competence_failed
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
@@ -32,11 +25,11 @@ SIGNIFICANCE_LEVEL = 0.05
 OnProgress = Callable[[int, int, str], None]
 
 
-def agent_subjects(saved: SavedAgent) -> list[Subject]:
+def agent_subjects(saved_agent: SavedAgent) -> list[Subject]:
     """Returns the subjects of a finished run or of a saved deployment."""
-    agent, train_env, _ = saved.assembly
-    name = saved.spec.agent.name
-    build, genome = partial(_build_agent, saved), partial(_saved_genome, saved)
+    agent, train_env, _ = saved_agent.assembly
+    name = saved_agent.spec.agent.name
+    build, genome = partial(_build_agent, saved_agent), partial(_saved_genome, saved_agent)
     if not agent.learning:
         return [Subject(name, train_env, build, genome)]
     return [
@@ -158,21 +151,23 @@ def _combine(verdicts: Sequence[str]) -> str:
     return "no" if verdicts and all(verdict == "no" for verdict in verdicts) else "undetermined"
 
 
-def _build_agent(saved: SavedAgent, env: Environment) -> tuple[Agent, Steering]:
+def _build_agent(saved_agent: SavedAgent, env: Environment) -> tuple[Agent, Steering]:
     """Builds the saved agent for an environment; the drives of the run apply to its own environment alone."""
-    is_train_env = env.spec.name == saved.assembly.env.spec.name
-    drives = steering.build(env.spec, saved.spec.drives if is_train_env else {})
-    return plugins.build("agents", saved.spec.agent.name, env.spec, drives, **saved.spec.agent.settings), drives
+    is_train_env = env.spec.name == saved_agent.assembly.env.spec.name
+    drives = steering.build(env.spec, saved_agent.spec.drives if is_train_env else {})
+    return plugins.build(
+        "agents", saved_agent.spec.agent.name, env.spec, drives, **saved_agent.spec.agent.settings
+    ), drives
 
 
-def _saved_genome(saved: SavedAgent, agent: Agent, *_: Any) -> Genome | State:
+def _saved_genome(saved_agent: SavedAgent, agent: Agent, *_: Any) -> Genome | State:
     """Returns the saved genome or state; of an agent without an outer loop, its default genome for the environment."""
-    default = agent.genome(jax.random.key(saved.spec.seed))
-    if saved.state is not None:
-        return _checked_shapes(saved.state, jax.eval_shape(agent.init, jax.random.key(0), default))
-    if saved.spec.development.name == "single_lifetime":
+    default = agent.genome(jax.random.key(saved_agent.spec.seed))
+    if saved_agent.state is not None:
+        return _checked_shapes(saved_agent.state, jax.eval_shape(agent.init, jax.random.key(0), default))
+    if saved_agent.spec.development.name == "single_lifetime":
         return default
-    return _checked_shapes(saved.genome, default)
+    return _checked_shapes(saved_agent.genome, default)
 
 
 def _checked_shapes(tree: PyTree, template: PyTree) -> PyTree:

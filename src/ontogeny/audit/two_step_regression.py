@@ -22,21 +22,7 @@ from jax import Array
 from scipy.special import stdtrit
 
 from ontogeny import plugins
-from ontogeny.audit.base import (
-    AuditResult,
-    AuditTest,
-    Effect,
-    Measurements,
-    Subject,
-    Thresholds,
-    control_subject,
-    decide_all,
-    expected_results,
-    map_lifetimes,
-    prepare_subject,
-    rollout_subject,
-    with_recorder,
-)
+from ontogeny.audit import base
 from ontogeny.errors import BadInput
 from ontogeny.types import Environment, Key, TabularTask, TimeStep
 
@@ -44,37 +30,37 @@ TEST = ("two_step_regression", "plans", False)
 REFERENCES = ("td_zero", "td_one", "successor", "latent_state_fixed", "latent_state_learner", "planner")
 TRANSITIONS = ("fixed", "random")  # the transitions of all lifetimes are the same, or sampled per lifetime
 CELLS = ("rewarded common", "rewarded rare", "unrewarded common", "unrewarded rare")
-THRESHOLDS = Thresholds(z=2.33, min_effect=0.05)  # the corrected difference of differences of stay probabilities
-EXPECTED = expected_results(
+THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.05)  # the corrected difference of differences of stay probabilities
+EXPECTED = base.expected_results(
     positive="planner successor latent_state_learner reward_as_cue",
     negative="dyna td_zero td_lambda td_one latent_state_fixed win_stay memoryless open_loop perseverator side_biased",
 )
 
 
-def build(*, num_lifetimes: int = 400) -> AuditTest:
+def build(*, num_lifetimes: int = 400) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Lifetimes per audit and kind of transitions.
     """
-    return AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: Subject, keys: Key) -> Measurements:
+def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns the arrays of `sum_trials` per lifetime and kind of transitions, [N, 2, ...], for every subject."""
     train_env = subject.train_env
     env = train_env if train_env.spec.name == "two_step" else plugins.build("environments", "two_step")
     assert env.reveal_task is not None
-    subjects = {"subject": subject} | {name: control_subject(name, env) for name in REFERENCES}
+    subjects = {"subject": subject} | {name: base.control_subject(name, env) for name in REFERENCES}
 
-    def measure_subject(chooser: Subject, key: Key, is_sampled: Array) -> dict[str, Array]:
-        prepared = prepare_subject(chooser, with_crossed_transitions(env, is_sampled))
+    def measure_subject(chooser: base.Subject, key: Key, is_sampled: Array) -> dict[str, Array]:
+        prepared = base.prepare_subject(chooser, with_crossed_transitions(env, is_sampled))
         if prepared.agent.privileged:
             raise BadInput("the test requires planning, and the agent observes the task itself")
-        recorded = with_recorder(prepared, lambda state, transition: transition.percept.revealed_task)
+        recorded = base.with_recorder(prepared, lambda state, transition: transition.percept.revealed_task)
         # `privileged` reveals the task to the recorder; the agent does not read it.
         recorded = recorded._replace(agent=recorded.agent._replace(privileged=True))
-        _, trajectory = rollout_subject(key, recorded)
+        _, trajectory = base.rollout_subject(key, recorded)
         score = jax.vmap(env.score)(trajectory.outcome)
         return sum_trials(trajectory.observation, trajectory.action, score, trajectory.info)
 
@@ -85,7 +71,7 @@ def measure(subject: Subject, keys: Key) -> Measurements:
             sums |= {f"{name} {part}": array for part, array in of_subject.items()}
         return sums
 
-    return map_lifetimes(measure_lifetime, keys)
+    return base.map_lifetimes(measure_lifetime, keys)
 
 
 def with_crossed_transitions(env: Environment, is_sampled: Array) -> Environment:
@@ -129,7 +115,7 @@ def sum_trials(observation: Array, action: Array, score: Array, task: TabularTas
     return {"xx": X.T @ X, "xy": X.T @ stays, "yy": stays @ stays, "stays": stays @ cell, "trials": jnp.sum(cell, 0)}
 
 
-def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> list[Effect]:
+def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> list[base.Effect]:
     """Estimates coefficients with errors clustered by lifetimes.
 
     Args:
@@ -146,12 +132,14 @@ def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> 
     half_widths = float(stdtrit(N - 1, 0.975)) * errors
     z = np.where(errors > 1e-9, coefficients / np.maximum(errors, 1e-9), 0.0)
     return [
-        Effect(float(b), float(b - half), float(b + half), float(standardized), N)
+        base.Effect(float(b), float(b - half), float(b + half), float(standardized), N)
         for b, half, standardized in zip(coefficients, half_widths, z, strict=True)
     ]
 
 
-def estimate_interaction(measurements: Measurements, name: str, transitions: str, *, corrected: bool) -> Effect:
+def estimate_interaction(
+    measurements: base.Measurements, name: str, transitions: str, *, corrected: bool
+) -> base.Effect:
     """Estimates the coefficient of reward x transition.
 
     Args:
@@ -165,14 +153,14 @@ def estimate_interaction(measurements: Measurements, name: str, transitions: str
     return clustered_regression(measurements[f"{name} xx"][:, p], measurements[f"{name} xy"][:, p], columns)[3]
 
 
-def stay_probabilities(measurements: Measurements, name: str, transitions: str) -> dict[str, float]:
+def stay_probabilities(measurements: base.Measurements, name: str, transitions: str) -> dict[str, float]:
     """Returns the probability that a choice is repeated, by cell; arguments as of `estimate_interaction`."""
     p = TRANSITIONS.index(transitions)
     stays, trials = (measurements[f"{name} {part}"][:, p].sum(axis=0) for part in ("stays", "trials"))
     return {cell: float(share) for cell, share in zip(CELLS, stays / np.maximum(trials, 1), strict=True)}
 
 
-def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
+def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where the corrected interaction is significant and large with transitions sampled per lifetime."""
     effects = {
         f"{kind}, transitions {transitions}": estimate_interaction(
@@ -192,7 +180,7 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
             for transitions in TRANSITIONS
         }
     }
-    verdict, p_value = decide_all({"random": effects["corrected, transitions random"]}, thresholds)
+    verdict, p_value = base.decide_all({"random": effects["corrected, transitions random"]}, thresholds)
     if verdict == "yes":
         non_planners = [
             name
@@ -209,4 +197,4 @@ def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
         summary = "it does not show the interaction of reward and transition"
     else:
         summary = "whether it shows the interaction of reward and transition is undetermined"
-    return AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)

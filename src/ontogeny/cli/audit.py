@@ -212,10 +212,10 @@ def _print_results(name: str, results: "list[AuditResult]", verdict_text: str) -
     for number, result in enumerate(results):
         if not result.primary and (number == 0 or results[number - 1].primary):
             typer.echo("  secondary tests, which change no verdict")
-        question = (HYPOTHESES | SECONDARY_HYPOTHESES)[result.hypothesis]
+        hypothesis = (HYPOTHESES | SECONDARY_HYPOTHESES)[result.hypothesis]
         verdict = result.verdict if result.primary else f"secondary, {SECONDARY_VERDICTS[result.verdict]}"
         pattern = f" ({result.pattern})" if result.pattern else ""
-        typer.echo(f"  {result.test}: {question} {verdict}{pattern}: {result.summary}")
+        typer.echo(f"  {result.test}: {hypothesis} {verdict}{pattern}: {result.summary}")
         for prefix, effects in (("", result.effects), ("control: ", result.controls)):
             for part, effect in effects.items():
                 typer.echo(f"    {prefix + part:<48}{_format_effect(effect)}")

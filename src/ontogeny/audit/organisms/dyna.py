@@ -9,15 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.base import (
-    LEARNING_RATE,
-    LinkModel,
-    TrialStep,
-    build_chooser,
-    initial_model,
-    num_positions,
-    update_model,
-)
+from ontogeny.audit.organisms import base
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
@@ -27,20 +19,20 @@ class DynaMemory(NamedTuple):
     """Values and the model that updates them."""
 
     values: Array  # [W]
-    model: LinkModel
+    model: base.LinkModel
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = base.LEARNING_RATE) -> Agent:
     """Builds the organism.
 
     Args:
         rate: Learning rate, 0 to 1.
     """
 
-    def update(memory: DynaMemory, step: TrialStep) -> DynaMemory:
-        model = update_model(memory.model, step, rate)
+    def update(memory: DynaMemory, step: base.TrialStep) -> DynaMemory:
+        model = base.update_model(memory.model, step, rate)
         targets = model.rewards + model.transitions @ memory.values  # one sweep over all places
         return DynaMemory(memory.values + rate * (targets - memory.values), model)
 
-    memory = DynaMemory(jnp.zeros(num_positions(spec)), initial_model(spec))
-    return build_chooser("dyna", spec, memory, update, lambda memory: memory.values[: spec.num_actions])
+    memory = DynaMemory(jnp.zeros(base.num_positions(spec)), base.initial_model(spec))
+    return base.build_chooser("dyna", spec, memory, update, lambda memory: memory.values[: spec.num_actions])

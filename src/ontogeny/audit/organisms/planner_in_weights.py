@@ -8,40 +8,32 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.base import empty_genome
-from ontogeny.audit.organisms.base import (
-    LEARNING_RATE,
-    TEMPERATURE,
-    initial_model,
-    plan_values,
-    require_choice_env,
-    to_trial_step,
-    update_model,
-)
+from ontogeny.audit.organisms import base
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, State, Steering, Transition, Weights
 
 GROUND_TRUTH = {"learns": "no", "plans": "no"}
 ONLINE_GROUND_TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
 
 
-def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:
+def build(spec: EnvSpec, steering: Steering, *, rate: float = base.LEARNING_RATE) -> Agent:
     """Builds the organism.
 
     Args:
         rate: Learning rate of the model, 0 to 1.
     """
-    require_choice_env("planner_in_weights", spec)
+    base.require_choice_env("planner_in_weights", spec)
 
     def init(key: Key, genome: Genome) -> State:
         del key, genome
-        return State(Weights(initial_model(spec)), ())
+        return State(Weights(base.initial_model(spec)), ())
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        values = plan_values(state.weights.content, spec)
-        return jax.random.categorical(key, values / TEMPERATURE).astype(jnp.int32), state
+        values = base.plan_values(state.weights.content, spec)
+        return jax.random.categorical(key, values / base.TEMPERATURE).astype(jnp.int32), state
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple]:
         del key
-        step = to_trial_step(spec, transition.percept.observation, transition.next_percept)
-        return State(Weights(update_model(state.weights.content, step, rate)), state.activations), ()
+        step = base.to_trial_step(spec, transition.percept.observation, transition.next_percept)
+        return State(Weights(base.update_model(state.weights.content, step, rate)), state.activations), ()
 
     return Agent(empty_genome, init, lambda state: state, act, learn, learning=True)
