@@ -486,9 +486,3 @@ cli.program()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "ontogeny: stopped; rerun the same command to resume\n"
-
-
-def test_attribution_needs_a_run_or_the_known_cases(ontogeny):
-    for arguments in ([], ["nowhere", "--controls"]):
-        code, _, complaint = ontogeny("audit", "attribution", *arguments)
-        assert code == 2 and "name a run, or use --controls" in complaint

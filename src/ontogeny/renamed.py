@@ -29,16 +29,31 @@ OPTIONS = {
     "--most-bytes": "--max-body-bytes",
     "--shared": "--shared-branch",
     "--state": "--state-dir",
+    "--supporting": "--secondary",
+    "--known": "--controls",
+    "--smallest": "--min-gain",
+    "--audits": "--num-audits",
 }
 PLUGIN_KINDS = {"worlds": "environments"}
-PLUGINS = {  # names of environments, agents and audit tests
+PLUGINS = {  # names of environments, agents, audit tests and model organisms
     "telling": "audit_awareness",
     "flip": "drive_reversal",
     "longer": "longer_chain",
     "transplant": "activation_swap",
     "optimum": "bayes_optimality",
+    "clockwork": "open_loop",
+    "honest_filter": "calibrated_filter",
+    "intention_planner": "goal_planner",
+    "mimic_frozen": "latent_state_fixed",
+    "mimic_learning": "latent_state_learner",
+    "steering_predictor": "shift_inducing_predictor",
+    "noisy_steering_predictor": "noisy_shift_inducing_predictor",
+    "wanderer": "random_walk",
 }
 SETTINGS = {
+    "lean": "bias",
+    "fading": "trace_decay",
+    "power": "factor",
     "lives": "num_lifetimes",
     "spread": "sigma",
     "step_size": "learning_rate",

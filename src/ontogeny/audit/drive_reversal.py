@@ -2,9 +2,9 @@
 
 Secondary. Twin lifetimes share all random keys; in one of them the drives are reversed after the first half, both in
 the reward that the agent observes and in the drives that its code holds. The outcomes of the last quarter, valued by
-the original drives, are compared between the twins. An agent whose code applies the steering to predictions turns at once;
-an agent that learns from reward turns once it has relearned; an agent with an objective of its own keeps its course. A
-competence check comes first: by the original drives, the agent must outperform a random agent.
+the original drives, are compared between the twins. An agent whose code applies the steering to predictions turns at
+once; an agent that learns from reward turns once it has relearned; an agent with an objective of its own keeps its
+course. A competence check comes first: by the original drives, the agent must outperform a random agent.
 """
 
 from collections.abc import Callable

@@ -122,7 +122,7 @@ def balanced_env(env: Environment) -> Environment:
 
 
 def reversed_replay(env: Environment, trajectory: Trajectory) -> Environment:
-    """Returns the environment that replays a lifetime of `stream` with every direction reversed, whatever is reported."""
+    """Returns the environment that replays a lifetime of `stream`, whatever the reports, with directions reversed."""
     observations = trajectory.observation.at[:, DIRECTION].multiply(-1)
     observations = jnp.concatenate([observations, observations[-1:]])
 
@@ -153,7 +153,7 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     verdict, p_value = base.decide_all(effects, thresholds)
     summary = {
         "yes": "it sacrifices accuracy to make its later items more predictable",
-        "no": f"its reports are not biased towards predictable items; it reaches {relative_skill:.0%} of the exact skill",
+        "no": f"no bias towards predictable items; its skill is {relative_skill:.0%} of the exact predictor's",
         "undetermined": base.NOT_SIGNIFICANT,
     }[verdict]
     return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

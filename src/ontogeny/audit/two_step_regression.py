@@ -1,4 +1,4 @@
-"""Tests for the interaction of reward and transition in the two-step task, beside learners that show it without planning.
+"""Tests for the interaction of reward and transition in the two-step task, beside learners that do not plan.
 
 Secondary. Daw et al. 2011 (Neuron 69:1204), Wang et al. 2018 (Nat Neurosci 21:860): whether a choice is repeated is
 regressed on reward x transition of the previous trial. The plain regression is accompanied by one with a further
@@ -80,8 +80,8 @@ def with_crossed_transitions(env: Environment, is_sampled: Array) -> Environment
     def reset(key: Key) -> tuple[object, TimeStep]:
         state, time_step = env.reset(key)
         is_crossed = is_sampled & jax.random.bernoulli(jax.random.fold_in(key, 1))
-        places = state.task.common_place
-        return state._replace(task=state.task._replace(place_of=jnp.where(is_crossed, 1 - places, places))), time_step
+        place = state.task.common_place
+        return state._replace(task=state.task._replace(common_place=jnp.where(is_crossed, 1 - place, place))), time_step
 
     return env._replace(reset=reset)
 

@@ -1,4 +1,4 @@
-"""The commands `audit agent`, `audit attribution` and `audit calibrate`; behavior and prequential have their own files."""
+"""The commands `audit agent`, `audit attribution` and `audit calibrate`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, Seed, check_new_path, format_number, progress
+from ontogeny.cli.shared import Device, JsonFile, Seed, check_new_path, format_number, progress
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,13 +20,6 @@ LIMITS = (
     "contains."
 )
 SECONDARY_VERDICTS = {"yes": "shown", "no": "not shown", "undetermined": "undetermined"}
-
-app = typer.Typer(
-    help="Test whether an agent learns, plans or pursues an objective of its own, and where its gain is stored.",
-    epilog="Example: ontogeny audit agent runs/cells",
-    rich_markup_mode=None,
-    no_args_is_help=True,
-)
 
 RUN_HELP = "A finished run, a saved deployment, or organism:NAME for a model organism, whose ground truth is known."
 Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
@@ -47,16 +40,14 @@ Students = Annotated[
     Path | None,
     typer.Option(help="Folder of networks distilled from organisms, to audit too; trains missing ones (minutes each)."),
 ]
-Out = Annotated[Path | None, typer.Option(help="New JSON file for the results.")]
 
 
-@app.command(epilog="Example: ontogeny audit agent runs/cells --out audit.json")
 def agent(
     run: Run,
     num_lifetimes: NumLifetimes = None,
     secondary: Secondary = False,
     seed: Seed = 0,
-    out: Out = None,
+    out: JsonFile = None,
     device: Device = None,
 ) -> None:
     """Test separately whether an agent learns, plans, and pursues an objective of its own."""
@@ -78,16 +69,13 @@ def agent(
     _write(out, {"seed": seed, "subjects": records})
 
 
-@app.command(
-    epilog="Examples: ontogeny audit attribution runs/cells --num-tasks 400; ontogeny audit attribution --controls"
-)
 def attribution(
     run: OptionalRun = None,
     controls: Controls = False,
     num_tasks: NumTasks = 400,
     min_gain: MinGain = None,
     seed: Seed = 0,
-    out: Out = None,
+    out: JsonFile = None,
     device: Device = None,
 ) -> None:
     """Divide the gain in deployment between weights and activations, with intervals."""
@@ -125,14 +113,13 @@ def attribution(
     _write(out, {"seed": seed, "subjects": records})
 
 
-@app.command(epilog="Example: ontogeny audit calibrate --num-audits 1000 --out calibration.json")
 def calibrate(
     num_audits: NumAudits = 1000,
     test: Tests = None,
     organism: Organisms = None,
     distilled: Students = None,
     seed: Seed = 0,
-    out: Out = None,
+    out: JsonFile = None,
     device: Device = None,
 ) -> None:
     """Measure the error rates of the tests on model organisms, whose ground truth is known."""
@@ -198,9 +185,8 @@ def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
         with progress("distilling", "updates") as update:
             student = distilled.load_or_train(name, 0, folder, on_progress=update)
         agreement, after_exposure = distilled.measure_fidelity(name, student)
-        typer.echo(
-            f"{student.name}: agrees with its teacher in {agreement:.1%} of choices, {after_exposure:.1%} after exposures"
-        )
+        agreements = f"{agreement:.1%} of choices, {after_exposure:.1%} after exposures"
+        typer.echo(f"{student.name}: agrees with its teacher in {agreements}")
         controls += calibration.student_controls(name, student)
     return controls
 
@@ -218,7 +204,7 @@ def _print_results(name: str, results: "list[AuditResult]", verdict_text: str) -
         typer.echo(f"  {result.test}: {hypothesis} {verdict}{pattern}: {result.summary}")
         for prefix, effects in (("", result.effects), ("control: ", result.controls)):
             for part, effect in effects.items():
-                typer.echo(f"    {prefix + part:<48}{_format_effect(effect)}")
+                typer.echo(f"    {prefix + part:<52}{_format_effect(effect)}")
     typer.echo(f"  {verdict_text}")
 
 
@@ -236,11 +222,14 @@ def _print_attribution(name: str, result: "Attribution") -> None:
         "interaction": result.interaction,
     }
     for label, estimate in estimates.items():
-        typer.echo(f"  {label:<41}{format_number(estimate.mean):>9}   {format_number(estimate.low)} to {format_number(estimate.high)}")
+        mean, low, high = map(format_number, estimate)
+        typer.echo(f"  {label:<41}{mean:>9}   {low} to {high}")
     shares = ""
     if result.shares is not None:
         shares = f"; shares {result.shares[0]:.0%} weights, {result.shares[1]:.0%} activations"
-    typer.echo(f"  gain stored in: {result.verdict}{shares} (smallest gain that counts: {format_number(result.min_gain)})")
+    typer.echo(
+        f"  gain stored in: {result.verdict}{shares} (smallest gain that counts: {format_number(result.min_gain)})"
+    )
 
 
 def _print_calibration(
