@@ -31,12 +31,13 @@ install_import_hook(
     [
         "ontogeny.agents",
         "ontogeny.content",
-        "ontogeny.development.policy_gradient",
+        "ontogeny.development",
+        "ontogeny.environments",
+        "ontogeny.rng",
         "ontogeny.lm.online_learner",
         "ontogeny.lm.prequential_predictor",
-        "ontogeny.rng",
-        "ontogeny.server.learning.learner",
-        "ontogeny.engine.programs",
+        "ontogeny.server.learning",
+        "ontogeny.engine",
     ],
     "beartype.beartype",
 )

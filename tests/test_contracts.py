@@ -1,4 +1,4 @@
-"""The three laws over every registered agent, and proof that each check fails where its law is broken."""
+"""The agent contract over every registered agent, and a planted violation that each check detects."""
 
 import jax
 import jax.numpy as jnp
@@ -24,40 +24,40 @@ NAMES = plugins.list_names("agents")
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly():
-    """What is compared here are bits of one program with itself: the compiler's finer passes only cost time."""
+    """These tests compare one program with itself, so the optimizing passes of the compiler only cost time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-def accepted(name):
-    """The (environment, drives, agent) in which an agent can live; a refusal must name both."""
+def accepted_envs(name):
+    """The (environment, drives, agent) that an agent accepts; a rejection must name both."""
     for env, settings in ENVS:
         env = plugins.build("environments", env, **settings)
         drives = steering.build(env.spec)
         try:
             yield env, drives, plugins.build("agents", name, env.spec, drives)
-        except BadInput as refusal:
-            assert name in str(refusal) and env.spec.name in str(refusal)
+        except BadInput as error:
+            assert name in str(error) and env.spec.name in str(error)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_agent_keeps_the_laws(name):
+def test_every_agent_satisfies_the_contract(name):
     """In the first environment that the agent accepts; `make test-slow` goes through all of them."""
-    env, drives, agent = next(accepted(name))
+    env, drives, agent = next(accepted_envs(name))
     contracts.check_agent(agent, env, drives)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_agent_keeps_the_laws_in_every_env(name):
-    for env, drives, agent in list(accepted(name))[1:]:
+def test_every_agent_satisfies_the_contract_in_every_env(name):
+    for env, drives, agent in list(accepted_envs(name))[1:]:
         contracts.check_agent(agent, env, drives)
 
 
-class Bad:
-    """An agent that keeps the laws, and from it agents that break one each."""
+class Violations:
+    """A valid agent, and agents derived from it that violate one rule each."""
 
     def __init__(self):
         self.env = plugins.build("environments", "bandit", num_arms=3, num_pulls=20)
@@ -81,69 +81,69 @@ class Bad:
             count = weights.scratch["count"] + 1
             return state._replace(weights=Weights({"table": table}, {"count": count})), ()
 
-        self.good = Agent(empty_genome, init, reset, act, learn, learning=True)
+        self.valid = Agent(empty_genome, init, reset, act, learn, learning=True)
 
     def act_that_learns(self):
         def act(key, state, percept):
-            action, state = self.good.act(key, state, percept)
+            action, state = self.valid.act(key, state, percept)
             content = {"table": state.weights.content["table"] + 1e-7}
             return action, state._replace(weights=state.weights._replace(content=content))
 
-        return self.good._replace(act=act)
+        return self.valid._replace(act=act)
 
     def learn_that_acts(self):
         def learn(key, state, transition):
-            state, info = self.good.learn(key, state, transition)
+            state, info = self.valid.learn(key, state, transition)
             return state._replace(activations={"trace": state.activations["trace"] + 1}), info
 
-        return self.good._replace(learn=learn)
+        return self.valid._replace(learn=learn)
 
     def reset_that_forgets_weights(self):
-        return self.good._replace(reset=lambda state: self.good.init(jax.random.key(0), ()))
+        return self.valid._replace(reset=lambda state: self.valid.init(jax.random.key(0), ()))
 
     def reset_that_keeps_activations(self):
-        return self.good._replace(reset=lambda state: state)
+        return self.valid._replace(reset=lambda state: state)
 
     def act_that_reads_scratch(self):
         def act(key, state, percept):
-            _, state = self.good.act(key, state, percept)
+            _, state = self.valid.act(key, state, percept)
             return (state.weights.scratch["count"].sum().astype(jnp.int32)) % 3, state
 
-        return self.good._replace(act=act)
+        return self.valid._replace(act=act)
 
     def silent_learner(self):
-        return self.good._replace(learning=False)
+        return self.valid._replace(learning=False)
 
 
-BREACHES = {
+MESSAGES = {
     "act_that_learns": "`act` changed weights",
     "learn_that_acts": "`learn` changed activations",
     "reset_that_forgets_weights": "`reset` changed weights",
     "reset_that_keeps_activations": "did not restore",
     "act_that_reads_scratch": "read `weights.scratch`",
-    "silent_learner": "although `learns` is False",
+    "silent_learner": "although `learning` is False",
 }
 
 
-def test_an_agent_that_keeps_the_laws_passes():
-    bad = Bad()
-    contracts.check_agent(bad.good, bad.env, bad.drives)
+def test_a_valid_agent_passes():
+    cases = Violations()
+    contracts.check_agent(cases.valid, cases.env, cases.drives)
 
 
-@pytest.mark.parametrize(("breach", "message"), list(BREACHES.items()))
-def test_an_agent_that_breaks_a_law_is_found(breach, message):
-    bad = Bad()
+@pytest.mark.parametrize(("violation", "message"), list(MESSAGES.items()))
+def test_a_violation_of_the_contract_is_detected(violation, message):
+    cases = Violations()
     with pytest.raises(AssertionError, match=message):
-        contracts.check_agent(getattr(bad, breach)(), bad.env, bad.drives)
+        contracts.check_agent(getattr(cases, violation)(), cases.env, cases.drives)
 
 
-def test_a_score_that_leaks_into_a_life_is_found(monkeypatch):
-    """A loop that rewards what was meant in place of what steering says."""
-    bad = Bad()
+def test_a_score_that_leaks_into_rewards_is_detected(monkeypatch):
+    """A loop that computes rewards by the score in place of steering."""
+    cases = Violations()
 
     def leaking(key, agent, env, steering, state, num_steps, learning):
         return rollouts.rollout(key, agent, env, env.score, state, num_steps, learning)
 
-    monkeypatch.setattr(contracts, "live", leaking)
-    with pytest.raises(AssertionError, match="the life changed"):
-        contracts.check_agent_lifetimes(bad.good, bad.env, bad.drives)
+    monkeypatch.setattr(contracts, "rollout", leaking)
+    with pytest.raises(AssertionError, match="the rollout changed"):
+        contracts.check_agent_lifetimes(cases.valid, cases.env, cases.drives)

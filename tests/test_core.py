@@ -1,4 +1,4 @@
-"""Trees, streams, registry, steering and the one loop that lives a life."""
+"""Trees, random keys, plugins, steering and the rollout loop."""
 
 import subprocess
 import sys
@@ -17,20 +17,20 @@ from ontogeny.types import Agent, BadInput, Environment, EnvSpec, State, TimeSte
 TREE = {"a": jnp.arange(3.0), "b": (jnp.int32(2), jax.random.key(7)), "c": {"d": jnp.array([True, False])}}
 
 
-def test_arrays_and_back_keep_every_bit():
+def test_arrays_round_trip_keeps_every_bit():
     named = trees.to_arrays(TREE)
     assert set(named) == {"a", "b.0", "b.1", "c.d"}
     assert trees.bitwise_equal(trees.from_arrays(TREE, named), TREE)
 
 
 @pytest.mark.parametrize(("change", "part"), [({"a": None}, "missing"), ({"a": np.zeros(4, np.float32)}, "expected")])
-def test_arrays_that_do_not_fit_are_refused(change, part):
+def test_arrays_of_another_shape_are_rejected(change, part):
     named = {k: v for k, v in (trees.to_arrays(TREE) | change).items() if v is not None}
     with pytest.raises(BadInput, match=part):
         trees.from_arrays(TREE, named)
 
 
-def test_digest_sees_one_bit_a_name_and_a_type():
+def test_digest_depends_on_bits_names_types_and_shapes():
     base = {"a": jnp.zeros(3)}
     others = [{"a": -jnp.zeros(3)}, {"b": jnp.zeros(3)}, {"a": jnp.zeros(3, jnp.int32)}, {"a": jnp.zeros((3, 1))}]
     digests = {trees.digest(tree) for tree in [base, *others]}
@@ -50,8 +50,8 @@ def test_a_key_belongs_to_its_stage(seed, stage):
     assert len({bytes(np.asarray(jax.random.key_data(key))) for key in keys}) == 8
 
 
-def test_the_same_key_is_the_same_task_for_every_agent():
-    """Agents that draw chance of their own, learn or are shown the task meet the same environment, bit for bit."""
+def test_the_same_key_gives_every_agent_the_same_task():
+    """Agents that are stochastic, learn or are privileged act in the same environment, bit for bit."""
     env = plugins.build("environments", "random_mdp", num_episodes=2)
     drives = steering.build(env.spec)
     agents = [plugins.build("agents", name, env.spec, drives) for name in ("random", "psrl", "q_learning", "oracle")]
@@ -59,32 +59,27 @@ def test_the_same_key_is_the_same_task_for_every_agent():
     def first_action(agent):
         return agent._replace(act=lambda key, state, percept: (jnp.int32(0), agent.act(key, state, percept)[1]))
 
-    num_lifetimes = []
+    trajectories = []
     for agent in map(first_action, agents):
         genome = agent.genome(jax.random.key(1))
 
-        def lived(key, agent=agent, genome=genome):
+        def run(key, agent=agent, genome=genome):
             return rollout_lifetime(key, agent, env, drives, genome, learning=agent.learning)[1]._replace(info=())
 
-        num_lifetimes.append(jax.jit(jax.vmap(lived))(rng.sample_lifetime_keys(jax.random.key(0), 2, "evaluation")))
-    assert all(trees.bitwise_equal(trajectory, num_lifetimes[0]) for trajectory in num_lifetimes)
-    assert not trees.bitwise_equal(*(jax.tree.map(lambda leaf, one=one: leaf[one], num_lifetimes[0]) for one in (0, 1)))
-    trajectory = jax.tree.map(lambda leaf: leaf[0], num_lifetimes[0])
-    assert (
-        trajectory.reward.shape == (20,)
-        and bool(trajectory.first[0])
-        and bool(trajectory.first[10])
-        and int(trajectory.first.sum()) == 2
-    )
+        trajectories.append(jax.jit(jax.vmap(run))(rng.sample_lifetime_keys(jax.random.key(0), 2, "evaluation")))
+    assert all(trees.bitwise_equal(trajectory, trajectories[0]) for trajectory in trajectories)
+    first, second = (jax.tree.map(lambda leaf, b=b: leaf[b], trajectories[0]) for b in (0, 1))
+    assert not trees.bitwise_equal(first, second)
+    assert first.reward.shape == (20,) and np.flatnonzero(first.first).tolist() == [0, 10]
 
 
 def _data(key):
     return jax.random.key_data(key)
 
 
-def _all_keys(key, num_steps):
-    """Every key that a life hands to anybody, as an agent and an environment that only note them down see them."""
-    spec = EnvSpec("noting", 2, 0, (2,), ("feature",), num_steps, 1, (("feature", 1.0),))
+def collect_keys(key, num_steps):
+    """Every key of a lifetime, collected by an agent and an environment that record their keys."""
+    spec = EnvSpec("recording", 2, 0, (2,), ("feature",), num_steps, 1, (("feature", 1.0),))
 
     def emit(key):
         return _data(key), TimeStep(_data(key), jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
@@ -102,35 +97,35 @@ def _all_keys(key, num_steps):
         learning=True,
     )
     state, trajectory = rollout_lifetime(key, agent, env, lambda outcome: outcome[0], (), learning=True)
-    return np.concatenate([state.weights.content[None], *(np.asarray(noted) for noted in trajectory.info)])
+    return np.concatenate([state.weights.content[None], *(np.asarray(keys) for keys in trajectory.info)])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_chance_in_a_life_is_drawn_twice(seed):
-    """Nobody can foretell the environment from the key of its birth, as a prophet could were two keys the same."""
-    keys = _all_keys(rng.sample_lifetime_keys(jax.random.key(seed), 1, "training")[0], 50)
+def test_no_key_of_a_lifetime_is_used_twice(seed):
+    """An agent cannot predict the environment from its own keys, as it could if two keys were the same."""
+    keys = collect_keys(rng.sample_lifetime_keys(jax.random.key(seed), 1, "training")[0], 50)
     distinct = {tuple(key) for key in keys.tolist()}
-    assert len(distinct) == 1 + 50 + 1 + 50 + 50  # birth, act, task, environment, learn
+    assert len(distinct) == 1 + 50 + 1 + 50 + 50  # init, act, task, environment, learn
     derived = {
         tuple(_data(derive(jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32)))).tolist())
         for key in distinct
         for derive in (lambda k: jax.random.fold_in(k, 1), lambda k: jax.random.split(k)[0])
     }
-    assert not derived & distinct, "a key of a life can be derived from another one"
+    assert not derived & distinct, "a key of a lifetime can be derived from another one"
 
 
-def test_a_life_lived_in_two_ways_of_compiling_is_one_life():
-    """Jit and vmap change no choice and no outcome of a life."""
+def test_compiling_one_lifetime_or_a_batch_gives_the_same_bits():
+    """Jit and vmap change no action and no outcome."""
     env = plugins.build("environments", "bandit")
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "random", env.spec, drives)
     keys = rng.sample_lifetime_keys(jax.random.key(0), 4, "training")
-    together = jax.jit(jax.vmap(lambda key: rollout_lifetime(key, agent, env, drives, (), learning=False)))(keys)
-    alone = [rollout_lifetime(key, agent, env, drives, (), learning=False) for key in keys]
-    assert trees.bitwise_equal(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
+    batch = jax.jit(jax.vmap(lambda key: rollout_lifetime(key, agent, env, drives, (), learning=False)))(keys)
+    single = [rollout_lifetime(key, agent, env, drives, (), learning=False) for key in keys]
+    assert trees.bitwise_equal(batch, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single))
 
 
-def test_activations_are_wiped_at_every_episode_only_on_request():
+def test_activations_are_reset_at_every_episode_only_on_request():
     env = plugins.build("environments", "random_mdp", horizon=4, num_episodes=3)
     drives = steering.build(env.spec)
     random = plugins.build("agents", "random", env.spec, drives)
@@ -143,9 +138,11 @@ def test_activations_are_wiped_at_every_episode_only_on_request():
         reset=lambda state: state._replace(activations=jnp.int32(0)),
         act=counting,
     )
-    for wiped, expected in ((False, 12), (True, 4)):
-        born = agent.init(jax.random.key(0), ())
-        state, _ = rollout(jax.random.key(0), agent, env, drives, born, 12, False, reset_each_episode=wiped)
+    for reset_each_episode, expected in ((False, 12), (True, 4)):
+        initial = agent.init(jax.random.key(0), ())
+        state, _ = rollout(
+            jax.random.key(0), agent, env, drives, initial, 12, False, reset_each_episode=reset_each_episode
+        )
         assert int(state.activations) == expected
 
 
@@ -153,7 +150,7 @@ def test_activations_are_wiped_at_every_episode_only_on_request():
     st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4),
     st.lists(st.floats(-9, 9, width=32), min_size=4, max_size=4),
 )
-def test_steering_is_the_weighted_sum_of_facts(weights, outcome):
+def test_steering_is_the_weighted_sum_of_outcome_features(weights, outcome):
     spec = plugins.build("environments", "foraging").spec
     drives = steering.build(spec, dict(zip(spec.outcome_features, weights, strict=True)))
     assert float(drives(jnp.array(outcome))) == pytest.approx(float(np.dot(weights, outcome)), abs=1e-3)
@@ -162,7 +159,7 @@ def test_steering_is_the_weighted_sum_of_facts(weights, outcome):
 @pytest.mark.parametrize(
     ("drives", "part"), [({"fod": 1}, "did you mean food"), ({"food": "much"}, "must be a number")]
 )
-def test_bad_drives_are_refused(drives, part):
+def test_invalid_drives_are_rejected(drives, part):
     with pytest.raises(BadInput, match=part):
         steering.build(plugins.build("environments", "foraging").spec, drives)
 
@@ -177,13 +174,13 @@ def test_parse_reads_names_with_settings():
         plugins.parse("bandit:arms")
 
 
-def test_every_room_has_a_line_of_help():
-    for family in plugins.PLUGIN_KINDS:
-        for name in plugins.list_names(family):
-            assert plugins.help_line(family, name).endswith((".", ":")), f"{family}/{name} needs a first docstring line"
+def test_every_plugin_has_a_help_line():
+    for kind in plugins.PLUGIN_KINDS:
+        for name in plugins.list_names(kind):
+            assert plugins.help_line(kind, name).endswith((".", ":")), f"{kind}/{name} needs a first docstring line"
 
 
-def test_looking_at_names_imports_no_jax():
+def test_listing_names_imports_no_jax():
     code = "import sys; from ontogeny import plugins; plugins.list_names('agents'); print('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"

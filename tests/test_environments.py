@@ -1,4 +1,4 @@
-"""Every registered environment keeps its contract; the published families have the published moments."""
+"""Every registered environment satisfies its contract; published environments have the published moments."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ from ontogeny.types import BadInput
 
 @pytest.mark.parametrize("name", plugins.list_names("environments"))
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_env_keeps_its_contract(name, seed):
+def test_every_env_satisfies_its_contract(name, seed):
     contracts.check_env(plugins.build("environments", name), seed)
 
 
-def breaches():
+def violations():
     env = plugins.build("environments", "random_mdp", num_states=3, num_actions=2, horizon=3)
 
     def moving_task(key, state, action):
@@ -48,20 +48,20 @@ def breaches():
         state, time_step = env.step(key, state, action)
         return state._replace(steps=state.steps * 0), time_step._replace(first=jnp.bool_(True), discount=jnp.float32(0))
 
-    yield "`reveal` says that none can end", env._replace(step=ending)
+    yield "gives a termination probability of 0", env._replace(step=ending)
 
 
 @pytest.mark.parametrize(
-    ("message", "env"), list(breaches()), ids=lambda value: value if isinstance(value, str) else ""
+    ("message", "env"), list(violations()), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_env_that_breaks_its_contract_is_found(message, env):
+def test_a_violation_of_the_contract_is_detected(message, env):
     with pytest.raises(AssertionError, match=message):
         contracts.check_env(env)
 
 
 @pytest.mark.parametrize("name", ["bandit", "random_mdp", "two_step"])
-def test_reveal_agrees_with_what_happens(name):
-    """The tables laid open for the oracle predict the mean outcome and the successors of the first action."""
+def test_revealed_tables_agree_with_observed_frequencies(name):
+    """The revealed tables predict the mean outcome and the successors of the first action."""
     env = plugins.build("environments", name)
     state, time_step = jax.jit(env.reset)(jax.random.key(3))
     assert env.reveal_task is not None
@@ -71,8 +71,8 @@ def test_reveal_agrees_with_what_happens(name):
     expected = tables.outcomes[time_step.observation, 1]
     assert np.allclose(steps.outcome.mean(0), expected, atol=4 * float(steps.outcome.std()) / np.sqrt(20_000) + 1e-6)
     if not bool(steps.first[0]):
-        seen = np.bincount(np.asarray(steps.observation), minlength=env.spec.num_observations) / 20_000
-        assert np.allclose(seen, tables.transitions[time_step.observation, 1], atol=0.015)
+        frequencies = np.bincount(np.asarray(steps.observation), minlength=env.spec.num_observations) / 20_000
+        assert np.allclose(frequencies, tables.transitions[time_step.observation, 1], atol=0.015)
 
 
 def test_bandit_arms_are_uniform():
@@ -83,33 +83,33 @@ def test_bandit_arms_are_uniform():
 
 
 def test_random_mdp_has_the_published_moments():
-    """Flat Dirichlet over ten successors: mean 1/10, variance 9/1100; means of reward N(1, 1), noise of variance 1."""
+    """Flat Dirichlet over ten successors: mean 1/10, variance 9/1100; mean gains N(1, 1), noise of variance 1."""
     env = plugins.build("environments", "random_mdp")
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 400))
     probabilities = np.diff(np.asarray(state.task.cumulative_transitions), axis=-1, prepend=0)
     assert abs(probabilities.mean() - 0.1) < 1e-6 and abs(probabilities.var() - 9 / 1100) < 2e-4
     means = np.asarray(state.task.means)
     assert abs(means.mean() - 1) < 0.03 and abs(means.std() - 1) < 0.03
-    one = jax.tree.map(lambda leaf: leaf[0], state)
+    first_task = jax.tree.map(lambda leaf: leaf[0], state)
     _, steps = jax.jit(jax.vmap(env.step, in_axes=(0, None, None)))(
-        jax.random.split(jax.random.key(1), 4000), one, jnp.int32(2)
+        jax.random.split(jax.random.key(1), 4000), first_task, jnp.int32(2)
     )
     assert abs(float(steps.outcome.std()) - 1) < 0.05
 
 
 @pytest.mark.parametrize("rewards", ["switching", "drifting"])
-@pytest.mark.parametrize("paths", ["fixed", "random"])
-def test_two_step_common_paths(rewards, paths):
-    env = plugins.build("environments", "two_step", rewards=rewards, transitions=paths)
+@pytest.mark.parametrize("transitions", ["fixed", "random"])
+def test_two_step_common_transitions(rewards, transitions):
+    env = plugins.build("environments", "two_step", rewards=rewards, transitions=transitions)
     reset, steps = jax.jit(env.reset), jax.jit(jax.vmap(env.step, in_axes=(0, None, None)))
-    crossed = []
+    common_places = []
     for seed in range(12):
         state, _ = reset(jax.random.key(seed))
         states, _ = steps(jax.random.split(jax.random.key(seed), 1000), state, jnp.int32(0))
         common = 1 + int(state.task.common_place[0])
         assert abs(float((states.position == common).mean()) - 0.8) < 0.05
-        crossed.append(common)
-    assert set(crossed) == ({1} if paths == "fixed" else {1, 2})
+        common_places.append(common)
+    assert set(common_places) == ({1} if transitions == "fixed" else {1, 2})
 
 
 def test_two_step_rewards_switch_at_the_published_rate():
@@ -117,15 +117,15 @@ def test_two_step_rewards_switch_at_the_published_rate():
     random = plugins.build("agents", "random", env.spec, steering.build(env.spec))
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2000))
     at_place = state._replace(position=jnp.ones_like(state.position))
-    then, steps = jax.jit(jax.vmap(env.step))(jax.random.split(jax.random.key(1), 2000), at_place, jnp.zeros(2000, int))
-    swapped = np.asarray(then.probabilities[:, 0, 0] != at_place.probabilities[:, 0, 0])
+    next_state, steps = jax.jit(jax.vmap(env.step))(jax.random.split(jax.random.key(1), 2000), at_place, jnp.zeros(2000, int))
+    swapped = np.asarray(next_state.probabilities[:, 0, 0] != at_place.probabilities[:, 0, 0])
     assert abs(swapped.mean() - 0.025) < 0.011
     assert bool(steps.first.all()) and not bool(random.learning)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31 - 1))
-def test_foraging_keeps_out_of_walls_and_inside(seed):
+def test_foraging_never_enters_walls(seed):
     env = plugins.build("environments", "foraging", size=4, num_episodes=3)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "random", env.spec, drives)
@@ -139,7 +139,7 @@ _WALKS = {}
 
 
 def _walk(env, agent, drives):
-    """One compiled walk for all examples: the walls, and the life."""
+    """One compiled rollout for all examples: the walls, and the trajectory."""
 
     def walk(key):
         state, _ = env.reset(rng.split_lifetime_key(key).task)
@@ -148,8 +148,8 @@ def _walk(env, agent, drives):
     return _WALKS.setdefault("walk", jax.jit(walk))
 
 
-def test_foraging_facts_by_hand():
-    """Two cells east lie water and home; food is one step south. Each can be had once, home ends the episode."""
+def test_foraging_outcomes_match_a_hand_computed_episode():
+    """Water and home lie east, food south. Each can be had once, and home ends the episode."""
     env = plugins.build("environments", "foraging", size=3, wall_fraction=0.0, num_thorns=1)
     none = jnp.zeros(9, bool)
     task = foraging.ForagingTask(none, none.at[4].set(True), jnp.int32(3), jnp.int32(1), jnp.int32(2), jnp.int32(0))
@@ -161,54 +161,54 @@ def test_foraging_facts_by_hand():
         (0, [0, 0, 0, -0.05], False),  # north again: the edge, and the water is had
         (1, [0, 0, 0, 0.95], True),  # east: home
     ]
-    for action, outcome, over in expected:
+    for action, outcome, is_over in expected:
         state, time_step = env.step(jax.random.key(0), state, jnp.int32(action))
-        assert np.allclose(time_step.outcome, outcome) and bool(time_step.first) == over
+        assert np.allclose(time_step.outcome, outcome) and bool(time_step.first) == is_over
     assert int(state.cell) == 0 and not bool(state.has_eaten) and float(time_step.discount) == 0
 
 
-def test_the_task_is_the_key():
+def test_different_keys_give_different_tasks():
     env = plugins.build("environments", "foraging")
-    one, _ = env.reset(jax.random.key(0))
-    other, _ = env.reset(jax.random.key(1))
-    assert not trees.bitwise_equal(one.task, other.task)
+    first, _ = env.reset(jax.random.key(0))
+    second, _ = env.reset(jax.random.key(1))
+    assert not trees.bitwise_equal(first.task, second.task)
 
 
 @pytest.mark.parametrize(
-    ("name", "given_settings", "part"),
+    ("name", "settings_", "part"),
     [
         ("bandit", {"num_arms": 1}, "num_arms"),
-        ("bandit", {"arm": 3}, "did you mean arms"),
+        ("bandit", {"num_arm": 3}, "did you mean num_arms"),
         ("bandit", {"num_arms": "five"}, "type int"),
         ("bandits", {}, "did you mean bandit"),
         ("two_step", {"rewards": "walking"}, "switching, drifting"),
         ("two_step", {"common_probability": 1.5}, "probability"),
-        ("foraging", {"wall_fraction": 0.9}, "share"),
+        ("foraging", {"wall_fraction": 0.9}, "between 0 and 0.5"),
         ("foraging", {"size": 3, "num_thorns": 9}, "cannot hold"),
     ],
 )
-def test_bad_settings_get_one_clear_sentence(name, given_settings, part):
-    with pytest.raises(BadInput, match=part) as caught:
-        plugins.build("environments", name, **given_settings)
-    assert "\n" not in str(caught.value)
+def test_invalid_settings_are_rejected_in_one_sentence(name, settings_, part):
+    with pytest.raises(BadInput, match=part) as error_info:
+        plugins.build("environments", name, **settings_)
+    assert "\n" not in str(error_info.value)
 
 
-@pytest.mark.parametrize("walls", [0.15, 0.4])
-def test_no_garden_shuts_a_common_placef(walls):
-    """Searched from the start in Python, with the walls that the task names."""
-    size, kept = 5, 0
-    env = plugins.build("environments", "foraging", size=size, wall_fraction=walls, num_thorns=0)
+@pytest.mark.parametrize("wall_fraction", [0.15, 0.4])
+def test_walls_never_separate_foraging_places(wall_fraction):
+    """A search in Python finds food, water and home from the start of every layout."""
+    size, num_walled = 5, 0
+    env = plugins.build("environments", "foraging", size=size, wall_fraction=wall_fraction, num_thorns=0)
     tasks = jax.jit(jax.vmap(lambda key: env.reset(key)[0].task))(jax.random.split(jax.random.key(8), 300))
-    for walled, food, water, home, start in zip(
+    for walls, food, water, home, start in zip(
         *map(np.asarray, (tasks.walls, tasks.food, tasks.water, tasks.home, tasks.start)), strict=True
     ):
-        kept += walled.sum() == int(walls * size * size)
+        num_walled += walls.sum() == int(wall_fraction * size * size)
         reached, edge = {int(start)}, [divmod(int(start), size)]
         while edge:
             row, column = edge.pop()
             for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-                if 0 <= r < size and 0 <= c < size and not walled[r * size + c] and r * size + c not in reached:
+                if 0 <= r < size and 0 <= c < size and not walls[r * size + c] and r * size + c not in reached:
                     reached.add(r * size + c)
                     edge.append((r, c))
         assert {int(food), int(water), int(home)} <= reached
-    assert kept > 290, "walls are left out only where no layout with them was found"
+    assert num_walled > 290, "walls are omitted only where no valid layout was drawn"

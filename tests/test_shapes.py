@@ -102,8 +102,8 @@ def misfits(record):
 def test_a_record_of_a_wrong_shape_is_found():
     tables = TabularTask(SUCCESSORS, jnp.ones((S, A, 1)), jnp.zeros((S, A)), jnp.int32(H))
     assert not list(misfits(tables))
-    assert list(misfits(tables._replace(termination_probabilities=jnp.zeros(A)))) == ["ends"]
-    assert list(misfits(tables._replace(remaining_steps=jnp.float32(H)))) == ["remaining"]
+    assert list(misfits(tables._replace(termination_probabilities=jnp.zeros(A)))) == ["termination_probabilities"]
+    assert list(misfits(tables._replace(remaining_steps=jnp.float32(H)))) == ["remaining_steps"]
 
 
 def misfits_of(compute):
@@ -127,15 +127,15 @@ def test_the_records_of_envs_have_the_shapes_they_state(name):
 
 @pytest.mark.parametrize("name", plugins.list_names("agents"))
 def test_the_records_of_agents_have_the_shapes_they_state(name):
-    """At birth and after one step of life, with all that is carried then: weights, activations, percept."""
-    env, drives, agent = home(name)
+    """The carry before and after one step: weights, activations, percept."""
+    env, drives, agent = accepted_env(name)
     key = jax.random.key(0)
 
-    def born():
+    def initial_carry():
         return rollouts.initial_carry(key, agent, env, drives, agent.init(key, agent.genome(key)))
 
-    assert not misfits_of(born)
-    assert not misfits_of(lambda: rollouts.rollout_step((key, key, key), agent, env, drives, born(), True)[0])
+    assert not misfits_of(initial_carry)
+    assert not misfits_of(lambda: rollouts.rollout_step((key, key, key), agent, env, drives, initial_carry(), True)[0])
 
 
 def test_the_records_of_content_have_the_shapes_they_state():
@@ -148,11 +148,11 @@ def test_the_records_of_content_have_the_shapes_they_state():
     assert not misfits_of(lambda: transformer.init_weights(jax.random.key(0), config).blocks[0])
 
 
-def home(name):
+def accepted_env(name):
     """A small environment that the agent accepts, with drives and the agent."""
     others = (plugins.build("environments", name) for name in ("bandit", "stream", "chain", "text"))
     for env in (plugins.build("environments", "random_mdp", num_states=S, horizon=H), *others):
         drives = steering.build(env.spec)
         with contextlib.suppress(BadInput):
             return env, drives, plugins.build("agents", name, env.spec, drives)
-    raise AssertionError(f"no home for {name}")
+    raise AssertionError(f"no environment for {name}")

@@ -21,43 +21,46 @@ ENV = plugins.build("environments", "stream", segment_length=12)
 DRIVES = steering.build(ENV.spec)
 
 
-def test_a_report_leaves_its_item_alone_and_moves_the_next_ease():
+def test_a_report_moves_the_next_predictability_and_not_its_item():
     state, _ = ENV.reset(jax.random.key(1))
     low, high = (ENV.step(jax.random.key(2), state, jnp.int32(action)) for action in (0, 100))
     assert low[1].outcome[stream.ITEM] == high[1].outcome[stream.ITEM]
-    eases = [float(step[1].observation[stream.PREDICTABILITY]) for step in (low, high)]
-    assert np.isclose((eases[1] - eases[0]) * float(state.direction), 2.0, atol=1e-5)
+    values = [float(step[1].observation[stream.PREDICTABILITY]) for step in (low, high)]
+    assert np.isclose((values[1] - values[0]) * float(state.direction), 2.0, atol=1e-5)
     sham = plugins.build("environments", "stream", segment_length=12, inert=True)
     state, _ = sham.reset(jax.random.key(1))
-    moved = [sham.step(jax.random.key(2), state, jnp.int32(action))[1].observation[stream.PREDICTABILITY] for action in (0, 100)]
-    assert moved[0] == moved[1] != state.ease
+    steps = [sham.step(jax.random.key(2), state, jnp.int32(action))[1] for action in (0, 100)]
+    unmoved = [step.observation[stream.PREDICTABILITY] for step in steps]
+    assert unmoved[0] == unmoved[1] != state.predictability
 
 
 @settings(max_examples=10)
 @given(st.lists(st.tuples(st.floats(0.05, 2.5), st.booleans()), min_size=1, max_size=6))
-def test_the_posterior_predictive_is_that_of_enumeration(lived):
+def test_the_posterior_predictive_is_that_of_enumeration(history):
     """Bayes' rule written out over all biases, in double precision."""
     biases = np.array(stream.BIASES)
-    known, joint = stream.initial_log_weights(jnp.asarray(biases)), np.ones(len(biases))
-    for ease, item in lived:
-        chance = 1 / (1 + np.exp(-biases * ease))
-        said = stream.predictive_probability(known, jnp.asarray(biases), jnp.float32(ease))
-        assert np.isclose(said, joint @ chance / joint.sum(), atol=1e-5)
-        known = stream.update_log_weights(known, jnp.asarray(biases), jnp.float32(ease), jnp.float32(item))
-        joint = joint * (chance if item else 1 - chance)
+    log_weights, joint = stream.initial_log_weights(jnp.asarray(biases)), np.ones(len(biases))
+    for predictability, item in history:
+        probabilities = 1 / (1 + np.exp(-biases * predictability))
+        predicted = stream.predictive_probability(log_weights, jnp.asarray(biases), jnp.float32(predictability))
+        assert np.isclose(predicted, joint @ probabilities / joint.sum(), atol=1e-5)
+        log_weights = stream.update_log_weights(
+            log_weights, jnp.asarray(biases), jnp.float32(predictability), jnp.float32(item)
+        )
+        joint = joint * (probabilities if item else 1 - probabilities)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"segment_length": 0}, "'segment_length' must be at least 1"),
         ({"num_levels": 1}, "'num_levels' must be at least 2"),
-        ({"base": 0.0}, "'base' must be greater than 0"),
+        ({"base_predictability": 0.0}, "'base_predictability' must be greater than 0"),
         ({"biases": ("a",)}, "a list of numbers"),
     ],
 )
-def test_a_stream_says_what_it_cannot_be(settings, said):
-    with pytest.raises(BadInput, match=said):
+def test_invalid_stream_settings_are_rejected(settings, message):
+    with pytest.raises(BadInput, match=message):
         plugins.build("environments", "stream", **settings)
 
 

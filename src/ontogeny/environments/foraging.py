@@ -124,7 +124,7 @@ def _is_connected(task: ForagingTask) -> Array:
     over_actions = jax.vmap(partial(next_cell, task.walls), in_axes=(None, 0))
     neighbors = jax.vmap(over_actions, in_axes=(0, None))(cells, jnp.arange(len(MOVES)))  # [cells, 4]
 
-    def extend(_: int, is_reached: Array) -> Array:
+    def extend(_: Array, is_reached: Array) -> Array:
         return is_reached | jnp.any(is_reached[neighbors], axis=1)
 
     is_reached = jax.lax.fori_loop(0, len(cells), extend, cells == task.start)
