@@ -73,7 +73,7 @@ def test_inputs_are_last_action_last_reward_episode_start_and_observation(bandit
 def test_genome_is_every_weight(bandit):
     H, num_inputs, actions = 7, 6, 3
     _, genome = build_agent(bandit)
-    assert trees.size(genome) == 3 * H * (H + num_inputs + 1) + actions * (H + 1)
+    assert trees.num_elements(genome) == 3 * H * (H + num_inputs + 1) + actions * (H + 1)
 
 
 def test_initial_genome_has_orthogonal_gates_and_the_update_gate_bias(bandit):

@@ -21,7 +21,7 @@ def test_genome_has_the_same_size_in_every_env(env):
     name, settings = plugins.parse(env)
     spec = plugins.build("environments", name, **settings).spec
     agent = plugins.build("agents", "recurrent_cells", spec, steering.build(spec))
-    assert trees.size(agent.genome(jax.random.key(0))) == 616
+    assert trees.num_elements(agent.genome(jax.random.key(0))) == 616
 
 
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([(1, 5), (4, 2), (3, 4)]))

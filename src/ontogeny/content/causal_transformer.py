@@ -14,17 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
+from ontogeny.content import transformer_block
 from ontogeny.content.base import Predictor, gradient_predictor, init_dense, starts_sequence
-from ontogeny.content.transformer_block import (
-    BlockConfig,
-    BlockWeights,
-    Linear,
-    Norm,
-    attend,
-    finish_block,
-    normalize,
-    project_qkv,
-)
+from ontogeny.content.transformer_block import BlockConfig, BlockWeights, Linear, Norm
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Key
 
@@ -49,9 +41,8 @@ class CausalTransformerWeights(NamedTuple):
     @property
     def block(self) -> BlockWeights:
         """The weights of the transformer block."""
-        linears = (Linear(weight, None) for weight in (self.attn_qkv, self.out_proj, self.up, self.down))
-        attn_qkv, out_proj, up, down = linears
-        return BlockWeights(NO_SCALE, attn_qkv, out_proj, NO_SCALE, up, down)
+        qkv, out, up, down = (Linear(weight, None) for weight in (self.attn_qkv, self.out_proj, self.up, self.down))
+        return BlockWeights(NO_SCALE, qkv, out, NO_SCALE, up, down)
 
 
 class AttentionWindow(NamedTuple):
@@ -114,7 +105,9 @@ def build(
         is_filled = jnp.append((memory.is_filled & ~starts_sequence(inputs))[1:], True)
         memory = AttentionWindow(_shift_in(memory.keys, keys), _shift_in(memory.values, values), is_filled)
         score_bias = weights.age_bias[:, None, ::-1]
-        attended = attend(queries, memory.keys[None], memory.values[None], is_filled[None, None], score_bias)
+        attended = transformer_block.attend(
+            queries, memory.keys[None], memory.values[None], is_filled[None, None], score_bias
+        )
         return _read_out(config, weights, stream, attended)[0], memory
 
     def query_sequence(weights: CausalTransformerWeights, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
@@ -124,7 +117,9 @@ def build(
         sequence = jnp.cumsum(starts_sequence(inputs))
         mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
         score_bias = weights.age_bias[:, jnp.clip(age, 0, window_length - 1)]
-        return _read_out(config, weights, stream, attend(queries, keys, values, mask[None], score_bias))
+        return _read_out(
+            config, weights, stream, transformer_block.attend(queries, keys, values, mask[None], score_bias)
+        )
 
     return gradient_predictor(init, init_memory, query, query_sequence, learning_rate)
 
@@ -134,14 +129,16 @@ def _embed(
 ) -> tuple[Array, Array, Array, Array]:
     """The residual stream [1, L, D], and queries, keys and values [1, N, L, D/N]."""
     stream = (inputs @ weights.embedding + weights.embedding_bias)[None]
-    return stream, *project_qkv(config, weights.block, stream, jnp.arange(inputs.shape[0], dtype=jnp.int32)[None])
+    return stream, *transformer_block.project_qkv(
+        config, weights.block, stream, jnp.arange(inputs.shape[0], dtype=jnp.int32)[None]
+    )
 
 
 def _read_out(
     config: BlockConfig, weights: CausalTransformerWeights, stream: Float[Array, "1 L D"], attended: Array
 ) -> Float[Array, "L K"]:
-    stream = finish_block(config, weights.block, stream, attended)
-    return normalize(config, NO_SCALE, stream)[0] @ weights.readout + weights.readout_bias
+    stream = transformer_block.finish_block(config, weights.block, stream, attended)
+    return transformer_block.normalize(config, NO_SCALE, stream)[0] @ weights.readout + weights.readout_bias
 
 
 def _shift_in(window: Float[Array, "N W E"], latest: Float[Array, "1 N 1 E"]) -> Float[Array, "N W E"]:

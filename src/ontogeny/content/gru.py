@@ -6,7 +6,6 @@ Gated recurrent unit of Cho et al. 2014 (arXiv 1406.1078), with the reset gate a
 Letters: H hidden units, I inputs, K outputs, L steps.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -72,23 +71,14 @@ def build(
         _, hidden = jax.lax.scan(step, init_memory(), (starts_sequence(inputs), projected))
         return hidden @ weights.readout + weights.readout_bias
 
-    init = partial(
-        init_gru,
-        num_inputs=num_inputs,
-        hidden_size=hidden_size,
-        num_outputs=num_outputs,
-        update_gate_bias=update_gate_bias,
-    )
+    def init(key: Key) -> GRUWeights:
+        return init_gru(key, num_inputs, hidden_size, num_outputs, update_gate_bias)
+
     return gradient_predictor(init, init_memory, query, query_sequence, learning_rate)
 
 
 def init_gru(
-    key: Key,
-    num_inputs: int,
-    hidden_size: int,
-    num_outputs: int,
-    update_gate_bias: float,
-    input_scale: float = 1.0,
+    key: Key, num_inputs: int, hidden_size: int, num_outputs: int, update_gate_bias: float, input_scale: float = 1.0
 ) -> GRUWeights:
     """Draws initial weights: orthogonal recurrent weights, Normal input weights, and a read-out of zero.
 

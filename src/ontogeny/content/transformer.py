@@ -21,19 +21,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int32, Integer
 
+from ontogeny.content import transformer_block
 from ontogeny.content.optimizers import apply_gradient, build_optimizer
-from ontogeny.content.transformer_block import (
-    ACTIVATIONS,
-    NORMS,
-    BlockConfig,
-    BlockWeights,
-    Linear,
-    Norm,
-    attend,
-    finish_block,
-    normalize,
-    project_qkv,
-)
+from ontogeny.content.transformer_block import BlockConfig, BlockWeights, Linear, Norm
 from ontogeny.errors import BadInput, require_at_least, require_one_of
 from ontogeny.types import Key, Weights, WorldModel
 
@@ -176,8 +166,8 @@ def validate_config(config: TransformerConfig) -> TransformerConfig:
     if config.positions == "rotary" and config.width // config.num_heads % 2:
         raise BadInput(f"rotary positions need heads of an even width, not {config.width // config.num_heads}")
     require_one_of(POSITION_ENCODINGS, positions=config.positions)
-    require_one_of(NORMS, norm=config.norm)
-    require_one_of(ACTIVATIONS, activation=config.activation)
+    require_one_of(transformer_block.NORMS, norm=config.norm)
+    require_one_of(transformer_block.ACTIVATIONS, activation=config.activation)
     return config
 
 
@@ -244,9 +234,9 @@ def forward(
     is_causal = positions[0][:, None] >= positions[0][None, :]
     stream = _embed(weights, tokens, positions, compute_dtype)
     for block in weights.blocks:
-        queries, keys, values = project_qkv(config.block, block, stream, positions)
-        attended = attend(queries, keys, values, is_causal[None])
-        stream = finish_block(config.block, block, stream, attended)
+        queries, keys, values = transformer_block.project_qkv(config.block, block, stream, positions)
+        attended = transformer_block.attend(queries, keys, values, is_causal[None])
+        stream = transformer_block.finish_block(config.block, block, stream, attended)
     return _project_logits(config, weights, stream)
 
 
@@ -263,10 +253,7 @@ def token_losses(
 
 
 def init_cache(
-    config: TransformerConfig,
-    num_sequences: int,
-    capacity: int | None = None,
-    compute_dtype: DTypeLike = jnp.float32,
+    config: TransformerConfig, num_sequences: int, capacity: int | None = None, compute_dtype: DTypeLike = jnp.float32
 ) -> KVCache:
     """Returns an empty cache.
 
@@ -329,12 +316,14 @@ def extend_cache(
     stream = _embed(weights, tokens, embedded_positions, cache.keys[0].dtype)
     all_keys, all_values = [], []
     for block, keys, values in zip(weights.blocks, cache.keys, cache.values, strict=True):
-        queries, new_keys, new_values = project_qkv(config.block, block, stream, positions)
+        queries, new_keys, new_values = transformer_block.project_qkv(config.block, block, stream, positions)
         keys = keys.at[sequence, :, slot].set(new_keys.swapaxes(1, 2), mode="drop", unique_indices=False)
         values = values.at[sequence, :, slot].set(new_values.swapaxes(1, 2), mode="drop", unique_indices=False)
         all_keys.append(keys)
         all_values.append(values)
-        stream = finish_block(config.block, block, stream, attend(queries, keys, values, mask))
+        stream = transformer_block.finish_block(
+            config.block, block, stream, transformer_block.attend(queries, keys, values, mask)
+        )
     if not all_logits:
         stream = jnp.take_along_axis(stream, jnp.maximum(num_tokens - 1, 0)[:, None, None], axis=1)[:, 0]
     length = jnp.minimum(cache.length + num_tokens.astype(jnp.int32), capacity)
@@ -363,7 +352,7 @@ def _project_logits(
     config: TransformerConfig, weights: TransformerWeights, stream: Array, lm_head: Array | None = None
 ) -> Array:
     """Logits [..., V] in float32 of a residual stream [..., W]."""
-    stream = normalize(config.block, weights.norm, stream)
+    stream = transformer_block.normalize(config.block, weights.norm, stream)
     if lm_head is not None:
         return jnp.matmul(stream, lm_head.astype(stream.dtype), preferred_element_type=jnp.float32)
     head = weights.embedding if weights.lm_head is None else weights.lm_head
