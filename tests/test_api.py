@@ -79,7 +79,7 @@ def test_plugins_are_listed():
 
 def test_load_and_open_an_agent_run_and_a_saved_deployment(run, tmp_path):
     session = ontogeny.load(run)
-    action, state = session.act(session.init(), 0)
+    _, state = session.act(session.init(), 0)
     folder = session.save(state, tmp_path / "saved")
     assert ontogeny.load(folder).digest(state) == session.digest(state)
     opened = ontogeny.open_run(run)

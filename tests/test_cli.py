@@ -43,9 +43,9 @@ def is_one_sentence(complaint: str) -> bool:
 
 
 def test_help_names_every_command_and_needs_no_arguments(ontogeny):
-    code, printed, _ = ontogeny("--help")
-    assert code == 0 and all(re.search(rf"^  {name} ", printed, re.MULTILINE) for name in COMMANDS)
-    assert ontogeny()[:2] == (0, printed)
+    code, output, _ = ontogeny("--help")
+    assert code == 0 and all(re.search(rf"^  {name} ", output, re.MULTILINE) for name in COMMANDS)
+    assert ontogeny()[:2] == (0, output)
     assert ontogeny("--version")[:2] == (0, "0.1.0\n")
 
 
@@ -66,13 +66,13 @@ def find_command(words: tuple[str, ...]):
 
 @pytest.mark.parametrize(("words", "entry"), leaf_commands(), ids=[" ".join(words) for words, _ in leaf_commands()])
 def test_every_command_has_an_example_that_parses(ontogeny, words, entry):
-    code, printed, _ = ontogeny(*words, "--help")
+    code, output, _ = ontogeny(*words, "--help")
     assert code == 0
     command = find_command(words)
     if not entry.example:  # a group in a module of its own
         assert command.commands
         return
-    assert "Example" in printed
+    assert "Example" in output
     for example in entry.example.split("; "):
         program, *rest = shlex.split(example)
         assert program == "ontogeny" and tuple(rest[: len(words)]) == words
@@ -92,7 +92,11 @@ def test_every_option_has_a_help_that_is_a_phrase(words, entry):
 
 
 def test_shell_completion_completes_commands_and_options():
-    for words, expected in (("ontogeny ev", "evaluate"), ("ontogeny lm ", "generate"), ("ontogeny train --ag", "--agent")):
+    for words, expected in (
+        ("ontogeny ev", "evaluate"),
+        ("ontogeny lm ", "generate"),
+        ("ontogeny train --ag", "--agent"),
+    ):
         environment = os.environ | {
             "_ONTOGENY_COMPLETE": "complete_bash",
             "COMP_WORDS": words,
@@ -100,25 +104,6 @@ def test_shell_completion_completes_commands_and_options():
         }
         done = subprocess.run([sys.executable, "-m", "ontogeny"], env=environment, capture_output=True, text=True)
         assert expected in done.stdout.split(), (words, done)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "--world", "bandit"], "`--world` was renamed `--env`."),
-        (["train", "--every", "1"], "`--every` was renamed `--checkpoint-interval`."),
-        (["evaluate", "x", "--tasks", "10"], "`--tasks` was renamed `--num-tasks`."),
-        (["deploy", "x", "--steps", "10"], "`--steps` was renamed `--num-steps`."),
-        (["generate", "x"], "`generate` was renamed `lm generate`."),
-        (["export", "x"], "`export` was renamed `lm export`."),
-        (["train", "text", "x"], "`train text` was renamed `lm train`."),
-        (["audit", "behaviour", "x"], "`audit behaviour` was renamed `audit behavior`."),
-        (["list", "worlds"], "`worlds` was renamed `environments`."),
-    ],
-)
-def test_an_old_name_is_answered_with_the_new_one(ontogeny, arguments, message):
-    code, printed, complaint = ontogeny(*arguments)
-    assert code == 2 and printed == "" and message in complaint and is_one_sentence(complaint)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list"], ["list", "agents"], ["--version"]])
@@ -137,10 +122,10 @@ def test_help_and_list_import_no_heavy_library(arguments):
 
 
 def test_list_shows_every_plugin_and_its_settings(ontogeny):
-    _, printed, _ = ontogeny("list")
+    _, output, _ = ontogeny("list")
     for kind in plugins.PLUGIN_KINDS:
         for name in plugins.list_names(kind):
-            assert f"  {name} " in printed and plugins.help_line(kind, name) in printed
+            assert f"  {name} " in output and plugins.help_line(kind, name) in output
     lines = ontogeny("list", "environments", "bandit")[1].splitlines()
     assert lines[0].startswith("Bernoulli bandit") and lines[-2:] == ["  num_arms=5", "  num_pulls=100"]
     assert "no settings" in ontogeny("list", "agents", "random")[1]
@@ -175,9 +160,15 @@ def test_list_shows_every_plugin_and_its_settings(ontogeny):
         (["evaluate", "--agent", "random", "--env", "bandit", "--seed", "-1"], "'seed' in [options] must be"),
         (["train", "--agent", "random", *SMALL, "--checkpoint-interval", "-1", "--out", "x"], "at least 0, not -1.0"),
         (["train", "--agent", "random", *SMALL, "--checkpoint-interval", "nan", "--out", "x"], "at least 0, not nan"),
-        (["train", "--agent", "random", "--env", "bandit:num_arms=2,num_arms=3", "--out", "x"], "the setting 'num_arms' twice"),
+        (
+            ["train", "--agent", "random", "--env", "bandit:num_arms=2,num_arms=3", "--out", "x"],
+            "the setting 'num_arms' twice",
+        ),
         (["train", "--agent", "random", "--env", "bandit:num_arms=9999999999", "--out", "x"], "must not be beyond"),
-        (["train", "--agent", "random", "--env", "two_step:common_probability=1e999", "--out", "x"], "must be finite, not inf"),
+        (
+            ["train", "--agent", "random", "--env", "two_step:common_probability=1e999", "--out", "x"],
+            "must be finite, not inf",
+        ),
         (["train", "--agent", "random", *SMALL, "--drive", "payout=1e999", "--out", "x"], "must be finite, not inf"),
         (
             ["train", "--agent", "random", *SMALL, "--drive", "payout=1", "--drive", "payout=2", "--out", "x"],
@@ -190,8 +181,8 @@ def test_list_shows_every_plugin_and_its_settings(ontogeny):
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(ontogeny, arguments, message):
-    code, printed, complaint = ontogeny(*arguments)
-    assert code == 2 and printed == "" and message in complaint and is_one_sentence(complaint)
+    code, output, complaint = ontogeny(*arguments)
+    assert code == 2 and output == "" and message in complaint and is_one_sentence(complaint)
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -217,17 +208,17 @@ def test_an_absent_gpu_is_reported(tmp_path):
 
 
 def test_train_evaluate_and_deploy(ontogeny):
-    code, printed, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
-    assert code == 0 and complaint == "" and printed.startswith("runs/a: a genome of 0 parameters after 1 generation")
-    code, printed, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
+    code, output, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
+    assert code == 0 and complaint == "" and output.startswith("runs/a: a genome of 0 parameters after 1 generation")
+    code, output, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
     assert code == 2 and "finished run; not overwritten" in complaint and is_one_sentence(complaint)
 
-    code, printed, complaint = ontogeny("evaluate", "runs/a", "--num-tasks", "20", "--json", "--out", "score.json")
-    record = json.loads(printed)
+    code, output, complaint = ontogeny("evaluate", "runs/a", "--num-tasks", "20", "--json", "--out", "score.json")
+    record = json.loads(output)
     assert code == 0 and complaint == "" and record == json.loads(Path("score.json").read_text())
     assert record["num_tasks"] == 20 and record["mode"] == "frozen" and len(record["curve"]["mean"]) == 5
     assert record["interval"][0] < record["mean"] < record["interval"][1]
-    code, printed, complaint = ontogeny("evaluate", "runs/a", "--out", "score.json")
+    code, output, complaint = ontogeny("evaluate", "runs/a", "--out", "score.json")
     assert code == 2 and "'score.json' exists; not overwritten" in complaint
 
     command = ["evaluate", "--agent", "ucb1", "--env", "bandit:num_arms=2,num_pulls=5", "--num-tasks", "20"]
@@ -236,8 +227,8 @@ def test_train_evaluate_and_deploy(ontogeny):
     _, table, _ = ontogeny(*command)
     assert "20 held out, seed 0" in table and "± " in table and "ucb1" in table
 
-    code, printed, complaint = ontogeny("deploy", "runs/a", "--frozen", "--num-steps", "3", "--save", "saved")
-    lines = printed.splitlines()
+    code, output, complaint = ontogeny("deploy", "runs/a", "--frozen", "--num-steps", "3", "--save", "saved")
+    lines = output.splitlines()
     assert code == 0 and complaint == "" and len(lines) == 5
     assert lines[0].startswith("step 1  episode 1  observation 0  action ") and "payout" in lines[0]
     assert lines[3].startswith("the weights are the same: weights digest") and lines[4] == "saved in saved"
@@ -254,8 +245,8 @@ def test_a_frozen_evaluation_of_a_learner_prints_a_note(ontogeny):
     counting = str(Path(__file__).parent / "plugins" / "counting.py")
     command = ["evaluate", "--agent", counting, "--env", "bandit:num_arms=2,num_pulls=5", "--num-tasks", "4", "--json"]
     assert "--online lets them learn" in ontogeny(*command)[2]
-    code, printed, complaint = ontogeny(*command, "--online")
-    assert code == 0 and complaint == "" and json.loads(printed)["mode"] == "online"
+    code, output, complaint = ontogeny(*command, "--online")
+    assert code == 0 and complaint == "" and json.loads(output)["mode"] == "online"
 
 
 def test_study_and_report_are_called(ontogeny, monkeypatch):
@@ -296,7 +287,7 @@ def test_a_terminal_without_some_characters_shows_the_others(tmp_path):
 def test_too_little_memory_is_one_sentence(ontogeny, monkeypatch):
     from ontogeny.stages import evaluate
 
-    def greedy(*arguments, **named):
+    def greedy(*arguments, **keywords):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 48000001988 bytes.")
 
     monkeypatch.setattr(evaluate, "evaluate", greedy)
@@ -340,8 +331,10 @@ def test_progress_prints_nothing_without_a_terminal(capsys):
 
 
 def test_numbers_are_short():
-    shown = {0.0: "0", 1.0: "1", 78.40123: "78.4", 1913.72: "1,913.7", -0.05: "-0.05"}
-    assert {value: shared.format_number(value) for value in shown} == shown and shared.format_number(None) == "not finite"
+    formatted = {0.0: "0", 1.0: "1", 78.40123: "78.4", 1913.72: "1,913.7", -0.05: "-0.05"}
+    assert {value: shared.format_number(value) for value in formatted} == formatted and shared.format_number(
+        None
+    ) == "not finite"
     with pytest.raises(BadInput):
         shared.parse_drive("food=much")
     assert shared.parse_drive("food=2") == ("food", 2.0)
@@ -433,8 +426,8 @@ def test_a_run_is_not_resumed_with_a_file_that_was_edited(ontogeny):
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(ontogeny, arguments):
-    code, printed, complaint = ontogeny(*arguments)
-    assert code == 2 and printed == "" and "there is no folder 'nowhere'" in complaint and is_one_sentence(complaint)
+    code, output, complaint = ontogeny(*arguments)
+    assert code == 2 and output == "" and "there is no folder 'nowhere'" in complaint and is_one_sentence(complaint)
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf"])
@@ -469,8 +462,8 @@ def test_an_interrupted_run_prints_how_to_resume_it(tmp_path):
                 break
         if started.poll() is None:
             started.kill()
-        printed, complaint = started.communicate()
-    assert started.returncode == 130 and printed == ""
+        output, complaint = started.communicate()
+    assert started.returncode == 130 and output == ""
     assert complaint == "ontogeny: stopped; rerun the same command to resume\n"
 
 

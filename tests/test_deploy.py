@@ -64,10 +64,10 @@ def test_weights_that_change_while_frozen_are_detected(tmp_path):
 def test_a_lifetime_saved_online_can_be_deployed_frozen(agent, tmp_path):
     *_, last = deploy(agent, online=True, seed=1)
     folder = save_deployment(tmp_path / "saved", agent.spec, last.state, mode="online", num_steps=last.number)
-    saved = read_saved_agent(folder)
-    assert saved.state is not None and trees.bitwise_equal(saved.state, last.state)
+    saved_agent = read_saved_agent(folder)
+    assert saved_agent.state is not None and trees.bitwise_equal(saved_agent.state, last.state)
     assert checkpoint.read_metadata(folder, "state")["mode"] == "online"
-    steps = list(deploy(saved, seed=1))
+    steps = list(deploy(saved_agent, seed=1))
     assert trees.bitwise_equal(steps[-1].state.weights, last.state.weights)
     best = int(np.argmax((last.state.weights.content["sums"] + 1) / (last.state.weights.content["pulls"] + 1)))
     assert {step.action for step in steps} == {best}
@@ -79,7 +79,7 @@ def test_a_deployment_is_saved_whole_and_never_over_another(agent, tmp_path, mon
     with pytest.raises(BadInput, match="exists; not overwritten"):
         save_deployment(folder, agent.spec, state, mode="frozen", num_steps=0)
 
-    def full(*arguments, **named):
+    def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", full)

@@ -9,7 +9,7 @@ import pytest
 
 from ontogeny import rng
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.stages import evaluate as evaluation
+from ontogeny.stages import evaluate as evaluate_module
 from ontogeny.stages.assembly import assemble
 from ontogeny.stages.evaluate import curve_points, evaluate, record_lifetime, score_by_position, task_keys
 from ontogeny.stages.spec import parse_run_spec
@@ -21,7 +21,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 @pytest.fixture(autouse=True)
 def few_lifetimes_per_call(monkeypatch):
     """One shape for all numbers of tasks, so that little is compiled."""
-    monkeypatch.setattr(evaluation, "MAX_LIFETIMES_PER_CALL", 4)
+    monkeypatch.setattr(evaluate_module, "MAX_LIFETIMES_PER_CALL", 4)
 
 
 def assembled(agent: str, env: str):
@@ -46,15 +46,15 @@ def test_no_training_lifetime_can_be_an_evaluation_lifetime():
 
 
 def test_mean_error_and_interval_are_those_of_the_totals(counting):
-    found = evaluate(*counting, genome(counting), num_tasks=101, seed=0)
-    assert found.totals.shape == (101,) and found.totals.dtype == np.float64
-    assert found.mean == np.mean(found.totals)
-    assert found.standard_error == pytest.approx(np.std(found.totals, ddof=1) / np.sqrt(101), rel=1e-12)
-    assert found.interval == pytest.approx(
-        (found.mean - Z95 * found.standard_error, found.mean + Z95 * found.standard_error)
+    evaluation = evaluate(*counting, genome(counting), num_tasks=101, seed=0)
+    assert evaluation.totals.shape == (101,) and evaluation.totals.dtype == np.float64
+    assert evaluation.mean == np.mean(evaluation.totals)
+    assert evaluation.standard_error == pytest.approx(np.std(evaluation.totals, ddof=1) / np.sqrt(101), rel=1e-12)
+    assert evaluation.interval == pytest.approx(
+        (evaluation.mean - Z95 * evaluation.standard_error, evaluation.mean + Z95 * evaluation.standard_error)
     )
-    assert (found.num_tasks, found.env_steps, found.mode) == (101, 101 * 20, "frozen")
-    assert found.curve.mean.mean() * 20 == pytest.approx(found.mean)
+    assert (evaluation.num_tasks, evaluation.env_steps, evaluation.mode) == (101, 101 * 20, "frozen")
+    assert evaluation.curve.mean.mean() * 20 == pytest.approx(evaluation.mean)
 
 
 def test_a_task_is_the_same_for_every_agent(counting):
@@ -62,7 +62,9 @@ def test_a_task_is_the_same_for_every_agent(counting):
     agent, env, steering = counting
     indifferent = env._replace(step=lambda key, state, action: env.step(key, state, jnp.int32(0)))
     first = evaluate(agent, indifferent, steering, genome(counting), num_tasks=30, seed=4)
-    second = evaluate(*assembled("random", "bandit:num_arms=3,num_pulls=20")[:1], indifferent, steering, (), num_tasks=30, seed=4)
+    second = evaluate(
+        *assembled("random", "bandit:num_arms=3,num_pulls=20")[:1], indifferent, steering, (), num_tasks=30, seed=4
+    )
     assert np.array_equal(first.totals, second.totals) and np.ptp(first.totals) > 0
 
 
@@ -71,7 +73,7 @@ def test_neither_batches_nor_the_number_of_tasks_change_a_score(counting, monkey
     in_batches = evaluate(
         *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda n, total: progress.append((n, total))
     )
-    monkeypatch.setattr(evaluation, "MAX_LIFETIMES_PER_CALL", 1024)
+    monkeypatch.setattr(evaluate_module, "MAX_LIFETIMES_PER_CALL", 1024)
     at_once = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
     assert np.array_equal(in_batches.totals, at_once.totals[:13])
     assert len(progress) > 1 and progress[-1] == (13, 13)
@@ -100,7 +102,7 @@ def test_evaluation_continues_from_a_state(counting):
     state = counting.agent.init(jax.random.key(0), genome(counting))
     content = state.weights.content | {"hope": jnp.float32(5.0)}
     learned = state._replace(weights=state.weights._replace(content=content | {"sums": jnp.array([9.0, 0.0, 0.0])}))
-    found = evaluate(*counting, learned, num_tasks=10, seed=0)
+    evaluation = evaluate(*counting, learned, num_tasks=10, seed=0)
     first_arm_only = evaluate(
         counting.agent,
         counting.env._replace(step=lambda key, state, action: counting.env.step(key, state, jnp.int32(0))),
@@ -109,22 +111,22 @@ def test_evaluation_continues_from_a_state(counting):
         num_tasks=10,
         seed=0,
     )
-    assert np.array_equal(found.totals, first_arm_only.totals)
+    assert np.array_equal(evaluation.totals, first_arm_only.totals)
 
 
 def test_a_recorded_lifetime_is_one_of_the_evaluation(counting):
-    found = evaluate(*counting, genome(counting), num_tasks=8, seed=3, mode="online")
+    evaluation = evaluate(*counting, genome(counting), num_tasks=8, seed=3, mode="online")
     for task in (0, 4):
         trajectory = record_lifetime(*counting, genome(counting), 3, "online", task=task)
-        assert trajectory.outcome.shape == (20, 1) and trajectory.outcome.sum() == found.totals[task]
+        assert trajectory.outcome.shape == (20, 1) and trajectory.outcome.sum() == evaluation.totals[task]
 
 
 def test_activations_may_be_reset_each_episode():
     """UCB1 carries its counts in activations: reset at every pull, it remembers the last pull only."""
     assembly = assembled("ucb1", "bandit:num_arms=5,num_pulls=20")
-    kept_activations = evaluate(*assembly, genome(assembly), num_tasks=400, seed=0)
+    persistent = evaluate(*assembly, genome(assembly), num_tasks=400, seed=0)
     reset = evaluate(*assembly, genome(assembly), num_tasks=400, seed=0, reset_each_episode=True)
-    difference = kept_activations.totals - reset.totals
+    difference = persistent.totals - reset.totals
     assert difference.mean() > 3 * difference.std() / 20
 
 
@@ -142,7 +144,7 @@ def test_the_curve_counts_whole_episodes_only():
     assert score_by_position(scores, first, horizon=3).tolist() == [[3, 7], [3, 6]]
 
 
-def test_the_curve_of_a_long_lifetime_has_at_most_a_hundred_points():
+def test_the_curve_of_a_long_lifetime_has_no_more_than_a_hundred_points():
     scores = np.tile(np.arange(250, dtype=np.float32), (2, 1))
     unit, starts, lengths = curve_points(250, horizon=1)
     values = score_by_position(scores, np.ones((2, 250), bool), horizon=1)
@@ -157,9 +159,9 @@ def test_a_lifetime_of_one_episode_has_a_curve_by_step():
 
 
 def test_standard_errors_of_the_curve_are_over_lifetimes(counting):
-    found = evaluate(*counting, genome(counting), num_tasks=40, seed=0)
+    evaluation = evaluate(*counting, genome(counting), num_tasks=40, seed=0)
     payouts = [record_lifetime(*counting, genome(counting), 0, task=task).outcome[:, 0] for task in range(3)]
-    assert [payout.sum() for payout in payouts] == found.totals[:3].tolist()
-    rates = found.curve.mean
+    assert [payout.sum() for payout in payouts] == evaluation.totals[:3].tolist()
+    rates = evaluation.curve.mean
     expected = np.sqrt(rates * (1 - rates) / 39)  # of 40 zeros and ones
-    assert found.curve.standard_error == pytest.approx(expected)
+    assert evaluation.curve.standard_error == pytest.approx(expected)

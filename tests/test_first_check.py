@@ -84,7 +84,11 @@ def test_mistakes_in_an_agent_are_named(tmp_path, before, after, message):
         ),
         ("jnp.zeros(1)", "jnp.zeros(2)", "the environment names 1 outcome features"),
         ("outcome: outcome[0]", "outcome: outcome", "`score` must be one number"),
-        ("return CoinsState(chances), TimeStep", "return CoinsState(chance), TimeStep", "`reset` fails with .*: NameError"),
+        (
+            "return CoinsState(chances), TimeStep",
+            "return CoinsState(chance), TimeStep",
+            "`reset` fails with .*: NameError",
+        ),
         ('drives=(("heads", 1.0),)', "drives=1", "do not go together: TypeError"),
     ],
 )
@@ -103,7 +107,9 @@ def test_mistakes_in_a_development_are_named(tmp_path):
 def test_an_action_out_of_range_is_refused(tmp_path):
     """JAX clamps indices that are out of bounds, so nothing else would raise an error."""
     agent = write_file(tmp_path / "own.py", AGENT, "jnp.int32(0), state", "jnp.int32(99), state")
-    spec = parse_run_spec({"env": "bandit:num_pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"})
+    spec = parse_run_spec(
+        {"env": "bandit:num_pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"}
+    )
     with pytest.raises(BadInput, match="there are 0 to 4"):
         evaluate(*assemble(spec), (), num_tasks=2, seed=0)
     with pytest.raises(BadInput, match="the action 99, there are 0 to 4"):

@@ -24,7 +24,9 @@ def run_of(folder: Path, agent: str, env: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return run_of(tmp_path_factory.mktemp("runs") / "mine", str(PLUGINS / "counting.py"), "bandit:num_arms=3,num_pulls=20")
+    return run_of(
+        tmp_path_factory.mktemp("runs") / "mine", str(PLUGINS / "counting.py"), "bandit:num_arms=3,num_pulls=20"
+    )
 
 
 @pytest.mark.parametrize("online", [False, True])
@@ -186,4 +188,6 @@ def test_the_documentation_says_of_every_agent_what_reset_keeps():
     tables = [page.split("## By kind of agent")[1] for page in pages if "## By kind of agent" in page]
     assert len(tables) == 1
     rows = [line for line in tables[0].splitlines() if line.startswith("| `")]
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == set(plugins.list_names("agents"))
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == set(
+        plugins.list_names("agents")
+    )

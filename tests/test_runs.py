@@ -267,7 +267,7 @@ def violations(source: str) -> list[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             descriptions += [f"line {node.lineno}: imports {name}" for name in modules if name.split(".")[0] in LOCKS]
-        elif isinstance(node, ast.Compare) and any(_is_format(part) for part in ast.walk(node)):
+        elif isinstance(node, ast.Compare) and _compares_values(node) and any(map(_is_format, ast.walk(node))):
             descriptions.append(f"line {node.lineno}: compares formats")
     return descriptions
 
@@ -284,6 +284,10 @@ def _writes(call: ast.Call) -> list[str]:
         if any(set(mode) & set("wax+") and set(mode) <= set("rwaxbt+") for mode in modes):
             return [f"line {call.lineno}: opens a file for writing"]
     return []
+
+
+def _compares_values(node: ast.Compare) -> bool:
+    return not any(isinstance(operator, ast.In | ast.NotIn) for operator in node.ops)
 
 
 def _is_format(node: ast.AST) -> bool:

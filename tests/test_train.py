@@ -17,7 +17,11 @@ from ontogeny.runs import folder as run_folder
 from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
 from ontogeny.stages.train import train
 
-DATA = {"env": "bandit:num_arms=2,num_pulls=5", "agent": "random", "development": "single_lifetime:num_lifetimes=4,num_generations=5"}
+DATA = {
+    "env": "bandit:num_arms=2,num_pulls=5",
+    "agent": "random",
+    "development": "single_lifetime:num_lifetimes=4,num_generations=5",
+}
 SPEC = parse_run_spec(DATA)
 BYTES = ("spec.json", "records.jsonl", "genome.json", "genome.safetensors")
 
@@ -51,8 +55,8 @@ def test_records_hold_one_line_per_generation_and_no_wall_times(finished):
 
 def test_the_same_spec_gives_the_same_run_and_another_seed_another(finished, tmp_path):
     assert_same_run(finished, train(SPEC, tmp_path / "repeated", checkpoint_interval=0))
-    other = train(SPEC.model_copy(update={"seed": 1}), tmp_path / "other")
-    assert (other / "records.jsonl").read_bytes() != (finished / "records.jsonl").read_bytes()
+    reseeded = train(SPEC.model_copy(update={"seed": 1}), tmp_path / "other")
+    assert (reseeded / "records.jsonl").read_bytes() != (finished / "records.jsonl").read_bytes()
 
 
 def test_default_settings_are_written_out(finished):
@@ -88,7 +92,10 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(finished, tmp_path, afte
 
 
 def test_a_run_killed_while_its_folder_is_set_up_is_resumed(tmp_path, monkeypatch):
-    spec, out = parse_run_spec(DATA | {"agent": str(Path(__file__).parent / "plugins" / "counting.py")}), tmp_path / "run"
+    spec, out = (
+        parse_run_spec(DATA | {"agent": str(Path(__file__).parent / "plugins" / "counting.py")}),
+        tmp_path / "run",
+    )
     out.mkdir()
 
     def killed(*arguments):
@@ -146,7 +153,7 @@ def test_a_faulty_spec_leaves_no_folder(tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"sedd": 0}, r"unknown key 'sedd' in \[run\]; did you mean seed\?"),
-        ({"world": "bandit"}, r"unknown key 'world' in \[run\]: `world` was renamed `env`."),
+        ({"environment": "bandit"}, r"unknown key 'environment' in \[run\]: `environment` was renamed `env`."),
         ({"env": {"nme": "bandit"}}, r"\[run.env\] lacks the key 'name'"),
         ({"env": {"name": "bandit", "nme": 1}}, r"unknown key 'nme' in \[run.env\]; did you mean name\?"),
         ({"env": 3}, r"'env' in \[run\] must be a name or a table"),
@@ -206,9 +213,9 @@ def begin(out: Path, cache: Path) -> subprocess.Popen:
 
 def finish(out: Path, cache: Path) -> Path:
     process = begin(out, cache)
-    printed, complaint = process.communicate(timeout=240)
+    output, complaint = process.communicate(timeout=240)
     assert process.returncode == 0, complaint
-    assert complaint == "" and "a genome of" in printed
+    assert complaint == "" and "a genome of" in output
     return out
 
 

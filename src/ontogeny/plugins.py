@@ -210,6 +210,11 @@ def _hint(name: str, known_names: Sequence[str]) -> str:
         renamed = renamed_hint(table, name)
         if renamed is not None and any(f"`{known}`" in renamed for known in known_names):
             return f": {renamed.removesuffix('.')}"
+    return suggest_names(name, known_names)
+
+
+def suggest_names(name: str, known_names: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the most similar names, else all names."""
     similar = difflib.get_close_matches(name, known_names, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(similar)}?" if similar else f"; there are: {', '.join(known_names) or 'none'}"
 

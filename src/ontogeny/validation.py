@@ -4,7 +4,6 @@ Every spec, plan and setting that a user writes passes through `validate`. Not i
 command runs.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from ontogeny.errors import BadInput
+from ontogeny.plugins import suggest_names
 from ontogeny.renamed import renamed_hint
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -44,14 +44,6 @@ def validate(model: type[Model], data: object, place: str, renamed_kind: str | N
         raise BadInput(_sentence(mistake, model, place, renamed_kind)) from None
 
 
-def suggest(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the nearest known names, or all of them."""
-    near = difflib.get_close_matches(name, known, n=3)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; there are: {', '.join(known) or 'none'}"
-
-
 def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed_kind: str | None) -> str:
     *tables, last = mistake["loc"] or ("",)
     table, key = ".".join([place, *map(str, tables)]), str(last)
@@ -59,7 +51,7 @@ def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed
     kind, value = mistake["type"], mistake["input"]
     if kind == "extra_forbidden":
         hint = renamed_hint(renamed_kind, key) if renamed_kind else None
-        return f"unknown key {entry}" + (f": {hint}" if hint else suggest(key, _keys_at(model, tables)))
+        return f"unknown key {entry}" + (f": {hint}" if hint else suggest_names(key, _keys_at(model, tables)))
     if kind == "missing":
         return f"[{table}] lacks the key '{key}'"
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):

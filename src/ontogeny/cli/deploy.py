@@ -40,11 +40,11 @@ def deploy(
     from ontogeny.stages.saved_agent import initial_state, read_saved_agent, save_deployment
     from ontogeny.stages.spec import check_seed, parse_plugin_choice
 
-    saved = read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
-    before = trees.digest(initial_state(saved, check_seed(seed, "options"))[1].weights)
+    saved_agent = read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
+    before = trees.digest(initial_state(saved_agent, check_seed(seed, "options"))[1].weights)
     step = None
-    with name_agent_in_violations(saved):
-        for step in deploy(saved, online=online, seed=seed, num_steps=num_steps):
+    with name_agent_in_violations(saved_agent):
+        for step in deploy(saved_agent, online=online, seed=seed, num_steps=num_steps):
             typer.echo(_format_step(step))
     assert step is not None
     after = trees.digest(step.state.weights)
@@ -52,7 +52,7 @@ def deploy(
     typer.echo(f"{comparison}: weights digest {before[:16]} at the start, {after[:16]} at the end")
     if save is not None:
         mode = "online" if online else "frozen"
-        typer.echo(f"saved in {save_deployment(save, saved.spec, step.state, mode=mode, num_steps=step.number)}")
+        typer.echo(f"saved in {save_deployment(save, saved_agent.spec, step.state, mode=mode, num_steps=step.number)}")
 
 
 def _format_step(step: "DeploymentStep") -> str:

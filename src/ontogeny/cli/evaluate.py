@@ -59,25 +59,25 @@ def evaluate(
     from ontogeny.stages.spec import check_seed
 
     check_seed(seed, "options")
-    saved = _load_run(run, env, drive) if run is not None else _build_agent(str(agent), env, drive, seed)
-    if saved.assembly.agent.learning and not online:
+    saved_agent = _load_run(run, env, drive) if run is not None else _build_agent(str(agent), env, drive, seed)
+    if saved_agent.assembly.agent.learning and not online:
         print_note("this agent learns by weights, which are frozen here; --online lets them learn")
-    with progress("evaluating") as update, name_agent_in_violations(saved):
-        num_steps = saved.assembly.env.spec.num_steps
+    with progress("evaluating") as update, name_agent_in_violations(saved_agent):
+        num_steps = saved_agent.assembly.env.spec.num_steps
 
         def on_progress(num_done: int, total: int) -> None:
             update(num_done * num_steps, total * num_steps, f"{num_done:,} of {total:,} tasks")
 
         evaluation = evaluate(
-            *saved.assembly,
-            saved.genome if saved.state is None else saved.state,
+            *saved_agent.assembly,
+            saved_agent.genome if saved_agent.state is None else saved_agent.state,
             num_tasks=num_tasks,
             seed=seed,
             mode="online" if online else "frozen",
             reset_each_episode=reset_each_episode,
             on_progress=on_progress,
         )
-    record = _as_record(saved, evaluation, seed)
+    record = _as_record(saved_agent, evaluation, seed)
     if out is not None:
         write_json(out, record)
     if as_json:
@@ -108,11 +108,11 @@ def _build_agent(agent: str, env: str | None, drives: list[str] | None, seed: in
     return SavedAgent(spec, assembly, assembly.agent.genome(jax.random.key(seed)), None)
 
 
-def _as_record(saved: "SavedAgent", evaluation: "AgentEvaluation", seed: int) -> dict[str, Any]:
+def _as_record(saved_agent: "SavedAgent", evaluation: "AgentEvaluation", seed: int) -> dict[str, Any]:
     from ontogeny.runs.formats import FORMATS, JSON_REPORT
     from ontogeny.stages.spec import complete_spec, spec_to_json
 
-    spec = spec_to_json(complete_spec(saved.spec))
+    spec = spec_to_json(complete_spec(saved_agent.spec))
     curve = evaluation.curve
     return {
         "agent": spec["agent"],

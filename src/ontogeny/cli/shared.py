@@ -77,12 +77,12 @@ def parse_drive(text: str) -> tuple[str, float]:
 
 
 @contextlib.contextmanager
-def name_agent_in_violations(saved: "SavedAgent") -> Iterator[None]:
+def name_agent_in_violations(saved_agent: "SavedAgent") -> Iterator[None]:
     """Name the agent in the message where it violates its contract."""
     try:
         yield
     except ContractViolation as error:
-        raise BadInput(f"agent '{saved.spec.agent.name}': {error}") from None
+        raise BadInput(f"agent '{saved_agent.spec.agent.name}': {error}") from None
 
 
 def format_plugin_choice(choice: dict[str, Any]) -> str:

@@ -205,9 +205,9 @@ def _refuse_foreign(folder: Path, description: RunDescription, final: str | None
             )
 
 
-def _differing(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _differing(present: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """The keys in which two mappings differ, as a clause; empty where they are equal."""
-    keys = sorted(key for key in present.keys() | wanted.keys() if present.get(key) != wanted.get(key))
+    keys = sorted(key for key in present.keys() | expected.keys() if present.get(key) != expected.get(key))
     return f"{', '.join(keys)} differ{'s' if len(keys) == 1 else ''}" if keys else ""
 
 

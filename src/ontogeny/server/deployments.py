@@ -133,7 +133,7 @@ class AgentDeployment:
 
     def __init__(self, name: str, agent: AgentSession, store: Store, config: ServerConfig) -> None:
         self.name, self.created_at, self.online = name, int(time.time()), config.online
-        self.sessions = AgentSessions(name, AgentSession(agent.saved, online=config.online), store)
+        self.sessions = AgentSessions(name, AgentSession(agent.saved_agent, online=config.online), store)
         self.digest = self.sessions.digest
         self.failure: str | None = None
 

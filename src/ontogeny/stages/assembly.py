@@ -27,7 +27,9 @@ def assemble(spec: RunSpec) -> Assembly:
     """
     files = [str(path) for key, path in user_files(spec) if key != "development"]
     env = plugins.build("environments", spec.env.name, **spec.env.settings)
-    with plugins.explain_plugin_errors(files, f"agent '{spec.agent.name}' and environment '{spec.env.name}' do not go together"):
+    with plugins.explain_plugin_errors(
+        files, f"agent '{spec.agent.name}' and environment '{spec.env.name}' do not go together"
+    ):
         reward_function = build_steering(env.spec, spec.drives)
         agent = plugins.build("agents", spec.agent.name, env.spec, reward_function, **spec.agent.settings)
     require_revealable_tasks(spec.agent.name, agent, env)

@@ -42,7 +42,7 @@ class DeploymentStep(NamedTuple):
 
 
 def deploy(
-    saved: SavedAgent, *, online: bool = False, seed: int = 0, num_steps: int | None = None
+    saved_agent: SavedAgent, *, online: bool = False, seed: int = 0, num_steps: int | None = None
 ) -> Iterator[DeploymentStep]:
     """Run one lifetime and yield its steps.
 
@@ -58,13 +58,13 @@ def deploy(
     """
     if num_steps is not None and num_steps < 1:
         raise BadInput(f"a deployment needs at least 1 step, not {num_steps}")
-    return _steps(saved, online, seed, num_steps or saved.assembly.env.spec.num_steps)
+    return _steps(saved_agent, online, seed, num_steps or saved_agent.assembly.env.spec.num_steps)
 
 
-def _steps(saved: SavedAgent, online: bool, seed: int, num_steps: int) -> Iterator[DeploymentStep]:
-    agent, env, steering = saved.assembly
+def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> Iterator[DeploymentStep]:
+    agent, env, steering = saved_agent.assembly
     spec = env.spec
-    key, state = initial_state(saved, seed)
+    key, state = initial_state(saved_agent, seed)
     initial_digest = trees.digest(state.weights)
     carry = _begin(rng.split_lifetime_key(key).task, agent, env, steering, state)
     episode = 0

@@ -29,11 +29,11 @@ class _Checker:
 
     def __init__(self, files: Sequence[str]) -> None:
         self._files = list(files)
-        self._named = " and ".join(f"'{file}'" for file in files)
+        self._file_names = " and ".join(f"'{file}'" for file in files)
 
     def trace(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The shapes of a function's result; an error inside it is reported with the file."""
-        with plugins.explain_plugin_errors(self._files, f"`{name}` fails with {self._named}"):
+        with plugins.explain_plugin_errors(self._files, f"`{name}` fails with {self._file_names}"):
             return jax.eval_shape(function, *arguments)
 
     def trace_pair(self, name: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
@@ -47,7 +47,7 @@ class _Checker:
     def require(self, holds: bool, message: str) -> None:
         """Raise `BadInput` where a condition does not hold."""
         if not holds:
-            raise BadInput(f"with {self._named}, {message}")
+            raise BadInput(f"with {self._file_names}, {message}")
 
     def require_same_shapes(self, name: str, before: PyTree, after: PyTree) -> None:
         """Raise `BadInput` where a function returns a state of another structure than it took."""

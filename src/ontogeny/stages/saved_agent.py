@@ -84,7 +84,7 @@ def save_deployment(folder: Path | str, spec: RunSpec, state: State, *, mode: st
     return folder
 
 
-def initial_state(saved: SavedAgent, seed: int) -> tuple[Key, State]:
+def initial_state(saved_agent: SavedAgent, seed: int) -> tuple[Key, State]:
     """The key of a lifetime in deployment and the state with which it begins.
 
     Args:
@@ -92,9 +92,9 @@ def initial_state(saved: SavedAgent, seed: int) -> tuple[Key, State]:
         seed: From 0 to 2**32 - 1.
     """
     key = rng.sample_lifetime_keys(jax.random.key(seed), 1, "deployment")[0]
-    if saved.state is not None:
-        return key, saved.state
-    return key, saved.assembly.agent.init(rng.split_lifetime_key(key).init, saved.genome)
+    if saved_agent.state is not None:
+        return key, saved_agent.state
+    return key, saved_agent.assembly.agent.init(rng.split_lifetime_key(key).init, saved_agent.genome)
 
 
 def portable_spec(spec: RunSpec) -> tuple[dict[str, Any], Mapping[str, Path]]:

@@ -45,7 +45,7 @@ class AgentSession:
     The session holds how the agent acts and learns. Whatever changes is in the `AgentState` alone.
     """
 
-    def __init__(self, saved: SavedAgent, *, online: bool = False) -> None:
+    def __init__(self, saved_agent: SavedAgent, *, online: bool = False) -> None:
         """Build a session.
 
         Args:
@@ -55,16 +55,18 @@ class AgentSession:
         Raises:
             BadInput: The agent is privileged: it needs the task revealed, which a user's loop cannot do.
         """
-        self.saved = saved
+        self.saved_agent = saved_agent
         self.online = online
-        self.agent, env, self.steering = saved.assembly
+        self.agent, env, self.steering = saved_agent.assembly
         self.spec = env.spec
         if self.agent.privileged:
-            raise BadInput(f"agent '{saved.spec.agent.name}' needs the task revealed, which your own loop cannot do")
+            raise BadInput(
+                f"agent '{saved_agent.spec.agent.name}' needs the task revealed, which your own loop cannot do"
+            )
 
     def __repr__(self) -> str:
         mode = "online" if self.online else "frozen"
-        return f"<agent '{self.saved.spec.agent.name}' from environment '{self.spec.name}', {mode}>"
+        return f"<agent '{self.saved_agent.spec.agent.name}' from environment '{self.spec.name}', {mode}>"
 
     def init(self, seed: int = 0) -> AgentState:
         """The state with which a lifetime begins; of a saved deployment, the saved state.
@@ -72,7 +74,7 @@ class AgentSession:
         Args:
             seed: From 0 to 2**32 - 1.
         """
-        key, state = initial_state(self.saved, check_seed(seed, "init"))
+        key, state = initial_state(self.saved_agent, check_seed(seed, "init"))
         return self._without_percept(state, jnp.int32(0), key)
 
     def reset(self, state: AgentState) -> AgentState:
@@ -133,7 +135,7 @@ class AgentSession:
     def save(self, state: AgentState, folder: Path | str) -> Path:
         """Save weights and activations in a new folder, which `ontogeny.load` and `ontogeny deploy` accept."""
         mode = "online" if self.online else "frozen"
-        return save_deployment(folder, self.saved.spec, state.state, mode=mode, num_steps=int(state.step))
+        return save_deployment(folder, self.saved_agent.spec, state.state, mode=mode, num_steps=int(state.step))
 
     def check_outcome(self, reward: float | None, outcome: Mapping[str, float] | None) -> np.ndarray:
         """The outcome features of the last action, [F] float32.

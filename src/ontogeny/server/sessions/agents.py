@@ -148,4 +148,4 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         return session
 
     def _initial_digest(self) -> str:
-        return trees.digest((self.agent.saved.genome, self.agent.saved.state))
+        return trees.digest((self.agent.saved_agent.genome, self.agent.saved_agent.state))
