@@ -18,7 +18,7 @@ from ontogeny.errors import BadInput
 from ontogeny.renamed import renamed_hint
 from ontogeny.stages.spec import MAX_SEED, DriveWeight, check_seed
 from ontogeny.studies.kinds import study_kinds
-from ontogeny.validation import FrozenModel, suggest, validate
+from ontogeny.validation import FrozenModel, validate
 
 DEFAULT_SPEC = Path(__file__).with_name("default.toml")
 MAX_NAME_BYTES = 100  # two names and a seed form the name of a file
@@ -155,10 +155,10 @@ class StudyFile(FrozenModel):
     def _check_includes(cls, includes: dict[str, str]) -> dict[str, str]:
         for name, size in includes.items():
             if name not in study_kinds():
-                raise ValueError(f"names an unknown study '{name}'{suggest(name, list(study_kinds()))}")
+                raise ValueError(f"names an unknown study '{name}'{plugins.suggest_names(name, list(study_kinds()))}")
             sizes = study_kinds()[name].sizes
             if size not in sizes:
-                raise ValueError(f"names an unknown size '{size}' of the study '{name}'{suggest(size, sizes)}")
+                raise ValueError(f"names an unknown size '{size}' of the study '{name}'{plugins.suggest_names(size, sizes)}")
         return includes
 
     @model_validator(mode="after")
@@ -176,7 +176,7 @@ class StudyFile(FrozenModel):
                 for env in envs:
                     if env not in names:
                         raise ValueError(
-                            f"names an unknown environment '{env}' in agents.{i}.{key}{suggest(env, names)}"
+                            f"names an unknown environment '{env}' in agents.{i}.{key}{plugins.suggest_names(env, names)}"
                         )
         _check_shared_developments(self.agents)
         return self
