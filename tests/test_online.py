@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontogeny import trees
-from ontogeny.audit.prequential import certificate as prequential
+from ontogeny.audit.prequential.certificate import CertificateConfig, certify
+from ontogeny.audit.prequential.passes import passes_by_instance
 from ontogeny.content import transformer
 from ontogeny.errors import BadInput
 from ontogeny.lm import ngram, online, online_learner, prequential_predictor
@@ -73,9 +74,9 @@ def test_a_model_as_a_predictor_gives_the_scores_that_are_reported_and_is_certif
     rows = predict(TOKENS)
     scored = nats(learning=not frozen)[0]
     np.testing.assert_allclose(-rows[np.arange(1, len(TOKENS)), TOKENS[1:]], scored, atol=1e-4)
-    settings = prequential.Settings(tokens=64, positions=6, cuts=2, secrets=2)
-    found = prequential.audit(prequential.by_new(lambda: predict), settings=settings)
-    assert found.certified, found.checks
+    config = CertificateConfig(num_tokens=64, num_positions=6, num_prefixes=2, num_random_streams=2)
+    certificate = certify(passes_by_instance("saved model", lambda: predict), config=config)
+    assert certificate.certified, certificate.checks
 
 
 def test_a_cut_stream_is_scored_like_the_whole():

@@ -11,10 +11,10 @@ from ontogeny.report.formatting import format_count, format_fixed, format_mean, 
 
 
 class Interval:
-    mean, se, low, high, num_tasks = 162.5481, 0.0831, 162.4, 162.7, 4000
+    mean, standard_error, low, high, num_tasks = 162.5481, 0.0831, 162.4, 162.7, 4000
 
 
-def test_plain_strings_are_escaped_and_markup_is_kept():
+def test_plain_strings_are_escaped_and_markup_passes():
     html = page.table(
         "a < b", ["", "<head>"], [["<x>", Markup("<b>bold</b>")], page.TableRow(["y", "1"], "first")], (1,)
     )
@@ -50,7 +50,7 @@ def test_an_interval_is_rendered_with_its_error_and_limits():
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (format_number(0), "0"),
         (format_number(-math.inf), "−∞"),
@@ -66,5 +66,5 @@ def test_an_interval_is_rendered_with_its_error_and_limits():
         (format_count(1080), "1,080"),
     ],
 )
-def test_numbers_are_rounded_to_their_precision(text, wanted):
-    assert text == wanted
+def test_numbers_are_rounded_to_their_precision(text, expected):
+    assert text == expected

@@ -1,4 +1,4 @@
-"""The certificate for online scores: honest predictors get it, each kind of cheat is refused by the check it breaks."""
+"""The prequential audit: valid predictors are certified, each invalid one fails the check that it breaks."""
 
 import json
 import sys
@@ -6,75 +6,86 @@ import sys
 import numpy as np
 import pytest
 
-from ontogeny import cli, plugins
-from ontogeny.audit.prequential import certificate as prequential
-from ontogeny.audit.prequential.predictors.base import HONEST, counted
-from ontogeny.types import BadInput
+from ontogeny import cli
+from ontogeny.audit.prequential import calibration, checks
+from ontogeny.audit.prequential.base import CHECKS, VERDICTS
+from ontogeny.audit.prequential.certificate import CertificateConfig, certify
+from ontogeny.audit.prequential.loading import find_predictor
+from ontogeny.audit.prequential.passes import passes_by_instance, passes_by_process, run_pass
+from ontogeny.audit.prequential.reference_predictors import (
+    REFERENCE_PREDICTORS,
+    VALID,
+    counts,
+    predict_by_counts,
+    second_pass,
+)
+from ontogeny.errors import BadInput
 
-SMALL = prequential.Settings(tokens=128, positions=24)
+SMALL = CertificateConfig(num_tokens=128)
 
 
-def said(make, **how):
-    found = prequential.audit(prequential.by_new(make), **how)
-    return found, {check.name: check.verdict for check in found.checks}
+def certify_builder(build, **options):
+    """The certificate of a predictor and its verdicts by check."""
+    certificate = certify(passes_by_instance("tested", build), **options)
+    return certificate, {check.name: check.verdict for check in certificate.checks}
 
 
-@pytest.mark.parametrize("name", plugins.list_names("predictors"))
-def test_every_predictor_is_judged_as_it_is(name):
-    truth, make = (plugins.get_attribute("predictors", name, key) for key in ("TRUTH", "build"))
+@pytest.mark.parametrize("name", REFERENCE_PREDICTORS)
+def test_every_reference_predictor_gets_the_verdicts_of_its_ground_truth(name):
+    build, ground_truth = REFERENCE_PREDICTORS[name]
     for seed in range(2):
-        found, verdicts = said(make, seed=seed)
-        assert {check: verdicts[check] for check in truth} == truth, found.checks
-        assert found.certified == (truth == HONEST)
+        certificate, verdicts = certify_builder(build, seed=seed)
+        assert {check: verdicts[check] for check in ground_truth} == ground_truth, certificate.checks
+        assert certificate.certified == (ground_truth == VALID)
 
 
-def test_a_broken_certificate_is_found_by_its_calibration(monkeypatch):
-    def row(name, certified, said):
-        truth = plugins.get_attribute("predictors", name, "TRUTH")
-        verdicts = {check: {"pass": 0, "fail": 0, "undetermined": 0} | said.get(check, {}) for check in HONEST}
-        return prequential.Row(name, truth == HONEST, 10, certified, verdicts, truth)
+def test_calibration_reports_error_rates_that_are_too_large(monkeypatch):
+    def make_result(name, num_certified, verdicts):
+        ground_truth = REFERENCE_PREDICTORS[name].ground_truth
+        all_verdicts = {check: dict.fromkeys(VERDICTS, 0) | verdicts.get(check, {}) for check in CHECKS}
+        is_valid = ground_truth == VALID
+        return calibration.PredictorCalibration(name, is_valid, 10, num_certified, all_verdicts, ground_truth)
 
-    fine = {check: {"pass": 10} for check in HONEST}
-    assert not prequential.failures([row("counts", 10, fine)])
-    wrong = prequential.failures([row("counts", 8, fine), row("not_normalised", 10, fine)])
-    assert wrong == [
-        "the honest counts is refused in 20.0% of audits",
-        "the guilty not_normalised is certified in 100.0% of audits",
-        "normalised says fail of not_normalised in 0.0% of audits alone",
+    all_pass = {check: {"pass": 10} for check in CHECKS}
+    assert not calibration.find_failures([make_result("counts", 10, all_pass)])
+    results = [make_result("counts", 8, all_pass), make_result("unnormalized", 10, all_pass)]
+    assert calibration.find_failures(results) == [
+        "the valid predictor counts is rejected in 20.0% of audits",
+        "the invalid predictor unnormalized is certified in 100.0% of audits",
+        "normalized reports fail for unnormalized in only 0.0% of audits",
     ]
-    monkeypatch.setattr(plugins, "names", lambda family: ["counts", "not_normalised"])
-    assert not prequential.failures(prequential.calibrate(2))
-    monkeypatch.setattr(prequential, "NORMAL", 1.0)
-    assert prequential.failures(prequential.calibrate(2))
+    chosen = {name: REFERENCE_PREDICTORS[name] for name in ("counts", "unnormalized")}
+    monkeypatch.setattr(calibration, "REFERENCE_PREDICTORS", chosen)
+    assert not calibration.find_failures(calibration.calibrate(2))
+    monkeypatch.setattr(checks, "MAX_LOG_SUM", 1.0)
+    assert calibration.find_failures(calibration.calibrate(2))
 
 
-def test_secrets_stay_within_the_bound_that_was_proved():
-    """Of an honest learner's evidence, at most a share `level` may reach log(1 / level), at any level."""
+def test_evidence_on_random_tokens_stays_within_the_proven_bound():
+    """At any level, the evidence of a valid predictor reaches log(1 / level) with probability at most `level`."""
     evidence = []
     for seed in range(300):
         random = np.random.default_rng(seed)
-        secrets = [random.integers(0, 4, 16) for _ in range(4)]
-        rows = (counted(secret, 4) for secret in secrets)
-        evidence.append(prequential._secret(secrets, rows, 0.001).measured["evidence"])
+        sequences = [random.integers(0, 4, 16) for _ in range(4)]
+        log_probs = (predict_by_counts(sequence, 4) for sequence in sequences)
+        check = checks.check_random_tokens(sequences, log_probs, 0.001)
+        evidence.append(check.measurements["log_evidence"])
     for level in (0.5, 0.2, 0.05):
-        reached = np.mean(np.array(evidence) >= -np.log(level))
-        assert reached <= level + 3 * np.sqrt(level * (1 - level) / 300)
+        share = np.mean(np.array(evidence) >= -np.log(level))
+        assert share <= level + 3 * np.sqrt(level * (1 - level) / 300)
 
 
-def test_a_weak_second_pass_is_found_by_secrets_alone():
-    from ontogeny.audit.prequential.predictors import second_pass
-
-    _, verdicts = said(lambda: second_pass.build(kept=0.1), settings=SMALL)
-    assert verdicts["secret"] == "fail"
+def test_a_weak_second_pass_is_detected_on_random_tokens():
+    _, verdicts = certify_builder(lambda: second_pass(count_weight=0.1), config=SMALL)
+    assert verdicts["random_tokens"] == "fail"
 
 
-def test_what_was_reported_is_held_against_a_first_pass():
-    make = plugins.get_attribute("predictors", "counts", "build")
+def test_a_reported_score_is_compared_with_a_first_pass():
     stream = np.random.default_rng(0).integers(0, 16, 200).astype(np.int32)
-    first = said(make, stream=stream, settings=SMALL)[0].nats_per_token
-    for reported, verdict in ((f"{first:.3f}", "pass"), (f"{first:.6f}", "pass"), (f"{first - 0.01:.4f}", "fail")):
-        found, verdicts = said(make, stream=stream, reported=reported, settings=SMALL)
-        assert verdicts["reported"] == verdict and found.certified == (verdict == "pass")
+    score = certify_builder(counts, stream=stream, config=SMALL)[0].nats_per_token
+    for reported, verdict in ((f"{score:.3f}", "pass"), (f"{score:.6f}", "pass"), (f"{score - 0.01:.4f}", "fail")):
+        certificate, verdicts = certify_builder(counts, stream=stream, reported=reported, config=SMALL)
+        assert verdicts["reported_score"] == verdict and certificate.certified == (verdict == "pass")
 
 
 @pytest.mark.parametrize(
@@ -86,12 +97,12 @@ def test_what_was_reported_is_held_against_a_first_pass():
         (lambda tokens: np.zeros((len(tokens), 1)), "too few"),
     ],
 )
-def test_what_is_no_predictor_is_said(predict, message):
+def test_answers_that_are_not_log_probabilities_are_rejected(predict, message):
     with pytest.raises(BadInput, match=message):
-        said(lambda: predict, settings=SMALL, vocabulary=4)
+        certify_builder(lambda: predict, config=SMALL, vocab_size=4)
 
 
-MINE = """
+MODULE = """
 import numpy as np
 CALLS = 0
 
@@ -103,71 +114,73 @@ class Learner:
         self.counts = np.ones(8)
 
     def __call__(self, tokens):
-        rows = []
+        log_probs = []
         for token in tokens:
-            rows.append(np.log(self.counts / self.counts.sum()))
+            log_probs.append(np.log(self.counts / self.counts.sum()))
             self.counts[token] += 1
-        return np.stack(rows)
+        return np.stack(log_probs)
 
-KEPT = Learner()
+SHARED = Learner()
 
-def kept(tokens):
-    return KEPT(tokens)
+def shared(tokens):
+    return SHARED(tokens)
 
-def breaks(tokens):
+def broken(tokens):
     return tokens.nothing
 """
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(MINE)
+def module(tmp_path, monkeypatch):
+    (tmp_path / "my_predictors.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_functions_classes_and_modules_are_found(mine):
-    for name in ("mine.py:uniform", "mine.py:Learner", "mine.py:kept"):
-        assert prequential.audit(prequential.in_instances(name), settings=SMALL).certified
-    # A module is loaded once in a process: what it keeps is seen, as it should be, and a new process clears it.
-    found = prequential.audit(prequential.in_instances("mine:kept"), settings=SMALL)
-    assert not found.certified and {c.name: c.verdict for c in found.checks}["repeats"] == "fail"
-    for name, message in (("mine.py:none", "no function"), ("no.py:f", "no file"), ("f", "names no predictor")):
+def test_predictors_are_functions_or_classes_of_files_and_modules(module):
+    for name in ("uniform", "Learner", "shared"):
+        assert certify(passes_by_instance(f"my_predictors.py:{name}"), config=SMALL).certified
+    # A module is imported once per process, so its state is carried from pass to pass; a new process clears it.
+    certificate = certify(passes_by_instance("my_predictors:shared"), config=SMALL)
+    assert not certificate.certified and {c.name: c.verdict for c in certificate.checks}["reproducible"] == "fail"
+    for name, message in (("my_predictors.py:none", "no function"), ("no.py:f", "no file"), ("f", "not a predictor")):
         with pytest.raises(BadInput, match=message):
-            prequential.made(name)
+            find_predictor(name)
     with pytest.raises(BadInput, match=r"failed in line \d+: AttributeError"):
-        prequential.one_pass("mine.py:breaks", np.arange(4))
+        run_pass("my_predictors.py:broken", np.arange(4))
 
 
-def test_a_new_process_for_each_pass(mine):
-    few = prequential.Settings(tokens=32, positions=1, cuts=1, secrets=1)
-    found = prequential.audit(prequential.in_processes("mine:kept"), settings=few)
-    assert found.certified and {check.name for check in found.checks} == set(HONEST)
+def test_each_pass_runs_in_a_new_process(module):
+    config = CertificateConfig(num_tokens=32, num_positions=1, num_prefixes=1, num_random_streams=1)
+    certificate = certify(passes_by_process("my_predictors:shared"), config=config)
+    assert certificate.certified and {check.name for check in certificate.checks} == set(CHECKS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["predictor:leaks_token", "--fresh", "instance"], 1, ""),
-        (["predictor:counts", "--fresh", "instance", "--out", "found.json"], 0, ""),
+        (["predictor:token_leak", "--isolation", "instance"], 1, ""),
+        (["predictor:counts", "--isolation", "instance", "--out", "certificate.json"], 0, ""),
         ([], 2, "either a predictor or"),
-        (["predictor:cunts", "--fresh", "instance"], 2, "did you mean counts"),
-        (["predictor:counts", "--fresh", "never"], 2, "process or instance"),
-        (["predictor:counts", "--reported", "1.2", "--fresh", "instance"], 2, "belongs to a stream"),
-        (["predictor:counts", "--stream", "tokens.txt", "--fresh", "instance"], 0, ""),
-        (["predictor:counts", "--stream", "words.txt", "--fresh", "instance"], 2, "holds no tokens"),
+        (["predictor:coutns", "--isolation", "instance"], 2, "did you mean counts"),
+        (["predictor:counts:vocabulary=4", "--isolation", "instance"], 2, "did you mean vocab_size"),
+        (["predictor:counts", "--isolation", "never"], 2, "process or instance"),
+        (["predictor:counts", "--num-tokens", "3", "--isolation", "instance"], 2, "greater than or equal to 16"),
+        (["predictor:counts", "--reported", "1.2", "--isolation", "instance"], 2, "belongs to a stream"),
+        (["predictor:counts", "--stream", "tokens.txt", "--isolation", "instance"], 0, ""),
+        (["predictor:counts", "--stream", "words.txt", "--isolation", "instance"], 2, "does not contain tokens"),
     ],
 )
-def test_the_command(arguments, code, message, tmp_path, monkeypatch, capsys):
+def test_the_command_reports_by_exit_code_message_and_file(arguments, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokens.txt").write_text(" ".join(str(i % 7) for i in range(64)))
     (tmp_path / "words.txt").write_text("one two")
     monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", "prequential", *arguments])
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as stop:
         cli.main()
-    printed = capsys.readouterr()
-    assert done.value.code == code and message in printed.err
+    captured = capsys.readouterr()
+    assert stop.value.code == code and message in captured.err
     if "--out" in arguments:
-        record = json.loads((tmp_path / "found.json").read_text())
-        assert record["certified"] and {check["name"] for check in record["checks"]} == set(HONEST)
-        assert "(a) causal     pass" in printed.out and "certified: a first pass" in printed.out
+        record = json.loads((tmp_path / "certificate.json").read_text())
+        assert record["certified"] and {check["name"] for check in record["checks"]} == set(CHECKS)
+        assert "(a) causal           pass" in captured.out and "certified: all checks" in captured.out

@@ -33,9 +33,8 @@ PLUGIN_KINDS = {  # kind -> the noun of messages
     "development": "development",
     "audit": "audit test",
     "organisms": "organism",
-    "predictors": "predictor",
 }
-FOLDERS = {"organisms": "audit/organisms", "predictors": "audit/prequential/predictors"}  # others: the kind's name
+FOLDERS = {"organisms": "audit/organisms"}  # others: the kind's name
 BUILD_TYPES = {  # kind -> names of the types that `build` may return
     "environments": ("Environment",),
     "agents": ("Agent",),
@@ -43,7 +42,6 @@ BUILD_TYPES = {  # kind -> names of the types that `build` may return
     "development": ("Development",),
     "audit": ("AuditTest",),
     "organisms": ("Agent",),
-    "predictors": ("function",),
 }
 MAX_INT = 2**31 - 1  # the largest integer of an int32 array
 MAX_FLOAT = 3.4e38  # the largest number of a float32 array

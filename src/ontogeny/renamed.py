@@ -33,6 +33,13 @@ OPTIONS = {
     "--known": "--controls",
     "--smallest": "--min-gain",
     "--audits": "--num-audits",
+    "--missed": "--na-values",
+    "--skip-bad": "--skip-bad-rows",
+    "--groups": "--num-groups",
+    "--positions": "--num-positions",
+    "--vocabulary": "--vocab-size",
+    "--fresh": "--isolation",
+    "--rounding": "--tolerance",
 }
 PLUGIN_KINDS = {"worlds": "environments"}
 PLUGINS = {  # names of environments, agents, audit tests and model organisms

@@ -82,12 +82,12 @@ COMMANDS: dict[str, CommandEntry] = {
                 "audit:calibrate", "ontogeny audit calibrate --num-audits 1000 --out calibration.json"
             ),
             "behavior": CommandEntry(
-                "outside:behaviour",
+                "audit_behavior:behavior",
                 "ontogeny audit behavior choices.csv --out behavior; "
                 "ontogeny audit behavior choices.csv --columns subject=subjID,choice=level1_choice",
             ),
             "prequential": CommandEntry(
-                "outside:prequential",
+                "audit_prequential:prequential",
                 "ontogeny audit prequential mine.py:predict; ontogeny audit prequential --calibrate 100",
             ),
         },

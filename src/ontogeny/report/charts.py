@@ -62,14 +62,18 @@ def new_panel(width: float = 4.5, height: float = 3.0) -> tuple[Figure, Axes]:
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
     figure.patch.set_visible(False)
+    return figure, style_axes(figure.add_subplot())
+
+
+def style_axes(axes: Axes) -> Axes:
+    """Give axes a base line and a faint grid, and return them."""
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="y", color=RULE, linewidth=0.5)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> Markup:

@@ -47,3 +47,8 @@ def format_count(count: float) -> str:
         if count >= unit:
             return f"{count / unit:.3g}{word}"
     return f"{count:,.0f}"
+
+
+def pluralize(number: int, noun: str) -> str:
+    """Format a count with its noun: `1 row`, `1,080 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

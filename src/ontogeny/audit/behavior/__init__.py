@@ -1,1 +1,1 @@
-"""Behaviour that others logged: choices read from a file, staying and its regression, models by likelihood."""
+"""Analysis of logged choices: stay probabilities and their regression, and choice models by maximum likelihood."""

@@ -1,84 +1,107 @@
-"""Models of bandit choices: tastes, win-stay-lose-shift, Q-learning, a choice kernel, and both together.
+"""Models of choice in a bandit: the five of Wilson & Collins 2019 (eLife 8:e49547), box 2."""
 
-The five of Wilson & Collins 2019 (eLife 8:e49547), box 2.
-"""
-
+from collections.abc import Callable
 from functools import cache
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.audit.behavior.base import Model, Parameter
+from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters, ParticipantTrials
+from ontogeny.types import PyTree
 
-SLIP = Parameter("slip", 0.05, 0.4)
-RATE = Parameter("rate", 0.1, 0.6)
-WEIGHT = Parameter("weight", 3.0, 8.0, 20.0)
-KERNEL = (Parameter("kernel_rate", 0.1, 0.6), Parameter("kernel_weight", 1.0, 4.0, 20.0))
+LAPSE_RATE = ModelParameter("lapse_rate", 0.05, 0.4)
+LEARNING_RATE = ModelParameter("learning_rate", 0.1, 0.6)
+INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", 3.0, 8.0, 20.0)
+KERNEL = (
+    ModelParameter("kernel_learning_rate", 0.1, 0.6),
+    ModelParameter("kernel_inverse_temperature", 1.0, 4.0, 20.0),
+)
+INITIAL_VALUE = 0.5
 
 
 @cache  # the same functions each time, so that they are compiled once
-def models(arms: int) -> tuple[Model, ...]:
-    A = arms
+def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
+    """Returns the models of choice among arms.
 
-    def towards(rate, values, choice, target):
-        return values + rate * jax.nn.one_hot(choice, A) * (target - values)
-
-    def kernel(p, held, trial):
-        return held + p["kernel_rate"] * (jax.nn.one_hot(trial.choice, A) - held)
-
-    def shifts(p, who, memory, last):
-        """After a reward r the same arm with r (1 - slip), else the others; the slip is at random."""
-        stay = memory * last + (1 - memory) * (1 - last) / (A - 1)
-        known = jnp.sum(last) > 0
-        return jnp.log(jnp.where(known, (1 - p["slip"]) * stay + p["slip"] / A, 1.0 / A) + 1e-9)
-
-    tastes = tuple(Parameter(f"taste_{arm}", -0.7, 0.7, 5.0, True) for arm in range(1, A))
-    nothing = {"begin": lambda p, who: (), "second": None, "learn": lambda p, memory, trial: memory}
+    Args:
+        num_arms: At least 2.
+    """
+    biases = tuple(ModelParameter(f"bias_{arm}", -0.7, 0.7, 5.0, True) for arm in range(1, num_arms))
     return (
-        Model(
-            "tastes",
-            "has favourites, whatever pays",
-            tastes,
-            first=lambda p, who, memory, last: jnp.stack([jnp.zeros(()), *(p[taste.name] for taste in tastes)]),
-            **nothing,
+        ChoiceModel(
+            "random_responding",
+            "prefers some arms, independently of reward",
+            biases,
+            init=lambda p, task: (),
+            first_logits=lambda p, task, memory, previous: jnp.stack(
+                [jnp.zeros(()), *(p[bias.name] for bias in biases)]
+            ),
+            second_logits=None,
+            update=lambda p, memory, trial: memory,
         ),
-        Model(
-            "win_stay",
-            "stays with what paid and shifts from what did not",
-            (SLIP,),
-            lambda p, who: jnp.zeros(()),
-            shifts,
-            None,
-            lambda p, memory, trial: trial.reward,
+        ChoiceModel(
+            "win_stay_lose_shift",
+            "repeats a rewarded choice and changes an unrewarded one",
+            (LAPSE_RATE,),
+            init=lambda p, task: jnp.zeros(()),
+            first_logits=_win_stay_logits(num_arms),
+            second_logits=None,
+            update=lambda p, memory, trial: trial.reward,
         ),
-        Model(
+        ChoiceModel(
             "q_learning",
-            "learns what each arm pays",
-            (RATE, WEIGHT),
-            lambda p, who: jnp.full(A, 0.5),
-            lambda p, who, memory, last: p["weight"] * memory,
-            None,
-            lambda p, memory, trial: towards(p["rate"], memory, trial.choice, trial.reward),
+            "learns the value of each arm",
+            (LEARNING_RATE, INVERSE_TEMPERATURE),
+            init=lambda p, task: jnp.full(num_arms, INITIAL_VALUE),
+            first_logits=lambda p, task, memory, previous: p["inverse_temperature"] * memory,
+            second_logits=None,
+            update=_update_values,
         ),
-        Model(
+        ChoiceModel(
             "choice_kernel",
-            "repeats what it chose lately",
+            "repeats recent choices",
             KERNEL,
-            lambda p, who: jnp.zeros(A),
-            lambda p, who, memory, last: p["kernel_weight"] * memory,
-            None,
-            kernel,
+            init=lambda p, task: jnp.zeros(num_arms),
+            first_logits=lambda p, task, memory, previous: p["kernel_inverse_temperature"] * memory,
+            second_logits=None,
+            update=_update_kernel,
         ),
-        Model(
-            "q_and_kernel",
-            "learns what each arm pays and repeats what it chose lately",
-            (RATE, WEIGHT, *KERNEL),
-            lambda p, who: (jnp.full(A, 0.5), jnp.zeros(A)),
-            lambda p, who, memory, last: p["weight"] * memory[0] + p["kernel_weight"] * memory[1],
-            None,
-            lambda p, memory, trial: (
-                towards(p["rate"], memory[0], trial.choice, trial.reward),
-                kernel(p, memory[1], trial),
+        ChoiceModel(
+            "q_learning_choice_kernel",
+            "learns the value of each arm and repeats recent choices",
+            (LEARNING_RATE, INVERSE_TEMPERATURE, *KERNEL),
+            init=lambda p, task: (jnp.full(num_arms, INITIAL_VALUE), jnp.zeros(num_arms)),
+            first_logits=lambda p, task, memory, previous: (
+                p["inverse_temperature"] * memory[0] + p["kernel_inverse_temperature"] * memory[1]
+            ),
+            second_logits=None,
+            update=lambda p, memory, trial: (
+                _update_values(p, memory[0], trial),
+                _update_kernel(p, memory[1], trial),
             ),
         ),
     )
+
+
+def _update_values(p: Parameters, values: Array, trial: ParticipantTrials) -> Array:
+    """Moves the value of the chosen arm towards the reward."""
+    return values + p["learning_rate"] * jax.nn.one_hot(trial.choice, values.shape[-1]) * (trial.reward - values)
+
+
+def _update_kernel(p: Parameters, kernel: Array, trial: ParticipantTrials) -> Array:
+    """Moves the choice kernel towards the choice."""
+    return kernel + p["kernel_learning_rate"] * (jax.nn.one_hot(trial.choice, kernel.shape[-1]) - kernel)
+
+
+def _win_stay_logits(num_arms: int) -> Callable[[Parameters, PyTree, Array, Array], Array]:
+    """Logits of noisy win-stay-lose-shift; the memory is the last reward r, the probability to stay without lapses."""
+
+    def first_logits(p: Parameters, task: PyTree, reward: Array, previous: Array) -> Array:
+        lapse_rate = p["lapse_rate"]
+        probs = reward * previous + (1 - reward) * (1 - previous) / (num_arms - 1)
+        has_previous = jnp.sum(previous) > 0
+        probs = jnp.where(has_previous, (1 - lapse_rate) * probs + lapse_rate / num_arms, 1.0 / num_arms)
+        return jnp.log(probs + 1e-9)
+
+    return first_logits

@@ -1,7 +1,8 @@
-"""What the rooms of logged behaviour share: choices, and models of them as a few functions of one trial.
+"""Common types of the analysis of logged choices: the choices, and models of choice as functions of one trial.
 
-S subjects, T trials of the longest (the others are filled up with trials that are not there), A first choices.
-Places are the two second states of a two-step task; a bandit has one place and no second choice.
+Letters for shapes: S participants, T trials of the longest sequence (shorter ones are padded with incomplete trials),
+A first choices, R rows of a file. In a two-step task the first choice leads to one of two states, in which there may be
+a second choice between two options; in a bandit the state and the second choice are always 0.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,74 +10,81 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ontogeny.types import PyTree
+
 TASKS = ("two_step", "bandit")
-CELLS = {
+CELLS = {  # what may follow a choice
     "two_step": ("common, rewarded", "rare, rewarded", "common, unrewarded", "rare, unrewarded"),
     "bandit": ("rewarded", "unrewarded"),
 }
+Parameters = Mapping[str, Any]
+"""Values of a model's parameters by name."""
 
 
-class Trials(NamedTuple):
-    """Leading axes [S, T], or none inside of a scan."""
+class ParticipantTrials(NamedTuple):
+    """The trials of participants, with leading axes [S, T], or one trial within a scan."""
 
-    choice: Any  # int32, 0 ... A-1
-    place: Any  # int32, 0 or 1
-    second: Any  # int32, 0 or 1; 0 where there is no second choice
-    reward: Any  # float32, 0 ... 1
-    there: Any  # bool: all of it is known
-    follows: Any  # bool: the trial just before it is there as well
-    begins: Any  # bool: a session begins
-
-
-class Who(NamedTuple):
-    """What is known of a subject's task; leading axis [S], or none."""
-
-    lead: Any  # [2, 2] float32: how likely each first choice leads to each place; of a bandit all one half
-    pays: Any  # [T, options] float32: how likely each option pays at each trial, for simulation
+    choice: Any  # int32, 0 to A - 1
+    state: Any  # int32, 0 or 1
+    second_choice: Any  # int32, 0 or 1; 0 where the task has none
+    reward: Any  # float32, 0 to 1
+    is_complete: Any  # bool, nothing is missing
+    is_consecutive: Any  # bool, the trial and the one just before it are both complete
+    starts_session: Any  # bool
 
 
-class Rows(NamedTuple):
-    """A file as it was read, R rows of numbers."""
+class TaskStatistics(NamedTuple):
+    """The task of a participant as far as the choices show it, with the leading axis [S] or none."""
+
+    transition_probs: Any  # [2, 2] float32, probability of each state given the first choice; 0.5 in a bandit
+    reward_probs: Any  # [T, options] float32, probability that an option is rewarded
+
+
+class ChoiceTable(NamedTuple):
+    """The columns of a file as numbers, one entry per row."""
 
     task: str
-    arms: int
-    has_second: bool
-    subject: np.ndarray  # [R] text
+    num_arms: int
+    has_second_choice: bool
+    participant: np.ndarray  # [R] text
     session: np.ndarray  # [R] int
     trial: np.ndarray  # [R] int
-    choice: np.ndarray  # [R] int from 0 on, -1 where missed
-    place: np.ndarray  # [R] likewise
-    second: np.ndarray  # [R]
-    common: np.ndarray | None  # [R] 1 or 0, -1 where missed; None: not in the file
-    reward: np.ndarray  # [R] as they stand, NaN where missed
-    missing: np.ndarray  # [R] bool: part of the trial is not known
-    correct: np.ndarray | None  # [R] bool
-    keep: np.ndarray  # [R] bool: the row could be read
-    said: list[str]
+    choice: np.ndarray  # [R] int from 0, -1 where missed
+    state: np.ndarray  # [R] int from 0, -1 where missed
+    second_choice: np.ndarray  # [R] int from 0
+    is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed; None where the file has no such column
+    reward: np.ndarray  # [R] float, NaN where missed
+    is_missing: np.ndarray  # [R] bool, part of the trial is missing
+    is_correct: np.ndarray | None  # [R] bool
+    is_readable: np.ndarray  # [R] bool
+    notes: list[str]  # sentences about every decision that was made in reading
 
 
-class Choices(NamedTuple):
-    """Choices by subject and trial."""
+class ChoiceData(NamedTuple):
+    """Choices by participant and trial."""
 
     task: str
-    subjects: tuple[str, ...]
-    trials: Trials  # numpy, [S, T]
-    common: np.ndarray  # [S, T] bool: the first choice led where it commonly leads
-    good: np.ndarray  # [S, 2] int: the place to which each first choice commonly leads
-    rewarded: np.ndarray  # [S, T] bool
-    correct: np.ndarray | None  # [S, T] bool, if the file says whether a choice was the better one
-    arms: int
-    has_second: bool
-    said: tuple[str, ...]  # everything that was decided on the way, in sentences
+    participants: tuple[str, ...]
+    trials: ParticipantTrials  # NumPy arrays [S, T]
+    is_common: np.ndarray  # [S, T] bool, the transition was the common one of the choice
+    common_state: np.ndarray  # [S, 2] int, the state to which each first choice commonly leads
+    is_rewarded: np.ndarray  # [S, T] bool
+    is_correct: np.ndarray | None  # [S, T] bool, the choice was the better one, where the file says so
+    num_arms: int
+    has_second_choice: bool
+    notes: tuple[str, ...]  # sentences about every decision that was made in reading
 
     @property
-    def options(self) -> int:
-        """What may pay: places, second choices within places, or arms."""
-        return self.arms if self.task == "bandit" else 4 if self.has_second else 2
+    def num_options(self) -> int:
+        """Number of options that may be rewarded: arms, states, or second choices within states."""
+        return self.num_arms if self.task == "bandit" else 4 if self.has_second_choice else 2
 
 
-class Parameter(NamedTuple):
-    """A free number of a model: 0 ... 1 times `scale`, or -scale ... scale; organisms draw it from `low` to `high`."""
+class ModelParameter(NamedTuple):
+    """A free parameter of a choice model.
+
+    Fits use the range 0 to `scale`, or -`scale` to `scale` if signed. Model organisms draw it from `low` to `high`.
+    """
 
     name: str
     low: float
@@ -85,24 +93,21 @@ class Parameter(NamedTuple):
     signed: bool = False
 
 
-class Model(NamedTuple):
-    """A way of choosing. p: parameters by name; memory: any tree; logits are of all choices there are."""
+class ChoiceModel(NamedTuple):
+    """A model of how participants choose; its memory is any tree of arrays."""
 
     name: str
-    told: str  # what it is, in a few words
-    parameters: tuple[Parameter, ...]
-    begin: Callable[[Mapping[str, Any], Who], Any]  # the memory before the first trial
-    first: Callable[[Mapping[str, Any], Who, Any, Any], Any]  # (p, who, memory, last choice one-hot or 0) -> [A]
-    second: Callable[[Mapping[str, Any], Any, Any], Any] | None  # (p, memory, place) -> [2]
-    learn: Callable[[Mapping[str, Any], Any, Trials], Any]  # (p, memory, trial) -> memory
+    description: str
+    parameters: tuple[ModelParameter, ...]
+    init: Callable[[Parameters, TaskStatistics], PyTree]  # the memory before the first trial
+    first_logits: Callable[[Parameters, TaskStatistics, PyTree, Any], Any]
+    # (parameters, task, memory, previous choice one-hot [A] or zeros) -> [A]
+    second_logits: Callable[[Parameters, PyTree, Any], Any] | None  # (parameters, memory, state) -> [2]
+    update: Callable[[Parameters, PyTree, ParticipantTrials], PyTree]  # the memory after a trial
 
 
-def option(task: str, has_second: bool, trial: Trials) -> Any:
-    """Which of `Choices.options` a trial took."""
+def option_index(task: str, has_second_choice: bool, trials: ParticipantTrials) -> Any:
+    """Returns the option, of `ChoiceData.num_options`, that was taken in each trial."""
     if task == "bandit":
-        return trial.choice
-    return 2 * trial.place + trial.second if has_second else trial.place
-
-
-def count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+        return trials.choice
+    return 2 * trials.state + trials.second_choice if has_second_choice else trials.state

@@ -1,13 +1,9 @@
-"""Reads a file of choices. Real files have traps: each is handled, and what was decided is said.
+"""Reading of files of choices: the columns become numbers, and every decision about an ambiguous file is noted.
 
-One row per trial, one column each (`docs/behaviour.md` has the table); names of columns are ours, common ones, or those
-that `columns` gives. A trial is there only if all of it is known; rows that cannot be read are an error that names
-their lines, or are left out and named where that was asked for.
+A file has one row per trial. A trial is complete only if nothing in it is missing. Rows that cannot be read raise an
+error which names their lines, or are skipped and noted.
 """
 
-import csv
-import io
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,375 +12,344 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny import plugins
-from ontogeny.audit.behavior.base import TASKS, Rows, count
+from ontogeny.audit.behavior.base import TASKS, ChoiceTable
+from ontogeny.audit.behavior.csv_file import CsvTable, decode_file, parse_csv
 from ontogeny.errors import BadInput
+from ontogeny.report.formatting import pluralize
 
-KNOWN = {
-    "subject": "subject subjid subjectid subj sub id participant participantid ppt animal animalid mouse rat agent",
-    "session": "session sessionid run",
-    "trial": "trial trialnumber trialnum trialno trialindex t",
-    "choice": "choice choice1 firstchoice level1choice stage1choice step1choice stepone action action1 arm c1",
-    "state": "state state2 place secondstate stage2state level2state step2state",
-    "transition": "transition transitiontype trans common iscommon",
-    "choice2": "choice2 secondchoice level2choice stage2choice step2choice action2 c2",
-    "reward": "reward outcome payoff payout points win rewarded gain r",
-    "correct": "correct better",
-}
-MISSED = {"", "na", "nan", "n/a", "none", "null", "missed", "miss", "missing", ".", "-", "<na>"}
-COMMON = {"common", "c", "frequent", "likely", "expected", "usual", "true", "t"}
-RARE = {"rare", "r", "uncommon", "infrequent", "unlikely", "unexpected", "unusual", "false", "f"}
-MAY_BE_MARKED = ("choice", "state", "choice2", "transition")  # by `missed`
-SHOWN = 5  # lines that are named
+NA_VALUES = frozenset({"", "na", "nan", "n/a", "none", "null", "missed", "miss", "missing", ".", "-", "<na>"})
+COMMON_WORDS = frozenset({"common", "c", "frequent", "likely", "expected", "usual", "true", "t"})
+RARE_WORDS = frozenset({"rare", "r", "uncommon", "infrequent", "unlikely", "unexpected", "unusual", "false", "f"})
+MISSING_CODES = ("0", "-1")  # numbers that often mark a missed trial
+TWO_STEP_COLUMNS = frozenset({"state", "transition", "choice2"})
+CHOICE_COLUMNS = (*sorted(TWO_STEP_COLUMNS), "choice")  # columns to which further missing values apply
+MAX_NAMED_ROWS = 5
 
 
-class Line(NamedTuple):
-    number: int  # in the file
-    fields: dict[str, str]
+class SecondStage(NamedTuple):
+    """The second stage of a two-step task, one entry per row; in a bandit every state and second choice is 0."""
+
+    state: np.ndarray  # [R] int, -1 where missed
+    second_choice: np.ndarray  # [R] int
+    has_second_choice: bool
+    is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed
+    is_missing: np.ndarray  # [R] bool
 
 
-def read(
+def read_table(
     path: Path,
     *,
     text: str | None = None,
     columns: Mapping[str, str] | None = None,
     task: str | None = None,
-    missed: Sequence[str] = (),
-    leave_out_bad: bool = False,
-) -> Rows:
-    """The rows of the file. `text` in place of what is in it; `columns`: ours -> the file's; `missed`: further marks of
-    a missed trial."""
+    na_values: Sequence[str] = (),
+    skip_bad_rows: bool = False,
+) -> ChoiceTable:
+    """Reads a file of choices.
+
+    Args:
+        path: The file.
+        text: Content that is read in place of the file.
+        columns: Names of columns in the file by the names of `csv_file.COLUMN_NAMES`.
+        task: One of `TASKS`; by default inferred from the columns.
+        na_values: Further marks of a missed trial.
+        skip_bad_rows: Skip rows that cannot be read, in place of an error.
+
+    Raises:
+        BadInput: The file cannot be read as choices.
+    """
     if task is not None and task not in TASKS:
         raise plugins.unknown_name_error("task", task, list(TASKS))
-    said: list[str] = []
-    bad: dict[int, str] = {}
-    decimal, names, lines = _lines(path, _text(path, said) if text is None else text, columns or {}, said, bad)
-    marks = {mark.strip().lower() for mark in missed}
+    notes: list[str] = []
+    bad_rows: dict[int, str] = {}
+    content = decode_file(path, notes) if text is None else text
+    table = parse_csv(path, content, columns or {}, notes, bad_rows)
     if task is None:
-        task = "two_step" if names & {"state", "transition", "choice2"} else "bandit"
-        said.append(f"read as a {task.replace('_', '-')} task, by its columns")
-    if task == "two_step" and not names & {"state", "transition", "choice2"}:
+        task = "two_step" if table.columns & TWO_STEP_COLUMNS else "bandit"
+        notes.append(f"the columns are those of a {task.replace('_', '-')} task")
+    if task == "two_step" and not table.columns & TWO_STEP_COLUMNS:
         raise BadInput("a two-step task needs a column 'state', 'transition' or 'choice2'")
-    table = {
-        name: np.array([_value(line, name, marks if name in MAY_BE_MARKED else set()) for line in lines], object)
-        for name in names
-    }
-    numbers = np.array([line.number for line in lines])
-    reader = _Reader(table, numbers, bad, said, decimal)
-    choice, arms = reader.labels("choice", (2,) if task == "two_step" else None)
-    missing = choice < 0
-    place = second = np.zeros(len(lines), int)
-    common = None
-    has_second = False
+    reader = _ColumnReader(table, {value.strip().lower() for value in na_values}, notes, bad_rows)
+    choice, num_arms = reader.read_labels("choice", (2,) if task == "two_step" else None)
+    zeros = np.zeros(len(choice), int)
+    stage = SecondStage(zeros, zeros, False, None, zeros > 0)
     if task == "two_step":
-        place, second, has_second, common, unknown = reader.second_stage(choice)
-        missing = missing | unknown
-    reward = reader.rewards(missing)
-    missing = missing | np.isnan(reward)
-    trial, session, subject = reader.order()
-    correct = reader.flags("correct") if "correct" in names else None
-    keep = np.array([number not in bad for number in numbers])
-    if bad:
-        told = "; ".join(f"line {number}: {bad[number]}" for number in sorted(bad)[:SHOWN])
-        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        if not leave_out_bad:
-            raise BadInput(f"'{path}' has {count(len(bad), 'bad row')}: {told}{more} (--skip-bad leaves them out)")
-        said.append(f"left out {count(len(bad), 'bad row')}: {told}{more}")
-    return Rows(
+        stage = reader.read_second_stage(choice)
+    is_missing = (choice < 0) | stage.is_missing
+    reward = reader.read_rewards(is_missing)
+    trial, session, participant = reader.read_order()
+    is_correct = reader.read_flags("correct") if "correct" in table.columns else None
+    _report_bad_rows(path, bad_rows, notes, skip_bad_rows)
+    return ChoiceTable(
         task,
-        arms,
-        has_second,
-        subject,
+        num_arms,
+        stage.has_second_choice,
+        participant,
         session,
         trial,
         choice,
-        place,
-        second,
-        common,
+        stage.state,
+        stage.second_choice,
+        stage.is_common,
         reward,
-        missing,
-        correct,
-        keep,
-        said,
+        is_missing | np.isnan(reward),
+        is_correct,
+        np.array([row.number not in bad_rows for row in table.rows]),
+        notes,
     )
 
 
-def _lines(
-    path: Path, text: str, columns: Mapping[str, str], said: list[str], bad: dict[int, str]
-) -> tuple[str, set[str], list[Line]]:
-    """(decimal mark, our names that the file has, its lines by our names)."""
-    header = text.partition("\n")[0]
-    separator = max("\t;,", key=header.count)
-    if separator not in header:
-        raise BadInput(f"'{path}' has one column only: separate columns by tab, comma or semicolon")
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        heads = [head.strip() for head in next(rows)]
-        found = _columns(path, heads, columns)
-        lines = []
-        for row in rows:
-            if not any(field.strip() for field in row):
-                continue
-            while len(row) > len(heads) and not row[-1].strip():
-                row.pop()
-            if len(row) != len(heads):
-                bad[rows.line_num] = f"{count(len(row), 'field')}, not {len(heads)}"
-            else:
-                lines.append(Line(rows.line_num, {name: row[at].strip() for name, at in found.items()}))
-    except csv.Error as error:
-        raise BadInput(f"'{path}' cannot be read after line {rows.line_num}: {error}") from None
-    if not lines:
-        raise BadInput(f"'{path}' has no rows of {len(heads)} columns")
-    for name in ("choice", "reward"):
-        if name not in found:
-            raise BadInput(
-                f"'{path}' has no column '{name}'; its columns are {', '.join(heads)}: name it by "
-                f"--columns {name}=THEIRS"
-            )
-    names = {"\t": "tab", ";": "semicolon", ",": "comma"}
-    taken = ", ".join(f"{name} = {heads[at]}" for name, at in found.items() if name != heads[at])
-    said.append(f"columns separated by {names[separator]}" + (f"; read as {taken}" if taken else ""))
-    return "," if separator == ";" else ".", set(found), lines
+def _report_bad_rows(path: Path, bad_rows: Mapping[int, str], notes: list[str], skip: bool) -> None:
+    """Raises or notes the rows that cannot be read."""
+    if not bad_rows:
+        return
+    reasons = "; ".join(f"line {number}: {bad_rows[number]}" for number in sorted(bad_rows)[:MAX_NAMED_ROWS])
+    if len(bad_rows) > MAX_NAMED_ROWS:
+        reasons += f"; and {len(bad_rows) - MAX_NAMED_ROWS} more"
+    rows = pluralize(len(bad_rows), "bad row")
+    if not skip:
+        raise BadInput(f"'{path}' has {rows}: {reasons} (--skip-bad-rows skips them)")
+    notes.append(f"skipped {rows}: {reasons}")
 
 
-def _text(path: Path, said: list[str]) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    for mark, coding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if raw.startswith(mark):
-            said.append(f"a byte-order mark was taken off ({coding.removesuffix('-sig')})")
-            break
-    else:
-        coding = "utf-8"
-    try:
-        return raw.decode(coding)
-    except UnicodeDecodeError as error:
-        raise BadInput(f"'{path}' is not text in {coding}: byte {error.start} cannot be read") from None
+class _ColumnReader:
+    """Converts columns to numbers.
 
+    Args:
+        table: The file.
+        na_values: Further marks of a missed trial, in lower case.
+        notes: Receives a sentence about each decision.
+        bad_rows: Receives the reason why a row cannot be read, by its line in the file.
+    """
 
-def _columns(path: Path, heads: Sequence[str], given: Mapping[str, str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for name, theirs in given.items():
-        if name not in KNOWN:
-            raise plugins.unknown_name_error("column", name, list(KNOWN))
-        if theirs not in heads:
-            raise plugins.unknown_name_error(f"column in '{path}' named", theirs, list(heads))
-        found[name] = heads.index(theirs)
-    for name, alike in KNOWN.items():
-        if name in found:
-            continue
-        plain = [re.sub(r"[^a-z0-9]", "", head.lower()) for head in heads]
-        fitting = [
-            i for word in alike.split() for i, head in enumerate(plain) if head == word and i not in found.values()
-        ]
-        if fitting:
-            found[name] = fitting[0]
-    return found
+    def __init__(self, table: CsvTable, na_values: set[str], notes: list[str], bad_rows: dict[int, str]) -> None:
+        self.decimal_mark, self.notes, self.bad_rows = table.decimal_mark, notes, bad_rows
+        self.numbers = [row.number for row in table.rows]
+        self.columns: dict[str, list[str | None]] = {}
+        for name in table.columns:
+            missing = NA_VALUES | na_values if name in CHOICE_COLUMNS else NA_VALUES
+            fields = [row.fields[name] for row in table.rows]
+            self.columns[name] = [None if field.lower() in missing else field for field in fields]
 
+    def read_labels(self, name: str, allowed_sizes: tuple[int, ...] | None) -> tuple[np.ndarray, int]:
+        """Codes a column of labels as whole numbers.
 
-class _Reader:
-    """Columns as numbers; what cannot be read goes to `bad` by line, what was decided to `said`."""
+        Args:
+            name: The column.
+            allowed_sizes: Numbers of different labels that are possible; None for two or more.
 
-    def __init__(self, table, numbers, bad, said, decimal):
-        self.table, self.numbers, self.bad, self.said, self.decimal = table, numbers, bad, said, decimal
-        self.order_of: list[str] = []
-
-    def labels(self, name: str, wanted: tuple[int, ...] | None) -> tuple[np.ndarray, int]:
-        """A column of labels -> whole numbers from 0, -1 where missed, and how many labels there are.
-
-        `wanted`: how many there may be. 0 and -1 are marks of missed trials where labels are too many, the rarer first.
+        Returns:
+            Codes from 0, with -1 where missed, [R], and the number of different labels.
         """
-        values = self.table[name]
-        counts = Counter(_plain(value) for value in values if value is not None)
-        dropped = []
-        if wanted is not None:
-            while len(counts) not in wanted and len(counts) > min(wanted) and counts.keys() & {"0", "-1"}:
-                dropped.append(min((code for code in ("0", "-1") if code in counts), key=lambda code: counts[code]))
-                del counts[dropped[-1]]
-            most = max((n for n in wanted if n <= len(counts)), default=0)
-            if not most:
-                told = ", ".join(sorted(counts)) or "nothing"
-                raise BadInput(f"the column '{name}' holds {told}: {' or '.join(map(str, wanted))} values are needed")
-            kept = [label for label, _ in counts.most_common(most)]
+        labels = [None if field is None else _normalize_label(field) for field in self.columns[name]]
+        counts = Counter(label for label in labels if label is not None)
+        if allowed_sizes is None:
+            valid_labels, missing_codes = self._arm_labels(name, counts)
         else:
-            if "-1" in counts and len(counts) > 2:
-                dropped.append("-1")
-                del counts["-1"]
-            kept = list(counts)
-            if len(kept) < 2:
-                raise BadInput(
-                    f"the column '{name}' holds {', '.join(kept) or 'nothing'}: a choice has two values or more"
-                )
-            if "0" in kept and len(kept) > 2:
-                self.said.append(f"'{name}' 0 is taken for a choice; say --missed 0 if it marks missed trials")
-        for code in dropped:
-            number = sum(_plain(value) == code for value in values if value is not None)
-            self.said.append(f"'{name}' {code} marks a missed trial ({number} times)")
-        blank = sum(value is None for value in values)
-        if blank:
-            self.said.append(f"'{name}' is blank or NA in {count(blank, 'row')}: missed trials")
-        order = sorted(kept, key=_by_number)
-        codes = np.full(len(values), -1)
-        for i, value in enumerate(values):
-            if value is None or _plain(value) in dropped:
-                continue
-            if _plain(value) in kept:
-                codes[i] = order.index(_plain(value))
-            else:
-                self.bad[self.numbers[i]] = f"{name} '{value}' is none of {', '.join(order)}"
-        self.order_of = order
+            valid_labels, missing_codes = _frequent_labels(name, counts, allowed_sizes)
+        for code in missing_codes:
+            self.notes.append(f"'{name}' {code} marks a missed trial ({counts[code]} times)")
+        num_missing = labels.count(None)
+        if num_missing:
+            self.notes.append(f"'{name}' is blank or NA in {pluralize(num_missing, 'row')}: missed trials")
+        order = sorted(valid_labels, key=_numeric_order)
+        codes = np.full(len(labels), -1)
+        for i, label in enumerate(labels):
+            if label in valid_labels:
+                codes[i] = order.index(label)
+            elif label is not None and label not in missing_codes:
+                self._reject(i, f"{name} '{self.columns[name][i]}' is none of {', '.join(order)}")
         return codes, len(order)
 
-    def second_stage(self, choice: np.ndarray):
-        """(place, second choice, whether there is one, common or None, which trials lack any of it)."""
-        rows = len(choice)
-        place, second = np.full(rows, -1), np.zeros(rows, int)
-        has_second, many = "choice2" in self.table, 0
-        if "state" in self.table:
-            place, _ = self.labels("state", (2,))
-        if has_second:
-            label, many = self.labels("choice2", (2, 4))
-            if many == 4 and "state" not in self.table:
-                place = np.where(label < 0, -1, label // 2)
-                names = self.order_of
-                self.said.append(
-                    f"second states by second choices: {names[0]} and {names[1]} in one, {names[2]} and {names[3]} in "
-                    "the other"
+    def _arm_labels(self, name: str, counts: Counter[str]) -> tuple[list[str], list[str]]:
+        """The labels of a bandit's arms, and the codes of missed trials."""
+        missing_codes = ["-1"] if "-1" in counts and len(counts) > 2 else []
+        valid_labels = [label for label in counts if label not in missing_codes]
+        if len(valid_labels) < 2:
+            contents = ", ".join(valid_labels) or "nothing"
+            raise BadInput(f"the column '{name}' contains {contents}: a choice has two values or more")
+        if "0" in valid_labels and len(valid_labels) > 2:
+            self.notes.append(f"'{name}' 0 is an arm; use --na-values 0 if it marks missed trials")
+        return valid_labels, missing_codes
+
+    def read_second_stage(self, choice: np.ndarray) -> SecondStage:
+        """Reads the columns of the second stage.
+
+        Args:
+            choice: [R], first choices.
+        """
+        num_rows = len(choice)
+        state, second, is_missing = np.full(num_rows, -1), np.zeros(num_rows, int), np.zeros(num_rows, bool)
+        has_second_choice, num_labels = "choice2" in self.columns, 0
+        if "state" in self.columns:
+            state, _ = self.read_labels("state", (2,))
+        if has_second_choice:
+            label, num_labels = self.read_labels("choice2", (2, 4))
+            if num_labels == 4 and "state" not in self.columns:
+                state = np.where(label < 0, -1, label // 2)
+                self.notes.append(
+                    "states are derived from second choices: the two lower labels belong to one state, "
+                    "the two higher labels to the other"
                 )
-            elif many == 4:
-                home = [Counter(place[(label == k) & (place >= 0)]).most_common(1)[0][0] for k in range(4)]
-                if sorted(home) != [0, 0, 1, 1]:
-                    raise BadInput("the four second choices do not belong to two states by two: look at 'state'")
-                for i in np.nonzero((label >= 0) & (place >= 0))[0]:
-                    if place[i] != home[label[i]]:
-                        self.bad[self.numbers[i]] = f"choice2 '{self.table['choice2'][i]}' belongs to the other state"
-                rank = [sum(home[j] == home[k] for j in range(k)) for k in range(4)]
-                label = np.where(label < 0, -1, np.array(rank)[label])
+            elif num_labels == 4:
+                label = self._options_within_states(label, state)
             second = np.where(label < 0, 0, label % 2)
-            unknown = label < 0
-        else:
-            unknown = np.zeros(rows, bool)
-        common = None
-        if "transition" in self.table:
-            common = self.transitions()
-            unknown = unknown | (common < 0)
-            if "state" not in self.table and many != 4:
-                place = np.where((choice < 0) | (common < 0), -1, np.where(common == 1, choice, 1 - choice))
-                self.said.append(
-                    "no column of second states: places are named after the choice that commonly leads there"
-                )
-        return place, second, has_second, common, unknown | (place < 0)
+            is_missing = label < 0
+        is_common = None
+        if "transition" in self.columns:
+            is_common = self._read_transitions()
+            is_missing = is_missing | (is_common < 0)
+            if "state" not in self.columns and num_labels != 4:
+                state = np.where((choice < 0) | (is_common < 0), -1, np.where(is_common == 1, choice, 1 - choice))
+                self.notes.append("states are derived from transitions, as the file has no column of states")
+        return SecondStage(state, second, has_second_choice, is_common, is_missing | (state < 0))
 
-    def transitions(self) -> np.ndarray:
-        """1 common, 0 rare, -1 unknown: by word, as +1 and -1, or of two values the more frequent common."""
-        values = self.table["transition"]
-        plain = [None if value is None else _plain(value.lower()) for value in values]
-        counts = Counter(value for value in plain if value is not None)
+    def _options_within_states(self, label: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Four labels of second choices [R] as 0 and 1 within each state, -1 where missed."""
+        states = [Counter(state[(label == k) & (state >= 0)]).most_common(1)[0][0] for k in range(4)]
+        if sorted(states) != [0, 0, 1, 1]:
+            raise BadInput("two of the four second choices must belong to each state: check the column 'state'")
+        for i in np.nonzero((label >= 0) & (state >= 0))[0]:
+            if state[i] != states[label[i]]:
+                self._reject(i, f"choice2 '{self.columns['choice2'][i]}' belongs to the other state")
+        rank = [sum(states[j] == states[k] for j in range(k)) for k in range(4)]
+        return np.where(label < 0, -1, np.array(rank)[label])
+
+    def _read_transitions(self) -> np.ndarray:
+        """1 for common, 0 for rare, -1 where missed [R]."""
+        fields = self.columns["transition"]
+        labels = [None if field is None else _normalize_label(field.lower()) for field in fields]
+        meanings = self._transition_meanings(Counter(label for label in labels if label is not None))
+        is_common = np.full(len(labels), -1)
+        for i, label in enumerate(labels):
+            if label is not None and label not in meanings:
+                self._reject(i, f"transition '{fields[i]}' is neither common nor rare")
+            elif label is not None:
+                is_common[i] = meanings[label]
+        if (is_common == 0).sum() > (is_common == 1).sum():
+            self.notes.append("WARNING: rare transitions are more frequent than common ones; check their coding")
+        return is_common
+
+    def _transition_meanings(self, counts: Counter[str]) -> dict[str, int]:
+        """The meaning of each label: by its word, as 1 and -1, or else the more frequent of two labels is common."""
+        codes: tuple[str, ...] = ()
         if {"-1", "1"} <= counts.keys():
-            meaning = {"1": 1, "-1": 0}
-            self.said.append("'transition' 1 is common, -1 is rare")
-            if counts["0"]:
-                meaning["0"] = -1
-                self.said.append(f"'transition' 0 marks a missed trial ({counts['0']} times)")
-        elif counts.keys() & (COMMON | RARE):
-            meaning = dict.fromkeys(COMMON, 1) | dict.fromkeys(RARE, 0)
-            for code in ("0", "-1"):
-                if counts[code]:
-                    meaning[code] = -1
-                    self.said.append(f"'transition' {code} marks a missed trial ({counts[code]} times)")
+            meanings, codes = {"1": 1, "-1": 0}, ("0",)
+            self.notes.append("'transition' 1 is common, -1 is rare")
+        elif counts.keys() & (COMMON_WORDS | RARE_WORDS):
+            meanings, codes = dict.fromkeys(COMMON_WORDS, 1) | dict.fromkeys(RARE_WORDS, 0), MISSING_CODES
         else:
-            two = counts.most_common(2)
-            if len(two) < 2:
-                raise BadInput("the column 'transition' never changes: common and rare cannot be told")
-            meaning = {two[0][0]: 1, two[1][0]: 0}
-            if counts["-1"] and "-1" not in meaning:
-                meaning["-1"] = -1
-                self.said.append(f"'transition' -1 marks a missed trial ({counts['-1']} times)")
-            self.said.append(f"'transition' {two[0][0]} is the more frequent and read as common, {two[1][0]} as rare")
-        found = np.full(len(values), -1)
-        for i, value in enumerate(plain):
-            if value is not None and value not in meaning:
-                self.bad[self.numbers[i]] = f"transition '{values[i]}' is neither common nor rare"
-            elif value is not None:
-                found[i] = meaning[value]
-        wrong = (found == 0).sum() > (found == 1).sum()
-        if wrong:
-            self.said.append(
-                "WARNING: rare transitions are more frequent than common ones; are they the wrong way round?"
-            )
-        return found
+            if len(counts) < 2:
+                raise BadInput("the column 'transition' has a single value: common and rare cannot be distinguished")
+            (common, _), (rare, _) = counts.most_common(2)
+            meanings, codes = {common: 1, rare: 0}, ("-1",)
+            self.notes.append(f"'transition' {common} is more frequent and read as common, {rare} as rare")
+        for code in codes:
+            if counts[code] and code not in meanings:
+                meanings[code] = -1
+                self.notes.append(f"'transition' {code} marks a missed trial ({counts[code]} times)")
+        return meanings
 
-    def rewards(self, missed: np.ndarray) -> np.ndarray:
-        """As they stand, NaN where missed; -1 is a mark only where every trial that has it was missed anyhow."""
-        found = np.array([self.number("reward", i) for i in range(len(missed))])
-        minus = found == -1
-        if minus.any() and missed[minus].all():
-            found[minus] = np.nan
-            self.said.append(f"'reward' -1 marks a missed trial ({int(minus.sum())} times)")
-        return found
+    def read_rewards(self, is_missing: np.ndarray) -> np.ndarray:
+        """Reads rewards as numbers [R], NaN where missed.
 
-    def number(self, name: str, i: int) -> float:
-        value = self.table[name][i]
-        if value is None:
+        Args:
+            is_missing: [R] bool, trials that other columns show as missed. A reward of -1 marks a missed trial only
+                where every trial with that reward is missed anyway.
+        """
+        reward = np.array([self._read_number("reward", i) for i in range(len(is_missing))])
+        is_minus_one = reward == -1
+        if is_minus_one.any() and is_missing[is_minus_one].all():
+            reward[is_minus_one] = np.nan
+            self.notes.append(f"'reward' -1 marks a missed trial ({int(is_minus_one.sum())} times)")
+        return reward
+
+    def _read_number(self, name: str, i: int) -> float:
+        """One field as a number, NaN where it is missing or not a number."""
+        field = self.columns[name][i]
+        if field is None:
             return float("nan")
         try:
-            found = float(value.replace(",", ".") if self.decimal == "," else value)
+            number = float(field.replace(",", ".") if self.decimal_mark == "," else field)
         except ValueError:
-            found = float("inf")
-        if not np.isfinite(found):
-            self.bad[self.numbers[i]] = f"{name} '{value}' is no number"
+            number = float("inf")
+        if not np.isfinite(number):
+            self._reject(i, f"{name} '{field}' is not a number")
             return float("nan")
-        return found
+        return number
 
-    def flags(self, name: str) -> np.ndarray:
-        found = np.array([self.number(name, i) for i in range(len(self.numbers))])
-        for i in np.nonzero(~np.isin(found, (0, 1)) & ~np.isnan(found))[0]:
-            self.bad[self.numbers[i]] = f"{name} '{self.table[name][i]}' is neither 0 nor 1"
-        return found == 1
+    def read_flags(self, name: str) -> np.ndarray:
+        """Reads a column of 0 and 1 as Booleans [R].
 
-    def order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(trial numbers, sessions counted from 0, subjects), a row each."""
-        rows = len(self.numbers)
-        subject = np.array([str(v) for v in self.table["subject"]]) if "subject" in self.table else np.full(rows, "all")
-        if "subject" not in self.table:
-            self.said.append("no column of subjects: all rows are one subject's")
+        Args:
+            name: The column.
+        """
+        flags = np.array([self._read_number(name, i) for i in range(len(self.numbers))])
+        for i in np.nonzero(~np.isin(flags, (0, 1)) & ~np.isnan(flags))[0]:
+            self._reject(i, f"{name} '{self.columns[name][i]}' is neither 0 nor 1")
+        return flags == 1
+
+    def read_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns trial numbers, indices of sessions, and names of participants, [R] each."""
+        num_rows = len(self.numbers)
+        participant = np.full(num_rows, "all")
+        if "subject" in self.columns:
+            participant = np.array([str(name) for name in self.columns["subject"]])
+            for i in range(num_rows):
+                if self.columns["subject"][i] is None:
+                    self._reject(i, "no subject")
         else:
-            for i in np.nonzero(np.array([value is None for value in self.table["subject"]]))[0]:
-                self.bad[self.numbers[i]] = "no subject"
-        given = self.table.get("session", np.full(rows, ""))
-        session = np.unique([str(value) for value in given], return_inverse=True)[1]
-        if "trial" not in self.table:
-            self.said.append("no column of trial numbers: rows are taken as consecutive, deleted ones cannot be seen")
-            trial = np.zeros(rows, int)
-            for who in np.unique(subject):
-                trial[subject == who] = np.arange((subject == who).sum())
-            return trial, session, subject
-        trial = np.zeros(rows, int)
-        for i in range(rows):
-            number = self.number("trial", i)
+            self.notes.append("the file has no column of subjects: all rows belong to one participant")
+        sessions = [str(name) for name in self.columns.get("session", [""] * num_rows)]
+        session = np.unique(sessions, return_inverse=True)[1]
+        trial = np.zeros(num_rows, int)
+        if "trial" not in self.columns:
+            self.notes.append(
+                "the file has no column of trial numbers: rows count as consecutive, deleted rows cannot be detected"
+            )
+            for name in np.unique(participant):
+                trial[participant == name] = np.arange((participant == name).sum())
+            return trial, session, participant
+        for i in range(num_rows):
+            number = self._read_number("trial", i)
             if np.isnan(number) or number != int(number):
-                self.bad.setdefault(self.numbers[i], f"trial '{self.table['trial'][i]}' is no whole number")
+                self.bad_rows.setdefault(self.numbers[i], f"trial '{self.columns['trial'][i]}' is not a whole number")
             else:
                 trial[i] = int(number)
-        return trial, session, subject
+        return trial, session, participant
+
+    def _reject(self, i: int, reason: str) -> None:
+        """Records why a row cannot be read."""
+        self.bad_rows[self.numbers[i]] = reason
 
 
-def _value(line: Line, name: str, marks: set[str]) -> str | None:
-    value = line.fields[name].strip()
-    return None if value.lower() in MISSED | marks else value
+def _frequent_labels(name: str, counts: Counter[str], allowed_sizes: tuple[int, ...]) -> tuple[list[str], list[str]]:
+    """The labels of a column that has a fixed number of them, and the codes of missed trials.
+
+    Where there are too many labels, 0 and -1 mark missed trials, the rarer first; other labels are errors.
+    """
+    counts, missing_codes = Counter(counts), []
+    while len(counts) not in allowed_sizes and len(counts) > min(allowed_sizes) and counts.keys() & set(MISSING_CODES):
+        missing_codes.append(min((code for code in MISSING_CODES if code in counts), key=lambda code: counts[code]))
+        del counts[missing_codes[-1]]
+    size = max((size for size in allowed_sizes if size <= len(counts)), default=0)
+    if not size:
+        contents, sizes = ", ".join(sorted(counts)) or "nothing", " or ".join(map(str, allowed_sizes))
+        raise BadInput(f"the column '{name}' contains {contents}: it must have {sizes} different values")
+    return [label for label, _ in counts.most_common(size)], missing_codes
 
 
-def _plain(value: str) -> str:
-    """A label as it counts: numbers without their decimal point."""
+def _normalize_label(label: str) -> str:
+    """A label, in which whole numbers have no decimal places."""
     try:
-        number = float(value)
+        number = float(label)
     except ValueError:
-        return value
-    return str(int(number)) if number == int(number) else value
+        return label
+    return str(int(number)) if number == int(number) else label
 
 
-def _by_number(label: str) -> tuple[bool, float, str]:
+def _numeric_order(label: str) -> tuple[bool, float, str]:
+    """Sort key: numbers by value, then texts."""
     try:
         return False, float(label), label
     except ValueError:

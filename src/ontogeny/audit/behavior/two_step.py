@@ -1,130 +1,207 @@
-"""Models of the two-step task: repeating, model-free, successor, latent-state mimic, model-based, hybrid.
+"""Models of choice in the two-step task: repetition, model-free, successor representation, latent state, model-based,
+and a hybrid.
 
-Daw et al. 2011 (Neuron 69:1204) for the model-free SARSA(lambda), the model-based and their mixture, with one rate of
-learning for both stages; Dayan 1993 (Neural Computation 5:613) for the successor; Akam, Costa & Dayan 2015 (PLoS
-Comput Biol 11:e1004648) for the mimic: a belief which place is the good one, from which the choice follows by habit.
-All share tendencies to repeat and to one side, and the values of second choices, so that they differ in the first
-choice alone. With transitions known and fixed a successor IS model-based: as `map_rate` goes to zero the two are one
-model. They differ only in that a successor of finite rate follows the last transitions it saw.
+Sources: Daw et al. 2011 (Neuron 69:1204) for model-free SARSA(lambda), model-based values and their mixture, with one
+learning rate for both stages; Dayan 1993 (Neural Computation 5:613) for the successor representation; Akam, Costa &
+Dayan 2015 (PLoS Comput Biol 11:e1004648) for the latent-state model: a belief about which state is rewarded, from which
+the choice follows without planning. All models share perseveration, a side bias and the values of second choices, so
+they differ in the first choice alone. With known, fixed transitions a successor representation is equivalent to the
+model-based agent: the two models agree in the limit of `transition_learning_rate` 0, and differ only because the
+successor representation follows the most recent transitions.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from ontogeny.audit.behavior.base import Model, Parameter
+from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters, ParticipantTrials, TaskStatistics
+from ontogeny.types import PyTree
 
-STAY = (Parameter("repeat", 0.0, 0.5, 5.0, True), Parameter("side", -0.3, 0.3, 5.0, True))
-RATE = Parameter("rate", 0.2, 0.7)
-TRACE = Parameter("trace", 0.0, 1.0)
-MAP_RATE = Parameter("map_rate", 0.2, 0.6)
-WEIGHT = Parameter("weight", 3.0, 8.0, 20.0)
-BOTH = (Parameter("free_weight", 2.0, 5.0, 20.0), Parameter("based_weight", 2.0, 5.0, 20.0))
-SECOND = Parameter("second_weight", 2.0, 5.0, 20.0)
-HAZARD = Parameter("hazard", 0.02, 0.2, 0.5)
-SURENESS = Parameter("sureness", 0.7, 0.95)
+SHARED = (
+    ModelParameter("perseveration", 0.0, 0.5, 5.0, True),
+    ModelParameter("side_bias", -0.3, 0.3, 5.0, True),
+)
+LEARNING_RATE = ModelParameter("learning_rate", 0.2, 0.7)
+ELIGIBILITY_TRACE = ModelParameter("eligibility_trace", 0.0, 1.0)
+TRANSITION_LEARNING_RATE = ModelParameter("transition_learning_rate", 0.2, 0.6)
+INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", 3.0, 8.0, 20.0)
+HYBRID_WEIGHTS = (
+    ModelParameter("model_free_weight", 2.0, 5.0, 20.0),
+    ModelParameter("model_based_weight", 2.0, 5.0, 20.0),
+)
+SECOND_INVERSE_TEMPERATURE = ModelParameter("second_inverse_temperature", 2.0, 5.0, 20.0)
+HAZARD_RATE = ModelParameter("hazard_rate", 0.02, 0.2, 0.5)
+REWARD_RELIABILITY = ModelParameter("reward_reliability", 0.7, 0.95)
+INITIAL_VALUE = 0.5
+
+FirstValues = Callable[[Parameters, TaskStatistics, PyTree], Array]
+"""Values [2] of the first choices; the memory is a pair of option values [2, 2] and the memory of `InitExtra`."""
+InitExtra = Callable[[Parameters, TaskStatistics], PyTree]
+"""The part of the memory that a model has beside the values of options."""
+UpdateExtra = Callable[[Parameters, PyTree, ParticipantTrials, Array], PyTree]
+"""The next extra memory from (parameters, memory, trial, reward prediction error)."""
 
 
 @cache  # the same functions each time, so that they are compiled once
-def models(has_second: bool) -> tuple[Model, ...]:
-    """With second choices to explain, or for a task in which a place pays by itself."""
+def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
+    """Returns the models of the two-step task.
 
-    def model(name, told, parameters, value, *, keeps=None, learn=None):
-        """`value(p, who, memory)` [2], of first choices; memory holds place values [2, 2] and `keeps(p, who)`."""
-        own = tuple(parameters)
-        valued = RATE in own
-        if has_second:
-            own += (SECOND,) if valued else (RATE, SECOND)
+    Args:
+        has_second_choice: Whether there are second choices to explain, or each state is rewarded by itself.
+    """
 
-        def begin(p, who):
-            return jnp.full((2, 2), 0.5), keeps(p, who) if keeps is not None else ()
+    def state_values(values: Array) -> Array:
+        return jnp.max(values, axis=1) if has_second_choice else values[:, 0]
 
-        def first(p, who, memory, last):
-            return value(p, who, memory) + p["repeat"] * last + p["side"] * jnp.array([-0.5, 0.5])
+    def model_free(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+        return p["inverse_temperature"] * memory[1]
 
-        def second(p, memory, place):
-            return p["second_weight"] * jax.nn.one_hot(place, 2) @ memory[0]
+    def successor(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+        return p["inverse_temperature"] * memory[1] @ state_values(memory[0])
 
-        def learned(p, memory, trial):
-            values, kept = memory
-            taken = _taken(trial)
-            error = trial.reward - jnp.sum(values * taken)
-            kept = learn(p, memory, trial, error) if learn is not None else kept
-            return values + p.get("rate", 0.0) * error * taken, kept
+    def latent_state(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+        beliefs = jax.nn.sigmoid(memory[1] * jnp.array([-1.0, 1.0]))
+        return p["inverse_temperature"] * task.transition_probs @ beliefs
 
-        return Model(name, told, own + STAY, begin, first, second if has_second else None, learned)
+    def model_based(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+        return p["inverse_temperature"] * task.transition_probs @ state_values(memory[0])
 
-    def best(values):
-        return jnp.max(values, axis=1) if has_second else values[:, 0]
+    def hybrid(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+        planned = task.transition_probs @ state_values(memory[0])
+        return p["model_free_weight"] * memory[1] + p["model_based_weight"] * planned
 
-    def free_values(p, who):
-        return jnp.full(2, 0.5)
-
-    def free_learn(p, memory, trial, error):
-        values, free = memory
-        chosen = jax.nn.one_hot(trial.choice, 2)
-        surprise = jnp.sum(values * _taken(trial)) - free @ chosen
-        return free + p["rate"] * (surprise + p["trace"] * error) * chosen
-
-    def map_learn(p, memory, trial, error):
-        chosen = jax.nn.one_hot(trial.choice, 2)[:, None]
-        return memory[1] + p["map_rate"] * chosen * (jax.nn.one_hot(trial.place, 2) - memory[1])
-
-    def belief_learn(p, memory, trial, error):
-        """Log odds that place 1 is the good one: Bayes' rule for what was seen, then the chance of a swap."""
-        shown = (2 * trial.reward - 1) * (2 * trial.place - 1) * _log_odds(p["sureness"])
-        belief = jax.nn.sigmoid(memory[1] + shown)
-        return _log_odds(belief * (1 - p["hazard"]) + (1 - belief) * p["hazard"])
-
-    return (
-        model("repeats", "repeats itself and keeps to a side, whatever pays", (), lambda p, who, memory: jnp.zeros(2)),
-        model(
+    specs: tuple[tuple[str, str, Sequence[ModelParameter], FirstValues, InitExtra, UpdateExtra], ...] = (
+        (
+            "repetition",
+            "repeats its choices and prefers one side, independently of reward",
+            (),
+            lambda p, task, memory: jnp.zeros(2),
+            _init_nothing,
+            _keep,
+        ),
+        (
             "model_free",
-            "repeats what paid: SARSA(lambda)",
-            (RATE, TRACE, WEIGHT),
-            lambda p, who, memory: p["weight"] * memory[1],
-            keeps=free_values,
-            learn=free_learn,
+            "repeats rewarded choices: SARSA(lambda)",
+            (LEARNING_RATE, ELIGIBILITY_TRACE, INVERSE_TEMPERATURE),
+            model_free,
+            _init_choice_values,
+            _update_choice_values,
         ),
-        model(
+        (
             "successor",
-            "learns where its choices lead by temporal difference: successor representation",
-            (RATE, MAP_RATE, WEIGHT),
-            lambda p, who, memory: p["weight"] * memory[1] @ best(memory[0]),
-            keeps=lambda p, who: who.lead,
-            learn=map_learn,
+            "learns by temporal differences which states follow its choices: successor representation",
+            (LEARNING_RATE, TRANSITION_LEARNING_RATE, INVERSE_TEMPERATURE),
+            successor,
+            lambda p, task: task.transition_probs,
+            _update_transitions,
         ),
-        model(
-            "mimic",
-            "acts by habit on a belief which place is the good one: latent-state mimic",
-            (HAZARD, SURENESS, WEIGHT),
-            lambda p, who, memory: p["weight"] * who.lead @ jax.nn.sigmoid(memory[1] * jnp.array([-1.0, 1.0])),
-            keeps=lambda p, who: jnp.zeros(()),
-            learn=belief_learn,
+        (
+            "latent_state",
+            "infers which state is rewarded and chooses by habit on this belief",
+            (HAZARD_RATE, REWARD_RELIABILITY, INVERSE_TEMPERATURE),
+            latent_state,
+            lambda p, task: jnp.zeros(()),
+            _update_belief,
         ),
-        model(
+        (
             "model_based",
-            "plans by known transitions",
-            (RATE, WEIGHT),
-            lambda p, who, memory: p["weight"] * who.lead @ best(memory[0]),
+            "plans with known transitions",
+            (LEARNING_RATE, INVERSE_TEMPERATURE),
+            model_based,
+            _init_nothing,
+            _keep,
         ),
-        model(
+        (
             "hybrid",
-            "model-free and model-based values added",
-            (RATE, TRACE, *BOTH),
-            lambda p, who, memory: p["free_weight"] * memory[1] + p["based_weight"] * who.lead @ best(memory[0]),
-            keeps=free_values,
-            learn=free_learn,
+            "adds model-free and model-based values",
+            (LEARNING_RATE, ELIGIBILITY_TRACE, *HYBRID_WEIGHTS),
+            hybrid,
+            _init_choice_values,
+            _update_choice_values,
         ),
     )
+    return tuple(_build_model(has_second_choice, *spec) for spec in specs)
 
 
-def _taken(trial):
-    """[2, 2] one-hot, by place and second choice: products are quicker than gathers where many are fitted at once."""
-    return jax.nn.one_hot(trial.place, 2)[:, None] * jax.nn.one_hot(trial.second, 2)
+def _build_model(
+    has_second_choice: bool,
+    name: str,
+    description: str,
+    parameters: Sequence[ModelParameter],
+    first_values: FirstValues,
+    init_extra: InitExtra,
+    update_extra: UpdateExtra,
+) -> ChoiceModel:
+    """A model from the values of its first choices, with the parts that all models share."""
+    all_parameters = tuple(parameters)
+    if has_second_choice:
+        learns_values = LEARNING_RATE in all_parameters
+        all_parameters += (
+            (SECOND_INVERSE_TEMPERATURE,) if learns_values else (LEARNING_RATE, SECOND_INVERSE_TEMPERATURE)
+        )
+
+    def init(p: Parameters, task: TaskStatistics) -> PyTree:
+        return jnp.full((2, 2), INITIAL_VALUE), init_extra(p, task)
+
+    def first_logits(p: Parameters, task: TaskStatistics, memory: PyTree, previous: Array) -> Array:
+        values = first_values(p, task, memory)
+        return values + p["perseveration"] * previous + p["side_bias"] * jnp.array([-0.5, 0.5])
+
+    def second_logits(p: Parameters, memory: PyTree, state: Array) -> Array:
+        return p["second_inverse_temperature"] * jax.nn.one_hot(state, 2) @ memory[0]
+
+    def update(p: Parameters, memory: PyTree, trial: ParticipantTrials) -> PyTree:
+        values, _ = memory
+        option = _option_one_hot(trial)
+        error = trial.reward - jnp.sum(values * option)
+        extra = update_extra(p, memory, trial, error)
+        return values + p.get("learning_rate", 0.0) * error * option, extra
+
+    optional_logits = second_logits if has_second_choice else None
+    return ChoiceModel(name, description, all_parameters + SHARED, init, first_logits, optional_logits, update)
 
 
-def _log_odds(probability):
+def _init_nothing(p: Parameters, task: TaskStatistics) -> PyTree:
+    return ()
+
+
+def _keep(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> PyTree:
+    return memory[1]
+
+
+def _init_choice_values(p: Parameters, task: TaskStatistics) -> Array:
+    return jnp.full(2, INITIAL_VALUE)
+
+
+def _update_choice_values(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> Array:
+    """Model-free values of the first choices: temporal-difference error of both stages."""
+    values, choice_values = memory
+    chosen = jax.nn.one_hot(trial.choice, 2)
+    first_error = jnp.sum(values * _option_one_hot(trial)) - choice_values @ chosen
+    return choice_values + p["learning_rate"] * (first_error + p["eligibility_trace"] * error) * chosen
+
+
+def _update_transitions(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> Array:
+    """Learned transition probabilities [2, 2]."""
+    chosen = jax.nn.one_hot(trial.choice, 2)[:, None]
+    return memory[1] + p["transition_learning_rate"] * chosen * (jax.nn.one_hot(trial.state, 2) - memory[1])
+
+
+def _update_belief(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> Array:
+    """Log odds that state 1 is the rewarded one: Bayes' rule for the reward, then the probability of a reversal."""
+    evidence = (2 * trial.reward - 1) * (2 * trial.state - 1) * _log_odds(p["reward_reliability"])
+    belief = jax.nn.sigmoid(memory[1] + evidence)
+    return _log_odds(belief * (1 - p["hazard_rate"]) + (1 - belief) * p["hazard_rate"])
+
+
+def _option_one_hot(trial: ParticipantTrials) -> Array:
+    """[2, 2] by state and second choice: products are faster than gathers where many models are fitted at once."""
+    return jax.nn.one_hot(trial.state, 2)[:, None] * jax.nn.one_hot(trial.second_choice, 2)
+
+
+def _log_odds(probability: Array) -> Array:
     probability = jnp.clip(probability, 1e-6, 1 - 1e-6)
     return jnp.log(probability) - jnp.log1p(-probability)

@@ -1,1 +1,1 @@
-"""."""
+"""Prequential audit: tests whether the scores of an online predictor are those of a single first pass over a stream."""

@@ -1,0 +1,208 @@
+"""The whole analysis of logged choices: from a file to one record with stay probabilities, regressions and models."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ontogeny.audit.behavior import bandit, two_step
+from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel
+from ontogeny.audit.behavior.comparison import ModelComparison, best_models, bic_differences, compare_models
+from ontogeny.audit.behavior.reading import read_table
+from ontogeny.audit.behavior.stay_analysis import (
+    ParticipantMean,
+    StayAnalysis,
+    analyze_stays,
+    mean_over_participants,
+    replace_trials,
+)
+from ontogeny.audit.behavior.trial_arrays import arrange_trials
+from ontogeny.runs.formats import FORMATS, JSON_REPORT
+
+INTERACTION = "reward x transition"
+MIN_COEFFICIENT = 0.1  # log odds; in many organisms a smaller coefficient may be significant without being relevant
+SUCCESSOR_NOTE = (
+    "A successor representation with fixed transition probabilities chooses exactly as a model-based agent does, so in "
+    "a two-step task the two are one model. The fitted successor representation keeps learning its transitions and "
+    "differs by following the most recent ones; its row of the recovery matrix shows how well they are distinguished."
+)
+
+
+def read_choices(
+    path: Path,
+    *,
+    text: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+    na_values: Sequence[str] = (),
+    skip_bad_rows: bool = False,
+) -> ChoiceData:
+    """Reads the choices of a file.
+
+    Args:
+        path: The file.
+        text: Content that is read in place of the file.
+        columns: Names of columns in the file by the names of `csv_file.COLUMN_NAMES`.
+        task: `two_step` or `bandit`; by default inferred from the columns.
+        na_values: Further marks of a missed trial.
+        skip_bad_rows: Skip rows that cannot be read, in place of an error.
+
+    Raises:
+        BadInput: The file cannot be read as choices.
+    """
+    table = read_table(path, text=text, columns=columns, task=task, na_values=na_values, skip_bad_rows=skip_bad_rows)
+    return arrange_trials(table)
+
+
+def analyze_choices(
+    choices: ChoiceData,
+    *,
+    num_groups: int | None = None,
+    num_starts: tuple[int, int] | None = None,
+    seed: int = 0,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Analyzes choices.
+
+    Args:
+        choices: The choices of all participants.
+        num_groups: As in `compare_models`.
+        num_starts: As in `compare_models`.
+        seed: Determines all randomness.
+        on_progress: As in `compare_models`.
+
+    Returns:
+        A record of values that JSON can hold.
+    """
+    models = (
+        two_step.build_models(choices.has_second_choice)
+        if choices.task == "two_step"
+        else bandit.build_models(choices.num_arms)
+    )
+    comparison = compare_models(
+        models, choices, num_groups=num_groups, num_starts=num_starts, seed=seed, on_progress=on_progress
+    )
+    best, by_participant = bic_differences(comparison.fits)
+    differences = {name: mean_over_participants(values) for name, values in by_participant.items()}
+    stays = analyze_stays(choices)
+    of_organisms, of_simulations = (
+        {
+            model.name: analyze_stays(replace_trials(choices, trials))
+            for model, trials in zip(models, simulations, strict=True)
+        }
+        for simulations in (comparison.organisms, comparison.fitted_simulations)
+    )
+    record = {
+        "format": FORMATS[JSON_REPORT],
+        "task": choices.task,
+        "notes": list(choices.notes),
+        "participants": list(choices.participants),
+        "better_choice_source": "stated in the file" if choices.is_correct is not None else "estimated in hindsight",
+        "stay_analysis": _stays_to_record(stays)
+        | {
+            "num_pairs": stays.num_pairs,
+            "by_participant": {
+                cell: [probability._asdict() for probability in part] for cell, part in stays.by_participant.items()
+            },
+        },
+        "organisms": {name: _stays_to_record(part) for name, part in of_organisms.items()},
+        "fitted_simulations": {name: _stays_to_record(part) for name, part in of_simulations.items()},
+        "models": _models_to_record(models, comparison, differences),
+        "best_model": comparison.fits[best].model,
+        "best_models": best_models(comparison.fits),
+        "recovery": comparison.recovery._asdict()
+        | {
+            "models": list(comparison.recovery.models),
+            "by_participant": comparison.recovery.by_participant.tolist(),
+            "by_group": comparison.recovery.by_group.tolist(),
+        },
+    }
+    return record | {"verdict_text": _write_verdicts(record, stays, of_organisms, differences)}
+
+
+def model_label(name: str) -> str:
+    """Returns the name of a model as texts show it."""
+    return name.replace("_", "-")
+
+
+def _models_to_record(
+    models: Sequence[ChoiceModel], comparison: ModelComparison, differences: Mapping[str, ParticipantMean]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": model.name,
+            "description": model.description,
+            "parameters": {name: values.tolist() for name, values in fit.parameters.items()},
+            "log_likelihood": fit.log_likelihood.tolist(),
+            "bic": fit.bic.tolist(),
+            "summed_bic": float(fit.bic.sum()),
+            "bic_difference": _mean_to_record(differences[model.name]) if model.name in differences else None,
+            "converged_share": float(fit.converged_share.mean()),
+        }
+        for model, fit in zip(models, comparison.fits, strict=True)
+    ]
+
+
+def _write_verdicts(
+    record: Mapping[str, Any],
+    stays: StayAnalysis,
+    of_organisms: Mapping[str, StayAnalysis],
+    differences: Mapping[str, ParticipantMean],
+) -> list[str]:
+    """Sentences about what the choices show and what they leave open."""
+    is_two_step = record["task"] == "two_step"
+    sentences = [_contrast_verdict(stays, is_two_step)]
+    if is_two_step:
+        for kind, attribute in (("plain", "regression"), ("corrected", "corrected_regression")):
+            coefficients = {name: getattr(part, attribute)[INTERACTION] for name, part in of_organisms.items()}
+            positive = [name for name, mean in coefficients.items() if mean.low > 0 and mean.mean > MIN_COEFFICIENT]
+            names = ", ".join(map(model_label, positive)) or "none"
+            sentences.append(
+                f"The {kind} {INTERACTION} coefficient is positive in model organisms of these models: {names}."
+            )
+    best = record["best_model"]
+    close = [model_label(name) for name, difference in differences.items() if not difference.low > 0]
+    comparison = (
+        f"not significantly better than {', '.join(close)}" if close else "significantly better than every other"
+    )
+    sentences.append(
+        f"The model with the lowest summed BIC is {model_label(best)}; over participants it is {comparison}."
+    )
+    sentences.append(_recovery_verdict(record["recovery"], best))
+    return [*sentences, SUCCESSOR_NOTE] if is_two_step else sentences
+
+
+def _contrast_verdict(stays: StayAnalysis, is_two_step: bool) -> str:
+    """A sentence about the main contrast of stay probabilities."""
+    name = "interaction" if is_two_step else "reward"
+    claim = "reward and transition interact in staying" if is_two_step else "reward makes staying more likely"
+    contrast = stays.contrasts[name]
+    if math.isnan(contrast.low):
+        return f"The {name} contrast of stay probabilities is {contrast.mean:+.3f}; one participant gives no interval."
+    interval = f"{contrast.mean:+.3f} ({contrast.low:+.3f} to {contrast.high:+.3f})"
+    if contrast.low > 0:
+        return f"{claim.capitalize()}: contrast {interval} over {contrast.num_participants} participants."
+    return f"It is undetermined whether {claim}: contrast {interval} over {contrast.num_participants} participants."
+
+
+def _recovery_verdict(recovery: Mapping[str, Any], best: str) -> str:
+    """A sentence about how reliably the best model is recognized."""
+    names = recovery["models"]
+    shares = dict(zip(names, recovery["by_participant"][names.index(best)], strict=True))
+    confusion, confused_with = max((share, name) for name, share in shares.items() if name != best)
+    return (
+        f"With as many trials as in this file, a single model organism of {model_label(best)} is recognized in "
+        f"{shares[best]:.0%} of cases; the most frequent confusion is {model_label(confused_with)} ({confusion:.0%})."
+    )
+
+
+def _stays_to_record(stays: StayAnalysis) -> dict[str, Any]:
+    return {
+        name: {key: _mean_to_record(mean) for key, mean in getattr(stays, name).items()}
+        for name in ("cell_means", "contrasts", "regression", "corrected_regression")
+    }
+
+
+def _mean_to_record(mean: ParticipantMean) -> dict[str, Any]:
+    """A mean as JSON values; None in place of NaN."""
+    return {key: None if math.isnan(value) else value for key, value in mean._asdict().items()}

@@ -1,0 +1,134 @@
+"""CSV files of choices: decoding, delimiter, and the recognition of columns by their names."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ontogeny import plugins
+from ontogeny.errors import BadInput
+from ontogeny.report.formatting import pluralize
+
+COLUMN_NAMES = {  # common names of each column, without regard to case and punctuation
+    "subject": "subject subjid subjectid subj sub id participant participantid ppt animal animalid mouse rat agent",
+    "session": "session sessionid run",
+    "trial": "trial trialnumber trialnum trialno trialindex t",
+    "choice": "choice choice1 firstchoice level1choice stage1choice step1choice stepone action action1 arm c1",
+    "state": "state state2 place secondstate stage2state level2state step2state",
+    "transition": "transition transitiontype trans common iscommon",
+    "choice2": "choice2 secondchoice level2choice stage2choice step2choice action2 c2",
+    "reward": "reward outcome payoff payout points win rewarded gain r",
+    "correct": "correct better",
+}
+REQUIRED_COLUMNS = ("choice", "reward")
+DELIMITERS = {"\t": "tab", ";": "semicolon", ",": "comma"}
+BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+
+
+class CsvRow(NamedTuple):
+    """One row of a file."""
+
+    number: int  # of the last line that the row occupies in the file
+    fields: dict[str, str]  # by the names of `COLUMN_NAMES`
+
+
+class CsvTable(NamedTuple):
+    """The rows of a file, and how to read them."""
+
+    columns: frozenset[str]  # names of `COLUMN_NAMES` that the file has
+    rows: list[CsvRow]
+    decimal_mark: str
+
+
+def decode_file(path: Path, notes: list[str]) -> str:
+    """Reads a text file in UTF-8, or in the encoding that its byte-order mark states.
+
+    Args:
+        path: The file.
+        notes: Receives a sentence if there is a byte-order mark.
+
+    Raises:
+        BadInput: The file cannot be read or is not text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    if encoding != "utf-8":
+        notes.append(f"the byte-order mark ({encoding.removesuffix('-sig')}) is ignored")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"'{path}' is not text in {encoding}: byte {error.start} cannot be read") from None
+
+
+def parse_csv(
+    path: Path, text: str, columns: Mapping[str, str], notes: list[str], bad_rows: dict[int, str]
+) -> CsvTable:
+    """Splits the text of a file into rows and recognizes its columns.
+
+    Args:
+        path: The file, for messages.
+        text: Its content.
+        columns: Names of columns in the file by the names of `COLUMN_NAMES`; others are recognized by common names.
+        notes: Receives a sentence about delimiter and columns.
+        bad_rows: Receives the rows with a wrong number of fields, by their line in the file.
+
+    Raises:
+        BadInput: The text is not CSV, has no rows, or lacks a required column.
+    """
+    first_line = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=first_line.count)
+    if delimiter not in first_line:
+        raise BadInput(f"'{path}' has one column only: separate columns by tab, comma or semicolon")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        header = [name.strip() for name in next(reader)]
+        indices = _find_columns(path, header, columns)
+        rows = []
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            while len(fields) > len(header) and not fields[-1].strip():
+                fields.pop()
+            if len(fields) != len(header):
+                bad_rows[reader.line_num] = f"{pluralize(len(fields), 'field')}, not {len(header)}"
+            else:
+                rows.append(CsvRow(reader.line_num, {name: fields[i].strip() for name, i in indices.items()}))
+    except csv.Error as error:
+        raise BadInput(f"'{path}' cannot be read after line {reader.line_num}: {error}") from None
+    if not rows:
+        raise BadInput(f"'{path}' has no rows of {len(header)} columns")
+    for name in REQUIRED_COLUMNS:
+        if name not in indices:
+            raise BadInput(
+                f"'{path}' has no column '{name}'; its columns are {', '.join(header)}: "
+                f"name the column with --columns {name}=NAME"
+            )
+    renamed = ", ".join(f"{name} = {header[i]}" for name, i in indices.items() if name != header[i])
+    notes.append(f"columns are separated by {DELIMITERS[delimiter]}" + (f"; read as {renamed}" if renamed else ""))
+    return CsvTable(frozenset(indices), rows, "," if delimiter == ";" else ".")
+
+
+def _find_columns(path: Path, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
+    """The index of each recognized column."""
+    indices: dict[str, int] = {}
+    for name, name_in_file in columns.items():
+        if name not in COLUMN_NAMES:
+            raise plugins.unknown_name_error("column", name, list(COLUMN_NAMES))
+        if name_in_file not in header:
+            raise plugins.unknown_name_error(f"column in '{path}' named", name_in_file, list(header))
+        indices[name] = header.index(name_in_file)
+    plain_header = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
+    for name, common_names in COLUMN_NAMES.items():
+        if name in indices:
+            continue
+        for common_name in common_names.split():
+            matches = [i for i, plain in enumerate(plain_header) if plain == common_name and i not in indices.values()]
+            if matches:
+                indices[name] = matches[0]
+                break
+    return indices

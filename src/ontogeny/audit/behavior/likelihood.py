@@ -1,0 +1,180 @@
+"""The likelihood of choices under a model, and simulation of a model in the task of a participant."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials, TaskStatistics, option_index
+from ontogeny.types import Key, PyTree
+
+REWARD_WINDOW = 8.0  # trials, time constant of the smoothing of rewards
+
+
+class TaskShape(NamedTuple):
+    """The properties of a task that decide the shapes of arrays."""
+
+    task: str
+    num_arms: int
+    has_second_choice: bool
+
+
+def task_shape(choices: ChoiceData) -> TaskShape:
+    """Returns the shape of the task in which choices were made."""
+    return TaskShape(choices.task, choices.num_arms, choices.has_second_choice)
+
+
+def estimate_task(choices: ChoiceData) -> TaskStatistics:
+    """Estimates each participant's task: shares of transitions, and rewards of each option smoothed over time.
+
+    Returns:
+        Arrays with the leading axis [S].
+    """
+    S, T = choices.trials.choice.shape
+    transition_probs = np.full((S, 2, 2), 0.5, np.float32)
+    reward_probs = np.zeros((S, T, choices.num_options), np.float32)
+    distance = np.abs(np.arange(T)[:, None] - np.arange(T)[None, :])
+    kernel = np.exp(-distance / REWARD_WINDOW)
+    options = option_index(choices.task, choices.has_second_choice, choices.trials)
+    for s in range(S):
+        is_complete, reward = choices.trials.is_complete[s], choices.trials.reward[s]
+        if choices.task == "two_step":
+            share = choices.is_common[s][is_complete].mean()
+            for choice in (0, 1):
+                transition_probs[s, choice, choices.common_state[s, choice]] = share
+                transition_probs[s, choice, 1 - choices.common_state[s, choice]] = 1 - share
+        mean = reward[is_complete].mean()
+        for option in range(choices.num_options):
+            chosen = is_complete & (options[s] == option)
+            smoothed = (kernel[:, chosen] @ reward[chosen] + mean) / (kernel[:, chosen].sum(axis=1) + 1)
+            reward_probs[s, :, option] = smoothed
+    return TaskStatistics(transition_probs, reward_probs)
+
+
+def to_parameters(model: ChoiceModel, unbounded: Array) -> dict[str, Array]:
+    """Maps unbounded numbers to parameters within their bounds.
+
+    Args:
+        model: The model with K parameters.
+        unbounded: [K].
+    """
+    return {
+        p.name: p.scale * (jnp.tanh(x) if p.signed else jax.nn.sigmoid(x))
+        for p, x in zip(model.parameters, unbounded, strict=True)
+    }
+
+
+def sample_parameters(seed: int, model: ChoiceModel, number: int) -> np.ndarray:
+    """Samples parameters uniformly from their ranges.
+
+    Args:
+        seed: Determines the sample.
+        model: The model with K parameters.
+        number: N, how many sets of parameters to sample.
+
+    Returns:
+        Unbounded numbers [N, K], as `to_parameters` takes them.
+    """
+    low, high, scale = (np.array([getattr(p, name) for p in model.parameters]) for name in ("low", "high", "scale"))
+    signed = np.array([p.signed for p in model.parameters])
+    share = np.random.default_rng(seed).uniform(low, high, (number, len(low))) / scale
+    inside = np.clip(share, np.where(signed, -0.999, 1e-3), 0.999)
+    return np.where(signed, np.arctanh(inside), np.log(np.maximum(inside, 1e-6)) - np.log1p(-inside)).astype(np.float32)
+
+
+def log_likelihoods(
+    model: ChoiceModel, num_arms: int, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
+) -> Array:
+    """The log-likelihood of each trial's choices.
+
+    Args:
+        model: The model with K parameters.
+        num_arms: A, number of first choices.
+        unbounded: [K], as `to_parameters` takes them.
+        task: The task of one participant.
+        trials: [T], the trials of one participant.
+
+    Returns:
+        [T] in nats; zero where a trial is incomplete.
+    """
+    p = to_parameters(model, unbounded)
+
+    def step(carry: tuple[PyTree, Array], trial: ParticipantTrials) -> tuple[tuple[PyTree, Array], Array]:
+        memory, previous = carry
+        memory = _select(trial.starts_session, model.init(p, task), memory)
+        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous, 0.0))
+        chosen = jax.nn.one_hot(trial.choice, num_arms)
+        log_likelihood = jnp.sum(jax.nn.log_softmax(logits) * chosen)
+        if model.second_logits is not None:
+            second_log_probs = jax.nn.log_softmax(model.second_logits(p, memory, trial.state))
+            log_likelihood += second_log_probs @ jax.nn.one_hot(trial.second_choice, 2)
+        memory = _select(trial.is_complete, model.update(p, memory, trial), memory)
+        return (memory, chosen), jnp.where(trial.is_complete, log_likelihood, 0.0)
+
+    return jax.lax.scan(step, (model.init(p, task), jnp.zeros(num_arms)), trials)[1]
+
+
+@partial(jax.jit, static_argnames=("model", "shape"))
+def simulate_participants(
+    keys: Key,
+    model: ChoiceModel,
+    shape: TaskShape,
+    unbounded: Array,
+    task: TaskStatistics,
+    trials: ParticipantTrials,
+) -> ParticipantTrials:
+    """Simulates a model in the tasks of participants: the same trials are missed, transitions and rewards are drawn.
+
+    Args:
+        keys: [N].
+        model: The model with K parameters.
+        shape: The shape of the task.
+        unbounded: [N, K], as `to_parameters` takes them.
+        task: Task statistics with the leading axis [N].
+        trials: [N, T].
+
+    Returns:
+        Simulated trials [N, T].
+    """
+    return jax.vmap(partial(_simulate_participant, model, shape))(keys, unbounded, task, trials)
+
+
+def _simulate_participant(
+    model: ChoiceModel, shape: TaskShape, key: Key, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
+) -> ParticipantTrials:
+    """`simulate_participants` for one participant."""
+    p = to_parameters(model, unbounded)
+
+    def step(
+        carry: tuple[PyTree, Array], inputs: tuple[Key, ParticipantTrials, Array]
+    ) -> tuple[tuple[PyTree, Array], ParticipantTrials]:
+        memory, previous = carry
+        key, trial, reward_probs = inputs
+        keys = jax.random.split(key, 4)
+        memory = _select(trial.starts_session, model.init(p, task), memory)
+        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous, 0.0))
+        choice = jax.random.categorical(keys[0], logits).astype(jnp.int32)
+        state, second_choice = jnp.int32(0), jnp.int32(0)
+        if shape.task == "two_step":
+            state = (jax.random.uniform(keys[1]) < task.transition_probs[choice, 1]).astype(jnp.int32)
+        if model.second_logits is not None:
+            second_logits = model.second_logits(p, memory, state)
+            second_choice = jax.random.categorical(keys[2], second_logits).astype(jnp.int32)
+        simulated = trial._replace(choice=choice, state=state, second_choice=second_choice)
+        option = option_index(shape.task, shape.has_second_choice, simulated)
+        reward = jax.random.uniform(keys[3]) < reward_probs[option]
+        simulated = simulated._replace(reward=reward.astype(jnp.float32))
+        memory = _select(trial.is_complete, model.update(p, memory, simulated), memory)
+        return (memory, jax.nn.one_hot(choice, shape.num_arms)), simulated
+
+    keys = jax.random.split(key, len(trials.choice))
+    init = (model.init(p, task), jnp.zeros(shape.num_arms))
+    return jax.lax.scan(step, init, (keys, trials, task.reward_probs))[1]
+
+
+def _select(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """One of two trees of equal structure."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

@@ -1,0 +1,196 @@
+"""The checks of the prequential audit: each compares the log-probabilities of several passes and gives a verdict."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+
+from ontogeny import plugins
+from ontogeny.errors import BadInput
+from ontogeny.stats import clopper_pearson
+
+MAX_LOG_SUM = 1e-4  # deviation of log sum(p) from zero that 32-bit rounding explains
+MIN_REPLAY_GAIN = 0.01  # nats per token by which a second pass must improve before memory is named as the cause
+UNIFORM_SHARES = (0.0, 0.5, 0.9)  # mixed into the predictions, so that single confident errors do not hide a gain
+
+
+class CheckResult(NamedTuple):
+    """The result of one check."""
+
+    name: str
+    verdict: str  # one of `base.VERDICTS`
+    summary: str
+    measurements: dict[str, float]
+
+
+def check_causality(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarray]]) -> CheckResult:
+    """Checks that changing a token leaves every distribution up to and including its own bit-identical.
+
+    Args:
+        log_probs: [T, V], of the unchanged stream.
+        passes: Pairs of the first changed position and the log-probabilities [T, V] of the changed stream.
+    """
+    num_positions = num_leaks = 0
+    max_difference, summary = 0.0, ""
+    for position, changed in passes:
+        num_positions += 1
+        before, after = log_probs[: position + 1], changed[: position + 1]
+        affected = np.nonzero((after != before).any(axis=1))[0]
+        if len(affected):
+            num_leaks += 1
+            difference = max_abs_difference(after, before)
+            if difference >= max_difference:
+                max_difference = difference
+                summary = f"changing token {position} changes the prediction of token {affected[0]} by up to "
+                summary += f"{difference:.2g} nats"
+    low, high = clopper_pearson(num_leaks, num_positions)
+    measurements = {
+        "num_positions": num_positions,
+        "num_leaks": num_leaks,
+        "low": low,
+        "high": high,
+        "max_difference": max_difference,
+    }
+    if num_leaks:
+        return CheckResult("causal", "fail", f"{summary} ({num_leaks} of {num_positions} positions)", measurements)
+    summary = f"changes at {num_positions} positions alter no earlier bit; the 95 % interval excludes leaks at more "
+    return CheckResult("causal", "pass", f"{summary}than {high:.0%} of positions", measurements)
+
+
+def check_normalization(log_sum: float) -> CheckResult:
+    """Checks that every distribution sums to one.
+
+    Args:
+        log_sum: The log of the sum that is farthest from one, over all passes.
+    """
+    measurements = {"max_log_sum": log_sum}
+    if abs(log_sum) <= MAX_LOG_SUM:
+        summary = f"every distribution sums to one within {abs(log_sum):.1g}"
+        return CheckResult("normalized", "pass", summary, measurements)
+    consequence = "which improves the scores" if log_sum > 0 else "so probability is lost"
+    summary = f"one distribution sums to e^{log_sum:+.2g}, {consequence}"
+    return CheckResult("normalized", "fail", summary, measurements)
+
+
+def check_prefixes(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarray]], tolerance: float) -> CheckResult:
+    """Checks that a prefix of the stream has the same log-probabilities as the whole stream.
+
+    Args:
+        log_probs: [T, V], of the whole stream.
+        passes: Pairs of a length L and the log-probabilities [L, V] of the prefix.
+        tolerance: Largest difference in nats that counts as rounding.
+    """
+    max_difference, worst_length, num_prefixes = 0.0, 0, 0
+    for length, of_prefix in passes:
+        num_prefixes += 1
+        difference = max_abs_difference(of_prefix, log_probs[:length])
+        if difference >= max_difference:
+            max_difference, worst_length = difference, length
+    measurements = {"num_prefixes": num_prefixes, "max_difference": max_difference}
+    if max_difference > tolerance:
+        summary = f"in a stream of {worst_length} tokens the same predictions differ by {max_difference:.2g} nats"
+        return CheckResult("prefix_invariant", "fail", summary, measurements)
+    precision = "bit for bit" if max_difference == 0 else f"up to rounding ({max_difference:.1g} nats)"
+    summary = f"{num_prefixes} prefixes have the predictions of the whole stream, {precision}"
+    return CheckResult("prefix_invariant", "pass", summary, measurements)
+
+
+def check_reproducibility(first: np.ndarray, second: np.ndarray, stream: np.ndarray) -> CheckResult:
+    """Checks that two passes over the same stream agree bit for bit.
+
+    Args:
+        first: Log-probabilities [T, V] of one pass.
+        second: Log-probabilities [T, V] of another pass.
+        stream: Tokens [T].
+    """
+    index = np.arange(len(stream)), stream
+    with np.errstate(invalid="ignore"):
+        gain = float(np.nan_to_num(second[index].astype(np.float64) - first[index]).mean())
+    measurements = {"max_difference": max_abs_difference(second, first), "gain": gain}
+    if (second == first).all():
+        return CheckResult("reproducible", "pass", "two passes over the same stream agree bit for bit", measurements)
+    cause = (
+        "the predictor remembers earlier passes"
+        if gain > MIN_REPLAY_GAIN
+        else "the reported score cannot be checked unless random numbers are drawn from a fixed seed"
+    )
+    summary = f"a second pass differs and gains {gain:+.2g} nats per token: {cause}"
+    return CheckResult("reproducible", "fail", summary, measurements)
+
+
+def check_random_tokens(sequences: Sequence[np.ndarray], passes: Iterable[np.ndarray], level: float) -> CheckResult:
+    """Checks that uniformly random tokens are not predicted better than chance at their first occurrence.
+
+    The product of p(token) V is a test martingale under any valid predictor, so it reaches 1 / level with probability
+    at most `level` (Ville 1939). Three martingales are averaged, each with another share of the uniform distribution.
+
+    Args:
+        sequences: Random tokens, [L] each.
+        passes: Log-probabilities of streams that begin with these sequences, [at least L, V] each.
+        level: Largest probability that a valid predictor fails.
+    """
+    gains = []
+    for sequence, log_probs in zip(sequences, passes, strict=True):
+        at_first = log_probs[: len(sequence)].astype(np.float64)
+        log_sums = np.asarray(logsumexp(at_first, axis=1))  # sums above one are the concern of another check
+        gains.append(at_first[np.arange(len(sequence)), sequence] - log_sums + math.log(at_first.shape[1]))
+    gain = np.concatenate(gains)  # [N], over the uniform distribution, in nats
+    with np.errstate(divide="ignore"):
+        log_wealth = [np.cumsum(np.log((1 - share) * np.exp(gain) + share)) for share in UNIFORM_SHARES]
+    log_evidence = float(np.max(np.asarray(logsumexp(np.stack(log_wealth), axis=0)))) - math.log(len(UNIFORM_SHARES))
+    threshold, mean_gain = -math.log(level), float(np.mean(gain))
+    measurements = {
+        "num_tokens": len(gain),
+        "mean_gain": mean_gain,
+        "log_evidence": log_evidence,
+        "threshold": threshold,
+    }
+    summary = f"gain {mean_gain:+.2g} nats per token on {len(gain)} random tokens at first sight; "
+    summary += f"log evidence {log_evidence:.1f}, threshold {threshold:.1f}"
+    if log_evidence >= threshold:
+        return CheckResult("random_tokens", "fail", f"random tokens are predicted: {summary}", measurements)
+    return CheckResult("random_tokens", "pass", summary, measurements)
+
+
+def check_reported_score(nats_per_token: float, reported: str, tolerance: float) -> CheckResult:
+    """Checks that a published score is the one of a first pass.
+
+    Args:
+        nats_per_token: Score of a first pass.
+        reported: The published score as text; its number of decimal places gives its precision.
+        tolerance: Largest difference in nats that counts as rounding.
+
+    Raises:
+        BadInput: The text is not a finite number.
+    """
+    try:
+        value = plugins.finite_float(float(reported), "the reported score")
+    except ValueError as error:
+        raise BadInput(f"the reported score '{reported}' is not a number") from error
+    decimals = reported.partition(".")[2]
+    precision = 0.5 * 10.0 ** -len(decimals) if "e" not in reported.lower() else 0.0
+    measurements = {"reported_score": value, "first_pass_score": nats_per_token}
+    summary = f"reported {reported} nats per token, a first pass has {nats_per_token:.6g}"
+    if abs(value - nats_per_token) <= max(tolerance, precision):
+        return CheckResult("reported_score", "pass", summary, measurements)
+    comparison = "better than" if value < nats_per_token else "different from"
+    return CheckResult("reported_score", "fail", f"{summary}: it is {comparison} a first pass", measurements)
+
+
+def worst_log_sum(log_probs: np.ndarray) -> float:
+    """Returns the log of the sum of probabilities that is farthest from one.
+
+    Args:
+        log_probs: [T, V].
+    """
+    log_sums = np.asarray(logsumexp(log_probs.astype(np.float64), axis=1))
+    return float(log_sums[np.abs(log_sums).argmax()])
+
+
+def max_abs_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the largest difference in nats; infinite where exactly one array gives a token probability zero."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(first.astype(np.float64) - second)
+    return float(np.where(first == second, 0.0, difference).max())

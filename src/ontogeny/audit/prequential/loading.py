@@ -1,0 +1,75 @@
+"""Predictors by name: a reference predictor, or a function of a module or file of the user's own."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ontogeny import plugins
+from ontogeny.audit.prequential.base import BuildPredictor
+from ontogeny.audit.prequential.reference_predictors import find_reference_predictor
+from ontogeny.errors import BadInput
+
+REFERENCE_PREFIX = "predictor:"
+
+
+def find_predictor(name: str) -> BuildPredictor:
+    """Finds what builds a predictor.
+
+    Args:
+        name: `predictor:NAME[:setting=value,...]`, `module:function` or `file.py:function`. A function or class that
+            can be called without arguments is a factory and is called for each new predictor; any other function is
+            the predictor itself.
+
+    Raises:
+        BadInput: The name has none of these forms, or names nothing that exists.
+    """
+    if name.startswith(REFERENCE_PREFIX):
+        return find_reference_predictor(name.removeprefix(REFERENCE_PREFIX))
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place:
+        raise BadInput(f"'{name}' is not a predictor: give module:function, file.py:function or predictor:NAME")
+    module = _load_file(place) if place.endswith(".py") else _import_module(place)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise BadInput(f"'{place}' has no function '{attribute}'")
+    return function if _is_factory(function) else lambda: function
+
+
+def _load_file(path: str) -> ModuleType:
+    """Runs a Python file as a module."""
+    if not Path(path).is_file():
+        raise BadInput(f"there is no file '{path}'")
+    spec = importlib.util.spec_from_file_location("ontogeny_outside_predictor", Path(path).resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with plugins.explain_plugin_errors([path], f"the file '{path}' cannot be loaded"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    """Imports a module, which may lie in the working directory."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BadInput(f"the module '{name}' cannot be imported: {error}") from error
+
+
+def _is_factory(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called without arguments and takes no variable number of them."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return not any(
+        p.kind is p.VAR_POSITIONAL or (p.kind in positional and p.default is inspect.Parameter.empty)
+        for p in parameters
+    )

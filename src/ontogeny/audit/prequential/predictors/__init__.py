@@ -1,1 +1,0 @@
-"""Predictors whose truth is known; one file each."""

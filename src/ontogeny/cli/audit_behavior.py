@@ -1,0 +1,125 @@
+"""The command `audit behavior`: analyzes logged choices in a two-step task or a bandit."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.cli.shared import Device, Seed, check_new_path, progress
+from ontogeny.errors import BadInput
+
+Choices = Annotated[
+    Path,
+    typer.Argument(metavar="CSV", help="File of choices, or a run in two_step or bandit, whose choices are simulated."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN=NAME,...", help="Names of columns in the file, e.g. choice=level1_choice."),
+]
+Task = Annotated[str | None, typer.Option(help="Task: two_step or bandit (default: inferred from the columns).")]
+NaValues = Annotated[
+    str | None, typer.Option(metavar="VALUE,...", help="Further values that mark a missed trial, separated by commas.")
+]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that cannot be read, and name them.")]
+NumGroups = Annotated[
+    int | None, typer.Option(min=1, help="Groups of model organisms per model (default: 40 organisms per model).")
+]
+NumLifetimes = Annotated[int, typer.Option(min=2, help="Lifetimes to simulate of a run, one per participant.")]
+Out = Annotated[Path | None, typer.Option(help="New folder for behavior.html and behavior.json.")]
+
+
+def behavior(
+    choices: Choices,
+    columns: Columns = None,
+    task: Task = None,
+    na_values: NaValues = None,
+    skip_bad_rows: SkipBadRows = False,
+    num_groups: NumGroups = None,
+    num_lifetimes: NumLifetimes = 20,
+    seed: Seed = 0,
+    out: Out = None,
+    device: Device = None,
+) -> None:
+    """Analyze logged choices: stay probabilities, their regression, choice models and model recovery."""
+    check_new_path(out)
+    column_names = _parse_columns(columns)
+    configure_jax(device)
+    from ontogeny.audit.behavior import analysis
+
+    text = None
+    if choices.is_dir():
+        from ontogeny.audit.behavior.simulated_choices import simulate_choices
+
+        text = simulate_choices(choices, num_lifetimes=num_lifetimes, seed=seed)
+    choice_data = analysis.read_choices(
+        choices,
+        text=text,
+        columns=column_names,
+        task=task,
+        na_values=na_values.split(",") if na_values else (),
+        skip_bad_rows=skip_bad_rows,
+    )
+    for note in choice_data.notes:
+        typer.echo(note)
+    with progress("fitting", "models") as update:
+        record = analysis.analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
+    record |= {"file": choices.name, "seed": seed}
+    _print_record(record)
+    if out is not None:
+        _write(out, record, text)
+        typer.echo(f"wrote {out / 'behavior.html'}")
+
+
+def _write(out: Path, record: dict[str, Any], text: str | None) -> None:
+    from ontogeny.audit.behavior import page
+    from ontogeny.runs.files import new_folder, write_bytes, write_json
+
+    html = page.render(record, f"Choices in {record['file']}")
+    with new_folder(out) as folder:
+        write_bytes(folder / "behavior.html", html.encode())
+        write_json(folder / "behavior.json", record)
+        if text is not None:
+            write_bytes(folder / "choices.csv", text.encode())
+
+
+def _parse_columns(text: str | None) -> dict[str, str]:
+    columns = {}
+    for pair in filter(None, (text or "").split(",")):
+        column, equals, name = pair.partition("=")
+        if not equals or not name.strip():
+            raise BadInput(f"'{pair}' in --columns is not of the form column=name")
+        columns[column.strip()] = name.strip()
+    return columns
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    stays = record["stay_analysis"]
+    typer.echo("stay probability, mean over participants and 95 % interval")
+    for name, mean in stays["cell_means"].items():
+        typer.echo(f"  {name:<24}{_format_mean(mean).replace('+', ' ')}")
+    for name, mean in stays["contrasts"].items():
+        typer.echo(f"  {name:<24}{_format_mean(mean)}")
+    source = record["better_choice_source"]
+    for title, key in (("plain", "regression"), (f"corrected (better choice {source})", "corrected_regression")):
+        if stays[key]:
+            typer.echo(f"log odds of staying, {title}")
+            for name, mean in stays[key].items():
+                typer.echo(f"  {name:<24}{_format_mean(mean)}")
+    typer.echo("models: summed BIC; difference per participant; best for participants; model organisms recognized")
+    shares = record["recovery"]["by_participant"]
+    for i, model in enumerate(record["models"]):
+        difference = _format_mean(model["bic_difference"], 1) if model["bic_difference"] else "lowest"
+        num_best = record["best_models"].count(model["name"])
+        typer.echo(
+            f"  {model['name']:<26}{model['summed_bic']:>10,.1f}   {difference:<26}{num_best:>4}   {shares[i][i]:.0%}"
+        )
+    for sentence in record["verdict_text"]:
+        typer.echo(sentence)
+
+
+def _format_mean(mean: dict[str, Any], places: int = 3) -> str:
+    if mean["mean"] is None:
+        return "no pairs"
+    ends = "" if mean["low"] is None else f"   {mean['low']:+.{places}f} to {mean['high']:+.{places}f}"
+    return f"{mean['mean']:+.{places}f}{ends}"
