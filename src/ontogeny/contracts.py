@@ -35,9 +35,7 @@ def check_agent(agent: Agent, env: Environment, steering: Steering, seed: int = 
     """Checks the agent contract bit for bit, in rollouts of 30 steps.
 
     Args:
-        agent: The agent.
         env: An environment in which it can act.
-        steering: The reward function.
         seed: Draws the task, the genome and all chance.
 
     Raises:
@@ -121,7 +119,6 @@ def check_env(env: Environment, seed: int = 0) -> None:
     """Checks that an environment is a pure function of its keys, conforms to its spec, and keeps its task.
 
     Args:
-        env: The environment.
         seed: Draws the task and all chance of three episodes.
 
     Raises:
@@ -168,7 +165,6 @@ def check_development(development: Development, agent: Agent, seed: int = 0) -> 
 
     Args:
         development: The development of `agent`.
-        agent: The agent.
         seed: Draws the initial state.
 
     Raises:

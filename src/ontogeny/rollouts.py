@@ -62,7 +62,6 @@ def rollout(
         key: Determines the task and all chance of the environment, whichever agent acts in it.
         agent: Built for the spec of the environment.
         env: Stepped with the agent's actions; its `score` is not called.
-        steering: The reward function.
         state: The agent's state at the first step.
         num_steps: T, at least 1.
         learning: Whether `learn` is called: False for frozen deployment, True for online deployment.
@@ -98,9 +97,6 @@ def rollout_from_log(
 
     Args:
         key: The key of the lifetime.
-        agent: The agent.
-        env: The environment.
-        steering: The reward function.
         genome_or_state: The genome from which the lifetime begins, or the agent's state at the first step.
         num_steps: T, at least 1.
     """
@@ -142,9 +138,6 @@ def rollout_step(
 
     Args:
         keys: `StepKeys` of this step.
-        agent: The agent.
-        env: The environment.
-        steering: The reward function.
         carry: The carry before the step.
         learning: Whether `learn` is called.
         reset_each_episode: Whether activations are restored where an episode begins.
@@ -186,7 +179,6 @@ def perceive(
     Args:
         agent: Only its field `privileged` is read.
         env: Reveals the task to a privileged agent.
-        steering: The reward function.
         env_state: The state of the environment after the step.
         time_step: The time step to be perceived.
         action: The action carried out before it, -1 at the initial time step.

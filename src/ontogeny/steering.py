@@ -35,7 +35,6 @@ def build(spec: EnvSpec, drives: Mapping[str, float] | None = None) -> DriveStee
     """The default steering of an environment with some drives replaced.
 
     Args:
-        spec: The spec of the environment.
         drives: Finite weights by outcome feature; all other features keep their default weight.
 
     Raises:

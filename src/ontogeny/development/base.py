@@ -79,7 +79,6 @@ def develop_by_gradient(
         init_model: Random key -> the trained parameters.
         loss: (model, keys [B], progress [] from 0 to 1) -> the loss and diagnostics, which are recorded.
         get_genome: Model -> the genome that is deployed.
-        env: The environment.
         num_updates: At least 1.
         num_lifetimes: B, lifetimes per update, at least 1.
         learning_rate: Of the first update, at least 0.

@@ -42,7 +42,6 @@ def build(
 
     Args:
         agent: The student, the agent `recurrent`.
-        env: The environment.
         steering: The reward function of student and teacher.
         teacher: An agent, settings after a colon.
         num_updates: At least 1.

@@ -54,8 +54,6 @@ def build(
 
     Args:
         agent: The agent whose genome is evolved.
-        env: The environment.
-        steering: The reward function.
         strategy: One of `STRATEGIES`.
         population_size: P, even and at least 4.
         num_lifetimes: B, lifetimes of each member per generation, at least 1.

@@ -53,8 +53,6 @@ def build(
 
     Args:
         agent: The agent `recurrent`.
-        env: The environment.
-        steering: The reward function.
         num_updates: At least 1.
         num_lifetimes: Lifetimes per update, at least 1.
         learning_rate: Of the first update, at least 0; falls to zero as a cosine.

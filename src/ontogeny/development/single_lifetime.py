@@ -50,8 +50,6 @@ def build(
 
     Args:
         agent: The agent whose genome is deployed.
-        env: The environment.
-        steering: The reward function.
         num_lifetimes: Lifetimes per generation, at least 1.
         num_generations: At least 1; all generations differ in their tasks only.
     """
