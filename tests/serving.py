@@ -1,4 +1,4 @@
-"""What the tests of the server share: a tiny model trained on `texts.TRAINING`, and a server as its own process."""
+"""Shared by the tests of the server: a tiny model trained on `texts.TRAINING`, and a server as its own process."""
 
 import fcntl
 import json
@@ -10,8 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Self
+
+import pytest
 
 import texts
 from ontogeny.lm import model as models
@@ -24,11 +28,12 @@ PLAN = TrainConfig(
 
 
 def make_run(folder: Path, steps: int = 500) -> Path:
+    """Trains the tiny model."""
     return train(PLAN._replace(steps=steps), texts.TRAINING, folder)
 
 
-def shared_run(factory) -> Path:
-    """One run for all test files and workers of a session."""
+def shared_run(factory: pytest.TempPathFactory) -> Path:
+    """Trains the tiny model once for all test files and workers."""
     root = factory.getbasetemp() if "PYTEST_XDIST_WORKER" not in os.environ else factory.getbasetemp().parent
     folder = root / "serving"
     folder.mkdir(exist_ok=True)
@@ -41,75 +46,100 @@ def shared_run(factory) -> Path:
 
 @lru_cache
 def load(folder: Path) -> models.LanguageModel:
+    """Loads a model once per process."""
     return models.load(folder)
 
 
-def as_users_do() -> dict[str, str]:
-    """The environment, but that the compiler is to try: a server is mostly waited for when it answers."""
+def optimized_environment() -> dict[str, str]:
+    """Returns the environment of a process that compiles with all optimizations, as users do."""
     return {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
 
 
-class Live:
-    """`ontogeny serve` on a free port of this machine; `kill` is kill -9."""
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `ontogeny` with these arguments to its end."""
+    command = [sys.executable, "-m", "ontogeny", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-    def __init__(self, state: Path, *arguments: str, ready: bool = True, environment: dict[str, str] | None = None):
+
+def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Returns the first true result of `condition`; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"
+        time.sleep(0.05)
+    return result
+
+
+class ServerProcess:
+    """`ontogeny serve` on a free port of this machine."""
+
+    def __init__(
+        self, state_dir: Path, *arguments: str, ready: bool = True, environment: dict[str, str] | None = None
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url, self.state = f"http://127.0.0.1:{self.port}", state
-        self.log = state.with_name(f"{state.name}.log")
-        command = [sys.executable, "-m", "ontogeny", "serve", *arguments, "--state", str(state)]
+        self.url, self.state_dir = f"http://127.0.0.1:{self.port}", state_dir
+        self.log = state_dir.with_name(f"{state_dir.name}.log")
+        command = [sys.executable, "-m", "ontogeny", "serve", *arguments, "--state-dir", str(state_dir)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--port", str(self.port)], stdout=log, stderr=log, env=as_users_do() | (environment or {})
+                [*command, "--port", str(self.port)],
+                stdout=log,
+                stderr=log,
+                env=optimized_environment() | (environment or {}),
             )
         if ready:
-            self.wait()
+            wait_until(self._is_ready)
 
-    def wait(self, seconds: float = 120) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                if self.get("/ready")[0] == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"not ready in {seconds} s: {self.log.read_text()}")
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.get("/ready")[0] == 200
+        except OSError:
+            return False
 
-    def ask(self, method: str, path: str, body=None, key: str | None = None, timeout: float = 60):
-        """Status and content: JSON where it is, else bytes."""
+    def request(
+        self, method: str, path: str, body: Any = None, key: str | None = None, timeout: float = 60
+    ) -> tuple[int, Any]:
+        """Sends a request; returns status and content, parsed where it is JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                status, content, kind = answer.status, answer.read(), answer.headers.get_content_type()
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                status, content, kind = response.status, response.read(), response.headers.get_content_type()
         except urllib.error.HTTPError as error:
             with error:
                 status, content, kind = error.code, error.read(), error.headers.get_content_type()
         return status, json.loads(content) if kind == "application/json" else content
 
-    def get(self, path: str, key: str | None = None):
-        return self.ask("GET", path, key=key)
+    def get(self, path: str, key: str | None = None) -> tuple[int, Any]:
+        """Sends a GET request."""
+        return self.request("GET", path, key=key)
 
-    def post(self, path: str, body, key: str | None = None, timeout: float = 60):
-        return self.ask("POST", path, body, key, timeout)
+    def post(self, path: str, body: Any, key: str | None = None, timeout: float = 60) -> tuple[int, Any]:
+        """Sends a POST request."""
+        return self.request("POST", path, body, key, timeout)
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    def put(self, path: str, body: Any, key: str | None = None) -> tuple[int, Any]:
+        """Sends a PUT request."""
+        return self.request("PUT", path, body, key)
+
+    def delete(self, path: str, key: str | None = None) -> tuple[int, Any]:
+        """Sends a DELETE request."""
+        return self.request("DELETE", path, key=key)
 
     def stop(self) -> int:
+        """Sends SIGTERM; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

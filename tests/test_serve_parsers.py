@@ -1,4 +1,4 @@
-"""Whatever bytes or JSON come, they are read, or refused as input that cannot be used; nothing else goes wrong."""
+"""Fuzzed state files, request bodies and settings are accepted or rejected as bad input, without any other error."""
 
 import contextlib
 import json
@@ -12,80 +12,82 @@ from pydantic import ValidationError
 
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
-from ontogeny.lm import online_learner as plans
+from ontogeny.lm import online_learner
 from ontogeny.server.api import protocol
-from ontogeny.server.api.errors import told
+from ontogeny.server.api.errors import describe_validation_errors
 from ontogeny.server.learning import learner
-from ontogeny.server.learning.branches import BranchManager, Settings
+from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import Store
 from serving import load, shared_run
 
 pytestmark = pytest.mark.computes
 
-FIELDS = ["format", "kind", "base", "weights", "steps", "digest", "learner", "version", "tokens", "keys.0"]
-ODD = ["", "0", "-1", "1_000", "\u0661", "9" * 30, str(2**63 - 1), "nan", "1.5", "\ud800", "x" * 100]
+METADATA = ["format", "kind", "trained_digest", "weights_digest", "num_steps", "digest", "learner_digest", "version"]
+ODD_VALUES = ["", "0", "-1", "1_000", "\u0661", "9" * 30, str(2**63 - 1), "nan", "1.5", "\ud800", "x" * 100]
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
+def sessions(tmp_path_factory):
     model = load(shared_run(tmp_path_factory))
-    made = TextSessions("story", model, Store(tmp_path_factory.mktemp("texts")))
-    yield made, model
-    made.stop()
+    sessions = TextSessions("story", model, Store(tmp_path_factory.mktemp("texts")))
+    yield sessions
+    sessions.stop()
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory):
-    how = learner.build(load(shared_run(tmp_path_factory)))
-    return BranchManager(Store(tmp_path_factory.mktemp("lines")), "story", how, settings=Settings(bound=5.0))
+def branches(tmp_path_factory):
+    branch_learner = learner.build(load(shared_run(tmp_path_factory)))
+    store = Store(tmp_path_factory.mktemp("branches"))
+    return BranchManager(store, "story", branch_learner, config=BranchConfig(max_forgetting=5.0))
 
 
 @st.composite
-def damage(draw):
-    """A change of a file: bytes cut off, bytes changed, or its header said otherwise."""
-    kinds = st.sampled_from(["cut", "bytes", "about", "array", "junk"])
-    parts = kinds, st.integers(0, 10**6), st.sampled_from(FIELDS), st.sampled_from(ODD), st.binary(max_size=40)
+def damages(draw):
+    """A change of a state file: missing or changed bytes, or another value in its header."""
+    kinds = st.sampled_from(["truncated", "bytes", "metadata", "array", "junk"])
+    parts = kinds, st.integers(0, 10**6), st.sampled_from(METADATA), st.sampled_from(ODD_VALUES), st.binary(max_size=40)
     return tuple(map(draw, parts))
 
 
-def damaged(data, change):
-    kind, at, field, value, junk = change
-    if kind == "cut":
-        return data[: at % (len(data) + 1)]
+def apply_damage(data, damage):
+    kind, position, field, value, junk = damage
+    if kind == "truncated":
+        return data[: position % (len(data) + 1)]
     if kind == "bytes":
-        at %= len(data)
-        return data[:at] + junk + data[at + len(junk) :]
+        position %= len(data)
+        return data[:position] + junk + data[position + len(junk) :]
     if kind == "junk":
         return junk
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    if kind == "about":
+    if kind == "metadata":
         header["__metadata__"][field] = value
     else:
-        name = sorted(set(header) - {"__metadata__"})[at % (len(header) - 1)]
-        header[name] |= [{"dtype": "F64"}, {"shape": [at]}, {"shape": []}, {"data_offsets": [0, at]}][at % 4]
-    head = json.dumps(header).encode("utf-8", "surrogatepass")
-    return len(head).to_bytes(8, "little") + head + data[8 + size :]
+        name = sorted(set(header) - {"__metadata__"})[position % (len(header) - 1)]
+        changes = [{"dtype": "F64"}, {"shape": [position]}, {"shape": []}, {"data_offsets": [0, position]}]
+        header[name] |= changes[position % 4]
+    encoded = json.dumps(header).encode("utf-8", "surrogatepass")
+    return len(encoded).to_bytes(8, "little") + encoded + data[8 + size :]
 
 
-@given(damage())
-def test_a_damaged_state_of_a_text_is_refused_or_can_be_gone_on_from(texts, change):
-    sessions, model = texts
-    id = sessions.create("anna", sessions.base).id
-    sessions.go_on("anna", id, model.weights, sessions.base, [65, 66], 2, SamplingParams(0.0), math.inf)
+@given(damages())
+def test_a_damaged_state_of_a_text_is_rejected_or_can_be_continued(sessions, damage):
+    weights, digest = sessions._model.weights, sessions.trained_digest
+    id = sessions.create("anna", digest).id
+    sessions.complete("anna", id, weights, digest, [65, 66], 2, SamplingParams(0.0), math.inf)
     with contextlib.suppress(BadInput):
-        sessions.restore("anna", id, damaged(sessions.export("anna", id), change), sessions.base)
-    assert len(sessions.go_on("anna", id, model.weights, sessions.base, [67], 2, SamplingParams(0.0), math.inf).tokens) <= 2
-    sessions.drop("anna", id)
+        sessions.restore("anna", id, apply_damage(sessions.export("anna", id), damage), digest)
+    assert len(sessions.complete("anna", id, weights, digest, [67], 2, SamplingParams(0.0), math.inf).tokens) <= 2
+    sessions.delete("anna", id)
 
 
-@given(damage())
-def test_a_damaged_state_of_a_line_is_refused_or_answers(lines, change):
-    data = lines.export("anna")
+@given(damages())
+def test_a_damaged_state_of_a_branch_is_rejected_or_can_answer(branches, damage):
+    state = branches.export("anna")
     with contextlib.suppress(BadInput):
-        lines.restore("anna", damaged(data, change), "test")
-    assert all(np.isfinite(leaf).all() for leaf in lines.current("anna").whole.embedding[:1])
+        branches.restore("anna", apply_damage(state, damage), "test")
+    assert all(np.isfinite(leaf).all() for leaf in branches.current("anna").full_weights.embedding[:1])
 
 
 JSON = st.recursive(
@@ -96,37 +98,51 @@ JSON = st.recursive(
 MODELS = [
     protocol.CompletionRequest,
     protocol.ChatRequest,
-    protocol.GoOn,
-    protocol.Seen,
-    protocol.GoBack,
-    protocol.ToText,
+    protocol.ContinuationRequest,
+    protocol.ObservationRequest,
+    protocol.RollbackRequest,
+    protocol.ForkRequest,
+    protocol.DetokenizeRequest,
 ]
 
 
 @given(st.sampled_from(MODELS), st.data())
-def test_requests_are_understood_or_refused(model, data):
+def test_request_bodies_are_accepted_or_rejected(model, data):
     body = {name: data.draw(JSON) for name in model.model_fields if data.draw(st.booleans())}
     try:
-        made = model.model_validate(body)
+        request = model.model_validate(body)
     except ValidationError as error:
-        found = [one | {"loc": ("body", *one["loc"])} for one in error.errors()]  # as FastAPI has it
-        where, message = told(found)
-        assert where and message
+        errors = [details | {"loc": ("body", *details["loc"])} for details in error.errors()]  # as FastAPI reports them
+        field, message = describe_validation_errors(errors)
+        assert field and message
     else:
-        if isinstance(made, protocol.Generation):
-            assert all(made.stops) or made.stop is None or made.stop == []
-        if isinstance(made, protocol.CompletionRequest):
-            assert isinstance(made.prompts, list)
-        if isinstance(made, protocol.ChatRequest):
-            assert protocol.chat_prompt(made.messages).endswith("Assistant:")
+        if isinstance(request, protocol.CompletionFields):
+            assert all(request.stops) or request.stop is None or request.stop == []
+        if isinstance(request, protocol.CompletionRequest):
+            assert isinstance(request.prompts, list)
+        if isinstance(request, protocol.ChatRequest):
+            assert protocol.chat_prompt(request.messages).endswith("Assistant:")
 
 
-SETTINGS = ["block=8", "adapter=2", "decay=nan", "x=1", "block=-1", "="]
+@pytest.mark.parametrize(
+    ("model", "body", "hint"),
+    [
+        (protocol.ForkRequest, {"to": "x"}, "`to` was renamed `target_key`."),
+        (protocol.RollbackRequest, {"owner": "x"}, "`owner` was renamed `owner_key`."),
+    ],
+)
+def test_an_old_field_is_rejected_with_its_new_name(model, body, hint):
+    with pytest.raises(ValidationError) as error:
+        model.model_validate(body)
+    assert error.value.errors()[0]["msg"].endswith(hint)
+
+
+SETTINGS = ["chunk_size=8", "adapter_rank=2", "decay=nan", "x=1", "chunk_size=-1", "="]
 
 
 @given(st.text(max_size=30) | st.lists(st.sampled_from(SETTINGS)).map(",".join))
-def test_how_weights_change_is_understood_or_refused(text):
+def test_settings_of_online_learning_are_accepted_or_rejected(text):
     try:
-        plans.parse_config(text)
+        online_learner.parse_config(text)
     except BadInput as error:
         assert "\n" not in str(error)
