@@ -12,7 +12,7 @@ from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import DATABASE, Store, select_value
 from serving import run_command
 
-OLD = Path(__file__).parent / "golden" / "old_server"  # made by golden/make_old_server_files.py
+OLD = Path(__file__).parent / "golden" / "old_server"  # made by golden/make_old_server_files.txt
 
 
 def digests(folder: Path) -> dict[str, str]:
