@@ -11,55 +11,58 @@ from ontogeny.cli.shared import Device
 from ontogeny.errors import BadInput
 from ontogeny.server.config import ServerConfig
 
+Runs = Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="Folders of language models and agents.")]
+Alias = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=RUN", help="Run to serve under another name; repeatable.")
+]
+Online = Annotated[
+    bool, typer.Option("--online/--frozen", help="Let the weights learn from requests, or keep them fixed.")
+]
+Freeze = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Deployment that stays frozen with --online; repeatable.")
+]
+SharedBranch = Annotated[
+    bool, typer.Option("--shared-branch", help="Let all keys share one branch of weights instead of one each.")
+]
+MaxForgetting = Annotated[
+    float, typer.Option(min=0, help="Limit of the acceptance test: nats per token lost on held-out text.")
+]
+Learning = Annotated[
+    str, typer.Option(help="Settings of online learning, such as 'chunk_size=32,adapter_rank=8'.", show_default=False)
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; an address other than loopback needs a key.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="TCP port to listen on.")]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, max=4096, help="Sequences generated at a time per model.")]
+MaxQueue = Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait per model.")]
+TimeLimit = Annotated[float, typer.Option(min=0.1, help="Time limit of a request in seconds.")]
+MaxBodyBytes = Annotated[int, typer.Option(min=1024, help="Size limit of a request body in bytes.")]
+LearningFraction = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Part of the time for learning while requests wait.")
+]
+WeightCheckInterval = Annotated[
+    float, typer.Option(min=0.1, help="Seconds between checks of frozen weights against their digest.")
+]
+LogLevel = Annotated[str, typer.Option(help="Messages to log: error, warning, or info (one line per request).")]
+
 
 def serve(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN...", help="Folders of language models and agents.")
-    ] = None,
-    alias: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=RUN", help="Run to serve under another name; repeatable.")
-    ] = None,
-    online: Annotated[
-        bool, typer.Option("--online/--frozen", help="Let the weights learn from requests, or keep them fixed.")
-    ] = ServerConfig.online,
-    freeze: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Deployment that stays frozen with --online; repeatable.")
-    ] = None,
-    shared_branch: Annotated[
-        bool, typer.Option("--shared-branch", help="Let all keys share one branch of weights instead of one each.")
-    ] = ServerConfig.shared_branch,
-    max_forgetting: Annotated[
-        float, typer.Option(min=0, help="Limit of the acceptance test: nats per token lost on held-out text.")
-    ] = ServerConfig.max_forgetting,
-    learning: Annotated[
-        str, typer.Option(help="Settings of online learning, such as 'chunk_size=32,adapter_rank=8'.")
-    ] = ServerConfig.learning,
+    runs: Runs = None,
+    alias: Alias = None,
+    online: Online = ServerConfig.online,
+    freeze: Freeze = None,
+    shared_branch: SharedBranch = ServerConfig.shared_branch,
+    max_forgetting: MaxForgetting = ServerConfig.max_forgetting,
+    learning: Learning = ServerConfig.learning,
     state_dir: StateDir = DEFAULT_STATE_DIR,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; an address other than loopback needs a key.")
-    ] = ServerConfig.host,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port to listen on.")] = ServerConfig.port,
-    max_num_seqs: Annotated[
-        int, typer.Option(min=1, max=4096, help="Sequences generated at a time per model.")
-    ] = ServerConfig.max_num_seqs,
-    max_queue: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Requests that may wait per model.")
-    ] = ServerConfig.max_queue,
-    time_limit: Annotated[
-        float, typer.Option(min=0.1, help="Time limit of a request in seconds.")
-    ] = ServerConfig.time_limit,
-    max_body_bytes: Annotated[
-        int, typer.Option(min=1024, help="Size limit of a request body in bytes.")
-    ] = ServerConfig.max_body_bytes,
-    learning_fraction: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Part of the time for learning while requests wait.")
-    ] = ServerConfig.learning_fraction,
-    weight_check_interval: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between checks of frozen weights against their digest.")
-    ] = ServerConfig.weight_check_interval,
-    log_level: Annotated[
-        str, typer.Option(help="Messages to log: error, warning, or info (one line per request).")
-    ] = ServerConfig.log_level,
+    host: Host = ServerConfig.host,
+    port: Port = ServerConfig.port,
+    max_num_seqs: MaxNumSeqs = ServerConfig.max_num_seqs,
+    max_queue: MaxQueue = ServerConfig.max_queue,
+    time_limit: TimeLimit = ServerConfig.time_limit,
+    max_body_bytes: MaxBodyBytes = ServerConfig.max_body_bytes,
+    learning_fraction: LearningFraction = ServerConfig.learning_fraction,
+    weight_check_interval: WeightCheckInterval = ServerConfig.weight_check_interval,
+    log_level: LogLevel = ServerConfig.log_level,
     device: Device = None,
 ) -> None:
     """Serve saved models over HTTP: the OpenAI API, agents and a web page; frozen, or learning online."""
