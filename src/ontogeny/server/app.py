@@ -15,7 +15,7 @@ from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.api import agents, branches, completions, pages, sessions, tokenizer
 from ontogeny.server.api.context import LastPrompts, ServerContext
-from ontogeny.server.api.errors import SCHEMA, add_error_handlers
+from ontogeny.server.api.errors import add_error_handlers
 from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.rate_limits import RateLimits
@@ -52,7 +52,7 @@ def build_app(deployments: Deployments) -> RequestLimits:
     for module in (completions, tokenizer, branches, sessions, agents, pages):
         app.include_router(module.router)
     add_error_handlers(app)
-    _customize_openapi(app)
+    _omit_status_422(app)
     return RequestLimits(
         app, max_body_bytes=config.max_body_bytes, arrival_limit=ARRIVAL_LIMIT, send_limit=config.time_limit
     )
@@ -94,24 +94,19 @@ def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None
         raise deployments.error
 
 
-def _customize_openapi(app: FastAPI) -> None:
-    """Makes the OpenAPI document describe errors as the server sends them: status 400 instead of 422."""
+def _omit_status_422(app: FastAPI) -> None:
+    """Removes status 422, which FastAPI assumes, from the OpenAPI document; the server answers 400 instead."""
     build_document = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = build_document()
-            document["components"]["schemas"]["Error"] = SCHEMA
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path, methods in document["paths"].items():
+            for methods in document["paths"].values():
                 for operation in methods.values():
                     operation["responses"].pop("422", None)
-                    if path not in pages.OPEN_PATHS:
-                        operation["security"] = [{"key": []}]
             for name in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(name, None)
-            app.openapi_schema = document
-        return app.openapi_schema
+        return build_document()
 
     app.openapi = openapi  # type: ignore[method-assign]
 

@@ -1,47 +1,31 @@
 """Routes of agents: sessions in which an outside program is the environment."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request
 
-from ontogeny.server.api import errors
-from ontogeny.server.api.context import (
-    STATE_DOWNLOAD,
-    STATE_UPLOAD,
-    Caller,
-    apply_rate_limits,
-    get_agent,
-    label_state_errors,
-    wait_for_session,
-)
+from ontogeny.server.api import context, errors
+from ontogeny.server.api.context import Caller
 from ontogeny.server.api.protocol import FeedbackRequest, LifetimeRequest, ObservationRequest
-from ontogeny.server.keys import ApiKey
+from ontogeny.server.api.sessions import SessionCaller, add_session_routes
 from ontogeny.server.sessions.agents import AgentSessions
+from ontogeny.server.sessions.store import describe_session
 
-router = APIRouter(prefix="/v1/agents/{name}", responses=errors.RESPONSES)
-
-
-async def _call(request: Request, name: str, key: ApiKey, method: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a method of `AgentSessions` on the thread of the agent."""
-    agent = get_agent(request, name)
-    apply_rate_limits(request, key)
-    try:
-        return await wait_for_session(request, agent.sessions.submit(method, key.id, *arguments))
-    except (OverflowError, TypeError, ValueError) as error:
-        message = f"the observation does not fit the environment of this agent: {error}"
-        raise errors.bad_request(message, "observation") from None
+router = APIRouter(responses=errors.RESPONSES)
+session_router = APIRouter(prefix="/v1/agents/{name}/sessions", responses=errors.RESPONSES)
 
 
-@router.get("")
+@router.get("/v1/agents/{name}")
 def describe_agent(request: Request, name: str, key: Caller) -> dict[str, Any]:
     """Describes the observations, actions and outcome features of an agent."""
-    agent = get_agent(request, name)
-    spec = agent.sessions.agent.spec
+    deployment = context.get_agent(request, name)
+    spec = deployment.sessions.agent.spec
     return {
         "object": "agent",
-        "id": agent.name,
-        "mode": "online" if agent.online else "frozen",
+        "id": deployment.name,
+        "mode": "online" if deployment.online else "frozen",
         "num_actions": spec.num_actions,
         "num_observations": spec.num_observations or None,
         "observation_shape": list(spec.observation_shape),
@@ -49,60 +33,49 @@ def describe_agent(request: Request, name: str, key: Caller) -> dict[str, Any]:
     }
 
 
-@router.post("/sessions")
-async def create_session(
-    request: Request, name: str, key: Caller, body: LifetimeRequest | None = None
-) -> dict[str, Any]:
+def get_agent_caller(request: Request, name: str, key: Caller) -> SessionCaller:
+    """Returns the caller of the sessions of an agent."""
+    return SessionCaller(request, key, context.get_agent(request, name))
+
+
+AgentCaller = Annotated[SessionCaller, Depends(get_agent_caller)]
+
+
+@session_router.post("")
+async def create_session(sessions: AgentCaller, body: LifetimeRequest | None = None) -> dict[str, Any]:
     """Begins a lifetime of the agent."""
-    seed = 0 if body is None else body.seed
-    return (await _call(request, name, key, AgentSessions.create, seed)).info
+    return await sessions.describe(AgentSessions.create, 0 if body is None else body.seed)
 
 
-@router.get("/sessions/{id}")
-async def show_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """Returns the number of steps of a session and the digest of its weights."""
-    return (await _call(request, name, key, AgentSessions.get, id)).info
-
-
-@router.delete("/sessions/{id}")
-async def delete_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """Deletes a session."""
-    await _call(request, name, key, AgentSessions.delete, id)
-    return {"id": id, "deleted": True}
-
-
-@router.post("/sessions/{id}/act")
-async def act(request: Request, name: str, id: str, body: ObservationRequest, key: Caller) -> dict[str, Any]:
+@session_router.post("/{id}/act")
+async def act(sessions: AgentCaller, id: str, body: ObservationRequest) -> dict[str, Any]:
     """Returns the action of the agent on an observation. The step is on disk when the response is sent."""
     feedback = body.model_dump(include={"reward", "outcome", "terminated"}, exclude_none=True)
-    arguments = (id, body.observation, body.first, feedback)
-    action, session = await _call(request, name, key, AgentSessions.act, *arguments)
-    return session.info | {"action": action}
+    with _reject_observation():
+        action, session = await sessions.call(AgentSessions.act, id, body.observation, body.first, feedback)
+    return describe_session(session) | {"action": action}
 
 
-@router.post("/sessions/{id}/feedback")
-async def send_feedback(request: Request, name: str, id: str, body: FeedbackRequest, key: Caller) -> dict[str, Any]:
+@session_router.post("/{id}/feedback")
+async def send_feedback(sessions: AgentCaller, id: str, body: FeedbackRequest) -> dict[str, Any]:
     """Stores the consequences of the last action; they are applied with the next observation."""
-    feedback = body.model_dump(exclude_none=True)
-    return (await _call(request, name, key, AgentSessions.add_feedback, id, feedback)).info
+    with _reject_observation():
+        return await sessions.describe(AgentSessions.add_feedback, id, body.model_dump(exclude_none=True))
 
 
-@router.get("/sessions/{id}/state", response_class=Response, responses=STATE_DOWNLOAD)
-async def export_session(request: Request, name: str, id: str, key: Caller) -> Response:
-    """Returns the activations and weights of a session as safetensors, with their digests."""
-    state = await _call(request, name, key, AgentSessions.export, id)
-    return Response(state, media_type="application/octet-stream")
+@contextmanager
+def _reject_observation() -> Iterator[None]:
+    """Converts errors of numpy about an observation to a 400 error."""
+    try:
+        yield
+    except (OverflowError, TypeError, ValueError) as error:
+        message = f"the observation does not fit the environment of this agent: {error}"
+        raise errors.bad_request(message, "observation") from None
 
 
-@router.put("/sessions/{id}/state", openapi_extra=STATE_UPLOAD)
-async def restore_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """Replaces the state of a session by an exported one of the same agent."""
-    state = await request.body()
-    with label_state_errors():
-        return (await _call(request, name, key, AgentSessions.restore, id, state)).info
+async def _restore(sessions: SessionCaller, id: str, state: bytes) -> Any:
+    return await sessions.call(AgentSessions.restore, id, state)
 
 
-@router.post("/sessions/{id}/fork")
-async def fork_session(request: Request, name: str, id: str, key: Caller) -> dict[str, Any]:
-    """Creates a second session that continues from the state of this one."""
-    return (await _call(request, name, key, AgentSessions.fork, id)).info
+add_session_routes(session_router, get_agent_caller, _restore)
+router.include_router(session_router)

@@ -7,16 +7,8 @@ from fastapi import APIRouter, Request, Response
 
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
-from ontogeny.server.api import errors
-from ontogeny.server.api.context import (
-    STATE_DOWNLOAD,
-    STATE_UPLOAD,
-    AdminCaller,
-    Caller,
-    apply_rate_limits,
-    get_context,
-    get_language_model,
-)
+from ontogeny.server.api import context, errors
+from ontogeny.server.api.context import AdminCaller, Caller
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
 from ontogeny.server.keys import ApiKey
@@ -33,7 +25,7 @@ def learner_busy() -> ApiError:
 
 
 def _get_branches(request: Request, model: str) -> BranchManager:
-    deployment = get_language_model(request, model)
+    deployment = context.get_language_model(request, model)
     if deployment.branches is None:
         raise ApiError(409, f"'{deployment.name}' is frozen, so it does not learn", code="frozen")
     return deployment.branches
@@ -42,7 +34,7 @@ def _get_branches(request: Request, model: str) -> BranchManager:
 @router.get("/branch")
 def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
     """Returns the mode of a model, the current version of this key's branch, and the last decisions of the learner."""
-    deployment = get_language_model(request, model)
+    deployment = context.get_language_model(request, model)
     branches = deployment.branches
     description = {
         "object": "branch",
@@ -79,19 +71,19 @@ def list_versions(request: Request, model: str, key: Caller) -> dict[str, Any]:
     return {"object": "list", "data": [version._asdict() for version in versions]}
 
 
-@router.get("/branch/state", response_class=Response, responses=STATE_DOWNLOAD)
+@router.get("/branch/state", response_class=Response, responses=context.STATE_DOWNLOAD)
 async def export_branch(request: Request, model: str, key: Caller) -> Response:
     """Returns the current version of this key's branch as safetensors, with digest and version."""
     branches = _get_branches(request, model)
-    apply_rate_limits(request, key)
+    context.apply_rate_limits(request, key)
     return Response(await asyncio.to_thread(branches.export, key.id), media_type="application/octet-stream")
 
 
-@router.put("/branch/state", openapi_extra=STATE_UPLOAD)
+@router.put("/branch/state", openapi_extra=context.STATE_UPLOAD)
 async def restore_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
     """Makes an exported state the next version of this key's branch, if it passes the acceptance test."""
     branches = _get_branches(request, model)
-    apply_rate_limits(request, key)
+    context.apply_rate_limits(request, key)
     if branches.shared and not key.is_admin:
         raise errors.forbidden("changing a shared branch")
     state = await request.body()
@@ -115,7 +107,7 @@ async def fork_branch(request: Request, model: str, body: ForkRequest, key: Admi
         raise errors.missing_resource(f"there is no key '{body.target_key}'", param="target_key")
     owner_key = key.id if body.owner_key is None else body.owner_key
     _find_branch(branches, owner_key)
-    apply_rate_limits(request, key)
+    context.apply_rate_limits(request, key)
     try:
         return (await asyncio.to_thread(branches.fork, owner_key, body.target_key, key.id))._asdict()
     except BadInput as error:
@@ -126,7 +118,7 @@ async def fork_branch(request: Request, model: str, body: ForkRequest, key: Admi
 async def add_example(request: Request, model: str, body: ExampleRequest, key: Caller) -> dict[str, Any]:
     """Adds a text to learn from to this key's branch. The text is on disk when the response is sent."""
     branches = _get_branches(request, model)
-    apply_rate_limits(request, key)
+    context.apply_rate_limits(request, key)
     try:
         number = await asyncio.to_thread(branches.add_example, key.id, key.id, body.text)
     except journal.JournalFull:
@@ -149,17 +141,17 @@ def list_examples(request: Request, model: str, key: Caller) -> dict[str, Any]:
 async def erase_example(request: Request, model: str, number: int, key: Caller) -> dict[str, Any]:
     """Erases an example and every version that was learned from it; the learner replays the later examples."""
     branches = _get_branches(request, model)
-    apply_rate_limits(request, key)
+    context.apply_rate_limits(request, key)
     example = journal.find_example(branches.store, number) if 0 < number < MAX_INTEGER else None
     is_here = example is not None and example.branch.rpartition("/")[0] == branches.deployment
     if example is None or not is_here or example.erased_at is not None or (example.key != key.id and not key.is_admin):
         raise errors.missing_resource(f"there is no example {number}")
-    deployment = get_language_model(request, model)
+    deployment = context.get_language_model(request, model)
     try:
         await asyncio.to_thread(deployment.erase_example, example, key.id)
     except BadInput as error:
         raise errors.missing_resource(str(error)) from None
-    get_context(request).last_prompts.forget(example.key, deployment.name)
+    context.get_context(request).last_prompts.forget(example.key, deployment.name)
     return {"object": "example", "number": number, "erased": True}
 
 

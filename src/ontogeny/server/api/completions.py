@@ -14,18 +14,18 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm.tokenizer import decode
-from ontogeny.server.api import errors, protocol
+from ontogeny.server.api import context, errors, protocol
 from ontogeny.server.api.branches import learner_busy
-from ontogeny.server.api.context import (
-    Caller,
-    apply_rate_limits,
-    get_context,
-    get_deployment,
-    get_language_model,
-)
+from ontogeny.server.api.context import Caller
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
-from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat
+from ontogeny.server.api.responses import (
+    ChatFormat,
+    CompletionFormat,
+    PreparedRequest,
+    ResponseFormat,
+    describe_usage,
+)
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, stream_outputs
 from ontogeny.server.api.tokenizer import prompt_tokens
 from ontogeny.server.deployments import Deployment, LanguageDeployment, ServedWeights, describe
@@ -53,20 +53,20 @@ class PromptBatch(NamedTuple):
 @router.get("/v1/models")
 def list_models(request: Request, key: Caller) -> dict[str, Any]:
     """Lists all deployments with their mode, frozen or online."""
-    by_name = get_context(request).deployments.by_name
+    by_name = context.get_context(request).deployments.by_name
     return {"object": "list", "data": [_describe(name, deployment) for name, deployment in by_name.items()]}
 
 
 @router.get("/v1/models/{model}")
 def show_model(request: Request, model: str, key: Caller) -> dict[str, Any]:
     """Describes one deployment."""
-    return _describe(model, get_deployment(request, model))
+    return _describe(model, context.get_deployment(request, model))
 
 
 @router.post("/v1/completions", responses={200: STREAM})
 async def complete(request: Request, body: CompletionRequest, key: Caller) -> Any:
     """Continues each prompt; with `echo` and `logprobs` the prompts are scored too."""
-    deployment, prompts, n = get_language_model(request, body.model), body.prompts, body.n or 1
+    deployment, prompts, n = context.get_language_model(request, body.model), body.prompts, body.n or 1
     if not prompts:
         raise errors.bad_request("the list of prompts is empty", "prompt")
     if n * len(prompts) > protocol.MAX_PROMPTS:
@@ -87,7 +87,7 @@ async def complete(request: Request, body: CompletionRequest, key: Caller) -> An
 @router.post("/v1/chat/completions", responses={200: STREAM})
 async def complete_chat(request: Request, body: ChatRequest, key: Caller) -> Any:
     """Continues a conversation, which a plain template converts to one text."""
-    deployment = get_language_model(request, body.model)
+    deployment = context.get_language_model(request, body.model)
     limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
     max_tokens = next(limit for limit in limits if limit is not None)
     tokens = await prompt_tokens(deployment, protocol.chat_prompt(body.messages))
@@ -116,13 +116,15 @@ async def _prepare(
             message = f"the prompt has {len(prompt)} tokens; only {max_length} fit in the context window for scoring"
             raise errors.bad_request(message, "prompt", "context_length_exceeded")
     num_prompt_tokens = sum(map(len, batch.prompts))
-    apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * n * len(batch.prompts))
+    context.apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * n * len(batch.prompts))
     if deployment.online:
         served = await asyncio.to_thread(deployment.served_weights, key.id)
     else:
         served = deployment.served_weights(key.id)
     example = await _add_example(request, deployment, key, batch.training_text)
-    sequences = _build_sequences(deployment, key, body, batch, served, started_at + get_context(request).time_limit)
+    sequences = _build_sequences(
+        deployment, key, body, batch, served, started_at + context.get_context(request).time_limit
+    )
     return PreparedRequest(
         deployment, served, key, sequences, num_prompt_tokens, [], example, started_at, uuid.uuid4().hex,
         int(time.time()),
@@ -160,7 +162,7 @@ async def _add_example(request: Request, deployment: LanguageDeployment, key: Ap
     """Writes the new part of a prompt to the journal; returns its number once it is on disk."""
     if deployment.branches is None or not text.strip():
         return None
-    last_prompts = get_context(request).last_prompts
+    last_prompts = context.get_context(request).last_prompts
     new_part, previous = last_prompts.replace(key.id, deployment.name, text)
     if not new_part.strip():
         return None
@@ -245,7 +247,7 @@ class _UsageCounter:
     """Counts the tokens of one request; `close` records them, however the request ends."""
 
     def __init__(self, request: Request, prepared: PreparedRequest) -> None:
-        self._context, self._prepared = get_context(request), prepared
+        self._context, self._prepared = context.get_context(request), prepared
         self.completion_tokens = 0
         self._is_closed = False
 
@@ -258,8 +260,7 @@ class _UsageCounter:
 
     @property
     def usage(self) -> dict[str, int]:
-        prompt, completion = self._prepared.prompt_tokens, self.completion_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return describe_usage(self._prepared.prompt_tokens, self.completion_tokens)
 
     def close(self) -> None:
         if self._is_closed:

@@ -1,25 +1,20 @@
 """What every route needs: the key of the caller, the requested deployment, and the limits of the key."""
 
-import asyncio
-import contextlib
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.api import errors
-from ontogeny.server.api.errors import ApiError
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
 from ontogeny.server.keys import LOCAL, ApiKey
 from ontogeny.server.rate_limits import RateLimits
-from ontogeny.server.sessions.store import UnknownSession
 from ontogeny.server.store import Store
 from ontogeny.server.usage import UsageMeter
 
+BEARER = HTTPBearer(auto_error=False, description="The text of an API key.")
 STATE_FILE: dict[str, Any] = {
     "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 }
@@ -43,30 +38,31 @@ def get_context(request: Request) -> ServerContext:
     return request.app.state.context
 
 
-def authenticate(request: Request) -> ApiKey:
+def authenticate(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+) -> ApiKey:
     """Returns the key of a request; the local key as long as no key exists. Raises a 401 error for an invalid key."""
     store = get_context(request).store
-    scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    text = text.strip() if scheme.lower() == "bearer" else ""
     if not keys.has_keys(store):
         return LOCAL
-    if not text:
+    if credentials is None:
         raise errors.unauthorized("the request has no key; send it as 'Authorization: Bearer KEY'")
-    key = keys.authenticate(store, text)
+    key = keys.authenticate(store, credentials.credentials.strip())
     if key is None:
         raise errors.unauthorized("the key is wrong or was revoked")
     return key
 
 
-def authenticate_admin(request: Request) -> ApiKey:
+Caller = Annotated[ApiKey, Depends(authenticate)]
+
+
+def authenticate_admin(key: Caller) -> ApiKey:
     """Returns the key of a request; raises a 403 error if it is not an admin key."""
-    key = authenticate(request)
     if not key.is_admin:
         raise errors.forbidden("this route")
     return key
 
 
-Caller = Annotated[ApiKey, Depends(authenticate)]
 AdminCaller = Annotated[ApiKey, Depends(authenticate_admin)]
 
 
@@ -121,29 +117,6 @@ def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> Non
     seconds = get_context(request).rate_limits.acquire(key, num_tokens)
     if seconds > 0:
         raise errors.too_many_requests("the key has used its allowance per minute; retry later", seconds)
-
-
-async def wait_for_session(request: Request, future: Future[Any]) -> Any:
-    """Returns the result of a call on a session; raises its errors as `ApiError`."""
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), get_context(request).time_limit)
-    except UnknownSession as error:
-        raise errors.missing_resource(f"there is no session '{error}'") from None
-    except BadInput as error:
-        raise errors.bad_request(str(error)) from None
-    except TimeoutError:
-        raise errors.timed_out() from None
-
-
-@contextlib.contextmanager
-def label_state_errors() -> Iterator[None]:
-    """Gives 400 errors of an uploaded state the code `state_rejected`."""
-    try:
-        yield
-    except ApiError as error:
-        if error.status_code == 400:
-            error.code = "state_rejected"
-        raise
 
 
 class LastPrompts:

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as RoutingError
 
 from ontogeny.renamed import renamed_hint
@@ -13,6 +14,21 @@ from ontogeny.renamed import renamed_hint
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
 INTERNAL_ERROR = "the server failed; see its log"
+
+
+class ErrorDetails(BaseModel):
+    """An error for a person (`message`) and for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of an error response."""
+
+    error: ErrorDetails
 
 
 class ApiError(HTTPException):
@@ -141,10 +157,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
-    status: {
-        "description": description,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
+    status: {"model": ErrorResponse, "description": description}
     for status, description in {
         400: "A field of the request is invalid.",
         401: "The key is missing, wrong or revoked.",
@@ -157,20 +170,4 @@ RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
         429: "The key exceeded its rate limit, or the queue is full.",
         503: "The server is starting, has failed, or exceeded the time limit.",
     }.items()
-}
-SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
 }

@@ -6,11 +6,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from ontogeny.report.page import render
-from ontogeny.server.api import errors
-from ontogeny.server.api.context import check_ready, get_context
+from ontogeny.server.api import context, errors
 
 router = APIRouter()
-OPEN_PATHS = ("/health", "/ready", "/metrics")  # need no key
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 SECURITY_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -43,8 +41,8 @@ def check_health() -> dict[str, str]:
 @router.get("/ready", responses={503: errors.RESPONSES[503]})
 def check_readiness(request: Request) -> dict[str, str]:
     """Answers with status 200 if all deployments can answer requests."""
-    check_ready(request)
-    for deployment in get_context(request).deployments.by_name.values():
+    context.check_ready(request)
+    for deployment in context.get_context(request).deployments.by_name.values():
         if deployment.failure is not None:
             raise errors.unavailable(deployment.failure)
     return {"status": "ready"}
@@ -53,7 +51,7 @@ def check_readiness(request: Request) -> dict[str, str]:
 @router.get("/metrics", response_class=PlainTextResponse)
 def show_metrics(request: Request) -> PlainTextResponse:
     """Returns metrics for Prometheus."""
-    return PlainTextResponse(get_context(request).meter.metrics(), media_type=PROMETHEUS)
+    return PlainTextResponse(context.get_context(request).meter.metrics(), media_type=PROMETHEUS)
 
 
 def _html(template: str, **variables: Any) -> HTMLResponse:

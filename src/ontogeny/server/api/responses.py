@@ -31,6 +31,15 @@ class PreparedRequest(NamedTuple):
     created_at: int  # seconds since 1970
 
 
+def describe_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Returns the `usage` of a response."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
 class ResponseFormat(ABC):
     """Collects the outputs of a request and writes them as a response.
 

@@ -1,124 +1,157 @@
-"""Routes of sessions with a language model: a text that continues from call to call, and its activations as a file."""
+"""Routes that sessions of agents and of texts share, and the continuation of a text."""
 
 import asyncio
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from ontogeny.engine.engine import QueueFull
 from ontogeny.engine.sampling import SamplingParams
+from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import decode
-from ontogeny.server.api import errors
-from ontogeny.server.api.context import (
-    STATE_DOWNLOAD,
-    STATE_UPLOAD,
-    Caller,
-    apply_rate_limits,
-    get_context,
-    get_language_model,
-    label_state_errors,
-    wait_for_session,
-)
+from ontogeny.server.api import context, errors
+from ontogeny.server.api.context import Caller
 from ontogeny.server.api.protocol import ContinuationRequest
+from ontogeny.server.api.responses import describe_usage
 from ontogeny.server.api.tokenizer import encode_text
-from ontogeny.server.deployments import LanguageDeployment, ServedWeights
+from ontogeny.server.deployments import Deployment, LanguageDeployment, ServedWeights
 from ontogeny.server.keys import ApiKey
+from ontogeny.server.sessions.store import SessionManager, UnknownSession, describe_session
 from ontogeny.server.sessions.texts import SessionCompletion, TextSessions
 
 router = APIRouter(prefix="/v1/models/{model}/sessions", responses=errors.RESPONSES)
 
 
-async def _call(
-    request: Request, deployment: LanguageDeployment, key: ApiKey, method: Callable[..., Any], *arguments: Any
-) -> Any:
-    """Calls a method of `TextSessions` on its thread."""
-    try:
-        future = deployment.sessions.submit(method, key.id, *arguments)
-    except QueueFull as error:
-        raise errors.queue_full(error.retry_after) from None
-    return await wait_for_session(request, future)
+class SessionCaller(NamedTuple):
+    """Calls methods of the sessions of a deployment on behalf of a request."""
+
+    request: Request
+    key: ApiKey
+    deployment: Deployment
+
+    async def call(self, method: Callable[..., Any], *arguments: Any, num_tokens: int = 0) -> Any:
+        """Calls a method on the thread of the sessions, and converts its errors to `ApiError`.
+
+        Args:
+            method: A method of `AgentSessions` or `TextSessions`.
+            *arguments: The arguments after the key.
+            num_tokens: Tokens that count against the limits of the key.
+        """
+        context.apply_rate_limits(self.request, self.key, num_tokens)
+        try:
+            future = self.deployment.sessions.submit(method, self.key.id, *arguments)
+            return await asyncio.wait_for(asyncio.wrap_future(future), context.get_context(self.request).time_limit)
+        except QueueFull as error:
+            raise errors.queue_full(error.retry_after) from None
+        except UnknownSession as error:
+            raise errors.missing_resource(f"there is no session '{error}'") from None
+        except BadInput as error:
+            raise errors.bad_request(str(error)) from None
+        except TimeoutError:
+            raise errors.timed_out() from None
+
+    async def describe(self, method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Calls a method that returns a session; returns the description of the session."""
+        return describe_session(await self.call(method, *arguments))
 
 
-async def _served_weights(deployment: LanguageDeployment, key: ApiKey) -> ServedWeights:
-    return await asyncio.to_thread(deployment.served_weights, key.id)
+def add_session_routes(
+    router: APIRouter, get_caller: Callable[..., SessionCaller], restore: Callable[..., Any]
+) -> None:
+    """Adds the routes that all sessions share.
+
+    Args:
+        router: The router; its prefix ends before the id of the session.
+        get_caller: A FastAPI dependency.
+        restore: Replaces the state of a session: `await restore(sessions, id, state)`.
+    """
+    dependency = Depends(get_caller)
+
+    @router.get("/{id}")
+    async def show_session(id: str, sessions: SessionCaller = dependency) -> dict[str, Any]:
+        """Returns the number of steps of a session and the digest of its weights."""
+        return await sessions.describe(SessionManager.get, id)
+
+    @router.delete("/{id}")
+    async def delete_session(id: str, sessions: SessionCaller = dependency) -> dict[str, Any]:
+        """Deletes a session."""
+        await sessions.call(SessionManager.delete, id)
+        return {"id": id, "deleted": True}
+
+    @router.get("/{id}/state", response_class=Response, responses=context.STATE_DOWNLOAD)
+    async def export_session(id: str, sessions: SessionCaller = dependency) -> Response:
+        """Returns the state of a session as safetensors, with its digests."""
+        return Response(await sessions.call(SessionManager.export, id), media_type="application/octet-stream")
+
+    @router.put("/{id}/state", openapi_extra=context.STATE_UPLOAD)
+    async def restore_session(id: str, sessions: SessionCaller = dependency) -> dict[str, Any]:
+        """Replaces the state of a session by an exported one that belongs to the same weights."""
+        try:
+            return describe_session(await restore(sessions, id, await sessions.request.body()))
+        except errors.ApiError as error:
+            if error.status_code == 400:
+                error.code = "state_rejected"
+            raise
+
+    @router.post("/{id}/fork")
+    async def fork_session(id: str, sessions: SessionCaller = dependency) -> dict[str, Any]:
+        """Creates a second session that continues from the state of this one."""
+        return await sessions.describe(SessionManager.fork, id)
+
+
+class TextCaller(SessionCaller):
+    """A `SessionCaller` of a language model."""
+
+    async def served_weights(self) -> ServedWeights:
+        """Returns the weights that answer the key now."""
+        assert isinstance(self.deployment, LanguageDeployment)
+        return await asyncio.to_thread(self.deployment.served_weights, self.key.id)
+
+
+def get_text_caller(request: Request, model: str, key: Caller) -> TextCaller:
+    """Returns the caller of the text sessions of a model."""
+    return TextCaller(request, key, context.get_language_model(request, model))
+
+
+TextSessionsCaller = Annotated[TextCaller, Depends(get_text_caller)]
 
 
 @router.post("")
-async def create_session(request: Request, model: str, key: Caller) -> dict[str, Any]:
+async def create_session(sessions: TextSessionsCaller) -> dict[str, Any]:
     """Begins an empty text."""
-    deployment = get_language_model(request, model)
-    apply_rate_limits(request, key)
-    digest = (await _served_weights(deployment, key)).digest
-    return (await _call(request, deployment, key, TextSessions.create, digest)).info
-
-
-@router.get("/{id}")
-async def show_session(request: Request, model: str, id: str, key: Caller) -> dict[str, Any]:
-    """Returns the number of tokens of a text and the digest of the weights that computed its activations."""
-    return (await _call(request, get_language_model(request, model), key, TextSessions.get, id)).info
-
-
-@router.delete("/{id}")
-async def delete_session(request: Request, model: str, id: str, key: Caller) -> dict[str, Any]:
-    """Deletes a session."""
-    await _call(request, get_language_model(request, model), key, TextSessions.delete, id)
-    return {"id": id, "deleted": True}
+    return await sessions.describe(TextSessions.create, (await sessions.served_weights()).digest)
 
 
 @router.post("/{id}/completions")
-async def continue_text(
-    request: Request, model: str, id: str, body: ContinuationRequest, key: Caller
-) -> dict[str, Any]:
+async def continue_text(sessions: TextSessionsCaller, id: str, body: ContinuationRequest) -> dict[str, Any]:
     """Appends a prompt to the text and generates its continuation; the request is not learned from."""
-    context, deployment = get_context(request), get_language_model(request, model)
-    deadline = time.monotonic() + context.time_limit
-    tokenizer = deployment.model.tokenizer
+    server, deployment = context.get_context(sessions.request), sessions.deployment
+    assert isinstance(deployment, LanguageDeployment)
+    deadline, tokenizer = time.monotonic() + server.time_limit, deployment.model.tokenizer
     prompt = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
-    apply_rate_limits(request, key, len(prompt) + body.max_tokens)
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
-    sampling, served = SamplingParams(body.temperature, body.top_p, seed), await _served_weights(deployment, key)
-    arguments = (id, served.weights, served.digest, prompt, body.max_tokens, sampling, deadline)
-    completion: SessionCompletion = await _call(request, deployment, key, TextSessions.complete, *arguments)
+    sampling, served = SamplingParams(body.temperature, body.top_p, seed), await sessions.served_weights()
+    completion: SessionCompletion = await sessions.call(
+        TextSessions.complete, id, served.weights, served.digest, prompt, body.max_tokens, sampling, deadline,
+        num_tokens=len(prompt) + body.max_tokens,
+    )  # fmt: skip
     num_generated = len(completion.tokens)
-    context.meter.count(key, deployment.name, len(prompt), num_generated)
-    context.rate_limits.release_tokens(key, body.max_tokens - num_generated)
-    return completion.session.info | {
-        "text": decode(tokenizer, completion.tokens),
+    server.meter.count(sessions.key, deployment.name, len(prompt), num_generated)
+    server.rate_limits.release_tokens(sessions.key, body.max_tokens - num_generated)
+    text = decode(tokenizer, completion.tokens)
+    usage = describe_usage(len(prompt), num_generated)
+    return describe_session(completion.session) | {
+        "text": text,
         "finish_reason": completion.finish_reason,
-        "usage": {
-            "prompt_tokens": len(prompt),
-            "completion_tokens": num_generated,
-            "total_tokens": len(prompt) + num_generated,
-        },
+        "usage": usage,
     }
 
 
-@router.get("/{id}/state", response_class=Response, responses=STATE_DOWNLOAD)
-async def export_session(request: Request, model: str, id: str, key: Caller) -> Response:
-    """Returns the activations of a text as safetensors, with the digest of their weights."""
-    deployment = get_language_model(request, model)
-    apply_rate_limits(request, key)
-    state = await _call(request, deployment, key, TextSessions.export, id)
-    return Response(state, media_type="application/octet-stream")
+async def _restore(sessions: TextCaller, id: str, state: bytes) -> Any:
+    return await sessions.call(TextSessions.restore, id, state, (await sessions.served_weights()).digest)
 
 
-@router.put("/{id}/state", openapi_extra=STATE_UPLOAD)
-async def restore_session(request: Request, model: str, id: str, key: Caller) -> dict[str, Any]:
-    """Replaces the state of a session by an exported one of the weights that answer this key now."""
-    deployment = get_language_model(request, model)
-    apply_rate_limits(request, key)
-    state = await request.body()
-    digest = (await _served_weights(deployment, key)).digest
-    with label_state_errors():
-        return (await _call(request, deployment, key, TextSessions.restore, id, state, digest)).info
-
-
-@router.post("/{id}/fork")
-async def fork_session(request: Request, model: str, id: str, key: Caller) -> dict[str, Any]:
-    """Creates a second text that continues from this one."""
-    deployment = get_language_model(request, model)
-    apply_rate_limits(request, key)
-    return (await _call(request, deployment, key, TextSessions.fork, id)).info
+add_session_routes(router, get_text_caller, _restore)

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import END, Tokenizer, decode
-from ontogeny.server.api import errors
-from ontogeny.server.api.context import Caller, apply_rate_limits, get_context, get_language_model
+from ontogeny.server.api import context, errors
+from ontogeny.server.api.context import Caller
 from ontogeny.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from ontogeny.server.deployments import LanguageDeployment
 
@@ -47,7 +47,7 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 async def tokenize(request: Request, body: TokenizeRequest, key: Caller) -> dict[str, Any]:
     """Returns the tokens of a text. The name of the end token in the text stands for that token."""
     deployment = _get_tokenizer_model(request, body.model)
-    apply_rate_limits(request, key)
+    context.apply_rate_limits(request, key)
     tokens = await _tokenize(_encode_with_ends, deployment.model.tokenizer, body.prompt)
     return {"tokens": tokens, "count": len(tokens), "max_model_len": deployment.engine.max_sequence_length}
 
@@ -56,7 +56,7 @@ async def tokenize(request: Request, body: TokenizeRequest, key: Caller) -> dict
 async def detokenize(request: Request, body: DetokenizeRequest, key: Caller) -> dict[str, Any]:
     """Returns the text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
     tokenizer = _get_tokenizer_model(request, body.model).model.tokenizer
-    apply_rate_limits(request, key)
+    context.apply_rate_limits(request, key)
     return {"prompt": decode(tokenizer, _check_tokens(tokenizer, body.tokens, "tokens"))}
 
 
@@ -69,13 +69,13 @@ def describe_tokenizer(request: Request, key: Caller, model: str | None = None) 
 
 def _get_tokenizer_model(request: Request, name: str | None) -> LanguageDeployment:
     """The named model, or the first model if all models share its tokenizer, because these clients name none."""
-    by_name = get_context(request).deployments.by_name
+    by_name = context.get_context(request).deployments.by_name
     models = [deployment for deployment in by_name.values() if isinstance(deployment, LanguageDeployment)]
     if name is None and models:
         if any(deployment.model.tokenizer is not models[0].model.tokenizer for deployment in models):
             raise errors.bad_request("the models have different tokenizers, so the request must name a model", "model")
         name = models[0].name
-    return get_language_model(request, name)
+    return context.get_language_model(request, name)
 
 
 def _encode_with_ends(tokenizer: Tokenizer, text: str) -> list[int]:

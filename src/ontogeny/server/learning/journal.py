@@ -444,17 +444,8 @@ def _examples_of(connection: sqlite3.Connection, version: BranchVersion) -> tupl
     return examples, inherited
 
 
-def _log(
-    connection: sqlite3.Connection,
-    branch: str,
-    kind: str,
-    example: int | None,
-    version: int | None,
-    held_out_loss: float | None,
-    reason: str,
-) -> None:
-    connection.execute(
-        "INSERT INTO decisions (branch, kind, example, version, held_out_loss, reason, created_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (branch, kind, example, version, held_out_loss, reason, time.time()),
-    )
+def _log(connection: sqlite3.Connection, branch: str, kind: str, *outcome: int | float | str | None) -> None:
+    """Adds a decision; `outcome` is its example, version, held-out loss and reason."""
+    columns = "branch, kind, example, version, held_out_loss, reason, created_at"
+    query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    connection.execute(query, (branch, kind, *outcome, time.time()))

@@ -28,16 +28,6 @@ class AgentSessionRecord(NamedTuple):
     feedback: dict[str, Any] | None  # consequences of the last action, if they were sent ahead of the observation
     weights_digest: str
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """The public description of the session."""
-        return {
-            "id": self.id,
-            "object": "session",
-            "num_steps": self.num_steps,
-            "weights_digest": self.weights_digest,
-        }
-
 
 class AgentSessions(SessionManager[AgentSessionRecord]):
     """The sessions of one agent.

@@ -34,10 +34,19 @@ class StoredSession(Protocol):
     @property
     def num_steps(self) -> int: ...
 
+    @property
+    def weights_digest(self) -> str: ...
+
     def _replace(self, *, id: str) -> Self: ...
 
 
 SessionT = TypeVar("SessionT", bound=StoredSession)
+
+
+def describe_session(session: StoredSession) -> dict[str, Any]:
+    """Returns the public description of a session."""
+    fields = {name: getattr(session, name) for name in ("id", "num_steps", "weights_digest")}
+    return {"object": "session", **fields}
 
 
 class SessionStore:

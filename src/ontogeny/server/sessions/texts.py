@@ -8,7 +8,7 @@ bitwise reproducible. H heads, N cached tokens, D numbers per head.
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,16 +51,6 @@ class TextSession(NamedTuple):
     num_steps: int  # prompt and generated tokens so far
     activations: TextActivations
     weights_digest: str  # of the version that computed the activations
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """The public description of the session."""
-        return {
-            "id": self.id,
-            "object": "session",
-            "num_steps": self.num_steps,
-            "weights_digest": self.weights_digest,
-        }
 
 
 class SessionCompletion(NamedTuple):
