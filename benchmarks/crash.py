@@ -1,10 +1,10 @@
-"""Kill -9, again and again, at random moments under load while the server learns: is anything lost, or learned twice?
+"""Kills a learning server with SIGKILL at random times under load: is an example lost, or learned twice?
 
     python benchmarks/crash.py RUN --kills 200
 
-Contributions and completions are sent all the while; each restart goes on in the same folder. In the end every
-acknowledged contribution must be in the journal, each must have been decided on once, and the weights must have the
-bits of a server that was given the same texts and was never disturbed. Prints one JSON line; exits with 1 otherwise.
+Examples and completions are sent all the time, and each restart continues in the same state folder. At the end every
+acknowledged example must be in the journal, each must have exactly one decision, and the weights must equal, bit for
+bit, those of a server that learned the same texts without a kill. Prints one JSON line; exits with 1 otherwise.
 """
 
 import argparse
@@ -21,158 +21,161 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+WORDS = "the agent learns a model and acts in it while nobody sees what it holds".split()
+DISCONNECTED = (OSError, ValueError, http.client.HTTPException)  # the server was killed before or during its answer
 
 
 class Server:
-    def __init__(self, run: Path, state: Path) -> None:
+    """An online server on a free port, whose acceptance test accepts nearly everything."""
+
+    def __init__(self, run: Path, state_dir: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"story={run}", "--online", "--share", "1"]
-        command += ["--bound", "5"]  # a wide gate, so that there are many versions to lose
-        self.log = state.with_name(f"{state.name}.log").open("ab")
+        command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"story={run}", "--online"]
+        command += ["--learning-fraction", "1", "--max-forgetting", "5"]  # so that many versions could be lost
+        self.log = state_dir.with_name(f"{state_dir.name}.log").open("ab")
         self.process = subprocess.Popen(
-            [*command, "--state", str(state), "--port", str(port)], stdout=self.log, stderr=self.log
+            [*command, "--state-dir", str(state_dir), "--port", str(port)], stdout=self.log, stderr=self.log
         )
 
     def wait(self) -> None:
-        until = time.monotonic() + 300
-        while time.monotonic() < until:
+        """Returns when the server answers requests."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                self.give_up(f"the server did not start again: see {self.log.name}")
+                self.fail(f"the server did not start again: see {self.log.name}")
             try:
-                if self.ask("/ready")["status"] == "ready":
+                if self.request("/ready")["status"] == "ready":
                     return
             except OSError:
                 time.sleep(0.05)
-        self.give_up("the server was not ready in 300 s")
+        self.fail("the server was not ready in 300 s")
 
-    def give_up(self, why: str) -> NoReturn:
+    def fail(self, reason: str) -> NoReturn:
+        """Stops the server and ends the benchmark."""
         self.kill()
-        raise SystemExit(why)
+        raise SystemExit(reason)
 
-    def ask(self, path: str, body: dict | None = None) -> dict:
+    def request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Sends a GET request, or a POST request with a body."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.loads(response.read())
 
     def kill(self) -> None:
+        """Sends SIGKILL."""
         self.process.kill()
         self.process.wait()
         self.log.close()
 
 
-def load(server: Server, stop: threading.Event, acknowledged: dict[int, str], draw: random.Random) -> None:
-    """Contributes until the server is gone."""
-    words = [
-        "the",
-        "agent",
-        "learns",
-        "a",
-        "env",
-        "and",
-        "acts",
-        "in",
-        "it",
-        "while",
-        "nobody",
-        "sees",
-        "what",
-        "it",
-        "holds",
-    ]
+def add_examples(server: Server, stop: threading.Event, acknowledged: dict[int, str], draw: random.Random) -> None:
+    """Adds training examples until the server is killed."""
     while not stop.is_set():
-        text = " ".join(draw.choices(words, k=draw.randrange(2, 40))) + f" {draw.getrandbits(40)}"
+        text = " ".join(draw.choices(WORDS, k=draw.randrange(2, 40))) + f" {draw.getrandbits(40)}"
         try:
-            answer = server.ask("/v1/models/story/contributions", {"text": text})
-        except (OSError, ValueError, http.client.HTTPException):  # killed before, or in the middle of its answer
+            example = server.request("/v1/models/story/examples", {"text": text})
+        except DISCONNECTED:
             return
-        acknowledged[answer["number"]] = text
-        time.sleep(draw.random() * 0.3)  # about what the learner keeps up with, so that the end is not all waiting
+        acknowledged[example["number"]] = text
+        time.sleep(draw.random() * 0.3)  # about the speed of the learner, so that the end is not all waiting
 
 
 def complete(server: Server, stop: threading.Event) -> None:
+    """Requests completions until the server is killed."""
     while not stop.is_set():
         try:
-            server.ask("/v1/completions", {"model": "story", "prompt": "The", "max_tokens": 20, "learn": False})
-        except (OSError, ValueError, http.client.HTTPException):  # killed before, or in the middle of its answer
+            server.request("/v1/completions", {"model": "story", "prompt": "The", "max_tokens": 20, "learn": False})
+        except DISCONNECTED:
             return
 
 
-def settle(server: Server) -> dict:
-    """The line when nothing is left to be learned; gives up on a learner that has decided nothing for two minutes."""
-    least, since = math.inf, time.monotonic()
-    while time.monotonic() < since + 120:
-        line = server.ask("/v1/models/story/line")
-        if line["pending"] == 0:
-            return line
-        if line["pending"] < least:
-            least, since = line["pending"], time.monotonic()
+def settle(server: Server) -> dict[str, Any]:
+    """Returns the branch once no example is pending; fails if the learner decides nothing for two minutes."""
+    min_pending, changed_at = math.inf, time.monotonic()
+    while time.monotonic() < changed_at + 120:
+        branch = server.request("/v1/models/story/branch")
+        if branch["num_pending"] == 0:
+            return branch
+        if branch["num_pending"] < min_pending:
+            min_pending, changed_at = branch["num_pending"], time.monotonic()
         time.sleep(0.1)
-    server.give_up(f"the learner decided on nothing for 120 s, with {least} contributions to come")
+    server.fail(f"the learner decided nothing for 120 s, with {min_pending} examples pending")
+
+
+def kill_under_load(server: Server, acknowledged: dict[int, str], draw: random.Random) -> None:
+    """Kills a server while it answers and learns or, in a fifth of the cases, while it starts."""
+    stop, threads = threading.Event(), []
+    if draw.random() < 0.8:
+        server.wait()
+        jobs = [(add_examples, acknowledged, random.Random(draw.random())) for _ in range(3)] + [(complete,)]
+        threads = [threading.Thread(target=job[0], args=(server, stop, *job[1:])) for job in jobs]
+        for thread in threads:
+            thread.start()
+        time.sleep(draw.random() * 1.5)
+    else:
+        time.sleep(draw.random() * 6)
+    server.kill()
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def read_journal(state_dir: Path) -> tuple[dict[int, str], list[int]]:
+    """Returns the examples by number, and the examples of all decisions."""
+    database = sqlite3.connect(state_dir / "ontogeny.sqlite")
+    journal = dict(database.execute("SELECT number, text FROM examples ORDER BY number"))
+    query = "SELECT example FROM decisions WHERE kind IN ('learned', 'rejected')"
+    decided = [example for (example,) in database.execute(query)]
+    database.close()
+    return journal, decided
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    started, draw = time.perf_counter(), random.Random(asked.seed)
+    arguments = parser.parse_args()
+    started_at, draw = time.perf_counter(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        state, acknowledged = Path(folder) / "state", {}
-        for _ in range(asked.kills):
-            server, stop = Server(asked.run, state), threading.Event()
-            if draw.random() < 0.8:
-                server.wait()
-                jobs = [(load, acknowledged, random.Random(draw.random())) for _ in range(3)] + [(complete,)]
-                threads = [threading.Thread(target=job[0], args=(server, stop, *job[1:])) for job in jobs]
-                for thread in threads:
-                    thread.start()
-                time.sleep(draw.random() * 1.5)
-            else:  # while it starts
-                threads = []
-                time.sleep(draw.random() * 6)
-            server.kill()
-            stop.set()
-            for thread in threads:
-                thread.join()
-        server = Server(asked.run, state)
+        state_dir, acknowledged = Path(folder) / "state", dict[int, str]()
+        for _ in range(arguments.kills):
+            kill_under_load(Server(arguments.run, state_dir), acknowledged, draw)
+        server = Server(arguments.run, state_dir)
         server.wait()
-        line = settle(server)
+        branch = settle(server)
         server.kill()
-        base = sqlite3.connect(state / "ontogeny.sqlite")
-        journal = dict(base.execute("SELECT number, text FROM contributions ORDER BY number"))
-        decided = [
-            n for (n,) in base.execute("SELECT contribution FROM decisions WHERE kind IN ('learned', 'refused')")
-        ]
-        base.close()
-        calm = Server(asked.run, Path(folder) / "calm")
-        calm.wait()
+        journal, decided = read_journal(state_dir)
+        undisturbed = Server(arguments.run, Path(folder) / "undisturbed")
+        undisturbed.wait()
         for text in journal.values():
-            calm.ask("/v1/models/story/contributions", {"text": text})
-        replay = settle(calm)
-        calm.kill()
-    found = {
+            undisturbed.request("/v1/models/story/examples", {"text": text})
+        replayed = settle(undisturbed)
+        undisturbed.kill()
+    counts = {
         "acknowledged": len(acknowledged),
         "lost": sum(journal.get(number) != text for number, text in acknowledged.items()),
-        "twice": len(decided) - len(set(decided)),
+        "duplicates": len(decided) - len(set(decided)),
         "undecided": len(set(journal) - set(decided)),
-        "same_weights": line["digest"] == replay["digest"] and line["version"] == replay["version"],
+        "equal_weights": all(branch[name] == replayed[name] for name in ("digest", "current_version")),
     }
-    good = not found["lost"] and not found["twice"] and not found["undecided"] and found["same_weights"]
+    is_good = counts["equal_weights"] and not any(counts[name] for name in ("lost", "duplicates", "undecided"))
     record = {
         "name": "serve.crash.lost",
-        "value": found["lost"],
-        "unit": "acknowledged contributions",
-        "seconds": round(time.perf_counter() - started, 1),
-        "setting": {"kills": asked.kills, "seed": asked.seed, "versions": line["version"]} | found,
+        "value": counts["lost"],
+        "unit": "acknowledged examples",
+        "seconds": round(time.perf_counter() - started_at, 1),
+        "setting": {"kills": arguments.kills, "seed": arguments.seed, "versions": branch["current_version"]} | counts,
     }
     print(json.dumps(record))
-    sys.exit(0 if good else 1)
+    sys.exit(0 if is_good else 1)
 
 
 if __name__ == "__main__":
