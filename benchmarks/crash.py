@@ -23,7 +23,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NoReturn
 
-WORDS = "the agent learns a model and acts in it while nobody sees what it holds".split()
+WORDS = ["the", "agent", "learns", "a", "model", "and", "acts", "while", "nobody", "sees", "what", "it", "holds"]
 DISCONNECTED = (OSError, ValueError, http.client.HTTPException)  # the server was killed before or during its answer
 
 

@@ -1,13 +1,14 @@
-"""A server under load from a second process, on loopback: tokens and requests per second, time to the first token.
+"""Throughput and time to first token of a server on loopback, under load from a second process.
 
-    python benchmarks/serve.py                  ours
-    python benchmarks/serve.py --learning       what learning costs users of frozen weights
-    python benchmarks/serve.py --peer PYTHON    beside FastAPI + transformers' generate, same weights
-    python benchmarks/serve.py --varied         answers of 32 to 96 tokens in place of 64
+    python benchmarks/serve.py                  ontogeny alone
+    python benchmarks/serve.py --learning       cost of a learning deployment for the users of a frozen one
+    python benchmarks/serve.py --peer PYTHON    beside FastAPI and transformers' generate with the same weights
+    python benchmarks/serve.py --varied         responses of 32 to 96 tokens instead of 64
 
-The model has 6 layers, 384 wide, vocabulary 8192, random weights in a GPT-2 folder that both load; speed does not
-depend on what the weights know. Each stream asks, reads its answer to the end, and asks again; the first round of each
-stream is not counted. Both servers answer the same questions, one after the other, in one run. Prints JSON lines.
+The model has 6 layers of width 384, a vocabulary of 8192 and random weights in a GPT-2 folder that both servers load;
+its speed does not depend on the weights. Each stream sends a request, reads the response to its end, and repeats; the
+first round of each stream is not counted. Both servers answer the same requests, one server after the other. Prints
+JSON lines.
 """
 
 import argparse
@@ -22,9 +23,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 PROMPT, NEW, VOCABULARY = 32, 64, 8192
-ROOT = Path(__file__).parent.parent
 PEER = """
 import asyncio, json, sys, threading
 import torch, uvicorn
@@ -36,7 +37,7 @@ from transformers.generation.streamers import BaseStreamer
 model = GPT2LMHeadModel.from_pretrained(sys.argv[1]).eval()
 app, lock = FastAPI(), threading.Lock()
 
-class Told(BaseStreamer):
+class QueueStreamer(BaseStreamer):
     def __init__(self, loop, queue):
         self.loop, self.queue, self.first = loop, queue, True
     def put(self, value):
@@ -46,11 +47,11 @@ class Told(BaseStreamer):
     def end(self):
         self.loop.call_soon_threadsafe(self.queue.put_nowait, None)
 
-def work(tokens, most, told):
+def work(tokens, max_tokens, streamer):
     with lock, torch.no_grad():
         ids = torch.tensor([tokens])
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, min_new_tokens=most,
-                       do_sample=True, top_k=0, pad_token_id=0, streamer=told)
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, min_new_tokens=max_tokens,
+                       do_sample=True, top_k=0, pad_token_id=0, streamer=streamer)
 
 @app.get("/ready")
 def ready():
@@ -59,8 +60,8 @@ def ready():
 @app.post("/v1/completions")
 async def completions(request: Request):
     body, queue = await request.json(), asyncio.Queue()
-    told = Told(asyncio.get_running_loop(), queue)
-    threading.Thread(target=work, args=(body["prompt"], body["max_tokens"], told), daemon=True).start()
+    streamer = QueueStreamer(asyncio.get_running_loop(), queue)
+    threading.Thread(target=work, args=(body["prompt"], body["max_tokens"], streamer), daemon=True).start()
     async def events():
         while (token := await queue.get()) is not None:
             yield "data: " + json.dumps({"choices": [{"index": 0, "text": str(token)}]}) + "\\n\\n"
@@ -72,7 +73,7 @@ uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
 
 
 def make_folder(folder: Path) -> None:
-    """A GPT-2 folder of random weights, with a tokenizer of as many words."""
+    """Writes a GPT-2 folder with random weights and a tokenizer of the same vocabulary size."""
     import jax
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
@@ -83,26 +84,26 @@ def make_folder(folder: Path) -> None:
 
     words = [*byte_letters(), "<|endoftext|>"]
     words += [a + b for a in words[:256] for b in words[:256]][: VOCABULARY - len(words)]
-    made = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made.add_special_tokens(["<|endoftext|>"])
+    tokenizer = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
     config = make_config("gpt2", VOCABULARY, 256, num_layers=6, num_heads=6, width=384)
-    hugging_face.write(folder, config, init_weights(jax.random.key(0), config), BytePairs(made))
+    hugging_face.write(folder, config, init_weights(jax.random.key(0), config), BytePairs(tokenizer))
 
 
 async def stream(
-    port: int, rounds: int, draw: random.Random, varied: bool, found: list[tuple[float, float, float, int]]
+    port: int, rounds: int, draw: random.Random, varied: bool, responses: list[tuple[float, float, float, int]]
 ) -> None:
-    """Asks so many times; appends when it began, when the first token came, when the last, how many there were."""
+    """Sends requests one after the other; appends start, time of the first and last token, and number of tokens."""
     for number in range(rounds):
         prompt = [draw.randrange(256) for _ in range(PROMPT)]
-        most = draw.randint(NEW // 2, NEW + NEW // 2) if varied else NEW
-        body = {"model": "model", "prompt": prompt, "max_tokens": most, "stream": True, "seed": draw.getrandbits(30)}
-        data = json.dumps(body | {"temperature": 1.0}).encode()
-        began = time.perf_counter()
+        max_tokens = draw.randint(NEW // 2, NEW + NEW // 2) if varied else NEW
+        body = {"model": "model", "prompt": prompt, "max_tokens": max_tokens, "stream": True, "temperature": 1.0}
+        data = json.dumps(body | {"seed": draw.getrandbits(30)}).encode()
+        started_at = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        header = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        writer.write(f"{header}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         first, count = 0.0, 0
         while line := await reader.readline():
             if line.startswith(b"data: {") and b'"finish_reason": "' not in line:
@@ -110,35 +111,37 @@ async def stream(
                 first = first or time.perf_counter()
         writer.close()
         if number and first:
-            found.append((began, first, time.perf_counter(), count))
+            responses.append((started_at, first, time.perf_counter(), count))
 
 
 async def measure(port: int, streams: int, rounds: int, seed: int, varied: int) -> dict[str, float]:
-    found: list[tuple[float, float, float, int]] = []
+    """Sends requests in several streams; returns throughput and time to first token."""
+    responses: list[tuple[float, float, float, int]] = []
     await asyncio.gather(
-        *(stream(port, rounds + 1, random.Random(1000 * seed + i), bool(varied), found) for i in range(streams))
+        *(stream(port, rounds + 1, random.Random(1000 * seed + i), bool(varied), responses) for i in range(streams))
     )
-    began, ended = min(f[0] for f in found), max(f[2] for f in found)
-    waits = sorted(f[1] - f[0] for f in found)
+    started_at, finished_at = min(r[0] for r in responses), max(r[2] for r in responses)
+    seconds, latencies = finished_at - started_at, sorted(r[1] - r[0] for r in responses)
     return {
-        "tokens_per_s": sum(f[3] for f in found) / (ended - began),
-        "requests_per_s": len(found) / (ended - began),
-        "first_p50": waits[len(waits) // 2],
-        "first_p99": waits[min(len(waits) - 1, int(0.99 * len(waits)))],
-        "requests": len(found),
-        "seconds": ended - began,
+        "tokens_per_s": sum(r[3] for r in responses) / seconds,
+        "requests_per_s": len(responses) / seconds,
+        "first_p50": latencies[len(latencies) // 2],
+        "first_p99": latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))],
+        "requests": len(responses),
+        "seconds": seconds,
     }
 
 
-def start(command: list[str]) -> tuple[subprocess.Popen, int]:
+def start(command: list[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """Starts a server on a free port, which is appended to the command; returns when it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = Path(tempfile.gettempdir()) / "ontogeny-bench-serve.log"
     with log.open("ab") as out:
         process = subprocess.Popen([*command, str(port)], stdout=out, stderr=out)
-    until = time.monotonic() + 300
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
                 connection.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -152,30 +155,31 @@ def start(command: list[str]) -> tuple[subprocess.Popen, int]:
     raise SystemExit("a server was not ready in 300 s")
 
 
-def loaded(port: int, streams: int, rounds: int, seed: int = 0, varied: bool = False) -> dict[str, float]:
-    """Measured by a process of its own. The same seed asks the same questions, which a server may remember."""
-    asked = [sys.executable, __file__, "--load", str(port), str(streams), str(rounds), str(seed), str(int(varied))]
-    return json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+def measure_in_process(port: int, streams: int, rounds: int, seed: int = 0, varied: bool = False) -> dict[str, float]:
+    """Measures in a process of its own. Equal seeds send equal requests, whose prefixes a server may have cached."""
+    command = [sys.executable, __file__, "--load", str(port), str(streams), str(rounds), str(seed), str(int(varied))]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def learning_costs(streams: int, rounds: int) -> None:
-    """Tokens per second of those whom a frozen deployment answers, without and with one beside it that learns."""
+def measure_learning_cost(streams: int, rounds: int) -> None:
+    """Prints the throughput of a frozen deployment, without and with a learning deployment on the same server."""
     with tempfile.TemporaryDirectory() as temporary:
-        run, state, text = Path(temporary) / "run", Path(temporary) / "state", Path(temporary) / "text.txt"
-        text.write_text("\n\n".join(page.read_text(encoding="utf-8") for page in sorted(ROOT.rglob("*.md"))))
+        run, state_dir, text = (Path(temporary) / name for name in ("run", "state", "text.txt"))
+        text.write_text("\n\n".join(topics[name] for name in sorted(topics)))  # the manual of Python
         shape = ("--layers", "6", "--heads", "6", "--width", "384", "--context", "256", "--vocabulary", str(VOCABULARY))
-        train = [sys.executable, "-m", "ontogeny", "train", "text", str(text), *shape, "--steps", "1", "--batch", "1"]
-        subprocess.run([*train, "--out", str(run)], check=True, capture_output=True)
-        ours = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"model={run}", "--alias", f"learner={run}"]
-        process, port = start([*ours, "--state", str(state), "--online", "--freeze", "model", "--port"])
+        options = (*shape, "--steps", "1", "--batch-size", "1", "--out", str(run))
+        train = [sys.executable, "-m", "ontogeny", "lm", "train", str(text), *options]
+        subprocess.run(train, check=True, capture_output=True)
+        command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"model={run}", "--alias", f"learner={run}"]
+        process, port = start([*command, "--state-dir", str(state_dir), "--online", "--freeze", "model", "--port"])
         try:
-            calm = loaded(port, streams, rounds)
-            teacher = subprocess.Popen([sys.executable, __file__, "--teach", str(port), str(text)])
+            baseline = measure_in_process(port, streams, rounds)
+            example_sender = subprocess.Popen([sys.executable, __file__, "--send-examples", str(port), str(text)])
             time.sleep(10)
-            learning = loaded(port, streams, rounds, 1)
-            teacher.kill()
-            teacher.wait()
-            learned = json.loads(asyncio.run(ask(port, "GET", "/v1/models/learner/line")))
+            learning = measure_in_process(port, streams, rounds, 1)
+            example_sender.kill()
+            example_sender.wait()
+            branch = json.loads(asyncio.run(send(port, "GET", "/v1/models/learner/branch")))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()
@@ -184,60 +188,71 @@ def learning_costs(streams: int, rounds: int) -> None:
         "value": round(learning["tokens_per_s"], 2),
         "unit": "tokens/s",
         "peer": "the same without learning",
-        "peer_value": round(calm["tokens_per_s"], 2),
-        "ratio": round(learning["tokens_per_s"] / calm["tokens_per_s"], 3),
+        "peer_value": round(baseline["tokens_per_s"], 2),
+        "ratio": round(learning["tokens_per_s"] / baseline["tokens_per_s"], 3),
         "seconds": round(learning["seconds"], 2),
-        "setting": {"streams": streams, "decided": len(learned["decisions"]), "load": round(os.getloadavg()[0], 1)},
+        "setting": {"streams": streams, "decisions": len(branch["decisions"]), "load": round(os.getloadavg()[0], 1)},
     }
     print(json.dumps(record), flush=True)
 
 
-async def ask(port: int, method: str, path: str, body: bytes = b"") -> bytes:
+async def send(port: int, method: str, path: str, body: bytes = b"") -> bytes:
+    """Sends a request; returns the body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    answer = await reader.read()
+    header = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    writer.write(f"{header}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    response = await reader.read()
     writer.close()
-    return answer.partition(b"\r\n\r\n")[2]
+    return response.partition(b"\r\n\r\n")[2]
 
 
-async def teach(port: int, text: str) -> None:
-    """Contributes 2,000 characters at a time, so that there is always something to be learned."""
+async def send_examples(port: int, text: str) -> None:
+    """Sends training examples of 2,000 characters without end, so that the learner is never idle."""
     while True:
-        for at in range(0, len(text), 2000):
-            await ask(
-                port, "POST", "/v1/models/learner/contributions", json.dumps({"text": text[at : at + 2000]}).encode()
-            )
+        for start in range(0, len(text), 2000):
+            body = json.dumps({"text": text[start : start + 2000]}).encode()
+            await send(port, "POST", "/v1/models/learner/examples", body)
             await asyncio.sleep(0.5)
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--peer", nargs="?", const=sys.executable, help="A Python that has torch and transformers.")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--varied", action="store_true", help="Answers of different lengths.")
-    parser.add_argument("--learning", action="store_true", help="What learning costs those who are frozen, alone.")
-    parser.add_argument("--teach", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--varied", action="store_true", help="Responses of different lengths.")
+    parser.add_argument("--learning", action="store_true", help="Measure only the cost of learning.")
+    parser.add_argument("--send-examples", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--load", type=int, nargs=5, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.load:
-        return print(json.dumps(asyncio.run(measure(*asked.load))))
-    if asked.teach:
-        return asyncio.run(teach(int(asked.teach[0]), Path(asked.teach[1]).read_text(encoding="utf-8")))
-    if asked.learning:
-        return learning_costs(16, asked.rounds)
+    arguments = parser.parse_args()
+    if arguments.load:
+        return print(json.dumps(asyncio.run(measure(*arguments.load))))
+    if arguments.send_examples:
+        port, text = arguments.send_examples
+        return asyncio.run(send_examples(int(port), Path(text).read_text(encoding="utf-8")))
+    if arguments.learning:
+        return measure_learning_cost(16, arguments.rounds)
     with tempfile.TemporaryDirectory() as temporary:
-        folder, state = Path(temporary) / "model", Path(temporary) / "state"
+        folder, state_dir = Path(temporary) / "model", Path(temporary) / "state"
         make_folder(folder)
-        ours = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"model={folder}", "--state", str(state)]
-        servers = {"ours": start([*ours, "--port"])}
-        if asked.peer:
-            servers["peer"] = start([asked.peer, "-c", PEER, str(folder)])
+        command = [
+            sys.executable,
+            "-m",
+            "ontogeny",
+            "serve",
+            "--alias",
+            f"model={folder}",
+            "--state-dir",
+            str(state_dir),
+        ]
+        servers = {"ours": start([*command, "--port"])}
+        if arguments.peer:
+            servers["peer"] = start([arguments.peer, "-c", PEER, str(folder)])
         try:
-            for streams in asked.streams:
+            for streams in arguments.streams:
                 both = {
-                    name: loaded(port, streams, asked.rounds, streams, asked.varied)
+                    name: measure_in_process(port, streams, arguments.rounds, streams, arguments.varied)
                     for name, (_, port) in servers.items()
                 }
                 for name, unit in (
@@ -255,7 +270,7 @@ def main() -> None:
                     record["setting"] = {
                         "streams": streams,
                         "prompt": PROMPT,
-                        "new": "32 to 96" if asked.varied else NEW,
+                        "max_tokens": "32 to 96" if arguments.varied else NEW,
                         "requests": both["ours"]["requests"],
                         "load": round(os.getloadavg()[0], 1),
                     }

@@ -1,13 +1,13 @@
-"""What a server that learns saves on another author's text with its gate on, and what a line of learning costs.
+"""What online learning on a server saves on another author's text, with the acceptance test, and what a branch costs.
 
-    python benchmarks/serve_learning.py --train shakespeare.txt              # then Python's own manual is read
-    python benchmarks/serve_learning.py --train shakespeare.txt --text other.txt --learning adapter=8,learning_rate=1e-3
+    python benchmarks/serve_learning.py --train shakespeare.txt              # then learns Python's own manual
+    python benchmarks/serve_learning.py --train shakespeare.txt --text other.txt --learning adapter_rank=8
 
-The model is trained in --run (what is finished there is not done again). The text comes in pieces, as a story grows
-under its author: each piece is scored first, by the weights that were live when it came, looking back as far as the
-context reaches; then it is contributed, learned from and judged by the gate. The peer is the frozen model, which looks
-back as far. Standard errors are over pieces. `forgotten` is on 512 windows of what the run held out, of which the gate
-reads 64. `--learning` may be given several times: the same text for each. Prints JSON lines.
+The model is trained in --run, unless that run is finished. The text arrives in pieces, as a story grows under its
+author. Each piece is scored first, by the weights that are current when it arrives and with as much context as the
+model has; then it is learned and tested. The peer is the frozen model with the same context. Standard errors are over
+pieces. `forgetting` is measured on 512 windows of the run's held-out text, of which the acceptance test reads 64.
+`--learning` may be repeated; each value is measured on the same text. Prints JSON lines.
 """
 
 import argparse
@@ -18,8 +18,9 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from lm_online import default_text
@@ -28,169 +29,180 @@ from ontogeny.engine.requests import FinishOutput, GenerationRequest
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import model as models
 from ontogeny.lm import online, optimization, train
-from ontogeny.lm import online_learner as plans
+from ontogeny.lm.online_learner import parse_config
 from ontogeny.runs import checkpoint
+from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner
-from ontogeny.server.learning.branches import BOUND, BranchManager, LiveVersion, Settings
+from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.store import Store
+from ontogeny.stats import Z95, critical_value, ratio_of_sums
 
-BLOCK = 32  # tokens scored in one window
-OWNERS, NEW, ROUNDS = 8, 64, 3  # lines that generate together, tokens of an answer, answers of each
+CHUNK_SIZE = 32  # tokens scored in one window
+NUM_BRANCHES, MAX_TOKENS, NUM_ROUNDS = 8, 64, 3  # branches that generate together, tokens and number of their answers
+OWNER = "author"
 
 
-def line(name: str, value: float, unit: str, setting: dict[str, Any], **more: Any) -> None:
+class PieceScores(NamedTuple):
+    """Nats of each piece by the frozen and the current weights, and the seconds that learning it took."""
+
+    frozen: np.ndarray
+    online: np.ndarray
+    seconds: list[float]
+
+
+def print_record(name: str, value: float, unit: str, setting: dict[str, Any], **fields: Any) -> None:
+    """Prints one JSON line."""
     empty = dict.fromkeys(("se", "peer", "peer_value", "ratio", "seconds"))
-    record = {"name": f"serve.learning.{name}", "value": round(value, 5), "unit": unit} | empty | more
+    record = {"name": f"serve.learning.{name}", "value": round(value, 5), "unit": unit} | empty | fields
     print(json.dumps(record | {"setting": setting}), flush=True)
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, help="text that the model is trained on, if --run is not there")
+    parser.add_argument("--train", type=Path, help="text that the model is trained on if --run is absent")
     parser.add_argument("--run", type=Path, default=Path("runs/serve_learning"))
-    parser.add_argument("--size", default="nano", help="of the model that is trained, as `ontogeny train text` has it")
+    parser.add_argument("--size", default="nano", help="size of the model, as in `ontogeny lm train`")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--bytes", type=int, default=100_000)
-    parser.add_argument("--piece", type=int, default=1000, help="bytes of a contribution")
-    parser.add_argument("--bound", type=float, default=BOUND)
+    parser.add_argument("--piece", type=int, default=1000, help="bytes of a training example")
+    parser.add_argument("--max-forgetting", type=float, default=ServerConfig.max_forgetting)
     parser.add_argument("--learning", action="append")
-    given = parser.parse_args()
-    if not checkpoint.exists(given.run, "weights"):
-        if given.train is None:
-            parser.error(f"there is no run in '{given.run}': name a text to --train one on")
-        plan = train.Plan(given.size, tokenizer="bytes", context=given.context, steps=given.steps)
-        train.train(plan, [given.train], given.run)
-    model = models.load(given.run)
-    text = default_text() if given.text is None else given.text.read_text(encoding="utf-8")
-    text = text.encode()[: given.bytes].decode(errors="ignore")
-    about = {"run": given.run.name, "text": "Python's manual" if given.text is None else given.text.name}
-    for learning in given.learning or [""]:
-        plan = plans.parse_config(learning)
-        setting = about | {"bytes": len(text.encode()), "piece": given.piece, "bound": given.bound}
-        report(model, text, given.piece, given.bound, plan, setting | {"plan": plan._asdict()})
+    arguments = parser.parse_args()
+    if not checkpoint.exists(arguments.run, "weights"):
+        if arguments.train is None:
+            parser.error(f"there is no run in '{arguments.run}': name a text to train on with --train")
+        config = train.TrainConfig(arguments.size, tokenizer="bytes", context=arguments.context, steps=arguments.steps)
+        train.train(config, [arguments.train], arguments.run)
+    text = default_text() if arguments.text is None else arguments.text.read_text(encoding="utf-8")
+    text = text.encode()[: arguments.bytes].decode(errors="ignore")
+    setting = {
+        "run": arguments.run.name,
+        "text": "Python's manual" if arguments.text is None else arguments.text.name,
+        "bytes": len(text.encode()),
+        "piece": arguments.piece,
+        "max_forgetting": arguments.max_forgetting,
+    }
+    for learning in arguments.learning or [""]:
+        measure_learning(models.load(arguments.run), text, learning, setting)
 
 
-def report(
-    model: models.LanguageModel, text: str, piece: int, bound: float, plan: plans.OnlineConfig, setting: dict[str, Any]
-) -> None:
-    how = learner.build(model, plan)
+def measure_learning(model: models.LanguageModel, text: str, learning: str, setting: dict[str, Any]) -> None:
+    """Learns a text with one configuration and prints its records."""
+    config = parse_config(learning)
+    setting = setting | {"online_config": config._asdict()}
+    branch_learner, max_forgetting = learner.build(model, config), setting["max_forgetting"]
     with tempfile.TemporaryDirectory() as folder:
-        lines = BranchManager(Store(Path(folder)), "reader", how, settings=Settings(bound=bound))
-        frozen, live, spent = read(model, lines, text, piece)
-        saved, error = ratio(frozen - live, frozen)
+        limits = BranchConfig(max_forgetting=max_forgetting)
+        branches = BranchManager(Store(Path(folder)), "reader", branch_learner, config=limits)
+        scores = learn_pieces(model, branches, text, setting["piece"])
+        saving = ratio_of_sums(scores.frozen - scores.online, scores.frozen)
         bits = 1 / math.log(2) / len(text.encode())
-        line("saved", saved, "share of the frozen bits", setting, se=error, seconds=round(sum(spent), 1))
-        peer = {"peer": "frozen", "peer_value": round(float(frozen.sum()) * bits, 5)}
-        line("bits", float(live.sum()) * bits, "bits per byte", setting, **peer, ratio=round(1 - saved, 5))
-        end = lines.current("author")
-        forgotten = online.forgotten(model, end.whole)
-        line(
-            "forgotten", forgotten["mean"], "nats per token", setting, se=(forgotten["high"] - forgotten["mean"]) / 1.96
-        )
-        highest = max(version.held_out for version in journal.versions(lines.store, "reader/author"))
-        line("gate.highest", highest - how.trained, "nats per token", setting, peer="bound", peer_value=bound)
-        refused = [d for d in journal.decisions(lines.store, "reader") if d.kind == "refused"]
-        line("gate.refused", len(refused) / len(spent), "share of contributions", setting)
-        line("pace", sum(spent) / len(text.encode()) * 1000, "seconds per kB", setting)
-        line("size", len(lines.export("author")), "bytes of a line", setting, peer="bytes of the trained weights",
-             peer_value=sum(leaf.nbytes for leaf in leaves(model.weights)))  # fmt: skip
-        several(model, lines, end, setting)
+        seconds = sum(scores.seconds)
+        error = (saving.high - saving.mean) / critical_value(Z95, len(scores.seconds) - 1)
+        print_record("saved", saving.mean, "share of the frozen bits", setting, se=error, seconds=round(seconds, 1))
+        peer = {"peer": "frozen", "peer_value": round(float(scores.frozen.sum()) * bits, 5)}
+        online_bits = float(scores.online.sum()) * bits
+        print_record("bits", online_bits, "bits per byte", setting, **peer, ratio=round(1 - saving.mean, 5))
+        forgetting = online.forgotten(model, branches.current(OWNER).full_weights)
+        error = (forgetting["high"] - forgetting["mean"]) / 1.96
+        print_record("forgetting", forgetting["mean"], "nats per token", setting, se=error)
+        versions = journal.list_versions(branches.store, f"reader/{OWNER}")
+        increase = max(version.held_out_loss for version in versions) - branch_learner.trained_loss
+        peer = {"peer": "limit", "peer_value": max_forgetting}
+        print_record("acceptance.max_loss_increase", increase, "nats per token", setting, **peer)
+        rejected = [d for d in journal.list_decisions(branches.store, "reader") if d.kind == "rejected"]
+        print_record("acceptance.rejected", len(rejected) / len(scores.seconds), "share of examples", setting)
+        print_record("pace", seconds / len(text.encode()) * 1000, "seconds per kB", setting)
+        num_bytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(model.weights))
+        peer = {"peer": "bytes of the trained weights", "peer_value": num_bytes}
+        print_record("size", len(branches.export(OWNER)), "bytes of a branch", setting, **peer)
+        measure_generation(model, branches, setting)
 
 
-def read(
-    model: models.LanguageModel, lines: BranchManager, text: str, piece: int
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Nats of each piece, frozen and by the weights that were live when it came; seconds that learning it took."""
-    tokens, parts = model.tokenizer.encode(text), pieces(text, piece)
+def learn_pieces(model: models.LanguageModel, branches: BranchManager, text: str, piece: int) -> PieceScores:
+    """Scores each piece of a text by the frozen and the current weights, then learns it."""
+    tokens, parts = model.tokenizer.encode(text), split_text(text, piece)
     ends = np.cumsum([len(model.tokenizer.encode(part)) for part in parts])
     if ends[-1] != len(tokens):
-        raise SystemExit("tokens of the pieces are not those of the text: give another --piece")
-    frozen, live, spent = [], [], []
+        raise SystemExit("the pieces have other tokens than the whole text: choose another --piece")
+    frozen, current_nats, seconds = [], [], []
     for part, end, size in zip(parts, ends, np.diff(ends, prepend=0), strict=True):
-        current, span = lines.current("author"), (max(end - size - 1, 0), end - 1)
-        frozen.append(scored(model, lines.learner.origin, tokens, *span))
-        live.append(frozen[-1] if current.version.number == 0 else scored(model, current.whole, tokens, *span))
-        began = time.perf_counter()
-        lines.contribute("author", "author", part)
-        while lines.advance():
+        current, span = branches.current(OWNER), (max(end - size - 1, 0), end - 1)
+        frozen.append(score(model, branches.learner.trained_weights, tokens, *span))
+        is_trained = current.version.number == 0
+        current_nats.append(frozen[-1] if is_trained else score(model, current.full_weights, tokens, *span))
+        started_at = time.perf_counter()
+        branches.add_example(OWNER, OWNER, part)
+        while branches.learn_next():
             pass
-        spent.append(time.perf_counter() - began)
-    return np.array(frozen), np.array(live), spent
+        seconds.append(time.perf_counter() - started_at)
+    return PieceScores(np.array(frozen), np.array(current_nats), seconds)
 
 
-def pieces(text: str, size: int) -> list[str]:
-    """Cut before a white space after every `size` characters, so that tokenizers see the same words."""
-    found, at = [], 0
-    while at < len(text):
-        stop = at + size
+def split_text(text: str, size: int) -> list[str]:
+    """Splits a text before white space after every `size` characters, so that tokenizers see the same words."""
+    parts, start = [], 0
+    while start < len(text):
+        stop = start + size
         while stop < len(text) and not (text[stop].isspace() and not text[stop - 1].isspace()):
             stop += 1
-        found.append(text[at:stop])
-        at = stop
-    return found
+        parts.append(text[start:stop])
+        start = stop
+    return parts
 
 
-def scored(model: models.LanguageModel, weights: Any, tokens: np.ndarray, first: int, last: int) -> float:
-    """Nats of the tokens number `first` + 1 to `last`, each by as much of what is before it as the context holds, but
-    for less than a block."""
-    starts, context = np.arange(first, last, BLOCK), model.config.context_length
-    windows, sizes = online.context_windows(tokens[: last + 1], starts, BLOCK, context, context)
+def score(model: models.LanguageModel, weights: Any, tokens: np.ndarray, first: int, last: int) -> float:
+    """Returns the nats of the tokens `first` + 1 to `last`, each with nearly a full context window before it."""
+    starts, context = np.arange(first, last, CHUNK_SIZE), model.config.context_length
+    windows, sizes = online.context_windows(tokens[: last + 1], starts, CHUNK_SIZE, context, context)
     nats = np.asarray(optimization.losses(model.config, "float32", weights, windows), np.float64)
-    own = np.minimum(BLOCK, last - starts)
-    return float(sum(row[size - count : size].sum() for row, size, count in zip(nats, sizes, own, strict=True)))
+    counts = np.minimum(CHUNK_SIZE, last - starts)
+    return float(sum(part[size - count : size].sum() for part, size, count in zip(nats, sizes, counts, strict=True)))
 
 
-def several(model: models.LanguageModel, lines: BranchManager, one: LiveVersion, setting: dict[str, Any]) -> None:
-    """Tokens per second of as many streams from one line, and each from its own."""
-    data = lines.export("author")
-    engine = Engine(model.config, max_num_seqs=64)
+def measure_generation(model: models.LanguageModel, branches: BranchManager, setting: dict[str, Any]) -> None:
+    """Prints the tokens per second of streams with one branch each, beside as many streams of one branch."""
+    state, engine = branches.export(OWNER), Engine(model.config, max_num_seqs=64)
     engine.start(model.weights)
     try:
-        for owner in range(OWNERS):
-            lines.restore(f"other{owner}", data, "benchmark")
-        others = [lines.current(f"other{owner}").whole for owner in range(OWNERS)]
-        speed(engine, [one.whole] * OWNERS)
-        together = speed(engine, [one.whole] * OWNERS)
-        apart = speed(engine, others)
+        owners = [f"owner{number}" for number in range(NUM_BRANCHES)]
+        for owner in owners:
+            branches.restore(owner, state, "benchmark")
+        separate = [branches.current(owner).full_weights for owner in owners]
+        shared = [branches.current(OWNER).full_weights] * NUM_BRANCHES
+        measure_throughput(engine, shared)  # warm-up
+        shared_throughput, throughput = measure_throughput(engine, shared), measure_throughput(engine, separate)
     finally:
         engine.stop()
-    line(
-        "lines.tokens", apart, "tokens per second", setting | {"streams": OWNERS, "lines": OWNERS},
-        peer="as many streams from one line", peer_value=round(together, 2), ratio=round(apart / together, 4),
-    )  # fmt: skip
+    print_record(
+        "branches.tokens",
+        throughput,
+        "tokens per second",
+        setting | {"streams": NUM_BRANCHES, "branches": NUM_BRANCHES},
+        peer="as many streams from one branch",
+        peer_value=round(shared_throughput, 2),
+        ratio=round(throughput / shared_throughput, 4),
+    )
 
 
-def speed(engine: Engine, weights: Sequence[Any]) -> float:
-    done, count = threading.Semaphore(0), len(weights)
-    began, before = time.perf_counter(), engine.num_generated_tokens
+def measure_throughput(engine: Engine, weights: Sequence[Any]) -> float:
+    """Returns the tokens per second of one stream per element of `weights`."""
+    finished, started_at, num_before = threading.Semaphore(0), time.perf_counter(), engine.num_generated_tokens
 
-    def ended(what: object) -> None:
-        if isinstance(what, FinishOutput):
-            done.release()
+    def on_output(output: object) -> None:
+        if isinstance(output, FinishOutput):
+            finished.release()
 
-    for round_ in range(ROUNDS):
-        for stream, mine in enumerate(weights):
-            engine.submit(
-                GenerationRequest(mine, (32,), NEW, SamplingParams(seed=round_ * count + stream), None), ended
-            )
+    for number in range(NUM_ROUNDS):
+        for stream, stream_weights in enumerate(weights):
+            sampling = SamplingParams(seed=number * len(weights) + stream)
+            engine.submit(GenerationRequest(stream_weights, (32,), MAX_TOKENS, sampling, None), on_output)
         for _ in weights:
-            done.acquire()
-    return (engine.num_generated_tokens - before) / (time.perf_counter() - began)
-
-
-def ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
-    """A ratio of sums and its standard error by the residuals' spread (Cochran 1977, chapter 6)."""
-    mean = float(above.sum() / below.sum())
-    errors = (above - mean * below) / below.mean()
-    return mean, float(errors.std(ddof=1) / math.sqrt(len(errors)))
-
-
-def leaves(tree: Any) -> list[np.ndarray]:
-    import jax
-
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+            finished.acquire()
+    return (engine.num_generated_tokens - num_before) / (time.perf_counter() - started_at)
 
 
 if __name__ == "__main__":
