@@ -1,4 +1,4 @@
-"""The README's picture: the opening of a study's page and what each agent scores, as a headless Chromium shows them.
+"""Screenshot of the opening and the scores of a study's page, for the README, with headless Chromium.
 
 python docs/picture.py studies/default/report.html docs/report.png   # needs playwright and a Chromium
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-SHOWN = ("scores",)
+SECTIONS = ("scores",)
 CHROMIUM = "/usr/bin/chromium"
 
 
@@ -18,9 +18,9 @@ def picture(page_file: str, out: str) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 800}, color_scheme="light")
         page.goto(Path(page_file).resolve().as_uri())
         page.evaluate(
-            "shown => document.querySelectorAll('section, nav, footer').forEach("
-            "part => { if (!shown.includes(part.id)) part.style.display = 'none' })",
-            list(SHOWN),
+            "sections => document.querySelectorAll('section, nav, footer').forEach("
+            "part => { if (!sections.includes(part.id)) part.style.display = 'none' })",
+            list(SECTIONS),
         )
         page.screenshot(path=out, full_page=True)
         browser.close()

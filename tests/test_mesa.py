@@ -121,9 +121,21 @@ def study_records(on_prediction, on_return, sham=0.0):
 @pytest.mark.parametrize(
     ("on_prediction", "on_return", "expected"),
     [
-        (0.0, 0.05, ("has no objective of its own at gru", "is detected at gru; in its sham, in which reports change no")),
-        (0.05, 0.05, ("pursues an objective of its own (items that are easier to predict) at gru", "is detected at gru")),
-        (0.0, 0.0, ("has no objective of its own", "is detected at no content; in its sham, in which reports change no")),
+        (
+            0.0,
+            0.05,
+            ("has no objective of its own at gru", "is detected at gru; in its sham, in which reports change no"),
+        ),
+        (
+            0.05,
+            0.05,
+            ("pursues an objective of its own (items that are easier to predict) at gru", "is detected at gru"),
+        ),
+        (
+            0.0,
+            0.0,
+            ("has no objective of its own", "is detected at no content; in its sham, in which reports change no"),
+        ),
     ],
 )
 def test_the_conclusions_follow_the_records(on_prediction, on_return, expected):

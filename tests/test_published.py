@@ -18,14 +18,14 @@ def test_the_tables_are_whole():
     assert [row.table for row in rows] == [1] * 9 + [2] * 5
     for row in rows:
         assert len(row.scores) == 8 and set(published.MATCHING_AGENTS[row.table]) < set(row.scores)
-        most = row.n if row.table == 1 else 25 * row.n
-        assert all(0 < value < most for value in row.scores.values())
+        maximum = row.n if row.table == 1 else 25 * row.n
+        assert all(0 < value < maximum for value in row.scores.values())
         assert row.scores["Random"] == min(row.scores.values())
         chance = 0.5 * row.n if row.table == 1 else 10 * row.n
         assert row.scores["Random"] == pytest.approx(chance, rel=0.02)
 
 
-def test_lines_are_found_by_the_settings_of_a_env():
+def test_published_scores_depend_on_the_settings_of_an_environment():
     every = plugins.default_settings("environments", "random_mdp")
     assert published.find_published_scores("random_mdp", every | {"episodes": 100})["OPSRL"] == 1973.9
     assert published.find_published_scores("random_mdp", every | {"episodes": 100, "states": 4}) == {}
@@ -40,11 +40,11 @@ def test_every_agent_of_the_tables_can_be_built():
     for row in published.list_rows():
         if row.n != 10:
             continue
-        name, given = plugins.parse(row.env)
-        spec = plugins.build("environments", name, **given).spec
+        name, settings = plugins.parse(row.env)
+        spec = plugins.build("environments", name, **settings).spec
         for agent in published.MATCHING_AGENTS[row.table].values():
-            name, given = plugins.parse(agent)
-            plugins.build("agents", name, spec, steering.build(spec), **given)
+            name, settings = plugins.parse(agent)
+            plugins.build("agents", name, spec, steering.build(spec), **settings)
 
 
 def test_agreement_is_three_standard_errors_or_four_per_cent():
@@ -78,8 +78,20 @@ def test_developed_agents_are_scored_and_averaged_over_seeds(
         "evolution:population_size=8,num_lifetimes=4,num_generations=2",
     )
     monkeypatch.setitem(bench["RECIPES"], "bandit-10", small)
-    given = ["--rows", "n=10,k=5", "--agents", "none", "--recipes", "bandit-10", "--seeds", "0", "1", "--tasks", "40"]
-    bench["main"](["--tables", "1", "--evolve", str(tmp_path / "runs"), *given])
+    settings = [
+        "--rows",
+        "n=10,k=5",
+        "--agents",
+        "none",
+        "--recipes",
+        "bandit-10",
+        "--seeds",
+        "0",
+        "1",
+        "--tasks",
+        "40",
+    ]
+    bench["main"](["--tables", "1", "--evolve", str(tmp_path / "runs"), *settings])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 3 and all(set(line) == KEYS for line in lines)
     assert lines[2]["value"] == pytest.approx((lines[0]["value"] + lines[1]["value"]) / 2, abs=1e-3)

@@ -51,17 +51,17 @@ def finished(spec_path, tmp_path_factory):
 
 def test_a_study_writes_records_agents_scores_and_a_page(finished):
     out, page, events = finished
-    found = read_records(out)
-    assert [record["kind"] for record in found] == [
+    records = read_records(out)
+    assert [record["kind"] for record in records] == [
         "environment", "development", "evaluation", "recorded_lifetime", "development", "evaluation",
         "recorded_lifetime", "difference", "upper_bound",
     ]  # fmt: skip
-    assert read_spec(out).details["planned_ids"] == [record["id"] for record in found]
+    assert read_spec(out).details["planned_ids"] == [record["id"] for record in records]
     assert page == out / "report.html" and "Tiny" in page.read_text(encoding="utf-8")
     assert len(list((out / "agents").iterdir())) == 1, "a reference that nobody develops has no run"
     kinds = [event.kind for event in events]
     assert kinds[0] == "start" and kinds[-1] == "end" and kinds.count("table") == 1
-    by_id = {record["id"]: record for record in found}
+    by_id = {record["id"]: record for record in records}
     assert by_id["development/two arms/recurrent/0"]["num_training_env_steps"] == 4 * 2 * 4 * 4
     assert by_id["upper_bound/two arms"]["value"] > by_id["evaluation/two arms/random/0"]["mean"]
     assert len(by_id["recorded_lifetime/two arms/recurrent"]["trajectory"]["action"]) == 4
@@ -76,15 +76,15 @@ def test_records_contain_no_wall_time(finished):
 
 def test_a_finished_study_runs_no_measurement_again(finished, spec_path):
     out, page, _ = finished
-    before, seen = (out / RECORDS_FILE).read_bytes(), page.read_bytes()
+    before, page_before = (out / RECORDS_FILE).read_bytes(), page.read_bytes()
     events = []
     runner.run_study(spec_path, out, on_event=events.append)
     assert not [event for event in events if event.kind == "work"]
-    assert (out / RECORDS_FILE).read_bytes() == before and page.read_bytes() == seen
+    assert (out / RECORDS_FILE).read_bytes() == before and page.read_bytes() == page_before
 
 
 def test_a_killed_study_resumes_and_ends_in_the_same_records(finished, spec_path, tmp_path):
-    whole, _, _ = finished
+    complete, _, _ = finished
     out = tmp_path / "study"
 
     def kill(event):
@@ -97,7 +97,7 @@ def test_a_killed_study_resumes_and_ends_in_the_same_records(finished, spec_path
         file.write('{"id": "development/two arms/rec')
     study_page.write(out)
     runner.run_study(spec_path, out, on_event=lambda event: None)
-    assert (out / RECORDS_FILE).read_bytes() == (whole / RECORDS_FILE).read_bytes()
+    assert (out / RECORDS_FILE).read_bytes() == (complete / RECORDS_FILE).read_bytes()
 
 
 def test_another_study_is_not_overwritten(finished, spec_path):
@@ -128,10 +128,10 @@ def test_an_agent_that_does_not_fit_its_environment_is_refused_before_anything_r
 def test_without_a_terminal_progress_is_plain_lines(finished, spec_path, capsys):
     out, _, _ = finished
     runner.run_study(spec_path, out)
-    printed = capsys.readouterr().out
-    assert "two arms" in printed and "recurrent" in printed and "report:" in printed
-    assert "\x1b" not in printed
-    assert "Tiny" in printed
+    output = capsys.readouterr().out
+    assert "two arms" in output and "recurrent" in output and "report:" in output
+    assert "\x1b" not in output
+    assert "Tiny" in output
 
 
 LATER = """
@@ -163,21 +163,21 @@ def test_an_agent_may_be_developed_in_an_environment_that_is_listed_later(tmp_pa
     runner.run_study(path, tmp_path / "study", on_event=events.append)
     assert [event.text for event in events if event.kind == "table"] == ["short", "long"]
     assert all(len(event.results) == 2 for event in events if event.kind == "table")
-    whole, first, done = (tmp_path / "study" / RECORDS_FILE).read_bytes(), events, []
+    complete, first, resumed = (tmp_path / "study" / RECORDS_FILE).read_bytes(), events, []
 
     def kill(event):
-        done.append(event)
+        resumed.append(event)
         if event.kind == "work" and event.text == "evaluation/short/recurrent/0":
             raise Killed
 
     with pytest.raises(Killed):
         runner.run_study(path, tmp_path / "again", on_event=kill)
-    assert not [event for event in done if event.kind == "table"]
+    assert not [event for event in resumed if event.kind == "table"]
     events = []
     runner.run_study(path, tmp_path / "again", on_event=events.append)
     tables = [event for event in events if event.kind == "table"]
     assert tables == [event for event in first if event.kind == "table"], "each environment once, also where it went on"
-    assert (tmp_path / "again" / RECORDS_FILE).read_bytes() == whole
+    assert (tmp_path / "again" / RECORDS_FILE).read_bytes() == complete
     by_id = {record["id"]: record for record in read_records(tmp_path / "study")}
     assert by_id["development/long/recurrent/0"]["train_env"] == "long"
     assert by_id["evaluation/short/recurrent/0"]["development_id"] == "development/long/recurrent/0"
@@ -185,7 +185,7 @@ def test_an_agent_may_be_developed_in_an_environment_that_is_listed_later(tmp_pa
 
 STEERED = """
 title = "Steered"
-question = "Do drives move behaviour and leave the score alone?"
+question = "Do drives change behavior and leave the score alone?"
 [[environments]]
 name = "garden"
 env = "foraging:size=3,wall_fraction=0.0,num_thorns=0,horizon=4,num_episodes=2"
@@ -272,11 +272,11 @@ def start_like(finished_folder, folder):
 def test_an_evaluation_needs_the_genome_of_its_development(finished, spec_path, tmp_path):
     lines = start_like(finished[0], tmp_path)
     last = next(i for i, line in enumerate(lines) if line.startswith(b'{"id": "development/two arms/recurrent/0"'))
-    kept = b"".join(lines[: last + 1])
-    (tmp_path / RECORDS_FILE).write_bytes(kept)
+    unchanged = b"".join(lines[: last + 1])
+    (tmp_path / RECORDS_FILE).write_bytes(unchanged)
     with pytest.raises(BadInput, match="cannot be read"):
         runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
-    assert (tmp_path / RECORDS_FILE).read_bytes() == kept
+    assert (tmp_path / RECORDS_FILE).read_bytes() == unchanged
 
 
 @pytest.mark.parametrize("content", [b'{"mine": 1}\n{"half": ', b"half a line", b"\xff\xfe\n\xff", b"[1]\n"])
@@ -301,7 +301,7 @@ def test_a_folder_in_place_of_the_records_or_a_file_in_place_of_the_folder_is_re
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b"{]\n", b'{"id": "a"}\n'])
-def test_a_damaged_record_is_named_and_kept(finished, spec_path, tmp_path, line):
+def test_a_damaged_record_is_named_and_not_removed(finished, spec_path, tmp_path, line):
     content = start_like(finished[0], tmp_path)[0] + line
     (tmp_path / RECORDS_FILE).write_bytes(content)
     with pytest.raises(BadInput, match=r"damaged|line 2"):
@@ -324,14 +324,16 @@ def test_an_empty_folder_that_a_killed_study_left_is_used(finished, spec_path, t
 
 def test_a_users_plugin_file_belongs_to_the_study_and_has_no_published_scores(tmp_path):
     source = Path(spec.__file__).parents[1] / "environments" / "bandit.py"
-    own = tmp_path / "bandit.py"
-    own.write_bytes(source.read_bytes())
-    path = tmp_path / "own.toml"
-    text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace("bandit:num_arms=2,num_pulls=4", f"{own}:num_arms=5,num_pulls=10")
+    plugin_file = tmp_path / "bandit.py"
+    plugin_file.write_bytes(source.read_bytes())
+    path = tmp_path / "user.toml"
+    text = TINY.split('[[agents]]\nagent = "recurrent')[0].replace(
+        "bandit:num_arms=2,num_pulls=4", f"{plugin_file}:num_arms=5,num_pulls=10"
+    )
     path.write_text(text, encoding="utf-8")
     page = runner.run_study(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
     assert "published tables beside ours" not in page
-    own.write_bytes(source.read_bytes() + b"# edited\n")
+    plugin_file.write_bytes(source.read_bytes() + b"# edited\n")
     with pytest.raises(BadInput, match=r"another spec \(files"):
         runner.run_study(path, tmp_path / "study", on_event=lambda event: None)
 
@@ -345,18 +347,22 @@ def test_a_study_that_was_killed_in_its_first_record_resumes(finished, spec_path
 
 
 def test_two_processes_cannot_run_one_study(spec_path, tmp_path):
-    def again(event):
+    def run_twice(event):
         if event.kind == "start":
             with pytest.raises(BadInput, match="another process is working in"):
                 runner.run_study(spec_path, tmp_path, on_event=lambda event: None)
             raise Killed
 
     with pytest.raises(Killed):
-        runner.run_study(spec_path, tmp_path, on_event=again)
+        runner.run_study(spec_path, tmp_path, on_event=run_twice)
 
 
 def test_seeds_of_developments_are_distinct_across_studies():
-    study, other = spec.parse_spec(TINY, seed=0), spec.parse_spec(TINY, seed=1)
+    study, other_study = spec.parse_spec(TINY, seed=0), spec.parse_spec(TINY, seed=1)
     row, env = study.agents[0], study.environments[0]
-    seeds = {plan.make_run_spec(each, row, env, seed).seed for each in (study, other) for seed in (0, 1, 999, 1000, 1001)}
+    seeds = {
+        plan.make_run_spec(one_study, row, env, seed).seed
+        for one_study in (study, other_study)
+        for seed in (0, 1, 999, 1000, 1001)
+    }
     assert len(seeds) == 10

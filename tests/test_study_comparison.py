@@ -24,52 +24,54 @@ PART = st.builds(lambda mean, se: confidence_interval(mean, se, 10), st.floats(-
 
 @given(SCORES, st.floats(-50, 50), st.floats(0.1, 10))
 def test_an_interval_is_equivariant_to_shift_and_scale_of_its_scores(scores, shift, factor):
-    one, other = mean_interval(scores), mean_interval(np.asarray(scores) * factor + shift)
-    assert other.mean == pytest.approx(one.mean * factor + shift, abs=1e-6)
-    assert other.standard_error == pytest.approx(one.standard_error * factor, abs=1e-6)
-    assert one.low <= one.mean <= one.high and one.num_tasks == len(scores)
+    interval, transformed = mean_interval(scores), mean_interval(np.asarray(scores) * factor + shift)
+    assert transformed.mean == pytest.approx(interval.mean * factor + shift, abs=1e-6)
+    assert transformed.standard_error == pytest.approx(interval.standard_error * factor, abs=1e-6)
+    assert interval.low <= interval.mean <= interval.high and interval.num_tasks == len(scores)
 
 
 def test_a_95_percent_interval_covers_the_true_mean_in_95_of_100_cases():
-    draws = np.random.default_rng(0).normal(3.0, 2.0, (4000, 50))
-    found = [mean_interval(row) for row in draws]
-    share = np.mean([one.low <= 3.0 <= one.high for one in found])
-    assert 0.93 < share < 0.96
+    samples = np.random.default_rng(0).normal(3.0, 2.0, (4000, 50))
+    coverage = np.mean([interval.low <= 3.0 <= interval.high for interval in map(mean_interval, samples)])
+    assert 0.93 < coverage < 0.96
 
 
 @given(SCORES, SCORES)
-def test_a_paired_difference_is_antisymmetric_and_uses_the_shared_tasks(one, other):
-    there, back = paired_difference(one, other), paired_difference(other, one)
-    assert there.mean == pytest.approx(-back.mean) and there.standard_error == pytest.approx(back.standard_error)
-    assert there.num_tasks == min(len(one), len(other))
+def test_a_paired_difference_is_antisymmetric_and_uses_the_shared_tasks(first, second):
+    difference, reverse = paired_difference(first, second), paired_difference(second, first)
+    assert difference.mean == pytest.approx(-reverse.mean)
+    assert difference.standard_error == pytest.approx(reverse.standard_error)
+    assert difference.num_tasks == min(len(first), len(second))
 
 
 @given(SCORES, st.data())
-def test_variance_that_both_agents_share_cancels_in_a_paired_difference(luck, data):
-    apart = data.draw(st.lists(st.floats(-1, 1), min_size=len(luck), max_size=len(luck)))
-    found = paired_difference(np.asarray(luck) + apart, luck)
-    alone = mean_interval(apart)
-    assert found.mean == pytest.approx(alone.mean, abs=1e-6) and found.standard_error == pytest.approx(alone.standard_error, abs=1e-6)
+def test_variance_that_both_agents_share_cancels_in_a_paired_difference(shared, data):
+    differences = data.draw(st.lists(st.floats(-1, 1), min_size=len(shared), max_size=len(shared)))
+    paired = paired_difference(np.asarray(shared) + differences, shared)
+    expected = mean_interval(differences)
+    assert paired.mean == pytest.approx(expected.mean, abs=1e-6)
+    assert paired.standard_error == pytest.approx(expected.standard_error, abs=1e-6)
 
 
 @given(st.lists(PART, min_size=1, max_size=6))
 def test_an_interval_over_seeds_is_never_narrower_than_its_intervals_over_tasks(parts):
-    found = mean_over_seeds(parts)
-    assert found.standard_error >= math.sqrt(np.mean([part.standard_error**2 for part in parts])) * (1 - 1e-9)
+    pooled = mean_over_seeds(parts)
+    assert pooled.standard_error >= math.sqrt(np.mean([part.standard_error**2 for part in parts])) * (1 - 1e-9)
     if len(parts) == 1:
-        assert found.mean == parts[0].mean and found.standard_error == pytest.approx(parts[0].standard_error)
+        assert pooled.mean == parts[0].mean and pooled.standard_error == pytest.approx(parts[0].standard_error)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_an_interval_over_few_seeds_has_its_nominal_coverage(seeds):
     """The only variance is between seeds; a false claim is as rare as three standard errors imply."""
-    chance = np.random.default_rng(seeds)
-    found = [mean_over_seeds([confidence_interval(m, 1e-3) for m in chance.normal(0, 1, seeds)]) for _ in range(4000)]
-    assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(0.95, abs=0.012)
-    assert np.mean([abs(one.mean) > one.min_claimed_difference for one in found]) < 0.01  # 19 of 100 for two seeds by the normal
-    sides = [(chance.normal(0, 1, (seeds, 1)), chance.normal(0, 1, (1, 1))) for _ in range(2000)]
-    apart = [paired_difference_over_seeds(a + np.zeros(40), b * 0 + chance.normal(0, 1e-3, 40)) for a, b in sides]
-    assert np.mean([one.low <= 0 <= one.high for one in apart]) == pytest.approx(0.95, abs=0.02)
+    random = np.random.default_rng(seeds)
+    pooled = [mean_over_seeds([confidence_interval(m, 1e-3) for m in random.normal(0, 1, seeds)]) for _ in range(4000)]
+    assert np.mean([part.low <= 0 <= part.high for part in pooled]) == pytest.approx(0.95, abs=0.012)
+    claims = [abs(part.mean) > part.min_claimed_difference for part in pooled]
+    assert np.mean(claims) < 0.01  # 19 of 100 for two seeds by the normal distribution
+    sides = [(random.normal(0, 1, (seeds, 1)), random.normal(0, 1, (1, 1))) for _ in range(2000)]
+    differences = [paired_difference_over_seeds(a + np.zeros(40), b * 0 + random.normal(0, 1e-3, 40)) for a, b in sides]
+    assert np.mean([part.low <= 0 <= part.high for part in differences]) == pytest.approx(0.95, abs=0.02)
 
 
 @given(PART, st.floats(-120, 120))
@@ -85,7 +87,9 @@ def test_above_the_best_published_score_is_above_every_one(score, lines):
     best = comparison.compare_with_best_published(score, lines)
     assert best is not None and best.published_score == max(lines.values())
     if best.verdict == "above":
-        assert all(comparison.compare_with_published(score, name, value).verdict == "above" for name, value in lines.items())
+        assert all(
+            comparison.compare_with_published(score, name, value).verdict == "above" for name, value in lines.items()
+        )
 
 
 def test_a_score_with_zero_standard_error_is_compared_without_a_division_by_zero():
@@ -123,10 +127,10 @@ def test_the_bayes_optimal_score_of_small_bandits():
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(6.6559, "6.656"), (162.449, "162.4"), (-3.1, "−3.100"), (1932.04, "1,932.0"), (0, "0")]
+    ("value", "text"), [(6.6559, "6.656"), (162.449, "162.4"), (-3.1, "−3.100"), (1932.04, "1,932.0"), (0, "0")]
 )
-def test_numbers_are_rounded_to_about_four_figures(value, shown):
-    assert format_number(value) == shown
+def test_numbers_are_rounded_to_about_four_figures(value, text):
+    assert format_number(value) == text
 
 
 def test_the_standard_error_determines_the_decimal_places_of_its_mean():

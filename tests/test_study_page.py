@@ -59,18 +59,34 @@ def evaluation(env, agent, approach, mean, se=0.01, seed=0, steps=0, points=10, 
 
 
 def environment(name, plugin, settings, **more):
-    about = {"num_steps": 10, "horizon": 1, "num_actions": 5, "num_observations": 1, "description": "An environment."}
-    return {"id": f"environment/{name}", "kind": "environment", "env": name, "plugin": plugin, "settings": settings} | about | more
+    defaults = {
+        "num_steps": 10,
+        "horizon": 1,
+        "num_actions": 5,
+        "num_observations": 1,
+        "description": "An environment.",
+    }
+    return (
+        {"id": f"environment/{name}", "kind": "environment", "env": name, "plugin": plugin, "settings": settings}
+        | defaults
+        | more
+    )
 
 
 def recorded_lifetime(name, agent, approach, task, **trajectory):
-    said = {"id": f"recorded_lifetime/{name}/{agent}", "kind": "recorded_lifetime", "env": name, "agent": agent, "approach": approach}
-    return said | {"task": task, "trajectory": trajectory}
+    record = {
+        "id": f"recorded_lifetime/{name}/{agent}",
+        "kind": "recorded_lifetime",
+        "env": name,
+        "agent": agent,
+        "approach": approach,
+    }
+    return record | {"task": task, "trajectory": trajectory}
 
 
 def small(code=162.5, evolution=161.5):
     """The records of a small study: a bandit, a random MDP, a grid, the two-step task."""
-    found = [
+    records = [
         environment("bandit", "bandit", BANDIT),
         *evaluation("bandit", "random", "baseline", 5.0),
         *evaluation("bandit", "oracle", "baseline", 8.3, privileged=True),
@@ -97,7 +113,9 @@ def small(code=162.5, evolution=161.5):
             score=[0, 1, 1, 0, 0, 1, 1, 1, 1, 1],
             discount=[0] * 10,
         ),
-        environment("MDP", "random_mdp", {"num_states": 10, "num_actions": 5, "horizon": 10, "num_episodes": 10}, horizon=10),
+        environment(
+            "MDP", "random_mdp", {"num_states": 10, "num_actions": 5, "horizon": 10, "num_episodes": 10}, horizon=10
+        ),
         *evaluation("MDP", "model_based", "ml_code", code, 0.2),
         *evaluation("MDP", "recurrent_cells", "evolution", evolution, 0.2, steps=4 * 10**7),
         {
@@ -155,7 +173,7 @@ def small(code=162.5, evolution=161.5):
             discount=[1, 0] * 3,
         ),
     ]
-    unique = {record["id"]: record for record in found}
+    unique = {record["id"]: record for record in records}
     return list(unique.values())
 
 
@@ -188,9 +206,9 @@ def small_page(tmp_path_factory):
 
 
 def answer_in(page):
-    found = re.search(r'<p class="answer">(.*?)</p>', page)
-    assert found is not None
-    return re.sub(r"<[^>]+>", "", found.group(1))
+    records = re.search(r'<p class="answer">(.*?)</p>', page)
+    assert records is not None
+    return re.sub(r"<[^>]+>", "", records.group(1))
 
 
 class Reader(HTMLParser):
@@ -201,11 +219,11 @@ class Reader(HTMLParser):
         self.open, self.ids, self.links, self.tags = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.append((tag, given))
-        if "id" in given:
-            self.ids.append(given["id"])
-        self.links += [given[key] for key in ("href", "src", "xlink:href") if key in given]
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        self.links += [attributes[key] for key in ("href", "src", "xlink:href") if key in attributes]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -229,7 +247,12 @@ def test_the_page_shows_the_set_up_and_the_results(small_page):
         "Learning within a lifetime",
     ):
         assert title in page
-    for title in ("One lifetime of each agent", "What weight sharing contributes", "Distance to the upper bound", "does not show"):
+    for title in (
+        "One lifetime of each agent",
+        "What weight sharing contributes",
+        "Distance to the upper bound",
+        "does not show",
+    ):
         assert title in page
     assert "What is missing" not in page
 
@@ -251,9 +274,9 @@ def test_the_page_is_accessible(small_page):
     reader.feed(small_page)
     tags = reader.tags
     assert [tag for tag, _ in tags if tag == "h1"] == ["h1"]
-    assert all(given.get("aria-label") for tag, given in tags if tag == "svg")
+    assert all(attributes.get("aria-label") for tag, attributes in tags if tag == "svg")
     assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) > 3
-    assert all(given.get("scope") in ("row", "col") for tag, given in tags if tag == "th")
+    assert all(attributes.get("scope") in ("row", "col") for tag, attributes in tags if tag == "th")
     assert sum(tag == "figure" for tag, _ in tags) == sum(tag == "figcaption" for tag, _ in tags) > 5
 
 
@@ -278,34 +301,36 @@ def test_the_conclusions_follow_the_records(tmp_path):
 
 
 def test_a_number_in_the_conclusions_follows_its_record(tmp_path):
-    found = small()
-    for record in found:
+    records = small()
+    for record in records:
         if record["id"] == "development/MDP/recurrent_cells/0":
             record["num_training_env_steps"] = 123_000_000
-    assert "123 million environment steps" in answer_in(page_of(tmp_path / "s", found))
+    assert "123 million environment steps" in answer_in(page_of(tmp_path / "s", records))
 
 
 def test_missing_records_are_listed(tmp_path):
-    found = [record for record in small() if record["id"] != "evaluation/MDP/model_based/0"]
-    page = page_of(tmp_path / "s", found)
+    records = [record for record in small() if record["id"] != "evaluation/MDP/model_based/0"]
+    page = page_of(tmp_path / "s", records)
     assert "This study is not complete" in page and "evaluation/MDP/model_based/0" in page
     only_head = page_of(tmp_path / "t", [])
     assert "No measurement has been recorded yet" in only_head
 
 
-@pytest.mark.parametrize("kind", ["environment", "development", "evaluation", "difference", "upper_bound", "recorded_lifetime"])
+@pytest.mark.parametrize(
+    "kind", ["environment", "development", "evaluation", "difference", "upper_bound", "recorded_lifetime"]
+)
 def test_a_page_is_written_with_any_record_missing(tmp_path, kind):
     for i, record in enumerate(small()):
         if record["kind"] == kind and "grid" not in record["id"] and "two-step" not in record["id"]:
-            found = small()
-            del found[i]
-            page = page_of(tmp_path / "s", found)
+            records = small()
+            del records[i]
+            page = page_of(tmp_path / "s", records)
             assert "This study is not complete" in page
             break
 
 
 def test_damaged_records_are_named(tmp_path):
-    with pytest.raises(BadInput, match="holds no run|cannot be read|there is no run"):
+    with pytest.raises(BadInput, match=r"holds no run|cannot be read|there is no run"):
         study_page.write(tmp_path)
     folder = write_study(tmp_path / "s", small())
     path = folder / RECORDS_FILE
@@ -349,21 +374,21 @@ if CHROMIUM:  # a browser is no dependency: where there is none, there is nothin
         from playwright.sync_api import sync_playwright
 
         path = study_page.write(write_study(tmp_path / "s", small()))
-        foreign, said = [], []
+        requests, messages = [], []
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
             page = context.new_page()
             page.on(
-                "request", lambda request: foreign.append(request.url) if not request.url.startswith("file:") else None
+                "request", lambda request: requests.append(request.url) if not request.url.startswith("file:") else None
             )
-            page.on("console", lambda message: said.append(message.text))
+            page.on("console", lambda message: messages.append(message.text))
             page.goto(f"file://{path}")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             ink, paper = (
                 page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor")
             )
             browser.close()
-        assert foreign == [] and said == []
+        assert requests == [] and messages == []
         bright = [sum(int(value) for value in re.findall(r"\d+", color)[:3]) for color in (ink, paper)]
         assert (bright[0] < bright[1]) == (scheme == "light")

@@ -57,14 +57,38 @@ def test_the_seed_of_the_command_line_replaces_that_of_the_spec():
         ("title =", "titel =", "unknown key 'titel' in [s.toml]; did you mean title?"),
         ('title = "Small"', "", "[s.toml] lacks the key 'title'"),
         ('title = "Small"', "title = 3", "'title' in [s.toml] must be a valid string, not 3"),
-        ("record_lifetime = f", "recorded = f", "unknown key 'recorded' in [s.toml.environments.1]; did you mean record_"),
-        ("num_tasks = 10", "num_tasks = 1", "'num_tasks' in [s.toml.environments.1] must be greater than or equal to 2"),
-        ("num_tasks = 10", "num_tasks = true", "'num_tasks' in [s.toml.environments.1] must be a whole number, not True"),
-        ("bandit:num_arms", "bandid:num_arms", "'env' in [s.toml.environments.0] is invalid: there is no environment 'bandid'; did"),
+        (
+            "record_lifetime = f",
+            "recorded = f",
+            "unknown key 'recorded' in [s.toml.environments.1]; did you mean record_",
+        ),
+        (
+            "num_tasks = 10",
+            "num_tasks = 1",
+            "'num_tasks' in [s.toml.environments.1] must be greater than or equal to 2",
+        ),
+        (
+            "num_tasks = 10",
+            "num_tasks = true",
+            "'num_tasks' in [s.toml.environments.1] must be a whole number, not True",
+        ),
+        (
+            "bandit:num_arms",
+            "bandid:num_arms",
+            "'env' in [s.toml.environments.0] is invalid: there is no environment 'bandid'; did",
+        ),
         ("num_arms=3", "num_arm=3", "there is no setting of 'bandit' named 'num_arm'; did you mean num_arms"),
         ('agent = "random"', 'agent = "randon"', "'agent' in [s.toml.agents.0] is invalid: there is no agent 'randon'"),
-        ('"evolution"', '"evolved"', "'approach' in [s.toml.agents.1] must be 'evolution', 'ml_code' or 'baseline', not"),
-        ('train_env = "arms"', 'train_env = "arm"', "[s.toml] names an unknown environment 'arm' in agents.1.train_env; did"),
+        (
+            '"evolution"',
+            '"evolved"',
+            "'approach' in [s.toml.agents.1] must be 'evolution', 'ml_code' or 'baseline', not",
+        ),
+        (
+            'train_env = "arms"',
+            'train_env = "arm"',
+            "[s.toml] names an unknown environment 'arm' in agents.1.train_env; did",
+        ),
         ('["arms", "states"]', '["arms", "state"]', "names an unknown environment 'state' in agents.0.environments"),
         ('["arms", "states"]', "[]", "'environments' in [s.toml.agents.0]"),
         ("seeds = [0, 3]", "seeds = [3, 3]", "'seeds' in [s.toml.agents.1] contains 3 twice"),
@@ -73,26 +97,78 @@ def test_the_seed_of_the_command_line_replaces_that_of_the_spec():
         ("title =", f"x = {'[' * 9999}{']' * 9999}\ntitle =", "s.toml is not valid TOML"),
         ('title = "Small"', 'title = " "', "'title' in [s.toml] must not be empty"),
         ('question = "What?"', 'question = ""', "'question' in [s.toml] must not be empty"),
-        ('question = "What?"', "question = 'Q'\nseed = -1", "'seed' in [s.toml] must be greater than or equal to 0, not -1"),
-        ('question = "What?"', f"question = 'Q'\nseed = {'9' * 400}", "'seed' in [s.toml] must be less than or equal to"),
-        ("seeds = [0, 3]", "seeds = [0, -3]", "'1' in [s.toml.agents.1.seeds] must be greater than or equal to 0, not -3"),
+        (
+            'question = "What?"',
+            "question = 'Q'\nseed = -1",
+            "'seed' in [s.toml] must be greater than or equal to 0, not -1",
+        ),
+        (
+            'question = "What?"',
+            f"question = 'Q'\nseed = {'9' * 400}",
+            "'seed' in [s.toml] must be less than or equal to",
+        ),
+        (
+            "seeds = [0, 3]",
+            "seeds = [0, -3]",
+            "'1' in [s.toml.agents.1.seeds] must be greater than or equal to 0, not -3",
+        ),
         ("seeds = [0, 3]", "seeds = [0, 3.0]", "'1' in [s.toml.agents.1.seeds] must be a whole number, not 3.0"),
         ("num_tasks = 10", "num_tasks = nan", "'num_tasks' in [s.toml.environments.1] must be a whole number, not nan"),
         ("num_tasks = 10", "num_tasks = 9999999999", "must be less than or equal to 2147483647, not 9999999999"),
-        ("num_tasks = 10", "num_tasks = 10\ndrives = 3", "[s.toml.environments.1.drives] must be a table of keys, not 3"),
-        ("num_tasks = 10", "num_tasks = 10\ndrives = {reward = true}", "'reward' in [s.toml.environments.1.drives] must be"),
-        ("num_tasks = 10", "num_tasks = 10\ndrives = {reward = nan}", "'reward' in [s.toml.environments.1.drives] must be"),
+        (
+            "num_tasks = 10",
+            "num_tasks = 10\ndrives = 3",
+            "[s.toml.environments.1.drives] must be a table of keys, not 3",
+        ),
+        (
+            "num_tasks = 10",
+            "num_tasks = 10\ndrives = {reward = true}",
+            "'reward' in [s.toml.environments.1.drives] must be",
+        ),
+        (
+            "num_tasks = 10",
+            "num_tasks = 10\ndrives = {reward = nan}",
+            "'reward' in [s.toml.environments.1.drives] must be",
+        ),
         ("num_tasks = 10", f"num_tasks = 10\ndrives = {{reward = 1{'0' * 400}}}", "must be finite"),
         ("seeds = [0, 3]", "drives = {payout = inf}", "'payout' in [s.toml.agents.1.drives] must be finite"),
-        ('name = "states"', 'name = "!"', "'name' in [s.toml.environments.1] must be one line that contains a letter or a"),
-        ('name = "states"', r'name = "a\nb"', "'name' in [s.toml.environments.1] must be one line that contains a letter"),
-        ('name = "states"', f'name = "{"x" * 101}"', "'name' in [s.toml.environments.1] must be at most 100 bytes long, not"),
-        ("num_arms=3", "num_arms=3,num_arms=4", "is invalid: 'bandit:num_arms=3,num_arms=4,num_pulls=10' names the setting 'num_arms'"),
-        ("num_tasks = 10", "tasks = 10", "unknown key 'tasks' in [s.toml.environments.1]: `tasks` was renamed `num_tasks`."),
+        (
+            'name = "states"',
+            'name = "!"',
+            "'name' in [s.toml.environments.1] must be one line that contains a letter or a",
+        ),
+        (
+            'name = "states"',
+            r'name = "a\nb"',
+            "'name' in [s.toml.environments.1] must be one line that contains a letter",
+        ),
+        (
+            'name = "states"',
+            f'name = "{"x" * 101}"',
+            "'name' in [s.toml.environments.1] must be at most 100 bytes long, not",
+        ),
+        (
+            "num_arms=3",
+            "num_arms=3,num_arms=4",
+            "is invalid: 'bandit:num_arms=3,num_arms=4,num_pulls=10' names the setting 'num_arms'",
+        ),
+        (
+            "num_tasks = 10",
+            "tasks = 10",
+            "unknown key 'tasks' in [s.toml.environments.1]: `tasks` was renamed `num_tasks`.",
+        ),
         ('approach = "evolution"', 'model = "evolution"', "`model` was renamed `approach`."),
-        ('approach = "evolution"', 'approach = "code"', "'approach' in [s.toml.agents.1] is unknown: `code` was renamed"),
+        (
+            'approach = "evolution"',
+            'approach = "code"',
+            "'approach' in [s.toml.agents.1] is unknown: `code` was renamed",
+        ),
         ("title =", 'mesa = "small"\ntitle =', "unknown key 'mesa' in [s.toml]: `mesa` was renamed `includes`."),
-        ("title =", "includes = { mesa = 'tiny' }\ntitle =", "names an unknown size 'tiny' of the study 'mesa'; there are: full"),
+        (
+            "title =",
+            "includes = { mesa = 'tiny' }\ntitle =",
+            "names an unknown size 'tiny' of the study 'mesa'; there are: full",
+        ),
         ("title =", "includes = { mensa = 'small' }\ntitle =", "names an unknown study 'mensa'; did you mean mesa?"),
     ],
 )
@@ -104,11 +180,13 @@ def test_a_message_names_the_place_of_the_mistake(old, new, expected):
 
 
 def test_an_agent_is_evaluated_once_in_an_environment():
-    again = SMALL + '[[agents]]\nagent = "random"\nenvironments = ["arms"]\n'
+    repeated = SMALL + '[[agents]]\nagent = "random"\nenvironments = ["arms"]\n'
     with pytest.raises(BadInput, match="evaluates 'random' in 'arms' twice"):
-        spec.parse_spec(again)
+        spec.parse_spec(repeated)
     spec.parse_spec(
-        again.replace('agent = "random"\nenvironments = ["arms"]\n', 'agent = "random"\nname = "r"\nenvironments = ["arms"]\n')
+        repeated.replace(
+            'agent = "random"\nenvironments = ["arms"]\n', 'agent = "random"\nname = "r"\nenvironments = ["arms"]\n'
+        )
     )
 
 
@@ -118,14 +196,14 @@ def test_environments_must_be_tables():
 
 
 def test_entries_that_share_a_development_must_agree():
-    again = SMALL + SMALL[SMALL.index('[[agents]]\nagent = "recurrent') :].replace(
+    repeated = SMALL + SMALL[SMALL.index('[[agents]]\nagent = "recurrent') :].replace(
         'environments = ["arms"]', 'environments = ["states"]'
     )
-    assert len(spec.parse_spec(again).agents) == 3
+    assert len(spec.parse_spec(repeated).agents) == 3
     with pytest.raises(
         BadInput, match=r"gives another development in agents.2 than in agents.1 for 'recurrent', which both"
     ):
-        spec.parse_spec(again[::-1].replace("2=snoitareneg", "3=snoitareneg", 1)[::-1])
+        spec.parse_spec(repeated[::-1].replace("2=snoitareneg", "3=snoitareneg", 1)[::-1])
 
 
 def test_an_unreadable_file_is_reported(tmp_path):

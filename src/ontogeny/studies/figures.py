@@ -45,7 +45,7 @@ def draw_scores(
     entries += [(f"{label}, published", Interval(s, 0, s, s, 0), PUBLISHED) for label, s in published]
     entries.sort(key=lambda entry: (entry[1].mean, entry[0]))
     privileged = {result.agent for result in results if result.privileged}
-    left, right = _shown_range(entries, privileged)
+    left, right = _axis_range(entries, privileged)
     with style():
         figure, axes = new_panel(4.5, 0.75 + 0.21 * len(entries))
         axes.grid(False)
@@ -67,7 +67,7 @@ def draw_scores(
         return inline_svg(figure, name, f"Scores per lifetime, best first: {scores}")
 
 
-def _shown_range(entries: Sequence[Entry], privileged: set[str]) -> tuple[float, float]:
+def _axis_range(entries: Sequence[Entry], privileged: set[str]) -> tuple[float, float]:
     """The part of the axis that is drawn, so that outliers do not compress the rest; they are shown as numbers."""
     means = sorted(score.mean for label, score, _ in entries if label not in privileged) or [0.0]
     upper_part = means[len(means) // 3 :]
@@ -111,7 +111,7 @@ def draw_cost(name: str, results: Sequence[AgentResult]) -> Markup:
         near = 0.1 * (max(means) - min(means)) if results else 0.0
         for result in results:
             mean, color = result.score.mean, APPROACH_COLORS[result.approach]
-            is_crowded = any(other > mean > other - near for other in means)
+            is_crowded = any(mean < higher < mean + near for higher in means)
             x = result.num_training_env_steps or untrained
             is_right = x * 12 > last
             axes.plot([x, x], [result.score.low, result.score.high], "-", color=color, lw=2)
@@ -137,10 +137,10 @@ def draw_learning_curves(name: str, results: Sequence[AgentResult]) -> Markup:
     """Draw the mean score by position in the lifetime, with bands of 95 % intervals."""
     with style():
         figure, axes = new_panel(4.5, 2.9)
-        num_drawn: dict[str, int] = {}
+        num_by_approach: dict[str, int] = {}
         for result in results:
-            count = num_drawn.get(result.approach, 0)
-            num_drawn[result.approach] = count + 1
+            count = num_by_approach.get(result.approach, 0)
+            num_by_approach[result.approach] = count + 1
             color, curve = APPROACH_COLORS[result.approach], result.curve
             axes.plot(curve.position, curve.mean, color=color, lw=1.5, ls=DASHES[count % len(DASHES)])
             axes.fill_between(curve.position, curve.low, curve.high, color=color, alpha=0.18, lw=0)

@@ -1,8 +1,8 @@
 """Kinds of study: each sub-package of `ontogeny.studies` registers one in its `__init__` as `STUDY_KIND`.
 
-A registered study can be run by its name (`ontogeny study mesa`), can be included in a study that is described by a TOML
-file (`includes = { mesa = "brief" }`), and contributes one section to the page of a study that includes it. This module
-and the registrations import neither JAX nor matplotlib, so that listing the kinds is quick.
+A registered study can be run by its name (`ontogeny study mesa`), can be included in a study that is described by a
+TOML file (`includes = { mesa = "brief" }`), and contributes one section to the page of a study that includes it. This
+module and the registrations import neither JAX nor matplotlib, so that listing the kinds is quick.
 """
 
 import importlib

@@ -113,8 +113,8 @@ def _environments_table(envs: Sequence[Record]) -> Markup:
         ]
         for env in envs
     ]
-    heads = ["environment", "description", "steps per lifetime", "actions", "observations", "reward"]
-    return page.table("The environments, in the order in which they were run", heads, rows, numeric=(2, 3, 4))
+    titles = ["environment", "description", "steps per lifetime", "actions", "observations", "reward"]
+    return page.table("The environments, in the order in which they were run", titles, rows, numeric=(2, 3, 4))
 
 
 def _reward_formula(drives: Mapping[str, float]) -> str:
@@ -144,23 +144,23 @@ def _published_table(
     number: int, envs: Sequence[Record], results: Results, upper_bounds: Mapping[str, tuple[str, float]]
 ) -> Markup:
     """One published table: its algorithms with our scores of the same, then our other agents."""
-    heads = [_column_head(comparison.published_row(env)) for env in envs]
+    titles = [_column_title(comparison.published_row(env)) for env in envs]
     rows, notes = _published_rows(number, envs, results)
     rows += _own_rows(envs, results, upper_bounds)
-    for env, head in zip(envs, heads, strict=True):
+    for env, title in zip(envs, titles, strict=True):
         name, bound = upper_bounds.get(env["env"], ("", math.inf))
         if max(comparison.published_scores(env).values()) > bound:
             notes.append(
-                f"{head}: the best published score is higher than the {name} score, {format_number(bound)}, which no "
-                "strategy exceeds on average. The excess is due to rounding or chance; our agents are compared with the "
-                "upper bound."
+                f"{title}: the best published score is higher than the {name} score, {format_number(bound)}, which no "
+                "strategy exceeds on average. The excess is due to rounding or chance; our agents are compared with "
+                "the upper bound."
             )
     caption = f"{published.SOURCE}, Table {number}: score per lifetime, published above and ours below"
-    table = page.table(caption, ["", *heads], rows, numeric=range(1, len(heads) + 1))
+    table = page.table(caption, ["", *titles], rows, numeric=range(1, len(titles) + 1))
     return table + Markup().join(Markup('<p class="note">{}</p>').format(note) for note in notes)
 
 
-def _column_head(row: published.PublishedRow) -> str:
+def _column_title(row: published.PublishedRow) -> str:
     return f"n = {row.n}" if row.k is None else f"k = {row.k}, n = {row.n}"
 
 
@@ -176,8 +176,8 @@ def _published_rows(number: int, envs: Sequence[Record], results: Results) -> tu
             scores = comparison.published_scores(env)
             template = "<b>{}</b>" if scores[algorithm] == max(scores.values()) else "{}"
             score = Markup(template).format(f"{scores[algorithm]:,.1f}")
-            ours = Markup("<br>") + page.score(match.score) if match else ""
-            cells.append(Markup('<span class="printed">{}</span>{}').format(score, ours))
+            our_score = Markup("<br>") + page.score(match.score) if match else ""
+            cells.append(Markup('<span class="printed">{}</span>{}').format(score, our_score))
         rows.append(page.TableRow(cells))
         if any(matches) and (number, algorithm) in published.DISCREPANCY_NOTES:
             notes.append(f"{algorithm}: {published.DISCREPANCY_NOTES[number, algorithm]}.")
@@ -218,8 +218,8 @@ def _scores(records: Sequence[Record], envs: Sequence[Record], results: Results)
         rows = results[env["env"]]
         agent_specs = {row.agent_spec for row in rows}
         scores = comparison.published_scores(env).items()
-        others = [entry for entry in scores if comparison.matching_agent(env, entry[0]) not in agent_specs]
-        chart = figures.draw_scores(f"score{i}", rows, others, upper_bounds.get(env["env"]))
+        not_run = [entry for entry in scores if comparison.matching_agent(env, entry[0]) not in agent_specs]
+        chart = figures.draw_scores(f"score{i}", rows, not_run, upper_bounds.get(env["env"]))
         num_tasks = sorted({row.score.num_tasks for row in rows})
         count = f"{num_tasks[0]:,}" if len(num_tasks) == 1 else f"{num_tasks[0]:,} to {num_tasks[-1]:,}"
         panels.append(page.figure(chart, env["env"], f"{count} held-out tasks."))
@@ -242,8 +242,8 @@ def _approaches(records: Sequence[Record], results: Results) -> Markup:
     if not rows:
         return Markup()
     caption = "ML code minus evolution, score per lifetime, paired by task, with the 95 % interval"
-    heads = ["environment", "best evolved", "best ML code", "difference", "higher"]
-    return _texts().approaches(page.table(caption, heads, rows, numeric=(3,)))
+    titles = ["environment", "best evolved", "best ML code", "difference", "higher"]
+    return _texts().approaches(page.table(caption, titles, rows, numeric=(3,)))
 
 
 def _agent_with_score(result: AgentResult) -> Markup:
@@ -262,7 +262,7 @@ def _cost(envs: Sequence[Record], results: Results) -> Markup:
     caption = (
         "Cost of development, per seed. Seconds are wall time on the machine that ran this study, compilation included"
     )
-    heads = [
+    titles = [
         "environment",
         "agent",
         "parameters",
@@ -272,7 +272,7 @@ def _cost(envs: Sequence[Record], results: Results) -> Markup:
         "score",
         "seeds from … to",
     ]
-    return _texts().cost(page.panels(panels), page.table(caption, heads, rows, numeric=(2, 3, 4, 6, 7)))
+    return _texts().cost(page.panels(panels), page.table(caption, titles, rows, numeric=(2, 3, 4, 6, 7)))
 
 
 def _cost_cells(row: AgentResult) -> list[str]:
@@ -296,10 +296,10 @@ def _learning(envs: Sequence[Record], results: Results) -> Markup:
         baselines = [row for row in rows if row.approach == "baseline"]
         oracle = [row for row in baselines if row.privileged][:1]
         unprivileged = [row for row in baselines if not row.privileged]
-        shown = [row for row in rows if row.approach != "baseline"] + oracle
-        shown += unprivileged[:1] + unprivileged[1:][-1:]
+        curves = [row for row in rows if row.approach != "baseline"] + oracle
+        curves += unprivileged[:1] + unprivileged[1:][-1:]
         if len(rows[0].curve.position) > 1:
-            panels.append(page.figure(figures.draw_learning_curves(f"learn{i}", shown), env["env"], ""))
+            panels.append(page.figure(figures.draw_learning_curves(f"learn{i}", curves), env["env"], ""))
     return _texts().learning(page.panels(panels)) if panels else Markup()
 
 
@@ -342,8 +342,8 @@ def _weight_sharing(records: Sequence[Record], results: Results) -> Markup:
     if not rows:
         return Markup()
     caption = "Shared against dense weights, each trained in the environment shown, with the 95 % interval"
-    heads = ["environment", "recurrent_cells", "recurrent", "cells − dense"]
-    return _texts().weight_sharing(page.table(caption, heads, rows, numeric=(1, 2, 3)))
+    titles = ["environment", "recurrent_cells", "recurrent", "cells − dense"]
+    return _texts().weight_sharing(page.table(caption, titles, rows, numeric=(1, 2, 3)))
 
 
 def _score_with_cost(row: AgentResult) -> Markup:
@@ -377,6 +377,6 @@ def _headroom(records: Sequence[Record], envs: Sequence[Record], results: Result
     if not rows:
         return Markup()
     caption = "Score per lifetime below the Bayes-optimal score where it is known, else below the oracle"
-    heads = ["environment", "Bayes-optimal", "oracle", "our best", "difference"]
+    titles = ["environment", "Bayes-optimal", "oracle", "our best", "difference"]
     has_exact = any(env["env"] in upper_bounds for env in envs)
-    return _texts().headroom(has_exact, page.table(caption, heads, rows, numeric=(1, 2, 4)), exceeded)
+    return _texts().headroom(has_exact, page.table(caption, titles, rows, numeric=(1, 2, 4)), exceeded)

@@ -54,10 +54,10 @@ def list_measurements(spec: StudySpec) -> Iterator[Measurement]:
                 name = f"recorded_lifetime/{env.name}/{agent.name}"
                 yield Measurement(name, "recorded_lifetime", env, agent, agent.seeds[0])
         for i, agent in enumerate(agents):
-            for other in agents[:i]:
+            for other_agent in agents[:i]:
                 if agent.approach != "baseline":
-                    name = f"difference/{env.name}/{agent.name}/{other.name}"
-                    yield Measurement(name, "difference", env, agent, other_agent=other)
+                    name = f"difference/{env.name}/{agent.name}/{other_agent.name}"
+                    yield Measurement(name, "difference", env, agent, other_agent=other_agent)
         if _has_exact_upper_bound(env):
             yield Measurement(f"upper_bound/{env.name}", "upper_bound", env)
 

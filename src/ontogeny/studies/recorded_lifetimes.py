@@ -116,7 +116,7 @@ def _draw_random_mdp(recorded: Record, env: Record) -> Drawing:
 def _draw_foraging(recorded: Record, env: Record) -> Drawing:
     """The grid with the path of the first and of the last complete episode."""
     trajectory, size = recorded["trajectory"], env["settings"]["size"]
-    episodes = _shown_episodes(trajectory, env["horizon"])
+    episodes = _first_and_last_episode(trajectory, env["horizon"])
     side = CELL * size
     parts = []
     for i, (title, (start, end)) in enumerate(episodes):
@@ -150,7 +150,7 @@ DRAWINGS: dict[str, Callable[[Record, Record], Drawing]] = {
 }
 
 
-def _shown_episodes(trajectory: Record, horizon: int) -> list[tuple[str, tuple[int, int]]]:
+def _first_and_last_episode(trajectory: Record, horizon: int) -> list[tuple[str, tuple[int, int]]]:
     """Title and range of steps of the first and of the last complete episode."""
     starts = [t for t, first in enumerate(trajectory["first"]) if first]
     ends = [*starts[1:], len(trajectory["action"])]
@@ -159,10 +159,10 @@ def _shown_episodes(trajectory: Record, horizon: int) -> list[tuple[str, tuple[i
         for start, end in zip(starts, ends, strict=True)
         if end < len(trajectory["action"]) or end - start == horizon
     ]
-    shown = [("first episode", complete[0] if complete else (starts[0], ends[0]))]
+    titled = [("first episode", complete[0] if complete else (starts[0], ends[0]))]
     if len(complete) > 1:
-        shown.append((f"episode {len(complete)}, the last complete one", complete[-1]))
-    return shown
+        titled.append((f"episode {len(complete)}, the last complete one", complete[-1]))
+    return titled
 
 
 def _strip(
@@ -249,7 +249,7 @@ def _grid(task: Record, size: int) -> Markup:
 
 
 def _path(cells: Sequence[int], size: int, approach: str) -> Markup:
-    """The path from cell to cell; a later visit of a cell is offset, so that a way there and back shows as two lines."""
+    """The path from cell to cell; later visits of a cell are offset, so that a way there and back shows as two lines."""
     num_visits: dict[int, int] = {}
     points = []
     for cell in cells:

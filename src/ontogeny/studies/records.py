@@ -1,7 +1,7 @@
 """Records of a study: one JSON line per measurement. A runner writes them, a page reads them; nothing else passes.
 
-Every record has an `id`, unique in its study, and a `kind`. The same spec and seed give the same records, byte for byte;
-wall times, which vary, are kept in the timing file under the same ids.
+Every record has an `id`, unique in its study, and a `kind`. The same spec and seed give the same records, byte for
+byte; wall times, which vary, are kept in the timing file under the same ids.
 """
 
 from collections.abc import Mapping

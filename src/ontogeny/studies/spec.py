@@ -51,10 +51,10 @@ def _plugin_check(kind: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         try:
             name, settings = plugins.parse(text)
-            known = plugins.default_settings(kind, name)
+            defaults = plugins.default_settings(kind, name)
             for key in settings:
-                if key not in known:
-                    raise plugins.unknown_name_error(f"setting of '{name}' named", key, list(known))
+                if key not in defaults:
+                    raise plugins.unknown_name_error(f"setting of '{name}' named", key, list(defaults))
         except BadInput as error:
             raise ValueError(f"is invalid: {error}") from None
         return text
@@ -91,7 +91,7 @@ class StudyEnvironment(FrozenModel):
     env: Annotated[str, AfterValidator(_plugin_check("environments"))]
     num_tasks: NumTasks
     record_lifetime: bool = True
-    drives: dict[str, DriveWeight] = {}
+    drives: dict[str, DriveWeight] = Field(default_factory=dict)
 
 
 class StudyAgent(FrozenModel):
@@ -117,7 +117,7 @@ class StudyAgent(FrozenModel):
     train_env: str | None = None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)] = (0,)
     num_tasks: NumTasks | None = None
-    drives: dict[str, DriveWeight] = {}
+    drives: dict[str, DriveWeight] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -146,7 +146,7 @@ class StudyFile(FrozenModel):
     title: Text
     question: Text
     seed: Seed = 0
-    includes: dict[str, str] = {}
+    includes: dict[str, str] = Field(default_factory=dict)
     environments: Annotated[tuple[StudyEnvironment, ...], Field(min_length=1, strict=False)]
     agents: Annotated[tuple[StudyAgent, ...], Field(min_length=1, strict=False)]
 

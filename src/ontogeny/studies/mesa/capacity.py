@@ -1,7 +1,7 @@
 """Trains one content many times, by prediction or on return, and audits what it has learned.
 
-R runs, each independent of the others by its key; N lifetimes. By prediction: one lifetime each, in parallel. On return:
-the genome is every weight, searched by evolution. The audit tests the content with its weights frozen.
+R runs, each independent of the others by its key; N lifetimes. By prediction: one lifetime each, in parallel. On
+return: the genome is every weight, searched by evolution. The audit tests the content with its weights frozen.
 """
 
 from collections.abc import Callable, Mapping
@@ -168,7 +168,9 @@ def train_by_payouts(
         env = distilled.build_chain(crossing_probability, exposed_links)
         agent, drives = build_payout_predictor(env, content, size=size, num_lifetimes=num_lifetimes)
 
-        def train(key: Key, content: PyTree, agent=agent, env=env, drives=drives) -> PyTree:
+        def train(
+            key: Key, content: PyTree, agent: Agent = agent, env: Environment = env, drives: Steering = drives
+        ) -> PyTree:
             init_key, lifetimes_key = jax.random.split(key)
             state = agent.init(init_key, ())
             if jax.tree.leaves(content):

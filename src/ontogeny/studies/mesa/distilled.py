@@ -29,14 +29,13 @@ TEACHERS = ("planner", "td_zero", "td_one", "successor", "latent_state_learner",
 CURRICULUM = ((0.1, "random"), (0.3, "random"), (0.5, "pairs"), (0.5, "pairs"), (0.5, "pairs"))  # see `build_chain`
 NUM_UPDATES, NUM_LIFETIMES, LEARNING_RATE = 800, 128, 0.005  # of each stage of the curriculum
 NUM_TRIALS, NUM_TEST_TRIALS = 10, 2
-HIDDEN_SIZE, UPDATE_GATE_BIAS = 48, 4.0
 OnDistillationProgress = Callable[[int, int, str], None]
 
 
 def build_student(env: Environment) -> tuple[Agent, Steering]:
     """Build the untrained network for an environment."""
     drives = steering.build(env.spec)
-    settings = {"hidden_size": HIDDEN_SIZE, "update_gate_bias": UPDATE_GATE_BIAS, "stochastic": True}
+    settings = {"hidden_size": 48, "update_gate_bias": 4.0, "stochastic": True}
     return plugins.build("agents", "recurrent", env.spec, drives, **settings), drives
 
 

@@ -129,7 +129,7 @@ def collect_subjects(records: Sequence[Record]) -> list[tuple[str, list[float]]]
 
 
 def draw_dose_curve(name: str, record: Record) -> Markup:
-    """Draw how often the choice follows the donor by the share of the belief, and of a random part, that is exchanged."""
+    """Draw how often the choice follows the donor, by the share of the belief or of a random part that is exchanged."""
     with style():
         figure, axes = new_panel(4.5, 3.0)
         axes.axhline(0, color=RULE, lw=1.0)
@@ -167,7 +167,7 @@ def draw_two_step(name: str, record: Record) -> Markup:
         axes.set_ylim(len(agents) - 0.5, -0.5)
         axes.set_xlabel("stay probability: reward x transition")
         means = "; ".join(
-            f"{labels.get(agent, agent)} {interactions['fixed'][agent][0]:.2f} and {interactions['random'][agent][0]:.2f}"
-            for agent in agents
+            f"{labels.get(name, name)} {interactions['fixed'][name][0]:.2f} and {interactions['random'][name][0]:.2f}"
+            for name in agents
         )
         return inline_svg(figure, name, f"Interaction with fixed transitions and with sampled ones. {means}")

@@ -1,9 +1,9 @@
 """Behavioral fingerprints: which algorithm a subject behaves like, and whether its beliefs cause its choices.
 
 A fingerprint is the effect of each link and of each held-out pair of links in the test `plans`; a dose curve is the
-effect of the test `belief` as a growing share of the belief is exchanged. Organisms with a known algorithm, and networks
-distilled from them, serve as references. The third measurement is the interaction of reward and transition in the
-two-step task, of evolved agents and of simulated reference learners.
+effect of the test `belief` as a growing share of the belief is exchanged. Organisms with a known algorithm, and
+networks distilled from them, serve as references. The third measurement is the interaction of reward and transition
+in the two-step task, of evolved agents and of simulated reference learners.
 """
 
 from collections.abc import Iterator, Sequence

@@ -124,28 +124,28 @@ def _training(name: str) -> Markup:
 def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
     by_key = {(g.hypothesis, g.content, g.training, g.condition): g for g in groups}
     objectives = [group for group in groups if group.hypothesis == "objective"]
-    rows: list[page.TableRow] = []
+    entries: list[page.TableRow] = []
     for bias in objectives:
         learning = by_key["learns", *bias[1:4]]
         cells = [bias.content, _training(bias.training), "sham" if bias.condition == "sham" else ""]
         cells += [f"{bias.num_parameters:,}", f"{bias.competence:.0%}"]
         for group, names in ((bias, PARTS["objective"]), (learning, ("reset", "accumulation"))):
             cells += [*(_interval(group.parts[name]) for name in names), _texts().verdict(group)]
-        is_new_content = bool(rows) and cells[0] != rows[-1].cells[0]
-        rows.append(page.TableRow(cells, "first" if is_new_content else ""))
-    heads = ["content", "trained", "", "parameters", "relative skill", "bias beyond accuracy", "bias with direction"]
-    heads += ["an objective?", "cost of reset", "accumulation", "learns?"]
+        is_new_content = bool(entries) and cells[0] != entries[-1].cells[0]
+        entries.append(page.TableRow(cells, "first" if is_new_content else ""))
+    titles = ["content", "trained", "", "parameters", "relative skill", "bias beyond accuracy", "bias with direction"]
+    titles += ["an objective?", "cost of reset", "accumulation", "learns?"]
     caption = "Effects by group with frozen weights: means over runs with 95 % intervals"
-    return page.table(caption, heads, rows, numeric=(3, 4, 5, 6, 8, 9))
+    return page.table(caption, titles, entries, numeric=(3, 4, 5, 6, 8, 9))
 
 
 def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> Markup:
-    rows = []
+    entries = []
     for group in groups:
         runs = [r for r in records if r["kind"] == "chain_audit" and r["content"] == group.content]
         patterns = [r["plans"]["pattern"] for r in runs if r["training"] == group.training]
         pattern = max(dict.fromkeys(patterns), key=patterns.count)
-        rows.append(
+        entries.append(
             [
                 group.content,
                 _training(group.training),
@@ -156,11 +156,11 @@ def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> M
                 _texts().verdict(group),
             ]
         )
-    heads = ["content", "trained", "runs", "optimal choices", *PARTS["plans"], "pattern", "plans?"]
+    titles = ["content", "trained", "runs", "optimal choices", *PARTS["plans"], "pattern", "plans?"]
     caption = (
         "Decrease of the formerly best choice after a single link has changed, and its increase after the second of two"
     )
-    return page.table(caption, heads, rows, numeric=tuple(range(2, 4 + len(PARTS["plans"]))))
+    return page.table(caption, titles, entries, numeric=tuple(range(2, 4 + len(PARTS["plans"]))))
 
 
 def _interval(part: MeanOverRuns) -> Markup:
@@ -202,12 +202,12 @@ def render_two_step(records: Sequence[Record]) -> Markup:
 
 
 def _evolved(records: Sequence[Record]) -> Markup:
-    rows = []
+    entries = []
     for record in records:
         if record["kind"] == "evolved_agent":
             patterns = [r["pattern"] for r in record["results"] if r["test"] == "plans" and r["pattern"]]
             verdicts = record["verdicts"]
-            rows.append(
+            entries.append(
                 [
                     page.agent(record["agent"].partition(":")[0], "evolution"),
                     record["env"],
@@ -217,7 +217,7 @@ def _evolved(records: Sequence[Record]) -> Markup:
                     Markup('<span class="prose">{}</span>').format(record["verdict_text"]),
                 ]
             )
-    if not rows:
+    if not entries:
         return Markup()
-    heads = ["agent", "evolved and audited in", "learns?", "plans?", "an objective?", "summary"]
-    return _texts().evolved(page.table("Verdicts by hypothesis", heads, rows))
+    titles = ["agent", "evolved and audited in", "learns?", "plans?", "an objective?", "summary"]
+    return _texts().evolved(page.table("Verdicts by hypothesis", titles, entries))
