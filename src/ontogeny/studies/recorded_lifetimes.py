@@ -249,7 +249,7 @@ def _grid(task: Record, size: int) -> Markup:
 
 
 def _path(cells: Sequence[int], size: int, approach: str) -> Markup:
-    """The path from cell to cell; later visits of a cell are offset, so that a way there and back shows as two lines."""
+    """The path from cell to cell; later visits of a cell are offset, so that a way there and back is two lines."""
     num_visits: dict[int, int] = {}
     points = []
     for cell in cells:
