@@ -27,10 +27,10 @@ def test_the_tables_are_whole():
 
 def test_published_scores_depend_on_the_settings_of_an_environment():
     every = plugins.default_settings("environments", "random_mdp")
-    assert published.find_published_scores("random_mdp", every | {"episodes": 100})["OPSRL"] == 1973.9
-    assert published.find_published_scores("random_mdp", every | {"episodes": 100, "states": 4}) == {}
-    assert published.find_published_scores("bandit", {"arms": 5, "pulls": 100})["Gittins"] == 78.3
-    assert published.find_published_scores("bandit", {"arms": 7, "pulls": 100}) == {}
+    assert published.find_published_scores("random_mdp", every | {"num_episodes": 100})["OPSRL"] == 1973.9
+    assert published.find_published_scores("random_mdp", every | {"num_episodes": 100, "num_states": 4}) == {}
+    assert published.find_published_scores("bandit", {"num_arms": 5, "num_pulls": 100})["Gittins"] == 78.3
+    assert published.find_published_scores("bandit", {"num_arms": 7, "num_pulls": 100}) == {}
     assert published.find_published_scores("foraging", {}) == {}
 
 
