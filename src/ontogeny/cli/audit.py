@@ -50,7 +50,10 @@ def agent(
     out: JsonFile = None,
     device: Device = None,
 ) -> None:
-    """Test separately whether an agent learns, plans, and pursues an objective of its own."""
+    """Test separately whether an agent learns, plans, and pursues an objective of its own.
+
+    Example: ontogeny audit agent runs/cells --out audit.json
+    """
     check_new_path(out)
     configure_jax(device)
     from ontogeny.audit import suite
@@ -78,7 +81,10 @@ def attribution(
     out: JsonFile = None,
     device: Device = None,
 ) -> None:
-    """Divide the gain in deployment between weights and activations, with intervals."""
+    """Divide the gain in deployment between weights and activations, with intervals.
+
+    Examples: ontogeny audit attribution runs/cells --num-tasks 400; ontogeny audit attribution --controls
+    """
     if controls == (run is not None):
         raise BadInput("name a run, or use --controls for agents with known ground truth")
     check_new_path(out)
@@ -122,7 +128,10 @@ def calibrate(
     out: JsonFile = None,
     device: Device = None,
 ) -> None:
-    """Measure the error rates of the tests on model organisms, whose ground truth is known."""
+    """Measure the error rates of the tests on model organisms, whose ground truth is known.
+
+    Example: ontogeny audit calibrate --num-audits 1000 --out calibration.json
+    """
     check_new_path(out)
     from ontogeny import plugins
 

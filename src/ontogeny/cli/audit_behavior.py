@@ -41,7 +41,11 @@ def behavior(
     out: Out = None,
     device: Device = None,
 ) -> None:
-    """Analyze logged choices: stay probabilities, their regression, choice models and model recovery."""
+    """Analyze logged choices: stay probabilities, their regression, choice models and model recovery.
+
+    Examples: ontogeny audit behavior choices.csv --out behavior; ontogeny audit behavior choices.csv --columns
+    subject=subjID,choice=level1_choice
+    """
     check_new_path(out)
     column_names = _parse_columns(columns)
     configure_jax(device)

@@ -20,7 +20,7 @@ PredictorName = Annotated[
     str | None,
     typer.Argument(
         metavar="[PREDICTOR]",
-        help="module:function, file.py:function, a language-model run (audited online), or predictor:NAME for a "
+        help="Predictor: module:function, file.py:function, a language-model run (audited online), or predictor:NAME for a "
         "reference predictor.",
         show_default=False,
     ),
@@ -66,6 +66,8 @@ def prequential(
     """Test whether online scores are those of a first pass.
 
     The exit code is 0 if the predictor is certified, 1 if it is not, and 2 if it cannot be audited.
+
+    Examples: ontogeny audit prequential mine.py:predict; ontogeny audit prequential --calibrate 100
     """
     check_new_path(out)
     if (predictor is None) == (calibrate is None):

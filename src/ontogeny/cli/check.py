@@ -16,7 +16,10 @@ def agent(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Check that an agent keeps its contract: what `act`, `learn` and `reset` may read and change."""
+    """Check that an agent keeps its contract: what `act`, `learn` and `reset` may read and change.
+
+    Example: ontogeny check agent ./mine.py --env bandit
+    """
     configure_jax(device)
     from ontogeny import contracts
     from ontogeny.stages.assembly import assemble
@@ -38,7 +41,10 @@ def env(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Check that an environment keeps its contract: pure functions, and steps as its spec says."""
+    """Check that an environment keeps its contract: pure functions, and steps as its spec says.
+
+    Example: ontogeny check env ./coins.py:flips=20
+    """
     configure_jax(device)
     from ontogeny import contracts, plugins
 

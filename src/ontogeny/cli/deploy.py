@@ -32,7 +32,10 @@ def deploy(
     save: Annotated[Path | None, typer.Option(help="New folder for the weights and activations at the end.")] = None,
     device: Device = None,
 ) -> None:
-    """Run one lifetime of a saved agent step by step, and compare its weights before and after."""
+    """Run one lifetime of a saved agent step by step, and compare its weights before and after.
+
+    Example: ontogeny deploy runs/cells --frozen --num-steps 20 --save runs/cells-deployed
+    """
     check_new_path(save)
     configure_jax(device)
     from ontogeny import trees

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 ACTOR = "command line"  # in the log
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an online deployment.")]
-app = typer.Typer(help="Inspect, roll back, freeze and unfreeze online deployments.", no_args_is_help=True)
 
 
-@app.command("log", epilog="Example: ontogeny deployments log story")
 def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> None:
-    """Print every decision of the learner: versions, their training examples, and rejections with reasons."""
+    """Print every decision of the learner: versions, their training examples, and rejections with reasons.
+
+    Example: ontogeny deployments log story
+    """
     from ontogeny.server.learning import journal
 
     store = open_store(state_dir)
@@ -49,7 +50,6 @@ def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json 
         typer.echo(f"{heading}{_describe_entry(entry)}: {entry['reason']}")
 
 
-@app.command("rollback", epilog="Example: ontogeny deployments rollback story --to 0")
 def roll_back(
     name: Name,
     to: Annotated[int, typer.Option(help="Version that becomes current; 0 is the trained weights.")] = 0,
@@ -59,7 +59,10 @@ def roll_back(
     ] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> None:
-    """Make an earlier version of the weights current; a running server uses it from the next request on."""
+    """Make an earlier version of the weights current; a running server uses it from the next request on.
+
+    Example: ontogeny deployments rollback story --to 0
+    """
     from ontogeny.server.learning import journal
 
     store = open_store(state_dir)
@@ -77,15 +80,19 @@ def roll_back(
     typer.echo(f"{chosen[0].branch}: current version {version.number}, digest {version.digest[:16]}")
 
 
-@app.command("freeze", epilog="Example: ontogeny deployments freeze story")
 def freeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
-    """Stop learning in every branch of a deployment."""
+    """Stop learning in every branch of a deployment.
+
+    Example: ontogeny deployments freeze story
+    """
     _set_frozen(name, state_dir, True)
 
 
-@app.command("unfreeze", epilog="Example: ontogeny deployments unfreeze story")
 def unfreeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
-    """Resume learning in every branch of a deployment."""
+    """Resume learning in every branch of a deployment.
+
+    Example: ontogeny deployments unfreeze story
+    """
     _set_frozen(name, state_dir, False)
 
 

@@ -49,7 +49,11 @@ def evaluate(
     out: JsonFile = None,
     device: Device = None,
 ) -> None:
-    """Score an agent on tasks that its training cannot have drawn, with a 95 % interval."""
+    """Score an agent on tasks that its training cannot have drawn, with a 95 % interval.
+
+    Examples: ontogeny evaluate runs/cells --num-tasks 40000; ontogeny evaluate --agent thompson --env
+    bandit:num_arms=10
+    """
     if (run is None) == (agent is None):
         raise BadInput("name either a run or an --agent with its --env")
     check_new_path(out)

@@ -7,10 +7,7 @@ import typer
 
 from ontogeny.cli.server_shared import DEFAULT_STATE_DIR, Json, StateDir, format_time, open_store, print_table
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
-
-@app.command("create", epilog="Example: ontogeny keys create --name anna --requests-per-minute 60")
 def create_key(
     name: Annotated[str, typer.Option(help="Name of the person or program that uses the key.")],
     admin: Annotated[bool, typer.Option("--admin", help="Allow the key to roll back, freeze and unfreeze.")] = False,
@@ -23,7 +20,10 @@ def create_key(
     ] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> None:
-    """Create an API key and print it. The key cannot be printed again."""
+    """Create an API key and print it. The key cannot be printed again.
+
+    Example: ontogeny keys create --name anna --requests-per-minute 60
+    """
     from ontogeny.server import keys
     from ontogeny.server.store import Store
 
@@ -38,9 +38,11 @@ def create_key(
     typer.echo(text)
 
 
-@app.command("list", epilog="Example: ontogeny keys list")
 def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> None:
-    """List all API keys, revoked ones included, without their secrets."""
+    """List all API keys, revoked ones included, without their secrets.
+
+    Example: ontogeny keys list
+    """
     from ontogeny.server import keys
 
     all_keys = keys.list_keys(open_store(state_dir))
@@ -61,12 +63,14 @@ def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) ->
     print_table(["id", "name", "role", "requests/min", "tokens/min", "created", "revoked"], records)
 
 
-@app.command("revoke", epilog="Example: ontogeny keys revoke 1f2e3d4c")
 def revoke_key(
     id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `ontogeny keys list` prints it.")],
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> None:
-    """Revoke an API key. A running server rejects it from the next request on."""
+    """Revoke an API key. A running server rejects it from the next request on.
+
+    Example: ontogeny keys revoke 1f2e3d4c
+    """
     from ontogeny.server import keys
 
     key = keys.revoke_key(open_store(state_dir), id)
@@ -74,7 +78,10 @@ def revoke_key(
 
 
 def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> None:
-    """Print requests and tokens by day, key and deployment."""
+    """Print requests and tokens by day, key and deployment.
+
+    Example: ontogeny usage
+    """
     from ontogeny.server import keys
 
     store = open_store(state_dir)

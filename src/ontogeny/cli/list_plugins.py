@@ -13,7 +13,10 @@ def list_plugins(
     kind: Annotated[str | None, typer.Argument(help=f"Kind of plugin: {', '.join(plugins.PLUGIN_KINDS)}.")] = None,
     name: Annotated[str | None, typer.Argument(help="Plugin whose settings to show.")] = None,
 ) -> None:
-    """List environments, agents and other plugins, or the settings of one of them."""
+    """List environments, agents and other plugins, or the settings of one of them.
+
+    Examples: ontogeny list; ontogeny list agents; ontogeny list environments bandit
+    """
     if kind is not None and kind not in plugins.PLUGIN_KINDS:
         hint = renamed_hint("plugin kind", kind)
         raise BadInput(hint) if hint else plugins.unknown_name_error("kind of plugin", kind, list(plugins.PLUGIN_KINDS))

@@ -46,7 +46,10 @@ def train(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Train a language model on text; leaves weights, tokenizer, records and a page with the loss."""
+    """Train a language model on text; leaves weights, tokenizer, records and a page with the loss.
+
+    Example: ontogeny lm train mine.txt --size nano --out runs/mine
+    """
     given = {key: value for key, value in locals().items() if key not in ("files", "out", "every", "device")}
     configure_jax(device, one_thread=optimizer == "adamw")
     from ontogeny.lm import page
@@ -82,7 +85,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, one per continuation.")] = False,
     device: Device = None,
 ) -> None:
-    """Continue a text; the same command gives the same text."""
+    """Continue a text; the same command gives the same text.
+
+    Example: ontogeny lm generate runs/mine --prompt 'Once upon' --max-tokens 200 --temperature 0.8
+    """
     configure_jax(device)
     from ontogeny.engine import generate as language
     from ontogeny.engine.sampling import SamplingParams, check_sampling_params
@@ -120,7 +126,10 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished run of `train text` with --architecture gpt2.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
 ) -> None:
-    """Write a language model as a GPT-2 folder that Hugging Face's transformers loads."""
+    """Write a language model as a GPT-2 folder that Hugging Face's transformers loads.
+
+    Example: ontogeny lm export runs/mine --out folder-for-transformers
+    """
     check_new_path(out)
     configure_jax(None)
     from ontogeny.lm import hugging_face
@@ -146,7 +155,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="New file for the JSON.")] = None,
     device: Device = None,
 ) -> None:
-    """Score a language model on held-out text, with 95 % intervals."""
+    """Score a language model on held-out text, with 95 % intervals.
+
+    Examples: ontogeny lm evaluate runs/mine; ontogeny lm evaluate runs/mine --text other.txt --online
+    """
     check_new_path(out)
     configure_jax(device)
     if learning is not None and not online:

@@ -7,7 +7,10 @@ import typer
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a study or language-model run.")]) -> None:
-    """Write the HTML page of a study or language-model run again from its records."""
+    """Write the HTML page of a study or language-model run again from its records.
+
+    Example: ontogeny report studies/default
+    """
     from ontogeny.runs.kinds import write_page
 
     typer.echo(f"wrote {write_page(folder)}")

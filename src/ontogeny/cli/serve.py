@@ -65,7 +65,10 @@ def serve(
     log_level: LogLevel = ServerConfig.log_level,
     device: Device = None,
 ) -> None:
-    """Serve saved models over HTTP: the OpenAI API, agents and a web page; frozen, or learning online."""
+    """Serve saved models over HTTP: the OpenAI API, agents and a web page; frozen, or learning online.
+
+    Examples: ontogeny serve runs/mine; ontogeny serve --alias story=runs/mine --online
+    """
     config = ServerConfig(
         online=online,
         frozen=tuple(freeze or ()),

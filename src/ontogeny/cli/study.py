@@ -21,7 +21,10 @@ def study(
     small: Annotated[bool, typer.Option("--small", help="Run the version of `mesa` that takes a minute.")] = False,
     device: Device = None,
 ) -> None:
-    """Develop, evaluate and compare several agents; writes records and one HTML page."""
+    """Develop, evaluate and compare several agents; writes records and one HTML page.
+
+    Examples: ontogeny study my_study.toml --out studies/mine; ontogeny study mesa --small
+    """
     configure_jax(device)
     from ontogeny import studies
 

@@ -23,7 +23,10 @@ def train(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Develop an agent in an environment; rerun the same command to resume."""
+    """Develop an agent in an environment; rerun the same command to resume.
+
+    Example: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 --development evolution --out runs/cells
+    """
     configure_jax(device)
     from ontogeny.runs import checkpoint
     from ontogeny.stages.train import train
