@@ -28,7 +28,7 @@ from ontogeny.engine import generate
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import hugging_face
 from ontogeny.lm.model import LanguageModel
-from ontogeny.lm.tokenizer import Bytes
+from ontogeny.lm.tokenizer import ByteTokenizer
 
 STREAMS = (1, 16)
 PROMPT, NEW = 32, 128
@@ -45,7 +45,7 @@ def main() -> None:
     configure_jax(None)  # as `ontogeny generate` does
     config = transformer.make_config("gpt2", VOCABULARY, CONTEXT, **SHAPE)
     weights = jax.jit(transformer.init_weights, static_argnums=1)(jax.random.key(0), config)
-    model = LanguageModel(config, weights, Bytes())
+    model = LanguageModel(config, weights, ByteTokenizer())
     peer = transformers_model(model)
     letters = np.random.default_rng(0).integers(97, 123, (max(STREAMS), PROMPT))
     for streams in STREAMS:
@@ -104,7 +104,7 @@ def transformers_model(model: LanguageModel) -> Callable[[np.ndarray], list[list
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        hugging_face.write(Path(folder) / "model", *model[:3])
+        hugging_face.write_folder(Path(folder) / "model", *model[:3])
         peer = transformers.GPT2LMHeadModel.from_pretrained(Path(folder) / "model").eval()
 
     def continued(prompts: np.ndarray) -> list[list[int]]:

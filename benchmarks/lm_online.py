@@ -104,10 +104,10 @@ def report(model: models.LanguageModel, name: str, tokens: np.ndarray, plan: onl
         "nats per token",
         setting=setting,
     )
-    mixture = ngram.mixed(found.online_kept, grams["online"])
+    mixture = ngram.mix_predictions(found.online_kept, grams["online"])
     line("mixture", bits(mixture), "bits per byte", setting=setting)
-    before = ngram.mixed(held(model.weights), grams["held before"])
-    after = ngram.mixed(held(found.weights), grams["held after"])
+    before = ngram.mix_predictions(held(model.weights), grams["held before"])
+    after = ngram.mix_predictions(held(found.weights), grams["held after"])
     line("mixture forgotten", float((after - before).mean()), "nats per token", setting=setting)
     untrained = model._replace(weights=init_weights(jax.random.key(0), model.config))
     nothing = plan._replace(rehearsal_batch_size=0, decay=0.0, fisher_anchor=False)
@@ -126,7 +126,7 @@ def front(model: models.LanguageModel, name: str, tokens: np.ndarray) -> None:
         began = time.perf_counter()
         plan = online_learner.parse_config(text)
         nats, _, weights = online.run_condition(model, online.pretrained_weights(model, plan), tokens, plan, True, True)
-        lost = online.forgotten(model, weights)
+        lost = online.measure_forgetting(model, weights)
         line(
             f"front: {text or 'default'}",
             1 - float(nats.sum() / frozen.sum()),
@@ -142,19 +142,19 @@ def front(model: models.LanguageModel, name: str, tokens: np.ndarray) -> None:
 def n_gram(model: models.LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Nats of the control: frozen and online from the training text's counts, online from nothing, and on what the run
     held out before and after."""
-    texts = corpus.load(model.run)
-    counted = ngram.Counts(model.config.vocab_size)
+    texts = corpus.load_corpus(model.run)
+    counted = ngram.NgramModel(model.config.vocab_size)
     counted.read(np.asarray(texts.training))
     held = np.asarray(texts.held_out)
     found = {"held before": counted.read(held, learning=False), "frozen": counted.read(tokens, learning=False)}
     found["online"] = counted.read(tokens)
     found["held after"] = counted.read(held, learning=False)
-    found["from nothing"] = ngram.Counts(model.config.vocab_size).read(tokens)
+    found["from nothing"] = ngram.NgramModel(model.config.vocab_size).read(tokens)
     return {name: -np.log(chances)[1:] for name, chances in found.items()}
 
 
 def held_out(model: models.LanguageModel):
-    tokens = np.asarray(corpus.load(model.run).held_out)
+    tokens = np.asarray(corpus.load_corpus(model.run).held_out)
     return lambda weights: evaluate.losses(model._replace(weights=weights), tokens)
 
 

@@ -101,8 +101,8 @@ def who(name: str, given: argparse.Namespace) -> tuple[Any, np.ndarray]:
 class Ours:
     def __init__(self, config: TransformerConfig, how: OptimizerConfig, tokens: np.ndarray) -> None:
         self.config, self.how, self.tokens = config, how, tokens
-        self.shards = optimization.shards(how)
-        self.weights = optimization.placed(optimization.born(jax.random.key(0), config, how), self.shards)
+        self.shards = optimization.count_shards(how)
+        self.weights = optimization.put_on_shards(optimization.init_training(jax.random.key(0), config, how), self.shards)
 
     def size(self) -> int:
         return trees.num_elements(self.weights.content)
@@ -120,7 +120,7 @@ class Ours:
 
     def loss(self, windows: np.ndarray) -> float:
         parts = np.array_split(windows, max(len(windows) // 64, 1))
-        found = [optimization.losses(self.config, "float32", self.weights.content, part) for part in parts]
+        found = [optimization.window_losses(self.config, "float32", self.weights.content, part) for part in parts]
         return float(np.concatenate([np.asarray(each).ravel() for each in found]).mean())
 
 
@@ -177,7 +177,7 @@ def peer(vocabulary: int, steps: int, tokens: np.ndarray) -> Any:
             groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
             self.adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
             self.how = SAME._replace(steps=steps)
-            self.rate = optimization.schedule(self.how)
+            self.rate = optimization.make_schedule(self.how)
 
         def size(self) -> int:
             return sum(weight.numel() for weight in self.model.parameters())

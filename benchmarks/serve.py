@@ -80,15 +80,15 @@ def make_folder(folder: Path) -> None:
 
     from ontogeny.content.transformer import init_weights, make_config
     from ontogeny.lm import hugging_face
-    from ontogeny.lm.tokenizer import BytePairs, byte_letters
+    from ontogeny.lm.tokenizer import BPETokenizer, byte_symbols
 
-    words = [*byte_letters(), "<|endoftext|>"]
+    words = [*byte_symbols(), "<|endoftext|>"]
     words += [a + b for a in words[:256] for b in words[:256]][: VOCABULARY - len(words)]
     tokenizer = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     config = make_config("gpt2", VOCABULARY, 256, num_layers=6, num_heads=6, width=384)
-    hugging_face.write(folder, config, init_weights(jax.random.key(0), config), BytePairs(tokenizer))
+    hugging_face.write_folder(folder, config, init_weights(jax.random.key(0), config), BPETokenizer(tokenizer))
 
 
 async def stream(

@@ -28,8 +28,9 @@ from ontogeny.engine.engine import Engine
 from ontogeny.engine.requests import FinishOutput, GenerationRequest
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import model as models
-from ontogeny.lm import online, optimization, train
+from ontogeny.lm import online, optimization
 from ontogeny.lm.online_learner import parse_config
+from ontogeny.lm.training import train
 from ontogeny.runs import checkpoint
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner
@@ -74,8 +75,9 @@ def main() -> None:
     if not checkpoint.exists(arguments.run, "weights"):
         if arguments.train is None:
             parser.error(f"there is no run in '{arguments.run}': name a text to train on with --train")
-        config = train.TrainConfig(arguments.size, tokenizer="bytes", context=arguments.context, steps=arguments.steps)
-        train.train(config, [arguments.train], arguments.run)
+        config = {"size": arguments.size, "tokenizer": "bytes"}
+        config |= {"context_length": arguments.context, "num_steps": arguments.steps}
+        train(config, [arguments.train], arguments.run)
     text = default_text() if arguments.text is None else arguments.text.read_text(encoding="utf-8")
     text = text.encode()[: arguments.bytes].decode(errors="ignore")
     setting = {
@@ -92,7 +94,7 @@ def main() -> None:
 def measure_learning(model: models.LanguageModel, text: str, learning: str, setting: dict[str, Any]) -> None:
     """Learns a text with one configuration and prints its records."""
     config = parse_config(learning)
-    setting = setting | {"online_config": config._asdict()}
+    setting = setting | {"online_config": config.model_dump()}
     branch_learner, max_forgetting = learner.build(model, config), setting["max_forgetting"]
     with tempfile.TemporaryDirectory() as folder:
         limits = BranchConfig(max_forgetting=max_forgetting)
@@ -106,9 +108,9 @@ def measure_learning(model: models.LanguageModel, text: str, learning: str, sett
         peer = {"peer": "frozen", "peer_value": round(float(scores.frozen.sum()) * bits, 5)}
         online_bits = float(scores.online.sum()) * bits
         print_record("bits", online_bits, "bits per byte", setting, **peer, ratio=round(1 - saving.mean, 5))
-        forgetting = online.forgotten(model, branches.current(OWNER).full_weights)
-        error = (forgetting["high"] - forgetting["mean"]) / 1.96
-        print_record("forgetting", forgetting["mean"], "nats per token", setting, se=error)
+        forgetting = online.measure_forgetting(model, branches.current(OWNER).full_weights)
+        error = (forgetting.high - forgetting.mean) / 1.96
+        print_record("forgetting", forgetting.mean, "nats per token", setting, se=error)
         versions = journal.list_versions(branches.store, f"reader/{OWNER}")
         increase = max(version.held_out_loss for version in versions) - branch_learner.trained_loss
         peer = {"peer": "limit", "peer_value": max_forgetting}
@@ -158,7 +160,7 @@ def score(model: models.LanguageModel, weights: Any, tokens: np.ndarray, first: 
     """Returns the nats of the tokens `first` + 1 to `last`, each with nearly a full context window before it."""
     starts, context = np.arange(first, last, CHUNK_SIZE), model.config.context_length
     windows, sizes = online.context_windows(tokens[: last + 1], starts, CHUNK_SIZE, context, context)
-    nats = np.asarray(optimization.losses(model.config, "float32", weights, windows), np.float64)
+    nats = np.asarray(optimization.window_losses(model.config, "float32", weights, windows), np.float64)
     counts = np.minimum(CHUNK_SIZE, last - starts)
     return float(sum(part[size - count : size].sum() for part, size, count in zip(nats, sizes, counts, strict=True)))
 

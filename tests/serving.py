@@ -19,17 +19,25 @@ import pytest
 
 import texts
 from ontogeny.lm import model as models
-from ontogeny.lm.train import TrainConfig, train
+from ontogeny.lm.training import TrainConfig, train
 
 ROOT = Path(__file__).parent.parent
-PLAN = TrainConfig(
-    size="pico", tokenizer="bytes", layers=2, heads=2, width=64, context=64, batch=16, steps=500, learning_rate=4e-3
+CONFIG = TrainConfig(
+    size="pico",
+    tokenizer="bytes",
+    num_layers=2,
+    num_heads=2,
+    width=64,
+    context_length=64,
+    batch_size=16,
+    num_steps=500,
+    learning_rate=4e-3,
 )
 
 
-def make_run(folder: Path, steps: int = 500) -> Path:
+def make_run(folder: Path, num_steps: int = 500) -> Path:
     """Trains the tiny model."""
-    return train(PLAN._replace(steps=steps), texts.TRAINING, folder)
+    return train(CONFIG.model_copy(update={"num_steps": num_steps}), texts.TRAINING, folder)
 
 
 def shared_run(factory: pytest.TempPathFactory) -> Path:

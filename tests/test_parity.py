@@ -83,18 +83,18 @@ def test_every_array_matters(model):
 
 
 def test_a_folder_that_is_written_is_the_same_model(model, tmp_path):
-    hugging_face.write(tmp_path / "ours", model.config, model.weights, model.tokenizer)
+    hugging_face.write_folder(tmp_path / "ours", model.config, model.weights, model.tokenizer)
     again = models.load(tmp_path / "ours")
     assert again.config == model.config and trees.bitwise_equal(again.weights, model.weights)
     assert again.tokenizer.as_json() == model.tokenizer.as_json()
     with pytest.raises(BadInput, match="exists; not overwritten"):
-        hugging_face.write(tmp_path / "ours", model.config, model.weights, model.tokenizer)
+        hugging_face.write_folder(tmp_path / "ours", model.config, model.weights, model.tokenizer)
 
 
 def test_a_modern_model_has_no_place_in_transformers(model, tmp_path):
     config = transformer.make_config("modern", 8, 8, num_layers=1, num_heads=1, width=8)
     with pytest.raises(BadInput, match="only a model of the architecture gpt2"):
-        hugging_face.write(tmp_path / "ours", config, transformer.init_weights(jax.random.key(0), config), model.tokenizer)
+        hugging_face.write_folder(tmp_path / "ours", config, transformer.init_weights(jax.random.key(0), config), model.tokenizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,11 +151,11 @@ def test_transformers_loads_what_is_written_here(tmp_path, kind):
     import transformers
 
     text = "In the beginning was the word, and the word was tokenized.\n"
-    tokenizer = tokenizers.make(kind, 300, [text])
+    tokenizer = tokenizers.train_tokenizer(kind, 300, [text])
     config = transformer.make_config("gpt2", tokenizer.size, 64, num_layers=2, num_heads=2, width=16)
     weights = jax.tree.map(lambda leaf: leaf + 0.1, transformer.init_weights(jax.random.key(0), config))
     ours = LanguageModel(config, weights, tokenizer)
-    hugging_face.write(tmp_path / "ours", *ours[:3])
+    hugging_face.write_folder(tmp_path / "ours", *ours[:3])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
     tokens = tokenizer.encode(text)[:60]

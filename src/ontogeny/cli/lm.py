@@ -1,4 +1,4 @@
-"""The commands of a language model: train text, evaluate with a text, generate, export."""
+"""`ontogeny lm`: train, evaluate, run and export language models."""
 
 import json
 import math
@@ -8,125 +8,159 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, Seed, check_new_path, format_count, format_number, print_note, progress
+from ontogeny.cli.shared import (
+    Device,
+    JsonFile,
+    JsonOutput,
+    Seed,
+    check_new_path,
+    format_count,
+    format_number,
+    print_note,
+    progress,
+)
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
-    from ontogeny.lm.evaluate import Evaluation, Score
+    from ontogeny.engine.generate import Completion
+    from ontogeny.lm.evaluation import TextEvaluation
+    from ontogeny.lm.model import LanguageModel
+    from ontogeny.lm.training import TrainProgress
+    from ontogeny.stats import RatioEstimate
+
+Model = Annotated[Path, typer.Argument(help="Folder of a language-model run, or a GPT-2 folder of Hugging Face.")]
 
 
 def train(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Texts in UTF-8; each is one document.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; one that is unfinished is resumed.")],
-    size: Annotated[str, typer.Option(help="pico, nano, micro, small, medium or large; the rest follows.")] = "nano",
-    architecture: Annotated[str, typer.Option(help="gpt2, or modern: rotary, RMSNorm, SwiGLU, no biases.")] = "gpt2",
-    tokenizer: Annotated[str, typer.Option(help="bytes, characters or bpe.")] = "bpe",
-    vocabulary: Annotated[int, typer.Option(help="Tokens of BPE.")] = 1024,
-    held_out: Annotated[float, typer.Option(help="Share of the text that is not trained on.")] = 0.1,
-    split: Annotated[str, typer.Option(help="Hold out the tail of each file, or whole files: tail or document.")] = (
-        "tail"
-    ),
-    layers: Annotated[int | None, typer.Option(help="In place of the size's.")] = None,
-    heads: Annotated[int | None, typer.Option(help="In place of the size's.")] = None,
-    width: Annotated[int | None, typer.Option(help="In place of the size's.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens that it looks back on; in place of the size's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Windows in one product; in place of the size's.")] = None,
-    accumulate: Annotated[int, typer.Option(help="Such products in one step.")] = 1,
-    steps: Annotated[
-        int | None, typer.Option(help="By default 20 tokens per weight, at most 8 times the text.")
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
+    size: Annotated[str, typer.Option(help="Size of the model: pico, nano, micro, small, medium or large.")] = "nano",
+    architecture: Annotated[
+        str, typer.Option(help="Architecture: gpt2, or modern (rotary positions, RMSNorm, SwiGLU, no biases).")
+    ] = "gpt2",
+    tokenizer: Annotated[str, typer.Option(help="Kind of tokenizer: bytes, characters or bpe.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Number of tokens of BPE.")] = 1024,
+    held_out_fraction: Annotated[float, typer.Option(help="Share of the text that is not trained on.")] = 0.1,
+    split: Annotated[
+        str, typer.Option(help="What is held out: the tail of each file, or whole files (document).")
+    ] = "tail",
+    num_layers: Annotated[int | None, typer.Option(help="Number of layers (overrides --size).")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Number of attention heads (overrides --size).")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the embeddings (overrides --size).")] = None,
+    context_length: Annotated[
+        int | None, typer.Option(help="Number of tokens that the model can attend to (overrides --size).")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = "adamw",
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest; in place of the size's.")] = None,
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which it rises.")] = 0.05,
-    decay: Annotated[str, typer.Option(help="How it falls to a tenth: cosine or linear.")] = "cosine",
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
-    clip: Annotated[float, typer.Option(help="The most that a gradient's norm may be.")] = 1.0,
-    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: by the device.")] = "auto",
-    every: Annotated[float, typer.Option(metavar="SECONDS", help="Between checkpoints.")] = 10.0,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per batch (overrides --size).")] = None,
+    gradient_accumulation: Annotated[
+        int, typer.Option(help="Number of batches whose gradients are averaged in one step.")
+    ] = 1,
+    num_steps: Annotated[
+        int | None, typer.Option(help="Number of steps; by default 20 tokens per parameter, at most 8 epochs.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="Optimizer: adamw or muon.")] = "adamw",
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate (overrides --size).")] = None,
+    warmup_fraction: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.05,
+    decay_schedule: Annotated[
+        str, typer.Option(help="Schedule by which the learning rate falls to a tenth: cosine or linear.")
+    ] = "cosine",
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of matrices.")] = 0.1,
+    max_gradient_norm: Annotated[float, typer.Option(help="Norm to which larger gradients are scaled down.")] = 1.0,
+    precision: Annotated[
+        str, typer.Option(help="Type of matrix products: float32, bfloat16, or auto (by the device).")
+    ] = "auto",
+    checkpoint_interval: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints.")] = 10.0,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Train a language model on text; leaves weights, tokenizer, records and a page with the loss.
+    """Train a language model on text; writes weights, tokenizer, records and a page with the loss.
+
+    Rerun the same command to resume a training that was interrupted.
 
     Example: ontogeny lm train mine.txt --size nano --out runs/mine
     """
-    given = {key: value for key, value in locals().items() if key not in ("files", "out", "every", "device")}
+    settings = dict(locals())
+    for name in ("files", "out", "checkpoint_interval", "device"):
+        del settings[name]
     configure_jax(device, one_thread=optimizer == "adamw")
-    from ontogeny.lm import page
-    from ontogeny.lm.train import Moment, TrainConfig, train
+    from ontogeny.lm.page import write_page
+    from ontogeny.lm.training import train
     from ontogeny.runs import checkpoint
 
     with progress("training", "tokens") as update:
 
-        def on_progress(at: Moment) -> None:
-            held = "" if at.held_out is None else f", held out {at.held_out:.3f}"
-            told = f"step {at.step:,} of {at.steps:,}, loss {at.loss:.3f}{held}"
-            update(at.step * at.tokens, at.steps * at.tokens, told)
+        def on_progress(state: "TrainProgress") -> None:
+            held_out = "" if state.held_out_loss is None else f", held-out loss {state.held_out_loss:.3f}"
+            text = f"step {state.step:,} of {state.num_steps:,}, loss {state.loss:.3f}{held_out}"
+            update(state.step * state.tokens_per_step, state.num_steps * state.tokens_per_step, text)
 
-        train(TrainConfig(**given), files, out, on_progress=on_progress, every=every)
-    made = checkpoint.read_metadata(out, "weights")
+        train(settings, files, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
+    summary = checkpoint.read_metadata(out, "weights")
     typer.echo(
-        f"{out}: {format_count(made['num_parameters'], 'weight')} after {format_count(made['step'], 'step')} and {made['tokens']:,} tokens, "
-        f"held-out loss {format_number(made['held_out'])} nats per token, weights digest {made['digest'][:16]}"
+        f"{out}: {format_count(summary['num_parameters'], 'parameter')} after "
+        f"{format_count(summary['num_steps'], 'step')} and {summary['num_tokens']:,} tokens, held-out loss "
+        f"{format_number(summary['held_out_loss'])} nats per token, weights digest {summary['digest'][:16]}"
     )
-    typer.echo(f"wrote {page.write(out)}")
+    typer.echo(f"wrote {write_page(out)}")
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(help="A run of `train text`, or a GPT-2 folder of Hugging Face.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="What to continue; may be given several times.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens of one continuation.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Only so many of the most probable tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the most probable tokens that together have this much.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Continuations of each prompt.")] = 1,
+    run: Model,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; repeat for several.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of tokens of one completion.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0 takes the most probable token each time.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Number of most probable tokens to sample from; 0 for all of them.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Probability of the set of most probable tokens to sample from.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="String before which a completion ends; repeat for several.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of completions of each prompt.")] = 1,
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, one per continuation.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per completion.")] = False,
     device: Device = None,
 ) -> None:
-    """Continue a text; the same command gives the same text.
+    """Continue a text; the same command prints the same text.
 
     Example: ontogeny lm generate runs/mine --prompt 'Once upon' --max-tokens 200 --temperature 0.8
     """
     configure_jax(device)
-    from ontogeny.engine import generate as language
+    from ontogeny.engine.generate import encode_prompt, generate
     from ontogeny.engine.sampling import SamplingParams, check_sampling_params
     from ontogeny.lm.model import load
 
     model, params = load(run), SamplingParams(temperature, top_p, seed, top_k)
     prompts = prompt or [""]
-    alone = len(prompts) * n == 1 and not as_json
-    if alone:
-        language.encode_prompt(model, prompts[0])  # errors are reported before anything is printed
+    is_single = len(prompts) * n == 1 and not as_json
+    if is_single:
+        encode_prompt(model, prompts[0])  # an error is reported before anything is printed
         check_sampling_params(params)
         typer.echo(prompts[0], nl=False)
-    found = language.generate(
+    completions = generate(
         model,
         prompts,
         max_tokens=max_tokens,
         sampling_params=params,
         stop=stop or (),
         n=n,
-        on_text=(lambda _, text: typer.echo(text, nl=False)) if alone else None,
+        on_text=(lambda _, text: typer.echo(text, nl=False)) if is_single else None,
     )
-    if alone:
+    if is_single:
         typer.echo()
         return
-    for number, each in enumerate(found):
-        of = prompts[number // n]
+    for number, completion in enumerate(completions):
         if as_json:
-            record = {"prompt": of, "text": each.text, "tokens": list(each.tokens), "finish_reason": each.finish_reason}
-            typer.echo(json.dumps(record | {"seed": seed, "index": number % n}))
+            typer.echo(json.dumps(_completion_record(completion, prompts[number // n], seed, number % n)))
         else:
-            typer.echo(f"--- prompt {number // n + 1}, continuation {number % n + 1}\n{of}{each.text}")
+            title = f"--- prompt {number // n + 1}, completion {number % n + 1}"
+            typer.echo(f"{title}\n{prompts[number // n]}{completion.text}")
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run of `train text` with --architecture gpt2.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    run: Annotated[Path, typer.Argument(help="Finished language-model run with --architecture gpt2.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.")],
 ) -> None:
-    """Write a language model as a GPT-2 folder that Hugging Face's transformers loads.
+    """Write a language model as a GPT-2 folder that the transformers library of Hugging Face loads.
 
     Example: ontogeny lm export runs/mine --out folder-for-transformers
     """
@@ -136,23 +170,27 @@ def export(
     from ontogeny.lm.model import load
 
     model = load(run)
-    typer.echo(f"wrote {hugging_face.write(out, model.config, model.weights, model.tokenizer)}")
+    typer.echo(f"wrote {hugging_face.write_folder(out, model.config, model.weights, model.tokenizer)}")
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Language-model run, or a GPT-2 folder of Hugging Face.")],
-    text: Annotated[Path | None, typer.Option(help="Text to score; by default what the run held out.")] = None,
-    online: Annotated[bool, typer.Option("--online", help="Let the weights learn while the text is read.")] = False,
-    learning: Annotated[str | None, typer.Option(help="With --online: setting=value,... of online learning.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Tokens scored per window; by default half of the context.")
+    run: Model,
+    text: Annotated[Path | None, typer.Option(help="Text to score; by default the text that the run held out.")] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Let the weights learn from each chunk of the text after it is scored.")
+    ] = False,
+    learning: Annotated[
+        str | None, typer.Option(help="Settings of online learning, setting=value,...; requires --online.")
     ] = None,
-    despite_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Score a text although the training text holds parts of it.")
+    stride: Annotated[
+        int | None, typer.Option(help="Number of tokens scored per window; by default half of the context.")
+    ] = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Score a text although parts of it are in the training text.")
     ] = False,
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="New file for the JSON.")] = None,
+    as_json: JsonOutput = False,
+    out: JsonFile = None,
     device: Device = None,
 ) -> None:
     """Score a language model on held-out text, with 95 % intervals.
@@ -162,128 +200,137 @@ def evaluate(
     check_new_path(out)
     configure_jax(device)
     if learning is not None and not online:
-        raise BadInput("--learning says how weights change: it goes with --online")
-    if online:
-        return _read_online(run, text, learning or "", stride, despite_overlap, seed, as_json, out)
-    from ontogeny.lm import evaluate as language
+        raise BadInput("--learning sets how weights learn online; it requires --online")
     from ontogeny.lm.model import load
     from ontogeny.runs.files import write_json
 
     model = load(run)
-    content = None if text is None else language.read_text(text)
+    if online:
+        if text is None:
+            raise BadInput("--online requires a --text")
+        if stride is not None:
+            raise BadInput("--stride is for frozen weights; with --online use --learning chunk_size=32")
+        record = {"model": str(run)} | _evaluate_online(model, text, learning or "", allow_overlap, seed)
+    else:
+        evaluation = _evaluate_frozen(model, text, stride, allow_overlap)
+        record = {"model": str(run)} | _evaluation_record(evaluation, text)
+    if out is not None:
+        write_json(out, record)
+    if as_json:
+        typer.echo(json.dumps(record))
+    elif online:
+        _print_rows(_online_rows(record))
+    else:
+        _print_rows({"model": str(run)} | _evaluation_rows(evaluation, text))
+
+
+def _completion_record(completion: "Completion", prompt: str, seed: int, index: int) -> dict[str, Any]:
+    record = {"prompt": prompt, "text": completion.text, "tokens": list(completion.tokens)}
+    return record | {"finish_reason": completion.finish_reason, "seed": seed, "index": index}
+
+
+def _evaluate_frozen(
+    model: "LanguageModel", text: Path | None, stride: int | None, allow_overlap: bool
+) -> "TextEvaluation":
+    from ontogeny.lm.evaluation import evaluate, evaluate_held_out, read_text
+
+    content = None if text is None else read_text(text)
     with progress("evaluating", "tokens") as update:
 
-        def on_progress(done: int, total: int) -> None:
-            update(done, total, f"{done:,} of {total:,} tokens")
+        def on_progress(num_done: int, total: int) -> None:
+            update(num_done, total, f"{num_done:,} of {total:,} tokens")
 
         if content is None:
-            found = language.evaluate_held_out(model, stride=stride, on_progress=on_progress)
-        else:
-            found = language.evaluate(
-                model, content, stride=stride, despite_overlap=despite_overlap, on_progress=on_progress
-            )
-    if content is not None and found.overlap is None:
-        print_note("what this model was trained on is not known here, so whether the text overlaps it cannot be said")
-    record = {"model": str(run), "text": None if text is None else text.name} | language.as_record(found)
-    if out is not None:
-        write_json(out, record)
-    if as_json:
-        typer.echo(json.dumps(record))
-    else:
-        _print(run, text, found)
+            return evaluate_held_out(model, stride=stride, on_progress=on_progress)
+        evaluation = evaluate(model, content, stride=stride, allow_overlap=allow_overlap, on_progress=on_progress)
+    if evaluation.overlap is None:
+        print_note("the training text of this model is unknown, so the overlap of the text with it was not checked")
+    return evaluation
 
 
-def _read_online(
-    run: Path,
-    text: Path | None,
-    learning: str,
-    stride: int | None,
-    despite_overlap: bool,
-    seed: int,
-    as_json: bool,
-    out: Path | None,
-) -> None:
-    """The four cells, their split, and what became of the original text."""
-    from ontogeny.audit import attribution
-    from ontogeny.lm import evaluate, online, online_learner
-    from ontogeny.lm.model import load
-    from ontogeny.runs.files import write_json
+def _evaluate_online(
+    model: "LanguageModel", text: Path, learning: str, allow_overlap: bool, seed: int
+) -> dict[str, Any]:
+    """The record of an online evaluation: losses by condition, their attribution, and forgetting."""
+    from ontogeny.audit.attribution import divide_gain
+    from ontogeny.lm import online, online_learner
+    from ontogeny.lm.evaluation import check_overlap, read_text
 
-    if text is None:
-        raise BadInput("--online reads a --text, and scores what the run held out before and after")
-    if stride is not None:
-        raise BadInput("--stride is for scoring frozen; --online reads in blocks: --learning chunk_size=32")
-    plan = online_learner.parse_config(learning)
-    model = load(run)
-    content = evaluate.read_text(text)
-    evaluate.refuse_overlap(model, content, despite_overlap=despite_overlap)
+    config = online_learner.parse_config(learning)
+    content = read_text(text)
+    check_overlap(model, content, allow_overlap=allow_overlap)
     tokens = model.tokenizer.encode(content)
-    with progress("reading", "tokens") as update:
-        found = online.evaluate_online(
-            model, tokens, plan, seed=seed, on_progress=lambda done, total: update(done, total, f"{done:,}")
-        )
-    split = attribution.divide_gain(-online.by_block(found, online.LONG))
-    record = online.as_record(model, found, tokens, plan) | {
-        "model": str(run),
-        "text": text.name,
-        "seed": seed,
-        "split_of_nats_per_token": {
-            "weights": split.gain_of_weights._asdict(),
-            "activations": split.gain_of_activations._asdict(),
-            "interaction": split.interaction._asdict(),
-            "verdict": split.verdict,
-        },
+    with progress("evaluating", "tokens") as update:
+
+        def on_progress(num_done: int, total: int) -> None:
+            update(num_done, total, f"{num_done:,} of {total:,} tokens")
+
+        evaluation = online.evaluate_online(model, tokens, config, seed=seed, on_progress=on_progress)
+    gain = divide_gain(-online.segment_means(evaluation, online.SEGMENT_TOKENS))
+    attribution = {
+        "weights": gain.gain_of_weights._asdict(),
+        "activations": gain.gain_of_activations._asdict(),
+        "interaction": gain.interaction._asdict(),
+        "verdict": gain.verdict,
     }
-    if out is not None:
-        write_json(out, record)
-    if as_json:
-        typer.echo(json.dumps(record))
-    else:
-        _print_reading(record)
+    record = online.as_record(model, evaluation, tokens, config)
+    return record | {"text": text.name, "seed": seed, "attribution": attribution}
 
 
-def _print_reading(record: dict[str, Any]) -> None:
-    def told(part: dict[str, Any], digits: int = 4) -> str:
-        mean, low, high = (part[key] for key in ("mean", "low", "high"))
-        return f"{mean:.{digits}f}   95 % interval {low:.{digits}f} to {high:.{digits}f}"
+def _evaluation_record(evaluation: "TextEvaluation", text: Path | None) -> dict[str, Any]:
+    from ontogeny.lm.evaluation import as_record
 
-    rows = {f"bits per byte, {name.replace('_', ', ')}": told(part) for name, part in record["bits_per_byte"].items()}
-    rows["saved online of the frozen bits"] = told(record["saved"])
+    return {"text": None if text is None else text.name} | as_record(evaluation)
+
+
+def _online_rows(record: dict[str, Any]) -> dict[str, str]:
+    def interval(estimate: dict[str, Any]) -> str:
+        return _format_interval(*(estimate[key] for key in ("mean", "low", "high")))
+
+    rows = {
+        f"bits per byte, {name.replace('_', ', ')}": interval(estimate)
+        for name, estimate in record["bits_per_byte"].items()
+    }
+    rows["share of the frozen bits saved online"] = interval(record["bits_saved"])
     for name in ("weights", "activations", "interaction"):
-        rows[f"nats per token by {name}"] = told(record["split_of_nats_per_token"][name])
-    rows["carried by"] = record["split_of_nats_per_token"]["verdict"]
-    if record["forgotten"] is not None:
-        rows["nats per token lost on the original held-out text"] = told(record["forgotten"])
-    rows["weights moved by"] = f"{record['relative_weight_change']:.2%} of their norm"
-    for name, value in rows.items():
-        typer.echo(f"  {name:<51}{value}")
+        rows[f"gain in nats per token, {name}"] = interval(record["attribution"][name])
+    rows["verdict"] = record["attribution"]["verdict"]
+    if record["forgetting"] is not None:
+        rows["forgetting on the held-out text, nats per token"] = interval(record["forgetting"])
+    rows["relative weight change"] = f"{record['relative_weight_change']:.2%}"
+    return rows
 
 
-def _print(run: Path, text: Path | None, found: "Evaluation") -> None:
+def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[str, str]:
+    def interval(estimate: "RatioEstimate") -> str:
+        return _format_interval(*estimate)
+
+    blocks = f"over {format_count(evaluation.num_blocks, 'block')} of {evaluation.block_size} tokens"
+    rows = {
+        "text": "held out by its run" if text is None else str(text),
+        "perplexity": f"{interval(evaluation.perplexity)} per token",
+        "bits per byte": interval(evaluation.bits_per_byte),
+        "scored": f"{evaluation.num_tokens:,} tokens, {evaluation.num_bytes:,} bytes",
+        "window": f"{evaluation.context_length} tokens, stride {evaluation.stride}",
+        "interval": blocks,
+    }
+    if (overlap := evaluation.overlap) is not None:
+        ngrams = f"{overlap.num_ngrams:,} {overlap.ngram_size}-grams of words"
+        rows["overlap"] = f"{overlap.fraction:.2%} of {ngrams} are in the training text"
+    return rows
+
+
+def _format_interval(mean: float, low: float, high: float) -> str:
+    if math.isnan(low):
+        return f"{mean:.4f} (one block: no interval)"
+    return f"{mean:.4f}   95 % interval {low:.4f} to {high:.4f}"
+
+
+def _print_rows(rows: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
-    rows = [
-        ("model", str(run)),
-        ("text", "held out by its run" if text is None else str(text)),
-        ("perplexity", f"{_interval(found.perplexity)} per token"),
-        ("bits per byte", _interval(found.bits_per_byte)),
-        ("scored", f"{found.tokens:,} tokens, {found.bytes:,} bytes"),
-        ("window", f"{found.context} tokens, stride {found.stride}"),
-        ("interval", f"over {format_count(found.blocks, 'block')} of {found.block} tokens"),
-    ]
-    if found.overlap is not None:
-        shared = found.overlap
-        rows.append(
-            ("overlap", f"{shared.share:.2%} of {shared.runs:,} runs of {shared.words} words are in the training text")
-        )
-    for name, value in rows:
+    for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
-
-
-def _interval(score: "Score") -> str:
-    if math.isnan(score.low):
-        return f"{score.mean:.4f} (one block: no interval)"
-    return f"{score.mean:.4f}   95 % interval {score.low:.4f} to {score.high:.4f}"

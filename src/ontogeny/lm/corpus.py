@@ -1,201 +1,265 @@
-"""Texts as files of tokens: read in a stream, split into what is trained on and what is held out, mapped into memory.
+"""Texts as files of tokens: read as a stream, split into training and held-out text, mapped into memory.
 
 No text is ever held whole: files larger than memory are read, tokenized and written piece by piece, and training maps
-the tokens from the disk. Before each document stands the tokenizer's end token. Knows nothing of models.
+the tokens from the disk. The tokenizer's end token stands before each document. Nothing here knows models.
 """
 
 import codecs
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int32
 
 from ontogeny.errors import BadInput
-from ontogeny.lm.tokenizer import Tokenizer, in_pieces
+from ontogeny.lm.tokenizer import Tokenizer, split_text
 from ontogeny.runs.files import read_json, write_json
-from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
 FILE = "corpus.json"
 PARTS = ("training", "held_out")
 SPLITS = ("tail", "document")
-READ = 1 << 20  # bytes at a time
-LINE = 1 << 16  # how far the end of a line is looked for
+READ_SIZE = 1 << 20  # bytes read at a time
+MAX_LINE_SEARCH = 1 << 16  # bytes within which the end of a line is searched
 
 
 class Passage(NamedTuple):
-    """A stretch of a file, from one byte to another."""
+    """The bytes `start` to `stop` of a file."""
 
     path: Path
     start: int
     stop: int
 
 
-class Source(NamedTuple):
-    """A file of text: what it is called, how long it is, what is in it."""
+class TextFile(NamedTuple):
+    """A file of text, its length in bytes and the SHA-256 of its content."""
 
     path: Path
-    bytes: int
+    num_bytes: int
     sha256: str
 
 
 class Corpus(NamedTuple):
-    """The tokens of a run; each document begins with the end token, which is not part of its text."""
+    """The tokens of a run.
 
-    training: np.ndarray  # [N] uint16 or uint32, mapped
-    held_out: np.ndarray  # [N']
-    about: dict[str, Any]
+    Attributes:
+        training: [N] uint16 or uint32, mapped into memory; an end token precedes each document.
+        held_out: [N'], likewise.
+        metadata: The type of the tokens, and the numbers of tokens and bytes of each part.
+    """
+
+    training: np.ndarray
+    held_out: np.ndarray
+    metadata: dict[str, Any]
 
 
-def look_at(paths: Sequence[Path]) -> list[Source]:
-    """Reads all files once: absent, empty, binary ones and those given twice raise `BadInput`."""
+def scan_files(paths: Sequence[Path]) -> list[TextFile]:
+    """Read all files once and hash them.
+
+    Raises:
+        BadInput: A file is absent, empty, not text in UTF-8, or has the same content as another one.
+    """
     if not paths:
         raise BadInput("name at least one file of text")
-    found = []
+    files: list[TextFile] = []
     for path in paths:
-        hashed, size, seen = hashlib.sha256(), 0, False
+        digest, size, has_text = hashlib.sha256(), 0, False
         try:
             if path.is_dir():
                 raise BadInput(f"'{path}' is a folder; name the files in it")
             size = path.stat().st_size
         except OSError as error:
             raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-        for text in read(Passage(path, 0, size)):
-            hashed.update(text.encode())
-            seen = seen or not text.isspace()
-        if not seen:
-            raise BadInput(f"'{path}' is empty" if not size else f"'{path}' holds nothing but white space")
-        found.append(Source(path, size, hashed.hexdigest()))
-        if [source.sha256 for source in found].count(found[-1].sha256) > 1:
-            raise BadInput(f"'{path}' holds the same text as another of the files")
-    return found
+        for text in read_passage(Passage(path, 0, size)):
+            digest.update(text.encode())
+            has_text = has_text or not text.isspace()
+        if not has_text:
+            raise BadInput(f"'{path}' is empty" if not size else f"'{path}' contains nothing but white space")
+        if digest.hexdigest() in [file.sha256 for file in files]:
+            raise BadInput(f"'{path}' contains the same text as another of the files")
+        files.append(TextFile(path, size, digest.hexdigest()))
+    return files
 
 
-def read(passage: Passage) -> Iterator[str]:
-    """The text of a passage in pieces; what is not UTF-8, or holds the character NUL, raises `BadInput`."""
+def read_passage(passage: Passage) -> Iterator[str]:
+    """Read the text of a passage in pieces.
+
+    Raises:
+        BadInput: The file cannot be read, is not UTF-8, or contains the character NUL.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    left = passage.stop - passage.start
+    num_remaining = passage.stop - passage.start
     try:
         with passage.path.open("rb") as file:
             file.seek(passage.start)
-            while left:
-                data = file.read(min(READ, left))
+            while num_remaining:
+                data = file.read(min(READ_SIZE, num_remaining))
                 if not data:
                     raise BadInput(f"'{passage.path}' has become shorter while it was read")
-                left -= len(data)
+                num_remaining -= len(data)
                 if b"\0" in data:
-                    raise BadInput(f"'{passage.path}' is not text: it holds the byte 0")
-                yield decoder.decode(data, final=not left)
+                    raise BadInput(f"'{passage.path}' is not text: it contains the byte 0")
+                yield decoder.decode(data, final=not num_remaining)
     except OSError as error:
         raise BadInput(f"'{passage.path}' cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise BadInput(f"'{passage.path}' is not text in UTF-8") from None
 
 
-def divide(sources: Sequence[Source], split: str, share: float, seed: int) -> dict[str, list[Passage]]:
-    """What is trained on and what is held out, by the tail of each file or by whole files.
+def split_files(files: Sequence[TextFile], split: str, held_out_fraction: float, seed: int) -> dict[str, list[Passage]]:
+    """Divide files into training and held-out passages.
 
-    By tail, the cut is at the end of a line where there is one near; by document, files are drawn by the seed until
-    they hold the share of all bytes, and at least one is on either side.
+    Args:
+        files: The files of a run.
+        split: `tail` holds out the tail of each file, from the end of a line where there is one near; `document` holds
+            out whole files, drawn by the seed, at least one, and leaves at least one.
+        held_out_fraction: The share of the bytes, between 0 and 1.
+        seed: Determines the files that are held out.
+
+    Returns:
+        The passages of each of `PARTS`.
+
+    Raises:
+        BadInput: An argument is out of its range, or a split by document has fewer than two files.
     """
     if split not in SPLITS:
         raise BadInput(f"texts are split by {' or by '.join(SPLITS)}, not by '{split}'")
-    if not 0 < share < 1:
-        raise BadInput(f"the share that is held out lies between 0 and 1, not {share}")
-    whole = [Passage(source.path, 0, source.bytes) for source in sources]
+    if not 0 < held_out_fraction < 1:
+        raise BadInput(f"the held-out fraction must lie between 0 and 1, not {held_out_fraction}")
+    passages = [Passage(file.path, 0, file.num_bytes) for file in files]
     if split == "tail":
-        cuts = [_cut(passage, round(passage.stop * (1 - share))) for passage in whole]
+        cuts = [_find_cut(passage, round(passage.stop * (1 - held_out_fraction))) for passage in passages]
         return {
-            "training": [passage._replace(stop=cut) for passage, cut in zip(whole, cuts, strict=True)],
-            "held_out": [passage._replace(start=cut) for passage, cut in zip(whole, cuts, strict=True)],
+            "training": [passage._replace(stop=cut) for passage, cut in zip(passages, cuts, strict=True)],
+            "held_out": [passage._replace(start=cut) for passage, cut in zip(passages, cuts, strict=True)],
         }
-    if len(whole) < 2:
+    if len(passages) < 2:
         raise BadInput("a split by document needs at least two files; of one file the tail can be held out")
-    order = np.random.default_rng(seed).permutation(len(whole))
-    wanted, held = share * sum(passage.stop for passage in whole), set()
+    order = np.random.default_rng(seed).permutation(len(passages))
+    num_bytes, chosen = held_out_fraction * sum(passage.stop for passage in passages), set()
     for index in order[:-1]:
-        if held and sum(whole[i].stop for i in held) >= wanted:
+        if chosen and sum(passages[i].stop for i in chosen) >= num_bytes:
             break
-        held.add(int(index))
+        chosen.add(int(index))
     return {
-        "training": [passage for i, passage in enumerate(whole) if i not in held],
-        "held_out": [passage for i, passage in enumerate(whole) if i in held],
+        "training": [passage for i, passage in enumerate(passages) if i not in chosen],
+        "held_out": [passage for i, passage in enumerate(passages) if i in chosen],
     }
 
 
-def write(folder: Path, parts: dict[str, list[Passage]], tokenizer: Tokenizer, block: int) -> Corpus:
-    """Tokenizes the passages into `folder`; a part of fewer tokens than one block of `block` raises `BadInput`."""
-    kind = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
-    about: dict[str, Any] = {"format": FORMATS[JSON_REPORT], "dtype": np.dtype(kind).name, "tokens": {}, "bytes": {}}
+def write_corpus(
+    folder: Path, parts: Mapping[str, Sequence[Passage]], tokenizer: Tokenizer, context_length: int
+) -> Corpus:
+    """Tokenize passages into files of a folder.
+
+    Args:
+        folder: An existing folder.
+        parts: The passages of each of `PARTS`.
+        tokenizer: Encodes them.
+        context_length: Each part must have more tokens than this.
+
+    Raises:
+        BadInput: A part has too few tokens.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
+    metadata: dict[str, Any] = {"dtype": dtype.name, "num_tokens": {}, "num_bytes": {}}
     for part, passages in parts.items():
-        tokens = length = 0
-        with (folder / f"{part}.tokens").open("wb") as file:
-            for passage in passages:
-                if tokenizer.end is not None:
-                    file.write(np.array([tokenizer.end], kind).tobytes())
-                    tokens += 1
-                for text in in_pieces(read(passage)):
-                    found = tokenizer.encode(text)
-                    file.write(found.astype(kind).tobytes())
-                    tokens += len(found)
-                    length += len(text.encode())
-        if tokens < block + 1:
-            which = "held-out" if part == "held_out" else "training"
+        num_tokens, num_bytes = _write_part(folder / f"{part}.tokens", passages, tokenizer, dtype)
+        if num_tokens < context_length + 1:
+            name = "held-out" if part == "held_out" else "training"
             raise BadInput(
-                f"the {which} text has {tokens} tokens, less than one block of {block} and the token after it: "
-                "give more text, or a smaller --context"
+                f"the {name} text has {num_tokens} tokens, fewer than a context of {context_length} and the token "
+                "after it: give more text, or a smaller --context-length"
             )
-        about["tokens"][part], about["bytes"][part] = tokens, length
-    write_json(folder / FILE, about)
-    return load(folder)
+        metadata["num_tokens"][part], metadata["num_bytes"][part] = num_tokens, num_bytes
+    write_json(folder / FILE, metadata)
+    return load_corpus(folder)
 
 
-def load(folder: Path) -> Corpus:
-    """The corpus of a run, mapped into memory; absent or damaged raises `BadInput`."""
-    about = read_json(folder / FILE)
-    found = []
+def load_corpus(folder: Path) -> Corpus:
+    """Map the corpus of a run into memory.
+
+    Raises:
+        BadInput: It is absent or damaged.
+    """
+    metadata = read_json(folder / FILE)
+    parts = []
     for part in PARTS:
         path = folder / f"{part}.tokens"
         try:
-            kind, tokens = np.dtype(about["dtype"]), about["tokens"][part]
-            if path.stat().st_size != kind.itemsize * tokens:
-                raise BadInput(f"'{path}' is damaged: it does not hold the {tokens:,} tokens of '{FILE}'")
-            found.append(np.memmap(path, kind, "r"))
+            dtype, num_tokens = np.dtype(metadata["dtype"]), metadata["num_tokens"][part]
+            if path.stat().st_size != dtype.itemsize * num_tokens:
+                raise BadInput(f"'{path}' is damaged: it does not hold the {num_tokens:,} tokens of '{FILE}'")
+            parts.append(np.memmap(path, dtype, "r"))
         except (KeyError, TypeError) as error:
             raise BadInput(f"'{folder / FILE}' is damaged: it lacks {error}") from None
         except OSError as error:
             raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    return Corpus(found[0], found[1], about)
+    return Corpus(parts[0], parts[1], metadata)
 
 
-def sample_batches(tokens: np.ndarray, seed: int, first: int, shape: tuple[int, int, int], block: int) -> np.ndarray:
-    """The windows of steps `first`, `first` + 1, ...: [*shape, block + 1] int32, shape (steps, accumulated, batch).
+def sample_batches(
+    tokens: np.ndarray, seed: int, first_step: int, shape: tuple[int, int, int], context_length: int
+) -> Int32[np.ndarray, "S A B T"]:
+    """Sample the windows of consecutive training steps.
 
-    Each step's windows begin at places drawn by (seed, step) alone, so a run that goes on draws what it would have.
+    Args:
+        tokens: [N], more than `context_length`.
+        seed: At least 0. A step's windows depend on seed and step alone, so a resumed run draws the same ones.
+        first_step: The number of the first step.
+        shape: Steps, accumulated batches per step, windows per batch.
+        context_length: Predicted tokens per window.
+
+    Returns:
+        Windows of `context_length` + 1 tokens.
     """
-    steps, *rest = shape
+    num_steps, *rest = shape
     starts = [
-        np.random.Generator(np.random.Philox(key=[seed, step])).integers(0, len(tokens) - block, rest)
-        for step in range(first, first + steps)
+        np.random.Generator(np.random.Philox(key=[seed, step])).integers(0, len(tokens) - context_length, rest)
+        for step in range(first_step, first_step + num_steps)
     ]
-    return tokens[np.stack(starts)[..., None] + np.arange(block + 1)].astype(np.int32)
+    return tokens[np.stack(starts)[..., None] + np.arange(context_length + 1)].astype(np.int32)
 
 
-def spaced_windows(tokens: np.ndarray, block: int, most: int) -> np.ndarray:
-    """Up to `most` windows that do not overlap but for their first token, evenly spread: [N, block + 1] int32."""
-    count = (len(tokens) - 1) // block
-    chosen = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
-    return tokens[(chosen * block)[:, None] + np.arange(block + 1)].astype(np.int32)
+def spaced_windows(tokens: np.ndarray, context_length: int, max_windows: int) -> Int32[np.ndarray, "N T"]:
+    """Select evenly spaced windows that overlap in their first token at most.
+
+    Args:
+        tokens: [N], more than `context_length`.
+        context_length: Predicted tokens per window.
+        max_windows: At least 1.
+
+    Returns:
+        Windows of `context_length` + 1 tokens.
+    """
+    count = (len(tokens) - 1) // context_length
+    chosen = np.unique(np.linspace(0, count - 1, min(count, max_windows)).round().astype(np.int64))
+    return tokens[(chosen * context_length)[:, None] + np.arange(context_length + 1)].astype(np.int32)
 
 
-def _cut(passage: Passage, near: int) -> int:
+def _write_part(path: Path, passages: Sequence[Passage], tokenizer: Tokenizer, dtype: np.dtype) -> tuple[int, int]:
+    """Write the tokens of passages into a file; the numbers of tokens and of bytes of text."""
+    num_tokens = num_bytes = 0
+    with path.open("wb") as file:
+        for passage in passages:
+            if tokenizer.end is not None:
+                file.write(np.array([tokenizer.end], dtype).tobytes())
+                num_tokens += 1
+            for text in split_text(read_passage(passage)):
+                tokens = tokenizer.encode(text)
+                file.write(tokens.astype(dtype).tobytes())
+                num_tokens += len(tokens)
+                num_bytes += len(text.encode())
+    return num_tokens, num_bytes
+
+
+def _find_cut(passage: Passage, near: int) -> int:
     """The end of a line at or soon after a byte, or else the next byte at which a character begins."""
     with passage.path.open("rb") as file:
         file.seek(near)
-        data = file.read(min(LINE, passage.stop - near))
-    line = data.find(b"\n") + 1
-    if 0 < line < len(data):
-        return near + line
-    inside = next((i for i, byte in enumerate(data) if byte & 0xC0 != 0x80), len(data))
-    return near + inside
+        data = file.read(min(MAX_LINE_SEARCH, passage.stop - near))
+    line_end = data.find(b"\n") + 1
+    if 0 < line_end < len(data):
+        return near + line_end
+    return near + next((i for i, byte in enumerate(data) if byte & 0xC0 != 0x80), len(data))

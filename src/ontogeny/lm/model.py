@@ -1,12 +1,11 @@
 """A language model on disk: the folder of a finished run, or a GPT-2 folder of Hugging Face.
 
-A run's folder holds `spec.json`, whose kind is `language`, `tokenizer.json`, from its end on `weights.*`, and the
-tokens of its corpus. Weights are safetensors and JSON, never pickle.
+The folder of a run holds `spec.json`, `tokenizer.json`, the tokens of its corpus, and from the end of the run on
+`weights.*`. Weights are safetensors and JSON, never pickle.
 """
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,66 +16,70 @@ from ontogeny.lm import hugging_face
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.runs import checkpoint
-from ontogeny.runs.files import read_json
+from ontogeny.runs.folder import RunDescription, read_spec
+from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
+from ontogeny.runs.kinds import require_kind
 
-SPEC, WEIGHTS, KIND = "spec.json", "weights", "language"
+WEIGHTS = "weights"
+HUGGING_FACE_FOLDER = "Hugging Face GPT-2 folder"
 
 
 class LanguageModel(NamedTuple):
-    """All that is needed to score and to continue text."""
+    """Everything that is needed to score and to continue text.
+
+    Attributes:
+        run: The folder of its training; None for a model that was not trained by ontogeny.
+    """
 
     config: TransformerConfig
     weights: TransformerWeights
     tokenizer: Tokenizer
-    run: Path | None = None  # the folder of its training, where that was here
-
-
-def is_language(folder: Path | str) -> bool:
-    """Whether a folder is for this room: a run of `ontogeny train text`, or a model's config. Reads no weights."""
-    folder = Path(folder)
-    try:
-        return json.loads((folder / SPEC).read_bytes()).get("kind") == KIND
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return hugging_face.is_folder(folder) and not (folder / SPEC).exists()
+    run: Path | None = None
 
 
 def load(folder: Path | str) -> LanguageModel:
-    """The model in a folder; absent, unfinished, damaged or foreign ones raise `BadInput`."""
+    """Load the language model in a folder.
+
+    Args:
+        folder: A finished run of `ontogeny lm train`, or a GPT-2 folder of Hugging Face.
+
+    Raises:
+        BadInput: The folder is absent, unfinished, damaged or of another kind.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"there is no model in '{folder}'")
-    if not is_language(folder):
-        raise BadInput(f"'{folder}' holds no language model: neither a run of `ontogeny train text` nor a GPT-2 folder")
-    if not (folder / SPEC).exists():
-        return LanguageModel(*hugging_face.read(folder))
+    if require_kind(folder, LANGUAGE_MODEL_RUN, HUGGING_FACE_FOLDER).name == HUGGING_FACE_FOLDER:
+        return LanguageModel(*hugging_face.read_folder(folder))
     config = read_config(folder)
     if not checkpoint.exists(folder, WEIGHTS):
-        raise BadInput(f"the run in '{folder}' is not finished; the command that began it resumes it")
-    weights = checkpoint.load(folder, WEIGHTS, template(config))
-    tokenizer = tokenizers.read(folder)
+        raise BadInput(f"the run in '{folder}' is not finished; rerun its command to resume it")
+    weights = checkpoint.load(folder, WEIGHTS, make_template(config))
+    tokenizer = tokenizers.read_tokenizer(folder)
     if tokenizer.size != config.vocab_size:
         raise BadInput(f"'{folder / tokenizers.FILE}' has {tokenizer.size} tokens, the model has {config.vocab_size}")
     return LanguageModel(config, weights, tokenizer, folder)
 
 
-def template(config: TransformerConfig) -> TransformerWeights:
-    """Weights of the right shapes and types that nobody has drawn."""
+def make_template(config: TransformerConfig) -> TransformerWeights:
+    """Zeros of the shapes and types of a model's weights."""
     shapes = jax.eval_shape(lambda: init_weights(jax.random.key(0), config))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def read_spec(folder: Path) -> dict[str, Any]:
-    """What a run of ours was made with, as it stands in its `spec.json`."""
-    content = read_json(folder / SPEC)
-    if content.get("kind") != KIND or not isinstance(content.get("run"), dict):
-        raise BadInput(f"'{folder / SPEC}' is damaged: it is not of a language model")
-    return content
+def read_description(folder: Path) -> RunDescription:
+    """Read the description of a language-model run.
+
+    Raises:
+        BadInput: The folder holds no such run, or `spec.json` is damaged.
+    """
+    description = read_spec(folder)
+    if description.kind != LANGUAGE_MODEL_RUN or not {"model", "optimization"} <= description.details.keys():
+        raise BadInput(f"'{folder / SPEC_FILE}' is damaged: it does not describe a language model")
+    return description
 
 
 def read_config(folder: Path) -> TransformerConfig:
-    """The config of a run of ours."""
-    found = read_spec(folder).get("config")
+    """Read the config of a run's model; a damaged one raises `BadInput`."""
     try:
-        return validate_config(TransformerConfig(**found))  # type: ignore[arg-type]
-    except (TypeError, BadInput):
-        raise BadInput(f"'{folder / SPEC}' is damaged: it holds no config") from None
+        return validate_config(TransformerConfig(**read_description(folder).details["model"]))
+    except TypeError:
+        raise BadInput(f"'{folder / SPEC_FILE}' is damaged: it holds no config of a model") from None

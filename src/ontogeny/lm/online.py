@@ -1,9 +1,9 @@
-"""A text read as a stream, frozen or learning: each block is scored first, and only then learned from.
+"""Evaluation on a text as a stream, with frozen or online weights: each chunk is scored first and then learned from.
 
-The score is prequential (Dawid 1984): no token's score can depend on itself or on what comes after it. Four cells of
-one design: weights frozen or online, activations kept or restored at every block. Activations are the tokens that the
-model looks back on, at most its context; restored, a block is scored with the one token before it. A fifth cell scores
-restored with weights that were learned in the life in which activations were kept.
+The score is prequential (Dawid 1984): no token's score depends on itself or on later tokens. There are four conditions
+of a 2 x 2 design: weights frozen or online, activations kept or reset at every chunk. Activations are the tokens in the
+model's context; where they are reset, a chunk is scored with the one token before it. A fifth condition scores with
+reset activations and the weights that were learned while activations were kept. Letters: T tokens, C context.
 """
 
 import math
@@ -16,225 +16,310 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int32
 
-from ontogeny import stats
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online_learner, optimization
+from ontogeny.lm.evaluation import scale_estimate, token_bytes
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
+from ontogeny.stats import RatioEstimate, ratio_of_sums
 from ontogeny.types import Weights
 
-DISPATCH = 50  # blocks in one
-FISHER_WINDOWS = 256
-HELD_OUT_WINDOWS = 512
-LONG = 1024  # tokens of a stretch over which intervals are taken: what is near in a text is alike
-Progress = Callable[[int, int], None]
+CHUNKS_PER_CALL = 50
+MAX_FISHER_WINDOWS = 256
+MAX_HELD_OUT_WINDOWS = 512
+WINDOWS_PER_CALL = 32
+SEGMENT_TOKENS = 1024  # tokens of a segment over which intervals are taken, since nearby tokens are correlated
+OnTokensProgress = Callable[[int, int], None]
 
 
-class Reading(NamedTuple):
-    """What a text cost in each cell, nats [N] of all tokens but the first, and the weights at the end."""
+class OnlineEvaluation(NamedTuple):
+    """The losses of all tokens but the first in each condition, nats [T - 1], and the weights at the end.
+
+    Attributes:
+        weights_from_log: Activations reset, with the weights of `online_kept`.
+        weights: After `online_kept`.
+        relative_weight_change: The distance of `weights` from the trained weights, divided by the norm of these.
+    """
 
     frozen_reset: np.ndarray
     frozen_kept: np.ndarray
     online_reset: np.ndarray
     online_kept: np.ndarray
-    on_log: np.ndarray  # restored, with the weights of `online_kept`
-    weights: TransformerWeights  # as `online_kept` left them
-    relative_weight_change: float  # their distance from the trained ones, as a share of those
+    weights_from_log: np.ndarray
+    weights: TransformerWeights
+    relative_weight_change: float
 
 
-def pretrained_weights(model: LanguageModel, plan: OnlineConfig) -> PretrainedWeights:
-    """What a learner by this plan starts from; `BadInput` where it needs a training text that is not there."""
-    if not online_learner.needs_squares(plan):
+class ConditionResult(NamedTuple):
+    """The losses of one condition, nats [T - 1], and the weights at the end.
+
+    Attributes:
+        losses_after_reset: With the same weights and reset activations; equal to `losses` where they are reset anyway.
+    """
+
+    losses: np.ndarray
+    losses_after_reset: np.ndarray
+    weights: TransformerWeights
+
+
+class _ChunkBatch(NamedTuple):
+    """Consecutive chunks for one compiled call; the leading axis is that of the chunks."""
+
+    windows: Int32[Array, "S C1"]  # tokens that end with each chunk
+    num_read: Int32[Array, "S"]  # predictions in each window
+    short_windows: Int32[Array, "S K1"]  # each chunk with the one token before it
+    rehearsal: Int32[Array, "S B C1"]
+    is_valid: Array  # [S] bool; the last call is padded
+
+
+def pretrained_weights(model: LanguageModel, config: OnlineConfig) -> PretrainedWeights:
+    """The trained weights with the squared gradients that a config needs.
+
+    Raises:
+        BadInput: The config needs the training text of a model that was not trained by ontogeny.
+    """
+    if not config.needs_squared_gradients:
         return PretrainedWeights(model.weights, None)
-    windows = corpus.spaced_windows(rehearsed(model), model.config.context_length, FISHER_WINDOWS)
-    return PretrainedWeights(model.weights, online_learner.squares_of(model.config, model.weights, windows))
+    windows = corpus.spaced_windows(training_tokens(model), model.config.context_length, MAX_FISHER_WINDOWS)
+    return PretrainedWeights(model.weights, online_learner.mean_squared_gradients(model.config, model.weights, windows))
 
 
 def evaluate_online(
-    model: LanguageModel, tokens: np.ndarray, plan: OnlineConfig, *, seed: int = 0, on_progress: Progress | None = None
-) -> Reading:
-    """Reads tokens [T] in all cells. With `rehearsal` a model that was not trained here raises `BadInput`."""
-    plan = online_learner.checked(plan, model.config.context_length)
-    if len(tokens) < 2 * plan.chunk_size:
-        raise BadInput(f"the text has {len(tokens):,} tokens, less than two blocks of {plan.chunk_size}")
-    trained = pretrained_weights(model, plan)
-    cells: dict[str, np.ndarray] = {}
-    last: Any = None
-    runs = [("kept", True), ("kept", False), ("reset", True), ("reset", False)]
-    total = len(runs) * (len(tokens) - 1)
-    for number, (activations, online) in enumerate(runs):
-        done = number * (len(tokens) - 1)
-        tell = None if on_progress is None else partial(_shifted, on_progress, done, total)
-        nats, beside, weights = run_condition(model, trained, tokens, plan, activations == "kept", online, seed, tell)
-        cells[f"{'online' if online else 'frozen'}_{activations}"] = nats
-        if activations == "kept" and online:
-            cells["on_log"], last = beside, weights
-    return Reading(**cells, weights=last, relative_weight_change=relative_weight_change(last, model.weights))
+    model: LanguageModel,
+    tokens: np.ndarray,
+    config: OnlineConfig,
+    *,
+    seed: int = 0,
+    on_progress: OnTokensProgress | None = None,
+) -> OnlineEvaluation:
+    """Score a stream of tokens in all conditions.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        tokens: [T], at least two chunks.
+        config: How weights change.
+        seed: Determines the rehearsal windows.
+        on_progress: Called with the number of scored tokens and of all tokens of the four conditions.
+
+    Raises:
+        BadInput: The text is too short, or rehearsal needs the training text of a model that was not trained by
+            ontogeny.
+    """
+    online_learner.check_config(config, model.config.context_length)
+    if len(tokens) < 2 * config.chunk_size:
+        raise BadInput(f"the text has {len(tokens):,} tokens, fewer than two chunks of {config.chunk_size}")
+    pretrained = pretrained_weights(model, config)
+    conditions = [(True, True), (True, False), (False, True), (False, False)]
+    results, num_losses = {}, len(tokens) - 1
+
+    for number, (keep_activations, online) in enumerate(conditions):
+
+        def report(num_done: int, _: int, first: int = number * num_losses) -> None:
+            if on_progress is not None:
+                on_progress(first + num_done, len(conditions) * num_losses)
+
+        results[keep_activations, online] = run_condition(
+            model, pretrained, tokens, config, keep_activations, online, seed, report
+        )
+    kept = results[True, True]
+    return OnlineEvaluation(
+        results[False, False].losses,
+        results[True, False].losses,
+        results[False, True].losses,
+        kept.losses,
+        kept.losses_after_reset,
+        kept.weights,
+        relative_weight_change(kept.weights, model.weights),
+    )
 
 
 def run_condition(
     model: LanguageModel,
-    trained: PretrainedWeights,
+    pretrained: PretrainedWeights,
     tokens: np.ndarray,
-    plan: OnlineConfig,
-    kept: bool,
+    config: OnlineConfig,
+    keep_activations: bool,
     online: bool,
     seed: int = 0,
-    on_progress: Progress | None = None,
-) -> tuple[np.ndarray, np.ndarray, TransformerWeights]:
-    """One cell: nats [T - 1], the same with activations restored (the same array where they are), weights at the end.
+    on_progress: OnTokensProgress | None = None,
+) -> ConditionResult:
+    """Score a stream of tokens in one condition.
 
-    The rehearsal of a block is drawn by (seed, block) alone.
+    Args:
+        model: As `ontogeny.load` returns it.
+        pretrained: As `pretrained_weights` returns them.
+        tokens: [T], at least two chunks.
+        config: How weights change.
+        keep_activations: Whether a chunk is scored with the whole context before it.
+        online: Whether the weights learn from each chunk after it is scored.
+        seed: The rehearsal windows of a chunk depend on this seed and the chunk's number alone.
+        on_progress: Called with the number of scored tokens and of all tokens.
     """
-    config = model.config
-    read = online_learner.build(config, plan)
-    weights = read.init(trained)
-    context = config.context_length if kept else plan.chunk_size
-    starts = np.arange(0, len(tokens) - 1, plan.chunk_size)
-    again = rehearsed(model) if online and plan.rehearsal_batch_size else np.zeros(config.context_length + 1, np.int32)
-    nats, beside = np.empty(len(tokens) - 1), np.empty(len(tokens) - 1)
-    for first in range(0, len(starts), DISPATCH):
-        some = starts[first : first + DISPATCH]
-        filled = np.concatenate([some, np.repeat(starts[-1:], DISPATCH - len(some))])
-        windows, sizes = context_windows(tokens, filled, plan.chunk_size, context, config.context_length)
-        short, short_sizes = context_windows(tokens, filled, plan.chunk_size, plan.chunk_size, config.context_length)
-        rehearsal = (
-            corpus.sample_batches(again, seed, first, (DISPATCH, 1, plan.rehearsal_batch_size), config.context_length)[:, 0]
-            if online and plan.rehearsal_batch_size
-            else np.zeros((DISPATCH, 0, config.context_length + 1), np.int32)
-        )
-        live = np.arange(DISPATCH) < len(some)
-        given = (windows, sizes, short[:, : plan.chunk_size + 1], short_sizes, rehearsal, live)
-        weights, (found, alone) = _dispatch(config, plan, kept, online, trained, weights, given)
-        found, alone = np.asarray(found, np.float64), np.asarray(alone, np.float64)
-        for row, start in enumerate(some):
-            stop = min(start + plan.chunk_size, len(tokens) - 1)
-            end, own = sizes[row], stop - start
-            nats[start:stop] = found[row, end - own : end]
-            beside[start:stop] = alone[row, short_sizes[row] - own : short_sizes[row]] if kept else nats[start:stop]
+    learner = online_learner.build(model.config, config)
+    state, context_length, size = learner.init(pretrained), model.config.context_length, config.chunk_size
+    starts = np.arange(0, len(tokens) - 1, size)
+    rehearses = online and config.rehearsal_batch_size > 0
+    text = training_tokens(model) if rehearses else np.zeros(context_length + 1, np.int32)
+    losses, after_reset = np.empty(len(tokens) - 1), np.empty(len(tokens) - 1)
+    for first in range(0, len(starts), CHUNKS_PER_CALL):
+        chosen = starts[first : first + CHUNKS_PER_CALL]
+        padded = np.concatenate([chosen, np.repeat(starts[-1:], CHUNKS_PER_CALL - len(chosen))])
+        history = context_length if keep_activations else size
+        windows, num_read = context_windows(tokens, padded, size, history, context_length)
+        short_windows, num_short = context_windows(tokens, padded, size, size, context_length)
+        rehearsal = np.zeros((CHUNKS_PER_CALL, 0, context_length + 1), np.int32)
+        if rehearses:
+            shape = (CHUNKS_PER_CALL, 1, config.rehearsal_batch_size)
+            rehearsal = corpus.sample_batches(text, seed, first, shape, context_length)[:, 0]
+        is_valid = np.arange(CHUNKS_PER_CALL) < len(chosen)
+        batch = _ChunkBatch(windows, num_read, short_windows[:, : size + 1], rehearsal, is_valid)
+        state, device_losses = _process_chunks(model.config, config, keep_activations, online, pretrained, state, batch)
+        window_losses, reset_losses = (np.asarray(part, np.float64) for part in device_losses)
+        for row, start in enumerate(chosen):
+            stop = min(start + size, len(tokens) - 1)
+            losses[start:stop] = window_losses[row, num_read[row] - (stop - start) : num_read[row]]
+            after_reset[start:stop] = losses[start:stop]
+            if keep_activations:
+                after_reset[start:stop] = reset_losses[row, num_short[row] - (stop - start) : num_short[row]]
         if on_progress is not None:
-            on_progress(int(min(some[-1] + plan.chunk_size, len(tokens) - 1)), len(tokens) - 1)
-    return nats, beside, read.model(trained, weights.content)
+            on_progress(int(min(chosen[-1] + size, len(tokens) - 1)), len(tokens) - 1)
+    return ConditionResult(losses, after_reset, learner.full_weights(pretrained, state.content))
 
 
 def context_windows(
-    tokens: np.ndarray, starts: np.ndarray, block: int, look: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """For blocks at `starts`, the tokens that end with each and look back at most `look` -> [S, width + 1], sizes [S].
+    tokens: np.ndarray, starts: np.ndarray, chunk_size: int, max_history: int, width: int
+) -> tuple[Int32[np.ndarray, "S C1"], Int32[np.ndarray, "S"]]:
+    """Cut the windows that end with given chunks.
 
-    A size counts predictions; what lies beyond it is filled with zeros, which no prediction within it sees. A last
-    block that is cut short looks back as far as a whole one would: no score may depend on where the text ends.
+    A last chunk that is cut short has as much context as a whole one would have: no score may depend on where the text
+    ends.
+
+    Args:
+        tokens: [T].
+        starts: [S], the first token of each chunk.
+        chunk_size: Tokens of a chunk.
+        max_history: The most predictions in a window, those of the chunk included.
+        width: Predictions for which a window has room.
+
+    Returns:
+        Windows of `width` + 1 tokens, padded with zeros at the end, and the number of predictions in each.
     """
-    stops = np.minimum(starts + block, len(tokens) - 1)
-    begins = np.maximum(starts + block - look, 0)
-    begins = np.minimum(begins, starts)
-    found = np.zeros((len(starts), width + 1), np.int32)
+    stops = np.minimum(starts + chunk_size, len(tokens) - 1)
+    begins = np.minimum(np.maximum(starts + chunk_size - max_history, 0), starts)
+    windows = np.zeros((len(starts), width + 1), np.int32)
     for row, (begin, stop) in enumerate(zip(begins, stops, strict=True)):
-        found[row, : stop - begin + 1] = tokens[begin : stop + 1]
-    return found, (stops - begins).astype(np.int32)
+        windows[row, : stop - begin + 1] = tokens[begin : stop + 1]
+    return windows, (stops - begins).astype(np.int32)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _dispatch(
-    config: TransformerConfig,
-    plan: OnlineConfig,
-    kept: bool,
-    online: bool,
-    trained: PretrainedWeights,
-    weights: Weights,
-    given: tuple[Array, ...],
-) -> tuple[Weights, tuple[Array, Array]]:
-    """Blocks one after the other, each scored before its step is taken."""
-    read = online_learner.build(config, plan)
-
-    def one(weights: Weights, block: tuple[Array, ...]) -> tuple[Weights, tuple[Array, Array]]:
-        window, size, short, short_size, again, live = block
-        del short_size
-        whole = read.model(trained, weights.content)
-        alone = transformer.token_losses(config, whole, short[None])[0] if kept and online else jnp.zeros(plan.chunk_size)
-        if not online:
-            if kept:
-                return weights, (transformer.token_losses(config, whole, window[None])[0], alone)
-            return weights, (transformer.token_losses(config, whole, short[None])[0], alone)
-        new, nats = read.update(trained, weights, window, size, again)
-        weights = jax.tree.map(lambda old, changed: jnp.where(live, changed, old), weights, new)
-        return weights, (nats, alone)
-
-    return jax.lax.scan(one, weights, given)
+def segment_means(evaluation: OnlineEvaluation, segment_tokens: int) -> Float[np.ndarray, "N 5"]:
+    """Average the losses over segments, a column for each condition in the order of `audit.attribution.divide_gain`."""
+    losses = np.stack(evaluation[:5], axis=1)
+    starts = np.arange(0, max(len(losses) - segment_tokens + 1, 1), segment_tokens)
+    return np.add.reduceat(losses, starts, axis=0) / np.diff(np.append(starts, len(losses)))[:, None]
 
 
-def by_block(found: Reading, block: int) -> np.ndarray:
-    """Mean nats per token of stretches of about `block` tokens in the order of `attribution.split`: [N, 5]."""
-    cells = np.stack(found[:5], axis=1)
-    starts = np.arange(0, max(len(cells) - block + 1, 1), block)
-    return np.add.reduceat(cells, starts, axis=0) / np.diff(np.append(starts, len(cells)))[:, None]
+def as_record(
+    model: LanguageModel, evaluation: OnlineEvaluation, tokens: np.ndarray, config: OnlineConfig
+) -> dict[str, Any]:
+    """Convert an evaluation to JSON values: bits per byte of every condition, bits saved by learning, forgetting."""
+    num_bytes = token_bytes(model, tokens[1:])
+    conditions = dict(zip(evaluation._fields[:5], evaluation[:5], strict=True))
 
+    def ratio(numerators: np.ndarray, denominators: np.ndarray) -> RatioEstimate:
+        starts = np.arange(0, max(len(numerators) - SEGMENT_TOKENS + 1, 1), SEGMENT_TOKENS)
+        return ratio_of_sums(np.add.reduceat(numerators, starts), np.add.reduceat(denominators, starts))
 
-def as_record(model: LanguageModel, found: Reading, tokens: np.ndarray, plan: OnlineConfig) -> dict[str, Any]:
-    """What was read as plain JSON: bits per byte of every cell, what was saved, what was forgotten."""
-    lengths = np.array([len(model.tokenizer.bytes_of(int(token))) for token in tokens[1:]], np.float64)
-    cells = dict(zip(found._fields[:5], found[:5], strict=True))
-
-    def ratio(above: np.ndarray, below: np.ndarray, scale: float) -> dict[str, float]:
-        starts = np.arange(0, max(len(above) - LONG + 1, 1), LONG)
-        return _ratio(np.add.reduceat(above, starts), np.add.reduceat(below, starts), scale)
-
+    bits_per_byte = {
+        name: scale_estimate(ratio(losses, num_bytes), 1 / math.log(2)) for name, losses in conditions.items()
+    }
+    saved = ratio(evaluation.frozen_kept - evaluation.online_kept, evaluation.frozen_kept)
     return {
-        "plan": plan._asdict(),
-        "tokens": len(tokens),
-        "bits_per_byte": {name: ratio(nats, lengths, 1 / math.log(2)) for name, nats in cells.items()},
-        "saved": ratio(found.frozen_kept - found.online_kept, found.frozen_kept, 1.0),
-        "forgotten": None if model.run is None else forgotten(model, found.weights),
-        "relative_weight_change": found.relative_weight_change,
+        "learning": config.model_dump(),
+        "num_tokens": len(tokens),
+        "bits_per_byte": {name: estimate._asdict() for name, estimate in bits_per_byte.items()},
+        "bits_saved": saved._asdict(),
+        "forgetting": None if model.run is None else measure_forgetting(model, evaluation.weights)._asdict(),
+        "relative_weight_change": evaluation.relative_weight_change,
     }
 
 
-def forgotten(model: LanguageModel, weights: TransformerWeights) -> dict[str, float]:
-    """By how much the loss on the original held-out text rose, nats per token, over windows, with its interval."""
-    windows = corpus.spaced_windows(corpus.load(_run_of(model)).held_out, model.config.context_length, HELD_OUT_WINDOWS)
-    parts = np.array_split(windows, -(-len(windows) // 32))
-    now, then = (
-        np.concatenate(
-            [np.asarray(optimization.losses(model.config, "float32", w, part), np.float64) for part in parts]
-        )
-        for w in (weights, model.weights)
-    )
-    return _ratio((now - then).sum(axis=1), np.full(len(now), float(now.shape[1])), 1.0)
+def measure_forgetting(model: LanguageModel, weights: TransformerWeights) -> RatioEstimate:
+    """Measure by how much the loss on the original held-out text rose.
 
+    Args:
+        model: A model that was trained by ontogeny.
+        weights: The weights after online learning.
 
-def _ratio(above: np.ndarray, below: np.ndarray, scale: float) -> dict[str, float]:
-    """A ratio of sums and its 95 % interval by the residuals' spread (Cochran 1977, chapter 6) and Student's t."""
-    mean = float(above.sum() / below.sum())
-    reach = math.nan
-    if len(above) > 1:
-        errors = (above - mean * below) / below.mean()
-        reach = float(errors.std(ddof=1)) / math.sqrt(len(above)) * stats.critical_value(stats.Z95, len(above) - 1)
-    return {"mean": scale * mean, "low": scale * (mean - reach), "high": scale * (mean + reach)}
+    Returns:
+        Nats per token, with an interval over windows.
+    """
+    text = corpus.load_corpus(_training_run(model)).held_out
+    windows = corpus.spaced_windows(text, model.config.context_length, MAX_HELD_OUT_WINDOWS)
+    batches = np.array_split(windows, -(-len(windows) // WINDOWS_PER_CALL))
+
+    def losses(weights: TransformerWeights) -> np.ndarray:
+        parts = [optimization.window_losses(model.config, "float32", weights, batch) for batch in batches]
+        return np.concatenate([np.asarray(part, np.float64) for part in parts])
+
+    increase = losses(weights) - losses(model.weights)
+    return ratio_of_sums(increase.sum(axis=1), np.full(len(increase), float(increase.shape[1])))
 
 
 def relative_weight_change(weights: TransformerWeights, origin: TransformerWeights) -> float:
-    """How far weights are from others, as a share of the others' norm."""
-    ones, others = jax.tree.leaves(weights), jax.tree.leaves(origin)
-    apart = sum(float(jnp.sum(jnp.square(a - b))) for a, b in zip(ones, others, strict=True))
-    return float(np.sqrt(apart / sum(float(jnp.sum(jnp.square(b))) for b in others)))
+    """The distance of weights from others, divided by the norm of the others."""
+    leaves, origins = jax.tree.leaves(weights), jax.tree.leaves(origin)
+    change = sum(float(jnp.sum(jnp.square(a - b))) for a, b in zip(leaves, origins, strict=True))
+    return float(np.sqrt(change / sum(float(jnp.sum(jnp.square(b))) for b in origins)))
 
 
-def rehearsed(model: LanguageModel) -> np.ndarray:
-    """The training text, windows of which are learned again."""
-    return corpus.load(_run_of(model)).training
+def training_tokens(model: LanguageModel) -> np.ndarray:
+    """The tokens of the training text, from which rehearsal windows are drawn.
+
+    Raises:
+        BadInput: The model was not trained by ontogeny.
+    """
+    return corpus.load_corpus(_training_run(model)).training
 
 
-def _run_of(model: LanguageModel) -> Path:
+def _training_run(model: LanguageModel) -> Path:
     if model.run is None:
         raise BadInput(
-            "this model was not trained here, so there is no training text to rehearse or to anchor by: "
-            "--learning rehearsal_batch_size=0, without anchor or rms, reads all the same"
+            "this model was not trained by ontogeny, so its training text is unknown: use --learning "
+            "rehearsal_batch_size=0, without fisher_decay or rms"
         )
     return model.run
 
 
-def _shifted(tell: Progress, before: int, total: int, done: int, _: int) -> None:
-    tell(before + done, total)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _process_chunks(
+    model_config: TransformerConfig,
+    config: OnlineConfig,
+    keep_activations: bool,
+    online: bool,
+    pretrained: PretrainedWeights,
+    state: Weights,
+    batch: _ChunkBatch,
+) -> tuple[Weights, tuple[Array, Array]]:
+    """Process chunks one after the other, each scored before its step is taken."""
+    learner = online_learner.build(model_config, config)
+
+    def losses(weights: TransformerWeights, window: Array) -> Array:
+        return transformer.token_losses(model_config, weights, window[None])[0]
+
+    def process(state: Weights, chunk: _ChunkBatch) -> tuple[Weights, tuple[Array, Array]]:
+        weights = learner.full_weights(pretrained, state.content)
+        after_reset = jnp.zeros(config.chunk_size)
+        if keep_activations and online:
+            after_reset = losses(weights, chunk.short_windows)
+        if not online:
+            return state, (losses(weights, chunk.windows if keep_activations else chunk.short_windows), after_reset)
+        updated, nats = learner.update(pretrained, state, chunk.windows, chunk.num_read, chunk.rehearsal)
+        state = jax.tree.map(lambda old, new: jnp.where(chunk.is_valid, new, old), state, updated)
+        return state, (nats, after_reset)
+
+    return jax.lax.scan(process, state, batch)

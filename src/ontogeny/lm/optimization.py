@@ -1,198 +1,212 @@
-"""How weights are trained: AdamW or Muon, warm-up and decay, clipping; many steps in one dispatch.
+"""Training steps of a language model: AdamW or Muon, warm-up and decay, gradient accumulation, sharding over devices.
 
-AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101. Muon: Jordan et al. 2024, for the matrices of the blocks, with the
-step scaled to AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+The optimizers are those of `content.optimizers`. Weight decay is for matrices alone. Muon trains the matrices of the
+blocks; embeddings, positions, norms and biases are trained by AdamW under Muon too. Letters: S steps, A accumulated
+batches, B windows of a batch, T predicted tokens of a window.
 """
 
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int32
+from pydantic import Field
 
+from ontogeny import parallel
 from ontogeny.content import transformer
+from ontogeny.content.optimizers import apply_gradient, build_optimizer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
-from ontogeny.errors import BadInput, require_at_least
-from ontogeny.types import Weights
+from ontogeny.parallel import AXIS, shard_over_devices
+from ontogeny.types import Key, PyTree, Weights
+from ontogeny.validation import FrozenModel
 
-OPTIMIZERS = ("adamw", "muon")
-ROWS = "rows"  # of a batch
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # in XLA_FLAGS: a host device's products stay on its own thread
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+LossAndGradient = Callable[[TransformerWeights, Array], tuple[Array, TransformerWeights]]
+TrainStep = Callable[[Weights, Array], tuple[Weights, dict[str, Array]]]
 
 
-class OptimizerConfig(NamedTuple):
-    """All that decides about a training but text, model and seed."""
+class OptimizerConfig(FrozenModel):
+    """Everything that determines the training of given weights on given tokens.
 
-    steps: int
-    batch: int = 12  # windows in one product
-    accumulate: int = 1  # such products before the weights change
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    floor: float = 0.1  # of the learning rate, at the end
-    warmup: float = 0.05  # share of the steps
-    decay: str = "cosine"
-    weight_decay: float = 0.1
-    beta: float = 0.99  # of the second moment
-    clip: float = 1.0  # of the gradient's norm
-    precision: str = "float32"  # of products; weights and moments are float32
+    Attributes:
+        num_steps: Steps of the whole training.
+        batch_size: Windows whose gradients are computed together.
+        gradient_accumulation: Batches whose gradients are averaged before the weights change.
+        optimizer: The update rule.
+        learning_rate: The highest one, after warm-up.
+        final_learning_rate_ratio: The last learning rate divided by the highest one.
+        warmup_fraction: Share of the steps in which the learning rate rises linearly.
+        decay_schedule: How it falls afterwards.
+        weight_decay: Of matrices, as a share of the learning rate.
+        beta2: Decay of the second moment.
+        max_gradient_norm: Larger gradients are scaled down to this norm.
+        precision: Type of matrix products; weights and moments are float32.
+    """
 
-
-Step = Callable[[Weights, Array], tuple[Weights, dict[str, Array]]]
-
-
-def checked(recipe: OptimizerConfig) -> OptimizerConfig:
-    """The recipe itself; `BadInput` where nothing could be trained by it."""
-    require_at_least(1, steps=recipe.steps, batch=recipe.batch, accumulate=recipe.accumulate)
-    require_at_least(0, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    if not recipe.clip > 0:
-        raise BadInput(f"the setting 'clip' must be above 0, not {recipe.clip}")
-    for name in ("floor", "warmup", "beta"):
-        if not 0 <= getattr(recipe, name) <= 1:
-            raise BadInput(f"the setting '{name}' lies between 0 and 1, not {getattr(recipe, name)}")
-    for name, known in (
-        ("optimizer", OPTIMIZERS),
-        ("decay", ("cosine", "linear")),
-        ("precision", tuple(PRECISIONS)),
-    ):
-        if getattr(recipe, name) not in known:
-            raise BadInput(f"the setting '{name}' must be one of {', '.join(known)}, not '{getattr(recipe, name)}'")
-    return recipe
+    num_steps: int = Field(ge=1)
+    batch_size: int = Field(12, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(1e-3, ge=0, allow_inf_nan=False)
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    decay_schedule: Literal["cosine", "linear"] = "cosine"
+    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
+    beta2: float = Field(0.99, ge=0, le=1)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
-def schedule(recipe: OptimizerConfig) -> optax.Schedule:
-    """The learning rate by step: a line up from 0, then a cosine's half or a line down to `floor` of it."""
-    warm = round(recipe.warmup * recipe.steps)
-    rest = max(recipe.steps - warm, 1)
-    if recipe.decay == "cosine":
-        down = optax.cosine_decay_schedule(recipe.learning_rate, rest, recipe.floor)
+def make_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """The learning rate by step: linear warm-up, then half a cosine or a line down to the final learning rate."""
+    num_warmup = round(config.warmup_fraction * config.num_steps)
+    num_decay = max(config.num_steps - num_warmup, 1)
+    rate, ratio = config.learning_rate, config.final_learning_rate_ratio
+    if config.decay_schedule == "cosine":
+        decay = optax.cosine_decay_schedule(rate, num_decay, ratio)
     else:
-        down = optax.linear_schedule(recipe.learning_rate, recipe.floor * recipe.learning_rate, rest)
-    up = optax.linear_schedule(recipe.learning_rate / max(warm, 1), recipe.learning_rate, max(warm - 1, 1))
-    return optax.join_schedules([up, down], [warm]) if warm else down
+        decay = optax.linear_schedule(rate, ratio * rate, num_decay)
+    warmup = optax.linear_schedule(rate / max(num_warmup, 1), rate, max(num_warmup - 1, 1))
+    return optax.join_schedules([warmup, decay], [num_warmup]) if num_warmup else decay
 
 
-def optimizer(recipe: OptimizerConfig) -> optax.GradientTransformation:
-    """Weight decay is for matrices alone; embeddings, positions, norms and biases are AdamW's under Muon too."""
-    rate = schedule(recipe)
-    adam = optax.adamw(rate, b2=recipe.beta, weight_decay=recipe.weight_decay, mask=_is_matrix)
-    if recipe.optimizer == "muon":
-        muon = optax.contrib.muon(rate, weight_decay=recipe.weight_decay, consistent_rms=0.2)
-        adam = optax.partition({"muon": muon, "adam": adam}, _of_blocks)
-    return optax.chain(optax.clip_by_global_norm(recipe.clip), adam)
-
-
-def shards(recipe: OptimizerConfig) -> int:
-    """How many host devices share a batch: more than one only where each has a thread of its own (`ONE_THREAD`).
-
-    Devices that share the processor's threads can wait for each other without end. Muon multiplies weights, which
-    every device would compute anew: with it one device has all threads.
-    """
-    if (
-        recipe.optimizer != "adamw"
-        or jax.default_backend() != "cpu"
-        or ONE_THREAD not in os.environ.get("XLA_FLAGS", "")
-    ):
-        return 1
-    return max(n for n in range(1, jax.local_device_count() + 1) if recipe.batch % n == 0)
-
-
-def step(config: TransformerConfig, recipe: OptimizerConfig, shards: int = 1) -> Step:
-    """One step, (weights, tokens [accumulate, batch, T + 1]) -> weights, {loss, norm}: the world model's `update`.
-
-    Each of the `shards` host devices takes a part of the batch; their gradients are averaged.
-    """
-    transformation, compute = optimizer(recipe), PRECISIONS[recipe.precision]
-
-    def loss(content: TransformerWeights, tokens: Array) -> Array:
-        return transformer.token_losses(config, content, tokens, compute).mean()
-
-    def gradient_of(content: TransformerWeights, tokens: Array) -> tuple[Array, Any]:
-        if recipe.accumulate == 1:
-            return jax.value_and_grad(loss)(content, tokens[0])
-        return _accumulated(loss, content, tokens)
-
-    def averaged(content: TransformerWeights, tokens: Array) -> tuple[Array, Any]:
-        return jax.lax.pmean(gradient_of(content, tokens), ROWS)
-
-    whole, part = PartitionSpec(), PartitionSpec(None, ROWS)
-    divided = (
-        gradient_of
-        if shards == 1
-        else jax.shard_map(averaged, mesh=_mesh(shards), in_specs=(whole, part), out_specs=whole, check_vma=False)
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The optimizer of a training."""
+    return build_optimizer(
+        make_schedule(config),
+        config.optimizer,
+        max_gradient_norm=config.max_gradient_norm,
+        beta2=config.beta2,
+        weight_decay=config.weight_decay,
+        decays=_is_matrix,
+        uses_muon=_is_block_matrix,
     )
 
-    def take(weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
-        value, gradient = divided(weights.content, tokens)
-        content: Any = weights.content
-        change, scratch = transformation.update(gradient, weights.scratch, content)
-        return Weights(optax.apply_updates(content, change), scratch), {
-            "loss": value,
-            "norm": optax.tree.norm(gradient),
-        }
 
-    return take
+def count_shards(config: OptimizerConfig) -> int:
+    """How many host devices share a batch: several only where each has a thread of its own (`ONE_THREAD`).
 
-
-def born(key: Array, config: TransformerConfig, recipe: OptimizerConfig) -> Weights:
-    """New weights with the optimizer's moments as scratch."""
-    content: Any = transformer.init_weights(key, config)
-    return Weights(content, optimizer(recipe).init(content))
+    Devices that share the CPU's threads may wait for each other forever. Muon multiplies weights, which every device
+    would compute anew; with Muon one device uses all threads.
+    """
+    has_own_threads = jax.default_backend() == "cpu" and ONE_THREAD in os.environ.get("XLA_FLAGS", "")
+    if config.optimizer != "adamw" or not has_own_threads:
+        return 1
+    return max(n for n in range(1, jax.local_device_count() + 1) if config.batch_size % n == 0)
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="shards", donate_argnums=2)
+def init_training(key: Key, model_config: TransformerConfig, config: OptimizerConfig) -> Weights:
+    """Sample initial weights; the optimizer's state is their scratch."""
+    content = transformer.init_weights(key, model_config)
+    return Weights(content, make_optimizer(config).init(content))
+
+
+def make_train_step(model_config: TransformerConfig, config: OptimizerConfig, num_shards: int = 1) -> TrainStep:
+    """Build one training step.
+
+    Args:
+        model_config: Of the model.
+        config: Of the training.
+        num_shards: Host devices, each of which takes a part of the batch; their gradients are averaged.
+
+    Returns:
+        A function of weights and tokens [A, B, T + 1] that returns the new weights and `loss` (nats per token) and
+        `gradient_norm`.
+    """
+    optimizer, dtype = make_optimizer(config), DTYPES[config.precision]
+
+    def loss(content: TransformerWeights, tokens: Array) -> Array:
+        return transformer.token_losses(model_config, content, tokens, dtype).mean()
+
+    def loss_and_gradient(content: TransformerWeights, tokens: Array) -> tuple[Array, TransformerWeights]:
+        if config.gradient_accumulation == 1:
+            return jax.value_and_grad(loss)(content, tokens[0])
+        return _accumulate(jax.value_and_grad(loss), content, tokens)
+
+    def sharded(content: TransformerWeights, tokens: Array) -> tuple[Array, TransformerWeights]:
+        return jax.lax.pmean(loss_and_gradient(content, tokens), AXIS)
+
+    compute: LossAndGradient = loss_and_gradient
+    if num_shards > 1:
+        compute = shard_over_devices(sharded, (None, 1), output_axis=None, num_devices=num_shards)
+
+    def step(weights: Weights, tokens: Array) -> tuple[Weights, dict[str, Array]]:
+        value, gradient = compute(weights.content, tokens)
+        info = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
+        return apply_gradient(optimizer, gradient, weights), info
+
+    return step
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="num_shards", donate_argnums=2)
 def take_steps(
-    config: TransformerConfig, recipe: OptimizerConfig, weights: Weights, tokens: Array, *, shards: int = 1
-) -> tuple[Weights, dict[str, Array]]:
-    """As many steps as `tokens` [S, accumulate, batch, T + 1] has, in one dispatch; info [S] each."""
-    return jax.lax.scan(step(config, recipe, shards), weights, tokens)
+    model_config: TransformerConfig,
+    config: OptimizerConfig,
+    weights: Weights,
+    tokens: Int32[Array, "S A B T"],
+    *,
+    num_shards: int = 1,
+) -> tuple[Weights, dict[str, Float[Array, "S"]]]:
+    """Take S training steps in one compiled call; see `make_train_step`."""
+    return jax.lax.scan(make_train_step(model_config, config, num_shards), weights, tokens)
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="shards")
-def losses(config: TransformerConfig, precision: str, content: TransformerWeights, tokens: Array, *, shards: int = 1) -> Array:
-    """Nats per token, [N, T], of windows [N, T + 1]; N is a multiple of `shards`."""
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="num_shards")
+def window_losses(
+    model_config: TransformerConfig,
+    precision: str,
+    content: TransformerWeights,
+    windows: Int32[Array, "N T1"],
+    *,
+    num_shards: int = 1,
+) -> Float[Array, "N T"]:
+    """Compute the loss of every token of windows but the first, in nats.
 
-    def part(content: TransformerWeights, tokens: Array) -> Array:
-        return transformer.token_losses(config, content, tokens, PRECISIONS[precision])
+    Args:
+        model_config: Of the model.
+        precision: A key of `DTYPES`.
+        content: The weights of the model.
+        windows: [N, T + 1]; N is a multiple of `num_shards`.
+        num_shards: Host devices that share the windows.
+    """
 
-    if shards == 1:
-        return part(content, tokens)
-    rows = PartitionSpec(ROWS)
-    divided = jax.shard_map(part, mesh=_mesh(shards), in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
-    return divided(content, tokens)
+    def losses(content: TransformerWeights, windows: Array) -> Array:
+        return transformer.token_losses(model_config, content, windows, DTYPES[precision])
 
-
-def placed(weights: Weights, shards: int) -> Weights:
-    """The weights on every device that shares a batch, where `take_steps` leaves them as well."""
-    return weights if shards == 1 else jax.device_put(weights, NamedSharding(_mesh(shards), PartitionSpec()))
-
-
-def _mesh(shards: int) -> Mesh:
-    return Mesh(np.array(jax.local_devices()[:shards]), (ROWS,))
+    if num_shards > 1:
+        losses = shard_over_devices(losses, (None, 0), num_devices=num_shards)
+    return losses(content, windows)
 
 
-def _accumulated(loss: Callable[[TransformerWeights, Array], Array], content: TransformerWeights, tokens: Array) -> tuple[Any, Any]:
-    """The mean loss and gradient over the first axis, one product at a time."""
+def put_on_shards(weights: Weights, num_shards: int) -> Weights:
+    """Copy weights to every device that shares a batch, where `take_steps` returns them as well."""
+    return weights if num_shards == 1 else parallel.put_on_devices(weights, num_devices=num_shards)
 
-    def add(total: Any, each: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(content, each)), None
+
+def _accumulate(
+    compute: LossAndGradient, content: TransformerWeights, tokens: Array
+) -> tuple[Array, TransformerWeights]:
+    """The mean loss and gradient over the first axis of the tokens, one batch at a time."""
+
+    def add(total: PyTree, batch: Array) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, compute(content, batch)), None
 
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, content))
     total, _ = jax.lax.scan(add, zero, tokens)
     return jax.tree.map(lambda leaf: leaf / len(tokens), total)
 
 
-def _is_matrix(weights: TransformerWeights) -> Any:
+def _is_matrix(weights: TransformerWeights) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.ndim == 2, weights)
 
 
-def _of_blocks(weights: TransformerWeights) -> Any:
-    """Which optimizer each weight is trained by."""
-    labels = jax.tree.map(lambda leaf: "adam", weights)
-    return labels._replace(blocks=jax.tree.map(lambda leaf: "muon" if leaf.ndim == 2 else "adam", weights.blocks))
+def _is_block_matrix(weights: TransformerWeights) -> PyTree:
+    others = jax.tree.map(lambda leaf: False, weights)
+    return others._replace(blocks=_is_matrix(weights.blocks))

@@ -1,125 +1,109 @@
-"""The page of a run: its loss by step as an inline SVG, what was trained, on what, and how fast; from its records.
+"""The page of a language-model run: its loss by step, model, corpus and speed, from the records of the run.
 
-Reads what the run has written and nothing else. The page needs no other file, no network and no script; the same
-records give the same bytes.
+The page needs no other file, no network and no script; the same records give the same bytes.
 """
 
-import io
-import json
 import math
-import re
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from ontogeny.lm import corpus, train
+from ontogeny.lm import corpus, training
 from ontogeny.lm import model as models
+from ontogeny.report import charts, page
+from ontogeny.report.formatting import format_count
 from ontogeny.runs.files import read_json, write_bytes
+from ontogeny.runs.folder import RunDescription
+from ontogeny.runs.formats import RECORDS_FILE
+from ontogeny.runs.records import read_records, read_timings
 
-PAGE = "report.html"
-POINTS = 300  # of a line: more cannot be seen
-TRAINING, HELD_OUT, INK, RULE = "#0a66b5", "#b8500c", "#5f646d", "#9a9fa7"
-STYLE = """:root { color-scheme: light dark; --paper: #fdfcfa; --ink: #1d1f24; --muted: #5f646d; --rule: #e2dfd8; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181c; --ink: #e6e4df; --muted: #9a9fa7; --rule: #33363c; } }
-body { max-width: 46rem; margin: 2.5rem auto; padding: 0 1.25rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, sans-serif; }
-table { width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-th { color: var(--muted); font-weight: 400; width: 12rem; }
-svg { width: 100%; height: auto; } p { color: var(--muted); } td { overflow-wrap: anywhere; }"""
+PAGE_FILE = "report.html"
+MAX_POINTS = 300  # of a line; more cannot be distinguished
+
+LossCurve = list[tuple[int, float]]  # step, nats per token
 
 
-def write(folder: Path | str) -> Path:
-    """Writes `report.html` into the folder of a run and returns its path; bad records raise `BadInput`."""
+def write_page(folder: Path | str) -> Path:
+    """Write `report.html` into the folder of a run and return its path.
+
+    Raises:
+        BadInput: The folder holds no language-model run, or damaged records.
+    """
     folder = Path(folder)
-    write_bytes(folder / PAGE, render(folder).encode())
-    return folder / PAGE
+    write_bytes(folder / PAGE_FILE, render_page(folder).encode())
+    return folder / PAGE_FILE
 
 
-def render(folder: Path) -> str:
-    """The whole page as text."""
-    spec, texts = models.read_spec(folder), read_json(folder / corpus.FILE)
-    records = train.read_records(folder)
-    trained = [(r["step"], r["loss"]) for r in records if r.get("loss") is not None]
-    held_out = [(r["step"], r["held_out"]) for r in records if r.get("held_out") is not None]
-    rows = _rows(folder, spec, texts, trained, held_out)
-    body = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    title = f"A language model on {', '.join(file['name'] for file in spec['run']['files'])}"
-    chart = _chart(trained, held_out) if trained else "<p>No step has been taken yet.</p>"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        f"<body><h1>{escape(title)}</h1>\n{chart}\n<p>Blue: the loss of each step's own windows, a mean over "
-        "neighbouring steps. Orange: windows spread over the held-out text, which no step has seen.</p>\n"
-        f"<table>{body}</table></body></html>\n"
-    )
+def render_page(folder: Path) -> str:
+    """Render the whole page of a run."""
+    description = models.read_description(folder)
+    metadata = read_json(folder / corpus.FILE)
+    records = read_records(folder / RECORDS_FILE)
+    losses = [(r["step"], r["loss"]) for r in records if r.get("loss") is not None]
+    held_out = [(r["step"], r["held_out_loss"]) for r in records if r.get("held_out_loss") is not None]
+    seconds = [timing["seconds"] for timing in read_timings(folder)]
+    opening = page.render(__package__ or "", "training.html.j2", chart=_draw_losses(losses, held_out) if losses else "")
+    rows = _summarize_losses(losses, held_out) + _describe(description, metadata, losses, seconds)
+    summary = page.Section("run", "The run", page.table("Model, training and text", ("", "value"), rows))
+    names = ", ".join(file["name"] for file in description.spec["files"])
+    return page.document(f"A language model trained on {names}", opening, [summary], "language-model run")
 
 
-def _rows(
-    folder: Path, spec: dict[str, Any], texts: dict[str, Any], trained: list[Any], held_out: list[Any]
+def _summarize_losses(losses: LossCurve, held_out: LossCurve) -> list[tuple[str, str]]:
+    if not held_out:
+        return []
+    best = min(held_out, key=lambda point: point[1])
+    return [("held-out loss", f"{held_out[-1][1]:.4f} nats per token; lowest {best[1]:.4f} at step {best[0]:,}")]
+
+
+def _describe(
+    description: RunDescription, metadata: Mapping[str, Any], losses: LossCurve, seconds: Sequence[float]
 ) -> list[tuple[str, str]]:
-    how, config, run = spec["recipe"], spec["config"], spec["run"]
-    seconds = [json.loads(line)["seconds"] for line in _lines(folder / train.TIMING)]
-    per_step = how["batch"] * how["accumulate"] * config["context_length"]
-    done = trained[-1][0] if trained else 0
+    spec, model, optimizer = description.spec, description.details["model"], description.details["optimization"]
+    tokens_per_step = optimizer["batch_size"] * optimizer["gradient_accumulation"] * model["context_length"]
+    num_steps = losses[-1][0] if losses else 0
+
+    def size(part: str) -> str:
+        return f"{metadata['num_tokens'][part]:,} tokens, {metadata['num_bytes'][part]:,} bytes"
+
     rows = [
-        ("weights", f"{spec['numbers']:,}"),
+        ("parameters", format_count(description.details["num_parameters"])),
         (
             "model",
-            f"{run['architecture']}: {config['num_layers']} layers, {config['num_heads']} heads, {config['width']} wide, "
-            f"context {config['context_length']}, {config['vocab_size']} tokens ({run['tokenizer']})",
+            f"{spec['architecture']}: {model['num_layers']} layers, {model['num_heads']} heads, width {model['width']}, "
+            f"context {model['context_length']}, {model['vocab_size']} tokens ({spec['tokenizer']})",
         ),
-        ("steps", f"{done:,} of {how['steps']:,}, {per_step:,} tokens each"),
-        ("recipe", ", ".join(f"{name} {value}" for name, value in how.items() if name != "steps")),
-        ("trained on", f"{texts['tokens']['training']:,} tokens, {texts['bytes']['training']:,} bytes"),
-        (
-            "held out",
-            f"{texts['tokens']['held_out']:,} tokens, {texts['bytes']['held_out']:,} bytes, by {run['split']}",
-        ),
-        ("seed", str(run["seed"])),
+        ("steps", f"{num_steps:,} of {optimizer['num_steps']:,}, {tokens_per_step:,} tokens each"),
+        ("optimizer", ", ".join(f"{name} {value}" for name, value in optimizer.items() if name != "num_steps")),
+        ("training text", size("training")),
+        ("held-out text", f"{size('held_out')}, split by {spec['split']}"),
+        ("seed", str(spec["seed"])),
     ]
-    if held_out:
-        best = min(held_out, key=lambda pair: pair[1])
-        rows.insert(0, ("held-out loss", f"{held_out[-1][1]:.4f} nats per token; lowest {best[1]:.4f} at {best[0]:,}"))
     if len(seconds) > 2:
-        speed = train.DISPATCH * per_step / float(np.median(seconds[1:]))
-        rows.append(("speed", f"{speed:,.0f} tokens/s (median), {math.ceil(sum(seconds)):,} s of training"))
+        speed = training.STEPS_PER_CALL * tokens_per_step / float(np.median(seconds[1:]))
+        rows.append(("throughput", f"{speed:,.0f} tokens/s (median), {math.ceil(sum(seconds)):,} s in all"))
     return rows
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-
-
-def _chart(trained: list[tuple[int, float]], held_out: list[tuple[int, float]]) -> str:
-    steps, losses = (np.array(column, float) for column in zip(*trained, strict=True))
-    width = -(-len(steps) // POINTS)
+def _draw_losses(losses: LossCurve, held_out: LossCurve) -> Markup:
+    steps, values = (np.array(column, float) for column in zip(*losses, strict=True))
+    width = -(-len(steps) // MAX_POINTS)
     starts = np.arange(0, len(steps), width)
     counts = np.diff(starts, append=len(steps))
-    x, y = np.add.reduceat(steps, starts) / counts, np.add.reduceat(losses, starts) / counts
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ontogeny", "font.size": 10}):
-        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        figure.patch.set_visible(False)
-        axes.patch.set_visible(False)
-        axes.plot(x, y, color=TRAINING, lw=1.4)
+    with charts.style():
+        figure, axes = charts.new_panel(7.2, 3.6)
+        axes.plot(
+            np.add.reduceat(steps, starts) / counts,
+            np.add.reduceat(values, starts) / counts,
+            color=charts.EVOLUTION,
+            lw=1.2,
+        )
         if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o-", color=HELD_OUT, ms=3, lw=1.2)
-        axes.set_xlabel("step", color=INK)
-        axes.set_ylabel("loss, nats per token", color=INK)
-        axes.tick_params(colors=INK)
-        axes.grid(axis="y", color=RULE, linewidth=0.4)
-        for name, spine in axes.spines.items():
-            spine.set_visible(name == "bottom")
-            spine.set_color(RULE)
-        target = io.StringIO()
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"<metadata>.*?</metadata>", "", target.getvalue(), flags=re.DOTALL)
-    told = f"Loss from {losses[0]:.3f} to {losses[-1]:.3f} nats per token in {int(steps[-1]):,} steps"
-    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{told}" ', 1)
+            axes.plot(*zip(*held_out, strict=True), "o-", color=charts.ML_CODE, ms=3, lw=1.2)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats per token")
+        label = f"Loss from {values[0]:.3f} to {values[-1]:.3f} nats per token in {int(steps[-1]):,} steps"
+        return charts.inline_svg(figure, "loss", label)

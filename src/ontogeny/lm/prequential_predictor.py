@@ -1,8 +1,9 @@
-"""A saved model that reads online, as a function of tokens: what a certificate of first passes asks for.
+"""A language model that learns online as a predictor for `ontogeny audit prequential`.
 
-Row t is the distribution of token t given the tokens before it, by the weights of `online.run_condition` with activations
-kept: each block is scored, then learned from. The first token has nothing before it, and its row is uniform. That the
-rows are the very scores that `ontogeny evaluate --online` reports is checked at every block, not assumed.
+The predictor maps tokens to the distribution of each token given those before it, with the weights of
+`online.run_condition` with activations kept: each chunk is scored and then learned from. The first token has nothing
+before it, and its distribution is uniform. Every chunk is checked: the distributions must be those from which
+`ontogeny lm evaluate --online` computes its losses. Letters: T tokens, C context, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig
@@ -23,65 +24,88 @@ from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.types import Weights
 
-SAME = 1e-3  # nats by which a row and the learner's own score may differ: two orders of adding up
+TOLERANCE = 1e-3  # nats by which two orders of summation may differ; a hundred times what they do
+
+Predict = Callable[[np.ndarray], np.ndarray]
 
 
-def build(run: Path | str, learning: str = "", *, frozen: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-    """`of_model` for the model in a folder; `learning` is that of `ontogeny evaluate --learning`."""
-    return of_model(models.load(run), online_learner.parse_config(learning), frozen=frozen)
+def build(run: Path | str, learning: str = "", *, frozen: bool = False) -> Predict:
+    """Build the predictor of the model in a folder.
+
+    Args:
+        run: A language-model run or a Hugging Face folder.
+        learning: Settings as of `ontogeny lm evaluate --learning`.
+        frozen: Whether the weights stay as they are.
+
+    Raises:
+        BadInput: The folder holds no language model, or a setting is unknown or out of its range.
+    """
+    return make_predictor(models.load(run), online_learner.parse_config(learning), frozen=frozen)
 
 
-def of_model(model: LanguageModel, plan: OnlineConfig, *, frozen: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-    """Tokens [T] -> log-probabilities [T, V]; `frozen`: the weights stay. `BadInput` for what it cannot read by."""
-    plan = online_learner.checked(plan, model.config.context_length)
-    trained = online.pretrained_weights(model, plan)
-    read = online_learner.build(model.config, plan)
-    rehearses = bool(plan.rehearsal_batch_size) and not frozen
-    again = online.rehearsed(model) if rehearses else np.zeros(0, np.int32)
+def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool = False) -> Predict:
+    """Build the predictor of a model.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        config: How weights change.
+        frozen: Whether the weights stay as they are.
+
+    Returns:
+        A function of tokens [T] that returns log-probabilities [T, V].
+
+    Raises:
+        BadInput: The config does not suit the model.
+    """
+    pretrained = online.pretrained_weights(model, config)
+    learner = online_learner.build(model.config, config)
+    num_rehearsed = 0 if frozen else config.rehearsal_batch_size
+    text = online.training_tokens(model) if num_rehearsed else np.zeros(0, np.int32)
     C, V = model.config.context_length, model.config.vocab_size
 
-    def rows_of(tokens: np.ndarray) -> np.ndarray:
-        T = len(tokens)
-        rows = np.full((T, V), -np.log(V), np.float32)
-        weights = read.init(trained)
-        starts = np.arange(0, T - 1, plan.chunk_size)
-        windows, sizes = online.context_windows(tokens, starts, plan.chunk_size, C, C)
+    def predict(tokens: np.ndarray) -> np.ndarray:
+        num_losses = len(tokens) - 1
+        log_probabilities = np.full((len(tokens), V), -np.log(V), np.float32)
+        state = learner.init(pretrained)
+        starts = np.arange(0, num_losses, config.chunk_size)
+        windows, num_read = online.context_windows(tokens, starts, config.chunk_size, C, C)
         for number, start in enumerate(starts):
-            stop, end = min(start + plan.chunk_size, T - 1), int(sizes[number])
-            rehearsal = (
-                corpus.sample_batches(again, 0, number, (1, 1, plan.rehearsal_batch_size), C)[0, 0]
-                if rehearses
-                else np.zeros((0 if frozen else plan.rehearsal_batch_size, C + 1), np.int32)
-            )
-            given = (windows[number], sizes[number], rehearsal)
-            weights, found, nats = _block(model.config, plan, frozen, trained, weights, *given)
-            found = np.asarray(found)[end - (stop - start) : end]
-            rows[start + 1 : stop + 1] = found
-            told = -found[np.arange(stop - start), tokens[start + 1 : stop + 1]]
-            apart = float(np.abs(told - np.asarray(nats)[end - (stop - start) : end]).max())
-            if apart > SAME:
-                raise BadInput(f"rows and the scores that are reported differ by {apart:.2g} nats")
-        return rows
+            rehearsal = np.zeros((0, C + 1), np.int32)
+            if num_rehearsed:
+                rehearsal = corpus.sample_batches(text, 0, number, (1, 1, num_rehearsed), C)[0, 0]
+            chunk = (windows[number], num_read[number], rehearsal)
+            state, rows, nats = _process_chunk(model.config, config, frozen, pretrained, state, *chunk)
+            stop, end = min(start + config.chunk_size, num_losses), int(num_read[number])
+            chunk_rows = np.asarray(rows)[end - (stop - start) : end]
+            log_probabilities[start + 1 : stop + 1] = chunk_rows
+            _check_agreement(chunk_rows, tokens[start + 1 : stop + 1], np.asarray(nats)[end - (stop - start) : end])
+        return log_probabilities
 
-    return rows_of
+    return predict
+
+
+def _check_agreement(rows: np.ndarray, tokens: np.ndarray, nats: np.ndarray) -> None:
+    difference = float(np.abs(-rows[np.arange(len(tokens)), tokens] - nats).max())
+    if difference > TOLERANCE:
+        raise BadInput(f"the distributions and the losses that are reported differ by {difference:.2g} nats")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _block(
-    config: TransformerConfig,
-    plan: OnlineConfig,
+def _process_chunk(
+    model_config: TransformerConfig,
+    config: OnlineConfig,
     frozen: bool,
-    trained: PretrainedWeights,
-    weights: Weights,
-    window: Array,
-    size: Array,
-    again: Array,
+    pretrained: PretrainedWeights,
+    state: Weights,
+    window: Int32[Array, "C1"],
+    num_read: Int32[Array, ""],
+    rehearsal: Int32[Array, "B C1"],
 ) -> tuple[Weights, Float[Array, "C V"], Float[Array, "C"]]:
-    """Rows of a window under the weights before it is learned from, the weights after, the learner's own scores."""
-    read = online_learner.build(config, plan)
-    whole = read.model(trained, weights.content)
-    rows = jax.nn.log_softmax(transformer.forward(config, whole, window[None, :-1])[0])
+    """The new state, the distributions of a window before the step, and the losses that the learner reports."""
+    learner = online_learner.build(model_config, config)
+    weights = learner.full_weights(pretrained, state.content)
+    rows = jax.nn.log_softmax(transformer.forward(model_config, weights, window[None, :-1])[0])
     if frozen:
-        return weights, rows, transformer.token_losses(config, whole, window[None])[0]
-    new, nats = read.update(trained, weights, window, size, again)
-    return new, rows, nats
+        return state, rows, transformer.token_losses(model_config, weights, window[None])[0]
+    state, nats = learner.update(pretrained, state, window, num_read, rehearsal)
+    return state, rows, nats

@@ -1,49 +1,57 @@
-"""The kinds of run of this package: language-model runs and GPT-2 folders of Hugging Face."""
+"""The kinds of folder that hold a language model: runs of `ontogeny lm train`, and GPT-2 folders of Hugging Face."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ontogeny.errors import BadInput
+from ontogeny.runs import checkpoint
 from ontogeny.runs.files import read_json
-from ontogeny.runs.folder import has_kind
-from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
-from ontogeny.runs.kinds import Run, RunKind, open_described_run
+from ontogeny.runs.folder import has_kind, read_spec
+from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, RECORDS_FILE, SPEC_FILE
+from ontogeny.runs.kinds import Run, RunKind
+from ontogeny.runs.records import read_records
 
 if TYPE_CHECKING:
     from ontogeny.lm.model import LanguageModel
 
-HUGGING_FACE = "Hugging Face folder"
 COMMANDS = ("ontogeny lm evaluate", "ontogeny lm generate", "ontogeny serve")
+HUGGING_FACE_CONFIG = "config.json"
 
 
 def _open_run(folder: Path) -> Run:
-    return open_described_run(folder, "weights.json")
+    description, path = read_spec(folder), folder / RECORDS_FILE
+    records = read_records(path) if path.exists() else []
+    status = "finished" if checkpoint.exists(folder, "weights") else "unfinished"
+    return Run(folder, description.kind, description.spec, records, status)
 
 
 def _is_hugging_face(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / SPEC_FILE).exists()
+    return (folder / HUGGING_FACE_CONFIG).is_file() and not (folder / SPEC_FILE).exists()
 
 
 def _open_hugging_face(folder: Path) -> Run:
-    return Run(folder, HUGGING_FACE, read_json(folder / "config.json"), [], "finished")
+    return Run(folder, "Hugging Face GPT-2 folder", read_json(folder / HUGGING_FACE_CONFIG), [], "finished")
 
 
 def _load(folder: Path, online: bool) -> "LanguageModel":
     if online:
-        raise BadInput(f"'{folder}' holds a language model; `online` applies to agents, `ontogeny serve --online` to both")
+        raise BadInput(f"'{folder}' holds a language model; its weights learn in `ontogeny serve --online`")
     from ontogeny.lm.model import load
 
     return load(folder)
 
 
 def _write_page(folder: Path) -> Path:
-    from ontogeny.lm import page
+    from ontogeny.lm.page import write_page
 
-    return page.write(folder)
+    return write_page(folder)
+
+
+def _is_run(folder: Path) -> bool:
+    return has_kind(folder, LANGUAGE_MODEL_RUN)
 
 
 KINDS = (
-    RunKind(LANGUAGE_MODEL_RUN, partial(has_kind, kind=LANGUAGE_MODEL_RUN), _open_run, _load, COMMANDS, _write_page),
-    RunKind(HUGGING_FACE, _is_hugging_face, _open_hugging_face, _load, COMMANDS),
+    RunKind(LANGUAGE_MODEL_RUN, _is_run, _open_run, _load, (*COMMANDS, "ontogeny report"), _write_page),
+    RunKind("Hugging Face GPT-2 folder", _is_hugging_face, _open_hugging_face, _load, COMMANDS),
 )

@@ -63,8 +63,8 @@ def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> Br
             "this model has no training texts, which the acceptance test and rehearsal need; only runs of "
             "`ontogeny lm train` can learn online"
         )
-    config, texts = model.config, corpus.load(model.run)
-    online_config = online_learner.checked(online_config or OnlineConfig(), config.context_length)
+    config, texts = model.config, corpus.load_corpus(model.run)
+    online_config = online_learner.check_config(online_config or OnlineConfig(), config.context_length)
     windows = corpus.spaced_windows(texts.held_out, config.context_length, NUM_WINDOWS)
     pretrained = online.pretrained_weights(model, online_config)
 
@@ -101,7 +101,7 @@ def _digest(
 ) -> str:
     squares = pretrained.squared_gradients
     settings: dict[str, Any] = {
-        "online_config": online_config._asdict(),
+        "online_config": online_config.model_dump(),
         "config": model.config._asdict(),
         "versions": {name: version for name, version in library_versions().items() if name != "devices"},
         "squared_gradients": None if squares is None else trees.digest(squares),
@@ -133,4 +133,4 @@ def _update(
 def _full_weights(
     config: TransformerConfig, online_config: OnlineConfig, pretrained: PretrainedWeights, content: Any
 ) -> TransformerWeights:
-    return online_learner.build(config, online_config).model(pretrained, content)
+    return online_learner.build(config, online_config).full_weights(pretrained, content)

@@ -1,0 +1,260 @@
+"""Evaluation on text that a model was not trained on: perplexity per token and bits per byte, with intervals.
+
+The text is scored in windows of the model's context that advance by a stride; each window scores its last `stride`
+tokens, so every token is scored once and, except in the first window, with at least context - stride tokens before it.
+Bits per byte of UTF-8 are comparable between tokenizers (Gao et al. 2020, arXiv 2101.00027, section 3.1).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ontogeny.errors import BadInput
+from ontogeny.lm import corpus, optimization
+from ontogeny.lm.model import LanguageModel
+from ontogeny.lm.overlap import TextOverlap, measure_overlap
+from ontogeny.runs.formats import FORMATS, JSON_REPORT
+from ontogeny.stats import RatioEstimate, ratio_of_sums
+
+WINDOWS_PER_CALL = 16
+MAX_OVERLAP = 0.01  # the fraction of shared 13-grams above which a text counts as training text
+TARGET_BLOCKS = 100  # about as many blocks for the interval: long ones, since nearby tokens are correlated
+OnTokensProgress = Callable[[int, int], None]
+
+
+class TextEvaluation(NamedTuple):
+    """The losses of a model on a text, with 95 % intervals over blocks of consecutive tokens.
+
+    Attributes:
+        perplexity: Per token.
+        num_tokens: Tokens that were scored.
+        num_bytes: Bytes of UTF-8 that these tokens encode.
+        block_size: Tokens per block.
+        overlap: With the training text; None where that is unknown.
+        losses: [N], nats of the scored tokens in their order.
+    """
+
+    perplexity: RatioEstimate
+    bits_per_byte: RatioEstimate
+    nats_per_token: RatioEstimate
+    num_tokens: int
+    num_bytes: int
+    num_blocks: int
+    block_size: int
+    context_length: int
+    stride: int
+    overlap: TextOverlap | None
+    losses: np.ndarray
+
+
+def read_text(path: Path) -> str:
+    """Read a whole file of text; an absent, empty or binary one raises `BadInput`."""
+    file = corpus.scan_files([path])[0]
+    return "".join(corpus.read_passage(corpus.Passage(path, 0, file.num_bytes)))
+
+
+def evaluate(
+    model: LanguageModel,
+    text: str,
+    *,
+    stride: int | None = None,
+    max_overlap: float = MAX_OVERLAP,
+    allow_overlap: bool = False,
+    on_progress: OnTokensProgress | None = None,
+) -> TextEvaluation:
+    """Score a text.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        text: At least as many tokens as the model's context.
+        stride: Tokens scored per window, 1 to the context; by default half of the context.
+        max_overlap: The largest fraction of 13-grams of words that the training text may contain, 0 to 1.
+        allow_overlap: Whether a text of larger overlap is scored all the same.
+        on_progress: Called with the number of scored tokens and of all tokens.
+
+    Raises:
+        BadInput: The text is too short, cannot be tokenized or overlaps the training text.
+    """
+    tokens = model.tokenizer.encode(text)
+    overlap = check_overlap(model, text, max_overlap=max_overlap, allow_overlap=allow_overlap)
+    return _evaluate_tokens(model, tokens, stride, overlap, on_progress)
+
+
+def evaluate_held_out(
+    model: LanguageModel, *, stride: int | None = None, on_progress: OnTokensProgress | None = None
+) -> TextEvaluation:
+    """Score the text that the model's own run has held out.
+
+    Args:
+        model: A model that was trained by ontogeny.
+        stride: Tokens scored per window, 1 to the context; by default half of the context.
+        on_progress: Called with the number of scored tokens and of all tokens.
+
+    Raises:
+        BadInput: The model was not trained by ontogeny.
+    """
+    if model.run is None:
+        raise BadInput("this model was not trained by ontogeny, so no held-out text is known: name a --text")
+    tokens = np.asarray(corpus.load_corpus(model.run).held_out)
+    return _evaluate_tokens(model, tokens, stride, None, on_progress)
+
+
+def check_overlap(
+    model: LanguageModel, text: str, *, max_overlap: float = MAX_OVERLAP, allow_overlap: bool = False
+) -> TextOverlap | None:
+    """Measure the overlap of a text with the training text.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        text: The text to be scored.
+        max_overlap: The largest allowed fraction, 0 to 1.
+        allow_overlap: Whether any overlap is allowed.
+
+    Returns:
+        The overlap; None where the training text is unknown.
+
+    Raises:
+        BadInput: The overlap is larger than allowed.
+    """
+    if model.run is None:
+        return None
+    overlap = measure_overlap(text, model.tokenizer, corpus.load_corpus(model.run).training)
+    if overlap.fraction > max_overlap and not allow_overlap:
+        raise BadInput(
+            f"{overlap.fraction:.1%} of the text's {overlap.ngram_size}-grams of words ({overlap.num_shared:,} of "
+            f"{overlap.num_ngrams:,}) are in the training text, more than {max_overlap:.1%}, such as "
+            f"'{overlap.example}': the text is not held out; --allow-overlap scores it all the same"
+        )
+    return overlap
+
+
+def token_losses(
+    model: LanguageModel,
+    tokens: Sequence[int] | np.ndarray,
+    *,
+    stride: int | None = None,
+    on_progress: OnTokensProgress | None = None,
+) -> np.ndarray:
+    """Compute the loss of each token but the first by sliding windows.
+
+    Args:
+        model: As `ontogeny.load` returns it.
+        tokens: [T], at least 2.
+        stride: Tokens scored per window, 1 to the context; by default half of the context.
+        on_progress: Called with the number of scored tokens and of all tokens.
+
+    Returns:
+        [T - 1] float64, nats.
+    """
+    context_length, tokens = model.config.context_length, np.asarray(tokens, np.int32)
+    stride = choose_stride(context_length, stride)
+    num_losses = len(tokens) - 1
+    size = min(context_length, num_losses)
+    # Window w scores the tokens up to its end; the last window ends with the text and overlaps the one before it more.
+    ends = [min(size + w * stride, num_losses) for w in range(1 + -(-(num_losses - size) // stride))]
+    losses, num_done = np.empty(num_losses), 0
+    for first in range(0, len(ends), WINDOWS_PER_CALL):
+        batch = ends[first : first + WINDOWS_PER_CALL]
+        padded = np.array(batch + batch[:1] * (WINDOWS_PER_CALL - len(batch)))
+        windows = tokens[padded[:, None] - size + np.arange(size + 1)]
+        window_losses = np.asarray(optimization.window_losses(model.config, "float32", model.weights, windows))
+        for row, end in zip(window_losses, batch, strict=False):
+            losses[num_done:end] = row[size - (end - num_done) :]
+            num_done = end
+        if on_progress is not None:
+            on_progress(num_done, num_losses)
+    return losses
+
+
+def choose_stride(context_length: int, stride: int | None) -> int:
+    """Check a stride, 1 to the context; None becomes half of the context."""
+    stride = max(context_length // 2, 1) if stride is None else stride
+    if not 1 <= stride <= context_length:
+        raise BadInput(f"the stride must lie between 1 and the model's context of {context_length}, not {stride}")
+    return stride
+
+
+def summarize(losses: np.ndarray, num_bytes: np.ndarray, block_size: int) -> tuple[RatioEstimate, RatioEstimate, int]:
+    """Estimate nats per token and bits per byte with 95 % intervals over blocks.
+
+    Args:
+        losses: [N], nats of the tokens.
+        num_bytes: [N], bytes that the tokens encode.
+        block_size: Tokens per block; the last block may be shorter.
+
+    Returns:
+        Nats per token, bits per byte, and the number of blocks. With one block the intervals are NaN.
+    """
+    starts = np.arange(0, len(losses), block_size)
+    nats = np.add.reduceat(losses, starts)
+    nats_per_token = ratio_of_sums(nats, np.add.reduceat(np.ones(len(losses)), starts))
+    nats_per_byte = ratio_of_sums(nats, np.add.reduceat(num_bytes, starts))
+    return nats_per_token, scale_estimate(nats_per_byte, 1 / math.log(2)), len(starts)
+
+
+def scale_estimate(estimate: RatioEstimate, factor: float) -> RatioEstimate:
+    """Multiply an estimate and its interval by a positive factor."""
+    return RatioEstimate(*(factor * value for value in estimate))
+
+
+def as_record(evaluation: TextEvaluation) -> dict[str, Any]:
+    """Convert an evaluation to JSON values; an interval that one block cannot give is null."""
+
+    def plain(estimate: RatioEstimate) -> dict[str, Any]:
+        interval = None if math.isnan(estimate.low) else [estimate.low, estimate.high]
+        return {"mean": estimate.mean, "interval": interval}
+
+    estimates = ("perplexity", "bits_per_byte", "nats_per_token")
+    values = ("num_tokens", "num_bytes", "num_blocks", "block_size", "context_length", "stride")
+    return {name: plain(getattr(evaluation, name)) for name in estimates} | {
+        **{name: getattr(evaluation, name) for name in values},
+        "overlap": None if evaluation.overlap is None else evaluation.overlap._asdict(),
+        "device": jax.default_backend(),
+        "format": FORMATS[JSON_REPORT],
+    }
+
+
+def token_bytes(model: LanguageModel, tokens: np.ndarray) -> np.ndarray:
+    """Count the bytes of UTF-8 that each token encodes, [N] float64."""
+    distinct, index = np.unique(tokens, return_inverse=True)
+    return np.array([len(model.tokenizer.bytes_of(int(token))) for token in distinct], np.float64)[index]
+
+
+def _evaluate_tokens(
+    model: LanguageModel,
+    tokens: np.ndarray,
+    stride: int | None,
+    overlap: TextOverlap | None,
+    on_progress: OnTokensProgress | None,
+) -> TextEvaluation:
+    context_length, end = model.config.context_length, model.tokenizer.end
+    stride = choose_stride(context_length, stride)
+    if len(tokens) < context_length:
+        raise BadInput(f"the text has {len(tokens):,} tokens, fewer than the model's context of {context_length}")
+    if end is not None and (not len(tokens) or tokens[0] != end):
+        tokens = np.concatenate([[end], tokens])  # so that the first token is scored too
+    losses = token_losses(model, tokens, stride=stride, on_progress=on_progress)
+    targets = np.asarray(tokens[1:])
+    is_text = targets != end if end is not None else np.ones(len(targets), bool)  # end tokens are no text
+    losses, num_bytes = losses[is_text], token_bytes(model, targets[is_text])
+    block_size = max(context_length, -(-len(losses) // TARGET_BLOCKS))
+    nats_per_token, bits_per_byte, num_blocks = summarize(losses, num_bytes, block_size)
+    with np.errstate(over="ignore"):
+        perplexity = RatioEstimate(*(float(np.exp(value)) for value in nats_per_token))
+    return TextEvaluation(
+        perplexity,
+        bits_per_byte,
+        nats_per_token,
+        len(losses),
+        int(num_bytes.sum()),
+        num_blocks,
+        block_size,
+        context_length,
+        stride,
+        overlap,
+        losses,
+    )

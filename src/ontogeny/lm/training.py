@@ -1,0 +1,266 @@
+"""Training of a language model on the user's own text, in a folder from which a killed run resumes.
+
+Config, files and seed determine a run: the weights have the same bits however often it was killed and resumed. The
+folder holds `spec.json`, `tokenizer.json` and the tokens before the first step; then `records.jsonl` (one record per
+step, and one more where the held-out text was scored), `timing.jsonl` and `checkpoint.*`; at the end `weights.*`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from pydantic import Field
+
+from ontogeny import trees
+from ontogeny.content.transformer import TransformerConfig, TransformerWeights, make_config
+from ontogeny.errors import BadInput
+from ontogeny.lm import corpus, optimization, sizes
+from ontogeny.lm import model as models
+from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.corpus import Corpus, TextFile
+from ontogeny.lm.optimization import OptimizerConfig
+from ontogeny.runs import formats
+from ontogeny.runs.files import write_bytes
+from ontogeny.runs.folder import claim, library_versions
+from ontogeny.runs.recorder import RunRecorder
+from ontogeny.types import Weights
+from ontogeny.validation import FrozenModel, validate
+
+STEPS_PER_CALL = 10  # steps of one compiled call
+NUM_EVALUATIONS = 20  # how often the held-out text is scored during a training
+MAX_EVALUATION_WINDOWS = 256  # windows of it that are scored then
+MAX_SEED = 2**31 - 1
+
+
+class TrainConfig(FrozenModel):
+    """The settings of a training; those that are None follow from `size` and the text.
+
+    Attributes:
+        size: A key of `sizes.SIZES`.
+        architecture: GPT-2's, or `modern`: rotary positions, RMSNorm, SwiGLU, no biases.
+        tokenizer: Kind of the tokenizer.
+        vocab_size: Number of tokens of BPE.
+        held_out_fraction: Share of the text that is not trained on.
+        split: Whether the tail of each file or whole files are held out.
+        context_length: Tokens that the model can attend to.
+        num_steps: By default 20 tokens per parameter, at most 8 epochs.
+        precision: Type of matrix products; `auto` is bfloat16 on an accelerator and float32 on a CPU.
+        seed: Determines the initial weights, the batches and a split by document.
+    """
+
+    size: str = "nano"
+    architecture: Literal["gpt2", "modern"] = "gpt2"
+    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe"
+    vocab_size: int = 1024
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    split: Literal["tail", "document"] = "tail"
+    num_layers: int | None = Field(None, ge=1)
+    num_heads: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1)
+    context_length: int | None = Field(None, ge=2)
+    batch_size: int | None = Field(None, ge=1)
+    num_steps: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, ge=0, allow_inf_nan=False)
+    gradient_accumulation: int = Field(1, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    decay_schedule: Literal["cosine", "linear"] = "cosine"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+
+
+class TrainProgress(NamedTuple):
+    """The progress of a training after a compiled call.
+
+    Attributes:
+        tokens_per_step: Predicted tokens of one step.
+        loss: Nats per token of the last step.
+        held_out_loss: Nats per token when the held-out text was last scored; None before.
+    """
+
+    step: int
+    num_steps: int
+    tokens_per_step: int
+    loss: float
+    held_out_loss: float | None
+
+
+OnTrainProgress = Callable[[TrainProgress], None]
+
+
+def train(
+    config: TrainConfig | Mapping[str, Any],
+    files: Sequence[Path | str],
+    out: Path | str,
+    *,
+    on_progress: OnTrainProgress | None = None,
+    checkpoint_interval: float = 10.0,
+) -> Path:
+    """Train a language model on text files.
+
+    An unfinished run of the same config and files is resumed.
+
+    Args:
+        config: A config, or its settings.
+        files: Texts in UTF-8; each is one document.
+        out: The folder of the run; it is created where it is absent.
+        on_progress: Called after each compiled call.
+        checkpoint_interval: Seconds between checkpoints, at least 0; 0 saves one after each compiled call.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadInput: A setting is out of its range, a file cannot be used, or the folder holds a finished run, another run
+            or anything else; such a folder stays untouched.
+    """
+    out = Path(out)
+    if not checkpoint_interval >= 0:
+        raise BadInput(f"the seconds between checkpoints must be at least 0, not {checkpoint_interval}")
+    config = _complete(validate(TrainConfig, dict(config), "lm train"))
+    texts = corpus.scan_files([Path(file) for file in files])
+    spec = config.model_dump() | {
+        "files": [{"name": text.path.name, "num_bytes": text.num_bytes, "sha256": text.sha256} for text in texts]
+    }
+    versions = library_versions() | {"shards": optimization.count_shards(_optimizer_config(config, 1))}
+    with (
+        claim(
+            out,
+            formats.LANGUAGE_MODEL_RUN,
+            spec,
+            versions=versions,
+            final=f"{models.WEIGHTS}.json",
+            prepare=lambda folder: _prepare(folder, config, texts),
+        ),
+        RunRecorder(out, checkpoint_interval) as recorder,
+    ):
+        _run(out, config.seed, recorder, versions["shards"], on_progress)
+    return out
+
+
+def _complete(config: TrainConfig) -> TrainConfig:
+    """The config with the defaults of its size and device."""
+    size = sizes.find_size(config.size)
+    defaults = {name: value for name, value in size._asdict().items() if getattr(config, name) is None}
+    if config.precision == "auto":
+        defaults["precision"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config = config.model_copy(update=defaults)
+    _model_config(config, tokenizers.NUM_BYTES + 1)  # raises `BadInput` before the texts are read
+    return config
+
+
+def _model_config(config: TrainConfig, vocab_size: int) -> TransformerConfig:
+    assert config.context_length and config.num_layers and config.num_heads and config.width
+    return make_config(
+        config.architecture,
+        vocab_size,
+        config.context_length,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        width=config.width,
+    )
+
+
+def _optimizer_config(config: TrainConfig, num_steps: int) -> OptimizerConfig:
+    names = OptimizerConfig.model_fields.keys() & TrainConfig.model_fields.keys() - {"num_steps"}
+    return OptimizerConfig(num_steps=num_steps, **{name: getattr(config, name) for name in names})
+
+
+def _prepare(folder: Path, config: TrainConfig, texts: Sequence[TextFile]) -> dict[str, Any]:
+    """Write tokenizer and tokens into the folder of a new run; the details for `spec.json`."""
+    parts = corpus.split_files(texts, config.split, config.held_out_fraction, config.seed)
+    # The alphabet is that of the whole text, so that held-out text can be scored; BPE sees the training text alone.
+    passages = parts["training"] + (parts["held_out"] if config.tokenizer == "characters" else [])
+    pieces = tokenizers.split_text(text for passage in passages for text in corpus.read_passage(passage))
+    tokenizer = tokenizers.train_tokenizer(config.tokenizer, config.vocab_size, pieces)
+    model_config = _model_config(config, tokenizer.size)
+    tokens = corpus.write_corpus(folder, parts, tokenizer, model_config.context_length)
+    write_bytes(folder / tokenizers.FILE, tokenizer.as_json().encode())
+    num_parameters = trees.num_elements(models.make_template(model_config))
+    tokens_per_step = model_config.context_length * (config.batch_size or 1) * config.gradient_accumulation
+    num_steps = config.num_steps or sizes.count_steps(num_parameters, len(tokens.training), tokens_per_step)
+    return {
+        "model": model_config._asdict(),
+        "optimization": _optimizer_config(config, num_steps).model_dump(),
+        "num_parameters": num_parameters,
+    }
+
+
+def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_progress: OnTrainProgress | None) -> None:
+    model_config = models.read_config(folder)
+    config = validate(OptimizerConfig, models.read_description(folder).details["optimization"], "optimization")
+    texts = corpus.load_corpus(folder)
+    init = jax.jit(optimization.init_training, static_argnums=(1, 2))
+    weights, step, held_out_loss = init(jax.random.key(seed), model_config, config), 0, None
+    resumed = recorder.resume(weights)
+    if resumed is not None:
+        weights, step, held_out_loss = resumed[0], resumed[1]["step"], resumed[1]["held_out_loss"]
+    weights = optimization.put_on_shards(weights, num_shards)
+    tokens_per_step = config.batch_size * config.gradient_accumulation * model_config.context_length
+    evaluations = {round(config.num_steps * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
+    while step < config.num_steps:
+        started, first = time.perf_counter(), step
+        step = min(first - first % STEPS_PER_CALL + STEPS_PER_CALL, config.num_steps)
+        shape = (step - first, config.gradient_accumulation, config.batch_size)
+        tokens = corpus.sample_batches(texts.training, seed, first, shape, model_config.context_length)
+        weights, info = optimization.take_steps(model_config, config, weights, tokens, num_shards=num_shards)
+        info = jax.device_get(info)
+        recorder.append(_step_records(first, tokens_per_step, info))
+        if evaluations & set(range(first + 1, step + 1)):
+            held_out_loss = _finite(_evaluate(model_config, config, weights.content, texts, num_shards))
+            recorder.append([{"step": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}])
+        recorder.append_timing({"step": step, "seconds": round(time.perf_counter() - started, 6)})
+        progress = {"step": step, "held_out_loss": held_out_loss}
+        recorder.save(weights, progress, is_last=step == config.num_steps)
+        if on_progress is not None:
+            loss = float(info["loss"][-1])
+            on_progress(TrainProgress(step, config.num_steps, tokens_per_step, loss, held_out_loss))
+    summary = {"num_steps": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}
+    _finish(folder, recorder, weights, summary)
+
+
+def _finish(folder: Path, recorder: RunRecorder, weights: Weights, summary: dict[str, Any]) -> None:
+    if not trees.is_finite(weights.content):
+        raise BadInput(f"the training in '{folder}' diverged: its weights are not finite; try a lower --learning-rate")
+    recorder.finish(models.WEIGHTS, weights.content, summary)
+
+
+def _step_records(first: int, tokens_per_step: int, info: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """One record for each step of a compiled call."""
+    return [
+        {"step": step, "num_tokens": step * tokens_per_step}
+        | {name: _finite(values[index]) for name, values in info.items()}
+        for index, step in enumerate(range(first + 1, first + 1 + len(info["loss"])))
+    ]
+
+
+def _evaluate(
+    model_config: TransformerConfig,
+    config: OptimizerConfig,
+    content: TransformerWeights,
+    texts: Corpus,
+    num_shards: int,
+) -> float:
+    """The mean loss, in nats per token, of windows spread evenly over the held-out text."""
+    windows = corpus.spaced_windows(texts.held_out, model_config.context_length, MAX_EVALUATION_WINDOWS)
+    losses = []
+    for first in range(0, len(windows), config.batch_size):
+        batch = windows[first : first + config.batch_size]
+        padding = np.repeat(batch[:1], config.batch_size - len(batch), axis=0)
+        padded = np.concatenate([batch, padding])
+        batch_losses = optimization.window_losses(
+            model_config, config.precision, content, padded, num_shards=num_shards
+        )
+        losses.append(np.asarray(batch_losses)[: len(batch)])
+    return float(np.concatenate(losses).mean(dtype=np.float64))
+
+
+def _finite(value: float) -> float | None:
+    """A JSON number; None where the value is not finite."""
+    return float(value) if math.isfinite(value) else None
