@@ -15,7 +15,7 @@ import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 
-from ontogeny.renamed import ROUTES
+from ontogeny.renamed import TABLES
 from ontogeny.server import keys
 from ontogeny.server.api.errors import add_error_handlers
 from ontogeny.server.api.request_limits import RequestLimits
@@ -447,7 +447,7 @@ def test_pages_refer_to_no_other_host(server):
     assert "/v1/completions" in document["paths"] and "/v1/agents/{name}/sessions/{id}/act" in document["paths"]
 
 
-@pytest.mark.parametrize(("old", "new"), list(ROUTES.items()))
+@pytest.mark.parametrize(("old", "new"), list(TABLES["route"].items()))
 @pytest.mark.parametrize(("method", "rest"), [("GET", ""), ("POST", "/fork")])
 def test_an_old_route_is_answered_with_its_new_name(server, key, old, new, method, rest):
     body = {} if method == "POST" else None
