@@ -9,6 +9,9 @@ from collections.abc import Collection
 class BadInput(ValueError):
     """Input of the user that cannot be used; the message is one clear sentence about it."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())  # one line, whatever text it quotes
+
 
 class ContractViolation(BadInput):
     """An agent, most likely one from outside the package, violated the agent contract."""

@@ -1,7 +1,7 @@
 """The acceptance test of online learning: new weights may not lose more than a limit on held-out training text.
 
 Weights become current only if their loss on held-out text exceeds the loss of the trained weights by at most
-`max_forgetting` nats per token. N windows, C context.
+`max_forgetting` nats per token. N windows of C context and 1 more token (C1).
 """
 
 import math
@@ -28,7 +28,7 @@ def do_not_pause() -> None:
 def held_out_loss(
     config: TransformerConfig,
     weights: TransformerWeights,
-    windows: Int32[np.ndarray, "N C+1"],
+    windows: Int32[np.ndarray, "N C1"],
     pause: Pause = do_not_pause,
 ) -> float:
     """Returns the mean loss of weights over windows of text, in nats per token.
