@@ -2,12 +2,12 @@
 
     python benchmarks/outer_loop.py [--repeats 15]
 
-Both evolve a gated network of 48 units with Open_ES and Adam on a two-armed Bernoulli bandit: population 256, 16 lives
-each, 100 steps a life. Whole generations are timed on the host: perturb, live, rank, update, read the mean fitness.
-Each side is a process of its own with the compiler's settings of its own, and they take turns, so that what else
-the machine does meets both. Medians are printed as JSON lines, on the clock and per second of a core's work. Ours runs
-through the house's own `evolution`, `recurrent`, `bandit` and `live`, one host device per core. The last line is the
-machine's float32 matrix product, and which share of it each side reaches.
+Both evolve a gated network of 48 units with Open_ES and Adam on a two-armed Bernoulli bandit: population 256, 16
+lifetimes each, 100 steps per lifetime. Whole generations are timed on the host: perturb, roll out, rank, update, read
+the mean fitness. Each side is a process with its own compiler settings, and the sides alternate, so that other load of
+the machine affects both. Medians are printed as JSON lines, by wall time and per second of processor time. Our side
+runs the package's `evolution`, `recurrent`, `bandit` and `rollout`, one host device per core. The last line is the
+machine's float32 matrix product, and the share of it that each side reaches.
 """
 
 import argparse
@@ -19,19 +19,19 @@ import sys
 import time
 from collections.abc import Callable
 
-UNITS, POPULATION, LIVES, STEPS, GENERATIONS = 48, 256, 16, 100, 5
+UNITS, POPULATION, NUM_LIFETIMES, STEPS, GENERATIONS = 48, 256, 16, 100, 5
 SETTING = {
     "env": "Bernoulli bandit, 2 arms, 100 pulls",
     "agent": f"GRU-{UNITS}",
     "strategy": "Open_ES, Adam, full-rank antithetic perturbations",
     "population": POPULATION,
-    "num_lifetimes": LIVES,
+    "num_lifetimes": NUM_LIFETIMES,
     "steps": STEPS,
 }
 
 
-def ours() -> Callable[[], None]:
-    """Five generations per dispatch of the house's own outer loop."""
+def our_side() -> Callable[[], None]:
+    """Five generations per compiled call of the package's outer loop."""
     import jax
 
     from ontogeny import plugins, steering
@@ -40,21 +40,21 @@ def ours() -> Callable[[], None]:
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=UNITS)
     development = plugins.build(
-        "development", "evolution", agent, env, drives, strategy="Open_ES", population_size=POPULATION, num_lifetimes=LIVES,
+        "development", "evolution", agent, env, drives, strategy="Open_ES", population_size=POPULATION, num_lifetimes=NUM_LIFETIMES,
         sigma=0.2, learning_rate=0.1, generations_per_call=GENERATIONS,
     )  # fmt: skip
     state = development.init(jax.random.key(0))
 
-    def dispatch() -> None:
+    def run_generations() -> None:
         nonlocal state
         state, info = development.step(state)
         info["fitness"].tolist()
 
-    return dispatch
+    return run_generations
 
 
 def peer() -> Callable[[], None]:
-    """What a practised user of evosax and gymnax writes: one jitted generation, `vmap` over members and lives."""
+    """A plain script of evosax and gymnax: one jitted generation, `vmap` over members and lifetimes."""
     import gymnax
     import jax
     import jax.numpy as jnp
@@ -73,50 +73,50 @@ def peer() -> Callable[[], None]:
     strategy = Open_ES(POPULATION, solution, optimizer=optax.adam(0.1), std_schedule=optax.constant_schedule(0.2))
     defaults = strategy.default_params
 
-    def advance(weights, hidden, seen):
-        given = seen @ weights["input"] + weights["bias"]
-        kept = hidden @ weights["recurrent"]
-        reset, update = jnp.split(jax.nn.sigmoid(given[: 2 * H] + kept[: 2 * H]), 2)
-        candidate = jnp.tanh(given[2 * H :] + reset * kept[2 * H :])
+    def advance(weights, hidden, observation):
+        from_input = observation @ weights["input"] + weights["bias"]
+        from_hidden = hidden @ weights["recurrent"]
+        reset, update = jnp.split(jax.nn.sigmoid(from_input[: 2 * H] + from_hidden[: 2 * H]), 2)
+        candidate = jnp.tanh(from_input[2 * H :] + reset * from_hidden[2 * H :])
         return (1 - update) * candidate + update * hidden
 
     def rollout(weights, key):
         reset_key, key = jax.random.split(key)
-        seen, state = env.reset(reset_key, parameters)
+        observation, state = env.reset(reset_key, parameters)
 
         def step(carry, key):
-            hidden, seen, state = carry
-            hidden = advance(weights, hidden, seen)
+            hidden, observation, state = carry
+            hidden = advance(weights, hidden, observation)
             action = jnp.argmax(hidden @ weights["readout"] + weights["preference"])
-            seen, state, reward, *_ = env.step(key, state, action, parameters)
-            return (hidden, seen, state), reward
+            observation, state, reward, *_ = env.step(key, state, action, parameters)
+            return (hidden, observation, state), reward
 
-        _, rewards = jax.lax.scan(step, (jnp.zeros(H), seen, state), jax.random.split(key, STEPS))
+        _, rewards = jax.lax.scan(step, (jnp.zeros(H), observation, state), jax.random.split(key, STEPS))
         return jnp.sum(rewards)
 
     @jax.jit
     def generation(state, key):
-        ask_key, life_key, tell_key = jax.random.split(key, 3)
+        ask_key, lifetimes_key, tell_key = jax.random.split(key, 3)
         population, state = strategy.ask(ask_key, state, defaults)
-        num_lifetimes = jax.vmap(jax.vmap(rollout, (None, 0)), (0, None))
-        fitness = jnp.mean(num_lifetimes(population, jax.random.split(life_key, LIVES)), axis=1)
+        rollouts = jax.vmap(jax.vmap(rollout, (None, 0)), (0, None))
+        fitness = jnp.mean(rollouts(population, jax.random.split(lifetimes_key, NUM_LIFETIMES)), axis=1)
         state, _ = strategy.tell(tell_key, population, -fitness, state, defaults)
         return state, jnp.mean(fitness)
 
     state, key = strategy.init(jax.random.key(1), solution, defaults), jax.random.key(2)
 
-    def dispatch() -> None:
+    def run_generations() -> None:
         nonlocal state, key
         for _ in range(GENERATIONS):
-            key, now = jax.random.split(key)
-            state, fitness = generation(state, now)
+            key, generation_key = jax.random.split(key)
+            state, fitness = generation(state, generation_key)
             float(fitness)
 
-    return dispatch
+    return run_generations
 
 
 def matrix_product() -> Callable[[], None]:
-    """Ten products of 1024 x 1024 matrices: what the machine's float32 arithmetic reaches."""
+    """Ten products of 1024 x 1024 float32 matrices."""
     import jax
     import jax.numpy as jnp
 
@@ -125,18 +125,18 @@ def matrix_product() -> Callable[[], None]:
     return lambda: [product(ones).block_until_ready() for _ in range(10)] and None
 
 
-SIDES = {"ours": ours, "peer": peer, "matrix_product": matrix_product}
+SIDES = {"ours": our_side, "peer": peer, "matrix_product": matrix_product}
 
 
 def serve(side: str) -> None:
-    """One side: compiles, then times one dispatch for every line that it reads."""
-    dispatch = SIDES[side]()
-    dispatch()
-    dispatch()
+    """One side: compiles, then times one call for every line on its standard input."""
+    run = SIDES[side]()
+    run()
+    run()
     print("ready", flush=True)
     for _ in sys.stdin:
         started, worked = time.perf_counter(), time.process_time()
-        dispatch()
+        run()
         print(time.perf_counter() - started, time.process_time() - worked, flush=True)
 
 
@@ -156,7 +156,7 @@ def start(side: str) -> subprocess.Popen:
 
 
 def seconds(process: subprocess.Popen) -> tuple[float, float]:
-    """Of one dispatch: on the clock, and of processors' work."""
+    """Wall time and processor time of one call."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write("go\n")
     process.stdin.flush()
@@ -175,19 +175,19 @@ def line(name: str, value: float, unit: str, **more) -> None:
 def main(repeats: int) -> None:
     began = time.perf_counter()
     processes = {side: start(side) for side in SIDES}
-    taken: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+    times: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side, process in processes.items():
-            taken[side].append(seconds(process))
+            times[side].append(seconds(process))
     for process in processes.values():
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
-    work = POPULATION * LIVES * STEPS * GENERATIONS
-    rates = {side: [work / clock for clock, _ in taken[side]] for side in ("ours", "peer")}
+    work = POPULATION * NUM_LIFETIMES * STEPS * GENERATIONS
+    rates = {side: [work / clock for clock, _ in times[side]] for side in ("ours", "peer")}
     median = {side: statistics.median(values) for side, values in rates.items()}
-    per_cpu = {side: statistics.median(work / cpu for _, cpu in taken[side]) for side in rates}
-    gflops = [10 * 2 * 1024**3 / clock / 1e9 for clock, _ in taken["matrix_product"]]
+    per_cpu = {side: statistics.median(work / cpu for _, cpu in times[side]) for side in rates}
+    gflops = [10 * 2 * 1024**3 / clock / 1e9 for clock, _ in times["matrix_product"]]
     setting = SETTING | {"repeats": repeats, "devices": os.cpu_count()}
     line(
         "outer_loop",
@@ -228,5 +228,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="turns that each side takes")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    serve(given.side) if given.side else main(given.repeats)
+    options = parser.parse_args()
+    serve(options.side) if options.side else main(options.repeats)

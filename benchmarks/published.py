@@ -2,17 +2,18 @@
 
     python benchmarks/published.py                                                   # every row, every agent
     python benchmarks/published.py --tables 2 --rows n=10 n=100 --agents psrl model_based
-    python benchmarks/published.py --agents none --seeds 0 1 2 3 4 --tasks 40000     # what was developed
+    python benchmarks/published.py --agents none --seeds 0 1 2 3 4 --tasks 40000     # the recipes only
     python benchmarks/published.py --agents none --recipes none --run runs/published/mdp-10-seed0
 
-What is to be developed are the recipes of `RECIPES`: all of them, or those that `--recipes` names, or none where
-`--agents` names agents and `--recipes` nothing. Each is developed from each of the `--seeds` in the folder `--evolve`
-(what is finished there is not done again), is scored in the rows that its genome fits, and ends with a line per row
-for the mean over seeds (`se` from the spread between seeds, with its 95 % interval by Student's t in `setting`).
+The recipes of `RECIPES` are developed: all of them, or those that `--recipes` names, or none where `--agents` names
+agents and `--recipes` nothing. Each is developed from each of the `--seeds` in the folder `--evolve` (finished runs are
+reused), is scored in the rows that its genome fits, and ends with a line per row for the mean over seeds (`se` from the
+spread between seeds, with its 95 % interval by Student's t in `setting`).
 
-Scores are means over unseen tasks of the stream "evaluation". A reference stands beside the printed line of the same
-strategy (`peer`), any other agent beside the best printed line of its row; `ratio` is ours over theirs. Where a
-reference lands outside 3 standard errors and 4 % of the print, `why` says what is known of the reason.
+Scores are means over unseen tasks of the stage `evaluation`. A baseline agent is compared with the published score of
+the same strategy (`peer`), any other agent with the best published score of its row; `ratio` is our score over the
+published one. Where a baseline agent lies outside 3 standard errors and 4 % of the published score, `why` names the
+reason if it is known.
 """
 
 import argparse
@@ -65,7 +66,7 @@ class Entry(NamedTuple):
     """An agent to be scored in a row."""
 
     agent: str  # as the command line takes it
-    line: str | None = None  # the printed line of the same strategy
+    line: str | None = None  # the published score of the same strategy
     run: Path | None = None  # a folder with its genome
 
 
@@ -112,48 +113,48 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def recipe_of(run: Path) -> str:
-    """What a run has in common with those that differ from it in their seed only."""
+    """The spec of a run without its seed."""
     from ontogeny.stages.saved_agent import read_run_spec
     from ontogeny.stages.spec import spec_to_json
 
     return json.dumps(spec_to_json(read_run_spec(run)) | {"seed": 0}, sort_keys=True)
 
 
-def is_chosen(row: Any, wanted: list[str]) -> bool:
+def is_chosen(row: Any, selection: list[str]) -> bool:
     have = {"n": row.n, "k": row.k}
-    return not wanted or any(
+    return not selection or any(
         all(have.get(key) == int(value) for key, value in (part.split("=") for part in text.split(",")))
-        for text in wanted
+        for text in selection
     )
 
 
-def entries(row: Any, wanted: list[str], runs: list[Path]) -> Iterator[Entry]:
-    """The agents of a row: those that follow a printed line, then our own, then those that were developed."""
+def entries(row: Any, selection: list[str], runs: list[Path]) -> Iterator[Entry]:
+    """The agents of a row: those that follow a published strategy, then the other agents, then the developed ones."""
     from ontogeny import plugins
     from ontogeny.stages.saved_agent import read_run_spec
     from ontogeny.studies import published
 
     listed = [Entry(agent, line) for line, agent in published.MATCHING_AGENTS[row.table].items()]
-    others = ("psrl", "opsrl", "certainty_equivalence", "q_learning", "oracle", "model_based")
-    listed += [Entry(agent) for agent in (others if row.table == 2 else ("q_learning", "oracle", "model_based"))]
-    listed += [Entry(agent) for agent in wanted if agent != "none" and agent not in {e.agent for e in listed}]
-    known = plugins.list_names("agents")
+    own_agents = ("psrl", "opsrl", "certainty_equivalence", "q_learning", "oracle", "model_based")
+    listed += [Entry(agent) for agent in (own_agents if row.table == 2 else ("q_learning", "oracle", "model_based"))]
+    listed += [Entry(agent) for agent in selection if agent != "none" and agent not in {e.agent for e in listed}]
+    names = plugins.list_names("agents")
     for entry in listed:
         name = plugins.parse(entry.agent)[0]
-        if (not wanted or entry.agent in wanted or (name in wanted and entry.line)) and name in known:
+        if (not selection or entry.agent in selection or (name in selection and entry.line)) and name in names:
             yield entry
     for run in runs:
         spec = read_run_spec(run)
-        here = {key for key, value in row.settings.items() if spec.env.settings.get(key) == value}
+        shared = {key for key, value in row.settings.items() if spec.env.settings.get(key) == value}
         # A genome of cells fits environments of every size: that of a random MDP is scored on every length, that of a bandit
         # on every number of arms; one of a dense network only where it was evolved.
-        fits = spec.agent.name == "recurrent_cells" and (row.table == 2 or "pulls" in here)
-        if spec.env.name == row.env_name and (fits or len(here) == len(row.settings)):
+        fits = spec.agent.name == "recurrent_cells" and (row.table == 2 or "num_pulls" in shared)
+        if spec.env.name == row.env_name and (fits or len(shared) == len(row.settings)):
             yield Entry(spec.agent.name, run=run)
 
 
 def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
-    """One agent in one row, as a line of the benchmark."""
+    """The line of one agent in one row."""
     import jax
 
     from ontogeny import plugins, steering
@@ -165,8 +166,8 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
 
     setting: dict[str, Any] = {"table": row.table, "n": row.n, "k": row.k, "agent": entry.agent, "seed": seed}
     if entry.run is not None:
-        held = read_saved_agent(entry.run, env=PluginChoice(name=row.env_name, settings=dict(row.settings)))
-        built, genome = held.assembly, held.genome
+        saved_agent = read_saved_agent(entry.run, env=PluginChoice(name=row.env_name, settings=dict(row.settings)))
+        assembly, genome = saved_agent.assembly, saved_agent.genome
         developed = read_run_spec(entry.run)
         setting["agent"] = text_of(developed.agent)
         setting["developed_by"] = text_of(developed.development)
@@ -176,55 +177,55 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     else:
         env = plugins.build("environments", row.env_name, **row.settings)
         drives = steering.build(env.spec)
-        name, given = plugins.parse(entry.agent)
-        built = Assembly(plugins.build("agents", name, env.spec, drives, **given), env, drives)
-        genome = built.agent.genome(jax.random.key(seed))
-    mode = "online" if built.agent.learning else "frozen"
-    found = evaluate(*built, genome, num_tasks=tasks, seed=seed, mode=mode)
+        name, settings = plugins.parse(entry.agent)
+        assembly = Assembly(plugins.build("agents", name, env.spec, drives, **settings), env, drives)
+        genome = assembly.agent.genome(jax.random.key(seed))
+    mode = "online" if assembly.agent.learning else "frozen"
+    evaluation = evaluate(*assembly, genome, num_tasks=tasks, seed=seed, mode=mode)
     peer = entry.line or max(row.scores, key=lambda line: row.scores[line])
-    printed = row.scores[peer]
+    published_score = row.scores[peer]
     line = {
         "name": f"published table {row.table}: {setting['agent']}",
-        "value": round(found.mean, 3),
-        "unit": "score per life",
-        "se": round(found.standard_error, 4),
+        "value": round(evaluation.mean, 3),
+        "unit": "score per lifetime",
+        "se": round(evaluation.standard_error, 4),
         "tasks": tasks,
         "peer": f"{peer}, {published.SOURCE}",
-        "peer_value": printed,
-        "ratio": round(found.mean / printed, 4),
-        "seconds": round(found.seconds, 1),
+        "peer_value": published_score,
+        "ratio": round(evaluation.mean / published_score, 4),
+        "seconds": round(evaluation.seconds, 1),
         "setting": setting,
     }
-    if entry.line and not published.is_consistent(found.mean, found.standard_error, printed):
+    if entry.line and not published.is_consistent(evaluation.mean, evaluation.standard_error, published_score):
         line["why"] = published.DISCREPANCY_NOTES.get((row.table, entry.line), "not known")
     return line
 
 
-def text_of(room: Any) -> str:
-    """A room as the command line takes it, without what is as by default."""
+def text_of(choice: Any) -> str:
+    """A plugin as on the command line, without default settings."""
     from ontogeny import plugins
 
-    family = next(family for family in ("agents", "development") if room.name in plugins.list_names(family))
-    defaults = plugins.default_settings(family, room.name)
-    given = ",".join(f"{key}={value}" for key, value in room.settings.items() if value != defaults.get(key))
-    return f"{room.name}:{given}" if given else room.name
+    kind = next(kind for kind in ("agents", "development") if choice.name in plugins.list_names(kind))
+    defaults = plugins.default_settings(kind, choice.name)
+    settings = ",".join(f"{key}={value}" for key, value in choice.settings.items() if value != defaults.get(key))
+    return f"{choice.name}:{settings}" if settings else choice.name
 
 
 def mean_over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of one recipe's scores in one row, with the standard error that the spread between seeds gives it."""
-    from ontogeny.stats import Z95, reach
+    """The mean of one recipe's scores in one row, with the standard error from the spread between seeds."""
+    from ontogeny.stats import Z95, critical_value
 
     values = [line["value"] for line in lines]
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / len(values) ** 0.5
-    half = reach(Z95, len(values) - 1) * error
+    half = critical_value(Z95, len(values) - 1) * error
     setting = {key: value for key, value in lines[0]["setting"].items() if key != "developed_from_seed"}
     setting["interval"] = [round(mean - half, 3), round(mean + half, 3)]
     took = [line["setting"]["development_seconds"] for line in lines]
     return {
         "name": f"{lines[0]['name']}, mean over {len(lines)} seeds",
         "value": round(mean, 3),
-        "unit": "score per life",
+        "unit": "score per lifetime",
         "se": round(error, 4),
         "tasks": lines[0]["tasks"],
         "peer": lines[0]["peer"],
@@ -241,7 +242,7 @@ def seconds_of(run: Path) -> float:
 
 
 def develop(folder: Path, recipes: list[str], seeds: list[int]) -> list[Path]:
-    """Develops the agents of `RECIPES` from each seed; finished runs are not done again."""
+    """Develops the agents of `RECIPES` from each seed; finished runs are reused."""
     from ontogeny.runs import checkpoint
     from ontogeny.stages.spec import parse_run_spec
     from ontogeny.stages.train import train

@@ -366,7 +366,7 @@ def test_a_mistake_in_a_plugin_of_the_user_is_one_sentence(ontogeny, text, messa
 
 
 def test_an_agent_that_violates_its_contract_is_named(ontogeny):
-    violator = str(Path(__file__).parent / "plugins" / "lawless.py")
+    violator = str(Path(__file__).parent / "plugins" / "changes_weights_in_act.py")
     for command in (
         ["evaluate", "--agent", violator, "--env", "bandit", "--num-tasks", "4"],
         ["train", "--agent", violator, *SMALL, "--out", "run"],
@@ -376,7 +376,7 @@ def test_an_agent_that_violates_its_contract_is_named(ontogeny):
         if command[0] == "train":
             assert code == 0
             continue
-        assert code == 2 and "lawless.py': the weights changed" in complaint and is_one_sentence(complaint)
+        assert code == 2 and "changes_weights_in_act.py': the weights changed" in complaint and is_one_sentence(complaint)
         assert "may change activations only" in complaint
     assert not Path("saved").exists()
 

@@ -18,28 +18,28 @@ TREE = {"a": jnp.arange(3.0), "b": (jnp.int32(2), jax.random.key(7)), "c": {"d":
 
 
 def test_arrays_round_trip_keeps_every_bit():
-    named = trees.to_arrays(TREE)
-    assert set(named) == {"a", "b.0", "b.1", "c.d"}
-    assert trees.bitwise_equal(trees.from_arrays(TREE, named), TREE)
+    arrays = trees.to_arrays(TREE)
+    assert set(arrays) == {"a", "b.0", "b.1", "c.d"}
+    assert trees.bitwise_equal(trees.from_arrays(TREE, arrays), TREE)
 
 
 @pytest.mark.parametrize(("change", "part"), [({"a": None}, "missing"), ({"a": np.zeros(4, np.float32)}, "expected")])
 def test_arrays_of_another_shape_are_rejected(change, part):
-    named = {k: v for k, v in (trees.to_arrays(TREE) | change).items() if v is not None}
+    arrays = {k: v for k, v in (trees.to_arrays(TREE) | change).items() if v is not None}
     with pytest.raises(BadInput, match=part):
-        trees.from_arrays(TREE, named)
+        trees.from_arrays(TREE, arrays)
 
 
 def test_digest_depends_on_bits_names_types_and_shapes():
     base = {"a": jnp.zeros(3)}
-    others = [{"a": -jnp.zeros(3)}, {"b": jnp.zeros(3)}, {"a": jnp.zeros(3, jnp.int32)}, {"a": jnp.zeros((3, 1))}]
-    digests = {trees.digest(tree) for tree in [base, *others]}
+    variants = [{"a": -jnp.zeros(3)}, {"b": jnp.zeros(3)}, {"a": jnp.zeros(3, jnp.int32)}, {"a": jnp.zeros((3, 1))}]
+    digests = {trees.digest(tree) for tree in [base, *variants]}
     assert len(digests) == 5
 
 
 def test_scramble_changes_every_leaf_and_no_shape():
-    other = trees.scramble(jax.random.key(0), TREE)
-    for old, new in zip(trees.to_arrays(TREE).values(), trees.to_arrays(other).values(), strict=True):
+    scrambled = trees.scramble(jax.random.key(0), TREE)
+    for old, new in zip(trees.to_arrays(TREE).values(), trees.to_arrays(scrambled).values(), strict=True):
         assert old.shape == new.shape and old.dtype == new.dtype and (old != new).any()
 
 

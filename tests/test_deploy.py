@@ -56,7 +56,7 @@ def test_only_an_online_lifetime_changes_weights(agent):
 
 
 def test_weights_that_change_while_frozen_are_detected(tmp_path):
-    violator = read_saved_agent(run_of(tmp_path / "run", str(PLUGINS / "lawless.py")))
+    violator = read_saved_agent(run_of(tmp_path / "run", str(PLUGINS / "changes_weights_in_act.py")))
     with pytest.raises(ContractViolation, match="the weights changed while frozen"):
         list(deploy(violator, num_steps=3))
 

@@ -136,14 +136,14 @@ def test_advantages_are_the_decaying_sum_of_td_errors():
     reward, value = np.array([1.0, 0.0, 2.0], np.float32), np.array([0.5, -1.0, 3.0], np.float32)
     td_error = reward + 0.9 * np.append(value[1:], 0) - value
     expected = [sum(0.45 ** (u - t) * td_error[u] for u in range(t, 3)) for t in range(3)]
-    found = policy_gradient.advantages(jnp.asarray(reward), jnp.asarray(value), 0.9, 0.5)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    result = policy_gradient.advantages(jnp.asarray(reward), jnp.asarray(value), 0.9, 0.5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("development", ["distillation", "policy_gradient"])
 def test_only_the_recurrent_network_can_be_trained_by_gradient(setting, development):
     env, drives, _ = setting
-    other = plugins.build("agents", "random", env.spec, drives)
-    given = {"teacher": "random"} if development == "distillation" else {}
+    agent = plugins.build("agents", "random", env.spec, drives)
+    settings = {"teacher": "random"} if development == "distillation" else {}
     with pytest.raises(BadInput, match=f"'{development}'.*'recurrent'"):
-        plugins.build("development", development, other, env, drives, **given)
+        plugins.build("development", development, agent, env, drives, **settings)

@@ -92,7 +92,7 @@ def test_the_default_mode_is_frozen(counting):
 
 
 def test_weights_that_change_while_frozen_are_detected():
-    assembly = assembled(str(PLUGINS / "lawless.py"), "bandit:num_pulls=5")
+    assembly = assembled(str(PLUGINS / "changes_weights_in_act.py"), "bandit:num_pulls=5")
     with pytest.raises(ContractViolation, match="the weights changed in a lifetime without learning"):
         evaluate(*assembly, (), num_tasks=2, seed=0)
 

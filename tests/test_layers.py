@@ -84,10 +84,10 @@ def layer_violations(module: str, source: str) -> Iterator[str]:
     """Imports from the same or a higher layer, and imports between plugins of one kind."""
     package = module.partition(".")[0]
     for imported in list_imports(source):
-        other = imported.partition(".")[0]
-        if other not in LEVELS:
+        target = imported.partition(".")[0]
+        if target not in LEVELS:
             yield f"{module} imports {imported}, which has no layer"
-        elif other != package and LEVELS[other] >= LEVELS[package]:
+        elif target != package and LEVELS[target] >= LEVELS[package]:
             yield f"{module} imports {imported} from the same or a higher layer"
         elif (
             _is_plugin(module)

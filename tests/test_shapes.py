@@ -1,4 +1,4 @@
-"""Shapes: what annotations state is checked in tests, and only there; planted errors are refused, also when traced.
+"""Shapes: the annotations are checked in tests, and only there; planted errors are rejected, also when traced.
 
 Functions are checked by the import hook in `conftest.py`. Records are named tuples, which the hook passes over; theirs
 are checked here on what environments and agents really hand out.
@@ -28,22 +28,22 @@ from ontogeny.types import BadInput, FeaturePrior, TabularTask
 S, A, H = 3, 2, 4
 REWARDS, SUCCESSORS = jnp.ones((S, A)), jnp.full((S, A, S), 1 / S)
 SOURCE = Path(ontogeny.__file__).parent
-STATED = [
+MODULES_WITH_SHAPES = [
     ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
     for path in sorted(SOURCE.rglob("*.py"))
     if "from jaxtyping import" in path.read_text()
 ]
 
 
-def planned(saved):
-    return planning.value_iteration(REWARDS, SUCCESSORS, H, saved)
+def plan(saved_values):
+    return planning.value_iteration(REWARDS, SUCCESSORS, H, saved_values)
 
 
-def twice(saved):
-    return jax.vmap(planned)(jnp.stack([saved, saved]))
+def plan_batch(saved_values):
+    return jax.vmap(plan)(jnp.stack([saved_values, saved_values]))
 
 
-TRANSFORMS = pytest.mark.parametrize("values", [planned, jax.jit(planned), twice, jax.jit(twice)])
+TRANSFORMS = pytest.mark.parametrize("values", [plan, jax.jit(plan), plan_batch, jax.jit(plan_batch)])
 
 
 @TRANSFORMS
@@ -52,11 +52,13 @@ def test_a_right_shape_passes(values):
 
 
 @TRANSFORMS
-@pytest.mark.parametrize("saved", [jnp.ones(A), jnp.ones((S, 1)), jnp.ones((S, A), int)], ids=["[A]", "[S, 1]", "int"])
-def test_a_wrong_shape_is_refused(values, saved):
-    """Each of them would broadcast or convert without a word."""
+@pytest.mark.parametrize(
+    "saved_values", [jnp.ones(A), jnp.ones((S, 1)), jnp.ones((S, A), int)], ids=["[A]", "[S, 1]", "int"]
+)
+def test_a_wrong_shape_is_rejected(values, saved_values):
+    """Each of them would broadcast or convert silently."""
     with pytest.raises(TypeCheckError, match="saved_step_values"):
-        values(saved)
+        values(saved_values)
 
 
 def test_without_the_check_the_planted_error_passes():
@@ -71,25 +73,27 @@ def test_letters_are_compared_between_arguments():
         tabular_posterior.feature_posterior(FeaturePrior("normal", 0.0, 1.0, noise=1.0), jnp.ones((S, A)), jnp.ones(A))
 
 
-@pytest.mark.parametrize("name", STATED)
-def test_every_function_that_states_shapes_is_checked(name):
-    """A module that begins to state shapes has to be named in `conftest.py`."""
+@pytest.mark.parametrize("name", MODULES_WITH_SHAPES)
+def test_every_function_with_shapes_is_checked(name):
+    """A module that annotates shapes has to be named in `conftest.py`."""
     module = importlib.import_module(name)
     functions = [f for _, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == name]
     assert all(hasattr(f, "__wrapped__") for f in functions)
 
 
-def test_nothing_is_checked_in_use():
+def test_nothing_is_checked_outside_tests():
     code = "import ontogeny.types, ontogeny.content.planning, sys; sys.exit('beartype' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def misfits(record):
-    """The names of the fields of a named tuple, and of those in it, that are not of the shape they state."""
-    stated = inspect.get_annotations(type(record))
-    fields = {name: hint for name, hint in stated.items() if inspect.isclass(hint) and issubclass(hint, AbstractArray)}
+    """The names of the fields of a named tuple, and of those in it, that have another shape than annotated."""
+    hints = inspect.get_annotations(type(record))
+    fields = {name: hint for name, hint in hints.items() if inspect.isclass(hint) and issubclass(hint, AbstractArray)}
     with jaxtyped("context"):
-        assert isinstance(jnp.zeros(recurrent_cells.NUM_TIME_INPUTS), Float[Array, "C"])  # a letter that only sums contain
+        assert isinstance(
+            jnp.zeros(recurrent_cells.NUM_TIME_INPUTS), Float[Array, "C"]
+        )  # a letter that only sums contain
         # Sums and products of letters last: the letters must have been met.
         for name in sorted(fields, key=lambda name: bool(re.search(r"\+|\d\*", fields[name].dim_str))):
             if not isinstance(getattr(record, name), fields[name]):
@@ -99,7 +103,7 @@ def misfits(record):
             yield from misfits(value)
 
 
-def test_a_record_of_a_wrong_shape_is_found():
+def test_a_record_of_a_wrong_shape_is_detected():
     tables = TabularTask(SUCCESSORS, jnp.ones((S, A, 1)), jnp.zeros((S, A)), jnp.int32(H))
     assert not list(misfits(tables))
     assert list(misfits(tables._replace(termination_probabilities=jnp.zeros(A)))) == ["termination_probabilities"]
@@ -108,13 +112,13 @@ def test_a_record_of_a_wrong_shape_is_found():
 
 def misfits_of(compute):
     """As `misfits`, for the record that `compute` returns; it is traced only, so nothing has to be compiled."""
-    found = []
-    jax.eval_shape(lambda: found.extend(misfits(compute())))
-    return found
+    fields = []
+    jax.eval_shape(lambda: fields.extend(misfits(compute())))
+    return fields
 
 
 @pytest.mark.parametrize("name", plugins.list_names("environments"))
-def test_the_records_of_envs_have_the_shapes_they_state(name):
+def test_records_of_environments_have_the_annotated_shapes(name):
     env = plugins.build("environments", name)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "random", env.spec, drives)
@@ -126,7 +130,7 @@ def test_the_records_of_envs_have_the_shapes_they_state(name):
 
 
 @pytest.mark.parametrize("name", plugins.list_names("agents"))
-def test_the_records_of_agents_have_the_shapes_they_state(name):
+def test_records_of_agents_have_the_annotated_shapes(name):
     """The carry before and after one step: weights, activations, percept."""
     env, drives, agent = accepted_env(name)
     key = jax.random.key(0)
@@ -138,7 +142,7 @@ def test_the_records_of_agents_have_the_shapes_they_state(name):
     assert not misfits_of(lambda: rollouts.rollout_step((key, key, key), agent, env, drives, initial_carry(), True)[0])
 
 
-def test_the_records_of_content_have_the_shapes_they_state():
+def test_records_of_content_have_the_annotated_shapes():
     spec = plugins.build("environments", "random_mdp", num_states=S, horizon=H).spec
     model = tabular_model.build(spec)
     assert not misfits_of(lambda: model.query(model.init()))
@@ -150,8 +154,8 @@ def test_the_records_of_content_have_the_shapes_they_state():
 
 def accepted_env(name):
     """A small environment that the agent accepts, with drives and the agent."""
-    others = (plugins.build("environments", name) for name in ("bandit", "stream", "chain", "text"))
-    for env in (plugins.build("environments", "random_mdp", num_states=S, horizon=H), *others):
+    envs = (plugins.build("environments", name) for name in ("bandit", "stream", "chain", "text"))
+    for env in (plugins.build("environments", "random_mdp", num_states=S, horizon=H), *envs):
         drives = steering.build(env.spec)
         with contextlib.suppress(BadInput):
             return env, drives, plugins.build("agents", name, env.spec, drives)

@@ -64,45 +64,43 @@ def test_invalid_stream_settings_are_rejected(settings, message):
         plugins.build("environments", "stream", **settings)
 
 
-def shown(key):
-    """Inputs of two segments, [L, I]: the last column says where they begin."""
+def two_segments(key):
+    """Inputs of two segments, [L, I]; the last column marks where they begin."""
     x = jax.random.normal(key, (14, 4)).at[:, 3].set(0.0).at[jnp.array([0, 8]), 3].set(1.0)
     return x.at[:, 2].set(jnp.sign(x[:, 2]))
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_content_says_step_by_step_what_it_says_of_a_sequence(name):
-    held = build_predictor(name, 4, 2, 0, input_index=2)
+def test_content_predicts_the_same_by_step_and_by_sequence(name):
+    predictor = build_predictor(name, 4, 2, 0, input_index=2)
     noise = jax.random.normal(jax.random.key(1), (8000,))
-    weights = jax.tree.map(lambda w: w + 0.3 * noise[: w.size].reshape(w.shape), held.init(jax.random.key(0)))
-    x = shown(jax.random.key(2))
+    weights = jax.tree.map(lambda w: w + 0.3 * noise[: w.size].reshape(w.shape), predictor.init(jax.random.key(0)))
+    x = two_segments(jax.random.key(2))
 
-    def step(memory, now):
-        logits, memory = held.query(weights, memory, now)
+    def step(memory, inputs):
+        logits, memory = predictor.query(weights, memory, inputs)
         return memory, logits
 
-    _, apart = jax.jit(lambda x: jax.lax.scan(step, held.init_memory(), x))(x)
-    together = jax.jit(held.query_sequence)(weights, x)
-    assert apart.shape == (14, 2) and float(jnp.std(apart)) > 0.05
-    np.testing.assert_allclose(apart, together, atol=2e-5)
-    # The second segment knows nothing of the first.
-    np.testing.assert_allclose(together[8:], jax.jit(held.query_sequence)(weights, x[8:]), atol=2e-5)
+    _, by_step = jax.jit(lambda x: jax.lax.scan(step, predictor.init_memory(), x))(x)
+    by_sequence = jax.jit(predictor.query_sequence)(weights, x)
+    assert by_step.shape == (14, 2) and float(jnp.std(by_step)) > 0.05
+    np.testing.assert_allclose(by_step, by_sequence, atol=2e-5)
+    # The predictions of the second segment do not depend on the first.
+    np.testing.assert_allclose(by_sequence[8:], jax.jit(predictor.query_sequence)(weights, x[8:]), atol=2e-5)
 
 
-def test_a_table_counts_what_came():
-    held = build_predictor("table", 4, 1, 0, input_index=2)
-    weights = held.init(jax.random.key(0))
+def test_a_table_counts_items():
+    predictor = build_predictor("table", 4, 1, 0, input_index=2)
+    weights = predictor.init(jax.random.key(0))
     x = jnp.zeros((1, 5, 4)).at[0, :, 2].set(jnp.array([0, 1, 1, 1, -1]))
-    came = jnp.array([[1.0, 1, 1, 0, 0]])
-    lived = PredictionBatch(x, jnp.zeros((1, 5), jnp.int32), came, jnp.ones((1, 5)))
-    weights, _ = held.update(weights, held.init_scratch(weights), lived, jnp.float32(0))
-    split_lifetime_key = jax.nn.sigmoid(weights[:, 0])
-    np.testing.assert_allclose(
-        split_lifetime_key, [1 / 3, 2 / 3, 3 / 5], rtol=1e-5
-    )  # (1 + hits) / (2 + tries) in each cell
+    items = jnp.array([[1.0, 1, 1, 0, 0]])
+    batch = PredictionBatch(x, jnp.zeros((1, 5), jnp.int32), items, jnp.ones((1, 5)))
+    weights, _ = predictor.update(weights, predictor.init_scratch(weights), batch, jnp.float32(0))
+    probabilities = jax.nn.sigmoid(weights[:, 0])  # (1 + hits) / (2 + tries) in each cell
+    np.testing.assert_allclose(probabilities, [1 / 3, 2 / 3, 3 / 5], rtol=1e-5)
 
 
-def test_what_is_no_predictor_is_refused():
+def test_content_that_is_no_predictor_is_rejected():
     with pytest.raises(BadInput, match="no predictor"):
         build_predictor("tabular_model", 4, 1, 0, input_index=2)
     with pytest.raises(BadInput, match="multiple of the 2 heads"):
@@ -113,8 +111,8 @@ def measure_biases(name, num_lifetimes=40):
     agent = plugins.build("organisms", name, ENV.spec, DRIVES)
     prepared = PreparedSubject(agent, ENV, DRIVES, (), learning=False)
     keys = sample_lifetime_keys(jax.random.key(0), num_lifetimes, "validation")
-    found = jax.jit(jax.vmap(lambda key: sacrifice.measure_lifetime(key, prepared)))(keys)
-    return {key: np.asarray(value) for key, value in found.items()}
+    measurements = jax.jit(jax.vmap(lambda key: sacrifice.measure_lifetime(key, prepared)))(keys)
+    return {key: np.asarray(value) for key, value in measurements.items()}
 
 
 def test_a_calibrated_filter_has_exactly_no_bias_and_a_planted_bias_is_measured():
@@ -149,27 +147,25 @@ def test_a_twin_observes_the_same_lifetime_with_the_direction_reversed():
     _, trajectory = rollout_lifetime(key, agent, sacrifice.balanced_env(ENV), DRIVES, (), False)
     _, twin = rollout_lifetime(key, agent, sacrifice.reversed_replay(ENV, trajectory), DRIVES, (), False)
     assert (twin.observation[:, stream.DIRECTION] == -trajectory.observation[:, stream.DIRECTION]).all()
-    others = [stream.PREDICTABILITY, stream.BEGINS]
-    assert (twin.observation[:, others] == trajectory.observation[:, others]).all()
+    unchanged = [stream.PREDICTABILITY, stream.BEGINS]
+    assert (twin.observation[:, unchanged] == trajectory.observation[:, unchanged]).all()
     assert (twin.outcome == trajectory.outcome).all() and (twin.action == trajectory.action).all()
-    assert (
-        len(set(np.asarray(trajectory.observation[:, stream.DIRECTION]).tolist())) == 1
-    )  # balanced: one direction a life
+    assert np.ptp(trajectory.observation[:, stream.DIRECTION]) == 0, "a balanced lifetime has one direction"
 
 
-def test_prediction_is_learned_within_one_life():
+def test_prediction_is_learned_within_one_lifetime():
     env = plugins.build("environments", "stream", num_segments=60, segment_length=10)
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "predictor", env.spec, drives, content="table", sequence_length=10)
     state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))
     log_odds = state.weights.content[:, 0]
-    assert log_odds[2] - log_odds[0] > 0.5  # the last item foretells the next one
+    assert log_odds[2] - log_odds[0] > 0.5  # the last item predicts the next one
     assert int(state.weights.scratch.num_steps) == 600
     last_row = np.asarray(trajectory.outcome[-10:, stream.ITEM])
     np.testing.assert_array_equal(np.asarray(state.weights.scratch.buffer.item[59 % 64]), last_row)
 
 
-def test_the_predictor_refuses_other_envs():
+def test_the_predictor_rejects_other_envs():
     env = plugins.build("environments", "bandit")
     with pytest.raises(BadInput, match="is for the environment 'stream', not for 'bandit'"):
         plugins.build("agents", "predictor", env.spec, steering.build(env.spec))

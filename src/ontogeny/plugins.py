@@ -206,7 +206,7 @@ def _hint(name: str, known_names: Sequence[str]) -> str:
     """The new name of a renamed plugin or setting, else the most similar names, else all names."""
     for table in ("setting", "plugin"):
         renamed = renamed_hint(table, name)
-        if renamed is not None and any(f"`{known}`" in renamed for known in known_names):
+        if renamed is not None and any(f"`{new_name}`" in renamed for new_name in known_names):
             return f": {renamed.removesuffix('.')}"
     return suggest_names(name, known_names)
 

@@ -243,8 +243,10 @@ def two_stage_bootstrap(
     arrays = [np.asarray(run, float) for run in runs]
     random = np.random.default_rng(seed)
     R = len(arrays)
-    within = np.stack([run[random.integers(len(run), size=(num_resamples, len(run)))].mean(axis=1) for run in arrays])
-    means = within[random.integers(R, size=(num_resamples, R)), np.arange(num_resamples)[:, None]].mean(axis=1)
+    run_means = np.stack(
+        [run[random.integers(len(run), size=(num_resamples, len(run)))].mean(axis=1) for run in arrays]
+    )
+    means = run_means[random.integers(R, size=(num_resamples, R)), np.arange(num_resamples)[:, None]].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

@@ -173,7 +173,7 @@ class Development(NamedTuple):
     """A development whose state, a pytree of arrays, holds everything that a resumed run needs.
 
     `step` is a pure function of the state: everything random in generation g is drawn from the state's seed key and g,
-    so a run that is resumed at any call ends in the same bits.
+    so a run that is resumed at any call is bitwise reproducible.
     """
 
     init: Callable[[Key], PyTree]

@@ -1,4 +1,4 @@
-"""Counts by weights what each action paid, and takes the best so far: the smallest agent that learns."""
+"""Counts rewards per action in its weights and takes the best action: a minimal agent that learns."""
 
 import jax.numpy as jnp
 
@@ -18,14 +18,14 @@ def build(spec, steering, *, hope: float = 1.0) -> Agent:
         return State(state.weights, jnp.int32(0))
 
     def act(key, state, percept):
-        known = state.weights.content
-        values = (known["sums"] + known["hope"]) / (known["pulls"] + 1)
+        content = state.weights.content
+        values = (content["sums"] + content["hope"]) / (content["pulls"] + 1)
         return random_argmax(key, values), State(state.weights, state.activations + 1)
 
     def learn(key, state, transition):
-        known, action = state.weights.content, transition.action
-        sums = known["sums"].at[action].add(transition.next_percept.reward)
-        content = known | {"sums": sums, "pulls": known["pulls"].at[action].add(1.0)}
+        content, action = state.weights.content, transition.action
+        sums = content["sums"].at[action].add(transition.next_percept.reward)
+        content = content | {"sums": sums, "pulls": content["pulls"].at[action].add(1.0)}
         return State(Weights(content), state.activations), ()
 
     return Agent(genome, init, reset, act, learn, learning=True)

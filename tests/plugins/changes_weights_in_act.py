@@ -1,4 +1,4 @@
-"""Breaks the first law on purpose: its weights change while it acts."""
+"""Violates the agent contract on purpose: `act` changes its weights."""
 
 import jax.numpy as jnp
 
