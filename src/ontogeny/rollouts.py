@@ -62,6 +62,7 @@ def rollout(
         key: Determines the task and all chance of the environment, whichever agent acts in it.
         agent: Built for the spec of the environment.
         env: Stepped with the agent's actions; its `score` is not called.
+        steering: Maps the outcome features [F] of a step to its reward.
         state: The agent's state at the first step.
         num_steps: T, at least 1.
         learning: Whether `learn` is called: False for frozen deployment, True for online deployment.

@@ -15,7 +15,7 @@ from jaxtyping import Int32
 
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import Tokenizer, split_text
-from ontogeny.runs.files import read_json, write_json
+from ontogeny.runs.files import open_new_file, read_json, write_json
 
 FILE = "corpus.json"
 PARTS = ("training", "held_out")
@@ -241,7 +241,7 @@ def spaced_windows(tokens: np.ndarray, context_length: int, max_windows: int) ->
 def _write_part(path: Path, passages: Sequence[Passage], tokenizer: Tokenizer, dtype: np.dtype) -> tuple[int, int]:
     """Write the tokens of passages into a file; the numbers of tokens and of bytes of text."""
     num_tokens = num_bytes = 0
-    with path.open("wb") as file:
+    with open_new_file(path) as file:
         for passage in passages:
             if tokenizer.end is not None:
                 file.write(np.array([tokenizer.end], dtype).tobytes())

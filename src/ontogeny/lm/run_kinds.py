@@ -6,23 +6,15 @@ from typing import TYPE_CHECKING
 from ontogeny.errors import BadInput
 from ontogeny.runs import checkpoint
 from ontogeny.runs.files import read_json
-from ontogeny.runs.folder import has_kind, read_spec
-from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, RECORDS_FILE, SPEC_FILE
-from ontogeny.runs.kinds import Run, RunKind
-from ontogeny.runs.records import read_records
+from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
+from ontogeny.runs.kinds import Run, RunKind, described_kind
 
 if TYPE_CHECKING:
     from ontogeny.lm.model import LanguageModel
 
 COMMANDS = ("ontogeny lm evaluate", "ontogeny lm generate", "ontogeny serve")
 HUGGING_FACE_CONFIG = "config.json"
-
-
-def _open_run(folder: Path) -> Run:
-    description, path = read_spec(folder), folder / RECORDS_FILE
-    records = read_records(path) if path.exists() else []
-    status = "finished" if checkpoint.exists(folder, "weights") else "unfinished"
-    return Run(folder, description.kind, description.spec, records, status)
+HUGGING_FACE_FOLDER = "Hugging Face GPT-2 folder"
 
 
 def _is_hugging_face(folder: Path) -> bool:
@@ -30,7 +22,7 @@ def _is_hugging_face(folder: Path) -> bool:
 
 
 def _open_hugging_face(folder: Path) -> Run:
-    return Run(folder, "Hugging Face GPT-2 folder", read_json(folder / HUGGING_FACE_CONFIG), [], "finished")
+    return Run(folder, HUGGING_FACE_FOLDER, read_json(folder / HUGGING_FACE_CONFIG), [], "finished")
 
 
 def _load(folder: Path, online: bool) -> "LanguageModel":
@@ -47,11 +39,17 @@ def _write_page(folder: Path) -> Path:
     return write_page(folder)
 
 
-def _is_run(folder: Path) -> bool:
-    return has_kind(folder, LANGUAGE_MODEL_RUN)
+def _is_finished(folder: Path, *_: object) -> bool:
+    return checkpoint.exists(folder, "weights")
 
 
 KINDS = (
-    RunKind(LANGUAGE_MODEL_RUN, _is_run, _open_run, _load, (*COMMANDS, "ontogeny report"), _write_page),
-    RunKind("Hugging Face GPT-2 folder", _is_hugging_face, _open_hugging_face, _load, COMMANDS),
+    described_kind(
+        LANGUAGE_MODEL_RUN,
+        (*COMMANDS, "ontogeny report"),
+        is_finished=_is_finished,
+        load=_load,
+        write_page=_write_page,
+    ),
+    RunKind(HUGGING_FACE_FOLDER, _is_hugging_face, _open_hugging_face, _load, COMMANDS),
 )

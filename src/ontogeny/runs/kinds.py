@@ -1,21 +1,23 @@
 """The kinds of run, each registered by the package that writes it.
 
-A package registers its kinds in a module `run_kinds.py` with the tuple `KINDS`; the modules are found by their file
-name, and imported when a folder is identified. They import their package's heavy modules inside their functions.
+A package registers its kinds in a module `run_kinds.py` with the tuple `KINDS`, most of them with `described_kind`; the
+modules are found by their file name, and imported when a folder is identified. They import their package's heavy
+modules inside their functions.
 """
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput
-from ontogeny.runs.folder import read_spec
+from ontogeny.runs.folder import RunDescription, has_kind, read_spec
 from ontogeny.runs.formats import RECORDS_FILE, SPEC_FILE, refuse_old_folder
 from ontogeny.runs.records import Record, read_records
 
 _PACKAGE = Path(__file__).parents[1]
+IsFinished = Callable[[Path, RunDescription, list[Record]], bool]
 
 
 class Run(NamedTuple):
@@ -137,16 +139,27 @@ def identify(folder: Path, *names: str) -> RunKind:
     raise BadInput(f"'{folder}' is {content}, not {_listed(names or [kind.name for kind in registered_kinds()])}")
 
 
-def open_described_run(folder: Path, *finals: str) -> Run:
-    """The run in a folder with `spec.json`; it is finished where one of the files `finals` exists."""
-    description, records = read_spec(folder), folder / RECORDS_FILE
-    return Run(
-        folder,
-        description.kind,
-        description.spec,
-        read_records(records) if records.exists() else [],
-        "finished" if any((folder / final).exists() for final in finals) else "unfinished",
-    )
+def described_kind(
+    name: str,
+    commands: tuple[str, ...],
+    *,
+    is_finished: IsFinished,
+    load: Callable[[Path, bool], Any] | None = None,
+    write_page: Callable[[Path], Path] | None = None,
+) -> RunKind:
+    """A kind of run whose folders hold `spec.json`; the other arguments are those of `RunKind`.
+
+    Args:
+        is_finished: Decides from the folder, its description and its records.
+    """
+
+    def open_described(folder: Path) -> Run:
+        description, path = read_spec(folder), folder / RECORDS_FILE
+        records = read_records(path) if path.exists() else []
+        status = "finished" if is_finished(folder, description, records) else "unfinished"
+        return Run(folder, name, description.spec, records, status)
+
+    return RunKind(name, partial(has_kind, kind=name), open_described, load, commands, write_page)
 
 
 @cache

@@ -1,21 +1,16 @@
 """The kinds of run of this package: agent runs and saved deployments."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ontogeny.runs.folder import has_kind
+from ontogeny.runs import checkpoint
 from ontogeny.runs.formats import AGENT_RUN, SAVED_DEPLOYMENT
-from ontogeny.runs.kinds import Run, RunKind, open_described_run
+from ontogeny.runs.kinds import described_kind
 
 if TYPE_CHECKING:
     from ontogeny.stages.session import AgentSession
 
 COMMANDS = ("ontogeny evaluate", "ontogeny deploy", "ontogeny audit agent", "ontogeny serve")
-
-
-def _open(folder: Path) -> Run:
-    return open_described_run(folder, "genome.json", "state.json")
 
 
 def _load(folder: Path, online: bool) -> "AgentSession":
@@ -24,6 +19,10 @@ def _load(folder: Path, online: bool) -> "AgentSession":
     return load_session(folder, online=online)
 
 
+def _is_finished(folder: Path, *_: object) -> bool:
+    return checkpoint.exists(folder, "genome") or checkpoint.exists(folder, "state")
+
+
 KINDS = tuple(
-    RunKind(name, partial(has_kind, kind=name), _open, _load, COMMANDS) for name in (AGENT_RUN, SAVED_DEPLOYMENT)
+    described_kind(name, COMMANDS, is_finished=_is_finished, load=_load) for name in (AGENT_RUN, SAVED_DEPLOYMENT)
 )
