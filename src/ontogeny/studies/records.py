@@ -42,7 +42,7 @@ def read_records(folder: Path, schema: Schema = SCHEMA) -> list[Record]:
     records: dict[str, Record] = {}
     for number, record in enumerate(run_records.read_records(path), start=1):
         place = f"'{path}', line {number},"
-        kind = record.get("kind")
+        kind = str(record.get("kind"))
         if "id" not in record or kind not in schema:
             raise BadInput(f"{place} is not a record of this study: it lacks an id or a kind that the study defines")
         for key in schema[kind]:

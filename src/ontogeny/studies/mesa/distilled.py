@@ -74,7 +74,7 @@ def load_or_train(
         agent, _ = build_student(train_env)
         genome = checkpoint.load(folder, name, agent.genome(jax.random.key(0)))
     else:
-        genome = train_student(teacher, seed, num_num_updates=num_updates, on_progress=on_progress)
+        genome = train_student(teacher, seed, num_updates=num_updates, on_progress=on_progress)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             metadata = {"teacher": teacher, "seed": seed, "updates": num_updates, "versions": library_versions()}
