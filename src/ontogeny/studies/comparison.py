@@ -302,10 +302,11 @@ def _conclusion_on_approaches(records: Sequence[Record], results: Mapping[str, l
     margin = format_mean(abs(clearest.difference.mean), clearest.difference.standard_error)
     evolution_steps = max(c.evolution.num_training_env_steps for c in comparisons)
     code_steps = max(c.ml_code.num_training_env_steps for c in comparisons)
+    code_cost = format_count(code_steps) if code_steps else "none"
     noun = "environment" if len(comparisons) == 1 else "environments"
     return (
         f"On the same held-out tasks, ML code scores higher in {counts['ml_code']} of {len(comparisons)} {noun}, "
         f"evolution in {counts['evolution']}, and {counts['level']} show no significant difference (clearest case: "
         f"{clearest.env}, where {leader} scores {margin} more per lifetime). Evolution was trained for up to "
-        f"{format_count(evolution_steps)} environment steps, ML code for {format_count(code_steps)}."
+        f"{format_count(evolution_steps)} environment steps, ML code for {code_cost}."
     )

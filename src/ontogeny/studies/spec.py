@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from ontogeny import plugins
 from ontogeny.errors import BadInput
+from ontogeny.plugins import suggest_names
 from ontogeny.renamed import renamed_hint
 from ontogeny.stages.spec import MAX_SEED, DriveWeight, check_seed
 from ontogeny.studies.kinds import study_kinds
@@ -155,10 +156,10 @@ class StudyFile(FrozenModel):
     def _check_includes(cls, includes: dict[str, str]) -> dict[str, str]:
         for name, size in includes.items():
             if name not in study_kinds():
-                raise ValueError(f"names an unknown study '{name}'{plugins.suggest_names(name, list(study_kinds()))}")
+                raise ValueError(f"names an unknown study '{name}'{suggest_names(name, list(study_kinds()))}")
             sizes = study_kinds()[name].sizes
             if size not in sizes:
-                raise ValueError(f"names an unknown size '{size}' of the study '{name}'{plugins.suggest_names(size, sizes)}")
+                raise ValueError(f"names an unknown size '{size}' of the study '{name}'{suggest_names(size, sizes)}")
         return includes
 
     @model_validator(mode="after")
@@ -176,7 +177,7 @@ class StudyFile(FrozenModel):
                 for env in envs:
                     if env not in names:
                         raise ValueError(
-                            f"names an unknown environment '{env}' in agents.{i}.{key}{plugins.suggest_names(env, names)}"
+                            f"names an unknown environment '{env}' in agents.{i}.{key}{suggest_names(env, names)}"
                         )
         _check_shared_developments(self.agents)
         return self
