@@ -160,7 +160,7 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     from ontogeny import plugins, steering
     from ontogeny.stages.assembly import Assembly
     from ontogeny.stages.evaluate import evaluate
-    from ontogeny.stages.saved_agent import read_saved_agent
+    from ontogeny.stages.saved_agent import read_run_spec, read_saved_agent
     from ontogeny.stages.spec import PluginChoice
     from ontogeny.studies import published
 
