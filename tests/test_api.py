@@ -12,8 +12,10 @@ import jax
 import pytest
 
 import ontogeny
-from ontogeny import BadInput
-from ontogeny.runs import kinds
+from ontogeny import BadInput, cli
+from ontogeny.runs import formats, kinds
+from ontogeny.runs.folder import claim
+from ontogeny.runs.records import append_record
 
 FUNCTIONS = [name for name in ontogeny.__all__ if name not in ("lm", "BadInput", "ContractViolation")]
 SPEC = {"env": "bandit:num_arms=3,num_pulls=5", "agent": "ucb1", "development": "single_lifetime:num_lifetimes=2"}
@@ -128,7 +130,51 @@ def test_any_other_folder_is_refused_in_one_sentence(tmp_path, content, message)
 
 def test_a_run_of_another_kind_is_answered_with_its_commands(run):
     folder = Path(__file__).parent / "golden" / "gpt2"
-    with pytest.raises(BadInput, match=r"is a Hugging Face GPT-2 folder, not an agent run.*; use `ontogeny lm evaluate`"):
+    with pytest.raises(
+        BadInput, match=r"is a Hugging Face GPT-2 folder, not an agent run.*; use `ontogeny lm evaluate`"
+    ):
         kinds.require_kind(folder, "agent run")
     with pytest.raises(BadInput, match=r"is an agent run, not a language-model run; use `ontogeny evaluate`"):
         kinds.require_kind(run, "language-model run")
+
+
+@pytest.fixture(scope="module")
+def language_model_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm")
+    (folder / "text.txt").write_text("The river carries the boat past the mill. " * 60)
+    config = {"size": "pico", "tokenizer": "bytes", "num_layers": 1, "num_heads": 1, "width": 8, "context_length": 16}
+    config |= {"batch_size": 2, "num_steps": 2}
+    return ontogeny.lm.train(config, [folder / "text.txt"], folder / "run")
+
+
+def test_a_language_model_run_is_loaded_and_opened(language_model_run, capsys, monkeypatch):
+    model = ontogeny.load(language_model_run)
+    assert len(model.tokenizer.encode("mill")) == 4
+    opened = ontogeny.open_run(language_model_run)
+    assert (opened.kind, opened.status) == ("language-model run", "finished")
+    assert [record["step"] for record in opened.records if "loss" in record] == [1, 2]
+    assert opened.spec["files"][0]["name"] == "text.txt"
+    (completion,) = ontogeny.generate(model, ["The river"], max_tokens=4, seed=0)
+    assert len(completion.tokens) <= 4
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(language_model_run / "unused"))
+    for command in ("evaluate", "deploy"):
+        monkeypatch.setattr(sys, "argv", ["ontogeny", command, str(language_model_run)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        complaint = capsys.readouterr().err
+        assert end.value.code == 2 and complaint.count("\n") == 1
+        assert "is a language-model run, not an agent run" in complaint and "`ontogeny lm evaluate`" in complaint
+
+
+def test_a_study_is_opened_but_not_loaded(tmp_path):
+    with claim(
+        tmp_path / "study", formats.STUDY, {"title": "A study"}, prepare=lambda _: {"planned_ids": ["a"]}
+    ) as folder:
+        assert ontogeny.open_run(folder).status == "unfinished"
+        append_record(folder / "records.jsonl", {"id": "a"})
+    opened = ontogeny.open_run(folder)
+    assert (opened.kind, opened.status, opened.spec) == ("study", "finished", {"title": "A study"})
+    with pytest.raises(
+        BadInput, match="is a study, which holds no single agent or language model; use `ontogeny report`"
+    ):
+        ontogeny.load(folder)

@@ -22,6 +22,17 @@ from ontogeny.runs.records import append_record, append_timing, read_records, re
 SOURCE = Path(ontogeny.__file__).parent
 OLD = Path(__file__).parent / "golden" / "format_1"
 KIND = formats.AGENT_RUN
+STUDY = """title = "Small"
+question = "Which agent scores higher?"
+seed = 0
+[[environments]]
+name = "arms"
+env = "bandit:num_arms=2,num_pulls=3"
+num_tasks = 4
+[[agents]]
+agent = "random"
+environments = ["arms"]
+"""
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -213,6 +224,7 @@ def test_a_folder_of_format_1_is_refused_untouched(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
     old = shutil.copytree(OLD / folder, tmp_path / "old")
     (tmp_path / "text.txt").write_text("Some text of several words.\n" * 200)
+    (tmp_path / "study.toml").write_text(STUDY)
     before = digests(tmp_path)
     message = f"'{old}' is {kind} of format 1; this version reads format 2. Commit e4ec9bd is the last that reads it."
     for function in (ontogeny.load, ontogeny.open_run):
@@ -228,7 +240,7 @@ def test_a_folder_of_format_1_is_refused_untouched(tmp_path, monkeypatch, capsys
         ["lm", "generate", str(old)],
         ["serve", str(old), "--state-dir", str(tmp_path / "server")],
         ["audit", "agent", str(old)],
-        ["study", "--out", str(old)],
+        ["study", str(tmp_path / "study.toml"), "--out", str(old)],
         train,
         ["lm", "train", str(tmp_path / "text.txt"), "--size", "pico", "--tokenizer", "bytes", "--out", str(old)],
     ):
