@@ -40,7 +40,8 @@ def our_side() -> Callable[[], None]:
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=UNITS)
     development = plugins.build(
-        "development", "evolution", agent, env, drives, strategy="Open_ES", population_size=POPULATION, num_lifetimes=NUM_LIFETIMES,
+        "development", "evolution", agent, env, drives, strategy="Open_ES", population_size=POPULATION,
+        num_lifetimes=NUM_LIFETIMES,
         sigma=0.2, learning_rate=0.1, generations_per_call=GENERATIONS,
     )  # fmt: skip
     state = development.init(jax.random.key(0))

@@ -50,6 +50,15 @@ def test_a_key_belongs_to_its_stage(seed, stage):
     assert len({bytes(np.asarray(jax.random.key_data(key))) for key in keys}) == 8
 
 
+def test_random_argmax_breaks_ties_uniformly_and_per_row():
+    values = jnp.array([[0.0, 2.0, 2.0], [5.0, 1.0, 5.0]])
+    draws = jax.vmap(lambda key: rng.random_argmax(key, values))(jax.random.split(jax.random.key(0), 2000))
+    frequencies = np.stack([np.bincount(np.asarray(row), minlength=3) for row in draws.T]) / 2000
+    np.testing.assert_allclose(frequencies, [[0, 0.5, 0.5], [0.5, 0, 0.5]], atol=0.05)
+    assert draws.dtype == jnp.int32
+    assert int(rng.random_index(jax.random.key(0), jnp.array([False, False]))) == 0
+
+
 def test_the_same_key_gives_every_agent_the_same_task():
     """Agents that are stochastic, learn or are privileged act in the same environment, bit for bit."""
     env = plugins.build("environments", "random_mdp", num_episodes=2)

@@ -2,8 +2,8 @@
 
 Open_ES (Salimans et al. 2017, arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random
 numbers. Other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180): SNES, Sep_CMA_ES, CR_FM_NES,
-LM_MA_ES, CMA_ES. All members of a generation are evaluated on the same lifetimes (the same tasks and random numbers), so
-that they differ by their genomes only. P population size, B lifetimes.
+LM_MA_ES, CMA_ES. All members of a generation are evaluated on the same lifetimes (the same tasks and random numbers),
+so that they differ by their genomes only. P population size, B lifetimes.
 """
 
 from collections.abc import Callable
@@ -185,8 +185,8 @@ def _make_algorithm(
     if strategy == "LM_MA_ES" and population_size > 2 * num_parameters:
         # Its evolution path decays by 1 - population / parameters per generation; evosax takes a root of 2 minus that.
         raise BadInput(
-            f"the strategy 'LM_MA_ES' takes a population of at most twice the {num_parameters} parameters of this genome, "
-            f"not {population_size}"
+            f"the strategy 'LM_MA_ES' takes a population of at most twice the {num_parameters} parameters of this "
+            f"genome, not {population_size}"
         )
     from evosax import algorithms  # takes two seconds to import
 

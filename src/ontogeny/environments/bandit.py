@@ -73,14 +73,8 @@ def build(*, num_arms: int = 5, num_pulls: int = 100) -> Environment:
     require_at_least(1, num_pulls=num_pulls)
     params = BanditParams(num_arms, num_pulls)
     spec = EnvSpec(
-        name="bandit",
-        num_actions=num_arms,
-        num_observations=1,
-        observation_shape=(),
-        outcome_features=("payout",),
-        num_steps=num_pulls,
-        horizon=1,
-        drives=(("payout", 1.0),),
+        name="bandit", num_actions=num_arms, num_observations=1, observation_shape=(), outcome_features=("payout",),
+        num_steps=num_pulls, horizon=1, drives=(("payout", 1.0),),
         prior=Prior(transitions=1.0, outcome_features=(FeaturePrior("bernoulli", 1.0, 1.0),)),
-    )
+    )  # fmt: skip
     return Environment(spec, partial(reset, params), step, first_feature, reveal_task)

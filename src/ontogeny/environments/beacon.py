@@ -170,13 +170,8 @@ def build(
     require_between(0, 0.4, wall_fraction=wall_fraction)
     params = BeaconParams(size, wall_fraction, horizon, separated, goal_at_edge)
     spec = EnvSpec(
-        name="beacon",
-        num_actions=len(MOVES),
-        num_observations=0,
-        observation_shape=(size**2 + 10,),
-        outcome_features=("goal", "beacon", "effort"),
-        num_steps=horizon * num_episodes,
-        horizon=horizon,
+        name="beacon", num_actions=len(MOVES), num_observations=0, observation_shape=(size**2 + 10,),
+        outcome_features=("goal", "beacon", "effort"), num_steps=horizon * num_episodes, horizon=horizon,
         drives=(("goal", 1.0), ("effort", -1.0)),
-    )
+    )  # fmt: skip
     return Environment(spec, partial(reset, params), partial(step, params), score)

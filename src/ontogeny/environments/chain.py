@@ -110,7 +110,7 @@ def step(params: ChainParams, key: Key, state: ChainState, action: Array) -> tup
     start_side = jnp.where(is_over & next_phase.is_exposure, turn, next_state.side).astype(jnp.int32)
     next_state = next_state._replace(side=start_side)
     discount = jnp.where(is_over & ~ends_exposure, 0.0, 1.0)
-    # Where an exposure's action has no effect, both actions are forced in turn, so that the values of both are relearned.
+    # Where the action of an exposure has no effect, both actions are forced in turn, so that both values are relearned.
     alternating = jnp.where(is_exposure, (exposure // 2) % 2, -1)
     forced_action = jnp.where(chooses_side, chosen_side, alternating).astype(jnp.int32)
     return next_state, TimeStep(observation(params, next_state), payout[None], is_over, discount, forced_action)
@@ -167,27 +167,16 @@ def build(
     first_exposure = num_trials * num_links
     first_test = first_exposure + 2 * num_exposures * num_exposed
     params = ChainParams(
-        num_links=num_links,
-        num_exposed=num_exposed,
-        num_exposures=num_exposures,
-        first_exposure=first_exposure,
-        first_test=first_test,
-        failure_probability=failure_probability,
-        crossing_probability=crossing_probability,
-        exposed_links=exposed,
-        changed_links=_parse_links("changed_links", changed_links, num_links),
-    )
+        num_links=num_links, num_exposed=num_exposed, num_exposures=num_exposures, first_exposure=first_exposure,
+        first_test=first_test, failure_probability=failure_probability, crossing_probability=crossing_probability,
+        exposed_links=exposed, changed_links=_parse_links("changed_links", changed_links, num_links),
+    )  # fmt: skip
     spec = EnvSpec(
-        name="chain",
-        num_actions=2,
-        num_observations=2 * MAX_LINKS,
-        observation_shape=(),
-        outcome_features=("payout",),
-        num_steps=first_test + num_test_trials * num_links,
-        horizon=num_links,
+        name="chain", num_actions=2, num_observations=2 * MAX_LINKS, observation_shape=(),
+        outcome_features=("payout",), num_steps=first_test + num_test_trials * num_links, horizon=num_links,
         drives=(("payout", 1.0),),
         prior=Prior(0.1, (FeaturePrior("normal", 0.0, 0.6, noise=0.8),), visit_forgetting_rate=0.35),
-    )
+    )  # fmt: skip
     return Environment(spec, partial(reset, params), partial(step, params), first_feature)
 
 
@@ -199,7 +188,8 @@ def _parse_links(setting: str, text: str, num_links: int) -> tuple[int, ...] | N
     other_choice = "'pairs'" if setting == "exposed_links" else "'none'"
     if not all(digit.isdigit() and 1 <= int(digit) <= num_links for digit in digits) or len(set(digits)) < len(digits):
         raise BadInput(
-            f"the setting '{setting}' is 'random', {other_choice} or digits of links from 1 to {num_links}, not '{text}'"
+            f"the setting '{setting}' is 'random', {other_choice} or digits of links from 1 to {num_links}, "
+            f"not '{text}'"
         )
     if setting == "exposed_links" and not digits:
         raise BadInput("the setting 'exposed_links' must name a link or be 'random'")

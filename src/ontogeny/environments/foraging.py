@@ -161,7 +161,7 @@ def build(
     num_walls = int(wall_fraction * num_cells)
     if 4 + num_thorns + num_walls > num_cells:
         raise BadInput(
-            f"{num_cells} cells cannot hold {num_thorns} thorns and {num_walls} walls besides food, water, home and start"
+            f"{num_cells} cells cannot hold {num_thorns} thorns, {num_walls} walls, food, water, home and start"
         )
     params = ForagingParams(num_cells, num_walls, num_thorns, horizon)
     # Most cells hold nothing; the standard deviation was chosen on lifetimes of the stage `validation`.
@@ -170,14 +170,9 @@ def build(
         FeaturePrior("normal", -EFFORT, 0.05, noise=0.01),
     )
     spec = EnvSpec(
-        name="foraging",
-        num_actions=len(MOVES),
-        num_observations=4 * num_cells,
-        observation_shape=(),
-        outcome_features=("food", "water", "pain", "energy"),
-        num_steps=horizon * num_episodes,
-        horizon=horizon,
+        name="foraging", num_actions=len(MOVES), num_observations=4 * num_cells, observation_shape=(),
+        outcome_features=("food", "water", "pain", "energy"), num_steps=horizon * num_episodes, horizon=horizon,
         drives=(("food", 1.0), ("water", 1.0), ("pain", -1.0), ("energy", 1.0)),
         prior=Prior(transitions=0.5 / (4 * num_cells), outcome_features=per_feature),
-    )
+    )  # fmt: skip
     return Environment(spec, partial(reset, params), partial(step, params), score, partial(reveal_task, params))

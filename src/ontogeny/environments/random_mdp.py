@@ -87,14 +87,8 @@ def build(*, num_states: int = 10, num_actions: int = 5, horizon: int = 10, num_
     require_at_least(2, num_actions=num_actions)
     params = MdpParams(num_states, num_actions, horizon)
     spec = EnvSpec(
-        name="random_mdp",
-        num_actions=num_actions,
-        num_observations=num_states,
-        observation_shape=(),
-        outcome_features=("gain",),
-        num_steps=horizon * num_episodes,
-        horizon=horizon,
-        drives=(("gain", 1.0),),
+        name="random_mdp", num_actions=num_actions, num_observations=num_states, observation_shape=(),
+        outcome_features=("gain",), num_steps=horizon * num_episodes, horizon=horizon, drives=(("gain", 1.0),),
         prior=Prior(transitions=1.0, outcome_features=(FeaturePrior("normal", 1.0, 1.0, noise=1.0),)),
-    )
+    )  # fmt: skip
     return Environment(spec, partial(reset, params), partial(step, params), first_feature, partial(reveal_task, params))

@@ -146,15 +146,10 @@ def make_stream(
         jnp.asarray(biases, jnp.float32), jnp.float32(base_predictability), jnp.float32(influence), jnp.asarray(inert)
     )
     spec = EnvSpec(
-        name="stream",
-        num_actions=num_levels,
-        num_observations=0,
-        observation_shape=(3,),
-        outcome_features=("item", "accuracy"),
-        num_steps=num_segments * segment_length,
-        horizon=1,
+        name="stream", num_actions=num_levels, num_observations=0, observation_shape=(3,),
+        outcome_features=("item", "accuracy"), num_steps=num_segments * segment_length, horizon=1,
         drives=(("accuracy", 1.0),),
-    )
+    )  # fmt: skip
     params = StreamParams(task, segment_length, num_levels)
     return Environment(spec, partial(reset, params), partial(step, params), score)
 

@@ -76,15 +76,9 @@ def from_tokens(tokens: np.ndarray, vocabulary_size: int, passage_length: int, n
         raise BadInput(f"a text of {len(tokens):,} tokens is too short for a lifetime of {num_steps:,}")
     params = TextParams(jnp.asarray(tokens, jnp.int32), passage_length, num_steps)
     spec = EnvSpec(
-        name="text",
-        num_actions=vocabulary_size,
-        num_observations=vocabulary_size,
-        observation_shape=(),
-        outcome_features=("correct",),
-        num_steps=num_steps,
-        horizon=passage_length,
-        drives=(("correct", 1.0),),
-    )
+        name="text", num_actions=vocabulary_size, num_observations=vocabulary_size, observation_shape=(),
+        outcome_features=("correct",), num_steps=num_steps, horizon=passage_length, drives=(("correct", 1.0),),
+    )  # fmt: skip
     return Environment(spec, partial(reset, params), partial(step, params), first_feature)
 
 

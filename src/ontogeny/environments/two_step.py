@@ -132,17 +132,11 @@ def build(
     require_one_of(("fixed", "random"), transitions=transitions)
     params = TwoStepParams(common_probability, rewards, has_second_choice, transitions)
     # Per step, of two in a trial: the probability of a swap; or the asymptotic gain of a Kalman filter, which is the
-    # walk's standard deviation over that of a payout (1/2), for each of four options that are tried in one of four trials.
+    # walk's standard deviation over that of a payout (1/2), for four options of which each trial shows one.
     forgetting_rate = SWAP / 2 if rewards == "switching" else DRIFT / 0.5 / 8
     spec = EnvSpec(
-        name="two_step",
-        num_actions=2,
-        num_observations=3,
-        observation_shape=(),
-        outcome_features=("payout",),
-        num_steps=2 * num_trials,
-        horizon=2,
-        drives=(("payout", 1.0),),
+        name="two_step", num_actions=2, num_observations=3, observation_shape=(), outcome_features=("payout",),
+        num_steps=2 * num_trials, horizon=2, drives=(("payout", 1.0),),
         prior=Prior(1.0, (FeaturePrior("bernoulli", 1.0, 1.0),), outcome_forgetting_rate=forgetting_rate),
-    )
+    )  # fmt: skip
     return Environment(spec, partial(reset, params), partial(step, params), first_feature, partial(reveal_task, params))
