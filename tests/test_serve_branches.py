@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def branch_learner(model) -> BranchLearner:
-    return learner.build(model)
+    return learner.build(model, OnlineConfig())
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_a_branch_of_adapters_behaves_like_one_of_all_weights(model, tmp_path):
     without = open_branches(adapter_learner, tmp_path / "without")
     learn(without, [TEXTS[0], *TEXTS[2:]])
     assert trees.bitwise_equal(current_weights(branches), current_weights(without))
-    foreign = open_branches(learner.build(model), tmp_path / "fourth").export("a")
+    foreign = open_branches(learner.build(model, OnlineConfig()), tmp_path / "fourth").export("a")
     with pytest.raises(BadInput, match="other settings"):
         open_branches(adapter_learner, tmp_path / "third").restore("a", foreign, "test")
 

@@ -37,7 +37,7 @@ def sessions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def branches(tmp_path_factory):
-    branch_learner = learner.build(load(shared_run(tmp_path_factory)))
+    branch_learner = learner.build(load(shared_run(tmp_path_factory)), online_learner.OnlineConfig())
     store = Store(tmp_path_factory.mktemp("branches"))
     return BranchManager(store, "story", branch_learner, config=BranchConfig(max_forgetting=5.0))
 

@@ -216,6 +216,40 @@ def context_windows(
     return windows, (stops - begins).astype(np.int32)
 
 
+class UpdateChunk(NamedTuple):
+    """The input of one update of a learner."""
+
+    window: Int32[np.ndarray, "C1"]
+    num_read: np.int32  # predictions in the window
+    rehearsal: Int32[np.ndarray, "B C1"]
+
+
+def read_chunk(
+    tokens: np.ndarray,
+    start: int,
+    config: OnlineConfig,
+    context_length: int,
+    rehearsal_text: np.ndarray | None,
+    rehearsal_key: tuple[int, int],
+) -> UpdateChunk:
+    """Read one chunk with all the context before it that fits, and the windows that are rehearsed beside it.
+
+    Args:
+        tokens: [T].
+        start: The first token of the chunk.
+        config: How weights change.
+        context_length: Of the model.
+        rehearsal_text: Training text; None for no rehearsal.
+        rehearsal_key: Seed and step that determine the rehearsed windows.
+    """
+    windows, num_read = context_windows(tokens, np.array([start]), config.chunk_size, context_length, context_length)
+    rehearsal = np.zeros((0, context_length + 1), np.int32)
+    if rehearsal_text is not None and config.rehearsal_batch_size:
+        shape = (1, 1, config.rehearsal_batch_size)
+        rehearsal = corpus.sample_batches(rehearsal_text, *rehearsal_key, shape, context_length)[0, 0]
+    return UpdateChunk(windows[0], num_read[0], rehearsal)
+
+
 def segment_means(evaluation: OnlineEvaluation, segment_tokens: int) -> Float[np.ndarray, "N 5"]:
     """Average the losses over segments, a column for each condition in the order of `audit.attribution.divide_gain`."""
     losses = np.stack(evaluation[:5], axis=1)

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int32
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig
 from ontogeny.errors import BadInput
-from ontogeny.lm import corpus, online, online_learner
 from ontogeny.lm import model as models
+from ontogeny.lm import online, online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.types import Weights
@@ -59,8 +59,7 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
     """
     pretrained = online.pretrained_weights(model, config)
     learner = online_learner.build(model.config, config)
-    num_rehearsed = 0 if frozen else config.rehearsal_batch_size
-    text = online.training_tokens(model) if num_rehearsed else np.zeros(0, np.int32)
+    text = None if frozen or not config.rehearsal_batch_size else online.training_tokens(model)
     C, V = model.config.context_length, model.config.vocab_size
 
     def predict(tokens: np.ndarray) -> np.ndarray:
@@ -68,14 +67,10 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
         log_probabilities = np.full((len(tokens), V), -np.log(V), np.float32)
         state = learner.init(pretrained)
         starts = np.arange(0, num_losses, config.chunk_size)
-        windows, num_read = online.context_windows(tokens, starts, config.chunk_size, C, C)
         for number, start in enumerate(starts):
-            rehearsal = np.zeros((0, C + 1), np.int32)
-            if num_rehearsed:
-                rehearsal = corpus.sample_batches(text, 0, number, (1, 1, num_rehearsed), C)[0, 0]
-            chunk = (windows[number], num_read[number], rehearsal)
+            chunk = online.read_chunk(tokens, start, config, C, text, (0, number))
             state, rows, nats = _process_chunk(model.config, config, frozen, pretrained, state, *chunk)
-            stop, end = min(start + config.chunk_size, num_losses), int(num_read[number])
+            stop, end = min(start + config.chunk_size, num_losses), int(chunk.num_read)
             chunk_rows = np.asarray(rows)[end - (stop - start) : end]
             log_probabilities[start + 1 : stop + 1] = chunk_rows
             _check_agreement(chunk_rows, tokens[start + 1 : stop + 1], np.asarray(nats)[end - (stop - start) : end])

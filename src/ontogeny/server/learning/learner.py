@@ -1,7 +1,7 @@
 """How a branch learns a training example: the updates of `ontogeny lm evaluate --online` on the tokens of its text.
 
 Learning is deterministic: equal weights, scratch and texts give bitwise equal results, so that versions lost in a
-crash can be recomputed. This module does not depend on branches, the journal or keys. C context, B rehearsal windows.
+crash can be recomputed. This module does not depend on branches, the journal or keys.
 """
 
 import hashlib
@@ -48,12 +48,12 @@ class BranchScratch(NamedTuple):
     num_steps: Int32[Array, ""]  # taken by this branch
 
 
-def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> BranchLearner:
+def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
     """Builds the learner of a model.
 
     Args:
         model: A model that was trained by `ontogeny lm train`, with its texts.
-        online_config: How the weights are updated; the default settings if None.
+        online_config: How the weights are updated.
 
     Raises:
         BadInput: The model came without its training texts, or the settings do not suit it.
@@ -64,7 +64,7 @@ def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> Br
             "`ontogeny lm train` can learn online"
         )
     config, texts = model.config, corpus.load_corpus(model.run)
-    online_config = online_learner.check_config(online_config or OnlineConfig(), config.context_length)
+    online_config = online_learner.check_config(online_config, config.context_length)
     windows = corpus.spaced_windows(texts.held_out, config.context_length, NUM_WINDOWS)
     pretrained = online.pretrained_weights(model, online_config)
 
@@ -74,14 +74,9 @@ def build(model: LanguageModel, online_config: OnlineConfig | None = None) -> Br
 
     def learn(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
         tokens = model.tokenizer.encode(text)  # without an end token in front, like the prompts of requests
-        size, context = online_config.chunk_size, config.context_length
-        for start in range(0, len(tokens) - 1, size):
-            window, num_read = online.context_windows(tokens, np.array([start]), size, context, context)
-            rehearsal = np.zeros((0, context + 1), np.int32)
-            if online_config.rehearsal_batch_size:
-                step, shape = int(weights.scratch.num_steps), (1, 1, online_config.rehearsal_batch_size)
-                rehearsal = corpus.sample_batches(texts.training, REHEARSAL_SEED, step, shape, context)[0, 0]
-            chunk = (window[0], num_read[0], rehearsal)
+        for start in range(0, len(tokens) - 1, online_config.chunk_size):
+            key = (REHEARSAL_SEED, int(weights.scratch.num_steps))
+            chunk = online.read_chunk(tokens, start, online_config, config.context_length, texts.training, key)
             weights = jax.block_until_ready(_update(config, online_config, pretrained, weights, *chunk))
             pause()
         return weights
