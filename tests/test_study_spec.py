@@ -1,9 +1,12 @@
 """The spec of a study: its keys, and the place that a message names."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from ontogeny.errors import BadInput
-from ontogeny.studies import spec
+from ontogeny.studies import plan, spec
 
 SMALL = """
 title = "Small"
@@ -212,3 +215,13 @@ def test_an_unreadable_file_is_reported(tmp_path):
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match=r"not UTF-8"):
         spec.read_spec(tmp_path / "bytes.toml")
+
+
+def test_the_documentation_lists_every_key_and_its_example_is_a_study():
+    text = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    plan.check_study(spec.parse_spec(text.split("```toml")[1].split("```")[0]))
+    documented = set(re.findall(r"^\| `?(top|\[\[\w+\]\])`? \| `(\w+)`", text, re.MULTILINE))
+    keys = {("top", key) for key in spec.StudyFile.model_fields if key not in ("environments", "agents")}
+    keys |= {("[[environments]]", key) for key in spec.StudyEnvironment.model_fields}
+    keys |= {("[[agents]]", key) for key in spec.StudyAgent.model_fields}
+    assert documented == keys
