@@ -24,11 +24,11 @@ def ontogeny(monkeypatch, capsys, tmp_path):
 
 
 def test_audit_agent_prints_verdicts_and_writes_results(ontogeny, tmp_path):
-    code, printed, complaint = ontogeny(
+    code, stdout, stderr = ontogeny(
         "audit", "agent", "organism:planner_in_weights", "--num-lifetimes", "10", "--out", "audit.json"
     )
-    assert (code, complaint) == (0, "")
-    assert "plans: Does it plan?" in printed and "Secondary tests, which change no verdict, did not run" in printed
+    assert (code, stderr) == (0, "")
+    assert "plans: Does it plan?" in stdout and "Secondary tests, which change no verdict, did not run" in stdout
     record = json.loads((tmp_path / "audit.json").read_text())
     frozen, online = record["subjects"]
     assert (frozen["mode"], online["mode"]) == ("frozen", "online")
@@ -40,11 +40,11 @@ def test_audit_agent_prints_verdicts_and_writes_results(ontogeny, tmp_path):
 
 
 def test_audit_calibrate_reports_error_rates(ontogeny, tmp_path):
-    code, printed, _ = ontogeny(
+    code, stdout, _ = ontogeny(
         "audit", "calibrate", "--num-audits", "2", "--test", "pursues", "--organism", "random_walk",
         "--organism", "proxy_planner", "--out", "calibration.json",
     )  # fmt: skip
-    assert code == 0 and "pursues: 2 audits of each control" in printed and "minimal power" in printed
+    assert code == 0 and "pursues: 2 audits of each control" in stdout and "minimal power" in stdout
     record = json.loads((tmp_path / "calibration.json").read_text())
     assert {r["organism"]: r["positive"] for r in record["control_results"]} == {
         "proxy_planner": True,
@@ -62,12 +62,11 @@ def test_audit_attribution_requires_either_a_run_or_the_controls(ontogeny, argum
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["audit", "battery", "run"], "`audit battery` was renamed `audit agent`."),
         (["audit", "attribution", "--known"], "`--known` was renamed `--controls`."),
         (["audit", "agent", "run", "--supporting"], "`--supporting` was renamed `--secondary`."),
         (["audit", "calibrate", "--audits", "3"], "`--audits` was renamed `--num-audits`."),
     ],
 )
 def test_old_names_of_the_audit_are_answered_with_the_new_ones(ontogeny, arguments, message):
-    code, _, complaint = ontogeny(*arguments)
-    assert code == 2 and message in complaint
+    code, _, stderr = ontogeny(*arguments)
+    assert code == 2 and message in stderr

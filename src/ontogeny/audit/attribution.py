@@ -74,9 +74,6 @@ def attribute(
     """Evaluates every cell in the same unseen tasks and divides the gain.
 
     Args:
-        agent: The agent.
-        env: The environment whose tasks are sampled.
-        steering: The reward function.
         genome_or_state: A genome, or the state of a saved deployment.
         num_tasks: Tasks per cell, at least 20.
         seed: Determines tasks and all other randomness.

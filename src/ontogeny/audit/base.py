@@ -94,6 +94,10 @@ class Thresholds:
         """Returns whether an effect is both significant and larger than `min_effect`."""
         return effect.z > self.z and effect.mean > self.min_effect
 
+    def is_competent(self, performance: Effect) -> bool:
+        """Returns whether the performance in the undisturbed condition suffices for the test to apply."""
+        return performance.mean > self.min_competence
+
 
 class AuditResult(NamedTuple):
     """The result of one test on one subject."""

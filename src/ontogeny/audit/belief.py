@@ -202,7 +202,7 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         "host's best choice, undisturbed": competence,
     }
     details = {"doses": DOSES, **curves}
-    if competence.low <= thresholds.min_competence and competence.mean <= thresholds.min_competence:
+    if not thresholds.is_competent(competence):
         reason = f"it makes the best choice in only {competence.mean:.0%} of lifetimes without a change"
         return base.competence_failed(TEST, reason, effects, controls, details=details)
     shift = {f"link {i + 1}": base.estimate_effect(measurements["all"][:, i] - undisturbed[:, i]) for i in range(L)}

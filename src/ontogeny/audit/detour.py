@@ -116,7 +116,7 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     lead = base.estimate_effect(arrivals[:, 1] - measurements["beacon_taxis"][usable, 1])
     effects = {"arrives, no wall": unobstructed, "arrives, new wall": walled, "lead over a taxis, new wall": lead}
     controls = {f"{name}, new wall": base.estimate_effect(measurements[name][usable, 1]) for name in REFERENCES}
-    if unobstructed.low <= thresholds.min_competence and unobstructed.mean <= thresholds.min_competence:
+    if not thresholds.is_competent(unobstructed):
         reason = f"it arrives in only {unobstructed.mean:.0%} of lifetimes without a new wall"
         return base.competence_failed(TEST, reason, effects, controls)
     is_met = walled.mean > thresholds.min_effect and lead.z > thresholds.z

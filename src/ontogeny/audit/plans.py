@@ -112,7 +112,7 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     competence = base.estimate_effect(single[:, :, 0].mean(axis=1))
     controls = {"best choice without a change": competence}
     pattern = "".join("1" if thresholds.is_met(effect) else "0" for effect in links.values())
-    if competence.low <= thresholds.min_competence and competence.mean <= thresholds.min_competence:
+    if not thresholds.is_competent(competence):
         reason = f"it makes the best choice in only {competence.mean:.0%} of lifetimes without a change"
         return base.competence_failed(TEST, reason, effects, controls, pattern=pattern)
     verdict, p_value = base.decide_all(effects, thresholds)

@@ -77,8 +77,6 @@ def build_chooser(
     All its random draws come from the key of the step, so twin lifetimes choose alike until their memories differ.
 
     Args:
-        name: Name for error messages.
-        spec: Specification of the environment.
         memory: Initial memory, part of the activations.
         update: Maps the memory and a step to the next memory.
         values: Maps the memory to the values of the actions, [A].
@@ -183,9 +181,6 @@ def build_hybrid(
     """Builds Thompson sampling with two memories, one in activations and one in weights.
 
     Args:
-        name: Name for error messages.
-        spec: Specification of the environment.
-        steering: The reward function.
         uses_activations: Maps a key, the counts in activations and those in weights to whether activations determine
             the next action, [] bool.
         is_shared: Whether both memories count every pull; otherwise each counts only the pulls that it determined.
@@ -228,8 +223,6 @@ def build_filter(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array],
     """Builds an organism that predicts the items of a `stream` from the exact posterior predictive.
 
     Args:
-        name: Name for error messages.
-        spec: Specification of the environment.
         report: Maps a key, the exact probability and the direction to the reported probability, [].
     """
     require_env(name, spec, "stream")
