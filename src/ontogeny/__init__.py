@@ -18,6 +18,7 @@ from ontogeny.errors import BadInput, ContractViolation
 if TYPE_CHECKING:
     from ontogeny import lm
     from ontogeny.engine.generate import generate
+    from ontogeny.engine.sampling import SamplingParams
     from ontogeny.plugins import list_names as list_plugins
     from ontogeny.rollouts import rollout
     from ontogeny.runs.kinds import load, open_run
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadInput",
     "ContractViolation",
+    "SamplingParams",
     "evaluate",
     "generate",
     "list_plugins",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _SOURCES = {
+    "SamplingParams": "ontogeny.engine.sampling:SamplingParams",
     "evaluate": "ontogeny.stages.evaluate:evaluate",
     "generate": "ontogeny.engine.generate:generate",
     "list_plugins": "ontogeny.plugins:list_names",
