@@ -48,15 +48,15 @@ def test_payouts_are_stored_with_the_choices_that_caused_them():
     drives = steering.build(env.spec)
     agent = plugins.build("agents", "payout_predictor", env.spec, drives, content="table")
     state, trajectory = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, (), True))(jax.random.key(0))
-    buffer = state.weights.scratch.buffer._replace(choice_step=jnp.zeros(1))
-    stored = jax.tree.map(lambda part: np.asarray(part[0]), buffer)
+    stored = jax.tree.map(lambda part: np.asarray(part[0]), state.weights.scratch.buffer)
+    stored_payout = stored.mask * (2 * stored.target - 1)
     first_test_step = env.spec.num_steps - 2 * 3
     free = [t for t in range(env.spec.num_steps) if t < 15 or t >= first_test_step]
     starts = free[::3]
     payouts = np.asarray(trajectory.outcome[:, 0])
-    assert np.flatnonzero(stored.payout).tolist() == starts
-    assert stored.payout[starts].tolist() == [payouts[t + 2] for t in starts]
-    assert (stored.action[starts] == np.asarray(trajectory.action)[starts]).all()
+    assert np.flatnonzero(stored_payout).tolist() == starts
+    assert stored_payout[starts].tolist() == [payouts[t + 2] for t in starts]
+    assert (stored.target_index[starts] == np.asarray(trajectory.action)[starts]).all()
 
 
 def test_content_is_carried_from_stage_to_stage_of_the_curriculum(monkeypatch):

@@ -162,7 +162,7 @@ def test_prediction_is_learned_within_one_lifetime():
     assert log_odds[2] - log_odds[0] > 0.5  # the last item predicts the next one
     assert int(state.weights.scratch.num_steps) == 600
     last_row = np.asarray(trajectory.outcome[-10:, stream.ITEM])
-    np.testing.assert_array_equal(np.asarray(state.weights.scratch.buffer.item[59 % 64]), last_row)
+    np.testing.assert_array_equal(np.asarray(state.weights.scratch.buffer.target[59 % 64]), last_row)
 
 
 def test_the_predictor_rejects_other_envs():

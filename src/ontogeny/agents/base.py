@@ -139,15 +139,15 @@ def add_transition(
         transition: The transition.
         is_hidden: Whether a time limit of the agent's own reckoning hides the successor. A truncation hides it too.
     """
-    percept, action, following = transition
+    percept, action, next_percept = transition
     return update(
         evidence,
         percept.observation,
         action,
-        following.outcome,
-        following.observation,
-        is_end=following.first & (following.discount == 0),
-        is_observed=~is_hidden & ~(following.first & (following.discount > 0)),
+        next_percept.outcome,
+        next_percept.observation,
+        is_end=next_percept.first & (next_percept.discount == 0),
+        is_observed=~is_hidden & ~(next_percept.first & (next_percept.discount > 0)),
     )
 
 

@@ -89,15 +89,15 @@ def language_model_agent(config: TransformerConfig, *, learning_rate: float = 3e
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, dict[str, Array]]:
         """Learns nothing where an episode begins, because its first token does not follow the last one."""
         del key
-        context, following = state.activations, transition.next_percept
+        context, next_percept = state.activations, transition.next_percept
 
         def token_loss(content: TransformerWeights) -> Array:
             logits = transformer.forward(config, content, context.window[None])[0, context.cache.length[0] - 1]
-            return -jax.nn.log_softmax(logits)[following.observation]
+            return -jax.nn.log_softmax(logits)[next_percept.observation]
 
         loss, gradient = jax.value_and_grad(token_loss)(state.weights.content)
         learned = apply_gradient(optimizer, gradient, state.weights)
-        weights = jax.tree.map(lambda new, old: jnp.where(following.first, old, new), learned, state.weights)
+        weights = jax.tree.map(lambda new, old: jnp.where(next_percept.first, old, new), learned, state.weights)
         return State(weights, context), {"loss": loss}
 
     return Agent(genome, init, reset, act, learn, learning=True)

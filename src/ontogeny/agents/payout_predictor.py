@@ -2,13 +2,12 @@
 
 For the environment `chain`. At the start of a trial the predictor says for each action how likely it leads to a payout;
 the code takes the likelier action, or with probability `exploration_rate` a random one. The content learns by
-prediction alone: after each lifetime `learn` trains it with experience replay (`content.replay`) on that lifetime and
+prediction alone: after each lifetime `learn` trains it with experience replay (`agents.replay`) on that lifetime and
 older ones, where each trial that ended in a payout is one example. The agent experiences many chains one after the
 other, each with new links; weights persist, activations do not.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +15,12 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from ontogeny.agents.base import explore
-from ontogeny.agents.replay import ReplayAgentParts, replay_agent
-from ontogeny.content.base import PredictionBatch, build_predictor
-from ontogeny.content.replay import ReplayConfig
+from ontogeny.agents.replay import Example, ReplayConfig, replay_agent
+from ontogeny.content.base import build_predictor
 from ontogeny.errors import BadInput, require_at_least, require_probability
 from ontogeny.types import Agent, EnvSpec, Key, Percept, Steering, Transition
 
 BUFFER_CAPACITY = 256  # lifetimes
-
-
-class PayoutBuffer(NamedTuple):
-    """The latest lifetimes, one row each."""
-
-    inputs: Float[Array, "R T I"]
-    action: Int32[Array, "R T"]
-    payout: Float[
-        Array, "R T"
-    ]  # of the trial that began with this step, -1 or 1; 0 if none began or no payout was seen
-    choice_step: Int32[Array, ""]  # the step of the present lifetime at which the latest trial began
 
 
 def build(
@@ -77,15 +64,8 @@ def build(
         action = explore(explore_key, action_key, exploration_rate, A, jnp.argmax(logits)).astype(jnp.int32)
         return jnp.where(percept.observation == 0, action, 0)
 
-    def init_buffer() -> PayoutBuffer:
-        shape = (BUFFER_CAPACITY, T)
-        return PayoutBuffer(
-            jnp.zeros((*shape, num_inputs)), jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.int32(0)
-        )
-
     config = ReplayConfig(BUFFER_CAPACITY, T, num_updates, replay_batch, num_lifetimes * T)
-    parts = ReplayAgentParts(partial(encode_percept, spec), choose, init_buffer, _store, _make_batch)
-    return replay_agent(predictor, num_inputs, config, parts)
+    return replay_agent(predictor, num_inputs, config, partial(encode_percept, spec), choose, _extract_example)
 
 
 def encode_percept(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
@@ -108,22 +88,9 @@ def encode_percept(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
     )
 
 
-def _store(
-    buffer: PayoutBuffer, position: tuple[Array, Array], inputs: Float[Array, "I"], transition: Transition
-) -> PayoutBuffer:
-    row, t = position
-    percept, action, following = transition
-    is_choice = (percept.observation == 0) & percept.first
-    choice_step = jnp.where(is_choice, t, buffer.choice_step)
-    payout = jnp.where(following.first & (following.discount == 0), following.outcome[0], 0.0)
-    return PayoutBuffer(
-        buffer.inputs.at[row, t].set(inputs),
-        buffer.action.at[row, t].set(action),
-        buffer.payout.at[row, t].set(0.0).at[row, choice_step].add(payout),
-        choice_step,
-    )
-
-
-def _make_batch(buffer: PayoutBuffer, rows: Int32[Array, "B"]) -> PredictionBatch:
-    payout = buffer.payout[rows]
-    return PredictionBatch(buffer.inputs[rows], buffer.action[rows], (payout > 0).astype(jnp.float32), jnp.abs(payout))
+def _extract_example(transition: Transition) -> Example:
+    """Every trial is an example, and its target is whether it ended in a positive payout."""
+    percept, action, next_percept = transition
+    is_start = (percept.observation == 0) & percept.first
+    payout = jnp.where(next_percept.first & (next_percept.discount == 0), next_percept.outcome[0], 0.0)
+    return Example(is_start, action, (payout > 0).astype(jnp.float32), jnp.abs(payout))

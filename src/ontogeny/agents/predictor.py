@@ -2,12 +2,10 @@
 
 For the environment `stream`. The genome is ML code: the predictor starts untrained and is trained by prediction within
 one lifetime. `act` gives the step to the predictor and reports the level nearest to the predicted probability; `learn`
-stores the steps in sequences and trains the predictor after each of them with experience replay (`content.replay`).
+stores the steps in sequences and trains the predictor after each of them with experience replay (`agents.replay`).
 
 With `evolved=true` the same predictor is the whole genome, and `learn` changes nothing.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +13,13 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from ontogeny.agents.base import fixed_weights_agent
-from ontogeny.agents.replay import ReplayAgentParts, init_activations, replay_agent
-from ontogeny.content.base import PredictionBatch, build_predictor
-from ontogeny.content.replay import ReplayConfig
+from ontogeny.agents.replay import Example, ReplayConfig, init_activations, replay_agent
+from ontogeny.content.base import build_predictor
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Agent, EnvSpec, Key, Percept, Steering, Transition
 
 NUM_INPUTS, LAST_ITEM = 4, 2  # predictability, direction, last item, whether a segment begins
 BUFFER_CAPACITY = 64  # sequences
-
-
-class ItemBuffer(NamedTuple):
-    """The latest sequences of steps."""
-
-    inputs: Float[Array, "R L I"]
-    item: Float[Array, "R L"]
 
 
 def build(
@@ -69,13 +59,8 @@ def build(
         del key, percept
         return jnp.round(jax.nn.sigmoid(logits[0]) * (spec.num_actions - 1)).astype(jnp.int32)
 
-    def init_buffer() -> ItemBuffer:
-        shape = (BUFFER_CAPACITY, sequence_length)
-        return ItemBuffer(jnp.zeros((*shape, NUM_INPUTS)), jnp.zeros(shape))
-
     config = ReplayConfig(BUFFER_CAPACITY, sequence_length, num_updates, replay_batch, spec.num_steps)
-    parts = ReplayAgentParts(encode_percept, choose, init_buffer, _store, _make_batch)
-    agent = replay_agent(predictor, NUM_INPUTS, config, parts)
+    agent = replay_agent(predictor, NUM_INPUTS, config, encode_percept, choose, _extract_example)
     if evolved:
         return fixed_weights_agent(predictor.init, lambda: init_activations(predictor, NUM_INPUTS), agent.act)
     return agent
@@ -88,14 +73,6 @@ def encode_percept(percept: Percept) -> Float[Array, "I"]:
     return jnp.stack([predictability - 1, direction, last_item, is_start])
 
 
-def _store(
-    buffer: ItemBuffer, position: tuple[Array, Array], inputs: Float[Array, "I"], transition: Transition
-) -> ItemBuffer:
-    return ItemBuffer(
-        buffer.inputs.at[position].set(inputs), buffer.item.at[position].set(transition.next_percept.outcome[0])
-    )
-
-
-def _make_batch(buffer: ItemBuffer, rows: Int32[Array, "B"]) -> PredictionBatch:
-    item = buffer.item[rows]
-    return PredictionBatch(buffer.inputs[rows], jnp.zeros(item.shape, jnp.int32), item, jnp.ones(item.shape))
+def _extract_example(transition: Transition) -> Example:
+    """Every step is an example, and its target is the item that follows."""
+    return Example(jnp.bool_(True), jnp.int32(0), transition.next_percept.outcome[0], jnp.float32(1))

@@ -51,11 +51,11 @@ def build(
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, dict[str, Array]]:
         """Learns nothing where a time limit hides the successor, because there is no value to bootstrap from."""
         del key
-        percept, action, following = transition
+        percept, action, next_percept = transition
         table = state.weights.content
-        target = following.reward + discount * following.discount * jnp.max(table[following.observation])
+        target = next_percept.reward + discount * next_percept.discount * jnp.max(table[next_percept.observation])
         error = target - table[percept.observation, action]
-        rate = jnp.where(following.first & (following.discount > 0), 0.0, learning_rate)
+        rate = jnp.where(next_percept.first & (next_percept.discount > 0), 0.0, learning_rate)
         table = table.at[percept.observation, action].add(rate * error)
         return State(Weights(table), state.activations), {"error": error}
 
