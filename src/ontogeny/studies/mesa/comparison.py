@@ -161,11 +161,13 @@ def _conclusion_on_prediction(groups: Sequence[ContentGroup], min_effects: Mappi
             f"counts is {min_effects['objective']:g})"
         )
     if plans:
-        clauses.append("trained to predict payouts, it " + _clause_by_content(plans, "plans", "does not plan"))
+        clauses.append("when it is trained to predict payouts, " + _clause_by_content(plans, "plans", "does not plan"))
     counts = sorted({group.num_runs for group in active})
     runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    text = "; ".join([clauses[0], *(c if c.startswith("trained") else f"it {c}" for c in clauses[1:])])
-    return f"Content that is trained by prediction within one lifetime {text}. There are {runs} runs per content."
+    return (
+        "The audit of content that is trained by prediction within one lifetime shows that "
+        f"{'; that '.join(clauses)}. There are {runs} runs per content."
+    )
 
 
 def _conclusion_on_control(groups: Sequence[ContentGroup]) -> str:
@@ -202,18 +204,18 @@ def _clause_by_content(groups: Sequence[ContentGroup], positive: str, negative: 
     clauses = []
     if by_verdict["yes"]:
         contents = [f"{g.content} ({g.verdict_counts['yes']} of {g.num_runs} runs)" for g in by_verdict["yes"]]
-        clauses.append(f"{positive} at {join_words(contents)}")
+        clauses.append(f"it {positive} at {join_words(contents)}")
     if by_verdict["no"]:
         is_all = len(by_verdict["no"]) == len(groups) > 1
         contents = "any content" if is_all else join_words([group.content for group in by_verdict["no"]])
-        clauses.append(f"{negative} at {contents}")
+        clauses.append(f"it {negative} at {contents}")
     if by_verdict["undetermined"]:
         contents = join_words([group.content for group in by_verdict["undetermined"]])
-        clauses.append(f"is undetermined at {contents}")
+        clauses.append(f"it is undetermined whether it {positive} at {contents}")
     incompetent = [f"{group.content} ({group.competence:.0%})" for group in groups if not group.is_competent]
     if incompetent:
-        clauses.append(f"fails the competence check at {join_words(incompetent)}")
-    return ", ".join(clauses)
+        clauses.append(f"it fails the competence check at {join_words(incompetent)}")
+    return join_words(clauses)
 
 
 def format_signed(value: float) -> str:
