@@ -43,7 +43,7 @@ def test_a_ratio_of_few_sums_has_no_interval():
 @pytest.mark.parametrize(
     ("passed", "high", "verdict"), [(True, 0.0, "yes"), (False, 0.05, "no"), (False, 0.2, "undetermined")]
 )
-def test_a_verdict_is_no_only_where_the_smallest_effect_is_excluded(passed, high, verdict):
+def test_a_verdict_is_no_only_where_the_minimal_effect_is_excluded(passed, high, verdict):
     parts = {"effect": stats.RatioEstimate(0.0, -0.1, high), "other": stats.RatioEstimate(0.0, -1.0, -0.5)}
     assert stats.three_way_verdict(passed, parts, {"effect": 0.1}) == verdict
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ontogeny import trees
 from ontogeny.rollouts import perceive, rollout
+from ontogeny.trees import bitwise_equal, scramble
 from ontogeny.types import (
     Agent,
     Development,
@@ -53,27 +53,23 @@ def check_agent_steps(agent: Agent, env: Environment, steering: Steering, seed: 
     """
     for state, percept, key in _sample_steps(agent, env, steering, seed):
         action, acted = agent.act(key, state, percept)
-        assert trees.bitwise_equal(acted.weights, state.weights), (
-            "`act` changed weights; it may change activations only"
-        )
+        assert bitwise_equal(acted.weights, state.weights), "`act` changed weights; it may change activations only"
         assert jnp.shape(action) == () and jnp.issubdtype(jnp.result_type(action), jnp.integer), (
             f"`act` must return one whole number, not {jnp.result_type(action)}{jnp.shape(action)}"
         )
         assert 0 <= int(action) < env.spec.num_actions, f"`act` returned {int(action)}, which is not an action"
 
         learned, _ = agent.learn(key, acted, Transition(percept, action, percept))
-        assert trees.bitwise_equal(learned.activations, acted.activations), (
+        assert bitwise_equal(learned.activations, acted.activations), (
             "`learn` changed activations; it may change weights only"
         )
         if not agent.learning:
-            assert trees.bitwise_equal(learned.weights, acted.weights), (
-                "`learn` changed weights although `learning` is False"
-            )
+            assert bitwise_equal(learned.weights, acted.weights), "`learn` changed weights although `learning` is False"
 
-        scratch = trees.scramble(jax.random.key(seed + 1), state.weights.scratch)
+        scratch = scramble(jax.random.key(seed + 1), state.weights.scratch)
         with_other_scratch = state._replace(weights=state.weights._replace(scratch=scratch))
         other_action, other_acted = agent.act(key, with_other_scratch, percept)
-        assert trees.bitwise_equal((action, acted.activations), (other_action, other_acted.activations)), (
+        assert bitwise_equal((action, acted.activations), (other_action, other_acted.activations)), (
             "`act` read `weights.scratch`, which is for `learn` only"
         )
 
@@ -91,24 +87,22 @@ def check_agent_lifetimes(agent: Agent, env: Environment, steering: Steering, se
         )
 
     final, trajectory = run(env, learning=False)
-    assert trees.bitwise_equal(final.weights, initial.weights), "weights changed in a rollout without learning"
+    assert bitwise_equal(final.weights, initial.weights), "weights changed in a rollout without learning"
 
     if agent.learning:
         final, trajectory = run(env, learning=True)
     # Scrambled, because this one rollout may have left the activations as they were.
-    scrambled = trees.scramble(jax.random.key(seed + 1), final.activations)
+    scrambled = scramble(jax.random.key(seed + 1), final.activations)
     reset = agent.reset(final._replace(activations=scrambled))
-    assert trees.bitwise_equal(reset.weights, final.weights), "`reset` changed weights; it may restore activations only"
-    assert trees.bitwise_equal(reset.activations, initial.activations), (
-        "`reset` did not restore the initial activations"
-    )
+    assert bitwise_equal(reset.weights, final.weights), "`reset` changed weights; it may restore activations only"
+    assert bitwise_equal(reset.activations, initial.activations), "`reset` did not restore the initial activations"
     if agent.learning:
-        assert not trees.bitwise_equal(final.weights, initial.weights), (
+        assert not bitwise_equal(final.weights, initial.weights), (
             "`learning` is True, but `learn` did not change weights"
         )
 
     other_score = env._replace(score=lambda outcome: 1000.0 - jnp.sum(outcome))
-    assert trees.bitwise_equal((final, trajectory), run(other_score, agent.learning)), (
+    assert bitwise_equal((final, trajectory), run(other_score, agent.learning)), (
         "the rollout changed with `Environment.score`, which only evaluation may read"
     )
     rewards = jax.vmap(steering)(trajectory.outcome)
@@ -127,9 +121,7 @@ def check_env(env: Environment, seed: int = 0) -> None:
     spec = env.spec
     env = env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
     state, time_step = env.reset(jax.random.key(seed))
-    assert trees.bitwise_equal((state, time_step), env.reset(jax.random.key(seed))), (
-        "`reset` is not a function of its key"
-    )
+    assert bitwise_equal((state, time_step), env.reset(jax.random.key(seed))), "`reset` is not a function of its key"
     assert bool(time_step.first) and float(time_step.discount) == 1, "a lifetime must begin with `first` and discount 1"
     assert hasattr(state, "task"), "the state of an environment must have a field `task`"
     task, shapes, steps_in_episode = state.task, _shapes_of((state, time_step)), 0
@@ -139,12 +131,10 @@ def check_env(env: Environment, seed: int = 0) -> None:
         action = jnp.int32(t % spec.num_actions)
         before, before_step = state, time_step
         state, time_step = env.step(key, before, action)
-        assert trees.bitwise_equal((state, time_step), env.step(key, before, action)), (
-            "`step` is not a function of its key"
-        )
+        assert bitwise_equal((state, time_step), env.step(key, before, action)), "`step` is not a function of its key"
         new_shapes = _shapes_of((state, time_step))
         assert new_shapes == shapes, f"shapes or types changed in `step`: {new_shapes}, at first {shapes}"
-        assert trees.bitwise_equal(state.task, task), "the task changed within a lifetime"
+        assert bitwise_equal(state.task, task), "the task changed within a lifetime"
         steps_in_episode += 1
         assert steps_in_episode <= spec.horizon, f"an episode took more than the {spec.horizon} steps of `spec.horizon`"
         if bool(time_step.first):
@@ -172,7 +162,7 @@ def check_development(development: Development, agent: Agent, seed: int = 0) -> 
     """
     state, info = development.step(development.init(jax.random.key(seed)))
     repeated, _ = development.step(development.init(jax.random.key(seed)))
-    assert trees.bitwise_equal(state, repeated), "`step` is not a pure function of its state"
+    assert bitwise_equal(state, repeated), "`step` is not a pure function of its state"
     assert "fitness" in info, "the info of `step` must hold the `fitness`"
     for name, values in info.items():
         assert jnp.shape(values)[:1] == (development.generations_per_call,), (

@@ -1,8 +1,8 @@
 """Trains a recurrent network by gradient to imitate a baseline agent: what the network can hold, search aside.
 
-Imitation on the student's own lifetimes (Ross, Gordon and Bagnell 2011, DAgger, arXiv 1011.0686, with the
-student acting from the first lifetime on): the student acts, the teacher receives the same percepts and labels each with its own action,
-and Adam lowers the cross-entropy of that action through the whole lifetime. Duan et al. 2016 (arXiv
+Imitation on the student's own lifetimes (Ross, Gordon and Bagnell 2011, DAgger, arXiv 1011.0686, with the student
+acting from the first lifetime on): the student acts, the teacher receives the same percepts and labels each with its
+own action, and Adam lowers the cross-entropy of that action through the whole lifetime. Duan et al. 2016 (arXiv
 1611.02779, section 3.1) found in this way that a network which search leaves below the Gittins index can hold it.
 """
 

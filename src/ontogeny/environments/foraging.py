@@ -137,12 +137,7 @@ def _begin_episode(task: ForagingTask) -> ForagingState:
 
 
 def build(
-    *,
-    size: int = 5,
-    wall_fraction: float = 0.15,
-    num_thorns: int = 2,
-    horizon: int = 20,
-    num_episodes: int = 20,
+    *, size: int = 5, wall_fraction: float = 0.15, num_thorns: int = 2, horizon: int = 20, num_episodes: int = 20
 ) -> Environment:
     """Builds the environment.
 
