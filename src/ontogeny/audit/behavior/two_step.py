@@ -70,8 +70,8 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
         return p["inverse_temperature"] * task.transition_probs @ state_values(memory[0])
 
     def hybrid(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
-        planned = task.transition_probs @ state_values(memory[0])
-        return p["model_free_weight"] * memory[1] + p["model_based_weight"] * planned
+        planned = p["model_based_weight"] * task.transition_probs @ state_values(memory[0])
+        return p["model_free_weight"] * memory[1] + planned
 
     specs: tuple[tuple[str, str, Sequence[ModelParameter], FirstValues, InitExtra, UpdateExtra], ...] = (
         (
