@@ -14,8 +14,7 @@ Choices = Annotated[
     typer.Argument(metavar="CSV", help="File of choices, or a run in two_step or bandit, whose choices are simulated."),
 ]
 Columns = Annotated[
-    str | None,
-    typer.Option(metavar="COLUMN=NAME,...", help="Names of columns in the file, e.g. choice=level1_choice."),
+    str | None, typer.Option(metavar="COLUMN=NAME,...", help="Names of columns in the file, e.g. choice=level1_choice.")
 ]
 Task = Annotated[str | None, typer.Option(help="Task: two_step or bandit (default: inferred from the columns).")]
 NaValues = Annotated[

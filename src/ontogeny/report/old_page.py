@@ -113,9 +113,7 @@ def agent(name: str, model: str) -> str:
 def difference(value: Interval) -> str:
     """A signed mean with its 95 % interval below."""
     sign = "+" if value.mean > 0 else ""
-    return (
-        f"{sign}{format_mean(value.mean, value.standard_error).partition(' ± ')[0]}<br><small>{number(value.low)} to {number(value.high)}</small>"
-    )
+    return f"{sign}{format_mean(value.mean, value.standard_error).partition(' ± ')[0]}<br><small>{number(value.low)} to {number(value.high)}</small>"
 
 
 def verdict(word: str, detail: str = "") -> str:

@@ -76,10 +76,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
                 p["inverse_temperature"] * memory[0] + p["kernel_inverse_temperature"] * memory[1]
             ),
             second_logits=None,
-            update=lambda p, memory, trial: (
-                _update_values(p, memory[0], trial),
-                _update_kernel(p, memory[1], trial),
-            ),
+            update=lambda p, memory, trial: (_update_values(p, memory[0], trial), _update_kernel(p, memory[1], trial)),
         ),
     )
 

@@ -119,12 +119,7 @@ def log_likelihoods(
 
 @partial(jax.jit, static_argnames=("model", "shape"))
 def simulate_participants(
-    keys: Key,
-    model: ChoiceModel,
-    shape: TaskShape,
-    unbounded: Array,
-    task: TaskStatistics,
-    trials: ParticipantTrials,
+    keys: Key, model: ChoiceModel, shape: TaskShape, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
 ) -> ParticipantTrials:
     """Simulates a model in the tasks of participants: the same trials are missed, transitions and rewards are drawn.
 

@@ -20,10 +20,7 @@ from jax import Array
 from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters, ParticipantTrials, TaskStatistics
 from ontogeny.types import PyTree
 
-SHARED = (
-    ModelParameter("perseveration", 0.0, 0.5, 5.0, True),
-    ModelParameter("side_bias", -0.3, 0.3, 5.0, True),
-)
+SHARED = (ModelParameter("perseveration", 0.0, 0.5, 5.0, True), ModelParameter("side_bias", -0.3, 0.3, 5.0, True))
 LEARNING_RATE = ModelParameter("learning_rate", 0.2, 0.7)
 ELIGIBILITY_TRACE = ModelParameter("eligibility_trace", 0.0, 1.0)
 TRANSITION_LEARNING_RATE = ModelParameter("transition_learning_rate", 0.2, 0.6)
