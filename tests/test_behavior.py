@@ -10,7 +10,7 @@ import pytest
 from markupsafe import escape
 
 from ontogeny import cli
-from ontogeny.audit.behavior import analysis, comparison, fitting, likelihood, page, two_step
+from ontogeny.audit.behavior import analysis, comparison, fitting, likelihood, page, reading, two_step
 from ontogeny.audit.behavior.base import ChoiceData, ParticipantTrials, TaskStatistics
 from ontogeny.audit.behavior.simulated_choices import simulate_choices
 from ontogeny.audit.behavior.stay_analysis import analyze_stays
@@ -43,7 +43,7 @@ def read(tmp_path):
     def read_choices(text, encoding="utf-8", **options):
         path = tmp_path / "choices.csv"
         path.write_bytes(text.encode(encoding) if isinstance(text, str) else text)
-        return analysis.read_choices(path, **options)
+        return reading.read_choices(path, **options)
 
     return read_choices
 
@@ -329,7 +329,7 @@ def test_choices_of_a_run_are_analyzed_like_a_file(tmp_path, monkeypatch, capsys
         train(parse_run_spec(spec), folder)
         text = simulate_choices(folder, num_lifetimes=6, seed=0)
         assert text.startswith(f"subject,trial,{header}\nlifetime 1,1,")
-        choices = analysis.read_choices(folder, text=text)
+        choices = reading.read_choices(folder, text=text)
         assert len(choices.participants) == 6 and choices.trials.is_complete.all()
         assert choices.task == "bandit" or 0.7 < choices.is_common.mean() < 0.9
     monkeypatch.chdir(tmp_path)

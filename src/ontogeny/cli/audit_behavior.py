@@ -48,14 +48,15 @@ def behavior(
     check_new_path(out)
     column_names = _parse_columns(columns)
     configure_jax(device)
-    from ontogeny.audit.behavior import analysis
+    from ontogeny.audit.behavior.analysis import analyze_choices
+    from ontogeny.audit.behavior.reading import read_choices
 
     text = None
     if choices.is_dir():
         from ontogeny.audit.behavior.simulated_choices import simulate_choices
 
         text = simulate_choices(choices, num_lifetimes=num_lifetimes, seed=seed)
-    choice_data = analysis.read_choices(
+    choice_data = read_choices(
         choices,
         text=text,
         columns=column_names,
@@ -66,7 +67,7 @@ def behavior(
     for note in choice_data.notes:
         typer.echo(note)
     with progress("fitting", "models") as update:
-        record = analysis.analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
+        record = analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
     record |= {"file": choices.name, "seed": seed}
     _print_record(record)
     if out is not None:

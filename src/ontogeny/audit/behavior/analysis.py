@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ontogeny.audit.behavior import bandit, two_step
-from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel
+from ontogeny.audit.behavior.base import INTERACTION, ChoiceData, ChoiceModel
 from ontogeny.audit.behavior.comparison import ModelComparison, best_models, bic_differences, compare_models
-from ontogeny.audit.behavior.reading import read_table
 from ontogeny.audit.behavior.stay_analysis import (
     ParticipantMean,
     StayAnalysis,
@@ -16,42 +14,14 @@ from ontogeny.audit.behavior.stay_analysis import (
     mean_over_participants,
     replace_trials,
 )
-from ontogeny.audit.behavior.trial_arrays import arrange_trials
 from ontogeny.runs.formats import FORMATS, JSON_REPORT
 
-INTERACTION = "reward x transition"
 MIN_COEFFICIENT = 0.1  # log odds; in many organisms a smaller coefficient may be significant without being relevant
 SUCCESSOR_NOTE = (
     "A successor representation with fixed transition probabilities chooses exactly as a model-based agent does, so in "
     "a two-step task the two are one model. The fitted successor representation keeps learning its transitions and "
     "differs by following the most recent ones; its row of the recovery matrix shows how well they are distinguished."
 )
-
-
-def read_choices(
-    path: Path,
-    *,
-    text: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    task: str | None = None,
-    na_values: Sequence[str] = (),
-    skip_bad_rows: bool = False,
-) -> ChoiceData:
-    """Reads the choices of a file.
-
-    Args:
-        path: The file.
-        text: Content that is read in place of the file.
-        columns: Names of columns in the file by the names of `csv_file.COLUMN_NAMES`.
-        task: `two_step` or `bandit`; by default inferred from the columns.
-        na_values: Further marks of a missed trial.
-        skip_bad_rows: Skip rows that cannot be read, in place of an error.
-
-    Raises:
-        BadInput: The file cannot be read as choices.
-    """
-    table = read_table(path, text=text, columns=columns, task=task, na_values=na_values, skip_bad_rows=skip_bad_rows)
-    return arrange_trials(table)
 
 
 def analyze_choices(

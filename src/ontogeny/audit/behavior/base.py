@@ -17,6 +17,7 @@ CELLS = {  # what may follow a choice
     "two_step": ("common, rewarded", "rare, rewarded", "common, unrewarded", "rare, unrewarded"),
     "bandit": ("rewarded", "unrewarded"),
 }
+INTERACTION = "reward x transition"  # the term of the regression that distinguishes planning
 Parameters = Mapping[str, Any]
 """Values of a model's parameters by name."""
 
@@ -45,19 +46,23 @@ class ChoiceTable(NamedTuple):
 
     task: str
     num_arms: int
+    choice: np.ndarray  # [R] int from 0, -1 where missed
+    state: np.ndarray  # [R] int from 0, -1 where anything of the second stage is missed
+    second_choice: np.ndarray  # [R] int from 0
     has_second_choice: bool
+    is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed; None where the file has no such column
+    reward: np.ndarray  # [R] float, NaN where missed
     participant: np.ndarray  # [R] text
     session: np.ndarray  # [R] int
     trial: np.ndarray  # [R] int
-    choice: np.ndarray  # [R] int from 0, -1 where missed
-    state: np.ndarray  # [R] int from 0, -1 where missed
-    second_choice: np.ndarray  # [R] int from 0
-    is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed; None where the file has no such column
-    reward: np.ndarray  # [R] float, NaN where missed
-    is_missing: np.ndarray  # [R] bool, part of the trial is missing
     is_correct: np.ndarray | None  # [R] bool
     is_readable: np.ndarray  # [R] bool
     notes: list[str]  # sentences about every decision that was made in reading
+
+    @property
+    def is_complete(self) -> np.ndarray:
+        """Whether nothing of each trial is missing, [R] bool."""
+        return (self.choice >= 0) & (self.state >= 0) & ~np.isnan(self.reward)
 
 
 class ChoiceData(NamedTuple):

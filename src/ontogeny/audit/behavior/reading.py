@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny import plugins
-from ontogeny.audit.behavior.base import TASKS, ChoiceTable
+from ontogeny.audit.behavior.base import TASKS, ChoiceData, ChoiceTable
 from ontogeny.audit.behavior.csv_file import CsvTable, decode_file, parse_csv
+from ontogeny.audit.behavior.trial_arrays import arrange_trials
 from ontogeny.errors import BadInput
 from ontogeny.report.formatting import pluralize
 
@@ -29,14 +30,13 @@ MAX_NAMED_ROWS = 5
 class SecondStage(NamedTuple):
     """The second stage of a two-step task, one entry per row; in a bandit every state and second choice is 0."""
 
-    state: np.ndarray  # [R] int, -1 where missed
+    state: np.ndarray  # [R] int, -1 where anything of the second stage is missed
     second_choice: np.ndarray  # [R] int
     has_second_choice: bool
     is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed
-    is_missing: np.ndarray  # [R] bool
 
 
-def read_table(
+def read_choices(
     path: Path,
     *,
     text: str | None = None,
@@ -44,7 +44,7 @@ def read_table(
     task: str | None = None,
     na_values: Sequence[str] = (),
     skip_bad_rows: bool = False,
-) -> ChoiceTable:
+) -> ChoiceData:
     """Reads a file of choices.
 
     Args:
@@ -72,31 +72,13 @@ def read_table(
     reader = _ColumnReader(table, {value.strip().lower() for value in na_values}, notes, bad_rows)
     choice, num_arms = reader.read_labels("choice", (2,) if task == "two_step" else None)
     zeros = np.zeros(len(choice), int)
-    stage = SecondStage(zeros, zeros, False, None, zeros > 0)
-    if task == "two_step":
-        stage = reader.read_second_stage(choice)
-    is_missing = (choice < 0) | stage.is_missing
-    reward = reader.read_rewards(is_missing)
-    trial, session, participant = reader.read_order()
+    stage = reader.read_second_stage(choice) if task == "two_step" else SecondStage(zeros, zeros, False, None)
+    reward = reader.read_rewards((choice < 0) | (stage.state < 0))
+    order = reader.read_order()
     is_correct = reader.read_flags("correct") if "correct" in table.columns else None
     _report_bad_rows(path, bad_rows, notes, skip_bad_rows)
-    return ChoiceTable(
-        task,
-        num_arms,
-        stage.has_second_choice,
-        participant,
-        session,
-        trial,
-        choice,
-        stage.state,
-        stage.second_choice,
-        stage.is_common,
-        reward,
-        is_missing | np.isnan(reward),
-        is_correct,
-        np.array([row.number not in bad_rows for row in table.rows]),
-        notes,
-    )
+    is_readable = np.array([row.number not in bad_rows for row in table.rows])
+    return arrange_trials(ChoiceTable(task, num_arms, choice, *stage, reward, *order, is_correct, is_readable, notes))
 
 
 def _report_bad_rows(path: Path, bad_rows: Mapping[int, str], notes: list[str], skip: bool) -> None:
@@ -178,31 +160,27 @@ class _ColumnReader:
         Args:
             choice: [R], first choices.
         """
-        num_rows = len(choice)
-        state, second, is_missing = np.full(num_rows, -1), np.zeros(num_rows, int), np.zeros(num_rows, bool)
-        has_second_choice, num_labels = "choice2" in self.columns, 0
+        state, second_choice, is_common = np.full(len(choice), -1), np.zeros(len(choice), int), None
+        has_second_choice, num_labels, is_missing = "choice2" in self.columns, 0, np.zeros(len(choice), bool)
         if "state" in self.columns:
             state, _ = self.read_labels("state", (2,))
         if has_second_choice:
             label, num_labels = self.read_labels("choice2", (2, 4))
-            if num_labels == 4 and "state" not in self.columns:
+            if num_labels == 4 and "state" in self.columns:
+                label = self._options_within_states(label, state)
+            elif num_labels == 4:
                 state = np.where(label < 0, -1, label // 2)
                 self.notes.append(
-                    "states are derived from second choices: the two lower labels belong to one state, "
-                    "the two higher labels to the other"
+                    "each state is derived from its second choices, the two lower or the two higher labels"
                 )
-            elif num_labels == 4:
-                label = self._options_within_states(label, state)
-            second = np.where(label < 0, 0, label % 2)
-            is_missing = label < 0
-        is_common = None
+            second_choice, is_missing = np.where(label < 0, 0, label % 2), label < 0
         if "transition" in self.columns:
             is_common = self._read_transitions()
-            is_missing = is_missing | (is_common < 0)
+            is_missing |= is_common < 0
             if "state" not in self.columns and num_labels != 4:
-                state = np.where((choice < 0) | (is_common < 0), -1, np.where(is_common == 1, choice, 1 - choice))
+                state = np.where(choice < 0, -1, np.where(is_common == 1, choice, 1 - choice))
                 self.notes.append("states are derived from transitions, as the file has no column of states")
-        return SecondStage(state, second, has_second_choice, is_common, is_missing | (state < 0))
+        return SecondStage(np.where(is_missing, -1, state), second_choice, has_second_choice, is_common)
 
     def _options_within_states(self, label: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Four labels of second choices [R] as 0 and 1 within each state, -1 where missed."""
@@ -290,7 +268,7 @@ class _ColumnReader:
         return flags == 1
 
     def read_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns trial numbers, indices of sessions, and names of participants, [R] each."""
+        """Returns names of participants, indices of sessions, and trial numbers, [R] each."""
         num_rows = len(self.numbers)
         participant = np.full(num_rows, "all")
         if "subject" in self.columns:
@@ -309,14 +287,14 @@ class _ColumnReader:
             )
             for name in np.unique(participant):
                 trial[participant == name] = np.arange((participant == name).sum())
-            return trial, session, participant
+            return participant, session, trial
         for i in range(num_rows):
             number = self._read_number("trial", i)
             if np.isnan(number) or number != int(number):
                 self.bad_rows.setdefault(self.numbers[i], f"trial '{self.columns['trial'][i]}' is not a whole number")
             else:
                 trial[i] = int(number)
-        return trial, session, participant
+        return participant, session, trial
 
     def _reject(self, i: int, reason: str) -> None:
         """Records why a row cannot be read."""

@@ -76,26 +76,22 @@ def analyze_stays(choices: ChoiceData) -> StayAnalysis:
         name: [_stay_probability(int(k), int(n)) for k, n in zip(num_stays[:, i], num_pairs[:, i], strict=True)]
         for i, name in enumerate(names)
     }
+    contrasts = {"reward": shares[:, 0] - shares[:, -1]}
     if choices.task == "two_step":
         common_rewarded, rare_rewarded, common_unrewarded, rare_unrewarded = shares.T
         contrasts = {
             "interaction": common_rewarded - rare_rewarded - common_unrewarded + rare_unrewarded,
             "reward": (common_rewarded + rare_rewarded - common_unrewarded - rare_unrewarded) / 2,
         }
-    else:
-        contrasts = {"reward": shares[:, 0] - shares[:, 1]}
-    plain, corrected = fit_regressions(choices)
-    terms = TERMS[choices.task]
-    return StayAnalysis(
-        by_participant,
-        {name: mean_over_participants(shares[:, i]) for i, name in enumerate(names)},
-        {name: mean_over_participants(values) for name, values in contrasts.items()},
-        {term: mean_over_participants(plain[:, i]) for i, term in enumerate(terms[: plain.shape[1]])},
-        {term: mean_over_participants(corrected[:, i]) for i, term in enumerate(terms)}
-        if choices.task == "two_step"
-        else {},
-        int(num_pairs.sum()),
+    cell_means, contrast_means, plain, corrected = (
+        {name: mean_over_participants(values) for name, values in columns}
+        for columns in (
+            zip(names, shares.T, strict=True),
+            contrasts.items(),
+            *(zip(TERMS[choices.task], coefficients.T, strict=False) for coefficients in fit_regressions(choices)),
+        )
     )
+    return StayAnalysis(by_participant, cell_means, contrast_means, plain, corrected, int(num_pairs.sum()))
 
 
 def _stay_probability(num_stays: int, num_pairs: int) -> StayProbability:
@@ -147,23 +143,25 @@ def fit_regressions(choices: ChoiceData) -> tuple[np.ndarray, np.ndarray]:
     """Fits the plain and the corrected regression.
 
     Returns:
-        Coefficients [S, 4] and [S, 5]; for a bandit the same [S, 2] twice. NaN where a participant has no pairs.
+        Coefficients [S, 4] and [S, 5]; for a bandit [S, 2] and [S, 0]. NaN where a participant has no pairs.
     """
     is_stay, cell = _consecutive_pairs(choices)
     reward = np.where(choices.is_rewarded, 1.0, -1.0)[:, :-1]
     terms = [np.ones_like(reward), reward]
-    if choices.task == "two_step":
-        transition = np.where(choices.is_common, 1.0, -1.0)[:, :-1]
-        terms += [transition, reward * transition]
-    is_used, is_empty = cell >= 0, ~(cell >= 0).any(axis=1)
-    plain = np.array(_fit_logistic(np.stack(terms, -1), is_stay, is_used))
-    plain[is_empty] = np.nan
-    if choices.task != "two_step":
-        return plain, plain
+    is_used = cell >= 0
+
+    def fit() -> np.ndarray:
+        coefficients = np.array(_fit_logistic(np.stack(terms, -1), is_stay, is_used))
+        coefficients[~is_used.any(axis=1)] = np.nan
+        return coefficients
+
+    if choices.task == "bandit":
+        return fit(), np.zeros((len(reward), 0))
+    transition = np.where(choices.is_common, 1.0, -1.0)[:, :-1]
+    terms += [transition, reward * transition]
+    plain = fit()
     terms.append(np.where(is_better_choice(choices), 1.0, -1.0)[:, :-1])
-    corrected = np.array(_fit_logistic(np.stack(terms, -1), is_stay, is_used))
-    corrected[is_empty] = np.nan
-    return plain, corrected
+    return plain, fit()
 
 
 def is_better_choice(choices: ChoiceData) -> np.ndarray:

@@ -16,12 +16,12 @@ MIN_TRIALS = 10  # complete trials of a participant
 MIN_Z = 2.0  # by which the share of common transitions must differ from one half
 
 
-class ParticipantRows(NamedTuple):
-    """The rows of one participant in the order of their trials."""
+class SortedRows(NamedTuple):
+    """The rows of a table by participant, in the order of their trials."""
 
-    participant: str
-    rows: np.ndarray  # [n] int, indices of rows of the table
-    starts_session: np.ndarray  # [n] bool
+    participants: list[str]
+    rows: np.ndarray  # [S, T] int, indices of rows of the table; -1 where a participant has no more trials
+    starts_session: np.ndarray  # [S, T] bool
 
 
 def arrange_trials(table: ChoiceTable) -> ChoiceData:
@@ -37,94 +37,70 @@ def arrange_trials(table: ChoiceTable) -> ChoiceData:
         BadInput: No participant has enough complete trials, or every reward is the same.
     """
     notes = list(table.notes)
-    parts = _exclude_short(_sort_rows(table, notes), table, notes)
-    S, T = len(parts), max(len(part.rows) for part in parts)
-    trials = ParticipantTrials(
-        *(np.zeros((S, T), dtype) for dtype in (np.int32, np.int32, np.int32, np.float32, bool, bool, bool))
+    participants, rows, starts_session = _sort_rows(table, notes)
+    S, T = rows.shape
+    is_present = rows >= 0
+    is_complete = is_present & table.is_complete[rows]
+    follows, is_after_complete = np.zeros((S, T), bool), np.zeros((S, T), bool)
+    follows[:, 1:], is_after_complete[:, 1:] = np.diff(table.trial[rows]) == 1, is_complete[:, :-1]
+    may_follow = is_present & ~starts_session
+    is_consecutive = is_complete & is_after_complete & follows & may_follow
+    choice, state, second_choice = (
+        np.where(is_complete, column[rows], 0).astype(np.int32)
+        for column in (table.choice, table.state, table.second_choice)
     )
-    is_common = np.zeros((S, T), bool)
-    is_correct = None if table.is_correct is None else np.zeros((S, T), bool)
-    rewards = np.full((S, T), np.nan)
-    num_gaps = num_missed = 0
-    for s, (_, rows, starts_session) in enumerate(parts):
-        n = len(rows)
-        is_complete = ~table.is_missing[rows]
-        follows_directly = np.concatenate([[False], np.diff(table.trial[rows]) == 1]) & ~starts_session
-        num_gaps += int((~follows_directly & ~starts_session).sum())
-        num_missed += int((~is_complete).sum())
-        for name in ("choice", "state", "second_choice"):
-            getattr(trials, name)[s, :n] = np.where(is_complete, getattr(table, name)[rows], 0)
-        trials.is_complete[s, :n], trials.starts_session[s, :n] = is_complete, starts_session
-        trials.is_consecutive[s, :n] = is_complete & np.concatenate([[False], is_complete[:-1]]) & follows_directly
-        rewards[s, :n] = np.where(is_complete, table.reward[rows], np.nan)
-        if table.is_common is not None:
-            is_common[s, :n] = is_complete & (table.is_common[rows] == 1)
-        if is_correct is not None and table.is_correct is not None:
-            is_correct[s, :n] = table.is_correct[rows]
     notes.append(
-        f"{pluralize(S, 'participant')}, {pluralize(int(trials.is_complete.sum()), 'complete trial')}; "
-        f"{num_missed} missed; {pluralize(num_gaps, 'gap')} in the trial numbers; "
-        f"{pluralize(int(trials.is_consecutive.sum()), 'pair')} of consecutive trials"
+        f"{pluralize(S, 'participant')}, {pluralize(int(is_complete.sum()), 'complete trial')}; "
+        f"{int((is_present & ~is_complete).sum())} missed; "
+        f"{pluralize(int((may_follow & ~follows).sum()), 'gap')} in the trial numbers; "
+        f"{pluralize(int(is_consecutive.sum()), 'pair')} of consecutive trials"
     )
-    scaled, is_rewarded = _scale_rewards(rewards, trials.is_complete, notes)
-    trials = trials._replace(reward=scaled)
-    participants = tuple(part.participant for part in parts)
-    common_state = np.tile([0, 1], (S, 1))
+    reward, is_rewarded = _scale_rewards(np.where(is_complete, table.reward[rows], np.nan), is_complete, notes)
+    trials = ParticipantTrials(choice, state, second_choice, reward, is_complete, is_consecutive, starts_session)
+    is_common, common_state = np.zeros((S, T), bool), np.tile([0, 1], (S, 1))
     if table.task == "two_step":
-        stated = is_common if table.is_common is not None else None
+        stated = None if table.is_common is None else is_complete & (table.is_common[rows] == 1)
         is_common, common_state = _find_common_transitions(participants, trials, stated, notes)
-    return ChoiceData(
-        table.task,
-        participants,
-        trials,
-        is_common,
-        common_state,
-        is_rewarded,
-        is_correct,
-        table.num_arms,
-        table.has_second_choice,
-        tuple(notes),
-    )
+    is_correct = None if table.is_correct is None else is_present & table.is_correct[rows]
+    names, task = tuple(participants), (table.num_arms, table.has_second_choice)
+    return ChoiceData(table.task, names, trials, is_common, common_state, is_rewarded, is_correct, *task, tuple(notes))
 
 
-def _sort_rows(table: ChoiceTable, notes: list[str]) -> list[ParticipantRows]:
-    """The readable rows by participant, sorted by session and trial."""
-    parts, num_restarts, sorted_participants = [], 0, []
+def _sort_rows(table: ChoiceTable, notes: list[str]) -> SortedRows:
+    """The readable rows of participants with enough complete trials, sorted by session and trial."""
+    all_rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    num_restarts, unsorted, excluded = 0, [], []
     for participant in dict.fromkeys(table.participant[table.is_readable].tolist()):
         of_participant = np.nonzero(table.is_readable & (table.participant == participant))[0]
-        sorted_rows, all_starts = [], []
+        parts = []
         for session in dict.fromkeys(table.session[of_participant].tolist()):
             rows = of_participant[table.session[of_participant] == session]
             steps = np.diff(table.trial[rows])
             if len(set(table.trial[rows].tolist())) == len(rows):
-                if (steps < 0).any():
-                    sorted_participants.append(participant)
-                rows = rows[np.argsort(table.trial[rows], kind="stable")]
-                starts = np.arange(len(rows)) == 0
+                unsorted += [participant] if (steps < 0).any() else []
+                parts.append((rows[np.argsort(table.trial[rows], kind="stable")], np.arange(len(rows)) == 0))
             else:
-                starts = np.concatenate([[True], steps <= 0])
-                num_restarts += int(starts.sum()) - 1
-            sorted_rows.append(rows)
-            all_starts.append(starts)
-        parts.append(ParticipantRows(participant, np.concatenate(sorted_rows), np.concatenate(all_starts)))
-    if sorted_participants:
-        notes.append(f"rows are sorted by trial number for {', '.join(dict.fromkeys(sorted_participants))}")
+                parts.append((rows, np.concatenate([[True], steps <= 0])))
+                num_restarts += int((steps <= 0).sum())
+        if table.is_complete[of_participant].sum() < MIN_TRIALS:
+            excluded.append(participant)
+        else:
+            rows_of_sessions, starts = zip(*parts, strict=True)
+            all_rows[participant] = np.concatenate(rows_of_sessions), np.concatenate(starts)
+    if unsorted:
+        notes.append(f"rows are sorted by trial number for {', '.join(dict.fromkeys(unsorted))}")
     if num_restarts:
         times = pluralize(num_restarts, "time")
         notes.append(f"trial numbers restart within a participant {times}: each restart begins a new session")
-    return parts
-
-
-def _exclude_short(parts: Sequence[ParticipantRows], table: ChoiceTable, notes: list[str]) -> list[ParticipantRows]:
-    """The participants with enough complete trials."""
-    long_enough = [part for part in parts if (~table.is_missing[part.rows]).sum() >= MIN_TRIALS]
-    names = {part.participant for part in long_enough}
-    excluded = [part.participant for part in parts if part.participant not in names]
     if excluded:
         notes.append(f"excluded for fewer than {MIN_TRIALS} complete trials: {', '.join(excluded)}")
-    if not long_enough:
+    if not all_rows:
         raise BadInput(f"no participant has {MIN_TRIALS} complete trials")
-    return long_enough
+    shape = len(all_rows), max(len(rows) for rows, _ in all_rows.values())
+    padded = SortedRows(list(all_rows), np.full(shape, -1), np.zeros(shape, bool))
+    for s, (rows, starts) in enumerate(all_rows.values()):
+        padded.rows[s, : len(rows)], padded.starts_session[s, : len(rows)] = rows, starts
+    return padded
 
 
 def _scale_rewards(rewards: np.ndarray, is_complete: np.ndarray, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:

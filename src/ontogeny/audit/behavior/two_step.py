@@ -10,8 +10,8 @@ model-based agent: the two models agree in the limit of `transition_learning_rat
 successor representation follows the most recent transitions.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,7 @@ REWARD_RELIABILITY = ModelParameter("reward_reliability", 0.7, 0.95)
 INITIAL_VALUE = 0.5
 
 FirstValues = Callable[[Parameters, TaskStatistics, PyTree], Array]
-"""Values [2] of the first choices; the memory is a pair of option values [2, 2] and the memory of `InitExtra`."""
-InitExtra = Callable[[Parameters, TaskStatistics], PyTree]
-"""The part of the memory that a model has beside the values of options."""
-UpdateExtra = Callable[[Parameters, PyTree, ParticipantTrials, Array], PyTree]
-"""The next extra memory from (parameters, memory, trial, reward prediction error)."""
+"""Values [2] of the first choices; the memory is a pair of option values [2, 2] and a memory of the model's own."""
 
 
 @cache  # the same functions each time, so that they are compiled once
@@ -49,99 +45,84 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
     Args:
         has_second_choice: Whether there are second choices to explain, or each state is rewarded by itself.
     """
+    build = partial(_build_model, has_second_choice)
 
-    def state_values(values: Array) -> Array:
-        return jnp.max(values, axis=1) if has_second_choice else values[:, 0]
+    def state_values(memory: PyTree) -> Array:
+        return jnp.max(memory[0], axis=1) if has_second_choice else memory[0][:, 0]
 
-    def model_free(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
-        return p["inverse_temperature"] * memory[1]
-
-    def successor(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
-        return p["inverse_temperature"] * memory[1] @ state_values(memory[0])
-
-    def latent_state(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+    def latent_state_values(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
         beliefs = jax.nn.sigmoid(memory[1] * jnp.array([-1.0, 1.0]))
         return p["inverse_temperature"] * task.transition_probs @ beliefs
 
-    def model_based(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
-        return p["inverse_temperature"] * task.transition_probs @ state_values(memory[0])
-
-    def hybrid(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
-        planned = p["model_based_weight"] * task.transition_probs @ state_values(memory[0])
+    def hybrid_values(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+        planned = p["model_based_weight"] * task.transition_probs @ state_values(memory)
         return p["model_free_weight"] * memory[1] + planned
 
-    specs: tuple[tuple[str, str, Sequence[ModelParameter], FirstValues, InitExtra, UpdateExtra], ...] = (
-        (
+    return (
+        build(
             "repetition",
             "repeats its choices and prefers one side, independently of reward",
             (),
             lambda p, task, memory: jnp.zeros(2),
-            _init_nothing,
-            _keep,
         ),
-        (
+        build(
             "model_free",
             "repeats rewarded choices: SARSA(lambda)",
             (LEARNING_RATE, ELIGIBILITY_TRACE, INVERSE_TEMPERATURE),
-            model_free,
+            lambda p, task, memory: p["inverse_temperature"] * memory[1],
             _init_choice_values,
             _update_choice_values,
         ),
-        (
+        build(
             "successor",
             "learns by temporal differences which states follow its choices: successor representation",
             (LEARNING_RATE, TRANSITION_LEARNING_RATE, INVERSE_TEMPERATURE),
-            successor,
+            lambda p, task, memory: p["inverse_temperature"] * memory[1] @ state_values(memory),
             lambda p, task: task.transition_probs,
             _update_transitions,
         ),
-        (
+        build(
             "latent_state",
             "infers which state is rewarded and chooses by habit on this belief",
             (HAZARD_RATE, REWARD_RELIABILITY, INVERSE_TEMPERATURE),
-            latent_state,
+            latent_state_values,
             lambda p, task: jnp.zeros(()),
             _update_belief,
         ),
-        (
+        build(
             "model_based",
             "plans with known transitions",
             (LEARNING_RATE, INVERSE_TEMPERATURE),
-            model_based,
-            _init_nothing,
-            _keep,
+            lambda p, task, memory: p["inverse_temperature"] * task.transition_probs @ state_values(memory),
         ),
-        (
+        build(
             "hybrid",
             "adds model-free and model-based values",
             (LEARNING_RATE, ELIGIBILITY_TRACE, *HYBRID_WEIGHTS),
-            hybrid,
+            hybrid_values,
             _init_choice_values,
             _update_choice_values,
         ),
     )
-    return tuple(_build_model(has_second_choice, *spec) for spec in specs)
 
 
 def _build_model(
     has_second_choice: bool,
     name: str,
     description: str,
-    parameters: Sequence[ModelParameter],
+    parameters: tuple[ModelParameter, ...],
     first_values: FirstValues,
-    init_extra: InitExtra,
-    update_extra: UpdateExtra,
+    init_own: Callable[[Parameters, TaskStatistics], PyTree] = lambda p, task: (),
+    update_own: Callable[[Parameters, PyTree, ParticipantTrials, Array], PyTree] = lambda p, memory, *_: memory[1],
 ) -> ChoiceModel:
-    """A model from the values of its first choices, with the parts that all models share."""
-    all_parameters = tuple(parameters)
-    if has_second_choice:
-        learns_values = LEARNING_RATE in all_parameters
-        all_parameters += (
-            (SECOND_INVERSE_TEMPERATURE,) if learns_values else (LEARNING_RATE, SECOND_INVERSE_TEMPERATURE)
-        )
+    """A model from the values of its first choices, with the parts that all models share.
 
-    def init(p: Parameters, task: TaskStatistics) -> PyTree:
-        return jnp.full((2, 2), INITIAL_VALUE), init_extra(p, task)
+    `init_own` and `update_own` are the model's own part of the memory: before the first trial, and after a trial with
+    a given reward prediction error.
+    """
+    if has_second_choice:
+        value_parameters = () if LEARNING_RATE in parameters else (LEARNING_RATE,)
+        parameters += (*value_parameters, SECOND_INVERSE_TEMPERATURE)
 
     def first_logits(p: Parameters, task: TaskStatistics, memory: PyTree, previous: Array) -> Array:
         values = first_values(p, task, memory)
@@ -151,22 +132,19 @@ def _build_model(
         return p["second_inverse_temperature"] * jax.nn.one_hot(state, 2) @ memory[0]
 
     def update(p: Parameters, memory: PyTree, trial: ParticipantTrials) -> PyTree:
-        values, _ = memory
         option = _option_one_hot(trial)
-        error = trial.reward - jnp.sum(values * option)
-        extra = update_extra(p, memory, trial, error)
-        return values + p.get("learning_rate", 0.0) * error * option, extra
+        error = trial.reward - jnp.sum(memory[0] * option)
+        return memory[0] + p.get("learning_rate", 0.0) * error * option, update_own(p, memory, trial, error)
 
-    optional_logits = second_logits if has_second_choice else None
-    return ChoiceModel(name, description, all_parameters + SHARED, init, first_logits, optional_logits, update)
-
-
-def _init_nothing(p: Parameters, task: TaskStatistics) -> PyTree:
-    return ()
-
-
-def _keep(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> PyTree:
-    return memory[1]
+    return ChoiceModel(
+        name,
+        description,
+        parameters + SHARED,
+        lambda p, task: (jnp.full((2, 2), INITIAL_VALUE), init_own(p, task)),
+        first_logits,
+        second_logits if has_second_choice else None,
+        update,
+    )
 
 
 def _init_choice_values(p: Parameters, task: TaskStatistics) -> Array:

@@ -33,30 +33,22 @@ def check_causality(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarra
         passes: Pairs of the first changed position and the log-probabilities [T, V] of the changed stream.
     """
     num_positions = num_leaks = 0
-    max_difference, summary = 0.0, ""
+    max_difference, leak = 0.0, ""
     for position, changed in passes:
         num_positions += 1
         before, after = log_probs[: position + 1], changed[: position + 1]
         affected = np.nonzero((after != before).any(axis=1))[0]
-        if len(affected):
-            num_leaks += 1
-            difference = max_abs_difference(after, before)
-            if difference >= max_difference:
-                max_difference = difference
-                summary = f"changing token {position} changes the prediction of token {affected[0]} by up to "
-                summary += f"{difference:.2g} nats"
+        num_leaks += len(affected) > 0
+        if len(affected) and (difference := max_abs_difference(after, before)) >= max_difference:
+            max_difference = difference
+            leak = f"a change of token {position} alters the prediction of token {affected[0]} by {difference:.2g} nats"
     low, high = clopper_pearson(num_leaks, num_positions)
-    measurements = {
-        "num_positions": num_positions,
-        "num_leaks": num_leaks,
-        "low": low,
-        "high": high,
-        "max_difference": max_difference,
-    }
-    if num_leaks:
-        return CheckResult("causal", "fail", f"{summary} ({num_leaks} of {num_positions} positions)", measurements)
     summary = f"changes at {num_positions} positions alter no earlier bit; the 95 % interval excludes leaks at more "
-    return CheckResult("causal", "pass", f"{summary}than {high:.0%} of positions", measurements)
+    summary += f"than {high:.0%} of positions"
+    if num_leaks:
+        summary = f"{leak} ({num_leaks} of {num_positions} positions leak)"
+    counts = {"num_positions": num_positions, "num_leaks": num_leaks}
+    return _result("causal", num_leaks > 0, summary, **counts, low=low, high=high, max_difference=max_difference)
 
 
 def check_normalization(log_sum: float) -> CheckResult:
@@ -65,13 +57,12 @@ def check_normalization(log_sum: float) -> CheckResult:
     Args:
         log_sum: The log of the sum that is farthest from one, over all passes.
     """
-    measurements = {"max_log_sum": log_sum}
-    if abs(log_sum) <= MAX_LOG_SUM:
-        summary = f"every distribution sums to one within {abs(log_sum):.1g}"
-        return CheckResult("normalized", "pass", summary, measurements)
-    consequence = "which improves the scores" if log_sum > 0 else "so probability is lost"
-    summary = f"one distribution sums to e^{log_sum:+.2g}, {consequence}"
-    return CheckResult("normalized", "fail", summary, measurements)
+    failed = abs(log_sum) > MAX_LOG_SUM
+    summary = f"every distribution sums to one within {abs(log_sum):.1g}"
+    if failed:
+        consequence = "which improves the scores" if log_sum > 0 else "so probability is lost"
+        summary = f"one distribution sums to e^{log_sum:+.2g}, {consequence}"
+    return _result("normalized", failed, summary, max_log_sum=log_sum)
 
 
 def check_prefixes(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarray]], tolerance: float) -> CheckResult:
@@ -82,19 +73,14 @@ def check_prefixes(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarray
         passes: Pairs of a length L and the log-probabilities [L, V] of the prefix.
         tolerance: Largest difference in nats that counts as rounding.
     """
-    max_difference, worst_length, num_prefixes = 0.0, 0, 0
-    for length, of_prefix in passes:
-        num_prefixes += 1
-        difference = max_abs_difference(of_prefix, log_probs[:length])
-        if difference >= max_difference:
-            max_difference, worst_length = difference, length
-    measurements = {"num_prefixes": num_prefixes, "max_difference": max_difference}
-    if max_difference > tolerance:
-        summary = f"in a stream of {worst_length} tokens the same predictions differ by {max_difference:.2g} nats"
-        return CheckResult("prefix_invariant", "fail", summary, measurements)
+    differences = {length: max_abs_difference(of_prefix, log_probs[:length]) for length, of_prefix in passes}
+    max_difference, worst_length = max((difference, length) for length, difference in differences.items())
+    failed = max_difference > tolerance
     precision = "bit for bit" if max_difference == 0 else f"up to rounding ({max_difference:.1g} nats)"
-    summary = f"{num_prefixes} prefixes have the predictions of the whole stream, {precision}"
-    return CheckResult("prefix_invariant", "pass", summary, measurements)
+    summary = f"{len(differences)} prefixes have the predictions of the whole stream, {precision}"
+    if failed:
+        summary = f"the predictions for a prefix of {worst_length} tokens differ by {max_difference:.2g} nats"
+    return _result("prefix_invariant", failed, summary, num_prefixes=len(differences), max_difference=max_difference)
 
 
 def check_reproducibility(first: np.ndarray, second: np.ndarray, stream: np.ndarray) -> CheckResult:
@@ -108,16 +94,13 @@ def check_reproducibility(first: np.ndarray, second: np.ndarray, stream: np.ndar
     index = np.arange(len(stream)), stream
     with np.errstate(invalid="ignore"):
         gain = float(np.nan_to_num(second[index].astype(np.float64) - first[index]).mean())
-    measurements = {"max_difference": max_abs_difference(second, first), "gain": gain}
-    if (second == first).all():
-        return CheckResult("reproducible", "pass", "two passes over the same stream agree bit for bit", measurements)
-    cause = (
-        "the predictor remembers earlier passes"
-        if gain > MIN_REPLAY_GAIN
-        else "the reported score cannot be checked unless random numbers are drawn from a fixed seed"
-    )
-    summary = f"a second pass differs and gains {gain:+.2g} nats per token: {cause}"
-    return CheckResult("reproducible", "fail", summary, measurements)
+    failed, summary = bool((second != first).any()), "two passes over the same stream agree bit for bit"
+    if failed:
+        cause = "the score cannot be checked unless random numbers are drawn from a fixed seed"
+        if gain > MIN_REPLAY_GAIN:
+            cause = "the predictor remembers earlier passes"
+        summary = f"a second pass differs and gains {gain:+.2g} nats per token: {cause}"
+    return _result("reproducible", failed, summary, max_difference=max_abs_difference(second, first), gain=gain)
 
 
 def check_random_tokens(sequences: Sequence[np.ndarray], passes: Iterable[np.ndarray], level: float) -> CheckResult:
@@ -141,17 +124,12 @@ def check_random_tokens(sequences: Sequence[np.ndarray], passes: Iterable[np.nda
         log_wealth = [np.cumsum(np.log((1 - share) * np.exp(gain) + share)) for share in UNIFORM_SHARES]
     log_evidence = float(np.max(np.asarray(logsumexp(np.stack(log_wealth), axis=0)))) - math.log(len(UNIFORM_SHARES))
     threshold, mean_gain = -math.log(level), float(np.mean(gain))
-    measurements = {
-        "num_tokens": len(gain),
-        "mean_gain": mean_gain,
-        "log_evidence": log_evidence,
-        "threshold": threshold,
-    }
-    summary = f"gain {mean_gain:+.2g} nats per token on {len(gain)} random tokens at first sight; "
+    failed = log_evidence >= threshold
+    summary = "random tokens are predicted: " if failed else ""
+    summary += f"gain {mean_gain:+.2g} nats per token on {len(gain)} random tokens at first sight; "
     summary += f"log evidence {log_evidence:.1f}, threshold {threshold:.1f}"
-    if log_evidence >= threshold:
-        return CheckResult("random_tokens", "fail", f"random tokens are predicted: {summary}", measurements)
-    return CheckResult("random_tokens", "pass", summary, measurements)
+    measurements = {"num_tokens": len(gain), "mean_gain": mean_gain, "log_evidence": log_evidence}
+    return _result("random_tokens", failed, summary, **measurements, threshold=threshold)
 
 
 def check_reported_score(nats_per_token: float, reported: str, tolerance: float) -> CheckResult:
@@ -166,17 +144,21 @@ def check_reported_score(nats_per_token: float, reported: str, tolerance: float)
         BadInput: The text is not a finite number.
     """
     try:
-        value = plugins.finite_float(float(reported), "the reported score")
+        score = plugins.finite_float(float(reported), "the reported score")
     except ValueError as error:
         raise BadInput(f"the reported score '{reported}' is not a number") from error
     decimals = reported.partition(".")[2]
     precision = 0.5 * 10.0 ** -len(decimals) if "e" not in reported.lower() else 0.0
-    measurements = {"reported_score": value, "first_pass_score": nats_per_token}
+    failed = abs(score - nats_per_token) > max(tolerance, precision)
     summary = f"reported {reported} nats per token, a first pass has {nats_per_token:.6g}"
-    if abs(value - nats_per_token) <= max(tolerance, precision):
-        return CheckResult("reported_score", "pass", summary, measurements)
-    comparison = "better than" if value < nats_per_token else "different from"
-    return CheckResult("reported_score", "fail", f"{summary}: it is {comparison} a first pass", measurements)
+    if failed:
+        summary += f": it is {'better than' if score < nats_per_token else 'different from'} a first pass"
+    return _result("reported_score", failed, summary, reported_score=score, first_pass_score=nats_per_token)
+
+
+def _result(name: str, failed: bool, summary: str, **measurements: float) -> CheckResult:
+    """A check that failed or passed."""
+    return CheckResult(name, "fail" if failed else "pass", summary, measurements)
 
 
 def worst_log_sum(log_probs: np.ndarray) -> float:
