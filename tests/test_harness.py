@@ -66,5 +66,5 @@ def test_what_cannot_be_scored_is_said():
     harness = HarnessModel(GOLDEN / "gpt2")
     with pytest.raises(BadInput, match="the model scores 1 to 64 at once"):
         harness.loglikelihood([SimpleNamespace(args=("You", " may not use this file" * 40))])
-    with pytest.raises(BadInput, match="leaves no room in a context of 64"):
+    with pytest.raises(BadInput, match="leaves no space in a context of 64"):
         harness.generate_until([SimpleNamespace(args=("You", {"max_gen_toks": 64}))])

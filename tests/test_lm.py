@@ -330,9 +330,9 @@ def test_perplexity_and_bits_per_byte_follow_from_the_losses(model):
     np.testing.assert_allclose(result.perplexity.mean, np.exp(result.losses.mean()))
     np.testing.assert_allclose(result.bits_per_byte.mean, result.losses.sum() / np.log(2) / size)
     assert result.bits_per_byte.low < result.bits_per_byte.mean < result.bits_per_byte.high
-    assert result.num_blocks == -(-result.num_tokens // result.block_size)
+    assert result.num_segments == -(-result.num_tokens // result.segment_size)
     record = json.loads(json.dumps(evaluation.as_record(result), allow_nan=False))
-    assert record["num_blocks"] == result.num_blocks
+    assert record["num_segments"] == result.num_segments
 
 
 def test_intervals_cover_the_mean_as_often_as_they_claim():
@@ -340,9 +340,9 @@ def test_intervals_cover_the_mean_as_often_as_they_claim():
     for _ in range(400):
         num_bytes = generator.integers(1, 4, 600).astype(float)
         losses = 1.5 * num_bytes + generator.normal(size=600)
-        _, bits, num_blocks = evaluation.summarize(losses, num_bytes, 30)
+        _, bits, num_segments = evaluation.summarize(losses, num_bytes, 30)
         num_covered += bits.low < 1.5 / np.log(2) < bits.high
-    assert num_blocks == 20 and 0.92 < num_covered / 400 < 0.98
+    assert num_segments == 20 and 0.92 < num_covered / 400 < 0.98
     assert np.isnan(evaluation.summarize(np.ones(5), np.ones(5), 30)[0].low)
 
 
@@ -577,7 +577,7 @@ TRAIN = ("lm", "train", "long.txt", "--out", "x")
         (["lm", "generate", "full"], "'full' is a folder of other files, not"),
         (
             ["lm", "generate", "RUN", "--prompt", "a long text that fills it all"],
-            "leaves no room in the model's context of 16",
+            "leaves no space in the model's context of 16",
         ),
         (["lm", "generate", "RUN", "--temperature", "-1"], "the temperature must lie between"),
         (["lm", "generate", "RUN", "--top-p", "0"], "top-p must lie above 0"),

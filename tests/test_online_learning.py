@@ -90,26 +90,32 @@ def test_a_cut_stream_is_scored_like_the_whole_stream():
 
 
 def test_conditions_are_what_their_names_say():
-    frozen_kept = run_condition(learning=False)
-    assert trees.bitwise_equal(frozen_kept.weights, MODEL.weights)
+    frozen_full_context = run_condition(learning=False)
+    assert trees.bitwise_equal(frozen_full_context.weights, MODEL.weights)
     window = jnp.asarray(TOKENS[None, 160 - 24 : 161])
     expected = token_losses(MODEL_CONFIG, MODEL.weights, window)[0][-8:]
-    np.testing.assert_allclose(frozen_kept.losses[152:160], expected, rtol=1e-5)
+    np.testing.assert_allclose(frozen_full_context.losses[152:160], expected, rtol=1e-5)
     frozen_reset = run_condition(learning=False, keep_activations=False)
     expected = token_losses(MODEL_CONFIG, MODEL.weights, jnp.asarray(TOKENS[None, 152:161]))[0]
     np.testing.assert_allclose(frozen_reset.losses[152:160], expected, rtol=1e-5)
     evaluation = online.evaluate_online(MODEL, TOKENS, CONFIG)
-    np.testing.assert_array_equal(evaluation.frozen_kept, frozen_kept.losses)
+    np.testing.assert_array_equal(evaluation.frozen_full_context, frozen_full_context.losses)
     np.testing.assert_array_equal(evaluation.frozen_reset, frozen_reset.losses)
-    assert evaluation.online_kept.mean() < evaluation.frozen_kept.mean() - 1 and evaluation.relative_weight_change > 0
+    assert (
+        evaluation.online_full_context.mean() < evaluation.frozen_full_context.mean() - 1
+        and evaluation.relative_weight_change > 0
+    )
     assert evaluation.weights_from_log[100:].mean() < evaluation.frozen_reset[100:].mean() - 1
 
 
 def test_a_learning_rate_of_zero_changes_nothing():
     config = change(learning_rate=0.0)
-    online_kept, frozen_kept = run_condition(config=config), run_condition(config=config, learning=False)
-    np.testing.assert_allclose(online_kept.losses, frozen_kept.losses, rtol=1e-5)
-    assert trees.bitwise_equal(online_kept.weights, MODEL.weights)
+    online_full_context, frozen_full_context = (
+        run_condition(config=config),
+        run_condition(config=config, learning=False),
+    )
+    np.testing.assert_allclose(online_full_context.losses, frozen_full_context.losses, rtol=1e-5)
+    assert trees.bitwise_equal(online_full_context.weights, MODEL.weights)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -210,18 +210,18 @@ def evaluate(
             raise BadInput("--online requires a --text")
         if stride is not None:
             raise BadInput("--stride is for frozen weights; with --online use --learning chunk_size=32")
-        record = {"model": str(run)} | _evaluate_online(model, text, learning or "", allow_overlap, seed)
+        record = _evaluate_online(model, text, learning or "", allow_overlap, seed)
+        rows = _online_rows(record)
     else:
         evaluation = _evaluate_frozen(model, text, stride, allow_overlap)
-        record = {"model": str(run)} | _evaluation_record(evaluation, text)
+        record, rows = _evaluation_record(evaluation, text), _evaluation_rows(evaluation, text)
+    record = {"model": str(run)} | record
     if out is not None:
         write_json(out, record)
     if as_json:
         typer.echo(json.dumps(record))
-    elif online:
-        _print_rows(_online_rows(record))
     else:
-        _print_rows({"model": str(run)} | _evaluation_rows(evaluation, text))
+        _print_rows({"model": str(run)} | rows)
 
 
 def _completion_record(completion: "Completion", prompt: str, seed: int, index: int) -> dict[str, Any]:
@@ -305,14 +305,14 @@ def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[st
     def interval(estimate: "RatioEstimate") -> str:
         return _format_interval(*estimate)
 
-    blocks = f"over {format_count(evaluation.num_blocks, 'block')} of {evaluation.block_size} tokens"
+    segments = f"over {format_count(evaluation.num_segments, 'segment')} of {evaluation.segment_size} tokens"
     rows = {
         "text": "held out by its run" if text is None else str(text),
         "perplexity": f"{interval(evaluation.perplexity)} per token",
         "bits per byte": interval(evaluation.bits_per_byte),
         "scored": f"{evaluation.num_tokens:,} tokens, {evaluation.num_bytes:,} bytes",
         "window": f"{evaluation.context_length} tokens, stride {evaluation.stride}",
-        "interval": blocks,
+        "interval": segments,
     }
     if (overlap := evaluation.overlap) is not None:
         ngrams = f"{overlap.num_ngrams:,} {overlap.ngram_size}-grams of words"
@@ -322,7 +322,7 @@ def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[st
 
 def _format_interval(mean: float, low: float, high: float) -> str:
     if math.isnan(low):
-        return f"{mean:.4f} (one block: no interval)"
+        return f"{mean:.4f} (one segment: no interval)"
     return f"{mean:.4f}   95 % interval {low:.4f} to {high:.4f}"
 
 

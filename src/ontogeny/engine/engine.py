@@ -337,8 +337,8 @@ def _score_chunk(sequence: SequenceState, chunk_size: int, logits: np.ndarray) -
     if not sequence.prompt_logprobs:
         sequence.prompt_logprobs.append(TokenLogprobs(prompt[0], None, ()))
     start = sequence.cache_length - chunk_size + 1
-    for token, row in zip(prompt[start : start + chunk_size], logits, strict=False):
-        sequence.prompt_logprobs.append(compute_logprobs(row, token, num_top))
+    for token, token_logits in zip(prompt[start : start + chunk_size], logits, strict=False):
+        sequence.prompt_logprobs.append(compute_logprobs(token_logits, token, num_top))
 
 
 def _default_num_workers() -> int:

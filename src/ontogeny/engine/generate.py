@@ -159,7 +159,7 @@ def generate(
         The completions, prompt by prompt.
 
     Raises:
-        BadInput: A prompt leaves no room in the context, or an argument is out of its range.
+        BadInput: A prompt leaves no space in the context, or an argument is out of its range.
     """
     check_sampling_params(sampling_params)
     if max_tokens < 1 or n < 1:
@@ -230,7 +230,7 @@ def encode_prompt(model: LanguageModel, prompt: str) -> list[int]:
     """Tokenize a prompt; an empty one becomes the end token, which begins a document.
 
     Raises:
-        BadInput: The prompt cannot be tokenized or leaves no room in the context.
+        BadInput: The prompt cannot be tokenized or leaves no space in the context.
     """
     tokens = model.tokenizer.encode(prompt).tolist()
     if not tokens:
@@ -240,7 +240,7 @@ def encode_prompt(model: LanguageModel, prompt: str) -> list[int]:
     context_length = model.config.context_length
     if len(tokens) >= context_length:
         raise BadInput(
-            f"the prompt has {len(tokens):,} tokens, which leaves no room in the model's context of {context_length}"
+            f"the prompt has {len(tokens):,} tokens, which leaves no space in the model's context of {context_length}"
         )
     return tokens
 
@@ -275,8 +275,8 @@ def shift_full_caches(model: LanguageModel, state: DecodeState, tokens: Sequence
     full = (np.asarray(state.num_remaining) > 0) & (np.asarray(state.cache.length) >= state.cache.capacity)
     if not full.any():
         return state
-    num_kept = max(model.config.context_length // 2, 1)
-    prompts = [sequence[-num_kept:-1] if is_full else [] for sequence, is_full in zip(tokens, full, strict=True)]
+    num_retained = max(model.config.context_length // 2, 1)
+    prompts = [sequence[-num_retained:-1] if is_full else [] for sequence, is_full in zip(tokens, full, strict=True)]
     cleared = transformer.clear_sequences(state.cache, jnp.asarray(full))
     return state._replace(cache=_prefill_prompts(model, cleared, prompts))
 

@@ -105,11 +105,11 @@ class HarnessModel(LM):
         for first in range(0, len(pairs), self.batch_size):
             batch = pairs[first : first + self.batch_size]
             tokens = np.full((self.batch_size, C + 1), self.end_token, np.int32)
-            for row, (context, continuation) in zip(tokens, batch, strict=False):
+            for window, (context, continuation) in zip(tokens, batch, strict=False):
                 if not 0 < len(continuation) <= C:
                     raise BadInput(f"a continuation has {len(continuation)} tokens, the model scores 1 to {C} at once")
-                window = (context + continuation)[-(C + 1) :]
-                row[: len(window)] = window
+                sequence = (context + continuation)[-(C + 1) :]
+                window[: len(sequence)] = sequence
             logprobs, is_greedy = _score_windows(self.model.config, self.model.weights, tokens)
             for index, (context, continuation) in enumerate(batch):
                 stop = min(len(context) + len(continuation), C + 1) - 1
@@ -122,14 +122,14 @@ class HarnessModel(LM):
         context_length = self.model.config.context_length
         max_tokens = int(settings.get("max_gen_toks", min(DEFAULT_MAX_TOKENS, context_length // 2)))
         stop = settings.get("until") or []
-        room = context_length - max_tokens
-        if room < 1:
-            raise BadInput(f"an answer of {max_tokens} tokens leaves no room in a context of {context_length}")
+        space = context_length - max_tokens
+        if space < 1:
+            raise BadInput(f"an answer of {max_tokens} tokens leaves no space in a context of {context_length}")
         params = SamplingParams(temperature=0.0)
         if settings.get("do_sample", False) or settings.get("temperature", 0) > 0:
             temperature, top_p = float(settings.get("temperature", 1.0)), float(settings.get("top_p", 1.0))
             params = SamplingParams(temperature, top_p, top_k=int(settings.get("top_k", 0)))
-        prompts = [self._tokenize(context)[-room:] or [self.end_token] for context in contexts]
+        prompts = [self._tokenize(context)[-space:] or [self.end_token] for context in contexts]
         completions = generate_from_tokens(
             self.model, prompts, max_tokens, params, stop=[stop] if isinstance(stop, str) else list(stop)
         )

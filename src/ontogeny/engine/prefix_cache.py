@@ -1,7 +1,7 @@
 """The prefix cache: key-value caches of processed prompts, from which prompts with the same beginning continue.
 
 What a prefill chunk leaves in a cache depends on the tokens up to its end alone, and chunks begin at fixed places, so a
-sequence that continues from a cached prefix holds the same bits as one that was processed whole. Generated tokens are
+sequence that continues from a cached prefix is bitwise equal to one that was processed whole. Generated tokens are
 not cached, because the decode program yields other bits. Only requests of the same scope share entries. A scope is an
 owner (so that nobody can infer from the latency what others have requested) and the digest of the weights.
 """

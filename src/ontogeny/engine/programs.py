@@ -80,8 +80,8 @@ def prefill(
 def insert_sequence(batch_cache: KVCache, cache: KVCache, slot: Int32[Array, ""]) -> KVCache:
     """Copy the cache of one sequence into a slot of a batch."""
 
-    def insert(whole: Array, part: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, part, slot, 0)
+    def insert(batch: Array, sequence: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(batch, sequence, slot, 0)
 
     return jax.tree.map(insert, batch_cache, cache)
 

@@ -97,10 +97,10 @@ def sample_token(logits: Float[np.ndarray, "V"], params: SamplingParams, positio
         order = np.argsort(-shares, kind="stable")
         order = order[: params.top_k or None]
         sums = np.cumsum(shares[order])
-        num_kept = int(np.searchsorted(sums, params.top_p * sums[-1])) + 1
-        kept = np.zeros(len(shares), bool)
-        kept[order[:num_kept]] = True
-        shares = np.where(kept, shares, 0.0)
+        num_selected = int(np.searchsorted(sums, params.top_p * sums[-1])) + 1
+        selected = np.zeros(len(shares), bool)
+        selected[order[:num_selected]] = True
+        shares = np.where(selected, shares, 0.0)
     sums = np.cumsum(shares)
     threshold = draw_uniform(params.seed, position) * sums[-1]
     return min(int(np.searchsorted(sums, threshold, side="right")), int(np.flatnonzero(shares)[-1]))
@@ -125,7 +125,7 @@ def sample_tokens(
         temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)[:, None]
         shares = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature)
         restricted = jnp.any((params.top_k > 0) | (params.top_p < 1))
-        shares = jax.lax.cond(restricted, lambda s: _keep_most_probable(s, params), lambda s: s, shares)
+        shares = jax.lax.cond(restricted, lambda s: _restrict(s, params), lambda s: s, shares)
         return jnp.where(params.temperature > 0, _invert_cumulative(shares, uniforms), greedy)
 
     return jax.lax.cond(jnp.any(params.temperature > 0), draw, lambda logits: greedy, logits)
@@ -153,7 +153,7 @@ def _argmax(logits: Array) -> Array:
     return jnp.minimum(jnp.min(jnp.where(is_highest, jnp.arange(V), V), axis=-1), V - 1).astype(jnp.int32)
 
 
-def _keep_most_probable(shares: Array, params: BatchSamplingParams) -> Array:
+def _restrict(shares: Array, params: BatchSamplingParams) -> Array:
     """The unnormalized probabilities [R, V] with those outside top-k and top-p set to 0."""
     R, V = shares.shape
     tokens = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), (R, V))
@@ -161,9 +161,9 @@ def _keep_most_probable(shares: Array, params: BatchSamplingParams) -> Array:
     limit = jnp.where(params.top_k > 0, params.top_k, V)[:, None]
     ordered = jnp.where(jnp.arange(V)[None] < limit, -negative, 0.0)
     sums = jnp.cumsum(ordered, axis=-1)
-    num_kept = jnp.sum(sums < params.top_p[:, None] * sums[:, -1:], axis=-1, keepdims=True) + 1
-    kept = jnp.arange(V)[None] < jnp.minimum(jnp.where(params.top_p[:, None] < 1, num_kept, V), limit)
-    return jnp.where(jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], order].set(kept), shares, 0.0)
+    num_selected = jnp.sum(sums < params.top_p[:, None] * sums[:, -1:], axis=-1, keepdims=True) + 1
+    selected = jnp.arange(V)[None] < jnp.minimum(jnp.where(params.top_p[:, None] < 1, num_selected, V), limit)
+    return jnp.where(jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], order].set(selected), shares, 0.0)
 
 
 def _invert_cumulative(shares: Array, uniforms: Array) -> Array:

@@ -69,12 +69,12 @@ class Scheduler:
         Yields:
             The batch (None for a waiting sequence, which is removed), the sequence and the finish reason.
         """
-        now = time.monotonic()
+        current_time = time.monotonic()
 
         def reason(sequence: SequenceState) -> str | None:
             if sequence.is_cancelled:
                 return "cancelled"
-            return "time" if sequence.request.deadline <= now else None
+            return "time" if sequence.request.deadline <= current_time else None
 
         for sequence in list(self.waiting):
             if finish_reason := reason(sequence):
@@ -96,11 +96,11 @@ class Scheduler:
 
         A sequence for whose weights there is no slot is overtaken by later ones, for a limited time.
         """
-        now = time.monotonic()
+        current_time = time.monotonic()
         for sequence in list(self.waiting):
             batch = self._find_batch(sequence.request.weights)
             if batch is None:
-                if now - sequence.arrival_time > MAX_OVERTAKING_SECONDS:
+                if current_time - sequence.arrival_time > MAX_OVERTAKING_SECONDS:
                     return
                 continue
             batch.weights = sequence.request.weights
@@ -121,13 +121,13 @@ class Scheduler:
         partial_is_due = partial and self._num_final_in_succession >= MAX_FINAL_CHUNKS_IN_SUCCESSION
         if final and not partial_is_due and (batch is None or batch.num_final_chunks < MAX_FINAL_CHUNKS):
             self._num_final_in_succession += 1
-            for each in self.batches:
-                each.num_final_chunks += 1
+            for waiting_batch in self.batches:
+                waiting_batch.num_final_chunks += 1
             return _begin_prefill(*final[0])
         if partial and (batch is None or batch.num_partial_chunks < MAX_PARTIAL_CHUNKS):
             self._num_final_in_succession = 0
-            for each in self.batches:
-                each.num_partial_chunks += 1
+            for waiting_batch in self.batches:
+                waiting_batch.num_partial_chunks += 1
             return _begin_prefill(*partial[0])
         return None if batch is None else self._begin_decode(batch)
 

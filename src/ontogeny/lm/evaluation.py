@@ -22,18 +22,18 @@ from ontogeny.stats import RatioEstimate, ratio_of_sums
 
 WINDOWS_PER_CALL = 16
 MAX_OVERLAP = 0.01  # the fraction of shared 13-grams above which a text counts as training text
-TARGET_BLOCKS = 100  # about as many blocks for the interval: long ones, since nearby tokens are correlated
+TARGET_SEGMENTS = 100  # about as many segments for the interval: long ones, since nearby tokens are correlated
 OnTokensProgress = Callable[[int, int], None]
 
 
 class TextEvaluation(NamedTuple):
-    """The losses of a model on a text, with 95 % intervals over blocks of consecutive tokens.
+    """The losses of a model on a text, with 95 % intervals over segments of consecutive tokens.
 
     Attributes:
         perplexity: Per token.
         num_tokens: Tokens that were scored.
         num_bytes: Bytes of UTF-8 that these tokens encode.
-        block_size: Tokens per block.
+        segment_size: Tokens per segment.
         overlap: With the training text; None where that is unknown.
         losses: [N], nats of the scored tokens in their order.
     """
@@ -43,8 +43,8 @@ class TextEvaluation(NamedTuple):
     nats_per_token: RatioEstimate
     num_tokens: int
     num_bytes: int
-    num_blocks: int
-    block_size: int
+    num_segments: int
+    segment_size: int
     context_length: int
     stride: int
     overlap: TextOverlap | None
@@ -178,18 +178,18 @@ def choose_stride(context_length: int, stride: int | None) -> int:
     return stride
 
 
-def summarize(losses: np.ndarray, num_bytes: np.ndarray, block_size: int) -> tuple[RatioEstimate, RatioEstimate, int]:
-    """Estimate nats per token and bits per byte with 95 % intervals over blocks.
+def summarize(losses: np.ndarray, num_bytes: np.ndarray, segment_size: int) -> tuple[RatioEstimate, RatioEstimate, int]:
+    """Estimate nats per token and bits per byte with 95 % intervals over segments.
 
     Args:
         losses: [N], nats of the tokens.
         num_bytes: [N], bytes that the tokens encode.
-        block_size: Tokens per block; the last block may be shorter.
+        segment_size: Tokens per segment; the last segment may be shorter.
 
     Returns:
-        Nats per token, bits per byte, and the number of blocks. With one block the intervals are NaN.
+        Nats per token, bits per byte, and the number of segments. With one segment the intervals are NaN.
     """
-    starts = np.arange(0, len(losses), block_size)
+    starts = np.arange(0, len(losses), segment_size)
     nats = np.add.reduceat(losses, starts)
     nats_per_token = ratio_of_sums(nats, np.add.reduceat(np.ones(len(losses)), starts))
     nats_per_byte = ratio_of_sums(nats, np.add.reduceat(num_bytes, starts))
@@ -202,14 +202,14 @@ def scale_estimate(estimate: RatioEstimate, factor: float) -> RatioEstimate:
 
 
 def as_record(evaluation: TextEvaluation) -> dict[str, Any]:
-    """Convert an evaluation to JSON values; an interval that one block cannot give is null."""
+    """Convert an evaluation to JSON values; an interval that one segment cannot give is null."""
 
     def plain(estimate: RatioEstimate) -> dict[str, Any]:
         interval = None if math.isnan(estimate.low) else [estimate.low, estimate.high]
         return {"mean": estimate.mean, "interval": interval}
 
     estimates = ("perplexity", "bits_per_byte", "nats_per_token")
-    values = ("num_tokens", "num_bytes", "num_blocks", "block_size", "context_length", "stride")
+    values = ("num_tokens", "num_bytes", "num_segments", "segment_size", "context_length", "stride")
     return {name: plain(getattr(evaluation, name)) for name in estimates} | {
         **{name: getattr(evaluation, name) for name in values},
         "overlap": None if evaluation.overlap is None else evaluation.overlap._asdict(),
@@ -241,8 +241,8 @@ def _evaluate_tokens(
     targets = np.asarray(tokens[1:])
     is_text = targets != end if end is not None else np.ones(len(targets), bool)  # end tokens are no text
     losses, num_bytes = losses[is_text], token_bytes(model, targets[is_text])
-    block_size = max(context_length, -(-len(losses) // TARGET_BLOCKS))
-    nats_per_token, bits_per_byte, num_blocks = summarize(losses, num_bytes, block_size)
+    segment_size = max(context_length, -(-len(losses) // TARGET_SEGMENTS))
+    nats_per_token, bits_per_byte, num_segments = summarize(losses, num_bytes, segment_size)
     with np.errstate(over="ignore"):
         perplexity = RatioEstimate(*(float(np.exp(value)) for value in nats_per_token))
     return TextEvaluation(
@@ -251,8 +251,8 @@ def _evaluate_tokens(
         nats_per_token,
         len(losses),
         int(num_bytes.sum()),
-        num_blocks,
-        block_size,
+        num_segments,
+        segment_size,
         context_length,
         stride,
         overlap,

@@ -29,7 +29,7 @@ REQUIRED_SETTINGS: dict[str, Any] = {  # other values would make another model
     "add_cross_attention": False,
 }
 MAX_SIZE = 1 << 20  # of any integer in a config; larger arrays could not be held
-BLOCK_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # in the order of BlockWeights
+LAYER_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")  # in the order of BlockWeights
 
 
 def read_folder(folder: Path) -> tuple[TransformerConfig, TransformerWeights, Tokenizer]:
@@ -124,7 +124,7 @@ def write_folder(folder: Path, config: TransformerConfig, weights: TransformerWe
 
 def _to_settings(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `config.json`."""
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    names = {activation: name for name, activation in reversed(ACTIVATIONS.items())}
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -211,8 +211,8 @@ def _to_arrays(weights: TransformerWeights) -> dict[str, np.ndarray]:
     assert weights.positions is not None
     arrays: dict[str, Any] = {"wte.weight": weights.embedding, "wpe.weight": weights.positions}
     parts: list[tuple[str, Linear | Norm]] = [("ln_f", weights.norm)]
-    for i, block in enumerate(weights.blocks):
-        parts += [(f"h.{i}.{name}", part) for name, part in zip(BLOCK_PARTS, block, strict=True)]
+    for i, layer in enumerate(weights.blocks):
+        parts += [(f"h.{i}.{name}", part) for name, part in zip(LAYER_PARTS, layer, strict=True)]
     for name, part in parts:
         arrays |= {f"{name}.weight": part[0], f"{name}.bias": part[1]}
     prefixed = {f"transformer.{name}": np.asarray(array) for name, array in arrays.items()}

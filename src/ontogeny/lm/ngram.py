@@ -71,18 +71,18 @@ class NgramModel:
                 self._distinct[context] = self._distinct.get(context, 0) + 1
 
 
-def mix_predictions(losses: np.ndarray, *others: np.ndarray, switch_rate: float = 0.02) -> np.ndarray:
+def mix_predictions(losses: np.ndarray, *other_losses: np.ndarray, switch_rate: float = 0.02) -> np.ndarray:
     """Mix predictors with weights that follow their recent losses (fixed share; Herbster and Warmuth 1998, ML 32:151).
 
     Args:
         losses: [T], nats of the first predictor.
-        *others: [T] each, nats of the other predictors.
+        *other_losses: [T] each, nats of the other predictors.
         switch_rate: The share of weight that is redistributed at each token, 0 to 1.
 
     Returns:
         [T], nats of the mixture.
     """
-    probabilities = np.exp(-np.stack([losses, *others]))
+    probabilities = np.exp(-np.stack([losses, *other_losses]))
     weights = np.full(len(probabilities), 1 / len(probabilities))
     mixture = np.empty(probabilities.shape[1])
     for index in range(probabilities.shape[1]):

@@ -1,9 +1,9 @@
 """Evaluation on a text as a stream, with frozen or online weights: each chunk is scored first and then learned from.
 
 The score is prequential (Dawid 1984): no token's score depends on itself or on later tokens. There are four conditions
-of a 2 x 2 design: weights frozen or online, activations kept or reset at every chunk. Activations are the tokens in the
+of a 2 x 2 design: weights frozen or online, activations carried over or reset at every chunk. Activations are the tokens in the
 model's context; where they are reset, a chunk is scored with the one token before it. A fifth condition scores with
-reset activations and the weights that were learned while activations were kept. Letters: T tokens, C context.
+reset activations and the weights that were learned while activations were full_context. Letters: T tokens, C context.
 """
 
 import math
@@ -40,15 +40,15 @@ class OnlineEvaluation(NamedTuple):
     """The losses of all tokens but the first in each condition, nats [T - 1], and the weights at the end.
 
     Attributes:
-        weights_from_log: Activations reset, with the weights of `online_kept`.
-        weights: After `online_kept`.
+        weights_from_log: Activations reset, with the weights of `online_full_context`.
+        weights: After `online_full_context`.
         relative_weight_change: The distance of `weights` from the trained weights, divided by the norm of these.
     """
 
     frozen_reset: np.ndarray
-    frozen_kept: np.ndarray
+    frozen_full_context: np.ndarray
     online_reset: np.ndarray
-    online_kept: np.ndarray
+    online_full_context: np.ndarray
     weights_from_log: np.ndarray
     weights: TransformerWeights
     relative_weight_change: float
@@ -125,15 +125,15 @@ def evaluate_online(
         results[keep_activations, online] = run_condition(
             model, pretrained, tokens, config, keep_activations, online, seed, report
         )
-    kept = results[True, True]
+    full_context = results[True, True]
     return OnlineEvaluation(
         results[False, False].losses,
         results[True, False].losses,
         results[False, True].losses,
-        kept.losses,
-        kept.losses_after_reset,
-        kept.weights,
-        relative_weight_change(kept.weights, model.weights),
+        full_context.losses,
+        full_context.losses_after_reset,
+        full_context.weights,
+        relative_weight_change(full_context.weights, model.weights),
     )
 
 
@@ -176,7 +176,7 @@ def run_condition(
             shape = (CHUNKS_PER_CALL, 1, config.rehearsal_batch_size)
             rehearsal = corpus.sample_batches(text, seed, first, shape, context_length)[:, 0]
         is_valid = np.arange(CHUNKS_PER_CALL) < len(chosen)
-        batch = _ChunkBatch(windows, num_read, short_windows[:, : size + 1], rehearsal, is_valid)
+        batch = _ChunkBatch(*map(jnp.asarray, (windows, num_read, short_windows[:, : size + 1], rehearsal, is_valid)))
         state, device_losses = _process_chunks(model.config, config, keep_activations, online, pretrained, state, batch)
         window_losses, reset_losses = (np.asarray(part, np.float64) for part in device_losses)
         for row, start in enumerate(chosen):
@@ -203,7 +203,7 @@ def context_windows(
         starts: [S], the first token of each chunk.
         chunk_size: Tokens of a chunk.
         max_history: The most predictions in a window, those of the chunk included.
-        width: Predictions for which a window has room.
+        width: Predictions that a window can hold.
 
     Returns:
         Windows of `width` + 1 tokens, padded with zeros at the end, and the number of predictions in each.
@@ -271,12 +271,12 @@ def as_record(
     bits_per_byte = {
         name: scale_estimate(ratio(losses, num_bytes), 1 / math.log(2)) for name, losses in conditions.items()
     }
-    saved = ratio(evaluation.frozen_kept - evaluation.online_kept, evaluation.frozen_kept)
+    bits_saved = ratio(evaluation.frozen_full_context - evaluation.online_full_context, evaluation.frozen_full_context)
     return {
         "learning": config.model_dump(),
         "num_tokens": len(tokens),
         "bits_per_byte": {name: estimate._asdict() for name, estimate in bits_per_byte.items()},
-        "bits_saved": saved._asdict(),
+        "bits_saved": bits_saved._asdict(),
         "forgetting": None if model.run is None else measure_forgetting(model, evaluation.weights)._asdict(),
         "relative_weight_change": evaluation.relative_weight_change,
     }

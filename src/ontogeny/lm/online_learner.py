@@ -6,7 +6,7 @@ et al. 2024 (arXiv 2403.01518) for Adam. Against forgetting: rehearsal, that is 
 again beside each chunk (Robins 1995); a decay that is stronger for weights with larger gradients on that text, the
 diagonal Fisher information (Kirkpatrick et al. 2017); low-rank adapters (Hu et al. 2021, arXiv 2106.09685).
 
-A step is a function of weights and tokens alone: the same chunks in the same order give the same bits. Nothing here
+A step is a function of weights and tokens alone: equal chunks in equal order give bitwise equal weights. Nothing here
 knows streams, files or servers. Letters: C context, B rehearsal windows, r rank of an adapter.
 """
 
@@ -198,21 +198,21 @@ def init_adapters(model_config: TransformerConfig, weights: TransformerWeights, 
         down = jax.random.normal(next(keys), (inputs, rank)) / jnp.sqrt(inputs)
         return Adapter(down, jnp.zeros((rank, outputs)))
 
-    return tuple({name: init(getattr(block, name)) for name in names} for block in weights.blocks)
+    return tuple({name: init(getattr(layer, name)) for name in names} for layer in weights.blocks)
 
 
 def add_adapters(weights: TransformerWeights, adapters: AdapterTree) -> TransformerWeights:
     """The weights with the products of their adapters added."""
 
-    def add(block: BlockWeights, parts: dict[str, Adapter]) -> BlockWeights:
+    def add(layer: BlockWeights, parts: dict[str, Adapter]) -> BlockWeights:
         changed = {}
         for name, adapter in parts.items():
-            linear = getattr(block, name)
+            linear = getattr(layer, name)
             changed[name] = linear._replace(weight=linear.weight + adapter.down @ adapter.up)
-        return block._replace(**changed)
+        return layer._replace(**changed)
 
     return weights._replace(
-        blocks=tuple(add(block, parts) for block, parts in zip(weights.blocks, adapters, strict=True))
+        blocks=tuple(add(layer, parts) for layer, parts in zip(weights.blocks, adapters, strict=True))
     )
 
 
@@ -234,12 +234,12 @@ def _divide_by_rms(gradient: Array, squares: Array) -> Array:
 def _decay(config: OnlineConfig, content: PyTree, origin: PyTree, squares: TransformerWeights | None) -> PyTree:
     """Move the content toward its origin."""
     if not config.fisher_decay:
-        return jax.tree.map(lambda now, start: now + config.decay_rate * (start - now), content, origin)
+        return jax.tree.map(lambda current, start: current + config.decay_rate * (start - current), content, origin)
     leaves = jax.tree.leaves(squares)
     mean = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
 
-    def decay(now: Array, start: Array, square: Array) -> Array:
+    def decay(current: Array, start: Array, square: Array) -> Array:
         share = jnp.minimum(config.decay_rate * jnp.minimum(square / mean, MAX_RELATIVE_FISHER), 1.0)
-        return now + share * (start - now)
+        return current + share * (start - current)
 
     return jax.tree.map(decay, content, origin, squares)

@@ -86,7 +86,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         beta2=config.beta2,
         weight_decay=config.weight_decay,
         decays=_is_matrix,
-        uses_muon=_is_block_matrix,
+        uses_muon=_is_layer_matrix,
     )
 
 
@@ -104,7 +104,7 @@ def count_shards(config: OptimizerConfig) -> int:
 
 def init_training(key: Key, model_config: TransformerConfig, config: OptimizerConfig) -> Weights:
     """Sample initial weights; the optimizer's state is their scratch."""
-    content = transformer.init_weights(key, model_config)
+    content: PyTree = transformer.init_weights(key, model_config)
     return Weights(content, make_optimizer(config).init(content))
 
 
@@ -203,10 +203,10 @@ def _accumulate(
     return jax.tree.map(lambda leaf: leaf / len(tokens), total)
 
 
-def _is_matrix(weights: TransformerWeights) -> PyTree:
+def _is_matrix(weights: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.ndim == 2, weights)
 
 
-def _is_block_matrix(weights: TransformerWeights) -> PyTree:
-    others = jax.tree.map(lambda leaf: False, weights)
-    return others._replace(blocks=_is_matrix(weights.blocks))
+def _is_layer_matrix(weights: TransformerWeights) -> PyTree:
+    no_weights = jax.tree.map(lambda leaf: False, weights)
+    return no_weights._replace(blocks=_is_matrix(weights.blocks))

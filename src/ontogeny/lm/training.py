@@ -1,6 +1,6 @@
 """Training of a language model on the user's own text, in a folder from which a killed run resumes.
 
-Config, files and seed determine a run: the weights have the same bits however often it was killed and resumed. The
+Config, files and seed determine a run: the weights are bitwise reproducible however often it was killed and resumed. The
 folder holds `spec.json`, `tokenizer.json` and the tokens before the first step; then `records.jsonl` (one record per
 step, and one more where the held-out text was scored), `timing.jsonl` and `checkpoint.*`; at the end `weights.*`.
 """
