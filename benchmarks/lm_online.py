@@ -1,169 +1,185 @@
-"""What learning online is worth and what it costs: trained on one text, then reading another, one JSON line a figure.
+"""The benefit and the cost of online learning: a model trained on one text reads another. One JSON line per result.
 
     python benchmarks/lm_online.py --train shakespeare.txt                  # reads Python's own manual, part of Python
-    python benchmarks/lm_online.py --train shakespeare.txt --text other.txt --learning decay=0.01,rehearsal_batch_size=8
-    python benchmarks/lm_online.py --train shakespeare.txt --front          # saving against forgetting, plan by plan
+    python benchmarks/lm_online.py --train shakespeare.txt --text other.txt --learning decay_rate=0.01
+    python benchmarks/lm_online.py --train shakespeare.txt --front          # bits saved against forgetting, by settings
 
-The model is trained in --run (what is finished there is not done again). The peer is an adaptive n-gram of order 5 by
-Witten and Bell over the same tokens, from the training text's counts. `mixture` is both together; `from nothing` is the
-same network reading the same text online without having been trained. Bits are per byte, 95 % intervals over stretches
-of 1,024 tokens; what is forgotten is nats per token on what the run held out.
+The model is trained in --run; a finished run is used again. The peer is an adaptive n-gram model of order 5 (Witten and
+Bell) over the same tokens, with the counts of the training text. `mixture` combines both; `from nothing` is the same
+network, untrained, that reads the same text online. Bits are per byte, 95 % intervals over segments of 1,024 tokens;
+forgetting is in nats per token on the held-out text of the run.
 """
 
 import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from ontogeny.content.transformer import init_weights
-from ontogeny.lm import corpus, evaluate, ngram, online, online_learner, train
-from ontogeny.lm import model as models
+from ontogeny.content.transformer import TransformerWeights, init_weights
+from ontogeny.lm import corpus, ngram, online
+from ontogeny.lm.evaluation import token_losses
+from ontogeny.lm.model import LanguageModel, load
+from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights, parse_config
+from ontogeny.lm.training import train
 from ontogeny.runs import checkpoint
 
-SHORT = 200_000  # bytes of a text that are read
+DEFAULT_BYTES = 200_000  # of a text that are read
 FRONT = (
     "rehearsal_batch_size=0,learning_rate=1e-3",
-    "rehearsal_batch_size=0,learning_rate=1e-3,decay=0.02",
+    "rehearsal_batch_size=0,learning_rate=1e-3,decay_rate=0.02",
     "rehearsal_batch_size=4,learning_rate=1e-3,rehearsal_weight=1.0",
     "rehearsal_batch_size=4,learning_rate=3e-4,rehearsal_weight=1.0",
     "rehearsal_batch_size=4,learning_rate=3e-4",
     "rehearsal_batch_size=4,learning_rate=2e-4,rehearsal_weight=8.0",
     "rehearsal_batch_size=4,learning_rate=1e-4,rehearsal_weight=2.0",
-    "rehearsal_batch_size=4,learning_rate=2e-4,decay=0.001",
-    "rehearsal_batch_size=4,learning_rate=1e-3,adapter=8",
+    "rehearsal_batch_size=4,learning_rate=2e-4,decay_rate=0.001",
+    "rehearsal_batch_size=4,learning_rate=1e-3,adapter_rank=8",
     "rehearsal_batch_size=8,rehearsal_weight=8.0",
     "",
 )
 
 
-def line(name: str, value: float, unit: str, **more: object) -> None:
+def print_line(name: str, value: float, unit: str, **more: object) -> None:
+    """Print one result as a JSON line."""
     print(json.dumps({"name": f"lm_online: {name}", "value": round(value, 4), "unit": unit} | more), flush=True)
 
 
 def default_text() -> str:
+    """The manual of Python, which every installation includes."""
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 def main() -> None:
+    """Train the model where needed, then measure each text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/lm_online"))
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--text", type=Path, action="append")
-    parser.add_argument("--bytes", type=int, default=SHORT)
+    parser.add_argument("--bytes", type=int, default=DEFAULT_BYTES)
     parser.add_argument("--learning", default="")
     parser.add_argument("--front", action="store_true")
-    given = parser.parse_args()
-    if not checkpoint.exists(given.run, "weights"):
-        plan = train.OnlineConfig(tokenizer="bytes", context=128, steps=given.steps)
-        train.train(plan, [given.train], given.run)
-    model = models.load(given.run)
-    texts = {"Python's manual": default_text()} if not given.text else {p.name: p.read_text() for p in given.text}
+    arguments = parser.parse_args()
+    if not checkpoint.exists(arguments.run, "weights"):
+        config = {"tokenizer": "bytes", "context_length": 128, "num_steps": arguments.steps}
+        train(config, [arguments.train], arguments.run)
+    model = load(arguments.run)
+    paths = arguments.text or []
+    texts = {path.name: path.read_text() for path in paths} if paths else {"Python's manual": default_text()}
     for name, text in texts.items():
-        tokens = model.tokenizer.encode(text.encode()[: given.bytes].decode(errors="ignore"))
-        if given.front:
-            front(model, name, tokens)
+        tokens = model.tokenizer.encode(text.encode()[: arguments.bytes].decode(errors="ignore"))
+        if arguments.front:
+            measure_front(model, name, tokens)
         else:
-            report(model, name, tokens, online_learner.parse_config(given.learning))
+            measure(model, name, tokens, parse_config(arguments.learning))
 
 
-def report(model: models.LanguageModel, name: str, tokens: np.ndarray, plan: online_learner.OnlineConfig) -> None:
-    began = time.perf_counter()
-    found = online.evaluate_online(model, tokens, plan)
-    record = online.as_record(model, found, tokens, plan)
-    seconds = round(time.perf_counter() - began, 1)
-    setting = {"text": name, "bytes": len(tokens), "plan": plan._asdict()}
-    grams = n_gram(model, tokens)
-    held = held_out(model)
-    for cell, part in record["bits_per_byte"].items():
-        beside = {"peer": "n-gram online", "peer_value": round(bits(grams["online"]), 4)} if "kept" in cell else {}
-        ratio = {"ratio": round(part["mean"] / bits(grams["online"]), 4)} if beside else {}
-        line(
-            cell,
-            part["mean"],
-            "bits per byte",
-            interval=[part["low"], part["high"]],
-            **beside,
-            **ratio,
-            setting=setting,
-        )
-    line("saved", record["saved"]["mean"], "share of the frozen bits", **_interval(record["saved"]), setting=setting)
-    forgotten = record["forgotten"]
-    line("forgotten", forgotten["mean"], "nats per token", **_interval(forgotten), seconds=seconds, setting=setting)
+def measure(model: LanguageModel, name: str, tokens: np.ndarray, config: OnlineConfig) -> None:
+    """Print the results of all conditions and controls for one text."""
+    started = time.perf_counter()
+    evaluation = online.evaluate_online(model, tokens, config)
+    record = online.as_record(model, evaluation, tokens, config)
+    seconds = round(time.perf_counter() - started, 1)
+    setting = {"text": name, "bytes": len(tokens), "learning": config.model_dump()}
+    controls = n_gram_losses(model, tokens)
+    peer_bits = bits(controls["online"])
+    for condition, estimate in record["bits_per_byte"].items():
+        more = {"peer": "n-gram online", "peer_value": round(peer_bits, 4)}
+        more |= {"ratio": round(estimate["mean"] / peer_bits, 4)}
+        more = more if "full_context" in condition else {}
+        limits = [estimate["low"], estimate["high"]]
+        print_line(condition, estimate["mean"], "bits per byte", interval=limits, **more, setting=setting)
+    saving, forgetting = record["bits_saved"], record["forgetting"]
+    print_line("saved", saving["mean"], "share of the frozen bits", **_interval(saving), setting=setting)
+    more = _interval(forgetting) | {"seconds": seconds, "setting": setting}
+    print_line("forgotten", forgetting["mean"], "nats per token", **more)
     for kind in ("frozen", "online", "from nothing"):
-        line(f"n-gram {kind}", bits(grams[kind]), "bits per byte", setting=setting)
-    line(
-        "n-gram forgotten",
-        float((grams["held after"] - grams["held before"]).mean()),
-        "nats per token",
-        setting=setting,
-    )
-    mixture = ngram.mix_predictions(found.online_kept, grams["online"])
-    line("mixture", bits(mixture), "bits per byte", setting=setting)
-    before = ngram.mix_predictions(held(model.weights), grams["held before"])
-    after = ngram.mix_predictions(held(found.weights), grams["held after"])
-    line("mixture forgotten", float((after - before).mean()), "nats per token", setting=setting)
+        print_line(f"n-gram {kind}", bits(controls[kind]), "bits per byte", setting=setting)
+    increase = float((controls["held-out after"] - controls["held-out before"]).mean())
+    print_line("n-gram forgotten", increase, "nats per token", setting=setting)
+    measure_mixture(model, evaluation, controls, setting)
     untrained = model._replace(weights=init_weights(jax.random.key(0), model.config))
-    nothing = plan._replace(rehearsal_batch_size=0, decay=0.0, fisher_anchor=False)
-    nats, _, _ = online.run_condition(
-        untrained, online_learner.PretrainedWeights(untrained.weights, None), tokens, nothing, True, True
-    )
-    line("from nothing", bits(nats), "bits per byte", setting=setting)
+    plain = config.model_copy(update={"rehearsal_batch_size": 0, "decay_rate": 0.0, "fisher_decay": False})
+    pretrained = PretrainedWeights(untrained.weights, None)
+    result = online.run_condition(untrained, pretrained, tokens, plain, True, True)
+    print_line("from nothing", bits(result.losses), "bits per byte", setting=setting)
 
 
-def front(model: models.LanguageModel, name: str, tokens: np.ndarray) -> None:
-    trained = online_learner.PretrainedWeights(model.weights, None)
-    frozen, _, _ = online.run_condition(
-        model, trained, tokens, online_learner.OnlineConfig(rehearsal_batch_size=0), True, False
-    )
-    for text in FRONT:
-        began = time.perf_counter()
-        plan = online_learner.parse_config(text)
-        nats, _, weights = online.run_condition(model, online.pretrained_weights(model, plan), tokens, plan, True, True)
-        lost = online.measure_forgetting(model, weights)
-        line(
-            f"front: {text or 'default'}",
-            1 - float(nats.sum() / frozen.sum()),
-            "share of the frozen bits saved",
-            bits_per_byte=round(bits(nats), 4),
-            forgotten=round(lost["mean"], 4),
-            forgotten_interval=[round(lost["low"], 4), round(lost["high"], 4)],
-            seconds=round(time.perf_counter() - began, 1),
-            setting={"text": name, "bytes": len(tokens), "plan": plan._asdict()},
-        )
+def measure_mixture(
+    model: LanguageModel,
+    evaluation: online.OnlineEvaluation,
+    controls: dict[str, np.ndarray],
+    setting: dict[str, object],
+) -> None:
+    """Print the results of the mixture of network and n-gram model."""
+    held_out = held_out_losses(model)
+    mixture = ngram.mix_predictions(evaluation.online_full_context, controls["online"])
+    print_line("mixture", bits(mixture), "bits per byte", setting=setting)
+    before = ngram.mix_predictions(held_out(model.weights), controls["held-out before"])
+    after = ngram.mix_predictions(held_out(evaluation.weights), controls["held-out after"])
+    print_line("mixture forgotten", float((after - before).mean()), "nats per token", setting=setting)
 
 
-def n_gram(model: models.LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Nats of the control: frozen and online from the training text's counts, online from nothing, and on what the run
-    held out before and after."""
-    texts = corpus.load_corpus(model.run)
-    counted = ngram.NgramModel(model.config.vocab_size)
-    counted.read(np.asarray(texts.training))
-    held = np.asarray(texts.held_out)
-    found = {"held before": counted.read(held, learning=False), "frozen": counted.read(tokens, learning=False)}
-    found["online"] = counted.read(tokens)
-    found["held after"] = counted.read(held, learning=False)
-    found["from nothing"] = ngram.NgramModel(model.config.vocab_size).read(tokens)
-    return {name: -np.log(chances)[1:] for name, chances in found.items()}
+def measure_front(model: LanguageModel, name: str, tokens: np.ndarray) -> None:
+    """Print bits saved and forgetting for several settings."""
+    pretrained = PretrainedWeights(model.weights, None)
+    frozen_config = OnlineConfig(rehearsal_batch_size=0)
+    frozen = online.run_condition(model, pretrained, tokens, frozen_config, True, False).losses
+    for learning in FRONT:
+        started = time.perf_counter()
+        config = parse_config(learning)
+        pretrained = online.pretrained_weights(model, config)
+        result = online.run_condition(model, pretrained, tokens, config, True, True)
+        forgetting = online.measure_forgetting(model, result.weights)
+        more = {"bits_per_byte": round(bits(result.losses), 4), "forgotten": round(forgetting.mean, 4)}
+        more |= {"forgotten_interval": [round(forgetting.low, 4), round(forgetting.high, 4)]}
+        more |= {"seconds": round(time.perf_counter() - started, 1)}
+        more |= {"setting": {"text": name, "bytes": len(tokens), "learning": config.model_dump()}}
+        share = 1 - float(result.losses.sum() / frozen.sum())
+        print_line(f"front: {learning or 'default'}", share, "share of the frozen bits saved", **more)
 
 
-def held_out(model: models.LanguageModel):
-    tokens = np.asarray(corpus.load_corpus(model.run).held_out)
-    return lambda weights: evaluate.losses(model._replace(weights=weights), tokens)
+def n_gram_losses(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Nats of the control: frozen and online with the counts of the training text, online from nothing, and on the
+    held-out text of the run before and after."""
+    texts = corpus.load_corpus(training_run(model))
+    control = ngram.NgramModel(model.config.vocab_size)
+    control.predict(np.asarray(texts.training))
+    held_out = np.asarray(texts.held_out)
+    probabilities = {"held-out before": control.predict(held_out, learning=False)}
+    probabilities["frozen"] = control.predict(tokens, learning=False)
+    probabilities["online"] = control.predict(tokens)
+    probabilities["held-out after"] = control.predict(held_out, learning=False)
+    probabilities["from nothing"] = ngram.NgramModel(model.config.vocab_size).predict(tokens)
+    return {name: -np.log(values)[1:] for name, values in probabilities.items()}
 
 
-def bits(nats: np.ndarray) -> float:
-    return float(nats.mean()) / math.log(2)
+def held_out_losses(model: LanguageModel) -> Callable[[TransformerWeights], np.ndarray]:
+    """A function of weights that returns their losses on the held-out text of the run."""
+    tokens = np.asarray(corpus.load_corpus(training_run(model)).held_out)
+    return lambda weights: token_losses(model._replace(weights=weights), tokens)
 
 
-def _interval(part: dict[str, float]) -> dict[str, list[float]]:
-    return {"interval": [round(part["low"], 4), round(part["high"], 4)]}
+def training_run(model: LanguageModel) -> Path:
+    """The folder of the run that trained the model."""
+    assert model.run is not None
+    return model.run
+
+
+def bits(losses: np.ndarray) -> float:
+    """Mean bits per token, which is a byte."""
+    return float(losses.mean()) / math.log(2)
+
+
+def _interval(estimate: dict[str, float]) -> dict[str, list[float]]:
+    return {"interval": [round(estimate["low"], 4), round(estimate["high"], 4)]}
 
 
 if __name__ == "__main__":

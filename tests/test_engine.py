@@ -19,6 +19,7 @@ from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutpu
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
 from ontogeny.engine.text_stream import TextStream
 from ontogeny.errors import BadInput
+from ontogeny.lm.tokenizer import ByteTokenizer
 
 pytestmark = pytest.mark.computes
 
@@ -360,7 +361,7 @@ def test_requests_that_cannot_be_answered_are_rejected(engine, weights):
         engine.submit(make_request(weights, (1,) * 65, num_logprobs=1, score_prompt=True), Collector())
 
 
-def test_tokens_are_drawn_by_seed_and_position():
+def test_tokens_depend_on_seed_and_position():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampled = [sample_token(logits, SamplingParams(1.0, 1.0, 7), position) for position in range(4000)]
     np.testing.assert_allclose(np.bincount(sampled) / 4000, [0.5, 0.3, 0.15, 0.05], atol=0.03)
@@ -373,8 +374,8 @@ def test_tokens_are_drawn_by_seed_and_position():
     assert scored.top_logprobs[0][0] == 0 and abs(scored.logprob - np.log(0.15)) < 1e-6
 
 
-class Letters:
-    """Two letters a token, and a token for each half of an é."""
+class PairTokenizer(ByteTokenizer):
+    """Tokens of two letters, and a token for each half of an é."""
 
     def bytes_of(self, token):
         return {0: b"ab", 1: b"cd", 2: b"\xc3", 3: b"\xa9"}[token]
@@ -391,7 +392,7 @@ class Letters:
         ([0, 1], ("cd",), ["ab", "", ""], True),
     ],
 )
-def test_text_is_shown_in_whole_characters_and_never_a_stop_string(tokens, stops, pieces, stopped):
-    stream = TextStream(Letters(), stops)
-    shown = [stream.push(token) for token in tokens] + [stream.finish()]
-    assert shown == pieces and stream.stopped is stopped
+def test_a_text_stream_yields_whole_characters_and_no_stop_string(tokens, stops, pieces, stopped):
+    stream = TextStream(PairTokenizer(), stops)
+    parts = [stream.push(token) for token in tokens] + [stream.finish()]
+    assert parts == pieces and stream.stopped is stopped
