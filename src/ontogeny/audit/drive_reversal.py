@@ -18,7 +18,7 @@ from ontogeny import plugins
 from ontogeny.agents import random
 from ontogeny.audit import base
 from ontogeny.errors import BadInput
-from ontogeny.rng import split_lifetime_key
+from ontogeny.rng import split_lifetime_key, split_step_keys
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
 from ontogeny.types import Genome, Key, State, Steering
 
@@ -110,7 +110,7 @@ def _late_reward(
     """
     agent, env, first_steering, _, learning = prepared
     lifetime_keys, T = split_lifetime_key(key), env.spec.num_steps
-    keys = tuple(jax.random.split(k, T) for k in (lifetime_keys.env, lifetime_keys.act, lifetime_keys.learn))
+    keys = split_step_keys(lifetime_keys, T)
     halves = [jax.tree.map(lambda k: k[: T // 2], keys), jax.tree.map(lambda k: k[T // 2 :], keys)]
     carry = initial_carry(lifetime_keys.task, agent, env, first_steering, state)
     outcomes = []

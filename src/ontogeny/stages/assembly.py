@@ -4,11 +4,10 @@ from typing import Any, NamedTuple
 
 from ontogeny import plugins
 from ontogeny.agents.base import require_revealable_tasks
-from ontogeny.development.base import Development
 from ontogeny.stages.first_check import check_signatures
 from ontogeny.stages.spec import RunSpec, user_files
 from ontogeny.steering import build as build_steering
-from ontogeny.types import Agent, Environment, Steering
+from ontogeny.types import Agent, Development, Environment, Steering
 
 
 class Assembly(NamedTuple):

@@ -19,7 +19,7 @@ from jax import Array
 from ontogeny import plugins, steering
 from ontogeny.audit.base import Subject, map_lifetimes
 from ontogeny.development.distillation import imitate
-from ontogeny.rng import sample_lifetime_keys, split_lifetime_key
+from ontogeny.rng import sample_lifetime_keys, split_lifetime_key, split_step_keys
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
 from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import library_versions
@@ -137,11 +137,7 @@ def _measure_agreement(
     """One lifetime of the student, in which the teacher chooses from the same percepts with the same keys."""
     lifetime_keys = split_lifetime_key(key)
     T, L = env.spec.num_steps, env.spec.horizon
-    keys = (
-        jax.random.split(lifetime_keys.env, T),
-        jax.random.split(lifetime_keys.act, T),
-        jax.random.split(lifetime_keys.learn, T),
-    )
+    keys = split_step_keys(lifetime_keys, T)
 
     def step(carries: tuple[Carry, State], step_keys: tuple[Key, Key, Key]) -> tuple[tuple[Carry, State], tuple]:
         carry, teacher_state = carries
