@@ -47,7 +47,7 @@ def deploy(
     """Run one lifetime and yield its steps.
 
     Args:
-        saved: From `read_saved_agent`.
+        saved_agent: From `read_saved_agent`.
         online: Whether weights keep learning.
         seed: From 0 to 2**32 - 1.
         num_steps: At least 1; by default the length of a lifetime in this environment.

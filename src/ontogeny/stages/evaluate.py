@@ -29,7 +29,7 @@ MAX_LIFETIMES_PER_CALL = 1024  # per device
 OnEvaluationProgress = Callable[[int, int], None]
 
 
-class LearningCurve(NamedTuple):
+class LifetimeCurve(NamedTuple):
     """Mean score by position within a lifetime.
 
     Attributes:
@@ -63,14 +63,14 @@ class AgentEvaluation(NamedTuple):
     interval: tuple[float, float]
     num_tasks: int
     totals: np.ndarray
-    curve: LearningCurve
+    curve: LifetimeCurve
     mode: str
     env_steps: int
     seconds: float
 
 
 class _Lifetimes(NamedTuple):
-    """What evaluation reads of B lifetimes."""
+    """Scores and checks of B lifetimes."""
 
     scores: Array  # [B, T]
     first: Array  # [B, T]
@@ -93,9 +93,9 @@ def evaluate(
     """Run one lifetime in each of `num_tasks` unseen tasks.
 
     Args:
-        agent: Built for the spec of the environment.
-        env: The environment from which the tasks are drawn.
-        steering: The reward function that the agent perceives; scores do not depend on it otherwise.
+        agent: Built for the spec of `env`.
+        env: It draws the tasks and scores them.
+        steering: Perceived by the agent as its reward; scores do not depend on it otherwise.
         genome_or_state: A genome, from which each lifetime begins, or a `State`, at which each lifetime continues.
         num_tasks: At least 2.
         seed: From 0 to 2**32 - 1; it draws the tasks.
@@ -135,7 +135,7 @@ def evaluate(
         interval=(interval.low, interval.high),
         num_tasks=num_tasks,
         totals=all_totals,
-        curve=LearningCurve(unit, starts + lengths, *mean_and_standard_error(np.concatenate(points))),
+        curve=LifetimeCurve(unit, starts + lengths, *mean_and_standard_error(np.concatenate(points))),
         mode=mode,
         env_steps=num_tasks * env.spec.num_steps,
         seconds=time.perf_counter() - started,
@@ -155,10 +155,10 @@ def record_lifetime(
     """The trajectory of one lifetime of an evaluation, [T] on every leaf.
 
     Args:
-        agent: As for `evaluate`, like the next three.
-        env: The environment.
-        steering: The reward function.
-        genome: From which the lifetime begins.
+        agent: Built for the spec of `env`.
+        env: It draws the task.
+        steering: Perceived by the agent as its reward.
+        genome: The lifetime begins from it.
         seed: Of the evaluation.
         mode: `frozen` or `online`.
         task: The number of the task in that evaluation, from 0.

@@ -88,7 +88,7 @@ def initial_state(saved_agent: SavedAgent, seed: int) -> tuple[Key, State]:
     """The key of a lifetime in deployment and the state with which it begins.
 
     Args:
-        saved: From a run, the state is drawn from the genome; from a saved deployment, it is the saved one.
+        saved_agent: From a run, the state is drawn from the genome; from a saved deployment, it is the saved one.
         seed: From 0 to 2**32 - 1.
     """
     key = rng.sample_lifetime_keys(jax.random.key(seed), 1, "deployment")[0]

@@ -49,7 +49,7 @@ class AgentSession:
         """Build a session.
 
         Args:
-            saved: From `read_saved_agent`.
+            saved_agent: From `read_saved_agent`.
             online: Whether weights keep learning.
 
         Raises:
