@@ -192,7 +192,10 @@ def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
         if organisms and name not in organisms:
             continue
         with progress("distilling", "updates") as update:
-            student = distilled.load_or_train(name, 0, folder, on_progress=update)
+            text = f"training a student of {name}"
+            student = distilled.load_or_train(
+                name, 0, folder, on_progress=lambda done, total, text=text: update(done, total, text)
+            )
         agreement, after_exposure = distilled.measure_fidelity(name, student)
         agreements = f"{agreement:.1%} of choices, {after_exposure:.1%} after exposures"
         typer.echo(f"{student.name}: agrees with its teacher in {agreements}")

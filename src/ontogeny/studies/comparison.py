@@ -45,7 +45,6 @@ class AgentResult:
     approach: str
     score: Interval  # per lifetime
     seed_means: tuple[float, ...]
-    mode: str  # "online" or "frozen"
     train_env: str
     num_parameters: int  # of the genome
     num_training_env_steps: int  # of one development
@@ -113,7 +112,6 @@ def _agent_result(
         approach=first["approach"],
         score=mean_over_seeds(scores),
         seed_means=tuple(e["mean"] for e in evaluations),
-        mode=first["mode"],
         train_env=first["train_env"],
         num_parameters=costs[0]["num_parameters"] if costs else 0,
         num_training_env_steps=costs[0]["num_training_env_steps"] if costs else 0,

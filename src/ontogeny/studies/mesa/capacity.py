@@ -23,12 +23,12 @@ from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout, rollout_lifetime
 from ontogeny.studies.mesa import distilled
 from ontogeny.studies.mesa.budgets import SearchBudget
+from ontogeny.studies.mesa.distilled import OnWork
 from ontogeny.types import Agent, Development, Environment, Genome, Key, PyTree, State, Steering, Weights
 
 SIZES = {"causal_transformer": 8}  # other contents have their default size
 CURRICULUM = ((0.1, "random"), (0.3, "random"), (0.5, "pairs"))  # see `distilled.build_chain`
 Measurements = Mapping[str, np.ndarray]
-OnWork = Callable[[int, int], None]
 
 
 def map_runs(function: Callable[..., PyTree], *trees: PyTree, num_parallel: int = 0) -> Any:
@@ -233,8 +233,7 @@ def audit_student(
         folder: In which the student is saved.
         on_progress: Receives updates done and updates in all.
     """
-    progress = None if on_progress is None else lambda num_done, num_total, _: on_progress(num_done, num_total)
-    student = distilled.load_or_train("planner", seed, folder, num_updates=num_updates, on_progress=progress)
+    student = distilled.load_or_train("planner", seed, folder, num_updates=num_updates, on_progress=on_progress)
     return plans.measure(student, sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation"), 3)
 
 

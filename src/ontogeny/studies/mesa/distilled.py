@@ -29,7 +29,7 @@ TEACHERS = ("planner", "td_zero", "td_one", "successor", "latent_state_learner",
 CURRICULUM = ((0.1, "random"), (0.3, "random"), (0.5, "pairs"), (0.5, "pairs"), (0.5, "pairs"))  # see `build_chain`
 NUM_UPDATES, NUM_LIFETIMES, LEARNING_RATE = 800, 128, 0.005  # of each stage of the curriculum
 NUM_TRIALS, NUM_TEST_TRIALS = 10, 2
-OnDistillationProgress = Callable[[int, int, str], None]
+OnWork = Callable[[int, int], None]  # units done, units in all
 
 
 def build_student(env: Environment) -> tuple[Agent, Steering]:
@@ -57,7 +57,7 @@ def load_or_train(
     folder: Path | None = None,
     *,
     num_updates: int = NUM_UPDATES,
-    on_progress: OnDistillationProgress | None = None,
+    on_progress: OnWork | None = None,
 ) -> Subject:
     """Load the student of an organism from a folder, or train it and save it there.
 
@@ -66,7 +66,7 @@ def load_or_train(
         seed: Of the training.
         folder: Of the saved students; None saves nothing.
         num_updates: In each stage of the curriculum.
-        on_progress: Receives updates done, updates in all, and a description.
+        on_progress: Receives updates done and updates in all.
     """
     train_env = plugins.build("environments", "chain")
     name = f"{teacher}-{seed}"
@@ -83,7 +83,7 @@ def load_or_train(
 
 
 def train_student(
-    teacher: str, seed: int = 0, *, num_updates: int = NUM_UPDATES, on_progress: OnDistillationProgress | None = None
+    teacher: str, seed: int = 0, *, num_updates: int = NUM_UPDATES, on_progress: OnWork | None = None
 ) -> Genome:
     """Train a network to imitate an organism; the arguments are those of `load_or_train`."""
     genome: Genome = None
@@ -101,7 +101,7 @@ def train_student(
             state, _ = development.step(state)
             if on_progress is not None:
                 num_done = stage * num_updates + (call + 1) * development.generations_per_call
-                on_progress(num_done, len(CURRICULUM) * num_updates, f"training a student of {teacher}")
+                on_progress(num_done, len(CURRICULUM) * num_updates)
         genome = development.genome(state)
     return genome
 

@@ -18,7 +18,7 @@ from ontogeny.audit.base import AuditResult, Effect, Subject, control_subject
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa import distilled
-from ontogeny.studies.mesa.capacity import OnWork
+from ontogeny.studies.mesa.distilled import OnWork
 
 PARTS = ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3")
 
@@ -33,8 +33,7 @@ def measure_student(
     name: str, num_lifetimes: int, seed: int, num_updates: int, folder: Path, on_progress: OnWork | None = None
 ) -> Iterator[Record]:
     """The same of a network that is distilled from the organism and saved in `folder`."""
-    progress = None if on_progress is None else lambda num_done, num_total, _: on_progress(num_done, num_total)
-    student = distilled.load_or_train(name, seed, folder, num_updates=num_updates, on_progress=progress)
+    student = distilled.load_or_train(name, seed, folder, num_updates=num_updates, on_progress=on_progress)
     yield from _measure(name, "distilled", student, num_lifetimes, seed)
 
 

@@ -22,7 +22,8 @@ from ontogeny.runs import checkpoint
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa import capacity, fingerprint
 from ontogeny.studies.mesa.budgets import MesaBudget, content_keys
-from ontogeny.studies.mesa.capacity import Measurements, OnWork
+from ontogeny.studies.mesa.capacity import Measurements
+from ontogeny.studies.mesa.distilled import OnWork
 from ontogeny.types import PyTree
 
 STEPS_PER_SEGMENT = 50
