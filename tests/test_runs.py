@@ -157,7 +157,7 @@ def test_a_folder_of_anything_else_is_refused_untouched(tmp_path):
             r"another spec \(files/a.py differs\)",
         ),
         (("run", formats.STUDY, spec), {"files": files}, r"another kind of run \(agent run\)"),
-        (("run", KIND, spec), {"files": files, "versions": {"jax": "0"}}, "was begun with jax .*, here is 0"),
+        (("run", KIND, spec), {"files": files, "versions": {"jax": "0"}}, "began with jax .*; with jax 0 its"),
     ):
         name, *rest = arguments
         with pytest.raises(BadInput, match=message), claim(tmp_path / name, *rest, **options):

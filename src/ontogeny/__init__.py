@@ -11,19 +11,23 @@ The functions below are the public API; each is imported when it is first used, 
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ontogeny.errors import BadInput, ContractViolation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ontogeny import lm
     from ontogeny.engine.generate import generate
     from ontogeny.engine.sampling import SamplingParams
+    from ontogeny.lm.model import LanguageModel
     from ontogeny.plugins import list_names as list_plugins
     from ontogeny.rollouts import rollout
-    from ontogeny.runs.kinds import load, open_run
+    from ontogeny.runs.kinds import open_run
     from ontogeny.stages.assembly import make_agent, make_env, make_steering
     from ontogeny.stages.evaluate import evaluate
+    from ontogeny.stages.session import AgentSession
     from ontogeny.stages.train import train
 
 __version__ = "0.1.0"
@@ -50,7 +54,6 @@ _SOURCES = {
     "evaluate": "ontogeny.stages.evaluate:evaluate",
     "generate": "ontogeny.engine.generate:generate",
     "list_plugins": "ontogeny.plugins:list_names",
-    "load": "ontogeny.runs.kinds:load",
     "make_agent": "ontogeny.stages.assembly:make_agent",
     "make_env": "ontogeny.stages.assembly:make_env",
     "make_steering": "ontogeny.stages.assembly:make_steering",
@@ -58,6 +61,21 @@ _SOURCES = {
     "rollout": "ontogeny.rollouts:rollout",
     "train": "ontogeny.stages.train:train",
 }
+
+
+def load(folder: "Path | str", *, online: bool = False) -> "AgentSession | LanguageModel":
+    """The trained agent or language model in a folder, ready to use.
+
+    Args:
+        folder: An agent run, saved deployment, language-model run or GPT-2 folder of Hugging Face.
+        online: Whether the weights of an agent keep learning.
+
+    Raises:
+        BadInput: The folder holds no single agent or language model, or is unfinished, damaged or of another format.
+    """
+    from ontogeny.runs import kinds
+
+    return cast("AgentSession | LanguageModel", kinds.load(folder, online=online))
 
 
 def __getattr__(name: str) -> Any:

@@ -200,8 +200,8 @@ def _refuse_foreign(folder: Path, description: RunDescription, final: str | None
     for name, version in description.versions.items():
         if present.versions.get(name) != version:
             raise BadInput(
-                f"the run in '{folder}' was begun with {name} {present.versions.get(name)}, here is {version}: "
-                "its results would not be bitwise reproducible"
+                f"the run in '{folder}' began with {name} {present.versions.get(name)}; "
+                f"with {name} {version} its results would not be bitwise reproducible"
             )
 
 

@@ -53,7 +53,7 @@ class RunKind(NamedTuple):
     name: str
     matches: Callable[[Path], bool]
     open: Callable[[Path], Run]
-    load: Callable[[Path, bool], Any] | None
+    load: Callable[[Path, bool], object] | None
     commands: tuple[str, ...]
     write_page: Callable[[Path], Path] | None = None
 
@@ -71,16 +71,8 @@ def open_run(folder: Path | str) -> Run:
     return identify(folder).open(folder)
 
 
-def load(folder: Path | str, *, online: bool = False) -> Any:
-    """The trained agent or language model in a folder of any kind.
-
-    Args:
-        folder: An agent run, saved deployment, language-model run or Hugging Face folder.
-        online: Whether the weights of an agent go on learning.
-
-    Raises:
-        BadInput: The folder holds neither, or is unfinished, damaged or of another format.
-    """
+def load(folder: Path | str, *, online: bool = False) -> object:
+    """The trained agent or language model in a folder; see `ontogeny.load`."""
     folder = Path(folder)
     kind = identify(folder)
     if kind.load is None:
@@ -144,7 +136,7 @@ def described_kind(
     commands: tuple[str, ...],
     *,
     is_finished: IsFinished,
-    load: Callable[[Path, bool], Any] | None = None,
+    load: Callable[[Path, bool], object] | None = None,
     write_page: Callable[[Path], Path] | None = None,
 ) -> RunKind:
     """A kind of run whose folders hold `spec.json`; the other arguments are those of `RunKind`.
