@@ -19,7 +19,7 @@ def test_plain_strings_are_escaped_and_markup_passes():
         "a < b", ["", "<head>"], [["<x>", Markup("<b>bold</b>")], page.TableRow(["y", "1"], "first")], (1,)
     )
     assert "&lt;x&gt;" in html and "<b>bold</b>" in html and "a &lt; b" in html and "&lt;head&gt;" in html
-    assert '<td class="n">1</td>' in html and '<tr class="first">' in html
+    assert '<td class="numeric">1</td>' in html and '<tr class="first">' in html
     assert "&lt;script&gt;" in page.agent("<script>", "evolution")
     assert "&#34;" in page.verdict("above", 'a "quoted" detail')
 

@@ -177,7 +177,7 @@ def _published_rows(number: int, envs: Sequence[Record], results: Results) -> tu
             template = "<b>{}</b>" if scores[algorithm] == max(scores.values()) else "{}"
             score = Markup(template).format(f"{scores[algorithm]:,.1f}")
             our_score = Markup("<br>") + page.score(match.score) if match else ""
-            cells.append(Markup('<span class="printed">{}</span>{}').format(score, our_score))
+            cells.append(Markup('<span class="published">{}</span>{}').format(score, our_score))
         rows.append(page.TableRow(cells))
         if any(matches) and (number, algorithm) in published.DISCREPANCY_NOTES:
             notes.append(f"{algorithm}: {published.DISCREPANCY_NOTES[number, algorithm]}.")

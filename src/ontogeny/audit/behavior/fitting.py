@@ -111,7 +111,7 @@ def _maximize_likelihood(
             return (*accepted, jnp.clip(jnp.where(is_better, damping / 3, damping * 4), 1e-4, 1e6)), None
 
         # The first step has length zero and improves on minus infinity: it evaluates the start.
-        init = (start, -jnp.inf, jnp.zeros(K), jnp.zeros((K, K)), jnp.float32(INITIAL_DAMPING))
+        init = (start, jnp.float32(-jnp.inf), jnp.zeros(K), jnp.zeros((K, K)), jnp.float32(INITIAL_DAMPING))
         end, _ = jax.lax.scan(step, init, None, length=NUM_ITERATIONS + 1)
         return end[0], end[1]
 

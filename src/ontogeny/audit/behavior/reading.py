@@ -187,7 +187,7 @@ class _ColumnReader:
         states = [Counter(state[(label == k) & (state >= 0)]).most_common(1)[0][0] for k in range(4)]
         if sorted(states) != [0, 0, 1, 1]:
             raise BadInput("two of the four second choices must belong to each state: check the column 'state'")
-        for i in np.nonzero((label >= 0) & (state >= 0))[0]:
+        for i in np.nonzero((label >= 0) & (state >= 0))[0].tolist():
             if state[i] != states[label[i]]:
                 self._reject(i, f"choice2 '{self.columns['choice2'][i]}' belongs to the other state")
         rank = [sum(states[j] == states[k] for j in range(k)) for k in range(4)]
@@ -263,7 +263,7 @@ class _ColumnReader:
             name: The column.
         """
         flags = np.array([self._read_number(name, i) for i in range(len(self.numbers))])
-        for i in np.nonzero(~np.isin(flags, (0, 1)) & ~np.isnan(flags))[0]:
+        for i in np.nonzero(~np.isin(flags, (0, 1)) & ~np.isnan(flags))[0].tolist():
             self._reject(i, f"{name} '{self.columns[name][i]}' is neither 0 nor 1")
         return flags == 1
 

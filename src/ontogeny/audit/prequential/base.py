@@ -12,5 +12,5 @@ BuildPredictor = Callable[[], Predictor]
 RunPasses = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 """Maps token streams to log-probabilities, one pass per stream, each by a predictor that has not seen any stream."""
 
-CHECKS = ("normalized", "causal", "prefix_invariant", "reproducible", "random_tokens")
-VERDICTS = ("pass", "fail", "undetermined")
+CHECKS: tuple[str, ...] = ("normalized", "causal", "prefix_invariant", "reproducible", "random_tokens")
+VERDICTS: tuple[str, ...] = ("pass", "fail", "undetermined")

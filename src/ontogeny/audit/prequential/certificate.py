@@ -53,13 +53,13 @@ class CertificateConfig(FrozenModel):
         tolerance: Difference in nats that counts as rounding.
     """
 
-    num_tokens: int = Field(256, ge=MIN_STREAM_LENGTH)
-    num_positions: int = Field(24, ge=1)
-    num_prefixes: int = Field(3, ge=1)
-    num_random_streams: int = Field(6, ge=1)
-    num_copies: int = Field(4, ge=2)
-    level: float = Field(0.001, gt=0, lt=1)
-    tolerance: float = Field(1e-4, ge=0)
+    num_tokens: int = Field(default=256, ge=MIN_STREAM_LENGTH)
+    num_positions: int = Field(default=24, ge=1)
+    num_prefixes: int = Field(default=3, ge=1)
+    num_random_streams: int = Field(default=6, ge=1)
+    num_copies: int = Field(default=4, ge=2)
+    level: float = Field(default=0.001, gt=0, lt=1)
+    tolerance: float = Field(default=1e-4, ge=0)
 
 
 class Certificate(NamedTuple):

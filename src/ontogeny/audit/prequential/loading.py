@@ -4,10 +4,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from ontogeny import plugins
 from ontogeny.audit.prequential.base import BuildPredictor
@@ -37,7 +36,7 @@ def find_predictor(name: str) -> BuildPredictor:
     function = getattr(module, attribute, None)
     if not callable(function):
         raise BadInput(f"'{place}' has no function '{attribute}'")
-    return function if _is_factory(function) else lambda: function
+    return cast(BuildPredictor, function if _is_factory(function) else lambda: function)
 
 
 def _load_file(path: str) -> ModuleType:
@@ -62,7 +61,7 @@ def _import_module(name: str) -> ModuleType:
         raise BadInput(f"the module '{name}' cannot be imported: {error}") from error
 
 
-def _is_factory(function: Callable[..., Any]) -> bool:
+def _is_factory(function: Any) -> bool:
     """Whether a function can be called without arguments and takes no variable number of them."""
     try:
         parameters = inspect.signature(function).parameters.values()
