@@ -332,7 +332,7 @@ def test_a_users_plugin_file_belongs_to_the_study_and_has_no_published_scores(tm
     )
     path.write_text(text, encoding="utf-8")
     page = runner.run_study(path, tmp_path / "study", on_event=lambda event: None).read_text(encoding="utf-8")
-    assert "published tables beside ours" not in page
+    assert "Published scores and ours" not in page
     plugin_file.write_bytes(source.read_bytes() + b"# edited\n")
     with pytest.raises(BadInput, match=r"another spec \(files"):
         runner.run_study(path, tmp_path / "study", on_event=lambda event: None)

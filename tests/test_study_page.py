@@ -242,7 +242,7 @@ def test_the_page_shows_the_set_up_and_the_results(small_page):
         assert text in page
     for title in (
         "Agents and environments",
-        "published tables beside ours",
+        "Published scores and ours",
         "What development costs",
         "Learning within a lifetime",
     ):

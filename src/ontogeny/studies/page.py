@@ -73,17 +73,17 @@ def render(
     bodies = [
         ("missing", "What is missing", incomplete(study["planned_ids"], records)),
         ("setup", "Agents and environments", texts.setup(_environments_table(envs))),
-        ("published", "The published tables beside ours", _published(records, evaluated, results)),
+        ("published", "Published scores and ours", _published(records, evaluated, results)),
         ("scores", "What each agent scores", _scores(records, evaluated, results)),
-        ("models", "The two approaches side by side", _approaches(records, results)),
+        ("approaches", "The two approaches side by side", _approaches(records, results)),
         ("cost", "What development costs", _cost(evaluated, results)),
         ("learning", "Learning within a lifetime", _learning(evaluated, results)),
         ("lifetimes", "One lifetime of each agent", _lifetimes(records, envs)),
-        ("addressing", "What weight sharing contributes", _weight_sharing(records, results)),
+        ("weight-sharing", "What weight sharing contributes", _weight_sharing(records, results)),
         *included,
-        ("bounds", "Distance to the upper bound", _headroom(records, evaluated, results)),
+        ("upper-bound", "Distance to the upper bound", _headroom(records, evaluated, results)),
         ("limits", "What this does not show", texts.limits(min_seeds, has_published, approaches)),
-        ("repeat", "How to reproduce this page", texts.reproduce(study, minutes)),
+        ("reproduce", "How to reproduce this page", texts.reproduce(study, minutes)),
     ]
     sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
     return page.document(study["title"], texts.opening(study["question"], sentences), sections, "study")
