@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ontogeny import cli
-from ontogeny.audit.prequential import calibration, checks
+from ontogeny.audit.prequential import calibration, checks, page
 from ontogeny.audit.prequential.base import CHECKS, VERDICTS
 from ontogeny.audit.prequential.certificate import CertificateConfig, certify
 from ontogeny.audit.prequential.loading import find_predictor
@@ -160,10 +160,11 @@ def test_each_pass_runs_in_a_new_process(module):
     ("arguments", "code", "message"),
     [
         (["predictor:token_leak", "--isolation", "instance"], 1, ""),
-        (["predictor:counts", "--isolation", "instance", "--out", "certificate.json"], 0, ""),
+        (["predictor:counts", "--isolation", "instance", "--out", "certificate.json", "--html", "page.html"], 0, ""),
         ([], 2, "either a predictor or"),
         (["predictor:coutns", "--isolation", "instance"], 2, "did you mean counts"),
-        (["predictor:counts:vocabulary=4", "--isolation", "instance"], 2, "did you mean vocab_size"),
+        (["predictor:counts:vocab=4", "--isolation", "instance"], 2, "did you mean vocab_size"),
+        (["predictor:leaks_token", "--isolation", "instance"], 2, "`leaks_token` was renamed `token_leak`"),
         (["predictor:counts", "--isolation", "never"], 2, "process or instance"),
         (["predictor:counts", "--num-tokens", "3", "--isolation", "instance"], 2, "greater than or equal to 16"),
         (["predictor:counts", "--reported", "1.2", "--isolation", "instance"], 2, "belongs to a stream"),
@@ -184,3 +185,13 @@ def test_the_command_reports_by_exit_code_message_and_file(arguments, code, mess
         record = json.loads((tmp_path / "certificate.json").read_text())
         assert record["certified"] and {check["name"] for check in record["checks"]} == set(CHECKS)
         assert "(a) causal           pass" in captured.out and "certified: all checks" in captured.out
+        html = (tmp_path / "page.html").read_text()
+        assert html == page.render(record) and "random_tokens" in html and "<script" not in html
+
+
+def test_the_page_of_a_calibration_shows_every_predictor_and_failure():
+    results = [result._asdict() for result in calibration.calibrate(1)]
+    failures = ["a <failure>"]
+    html = page.render({"num_audits": 1, "predictor_results": results, "failures": failures})
+    assert all(name in html for name in REFERENCE_PREDICTORS) and "a &lt;failure&gt;" in html
+    assert "Checks</h2>" not in html

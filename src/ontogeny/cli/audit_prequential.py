@@ -20,8 +20,7 @@ PredictorName = Annotated[
     str | None,
     typer.Argument(
         metavar="[PREDICTOR]",
-        help="Predictor: module:function, file.py:function, a language-model run (audited online), or predictor:NAME for a "
-        "reference predictor.",
+        help="Predictor: module:function, file.py:function, a language-model run, or predictor:NAME (a reference).",
         show_default=False,
     ),
 ]
@@ -47,6 +46,7 @@ NumAudits = Annotated[
     int | None,
     typer.Option("--calibrate", metavar="NUM_AUDITS", min=2, help="Audit every reference predictor this many times."),
 ]
+HtmlFile = Annotated[Path | None, typer.Option(help="New file for the page of the results.")]
 
 
 def prequential(
@@ -62,6 +62,7 @@ def prequential(
     calibrate: NumAudits = None,
     seed: Seed = 0,
     out: JsonFile = None,
+    html: HtmlFile = None,
 ) -> None:
     """Test whether online scores are those of a first pass.
 
@@ -70,6 +71,7 @@ def prequential(
     Examples: ontogeny audit prequential mine.py:predict; ontogeny audit prequential --calibrate 100
     """
     check_new_path(out)
+    check_new_path(html)
     if (predictor is None) == (calibrate is None):
         raise BadInput("give either a predictor or --calibrate with a number of audits")
     if calibrate is not None:
@@ -79,14 +81,23 @@ def prequential(
         options = {"vocab_size": vocab_size, "reported": reported, "seed": seed}
         options["stream"] = None if stream is None else _read_tokens(stream)
         record, failures = _certify(str(predictor), learning, isolation, config, options)
-    if out is not None:
-        from ontogeny.audit.suite import to_jsonable
-        from ontogeny.runs.files import write_json
-        from ontogeny.runs.formats import FORMATS, JSON_REPORT
-
-        write_json(out, to_jsonable({"format": FORMATS[JSON_REPORT], "seed": seed} | record))
+    _write({"seed": seed} | record, out, html)
     if failures:
         raise typer.Exit(1)
+
+
+def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> None:
+    from ontogeny.audit.suite import to_jsonable
+    from ontogeny.runs.files import write_bytes, write_json
+    from ontogeny.runs.formats import FORMATS, JSON_REPORT
+
+    content = to_jsonable({"format": FORMATS[JSON_REPORT]} | record)
+    if out is not None:
+        write_json(out, content)
+    if html is not None:
+        from ontogeny.audit.prequential.page import render
+
+        write_bytes(html, render(content).encode())
 
 
 def _calibrate(num_audits: int, seed: int) -> tuple[dict[str, Any], list[str]]:

@@ -77,6 +77,20 @@ def render(package: str, template: str, **variables: Any) -> Markup:
     return Markup(environment(package).get_template(template).render(**variables))
 
 
+def load_macros(package: str, template: str, **variables: Any) -> Any:
+    """Load a template whose macros are called one by one.
+
+    Args:
+        package: Import path of the package which holds the template.
+        template: File name in the package's folder `templates`.
+        **variables: The names that the macros use.
+
+    Returns:
+        An object with one method per macro, each of which returns HTML.
+    """
+    return environment(package).get_template(template).make_module(variables)
+
+
 def document(title: str, opening: Markup, sections: Sequence[Section], kind: str) -> str:
     """Render a whole page.
 

@@ -41,10 +41,10 @@ def render(record: Record, title: str) -> str:
         "bic": _draw_bic_differences(record),
         "recovery": _draw_matrix(recovery["models"], recovery["by_participant"]),
     }
-    template = page.environment("ontogeny.audit.behavior").get_template("behavior.html.j2")
-    macros = template.make_module({"record": record, "charts": drawings, "interaction": INTERACTION})
+    variables = {"record": record, "charts": drawings, "interaction": INTERACTION}
+    macros = page.load_macros("ontogeny.audit.behavior", "behavior.html.j2", **variables)
     sections = [page.Section(name, heading, getattr(macros, name)()) for name, heading in SECTIONS.items()]
-    return page.document(title, macros.opening(), sections, "behavior")  # type: ignore[attr-defined]
+    return page.document(title, macros.opening(), sections, "behavior")
 
 
 def _draw_stays(cell_means: Record, by_participant: Record) -> Markup:
