@@ -166,8 +166,8 @@ def measure_learning_cost(streams: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         run, state_dir, text = (Path(temporary) / name for name in ("run", "state", "text.txt"))
         text.write_text("\n\n".join(topics[name] for name in sorted(topics)))  # the manual of Python
-        shape = ("--layers", "6", "--heads", "6", "--width", "384", "--context", "256", "--vocabulary", str(VOCABULARY))
-        options = (*shape, "--steps", "1", "--batch-size", "1", "--out", str(run))
+        shape = ("--num-layers", "6", "--num-heads", "6", "--width", "384", "--context-length", "256")
+        options = (*shape, "--vocab-size", str(VOCABULARY), "--num-steps", "1", "--batch-size", "1", "--out", str(run))
         train = [sys.executable, "-m", "ontogeny", "lm", "train", str(text), *options]
         subprocess.run(train, check=True, capture_output=True)
         command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"model={run}", "--alias", f"learner={run}"]

@@ -68,7 +68,7 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
         state = learner.init(pretrained)
         starts = np.arange(0, num_losses, config.chunk_size)
         for number, start in enumerate(starts):
-            chunk = online.read_chunk(tokens, start, config, C, text, (0, number))
+            chunk = online.read_chunk(tokens, int(start), config, C, text, (0, number))
             state, rows, nats = _process_chunk(model.config, config, frozen, pretrained, state, *chunk)
             stop, end = min(start + config.chunk_size, num_losses), int(chunk.num_read)
             chunk_rows = np.asarray(rows)[end - (stop - start) : end]
