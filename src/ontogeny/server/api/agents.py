@@ -33,7 +33,7 @@ def describe_agent(request: Request, name: str, key: Caller) -> dict[str, Any]:
     }
 
 
-def get_agent_caller(request: Request, name: str, key: Caller) -> SessionCaller:
+async def get_agent_caller(request: Request, name: str, key: Caller) -> SessionCaller:
     """Returns the caller of the sessions of an agent."""
     return SessionCaller(request, key, context.get_agent(request, name))
 

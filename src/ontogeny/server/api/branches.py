@@ -1,17 +1,16 @@
 """Routes of online learning: a key's branch and examples; an admin key may change any branch."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.api import context, errors
-from ontogeny.server.api.context import AdminCaller, Caller
+from ontogeny.server.api.context import AdminCaller, Caller, LimitedCaller
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
-from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.branches import BranchManager
 
@@ -24,11 +23,15 @@ def learner_busy() -> ApiError:
     return errors.too_many_requests("the update queue is full; retry later", 10, "learner_busy")
 
 
-def _get_branches(request: Request, model: str) -> BranchManager:
+async def get_branches(request: Request, model: str) -> BranchManager:
+    """Returns the branches of a model; a frozen model is a 409 error."""
     deployment = context.get_language_model(request, model)
     if deployment.branches is None:
         raise ApiError(409, f"'{deployment.name}' is frozen, so it does not learn", code="frozen")
     return deployment.branches
+
+
+Branches = Annotated[BranchManager, Depends(get_branches)]
 
 
 @router.get("/branch")
@@ -36,12 +39,8 @@ def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
     """Returns the mode of a model, the current version of this key's branch, and the last decisions of the learner."""
     deployment = context.get_language_model(request, model)
     branches = deployment.branches
-    description = {
-        "object": "branch",
-        "model": deployment.name,
-        "trained_digest": deployment.digest,
-        "is_admin": key.is_admin,
-    }
+    description: dict[str, Any] = {"object": "branch", "model": deployment.name, "trained_digest": deployment.digest}
+    description["is_admin"] = key.is_admin
     if branches is None:
         frozen = {"mode": "frozen", "learning": False, "current_version": 0, "weight_distance": 0.0, "decisions": []}
         return description | frozen
@@ -64,50 +63,42 @@ def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
 
 
 @router.get("/branch/versions")
-def list_versions(request: Request, model: str, key: Caller) -> dict[str, Any]:
+def list_versions(key: Caller, branches: Branches) -> dict[str, Any]:
     """Lists the versions of this key's branch with their digests and examples."""
-    branches = _get_branches(request, model)
     versions = journal.list_versions(branches.store, branches.open(key.id).branch)
     return {"object": "list", "data": [version._asdict() for version in versions]}
 
 
 @router.get("/branch/state", response_class=Response, responses=context.STATE_DOWNLOAD)
-async def export_branch(request: Request, model: str, key: Caller) -> Response:
+async def export_branch(key: LimitedCaller, branches: Branches) -> Response:
     """Returns the current version of this key's branch as safetensors, with digest and version."""
-    branches = _get_branches(request, model)
-    context.apply_rate_limits(request, key)
     return Response(await asyncio.to_thread(branches.export, key.id), media_type="application/octet-stream")
 
 
 @router.put("/branch/state", openapi_extra=context.STATE_UPLOAD)
-async def restore_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
+async def restore_branch(request: Request, key: LimitedCaller, branches: Branches) -> dict[str, Any]:
     """Makes an exported state the next version of this key's branch, if it passes the acceptance test."""
-    branches = _get_branches(request, model)
-    context.apply_rate_limits(request, key)
     if branches.shared and not key.is_admin:
         raise errors.forbidden("changing a shared branch")
     state = await request.body()
     try:
-        version = await asyncio.to_thread(branches.restore, key.id, state, key.id)
+        return (await asyncio.to_thread(branches.restore, key.id, state, key.id))._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), code="state_rejected") from None
-    return version._asdict()
 
 
 @router.post("/branch/fork")
-async def fork_branch(request: Request, model: str, body: ForkRequest, key: AdminCaller) -> dict[str, Any]:
+async def fork_branch(key: AdminCaller, branches: Branches, body: ForkRequest) -> dict[str, Any]:
     """Makes the current version of one key's branch the current version of another key's branch.
 
     The earlier versions of the target branch stay available for a rollback.
     """
-    branches = _get_branches(request, model)
     if branches.shared:
-        raise errors.bad_request(f"'{model}' has one shared branch, so it cannot be forked", "target_key")
+        raise errors.bad_request(f"'{branches.deployment}' has one shared branch, so it cannot be forked", "target_key")
     if not any(k.id == body.target_key and k.revoked_at is None for k in keys.list_keys(branches.store)):
         raise errors.missing_resource(f"there is no key '{body.target_key}'", param="target_key")
     owner_key = key.id if body.owner_key is None else body.owner_key
     _find_branch(branches, owner_key)
-    context.apply_rate_limits(request, key)
     try:
         return (await asyncio.to_thread(branches.fork, owner_key, body.target_key, key.id))._asdict()
     except BadInput as error:
@@ -115,50 +106,45 @@ async def fork_branch(request: Request, model: str, body: ForkRequest, key: Admi
 
 
 @router.post("/examples")
-async def add_example(request: Request, model: str, body: ExampleRequest, key: Caller) -> dict[str, Any]:
+async def add_example(key: LimitedCaller, branches: Branches, body: ExampleRequest) -> dict[str, Any]:
     """Adds a text to learn from to this key's branch. The text is on disk when the response is sent."""
-    branches = _get_branches(request, model)
-    context.apply_rate_limits(request, key)
     try:
         number = await asyncio.to_thread(branches.add_example, key.id, key.id, body.text)
     except journal.JournalFull:
         raise learner_busy() from None
     if number is None:
-        raise ApiError(409, f"'{model}' is frozen at present", code="frozen")
+        raise ApiError(409, f"'{branches.deployment}' is frozen at present", code="frozen")
     return {"object": "example", "number": number}
 
 
 @router.get("/examples")
-def list_examples(request: Request, model: str, key: Caller) -> dict[str, Any]:
+def list_examples(key: Caller, branches: Branches) -> dict[str, Any]:
     """Lists the examples that this key has added and that are not erased."""
-    branches = _get_branches(request, model)
     examples = journal.list_examples(branches.store, branches.open(key.id).branch)
     visible = [example for example in examples if example.key == key.id and example.erased_at is None]
     return {"object": "list", "data": [example._asdict() for example in visible]}
 
 
 @router.delete("/examples/{number}")
-async def erase_example(request: Request, model: str, number: int, key: Caller) -> dict[str, Any]:
+async def erase_example(
+    request: Request, model: str, key: LimitedCaller, branches: Branches, number: int
+) -> dict[str, Any]:
     """Erases an example and every version that was learned from it; the learner replays the later examples."""
-    branches = _get_branches(request, model)
-    context.apply_rate_limits(request, key)
     example = journal.find_example(branches.store, number) if 0 < number < MAX_INTEGER else None
     is_here = example is not None and example.branch.rpartition("/")[0] == branches.deployment
     if example is None or not is_here or example.erased_at is not None or (example.key != key.id and not key.is_admin):
         raise errors.missing_resource(f"there is no example {number}")
-    deployment = context.get_language_model(request, model)
     try:
-        await asyncio.to_thread(deployment.erase_example, example, key.id)
+        await asyncio.to_thread(context.get_language_model(request, model).erase_example, example, key.id)
     except BadInput as error:
         raise errors.missing_resource(str(error)) from None
-    context.get_context(request).last_prompts.forget(example.key, deployment.name)
+    context.get_context(request).last_prompts.forget(example.key, branches.deployment)
     return {"object": "example", "number": number, "erased": True}
 
 
 @router.post("/rollback")
-def roll_back(request: Request, model: str, body: RollbackRequest, key: AdminCaller) -> dict[str, Any]:
+def roll_back(key: AdminCaller, branches: Branches, body: RollbackRequest) -> dict[str, Any]:
     """Makes an earlier version of a branch current; 0 is the trained weights."""
-    branches = _get_branches(request, model)
     branch = _find_branch(branches, body.owner_key) if body.owner_key else branches.open(key.id)
     try:
         return journal.rollback(branches.store, branch.branch, body.version, key.id)._asdict()
@@ -167,21 +153,17 @@ def roll_back(request: Request, model: str, body: RollbackRequest, key: AdminCal
 
 
 @router.post("/freeze")
-def freeze(request: Request, model: str, key: AdminCaller) -> dict[str, Any]:
+def freeze(key: AdminCaller, branches: Branches) -> dict[str, Any]:
     """Stops learning in all branches of a model."""
-    return _set_frozen(request, model, key, True)
+    journal.set_frozen(branches.store, branches.deployment, True, key.id)
+    return {"model": branches.deployment, "learning": False}
 
 
 @router.post("/unfreeze")
-def unfreeze(request: Request, model: str, key: AdminCaller) -> dict[str, Any]:
+def unfreeze(key: AdminCaller, branches: Branches) -> dict[str, Any]:
     """Resumes learning in all branches of a model."""
-    return _set_frozen(request, model, key, False)
-
-
-def _set_frozen(request: Request, model: str, key: ApiKey, frozen: bool) -> dict[str, Any]:
-    branches = _get_branches(request, model)
-    journal.set_frozen(branches.store, branches.deployment, frozen, key.id)
-    return {"model": model, "learning": not frozen}
+    journal.set_frozen(branches.store, branches.deployment, False, key.id)
+    return {"model": branches.deployment, "learning": True}
 
 
 def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:

@@ -56,7 +56,7 @@ def authenticate(
 Caller = Annotated[ApiKey, Depends(authenticate)]
 
 
-def authenticate_admin(key: Caller) -> ApiKey:
+async def authenticate_admin(key: Caller) -> ApiKey:
     """Returns the key of a request; raises a 403 error if it is not an admin key."""
     if not key.is_admin:
         raise errors.forbidden("this route")
@@ -117,6 +117,15 @@ def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> Non
     seconds = get_context(request).rate_limits.acquire(key, num_tokens)
     if seconds > 0:
         raise errors.too_many_requests("the key has used its allowance per minute; retry later", seconds)
+
+
+async def limit_rate(request: Request, key: Caller) -> ApiKey:
+    """Returns the key of a request after `apply_rate_limits`."""
+    apply_rate_limits(request, key)
+    return key
+
+
+LimitedCaller = Annotated[ApiKey, Depends(limit_rate)]
 
 
 class LastPrompts:

@@ -111,7 +111,7 @@ class TextCaller(SessionCaller):
         return await asyncio.to_thread(self.deployment.served_weights, self.key.id)
 
 
-def get_text_caller(request: Request, model: str, key: Caller) -> TextCaller:
+async def get_text_caller(request: Request, model: str, key: Caller) -> TextCaller:
     """Returns the caller of the text sessions of a model."""
     return TextCaller(request, key, context.get_language_model(request, model))
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import END, Tokenizer, decode
 from ontogeny.server.api import context, errors
-from ontogeny.server.api.context import Caller
+from ontogeny.server.api.context import Caller, LimitedCaller
 from ontogeny.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from ontogeny.server.deployments import LanguageDeployment
 
@@ -44,19 +44,17 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request, body: TokenizeRequest, key: Caller) -> dict[str, Any]:
+async def tokenize(request: Request, body: TokenizeRequest, key: LimitedCaller) -> dict[str, Any]:
     """Returns the tokens of a text. The name of the end token in the text stands for that token."""
     deployment = _get_tokenizer_model(request, body.model)
-    context.apply_rate_limits(request, key)
     tokens = await _tokenize(_encode_with_ends, deployment.model.tokenizer, body.prompt)
     return {"tokens": tokens, "count": len(tokens), "max_model_len": deployment.engine.max_sequence_length}
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request, body: DetokenizeRequest, key: Caller) -> dict[str, Any]:
+async def detokenize(request: Request, body: DetokenizeRequest, key: LimitedCaller) -> dict[str, Any]:
     """Returns the text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
     tokenizer = _get_tokenizer_model(request, body.model).model.tokenizer
-    context.apply_rate_limits(request, key)
     return {"prompt": decode(tokenizer, _check_tokens(tokenizer, body.tokens, "tokens"))}
 
 
