@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -59,7 +59,7 @@ class SessionCaller(NamedTuple):
 
 
 def add_session_routes(
-    router: APIRouter, get_caller: Callable[..., SessionCaller], restore: Callable[..., Any]
+    router: APIRouter, get_caller: Callable[..., Awaitable[SessionCaller]], restore: Callable[..., Any]
 ) -> None:
     """Adds the routes that all sessions share.
 
