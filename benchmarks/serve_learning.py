@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--bytes", type=int, default=100_000)
     parser.add_argument("--piece", type=int, default=1000, help="bytes of a training example")
-    parser.add_argument("--max-forgetting", type=float, default=ServerConfig.max_forgetting)
+    parser.add_argument("--max-forgetting", type=float, default=ServerConfig().max_forgetting)
     parser.add_argument("--learning", action="append")
     arguments = parser.parse_args()
     if not checkpoint.exists(arguments.run, "weights"):

@@ -220,19 +220,19 @@ def learn_poison(branches: BranchManager, times: int, piece: int = 2000) -> list
 
 def test_the_acceptance_test_limits_a_learner_without_rehearsal(model, tmp_path):
     hasty = learner.build(model, OnlineConfig(rehearsal_batch_size=0, learning_rate=1e-3))
-    branches = open_branches(hasty, tmp_path / "state", ServerConfig.max_forgetting)
+    branches = open_branches(hasty, tmp_path / "state", ServerConfig().max_forgetting)
     rejections = learn_poison(branches, 150)
     assert len(rejections) > len(journal.list_examples(branches.store, "story/a")) / 2
 
 
 def test_poison_leaves_the_held_out_loss_within_the_limit(branch_learner, tmp_path):
     """A small amount, with rehearsal; the slow test learns much of it."""
-    learn_poison(open_branches(branch_learner, tmp_path / "state", ServerConfig.max_forgetting), 200)
+    learn_poison(open_branches(branch_learner, tmp_path / "state", ServerConfig().max_forgetting), 200)
 
 
 @pytest.mark.slow
 def test_ten_thousand_sentences_of_poison_leave_the_held_out_loss_within_the_limit(branch_learner, tmp_path):
-    learn_poison(open_branches(branch_learner, tmp_path / "state", ServerConfig.max_forgetting), 10_000)
+    learn_poison(open_branches(branch_learner, tmp_path / "state", ServerConfig().max_forgetting), 10_000)
 
 
 def test_weights_that_are_not_finite_are_rejected(branch_learner, tmp_path):

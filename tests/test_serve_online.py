@@ -355,7 +355,9 @@ def test_acknowledged_examples_survive_twenty_kills(run):
         (["--alias", "a/b=nowhere"], "cannot be the name of a deployment"),
         (["nowhere"], "there is no run in 'nowhere'"),
         ([], "at least one run"),
-        (["--log-level", "all"], "--log-level"),
+        (["--log-level", "all"], "'log_level' in [serve] must be"),
+        (["--port", "70000"], "'port' in [serve] must be less than or equal to 65535"),
+        (["--learning", "decay_rate=0.1"], "needs 'online'"),
     ],
 )
 def test_an_invalid_command_is_rejected_in_one_sentence(run, tmp_path, arguments, words):

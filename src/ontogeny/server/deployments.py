@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,7 +180,7 @@ class Deployments:
         loaded: dict[Path, LanguageModel | AgentSession] = {}  # deployments of one folder share its weights
         for name, folder in runs:
             learns = config.online and name not in config.frozen
-            own_config = config if learns else replace(config, online=False, learning="")
+            own_config = config if learns else config.model_copy(update={"online": False})
             if folder.resolve() not in loaded:
                 loaded[folder.resolve()] = kinds.load(folder)
             model = loaded[folder.resolve()]

@@ -45,7 +45,7 @@ class LoadedVersion(NamedTuple):
 class BranchConfig(NamedTuple):
     """Limits of the branches of a deployment."""
 
-    max_forgetting: float = ServerConfig.max_forgetting  # nats per token of held-out text
+    max_forgetting: float = ServerConfig().max_forgetting  # nats per token of held-out text
     snapshot_interval: int = 16  # accepted examples between two snapshots of a branch
     max_snapshots: int = 4  # per branch
     max_loaded: int = 8  # versions in memory
