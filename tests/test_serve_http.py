@@ -458,16 +458,3 @@ def test_an_old_route_is_answered_with_its_new_name(server, key, old, new, metho
 def test_an_unknown_route_has_no_hint(server, key):
     status, content = server.get("/v1/nothing", key)
     assert (status, content["error"]["message"]) == (404, "Not Found")
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "words"),
-    [
-        ("branch/fork", {"to": "x"}, "`to` was renamed `target_key`"),
-        ("branch/fork", {"target_key": "x", "owner": "y"}, "`owner` was renamed `owner_key`"),
-        ("rollback", {"version": 0, "owner": "x"}, "`owner` was renamed `owner_key`"),
-    ],
-)
-def test_an_old_field_is_answered_with_its_new_name(server, key, path, body, words):
-    status, content = server.post(f"/v1/models/story/{path}", body, key)
-    assert status == 400 and words in content["error"]["message"]

@@ -223,6 +223,19 @@ def test_an_admin_key_forks_a_branch(server, key, created_keys):
         assert server.post("/v1/models/story/branch/fork", invalid, key["admin"])[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("branch/fork", {"to": "x"}, "`to` was renamed `target_key`"),
+        ("branch/fork", {"target_key": "x", "owner": "y"}, "`owner` was renamed `owner_key`"),
+        ("rollback", {"version": 0, "owner": "x"}, "`owner` was renamed `owner_key`"),
+    ],
+)
+def test_an_old_field_is_answered_with_its_new_name(server, key, path, body, words):
+    status, content = server.post(f"/v1/models/story/{path}", body, key["admin"])
+    assert status == 400 and words in content["error"]["message"]
+
+
 # --- sessions of texts
 
 
