@@ -42,7 +42,7 @@ def train(
     vocab_size: Annotated[int, typer.Option(help="Number of tokens of BPE.")] = 1024,
     held_out_fraction: Annotated[float, typer.Option(help="Share of the text that is not trained on.")] = 0.1,
     split: Annotated[
-        str, typer.Option(help="What is held out: the tail of each file, or whole files (document).")
+        str, typer.Option(help="Held-out part: the tail of each file (tail), or whole files (document).")
     ] = "tail",
     num_layers: Annotated[int | None, typer.Option(help="Number of layers (overrides --size).")] = None,
     num_heads: Annotated[int | None, typer.Option(help="Number of attention heads (overrides --size).")] = None,
