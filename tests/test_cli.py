@@ -376,7 +376,8 @@ def test_an_agent_that_violates_its_contract_is_named(ontogeny):
         if command[0] == "train":
             assert code == 0
             continue
-        assert code == 2 and "changes_weights_in_act.py': the weights changed" in complaint and is_one_sentence(complaint)
+        assert code == 2 and is_one_sentence(complaint)
+        assert "changes_weights_in_act.py': the weights changed" in complaint
         assert "may change activations only" in complaint
     assert not Path("saved").exists()
 
