@@ -177,7 +177,7 @@ class Deployments:
         for name in config.frozen:
             if name not in names:
                 raise unknown_name_error("deployment", name, names)
-        loaded: dict[Path, LanguageModel | AgentSession] = {}  # deployments of one folder share its weights
+        loaded: dict[Path, object] = {}  # deployments of one folder share its weights
         for name, folder in runs:
             learns = config.online and name not in config.frozen
             own_config = config if learns else config.model_copy(update={"online": False})
@@ -187,6 +187,7 @@ class Deployments:
             if isinstance(model, AgentSession):
                 self.by_name[name] = AgentDeployment(name, model, store, own_config)
             else:
+                assert isinstance(model, LanguageModel)
                 self.by_name[name] = LanguageDeployment(name, model, store, own_config)
 
     def start(self) -> None:
