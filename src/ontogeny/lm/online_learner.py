@@ -52,15 +52,15 @@ class OnlineConfig(FrozenModel):
         max_gradient_norm: Larger gradients are scaled down to this norm.
     """
 
-    chunk_size: int = Field(32, ge=1)
+    chunk_size: int = Field(default=32, ge=1)
     optimizer: Literal["adam", "rms", "sgd"] = "adam"
-    learning_rate: float = Field(1e-4, ge=0, allow_inf_nan=False)
-    decay_rate: float = Field(0.0, ge=0, lt=1)
+    learning_rate: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
+    decay_rate: float = Field(default=0.0, ge=0, lt=1)
     fisher_decay: bool = False
-    rehearsal_batch_size: int = Field(8, ge=0)
-    rehearsal_weight: float = Field(4.0, ge=0, allow_inf_nan=False)
-    adapter_rank: int = Field(0, ge=0)
-    max_gradient_norm: float = Field(1.0, gt=0)
+    rehearsal_batch_size: int = Field(default=8, ge=0)
+    rehearsal_weight: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    adapter_rank: int = Field(default=0, ge=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
 
     @property
     def needs_squared_gradients(self) -> bool:

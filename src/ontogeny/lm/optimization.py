@@ -51,16 +51,16 @@ class OptimizerConfig(FrozenModel):
     """
 
     num_steps: int = Field(ge=1)
-    batch_size: int = Field(12, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
+    batch_size: int = Field(default=12, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(1e-3, ge=0, allow_inf_nan=False)
-    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
-    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    learning_rate: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
+    final_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     decay_schedule: Literal["cosine", "linear"] = "cosine"
-    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
-    beta2: float = Field(0.99, ge=0, le=1)
-    max_gradient_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    beta2: float = Field(default=0.99, ge=0, le=1)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
 
 

@@ -56,23 +56,23 @@ class TrainConfig(FrozenModel):
     architecture: Literal["gpt2", "modern"] = "gpt2"
     tokenizer: Literal["bytes", "characters", "bpe"] = "bpe"
     vocab_size: int = 1024
-    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
     split: Literal["tail", "document"] = "tail"
-    num_layers: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
-    width: int | None = Field(None, ge=1)
-    context_length: int | None = Field(None, ge=2)
-    batch_size: int | None = Field(None, ge=1)
-    num_steps: int | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, ge=0, allow_inf_nan=False)
-    gradient_accumulation: int = Field(1, ge=1)
+    num_layers: int | None = Field(default=None, ge=1)
+    num_heads: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+    context_length: int | None = Field(default=None, ge=2)
+    batch_size: int | None = Field(default=None, ge=1)
+    num_steps: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    gradient_accumulation: int = Field(default=1, ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
-    max_gradient_norm: float = Field(1.0, gt=0)
-    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     decay_schedule: Literal["cosine", "linear"] = "cosine"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
 class TrainProgress(NamedTuple):
