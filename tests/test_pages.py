@@ -8,10 +8,9 @@ from markupsafe import Markup
 
 from ontogeny.report import charts, page
 from ontogeny.report.formatting import format_count, format_fixed, format_mean, format_number, format_total
+from ontogeny.stats import Interval
 
-
-class Interval:
-    mean, standard_error, low, high, num_tasks = 162.5481, 0.0831, 162.4, 162.7, 4000
+INTERVAL = Interval(mean=162.5481, standard_error=0.0831, low=162.4, high=162.7, num_tasks=4000)
 
 
 def test_plain_strings_are_escaped_and_markup_passes():
@@ -45,8 +44,8 @@ def test_a_chart_has_the_same_bytes_twice_and_uses_the_colors_of_the_page():
 
 
 def test_an_interval_is_rendered_with_its_error_and_limits():
-    assert "162.548<small> ± 0.083</small>" in page.score(Interval()) and "4,000 tasks" in page.score(Interval())
-    assert page.difference(Interval()).startswith("+162.548<br>")
+    assert "162.548<small> ± 0.083</small>" in page.score(INTERVAL) and "4,000 tasks" in page.score(INTERVAL)
+    assert page.difference(INTERVAL).startswith("+162.548<br>")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PredictorName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[PREDICTOR]",
+        metavar="PREDICTOR",
         help="Predictor: module:function, file.py:function, a language-model run, or predictor:NAME (a reference).",
         show_default=False,
     ),

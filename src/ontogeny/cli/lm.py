@@ -14,12 +14,12 @@ from ontogeny.cli.shared import (
     JsonOutput,
     Seed,
     check_new_path,
-    format_count,
     format_number,
     print_note,
     progress,
 )
 from ontogeny.errors import BadInput
+from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
     from ontogeny.engine.generate import Completion
@@ -96,8 +96,8 @@ def train(
         train(settings, files, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
     summary = checkpoint.read_metadata(out, "weights")
     typer.echo(
-        f"{out}: {format_count(summary['num_parameters'], 'parameter')} after "
-        f"{format_count(summary['num_steps'], 'step')} and {summary['num_tokens']:,} tokens, held-out loss "
+        f"{out}: {pluralize(summary['num_parameters'], 'parameter')} after "
+        f"{pluralize(summary['num_steps'], 'step')} and {summary['num_tokens']:,} tokens, held-out loss "
         f"{format_number(summary['held_out_loss'])} nats per token, weights digest {summary['digest'][:16]}"
     )
     typer.echo(f"wrote {write_page(out)}")
@@ -305,7 +305,7 @@ def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[st
     def interval(estimate: "RatioEstimate") -> str:
         return _format_interval(*estimate)
 
-    segments = f"over {format_count(evaluation.num_segments, 'segment')} of {evaluation.segment_size} tokens"
+    segments = f"over {pluralize(evaluation.num_segments, 'segment')} of {evaluation.segment_size} tokens"
     rows = {
         "text": "held out by its run" if text is None else str(text),
         "perplexity": f"{interval(evaluation.perplexity)} per token",

@@ -101,11 +101,6 @@ def sparkline(values: list[float]) -> str:
     return f"{format_number(values[0])} {bars} {format_number(values[-1])}"
 
 
-def format_count(number: int, noun: str) -> str:
-    """`1 step`, `2,000 steps`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def format_number(value: float | None) -> str:
     """A number with at most four digits, without an exponent where it can be avoided."""
     if value is None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, Drives, Seed, build_run_spec, format_count, format_number, progress
+from ontogeny.cli.shared import Device, Drives, Seed, build_run_spec, format_number, progress
+from ontogeny.report.formatting import pluralize
 
 
 def train(
@@ -42,7 +43,7 @@ def train(
         train(spec, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
     genome = checkpoint.read_metadata(out, "genome")
     typer.echo(
-        f"{out}: a genome of {format_count(genome['num_parameters'], 'parameter')} after "
-        f"{format_count(genome['generation'], 'generation')} and {genome['env_steps']:,} steps, "
+        f"{out}: a genome of {pluralize(genome['num_parameters'], 'parameter')} after "
+        f"{pluralize(genome['generation'], 'generation')} and {genome['env_steps']:,} steps, "
         f"genome digest {genome['digest'][:16]}"
     )

@@ -2,29 +2,15 @@
 
 from collections.abc import Collection, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from ontogeny.report.formatting import format_mean, format_number
+from ontogeny.stats import Interval
 
 VERDICT_SIGNS = {"above": "▲", "level": "=", "below": "▼"}
-
-
-class ScoreInterval(Protocol):
-    """A mean score with its standard error and 95 % interval."""
-
-    @property
-    def mean(self) -> float: ...
-    @property
-    def standard_error(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def num_tasks(self) -> int: ...
 
 
 class Section(NamedTuple):
@@ -145,7 +131,7 @@ def bullets(sentences: Sequence[str]) -> Markup:
     return Markup(_parts().bullets(sentences))
 
 
-def score(interval: ScoreInterval) -> Markup:
+def score(interval: Interval) -> Markup:
     """Render a mean with one standard error; the 95 % interval is shown where the pointer rests."""
     limits = (
         f"95 % interval {format_number(interval.low)} to {format_number(interval.high)}, {interval.num_tasks:,} tasks"
@@ -159,7 +145,7 @@ def agent(name: str, approach: str) -> Markup:
     return Markup(_parts().agent(name, approach))
 
 
-def difference(interval: ScoreInterval) -> Markup:
+def difference(interval: Interval) -> Markup:
     """Render a signed mean with its 95 % interval below."""
     sign = "+" if interval.mean > 0 else ""
     mean = format_mean(interval.mean, interval.standard_error).partition(" ± ")[0]
