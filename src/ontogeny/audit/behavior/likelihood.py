@@ -126,7 +126,7 @@ def simulate_participants(
     Args:
         keys: [N].
         model: The model with K parameters.
-        shape: The shape of the task.
+        shape: As `task_shape` returns it; static under `jax.jit`.
         unbounded: [N, K], as `to_parameters` takes them.
         task: Task statistics with the leading axis [N].
         trials: [N, T].
