@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontogeny import trees
-from ontogeny.audit.prequential import certificate as prequential
+from ontogeny.audit.prequential.certificate import CertificateConfig, certify
+from ontogeny.audit.prequential.passes import passes_by_instance
 from ontogeny.content import transformer
 from ontogeny.errors import BadInput
 from ontogeny.lm import ngram, online, online_learner, prequential_predictor
@@ -78,8 +79,8 @@ def test_a_model_as_a_predictor_gives_the_reported_losses_and_is_certified(froze
     log_probabilities = predict(TOKENS)
     losses = run_condition(learning=not frozen).losses
     np.testing.assert_allclose(-log_probabilities[np.arange(1, len(TOKENS)), TOKENS[1:]], losses, atol=1e-4)
-    settings = prequential.Settings(tokens=64, positions=6, cuts=2, secrets=2)
-    certificate = prequential.audit(prequential.by_new(lambda: predict), settings=settings)
+    config = CertificateConfig(num_tokens=64, num_positions=6, num_prefixes=2, num_random_streams=2)
+    certificate = certify(passes_by_instance("the model", lambda: predict), config=config)
     assert certificate.certified, certificate.checks
 
 

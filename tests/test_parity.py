@@ -19,7 +19,7 @@ from ontogeny.content import transformer
 from ontogeny.engine import generate
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
-from ontogeny.lm import evaluate, hugging_face
+from ontogeny.lm import evaluation, hugging_face
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.model import LanguageModel
@@ -57,7 +57,7 @@ def test_logits_are_those_of_transformers(model):
 
 def test_log_probabilities_are_those_of_transformers(model):
     for tokens, expected in zip(GOLDEN["tokens"], GOLDEN["log_probabilities"], strict=True):
-        np.testing.assert_allclose(-evaluate.losses(model, tokens), expected, atol=1e-4)
+        np.testing.assert_allclose(-evaluation.token_losses(model, tokens), expected, atol=1e-4)
 
 
 def test_prompts_of_unequal_length_go_on_as_in_transformers(model):
