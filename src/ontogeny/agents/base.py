@@ -72,7 +72,6 @@ def bandit_agent(
 
     Args:
         name: Name of the agent, for error messages.
-        spec: Spec of the environment.
         steering: Reward function.
         choose: Returns the arm to pull.
 
@@ -182,7 +181,6 @@ def spec_with_assumed_prior(agent: str, spec: EnvSpec, known_reward_mean: bool) 
 
     Args:
         agent: Name of the agent, for error messages.
-        spec: Spec of the environment.
         known_reward_mean: Whether the agent knows the prior mean of Normal outcome features. Otherwise it assumes 0:
             it knows how much tasks differ, but not around which mean (the default of Osband's TabulaRL).
 

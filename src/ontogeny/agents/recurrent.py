@@ -31,7 +31,6 @@ def build(
     """Builds the agent.
 
     Args:
-        spec: Spec of the environment.
         steering: Reward function.
         hidden_size: Hidden units, at least 1.
         update_gate_bias: Bias of the update gates in the initial genome; the larger, the longer the units remember.

@@ -110,7 +110,6 @@ def step_cells(
         weights: Weights of the cells.
         cells: Activations before the step.
         percept: The present percept.
-        spec: Spec of the environment.
         observe_time: As in `build`.
 
     Returns:

@@ -17,7 +17,6 @@ def build(spec: EnvSpec, steering: Steering, *, optimistic: bool = False) -> Age
     """Builds the agent.
 
     Args:
-        spec: Spec of the environment.
         steering: Reward function.
         optimistic: Whether a draw below the posterior mean is replaced by the mean (Chapelle and Li, section 5; May et
             al. 2012).

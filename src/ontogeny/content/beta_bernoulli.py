@@ -37,7 +37,6 @@ def bandit_prior(spec: EnvSpec, steering: Steering) -> BanditPrior:
     """Returns the prior of a bandit with one Bernoulli outcome feature.
 
     Args:
-        spec: Spec of the environment.
         steering: Reward function; where it prefers a feature of 0, the roles of a and b are exchanged.
 
     Raises:

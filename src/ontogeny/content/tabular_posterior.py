@@ -63,7 +63,6 @@ def feature_posterior(
     worth a + b; the variance p (1 - p) of one observation is a + b + 1 times the variance of p.
 
     Args:
-        feature: Prior of the feature.
         visit_counts: Number of observations.
         feature_sum: Sum of the observations.
 

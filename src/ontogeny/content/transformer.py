@@ -217,7 +217,6 @@ def forward(
 
     Args:
         config: Config of the weights.
-        weights: Weights of the transformer.
         tokens: Sequences of at most `context_length` tokens.
         compute_dtype: Type in which products are computed.
 
@@ -295,7 +294,6 @@ def extend_cache(
 
     Args:
         config: Config of the weights.
-        weights: Weights of the transformer.
         cache: Cache of the sequences so far.
         tokens: The next tokens; those from `num_tokens` on are padding.
         num_tokens: Number of tokens to process of each sequence, 0 to K.

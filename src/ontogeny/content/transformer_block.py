@@ -61,7 +61,6 @@ def project_qkv(
 
     Args:
         config: Settings of the block.
-        block: Weights of the block.
         stream: Residual stream.
         positions: Position of each token in its sequence, for rotary positions.
 
@@ -113,7 +112,6 @@ def finish_block(
 
     Args:
         config: Settings of the block.
-        block: Weights of the block.
         stream: Residual stream before the block.
         attended: The output of `attend`.
 

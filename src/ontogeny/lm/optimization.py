@@ -112,7 +112,6 @@ def make_train_step(model_config: TransformerConfig, config: OptimizerConfig, nu
     """Build one training step.
 
     Args:
-        model_config: Of the model.
         config: Of the training.
         num_shards: Host devices, each of which takes a part of the batch; their gradients are averaged.
 
@@ -170,7 +169,6 @@ def window_losses(
     """Compute the loss of every token of windows but the first, in nats.
 
     Args:
-        model_config: Of the model.
         precision: A key of `DTYPES`.
         content: The weights of the model.
         windows: [N, T + 1]; N is a multiple of `num_shards`.
