@@ -146,8 +146,8 @@ def entries(row: Any, selection: list[str], runs: list[Path]) -> Iterator[Entry]
     for run in runs:
         spec = read_run_spec(run)
         shared = {key for key, value in row.settings.items() if spec.env.settings.get(key) == value}
-        # A genome of cells fits environments of every size: that of a random MDP is scored on every length, that of a bandit
-        # on every number of arms; one of a dense network only where it was evolved.
+        # A genome of cells fits environments of every size: that of a random MDP is scored on every length, that of a
+        # bandit on every number of arms; one of a dense network only where it was evolved.
         fits = spec.agent.name == "recurrent_cells" and (row.table == 2 or "num_pulls" in shared)
         if spec.env.name == row.env_name and (fits or len(shared) == len(row.settings)):
             yield Entry(spec.agent.name, run=run)

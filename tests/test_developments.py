@@ -35,7 +35,8 @@ def test_a_development_runs_exactly_the_requested_number_of_generations(name, to
 
 
 def test_calls_hold_as_many_generations_as_allowed():
-    assert split_into_calls(100, 5) == (20, 5) and split_into_calls(7, 5) == (7, 1) and split_into_calls(12, 5) == (3, 4)
+    assert split_into_calls(100, 5) == (20, 5)
+    assert split_into_calls(7, 5) == (7, 1) and split_into_calls(12, 5) == (3, 4)
     assert split_into_calls(3, 10) == (1, 3)
 
 

@@ -37,7 +37,9 @@ def build(spec, steering):
         percept = transition.next_percept
         arm = jnp.where(percept.reward > 0, percept.action, (percept.action + 1) % spec.num_actions)
         return State(Weights(arm.astype(jnp.int32)), state.activations), ()
-    return Agent(empty_genome, lambda key, genome: State(Weights(jnp.int32(0)), ()), lambda state: state, act, learn, True)
+    def init(key, genome):
+        return State(Weights(jnp.int32(0)), ())
+    return Agent(empty_genome, init, lambda state: state, act, learn, True)
 '''
 
 

@@ -117,7 +117,8 @@ def test_two_step_rewards_switch_at_the_published_rate():
     random = plugins.build("agents", "random", env.spec, steering.build(env.spec))
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2000))
     at_place = state._replace(position=jnp.ones_like(state.position))
-    next_state, steps = jax.jit(jax.vmap(env.step))(jax.random.split(jax.random.key(1), 2000), at_place, jnp.zeros(2000, int))
+    keys, actions = jax.random.split(jax.random.key(1), 2000), jnp.zeros(2000, int)
+    next_state, steps = jax.jit(jax.vmap(env.step))(keys, at_place, actions)
     swapped = np.asarray(next_state.probabilities[:, 0, 0] != at_place.probabilities[:, 0, 0])
     assert abs(swapped.mean() - 0.025) < 0.011
     assert bool(steps.first.all()) and not bool(random.learning)

@@ -66,7 +66,7 @@ def run(development):
 
 
 def test_one_call_of_four_generations_equals_four_calls_of_one():
-    one_call, four_calls = run(build_development(generations_per_call=4)[0]), run(build_development(generations_per_call=1)[0])
+    one_call, four_calls = (run(build_development(generations_per_call=calls)[0]) for calls in (4, 1))
     assert trees.bitwise_equal(one_call, four_calls)
 
 
@@ -96,7 +96,8 @@ def test_members_are_evaluated_on_the_same_lifetimes_on_all_devices():
 
 
 def test_evolution_improves_recurrent_cells_on_bandits():
-    _, curve = run(build_development(population_size=64, num_lifetimes=32, num_generations=20, generations_per_call=5)[0])
+    settings = {"population_size": 64, "num_lifetimes": 32, "num_generations": 20, "generations_per_call": 5}
+    _, curve = run(build_development(**settings)[0])
     assert curve["advantage_over_baseline"][-5:].mean() > 0.5 > curve["advantage_over_baseline"][0]
 
 

@@ -1,4 +1,4 @@
-"""Online learning of a language model: scored before learned, bitwise reproducible, adapters, decay, the n-gram control."""
+"""Online learning of a language model: order of scoring and learning, reproducibility, adapters, the n-gram control."""
 
 import jax
 import jax.numpy as jnp

@@ -94,7 +94,8 @@ def test_a_folder_that_is_written_is_the_same_model(model, tmp_path):
 def test_a_modern_model_has_no_place_in_transformers(model, tmp_path):
     config = transformer.make_config("modern", 8, 8, num_layers=1, num_heads=1, width=8)
     with pytest.raises(BadInput, match="only a model of the architecture gpt2"):
-        hugging_face.write_folder(tmp_path / "ours", config, transformer.init_weights(jax.random.key(0), config), model.tokenizer)
+        weights = transformer.init_weights(jax.random.key(0), config)
+        hugging_face.write_folder(tmp_path / "ours", config, weights, model.tokenizer)
     assert not list(tmp_path.iterdir())
 
 

@@ -76,7 +76,7 @@ def test_two_packages_that_register_the_same_name_are_rejected(install):
 @pytest.mark.parametrize(
     ("target", "source", "message"),
     [
-        ("lonely_env", "import nowhere_at_all", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("lonely_env", "import nowhere_at_all", "cannot be loaded: ModuleNotFoundError: No module"),
         ("lonely_env", '"""No build."""', "does not define `build`"),
         ("missing_env", "", "cannot be loaded: ModuleNotFoundError"),
     ],

@@ -1,4 +1,4 @@
-"""Turn generated tokens into text while they arrive: whole characters only, and nothing that may begin a stop string."""
+"""Turn generated tokens into text as they arrive: whole characters only, and nothing that may begin a stop string."""
 
 import codecs
 from collections.abc import Sequence

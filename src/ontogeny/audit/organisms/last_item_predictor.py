@@ -1,4 +1,4 @@
-"""Predicts from the last item alone and uses the direction as far as it improves accuracy: unbiased with a short memory.
+"""Predicts from the last item alone and uses the direction where it improves accuracy: unbiased, with a short memory.
 
 Where reports influence predictabilities, more items are 1 where the direction is 1. A predictor that remembers the
 items does not need the direction; one without that memory is more accurate with it. The weight of the direction is the
