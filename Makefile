@@ -1,9 +1,9 @@
-# Two commands do everything: `make study` and `make test`. Each makes the virtual environment and installs what it needs.
+# `make study` and `make test` create the virtual environment and install the dependencies.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= studies/default
-# What tests need: all of them, or with EXTRA=core those of the core.
+# The extra that the tests need: `dev` for all tests, `core` for the tests of the core.
 EXTRA ?= dev
 
 .PHONY: help study test test-slow lint docs bench parity golden clean
@@ -14,12 +14,12 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the documentation site: docs/_build/html/index.html"
-	@echo "make bench      every benchmark, one JSON line per figure"
+	@echo "make bench      the main benchmarks, one JSON line per figure"
 	@echo "make parity     language models beside torch and transformers, in an environment of their own"
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
-		|| { echo "ontogeny needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 2; }
+		|| { echo "ontogeny needs Python 3.11, 3.12 or 3.13; choose one with make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
@@ -54,24 +54,24 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/outer_loop.py
 	$(BIN)/python benchmarks/published.py
 
-# Torch from the registry brings gigabytes of CUDA on most machines: asked first, and refused unless CUDA=yes.
+# On most machines the torch wheel depends on gigabytes of CUDA packages; it is then installed only with CUDA=yes.
 TORCH ?= torch==2.13.0
 PARITY := .venv-parity
 
-$(PARITY)/.made: pyproject.toml constraints.txt
+$(PARITY)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PARITY)
 	@if $(PARITY)/bin/python -m pip install --disable-pip-version-check --dry-run '$(TORCH)' | grep -q nvidia- \
 		&& [ "$(CUDA)" != yes ]; then \
-		echo "'$(TORCH)' would bring CUDA here: name a wheel by TORCH=... or say CUDA=yes"; exit 2; fi
+		echo "'$(TORCH)' depends on CUDA packages here; name a CPU wheel with TORCH=... or set CUDA=yes"; exit 2; fi
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parity]'
 	@touch $@
 
-parity: $(PARITY)/.made
+parity: $(PARITY)/.installed
 	ONTOGENY_REQUIRE_TORCH=1 $(PARITY)/bin/python -m pytest -q -n 0 tests/test_parity.py tests/test_harness.py \
 		tests/test_serve_http.py::test_lm_eval_runs_on_it
 
-golden: $(PARITY)/.made
+golden: $(PARITY)/.installed
 	$(PARITY)/bin/python tests/golden/make_gpt2.py
 	$(PARITY)/bin/python tests/golden/make_harness.py
 
