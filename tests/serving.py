@@ -19,7 +19,8 @@ import pytest
 
 import texts
 from ontogeny.lm import model as models
-from ontogeny.lm.training import TrainConfig, train
+from ontogeny.lm.config import TrainConfig
+from ontogeny.lm.training import train
 
 ROOT = Path(__file__).parent.parent
 CONFIG = TrainConfig(

@@ -33,9 +33,10 @@ from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, evaluation, optimization, overlap
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.lm.page import render_page, write_page
-from ontogeny.lm.training import TrainConfig, train
+from ontogeny.lm.training import train
 from ontogeny.runs.records import read_records
 
 TEXT, OTHER = texts.read(texts.PROCEDURES), texts.read(texts.HELD_OUT)

@@ -15,10 +15,12 @@ from ontogeny.cli.shared import (
     Seed,
     check_new_path,
     format_number,
+    options_from,
     print_note,
     progress,
 )
 from ontogeny.errors import BadInput
+from ontogeny.lm.config import TrainConfig
 from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
@@ -31,46 +33,13 @@ if TYPE_CHECKING:
 Model = Annotated[Path, typer.Argument(help="Folder of a language-model run, or a GPT-2 folder of Hugging Face.")]
 
 
+@options_from(TrainConfig)
 def train(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Texts in UTF-8; each is one document.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
-    size: Annotated[str, typer.Option(help="Size of the model: pico, nano, micro, small, medium or large.")] = "nano",
-    architecture: Annotated[
-        str, typer.Option(help="Architecture: gpt2, or modern (rotary positions, RMSNorm, SwiGLU, no biases).")
-    ] = "gpt2",
-    tokenizer: Annotated[str, typer.Option(help="Kind of tokenizer: bytes, characters or bpe.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Number of tokens of BPE.")] = 1024,
-    held_out_fraction: Annotated[float, typer.Option(help="Share of the text that is not trained on.")] = 0.1,
-    split: Annotated[
-        str, typer.Option(help="Held-out part: the tail of each file (tail), or whole files (document).")
-    ] = "tail",
-    num_layers: Annotated[int | None, typer.Option(help="Number of layers (overrides --size).")] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Number of attention heads (overrides --size).")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the embeddings (overrides --size).")] = None,
-    context_length: Annotated[
-        int | None, typer.Option(help="Number of tokens that the model can attend to (overrides --size).")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per batch (overrides --size).")] = None,
-    gradient_accumulation: Annotated[
-        int, typer.Option(help="Number of batches whose gradients are averaged in one step.")
-    ] = 1,
-    num_steps: Annotated[
-        int | None, typer.Option(help="Number of steps; by default 20 tokens per parameter, at most 8 epochs.")
-    ] = None,
-    optimizer: Annotated[str, typer.Option(help="Optimizer: adamw or muon.")] = "adamw",
-    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate (overrides --size).")] = None,
-    warmup_fraction: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.05,
-    decay_schedule: Annotated[
-        str, typer.Option(help="Schedule by which the learning rate falls to a tenth: cosine or linear.")
-    ] = "cosine",
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of matrices.")] = 0.1,
-    max_gradient_norm: Annotated[float, typer.Option(help="Norm to which larger gradients are scaled down.")] = 1.0,
-    precision: Annotated[
-        str, typer.Option(help="Type of matrix products: float32, bfloat16, or auto (by the device).")
-    ] = "auto",
     checkpoint_interval: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints.")] = 10.0,
-    seed: Seed = 0,
     device: Device = None,
+    **settings: Any,
 ) -> None:
     """Train a language model on text; writes weights, tokenizer, records and a page with the loss.
 
@@ -78,10 +47,7 @@ def train(
 
     Example: ontogeny lm train mine.txt --size nano --out runs/mine
     """
-    settings = dict(locals())
-    for name in ("files", "out", "checkpoint_interval", "device"):
-        del settings[name]
-    configure_jax(device, one_thread=optimizer == "adamw")
+    configure_jax(device, one_thread=settings["optimizer"] == "adamw")
     from ontogeny.lm.page import write_page
     from ontogeny.lm.training import train
     from ontogeny.runs import checkpoint

@@ -1,11 +1,13 @@
 """Options and output shared by several commands."""
 
 import contextlib
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 
@@ -13,6 +15,8 @@ from ontogeny import plugins
 from ontogeny.errors import BadInput, ContractViolation
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from ontogeny.stages.saved_agent import SavedAgent
     from ontogeny.stages.spec import RunSpec
 
@@ -35,6 +39,7 @@ EnvironmentOption = Annotated[
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 JsonFile = Annotated[Path | None, typer.Option("--out", help="New file for the JSON.")]
 UpdateProgress = Callable[[int, int, str], None]
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def check_new_path(path: Path | None) -> None:
@@ -47,6 +52,34 @@ def check_new_path(path: Path | None) -> None:
         raise BadInput(f"there is no folder '{path.parent}' for '{path.name}'")
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise BadInput(f"nothing can be written in '{path.absolute().parent}'")
+
+
+def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
+    """Give a command one option for each setting of a model, except for the settings that are its own parameters.
+
+    Type and default of an option are those of the setting, and its help is the text in the `Attributes` of the class.
+    The command receives these options as `**settings`.
+    """
+    entries = (inspect.getdoc(model) or "").partition("Attributes:\n")[2]
+    texts = {
+        name: " ".join(text.split()) for name, text in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries, re.M)
+    }
+
+    def to_option(name: str) -> inspect.Parameter:
+        field = model.model_fields[name]
+        option = typer.Option(f"--{name.replace('_', '-')}", help=texts[name], show_default=field.default != "")
+        is_choice = get_origin(field.annotation) is Literal  # the model checks choices, as it checks ranges
+        annotation = Annotated[type(get_args(field.annotation)[0]) if is_choice else field.annotation, option]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+
+    def add_options(command: Command) -> Command:
+        signature = inspect.signature(command)
+        *own, _ = signature.parameters.values()
+        derived = [to_option(name) for name in texts if name not in signature.parameters]
+        command.__signature__ = signature.replace(parameters=[*own, *derived])  # type: ignore[attr-defined]
+        return command
+
+    return add_options
 
 
 def print_note(message: str) -> None:

@@ -7,7 +7,7 @@ from ontogeny.plugins import unknown_name_error
 
 
 class ModelSize(NamedTuple):
-    """The defaults that a size gives; the fields are those of `train.TrainConfig`."""
+    """The defaults that a size gives; the fields are those of `config.TrainConfig`."""
 
     num_layers: int
     num_heads: int

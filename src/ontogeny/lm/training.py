@@ -9,11 +9,10 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from pydantic import Field
 
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights, make_config
@@ -21,6 +20,7 @@ from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, optimization, sizes
 from ontogeny.lm import model as models
 from ontogeny.lm import tokenizer as tokenizers
+from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.corpus import Corpus, TextFile
 from ontogeny.lm.optimization import OptimizerConfig
 from ontogeny.runs import formats
@@ -28,51 +28,11 @@ from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import claim, library_versions
 from ontogeny.runs.recorder import RunRecorder
 from ontogeny.types import Weights
-from ontogeny.validation import FrozenModel, validate
+from ontogeny.validation import validate
 
 STEPS_PER_CALL = 10  # steps of one compiled call
 NUM_EVALUATIONS = 20  # how often the held-out text is scored during a training
 MAX_EVALUATION_WINDOWS = 256  # windows of it that are scored then
-MAX_SEED = 2**31 - 1
-
-
-class TrainConfig(FrozenModel):
-    """The settings of a training; those that are None follow from `size` and the text.
-
-    Attributes:
-        size: A key of `sizes.SIZES`.
-        architecture: GPT-2's, or `modern`: rotary positions, RMSNorm, SwiGLU, no biases.
-        tokenizer: Kind of the tokenizer.
-        vocab_size: Number of tokens of BPE.
-        held_out_fraction: Share of the text that is not trained on.
-        split: Whether the tail of each file or whole files are held out.
-        context_length: Tokens that the model can attend to.
-        num_steps: By default 20 tokens per parameter, at most 8 epochs.
-        precision: Type of matrix products; `auto` is bfloat16 on an accelerator and float32 on a CPU.
-        seed: Determines the initial weights, the batches and a split by document.
-    """
-
-    size: str = "nano"
-    architecture: Literal["gpt2", "modern"] = "gpt2"
-    tokenizer: Literal["bytes", "characters", "bpe"] = "bpe"
-    vocab_size: int = 1024
-    held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
-    split: Literal["tail", "document"] = "tail"
-    num_layers: int | None = Field(default=None, ge=1)
-    num_heads: int | None = Field(default=None, ge=1)
-    width: int | None = Field(default=None, ge=1)
-    context_length: int | None = Field(default=None, ge=2)
-    batch_size: int | None = Field(default=None, ge=1)
-    num_steps: int | None = Field(default=None, ge=1)
-    learning_rate: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    gradient_accumulation: int = Field(default=1, ge=1)
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    max_gradient_norm: float = Field(default=1.0, gt=0)
-    warmup_fraction: float = Field(default=0.05, ge=0, le=1)
-    decay_schedule: Literal["cosine", "linear"] = "cosine"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
 
 class TrainProgress(NamedTuple):

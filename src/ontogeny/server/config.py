@@ -8,23 +8,23 @@ from ontogeny.validation import FrozenModel
 
 
 class ServerConfig(FrozenModel):
-    """How models are served.
+    """The settings of a server, from which `ontogeny serve` derives its options.
 
     Attributes:
-        online: Whether deployments learn.
+        online: Whether the weights learn from requests.
         frozen: Names of deployments that do not learn although `online` is set.
-        shared_branch: Whether all keys share one branch per deployment; otherwise each key has its own.
-        max_forgetting: Limit of the acceptance test, in nats per token of held-out text.
-        learning: How weights are updated, as settings such as 'adapter_rank=8,learning_rate=1e-3'.
-        learning_fraction: The part of the time that learning may take while requests wait.
-        max_num_seqs: Sequences that are generated at a time, per model.
-        max_queue: Requests that may wait, per model.
-        weight_check_interval: Seconds between two checks of frozen weights against their digest.
-        host: The address to listen on.
-        port: The TCP port to listen on; 0 for any free one.
-        time_limit: Seconds that a request may take.
-        max_body_bytes: Bytes that the body of a request may have.
-        log_level: The least severe messages to log; "info" logs one line per request.
+        shared_branch: Let all keys share one branch of weights instead of one each.
+        max_forgetting: Limit of the acceptance test: nats per token lost on held-out text.
+        learning: Settings of online learning, such as 'chunk_size=32,adapter_rank=8'.
+        host: Address to listen on; an address other than loopback needs a key.
+        port: TCP port to listen on; 0 for any free one.
+        max_num_seqs: Sequences generated at a time per model.
+        max_queue: Requests that may wait per model.
+        time_limit: Time limit of a request in seconds.
+        max_body_bytes: Size limit of a request body in bytes.
+        learning_fraction: Part of the time for learning while requests wait.
+        weight_check_interval: Seconds between checks of frozen weights against their digest.
+        log_level: Messages to log: error, warning, or info (one line per request).
     """
 
     online: bool = False
