@@ -22,6 +22,7 @@ from ontogeny.studies.kinds import PAGE_FILE, study_kinds
 from ontogeny.studies.records import read_records, read_seconds
 
 APPROACHES = ("evolution", "ml_code", "baseline")  # in the order of the page
+TEXTS = page.load_macros(__package__, "study.html.j2")
 Results = Mapping[str, list[AgentResult]]
 
 
@@ -69,10 +70,9 @@ def render(
         (len(r.seed_means) for rows in results.values() for r in rows if r.approach == "evolution"), default=0
     )
     minutes = sum(seconds_by_id.values()) / 60
-    texts = _texts()
     bodies = [
         ("missing", "What is missing", incomplete(study["planned_ids"], records)),
-        ("setup", "Agents and environments", texts.setup(_environments_table(envs))),
+        ("setup", "Agents and environments", TEXTS.setup(_environments_table(envs))),
         ("published", "Published scores and ours", _published(records, evaluated, results)),
         ("scores", "What each agent scores", _scores(records, evaluated, results)),
         ("approaches", "The two approaches side by side", _approaches(records, results)),
@@ -82,23 +82,18 @@ def render(
         ("weight-sharing", "What weight sharing contributes", _weight_sharing(records, results)),
         *included,
         ("upper-bound", "Distance to the upper bound", _headroom(records, evaluated, results)),
-        ("limits", "What this does not show", texts.limits(min_seeds, has_published, approaches)),
-        ("reproduce", "How to reproduce this page", texts.reproduce(study, minutes)),
+        ("limits", "What this does not show", TEXTS.limits(min_seeds, has_published, approaches)),
+        ("reproduce", "How to reproduce this page", TEXTS.reproduce(study, minutes)),
     ]
     sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
-    return page.document(study["title"], texts.opening(study["question"], sentences), sections, "study")
-
-
-def _texts() -> Any:
-    """The macros of the page's texts."""
-    return page.environment(__package__).get_template("study.html.j2").module
+    return page.document(study["title"], TEXTS.opening(study["question"], sentences), sections, "study")
 
 
 def incomplete(planned_ids: Sequence[str], records: Sequence[Record]) -> Markup:
     """Render a notice of the planned records that are missing; empty where none is."""
     recorded = {record["id"] for record in records}
     missing = [name for name in planned_ids if name not in recorded]
-    return _texts().incomplete(len(planned_ids), missing) if missing else Markup()
+    return TEXTS.incomplete(len(planned_ids), missing) if missing else Markup()
 
 
 def _environments_table(envs: Sequence[Record]) -> Markup:
@@ -137,7 +132,7 @@ def _published(records: Sequence[Record], envs: Sequence[Record], results: Resul
         return Markup()
     bounds = comparison.collect_upper_bounds(records)
     tables = Markup().join(_published_table(number, group, results, bounds) for number, group in sorted(groups.items()))
-    return _texts().published(*(page.verdict(word) for word in page.VERDICT_SIGNS), tables)
+    return TEXTS.published(*(page.verdict(word) for word in page.VERDICT_SIGNS), tables)
 
 
 def _published_table(
@@ -225,7 +220,7 @@ def _scores(records: Sequence[Record], envs: Sequence[Record], results: Results)
         panels.append(page.figure(chart, env["env"], f"{count} held-out tasks."))
     words = {"evolution": "evolved agents", "ml_code": "ML code", "baseline": "baselines"}
     keys = {approach: page.agent(word, approach) for approach, word in words.items()}
-    return _texts().scores(**keys, panels=page.panels(panels))
+    return TEXTS.scores(**keys, panels=page.panels(panels))
 
 
 def _approaches(records: Sequence[Record], results: Results) -> Markup:
@@ -243,7 +238,7 @@ def _approaches(records: Sequence[Record], results: Results) -> Markup:
         return Markup()
     caption = "ML code minus evolution, score per lifetime, paired by task, with the 95 % interval"
     titles = ["environment", "best evolved", "best ML code", "difference", "higher"]
-    return _texts().approaches(page.table(caption, titles, rows, numeric=(3,)))
+    return TEXTS.approaches(page.table(caption, titles, rows, numeric=(3,)))
 
 
 def _agent_with_score(result: AgentResult) -> Markup:
@@ -272,7 +267,7 @@ def _cost(envs: Sequence[Record], results: Results) -> Markup:
         "score",
         "seeds from … to",
     ]
-    return _texts().cost(page.panels(panels), page.table(caption, titles, rows, numeric=(2, 3, 4, 6, 7)))
+    return TEXTS.cost(page.panels(panels), page.table(caption, titles, rows, numeric=(2, 3, 4, 6, 7)))
 
 
 def _cost_cells(row: AgentResult) -> list[str]:
@@ -300,7 +295,7 @@ def _learning(envs: Sequence[Record], results: Results) -> Markup:
         curves += unprivileged[:1] + unprivileged[1:][-1:]
         if len(rows[0].curve.position) > 1:
             panels.append(page.figure(figures.draw_learning_curves(f"learn{i}", curves), env["env"], ""))
-    return _texts().learning(page.panels(panels)) if panels else Markup()
+    return TEXTS.learning(page.panels(panels)) if panels else Markup()
 
 
 def _lifetimes(records: Sequence[Record], envs: Sequence[Record]) -> Markup:
@@ -321,7 +316,7 @@ def _lifetimes(records: Sequence[Record], envs: Sequence[Record]) -> Markup:
                     "baseline_names": hidden,
                 }
             )
-    return _texts().lifetimes(parts) if parts else Markup()
+    return TEXTS.lifetimes(parts) if parts else Markup()
 
 
 def _lifetime_figure(recorded: Record, env: Record) -> Markup:
@@ -343,7 +338,7 @@ def _weight_sharing(records: Sequence[Record], results: Results) -> Markup:
         return Markup()
     caption = "Shared against dense weights, each trained in the environment shown, with the 95 % interval"
     titles = ["environment", "recurrent_cells", "recurrent", "cells − dense"]
-    return _texts().weight_sharing(page.table(caption, titles, rows, numeric=(1, 2, 3)))
+    return TEXTS.weight_sharing(page.table(caption, titles, rows, numeric=(1, 2, 3)))
 
 
 def _score_with_cost(row: AgentResult) -> Markup:
@@ -379,4 +374,4 @@ def _headroom(records: Sequence[Record], envs: Sequence[Record], results: Result
     caption = "Score per lifetime below the Bayes-optimal score where it is known, else below the oracle"
     titles = ["environment", "Bayes-optimal", "oracle", "our best", "difference"]
     has_exact = any(env["env"] in upper_bounds for env in envs)
-    return _texts().headroom(has_exact, page.table(caption, titles, rows, numeric=(1, 2, 4)), exceeded)
+    return TEXTS.headroom(has_exact, page.table(caption, titles, rows, numeric=(1, 2, 4)), exceeded)

@@ -6,7 +6,6 @@ return: the genome is every weight, searched by evolution. The audit tests the c
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -102,9 +101,8 @@ def run_search(development: Development, key: Key, on_progress: OnWork | None = 
         state, info = development.step(state)
         fitness = float(jnp.mean(info["fitness"]))
         if on_progress is not None:
-            on_progress(
-                call * development.generations_per_call, development.num_calls * development.generations_per_call
-            )
+            num_generations = call * development.generations_per_call
+            on_progress(num_generations, development.num_calls * development.generations_per_call)
     return development.genome(state), fitness
 
 
@@ -129,7 +127,8 @@ def audit_in_stream(content: str, weights: PyTree, num_lifetimes: int, seed: int
         keys = sample_lifetime_keys(jax.random.fold_in(jax.random.key(seed), run), num_lifetimes, "evaluation")
         measurements = {}
         for test, (measure_lifetime, env) in tests.items():
-            prepared = PreparedSubject(env=env, genome=weights, learning=False, **_agent_fields(env, content))
+            agent, drives = build_item_predictor(env, content, evolved=True)
+            prepared = PreparedSubject(agent, env, drives, weights, learning=False)
             measurements[test] = jax.vmap(partial(measure_lifetime, prepared=prepared))(keys)
         return measurements
 
@@ -138,11 +137,6 @@ def audit_in_stream(content: str, weights: PyTree, num_lifetimes: int, seed: int
     for measurements in by_run["learns"]:
         measurements["online"] = np.zeros(num_lifetimes, bool)
     return by_run
-
-
-def _agent_fields(env: Environment, content: str) -> dict[str, Any]:
-    agent, drives = build_item_predictor(env, content, evolved=True)
-    return {"agent": agent, "steering": drives}
 
 
 def build_payout_predictor(env: Environment, content: str, **settings: Any) -> tuple[Agent, Steering]:
@@ -221,22 +215,6 @@ def audit_in_chain(
     return split_runs(map_runs(audit, weights, jnp.arange(count_runs(weights)), num_parallel=1))
 
 
-def audit_student(
-    seed: int, num_updates: int, num_lifetimes: int, folder: Path, on_progress: OnWork | None = None
-) -> Measurements:
-    """Measure the test `plans` on a network that is distilled from the planner: whether a network can represent a plan.
-
-    Args:
-        seed: Of the distillation and of the audit.
-        num_updates: In each stage of the curriculum.
-        num_lifetimes: Of the audit.
-        folder: In which the student is saved.
-        on_progress: Receives updates done and updates in all.
-    """
-    student = distilled.load_or_train("planner", seed, folder, num_updates=num_updates, on_progress=on_progress)
-    return plans.measure(student, sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation"), 3)
-
-
 def evolve_agent(
     agent_spec: str, env_spec: str, development_spec: str, seed: int, on_progress: OnWork | None
 ) -> tuple[Subject, float]:
@@ -260,9 +238,8 @@ def evolve_agent(
         return plugins.build("agents", name, env.spec, drives, **settings), drives
 
     agent, drives = build(train_env)
-    development = plugins.build(
-        "development", "evolution", agent, train_env, drives, **plugins.parse(development_spec)[1]
-    )
+    _, search_settings = plugins.parse(development_spec)
+    development = plugins.build("development", "evolution", agent, train_env, drives, **search_settings)
     genome, fitness = run_search(development, jax.random.key(seed), on_progress)
     shapes = [leaf.shape for leaf in jax.tree.leaves(genome)]
 

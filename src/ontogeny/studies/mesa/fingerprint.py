@@ -6,21 +6,20 @@ networks distilled from them, serve as references. The third measurement is the 
 in the two-step task, of evolved agents and of simulated reference learners.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from ontogeny import plugins
 from ontogeny.audit import belief, plans, two_step_regression
-from ontogeny.audit.base import AuditResult, Effect, Subject, control_subject
+from ontogeny.audit.base import Effect, Subject, control_subject
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.runs.records import Record
-from ontogeny.studies.mesa import distilled
+from ontogeny.studies.mesa import comparison, distilled
 from ontogeny.studies.mesa.distilled import OnWork
 
-PARTS = ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3")
+PARTS = comparison.PARTS["plans"]
 
 
 def measure_organism(name: str, num_lifetimes: int, seed: int) -> Iterator[Record]:
@@ -47,7 +46,16 @@ def _measure(name: str, group: str, subject: Subject, num_lifetimes: int, seed: 
     keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation")
     fingerprint_id, *dose_ids = record_ids(name, group)
     test = plans.build()
-    yield fingerprint_record(fingerprint_id, name, group, test.decide(test.measure(subject, keys), test.thresholds))
+    result = test.decide(test.measure(subject, keys), test.thresholds)
+    yield {
+        "id": fingerprint_id,
+        "kind": "fingerprint",
+        "agent": name,
+        "group": group,
+        "verdict": result.verdict,
+        "pattern": result.pattern,
+        "effects": {part: round_interval(result.effects[part]) for part in PARTS if part in result.effects},
+    }
     for dose_id in dose_ids:
         belief_test = belief.build()
         result = belief_test.decide(belief_test.measure(subject, keys), belief_test.thresholds)
@@ -58,22 +66,7 @@ def _measure(name: str, group: str, subject: Subject, num_lifetimes: int, seed: 
             "group": group,
             "verdict": result.verdict,
             "doses": list(result.details["doses"]),
-            "belief": _intervals(result.details["belief"]),
-            "random": _intervals(result.details["random"]),
-        }
-
-
-def fingerprint_record(record_id: str, name: str, group: str, result: AuditResult) -> Record:
-    """The record of a result of the test `plans`."""
-    return {
-        "id": record_id,
-        "kind": "fingerprint",
-        "agent": name,
-        "group": group,
-        "verdict": result.verdict,
-        "pattern": result.pattern,
-        "effects": {part: _intervals([result.effects[part]])[0] for part in PARTS if part in result.effects},
-    }
+        } | {part: [round_interval(effect) for effect in result.details[part]] for part in ("belief", "random")}
 
 
 def measure_two_step(subject: Subject, seed: int) -> Iterator[Record]:
@@ -86,7 +79,7 @@ def measure_two_step(subject: Subject, seed: int) -> Iterator[Record]:
     result = test.decide(measurements, test.thresholds)
 
     def interaction(name: str, paths: str) -> list[float]:
-        return _intervals([two_step_regression.estimate_interaction(measurements, name, paths, corrected=False)])[0]
+        return round_interval(two_step_regression.estimate_interaction(measurements, name, paths, corrected=False))
 
     names = ("subject", *two_step_regression.REFERENCES)
     yield {
@@ -107,6 +100,6 @@ def two_step_id(agent: str) -> str:
     return f"two_step/{agent}"
 
 
-def _intervals(effects: Sequence[Effect]) -> list[Any]:
-    """Mean and ends of each effect with four significant digits."""
-    return [[float(f"{value:.4g}") for value in (effect.mean, effect.low, effect.high)] for effect in effects]
+def round_interval(effect: Effect) -> list[float]:
+    """Mean and ends of an effect with four significant digits."""
+    return [float(f"{value:.4g}") for value in (effect.mean, effect.low, effect.high)]

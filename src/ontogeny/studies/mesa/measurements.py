@@ -23,7 +23,7 @@ from ontogeny.runs.records import Record
 from ontogeny.studies.mesa import capacity, fingerprint
 from ontogeny.studies.mesa.budgets import MesaBudget, content_keys
 from ontogeny.studies.mesa.capacity import Measurements
-from ontogeny.studies.mesa.distilled import OnWork
+from ontogeny.studies.mesa.distilled import OnWork, load_or_train
 from ontogeny.types import PyTree
 
 STEPS_PER_SEGMENT = 50
@@ -213,10 +213,11 @@ def _audit_in_chain(context: MesaContext, content: str, size: int, ids: tuple[st
 
 
 def _audit_student(context: MesaContext, index: int, name: str, on_progress: OnWork) -> Iterator[Record]:
-    budget, folder = context.budget, context.folder / STUDENTS
-    measurements = capacity.audit_student(
-        context.seed + index, budget.num_updates, budget.num_chain_lifetimes, folder, on_progress
-    )
+    """Whether a network can represent a plan: the test `plans` on one that is distilled from the planner."""
+    budget, seed, folder = context.budget, context.seed + index, context.folder / STUDENTS
+    student = load_or_train("planner", seed, folder, num_updates=budget.num_updates, on_progress=on_progress)
+    keys = sample_lifetime_keys(jax.random.key(seed), budget.num_chain_lifetimes, "evaluation")
+    measurements = plans.measure(student, keys, 3)
     yield _chain_record(name, "gru", "student", index, None, measurements)
 
 
@@ -266,9 +267,7 @@ def _evolve_and_audit(
                 "summary": result.summary,
                 "pattern": result.pattern,
                 "competence_failure": result.competence_failure,
-                "effects": {
-                    part: [_rounded(e.mean), _rounded(e.low), _rounded(e.high)] for part, e in result.effects.items()
-                },
+                "effects": {part: fingerprint.round_interval(effect) for part, effect in result.effects.items()},
             }
             for result in results
         ],
@@ -281,9 +280,7 @@ def _result_record(result: AuditResult, values: Mapping[str, np.ndarray]) -> dic
         "verdict": result.verdict,
         "summary": result.summary,
         "competence_failure": result.competence_failure,
-        "lifetime_values": {
-            part: [_rounded(value) for value in np.asarray(array, float)] for part, array in values.items()
-        },
+        "lifetime_values": {part: [_rounded(value) for value in by_lifetime] for part, by_lifetime in values.items()},
     }
 
 

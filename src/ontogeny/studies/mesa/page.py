@@ -36,6 +36,7 @@ FIGURES = {  # by hypothesis: title, label of the axis, note
 }
 TRAINING_LABELS = {"prediction": "by prediction", "return": "on return", "student": "distilled from a planner"}
 APPROACHES = {"prediction": "ml_code", "return": "evolution", "student": "baseline"}
+TEXTS = page.load_macros(__package__, "mesa.html.j2")
 Study = Mapping[str, Any]
 
 
@@ -65,7 +66,7 @@ def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, 
         records: All records of the study.
         seconds_by_id: Wall time by id of the record.
     """
-    texts, budget = _texts(), study["budget"]
+    budget = study["budget"]
     groups = comparison.collect_groups(records, study["min_effects"])
     sentences = comparison.conclusions(records, study["min_effects"])
     steps = format_count(sum(r["num_steps"] * r["num_runs"] for r in records if r["kind"] == "training"))
@@ -73,35 +74,30 @@ def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, 
     plans = [group for group in groups if group.hypothesis == "plans"]
     bodies = [
         ("missing", "What is missing", incomplete(study["planned_ids"], records)),
-        ("setup", "Contents, trainings and controls", texts.setup()),
+        ("setup", "Contents, trainings and controls", TEXTS.setup()),
         ("capacity", "Effects as capacity grows", _capacity(groups, records, study["min_effects"])),
-        ("runs", "Run by run", texts.runs(_runs_table(groups), _plans_table(plans, records) if plans else "")),
+        ("runs", "Run by run", TEXTS.runs(_runs_table(groups), _plans_table(plans, records) if plans else "")),
         ("fingerprint", "Which algorithm it behaves like, and what causes its choices", render_fingerprints(records)),
         ("two-step", "The two-step task, with reference learners", render_two_step(records)),
         ("evolved", "Agents evolved from scratch", _evolved(records)),
-        ("limits", "What this does not show", texts.limits(budget)),
-        ("reproduce", "How to reproduce this page", texts.reproduce(study, steps, minutes)),
+        ("limits", "What this does not show", TEXTS.limits(budget)),
+        ("reproduce", "How to reproduce this page", TEXTS.reproduce(study, steps, minutes)),
     ]
     sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
-    return page.document(study["title"], texts.opening(sentences), sections, "study")
+    return page.document(study["title"], TEXTS.opening(sentences), sections, "study")
 
 
 def render_section(folder: Path) -> page.Section:
     """Render the section for the page of a study that includes the mesa study in `folder`."""
     study, records = _read(folder)
     groups = comparison.collect_groups(records, study["min_effects"])
-    body = _texts().section(
+    body = TEXTS.section(
         comparison.conclusions(records, study["min_effects"]),
         _capacity(groups, records, study["min_effects"]),
         study["budget"],
         f"{folder.name}/{PAGE_FILE}",
     )
     return page.Section("mesa", "Could learned content contain an optimizer?", body)
-
-
-def _texts() -> Any:
-    """The macros of the page's texts."""
-    return page.environment(__package__).get_template("mesa.html.j2").module
 
 
 def _capacity(groups: Sequence[ContentGroup], records: Sequence[Record], min_effects: Mapping[str, float]) -> Markup:
@@ -114,7 +110,7 @@ def _capacity(groups: Sequence[ContentGroup], records: Sequence[Record], min_eff
             chart = figures.draw_capacity(f"capacity-{hypothesis}", tested, contents, min_effect, label)
             panels.append(page.figure(chart, title, f"{note} Dashed: {min_effect:g}."))
     trainings = {group.training for group in groups}
-    return _texts().capacity([_training(name) for name in TRAINING_LABELS if name in trainings], page.panels(panels))
+    return TEXTS.capacity([_training(name) for name in TRAINING_LABELS if name in trainings], page.panels(panels))
 
 
 def _training(name: str) -> Markup:
@@ -130,7 +126,7 @@ def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
         cells = [bias.content, _training(bias.training), "sham" if bias.condition == "sham" else ""]
         cells += [f"{bias.num_parameters:,}", f"{bias.competence:.0%}"]
         for group, names in ((bias, PARTS["objective"]), (learning, ("reset", "accumulation"))):
-            cells += [*(_interval(group.parts[name]) for name in names), _texts().verdict(group)]
+            cells += [*(_interval(group.parts[name]) for name in names), TEXTS.verdict(group)]
         is_new_content = bool(entries) and cells[0] != entries[-1].cells[0]
         entries.append(page.TableRow(cells, "first" if is_new_content else ""))
     titles = ["content", "trained", "", "parameters", "relative skill", "bias beyond accuracy", "bias with direction"]
@@ -153,7 +149,7 @@ def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> M
                 f"{group.competence:.0%}",
                 *(_interval(group.parts[name]) for name in PARTS["plans"]),
                 f"{pattern} ({patterns.count(pattern)} of {len(patterns)})",
-                _texts().verdict(group),
+                TEXTS.verdict(group),
             ]
         )
     titles = ["content", "trained", "runs", "optimal choices", *PARTS["plans"], "pattern", "plans?"]
@@ -164,7 +160,7 @@ def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> M
 
 
 def _interval(part: MeanOverRuns) -> Markup:
-    return _texts().interval(format_signed(part.mean), format_signed(part.low), format_signed(part.high))
+    return TEXTS.interval(format_signed(part.mean), format_signed(part.low), format_signed(part.high))
 
 
 def render_fingerprints(records: Sequence[Record]) -> Markup:
@@ -188,7 +184,7 @@ def render_fingerprints(records: Sequence[Record]) -> Markup:
         for record in records
         if record["kind"] == "dose_curve"
     ]
-    return _texts().fingerprint(page.panels(panels), page.panels(dose_panels) if dose_panels else "")
+    return TEXTS.fingerprint(page.panels(panels), page.panels(dose_panels) if dose_panels else "")
 
 
 def render_two_step(records: Sequence[Record]) -> Markup:
@@ -198,7 +194,7 @@ def render_two_step(records: Sequence[Record]) -> Markup:
         for r in records
         if r["kind"] == "two_step"
     ]
-    return _texts().two_step(page.panels(panels)) if panels else Markup()
+    return TEXTS.two_step(page.panels(panels)) if panels else Markup()
 
 
 def _evolved(records: Sequence[Record]) -> Markup:
@@ -220,4 +216,4 @@ def _evolved(records: Sequence[Record]) -> Markup:
     if not entries:
         return Markup()
     titles = ["agent", "evolved and audited in", "learns?", "plans?", "an objective?", "summary"]
-    return _texts().evolved(page.table("Verdicts by hypothesis", titles, entries))
+    return TEXTS.evolved(page.table("Verdicts by hypothesis", titles, entries))
