@@ -86,7 +86,7 @@ def test_members_are_evaluated_on_the_same_lifetimes_on_all_devices():
     identical = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), genomes)
 
     def measure(keys, genome):
-        return evolution.mean_fitness(keys, agent, env, drives, genome)
+        return evolution.mean_fitness(agent, keys, genome, env=env, steering=drives)
 
     split = evolution.shard_population(measure, 8)
     assert np.ptp(jax.jit(split)(keys, identical)) == 0

@@ -51,6 +51,15 @@ def split_into_calls(num_generations: int, max_per_call: int) -> tuple[int, int]
     return num_generations // per_call, per_call
 
 
+class GradientBudget(NamedTuple):
+    """The sizes of a development by gradient."""
+
+    num_updates: int  # at least 1
+    num_lifetimes: int  # B, lifetimes per update, at least 1
+    learning_rate: float  # of the first update, at least 0
+    updates_per_call: int  # updates per compiled call at most, at least 1
+
+
 class GradientState(NamedTuple):
     """The state of a development by gradient."""
 
@@ -65,11 +74,7 @@ def develop_by_gradient(
     loss: Callable[[PyTree, Key, Array], tuple[Array, dict[str, Array]]],
     get_genome: Callable[[PyTree], Genome],
     env: Environment,
-    *,
-    num_updates: int,
-    num_lifetimes: int,
-    learning_rate: float,
-    updates_per_call: int,
+    budget: GradientBudget,
 ) -> Development:
     """A development by Adam with clipped gradients and a learning rate that falls to zero as a cosine.
 
@@ -79,11 +84,10 @@ def develop_by_gradient(
         init_model: Random key -> the trained parameters.
         loss: (model, keys [B], progress [] from 0 to 1) -> the loss and diagnostics, which are recorded.
         get_genome: Model -> the genome that is deployed.
-        num_updates: At least 1.
-        num_lifetimes: B, lifetimes per update, at least 1.
-        learning_rate: Of the first update, at least 0.
-        updates_per_call: Updates per compiled call at most, at least 1.
+        env: Gives the length of a lifetime.
+        budget: Sizes of the development.
     """
+    num_updates, num_lifetimes, learning_rate, updates_per_call = budget
     require_at_least(1, num_updates=num_updates, num_lifetimes=num_lifetimes, updates_per_call=updates_per_call)
     require_at_least(0, learning_rate=learning_rate)
     num_calls, updates_per_call = split_into_calls(num_updates, updates_per_call)
@@ -105,11 +109,7 @@ def develop_by_gradient(
     def step(state: GradientState) -> tuple[GradientState, Info]:
         return jax.lax.scan(update, state, length=updates_per_call)
 
-    return Development(
-        init,
-        step,
-        genome=lambda state: get_genome(state.model),
-        num_calls=num_calls,
-        generations_per_call=updates_per_call,
-        steps_per_generation=num_lifetimes * env.spec.num_steps,
-    )
+    def genome(state: GradientState) -> Genome:
+        return get_genome(state.model)
+
+    return Development(init, step, genome, num_calls, updates_per_call, num_lifetimes * env.spec.num_steps)

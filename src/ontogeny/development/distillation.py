@@ -6,7 +6,7 @@ own action, and Adam lowers the cross-entropy of that action through the whole l
 1611.02779, section 3.1) found in this way that a network which search leaves below the Gittins index can hold it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax import Array
 
 from ontogeny.agents.recurrent import encode_percept
 from ontogeny.content.gru import GRUWeights, step_gru
-from ontogeny.development.base import build_agent_from_text, develop_by_gradient
+from ontogeny.development.base import GradientBudget, build_agent_from_text, develop_by_gradient
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Agent, Development, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
@@ -49,20 +49,12 @@ def build(
         learning_rate: Of the first update, at least 0; falls to zero as a cosine.
         updates_per_call: Updates per compiled call at most, at least 1.
     """
-    return imitate(
-        agent,
-        build_agent_from_text(teacher, env, steering),
-        env,
-        steering,
-        num_updates=num_updates,
-        num_lifetimes=num_lifetimes,
-        learning_rate=learning_rate,
-        updates_per_call=updates_per_call,
-    )
+    budget = GradientBudget(num_updates, num_lifetimes, learning_rate, updates_per_call)
+    return imitate(agent, build_agent_from_text(teacher, env, steering), env, steering, budget)
 
 
-def imitate(agent: Agent, teacher: Agent, env: Environment, steering: Steering, **settings: Any) -> Development:
-    """`build` with any agent of the same environment as the teacher; `settings` as in `develop_by_gradient`."""
+def imitate(agent: Agent, teacher: Agent, env: Environment, steering: Steering, budget: GradientBudget) -> Development:
+    """The development of `build` with any agent of the same environment as the teacher."""
     student = make_student(agent, teacher, env.spec)
 
     def loss(genome: GRUWeights, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
@@ -70,7 +62,7 @@ def imitate(agent: Agent, teacher: Agent, env: Environment, steering: Steering, 
         info, fitness = jax.vmap(lambda key: rollout_student(key, student, env, steering, genome))(keys)
         return jnp.mean(info.loss), {"agreement": jnp.mean(info.agreement), "fitness": jnp.mean(fitness)}
 
-    return develop_by_gradient(agent.genome, loss, lambda network: network, env, **settings)
+    return develop_by_gradient(agent.genome, loss, lambda network: network, env, budget)
 
 
 def make_student(agent: Agent, teacher: Agent, spec: EnvSpec) -> Agent:

@@ -7,6 +7,7 @@ so that they differ by their genomes only. P population size, B lifetimes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from ontogeny.rng import sample_lifetime_keys
 from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, OuterLoop, PyTree, Steering
 
 STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
+Fitness = Callable[[Key, PyTree], Array]  # (keys [B], genome) -> fitness [], or (keys [B], population) -> fitness [P]
 MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle, more do not fit its cache
 
 
@@ -78,7 +80,9 @@ def build(
     learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
     loop = evosax_loop(strategy, template, population_size, sigma_schedule, learning_rates)
     baseline = build_agent_from_text(baseline_agent, env, steering)
-    generation = _make_generation(loop, agent, baseline, env, steering, population_size, num_lifetimes)
+    evaluate = partial(mean_fitness, env=env, steering=steering)
+    evaluate_population = shard_population(partial(evaluate, agent), population_size)
+    generation = _make_generation(loop, evaluate_population, baseline, partial(evaluate, baseline), num_lifetimes)
 
     def init(key: Key) -> EvolutionState:
         genome_key, loop_key, seed = jax.random.split(key, 3)
@@ -92,27 +96,17 @@ def build(
         # Two calls in flight at once can take each other's threads where the devices of a host meet, and deadlock.
         return jax.block_until_ready(run_generations(state))
 
-    return Development(
-        init,
-        step,
-        genome=lambda state: loop.genome(state.strategy),
-        num_calls=num_calls,
-        generations_per_call=generations_per_call,
-        steps_per_generation=population_size * num_lifetimes * env.spec.num_steps,
-    )
+    def genome(state: EvolutionState) -> Genome:
+        return loop.genome(state.strategy)
+
+    steps_per_generation = population_size * num_lifetimes * env.spec.num_steps
+    return Development(init, step, genome, num_calls, generations_per_call, steps_per_generation)
 
 
 def _make_generation(
-    loop: OuterLoop,
-    agent: Agent,
-    baseline: Agent,
-    env: Environment,
-    steering: Steering,
-    population_size: int,
-    num_lifetimes: int,
+    loop: OuterLoop, evaluate: Fitness, baseline: Agent, evaluate_baseline: Fitness, num_lifetimes: int
 ) -> Callable[[EvolutionState, None], tuple[EvolutionState, Info]]:
-    """The body of the scan over generations."""
-    evaluate = shard_population(lambda keys, genome: mean_fitness(keys, agent, env, steering, genome), population_size)
+    """The body of the scan over generations; `evaluate` takes a whole population."""
 
     def generation(state: EvolutionState, _: None) -> tuple[EvolutionState, Info]:
         key = jax.random.fold_in(state.seed, state.generation)
@@ -120,7 +114,7 @@ def _make_generation(
         keys = sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
         population, strategy = loop.ask(ask_key, state.strategy)
         fitness = evaluate(keys, population)
-        baseline_fitness = mean_fitness(keys, baseline, env, steering, baseline.genome(baseline_key))
+        baseline_fitness = evaluate_baseline(keys, baseline.genome(baseline_key))
         # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
         advantage = fitness - baseline_fitness
         strategy = loop.tell(tell_key, strategy, population, advantage)
@@ -201,14 +195,12 @@ def _make_algorithm(
     return algorithm, parameters
 
 
-def mean_fitness(keys: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Float[Array, ""]:
+def mean_fitness(agent: Agent, keys: Key, genome: Genome, *, env: Environment, steering: Steering) -> Float[Array, ""]:
     """The mean fitness of one genome over the lifetimes that `keys` [B] determine."""
     return jnp.mean(jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys))
 
 
-def shard_population(
-    evaluate: Callable[[Key, Genome], Array], population_size: int
-) -> Callable[[Key, PyTree], Float[Array, "P"]]:
+def shard_population(evaluate: Fitness, population_size: int) -> Fitness:
     """An evaluation of a whole population, over all local devices where their number divides the population size.
 
     Args:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from ontogeny.agents.recurrent import encode_percept
 from ontogeny.content.gru import GRUWeights, step_gru
-from ontogeny.development.base import develop_by_gradient
+from ontogeny.development.base import GradientBudget, develop_by_gradient
 from ontogeny.errors import BadInput, require_between
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Agent, Development, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
@@ -73,16 +73,8 @@ def build(
         info, reward = jax.vmap(run)(keys)
         return actor_critic_loss(info, reward, discount, trace_decay, entropy_bonus * (1 - progress))
 
-    return develop_by_gradient(
-        actor.genome,
-        loss,
-        lambda model: model.actor,
-        env,
-        num_updates=num_updates,
-        num_lifetimes=num_lifetimes,
-        learning_rate=learning_rate,
-        updates_per_call=updates_per_call,
-    )
+    budget = GradientBudget(num_updates, num_lifetimes, learning_rate, updates_per_call)
+    return develop_by_gradient(actor.genome, loss, lambda model: model.actor, env, budget)
 
 
 def actor_critic_loss(

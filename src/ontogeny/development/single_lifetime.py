@@ -48,11 +48,7 @@ def build(
         info = {"fitness": jnp.mean(fitness)[None], "fitness_std": jnp.std(fitness)[None]}
         return state._replace(generation=state.generation + 1), info
 
-    return Development(
-        init,
-        step,
-        genome=lambda state: state.genome,
-        num_calls=num_generations,
-        generations_per_call=1,
-        steps_per_generation=num_lifetimes * env.spec.num_steps,
-    )
+    def genome(state: SingleLifetimeState) -> Genome:
+        return state.genome
+
+    return Development(init, step, genome, num_generations, 1, num_lifetimes * env.spec.num_steps)

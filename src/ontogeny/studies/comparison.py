@@ -141,9 +141,10 @@ def published_scores(env: Record) -> dict[str, float]:
 
 
 def published_row(env: Record) -> published.PublishedRow:
-    """The table row with the scores of `published_scores`; raises `StopIteration` where there is none."""
-    rows = (row for row in published.list_rows() if row.env_name == env["plugin"])
-    return next(row for row in rows if row.settings.items() <= env["settings"].items())
+    """The table row with the scores of `published_scores`, for an environment that has them."""
+    row = published.find_row(env["plugin"], env["settings"])
+    assert row is not None
+    return row
 
 
 def matching_agent(env: Record, baseline: str) -> str | None:

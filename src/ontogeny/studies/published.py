@@ -40,6 +40,7 @@ BANDIT_SCORES = {  # by (n, k)
     (500, 50): (249.6, 463.7, 427.2, 437.6, 457.6, 413.6, 402.8, 438.9),
 }
 MDP_ALGORITHMS = ("Random", "PSRL", "OPSRL", "UCRL2", "BEB", "ε-Greedy", "Greedy", "RL²")
+MDP_SETTINGS = {"num_states": 10, "num_actions": 5, "horizon": 10}
 MDP_SCORES = {  # by n
     10: (100.1, 138.1, 144.1, 146.6, 150.2, 132.8, 134.8, 156.2),
     25: (250.2, 408.8, 425.2, 424.1, 427.8, 377.3, 368.8, 445.7),
@@ -86,31 +87,30 @@ def list_rows() -> Iterator[PublishedRow]:
         settings = {"num_arms": k, "num_pulls": n}
         yield PublishedRow(1, "bandit", settings, dict(zip(BANDIT_ALGORITHMS, scores, strict=True)), n, k)
     for n, scores in MDP_SCORES.items():
-        yield PublishedRow(
-            2, "random_mdp", {"num_episodes": n}, dict(zip(MDP_ALGORITHMS, scores, strict=True)), n, None
-        )
+        settings = {"num_episodes": n}
+        yield PublishedRow(2, "random_mdp", settings, dict(zip(MDP_ALGORITHMS, scores, strict=True)), n, None)
 
 
-def find_published_scores(env_name: str, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Find the published scores of an environment.
+def find_row(env_name: str, settings: Mapping[str, Any]) -> PublishedRow | None:
+    """Find the table row of an environment.
 
     Args:
         env_name: Name of the environment, such as `bandit`.
         settings: All its settings, defaults included.
 
     Returns:
-        Scores by algorithm; empty where no published table has this environment.
+        None where no published table has this environment.
     """
-    if env_name == "random_mdp" and [settings.get(name) for name in ("num_states", "num_actions", "horizon")] != [
-        10,
-        5,
-        10,
-    ]:
-        return {}
-    for row in list_rows():
-        if row.env_name == env_name and row.settings.items() <= settings.items():
-            return dict(row.scores)
-    return {}
+    if env_name == "random_mdp" and not MDP_SETTINGS.items() <= settings.items():
+        return None
+    rows = (row for row in list_rows() if row.env_name == env_name)
+    return next((row for row in rows if row.settings.items() <= settings.items()), None)
+
+
+def find_published_scores(env_name: str, settings: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of `find_row` by algorithm; empty where no published table has this environment."""
+    row = find_row(env_name, settings)
+    return dict(row.scores) if row else {}
 
 
 def is_consistent(mean: float, standard_error: float, published_score: float) -> bool:

@@ -69,30 +69,17 @@ SEARCHES = {
     "gru": SearchBudget(64, 32, 70),
     "causal_transformer": SearchBudget(64, 16, 70),
 }
+DENSE_SEARCH = "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes={},num_generations={},sigma=0.2"
+CELLS_SEARCH = "evolution:population_size=64,num_lifetimes={},num_generations={}"
 EVOLVED = (
-    (
-        *(DENSE, "bandit:num_pulls=100"),
-        "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=32,num_generations=300,sigma=0.2",
-    ),
-    (
-        CELLS,
-        "bandit:num_pulls=100",
-        "evolution:population_size=64,num_lifetimes=32,num_generations=100,learning_rate=0.03",
-    ),
-    (
-        DENSE,
-        "random_mdp",
-        "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=32,num_generations=150,sigma=0.2",
-    ),
-    (CELLS, "random_mdp", "evolution:population_size=64,num_lifetimes=16,num_generations=40"),
-    (
-        DENSE,
-        "two_step",
-        "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=16,num_generations=300,sigma=0.2",
-    ),
-    (CELLS, "two_step", "evolution:population_size=64,num_lifetimes=32,num_generations=60,learning_rate=0.03"),
-    (DENSE, "chain", "evolution:strategy=Sep_CMA_ES,population_size=64,num_lifetimes=16,num_generations=200,sigma=0.2"),
-    (CELLS, "chain", "evolution:population_size=64,num_lifetimes=16,num_generations=60,learning_rate=0.03"),
+    (DENSE, "bandit:num_pulls=100", DENSE_SEARCH.format(32, 300)),
+    (CELLS, "bandit:num_pulls=100", CELLS_SEARCH.format(32, 100) + ",learning_rate=0.03"),
+    (DENSE, "random_mdp", DENSE_SEARCH.format(32, 150)),
+    (CELLS, "random_mdp", CELLS_SEARCH.format(16, 40)),
+    (DENSE, "two_step", DENSE_SEARCH.format(16, 300)),
+    (CELLS, "two_step", CELLS_SEARCH.format(32, 60) + ",learning_rate=0.03"),
+    (DENSE, "chain", DENSE_SEARCH.format(16, 200)),
+    (CELLS, "chain", CELLS_SEARCH.format(16, 60) + ",learning_rate=0.03"),
 )
 MINUTES = {"full": 60, "small": 1, "brief": 1}  # on two idle cores
 

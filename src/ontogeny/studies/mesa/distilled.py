@@ -18,6 +18,7 @@ from jax import Array
 
 from ontogeny import plugins, steering
 from ontogeny.audit.base import Subject, map_lifetimes
+from ontogeny.development.base import GradientBudget
 from ontogeny.development.distillation import imitate
 from ontogeny.rng import sample_lifetime_keys, split_lifetime_key, split_step_keys
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
@@ -92,10 +93,9 @@ def train_student(
         student, drives = build_student(env)
         if genome is not None:
             student = student._replace(genome=lambda key, genome=genome: genome)
-        development = imitate(
-            student, plugins.build("organisms", teacher, env.spec, drives), env, drives, num_updates=num_updates,
-            num_lifetimes=NUM_LIFETIMES, learning_rate=LEARNING_RATE, updates_per_call=50,
-        )  # fmt: skip
+        organism = plugins.build("organisms", teacher, env.spec, drives)
+        budget = GradientBudget(num_updates, NUM_LIFETIMES, LEARNING_RATE, updates_per_call=50)
+        development = imitate(student, organism, env, drives, budget)
         state = development.init(jax.random.fold_in(jax.random.key(seed), stage))
         for call in range(development.num_calls):
             state, _ = development.step(state)
