@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
-from ontogeny.server.store import Store, select, select_one, select_value
+from ontogeny.server.store import Store
 
 ABSENT_HASH = hashlib.sha256(b"no such key").digest()
 MAX_PER_MINUTE = 10**12
@@ -75,29 +75,29 @@ def create_key(
             raise BadInput(f"the limit must lie between 1 and {MAX_PER_MINUTE:,} {unit} per minute, not at {limit}")
     key = ApiKey(secrets.token_hex(4), name, admin, requests_per_minute, tokens_per_minute, time.time(), None)
     text = f"og-{key.id}-{secrets.token_urlsafe(32)}"
-    with store.transaction() as connection:
-        connection.execute(f"INSERT INTO keys ({COLUMNS}, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*key, _hash(text)))
+    with store.transaction():
+        store.execute(f"INSERT INTO keys ({COLUMNS}, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *key, _hash(text))
     return key, text
 
 
 def list_keys(store: Store) -> list[ApiKey]:
     """Returns all keys, revoked ones included, in order of creation."""
-    return select(store.connection, ApiKey, f"SELECT {COLUMNS} FROM keys ORDER BY created_at, id")
+    return store.select(ApiKey, f"SELECT {COLUMNS} FROM keys ORDER BY created_at, id")
 
 
 def has_keys(store: Store) -> bool:
     """Whether a key was ever created; from then on every request needs a key, even if all keys are revoked."""
-    return select_value(store.connection, "SELECT 1 FROM keys LIMIT 1") is not None
+    return store.select_value("SELECT 1 FROM keys LIMIT 1") is not None
 
 
 def revoke_key(store: Store, id: str) -> ApiKey:
     """Revokes a key; a key that is already revoked stays as it is. Raises `BadInput` for an unknown id."""
-    with store.transaction() as connection:
+    with store.transaction():
         key = _select_key(store, id)
         if key is None:
             ids = ", ".join(key.id for key in list_keys(store)) or "none"
             raise BadInput(f"there is no key '{id}'; existing keys: {ids}")
-        connection.execute("UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (time.time(), id))
+        store.execute("UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", time.time(), id)
     return key
 
 
@@ -105,7 +105,7 @@ def authenticate(store: Store, text: str) -> ApiKey | None:
     """Returns the valid key of this text, or None. Wrong and right secrets take the same time to check."""
     parts = text.split("-", 2)
     id = parts[1] if len(parts) == 3 and parts[0] == "og" else ""
-    stored_hash = select_value(store.connection, "SELECT hash FROM keys WHERE id = ?", id)
+    stored_hash = store.select_value("SELECT hash FROM keys WHERE id = ?", id)
     is_equal = hmac.compare_digest(_hash(text), ABSENT_HASH if stored_hash is None else stored_hash)
     key = _select_key(store, id) if is_equal and stored_hash is not None else None
     return key if key is not None and key.revoked_at is None else None
@@ -113,22 +113,23 @@ def authenticate(store: Store, text: str) -> ApiKey | None:
 
 def add_usage(store: Store, records: Iterable[UsageRecord]) -> None:
     """Adds to the recorded usage in one transaction."""
-    with store.transaction() as connection:
-        connection.executemany(
-            "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET num_requests = num_requests + "
-            "excluded.num_requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-            "completion_tokens = completion_tokens + excluded.completion_tokens",
-            list(records),
-        )
+    query = (
+        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET num_requests = num_requests + "
+        "excluded.num_requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+        "completion_tokens = completion_tokens + excluded.completion_tokens"
+    )
+    with store.transaction():
+        for record in records:
+            store.execute(query, *record)
 
 
 def list_usage(store: Store) -> list[UsageRecord]:
     """Returns the recorded usage by day, key and deployment."""
-    return select(store.connection, UsageRecord, "SELECT * FROM usage ORDER BY day, key, deployment")
+    return store.select(UsageRecord, "SELECT * FROM usage ORDER BY day, key, deployment")
 
 
 def _select_key(store: Store, id: str) -> ApiKey | None:
-    return select_one(store.connection, ApiKey, f"SELECT {COLUMNS} FROM keys WHERE id = ?", id)
+    return store.select_one(ApiKey, f"SELECT {COLUMNS} FROM keys WHERE id = ?", id)
 
 
 def _hash(text: str) -> bytes:

@@ -105,20 +105,46 @@ class Store:
         return connection
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Opens an atomic write that excludes other writers and is on disk when the context is left."""
-        connection = self.connection
-        connection.execute("BEGIN IMMEDIATE")
+    def transaction(self) -> Iterator[None]:
+        """Opens an atomic write of this thread that excludes other writers and is on disk when the context is left."""
+        self.execute("BEGIN IMMEDIATE")
         try:
-            yield connection
+            yield
         except BaseException:
-            connection.execute("ROLLBACK")
+            self.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
+        self.execute("COMMIT")
+
+    def select(self, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
+        """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
+        create: Any = kind
+        booleans = [name for name, type_ in kind.__annotations__.items() if type_ is bool]
+        records = [dict(record) for record in self.execute(query, *parameters)]
+        return [create(**(record | {name: bool(record[name]) for name in booleans})) for record in records]
+
+    def select_one(self, kind: type[Record], query: str, *parameters: Any) -> Record | None:
+        """Runs a query like `select`, and returns the first record, or None."""
+        return next(iter(self.select(kind, query, *parameters)), None)
+
+    def select_values(self, query: str, *parameters: Any) -> list[Any]:
+        """Runs a query and returns the first column of its results."""
+        return [record[0] for record in self.execute(query, *parameters)]
+
+    def select_value(self, query: str, *parameters: Any) -> Any:
+        """Runs a query and returns the first column of its first result, or None."""
+        return next(iter(self.select_values(query, *parameters)), None)
+
+    def execute(self, query: str, *parameters: Any) -> sqlite3.Cursor:
+        """Runs a statement on the connection of this thread; a statement that writes must be in a `transaction`."""
+        return self.connection.execute(query, parameters)
+
+    def insert(self, table: str, record: tuple[Any, ...]) -> None:
+        """Adds a record whose fields are the columns of a table; must be called in a `transaction`."""
+        self.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(record))})", *record)
 
     def truncate_log(self) -> None:
         """Empties the write-ahead log, which may still hold overwritten text."""
-        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Closes the connections of all threads."""
@@ -135,27 +161,8 @@ class Store:
             if version:
                 return check_format(self._path, SERVER_DATABASE, version)
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # only the owner may read the key hashes
-        with self.transaction() as connection:
-            if not connection.execute("PRAGMA user_version").fetchone()[0]:
+        with self.transaction():
+            if not self.select_value("PRAGMA user_version"):
                 for statement in filter(str.strip, SCHEMA.split(";")):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={FORMATS[SERVER_DATABASE]}")
-
-
-def select(connection: sqlite3.Connection, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
-    """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
-    create: Any = kind
-    booleans = [name for name, type_ in kind.__annotations__.items() if type_ is bool]
-    records = [dict(record) for record in connection.execute(query, parameters)]
-    return [create(**(record | {name: bool(record[name]) for name in booleans})) for record in records]
-
-
-def select_one(connection: sqlite3.Connection, kind: type[Record], query: str, *parameters: Any) -> Record | None:
-    """Runs a query like `select`, and returns the first record, or None."""
-    return next(iter(select(connection, kind, query, *parameters)), None)
-
-
-def select_value(connection: sqlite3.Connection, query: str, *parameters: Any) -> Any:
-    """Runs a query and returns the first column of its first result, or None."""
-    record = connection.execute(query, parameters).fetchone()
-    return None if record is None else record[0]
+                    self.execute(statement)
+                self.execute(f"PRAGMA user_version={FORMATS[SERVER_DATABASE]}")

@@ -9,13 +9,12 @@ of the current version other than learning increases `epoch`, so that an update 
 committed after it. This module does not depend on how the learner works.
 """
 
-import sqlite3
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
-from ontogeny.server.store import Store, select, select_one, select_value
+from ontogeny.server.store import Store
 
 SHARED = "shared"
 MAX_PENDING = 10_000  # examples of one branch
@@ -92,17 +91,14 @@ def open_branch(
         BadInput: The branch was learned from other weights or with another learner.
     """
     name = f"{deployment}/{owner_key}"
-    with store.transaction() as connection:
-        branch = _find_branch(connection, name)
+    with store.transaction():
+        branch = _find_branch(store, name)
         if branch is None:
             query = "SELECT coalesce(max(frozen), 0) FROM branches WHERE deployment = ?"
-            frozen = select_value(connection, query, deployment)  # a new branch is frozen if the others are
+            frozen = store.select_value(query, deployment)  # a new branch is frozen if the others are
             branch = Branch(name, deployment, owner_key, trained_digest, learner_digest, 0, 0, 0, bool(frozen))
-            connection.execute("INSERT INTO branches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", branch)
-            version = BranchVersion(
-                name, 0, None, None, None, None, trained_digest, held_out_loss, 0.0, None, False, time.time()
-            )
-            _insert_version(connection, version)
+            store.insert("branches", branch)
+            _add_version(store, name, 0, trained_digest, held_out_loss)
     if branch.trained_digest != trained_digest:
         raise BadInput(
             f"'{deployment}' was learned from weights {branch.trained_digest[:16]}, but the model has weights "
@@ -118,7 +114,7 @@ def open_branch(
 
 def get_branch(store: Store, name: str) -> Branch:
     """Returns the branch of this name; raises `BadInput` if there is none."""
-    branch = _find_branch(store.connection, name)
+    branch = _find_branch(store, name)
     if branch is None:
         raise BadInput(f"there is no branch '{name}'")
     return branch
@@ -127,13 +123,12 @@ def get_branch(store: Store, name: str) -> Branch:
 def list_branches(store: Store, deployment: str) -> list[Branch]:
     """Returns the branches of a deployment by name."""
     query = "SELECT * FROM branches WHERE deployment = ? ORDER BY branch"
-    return select(store.connection, Branch, query, deployment)
+    return store.select(Branch, query, deployment)
 
 
 def list_deployments(store: Store) -> list[str]:
     """Returns the names of all deployments that have branches."""
-    query = "SELECT DISTINCT deployment FROM branches ORDER BY deployment"
-    return [name for (name,) in store.connection.execute(query)]
+    return store.select_values("SELECT DISTINCT deployment FROM branches ORDER BY deployment")
 
 
 def add_example(store: Store, branch: str, key: str, text: str) -> int | None:
@@ -145,50 +140,52 @@ def add_example(store: Store, branch: str, key: str, text: str) -> int | None:
     Raises:
         JournalFull: The branch has `MAX_PENDING` undecided examples.
     """
-    with store.transaction() as connection:
-        state = _find_branch(connection, branch)
-        assert state is not None
+    with store.transaction():
+        state = get_branch(store, branch)
         if state.frozen:
             return None
-        if _count_pending(connection, state) >= MAX_PENDING:
+        if num_pending(store, state) >= MAX_PENDING:
             raise JournalFull
         query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?)"
-        return connection.execute(query, (branch, key, text, time.time())).lastrowid
+        return store.execute(query, branch, key, text, time.time()).lastrowid
 
 
 def next_example(store: Store, branch: Branch) -> TrainingExample | None:
     """Returns the first undecided example."""
     query = f"SELECT * FROM examples WHERE {PENDING} ORDER BY number LIMIT 1"
-    return select_one(store.connection, TrainingExample, query, branch.branch, branch.last_decided)
+    return store.select_one(TrainingExample, query, branch.branch, branch.last_decided)
 
 
 def num_pending(store: Store, branch: Branch) -> int:
     """The number of undecided examples."""
-    return _count_pending(store.connection, branch)
+    query = f"SELECT count(*) FROM examples WHERE {PENDING}"
+    return store.select_value(query, branch.branch, branch.last_decided)
 
 
 def find_example(store: Store, number: int) -> TrainingExample | None:
     """Returns the example of this number, or None."""
-    return select_one(store.connection, TrainingExample, "SELECT * FROM examples WHERE number = ?", number)
+    return store.select_one(TrainingExample, "SELECT * FROM examples WHERE number = ?", number)
 
 
 def list_examples(store: Store, branch: str) -> list[TrainingExample]:
     """Returns the examples of a branch by number, erased ones included."""
     query = "SELECT * FROM examples WHERE branch = ? ORDER BY number"
-    return select(store.connection, TrainingExample, query, branch)
+    return store.select(TrainingExample, query, branch)
 
 
 def get_version(store: Store, branch: str, number: int) -> BranchVersion:
     """Returns a version; raises `BadInput` if there is none of this number."""
-    version = _find_version(store.connection, branch, number)
+    query = "SELECT * FROM versions WHERE branch = ? AND number = ?"
+    version = store.select_one(BranchVersion, query, branch, number) if 0 <= number < MAX_INTEGER else None
     if version is None:
-        raise BadInput(f"the branch '{branch}' has no version {number}")
+        newest = _next_version(store, branch) - 1
+        raise BadInput(f"the branch '{branch}' has no version {number}; its versions are 0 to {newest}")
     return version
 
 
 def list_versions(store: Store, branch: str) -> list[BranchVersion]:
     """Returns the versions of a branch by number, deleted ones included."""
-    return _select_versions(store.connection, branch)
+    return store.select(BranchVersion, "SELECT * FROM versions WHERE branch = ? ORDER BY number", branch)
 
 
 def version_path(store: Store, branch: str, number: int) -> list[BranchVersion]:
@@ -202,19 +199,19 @@ def version_path(store: Store, branch: str, number: int) -> list[BranchVersion]:
 def list_decisions(store: Store, deployment: str) -> list[LearningDecision]:
     """Returns the decisions about all branches of a deployment, oldest first."""
     query = "SELECT decisions.* FROM decisions JOIN branches USING (branch) WHERE deployment = ? ORDER BY number"
-    return select(store.connection, LearningDecision, query, deployment)
+    return store.select(LearningDecision, query, deployment)
 
 
 def list_recent_decisions(store: Store, branch: str, max_decisions: int) -> list[LearningDecision]:
     """Returns the last decisions about a branch, newest first."""
     query = "SELECT * FROM decisions WHERE branch = ? ORDER BY number DESC LIMIT ?"
-    return select(store.connection, LearningDecision, query, branch, max_decisions)
+    return store.select(LearningDecision, query, branch, max_decisions)
 
 
 def num_decisions(store: Store, deployment: str) -> int:
     """The number of decisions about all branches of a deployment."""
     query = "SELECT count(*) FROM decisions JOIN branches USING (branch) WHERE deployment = ?"
-    return select_value(store.connection, query, deployment)
+    return store.select_value(query, deployment)
 
 
 def commit_version(
@@ -225,37 +222,32 @@ def commit_version(
     Returns:
         The version, or None (and nothing is changed) if the branch differs from `branch` by now.
     """
-    with store.transaction() as connection:
-        if _find_branch(connection, branch.branch) != branch:
+    with store.transaction():
+        if _find_branch(store, branch.branch) != branch:
             return None
-        parent = _find_version(connection, branch.branch, branch.current_version)
-        assert parent is not None
-        first = example if parent.first_example is None else parent.first_example
-        version = BranchVersion(
-            branch.branch, _next_version(connection, branch.branch), parent.number, example, first, example, digest,
-            held_out_loss, weight_distance, None, False, time.time(),
-        )  # fmt: skip
-        _insert_version(connection, version)
+        parent = get_version(store, branch.branch, branch.current_version)
+        number = _next_version(store, branch.branch)
+        version = _add_version(store, branch.branch, number, digest, held_out_loss, weight_distance, parent, example)
         query = "UPDATE branches SET current_version = ?, last_decided = ? WHERE branch = ?"
-        connection.execute(query, (version.number, example, branch.branch))
-        _log(connection, branch.branch, "learned", example, version.number, held_out_loss, reason)
+        store.execute(query, number, example, branch.branch)
+        _log(store, branch.branch, "learned", example, number, held_out_loss, reason)
     return version
 
 
 def reject_example(store: Store, branch: Branch, example: int, held_out_loss: float | None, reason: str) -> bool:
     """Records that this example is not learned; returns False, and changes nothing, if the branch differs by now."""
-    with store.transaction() as connection:
-        if _find_branch(connection, branch.branch) != branch:
+    with store.transaction():
+        if _find_branch(store, branch.branch) != branch:
             return False
-        connection.execute("UPDATE branches SET last_decided = ? WHERE branch = ?", (example, branch.branch))
-        _log(connection, branch.branch, "rejected", example, None, held_out_loss, reason)
+        store.execute("UPDATE branches SET last_decided = ? WHERE branch = ?", example, branch.branch)
+        _log(store, branch.branch, "rejected", example, None, held_out_loss, reason)
     return True
 
 
 def set_snapshot(store: Store, branch: str, number: int, file: str | None) -> None:
     """Records the file that holds a version, or None for no file."""
-    with store.transaction() as connection:
-        connection.execute("UPDATE versions SET snapshot = ? WHERE branch = ? AND number = ?", (file, branch, number))
+    with store.transaction():
+        store.execute("UPDATE versions SET snapshot = ? WHERE branch = ? AND number = ?", file, branch, number)
 
 
 def delete_unused_snapshots(store: Store, files: Iterable[str] | None = None) -> None:
@@ -263,21 +255,19 @@ def delete_unused_snapshots(store: Store, files: Iterable[str] | None = None) ->
 
     All files may be examined only while no snapshot is being written; this removes the remains of a crash.
     """
-    candidates = [path.name for path in store.snapshots.iterdir()] if files is None else list(files)
-    query = "SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"
-    used = {file for (file,) in store.connection.execute(query)}
-    for file in candidates:
-        if file not in used:
-            (store.snapshots / file).unlink(missing_ok=True)
+    candidates = [path.name for path in store.snapshots.iterdir()] if files is None else files
+    used = set(store.select_values("SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"))
+    for file in set(candidates) - used:
+        (store.snapshots / file).unlink(missing_ok=True)
 
 
 def set_frozen(store: Store, deployment: str, frozen: bool, actor: str) -> list[str]:
     """Stops or resumes learning in every branch of a deployment; returns the names of the branches."""
-    with store.transaction() as connection:
+    with store.transaction():
         names = [branch.branch for branch in list_branches(store, deployment)]
         for name in names:
-            connection.execute("UPDATE branches SET frozen = ?, epoch = epoch + 1 WHERE branch = ?", (frozen, name))
-            _log(connection, name, "freeze" if frozen else "unfreeze", None, None, None, f"by {actor}")
+            store.execute("UPDATE branches SET frozen = ?, epoch = epoch + 1 WHERE branch = ?", frozen, name)
+            _log(store, name, "freeze" if frozen else "unfreeze", None, None, None, f"by {actor}")
     return names
 
 
@@ -287,15 +277,12 @@ def rollback(store: Store, branch: str, number: int, actor: str) -> BranchVersio
     Raises:
         BadInput: There is no such version, or it was learned from an example that was erased.
     """
-    with store.transaction() as connection:
-        version = _find_version(connection, branch, number) if 0 <= number < MAX_INTEGER else None
-        if version is None:
-            newest = _next_version(connection, branch) - 1
-            raise BadInput(f"the branch '{branch}' has no version {number}; its versions are 0 to {newest}")
+    with store.transaction():
+        version = get_version(store, branch, number)
         if version.deleted:
             raise BadInput(f"version {number} of '{branch}' was learned from an example that was erased")
-        _set_current(connection, version)
-        _log(connection, branch, "rollback", None, number, version.held_out_loss, f"by {actor}")
+        _set_current(store, version)
+        _log(store, branch, "rollback", None, number, version.held_out_loss, f"by {actor}")
     return version
 
 
@@ -313,31 +300,22 @@ def restore_version(
     Raises:
         BadInput: The weights were learned from an example that was erased.
     """
-    with store.transaction() as connection:
-        if _find_branch(connection, branch.branch) != branch:
+    with store.transaction():
+        if _find_branch(store, branch.branch) != branch:
             return None
-        source = select_one(
-            connection,
-            BranchVersion,
+        query = (
             "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE deployment = ? AND digest = ? "
-            "ORDER BY deleted LIMIT 1",
-            branch.deployment,
-            digest,
+            "ORDER BY deleted LIMIT 1"
         )
+        source = store.select_one(BranchVersion, query, branch.deployment, digest)
         if source is not None and source.deleted:
             raise BadInput("this state was learned from an example that was erased")
-        version = BranchVersion(
-            branch.branch, _next_version(connection, branch.branch), None, None, None, None, digest, held_out_loss,
-            weight_distance, file, False, time.time(),
-        )  # fmt: skip
-        _insert_version(connection, version)
-        inherited = set[int]() if source is None else set.union(*_examples_of(connection, source))
-        connection.executemany(
-            "INSERT INTO inherited_examples VALUES (?, ?, ?)",
-            [(branch.branch, version.number, example) for example in inherited],
-        )
-        _set_current(connection, version)
-        _log(connection, branch.branch, "restored", None, version.number, held_out_loss, f"by {actor}")
+        number = _next_version(store, branch.branch)
+        version = _add_version(store, branch.branch, number, digest, held_out_loss, weight_distance, snapshot=file)
+        for example in set[int]() if source is None else set.union(*_examples_of(store, source)):
+            store.insert("inherited_examples", (branch.branch, number, example))
+        _set_current(store, version)
+        _log(store, branch.branch, "restored", None, number, held_out_loss, f"by {actor}")
     return version
 
 
@@ -347,105 +325,105 @@ def erase_example(store: Store, number: int, actor: str) -> None:
     The branch of the example, and every branch into which such a version was restored, returns to a version before
     the example at once. The learner then replays the later examples. Raises `BadInput` for an unknown example.
     """
-    with store.transaction() as connection:
-        example = select_one(connection, TrainingExample, "SELECT * FROM examples WHERE number = ?", number)
+    with store.transaction():
+        example = find_example(store, number)
         if example is None or example.erased_at is not None:
             raise BadInput(f"there is no example {number}")
-        connection.execute("UPDATE examples SET text = NULL, erased_at = ? WHERE number = ?", (time.time(), number))
+        store.execute("UPDATE examples SET text = NULL, erased_at = ? WHERE number = ?", time.time(), number)
         query = "SELECT DISTINCT branch FROM inherited_examples WHERE example = ?"
-        names = {example.branch} | {name for (name,) in connection.execute(query, (number,))}
-        files = [file for name in sorted(names) for file in _remove_example(connection, name, number, actor)]
+        names = {example.branch, *store.select_values(query, number)}
+        files = [file for name in sorted(names) for file in _remove_example(store, name, number, actor)]
     store.truncate_log()
     delete_unused_snapshots(store, files)
 
 
-def _remove_example(connection: sqlite3.Connection, branch: str, number: int, actor: str) -> list[str]:
+def _remove_example(store: Store, branch: str, number: int, actor: str) -> list[str]:
     """Deletes the versions of one branch that were learned from an example; returns their snapshots."""
-    versions = {version.number: version for version in _select_versions(connection, branch)}
+    versions = {version.number: version for version in list_versions(store, branch)}
     query = "SELECT version FROM inherited_examples WHERE branch = ? AND example = ?"
-    affected = {version for (version,) in connection.execute(query, (branch, number))}
+    affected = set(store.select_values(query, branch, number))
     for version in versions.values():  # parents come before their children
         if version.example == number or version.parent in affected:
             affected.add(version.number)
-    connection.executemany(
-        "UPDATE versions SET deleted = 1, snapshot = NULL WHERE branch = ? AND number = ?",
-        [(branch, version) for version in affected],
-    )
-    query = "SELECT current_version, last_decided FROM branches WHERE branch = ?"
-    current_number, last_decided = connection.execute(query, (branch,)).fetchone()
-    current, reason = versions[current_number], "it was not part of the current version"
+    for version in affected:
+        query = "UPDATE versions SET deleted = 1, snapshot = NULL WHERE branch = ? AND number = ?"
+        store.execute(query, branch, version)
+    state = get_branch(store, branch)
+    current, last_decided = versions[state.current_version], state.last_decided
+    reason = "it was not part of the current version"
     while current.number in affected:
         # Later examples become undecided again unless a rollback deferred them; earlier rejections stand.
         last_decided, reason = number, "replayed from here"
         if current.parent is None:  # an uploaded version: the branch's own examples that were part of it count again
-            connection.execute(
-                "UPDATE examples SET deferred = 0 WHERE branch = ? AND number IN "
-                "(SELECT example FROM inherited_examples WHERE branch = ? AND version = ?)",
-                (branch, branch, current.number),
-            )
+            inherited = "SELECT example FROM inherited_examples WHERE branch = examples.branch AND version = ?"
+            query = f"UPDATE examples SET deferred = 0 WHERE branch = ? AND number IN ({inherited})"
+            store.execute(query, branch, current.number)
             last_decided = 0
         current = versions[current.parent or 0]
-    query = "UPDATE branches SET current_version = ?, last_decided = ?, epoch = epoch + 1 WHERE branch = ?"
-    connection.execute(query, (current.number, last_decided, branch))
-    _log(connection, branch, "erased", number, current.number, current.held_out_loss, f"by {actor}; {reason}")
+    _move_branch(store, branch, current.number, last_decided)
+    _log(store, branch, "erased", number, current.number, current.held_out_loss, f"by {actor}; {reason}")
     return [file for version in affected if (file := versions[version].snapshot) is not None]
 
 
-def _count_pending(connection: sqlite3.Connection, branch: Branch) -> int:
-    query = f"SELECT count(*) FROM examples WHERE {PENDING}"
-    return select_value(connection, query, branch.branch, branch.last_decided)
+def _find_branch(store: Store, name: str) -> Branch | None:
+    return store.select_one(Branch, "SELECT * FROM branches WHERE branch = ?", name)
 
 
-def _find_branch(connection: sqlite3.Connection, name: str) -> Branch | None:
-    return select_one(connection, Branch, "SELECT * FROM branches WHERE branch = ?", name)
+def _next_version(store: Store, branch: str) -> int:
+    return store.select_value("SELECT coalesce(max(number) + 1, 0) FROM versions WHERE branch = ?", branch)
 
 
-def _find_version(connection: sqlite3.Connection, branch: str, number: int) -> BranchVersion | None:
-    query = "SELECT * FROM versions WHERE branch = ? AND number = ?"
-    return select_one(connection, BranchVersion, query, branch, number)
+def _add_version(
+    store: Store,
+    branch: str,
+    number: int,
+    digest: str,
+    held_out_loss: float,
+    weight_distance: float = 0.0,
+    parent: BranchVersion | None = None,
+    example: int | None = None,
+    snapshot: str | None = None,
+) -> BranchVersion:
+    """Adds a version that was learned from its parent and one example, or that has neither."""
+    first = example if parent is None or parent.first_example is None else parent.first_example
+    parent_number = None if parent is None else parent.number
+    version = BranchVersion(
+        branch, number, parent_number, example, first, example, digest, held_out_loss, weight_distance, snapshot, False,
+        time.time(),
+    )  # fmt: skip
+    store.insert("versions", version)
+    return version
 
 
-def _select_versions(connection: sqlite3.Connection, branch: str) -> list[BranchVersion]:
-    return select(connection, BranchVersion, "SELECT * FROM versions WHERE branch = ? ORDER BY number", branch)
-
-
-def _next_version(connection: sqlite3.Connection, branch: str) -> int:
-    return select_value(connection, "SELECT max(number) + 1 FROM versions WHERE branch = ?", branch)
-
-
-def _insert_version(connection: sqlite3.Connection, version: BranchVersion) -> None:
-    connection.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", version)
-
-
-def _set_current(connection: sqlite3.Connection, version: BranchVersion) -> None:
+def _set_current(store: Store, version: BranchVersion) -> None:
     """Makes a version current: every example so far counts as decided, and those outside the version are deferred."""
     branch = version.branch
-    connection.execute("UPDATE examples SET deferred = 1 WHERE branch = ?", (branch,))
-    connection.executemany(
-        "UPDATE examples SET deferred = 0 WHERE number = ?",
-        [(example,) for example in _examples_of(connection, version)[0]],
-    )
-    newest = select_value(connection, "SELECT coalesce(max(number), 0) FROM examples WHERE branch = ?", branch)
+    store.execute("UPDATE examples SET deferred = 1 WHERE branch = ?", branch)
+    for example in _examples_of(store, version)[0]:
+        store.execute("UPDATE examples SET deferred = 0 WHERE number = ?", example)
+    newest = store.select_value("SELECT coalesce(max(number), 0) FROM examples WHERE branch = ?", branch)
+    _move_branch(store, branch, version.number, newest)
+
+
+def _move_branch(store: Store, branch: str, current_version: int, last_decided: int) -> None:
+    """Changes the current version otherwise than by learning."""
     query = "UPDATE branches SET current_version = ?, last_decided = ?, epoch = epoch + 1 WHERE branch = ?"
-    connection.execute(query, (version.number, newest, branch))
+    store.execute(query, current_version, last_decided, branch)
 
 
-def _examples_of(connection: sqlite3.Connection, version: BranchVersion) -> tuple[set[int], set[int]]:
+def _examples_of(store: Store, version: BranchVersion) -> tuple[set[int], set[int]]:
     """The examples that a version was learned from: those of its branch, and those inherited by an upload."""
     examples: set[int] = set()
     while version.parent is not None:
         assert version.example is not None
         examples.add(version.example)
-        parent = _find_version(connection, version.branch, version.parent)
-        assert parent is not None
-        version = parent
+        version = get_version(store, version.branch, version.parent)
     query = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
-    inherited = {example for (example,) in connection.execute(query, (version.branch, version.number))}
-    return examples, inherited
+    return examples, set(store.select_values(query, version.branch, version.number))
 
 
-def _log(connection: sqlite3.Connection, branch: str, kind: str, *outcome: int | float | str | None) -> None:
+def _log(store: Store, branch: str, kind: str, *outcome: int | float | str | None) -> None:
     """Adds a decision; `outcome` is its example, version, held-out loss and reason."""
     columns = "branch, kind, example, version, held_out_loss, reason, created_at"
     query = f"INSERT INTO decisions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-    connection.execute(query, (branch, kind, *outcome, time.time()))
+    store.execute(query, branch, kind, *outcome, time.time())

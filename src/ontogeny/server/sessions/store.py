@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ontogeny.engine.engine import QueueFull
 from ontogeny.errors import BadInput
-from ontogeny.server.store import Store, select_value
+from ontogeny.server.store import Store
 
 MAX_SESSIONS = 1000  # per key
 MAX_UNUSED_TIME = 30 * 24 * 3600.0  # seconds after which an unused session may be deleted for a new one
@@ -49,51 +49,6 @@ def describe_session(session: StoredSession) -> dict[str, Any]:
     return {"object": "session", **fields}
 
 
-class SessionStore:
-    """The sessions of one deployment as bytes in the database."""
-
-    def __init__(self, store: Store, deployment: str) -> None:
-        self._store, self._deployment = store, deployment
-
-    def insert(self, key: str, num_steps: int, state: bytes) -> str:
-        """Creates a session and returns its id; raises `BadInput` if the key has `MAX_SESSIONS` sessions."""
-        id, created_at = secrets.token_hex(12), time.time()
-        with self._store.transaction() as connection:
-            connection.execute(
-                "DELETE FROM sessions WHERE key = ? AND used_at < ?", (key, created_at - MAX_UNUSED_TIME)
-            )
-            if select_value(connection, "SELECT count(*) FROM sessions WHERE key = ?", key) >= MAX_SESSIONS:
-                raise BadInput(f"a key can have at most {MAX_SESSIONS} sessions; delete some")
-            values = (id, self._deployment, key, num_steps, state, created_at)
-            connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)", values)
-        return id
-
-    def read(self, key: str, id: str) -> bytes:
-        """Returns the state of a session; raises `UnknownSession` if the key has none of this id."""
-        query = "SELECT state FROM sessions WHERE id = ? AND deployment = ? AND key = ?"
-        state = select_value(self._store.connection, query, id, self._deployment, key)
-        if state is None:
-            raise UnknownSession(id)
-        return state
-
-    def write(self, key: str, id: str, num_steps: int, state: bytes) -> None:
-        """Replaces the state of a session."""
-        query = "UPDATE sessions SET num_steps = ?, state = ?, used_at = ? WHERE id = ? AND deployment = ? AND key = ?"
-        with self._store.transaction() as connection:
-            connection.execute(query, (num_steps, state, time.time(), id, self._deployment, key))
-
-    def list_states(self) -> list[tuple[str, str, bytes]]:
-        """Returns key, id and state of every session."""
-        query = "SELECT key, id, state FROM sessions WHERE deployment = ?"
-        return [tuple(record) for record in self._store.connection.execute(query, (self._deployment,))]
-
-    def delete(self, key: str, id: str) -> None:
-        """Deletes a session; raises `UnknownSession` if the key has none of this id."""
-        self.read(key, id)
-        with self._store.transaction() as connection:
-            connection.execute("DELETE FROM sessions WHERE id = ?", (id,))
-
-
 class SessionManager(ABC, Generic[SessionT]):
     """The sessions of one deployment. One thread works on one session at a time.
 
@@ -104,7 +59,7 @@ class SessionManager(ABC, Generic[SessionT]):
     """
 
     def __init__(self, name: str, store: Store, max_waiting: float = float("inf")) -> None:
-        self.name, self._sessions = name, SessionStore(store, name)
+        self.name, self._store = name, store
         self._thread = ThreadPoolExecutor(1, f"sessions of {name}")
         self._lock, self._num_waiting, self._max_waiting = threading.Lock(), 0, max_waiting
 
@@ -123,12 +78,19 @@ class SessionManager(ABC, Generic[SessionT]):
         return future
 
     def get(self, key: str, id: str) -> SessionT:
-        """Reads a session."""
-        return self._decode(id, self._sessions.read(key, id))
+        """Reads a session; raises `UnknownSession` if the key has none of this id."""
+        query = "SELECT state FROM sessions WHERE id = ? AND deployment = ? AND key = ?"
+        state = self._store.select_value(query, id, self.name, key)
+        if state is None:
+            raise UnknownSession(id)
+        return self._decode(id, state)
 
     def delete(self, key: str, id: str) -> None:
-        """Deletes a session."""
-        self._sessions.delete(key, id)
+        """Deletes a session; raises `UnknownSession` if the key has none of this id."""
+        with self._store.transaction():
+            query = "DELETE FROM sessions WHERE id = ? AND deployment = ? AND key = ?"
+            if not self._store.execute(query, id, self.name, key).rowcount:
+                raise UnknownSession(id)
 
     def export(self, key: str, id: str) -> bytes:
         """Returns the state of a session as a state file."""
@@ -139,10 +101,21 @@ class SessionManager(ABC, Generic[SessionT]):
         return self._insert(key, self.get(key, id))
 
     def _insert(self, key: str, session: SessionT) -> SessionT:
-        return session._replace(id=self._sessions.insert(key, session.num_steps, self._encode(session)))
+        """Creates a session; raises `BadInput` if the key has `MAX_SESSIONS` sessions."""
+        id, state, created_at, store = secrets.token_hex(12), self._encode(session), time.time(), self._store
+        with store.transaction():
+            store.execute("DELETE FROM sessions WHERE key = ? AND used_at < ?", key, created_at - MAX_UNUSED_TIME)
+            if store.select_value("SELECT count(*) FROM sessions WHERE key = ?", key) >= MAX_SESSIONS:
+                raise BadInput(f"a key can have at most {MAX_SESSIONS} sessions; delete some")
+            store.insert("sessions", (id, self.name, key, session.num_steps, state, created_at))
+        return session._replace(id=id)
 
     def _write(self, key: str, session: SessionT) -> SessionT:
-        self._sessions.write(key, session.id, session.num_steps, self._encode(session))
+        """Replaces the state of a session."""
+        query = "UPDATE sessions SET num_steps = ?, state = ?, used_at = ? WHERE id = ? AND deployment = ? AND key = ?"
+        state = self._encode(session)
+        with self._store.transaction():
+            self._store.execute(query, session.num_steps, state, time.time(), session.id, self.name, key)
         return session
 
     def _finish(self, _: Future[Any]) -> None:

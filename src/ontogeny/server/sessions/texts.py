@@ -7,11 +7,9 @@ bitwise reproducible. H heads, N cached tokens, D numbers per head.
 
 import time
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int32
@@ -19,6 +17,7 @@ from jaxtyping import Float, Int32
 from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
+from ontogeny.engine.programs import prefill
 from ontogeny.engine.sampling import SamplingParams, sample_token
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
@@ -72,14 +71,13 @@ class TextSessions(SessionManager[TextSession]):
 
     def warm_up(self) -> None:
         """Compiles prefill and decode."""
-        cache = transformer.init_cache(self._model.config, 1)
-        for size in (self._chunk, 1):
-            _append(self._model.config, self._model.weights, cache, np.zeros((1, size), np.int32), np.ones(1, np.int32))
+        decoder = _TextDecoder(self._model.config, self._model.weights, self._chunk, [0, 0], self._empty_cache(), 0)
+        decoder.prefill(2)
+        decoder.decode()
 
     def create(self, key: str, weights_digest: str) -> TextSession:
         """Begins an empty text for the weights of this digest."""
-        cache = transformer.init_cache(self._model.config, 1)
-        empty = tuple(np.asarray(leaf)[0, :, :0] for leaf in cache.keys)
+        empty = tuple(np.asarray(leaf)[0, :, :0] for leaf in self._empty_cache().keys)
         activations = TextActivations(np.zeros(0, np.int32), empty, empty)
         return self._insert(key, TextSession("", 0, activations, weights_digest))
 
@@ -89,7 +87,7 @@ class TextSessions(SessionManager[TextSession]):
 
     def restore(self, key: str, id: str, data: bytes, weights_digest: str) -> TextSession:
         """Replaces the state of a session by an exported one of the weights of this digest."""
-        self._sessions.read(key, id)
+        self.get(key, id)
         session = self._decode(id, data)
         if session.weights_digest != weights_digest:
             raise BadInput(
@@ -125,16 +123,16 @@ class TextSessions(SessionManager[TextSession]):
             BadInput: The text is empty and the tokenizer has no end token to begin with.
             TimeoutError: The deadline passed; the session is unchanged.
         """
-        session, config, end = self.get(key, id), self._model.config, self._model.tokenizer.end
+        session, end = self.get(key, id), self._model.tokenizer.end
         tokens = [*session.activations.tokens.tolist(), *prompt]
         if not tokens:
             if end is None:
                 raise BadInput("the text is empty, and this tokenizer has no token that begins a document")
             tokens = [end]
         is_valid = session.weights_digest == weights_digest
-        cache = self._cache(session.activations) if is_valid else transformer.init_cache(config, 1)
+        cache = self._cache(session.activations) if is_valid else self._empty_cache()
         length = session.activations.num_cached if is_valid else 0
-        decoder = _TextDecoder(config, weights, self._chunk, tokens, cache, length)
+        decoder = _TextDecoder(self._model.config, weights, self._chunk, tokens, cache, length)
         decoder.prefill(len(prompt) + min(len(session.activations.tokens), 1) if is_valid else len(tokens))
         generated, reason = [], "length"
         while len(generated) < max_tokens:
@@ -152,7 +150,8 @@ class TextSessions(SessionManager[TextSession]):
         return SessionCompletion(generated, reason, self._write(key, after))
 
     def _drop_stale_activations(self, digests: Collection[str]) -> None:
-        for key, id, state in self._sessions.list_states():
+        query = "SELECT key, id, state FROM sessions WHERE deployment = ?"
+        for key, id, state in self._store.execute(query, self.name).fetchall():
             session = self._decode(id, state)
             if session.weights_digest not in digests:
                 empty = tuple(leaf[:, :0] for leaf in session.activations.keys)
@@ -160,13 +159,15 @@ class TextSessions(SessionManager[TextSession]):
                 self._write(key, session._replace(weights_digest="", activations=activations))
 
     def _cache(self, activations: TextActivations) -> KVCache:
-        empty, length = transformer.init_cache(self._model.config, 1), activations.num_cached
+        empty, length = self._empty_cache(), activations.num_cached
 
         def fill(leaves: tuple[Array, ...], parts: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
             return tuple(leaf.at[0, :, :length].set(part) for leaf, part in zip(leaves, parts, strict=True))
 
-        keys, values = fill(empty.keys, activations.keys), fill(empty.values, activations.values)
-        return KVCache(keys, values, jnp.full(1, length, jnp.int32))
+        return empty._replace(keys=fill(empty.keys, activations.keys), values=fill(empty.values, activations.values))
+
+    def _empty_cache(self) -> KVCache:
+        return transformer.init_cache(self._model.config, 1)
 
     def _encode(self, session: TextSession) -> bytes:
         return encode_state(
@@ -249,18 +250,8 @@ class _TextDecoder:
         return TextActivations(np.array(self.tokens[-self.config.context_length - 1 :], np.int32), keys, values)
 
     def _append(self, tokens: np.ndarray, count: int) -> np.ndarray:
-        cache = self.cache._replace(length=jnp.full(1, self.length, jnp.int32))
-        self.cache, logits = _append(self.config, self.weights, cache, tokens[None], np.full(1, count, np.int32))
+        """Processes the first `count` of these tokens; returns the logits [V] after the last one."""
+        start, num_tokens = np.int32(self.length), np.int32(count)
+        self.cache, logits = prefill(self.config, self.weights, self.cache, start, tokens, num_tokens, False)
         self.length += count
-        return np.asarray(logits)[0]
-
-
-@partial(jax.jit, static_argnums=0)
-def _append(
-    config: TransformerConfig,
-    weights: TransformerWeights,
-    cache: KVCache,
-    tokens: Int32[Array, "1 K"],
-    count: Int32[Array, "1"],
-) -> tuple[KVCache, Float[Array, "1 V"]]:
-    return transformer.extend_cache(config, weights, cache, tokens, count)
+        return np.asarray(logits)
