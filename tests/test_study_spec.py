@@ -218,7 +218,7 @@ def test_an_unreadable_file_is_reported(tmp_path):
 
 
 def test_the_documentation_lists_every_key_and_its_example_is_a_study():
-    text = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "write-a-study.md").read_text(encoding="utf-8")
     plan.check_study(spec.parse_spec(text.split("```toml")[1].split("```")[0]))
     documented = set(re.findall(r"^\| `?(top|\[\[\w+\]\])`? \| `(\w+)`", text, re.MULTILINE))
     keys = {("top", key) for key in spec.StudyFile.model_fields if key not in ("environments", "agents")}

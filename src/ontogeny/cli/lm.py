@@ -254,7 +254,7 @@ def _online_rows(record: dict[str, Any]) -> dict[str, str]:
         return _format_interval(*(estimate[key] for key in ("mean", "low", "high")))
 
     rows = {
-        f"bits per byte, {name.replace('_', ', ')}": interval(estimate)
+        f"bits per byte, {name.replace('_', ' ')}": interval(estimate)
         for name, estimate in record["bits_per_byte"].items()
     }
     rows["share of the frozen bits saved online"] = interval(record["bits_saved"])
