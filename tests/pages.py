@@ -68,7 +68,7 @@ def find_block(page: Path, marker: str) -> str:
 def read_console(content: str) -> Iterator[Command]:
     """The commands of a block of the language `console`."""
     for part in re.split(r"^\$ ", content, flags=re.MULTILINE)[1:]:
-        match = re.match(r"((?:.*\\\n)*.*)\n?(.*)", part, re.DOTALL)
+        match = re.match(r"((?:[^\n]*\\\n)*[^\n]*)\n?(.*)", part, re.DOTALL)
         assert match
         yield Command(re.sub(r"\\\n\s*", "", match[1]), tuple(match[2].splitlines()))
 
