@@ -1,6 +1,6 @@
 """Reads and executes the pages of the documentation: files, commands and programs, with the output that a page shows.
 
-In a page, a fenced block of the language `console` holds commands after `$ ` and, below each, lines of its output; `...`
+In a page, a fenced block of the language `console` holds commands after `$ ` and, below each, its output; `...`
 stands for omitted lines, and at the end of a line for the rest of the line. `<!-- file: NAME -->` before a block makes
 it a file of the reader. Numbers may differ from those of the page.
 """
