@@ -69,7 +69,7 @@ $(PARITY)/.installed: pyproject.toml constraints.txt
 
 parity: $(PARITY)/.installed
 	ONTOGENY_REQUIRE_TORCH=1 $(PARITY)/bin/python -m pytest -q -n 0 tests/test_parity.py tests/test_harness.py \
-		tests/test_serve_http.py::test_lm_eval_runs_on_it
+		tests/test_serve_http.py::test_lm_eval_runs_on_the_server
 
 golden: $(PARITY)/.installed
 	$(PARITY)/bin/python tests/golden/make_gpt2.py

@@ -1,4 +1,4 @@
-"""The engine: the same request yields the same bits alone, among others, in any order and after any history."""
+"""The engine: a request yields bitwise equal tokens alone, in any batch, in any order and after any history."""
 
 import contextlib
 import random
@@ -108,12 +108,12 @@ def test_answers_are_batch_invariant_alone_among_63_others_and_in_any_order(engi
         assert answer(engine, random_request(number, weights)) == together[number]
 
 
-def test_engines_with_one_and_three_threads_give_the_same_bits(engine, weights):
+def test_engines_with_one_and_three_threads_give_bitwise_equal_answers(engine, weights):
     requests = [random_request(n, weights) for n in range(24)]
     expected = answer_all(engine, requests)
     for num_workers in (1, 3):
-        with started(weights, max_num_seqs=16, num_workers=num_workers) as other:
-            assert answer_all(other, requests) == expected
+        with started(weights, max_num_seqs=16, num_workers=num_workers) as engine_of_workers:
+            assert answer_all(engine_of_workers, requests) == expected
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def prefills(monkeypatch):
     return calls
 
 
-def test_the_prefix_cache_gives_the_same_bits_and_saves_prefill(engine, weights, prefills):
+def test_the_prefix_cache_changes_no_bit_of_an_answer_and_saves_prefill(engine, weights, prefills):
     generator = np.random.default_rng(5)
     first = tuple(map(int, generator.integers(0, 256, 40)))
     prompts = [first, first, (*first, 7, 8, 9), first[:35], (*first[:33], *range(15)), tuple(range(45)), first[:32]]
@@ -152,7 +152,7 @@ def test_the_prefix_cache_gives_the_same_bits_and_saves_prefill(engine, weights,
     assert len(prefills) == 2
 
 
-def test_cut_scored_and_overlong_prompts_give_the_same_bits_from_the_prefix_cache(engine, weights):
+def test_prefixes_scored_prompts_and_overlong_prompts_are_answered_bitwise_equal_from_the_prefix_cache(engine, weights):
     prompt = tuple(map(int, np.random.default_rng(6).integers(0, 256, 90)))
     plain = make_request(weights, prompt, 20, SamplingParams(1.0, seed=1), num_logprobs=1)
     short = plain._replace(prompt=prompt[:50], max_tokens=1)
@@ -321,8 +321,8 @@ TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), TOKENS), max_size=8), TOKENS, st.integers(1, 4), st.integers(0, 900))
-def test_the_prefix_cache_finds_what_a_plain_search_finds(inserted, wanted, chunk_size, max_bytes):
-    """Whole prompts, else prefixes of whole chunks, of the same scope, among the most recently used."""
+def test_a_lookup_in_the_prefix_cache_agrees_with_a_linear_search(inserted, prompt, chunk_size, max_bytes):
+    """The cache returns a whole prompt, else the longest prefix of whole chunks, of the same scope."""
 
     def encode(tokens):
         return np.array(tokens, np.int32).tobytes()
@@ -337,20 +337,20 @@ def test_the_prefix_cache_finds_what_a_plain_search_finds(inserted, wanted, chun
         while sum(expected.values()) > max_bytes:
             del expected[next(iter(expected))]
     assert len(prefix_cache) == len(expected)
-    prompts = [list(tokens) for owner, tokens in expected if owner == "a"]
-    prefix = prefix_cache.lookup(("a", "1"), encode(wanted))
-    assert prefix_cache.contains(("a", "1"), encode(wanted)) == (wanted in prompts)
-    if wanted in prompts:
-        assert prefix is not None and prefix.length == len(wanted) and prefix.logits.tolist() == wanted
+    cached_prompts = [list(tokens) for owner, tokens in expected if owner == "a"]
+    prefix = prefix_cache.lookup(("a", "1"), encode(prompt))
+    assert prefix_cache.contains(("a", "1"), encode(prompt)) == (prompt in cached_prompts)
+    if prompt in cached_prompts:
+        assert prefix is not None and prefix.length == len(prompt) and prefix.logits.tolist() == prompt
     else:
-        ends = range(chunk_size, len(wanted), chunk_size)
-        lengths = [end for end in ends if any(prompt[:end] == wanted[:end] for prompt in prompts)]
+        ends = range(chunk_size, len(prompt), chunk_size)
+        lengths = [end for end in ends if any(cached[:end] == prompt[:end] for cached in cached_prompts)]
         assert (prefix.length if prefix else 0) == max(lengths, default=0)
         assert prefix is None or prefix.logits is None
     prefix_cache.evict_owner("a")
-    prefix_cache.insert(("a", "1"), encode(wanted), cache, np.zeros(1), 0)  # it arrived before the eviction
-    assert prefix_cache.lookup(("a", "1"), encode(wanted)) is None
-    assert prefix_cache.lookup(("b", "2"), encode(wanted)) is None
+    prefix_cache.insert(("a", "1"), encode(prompt), cache, np.zeros(1), 0)  # it arrived before the eviction
+    assert prefix_cache.lookup(("a", "1"), encode(prompt)) is None
+    assert prefix_cache.lookup(("b", "2"), encode(prompt)) is None
     assert len(prefix_cache) == sum(owner == "b" for owner, _ in expected)
 
 

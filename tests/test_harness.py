@@ -1,6 +1,6 @@
-"""A model of ours in EleutherAI's lm_eval scores what its own `hf` model scores on the same weights, task by task.
+"""The model of ontogeny in EleutherAI's lm_eval has the scores of its `hf` model on the same weights, task by task.
 
-`tests/golden/make_harness.py` wrote what is compared with; `make parity` installs lm_eval and runs this file.
+`tests/golden/make_harness.py` wrote the expected scores. `make parity` installs lm_eval and runs this file.
 """
 
 import importlib.util
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-pytestmark = pytest.mark.filterwarnings("ignore")  # of what lm_eval imports
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of libraries that lm_eval imports
 if os.environ.get("ONTOGENY_REQUIRE_TORCH") != "1":
-    pytest.importorskip("lm_eval", reason="lm_eval is not installed: `make parity` brings it")
+    pytest.importorskip("lm_eval", reason="`make parity` installs lm_eval")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,8 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def make():
+def make_harness():
+    """The script that wrote the expected scores."""
     spec = importlib.util.spec_from_file_location("make_harness", GOLDEN / "make_harness.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -31,33 +32,34 @@ def make():
 
 
 @pytest.fixture(scope="module")
-def answered(make, tmp_path_factory):
+def scores(make_harness, tmp_path_factory):
     from ontogeny.engine.harness import HarnessModel
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_OFFLINE", "1")):
             patch.setenv(name, value)
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        yield make.found(HarnessModel(GOLDEN / "gpt2", batch_size=3))
+        yield make_harness.evaluate(HarnessModel(GOLDEN / "gpt2", batch_size=3))
 
 
 @pytest.mark.parametrize("task", ["choices", "pages", "answers"])
-def test_scores_are_those_of_lm_evals_own_model(answered, golden, task):
-    assert answered[task]["metrics"] == pytest.approx(golden[task]["metrics"], abs=1e-5)
+def test_scores_equal_those_of_the_hf_model_of_lm_eval(scores, golden, task):
+    assert scores[task]["metrics"] == pytest.approx(golden[task]["metrics"], abs=1e-5)
     if task == "answers":
-        assert answered[task]["answers"] == golden[task]["answers"]
+        assert scores[task]["answers"] == golden[task]["answers"]
         return
-    for ours, theirs in zip(answered[task]["answers"], golden[task]["answers"], strict=True):
-        pairs = zip(np.ravel(np.array(ours, object)), np.ravel(np.array(theirs, object)), strict=True)
-        for one, other in pairs:
-            assert float_of(one) == pytest.approx(float_of(other), abs=1e-3)
+    for answer, expected in zip(scores[task]["answers"], golden[task]["answers"], strict=True):
+        pairs = zip(np.ravel(np.array(answer, object)), np.ravel(np.array(expected, object)), strict=True)
+        for number, expected_number in pairs:
+            assert to_float(number) == pytest.approx(to_float(expected_number), abs=1e-3)
 
 
-def float_of(answer):
+def to_float(answer):
+    """A log-probability, or whether a continuation is greedy as 0 or 1; lm_eval keeps both as strings."""
     return float({"True": 1, "False": 0}.get(str(answer), answer))
 
 
-def test_what_cannot_be_scored_is_said():
+def test_requests_that_exceed_the_context_are_rejected():
     from types import SimpleNamespace
 
     from ontogeny.engine.harness import HarnessModel

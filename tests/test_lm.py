@@ -39,7 +39,7 @@ from ontogeny.lm.page import render_page, write_page
 from ontogeny.lm.training import train
 from ontogeny.runs.records import read_records
 
-TEXT, OTHER = texts.read(texts.PROCEDURES), texts.read(texts.HELD_OUT)
+TEXT, UNSEEN_TEXT = texts.read(texts.PROCEDURES), texts.read(texts.HELD_OUT)
 TINY = {"num_layers": 1, "num_heads": 2, "width": 16, "context_length": 16, "batch_size": 4}
 CONFIG = TrainConfig(size="pico", tokenizer="bytes", num_steps=40, learning_rate=0.01, **TINY)
 OPTIONS = ["--size", "pico", "--tokenizer", "bytes", "--num-steps", "40", "--learning-rate", "0.01"]
@@ -111,13 +111,13 @@ def test_bytes_and_bpe_encode_any_text(kind, text):
 
 
 def test_a_split_text_is_tokenized_like_the_whole():
-    text = TEXT + OTHER + "naïve  café\n\n\u3000 end " * 50
+    text = TEXT + UNSEEN_TEXT + "naïve  café\n\n\u3000 end " * 50
     tokenizer = make_tokenizer("bpe")
-    whole = tokenizer._library.encode(text).ids
+    expected = tokenizer._library.encode(text).ids
     for length in (13, 200, 3000):
         pieces = list(tokenizers.split_text([text[:500], text[500:]], length))
         assert "".join(pieces) == text and len(pieces) > 2
-        assert [token for piece in pieces for token in tokenizer.encode(piece).tolist()] == whole
+        assert [token for piece in pieces for token in tokenizer.encode(piece).tolist()] == expected
 
 
 def test_invalid_tokenizers_and_unknown_characters_are_rejected():
@@ -204,7 +204,7 @@ class InterruptedTraining(Exception):
     pass
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(run, text_file, tmp_path):
+def test_an_interrupted_run_ends_in_bitwise_equal_weights(run, text_file, tmp_path):
     def interrupt(_):
         raise InterruptedTraining
 
@@ -220,7 +220,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(run, text_file, tmp_path):
     assert not trees.bitwise_equal(models.load(other_seed).weights, models.load(run).weights)
 
 
-def test_a_killed_run_ends_with_the_same_bits(run, text_file, tmp_path):
+def test_a_killed_run_ends_in_bitwise_equal_weights(run, text_file, tmp_path):
     command = [sys.executable, "-m", "ontogeny", "lm", "train", str(text_file), *OPTIONS, "--out", "run"]
     command += ["--checkpoint-interval", "0"]
     # The command asks for wide registers, which give other bits than the ones this process began with.
@@ -258,11 +258,13 @@ def test_other_optimizers_and_architectures_learn(text_file, tmp_path, settings)
 
 def test_accumulated_gradients_are_those_of_one_batch():
     config = transformer.make_config("gpt2", 20, 8, num_layers=1, num_heads=1, width=8)
-    one, two = (OptimizerConfig(num_steps=5, batch_size=b, gradient_accumulation=a) for b, a in ((4, 1), (2, 2)))
+    plain, accumulating = (
+        OptimizerConfig(num_steps=5, batch_size=size, gradient_accumulation=count) for size, count in ((4, 1), (2, 2))
+    )
     tokens = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, 20)
-    weights = optimization.init_training(jax.random.key(1), config, one)
-    _, info = jax.jit(optimization.make_train_step(config, one))(weights, tokens)
-    _, accumulated = jax.jit(optimization.make_train_step(config, two))(weights, tokens.reshape(2, 2, 9))
+    weights = optimization.init_training(jax.random.key(1), config, plain)
+    _, info = jax.jit(optimization.make_train_step(config, plain))(weights, tokens)
+    _, accumulated = jax.jit(optimization.make_train_step(config, accumulating))(weights, tokens.reshape(2, 2, 9))
     np.testing.assert_allclose(info["loss"], accumulated["loss"], rtol=1e-5)
     np.testing.assert_allclose(info["gradient_norm"], accumulated["gradient_norm"], rtol=1e-4)
 
@@ -282,13 +284,13 @@ def test_a_batch_sharded_over_devices_gives_the_same_step(gradient_accumulation)
         )
         for num_shards in (1, 2)
     ]
-    for one, two in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-6)
+    for unsharded, sharded in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(unsharded, sharded, atol=1e-6)
     content, windows = results[0][0].content, tokens.reshape(-1, 9)
-    one, two = (
+    unsharded, sharded = (
         optimization.window_losses(config, "float32", content, windows, num_shards=num_shards) for num_shards in (1, 2)
     )
-    np.testing.assert_allclose(one, two, atol=1e-6)
+    np.testing.assert_allclose(unsharded, sharded, atol=1e-6)
 
 
 def test_devices_share_a_batch_only_where_each_has_a_thread_of_its_own(monkeypatch):
@@ -360,11 +362,11 @@ def test_a_text_that_was_trained_on_is_rejected(model, monkeypatch):
     for piece in (1 << 18, 97):  # pieces of the training text must not hide n-grams on their borders
         monkeypatch.setattr(overlap, "PIECE_TOKENS", piece)
         training = corpus.load_corpus(model.run).training
-        whole = overlap.measure_overlap(trained, model.tokenizer, training)
-        assert whole.fraction == 1 and whole.ngram_size == 13 and whole.num_ngrams > 200
-        mixed = overlap.measure_overlap(OTHER[:2000] + TEXT[1000:1500], model.tokenizer, training)
+        full = overlap.measure_overlap(trained, model.tokenizer, training)
+        assert full.fraction == 1 and full.ngram_size == 13 and full.num_ngrams > 200
+        mixed = overlap.measure_overlap(UNSEEN_TEXT[:2000] + TEXT[1000:1500], model.tokenizer, training)
         assert 0.05 < mixed.fraction < 0.5 and mixed.example in " ".join(overlap.WORD.findall(TEXT.lower()))
-        assert overlap.measure_overlap(OTHER, model.tokenizer, training).num_shared == 0
+        assert overlap.measure_overlap(UNSEEN_TEXT, model.tokenizer, training).num_shared == 0
         assert overlap.measure_overlap("Wool", model.tokenizer, training).fraction == 1
         assert overlap.measure_overlap(" ?", model.tokenizer, training).fraction == 0
     with pytest.raises(BadInput, match=r"100.0% of the text's 13-grams of words .* --allow-overlap"):
@@ -380,13 +382,13 @@ GREEDY = SamplingParams(temperature=0)
 
 
 def test_generation_is_batch_invariant(model):
-    """In a batch of one shape, whichever slot a prompt has and whatever the other sequences do."""
+    """A prompt is answered bitwise equal in every slot of a batch of one shape and beside any other sequences."""
     prompts = ["You may", "Lay the clothes", "x", "The"]
     params = SamplingParams(0.9, top_k=20, top_p=0.9)
     uniforms = np.random.default_rng(7).random((4, 8), np.float32)
 
-    def decode(slot, others):
-        encoded = [generation.encode_prompt(model, text) for text in others]
+    def decode(slot, texts):
+        encoded = [generation.encode_prompt(model, text) for text in texts]
         encoded[slot] = generation.encode_prompt(model, "You may")
         state = generation.start(model, encoded, 8, params)
         state = state._replace(num_remaining=state.num_remaining.at[(slot + 1) % 4].set(2))
@@ -395,12 +397,12 @@ def test_generation_is_batch_invariant(model):
         cache = jax.tree.leaves(state.cache)
         return [np.asarray(leaf[slot]).tobytes() for leaf in (*output, *cache)]
 
-    assert len({tuple(decode(slot, others)) for slot in range(4) for others in (prompts, prompts[::-1])}) == 1
+    assert len({tuple(decode(slot, batch)) for slot in range(4) for batch in (prompts, prompts[::-1])}) == 1
 
 
 @pytest.mark.parametrize("params", [SamplingParams(0.7, seed=3), SamplingParams(1.2, 0.8, 2**64 - 1, 30)], ids=str)
 def test_the_command_line_and_the_server_draw_the_same_tokens(model, params):
-    """What the compiled loop draws equals what the server's sampler draws from the logits of the whole sequence."""
+    """The compiled loop draws the tokens that the server's sampler draws from the logits of the whole sequence."""
     prompt = generation.encode_prompt(model, "You may")
     completion = generation.generate(model, ["You may"], max_tokens=8, sampling_params=params)[0]
     logits = np.asarray(forward(model.config, model.weights, jnp.array([[*prompt, *completion.tokens]]))[0])
@@ -463,11 +465,11 @@ def test_a_text_longer_than_the_context_continues_from_its_second_half(model):
 def test_a_text_stream_yields_the_text_up_to_the_first_stop_string(tokens, stops):
     stream = TextStream(tokenizers.ByteTokenizer(), stops)
     text = "".join(stream.push(token) for token in tokens) + stream.finish()
-    whole = tokenizers.decode(tokenizers.ByteTokenizer(), tokens)
-    if not any(stop in whole for stop in stops if stop):
-        assert text == whole and not stream.stopped
+    full_text = tokenizers.decode(tokenizers.ByteTokenizer(), tokens)
+    if not any(stop in full_text for stop in stops if stop):
+        assert text == full_text and not stream.stopped
     else:
-        assert stream.stopped and whole.startswith(text) and not any(stop in text for stop in stops if stop)
+        assert stream.stopped and full_text.startswith(text) and not any(stop in text for stop in stops if stop)
 
 
 def test_stop_strings_and_the_end_token_end_a_text(model):

@@ -86,8 +86,8 @@ def test_a_model_as_a_predictor_gives_the_reported_losses_and_is_certified(froze
 
 def test_a_cut_stream_is_scored_like_the_whole_stream():
     for length in (81, 84):  # at the end of a chunk, and within one
-        whole, cut = run_condition().losses, run_condition(TOKENS[:length]).losses
-        np.testing.assert_array_equal(whole[: length - 1], cut)
+        losses, cut_losses = run_condition().losses, run_condition(TOKENS[:length]).losses
+        np.testing.assert_array_equal(losses[: length - 1], cut_losses)
 
 
 def test_conditions_are_what_their_names_say():
@@ -198,7 +198,7 @@ def test_an_n_gram_model_predicts_before_it_counts_and_forgets_nothing():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 5), st.floats(0.01, 5)), min_size=1, max_size=60))
 def test_a_mixture_is_never_far_from_the_better_predictor(pairs):
-    one, other = np.array(pairs).T
-    mixture = ngram.mix_predictions(one, other, switch_rate=0.0)
-    assert mixture.sum() <= min(one.sum(), other.sum()) + np.log(2) + 1e-9
-    assert (mixture >= np.minimum(one, other) - 1e-9).all()
+    first, second = np.array(pairs).T  # losses of two predictors
+    mixture = ngram.mix_predictions(first, second, switch_rate=0.0)
+    assert mixture.sum() <= min(first.sum(), second.sum()) + np.log(2) + 1e-9
+    assert (mixture >= np.minimum(first, second) - 1e-9).all()

@@ -53,19 +53,19 @@ def test_draws_follow_the_distribution_restricted_by_top_k_and_top_p(settings, e
 @given(
     st.integers(2, 700), st.sampled_from([0.3, 1.0, 3.0]), st.sampled_from([0, 1, 9]), st.sampled_from([0.2, 0.9, 1.0])
 )
-def test_both_versions_draw_with_the_same_probabilities(vocab_size, temperature, top_k, top_p):
+def test_jax_and_numpy_samplers_draw_with_the_same_probabilities(vocab_size, temperature, top_k, top_p):
     """The uniform numbers at which the drawn token changes differ by less than 1e-6: float32 against float64."""
     logits = np.random.default_rng(vocab_size).normal(0, 2, vocab_size).astype(np.float32)
     params = SamplingParams(temperature, top_p, top_k=top_k)
     shares = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     order = np.argsort(-shares, kind="stable")[: top_k or None]
     sums = np.cumsum(shares[order])
-    kept = np.sort(order[: int(np.searchsorted(sums, top_p * sums[-1])) + 1])
-    ends = np.cumsum(shares[kept]) / shares[kept].sum()
+    possible = np.sort(order[: int(np.searchsorted(sums, top_p * sums[-1])) + 1])
+    ends = np.cumsum(shares[possible]) / shares[possible].sum()
     starts = np.concatenate([[0.0], ends[:-1]])
-    wide = ends - starts > 4e-6  # others may be drawn or not
+    wide = ends - starts > 4e-6  # a token of a narrower interval may be drawn or not
     for uniforms in (starts[wide] + 1e-6, ends[wide] - 1e-6):
-        assert draw_with_jax(logits, params, uniforms).tolist() == kept[wide].tolist()
+        assert draw_with_jax(logits, params, uniforms).tolist() == possible[wide].tolist()
 
 
 def test_uniform_numbers_depend_on_seed_and_position_alone():

@@ -1,6 +1,7 @@
-"""Writes `gpt2/`: a tiny random GPT-2 by Hugging Face's transformers, and what transformers computes with it.
+"""Writes `gpt2/`: a tiny random GPT-2 of Hugging Face's transformers, with its logits, log-probabilities and texts.
 
-Run by `make golden`, in a virtual environment of its own, since torch is large. `tests/test_parity.py` compares.
+`make golden` runs this script in a virtual environment of its own, since torch is large. `tests/test_parity.py`
+compares with its files.
 """
 
 import json
@@ -20,25 +21,27 @@ SCORED = [
     "Work shall mean the work of authorship, whether in Source or Object form, naïve café – 中文",
 ]
 PROMPTS = ["You may", "The quick brown fox jumps over the", "A"]
-NEW = 20
+MAX_TOKENS = 20
 
 
 def main() -> None:
+    """Writes the folder."""
     torch.manual_seed(0)
     shutil.rmtree(FOLDER, ignore_errors=True)
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=384, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
-    made.train_from_iterator([(HERE.parents[1] / "LICENSE").read_text(encoding="utf-8")], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, bos_token=END)
+    base.train_from_iterator([(HERE.parents[1] / "LICENSE").read_text(encoding="utf-8")], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, eos_token=END, bos_token=END)
 
     size = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
     end = tokenizer.eos_token_id
     config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **size)
     model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():  # larger than at birth, and nothing at zero or one, so that every array matters
+    # Larger than initial weights, and none at zero or one, so that every array changes the logits.
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
     model.save_pretrained(FOLDER)
@@ -48,19 +51,22 @@ def main() -> None:
     with torch.no_grad():
         logits = [model(torch.tensor([ids])).logits[0] for ids in scored]
     pairs = zip(logits, scored, strict=True)
-    picked = [each[:-1].log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0] for each, ids in pairs]
+    log_probabilities = [
+        sequence_logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
+        for sequence_logits, ids in pairs
+    ]
     save_file({"logits": logits[0][:40].contiguous()}, FOLDER / "golden.safetensors")
     greedy = []
     for prompt in PROMPTS:
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-        whole = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=end
+        sequence = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False, pad_token_id=end
         )
-        greedy.append(whole[0, ids.shape[1] :].tolist())
+        greedy.append(sequence[0, ids.shape[1] :].tolist())
     golden = {
         "scored": SCORED,
         "tokens": scored,
-        "log_probabilities": [each.tolist() for each in picked],
+        "log_probabilities": [values.tolist() for values in log_probabilities],
         "prompts": PROMPTS,
         "greedy": greedy,
         "greedy_text": [tokenizer.decode(ids, skip_special_tokens=True) for ids in greedy],

@@ -1,6 +1,6 @@
-"""Writes `harness/golden.json`: what lm_eval's own `hf` model (transformers, torch) scores in the tasks of `harness/`.
+"""Writes `harness/golden.json`: the scores of lm_eval's `hf` model (transformers, torch) in the tasks of `harness/`.
 
-Run by `make golden`, after `make_gpt2.py`; `tests/test_harness.py` compares.
+`make golden` runs this script after `make_gpt2.py`. `tests/test_harness.py` compares with its file.
 """
 
 import json
@@ -34,43 +34,47 @@ DATA = {
 
 
 def tasks() -> list[dict[str, Any]]:
-    def task(name: str, kind: str, metrics: list[str], **more: Any) -> dict[str, Any]:
+    """The configurations of the tasks, as lm_eval reads them."""
+
+    def task(name: str, kind: str, metrics: list[str], **settings: Any) -> dict[str, Any]:
         data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(HERE / f"{name}.jsonl")}}}
-        found = {"task": name, "output_type": kind, "test_split": "test"} | data | more
-        return found | {"metric_list": [{"metric": metric} for metric in metrics]}
+        config = {"task": name, "output_type": kind, "test_split": "test"} | data | settings
+        return config | {"metric_list": [{"metric": metric} for metric in metrics]}
 
     choices = {"doc_to_choice": "{{choices}}", "doc_to_target": "answer", "doc_to_text": "{{question}}"}
     ends = {"generation_kwargs": {"until": ["the", "."], "max_gen_toks": 12, "do_sample": False}}
-    asked = {"doc_to_text": "{{question}}", "doc_to_target": "{{answer}}"}
+    prompts = {"doc_to_text": "{{question}}", "doc_to_target": "{{answer}}"}
     return [
         task("choices", "multiple_choice", ["acc", "acc_norm"], **choices),
         task("pages", "loglikelihood_rolling", ["bits_per_byte"], doc_to_text="", doc_to_target="{{page}}"),
-        task("answers", "generate_until", ["exact_match"], **asked, **ends),
+        task("answers", "generate_until", ["exact_match"], **prompts, **ends),
     ]
 
 
-def found(model: Any) -> dict[str, Any]:
-    """For each task its metrics, and for each document what the model answered."""
+def evaluate(model: Any) -> dict[str, Any]:
+    """The metrics of each task, and the answer of the model to each document."""
     import lm_eval
 
     results = lm_eval.simple_evaluate(model, tasks=tasks(), bootstrap_iters=0)
     assert results is not None
-    kept = {}
+    scores = {}
     for name in DATA:
         metrics = {key: value for key, value in results["results"][name].items() if isinstance(value, float)}
         answers = [sample["filtered_resps"] for sample in results["samples"][name]]
-        kept[name] = {"metrics": metrics, "answers": answers}
-    return json.loads(json.dumps(kept))
+        scores[name] = {"metrics": metrics, "answers": answers}
+    return json.loads(json.dumps(scores))
 
 
 def main() -> None:
+    """Writes the documents of the tasks and the scores."""
     from lm_eval.models.huggingface import HFLM
 
     for name, documents in DATA.items():
-        lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in documents]
+        lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in documents]
         (HERE / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     model = HFLM(pretrained=str(MODEL), device="cpu", dtype="float32", batch_size=4, max_length=64)
-    (HERE / "golden.json").write_text(json.dumps(found(model), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(evaluate(model), indent=1, ensure_ascii=False)
+    (HERE / "golden.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
