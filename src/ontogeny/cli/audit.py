@@ -1,12 +1,12 @@
 """The commands `audit agent`, `audit attribution` and `audit calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, JsonFile, Seed, check_new_path, format_number, progress
+from ontogeny.cli.shared import Device, JsonFile, Seed, check_new_path, format_number, progress, write_report
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,30 +22,15 @@ LIMITS = (
 SECONDARY_VERDICTS = {"yes": "shown", "no": "not shown", "undetermined": "undetermined"}
 
 RUN_HELP = "A finished run, a saved deployment, or organism:NAME for a model organism, whose ground truth is known."
-Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
-OptionalRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP, show_default=False)]
-NumLifetimes = Annotated[
-    int | None, typer.Option(min=10, help="Lifetimes per test (default: the number used in the test's calibration).")
-]
-Secondary = Annotated[bool, typer.Option("--secondary", help="Run the secondary tests too.")]
-Controls = Annotated[bool, typer.Option("--controls", help="Attribute agents with known ground truth, not a run.")]
-NumTasks = Annotated[int, typer.Option(min=20, help="Unseen tasks, the same for every cell.")]
-MinGain = Annotated[
-    float | None, typer.Option(help="Smallest gain to divide, in score per lifetime (default: 2 % of the score).")
-]
-NumAudits = Annotated[int, typer.Option(min=2, help="Audits of each control by each test.")]
-Tests = Annotated[list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")]
-Organisms = Annotated[list[str] | None, typer.Option(help="Model organism to audit; repeatable (default: all).")]
-Students = Annotated[
-    Path | None,
-    typer.Option(help="Folder of networks distilled from organisms, to audit too; trains missing ones (minutes each)."),
-]
 
 
 def agent(
-    run: Run,
-    num_lifetimes: NumLifetimes = None,
-    secondary: Secondary = False,
+    run: Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)],
+    num_lifetimes: Annotated[
+        int | None,
+        typer.Option(min=10, help="Lifetimes per test (default: the number used in the test's calibration)."),
+    ] = None,
+    secondary: Annotated[bool, typer.Option("--secondary", help="Run the secondary tests too.")] = False,
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
@@ -69,14 +54,18 @@ def agent(
     if not secondary:
         typer.echo("Secondary tests, which change no verdict, did not run; use --secondary to run them.")
     typer.echo(LIMITS)
-    _write(out, {"seed": seed, "subjects": records})
+    write_report(out, {"seed": seed, "subjects": records})
 
 
 def attribution(
-    run: OptionalRun = None,
-    controls: Controls = False,
-    num_tasks: NumTasks = 400,
-    min_gain: MinGain = None,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP, show_default=False)] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Attribute agents with known ground truth, not a run.")
+    ] = False,
+    num_tasks: Annotated[int, typer.Option(min=20, help="Unseen tasks, the same for every cell.")] = 400,
+    min_gain: Annotated[
+        float | None, typer.Option(help="Smallest gain to divide, in score per lifetime (default: 2 % of the score).")
+    ] = None,
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
@@ -102,28 +91,28 @@ def attribution(
             records.append({"subject": name, "ground_truth": ground_truth} | to_jsonable(result))
     else:
         subject = _subjects(run)[0]
-        agent, env, drives, genome_or_state, _ = prepare_subject(subject, subject.train_env)
+        prepared = prepare_subject(subject, subject.train_env)
         with progress("attributing", "cells") as update:
-            result = attribute(
-                agent,
-                env,
-                drives,
-                genome_or_state,
-                num_tasks=num_tasks,
-                seed=seed,
-                min_gain=min_gain,
-                on_progress=lambda done, total: update(done, total, "2 x 2"),
-            )
+            result = attribute(*prepared[:4], num_tasks=num_tasks, seed=seed, min_gain=min_gain, on_progress=update)
         _print_attribution(subject.name, result)
         records.append({"subject": subject.name} | to_jsonable(result))
-    _write(out, {"seed": seed, "subjects": records})
+    write_report(out, {"seed": seed, "subjects": records})
 
 
 def calibrate(
-    num_audits: NumAudits = 1000,
-    test: Tests = None,
-    organism: Organisms = None,
-    distilled: Students = None,
+    num_audits: Annotated[int, typer.Option(min=2, help="Audits of each control by each test.")] = 1000,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")
+    ] = None,
+    organism: Annotated[
+        list[str] | None, typer.Option(help="Model organism to audit; repeatable (default: all).")
+    ] = None,
+    distilled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of networks distilled from organisms, to audit too; trains missing ones (minutes each)."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
@@ -162,7 +151,7 @@ def calibrate(
         "control_results": [calibration.to_record(result) for result in results],
         "calibration_splits": [calibration.split_to_record(split) for split in splits],
     }
-    _write(out, record)
+    write_report(out, record)
 
 
 def _subjects(run: str) -> "list[Subject]":
@@ -173,14 +162,6 @@ def _subjects(run: str) -> "list[Subject]":
     if kind == "organism" and name:
         return calibration.organism_subjects(name)
     return suite.agent_subjects(read_saved_agent(Path(run)))
-
-
-def _write(out: Path | None, record: dict[str, Any]) -> None:
-    from ontogeny.runs.files import write_json
-    from ontogeny.runs.formats import FORMATS, JSON_REPORT
-
-    if out is not None:
-        write_json(out, {"format": FORMATS[JSON_REPORT]} | record)
 
 
 def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":

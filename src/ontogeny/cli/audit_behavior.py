@@ -13,31 +13,31 @@ Choices = Annotated[
     Path,
     typer.Argument(metavar="CSV", help="File of choices, or a run in two_step or bandit, whose choices are simulated."),
 ]
-Columns = Annotated[
-    str | None, typer.Option(metavar="COLUMN=NAME,...", help="Names of columns in the file, e.g. choice=level1_choice.")
-]
 Task = Annotated[str | None, typer.Option(help="Task: two_step or bandit (default: inferred from the columns).")]
-NaValues = Annotated[
-    str | None, typer.Option(metavar="VALUE,...", help="Further values that mark a missed trial, separated by commas.")
-]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that cannot be read, and name them.")]
-NumGroups = Annotated[
-    int | None, typer.Option(min=1, help="Groups of model organisms per model (default: 40 organisms per model).")
-]
-NumLifetimes = Annotated[int, typer.Option(min=2, help="Lifetimes to simulate of a run, one per participant.")]
-Out = Annotated[Path | None, typer.Option(help="New folder for behavior.html and behavior.json.")]
 
 
 def behavior(
     choices: Choices,
-    columns: Columns = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN=NAME,...", help="Names of columns in the file, e.g. choice=level1_choice."),
+    ] = None,
     task: Task = None,
-    na_values: NaValues = None,
-    skip_bad_rows: SkipBadRows = False,
-    num_groups: NumGroups = None,
-    num_lifetimes: NumLifetimes = 20,
+    na_values: Annotated[
+        str | None,
+        typer.Option(metavar="VALUE,...", help="Further values that mark a missed trial, separated by commas."),
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Skip rows that cannot be read, and name them.")
+    ] = False,
+    num_groups: Annotated[
+        int | None, typer.Option(min=1, help="Groups of model organisms per model (default: 40 organisms per model).")
+    ] = None,
+    num_lifetimes: Annotated[
+        int, typer.Option(min=2, help="Lifetimes to simulate of a run, one per participant.")
+    ] = 20,
     seed: Seed = 0,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for behavior.html and behavior.json.")] = None,
     device: Device = None,
 ) -> None:
     """Analyze logged choices: stay probabilities, their regression, choice models and model recovery.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli.shared import JsonFile, Seed, check_new_path, progress
+from ontogeny.cli.shared import JsonFile, Seed, check_new_path, progress, write_report
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -16,53 +16,48 @@ if TYPE_CHECKING:
     from ontogeny.audit.prequential.calibration import PredictorCalibration
     from ontogeny.audit.prequential.certificate import Certificate
 
-PredictorName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="PREDICTOR",
-        help="Predictor: module:function, file.py:function, a language-model run, or predictor:NAME (a reference).",
-        show_default=False,
-    ),
-]
-Learning = Annotated[
-    str | None, typer.Option(help="Online learning of a language-model run: setting=value,... or 'frozen'.")
-]
-Stream = Annotated[Path | None, typer.Option(help="Tokens to audit on: .npy, or whole numbers as text.")]
-Reported = Annotated[str | None, typer.Option(help="Published score of the stream to verify, in nats per token.")]
-NumTokens = Annotated[
-    int, typer.Option(help="Length of the generated stream; must exceed the predictor's update chunk.")
-]
-NumPositions = Annotated[int, typer.Option(help="Number of positions at which a token is changed.")]
-VocabSize = Annotated[
-    int | None, typer.Option(min=2, help="Upper bound of generated tokens (default: all of the predictor's tokens).")
-]
 Isolation = Annotated[
     str, typer.Option(help="Isolation of passes: process, or instance (faster, but caches of a module remain).")
 ]
-Tolerance = Annotated[
-    float, typer.Option(min=0, help="Largest difference of a prefix that counts as rounding, in nats.")
-]
-NumAudits = Annotated[
-    int | None,
-    typer.Option("--calibrate", metavar="NUM_AUDITS", min=2, help="Audit every reference predictor this many times."),
-]
-HtmlFile = Annotated[Path | None, typer.Option(help="New file for the page of the results.")]
 
 
 def prequential(
-    predictor: PredictorName = None,
-    learning: Learning = None,
-    stream: Stream = None,
-    reported: Reported = None,
-    num_tokens: NumTokens = 256,
-    num_positions: NumPositions = 24,
-    vocab_size: VocabSize = None,
+    predictor: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PREDICTOR",
+            help="Predictor: module:function, file.py:function, a language-model run, or predictor:NAME (a reference).",
+            show_default=False,
+        ),
+    ] = None,
+    learning: Annotated[
+        str | None, typer.Option(help="Online learning of a language-model run: setting=value,... or 'frozen'.")
+    ] = None,
+    stream: Annotated[Path | None, typer.Option(help="Tokens to audit on: .npy, or whole numbers as text.")] = None,
+    reported: Annotated[
+        str | None, typer.Option(help="Published score of the stream to verify, in nats per token.")
+    ] = None,
+    num_tokens: Annotated[
+        int, typer.Option(help="Length of the generated stream; must exceed the predictor's update chunk.")
+    ] = 256,
+    num_positions: Annotated[int, typer.Option(help="Number of positions at which a token is changed.")] = 24,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(min=2, help="Upper bound of generated tokens (default: all of the predictor's tokens)."),
+    ] = None,
     isolation: Isolation = "process",
-    tolerance: Tolerance = 1e-4,
-    calibrate: NumAudits = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of a prefix that counts as rounding, in nats.")
+    ] = 1e-4,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate", metavar="NUM_AUDITS", min=2, help="Audit every reference predictor this many times."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: JsonFile = None,
-    html: HtmlFile = None,
+    html: Annotated[Path | None, typer.Option(help="New file for the page of the results.")] = None,
 ) -> None:
     """Test whether online scores are those of a first pass.
 
@@ -88,12 +83,9 @@ def prequential(
 
 def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> None:
     from ontogeny.audit.suite import to_jsonable
-    from ontogeny.runs.files import write_bytes, write_json
-    from ontogeny.runs.formats import FORMATS, JSON_REPORT
+    from ontogeny.runs.files import write_bytes
 
-    content = to_jsonable({"format": FORMATS[JSON_REPORT]} | record)
-    if out is not None:
-        write_json(out, content)
+    content = write_report(out, to_jsonable(record))
     if html is not None:
         from ontogeny.audit.prequential.page import render
 

@@ -15,9 +15,9 @@ from typer.core import TyperCommand, TyperGroup
 
 Entries = Mapping[str, "str | Mapping[str, str]"]
 COMMANDS: Entries = {  # `module:function` of a command; of a group its commands, and its help under the empty name
-    "train": "train:train",
-    "evaluate": "evaluate:evaluate",
-    "deploy": "deploy:deploy",
+    "train": "agents:train",
+    "evaluate": "agents:evaluate",
+    "deploy": "agents:deploy",
     "study": "study:study",
     "report": "report:report",
     "list": "list_plugins:list_plugins",

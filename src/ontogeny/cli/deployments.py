@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli.server_shared import DEFAULT_STATE_DIR, Json, StateDir, format_time, open_store
-from ontogeny.cli.shared import format_number
+from ontogeny.cli.shared import DEFAULT_STATE_DIR, JsonOutput, StateDir, format_number, format_time, open_store
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ ACTOR = "command line"  # in the log
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an online deployment.")]
 
 
-def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> None:
+def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
     """Print every decision of the learner: versions, their training examples, and rejections with reasons.
 
     Example: ontogeny deployments log story

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ontogeny.cli.server_shared import DEFAULT_STATE_DIR, Json, StateDir, format_time, open_store, print_table
+from ontogeny.cli.shared import DEFAULT_STATE_DIR, JsonOutput, StateDir, format_time, open_store, print_table
 
 
 def create_key(
@@ -38,7 +38,7 @@ def create_key(
     typer.echo(text)
 
 
-def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> None:
+def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
     """List all API keys, revoked ones included, without their secrets.
 
     Example: ontogeny keys list
@@ -60,7 +60,7 @@ def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) ->
         ]
         for key in all_keys
     ]
-    print_table(["id", "name", "role", "requests/min", "tokens/min", "created", "revoked"], records)
+    print_table(records, ["id", "name", "role", "requests/min", "tokens/min", "created", "revoked"])
 
 
 def revoke_key(
@@ -77,7 +77,7 @@ def revoke_key(
     typer.echo(f"key {key.id} of {key.name} is revoked")
 
 
-def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> None:
+def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
     """Print requests and tokens by day, key and deployment.
 
     Example: ontogeny usage
@@ -93,7 +93,7 @@ def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: Json = False) -> Non
         [r.day, f"{r.key} {names.get(r.key, '')}", r.deployment, *(f"{count:,}" for count in r[3:])]
         for r in usage_records
     ]
-    print_table(["day", "key", "deployment", "requests", "prompt tokens", "generated tokens"], records)
+    print_table(records, ["day", "key", "deployment", "requests", "prompt tokens", "generated tokens"])
 
 
 def _format_limit(limit: int | None) -> str:

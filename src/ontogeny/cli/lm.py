@@ -16,6 +16,7 @@ from ontogeny.cli.shared import (
     check_new_path,
     format_number,
     options_from,
+    output_report,
     print_note,
     progress,
 )
@@ -168,7 +169,6 @@ def evaluate(
     if learning is not None and not online:
         raise BadInput("--learning sets how weights learn online; it requires --online")
     from ontogeny.lm.model import load
-    from ontogeny.runs.files import write_json
 
     model = load(run)
     if online:
@@ -179,15 +179,12 @@ def evaluate(
         record = _evaluate_online(model, text, learning or "", allow_overlap, seed)
         rows = _online_rows(record)
     else:
+        from ontogeny.lm.evaluation import as_record
+
         evaluation = _evaluate_frozen(model, text, stride, allow_overlap)
-        record, rows = _evaluation_record(evaluation, text), _evaluation_rows(evaluation, text)
-    record = {"model": str(run)} | record
-    if out is not None:
-        write_json(out, record)
-    if as_json:
-        typer.echo(json.dumps(record))
-    else:
-        _print_rows({"model": str(run)} | rows)
+        record = {"text": None if text is None else text.name} | as_record(evaluation)
+        rows = _evaluation_rows(evaluation, text)
+    output_report({"model": str(run)} | record, {"model": str(run)} | rows, out, as_json=as_json)
 
 
 def _completion_record(completion: "Completion", prompt: str, seed: int, index: int) -> dict[str, Any]:
@@ -202,13 +199,9 @@ def _evaluate_frozen(
 
     content = None if text is None else read_text(text)
     with progress("evaluating", "tokens") as update:
-
-        def on_progress(num_done: int, total: int) -> None:
-            update(num_done, total, f"{num_done:,} of {total:,} tokens")
-
         if content is None:
-            return evaluate_held_out(model, stride=stride, on_progress=on_progress)
-        evaluation = evaluate(model, content, stride=stride, allow_overlap=allow_overlap, on_progress=on_progress)
+            return evaluate_held_out(model, stride=stride, on_progress=update)
+        evaluation = evaluate(model, content, stride=stride, allow_overlap=allow_overlap, on_progress=update)
     if evaluation.overlap is None:
         print_note("the training text of this model is unknown, so the overlap of the text with it was not checked")
     return evaluation
@@ -227,26 +220,12 @@ def _evaluate_online(
     check_overlap(model, content, allow_overlap=allow_overlap)
     tokens = model.tokenizer.encode(content)
     with progress("evaluating", "tokens") as update:
-
-        def on_progress(num_done: int, total: int) -> None:
-            update(num_done, total, f"{num_done:,} of {total:,} tokens")
-
-        evaluation = online.evaluate_online(model, tokens, config, seed=seed, on_progress=on_progress)
+        evaluation = online.evaluate_online(model, tokens, config, seed=seed, on_progress=update)
     gain = divide_gain(-online.segment_means(evaluation, online.SEGMENT_TOKENS))
-    attribution = {
-        "weights": gain.gain_of_weights._asdict(),
-        "activations": gain.gain_of_activations._asdict(),
-        "interaction": gain.interaction._asdict(),
-        "verdict": gain.verdict,
-    }
+    parts = {"weights": gain.gain_of_weights, "activations": gain.gain_of_activations, "interaction": gain.interaction}
+    attribution = {name: part._asdict() for name, part in parts.items()} | {"verdict": gain.verdict}
     record = online.as_record(model, evaluation, tokens, config)
     return record | {"text": text.name, "seed": seed, "attribution": attribution}
-
-
-def _evaluation_record(evaluation: "TextEvaluation", text: Path | None) -> dict[str, Any]:
-    from ontogeny.lm.evaluation import as_record
-
-    return {"text": None if text is None else text.name} | as_record(evaluation)
 
 
 def _online_rows(record: dict[str, Any]) -> dict[str, str]:
@@ -290,13 +269,3 @@ def _format_interval(mean: float, low: float, high: float) -> str:
     if math.isnan(low):
         return f"{mean:.4f} (one segment: no interval)"
     return f"{mean:.4f}   95 % interval {low:.4f} to {high:.4f}"
-
-
-def _print_rows(rows: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.server_shared import DEFAULT_STATE_DIR, StateDir
-from ontogeny.cli.shared import Device, options_from
+from ontogeny.cli.shared import DEFAULT_STATE_DIR, Device, StateDir, options_from
 from ontogeny.errors import BadInput
 from ontogeny.server.config import ServerConfig
 from ontogeny.validation import validate

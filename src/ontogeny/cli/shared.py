@@ -2,10 +2,12 @@
 
 import contextlib
 import inspect
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -17,6 +19,7 @@ from ontogeny.errors import BadInput, ContractViolation
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from ontogeny.server.store import Store
     from ontogeny.stages.saved_agent import SavedAgent
     from ontogeny.stages.spec import RunSpec
 
@@ -38,7 +41,11 @@ EnvironmentOption = Annotated[
 ]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 JsonFile = Annotated[Path | None, typer.Option("--out", help="New file for the JSON.")]
-UpdateProgress = Callable[[int, int, str], None]
+DEFAULT_STATE_DIR = Path("deployments")
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", help="Folder with the keys, usage, journal, sessions and snapshots of a server.")
+]
+UpdateProgress = Callable[..., None]
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -74,12 +81,51 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
 
     def add_options(command: Command) -> Command:
         signature = inspect.signature(command)
-        *own, _ = signature.parameters.values()
+        *explicit, _ = signature.parameters.values()
         derived = [to_option(name) for name in texts if name not in signature.parameters]
-        command.__signature__ = signature.replace(parameters=[*own, *derived])  # type: ignore[attr-defined]
+        command.__signature__ = signature.replace(parameters=[*explicit, *derived])  # type: ignore[attr-defined]
         return command
 
     return add_options
+
+
+def open_store(state_dir: Path) -> "Store":
+    """Open the database of a state folder; an absent one raises `BadInput`."""
+    from ontogeny.server.store import Store
+
+    return Store(state_dir, create=False)
+
+
+def write_report(out: Path | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the format number to a record, and write it to a new file where one was requested."""
+    from ontogeny.runs.files import write_json
+    from ontogeny.runs.formats import FORMATS, JSON_REPORT
+
+    report = {"format": FORMATS[JSON_REPORT]} | dict(record)
+    if out is not None:
+        write_json(out, report)
+    return report
+
+
+def output_report(record: Mapping[str, Any], rows: Mapping[str, str], out: Path | None, *, as_json: bool) -> None:
+    """Write a record as `write_report` does, and print it as JSON, or its most important values as two columns."""
+    report = write_report(out, record)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        print_table(rows.items())
+
+
+def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
+    """Print a table without borders."""
+    from rich.console import Console
+    from rich.table import Table
+
+    has_headings = bool(headings)
+    table = Table(*headings, box=None, show_header=has_headings, header_style="", pad_edge=not has_headings)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def print_note(message: str) -> None:
@@ -134,6 +180,11 @@ def sparkline(values: list[float]) -> str:
     return f"{format_number(values[0])} {bars} {format_number(values[-1])}"
 
 
+def format_time(seconds: float) -> str:
+    """Seconds since 1970 as date and time in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def format_number(value: float | None) -> str:
     """A number with at most four digits, without an exponent where it can be avoided."""
     if value is None:
@@ -146,7 +197,7 @@ def progress(description: str, unit: str = "steps") -> Iterator[UpdateProgress]:
     """A progress bar with rate and remaining time, on a terminal only.
 
     Yields:
-        A function that takes the units done, all units, and a text.
+        A function that takes the units done, all units, and a text (default: both numbers).
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
@@ -174,7 +225,8 @@ def progress(description: str, unit: str = "steps") -> Iterator[UpdateProgress]:
     with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task(description, total=None)
 
-        def update(num_done: int, total: int, text: str) -> None:
+        def update(num_done: int, total: int, text: str = "") -> None:
+            text = text or f"{num_done:,} of {total:,} {unit}"
             bars.update(bar, completed=num_done, total=total, description=f"{description}: {text}")
 
         yield update

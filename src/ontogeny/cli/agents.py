@@ -1,6 +1,5 @@
-"""`ontogeny evaluate`: score an agent on held-out tasks."""
+"""`ontogeny train`, `evaluate` and `deploy`: develop an agent, score it, and run one lifetime of it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,20 +12,63 @@ from ontogeny.cli.shared import (
     EnvironmentOption,
     JsonFile,
     JsonOutput,
+    Seed,
     build_run_spec,
     check_new_path,
     format_number,
     format_plugin_choice,
     name_agent_in_violations,
+    output_report,
     print_note,
     progress,
     sparkline,
 )
 from ontogeny.errors import BadInput
+from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
+    from ontogeny.stages.deploy import DeploymentStep
     from ontogeny.stages.evaluate import AgentEvaluation
     from ontogeny.stages.saved_agent import SavedAgent
+
+
+def train(
+    agent: Annotated[str, typer.Option(help="Agent, NAME[:setting=value,...]; see `ontogeny list agents`.")],
+    env: Annotated[str, typer.Option(help="Environment, NAME[:setting=value,...]; see `ontogeny list environments`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")],
+    development: Annotated[
+        str, typer.Option(help="Outer loop, NAME[:setting=value,...]; see `ontogeny list development`.")
+    ] = "single_lifetime",
+    drive: Drives = None,
+    checkpoint_interval: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints; 0 saves one as often as possible.")
+    ] = 5.0,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Develop an agent in an environment; rerun the same command to resume.
+
+    Example: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 --development evolution --out runs/cells
+    """
+    configure_jax(device)
+    from ontogeny.runs import checkpoint
+    from ontogeny.stages.train import train
+
+    spec = build_run_spec(agent, env, development, drive, seed)
+    with progress("training") as update:
+
+        def on_progress(num_done: int, total: int, record: dict[str, Any]) -> None:
+            steps = record["env_steps"]
+            text = f"generation {num_done} of {total}, fitness {format_number(record['fitness'])}"
+            update(steps, steps * total // num_done, text)
+
+        train(spec, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
+    genome = checkpoint.read_metadata(out, "genome")
+    typer.echo(
+        f"{out}: a genome of {pluralize(genome['num_parameters'], 'parameter')} after "
+        f"{pluralize(genome['generation'], 'generation')} and {genome['env_steps']:,} steps, "
+        f"genome digest {genome['digest'][:16]}"
+    )
 
 
 def evaluate(
@@ -58,7 +100,6 @@ def evaluate(
         raise BadInput("name either a run or an --agent with its --env")
     check_new_path(out)
     configure_jax(device)
-    from ontogeny.runs.files import write_json
     from ontogeny.stages.evaluate import evaluate
     from ontogeny.stages.spec import check_seed
 
@@ -82,12 +123,7 @@ def evaluate(
             on_progress=on_progress,
         )
     record = _as_record(saved_agent, evaluation, seed)
-    if out is not None:
-        write_json(out, record)
-    if as_json:
-        typer.echo(json.dumps(record))
-    else:
-        _print_evaluation(record)
+    output_report(record, _evaluation_rows(record), out, as_json=as_json)
 
 
 def _load_run(run: Path, env: str | None, drives: list[str] | None) -> "SavedAgent":
@@ -113,7 +149,6 @@ def _build_agent(agent: str, env: str | None, drives: list[str] | None, seed: in
 
 
 def _as_record(saved_agent: "SavedAgent", evaluation: "AgentEvaluation", seed: int) -> dict[str, Any]:
-    from ontogeny.runs.formats import FORMATS, JSON_REPORT
     from ontogeny.stages.spec import complete_spec, spec_to_json
 
     spec = spec_to_json(complete_spec(saved_agent.spec))
@@ -136,17 +171,13 @@ def _as_record(saved_agent: "SavedAgent", evaluation: "AgentEvaluation", seed: i
         },
         "env_steps": evaluation.env_steps,
         "seconds": round(evaluation.seconds, 3),
-        "format": FORMATS[JSON_REPORT],
     }
 
 
-def _print_evaluation(record: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _evaluation_rows(record: dict[str, Any]) -> dict[str, str]:
     curve = record["curve"]
     low, high = record["interval"]
-    rows = {
+    return {
         "agent": format_plugin_choice(record["agent"]),
         "environment": format_plugin_choice(record["env"]),
         "mode": record["mode"],
@@ -156,7 +187,51 @@ def _print_evaluation(record: dict[str, Any]) -> None:
         f"by {curve['unit']}": sparkline(curve["mean"]),
         "time": f"{record['seconds']:.1f} s for {record['env_steps']:,} steps",
     }
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
+
+
+def deploy(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished agent run or a saved deployment.")],
+    online: Annotated[
+        bool, typer.Option("--online/--frozen", help="Let the weights keep learning, or keep them fixed.")
+    ] = False,
+    num_steps: Annotated[
+        int | None, typer.Option(help="Number of steps; by default the length of a lifetime in this environment.")
+    ] = None,
+    env: EnvironmentOption = None,
+    seed: Seed = 0,
+    save: Annotated[Path | None, typer.Option(help="New folder for the weights and activations at the end.")] = None,
+    device: Device = None,
+) -> None:
+    """Run one lifetime of a saved agent step by step, and compare its weights before and after.
+
+    Example: ontogeny deploy runs/cells --frozen --num-steps 20 --save runs/cells-deployed
+    """
+    check_new_path(save)
+    configure_jax(device)
+    from ontogeny import trees
+    from ontogeny.stages.deploy import deploy
+    from ontogeny.stages.saved_agent import initial_state, read_saved_agent, save_deployment
+    from ontogeny.stages.spec import check_seed, parse_plugin_choice
+
+    saved_agent = read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
+    before = trees.digest(initial_state(saved_agent, check_seed(seed, "options"))[1].weights)
+    step = None
+    with name_agent_in_violations(saved_agent):
+        for step in deploy(saved_agent, online=online, seed=seed, num_steps=num_steps):
+            typer.echo(_format_step(step))
+    assert step is not None
+    after = trees.digest(step.state.weights)
+    comparison = "the weights are the same" if after == before else "the weights have changed"
+    typer.echo(f"{comparison}: weights digest {before[:16]} at the start, {after[:16]} at the end")
+    if save is not None:
+        mode = "online" if online else "frozen"
+        typer.echo(f"saved in {save_deployment(save, saved_agent.spec, step.state, mode=mode, num_steps=step.number)}")
+
+
+def _format_step(step: "DeploymentStep") -> str:
+    observation = step.observation if isinstance(step.observation, int) else step.observation.tolist()
+    outcome = "  ".join(f"{feature} {format_number(value)}" for feature, value in step.outcome.items())
+    return (
+        f"step {step.number}  episode {step.episode}  observation {observation}  action {step.action}  {outcome}  "
+        f"reward {format_number(step.reward)}  score {format_number(step.score)}"
+    )
