@@ -1,6 +1,10 @@
 """Configuration of the documentation site; `make docs` builds it with warnings as errors."""
 
+import sys
 from importlib import metadata
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "ontogeny"
 author = "The ontogeny developers"
@@ -16,6 +20,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.typer",
+    "generated_text",
+    "field_comments",
 ]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
@@ -25,9 +31,11 @@ nitpicky = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "ontogeny"

@@ -72,7 +72,18 @@ def open_run(folder: Path | str) -> Run:
 
 
 def load(folder: Path | str, *, online: bool = False) -> object:
-    """The trained agent or language model in a folder; see `ontogeny.load`."""
+    """Load the trained agent or language model in a folder.
+
+    Args:
+        folder: A finished agent run, a saved deployment, a language-model run, or a GPT-2 folder of Hugging Face.
+        online: Whether the weights of an agent keep learning in the session.
+
+    Returns:
+        An `AgentSession` of an agent, a `LanguageModel` of a language model.
+
+    Raises:
+        BadInput: The folder holds neither, or a run that is unfinished, damaged or of another format.
+    """
     folder = Path(folder)
     kind = identify(folder)
     if kind.load is None:
