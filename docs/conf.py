@@ -21,13 +21,15 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.typer",
     "generated_text",
-    "field_comments",
+    "autodoc_text",
 ]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 nitpicky = False
+default_role = "code"  # a name in single backticks, as docstrings write it
+highlight_language = "text"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -40,6 +42,7 @@ napoleon_use_ivar = True
 html_theme = "pydata_sphinx_theme"
 html_title = "ontogeny"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "show_prev_next": True,

@@ -1,8 +1,11 @@
-"""Sphinx extension that documents the fields of a NamedTuple by the comments behind them in the source."""
+"""Sphinx extension for the Python reference: documents fields of a NamedTuple by the comments behind them in the source,
+and shortens types in signatures.
+"""
 
 import importlib
 import inspect
 import io
+import re
 import tokenize
 from functools import cache
 from typing import Any
@@ -10,6 +13,10 @@ from typing import Any
 from sphinx.application import Sphinx
 
 GENERIC = "Alias for field number"
+STEERING = re.compile(
+    r"~?(?:collections\.abc\.)?Callable\[\[~?(?:jaxtyping\.)?Float\[~?(?:jaxlib\._jax\.)?Array, 'F'\]\], "
+    r"~?(?:jaxtyping\.)?Float\[~?(?:jaxlib\._jax\.)?Array, ''\]\]"
+)
 
 
 @cache
@@ -37,7 +44,20 @@ def describe_field(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
         lines[:] = [comment[:1].upper() + comment[1:] + "." * (not comment.endswith("."))] if comment else []
 
 
+def shorten_types(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Replace long types in a signature by the names that the source uses."""
+    return signature and shorten(signature), returns and shorten(returns)
+
+
+def shorten(text: str) -> str:
+    """A signature with the type of steering by its name, and without the module of the array type."""
+    return STEERING.sub("Steering", text).replace("jaxlib._jax.Array", "Array")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.connect("autodoc-process-docstring", describe_field)
+    app.connect("autodoc-process-signature", shorten_types)
     return {"version": "1", "parallel_read_safe": True}
