@@ -73,7 +73,7 @@ def read_console(content: str) -> Iterator[Command]:
         yield Command(re.sub(r"\\\n\s*", "", match[1]), tuple(match[2].splitlines()))
 
 
-def shown_commands(page: Path) -> list[list[str]]:
+def block_commands(page: Path) -> list[list[str]]:
     """The arguments of every `ontogeny` command in a page's blocks, without comments."""
     lines = []
     for block in read_blocks(page):
@@ -98,9 +98,9 @@ def generalize(line: str) -> str:
     return line.strip()
 
 
-def check_output(command: Command, printed: str) -> None:
+def check_output(command: Command, output: str) -> None:
     """Checks that the output has the lines of the page, in their order."""
-    lines = [generalize(line) for line in printed.splitlines()]
+    lines = [generalize(line) for line in output.splitlines()]
     position, is_adjacent = 0, False
     for expected in command.output:
         if expected.strip() == "...":
@@ -112,7 +112,7 @@ def check_output(command: Command, printed: str) -> None:
             position < len(lines)
             and (lines[position] == beginning if is_whole else lines[position].startswith(beginning))
         ):
-            assert position < len(lines) and not is_adjacent, f"`{command.text}` prints no '{expected}':\n{printed}"
+            assert position < len(lines) and not is_adjacent, f"`{command.text}` prints no '{expected}':\n{output}"
             position += 1
         position, is_adjacent = position + 1, True
 
@@ -156,16 +156,16 @@ class Reader:
         if program != "ontogeny":
             done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
-            printed = done.stdout
+            output = done.stdout
         elif arguments[0] == "serve":
             self.server = ServerProcess(self.folder / "deployments", *arguments[1:])
             self.replacements["http://127.0.0.1:8000"] = self.server.url
-            printed = self.server.log.read_text()
+            output = self.server.log.read_text()
         else:
-            printed = self.run_in_process(*arguments)
-        check_output(command, printed)
+            output = self.run_in_process(*arguments)
+        check_output(command, output)
         if arguments[:2] == ["keys", "create"]:
-            name, key = arguments[arguments.index("--name") + 1].upper(), printed.split()[-1]
+            name, key = arguments[arguments.index("--name") + 1].upper(), output.split()[-1]
             self.replacements |= {f"KEY_OF_{name}": key, f"ID_OF_{name}": key.split("-")[1]}
 
     def run_in_process(self, *arguments: str) -> str:

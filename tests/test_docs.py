@@ -21,7 +21,7 @@ from pages import (
     inline_commands,
     read_blocks,
     read_console,
-    shown_commands,
+    block_commands,
 )
 from serving import ROOT
 
@@ -63,7 +63,7 @@ def command_names() -> list[str]:
 
 @pytest.mark.parametrize("page", all_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_exists(page):
-    for arguments in shown_commands(page):
+    for arguments in block_commands(page):
         try:
             parse_command(list(arguments))
         except (typer.TyperException, KeyError) as error:
@@ -88,9 +88,9 @@ def test_an_option_that_does_not_exist_is_detected():
         parse_command(["lm", "continue"])
 
 
-def test_every_command_is_shown():
-    shown = {" ".join(arguments) for page in all_pages() for arguments in shown_commands(page)}
-    missing = [name for name in command_names() if not any(f"{text} ".startswith(f"{name} ") for text in shown)]
+def test_every_command_appears_in_the_documentation():
+    used = {" ".join(arguments) for page in all_pages() for arguments in block_commands(page)}
+    missing = [name for name in command_names() if not any(f"{text} ".startswith(f"{name} ") for text in used)]
     assert not missing
 
 
@@ -106,7 +106,7 @@ def test_every_command_is_in_the_generated_reference():
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_a_tutorial_runs_as_it_is_shown(name, reader):
+def test_a_tutorial_runs_as_written(name, reader):
     page = DOCS / "tutorials" / f"{name}.md"
     if "from openai" in page.read_text(encoding="utf-8"):
         pytest.importorskip("openai")
@@ -126,7 +126,7 @@ def test_the_readme_shows_what_the_tutorials_run():
     for command in commands:
         assert command.text in outputs, f"no tutorial runs `{command.text}`"
         lines = {generalize(line.removesuffix("...")) for line in command.output}
-        missing = [line for line in lines if not any(known.startswith(line) for known in outputs[command.text])]
+        missing = [line for line in lines if not any(text.startswith(line) for text in outputs[command.text])]
         assert not missing, f"no tutorial shows this output of `{command.text}`"
 
 
@@ -137,7 +137,7 @@ def test_the_python_example_of_the_readme_prints_what_it_shows(capsys):
     assert expected and generalize(capsys.readouterr().out) == generalize(expected[1])
 
 
-def test_the_loop_of_a_user_runs_as_it_is_shown(tmp_path, monkeypatch):
+def test_the_loop_of_a_user_runs_as_written(tmp_path, monkeypatch):
     gymnasium = pytest.importorskip("gymnasium")
     monkeypatch.chdir(tmp_path)
     ontogeny.train({"agent": "thompson", "env": "bandit"}, "runs/thompson")
@@ -169,9 +169,9 @@ def test_the_readme_is_short_and_names_the_main_commands():
     assert "make study" in first_screen and "make test" in first_screen
 
 
-def test_output_that_is_not_printed_is_detected():
-    printed = "score 14.2\ntasks 500 held out\nwrote runs/a\n"
-    check_output(Command("", ("score  14.33", "...", "wrote ...")), printed)
+def test_wrong_output_is_detected():
+    output = "score 14.2\ntasks 500 held out\nwrote runs/a\n"
+    check_output(Command("", ("score  14.33", "...", "wrote ...")), output)
     for lines in (("steps 3",), ("wrote runs/a", "score 1"), ("score 1", "wrote runs/a")):
         with pytest.raises(AssertionError, match="prints no"):
-            check_output(Command("", lines), printed)
+            check_output(Command("", lines), output)
