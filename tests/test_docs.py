@@ -15,13 +15,13 @@ from pages import (
     Command,
     Reader,
     all_pages,
+    block_commands,
     check_output,
     find_block,
     generalize,
     inline_commands,
     read_blocks,
     read_console,
-    block_commands,
 )
 from serving import ROOT
 
