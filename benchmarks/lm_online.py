@@ -1,13 +1,13 @@
-"""The benefit and the cost of online learning: a model trained on one text reads another. One JSON line per result.
+"""The bits that online learning saves on a new text, and the forgetting it causes. One JSON line per result.
 
-    python benchmarks/lm_online.py --train shakespeare.txt                  # reads Python's own manual, part of Python
+    python benchmarks/lm_online.py --train shakespeare.txt              # the new text is Python's manual
     python benchmarks/lm_online.py --train shakespeare.txt --text other.txt --learning decay_rate=0.01
-    python benchmarks/lm_online.py --train shakespeare.txt --front          # bits saved against forgetting, by settings
+    python benchmarks/lm_online.py --train shakespeare.txt --front      # bits saved and forgetting for many settings
 
-The model is trained in --run; a finished run is used again. The peer is an adaptive n-gram model of order 5 (Witten and
-Bell) over the same tokens, with the counts of the training text. `mixture` combines both; `from nothing` is the same
-network, untrained, that reads the same text online. Bits are per byte, 95 % intervals over segments of 1,024 tokens;
-forgetting is in nats per token on the held-out text of the run.
+The model is trained in --run, unless that run is finished. The peer is an adaptive n-gram model of order 5 (Witten and
+Bell) over the same tokens, which starts with the counts of the training text. `mixture` combines both; `from nothing`
+is the same network, untrained, that learns the same text online. Losses are in bits per byte with 95 % intervals over
+segments of 1,024 tokens. Forgetting is the increase of the loss on the held-out text of the run, in nats per token.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights, parse_co
 from ontogeny.lm.training import train
 from ontogeny.runs import checkpoint
 
-DEFAULT_BYTES = 200_000  # of a text that are read
+DEFAULT_BYTES = 200_000  # the length to which a text is cut
 FRONT = (
     "rehearsal_batch_size=0,learning_rate=1e-3",
     "rehearsal_batch_size=0,learning_rate=1e-3,decay_rate=0.02",
@@ -44,7 +44,7 @@ FRONT = (
 )
 
 
-def print_line(name: str, value: float, unit: str, **more: object) -> None:
+def print_record(name: str, value: float, unit: str, **more: object) -> None:
     """Print one result as a JSON line."""
     print(json.dumps({"name": f"lm_online: {name}", "value": round(value, 4), "unit": unit} | more), flush=True)
 
@@ -57,7 +57,7 @@ def default_text() -> str:
 
 
 def main() -> None:
-    """Train the model where needed, then measure each text."""
+    """Train the model unless its run is finished, then measure each text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/lm_online"))
@@ -95,21 +95,21 @@ def measure(model: LanguageModel, name: str, tokens: np.ndarray, config: OnlineC
         more |= {"ratio": round(estimate["mean"] / peer_bits, 4)}
         more = more if "full_context" in condition else {}
         limits = [estimate["low"], estimate["high"]]
-        print_line(condition, estimate["mean"], "bits per byte", interval=limits, **more, setting=setting)
+        print_record(condition, estimate["mean"], "bits per byte", interval=limits, **more, setting=setting)
     saving, forgetting = record["bits_saved"], record["forgetting"]
-    print_line("saved", saving["mean"], "share of the frozen bits", **_interval(saving), setting=setting)
+    print_record("saved", saving["mean"], "share of the frozen bits", **_interval(saving), setting=setting)
     more = _interval(forgetting) | {"seconds": seconds, "setting": setting}
-    print_line("forgotten", forgetting["mean"], "nats per token", **more)
+    print_record("forgotten", forgetting["mean"], "nats per token", **more)
     for kind in ("frozen", "online", "from nothing"):
-        print_line(f"n-gram {kind}", bits(controls[kind]), "bits per byte", setting=setting)
+        print_record(f"n-gram {kind}", bits(controls[kind]), "bits per byte", setting=setting)
     increase = float((controls["held-out after"] - controls["held-out before"]).mean())
-    print_line("n-gram forgotten", increase, "nats per token", setting=setting)
+    print_record("n-gram forgotten", increase, "nats per token", setting=setting)
     measure_mixture(model, evaluation, controls, setting)
     untrained = model._replace(weights=init_weights(jax.random.key(0), model.config))
     plain = config.model_copy(update={"rehearsal_batch_size": 0, "decay_rate": 0.0, "fisher_decay": False})
     pretrained = PretrainedWeights(untrained.weights, None)
     result = online.run_condition(untrained, pretrained, tokens, plain, True, True)
-    print_line("from nothing", bits(result.losses), "bits per byte", setting=setting)
+    print_record("from nothing", bits(result.losses), "bits per byte", setting=setting)
 
 
 def measure_mixture(
@@ -121,10 +121,10 @@ def measure_mixture(
     """Print the results of the mixture of network and n-gram model."""
     held_out = held_out_losses(model)
     mixture = ngram.mix_predictions(evaluation.online_full_context, controls["online"])
-    print_line("mixture", bits(mixture), "bits per byte", setting=setting)
+    print_record("mixture", bits(mixture), "bits per byte", setting=setting)
     before = ngram.mix_predictions(held_out(model.weights), controls["held-out before"])
     after = ngram.mix_predictions(held_out(evaluation.weights), controls["held-out after"])
-    print_line("mixture forgotten", float((after - before).mean()), "nats per token", setting=setting)
+    print_record("mixture forgotten", float((after - before).mean()), "nats per token", setting=setting)
 
 
 def measure_front(model: LanguageModel, name: str, tokens: np.ndarray) -> None:
@@ -143,12 +143,15 @@ def measure_front(model: LanguageModel, name: str, tokens: np.ndarray) -> None:
         more |= {"seconds": round(time.perf_counter() - started, 1)}
         more |= {"setting": {"text": name, "bytes": len(tokens), "learning": config.model_dump()}}
         share = 1 - float(result.losses.sum() / frozen.sum())
-        print_line(f"front: {learning or 'default'}", share, "share of the frozen bits saved", **more)
+        print_record(f"front: {learning or 'default'}", share, "share of the frozen bits saved", **more)
 
 
 def n_gram_losses(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Nats of the control: frozen and online with the counts of the training text, online from nothing, and on the
-    held-out text of the run before and after."""
+    """The losses of the n-gram model, in nats per token.
+
+    `frozen` and `online` start with the counts of the training text, `from nothing` without counts. `held-out before`
+    and `held-out after` are losses on the held-out text of the run before and after online learning.
+    """
     texts = corpus.load_corpus(training_run(model))
     control = ngram.NgramModel(model.config.vocab_size)
     control.predict(np.asarray(texts.training))
@@ -174,7 +177,7 @@ def training_run(model: LanguageModel) -> Path:
 
 
 def bits(losses: np.ndarray) -> float:
-    """Mean bits per token, which is a byte."""
+    """Mean bits per token; a token is a byte."""
     return float(losses.mean()) / math.log(2)
 
 

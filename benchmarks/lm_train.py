@@ -4,11 +4,12 @@
     python benchmarks/lm_train.py --text shakespeare.txt --steps 60 --cores 1  # speed alone, quickly
     python benchmarks/lm_train.py --text shakespeare.txt --minutes 10          # the best loss in ten minutes
 
-nanoGPT's configuration for a CPU: characters, 4 layers, 4 heads, width 128, context 64, batches of 12, no biases, AdamW
-at 1e-3 down to 1e-4. `same` is that model and optimizer here; `better` is the optimizer `BETTER` with no more weights;
-the peer is the same model in PyTorch, absent where torch is not installed. All take turns of a few steps, so that a busy
-machine is busy for all, and each has a clock of its own, which starts after the first turn. The validation loss is over
-all windows of the last tenth of the text; no clock runs meanwhile.
+The task is nanoGPT's configuration for a CPU: characters, 4 layers, 4 heads, width 128, context length 64, batch size
+12, no biases, AdamW with a learning rate that falls from 1e-3 to 1e-4. `same` trains that model with that optimizer;
+`better` trains a modern architecture with no more weights by the optimizer `BETTER`; the peer is the same model in
+PyTorch, left out where torch is not installed. All alternate in turns of a few steps, so that other load of the machine
+affects all of them. Each has a clock of its own, which starts after its first turn and does not run during validation.
+The validation loss is the mean over all windows of the last tenth of the text.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from ontogeny.lm.tokenizer import CharacterTokenizer
 
 CONTEXT_LENGTH, BATCH_SIZE, TURN_STEPS = 64, 12, 10
 SHAPE = {"num_layers": 4, "num_heads": 4, "width": 128}
-TARGET = 1.886  # nats per character, PyTorch's after 2,000 iterations on a quiet machine
+TARGET = 1.886  # nats per character: the loss of PyTorch after 2,000 steps
 SAME = OptimizerConfig(num_steps=2000, batch_size=BATCH_SIZE)
 BETTER = OptimizerConfig(
     num_steps=450,
@@ -48,7 +49,7 @@ BETTER = OptimizerConfig(
 
 
 class Runner:
-    """A trainer that takes turns, in a process of its own with the JAX settings that its command would have."""
+    """A trainer in a process of its own, with the JAX settings of its command."""
 
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         context = multiprocessing.get_context("spawn")
@@ -58,9 +59,9 @@ class Runner:
         self.is_available, self.num_parameters, self.settings = self.pipe.recv()
         self.num_steps, self.seconds, self.cpu_seconds, self.num_timed = 0, 0.0, 0.0, 0
 
-    def request(self, word: str) -> Any:
-        """Send a word to the process and return its answer."""
-        self.pipe.send(word)
+    def request(self, command: str) -> Any:
+        """Send a command to the process and return its answer."""
+        self.pipe.send(command)
         return self.pipe.recv()
 
     def take_turn(self) -> bool:
@@ -74,7 +75,7 @@ class Runner:
 
 
 def take_turns(name: str, arguments: argparse.Namespace, pipe: Connection) -> None:
-    """The process of a runner: at each word it takes a turn or returns the loss on the held-out text."""
+    """The process of a runner: at each command it takes a turn or returns the loss on the held-out text."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     configure_jax(None, one_thread=name == "same")  # as `ontogeny lm train` does for AdamW and for Muon
     trainer, held_out = build_trainer(name, arguments)
@@ -234,7 +235,7 @@ def main() -> None:
     parser.add_argument("--better", type=int, default=BETTER.num_steps, help="steps of `better`")
     parser.add_argument("--learning-rate", type=float, default=BETTER.learning_rate, help="learning rate of `better`")
     parser.add_argument("--only-better", action="store_true")
-    parser.add_argument("--minutes", type=float, help="measure the best loss in this time, and nothing else")
+    parser.add_argument("--minutes", type=float, help="train `better` alone for this time and report its loss")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     if min(arguments.steps, arguments.better) <= TURN_STEPS:
@@ -266,15 +267,15 @@ def report(runners: dict[str, Runner], cores: int) -> None:
         seconds = run.seconds * run.num_steps / run.num_timed
         loss = losses[name]
         more = {} if peer is None else compare_speed(run, peer)
-        print_line(f"{name}, speed", round(speed, 1), "tokens/s", base | more, seconds, setting)
+        print_record(f"{name}, speed", round(speed, 1), "tokens/s", base | more, seconds, setting)
         more = (
             {} if peer is None else {"peer_value": round(losses["peer"], 4), "ratio": round(loss / losses["peer"], 4)}
         )
-        print_line(f"{name}, loss", round(loss, 4), "nats per character", base | more, seconds, setting)
+        print_record(f"{name}, loss", round(loss, 4), "nats per character", base | more, seconds, setting)
         if name == "better":
             more = {} if peer is None else compare_time(run, peer)
             label = f"better, time to {round(loss, 3)} (target {TARGET}: {loss <= TARGET})"
-            print_line(label, round(seconds, 1), "s", base | more, seconds, setting)
+            print_record(label, round(seconds, 1), "s", base | more, seconds, setting)
 
 
 def compare_speed(run: Runner, peer: Runner) -> dict[str, float]:
@@ -313,10 +314,10 @@ def measure_time_budget(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     setting = trainer.config.model_dump() | SHAPE | {"cores": arguments.cores}
     name = f"the best in {arguments.minutes:g} minutes"
-    print_line(name, round(trainer.loss(held_out), 4), "nats per character", {}, seconds, setting)
+    print_record(name, round(trainer.loss(held_out), 4), "nats per character", {}, seconds, setting)
 
 
-def print_line(
+def print_record(
     name: str, value: float, unit: str, more: dict[str, Any], seconds: float, setting: dict[str, Any]
 ) -> None:
     """Print one result as a JSON line."""

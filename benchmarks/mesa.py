@@ -1,7 +1,7 @@
 """The results of the mesa study, one JSON line each: `python benchmarks/mesa.py --out studies/mesa [--small]`.
 
-Runs the study in the folder, or resumes it, and prints a line for each hypothesis, content, training and condition: the
-effect that the page draws, its standard error over runs, and the verdict.
+Runs or resumes the study in the folder. Each line holds the effect of one hypothesis, content, training and condition
+as the study's page shows it, the standard error over runs, and the verdict.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from ontogeny.cli.jax_setup import configure_jax
 UNITS = {"objective": "probability", "learns": "sd of a step's score", "plans": "share of choices"}
 
 
-def lines(folder: Path) -> Iterator[dict[str, Any]]:
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of a finished study."""
     from ontogeny.runs.folder import read_spec
     from ontogeny.studies.mesa.comparison import SCHEMA, collect_groups
     from ontogeny.studies.records import read_records, read_seconds
@@ -45,6 +46,7 @@ def lines(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("studies/mesa"))
     parser.add_argument("--small", action="store_true")
@@ -55,8 +57,8 @@ def main() -> None:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     run_mesa_study("small" if options.small else "full", options.out, options.seed, on_event=lambda event: None)
-    for line in lines(options.out):
-        print(json.dumps(line))
+    for record in records(options.out):
+        print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

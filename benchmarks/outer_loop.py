@@ -1,13 +1,13 @@
-"""Agent-environment steps per second of our evolution, beside a plain evosax + gymnax script of the same work.
+"""Agent-environment steps per second of evolution, beside a plain script of evosax and gymnax with the same task.
 
     python benchmarks/outer_loop.py [--repeats 15]
 
-Both evolve a gated network of 48 units with Open_ES and Adam on a two-armed Bernoulli bandit: population 256, 16
-lifetimes each, 100 steps per lifetime. Whole generations are timed on the host: perturb, roll out, rank, update, read
-the mean fitness. Each side is a process with its own compiler settings, and the sides alternate, so that other load of
-the machine affects both. Medians are printed as JSON lines, by wall time and per second of processor time. Our side
-runs the package's `evolution`, `recurrent`, `bandit` and `rollout`, one host device per core. The last line is the
-machine's float32 matrix product, and the share of it that each side reaches.
+Both evolve a GRU of 48 units with Open_ES and Adam on a two-armed Bernoulli bandit: population 256, 16 lifetimes per
+member, 100 steps per lifetime. Complete generations are timed on the host: perturb, roll out, rank, update, read the
+mean fitness. Each side is a process with its own compiler settings, and the sides alternate, so that other load of the
+machine affects both. Medians are printed as JSON lines, per second of wall time and per second of processor time. The
+side `ours` runs the plugins `evolution`, `recurrent` and `bandit` of ontogeny on one host device per core. The last
+line is the throughput of a float32 matrix product on this machine, and the share of it that each side reaches.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 UNITS, POPULATION, NUM_LIFETIMES, STEPS, GENERATIONS = 48, 256, 16, 100, 5
 SETTING = {
@@ -31,7 +32,7 @@ SETTING = {
 
 
 def our_side() -> Callable[[], None]:
-    """Five generations per compiled call of the package's outer loop."""
+    """The outer loop of ontogeny, five generations per compiled call."""
     import jax
 
     from ontogeny import plugins, steering
@@ -130,18 +131,19 @@ SIDES = {"ours": our_side, "peer": peer, "matrix_product": matrix_product}
 
 
 def serve(side: str) -> None:
-    """One side: compiles, then times one call for every line on its standard input."""
+    """Runs one side in this process: compiles, then times one call for each line of standard input."""
     run = SIDES[side]()
     run()
     run()
     print("ready", flush=True)
     for _ in sys.stdin:
-        started, worked = time.perf_counter(), time.process_time()
+        started_at, cpu_started_at = time.perf_counter(), time.process_time()
         run()
-        print(time.perf_counter() - started, time.process_time() - worked, flush=True)
+        print(time.perf_counter() - started_at, time.process_time() - cpu_started_at, flush=True)
 
 
-def start(side: str) -> subprocess.Popen:
+def start(side: str) -> subprocess.Popen[str]:
+    """Starts the process of one side; returns when it has compiled."""
     flags = {"JAX_PLATFORMS": "cpu"}
     if side == "ours":
         devices = f"--xla_force_host_platform_device_count={os.cpu_count()}"
@@ -156,41 +158,44 @@ def start(side: str) -> subprocess.Popen:
     return process
 
 
-def seconds(process: subprocess.Popen) -> tuple[float, float]:
-    """Wall time and processor time of one call."""
+def time_call(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """Returns wall time and processor time of one call, in seconds."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write("go\n")
     process.stdin.flush()
-    clock, work = process.stdout.readline().split()
-    return float(clock), float(work)
+    seconds, cpu_seconds = process.stdout.readline().split()
+    return float(seconds), float(cpu_seconds)
 
 
 def standard_error(values: list[float]) -> float:
-    return statistics.stdev(values) / len(values) ** 0.5
+    """The standard error of the mean; 0 for a single value."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def line(name: str, value: float, unit: str, **more) -> None:
-    print(json.dumps({"name": name, "value": value, "unit": unit, **more}), flush=True)
+def print_record(name: str, value: float, unit: str, **fields: Any) -> None:
+    """Prints a JSON line."""
+    print(json.dumps({"name": name, "value": value, "unit": unit, **fields}), flush=True)
 
 
 def main(repeats: int) -> None:
-    began = time.perf_counter()
+    """Alternates between the sides and prints the records."""
+    started_at = time.perf_counter()
     processes = {side: start(side) for side in SIDES}
     times: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side, process in processes.items():
-            times[side].append(seconds(process))
+            times[side].append(time_call(process))
     for process in processes.values():
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
-    work = POPULATION * NUM_LIFETIMES * STEPS * GENERATIONS
-    rates = {side: [work / clock for clock, _ in times[side]] for side in ("ours", "peer")}
+    num_steps = POPULATION * NUM_LIFETIMES * STEPS * GENERATIONS
+    rates = {side: [num_steps / seconds for seconds, _ in times[side]] for side in ("ours", "peer")}
     median = {side: statistics.median(values) for side, values in rates.items()}
-    per_cpu = {side: statistics.median(work / cpu for _, cpu in times[side]) for side in rates}
-    gflops = [10 * 2 * 1024**3 / clock / 1e9 for clock, _ in times["matrix_product"]]
+    per_cpu = {side: statistics.median(num_steps / seconds for _, seconds in times[side]) for side in rates}
+    gflops = [10 * 2 * 1024**3 / seconds / 1e9 for seconds, _ in times["matrix_product"]]
     setting = SETTING | {"repeats": repeats, "devices": os.cpu_count()}
-    line(
+    print_record(
         "outer_loop",
         median["ours"],
         "agent-environment steps/s",
@@ -198,10 +203,10 @@ def main(repeats: int) -> None:
         peer="evosax + gymnax, jitted generation",
         peer_value=median["peer"],
         ratio=statistics.median(a / b for a, b in zip(rates["ours"], rates["peer"], strict=True)),
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - started_at,
         setting=setting | {"peer_se": standard_error(rates["peer"])},
     )
-    line(
+    print_record(
         "outer_loop_per_cpu_second",
         per_cpu["ours"],
         "agent-environment steps/s of one core's work",
@@ -212,7 +217,7 @@ def main(repeats: int) -> None:
     )
     product = statistics.median(gflops)
     flops = 2 * (UNITS * 3 * UNITS + 5 * 3 * UNITS + UNITS * 2)  # multiply-adds of the products in one step
-    line(
+    print_record(
         "matrix_product",
         product,
         "GFLOP/s",
@@ -227,7 +232,7 @@ def main(repeats: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="turns that each side takes")
+    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each side")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     serve(options.side) if options.side else main(options.repeats)

@@ -1,19 +1,20 @@
-"""Our scores beside the published tables of RL^2 (Duan et al. 2016), one JSON line per row and agent.
+"""Scores of ontogeny's agents beside the tables of RL^2 (Duan et al. 2016), one JSON line per table row and agent.
 
     python benchmarks/published.py                                                   # every row, every agent
     python benchmarks/published.py --tables 2 --rows n=10 n=100 --agents psrl model_based
-    python benchmarks/published.py --agents none --seeds 0 1 2 3 4 --tasks 40000     # the recipes only
+    python benchmarks/published.py --agents none --seeds 0 1 2 3 4 --tasks 40000     # only the recipes
     python benchmarks/published.py --agents none --recipes none --run runs/published/mdp-10-seed0
 
-The recipes of `RECIPES` are developed: all of them, or those that `--recipes` names, or none where `--agents` names
-agents and `--recipes` nothing. Each is developed from each of the `--seeds` in the folder `--evolve` (finished runs are
-reused), is scored in the rows that its genome fits, and ends with a line per row for the mean over seeds (`se` from the
-spread between seeds, with its 95 % interval by Student's t in `setting`).
+A recipe names an agent, an environment and a development. `--recipes` selects from `RECIPES`; without it all recipes
+are developed, or none if `--agents` names agents. Each recipe is developed once per seed of `--seeds` in the folder
+`--evolve`, where finished runs are reused. Each run is scored in the rows that its genome fits. With several seeds, one
+more line per row holds the mean over seeds; its `se` is the standard error over seeds, and `setting` holds the 95 %
+interval by Student's t.
 
-Scores are means over unseen tasks of the stage `evaluation`. A baseline agent is compared with the published score of
-the same strategy (`peer`), any other agent with the best published score of its row; `ratio` is our score over the
-published one. Where a baseline agent lies outside 3 standard errors and 4 % of the published score, `why` names the
-reason if it is known.
+Scores are means over held-out tasks of the stage `evaluation`. A baseline agent is compared with the published score of
+the same strategy (`peer`), any other agent with the best published score of its row; `ratio` is the score divided by
+the published one. Where a baseline agent differs from the published score by more than 3 standard errors and 4 %, `why`
+states the reason if it is known.
 """
 
 import argparse
@@ -27,8 +28,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LOWEST_TASKS = 4000
-RECIPES = {  # name -> agent, environment to develop it in, development: each within two minutes on two cores
+DEFAULT_TASKS = 4000
+# Name -> agent, training environment, development; each takes at most two minutes on two cores.
+RECIPES = {
     "bandit-10": ("recurrent_cells", "bandit:num_arms=5,num_pulls=10", "evolution:num_generations=150"),
     "bandit-100": ("recurrent_cells", "bandit:num_arms=5,num_pulls=100", "evolution:num_generations=100"),
     "bandit-500": (
@@ -65,51 +67,54 @@ RECIPES = {  # name -> agent, environment to develop it in, development: each wi
 class Entry(NamedTuple):
     """An agent to be scored in a row."""
 
-    agent: str  # as the command line takes it
-    line: str | None = None  # the published score of the same strategy
-    run: Path | None = None  # a folder with its genome
+    agent: str  # a name with settings, in the syntax of the command line
+    strategy: str | None = None  # the published strategy that the agent implements
+    run: Path | None = None  # the folder that holds its genome
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, nargs="+", choices=(1, 2), default=[1, 2])
-    parser.add_argument("--rows", nargs="+", default=[], metavar="n=10[,k=5]", help="only these rows")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="n=10[,k=5]", help="score only these rows")
     parser.add_argument(
-        "--agents", nargs="+", default=[], help="only these, by name or with settings; 'none' for no others"
+        "--agents", nargs="+", default=[], help="score only these agents; 'none' scores the developed agents alone"
     )
-    parser.add_argument("--tasks", type=int, default=LOWEST_TASKS)
+    parser.add_argument("--tasks", type=int, default=DEFAULT_TASKS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, nargs="+", default=[], help="folders of developed agents to score as well")
-    parser.add_argument("--evolve", type=Path, default=Path("runs/published"), help="where agents are developed")
-    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES, "none"], help="only these")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of development, one run for each")
-    chosen = parser.parse_args(arguments)
-    started = time.perf_counter()
+    parser.add_argument(
+        "--evolve", type=Path, default=Path("runs/published"), help="folder for the runs of the recipes"
+    )
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES, "none"], help="develop only these recipes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="develop one run per seed")
+    options = parser.parse_args(arguments)
+    started_at = time.perf_counter()
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count() or 1}")
 
     from ontogeny import plugins
     from ontogeny.studies import published
 
-    for text in chosen.rows:
+    for text in options.rows:
         if not re.fullmatch(r"[nk]=\d+(,[nk]=\d+)?", text):
-            parser.error(f"'{text}' is no row; a row is n=100 or n=100,k=5")
-    for agent in chosen.agents:
+            parser.error(f"'{text}' does not select a row; write n=100 or n=100,k=5")
+    for agent in options.agents:
         if agent != "none" and plugins.parse(agent)[0] not in plugins.list_names("agents"):
             parser.error(f"there is no agent '{agent}'")
-    recipes = chosen.recipes or (list(RECIPES) if chosen.agents in ([], ["none"]) else [])
-    runs = [*chosen.run, *develop(chosen.evolve, [name for name in recipes if name != "none"], chosen.seeds)]
+    recipes = options.recipes or (list(RECIPES) if options.agents in ([], ["none"]) else [])
+    runs = [*options.run, *develop(options.evolve, [name for name in recipes if name != "none"], options.seeds)]
     by_recipe: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in published.list_rows():
-        if row.table in chosen.tables and is_chosen(row, chosen.rows):
-            for entry in entries(row, chosen.agents, runs):
-                line = score(row, entry, chosen.tasks, chosen.seed)
-                print(json.dumps(line, ensure_ascii=False), flush=True)
+        if row.table in options.tables and is_selected(row, options.rows):
+            for entry in entries(row, options.agents, runs):
+                record = score(row, entry, options.tasks, options.seed)
+                print(json.dumps(record, ensure_ascii=False), flush=True)
                 if entry.run is not None:
-                    by_recipe.setdefault((recipe_of(entry.run), row.env), []).append(line)
-    for lines in by_recipe.values():
-        if len(lines) > 1:
-            print(json.dumps(mean_over_seeds(lines), ensure_ascii=False), flush=True)
-    print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
+                    by_recipe.setdefault((recipe_of(entry.run), row.env), []).append(record)
+    for records in by_recipe.values():
+        if len(records) > 1:
+            print(json.dumps(mean_over_seeds(records), ensure_ascii=False), flush=True)
+    print(f"{time.perf_counter() - started_at:.0f} s", file=sys.stderr)
 
 
 def recipe_of(run: Path) -> str:
@@ -120,41 +125,47 @@ def recipe_of(run: Path) -> str:
     return json.dumps(spec_to_json(read_run_spec(run)) | {"seed": 0}, sort_keys=True)
 
 
-def is_chosen(row: Any, selection: list[str]) -> bool:
-    have = {"n": row.n, "k": row.k}
+def is_selected(row: Any, selection: list[str]) -> bool:
+    """Whether a row matches one of the selections, such as `n=100,k=5`; an empty list selects every row."""
+    settings = {"n": row.n, "k": row.k}
     return not selection or any(
-        all(have.get(key) == int(value) for key, value in (part.split("=") for part in text.split(",")))
+        all(settings.get(key) == int(value) for key, value in (part.split("=") for part in text.split(",")))
         for text in selection
     )
 
 
 def entries(row: Any, selection: list[str], runs: list[Path]) -> Iterator[Entry]:
-    """The agents of a row: those that follow a published strategy, then the other agents, then the developed ones."""
+    """The agents of a row: implementations of published strategies, then other agents, then developed agents."""
     from ontogeny import plugins
     from ontogeny.stages.saved_agent import read_run_spec
     from ontogeny.studies import published
 
-    listed = [Entry(agent, line) for line, agent in published.MATCHING_AGENTS[row.table].items()]
-    own_agents = ("psrl", "opsrl", "certainty_equivalence", "q_learning", "oracle", "model_based")
-    listed += [Entry(agent) for agent in (own_agents if row.table == 2 else ("q_learning", "oracle", "model_based"))]
-    listed += [Entry(agent) for agent in selection if agent != "none" and agent not in {e.agent for e in listed}]
+    candidates = [Entry(agent, strategy) for strategy, agent in published.MATCHING_AGENTS[row.table].items()]
+    more_agents = ("psrl", "opsrl", "certainty_equivalence", "q_learning", "oracle", "model_based")
+    candidates += [
+        Entry(agent) for agent in (more_agents if row.table == 2 else ("q_learning", "oracle", "model_based"))
+    ]
+    candidates += [
+        Entry(agent) for agent in selection if agent != "none" and agent not in {entry.agent for entry in candidates}
+    ]
     names = plugins.list_names("agents")
-    for entry in listed:
+    for entry in candidates:
         name = plugins.parse(entry.agent)[0]
-        if (not selection or entry.agent in selection or (name in selection and entry.line)) and name in names:
+        if (not selection or entry.agent in selection or (name in selection and entry.strategy)) and name in names:
             yield entry
     for run in runs:
         spec = read_run_spec(run)
         shared = {key for key, value in row.settings.items() if spec.env.settings.get(key) == value}
-        # A genome of cells fits environments of every size: that of a random MDP is scored on every length, that of a
-        # bandit on every number of arms; one of a dense network only where it was evolved.
+        # A genome of recurrent cells fits environments of every size: one evolved on random MDPs is scored with every
+        # number of episodes, one evolved on bandits with every number of arms. A dense network fits only its training
+        # environment.
         fits = spec.agent.name == "recurrent_cells" and (row.table == 2 or "num_pulls" in shared)
         if spec.env.name == row.env_name and (fits or len(shared) == len(row.settings)):
             yield Entry(spec.agent.name, run=run)
 
 
 def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
-    """The line of one agent in one row."""
+    """The record of one agent in one row."""
     import jax
 
     from ontogeny import plugins, steering
@@ -182,9 +193,9 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         genome = assembly.agent.genome(jax.random.key(seed))
     mode = "online" if assembly.agent.learning else "frozen"
     evaluation = evaluate(*assembly, genome, num_tasks=tasks, seed=seed, mode=mode)
-    peer = entry.line or max(row.scores, key=lambda line: row.scores[line])
+    peer = entry.strategy or max(row.scores, key=lambda strategy: row.scores[strategy])
     published_score = row.scores[peer]
-    line = {
+    record = {
         "name": f"published table {row.table}: {setting['agent']}",
         "value": round(evaluation.mean, 3),
         "unit": "score per lifetime",
@@ -196,13 +207,13 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
         "seconds": round(evaluation.seconds, 1),
         "setting": setting,
     }
-    if entry.line and not published.is_consistent(evaluation.mean, evaluation.standard_error, published_score):
-        line["why"] = published.DISCREPANCY_NOTES.get((row.table, entry.line), "not known")
-    return line
+    if entry.strategy and not published.is_consistent(evaluation.mean, evaluation.standard_error, published_score):
+        record["why"] = published.DISCREPANCY_NOTES.get((row.table, entry.strategy), "not known")
+    return record
 
 
 def text_of(choice: Any) -> str:
-    """A plugin as on the command line, without default settings."""
+    """A plugin in the syntax of the command line, without default settings."""
     from ontogeny import plugins
 
     kind = next(kind for kind in ("agents", "development") if choice.name in plugins.list_names(kind))
@@ -211,33 +222,33 @@ def text_of(choice: Any) -> str:
     return f"{choice.name}:{settings}" if settings else choice.name
 
 
-def mean_over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
+def mean_over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean of one recipe's scores in one row, with the standard error from the spread between seeds."""
     from ontogeny.stats import Z95, critical_value
 
-    values = [line["value"] for line in lines]
+    values = [record["value"] for record in records]
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / len(values) ** 0.5
     half = critical_value(Z95, len(values) - 1) * error
-    setting = {key: value for key, value in lines[0]["setting"].items() if key != "developed_from_seed"}
+    setting = {key: value for key, value in records[0]["setting"].items() if key != "developed_from_seed"}
     setting["interval"] = [round(mean - half, 3), round(mean + half, 3)]
-    took = [line["setting"]["development_seconds"] for line in lines]
+    development_seconds = [record["setting"]["development_seconds"] for record in records]
     return {
-        "name": f"{lines[0]['name']}, mean over {len(lines)} seeds",
+        "name": f"{records[0]['name']}, mean over {len(records)} seeds",
         "value": round(mean, 3),
         "unit": "score per lifetime",
         "se": round(error, 4),
-        "tasks": lines[0]["tasks"],
-        "peer": lines[0]["peer"],
-        "peer_value": lines[0]["peer_value"],
-        "ratio": round(mean / lines[0]["peer_value"], 4),
-        "seconds": round(sum(line["seconds"] for line in lines), 1),
-        "setting": setting | {"values": values, "development_seconds": took},
+        "tasks": records[0]["tasks"],
+        "peer": records[0]["peer"],
+        "peer_value": records[0]["peer_value"],
+        "ratio": round(mean / records[0]["peer_value"], 4),
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "setting": setting | {"values": values, "development_seconds": development_seconds},
     }
 
 
 def seconds_of(run: Path) -> float:
-    """The wall time of a run's development."""
+    """The wall time of a run's development, in seconds."""
     return sum(json.loads(line)["seconds"] for line in (run / "timing.jsonl").read_text().splitlines())
 
 

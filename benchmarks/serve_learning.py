@@ -1,13 +1,13 @@
-"""What online learning on a server saves on another author's text, with the acceptance test, and what a branch costs.
+"""The bits that online learning on a server saves on a new text, its forgetting, and the cost of a branch.
 
-    python benchmarks/serve_learning.py --train shakespeare.txt              # then learns Python's own manual
+    python benchmarks/serve_learning.py --train shakespeare.txt              # the new text is Python's manual
     python benchmarks/serve_learning.py --train shakespeare.txt --text other.txt --learning adapter_rank=8
 
-The model is trained in --run, unless that run is finished. The text arrives in pieces, as a story grows under its
-author. Each piece is scored first, by the weights that are current when it arrives and with as much context as the
-model has; then it is learned and tested. The peer is the frozen model with the same context. Standard errors are over
-pieces. `forgetting` is measured on 512 windows of the run's held-out text, of which the acceptance test reads 64.
-`--learning` may be repeated; each value is measured on the same text. Prints JSON lines.
+The model is trained in --run, unless that run is finished. The text arrives in pieces, in order. Each piece is first
+scored by the current weights with a full context window; then the branch learns it, and the acceptance test accepts or
+rejects the update. The peer is the frozen model with the same context. Standard errors are over pieces. `forgetting` is
+measured on 512 windows of the run's held-out text; the acceptance test uses 64 of them. `--learning` may be repeated;
+each value is measured on the same text. Prints JSON lines.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def learn_pieces(model: models.LanguageModel, branches: BranchManager, text: str
     tokens, parts = model.tokenizer.encode(text), split_text(text, piece)
     ends = np.cumsum([len(model.tokenizer.encode(part)) for part in parts])
     if ends[-1] != len(tokens):
-        raise SystemExit("the pieces have other tokens than the whole text: choose another --piece")
+        raise SystemExit("the pieces have other tokens than the text as a whole: choose another --piece")
     frozen, current_nats, seconds = [], [], []
     for part, end, size in zip(parts, ends, np.diff(ends, prepend=0), strict=True):
         current, span = branches.current(OWNER), (max(end - size - 1, 0), end - 1)

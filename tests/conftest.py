@@ -1,6 +1,9 @@
-"""Settings for all tests: two host devices, so that what is sharded is tested as sharded; no deadlines per example;
-shapes and dtypes of arguments and results checked where functions state them (see `test_shapes.py`). What one worker
-has compiled serves the others: a cache that begins empty and goes with the session."""
+"""Settings of all tests.
+
+JAX has two host devices, so that sharded computations run sharded. Hypothesis sets no deadline for an example. Shapes
+and dtypes of arguments and results are checked where functions annotate them (see `test_shapes.py`). All workers share
+one cache of compiled programs, which is empty at the start of the session and is deleted at its end.
+"""
 
 import gc
 import os
@@ -12,19 +15,19 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Most of the suite's time is the compiler's: it is told not to try hard, and hardly to try at all but in modules marked
-# `computes`. `make test-slow` compiles as users do.
+# Compilation takes most of the suite's time. All tests therefore run at optimization level 1, and modules that are not
+# marked `computes` disable most passes of the compiler as well. `make test-slow` compiles with all optimizations.
 FLAGS = "--xla_backend_optimization_level=1"
-if metadata.version("jax").startswith("0.10."):  # later versions know no other way, and end the process for the flag
+if metadata.version("jax").startswith("0.10."):  # later versions have no other emitters and reject the flag
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if "XLA_FLAGS" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as many processes as processors: threads would only wait
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one process per core: more threads would only wait
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {FLAGS}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-OWN_CACHE = None
+TEMPORARY_CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ontogeny-tests-")
+    TEMPORARY_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ontogeny-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 install_import_hook(
@@ -45,7 +48,7 @@ install_import_hook(
 settings.register_profile("ontogeny", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("ontogeny")
 
-# Traces make many small objects that live long: to look through all of them often finds nothing.
+# Tracing allocates many small objects that stay alive, so frequent garbage collection frees little memory.
 gc.set_threshold(50_000, 10, 10)
 
 
@@ -55,8 +58,8 @@ def pytest_collection_finish(session):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def effort_of_the_compiler(request):
-    """The same for a whole module, so that the bits of two of its tests can be compared."""
+def compiler_optimizations(request):
+    """Sets the passes of the compiler once per module, so that results of its tests can be compared bitwise."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
@@ -67,5 +70,5 @@ def effort_of_the_compiler(request):
 
 
 def pytest_unconfigure(config):
-    if OWN_CACHE is not None:
-        shutil.rmtree(OWN_CACHE, ignore_errors=True)
+    if TEMPORARY_CACHE is not None:
+        shutil.rmtree(TEMPORARY_CACHE, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Shared by the tests of the server: a tiny model trained on `texts.TRAINING`, and a server as its own process."""
+"""Helpers of the server's tests: a tiny model trained on `texts.TRAINING`, and a server in its own process."""
 
 import fcntl
 import json
@@ -60,18 +60,18 @@ def load(folder: Path) -> models.LanguageModel:
 
 
 def optimized_environment() -> dict[str, str]:
-    """Returns the environment of a process that compiles with all optimizations, as users do."""
+    """Returns environment variables under which a process compiles with all optimizations, as by default."""
     return {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `ontogeny` with these arguments to its end."""
+    """Runs `ontogeny` with these arguments and waits for it to finish."""
     command = [sys.executable, "-m", "ontogeny", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """Returns the first true result of `condition`; fails after so many seconds."""
+    """Returns the first true result of `condition`; fails after a time limit in seconds."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"

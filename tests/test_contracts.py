@@ -1,4 +1,4 @@
-"""The agent contract over every registered agent, and a planted violation that each check detects."""
+"""Every registered agent satisfies the agent contract, and each check detects a planted violation."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ NAMES = plugins.list_names("agents")
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly():
-    """These tests compare one program with itself, so the optimizing passes of the compiler only cost time."""
+    """Disables most passes of the compiler: these tests compare a program with itself, so the passes only cost time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -32,7 +32,7 @@ def compile_quickly():
 
 
 def accepted_envs(name):
-    """The (environment, drives, agent) that an agent accepts; a rejection must name both."""
+    """Yields (environment, drives, agent) for each environment that the agent accepts; a rejection must name both."""
     for env, settings in ENVS:
         env = plugins.build("environments", env, **settings)
         drives = steering.build(env.spec)
@@ -44,7 +44,7 @@ def accepted_envs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_agent_satisfies_the_contract(name):
-    """In the first environment that the agent accepts; `make test-slow` goes through all of them."""
+    """Tests the first environment that the agent accepts; `make test-slow` tests all of them."""
     env, drives, agent = next(accepted_envs(name))
     contracts.check_agent(agent, env, drives)
 
@@ -57,7 +57,7 @@ def test_every_agent_satisfies_the_contract_in_every_env(name):
 
 
 class Violations:
-    """A valid agent, and agents derived from it that violate one rule each."""
+    """A valid agent, and agents derived from it that each violate one rule."""
 
     def __init__(self):
         self.env = plugins.build("environments", "bandit", num_arms=3, num_pulls=20)
@@ -83,7 +83,7 @@ class Violations:
 
         self.valid = Agent(empty_genome, init, reset, act, learn, learning=True)
 
-    def act_that_learns(self):
+    def act_that_changes_weights(self):
         def act(key, state, percept):
             action, state = self.valid.act(key, state, percept)
             content = {"table": state.weights.content["table"] + 1e-7}
@@ -91,14 +91,14 @@ class Violations:
 
         return self.valid._replace(act=act)
 
-    def learn_that_acts(self):
+    def learn_that_changes_activations(self):
         def learn(key, state, transition):
             state, info = self.valid.learn(key, state, transition)
             return state._replace(activations={"trace": state.activations["trace"] + 1}), info
 
         return self.valid._replace(learn=learn)
 
-    def reset_that_forgets_weights(self):
+    def reset_that_changes_weights(self):
         return self.valid._replace(reset=lambda state: self.valid.init(jax.random.key(0), ()))
 
     def reset_that_keeps_activations(self):
@@ -111,39 +111,39 @@ class Violations:
 
         return self.valid._replace(act=act)
 
-    def silent_learner(self):
+    def learner_without_the_flag(self):
         return self.valid._replace(learning=False)
 
 
 MESSAGES = {
-    "act_that_learns": "`act` changed weights",
-    "learn_that_acts": "`learn` changed activations",
-    "reset_that_forgets_weights": "`reset` changed weights",
+    "act_that_changes_weights": "`act` changed weights",
+    "learn_that_changes_activations": "`learn` changed activations",
+    "reset_that_changes_weights": "`reset` changed weights",
     "reset_that_keeps_activations": "did not restore",
     "act_that_reads_scratch": "read `weights.scratch`",
-    "silent_learner": "although `learning` is False",
+    "learner_without_the_flag": "although `learning` is False",
 }
 
 
-def test_a_valid_agent_passes():
-    cases = Violations()
-    contracts.check_agent(cases.valid, cases.env, cases.drives)
+def test_a_valid_agent_satisfies_the_contract():
+    agents = Violations()
+    contracts.check_agent(agents.valid, agents.env, agents.drives)
 
 
 @pytest.mark.parametrize(("violation", "message"), list(MESSAGES.items()))
 def test_a_violation_of_the_contract_is_detected(violation, message):
-    cases = Violations()
+    agents = Violations()
     with pytest.raises(AssertionError, match=message):
-        contracts.check_agent(getattr(cases, violation)(), cases.env, cases.drives)
+        contracts.check_agent(getattr(agents, violation)(), agents.env, agents.drives)
 
 
 def test_a_score_that_leaks_into_rewards_is_detected(monkeypatch):
-    """A loop that computes rewards by the score in place of steering."""
-    cases = Violations()
+    """The planted rollout computes rewards by the score in place of steering."""
+    agents = Violations()
 
-    def leaking(key, agent, env, steering, state, num_steps, learning):
+    def rollout_with_the_score_as_reward(key, agent, env, steering, state, num_steps, learning):
         return rollouts.rollout(key, agent, env, env.score, state, num_steps, learning)
 
-    monkeypatch.setattr(contracts, "rollout", leaking)
+    monkeypatch.setattr(contracts, "rollout", rollout_with_the_score_as_reward)
     with pytest.raises(AssertionError, match="the rollout changed"):
-        contracts.check_agent_lifetimes(cases.valid, cases.env, cases.drives)
+        contracts.check_agent_lifetimes(agents.valid, agents.env, agents.drives)
