@@ -1,5 +1,6 @@
-"""Sphinx extension for the Python reference: documents fields of a NamedTuple by the comments behind them in the source,
-and shortens types in signatures.
+"""Sphinx extension for the Python reference.
+
+It documents fields of a NamedTuple by the comments behind them in the source, and shortens types in signatures.
 """
 
 import importlib
