@@ -48,8 +48,7 @@ class ChoiceTable(NamedTuple):
     num_arms: int
     choice: np.ndarray  # [R] int from 0, -1 where missed
     state: np.ndarray  # [R] int from 0, -1 where anything of the second stage is missed
-    second_choice: np.ndarray  # [R] int from 0
-    has_second_choice: bool
+    second_choice: np.ndarray | None  # [R] int, 0 or 1; None where the file has no second choices
     is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed; None where the file has no such column
     reward: np.ndarray  # [R] float, NaN where missed
     participant: np.ndarray  # [R] text

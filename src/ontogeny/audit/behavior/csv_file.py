@@ -27,18 +27,11 @@ DELIMITERS = {"\t": "tab", ";": "semicolon", ",": "comma"}
 BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
-class CsvRow(NamedTuple):
-    """One row of a file."""
-
-    number: int  # of the last line that the row occupies in the file
-    fields: dict[str, str]  # by the names of `COLUMN_NAMES`
-
-
 class CsvTable(NamedTuple):
-    """The rows of a file, and how to read them."""
+    """The fields of a file, and how to read them."""
 
-    columns: frozenset[str]  # names of `COLUMN_NAMES` that the file has
-    rows: list[CsvRow]
+    columns: dict[str, list[str]]  # the fields of each column that the file has, by the names of `COLUMN_NAMES`
+    line_numbers: list[int]  # for each row, the last line that it occupies in the file
     decimal_mark: str
 
 
@@ -88,16 +81,17 @@ def parse_csv(
     try:
         header = [name.strip() for name in next(reader)]
         indices = _find_columns(path, header, columns)
-        rows = []
+        rows, line_numbers = [], []
         for fields in reader:
-            if not any(field.strip() for field in fields):
-                continue
             while len(fields) > len(header) and not fields[-1].strip():
                 fields.pop()
+            if not any(field.strip() for field in fields):
+                continue
             if len(fields) != len(header):
                 bad_rows[reader.line_num] = f"{pluralize(len(fields), 'field')}, not {len(header)}"
             else:
-                rows.append(CsvRow(reader.line_num, {name: fields[i].strip() for name, i in indices.items()}))
+                rows.append(fields)
+                line_numbers.append(reader.line_num)
     except csv.Error as error:
         raise BadInput(f"'{path}' cannot be read after line {reader.line_num}: {error}") from None
     if not rows:
@@ -110,7 +104,8 @@ def parse_csv(
             )
     renamed = ", ".join(f"{name} = {header[i]}" for name, i in indices.items() if name != header[i])
     notes.append(f"columns are separated by {DELIMITERS[delimiter]}" + (f"; read as {renamed}" if renamed else ""))
-    return CsvTable(frozenset(indices), rows, "," if delimiter == ";" else ".")
+    fields_by_column = {name: [fields[i].strip() for fields in rows] for name, i in indices.items()}
+    return CsvTable(fields_by_column, line_numbers, "," if delimiter == ";" else ".")
 
 
 def _find_columns(path: Path, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
@@ -122,13 +117,12 @@ def _find_columns(path: Path, header: Sequence[str], columns: Mapping[str, str])
         if name_in_file not in header:
             raise plugins.unknown_name_error(f"column in '{path}' named", name_in_file, list(header))
         indices[name] = header.index(name_in_file)
-    plain_header = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
+    free_indices: dict[str, int] = {}  # by name without case and punctuation; of equal names the first one counts
+    for i, name in enumerate(header):
+        if i not in indices.values():
+            free_indices.setdefault(re.sub(r"[^a-z0-9]", "", name.lower()), i)
     for name, common_names in COLUMN_NAMES.items():
-        if name in indices:
-            continue
-        for common_name in common_names.split():
-            matches = [i for i, plain in enumerate(plain_header) if plain == common_name and i not in indices.values()]
-            if matches:
-                indices[name] = matches[0]
-                break
+        matches = [free_indices[common_name] for common_name in common_names.split() if common_name in free_indices]
+        if matches:
+            indices.setdefault(name, matches[0])
     return indices

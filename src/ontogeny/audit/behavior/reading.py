@@ -7,7 +7,7 @@ error which names their lines, or are skipped and noted.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from statistics import mode
 
 import numpy as np
 
@@ -25,15 +25,6 @@ MISSING_CODES = ("0", "-1")  # numbers that often mark a missed trial
 TWO_STEP_COLUMNS = frozenset({"state", "transition", "choice2"})
 CHOICE_COLUMNS = (*sorted(TWO_STEP_COLUMNS), "choice")  # columns to which further missing values apply
 MAX_NAMED_ROWS = 5
-
-
-class SecondStage(NamedTuple):
-    """The second stage of a two-step task, one entry per row; in a bandit every state and second choice is 0."""
-
-    state: np.ndarray  # [R] int, -1 where anything of the second stage is missed
-    second_choice: np.ndarray  # [R] int
-    has_second_choice: bool
-    is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed
 
 
 def read_choices(
@@ -64,21 +55,23 @@ def read_choices(
     bad_rows: dict[int, str] = {}
     content = decode_file(path, notes) if text is None else text
     table = parse_csv(path, content, columns or {}, notes, bad_rows)
+    has_second_stage = not TWO_STEP_COLUMNS.isdisjoint(table.columns)
     if task is None:
-        task = "two_step" if table.columns & TWO_STEP_COLUMNS else "bandit"
+        task = "two_step" if has_second_stage else "bandit"
         notes.append(f"the columns are those of a {task.replace('_', '-')} task")
-    if task == "two_step" and not table.columns & TWO_STEP_COLUMNS:
+    if task == "two_step" and not has_second_stage:
         raise BadInput("a two-step task needs a column 'state', 'transition' or 'choice2'")
     reader = _ColumnReader(table, {value.strip().lower() for value in na_values}, notes, bad_rows)
     choice, num_arms = reader.read_labels("choice", (2,) if task == "two_step" else None)
-    zeros = np.zeros(len(choice), int)
-    stage = reader.read_second_stage(choice) if task == "two_step" else SecondStage(zeros, zeros, False, None)
-    reward = reader.read_rewards((choice < 0) | (stage.state < 0))
+    second_stage = reader.read_second_stage(choice) if task == "two_step" else (np.zeros(len(choice), int), None, None)
+    reward = reader.read_rewards((choice < 0) | (second_stage[0] < 0))
     order = reader.read_order()
     is_correct = reader.read_flags("correct") if "correct" in table.columns else None
     _report_bad_rows(path, bad_rows, notes, skip_bad_rows)
-    is_readable = np.array([row.number not in bad_rows for row in table.rows])
-    return arrange_trials(ChoiceTable(task, num_arms, choice, *stage, reward, *order, is_correct, is_readable, notes))
+    is_readable = ~np.isin(table.line_numbers, list(bad_rows))
+    return arrange_trials(
+        ChoiceTable(task, num_arms, choice, *second_stage, reward, *order, is_correct, is_readable, notes)
+    )
 
 
 def _report_bad_rows(path: Path, bad_rows: Mapping[int, str], notes: list[str], skip: bool) -> None:
@@ -105,13 +98,16 @@ class _ColumnReader:
     """
 
     def __init__(self, table: CsvTable, na_values: set[str], notes: list[str], bad_rows: dict[int, str]) -> None:
-        self.decimal_mark, self.notes, self.bad_rows = table.decimal_mark, notes, bad_rows
-        self.numbers = [row.number for row in table.rows]
-        self.columns: dict[str, list[str | None]] = {}
-        for name in table.columns:
+        self.table, self.notes, self.bad_rows = table, notes, bad_rows
+        self.columns: dict[str, list[str | None]] = {}  # None where missing
+        for name, fields in table.columns.items():
             missing = NA_VALUES | na_values if name in CHOICE_COLUMNS else NA_VALUES
-            fields = [row.fields[name] for row in table.rows]
             self.columns[name] = [None if field.lower() in missing else field for field in fields]
+
+    def _reject(self, name: str, is_bad: np.ndarray, problem: str) -> None:
+        """Records why rows cannot be read."""
+        for i in np.nonzero(is_bad)[0].tolist():
+            self.bad_rows[self.table.line_numbers[i]] = f"{name} '{self.columns[name][i]}' {problem}"
 
     def read_labels(self, name: str, allowed_sizes: tuple[int, ...] | None) -> tuple[np.ndarray, int]:
         """Codes a column of labels as whole numbers.
@@ -134,14 +130,14 @@ class _ColumnReader:
         num_missing = labels.count(None)
         if num_missing:
             self.notes.append(f"'{name}' is blank or NA in {pluralize(num_missing, 'row')}: missed trials")
-        order = sorted(valid_labels, key=_numeric_order)
-        codes = np.full(len(labels), -1)
-        for i, label in enumerate(labels):
-            if label in valid_labels:
-                codes[i] = order.index(label)
-            elif label is not None and label not in missing_codes:
-                self._reject(i, f"{name} '{self.columns[name][i]}' is none of {', '.join(order)}")
-        return codes, len(order)
+        codes = {label: code for code, label in enumerate(sorted(valid_labels, key=_numeric_order))}
+        problem = f"is none of {', '.join(codes)}"
+        return self._encode(name, labels, codes | dict.fromkeys(missing_codes, -1), problem), len(codes)
+
+    def _encode(self, name: str, labels: Sequence[str | None], codes: Mapping[str, int], problem: str) -> np.ndarray:
+        """The codes of labels [R], -1 where missing; rows with other labels are rejected for the stated problem."""
+        self._reject(name, np.array([label is not None and label not in codes for label in labels]), problem)
+        return np.array([-1 if label is None else codes.get(label, -1) for label in labels])
 
     def _arm_labels(self, name: str, counts: Counter[str]) -> tuple[list[str], list[str]]:
         """The labels of a bandit's arms, and the codes of missed trials."""
@@ -154,17 +150,21 @@ class _ColumnReader:
             self.notes.append(f"'{name}' 0 is an arm; use --na-values 0 if it marks missed trials")
         return valid_labels, missing_codes
 
-    def read_second_stage(self, choice: np.ndarray) -> SecondStage:
-        """Reads the columns of the second stage.
+    def read_second_stage(self, choice: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Reads the columns of the second stage of a two-step task.
 
         Args:
             choice: [R], first choices.
+
+        Returns:
+            The state [R] from 0, -1 where anything of the second stage is missed; the second choice [R], 0 or 1; and
+            1 for a common, 0 for a rare and -1 for a missed transition [R]. None where the file has no such column.
         """
-        state, second_choice, is_common = np.full(len(choice), -1), np.zeros(len(choice), int), None
-        has_second_choice, num_labels, is_missing = "choice2" in self.columns, 0, np.zeros(len(choice), bool)
+        state, second_choice, is_common = np.full(len(choice), -1), None, None
+        num_labels, is_missing = 0, np.zeros(len(choice), bool)
         if "state" in self.columns:
             state, _ = self.read_labels("state", (2,))
-        if has_second_choice:
+        if "choice2" in self.columns:
             label, num_labels = self.read_labels("choice2", (2, 4))
             if num_labels == 4 and "state" in self.columns:
                 label = self._options_within_states(label, state)
@@ -180,30 +180,22 @@ class _ColumnReader:
             if "state" not in self.columns and num_labels != 4:
                 state = np.where(choice < 0, -1, np.where(is_common == 1, choice, 1 - choice))
                 self.notes.append("states are derived from transitions, as the file has no column of states")
-        return SecondStage(np.where(is_missing, -1, state), second_choice, has_second_choice, is_common)
+        return np.where(is_missing, -1, state), second_choice, is_common
 
     def _options_within_states(self, label: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Four labels of second choices [R] as 0 and 1 within each state, -1 where missed."""
-        states = [Counter(state[(label == k) & (state >= 0)]).most_common(1)[0][0] for k in range(4)]
+        states = np.array([mode(state[(label == k) & (state >= 0)].tolist() or [-1]) for k in range(4)])
         if sorted(states) != [0, 0, 1, 1]:
             raise BadInput("two of the four second choices must belong to each state: check the column 'state'")
-        for i in np.nonzero((label >= 0) & (state >= 0))[0].tolist():
-            if state[i] != states[label[i]]:
-                self._reject(i, f"choice2 '{self.columns['choice2'][i]}' belongs to the other state")
-        rank = [sum(states[j] == states[k] for j in range(k)) for k in range(4)]
-        return np.where(label < 0, -1, np.array(rank)[label])
+        self._reject("choice2", (label >= 0) & (state >= 0) & (state != states[label]), "belongs to the other state")
+        rank = np.array([np.sum(states[:k] == states[k]) for k in range(4)])
+        return np.where(label < 0, -1, rank[label])
 
     def _read_transitions(self) -> np.ndarray:
         """1 for common, 0 for rare, -1 where missed [R]."""
-        fields = self.columns["transition"]
-        labels = [None if field is None else _normalize_label(field.lower()) for field in fields]
+        labels = [None if field is None else _normalize_label(field.lower()) for field in self.columns["transition"]]
         meanings = self._transition_meanings(Counter(label for label in labels if label is not None))
-        is_common = np.full(len(labels), -1)
-        for i, label in enumerate(labels):
-            if label is not None and label not in meanings:
-                self._reject(i, f"transition '{fields[i]}' is neither common nor rare")
-            elif label is not None:
-                is_common[i] = meanings[label]
+        is_common = self._encode("transition", labels, meanings, "is neither common nor rare")
         if (is_common == 0).sum() > (is_common == 1).sum():
             self.notes.append("WARNING: rare transitions are more frequent than common ones; check their coding")
         return is_common
@@ -235,26 +227,21 @@ class _ColumnReader:
             is_missing: [R] bool, trials that other columns show as missed. A reward of -1 marks a missed trial only
                 where every trial with that reward is missed anyway.
         """
-        reward = np.array([self._read_number("reward", i) for i in range(len(is_missing))])
+        reward = self._read_numbers("reward")
         is_minus_one = reward == -1
         if is_minus_one.any() and is_missing[is_minus_one].all():
             reward[is_minus_one] = np.nan
             self.notes.append(f"'reward' -1 marks a missed trial ({int(is_minus_one.sum())} times)")
         return reward
 
-    def _read_number(self, name: str, i: int) -> float:
-        """One field as a number, NaN where it is missing or not a number."""
-        field = self.columns[name][i]
-        if field is None:
-            return float("nan")
-        try:
-            number = float(field.replace(",", ".") if self.decimal_mark == "," else field)
-        except ValueError:
-            number = float("inf")
-        if not np.isfinite(number):
-            self._reject(i, f"{name} '{field}' is not a number")
-            return float("nan")
-        return number
+    def _read_numbers(self, name: str) -> np.ndarray:
+        """A column as numbers [R], NaN where a field is missing or not a number."""
+        fields, decimal_mark = self.columns[name], self.table.decimal_mark
+        parsed = [None if field is None else _parse_number(field.replace(decimal_mark, ".")) for field in fields]
+        numbers = np.array(parsed, float)  # None becomes NaN
+        is_missing = np.array([field is None for field in fields])
+        self._reject(name, ~np.isfinite(numbers) & ~is_missing, "is not a number")
+        return np.where(np.isfinite(numbers), numbers, np.nan)
 
     def read_flags(self, name: str) -> np.ndarray:
         """Reads a column of 0 and 1 as Booleans [R].
@@ -262,43 +249,36 @@ class _ColumnReader:
         Args:
             name: The column.
         """
-        flags = np.array([self._read_number(name, i) for i in range(len(self.numbers))])
-        for i in np.nonzero(~np.isin(flags, (0, 1)) & ~np.isnan(flags))[0].tolist():
-            self._reject(i, f"{name} '{self.columns[name][i]}' is neither 0 nor 1")
+        flags = self._read_numbers(name)
+        self._reject(name, ~np.isin(flags, (0, 1)) & ~np.isnan(flags), "is neither 0 nor 1")
         return flags == 1
 
     def read_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns names of participants, indices of sessions, and trial numbers, [R] each."""
-        num_rows = len(self.numbers)
-        participant = np.full(num_rows, "all")
-        if "subject" in self.columns:
-            participant = np.array([str(name) for name in self.columns["subject"]])
-            for i in range(num_rows):
-                if self.columns["subject"][i] is None:
-                    self._reject(i, "no subject")
-        else:
+        line_numbers = self.table.line_numbers
+        num_rows = len(line_numbers)
+        if "subject" not in self.columns:
             self.notes.append("the file has no column of subjects: all rows belong to one participant")
+        subjects = self.columns.get("subject", ["all"] * num_rows)
+        for line_number, subject in zip(line_numbers, subjects, strict=True):
+            if subject is None:
+                self.bad_rows[line_number] = "no subject"
+        participant = np.array([str(subject) for subject in subjects])
         sessions = [str(name) for name in self.columns.get("session", [""] * num_rows)]
         session = np.unique(sessions, return_inverse=True)[1]
-        trial = np.zeros(num_rows, int)
         if "trial" not in self.columns:
             self.notes.append(
                 "the file has no column of trial numbers: rows count as consecutive, deleted rows cannot be detected"
             )
+            trial = np.zeros(num_rows, int)
             for name in np.unique(participant):
                 trial[participant == name] = np.arange((participant == name).sum())
             return participant, session, trial
-        for i in range(num_rows):
-            number = self._read_number("trial", i)
-            if np.isnan(number) or number != int(number):
-                self.bad_rows.setdefault(self.numbers[i], f"trial '{self.columns['trial'][i]}' is not a whole number")
-            else:
-                trial[i] = int(number)
-        return participant, session, trial
-
-    def _reject(self, i: int, reason: str) -> None:
-        """Records why a row cannot be read."""
-        self.bad_rows[self.numbers[i]] = reason
+        trial = self._read_numbers("trial")
+        is_whole = trial == np.floor(trial)  # False for NaN
+        is_readable = ~np.isin(line_numbers, list(self.bad_rows))
+        self._reject("trial", ~is_whole & is_readable, "is not a whole number")
+        return participant, session, np.where(is_whole, trial, 0).astype(int)
 
 
 def _frequent_labels(name: str, counts: Counter[str], allowed_sizes: tuple[int, ...]) -> tuple[list[str], list[str]]:
@@ -317,18 +297,21 @@ def _frequent_labels(name: str, counts: Counter[str], allowed_sizes: tuple[int, 
     return [label for label, _ in counts.most_common(size)], missing_codes
 
 
+def _parse_number(text: str) -> float | None:
+    """The number that a text denotes, if any."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _normalize_label(label: str) -> str:
     """A label, in which whole numbers have no decimal places."""
-    try:
-        number = float(label)
-    except ValueError:
-        return label
-    return str(int(number)) if number == int(number) else label
+    number = _parse_number(label)
+    return str(int(number)) if number is not None and number.is_integer() else label
 
 
 def _numeric_order(label: str) -> tuple[bool, float, str]:
     """Sort key: numbers by value, then texts."""
-    try:
-        return False, float(label), label
-    except ValueError:
-        return True, 0.0, label
+    number = _parse_number(label)
+    return number is None, number or 0.0, label

@@ -4,7 +4,6 @@ Only trials with consecutive numbers within a session count as consecutive.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,14 +13,6 @@ from ontogeny.report.formatting import pluralize
 
 MIN_TRIALS = 10  # complete trials of a participant
 MIN_Z = 2.0  # by which the share of common transitions must differ from one half
-
-
-class SortedRows(NamedTuple):
-    """The rows of a table by participant, in the order of their trials."""
-
-    participants: list[str]
-    rows: np.ndarray  # [S, T] int, indices of rows of the table; -1 where a participant has no more trials
-    starts_session: np.ndarray  # [S, T] bool
 
 
 def arrange_trials(table: ChoiceTable) -> ChoiceData:
@@ -39,14 +30,13 @@ def arrange_trials(table: ChoiceTable) -> ChoiceData:
     notes = list(table.notes)
     participants, rows, starts_session = _sort_rows(table, notes)
     S, T = rows.shape
-    is_present = rows >= 0
+    trial_numbers, is_present = table.trial[rows], rows >= 0
     is_complete = is_present & table.is_complete[rows]
-    follows, is_after_complete = np.zeros((S, T), bool), np.zeros((S, T), bool)
-    follows[:, 1:], is_after_complete[:, 1:] = np.diff(table.trial[rows]) == 1, is_complete[:, :-1]
+    follows = np.diff(trial_numbers, prepend=trial_numbers[:, :1]) == 1
     may_follow = is_present & ~starts_session
-    is_consecutive = is_complete & is_after_complete & follows & may_follow
+    is_consecutive = is_complete & np.roll(is_complete, 1, axis=1) & follows & may_follow
     choice, state, second_choice = (
-        np.where(is_complete, column[rows], 0).astype(np.int32)
+        np.where(is_complete, 0 if column is None else column[rows], 0).astype(np.int32)
         for column in (table.choice, table.state, table.second_choice)
     )
     notes.append(
@@ -62,31 +52,46 @@ def arrange_trials(table: ChoiceTable) -> ChoiceData:
         stated = None if table.is_common is None else is_complete & (table.is_common[rows] == 1)
         is_common, common_state = _find_common_transitions(participants, trials, stated, notes)
     is_correct = None if table.is_correct is None else is_present & table.is_correct[rows]
-    names, task = tuple(participants), (table.num_arms, table.has_second_choice)
-    return ChoiceData(table.task, names, trials, is_common, common_state, is_rewarded, is_correct, *task, tuple(notes))
+    return ChoiceData(
+        table.task,
+        tuple(participants),
+        trials,
+        is_common,
+        common_state,
+        is_rewarded,
+        is_correct,
+        table.num_arms,
+        table.second_choice is not None,
+        tuple(notes),
+    )
 
 
-def _sort_rows(table: ChoiceTable, notes: list[str]) -> SortedRows:
-    """The readable rows of participants with enough complete trials, sorted by session and trial."""
+def _sort_rows(table: ChoiceTable, notes: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Sorts the readable rows of participants with enough complete trials by session and trial.
+
+    Returns:
+        Names of the S participants; indices of rows of the table [S, T], -1 where a participant has no more trials;
+        and whether a session starts [S, T].
+    """
     all_rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     num_restarts, unsorted, excluded = 0, [], []
     for participant in dict.fromkeys(table.participant[table.is_readable].tolist()):
         of_participant = np.nonzero(table.is_readable & (table.participant == participant))[0]
-        parts = []
+        rows_by_session, starts = [], []
         for session in dict.fromkeys(table.session[of_participant].tolist()):
             rows = of_participant[table.session[of_participant] == session]
-            steps = np.diff(table.trial[rows])
-            if len(set(table.trial[rows].tolist())) == len(rows):
-                unsorted += [participant] if (steps < 0).any() else []
-                parts.append((rows[np.argsort(table.trial[rows], kind="stable")], np.arange(len(rows)) == 0))
-            else:
-                parts.append((rows, np.concatenate([[True], steps <= 0])))
-                num_restarts += int((steps <= 0).sum())
+            is_backward = np.diff(table.trial[rows]) <= 0
+            if len(np.unique(table.trial[rows])) == len(rows):
+                unsorted += [participant] if is_backward.any() else []
+                rows = rows[np.argsort(table.trial[rows])]
+                is_backward[:] = False
+            num_restarts += int(is_backward.sum())
+            rows_by_session.append(rows)
+            starts += [True, *is_backward.tolist()]
         if table.is_complete[of_participant].sum() < MIN_TRIALS:
             excluded.append(participant)
         else:
-            rows_of_sessions, starts = zip(*parts, strict=True)
-            all_rows[participant] = np.concatenate(rows_of_sessions), np.concatenate(starts)
+            all_rows[participant] = np.concatenate(rows_by_session), np.array(starts)
     if unsorted:
         notes.append(f"rows are sorted by trial number for {', '.join(dict.fromkeys(unsorted))}")
     if num_restarts:
@@ -97,10 +102,10 @@ def _sort_rows(table: ChoiceTable, notes: list[str]) -> SortedRows:
     if not all_rows:
         raise BadInput(f"no participant has {MIN_TRIALS} complete trials")
     shape = len(all_rows), max(len(rows) for rows, _ in all_rows.values())
-    padded = SortedRows(list(all_rows), np.full(shape, -1), np.zeros(shape, bool))
+    padded_rows, starts_session = np.full(shape, -1), np.zeros(shape, bool)
     for s, (rows, starts) in enumerate(all_rows.values()):
-        padded.rows[s, : len(rows)], padded.starts_session[s, : len(rows)] = rows, starts
-    return padded
+        padded_rows[s, : len(rows)], starts_session[s, : len(rows)] = rows, starts
+    return list(all_rows), padded_rows, starts_session
 
 
 def _scale_rewards(rewards: np.ndarray, is_complete: np.ndarray, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -126,20 +131,13 @@ def _find_common_transitions(
     participants: Sequence[str], trials: ParticipantTrials, stated: np.ndarray | None, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which transitions were common [S, T], as stated or by majority, and the common state of each choice [S, 2]."""
-    common_states, unclear, contradictory, shares = [], [], [], []
-    for s, participant in enumerate(participants):
-        is_complete = trials.is_complete[s]
-        is_same_index = trials.choice[s] == trials.state[s]
-        share = (is_same_index == (True if stated is None else stated[s]))[is_complete].mean()
-        common_states.append([0, 1] if share >= 0.5 else [1, 0])
-        majority = max(share, 1 - share)
-        shares.append(majority)
-        if stated is not None and majority < 1:
-            contradictory.append(f"{participant} ({(1 - majority):.0%})")
-        if stated is None and abs(share - 0.5) * 2 * np.sqrt(is_complete.sum()) < MIN_Z:
-            unclear.append(f"{participant} ({majority:.0%})")
-    common_state = np.array(common_states)
+    num_complete = trials.is_complete.sum(axis=1)
+    is_straight = (trials.choice == trials.state) == (True if stated is None else stated)
+    share = (is_straight & trials.is_complete).sum(axis=1) / num_complete
+    majority = np.maximum(share, 1 - share)
+    common_state = np.where(share[:, None] >= 0.5, [0, 1], [1, 0])
     if stated is not None:
+        contradictory = [f"{participants[s]} ({1 - majority[s]:.0%})" for s in np.nonzero(majority < 1)[0]]
         if contradictory:
             notes.append(
                 "WARNING: 'transition' and states disagree in part of the trials of "
@@ -147,13 +145,14 @@ def _find_common_transitions(
                 "models use the majority"
             )
         return stated, common_state
-    num_straight = len(participants) - int((common_state[:, 0] == 1).sum())
     notes.append(
-        f"common and rare transitions are inferred from each participant's majority: {np.mean(shares):.1%} common; "
-        f"the first choice commonly leads to the first state for {num_straight} of "
+        f"common and rare transitions are inferred from each participant's majority: {majority.mean():.1%} common; "
+        f"the first choice commonly leads to the first state for {(common_state[:, 0] == 0).sum()} of "
         f"{pluralize(len(participants), 'participant')}"
     )
-    if unclear:
+    is_unclear = np.abs(share - 0.5) * 2 * np.sqrt(num_complete) < MIN_Z
+    if is_unclear.any():
+        unclear = [f"{participants[s]} ({majority[s]:.0%})" for s in np.nonzero(is_unclear)[0]]
         notes.append(f"WARNING: which transition is common is not clear for {', '.join(unclear)}")
-    commonly_reached = common_state[np.arange(len(participants))[:, None], trials.choice]
+    commonly_reached = np.take_along_axis(common_state, trials.choice, axis=1)
     return trials.is_complete & (trials.state == commonly_reached), common_state
