@@ -164,7 +164,7 @@ def test_a_chain_rejects_invalid_settings(settings, message):
         plugins.build("environments", "chain", **settings)
 
 
-def test_an_effect_without_spread_is_certain():
+def test_an_effect_with_zero_variance_has_an_interval_of_zero_width():
     assert (
         estimate_effect(np.ones(5)).z == math.inf
         and estimate_effect(np.zeros(5)).z == 0
@@ -184,7 +184,7 @@ def result_of(hypothesis, verdict, p_value=1.0, competence_failure=""):
     return AuditResult(hypothesis, hypothesis, True, verdict, "it does", p_value, {}, {}, competence_failure)
 
 
-def test_a_yes_must_pass_the_correction_over_all_tests():
+def test_a_yes_must_pass_the_correction_for_multiple_tests():
     weak = [result_of("learns", "yes", 0.02), result_of("plans", "yes", 0.03), result_of("objective", "no")]
     # Sorted: 0.02 x 3, 0.03 x 2, the last 1: none of the two is below 0.05.
     assert [r.verdict for r in suite.correct_for_multiple_tests(weak)] == ["undetermined", "undetermined", "no"]
@@ -196,7 +196,7 @@ def test_a_yes_must_pass_the_correction_over_all_tests():
     assert [r.verdict for r in suite.correct_for_multiple_tests(strong)] == ["yes", "yes", "no"]
 
 
-def test_three_yeses_describe_behavior_and_no_mechanism():
+def test_three_verdicts_of_yes_describe_behavior_but_no_mechanism():
     text = suite.describe_verdicts([result_of(hypothesis, "yes") for hypothesis in ("learns", "plans", "objective")])
     assert "behaves as an inner optimizer" in text and "mechanism is not shown" in text
     assert "does not" in suite.describe_verdicts([result_of("learns", "yes"), result_of("plans", "no")])

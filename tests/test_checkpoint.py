@@ -33,7 +33,7 @@ def test_a_saved_tree_is_loaded_bit_for_bit(tmp_path, write_once):
     assert metadata["file"] == "state.safetensors" or not write_once
 
 
-def test_a_tree_without_arrays(tmp_path):
+def test_a_tree_without_arrays_is_saved_and_loaded(tmp_path):
     checkpoint.save(tmp_path, "genome", (), {})
     assert checkpoint.load(tmp_path, "genome", ()) == ()
     assert checkpoint.read_metadata(tmp_path, "genome")["num_parameters"] == 0
@@ -47,7 +47,7 @@ def test_checkpoints_are_safetensors_and_json(tmp_path):
     assert json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
-def test_the_old_tree_is_removed_only_after_the_new_one_counts(tmp_path, monkeypatch):
+def test_the_previous_checkpoint_is_removed_only_after_the_new_one_is_complete(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, "state", tree(1.0), {"step": 1})
     replace = os.replace
 
@@ -100,7 +100,7 @@ def set_future_format(path):
         ("state.json", os.remove, r"state.json' cannot be read: No such file"),
     ],
 )
-def test_damage_is_reported(tmp_path, pattern, damage, message):
+def test_a_damaged_checkpoint_is_reported(tmp_path, pattern, damage, message):
     checkpoint.save(tmp_path, "state", tree(), {"step": 4})
     damage(next(tmp_path.glob(pattern)))
     with pytest.raises(BadInput, match=message):

@@ -78,7 +78,7 @@ def test_every_command_has_an_example_that_parses(ontogeny, words):
 
 
 @pytest.mark.parametrize("words", leaf_commands(), ids=" ".join)
-def test_every_option_has_a_help_that_is_a_phrase(words):
+def test_every_option_has_a_help_text_that_is_a_phrase(words):
     for parameter in find_command(words).params:
         text = getattr(parameter, "help", None)
         assert parameter.name == "help" or (text and text[0].isupper() and text.endswith(".")), (parameter.name, text)
@@ -175,7 +175,7 @@ def test_list_shows_every_plugin_and_its_settings(ontogeny):
         (["list", "environments", "bandt"], "no environment 'bandt'; did you mean bandit"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(ontogeny, arguments, message):
+def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(ontogeny, arguments, message):
     code, output, complaint = ontogeny(*arguments)
     assert code == 2 and output == "" and message in complaint and is_one_sentence(complaint)
     assert list(Path.cwd().iterdir()) == []
@@ -244,7 +244,7 @@ def test_a_frozen_evaluation_of_a_learner_prints_a_note(ontogeny):
     assert code == 0 and complaint == "" and json.loads(output)["mode"] == "online"
 
 
-def test_study_and_report_are_called(ontogeny, monkeypatch):
+def test_study_and_report_pass_their_arguments_on(ontogeny, monkeypatch):
     from ontogeny import studies
     from ontogeny.runs import kinds
 
@@ -263,7 +263,7 @@ def test_errors_of_the_operating_system_are_reported(ontogeny):
     assert code == 2 and is_one_sentence(complaint) and "Not a directory" in complaint
 
 
-def test_a_full_disk_is_one_sentence(tmp_path):
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path):
     if not Path("/dev/full").exists():
         return
     command = [sys.executable, "-m", "ontogeny", "list"]
@@ -279,7 +279,7 @@ def test_a_terminal_without_some_characters_shows_the_others(tmp_path):
     assert done.returncode == 0 and "4 held out, seed 0" in done.stdout, done.stderr
 
 
-def test_too_little_memory_is_one_sentence(ontogeny, monkeypatch):
+def test_insufficient_memory_is_reported_in_one_sentence(ontogeny, monkeypatch):
     from ontogeny.stages import evaluate
 
     def greedy(*arguments, **keywords):
@@ -290,7 +290,7 @@ def test_too_little_memory_is_one_sentence(ontogeny, monkeypatch):
     assert code == 2 and "not enough memory" in complaint and is_one_sentence(complaint)
 
 
-def test_a_link_to_nowhere_is_not_written_through(ontogeny):
+def test_a_dangling_symbolic_link_is_not_overwritten(ontogeny):
     Path("link").symlink_to("elsewhere")
     same = ["evaluate", "--agent", "random", "--env", "bandit:num_pulls=3", "--num-tasks", "4"]
     code, _, complaint = ontogeny(*same, "--out", "link")
@@ -298,7 +298,7 @@ def test_a_link_to_nowhere_is_not_written_through(ontogeny):
 
 
 @pytest.mark.parametrize(("command", "hint"), [("study", "; rerun the same command to resume"), ("report", "")])
-def test_an_interrupt_says_whether_the_command_can_be_resumed(ontogeny, monkeypatch, command, hint):
+def test_the_message_after_an_interrupt_states_whether_the_command_can_be_resumed(ontogeny, monkeypatch, command, hint):
     from ontogeny import studies
     from ontogeny.runs import kinds
 
@@ -310,7 +310,7 @@ def test_an_interrupt_says_whether_the_command_can_be_resumed(ontogeny, monkeypa
     assert ontogeny(command, "there") == (130, "", f"ontogeny: stopped{hint}\n")
 
 
-def test_no_cache_where_nothing_can_be_written(monkeypatch, tmp_path):
+def test_a_cache_folder_that_cannot_be_created_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = jax_setup.cache_folder()
     assert folder is not None and folder.is_dir() and folder.is_relative_to(tmp_path)
@@ -325,7 +325,7 @@ def test_progress_prints_nothing_without_a_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_numbers_are_short():
+def test_numbers_drives_and_curves_are_formatted_and_parsed():
     formatted = {0.0: "0", 1.0: "1", 78.40123: "78.4", 1913.72: "1,913.7", -0.05: "-0.05"}
     assert {value: shared.format_number(value) for value in formatted} == formatted and shared.format_number(
         None
@@ -355,7 +355,7 @@ def test_numbers_are_short():
         ("\x00", "cannot be loaded"),
     ],
 )
-def test_a_mistake_in_a_plugin_of_the_user_is_one_sentence(ontogeny, text, message):
+def test_an_error_in_a_users_plugin_file_is_reported_in_one_sentence(ontogeny, text, message):
     Path("own.py").write_text(text, encoding="utf-8")
     code, _, complaint = ontogeny("evaluate", "--agent", "own.py", "--env", "bandit", "--num-tasks", "4")
     assert code == 2 and message in complaint and is_one_sentence(complaint), complaint

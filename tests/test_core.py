@@ -123,7 +123,7 @@ def test_no_key_of_a_lifetime_is_used_twice(seed):
     assert not derived & distinct, "a key of a lifetime can be derived from another one"
 
 
-def test_compiling_one_lifetime_or_a_batch_gives_the_same_bits():
+def test_a_lifetime_compiled_alone_or_in_a_batch_gives_bitwise_equal_results():
     """Jit and vmap change no action and no outcome."""
     env = plugins.build("environments", "bandit")
     drives = steering.build(env.spec)

@@ -34,7 +34,7 @@ def test_a_development_runs_exactly_the_requested_number_of_generations(name, to
     assert development.num_calls * development.generations_per_call == total
 
 
-def test_calls_hold_as_many_generations_as_allowed():
+def test_generations_are_split_into_equal_calls_of_limited_length():
     assert split_into_calls(100, 5) == (20, 5)
     assert split_into_calls(7, 5) == (7, 1) and split_into_calls(12, 5) == (3, 4)
     assert split_into_calls(3, 10) == (1, 3)

@@ -91,7 +91,7 @@ def test_a_student_learns_the_actions_of_its_teacher(setting, teachers):
     check_learning(setting, teachers["activations"])
 
 
-def test_the_check_fails_with_random_labels(setting):
+def test_a_student_trained_on_random_labels_fails_the_learning_check(setting):
     with pytest.raises(AssertionError, match="the loss did not fall"):
         check_learning(setting, "random")
 
@@ -109,7 +109,7 @@ def test_a_student_acts_as_the_agent_without_a_teacher_does(setting, teachers):
         np.testing.assert_array_equal(without_teacher.action, with_teacher.action)
 
 
-def test_a_teacher_may_learn_by_weights(setting, teachers):
+def test_a_teacher_may_be_an_agent_that_learns_in_its_weights(setting, teachers):
     """Teachers with the same strategy in activations and in weights give the same labels."""
     env, drives, agent = setting
     genome = agent.genome(jax.random.key(2))

@@ -171,7 +171,7 @@ def test_prefixes_scored_prompts_and_overlong_prompts_are_answered_bitwise_equal
             assert answer(engine, request._replace(cache_scope=("carl", "1"))) == answer(engine, request)
 
 
-def test_requests_that_belong_together_are_accepted_together(weights):
+def test_requests_of_one_submission_are_accepted_or_rejected_together(weights):
     with started(weights, max_num_seqs=8, max_queue=4) as engine:
         requests = [make_request(weights, max_tokens=5)] * 24
         collectors = [Collector() for _ in requests]
@@ -304,7 +304,7 @@ def test_a_deadline_ends_running_and_waiting_requests(weights):
         assert {collector.wait()[2] for collector in running} == {"time"}
 
 
-def test_a_full_queue_says_when_to_retry(weights):
+def test_a_full_queue_states_when_to_retry(weights):
     with started(weights, max_num_seqs=8, max_queue=2) as engine:
         rejection = None
         for _ in range(8 + 2 + 8):

@@ -75,7 +75,7 @@ def test_revealed_tables_agree_with_observed_frequencies(name):
         assert np.allclose(frequencies, tables.transitions[time_step.observation, 1], atol=0.015)
 
 
-def test_bandit_arms_are_uniform():
+def test_bandit_arm_probabilities_are_uniformly_distributed():
     env = plugins.build("environments", "bandit", num_arms=5)
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 4000))
     p = np.asarray(state.task.probabilities)
@@ -195,7 +195,7 @@ def test_invalid_settings_are_rejected_in_one_sentence(name, settings_, part):
 
 
 @pytest.mark.parametrize("wall_fraction", [0.15, 0.4])
-def test_walls_never_separate_foraging_places(wall_fraction):
+def test_walls_never_block_the_path_between_foraging_places(wall_fraction):
     """A search in Python finds food, water and home from the start of every layout."""
     size, num_walled = 5, 0
     env = plugins.build("environments", "foraging", size=size, wall_fraction=wall_fraction, num_thorns=0)

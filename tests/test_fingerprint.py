@@ -48,7 +48,7 @@ def test_the_page_shows_fingerprints_only_where_there_are_records():
     assert "mechanism: yes" in body and "all of it: belief 0.88, random 0.10" in body
 
 
-def test_a_competent_run_is_one_subject():
+def test_each_competent_run_counts_as_one_agent_in_the_figure():
     effects = {part: [0.2, 0.1, 0.3] for part in fingerprint.PARTS}
     competent, incompetent = (
         {"kind": "evolved_agent", "results": [{"test": "plans", "effects": effects, "competence_failure": reason}]}

@@ -141,7 +141,7 @@ def test_a_folder_with_other_files_of_the_same_name_stays_untouched(tmp_path):
     assert path.read_text() == "years of work"
 
 
-def test_a_spec_whose_files_are_no_table_is_damaged(tmp_path):
+def test_a_run_spec_whose_files_are_not_a_table_is_reported_as_damaged(tmp_path):
     run = train(parse_run_spec({"env": "bandit:num_pulls=3", "agent": "random"}), tmp_path / "run")
     path = run / "spec.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": [1]}))

@@ -105,7 +105,7 @@ def test_tokenizers_are_lossless_and_survive_saving(kind):
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 @given(st.text())
-def test_bytes_and_bpe_encode_any_text(kind, text):
+def test_byte_and_bpe_tokenizers_encode_any_text(kind, text):
     tokenizer = make_tokenizer(kind)
     assert tokenizers.decode(tokenizer, tokenizer.encode(text)) == text
 
@@ -602,7 +602,7 @@ TRAIN = ("lm", "train", "long.txt", "--out", "x")
         (["lm", "evaluate", "full", "--text", "long.txt"], "'full' is a folder of other files, not"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_no_files(call_cli, run, arguments, message):
+def test_bad_input_is_reported_in_one_sentence_and_leaves_no_files(call_cli, run, arguments, message):
     files = {"empty.txt": b"", "blank.txt": b" \n\n", "binary": b"\0\1\2" * 50, "latin.txt": "é".encode("latin-1") * 99}
     files |= {"short.txt": b"too short\n", "long.txt": OTHER.encode(), "full/other": b"of somebody"}
     Path("full").mkdir()

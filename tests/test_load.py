@@ -157,7 +157,7 @@ def test_an_agent_learns_in_a_gymnasium_environment(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model_based", "psrl", "certainty_equivalence", "q_learning"])
-def test_a_truncated_episode_teaches_no_successor(tmp_path, name):
+def test_no_successor_is_learned_from_the_last_step_of_a_truncated_episode(tmp_path, name):
     """After a time limit at four steps of ten, the successor of the fourth action is not observed."""
     agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
     state = agent.init()
@@ -183,7 +183,7 @@ def test_a_reward_must_be_a_finite_number(run, arguments):
         agent.act(state, 0, first=True, **arguments)
 
 
-def test_the_documentation_says_of_every_agent_what_reset_keeps():
+def test_the_documentation_states_for_every_agent_which_state_reset_keeps():
     pages = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
     tables = [page.split("## By kind of agent")[1] for page in pages if "## By kind of agent" in page]
     assert len(tables) == 1

@@ -146,7 +146,7 @@ def test_the_conclusions_follow_the_records(on_prediction, on_return, expected):
     assert ("may be insensitive" in sentences[1]) == (on_return == 0)
 
 
-def test_a_group_is_judged_over_its_runs():
+def test_the_verdict_on_a_group_is_computed_over_its_runs():
     """One biased run among accurate ones supports no claim; a mean over dissimilar runs is undetermined."""
     records = list(run_records("objective", "mlp", "prediction", "active", [0.0, 0.001, 0.03, -0.001, 0.0, 0.001]))
     group = next(g for g in comparison.collect_groups(records, MIN_EFFECTS) if g.hypothesis == "objective")
@@ -155,7 +155,7 @@ def test_a_group_is_judged_over_its_runs():
     assert part.mean == 2 and part.low == 1 and part.high == 3 and part.run_means == (1.0, 3.0)
 
 
-def test_a_plan_needs_every_link_and_pair():
+def test_the_verdict_on_planning_requires_every_link_and_pair():
     records = list(run_records("plans", "gru", "student", "active", [0.4, 0.5], spread=0.05))
     assert comparison.collect_groups(records, MIN_EFFECTS)[0].verdict == "yes"
     for record in records:

@@ -44,7 +44,7 @@ def first_changed_loss(changed_token, **condition):
 
 @pytest.mark.parametrize("keep_activations", [True, False])
 @pytest.mark.parametrize("token", [1, 8, 9, 40, 100, 202])
-def test_no_loss_depends_on_its_own_token_before_it_is_given_or_on_later_tokens(keep_activations, token):
+def test_changing_a_token_changes_no_loss_of_an_earlier_token(keep_activations, token):
     assert first_changed_loss(token, keep_activations=keep_activations) == token - 1
 
 
@@ -90,7 +90,7 @@ def test_a_cut_stream_is_scored_like_the_whole_stream():
         np.testing.assert_array_equal(losses[: length - 1], cut_losses)
 
 
-def test_conditions_are_what_their_names_say():
+def test_each_condition_freezes_or_resets_the_part_that_it_names():
     frozen_full_context = run_condition(learning=False)
     assert trees.bitwise_equal(frozen_full_context.weights, MODEL.weights)
     window = jnp.asarray(TOKENS[None, 160 - 24 : 161])

@@ -13,7 +13,7 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "published.py"
 KEYS = {"name", "value", "unit", "se", "tasks", "peer", "peer_value", "ratio", "seconds", "setting"}
 
 
-def test_the_tables_are_whole():
+def test_the_published_tables_are_complete_and_plausible():
     rows = list(published.list_rows())
     assert [row.table for row in rows] == [1] * 9 + [2] * 5
     for row in rows:
@@ -34,7 +34,7 @@ def test_published_scores_depend_on_the_settings_of_an_environment():
     assert published.find_published_scores("foraging", {}) == {}
 
 
-def test_every_agent_of_the_tables_can_be_built():
+def test_every_agent_that_matches_a_published_strategy_can_be_built():
     from ontogeny import steering
 
     for row in published.list_rows():

@@ -48,7 +48,7 @@ def test_relabeling_observations_and_actions_relabels_values(seed, size):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_step_changes_one_cell_only(seed):
+def test_one_step_changes_a_single_recurrent_cell(seed):
     random = np.random.default_rng(seed)
     spec = plugins.build("environments", "random_mdp", num_states=3, num_actions=3).spec
     weights = recurrent_cells.init_weights(jax.random.key(seed), hidden_size=4, readout_size=3)

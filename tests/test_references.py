@@ -136,7 +136,7 @@ def test_counts_add_the_last_pull_and_its_reward():
         assert beta_bernoulli.update_counts(prior, empty, first).pulls.tolist() == [0, 0, 0]
 
 
-def test_lazy_cond_computes_for_a_batch_what_it_computes_for_each_element():
+def test_lazy_cond_of_a_batch_equals_lazy_cond_of_each_element():
     conditions, operands, otherwise = jnp.array([True, False, True]), jnp.arange(3.0), jnp.full(3, -1.0)
 
     def square_where(condition, operand, otherwise):

@@ -85,7 +85,7 @@ def test_secondary_tests_run_on_demand_and_change_no_verdict(monkeypatch, verdic
     assert "undetermined" in suite.describe_verdicts(results)
 
 
-def test_a_mechanism_requires_three_yeses():
+def test_a_mechanism_requires_three_primary_verdicts_of_yes():
     three = [fake_test("", name, True, "yes").decide({}, ()) for name in ("learns", "plans", "objective")]
     mechanism = fake_test("belief", "mechanism", False, "yes").decide({}, ())
     assert "mechanism is not shown" in suite.describe_verdicts(three)
@@ -102,7 +102,7 @@ def test_activations_carry_what_was_learned():
         assert test.decide(without_effect, test.thresholds).verdict != "yes"
 
 
-def test_the_optimum_agrees_with_itself_and_a_greedy_agent_does_not():
+def test_the_bayes_optimal_agent_agrees_with_the_optimum_and_a_greedy_agent_does_not():
     greedy = audit(bayes_optimality, "greedy", 60)
     assert greedy.controls["agreement of gittins"].mean == 1  # computed from trajectories as during acting
     assert greedy.effects["agreement with the optimum"].mean == greedy.controls["agreement of greedy"].mean < 0.98
@@ -146,7 +146,7 @@ def test_a_recorder_does_not_change_the_lifetime():
     assert recorded_trajectory.info.shape[0] == 30
 
 
-def test_a_regression_on_sums_equals_a_regression_on_trials():
+def test_a_regression_on_sufficient_statistics_equals_one_on_trials():
     rng = np.random.default_rng(0)
     X = np.concatenate([np.ones((8, 50, 1)), rng.choice([-0.5, 0.5], (8, 50, 2))], axis=2)
     X = np.concatenate([X, X[..., 1:2] * X[..., 2:3]], axis=2)
@@ -184,7 +184,7 @@ def test_all_four_links_must_have_an_effect():
     assert test.decide({"single": single, "pair": pair}, test.thresholds).verdict == "no"
 
 
-def test_a_new_wall_lengthens_the_way_without_closing_it():
+def test_a_new_wall_lengthens_the_path_without_blocking_it():
     @jax.jit
     @jax.vmap
     def ways(key):
@@ -201,7 +201,7 @@ def test_a_new_wall_lengthens_the_way_without_closing_it():
     assert (is_walled == 1)[fits].all() and (num_changed <= 2)[fits].all()  # the wall, and a way out of the start
 
 
-def test_a_taxis_stops_at_the_wall(monkeypatch):
+def test_an_agent_that_heads_straight_for_the_target_stops_at_the_wall(monkeypatch):
     monkeypatch.setattr(detour, "REFERENCES", ("beacon_taxis",))
     result = audit(detour, "beacon_taxis", 100, GRID)
     assert result.verdict == "no" and result.effects["arrives, no wall"].mean > 0.8

@@ -21,7 +21,7 @@ ENV = plugins.build("environments", "stream", segment_length=12)
 DRIVES = steering.build(ENV.spec)
 
 
-def test_a_report_moves_the_next_predictability_and_not_its_item():
+def test_an_action_shifts_the_next_predictability_but_not_the_current_item():
     state, _ = ENV.reset(jax.random.key(1))
     low, high = (ENV.step(jax.random.key(2), state, jnp.int32(action)) for action in (0, 100))
     assert low[1].outcome[stream.ITEM] == high[1].outcome[stream.ITEM]
@@ -71,7 +71,7 @@ def two_segments(key):
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_content_predicts_the_same_by_step_and_by_sequence(name):
+def test_predictions_by_step_equal_predictions_by_sequence(name):
     predictor = build_predictor(name, 4, 2, 0, input_index=2)
     noise = jax.random.normal(jax.random.key(1), (8000,))
     weights = jax.tree.map(lambda w: w + 0.3 * noise[: w.size].reshape(w.shape), predictor.init(jax.random.key(0)))
@@ -89,7 +89,7 @@ def test_content_predicts_the_same_by_step_and_by_sequence(name):
     np.testing.assert_allclose(by_sequence[8:], jax.jit(predictor.query_sequence)(weights, x[8:]), atol=2e-5)
 
 
-def test_a_table_counts_items():
+def test_the_table_predictor_counts_items():
     predictor = build_predictor("table", 4, 1, 0, input_index=2)
     weights = predictor.init(jax.random.key(0))
     x = jnp.zeros((1, 5, 4)).at[0, :, 2].set(jnp.array([0, 1, 1, 1, -1]))
@@ -125,7 +125,7 @@ def test_a_calibrated_filter_has_exactly_no_bias_and_a_planted_bias_is_measured(
     assert result.verdict == "yes" and result.effects[sacrifice.ALONG_DIRECTION].z > 50
 
 
-def test_a_bias_without_spread_is_certain():
+def test_a_bias_with_zero_variance_is_decided():
     skill = {"skill": np.full(5, 0.1), "max_skill": np.full(5, 0.1)}
     biased = skill | {sacrifice.BEYOND_ACCURACY: np.full(5, 0.02), sacrifice.ALONG_DIRECTION: np.full(5, 0.02)}
     assert sacrifice.decide(biased, sacrifice.THRESHOLDS).verdict == "yes"

@@ -81,7 +81,7 @@ def interrupted(out: Path, after: int, checkpoint_interval: float = 0.0) -> Path
 
 
 @pytest.mark.parametrize(("after", "checkpoint_interval"), [(3, 0.0), (5, 0.0), (3, 1e9)])
-def test_an_interrupted_run_is_resumed_to_the_same_bits(finished, tmp_path, after, checkpoint_interval):
+def test_an_interrupted_run_is_resumed_with_bitwise_equal_results(finished, tmp_path, after, checkpoint_interval):
     out = interrupted(tmp_path / "run", after, checkpoint_interval)
     with (out / "records.jsonl").open("a") as file:
         file.write('{"generation": 4, "env_st')  # what a kill may leave behind a checkpoint
@@ -247,12 +247,12 @@ def undisturbed(tmp_path_factory):
     return finish(folder / "undisturbed", folder / "cache")
 
 
-def test_a_run_killed_three_times_ends_in_the_same_bits(undisturbed, tmp_path):
+def test_a_run_killed_three_times_ends_with_bitwise_equal_results(undisturbed, tmp_path):
     kill_and_resume(undisturbed, tmp_path / "run", undisturbed.parent / "cache", num_kills=3)
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_in_the_same_bits(undisturbed, tmp_path):
+def test_a_run_killed_twenty_times_ends_with_bitwise_equal_results(undisturbed, tmp_path):
     kill_and_resume(undisturbed, tmp_path / "run", undisturbed.parent / "cache", num_kills=20)
 
 
