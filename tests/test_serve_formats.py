@@ -9,7 +9,7 @@ import pytest
 from ontogeny.errors import BadInput
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE
 from ontogeny.server.states import encode_state, read_metadata
-from ontogeny.server.store import DATABASE, Store, select_value
+from ontogeny.server.store import DATABASE, Store
 from serving import run_command
 
 OLD = Path(__file__).parent / "golden" / "old_server"  # made by golden/make_old_server_files.txt
@@ -60,7 +60,7 @@ def test_a_state_of_another_kind_is_rejected():
 def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_path):
     for _ in range(2):
         store = Store(tmp_path / "state")
-        assert select_value(store.connection, "PRAGMA user_version") == FORMATS[SERVER_DATABASE]
+        assert store.select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
         store.close()
     newer = Store(tmp_path / "state")
     newer.connection.execute("PRAGMA user_version=4")

@@ -28,7 +28,7 @@ from ontogeny.server.api.responses import (
 )
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, stream_outputs
 from ontogeny.server.api.tokenizer import prompt_tokens
-from ontogeny.server.deployments import Deployment, LanguageDeployment, ServedWeights, describe
+from ontogeny.server.deployments import Deployment, LanguageDeployment, describe
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.journal import JournalFull
 
@@ -122,26 +122,9 @@ async def _prepare(
     else:
         served = deployment.served_weights(key.id)
     example = await _add_example(request, deployment, key, batch.training_text)
-    sequences = _build_sequences(
-        deployment, key, body, batch, served, started_at + context.get_context(request).time_limit
-    )
-    return PreparedRequest(
-        deployment, served, key, sequences, num_prompt_tokens, [], example, started_at, uuid.uuid4().hex,
-        int(time.time()),
-    )  # fmt: skip
-
-
-def _build_sequences(
-    deployment: LanguageDeployment,
-    key: ApiKey,
-    body: CompletionFields,
-    batch: PromptBatch,
-    served: ServedWeights,
-    deadline: float,
-) -> list[GenerationRequest]:
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed % protocol.NUM_SEEDS
     temperature = 1.0 if body.temperature is None else body.temperature
-    return [
+    sequences = [
         GenerationRequest(
             served.weights,
             tuple(prompt),
@@ -150,12 +133,16 @@ def _build_sequences(
             deployment.model.tokenizer.end,
             batch.num_alternatives,
             batch.echo,
-            deadline,
-            (key.id, served.digest),
+            deadline=started_at + context.get_context(request).time_limit,
+            cache_scope=(key.id, served.digest),
         )
         for prompt in batch.prompts
-        for choice in range(body.n or 1)
+        for choice in range(n)
     ]
+    return PreparedRequest(
+        deployment, served, key, sequences, num_prompt_tokens, [], example, started_at, uuid.uuid4().hex,
+        int(time.time()),
+    )  # fmt: skip
 
 
 async def _add_example(request: Request, deployment: LanguageDeployment, key: ApiKey, text: str) -> int | None:
@@ -224,13 +211,12 @@ async def _events(
     try:
         for chunk in form.first_chunks():
             yield event(chunk | usage)
-        counter.add(first)
-        for chunk in form.chunks(first):
-            yield event(chunk | usage)
-        async for output in outputs:
+        output: OutputDelta | None = first
+        while output is not None:
             counter.add(output)
             for chunk in form.chunks(output):
                 yield event(chunk | usage)
+            output = await anext(outputs, None)
         if includes_usage:
             yield event(form.header() | {"choices": [], "usage": counter.usage})
         yield format_sse_event(data_str="[DONE]")
@@ -244,12 +230,11 @@ async def _events(
 
 
 class _UsageCounter:
-    """Counts the tokens of one request; `close` records them, however the request ends."""
+    """Counts the tokens of one request; `close`, which must be called once, records them however the request ends."""
 
     def __init__(self, request: Request, prepared: PreparedRequest) -> None:
         self._context, self._prepared = context.get_context(request), prepared
         self.completion_tokens = 0
-        self._is_closed = False
 
     def add(self, output: OutputDelta) -> None:
         if output.token is not None:
@@ -263,9 +248,6 @@ class _UsageCounter:
         return describe_usage(self._prepared.prompt_tokens, self.completion_tokens)
 
     def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
         prepared, completion_tokens = self._prepared, self.completion_tokens
         self._context.meter.count(prepared.key, prepared.deployment.name, prepared.prompt_tokens, completion_tokens)
         max_tokens = sum(sequence.max_tokens for sequence in prepared.sequences)

@@ -78,13 +78,40 @@ class ResponseFormat(ABC):
         """Returns the parts of a stream that precede all outputs."""
         return []
 
-    @abstractmethod
     def response(self) -> dict[str, Any]:
         """Returns the whole response from all collected outputs."""
+        choices = [
+            self.choice(i, self._echo(i) + text, self.logprobs[i], self.finish_reasons[i])
+            for i, text in enumerate(self.texts)
+        ]
+        return self.header(self.kind) | {"choices": choices}
 
-    @abstractmethod
     def chunks(self, output: OutputDelta) -> list[dict[str, Any]]:
         """Returns the parts of a stream for one output, possibly none."""
+        text, logprobs, reason = output.text, _token_logprobs(output), _finish_reason(output)
+        if output.prompt_logprobs is not None:
+            text, logprobs = self._echo(output.sequence), output.prompt_logprobs
+        if not text and not logprobs and reason is None:
+            return []
+        return [self.header() | {"choices": [self.chunk_choice(output.sequence, text, logprobs, reason)]}]
+
+    @abstractmethod
+    def choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
+        """Returns one choice of a whole response.
+
+        Args:
+            index: The number of the choice.
+            text: Its text.
+            scored: The log-probabilities of its tokens.
+            reason: Its finish reason.
+        """
+
+    def chunk_choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
+        """Returns one choice of a part of a stream; see `choice`. The reason is None while the sequence continues."""
+        return self.choice(index, text, scored, reason)
+
+    def _echo(self, index: int) -> str:
+        return self.prepared.echoed_prompts[index] if self.prepared.echoed_prompts else ""
 
 
 class CompletionFormat(ResponseFormat):
@@ -102,27 +129,8 @@ class CompletionFormat(ResponseFormat):
         self.num_alternatives = num_alternatives
         self._offsets = [0] * len(prepared.sequences)
 
-    def response(self) -> dict[str, Any]:
-        """Returns the whole response from all collected outputs."""
-        choices = [
-            self._choice(i, self._echo(i) + text, self.logprobs[i], self.finish_reasons[i])
-            for i, text in enumerate(self.texts)
-        ]
-        return self.header(self.kind) | {"choices": choices}
-
-    def chunks(self, output: OutputDelta) -> list[dict[str, Any]]:
-        """Returns the parts of a stream for one output, possibly none."""
-        text, logprobs, reason = output.text, _token_logprobs(output), _finish_reason(output)
-        if output.prompt_logprobs is not None:
-            text, logprobs = self._echo(output.sequence), output.prompt_logprobs
-        if not text and not logprobs and reason is None:
-            return []
-        return [self.header() | {"choices": [self._choice(output.sequence, text, logprobs, reason)]}]
-
-    def _echo(self, index: int) -> str:
-        return self.prepared.echoed_prompts[index] if self.prepared.echoed_prompts else ""
-
-    def _choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
+    def choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
+        """Returns one choice; see `ResponseFormat.choice`."""
         logprobs = None
         if self.num_alternatives is not None:
             tokens = [token_text(self.tokenizer, s.token) for s in scored]
@@ -157,36 +165,24 @@ class ChatFormat(ResponseFormat):
 
     def first_chunks(self) -> list[dict[str, Any]]:
         """Returns the parts of a stream that precede all outputs: the role of each message."""
-        delta = {"role": "assistant", "content": ""}
-        return [self.header() | {"choices": [self._choice(i, delta, [], None)]} for i in range(len(self.texts))]
+        empty = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return [self.header() | {"choices": [{"index": i} | empty]} for i in range(len(self.texts))]
 
-    def response(self) -> dict[str, Any]:
-        """Returns the whole response from all collected outputs."""
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": text.removeprefix(" "), "refusal": None},
-                "logprobs": self._logprobs(self.logprobs[i]),
-                "finish_reason": self.finish_reasons[i],
-            }
-            for i, text in enumerate(self.texts)
-        ]
-        return self.header(self.kind) | {"choices": choices}
+    def choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
+        """Returns one choice; see `ResponseFormat.choice`."""
+        message = {"role": "assistant", "content": text.removeprefix(" "), "refusal": None}
+        return {"index": index, "message": message, "logprobs": self._logprobs(scored), "finish_reason": reason}
 
     def chunks(self, output: OutputDelta) -> list[dict[str, Any]]:
-        """Returns the parts of a stream for one output, possibly none."""
-        text, logprobs, reason = output.text, _token_logprobs(output), _finish_reason(output)
-        if text and not self.texts[output.sequence]:
-            self.texts[output.sequence] = text
-            text = text.removeprefix(" ")
-        if not text and not logprobs and reason is None:
-            return []
-        delta = {"content": text} if text or logprobs else {}
-        return [self.header() | {"choices": [self._choice(output.sequence, delta, logprobs, reason)]}]
+        """Returns the parts of a stream for one output, without the space at the beginning of a message."""
+        if output.text and not self.texts[output.sequence]:
+            self.texts[output.sequence] = output.text
+            output = output._replace(text=output.text.removeprefix(" "))
+        return super().chunks(output)
 
-    def _choice(
-        self, index: int, delta: dict[str, Any], scored: list[TokenLogprobs], reason: str | None
-    ) -> dict[str, Any]:
+    def chunk_choice(self, index: int, text: str, scored: list[TokenLogprobs], reason: str | None) -> dict[str, Any]:
+        """Returns one choice of a part of a stream; see `ResponseFormat.chunk_choice`."""
+        delta = {"content": text} if text or scored else {}
         logprobs = self._logprobs(scored) if scored else None
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 

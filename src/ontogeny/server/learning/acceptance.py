@@ -6,14 +6,12 @@ Weights become current only if their loss on held-out text exceeds the loss of t
 
 import math
 from collections.abc import Callable
-from functools import partial
 
-import jax
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Int32
 
-from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
+from ontogeny.lm.optimization import window_losses
 
 NUM_WINDOWS = 64  # of held-out text
 WINDOWS_PER_CALL = 8
@@ -41,7 +39,8 @@ def held_out_loss(
     """
     parts = []
     for start in range(0, len(windows), WINDOWS_PER_CALL):
-        parts.append(np.asarray(_losses(config, weights, windows[start : start + WINDOWS_PER_CALL]), np.float64))
+        losses = window_losses(config, "float32", weights, windows[start : start + WINDOWS_PER_CALL])
+        parts.append(np.asarray(losses, np.float64))
         pause()
     return float(np.concatenate(parts).mean())
 
@@ -60,10 +59,3 @@ def rejection_reason(loss: float, trained_loss: float, max_forgetting: float) ->
     if increase > max_forgetting:
         return f"held-out text would cost {increase:.4f} nats per token more; the limit is {max_forgetting}"
     return None
-
-
-@partial(jax.jit, static_argnums=0)
-def _losses(
-    config: TransformerConfig, weights: TransformerWeights, windows: Int32[jax.Array, "N C1"]
-) -> Float[jax.Array, "N C"]:
-    return transformer.token_losses(config, weights, windows)

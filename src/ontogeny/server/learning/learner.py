@@ -64,12 +64,13 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
             "`ontogeny lm train` can learn online"
         )
     config, texts = model.config, corpus.load_corpus(model.run)
-    online_config = online_learner.check_config(online_config, config.context_length)
+    learner = online_learner.build(config, online_config)
     windows = corpus.spaced_windows(texts.held_out, config.context_length, NUM_WINDOWS)
     pretrained = online.pretrained_weights(model, online_config)
+    add_adapters = jax.jit(learner.full_weights)
 
     def init() -> Weights:
-        content, moments = online_learner.build(config, online_config).init(pretrained)
+        content, moments = learner.init(pretrained)
         return Weights(content, BranchScratch(moments, jnp.int32(0)))
 
     def learn(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
@@ -82,7 +83,7 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
         return weights
 
     def full_weights(content: Any) -> TransformerWeights:
-        return _full_weights(config, online_config, pretrained, content) if online_config.adapter_rank else content
+        return add_adapters(pretrained, content) if online_config.adapter_rank else content
 
     def loss(weights: TransformerWeights, pause: Pause = do_not_pause) -> float:
         return held_out_loss(config, weights, windows, pause)
@@ -122,10 +123,3 @@ def _update(
     optimized = Weights(weights.content, weights.scratch.moments)
     (content, moments), _ = learner.update(pretrained, optimized, window, num_read, rehearsal)
     return Weights(content, BranchScratch(moments, weights.scratch.num_steps + 1))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _full_weights(
-    config: TransformerConfig, online_config: OnlineConfig, pretrained: PretrainedWeights, content: Any
-) -> TransformerWeights:
-    return online_learner.build(config, online_config).full_weights(pretrained, content)
