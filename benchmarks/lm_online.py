@@ -20,8 +20,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import ngram
 from ontogeny.content.transformer import TransformerWeights, init_weights
-from ontogeny.lm import corpus, ngram, online
+from ontogeny.lm import corpus, online
 from ontogeny.lm.evaluation import token_losses
 from ontogeny.lm.model import LanguageModel, load
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights, parse_config

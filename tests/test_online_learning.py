@@ -1,5 +1,9 @@
 """Online learning of a language model: order of scoring and learning, reproducibility, adapters, the n-gram control."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +16,7 @@ from ontogeny.audit.prequential.certificate import CertificateConfig, certify
 from ontogeny.audit.prequential.passes import passes_by_instance
 from ontogeny.content import transformer
 from ontogeny.errors import BadInput
-from ontogeny.lm import ngram, online, online_learner, prequential_predictor
+from ontogeny.lm import online, online_learner, prequential_predictor
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, parse_config
 from ontogeny.lm.tokenizer import ByteTokenizer
@@ -22,6 +26,7 @@ WEIGHTS = jax.jit(transformer.init_weights, static_argnums=1)(jax.random.key(0),
 MODEL = LanguageModel(MODEL_CONFIG, WEIGHTS, ByteTokenizer())
 TOKENS = np.random.default_rng(0).integers(97, 101, 203).astype(np.int32)
 CONFIG = OnlineConfig(chunk_size=8, rehearsal_batch_size=0, learning_rate=3e-3)
+ngram = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "ngram.py")))
 token_losses = jax.jit(transformer.token_losses, static_argnums=0)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import texts
 from ontogeny import trees
-from ontogeny.engine import programs
+from ontogeny.content.transformer import init_cache
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm.online_learner import OnlineConfig
@@ -401,7 +401,7 @@ def test_session_activations_of_deleted_versions_are_dropped(model, tmp_path):
 def test_erasing_an_example_empties_the_prefix_cache_of_its_key(model, tmp_path):
     deployment = LanguageDeployment("story", model, Store(tmp_path), ServerConfig(online=True))
     number, prefix_cache = deployment.branches.add_example("anna", "anna", TEXTS[0]), deployment.engine.prefix_cache
-    cache = programs.init_sequence_cache(deployment.model.config, deployment.engine.shape)
+    cache = init_cache(deployment.model.config, 1)
     for owner in ("anna", "berta"):
         scope = (owner, deployment.served_weights(owner).digest)
         prefix_cache.insert(scope, b"\0" * 8, cache, np.zeros(1), 0)

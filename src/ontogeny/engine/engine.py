@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
+from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights, init_cache
 from ontogeny.engine import programs
 from ontogeny.engine.prefix_cache import PrefixCache
 from ontogeny.engine.programs import BatchShape
@@ -94,7 +94,9 @@ class Engine:
         self._max_queue, self._compute_dtype = max_queue, compute_dtype
         max_batches = max(1, max_num_seqs // self.shape.batch_size)
         self._num_slots = max_batches * self.shape.batch_size
-        self._scheduler = Scheduler(self.shape, max_batches, self.prefix_cache, self._new_cache)
+        self._scheduler = Scheduler(
+            self.shape, max_batches, self.prefix_cache, lambda: self._init_cache(self.shape.batch_size)
+        )
         self._lock = threading.Condition()
         self._is_stopping = False
         self._mean_request_seconds = 0.1  # smoothed
@@ -127,7 +129,7 @@ class Engine:
             BadInput: The machine is not batch invariant.
         """
         programs.check_batch_invariance(self.config, self.shape, weights, self._compute_dtype)
-        self._empty_cache = programs.init_sequence_cache(self.config, self.shape, self._compute_dtype)
+        self._empty_cache = self._init_cache(1)
         self._scheduler.add_batch()
         for thread in self._threads:
             thread.start()
@@ -187,8 +189,8 @@ class Engine:
             if thread.is_alive():
                 thread.join()
 
-    def _new_cache(self) -> KVCache:
-        return programs.init_batch_cache(self.config, self.shape, self._compute_dtype)
+    def _init_cache(self, num_sequences: int) -> KVCache:
+        return init_cache(self.config, num_sequences, self.shape.capacity, self._compute_dtype)
 
     def _work(self) -> None:
         try:

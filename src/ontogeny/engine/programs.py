@@ -36,18 +36,6 @@ def default_batch_shape(config: TransformerConfig) -> BatchShape:
     return BatchShape(batch_size, min(32, config.context_length), config.context_length)
 
 
-def init_batch_cache(config: TransformerConfig, shape: BatchShape, compute_dtype: DTypeLike = jnp.float32) -> KVCache:
-    """An empty cache of a whole batch."""
-    return init_cache(config, shape.batch_size, shape.capacity, compute_dtype)
-
-
-def init_sequence_cache(
-    config: TransformerConfig, shape: BatchShape, compute_dtype: DTypeLike = jnp.float32
-) -> KVCache:
-    """An empty cache of one sequence."""
-    return init_cache(config, 1, shape.capacity, compute_dtype)
-
-
 @partial(jax.jit, static_argnums=(0, 6))
 def prefill(
     config: TransformerConfig,
@@ -118,10 +106,10 @@ def check_batch_invariance(
     """
     tokens = np.arange(shape.prefill_chunk, dtype=np.int32) % config.vocab_size
     half = np.int32(shape.prefill_chunk // 2)
-    empty = init_sequence_cache(config, shape, compute_dtype)
+    empty = init_cache(config, 1, shape.capacity, compute_dtype)
     for all_logits in (True, False):
         cache, _ = prefill(config, weights, empty, np.int32(0), tokens, half, all_logits)
-    batch = init_batch_cache(config, shape, compute_dtype)
+    batch = init_cache(config, shape.batch_size, shape.capacity, compute_dtype)
     for slot in range(shape.batch_size):
         batch = insert_sequence(batch, cache, np.int32(slot))
     ones, last_only = np.ones(shape.batch_size, np.int32), np.zeros(shape.batch_size, np.int32)

@@ -73,16 +73,14 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
             stop, end = min(start + config.chunk_size, num_losses), int(chunk.num_read)
             chunk_rows = np.asarray(rows)[end - (stop - start) : end]
             log_probabilities[start + 1 : stop + 1] = chunk_rows
-            _check_agreement(chunk_rows, tokens[start + 1 : stop + 1], np.asarray(nats)[end - (stop - start) : end])
+            expected = np.asarray(nats)[end - (stop - start) : end]
+            losses = -chunk_rows[np.arange(stop - start), tokens[start + 1 : stop + 1]]
+            difference = float(np.abs(losses - expected).max())
+            if difference > TOLERANCE:
+                raise BadInput(f"the distributions and the losses that are reported differ by {difference:.2g} nats")
         return log_probabilities
 
     return predict
-
-
-def _check_agreement(rows: np.ndarray, tokens: np.ndarray, nats: np.ndarray) -> None:
-    difference = float(np.abs(-rows[np.arange(len(tokens)), tokens] - nats).max())
-    if difference > TOLERANCE:
-        raise BadInput(f"the distributions and the losses that are reported differ by {difference:.2g} nats")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

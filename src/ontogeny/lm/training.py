@@ -27,7 +27,6 @@ from ontogeny.runs import formats
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import claim, library_versions
 from ontogeny.runs.recorder import RunRecorder
-from ontogeny.types import Weights
 from ontogeny.validation import validate
 
 STEPS_PER_CALL = 10  # steps of one compiled call
@@ -182,10 +181,6 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_pro
             loss = float(info["loss"][-1])
             on_progress(TrainProgress(step, config.num_steps, tokens_per_step, loss, held_out_loss))
     summary = {"num_steps": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}
-    _finish(folder, recorder, weights, summary)
-
-
-def _finish(folder: Path, recorder: RunRecorder, weights: Weights, summary: dict[str, Any]) -> None:
     if not trees.is_finite(weights.content):
         raise BadInput(f"the training in '{folder}' diverged: its weights are not finite; try a lower --learning-rate")
     recorder.finish(models.WEIGHTS, weights.content, summary)

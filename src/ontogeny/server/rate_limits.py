@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 
 from ontogeny.server.keys import ApiKey
 
@@ -26,8 +25,8 @@ class TokenBucket:
 class RateLimits:
     """The buckets of all keys. They live in memory: a restarted server begins with full buckets."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._lock = clock, threading.Lock()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._buckets: dict[tuple[str, str, int], TokenBucket] = {}
 
     def acquire(self, key: ApiKey, num_tokens: int) -> float:
@@ -60,7 +59,7 @@ class RateLimits:
     def _bucket(self, key: ApiKey, unit: str, per_minute: int | None) -> TokenBucket | None:
         if per_minute is None:
             return None
-        seconds = self._clock()
+        seconds = time.monotonic()
         bucket = self._buckets.setdefault((key.id, unit, per_minute), TokenBucket(per_minute, seconds))
         bucket.refill(seconds)
         return bucket
