@@ -1,6 +1,7 @@
 """Sphinx extension for the Python reference.
 
-It documents fields of a NamedTuple by the comments behind them in the source, and shortens types in signatures.
+It documents each field of a NamedTuple by the docstring of the class or by the comment behind the field, and shortens
+types in signatures.
 """
 
 import importlib
@@ -14,6 +15,8 @@ from typing import Any
 from sphinx.application import Sphinx
 
 GENERIC = "Alias for field number"
+ENTRY = re.compile(r"    (\w+): (.*)")  # of the section `Attributes` of a docstring
+RANGE = re.compile(r"~?(?:typing\.)?Annotated\[(\w+)(?:, ~?[\w.]+\([^()]*\))+\]")  # a type with its range
 STEERING = re.compile(
     r"~?(?:collections\.abc\.)?Callable\[\[~?(?:jaxtyping\.)?Float\[~?(?:jaxlib\._jax\.)?Array, 'F'\]\], "
     r"~?(?:jaxtyping\.)?Float\[~?(?:jaxlib\._jax\.)?Array, ''\]\]"
@@ -36,13 +39,28 @@ def comments_of(module: str, class_name: str) -> dict[str, str]:
     return comments
 
 
-def describe_field(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Replace the description that Python generates for a field by the comment in the source."""
-    if lines and lines[0].startswith(GENERIC):
+def attributes_of(class_: type) -> dict[str, str]:
+    """The entries of the section `Attributes` in the docstring of a class."""
+    entries: dict[str, str] = {}
+    field = ""
+    for line in (inspect.getdoc(class_) or "").partition("\nAttributes:\n")[2].splitlines():
+        match = ENTRY.fullmatch(line)
+        field = match[1] if match else field
+        entries[field] = f"{entries.get(field, '')} {match[2] if match else line.strip()}".strip()
+    return entries
+
+
+def describe_fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Move the descriptions of fields from the docstring of a NamedTuple, or from comments, to the fields."""
+    if what == "class" and hasattr(obj, "_fields"):
+        text = "\n".join(lines)
+        lines[:] = re.sub(r"^:(?:ivar|vartype) .*(?:\n +.*)*\n?", "", text, flags=re.MULTILINE).splitlines()
+    elif lines and lines[0].startswith(GENERIC):
         class_path, _, field = name.rpartition(".")
         module, _, class_name = class_path.rpartition(".")
-        comment = comments_of(module, class_name).get(field, "")
-        lines[:] = [comment[:1].upper() + comment[1:] + "." * (not comment.endswith("."))] if comment else []
+        class_ = getattr(importlib.import_module(module), class_name)
+        text = attributes_of(class_).get(field) or comments_of(class_.__module__, class_name).get(field, "")
+        lines[:] = [text[:1].upper() + text[1:] + "." * (not text.endswith("."))] if text else []
 
 
 def shorten_types(
@@ -53,12 +71,12 @@ def shorten_types(
 
 
 def shorten(text: str) -> str:
-    """A signature with the type of steering by its name, and without the module of the array type."""
-    return STEERING.sub("Steering", text).replace("jaxlib._jax.Array", "Array")
+    """A signature with the type of steering by its name, and without ranges and the module of the array type."""
+    return RANGE.sub(r"\1", STEERING.sub("Steering", text)).replace("jaxlib._jax.Array", "Array")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.connect("autodoc-process-docstring", describe_field)
+    app.connect("autodoc-process-docstring", describe_fields, priority=600)  # after napoleon
     app.connect("autodoc-process-signature", shorten_types)
     return {"version": "1", "parallel_read_safe": True}
