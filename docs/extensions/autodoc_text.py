@@ -12,11 +12,13 @@ import tokenize
 from functools import cache
 from typing import Any
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 
 GENERIC = "Alias for field number"
 ENTRY = re.compile(r"    (\w+): (.*)")  # of the section `Attributes` of a docstring
-RANGE = re.compile(r"~?(?:typing\.)?Annotated\[(\w+)(?:, ~?[\w.]+\([^()]*\))+\]")  # a type with its range
+RANGE = re.compile(r"~?(?:typing\.)?Annotated\[([\w| ]+)(?:, ~?[\w.]+\([^()]*\))+\]")  # a type with its range
 STEERING = re.compile(
     r"~?(?:collections\.abc\.)?Callable\[\[~?(?:jaxtyping\.)?Float\[~?(?:jaxlib\._jax\.)?Array, 'F'\]\], "
     r"~?(?:jaxtyping\.)?Float\[~?(?:jaxlib\._jax\.)?Array, ''\]\]"
@@ -71,12 +73,21 @@ def shorten_types(
 
 
 def shorten(text: str) -> str:
-    """A signature with the type of steering by its name, and without ranges and the module of the array type."""
-    return RANGE.sub(r"\1", STEERING.sub("Steering", text)).replace("jaxlib._jax.Array", "Array")
+    """A signature with the type of steering by its name, and without ranges."""
+    return RANGE.sub(r"\1", STEERING.sub("Steering", text))
+
+
+def shorten_arrays(app: Sphinx, doctree: nodes.document) -> None:
+    """Name arrays by the public name of their type in all signatures."""
+    for signature in doctree.findall(addnodes.desc_signature):
+        for text in list(signature.findall(nodes.Text)):
+            if "jaxlib._jax." in text:
+                text.parent.replace(text, nodes.Text(text.replace("jaxlib._jax.", "")))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     app.connect("autodoc-process-docstring", describe_fields, priority=600)  # after napoleon
     app.connect("autodoc-process-signature", shorten_types)
+    app.connect("doctree-read", shorten_arrays)
     return {"version": "1", "parallel_read_safe": True}
