@@ -138,16 +138,10 @@ def add_transition(
         transition: The transition.
         is_hidden: Whether a time limit of the agent's own reckoning hides the successor. A truncation hides it too.
     """
-    percept, action, next_percept = transition
-    return update(
-        evidence,
-        percept.observation,
-        action,
-        next_percept.outcome,
-        next_percept.observation,
-        is_end=next_percept.first & (next_percept.discount == 0),
-        is_observed=~is_hidden & ~(next_percept.first & (next_percept.discount > 0)),
-    )
+    percept, action, after = transition
+    is_end = after.first & (after.discount == 0)
+    is_observed = ~is_hidden & ~(after.first & (after.discount > 0))
+    return update(evidence, percept.observation, action, after.outcome, after.observation, is_end, is_observed)
 
 
 def require_revealable_tasks(name: str, agent: Agent, env: Environment) -> None:
@@ -190,7 +184,5 @@ def spec_with_assumed_prior(agent: str, spec: EnvSpec, known_reward_mean: bool) 
     prior = require_prior(agent, spec)
     if known_reward_mean:
         return spec
-    outcome_features = tuple(
-        feature._replace(a=0.0) if feature.kind == "normal" else feature for feature in prior.outcome_features
-    )
-    return spec._replace(prior=prior._replace(outcome_features=outcome_features))
+    features = [feature._replace(a=0.0) if feature.kind == "normal" else feature for feature in prior.outcome_features]
+    return spec._replace(prior=prior._replace(outcome_features=tuple(features)))

@@ -128,13 +128,10 @@ def _plan(params: ModelBasedParams, evidence: TabularEvidence, values: Array, sc
     prediction = params.model.query(evidence)
     # Each observation's share of the remaining steps: how often knowledge about it can be used.
     num_visits = jnp.maximum(1, (spec.num_steps - scratch.num_steps) / spec.num_observations)
-    bonuses = [
-        drives[f]
-        * _feature_bonus(
-            feature, drives[f], prediction.outcome_features[..., f], prediction.feature_evidence[..., f], num_visits
-        )
-        for f, feature in enumerate(params.features)
-    ]
+    bonuses = []
+    for f, feature in enumerate(params.features):
+        mean, feature_evidence = prediction.outcome_features[..., f], prediction.feature_evidence[..., f]
+        bonuses.append(drives[f] * _feature_bonus(feature, drives[f], mean, feature_evidence, num_visits))
     bonus = jnp.linalg.norm(jnp.stack(bonuses), axis=0)
     rewards = compute_reward(drives, prediction.outcome_features) + bonus_scale * bonus
     saved_step_values = scratch.step_value * evidence.end_counts / prediction.successor_evidence

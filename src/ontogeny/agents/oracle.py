@@ -32,26 +32,19 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
     def init_activations() -> OracleActivations:
         return OracleActivations(episode_plan.init_plan(spec), jnp.zeros(T + 1), jnp.int32(0))
 
-    def continuing(task: TabularTask) -> Array:
-        return task.transitions * (1 - task.termination_probabilities)[..., None]
+    def model(task: TabularTask) -> tuple[Array, Array, Array]:
+        """Expected rewards, and probabilities of successors and of an end."""
+        continuing = task.transitions * (1 - task.termination_probabilities)[..., None]
+        return steering(task.outcomes), continuing, task.termination_probabilities
 
     def compute_start_values(inputs: tuple[TabularTask, Array]) -> Array:
         task, start = inputs
-        return planning.lifetime_values(
-            steering(task.outcomes), continuing(task), task.termination_probabilities, start, spec.horizon, T
-        )
+        return planning.lifetime_values(*model(task), start, spec.horizon, T)
 
     def action_values(key: Key, inputs: tuple[TabularTask, Array, Array]) -> Array:
         del key
         task, start_values, steps_left = inputs
-        return planning.episode_values(
-            steering(task.outcomes),
-            continuing(task),
-            task.termination_probabilities,
-            start_values,
-            steps_left,
-            spec.horizon,
-        )
+        return planning.episode_values(*model(task), start_values, steps_left, spec.horizon)
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         plan, start_values, num_steps = state.activations
@@ -59,11 +52,10 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
         task = percept.revealed_task
         # Where no episode ends early all episodes are alike, and looking beyond the present one changes nothing.
         is_needed = (step == 0) & jnp.any(task.termination_probabilities > 0)
-        start_values = episode_plan.lazy_cond(
-            is_needed, compute_start_values, (task, percept.observation), start_values
-        )
-        inputs = (task, start_values, T - step)
-        action, plan = episode_plan.follow_plan(key, plan, percept, action_values, inputs)
+        inputs = (task, percept.observation)
+        start_values = episode_plan.lazy_cond(is_needed, compute_start_values, inputs, start_values)
+        plan_inputs = (task, start_values, T - step)
+        action, plan = episode_plan.follow_plan(key, plan, percept, action_values, plan_inputs)
         return action, State(state.weights, OracleActivations(plan, start_values, num_steps + 1))
 
     return fixed_weights_agent(empty_genome, init_activations, act, privileged=True)

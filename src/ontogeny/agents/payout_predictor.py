@@ -76,16 +76,10 @@ def encode_percept(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
     """
     is_lifetime_start = percept.action < 0
     is_truncated = percept.first & (percept.discount > 0) & ~is_lifetime_start
+    place = jax.nn.one_hot(percept.observation, spec.num_observations)
+    action = jax.nn.one_hot(percept.action, spec.num_actions)
     flags = jnp.stack([percept.first, is_truncated]).astype(jnp.float32)
-    return jnp.concatenate(
-        [
-            jax.nn.one_hot(percept.observation, spec.num_observations),
-            jax.nn.one_hot(percept.action, spec.num_actions),
-            flags,
-            percept.outcome[:1],
-            is_lifetime_start[None].astype(jnp.float32),
-        ]
-    )
+    return jnp.concatenate([place, action, flags, percept.outcome[:1], is_lifetime_start[None].astype(jnp.float32)])
 
 
 def _extract_example(transition: Transition) -> Example:

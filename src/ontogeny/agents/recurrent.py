@@ -61,11 +61,5 @@ def encode_percept(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
     observation = percept.observation
     if spec.num_observations:
         observation = jax.nn.one_hot(observation, spec.num_observations)
-    return jnp.concatenate(
-        [
-            jax.nn.one_hot(percept.action, spec.num_actions),
-            percept.reward[None],
-            percept.first[None].astype(jnp.float32),
-            jnp.ravel(observation),
-        ]
-    )
+    action, first = jax.nn.one_hot(percept.action, spec.num_actions), percept.first[None].astype(jnp.float32)
+    return jnp.concatenate([action, percept.reward[None], first, jnp.ravel(observation)])

@@ -66,13 +66,9 @@ def build(
         return init_weights(key, hidden_size, readout_size)
 
     def init_activations() -> CellActivations:
-        return CellActivations(
-            hidden=jnp.zeros((spec.num_observations, spec.num_actions, hidden_size)),
-            row=jnp.zeros((spec.num_actions, hidden_size)),
-            last=jnp.zeros(spec.num_observations),
-            num_steps=jnp.int32(0),
-            episode_step=jnp.int32(0),
-        )
+        row = jnp.zeros((spec.num_actions, hidden_size))
+        last = jnp.zeros(spec.num_observations)
+        return CellActivations(jnp.zeros((*last.shape, *row.shape)), row, last, jnp.int32(0), jnp.int32(0))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Int32[Array, ""], State]:
         del key
@@ -142,14 +138,8 @@ def encode_time(
     the episode as a share, and whether an episode begins.
     """
     left = jnp.maximum(spec.num_steps - num_steps, 0).astype(jnp.float32)
-    return jnp.stack(
-        [
-            left / spec.num_steps,
-            jnp.log1p(left / spec.num_observations) / 4,  # 4 is about log(1 + 50), so the input is of order one
-            1 - episode_step / spec.horizon,
-            first.astype(jnp.float32),
-        ]
-    )
+    log_visits = jnp.log1p(left / spec.num_observations) / 4  # 4 is about log(1 + 50), so the input is of order one
+    return jnp.stack([left / spec.num_steps, log_visits, 1 - episode_step / spec.horizon, first.astype(jnp.float32)])
 
 
 def _update_cell(weights: CellWeights, hidden: Float[Array, "H"], inputs: list[Array]) -> Float[Array, "H"]:

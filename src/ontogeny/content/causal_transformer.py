@@ -81,17 +81,13 @@ def build(
     config = BlockConfig(num_heads, "rms", 1e-6, "relu")
 
     def init(key: Key) -> CausalTransformerWeights:
-        keys = jax.random.split(key, 5)
+        sizes = ((num_inputs, width), (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
+        keys = jax.random.split(key, len(sizes))
+        embedding, qkv, out_proj, up, down = (init_dense(k, *size) for k, size in zip(keys, sizes, strict=True))
+        embedding_bias, age_bias = jnp.zeros(width), jnp.zeros((num_heads, window_length))
+        readout, readout_bias = jnp.zeros((width, num_outputs)), jnp.zeros(num_outputs)
         return CausalTransformerWeights(
-            init_dense(keys[0], num_inputs, width),
-            jnp.zeros(width),
-            init_dense(keys[1], width, 3 * width),
-            jnp.zeros((num_heads, window_length)),
-            init_dense(keys[2], width, width),
-            init_dense(keys[3], width, 4 * width),
-            init_dense(keys[4], 4 * width, width),
-            jnp.zeros((width, num_outputs)),
-            jnp.zeros(num_outputs),
+            embedding, embedding_bias, qkv, age_bias, out_proj, up, down, readout, readout_bias
         )
 
     def init_memory() -> AttentionWindow:
@@ -105,9 +101,8 @@ def build(
         is_filled = jnp.append((memory.is_filled & ~starts_sequence(inputs))[1:], True)
         memory = AttentionWindow(_shift_in(memory.keys, keys), _shift_in(memory.values, values), is_filled)
         score_bias = weights.age_bias[:, None, ::-1]
-        attended = transformer_block.attend(
-            queries, memory.keys[None], memory.values[None], is_filled[None, None], score_bias
-        )
+        keys, values, mask = memory.keys[None], memory.values[None], is_filled[None, None]
+        attended = transformer_block.attend(queries, keys, values, mask, score_bias)
         return _read_out(config, weights, stream, attended)[0], memory
 
     def query_sequence(weights: CausalTransformerWeights, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
@@ -117,9 +112,8 @@ def build(
         sequence = jnp.cumsum(starts_sequence(inputs))
         mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
         score_bias = weights.age_bias[:, jnp.clip(age, 0, window_length - 1)]
-        return _read_out(
-            config, weights, stream, transformer_block.attend(queries, keys, values, mask[None], score_bias)
-        )
+        attended = transformer_block.attend(queries, keys, values, mask[None], score_bias)
+        return _read_out(config, weights, stream, attended)
 
     return gradient_predictor(init, init_memory, query, query_sequence, learning_rate)
 
@@ -129,9 +123,8 @@ def _embed(
 ) -> tuple[Array, Array, Array, Array]:
     """The residual stream [1, L, D], and queries, keys and values [1, N, L, D/N]."""
     stream = (inputs @ weights.embedding + weights.embedding_bias)[None]
-    return stream, *transformer_block.project_qkv(
-        config, weights.block, stream, jnp.arange(inputs.shape[0], dtype=jnp.int32)[None]
-    )
+    positions = jnp.arange(inputs.shape[0], dtype=jnp.int32)[None]
+    return stream, *transformer_block.project_qkv(config, weights.block, stream, positions)
 
 
 def _read_out(

@@ -35,10 +35,8 @@ def build(num_inputs: int, num_outputs: int = 1, *, hidden_size: int = 16, learn
     require_at_least(1, hidden_size=hidden_size)
 
     def init(key: Key) -> MLPWeights:
-        input_weights = init_dense(key, num_inputs, hidden_size)
-        return MLPWeights(
-            input_weights, jnp.zeros(hidden_size), jnp.zeros((hidden_size, num_outputs)), jnp.zeros(num_outputs)
-        )
+        input_weights, readout = init_dense(key, num_inputs, hidden_size), jnp.zeros((hidden_size, num_outputs))
+        return MLPWeights(input_weights, jnp.zeros(hidden_size), readout, jnp.zeros(num_outputs))
 
     def apply(weights: MLPWeights, inputs: Float[Array, "I"]) -> Float[Array, "K"]:
         return jax.nn.tanh(inputs @ weights.input + weights.bias) @ weights.readout + weights.readout_bias

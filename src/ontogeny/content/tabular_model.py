@@ -64,12 +64,11 @@ def build(spec: EnvSpec) -> WorldModel:
         is_continued = (is_observed & ~is_end).astype(jnp.float32)
         remaining = 1 - prior.outcome_forgetting_rate
         if prior.visit_forgetting_rate:
-            share = jnp.where(is_observed, 1 - prior.visit_forgetting_rate, 1.0)
-            successors, ends = (part.at[observation, action].multiply(share) for part in weights[:2])
-            visits, sums = (
-                part.at[observation, action].multiply(1 - prior.visit_forgetting_rate) for part in weights[2:]
-            )
-            weights = TabularEvidence(successors, ends, visits, sums)
+            share = 1 - prior.visit_forgetting_rate
+            successor_share = jnp.where(is_observed, share, 1.0)
+            shares = (successor_share, successor_share, share, share)
+            parts = zip(weights, shares, strict=True)
+            weights = TabularEvidence(*(part.at[observation, action].multiply(share) for part, share in parts))
         return TabularEvidence(
             weights.successor_counts.at[observation, action, successor].add(is_continued),
             weights.end_counts.at[observation, action].add((is_observed & is_end).astype(jnp.float32)),

@@ -45,12 +45,10 @@ def sample_task(key: Key, prior: Prior, evidence: TabularEvidence) -> SampledTas
     end_logs = sample_log_gamma(end_key, jnp.maximum(evidence.end_counts, 1e-3))
     end_logs = jnp.where(evidence.end_counts > 0, end_logs, -jnp.inf)
     probabilities = jax.nn.softmax(jnp.concatenate([logs, end_logs[..., None]], axis=-1), axis=-1)
-    outcome_features = [
-        _sample_feature(
-            jax.random.fold_in(feature_key, f), feature, evidence.visit_counts, evidence.feature_sums[..., f]
-        )
-        for f, feature in enumerate(prior.outcome_features)
-    ]
+    outcome_features = []
+    for f, feature in enumerate(prior.outcome_features):
+        key = jax.random.fold_in(feature_key, f)
+        outcome_features.append(_sample_feature(key, feature, evidence.visit_counts, evidence.feature_sums[..., f]))
     return SampledTask(probabilities[..., :-1], jnp.stack(outcome_features, axis=-1))
 
 

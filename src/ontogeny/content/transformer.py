@@ -122,9 +122,10 @@ def build(
         return jax.nn.log_softmax(forward(config, content, tokens[None])[0])
 
     def update(weights: Weights, tokens: Integer[Array, "B T"]) -> tuple[Weights, dict[str, Array]]:
-        loss, gradient = jax.value_and_grad(lambda content: token_losses(config, content, tokens).mean())(
-            weights.content
-        )
+        def mean_loss(content: TransformerWeights) -> Array:
+            return token_losses(config, content, tokens).mean()
+
+        loss, gradient = jax.value_and_grad(mean_loss)(weights.content)
         return apply_gradient(optimizer, gradient, weights), {"loss": loss}
 
     return WorldModel(init, query, update)
@@ -192,19 +193,13 @@ def init_weights(key: Key, config: TransformerConfig) -> TransformerWeights:
     embedding = 0.02 * jax.random.normal(next(keys), (config.vocab_size, W))
     is_learned = config.positions == "learned"
     positions = 0.02 * jax.random.normal(next(keys), (config.context_length, W)) if is_learned else None
-    blocks = tuple(
-        BlockWeights(
-            norm(),
-            linear(W, 3 * W),
-            linear(W, W, residual_deviation),
-            norm(),
-            linear(W, up_width),
-            linear(M, W, residual_deviation),
-        )
-        for _ in range(config.num_layers)
-    )
+    blocks = []
+    for _ in range(config.num_layers):
+        qkv, out_proj = linear(W, 3 * W), linear(W, W, residual_deviation)
+        up, down = linear(W, up_width), linear(M, W, residual_deviation)
+        blocks.append(BlockWeights(norm(), qkv, out_proj, norm(), up, down))
     lm_head = None if config.tie_embeddings else 0.02 * jax.random.normal(next(keys), (config.vocab_size, W))
-    return TransformerWeights(embedding, positions, blocks, norm(), lm_head)
+    return TransformerWeights(embedding, positions, tuple(blocks), norm(), lm_head)
 
 
 def forward(
@@ -269,12 +264,8 @@ def init_cache(
     if not 1 <= capacity <= config.context_length:
         raise BadInput(f"a cache of {capacity} tokens does not fit the model's context of {config.context_length}")
     shape = (num_sequences, config.num_heads, capacity, config.width // config.num_heads)
-    layers = range(config.num_layers)
-    return KVCache(
-        tuple(jnp.zeros(shape, compute_dtype) for _ in layers),
-        tuple(jnp.zeros(shape, compute_dtype) for _ in layers),
-        jnp.zeros(num_sequences, jnp.int32),
-    )
+    keys, values = (tuple(jnp.zeros(shape, compute_dtype) for _ in range(config.num_layers)) for _ in range(2))
+    return KVCache(keys, values, jnp.zeros(num_sequences, jnp.int32))
 
 
 def extend_cache(
@@ -319,9 +310,8 @@ def extend_cache(
         values = values.at[sequence, :, slot].set(new_values.swapaxes(1, 2), mode="drop", unique_indices=False)
         all_keys.append(keys)
         all_values.append(values)
-        stream = transformer_block.finish_block(
-            config.block, block, stream, transformer_block.attend(queries, keys, values, mask)
-        )
+        attended = transformer_block.attend(queries, keys, values, mask)
+        stream = transformer_block.finish_block(config.block, block, stream, attended)
     if not all_logits:
         stream = jnp.take_along_axis(stream, jnp.maximum(num_tokens - 1, 0)[:, None, None], axis=1)[:, 0]
     length = jnp.minimum(cache.length + num_tokens.astype(jnp.int32), capacity)

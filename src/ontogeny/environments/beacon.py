@@ -113,10 +113,8 @@ def distances_to(walls: Bool[Array, "cells"], target: Int32[Array, ""]) -> Array
 
     def relax(distances: Array, _: None) -> tuple[Array, None]:
         grid = jnp.pad(distances.reshape(size, size), 1, constant_values=cells)
-        vertical, horizontal = (
-            jnp.minimum(grid[:-2, 1:-1], grid[2:, 1:-1]),
-            jnp.minimum(grid[1:-1, :-2], grid[1:-1, 2:]),
-        )
+        vertical = jnp.minimum(grid[:-2, 1:-1], grid[2:, 1:-1])
+        horizontal = jnp.minimum(grid[1:-1, :-2], grid[1:-1, 2:])
         return jnp.where(walls, cells, jnp.minimum(distances, jnp.minimum(vertical, horizontal).ravel() + 1)), None
 
     start = jnp.where(jnp.arange(cells) == target, 0, cells)

@@ -76,14 +76,12 @@ def reset(params: ChainParams, key: Key) -> tuple[ChainState, TimeStep]:
     exposed = jax.random.permutation(link_key, L)[: params.num_exposed]
     if params.exposed_links is not None:
         exposed = jnp.array(params.exposed_links, jnp.int32)
-    changes = jnp.zeros(L, jnp.int32)
-    if params.changed_links is None:
-        draws = jax.random.bernoulli(change_key, shape=(params.num_exposed,)).astype(jnp.int32)
-        changes = changes.at[exposed].set(draws)
-    else:
-        changes = changes.at[jnp.array(params.changed_links, jnp.int32)].set(1)
+    changed, changes = exposed, jax.random.bernoulli(change_key, shape=(params.num_exposed,)).astype(jnp.int32)
+    if params.changed_links is not None:
+        changed, changes = jnp.array(params.changed_links, jnp.int32), jnp.int32(1)
     first_side = jax.random.bernoulli(side_key).astype(jnp.int32)
-    task = ChainTask(crosses, (crosses + changes) % 2, exposed.astype(jnp.int32), first_side)
+    crosses_after = (crosses + jnp.zeros(L, jnp.int32).at[changed].set(changes)) % 2
+    task = ChainTask(crosses, crosses_after, exposed.astype(jnp.int32), first_side)
     state = ChainState(task, jnp.int32(0), jnp.int32(0))
     first = TimeStep(observation(params, state), jnp.zeros(1), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
     return state, first
@@ -187,10 +185,8 @@ def _parse_links(setting: str, text: str, num_links: int) -> tuple[int, ...] | N
     digits = "" if text == "none" else text
     other_choice = "'pairs'" if setting == "exposed_links" else "'none'"
     if not all(digit.isdigit() and 1 <= int(digit) <= num_links for digit in digits) or len(set(digits)) < len(digits):
-        raise BadInput(
-            f"the setting '{setting}' is 'random', {other_choice} or digits of links from 1 to {num_links}, "
-            f"not '{text}'"
-        )
+        choices = f"'random', {other_choice} or digits of links from 1 to {num_links}"
+        raise BadInput(f"the setting '{setting}' is {choices}, not '{text}'")
     if setting == "exposed_links" and not digits:
         raise BadInput("the setting 'exposed_links' must name a link or be 'random'")
     return tuple(int(digit) - 1 for digit in digits)

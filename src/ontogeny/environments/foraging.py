@@ -108,14 +108,9 @@ def _draw_task(params: ForagingParams, key: Key) -> ForagingTask:
     food, water, home, start = order[:4]
     first_wall = 4 + params.num_thorns
     none = jnp.zeros(params.num_cells, bool)
-    return ForagingTask(
-        walls=none.at[order[first_wall : first_wall + params.num_walls]].set(True),
-        thorns=none.at[order[4:first_wall]].set(True),
-        food=food,
-        water=water,
-        home=home,
-        start=start,
-    )
+    walls = none.at[order[first_wall : first_wall + params.num_walls]].set(True)
+    thorns = none.at[order[4:first_wall]].set(True)
+    return ForagingTask(walls, thorns, food, water, home, start)
 
 
 def _is_connected(task: ForagingTask) -> Array:
@@ -160,14 +155,11 @@ def build(
         )
     params = ForagingParams(num_cells, num_walls, num_thorns, horizon)
     # Most cells hold nothing; the standard deviation was chosen on lifetimes of the stage `validation`.
-    per_feature = (
-        *(FeaturePrior("normal", 0.02, 0.05, noise=0.01),) * 3,
-        FeaturePrior("normal", -EFFORT, 0.05, noise=0.01),
-    )
+    rare, energy = (FeaturePrior("normal", mean, 0.05, noise=0.01) for mean in (0.02, -EFFORT))
     spec = EnvSpec(
         name="foraging", num_actions=len(MOVES), num_observations=4 * num_cells, observation_shape=(),
         outcome_features=("food", "water", "pain", "energy"), num_steps=horizon * num_episodes, horizon=horizon,
         drives=(("food", 1.0), ("water", 1.0), ("pain", -1.0), ("energy", 1.0)),
-        prior=Prior(transitions=0.5 / (4 * num_cells), outcome_features=per_feature),
+        prior=Prior(transitions=0.5 / (4 * num_cells), outcome_features=(rare, rare, rare, energy)),
     )  # fmt: skip
     return Environment(spec, partial(reset, params), partial(step, params), score, partial(reveal_task, params))

@@ -44,9 +44,8 @@ class TextParams(NamedTuple):
 def reset(params: TextParams, key: Key) -> tuple[TextState, TimeStep]:
     """Draws the place where the lifetime begins."""
     start = jax.random.randint(key, (), 0, len(params.tokens) - params.num_steps)
-    return TextState(TextTask(start), start), TimeStep(
-        params.tokens[start], jnp.zeros(1), jnp.bool_(True), jnp.float32(1)
-    )
+    time_step = TimeStep(params.tokens[start], jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+    return TextState(TextTask(start), start), time_step
 
 
 def step(params: TextParams, key: Key, state: TextState, action: Array) -> tuple[TextState, TimeStep]:

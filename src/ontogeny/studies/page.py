@@ -22,7 +22,7 @@ from ontogeny.studies.kinds import PAGE_FILE, study_kinds
 from ontogeny.studies.records import read_records, read_seconds
 
 APPROACHES = ("evolution", "ml_code", "baseline")  # in the order of the page
-TEXTS = page.load_macros(__package__, "study.html.j2")
+TEXTS = page.load_macros("ontogeny.studies", "study.html.j2")
 Results = Mapping[str, list[AgentResult]]
 
 
@@ -32,16 +32,18 @@ def write(folder: Path) -> Path:
     Raises:
         BadInput: If the folder holds no study, or its files are damaged or of another format.
     """
-    description = read_spec(folder)
-    study = description.spec | {"versions": description.versions} | description.details
-    included = [
-        kind.render_section(folder / kind.name)
-        for kind in study_kinds().values()
-        if (folder / kind.name / SPEC_FILE).is_file()
-    ]
+    study = read_study(folder)
+    kinds = [kind for kind in study_kinds().values() if (folder / kind.name / SPEC_FILE).is_file()]
+    included = [kind.render_section(folder / kind.name) for kind in kinds]
     path = folder / PAGE_FILE
     write_bytes(path, render(study, read_records(folder), read_seconds(folder), included).encode())
     return path
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """The spec of a study, the versions of the libraries, and the planned ids."""
+    description = read_spec(folder)
+    return description.spec | {"versions": description.versions} | description.details
 
 
 def render(
@@ -64,11 +66,10 @@ def render(
     sentences = ["No measurement has been recorded yet, so there is no conclusion."]
     if results:
         sentences = comparison.conclusions(records, results)
-    approaches = {row.approach for rows in results.values() for row in rows}
+    all_results = [row for rows in results.values() for row in rows]
+    approaches = {row.approach for row in all_results}
     has_published = any(comparison.published_scores(env) for env in envs)
-    min_seeds = min(
-        (len(r.seed_means) for rows in results.values() for r in rows if r.approach == "evolution"), default=0
-    )
+    min_seeds = min((len(row.seed_means) for row in all_results if row.approach == "evolution"), default=0)
     minutes = sum(seconds_by_id.values()) / 60
     bodies = [
         ("missing", "What is missing", incomplete(study["planned_ids"], records)),
@@ -224,16 +225,11 @@ def _scores(records: Sequence[Record], envs: Sequence[Record], results: Results)
 
 
 def _approaches(records: Sequence[Record], results: Results) -> Markup:
-    rows = [
-        [
-            pair.env,
-            _agent_with_score(pair.evolution),
-            _agent_with_score(pair.ml_code),
-            page.difference(pair.difference),
-            {"ml_code": "ML code", "evolution": "evolution", "level": "no significant difference"}[pair.verdict],
-        ]
-        for pair in comparison.compare_approaches(records, results)
-    ]
+    verdicts = {"ml_code": "ML code", "evolution": "evolution", "level": "no significant difference"}
+    rows = []
+    for env, ml_code, evolution, difference, verdict in comparison.compare_approaches(records, results):
+        scores = [_agent_with_score(evolution), _agent_with_score(ml_code)]
+        rows.append([env, *scores, page.difference(difference), verdicts[verdict]])
     if not rows:
         return Markup()
     caption = "ML code minus evolution, score per lifetime, paired by task, with the 95 % interval"
@@ -307,15 +303,9 @@ def _lifetimes(records: Sequence[Record], envs: Sequence[Record]) -> Markup:
             trained = [r["agent"] for r in recorded if r["approach"] != "baseline"]
             baselines = [r["agent"] for r in recorded if r["approach"] == "baseline"]
             hidden = baselines if trained else []
-            parts.append(
-                {
-                    "env": env["env"],
-                    "legend": recorded_lifetimes.draw(recorded[0], env).legend,
-                    "figures": [drawings[agent] for agent in trained or baselines],
-                    "baselines": [drawings[agent] for agent in hidden],
-                    "baseline_names": hidden,
-                }
-            )
+            legend = recorded_lifetimes.draw(recorded[0], env).legend
+            shown = [drawings[agent] for agent in trained or baselines]
+            parts.append((env["env"], legend, shown, {agent: drawings[agent] for agent in hidden}))
     return TEXTS.lifetimes(parts) if parts else Markup()
 
 
@@ -360,15 +350,9 @@ def _headroom(records: Sequence[Record], envs: Sequence[Record], results: Result
         is_exceeded = exact is None and best.score.low > maximum
         if is_exceeded:
             exceeded.append(env["env"])
-        rows.append(
-            [
-                env["env"],
-                format_number(exact[1]) if exact else "unknown",
-                page.score(oracle.score) if oracle else "–",
-                _agent_with_score(best),
-                "exceeded" if is_exceeded else format_number(maximum - best.score.mean),
-            ]
-        )
+        bounds = [format_number(exact[1]) if exact else "unknown", page.score(oracle.score) if oracle else "–"]
+        distance = "exceeded" if is_exceeded else format_number(maximum - best.score.mean)
+        rows.append([env["env"], *bounds, _agent_with_score(best), distance])
     if not rows:
         return Markup()
     caption = "Score per lifetime below the Bayes-optimal score where it is known, else below the oracle"

@@ -1,5 +1,6 @@
 """Progress of a running study: progress bars and tables on a terminal, plain lines anywhere else."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -103,6 +104,16 @@ class ProgressDisplay:
             self.console.print(text, highlight=False, markup=False)
         else:
             print(f"[{time.perf_counter() - self.start_time:4.0f} s] {text}", flush=True)
+
+
+def show_progress(on_event: OnEvent | None) -> contextlib.AbstractContextManager[OnEvent]:
+    """The context in which a study reports its events: to `on_event`, or by default to a display."""
+    return contextlib.closing(ProgressDisplay()) if on_event is None else contextlib.nullcontext(on_event)
+
+
+def progress_callback(notify: OnEvent, name: str) -> Callable[..., None]:
+    """A callback for the units done and the units in all of one measurement; it ignores further arguments."""
+    return lambda num_done, num_total, *_: notify(StudyEvent("progress", name, num_done, num_total))
 
 
 def _table_row(result: AgentResult, event: StudyEvent) -> Sequence[str]:

@@ -14,7 +14,7 @@ from ontogeny.report.formatting import format_total
 from ontogeny.runs.records import Record
 
 CELL_SIZE = 40  # px of a cell of the grid
-MACROS = page.load_macros(__package__, "lifetime.svg.j2", cell_size=CELL_SIZE)
+MACROS = page.load_macros("ontogeny.studies", "lifetime.svg.j2", cell_size=CELL_SIZE)
 
 
 class Drawing(NamedTuple):

@@ -31,7 +31,7 @@ from ontogeny.studies import comparison, page, upper_bounds
 from ontogeny.studies import plan as study_plan
 from ontogeny.studies.kinds import study_kinds
 from ontogeny.studies.plan import Measurement
-from ontogeny.studies.progress import OnEvent, ProgressDisplay, StudyEvent
+from ontogeny.studies.progress import OnEvent, StudyEvent, progress_callback, show_progress
 from ontogeny.studies.records import read_records
 from ontogeny.studies.spec import StudyAgent, StudyEnvironment, StudySpec, read_spec
 from ontogeny.types import EnvSpec, Genome
@@ -67,9 +67,7 @@ def run_study(
     spec = read_spec(path, seed)
     study_plan.check_study(spec)
     measurements = list(study_plan.list_measurements(spec))
-    with contextlib.ExitStack() as stack:
-        notify = stack.enter_context(contextlib.closing(ProgressDisplay())) if on_event is None else on_event
-        folder = stack.enter_context(_claim(Path(out), spec, measurements))
+    with show_progress(on_event) as notify, _claim(Path(out), spec, measurements) as folder:
         return _run(spec, measurements, folder, notify)
 
 
@@ -176,11 +174,7 @@ def _develop(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: 
     if study_plan.is_saved(agent):
         folder = study_plan.agent_folder(out, agent, measurement.train_env.name, measurement.seed)
         if not checkpoint.exists(folder, "genome"):
-            train(
-                run_spec,
-                folder,
-                on_progress=lambda done, total, _: notify(StudyEvent("progress", measurement.id, done, total)),
-            )
+            train(run_spec, folder, on_progress=progress_callback(notify, measurement.id))
         metadata = checkpoint.read_metadata(folder, "genome")
         num_parameters = metadata["num_parameters"]
         if study_plan.is_trained(agent):  # the lifetime of a single-lifetime run changes no genome
@@ -203,14 +197,8 @@ def _develop(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: 
 def _evaluate(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path, notify: OnEvent) -> Record:
     env, seed = measurement.env, measurement.seed
     assembly, genome, mode = _load_agent(measurement, agent, spec, out)
-    evaluation = evaluate(
-        *assembly,
-        genome,
-        num_tasks=agent.num_tasks or env.num_tasks,
-        seed=spec.seed,
-        mode=mode,
-        on_progress=lambda done, total: notify(StudyEvent("progress", measurement.id, done, total)),
-    )
+    num_tasks, on_progress = agent.num_tasks or env.num_tasks, progress_callback(notify, measurement.id)
+    evaluation = evaluate(*assembly, genome, num_tasks=num_tasks, seed=spec.seed, mode=mode, on_progress=on_progress)
     buffer = io.BytesIO()
     np.save(buffer, evaluation.totals)
     (out / "scores").mkdir(exist_ok=True)

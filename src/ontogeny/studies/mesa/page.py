@@ -9,12 +9,11 @@ from markupsafe import Markup
 from ontogeny.report import page
 from ontogeny.report.formatting import format_count
 from ontogeny.runs.files import write_bytes
-from ontogeny.runs.folder import read_spec
 from ontogeny.runs.records import Record
 from ontogeny.studies.kinds import PAGE_FILE
 from ontogeny.studies.mesa import comparison, figures
 from ontogeny.studies.mesa.comparison import PARTS, SCHEMA, ContentGroup, MeanOverRuns, format_signed
-from ontogeny.studies.page import incomplete
+from ontogeny.studies.page import incomplete, read_study
 from ontogeny.studies.records import read_records, read_seconds
 
 FIGURES = {  # by hypothesis: title, label of the axis, note
@@ -36,7 +35,7 @@ FIGURES = {  # by hypothesis: title, label of the axis, note
 }
 TRAINING_LABELS = {"prediction": "by prediction", "return": "on return", "student": "distilled from a planner"}
 APPROACHES = {"prediction": "ml_code", "return": "evolution", "student": "baseline"}
-TEXTS = page.load_macros(__package__, "mesa.html.j2")
+TEXTS = page.load_macros("ontogeny.studies.mesa", "mesa.html.j2")
 Study = Mapping[str, Any]
 
 
@@ -47,15 +46,8 @@ def write(folder: Path) -> Path:
         BadInput: If the folder holds no mesa study, or its files are damaged or of another format.
     """
     path = folder / PAGE_FILE
-    study, records = _read(folder)
-    write_bytes(path, render(study, records, read_seconds(folder)).encode())
+    write_bytes(path, render(read_study(folder), read_records(folder, SCHEMA), read_seconds(folder)).encode())
     return path
-
-
-def _read(folder: Path) -> tuple[Study, list[Record]]:
-    description = read_spec(folder)
-    study = description.spec | {"versions": description.versions} | description.details
-    return study, read_records(folder, SCHEMA)
 
 
 def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, float]) -> str:
@@ -89,14 +81,10 @@ def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, 
 
 def render_section(folder: Path) -> page.Section:
     """Render the section for the page of a study that includes the mesa study in `folder`."""
-    study, records = _read(folder)
-    groups = comparison.collect_groups(records, study["min_effects"])
-    body = TEXTS.section(
-        comparison.conclusions(records, study["min_effects"]),
-        _capacity(groups, records, study["min_effects"]),
-        study["budget"],
-        f"{folder.name}/{PAGE_FILE}",
-    )
+    study, records = read_study(folder), read_records(folder, SCHEMA)
+    sentences = comparison.conclusions(records, study["min_effects"])
+    capacity = _capacity(comparison.collect_groups(records, study["min_effects"]), records, study["min_effects"])
+    body = TEXTS.section(sentences, capacity, study["budget"], f"{folder.name}/{PAGE_FILE}")
     return page.Section("mesa", "Could learned content contain an optimizer?", body)
 
 
@@ -141,17 +129,10 @@ def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> M
         runs = [r for r in records if r["kind"] == "chain_audit" and r["content"] == group.content]
         patterns = [r["plans"]["pattern"] for r in runs if r["training"] == group.training]
         pattern = max(dict.fromkeys(patterns), key=patterns.count)
-        entries.append(
-            [
-                group.content,
-                _training(group.training),
-                f"{group.num_runs}",
-                f"{group.competence:.0%}",
-                *(_interval(group.parts[name]) for name in PARTS["plans"]),
-                f"{pattern} ({patterns.count(pattern)} of {len(patterns)})",
-                TEXTS.verdict(group),
-            ]
-        )
+        cells = [group.content, _training(group.training), f"{group.num_runs}", f"{group.competence:.0%}"]
+        cells += [_interval(group.parts[name]) for name in PARTS["plans"]]
+        cells += [f"{pattern} ({patterns.count(pattern)} of {len(patterns)})", TEXTS.verdict(group)]
+        entries.append(cells)
     titles = ["content", "trained", "runs", "optimal choices", *PARTS["plans"], "pattern", "plans?"]
     caption = (
         "Decrease of the formerly best choice after a single link has changed, and its increase after the second of two"
@@ -175,15 +156,11 @@ def render_fingerprints(records: Sequence[Record]) -> Markup:
             note = ", ".join(f"{record['group']} {record['pattern']}" for record in references)
             chart = figures.draw_fingerprint(f"fingerprint-{name}", references, subjects)
             panels.append(page.figure(chart, title, note))
-    dose_panels = [
-        page.figure(
-            figures.draw_dose_curve(f"dose-{record['group']}", record),
-            f"{figures.ALGORITHMS[record['agent']]}, {record['group']}",
-            f"mechanism: {record['verdict']}",
-        )
-        for record in records
-        if record["kind"] == "dose_curve"
-    ]
+    dose_panels = []
+    for record in (record for record in records if record["kind"] == "dose_curve"):
+        chart = figures.draw_dose_curve(f"dose-{record['group']}", record)
+        title = f"{figures.ALGORITHMS[record['agent']]}, {record['group']}"
+        dose_panels.append(page.figure(chart, title, f"mechanism: {record['verdict']}"))
     return TEXTS.fingerprint(page.panels(panels), page.panels(dose_panels) if dose_panels else "")
 
 
@@ -203,16 +180,10 @@ def _evolved(records: Sequence[Record]) -> Markup:
         if record["kind"] == "evolved_agent":
             patterns = [r["pattern"] for r in record["results"] if r["test"] == "plans" and r["pattern"]]
             verdicts = record["verdicts"]
-            entries.append(
-                [
-                    page.agent(record["agent"].partition(":")[0], "evolution"),
-                    record["env"],
-                    verdicts["learns"],
-                    verdicts["plans"] + (f" ({patterns[0]})" if patterns else ""),
-                    verdicts["objective"],
-                    Markup('<span class="prose">{}</span>').format(record["verdict_text"]),
-                ]
-            )
+            plans = verdicts["plans"] + (f" ({patterns[0]})" if patterns else "")
+            agent = page.agent(record["agent"].partition(":")[0], "evolution")
+            text = Markup('<span class="prose">{}</span>').format(record["verdict_text"])
+            entries.append([agent, record["env"], verdicts["learns"], plans, verdicts["objective"], text])
     if not entries:
         return Markup()
     titles = ["agent", "evolved and audited in", "learns?", "plans?", "an objective?", "summary"]

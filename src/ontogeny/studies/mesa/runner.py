@@ -5,7 +5,6 @@ networks) and `report.html`. A killed study resumes when it is started again; a 
 and gives the same values.
 """
 
-import contextlib
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ontogeny.studies.mesa import page
 from ontogeny.studies.mesa.budgets import MINUTES, MesaBudget, budgets
 from ontogeny.studies.mesa.comparison import SCHEMA
 from ontogeny.studies.mesa.measurements import MesaContext, list_measurements, min_effects
-from ontogeny.studies.progress import OnEvent, ProgressDisplay, StudyEvent
+from ontogeny.studies.progress import OnEvent, StudyEvent, progress_callback, show_progress
 from ontogeny.studies.records import read_records
 
 TITLE = "Could learned content come to contain an optimizer of its own?"
@@ -42,9 +41,8 @@ def run_mesa_study(size: str | MesaBudget, out: str | Path, seed: int = 0, on_ev
     context = MesaContext(budget, Path(out), seed)
     planned_ids = [name for measurement in list_measurements(context) for name in measurement.ids]
     spec = {"title": TITLE, "seed": seed, "budget": to_jsonable(budget), "min_effects": min_effects()}
-    with contextlib.ExitStack() as stack:
-        notify = stack.enter_context(contextlib.closing(ProgressDisplay())) if on_event is None else on_event
-        stack.enter_context(claim(Path(out), MESA_STUDY, spec, prepare=lambda _: {"planned_ids": planned_ids}))
+    folder = claim(Path(out), MESA_STUDY, spec, prepare=lambda _: {"planned_ids": planned_ids})
+    with show_progress(on_event) as notify, folder:
         repair_records(Path(out) / RECORDS_FILE)
         return _run(context, len(planned_ids), notify)
 
@@ -62,11 +60,7 @@ def _run(context: MesaContext, num_planned: int, notify: OnEvent) -> Path:
         name = measurement.ids[0]
         notify(StudyEvent("work", name, number, len(measurements)))
         start_time = time.perf_counter()
-
-        def on_progress(num_done: int, num_total: int, name: str = name) -> None:
-            notify(StudyEvent("progress", name, num_done, num_total))
-
-        for record in measurement.measure(on_progress):
+        for record in measurement.measure(progress_callback(notify, name)):
             if record["id"] not in recorded:
                 append_record(folder / RECORDS_FILE, record)
                 recorded.add(record["id"])
