@@ -257,17 +257,13 @@ def _read_entry_points(kind: str, search_path: tuple[str, ...]) -> dict[str, Ent
     plugins: dict[str, EntryPoint] = {}
     for entry_point in entry_points(group=f"ontogeny.{kind}"):
         name, package = entry_point.name, _package_of(entry_point)
+        plugin = f"the {PLUGIN_KINDS[kind]} '{name}'"
         if not name.isidentifier():
-            raise BadInput(f"the package '{package}' registers the {PLUGIN_KINDS[kind]} '{name}': not an identifier")
+            raise BadInput(f"the package '{package}' registers {plugin}: not an identifier")
         if name in _built_in_names(kind):
-            raise BadInput(
-                f"the package '{package}' registers the {PLUGIN_KINDS[kind]} '{name}', a name that is built in"
-            )
+            raise BadInput(f"the package '{package}' registers {plugin}, a name that is built in")
         if name in plugins and plugins[name].value != entry_point.value:
-            raise BadInput(
-                f"the packages '{_package_of(plugins[name])}' and '{package}' both register the "
-                f"{PLUGIN_KINDS[kind]} '{name}'"
-            )
+            raise BadInput(f"the packages '{_package_of(plugins[name])}' and '{package}' both register {plugin}")
         plugins[name] = entry_point
     return plugins
 
@@ -318,10 +314,8 @@ def _load_module(kind: str, name: str) -> ModuleType:
 
 def _cannot_load(kind: str, entry_point: EntryPoint, error: Exception) -> BadInput:
     """The error for an installed plugin that fails at import."""
-    return BadInput(
-        f"the {PLUGIN_KINDS[kind]} '{entry_point.name}' of the package '{_package_of(entry_point)}' cannot be loaded: "
-        f"{type(error).__name__}: {error}"
-    )
+    plugin = f"the {PLUGIN_KINDS[kind]} '{entry_point.name}' of the package '{_package_of(entry_point)}'"
+    return BadInput(f"{plugin} cannot be loaded: {type(error).__name__}: {error}")
 
 
 def _load_file(kind: str, name: str, path: Path) -> ModuleType:

@@ -36,9 +36,8 @@ def from_arrays(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
             raise BadInput(f"the array '{name}' is missing")
         array, like = arrays[name], expected[name]
         if array.shape != like.shape or array.dtype != like.dtype:
-            raise BadInput(
-                f"the array '{name}' is {array.dtype}{list(array.shape)}, expected {like.dtype}{list(like.shape)}"
-            )
+            actual, required = (f"{a.dtype}{list(a.shape)}" for a in (array, like))
+            raise BadInput(f"the array '{name}' is {actual}, expected {required}")
         leaves.append(jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else jnp.asarray(array))
     return jax.tree_util.tree_unflatten(structure, leaves)
 

@@ -83,10 +83,9 @@ class Prior(NamedTuple):
     transitions: float  # Dirichlet concentration per successor
     outcome_features: tuple[FeaturePrior, ...]
     outcome_forgetting_rate: float = 0.0  # share of the evidence on outcomes that expires per step, where tasks drift
-    visit_forgetting_rate: float = (
-        0.0  # share of the evidence on an (observation, action) that expires per visit to it,
-    )
-    # where single transitions of a task change within a lifetime
+    # share of the evidence on an (observation, action) that expires per visit to it, where single transitions of a task
+    # change within a lifetime
+    visit_forgetting_rate: float = 0.0
 
 
 class EnvSpec(NamedTuple):

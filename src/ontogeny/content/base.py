@@ -41,9 +41,8 @@ class Predictor(NamedTuple):
     init_memory: Callable[[], PyTree]
     query: Callable[[PyTree, PyTree, Float[Array, "I"]], tuple[Float[Array, "K"], PyTree]]  # weights, memory, inputs
     query_sequence: Callable[[PyTree, Float[Array, "L I"]], Float[Array, "L K"]]  # weights, inputs
-    update: Callable[
-        [PyTree, PyTree, PredictionBatch, Array], tuple[PyTree, PyTree]
-    ]  # weights, scratch, batch, progress
+    # weights, scratch, batch, share of the training that is done, from 0 to 1 -> weights, scratch
+    update: Callable[[PyTree, PyTree, PredictionBatch, Array], tuple[PyTree, PyTree]]
 
 
 def starts_sequence(inputs: Float[Array, "*L I"]) -> Bool[Array, "*L"]:

@@ -83,10 +83,8 @@ def make_student(agent: Agent, teacher: Agent, spec: EnvSpec) -> Agent:
         genome_key, init_key = jax.random.split(key)
         teacher_state = teacher.init(init_key, teacher.genome(genome_key))
         info = ImitationInfo(jnp.float32(0), jnp.float32(0))
-        return State(
-            Weights((student_state.weights.content, teacher_state.weights)),
-            (student_state.activations, teacher_state.activations, info),
-        )
+        weights = Weights((student_state.weights.content, teacher_state.weights))
+        return State(weights, (student_state.activations, teacher_state.activations, info))
 
     def reset(state: State) -> State:
         (network, teacher_weights), (hidden, teacher_activations, info) = state.weights.content, state.activations

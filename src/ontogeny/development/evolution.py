@@ -76,9 +76,9 @@ def build(
     template = jax.eval_shape(agent.genome, jax.random.key(0))
     if not jax.tree.leaves(template):
         raise BadInput("the genome of this agent has no parameters that evolution could search")
-    sigma_schedule = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
+    sigmas = optax.cosine_decay_schedule(sigma, num_generations, final_sigma_ratio)
     learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
-    loop = evosax_loop(strategy, template, population_size, sigma_schedule, learning_rates)
+    loop = evosax_loop(strategy, template, population_size, sigmas, learning_rates)
     baseline = build_agent_from_text(baseline_agent, env, steering)
     evaluate = partial(mean_fitness, env=env, steering=steering)
     evaluate_population = shard_population(partial(evaluate, agent), population_size)
@@ -133,7 +133,7 @@ def evosax_loop(
     strategy: str,
     template: Genome,
     population_size: int,
-    sigma_schedule: optax.Schedule,
+    sigmas: optax.Schedule,
     learning_rates: optax.Schedule,
 ) -> OuterLoop:
     """A strategy of evosax as an outer loop that maximizes fitness.
@@ -142,11 +142,11 @@ def evosax_loop(
         strategy: One of `STRATEGIES`.
         template: A genome, or its shapes.
         population_size: P, even and at least 4.
-        sigma_schedule: Generation -> standard deviation of the perturbations; other strategies than Open_ES use its
+        sigmas: Generation -> standard deviation of the perturbations; other strategies than Open_ES use its
             first value only.
         learning_rates: Generation -> learning rate of Adam, for Open_ES.
     """
-    algorithm, parameters = _make_algorithm(strategy, template, population_size, sigma_schedule, learning_rates)
+    algorithm, parameters = _make_algorithm(strategy, template, population_size, sigmas, learning_rates)
 
     def init(key: Key, genome: Genome) -> PyTree:
         # Some numbers in evosax's state are Python's; as arrays, a state has the same types before and after a step.
@@ -167,7 +167,7 @@ def _make_algorithm(
     strategy: str,
     template: Genome,
     population_size: int,
-    sigma_schedule: optax.Schedule,
+    sigmas: optax.Schedule,
     learning_rates: optax.Schedule,
 ) -> tuple[Any, Any]:
     """evosax's algorithm and its parameters."""
@@ -186,12 +186,12 @@ def _make_algorithm(
 
     options: dict[str, Any] = {}
     if strategy == "Open_ES":
-        options = {"optimizer": optax.adam(learning_rates), "std_schedule": sigma_schedule}
+        options = {"optimizer": optax.adam(learning_rates), "std_schedule": sigmas}
     solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
     algorithm = getattr(algorithms, strategy)(population_size, solution, **options)
     parameters = algorithm.default_params
     if hasattr(parameters, "std_init"):
-        parameters = parameters.replace(std_init=sigma_schedule(0))
+        parameters = parameters.replace(std_init=sigmas(0))
     return algorithm, parameters
 
 

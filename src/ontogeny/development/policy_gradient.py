@@ -82,18 +82,14 @@ def actor_critic_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch of lifetimes, [], with its diagnostics; `info` has leading axes B and T."""
     # The critic learns returns in units of one step's reward: it starts at zero and would take long to reach sums.
-    advantage = jax.vmap(lambda r, v: advantages(r, v, discount, trace_decay))(
-        (1 - discount) * reward, jax.lax.stop_gradient(info.value)
-    )
-    target = jax.lax.stop_gradient(info.value) + advantage
+    scaled_reward, value = (1 - discount) * reward, jax.lax.stop_gradient(info.value)
+    advantage = jax.vmap(lambda r, v: advantages(r, v, discount, trace_decay))(scaled_reward, value)
+    target = value + advantage
     scaled = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-6)
     actor_loss = -jnp.mean(info.log_probability * scaled) - entropy_weight * jnp.mean(info.entropy)
     critic_loss = jnp.mean((info.value - target) ** 2)
-    diagnostics = {
-        "fitness": jnp.mean(jnp.sum(reward, axis=1)),
-        "entropy": jnp.mean(info.entropy),
-        "critic_loss": critic_loss,
-    }
+    fitness, entropy = jnp.mean(jnp.sum(reward, axis=1)), jnp.mean(info.entropy)
+    diagnostics = {"fitness": fitness, "entropy": entropy, "critic_loss": critic_loss}
     return actor_loss + 0.5 * critic_loss / (jnp.var(target) + 1e-6), diagnostics
 
 

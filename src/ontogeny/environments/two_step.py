@@ -72,11 +72,8 @@ def step(params: TwoStepParams, key: Key, state: TwoStepState, action: Array) ->
     probability = state.probabilities[jnp.maximum(state.position - 1, 0), action]
     is_paid = ~is_first_choice & (jax.random.uniform(reward_key) < probability)
     changed = _change_probabilities(params, change_key, state.probabilities)
-    state = TwoStepState(
-        state.task,
-        jnp.where(is_first_choice, state.probabilities, changed),
-        jnp.where(is_first_choice, 1 + place, 0).astype(jnp.int32),
-    )
+    probabilities = jnp.where(is_first_choice, state.probabilities, changed)
+    state = TwoStepState(state.task, probabilities, jnp.where(is_first_choice, 1 + place, 0).astype(jnp.int32))
     payout = is_paid.astype(jnp.float32)[None]
     return state, TimeStep(state.position, payout, ~is_first_choice, is_first_choice.astype(jnp.float32))
 

@@ -122,17 +122,11 @@ def _agent_result(
 
 
 def _mean_curve(curves: Sequence[Mapping]) -> LearningCurve:
-    points = [
-        mean_over_seeds([confidence_interval(c["mean"][k], c["standard_error"][k]) for c in curves])
-        for k in range(len(curves[0]["mean"]))
-    ]
-    return LearningCurve(
-        curves[0]["unit"],
-        tuple(curves[0]["position"]),
-        tuple(point.mean for point in points),
-        tuple(point.low for point in points),
-        tuple(point.high for point in points),
-    )
+    points = []
+    for k in range(len(curves[0]["mean"])):
+        points.append(mean_over_seeds([confidence_interval(c["mean"][k], c["standard_error"][k]) for c in curves]))
+    means, lows, highs = (tuple(getattr(point, part) for point in points) for part in ("mean", "low", "high"))
+    return LearningCurve(curves[0]["unit"], tuple(curves[0]["position"]), means, lows, highs)
 
 
 def published_scores(env: Record) -> dict[str, float]:
@@ -207,6 +201,11 @@ def collect_upper_bounds(records: Iterable[Record]) -> dict[str, tuple[str, floa
     return {r["env"]: (r["name"], r["value"]) for r in records if r["kind"] == "upper_bound"}
 
 
+def upper_bound_value(upper_bounds: Mapping[str, tuple[str, float]], env: str) -> float:
+    """The mean score that no strategy exceeds in an environment; infinite where it is not known."""
+    return upper_bounds[env][1] if env in upper_bounds else math.inf
+
+
 def best_of_approach(results: Iterable[AgentResult], approach: str) -> AgentResult | None:
     """The agent of an approach with the highest score in an environment."""
     return max((r for r in results if r.approach == approach), key=lambda r: r.score.mean, default=None)
@@ -239,10 +238,8 @@ def score_difference(
     for sign, agents in ((1, (first.agent, second.agent)), (-1, (second.agent, first.agent))):
         record = differences.get((first.env, *agents))
         if record is not None:
-            degrees_of_freedom = record.get("degrees_of_freedom") or math.inf
-            return confidence_interval(
-                sign * record["mean"], record["standard_error"], record["num_tasks"], degrees_of_freedom
-            )
+            mean, degrees_of_freedom = sign * record["mean"], record.get("degrees_of_freedom") or math.inf
+            return confidence_interval(mean, record["standard_error"], record["num_tasks"], degrees_of_freedom)
     return unpaired_difference(first.score, second.score)
 
 
@@ -262,7 +259,7 @@ def _conclusion_on_published(records: Sequence[Record], results: Mapping[str, li
         for env in envs:
             best = best_of_approach(results[env["env"]], approach)
             if best is not None:
-                bound = upper_bounds.get(env["env"], ("", math.inf))[1]
+                bound = upper_bound_value(upper_bounds, env["env"])
                 comparison = compare_with_best_published(best.score, published_scores(env), bound)
                 assert comparison is not None
                 pairs.append((best, comparison))

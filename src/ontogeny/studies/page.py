@@ -98,17 +98,11 @@ def incomplete(planned_ids: Sequence[str], records: Sequence[Record]) -> Markup:
 
 
 def _environments_table(envs: Sequence[Record]) -> Markup:
-    rows = [
-        [
-            env["env"],
-            Markup('<span class="prose">{}</span>').format(env.get("description", "")),
-            f"{env['num_steps']:,}",
-            f"{env['num_actions']}",
-            f"{env['num_observations']}" if env["num_observations"] else "vectors",
-            _reward_formula(env.get("drives", {})),
-        ]
-        for env in envs
-    ]
+    rows = []
+    for env in envs:
+        description = Markup('<span class="prose">{}</span>').format(env.get("description", ""))
+        sizes = [f"{env['num_steps']:,}", f"{env['num_actions']}", f"{env['num_observations'] or 'vectors'}"]
+        rows.append([env["env"], description, *sizes, _reward_formula(env.get("drives", {}))])
     titles = ["environment", "description", "steps per lifetime", "actions", "observations", "reward"]
     return page.table("The environments, in the order in which they were run", titles, rows, numeric=(2, 3, 4))
 
@@ -195,7 +189,7 @@ def _own_rows(
             row = next((row for row in results[env["env"]] if row.agent == agent), None)
             cell = page.score(row.score) if row else Markup()
             if row is not None and row.approach != "baseline":
-                bound = upper_bounds.get(env["env"], ("", math.inf))[1]
+                bound = comparison.upper_bound_value(upper_bounds, env["env"])
                 best = comparison.compare_with_best_published(row.score, comparison.published_scores(env), bound)
                 assert best is not None
                 detail = f"{best.num_standard_errors:+.0f} standard errors from {best.baseline}"
@@ -250,19 +244,10 @@ def _cost(envs: Sequence[Record], results: Results) -> Markup:
             rows += [_cost_cells(row) for row in trained]
     if not rows:
         return Markup()
-    caption = (
-        "Cost of development, per seed. Seconds are wall time on the machine that ran this study, compilation included"
-    )
-    titles = [
-        "environment",
-        "agent",
-        "parameters",
-        "training steps",
-        "seconds",
-        "trained in",
-        "score",
-        "seeds from … to",
-    ]
+    caption = "Cost of development, per seed. "
+    caption += "Seconds are wall time on the machine that ran this study, compilation included"
+    titles = ["environment", "agent", "parameters", "training steps", "seconds", "trained in", "score"]
+    titles.append("seeds from … to")
     return TEXTS.cost(page.panels(panels), page.table(caption, titles, rows, numeric=(2, 3, 4, 6, 7)))
 
 

@@ -155,11 +155,8 @@ def _first_and_last_episode(trajectory: Record, horizon: int) -> list[tuple[str,
     """Title and range of steps of the first and of the last complete episode."""
     starts = [t for t, first in enumerate(trajectory["first"]) if first]
     ends = [*starts[1:], len(trajectory["action"])]
-    complete = [
-        (start, end)
-        for start, end in zip(starts, ends, strict=True)
-        if end < len(trajectory["action"]) or end - start == horizon
-    ]
+    T, episodes = len(trajectory["action"]), zip(starts, ends, strict=True)
+    complete = [(start, end) for start, end in episodes if end < T or end - start == horizon]
     titled = [("first episode", complete[0] if complete else (starts[0], ends[0]))]
     if len(complete) > 1:
         titled.append((f"episode {len(complete)}, the last complete one", complete[-1]))

@@ -154,11 +154,7 @@ def _environment_record(env: StudyEnvironment) -> Record:
         "description": plugins.help_line("environments", name),
         "settings": study_plan.complete_settings(env),
         "drives": _all_drives(env_spec, env.drives),
-        "num_steps": env_spec.num_steps,
-        "horizon": env_spec.horizon,
-        "num_actions": env_spec.num_actions,
-        "num_observations": env_spec.num_observations,
-    }
+    } | {size: getattr(env_spec, size) for size in ("num_steps", "horizon", "num_actions", "num_observations")}
 
 
 def _all_drives(env_spec: EnvSpec, drives: Mapping[str, float]) -> dict[str, float]:
@@ -220,12 +216,7 @@ def _evaluate(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out:
         "standard_error": evaluation.standard_error,
         "low": interval.low,
         "high": interval.high,
-        "curve": {
-            "unit": evaluation.curve.unit,
-            "position": evaluation.curve.position.tolist(),
-            "mean": _rounded(evaluation.curve.mean),
-            "standard_error": _rounded(evaluation.curve.standard_error),
-        },
+        "curve": {name: _rounded(values) for name, values in evaluation.curve._asdict().items()},
     } | drives
 
 
@@ -284,7 +275,7 @@ def _read_scores(path: Path) -> np.ndarray:
 def _notify_of_table(records: list[Record], env: str, notify: OnEvent) -> None:
     results = comparison.collect_results(records).get(env, [])
     env_record = next(r for r in records if r["kind"] == "environment" and r["env"] == env)
-    upper_bound = comparison.collect_upper_bounds(records).get(env, ("", float("inf")))[1]
+    upper_bound = comparison.upper_bound_value(comparison.collect_upper_bounds(records), env)
     scores = tuple(comparison.published_scores(env_record).items())
     notify(StudyEvent("table", env, results=tuple(results), published_scores=scores, upper_bound=upper_bound))
 
@@ -296,7 +287,7 @@ def _training_seconds(folder: Path) -> float:
 
 
 def _rounded(values: Any) -> Any:
-    """An array as a list, with floats rounded to seven significant digits, the precision of float32."""
+    """An array as a list (a string as it is), with floats rounded to the precision of float32, seven digits."""
     array = np.asarray(values)
     if array.dtype.kind != "f":
         return array.tolist()

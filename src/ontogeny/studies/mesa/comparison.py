@@ -103,10 +103,8 @@ def list_contents(records: Sequence[Record]) -> list[str]:
 def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: float) -> ContentGroup:
     hypothesis = key[0]
     results = [run[hypothesis] for run in runs]
-    parts = {
-        name: mean_over_runs([result["lifetime_values"][name] for result in results])
-        for name in results[0]["lifetime_values"]
-    }
+    values = [result["lifetime_values"] for result in results]
+    parts = {name: mean_over_runs([by_part[name] for by_part in values]) for name in values[0]}
     measure = "optimal_action_rate" if hypothesis == "plans" else "relative_skill"
     competence = float(np.mean([run[measure] for run in runs]))
     counts = {verdict: sum(result["verdict"] == verdict for result in results) for verdict in VERDICTS}
@@ -141,20 +139,16 @@ def conclusions(records: Sequence[Record], min_effects: Mapping[str, float]) -> 
 
 def _conclusion_on_prediction(groups: Sequence[ContentGroup], min_effects: Mapping[str, float]) -> str:
     active = [group for group in groups if group.training == "prediction" and group.condition == "active"]
-    learns, objective, plans = (
-        [g for g in active if g.hypothesis == name] for name in ("learns", "objective", "plans")
-    )
+    names = ("learns", "objective", "plans")
+    learns, objective, plans = ([group for group in active if group.hypothesis == name] for name in names)
     clauses = []
     if learns:
         clauses.append(_clause_by_content(learns, "learns in its activations", "does not learn in its activations"))
     if objective:
         largest = max(objective, key=lambda group: group.main_part.mean)
         part = largest.main_part
-        clause = _clause_by_content(
-            objective,
-            "pursues an objective of its own (items that are easier to predict)",
-            "has no objective of its own",
-        )
+        positive = "pursues an objective of its own (items that are easier to predict)"
+        clause = _clause_by_content(objective, positive, "has no objective of its own")
         clauses.append(
             f"{clause} (the largest mean bias of its reports beyond accuracy is {format_signed(part.mean)}, "
             f"{format_signed(part.low)} to {format_signed(part.high)}, at {largest.content}; the smallest effect that "
