@@ -54,8 +54,10 @@ def map_in_batches(function: Callable[..., PyTree], trees: PyTree, batch_size: i
 
 
 def _local_mesh(num_devices: int | None) -> Mesh:
+    """The mesh of the first `num_devices` local devices, or of all."""
     return Mesh(np.array(jax.local_devices()[:num_devices]), (AXIS,))
 
 
 def _partition(axis: int | None) -> PartitionSpec:
+    """The partition of one argument along an axis, or of none."""
     return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)

@@ -45,6 +45,7 @@ def validate(model: type[Model], data: object, place: str, renamed_kind: str | N
 
 
 def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed_kind: str | None) -> str:
+    """The message about one mistake."""
     *tables, last = mistake["loc"] or ("",)
     table, key = ".".join([place, *map(str, tables)]), str(last)
     entry = f"'{key}' in [{table}]" if key else f"[{place}]"
@@ -63,6 +64,7 @@ def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed
 
 
 def _shorten(value: object) -> str:
+    """A value as Python writes it, at most 60 characters long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

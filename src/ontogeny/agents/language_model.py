@@ -104,6 +104,7 @@ def language_model_agent(config: TransformerConfig, *, learning_rate: float = 3e
 
 
 def _empty_context(config: TransformerConfig) -> TokenContext:
+    """The activations at the start of a lifetime."""
     return TokenContext(transformer.init_cache(config, 1), jnp.zeros(config.context_length, jnp.int32))
 
 

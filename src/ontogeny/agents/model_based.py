@@ -104,12 +104,14 @@ def build(spec: EnvSpec, steering: Steering, *, bonus_scale: float = 1.0) -> Age
 
 
 def _act(params: ModelBasedParams, key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+    """Takes the action with the highest planned value for the steps that remain in the episode."""
     steps_to_go = jnp.where(percept.first, params.spec.horizon, state.activations)
     values = params.values.query(state.weights.content.values, percept.observation, steps_to_go)
     return random_argmax(key, values), State(state.weights, steps_to_go - 1)
 
 
 def _learn(params: ModelBasedParams, key: Key, state: State, transition: Transition) -> tuple[State, tuple[()]]:
+    """Adds one transition to the evidence and plans again."""
     del key
     (evidence, values), scratch = state.weights
     is_at_time_limit = transition.next_percept.first & (state.activations <= 0)

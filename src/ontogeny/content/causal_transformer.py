@@ -100,7 +100,7 @@ def build(
         stream, queries, keys, values = _embed(config, weights, inputs[None])
         is_filled = jnp.append((memory.is_filled & ~starts_sequence(inputs))[1:], True)
         memory = AttentionWindow(_shift_in(memory.keys, keys), _shift_in(memory.values, values), is_filled)
-        score_bias = weights.age_bias[:, None, ::-1]
+        score_bias = weights.age_bias[:, None, ::-1]  # the latest step, of age 0, stands last in the window
         keys, values, mask = memory.keys[None], memory.values[None], is_filled[None, None]
         attended = transformer_block.attend(queries, keys, values, mask, score_bias)
         return _read_out(config, weights, stream, attended)[0], memory
@@ -130,6 +130,7 @@ def _embed(
 def _read_out(
     config: BlockConfig, weights: CausalTransformerWeights, stream: Float[Array, "1 L D"], attended: Array
 ) -> Float[Array, "L K"]:
+    """The logits of the residual stream after the block."""
     stream = transformer_block.finish_block(config, weights.block, stream, attended)
     return transformer_block.normalize(config, NO_SCALE, stream)[0] @ weights.readout + weights.readout_bias
 

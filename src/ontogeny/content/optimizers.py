@@ -70,4 +70,5 @@ def cosine_decay(learning_rate: float, num_steps: int = 1) -> optax.Schedule:
 
 
 def _labels_of(uses_muon: Callable[[PyTree], PyTree]) -> Callable[[PyTree], Any]:
+    """A function from weights to the name of the method that trains each of them."""
     return lambda weights: jax.tree.map(lambda muon: "muon" if muon else "adam", uses_muon(weights))

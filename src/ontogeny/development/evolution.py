@@ -130,11 +130,7 @@ def _make_generation(
 
 
 def evosax_loop(
-    strategy: str,
-    template: Genome,
-    population_size: int,
-    sigmas: optax.Schedule,
-    learning_rates: optax.Schedule,
+    strategy: str, template: Genome, population_size: int, sigmas: optax.Schedule, learning_rates: optax.Schedule
 ) -> OuterLoop:
     """A strategy of evosax as an outer loop that maximizes fitness.
 
@@ -164,11 +160,7 @@ def evosax_loop(
 
 
 def _make_algorithm(
-    strategy: str,
-    template: Genome,
-    population_size: int,
-    sigmas: optax.Schedule,
-    learning_rates: optax.Schedule,
+    strategy: str, template: Genome, population_size: int, sigmas: optax.Schedule, learning_rates: optax.Schedule
 ) -> tuple[Any, Any]:
     """evosax's algorithm and its parameters."""
     if strategy not in STRATEGIES:

@@ -122,6 +122,7 @@ def _agent_result(
 
 
 def _mean_curve(curves: Sequence[Mapping]) -> LearningCurve:
+    """The mean over seeds of learning curves with the same points."""
     points = []
     for k in range(len(curves[0]["mean"])):
         points.append(mean_over_seeds([confidence_interval(c["mean"][k], c["standard_error"][k]) for c in curves]))
@@ -249,6 +250,7 @@ def conclusions(records: Sequence[Record], results: Mapping[str, list[AgentResul
 
 
 def _conclusion_on_published(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> str:
+    """The sentence that compares both approaches with the published scores."""
     envs = [r for r in records if r["kind"] == "environment" and published_scores(r) and r["env"] in results]
     if not envs:
         return "None of the environments of this study has a published baseline."
@@ -269,6 +271,7 @@ def _conclusion_on_published(records: Sequence[Record], results: Mapping[str, li
 
 
 def _clause_on_published(approach: str, phrase: str, pairs: Sequence[tuple[AgentResult, PublishedComparison]]) -> str:
+    """The clause about one approach, from its best agent in each environment with the comparison."""
     if not pairs:
         return f"{phrase} was not evaluated"
     if approach == "evolution" and min(len(best.seed_means) for best, _ in pairs) == 1:
@@ -289,6 +292,7 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def _conclusion_on_approaches(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> str:
+    """The sentence that compares the approaches with each other."""
     comparisons = compare_approaches(records, results)
     if not comparisons:
         return "The two approaches were not evaluated in a common environment, so they cannot be compared."

@@ -80,6 +80,7 @@ def _axis_range(entries: Sequence[Entry], privileged: set[str]) -> tuple[float, 
 
 
 def _draw_score(axes: Axes, y: int, entry: Entry, left: float, right: float) -> None:
+    """Draw one row: a score with its interval, a published score, or the number of an outlier at the edge."""
     _, score, approach = entry
     color = APPROACH_COLORS.get(approach, MUTED)
     if not left <= score.mean <= right:

@@ -98,6 +98,7 @@ def incomplete(planned_ids: Sequence[str], records: Sequence[Record]) -> Markup:
 
 
 def _environments_table(envs: Sequence[Record]) -> Markup:
+    """Sizes and reward of each environment."""
     rows = []
     for env in envs:
         description = Markup('<span class="prose">{}</span>').format(env.get("description", ""))
@@ -119,6 +120,7 @@ def _reward_formula(drives: Mapping[str, float]) -> str:
 
 
 def _published(records: Sequence[Record], envs: Sequence[Record], results: Results) -> Markup:
+    """The published tables with our scores; empty where the study measures no row of them."""
     groups: dict[int, list[Record]] = {}
     for env in envs:
         if comparison.published_scores(env):
@@ -151,6 +153,7 @@ def _published_table(
 
 
 def _column_title(row: published.PublishedRow) -> str:
+    """The number of episodes and of arms."""
     return f"n = {row.n}" if row.k is None else f"k = {row.k}, n = {row.n}"
 
 
@@ -200,6 +203,7 @@ def _own_rows(
 
 
 def _scores(records: Sequence[Record], envs: Sequence[Record], results: Results) -> Markup:
+    """One chart of scores per environment."""
     if not envs:
         return Markup()
     panels = []
@@ -219,6 +223,7 @@ def _scores(records: Sequence[Record], envs: Sequence[Record], results: Results)
 
 
 def _approaches(records: Sequence[Record], results: Results) -> Markup:
+    """The best agents of both approaches, one row per environment."""
     verdicts = {"ml_code": "ML code", "evolution": "evolution", "level": "no significant difference"}
     rows = []
     for env, ml_code, evolution, difference, verdict in comparison.compare_approaches(records, results):
@@ -232,10 +237,12 @@ def _approaches(records: Sequence[Record], results: Results) -> Markup:
 
 
 def _agent_with_score(result: AgentResult) -> Markup:
+    """The name of an agent with its score below."""
     return Markup("{}<br>{}").format(page.agent(result.agent, result.approach), page.score(result.score))
 
 
 def _cost(envs: Sequence[Record], results: Results) -> Markup:
+    """Charts and table of score against the cost of development."""
     panels, rows = [], []
     for i, env in enumerate(envs):
         trained = [row for row in results[env["env"]] if row.approach != "baseline"]
@@ -252,6 +259,7 @@ def _cost(envs: Sequence[Record], results: Results) -> Markup:
 
 
 def _cost_cells(row: AgentResult) -> list[str]:
+    """The cost of one agent."""
     means = row.seed_means
     return [
         row.env,
@@ -266,6 +274,7 @@ def _cost_cells(row: AgentResult) -> list[str]:
 
 
 def _learning(envs: Sequence[Record], results: Results) -> Markup:
+    """One chart of learning curves per environment."""
     panels = []
     for i, env in enumerate(envs):
         rows = results[env["env"]]
@@ -280,6 +289,7 @@ def _learning(envs: Sequence[Record], results: Results) -> Markup:
 
 
 def _lifetimes(records: Sequence[Record], envs: Sequence[Record]) -> Markup:
+    """Drawings of recorded lifetimes; the baselines can be unfolded where a trained agent is shown."""
     parts = []
     for env in envs:
         recorded = [r for r in records if r["kind"] == "recorded_lifetime" and r["env"] == env["env"]]
@@ -289,18 +299,20 @@ def _lifetimes(records: Sequence[Record], envs: Sequence[Record]) -> Markup:
             baselines = [r["agent"] for r in recorded if r["approach"] == "baseline"]
             hidden = baselines if trained else []
             legend = recorded_lifetimes.draw(recorded[0], env).legend
-            shown = [drawings[agent] for agent in trained or baselines]
-            parts.append((env["env"], legend, shown, {agent: drawings[agent] for agent in hidden}))
+            visible = [drawings[agent] for agent in trained or baselines]
+            parts.append((env["env"], legend, visible, {agent: drawings[agent] for agent in hidden}))
     return TEXTS.lifetimes(parts) if parts else Markup()
 
 
 def _lifetime_figure(recorded: Record, env: Record) -> Markup:
+    """The drawing of one recorded lifetime with its total score."""
     total = format_total(sum(recorded["trajectory"]["score"]))
     title = page.agent(recorded["agent"], recorded["approach"])
     return page.figure(recorded_lifetimes.draw(recorded, env).svg, title, f"Total score {total}.")
 
 
 def _weight_sharing(records: Sequence[Record], results: Results) -> Markup:
+    """The networks with and without shared weights, one row per environment in which both were trained."""
     differences = comparison.collect_differences(records)
     rows = []
     for env, env_results in results.items():
@@ -317,11 +329,13 @@ def _weight_sharing(records: Sequence[Record], results: Results) -> Markup:
 
 
 def _score_with_cost(row: AgentResult) -> Markup:
+    """A score with the size and the training steps of the agent below."""
     cost = f"{row.num_parameters:,} parameters, {format_count(row.num_training_env_steps)} steps"
     return Markup("{}<br><small>{}</small>").format(page.score(row.score), cost)
 
 
 def _headroom(records: Sequence[Record], envs: Sequence[Record], results: Results) -> Markup:
+    """How far the best agent stays below the upper bound or the oracle, one row per environment."""
     rows, exceeded = [], []
     upper_bounds = comparison.collect_upper_bounds(records)
     for env in envs:

@@ -100,6 +100,7 @@ def _at(place: str) -> Iterator[None]:
 
 
 def _genome_shapes(agent: Agent) -> Any:
+    """Structure, shapes and types of the genome of an agent."""
     genome = jax.eval_shape(agent.genome, jax.random.key(0))
     return jax.tree.structure(genome), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(genome)]
 
@@ -157,6 +158,7 @@ def complete_settings(env: StudyEnvironment) -> dict[str, Any]:
 
 
 def _has_exact_upper_bound(env: StudyEnvironment) -> bool:
+    """Whether the Bayes-optimal score of the environment can be computed."""
     if parse_plugin_choice(env.env).name != "bandit":
         return False
     settings = complete_settings(env)
@@ -174,4 +176,5 @@ def scores_path(out: Path, env: StudyEnvironment, agent: StudyAgent, seed: int) 
 
 
 def _slug(name: str) -> str:
+    """A name as a part of a path: lower case, with dashes for everything but letters and digits."""
     return re.sub(r"[^\w]+", "-", name.lower()).strip("-")

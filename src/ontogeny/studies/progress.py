@@ -117,6 +117,7 @@ def progress_callback(notify: OnEvent, name: str) -> Callable[..., None]:
 
 
 def _table_row(result: AgentResult, event: StudyEvent) -> Sequence[str]:
+    """The cells of one agent, in the order of `HEADS`."""
     score = result.score
     best = None  # an agent to which the task is revealed is not compared with published scores
     if not result.privileged:

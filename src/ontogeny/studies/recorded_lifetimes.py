@@ -64,6 +64,7 @@ def _draw_actions(recorded: Record, env: Record) -> Drawing:
 
 
 def _draw_bandit(recorded: Record, env: Record) -> Drawing:
+    """Pulls by arm, the best arm on top."""
     trajectory, probabilities = recorded["trajectory"], recorded.get("task", {}).get("probabilities")
     arms = list(range(env["num_actions"]))
     if probabilities:
@@ -137,10 +138,7 @@ def _draw_foraging(recorded: Record, env: Record) -> Drawing:
         "are walls. Food and water count once per episode and every step costs energy, so a good path collects both "
         "and goes home."
     )
-    return Drawing(
-        MACROS.grids(label, recorded["approach"], task, size, episodes),
-        legend,
-    )
+    return Drawing(MACROS.grids(label, recorded["approach"], task, size, episodes), legend)
 
 
 DRAWINGS: dict[str, Callable[[Record, Record], Drawing]] = {

@@ -12,10 +12,12 @@ COMMANDS = ("ontogeny report", "ontogeny study")
 
 
 def _is_finished(folder: Path, description: RunDescription, records: list[Record]) -> bool:
+    """Whether every planned record exists."""
     return set(description.details["planned_ids"]) <= {record.get("id") for record in records}
 
 
 def _write_page(folder: Path) -> Path:
+    """Write the page of a study of any kind."""
     from ontogeny import studies
 
     return studies.write_page(folder)

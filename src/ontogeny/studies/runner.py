@@ -73,6 +73,8 @@ def run_study(
 
 @contextlib.contextmanager
 def _claim(out: Path, spec: StudySpec, measurements: list[Measurement]) -> Iterator[Path]:
+    """The folder of the study, claimed and locked, with copies of the files of the user that the spec names."""
+
     def prepare(folder: Path) -> Mapping[str, Any]:
         write_bytes(folder / "spec.toml", spec.text.encode())
         return {"planned_ids": [measurement.id for measurement in measurements]}
@@ -89,6 +91,7 @@ def _claim(out: Path, spec: StudySpec, measurements: list[Measurement]) -> Itera
 
 
 def _run(spec: StudySpec, measurements: list[Measurement], folder: Path, notify: OnEvent) -> Path:
+    """Carry out the measurements that have no record yet, then the included studies, then write the page."""
     path = folder / RECORDS_FILE
     by_id = {record["id"]: record for record in read_records(folder)}
     notify(StudyEvent("start", spec.title, len(by_id), len(measurements)))
@@ -117,6 +120,7 @@ def _forward(notify: OnEvent, event: StudyEvent) -> None:
 
 
 def _measure(measurement: Measurement, spec: StudySpec, folder: Path, notify: OnEvent) -> Record:
+    """Carry out one measurement and return its record without id and kind."""
     env, agent = measurement.env, measurement.agent
     if measurement.kind == "environment":
         return _environment_record(env)
@@ -147,6 +151,7 @@ def _measure(measurement: Measurement, spec: StudySpec, folder: Path, notify: On
 
 
 def _environment_record(env: StudyEnvironment) -> Record:
+    """The properties of an environment."""
     name, env_spec = parse_plugin_choice(env.env).name, study_plan.build_env(env).spec
     return {
         "env": env.name,
@@ -191,6 +196,7 @@ def _develop(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: 
 
 
 def _evaluate(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path, notify: OnEvent) -> Record:
+    """Evaluate an agent on held-out tasks and save its score in each task."""
     env, seed = measurement.env, measurement.seed
     assembly, genome, mode = _load_agent(measurement, agent, spec, out)
     num_tasks, on_progress = agent.num_tasks or env.num_tasks, progress_callback(notify, measurement.id)
@@ -221,6 +227,7 @@ def _evaluate(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out:
 
 
 def _record_lifetime(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path) -> Record:
+    """Record one lifetime of an agent step by step, in the first task of the evaluation."""
     assembly, genome, mode = _load_agent(measurement, agent, spec, out)
     trajectory = record_lifetime(*assembly, genome, spec.seed, mode)
     task_key = rng.split_lifetime_key(task_keys(spec.seed, 1)[0]).task
@@ -245,6 +252,7 @@ def _record_lifetime(measurement: Measurement, agent: StudyAgent, spec: StudySpe
 
 
 def _load_agent(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path) -> EvaluatedAgent:
+    """The agent of a measurement, with the genome that was developed or its initial genome."""
     run_spec = study_plan.make_run_spec(spec, agent, measurement.env, measurement.seed)
     assembly = assemble(run_spec)
     genome = assembly.agent.genome(jax.random.key(run_spec.seed))
@@ -266,6 +274,7 @@ def _shared_scores(
 
 
 def _read_scores(path: Path) -> np.ndarray:
+    """The scores of an evaluation, one per task."""
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -273,6 +282,7 @@ def _read_scores(path: Path) -> np.ndarray:
 
 
 def _notify_of_table(records: list[Record], env: str, notify: OnEvent) -> None:
+    """Report the scores of all agents in an environment."""
     results = comparison.collect_results(records).get(env, [])
     env_record = next(r for r in records if r["kind"] == "environment" and r["env"] == env)
     upper_bound = comparison.upper_bound_value(comparison.collect_upper_bounds(records), env)

@@ -26,6 +26,7 @@ MAX_NAME_BYTES = 100  # two names and a seed form the name of a file
 
 
 def _check_name(name: str) -> str:
+    """A validator of names that tables show and paths contain."""
     if not name.isprintable() or not any(letter.isalnum() for letter in name):
         raise ValueError(f"must be one line that contains a letter or a digit, not {name!r}")
     if len(name.encode()) > MAX_NAME_BYTES:
@@ -34,12 +35,14 @@ def _check_name(name: str) -> str:
 
 
 def _check_text(text: str) -> str:
+    """A validator of texts, which joins their lines."""
     if not text.strip():
         raise ValueError("must not be empty")
     return " ".join(text.split())
 
 
 def _check_approach(approach: object) -> object:
+    """A validator that answers a former name of an approach with the present one."""
     hint = renamed_hint("study value", str(approach))
     if hint:
         raise ValueError(f"is unknown: {hint}")
@@ -64,6 +67,7 @@ def _plugin_check(kind: str) -> Callable[[str], str]:
 
 
 def _check_unique(values: Sequence[Hashable]) -> Sequence[Hashable]:
+    """A validator of sequences without repeated values."""
     for value in values:
         if values.count(value) > 1:
             raise ValueError(f"contains {value!r} twice")

@@ -11,17 +11,17 @@ import numpy as np
 MAX_STATES = 200_000  # information states beyond which the exact value is not computed
 
 
-def is_tractable(arms: int, pulls: int) -> bool:
+def is_tractable(num_arms: int, num_pulls: int) -> bool:
     """Whether a bandit has at most `MAX_STATES` information states.
 
     A state is a multiset of k pairs (successes, failures) whose sum is less than n pulls. The states are counted by
     adding one kind of arm after the other: an arm of m pulls is of one of m + 1 kinds.
     """
-    if pulls * (pulls + 1) // 2 > MAX_STATES:  # a single arm has that many
+    if num_pulls * (num_pulls + 1) // 2 > MAX_STATES:  # a single arm has that many
         return False
-    num_states = np.zeros((min(arms, pulls) + 1, pulls))  # [arms pulled so far, pulls so far]
+    num_states = np.zeros((min(num_arms, num_pulls) + 1, num_pulls))  # [arms pulled so far, pulls so far]
     num_states[0, 0] = 1
-    for m in range(1, pulls):
+    for m in range(1, num_pulls):
         for _ in range(m + 1):
             for pulled in range(1, len(num_states)):  # ascending, so that several arms may be of the same kind
                 num_states[pulled, m:] += num_states[pulled - 1, :-m]
@@ -30,7 +30,7 @@ def is_tractable(arms: int, pulls: int) -> bool:
     return True
 
 
-def bayes_optimal(arms: int, pulls: int) -> float:
+def bayes_optimal(num_arms: int, num_pulls: int) -> float:
     """Expected payouts of the optimal strategy, by recursion over sorted pairs (successes, failures)."""
 
     @cache
@@ -50,4 +50,4 @@ def bayes_optimal(arms: int, pulls: int) -> float:
             best = max(best, expected)
         return best
 
-    return optimal_value(((0, 0),) * arms, pulls)
+    return optimal_value(((0, 0),) * num_arms, num_pulls)

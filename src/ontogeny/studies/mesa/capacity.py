@@ -204,13 +204,14 @@ def audit_in_chain(
         keys = sample_lifetime_keys(jax.random.fold_in(jax.random.key(seed), run), num_lifetimes, "evaluation")
 
         def frozen_state(agent: Agent, *_: Any) -> State:
+            """The trained content without scratch, and activations of zero."""
             state = jax.eval_shape(agent.init, jax.random.key(0), ())
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.activations)
             return State(Weights(weights), zeros)
 
         build = partial(build_payout_predictor, content=content, size=size, exploration_rate=0.0)
         subject = Subject(content, train_env, build, frozen_state)
-        return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, 3), keys, batch_size=50)
+        return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, links=3), keys, batch_size=50)
 
     return split_runs(map_runs(audit, weights, jnp.arange(count_runs(weights)), num_parallel=1))
 

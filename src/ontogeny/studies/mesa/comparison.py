@@ -101,6 +101,7 @@ def list_contents(records: Sequence[Record]) -> list[str]:
 
 
 def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: float) -> ContentGroup:
+    """One group of runs; `key` is hypothesis, content, training and condition."""
     hypothesis = key[0]
     results = [run[hypothesis] for run in runs]
     values = [result["lifetime_values"] for result in results]
@@ -138,6 +139,7 @@ def conclusions(records: Sequence[Record], min_effects: Mapping[str, float]) -> 
 
 
 def _conclusion_on_prediction(groups: Sequence[ContentGroup], min_effects: Mapping[str, float]) -> str:
+    """The sentence on content that is trained by prediction."""
     active = [group for group in groups if group.training == "prediction" and group.condition == "active"]
     names = ("learns", "objective", "plans")
     learns, objective, plans = ([group for group in active if group.hypothesis == name] for name in names)
@@ -165,6 +167,7 @@ def _conclusion_on_prediction(groups: Sequence[ContentGroup], min_effects: Mappi
 
 
 def _conclusion_on_control(groups: Sequence[ContentGroup]) -> str:
+    """The sentence on the positive control, content that is trained on return, and on its sham."""
     by_condition: dict[str, list[ContentGroup]] = {"active": [], "sham": []}
     for group in groups:
         if group.hypothesis == "objective" and group.training == "return":

@@ -43,6 +43,7 @@ def record_ids(name: str, group: str) -> tuple[str, ...]:
 
 
 def _measure(name: str, group: str, subject: Subject, num_lifetimes: int, seed: int) -> Iterator[Record]:
+    """The fingerprint of a subject, and its dose curve if it is or imitates the planner."""
     keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation")
     fingerprint_id, *dose_ids = record_ids(name, group)
     test = plans.build()

@@ -100,6 +100,7 @@ def min_effects() -> dict[str, float]:
 
 
 def _return_id(content: str, condition: str, run: int) -> str:
+    """The id of a training on return."""
     return f"training/{content}/return/{condition}/{run}"
 
 
@@ -117,6 +118,7 @@ def _train_by_prediction(context: MesaContext, content: str, name: str) -> Itera
 def _train_on_return(
     context: MesaContext, content: str, condition: str, run: int, name: str, on_progress: OnWork
 ) -> Iterator[Record]:
+    """One run of the evolution of a content on return."""
     search = context.budget.searches[content]
     development = capacity.build_search(content, condition == "sham", search)
     key = jax.random.fold_in(jax.random.key(context.seed), 1000 * (1 + content_keys()[content]) + run)
@@ -128,6 +130,7 @@ def _train_on_return(
 def _train_by_payouts(
     context: MesaContext, content: str, size: int, name: str, on_progress: OnWork
 ) -> Iterator[Record]:
+    """The curriculum of chains, R runs in parallel."""
     budget = context.budget
     key = jax.random.fold_in(jax.random.key(context.seed), 500 + content_keys()[content])
     keys = sample_lifetime_keys(key, budget.num_runs, "training")
@@ -154,18 +157,22 @@ def _save(
 
 
 def _load(context: MesaContext, name: str, template: PyTree) -> PyTree:
+    """The weights that `_save` wrote."""
     return checkpoint.load(context.folder / RUNS, _file_name(name), template)
 
 
 def _file_name(name: str) -> str:
+    """The name of the file for the weights of a training."""
     return name.replace("/", "-")
 
 
 def _stack(template: PyTree, num_runs: int) -> PyTree:
+    """A template of the weights of several runs, with a leading axis."""
     return jax.tree.map(lambda leaf: jnp.zeros((num_runs, *leaf.shape), leaf.dtype), template)
 
 
 def _audit_in_stream(context: MesaContext, content: str, ids: tuple[str, ...]) -> Iterator[Record]:
+    """The audit of all runs of a content, by prediction and on return."""
     budget, template = context.budget, capacity.item_content_template(content)
     parts = [_load(context, f"training/{content}/prediction", _stack(template, 2 * budget.num_runs))]
     for condition in budget.conditions("return"):
@@ -205,6 +212,7 @@ def _stream_record(name: str, num_parameters: int, sacrificed: Measurements, lea
 
 
 def _audit_in_chain(context: MesaContext, content: str, size: int, ids: tuple[str, ...]) -> Iterator[Record]:
+    """The audit of all runs of a content that predicts payouts."""
     budget, template = context.budget, capacity.payout_content_template(content, size)
     weights = _load(context, f"training/{content}/payouts", _stack(template, budget.num_runs))
     by_run = capacity.audit_in_chain(content, size, weights, budget.num_chain_lifetimes, context.seed)
@@ -217,7 +225,7 @@ def _audit_student(context: MesaContext, index: int, name: str, on_progress: OnW
     budget, seed, folder = context.budget, context.seed + index, context.folder / STUDENTS
     student = load_or_train("planner", seed, folder, num_updates=budget.num_updates, on_progress=on_progress)
     keys = sample_lifetime_keys(jax.random.key(seed), budget.num_chain_lifetimes, "evaluation")
-    measurements = plans.measure(student, keys, 3)
+    measurements = plans.measure(student, keys, links=3)
     yield _chain_record(name, "gru", "student", index, None, measurements)
 
 
@@ -225,6 +233,7 @@ def _chain_record(
     name: str, content: str, training: str, run: int, num_parameters: int | None, measurements: Measurements
 ) -> Record:
     """The record of one run from the measurements of the test `plans`."""
+    # [N, links, 2]: without and with a change of the link; [N, pairs, 2]: one of them has changed, or both have
     single, pair = np.asarray(measurements["single"], float), np.asarray(measurements["pair"], float)
     changes = [single[:, link, 0] - single[:, link, 1] for link in range(single.shape[1])]
     changes += [pair[:, p, 1] - pair[:, p, 0] for p in range(pair.shape[1])]
@@ -246,6 +255,7 @@ def _chain_record(
 def _evolve_and_audit(
     context: MesaContext, agent_spec: str, env_spec: str, development_spec: str, name: str, on_progress: OnWork
 ) -> Iterator[Record]:
+    """The evolution of an agent from scratch, and the whole audit of it."""
     subject, fitness = capacity.evolve_agent(agent_spec, env_spec, development_spec, context.seed, on_progress)
     results = suite.audit_subject(subject, seed=context.seed)
     if subject.train_env.spec.name == "two_step":

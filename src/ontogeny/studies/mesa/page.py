@@ -89,6 +89,7 @@ def render_section(folder: Path) -> page.Section:
 
 
 def _capacity(groups: Sequence[ContentGroup], records: Sequence[Record], min_effects: Mapping[str, float]) -> Markup:
+    """One chart of effects by capacity for each hypothesis."""
     panels = []
     for hypothesis, (title, label, note) in FIGURES.items():
         tested = [group for group in groups if group.hypothesis == hypothesis]
@@ -102,10 +103,12 @@ def _capacity(groups: Sequence[ContentGroup], records: Sequence[Record], min_eff
 
 
 def _training(name: str) -> Markup:
+    """The name of a training in the color of its approach."""
     return page.agent(TRAINING_LABELS[name], APPROACHES[name])
 
 
 def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
+    """Effects and verdicts of the tests `sacrifice` and `learns`, one row per group."""
     by_key = {(g.hypothesis, g.content, g.training, g.condition): g for g in groups}
     objectives = [group for group in groups if group.hypothesis == "objective"]
     entries: list[page.TableRow] = []
@@ -124,6 +127,7 @@ def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
 
 
 def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> Markup:
+    """Effects and verdicts of the test `plans`, one row per group."""
     entries = []
     for group in groups:
         runs = [r for r in records if r["kind"] == "chain_audit" and r["content"] == group.content]
@@ -141,6 +145,7 @@ def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> M
 
 
 def _interval(part: MeanOverRuns) -> Markup:
+    """A mean with its interval below."""
     return TEXTS.interval(format_signed(part.mean), format_signed(part.low), format_signed(part.high))
 
 
@@ -175,6 +180,7 @@ def render_two_step(records: Sequence[Record]) -> Markup:
 
 
 def _evolved(records: Sequence[Record]) -> Markup:
+    """The verdicts on agents that were evolved from scratch; empty where there is none."""
     entries = []
     for record in records:
         if record["kind"] == "evolved_agent":

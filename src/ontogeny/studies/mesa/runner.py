@@ -48,6 +48,7 @@ def run_mesa_study(size: str | MesaBudget, out: str | Path, seed: int = 0, on_ev
 
 
 def _run(context: MesaContext, num_planned: int, notify: OnEvent) -> Path:
+    """Carry out the measurements that have no record yet, then write the page."""
     folder, budget = context.folder, context.budget
     recorded = {record["id"] for record in read_records(folder, SCHEMA)}
     minutes = MINUTES.get(budget.name)
