@@ -70,7 +70,7 @@ def draw_scores(
 def _axis_range(entries: Sequence[Entry], privileged: set[str]) -> tuple[float, float]:
     """The part of the axis that is drawn, so that outliers do not compress the rest; they are shown as numbers."""
     means = sorted(score.mean for label, score, _ in entries if label not in privileged) or [0.0]
-    upper_part = means[len(means) // 3 :]
+    upper_part = means[len(means) // 3 :]  # the lowest third is cut off where it lies far below the others
     span = upper_part[-1] - upper_part[0]
     is_compressed = len(means) > 5 and upper_part[0] - means[0] > 0.6 * span > 0
     left = upper_part[0] - 0.12 * span if is_compressed else -math.inf

@@ -22,20 +22,20 @@ class MesaBudget(NamedTuple):
     """The size of a mesa study.
 
     Attributes:
-        name: Of the size, as the command line takes it.
+        name: Name of the size, as the command line takes it.
         num_runs: Independent runs of each content, training and condition.
         has_evolution_sham: Whether training on return has its sham condition as well.
         contents: Names of the contents, as capacity grows.
-        num_segments: Of a lifetime of prediction.
-        num_lifetimes: In which a run is audited.
+        num_segments: Segments of the lifetime in which a content is trained by prediction.
+        num_lifetimes: Lifetimes in which each run of a content is audited.
         searches: Budget of training on return, by content.
-        planners: Content that predicts payouts in `chain`, with its size (0: the default).
-        num_chains: Lifetimes in each stage of their curriculum.
-        num_chain_lifetimes: In which they are audited.
+        planners: Contents that predict payouts in `chain`, with their sizes (0: the default).
+        num_chains: Lifetimes in each stage of the curriculum of `planners`.
+        num_chain_lifetimes: Lifetimes in which planners, students, organisms and distilled networks are audited.
         num_students: Networks that are distilled from the planner.
         organisms: Controls whose fingerprints stand beside those of the subjects.
         teachers: Organisms from which networks are distilled.
-        num_updates: Of each stage of a distillation.
+        num_updates: Updates in each stage of the curriculum of a distillation.
         evolved: Agent, environment and development of the agents that are evolved from scratch.
     """
 
