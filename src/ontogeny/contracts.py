@@ -224,7 +224,7 @@ def _sample_steps(
     """A few (state, percept, key) from a rollout in which `learn` is called."""
     step, state = jax.jit(env.step), _initial_state(agent, seed)
     env_state, time_step = jax.jit(env.reset)(jax.random.key(seed))
-    percept = perceive(agent, env, steering, env_state, time_step, jnp.int32(-1), is_initial=True)
+    percept = perceive(agent, env, steering, env_state, time_step, None)
     for t, key in enumerate(jax.random.split(jax.random.key(seed + 3), NUM_STEPS)):
         if t % 7 in (0, 1):
             yield state, percept, key

@@ -120,7 +120,7 @@ def rollout_from_log(
 def initial_carry(task_key: Key, agent: Agent, env: Environment, steering: Steering, state: State) -> Carry:
     """The carry before the first step; samples a task."""
     env_state, time_step = env.reset(task_key)
-    percept = perceive(agent, env, steering, env_state, time_step, jnp.int32(-1), is_initial=True)
+    percept = perceive(agent, env, steering, env_state, time_step, None)
     return Carry(state, env_state, percept)
 
 
@@ -166,14 +166,7 @@ def rollout_step(
 
 
 def perceive(
-    agent: Agent,
-    env: Environment,
-    steering: Steering,
-    env_state: EnvState,
-    time_step: TimeStep,
-    action: Array,
-    *,
-    is_initial: bool = False,
+    agent: Agent, env: Environment, steering: Steering, env_state: EnvState, time_step: TimeStep, action: Array | None
 ) -> Percept:
     """The percept of a time step: steering computes the reward of its outcome, which is 0 at the initial time step.
 
@@ -182,22 +175,16 @@ def perceive(
         env: Reveals the task to a privileged agent.
         env_state: The state of the environment after the step.
         time_step: The time step to be perceived.
-        action: The action carried out before it, -1 at the initial time step.
-        is_initial: Whether this is the first time step of the lifetime.
+        action: The action carried out before it, None at the initial time step of a lifetime.
     """
     revealed_task = ()
     if agent.privileged:
         assert env.reveal_task is not None
         revealed_task = env.reveal_task(env_state)
-    return Percept(
-        observation=time_step.observation,
-        action=action,
-        reward=jnp.float32(0) if is_initial else steering(time_step.outcome),
-        outcome=time_step.outcome,
-        first=time_step.first,
-        discount=time_step.discount,
-        revealed_task=revealed_task,
-    )
+    observation, outcome, first, discount, _ = time_step
+    reward = jnp.float32(0) if action is None else steering(outcome)
+    action = jnp.int32(-1) if action is None else action
+    return Percept(observation, action, reward, outcome, first, discount, revealed_task)
 
 
 def rollout_lifetime(

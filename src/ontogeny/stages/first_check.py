@@ -72,14 +72,14 @@ def check_signatures(agent: Agent, env: Environment, steering: Steering, files: 
         f"`init` must return State(Weights(...), activations), not {type(state).__name__}",
     )
     checker.require_same_shapes("reset", state, checker.trace("reset", agent.reset, state))
-    perceive_initial = partial(perceive, agent, env, steering, is_initial=True)
-    percept = checker.trace("steering", perceive_initial, start.state, start.time_step, jnp.int32(-1))
+    perceive_step = partial(perceive, agent, env, steering)
+    percept = checker.trace("steering", perceive_step, start.state, start.time_step, None)
     action, acted = checker.trace_pair("act", agent.act, key, state, percept)
     is_whole_number = jnp.shape(action) == () and jnp.issubdtype(action.dtype, jnp.integer)
     checker.require(is_whole_number, f"`act` must return one whole number, not {action.dtype}{list(action.shape)}")
     checker.require_same_shapes("act", state, acted)
     later = _check_step(checker, env, key, start, action)
-    following = checker.trace("steering", partial(perceive, agent, env, steering), later.state, later.time_step, action)
+    following = checker.trace("steering", perceive_step, later.state, later.time_step, action)
     _check_learn(checker, agent, key, state, acted, Transition(percept, action, following))
 
 
