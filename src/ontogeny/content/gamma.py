@@ -26,6 +26,7 @@ def sample_log_gamma(key: Key, shape_parameter: Float[Array, "*shape"]) -> Float
     c = jax.lax.rsqrt(9 * d)
 
     def propose(carry: tuple[Key, Array, Bool[Array, "*shape"]]) -> tuple[Key, Array, Bool[Array, "*shape"]]:
+        """Proposes all draws again and keeps those that were accepted before."""
         key, draws, accepted = carry
         key, normal_key, uniform_key = jax.random.split(key, 3)
         x = jax.random.normal(normal_key, d.shape)

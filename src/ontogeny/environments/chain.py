@@ -76,6 +76,7 @@ def reset(params: ChainParams, key: Key) -> tuple[ChainState, TimeStep]:
     exposed = jax.random.permutation(link_key, L)[: params.num_exposed]
     if params.exposed_links is not None:
         exposed = jnp.array(params.exposed_links, jnp.int32)
+    # Each exposed link changes with probability 0.5, unless the setting names the links that change.
     changed, changes = exposed, jax.random.bernoulli(change_key, shape=(params.num_exposed,)).astype(jnp.int32)
     if params.changed_links is not None:
         changed, changes = jnp.array(params.changed_links, jnp.int32), jnp.int32(1)
