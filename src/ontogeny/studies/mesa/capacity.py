@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import plugins, steering
+from ontogeny import plugins
 from ontogeny.audit import learns, plans, sacrifice
 from ontogeny.audit.base import PreparedSubject, Subject
 from ontogeny.environments import stream
@@ -22,7 +22,7 @@ from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout, rollout_lifetime
 from ontogeny.studies.mesa import distilled
 from ontogeny.studies.mesa.budgets import SearchBudget
-from ontogeny.studies.mesa.distilled import OnWork
+from ontogeny.studies.mesa.distilled import OnWork, build_agent
 from ontogeny.types import Agent, Development, Environment, Genome, Key, PyTree, State, Steering, Weights
 
 SIZES = {"causal_transformer": 8}  # other contents have their default size
@@ -61,9 +61,7 @@ def split_runs(measurements: Measurements) -> list[dict[str, np.ndarray]]:
 
 def build_item_predictor(env: Environment, content: str, evolved: bool) -> tuple[Agent, Steering]:
     """The agent that predicts items of `stream` with a content, which is empty at first or evolved."""
-    drives = steering.build(env.spec)
-    settings = {"content": content, "size": SIZES.get(content, 0), "evolved": evolved}
-    return plugins.build("agents", "predictor", env.spec, drives, **settings), drives
+    return build_agent("predictor", env, content=content, size=SIZES.get(content, 0), evolved=evolved)
 
 
 def train_by_prediction(content: str, keys: Key, inert: Array, num_segments: int) -> PyTree:
@@ -141,8 +139,7 @@ def audit_in_stream(content: str, weights: PyTree, num_lifetimes: int, seed: int
 
 def build_payout_predictor(env: Environment, content: str, **settings: Any) -> tuple[Agent, Steering]:
     """The agent that predicts payouts of `chain` with a content."""
-    drives = steering.build(env.spec)
-    return plugins.build("agents", "payout_predictor", env.spec, drives, content=content, **settings), drives
+    return build_agent("payout_predictor", env, content=content, **settings)
 
 
 def train_by_payouts(
@@ -234,10 +231,7 @@ def evolve_agent(
     (name, settings), (env_name, env_settings) = plugins.parse(agent_spec), plugins.parse(env_spec)
     train_env = plugins.build("environments", env_name, **env_settings)
 
-    def build(env: Environment) -> tuple[Agent, Steering]:
-        drives = steering.build(env.spec)
-        return plugins.build("agents", name, env.spec, drives, **settings), drives
-
+    build = partial(build_agent, name, **settings)
     agent, drives = build(train_env)
     _, search_settings = plugins.parse(development_spec)
     development = plugins.build("development", "evolution", agent, train_env, drives, **search_settings)

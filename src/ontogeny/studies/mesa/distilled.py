@@ -10,6 +10,7 @@ planner plans for pairs as well. `measure_fidelity` measures how well a student 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,15 @@ NUM_TRIALS, NUM_TEST_TRIALS = 10, 2
 OnWork = Callable[[int, int], None]  # units done, units in all
 
 
+def build_agent(name: str, env: Environment, **settings: Any) -> tuple[Agent, Steering]:
+    """Build an agent for an environment, with the default steering of the environment."""
+    drives = steering.build(env.spec)
+    return plugins.build("agents", name, env.spec, drives, **settings), drives
+
+
 def build_student(env: Environment) -> tuple[Agent, Steering]:
     """Build the untrained network for an environment."""
-    drives = steering.build(env.spec)
-    settings = {"hidden_size": 48, "update_gate_bias": 4.0, "stochastic": True}
-    return plugins.build("agents", "recurrent", env.spec, drives, **settings), drives
+    return build_agent("recurrent", env, hidden_size=48, update_gate_bias=4.0, stochastic=True)
 
 
 def build_chain(crossing_probability: float, exposed_links: str) -> Environment:

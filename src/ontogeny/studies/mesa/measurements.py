@@ -269,29 +269,22 @@ def _evolve_and_audit(
         "fitness": _rounded(fitness),
         "verdicts": suite.combine_verdicts(results),
         "verdict_text": suite.describe_verdicts(results),
-        "results": [
-            {
-                "test": result.test,
-                "primary": result.primary,
-                "verdict": result.verdict,
-                "summary": result.summary,
-                "pattern": result.pattern,
-                "competence_failure": result.competence_failure,
-                "effects": {part: fingerprint.round_interval(effect) for part, effect in result.effects.items()},
-            }
-            for result in results
-        ],
+        "results": [_effects_record(result) for result in results],
     }
+
+
+def _effects_record(result: AuditResult) -> dict[str, Any]:
+    """A verdict with the effects from which it was computed."""
+    names = ("test", "primary", "verdict", "summary", "pattern", "competence_failure")
+    effects = {part: fingerprint.round_interval(effect) for part, effect in result.effects.items()}
+    return {name: getattr(result, name) for name in names} | {"effects": effects}
 
 
 def _result_record(result: AuditResult, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """A verdict with the values of each lifetime from which it was computed."""
-    return {
-        "verdict": result.verdict,
-        "summary": result.summary,
-        "competence_failure": result.competence_failure,
-        "lifetime_values": {part: [_rounded(value) for value in by_lifetime] for part, by_lifetime in values.items()},
-    }
+    lifetime_values = {part: [_rounded(value) for value in by_lifetime] for part, by_lifetime in values.items()}
+    fields = {name: getattr(result, name) for name in ("verdict", "summary", "competence_failure")}
+    return fields | {"lifetime_values": lifetime_values}
 
 
 def _rounded(value: float) -> float:
