@@ -52,9 +52,9 @@ def attributes_of(class_: type) -> dict[str, str]:
     return entries
 
 
-def describe_fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def describe_fields(app: Sphinx, object_type: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Move the descriptions of fields from the docstring of a NamedTuple, or from comments, to the fields."""
-    if what == "class" and hasattr(obj, "_fields"):
+    if object_type == "class" and hasattr(obj, "_fields"):
         text = "\n".join(lines)
         lines[:] = re.sub(r"^:(?:ivar|vartype) .*(?:\n +.*)*\n?", "", text, flags=re.MULTILINE).splitlines()
     elif lines and lines[0].startswith(GENERIC):
@@ -66,7 +66,7 @@ def describe_fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
 
 
 def shorten_types(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+    app: Sphinx, object_type: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
     """Replace long types in a signature by the names that the source uses."""
     return signature and shorten(signature), returns and shorten(returns)
