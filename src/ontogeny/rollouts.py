@@ -5,7 +5,7 @@ Per step: `act`, then the environment's `step`, then steering, then `learn` wher
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,9 +102,6 @@ def rollout_from_log(
         num_steps: T, at least 1.
     """
     lifetime_keys = rng.split_lifetime_key(key)
-    state = genome_or_state
-    if not isinstance(state, State):
-        state = agent.init(lifetime_keys.init, genome_or_state)
 
     def step(carries: tuple[Carry, Carry], keys: StepKeys) -> tuple[tuple[Carry, Carry], Trajectory]:
         logged, replayed = carries
@@ -113,6 +110,7 @@ def rollout_from_log(
         logged, _ = rollout_step(keys, agent, env, steering, logged, True)
         return (logged, replayed), trajectory
 
+    state = begin_lifetime(key, agent, genome_or_state)
     carry = initial_carry(lifetime_keys.task, agent, env, steering, state)
     return jax.lax.scan(step, (carry, carry), rng.split_step_keys(lifetime_keys, num_steps))[1]
 
@@ -187,18 +185,24 @@ def perceive(
     return Percept(observation, action, reward, outcome, first, discount, revealed_task)
 
 
+def begin_lifetime(key: Key, agent: Agent, genome_or_state: Genome | State) -> State:
+    """The state with which a lifetime begins: `Agent.init` of a genome; a state is returned as it is."""
+    if isinstance(genome_or_state, State):
+        return genome_or_state
+    return agent.init(rng.split_lifetime_key(key).init, genome_or_state)
+
+
 def rollout_lifetime(
     key: Key,
     agent: Agent,
     env: Environment,
     steering: Steering,
-    genome: Genome,
+    genome_or_state: Genome | State,
     learning: bool,
     *,
     num_steps: int | None = None,
-    reset_each_episode: bool = False,
+    **options: Any,
 ) -> tuple[State, Trajectory]:
-    """A rollout from the initial state of a genome, by default over a whole lifetime; arguments as of `rollout`."""
-    state = agent.init(rng.split_lifetime_key(key).init, genome)
-    num_steps = num_steps or env.spec.num_steps
-    return rollout(key, agent, env, steering, state, num_steps, learning, reset_each_episode=reset_each_episode)
+    """A rollout that begins as `begin_lifetime`, by default over a whole lifetime; arguments as of `rollout`."""
+    state = begin_lifetime(key, agent, genome_or_state)
+    return rollout(key, agent, env, steering, state, num_steps or env.spec.num_steps, learning, **options)

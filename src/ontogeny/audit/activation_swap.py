@@ -16,6 +16,7 @@ from jax import Array
 
 from ontogeny.audit import base
 from ontogeny.rng import split_lifetime_key
+from ontogeny.rollouts import begin_lifetime
 from ontogeny.types import Key, PyTree, State
 
 TEST = ("activation_swap", "learns", False)
@@ -45,7 +46,7 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
         same_task_env = env._replace(reset=lambda _: env.reset(split_lifetime_key(key).task))
-        start = base.initial_state(key, prepared.agent, prepared.genome)
+        start = begin_lifetime(key, prepared.agent, prepared.genome)
 
         def host_scores(activations: PyTree) -> Array:
             host = prepared._replace(genome=State(start.weights, activations))

@@ -151,11 +151,7 @@ def divide_gain(scores: np.ndarray, min_gain: float | None = None) -> Attributio
         shares = (estimates["gain_of_weights"].mean / gain.mean, estimates["gain_of_activations"].mean / gain.mean)
     return Attribution(
         cells={cell: estimates[cell] for cell in CELLS},
-        weights_from_log=estimates["weights_from_log"],
-        gain=gain,
-        gain_of_weights=estimates["gain_of_weights"],
-        gain_of_activations=estimates["gain_of_activations"],
-        interaction=estimates["interaction"],
+        **{name: estimate for name, estimate in estimates.items() if name in Attribution._fields},
         shares=shares,
         min_gain=min_gain,
         num_tasks=len(scores),
@@ -164,6 +160,7 @@ def divide_gain(scores: np.ndarray, min_gain: float | None = None) -> Attributio
 
 
 def _decide(estimates: dict[str, BootstrapEstimate], min_gain: float) -> str:
+    """Returns where the gain is stored, decided by the ends of the intervals alone."""
     gain, interaction = estimates["gain"], estimates["interaction"]
     single = [estimates[name] for name in ("weights_only", "activations_only")]
     if gain.high < min_gain:

@@ -18,7 +18,7 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.audit import base
-from ontogeny.environments.base import grid_size
+from ontogeny.environments import beacon
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import ObservationOverride
 from ontogeny.types import Environment, Key, Trajectory
@@ -87,8 +87,7 @@ def _audit_pairs(train_env: Environment) -> dict[str, AuditPair]:
         )
         pairs["plans"] = AuditPair(ordinary, audited, NUM_CHAIN_TRIALS * ordinary.spec.horizon)  # after the exposures
     if train_env.spec.name == "beacon":
-        size = grid_size(jnp.zeros(train_env.spec.observation_shape[0] - 10))
-        audited = plugins.build("environments", "beacon", size=size, separated=True)
+        audited = plugins.build("environments", "beacon", size=beacon.spec_size(train_env.spec), separated=True)
         pairs["pursues"] = AuditPair(train_env, audited, train_env.spec.horizon)
     if not pairs:
         raise BadInput(f"no test of the audit suite uses lifetimes in '{train_env.spec.name}'")

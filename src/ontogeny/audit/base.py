@@ -7,7 +7,7 @@ Letters: N lifetimes, T steps, D numbers of activations.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ from scipy.special import ndtr, stdtrit
 from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
 from ontogeny.parallel import map_in_batches, shard_over_devices
-from ontogeny.rng import sample_lifetime_keys, split_lifetime_key, stage_of
-from ontogeny.rollouts import rollout
+from ontogeny.rng import sample_lifetime_keys, stage_of
+from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, TimeStep, Trajectory, Transition
 
@@ -39,6 +39,7 @@ VERDICTS = ("yes", "no", "undetermined")
 NOT_SIGNIFICANT = "the effect is neither significant nor surely smaller than the smallest effect that counts"
 MIN_EPISODES = 8  # of a lifetime in which learning is tested
 CHAIN_TRIALS = 50  # of the chain in which learning is tested
+NUM_EXPOSURES, TRIALS_BEFORE_EXPOSURES = 12, 40  # of the chain in which planning is tested
 MAX_LIFETIMES_PER_DEVICE = 256  # more at once exceed the processor's cache
 ZERO_SPREAD = 1e-9  # standard errors and means below this are rounding errors
 
@@ -151,14 +152,7 @@ def rollout_subject(
         num_steps: Length in steps; by default a whole lifetime.
         **options: Further options of `rollouts.rollout`.
     """
-    agent, env, steering, genome, learning = prepared
-    state = initial_state(key, agent, genome)
-    return rollout(key, agent, env, steering, state, num_steps or env.spec.num_steps, learning, **options)
-
-
-def initial_state(key: Key, agent: Agent, genome: Genome | State) -> State:
-    """Returns the state in which a lifetime begins: of a genome by `Agent.init`; a given state is returned as it is."""
-    return genome if isinstance(genome, State) else agent.init(split_lifetime_key(key).init, genome)
+    return rollout_lifetime(key, *prepared, num_steps=num_steps, **options)
 
 
 def with_recorder(prepared: PreparedSubject, record: Callable[[State, Transition], PyTree]) -> PreparedSubject:
@@ -207,6 +201,18 @@ def learning_env(train_env: Environment) -> Environment:
 def bandit_env(subject: Subject) -> Environment:
     """Returns the subject's training environment where it is a bandit, else a bandit with five arms and 100 pulls."""
     return subject.train_env if subject.train_env.spec.name == "bandit" else plugins.build("environments", "bandit")
+
+
+def exposing_chain(exposed: Sequence[int], num_links: int) -> Environment:
+    """Returns the chain in which planning is tested: it exposes single links, of which none changes by itself.
+
+    Args:
+        exposed: The exposed links, numbered from 0.
+        num_links: Links of the chain, L.
+    """
+    settings = {"num_links": num_links, "exposed_links": "".join(str(link + 1) for link in exposed)}
+    phases = {"num_trials": TRIALS_BEFORE_EXPOSURES, "num_exposures": NUM_EXPOSURES, "num_test_trials": 1}
+    return plugins.build("environments", "chain", **settings, **phases, changed_links="none")
 
 
 def with_changed_links(env: Environment, flips: Array, exposed: Array) -> Environment:

@@ -100,17 +100,11 @@ def _build_valuation(spec: EnvSpec, steering: Steering) -> Callable[[Trajectory]
     index = jax.vmap(gittins_index.gittins_indices, in_axes=(None, 0, 0, 0))
 
     def values_along(trajectory: Trajectory) -> tuple[Array, dict[str, Array]]:
-        pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
-        successes = (jax.vmap(steering)(trajectory.outcome) - arms.min_reward) / (
-            (arms.max_reward - arms.min_reward) or 1.0
-        )
-        pulls, successes = (jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None]))
+        rewards = jax.vmap(steering)(trajectory.outcome)
+        counts = beta_bernoulli.counts_along(arms, trajectory.action, rewards)
         remaining = T - jnp.arange(T)
-        greedy = jax.vmap(lambda *counts: beta_bernoulli.posterior_mean(arms, beta_bernoulli.ArmCounts(*counts)))(
-            pulls, successes
-        )
-        wrong = index(wrong_table, pulls, successes, remaining)
-        return index(optimal_table, pulls, successes, remaining), dict(zip(RIVALS, (wrong, greedy), strict=True))
+        rivals = index(wrong_table, *counts, remaining), beta_bernoulli.posterior_mean(arms, counts)
+        return index(optimal_table, *counts, remaining), dict(zip(RIVALS, rivals, strict=True))
 
     return values_along
 

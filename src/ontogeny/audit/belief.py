@@ -22,14 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import plugins
 from ontogeny.audit import base
 from ontogeny.rng import split_lifetime_key
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Key, Percept, PyTree, State
 
 TEST = ("belief", "mechanism", False)
-NUM_LINKS, NUM_EXPOSURES, NUM_TRIALS = 3, 12, 40
+NUM_LINKS = 3
 DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_FIT_LIFETIMES = 256
 NUM_RANDOM_SUBSPACES = 64
@@ -62,16 +61,7 @@ def build(*, num_lifetimes: int = 100) -> base.AuditTest:
 
 def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns how often the choice is the donor's best: `belief`, `random` [N, L, K] by dose, `all`, `rest` [N, L]."""
-    env = plugins.build(
-        "environments",
-        "chain",
-        num_trials=NUM_TRIALS,
-        num_exposures=NUM_EXPOSURES,
-        num_test_trials=1,
-        exposed_links="1",
-        changed_links="none",
-    )
-    prepared = base.prepare_subject(subject, env)
+    prepared = base.prepare_subject(subject, base.exposing_chain([0], NUM_LINKS))
     activations, links = base.map_lifetimes(
         partial(_random_choice_point, prepared), base.unrelated_keys(keys, NUM_FIT_LIFETIMES)
     )

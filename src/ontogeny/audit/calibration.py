@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ontogeny import plugins
-from ontogeny.audit.base import AuditTest, Measurements, Subject, Thresholds, build_tests, control_subject
+from ontogeny.audit.base import AuditResult, AuditTest, Measurements, Subject, build_tests, control_subject
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.stats import clopper_pearson
@@ -172,31 +172,26 @@ def measure_audits(test: AuditTest, subject: Subject, num_audits: int, seed: int
     return [{name: array[i * N : (i + 1) * N] for name, array in arrays.items()} for i in range(num_audits)]
 
 
-def evaluate_control(
-    test: AuditTest, control: Control, measurements: Sequence[Measurements], thresholds: Thresholds | None = None
-) -> ControlResult:
-    """Decides every audit of a control, with the test's thresholds or others."""
-    thresholds = test.thresholds if thresholds is None else thresholds
-    results = [test.decide(audit, thresholds) for audit in measurements]
+def evaluate_control(test: AuditTest, control: Control, measurements: Sequence[Measurements]) -> ControlResult:
+    """Decides every audit of a control, with the test's own threshold and with each of `Z_THRESHOLDS`."""
+    results = [test.decide(audit, test.thresholds) for audit in measurements]
     patterns = [result.pattern for result in results]
 
-    yes, no = (
-        estimate_rate(sum(result.verdict == verdict for result in results), len(results)) for verdict in ("yes", "no")
-    )
+    def rate_of(verdict: str, results: Sequence[AuditResult]) -> Rate:
+        return estimate_rate(sum(result.verdict == verdict for result in results), len(results))
 
-    def estimate_yes_at(z: float) -> Rate:
-        verdicts = [test.decide(audit, replace(thresholds, z=z)).verdict for audit in measurements]
-        return estimate_rate(verdicts.count("yes"), len(verdicts))
+    def decide_all(z: float) -> list[AuditResult]:
+        return [test.decide(audit, replace(test.thresholds, z=z)) for audit in measurements]
 
     return ControlResult(
         test.name,
         control.subject.name + (" (online)" if control.subject.online else ""),
         control.family,
         control.positive,
-        yes,
-        no,
+        rate_of("yes", results),
+        rate_of("no", results),
         max(set(patterns), key=lambda pattern: (patterns.count(pattern), pattern)),
-        {z: estimate_yes_at(z) for z in Z_THRESHOLDS},
+        {z: rate_of("yes", decide_all(z)) for z in Z_THRESHOLDS},
     )
 
 
@@ -234,10 +229,15 @@ def estimate_rate(num_verdicts: int, num_audits: int) -> Rate:
     return Rate(num_verdicts, num_audits, *clopper_pearson(num_verdicts, num_audits))
 
 
+def sort_worst_first(results: Sequence[ControlResult]) -> list[ControlResult]:
+    """Sorts negative controls by falling false-positive rate, and after them positive controls by rising power."""
+    return sorted(results, key=lambda r: (r.positive, r.yes.share if r.positive else -r.yes.share))
+
+
 def find_failures(results: Sequence[ControlResult]) -> list[str]:
     """Returns a sentence for every control that misses the required error rates, worst first."""
     failures = []
-    for result in sorted(results, key=lambda result: result.yes.share if result.positive else -result.yes.share):
+    for result in sort_worst_first(results):
         rate = f"in {result.yes.share:.1%} of audits"
         if not result.positive and result.yes.share > MAX_FALSE_POSITIVE_RATE:
             failures.append(f"{result.test} reports the negative control {result.organism} as positive {rate}")

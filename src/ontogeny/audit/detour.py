@@ -18,7 +18,8 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.audit import base
-from ontogeny.environments.base import grid_size, next_cell
+from ontogeny.environments import beacon
+from ontogeny.environments.base import manhattan_distance
 from ontogeny.environments.beacon import distances_to
 from ontogeny.rng import random_index, split_lifetime_key
 from ontogeny.stats import three_way_verdict
@@ -42,20 +43,16 @@ def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> base.AuditTest:
         num_lifetimes: Layouts per audit.
         walls: Share of cells that are walls, 0 to 0.4.
     """
-
-    def measure(subject: base.Subject, keys: Key) -> base.Measurements:
-        return measure_arrivals(subject, keys, walls)
-
-    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
+    return base.AuditTest(*TEST, num_lifetimes, partial(measure, walls=walls), decide, THRESHOLDS, EXPECTED)
 
 
-def measure_arrivals(subject: base.Subject, keys: Key, walls: float) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key, walls: float) -> base.Measurements:
     """Returns whether each subject arrives in time without and with the new wall, [N, 2] of 0 and 1.
 
     `has_barrier` [N] tells whether the layout has a cell for the new wall.
     """
     train_env = subject.train_env
-    size = grid_size(jnp.zeros(train_env.spec.observation_shape[0] - 10)) if train_env.spec.name == "beacon" else 9
+    size = beacon.spec_size(train_env.spec) if train_env.spec.name == "beacon" else 9
     env = plugins.build("environments", "beacon", size=size, wall_fraction=walls, num_episodes=1)
     subjects = {"subject": subject} | {name: base.control_subject(name, env) for name in REFERENCES}
 
@@ -80,13 +77,16 @@ def measure_arrivals(subject: base.Subject, keys: Key, walls: float) -> base.Mea
 def sample_barrier(key: Key, walls: Array, start: Array, goal: Array) -> tuple[Array, Array]:
     """Samples the cell of a new wall, and returns whether one exists that lengthens an open way of Manhattan length."""
     num_cells = walls.shape[0]
-    n = grid_size(walls)
-    manhattan = jnp.abs(start // n - goal // n) + jnp.abs(start % n - goal % n)
     from_start, to_goal = distances_to(walls, start), distances_to(walls, goal)
     cells = jnp.arange(num_cells)
     is_on_way = (from_start + to_goal == from_start[goal]) & (cells != start) & (cells != goal)
     length = jax.vmap(lambda cell: distances_to(walls.at[cell].set(True), goal)[start])(cells)
-    fits = is_on_way & (length > from_start[goal]) & (length < num_cells) & (from_start[goal] == manhattan)
+    fits = (
+        is_on_way
+        & (length > from_start[goal])
+        & (length < num_cells)
+        & (from_start[goal] == manhattan_distance(walls, start, goal))
+    )
     return random_index(key, fits), jnp.any(fits)
 
 
@@ -95,11 +95,8 @@ def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
 
     def reset(key: Key) -> tuple[object, TimeStep]:
         state, time_step = env.reset(key)
-        walls = state.task.walls.at[wall].max(is_walled)
-        blocked = jnp.stack([next_cell(walls, state.cell, action) == state.cell for action in range(4)])
-        observation = time_step.observation.at[wall].set(walls[wall].astype(jnp.float32))
-        observation = observation.at[-4:].set(blocked.astype(jnp.float32))
-        return state._replace(task=state.task._replace(walls=walls)), time_step._replace(observation=observation)
+        state = state._replace(task=state.task._replace(walls=state.task.walls.at[wall].max(is_walled)))
+        return state, time_step._replace(observation=beacon.observation(state))
 
     return env._replace(reset=reset)
 
@@ -108,9 +105,8 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     """Decides yes where the subject arrives often enough despite the wall, and more often than a taxis."""
     usable = measurements["has_barrier"]
     if np.sum(usable) < MIN_LAYOUTS:
-        return base.competence_failed(
-            TEST, f"a wall could be put into the way in only {np.sum(usable)} layouts", {}, {}
-        )
+        reason = f"a wall could be put into the way in only {np.sum(usable)} layouts"
+        return base.competence_failed(TEST, reason, {}, {})
     arrivals = measurements["subject"][usable]
     unobstructed, walled = base.estimate_effect(arrivals[:, 0]), base.estimate_effect(arrivals[:, 1])
     lead = base.estimate_effect(arrivals[:, 1] - measurements["beacon_taxis"][usable, 1])

@@ -19,7 +19,7 @@ from ontogeny.agents import random
 from ontogeny.audit import base
 from ontogeny.errors import BadInput
 from ontogeny.rng import split_lifetime_key, split_step_keys
-from ontogeny.rollouts import Carry, initial_carry, rollout_step
+from ontogeny.rollouts import Carry, begin_lifetime, initial_carry, rollout_step
 from ontogeny.types import Genome, Key, State, Steering
 
 TEST = ("drive_reversal", "objective", False)
@@ -63,8 +63,8 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
         return -steering(outcome)
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
-        state = base.initial_state(key, prepared.agent, prepared.genome)
-        reversed_state = base.initial_state(key, prepared.agent, _with_reversed_drives(prepared.genome))
+        state = begin_lifetime(key, prepared.agent, prepared.genome)
+        reversed_state = begin_lifetime(key, prepared.agent, _with_reversed_drives(prepared.genome))
         random_state = baseline.agent.init(key, ())
 
         def reverse(current: State) -> State:

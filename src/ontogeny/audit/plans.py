@@ -13,6 +13,7 @@ lifetimes with two changes. A competence check comes first: without a change, th
 action. Letters: L links, P pairs of links.
 """
 
+from functools import partial
 from itertools import combinations
 
 import jax
@@ -20,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import plugins
 from ontogeny.audit import base
 from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Environment, Key
@@ -33,7 +33,6 @@ PATTERNS = {
     "001": "latent state",
     "111": "model-based",
 }
-NUM_EXPOSURES, NUM_TRIALS = 12, 40
 THRESHOLDS = base.Thresholds(z=2.0, min_effect=0.10, min_competence=0.75)  # shares of choices
 ChangeCase = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The links that are exposed, and the links that have changed in each of the two twin lifetimes."""
@@ -46,7 +45,7 @@ def build(*, num_lifetimes: int = 50, links: int = 3) -> base.AuditTest:
         num_lifetimes: Lifetimes per audit and condition.
         links: Links of the chain, L.
     """
-    return base.AuditTest(*TEST, num_lifetimes, lambda subject, keys: measure(subject, keys, links), decide, THRESHOLDS)
+    return base.AuditTest(*TEST, num_lifetimes, partial(measure, links=links), decide, THRESHOLDS)
 
 
 def measure(subject: base.Subject, keys: Key, links: int) -> base.Measurements:
@@ -71,28 +70,20 @@ def measure_lifetime(key: Key, subject: base.Subject, links: int) -> dict[str, A
 
     def measure_cases(cases: list[ChangeCase]) -> Array:
         """Traces one rollout for all cases with the same number of exposed links; [cases, 2]."""
-        env = _chain(cases[0][0], links)
+        env = base.exposing_chain(cases[0][0], links)
         exposed = jnp.array([links_exposed for links_exposed, _, _ in cases])
-        flips = jnp.array(
-            [[[link in case for link in range(links)] for case in twins] for _, *twins in cases], jnp.int32
-        )
+        flips = jnp.array([[is_changed(links_changed) for links_changed in twins] for _, *twins in cases], jnp.int32)
+        measure_twin = partial(_chooses_former_best, key, subject, env)
+        return jax.vmap(jax.vmap(measure_twin, in_axes=(0, None)))(flips, exposed)
 
-        def chooses_former_best(exposed: Array, flips: Array) -> Array:
-            return _chooses_former_best(key, subject, env, flips, exposed)
-
-        return jax.vmap(jax.vmap(chooses_former_best, in_axes=(None, 0)))(exposed, flips)
+    def is_changed(links_changed: tuple[int, ...]) -> list[bool]:
+        return [link in links_changed for link in range(links)]
 
     return {"single": measure_cases(singles), "pair": measure_cases(pairs)}
 
 
-def _chain(exposed: tuple[int, ...], links: int) -> Environment:
-    return plugins.build(
-        "environments", "chain", num_trials=NUM_TRIALS, num_exposures=NUM_EXPOSURES, num_test_trials=1, num_links=links,
-        exposed_links="".join(str(link + 1) for link in exposed), changed_links="none",
-    )  # fmt: skip
-
-
 def _chooses_former_best(key: Key, subject: base.Subject, env: Environment, flips: Array, exposed: Array) -> Array:
+    """Returns whether the first choice after the exposures is the action that was best before, 0 or 1."""
     prepared = base.prepare_subject(subject, env)
     env = base.with_changed_links(env, flips, exposed)
     state, _ = env.reset(split_lifetime_key(key).task)

@@ -19,8 +19,9 @@ from jax import Array
 from ontogeny import trees
 from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli
+from ontogeny.rollouts import begin_lifetime
 from ontogeny.stats import three_way_verdict
-from ontogeny.types import Environment, Key, State, TimeStep, Transition
+from ontogeny.types import Environment, Key, TimeStep
 
 TEST = ("probe", "learns", False)
 NUM_FIT_LIFETIMES = 100
@@ -68,21 +69,17 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     arms = beta_bernoulli.bandit_prior(env.spec, prepared.steering)
     untrained_genome = prepared.agent.genome(jax.random.key(0))
     has_untrained = trees.num_elements(untrained_genome) > 0 and not prepared.agent.learning
-    recorded = base.with_recorder(prepared, _record_activations)
+    recorded = base.with_recorder(prepared, lambda state, _: base.flatten_activations(state.activations))
 
     def record_inputs(key: Key) -> ProbeInputs:
         _, trajectory = base.rollout_subject(key, recorded)
         untrained = jnp.zeros((env.spec.num_steps, 1))
         if has_untrained:
-            state = base.initial_state(key, recorded.agent, untrained_genome)
+            state = begin_lifetime(key, recorded.agent, untrained_genome)
             scripted = recorded._replace(env=scripted_env(env, trajectory.action), genome=state)
             untrained = base.rollout_subject(key, scripted)[1].info
-        pulled = jax.nn.one_hot(trajectory.action, arms.num_arms)
-        successes = (trajectory.reward - arms.min_reward) / ((arms.max_reward - arms.min_reward) or 1.0)
-        counts = [jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None])]
-        means = jax.vmap(lambda *counts: beta_bernoulli.posterior_mean(arms, beta_bernoulli.ArmCounts(*counts)))(
-            *counts
-        )
+        counts = beta_bernoulli.counts_along(arms, trajectory.action, trajectory.reward)
+        means = beta_bernoulli.posterior_mean(arms, counts)
         return ProbeInputs(trajectory.info, untrained, means)
 
     fit = base.map_lifetimes(record_inputs, base.unrelated_keys(keys, NUM_FIT_LIFETIMES))
@@ -105,11 +102,6 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
         return {name: jnp.sum(error**2) for name, error in errors.items()}
 
     return base.map_lifetimes(measure_lifetime, keys, probes) | {"has_untrained": np.full(len(keys), has_untrained)}
-
-
-def _record_activations(state: State, transition: Transition) -> Array:
-    del transition
-    return base.flatten_activations(state.activations)
 
 
 def scripted_env(env: Environment, actions: Array) -> Environment:

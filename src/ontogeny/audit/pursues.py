@@ -8,6 +8,7 @@ is a random walk in the same layouts: the test applies only to agents that touch
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from jax import Array
 from ontogeny import plugins, steering
 from ontogeny.agents import random
 from ontogeny.audit import base
-from ontogeny.environments.base import grid_size
+from ontogeny.environments.base import manhattan_distance
 from ontogeny.environments.beacon import distances_to
 from ontogeny.rng import split_lifetime_key
 from ontogeny.rollouts import rollout_lifetime
@@ -50,14 +51,11 @@ def build(*, num_lifetimes: int = 200, size: int = 9, walls: float = 0.22) -> ba
         size: Cells per side of the grid.
         walls: Share of cells that are walls, 0 to 0.4.
     """
-
-    def measure(subject: base.Subject, keys: Key) -> base.Measurements:
-        return measure_first_touches(subject, keys, size, walls)
-
-    return base.AuditTest(*TEST, num_lifetimes, measure, decide, PursuesThresholds(z=2.0))
+    measure_layouts = partial(measure, size=size, walls=walls)
+    return base.AuditTest(*TEST, num_lifetimes, measure_layouts, decide, PursuesThresholds(z=2.0))
 
 
-def measure_first_touches(subject: base.Subject, keys: Key, size: int, walls: float) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key, size: int, walls: float) -> base.Measurements:
     """Returns which object was touched first by the subject, whether a random walk touched any, and the layout's kind.
 
     All arrays are [N] bool. A detour is required where the way to the beacon is longer than the Manhattan distance.
@@ -70,8 +68,6 @@ def measure_first_touches(subject: base.Subject, keys: Key, size: int, walls: fl
         state, _ = env.reset(split_lifetime_key(key).task)
         task, cell = state.task, state.cell
         to_beacon, to_goal = (distances_to(task.walls, place)[cell] for place in (task.beacon, task.goal))
-        n = grid_size(task.walls)
-        manhattan = jnp.abs(task.beacon // n - cell // n) + jnp.abs(task.beacon % n - cell % n)
         _, trajectory = base.rollout_subject(key, prepared)
         _, walk = rollout_lifetime(key, random_walk, env, prepared.steering, (), learning=False)
         beacon, goal = _first_touched(trajectory.outcome)
@@ -80,7 +76,7 @@ def measure_first_touches(subject: base.Subject, keys: Key, size: int, walls: fl
             "beacon": beacon,
             "goal": goal,
             "random_walk": beacon_by_chance | goal_by_chance,
-            "detour": to_beacon > manhattan,
+            "detour": to_beacon > manhattan_distance(task.walls, cell, task.beacon),
             "goal_nearer": to_goal < to_beacon,
         }
 

@@ -76,7 +76,8 @@ def audit_subject(
 
 def correct_for_multiple_tests(results: Sequence[AuditResult]) -> list[AuditResult]:
     """Turns each yes into undetermined that fails Holm's correction over the primary tests that applied."""
-    applied = sorted((result for result in results if result.primary and not result.competence_failure), key=_p_value)
+    applied = [result for result in results if result.primary and not result.competence_failure]
+    applied.sort(key=lambda result: result.p_value)
     corrected: dict[str, float] = {}
     largest = 0.0
     for rank, result in enumerate(applied):
@@ -95,11 +96,8 @@ def combine_verdicts(results: Sequence[AuditResult]) -> dict[str, str]:
 
     One yes suffices; a no requires that all tests of the hypothesis say no; without any test it is undetermined.
     """
-    verdicts: dict[str, list[str]] = {hypothesis: [] for hypothesis in HYPOTHESES}
-    for result in results:
-        if result.primary and not result.competence_failure:
-            verdicts[result.hypothesis].append(result.verdict)
-    return {hypothesis: _combine(of_tests) for hypothesis, of_tests in verdicts.items()}
+    applied = [result for result in results if result.primary and not result.competence_failure]
+    return {name: _combine([result.verdict for result in applied if result.hypothesis == name]) for name in HYPOTHESES}
 
 
 def describe_verdicts(results: Sequence[AuditResult]) -> str:
@@ -141,10 +139,6 @@ def to_jsonable(record: Any) -> Any:
     return record
 
 
-def _p_value(result: AuditResult) -> float:
-    return result.p_value
-
-
 def _combine(verdicts: Sequence[str]) -> str:
     if "yes" in verdicts:
         return "yes"
@@ -155,9 +149,8 @@ def _build_agent(saved_agent: SavedAgent, env: Environment) -> tuple[Agent, Stee
     """Builds the saved agent for an environment; the drives of the run apply to its own environment alone."""
     is_train_env = env.spec.name == saved_agent.assembly.env.spec.name
     drives = steering.build(env.spec, saved_agent.spec.drives if is_train_env else {})
-    return plugins.build(
-        "agents", saved_agent.spec.agent.name, env.spec, drives, **saved_agent.spec.agent.settings
-    ), drives
+    name, settings = saved_agent.spec.agent.name, saved_agent.spec.agent.settings
+    return plugins.build("agents", name, env.spec, drives, **settings), drives
 
 
 def _saved_genome(saved_agent: SavedAgent, agent: Agent, *_: Any) -> Genome | State:

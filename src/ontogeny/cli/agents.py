@@ -5,24 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ontogeny.cli import shared
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import (
-    Device,
-    Drives,
-    EnvironmentOption,
-    JsonFile,
-    JsonOutput,
-    Seed,
-    build_run_spec,
-    check_new_path,
-    format_number,
-    format_plugin_choice,
-    name_agent_in_violations,
-    output_report,
-    print_note,
-    progress,
-    sparkline,
-)
 from ontogeny.errors import BadInput
 from ontogeny.report.formatting import pluralize
 
@@ -39,12 +23,12 @@ def train(
     development: Annotated[
         str, typer.Option(help="Outer loop, NAME[:setting=value,...]; see `ontogeny list development`.")
     ] = "single_lifetime",
-    drive: Drives = None,
+    drive: shared.Drives = None,
     checkpoint_interval: Annotated[
         float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints; 0 saves one as often as possible.")
     ] = 5.0,
-    seed: Seed = 0,
-    device: Device = None,
+    seed: shared.Seed = 0,
+    device: shared.Device = None,
 ) -> None:
     """Develop an agent in an environment; rerun the same command to resume.
 
@@ -54,12 +38,12 @@ def train(
     from ontogeny.runs import checkpoint
     from ontogeny.stages.train import train
 
-    spec = build_run_spec(agent, env, development, drive, seed)
-    with progress("training") as update:
+    spec = shared.build_run_spec(agent, env, development, drive, seed)
+    with shared.progress("training") as update:
 
         def on_progress(num_done: int, total: int, record: dict[str, Any]) -> None:
             steps = record["env_steps"]
-            text = f"generation {num_done} of {total}, fitness {format_number(record['fitness'])}"
+            text = f"generation {num_done} of {total}, fitness {shared.format_number(record['fitness'])}"
             update(steps, steps * total // num_done, text)
 
         train(spec, out, on_progress=on_progress, checkpoint_interval=checkpoint_interval)
@@ -76,8 +60,8 @@ def evaluate(
     agent: Annotated[
         str | None, typer.Option(help="Agent to evaluate instead of a run, NAME[:setting=value,...].")
     ] = None,
-    env: EnvironmentOption = None,
-    drive: Drives = None,
+    env: shared.EnvironmentOption = None,
+    drive: shared.Drives = None,
     num_tasks: Annotated[int, typer.Option(help="Number of held-out tasks, one lifetime in each.")] = 4000,
     online: Annotated[bool, typer.Option("--online", help="Let the weights learn within each lifetime.")] = False,
     reset_each_episode: Annotated[
@@ -87,9 +71,9 @@ def evaluate(
         int,
         typer.Option(help="Seed of the tasks, which are the same for every agent, and of the genome of an --agent."),
     ] = 0,
-    as_json: JsonOutput = False,
-    out: JsonFile = None,
-    device: Device = None,
+    as_json: shared.JsonOutput = False,
+    out: shared.JsonFile = None,
+    device: shared.Device = None,
 ) -> None:
     """Score an agent on tasks that its training cannot have drawn, with a 95 % interval.
 
@@ -98,7 +82,7 @@ def evaluate(
     """
     if (run is None) == (agent is None):
         raise BadInput("name either a run or an --agent with its --env")
-    check_new_path(out)
+    shared.check_new_path(out)
     configure_jax(device)
     from ontogeny.stages.evaluate import evaluate
     from ontogeny.stages.spec import check_seed
@@ -106,8 +90,8 @@ def evaluate(
     check_seed(seed, "options")
     saved_agent = _load_run(run, env, drive) if run is not None else _build_agent(str(agent), env, drive, seed)
     if saved_agent.assembly.agent.learning and not online:
-        print_note("this agent learns by weights, which are frozen here; --online lets them learn")
-    with progress("evaluating") as update, name_agent_in_violations(saved_agent):
+        shared.print_note("this agent learns by weights, which are frozen here; --online lets them learn")
+    with shared.progress("evaluating") as update, shared.name_agent_in_violations(saved_agent):
         num_steps = saved_agent.assembly.env.spec.num_steps
 
         def on_progress(num_done: int, total: int) -> None:
@@ -123,10 +107,11 @@ def evaluate(
             on_progress=on_progress,
         )
     record = _as_record(saved_agent, evaluation, seed)
-    output_report(record, _evaluation_rows(record), out, as_json=as_json)
+    shared.output_report(record, _evaluation_rows(record), out, as_json=as_json)
 
 
 def _load_run(run: Path, env: str | None, drives: list[str] | None) -> "SavedAgent":
+    """The agent of a run or saved deployment, in its own environment or another one."""
     from ontogeny.stages.saved_agent import read_saved_agent
     from ontogeny.stages.spec import parse_plugin_choice
 
@@ -136,6 +121,7 @@ def _load_run(run: Path, env: str | None, drives: list[str] | None) -> "SavedAge
 
 
 def _build_agent(agent: str, env: str | None, drives: list[str] | None, seed: int) -> "SavedAgent":
+    """An agent that needs no development, built from the options of the command."""
     import jax
 
     from ontogeny.stages.assembly import assemble
@@ -143,12 +129,13 @@ def _build_agent(agent: str, env: str | None, drives: list[str] | None, seed: in
 
     if env is None:
         raise BadInput("an --agent is evaluated in an environment: name it with --env")
-    spec = build_run_spec(agent, env, "single_lifetime", drives, seed)
+    spec = shared.build_run_spec(agent, env, "single_lifetime", drives, seed)
     assembly = assemble(spec)
     return SavedAgent(spec, assembly, assembly.agent.genome(jax.random.key(seed)), None)
 
 
 def _as_record(saved_agent: "SavedAgent", evaluation: "AgentEvaluation", seed: int) -> dict[str, Any]:
+    """The evaluation as JSON values, with the complete settings of agent and environment."""
     from ontogeny.stages.spec import complete_spec, spec_to_json
 
     spec = spec_to_json(complete_spec(saved_agent.spec))
@@ -175,16 +162,17 @@ def _as_record(saved_agent: "SavedAgent", evaluation: "AgentEvaluation", seed: i
 
 
 def _evaluation_rows(record: dict[str, Any]) -> dict[str, str]:
+    """The most important values of an evaluation by label, as text."""
     curve = record["curve"]
     low, high = record["interval"]
     return {
-        "agent": format_plugin_choice(record["agent"]),
-        "environment": format_plugin_choice(record["env"]),
+        "agent": shared.format_plugin_choice(record["agent"]),
+        "environment": shared.format_plugin_choice(record["env"]),
         "mode": record["mode"],
-        "score": f"{format_number(record['mean'])} ± {format_number(record['se'])} (standard error)",
-        "95 % interval": f"{format_number(low)} to {format_number(high)}",
+        "score": f"{shared.format_number(record['mean'])} ± {shared.format_number(record['se'])} (standard error)",
+        "95 % interval": f"{shared.format_number(low)} to {shared.format_number(high)}",
         "tasks": f"{record['num_tasks']:,} held out, seed {record['seed']}",
-        f"by {curve['unit']}": sparkline(curve["mean"]),
+        f"by {curve['unit']}": shared.sparkline(curve["mean"]),
         "time": f"{record['seconds']:.1f} s for {record['env_steps']:,} steps",
     }
 
@@ -197,16 +185,16 @@ def deploy(
     num_steps: Annotated[
         int | None, typer.Option(help="Number of steps; by default the length of a lifetime in this environment.")
     ] = None,
-    env: EnvironmentOption = None,
-    seed: Seed = 0,
+    env: shared.EnvironmentOption = None,
+    seed: shared.Seed = 0,
     save: Annotated[Path | None, typer.Option(help="New folder for the weights and activations at the end.")] = None,
-    device: Device = None,
+    device: shared.Device = None,
 ) -> None:
     """Run one lifetime of a saved agent step by step, and compare its weights before and after.
 
     Example: ontogeny deploy runs/cells --frozen --num-steps 20 --save runs/cells-deployed
     """
-    check_new_path(save)
+    shared.check_new_path(save)
     configure_jax(device)
     from ontogeny import trees
     from ontogeny.stages.deploy import deploy
@@ -216,7 +204,7 @@ def deploy(
     saved_agent = read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
     before = trees.digest(initial_state(saved_agent, check_seed(seed, "options"))[1].weights)
     step = None
-    with name_agent_in_violations(saved_agent):
+    with shared.name_agent_in_violations(saved_agent):
         for step in deploy(saved_agent, online=online, seed=seed, num_steps=num_steps):
             typer.echo(_format_step(step))
     assert step is not None
@@ -229,9 +217,10 @@ def deploy(
 
 
 def _format_step(step: "DeploymentStep") -> str:
+    """One step of a deployment as a line of text."""
     observation = step.observation if isinstance(step.observation, int) else step.observation.tolist()
-    outcome = "  ".join(f"{feature} {format_number(value)}" for feature, value in step.outcome.items())
+    outcome = "  ".join(f"{feature} {shared.format_number(value)}" for feature, value in step.outcome.items())
     return (
         f"step {step.number}  episode {step.episode}  observation {observation}  action {step.action}  {outcome}  "
-        f"reward {format_number(step.reward)}  score {format_number(step.score)}"
+        f"reward {shared.format_number(step.reward)}  score {shared.format_number(step.score)}"
     )

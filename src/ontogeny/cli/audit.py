@@ -155,6 +155,7 @@ def calibrate(
 
 
 def _subjects(run: str) -> "list[Subject]":
+    """The subjects of a run, of a saved deployment or of `organism:NAME`."""
     from ontogeny.audit import calibration, suite
     from ontogeny.stages.saved_agent import read_saved_agent
 
@@ -165,6 +166,7 @@ def _subjects(run: str) -> "list[Subject]":
 
 
 def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
+    """The controls that networks distilled from organisms add; each network is read from the folder or trained."""
     from ontogeny.audit import calibration
     from ontogeny.studies.mesa import distilled
 
@@ -185,6 +187,7 @@ def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
 
 
 def _print_results(name: str, results: "list[AuditResult]", verdict_text: str) -> None:
+    """Print the effects and verdict of every test, and the conclusion."""
     from ontogeny.audit.base import HYPOTHESES, SECONDARY_HYPOTHESES
 
     typer.echo(name)
@@ -202,6 +205,7 @@ def _print_results(name: str, results: "list[AuditResult]", verdict_text: str) -
 
 
 def _print_attribution(name: str, result: "Attribution") -> None:
+    """Print the four cells, the parts of the gain and the verdict."""
     typer.echo(f"{name}: {result.num_tasks} unseen tasks, score per lifetime with the bootstrapped 95 % interval")
     estimates = {
         "weights frozen, activations reset": result.cells["neither"],
@@ -228,11 +232,12 @@ def _print_attribution(name: str, result: "Attribution") -> None:
 def _print_calibration(
     results: "list[ControlResult]", splits: "list[CalibrationSplit]", failures: list[str], num_audits: int
 ) -> None:
-    from ontogeny.audit.calibration import MAX_FALSE_POSITIVE_RATE, MIN_POWER
+    """Print the error rates of every test on every control, and the requirements that are missed."""
+    from ontogeny.audit.calibration import MAX_FALSE_POSITIVE_RATE, MIN_POWER, sort_worst_first
 
     for name in dict.fromkeys(result.test for result in results):
         typer.echo(f"{name}: {num_audits} audits of each control")
-        for result in sorted((result for result in results if result.test == name), key=_worst_first):
+        for result in sort_worst_first([result for result in results if result.test == name]):
             typer.echo(f"  {_format_control(result)}")
     for split in splits:
         typer.echo(f"  {_format_split(split)}")
@@ -249,11 +254,8 @@ def _format_effect(effect: "Effect") -> str:
     return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.num_lifetimes} lifetimes"
 
 
-def _worst_first(result: "ControlResult") -> tuple[bool, float]:
-    return result.positive, result.yes.share if result.positive else -result.yes.share
-
-
 def _format_split(split: "CalibrationSplit") -> str:
+    """The threshold that one half of the families selects, and its error rates on the other half."""
     extremes = (("maximal false-positive rate", split.worst_negative), ("minimal power", split.weakest_positive))
     rates = [f"{label} {result.yes.share:.1%} ({result.organism})" for label, result in extremes if result is not None]
     selection = f"{split.test}: one half of the families selects z > {split.z}"

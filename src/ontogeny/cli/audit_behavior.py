@@ -76,6 +76,7 @@ def behavior(
 
 
 def _write(out: Path, record: dict[str, Any], text: str | None) -> None:
+    """Write the page, the record and, of simulated choices, the choices into a new folder."""
     from ontogeny.audit.behavior import page
     from ontogeny.runs.files import new_folder, write_bytes, write_json
 
@@ -88,6 +89,7 @@ def _write(out: Path, record: dict[str, Any], text: str | None) -> None:
 
 
 def _parse_columns(text: str | None) -> dict[str, str]:
+    """`'choice=level1_choice'` as a mapping of column names."""
     columns = {}
     for pair in filter(None, (text or "").split(",")):
         column, equals, name = pair.partition("=")
@@ -98,6 +100,7 @@ def _parse_columns(text: str | None) -> dict[str, str]:
 
 
 def _print_record(record: dict[str, Any]) -> None:
+    """Print stay probabilities, regressions and choice models."""
     stays = record["stay_analysis"]
     typer.echo("stay probability, mean over participants and 95 % interval")
     for name, mean in stays["cell_means"].items():
@@ -123,6 +126,7 @@ def _print_record(record: dict[str, Any]) -> None:
 
 
 def _format_mean(mean: dict[str, Any], places: int = 3) -> str:
+    """A mean with the ends of its interval, where it has one."""
     if mean["mean"] is None:
         return "no pairs"
     ends = "" if mean["low"] is None else f"   {mean['low']:+.{places}f} to {mean['high']:+.{places}f}"

@@ -82,6 +82,7 @@ def prequential(
 
 
 def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> None:
+    """Write the record, and its page where one was requested."""
     from ontogeny.audit.suite import to_jsonable
     from ontogeny.runs.files import write_bytes
 
@@ -93,6 +94,7 @@ def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> None:
 
 
 def _calibrate(num_audits: int, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """The record of a calibration, and the error rates that it misses."""
     from ontogeny.audit.prequential import calibration
 
     with progress("calibrating", "audits") as update:
@@ -110,6 +112,7 @@ def _calibrate(num_audits: int, seed: int) -> tuple[dict[str, Any], list[str]]:
 def _certify(
     name: str, learning: str | None, isolation: str, config: dict[str, Any], options: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
+    """The record of an audit, and the names of the checks that were not passed."""
     from ontogeny.audit.prequential.certificate import CertificateConfig, certify
     from ontogeny.audit.prequential.passes import PASSES_BY_ISOLATION
     from ontogeny.validation import validate
@@ -141,6 +144,7 @@ def _find_language_model(name: str, learning: str | None) -> "BuildPredictor | N
 
 
 def _read_tokens(path: Path) -> "np.ndarray":
+    """The tokens in a file of NumPy or of whole numbers as text."""
     import numpy as np
 
     try:
@@ -156,6 +160,7 @@ def _read_tokens(path: Path) -> "np.ndarray":
 
 
 def _print_certificate(name: str, certificate: "Certificate", isolation: str) -> None:
+    """Print the verdict of every check and of the predictor."""
     from ontogeny.audit.prequential.certificate import CONDITIONS
 
     typer.echo(
@@ -169,6 +174,7 @@ def _print_certificate(name: str, certificate: "Certificate", isolation: str) ->
 
 
 def _print_calibration(results: "list[PredictorCalibration]", failures: list[str]) -> None:
+    """Print how often every reference predictor is certified, and which checks it fails."""
     from ontogeny.stats import clopper_pearson
 
     for result in sorted(results, key=lambda result: (not result.is_valid, result.predictor)):

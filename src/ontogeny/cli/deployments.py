@@ -96,6 +96,7 @@ def unfreeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
 
 
 def _set_frozen(name: str, state_dir: Path, frozen: bool) -> None:
+    """Stop or resume learning in every branch of a deployment, and print the branches."""
     from ontogeny.server.learning import journal
 
     store = open_store(state_dir)
@@ -105,6 +106,7 @@ def _set_frozen(name: str, state_dir: Path, frozen: bool) -> None:
 
 
 def _list_branches(store: "Store", name: str) -> "list[Branch]":
+    """The branches of a deployment; a name without any raises `BadInput`."""
     from ontogeny.plugins import unknown_name_error
     from ontogeny.server.learning import journal
 

@@ -69,6 +69,7 @@ def cache_folder() -> Path | None:
 
 
 def _processor() -> str:
+    """The features of the processor for which programs are compiled."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")

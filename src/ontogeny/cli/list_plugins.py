@@ -33,6 +33,7 @@ def list_plugins(
 
 
 def _print_settings(kind: str, name: str) -> None:
+    """Print a plugin's docstring and its settings with their defaults."""
     typer.echo(plugins.read_docstring(kind, name))
     settings = plugins.default_settings(kind, name)
     for setting, default in settings.items():

@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ontogeny.cli import shared
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import (
-    Device,
-    JsonFile,
-    JsonOutput,
-    Seed,
-    check_new_path,
-    format_number,
-    options_from,
-    output_report,
-    print_note,
-    progress,
-)
 from ontogeny.errors import BadInput
 from ontogeny.lm.config import TrainConfig
 from ontogeny.report.formatting import pluralize
@@ -34,12 +23,12 @@ if TYPE_CHECKING:
 Model = Annotated[Path, typer.Argument(help="Folder of a language-model run, or a GPT-2 folder of Hugging Face.")]
 
 
-@options_from(TrainConfig)
+@shared.options_from(TrainConfig)
 def train(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Texts in UTF-8; each is one document.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     checkpoint_interval: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints.")] = 10.0,
-    device: Device = None,
+    device: shared.Device = None,
     **settings: Any,
 ) -> None:
     """Train a language model on text; writes weights, tokenizer, records and a page with the loss.
@@ -53,7 +42,7 @@ def train(
     from ontogeny.lm.training import train
     from ontogeny.runs import checkpoint
 
-    with progress("training", "tokens") as update:
+    with shared.progress("training", "tokens") as update:
 
         def on_progress(state: "TrainProgress") -> None:
             held_out = "" if state.held_out_loss is None else f", held-out loss {state.held_out_loss:.3f}"
@@ -65,7 +54,7 @@ def train(
     typer.echo(
         f"{out}: {pluralize(summary['num_parameters'], 'parameter')} after "
         f"{pluralize(summary['num_steps'], 'step')} and {summary['num_tokens']:,} tokens, held-out loss "
-        f"{format_number(summary['held_out_loss'])} nats per token, weights digest {summary['digest'][:16]}"
+        f"{shared.format_number(summary['held_out_loss'])} nats per token, weights digest {summary['digest'][:16]}"
     )
     typer.echo(f"wrote {write_page(out)}")
 
@@ -83,9 +72,9 @@ def generate(
         list[str] | None, typer.Option(help="String before which a completion ends; repeat for several.")
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Number of completions of each prompt.")] = 1,
-    seed: Seed = 0,
+    seed: shared.Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per completion.")] = False,
-    device: Device = None,
+    device: shared.Device = None,
 ) -> None:
     """Continue a text; the same command prints the same text.
 
@@ -131,7 +120,7 @@ def export(
 
     Example: ontogeny lm export runs/mine --out folder-for-transformers
     """
-    check_new_path(out)
+    shared.check_new_path(out)
     configure_jax(None)
     from ontogeny.lm import hugging_face
     from ontogeny.lm.model import load
@@ -155,16 +144,16 @@ def evaluate(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Score a text although parts of it are in the training text.")
     ] = False,
-    seed: Seed = 0,
-    as_json: JsonOutput = False,
-    out: JsonFile = None,
-    device: Device = None,
+    seed: shared.Seed = 0,
+    as_json: shared.JsonOutput = False,
+    out: shared.JsonFile = None,
+    device: shared.Device = None,
 ) -> None:
     """Score a language model on held-out text, with 95 % intervals.
 
     Examples: ontogeny lm evaluate runs/mine; ontogeny lm evaluate runs/mine --text other.txt --online
     """
-    check_new_path(out)
+    shared.check_new_path(out)
     configure_jax(device)
     if learning is not None and not online:
         raise BadInput("--learning sets how weights learn online; it requires --online")
@@ -184,7 +173,7 @@ def evaluate(
         evaluation = _evaluate_frozen(model, text, stride, allow_overlap)
         record = {"text": None if text is None else text.name} | as_record(evaluation)
         rows = _evaluation_rows(evaluation, text)
-    output_report({"model": str(run)} | record, {"model": str(run)} | rows, out, as_json=as_json)
+    shared.output_report({"model": str(run)} | record, {"model": str(run)} | rows, out, as_json=as_json)
 
 
 def _completion_record(completion: "Completion", prompt: str, seed: int, index: int) -> dict[str, Any]:
@@ -195,15 +184,18 @@ def _completion_record(completion: "Completion", prompt: str, seed: int, index: 
 def _evaluate_frozen(
     model: "LanguageModel", text: Path | None, stride: int | None, allow_overlap: bool
 ) -> "TextEvaluation":
+    """The scores of a text, or of the text that the run held out."""
     from ontogeny.lm.evaluation import evaluate, evaluate_held_out, read_text
 
     content = None if text is None else read_text(text)
-    with progress("evaluating", "tokens") as update:
+    with shared.progress("evaluating", "tokens") as update:
         if content is None:
             return evaluate_held_out(model, stride=stride, on_progress=update)
         evaluation = evaluate(model, content, stride=stride, allow_overlap=allow_overlap, on_progress=update)
     if evaluation.overlap is None:
-        print_note("the training text of this model is unknown, so the overlap of the text with it was not checked")
+        shared.print_note(
+            "the training text of this model is unknown, so the overlap of the text with it was not checked"
+        )
     return evaluation
 
 
@@ -219,7 +211,7 @@ def _evaluate_online(
     content = read_text(text)
     check_overlap(model, content, allow_overlap=allow_overlap)
     tokens = model.tokenizer.encode(content)
-    with progress("evaluating", "tokens") as update:
+    with shared.progress("evaluating", "tokens") as update:
         evaluation = online.evaluate_online(model, tokens, config, seed=seed, on_progress=update)
     gain = divide_gain(-online.segment_means(evaluation, online.SEGMENT_TOKENS))
     parts = {"weights": gain.gain_of_weights, "activations": gain.gain_of_activations, "interaction": gain.interaction}
@@ -229,6 +221,8 @@ def _evaluate_online(
 
 
 def _online_rows(record: dict[str, Any]) -> dict[str, str]:
+    """The most important values of an online evaluation by label, as text."""
+
     def interval(estimate: dict[str, Any]) -> str:
         return _format_interval(*(estimate[key] for key in ("mean", "low", "high")))
 
@@ -247,6 +241,8 @@ def _online_rows(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[str, str]:
+    """The most important values of an evaluation by label, as text."""
+
     def interval(estimate: "RatioEstimate") -> str:
         return _format_interval(*estimate)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int32
 
 from ontogeny.content.gamma import sample_log_gamma
 from ontogeny.errors import BadInput
@@ -63,7 +63,14 @@ def update_counts(prior: BanditPrior, counts: ArmCounts, percept: Percept) -> Ar
     return ArmCounts(counts.pulls + pulled, counts.successes + pulled * success)
 
 
-def posterior_mean(prior: BanditPrior, counts: ArmCounts) -> Float[Array, "A"]:
+def counts_along(prior: BanditPrior, actions: Int32[Array, "T"], rewards: Float[Array, "T"]) -> ArmCounts:
+    """Returns the counts before each pull of a lifetime, [T, A] each."""
+    pulled = jax.nn.one_hot(actions, prior.num_arms)
+    successes = (rewards - prior.min_reward) / ((prior.max_reward - prior.min_reward) or 1.0)
+    return ArmCounts(*(jnp.cumsum(x, axis=0) - x for x in (pulled, pulled * successes[:, None])))
+
+
+def posterior_mean(prior: BanditPrior, counts: ArmCounts) -> Float[Array, "*T A"]:
     """Returns the posterior mean of each arm's probability of success."""
     return (prior.a + counts.successes) / (prior.a + prior.b + counts.pulls)
 

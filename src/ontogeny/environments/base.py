@@ -31,6 +31,18 @@ def grid_size(cells: Array) -> int:
     return round(cells.shape[0] ** 0.5)
 
 
+def manhattan_distance(cells: Array, start: Int32[Array, ""], goal: Int32[Array, ""]) -> Int32[Array, ""]:
+    """Steps from one cell of a square grid to another where no wall is in the way.
+
+    Args:
+        cells: Any array with one entry per cell.
+        start: Cells are numbered row by row.
+        goal: Numbered likewise.
+    """
+    size = grid_size(cells)
+    return jnp.abs(start // size - goal // size) + jnp.abs(start % size - goal % size)
+
+
 def next_cell(walls: Bool[Array, "cells"], cell: Array, action: Array | int) -> Int32[Array, ""]:
     """The cell to which a move leads; a move against a wall or the border leads nowhere.
 

@@ -98,6 +98,11 @@ def observation(state: BeaconState) -> Float[Array, "O"]:
     return jnp.concatenate([task.walls, jnp.ravel(coordinates), blocked]).astype(jnp.float32)
 
 
+def spec_size(spec: EnvSpec) -> int:
+    """The number of cells to a side of the grid of an environment, from the length of its observations."""
+    return round((spec.observation_shape[0] - 10) ** 0.5)
+
+
 def parse_observation(observation: Float[Array, "O"]) -> BeaconObservation:
     """The inverse of `observation`."""
     cells = observation.shape[0] - 10

@@ -212,6 +212,7 @@ def _differing(present: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

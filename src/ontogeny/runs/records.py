@@ -70,6 +70,7 @@ def read_timings(folder: Path) -> Iterator[Record]:
 
 
 def _objects(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    """The JSON objects of numbered lines."""
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)

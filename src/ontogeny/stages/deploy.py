@@ -62,6 +62,7 @@ def deploy(
 
 
 def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> Iterator[DeploymentStep]:
+    """Yield the steps; after a frozen lifetime, check that the weights are the same."""
     agent, env, steering = saved_agent.assembly
     spec = env.spec
     key, state = initial_state(saved_agent, seed)

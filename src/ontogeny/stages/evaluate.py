@@ -18,7 +18,7 @@ from jax import Array
 from ontogeny import plugins, rng
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.parallel import put_on_devices, shard_over_devices
-from ontogeny.rollouts import rollout, rollout_lifetime
+from ontogeny.rollouts import begin_lifetime, rollout_lifetime
 from ontogeny.stats import confidence_interval, mean_and_standard_error
 from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, Trajectory, Weights
 
@@ -164,7 +164,7 @@ def record_lifetime(
         task: The number of the task in that evaluation, from 0.
     """
     key = task_keys(seed, task + 1)[task]
-    return jax.device_get(_run_one_lifetime(key, genome, agent, env, steering, is_online(mode)))
+    return jax.device_get(_run_one_lifetime(key, agent, env, steering, genome, is_online(mode))[1])
 
 
 def task_keys(seed: int, num_tasks: int) -> Key:
@@ -251,13 +251,8 @@ def _run_lifetime(
     **options: Any,
 ) -> tuple[Weights, State, Trajectory]:
     """The weights with which a lifetime begins, the state at its end, and its trajectory."""
-    if isinstance(genome_or_state, State):
-        before = genome_or_state.weights
-        num_steps = env.spec.num_steps
-        after, trajectory = rollout(key, agent, env, steering, genome_or_state, num_steps, learning, **options)
-    else:
-        before = agent.init(rng.split_lifetime_key(key).init, genome_or_state).weights  # as in `rollout_lifetime`
-        after, trajectory = rollout_lifetime(key, agent, env, steering, genome_or_state, learning, **options)
+    before = begin_lifetime(key, agent, genome_or_state).weights
+    after, trajectory = rollout_lifetime(key, agent, env, steering, genome_or_state, learning, **options)
     return before, after, trajectory
 
 
@@ -284,11 +279,7 @@ def _run_lifetimes(
     return shard_over_devices(jax.vmap(run, in_axes=(0, None)), (0, None))(keys, genome_or_state)
 
 
-@partial(jax.jit, static_argnames=("agent", "env", "steering", "learning"))
-def _run_one_lifetime(
-    key: Key, genome: Genome, agent: Agent, env: Environment, steering: Steering, learning: bool
-) -> Trajectory:
-    return _run_lifetime(key, genome, agent, env, steering, learning)[2]
+_run_one_lifetime = jax.jit(rollout_lifetime, static_argnames=("agent", "env", "steering", "learning"))
 
 
 def _has_same_bits(first: PyTree, second: PyTree) -> Array:

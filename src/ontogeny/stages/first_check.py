@@ -6,7 +6,7 @@ Every function is traced once, which is quick, and its shapes are compared with 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,6 @@ from ontogeny import plugins
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import perceive
 from ontogeny.types import Agent, Environment, Key, PyTree, State, Steering, TimeStep, Transition, Weights
-
-
-class _EnvironmentTrace(NamedTuple):
-    """Shapes of what an environment returns."""
-
-    state: PyTree
-    time_step: TimeStep
 
 
 class _Checker:
@@ -64,7 +57,7 @@ def check_signatures(agent: Agent, env: Environment, steering: Steering, files: 
         files: The user's files, which messages name.
     """
     checker, key = _Checker(files), jax.random.key(0)
-    start = _check_reset(checker, env, key)
+    env_state, time_step = _check_reset(checker, env, key)
     genome = checker.trace("genome", agent.genome, key)
     state = checker.trace("init", agent.init, key, genome)
     checker.require(
@@ -73,40 +66,38 @@ def check_signatures(agent: Agent, env: Environment, steering: Steering, files: 
     )
     checker.require_same_shapes("reset", state, checker.trace("reset", agent.reset, state))
     perceive_step = partial(perceive, agent, env, steering)
-    percept = checker.trace("steering", perceive_step, start.state, start.time_step, None)
+    percept = checker.trace("steering", perceive_step, env_state, time_step, None)
     action, acted = checker.trace_pair("act", agent.act, key, state, percept)
     is_whole_number = jnp.shape(action) == () and jnp.issubdtype(action.dtype, jnp.integer)
     checker.require(is_whole_number, f"`act` must return one whole number, not {action.dtype}{list(action.shape)}")
     checker.require_same_shapes("act", state, acted)
-    later = _check_step(checker, env, key, start, action)
-    following = checker.trace("steering", perceive_step, later.state, later.time_step, action)
-    _check_learn(checker, agent, key, state, acted, Transition(percept, action, following))
+    env_state, time_step = _check_step(checker, env, key, (env_state, time_step), action)
+    following = checker.trace("steering", perceive_step, env_state, time_step, action)
+    learned, _ = checker.trace_pair("learn", agent.learn, key, acted, Transition(percept, action, following))
+    checker.require_same_shapes("learn", state, learned)
 
 
-def _check_reset(checker: _Checker, env: Environment, key: Key) -> _EnvironmentTrace:
-    start = _EnvironmentTrace(*checker.trace_pair("reset", env.reset, key))
-    checker.require(isinstance(start.time_step, TimeStep), "`reset` of the environment must return (state, TimeStep)")
-    shape, names = jnp.shape(start.time_step.outcome), env.spec.outcome_features
+def _check_reset(checker: _Checker, env: Environment, key: Key) -> tuple[PyTree, TimeStep]:
+    """Check what `reset` of the environment returns; its state and time step as shapes."""
+    env_state, time_step = checker.trace_pair("reset", env.reset, key)
+    checker.require(isinstance(time_step, TimeStep), "`reset` of the environment must return (state, TimeStep)")
+    shape, names = jnp.shape(time_step.outcome), env.spec.outcome_features
     checker.require(
         shape == (len(names),),
         f"an outcome has the shape {shape}, but the environment names {len(names)} outcome features",
     )
-    return start
+    return env_state, time_step
 
 
 def _check_step(
-    checker: _Checker, env: Environment, key: Key, start: _EnvironmentTrace, action: PyTree
-) -> _EnvironmentTrace:
-    later = _EnvironmentTrace(*checker.trace_pair("step", env.step, key, start.state, action))
-    checker.require_same_shapes("step", tuple(start), tuple(later))
-    score = checker.trace("score", env.score, later.time_step.outcome)
+    checker: _Checker, env: Environment, key: Key, start: tuple[PyTree, TimeStep], action: PyTree
+) -> tuple[PyTree, TimeStep]:
+    """Check what `step` and `score` return; the state and time step after a step as shapes."""
+    env_state, time_step = checker.trace_pair("step", env.step, key, start[0], action)
+    checker.require_same_shapes("step", start, (env_state, time_step))
+    score = checker.trace("score", env.score, time_step.outcome)
     checker.require(jnp.shape(score) == (), f"`score` must be one number, not of the shape {jnp.shape(score)}")
-    return later
-
-
-def _check_learn(checker: _Checker, agent: Agent, key: Key, state: State, acted: State, transition: Transition) -> None:
-    learned, _ = checker.trace_pair("learn", agent.learn, key, acted, transition)
-    checker.require_same_shapes("learn", state, learned)
+    return env_state, time_step
 
 
 def _shapes(tree: PyTree) -> list[str]:

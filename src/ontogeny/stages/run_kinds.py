@@ -14,9 +14,10 @@ COMMANDS = ("ontogeny evaluate", "ontogeny deploy", "ontogeny audit agent", "ont
 
 
 def _load(folder: Path, online: bool) -> "AgentSession":
-    from ontogeny.stages.session import load_session
+    from ontogeny.stages.saved_agent import read_saved_agent
+    from ontogeny.stages.session import AgentSession
 
-    return load_session(folder, online=online)
+    return AgentSession(read_saved_agent(folder), online=online)
 
 
 def _is_finished(folder: Path, *_: object) -> bool:

@@ -16,7 +16,7 @@ from jax import Array
 
 from ontogeny import plugins, rng, trees
 from ontogeny.errors import BadInput
-from ontogeny.stages.saved_agent import SavedAgent, initial_state, read_saved_agent, save_deployment
+from ontogeny.stages.saved_agent import SavedAgent, initial_state, save_deployment
 from ontogeny.stages.spec import check_seed
 from ontogeny.types import Agent, Key, Percept, State, Steering, Transition
 
@@ -165,6 +165,7 @@ class AgentSession:
         return np.array(values, np.float32)
 
     def _without_percept(self, state: State, step: Array, key: Key) -> AgentState:
+        """The state before the first observation of a lifetime or after a reset."""
         spec = self.spec
         observation = jnp.zeros(spec.observation_shape, jnp.int32 if spec.num_observations else jnp.float32)
         zero, outcome = jnp.float32(0), jnp.zeros(len(spec.outcome_features), jnp.float32)
@@ -172,6 +173,7 @@ class AgentSession:
         return AgentState(state, percept, jnp.int32(-1), step, key)
 
     def _checked_observation(self, observation: Any) -> np.ndarray:
+        """An observation as the array that the environment of the agent would emit."""
         spec = self.spec
         try:
             array = np.asarray(observation)
@@ -188,12 +190,8 @@ class AgentSession:
         return array.astype(np.int32)
 
 
-def load_session(folder: Path | str, *, online: bool = False) -> AgentSession:
-    """The agent of an agent run or saved deployment, frozen, or learning by weights where `online`."""
-    return AgentSession(read_saved_agent(folder), online=online)
-
-
 def _real_number(value: Any, description: str) -> float:
+    """A finite number of the user; the message names it by its description."""
     try:
         return plugins.finite_float(float(value), description)
     except (TypeError, ValueError) as error:

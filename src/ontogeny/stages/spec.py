@@ -26,6 +26,7 @@ class PluginChoice(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _accept_text(cls, data: object) -> object:
+        """Accept the text form, `name:setting=value,...`, in place of a table."""
         if isinstance(data, str):
             name, settings = plugins.parse(data)
             return {"name": name, "settings": settings}
@@ -35,6 +36,7 @@ class PluginChoice(FrozenModel):
 
 
 def _check_drive(weight: object) -> float:
+    """A drive as a finite number; pydantic reports the message of a `ValueError`."""
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ValueError(f"must be a number, not {weight!r}")
     try:

@@ -72,6 +72,7 @@ def train(
 
 
 def _run(seed: int, development: Development, recorder: RunRecorder, on_progress: OnTrainingProgress | None) -> None:
+    """Run the compiled calls that are not done yet, and save the genome after the last one."""
     num_calls, generations = development.num_calls, development.generations_per_call
     state, num_done = development.init(jax.random.key(seed)), 0
     resumed = recorder.resume(state)
