@@ -4,6 +4,7 @@ The text has one section for each group of routes, the statuses of errors, and t
 is started.
 """
 
+import json
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ GROUPS = {  # title -> beginnings of paths, the first that fits counts
     "Tokens": ("/tokenize", "/detokenize", "/tokenizer_info"),
     "Operation": ("/health", "/ready", "/metrics"),
 }
+COLUMNS = ["field", "type", "default", "description"]
 SIGNS = {"minimum": "≥", "exclusiveMinimum": "&gt;", "maximum": "≤", "exclusiveMaximum": "&lt;"}
 ORDER = ("OpenAI API", "Online learning", "Sessions with a text", "Agents", "Tokens", "Operation")
 
@@ -78,19 +80,26 @@ def render_statuses(document: Mapping[str, Any]) -> list[str]:
 
 
 def render_schemas(schemas: Mapping[str, Any]) -> list[str]:
-    """A section with the fields of every schema."""
+    """A section with the fields of every schema; columns without entries are left out."""
     parts = ["## Schemas", ""]
     for name, schema in schemas.items():
+        rows = [describe_field(schema, field) for field in schema.get("properties", {})]
+        shown = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
         parts += [f"### {name}", "", " ".join(schema.get("description", "").split()), ""]
-        parts += ["| field | type | default | description |", "|---|---|---|---|"]
-        for field, field_schema in schema.get("properties", {}).items():
-            default = "required" if field in schema.get("required", ()) else f"`{field_schema.get('default')}`"
-            if default == "`None`":
-                default = ""
-            description = escape(" ".join(field_schema.get("description", "").split()))
-            parts.append(f"| `{field}` | {describe_type(field_schema)} | {default} | {description} |")
+        for row in [COLUMNS, ["---"] * len(COLUMNS), *rows]:
+            parts.append("| " + " | ".join(row[column] for column in shown) + " |")
         parts.append("")
     return parts
+
+
+def describe_field(schema: Mapping[str, Any], field: str) -> list[str]:
+    """Name, type, default value and description of a field, as cells of a table."""
+    properties = schema["properties"][field]
+    default = "required" if field in schema.get("required", ()) else ""
+    if properties.get("default") is not None:
+        default = f"`{json.dumps(properties['default'])}`"
+    description = escape(" ".join(properties.get("description", "").split()))
+    return [f"`{field}`", describe_type(properties), default, description]
 
 
 def describe_type(schema: Mapping[str, Any]) -> str:
@@ -110,10 +119,18 @@ def describe_type(schema: Mapping[str, Any]) -> str:
 
 def range_of(schema: Mapping[str, Any]) -> str:
     """The allowed range of a number or a text, in parentheses; empty where there is none."""
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in SIGNS.items() if key in schema]
+    bounds = [f"{sign} {format_bound(schema[key])}" for key, sign in SIGNS.items() if key in schema]
     if "maxLength" in schema:
         bounds.append(f"at most {schema['maxLength']} characters")
     return f" ({', '.join(bounds)})" if bounds else ""
+
+
+def format_bound(bound: float) -> str:
+    """A bound of a number; bounds from 2^31 on as powers of two."""
+    exponent = int(abs(bound)).bit_length() - 1
+    if exponent >= 31 and abs(bound) == 2**exponent:
+        return f"{'-' * (bound < 0)}2^{exponent}"
+    return f"{bound:g}"
 
 
 def escape(text: str) -> str:
