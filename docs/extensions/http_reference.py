@@ -84,10 +84,10 @@ def render_schemas(schemas: Mapping[str, Any]) -> list[str]:
     parts = ["## Schemas", ""]
     for name, schema in schemas.items():
         rows = [describe_field(schema, field) for field in schema.get("properties", {})]
-        shown = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
+        columns = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
         parts += [f"### {name}", "", " ".join(schema.get("description", "").split()), ""]
         for row in [COLUMNS, ["---"] * len(COLUMNS), *rows]:
-            parts.append("| " + " | ".join(row[column] for column in shown) + " |")
+            parts.append("| " + " | ".join(row[column] for column in columns) + " |")
         parts.append("")
     return parts
 
