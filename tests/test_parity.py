@@ -60,7 +60,7 @@ def test_log_probabilities_equal_those_of_transformers(model):
 
 
 def test_greedy_continuations_of_prompts_of_different_lengths_equal_those_of_transformers(model):
-    greedy = SamplingParams(temperature=0)
+    greedy = SamplingParams(temperature=0.0)
     max_tokens = len(GOLDEN["greedy"][0])
     completions = generate.generate(model, GOLDEN["prompts"], max_tokens=max_tokens, sampling_params=greedy)
     assert [list(completion.tokens) for completion in completions] == GOLDEN["greedy"]
@@ -132,8 +132,8 @@ def truncate(folder, name):
         (lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx True"),
         (lambda f: change_config(f, n_head=5), "5 heads do not divide"),
         (lambda f: remove_array(f, "transformer.wte.weight"), "lack the array 'wte.weight'"),
-        (lambda f: shutil.rmtree(f), "there is no model"),
-        (lambda f: (f / "config.json").unlink(), "holds no language model"),
+        (lambda f: shutil.rmtree(f), "the folder does not exist"),
+        (lambda f: (f / "config.json").unlink(), "not a language-model run or a Hugging Face GPT-2 folder"),
     ],
 )
 def test_a_damaged_or_unsupported_folder_is_rejected_in_one_sentence(tmp_path, damage, message):

@@ -190,9 +190,11 @@ class Engine:
                 thread.join()
 
     def _init_cache(self, num_sequences: int) -> KVCache:
+        """Returns an empty cache for this number of sequences."""
         return init_cache(self.config, num_sequences, self.shape.capacity, self._compute_dtype)
 
     def _work(self) -> None:
+        """Does pieces of work until the engine stops; the main function of a thread."""
         try:
             while (task := self._wait_for_task()) is not None:
                 if isinstance(task, PrefillTask):
@@ -326,6 +328,7 @@ class Engine:
             self._finish(batch, sequence, "length")
 
     def _finish(self, batch: SequenceBatch, sequence: SequenceState, reason: str) -> None:
+        """Frees the slot of a sequence and sends the end of the answer."""
         with self._lock:
             self._scheduler.remove(batch, sequence)
             duration = time.monotonic() - sequence.arrival_time

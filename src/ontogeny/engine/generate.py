@@ -1,9 +1,11 @@
 """Continue prompts with a language model: one fixed batch, decoded by a compiled loop.
 
 All tokens of a prompt but the last are prefilled in chunks; then each decode step processes one token per sequence and
-samples the next one. What a sequence generates depends on its own tokens, its seed and the shape of the batch (number
-of sequences, capacity, chunk size), bit for bit, and not on its slot or on the other sequences. Seeds are those of
-`sampling`, so the server draws the same tokens. Letters: R sequences, K tokens of a chunk, N tokens of one compiled call.
+samples the next one. The tokens of a sequence depend, bit for bit, on its own prompt, its seed and the shape of the
+batch (number of sequences, capacity, chunk size), and not on its slot or on the other sequences. Seeds are those of
+`sampling`, so the server draws the same tokens.
+
+Letters: R sequences, K tokens of a chunk, N tokens of one compiled call.
 """
 
 from collections.abc import Callable, Sequence
@@ -101,15 +103,18 @@ def decode(
     lm_head = transformer.transposed_lm_head(weights) if lm_head is None else lm_head
 
     def is_active(state: DecodeState) -> Array:
+        """Which sequences generate a token in the next step: [R] bool."""
         return (state.num_remaining > 0) & (state.cache.length < state.cache.capacity)
 
     def continues(carry: tuple[Array, DecodeState, DecodeOutput]) -> Array:
+        """Whether another step is necessary."""
         step, state, _ = carry
         return (step < N) & jnp.any(is_active(state))
 
     def generate_one(
         carry: tuple[Array, DecodeState, DecodeOutput],
     ) -> tuple[Array, DecodeState, DecodeOutput]:
+        """Generates one token of each active sequence."""
         step, state, output = carry
         active = is_active(state)
         cache, logits = transformer.extend_cache(

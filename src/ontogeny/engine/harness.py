@@ -100,6 +100,7 @@ class HarnessModel(LM):
             yield [self.end_token, *tokens][max(stop - C, 0) : start + 1], tokens[start:stop]
 
     def _score(self, pairs: Sequence[ContextAndContinuation]) -> list[tuple[float, bool]]:
+        """The log-probability of each continuation, and whether greedy decoding would yield it."""
         C = self.model.config.context_length
         scores: list[tuple[float, bool]] = []
         for first in range(0, len(pairs), self.batch_size):
@@ -119,6 +120,7 @@ class HarnessModel(LM):
         return scores
 
     def _generate(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
+        """The continuations of contexts whose requests have the same settings."""
         context_length = self.model.config.context_length
         max_tokens = int(settings.get("max_gen_toks", min(DEFAULT_MAX_TOKENS, context_length // 2)))
         stop = settings.get("until") or []
@@ -138,7 +140,7 @@ class HarnessModel(LM):
 
 @partial(jax.jit, static_argnums=0)
 def _score_windows(config: TransformerConfig, weights: TransformerWeights, tokens: Array) -> tuple[Array, Array]:
-    """Of windows [B, T + 1]: log-probability [B, T] of each token but the first, and whether it is the most probable."""
+    """Returns the log-probability [B, T] of each token but the first, and whether it is the most probable one."""
     logits = transformer.forward(config, weights, tokens[:, :-1])
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens[:, 1:]

@@ -101,6 +101,7 @@ class PrefixCache:
                 self._evict(key)
 
     def _evict(self, key: CacheKey) -> None:
+        """Remove an entry and its hashes."""
         scope, tokens = key
         entry = self._entries.pop(key)
         self._num_bytes -= _count_bytes(tokens, entry.cache, entry.logits)
@@ -119,4 +120,5 @@ class PrefixCache:
 
 
 def _count_bytes(tokens: bytes, cache: KVCache, logits: np.ndarray | None) -> int:
+    """The size of an entry."""
     return len(tokens) + sum(leaf.nbytes for leaf in jax.tree.leaves((cache, logits)))

@@ -1,10 +1,12 @@
 """The sampler: the next token from logits, by temperature, top-k, top-p and a counter-based seed.
 
-One definition serves the server and the command line. Token number `position` of an answer with seed `seed` is drawn by
+The server and the command line use one definition. Token number `position` of an answer with seed `seed` is drawn by
 inverting the cumulative distribution at the uniform number `draw_uniform(seed, position)`, which Philox computes from
-these two integers alone. `sample_token` evaluates the definition with NumPy in float64, for one sequence; `sample_tokens`
-evaluates it with JAX in float32, for a batch inside a compiled loop. Top-k is applied before top-p and both after
-temperature (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751, section 3.1). Letters: R sequences, V vocabulary.
+these two integers alone. `sample_token` evaluates the definition with NumPy in float64, for one sequence;
+`sample_tokens` evaluates it with JAX in float32, for a batch inside a compiled loop. Top-k is applied before top-p and
+both after temperature (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751, section 3.1).
+
+Letters: R sequences, V vocabulary.
 """
 
 from typing import NamedTuple

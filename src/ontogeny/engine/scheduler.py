@@ -132,6 +132,7 @@ class Scheduler:
         return None if batch is None else self._begin_decode(batch)
 
     def _begin_decode(self, batch: SequenceBatch) -> DecodeTask:
+        """Mark a batch and its ready sequences as busy with a decode step."""
         self.num_decode_steps += 1
         batch.is_busy, batch.last_turn = True, self.num_decode_steps
         batch.num_final_chunks = batch.num_partial_chunks = 0
@@ -183,5 +184,6 @@ class Scheduler:
 
 
 def _begin_prefill(batch: SequenceBatch, sequence: SequenceState) -> PrefillTask:
+    """Mark a sequence as busy with prefill."""
     sequence.is_busy = sequence.is_prefilling = True
     return PrefillTask(batch, sequence)

@@ -1,8 +1,8 @@
 """Language models: tokenizers, corpora, training, evaluation, online learning, Hugging Face folders.
 
 Imports go one way: `tokenizer` imports no other module here; `corpus` and `overlap` import it; `optimization` and
-`sizes` know only the transformer; `model` (a language model on disk) imports `tokenizer` and `hugging_face`; `training`,
-`evaluation` and `online` import these.
+`sizes` know only the transformer; `model` (a language model on disk) imports `tokenizer` and `hugging_face`;
+`training`, `evaluation` and `online` import these.
 """
 
 import importlib

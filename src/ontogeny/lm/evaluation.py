@@ -231,6 +231,7 @@ def _evaluate_tokens(
     overlap: TextOverlap | None,
     on_progress: OnTokensProgress | None,
 ) -> TextEvaluation:
+    """Score tokens and estimate all quantities with their intervals."""
     context_length, end = model.config.context_length, model.tokenizer.end
     stride = choose_stride(context_length, stride)
     if len(tokens) < context_length:

@@ -171,6 +171,7 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _build_weights(config: TransformerConfig, arrays: dict[str, np.ndarray], folder: Path) -> TransformerWeights:
+    """The weights of a model from arrays by name, whose shapes must be those of the config."""
     W, M = config.width, config.mlp_width
 
     def take(name: str, *shape: int) -> jnp.ndarray:

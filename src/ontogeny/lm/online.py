@@ -1,13 +1,14 @@
 """Evaluation on a text as a stream, with frozen or online weights: each chunk is scored first and then learned from.
 
-The score is prequential (Dawid 1984): no token's score depends on itself or on later tokens. There are four conditions
-of a 2 x 2 design: weights frozen or online, activations carried over or reset at every chunk. Activations are the tokens in the
-model's context; where they are reset, a chunk is scored with the one token before it. A fifth condition scores with
-reset activations and the weights that were learned while activations were full_context. Letters: T tokens, C context.
+The score is prequential (Dawid 1984): no token's score depends on itself or on later tokens. Four conditions form a
+2 x 2 design: weights frozen or online, activations carried over or reset at every chunk. Activations are the tokens in
+the model's context; where they are reset, a chunk is scored with the one token before it. A fifth condition scores with
+reset activations, but with the weights that were learned while activations were carried over.
+
+Letters: T tokens, C context.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.errors import BadInput
 from ontogeny.lm import corpus, online_learner, optimization
-from ontogeny.lm.evaluation import scale_estimate, token_bytes
+from ontogeny.lm.evaluation import OnTokensProgress, scale_estimate, token_bytes
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
 from ontogeny.stats import RatioEstimate, ratio_of_sums
@@ -33,14 +34,13 @@ MAX_FISHER_WINDOWS = 256
 MAX_HELD_OUT_WINDOWS = 512
 WINDOWS_PER_CALL = 32
 SEGMENT_TOKENS = 1024  # tokens of a segment over which intervals are taken, since nearby tokens are correlated
-OnTokensProgress = Callable[[int, int], None]
 
 
 class OnlineEvaluation(NamedTuple):
     """The losses of all tokens but the first in each condition, nats [T - 1], and the weights at the end.
 
     Attributes:
-        weights_from_log: Activations reset, with the weights of `online_full_context`.
+        weights_from_log: The fifth condition: activations reset, with the weights of `online_full_context`.
         weights: After `online_full_context`.
         relative_weight_change: The distance of `weights` from the trained weights, divided by the norm of these.
     """
@@ -321,6 +321,7 @@ def training_tokens(model: LanguageModel) -> np.ndarray:
 
 
 def _training_run(model: LanguageModel) -> Path:
+    """The folder of the run that trained a model; raises `BadInput` if there is none."""
     if model.run is None:
         raise BadInput(
             "this model was not trained by ontogeny, so its training text is unknown: use --learning "

@@ -1,10 +1,11 @@
 """Online learning of a language model: one gradient step per chunk of text, with measures against forgetting.
 
 Dynamic evaluation: Mikolov et al. 2010; Krause et al. 2018 (arXiv 1709.07432), whose decay toward the trained weights
-and division by the root mean square of the training gradient are here `decay_rate` and the optimizer `rms`; Rannen-Triki
-et al. 2024 (arXiv 2403.01518) for Adam. Against forgetting: rehearsal, that is windows of the training text learned
-again beside each chunk (Robins 1995); a decay that is stronger for weights with larger gradients on that text, the
-diagonal Fisher information (Kirkpatrick et al. 2017); low-rank adapters (Hu et al. 2021, arXiv 2106.09685).
+and division by the root mean square of the training gradient are here `decay_rate` and the optimizer `rms`;
+Rannen-Triki et al. 2024 (arXiv 2403.01518) for Adam. Against forgetting: rehearsal, that is, windows of the training
+text that are learned again beside each chunk (Robins 1995); a decay that is stronger for weights with larger gradients
+on that text, the diagonal Fisher information (Kirkpatrick et al. 2017); low-rank adapters (Hu et al. 2021, arXiv
+2106.09685).
 
 A step is a function of weights and tokens alone: equal chunks in equal order give bitwise equal weights. Nothing here
 knows streams, files or servers. Letters: C context, B rehearsal windows, r rank of an adapter.
@@ -217,17 +218,20 @@ def add_adapters(weights: TransformerWeights, adapters: AdapterTree) -> Transfor
 
 
 def _make_optimizer(config: OnlineConfig) -> optax.GradientTransformation:
+    """The optimizer of a config; `rms` is SGD on divided gradients."""
     name = "sgd" if config.optimizer == "rms" else config.optimizer
     return build_optimizer(config.learning_rate, name, max_gradient_norm=config.max_gradient_norm)
 
 
 def _initial_content(model_config: TransformerConfig, config: OnlineConfig, pretrained: PretrainedWeights) -> Any:
+    """The content before the first step: the pretrained weights, or adapters that add nothing."""
     if config.adapter_rank:
         return init_adapters(model_config, pretrained.weights, config.adapter_rank)
     return pretrained.weights
 
 
 def _divide_by_rms(gradient: Array, squares: Array) -> Array:
+    """A gradient divided by the root mean square of the training gradient."""
     return gradient / (jnp.sqrt(squares) + RMS_DAMPING * jnp.sqrt(jnp.mean(squares)))
 
 

@@ -202,9 +202,11 @@ def _accumulate(
 
 
 def _is_matrix(weights: PyTree) -> PyTree:
+    """Which leaves are matrices, as a tree of truth values."""
     return jax.tree.map(lambda leaf: leaf.ndim == 2, weights)
 
 
 def _is_layer_matrix(weights: TransformerWeights) -> PyTree:
+    """Which leaves are matrices of blocks, as a tree of truth values."""
     no_weights = jax.tree.map(lambda leaf: False, weights)
     return no_weights._replace(blocks=_is_matrix(weights.blocks))

@@ -53,6 +53,7 @@ def render_page(folder: Path) -> str:
 
 
 def _summarize_losses(losses: LossCurve, held_out: LossCurve) -> list[tuple[str, str]]:
+    """The row of the held-out loss, or no row before it was measured."""
     if not held_out:
         return []
     best = min(held_out, key=lambda point: point[1])
@@ -62,6 +63,7 @@ def _summarize_losses(losses: LossCurve, held_out: LossCurve) -> list[tuple[str,
 def _describe(
     description: RunDescription, metadata: Mapping[str, Any], losses: LossCurve, seconds: Sequence[float]
 ) -> list[tuple[str, str]]:
+    """The rows of the table of model, training and text."""
     spec, model, optimizer = description.spec, description.details["model"], description.details["optimization"]
     tokens_per_step = optimizer["batch_size"] * optimizer["gradient_accumulation"] * model["context_length"]
     num_steps = losses[-1][0] if losses else 0
@@ -73,8 +75,8 @@ def _describe(
         ("parameters", format_count(description.details["num_parameters"])),
         (
             "model",
-            f"{spec['architecture']}: {model['num_layers']} layers, {model['num_heads']} heads, width {model['width']}, "
-            f"context {model['context_length']}, {model['vocab_size']} tokens ({spec['tokenizer']})",
+            f"{spec['architecture']}: {model['num_layers']} layers, {model['num_heads']} heads, width "
+            f"{model['width']}, context {model['context_length']}, {model['vocab_size']} tokens ({spec['tokenizer']})",
         ),
         ("steps", f"{num_steps:,} of {optimizer['num_steps']:,}, {tokens_per_step:,} tokens each"),
         ("optimizer", ", ".join(f"{name} {value}" for name, value in optimizer.items() if name != "num_steps")),
@@ -89,18 +91,15 @@ def _describe(
 
 
 def _draw_losses(losses: LossCurve, held_out: LossCurve) -> Markup:
+    """The figure of both losses; the training loss is averaged over groups of steps."""
     steps, values = (np.array(column, float) for column in zip(*losses, strict=True))
-    width = -(-len(steps) // MAX_POINTS)
-    starts = np.arange(0, len(steps), width)
+    steps_per_point = -(-len(steps) // MAX_POINTS)
+    starts = np.arange(0, len(steps), steps_per_point)
     counts = np.diff(starts, append=len(steps))
+    mean_steps, mean_losses = np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
     with charts.style():
         figure, axes = charts.new_panel(7.2, 3.6)
-        axes.plot(
-            np.add.reduceat(steps, starts) / counts,
-            np.add.reduceat(values, starts) / counts,
-            color=charts.EVOLUTION,
-            lw=1.2,
-        )
+        axes.plot(mean_steps, mean_losses, color=charts.EVOLUTION, lw=1.2)
         if held_out:
             axes.plot(*zip(*held_out, strict=True), "o-", color=charts.ML_CODE, ms=3, lw=1.2)
         axes.set_xlabel("step")

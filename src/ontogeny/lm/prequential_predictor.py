@@ -1,9 +1,11 @@
 """A language model that learns online as a predictor for `ontogeny audit prequential`.
 
-The predictor maps tokens to the distribution of each token given those before it, with the weights of
-`online.run_condition` with activations carried over: each chunk is scored and then learned from. The first token has nothing
-before it, and its distribution is uniform. Every chunk is checked: the distributions must be those from which
-`ontogeny lm evaluate --online` computes its losses. Letters: T tokens, C context, V vocabulary.
+The predictor maps tokens to the distribution of each token given those before it. Weights and activations are those of
+`online.run_condition` with activations carried over: each chunk is scored and then learned from. The first token has
+nothing before it, and its distribution is uniform. Every chunk is checked: the distributions must be those from which
+`ontogeny lm evaluate --online` computes its losses.
+
+Letters: T tokens, C context, V vocabulary.
 """
 
 from collections.abc import Callable

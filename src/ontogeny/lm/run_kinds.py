@@ -18,14 +18,17 @@ HUGGING_FACE_FOLDER = "Hugging Face GPT-2 folder"
 
 
 def _is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model of Hugging Face."""
     return (folder / HUGGING_FACE_CONFIG).is_file() and not (folder / SPEC_FILE).exists()
 
 
 def _open_hugging_face(folder: Path) -> Run:
+    """The description of such a folder."""
     return Run(folder, HUGGING_FACE_FOLDER, read_json(folder / HUGGING_FACE_CONFIG), [], "finished")
 
 
 def _load(folder: Path, online: bool) -> "LanguageModel":
+    """Load the model of a folder."""
     if online:
         raise BadInput(f"'{folder}' holds a language model; its weights learn in `ontogeny serve --online`")
     from ontogeny.lm.model import load
@@ -34,12 +37,14 @@ def _load(folder: Path, online: bool) -> "LanguageModel":
 
 
 def _write_page(folder: Path) -> Path:
+    """Write the page of a run."""
     from ontogeny.lm.page import write_page
 
     return write_page(folder)
 
 
 def _is_finished(folder: Path, *_: object) -> bool:
+    """Whether a run has its final weights."""
     return checkpoint.exists(folder, "weights")
 
 

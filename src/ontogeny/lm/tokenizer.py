@@ -271,5 +271,6 @@ def _make_library_tokenizer(symbols: Iterable[str]) -> tokenizers.Tokenizer:
 
 
 def _set_byte_level(library: tokenizers.Tokenizer) -> None:
+    """Give a tokenizer of the library GPT-2's pre-tokenizer and decoder."""
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()

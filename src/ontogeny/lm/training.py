@@ -1,8 +1,8 @@
 """Training of a language model on the user's own text, in a folder from which a killed run resumes.
 
-Config, files and seed determine a run: the weights are bitwise reproducible however often it was killed and resumed. The
-folder holds `spec.json`, `tokenizer.json` and the tokens before the first step; then `records.jsonl` (one record per
-step, and one more where the held-out text was scored), `timing.jsonl` and `checkpoint.*`; at the end `weights.*`.
+Config, files and seed determine a run: the weights are bitwise reproducible however often it was killed and resumed.
+The folder holds `spec.json`, `tokenizer.json` and the tokens before the first step; then `records.jsonl` (one record
+per step, and one more where the held-out text was scored), `timing.jsonl` and `checkpoint.*`; at the end `weights.*`.
 """
 
 import math
@@ -115,6 +115,7 @@ def _complete(config: TrainConfig) -> TrainConfig:
 
 
 def _model_config(config: TrainConfig, vocab_size: int) -> TransformerConfig:
+    """The config of the model that a training config describes."""
     assert config.context_length and config.num_layers and config.num_heads and config.width
     return make_config(
         config.architecture,
@@ -127,6 +128,7 @@ def _model_config(config: TrainConfig, vocab_size: int) -> TransformerConfig:
 
 
 def _optimizer_config(config: TrainConfig, num_steps: int) -> OptimizerConfig:
+    """The config of the optimizer that a training config describes."""
     names = OptimizerConfig.model_fields.keys() & TrainConfig.model_fields.keys() - {"num_steps"}
     return OptimizerConfig(num_steps=num_steps, **{name: getattr(config, name) for name in names})
 
@@ -152,6 +154,7 @@ def _prepare(folder: Path, config: TrainConfig, texts: Sequence[TextFile]) -> di
 
 
 def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_progress: OnTrainProgress | None) -> None:
+    """Train from the last checkpoint, or from the beginning, to the end."""
     model_config = models.read_config(folder)
     config = validate(OptimizerConfig, models.read_description(folder).details["optimization"], "optimization")
     texts = corpus.load_corpus(folder)

@@ -112,6 +112,7 @@ def _omit_status_422(app: FastAPI) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """Opens the listening socket; raises `BadInput` if the address cannot be used."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -121,6 +122,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
@@ -200,6 +200,7 @@ class Deployments:
         self._thread.join()
 
     def _run(self) -> None:
+        """Starts all deployments, checks their weights at intervals, and stops them."""
         try:
             journal.delete_unused_snapshots(self.store)
             for deployment in self.by_name.values():
@@ -224,16 +225,8 @@ class Deployments:
                 deployment.stop()
 
 
-def describe(deployment: Deployment) -> dict[str, Any]:
-    """Returns the description of a deployment that every key may read."""
-    return {
-        "kind": deployment.kind,
-        "mode": "online" if deployment.online else "frozen",
-        "trained_digest": deployment.digest,
-    }
-
-
 def _check_names(runs: Sequence[tuple[str, Path]]) -> None:
+    """Raises `BadInput` for an invalid or repeated name."""
     names: set[str] = set()
     for name, folder in runs:
         if not NAME.fullmatch(name):
@@ -247,6 +240,7 @@ def _check_names(runs: Sequence[tuple[str, Path]]) -> None:
 
 
 def _build_branches(name: str, model: LanguageModel, store: Store, config: ServerConfig) -> BranchManager:
+    """Builds the branches of a model that learns online."""
     online_config = online_learner.parse_config(config.learning)
     try:
         branch_learner = learner.build(model, online_config)

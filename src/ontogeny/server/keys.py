@@ -129,8 +129,10 @@ def list_usage(store: Store) -> list[UsageRecord]:
 
 
 def _select_key(store: Store, id: str) -> ApiKey | None:
+    """Returns the key of this id, or None."""
     return store.select_one(ApiKey, f"SELECT {COLUMNS} FROM keys WHERE id = ?", id)
 
 
 def _hash(text: str) -> bytes:
+    """The SHA-256 hash of the text of a key."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -57,6 +57,7 @@ class RateLimits:
                 bucket.level = min(bucket.per_minute, bucket.level + num_tokens)
 
     def _bucket(self, key: ApiKey, unit: str, per_minute: int | None) -> TokenBucket | None:
+        """Returns the bucket of a key after its refill; None without a limit."""
         if per_minute is None:
             return None
         seconds = time.monotonic()

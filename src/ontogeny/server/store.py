@@ -155,6 +155,7 @@ class Store:
         self._thread_local = threading.local()
 
     def _create_tables(self) -> None:
+        """Creates the tables of a new database, or checks the format of an existing one."""
         if self._path.exists() and self._path.stat().st_size:
             with contextlib.closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
                 version = reader.execute("PRAGMA user_version").fetchone()[0]

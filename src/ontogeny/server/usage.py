@@ -91,10 +91,12 @@ class UsageMeter:
         return generate_latest(self.registry)
 
     def _run(self) -> None:
+        """Writes the usage once a second until the meter stops."""
         while not self._stopping.wait(1.0):
             self._write()
 
     def _write(self) -> None:
+        """Adds the usage since the last call to the database."""
         with self._lock:
             amounts, self._amounts = self._amounts, {}
         if amounts:

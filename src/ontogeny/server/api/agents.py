@@ -74,6 +74,7 @@ def _reject_observation() -> Iterator[None]:
 
 
 async def _restore(sessions: SessionCaller, id: str, state: bytes) -> Any:
+    """Replaces the state of a session, for `add_session_routes`."""
     return await sessions.call(AgentSessions.restore, id, state)
 
 

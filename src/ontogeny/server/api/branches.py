@@ -167,6 +167,7 @@ def unfreeze(key: AdminCaller, branches: Branches) -> dict[str, Any]:
 
 
 def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:
+    """Returns the branch of a key; an absent one is a 404 error."""
     for branch in journal.list_branches(branches.store, branches.deployment):
         if branch.owner_key == owner_key:
             return branch

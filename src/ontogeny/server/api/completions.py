@@ -28,7 +28,7 @@ from ontogeny.server.api.responses import (
 )
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, stream_outputs
 from ontogeny.server.api.tokenizer import prompt_tokens
-from ontogeny.server.deployments import Deployment, LanguageDeployment, describe
+from ontogeny.server.deployments import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.journal import JournalFull
 
@@ -102,8 +102,11 @@ async def complete_chat(request: Request, body: ChatRequest, key: Caller) -> Any
 
 
 def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
+    """Returns the description of a deployment that every key may read."""
+    mode = "online" if deployment.online else "frozen"
+    details = {"kind": deployment.kind, "mode": mode, "trained_digest": deployment.digest}
     description = {"id": name, "object": "model", "created": deployment.created_at, "owned_by": "ontogeny"}
-    return description | {"ontogeny": describe(deployment)}
+    return description | {"ontogeny": details}
 
 
 async def _prepare(
@@ -192,6 +195,7 @@ async def _respond(request: Request, form: ResponseFormat, body: CompletionField
 
 
 def _disconnected() -> ApiError:
+    """Creates the error of a client that closed the connection."""
     return ApiError(499, "the client closed the connection", code="client_disconnected")  # only the log shows it
 
 
@@ -206,6 +210,7 @@ async def _events(
     usage: dict[str, Any] = {"usage": None} if includes_usage else {}  # a stream with usage has the field in every part
 
     def event(content: dict[str, Any]) -> bytes:
+        """Encodes a part of the stream."""
         return format_sse_event(data_str=json.dumps(content, ensure_ascii=False))
 
     try:
@@ -237,6 +242,7 @@ class _UsageCounter:
         self.completion_tokens = 0
 
     def add(self, output: OutputDelta) -> None:
+        """Counts the token of an output; the first token ends the measured latency."""
         if output.token is not None:
             if not self.completion_tokens:
                 seconds = time.monotonic() - self._prepared.started_at
@@ -245,9 +251,11 @@ class _UsageCounter:
 
     @property
     def usage(self) -> dict[str, int]:
+        """The `usage` of the response."""
         return describe_usage(self._prepared.prompt_tokens, self.completion_tokens)
 
     def close(self) -> None:
+        """Records the usage and returns the tokens that were reserved and not generated."""
         prepared, completion_tokens = self._prepared, self.completion_tokens
         self._context.meter.count(prepared.key, prepared.deployment.name, prepared.prompt_tokens, completion_tokens)
         max_tokens = sum(sequence.max_tokens for sequence in prepared.sequences)

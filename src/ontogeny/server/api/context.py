@@ -1,5 +1,6 @@
 """What every route needs: the key of the caller, the requested deployment, and the limits of the key."""
 
+import os
 import threading
 from typing import Annotated, Any, NamedTuple
 
@@ -140,12 +141,8 @@ class LastPrompts:
         with self._lock:
             previous = self._prompts.get((key, deployment), "")
             self._prompts[key, deployment] = prompt
-        length = 0
-        for old, new in zip(previous, prompt, strict=False):
-            if old != new:
-                break
-            length += 1
-        return prompt[length:], previous
+        num_common = len(os.path.commonprefix([previous, prompt]))  # noqa: RUF071 (characters)
+        return prompt[num_common:], previous
 
     def forget(self, key: str, deployment: str) -> None:
         """Removes the prompt of a key; an erased example counts as new if it is sent again."""

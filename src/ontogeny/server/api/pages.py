@@ -55,5 +55,6 @@ def show_metrics(request: Request) -> PlainTextResponse:
 
 
 def _html(template: str, **variables: Any) -> HTMLResponse:
+    """Renders a template with the headers that every page has."""
     headers = {"Content-Security-Policy": SECURITY_POLICY, "Cache-Control": "no-cache"}
     return HTMLResponse(render("ontogeny.server", template, **variables), headers=headers)

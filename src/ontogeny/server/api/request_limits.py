@@ -96,5 +96,6 @@ class _Exchange:
         await asyncio.wait_for(self._send(message), self._limits.send_limit)
 
     def _too_large(self) -> ApiError:
+        """Creates the error of a body that exceeds the limit."""
         text = f"the request is larger than {self._limits.max_body_bytes} bytes"
         return ApiError(413, text, code="request_too_large")

@@ -111,6 +111,7 @@ class ResponseFormat(ABC):
         return self.choice(index, text, scored, reason)
 
     def _echo(self, index: int) -> str:
+        """The echoed prompt of a choice, or an empty text."""
         return self.prepared.echoed_prompts[index] if self.prepared.echoed_prompts else ""
 
 
@@ -187,6 +188,7 @@ class ChatFormat(ResponseFormat):
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, scored: list[TokenLogprobs]) -> dict[str, Any] | None:
+        """The field `logprobs` of a choice."""
         if not self.has_logprobs:
             return None
         content = [
@@ -196,11 +198,13 @@ class ChatFormat(ResponseFormat):
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        """The description of a token with its log-probability."""
         text, data = token_text(self.tokenizer, token), self.tokenizer.bytes_of(token)
         return {"token": text, "logprob": logprob, "bytes": list(data)}
 
 
 def _token_logprobs(output: OutputDelta) -> list[TokenLogprobs]:
+    """The log-probabilities of the token of an output, as a list of at most one entry."""
     return [] if output.token is None or output.token.logprobs is None else [output.token.logprobs]
 
 

@@ -151,6 +151,7 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
 
 
 async def _restore(sessions: TextCaller, id: str, state: bytes) -> Any:
+    """Replaces the state of a session whose weights must be those that answer the key now."""
     return await sessions.call(TextSessions.restore, id, state, (await sessions.served_weights()).digest)
 
 

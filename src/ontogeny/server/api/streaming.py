@@ -51,6 +51,7 @@ async def stream_outputs(
     handles: list[RequestHandle] = []
 
     def put(output: OutputDelta) -> None:
+        """Hands an output from a thread of the engine to the event loop."""
         loop.call_soon_threadsafe(queue.put_nowait, output)
 
     watch = asyncio.create_task(_wait_for_disconnect(request, queue))
@@ -83,6 +84,7 @@ def _output_callback(
     """Converts the engine's outputs of one sequence; the callback returns true after a stop string."""
 
     def on_output(output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool:
+        """Converts one output; returns true after a stop string."""
         if isinstance(output, TokenOutput):
             put(OutputDelta(index, text.push(output.token), output))
         elif isinstance(output, FinishOutput):
@@ -95,6 +97,7 @@ def _output_callback(
 
 
 async def _wait_for_disconnect(request: Request, queue: asyncio.Queue[OutputDelta | None]) -> None:
+    """Puts None into the queue once the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     queue.put_nowait(None)

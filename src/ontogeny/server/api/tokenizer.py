@@ -77,17 +77,20 @@ def _get_tokenizer_model(request: Request, name: str | None) -> LanguageDeployme
 
 
 def _encode_with_ends(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the tokens of a text in which the name of the end token stands for that token."""
     parts = [text] if tokenizer.end is None else text.split(END)
     first, *later = [encode_text(tokenizer, part) for part in parts]
     return first + [token for part in later for token in (tokenizer.end, *part) if token is not None]
 
 
 def _check_tokens(tokenizer: Tokenizer, tokens: list[int], param: str) -> list[int]:
+    """Returns the tokens; raises a 400 error if the tokenizer does not have one of them."""
     if any(token >= tokenizer.size for token in tokens):
         raise errors.bad_request(f"token ids must be below {tokenizer.size}", param)
     return tokens
 
 
 async def _tokenize(encode: Callable[[Tokenizer, str], list[int]], tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokenizes a text, a long one on another thread than that of the event loop."""
     is_long = len(text) > LONG_TEXT
     return await asyncio.to_thread(encode, tokenizer, text) if is_long else encode(tokenizer, text)

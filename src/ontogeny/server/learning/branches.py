@@ -206,6 +206,7 @@ class BranchManager:
         return worked
 
     def _run(self) -> None:
+        """Learns until the manager stops."""
         try:
             while not self._stopping.is_set():
                 if not self.learn_next():
@@ -223,6 +224,7 @@ class BranchManager:
         self._work_started = time.monotonic()
 
     def _learn(self, branch: Branch, number: int, text: str) -> None:
+        """Learns one example and makes the new weights current, or records why they are rejected."""
         before = self.load(branch)
         try:
             weights = self.learner.learn(before.weights, text, self._pause)
@@ -254,9 +256,11 @@ class BranchManager:
                 self._save_snapshot(loaded)
 
     def _rejection_reason(self, loss: float) -> str | None:
+        """The reason why weights of this held-out loss fail the acceptance test, or None."""
         return rejection_reason(loss, self.learner.trained_loss, self.config.max_forgetting)
 
     def _recompute(self, branch: Branch) -> LoadedVersion:
+        """Computes the current version of a branch from the nearest snapshot, and compares its digest."""
         first, *later = journal.version_path(self.store, branch.branch, branch.current_version)
         weights = self.learner.init() if first.snapshot is None else self._read_snapshot(first)
         for version in later:
@@ -280,6 +284,7 @@ class BranchManager:
             self._save_if_current(self._loaded.popitem(last=False)[1])
 
     def _save_if_current(self, loaded: LoadedVersion) -> None:
+        """Writes a snapshot of a version that is current and has none."""
         version = loaded.version
         if version.parent is None or version.snapshot is not None:
             return
@@ -302,6 +307,7 @@ class BranchManager:
                 journal.delete_unused_snapshots(self.store, [str(surplus.snapshot)])
 
     def _read_snapshot(self, version: BranchVersion) -> Weights:
+        """Reads the weights of a version; raises `BadInput` if the file is absent or damaged."""
         path = self.store.snapshots / str(version.snapshot)
         try:
             data = path.read_bytes()
@@ -314,6 +320,7 @@ class BranchManager:
         return weights
 
     def _encode(self, loaded: LoadedVersion) -> bytes:
+        """Converts a version to a state file."""
         return encode_state(
             "branch",
             loaded.weights,
@@ -326,10 +333,12 @@ class BranchManager:
         )
 
     def _weight_distance(self, weights: TransformerWeights) -> float:
+        """The distance of weights from the trained weights, relative to their norm."""
         return _distance(weights, self.learner.trained_weights) / self._norm
 
 
 def _snapshot_name(branch: str, digest: str) -> str:
+    """The file name of the snapshot of a version."""
     return f"{branch.replace('/', '-')}-{digest[:16]}.safetensors"
 
 

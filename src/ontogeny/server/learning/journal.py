@@ -366,10 +366,12 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> list[
 
 
 def _find_branch(store: Store, name: str) -> Branch | None:
+    """Returns the branch of this name, or None."""
     return store.select_one(Branch, "SELECT * FROM branches WHERE branch = ?", name)
 
 
 def _next_version(store: Store, branch: str) -> int:
+    """The number of the next version of a branch."""
     return store.select_value("SELECT coalesce(max(number) + 1, 0) FROM versions WHERE branch = ?", branch)
 
 

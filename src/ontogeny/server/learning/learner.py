@@ -95,6 +95,7 @@ def build(model: LanguageModel, online_config: OnlineConfig) -> BranchLearner:
 def _digest(
     model: LanguageModel, online_config: OnlineConfig, pretrained: PretrainedWeights, texts: tuple[np.ndarray, ...]
 ) -> str:
+    """The digest of everything that an update depends on, except for the weights and the example."""
     squares = pretrained.squared_gradients
     settings: dict[str, Any] = {
         "online_config": online_config.model_dump(),
@@ -119,6 +120,7 @@ def _update(
     num_read: Int32[Array, ""],
     rehearsal: Int32[Array, "B C1"],
 ) -> Weights:
+    """Takes one learning step on a chunk of text."""
     learner = online_learner.build(config, online_config)
     optimized = Weights(weights.content, weights.scratch.moments)
     (content, moments), _ = learner.update(pretrained, optimized, window, num_read, rehearsal)

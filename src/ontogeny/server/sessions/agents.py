@@ -106,6 +106,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
     def _session(
         self, id: str, num_steps: int, state: AgentState, feedback: dict[str, Any] | None
     ) -> AgentSessionRecord:
+        """Creates a record with the digest of the weights in the state."""
         return AgentSessionRecord(id, num_steps, state, feedback, trees.digest(state.state.weights))
 
     def _encode(self, session: AgentSessionRecord) -> bytes:
@@ -138,4 +139,5 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         return session
 
     def _initial_digest(self) -> str:
+        """The digest of the genome and initial weights."""
         return trees.digest((self.agent.saved_agent.genome, self.agent.saved_agent.state))

@@ -119,6 +119,7 @@ class SessionManager(ABC, Generic[SessionT]):
         return session
 
     def _finish(self, _: Future[Any]) -> None:
+        """Frees the place of a call in the queue."""
         with self._lock:
             self._num_waiting -= 1
 

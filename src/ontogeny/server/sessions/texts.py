@@ -129,11 +129,13 @@ class TextSessions(SessionManager[TextSession]):
             if end is None:
                 raise BadInput("the text is empty, and this tokenizer has no token that begins a document")
             tokens = [end]
-        is_valid = session.weights_digest == weights_digest
-        cache = self._cache(session.activations) if is_valid else self._empty_cache()
-        length = session.activations.num_cached if is_valid else 0
+        if session.weights_digest == weights_digest:
+            cache, length = self._cache(session.activations), session.activations.num_cached
+            num_new = len(prompt) + min(len(session.activations.tokens), 1)  # the last token is not in the cache
+        else:
+            cache, length, num_new = self._empty_cache(), 0, len(tokens)
         decoder = _TextDecoder(self._model.config, weights, self._chunk, tokens, cache, length)
-        decoder.prefill(len(prompt) + min(len(session.activations.tokens), 1) if is_valid else len(tokens))
+        decoder.prefill(num_new)
         generated, reason = [], "length"
         while len(generated) < max_tokens:
             if time.monotonic() > deadline:
@@ -150,6 +152,7 @@ class TextSessions(SessionManager[TextSession]):
         return SessionCompletion(generated, reason, self._write(key, after))
 
     def _drop_stale_activations(self, digests: Collection[str]) -> None:
+        """See `drop_stale_activations`; runs on the thread of the sessions."""
         query = "SELECT key, id, state FROM sessions WHERE deployment = ?"
         for key, id, state in self._store.execute(query, self.name).fetchall():
             session = self._decode(id, state)
@@ -159,6 +162,7 @@ class TextSessions(SessionManager[TextSession]):
                 self._write(key, session._replace(weights_digest="", activations=activations))
 
     def _cache(self, activations: TextActivations) -> KVCache:
+        """Copies activations into a cache of full capacity."""
         empty, length = self._empty_cache(), activations.num_cached
 
         def fill(leaves: tuple[Array, ...], parts: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
@@ -167,6 +171,7 @@ class TextSessions(SessionManager[TextSession]):
         return empty._replace(keys=fill(empty.keys, activations.keys), values=fill(empty.values, activations.values))
 
     def _empty_cache(self) -> KVCache:
+        """An empty cache of one sequence."""
         return transformer.init_cache(self._model.config, 1)
 
     def _encode(self, session: TextSession) -> bytes:
@@ -209,7 +214,10 @@ class TextSessions(SessionManager[TextSession]):
 
 
 class _TextDecoder:
-    """One text while it grows: `cache` holds the `length` tokens before the last one, or before the unread ones."""
+    """One text while it grows.
+
+    The cache holds `length` tokens: of the tokens in the context window all but the last one, which `decode` processes.
+    """
 
     def __init__(
         self,
@@ -223,20 +231,20 @@ class _TextDecoder:
         self.config, self.weights, self.chunk = config, weights, chunk
         self.tokens, self.cache, self.length = tokens, cache, length
 
-    def prefill(self, num_unread: int) -> None:
-        """Reads the last `num_unread` tokens except the very last one.
+    def prefill(self, num_new: int) -> None:
+        """Processes the last `num_new` tokens, which are not in the cache, except the very last one.
 
-        Where they do not fit, the last half of the context window is read again into an empty cache.
+        If they do not fit into the context window, the cache is emptied and starts again with half a window of tokens.
         """
-        if self.length + num_unread > self.config.context_length:
-            self.length, num_unread = 0, min(len(self.tokens), max(self.config.context_length // 2, 1))
-        unread = self.tokens[len(self.tokens) - num_unread : -1]
-        for start in range(0, len(unread), self.chunk):
-            chunk = unread[start : start + self.chunk]
+        if self.length + num_new > self.config.context_length:
+            self.length, num_new = 0, min(len(self.tokens), max(self.config.context_length // 2, 1))
+        tokens = self.tokens[len(self.tokens) - num_new : -1]
+        for start in range(0, len(tokens), self.chunk):
+            chunk = tokens[start : start + self.chunk]
             self._append(np.array([*chunk, *[0] * (self.chunk - len(chunk))], np.int32), len(chunk))
 
     def decode(self) -> np.ndarray:
-        """Reads the last token; returns the logits [V] of the next one."""
+        """Processes the last token; returns the logits [V] of the next one."""
         if self.length == self.config.context_length:
             self.prefill(1)
         return self._append(np.array(self.tokens[-1:], np.int32), 1)
