@@ -168,7 +168,7 @@ class Engine:
         waiting = self._scheduler.waiting
         with self._lock:
             if self._is_stopping or self.failure is not None:
-                raise QueueFull(5.0)
+                raise QueueFull(5.0)  # seconds in which the server may be restarted
             if waiting and len(waiting) + len(sequences) > self._max_queue:
                 raise QueueFull(self._mean_request_seconds * len(waiting) / self._num_slots)
             waiting.extend(sequences)
@@ -248,7 +248,11 @@ class Engine:
             self._lock.notify_all()
 
     def _continue_from_prefix(self, sequence: SequenceState) -> np.ndarray | None:
-        """Take the longest cached prefix of a prompt; its logits where it is the whole prompt."""
+        """Let a new sequence continue from the longest cached prefix of its prompt, if there is one.
+
+        Returns:
+            The logits after the prompt if the whole prompt is cached, otherwise None.
+        """
         if sequence.prefix is None or sequence.cache_length:
             return None
         prefix = self.prefix_cache.lookup(*sequence.prefix)

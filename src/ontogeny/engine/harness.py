@@ -69,9 +69,10 @@ class HarnessModel(LM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """The continuation of each context, greedy unless `do_sample` is set, up to one of the strings `until`."""
-        arguments = [request.args for request in requests]
+        arguments = [request.args for request in requests]  # pairs of a context and its settings
         texts = [""] * len(arguments)
         order = sorted(range(len(arguments)), key=lambda i: repr(arguments[i][1]))
+        # A batch has equal settings.
         for _, group in groupby(order, key=lambda i: repr(arguments[i][1])):
             indices = list(group)
             for first in range(0, len(indices), self.batch_size):

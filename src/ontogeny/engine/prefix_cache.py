@@ -94,7 +94,7 @@ class PrefixCache:
                 self._evict(next(iter(self._entries)))
 
     def evict_owner(self, owner: str) -> None:
-        """Remove all prompts of an owner, and cache none that are being processed now."""
+        """Remove all prompts of an owner; prompts that are being processed now will not be cached."""
         with self._lock:
             self.epoch += 1
             for key in [key for key in self._entries if key[0][0] == owner]:

@@ -77,6 +77,7 @@ class SequenceState:
         self.tokens = list(request.prompt)
         self.num_generated = 0
         self.cache_length = 0  # tokens in the cache
+        # The beginning of a long prompt is cut off, so that the answer, up to half the capacity, fits after it.
         reserved = 0 if request.score_prompt else min(request.max_tokens, capacity // 2)
         self.unprocessed = self.tokens if request.score_prompt else self.tokens[-(capacity - reserved) :]
         self.cache: KVCache | None = None  # of this sequence alone, until it is copied into the cache of its batch

@@ -71,9 +71,9 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
         starts = np.arange(0, num_losses, config.chunk_size)
         for number, start in enumerate(starts):
             chunk = online.read_chunk(tokens, int(start), config, C, text, (0, number))
-            state, rows, nats = _process_chunk(model.config, config, frozen, pretrained, state, *chunk)
+            state, distributions, nats = _process_chunk(model.config, config, frozen, pretrained, state, *chunk)
             stop, end = min(start + config.chunk_size, num_losses), int(chunk.num_read)
-            chunk_rows = np.asarray(rows)[end - (stop - start) : end]
+            chunk_rows = np.asarray(distributions)[end - (stop - start) : end]
             log_probabilities[start + 1 : stop + 1] = chunk_rows
             expected = np.asarray(nats)[end - (stop - start) : end]
             losses = -chunk_rows[np.arange(stop - start), tokens[start + 1 : stop + 1]]
@@ -99,8 +99,8 @@ def _process_chunk(
     """The new state, the distributions of a window before the step, and the losses that the learner reports."""
     learner = online_learner.build(model_config, config)
     weights = learner.full_weights(pretrained, state.content)
-    rows = jax.nn.log_softmax(transformer.forward(model_config, weights, window[None, :-1])[0])
+    distributions = jax.nn.log_softmax(transformer.forward(model_config, weights, window[None, :-1])[0])
     if frozen:
-        return state, rows, transformer.token_losses(model_config, weights, window[None])[0]
+        return state, distributions, transformer.token_losses(model_config, weights, window[None])[0]
     state, nats = learner.update(pretrained, state, window, num_read, rehearsal)
-    return state, rows, nats
+    return state, distributions, nats

@@ -18,7 +18,7 @@ MAX_STEPS = 2**62  # of a session; SQLite cannot store larger numbers
 
 
 def encode_state(kind: str, tree: PyTree, metadata: dict[str, str]) -> bytes:
-    """Encodes a tree as safetensors.
+    """Converts a tree to the content of a state file.
 
     Args:
         kind: A key of `FORMAT_KINDS`.

@@ -118,6 +118,7 @@ class Store:
     def select(self, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
         """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
         create: Any = kind
+        # SQLite stores truth values as integers.
         booleans = [name for name, type_ in kind.__annotations__.items() if type_ is bool]
         records = [dict(record) for record in self.execute(query, *parameters)]
         return [create(**(record | {name: bool(record[name]) for name in booleans})) for record in records]

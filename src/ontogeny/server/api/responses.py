@@ -63,7 +63,11 @@ class ResponseFormat(ABC):
         self.finish_reasons[output.sequence] = _finish_reason(output) or self.finish_reasons[output.sequence]
 
     def header(self, kind: str | None = None) -> dict[str, Any]:
-        """Returns the fields that a response and every part of a stream begin with."""
+        """Returns the first fields of a response, or of a part of a stream.
+
+        Args:
+            kind: The field `object`; by default that of a part of a stream.
+        """
         prepared = self.prepared
         return {
             "id": prepared.id,

@@ -273,7 +273,7 @@ class BranchManager:
             raise ContractViolation(
                 f"version {last.number} of '{branch.branch}' was recomputed to other bits than {last.digest[:16]}"
             )
-        is_trained = last.parent is None and last.snapshot is None
+        is_trained = last.parent is None and last.snapshot is None  # no second copy of the weights in memory
         full_weights = self.learner.trained_weights if is_trained else self.learner.full_weights(weights.content)
         return LoadedVersion(last, weights, full_weights)
 
