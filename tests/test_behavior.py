@@ -246,7 +246,7 @@ def test_a_successor_representation_with_fixed_transitions_is_model_based():
             first_logits=lambda p, task, memory, previous: model.first_logits(parameters, task, memory, previous),
             update=lambda p, memory, trial: model.update(parameters, memory, trial),
         )
-        return np.asarray(likelihood.log_likelihoods(fixed, 2, np.zeros(0), task, trials))
+        return np.asarray(likelihood.log_likelihoods(fixed, np.zeros(0), task, trials))
 
     shared = {"learning_rate": 0.4, "inverse_temperature": 5.0, "perseveration": 0.3, "side_bias": 0.1}
     model_based = log_likelihoods("model_based", **shared)
@@ -286,10 +286,10 @@ def test_a_fit_is_not_less_likely_than_the_true_parameters():
     task = TaskStatistics(*(np.concatenate([part] * 3) for part in likelihood.estimate_task(choices)))
     truth = np.tile(np.float32([-3.5, 2.0, 0.1, 0.0]), (24, 1))  # learning rate 0.03, inverse temperature 17.6
     keys = jax.random.split(jax.random.key(0), 24)
-    simulated = likelihood.simulate_participants(keys, model, likelihood.task_shape(choices), truth, task, trials)
+    simulated = likelihood.simulate_participants(keys, model, truth, task, trials)
     simulated = ParticipantTrials(*map(np.asarray, simulated))
-    fit = fitting.fit_model(model, 2, simulated, task, False, np.full(24, 4))
-    of_truth = jax.vmap(lambda x, task, trials: likelihood.log_likelihoods(model, 2, x, task, trials).sum())(
+    fit = fitting.fit_model(model, simulated, task, np.full(24, 4))
+    of_truth = jax.vmap(lambda x, task, trials: likelihood.log_likelihoods(model, x, task, trials).sum())(
         truth, task, simulated
     )
     assert (fit.log_likelihood > np.asarray(of_truth) - 0.1).all()

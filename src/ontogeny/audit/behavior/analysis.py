@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ontogeny.audit.behavior import bandit, two_step
-from ontogeny.audit.behavior.base import INTERACTION, ChoiceData, ChoiceModel
+from ontogeny.audit.behavior.base import INTERACTION, ChoiceData, ChoiceModel, model_label
 from ontogeny.audit.behavior.comparison import ModelComparison, best_models, bic_differences, compare_models
 from ontogeny.audit.behavior.stay_analysis import (
     ParticipantMean,
@@ -44,11 +46,8 @@ def analyze_choices(
     Returns:
         A record of values that JSON can hold.
     """
-    models = (
-        two_step.build_models(choices.has_second_choice)
-        if choices.task == "two_step"
-        else bandit.build_models(choices.num_arms)
-    )
+    is_two_step = choices.task == "two_step"
+    models = two_step.build_models(choices.has_second_choice) if is_two_step else bandit.build_models(choices.num_arms)
     comparison = compare_models(
         models, choices, num_groups=num_groups, num_starts=num_starts, seed=seed, on_progress=on_progress
     )
@@ -56,43 +55,25 @@ def analyze_choices(
     differences = {name: mean_over_participants(values) for name, values in by_participant.items()}
     stays = analyze_stays(choices)
     of_organisms, of_simulations = (
-        {
-            model.name: analyze_stays(replace_trials(choices, trials))
-            for model, trials in zip(models, simulations, strict=True)
-        }
+        {name: analyze_stays(replace_trials(choices, trials)) for name, trials in simulations.items()}
         for simulations in (comparison.organisms, comparison.fitted_simulations)
     )
     record = {
         "format": FORMATS[JSON_REPORT],
         "task": choices.task,
-        "notes": list(choices.notes),
-        "participants": list(choices.participants),
+        "notes": choices.notes,
+        "participants": choices.participants,
         "better_choice_source": "stated in the file" if choices.is_correct is not None else "estimated in hindsight",
-        "stay_analysis": _stays_to_record(stays)
-        | {
-            "num_pairs": stays.num_pairs,
-            "by_participant": {
-                cell: [probability._asdict() for probability in part] for cell, part in stays.by_participant.items()
-            },
-        },
-        "organisms": {name: _stays_to_record(part) for name, part in of_organisms.items()},
-        "fitted_simulations": {name: _stays_to_record(part) for name, part in of_simulations.items()},
+        "stay_analysis": stays,
+        "organisms": {name: _select_means(part) for name, part in of_organisms.items()},
+        "fitted_simulations": {name: _select_means(part) for name, part in of_simulations.items()},
         "models": _models_to_record(models, comparison, differences),
         "best_model": comparison.fits[best].model,
         "best_models": best_models(comparison.fits),
-        "recovery": comparison.recovery._asdict()
-        | {
-            "models": list(comparison.recovery.models),
-            "by_participant": comparison.recovery.by_participant.tolist(),
-            "by_group": comparison.recovery.by_group.tolist(),
-        },
+        "recovery": comparison.recovery,
     }
+    record = _to_jsonable(record)
     return record | {"verdict_text": _write_verdicts(record, stays, of_organisms, differences)}
-
-
-def model_label(name: str) -> str:
-    """Returns the name of a model as texts show it."""
-    return name.replace("_", "-")
 
 
 def _models_to_record(
@@ -102,11 +83,11 @@ def _models_to_record(
         {
             "name": model.name,
             "description": model.description,
-            "parameters": {name: values.tolist() for name, values in fit.parameters.items()},
-            "log_likelihood": fit.log_likelihood.tolist(),
-            "bic": fit.bic.tolist(),
+            "parameters": fit.parameters,
+            "log_likelihood": fit.log_likelihood,
+            "bic": fit.bic,
             "summed_bic": float(fit.bic.sum()),
-            "bic_difference": _mean_to_record(differences[model.name]) if model.name in differences else None,
+            "bic_difference": differences.get(model.name),
             "converged_share": float(fit.converged_share.mean()),
         }
         for model, fit in zip(models, comparison.fits, strict=True)
@@ -166,13 +147,18 @@ def _recovery_verdict(recovery: Mapping[str, Any], best: str) -> str:
     )
 
 
-def _stays_to_record(stays: StayAnalysis) -> dict[str, Any]:
-    return {
-        name: {key: _mean_to_record(mean) for key, mean in getattr(stays, name).items()}
-        for name in ("cell_means", "contrasts", "regression", "corrected_regression")
-    }
+def _select_means(stays: StayAnalysis) -> dict[str, dict[str, ParticipantMean]]:
+    return {name: getattr(stays, name) for name in ("cell_means", "contrasts", "regression", "corrected_regression")}
 
 
-def _mean_to_record(mean: ParticipantMean) -> dict[str, Any]:
-    """A mean as JSON values; None in place of NaN."""
-    return {key: None if math.isnan(value) else value for key, value in mean._asdict().items()}
+def _to_jsonable(record: Any) -> Any:
+    """Converts a record for JSON: named tuples become objects, arrays become lists, and NaN becomes None."""
+    if isinstance(record, np.ndarray):
+        return record.tolist()
+    if hasattr(record, "_asdict"):
+        return _to_jsonable(record._asdict())
+    if isinstance(record, Mapping):
+        return {key: _to_jsonable(part) for key, part in record.items()}
+    if isinstance(record, list | tuple):
+        return [_to_jsonable(part) for part in record]
+    return None if isinstance(record, float) and math.isnan(record) else record

@@ -1,7 +1,6 @@
 """Models of choice in a bandit: the five of Wilson & Collins 2019 (eLife 8:e49547), box 2."""
 
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,9 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
         num_arms: At least 2.
     """
     biases = tuple(ModelParameter(f"bias_{arm}", -0.7, 0.7, 5.0, True) for arm in range(1, num_arms))
+    build = partial(ChoiceModel, "bandit", num_arms)
     return (
-        ChoiceModel(
+        build(
             "random_responding",
             "prefers some arms, independently of reward",
             biases,
@@ -37,37 +37,33 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             first_logits=lambda p, task, memory, previous: jnp.stack(
                 [jnp.zeros(()), *(p[bias.name] for bias in biases)]
             ),
-            second_logits=None,
             update=lambda p, memory, trial: memory,
         ),
-        ChoiceModel(
+        build(
             "win_stay_lose_shift",
             "repeats a rewarded choice and changes an unrewarded one",
             (LAPSE_RATE,),
             init=lambda p, task: jnp.zeros(()),
-            first_logits=_win_stay_logits(num_arms),
-            second_logits=None,
+            first_logits=_win_stay_logits,
             update=lambda p, memory, trial: trial.reward,
         ),
-        ChoiceModel(
+        build(
             "q_learning",
             "learns the value of each arm",
             (LEARNING_RATE, INVERSE_TEMPERATURE),
             init=lambda p, task: jnp.full(num_arms, INITIAL_VALUE),
             first_logits=lambda p, task, memory, previous: p["inverse_temperature"] * memory,
-            second_logits=None,
             update=_update_values,
         ),
-        ChoiceModel(
+        build(
             "choice_kernel",
             "repeats recent choices",
             KERNEL,
             init=lambda p, task: jnp.zeros(num_arms),
             first_logits=lambda p, task, memory, previous: p["kernel_inverse_temperature"] * memory,
-            second_logits=None,
             update=_update_kernel,
         ),
-        ChoiceModel(
+        build(
             "q_learning_choice_kernel",
             "learns the value of each arm and repeats recent choices",
             (LEARNING_RATE, INVERSE_TEMPERATURE, *KERNEL),
@@ -75,7 +71,6 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             first_logits=lambda p, task, memory, previous: (
                 p["inverse_temperature"] * memory[0] + p["kernel_inverse_temperature"] * memory[1]
             ),
-            second_logits=None,
             update=lambda p, memory, trial: (_update_values(p, memory[0], trial), _update_kernel(p, memory[1], trial)),
         ),
     )
@@ -91,14 +86,10 @@ def _update_kernel(p: Parameters, kernel: Array, trial: ParticipantTrials) -> Ar
     return kernel + p["kernel_learning_rate"] * (jax.nn.one_hot(trial.choice, kernel.shape[-1]) - kernel)
 
 
-def _win_stay_logits(num_arms: int) -> Callable[[Parameters, PyTree, Array, Array], Array]:
-    """Logits of noisy win-stay-lose-shift; the memory is the last reward r, the probability to stay without lapses."""
-
-    def first_logits(p: Parameters, task: PyTree, reward: Array, previous: Array) -> Array:
-        lapse_rate = p["lapse_rate"]
-        probs = reward * previous + (1 - reward) * (1 - previous) / (num_arms - 1)
-        has_previous = jnp.sum(previous) > 0
-        probs = jnp.where(has_previous, (1 - lapse_rate) * probs + lapse_rate / num_arms, 1.0 / num_arms)
-        return jnp.log(probs + 1e-9)
-
-    return first_logits
+def _win_stay_logits(p: Parameters, task: PyTree, reward: Array, previous: Array) -> Array:
+    """Logits of noisy win-stay-lose-shift; the memory is the last reward, the probability to stay without lapses."""
+    num_arms, lapse_rate = len(previous), p["lapse_rate"]
+    probs = reward * previous + (1 - reward) * (1 - previous) / (num_arms - 1)
+    has_previous = jnp.sum(previous) > 0
+    probs = jnp.where(has_previous, (1 - lapse_rate) * probs + lapse_rate / num_arms, 1.0 / num_arms)
+    return jnp.log(probs + 1e-9)

@@ -100,14 +100,21 @@ class ModelParameter(NamedTuple):
 class ChoiceModel(NamedTuple):
     """A model of how participants choose; its memory is any tree of arrays."""
 
+    task: str
+    num_arms: int  # A
     name: str
     description: str
     parameters: tuple[ModelParameter, ...]
     init: Callable[[Parameters, TaskStatistics], PyTree]  # the memory before the first trial
     first_logits: Callable[[Parameters, TaskStatistics, PyTree, Any], Any]
     # (parameters, task, memory, previous choice one-hot [A] or zeros) -> [A]
-    second_logits: Callable[[Parameters, PyTree, Any], Any] | None  # (parameters, memory, state) -> [2]
     update: Callable[[Parameters, PyTree, ParticipantTrials], PyTree]  # the memory after a trial
+    second_logits: Callable[[Parameters, PyTree, Any], Any] | None = None  # (parameters, memory, state) -> [2]
+
+
+def model_label(name: str) -> str:
+    """Returns the name of a model as texts show it."""
+    return name.replace("_", "-")
 
 
 def option_index(task: str, has_second_choice: bool, trials: ParticipantTrials) -> Any:

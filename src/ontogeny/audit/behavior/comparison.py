@@ -6,15 +6,16 @@ Letters: S participants, T trials, K parameters, M models.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials, TaskStatistics
+from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials
 from ontogeny.audit.behavior.fitting import ModelFit, fit_model
-from ontogeny.audit.behavior.likelihood import estimate_task, sample_parameters, simulate_participants, task_shape
+from ontogeny.audit.behavior.likelihood import estimate_task, sample_parameters, simulate_participants
 
 NUM_STARTS = (48, 12)  # starting points for each participant and for each organism
 MIN_ORGANISMS = 40  # of each model
@@ -36,8 +37,8 @@ class ModelComparison(NamedTuple):
 
     fits: list[ModelFit]
     recovery: ModelRecovery
-    organisms: list[ParticipantTrials]  # by model, with parameters drawn from their ranges, [groups S, T]
-    fitted_simulations: list[ParticipantTrials]  # by model, with the parameters fitted to the participants
+    organisms: dict[str, ParticipantTrials]  # by model, with parameters drawn from their ranges, [groups S, T]
+    fitted_simulations: dict[str, ParticipantTrials]  # by model, with the parameters fitted to the participants
 
 
 def compare_models(
@@ -62,35 +63,30 @@ def compare_models(
     S, M = len(choices.participants), len(models)
     num_groups = max(2, -(-MIN_ORGANISMS // S)) if num_groups is None else num_groups
     task = estimate_task(choices)
-    group_trials = ParticipantTrials(*(_repeat(part, num_groups) for part in choices.trials))
-    group_task = TaskStatistics(*(_repeat(part, num_groups) for part in task))
+    group_trials, group_task = jax.tree.map(partial(_repeat, times=num_groups), (choices.trials, task))
 
     def simulate(model: ChoiceModel, unbounded: np.ndarray, seed: int) -> ParticipantTrials:
         keys = jax.random.split(jax.random.key(seed), S * num_groups)
-        simulated = simulate_participants(
-            keys, model, task_shape(choices), jnp.asarray(unbounded), group_task, group_trials
-        )
+        simulated = simulate_participants(keys, model, jnp.asarray(unbounded), group_task, group_trials)
         return jax.tree.map(np.asarray, simulated)
 
-    organisms = [
-        simulate(model, sample_parameters(seed + 1 + i, model, S * num_groups), seed + i)
+    organisms = {
+        model.name: simulate(model, sample_parameters(seed + 1 + i, model, S * num_groups), seed + i)
         for i, model in enumerate(models)
-    ]
-    trials = ParticipantTrials(*(np.concatenate(parts) for parts in zip(choices.trials, *organisms, strict=True)))
-    all_tasks = TaskStatistics(
-        *(np.concatenate([part] + [many] * M) for part, many in zip(task, group_task, strict=True))
-    )
+    }
+    trials = jax.tree.map(lambda *parts: np.concatenate(parts), choices.trials, *organisms.values())
+    all_tasks = jax.tree.map(lambda part, of_group: np.concatenate([part] + [of_group] * M), task, group_task)
     starts = np.where(np.arange(len(trials.choice)) < S, *(num_starts or NUM_STARTS))
     all_fits = []
     for number, model in enumerate(models):
         if on_progress is not None:
             on_progress(number, M, model.name)
-        all_fits.append(fit_model(model, choices.num_arms, trials, all_tasks, choices.has_second_choice, starts, seed))
+        all_fits.append(fit_model(model, trials, all_tasks, starts, seed))
     fits = [_first_participants(fit, S) for fit in all_fits]
-    fitted_simulations = [
-        simulate(model, _repeat(fit.unbounded, num_groups), seed + 100 + i)
+    fitted_simulations = {
+        model.name: simulate(model, _repeat(fit.unbounded, num_groups), seed + 100 + i)
         for i, (model, fit) in enumerate(zip(models, fits, strict=True))
-    ]
+    }
     return ModelComparison(fits, _summarize_recovery(all_fits, S, num_groups), organisms, fitted_simulations)
 
 

@@ -37,22 +37,14 @@ class ModelFit(NamedTuple):
 
 
 def fit_model(
-    model: ChoiceModel,
-    num_arms: int,
-    trials: ParticipantTrials,
-    task: TaskStatistics,
-    has_second_choice: bool,
-    num_starts: np.ndarray,
-    seed: int = 0,
+    model: ChoiceModel, trials: ParticipantTrials, task: TaskStatistics, num_starts: np.ndarray, seed: int = 0
 ) -> ModelFit:
     """Fits a model to each participant.
 
     Args:
         model: The model with K parameters.
-        num_arms: A, number of first choices.
         trials: NumPy arrays [S, T].
         task: Task statistics with the leading axis [S].
-        has_second_choice: Whether second choices are scored too.
         num_starts: [S] int, starting points for each participant.
         seed: Determines the starting points.
     """
@@ -65,12 +57,11 @@ def fit_model(
     starts[is_typical] = sample_parameters(seed, model, int(is_typical.sum()))
     task_of_start = TaskStatistics(*(part[participant] for part in task))
     trials_of_start = ParticipantTrials(*(part[participant] for part in trials))
-    maxima = _maximize_likelihood(model, num_arms, starts, task_of_start, trials_of_start)
-    ends, reached = (np.asarray(array) for array in maxima)
+    ends, reached = map(np.asarray, _maximize_likelihood(model, starts, task_of_start, trials_of_start))
     order = np.lexsort((-reached, participant))  # by participant, the highest likelihood first
     best = order[np.searchsorted(participant[order], np.arange(S))]
     log_likelihood = reached[best].astype(np.float64)
-    num_choices = trials.is_complete.sum(axis=1) * (2 if has_second_choice else 1)
+    num_choices = trials.is_complete.sum(axis=1) * (1 if model.second_logits is None else 2)
     parameters = jax.vmap(partial(to_parameters, model))(jnp.asarray(ends[best]))
     is_converged = reached > log_likelihood[participant] - CONVERGENCE_TOLERANCE
     return ModelFit(
@@ -83,9 +74,9 @@ def fit_model(
     )
 
 
-@partial(jax.jit, static_argnames=("model", "num_arms"))
+@partial(jax.jit, static_argnames=("model",))
 def _maximize_likelihood(
-    model: ChoiceModel, num_arms: int, starts: Array, task: TaskStatistics, trials: ParticipantTrials
+    model: ChoiceModel, starts: Array, task: TaskStatistics, trials: ParticipantTrials
 ) -> tuple[Array, Array]:
     """Local maxima [B, K] and their log-likelihoods [B] from starting points [B, K], each with its own participant."""
     K = starts.shape[-1]
@@ -93,7 +84,7 @@ def _maximize_likelihood(
     def maximize(start: Array, task: TaskStatistics, trials: ParticipantTrials) -> tuple[Array, Array]:
         def evaluate(x: Array) -> tuple[Array, Array, Array]:
             def derivative(direction: Array) -> tuple[Array, Array]:
-                return jax.jvp(lambda x: log_likelihoods(model, num_arms, x, task, trials), (x,), (direction,))
+                return jax.jvp(lambda x: log_likelihoods(model, x, task, trials), (x,), (direction,))
 
             values, gradients = jax.vmap(derivative, out_axes=(None, 0))(jnp.eye(K))  # [T], [K, T]
             return jnp.sum(values), jnp.sum(gradients, axis=1), gradients @ gradients.T

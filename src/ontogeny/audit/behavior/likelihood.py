@@ -1,7 +1,6 @@
 """The likelihood of choices under a model, and simulation of a model in the task of a participant."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +11,6 @@ from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTri
 from ontogeny.types import Key, PyTree
 
 REWARD_WINDOW = 8.0  # trials, time constant of the smoothing of rewards
-
-
-class TaskShape(NamedTuple):
-    """The properties of a task that decide the shapes of arrays."""
-
-    task: str
-    num_arms: int
-    has_second_choice: bool
-
-
-def task_shape(choices: ChoiceData) -> TaskShape:
-    """Returns the shape of the task in which choices were made."""
-    return TaskShape(choices.task, choices.num_arms, choices.has_second_choice)
 
 
 def estimate_task(choices: ChoiceData) -> TaskStatistics:
@@ -85,14 +71,11 @@ def sample_parameters(seed: int, model: ChoiceModel, number: int) -> np.ndarray:
     return np.where(signed, np.arctanh(inside), np.log(np.maximum(inside, 1e-6)) - np.log1p(-inside)).astype(np.float32)
 
 
-def log_likelihoods(
-    model: ChoiceModel, num_arms: int, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
-) -> Array:
+def log_likelihoods(model: ChoiceModel, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials) -> Array:
     """The log-likelihood of each trial's choices.
 
     Args:
         model: The model with K parameters.
-        num_arms: A, number of first choices.
         unbounded: [K], as `to_parameters` takes them.
         task: The task of one participant.
         trials: [T], the trials of one participant.
@@ -106,7 +89,7 @@ def log_likelihoods(
         memory, previous = carry
         memory = _select(trial.starts_session, model.init(p, task), memory)
         logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous, 0.0))
-        chosen = jax.nn.one_hot(trial.choice, num_arms)
+        chosen = jax.nn.one_hot(trial.choice, model.num_arms)
         log_likelihood = jnp.sum(jax.nn.log_softmax(logits) * chosen)
         if model.second_logits is not None:
             second_log_probs = jax.nn.log_softmax(model.second_logits(p, memory, trial.state))
@@ -114,19 +97,18 @@ def log_likelihoods(
         memory = _select(trial.is_complete, model.update(p, memory, trial), memory)
         return (memory, chosen), jnp.where(trial.is_complete, log_likelihood, 0.0)
 
-    return jax.lax.scan(step, (model.init(p, task), jnp.zeros(num_arms)), trials)[1]
+    return jax.lax.scan(step, (model.init(p, task), jnp.zeros(model.num_arms)), trials)[1]
 
 
-@partial(jax.jit, static_argnames=("model", "shape"))
+@partial(jax.jit, static_argnames=("model",))
 def simulate_participants(
-    keys: Key, model: ChoiceModel, shape: TaskShape, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
+    keys: Key, model: ChoiceModel, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
 ) -> ParticipantTrials:
     """Simulates a model in the tasks of participants: the same trials are missed, transitions and rewards are drawn.
 
     Args:
         keys: [N].
         model: The model with K parameters.
-        shape: As `task_shape` returns it; static under `jax.jit`.
         unbounded: [N, K], as `to_parameters` takes them.
         task: Task statistics with the leading axis [N].
         trials: [N, T].
@@ -134,11 +116,11 @@ def simulate_participants(
     Returns:
         Simulated trials [N, T].
     """
-    return jax.vmap(partial(_simulate_participant, model, shape))(keys, unbounded, task, trials)
+    return jax.vmap(partial(_simulate_participant, model))(keys, unbounded, task, trials)
 
 
 def _simulate_participant(
-    model: ChoiceModel, shape: TaskShape, key: Key, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
+    model: ChoiceModel, key: Key, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
 ) -> ParticipantTrials:
     """`simulate_participants` for one participant."""
     p = to_parameters(model, unbounded)
@@ -153,20 +135,20 @@ def _simulate_participant(
         logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous, 0.0))
         choice = jax.random.categorical(keys[0], logits).astype(jnp.int32)
         state, second_choice = jnp.int32(0), jnp.int32(0)
-        if shape.task == "two_step":
+        if model.task == "two_step":
             state = (jax.random.uniform(keys[1]) < task.transition_probs[choice, 1]).astype(jnp.int32)
         if model.second_logits is not None:
             second_logits = model.second_logits(p, memory, state)
             second_choice = jax.random.categorical(keys[2], second_logits).astype(jnp.int32)
         simulated = trial._replace(choice=choice, state=state, second_choice=second_choice)
-        option = option_index(shape.task, shape.has_second_choice, simulated)
+        option = option_index(model.task, model.second_logits is not None, simulated)
         reward = jax.random.uniform(keys[3]) < reward_probs[option]
         simulated = simulated._replace(reward=reward.astype(jnp.float32))
         memory = _select(trial.is_complete, model.update(p, memory, simulated), memory)
-        return (memory, jax.nn.one_hot(choice, shape.num_arms)), simulated
+        return (memory, jax.nn.one_hot(choice, model.num_arms)), simulated
 
     keys = jax.random.split(key, len(trials.choice))
-    init = (model.init(p, task), jnp.zeros(shape.num_arms))
+    init = (model.init(p, task), jnp.zeros(model.num_arms))
     return jax.lax.scan(step, init, (keys, trials, task.reward_probs))[1]
 
 

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ontogeny.audit.behavior.base import INTERACTION
+from ontogeny.audit.behavior.base import INTERACTION, model_label
 from ontogeny.report import charts, page
 from ontogeny.report.charts import BASELINE, EVOLUTION, INK, ML_CODE, MUTED
 
@@ -66,10 +66,10 @@ def _draw_stays_of_models(simulations: Record) -> Markup:
         for i, (model, part) in enumerate(simulations.items()):
             axes = charts.style_axes(figure.add_subplot(num_rows, 2, i + 1))
             _draw_cells(axes, part["cell_means"])
-            axes.set_title(_label(model), fontsize=9.5, loc="left")
+            axes.set_title(model_label(model), fontsize=9.5, loc="left")
             axes.set_xticks([0, 1], OUTCOMES)
         means = "; ".join(
-            f"{_label(model)} {_list_means(part['cell_means'], 2)}" for model, part in simulations.items()
+            f"{model_label(model)} {_list_means(part['cell_means'], 2)}" for model, part in simulations.items()
         )
         label = f"Stay probabilities of models, cells as in the first chart: {means}"
         return charts.inline_svg(figure, "stays-of-models", label)
@@ -111,15 +111,15 @@ def _draw_bic_differences(record: Record) -> Markup:
             if mean and mean["low"] is not None:
                 axes.plot([mean["low"], mean["high"]], [y, y], "-", color=EVOLUTION, lw=2, solid_capstyle="round")
             axes.plot([mean["mean"] if mean else 0.0], [y], "o", ms=5, color=EVOLUTION)
-        axes.set_yticks(range(len(models)), [_label(model["name"]) for model in models])
-        axes.set_xlabel(f"BIC difference from {_label(record['best_model'])}")
-        totals = ", ".join(f"{_label(model['name'])} {model['summed_bic']:.1f}" for model in reversed(models))
+        axes.set_yticks(range(len(models)), [model_label(model["name"]) for model in models])
+        axes.set_xlabel(f"BIC difference from {model_label(record['best_model'])}")
+        totals = ", ".join(f"{model_label(model['name'])} {model['summed_bic']:.1f}" for model in reversed(models))
         return charts.inline_svg(figure, "bic", f"Summed BIC, lowest first: {totals}")
 
 
 def _draw_matrix(models: Sequence[str], shares: Sequence[Sequence[float]]) -> Markup:
     """A confusion matrix [M, M] as shades with numbers."""
-    M, labels = len(models), [_label(model) for model in models]
+    M, labels = len(models), [model_label(model) for model in models]
     with charts.style():
         figure, axes = charts.new_panel(4.5, 0.9 + 0.45 * M)
         axes.grid(False)
@@ -137,7 +137,3 @@ def _draw_matrix(models: Sequence[str], shares: Sequence[Sequence[float]]) -> Ma
         axes.set_ylim(M - 0.5, -0.5)
         diagonal = ", ".join(f"{labels[i]} {shares[i][i]:.0%}" for i in range(M))
         return charts.inline_svg(figure, "recovery", f"Share of model organisms recognized: {diagonal}")
-
-
-def _label(model: str) -> str:
-    return model.replace("_", "-")

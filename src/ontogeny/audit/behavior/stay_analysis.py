@@ -20,7 +20,7 @@ from jax import Array
 from scipy.special import stdtr
 
 from ontogeny.audit.behavior.base import CELLS, ChoiceData, ParticipantTrials
-from ontogeny.stats import Z95, clopper_pearson, critical_value, mean_and_standard_error
+from ontogeny.stats import clopper_pearson, confidence_interval, mean_and_standard_error
 
 PRIOR_SD = 3.0  # of a coefficient, in log odds
 HINDSIGHT_WINDOW = 8.0  # trials, time constant of the smoothing of rewards
@@ -68,8 +68,8 @@ def analyze_stays(choices: ChoiceData) -> StayAnalysis:
     """Estimates stay probabilities, their contrasts, and both regressions."""
     names = CELLS[choices.task]
     is_stay, cell = _consecutive_pairs(choices)
-    num_pairs = np.stack([((cell == c).sum(axis=1)) for c in range(len(names))], axis=1)
-    num_stays = np.stack([((cell == c) & is_stay).sum(axis=1) for c in range(len(names))], axis=1)
+    is_pair = cell[:, :, None] == np.arange(len(names))  # [S, T-1, cells]
+    num_pairs, num_stays = is_pair.sum(axis=1), (is_pair & is_stay[:, :, None]).sum(axis=1)
     with np.errstate(invalid="ignore"):
         shares = num_stays / num_pairs  # [S, cells], NaN where a participant has no such pair
     by_participant = {
@@ -107,16 +107,14 @@ def mean_over_participants(values: np.ndarray) -> ParticipantMean:
     Args:
         values: [S], NaN where a participant has none.
     """
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    number = len(values)
+    values = np.asarray(values, np.float64)[np.isfinite(values)]
+    number, nan = len(values), float("nan")
     if number < 2:
-        mean = float(values[0]) if number else float("nan")
-        return ParticipantMean(mean, float("nan"), float("nan"), float("nan"), float("nan"), number)
+        return ParticipantMean(float(values[0]) if number else nan, nan, nan, nan, nan, number)
     mean, error = (float(statistic) for statistic in mean_and_standard_error(values))
-    half_width = critical_value(Z95, number - 1) * error
+    interval = confidence_interval(mean, error, number, number - 1)
     p_value = 2 * stdtr(number - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
-    return ParticipantMean(mean, error, mean - half_width, mean + half_width, float(p_value), number)
+    return ParticipantMean(mean, error, interval.low, interval.high, float(p_value), number)
 
 
 def replace_trials(choices: ChoiceData, trials: ParticipantTrials) -> ChoiceData:

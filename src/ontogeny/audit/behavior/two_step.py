@@ -137,13 +137,15 @@ def _build_model(
         return memory[0] + p.get("learning_rate", 0.0) * error * option, update_own(p, memory, trial, error)
 
     return ChoiceModel(
+        "two_step",
+        2,
         name,
         description,
         parameters + SHARED,
         lambda p, task: (jnp.full((2, 2), INITIAL_VALUE), init_own(p, task)),
         first_logits,
-        second_logits if has_second_choice else None,
         update,
+        second_logits if has_second_choice else None,
     )
 
 
