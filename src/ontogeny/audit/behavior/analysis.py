@@ -54,7 +54,7 @@ def analyze_choices(
     best, by_participant = bic_differences(comparison.fits)
     differences = {name: mean_over_participants(values) for name, values in by_participant.items()}
     stays = analyze_stays(choices)
-    of_organisms, of_simulations = (
+    organism_stays, simulation_stays = (
         {name: analyze_stays(replace_trials(choices, trials)) for name, trials in simulations.items()}
         for simulations in (comparison.organisms, comparison.fitted_simulations)
     )
@@ -65,15 +65,15 @@ def analyze_choices(
         "participants": choices.participants,
         "better_choice_source": "stated in the file" if choices.is_correct is not None else "estimated in hindsight",
         "stay_analysis": stays,
-        "organisms": {name: _select_means(part) for name, part in of_organisms.items()},
-        "fitted_simulations": {name: _select_means(part) for name, part in of_simulations.items()},
+        "organisms": {name: _select_means(part) for name, part in organism_stays.items()},
+        "fitted_simulations": {name: _select_means(part) for name, part in simulation_stays.items()},
         "models": _models_to_record(models, comparison, differences),
         "best_model": comparison.fits[best].model,
         "best_models": best_models(comparison.fits),
         "recovery": comparison.recovery,
     }
     record = _to_jsonable(record)
-    return record | {"verdict_text": _write_verdicts(record, stays, of_organisms, differences)}
+    return record | {"verdict_text": _write_verdicts(record, stays, organism_stays, differences)}
 
 
 def _models_to_record(
@@ -97,7 +97,7 @@ def _models_to_record(
 def _write_verdicts(
     record: Mapping[str, Any],
     stays: StayAnalysis,
-    of_organisms: Mapping[str, StayAnalysis],
+    organism_stays: Mapping[str, StayAnalysis],
     differences: Mapping[str, ParticipantMean],
 ) -> list[str]:
     """Sentences about what the choices show and what they leave open."""
@@ -105,7 +105,7 @@ def _write_verdicts(
     sentences = [_contrast_verdict(stays, is_two_step)]
     if is_two_step:
         for kind, attribute in (("plain", "regression"), ("corrected", "corrected_regression")):
-            coefficients = {name: getattr(part, attribute)[INTERACTION] for name, part in of_organisms.items()}
+            coefficients = {name: getattr(part, attribute)[INTERACTION] for name, part in organism_stays.items()}
             positive = [name for name, mean in coefficients.items() if mean.low > 0 and mean.mean > MIN_COEFFICIENT]
             names = ", ".join(map(model_label, positive)) or "none"
             sentences.append(

@@ -65,9 +65,9 @@ def compare_models(
     task = estimate_task(choices)
     group_trials, group_task = jax.tree.map(partial(_repeat, times=num_groups), (choices.trials, task))
 
-    def simulate(model: ChoiceModel, unbounded: np.ndarray, seed: int) -> ParticipantTrials:
+    def simulate(model: ChoiceModel, unbounded_parameters: np.ndarray, seed: int) -> ParticipantTrials:
         keys = jax.random.split(jax.random.key(seed), S * num_groups)
-        simulated = simulate_participants(keys, model, jnp.asarray(unbounded), group_task, group_trials)
+        simulated = simulate_participants(keys, model, jnp.asarray(unbounded_parameters), group_task, group_trials)
         return jax.tree.map(np.asarray, simulated)
 
     organisms = {
@@ -84,7 +84,7 @@ def compare_models(
         all_fits.append(fit_model(model, trials, all_tasks, starts, seed))
     fits = [_first_participants(fit, S) for fit in all_fits]
     fitted_simulations = {
-        model.name: simulate(model, _repeat(fit.unbounded, num_groups), seed + 100 + i)
+        model.name: simulate(model, _repeat(fit.unbounded_parameters, num_groups), seed + 100 + i)
         for i, (model, fit) in enumerate(zip(models, fits, strict=True))
     }
     return ModelComparison(fits, _summarize_recovery(all_fits, S, num_groups), organisms, fitted_simulations)
@@ -122,7 +122,7 @@ def _first_participants(fit: ModelFit, number: int) -> ModelFit:
     """A fit restricted to the first participants."""
     parameters: dict[str, Any] = {name: array[:number] for name, array in fit.parameters.items()}
     statistics = (fit.log_likelihood, fit.bic, fit.converged_share)
-    return ModelFit(fit.model, fit.unbounded[:number], parameters, *(array[:number] for array in statistics))
+    return ModelFit(fit.model, fit.unbounded_parameters[:number], parameters, *(array[:number] for array in statistics))
 
 
 def _repeat(array: np.ndarray, times: int) -> np.ndarray:

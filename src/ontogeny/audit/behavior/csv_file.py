@@ -31,7 +31,7 @@ class CsvTable(NamedTuple):
     """The fields of a file, and how to read them."""
 
     columns: dict[str, list[str]]  # the fields of each column that the file has, by the names of `COLUMN_NAMES`
-    line_numbers: list[int]  # for each row, the last line that it occupies in the file
+    row_numbers: list[int]  # the number of the last line that each row occupies in the file
     decimal_mark: str
 
 
@@ -81,7 +81,7 @@ def parse_csv(
     try:
         header = [name.strip() for name in next(reader)]
         indices = _find_columns(path, header, columns)
-        rows, line_numbers = [], []
+        rows, row_numbers = [], []
         for fields in reader:
             while len(fields) > len(header) and not fields[-1].strip():
                 fields.pop()
@@ -91,7 +91,7 @@ def parse_csv(
                 bad_rows[reader.line_num] = f"{pluralize(len(fields), 'field')}, not {len(header)}"
             else:
                 rows.append(fields)
-                line_numbers.append(reader.line_num)
+                row_numbers.append(reader.line_num)
     except csv.Error as error:
         raise BadInput(f"'{path}' cannot be read after line {reader.line_num}: {error}") from None
     if not rows:
@@ -105,7 +105,7 @@ def parse_csv(
     renamed = ", ".join(f"{name} = {header[i]}" for name, i in indices.items() if name != header[i])
     notes.append(f"columns are separated by {DELIMITERS[delimiter]}" + (f"; read as {renamed}" if renamed else ""))
     fields_by_column = {name: [fields[i].strip() for fields in rows] for name, i in indices.items()}
-    return CsvTable(fields_by_column, line_numbers, "," if delimiter == ";" else ".")
+    return CsvTable(fields_by_column, row_numbers, "," if delimiter == ";" else ".")
 
 
 def _find_columns(path: Path, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:

@@ -29,7 +29,7 @@ class ModelFit(NamedTuple):
     """One model fitted to each participant."""
 
     model: str
-    unbounded: np.ndarray  # [S, K], as `to_parameters` takes them
+    unbounded_parameters: np.ndarray  # [S, K], as `to_parameters` takes them
     parameters: dict[str, np.ndarray]  # [S] each
     log_likelihood: np.ndarray  # [S]
     bic: np.ndarray  # [S], Bayesian information criterion
@@ -57,16 +57,16 @@ def fit_model(
     starts[is_typical] = sample_parameters(seed, model, int(is_typical.sum()))
     task_of_start = TaskStatistics(*(part[participant] for part in task))
     trials_of_start = ParticipantTrials(*(part[participant] for part in trials))
-    ends, reached = map(np.asarray, _maximize_likelihood(model, starts, task_of_start, trials_of_start))
-    order = np.lexsort((-reached, participant))  # by participant, the highest likelihood first
+    maxima, max_log_likelihoods = map(np.asarray, _maximize_likelihood(model, starts, task_of_start, trials_of_start))
+    order = np.lexsort((-max_log_likelihoods, participant))  # by participant, the highest likelihood first
     best = order[np.searchsorted(participant[order], np.arange(S))]
-    log_likelihood = reached[best].astype(np.float64)
+    log_likelihood = max_log_likelihoods[best].astype(np.float64)
     num_choices = trials.is_complete.sum(axis=1) * (1 if model.second_logits is None else 2)
-    parameters = jax.vmap(partial(to_parameters, model))(jnp.asarray(ends[best]))
-    is_converged = reached > log_likelihood[participant] - CONVERGENCE_TOLERANCE
+    parameters = jax.vmap(partial(to_parameters, model))(jnp.asarray(maxima[best]))
+    is_converged = max_log_likelihoods > log_likelihood[participant] - CONVERGENCE_TOLERANCE
     return ModelFit(
         model.name,
-        ends[best],
+        maxima[best],
         {p.name: np.asarray(parameters[p.name], np.float64) for p in model.parameters},
         log_likelihood,
         K * np.log(num_choices) - 2 * log_likelihood,

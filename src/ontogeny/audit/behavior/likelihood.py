@@ -40,16 +40,16 @@ def estimate_task(choices: ChoiceData) -> TaskStatistics:
     return TaskStatistics(transition_probs, reward_probs)
 
 
-def to_parameters(model: ChoiceModel, unbounded: Array) -> dict[str, Array]:
+def to_parameters(model: ChoiceModel, unbounded_parameters: Array) -> dict[str, Array]:
     """Maps unbounded numbers to parameters within their bounds.
 
     Args:
         model: The model with K parameters.
-        unbounded: [K].
+        unbounded_parameters: [K].
     """
     return {
         p.name: p.scale * (jnp.tanh(x) if p.signed else jax.nn.sigmoid(x))
-        for p, x in zip(model.parameters, unbounded, strict=True)
+        for p, x in zip(model.parameters, unbounded_parameters, strict=True)
     }
 
 
@@ -62,7 +62,7 @@ def sample_parameters(seed: int, model: ChoiceModel, number: int) -> np.ndarray:
         number: N, how many sets of parameters to sample.
 
     Returns:
-        Unbounded numbers [N, K], as `to_parameters` takes them.
+        Unbounded parameters [N, K], as `to_parameters` takes them.
     """
     low, high, scale = (np.array([getattr(p, name) for p in model.parameters]) for name in ("low", "high", "scale"))
     signed = np.array([p.signed for p in model.parameters])
@@ -71,19 +71,21 @@ def sample_parameters(seed: int, model: ChoiceModel, number: int) -> np.ndarray:
     return np.where(signed, np.arctanh(inside), np.log(np.maximum(inside, 1e-6)) - np.log1p(-inside)).astype(np.float32)
 
 
-def log_likelihoods(model: ChoiceModel, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials) -> Array:
+def log_likelihoods(
+    model: ChoiceModel, unbounded_parameters: Array, task: TaskStatistics, trials: ParticipantTrials
+) -> Array:
     """The log-likelihood of each trial's choices.
 
     Args:
         model: The model with K parameters.
-        unbounded: [K], as `to_parameters` takes them.
+        unbounded_parameters: [K], as `to_parameters` takes them.
         task: The task of one participant.
         trials: [T], the trials of one participant.
 
     Returns:
         [T] in nats; zero where a trial is incomplete.
     """
-    p = to_parameters(model, unbounded)
+    p = to_parameters(model, unbounded_parameters)
 
     def step(carry: tuple[PyTree, Array], trial: ParticipantTrials) -> tuple[tuple[PyTree, Array], Array]:
         memory, previous = carry
@@ -102,28 +104,28 @@ def log_likelihoods(model: ChoiceModel, unbounded: Array, task: TaskStatistics, 
 
 @partial(jax.jit, static_argnames=("model",))
 def simulate_participants(
-    keys: Key, model: ChoiceModel, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
+    keys: Key, model: ChoiceModel, unbounded_parameters: Array, task: TaskStatistics, trials: ParticipantTrials
 ) -> ParticipantTrials:
     """Simulates a model in the tasks of participants: the same trials are missed, transitions and rewards are drawn.
 
     Args:
         keys: [N].
         model: The model with K parameters.
-        unbounded: [N, K], as `to_parameters` takes them.
+        unbounded_parameters: [N, K], as `to_parameters` takes them.
         task: Task statistics with the leading axis [N].
         trials: [N, T].
 
     Returns:
         Simulated trials [N, T].
     """
-    return jax.vmap(partial(_simulate_participant, model))(keys, unbounded, task, trials)
+    return jax.vmap(partial(_simulate_participant, model))(keys, unbounded_parameters, task, trials)
 
 
 def _simulate_participant(
-    model: ChoiceModel, key: Key, unbounded: Array, task: TaskStatistics, trials: ParticipantTrials
+    model: ChoiceModel, key: Key, unbounded_parameters: Array, task: TaskStatistics, trials: ParticipantTrials
 ) -> ParticipantTrials:
     """`simulate_participants` for one participant."""
-    p = to_parameters(model, unbounded)
+    p = to_parameters(model, unbounded_parameters)
 
     def step(
         carry: tuple[PyTree, Array], inputs: tuple[Key, ParticipantTrials, Array]

@@ -68,7 +68,7 @@ def read_choices(
     order = reader.read_order()
     is_correct = reader.read_flags("correct") if "correct" in table.columns else None
     _report_bad_rows(path, bad_rows, notes, skip_bad_rows)
-    is_readable = ~np.isin(table.line_numbers, list(bad_rows))
+    is_readable = ~np.isin(table.row_numbers, list(bad_rows))
     return arrange_trials(
         ChoiceTable(task, num_arms, choice, *second_stage, reward, *order, is_correct, is_readable, notes)
     )
@@ -99,15 +99,15 @@ class _ColumnReader:
 
     def __init__(self, table: CsvTable, na_values: set[str], notes: list[str], bad_rows: dict[int, str]) -> None:
         self.table, self.notes, self.bad_rows = table, notes, bad_rows
-        self.columns: dict[str, list[str | None]] = {}  # None where missing
+        self.columns: dict[str, list[str]] = {}  # fields by column, empty where missing
         for name, fields in table.columns.items():
             missing = NA_VALUES | na_values if name in CHOICE_COLUMNS else NA_VALUES
-            self.columns[name] = [None if field.lower() in missing else field for field in fields]
+            self.columns[name] = ["" if field.lower() in missing else field for field in fields]
 
     def _reject(self, name: str, is_bad: np.ndarray, problem: str) -> None:
-        """Records why rows cannot be read."""
+        """Records that a column's field has a problem in some rows; `is_bad` is [R]."""
         for i in np.nonzero(is_bad)[0].tolist():
-            self.bad_rows[self.table.line_numbers[i]] = f"{name} '{self.columns[name][i]}' {problem}"
+            self.bad_rows[self.table.row_numbers[i]] = f"{name} '{self.columns[name][i]}' {problem}"
 
     def read_labels(self, name: str, allowed_sizes: tuple[int, ...] | None) -> tuple[np.ndarray, int]:
         """Codes a column of labels as whole numbers.
@@ -119,25 +119,25 @@ class _ColumnReader:
         Returns:
             Codes from 0, with -1 where missed, [R], and the number of different labels.
         """
-        labels = [None if field is None else _normalize_label(field) for field in self.columns[name]]
-        counts = Counter(label for label in labels if label is not None)
+        labels = [_normalize_label(field) for field in self.columns[name]]
+        counts = Counter(filter(None, labels))
         if allowed_sizes is None:
             valid_labels, missing_codes = self._arm_labels(name, counts)
         else:
             valid_labels, missing_codes = _frequent_labels(name, counts, allowed_sizes)
         for code in missing_codes:
             self.notes.append(f"'{name}' {code} marks a missed trial ({counts[code]} times)")
-        num_missing = labels.count(None)
+        num_missing = labels.count("")
         if num_missing:
             self.notes.append(f"'{name}' is blank or NA in {pluralize(num_missing, 'row')}: missed trials")
         codes = {label: code for code, label in enumerate(sorted(valid_labels, key=_numeric_order))}
         problem = f"is none of {', '.join(codes)}"
         return self._encode(name, labels, codes | dict.fromkeys(missing_codes, -1), problem), len(codes)
 
-    def _encode(self, name: str, labels: Sequence[str | None], codes: Mapping[str, int], problem: str) -> np.ndarray:
-        """The codes of labels [R], -1 where missing; rows with other labels are rejected for the stated problem."""
-        self._reject(name, np.array([label is not None and label not in codes for label in labels]), problem)
-        return np.array([-1 if label is None else codes.get(label, -1) for label in labels])
+    def _encode(self, name: str, labels: Sequence[str], codes: Mapping[str, int], problem: str) -> np.ndarray:
+        """The code of each label [R], -1 where it is missing; a label without a code is rejected with `problem`."""
+        self._reject(name, np.array([label != "" and label not in codes for label in labels]), problem)
+        return np.array([codes.get(label, -1) for label in labels])
 
     def _arm_labels(self, name: str, counts: Counter[str]) -> tuple[list[str], list[str]]:
         """The labels of a bandit's arms, and the codes of missed trials."""
@@ -193,32 +193,35 @@ class _ColumnReader:
 
     def _read_transitions(self) -> np.ndarray:
         """1 for common, 0 for rare, -1 where missed [R]."""
-        labels = [None if field is None else _normalize_label(field.lower()) for field in self.columns["transition"]]
-        meanings = self._transition_meanings(Counter(label for label in labels if label is not None))
-        is_common = self._encode("transition", labels, meanings, "is neither common nor rare")
+        labels = [_normalize_label(field.lower()) for field in self.columns["transition"]]
+        codes = self._transition_codes(Counter(filter(None, labels)))
+        is_common = self._encode("transition", labels, codes, "is neither common nor rare")
         if (is_common == 0).sum() > (is_common == 1).sum():
             self.notes.append("WARNING: rare transitions are more frequent than common ones; check their coding")
         return is_common
 
-    def _transition_meanings(self, counts: Counter[str]) -> dict[str, int]:
-        """The meaning of each label: by its word, as 1 and -1, or else the more frequent of two labels is common."""
-        codes: tuple[str, ...] = ()
+    def _transition_codes(self, counts: Counter[str]) -> dict[str, int]:
+        """The code of each label, 1 for common, 0 for rare, -1 for missed, from the number of rows with each label.
+
+        Known words and the numbers 1 and -1 have a fixed meaning; otherwise the more frequent of two labels is common.
+        """
+        missing_codes = MISSING_CODES
         if {"-1", "1"} <= counts.keys():
-            meanings, codes = {"1": 1, "-1": 0}, ("0",)
+            codes = {"1": 1, "-1": 0}
             self.notes.append("'transition' 1 is common, -1 is rare")
         elif counts.keys() & (COMMON_WORDS | RARE_WORDS):
-            meanings, codes = dict.fromkeys(COMMON_WORDS, 1) | dict.fromkeys(RARE_WORDS, 0), MISSING_CODES
+            codes = dict.fromkeys(COMMON_WORDS, 1) | dict.fromkeys(RARE_WORDS, 0)
+        elif len(counts) < 2:
+            raise BadInput("the column 'transition' has a single value: common and rare cannot be distinguished")
         else:
-            if len(counts) < 2:
-                raise BadInput("the column 'transition' has a single value: common and rare cannot be distinguished")
             (common, _), (rare, _) = counts.most_common(2)
-            meanings, codes = {common: 1, rare: 0}, ("-1",)
+            codes, missing_codes = {common: 1, rare: 0}, ("-1",)  # a third label 0 is an error
             self.notes.append(f"'transition' {common} is more frequent and read as common, {rare} as rare")
-        for code in codes:
-            if counts[code] and code not in meanings:
-                meanings[code] = -1
-                self.notes.append(f"'transition' {code} marks a missed trial ({counts[code]} times)")
-        return meanings
+        for missing_code in missing_codes:
+            if counts[missing_code] and missing_code not in codes:
+                codes[missing_code] = -1
+                self.notes.append(f"'transition' {missing_code} marks a missed trial ({counts[missing_code]} times)")
+        return codes
 
     def read_rewards(self, is_missing: np.ndarray) -> np.ndarray:
         """Reads rewards as numbers [R], NaN where missed.
@@ -237,10 +240,8 @@ class _ColumnReader:
     def _read_numbers(self, name: str) -> np.ndarray:
         """A column as numbers [R], NaN where a field is missing or not a number."""
         fields, decimal_mark = self.columns[name], self.table.decimal_mark
-        parsed = [None if field is None else _parse_number(field.replace(decimal_mark, ".")) for field in fields]
-        numbers = np.array(parsed, float)  # None becomes NaN
-        is_missing = np.array([field is None for field in fields])
-        self._reject(name, ~np.isfinite(numbers) & ~is_missing, "is not a number")
+        numbers = np.array([_parse_number(field.replace(decimal_mark, ".")) for field in fields], float)  # None is NaN
+        self._reject(name, ~np.isfinite(numbers) & (np.array(fields) != ""), "is not a number")
         return np.where(np.isfinite(numbers), numbers, np.nan)
 
     def read_flags(self, name: str) -> np.ndarray:
@@ -255,17 +256,16 @@ class _ColumnReader:
 
     def read_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns names of participants, indices of sessions, and trial numbers, [R] each."""
-        line_numbers = self.table.line_numbers
-        num_rows = len(line_numbers)
+        row_numbers = self.table.row_numbers
+        num_rows = len(row_numbers)
         if "subject" not in self.columns:
             self.notes.append("the file has no column of subjects: all rows belong to one participant")
         subjects = self.columns.get("subject", ["all"] * num_rows)
-        for line_number, subject in zip(line_numbers, subjects, strict=True):
-            if subject is None:
-                self.bad_rows[line_number] = "no subject"
-        participant = np.array([str(subject) for subject in subjects])
-        sessions = [str(name) for name in self.columns.get("session", [""] * num_rows)]
-        session = np.unique(sessions, return_inverse=True)[1]
+        for row_number, subject in zip(row_numbers, subjects, strict=True):
+            if not subject:
+                self.bad_rows[row_number] = "no subject"
+        participant = np.array(subjects)
+        session = np.unique(self.columns.get("session", [""] * num_rows), return_inverse=True)[1]
         if "trial" not in self.columns:
             self.notes.append(
                 "the file has no column of trial numbers: rows count as consecutive, deleted rows cannot be detected"
@@ -276,7 +276,7 @@ class _ColumnReader:
             return participant, session, trial
         trial = self._read_numbers("trial")
         is_whole = trial == np.floor(trial)  # False for NaN
-        is_readable = ~np.isin(line_numbers, list(self.bad_rows))
+        is_readable = ~np.isin(row_numbers, list(self.bad_rows))
         self._reject("trial", ~is_whole & is_readable, "is not a whole number")
         return participant, session, np.where(is_whole, trial, 0).astype(int)
 

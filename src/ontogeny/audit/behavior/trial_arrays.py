@@ -76,10 +76,10 @@ def _sort_rows(table: ChoiceTable, notes: list[str]) -> tuple[list[str], np.ndar
     all_rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     num_restarts, unsorted, excluded = 0, [], []
     for participant in dict.fromkeys(table.participant[table.is_readable].tolist()):
-        of_participant = np.nonzero(table.is_readable & (table.participant == participant))[0]
+        participant_rows = np.nonzero(table.is_readable & (table.participant == participant))[0]
         rows_by_session, starts = [], []
-        for session in dict.fromkeys(table.session[of_participant].tolist()):
-            rows = of_participant[table.session[of_participant] == session]
+        for session in dict.fromkeys(table.session[participant_rows].tolist()):
+            rows = participant_rows[table.session[participant_rows] == session]
             is_backward = np.diff(table.trial[rows]) <= 0
             if len(np.unique(table.trial[rows])) == len(rows):
                 unsorted += [participant] if is_backward.any() else []
@@ -88,7 +88,7 @@ def _sort_rows(table: ChoiceTable, notes: list[str]) -> tuple[list[str], np.ndar
             num_restarts += int(is_backward.sum())
             rows_by_session.append(rows)
             starts += [True, *is_backward.tolist()]
-        if table.is_complete[of_participant].sum() < MIN_TRIALS:
+        if table.is_complete[participant_rows].sum() < MIN_TRIALS:
             excluded.append(participant)
         else:
             all_rows[participant] = np.concatenate(rows_by_session), np.array(starts)

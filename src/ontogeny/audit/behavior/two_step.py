@@ -12,6 +12,7 @@ successor representation follows the most recent transitions.
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,19 @@ HAZARD_RATE = ModelParameter("hazard_rate", 0.02, 0.2, 0.5)
 REWARD_RELIABILITY = ModelParameter("reward_reliability", 0.7, 0.95)
 INITIAL_VALUE = 0.5
 
-FirstValues = Callable[[Parameters, TaskStatistics, PyTree], Array]
-"""Values [2] of the first choices; the memory is a pair of option values [2, 2] and a memory of the model's own."""
+
+class TwoStepMemory(NamedTuple):
+    """The memory of a model: values of second choices, and a part that each model defines for itself."""
+
+    option_values: Array  # [2, 2], by state and second choice
+    model_memory: PyTree
+
+
+FirstValues = Callable[[Parameters, TaskStatistics, TwoStepMemory], Array]
+"""Values [2] of the first choices, from parameters, task and `TwoStepMemory`."""
+
+UpdateModelMemory = Callable[[Parameters, TwoStepMemory, ParticipantTrials, Array], PyTree]
+"""`TwoStepMemory.model_memory` after a trial with a given reward prediction error."""
 
 
 @cache  # the same functions each time, so that they are compiled once
@@ -47,16 +59,16 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
     """
     build = partial(_build_model, has_second_choice)
 
-    def state_values(memory: PyTree) -> Array:
-        return jnp.max(memory[0], axis=1) if has_second_choice else memory[0][:, 0]
+    def state_values(memory: TwoStepMemory) -> Array:
+        return jnp.max(memory.option_values, axis=1) if has_second_choice else memory.option_values[:, 0]
 
-    def latent_state_values(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
-        beliefs = jax.nn.sigmoid(memory[1] * jnp.array([-1.0, 1.0]))
+    def latent_state_values(p: Parameters, task: TaskStatistics, memory: TwoStepMemory) -> Array:
+        beliefs = jax.nn.sigmoid(memory.model_memory * jnp.array([-1.0, 1.0]))
         return p["inverse_temperature"] * task.transition_probs @ beliefs
 
-    def hybrid_values(p: Parameters, task: TaskStatistics, memory: PyTree) -> Array:
+    def hybrid_values(p: Parameters, task: TaskStatistics, memory: TwoStepMemory) -> Array:
         planned = p["model_based_weight"] * task.transition_probs @ state_values(memory)
-        return p["model_free_weight"] * memory[1] + planned
+        return p["model_free_weight"] * memory.model_memory + planned
 
     return (
         build(
@@ -69,7 +81,7 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             "model_free",
             "repeats rewarded choices: SARSA(lambda)",
             (LEARNING_RATE, ELIGIBILITY_TRACE, INVERSE_TEMPERATURE),
-            lambda p, task, memory: p["inverse_temperature"] * memory[1],
+            lambda p, task, memory: p["inverse_temperature"] * memory.model_memory,
             _init_choice_values,
             _update_choice_values,
         ),
@@ -77,7 +89,7 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             "successor",
             "learns by temporal differences which states follow its choices: successor representation",
             (LEARNING_RATE, TRANSITION_LEARNING_RATE, INVERSE_TEMPERATURE),
-            lambda p, task, memory: p["inverse_temperature"] * memory[1] @ state_values(memory),
+            lambda p, task, memory: p["inverse_temperature"] * memory.model_memory @ state_values(memory),
             lambda p, task: task.transition_probs,
             _update_transitions,
         ),
@@ -112,29 +124,29 @@ def _build_model(
     description: str,
     parameters: tuple[ModelParameter, ...],
     first_values: FirstValues,
-    init_own: Callable[[Parameters, TaskStatistics], PyTree] = lambda p, task: (),
-    update_own: Callable[[Parameters, PyTree, ParticipantTrials, Array], PyTree] = lambda p, memory, *_: memory[1],
+    init_model_memory: Callable[[Parameters, TaskStatistics], PyTree] = lambda p, task: (),
+    update_model_memory: UpdateModelMemory = lambda p, memory, *_: memory.model_memory,
 ) -> ChoiceModel:
     """A model from the values of its first choices, with the parts that all models share.
 
-    `init_own` and `update_own` are the model's own part of the memory: before the first trial, and after a trial with
-    a given reward prediction error.
+    `init_model_memory` returns `TwoStepMemory.model_memory` before the first trial.
     """
     if has_second_choice:
         value_parameters = () if LEARNING_RATE in parameters else (LEARNING_RATE,)
         parameters += (*value_parameters, SECOND_INVERSE_TEMPERATURE)
 
-    def first_logits(p: Parameters, task: TaskStatistics, memory: PyTree, previous: Array) -> Array:
+    def first_logits(p: Parameters, task: TaskStatistics, memory: TwoStepMemory, previous: Array) -> Array:
         values = first_values(p, task, memory)
         return values + p["perseveration"] * previous + p["side_bias"] * jnp.array([-0.5, 0.5])
 
-    def second_logits(p: Parameters, memory: PyTree, state: Array) -> Array:
-        return p["second_inverse_temperature"] * jax.nn.one_hot(state, 2) @ memory[0]
+    def second_logits(p: Parameters, memory: TwoStepMemory, state: Array) -> Array:
+        return p["second_inverse_temperature"] * jax.nn.one_hot(state, 2) @ memory.option_values
 
-    def update(p: Parameters, memory: PyTree, trial: ParticipantTrials) -> PyTree:
+    def update(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials) -> TwoStepMemory:
         option = _option_one_hot(trial)
-        error = trial.reward - jnp.sum(memory[0] * option)
-        return memory[0] + p.get("learning_rate", 0.0) * error * option, update_own(p, memory, trial, error)
+        error = trial.reward - jnp.sum(memory.option_values * option)
+        option_values = memory.option_values + p.get("learning_rate", 0.0) * error * option
+        return TwoStepMemory(option_values, update_model_memory(p, memory, trial, error))
 
     return ChoiceModel(
         "two_step",
@@ -142,7 +154,7 @@ def _build_model(
         name,
         description,
         parameters + SHARED,
-        lambda p, task: (jnp.full((2, 2), INITIAL_VALUE), init_own(p, task)),
+        lambda p, task: TwoStepMemory(jnp.full((2, 2), INITIAL_VALUE), init_model_memory(p, task)),
         first_logits,
         update,
         second_logits if has_second_choice else None,
@@ -153,24 +165,26 @@ def _init_choice_values(p: Parameters, task: TaskStatistics) -> Array:
     return jnp.full(2, INITIAL_VALUE)
 
 
-def _update_choice_values(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> Array:
+def _update_choice_values(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
     """Model-free values of the first choices: temporal-difference error of both stages."""
-    values, choice_values = memory
+    option_values, choice_values = memory
     chosen = jax.nn.one_hot(trial.choice, 2)
-    first_error = jnp.sum(values * _option_one_hot(trial)) - choice_values @ chosen
+    first_error = jnp.sum(option_values * _option_one_hot(trial)) - choice_values @ chosen
     return choice_values + p["learning_rate"] * (first_error + p["eligibility_trace"] * error) * chosen
 
 
-def _update_transitions(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> Array:
+def _update_transitions(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
     """Learned transition probabilities [2, 2]."""
     chosen = jax.nn.one_hot(trial.choice, 2)[:, None]
-    return memory[1] + p["transition_learning_rate"] * chosen * (jax.nn.one_hot(trial.state, 2) - memory[1])
+    return memory.model_memory + p["transition_learning_rate"] * chosen * (
+        jax.nn.one_hot(trial.state, 2) - memory.model_memory
+    )
 
 
-def _update_belief(p: Parameters, memory: PyTree, trial: ParticipantTrials, error: Array) -> Array:
+def _update_belief(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
     """Log odds that state 1 is the rewarded one: Bayes' rule for the reward, then the probability of a reversal."""
     evidence = (2 * trial.reward - 1) * (2 * trial.state - 1) * _log_odds(p["reward_reliability"])
-    belief = jax.nn.sigmoid(memory[1] + evidence)
+    belief = jax.nn.sigmoid(memory.model_memory + evidence)
     return _log_odds(belief * (1 - p["hazard_rate"]) + (1 - belief) * p["hazard_rate"])
 
 
