@@ -14,7 +14,7 @@ from ontogeny.audit.prequential.loading import find_predictor
 from ontogeny.audit.prequential.passes import passes_by_instance, passes_by_process, run_pass
 from ontogeny.audit.prequential.reference_predictors import (
     REFERENCE_PREDICTORS,
-    VALID,
+    VALID_VERDICTS,
     counts,
     predict_by_counts,
     second_pass,
@@ -36,14 +36,14 @@ def test_every_reference_predictor_gets_the_verdicts_of_its_ground_truth(name):
     for seed in range(2):
         certificate, verdicts = certify_builder(build, seed=seed)
         assert {check: verdicts[check] for check in ground_truth} == ground_truth, certificate.checks
-        assert certificate.certified == (ground_truth == VALID)
+        assert certificate.certified == (ground_truth == VALID_VERDICTS)
 
 
 def test_calibration_reports_error_rates_that_are_too_large(monkeypatch):
     def make_result(name, num_certified, verdicts):
         ground_truth = REFERENCE_PREDICTORS[name].ground_truth
         all_verdicts = {check: dict.fromkeys(VERDICTS, 0) | verdicts.get(check, {}) for check in CHECKS}
-        is_valid = ground_truth == VALID
+        is_valid = ground_truth == VALID_VERDICTS
         return calibration.PredictorCalibration(name, is_valid, 10, num_certified, all_verdicts, ground_truth)
 
     all_pass = {check: {"pass": 10} for check in CHECKS}

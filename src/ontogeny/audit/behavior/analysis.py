@@ -34,7 +34,7 @@ def analyze_choices(
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Analyzes choices.
+    """Analyzes choices: stay probabilities and their regressions, choice models, and model recovery.
 
     Args:
         choices: The choices of all participants.
@@ -148,6 +148,7 @@ def _recovery_verdict(recovery: Mapping[str, Any], best: str) -> str:
 
 
 def _select_means(stays: StayAnalysis) -> dict[str, dict[str, ParticipantMean]]:
+    """The means over participants, without the participants themselves."""
     return {name: getattr(stays, name) for name in ("cell_means", "contrasts", "regression", "corrected_regression")}
 
 

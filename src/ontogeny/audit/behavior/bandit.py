@@ -12,7 +12,7 @@ from ontogeny.types import PyTree
 LAPSE_RATE = ModelParameter("lapse_rate", 0.05, 0.4)
 LEARNING_RATE = ModelParameter("learning_rate", 0.1, 0.6)
 INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", 3.0, 8.0, 20.0)
-KERNEL = (
+KERNEL_PARAMETERS = (
     ModelParameter("kernel_learning_rate", 0.1, 0.6),
     ModelParameter("kernel_inverse_temperature", 1.0, 4.0, 20.0),
 )
@@ -58,7 +58,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
         build(
             "choice_kernel",
             "repeats recent choices",
-            KERNEL,
+            KERNEL_PARAMETERS,
             init=lambda p, task: jnp.zeros(num_arms),
             first_logits=lambda p, task, memory, previous: p["kernel_inverse_temperature"] * memory,
             update=_update_kernel,
@@ -66,7 +66,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
         build(
             "q_learning_choice_kernel",
             "learns the value of each arm and repeats recent choices",
-            (LEARNING_RATE, INVERSE_TEMPERATURE, *KERNEL),
+            (LEARNING_RATE, INVERSE_TEMPERATURE, *KERNEL_PARAMETERS),
             init=lambda p, task: (jnp.full(num_arms, INITIAL_VALUE), jnp.zeros(num_arms)),
             first_logits=lambda p, task, memory, previous: (
                 p["inverse_temperature"] * memory[0] + p["kernel_inverse_temperature"] * memory[1]

@@ -13,7 +13,7 @@ import numpy as np
 from ontogeny.types import PyTree
 
 TASKS = ("two_step", "bandit")
-CELLS = {  # what may follow a choice
+CELLS = {  # outcomes of a choice; the next choice repeats it or not
     "two_step": ("common, rewarded", "rare, rewarded", "common, unrewarded", "rare, unrewarded"),
     "bandit": ("rewarded", "unrewarded"),
 }

@@ -66,6 +66,7 @@ def compare_models(
     group_trials, group_task = jax.tree.map(partial(_repeat, times=num_groups), (choices.trials, task))
 
     def simulate(model: ChoiceModel, unbounded_parameters: np.ndarray, seed: int) -> ParticipantTrials:
+        """The choices of `num_groups` groups of S organisms with the given parameters."""
         keys = jax.random.split(jax.random.key(seed), S * num_groups)
         simulated = simulate_participants(keys, model, jnp.asarray(unbounded_parameters), group_task, group_trials)
         return jax.tree.map(np.asarray, simulated)
@@ -76,7 +77,8 @@ def compare_models(
     }
     trials = jax.tree.map(lambda *parts: np.concatenate(parts), choices.trials, *organisms.values())
     all_tasks = jax.tree.map(lambda part, of_group: np.concatenate([part] + [of_group] * M), task, group_task)
-    starts = np.where(np.arange(len(trials.choice)) < S, *(num_starts or NUM_STARTS))
+    num_participant_starts, num_organism_starts = num_starts or NUM_STARTS
+    starts = np.where(np.arange(len(trials.choice)) < S, num_participant_starts, num_organism_starts)
     all_fits = []
     for number, model in enumerate(models):
         if on_progress is not None:
@@ -93,7 +95,7 @@ def compare_models(
 def _summarize_recovery(fits: Sequence[ModelFit], S: int, num_groups: int) -> ModelRecovery:
     """Confusion matrices from fits to S participants, followed by the organisms of each model."""
     M = len(fits)
-    bic = np.stack([fit.bic[S:] for fit in fits]).reshape(M, M, num_groups, S)  # by fitted model, by organism
+    bic = np.stack([fit.bic[S:] for fit in fits]).reshape(M, M, num_groups, S)  # [fitted model, simulated model, ...]
     winners = bic.argmin(axis=0).reshape(M, -1), bic.sum(axis=-1).argmin(axis=0)
     shares = [np.stack([(winner == m).mean(axis=1) for m in range(M)], axis=1) for winner in winners]
     return ModelRecovery(tuple(fit.model for fit in fits), shares[0], shares[1], S * num_groups, num_groups)

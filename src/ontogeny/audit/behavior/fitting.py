@@ -83,6 +83,8 @@ def _maximize_likelihood(
 
     def maximize(start: Array, task: TaskStatistics, trials: ParticipantTrials) -> tuple[Array, Array]:
         def evaluate(x: Array) -> tuple[Array, Array, Array]:
+            """The log-likelihood, its gradient [K], and the summed outer products of each trial's gradient [K, K]."""
+
             def derivative(direction: Array) -> tuple[Array, Array]:
                 return jax.jvp(lambda x: log_likelihoods(model, x, task, trials), (x,), (direction,))
 
@@ -90,6 +92,7 @@ def _maximize_likelihood(
             return jnp.sum(values), jnp.sum(gradients, axis=1), gradients @ gradients.T
 
         def step(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+            """One damped step, which is kept only where it increases the likelihood."""
             x, value, gradient, curvature, damping = carry
             move = jnp.linalg.solve(curvature + damping * jnp.eye(K), gradient)
             move *= jnp.minimum(1.0, MAX_STEP / jnp.maximum(jnp.linalg.norm(move), 1e-9))

@@ -21,22 +21,19 @@ def estimate_task(choices: ChoiceData) -> TaskStatistics:
     """
     S, T = choices.trials.choice.shape
     transition_probs = np.full((S, 2, 2), 0.5, np.float32)
+    if choices.task == "two_step":
+        share = np.mean(choices.is_common, axis=1, where=choices.trials.is_complete)[:, None, None]
+        transition_probs[:] = np.where(np.arange(2) == choices.common_state[:, :, None], share, 1 - share)
     reward_probs = np.zeros((S, T, choices.num_options), np.float32)
-    distance = np.abs(np.arange(T)[:, None] - np.arange(T)[None, :])
-    kernel = np.exp(-distance / REWARD_WINDOW)
+    kernel = np.exp(-np.abs(np.arange(T)[:, None] - np.arange(T)[None, :]) / REWARD_WINDOW)
     options = option_index(choices.task, choices.has_second_choice, choices.trials)
     for s in range(S):
         is_complete, reward = choices.trials.is_complete[s], choices.trials.reward[s]
-        if choices.task == "two_step":
-            share = choices.is_common[s][is_complete].mean()
-            for choice in (0, 1):
-                transition_probs[s, choice, choices.common_state[s, choice]] = share
-                transition_probs[s, choice, 1 - choices.common_state[s, choice]] = 1 - share
         mean = reward[is_complete].mean()
         for option in range(choices.num_options):
             chosen = is_complete & (options[s] == option)
-            smoothed = (kernel[:, chosen] @ reward[chosen] + mean) / (kernel[:, chosen].sum(axis=1) + 1)
-            reward_probs[s, :, option] = smoothed
+            weights = kernel[:, chosen]
+            reward_probs[s, :, option] = (weights @ reward[chosen] + mean) / (weights.sum(axis=1) + 1)
     return TaskStatistics(transition_probs, reward_probs)
 
 

@@ -81,6 +81,7 @@ def _list_means(cell_means: Record, places: int) -> str:
 
 
 def _draw_cells(axes: Axes, cell_means: Record, by_participant: Record | None = None) -> None:
+    """The mean stay probability of each cell with its interval, and one dot per participant where they are given."""
     for cell, mean in cell_means.items():
         transition = cell.partition(",")[0]
         color = TRANSITION_COLORS.get(transition, EVOLUTION)

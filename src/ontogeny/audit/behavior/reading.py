@@ -63,15 +63,16 @@ def read_choices(
         raise BadInput("a two-step task needs a column 'state', 'transition' or 'choice2'")
     reader = _ColumnReader(table, {value.strip().lower() for value in na_values}, notes, bad_rows)
     choice, num_arms = reader.read_labels("choice", (2,) if task == "two_step" else None)
-    second_stage = reader.read_second_stage(choice) if task == "two_step" else (np.zeros(len(choice), int), None, None)
-    reward = reader.read_rewards((choice < 0) | (second_stage[0] < 0))
+    state, second_choice, is_common = np.zeros(len(choice), int), None, None
+    if task == "two_step":
+        state, second_choice, is_common = reader.read_second_stage(choice)
+    reward = reader.read_rewards((choice < 0) | (state < 0))
     order = reader.read_order()
     is_correct = reader.read_flags("correct") if "correct" in table.columns else None
     _report_bad_rows(path, bad_rows, notes, skip_bad_rows)
     is_readable = ~np.isin(table.row_numbers, list(bad_rows))
-    return arrange_trials(
-        ChoiceTable(task, num_arms, choice, *second_stage, reward, *order, is_correct, is_readable, notes)
-    )
+    stages = (choice, state, second_choice, is_common)
+    return arrange_trials(ChoiceTable(task, num_arms, *stages, reward, *order, is_correct, is_readable, notes))
 
 
 def _report_bad_rows(path: Path, bad_rows: Mapping[int, str], notes: list[str], skip: bool) -> None:

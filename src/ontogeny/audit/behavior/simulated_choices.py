@@ -54,5 +54,6 @@ def _number_trials(*columns: np.ndarray) -> Iterator[tuple[object, ...]]:
 
 
 def _to_csv(header: str, rows: Iterable[tuple[object, ...]]) -> str:
+    """The text of a file with a header and rows."""
     lines = (",".join(f"{v:g}" if isinstance(v, np.floating) else str(v) for v in row) for row in rows)
     return "\n".join([header, *lines]) + "\n"

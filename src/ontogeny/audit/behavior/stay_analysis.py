@@ -197,6 +197,7 @@ def _fit_logistic(terms: Array, is_stay: Array, is_used: Array) -> Array:
 
     def fit_participant(x: Array, y: Array, weight: Array) -> Array:
         def step(_: Array, coefficients: Array) -> Array:
+            """One Newton step of limited length."""
             probability = jax.nn.sigmoid(x @ coefficients)
             gradient = x.T @ (weight * (y - probability)) - coefficients / PRIOR_SD**2
             curvature = (x * (weight * probability * (1 - probability))[:, None]).T @ x + jnp.eye(K) / PRIOR_SD**2

@@ -132,6 +132,7 @@ def _find_common_transitions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which transitions were common [S, T], as stated or by majority, and the common state of each choice [S, 2]."""
     num_complete = trials.is_complete.sum(axis=1)
+    # Choice 1 leads to state 1, choice 2 to state 2, unless the file states that this transition is rare.
     is_straight = (trials.choice == trials.state) == (True if stated is None else stated)
     share = (is_straight & trials.is_complete).sum(axis=1) / num_complete
     majority = np.maximum(share, 1 - share)

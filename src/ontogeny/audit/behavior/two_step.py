@@ -21,7 +21,10 @@ from jax import Array
 from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters, ParticipantTrials, TaskStatistics
 from ontogeny.types import PyTree
 
-SHARED = (ModelParameter("perseveration", 0.0, 0.5, 5.0, True), ModelParameter("side_bias", -0.3, 0.3, 5.0, True))
+SHARED_PARAMETERS = (
+    ModelParameter("perseveration", 0.0, 0.5, 5.0, True),
+    ModelParameter("side_bias", -0.3, 0.3, 5.0, True),
+)
 LEARNING_RATE = ModelParameter("learning_rate", 0.2, 0.7)
 ELIGIBILITY_TRACE = ModelParameter("eligibility_trace", 0.0, 1.0)
 TRANSITION_LEARNING_RATE = ModelParameter("transition_learning_rate", 0.2, 0.6)
@@ -153,7 +156,7 @@ def _build_model(
         2,
         name,
         description,
-        parameters + SHARED,
+        parameters + SHARED_PARAMETERS,
         lambda p, task: TwoStepMemory(jnp.full((2, 2), INITIAL_VALUE), init_model_memory(p, task)),
         first_logits,
         update,
@@ -162,6 +165,7 @@ def _build_model(
 
 
 def _init_choice_values(p: Parameters, task: TaskStatistics) -> Array:
+    """Model-free values of the first choices before the first trial."""
     return jnp.full(2, INITIAL_VALUE)
 
 
@@ -194,5 +198,6 @@ def _option_one_hot(trial: ParticipantTrials) -> Array:
 
 
 def _log_odds(probability: Array) -> Array:
+    """The logit of a probability, which is kept away from 0 and 1."""
     probability = jnp.clip(probability, 1e-6, 1 - 1e-6)
     return jnp.log(probability) - jnp.log1p(-probability)

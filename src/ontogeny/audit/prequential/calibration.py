@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ontogeny.audit.prequential.base import CHECKS, VERDICTS
 from ontogeny.audit.prequential.certificate import certify
 from ontogeny.audit.prequential.passes import passes_by_instance
-from ontogeny.audit.prequential.reference_predictors import REFERENCE_PREDICTORS, VALID
+from ontogeny.audit.prequential.reference_predictors import REFERENCE_PREDICTORS, VALID_VERDICTS
 
 MAX_FALSE_POSITIVE_RATE, MIN_POWER = 0.01, 0.95
 
@@ -42,7 +42,7 @@ def calibrate(
                 verdicts[check.name][check.verdict] += 1
             if on_progress is not None:
                 on_progress(number * num_audits + i + 1, len(REFERENCE_PREDICTORS) * num_audits, name)
-        is_valid = reference.ground_truth == VALID
+        is_valid = reference.ground_truth == VALID_VERDICTS
         results.append(
             PredictorCalibration(name, is_valid, num_audits, num_certified, verdicts, reference.ground_truth)
         )

@@ -125,12 +125,12 @@ def certify(
 
     def run(streams: Iterable[np.ndarray], check: str) -> Iterator[np.ndarray]:
         nonlocal num_passes, log_sum
-        for of_stream in run_passes(streams):
+        for stream_log_probs in run_passes(streams):
             num_passes += 1
-            log_sum = max(log_sum, checks.worst_log_sum(of_stream), key=abs)
+            log_sum = max(log_sum, checks.worst_log_sum(stream_log_probs), key=abs)
             if on_progress is not None:
                 on_progress(num_passes, total, check)
-            yield of_stream
+            yield stream_log_probs
 
     reproducible = checks.check_reproducibility(log_probs, next(run([stream], "reproducible")), stream)
     causal = checks.check_causality(log_probs, zip(positions, run(changed, "causal"), strict=True))
@@ -166,7 +166,8 @@ def _change_tokens(
 ) -> tuple[list[int], list[np.ndarray]]:
     """Changed copies of a stream and the first position at which each differs.
 
-    Both ends are among the positions, the others are spread evenly. In turn one token or the whole rest is changed.
+    Both ends are among the positions, the others are spread evenly. Copies alternate: one token is changed, or this
+    token and all later ones.
     """
     T = len(stream)
     edges = np.linspace(0, T, num_positions + 1).astype(int)

@@ -36,10 +36,10 @@ def check_causality(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarra
     max_difference, leak = 0.0, ""
     for position, changed in passes:
         num_positions += 1
-        before, after = log_probs[: position + 1], changed[: position + 1]
-        affected = np.nonzero((after != before).any(axis=1))[0]
+        original, altered = log_probs[: position + 1], changed[: position + 1]
+        affected = np.nonzero((altered != original).any(axis=1))[0]
         num_leaks += len(affected) > 0
-        if len(affected) and (difference := max_abs_difference(after, before)) >= max_difference:
+        if len(affected) and (difference := max_abs_difference(altered, original)) >= max_difference:
             max_difference = difference
             leak = f"a change of token {position} alters the prediction of token {affected[0]} by {difference:.2g} nats"
     low, high = clopper_pearson(num_leaks, num_positions)
@@ -115,10 +115,10 @@ def check_random_tokens(sequences: Sequence[np.ndarray], passes: Iterable[np.nda
         level: Largest probability that a valid predictor fails.
     """
     gains = []
-    for sequence, log_probs in zip(sequences, passes, strict=True):
-        at_first = log_probs[: len(sequence)].astype(np.float64)
-        log_sums = np.asarray(logsumexp(at_first, axis=1))  # sums above one are the concern of another check
-        gains.append(at_first[np.arange(len(sequence)), sequence] - log_sums + math.log(at_first.shape[1]))
+    for sequence, stream_log_probs in zip(sequences, passes, strict=True):
+        log_probs = stream_log_probs[: len(sequence)].astype(np.float64)
+        log_sums = np.asarray(logsumexp(log_probs, axis=1))  # sums above one are the concern of another check
+        gains.append(log_probs[np.arange(len(sequence)), sequence] - log_sums + math.log(log_probs.shape[1]))
     gain = np.concatenate(gains)  # [N], over the uniform distribution, in nats
     with np.errstate(divide="ignore"):
         log_wealth = [np.cumsum(np.log((1 - share) * np.exp(gain) + share)) for share in UNIFORM_SHARES]

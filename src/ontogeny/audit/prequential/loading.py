@@ -17,7 +17,7 @@ REFERENCE_PREFIX = "predictor:"
 
 
 def find_predictor(name: str) -> BuildPredictor:
-    """Finds what builds a predictor.
+    """Finds the function that builds a predictor.
 
     Args:
         name: `predictor:NAME[:setting=value,...]`, `module:function` or `file.py:function`. A function or class that

@@ -34,7 +34,9 @@ def run_pass(name: str, tokens: np.ndarray, build: BuildPredictor | None = None)
 
 
 def passes_by_instance(name: str, build: BuildPredictor | None = None) -> RunPasses:
-    """Returns passes by new instances in this process: fast, but state in a module or a cache remains.
+    """Returns a function that runs each pass with a new instance of the predictor in this process.
+
+    It is fast, but the state of a module or of a cache outlives a pass.
 
     Args:
         name: As in `run_pass`.
@@ -49,7 +51,7 @@ def passes_by_instance(name: str, build: BuildPredictor | None = None) -> RunPas
 
 
 def passes_by_process(name: str, build: BuildPredictor | None = None) -> RunPasses:
-    """Returns passes by new processes, which share nothing but the disk.
+    """Returns a function that runs each pass in a new process; the processes share nothing but the disk.
 
     Args:
         name: As in `run_pass`.

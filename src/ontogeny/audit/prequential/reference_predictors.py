@@ -112,7 +112,7 @@ def overconfident(*, vocab_size: int = 16) -> Predictor:
     """Valid and inaccurate: predicts with certainty that the previous token repeats."""
 
     def predict(tokens: np.ndarray) -> np.ndarray:
-        repeated = np.eye(vocab_size)[np.concatenate([tokens[:1] * 0, tokens[:-1]])]
+        repeated = np.eye(vocab_size)[np.concatenate([[0], tokens[:-1]])[: len(tokens)]]  # token 0 before the first
         with np.errstate(divide="ignore"):
             return np.log(repeated)
 
@@ -216,9 +216,9 @@ class ReferencePredictor(NamedTuple):
     ground_truth: Mapping[str, str]  # verdicts by check; a check that may go either way is absent
 
 
-VALID = dict.fromkeys(CHECKS, "pass")
-_LEAK = {"causal": "fail", "random_tokens": "fail", "normalized": "pass", "reproducible": "pass"}
-_NOT_REPRODUCIBLE = {
+VALID_VERDICTS = dict.fromkeys(CHECKS, "pass")
+_LEAK_VERDICTS = {"causal": "fail", "random_tokens": "fail", "normalized": "pass", "reproducible": "pass"}
+_NOT_REPRODUCIBLE_VERDICTS = {
     "reproducible": "fail",
     "normalized": "pass",
     "causal": "undetermined",
@@ -227,20 +227,20 @@ _NOT_REPRODUCIBLE = {
 REFERENCE_PREDICTORS = {
     build.__name__: ReferencePredictor(build, ground_truth)
     for build, ground_truth in (
-        (counts, VALID),
-        (gradient_descent, VALID),
-        (persistent_counts, VALID),
-        (overconfident, VALID),
-        (length_dependent_rounding, VALID),
-        (uniform, VALID),
-        (token_leak, _LEAK),
+        (counts, VALID_VERDICTS),
+        (gradient_descent, VALID_VERDICTS),
+        (persistent_counts, VALID_VERDICTS),
+        (overconfident, VALID_VERDICTS),
+        (length_dependent_rounding, VALID_VERDICTS),
+        (uniform, VALID_VERDICTS),
+        (token_leak, _LEAK_VERDICTS),
         (rare_leak, {"normalized": "pass", "reproducible": "pass"}),  # fails `causal` or `random_tokens`
-        (chunk_leak, _LEAK),
-        (second_pass, _LEAK | {"prefix_invariant": "fail"}),
-        (unnormalized, VALID | {"normalized": "fail"}),
-        (length_dependent, VALID | {"prefix_invariant": "fail"}),
-        (random_noise, _NOT_REPRODUCIBLE | {"random_tokens": "pass"}),
-        (process_cache, _NOT_REPRODUCIBLE),
+        (chunk_leak, _LEAK_VERDICTS),
+        (second_pass, _LEAK_VERDICTS | {"prefix_invariant": "fail"}),
+        (unnormalized, VALID_VERDICTS | {"normalized": "fail"}),
+        (length_dependent, VALID_VERDICTS | {"prefix_invariant": "fail"}),
+        (random_noise, _NOT_REPRODUCIBLE_VERDICTS | {"random_tokens": "pass"}),
+        (process_cache, _NOT_REPRODUCIBLE_VERDICTS),
     )
 }
 
