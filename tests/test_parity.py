@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ from safetensors.numpy import load_file, save_file
 from ontogeny import trees
 from ontogeny.content import transformer
 from ontogeny.engine import generate
+from ontogeny.engine.engine import Engine
+from ontogeny.engine.requests import GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm import evaluation, hugging_face
@@ -64,6 +67,27 @@ def test_greedy_continuations_of_prompts_of_different_lengths_equal_those_of_tra
     max_tokens = len(GOLDEN["greedy"][0])
     completions = generate.generate(model, GOLDEN["prompts"], max_tokens=max_tokens, sampling_params=greedy)
     assert [list(completion.tokens) for completion in completions] == GOLDEN["greedy"]
+
+
+def test_the_server_engine_continues_prompts_as_transformers_does(model):
+    max_tokens, params = len(GOLDEN["greedy"][0]), SamplingParams(temperature=0)
+    tokens: list[list[int]] = [[] for _ in GOLDEN["prompts"]]
+    done = [threading.Event() for _ in tokens]
+    engine = Engine(model.config)
+    engine.start(model.weights)
+    for number, prompt in enumerate(GOLDEN["prompts"]):
+
+        def collect(output, number=number):
+            if isinstance(output, TokenOutput):
+                tokens[number].append(output.token)
+            else:
+                done[number].set()
+
+        prompt_tokens = tuple(model.tokenizer.encode(prompt).tolist())
+        engine.submit(GenerationRequest(model.weights, prompt_tokens, max_tokens, params, None), collect)
+    assert all(event.wait(120) for event in done)
+    engine.stop()
+    assert tokens == GOLDEN["greedy"]
 
 
 @pytest.mark.parametrize(

@@ -238,9 +238,13 @@ def test_a_folder_of_format_1_is_refused_untouched(tmp_path, monkeypatch, capsys
         ["report", str(old)],
         ["lm", "evaluate", str(old)],
         ["lm", "generate", str(old)],
+        ["lm", "export", str(old), "--out", str(tmp_path / "exported")],
         ["serve", str(old), "--state-dir", str(tmp_path / "server")],
         ["audit", "agent", str(old)],
+        ["audit", "attribution", str(old)],
+        ["audit", "behavior", str(old)],
         ["study", str(tmp_path / "study.toml"), "--out", str(old)],
+        ["study", "mesa", "--size", "small", "--out", str(old)],
         train,
         ["lm", "train", str(tmp_path / "text.txt"), "--size", "pico", "--tokenizer", "bytes", "--out", str(old)],
     ):

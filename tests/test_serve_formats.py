@@ -12,7 +12,8 @@ from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import DATABASE, Store
 from serving import run_command
 
-OLD = Path(__file__).parent / "golden" / "old_server"  # made by golden/make_old_server_files.txt
+GOLDEN = Path(__file__).parent / "golden"
+OLD = GOLDEN / "old_server"  # golden/make_old_server_files.txt wrote it
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -29,7 +30,13 @@ def test_an_old_database_is_rejected_by_every_command(tmp_path):
         f"ontogeny: '{state / DATABASE}' is a server database of format 2; this version reads format 3. "
         "Commit e4ec9bd is the last that reads it.\n"
     )
-    for command in (["keys", "list"], ["keys", "create", "--name", "anna"], ["deployments", "log", "story"]):
+    for command in (
+        ["keys", "list"],
+        ["keys", "create", "--name", "anna"],
+        ["usage"],
+        ["deployments", "log", "story"],
+        ["serve", str(GOLDEN / "gpt2")],
+    ):
         done = run_command(*command, "--state-dir", str(state))
         assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
     assert digests(state) == before

@@ -13,6 +13,7 @@ from serving import ROOT, ServerProcess, optimized_environment, run_command, sha
 
 pytestmark = pytest.mark.computes
 
+OLD_STATES = ROOT / "tests" / "golden" / "old_server"
 NAMES = ("anna", "bob", "carl", "dora", "erin", "admin")
 SECRET = "The word of the day is xylophone."
 
@@ -275,6 +276,26 @@ def test_a_text_is_continued_exported_restored_and_forked(server, key):
     assert complete(id)["weights_digest"] != continued["weights_digest"]  # prefilled again by the new weights
     assert server.delete(f"{path}/{id}", key=key["erin"])[0] == 200
     assert server.get(f"{path}/{id}", key["erin"])[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("sessions", "name", "kind"),
+    [
+        ("/v1/models/story/sessions", "text_session", "session state"),
+        ("/v1/agents/bandit/sessions", "agent_session", "session state"),
+        (None, "branch", "branch state"),
+    ],
+)
+def test_an_uploaded_state_of_format_1_is_rejected_and_changes_nothing(server, key, sessions, name, kind):
+    old = (OLD_STATES / f"{name}.safetensors").read_bytes()
+    path = "/v1/models/story/branch"
+    if sessions is not None:
+        path = f"{sessions}/{server.post(sessions, {}, key['dora'])[1]['id']}"
+    before = server.get(path, key["dora"])[1]
+    status, content = server.put(f"{path}/state", old, key["dora"])
+    assert (status, content["error"]["code"]) == (400, "state_rejected")
+    assert f"is a {kind} of format 1; this version reads format 2. Commit e4ec9bd" in content["error"]["message"]
+    assert server.get(path, key["dora"])[1] == before
 
 
 # --- agents
