@@ -59,7 +59,7 @@ def main() -> None:
 
 def measure(model: LanguageModel, peer: Generator | None, prompts: np.ndarray, rounds: int, cores: int) -> None:
     """Measures one number of streams and prints its record."""
-    greedy = SamplingParams(temperature=0)
+    greedy = SamplingParams(temperature=0.0)
 
     def generate_text(prompts: np.ndarray) -> list[list[int]]:
         texts = [bytes(prompt.tolist()).decode() for prompt in prompts]

@@ -378,7 +378,7 @@ def test_a_text_that_was_trained_on_is_rejected(model, monkeypatch):
 # Generation
 
 
-GREEDY = SamplingParams(temperature=0)
+GREEDY = SamplingParams(temperature=0.0)
 
 
 def test_generation_is_batch_invariant(model):

@@ -70,7 +70,7 @@ def test_greedy_continuations_of_prompts_of_different_lengths_equal_those_of_tra
 
 
 def test_the_server_engine_continues_prompts_as_transformers_does(model):
-    max_tokens, params = len(GOLDEN["greedy"][0]), SamplingParams(temperature=0)
+    max_tokens, params = len(GOLDEN["greedy"][0]), SamplingParams(temperature=0.0)
     tokens: list[list[int]] = [[] for _ in GOLDEN["prompts"]]
     done = [threading.Event() for _ in tokens]
     engine = Engine(model.config)

@@ -244,7 +244,7 @@ def test_a_folder_of_format_1_is_refused_untouched(tmp_path, monkeypatch, capsys
         ["audit", "attribution", str(old)],
         ["audit", "behavior", str(old)],
         ["study", str(tmp_path / "study.toml"), "--out", str(old)],
-        ["study", "mesa", "--size", "small", "--out", str(old)],
+        ["study", "mesa", "--out", str(old)],
         train,
         ["lm", "train", str(tmp_path / "text.txt"), "--size", "pico", "--tokenizer", "bytes", "--out", str(old)],
     ):
