@@ -59,15 +59,15 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
             if name == "learns":
                 _, unrelated = _rollout_features(subject, audited, base.unrelated_key(key, 1), num_last_steps)
                 override = ObservationOverride(lambda outcome, step: step._replace(outcome=outcome), unrelated.outcome)
-            both = [
+            lifetimes = [
                 _rollout_features(subject, ordinary, key, num_last_steps),
                 _rollout_features(subject, audited, key, num_last_steps, override),
             ]
             behavior = [
                 behavior_features(trajectory.action[-num_last_steps:], ordinary.spec.num_actions)
-                for _, trajectory in both
+                for _, trajectory in lifetimes
             ]
-            features[f"{name}, activations"] = jnp.stack([activations for activations, _ in both])
+            features[f"{name}, activations"] = jnp.stack([activations for activations, _ in lifetimes])
             features[f"{name}, behavior"] = jnp.stack(behavior)
         return features
 

@@ -113,8 +113,8 @@ def _measure_link(
     start = real_activations(host.state.activations)
     difference = real_activations(donor.state.activations) - start
     change = subspace @ (subspace.T @ difference)
-    chosen = random[jax.random.randint(jax.random.fold_in(key, 2), (), 0, NUM_RANDOM_SUBSPACES)]
-    control = chosen @ (chosen.T @ difference)
+    random_subspace = random[jax.random.randint(jax.random.fold_in(key, 2), (), 0, NUM_RANDOM_SUBSPACES)]
+    control = random_subspace @ (random_subspace.T @ difference)
     control = control * jnp.linalg.norm(change) / jnp.maximum(jnp.linalg.norm(control), 1e-9)
 
     def follows(activations: PyTree) -> Array:

@@ -94,13 +94,13 @@ def calibrate(
     Returns:
         One result per test and control; controls that cannot act in the test's environment are left out.
     """
-    chosen = [test for test in build_tests().values() if (test.name in tests if tests else test.primary)]
-    work = [(test, control) for test in chosen for control in controls_of(test, organisms)]
-    work += [(test, control) for test in chosen for control in extra if control.hypothesis == test.hypothesis]
+    selected = [test for test in build_tests().values() if (test.name in tests if tests else test.primary)]
+    pairs = [(test, control) for test in selected for control in controls_of(test, organisms)]
+    pairs += [(test, control) for test in selected for control in extra if control.hypothesis == test.hypothesis]
     results = []
-    for number, (test, control) in enumerate(work):
+    for number, (test, control) in enumerate(pairs):
         if on_progress is not None:
-            on_progress(number, len(work), f"{test.name}: {control.subject.name}")
+            on_progress(number, len(pairs), f"{test.name}: {control.subject.name}")
         try:
             measurements = measure_audits(test, control.subject, num_audits, seed)
         except BadInput:

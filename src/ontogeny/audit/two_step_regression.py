@@ -67,7 +67,8 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     def measure_lifetime(key: Key) -> dict[str, Array]:
         sums = {}
         for name, chooser in subjects.items():
-            of_subject = jax.vmap(partial(measure_subject, chooser, key))(jnp.array([False, True]))
+            is_sampled = jnp.array([False, True])  # in the order of `TRANSITIONS`
+            of_subject = jax.vmap(partial(measure_subject, chooser, key))(is_sampled)
             sums |= {f"{name} {part}": array for part, array in of_subject.items()}
         return sums
 
@@ -109,8 +110,9 @@ def sum_trials(observation: Array, action: Array, score: Array, task: TabularTas
     action_values = jnp.einsum("tap,tp->ta", transitions, values)
     advantage = action_values[trials, choice] - action_values[trials, 1 - choice]
     stays = (choice[1:] == choice[:-1]).astype(jnp.float32)
-    r, c = is_rewarded[:-1] - 0.5, is_common[:-1] - 0.5
-    X = jnp.stack([jnp.ones_like(r), r, c, r * c, 0.5 * jnp.sign(advantage[:-1])], axis=1)
+    reward, transition = is_rewarded[:-1] - 0.5, is_common[:-1] - 0.5
+    was_better = 0.5 * jnp.sign(advantage[:-1])
+    X = jnp.stack([jnp.ones_like(reward), reward, transition, reward * transition, was_better], axis=1)
     cell = jax.nn.one_hot(2 * (1 - is_rewarded[:-1]) + (1 - is_common[:-1]), 4)
     return {"xx": X.T @ X, "xy": X.T @ stays, "yy": stays @ stays, "stays": stays @ cell, "trials": jnp.sum(cell, 0)}
 

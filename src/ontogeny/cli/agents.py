@@ -121,7 +121,7 @@ def _load_run(run: Path, env: str | None, drives: list[str] | None) -> "SavedAge
 
 
 def _build_agent(agent: str, env: str | None, drives: list[str] | None, seed: int) -> "SavedAgent":
-    """An agent that needs no development, built from the options of the command."""
+    """The agent of the options `--agent` and `--env`, with its initial genome."""
     import jax
 
     from ontogeny.stages.assembly import assemble

@@ -1,4 +1,4 @@
-"""`ontogeny study`: develop, evaluate and compare several agents."""
+"""`ontogeny study` and `ontogeny report`: compare several agents, and write the page of a run from its records."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,3 +29,13 @@ def study(
     from ontogeny import studies
 
     studies.run(spec, out, seed, "small" if small else "")
+
+
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a study or language-model run.")]) -> None:
+    """Write the HTML page of a study or language-model run again from its records.
+
+    Example: ontogeny report studies/default
+    """
+    from ontogeny.runs.kinds import write_page
+
+    typer.echo(f"wrote {write_page(folder)}")

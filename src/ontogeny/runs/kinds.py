@@ -6,7 +6,7 @@ modules inside their functions.
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,12 +168,9 @@ def described_kind(
 @cache
 def registered_kinds() -> tuple[RunKind, ...]:
     """All kinds of run."""
-    return tuple(kind for module in _modules() for kind in importlib.import_module(module).KINDS)
-
-
-def _modules() -> Iterator[str]:
-    for path in sorted(_PACKAGE.rglob("run_kinds.py")):
-        yield ".".join(("ontogeny", *path.relative_to(_PACKAGE).with_suffix("").parts))
+    paths = [path.relative_to(_PACKAGE).with_suffix("") for path in sorted(_PACKAGE.rglob("run_kinds.py"))]
+    modules = [importlib.import_module(".".join(("ontogeny", *path.parts))) for path in paths]
+    return tuple(kind for module in modules for kind in module.KINDS)
 
 
 def _hint(kind: RunKind) -> str:

@@ -14,7 +14,7 @@ from ontogeny.agents.base import empty_genome, fixed_weights_agent, require_band
 from ontogeny.content import beta_bernoulli
 from ontogeny.content.beta_bernoulli import ArmCounts
 from ontogeny.environments import beacon, stream
-from ontogeny.environments.base import next_cell
+from ontogeny.environments.base import choose_tree, next_cell
 from ontogeny.errors import BadInput
 from ontogeny.rng import random_argmax
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
@@ -86,8 +86,8 @@ def build_chooser(
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         place, memory = state.activations
-        updated = update(memory, to_trial_step(spec, place, percept))
-        memory = jax.tree.map(lambda new, old: jnp.where(percept.action >= 0, new, old), updated, memory)
+        has_acted = percept.action >= 0
+        memory = choose_tree(has_acted, update(memory, to_trial_step(spec, place, percept)), memory)
         action = jax.random.categorical(key, values(memory) / temperature)
         action = jnp.where(percept.observation == 0, action, 0)  # only the start offers a choice
         return action.astype(jnp.int32), State(state.weights, ChooserActivations(percept.observation, memory))
@@ -200,7 +200,7 @@ def build_hybrid(
         in_weights, activations = state.weights.content, state.activations
         in_activations = count_pull(activations.counts, percept, activations.from_activations)
         from_activations = uses_activations(source_key, in_activations, in_weights)
-        source = jax.tree.map(lambda a, w: jnp.where(from_activations, a, w), in_activations, in_weights)
+        source = choose_tree(from_activations, in_activations, in_weights)
         action = random_argmax(tie_key, beta_bernoulli.sample_posterior(draw_key, arms, source))
         return action, State(state.weights, HybridActivations(in_activations, from_activations))
 
@@ -211,8 +211,7 @@ def build_hybrid(
 
     def count_pull(counts: ArmCounts, percept: Percept, is_own: Array) -> ArmCounts:
         is_counted = jnp.bool_(is_shared) | is_own
-        updated = beta_bernoulli.update_counts(arms, counts, percept)
-        return jax.tree.map(lambda new, old: jnp.where(is_counted, new, old), updated, counts)
+        return choose_tree(is_counted, beta_bernoulli.update_counts(arms, counts, percept), counts)
 
     return Agent(
         empty_genome, init, lambda state: State(state.weights, initial_activations()), act, learn, learning=True
