@@ -58,7 +58,7 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
             override = None
             if name == "learns":
                 _, unrelated = _rollout_features(subject, audited, base.unrelated_key(key, 1), num_last_steps)
-                override = ObservationOverride(lambda outcome, step: step._replace(outcome=outcome), unrelated.outcome)
+                override = base.yoke_to(unrelated.outcome)
             lifetimes = [
                 _rollout_features(subject, ordinary, key, num_last_steps),
                 _rollout_features(subject, audited, key, num_last_steps, override),

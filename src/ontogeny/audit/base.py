@@ -22,7 +22,7 @@ from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
 from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys, stage_of
-from ontogeny.rollouts import rollout_lifetime
+from ontogeny.rollouts import ObservationOverride, rollout_lifetime
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, TimeStep, Trajectory, Transition
 
@@ -224,6 +224,11 @@ def with_changed_links(env: Environment, flips: Array, exposed: Array) -> Enviro
         return state._replace(task=task), time_step
 
     return env._replace(reset=reset)
+
+
+def yoke_to(outcomes: Array) -> ObservationOverride:
+    """Returns the override by which an agent observes the outcomes [T, F] of another lifetime in place of its own."""
+    return ObservationOverride(lambda outcome, time_step: time_step._replace(outcome=outcome), outcomes)
 
 
 def map_lifetimes(function: Callable[..., PyTree], keys: Key, *arguments: PyTree) -> Any:

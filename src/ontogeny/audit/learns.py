@@ -17,7 +17,6 @@ import numpy as np
 from jax import Array
 
 from ontogeny.audit import base
-from ontogeny.rollouts import ObservationOverride
 from ontogeny.stats import three_way_verdict
 from ontogeny.types import Key
 
@@ -61,8 +60,7 @@ def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Arra
     scores, outcomes = jax.vmap(scores_and_outcomes)(jnp.stack([key, base.unrelated_key(key, 1)]))
     intact, unrelated_outcomes = scores[0], outcomes[1]
     reset, _ = scores_and_outcomes(key, reset_each_episode=True)
-    yoking = ObservationOverride(lambda outcome, step: step._replace(outcome=outcome), unrelated_outcomes)
-    yoked, _ = scores_and_outcomes(key, observation_override=yoking)
+    yoked, _ = scores_and_outcomes(key, observation_override=base.yoke_to(unrelated_outcomes))
     return {
         "intact": jnp.mean(intact),
         "reset": jnp.mean(reset),
