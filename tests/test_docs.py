@@ -25,8 +25,6 @@ from pages import (
 )
 from serving import ROOT
 
-pytestmark = pytest.mark.computes
-
 TUTORIALS = ("bandit", "own-environment-and-agent", "learn-from-users")
 BUILT_REFERENCE = DOCS / "_build" / "html" / "reference" / "cli.html"
 
