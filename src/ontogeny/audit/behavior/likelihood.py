@@ -85,9 +85,9 @@ def log_likelihoods(
     p = to_parameters(model, unbounded_parameters)
 
     def step(carry: tuple[PyTree, Array], trial: ParticipantTrials) -> tuple[tuple[PyTree, Array], Array]:
-        memory, previous = carry
+        memory, previous_choice = carry
         memory = _select(trial.starts_session, model.init(p, task), memory)
-        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous, 0.0))
+        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous_choice, 0.0))
         chosen = jax.nn.one_hot(trial.choice, model.num_arms)
         log_likelihood = jnp.sum(jax.nn.log_softmax(logits) * chosen)
         if model.second_logits is not None:
@@ -127,11 +127,11 @@ def _simulate_participant(
     def step(
         carry: tuple[PyTree, Array], inputs: tuple[Key, ParticipantTrials, Array]
     ) -> tuple[tuple[PyTree, Array], ParticipantTrials]:
-        memory, previous = carry
+        memory, previous_choice = carry
         key, trial, reward_probs = inputs
         keys = jax.random.split(key, 4)
         memory = _select(trial.starts_session, model.init(p, task), memory)
-        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous, 0.0))
+        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous_choice, 0.0))
         choice = jax.random.categorical(keys[0], logits).astype(jnp.int32)
         state, second_choice = jnp.int32(0), jnp.int32(0)
         if model.task == "two_step":

@@ -32,9 +32,10 @@ def arrange_trials(table: ChoiceTable) -> ChoiceData:
     S, T = rows.shape
     trial_numbers, is_present = table.trial[rows], rows >= 0
     is_complete = is_present & table.is_complete[rows]
-    follows = np.diff(trial_numbers, prepend=trial_numbers[:, :1]) == 1
-    may_follow = is_present & ~starts_session
-    is_consecutive = is_complete & np.roll(is_complete, 1, axis=1) & follows & may_follow
+    is_next_number = np.diff(trial_numbers, prepend=trial_numbers[:, :1]) == 1
+    has_predecessor = is_present & ~starts_session
+    # The roll brings the last trial to the first place, which has no predecessor.
+    is_consecutive = is_complete & np.roll(is_complete, 1, axis=1) & is_next_number & has_predecessor
     choice, state, second_choice = (
         np.where(is_complete, 0 if column is None else column[rows], 0).astype(np.int32)
         for column in (table.choice, table.state, table.second_choice)
@@ -42,15 +43,15 @@ def arrange_trials(table: ChoiceTable) -> ChoiceData:
     notes.append(
         f"{pluralize(S, 'participant')}, {pluralize(int(is_complete.sum()), 'complete trial')}; "
         f"{int((is_present & ~is_complete).sum())} missed; "
-        f"{pluralize(int((may_follow & ~follows).sum()), 'gap')} in the trial numbers; "
+        f"{pluralize(int((has_predecessor & ~is_next_number).sum()), 'gap')} in the trial numbers; "
         f"{pluralize(int(is_consecutive.sum()), 'pair')} of consecutive trials"
     )
     reward, is_rewarded = _scale_rewards(np.where(is_complete, table.reward[rows], np.nan), is_complete, notes)
     trials = ParticipantTrials(choice, state, second_choice, reward, is_complete, is_consecutive, starts_session)
     is_common, common_state = np.zeros((S, T), bool), np.tile([0, 1], (S, 1))
     if table.task == "two_step":
-        stated = None if table.is_common is None else is_complete & (table.is_common[rows] == 1)
-        is_common, common_state = _find_common_transitions(participants, trials, stated, notes)
+        is_common_in_file = None if table.is_common is None else is_complete & (table.is_common[rows] == 1)
+        is_common, common_state = _find_common_transitions(participants, trials, is_common_in_file, notes)
     is_correct = None if table.is_correct is None else is_present & table.is_correct[rows]
     return ChoiceData(
         table.task,
@@ -128,24 +129,24 @@ def _scale_rewards(rewards: np.ndarray, is_complete: np.ndarray, notes: list[str
 
 
 def _find_common_transitions(
-    participants: Sequence[str], trials: ParticipantTrials, stated: np.ndarray | None, notes: list[str]
+    participants: Sequence[str], trials: ParticipantTrials, is_common_in_file: np.ndarray | None, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which transitions were common [S, T], as stated or by majority, and the common state of each choice [S, 2]."""
+    """Which transitions were common [S, T], by the file or by majority, and the common state of each choice [S, 2]."""
     num_complete = trials.is_complete.sum(axis=1)
     # Choice 1 leads to state 1, choice 2 to state 2, unless the file states that this transition is rare.
-    is_straight = (trials.choice == trials.state) == (True if stated is None else stated)
+    is_straight = (trials.choice == trials.state) == (True if is_common_in_file is None else is_common_in_file)
     share = (is_straight & trials.is_complete).sum(axis=1) / num_complete
     majority = np.maximum(share, 1 - share)
     common_state = np.where(share[:, None] >= 0.5, [0, 1], [1, 0])
-    if stated is not None:
-        contradictory = [f"{participants[s]} ({1 - majority[s]:.0%})" for s in np.nonzero(majority < 1)[0]]
+    if is_common_in_file is not None:
+        contradictory = [f"{participants[s]} ({1 - majority[s]:.0%})" for s in np.nonzero(majority < 1)[0].tolist()]
         if contradictory:
             notes.append(
                 "WARNING: 'transition' and states disagree in part of the trials of "
                 f"{', '.join(contradictory)}, possibly because transitions change within a session; "
                 "models use the majority"
             )
-        return stated, common_state
+        return is_common_in_file, common_state
     notes.append(
         f"common and rare transitions are inferred from each participant's majority: {majority.mean():.1%} common; "
         f"the first choice commonly leads to the first state for {(common_state[:, 0] == 0).sum()} of "
@@ -153,7 +154,7 @@ def _find_common_transitions(
     )
     is_unclear = np.abs(share - 0.5) * 2 * np.sqrt(num_complete) < MIN_Z
     if is_unclear.any():
-        unclear = [f"{participants[s]} ({majority[s]:.0%})" for s in np.nonzero(is_unclear)[0]]
+        unclear = [f"{participants[s]} ({majority[s]:.0%})" for s in np.nonzero(is_unclear)[0].tolist()]
         notes.append(f"WARNING: which transition is common is not clear for {', '.join(unclear)}")
     commonly_reached = np.take_along_axis(common_state, trials.choice, axis=1)
     return trials.is_complete & (trials.state == commonly_reached), common_state
