@@ -175,10 +175,12 @@ def measure_learning_cost(streams: int, rounds: int) -> None:
         try:
             baseline = measure_in_process(port, streams, rounds)
             example_sender = subprocess.Popen([sys.executable, __file__, "--send-examples", str(port), str(text)])
-            time.sleep(10)
-            learning = measure_in_process(port, streams, rounds, 1)
-            example_sender.kill()
-            example_sender.wait()
+            try:
+                time.sleep(10)
+                learning = measure_in_process(port, streams, rounds, 1)
+            finally:
+                example_sender.kill()
+                example_sender.wait()
             branch = json.loads(asyncio.run(send(port, "GET", "/v1/models/learner/branch")))
         finally:
             process.send_signal(signal.SIGTERM)

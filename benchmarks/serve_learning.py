@@ -203,7 +203,8 @@ def measure_throughput(engine: Engine, weights: Sequence[Any]) -> float:
             sampling = SamplingParams(seed=number * len(weights) + stream)
             engine.submit(GenerationRequest(stream_weights, (32,), MAX_TOKENS, sampling, None), on_output)
         for _ in weights:
-            finished.acquire()
+            if not finished.acquire(timeout=600):
+                raise SystemExit("the engine did not finish a request within 600 s")
     return (engine.num_generated_tokens - num_before) / (time.perf_counter() - started_at)
 
 

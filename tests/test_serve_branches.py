@@ -63,8 +63,11 @@ def open_branches(
 def learn(branches: BranchManager, examples: list[str], owner: str = "a") -> list[int]:
     """Adds examples, learns all that are pending, and returns the numbers of the new ones."""
     numbers = [branches.add_example(owner, owner, text) for text in examples]
-    while branches.learn_next():
-        pass
+    for _ in range(100_000):
+        if not branches.learn_next():
+            break
+    else:
+        raise AssertionError("examples are still pending after 100,000 steps of the learner")
     return [number for number in numbers if number is not None]
 
 

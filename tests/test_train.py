@@ -220,14 +220,16 @@ def finish(out: Path, cache: Path) -> Path:
 
 
 def kill_at(process: subprocess.Popen, records: Path, size: int, delay: float) -> bool:
-    """Kill -9 a little after the records have reached a size; False where the process ended before."""
-    while process.poll() is None:
+    """Kills with SIGKILL shortly after the records have reached a size; returns False if the process ended before."""
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
         if records.exists() and records.stat().st_size >= size:
             time.sleep(delay)
             break
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
+    assert time.monotonic() < deadline, f"the records did not reach {size} bytes within 240 s"
     return process.returncode == -signal.SIGKILL
 
 
