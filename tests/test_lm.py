@@ -330,8 +330,8 @@ def test_losses_by_sliding_windows_are_those_of_one_token_at_a_time(model, strid
 
 
 def test_perplexity_and_bits_per_byte_follow_from_the_losses(model):
-    result = evaluation.evaluate(model, OTHER[:3000])
-    size = len(OTHER[:3000].encode())
+    result = evaluation.evaluate(model, UNSEEN_TEXT[:3000])
+    size = len(UNSEEN_TEXT[:3000].encode())
     assert result.num_tokens == result.num_bytes == size and result.stride == 8 and result.overlap.fraction < 0.01
     np.testing.assert_allclose(result.nats_per_token.mean, result.losses.mean())
     np.testing.assert_allclose(result.perplexity.mean, np.exp(result.losses.mean()))
@@ -495,7 +495,7 @@ def test_stop_strings_and_the_end_token_end_a_text(model):
 
 
 def test_a_language_model_in_an_environment_of_text_predicts_what_its_logits_say(model):
-    tokens = model.tokenizer.encode(OTHER)
+    tokens = model.tokenizer.encode(UNSEEN_TEXT)
     env = text_env.from_tokens(tokens, 257, passage_length=5, num_passages=3)
     drives = steering.build(env.spec)
     agent = language_model.language_model_agent(model.config)
@@ -518,7 +518,7 @@ def is_one_sentence(message):
 
 def test_the_commands_train_evaluate_generate_and_export(call_cli, run):
     Path("mine.txt").write_text(TEXT, encoding="utf-8")
-    Path("other.txt").write_text(OTHER, encoding="utf-8")
+    Path("other.txt").write_text(UNSEEN_TEXT, encoding="utf-8")
     code, output, error = call_cli("lm", "train", "mine.txt", *OPTIONS, "--out", "run")
     assert code == 0 and error == "" and "after 40 steps and 2,560 tokens" in output
     assert Path("run/report.html").exists()
@@ -608,7 +608,7 @@ TRAIN = ("lm", "train", "long.txt", "--out", "x")
 )
 def test_bad_input_is_reported_in_one_sentence_and_leaves_no_files(call_cli, run, arguments, message):
     files = {"empty.txt": b"", "blank.txt": b" \n\n", "binary": b"\0\1\2" * 50, "latin.txt": "é".encode("latin-1") * 99}
-    files |= {"short.txt": b"too short\n", "long.txt": OTHER.encode(), "full/other": b"of somebody"}
+    files |= {"short.txt": b"too short\n", "long.txt": UNSEEN_TEXT.encode(), "full/other": b"of somebody"}
     Path("full").mkdir()
     for name, content in files.items():
         Path(name).write_bytes(content)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -185,7 +185,7 @@ def train_tokenizer(kind: str, vocab_size: int, texts: Iterable[str]) -> Tokeniz
     return BPETokenizer(library)
 
 
-def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+def decode(tokenizer: Tokenizer, tokens: Iterable[SupportsInt]) -> str:
     """Convert tokens to text; bytes that are not valid UTF-8 become U+FFFD."""
     return b"".join(tokenizer.bytes_of(int(token)) for token in tokens).decode("utf-8", "replace")
 
