@@ -130,6 +130,14 @@ def test_second_choices_determine_the_state(read):
     with_state[5][4] = 5 - with_state[5][4]
     with pytest.raises(BadInput, match=r"line 7: choice2 .* belongs to the other state"):
         read(to_csv(with_state, "subject,trial,choice,state,choice2,reward"))
+    without_states = [[*row[:3], "NA" if row[4] == 4 else row[3], *row[4:]] for row in with_state]
+    with pytest.raises(BadInput, match="two of the four second choices"):
+        read(to_csv(without_states, "subject,trial,choice,state,choice2,reward"))
+
+
+def test_infinity_is_a_label_and_no_number(read):
+    words = [[s, t, c, "inf" if p == 1 else "other", r] for s, t, c, p, r in make_rows()]
+    assert are_equal(read(to_csv(words)), read(to_csv(make_rows())))
 
 
 def test_rewards_with_more_than_two_levels_are_split_at_the_mean(read):
