@@ -34,8 +34,7 @@ def test_a_document_holds_its_sections_and_refers_to_nothing_outside():
 
 def test_a_chart_has_the_same_bytes_twice_and_uses_the_colors_of_the_page():
     def draw() -> str:
-        with charts.style():
-            figure, axes = charts.new_panel()
+        with charts.new_panel() as (figure, axes):
             axes.plot([0, 1], [0, 1], color=charts.EVOLUTION)
             return charts.inline_svg(figure, "f1", 'a "label"')
 

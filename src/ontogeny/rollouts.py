@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny import rng
+from ontogeny.errors import BadInput
 from ontogeny.rng import StepKeys
 from ontogeny.types import (
     Agent,
@@ -190,6 +191,12 @@ def begin_lifetime(key: Key, agent: Agent, genome_or_state: Genome | State) -> S
     if isinstance(genome_or_state, State):
         return genome_or_state
     return agent.init(rng.split_lifetime_key(key).init, genome_or_state)
+
+
+def require_revealable_tasks(name: str, agent: Agent, env: Environment) -> None:
+    """Raises `BadInput` if an agent needs the task itself and the environment cannot reveal it."""
+    if agent.privileged and env.reveal_task is None:
+        raise BadInput(f"agent '{name}' needs to know the task, which environment '{env.spec.name}' cannot reveal")
 
 
 def rollout_lifetime(

@@ -11,20 +11,7 @@ from ontogeny.content import beta_bernoulli, episode_plan, tabular_model
 from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior
 from ontogeny.content.tabular_posterior import TabularEvidence
 from ontogeny.errors import BadInput
-from ontogeny.types import (
-    Agent,
-    Environment,
-    EnvSpec,
-    Genome,
-    Key,
-    Percept,
-    Prior,
-    PyTree,
-    State,
-    Steering,
-    Transition,
-    Weights,
-)
+from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, Prior, PyTree, State, Steering, Transition, Weights
 
 
 def fixed_weights_agent(
@@ -142,12 +129,6 @@ def add_transition(
     is_end = after.first & (after.discount == 0)
     is_observed = ~is_hidden & ~(after.first & (after.discount > 0))
     return update(evidence, percept.observation, action, after.outcome, after.observation, is_end, is_observed)
-
-
-def require_revealable_tasks(name: str, agent: Agent, env: Environment) -> None:
-    """Raises `BadInput` if an agent needs the task itself and the environment cannot reveal it."""
-    if agent.privileged and env.reveal_task is None:
-        raise BadInput(f"agent '{name}' needs to know the task, which environment '{env.spec.name}' cannot reveal")
 
 
 def require_discrete_observations(agent: str, spec: EnvSpec) -> None:

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.agents.base import require_revealable_tasks
 from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_decay
 from ontogeny.errors import require_at_least
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.rollouts import rollout_lifetime
+from ontogeny.rollouts import require_revealable_tasks, rollout_lifetime
 from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, PyTree, Steering, Weights
 
 

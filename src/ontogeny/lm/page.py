@@ -97,8 +97,7 @@ def _draw_losses(losses: LossCurve, held_out: LossCurve) -> Markup:
     starts = np.arange(0, len(steps), steps_per_point)
     counts = np.diff(starts, append=len(steps))
     mean_steps, mean_losses = np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
-    with charts.style():
-        figure, axes = charts.new_panel(7.2, 3.6)
+    with charts.new_panel(7.2, 3.6) as (figure, axes):
         axes.plot(mean_steps, mean_losses, color=charts.EVOLUTION, lw=1.2)
         if held_out:
             axes.plot(*zip(*held_out, strict=True), "o-", color=charts.ML_CODE, ms=3, lw=1.2)

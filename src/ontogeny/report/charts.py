@@ -7,7 +7,8 @@ dark pages and paper. The same input gives the same bytes.
 import io
 import logging
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -48,22 +49,19 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """Return the context in which a figure must be drawn and converted."""
-    return matplotlib.rc_context(STYLE)
-
-
-def new_panel(width: float = 4.5, height: float = 3.0) -> tuple[Figure, Axes]:
-    """Create an empty chart with a base line and a faint grid.
+@contextmanager
+def new_panel(width: float = 4.5, height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
+    """Create an empty chart with a base line and a faint grid, which must be drawn and converted within the context.
 
     Args:
         width: Inches.
         height: Inches.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    figure.patch.set_visible(False)
-    return figure, style_axes(figure.add_subplot())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        yield figure, style_axes(figure.add_subplot())
 
 
 def style_axes(axes: Axes) -> Axes:

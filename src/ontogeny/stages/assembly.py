@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from ontogeny import plugins
-from ontogeny.agents.base import require_revealable_tasks
+from ontogeny.rollouts import require_revealable_tasks
 from ontogeny.stages.first_check import check_signatures
 from ontogeny.stages.spec import RunSpec, user_files
 from ontogeny.steering import build as build_steering

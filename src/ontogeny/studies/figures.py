@@ -16,7 +16,6 @@ from ontogeny.report.charts import (
     RULE,
     inline_svg,
     new_panel,
-    style,
 )
 from ontogeny.report.formatting import format_count, format_number
 from ontogeny.stats import Interval
@@ -46,8 +45,7 @@ def draw_scores(
     entries.sort(key=lambda entry: (entry[1].mean, entry[0]))
     privileged = {result.agent for result in results if result.privileged}
     left, right = _axis_range(entries, privileged)
-    with style():
-        figure, axes = new_panel(4.5, 0.75 + 0.21 * len(entries))
+    with new_panel(4.5, 0.75 + 0.21 * len(entries)) as (figure, axes):
         axes.grid(False)
         axes.grid(axis="x", color=RULE, linewidth=0.5)
         for y, entry in enumerate(entries):
@@ -100,8 +98,7 @@ def _draw_score(axes: Axes, y: int, entry: Entry, left: float, right: float) -> 
 def draw_cost(name: str, results: Sequence[AgentResult]) -> Markup:
     """Draw scores against training environment steps, logarithmic; agents without training stand on the left."""
     results = [result for result in results if result.approach in ("evolution", "ml_code")]
-    with style():
-        figure, axes = new_panel(4.5, 2.7)
+    with new_panel(4.5, 2.7) as (figure, axes):
         num_steps = [r.num_training_env_steps for r in results if r.num_training_env_steps > 0]
         first = 10 ** math.floor(math.log10(min(num_steps, default=1e6)))
         last = 10 ** math.ceil(math.log10(max(num_steps, default=1e6) * 1.01))
@@ -136,8 +133,7 @@ def draw_cost(name: str, results: Sequence[AgentResult]) -> Markup:
 
 def draw_learning_curves(name: str, results: Sequence[AgentResult]) -> Markup:
     """Draw the mean score by position in the lifetime, with bands of 95 % intervals."""
-    with style():
-        figure, axes = new_panel(4.5, 2.9)
+    with new_panel(4.5, 2.9) as (figure, axes):
         num_by_approach: dict[str, int] = {}
         for result in results:
             count = num_by_approach.get(result.approach, 0)

@@ -49,8 +49,7 @@ def render(record: Record, title: str) -> str:
 
 def _draw_stays(cell_means: Record, by_participant: Record) -> Markup:
     """Stay probabilities by cell: means with intervals, and one dot per participant."""
-    with charts.style():
-        figure, axes = charts.new_panel(4.5, 3.4)
+    with charts.new_panel(4.5, 3.4) as (figure, axes):
         _draw_cells(axes, cell_means, by_participant)
         axes.set_xticks([0, 1], [f"after {outcome}" for outcome in OUTCOMES])
         axes.set_ylabel("stay probability")
@@ -60,8 +59,7 @@ def _draw_stays(cell_means: Record, by_participant: Record) -> Markup:
 def _draw_stays_of_models(simulations: Record) -> Markup:
     """Stay probabilities of simulated models, two panels in a row."""
     num_rows = -(-len(simulations) // 2)
-    with charts.style():
-        figure, first_axes = charts.new_panel(4.5, 0.3 + 1.5 * num_rows)
+    with charts.new_panel(4.5, 0.3 + 1.5 * num_rows) as (figure, first_axes):
         figure.delaxes(first_axes)
         for i, (model, part) in enumerate(simulations.items()):
             axes = charts.style_axes(figure.add_subplot(num_rows, 2, i + 1))
@@ -101,8 +99,7 @@ def _draw_bic_differences(record: Record) -> Markup:
     """How far the BIC of each model lies above that of the best one: dots, and means with intervals."""
     best = next(model for model in record["models"] if model["name"] == record["best_model"])
     models = sorted(record["models"], key=lambda model: -model["summed_bic"])
-    with charts.style():
-        figure, axes = charts.new_panel(4.5, 0.8 + 0.3 * len(models))
+    with charts.new_panel(4.5, 0.8 + 0.3 * len(models)) as (figure, axes):
         axes.grid(False)
         axes.axvline(0, color=INK, lw=0.9, ls=(0, (3, 2)))
         for y, model in enumerate(models):
@@ -121,8 +118,7 @@ def _draw_bic_differences(record: Record) -> Markup:
 def _draw_matrix(models: Sequence[str], shares: Sequence[Sequence[float]]) -> Markup:
     """A confusion matrix [M, M] as shades with numbers."""
     M, labels = len(models), [model_label(model) for model in models]
-    with charts.style():
-        figure, axes = charts.new_panel(4.5, 0.9 + 0.45 * M)
+    with charts.new_panel(4.5, 0.9 + 0.45 * M) as (figure, axes):
         axes.grid(False)
         axes.spines["bottom"].set_visible(False)
         for i, row in enumerate(shares):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from ontogeny.report.charts import BASELINE, EVOLUTION, INK, ML_CODE, MUTED, RULE, inline_svg, new_panel, style
+from ontogeny.report.charts import BASELINE, EVOLUTION, INK, ML_CODE, MUTED, RULE, inline_svg, new_panel
 from ontogeny.report.formatting import format_number
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.comparison import PARTS, ContentGroup
@@ -41,8 +41,7 @@ def draw_capacity(
         min_effect: The smallest effect that counts, drawn as a dashed line.
         label: Of the vertical axis.
     """
-    with style():
-        figure, axes = new_panel(4.5, 3.1)
+    with new_panel(4.5, 3.1) as (figure, axes):
         axes.axhline(0, color=RULE, lw=1.0)
         axes.axhline(min_effect, color=INK, lw=0.9, ls=(0, (3, 2)))
         for group in groups:
@@ -78,8 +77,7 @@ def draw_fingerprint(
         subjects: Approach and effects of each run of the study.
     """
     positions = (*LINKS, "weakest pair")
-    with style():
-        figure, axes = new_panel(4.5, 3.0)
+    with new_panel(4.5, 3.0) as (figure, axes):
         axes.axhline(0, color=RULE, lw=1.0)
         axes.axhline(MIN_EFFECT, color=INK, lw=0.9, ls=(0, (3, 2)))
         for record in references:
@@ -130,8 +128,7 @@ def collect_subjects(records: Sequence[Record]) -> list[tuple[str, list[float]]]
 
 def draw_dose_curve(name: str, record: Record) -> Markup:
     """Draw how often the choice follows the donor, by the share of the belief or of a random part that is exchanged."""
-    with style():
-        figure, axes = new_panel(4.5, 3.0)
+    with new_panel(4.5, 3.0) as (figure, axes):
         axes.axhline(0, color=RULE, lw=1.0)
         curves = (("belief", "belief", EVOLUTION, "o", 6), ("random", "random part of equal size", MUTED, "s", -14))
         for part, label, color, marker, offset in curves:
@@ -154,8 +151,7 @@ def draw_two_step(name: str, record: Record) -> Markup:
     labels = {"subject": record["agent"], "latent_state_fixed": "latent state, fixed responses"} | ALGORITHMS
     interactions = record["interaction"]
     agents = list(interactions["fixed"])
-    with style():
-        figure, axes = new_panel(4.5, 3.4)
+    with new_panel(4.5, 3.4) as (figure, axes):
         axes.axvline(0, color=RULE, lw=1.0)
         for y, agent in enumerate(agents):
             color = EVOLUTION if agent == "subject" else BASELINE
