@@ -341,12 +341,9 @@ def _load_file(kind: str, name: str, path: Path) -> ModuleType:
 
 def _is_plugin(path: Path) -> bool:
     """Whether a file of this package defines a plugin."""
-    if path.stem in ("__init__", "base"):
+    if path.stem in ("__init__", "base") or not path.is_file():
         return False
-    try:
-        status = path.stat()
-    except OSError:
-        return False
+    status = path.stat()
     return _defines_build(path, status.st_mtime_ns, status.st_size)
 
 

@@ -5,7 +5,6 @@ Adam: Kingma and Ba 2015 (arXiv 1412.6980). AdamW: Loshchilov and Hutter 2019 (a
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
@@ -48,8 +47,12 @@ def build_optimizer(
     else:
         method = optax.adamw(learning_rate, b2=beta2, weight_decay=weight_decay, mask=decays)
     if name == "muon" and uses_muon is not None:
+
+        def labels(weights: PyTree) -> PyTree:
+            return jax.tree.map(lambda muon: "muon" if muon else "adam", uses_muon(weights))
+
         muon = optax.contrib.muon(learning_rate, weight_decay=weight_decay, consistent_rms=0.2)
-        method = optax.partition({"muon": muon, "adam": method}, _labels_of(uses_muon))
+        method = optax.partition({"muon": muon, "adam": method}, labels)
     return method if max_gradient_norm is None else optax.chain(optax.clip_by_global_norm(max_gradient_norm), method)
 
 
@@ -67,8 +70,3 @@ def cosine_decay(learning_rate: float, num_steps: int = 1) -> optax.Schedule:
         num_steps: Steps until zero; with 1 the argument of the schedule is the share of the training that is done.
     """
     return optax.cosine_decay_schedule(learning_rate, num_steps)
-
-
-def _labels_of(uses_muon: Callable[[PyTree], PyTree]) -> Callable[[PyTree], Any]:
-    """A function from weights to the name of the method that trains each of them."""
-    return lambda weights: jax.tree.map(lambda muon: "muon" if muon else "adam", uses_muon(weights))
