@@ -207,23 +207,21 @@ def _evaluate(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out:
     write_bytes(study_plan.scores_path(out, env, agent, seed), buffer.getvalue())
     interval = confidence_interval(evaluation.mean, evaluation.standard_error)
     drives = {"drives": _all_drives(assembly.env.spec, env.drives | agent.drives)} if agent.drives else {}
-    return {
-        "env": env.name,
-        "agent": agent.name,
-        "agent_spec": agent.agent,
-        "approach": agent.approach,
-        "seed": seed,
-        "train_env": agent.train_env_for(env.name),
-        "development_id": study_plan.development_id(agent, env.name, seed),
-        "privileged": assembly.agent.privileged,
-        "mode": mode,
-        "num_tasks": evaluation.num_tasks,
-        "mean": evaluation.mean,
-        "standard_error": evaluation.standard_error,
-        "low": interval.low,
-        "high": interval.high,
-        "curve": {name: _rounded(values) for name, values in evaluation.curve._asdict().items()},
-    } | drives
+    names = {"env": env.name, "agent": agent.name, "agent_spec": agent.agent, "approach": agent.approach, "seed": seed}
+    scores = {name: getattr(evaluation, name) for name in ("num_tasks", "mean", "standard_error")}
+    scores |= {"low": interval.low, "high": interval.high}
+    return (
+        names
+        | {
+            "train_env": agent.train_env_for(env.name),
+            "development_id": study_plan.development_id(agent, env.name, seed),
+            "privileged": assembly.agent.privileged,
+            "mode": mode,
+            **scores,
+            "curve": {name: _rounded(values) for name, values in evaluation.curve._asdict().items()},
+        }
+        | drives
+    )
 
 
 def _record_lifetime(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path) -> Record:
@@ -234,10 +232,8 @@ def _record_lifetime(measurement: Measurement, agent: StudyAgent, spec: StudySpe
     task = getattr(assembly.env.reset(task_key)[0], "task", None)
     fields = getattr(task, "_asdict", dict)()
     observation = np.asarray(trajectory.observation)
-    return {
-        "env": measurement.env.name,
-        "agent": agent.name,
-        "approach": agent.approach,
+    names = {"env": measurement.env.name, "agent": agent.name, "approach": agent.approach}
+    return names | {
         "seed": measurement.seed,
         "mode": mode,
         "task": {name: _rounded(value) for name, value in fields.items() if np.size(value) <= MAX_TASK_VALUES},

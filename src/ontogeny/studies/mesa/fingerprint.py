@@ -8,6 +8,7 @@ in the two-step task, of evolved agents and of simulated reference learners.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -48,26 +49,19 @@ def _measure(name: str, group: str, subject: Subject, num_lifetimes: int, seed: 
     fingerprint_id, *dose_ids = record_ids(name, group)
     test = plans.build()
     result = test.decide(test.measure(subject, keys), test.thresholds)
-    yield {
-        "id": fingerprint_id,
-        "kind": "fingerprint",
-        "agent": name,
-        "group": group,
-        "verdict": result.verdict,
-        "pattern": result.pattern,
-        "effects": {part: round_interval(result.effects[part]) for part in PARTS if part in result.effects},
-    }
+    effects = {part: round_interval(result.effects[part]) for part in PARTS if part in result.effects}
+    yield _record(fingerprint_id, result.verdict, pattern=result.pattern, effects=effects)
     for dose_id in dose_ids:
         belief_test = belief.build()
         result = belief_test.decide(belief_test.measure(subject, keys), belief_test.thresholds)
-        yield {
-            "id": dose_id,
-            "kind": "dose_curve",
-            "agent": name,
-            "group": group,
-            "verdict": result.verdict,
-            "doses": list(result.details["doses"]),
-        } | {part: [round_interval(effect) for effect in result.details[part]] for part in ("belief", "random")}
+        curves = {part: [round_interval(effect) for effect in result.details[part]] for part in ("belief", "random")}
+        yield _record(dose_id, result.verdict, doses=list(result.details["doses"]), **curves)
+
+
+def _record(record_id: str, verdict: str, **fields: Any) -> Record:
+    """A record with the kind, the group and the agent that its id names."""
+    kind, group, agent = record_id.split("/")
+    return {"id": record_id, "kind": kind, "agent": agent, "group": group, "verdict": verdict} | fields
 
 
 def measure_two_step(subject: Subject, seed: int) -> Iterator[Record]:

@@ -146,14 +146,8 @@ def _save(
     folder = context.folder / RUNS
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder, _file_name(name), weights, {"id": name}, write_once=True)
-    return {
-        "id": name,
-        "kind": "training",
-        "content": content,
-        "num_parameters": trees.num_elements(weights) // num_runs,
-        "num_runs": num_runs,
-        "num_steps": num_steps,
-    }
+    sizes = {"num_parameters": trees.num_elements(weights) // num_runs, "num_runs": num_runs, "num_steps": num_steps}
+    return {"id": name, "kind": "training", "content": content} | sizes
 
 
 def _load(context: MesaContext, name: str, template: PyTree) -> PyTree:
@@ -188,27 +182,24 @@ def _audit_in_stream(context: MesaContext, content: str, ids: tuple[str, ...]) -
 
 def _stream_record(name: str, num_parameters: int, sacrificed: Measurements, learned: Measurements) -> Record:
     """The record of one run from the measurements of the tests `sacrifice` and `learns`."""
-    _, content, training, condition, run = name.split("/")
     variance = learned["mean_square"].mean() - learned["intact"].mean() ** 2
     spread = float(np.sqrt(max(variance, 0.0)))
     biases = {part: sacrificed[part] for part in (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION)}
-    losses = {
-        "reset": (learned["intact"] - learned["reset"]) / spread,
-        "yoked": (learned["intact"] - learned["yoked"]) / spread,
-        "accumulation": (learned["late"] - learned["early"]) / spread,
-    }
-    return {
-        "id": name,
-        "kind": "stream_audit",
-        "content": content,
-        "training": training,
-        "condition": condition,
-        "run_index": int(run),
-        "num_parameters": num_parameters,
+    losses = {part: (learned["intact"] - learned[part]) / spread for part in ("reset", "yoked")}
+    losses["accumulation"] = (learned["late"] - learned["early"]) / spread
+    return _run_record(name, num_parameters) | {
         "relative_skill": _rounded(sacrificed["skill"].mean() / sacrificed["max_skill"].mean()),
         "objective": _result_record(sacrifice.decide(sacrificed, sacrifice.THRESHOLDS), biases),
         "learns": _result_record(learns.decide(learned, learns.THRESHOLDS), losses),
     }
+
+
+def _run_record(record_id: str, num_parameters: int | None) -> Record:
+    """The part of the record of an audited run that its id determines."""
+    kind, content, training, *conditions, run = record_id.split("/")
+    condition = conditions[0] if conditions else "active"
+    names = {"id": record_id, "kind": kind, "content": content, "training": training, "condition": condition}
+    return names | {"run_index": int(run), "num_parameters": num_parameters}
 
 
 def _audit_in_chain(context: MesaContext, content: str, size: int, ids: tuple[str, ...]) -> Iterator[Record]:
@@ -216,8 +207,8 @@ def _audit_in_chain(context: MesaContext, content: str, size: int, ids: tuple[st
     budget, template = context.budget, capacity.payout_content_template(content, size)
     weights = _load(context, f"training/{content}/payouts", _stack(template, budget.num_runs))
     by_run = capacity.audit_in_chain(content, size, weights, budget.num_chain_lifetimes, context.seed)
-    for run, (name, measurements) in enumerate(zip(ids, by_run, strict=True)):
-        yield _chain_record(name, content, "prediction", run, trees.num_elements(template), measurements)
+    for name, measurements in zip(ids, by_run, strict=True):
+        yield _chain_record(name, trees.num_elements(template), measurements)
 
 
 def _audit_student(context: MesaContext, index: int, name: str, on_progress: OnWork) -> Iterator[Record]:
@@ -226,30 +217,19 @@ def _audit_student(context: MesaContext, index: int, name: str, on_progress: OnW
     student = load_or_train("planner", seed, folder, num_updates=budget.num_updates, on_progress=on_progress)
     keys = sample_lifetime_keys(jax.random.key(seed), budget.num_chain_lifetimes, "evaluation")
     measurements = plans.measure(student, keys, links=3)
-    yield _chain_record(name, "gru", "student", index, None, measurements)
+    yield _chain_record(name, None, measurements)
 
 
-def _chain_record(
-    name: str, content: str, training: str, run: int, num_parameters: int | None, measurements: Measurements
-) -> Record:
+def _chain_record(name: str, num_parameters: int | None, measurements: Measurements) -> Record:
     """The record of one run from the measurements of the test `plans`."""
     # [N, links, 2]: without and with a change of the link; [N, pairs, 2]: one of them has changed, or both have
     single, pair = np.asarray(measurements["single"], float), np.asarray(measurements["pair"], float)
     changes = [single[:, link, 0] - single[:, link, 1] for link in range(single.shape[1])]
     changes += [pair[:, p, 1] - pair[:, p, 0] for p in range(pair.shape[1])]
     result = plans.decide(measurements, plans.THRESHOLDS)
-    return {
-        "id": name,
-        "kind": "chain_audit",
-        "content": content,
-        "training": training,
-        "condition": "active",
-        "run_index": run,
-        "num_parameters": num_parameters,
-        "optimal_action_rate": _rounded(single[:, :, 0].mean()),
-        "plans": _result_record(result, dict(zip(fingerprint.PARTS, changes, strict=True)))
-        | {"pattern": result.pattern},
-    }
+    record = _result_record(result, dict(zip(fingerprint.PARTS, changes, strict=True))) | {"pattern": result.pattern}
+    optimal_action_rate = _rounded(single[:, :, 0].mean())
+    return _run_record(name, num_parameters) | {"optimal_action_rate": optimal_action_rate, "plans": record}
 
 
 def _evolve_and_audit(
