@@ -15,7 +15,7 @@ from ontogeny.runs.records import RECORDS_FILE, append_record, append_timing, re
 from ontogeny.studies.mesa import page
 from ontogeny.studies.mesa.budgets import MINUTES, MesaBudget, budgets
 from ontogeny.studies.mesa.comparison import SCHEMA
-from ontogeny.studies.mesa.measurements import MesaContext, list_measurements, min_effects
+from ontogeny.studies.mesa.measurements import MesaContext, MesaMeasurement, list_measurements, min_effects
 from ontogeny.studies.progress import OnEvent, StudyEvent, progress_callback, show_progress
 from ontogeny.studies.records import read_records
 
@@ -39,22 +39,23 @@ def run_mesa_study(size: str | MesaBudget, out: str | Path, seed: int = 0, on_ev
     """
     budget = budgets()[size] if isinstance(size, str) else size
     context = MesaContext(budget, Path(out), seed)
-    planned_ids = [name for measurement in list_measurements(context) for name in measurement.ids]
+    measurements = list(list_measurements(context))
+    planned_ids = [name for measurement in measurements for name in measurement.ids]
     spec = {"title": TITLE, "seed": seed, "budget": to_jsonable(budget), "min_effects": min_effects()}
     folder = claim(Path(out), MESA_STUDY, spec, prepare=lambda _: {"planned_ids": planned_ids})
     with show_progress(on_event) as notify, folder:
         repair_records(Path(out) / RECORDS_FILE)
-        return _run(context, len(planned_ids), notify)
+        return _run(context, measurements, notify)
 
 
-def _run(context: MesaContext, num_planned: int, notify: OnEvent) -> Path:
+def _run(context: MesaContext, measurements: list[MesaMeasurement], notify: OnEvent) -> Path:
     """Carry out the measurements that have no record yet, then write the page."""
     folder, budget = context.folder, context.budget
     recorded = {record["id"] for record in read_records(folder, SCHEMA)}
     minutes = MINUTES.get(budget.name)
     duration = f" About {minutes} minute{'s' * (minutes > 1)} on two idle cores." if minutes else ""
+    num_planned = sum(len(measurement.ids) for measurement in measurements)
     notify(StudyEvent("start", TITLE + duration, len(recorded), num_planned))
-    measurements = list(list_measurements(context))
     for number, measurement in enumerate(measurements, start=1):
         if recorded.issuperset(measurement.ids):
             continue
