@@ -122,8 +122,8 @@ def add_transition(
     Args:
         update: The `update` of `content.tabular_model`.
         evidence: Evidence so far.
-        transition: The transition.
-        is_hidden: Whether a time limit of the agent's own reckoning hides the successor. A truncation hides it too.
+        transition: The step of which the evidence is added; where it was truncated, its successor is hidden.
+        is_hidden: Whether a time limit of the agent's own reckoning hides the successor.
     """
     percept, action, after = transition
     is_end = after.first & (after.discount == 0)
