@@ -182,8 +182,8 @@ def perceive(
         revealed_task = env.reveal_task(env_state)
     observation, outcome, first, discount, _ = time_step
     reward = jnp.float32(0) if action is None else steering(outcome)
-    action = jnp.int32(-1) if action is None else action
-    return Percept(observation, action, reward, outcome, first, discount, revealed_task)
+    last_action: Array = jnp.int32(-1) if action is None else action
+    return Percept(observation, last_action, reward, outcome, first, discount, revealed_task)
 
 
 def begin_lifetime(key: Key, agent: Agent, genome_or_state: Genome | State) -> State:
