@@ -18,6 +18,8 @@ from ontogeny import cli, plugins
 from ontogeny.cli import jax_setup, shared
 from ontogeny.cli.commands import COMMANDS
 from ontogeny.errors import BadInput
+from ontogeny.lm.config import TrainConfig
+from ontogeny.server.config import ServerConfig
 
 SMALL = ["--env", "bandit:num_arms=2,num_pulls=5", "--development", "single_lifetime:num_lifetimes=2"]
 
@@ -84,6 +86,14 @@ def test_every_option_has_a_help_text_that_is_a_phrase(words):
         assert parameter.name == "help" or (text and text[0].isupper() and text.endswith(".")), (parameter.name, text)
         pattern = r"(As|Of|In place|By default|Whether|Whose|What|Only|Such|The most)\b"
         assert not re.match(pattern, text or ""), (parameter.name, text)
+
+
+@pytest.mark.parametrize(("words", "config"), [(("lm", "train"), TrainConfig), (("serve",), ServerConfig)])
+def test_every_setting_of_a_config_is_an_option_with_its_default(words, config):
+    options = {parameter.name: parameter for parameter in find_command(words).params}
+    assert config.model_fields.keys() <= options.keys()
+    for name, field in config.model_fields.items():
+        assert (options[name].default or None) == (field.default or None), name
 
 
 def test_shell_completion_completes_commands_and_options():
