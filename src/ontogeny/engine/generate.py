@@ -111,9 +111,7 @@ def decode(
         step, state, _ = carry
         return (step < N) & jnp.any(is_active(state))
 
-    def generate_one(
-        carry: tuple[Array, DecodeState, DecodeOutput],
-    ) -> tuple[Array, DecodeState, DecodeOutput]:
+    def generate_one(carry: tuple[Array, DecodeState, DecodeOutput]) -> tuple[Array, DecodeState, DecodeOutput]:
         """Generates one token of each active sequence."""
         step, state, output = carry
         active = is_active(state)

@@ -108,10 +108,7 @@ def write_folder(folder: Path, config: TransformerConfig, weights: TransformerWe
     if not is_gpt2 or config.activation not in ACTIVATIONS.values():
         raise BadInput("only a model of the architecture gpt2 can be exported to transformers; this one is another")
     arrays = {name: np.require(array, np.float32, "C") for name, array in _to_arrays(weights).items()}
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.context_length,
-    }
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length}
     if tokenizer.end is not None:
         settings |= {"eos_token": tokenizers.END, "bos_token": tokenizers.END}
     with new_folder(folder) as temporary:

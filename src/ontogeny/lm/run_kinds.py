@@ -50,11 +50,7 @@ def _is_finished(folder: Path, *_: object) -> bool:
 
 KINDS = (
     described_kind(
-        LANGUAGE_MODEL_RUN,
-        (*COMMANDS, "ontogeny report"),
-        is_finished=_is_finished,
-        load=_load,
-        write_page=_write_page,
+        LANGUAGE_MODEL_RUN, (*COMMANDS, "ontogeny report"), is_finished=_is_finished, load=_load, write_page=_write_page
     ),
     RunKind(HUGGING_FACE_FOLDER, _is_hugging_face, _open_hugging_face, _load, COMMANDS),
 )

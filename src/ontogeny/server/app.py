@@ -46,9 +46,7 @@ def build_app(deployments: Deployments) -> RequestLimits:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.context = ServerContext(
-        deployments, deployments.store, RateLimits(), meter, LastPrompts(), config.time_limit
-    )
+    app.state.context = ServerContext(deployments, RateLimits(), meter, LastPrompts())
     for module in (completions, tokenizer, branches, sessions, agents, pages):
         app.include_router(module.router)
     add_error_handlers(app)

@@ -19,13 +19,7 @@ from ontogeny.server.api.branches import learner_busy
 from ontogeny.server.api.context import Caller
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
-from ontogeny.server.api.responses import (
-    ChatFormat,
-    CompletionFormat,
-    PreparedRequest,
-    ResponseFormat,
-    describe_usage,
-)
+from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, stream_outputs
 from ontogeny.server.api.tokenizer import prompt_tokens
 from ontogeny.server.deployments import Deployment, LanguageDeployment
@@ -136,7 +130,7 @@ async def _prepare(
             deployment.model.tokenizer.end,
             batch.num_alternatives,
             batch.echo,
-            deadline=started_at + context.get_context(request).time_limit,
+            deadline=started_at + context.get_context(request).deployments.config.time_limit,
             cache_scope=(key.id, served.digest),
         )
         for prompt in batch.prompts

@@ -12,7 +12,6 @@ from ontogeny.server.api import errors
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
 from ontogeny.server.keys import LOCAL, ApiKey
 from ontogeny.server.rate_limits import RateLimits
-from ontogeny.server.store import Store
 from ontogeny.server.usage import UsageMeter
 
 BEARER = HTTPBearer(auto_error=False, description="The text of an API key.")
@@ -27,11 +26,9 @@ class ServerContext(NamedTuple):
     """The parts of a server that routes use."""
 
     deployments: Deployments
-    store: Store
     rate_limits: RateLimits
     meter: UsageMeter
     last_prompts: "LastPrompts"
-    time_limit: float  # seconds per request
 
 
 def get_context(request: Request) -> ServerContext:
@@ -43,7 +40,7 @@ def authenticate(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 ) -> ApiKey:
     """Returns the key of a request; the local key as long as no key exists. Raises a 401 error for an invalid key."""
-    store = get_context(request).store
+    store = get_context(request).deployments.store
     if not keys.has_keys(store):
         return LOCAL
     if credentials is None:

@@ -41,9 +41,10 @@ class SessionCaller(NamedTuple):
             num_tokens: Tokens that count against the limits of the key.
         """
         context.apply_rate_limits(self.request, self.key, num_tokens)
+        time_limit = context.get_context(self.request).deployments.config.time_limit
         try:
             future = self.deployment.sessions.submit(method, self.key.id, *arguments)
-            return await asyncio.wait_for(asyncio.wrap_future(future), context.get_context(self.request).time_limit)
+            return await asyncio.wait_for(asyncio.wrap_future(future), time_limit)
         except QueueFull as error:
             raise errors.queue_full(error.retry_after) from None
         except UnknownSession as error:
@@ -130,7 +131,7 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
     """Appends a prompt to the text and generates its continuation; the request is not learned from."""
     server, deployment = context.get_context(sessions.request), sessions.deployment
     assert isinstance(deployment, LanguageDeployment)
-    deadline, tokenizer = time.monotonic() + server.time_limit, deployment.model.tokenizer
+    deadline, tokenizer = time.monotonic() + server.deployments.config.time_limit, deployment.model.tokenizer
     prompt = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
     sampling, served = SamplingParams(body.temperature, body.top_p, seed), await sessions.served_weights()

@@ -91,14 +91,9 @@ class BranchManager:
 
     def open(self, owner_key: str) -> Branch:
         """Returns the branch that answers the requests of a key and takes its examples; creates it if necessary."""
-        owner_key = journal.SHARED if self.shared else owner_key
+        learner, owner_key = self.learner, journal.SHARED if self.shared else owner_key
         return journal.open_branch(
-            self.store,
-            self.deployment,
-            owner_key,
-            self.trained_digest,
-            self.learner.digest,
-            self.learner.trained_loss,
+            self.store, self.deployment, owner_key, self.trained_digest, learner.digest, learner.trained_loss
         )
 
     def start(self) -> None:
