@@ -163,6 +163,7 @@ def _restrict(shares: Array, params: BatchSamplingParams) -> Array:
     limit = jnp.where(params.top_k > 0, params.top_k, V)[:, None]
     ordered = jnp.where(jnp.arange(V)[None] < limit, -negative, 0.0)
     sums = jnp.cumsum(ordered, axis=-1)
+    # The fewest tokens whose probabilities reach top-p: those before the threshold, and one more.
     num_selected = jnp.sum(sums < params.top_p[:, None] * sums[:, -1:], axis=-1, keepdims=True) + 1
     selected = jnp.arange(V)[None] < jnp.minimum(jnp.where(params.top_p[:, None] < 1, num_selected, V), limit)
     return jnp.where(jnp.zeros((R, V), bool).at[jnp.arange(R)[:, None], order].set(selected), shares, 0.0)

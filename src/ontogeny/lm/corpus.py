@@ -239,7 +239,7 @@ def spaced_windows(tokens: np.ndarray, context_length: int, max_windows: int) ->
 
 
 def _write_part(path: Path, passages: Sequence[Passage], tokenizer: Tokenizer, dtype: np.dtype) -> tuple[int, int]:
-    """Write the tokens of passages into a file; the numbers of tokens and of bytes of text."""
+    """Write the tokens of passages into a file; return the numbers of tokens and of bytes of text."""
     num_tokens = num_bytes = 0
     with open_new_file(path) as file:
         for passage in passages:

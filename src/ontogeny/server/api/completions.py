@@ -114,7 +114,7 @@ async def _prepare(
             raise errors.bad_request(message, "prompt", "context_length_exceeded")
     num_prompt_tokens = sum(map(len, batch.prompts))
     context.apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * n * len(batch.prompts))
-    if deployment.online:
+    if deployment.online:  # the weights may have to be loaded from disk
         served = await asyncio.to_thread(deployment.served_weights, key.id)
     else:
         served = deployment.served_weights(key.id)
@@ -136,10 +136,8 @@ async def _prepare(
         for prompt in batch.prompts
         for choice in range(n)
     ]
-    return PreparedRequest(
-        deployment, served, key, sequences, num_prompt_tokens, [], example, started_at, uuid.uuid4().hex,
-        int(time.time()),
-    )  # fmt: skip
+    id, created_at = uuid.uuid4().hex, int(time.time())
+    return PreparedRequest(deployment, served, key, sequences, num_prompt_tokens, example, started_at, id, created_at)
 
 
 async def _add_example(request: Request, deployment: LanguageDeployment, key: ApiKey, text: str) -> int | None:

@@ -4,6 +4,7 @@ This module does not depend on engines or on HTTP.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +25,11 @@ class PreparedRequest(NamedTuple):
     key: ApiKey
     sequences: list[GenerationRequest]  # one per choice
     prompt_tokens: int
-    echoed_prompts: list[str]  # one per choice; empty unless they are echoed
     example: int | None  # the number of the training example, if the prompt is learned
     started_at: float  # time.monotonic
     id: str
     created_at: int  # seconds since 1970
+    echoed_prompts: Sequence[str] = ()  # one per choice; empty unless they are echoed
 
 
 def describe_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
