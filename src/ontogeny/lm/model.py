@@ -14,7 +14,6 @@ from ontogeny.content.transformer import TransformerConfig, TransformerWeights, 
 from ontogeny.errors import BadInput
 from ontogeny.lm import hugging_face
 from ontogeny.lm import tokenizer as tokenizers
-from ontogeny.lm.run_kinds import HUGGING_FACE_FOLDER
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import RunDescription, read_spec
@@ -22,6 +21,7 @@ from ontogeny.runs.formats import LANGUAGE_MODEL_RUN, SPEC_FILE
 from ontogeny.runs.kinds import require_kind
 
 WEIGHTS = "weights"
+HUGGING_FACE_FOLDER = "Hugging Face GPT-2 folder"  # the name in `run_kinds`, which imports this module
 
 
 class LanguageModel(NamedTuple):

@@ -106,7 +106,7 @@ class ResponseFormat(ABC):
 
         Args:
             index: The number of the choice.
-            text: Its text.
+            text: The generated text, after the prompt if that is echoed.
             scored: The log-probabilities of its tokens.
             reason: Its finish reason.
         """
