@@ -60,13 +60,15 @@ def to_float(answer):
 
 
 def test_requests_that_exceed_the_context_are_rejected():
-    from types import SimpleNamespace
+    from lm_eval.api.instance import Instance
 
     from ontogeny.engine.harness import HarnessModel
     from ontogeny.errors import BadInput
 
     harness = HarnessModel(GOLDEN / "gpt2")
+    request = Instance("loglikelihood", {}, ("You", " may not use this file" * 40), 0)
     with pytest.raises(BadInput, match="the model scores 1 to 64 at once"):
-        harness.loglikelihood([SimpleNamespace(args=("You", " may not use this file" * 40))])
+        harness.loglikelihood([request])
+    request = Instance("generate_until", {}, ("You", {"max_gen_toks": 64}), 0)
     with pytest.raises(BadInput, match="leaves no space in a context of 64"):
-        harness.generate_until([SimpleNamespace(args=("You", {"max_gen_toks": 64}))])
+        harness.generate_until([request])
