@@ -21,7 +21,11 @@ def train(
     env: Annotated[str, typer.Option(help="Environment, NAME[:setting=value,...]; see `ontogeny list environments`.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")],
     development: Annotated[
-        str, typer.Option(help="Outer loop, NAME[:setting=value,...]; see `ontogeny list development`.")
+        str,
+        typer.Option(
+            help="Outer loop, NAME[:setting=value,...]; see `ontogeny list development`. The default searches nothing: "
+            "a network keeps its random initial weights."
+        ),
     ] = "single_lifetime",
     drive: shared.Drives = None,
     checkpoint_interval: Annotated[
@@ -69,7 +73,7 @@ def evaluate(
     ] = False,
     seed: Annotated[
         int,
-        typer.Option(help="Seed of the tasks, which are the same for every agent, and of the genome of an --agent."),
+        typer.Option(help="Seed of the tasks, the same for every agent, and of the initial weights of an --agent."),
     ] = 0,
     as_json: shared.JsonOutput = False,
     out: shared.JsonFile = None,

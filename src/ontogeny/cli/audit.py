@@ -30,7 +30,9 @@ def agent(
         int | None,
         typer.Option(min=10, help="Lifetimes per test (default: the number used in the test's calibration)."),
     ] = None,
-    secondary: Annotated[bool, typer.Option("--secondary", help="Run the secondary tests too.")] = False,
+    secondary: Annotated[
+        bool, typer.Option("--secondary", help="Run the secondary tests too, which change no verdict.")
+    ] = False,
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
@@ -62,7 +64,9 @@ def attribution(
     controls: Annotated[
         bool, typer.Option("--controls", help="Attribute agents with known ground truth, not a run.")
     ] = False,
-    num_tasks: Annotated[int, typer.Option(min=20, help="Unseen tasks, the same for every cell.")] = 400,
+    num_tasks: Annotated[
+        int, typer.Option(min=20, help="Held-out tasks, the same for each way of running the agent.")
+    ] = 400,
     min_gain: Annotated[
         float | None, typer.Option(help="Smallest gain to divide, in score per lifetime (default: 2 % of the score).")
     ] = None,

@@ -8,9 +8,14 @@ from ontogeny import plugins
 from ontogeny.errors import BadInput
 from ontogeny.renamed import renamed_hint
 
+KIND_HELP = (
+    "Kind of plugin: environments, agents, content (models that hand-written agents learn), development (outer loops), "
+    "audit (tests), organisms (agents whose ground truth is known)."
+)
+
 
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help=f"Kind of plugin: {', '.join(plugins.PLUGIN_KINDS)}.")] = None,
+    kind: Annotated[str | None, typer.Argument(help=KIND_HELP)] = None,
     name: Annotated[str | None, typer.Argument(help="Plugin whose settings to show.")] = None,
 ) -> None:
     """List environments, agents and other plugins, or the settings of one of them.

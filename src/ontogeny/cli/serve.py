@@ -1,5 +1,6 @@
 """`ontogeny serve`: saved models behind an HTTP server."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +48,15 @@ def serve(
     with locked(store.folder):
         deployments = Deployments(named_runs, store, config)
         modes = ", ".join(f"{d.name} ({'online' if d.online else 'frozen'})" for d in deployments.by_name.values())
+        deployments.on_ready = _print_ready
         app.serve(
             deployments, on_listening=lambda: typer.echo(f"serving {modes} on http://{config.host}:{config.port}")
         )
+
+
+def _print_ready() -> None:
+    with contextlib.suppress(OSError):  # nobody reads the output of the server any more
+        typer.echo("ready for requests")
 
 
 def _name_runs(runs: list[Path], aliases: list[str]) -> list[tuple[str, Path]]:

@@ -125,6 +125,8 @@ def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> 
     table = Table(*headings, box=None, show_header=has_headings, header_style="", pad_edge=not has_headings)
     for row in rows:
         table.add_row(*row)
+    for column in table.columns:
+        column.overflow = "fold"  # a long setting is broken over lines, not cut off
     Console().print(table)
 
 

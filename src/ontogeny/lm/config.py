@@ -19,7 +19,7 @@ class TrainConfig(FrozenModel):
         size: Size of the model: pico, nano, micro, small, medium or large.
         architecture: Architecture: gpt2, or modern (rotary positions, RMSNorm, SwiGLU, no biases).
         tokenizer: Kind of tokenizer: bytes, characters or bpe.
-        vocab_size: Number of tokens of BPE.
+        vocab_size: Size of the vocabulary of byte-pair encoding (bpe).
         held_out_fraction: Share of the text that is not trained on.
         split: Held-out part: the tail of each file (tail), or whole files (document).
         num_layers: Number of layers (default: that of the size).

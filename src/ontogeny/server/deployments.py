@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,6 +169,7 @@ class Deployments:
         self.config, self.store = config, store
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
+        self.on_ready: Callable[[], None] | None = None  # called just before `ready` is set
         self.error: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
@@ -205,6 +206,8 @@ class Deployments:
             journal.delete_unused_snapshots(self.store)
             for deployment in self.by_name.values():
                 deployment.start()
+            if self.on_ready is not None:
+                self.on_ready()
             self.ready.set()
             checked_at = time.monotonic()
             while not self._stopping.wait(STATUS_INTERVAL):

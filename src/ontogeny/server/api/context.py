@@ -91,7 +91,9 @@ def check_ready(request: Request) -> None:
     if deployments.error is not None:
         raise errors.unavailable(errors.INTERNAL_ERROR)
     if not deployments.ready.is_set():
-        raise errors.unavailable("the server is still starting", "not_ready")
+        raise errors.unavailable(
+            "the server is still starting; /ready answers 200 once it accepts requests", "not_ready"
+        )
 
 
 def get_language_model(request: Request, name: str | None) -> LanguageDeployment:
