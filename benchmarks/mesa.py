@@ -27,7 +27,7 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
     budget = spec["budget"]
     seconds_by_id = read_seconds(folder)
     for group in collect_groups(read_records(folder, SCHEMA), spec["min_effects"]):
-        part, counts = group.main_part, group.verdict_counts
+        part, counts = group.summary_effect, group.verdict_counts
         seconds = sum(seconds for record_id, seconds in seconds_by_id.items() if f"/{group.content}/" in record_id)
         error = float(np.std(part.run_means, ddof=1) / np.sqrt(group.num_runs)) if group.num_runs > 1 else None
         yield {

@@ -74,7 +74,7 @@ def run_records(hypothesis, content, training, condition, means, spread=0.004, n
     """Records of runs whose effects have these means."""
     noise = np.random.default_rng(0).normal(0, spread, num_lifetimes)
     kind = "chain_audit" if hypothesis == "plans" else "stream_audit"
-    parts = comparison.PARTS | {"learns": (*comparison.PARTS["learns"], "accumulation")}
+    parts = comparison.EFFECTS | {"learns": (*comparison.EFFECTS["learns"], "accumulation")}
 
     def result(names, values):
         common = {"verdict": "no", "summary": "", "competence_failure": "", "pattern": "000"}
@@ -150,7 +150,7 @@ def test_the_verdict_on_a_group_is_computed_over_its_runs():
     """One biased run among accurate ones supports no claim; a mean over dissimilar runs is undetermined."""
     records = list(run_records("objective", "mlp", "prediction", "active", [0.0, 0.001, 0.03, -0.001, 0.0, 0.001]))
     group = next(g for g in comparison.collect_groups(records, MIN_EFFECTS) if g.hypothesis == "objective")
-    assert group.verdict == "undetermined" and group.main_part.low < 0.005 < group.main_part.high
+    assert group.verdict == "undetermined" and group.summary_effect.low < 0.005 < group.summary_effect.high
     part = comparison.mean_over_runs([[1.0, 1.0], [3.0, 3.0]])
     assert part.mean == 2 and part.low == 1 and part.high == 3 and part.run_means == (1.0, 3.0)
 
@@ -161,7 +161,7 @@ def test_the_verdict_on_planning_requires_every_link_and_pair():
     for record in records:
         record["plans"]["lifetime_values"]["link 2"] = [0.0] * 20
     group = comparison.collect_groups(records, MIN_EFFECTS)[0]
-    assert group.verdict == "no" and group.main_part.mean == 0
+    assert group.verdict == "no" and group.summary_effect.mean == 0
 
 
 def test_the_page_shows_its_conclusions_and_is_self_contained():

@@ -132,14 +132,21 @@ def step_cells(
 def encode_time(
     num_steps: Int32[Array, ""], episode_step: Int32[Array, ""], first: Bool[Array, ""], spec: EnvSpec
 ) -> Float[Array, "C"]:
-    """Returns the inputs about time.
+    """Returns the four inputs about time.
 
-    They are the rest of the lifetime as a share, the same as the logarithm of visits to each observation, the rest of
-    the episode as a share, and whether an episode begins.
+    They are the remaining share of the lifetime, the logarithm of the remaining steps per observation, the remaining
+    share of the episode, and whether an episode begins.
+
+    Args:
+        num_steps: Steps of the lifetime before the present one.
+        episode_step: Steps of the episode before the present one.
+        first: Whether an episode begins.
     """
-    left = jnp.maximum(spec.num_steps - num_steps, 0).astype(jnp.float32)
-    log_visits = jnp.log1p(left / spec.num_observations) / 4  # 4 is about log(1 + 50), so the input is of order one
-    return jnp.stack([left / spec.num_steps, log_visits, 1 - episode_step / spec.horizon, first.astype(jnp.float32)])
+    remaining = jnp.maximum(spec.num_steps - num_steps, 0).astype(jnp.float32)
+    # 4 is about log(1 + 50), so that the input is of order one.
+    log_remaining = jnp.log1p(remaining / spec.num_observations) / 4
+    lifetime_share, episode_share = remaining / spec.num_steps, 1 - episode_step / spec.horizon
+    return jnp.stack([lifetime_share, log_remaining, episode_share, first.astype(jnp.float32)])
 
 
 def _update_cell(weights: CellWeights, hidden: Float[Array, "H"], inputs: list[Array]) -> Float[Array, "H"]:

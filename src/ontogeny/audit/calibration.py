@@ -221,6 +221,7 @@ def cross_validate_thresholds(results: Sequence[ControlResult]) -> list[Calibrat
 
 
 def _is_specific(negatives: Sequence[ControlResult], z: float) -> bool:
+    """Whether no negative control exceeds the target rate of false positives at the threshold `z`."""
     return all(result.yes_by_z[z].share <= TARGET_FALSE_POSITIVE_RATE for result in negatives)
 
 

@@ -140,6 +140,7 @@ def to_jsonable(record: Any) -> Any:
 
 
 def _combine(verdicts: Sequence[str]) -> str:
+    """The verdict on a hypothesis from those of its tests: any yes is a yes, and a no must be unanimous."""
     if "yes" in verdicts:
         return "yes"
     return "no" if verdicts and all(verdict == "no" for verdict in verdicts) else "undetermined"

@@ -10,7 +10,8 @@ responses chooses exactly as a planner does; the subject therefore also acts wit
 lifetime, where such responses fall to chance.
 
 Ordinary least squares on 0 and 1 with errors clustered by lifetimes; predictors are +-1/2, so that the coefficient of
-the product is the contrast of the four stay probabilities. Letters: p regressors, N lifetimes.
+the product is the contrast of the four stay probabilities. A place is a state of the second stage (observation 1 or
+2), as in `environments.two_step`. Letters: p regressors, N lifetimes.
 """
 
 from functools import partial

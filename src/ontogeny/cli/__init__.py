@@ -85,6 +85,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
+    """The command without a subcommand: prints the version or the help."""
     if version:
         typer.echo(__version__)
     elif context.invoked_subcommand is None:
@@ -110,11 +111,13 @@ def _usage_message(error: typer.TyperException) -> str:
 
 
 def _print_interrupted() -> None:
+    """Prints that the command was stopped, and how to resume it where that is possible."""
     is_resumable = len(sys.argv) > 1 and sys.argv[1] in RESUMABLE
     print(f"ontogeny: stopped{'; rerun the same command to resume' if is_resumable else ''}", file=sys.stderr)
 
 
 def _exit_at_once() -> NoReturn:
+    """Ends the process without waiting for its threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)
@@ -129,5 +132,6 @@ def _handle_unraisable(error: "sys.UnraisableHookArgs") -> None:
 
 
 def _exit_with(message: str) -> NoReturn:
+    """Prints an error as one line and ends the process with exit code 2."""
     print(f"ontogeny: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -255,6 +255,7 @@ def _print_calibration(
 
 
 def _format_effect(effect: "Effect") -> str:
+    """An effect with its interval and the number of lifetimes."""
     return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.num_lifetimes} lifetimes"
 
 
@@ -267,6 +268,7 @@ def _format_split(split: "CalibrationSplit") -> str:
 
 
 def _format_control(result: "ControlResult") -> str:
+    """One line of the calibration table: the rates of yes and no of a control."""
     group = "positive" if result.positive else "negative"
     rate = f"yes {result.yes.share:6.1%} ({result.yes.low:.1%} to {result.yes.high:.1%})   no {result.no.share:6.1%}"
     return f"{group}  {result.organism:<30}{rate}   {result.pattern}".rstrip()

@@ -139,7 +139,7 @@ def evaluate(
         str | None, typer.Option(help="Settings of online learning, setting=value,...; requires --online.")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Number of tokens scored per window; by default half of the context.")
+        int | None, typer.Option(help="Number of tokens scored per window; by default half of the context length.")
     ] = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Score a text although parts of it are in the training text.")
@@ -177,6 +177,7 @@ def evaluate(
 
 
 def _completion_record(completion: "Completion", prompt: str, seed: int, index: int) -> dict[str, Any]:
+    """The JSON record of a generated text."""
     record = {"prompt": prompt, "text": completion.text, "tokens": list(completion.tokens)}
     return record | {"finish_reason": completion.finish_reason, "seed": seed, "index": index}
 
@@ -262,6 +263,7 @@ def _evaluation_rows(evaluation: "TextEvaluation", text: Path | None) -> dict[st
 
 
 def _format_interval(mean: float, low: float, high: float) -> str:
+    """A mean with its 95 % interval, if it has one."""
     if math.isnan(low):
         return f"{mean:.4f} (one segment: no interval)"
     return f"{mean:.4f}   95 % interval {low:.4f} to {high:.4f}"

@@ -117,6 +117,7 @@ def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) 
 
 
 def _format_limit(limit: int | None) -> str:
+    """A limit with separators of thousands; empty where there is none."""
     return "" if limit is None else f"{limit:,}"
 
 

@@ -70,7 +70,7 @@ def build(
         width: Width of the residual stream; a multiple of `num_heads`.
         num_heads: Attention heads, at least 1.
         window_length: Steps that a prediction may depend on, the present one included; at least 1.
-        learning_rate: Initial step size of Adam; it falls to zero along a cosine.
+        learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
 
     Raises:
         BadInput: If the width is no multiple of the number of heads.
@@ -78,7 +78,7 @@ def build(
     require_at_least(1, width=width, num_heads=num_heads, window_length=window_length)
     if width % num_heads:
         raise BadInput(f"the setting 'width' must be a multiple of the {num_heads} heads, not {width}")
-    config = BlockConfig(num_heads, "rms", 1e-6, "relu")
+    config = BlockConfig(num_heads, norm="rms", norm_epsilon=1e-6, activation="relu")
 
     def init(key: Key) -> CausalTransformerWeights:
         sizes = ((num_inputs, width), (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))

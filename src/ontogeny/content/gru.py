@@ -48,7 +48,7 @@ def build(
         num_outputs: Predicted quantities per step.
         hidden_size: Hidden units, at least 1.
         update_gate_bias: Initial bias of the update gates; the larger, the longer untrained units remember.
-        learning_rate: Initial step size of Adam; it falls to zero along a cosine.
+        learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
     """
     require_at_least(1, hidden_size=hidden_size)
 

@@ -20,7 +20,13 @@ class LinearPredictorWeights(NamedTuple):
 
 
 def build(num_inputs: int, num_outputs: int = 1, *, learning_rate: float = 0.003) -> Predictor:
-    """Builds the predictor; `learning_rate` is the initial step size of Adam, which falls to zero along a cosine."""
+    """Builds the predictor.
+
+    Args:
+        num_inputs: Inputs per step.
+        num_outputs: Predicted quantities per step.
+        learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
+    """
 
     def init(key: Key) -> LinearPredictorWeights:
         del key

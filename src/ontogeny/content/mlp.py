@@ -30,7 +30,7 @@ def build(num_inputs: int, num_outputs: int = 1, *, hidden_size: int = 16, learn
         num_inputs: Inputs per step.
         num_outputs: Predicted quantities per step.
         hidden_size: Hidden units, at least 1.
-        learning_rate: Initial step size of Adam; it falls to zero along a cosine.
+        learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
     """
     require_at_least(1, hidden_size=hidden_size)
 

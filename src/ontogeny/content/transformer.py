@@ -219,7 +219,7 @@ def forward(
         Logits in float32.
 
     Raises:
-        BadInput: If the sequences are longer than the context of the model.
+        BadInput: If the sequences are longer than the context length.
     """
     T = tokens.shape[1]
     if config.context_length < T:

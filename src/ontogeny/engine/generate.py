@@ -188,7 +188,7 @@ def generate_from_tokens(
 
     Args:
         model: As `ontogeny.load` returns it.
-        prompts: Each has at least one token and fewer than the context.
+        prompts: Each has at least one token and fewer than the context length.
         max_tokens: The most tokens of one completion, at least 1.
         sampling_params: How tokens are drawn.
         seeds: One seed per prompt; by default that of `sampling_params` for all.
@@ -255,7 +255,7 @@ def start(
 
     Args:
         model: As `ontogeny.load` returns it.
-        prompts: Each has at least one token and fewer than the context.
+        prompts: Each has at least one token and fewer than the context length.
         max_tokens: The most tokens that each sequence generates.
         sampling_params: Temperature, top-p and top-k of all sequences.
     """

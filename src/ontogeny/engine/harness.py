@@ -83,6 +83,7 @@ class HarnessModel(LM):
         return texts
 
     def _tokenize(self, text: str) -> list[int]:
+        """The tokens of a text as the harness expects them."""
         return self.model.tokenizer.encode(text).tolist()
 
     def _tokenize_pair(self, context: str, continuation: str) -> ContextAndContinuation:

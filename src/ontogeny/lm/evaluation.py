@@ -1,7 +1,7 @@
 """Evaluation on text that a model was not trained on: perplexity per token and bits per byte, with intervals.
 
 The text is scored in windows of the model's context that advance by a stride; each window scores its last `stride`
-tokens, so every token is scored once and, except in the first window, with at least context - stride tokens before it.
+tokens, so every token is scored once and, except in the first window, after at least context length - stride tokens.
 Bits per byte of UTF-8 are comparable between tokenizers (Gao et al. 2020, arXiv 2101.00027, section 3.1).
 """
 
@@ -70,8 +70,8 @@ def evaluate(
 
     Args:
         model: As `ontogeny.load` returns it.
-        text: At least as many tokens as the model's context.
-        stride: Tokens scored per window, 1 to the context; by default half of the context.
+        text: At least as many tokens as the model's context length.
+        stride: Tokens scored per window, 1 to the context length; by default half of it.
         max_overlap: The largest fraction of 13-grams of words that the training text may contain, 0 to 1.
         allow_overlap: Whether a text of larger overlap is scored all the same.
         on_progress: Called with the number of scored tokens and of all tokens.
@@ -91,7 +91,7 @@ def evaluate_held_out(
 
     Args:
         model: A model that was trained by ontogeny.
-        stride: Tokens scored per window, 1 to the context; by default half of the context.
+        stride: Tokens scored per window, 1 to the context length; by default half of it.
         on_progress: Called with the number of scored tokens and of all tokens.
 
     Raises:
@@ -144,7 +144,7 @@ def token_losses(
     Args:
         model: As `ontogeny.load` returns it.
         tokens: [T], at least 2.
-        stride: Tokens scored per window, 1 to the context; by default half of the context.
+        stride: Tokens scored per window, 1 to the context length; by default half of it.
         on_progress: Called with the number of scored tokens and of all tokens.
 
     Returns:
@@ -171,7 +171,7 @@ def token_losses(
 
 
 def choose_stride(context_length: int, stride: int | None) -> int:
-    """Check a stride, 1 to the context; None becomes half of the context."""
+    """Check a stride, 1 to the context length; None becomes half of the context length."""
     stride = max(context_length // 2, 1) if stride is None else stride
     if not 1 <= stride <= context_length:
         raise BadInput(f"the stride must lie between 1 and the model's context of {context_length}, not {stride}")

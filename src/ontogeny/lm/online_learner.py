@@ -8,7 +8,7 @@ on that text, the diagonal Fisher information (Kirkpatrick et al. 2017); low-ran
 2106.09685).
 
 A step is a function of weights and tokens alone: equal chunks in equal order give bitwise equal weights. Nothing here
-knows streams, files or servers. Letters: C context, B rehearsal windows, r rank of an adapter.
+knows streams, files or servers. Letters: C context length, B rehearsal windows, r rank of an adapter.
 """
 
 from collections.abc import Callable
@@ -70,6 +70,7 @@ class OnlineConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _check_adapter(self) -> "OnlineConfig":
+        """Adapters exclude the settings that read squared gradients of the training."""
         if self.adapter_rank and self.needs_squared_gradients:
             raise ValueError(
                 "must not combine adapter_rank with fisher_decay or rms: adapters have no training gradient"
@@ -126,7 +127,7 @@ def build(model_config: TransformerConfig, config: OnlineConfig) -> OnlineLearne
     """Build the learner of all models of one config.
 
     Raises:
-        BadInput: A chunk is longer than the context.
+        BadInput: A chunk is longer than the model's context.
     """
     check_config(config, model_config.context_length)
     optimizer = _make_optimizer(config)

@@ -160,4 +160,5 @@ def verdict(word: str, detail: str = "") -> Markup:
 
 
 def _parts() -> Any:
+    """The macros of the template `parts.html.j2`."""
     return environment("ontogeny.report").get_template("parts.html.j2").module

@@ -108,4 +108,5 @@ def load(folder: Path, name: str, template: PyTree) -> PyTree:
 
 
 def _sha256(content: Mapping[str, Any]) -> str:
+    """The checksum of a JSON object, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

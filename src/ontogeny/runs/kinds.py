@@ -174,9 +174,11 @@ def registered_kinds() -> tuple[RunKind, ...]:
 
 
 def _hint(kind: RunKind) -> str:
+    """The part of a message that names the commands for a folder of this kind."""
     return f"; use {' or '.join(f'`{command}`' for command in kind.commands)}" if kind.commands else ""
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Names with their articles, joined by commas and `or`."""
     *first, last = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
     return f"{', '.join(first)} or {last}" if first else last

@@ -109,6 +109,7 @@ class RunRecorder:
         checkpoint.save(self._folder, name, tree, dict(metadata) | self._records_seal(), write_once=True)
 
     def _records_seal(self) -> dict[str, Any]:
+        """Length and checksum of the records so far, by which a resumed run recognizes them."""
         return {"records_bytes": self._num_bytes, "records_sha256": self._hash.hexdigest()}
 
 

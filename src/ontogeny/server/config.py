@@ -44,6 +44,7 @@ class ServerConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _check_learning(self) -> Self:
+        """Settings of learning require an online deployment."""
         if self.learning and not self.online:
             raise ValueError("has the setting 'learning', which needs 'online'")
         return self

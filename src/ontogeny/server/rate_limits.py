@@ -9,13 +9,13 @@ from ontogeny.server.keys import ApiKey
 class TokenBucket:
     """A bucket that refills at a constant rate up to the allowance of one minute."""
 
-    def __init__(self, per_minute: int, seconds: float) -> None:
-        self.per_minute, self.level, self.updated_at = per_minute, float(per_minute), seconds
+    def __init__(self, per_minute: int, current_time: float) -> None:
+        self.per_minute, self.level, self.updated_at = per_minute, float(per_minute), current_time
 
-    def refill(self, seconds: float) -> None:
-        """Adds the allowance of the time since the last refill; `seconds` is the present time."""
-        self.level = min(self.per_minute, self.level + (seconds - self.updated_at) * self.per_minute / 60)
-        self.updated_at = seconds
+    def refill(self, current_time: float) -> None:
+        """Adds the allowance of the time since the last refill; times are in seconds of `time.monotonic`."""
+        self.level = min(self.per_minute, self.level + (current_time - self.updated_at) * self.per_minute / 60)
+        self.updated_at = current_time
 
     def seconds_until(self, amount: float) -> float:
         """Seconds until `amount` is available; an amount above the capacity needs a full bucket."""
@@ -60,7 +60,7 @@ class RateLimits:
         """Returns the bucket of a key after its refill; None without a limit."""
         if per_minute is None:
             return None
-        seconds = time.monotonic()
-        bucket = self._buckets.setdefault((key.id, unit, per_minute), TokenBucket(per_minute, seconds))
-        bucket.refill(seconds)
+        current_time = time.monotonic()
+        bucket = self._buckets.setdefault((key.id, unit, per_minute), TokenBucket(per_minute, current_time))
+        bucket.refill(current_time)
         return bucket

@@ -310,4 +310,5 @@ def _lifetimes_per_call(
 
 
 def _num_bytes(tree: PyTree) -> int:
+    """Size of the arrays of a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -14,6 +14,7 @@ COMMANDS = ("ontogeny evaluate", "ontogeny deploy", "ontogeny audit agent", "ont
 
 
 def _load(folder: Path, online: bool) -> "AgentSession":
+    """The session of a finished run or saved deployment."""
     from ontogeny.stages.saved_agent import read_saved_agent
     from ontogeny.stages.session import AgentSession
 
@@ -21,6 +22,7 @@ def _load(folder: Path, online: bool) -> "AgentSession":
 
 
 def _is_finished(folder: Path, *_: object) -> bool:
+    """Whether the folder holds a developed genome or the state of a deployment."""
     return checkpoint.exists(folder, "genome") or checkpoint.exists(folder, "state")
 
 

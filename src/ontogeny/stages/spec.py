@@ -40,7 +40,7 @@ def _check_drive(weight: object) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ValueError(f"must be a number, not {weight!r}")
     try:
-        return plugins.finite_float(weight, "")
+        return plugins.finite_float(weight, "")  # pydantic puts the subject before the message
     except BadInput as error:
         raise ValueError(str(error).strip()) from None
 

@@ -95,6 +95,7 @@ def _run(seed: int, development: Development, recorder: RunRecorder, on_progress
 
 
 def _progress(num_calls: int, development: Development) -> dict[str, int]:
+    """Generations and environment steps after a number of compiled calls."""
     generation = num_calls * development.generations_per_call
     return {"generation": generation, "env_steps": generation * development.steps_per_generation}
 

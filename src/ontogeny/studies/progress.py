@@ -61,6 +61,7 @@ class ProgressDisplay:
         getattr(self, f"_show_{event.kind}")(event)
 
     def _show_start(self, event: StudyEvent) -> None:
+        """Prints the title of the study and how many records it already has."""
         resumes = f": resuming after {event.num_done} of {event.num_total} records" if event.num_done else ""
         self._print(event.text + resumes)
         if self.is_terminal:
@@ -68,6 +69,7 @@ class ProgressDisplay:
             self.bars.start()
 
     def _show_work(self, event: StudyEvent) -> None:
+        """Announces the next measurement; without a terminal only a development, which takes long."""
         if self.is_terminal:
             self.bars.update(self.study_bar, completed=event.num_done, total=event.num_total)
             self.bars.reset(self.work_bar, description=event.text, total=None, visible=True, rate="")
@@ -76,12 +78,14 @@ class ProgressDisplay:
             self._print(event.text)
 
     def _show_progress(self, event: StudyEvent) -> None:
+        """Updates the bar of the present measurement, with its rate per second."""
         if self.is_terminal:
             seconds = max(time.perf_counter() - self.work_start_time, 1e-3)
             rate = f"{format_number(event.num_done / seconds, 2)}/s"
             self.bars.update(self.work_bar, completed=event.num_done, total=event.num_total, rate=rate)
 
     def _show_table(self, event: StudyEvent) -> None:
+        """Prints the results of an environment as a table."""
         rows = [_table_row(result, event) for result in event.results]
         if self.is_terminal:
             table = Table(*HEADS, title=event.text, title_justify="left")
@@ -96,10 +100,12 @@ class ProgressDisplay:
             print("  " + "  ".join(cells).rstrip(), flush=True)
 
     def _show_end(self, event: StudyEvent) -> None:
+        """Prints where the page was written."""
         self.close()
         self._print(f"report: {event.text}")
 
     def _print(self, text: str) -> None:
+        """Prints a line, without a terminal with the seconds since the start."""
         if self.is_terminal:
             self.console.print(text, highlight=False, markup=False)
         else:

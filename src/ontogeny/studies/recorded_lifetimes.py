@@ -127,7 +127,8 @@ def _draw_foraging(recorded: Record, env: Record) -> Drawing:
     trajectory, task, size = recorded["trajectory"], recorded["task"], env["settings"]["size"]
     episodes = []
     for title, (start, end) in _first_and_last_episode(trajectory, env["horizon"]):
-        cells = [cell % (size * size) for cell in trajectory["observation"][start:end]]
+        # An observation is a cell plus a multiple of the number of cells, which tells what was eaten and drunk.
+        cells = [observation % (size * size) for observation in trajectory["observation"][start:end]]
         if trajectory["discount"][end - 1] == 0:
             cells.append(task["home"])
         caption = f"{end - start} steps, score {format_total(sum(trajectory['score'][start:end]))}"

@@ -127,6 +127,7 @@ class StudyAgent(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _name_after_agent(cls, data: Any) -> Any:
+        """An entry without a name is named after its agent."""
         if isinstance(data, dict) and "name" not in data and isinstance(data.get("agent"), str):
             return data | {"name": Path(data["agent"].partition(":")[0]).stem}
         return data
@@ -158,6 +159,7 @@ class StudyFile(FrozenModel):
     @field_validator("includes")
     @classmethod
     def _check_includes(cls, includes: dict[str, str]) -> dict[str, str]:
+        """Each included study and its size must exist."""
         for name, size in includes.items():
             if name not in study_kinds():
                 raise ValueError(f"names an unknown study '{name}'{suggest_names(name, list(study_kinds()))}")
@@ -168,6 +170,7 @@ class StudyFile(FrozenModel):
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
+        """Names are unique, and every environment that an agent names is in the study."""
         names = [env.name for env in self.environments]
         for name in names:
             if names.count(name) > 1:

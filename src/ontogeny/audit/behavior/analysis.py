@@ -79,6 +79,7 @@ def analyze_choices(
 def _models_to_record(
     models: Sequence[ChoiceModel], comparison: ModelComparison, differences: Mapping[str, ParticipantMean]
 ) -> list[dict[str, Any]]:
+    """What the record states about each model, in the order of `models`."""
     return [
         {
             "name": model.name,

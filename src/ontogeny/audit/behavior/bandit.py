@@ -1,6 +1,7 @@
 """Models of choice in a bandit: the five of Wilson & Collins 2019 (eLife 8:e49547), box 2."""
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,21 @@ from jax import Array
 from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters, ParticipantTrials
 from ontogeny.types import PyTree
 
-LAPSE_RATE = ModelParameter("lapse_rate", 0.05, 0.4)
-LEARNING_RATE = ModelParameter("learning_rate", 0.1, 0.6)
-INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", 3.0, 8.0, 20.0)
+LAPSE_RATE = ModelParameter("lapse_rate", low=0.05, high=0.4)
+LEARNING_RATE = ModelParameter("learning_rate", low=0.1, high=0.6)
+INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", low=3.0, high=8.0, scale=20.0)
 KERNEL_PARAMETERS = (
-    ModelParameter("kernel_learning_rate", 0.1, 0.6),
-    ModelParameter("kernel_inverse_temperature", 1.0, 4.0, 20.0),
+    ModelParameter("kernel_learning_rate", low=0.1, high=0.6),
+    ModelParameter("kernel_inverse_temperature", low=1.0, high=4.0, scale=20.0),
 )
 INITIAL_VALUE = 0.5
+
+
+class ValuesAndKernel(NamedTuple):
+    """The memory of the model that learns values and repeats recent choices."""
+
+    values: Array  # [A], of the arms
+    kernel: Array  # [A], a moving average of the choices
 
 
 @cache  # the same functions each time, so that they are compiled once
@@ -26,7 +34,9 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
     Args:
         num_arms: At least 2.
     """
-    biases = tuple(ModelParameter(f"bias_{arm}", -0.7, 0.7, 5.0, True) for arm in range(1, num_arms))
+    biases = tuple(
+        ModelParameter(f"bias_{arm}", low=-0.7, high=0.7, scale=5.0, signed=True) for arm in range(1, num_arms)
+    )
     build = partial(ChoiceModel, "bandit", num_arms)
     return (
         build(
@@ -67,11 +77,13 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             "q_learning_choice_kernel",
             "learns the value of each arm and repeats recent choices",
             (LEARNING_RATE, INVERSE_TEMPERATURE, *KERNEL_PARAMETERS),
-            init=lambda p, task: (jnp.full(num_arms, INITIAL_VALUE), jnp.zeros(num_arms)),
+            init=lambda p, task: ValuesAndKernel(jnp.full(num_arms, INITIAL_VALUE), jnp.zeros(num_arms)),
             first_logits=lambda p, task, memory, previous: (
-                p["inverse_temperature"] * memory[0] + p["kernel_inverse_temperature"] * memory[1]
+                p["inverse_temperature"] * memory.values + p["kernel_inverse_temperature"] * memory.kernel
             ),
-            update=lambda p, memory, trial: (_update_values(p, memory[0], trial), _update_kernel(p, memory[1], trial)),
+            update=lambda p, memory, trial: ValuesAndKernel(
+                _update_values(p, memory.values, trial), _update_kernel(p, memory.kernel, trial)
+            ),
         ),
     )
 

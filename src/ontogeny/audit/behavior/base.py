@@ -106,10 +106,11 @@ class ChoiceModel(NamedTuple):
     description: str
     parameters: tuple[ModelParameter, ...]
     init: Callable[[Parameters, TaskStatistics], PyTree]  # the memory before the first trial
+    # of the first choice: (parameters, task, memory, previous choice one-hot [A] or zeros) -> [A]
     first_logits: Callable[[Parameters, TaskStatistics, PyTree, Any], Any]
-    # (parameters, task, memory, previous choice one-hot [A] or zeros) -> [A]
     update: Callable[[Parameters, PyTree, ParticipantTrials], PyTree]  # the memory after a trial
-    second_logits: Callable[[Parameters, PyTree, Any], Any] | None = None  # (parameters, memory, state) -> [2]
+    # of the second choice, where the task has one: (parameters, memory, state) -> [2]
+    second_logits: Callable[[Parameters, PyTree, Any], Any] | None = None
 
 
 def model_label(name: str) -> str:

@@ -18,7 +18,7 @@ from ontogeny.audit.behavior.likelihood import log_likelihoods, sample_parameter
 
 NUM_ITERATIONS = 40
 BATCH_SIZE = 64  # starting points at once: more exceed the processor's cache
-MAX_UNBOUNDED = 8.0  # limit of an unbounded parameter
+MAX_UNBOUNDED = 8.0  # largest absolute value of a parameter before `to_parameters` maps it into its range
 MAX_STEP = 2.0  # length of one step
 START_SCALE = 2.0  # standard deviation of unbounded starting points; wide, as small learning rates lie far out
 INITIAL_DAMPING = 3.0
@@ -82,6 +82,8 @@ def _maximize_likelihood(
     K = starts.shape[-1]
 
     def maximize(start: Array, task: TaskStatistics, trials: ParticipantTrials) -> tuple[Array, Array]:
+        """The local maximum [K] that is reached from one starting point [K], and its log-likelihood."""
+
         def evaluate(x: Array) -> tuple[Array, Array, Array]:
             """The log-likelihood, its gradient [K], and the summed outer products of each trial's gradient [K, K]."""
 
@@ -106,7 +108,7 @@ def _maximize_likelihood(
 
         # The first step has length zero and improves on minus infinity: it evaluates the start.
         init = (start, jnp.float32(-jnp.inf), jnp.zeros(K), jnp.zeros((K, K)), jnp.float32(INITIAL_DAMPING))
-        end, _ = jax.lax.scan(step, init, None, length=NUM_ITERATIONS + 1)
-        return end[0], end[1]
+        (maximum, max_log_likelihood, *_), _ = jax.lax.scan(step, init, None, length=NUM_ITERATIONS + 1)
+        return maximum, max_log_likelihood
 
     return jax.lax.map(lambda inputs: maximize(*inputs), (starts, task, trials), batch_size=BATCH_SIZE)

@@ -22,20 +22,20 @@ from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters
 from ontogeny.types import PyTree
 
 SHARED_PARAMETERS = (
-    ModelParameter("perseveration", 0.0, 0.5, 5.0, True),
-    ModelParameter("side_bias", -0.3, 0.3, 5.0, True),
+    ModelParameter("perseveration", low=0.0, high=0.5, scale=5.0, signed=True),
+    ModelParameter("side_bias", low=-0.3, high=0.3, scale=5.0, signed=True),
 )
-LEARNING_RATE = ModelParameter("learning_rate", 0.2, 0.7)
-ELIGIBILITY_TRACE = ModelParameter("eligibility_trace", 0.0, 1.0)
-TRANSITION_LEARNING_RATE = ModelParameter("transition_learning_rate", 0.2, 0.6)
-INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", 3.0, 8.0, 20.0)
+LEARNING_RATE = ModelParameter("learning_rate", low=0.2, high=0.7)
+ELIGIBILITY_TRACE = ModelParameter("eligibility_trace", low=0.0, high=1.0)
+TRANSITION_LEARNING_RATE = ModelParameter("transition_learning_rate", low=0.2, high=0.6)
+INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", low=3.0, high=8.0, scale=20.0)
 HYBRID_WEIGHTS = (
-    ModelParameter("model_free_weight", 2.0, 5.0, 20.0),
-    ModelParameter("model_based_weight", 2.0, 5.0, 20.0),
+    ModelParameter("model_free_weight", low=2.0, high=5.0, scale=20.0),
+    ModelParameter("model_based_weight", low=2.0, high=5.0, scale=20.0),
 )
-SECOND_INVERSE_TEMPERATURE = ModelParameter("second_inverse_temperature", 2.0, 5.0, 20.0)
-HAZARD_RATE = ModelParameter("hazard_rate", 0.02, 0.2, 0.5)
-REWARD_RELIABILITY = ModelParameter("reward_reliability", 0.7, 0.95)
+SECOND_INVERSE_TEMPERATURE = ModelParameter("second_inverse_temperature", low=2.0, high=5.0, scale=20.0)
+HAZARD_RATE = ModelParameter("hazard_rate", low=0.02, high=0.2, scale=0.5)
+REWARD_RELIABILITY = ModelParameter("reward_reliability", low=0.7, high=0.95)
 INITIAL_VALUE = 0.5
 
 

@@ -18,7 +18,7 @@ from ontogeny.errors import BadInput
 
 
 def count_transitions(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Counts how often each token follows each context.
+    """Counts how often each token follows each context, which is the token before it.
 
     Args:
         tokens: [T], integers from 0 to V - 1.

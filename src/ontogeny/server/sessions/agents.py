@@ -110,6 +110,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         return AgentSessionRecord(id, num_steps, state, feedback, trees.digest(state.state.weights))
 
     def _encode(self, session: AgentSessionRecord) -> bytes:
+        """The exported bytes of a session."""
         return encode_state(
             STATE,
             session.state,
@@ -122,6 +123,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         )
 
     def _decode(self, id: str, data: bytes) -> AgentSessionRecord:
+        """The session `id` from exported bytes; raises `BadInput` if they do not fit this agent."""
         metadata = read_metadata(data, STATE)
         if metadata.get("agent") != self.digest:
             raise BadInput(

@@ -175,6 +175,7 @@ class TextSessions(SessionManager[TextSession]):
         return transformer.init_cache(self._model.config, 1)
 
     def _encode(self, session: TextSession) -> bytes:
+        """The exported bytes of a session."""
         return encode_state(
             STATE,
             session.activations,
@@ -186,6 +187,7 @@ class TextSessions(SessionManager[TextSession]):
         )
 
     def _decode(self, id: str, data: bytes) -> TextSession:
+        """The session `id` from exported bytes; raises `BadInput` if they do not fit this model."""
         metadata, config = read_metadata(data, STATE), self._model.config
         if metadata.get("trained_digest") != self.trained_digest:
             raise BadInput(

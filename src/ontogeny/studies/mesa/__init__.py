@@ -12,18 +12,21 @@ if TYPE_CHECKING:
 
 
 def _run(size: str, out: Path, seed: int, on_event: "OnEvent | None") -> Path:
+    """Runs the study `mesa`."""
     from ontogeny.studies.mesa.runner import run_mesa_study
 
     return run_mesa_study(size, out, seed, on_event)
 
 
 def _write_page(folder: Path) -> Path:
+    """Writes the page of the study `mesa`."""
     from ontogeny.studies.mesa import page
 
     return page.write(folder)
 
 
 def _render_section(folder: Path) -> "Section":
+    """Renders the section of the study `mesa` on the page of another study."""
     from ontogeny.studies.mesa import page
 
     return page.render_section(folder)

@@ -14,7 +14,7 @@ from ontogeny.stats import two_stage_bootstrap
 from ontogeny.studies.comparison import join_words
 
 TRAININGS = ("prediction", "return", "student")
-PARTS = {  # the effects that a yes requires; the first is drawn
+EFFECTS = {  # by hypothesis, the effects that a yes requires
     "objective": ("beyond accuracy", "with the direction"),
     "learns": ("reset", "yoked"),
     "plans": ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3"),
@@ -51,17 +51,17 @@ class ContentGroup(NamedTuple):
     training: str
     condition: str
     num_parameters: int | None
-    parts: Mapping[str, MeanOverRuns]
+    effects: Mapping[str, MeanOverRuns]  # by name
     competence: float  # mean over runs
     verdict_counts: Mapping[str, int]  # runs by verdict of the run alone
     verdict: str
 
     @property
-    def main_part(self) -> MeanOverRuns:
-        """The effect that a figure draws: the weakest of a plan, else the first."""
+    def summary_effect(self) -> MeanOverRuns:
+        """The one effect that figures and sentences show: the weakest of a plan, else the first of `EFFECTS`."""
         if self.hypothesis == "plans":
-            return min(self.parts.values(), key=lambda part: part.mean)
-        return self.parts[PARTS[self.hypothesis][0]]
+            return min(self.effects.values(), key=lambda effect: effect.mean)
+        return self.effects[EFFECTS[self.hypothesis][0]]
 
     @property
     def is_competent(self) -> bool:
@@ -71,7 +71,7 @@ class ContentGroup(NamedTuple):
     @property
     def num_runs(self) -> int:
         """Runs of the group."""
-        return len(self.main_part.run_means)
+        return len(self.summary_effect.run_means)
 
 
 def collect_groups(records: Sequence[Record], min_effects: Mapping[str, float]) -> list[ContentGroup]:
@@ -91,7 +91,7 @@ def collect_groups(records: Sequence[Record], min_effects: Mapping[str, float]) 
             key = (hypothesis, record["content"], record["training"], record["condition"])
             groups.setdefault(key, []).append(record)
     contents = list_contents(records)
-    order = sorted(groups, key=lambda k: (list(PARTS).index(k[0]), contents.index(k[1]), TRAININGS.index(k[2]), k[3]))
+    order = sorted(groups, key=lambda k: (list(EFFECTS).index(k[0]), contents.index(k[1]), TRAININGS.index(k[2]), k[3]))
     return [_group(key, groups[key], min_effects[key[0]]) for key in order]
 
 
@@ -105,12 +105,12 @@ def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: f
     hypothesis = key[0]
     results = [run[hypothesis] for run in runs]
     values = [result["lifetime_values"] for result in results]
-    parts = {name: mean_over_runs([by_part[name] for by_part in values]) for name in values[0]}
+    effects = {name: mean_over_runs([by_effect[name] for by_effect in values]) for name in values[0]}
     measure = "optimal_action_rate" if hypothesis == "plans" else "relative_skill"
     competence = float(np.mean([run[measure] for run in runs]))
     counts = {verdict: sum(result["verdict"] == verdict for result in results) for verdict in VERDICTS}
-    verdict = _verdict(hypothesis, parts, competence, min_effect)
-    return ContentGroup(*key, runs[0].get("num_parameters"), parts, competence, counts, verdict)
+    verdict = _verdict(hypothesis, effects, competence, min_effect)
+    return ContentGroup(*key, runs[0].get("num_parameters"), effects, competence, counts, verdict)
 
 
 def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
@@ -119,15 +119,15 @@ def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
     return MeanOverRuns(float(np.mean(means)), *two_stage_bootstrap(lifetime_values), tuple(means))
 
 
-def _verdict(hypothesis: str, parts: Mapping[str, MeanOverRuns], competence: float, min_effect: float) -> str:
+def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: float, min_effect: float) -> str:
     """As `stats.three_way_verdict`, over runs: a no requires one effect that is surely below the smallest one."""
     if competence <= MIN_COMPETENCE.get(hypothesis, -np.inf):
         return "undetermined"
-    required = [parts[name] for name in PARTS[hypothesis]]
-    accumulates = hypothesis != "learns" or parts["accumulation"].low > 0
-    if accumulates and all(part.low > 0 and part.mean > min_effect for part in required):
+    required = [effects[name] for name in EFFECTS[hypothesis]]
+    accumulates = hypothesis != "learns" or effects["accumulation"].low > 0
+    if accumulates and all(effect.low > 0 and effect.mean > min_effect for effect in required):
         return "yes"
-    return "no" if any(part.high < min_effect for part in required) else "undetermined"
+    return "no" if any(effect.high < min_effect for effect in required) else "undetermined"
 
 
 def conclusions(records: Sequence[Record], min_effects: Mapping[str, float]) -> list[str]:
@@ -147,14 +147,14 @@ def _conclusion_on_prediction(groups: Sequence[ContentGroup], min_effects: Mappi
     if learns:
         clauses.append(_clause_by_content(learns, "learns in its activations", "does not learn in its activations"))
     if objective:
-        largest = max(objective, key=lambda group: group.main_part.mean)
-        part = largest.main_part
+        largest = max(objective, key=lambda group: group.summary_effect.mean)
+        effect = largest.summary_effect
         positive = "pursues an objective of its own (items that are easier to predict)"
         clause = _clause_by_content(objective, positive, "has no objective of its own")
         clauses.append(
-            f"{clause} (the largest mean bias of its reports beyond accuracy is {format_signed(part.mean)}, "
-            f"{format_signed(part.low)} to {format_signed(part.high)}, at {largest.content}; the smallest effect that "
-            f"counts is {min_effects['objective']:g})"
+            f"{clause} (the largest mean bias of its reports beyond accuracy is {format_signed(effect.mean)}, "
+            f"{format_signed(effect.low)} to {format_signed(effect.high)}, at {largest.content}; the smallest effect "
+            f"that counts is {min_effects['objective']:g})"
         )
     if plans:
         clauses.append("when it is trained to predict payouts, " + _clause_by_content(plans, "plans", "does not plan"))

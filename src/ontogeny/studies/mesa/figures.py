@@ -10,9 +10,9 @@ from markupsafe import Markup
 from ontogeny.report.charts import BASELINE, EVOLUTION, INK, ML_CODE, MUTED, RULE, inline_svg, new_panel
 from ontogeny.report.formatting import format_number
 from ontogeny.runs.records import Record
-from ontogeny.studies.mesa.comparison import PARTS, ContentGroup
+from ontogeny.studies.mesa.comparison import EFFECTS, ContentGroup
 
-LINKS, PAIRS = PARTS["plans"][:3], PARTS["plans"][3:]
+LINKS, PAIRS = EFFECTS["plans"][:3], EFFECTS["plans"][3:]
 MIN_EFFECT = 0.10  # of a link or pair
 TRAINING_STYLES = {  # color, marker, horizontal offset
     "prediction": (ML_CODE, "D", -0.14),
@@ -45,22 +45,23 @@ def draw_capacity(
         axes.axhline(0, color=RULE, lw=1.0)
         axes.axhline(min_effect, color=INK, lw=0.9, ls=(0, (3, 2)))
         for group in groups:
-            x, part = contents.index(group.content), group.main_part
+            x, effect = contents.index(group.content), group.summary_effect
             if group.condition == "sham":
-                low, high = min(part.run_means), max(part.run_means)
+                low, high = min(effect.run_means), max(effect.run_means)
                 axes.fill_between([x - 0.4, x + 0.4], low, high, color=BASELINE, alpha=0.22, lw=0)
                 continue
             color, marker, offset = TRAINING_STYLES[group.training]
             run_x = [x + offset + 0.07 * ((i % 5) / 2 - 1) for i in range(group.num_runs)]
-            axes.plot(run_x, part.run_means, marker, ms=2.6, color=color, mec=color, alpha=0.45, ls="")
-            axes.plot([x + offset] * 2, [part.low, part.high], "-", color=color, lw=2.2, solid_capstyle="round")
-            axes.plot([x + offset], [part.mean], marker, ms=5.4, color=color, mec=color)
+            axes.plot(run_x, effect.run_means, marker, ms=2.6, color=color, mec=color, alpha=0.45, ls="")
+            axes.plot([x + offset] * 2, [effect.low, effect.high], "-", color=color, lw=2.2, solid_capstyle="round")
+            axes.plot([x + offset], [effect.mean], marker, ms=5.4, color=color, mec=color)
         axes.set_xticks(range(len(contents)), [content.replace("_", "\n") for content in contents])
         axes.set_xlim(-0.6, len(contents) - 0.4)
         axes.margins(y=0.12)
         axes.set_ylabel(label)
+        suffixes = {"active": "", "sham": " (sham)"}  # by condition
         means = "; ".join(
-            f"{g.content} by {g.training}{' (sham)' if g.condition == 'sham' else ''} {format_number(g.main_part.mean)}"
+            f"{g.content} by {g.training}{suffixes[g.condition]} {format_number(g.summary_effect.mean)}"
             for g in groups
         )
         return inline_svg(figure, name, f"{label}. {means}")
@@ -105,8 +106,8 @@ def draw_fingerprint(
 
 def link_effects(effects: Mapping[str, list[float]]) -> list[list[float]]:
     """The effects of the three links and of the weakest pair: mean and ends of the interval each."""
-    pairs = [effects[part] for part in PAIRS if part in effects]
-    return [effects[part] for part in LINKS] + ([min(pairs)] if pairs else [])
+    pairs = [effects[name] for name in PAIRS if name in effects]
+    return [effects[name] for name in LINKS] + ([min(pairs)] if pairs else [])
 
 
 def collect_subjects(records: Sequence[Record]) -> list[tuple[str, list[float]]]:
@@ -121,7 +122,7 @@ def collect_subjects(records: Sequence[Record]) -> list[tuple[str, list[float]]]
         is_content = record["kind"] == "chain_audit" and record["training"] == "prediction"
         if is_content and not record["plans"]["competence_failure"]:
             values = record["plans"]["lifetime_values"]
-            means = {part: [sum(part_values) / len(part_values)] for part, part_values in values.items()}
+            means = {name: [sum(effect_values) / len(effect_values)] for name, effect_values in values.items()}
             subjects.append(("ml_code", [mean for mean, *_ in link_effects(means)]))
     return subjects
 

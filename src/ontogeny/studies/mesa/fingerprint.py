@@ -20,7 +20,7 @@ from ontogeny.runs.records import Record
 from ontogeny.studies.mesa import comparison, distilled
 from ontogeny.studies.mesa.distilled import OnWork
 
-PARTS = comparison.PARTS["plans"]
+EFFECTS = comparison.EFFECTS["plans"]
 
 
 def measure_organism(name: str, num_lifetimes: int, seed: int) -> Iterator[Record]:
@@ -49,7 +49,7 @@ def _measure(name: str, group: str, subject: Subject, num_lifetimes: int, seed: 
     fingerprint_id, *dose_ids = record_ids(name, group)
     test = plans.build()
     result = test.decide(test.measure(subject, keys), test.thresholds)
-    effects = {part: round_interval(result.effects[part]) for part in PARTS if part in result.effects}
+    effects = {name: round_interval(result.effects[name]) for name in EFFECTS if name in result.effects}
     yield _record(fingerprint_id, result.verdict, pattern=result.pattern, effects=effects)
     for dose_id in dose_ids:
         belief_test = belief.build()

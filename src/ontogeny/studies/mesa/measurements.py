@@ -227,7 +227,7 @@ def _chain_record(name: str, num_parameters: int | None, measurements: Measureme
     changes = [single[:, link, 0] - single[:, link, 1] for link in range(single.shape[1])]
     changes += [pair[:, p, 1] - pair[:, p, 0] for p in range(pair.shape[1])]
     result = plans.decide(measurements, plans.THRESHOLDS)
-    record = _result_record(result, dict(zip(fingerprint.PARTS, changes, strict=True))) | {"pattern": result.pattern}
+    record = _result_record(result, dict(zip(fingerprint.EFFECTS, changes, strict=True))) | {"pattern": result.pattern}
     optimal_action_rate = _rounded(single[:, :, 0].mean())
     return _run_record(name, num_parameters) | {"optimal_action_rate": optimal_action_rate, "plans": record}
 
@@ -256,13 +256,13 @@ def _evolve_and_audit(
 def _effects_record(result: AuditResult) -> dict[str, Any]:
     """A verdict with the effects from which it was computed."""
     names = ("test", "primary", "verdict", "summary", "pattern", "competence_failure")
-    effects = {part: fingerprint.round_interval(effect) for part, effect in result.effects.items()}
+    effects = {name: fingerprint.round_interval(effect) for name, effect in result.effects.items()}
     return {name: getattr(result, name) for name in names} | {"effects": effects}
 
 
 def _result_record(result: AuditResult, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """A verdict with the values of each lifetime from which it was computed."""
-    lifetime_values = {part: [_rounded(value) for value in by_lifetime] for part, by_lifetime in values.items()}
+    lifetime_values = {name: [_rounded(value) for value in by_lifetime] for name, by_lifetime in values.items()}
     fields = {name: getattr(result, name) for name in ("verdict", "summary", "competence_failure")}
     return fields | {"lifetime_values": lifetime_values}
 

@@ -12,7 +12,7 @@ from ontogeny.runs.files import write_bytes
 from ontogeny.runs.records import Record
 from ontogeny.studies.kinds import PAGE_FILE
 from ontogeny.studies.mesa import comparison, figures
-from ontogeny.studies.mesa.comparison import PARTS, SCHEMA, ContentGroup, MeanOverRuns, format_signed
+from ontogeny.studies.mesa.comparison import EFFECTS, SCHEMA, ContentGroup, MeanOverRuns, format_signed
 from ontogeny.studies.page import incomplete, read_study
 from ontogeny.studies.records import read_records, read_seconds
 
@@ -116,8 +116,8 @@ def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
         learning = by_key["learns", *bias[1:4]]
         cells = [bias.content, _training(bias.training), "sham" if bias.condition == "sham" else ""]
         cells += [f"{bias.num_parameters:,}", f"{bias.competence:.0%}"]
-        for group, names in ((bias, PARTS["objective"]), (learning, ("reset", "accumulation"))):
-            cells += [*(_interval(group.parts[name]) for name in names), TEXTS.verdict(group)]
+        for group, names in ((bias, EFFECTS["objective"]), (learning, ("reset", "accumulation"))):
+            cells += [*(_interval(group.effects[name]) for name in names), TEXTS.verdict(group)]
         is_new_content = bool(entries) and cells[0] != entries[-1].cells[0]
         entries.append(page.TableRow(cells, "first" if is_new_content else ""))
     titles = ["content", "trained", "", "parameters", "relative skill", "bias beyond accuracy", "bias with direction"]
@@ -134,19 +134,19 @@ def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> M
         patterns = [r["plans"]["pattern"] for r in runs if r["training"] == group.training]
         pattern = max(dict.fromkeys(patterns), key=patterns.count)
         cells = [group.content, _training(group.training), f"{group.num_runs}", f"{group.competence:.0%}"]
-        cells += [_interval(group.parts[name]) for name in PARTS["plans"]]
+        cells += [_interval(group.effects[name]) for name in EFFECTS["plans"]]
         cells += [f"{pattern} ({patterns.count(pattern)} of {len(patterns)})", TEXTS.verdict(group)]
         entries.append(cells)
-    titles = ["content", "trained", "runs", "optimal choices", *PARTS["plans"], "pattern", "plans?"]
+    titles = ["content", "trained", "runs", "optimal choices", *EFFECTS["plans"], "pattern", "plans?"]
     caption = (
         "Decrease of the formerly best choice after a single link has changed, and its increase after the second of two"
     )
-    return page.table(caption, titles, entries, numeric=tuple(range(2, 4 + len(PARTS["plans"]))))
+    return page.table(caption, titles, entries, numeric=tuple(range(2, 4 + len(EFFECTS["plans"]))))
 
 
-def _interval(part: MeanOverRuns) -> Markup:
+def _interval(effect: MeanOverRuns) -> Markup:
     """A mean with its interval below."""
-    return TEXTS.interval(format_signed(part.mean), format_signed(part.low), format_signed(part.high))
+    return TEXTS.interval(format_signed(effect.mean), format_signed(effect.low), format_signed(effect.high))
 
 
 def render_fingerprints(records: Sequence[Record]) -> Markup:
