@@ -140,6 +140,17 @@ def test_list_shows_every_plugin_and_its_settings(ontogeny):
     ("arguments", "message"),
     [
         (["lst"], "'lst'"),
+        (["keys"], "'ontogeny keys' needs a command: create, list, revoke; see 'ontogeny keys --help'"),
+        (["audit", "runs/x", "--num-lifetimes", "9"], "use `ontogeny audit agent runs/x`"),
+        (["audit", "--seed", "3", "runs/x"], "use `ontogeny audit agent RUN`"),
+        (["audit", "behavour", "x.csv"], "Did you mean 'behavior'?"),
+        (["lm", "train", "x", "--bogus"], "see 'ontogeny lm train --help'"),
+        (
+            ["lm", "train", "x", "--out", "o", "--num-steps", "99999999999999999999"],
+            "'num_steps' in [lm train] must be",
+        ),
+        (["lm", "train", "x", "--out", "o", "--max-gradient-norm", "inf"], "must be a finite number, not inf"),
+        (["train", "--agent", "random", "--env", "bandit:num_arms", "--out", "x"], "[options]: 'num_arms' in 'bandit:"),
         (["train", "--sed", "3"], "--seed"),
         (["train", "--agent", "random"], "--env"),
         (["train", "--agent", "randm", "--env", "bandit", "--out", "x"], "no agent 'randm'; did you mean random?"),

@@ -19,6 +19,12 @@ from ontogeny.renamed import TABLES, renamed_hint
         (["export", "x"], "`export` was renamed `lm export`."),
         (["train", "text", "x"], "`train text` was renamed `lm train`."),
         (["audit", "behaviour", "x"], "`audit behaviour` was renamed `audit behavior`."),
+        (["evaluate", "x", "--text", "x"], "`evaluate --text` was renamed `lm evaluate --text`."),
+        (["evaluate", "--despite-overlap"], "`evaluate --despite-overlap` was renamed `lm evaluate --allow-overlap`."),
+        (
+            ["audit", "prequential", "--tokens", "9"],
+            "`audit prequential --tokens` was renamed `audit prequential --num-tokens`.",
+        ),
         (["list", "worlds"], "`worlds` was renamed `environments`."),
     ],
 )

@@ -21,6 +21,7 @@ from ontogeny.runs.records import append_record, append_timing, read_records, re
 
 SOURCE = Path(ontogeny.__file__).parent
 OLD = Path(__file__).parent / "golden" / "format_1"
+GPT2 = Path(__file__).parent / "golden" / "gpt2"
 KIND = formats.AGENT_RUN
 STUDY = """title = "Small"
 question = "Which agent scores higher?"
@@ -240,6 +241,9 @@ def test_a_folder_of_format_1_is_refused_untouched(tmp_path, monkeypatch, capsys
         ["lm", "generate", str(old)],
         ["lm", "export", str(old), "--out", str(tmp_path / "exported")],
         ["serve", str(old), "--state-dir", str(tmp_path / "server")],
+        ["keys", "create", "--name", "mine", "--state-dir", str(old)],
+        ["serve", str(GPT2), "--state-dir", str(old)],
+        ["audit", "calibrate", "--num-audits", "2", "--distilled", str(old)],
         ["audit", "agent", str(old)],
         ["audit", "attribution", str(old)],
         ["audit", "behavior", str(old)],
@@ -253,8 +257,16 @@ def test_a_folder_of_format_1_is_refused_untouched(tmp_path, monkeypatch, capsys
             cli.main()
         assert end.value.code == 2, command
         assert capsys.readouterr().err == f"ontogeny: {message}\n", command
-        shutil.rmtree(tmp_path / "server", ignore_errors=True)
     assert digests(tmp_path) == before
+
+
+def test_no_other_files_are_written_into_the_folder_of_a_run(tmp_path):
+    with claim(tmp_path / "run", KIND, {"seed": 0}, versions={}):
+        pass
+    for folder in (tmp_path, tmp_path / "absent"):
+        formats.refuse_run_folder(folder, "notes")
+    with pytest.raises(BadInput, match="is the folder of a run; name another folder for notes"):
+        formats.refuse_run_folder(tmp_path / "run", "notes")
 
 
 def test_a_checkpoint_of_format_1_is_refused(tmp_path):

@@ -58,7 +58,8 @@ def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
         return f"[{'.'.join([place, *map(str, mistake['loc'])])}] must be a table of keys, not {_shorten(value)}"
     if kind == "value_error":
-        return f"{entry} {mistake['msg'].removeprefix('Value error, ')}"
+        message = mistake["msg"].removeprefix("Value error, ")
+        return f"{entry}: {message}" if message.startswith("'") else f"{entry} {message}"
     rule = mistake["msg"].removeprefix("Input should be ").replace("valid integer", "whole number")
     return f"{entry} must be {rule}, not {_shorten(value)}"
 

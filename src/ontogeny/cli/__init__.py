@@ -103,11 +103,19 @@ def _refuse_old_command(arguments: list[str]) -> None:
 def _usage_message(error: typer.TyperException) -> str:
     """The sentence for a mistake in the arguments; a renamed option is answered with its new name."""
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
-    hint = renamed_hint("option", option) if option else None
-    if hint and context is not None and any(name in hint for p in context.command.params for name in p.opts):
-        return hint
-    message = getattr(error, "format_message", error.__str__)()
-    return f"{message.rstrip('.')}; see 'ontogeny --help'"
+    place = "ontogeny" if context is None else context.command_path
+    if option and context is not None:
+        full_hint, hint = renamed_hint("option", f"{place.partition(' ')[2]} {option}"), renamed_hint("option", option)
+        if full_hint or (hint and any(name in hint for p in context.command.params for name in p.opts)):
+            return full_hint or str(hint)
+    message = getattr(error, "format_message", error.__str__)().rstrip(".")
+    commands = list(getattr(context.command, "commands", {})) if context is not None else []
+    if commands and message.startswith("Usage:"):  # a group without a command
+        message = f"'{place}' needs a command: {', '.join(commands)}"
+    elif place == "ontogeny audit" and "Did you mean" not in message:
+        run = "RUN" if option else message.partition("'")[2].rpartition("'")[0]
+        return f"'{place}' needs the name of an audit; to audit an agent use `ontogeny audit agent {run}`"
+    return f"{message}; see '{place} --help'"
 
 
 def _print_interrupted() -> None:

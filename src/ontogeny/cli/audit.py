@@ -172,8 +172,10 @@ def _subjects(run: str) -> "list[Subject]":
 def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
     """The controls that networks distilled from organisms add; each network is read from the folder or trained."""
     from ontogeny.audit import calibration
+    from ontogeny.runs.formats import refuse_run_folder
     from ontogeny.studies.mesa import distilled
 
+    refuse_run_folder(folder, "distilled networks")
     controls = []
     for name in distilled.TEACHERS:
         if organisms and name not in organisms:

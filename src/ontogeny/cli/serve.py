@@ -40,10 +40,13 @@ def serve(
     named_runs = _name_runs(runs or [], alias or [])
     configure_jax(device)
     from ontogeny.runs.folder import locked
+    from ontogeny.runs.kinds import require_loadable
     from ontogeny.server import app
     from ontogeny.server.deployments import Deployments
     from ontogeny.server.store import Store
 
+    for _, run in named_runs:
+        require_loadable(run)  # before the state folder is created
     store = Store(state_dir)
     with locked(store.folder):
         deployments = Deployments(named_runs, store, config)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ontogeny.validation import FrozenModel
 
-MAX_SEED = 2**31 - 1
+MAX_SEED = MAX_COUNT = 2**31 - 1
 
 
 class TrainConfig(FrozenModel):
@@ -45,17 +45,17 @@ class TrainConfig(FrozenModel):
     vocab_size: int = 1024
     held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
     split: Literal["tail", "document"] = "tail"
-    num_layers: int | None = Field(default=None, ge=1)
-    num_heads: int | None = Field(default=None, ge=1)
-    width: int | None = Field(default=None, ge=1)
-    context_length: int | None = Field(default=None, ge=2)
-    batch_size: int | None = Field(default=None, ge=1)
-    num_steps: int | None = Field(default=None, ge=1)
+    num_layers: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    num_heads: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    width: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    context_length: int | None = Field(default=None, ge=2, le=MAX_COUNT)
+    batch_size: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    num_steps: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     learning_rate: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, le=MAX_COUNT)
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    max_gradient_norm: float = Field(default=1.0, gt=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     decay_schedule: Literal["cosine", "linear"] = "cosine"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

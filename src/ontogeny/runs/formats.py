@@ -81,6 +81,21 @@ def refuse_old_folder(folder: Path) -> None:
         check_format(folder, STUDY if header["kind"] == "study" else MESA_STUDY, 1)
 
 
+def refuse_run_folder(folder: Path, purpose: str) -> None:
+    """Refuse to write other files into the folder of a run.
+
+    Args:
+        folder: A folder of any content, or an absent one.
+        purpose: What it was to hold, for the message: `the state of a server`.
+
+    Raises:
+        BadInput: The folder is that of a run, of any format.
+    """
+    refuse_old_folder(folder)
+    if (folder / SPEC_FILE).exists():
+        raise BadInput(f"'{folder}' is the folder of a run; name another folder for {purpose}")
+
+
 def first_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds, or that its first line holds; empty where there is none."""
     try:

@@ -85,12 +85,23 @@ def load(folder: Path | str, *, online: bool = False) -> object:
         BadInput: The folder holds neither, or a run that is unfinished, damaged or of another format.
     """
     folder = Path(folder)
-    kind = identify(folder)
+    kind = require_loadable(folder)
+    assert kind.load is not None
+    return kind.load(folder, online)
+
+
+def require_loadable(folder: Path) -> RunKind:
+    """The kind of a folder, which must hold a trained agent or language model.
+
+    Raises:
+        BadInput: As `load`; files other than the description of the run are not read yet.
+    """
+    kind = identify(folder, *(kind.name for kind in registered_kinds() if kind.load is not None))
     if kind.load is None:
         raise BadInput(
             f"'{folder}' is {_listed([kind.name])}, which holds no single agent or language model{_hint(kind)}"
         )
-    return kind.load(folder, online)
+    return kind
 
 
 def write_page(folder: Path | str) -> Path:
@@ -100,7 +111,7 @@ def write_page(folder: Path | str) -> Path:
         BadInput: The folder holds no run, or a run of a kind without a page.
     """
     folder = Path(folder)
-    kind = identify(folder)
+    kind = identify(folder, *(kind.name for kind in registered_kinds() if kind.write_page is not None))
     if kind.write_page is None:
         raise BadInput(f"'{folder}' is {_listed([kind.name])}, which has no page{_hint(kind)}")
     return kind.write_page(folder)

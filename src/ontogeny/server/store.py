@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ontogeny.errors import BadInput
-from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format
+from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format, refuse_run_folder
 
 DATABASE = "ontogeny.sqlite"
 SCHEMA = """
@@ -76,8 +76,12 @@ class Store:
         self.folder = Path(folder)
         self.snapshots = self.folder / "snapshots"
         self._path = self.folder / DATABASE
-        if not create and not self._path.exists():
-            raise BadInput(f"there is no server database in '{self.folder}'; name the state folder with --state-dir")
+        if not self._path.exists():
+            if not create:
+                raise BadInput(
+                    f"there is no server database in '{self.folder}'; name the state folder with --state-dir"
+                )
+            refuse_run_folder(self.folder, "the state of a server")
         self._thread_local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
