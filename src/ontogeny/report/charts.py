@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -106,5 +106,5 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     for color, variable in CSS_VARIABLES.items():
         body = body.replace(color, variable)
     body = re.sub(r"\n\s*", "\n", body)
-    opening = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(view_box.group(1), escape(label))
+    opening = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(view_box.group(1), label)
     return opening + Markup(body.strip() + "\n")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.runs.records import Record
-from ontogeny.stats import two_stage_bootstrap
+from ontogeny.stats import three_way_verdict, two_stage_bootstrap
 from ontogeny.studies.comparison import join_words
 
 TRAININGS = ("prediction", "return", "student")
@@ -120,14 +120,13 @@ def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
 
 
 def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: float, min_effect: float) -> str:
-    """As `stats.three_way_verdict`, over runs: a no requires one effect that is surely below the smallest one."""
+    """The verdict over runs; a subject without competence gets none."""
     if competence <= MIN_COMPETENCE.get(hypothesis, -np.inf):
         return "undetermined"
-    required = [effects[name] for name in EFFECTS[hypothesis]]
+    required = {name: effects[name] for name in EFFECTS[hypothesis]}
     accumulates = hypothesis != "learns" or effects["accumulation"].low > 0
-    if accumulates and all(effect.low > 0 and effect.mean > min_effect for effect in required):
-        return "yes"
-    return "no" if any(effect.high < min_effect for effect in required) else "undetermined"
+    passed = accumulates and all(effect.low > 0 and effect.mean > min_effect for effect in required.values())
+    return three_way_verdict(passed, required, dict.fromkeys(required, min_effect))
 
 
 def conclusions(records: Sequence[Record], min_effects: Mapping[str, float]) -> list[str]:
