@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from pydantic import Field
 
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
@@ -29,6 +30,7 @@ from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
+from ontogeny.validation import FrozenModel
 
 POLL_INTERVAL = 0.5  # seconds between two looks at the journal
 log = logging.getLogger(__name__)
@@ -42,14 +44,22 @@ class LoadedVersion(NamedTuple):
     full_weights: TransformerWeights  # the weights that answer requests
 
 
-class BranchConfig(NamedTuple):
-    """Limits of the branches of a deployment."""
+class BranchConfig(FrozenModel):
+    """Limits of the branches of a deployment.
 
-    max_forgetting: float = ServerConfig().max_forgetting  # nats per token of held-out text
-    snapshot_interval: int = 16  # accepted examples between two snapshots of a branch
-    max_snapshots: int = 4  # per branch
-    max_loaded: int = 8  # versions in memory
-    learning_fraction: float = 1.0  # of the learner's time while other requests wait
+    Attributes:
+        max_forgetting: Nats per token of held-out text.
+        snapshot_interval: Accepted examples between two snapshots of a branch.
+        max_snapshots: Per branch.
+        max_loaded: Versions in memory.
+        learning_fraction: Part of the learner's time while other requests wait.
+    """
+
+    max_forgetting: float = Field(default=ServerConfig().max_forgetting, ge=0)
+    snapshot_interval: int = Field(default=16, ge=1)
+    max_snapshots: int = Field(default=4, ge=1)
+    max_loaded: int = Field(default=8, ge=1)
+    learning_fraction: float = Field(default=1.0, gt=0, le=1)
 
 
 class BranchManager:
