@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import jax
@@ -45,6 +46,11 @@ def documented_arguments(function) -> dict[str, str]:
     section = re.search(r"Args:\n(.*?)(\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
     entries = re.split(r"\n(?=    \w)", section.group(1)) if section else []
     return {name.strip(): text.strip() for name, _, text in (entry.partition(":") for entry in entries)}
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "lm.evaluate", "lm.load", "lm.train"])
+def test_every_public_function_documents_what_it_returns(name):
+    assert "\n\nReturns:\n    " in inspect.getdoc(attrgetter(name)(ontogeny))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

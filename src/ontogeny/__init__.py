@@ -70,6 +70,9 @@ def load(folder: "Path | str", *, online: bool = False) -> "AgentSession | Langu
         folder: An agent run, saved deployment, language-model run or GPT-2 folder of Hugging Face.
         online: Whether the weights of an agent keep learning.
 
+    Returns:
+        An `AgentSession`, which acts step by step, or a `LanguageModel`, which `generate` and `ontogeny.lm` take.
+
     Raises:
         BadInput: The folder holds no single agent or language model, or is unfinished, damaged or of another format.
     """

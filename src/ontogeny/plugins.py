@@ -54,6 +54,9 @@ def list_names(kind: str) -> list[str]:
     Args:
         kind: A key of `PLUGIN_KINDS`.
 
+    Returns:
+        The names in alphabetical order.
+
     Raises:
         BadInput: Two installed packages, or an installed package and this one, use the same name.
     """

@@ -76,6 +76,9 @@ def evaluate(
         allow_overlap: Whether a text of larger overlap is scored all the same.
         on_progress: Called with the number of scored tokens and of all tokens.
 
+    Returns:
+        Perplexity, bits per byte and nats per token with their intervals.
+
     Raises:
         BadInput: The text is too short, cannot be tokenized or overlaps the training text.
     """

@@ -43,6 +43,9 @@ def load(folder: Path | str) -> LanguageModel:
     Args:
         folder: A finished run of `ontogeny lm train`, or a GPT-2 folder of Hugging Face.
 
+    Returns:
+        Weights, config and tokenizer.
+
     Raises:
         BadInput: The folder is absent, unfinished, damaged or of another kind.
     """

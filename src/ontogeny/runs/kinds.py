@@ -64,6 +64,9 @@ def open_run(folder: Path | str) -> Run:
     Args:
         folder: An agent run, saved deployment, language-model run, Hugging Face folder or study.
 
+    Returns:
+        Its kind, its spec as plain data, its records in their order, and its status.
+
     Raises:
         BadInput: The folder holds no run, or a run that is damaged or of another format.
     """

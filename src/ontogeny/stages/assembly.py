@@ -49,6 +49,9 @@ def make_env(name: str, **settings: Any) -> Environment:
         name: A name that `ontogeny list environments` prints, or the path of a Python file with a `build` function.
         settings: As `ontogeny list environments NAME` prints them.
 
+    Returns:
+        Pure functions (`reset`, `step`, `score`) and the spec of observations, actions and outcome features.
+
     Raises:
         BadInput: The name or a setting is unknown, or a value is out of range.
     """
@@ -61,6 +64,9 @@ def make_steering(env: Environment, **drives: float) -> Steering:
     Args:
         env: Its spec names the outcome features and proposes a drive for each.
         drives: Weights of outcome features that replace the proposed ones.
+
+    Returns:
+        A function from outcome features [F] to a reward [].
 
     Raises:
         BadInput: A drive names no outcome feature of the environment, or its weight is not finite.
@@ -76,6 +82,9 @@ def make_agent(name: str, env: Environment, steering: Steering | None = None, **
         env: The environment in which the agent will act.
         steering: Its reward function; by default the one that the environment proposes.
         settings: As `ontogeny list agents NAME` prints them.
+
+    Returns:
+        Pure functions (`init`, `act`, `learn`, `reset`, `genome`) for `rollout` and `evaluate`.
 
     Raises:
         BadInput: The name or a setting is unknown, a value is out of range, or the agent does not fit the environment.

@@ -103,6 +103,9 @@ def evaluate(
         reset_each_episode: Whether activations are reset where an episode begins.
         on_progress: Receives the number of tasks done and of all tasks.
 
+    Returns:
+        The mean score with its standard error and interval, and the score of each task.
+
     Raises:
         BadInput: An argument is out of range, or the agent takes an action that the environment does not have.
         ContractViolation: Weights changed in the mode `frozen`.
