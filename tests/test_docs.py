@@ -1,13 +1,14 @@
 """The documentation is true: its commands exist, its tutorials run as they are shown, and no command is missing."""
 
 import os
+import pkgutil
 import re
 
 import pytest
 import typer
 
 import ontogeny
-from ontogeny import cli
+from ontogeny import cli, plugins
 from ontogeny.cli.commands import COMMANDS
 from pages import (
     DOCS,
@@ -101,6 +102,14 @@ def test_every_command_is_in_the_generated_reference():
     text = re.sub(r"<[^>]+>", "", BUILT_REFERENCE.read_text(encoding="utf-8"))
     missing = [name for name in command_names() if f"ontogeny {name}" not in " ".join(text.split())]
     assert not missing
+
+
+@pytest.mark.parametrize("page", all_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_object_that_a_page_names_exists(page):
+    no_objects = {"lock", "sqlite", "version", *plugins.PLUGIN_KINDS}  # names of files, a field and entry points
+    for name in re.findall(r"`ontogeny\.([\w.]+)`", page.read_text(encoding="utf-8")):
+        if name not in no_objects:
+            pkgutil.resolve_name(f"ontogeny.{name}")
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
