@@ -136,7 +136,11 @@ def evaluate(
         bool, typer.Option("--online", help="Let the weights learn from each chunk of the text after it is scored.")
     ] = False,
     learning: Annotated[
-        str | None, typer.Option(help="Settings of online learning, setting=value,...; requires --online.")
+        str | None,
+        typer.Option(
+            help="Settings of online learning, setting=value,...: chunk_size, optimizer, learning_rate, decay_rate, "
+            "fisher_decay, rehearsal_batch_size, rehearsal_weight, adapter_rank, max_gradient_norm; requires --online."
+        ),
     ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Number of tokens scored per window; by default half of the context length.")

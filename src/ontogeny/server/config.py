@@ -15,7 +15,7 @@ class ServerConfig(FrozenModel):
         frozen: Names of deployments that do not learn although `online` is set.
         shared_branch: Let all keys share one branch of weights instead of one each.
         max_forgetting: Limit of the acceptance test: nats per token lost on held-out text.
-        learning: Settings of online learning, such as 'chunk_size=32,adapter_rank=8'.
+        learning: Settings of online learning, such as 'chunk_size=32,adapter_rank=8'; `lm evaluate --help` lists them.
         host: Address to listen on; an address other than loopback needs a key.
         port: TCP port to listen on; 0 for any free one.
         max_num_seqs: Sequences generated at a time per model.

@@ -61,8 +61,7 @@ def draw_capacity(
         axes.set_ylabel(label)
         suffixes = {"active": "", "sham": " (sham)"}  # by condition
         means = "; ".join(
-            f"{g.content} by {g.training}{suffixes[g.condition]} {format_number(g.summary_effect.mean)}"
-            for g in groups
+            f"{g.content} by {g.training}{suffixes[g.condition]} {format_number(g.summary_effect.mean)}" for g in groups
         )
         return inline_svg(figure, name, f"{label}. {means}")
 
