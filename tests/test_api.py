@@ -1,5 +1,6 @@
 """The public API: what `import ontogeny` offers, its documentation, and runs from training to a loaded agent."""
 
+import importlib
 import inspect
 import json
 import re
@@ -17,6 +18,7 @@ from ontogeny import BadInput, cli
 from ontogeny.runs import formats, kinds
 from ontogeny.runs.folder import claim
 from ontogeny.runs.records import append_record
+from ontogeny.validation import FrozenModel
 
 FUNCTIONS = [name for name in ontogeny.__all__ if name[0].islower() and name != "lm"]
 SPEC = {"env": "bandit:num_arms=3,num_pulls=5", "agent": "ucb1", "development": "single_lifetime:num_lifetimes=2"}
@@ -184,3 +186,12 @@ def test_a_study_is_opened_but_not_loaded(tmp_path):
         BadInput, match="is a study, which holds no single agent or language model; use `ontogeny report`"
     ):
         ontogeny.load(folder)
+
+
+def test_every_setting_and_spec_has_a_json_schema():
+    for package in ("audit.prequential.certificate", "server.learning.branches", "lm.training", "studies.spec"):
+        importlib.import_module(f"ontogeny.{package}")
+    models = list(FrozenModel.__subclasses__())
+    assert len(models) >= 8
+    for model in models:
+        assert model.model_json_schema()["properties"], model
