@@ -118,7 +118,9 @@ def test_a_hugging_face_folder_is_loaded_and_opened():
         ({}, "is an empty folder, not a language-model run, a Hugging Face GPT-2 folder, an agent run"),
         ({"notes.txt": "text"}, "is a folder of other files, not"),
         ({"spec.json": "{}"}, "spec.json' is of no kind of run that this version knows"),
-        ({"spec.json": "{"}, "spec.json' is of no kind of run that this version knows"),
+        ({"spec.json": "{"}, "spec.json' is damaged: it is not JSON"),
+        ({"spec.json": ""}, "spec.json' is damaged: it is not JSON"),
+        ({"spec.json": "[]"}, "spec.json' is damaged: it holds no JSON object"),
         ({"spec.json": json.dumps({"format": 9, "kind": "agent run"})}, "is an agent run of format 9; this version"),
     ],
 )
@@ -172,6 +174,13 @@ def test_a_language_model_run_is_loaded_and_opened(language_model_run, capsys, m
         complaint = capsys.readouterr().err
         assert end.value.code == 2 and complaint.count("\n") == 1
         assert "is a language-model run, not an agent run" in complaint and "`ontogeny lm evaluate`" in complaint
+
+
+def test_a_study_without_a_plan_is_damaged(tmp_path):
+    with claim(tmp_path / "study", formats.STUDY, {"title": "A study"}) as folder:
+        pass
+    with pytest.raises(BadInput, match=r"spec\.json' is damaged: it lacks the list 'planned_ids'"):
+        ontogeny.open_run(folder)
 
 
 def test_a_study_is_opened_but_not_loaded(tmp_path):

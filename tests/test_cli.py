@@ -386,6 +386,15 @@ def test_an_error_in_a_users_plugin_file_is_reported_in_one_sentence(ontogeny, t
         assert code == 2 and is_one_sentence(complaint) and "own.py" in complaint
 
 
+@pytest.mark.parametrize("changed", ["reset=lambda key: 1 / 0", "step=lambda *arguments: 'text'"])
+def test_an_error_in_a_checked_environment_is_reported_in_one_sentence(ontogeny, changed):
+    text = "from ontogeny import make_env\n\n\ndef build():\n    return make_env('bandit')._replace(%s)\n"
+    Path("own.py").write_text(text % changed, encoding="utf-8")
+    for command in (["check", "env", "own.py"], ["check", "agent", "random", "--env", "own.py"]):
+        code, _, complaint = ontogeny(*command)
+        assert code == 2 and is_one_sentence(complaint) and "own.py'" in complaint, complaint
+
+
 def test_an_agent_that_violates_its_contract_is_named(ontogeny):
     violator = str(Path(__file__).parent / "plugins" / "changes_weights_in_act.py")
     for command in (

@@ -148,6 +148,8 @@ def test_predictors_are_functions_or_classes_of_files_and_modules(module):
             find_predictor(name)
     with pytest.raises(BadInput, match=r"failed in line \d+: AttributeError"):
         run_pass("my_predictors.py:broken", np.arange(4))
+    with pytest.raises(BadInput, match="'os:getcwd' must build a predictor, which is a function, not str"):
+        run_pass("os:getcwd", np.arange(4))
 
 
 def test_each_pass_runs_in_a_new_process(module):

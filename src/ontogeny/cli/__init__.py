@@ -60,7 +60,7 @@ def main() -> None:
         # JAX raises errors of its own class, which cannot be named without importing it.
         if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
             raise
-        _exit_with("there is not enough memory for lifetimes that long or environments that large")
+        _exit_with("there is not enough memory for lifetimes that long, or environments or models that large")
     except (KeyboardInterrupt, typer.Abort):
         _print_interrupted()
         sys.exit(INTERRUPTED)

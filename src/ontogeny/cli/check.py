@@ -33,7 +33,7 @@ def agent(
             contracts.check_agent_lifetimes
         ),
     }
-    _run_checks(f"agent '{name}'", checks, *assembly, seed)
+    _run_checks("agent", name, [name, env], checks, *assembly, seed)
 
 
 def env(
@@ -51,14 +51,20 @@ def env(
     plugin, settings = plugins.parse(name)
     environment = plugins.build("environments", plugin, **settings)
     checks = {"`reset` and `step` are functions of their keys and keep to the spec": contracts.check_env}
-    _run_checks(f"environment '{name}'", checks, environment, seed)
+    _run_checks("environment", name, [name], checks, environment, seed)
 
 
-def _run_checks(plugin: str, checks: Mapping[str, Callable[..., None]], *arguments: Any) -> None:
-    """Run checks and print one line for each; the first violation ends the command."""
+def _run_checks(
+    kind: str, name: str, plugin_texts: list[str], checks: Mapping[str, Callable[..., None]], *arguments: Any
+) -> None:
+    """Run checks and print one line for each; the first violation, or error of a user's file, ends the command."""
+    from ontogeny import plugins
+
+    files = [file for file, _ in map(plugins.parse, plugin_texts) if file.endswith(".py")]
     for rule, check in checks.items():
-        try:
-            check(*arguments)
-        except (AssertionError, BadInput) as error:
-            raise BadInput(f"{plugin} violates its contract: {error}") from None
+        with plugins.explain_plugin_errors(files, f"{kind} '{name}' fails"):
+            try:
+                check(*arguments)
+            except (AssertionError, BadInput) as error:
+                raise BadInput(f"{kind} '{name}' violates its contract: {error}") from None
         typer.echo(f"passed: {rule}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny.errors import BadInput
+from ontogeny.runs.files import read_json
 from ontogeny.runs.folder import RunDescription, has_kind, read_spec
 from ontogeny.runs.formats import RECORDS_FILE, SPEC_FILE, refuse_old_folder
 from ontogeny.runs.records import Record, read_records
@@ -151,6 +152,7 @@ def identify(folder: Path, *names: str) -> RunKind:
         if kind.matches(folder):
             return kind
     if (folder / SPEC_FILE).exists():
+        read_json(folder / SPEC_FILE)  # which names the damage of a file that is no JSON object
         raise BadInput(f"'{folder / SPEC_FILE}' is of no kind of run that this version knows")
     content = "an empty folder" if not any(folder.iterdir()) else "a folder of other files"
     raise BadInput(f"'{folder}' is {content}, not {_listed(names or [kind.name for kind in registered_kinds()])}")

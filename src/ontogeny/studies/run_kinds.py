@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ontogeny.errors import BadInput
 from ontogeny.runs.folder import RunDescription
-from ontogeny.runs.formats import STUDY
+from ontogeny.runs.formats import SPEC_FILE, STUDY
 from ontogeny.runs.kinds import described_kind
 from ontogeny.runs.records import Record
 from ontogeny.studies.kinds import study_kinds
@@ -13,7 +14,11 @@ COMMANDS = ("ontogeny report", "ontogeny study")
 
 def _is_finished(folder: Path, description: RunDescription, records: list[Record]) -> bool:
     """Whether every planned record exists."""
-    return set(description.details["planned_ids"]) <= {record.get("id") for record in records}
+    planned_ids = description.details.get("planned_ids")
+    if not isinstance(planned_ids, list):
+        raise BadInput(f"'{folder / SPEC_FILE}' is damaged: it lacks the list 'planned_ids'")
+    recorded_ids = [record.get("id") for record in records]
+    return all(name in recorded_ids for name in planned_ids)
 
 
 def _write_page(folder: Path) -> Path:

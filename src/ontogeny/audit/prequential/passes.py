@@ -30,6 +30,8 @@ def run_pass(name: str, tokens: np.ndarray, build: BuildPredictor | None = None)
     file = name.rpartition(":")[0]
     with plugins.explain_plugin_errors([file] if file.endswith(".py") else [], f"the predictor '{name}' failed"):
         predictor = (find_predictor(name) if build is None else build)()
+        if not callable(predictor):
+            raise BadInput(f"'{name}' must build a predictor, which is a function, not {type(predictor).__name__}")
         return validate_log_probs(predictor(tokens.copy()), len(tokens))
 
 
