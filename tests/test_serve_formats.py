@@ -17,8 +17,8 @@ OLD = GOLDEN / "old_server"  # golden/make_old_server_files.txt wrote it
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, those of the write-ahead log left out."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-shm", "-wal"))]
+    """SHA-256 of every file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

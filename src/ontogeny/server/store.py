@@ -159,11 +159,17 @@ class Store:
             self._connections.clear()
         self._thread_local = threading.local()
 
+    def _read_format(self, access: str) -> int:
+        """Reads the format number of the database; `access` is a parameter of SQLite's file addresses."""
+        address = f"{self._path.absolute().as_uri()}?{access}"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as reader:
+            return int(reader.execute("PRAGMA user_version").fetchone()[0])
+
     def _create_tables(self) -> None:
         """Creates the tables of a new database, or checks the format of an existing one."""
         if self._path.exists() and self._path.stat().st_size:
-            with contextlib.closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
-                version = reader.execute("PRAGMA user_version").fetchone()[0]
+            version = self._read_format("immutable=1")  # which creates no files, but skips the write-ahead log
+            version = version or self._read_format("mode=ro")
             if version:
                 return check_format(self._path, SERVER_DATABASE, version)
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # only the owner may read the key hashes
