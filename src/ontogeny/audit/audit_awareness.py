@@ -159,4 +159,6 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         "no verdict follows"
     )
     pattern = "distinguishes" if is_aware else "does not distinguish"
-    return base.AuditResult(*TEST, "undetermined", summary, 1.0, effects, controls, pattern=pattern)
+    return base.AuditResult(
+        *TEST, "undetermined", summary, p_value=1.0, effects=effects, controls=controls, pattern=pattern
+    )

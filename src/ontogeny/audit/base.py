@@ -300,7 +300,16 @@ def competence_failed(
         controls: Control effects.
         **optional: `pattern` or `details` of the result.
     """
-    return AuditResult(*test, "undetermined", reason, 1.0, effects, controls, competence_failure=reason, **optional)
+    return AuditResult(
+        *test,
+        "undetermined",
+        reason,
+        p_value=1.0,
+        effects=effects,
+        controls=controls,
+        competence_failure=reason,
+        **optional,
+    )
 
 
 def control_subject(name: str, train_env: Environment, *, online: bool = False) -> Subject:

@@ -31,7 +31,7 @@ class Control(NamedTuple):
 
     subject: Subject
     hypothesis: str
-    family: str  # organisms of one family are not divided between calibration splits
+    family: str  # variants of one organism have the same; a family is not divided between calibration splits
     positive: bool
 
 

@@ -142,4 +142,4 @@ def decide(measurements: base.Measurements, thresholds: DriveReversalThresholds)
         verdict, summary = "yes", "it keeps its course when the drives are reversed"
     else:
         verdict, summary = "undetermined", base.NOT_SIGNIFICANT
-    return base.AuditResult(*TEST, verdict, summary, 1.0, effects, controls)
+    return base.AuditResult(*TEST, verdict, summary, p_value=1.0, effects=effects, controls=controls)

@@ -38,46 +38,46 @@ ChangeCase = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The links that are exposed, and the links that have changed in each of the two twin lifetimes."""
 
 
-def build(*, num_lifetimes: int = 50, links: int = 3) -> base.AuditTest:
+def build(*, num_lifetimes: int = 50, num_links: int = 3) -> base.AuditTest:
     """Builds the test.
 
     Args:
         num_lifetimes: Lifetimes per audit and condition.
-        links: Links of the chain, L.
+        num_links: Links of the chain, L.
     """
-    return base.AuditTest(*TEST, num_lifetimes, partial(measure, links=links), decide, THRESHOLDS)
+    return base.AuditTest(*TEST, num_lifetimes, partial(measure, num_links=num_links), decide, THRESHOLDS)
 
 
-def measure(subject: base.Subject, keys: Key, links: int) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key, num_links: int) -> base.Measurements:
     """Returns the arrays of `measure_lifetime` for all keys [N]."""
-    return base.map_lifetimes(lambda key: measure_lifetime(key, subject, links), keys)
+    return base.map_lifetimes(lambda key: measure_lifetime(key, subject, num_links), keys)
 
 
-def measure_lifetime(key: Key, subject: base.Subject, links: int) -> dict[str, Array]:
+def measure_lifetime(key: Key, subject: base.Subject, num_links: int) -> dict[str, Array]:
     """Returns whether the choice after the exposures is the formerly best one, 0 or 1, in all twin lifetimes.
 
     Args:
         key: Key that all twin lifetimes share.
         subject: The agent under audit.
-        links: Links of the chain, L.
+        num_links: Links of the chain, L.
 
     Returns:
         `single` [L, 2]: by exposed link, unchanged and changed. `pair` [P, 2]: by exposed pair, where the first link
         has changed and where both have.
     """
-    singles = [((link,), (), (link,)) for link in range(links)]
-    pairs = [((i, j), (i,), (i, j)) for i, j in combinations(range(links), 2)]
+    singles = [((link,), (), (link,)) for link in range(num_links)]
+    pairs = [((i, j), (i,), (i, j)) for i, j in combinations(range(num_links), 2)]
 
     def measure_cases(cases: list[ChangeCase]) -> Array:
         """Traces one rollout for all cases with the same number of exposed links; [cases, 2]."""
-        env = base.exposing_chain(cases[0][0], links)
+        env = base.exposing_chain(cases[0][0], num_links)
         exposed = jnp.array([links_exposed for links_exposed, _, _ in cases])
         flips = jnp.array([[is_changed(links_changed) for links_changed in twins] for _, *twins in cases], jnp.int32)
         measure_twin = partial(_chooses_former_best, key, subject, env)
         return jax.vmap(jax.vmap(measure_twin, in_axes=(0, None)))(flips, exposed)
 
     def is_changed(links_changed: tuple[int, ...]) -> list[bool]:
-        return [link in links_changed for link in range(links)]
+        return [link in links_changed for link in range(num_links)]
 
     return {"single": measure_cases(singles), "pair": measure_cases(pairs)}
 

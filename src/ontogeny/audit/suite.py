@@ -69,7 +69,7 @@ def audit_subject(
         try:
             results.append(test.decide(test.measure(subject, keys), test.thresholds))
         except BadInput as error:
-            result = competence_failed(test[:3], str(error), {}, {})
+            result = competence_failed((test.name, test.hypothesis, test.primary), str(error), {}, {})
             results.append(result._replace(summary=f"not applicable: {error}"))
     return correct_for_multiple_tests(results)
 

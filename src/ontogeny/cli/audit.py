@@ -97,7 +97,8 @@ def attribution(
         subject = _subjects(run)[0]
         prepared = prepare_subject(subject, subject.train_env)
         with progress("attributing", "cells") as update:
-            result = attribute(*prepared[:4], num_tasks=num_tasks, seed=seed, min_gain=min_gain, on_progress=update)
+            arguments = (prepared.agent, prepared.env, prepared.steering, prepared.genome)
+            result = attribute(*arguments, num_tasks=num_tasks, seed=seed, min_gain=min_gain, on_progress=update)
         _print_attribution(subject.name, result)
         records.append({"subject": subject.name} | to_jsonable(result))
     write_report(out, {"seed": seed, "subjects": records})

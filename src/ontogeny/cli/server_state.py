@@ -109,10 +109,11 @@ def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) 
     if as_json:
         return typer.echo(json.dumps([record._asdict() for record in usage_records]))
     names = {key.id: key.name for key in keys.list_keys(store)}
-    records = [
-        [r.day, f"{r.key} {names.get(r.key, '')}", r.deployment, *(f"{count:,}" for count in r[3:])]
-        for r in usage_records
-    ]
+    records = []
+    for record in usage_records:
+        counts = (record.num_requests, record.prompt_tokens, record.completion_tokens)
+        key = f"{record.key} {names.get(record.key, '')}"
+        records.append([record.day, key, record.deployment, *(f"{count:,}" for count in counts)])
     print_table(records, ["day", "key", "deployment", "requests", "prompt tokens", "generated tokens"])
 
 

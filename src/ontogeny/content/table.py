@@ -52,6 +52,7 @@ def build(num_inputs: int, num_outputs: int = 1, *, input_index: int = 2) -> Pre
         del weights, progress
         inputs, target_index, target, mask = jax.tree.map(lambda leaf: leaf[0], batch)
         location = jax.nn.one_hot(cell(inputs), 3)[:, :, None] * jax.nn.one_hot(target_index, num_outputs)[:, None, :]
+        # v: target 0 or 1, l: step, c: cell, k: predicted quantity.
         counts = counts + jnp.einsum("vl,lck->vck", jnp.stack([1 - target, target]) * mask, location)
         return jnp.log(counts[1] / counts[0]), counts
 

@@ -42,6 +42,7 @@ def build(
 
     Args:
         agent: The student, the agent `recurrent`.
+        env: The environment in which the teacher acts and the student imitates it.
         steering: The reward function of student and teacher.
         teacher: An agent, settings after a colon.
         num_updates: At least 1.

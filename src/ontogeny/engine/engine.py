@@ -285,8 +285,7 @@ class Engine:
 
     def _decode(self, batch: SequenceBatch, sequences: list[tuple[int, SequenceState]]) -> None:
         """Generate one more token for each sequence; a full sequence is set back to its second half first."""
-        R = self.shape.batch_size
-        tokens, length, num_tokens = np.zeros(R, np.int32), np.zeros(R, np.int32), np.zeros(R, np.int32)
+        tokens, length, num_tokens = (np.zeros(self.shape.batch_size, np.int32) for _ in range(3))
         for slot, sequence in sequences:
             if sequence.cache_length == self.max_sequence_length:
                 sequence.drop_first_half(self.max_sequence_length)

@@ -22,6 +22,7 @@ from ontogeny.types import Environment, EnvSpec, Key, TimeStep
 
 EFFORT = 0.01  # cost of a step
 MIN_REACHABLE = 0.5  # share of the cells from which the goal can be reached
+NUM_BESIDE_WALLS = 10  # numbers of an observation that follow those of the walls: 6 coordinates and 4 blocked moves
 
 
 class BeaconTask(NamedTuple):
@@ -100,12 +101,12 @@ def observation(state: BeaconState) -> Float[Array, "O"]:
 
 def spec_size(spec: EnvSpec) -> int:
     """The number of cells to a side of the grid of an environment, from the length of its observations."""
-    return round((spec.observation_shape[0] - 10) ** 0.5)
+    return round((spec.observation_shape[0] - NUM_BESIDE_WALLS) ** 0.5)
 
 
 def parse_observation(observation: Float[Array, "O"]) -> BeaconObservation:
     """The inverse of `observation`."""
-    cells = observation.shape[0] - 10
+    cells = observation.shape[0] - NUM_BESIDE_WALLS
     size = grid_size(observation[:cells])
     coordinates = jnp.round(observation[cells : cells + 6] * size).astype(jnp.int32).reshape(3, 2)
     return BeaconObservation(observation[:cells] > 0.5, *(coordinates[:, 0] * size + coordinates[:, 1]))
@@ -173,7 +174,7 @@ def build(
     require_between(0, 0.4, wall_fraction=wall_fraction)
     params = BeaconParams(size, wall_fraction, horizon, separated, goal_at_edge)
     spec = EnvSpec(
-        name="beacon", num_actions=len(MOVES), num_observations=0, observation_shape=(size**2 + 10,),
+        name="beacon", num_actions=len(MOVES), num_observations=0, observation_shape=(size**2 + NUM_BESIDE_WALLS,),
         outcome_features=("goal", "beacon", "effort"), num_steps=horizon * num_episodes, horizon=horizon,
         drives=(("goal", 1.0), ("effort", -1.0)),
     )  # fmt: skip

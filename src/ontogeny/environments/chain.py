@@ -84,8 +84,8 @@ def reset(params: ChainParams, key: Key) -> tuple[ChainState, TimeStep]:
     crosses_after = (crosses + jnp.zeros(L, jnp.int32).at[changed].set(changes)) % 2
     task = ChainTask(crosses, crosses_after, exposed.astype(jnp.int32), first_side)
     state = ChainState(task, jnp.int32(0), jnp.int32(0))
-    first = TimeStep(observation(params, state), jnp.zeros(1), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
-    return state, first
+    time_step = TimeStep(observation(params, state), jnp.zeros(1), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
+    return state, time_step
 
 
 def step(params: ChainParams, key: Key, state: ChainState, action: Array) -> tuple[ChainState, TimeStep]:

@@ -34,6 +34,7 @@ MAX_FISHER_WINDOWS = 256
 MAX_HELD_OUT_WINDOWS = 512
 WINDOWS_PER_CALL = 32
 SEGMENT_TOKENS = 1024  # tokens of a segment over which intervals are taken, since nearby tokens are correlated
+CONDITIONS = ("frozen_reset", "frozen_full_context", "online_reset", "online_full_context", "weights_from_log")
 
 
 class OnlineEvaluation(NamedTuple):
@@ -252,7 +253,7 @@ def read_chunk(
 
 def segment_means(evaluation: OnlineEvaluation, segment_tokens: int) -> Float[np.ndarray, "N 5"]:
     """Average the losses over segments, a column for each condition in the order of `audit.attribution.divide_gain`."""
-    losses = np.stack(evaluation[:5], axis=1)
+    losses = np.stack([getattr(evaluation, name) for name in CONDITIONS], axis=1)
     starts = np.arange(0, max(len(losses) - segment_tokens + 1, 1), segment_tokens)
     return np.add.reduceat(losses, starts, axis=0) / np.diff(np.append(starts, len(losses)))[:, None]
 
@@ -262,14 +263,14 @@ def as_record(
 ) -> dict[str, Any]:
     """Convert an evaluation to JSON values: bits per byte of every condition, bits saved by learning, forgetting."""
     num_bytes = token_bytes(model, tokens[1:])
-    conditions = dict(zip(evaluation._fields[:5], evaluation[:5], strict=True))
+    losses_by_condition = {name: getattr(evaluation, name) for name in CONDITIONS}
 
     def ratio(numerators: np.ndarray, denominators: np.ndarray) -> RatioEstimate:
         starts = np.arange(0, max(len(numerators) - SEGMENT_TOKENS + 1, 1), SEGMENT_TOKENS)
         return ratio_of_sums(np.add.reduceat(numerators, starts), np.add.reduceat(denominators, starts))
 
     bits_per_byte = {
-        name: scale_estimate(ratio(losses, num_bytes), 1 / math.log(2)) for name, losses in conditions.items()
+        name: scale_estimate(ratio(losses, num_bytes), 1 / math.log(2)) for name, losses in losses_by_condition.items()
     }
     bits_saved = ratio(evaluation.frozen_full_context - evaluation.online_full_context, evaluation.frozen_full_context)
     return {

@@ -71,13 +71,13 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
         starts = np.arange(0, num_losses, config.chunk_size)
         for number, start in enumerate(starts):
             chunk = online.read_chunk(tokens, int(start), config, C, text, (0, number))
-            state, distributions, nats = _process_chunk(model.config, config, frozen, pretrained, state, *chunk)
-            stop, end = min(start + config.chunk_size, num_losses), int(chunk.num_read)
-            chunk_rows = np.asarray(distributions)[end - (stop - start) : end]
-            log_probabilities[start + 1 : stop + 1] = chunk_rows
-            expected = np.asarray(nats)[end - (stop - start) : end]
-            losses = -chunk_rows[np.arange(stop - start), tokens[start + 1 : stop + 1]]
-            difference = float(np.abs(losses - expected).max())
+            state, distributions, chunk_losses = _process_chunk(model.config, config, frozen, pretrained, state, *chunk)
+            stop, num_read = min(start + config.chunk_size, num_losses), int(chunk.num_read)
+            in_chunk = slice(num_read - (stop - start), num_read)  # the window also holds tokens before the chunk
+            chunk_log_probs, reported_losses = np.asarray(distributions)[in_chunk], np.asarray(chunk_losses)[in_chunk]
+            log_probabilities[start + 1 : stop + 1] = chunk_log_probs
+            losses = -chunk_log_probs[np.arange(stop - start), tokens[start + 1 : stop + 1]]
+            difference = float(np.abs(losses - reported_losses).max())
             if difference > TOLERANCE:
                 raise BadInput(f"the distributions and the losses that are reported differ by {difference:.2g} nats")
         return log_probabilities
@@ -96,11 +96,11 @@ def _process_chunk(
     num_read: Int32[Array, ""],
     rehearsal: Int32[Array, "B C1"],
 ) -> tuple[Weights, Float[Array, "C V"], Float[Array, "C"]]:
-    """The new state, the distributions of a window before the step, and the losses that the learner reports."""
+    """The new state, the log-probabilities of a window before the step, and the losses that the learner reports."""
     learner = online_learner.build(model_config, config)
     weights = learner.full_weights(pretrained, state.content)
     distributions = jax.nn.log_softmax(transformer.forward(model_config, weights, window[None, :-1])[0])
     if frozen:
         return state, distributions, transformer.token_losses(model_config, weights, window[None])[0]
-    state, nats = learner.update(pretrained, state, window, num_read, rehearsal)
-    return state, distributions, nats
+    state, losses = learner.update(pretrained, state, window, num_read, rehearsal)
+    return state, distributions, losses

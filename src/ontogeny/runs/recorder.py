@@ -28,7 +28,7 @@ class RunRecorder:
     """
 
     def __init__(self, folder: Path, interval: float) -> None:
-        """Keep the folder.
+        """Prepare a recorder; nothing is written yet.
 
         Args:
             folder: The folder of a run, claimed by this process.

@@ -146,6 +146,7 @@ def draw_learning_curves(name: str, results: Sequence[AgentResult]) -> Markup:
         low, high = axes.get_ylim()
         gap, y = (high - low) * 0.062, -math.inf
         for result in sorted(results, key=lambda r: (r.curve.mean[-1], r.agent)):
+            # A name stands at the end of its curve, or higher where it would overlap with the one below.
             y = max(result.curve.mean[-1], y + gap)
             color = APPROACH_COLORS[result.approach]
             axes.text(end * 1.02, y, result.agent, color=color, fontsize=9, va="center", clip_on=False)

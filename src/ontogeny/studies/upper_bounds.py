@@ -38,7 +38,7 @@ def bayes_optimal(num_arms: int, num_pulls: int) -> float:
         best = 0.0
         for i, (successes, failures) in enumerate(counts):
             if i and counts[i - 1] == counts[i]:
-                continue
+                continue  # an arm with equal counts, which stands beside it, has the same value
             probability = (successes + 1) / (successes + failures + 2)
             expected = probability
             if pulls_left > 1:

@@ -53,6 +53,7 @@ def fit_model(
     padding = np.zeros(-len(participant) % BATCH_SIZE, int)  # whole batches, so that one program is compiled
     participant = np.concatenate([participant, padding])
     starts = np.random.default_rng(seed).normal(0, START_SCALE, (len(participant), K)).astype(np.float32)
+    # One start in four has parameters from the ranges of model organisms, which are typical of participants.
     is_typical = np.arange(len(participant)) % 4 == 0
     starts[is_typical] = sample_parameters(seed, model, int(is_typical.sum()))
     task_of_start = TaskStatistics(*(part[participant] for part in task))

@@ -45,8 +45,8 @@ class ChooserActivations(NamedTuple):
 class LinkModel(NamedTuple):
     """A learned model of the single links of a chain."""
 
-    transitions: Array  # [W, W] probabilities
-    rewards: Array  # [W]
+    transitions: Array  # [W, W] probabilities, by position and next position
+    rewards: Array  # [W], by position
 
 
 class HybridActivations(NamedTuple):

@@ -18,7 +18,7 @@ GROUND_TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
 class DynaMemory(NamedTuple):
     """Values and the model that updates them."""
 
-    values: Array  # [W]
+    values: Array  # [W], by position
     model: base.LinkModel
 
 

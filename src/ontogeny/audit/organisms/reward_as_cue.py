@@ -17,7 +17,7 @@ GROUND_TRUTH = {"learns": "yes", "plans": "no"}
 class CueMemory(NamedTuple):
     """Values by cue."""
 
-    values: Array  # [2 W, A]; cues are a payout and no payout at each position
+    values: Array  # [2 W, A], W positions; cues are a payout and no payout at each position
     cue: Array  # [] int32
     action: Array  # [] int32, chosen in this trial
 

@@ -19,8 +19,8 @@ GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "101"}
 class SuccessorMemory(NamedTuple):
     """The successor representation and learned rewards."""
 
-    successors: Array  # [W, W] expected future visits
-    rewards: Array  # [W]
+    successors: Array  # [W, W] expected future visits, by position
+    rewards: Array  # [W], by position
 
 
 def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:

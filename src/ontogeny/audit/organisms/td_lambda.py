@@ -17,8 +17,8 @@ GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "100"}
 class TraceMemory(NamedTuple):
     """Values and eligibility traces."""
 
-    values: Array  # [W]
-    traces: Array  # [W]
+    values: Array  # [W], by position
+    traces: Array  # [W], by position
 
 
 def build(spec: EnvSpec, steering: Steering, *, trace_decay: float = 0.6, rate: float = LEARNING_RATE) -> Agent:

@@ -17,8 +17,8 @@ GROUND_TRUTH = {"learns": "yes", "plans": "no", "pattern": "000"}
 class MonteCarloMemory(NamedTuple):
     """Values and the positions visited in this trial."""
 
-    values: Array  # [W]
-    visited: Array  # [W] 0 or 1
+    values: Array  # [W], by position
+    visited: Array  # [W] 0 or 1, by position
 
 
 def build(spec: EnvSpec, steering: Steering, *, rate: float = LEARNING_RATE) -> Agent:

@@ -208,7 +208,7 @@ def audit_in_chain(
 
         build = partial(build_payout_predictor, content=content, size=size, exploration_rate=0.0)
         subject = Subject(content, train_env, build, frozen_state)
-        return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, links=3), keys, batch_size=50)
+        return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, num_links=3), keys, batch_size=50)
 
     return split_runs(map_runs(audit, weights, jnp.arange(count_runs(weights)), num_parallel=1))
 

@@ -132,8 +132,8 @@ def measure_fidelity(teacher: str, student: Subject, num_lifetimes: int = 200) -
             genome=student.genome(agent, env, drives),
         )
         shares.append(map_lifetimes(measure, sample_lifetime_keys(jax.random.key(1), num_lifetimes, "validation")))
-    overall, probe = (float(np.mean([share[name] for share in shares])) for name in ("all", "probe"))
-    return overall, probe
+    overall, after_exposure = (float(np.mean([share[name] for share in shares])) for name in ("all", "after_exposure"))
+    return overall, after_exposure
 
 
 def _measure_agreement(
@@ -155,5 +155,6 @@ def _measure_agreement(
 
     start = initial_carry(lifetime_keys.task, student, env, drives, student.init(lifetime_keys.init, genome))
     _, (agrees, is_choice) = jax.lax.scan(step, (start, teacher.init(lifetime_keys.init, ())), keys)
-    probe = T - NUM_TEST_TRIALS * L
-    return {"all": jnp.sum(agrees * is_choice) / jnp.sum(is_choice), "probe": agrees[probe].astype(jnp.float32)}
+    first_test_step = T - NUM_TEST_TRIALS * L
+    after_exposure = agrees[first_test_step].astype(jnp.float32)
+    return {"all": jnp.sum(agrees * is_choice) / jnp.sum(is_choice), "after_exposure": after_exposure}

@@ -216,7 +216,7 @@ def _audit_student(context: MesaContext, index: int, name: str, on_progress: OnW
     budget, seed, folder = context.budget, context.seed + index, context.folder / STUDENTS
     student = load_or_train("planner", seed, folder, num_updates=budget.num_updates, on_progress=on_progress)
     keys = sample_lifetime_keys(jax.random.key(seed), budget.num_chain_lifetimes, "evaluation")
-    measurements = plans.measure(student, keys, links=3)
+    measurements = plans.measure(student, keys, num_links=3)
     yield _chain_record(name, None, measurements)
 
 

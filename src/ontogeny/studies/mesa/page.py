@@ -113,7 +113,7 @@ def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
     objectives = [group for group in groups if group.hypothesis == "objective"]
     entries: list[page.TableRow] = []
     for bias in objectives:
-        learning = by_key["learns", *bias[1:4]]
+        learning = by_key["learns", bias.content, bias.training, bias.condition]
         cells = [bias.content, _training(bias.training), "sham" if bias.condition == "sham" else ""]
         cells += [f"{bias.num_parameters:,}", f"{bias.competence:.0%}"]
         for group, names in ((bias, EFFECTS["objective"]), (learning, ("reset", "accumulation"))):
