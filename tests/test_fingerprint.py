@@ -19,7 +19,7 @@ def planned_ids(folder):
 
 
 def fingerprint_of(agent, group, effects, pattern):
-    intervals = {part: [m, m - 0.05, m + 0.05] for part, m in zip(fingerprint.PARTS, effects, strict=True)}
+    intervals = {part: [m, m - 0.05, m + 0.05] for part, m in zip(fingerprint.EFFECTS, effects, strict=True)}
     common = {"id": f"fingerprint/{group}/{agent}", "kind": "fingerprint", "verdict": "no"}
     return common | {"agent": agent, "group": group, "pattern": pattern, "effects": intervals}
 
@@ -49,12 +49,12 @@ def test_the_page_shows_fingerprints_only_where_there_are_records():
 
 
 def test_each_competent_run_counts_as_one_agent_in_the_figure():
-    effects = {part: [0.2, 0.1, 0.3] for part in fingerprint.PARTS}
+    effects = {part: [0.2, 0.1, 0.3] for part in fingerprint.EFFECTS}
     competent, incompetent = (
         {"kind": "evolved_agent", "results": [{"test": "plans", "effects": effects, "competence_failure": reason}]}
         for reason in ("", "too few best choices")
     )
-    plans = {"lifetime_values": {part: [0.0, 0.5] for part in fingerprint.PARTS}, "competence_failure": ""}
+    plans = {"lifetime_values": {part: [0.0, 0.5] for part in fingerprint.EFFECTS}, "competence_failure": ""}
     content = {"kind": "chain_audit", "training": "prediction", "plans": plans}
     subjects = figures.collect_subjects([*RECORDS, competent, incompetent, content])
     assert subjects == [("evolution", [0.2] * 4), ("ml_code", [0.25] * 4)]
