@@ -1,5 +1,7 @@
 """The stream of items, what learned content makes of it, and the test for an objective of that content's own."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,7 +139,8 @@ def test_a_bias_with_zero_variance_is_decided():
 
 def test_an_error_planted_in_the_test_is_detected(monkeypatch):
     """With a posterior that ignores the items, the calibrated filter appears biased."""
-    monkeypatch.setattr(sacrifice, "update_log_weights", lambda log_weights, *_: log_weights)
+    faulty_stream = SimpleNamespace(**vars(stream) | {"update_log_weights": lambda log_weights, *_: log_weights})
+    monkeypatch.setattr(sacrifice, "stream", faulty_stream)
     assert np.abs(measure_biases("calibrated_filter", num_lifetimes=8)[sacrifice.BEYOND_ACCURACY]).max() > 0.01
 
 
