@@ -251,17 +251,17 @@ def two_stage_bootstrap(
     return float(low), float(high)
 
 
-def three_way_verdict(passed: bool, parts: Mapping[str, HasUpperEnd], min_effects: Mapping[str, float]) -> str:
+def three_way_verdict(passed: bool, effects: Mapping[str, HasUpperEnd], min_effects: Mapping[str, float]) -> str:
     """The verdict of a test: "yes", "no" or "undetermined". A non-significant result is never a "no".
 
     Args:
         passed: Whether the rule of the test is met; then the verdict is "yes".
-        parts: Effects by name, with their confidence intervals.
-        min_effects: The smallest effect that counts, for each part whose absence refutes the claim.
+        effects: Effects by name, with their confidence intervals.
+        min_effects: The smallest effect that counts, for each effect whose absence refutes the claim.
 
     Returns:
         "no" where one interval lies wholly below its smallest effect, else "undetermined".
     """
     if passed:
         return "yes"
-    return "no" if any(parts[name].high < effect for name, effect in min_effects.items()) else "undetermined"
+    return "no" if any(effects[name].high < minimum for name, minimum in min_effects.items()) else "undetermined"
