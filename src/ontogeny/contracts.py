@@ -226,7 +226,7 @@ def _sample_steps(
     env_state, time_step = jax.jit(env.reset)(jax.random.key(seed))
     percept = perceive(agent, env, steering, env_state, time_step, None)
     for t, key in enumerate(jax.random.split(jax.random.key(seed + 3), NUM_STEPS)):
-        if t % 7 in (0, 1):
+        if t % 7 in (0, 1):  # two successive steps of every seven
             yield state, percept, key
         action, state = agent.act(key, state, percept)
         env_state, time_step = step(key, env_state, action)

@@ -255,8 +255,8 @@ def _installed(kind: str) -> dict[str, EntryPoint]:
 
 @cache
 def _read_entry_points(kind: str, search_path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Read once for each search path of Python's."""
-    del search_path
+    """The entry points of installed packages by plugin name, cached for each `sys.path`."""
+    del search_path  # it serves as the key of the cache
     plugins: dict[str, EntryPoint] = {}
     for entry_point in entry_points(group=f"ontogeny.{kind}"):
         name, package = entry_point.name, _package_of(entry_point)

@@ -122,8 +122,8 @@ def add_transition(
     Args:
         update: The `update` of `content.tabular_model`.
         evidence: Evidence so far.
-        transition: The step of which the evidence is added; where it was truncated, its successor is hidden.
-        is_hidden: Whether a time limit of the agent's own reckoning hides the successor.
+        transition: The step to add. Where it truncated the episode, its successor is hidden.
+        is_hidden: Whether the successor is hidden because the agent itself counts that the time limit was reached.
     """
     percept, action, after = transition
     is_end = after.first & (after.discount == 0)

@@ -56,8 +56,9 @@ def build(
     require_probability(exploration_rate=exploration_rate)
     require_at_least(1, num_lifetimes=num_lifetimes, num_updates=num_updates)
     A, T = spec.num_actions, spec.num_steps
-    num_inputs = spec.num_observations + A + 4
-    predictor = build_predictor(content, num_inputs, A, size, input_index=num_inputs - 2)
+    num_inputs = spec.num_observations + A + 4  # see `encode_percept`
+    payout_index = num_inputs - 2
+    predictor = build_predictor(content, num_inputs, A, size, input_index=payout_index)
 
     def choose(key: Key, percept: Percept, logits: Float[Array, "A"]) -> Int32[Array, ""]:
         explore_key, action_key = jax.random.split(key)

@@ -40,6 +40,7 @@ def build(
     """
     del steering
     require_at_least(1, hidden_size=hidden_size)
+    # The last action, the reward, whether an episode begins, and the observation; see `encode_percept`.
     num_inputs = spec.num_actions + 2 + (spec.num_observations or math.prod(spec.observation_shape))
 
     def genome(key: Key) -> GRUWeights:

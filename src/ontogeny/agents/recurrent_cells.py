@@ -134,8 +134,8 @@ def encode_time(
 ) -> Float[Array, "C"]:
     """Returns the four inputs about time.
 
-    They are the remaining share of the lifetime, the logarithm of the remaining steps per observation, the remaining
-    share of the episode, and whether an episode begins.
+    They are the remaining share of the lifetime, the logarithm of its remaining steps divided by the number of possible
+    observations, the remaining share of the episode, and whether an episode begins.
 
     Args:
         num_steps: Steps of the lifetime before the present one.
@@ -143,7 +143,7 @@ def encode_time(
         first: Whether an episode begins.
     """
     remaining = jnp.maximum(spec.num_steps - num_steps, 0).astype(jnp.float32)
-    # 4 is about log(1 + 50), so that the input is of order one.
+    # 4 is about log(1 + 50): with up to some 50 remaining steps per observation, the input is at most about one.
     log_remaining = jnp.log1p(remaining / spec.num_observations) / 4
     lifetime_share, episode_share = remaining / spec.num_steps, 1 - episode_step / spec.horizon
     return jnp.stack([lifetime_share, log_remaining, episode_share, first.astype(jnp.float32)])

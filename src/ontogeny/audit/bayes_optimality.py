@@ -58,8 +58,9 @@ def build(*, num_lifetimes: int = 200) -> base.AuditTest:
 def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     """Returns scores, agreements with the optimum and numbers of compared steps, each [N].
 
-    `score`, `agreements` and `comparisons` exist for the subject and each reference agent; for the subject also the
-    agreements with the optimum minus those with each rival, over the steps at which the two differ.
+    `score`, `agreements` and `comparisons` exist for the subject and each reference agent. For the subject there are
+    also, for each rival, the agreements with the optimum minus those with the rival, over the steps at which optimum
+    and rival differ.
     """
     env = base.bandit_env(subject)
     prepared = base.prepare_subject(subject, env)
@@ -131,12 +132,13 @@ def decide(measurements: base.Measurements, thresholds: BayesOptimalityThreshold
         share = agreements.mean() / mean_comparisons
         return base.estimate_effect(share + (agreements - share * comparisons) / mean_comparisons)
 
-    near = relative_score("subject")
-    effects = {"score, random 0 to optimal 1": near, "agreement with the optimum": agreement(" subject")}
+    subject_score = relative_score("subject")
+    effects = {"score, random 0 to optimal 1": subject_score, "agreement with the optimum": agreement(" subject")}
     preferences = {f"follows the optimum, not {rival}": agreement(f", not {rival}") for rival in RIVALS}
     controls = {"score of greedy": relative_score("greedy")}
     controls |= {f"agreement of {name}": agreement(f" {name}") for name in REFERENCES}
-    is_met = near.low > thresholds.min_relative_score and all(part.z > thresholds.z for part in preferences.values())
+    prefers_optimum = all(preference.z > thresholds.z for preference in preferences.values())
+    is_met = subject_score.low > thresholds.min_relative_score and prefers_optimum
     min_effects = {"score, random 0 to optimal 1": thresholds.min_relative_score} | dict.fromkeys(preferences, 0.0)
     verdict = three_way_verdict(is_met, effects | preferences, min_effects)
     endings = {
@@ -144,6 +146,6 @@ def decide(measurements: base.Measurements, thresholds: BayesOptimalityThreshold
         "no": ": it is not Bayes-optimal, which is no evidence against learning",
         "undetermined": "; whether it follows it rather than its rivals is undetermined",
     }
-    summary = f"its gain over a random agent is {near.mean:.0%} of the Bayes-optimal agent's{endings[verdict]}"
+    summary = f"its gain over a random agent is {subject_score.mean:.0%} of the Bayes-optimal agent's{endings[verdict]}"
     p_value = base.largest_p_value(preferences) if is_met else 1.0
     return base.AuditResult(*TEST, verdict, summary, p_value, effects | preferences, controls)

@@ -63,7 +63,7 @@ def build(*, num_lifetimes: int = 100) -> base.AuditTest:
 
 
 def measure(subject: base.Subject, keys: Key) -> base.Measurements:
-    """Returns the squared errors of each probe and of constant predictions, [N] per lifetime."""
+    """Returns squared errors of each probe and of constant predictions, [N], summed over the steps of a lifetime."""
     env = base.bandit_env(subject)
     prepared = base.prepare_subject(subject, env)
     arms = beta_bernoulli.bandit_prior(env.spec, prepared.steering)
@@ -126,7 +126,7 @@ def fit_probe(activations: np.ndarray, labels: np.ndarray) -> LinearProbe:
     targets = labels.reshape(-1, labels.shape[-1])
     input_mean, label_mean = inputs.mean(axis=0), targets.mean(axis=0)
     inputs, targets = inputs - input_mean, targets - label_mean
-    ridge = RIDGE * float(np.mean(inputs**2)) * len(inputs) + 1e-12
+    ridge = RIDGE * float(np.mean(inputs**2)) * len(inputs) + 1e-12  # solvable for constant activations too
     weights = np.linalg.solve(inputs.T @ inputs + ridge * np.eye(inputs.shape[1]), inputs.T @ targets)
     return LinearProbe(*(jnp.asarray(array, jnp.float32) for array in (weights, input_mean, label_mean)))
 

@@ -68,13 +68,13 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
     The command receives these options as `**settings`.
     """
     entries = (inspect.getdoc(model) or "").partition("Attributes:\n")[2]
-    texts = {
+    help_texts = {
         name: " ".join(text.split()) for name, text in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries, re.M)
     }
 
     def to_option(name: str) -> inspect.Parameter:
         field = model.model_fields[name]
-        option = typer.Option(f"--{name.replace('_', '-')}", help=texts[name], show_default=field.default != "")
+        option = typer.Option(f"--{name.replace('_', '-')}", help=help_texts[name], show_default=field.default != "")
         is_choice = get_origin(field.annotation) is Literal  # the model checks choices, as it checks ranges
         annotation = Annotated[type(get_args(field.annotation)[0]) if is_choice else field.annotation, option]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
@@ -82,7 +82,7 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
     def add_options(command: Command) -> Command:
         signature = inspect.signature(command)
         *explicit, _ = signature.parameters.values()
-        derived = [to_option(name) for name in texts if name not in signature.parameters]
+        derived = [to_option(name) for name in help_texts if name not in signature.parameters]
         command.__signature__ = signature.replace(parameters=[*explicit, *derived])  # type: ignore[attr-defined]
         return command
 

@@ -66,7 +66,7 @@ def gradient_predictor(
         query_sequence: As in `Predictor`.
         learning_rate: Initial step size; it falls to zero along a cosine as `progress` goes from 0 to 1.
     """
-    optimizer, schedule = build_optimizer(1.0), cosine_decay(learning_rate)
+    optimizer, schedule = build_optimizer(1.0), cosine_decay(learning_rate)  # `update` multiplies by the rate
 
     def loss(weights: PyTree, batch: PredictionBatch) -> Array:
         logits = jax.vmap(partial(query_sequence, weights))(batch.inputs)

@@ -31,7 +31,7 @@ MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle, more
 class EvolutionState(NamedTuple):
     """The state of the development."""
 
-    seed: Key
+    seed: Key  # the random keys of every generation derive from it
     generation: Array  # [] int32, number of generations evaluated
     strategy: PyTree  # the strategy's own state
 
@@ -82,18 +82,19 @@ def build(
     baseline = build_agent_from_text(baseline_agent, env, steering)
     evaluate = partial(mean_fitness, env=env, steering=steering)
     evaluate_population = shard_population(partial(evaluate, agent), population_size)
-    generation = _make_generation(loop, evaluate_population, baseline, partial(evaluate, baseline), num_lifetimes)
+    run_generation = _make_generation(loop, evaluate_population, baseline, partial(evaluate, baseline), num_lifetimes)
 
     def init(key: Key) -> EvolutionState:
-        genome_key, loop_key, seed = jax.random.split(key, 3)
-        return EvolutionState(seed, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
+        genome_key, loop_key, generations_key = jax.random.split(key, 3)
+        return EvolutionState(generations_key, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
 
     @jax.jit
     def run_generations(state: EvolutionState) -> tuple[EvolutionState, Info]:
-        return jax.lax.scan(generation, state, length=generations_per_call)
+        return jax.lax.scan(run_generation, state, length=generations_per_call)
 
     def step(state: EvolutionState) -> tuple[EvolutionState, Info]:
-        # Two calls in flight at once can take each other's threads where the devices of a host meet, and deadlock.
+        # Wait, because two calls in flight can deadlock: each may occupy host threads that the other needs to
+        # synchronize its devices.
         return jax.block_until_ready(run_generations(state))
 
     def genome(state: EvolutionState) -> Genome:
@@ -138,8 +139,8 @@ def evosax_loop(
         strategy: One of `STRATEGIES`.
         template: A genome, or its shapes.
         population_size: P, even and at least 4.
-        sigmas: Generation -> standard deviation of the perturbations; other strategies than Open_ES use its
-            first value only.
+        sigmas: Generation -> standard deviation of the perturbations; strategies other than Open_ES use only its
+            first value.
         learning_rates: Generation -> learning rate of Adam, for Open_ES.
     """
     algorithm, parameters = _make_algorithm(strategy, template, population_size, sigmas, learning_rates)

@@ -168,7 +168,7 @@ class Engine:
         waiting = self._scheduler.waiting
         with self._lock:
             if self._is_stopping or self.failure is not None:
-                raise QueueFull(5.0)  # seconds in which the server may be restarted
+                raise QueueFull(5.0)  # a guess: by then the server may have restarted
             if waiting and len(waiting) + len(sequences) > self._max_queue:
                 raise QueueFull(self._mean_request_seconds * len(waiting) / self._num_slots)
             waiting.extend(sequences)
@@ -284,7 +284,7 @@ class Engine:
         return logits
 
     def _decode(self, batch: SequenceBatch, sequences: list[tuple[int, SequenceState]]) -> None:
-        """Generate one more token for each sequence; a full sequence is set back to its second half first."""
+        """Generate one more token for each sequence; a full one instead drops its first half, for a new prefill."""
         tokens, length, num_tokens = (np.zeros(self.shape.batch_size, np.int32) for _ in range(3))
         for slot, sequence in sequences:
             if sequence.cache_length == self.max_sequence_length:
@@ -361,7 +361,7 @@ def _default_num_workers() -> int:
 
 
 def _send(sequence: SequenceState, output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> bool | None:
-    """Call back with an output. An error of the callback cancels its own request and nothing else."""
+    """Call back with an output and return the answer. An error of the callback cancels its own request only."""
     try:
         return sequence.on_output(output)
     except RuntimeError:  # the event loop of the client has closed

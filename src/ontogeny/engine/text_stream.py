@@ -31,7 +31,7 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
-        """The final part of the pending text and `text`."""
+        """Appends to the pending text; returns the part of it that no stop string can cut off any more."""
         if self.stopped:
             return ""
         text = self._pending + text

@@ -103,7 +103,7 @@ def reveal_task(params: ForagingParams, state: ForagingState) -> TabularTask:
 
 
 def _draw_task(params: ForagingParams, key: Key) -> ForagingTask:
-    """A layout that need not be connected."""
+    """Draws a layout at random; walls may separate its places, so the caller must check that they are connected."""
     order = jax.random.permutation(key, params.num_cells)
     food, water, home, start = order[:4]
     first_wall = 4 + params.num_thorns

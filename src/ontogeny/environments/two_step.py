@@ -93,7 +93,7 @@ def reveal_task(params: TwoStepParams, state: TwoStepState) -> TabularTask:
 
 
 def _change_probabilities(params: TwoStepParams, key: Key, probabilities: Array) -> Array:
-    """The payout probabilities after a trial."""
+    """The payout probabilities after a trial: swapped now and then, or after a step of a random walk between bounds."""
     if params.rewards == "switching":
         return jnp.where(jax.random.uniform(key) < SWAP, probabilities[::-1], probabilities)
     walk = probabilities + DRIFT * jax.random.normal(key, (2, 2))

@@ -102,7 +102,7 @@ def evaluate_online(
     Args:
         model: As `ontogeny.load` returns it.
         tokens: [T], at least two chunks.
-        config: How weights change.
+        config: Settings of the online learner.
         seed: Determines the rehearsal windows.
         on_progress: Called with the number of scored tokens and of all tokens of the four conditions.
 
@@ -154,7 +154,7 @@ def run_condition(
         model: As `ontogeny.load` returns it.
         pretrained: As `pretrained_weights` returns them.
         tokens: [T], at least two chunks.
-        config: How weights change.
+        config: Settings of the online learner.
         keep_activations: Whether a chunk is scored with the whole context before it.
         online: Whether the weights learn from each chunk after it is scored.
         seed: The rehearsal windows of a chunk depend on this seed and the chunk's number alone.
@@ -166,28 +166,28 @@ def run_condition(
     rehearses = online and config.rehearsal_batch_size > 0
     text = training_tokens(model) if rehearses else np.zeros(context_length + 1, np.int32)
     losses, after_reset = np.empty(len(tokens) - 1), np.empty(len(tokens) - 1)
-    for first in range(0, len(starts), CHUNKS_PER_CALL):
-        chosen = starts[first : first + CHUNKS_PER_CALL]
-        padded = np.concatenate([chosen, np.repeat(starts[-1:], CHUNKS_PER_CALL - len(chosen))])
+    for first_chunk in range(0, len(starts), CHUNKS_PER_CALL):
+        call_starts = starts[first_chunk : first_chunk + CHUNKS_PER_CALL]
+        padded = np.concatenate([call_starts, np.repeat(starts[-1:], CHUNKS_PER_CALL - len(call_starts))])
         history = context_length if keep_activations else size
         windows, num_read = context_windows(tokens, padded, size, history, context_length)
         short_windows, num_short = context_windows(tokens, padded, size, size, context_length)
         rehearsal = np.zeros((CHUNKS_PER_CALL, 0, context_length + 1), np.int32)
         if rehearses:
             shape = (CHUNKS_PER_CALL, 1, config.rehearsal_batch_size)
-            rehearsal = corpus.sample_batches(text, seed, first, shape, context_length)[:, 0]
-        is_valid = np.arange(CHUNKS_PER_CALL) < len(chosen)
+            rehearsal = corpus.sample_batches(text, seed, first_chunk, shape, context_length)[:, 0]
+        is_valid = np.arange(CHUNKS_PER_CALL) < len(call_starts)
         batch = _ChunkBatch(*map(jnp.asarray, (windows, num_read, short_windows[:, : size + 1], rehearsal, is_valid)))
         state, device_losses = _process_chunks(model.config, config, keep_activations, online, pretrained, state, batch)
         window_losses, reset_losses = (np.asarray(part, np.float64) for part in device_losses)
-        for row, start in enumerate(chosen):
+        for row, start in enumerate(call_starts):
             stop = min(start + size, len(tokens) - 1)
             losses[start:stop] = window_losses[row, num_read[row] - (stop - start) : num_read[row]]
             after_reset[start:stop] = losses[start:stop]
             if keep_activations:
                 after_reset[start:stop] = reset_losses[row, num_short[row] - (stop - start) : num_short[row]]
         if on_progress is not None:
-            on_progress(int(min(chosen[-1] + size, len(tokens) - 1)), len(tokens) - 1)
+            on_progress(int(min(call_starts[-1] + size, len(tokens) - 1)), len(tokens) - 1)
     return ConditionResult(losses, after_reset, learner.full_weights(pretrained, state.content))
 
 
@@ -238,7 +238,7 @@ def read_chunk(
     Args:
         tokens: [T].
         start: The first token of the chunk.
-        config: How weights change.
+        config: Settings of the online learner.
         context_length: Of the model.
         rehearsal_text: Training text; None for no rehearsal.
         rehearsal_key: Seed and step that determine the rehearsed windows.
@@ -291,7 +291,7 @@ def measure_forgetting(model: LanguageModel, weights: TransformerWeights) -> Rat
         weights: The weights after online learning.
 
     Returns:
-        Nats per token, with an interval over windows.
+        The increase in nats per token, with an interval that reflects the variation between windows.
     """
     text = corpus.load_corpus(_training_run(model)).held_out
     windows = corpus.spaced_windows(text, model.config.context_length, MAX_HELD_OUT_WINDOWS)
@@ -341,7 +341,12 @@ def _process_chunks(
     state: Weights,
     batch: _ChunkBatch,
 ) -> tuple[Weights, tuple[Array, Array]]:
-    """Process chunks one after the other, each scored before its step is taken."""
+    """Process chunks one after the other, each scored before the weights learn from it.
+
+    Returns:
+        The final state, and two arrays of losses in nats, one row per chunk: as deployed, and after a reset. The latter
+        are zero unless an online model keeps its activations.
+    """
     learner = online_learner.build(model_config, config)
 
     def losses(weights: TransformerWeights, window: Array) -> Array:

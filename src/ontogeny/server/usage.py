@@ -29,7 +29,7 @@ class UsageMeter:
     def __init__(self, deployments: Deployments) -> None:
         self._deployments, self._store = deployments, deployments.store
         self._lock = threading.Lock()
-        self._amounts: dict[tuple[str, str, str], list[int]] = {}
+        self._amounts: dict[tuple[str, str, str], list[int]] = {}  # (API key, deployment, day) -> counts
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage meter", daemon=True)
         self.registry = CollectorRegistry()
@@ -100,4 +100,4 @@ class UsageMeter:
         with self._lock:
             amounts, self._amounts = self._amounts, {}
         if amounts:
-            keys.add_usage(self._store, [UsageRecord(*place, *counts) for place, counts in amounts.items()])
+            keys.add_usage(self._store, [UsageRecord(*usage_key, *counts) for usage_key, counts in amounts.items()])

@@ -212,7 +212,7 @@ def _act(
     learning: bool,
     is_initial: bool,
 ) -> tuple[Array, AgentState]:
-    """Learn from the last action, then act, with the random numbers that `rollout` draws from this key."""
+    """Learn from the last action, then act, with the random numbers that `rollout` draws from the same key."""
     lifetime_keys = rng.split_lifetime_key(state.key)
     reward = jnp.float32(0) if is_initial else steering(outcome)
     percept = Percept(observation, state.action, reward, outcome, first, discount)

@@ -274,7 +274,7 @@ def _cost_cells(row: AgentResult) -> list[str]:
 
 
 def _learning(envs: Sequence[Record], results: Results) -> Markup:
-    """One chart of learning curves per environment."""
+    """One chart per environment: the curves of trained agents, the oracle, and the best and worst other baseline."""
     panels = []
     for i, env in enumerate(envs):
         rows = results[env["env"]]

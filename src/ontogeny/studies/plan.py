@@ -106,7 +106,7 @@ def _genome_shapes(agent: Agent) -> Any:
 
 
 def _check_distinct_paths(spec: StudySpec) -> None:
-    """Names that differ in punctuation or case alone can give the same path, which would be written twice."""
+    """Raises `BadInput` if two measurements share a path, as names do that differ in punctuation or case alone."""
     owners: dict[str, Measurement] = {}
     for measurement in list_measurements(spec):
         paths = [measurement.id]

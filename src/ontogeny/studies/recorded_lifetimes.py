@@ -52,7 +52,7 @@ def draw(recorded: Record, env: Record) -> Drawing:
 
 
 def _draw_actions(recorded: Record, env: Record) -> Drawing:
-    """Any environment with few actions."""
+    """One mark per step in the row of its action, for any environment with few actions."""
     trajectory = recorded["trajectory"]
     labels = [f"action {a}" for a in range(env["num_actions"])]
     scores = trajectory["score"]
@@ -64,7 +64,7 @@ def _draw_actions(recorded: Record, env: Record) -> Drawing:
 
 
 def _draw_bandit(recorded: Record, env: Record) -> Drawing:
-    """Pulls by arm, the best arm on top."""
+    """One mark per pull in the row of its arm, the best arm on top."""
     trajectory, probabilities = recorded["trajectory"], recorded.get("task", {}).get("probabilities")
     arms = list(range(env["num_actions"]))
     if probabilities:
@@ -81,7 +81,7 @@ def _draw_bandit(recorded: Record, env: Record) -> Drawing:
 
 
 def _draw_two_step(recorded: Record, env: Record) -> Drawing:
-    """First choices by trial."""
+    """One mark per trial in the row of its first choice."""
     trajectory = recorded["trajectory"]
     common_places = recorded.get("task", {}).get("common_place", [0, 1])
     marks = []

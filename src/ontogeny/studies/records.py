@@ -41,16 +41,16 @@ def read_records(folder: Path, schema: Schema = SCHEMA) -> list[Record]:
         return []
     records: dict[str, Record] = {}
     for number, record in enumerate(run_records.read_records(path), start=1):
-        place = f"'{path}', line {number},"
+        location = f"'{path}', line {number},"
         kind = str(record.get("kind"))
         if "id" not in record or kind not in schema:
-            raise BadInput(f"{place} is not a record of this study: it lacks an id or a kind that the study defines")
+            raise BadInput(f"{location} is not a record of this study: it lacks an id or a kind that the study defines")
         for key in schema[kind]:
             table, _, inner = key.partition(".")
             if table not in record or (inner and inner not in record[table]):
-                raise BadInput(f"{place} is damaged: the {kind} record lacks '{key}'")
+                raise BadInput(f"{location} is damaged: the {kind} record lacks '{key}'")
         if record["id"] in records:
-            raise BadInput(f"{place} is damaged: the id '{record['id']}' occurs twice")
+            raise BadInput(f"{location} is damaged: the id '{record['id']}' occurs twice")
         records[record["id"]] = record
     return list(records.values())
 

@@ -33,6 +33,7 @@ def estimate_task(choices: ChoiceData) -> TaskStatistics:
         for option in range(choices.num_options):
             chosen = is_complete & (options[s] == option)
             weights = kernel[:, chosen]
+            # The mean reward counts as one more observation, so that rarely chosen options stay near it.
             reward_probs[s, :, option] = (weights @ reward[chosen] + mean) / (weights.sum(axis=1) + 1)
     return TaskStatistics(transition_probs, reward_probs)
 

@@ -66,7 +66,8 @@ def read_choices(
     state, second_choice, is_common = np.zeros(len(choice), int), None, None
     if task == "two_step":
         state, second_choice, is_common = reader.read_second_stage(choice)
-    reward = reader.read_rewards((choice < 0) | (state < 0))
+    is_missed = (choice < 0) | (state < 0)
+    reward = reader.read_rewards(is_missed)
     order = reader.read_order()
     is_correct = reader.read_flags("correct") if "correct" in table.columns else None
     _report_bad_rows(path, bad_rows, notes, skip_bad_rows)

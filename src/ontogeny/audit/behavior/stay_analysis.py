@@ -192,7 +192,13 @@ def _consecutive_pairs(choices: ChoiceData) -> tuple[np.ndarray, np.ndarray]:
 
 @jax.jit
 def _fit_logistic(terms: Array, is_stay: Array, is_used: Array) -> Array:
-    """Coefficients [S, K] by Newton's method from terms [S, T, K], outcomes and weights [S, T]."""
+    """Coefficients [S, K] that maximize the posterior, by Newton's method.
+
+    Args:
+        terms: [S, T, K].
+        is_stay: [S, T], the dependent variable.
+        is_used: [S, T], the pairs of trials that count.
+    """
     K = terms.shape[-1]
 
     def fit_participant(x: Array, y: Array, weight: Array) -> Array:

@@ -124,7 +124,10 @@ def update_model(model: LinkModel, step: TrialStep, rate: float) -> LinkModel:
 
 
 def plan_values(model: LinkModel, spec: EnvSpec) -> Array:
-    """Returns the action values [A] at the start by value iteration over the horizon."""
+    """Returns the action values [A] at the start of a trial, by backups over the horizon.
+
+    Only the first step of a trial is a choice, so no backup takes a maximum.
+    """
 
     def back_up(values: Array, _: None) -> tuple[Array, None]:
         return model.rewards + model.transitions @ values, None

@@ -106,8 +106,9 @@ def check_reproducibility(first: np.ndarray, second: np.ndarray, stream: np.ndar
 def check_random_tokens(sequences: Sequence[np.ndarray], passes: Iterable[np.ndarray], level: float) -> CheckResult:
     """Checks that uniformly random tokens are not predicted better than chance at their first occurrence.
 
-    The product of p(token) V is a test martingale under any valid predictor, so it reaches 1 / level with probability
-    at most `level` (Ville 1939). Three martingales are averaged, each with another share of the uniform distribution.
+    With V tokens in the vocabulary, the product of p(token) V is a test martingale under any valid predictor, so it
+    reaches 1 / level with probability at most `level` (Ville 1939). Three martingales are averaged, which mix
+    different shares of the uniform distribution into the predictions (`UNIFORM_SHARES`).
 
     Args:
         sequences: Random tokens, [L] each.

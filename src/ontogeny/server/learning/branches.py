@@ -142,19 +142,19 @@ class BranchManager:
         """Deletes an example and everything that was learned from it; see `journal.erase_example`."""
         journal.erase_example(self.store, number, actor)
         with self._lock:
-            for place, loaded in list(self._loaded.items()):
-                if loaded.version.number and journal.get_version(self.store, *place).deleted:
-                    del self._loaded[place]
+            for version_key, loaded in list(self._loaded.items()):
+                if loaded.version.number and journal.get_version(self.store, *version_key).deleted:
+                    del self._loaded[version_key]
         self._wake.set()
 
     def load(self, branch: Branch) -> LoadedVersion:
-        """Returns the current version of a branch from memory, from its snapshot, or recomputed from a snapshot."""
+        """Returns the current version of a branch: kept in memory, read from its snapshot, or recomputed."""
         with self._lock:
-            place = (branch.branch, branch.current_version)
-            if place not in self._loaded:
+            version_key = (branch.branch, branch.current_version)
+            if version_key not in self._loaded:
                 self._keep(self._recompute(branch))
-            self._loaded.move_to_end(place)
-            return self._loaded[place]
+            self._loaded.move_to_end(version_key)
+            return self._loaded[version_key]
 
     def export(self, owner_key: str) -> bytes:
         """Returns the current version of a key's branch as a state file, with scratch and digest."""
@@ -299,11 +299,11 @@ class BranchManager:
     def _save_snapshot(self, loaded: LoadedVersion) -> None:
         """Writes the file before the database refers to it; then drops the oldest surplus snapshots."""
         version = loaded.version
-        file, place = _snapshot_name(version.branch, version.digest), (version.branch, version.number)
+        file, version_key = _snapshot_name(version.branch, version.digest), (version.branch, version.number)
         write_bytes(self.store.snapshots / file, self._encode(loaded))
         journal.set_snapshot(self.store, version.branch, version.number, file)
-        if place in self._loaded:
-            self._loaded[place] = loaded._replace(version=version._replace(snapshot=file))
+        if version_key in self._loaded:
+            self._loaded[version_key] = loaded._replace(version=version._replace(snapshot=file))
         snapshots = [v for v in journal.list_versions(self.store, version.branch) if v.snapshot is not None]
         current = journal.get_branch(self.store, version.branch).current_version
         for surplus in snapshots[: -self.config.max_snapshots]:

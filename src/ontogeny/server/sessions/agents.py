@@ -25,7 +25,7 @@ class AgentSessionRecord(NamedTuple):
     id: str
     num_steps: int
     state: AgentState
-    feedback: dict[str, Any] | None  # consequences of the last action, if they were sent ahead of the observation
+    feedback: dict[str, Any] | None  # for the last action, if it was sent ahead of the observation
     weights_digest: str
 
 
@@ -59,7 +59,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         return self._insert(key, self._session("", 0, self.agent.init(seed), None))
 
     def add_feedback(self, key: str, id: str, feedback: dict[str, Any]) -> AgentSessionRecord:
-        """Stores the consequences of the last action until the next observation comes."""
+        """Stores the feedback for the last action until the next observation comes."""
         session = self.get(key, id)
         if int(session.state.action) < 0:
             raise BadInput("feedback needs an action, but this session has not acted yet")
@@ -71,14 +71,14 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
     def act(
         self, key: str, id: str, observation: Any, first: bool, feedback: dict[str, Any]
     ) -> tuple[int, AgentSessionRecord]:
-        """Applies the consequences of the last action, sent now or before, and acts on an observation.
+        """Applies the feedback for the last action, sent now or before, and acts on an observation.
 
         Args:
             key: The id of the key that owns the session.
             id: The session.
             observation: A whole number, or an array of numbers, as in the agent's environment.
             first: Whether the observation begins a new episode.
-            feedback: `reward`, `outcome` and `terminated` of the last action; empty if sent before.
+            feedback: `reward`, `outcome` and `terminated` after the last action; empty if sent before.
 
         Returns:
             The action and the new session.
@@ -86,8 +86,8 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         session = self.get(key, id)
         if feedback and session.feedback is not None:
             raise BadInput("the feedback for the last action was already sent")
-        consequences = {k: v for k, v in (feedback or session.feedback or {}).items() if v is not None}
-        action, state = self.agent.act(session.state, observation, first=first, **consequences)
+        last_feedback = {k: v for k, v in (feedback or session.feedback or {}).items() if v is not None}
+        action, state = self.agent.act(session.state, observation, first=first, **last_feedback)
         after = self._session(id, session.num_steps + 1, state, None)
         if not self.agent.online and after.weights_digest != session.weights_digest:
             raise ContractViolation("the weights changed in a frozen deployment")

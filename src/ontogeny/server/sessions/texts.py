@@ -261,7 +261,7 @@ class _TextDecoder:
 
     def _append(self, tokens: np.ndarray, count: int) -> np.ndarray:
         """Processes the first `count` of these tokens; returns the logits [V] after the last one."""
-        start, num_tokens = np.int32(self.length), np.int32(count)
-        self.cache, logits = prefill(self.config, self.weights, self.cache, start, tokens, num_tokens, False)
+        start, num_tokens, all_logits = np.int32(self.length), np.int32(count), False
+        self.cache, logits = prefill(self.config, self.weights, self.cache, start, tokens, num_tokens, all_logits)
         self.length += count
         return np.asarray(logits)

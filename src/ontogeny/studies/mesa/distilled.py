@@ -114,10 +114,11 @@ def train_student(
 def measure_fidelity(teacher: str, student: Subject, num_lifetimes: int = 200) -> tuple[float, float]:
     """How often a student chooses as its teacher does with the same random key.
 
-    The lifetimes belong to the stage `validation`, with all links drawn; half of them expose two links.
+    The lifetimes belong to the stage `validation`. As at the end of the curriculum, each link is crossed with
+    probability 1/2. Half of the lifetimes expose one random link, half a pair.
 
     Returns:
-        The share of all choices, and the share of the choices right after an exposure.
+        The share of all choices on which both agree, and the share of first choices after the exposures.
     """
     shares = []
     for exposed_links in ("random", "pairs"):

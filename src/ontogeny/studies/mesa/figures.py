@@ -127,7 +127,10 @@ def collect_subjects(records: Sequence[Record]) -> list[tuple[str, list[float]]]
 
 
 def draw_dose_curve(name: str, record: Record) -> Markup:
-    """Draw how often the choice follows the donor, by the share of the belief or of a random part that is exchanged."""
+    """Draw how often the choice follows the donor of `audit.belief`, by the share of activations that is replaced.
+
+    One curve replaces the belief subspace, the other a random part of the activations of equal size.
+    """
     with new_panel(4.5, 3.0) as (figure, axes):
         axes.axhline(0, color=RULE, lw=1.0)
         curves = (("belief", "belief", EVOLUTION, "o", 6), ("random", "random part of equal size", MUTED, "s", -14))

@@ -142,7 +142,7 @@ def _train_by_payouts(
 def _save(
     context: MesaContext, name: str, content: str, weights: PyTree, num_runs: int, num_steps: int
 ) -> dict[str, Any]:
-    """Save trained weights before the record that counts on them."""
+    """Save trained weights, then return the record of the training, so that no record lacks its weights."""
     folder = context.folder / RUNS
     folder.mkdir(exist_ok=True)
     checkpoint.save(folder, _file_name(name), weights, {"id": name}, write_once=True)
