@@ -96,7 +96,7 @@ def effective_degrees_of_freedom(variances: Sequence[float], degrees_of_freedom:
 def confidence_interval(
     mean: float, standard_error: float, num_tasks: int = 0, degrees_of_freedom: float = math.inf
 ) -> Interval:
-    """The 95 % interval of a mean whose standard error is known from `degrees_of_freedom` (Student's t)."""
+    """The 95 % interval of a mean; its standard error was estimated with `degrees_of_freedom` (Student's t)."""
     half_width = critical_value(Z95, degrees_of_freedom) * standard_error
     return Interval(mean, standard_error, mean - half_width, mean + half_width, num_tasks, degrees_of_freedom)
 
@@ -186,7 +186,7 @@ def clopper_pearson(count: int, total: int) -> tuple[float, float]:
 
 
 def ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, *, min_terms: int = 2) -> RatioEstimate:
-    """A ratio of two sums with the 95 % interval of its residuals (Cochran 1977, chapter 6) by Student's t.
+    """A ratio of two sums, with a 95 % interval by linearization (Cochran 1977, chapter 6) and Student's t.
 
     Args:
         numerators: [N], the terms of the upper sum.

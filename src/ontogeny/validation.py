@@ -71,7 +71,7 @@ def _shorten(value: object) -> str:
 
 
 def _keys_at(model: type[BaseModel], tables: Sequence[int | str]) -> list[str]:
-    """The keys of the model that lies at a path of tables."""
+    """The keys that a model allows in a nested table, which is named by the keys that lead to it."""
     fields: Mapping[str, Any] = model.model_fields
     for table in tables:
         annotation = fields[table].annotation if table in fields else None

@@ -84,7 +84,9 @@ def _rollout_to_choice(prepared: base.PreparedSubject, key: Key, flips: Array, l
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
     start = jnp.zeros_like(last.observation)
     percept = Percept(start, last.action, last.reward, last.outcome, jnp.bool_(True), last.discount)
-    return ChoicePoint(state, percept, 1.0 - 2 * task.crosses_after, (1 + jnp.sum(task.crosses_after)) % 2)
+    links = 1.0 - 2 * task.crosses_after
+    best = (1 + jnp.sum(task.crosses_after)) % 2  # each crossed link swaps the sides, and side 1 pays
+    return ChoicePoint(state, percept, links, best)
 
 
 def _random_choice_point(prepared: base.PreparedSubject, key: Key) -> tuple[Array, Array]:
@@ -140,8 +142,8 @@ def belief_subspace(activations: np.ndarray, links: np.ndarray) -> np.ndarray:
     """Returns orthonormal directions [D, k] in which activations [M, D] vary with links [M, L]: main effects alone."""
     X = np.concatenate([np.ones((len(links), 1)), links], axis=1)
     main_effects = np.linalg.lstsq(X, activations.astype(np.float64), rcond=None)[0][1:]  # [L, D]
-    _, sizes, directions = np.linalg.svd(main_effects, full_matrices=False)
-    return directions[sizes > 1e-6].T
+    _, singular_values, directions = np.linalg.svd(main_effects, full_matrices=False)
+    return directions[singular_values > 1e-6].T  # without the directions that are zero up to rounding
 
 
 def random_subspaces(subspace: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ def configure_jax(device: str | None, *, one_thread: bool = False) -> None:
 
     Args:
         device: `cpu` or `gpu`; None leaves the choice to JAX.
-        one_thread: Whether each host device computes on one thread, where every processor has a device.
+        one_thread: Whether each host device computes on one thread; ignored where processors outnumber the devices.
 
     Raises:
         BadInput: JAX has no such device here.

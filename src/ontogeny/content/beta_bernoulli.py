@@ -80,4 +80,4 @@ def sample_posterior(key: Key, prior: BanditPrior, counts: ArmCounts) -> Float[A
     successes = prior.a + counts.successes
     failures = prior.b + counts.pulls - counts.successes
     log_successes, log_failures = sample_log_gamma(key, jnp.stack([successes, failures]))
-    return jax.nn.sigmoid(log_successes - log_failures)
+    return jax.nn.sigmoid(log_successes - log_failures)  # x / (x + y) of two Gamma variates has the Beta distribution

@@ -47,13 +47,13 @@ def compute_table(num_pulls: int, a: float = 1.0, b: float = 1.0) -> GittinsTabl
     pulls, successes = np.arange(J + 2)[:, None], np.arange(J + 2)
     means = ((a + successes) / (a + b + pulls)).astype(np.float32).clip(max=1)
     payouts = np.linspace(0, 1, NUM_PAYOUTS, dtype=np.float32)
-    # Gain over the known arm of the best continuation, [payout, j, s]; beyond J the arm counts as known.
+    # [payout, j, s]: what the best continuation gains over the known arm. Beyond J pulls the arm counts as known.
     gain = np.zeros((NUM_PAYOUTS, J + 2, J + 2), np.float32)
     excess = np.zeros((len(to_go), table_pulls + 1, table_pulls + 1), np.float32)
     p = means[:-1, :-1]
-    for m in range(1, num_pulls + 1):
+    for m in range(1, num_pulls + 1):  # pulls to go
         success, failure = gain[:, 1:, 1:], gain[:, 1:, :-1]
-        pull = success - failure
+        pull = success - failure  # in place, for speed: what one pull of the arm and the best continuation gain
         pull *= p
         pull += failure
         pull += p - payouts[:, None, None]

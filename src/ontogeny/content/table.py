@@ -21,7 +21,7 @@ def build(num_inputs: int, num_outputs: int = 1, *, input_index: int = 2) -> Pre
     Args:
         num_inputs: Inputs per step; all but one are ignored.
         num_outputs: Predicted quantities per step.
-        input_index: Position of the input, -1, 0 or 1, that selects a cell.
+        input_index: Position of the input that selects a cell by its value, -1, 0 or 1.
     """
     del num_inputs
 

@@ -62,18 +62,18 @@ def build(spec: EnvSpec) -> WorldModel:
     ) -> TabularEvidence:
         """Adds one transition; `is_observed` is False where the successor of the action was not observed."""
         is_continued = (is_observed & ~is_end).astype(jnp.float32)
-        remaining = 1 - prior.outcome_forgetting_rate
+        retention = 1 - prior.outcome_forgetting_rate  # of all outcomes at every step
         if prior.visit_forgetting_rate:
-            share = 1 - prior.visit_forgetting_rate
-            successor_share = jnp.where(is_observed, share, 1.0)
-            shares = (successor_share, successor_share, share, share)
-            parts = zip(weights, shares, strict=True)
-            weights = TabularEvidence(*(part.at[observation, action].multiply(share) for part, share in parts))
+            visit_retention = 1 - prior.visit_forgetting_rate  # of the evidence on this observation and action
+            successor_retention = jnp.where(is_observed, visit_retention, 1.0)
+            factors = (successor_retention, successor_retention, visit_retention, visit_retention)
+            parts = zip(weights, factors, strict=True)
+            weights = TabularEvidence(*(part.at[observation, action].multiply(factor) for part, factor in parts))
         return TabularEvidence(
             weights.successor_counts.at[observation, action, successor].add(is_continued),
             weights.end_counts.at[observation, action].add((is_observed & is_end).astype(jnp.float32)),
-            (remaining * weights.visit_counts).at[observation, action].add(1),
-            (remaining * weights.feature_sums).at[observation, action].add(outcome),
+            (retention * weights.visit_counts).at[observation, action].add(1),
+            (retention * weights.feature_sums).at[observation, action].add(outcome),
         )
 
     return WorldModel(init, query, update)

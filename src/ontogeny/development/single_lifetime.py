@@ -19,7 +19,7 @@ from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, S
 class SingleLifetimeState(NamedTuple):
     """The state of the development."""
 
-    seed: Key
+    seed: Key  # the random keys of every generation derive from it
     generation: Array  # [] int32
     genome: Genome  # never changes
 
@@ -37,14 +37,15 @@ def build(
     require_at_least(1, num_lifetimes=num_lifetimes, num_generations=num_generations)
 
     def init(key: Key) -> SingleLifetimeState:
-        genome_key, _, seed = jax.random.split(key, 3)
-        return SingleLifetimeState(seed, jnp.int32(0), jax.tree.map(jnp.asarray, agent.genome(genome_key)))
+        genome_key, _, generations_key = jax.random.split(key, 3)
+        return SingleLifetimeState(generations_key, jnp.int32(0), jax.tree.map(jnp.asarray, agent.genome(genome_key)))
 
     @jax.jit
     def step(state: SingleLifetimeState) -> tuple[SingleLifetimeState, Info]:
         _, lifetimes_key, _ = jax.random.split(jax.random.fold_in(state.seed, state.generation), 3)
         keys = rng.sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
         fitness = jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, state.genome))(keys)  # [B]
+        # The leading axis is that of the generations of a call, here one.
         info = {"fitness": jnp.mean(fitness)[None], "fitness_std": jnp.std(fitness)[None]}
         return state._replace(generation=state.generation + 1), info
 

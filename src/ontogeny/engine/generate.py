@@ -279,6 +279,7 @@ def shift_full_caches(model: LanguageModel, state: DecodeState, tokens: Sequence
     if not full.any():
         return state
     num_retained = max(model.config.context_length // 2, 1)
+    # As at the start, all tokens but the last are prefilled; the last is the input of the next decode step.
     prompts = [sequence[-num_retained:-1] if is_full else [] for sequence, is_full in zip(tokens, full, strict=True)]
     cleared = transformer.clear_sequences(state.cache, jnp.asarray(full))
     return state._replace(cache=_prefill_prompts(model, cleared, prompts))

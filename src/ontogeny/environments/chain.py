@@ -120,9 +120,9 @@ def phase_of(params: ChainParams, state: ChainState) -> Phase:
     t = state.step
     is_exposure = (t >= params.first_exposure) & (t < params.first_test)
     exposure = (t - params.first_exposure) // 2
-    index = jnp.clip(exposure // max(params.num_exposures, 1), 0, params.num_exposed - 1)
+    exposed_index = jnp.clip(exposure // max(params.num_exposures, 1), 0, params.num_exposed - 1)
     # An exposure has two steps: the place of the link, then the place behind it, as if the next link followed.
-    exposed_link = state.task.exposed_links[index] + (t - params.first_exposure) % 2
+    exposed_link = state.task.exposed_links[exposed_index] + (t - params.first_exposure) % 2
     trial_link = jnp.where(t < params.first_exposure, t, t - params.first_test) % params.num_links
     return Phase(is_exposure, jnp.where(is_exposure, exposed_link, trial_link), exposure)
 

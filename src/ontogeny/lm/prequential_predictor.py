@@ -66,7 +66,7 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
 
     def predict(tokens: np.ndarray) -> np.ndarray:
         num_losses = len(tokens) - 1
-        log_probabilities = np.full((len(tokens), V), -np.log(V), np.float32)
+        log_probabilities = np.full((len(tokens), V), -np.log(V), np.float32)  # the first token stays uniform
         state = learner.init(pretrained)
         starts = np.arange(0, num_losses, config.chunk_size)
         for number, start in enumerate(starts):

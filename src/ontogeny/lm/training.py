@@ -87,6 +87,7 @@ def train(
     spec = config.model_dump() | {
         "files": [{"name": text.path.name, "num_bytes": text.num_bytes, "sha256": text.sha256} for text in texts]
     }
+    # Like a version, the number of shards changes the bits of the results, so a run is resumed only with the same one.
     versions = library_versions() | {"shards": optimization.count_shards(_optimizer_config(config, 1))}
     with (
         claim(
@@ -110,7 +111,8 @@ def _complete(config: TrainConfig) -> TrainConfig:
     if config.precision == "auto":
         defaults["precision"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     config = config.model_copy(update=defaults)
-    _model_config(config, tokenizers.NUM_BYTES + 1)  # raises `BadInput` before the texts are read
+    # With the smallest vocabulary that is possible; raises `BadInput` before the texts are read.
+    _model_config(config, tokenizers.NUM_BYTES + 1)
     return config
 
 

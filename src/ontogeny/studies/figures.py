@@ -144,7 +144,7 @@ def draw_learning_curves(name: str, results: Sequence[AgentResult]) -> Markup:
         start = min(result.curve.position[0] for result in results)
         end = max(result.curve.position[-1] for result in results)
         low, high = axes.get_ylim()
-        gap, y = (high - low) * 0.062, -math.inf
+        gap, y = (high - low) * 0.062, -math.inf  # the height of a line of text
         for result in sorted(results, key=lambda r: (r.curve.mean[-1], r.agent)):
             # A name stands at the end of its curve, or higher where it would overlap with the one below.
             y = max(result.curve.mean[-1], y + gap)

@@ -135,7 +135,7 @@ def _published(records: Sequence[Record], envs: Sequence[Record], results: Resul
 def _published_table(
     number: int, envs: Sequence[Record], results: Results, upper_bounds: Mapping[str, tuple[str, float]]
 ) -> Markup:
-    """One published table: its algorithms with our scores of the same, then our other agents."""
+    """One published table: the published scores with our scores of the same algorithms, then our other agents."""
     titles = [_column_title(comparison.published_row(env)) for env in envs]
     rows, notes = _published_rows(number, envs, results)
     rows += _own_rows(envs, results, upper_bounds)

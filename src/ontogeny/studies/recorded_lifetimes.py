@@ -171,12 +171,12 @@ def _strip(
     horizon: int = 1,
 ) -> Markup:
     """Rows of marks over time, and above them a title for each episode of `horizon` steps."""
-    column = max(7.0, min(20.0, 640 / max(len(marks), 1)))
+    column_width = max(7.0, min(20.0, 640 / max(len(marks), 1)))  # px, so that the strip fits the page
     steps = {0, len(marks) // 2 - 1, len(marks) - 1} if len(marks) > 2 else set(range(len(marks)))
     ticks = [(t, f"{unit} {t + 1}" if t == 0 else str(t + 1)) for t in sorted(steps)]
     total = format_total(sum(mark.score for mark in marks))
     label = f"One lifetime of {recorded['agent']}: {len(marks)} {unit}s, total score {total}"
-    return MACROS.strip(label, recorded["approach"], row_labels, marks, ticks, column, episode_titles, horizon)
+    return MACROS.strip(label, recorded["approach"], row_labels, marks, ticks, column_width, episode_titles, horizon)
 
 
 def _path(cells: Sequence[int], size: int) -> list[tuple[float, float]]:

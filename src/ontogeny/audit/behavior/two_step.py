@@ -172,7 +172,10 @@ def _init_choice_values(p: Parameters, task: TaskStatistics) -> Array:
 
 
 def _update_choice_values(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
-    """Model-free values of the first choices: temporal-difference error of both stages."""
+    """Updates the model-free values of the first choices by the temporal-difference errors of both stages.
+
+    `error` is that of the second stage, which the eligibility trace carries back.
+    """
     option_values, choice_values = memory
     chosen = jax.nn.one_hot(trial.choice, 2)
     first_error = jnp.sum(option_values * _option_one_hot(trial)) - choice_values @ chosen
@@ -180,7 +183,7 @@ def _update_choice_values(p: Parameters, memory: TwoStepMemory, trial: Participa
 
 
 def _update_transitions(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
-    """Learned transition probabilities [2, 2]."""
+    """Updates the learned transition probabilities [2, 2], by first choice and state."""
     chosen = jax.nn.one_hot(trial.choice, 2)[:, None]
     return memory.model_memory + p["transition_learning_rate"] * chosen * (
         jax.nn.one_hot(trial.state, 2) - memory.model_memory
@@ -188,7 +191,7 @@ def _update_transitions(p: Parameters, memory: TwoStepMemory, trial: Participant
 
 
 def _update_belief(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
-    """Log odds that state 1 is the rewarded one: Bayes' rule for the reward, then the probability of a reversal."""
+    """Updates the log odds that state 1 is the rewarded one: by the reward (Bayes' rule), then for a reversal."""
     evidence = (2 * trial.reward - 1) * (2 * trial.state - 1) * _log_odds(p["reward_reliability"])
     belief = jax.nn.sigmoid(memory.model_memory + evidence)
     return _log_odds(belief * (1 - p["hazard_rate"]) + (1 - belief) * p["hazard_rate"])

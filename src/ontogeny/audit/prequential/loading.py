@@ -29,13 +29,13 @@ def find_predictor(name: str) -> BuildPredictor:
     """
     if name.startswith(REFERENCE_PREFIX):
         return find_reference_predictor(name.removeprefix(REFERENCE_PREFIX))
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place:
+    source, colon, attribute = name.rpartition(":")
+    if not colon or not source:
         raise BadInput(f"'{name}' is not a predictor: give module:function, file.py:function or predictor:NAME")
-    module = _load_file(place) if place.endswith(".py") else _import_module(place)
+    module = _load_file(source) if source.endswith(".py") else _import_module(source)
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise BadInput(f"'{place}' has no function '{attribute}'")
+        raise BadInput(f"'{source}' has no function '{attribute}'")
     return cast(BuildPredictor, function if _is_factory(function) else lambda: function)
 
 

@@ -52,6 +52,7 @@ def predict_by_counts(
     token_counts = initial.sum(axis=0) + np.cumsum(one_hot, axis=0) - one_hot
     same_context = np.tril(contexts[:, None] == contexts[None, :], -1)  # [T, T], earlier tokens only
     context_counts = initial[contexts] + same_context @ one_hot
+    # Krichevsky and Trofimov 1981 (IEEE Trans Inf Theory 27:199) add 1/2 to each count.
     frequencies = (token_counts + 0.5) / (token_counts.sum(axis=1, keepdims=True) + 0.5 * V)
     totals = context_counts.sum(axis=1, keepdims=True) + prior_weight
     return np.log((context_counts + prior_weight * frequencies) / totals).reshape(T, V)

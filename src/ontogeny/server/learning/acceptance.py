@@ -34,7 +34,7 @@ def held_out_loss(
     Args:
         config: The model's configuration.
         weights: The weights to test.
-        windows: Token windows of held-out training text.
+        windows: Windows of the text that the training of the model held out, as tokens.
         pause: Called after every `WINDOWS_PER_CALL` windows.
     """
     parts = []

@@ -90,6 +90,7 @@ class BranchManager:
         self.trained_digest = trees.digest(learner.trained_weights)
         self.is_server_busy = False  # while requests wait, the learner keeps to its fraction of the time
         self.error: BaseException | None = None
+        # The norm of the trained weights, to which the distances of versions are relative.
         self._norm = _distance(learner.trained_weights, jax.tree.map(np.zeros_like, learner.trained_weights))
         self._loaded: OrderedDict[tuple[str, int], LoadedVersion] = OrderedDict()
         self._lock = threading.RLock()

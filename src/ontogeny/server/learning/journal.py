@@ -272,7 +272,7 @@ def set_frozen(store: Store, deployment: str, frozen: bool, actor: str) -> list[
 
 
 def rollback(store: Store, branch: str, number: int, actor: str) -> BranchVersion:
-    """Makes an earlier version current. Later examples are deferred, and learning continues from this version.
+    """Makes an earlier version current, from which learning continues. Later examples are deferred: not learned again.
 
     Raises:
         BadInput: There is no such version, or it was learned from an example that was erased.

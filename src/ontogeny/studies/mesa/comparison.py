@@ -120,7 +120,7 @@ def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
 
 
 def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: float, min_effect: float) -> str:
-    """The verdict over runs; a subject without competence gets none."""
+    """The verdict over runs; that of a subject without competence is `undetermined`."""
     if competence <= MIN_COMPETENCE.get(hypothesis, -np.inf):
         return "undetermined"
     required = {name: effects[name] for name in EFFECTS[hypothesis]}

@@ -140,16 +140,22 @@ def measure_fidelity(teacher: str, student: Subject, num_lifetimes: int = 200) -
 def _measure_agreement(
     key: Key, env: Environment, student: Agent, drives: Steering, teacher: Agent, genome: Genome | State
 ) -> dict[str, Array]:
-    """One lifetime of the student, in which the teacher chooses from the same percepts with the same keys."""
+    """One lifetime of the student, in which the teacher chooses from the same percepts with the same keys.
+
+    Returns:
+        `all`, the share of choices on which both agree, and `after_exposure`, whether they agree on the first choice
+        after the exposures, 0 or 1.
+    """
     lifetime_keys = split_lifetime_key(key)
     T, L = env.spec.num_steps, env.spec.horizon
     keys = split_step_keys(lifetime_keys, T)
 
     def step(carries: tuple[Carry, State], step_keys: tuple[Key, Key, Key]) -> tuple[tuple[Carry, State], tuple]:
         carry, teacher_state = carries
-        label, teacher_state = teacher.act(step_keys[1], teacher_state, carry.percept)
+        _, act_key, _ = step_keys
+        label, teacher_state = teacher.act(act_key, teacher_state, carry.percept)
         # The student's choice, also where the environment then forces another action.
-        choice, _ = student.act(step_keys[1], carry.state, carry.percept)
+        choice, _ = student.act(act_key, carry.state, carry.percept)
         next_carry, trajectory = rollout_step(step_keys, student, env, drives, carry, False)
         is_choice = (trajectory.observation == 0) & trajectory.first
         return (next_carry, teacher_state), (choice == label, is_choice)

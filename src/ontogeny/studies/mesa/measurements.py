@@ -105,7 +105,7 @@ def _return_id(content: str, condition: str, run: int) -> str:
 
 
 def _train_by_prediction(context: MesaContext, content: str, name: str) -> Iterator[Record]:
-    """Both conditions in parallel, R runs each."""
+    """Train a content to predict, R runs in the environment and R runs in its sham, all in parallel."""
     budget = context.budget
     key = jax.random.fold_in(jax.random.key(context.seed), content_keys()[content])
     keys = sample_lifetime_keys(key, 2 * budget.num_runs, "training")
@@ -121,6 +121,7 @@ def _train_on_return(
     """One run of the evolution of a content on return."""
     search = context.budget.searches[content]
     development = capacity.build_search(content, condition == "sham", search)
+    # A key of its own for each run of each content; those of `_train_by_prediction` have numbers below 1000.
     key = jax.random.fold_in(jax.random.key(context.seed), 1000 * (1 + content_keys()[content]) + run)
     weights, fitness = capacity.run_search(development, key, on_progress)
     num_steps = search.num_generations * development.steps_per_generation
@@ -222,7 +223,8 @@ def _audit_student(context: MesaContext, index: int, name: str, on_progress: OnW
 
 def _chain_record(name: str, num_parameters: int | None, measurements: Measurements) -> Record:
     """The record of one run from the measurements of the test `plans`."""
-    # [N, links, 2]: without and with a change of the link; [N, pairs, 2]: one of them has changed, or both have
+    # Whether the formerly best action is chosen. [N, links, 2]: without and with a change of the link;
+    # [N, pairs, 2]: where one of the two links has changed, and where both have.
     single, pair = np.asarray(measurements["single"], float), np.asarray(measurements["pair"], float)
     changes = [single[:, link, 0] - single[:, link, 1] for link in range(single.shape[1])]
     changes += [pair[:, p, 1] - pair[:, p, 0] for p in range(pair.shape[1])]
