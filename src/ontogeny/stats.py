@@ -149,9 +149,9 @@ def mean_over_seeds(intervals: Sequence[Interval]) -> Interval:
     is added. A single seed tells nothing about that spread.
     """
     means = np.array([interval.mean for interval in intervals])
-    over_tasks = math.sqrt(float(np.mean([interval.standard_error**2 for interval in intervals])))
+    error_over_tasks = math.sqrt(float(np.mean([interval.standard_error**2 for interval in intervals])))
     num_tasks = min(interval.num_tasks for interval in intervals)
-    pooled = confidence_interval(float(np.mean(means)), over_tasks, num_tasks)
+    pooled = confidence_interval(float(np.mean(means)), error_over_tasks, num_tasks)
     return _widen_by_seeds(pooled, [means] if len(intervals) > 1 else [])
 
 

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def program() -> None:
-    """Run `main` in a process of its own.
+    """Run `main` as the only work of this process.
 
     An interrupt ends the process without finalizing the interpreter, since threads of JAX may still be working.
     """

@@ -226,16 +226,16 @@ def spaced_windows(tokens: np.ndarray, context_length: int, max_windows: int) ->
     """Select evenly spaced windows that overlap in their first token at most.
 
     Args:
-        tokens: [N], more than `context_length`.
+        tokens: A text of more than `context_length` tokens.
         context_length: Predicted tokens per window.
         max_windows: At least 1.
 
     Returns:
-        Windows of `context_length` + 1 tokens.
+        At most `max_windows` windows of `context_length` + 1 tokens.
     """
     count = (len(tokens) - 1) // context_length
-    chosen = np.unique(np.linspace(0, count - 1, min(count, max_windows)).round().astype(np.int64))
-    return tokens[(chosen * context_length)[:, None] + np.arange(context_length + 1)].astype(np.int32)
+    window_indices = np.unique(np.linspace(0, count - 1, min(count, max_windows)).round().astype(np.int64))
+    return tokens[(window_indices * context_length)[:, None] + np.arange(context_length + 1)].astype(np.int32)
 
 
 def _write_part(path: Path, passages: Sequence[Passage], tokenizer: Tokenizer, dtype: np.dtype) -> tuple[int, int]:

@@ -136,7 +136,7 @@ def _optimizer_config(config: TrainConfig, num_steps: int) -> OptimizerConfig:
 
 
 def _prepare(folder: Path, config: TrainConfig, texts: Sequence[TextFile]) -> dict[str, Any]:
-    """Write tokenizer and tokens into the folder of a new run; the details for `spec.json`."""
+    """Write tokenizer and tokens into the folder of a new run, and return the details for `spec.json`."""
     parts = corpus.split_files(texts, config.split, config.held_out_fraction, config.seed)
     # The alphabet is that of the whole text, so that held-out text can be scored; BPE sees the training text alone.
     passages = parts["training"] + (parts["held_out"] if config.tokenizer == "characters" else [])

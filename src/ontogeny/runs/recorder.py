@@ -60,7 +60,7 @@ class RunRecorder:
             The state and the `progress` that were saved with it; None for a run without a checkpoint.
 
         Raises:
-            BadInput: The checkpoint, or a record on which it counts, is damaged.
+            BadInput: The checkpoint, or a record that was written before it, is damaged.
         """
         resumed, timing_bytes = None, 0
         if checkpoint.exists(self._folder, CHECKPOINT_NAME):

@@ -56,7 +56,7 @@ def read_records(folder: Path, schema: Schema = SCHEMA) -> list[Record]:
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
-    """Seconds of wall time by id of the record, summed over the sessions of an interrupted study."""
+    """Seconds of wall time by id of the record, summed over the processes that an interrupted study took."""
     seconds: dict[str, float] = {}
     for timing in read_timings(folder):
         if isinstance(timing.get("seconds"), int | float):

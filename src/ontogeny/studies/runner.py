@@ -287,7 +287,7 @@ def _notify_of_table(records: list[Record], env: str, notify: OnEvent) -> None:
 
 
 def _training_seconds(folder: Path) -> float:
-    """Wall time of a training run over all its sessions; a call that a killed session repeated counts once."""
+    """Wall time of a training run over all its processes; a call that was repeated after a kill counts once."""
     seconds = {timing["compiled_call"]: timing["seconds"] for timing in read_timings(folder)}
     return sum(seconds.values())
 

@@ -194,7 +194,7 @@ def payout_content_template(content: str, size: int) -> PyTree:
 def audit_in_chain(
     content: str, size: int, weights: PyTree, num_lifetimes: int, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """Measure the test `plans` on R frozen contents, around which code takes the action with the higher prediction."""
+    """Measure the test `plans` on R frozen contents; their agent takes the action with the highest predicted payout."""
     train_env = plugins.build("environments", "chain")
 
     def audit(weights: PyTree, run: Array) -> dict[str, Array]:

@@ -51,6 +51,7 @@ def draw_capacity(
                 axes.fill_between([x - 0.4, x + 0.4], low, high, color=BASELINE, alpha=0.22, lw=0)
                 continue
             color, marker, offset = TRAINING_STYLES[group.training]
+            # The marks of the runs stand side by side, in five columns.
             run_x = [x + offset + 0.07 * ((i % 5) / 2 - 1) for i in range(group.num_runs)]
             axes.plot(run_x, effect.run_means, marker, ms=2.6, color=color, mec=color, alpha=0.45, ls="")
             axes.plot([x + offset] * 2, [effect.low, effect.high], "-", color=color, lw=2.2, solid_capstyle="round")
