@@ -65,6 +65,7 @@ def sample_parameters(seed: int, model: ChoiceModel, number: int) -> np.ndarray:
     low, high, scale = (np.array([getattr(p, name) for p in model.parameters]) for name in ("low", "high", "scale"))
     signed = np.array([p.signed for p in model.parameters])
     share = np.random.default_rng(seed).uniform(low, high, (number, len(low))) / scale
+    # Strictly inside the range, so that the unbounded parameters are finite.
     inside = np.clip(share, np.where(signed, -0.999, 1e-3), 0.999)
     return np.where(signed, np.arctanh(inside), np.log(np.maximum(inside, 1e-6)) - np.log1p(-inside)).astype(np.float32)
 

@@ -18,9 +18,10 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
 
 
 def move(key: Key, view: BeaconObservation) -> Array:
-    """Returns a random one of the moves that lead in the beacon's direction."""
+    """Returns a random one of the moves that lead in the beacon's direction, seldom another move."""
     size = grid_size(view.walls)
     down = view.beacon // size - view.cell // size
     right = view.beacon % size - view.cell % size
     preferences = jnp.stack([down < 0, right > 0, down > 0, right < 0]).astype(jnp.float32)
+    # Each other move keeps a weight of 0.02, so that no move is impossible.
     return jax.random.categorical(key, jnp.log(preferences + 0.02))
