@@ -42,9 +42,10 @@ def serve(
     from ontogeny.runs.folder import locked
     from ontogeny.runs.kinds import require_loadable
     from ontogeny.server import app
-    from ontogeny.server.deployments import Deployments
+    from ontogeny.server.deployments import Deployments, check_names
     from ontogeny.server.store import Store
 
+    check_names(named_runs)
     for _, run in named_runs:
         require_loadable(run)  # before the state folder is created
     store = Store(state_dir)

@@ -174,7 +174,7 @@ class Deployments:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
         names = [name for name, _ in runs]
-        _check_names(runs)
+        check_names(runs)
         for name in config.frozen:
             if name not in names:
                 raise unknown_name_error("deployment", name, names)
@@ -228,8 +228,15 @@ class Deployments:
                 deployment.stop()
 
 
-def _check_names(runs: Sequence[tuple[str, Path]]) -> None:
-    """Raises `BadInput` for an invalid or repeated name."""
+def check_names(runs: Sequence[tuple[str, Path]]) -> None:
+    """Checks the names of deployments before anything is read.
+
+    Args:
+        runs: Name and folder of each deployment.
+
+    Raises:
+        BadInput: For an invalid or a repeated name.
+    """
     names: set[str] = set()
     for name, folder in runs:
         if not NAME.fullmatch(name):
