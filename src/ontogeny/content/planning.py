@@ -106,8 +106,8 @@ def episode_values(
         action_values = jnp.where(left > 0, rewards + successors @ values + ends * end_value, 0.0)
         return jnp.max(action_values, axis=-1), action_values
 
-    beyond = start_values[jnp.maximum(steps_left - horizon, 0)]
-    return jax.lax.scan(backup, jnp.full(rewards.shape[0], beyond), left)[1]
+    value_at_horizon = start_values[jnp.maximum(steps_left - horizon, 0)]  # of the episodes that follow
+    return jax.lax.scan(backup, jnp.full(rewards.shape[0], value_at_horizon), left)[1]
 
 
 def normal_index_bonus(evidence: Array, pulls: Array) -> Array:
