@@ -329,11 +329,12 @@ def test_zero_is_an_arm_of_a_bandit_unless_it_is_a_missing_value(read):
 def test_choices_of_a_run_are_analyzed_like_a_file(tmp_path, monkeypatch, capsys):
     environments = (
         ("two_step:num_trials=20", "choice,state,reward"),
+        ("two_step:num_trials=20,has_second_choice=True", "choice,state,choice2,reward"),
         ("bandit:num_arms=3,num_pulls=60", "choice,reward"),
     )
     for env, header in environments:
         spec = {"env": env, "agent": "random", "development": "single_lifetime:num_lifetimes=2"}
-        folder = tmp_path / env[:3]
+        folder = tmp_path / f"{env[:3]}{len(header)}"
         train(parse_run_spec(spec), folder)
         text = simulate_choices(folder, num_lifetimes=6, seed=0)
         assert text.startswith(f"subject,trial,{header}\nlifetime 1,1,")
@@ -342,7 +343,7 @@ def test_choices_of_a_run_are_analyzed_like_a_file(tmp_path, monkeypatch, capsys
         assert choices.task == "bandit" or 0.7 < choices.is_common.mean() < 0.9
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(comparison, "NUM_STARTS", (12, 4))
-    arguments = ["behavior", "ban", "--num-lifetimes", "6", "--num-groups", "2", "--out", "out"]
+    arguments = ["behavior", "ban13", "--num-lifetimes", "6", "--num-groups", "2", "--out", "out"]
     monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -356,7 +357,7 @@ def test_choices_of_a_run_are_analyzed_like_a_file(tmp_path, monkeypatch, capsys
     for model in record["models"]:  # choices of the random agent depend on nothing
         assert np.mean(model["log_likelihood"]) == pytest.approx(-60 * np.log(3), abs=4)
     html = (tmp_path / "out" / "behavior.html").read_text()
-    assert html == page.render(record, "Choices in ban")
+    assert html == page.render(record, "Choices in ban13")
     assert (tmp_path / "out" / "choices.csv").read_text().startswith("subject,trial,choice,reward\n")
 
 

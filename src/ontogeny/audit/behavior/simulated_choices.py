@@ -42,7 +42,7 @@ def simulate_choices(folder: Path, *, num_lifetimes: int, seed: int) -> str:
         return _to_csv("subject,trial,choice,reward", _number_trials(action, reward))
     # Two steps make a trial: the first choice, then the state it leads to, the second choice, and its reward.
     columns = (action[:, ::2], observation[:, 1::2], action[:, 1::2], reward[:, 1::2])
-    if saved_agent.spec.env.settings.get("second_choice", False):
+    if saved_agent.spec.env.settings.get("has_second_choice", False):
         return _to_csv("subject,trial,choice,state,choice2,reward", _number_trials(*columns))
     return _to_csv("subject,trial,choice,state,reward", _number_trials(columns[0], columns[1], columns[3]))
 
