@@ -8,6 +8,7 @@ one cache of compiled programs, which is empty at the start of the session and i
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from importlib import metadata
 
@@ -72,3 +73,21 @@ def compiler_optimizations(request):
 def pytest_unconfigure(config):
     if TEMPORARY_CACHE is not None:
         shutil.rmtree(TEMPORARY_CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def call_cli(monkeypatch, capsys, tmp_path):
+    """Calls the command line in this process; returns its exit code, its output and its error output."""
+    from ontogeny import cli
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))  # JAX's own settings stay as they are
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ontogeny", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return call

@@ -24,31 +24,15 @@ from ontogeny.server.config import ServerConfig
 SMALL = ["--env", "bandit:num_arms=2,num_pulls=5", "--development", "single_lifetime:num_lifetimes=2"]
 
 
-@pytest.fixture
-def ontogeny(monkeypatch, capsys, tmp_path):
-    """Call the command in this process; returns its exit code, its output and its error output."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))  # JAX's own settings stay as they are
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ontogeny", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()
-
-    return call
-
-
 def is_one_sentence(complaint: str) -> bool:
     return complaint.startswith("ontogeny: ") and complaint.count("\n") == 1 and "Traceback" not in complaint
 
 
-def test_help_names_every_command_and_needs_no_arguments(ontogeny):
-    code, output, _ = ontogeny("--help")
+def test_help_names_every_command_and_needs_no_arguments(call_cli):
+    code, output, _ = call_cli("--help")
     assert code == 0 and all(re.search(rf"^  {name} ", output, re.MULTILINE) for name in COMMANDS)
-    assert ontogeny()[:2] == (0, output)
-    assert ontogeny("--version")[:2] == (0, "0.1.0\n")
+    assert call_cli()[:2] == (0, output)
+    assert call_cli("--version")[:2] == (0, "0.1.0\n")
 
 
 def leaf_commands(entries=COMMANDS, words=()) -> list[tuple[str, ...]]:
@@ -68,8 +52,8 @@ def find_command(words: tuple[str, ...]):
 
 
 @pytest.mark.parametrize("words", leaf_commands(), ids=" ".join)
-def test_every_command_has_an_example_that_parses(ontogeny, words):
-    code, output, _ = ontogeny(*words, "--help")
+def test_every_command_has_an_example_that_parses(call_cli, words):
+    code, output, _ = call_cli(*words, "--help")
     assert code == 0 and "Example" in output
     command = find_command(words)
     examples = re.sub(r"^Examples?: ", "", command.help.split("\n\n")[-1].replace("\n", " "))
@@ -126,14 +110,14 @@ def test_help_and_list_import_no_heavy_library(arguments):
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_list_shows_every_plugin_and_its_settings(ontogeny):
-    _, output, _ = ontogeny("list")
+def test_list_shows_every_plugin_and_its_settings(call_cli):
+    _, output, _ = call_cli("list")
     for kind in plugins.PLUGIN_KINDS:
         for name in plugins.list_names(kind):
             assert f"  {name} " in output and plugins.help_line(kind, name) in output
-    lines = ontogeny("list", "environments", "bandit")[1].splitlines()
+    lines = call_cli("list", "environments", "bandit")[1].splitlines()
     assert lines[0].startswith("Bernoulli bandit") and lines[-2:] == ["  num_arms=5", "  num_pulls=100"]
-    assert "no settings" in ontogeny("list", "agents", "random")[1]
+    assert "no settings" in call_cli("list", "agents", "random")[1]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +180,8 @@ def test_list_shows_every_plugin_and_its_settings(ontogeny):
         (["list", "environments", "bandt"], "no environment 'bandt'; did you mean bandit"),
     ],
 )
-def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(ontogeny, arguments, message):
-    code, output, complaint = ontogeny(*arguments)
+def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(call_cli, arguments, message):
+    code, output, complaint = call_cli(*arguments)
     assert code == 2 and output == "" and message in complaint and is_one_sentence(complaint)
     assert list(Path.cwd().iterdir()) == []
 
@@ -223,64 +207,64 @@ def test_an_absent_gpu_is_reported(tmp_path):
     assert done.returncode == 2 and is_one_sentence(done.stderr) and "no gpu here" in done.stderr
 
 
-def test_train_evaluate_and_deploy(ontogeny):
-    code, output, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
+def test_train_evaluate_and_deploy(call_cli):
+    code, output, complaint = call_cli("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
     assert code == 0 and complaint == "" and output.startswith("runs/a: a genome of 0 parameters after 1 generation")
-    code, output, complaint = ontogeny("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
+    code, output, complaint = call_cli("train", "--agent", "ucb1", *SMALL, "--seed", "3", "--out", "runs/a")
     assert code == 2 and "finished run; not overwritten" in complaint and is_one_sentence(complaint)
 
-    code, output, complaint = ontogeny("evaluate", "runs/a", "--num-tasks", "20", "--json", "--out", "score.json")
+    code, output, complaint = call_cli("evaluate", "runs/a", "--num-tasks", "20", "--json", "--out", "score.json")
     record = json.loads(output)
     assert code == 0 and complaint == "" and record == json.loads(Path("score.json").read_text())
     assert record["num_tasks"] == 20 and record["mode"] == "frozen" and len(record["curve"]["mean"]) == 5
     assert record["interval"][0] < record["mean"] < record["interval"][1]
-    code, output, complaint = ontogeny("evaluate", "runs/a", "--out", "score.json")
+    code, output, complaint = call_cli("evaluate", "runs/a", "--out", "score.json")
     assert code == 2 and "'score.json' exists; not overwritten" in complaint
 
     command = ["evaluate", "--agent", "ucb1", "--env", "bandit:num_arms=2,num_pulls=5", "--num-tasks", "20"]
-    repeated = json.loads(ontogeny(*command, "--json")[1])
+    repeated = json.loads(call_cli(*command, "--json")[1])
     assert {k: v for k, v in repeated.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
-    _, table, _ = ontogeny(*command)
+    _, table, _ = call_cli(*command)
     assert "20 held out, seed 0" in table and "± " in table and "ucb1" in table
 
-    code, output, complaint = ontogeny("deploy", "runs/a", "--frozen", "--num-steps", "3", "--save", "saved")
+    code, output, complaint = call_cli("deploy", "runs/a", "--frozen", "--num-steps", "3", "--save", "saved")
     lines = output.splitlines()
     assert code == 0 and complaint == "" and len(lines) == 5
     assert lines[0].startswith("step 1  episode 1  observation 0  action ") and "payout" in lines[0]
     assert lines[3].startswith("the weights are the same: weights digest") and lines[4] == "saved in saved"
-    assert ontogeny("deploy", "saved", "--online", "--num-steps", "2")[0] == 0
-    code, _, complaint = ontogeny("deploy", "runs/a", "--save", "saved")
+    assert call_cli("deploy", "saved", "--online", "--num-steps", "2")[0] == 0
+    code, _, complaint = call_cli("deploy", "runs/a", "--save", "saved")
     assert code == 2 and "'saved' exists; not overwritten" in complaint
 
     next(Path("runs/a").glob("genome.safetensors")).write_bytes(b"damaged")
-    code, _, complaint = ontogeny("evaluate", "runs/a")
+    code, _, complaint = call_cli("evaluate", "runs/a")
     assert code == 2 and "genome.safetensors' is damaged" in complaint and is_one_sentence(complaint)
 
 
-def test_a_frozen_evaluation_of_a_learner_prints_a_note(ontogeny):
+def test_a_frozen_evaluation_of_a_learner_prints_a_note(call_cli):
     counting = str(Path(__file__).parent / "plugins" / "counting.py")
     command = ["evaluate", "--agent", counting, "--env", "bandit:num_arms=2,num_pulls=5", "--num-tasks", "4", "--json"]
-    assert "--online lets them learn" in ontogeny(*command)[2]
-    code, output, complaint = ontogeny(*command, "--online")
+    assert "--online lets them learn" in call_cli(*command)[2]
+    code, output, complaint = call_cli(*command, "--online")
     assert code == 0 and complaint == "" and json.loads(output)["mode"] == "online"
 
 
-def test_study_and_report_pass_their_arguments_on(ontogeny, monkeypatch):
+def test_study_and_report_pass_their_arguments_on(call_cli, monkeypatch):
     from ontogeny import studies
     from ontogeny.runs import kinds
 
     calls = []
     monkeypatch.setattr(studies, "run", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(kinds, "write_page", lambda folder: folder / "report.html")
-    assert ontogeny("study", "mine.toml", "--out", "there", "--seed", "4")[0] == 0
-    assert ontogeny("study")[0] == 0
+    assert call_cli("study", "mine.toml", "--out", "there", "--seed", "4")[0] == 0
+    assert call_cli("study")[0] == 0
     assert calls == [(Path("mine.toml"), Path("there"), 4, ""), (None, None, None, "")]
-    assert ontogeny("report", "there")[:2] == (0, "wrote there/report.html\n")
+    assert call_cli("report", "there")[:2] == (0, "wrote there/report.html\n")
 
 
-def test_errors_of_the_operating_system_are_reported(ontogeny):
+def test_errors_of_the_operating_system_are_reported(call_cli):
     Path("file").write_text("")
-    code, _, complaint = ontogeny("train", "--agent", "random", *SMALL, "--out", "file/run")
+    code, _, complaint = call_cli("train", "--agent", "random", *SMALL, "--out", "file/run")
     assert code == 2 and is_one_sentence(complaint) and "Not a directory" in complaint
 
 
@@ -300,26 +284,26 @@ def test_a_terminal_without_some_characters_shows_the_others(tmp_path):
     assert done.returncode == 0 and "4 held out, seed 0" in done.stdout, done.stderr
 
 
-def test_insufficient_memory_is_reported_in_one_sentence(ontogeny, monkeypatch):
+def test_insufficient_memory_is_reported_in_one_sentence(call_cli, monkeypatch):
     from ontogeny.stages import evaluate
 
     def greedy(*arguments, **keywords):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 48000001988 bytes.")
 
     monkeypatch.setattr(evaluate, "evaluate", greedy)
-    code, _, complaint = ontogeny("evaluate", "--agent", "random", "--env", "bandit", "--num-tasks", "4")
+    code, _, complaint = call_cli("evaluate", "--agent", "random", "--env", "bandit", "--num-tasks", "4")
     assert code == 2 and "not enough memory" in complaint and is_one_sentence(complaint)
 
 
-def test_a_dangling_symbolic_link_is_not_overwritten(ontogeny):
+def test_a_dangling_symbolic_link_is_not_overwritten(call_cli):
     Path("link").symlink_to("elsewhere")
     same = ["evaluate", "--agent", "random", "--env", "bandit:num_pulls=3", "--num-tasks", "4"]
-    code, _, complaint = ontogeny(*same, "--out", "link")
+    code, _, complaint = call_cli(*same, "--out", "link")
     assert code == 2 and "'link' exists; not overwritten" in complaint and Path("link").is_symlink()
 
 
 @pytest.mark.parametrize(("command", "hint"), [("study", "; rerun the same command to resume"), ("report", "")])
-def test_the_message_after_an_interrupt_states_whether_the_command_can_be_resumed(ontogeny, monkeypatch, command, hint):
+def test_the_message_after_an_interrupt_states_whether_the_command_can_be_resumed(call_cli, monkeypatch, command, hint):
     from ontogeny import studies
     from ontogeny.runs import kinds
 
@@ -328,7 +312,7 @@ def test_the_message_after_an_interrupt_states_whether_the_command_can_be_resume
 
     monkeypatch.setattr(studies, "run", interrupted)
     monkeypatch.setattr(kinds, "write_page", interrupted)
-    assert ontogeny(command, "there") == (130, "", f"ontogeny: stopped{hint}\n")
+    assert call_cli(command, "there") == (130, "", f"ontogeny: stopped{hint}\n")
 
 
 def test_a_cache_folder_that_cannot_be_created_is_not_used(monkeypatch, tmp_path):
@@ -376,33 +360,33 @@ def test_numbers_drives_and_curves_are_formatted_and_parsed():
         ("\x00", "cannot be loaded"),
     ],
 )
-def test_an_error_in_a_users_plugin_file_is_reported_in_one_sentence(ontogeny, text, message):
+def test_an_error_in_a_users_plugin_file_is_reported_in_one_sentence(call_cli, text, message):
     Path("own.py").write_text(text, encoding="utf-8")
-    code, _, complaint = ontogeny("evaluate", "--agent", "own.py", "--env", "bandit", "--num-tasks", "4")
+    code, _, complaint = call_cli("evaluate", "--agent", "own.py", "--env", "bandit", "--num-tasks", "4")
     assert code == 2 and message in complaint and is_one_sentence(complaint), complaint
     Path("own.py").write_bytes(b"\xff\xfe")
     for command in (["evaluate", "--agent", "own.py", "--env", "bandit"], ["list", "agents", "own.py"]):
-        code, _, complaint = ontogeny(*command)
+        code, _, complaint = call_cli(*command)
         assert code == 2 and is_one_sentence(complaint) and "own.py" in complaint
 
 
 @pytest.mark.parametrize("changed", ["reset=lambda key: 1 / 0", "step=lambda *arguments: 'text'"])
-def test_an_error_in_a_checked_environment_is_reported_in_one_sentence(ontogeny, changed):
+def test_an_error_in_a_checked_environment_is_reported_in_one_sentence(call_cli, changed):
     text = "from ontogeny import make_env\n\n\ndef build():\n    return make_env('bandit')._replace(%s)\n"
     Path("own.py").write_text(text % changed, encoding="utf-8")
     for command in (["check", "env", "own.py"], ["check", "agent", "random", "--env", "own.py"]):
-        code, _, complaint = ontogeny(*command)
+        code, _, complaint = call_cli(*command)
         assert code == 2 and is_one_sentence(complaint) and "own.py'" in complaint, complaint
 
 
-def test_an_agent_that_violates_its_contract_is_named(ontogeny):
+def test_an_agent_that_violates_its_contract_is_named(call_cli):
     violator = str(Path(__file__).parent / "plugins" / "changes_weights_in_act.py")
     for command in (
         ["evaluate", "--agent", violator, "--env", "bandit", "--num-tasks", "4"],
         ["train", "--agent", violator, *SMALL, "--out", "run"],
         ["deploy", "run", "--save", "saved"],
     ):
-        code, _, complaint = ontogeny(*command)
+        code, _, complaint = call_cli(*command)
         if command[0] == "train":
             assert code == 0
             continue
@@ -412,36 +396,36 @@ def test_an_agent_that_violates_its_contract_is_named(ontogeny):
     assert not Path("saved").exists()
 
 
-def test_a_run_holds_copies_of_the_files_of_the_user(ontogeny):
+def test_a_run_holds_copies_of_the_files_of_the_user(call_cli):
     original = Path(__file__).parent / "plugins" / "counting.py"
     Path("own.py").write_text(original.read_text(encoding="utf-8"), encoding="utf-8")
     command = ["train", "--agent", "own.py", *SMALL, "--out", "run"]
-    assert ontogeny(*command)[0] == 0
-    score = json.loads(ontogeny("evaluate", "run", "--num-tasks", "8", "--online", "--json")[1])["mean"]
-    assert ontogeny("deploy", "run", "--online", "--num-steps", "2", "--save", "saved")[0] == 0
+    assert call_cli(*command)[0] == 0
+    score = json.loads(call_cli("evaluate", "run", "--num-tasks", "8", "--online", "--json")[1])["mean"]
+    assert call_cli("deploy", "run", "--online", "--num-steps", "2", "--save", "saved")[0] == 0
     Path("own.py").write_text("raise RuntimeError('edited since')", encoding="utf-8")
     Path("away").mkdir()
     for folder in ("run", "saved"):
         Path(folder).rename(Path("away") / folder)
-    score_after_move = json.loads(ontogeny("evaluate", "away/run", "--num-tasks", "8", "--online", "--json")[1])["mean"]
-    assert score_after_move == score and ontogeny("deploy", "away/saved", "--num-steps", "2")[0] == 0
+    score_after_move = json.loads(call_cli("evaluate", "away/run", "--num-tasks", "8", "--online", "--json")[1])["mean"]
+    assert score_after_move == score and call_cli("deploy", "away/saved", "--num-steps", "2")[0] == 0
     next(Path("away/run/files").rglob("own.py")).write_text("# changed", encoding="utf-8")
-    code, _, complaint = ontogeny("evaluate", "away/run")
+    code, _, complaint = call_cli("evaluate", "away/run")
     assert code == 2 and "not the file with which the run began" in complaint and is_one_sentence(complaint)
 
 
-def test_a_run_is_not_resumed_with_a_file_that_was_edited(ontogeny):
+def test_a_run_is_not_resumed_with_a_file_that_was_edited(call_cli):
     original = (Path(__file__).parent / "plugins" / "counting.py").read_text(encoding="utf-8")
     Path("own.py").write_text(original, encoding="utf-8")
     command = ["train", "--agent", "own.py", *SMALL, "--out", "run"]
-    assert ontogeny(*command)[0] == 0
+    assert call_cli(*command)[0] == 0
     for name in ("genome.json", "genome.safetensors"):
         (Path("run") / name).unlink()  # as if it had been stopped before its end
     Path("own.py").write_text(original + "\n", encoding="utf-8")
-    code, _, complaint = ontogeny(*command)
+    code, _, complaint = call_cli(*command)
     assert code == 2 and "a run of another spec" in complaint
     Path("own.py").write_text(original, encoding="utf-8")
-    assert ontogeny(*command)[0] == 0
+    assert call_cli(*command)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -451,15 +435,15 @@ def test_a_run_is_not_resumed_with_a_file_that_was_edited(ontogeny):
         ["deploy", "run", "--save", "nowhere/saved"],
     ],
 )
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(ontogeny, arguments):
-    code, output, complaint = ontogeny(*arguments)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(call_cli, arguments):
+    code, output, complaint = call_cli(*arguments)
     assert code == 2 and output == "" and "there is no folder 'nowhere'" in complaint and is_one_sentence(complaint)
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf"])
-def test_a_drive_must_be_finite(ontogeny, weight):
+def test_a_drive_must_be_finite(call_cli, weight):
     same = ["evaluate", "--agent", "random", "--env", "bandit", "--drive", f"payout={weight}"]
-    code, _, complaint = ontogeny(*same)
+    code, _, complaint = call_cli(*same)
     assert code == 2 and "must be finite" in complaint and is_one_sentence(complaint)
 
 

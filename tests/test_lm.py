@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import ontogeny
 import texts
-from ontogeny import cli, rollouts, steering, trees
+from ontogeny import rollouts, steering, trees
 from ontogeny.agents import language_model
 from ontogeny.content import transformer
 from ontogeny.engine import generate as generation
@@ -66,22 +66,6 @@ def run(text_file):
 @pytest.fixture(scope="module")
 def model(run):
     return models.load(run)
-
-
-@pytest.fixture
-def call_cli(monkeypatch, capsys, tmp_path):
-    """Calls the command in this process -> exit code, standard output, standard error."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ontogeny", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return exit.value.code, *capsys.readouterr()
-
-    return call
 
 
 # Tokenizers
