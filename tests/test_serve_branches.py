@@ -25,6 +25,7 @@ from ontogeny.server.sessions.texts import TextSession, TextSessions
 from ontogeny.server.states import read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
+from server_formats import copy_as_format_3
 from serving import load, shared_run
 
 pytestmark = pytest.mark.computes
@@ -119,6 +120,19 @@ def test_an_update_interrupted_before_its_commit_is_learned_once(branch_learner,
     undisturbed = open_branches(branch_learner, tmp_path / "other")
     learn(undisturbed, TEXTS)
     assert trees.bitwise_equal(current_weights(reopened), current_weights(undisturbed))
+
+
+def test_branches_and_sessions_of_a_database_of_format_3_answer_as_before(branch_learner, branches, model, tmp_path):
+    learn(branches, TEXTS[:2])
+    session = TextSessions("story", model, branches.store).create("a", branches.trained_digest)
+    branches.add_example("a", "a", TEXTS[2])
+    copy_as_format_3(branches.store.folder, tmp_path / "format_3")
+    converted = open_branches(branch_learner, tmp_path / "format_3")
+    assert TextSessions("story", model, converted.store).get("a", session.id).weights_digest == session.weights_digest
+    assert trees.bitwise_equal(current_weights(converted), current_weights(branches))
+    learn(converted, TEXTS[3:])
+    learn(branches, TEXTS[3:])
+    assert trees.bitwise_equal(current_weights(converted), current_weights(branches))
 
 
 def test_one_key_changes_no_bit_of_the_weights_of_another(branches):

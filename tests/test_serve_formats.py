@@ -1,15 +1,22 @@
-"""Server files of the old formats, as the last commit that reads them wrote them, are rejected and stay untouched."""
+"""Server files of old formats: a database of format 3 is converted; all others are rejected and stay untouched."""
 
+import contextlib
 import hashlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from ontogeny.errors import BadInput
+from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE
+from ontogeny.server import keys
+from ontogeny.server.keys import UsageRecord
+from ontogeny.server.learning import journal
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import DATABASE, Store
+from server_formats import FORMAT_3, copy_as_format_3
 from serving import run_command
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -27,7 +34,7 @@ def test_an_old_database_is_rejected_by_every_command(tmp_path):
     shutil.copytree(OLD / "state", state)
     before = digests(state)
     sentence = (
-        f"ontogeny: '{state / DATABASE}' is a server database of format 2; this version reads format 3. "
+        f"ontogeny: '{state / DATABASE}' is a server database of format 2; this version reads format 4. "
         "Commit e4ec9bd is the last that reads it.\n"
     )
     for command in (
@@ -70,9 +77,9 @@ def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_p
         assert store.select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
         store.close()
     newer = Store(tmp_path / "state")
-    newer.connection.execute("PRAGMA user_version=4")
+    newer.connection.execute("PRAGMA user_version=5")
     newer.close()
-    with pytest.raises(BadInput, match="of format 4; this version reads format 3"):
+    with pytest.raises(BadInput, match="of format 5; this version reads format 4"):
         Store(tmp_path / "state")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / DATABASE).write_bytes(b"no database" * 100)
@@ -80,3 +87,68 @@ def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_p
         Store(tmp_path / "foreign")
     with pytest.raises(BadInput, match="--state-dir"):
         Store(tmp_path / "absent", create=False)
+
+
+def write_format_3(folder: Path) -> str:
+    """Writes a state folder of format 3 with one row of every kind; returns the text of its key."""
+    new = Store(folder.with_name("new"))
+    key, text = keys.create_key(new, "anna")
+    keys.add_usage(new, [UsageRecord(key.id, "story", "2026-01-01", 1, 2, 3)])
+    branch = journal.open_branch(new, "story", key.id, "trained", "learner", 2.0)
+    number = journal.add_example(new, branch.branch, key.id, "The sea answered: é.")
+    erased = journal.add_example(new, branch.branch, key.id, "to be erased")
+    assert number is not None and erased is not None
+    assert journal.commit_version(new, branch, number, "digest", 2.1, 0.1, "accepted") is not None
+    journal.erase_example(new, erased, key.id)
+    with new.transaction():
+        new.insert("sessions", ("session", "story", key.id, 7, b"state", 1.0))
+    new.close()
+    copy_as_format_3(new.folder, folder)
+    return text
+
+
+def all_records(store: Store) -> dict[str, list[tuple[object, ...]]]:
+    """The rows of all tables of format 3."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as old:
+        old.executescript(FORMAT_3)
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+        columns = {
+            name: ", ".join(c[1] for c in old.execute(f"PRAGMA table_info({name})")) for (name,) in old.execute(query)
+        }
+    return {name: [tuple(r) for r in store.execute(f"SELECT {columns[name]} FROM {name}")] for name in columns}
+
+
+def test_a_database_of_format_3_is_converted_in_place_and_keeps_everything(tmp_path):
+    text = write_format_3(tmp_path / "state")
+    new, store = Store(tmp_path / "new"), Store(tmp_path / "state")
+    assert store.select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
+    assert all_records(store) == all_records(new)
+    key = keys.authenticate(store, text)
+    assert key is not None and key.name == "anna"
+    for query in (
+        "SELECT * FROM storage",
+        "SELECT type, name FROM sqlite_master ORDER BY name",
+        "SELECT name FROM pragma_table_info('keys')",
+    ):
+        assert [tuple(r) for r in store.execute(query)] == [tuple(r) for r in new.execute(query)]
+    assert journal.add_example(store, f"story/{key.id}", key.id, "Another text.") is not None
+    store.close()
+    assert Store(tmp_path / "state").select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
+
+
+def test_commands_that_only_read_leave_a_database_of_format_3_as_it_is(tmp_path):
+    write_format_3(tmp_path / "state")
+    before = digests(tmp_path / "state")
+    for command in (["keys", "list"], ["usage"], ["deployments", "log", "story"]):
+        done = run_command(*command, "--state-dir", str(tmp_path / "state"))
+        assert (done.returncode, done.stderr) == (0, "") and ("anna" in done.stdout or "learned" in done.stdout)
+    assert digests(tmp_path / "state") == before
+
+
+def test_a_database_of_format_3_is_not_converted_while_a_server_of_an_earlier_version_works_on_it(tmp_path):
+    write_format_3(tmp_path / "state")
+    with locked(tmp_path / "state"):
+        with pytest.raises(BadInput, match="can be converted only while no server runs"):
+            Store(tmp_path / "state")
+        assert Store(tmp_path / "state", read_only=True).select_value("SELECT count(*) FROM keys") == 1
+    assert Store(tmp_path / "state").select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]

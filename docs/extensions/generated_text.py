@@ -35,9 +35,10 @@ def render_study_records() -> str:
 
 def render_tables() -> str:
     """A table of the tables in the database of a server."""
-    from ontogeny.server.store import SCHEMA
+    from ontogeny.server.schema import ADDED_TABLES, SCHEMA
 
-    return table(("table", "columns"), ((f"`{name}`", ", ".join(columns)) for name, columns in database_tables(SCHEMA)))
+    tables = database_tables(SCHEMA + ADDED_TABLES)
+    return table(("table", "columns"), ((f"`{name}`", ", ".join(columns)) for name, columns in tables))
 
 
 def database_tables(schema: str) -> Iterator[tuple[str, list[str]]]:

@@ -65,7 +65,7 @@ def list_keys(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = Fal
     """
     from ontogeny.server import keys
 
-    all_keys = keys.list_keys(open_store(state_dir))
+    all_keys = keys.list_keys(open_store(state_dir, read_only=True))
     if as_json:
         return typer.echo(json.dumps([key._asdict() for key in all_keys]))
     records = [
@@ -104,7 +104,7 @@ def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) 
     """
     from ontogeny.server import keys
 
-    store = open_store(state_dir)
+    store = open_store(state_dir, read_only=True)
     usage_records = keys.list_usage(store)
     if as_json:
         return typer.echo(json.dumps([record._asdict() for record in usage_records]))
@@ -129,7 +129,7 @@ def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonO
     """
     from ontogeny.server.learning import journal
 
-    store = open_store(state_dir)
+    store = open_store(state_dir, read_only=True)
     branches = _list_branches(store, name)
     versions = {
         (branch.branch, version.number): version

@@ -89,11 +89,11 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
     return add_options
 
 
-def open_store(state_dir: Path) -> "Store":
+def open_store(state_dir: Path, *, read_only: bool = False) -> "Store":
     """Open the database of a state folder; an absent one raises `BadInput`."""
     from ontogeny.server.store import Store
 
-    return Store(state_dir, create=False)
+    return Store(state_dir, create=False, read_only=read_only)
 
 
 def write_report(out: Path | None, record: Mapping[str, Any]) -> dict[str, Any]:

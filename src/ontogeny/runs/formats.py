@@ -1,7 +1,8 @@
 """Format numbers of everything that ontogeny writes to disk, and the refusal of every other format.
 
 A number goes up by one whenever a file written before could no longer be read. Old files are never converted and never
-called damaged: the message names the last commit that reads them.
+called damaged: the message names the last commit that reads them. The one exception is the database of a server: it
+holds acknowledged training examples, so from format 3 on it is converted in place (`ontogeny.server.schema`).
 """
 
 import json
@@ -29,7 +30,7 @@ FORMATS = {
     MESA_STUDY: 2,
     SESSION_STATE: 2,
     BRANCH_STATE: 2,
-    SERVER_DATABASE: 3,
+    SERVER_DATABASE: 4,
     CHECKPOINT: 2,  # a pytree: genome, weights or state
     JSON_REPORT: 2,  # what `--out` and `--json` of evaluate and audit write
 }

@@ -14,49 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ontogeny.errors import BadInput
-from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format, refuse_run_folder
+from ontogeny.runs.folder import locked
+from ontogeny.runs.formats import SERVER_DATABASE, check_format, refuse_run_folder
+from ontogeny.server import schema
 
 DATABASE = "ontogeny.sqlite"
-SCHEMA = """
-CREATE TABLE keys (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, is_admin INTEGER NOT NULL,
-    requests_per_minute INTEGER, tokens_per_minute INTEGER, created_at REAL NOT NULL, revoked_at REAL
-) WITHOUT ROWID;
-CREATE TABLE usage (
-    key TEXT NOT NULL, deployment TEXT NOT NULL, day TEXT NOT NULL,
-    num_requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
-    PRIMARY KEY (key, deployment, day)
-) WITHOUT ROWID;
-CREATE TABLE branches (
-    branch TEXT PRIMARY KEY, deployment TEXT NOT NULL, owner_key TEXT NOT NULL, trained_digest TEXT NOT NULL,
-    learner_digest TEXT NOT NULL, current_version INTEGER NOT NULL, last_decided INTEGER NOT NULL,
-    epoch INTEGER NOT NULL, frozen INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE examples (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, key TEXT NOT NULL, text TEXT,
-    deferred INTEGER NOT NULL DEFAULT 0, erased_at REAL, created_at REAL NOT NULL
-);
-CREATE INDEX examples_by_branch ON examples (branch, number);
-CREATE TABLE inherited_examples (
-    branch TEXT NOT NULL, version INTEGER NOT NULL, example INTEGER NOT NULL, PRIMARY KEY (branch, version, example)
-) WITHOUT ROWID;
-CREATE INDEX inherited_by_example ON inherited_examples (example);
-CREATE TABLE versions (
-    branch TEXT NOT NULL, number INTEGER NOT NULL, parent INTEGER, example INTEGER, first_example INTEGER,
-    last_example INTEGER, digest TEXT NOT NULL, held_out_loss REAL NOT NULL, weight_distance REAL NOT NULL,
-    snapshot TEXT, deleted INTEGER NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (branch, number)
-) WITHOUT ROWID;
-CREATE TABLE decisions (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, kind TEXT NOT NULL, example INTEGER,
-    version INTEGER, held_out_loss REAL, reason TEXT NOT NULL, created_at REAL NOT NULL
-);
-CREATE INDEX decisions_by_branch ON decisions (branch, number);
-CREATE TABLE sessions (
-    id TEXT PRIMARY KEY, deployment TEXT NOT NULL, key TEXT NOT NULL, num_steps INTEGER NOT NULL, state BLOB NOT NULL,
-    used_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX sessions_by_key ON sessions (key, used_at);
-"""
 Record = TypeVar("Record")
 
 
@@ -66,13 +28,15 @@ class Store:
     Args:
         folder: The state folder, created unless `create` is false.
         create: Whether an absent database is created.
+        read_only: Whether the database may only be read. One of an earlier format then stays as it is, and the store
+            reads a converted copy in memory; otherwise it is converted.
 
     Raises:
-        BadInput: The folder cannot be used, the database is absent and `create` is false, or the file is damaged or
-            of another format.
+        BadInput: The folder cannot be used, the database is absent and `create` is false, the file is damaged or of
+            another format that cannot be converted, or it is to be converted while a server works in the folder.
     """
 
-    def __init__(self, folder: Path | str, *, create: bool = True) -> None:
+    def __init__(self, folder: Path | str, *, create: bool = True, read_only: bool = False) -> None:
         self.folder = Path(folder)
         self.snapshots = self.folder / "snapshots"
         self._path = self.folder / DATABASE
@@ -87,7 +51,7 @@ class Store:
         self._lock = threading.Lock()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._create_tables()
+            self._create_tables(read_only)
             self.snapshots.mkdir(exist_ok=True)
         except OSError as error:
             raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
@@ -165,16 +129,40 @@ class Store:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as reader:
             return int(reader.execute("PRAGMA user_version").fetchone()[0])
 
-    def _create_tables(self) -> None:
-        """Creates the tables of a new database, or checks the format of an existing one."""
+    def _create_tables(self, read_only: bool) -> None:
+        """Creates the tables of a new database; checks the format of an existing one, and converts it if necessary."""
         if self._path.exists() and self._path.stat().st_size:
-            version = self._read_format("immutable=1")  # which creates no files, but skips the write-ahead log
-            version = version or self._read_format("mode=ro")
+            has_log = self._path.with_name(f"{DATABASE}-wal").exists()
+            # A database without a write-ahead log is read in a way that creates no files.
+            version = self._read_format("mode=ro" if has_log else "immutable=1")
+            if version == schema.OLDEST_CONVERTIBLE:
+                return self._open_converted_copy() if read_only else self._convert()
             if version:
                 return check_format(self._path, SERVER_DATABASE, version)
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # only the owner may read the key hashes
         with self.transaction():
             if not self.select_value("PRAGMA user_version"):
-                for statement in filter(str.strip, SCHEMA.split(";")):
-                    self.execute(statement)
-                self.execute(f"PRAGMA user_version={FORMATS[SERVER_DATABASE]}")
+                schema.create_tables(self.connection)
+
+    def _convert(self) -> None:
+        """Converts the database in place; a server of an earlier version that works in the folder prevents it."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder))
+            except BadInput as error:
+                text = f"'{self._path}' has an earlier format and can be converted only while no server runs: {error}"
+                raise BadInput(text) from None
+            stack.enter_context(self.transaction())
+            if self.select_value("PRAGMA user_version") == schema.OLDEST_CONVERTIBLE:
+                schema.convert_tables(self.connection)
+        self.truncate_log()
+
+    def _open_converted_copy(self) -> None:
+        """Makes a converted copy in memory the database of this thread."""
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        copy.row_factory = sqlite3.Row
+        self.connection.backup(copy)
+        self.close()
+        schema.convert_tables(copy)
+        self._thread_local.connection = copy
+        self._connections.append(copy)

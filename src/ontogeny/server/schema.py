@@ -1,0 +1,119 @@
+"""The tables of a server's database, and the conversion of a database of an earlier format in place.
+
+The database holds acknowledged training examples, so it is converted rather than refused. A conversion is one
+transaction: after a crash or on a full disk, the database is that of before.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+
+from ontogeny.runs.formats import FORMATS, SERVER_DATABASE
+
+OLDEST_CONVERTIBLE = 3
+SCHEMA = """
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, is_admin INTEGER NOT NULL,
+    requests_per_minute INTEGER, tokens_per_minute INTEGER, created_at REAL NOT NULL, revoked_at REAL,
+    max_pending_examples INTEGER, max_stored_bytes INTEGER, max_sessions INTEGER
+) WITHOUT ROWID;
+CREATE TABLE usage (
+    key TEXT NOT NULL, deployment TEXT NOT NULL, day TEXT NOT NULL,
+    num_requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    PRIMARY KEY (key, deployment, day)
+) WITHOUT ROWID;
+CREATE TABLE branches (
+    branch TEXT PRIMARY KEY, deployment TEXT NOT NULL, owner_key TEXT NOT NULL, trained_digest TEXT NOT NULL,
+    learner_digest TEXT NOT NULL, current_version INTEGER NOT NULL, last_decided INTEGER NOT NULL,
+    epoch INTEGER NOT NULL, frozen INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE examples (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, key TEXT NOT NULL, text TEXT,
+    deferred INTEGER NOT NULL DEFAULT 0, erased_at REAL, created_at REAL NOT NULL
+);
+CREATE INDEX examples_by_branch ON examples (branch, number);
+CREATE TABLE inherited_examples (
+    branch TEXT NOT NULL, version INTEGER NOT NULL, example INTEGER NOT NULL, PRIMARY KEY (branch, version, example)
+) WITHOUT ROWID;
+CREATE INDEX inherited_by_example ON inherited_examples (example);
+CREATE TABLE versions (
+    branch TEXT NOT NULL, number INTEGER NOT NULL, parent INTEGER, example INTEGER, first_example INTEGER,
+    last_example INTEGER, digest TEXT NOT NULL, held_out_loss REAL NOT NULL, weight_distance REAL NOT NULL,
+    snapshot TEXT, deleted INTEGER NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (branch, number)
+) WITHOUT ROWID;
+CREATE TABLE decisions (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, kind TEXT NOT NULL, example INTEGER,
+    version INTEGER, held_out_loss REAL, reason TEXT NOT NULL, created_at REAL NOT NULL
+);
+CREATE INDEX decisions_by_branch ON decisions (branch, number);
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY, deployment TEXT NOT NULL, key TEXT NOT NULL, num_steps INTEGER NOT NULL, state BLOB NOT NULL,
+    used_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX sessions_by_key ON sessions (key, used_at);
+"""
+# The tables that format 4 added.
+ADDED_TABLES = """
+CREATE TABLE learned_requests (
+    key TEXT NOT NULL, digest TEXT NOT NULL, example INTEGER, created_at REAL NOT NULL, PRIMARY KEY (key, digest)
+) WITHOUT ROWID;
+CREATE INDEX learned_requests_by_time ON learned_requests (created_at);
+CREATE TABLE storage (
+    key TEXT PRIMARY KEY, num_sessions INTEGER NOT NULL, session_bytes INTEGER NOT NULL, example_bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TRIGGER add_example AFTER INSERT ON examples BEGIN
+    INSERT INTO storage VALUES (new.key, 0, 0, ifnull(length(CAST(new.text AS BLOB)), 0))
+    ON CONFLICT DO UPDATE SET example_bytes = example_bytes + excluded.example_bytes; END;
+CREATE TRIGGER erase_example AFTER UPDATE OF text ON examples BEGIN
+    UPDATE storage SET example_bytes = example_bytes - ifnull(length(CAST(old.text AS BLOB)), 0)
+    + ifnull(length(CAST(new.text AS BLOB)), 0) WHERE key = new.key; END;
+CREATE TRIGGER add_session AFTER INSERT ON sessions BEGIN
+    INSERT INTO storage VALUES (new.key, 1, length(new.state), 0) ON CONFLICT DO UPDATE
+    SET num_sessions = num_sessions + 1, session_bytes = session_bytes + excluded.session_bytes; END;
+CREATE TRIGGER write_session AFTER UPDATE OF state ON sessions BEGIN
+    UPDATE storage SET session_bytes = session_bytes - length(old.state) + length(new.state)
+    WHERE key = new.key; END;
+CREATE TRIGGER delete_session AFTER DELETE ON sessions BEGIN
+    UPDATE storage SET num_sessions = num_sessions - 1, session_bytes = session_bytes - length(old.state)
+    WHERE key = old.key; END;
+"""
+# From format 3: limits of storage per key, and what each key stores.
+CONVERSION = (
+    """
+ALTER TABLE keys ADD COLUMN max_pending_examples INTEGER;
+ALTER TABLE keys ADD COLUMN max_stored_bytes INTEGER;
+ALTER TABLE keys ADD COLUMN max_sessions INTEGER;
+"""
+    + ADDED_TABLES
+    + """
+INSERT INTO storage SELECT key, 0, 0, sum(ifnull(length(CAST(text AS BLOB)), 0)) FROM examples GROUP BY key;
+INSERT INTO storage SELECT key, count(*), sum(length(state)), 0 FROM sessions WHERE true GROUP BY key
+    ON CONFLICT DO UPDATE SET num_sessions = excluded.num_sessions, session_bytes = excluded.session_bytes;
+"""
+)
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Creates the tables of an empty database; must be called in a transaction."""
+    _run(connection, SCHEMA + ADDED_TABLES)
+
+
+def convert_tables(connection: sqlite3.Connection) -> None:
+    """Converts a database of format `OLDEST_CONVERTIBLE`; must be called in a transaction."""
+    _run(connection, CONVERSION)
+
+
+def _run(connection: sqlite3.Connection, statements: str) -> None:
+    """Runs statements, and records the current format."""
+    for statement in _split(statements):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={FORMATS[SERVER_DATABASE]}")
+
+
+def _split(statements: str) -> Iterator[str]:
+    """The single statements of a text; a trigger contains semicolons of its own."""
+    statement = ""
+    for part in statements.splitlines(keepends=True):
+        statement += part
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
