@@ -317,6 +317,30 @@ def test_a_full_queue_states_when_to_retry(weights):
         engine.submit(make_request(weights), Collector())
 
 
+def test_reserved_places_in_the_queue_are_used_or_given_up(weights):
+    with started(weights, max_num_seqs=8, max_queue=4) as engine:
+        reservation = engine.reserve(6)  # nothing waits: more than the queue holds is accepted
+        with pytest.raises(QueueFull):
+            engine.reserve(1)
+        with pytest.raises(QueueFull):
+            engine.submit(make_request(weights), Collector())
+        collectors = [Collector() for _ in range(6)]
+        engine.submit_all([make_request(weights, max_tokens=5)] * 6, collectors, reservation)
+        assert all(collector.wait()[2] == "length" for collector in collectors)
+        reservation.release()
+        for _ in range(3):  # a place that is given up twice counts once
+            later = engine.reserve(4)
+            later.release()
+            later.release()
+        refused = engine.reserve(4)
+        with pytest.raises(QueueFull):
+            engine.reserve(1)
+        refused.release()
+        assert answer(engine, make_request(weights, max_tokens=1))[2] == "length"
+    with pytest.raises(QueueFull):
+        engine.reserve(1)
+
+
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 

@@ -49,10 +49,29 @@ class RequestHandle:
     def __init__(self, engine: "Engine", sequence: SequenceState) -> None:
         self._engine, self._sequence = engine, sequence
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the engine has begun to process the prompt."""
+        return self._sequence.has_started
+
     def cancel(self) -> None:
         """End the answer and free its slot; has no effect on a finished answer."""
         self._sequence.is_cancelled = True
         self._engine.wake()
+
+
+class QueueReservation:
+    """Places in the queue of an engine, from `Engine.reserve` until `Engine.submit_all` uses them.
+
+    It lets a caller do work between the admission of its requests and their submission.
+    """
+
+    def __init__(self, engine: "Engine", num_places: int) -> None:
+        self._engine, self.num_places = engine, num_places
+
+    def release(self) -> None:
+        """Give up the places that were not used; has no effect after `submit_all`."""
+        self._engine.release(self)
 
 
 class Engine:
@@ -99,6 +118,7 @@ class Engine:
         )
         self._lock = threading.Condition()
         self._is_stopping = False
+        self._num_reserved = 0  # places in the queue that reservations hold
         self._mean_request_seconds = 0.1  # smoothed
         count = _default_num_workers() if num_workers is None else num_workers
         self._num_alive, self._max_decoding = count, max(1, count - 1)  # one thread stays free for new requests
@@ -138,19 +158,46 @@ class Engine:
         """Queue one request; see `submit_all`."""
         return self.submit_all([request], [on_output])[0]
 
-    def submit_all(
-        self, requests: Sequence[GenerationRequest], on_output: Sequence[OutputCallback]
-    ) -> list[RequestHandle]:
-        """Queue requests that belong together, all or none of them.
+    def reserve(self, num_requests: int) -> QueueReservation:
+        """Reserve places in the queue for requests that `submit_all` will queue together.
 
         While no request waits, any number is accepted, so that a client which retries is served eventually.
 
         Args:
-            requests: Their weights have the engine's config.
-            on_output: One callback per request. It is called on a thread of the engine and must not block.
+            num_requests: How many places.
 
         Raises:
             QueueFull: More requests wait than are allowed.
+        """
+        with self._lock:
+            self._check_running()
+            num_waiting = len(self._scheduler.waiting) + self._num_reserved
+            if num_waiting and num_waiting + num_requests > self._max_queue:
+                raise QueueFull(self._mean_request_seconds * num_waiting / self._num_slots)
+            self._num_reserved += num_requests
+        return QueueReservation(self, num_requests)
+
+    def release(self, reservation: QueueReservation) -> None:
+        """Give up the places of a reservation; see `QueueReservation.release`."""
+        with self._lock:
+            self._num_reserved -= reservation.num_places
+            reservation.num_places = 0
+
+    def submit_all(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_output: Sequence[OutputCallback],
+        reservation: QueueReservation | None = None,
+    ) -> list[RequestHandle]:
+        """Queue requests that belong together, all or none of them.
+
+        Args:
+            requests: Their weights have the engine's config.
+            on_output: One callback per request. It is called on a thread of the engine and must not block.
+            reservation: Places for these requests, which are used; None to reserve them now.
+
+        Raises:
+            QueueFull: More requests wait than are allowed, or the engine has stopped.
             BadInput: A prompt is empty, or too long to be scored.
         """
         for request in requests:
@@ -165,13 +212,13 @@ class Engine:
             SequenceState(request, callback, self.max_sequence_length, epoch)
             for request, callback in zip(requests, on_output, strict=True)
         ]
-        waiting = self._scheduler.waiting
+        if reservation is None:
+            reservation = self.reserve(len(sequences))
         with self._lock:
-            if self._is_stopping or self.failure is not None:
-                raise QueueFull(5.0)  # a guess: by then the server may have restarted
-            if waiting and len(waiting) + len(sequences) > self._max_queue:
-                raise QueueFull(self._mean_request_seconds * len(waiting) / self._num_slots)
-            waiting.extend(sequences)
+            self._num_reserved -= reservation.num_places
+            reservation.num_places = 0
+            self._check_running()
+            self._scheduler.waiting.extend(sequences)
             self._lock.notify_all()
         return [RequestHandle(self, sequence) for sequence in sequences]
 
@@ -188,6 +235,11 @@ class Engine:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+
+    def _check_running(self) -> None:
+        """Raises `QueueFull` once the engine stops; called while the lock is held."""
+        if self._is_stopping or self.failure is not None:
+            raise QueueFull(5.0)  # a guess: by then the server may have restarted
 
     def _init_cache(self, num_sequences: int) -> KVCache:
         """Returns an empty cache for this number of sequences."""

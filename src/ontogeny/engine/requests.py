@@ -88,6 +88,11 @@ class SequenceState:
             self.prefix = request.cache_scope, np.asarray(self.unprocessed, np.int32).tobytes()
 
     @property
+    def has_started(self) -> bool:
+        """Whether the prompt has been processed in part at least."""
+        return bool(self.is_busy or self.cache_length or self.num_generated)
+
+    @property
     def is_ready(self) -> bool:
         """Whether the next token can be decoded."""
         return not self.unprocessed and not self.is_busy
