@@ -102,8 +102,8 @@ async def stream(
         data = json.dumps(body | {"seed": draw.getrandbits(30)}).encode()
         started_at = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-        header = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        writer.write(f"{header}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        header = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(f"{header}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
         first, count = 0.0, 0
         while line := await reader.readline():
             if line.startswith(b"data: {") and b'"finish_reason": "' not in line:
@@ -144,7 +144,7 @@ def start(command: list[str]) -> tuple[subprocess.Popen[bytes], int]:
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-                connection.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                connection.sendall(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 if b" 200 " in connection.recv(100):
                     return process, port
         except OSError:
@@ -201,7 +201,7 @@ def measure_learning_cost(streams: int, rounds: int) -> None:
 async def send(port: int, method: str, path: str, body: bytes = b"") -> bytes:
     """Sends a request; returns the body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    header = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    header = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     writer.write(f"{header}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     response = await reader.read()
     writer.close()

@@ -1,8 +1,10 @@
 """Helpers of the server's tests: a tiny model trained on `texts.TRAINING`, and a server in its own process."""
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,12 +12,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 import texts
 from ontogeny.lm import model as models
@@ -34,6 +37,10 @@ CONFIG = TrainConfig(
     num_steps=500,
     learning_rate=4e-3,
 )
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+IS_REQUIRED = bool(os.environ.get("ONTOGENY_REQUIRE_CHROMIUM"))  # set by `.ci/run`: an absent browser is a failure
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None and not IS_REQUIRED, reason="Chromium is not installed")
 
 
 def make_run(folder: Path, num_steps: int = 500) -> Path:
@@ -77,6 +84,17 @@ def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
         assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"
         time.sleep(0.05)
     return result
+
+
+@contextlib.contextmanager
+def open_chromium(*arguments: str) -> Iterator[Browser]:
+    """Runs headless Chromium with these further arguments."""
+    assert CHROMIUM is not None, "ONTOGENY_REQUIRE_CHROMIUM is set, but Chromium is not installed"
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", *arguments]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
 
 
 class ServerProcess:

@@ -352,9 +352,8 @@ def _send_bytes(server, data, seconds=30):
 
 
 def _post_bytes(body, key, length=None):
-    header = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-    )
+    header = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
+    header += "Content-Type: application/json\r\n"
     return f"{header}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
@@ -390,7 +389,7 @@ def test_requests_are_answered_beside_slow_half_closed_and_many_connections(serv
             connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
             connections.append(connection)
             if number % 4 == 0:
-                connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Le")  # incomplete
+                connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le")  # incomplete
             elif number % 4 == 1:
                 connection.sendall(_post_bytes(b"{", key, length=100))
             elif number % 4 == 2:

@@ -1,21 +1,13 @@
 """The writing page in headless Chromium: by keyboard, at the width of a phone, without requests to other hosts."""
 
-import os
-import shutil
-
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from ontogeny.server import keys
 from ontogeny.server.store import Store
-from serving import ServerProcess, shared_run
+from serving import NEEDS_CHROMIUM, ServerProcess, open_chromium, shared_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-REQUIRED = bool(os.environ.get("ONTOGENY_REQUIRE_CHROMIUM"))  # set by `.ci/run`, so that an absent browser is a failure
-pytestmark = [
-    pytest.mark.computes,
-    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="Chromium is not installed"),
-]
+pytestmark = [pytest.mark.computes, NEEDS_CHROMIUM]
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +19,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    assert CHROMIUM is not None, "ONTOGENY_REQUIRE_CHROMIUM is set, but Chromium is not installed"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with open_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

@@ -28,8 +28,8 @@ def openapi_document() -> dict[str, Any]:
     from ontogeny.server.config import ServerConfig
 
     deployments: Any = SimpleNamespace(config=ServerConfig(), store=None)
-    app: Any = build_app(deployments).app
-    return app.openapi()
+    guard: Any = build_app(deployments)
+    return guard.app.app.openapi()
 
 
 def render_routes(document: Mapping[str, Any]) -> str:

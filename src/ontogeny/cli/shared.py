@@ -74,10 +74,17 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
 
     def to_option(name: str) -> inspect.Parameter:
         field = model.model_fields[name]
-        option = typer.Option(f"--{name.replace('_', '-')}", help=help_texts[name], show_default=field.default != "")
-        is_choice = get_origin(field.annotation) is Literal  # the model checks choices, as it checks ranges
-        annotation = Annotated[type(get_args(field.annotation)[0]) if is_choice else field.annotation, option]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+        annotation, default, metavar = field.annotation, field.default, None
+        if get_origin(annotation) is Literal:  # the model checks choices, as it checks ranges
+            annotation = type(get_args(annotation)[0])
+        elif get_origin(annotation) is tuple:  # the option is repeated for each element
+            element = get_args(annotation)[0]
+            annotation, default, metavar = list[element], list(default), f"<{element.__name__}>"
+        option = typer.Option(
+            f"--{name.replace('_', '-')}", help=help_texts[name], show_default=field.default != "", metavar=metavar
+        )
+        annotated = Annotated[annotation, option]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
 
     def add_options(command: Command) -> Command:
         signature = inspect.signature(command)

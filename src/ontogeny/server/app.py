@@ -1,7 +1,6 @@
 """The web application and the process around it."""
 
 import contextlib
-import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from ontogeny.server import keys
 from ontogeny.server.api import agents, branches, completions, pages, sessions, tokenizer
 from ontogeny.server.api.context import LastPrompts, ServerContext
 from ontogeny.server.api.errors import add_error_handlers
+from ontogeny.server.api.origins import OriginGuard, is_loopback
 from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.rate_limits import RateLimits
@@ -26,7 +26,7 @@ MAX_OPEN_FILES = 65_536  # each connection is one
 BACKLOG = 2048  # connections
 
 
-def build_app(deployments: Deployments) -> RequestLimits:
+def build_app(deployments: Deployments) -> OriginGuard:
     """Builds the ASGI application of a server, which starts and stops its deployments."""
     config, meter = deployments.config, UsageMeter(deployments)
 
@@ -51,9 +51,10 @@ def build_app(deployments: Deployments) -> RequestLimits:
         app.include_router(module.router)
     add_error_handlers(app)
     _omit_status_422(app)
-    return RequestLimits(
+    limits = RequestLimits(
         app, max_body_bytes=config.max_body_bytes, arrival_limit=ARRIVAL_LIMIT, send_limit=config.time_limit
     )
+    return OriginGuard(limits, config)
 
 
 def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None:
@@ -68,7 +69,7 @@ def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None
     """
     config = deployments.config
     has_valid_key = any(key.revoked_at is None for key in keys.list_keys(deployments.store))
-    if not _is_loopback(config.host) and not has_valid_key:
+    if not is_loopback(config.host) and not has_valid_key:
         raise BadInput(
             f"other machines could use '{config.host}' without a key: create one with `ontogeny keys create`, "
             "or listen on 127.0.0.1"
@@ -81,6 +82,7 @@ def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None
         build_app(deployments),
         log_config=None,
         access_log=False,
+        ws="none",
         server_header=False,
         timeout_keep_alive=20,
         timeout_graceful_shutdown=5,
@@ -117,14 +119,6 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # Python repeats the address
         raise BadInput(f"the server cannot listen on '{host}' port {port}: {reason}") from None
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _raise_file_limit() -> None:

@@ -1,10 +1,14 @@
 """The settings of a server, with their ranges and defaults."""
 
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ontogeny.validation import FrozenModel
+
+HOST_NAME = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
+ORIGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://({HOST_NAME.pattern})(:[0-9]{{1,5}})?")
 
 
 class ServerConfig(FrozenModel):
@@ -18,6 +22,8 @@ class ServerConfig(FrozenModel):
         learning: Settings of online learning, such as 'chunk_size=32,adapter_rank=8'; `lm evaluate --help` lists them.
         host: Address to listen on; an address other than loopback needs a key.
         port: TCP port to listen on; 0 for any free one.
+        allowed_hosts: Host name, beside those of loopback, for which the server answers, as behind a proxy; repeatable.
+        allowed_origins: Origin whose pages may use the server, such as https://example.org; repeatable.
         max_num_seqs: Sequences generated at a time per model.
         max_queue: Requests that may wait per model.
         time_limit: Time limit of a request in seconds.
@@ -38,9 +44,29 @@ class ServerConfig(FrozenModel):
     weight_check_interval: float = Field(default=60.0, ge=0.1, allow_inf_nan=False)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    allowed_hosts: tuple[str, ...] = Field(default=(), strict=False)  # options are lists
+    allowed_origins: tuple[str, ...] = Field(default=(), strict=False)
     time_limit: float = Field(default=120.0, ge=0.1, allow_inf_nan=False)
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
     log_level: Literal["error", "warning", "info"] = "warning"
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        """A host is a name or an address without a scheme, port or path."""
+        for host in hosts:
+            if not HOST_NAME.fullmatch(host):
+                raise ValueError(f"must be a host name without scheme and port, such as example.org, not {host!r}")
+        return hosts
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """An origin is written as browsers write it; there is none that stands for all pages."""
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"must be an origin without a path, such as https://example.org, not {origin!r}")
+        return origins
 
     @model_validator(mode="after")
     def _check_learning(self) -> Self:

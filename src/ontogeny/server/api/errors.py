@@ -161,12 +161,13 @@ RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
     for status, description in {
         400: "A field of the request is invalid.",
         401: "The key is missing, wrong or revoked.",
-        403: "The request needs an admin key.",
+        403: "The request needs an admin key, or comes from a page of another origin.",
         404: "The model, session, branch or example does not exist.",
         405: "The route does not support this method.",
         408: "The request did not arrive in time.",
         409: "The deployment is frozen, or another request changed the branch in the meantime.",
         413: "The request body is too large.",
+        421: "The server does not answer for the host of the request.",
         429: "The key exceeded its rate limit, or the queue is full.",
         503: "The server is starting, has failed, or exceeded the time limit.",
     }.items()

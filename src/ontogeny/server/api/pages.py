@@ -11,7 +11,8 @@ from ontogeny.server.api import context, errors
 router = APIRouter()
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 SECURITY_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
