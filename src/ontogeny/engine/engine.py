@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -24,6 +25,7 @@ from ontogeny.engine.requests import (
     FinishOutput,
     GenerationRequest,
     OutputCallback,
+    SequenceActivations,
     SequenceBatch,
     SequenceState,
     TokenOutput,
@@ -66,8 +68,8 @@ class QueueReservation:
     It lets a caller do work between the admission of its requests and their submission.
     """
 
-    def __init__(self, engine: "Engine", num_places: int) -> None:
-        self._engine, self.num_places = engine, num_places
+    def __init__(self, engine: "Engine", owner: str, num_places: int) -> None:
+        self._engine, self.owner, self.num_places = engine, owner, num_places
 
     def release(self) -> None:
         """Give up the places that were not used; has no effect after `submit_all`."""
@@ -100,7 +102,7 @@ class Engine:
         Args:
             config: The config of all weights that requests name.
             max_num_seqs: The most sequences that are generated at the same time; at least one batch.
-            max_queue: The most requests that may wait for a slot.
+            max_queue: The most requests of one owner that may wait for a slot.
             shape: Static sizes; by default chosen for the device.
             compute_dtype: The type of matrix products.
             num_workers: Threads; by default one per core, at most 4, and 2 with an accelerator.
@@ -114,11 +116,15 @@ class Engine:
         max_batches = max(1, max_num_seqs // self.shape.batch_size)
         self._num_slots = max_batches * self.shape.batch_size
         self._scheduler = Scheduler(
-            self.shape, max_batches, self.prefix_cache, lambda: self._init_cache(self.shape.batch_size)
+            self.shape,
+            max_batches,
+            self.prefix_cache,
+            lambda: self._init_cache(self.shape.batch_size),
+            programs.extract_sequence,
         )
         self._lock = threading.Condition()
         self._is_stopping = False
-        self._num_reserved = 0  # places in the queue that reservations hold
+        self._num_reserved: Counter[str] = Counter()  # places in the queue that reservations of each owner hold
         self._mean_request_seconds = 0.1  # smoothed
         count = _default_num_workers() if num_workers is None else num_workers
         self._num_alive, self._max_decoding = count, max(1, count - 1)  # one thread stays free for new requests
@@ -158,29 +164,32 @@ class Engine:
         """Queue one request; see `submit_all`."""
         return self.submit_all([request], [on_output])[0]
 
-    def reserve(self, num_requests: int) -> QueueReservation:
+    def reserve(self, num_requests: int, owner: str = "") -> QueueReservation:
         """Reserve places in the queue for requests that `submit_all` will queue together.
 
-        While no request waits, any number is accepted, so that a client which retries is served eventually.
+        While no request of their owner waits, any number is accepted, so that a client which retries is served
+        eventually.
 
         Args:
             num_requests: How many places.
+            owner: The owner of the requests.
 
         Raises:
-            QueueFull: More requests wait than are allowed.
+            QueueFull: More requests of this owner wait than are allowed.
         """
         with self._lock:
             self._check_running()
-            num_waiting = len(self._scheduler.waiting) + self._num_reserved
+            waiting = sum(sequence.request.owner == owner for sequence in self._scheduler.waiting)
+            num_waiting = waiting + self._num_reserved[owner]
             if num_waiting and num_waiting + num_requests > self._max_queue:
                 raise QueueFull(self._mean_request_seconds * num_waiting / self._num_slots)
-            self._num_reserved += num_requests
-        return QueueReservation(self, num_requests)
+            self._num_reserved[owner] += num_requests
+        return QueueReservation(self, owner, num_requests)
 
     def release(self, reservation: QueueReservation) -> None:
         """Give up the places of a reservation; see `QueueReservation.release`."""
         with self._lock:
-            self._num_reserved -= reservation.num_places
+            self._num_reserved[reservation.owner] -= reservation.num_places
             reservation.num_places = 0
 
     def submit_all(
@@ -192,12 +201,12 @@ class Engine:
         """Queue requests that belong together, all or none of them.
 
         Args:
-            requests: Their weights have the engine's config.
+            requests: Requests of one owner, whose weights have the engine's config.
             on_output: One callback per request. It is called on a thread of the engine and must not block.
             reservation: Places for these requests, which are used; None to reserve them now.
 
         Raises:
-            QueueFull: More requests wait than are allowed, or the engine has stopped.
+            QueueFull: More requests of this owner wait than are allowed, or the engine has stopped.
             BadInput: A prompt is empty, or too long to be scored.
         """
         for request in requests:
@@ -213,9 +222,9 @@ class Engine:
             for request, callback in zip(requests, on_output, strict=True)
         ]
         if reservation is None:
-            reservation = self.reserve(len(sequences))
+            reservation = self.reserve(len(sequences), requests[0].owner)
         with self._lock:
-            self._num_reserved -= reservation.num_places
+            self._num_reserved[reservation.owner] -= reservation.num_places
             reservation.num_places = 0
             self._check_running()
             self._scheduler.waiting.extend(sequences)
@@ -366,7 +375,7 @@ class Engine:
         """Sample one more token from the logits of the sequence, or finish it."""
         request = sequence.request
         if sequence.num_generated >= request.max_tokens:
-            return self._finish(batch, sequence, "length")
+            return self._complete(batch, sequence, "length", is_cached=True)
         assert sequence.next_logits is not None
         token = sample_token(sequence.next_logits, request.sampling_params, sequence.num_generated)
         logprobs = None
@@ -376,19 +385,36 @@ class Engine:
         is_end = token == request.end_token
         # Clients that score a prompt rely on one token after it, so they receive the end token too.
         is_stopped = None if is_end and not request.score_prompt else _send(sequence, TokenOutput(token, logprobs))
-        sequence.tokens.append(token)
+        if not is_end:
+            sequence.tokens.append(token)
         if is_end or is_stopped:
-            self._finish(batch, sequence, "stop")
+            self._complete(batch, sequence, "stop", is_cached=is_end)
         elif sequence.num_generated >= request.max_tokens:
-            self._finish(batch, sequence, "length")
+            self._complete(batch, sequence, "length", is_cached=False)
 
-    def _finish(self, batch: SequenceBatch, sequence: SequenceState, reason: str) -> None:
+    def _complete(self, batch: SequenceBatch, sequence: SequenceState, reason: str, *, is_cached: bool) -> None:
+        """Finishes a complete answer, with its activations if the request asks for them.
+
+        Args:
+            is_cached: Whether the last token of the sequence is in the cache. The activations leave it out.
+        """
+        if not sequence.request.returns_activations:
+            return self._finish(batch, sequence, reason)
+        cache = sequence.cache
+        if cache is None:
+            cache = programs.extract_sequence(batch.cache, np.int32(batch.slots.index(sequence)))
+        activations = SequenceActivations(tuple(sequence.tokens), cache, sequence.cache_length - is_cached)
+        self._finish(batch, sequence, reason, activations)
+
+    def _finish(
+        self, batch: SequenceBatch, sequence: SequenceState, reason: str, activations: SequenceActivations | None = None
+    ) -> None:
         """Frees the slot of a sequence and sends the end of the answer."""
         with self._lock:
             self._scheduler.remove(batch, sequence)
             duration = time.monotonic() - sequence.arrival_time
             self._mean_request_seconds += 0.1 * (duration - self._mean_request_seconds)
-        _send(sequence, FinishOutput(reason))
+        _send(sequence, FinishOutput(reason, activations))
 
 
 def _score_chunk(sequence: SequenceState, chunk_size: int, logits: np.ndarray) -> None:

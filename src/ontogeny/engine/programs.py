@@ -74,6 +74,12 @@ def insert_sequence(batch_cache: KVCache, cache: KVCache, slot: Int32[Array, ""]
     return jax.tree.map(insert, batch_cache, cache)
 
 
+@jax.jit
+def extract_sequence(batch_cache: KVCache, slot: Int32[Array, ""]) -> KVCache:
+    """Copy the cache of one sequence out of a slot of a batch; the inverse of `insert_sequence`."""
+    return jax.tree.map(lambda batch: jax.lax.dynamic_slice_in_dim(batch, slot, 1, 0), batch_cache)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode_step(
     config: TransformerConfig,
@@ -112,6 +118,8 @@ def check_batch_invariance(
     batch = init_cache(config, shape.batch_size, shape.capacity, compute_dtype)
     for slot in range(shape.batch_size):
         batch = insert_sequence(batch, cache, np.int32(slot))
+    cache = extract_sequence(batch, np.int32(0))
+    batch = insert_sequence(batch, cache, np.int32(0))
     ones, last_only = np.ones(shape.batch_size, np.int32), np.zeros(shape.batch_size, np.int32)
     last_only[-1] = 1
     length = np.full(shape.batch_size, half, np.int32)

@@ -15,8 +15,22 @@ from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 CacheScope = tuple[str, str]  # the owner of a prompt and the digest of the weights that processed it
 
 
+class SequenceActivations(NamedTuple):
+    """The tokens of a sequence and its cache, from which a later request can continue.
+
+    Attributes:
+        tokens: All tokens of the sequence.
+        cache: A cache of one sequence.
+        num_cached: The tokens that the cache holds: those before the last token.
+    """
+
+    tokens: tuple[int, ...]
+    cache: KVCache
+    num_cached: int
+
+
 class GenerationRequest(NamedTuple):
-    """Everything on which an answer depends, and its deadline.
+    """Everything on which an answer depends, its owner and its deadline.
 
     Attributes:
         weights: The weights that generate the answer.
@@ -28,6 +42,9 @@ class GenerationRequest(NamedTuple):
         score_prompt: Whether to compute the log-probabilities of the prompt's tokens too.
         deadline: The value of `time.monotonic()` at which the answer is cut off.
         cache_scope: Requests of the same scope share the prefix cache; None bypasses the cache.
+        owner: Owners are served in turn, however many requests each of them has.
+        activations: Activations of the same weights, whose tokens begin the prompt; None to begin without any.
+        returns_activations: Whether the end of a complete answer carries the activations.
     """
 
     weights: TransformerWeights
@@ -39,6 +56,9 @@ class GenerationRequest(NamedTuple):
     score_prompt: bool = False
     deadline: float = float("inf")
     cache_scope: CacheScope | None = None
+    owner: str = ""
+    activations: SequenceActivations | None = None
+    returns_activations: bool = False
 
 
 class TokenOutput(NamedTuple):
@@ -54,9 +74,11 @@ class FinishOutput(NamedTuple):
     Attributes:
         finish_reason: `stop` (the end token, which is not part of the answer, or a stop string), `length`, `time`,
             `cancelled` or `failed`.
+        activations: Those after a complete answer, without an end token, if the request asks for them.
     """
 
     finish_reason: str
+    activations: SequenceActivations | None = None
 
 
 # Receives the log-probabilities of the prompt (where requested), then tokens, then one `FinishOutput`; returning True
@@ -68,23 +90,33 @@ class SequenceState:
     """The sequence of one request: its tokens, its cache and its progress.
 
     While `is_busy`, it belongs to the thread that works on it, otherwise to the holder of the engine's lock.
+
+    Attributes:
+        arrival_time: When the request was submitted.
+        waiting_since: When the request began to wait for a slot, the last time.
+        cache: The cache of this sequence alone; None while it is part of the cache of a batch.
+        cache_length: The number of tokens in the cache.
+        unprocessed: Tokens that prefill has still to process.
+        prefix: The key of the whole prompt in the prefix cache.
     """
 
     def __init__(self, request: GenerationRequest, on_output: OutputCallback, capacity: int, epoch: int = 0) -> None:
         self.request, self.on_output, self.epoch = request, on_output, epoch
-        self.arrival_time = time.monotonic()
+        self.arrival_time = self.waiting_since = time.monotonic()
         self.is_cancelled = self.is_busy = self.is_prefilling = False
         self.tokens = list(request.prompt)
         self.num_generated = 0
-        self.cache_length = 0  # tokens in the cache
+        self.cache_length = 0
         # The beginning of a long prompt is cut off, so that the answer, up to half the capacity, fits after it.
         reserved = 0 if request.score_prompt else min(request.max_tokens, capacity // 2)
         self.unprocessed = self.tokens if request.score_prompt else self.tokens[-(capacity - reserved) :]
-        self.cache: KVCache | None = None  # of this sequence alone, until it is copied into the cache of its batch
+        self.cache: KVCache | None = None
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.next_logits: np.ndarray | None = None
-        self.prefix: tuple[CacheScope, bytes] | None = None  # the key of the whole prompt in the prefix cache
-        if request.cache_scope is not None and not request.score_prompt:
+        self.prefix: tuple[CacheScope, bytes] | None = None
+        if request.activations is not None and request.activations.num_cached:
+            self._continue_from(request.activations, capacity)
+        elif request.cache_scope is not None and not request.score_prompt:
             self.prefix = request.cache_scope, np.asarray(self.unprocessed, np.int32).tobytes()
 
     @property
@@ -99,8 +131,15 @@ class SequenceState:
 
     def drop_first_half(self, capacity: int) -> None:
         """Restart a full cache from the second half of its tokens, which are processed anew."""
-        self.unprocessed, self.cache_length = self.tokens[-(capacity // 2) :], 0
+        self.unprocessed, self.cache_length = self.tokens[-max(1, capacity // 2) :], 0
         self.cache = self.prefix = None
+
+    def _continue_from(self, activations: SequenceActivations, capacity: int) -> None:
+        """Take over activations; if the rest of the prompt does not fit after them, drop all but half of the text."""
+        self.unprocessed = self.tokens[len(activations.tokens) - 1 :]
+        self.cache, self.cache_length = activations.cache, activations.num_cached
+        if self.cache_length + len(self.unprocessed) > capacity:
+            self.drop_first_half(capacity)
 
 
 class SequenceBatch:
@@ -109,6 +148,7 @@ class SequenceBatch:
     Attributes:
         slots: The sequences; None for a free slot.
         last_turn: The engine's count of decode steps when this batch was last decoded.
+        num_steps: Decode steps since the batch has its weights.
         num_final_chunks: Prefill chunks that complete a prompt, begun since then.
         num_partial_chunks: Prefill chunks that do not complete a prompt, begun since then.
     """
@@ -118,7 +158,7 @@ class SequenceBatch:
         self.weights: TransformerWeights | None = None
         self.slots: list[SequenceState | None] = [None] * batch_size
         self.is_busy = False
-        self.last_turn = 0
+        self.last_turn = self.num_steps = 0
         self.num_final_chunks = self.num_partial_chunks = 0
 
     @property

@@ -1,13 +1,17 @@
 """The scheduler: which sequences are in which batch, and which piece of work comes next.
 
-There are two kinds of work: prefill of one chunk of one prompt, and one decode step of a batch. All methods are called
-while the engine's lock is held.
+There are two kinds of work: prefill of one chunk of one prompt, and one decode step of a batch. Owners of requests
+are served in turn: slots go to the owner that holds the fewest, work goes to the owner that has waited longest for work
+of this kind, and a sequence of an owner that holds many slots makes room for one of an owner that holds fewer. All
+methods are called while the engine's lock is held.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from ontogeny.content.transformer import KVCache, TransformerWeights
 from ontogeny.engine.prefix_cache import PrefixCache
@@ -18,6 +22,7 @@ MAX_FINAL_CHUNKS = 2  # final prefill chunks that may begin between two decode s
 MAX_PARTIAL_CHUNKS = 1  # partial prefill chunks that may begin between two decode steps of a batch
 MAX_FINAL_CHUNKS_IN_SUCCESSION = 4  # final chunks that may begin while a partial chunk waits
 MAX_OVERTAKING_SECONDS = 5.0  # after which no later request is admitted before a waiting one
+MIN_DECODE_STEPS = 8  # of a batch before all its sequences make room for other weights
 
 
 class PrefillTask(NamedTuple):
@@ -37,6 +42,13 @@ class DecodeTask(NamedTuple):
 class Scheduler:
     """The waiting sequences and the batches.
 
+    Args:
+        shape: The static sizes of the programs.
+        max_batches: The most batches that may exist.
+        prefix_cache: The prompts processed last.
+        make_cache: Creates the cache of a batch.
+        extract_sequence: Copies the cache of one slot out of the cache of a batch.
+
     Attributes:
         waiting: Sequences without a slot, in order of arrival.
         batches: All batches made so far.
@@ -44,14 +56,23 @@ class Scheduler:
     """
 
     def __init__(
-        self, shape: BatchShape, max_batches: int, prefix_cache: PrefixCache, make_cache: Callable[[], KVCache]
+        self,
+        shape: BatchShape,
+        max_batches: int,
+        prefix_cache: PrefixCache,
+        make_cache: Callable[[], KVCache],
+        extract_sequence: Callable[[KVCache, np.int32], KVCache],
     ) -> None:
         self._shape, self._max_batches = shape, max_batches
-        self._prefix_cache, self._make_cache = prefix_cache, make_cache
+        self._prefix_cache, self._make_cache, self._extract_sequence = prefix_cache, make_cache, extract_sequence
         self.waiting: deque[SequenceState] = deque()
         self.batches: list[SequenceBatch] = []
         self.num_decode_steps = 0
         self._num_final_in_succession = 0
+        self._num_prefills = 0
+        # When work was last done because it was the turn of an owner; owners without an entry come first.
+        self._prefill_turns: dict[str, int] = {}
+        self._decode_turns: dict[str, int] = {}
 
     @property
     def running(self) -> list[SequenceState]:
@@ -89,23 +110,72 @@ class Scheduler:
         """Free the slot of a sequence; an empty batch lets go of its weights, which may have to be forgotten."""
         batch.slots[batch.slots.index(sequence)] = None
         if batch.is_empty:
-            batch.weights = None
+            batch.weights, batch.num_steps = None, 0
 
     def admit(self) -> None:
-        """Give slots to waiting sequences in order of arrival.
+        """Give slots to waiting sequences: first to the owner with the fewest slots, of one owner in order of arrival.
 
         A sequence for whose weights there is no slot is overtaken by later ones, for a limited time.
         """
-        current_time = time.monotonic()
-        for sequence in list(self.waiting):
-            batch = self._find_batch(sequence.request.weights)
-            if batch is None:
-                if current_time - sequence.arrival_time > MAX_OVERTAKING_SECONDS:
-                    return
-                continue
+        while self.waiting and (admission := self._next_admission()) is not None:
+            batch, sequence = admission
             batch.weights = sequence.request.weights
             batch.slots[batch.slots.index(None)] = sequence
             self.waiting.remove(sequence)
+
+    def _next_admission(self) -> tuple[SequenceBatch, SequenceState] | None:
+        """Choose the sequence that is admitted next and a batch with a free slot for it."""
+        num_slots = Counter(sequence.request.owner for sequence in self.running)
+        current_time, without_slot = time.monotonic(), set()
+        for sequence in sorted(self.waiting, key=lambda sequence: num_slots[sequence.request.owner]):
+            kind = sequence.request.owner, id(sequence.request.weights)
+            if kind not in without_slot:
+                batch = self._find_batch(sequence.request.weights) or self._make_room(sequence, num_slots)
+                if batch is not None:
+                    return batch, sequence
+                without_slot.add(kind)
+            if current_time - sequence.waiting_since > MAX_OVERTAKING_SECONDS:
+                return None
+        return None
+
+    def _make_room(self, sequence: SequenceState, num_slots: Counter[str]) -> SequenceBatch | None:
+        """Take a slot from an owner that holds at least two more than the owner of a waiting sequence.
+
+        Where the weights of the sequence have no batch, all sequences of another batch make room, if its owners have
+        other batches or it has been decoded for some time; the sequences continue later where they were.
+
+        Args:
+            num_slots: The number of slots of each owner.
+        """
+        owner, idle = sequence.request.owner, [batch for batch in self.batches if _is_idle(batch)]
+        rivals = [
+            (num_slots[rival.request.owner], rival.arrival_time, batch, rival)
+            for batch in self.batches
+            if batch.weights is sequence.request.weights and not batch.is_busy
+            for rival in batch.sequences
+            if not rival.is_busy and num_slots[rival.request.owner] > num_slots[owner] + 1
+        ]
+        if rivals:
+            _, _, batch, rival = max(rivals, key=lambda entry: entry[:2])
+            self._suspend(batch, rival)
+            return batch
+        if num_slots[owner]:
+            return None
+        for batch in sorted(idle, key=lambda batch: (-batch.num_steps, len(batch.sequences))):
+            held = Counter(rival.request.owner for rival in batch.sequences)
+            if batch.num_steps >= MIN_DECODE_STEPS or all(num_slots[name] > count for name, count in held.items()):
+                for rival in batch.sequences:
+                    self._suspend(batch, rival)
+                return batch
+        return None
+
+    def _suspend(self, batch: SequenceBatch, sequence: SequenceState) -> None:
+        """Let a sequence wait again, with its cache."""
+        if sequence.cache is None and sequence.cache_length:
+            sequence.cache = self._extract_sequence(batch.cache, np.int32(batch.slots.index(sequence)))
+        self.remove(batch, sequence)
+        sequence.waiting_since = time.monotonic()
+        self.waiting.appendleft(sequence)
 
     def next_task(self, max_decoding: int) -> PrefillTask | DecodeTask | None:
         """Choose the most urgent piece of work and mark its sequences as busy.
@@ -117,46 +187,70 @@ class Scheduler:
             max_decoding: How many batches may be decoded at the same time.
         """
         final, partial = self._unprocessed_prompts()
-        batch = self._next_batch(max_decoding)
+        choice = self._next_batch(max_decoding)
+        batch = None if choice is None else choice[0]
+        partial_is_allowed = partial and (batch is None or batch.num_partial_chunks < MAX_PARTIAL_CHUNKS)
         partial_is_due = partial and self._num_final_in_succession >= MAX_FINAL_CHUNKS_IN_SUCCESSION
+        if final and partial_is_allowed:  # or its owner has waited longer
+            partial_is_due = partial_is_due or self._prefill_turn(partial[0][1]) < self._prefill_turn(final[0][1])
         if final and not partial_is_due and (batch is None or batch.num_final_chunks < MAX_FINAL_CHUNKS):
             self._num_final_in_succession += 1
             for waiting_batch in self.batches:
                 waiting_batch.num_final_chunks += 1
-            return _begin_prefill(*final[0])
-        if partial and (batch is None or batch.num_partial_chunks < MAX_PARTIAL_CHUNKS):
+            return self._begin_prefill(*final[0])
+        if partial_is_allowed:
             self._num_final_in_succession = 0
             for waiting_batch in self.batches:
                 waiting_batch.num_partial_chunks += 1
-            return _begin_prefill(*partial[0])
-        return None if batch is None else self._begin_decode(batch)
+            return self._begin_prefill(*partial[0])
+        return None if choice is None else self._begin_decode(*choice)
 
-    def _begin_decode(self, batch: SequenceBatch) -> DecodeTask:
-        """Mark a batch and its ready sequences as busy with a decode step."""
+    def _begin_prefill(self, batch: SequenceBatch, sequence: SequenceState) -> PrefillTask:
+        """Mark a sequence as busy with prefill."""
+        self._num_prefills += 1
+        self._prefill_turns[sequence.request.owner] = self._num_prefills
+        sequence.is_busy = sequence.is_prefilling = True
+        return PrefillTask(batch, sequence)
+
+    def _begin_decode(self, batch: SequenceBatch, owner: str) -> DecodeTask:
+        """Mark a batch and its ready sequences as busy with a decode step, which is the turn of an owner."""
         self.num_decode_steps += 1
+        self._decode_turns[owner] = self.num_decode_steps
         batch.is_busy, batch.last_turn = True, self.num_decode_steps
+        batch.num_steps += 1
         batch.num_final_chunks = batch.num_partial_chunks = 0
         ready = [(slot, sequence) for slot, sequence in enumerate(batch.slots) if sequence and sequence.is_ready]
         for _, sequence in ready:
             sequence.is_busy = True
         return DecodeTask(batch, ready)
 
-    def _next_batch(self, max_decoding: int) -> SequenceBatch | None:
-        """The batch that has waited longest for a decode step and can have one."""
+    def _next_batch(self, max_decoding: int) -> tuple[SequenceBatch, str] | None:
+        """The owner whose last turn is longest ago, and of its batches the one that has waited longest."""
         if sum(batch.is_busy for batch in self.batches) >= max_decoding:
             return None
-        ready = (b for b in self.batches if not b.is_busy and any(sequence.is_ready for sequence in b.sequences))
-        return min(ready, key=lambda batch: batch.last_turn, default=None)
+        ready = (
+            (batch, sequence.request.owner)
+            for batch in self.batches
+            if not batch.is_busy
+            for sequence in batch.sequences
+            if sequence.is_ready
+        )
+        return min(ready, key=lambda pair: (self._decode_turns.get(pair[1], 0), pair[0].last_turn), default=None)
+
+    def _prefill_turn(self, sequence: SequenceState) -> int:
+        """When the owner of a sequence last had a turn to prefill."""
+        return self._prefill_turns.get(sequence.request.owner, 0)
 
     def _unprocessed_prompts(
         self,
     ) -> tuple[list[tuple[SequenceBatch, SequenceState]], list[tuple[SequenceBatch, SequenceState]]]:
-        """Idle sequences whose next prefill chunk is the final one, and those with longer prompts, by arrival.
+        """Idle sequences whose next prefill chunk is the final one, and those with longer prompts.
 
+        They are in the order of the turns of their owners, and of one owner in the order of arrival.
         Of several sequences with the same prompt and cache scope, one is processed and the others wait for it.
         """
         pairs = [(batch, s) for batch in self.batches for s in batch.sequences if s.unprocessed or s.is_prefilling]
-        pairs.sort(key=lambda pair: pair[1].arrival_time)
+        pairs.sort(key=lambda pair: (self._prefill_turn(pair[1]), pair[1].arrival_time))
         prefixes, final, partial = set(), [], []
         for batch, sequence in pairs:
             if sequence.prefix is None or sequence.prefix not in prefixes:
@@ -183,7 +277,6 @@ class Scheduler:
         return self.add_batch() if len(self.batches) < self._max_batches else None
 
 
-def _begin_prefill(batch: SequenceBatch, sequence: SequenceState) -> PrefillTask:
-    """Mark a sequence as busy with prefill."""
-    sequence.is_busy = sequence.is_prefilling = True
-    return PrefillTask(batch, sequence)
+def _is_idle(batch: SequenceBatch) -> bool:
+    """Whether no thread works on a batch or on one of its sequences."""
+    return not batch.is_busy and not any(sequence.is_busy for sequence in batch.sequences)
