@@ -15,8 +15,9 @@ from ontogeny.content.transformer import KVCache, forward, init_weights, make_co
 from ontogeny.engine import programs
 from ontogeny.engine.engine import Engine, QueueFull
 from ontogeny.engine.prefix_cache import PrefixCache
-from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceState, TokenOutput
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
+from ontogeny.engine.scheduler import MIN_DECODE_STEPS, PrefillTask, Scheduler
 from ontogeny.engine.text_stream import TextStream
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import ByteTokenizer
@@ -61,7 +62,7 @@ class Collector:
             if len(self.tokens) == 3:
                 self.three_tokens.set()
         elif isinstance(output, FinishOutput):
-            self.finish_reason = output.finish_reason
+            self.finish_reason, self.activations = output.finish_reason, output.activations
             self.done.set()
         else:
             self.scores = list(output)
@@ -284,6 +285,141 @@ def test_nothing_is_compiled_under_load(engine, weights):
     sizes = [program._cache_size() for program in compiled]
     answer_all(engine, [random_request(n + 100, weights) for n in range(80)])
     assert [program._cache_size() for program in compiled] == sizes
+
+
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_a_request_of_another_owner_is_not_held_up_by_256_answers_and_changes_no_bit_of_them(
+    engine, weights, own_weights, prefills, monkeypatch
+):
+    """The other owner is served within a few pieces of work of the first, also where the first one has all slots."""
+    steps, decode_step = [], programs.decode_step
+    requests = [random_request(n, weights)._replace(max_tokens=30, score_prompt=False) for n in range(256)]
+    requests = [request._replace(owner="anna", end_token=None) for request in requests]
+    other_weights = jax.tree.map(lambda leaf: leaf * 1.01, weights) if own_weights else weights
+    request = random_request(1, other_weights)._replace(owner="berta", max_tokens=10, end_token=None)
+    expected = answer(engine, request)
+    monkeypatch.setattr(programs, "decode_step", lambda *arguments: steps.append(1) or decode_step(*arguments))
+    with started(weights, max_num_seqs=8, num_workers=1) as busy_engine:
+        collectors, collector = [Collector() for _ in requests], Collector()
+        busy_engine.submit_all(requests, collectors)
+        assert collectors[0].three_tokens.wait(60)
+        num_before = len(steps) + len(prefills)
+        busy_engine.submit(request, collector)
+        assert collector.wait() == expected
+        assert len(steps) + len(prefills) - num_before < 8 * (10 + 4)  # of several thousand
+        answers = [collector.wait() for collector in collectors[:8]]  # those that have made room
+        assert not collectors[-1].tokens
+    assert answers == answer_all(engine, requests[:8])
+
+
+def test_an_owner_with_a_full_queue_leaves_room_for_others(weights):
+    with started(weights, max_num_seqs=8, max_queue=4) as engine:
+        many = [make_request(weights, max_tokens=ENDLESS, owner="anna")] * 12
+        engine.submit_all(many, [Collector() for _ in many])
+        with pytest.raises(QueueFull):
+            engine.submit(many[0], Collector())
+        collector = Collector()
+        engine.submit(make_request(weights, max_tokens=3, owner="berta"), collector)
+        assert collector.wait()[2] == "length"
+
+
+WORK = st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(1, 30), st.booleans())  # chunks, tokens
+
+
+@given(st.lists(WORK, max_size=40), st.integers(0, 60), st.integers(1, 3), st.integers(1, 20), st.integers(1, 3))
+def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_others(
+    weights, others, num_before, num_chunks, num_tokens, max_batches
+):
+    """Simulates one thread. Each owner has one version of the weights of its own, and one in common with the others."""
+    shared, own = weights._replace(), {owner: weights._replace() for owner in "abc"}
+    cache = KVCache((), (), np.zeros(1, np.int32))
+    shape = programs.BatchShape(batch_size=2, prefill_chunk=4, capacity=64)
+    scheduler = Scheduler(shape, max_batches, PrefixCache(4), lambda: cache, lambda *_: cache)
+    pieces, finished = 0, set()
+
+    def submit(owner, num_chunks, num_tokens, is_shared):
+        prompt = tuple(range(4 * num_chunks))
+        request = make_request(shared if is_shared else own[owner], prompt, num_tokens, owner=owner)
+        sequence = SequenceState(request, lambda _: None, 64)
+        scheduler.waiting.append(sequence)
+        return sequence
+
+    def advance():
+        scheduler.admit()
+        task = scheduler.next_task(1)
+        if task is None:
+            return False
+        if isinstance(task, PrefillTask):
+            task.sequence.unprocessed = task.sequence.unprocessed[4:]
+            task.sequence.cache_length += 4
+            worked_on = [] if task.sequence.unprocessed else [task.sequence]
+            task.sequence.is_busy = task.sequence.is_prefilling = False
+        else:
+            worked_on = [sequence for _, sequence in task.sequences]
+            task.batch.is_busy = False
+        for sequence in worked_on:
+            sequence.is_busy = False
+            sequence.num_generated += 1
+            if sequence.num_generated == sequence.request.max_tokens:
+                scheduler.remove(task.batch, sequence)
+                finished.add(sequence)
+        return True
+
+    for work in others:
+        submit(*work)
+    for _ in range(num_before):
+        advance()
+    sequence = submit("z", num_chunks, num_tokens, True)
+    while sequence not in finished:
+        assert advance(), "nothing to do, but a request is not answered"
+        pieces += 1
+    num_owners = 1 + len({owner for owner, *_ in others})
+    assert pieces <= (num_owners + 1) * (4 * (num_chunks + num_tokens) + MIN_DECODE_STEPS)
+    while advance():
+        pass
+    assert len(finished) <= len(others) + 1 and not scheduler.waiting and not scheduler.running  # all are answered
+
+
+def continue_in_parts(engine, weights, others=()):
+    """A text of three requests, each of which continues from the activations that the one before left."""
+    activations, results = None, []
+    for number, (length, num_tokens) in enumerate([(20, 12), (9, 25), (40, 70), (0, 0), (1, 5)]):
+        known = () if activations is None else activations.tokens
+        new = tuple(map(int, np.random.default_rng(number).integers(0, 256, length)))
+        request = make_request(weights, known + new, num_tokens, SamplingParams(seed=number), num_logprobs=1)
+        request = request._replace(activations=activations, returns_activations=True)
+        collectors, collector = [Collector() for _ in others], Collector()
+        for other, other_collector in zip(others, collectors, strict=True):
+            engine.submit(other, other_collector)
+        engine.submit(request, collector)
+        results.append(collector.wait()[1:])
+        activations = collector.activations
+        assert activations.tokens == known + new + tuple(t.token for t in collector.tokens)
+        for other_collector in collectors:
+            other_collector.wait()
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :, : activations.num_cached], activations.cache[:2])
+    return results, [leaf.tobytes() for leaf in jax.tree.leaves(arrays)]
+
+
+def test_a_text_continues_from_activations_with_the_same_bits_alone_and_among_others(engine, weights):
+    alone = continue_in_parts(engine, weights)
+    assert continue_in_parts(engine, weights, [random_request(n, weights) for n in range(20)]) == alone
+    with started(weights, num_workers=1) as other_engine:
+        assert continue_in_parts(other_engine, weights) == alone
+
+
+def test_continuing_from_activations_processes_the_new_tokens_alone(engine, weights, prefills):
+    collector = Collector()
+    engine.submit(make_request(weights, tuple(range(50)), 0, returns_activations=True), collector)
+    collector.wait()
+    assert collector.activations.num_cached == 49 and len(prefills) == 2
+    prefills.clear()
+    prompt = (*range(50), 1, 2, 3)
+    continued = answer(engine, make_request(weights, prompt, 5, GREEDY, activations=collector.activations))
+    assert len(prefills) == 1
+    assert [t.token for t in continued[1]] == [
+        t.token for t in answer(engine, make_request(weights, prompt, 5, GREEDY))[1]
+    ]
 
 
 def test_cancelling_a_request_frees_its_slot(engine, weights):

@@ -132,6 +132,7 @@ async def _prepare(
             batch.echo,
             deadline=started_at + context.get_context(request).deployments.config.time_limit,
             cache_scope=(key.id, served.digest),
+            owner=key.id,
         )
         for prompt in batch.prompts
         for choice in range(n)
