@@ -288,7 +288,7 @@ def test_nothing_is_compiled_under_load(engine, weights):
 
 
 @pytest.mark.parametrize("own_weights", [False, True])
-def test_a_request_of_another_owner_is_not_held_up_by_256_answers_and_changes_no_bit_of_them(
+def test_a_request_of_another_owner_does_not_wait_for_256_answers_and_changes_no_bit_of_them(
     engine, weights, own_weights, prefills, monkeypatch
 ):
     """The other owner is served within a few pieces of work of the first, also where the first one has all slots."""
@@ -307,12 +307,12 @@ def test_a_request_of_another_owner_is_not_held_up_by_256_answers_and_changes_no
         busy_engine.submit(request, collector)
         assert collector.wait() == expected
         assert len(steps) + len(prefills) - num_before < 8 * (10 + 4)  # of several thousand
-        answers = [collector.wait() for collector in collectors[:8]]  # those that have made room
+        answers = [collector.wait() for collector in collectors[:8]]  # some of which were suspended
         assert not collectors[-1].tokens
     assert answers == answer_all(engine, requests[:8])
 
 
-def test_an_owner_with_a_full_queue_leaves_room_for_others(weights):
+def test_the_full_queue_of_an_owner_is_not_full_for_others(weights):
     with started(weights, max_num_seqs=8, max_queue=4) as engine:
         many = [make_request(weights, max_tokens=ENDLESS, owner="anna")] * 12
         engine.submit_all(many, [Collector() for _ in many])

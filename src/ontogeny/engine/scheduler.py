@@ -2,7 +2,7 @@
 
 There are two kinds of work: prefill of one chunk of one prompt, and one decode step of a batch. Owners of requests
 are served in turn: slots go to the owner that holds the fewest, work goes to the owner that has waited longest for work
-of this kind, and a sequence of an owner that holds many slots makes room for one of an owner that holds fewer. All
+of this kind, and a sequence of an owner that holds many slots is suspended for one of an owner that holds fewer. All
 methods are called while the engine's lock is held.
 """
 
@@ -22,7 +22,7 @@ MAX_FINAL_CHUNKS = 2  # final prefill chunks that may begin between two decode s
 MAX_PARTIAL_CHUNKS = 1  # partial prefill chunks that may begin between two decode steps of a batch
 MAX_FINAL_CHUNKS_IN_SUCCESSION = 4  # final chunks that may begin while a partial chunk waits
 MAX_OVERTAKING_SECONDS = 5.0  # after which no later request is admitted before a waiting one
-MIN_DECODE_STEPS = 8  # of a batch before all its sequences make room for other weights
+MIN_DECODE_STEPS = 8  # of a batch before its sequences are suspended for other weights
 
 
 class PrefillTask(NamedTuple):
@@ -130,7 +130,7 @@ class Scheduler:
         for sequence in sorted(self.waiting, key=lambda sequence: num_slots[sequence.request.owner]):
             kind = sequence.request.owner, id(sequence.request.weights)
             if kind not in without_slot:
-                batch = self._find_batch(sequence.request.weights) or self._make_room(sequence, num_slots)
+                batch = self._find_batch(sequence.request.weights) or self._suspend_rivals(sequence, num_slots)
                 if batch is not None:
                     return batch, sequence
                 without_slot.add(kind)
@@ -138,11 +138,11 @@ class Scheduler:
                 return None
         return None
 
-    def _make_room(self, sequence: SequenceState, num_slots: Counter[str]) -> SequenceBatch | None:
-        """Take a slot from an owner that holds at least two more than the owner of a waiting sequence.
+    def _suspend_rivals(self, sequence: SequenceState, num_slots: Counter[str]) -> SequenceBatch | None:
+        """Suspend a sequence of an owner that holds at least two slots more than the owner of a waiting sequence.
 
-        Where the weights of the sequence have no batch, all sequences of another batch make room, if its owners have
-        other batches or it has been decoded for some time; the sequences continue later where they were.
+        Where the weights of the waiting sequence have no batch, all sequences of another batch are suspended, if its
+        owners have other batches or it has been decoded for some time. They continue later where they were.
 
         Args:
             num_slots: The number of slots of each owner.
@@ -162,8 +162,8 @@ class Scheduler:
         if num_slots[owner]:
             return None
         for batch in sorted(idle, key=lambda batch: (-batch.num_steps, len(batch.sequences))):
-            held = Counter(rival.request.owner for rival in batch.sequences)
-            if batch.num_steps >= MIN_DECODE_STEPS or all(num_slots[name] > count for name, count in held.items()):
+            in_batch = Counter(rival.request.owner for rival in batch.sequences)
+            if batch.num_steps >= MIN_DECODE_STEPS or all(num_slots[name] > in_batch[name] for name in in_batch):
                 for rival in batch.sequences:
                     self._suspend(batch, rival)
                 return batch
