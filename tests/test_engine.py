@@ -328,10 +328,10 @@ WORK = st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(1, 30), 
 
 @given(st.lists(WORK, max_size=40), st.integers(0, 60), st.integers(1, 3), st.integers(1, 20), st.integers(1, 3))
 def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_others(
-    weights, others, num_before, num_chunks, num_tokens, max_batches
+    weights, other_requests, num_before, num_chunks, num_tokens, max_batches
 ):
     """Simulates one thread. Each owner has one version of the weights of its own, and one in common with the others."""
-    shared, own = weights._replace(), {owner: weights._replace() for owner in "abc"}
+    shared, own_weights = weights._replace(), {owner: weights._replace() for owner in "abc"}
     cache = KVCache((), (), np.zeros(1, np.int32))
     shape = programs.BatchShape(batch_size=2, prefill_chunk=4, capacity=64)
     scheduler = Scheduler(shape, max_batches, PrefixCache(4), lambda: cache, lambda *_: cache)
@@ -339,7 +339,7 @@ def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_oth
 
     def submit(owner, num_chunks, num_tokens, is_shared):
         prompt = tuple(range(4 * num_chunks))
-        request = make_request(shared if is_shared else own[owner], prompt, num_tokens, owner=owner)
+        request = make_request(shared if is_shared else own_weights[owner], prompt, num_tokens, owner=owner)
         sequence = SequenceState(request, lambda _: None, 64)
         scheduler.waiting.append(sequence)
         return sequence
@@ -365,7 +365,7 @@ def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_oth
                 finished.add(sequence)
         return True
 
-    for work in others:
+    for work in other_requests:
         submit(*work)
     for _ in range(num_before):
         advance()
@@ -373,28 +373,30 @@ def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_oth
     while sequence not in finished:
         assert advance(), "nothing to do, but a request is not answered"
         pieces += 1
-    num_owners = 1 + len({owner for owner, *_ in others})
+    num_owners = 1 + len({owner for owner, *_ in other_requests})
     assert pieces <= (num_owners + 1) * (4 * (num_chunks + num_tokens) + MIN_DECODE_STEPS)
     while advance():
         pass
-    assert len(finished) <= len(others) + 1 and not scheduler.waiting and not scheduler.running  # all are answered
+    assert (
+        len(finished) <= len(other_requests) + 1 and not scheduler.waiting and not scheduler.running
+    )  # all are answered
 
 
-def continue_in_parts(engine, weights, others=()):
+def continue_in_parts(engine, weights, other_requests=()):
     """A text of three requests, each of which continues from the activations that the one before left."""
     activations, results = None, []
     for number, (length, num_tokens) in enumerate([(20, 12), (9, 25), (40, 70), (0, 0), (1, 5)]):
-        known = () if activations is None else activations.tokens
+        known_tokens = () if activations is None else activations.tokens
         new = tuple(map(int, np.random.default_rng(number).integers(0, 256, length)))
-        request = make_request(weights, known + new, num_tokens, SamplingParams(seed=number), num_logprobs=1)
+        request = make_request(weights, known_tokens + new, num_tokens, SamplingParams(seed=number), num_logprobs=1)
         request = request._replace(activations=activations, returns_activations=True)
-        collectors, collector = [Collector() for _ in others], Collector()
-        for other, other_collector in zip(others, collectors, strict=True):
-            engine.submit(other, other_collector)
+        collectors, collector = [Collector() for _ in other_requests], Collector()
+        for other_request, other_collector in zip(other_requests, collectors, strict=True):
+            engine.submit(other_request, other_collector)
         engine.submit(request, collector)
         results.append(collector.wait()[1:])
         activations = collector.activations
-        assert activations.tokens == known + new + tuple(t.token for t in collector.tokens)
+        assert activations.tokens == known_tokens + new + tuple(t.token for t in collector.tokens)
         for other_collector in collectors:
             other_collector.wait()
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :, : activations.num_cached], activations.cache[:2])
