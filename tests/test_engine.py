@@ -404,10 +404,10 @@ def continue_in_parts(engine, weights, other_requests=()):
 
 
 def test_a_text_continues_from_activations_with_the_same_bits_alone_and_among_others(engine, weights):
-    alone = continue_in_parts(engine, weights)
-    assert continue_in_parts(engine, weights, [random_request(n, weights) for n in range(20)]) == alone
+    expected = continue_in_parts(engine, weights)
+    assert continue_in_parts(engine, weights, [random_request(n, weights) for n in range(20)]) == expected
     with started(weights, num_workers=1) as other_engine:
-        assert continue_in_parts(other_engine, weights) == alone
+        assert continue_in_parts(other_engine, weights) == expected
 
 
 def test_continuing_from_activations_processes_the_new_tokens_alone(engine, weights, prefills):
