@@ -77,7 +77,7 @@ def test_a_database_is_created_once_and_newer_or_foreign_ones_are_rejected(tmp_p
         assert store.select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
         store.close()
     newer = Store(tmp_path / "state")
-    newer.connection.execute("PRAGMA user_version=5")
+    newer.execute("PRAGMA user_version=5")
     newer.close()
     with pytest.raises(BadInput, match="of format 5; this version reads format 4"):
         Store(tmp_path / "state")

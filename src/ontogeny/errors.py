@@ -13,6 +13,10 @@ class BadInput(ValueError):
         return " ".join(super().__str__().split())  # one line, whatever text it quotes
 
 
+class StorageUnavailable(Exception):
+    """The disk is full or fails, so nothing was stored; what was stored before is intact, and a retry may succeed."""
+
+
 class ContractViolation(BadInput):
     """An agent, most likely one from outside the package, violated the agent contract."""
 

@@ -12,7 +12,7 @@ import typer
 
 from ontogeny import __version__
 from ontogeny.cli.commands import LazyGroup
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.renamed import renamed_hint
 
 INTERRUPTED = 130  # the exit code of an interrupted program
@@ -44,7 +44,7 @@ def main() -> None:
         if code == INTERRUPTED:  # typer catches the interrupt itself and prints nothing
             raise KeyboardInterrupt
         sys.exit(code)
-    except BadInput as error:
+    except (BadInput, StorageUnavailable) as error:
         _exit_with(str(error))
     except typer.TyperException as error:
         _exit_with(_usage_message(error))

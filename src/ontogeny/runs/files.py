@@ -1,9 +1,11 @@
 """Files and folders that are written whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,7 +22,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def open_new_file(path: Path) -> Generator[BinaryIO]:
     """A file to write piece by piece, which takes the place `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -52,13 +54,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable, where the operating system can open folders."""
-    with contextlib.suppress(OSError):
+    """Make a rename in a folder durable, where the operating system can open folders and write them to the disk."""
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the file system cannot do so; every other error is a failure of the disk
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.lm import online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.plugins import unknown_name_error
@@ -31,6 +31,7 @@ from ontogeny.stages.session import AgentSession
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STATUS_INTERVAL = 0.2  # seconds
+ERASURE_INTERVAL = 5.0  # seconds between attempts to finish an erasure that the disk prevented
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +66,7 @@ class LanguageDeployment:
         self.branches = _build_branches(name, model, store, config) if config.online else None
         self.sessions = TextSessions(name, model, store)
         self.has_changed = False  # the trained weights differ from those at the start
+        self._has_stale_activations = self.online  # also from before a crash
 
     def start(self) -> None:
         """Compiles and starts the engine, the sessions and the learner."""
@@ -96,9 +98,21 @@ class LanguageDeployment:
         assert self.branches is not None
         self.branches.erase_example(example.number, actor)
         self.engine.prefix_cache.evict_owner(example.key)
-        branches = journal.list_branches(self.branches.store, self.name)
-        versions = [v for branch in branches for v in journal.list_versions(self.branches.store, branch.branch)]
-        self.sessions.drop_stale_activations({version.digest for version in versions if not version.deleted})
+        self._has_stale_activations = True
+        self.finish_erasure()
+
+    def finish_erasure(self) -> None:
+        """Drops session activations of deleted versions; on a full disk they stay for a later call."""
+        if self.branches is None or not self._has_stale_activations:
+            return
+        self._has_stale_activations = False  # before the versions are read: another thread may erase meanwhile
+        try:
+            branches = journal.list_branches(self.branches.store, self.name)
+            versions = [v for branch in branches for v in journal.list_versions(self.branches.store, branch.branch)]
+            self.sessions.drop_stale_activations({version.digest for version in versions if not version.deleted})
+        except StorageUnavailable as error:
+            self._has_stale_activations = True
+            log.warning("the erasure of an example of '%s' cannot be finished at present: %s", self.name, error)
 
     def check_weights(self) -> None:
         """Compares the trained weights with their digest; a difference makes the deployment unavailable."""
@@ -203,13 +217,13 @@ class Deployments:
     def _run(self) -> None:
         """Starts all deployments, checks their weights at intervals, and stops them."""
         try:
-            journal.delete_unused_snapshots(self.store)
+            self._clean_up()
             for deployment in self.by_name.values():
                 deployment.start()
             if self.on_ready is not None:
                 self.on_ready()
             self.ready.set()
-            checked_at = time.monotonic()
+            checked_at = cleaned_at = time.monotonic()
             while not self._stopping.wait(STATUS_INTERVAL):
                 languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
                 is_busy = any(d.engine.num_requests_running + d.engine.num_requests_waiting for d in languages)
@@ -220,12 +234,30 @@ class Deployments:
                     for deployment in self.by_name.values():
                         deployment.check_weights()
                     checked_at = time.monotonic()
+                if time.monotonic() - cleaned_at >= ERASURE_INTERVAL:
+                    self._finish_erasures()
+                    cleaned_at = time.monotonic()
         except BaseException as error:
             self.error = error
             log.error("the server stops: %s", error)
         finally:
             for deployment in self.by_name.values():
                 deployment.stop()
+
+    def _clean_up(self) -> None:
+        """Removes what a crash left of erased examples and of snapshots, as far as the disk permits it."""
+        try:
+            journal.delete_unused_snapshots(self.store)
+            self.store.truncate_log()
+        except (OSError, StorageUnavailable) as error:
+            log.warning("the state folder cannot be cleaned up at present: %s", error)
+
+    def _finish_erasures(self) -> None:
+        """Finishes erasures that the disk prevented."""
+        self.store.retry_truncation()
+        for deployment in self.by_name.values():
+            if isinstance(deployment, LanguageDeployment):
+                deployment.finish_erasure()
 
 
 def check_names(runs: Sequence[tuple[str, Path]]) -> None:

@@ -2,28 +2,48 @@
 
 A committed transaction is on disk: every commit waits for the disk (`synchronous=FULL`). Erased text is overwritten
 (`secure_delete`) and is removed from the write-ahead log too. Several processes may use one database at a time: the
-server, and commands that run beside it. This module does not depend on models or on HTTP.
+server, and commands that run beside it. Every failure of the disk is a `StorageUnavailable`, after which the store can
+be used as before. This module does not depend on models or on HTTP.
 """
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import SERVER_DATABASE, check_format, refuse_run_folder
 from ontogeny.server import schema
 
 DATABASE = "ontogeny.sqlite"
+MAX_CONNECTIONS = 8  # each holds file descriptors
+MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
+SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"busy_timeout={int(MAX_WAIT * 1000)}")
 Record = TypeVar("Record")
+log = logging.getLogger(__name__)
+
+
+class QueryResult(list[sqlite3.Row]):
+    """The records that a statement returned.
+
+    Attributes:
+        rowcount: The number of records that the statement changed.
+        lastrowid: The number of the record that it added, if any.
+    """
+
+    def __init__(self, records: Iterable[sqlite3.Row], rowcount: int, lastrowid: int | None) -> None:
+        super().__init__(records)
+        self.rowcount, self.lastrowid = rowcount, lastrowid
 
 
 class Store:
-    """A state folder with its database. Each thread has its own connection.
+    """A state folder with its database. All threads share a limited number of connections.
 
     Args:
         folder: The state folder, created unless `create` is false.
@@ -34,6 +54,7 @@ class Store:
     Raises:
         BadInput: The folder cannot be used, the database is absent and `create` is false, the file is damaged or of
             another format that cannot be converted, or it is to be converted while a server works in the folder.
+        StorageUnavailable: The disk is full or fails.
     """
 
     def __init__(self, folder: Path | str, *, create: bool = True, read_only: bool = False) -> None:
@@ -46,9 +67,11 @@ class Store:
                     f"there is no server database in '{self.folder}'; name the state folder with --state-dir"
                 )
             refuse_run_folder(self.folder, "the state of a server")
-        self._thread_local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
+        self._thread_local = threading.local()  # the connection of a thread that is in a transaction
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._idle: list[sqlite3.Connection] = []  # connections that no thread uses
+        self._write_lock = threading.Lock()  # so that waiting writers use no connections
+        self._must_truncate_log = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._create_tables(read_only)
@@ -58,30 +81,27 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise BadInput(f"'{self._path}' is damaged or is not a database of ontogeny: {error}") from None
 
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """The connection of this thread, for reading; writes go through `transaction`."""
-        connection = getattr(self._thread_local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-            connection.row_factory = sqlite3.Row
-            for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=30000"):
-                connection.execute(f"PRAGMA {setting}")
-            self._thread_local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
-        return connection
-
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Opens an atomic write of this thread that excludes other writers and is on disk when the context is left."""
-        self.execute("BEGIN IMMEDIATE")
+        """Opens an atomic write of this thread that excludes other writers and is on disk when the context is left.
+
+        Raises:
+            StorageUnavailable: The disk is full or fails, or the database stays locked; nothing was changed.
+        """
+        assert getattr(self._thread_local, "connection", None) is None, "a transaction cannot contain another one"
+        if not self._write_lock.acquire(timeout=MAX_WAIT):
+            raise StorageUnavailable(f"the database '{self._path}' is locked")
         try:
-            yield
-        except BaseException:
-            self.execute("ROLLBACK")
-            raise
-        self.execute("COMMIT")
+            with self._borrowed_connection() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                self._thread_local.connection = connection
+                try:
+                    yield
+                    connection.execute("COMMIT")
+                finally:
+                    self._thread_local.connection = None
+        finally:
+            self._write_lock.release()
 
     def select(self, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
         """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
@@ -103,30 +123,106 @@ class Store:
         """Runs a query and returns the first column of its first result, or None."""
         return next(iter(self.select_values(query, *parameters)), None)
 
-    def execute(self, query: str, *parameters: Any) -> sqlite3.Cursor:
-        """Runs a statement on the connection of this thread; a statement that writes must be in a `transaction`."""
-        return self.connection.execute(query, parameters)
+    def execute(self, query: str, *parameters: Any) -> QueryResult:
+        """Runs a statement and returns its whole result; a statement that writes must be in a `transaction`."""
+        with self._borrowed_connection() as connection:
+            cursor = connection.execute(query, parameters)
+            return QueryResult(cursor, cursor.rowcount, cursor.lastrowid)
 
     def insert(self, table: str, record: tuple[Any, ...]) -> None:
         """Adds a record whose fields are the columns of a table; must be called in a `transaction`."""
         self.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(record))})", *record)
 
+    def write_snapshot(self, file: str, data: bytes) -> None:
+        """Writes a file of the snapshot folder whole or not at all; raises `StorageUnavailable` if the disk fails."""
+        try:
+            write_bytes(self.snapshots / file, data)
+        except OSError as error:
+            raise StorageUnavailable(f"'{self.snapshots / file}' cannot be written: {error.strerror}") from None
+
     def truncate_log(self) -> None:
-        """Empties the write-ahead log, which may still hold overwritten text."""
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Empties the write-ahead log, which may still hold overwritten text.
+
+        On a full disk, or while another process reads, the log stays; `retry_truncation` then tries again.
+        """
+        self._must_truncate_log = True
+        self.retry_truncation()
+
+    def retry_truncation(self) -> None:
+        """Empties the write-ahead log if an earlier attempt failed."""
+        if not self._must_truncate_log:
+            return
+        self._must_truncate_log = False
+        try:
+            is_blocked = self.execute("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
+        except StorageUnavailable as error:
+            is_blocked = True
+            log.warning("the write-ahead log cannot be emptied at present: %s", error)
+        if is_blocked:
+            self._must_truncate_log = True
 
     def close(self) -> None:
-        """Closes the connections of all threads."""
-        with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
-        self._thread_local = threading.local()
+        """Closes all connections that no thread uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _borrowed_connection(self) -> Generator[sqlite3.Connection]:
+        """The connection of the transaction of this thread, or one that this thread uses alone."""
+        connection: sqlite3.Connection | None = getattr(self._thread_local, "connection", None)
+        with self._storage_errors():
+            if connection is not None:
+                yield connection
+                return
+            with self._places:
+                connection = self._idle.pop() if self._idle else self._connect()
+                try:
+                    yield connection
+                finally:
+                    self._give_back(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        """Opens a connection."""
+        connection = sqlite3.connect(self._path, timeout=MAX_WAIT, isolation_level=None, check_same_thread=False)
+        try:
+            connection.row_factory = sqlite3.Row
+            for setting in SETTINGS:
+                connection.execute(f"PRAGMA {setting}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        """Makes a connection idle, without the remains of a failed transaction; closes it where that is impossible."""
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        """Converts the errors of SQLite that are no mistakes in a statement to `StorageUnavailable`."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR:
+                raise
+            raise StorageUnavailable(f"the database '{self._path}' cannot be used: {error}") from error
 
     def _read_format(self, access: str) -> int:
         """Reads the format number of the database; `access` is a parameter of SQLite's file addresses."""
         address = f"{self._path.absolute().as_uri()}?{access}"
-        with contextlib.closing(sqlite3.connect(address, uri=True)) as reader:
+        with self._storage_errors(), contextlib.closing(sqlite3.connect(address, uri=True)) as reader:
             return int(reader.execute("PRAGMA user_version").fetchone()[0])
 
     def _create_tables(self, read_only: bool) -> None:
@@ -142,7 +238,8 @@ class Store:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # only the owner may read the key hashes
         with self.transaction():
             if not self.select_value("PRAGMA user_version"):
-                schema.create_tables(self.connection)
+                with self._borrowed_connection() as connection:
+                    schema.create_tables(connection)
 
     def _convert(self) -> None:
         """Converts the database in place; a server of an earlier version that works in the folder prevents it."""
@@ -154,15 +251,15 @@ class Store:
                 raise BadInput(text) from None
             stack.enter_context(self.transaction())
             if self.select_value("PRAGMA user_version") == schema.OLDEST_CONVERTIBLE:
-                schema.convert_tables(self.connection)
+                schema.convert_tables(stack.enter_context(self._borrowed_connection()))
         self.truncate_log()
 
     def _open_converted_copy(self) -> None:
-        """Makes a converted copy in memory the database of this thread."""
-        copy = sqlite3.connect(":memory:", isolation_level=None)
+        """Makes a converted copy in memory the only connection."""
+        copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         copy.row_factory = sqlite3.Row
-        self.connection.backup(copy)
+        with self._borrowed_connection() as connection:
+            connection.backup(copy)
         self.close()
         schema.convert_tables(copy)
-        self._thread_local.connection = copy
-        self._connections.append(copy)
+        self._idle.append(copy)

@@ -1,9 +1,12 @@
 """The usage meter: usage per key, written to the database once a second, and metrics for Prometheus.
 
-The meter never sees prompts, answers or the text of keys.
+What cannot be written, for example to a full disk, is kept in memory and written later. The meter never sees prompts,
+answers or the text of keys.
 """
 
+import logging
 import threading
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -15,6 +18,8 @@ from ontogeny.server.learning import journal
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # seconds
 LABELS = ["deployment"]
+WRITE_INTERVAL = 1.0  # seconds
+log = logging.getLogger(__name__)
 GAUGES = {
     "num_requests_running": "Requests that are being prefilled or decoded",
     "num_requests_waiting": "Requests in the queue",
@@ -30,6 +35,7 @@ class UsageMeter:
         self._deployments, self._store = deployments, deployments.store
         self._lock = threading.Lock()
         self._amounts: dict[tuple[str, str, str], list[int]] = {}  # (API key, deployment, day) -> counts
+        self._failure: str | None = None  # of the last attempt to write
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage meter", daemon=True)
         self.registry = CollectorRegistry()
@@ -56,18 +62,24 @@ class UsageMeter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops the writing thread and writes the remaining usage."""
+        """Stops the writing thread and writes the remaining usage, if that is possible."""
         self._stopping.set()
         self._thread.join()
         self._write()
+        if self._failure is not None:
+            log.error("the usage since the last write is lost: %s", self._failure)
+
+    @property
+    def failure(self) -> str | None:
+        """The reason why usage is not written to the database, or None."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping.is_set():
+            return "the thread that writes the usage of keys has ended"
+        return self._failure
 
     def count(self, key: ApiKey, deployment: str, prompt_tokens: int, completion_tokens: int) -> None:
         """Counts one request of a key with its tokens."""
         day = datetime.now(UTC).strftime("%Y-%m-%d")
-        with self._lock:
-            amounts = self._amounts.setdefault((key.id, deployment, day), [0, 0, 0])
-            for i, amount in enumerate((1, prompt_tokens, completion_tokens)):
-                amounts[i] += amount
+        self._add({(key.id, deployment, day): (1, prompt_tokens, completion_tokens)})
         self._requests.labels(deployment).inc()
         self._prompt_tokens.labels(deployment).inc(prompt_tokens)
         self._completion_tokens.labels(deployment).inc(completion_tokens)
@@ -91,13 +103,27 @@ class UsageMeter:
         return generate_latest(self.registry)
 
     def _run(self) -> None:
-        """Writes the usage once a second until the meter stops."""
-        while not self._stopping.wait(1.0):
+        """Writes the usage at intervals until the meter stops."""
+        while not self._stopping.wait(WRITE_INTERVAL):
             self._write()
 
     def _write(self) -> None:
-        """Adds the usage since the last call to the database."""
+        """Adds the usage since the last successful call to the database."""
         with self._lock:
             amounts, self._amounts = self._amounts, {}
-        if amounts:
-            keys.add_usage(self._store, [UsageRecord(*usage_key, *counts) for usage_key, counts in amounts.items()])
+        try:
+            if amounts:
+                keys.add_usage(self._store, [UsageRecord(*usage_key, *counts) for usage_key, counts in amounts.items()])
+            self._failure = None
+        except Exception as error:  # the thread must outlive every failure of the database
+            self._add(amounts)
+            if self._failure is None:
+                log.error("the usage of keys cannot be written at present: %s", error)
+            self._failure = "the usage of keys cannot be written to the disk at present"
+
+    def _add(self, amounts: Mapping[tuple[str, str, str], Iterable[int]]) -> None:
+        """Adds to the amounts that the next call of `_write` writes."""
+        with self._lock:
+            for usage_key, counts in amounts.items():
+                present = self._amounts.get(usage_key, (0, 0, 0))
+                self._amounts[usage_key] = [a + b for a, b in zip(present, counts, strict=True)]

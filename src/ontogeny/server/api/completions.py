@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import SamplingParams
+from ontogeny.errors import StorageUnavailable
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import context, errors, protocol
 from ontogeny.server.api.branches import learner_busy
@@ -220,7 +221,8 @@ async def _events(
         yield format_sse_event(data_str="[DONE]")
     except ClientDisconnected:
         return
-    except ApiError as error:
+    except (ApiError, StorageUnavailable) as failure:
+        error = failure if isinstance(failure, ApiError) else errors.storage_unavailable(failure)
         yield event(errors.error_body(error.status_code, str(error.detail), error.code))
     finally:
         await outputs.aclose()

@@ -1,5 +1,6 @@
 """Errors in the form that clients of the OpenAI API expect."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as RoutingError
 
+from ontogeny.errors import StorageUnavailable
 from ontogeny.renamed import renamed_hint
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
 INTERNAL_ERROR = "the server failed; see its log"
+STORAGE_ERROR = "the server cannot use its disk at present, for example because it is full; retry later"
+log = logging.getLogger(__name__)
 
 
 class ErrorDetails(BaseModel):
@@ -106,6 +110,12 @@ def unavailable(message: str, code: str = "unavailable") -> ApiError:
     return ApiError(503, message, code=code, headers={"Retry-After": UNAVAILABLE_RETRY_AFTER})
 
 
+def storage_unavailable(error: StorageUnavailable) -> ApiError:
+    """Creates the error of a disk that is full or fails, and logs the reason, which may name paths."""
+    log.warning("a request cannot be served: %s", error)
+    return unavailable(STORAGE_ERROR, "storage_unavailable")
+
+
 def timed_out() -> ApiError:
     """Creates the error of a request that exceeded the time limit before its first result."""
     return unavailable("the request exceeded the time limit; retry later", "time_limit")
@@ -139,6 +149,10 @@ def add_error_handlers(app: FastAPI) -> None:
     async def handle_api_error(request: Request, error: ApiError) -> JSONResponse:
         return error.response
 
+    @app.exception_handler(StorageUnavailable)
+    async def handle_storage_error(request: Request, error: StorageUnavailable) -> JSONResponse:
+        return storage_unavailable(error).response
+
     @app.exception_handler(RoutingError)
     async def handle_routing_error(request: Request, error: RoutingError) -> JSONResponse:
         hints = [renamed_hint("route", f"/{segment}") for segment in request.scope["path"].split("/")]
@@ -169,6 +183,6 @@ RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
         413: "The request body is too large.",
         421: "The server does not answer for the host of the request.",
         429: "The key exceeded its rate limit, or the queue is full.",
-        503: "The server is starting, has failed, or exceeded the time limit.",
+        503: "The server is starting, has failed, cannot use its disk, or exceeded the time limit.",
     }.items()
 }

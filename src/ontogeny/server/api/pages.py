@@ -43,7 +43,10 @@ def check_health() -> dict[str, str]:
 def check_readiness(request: Request) -> dict[str, str]:
     """Answers with status 200 if all deployments can answer requests."""
     context.check_ready(request)
-    for deployment in context.get_context(request).deployments.by_name.values():
+    server = context.get_context(request)
+    if server.meter.failure is not None:
+        raise errors.unavailable(server.meter.failure, "storage_unavailable")
+    for deployment in server.deployments.by_name.values():
         if deployment.failure is not None:
             raise errors.unavailable(deployment.failure)
     return {"status": "ready"}

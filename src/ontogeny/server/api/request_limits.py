@@ -9,7 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ontogeny.server.api.errors import INTERNAL_ERROR, ApiError
+from ontogeny.errors import StorageUnavailable
+from ontogeny.server.api.errors import INTERNAL_ERROR, ApiError, storage_unavailable
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,6 +43,9 @@ class RequestLimits:
         except ApiError as error:
             if not exchange.status:
                 await error.response(scope, receive, exchange.send)
+        except StorageUnavailable as error:
+            if not exchange.status:
+                await storage_unavailable(error).response(scope, receive, exchange.send)
         except TimeoutError:
             log.info("a client was too slow to read its response")
             raise asyncio.CancelledError from None

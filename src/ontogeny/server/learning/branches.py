@@ -20,8 +20,7 @@ from pydantic import Field
 
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
-from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.runs.files import write_bytes
+from ontogeny.errors import BadInput, ContractViolation, StorageUnavailable
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
@@ -184,7 +183,7 @@ class BranchManager:
             raise BadInput(f"this state does not pass the acceptance test: {reason}")
         branch, digest = self.open(owner_key), metadata["digest"]
         file = _snapshot_name(branch.branch, digest)
-        write_bytes(self.store.snapshots / file, data)
+        self.store.write_snapshot(file, data)
         try:
             distance = self._weight_distance(full_weights)
             version = journal.restore_version(self.store, branch, digest, loss, distance, file, actor)
@@ -298,10 +297,17 @@ class BranchManager:
             self._save_snapshot(loaded)
 
     def _save_snapshot(self, loaded: LoadedVersion) -> None:
+        """Writes a snapshot. Without it, on a full disk, the version is recomputed from an earlier one."""
+        try:
+            self._write_snapshot(loaded)
+        except StorageUnavailable as error:
+            log.warning("a version of '%s' has no snapshot: %s", loaded.version.branch, error)
+
+    def _write_snapshot(self, loaded: LoadedVersion) -> None:
         """Writes the file before the database refers to it; then drops the oldest surplus snapshots."""
         version = loaded.version
         file, version_key = _snapshot_name(version.branch, version.digest), (version.branch, version.number)
-        write_bytes(self.store.snapshots / file, self._encode(loaded))
+        self.store.write_snapshot(file, self._encode(loaded))
         journal.set_snapshot(self.store, version.branch, version.number, file)
         if version_key in self._loaded:
             self._loaded[version_key] = loaded._replace(version=version._replace(snapshot=file))

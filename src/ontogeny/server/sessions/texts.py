@@ -5,6 +5,7 @@ them; after the weights have learned, the session prefills its tokens again. The
 bitwise reproducible. H heads, N cached tokens, D numbers per head.
 """
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from ontogeny.server.states import check_digest, decode_state, encode_state, rea
 from ontogeny.server.store import Store
 
 STATE = "text session"
+log = logging.getLogger(__name__)
 PREFILL_CHUNK = 32  # tokens
 MAX_WAITING = 64  # calls
 
@@ -153,10 +155,16 @@ class TextSessions(SessionManager[TextSession]):
 
     def _drop_stale_activations(self, digests: Collection[str]) -> None:
         """See `drop_stale_activations`; runs on the thread of the sessions."""
-        query = "SELECT key, id, state FROM sessions WHERE deployment = ?"
-        for key, id, state in self._store.execute(query, self.name).fetchall():
-            session = self._decode(id, state)
-            if session.weights_digest not in digests:
+        query = "SELECT key, id FROM sessions WHERE deployment = ?"
+        for key, id in self._store.execute(query, self.name):
+            state = self._store.select_value("SELECT state FROM sessions WHERE id = ?", id)
+            try:
+                if state is None or read_metadata(state, STATE).get("weights_digest") in {*digests, ""}:
+                    continue
+                session = self._decode(id, state)
+            except BadInput as error:  # the session cannot be continued either
+                log.warning("the session %s of '%s' cannot be read: %s", id, self.name, error)
+            else:
                 empty = tuple(leaf[:, :0] for leaf in session.activations.keys)
                 activations = session.activations._replace(keys=empty, values=empty)
                 self._write(key, session._replace(weights_digest="", activations=activations))
