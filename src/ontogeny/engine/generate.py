@@ -21,10 +21,10 @@ from jaxtyping import Float, Int32
 from ontogeny.content import transformer
 from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
 from ontogeny.engine.sampling import (
-    NUM_SEEDS,
     BatchSamplingParams,
     SamplingParams,
     check_sampling_params,
+    derive_seed,
     draw_uniform,
     sample_tokens,
 )
@@ -153,7 +153,7 @@ def generate(
         model: As `ontogeny.load` returns it.
         prompts: At least one. An empty prompt begins a document.
         max_tokens: The most tokens of one completion, at least 1.
-        sampling_params: Completion number i of a prompt is drawn with the seed plus i.
+        sampling_params: Completion number i of a prompt is drawn with `sampling.derive_seed(seed, i)`.
         stop: A completion ends before the first of these strings.
         n: Completions of each prompt, at least 1.
         on_text: Receives the number of a completion and each part of its text as soon as it is final.
@@ -170,7 +170,7 @@ def generate(
     if not prompts:
         raise BadInput("there is no prompt")
     encoded = [encode_prompt(model, prompt) for prompt in prompts for _ in range(n)]
-    seeds = [(sampling_params.seed + i) % NUM_SEEDS for _ in prompts for i in range(n)]
+    seeds = [derive_seed(sampling_params.seed, i) for _ in prompts for i in range(n)]
     return generate_from_tokens(model, encoded, max_tokens, sampling_params, seeds=seeds, stop=stop, on_text=on_text)
 
 

@@ -6,9 +6,13 @@ these two integers alone. `sample_token` evaluates the definition with NumPy in 
 `sample_tokens` evaluates it with JAX in float32, for a batch inside a compiled loop. Top-k is applied before top-p and
 both after temperature (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751, section 3.1).
 
+A server may adjust the logits before it samples: `adjust_logits`. Log-probabilities are always those of the model.
+
 Letters: R sequences, V vocabulary.
 """
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +24,8 @@ from jaxtyping import Float, Int32
 from ontogeny.errors import BadInput
 
 NUM_SEEDS = 2**64
+FORBIDDING_BIAS = -100.0  # the lowest bias of a token; it excludes the token whatever its logit is
+FORBIDDEN_LOGIT = -1e30  # finite, so that no sum and no difference of logits is undefined
 BUCKET_SIZE = 256  # tokens whose probabilities are summed before the cumulative distribution is searched
 
 
@@ -27,9 +33,27 @@ class SamplingParams(NamedTuple):
     """How the tokens of one answer are drawn."""
 
     temperature: float = 1.0  # 0: the most probable token, of equal ones the first
-    top_p: float = 1.0  # keeps the fewest most probable tokens that together have this probability
+    top_p: float = 1.0  # keeps the fewest most probable tokens that together have this probability; 0: the first
     seed: int = 0  # 0 to 2^64 - 1
     top_k: int = 0  # keeps this many of the most probable tokens; 0: all
+
+
+class LogitAdjustments(NamedTuple):
+    """How the logits of one answer differ from those of the model; see `adjust_logits`.
+
+    Attributes:
+        presence_penalty: Subtracted from the logit of each token that the answer contains.
+        frequency_penalty: Subtracted from the logit of each token as often as the answer contains it.
+        biased_tokens: Tokens whose logits are biased, each once.
+        biases: One per biased token, added to its logit; -100 excludes the token.
+        min_tokens: The end token is excluded before the answer has this many tokens.
+    """
+
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    biased_tokens: Int32[np.ndarray, "_"] = np.zeros(0, np.int32)
+    biases: Float[np.ndarray, "_"] = np.zeros(0, np.float32)
+    min_tokens: int = 0
 
 
 class BatchSamplingParams(NamedTuple):
@@ -52,7 +76,7 @@ def check_sampling_params(params: SamplingParams) -> SamplingParams:
     """Validate sampling parameters.
 
     Args:
-        params: Temperature from 0 to 100, top-k at least 0, top-p above 0 and at most 1.
+        params: Temperature from 0 to 100, top-k at least 0, top-p from 0 to 1.
 
     Returns:
         The same parameters.
@@ -64,9 +88,77 @@ def check_sampling_params(params: SamplingParams) -> SamplingParams:
         raise BadInput(f"the temperature must lie between 0 and 100, not {params.temperature}")
     if not 0 <= params.top_k < 2**31:
         raise BadInput(f"top-k must be at least 0 (0 keeps all tokens), not {params.top_k}")
-    if not 0 < params.top_p <= 1:
-        raise BadInput(f"top-p must lie above 0 and be at most 1, not {params.top_p}")
+    if not 0 <= params.top_p <= 1:
+        raise BadInput(f"top-p must lie between 0 and 1, not {params.top_p}")
     return params
+
+
+def derive_seed(seed: int, choice: int) -> int:
+    """Derive the seed of one of several answers to the same prompt.
+
+    Seeds are hashed, not counted on: choice 1 of seed 3 would otherwise equal choice 0 of seed 4.
+
+    Args:
+        seed: The seed of the request; numbers beyond 0 to 2^64 - 1 wrap around.
+        choice: The number of the answer; number 0 has the seed itself.
+    """
+    seed %= NUM_SEEDS
+    if choice == 0:
+        return seed
+    digest = hashlib.sha256(b"".join(number.to_bytes(8, "little") for number in (seed, choice))).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def make_adjustments(
+    *,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    min_tokens: int = 0,
+) -> LogitAdjustments | None:
+    """Collect adjustments of logits; None if there are none, so that sampling costs and changes nothing.
+
+    Args:
+        presence_penalty: As in `LogitAdjustments`.
+        frequency_penalty: As in `LogitAdjustments`.
+        logit_bias: Biases by token.
+        min_tokens: As in `LogitAdjustments`.
+    """
+    biases = {token: bias for token, bias in sorted((logit_bias or {}).items()) if bias}
+    if not (presence_penalty or frequency_penalty or biases or min_tokens):
+        return None
+    tokens, values = np.array(list(biases), np.int32), np.array(list(biases.values()), np.float32)
+    return LogitAdjustments(presence_penalty, frequency_penalty, tokens, values, min_tokens)
+
+
+def adjust_logits(
+    logits: Float[np.ndarray, "V"], adjustments: LogitAdjustments, generated: Sequence[int], end_token: int | None
+) -> Float[np.ndarray, "V"]:
+    """Adjust the logits of the next token of one answer, before temperature, top-k and top-p.
+
+    In this order: both penalties are subtracted, counting the tokens of the answer and not those of the prompt; biases
+    are added; tokens with the bias -100, and the end token before `min_tokens`, are excluded. The result depends on
+    nothing but the arguments, so that answers stay independent of their batch.
+
+    Args:
+        logits: Float32 logits of the model; not changed, because other answers may share them.
+        adjustments: What to change.
+        generated: The tokens of the answer so far.
+        end_token: The token that ends the answer, if there is one.
+
+    Returns:
+        New float32 logits.
+    """
+    adjusted = logits.copy()
+    if generated and (adjustments.presence_penalty or adjustments.frequency_penalty):
+        tokens, counts = np.unique(np.asarray(generated, np.int64), return_counts=True)
+        penalties = adjustments.presence_penalty + adjustments.frequency_penalty * counts
+        adjusted[tokens] -= penalties.astype(np.float32)
+    biased, biases = adjustments.biased_tokens, adjustments.biases
+    adjusted[biased] = np.where(biases > FORBIDDING_BIAS, adjusted[biased] + biases, np.float32(FORBIDDEN_LOGIT))
+    if end_token is not None and len(generated) < adjustments.min_tokens:
+        adjusted[end_token] = FORBIDDEN_LOGIT
+    return adjusted
 
 
 def draw_uniform(seed: int, position: int) -> float:
@@ -91,7 +183,7 @@ def sample_token(logits: Float[np.ndarray, "V"], params: SamplingParams, positio
     Returns:
         The index of the sampled token.
     """
-    if params.temperature == 0:
+    if params.temperature == 0 or params.top_p == 0:
         return int(np.argmax(logits))
     shares = logits.astype(np.float64)
     shares = np.exp((shares - shares.max()) / params.temperature)
@@ -123,14 +215,16 @@ def sample_tokens(
     """
     greedy = _argmax(logits)
 
+    is_drawn = (params.temperature > 0) & (params.top_p > 0)
+
     def draw(logits: Array) -> Array:
         temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)[:, None]
         shares = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature)
         restricted = jnp.any((params.top_k > 0) | (params.top_p < 1))
         shares = jax.lax.cond(restricted, lambda s: _restrict(s, params), lambda s: s, shares)
-        return jnp.where(params.temperature > 0, _invert_cumulative(shares, uniforms), greedy)
+        return jnp.where(is_drawn, _invert_cumulative(shares, uniforms), greedy)
 
-    return jax.lax.cond(jnp.any(params.temperature > 0), draw, lambda logits: greedy, logits)
+    return jax.lax.cond(jnp.any(is_drawn), draw, lambda logits: greedy, logits)
 
 
 def compute_logprobs(logits: Float[np.ndarray, "V"], token: int, num_top: int) -> TokenLogprobs:

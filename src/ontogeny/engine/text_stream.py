@@ -13,8 +13,16 @@ class TextStream:
         stopped: Whether a stop string has occurred. The stop string and the text after it are not part of the answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), min_tokens: int = 0) -> None:
+        """Begin an answer.
+
+        Args:
+            tokenizer: The tokenizer of the model.
+            stops: Strings that end the answer.
+            min_tokens: Stop strings that the first so many tokens complete do not end the answer.
+        """
         self._tokenizer = tokenizer
+        self._num_unstoppable = min_tokens
         self._stops = [stop for stop in stops if stop]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # invalid bytes become U+FFFD
         self._pending = ""  # text that may be the beginning of a stop string
@@ -22,7 +30,9 @@ class TextStream:
 
     def push(self, *tokens: int) -> str:
         """Append tokens and return the text that has become final."""
-        return self._release(self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, tokens))))
+        text = self._decoder.decode(b"".join(map(self._tokenizer.bytes_of, tokens)))
+        self._num_unstoppable -= len(tokens)
+        return text if self._num_unstoppable >= 0 else self._release(text)
 
     def finish(self) -> str:
         """End the answer and return the rest of its text."""
@@ -42,6 +52,36 @@ class TextStream:
         num_pending = max((_count_overlap(text, stop) for stop in self._stops), default=0)
         self._pending = text[len(text) - num_pending :]
         return text[: len(text) - num_pending]
+
+
+class TokenOffsets:
+    """The position in a text, in characters, at which each of its tokens begins.
+
+    A token whose first byte continues a character has the position of that character. A token without bytes has the
+    position of the next character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: int = 0) -> None:
+        """Begin a text.
+
+        Args:
+            tokenizer: The tokenizer of the model.
+            start: The position of the first character.
+        """
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_complete = start  # characters that no later byte changes
+
+    def push(self, token: int) -> int:
+        """Append a token and return its position."""
+        data = self._tokenizer.bytes_of(token)
+        if not data:
+            return self._num_complete
+        self._num_complete += len(self._decoder.decode(data[:1]))
+        # The first byte is the last one of an incomplete character, or else it has completed the last character.
+        offset = self._num_complete - (not self._decoder.getstate()[0])
+        self._num_complete += len(self._decoder.decode(data[1:]))
+        return offset
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

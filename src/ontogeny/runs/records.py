@@ -10,12 +10,25 @@ from ontogeny.errors import BadInput
 from ontogeny.runs.formats import RECORDS_FILE as RECORDS_FILE
 
 TIMING_FILE = "timing.jsonl"  # wall times, which no seed determines
+LINE_SEPARATORS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 Record = dict[str, Any]
+
+
+def encode_line(content: Mapping[str, Any], *, allow_nan: bool = False) -> str:
+    """Encode a JSON object as one line for every reader.
+
+    Some readers split lines at U+0085, U+2028 and U+2029, as `str.splitlines` does; JSON has an escape for each.
+
+    Args:
+        content: The object.
+        allow_nan: Whether numbers that are not finite are written; otherwise they raise `ValueError`.
+    """
+    return json.dumps(content, ensure_ascii=False, allow_nan=allow_nan).translate(LINE_SEPARATORS)
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
     """One record as it stands in the file, with its line end; numbers that are not finite raise `ValueError`."""
-    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (encode_line(record) + "\n").encode()
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """Routes of the OpenAI API: models, completions and chat completions."""
 
 import asyncio
-import json
 import os
 import time
 import uuid
@@ -12,9 +11,10 @@ from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ontogeny.engine.requests import GenerationRequest
-from ontogeny.engine.sampling import SamplingParams
+from ontogeny.engine.sampling import SamplingParams, derive_seed
 from ontogeny.errors import StorageUnavailable
 from ontogeny.lm.tokenizer import decode
+from ontogeny.runs.records import encode_line
 from ontogeny.server.api import context, errors, protocol
 from ontogeny.server.api.branches import learner_busy
 from ontogeny.server.api.context import Caller
@@ -70,12 +70,14 @@ async def complete(request: Request, body: CompletionRequest, key: Caller) -> An
     tokenizer = deployment.model.tokenizer
     tokens = [await prompt_tokens(deployment, prompt) for prompt in prompts]
     is_learned = body.learn is not False and not body.echo and len(prompts) == 1
-    texts = [p if isinstance(p, str) else decode(tokenizer, p) for p in prompts] if body.echo or is_learned else []
+    has_texts = body.echo or is_learned or body.logprobs is not None
+    texts = [p if isinstance(p, str) else decode(tokenizer, p) for p in prompts] if has_texts else []
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     batch = PromptBatch(tokens, max_tokens, body.logprobs, bool(body.echo), texts[0] if is_learned else "")
     prepared = await _prepare(request, deployment, key, body, batch)
     echoed = [text for text in texts for _ in range(n)] if body.echo else []
-    prepared = prepared._replace(echoed_prompts=echoed, id=f"cmpl-{prepared.id}")
+    lengths = [len(text) for text in texts for _ in range(n)]
+    prepared = prepared._replace(echoed_prompts=echoed, prompt_lengths=lengths, id=f"cmpl-{prepared.id}")
     return await _respond(request, CompletionFormat(prepared, body.logprobs), body)
 
 
@@ -127,7 +129,7 @@ async def _prepare(
             served.weights,
             tuple(prompt),
             batch.max_tokens,
-            SamplingParams(temperature, body.top_p or 1.0, (seed + choice) % protocol.NUM_SEEDS),
+            SamplingParams(temperature, 1.0 if body.top_p is None else body.top_p, derive_seed(seed, choice)),
             deployment.model.tokenizer.end,
             batch.num_alternatives,
             batch.echo,
@@ -205,7 +207,7 @@ async def _events(
 
     def event(content: dict[str, Any]) -> bytes:
         """Encodes a part of the stream."""
-        return format_sse_event(data_str=json.dumps(content, ensure_ascii=False))
+        return format_sse_event(data_str=encode_line(content, allow_nan=True))
 
     try:
         for chunk in form.first_chunks():

@@ -38,7 +38,7 @@ Prompt = (
     | Annotated[list[list[TokenId]], Field(max_length=MAX_PROMPTS)]
 )
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+TopP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
