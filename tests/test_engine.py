@@ -1,6 +1,7 @@
 """The engine: a request yields bitwise equal tokens alone, in any batch, in any order and after any history."""
 
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -18,7 +19,7 @@ from ontogeny.engine.prefix_cache import PrefixCache
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceState, TokenOutput
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
 from ontogeny.engine.scheduler import MIN_DECODE_STEPS, PrefillTask, Scheduler
-from ontogeny.engine.text_stream import TextStream
+from ontogeny.engine.text_stream import TextStream, TokenOffsets
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import ByteTokenizer
 
@@ -558,3 +559,36 @@ def test_a_text_stream_yields_whole_characters_and_no_stop_string(tokens, stops,
     stream = TextStream(PairTokenizer(), stops)
     parts = [stream.push(token) for token in tokens] + [stream.finish()]
     assert parts == pieces and stream.stopped is stopped
+
+
+def test_stop_strings_do_not_end_an_answer_before_its_least_number_of_tokens():
+    stream = TextStream(PairTokenizer(), ("cd",), min_tokens=2)
+    assert [stream.push(token) for token in (0, 1, 0, 1)] == ["ab", "cd", "ab", ""]
+    assert stream.stopped and stream.finish() == ""
+
+
+CHARACTERS = st.text("aé語🐕\u2028", max_size=6).map(str.encode)
+
+
+@given(
+    st.lists(CHARACTERS | st.binary(max_size=4), max_size=6),
+    st.lists(st.integers(0, 4), max_size=30),
+    st.integers(0, 9),
+)
+def test_a_token_has_the_position_of_the_character_in_which_it_begins(parts, lengths, start):
+    """Tokens of any bytes: parts of characters, several characters, invalid bytes and none."""
+    data = b"".join(parts)
+    cuts = [0, *np.minimum(np.cumsum(lengths), len(data)).tolist(), len(data)]
+    tokens = [data[first:last] for first, last in itertools.pairwise(cuts)]
+
+    class SlicedTokenizer(ByteTokenizer):
+        def bytes_of(self, token):
+            return tokens[token]
+
+    counter = TokenOffsets(SlicedTokenizer(), start)
+    offsets = [counter.push(token) for token in range(len(tokens))]
+    assert offsets == sorted(offsets)
+    assert all(start <= offset <= start + len(data.decode(errors="replace")) for offset in offsets)
+    for first, token, offset in zip(cuts, tokens, offsets, strict=False):
+        if token:  # the character that the first byte belongs to is the last one of the text up to it
+            assert offset == start + len(data[: first + 1].decode(errors="replace")) - 1

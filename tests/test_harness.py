@@ -72,3 +72,15 @@ def test_requests_that_exceed_the_context_are_rejected():
     request = Instance("generate_until", {}, ("You", {"max_gen_toks": 64}), 0)
     with pytest.raises(BadInput, match="leaves no space in a context of 64"):
         harness.generate_until([request])
+
+
+def test_repeats_of_a_sampled_request_are_different():
+    from lm_eval.api.instance import Instance
+
+    from ontogeny.engine.harness import HarnessModel
+
+    settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 20}
+    requests = [Instance("generate_until", {}, ("You", settings), 0) for _ in range(3)]
+    harness = HarnessModel(GOLDEN / "gpt2", batch_size=2)
+    answers = harness.generate_until(requests)
+    assert len(set(answers)) == 3 and answers == harness.generate_until(requests)

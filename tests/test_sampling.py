@@ -33,6 +33,7 @@ def draw_with_jax(logits, params, uniforms):
         ({"top_k": 2, "top_p": 0.6}, [1, 0, 0, 0]),
         ({"temperature": 0.0}, [1, 0, 0, 0]),
         ({"top_p": 0.01}, [1, 0, 0, 0]),
+        ({"top_p": 0.0}, [1, 0, 0, 0]),
     ],
     ids=str,
 )
@@ -80,8 +81,32 @@ def test_the_largest_uniform_number_draws_a_possible_token():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": -1}, {"temperature": np.nan}, {"top_p": 0}, {"top_k": -1}], ids=str
+    "settings", [{"temperature": -1}, {"temperature": np.nan}, {"top_p": -0.1}, {"top_p": 1.1}, {"top_k": -1}], ids=str
 )
 def test_parameters_out_of_range_are_rejected(settings):
     with pytest.raises(BadInput, match="must"):
         sampling.check_sampling_params(SamplingParams(**settings))
+
+
+LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(lambda v: np.array(v, np.float32))
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+@given(LOGITS, st.floats(0.01, 100), SEEDS, st.integers(0, 100))
+def test_top_p_of_zero_draws_the_most_probable_token(logits, temperature, seed, position):
+    params = SamplingParams(temperature, 0.0, seed)
+    assert sample_token(logits, params, position) == int(np.argmax(logits))
+
+
+@given(SEEDS, st.integers(0, 255), SEEDS, st.integers(0, 255))
+def test_seeds_of_choices_are_hashed(seed, choice, other_seed, other_choice):
+    """Choice k of seed s is not choice 0 of seed s + k, and no other pair shares a seed either."""
+    derived = sampling.derive_seed(seed, choice)
+    assert 0 <= derived < sampling.NUM_SEEDS and sampling.derive_seed(seed, 0) == seed
+    assert (derived == sampling.derive_seed(other_seed, other_choice)) == ((seed, choice) == (other_seed, other_choice))
+    assert derived != (seed + choice) % sampling.NUM_SEEDS or choice == 0
+
+
+def test_repeats_of_a_request_have_different_seeds():
+    seeds = sampling.derive_seeds_of_repeats(["a", "b", "a", "a", "b"])
+    assert seeds[0] == seeds[1] == 0 and seeds[2] == seeds[4] and len(set(seeds)) == 3

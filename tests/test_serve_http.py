@@ -187,6 +187,87 @@ def test_lm_eval_runs_on_the_server(server, key, run, tmp_path, monkeypatch):
     assert evaluation["results"]["local_mc"]["acc,none"] == 1.0
 
 
+# --- the OpenAI API, field by field
+
+
+def _stream_choices(client, **body):
+    """Joins the parts of a streamed completion: by choice, its text, log-probabilities and finish reason."""
+    choices = {}
+    for part in client.completions.create(**body, stream=True):
+        for choice in part.choices:
+            text, logprobs, _ = choices.setdefault(choice.index, ["", {}, None])
+            for name, values in (choice.logprobs.to_dict() if choice.logprobs else {}).items():
+                logprobs.setdefault(name, []).extend(values)
+            choices[choice.index] = [text + choice.text, logprobs, choice.finish_reason]
+    return choices
+
+
+TEXT = "日本語🐕 ok\u2028\x85"
+
+
+@pytest.mark.parametrize("settings", [{}, {"echo": True}, {"stop": ["e", "  "]}, {"echo": True, "stop": "a"}], ids=str)
+def test_text_offsets_are_positions_in_prompt_and_completion(client, settings):
+    bytes_of_a_character = {"logit_bias": {str(byte): 30 for byte in "語".encode()}}  # whole and broken ones
+    texts, numbers = [TEXT, "", "The agent"], [list(TEXT.encode())[:4]]
+    for prompts, bias in ((texts, {}), (numbers, {}), (texts, bytes_of_a_character)):
+        body = dict(model="story", prompt=prompts, max_tokens=20, seed=3, n=2, logprobs=1) | settings | bias
+        response = client.completions.create(**body)
+        streamed = _stream_choices(client, **body)
+        for choice in response.choices:
+            prompt = prompts[choice.index // 2]
+            text = prompt if isinstance(prompt, str) else bytes(prompt).decode(errors="replace")
+            whole = choice.text if "echo" in settings else text + choice.text
+            tokens, offsets = choice.logprobs.tokens, choice.logprobs.text_offset
+            assert whole.startswith(text) and offsets == sorted(offsets) and len(offsets) == len(tokens)
+            assert offsets[0] == (0 if "echo" in settings else len(text)) and offsets[-1] <= len(whole)
+            for token, offset in zip(tokens, offsets, strict=True):
+                is_text = not token.startswith(("bytes:", "token:")) and offset < len(whole)
+                assert not is_text or whole[offset] == token
+            assert streamed[choice.index] == [choice.text, choice.logprobs.to_dict(), choice.finish_reason]
+
+
+def test_the_parts_of_a_character_have_its_position_when_it_is_echoed(client):
+    response = client.completions.create(model="story", prompt="日🐕!", max_tokens=0, echo=True, logprobs=0)
+    assert response.choices[0].logprobs.text_offset == [0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_zero_logprobs_give_the_chosen_token_alone(client):
+    body = dict(model="story", prompt="The agent", max_tokens=5, seed=1)
+    chosen = client.completions.create(**body, logprobs=0).choices[0].logprobs
+    assert chosen.token_logprobs == client.completions.create(**body, logprobs=3).choices[0].logprobs.token_logprobs
+    pairs = zip(chosen.tokens, chosen.token_logprobs, strict=True)
+    assert chosen.top_logprobs == [{token: logprob} for token, logprob in pairs]
+    echoed = client.completions.create(**body, logprobs=0, echo=True).choices[0].logprobs
+    assert echoed.token_logprobs[0] is None and echoed.top_logprobs[0] is None and len(echoed.tokens) == 14
+    assert [list(top.values()) for top in echoed.top_logprobs[1:]] == [[value] for value in echoed.token_logprobs[1:]]
+
+
+def test_top_p_of_zero_is_greedy(client):
+    body = dict(model="story", prompt="The agent", max_tokens=12, seed=1)
+    greedy = client.completions.create(**body, temperature=0).choices[0].text
+    assert client.completions.create(**body, top_p=0).choices[0].text == greedy
+
+
+def test_line_separators_are_escaped_in_events(server, key):
+    separators = "\u2028\u2029\x85"
+    body = {"model": "story", "prompt": separators, "max_tokens": 2, "echo": True, "stream": True, "logprobs": 2}
+    status, content = server.post("/v1/completions", body, key)
+    assert status == 200 and content.decode().splitlines() == content.decode().split("\n")[:-1]
+    parts = [json.loads(line.removeprefix("data: ")) for line in content.decode().splitlines() if "{" in line]
+    assert "".join(part["choices"][0]["text"] for part in parts).startswith(separators)
+
+
+def test_the_seeds_of_choices_are_hashed(client):
+    """Choice k of seed s differs from choice 0 of seed s + k; prompts of one request are answered as if alone."""
+    body = dict(model="story", max_tokens=20, n=3)
+    texts = [[c.text for c in client.completions.create(**body, prompt="It", seed=s).choices] for s in range(4)]
+    assert len({text for choices in texts for text in choices}) == 12
+    pair = [choice.text for choice in client.completions.create(**body, prompt=["It", "It"], seed=0).choices]
+    assert pair == texts[0] * 2
+    unseeded = client.completions.create(model="story", max_tokens=20, prompt=["It"] * 4)
+    assert len({choice.text for choice in unseeded.choices}) == 4
+
+
 # --- bitwise reproducibility
 
 

@@ -23,7 +23,7 @@ from jax import Array
 from ontogeny.content import transformer
 from ontogeny.content.transformer import TransformerConfig, TransformerWeights
 from ontogeny.engine.generate import generate_from_tokens
-from ontogeny.engine.sampling import SamplingParams
+from ontogeny.engine.sampling import SamplingParams, derive_seeds_of_repeats
 from ontogeny.errors import BadInput
 from ontogeny.lm import model as models
 from ontogeny.lm.model import LanguageModel
@@ -68,8 +68,12 @@ class HarnessModel(LM):
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each context, greedy unless `do_sample` is set, up to one of the strings `until`."""
+        """The continuation of each context, greedy unless `do_sample` is set, up to one of the strings `until`.
+
+        Repeats of a request, as tasks with several samples per question send them, are drawn with different seeds.
+        """
         arguments = [request.args for request in requests]  # pairs of a context and its settings
+        seeds = derive_seeds_of_repeats(list(map(repr, arguments)))
         texts = [""] * len(arguments)
         order = sorted(range(len(arguments)), key=lambda i: repr(arguments[i][1]))
         # A batch has equal settings.
@@ -77,7 +81,8 @@ class HarnessModel(LM):
             indices = list(group)
             for first in range(0, len(indices), self.batch_size):
                 batch = indices[first : first + self.batch_size]
-                answers = self._generate([arguments[i][0] for i in batch], arguments[batch[0]][1])
+                contexts, settings = [arguments[i][0] for i in batch], arguments[batch[0]][1]
+                answers = self._generate(contexts, settings, [seeds[i] for i in batch])
                 for index, text in zip(batch, answers, strict=True):
                     texts[index] = text
         return texts
@@ -121,7 +126,7 @@ class HarnessModel(LM):
                 scores.append((total, bool(np.asarray(is_greedy[index, scored]).all())))
         return scores
 
-    def _generate(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
+    def _generate(self, contexts: Sequence[str], settings: dict[str, Any], seeds: Sequence[int]) -> list[str]:
         """The continuations of contexts whose requests have the same settings."""
         context_length = self.model.config.context_length
         max_tokens = int(settings.get("max_gen_toks", min(DEFAULT_MAX_TOKENS, context_length // 2)))
@@ -135,7 +140,7 @@ class HarnessModel(LM):
             params = SamplingParams(temperature, top_p, top_k=int(settings.get("top_k", 0)))
         prompts = [self._tokenize(context)[-space:] or [self.end_token] for context in contexts]
         completions = generate_from_tokens(
-            self.model, prompts, max_tokens, params, stop=[stop] if isinstance(stop, str) else list(stop)
+            self.model, prompts, max_tokens, params, seeds=seeds, stop=[stop] if isinstance(stop, str) else list(stop)
         )
         return [completion.text for completion in completions]
 

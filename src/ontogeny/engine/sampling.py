@@ -12,6 +12,7 @@ Letters: R sequences, V vocabulary.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -107,6 +108,20 @@ def derive_seed(seed: int, choice: int) -> int:
         return seed
     digest = hashlib.sha256(b"".join(number.to_bytes(8, "little") for number in (seed, choice))).digest()
     return int.from_bytes(digest[:8], "little")
+
+
+def derive_seeds_of_repeats(requests: Sequence[str], seed: int = 0) -> list[int]:
+    """Derive one seed per request, so that equal requests have different answers.
+
+    Args:
+        requests: A text that identifies each request.
+        seed: The seed of the first of equal requests.
+    """
+    counts, seeds = Counter[str](), []
+    for request in requests:
+        seeds.append(derive_seed(seed, counts[request]))
+        counts[request] += 1
+    return seeds
 
 
 def make_adjustments(

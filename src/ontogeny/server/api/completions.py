@@ -122,14 +122,12 @@ async def _prepare(
     else:
         served = deployment.served_weights(key.id)
     example = await _add_example(request, deployment, key, batch.training_text)
-    seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed % protocol.NUM_SEEDS
-    temperature = 1.0 if body.temperature is None else body.temperature
     sequences = [
         GenerationRequest(
             served.weights,
             tuple(prompt),
             batch.max_tokens,
-            SamplingParams(temperature, 1.0 if body.top_p is None else body.top_p, derive_seed(seed, choice)),
+            sampling_params,
             deployment.model.tokenizer.end,
             batch.num_alternatives,
             batch.echo,
@@ -138,10 +136,21 @@ async def _prepare(
             owner=key.id,
         )
         for prompt in batch.prompts
-        for choice in range(n)
+        for sampling_params in _sampling_params(body)
     ]
     id, created_at = uuid.uuid4().hex, int(time.time())
     return PreparedRequest(deployment, served, key, sequences, num_prompt_tokens, example, started_at, id, created_at)
+
+
+def _sampling_params(body: CompletionFields) -> list[SamplingParams]:
+    """How each candidate of one prompt is drawn.
+
+    Of a request with a seed, each prompt has the answers of a request of its own; without one, all answers differ.
+    """
+    seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
+    temperature = 1.0 if body.temperature is None else body.temperature
+    top_p = 1.0 if body.top_p is None else body.top_p
+    return [SamplingParams(temperature, top_p, derive_seed(seed, number)) for number in range(body.n or 1)]
 
 
 async def _add_example(request: Request, deployment: LanguageDeployment, key: ApiKey, text: str) -> int | None:
