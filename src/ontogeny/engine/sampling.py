@@ -230,16 +230,16 @@ def sample_tokens(
     """
     greedy = _argmax(logits)
 
-    is_drawn = (params.temperature > 0) & (params.top_p > 0)
+    is_sampled = (params.temperature > 0) & (params.top_p > 0)
 
     def draw(logits: Array) -> Array:
         temperature = jnp.where(params.temperature > 0, params.temperature, 1.0)[:, None]
         shares = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature)
         restricted = jnp.any((params.top_k > 0) | (params.top_p < 1))
         shares = jax.lax.cond(restricted, lambda s: _restrict(s, params), lambda s: s, shares)
-        return jnp.where(is_drawn, _invert_cumulative(shares, uniforms), greedy)
+        return jnp.where(is_sampled, _invert_cumulative(shares, uniforms), greedy)
 
-    return jax.lax.cond(jnp.any(is_drawn), draw, lambda logits: greedy, logits)
+    return jax.lax.cond(jnp.any(is_sampled), draw, lambda logits: greedy, logits)
 
 
 def compute_logprobs(logits: Float[np.ndarray, "V"], token: int, num_top: int) -> TokenLogprobs:
