@@ -561,7 +561,7 @@ def test_a_text_stream_yields_whole_characters_and_no_stop_string(tokens, stops,
     assert parts == pieces and stream.stopped is stopped
 
 
-def test_stop_strings_do_not_end_an_answer_before_its_least_number_of_tokens():
+def test_stop_strings_do_not_end_an_answer_before_min_tokens():
     stream = TextStream(PairTokenizer(), ("cd",), min_tokens=2)
     assert [stream.push(token) for token in (0, 1, 0, 1)] == ["ab", "cd", "ab", ""]
     assert stream.stopped and stream.finish() == ""

@@ -573,7 +573,7 @@ TRAIN = ("lm", "train", "long.txt", "--out", "x")
             "leaves no space in the model's context of 16",
         ),
         (["lm", "generate", "RUN", "--temperature", "-1"], "the temperature must lie between"),
-        (["lm", "generate", "RUN", "--top-p", "0"], "top-p must lie above 0"),
+        (["lm", "generate", "RUN", "--top-p", "1.5"], "top-p must lie between 0 and 1"),
         (["lm", "generate", "RUN", "--max-tokens", "0"], "at least one token"),
         (["lm", "evaluate", "RUN", "--text", "short.txt"], "fewer than the model's context of 16"),
         (["lm", "evaluate", "RUN", "--text", "binary"], "is not text"),

@@ -93,7 +93,7 @@ SEEDS = st.integers(0, 2**64 - 1)
 
 
 @given(LOGITS, st.floats(0.01, 100), SEEDS, st.integers(0, 100))
-def test_top_p_of_zero_draws_the_most_probable_token(logits, temperature, seed, position):
+def test_top_p_of_zero_samples_greedily(logits, temperature, seed, position):
     params = SamplingParams(temperature, 0.0, seed)
     assert sample_token(logits, params, position) == int(np.argmax(logits))
 

@@ -207,7 +207,7 @@ TEXT = "日本語🐕 ok\u2028\x85"
 
 @pytest.mark.parametrize("settings", [{}, {"echo": True}, {"stop": ["e", "  "]}, {"echo": True, "stop": "a"}], ids=str)
 def test_text_offsets_are_positions_in_prompt_and_completion(client, settings):
-    bytes_of_a_character = {"logit_bias": {str(byte): 30 for byte in "語".encode()}}  # whole and broken ones
+    bytes_of_a_character = {"logit_bias": {str(byte): 30 for byte in "語".encode()}}  # and broken ones
     texts, numbers = [TEXT, "", "The agent"], [list(TEXT.encode())[:4]]
     for prompts, bias in ((texts, {}), (numbers, {}), (texts, bytes_of_a_character)):
         body = dict(model="story", prompt=prompts, max_tokens=20, seed=3, n=2, logprobs=1) | settings | bias
@@ -216,13 +216,13 @@ def test_text_offsets_are_positions_in_prompt_and_completion(client, settings):
         for choice in response.choices:
             prompt = prompts[choice.index // 2]
             text = prompt if isinstance(prompt, str) else bytes(prompt).decode(errors="replace")
-            whole = choice.text if "echo" in settings else text + choice.text
+            full_text = choice.text if "echo" in settings else text + choice.text
             tokens, offsets = choice.logprobs.tokens, choice.logprobs.text_offset
-            assert whole.startswith(text) and offsets == sorted(offsets) and len(offsets) == len(tokens)
-            assert offsets[0] == (0 if "echo" in settings else len(text)) and offsets[-1] <= len(whole)
+            assert full_text.startswith(text) and offsets == sorted(offsets) and len(offsets) == len(tokens)
+            assert offsets[0] == (0 if "echo" in settings else len(text)) and offsets[-1] <= len(full_text)
             for token, offset in zip(tokens, offsets, strict=True):
-                is_text = not token.startswith(("bytes:", "token:")) and offset < len(whole)
-                assert not is_text or whole[offset] == token
+                is_text = not token.startswith(("bytes:", "token:")) and offset < len(full_text)
+                assert not is_text or full_text[offset] == token
             assert streamed[choice.index] == [choice.text, choice.logprobs.to_dict(), choice.finish_reason]
 
 
