@@ -148,7 +148,7 @@ def test_the_prefix_cache_changes_no_bit_of_an_answer_and_saves_prefill(engine, 
     prefills.clear()
     assert answer(engine, requests(("berta", "1"))[0]) == cold[0]  # scopes share nothing
     assert len(prefills) == 2
-    engine.prefix_cache.evict_owner("anna")
+    engine.prefix_cache.evict({"anna"}, ())
     prefills.clear()
     assert answer(engine, requests(("anna", "1"))[0]) == cold[0]
     assert len(prefills) == 2
@@ -510,7 +510,7 @@ def test_a_lookup_in_the_prefix_cache_agrees_with_a_linear_search(inserted, prom
         lengths = [end for end in ends if any(cached[:end] == prompt[:end] for cached in cached_prompts)]
         assert (prefix.length if prefix else 0) == max(lengths, default=0)
         assert prefix is None or prefix.logits is None
-    prefix_cache.evict_owner("a")
+    prefix_cache.evict({"a"}, ())
     prefix_cache.insert(("a", "1"), encode(prompt), cache, np.zeros(1), 0)  # it arrived before the eviction
     assert prefix_cache.lookup(("a", "1"), encode(prompt)) is None
     assert prefix_cache.lookup(("b", "2"), encode(prompt)) is None

@@ -347,13 +347,24 @@ def test_a_branch_of_other_weights_or_settings_is_rejected(branch_learner, branc
         open_branches(harmful, tmp_path / "third").restore("a", state, "test")
 
 
-def test_a_damaged_snapshot_is_named(branch_learner, tmp_path):
-    branches = open_branches(branch_learner, tmp_path / "state", snapshot_interval=1)
-    learn(branches, TEXTS[:1])
-    file = next((tmp_path / "state" / "snapshots").iterdir())
-    file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\x80?")
-    with pytest.raises(BadInput, match=file.name):
-        current_weights(open_branches(branch_learner, tmp_path / "state"))
+@pytest.mark.parametrize("is_absent", [False, True])
+def test_a_damaged_snapshot_is_rebuilt_and_named_in_the_log(branch_learner, tmp_path, caplog, is_absent):
+    branches = open_branches(branch_learner, tmp_path / "state", snapshot_interval=2)
+    learn(branches, TEXTS)
+    weights, version = current_weights(branches), journal.get_version(branches.store, "story/a", 4)
+    file = branches.store.snapshots / str(version.snapshot)
+    if is_absent:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\x80?")
+    reopened = open_branches(branch_learner, tmp_path / "state")
+    assert trees.bitwise_equal(current_weights(reopened), weights)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert file.name in message and "version 4 was rebuilt by learning 2 examples again" in message
+    assert trees.bitwise_equal(current_weights(open_branches(branch_learner, tmp_path / "state")), weights)
+    assert len(caplog.records) == 1  # the snapshot has been replaced
+    files, referenced = snapshot_files(reopened, "story/a")
+    assert files == referenced and len(files) == 2
 
 
 def test_activations_of_older_weights_are_computed_again(model, tmp_path):

@@ -142,6 +142,7 @@ def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonO
         if decision.version is not None:
             version = versions[decision.branch, decision.version]
             entry |= {field: getattr(version, field) for field in ("digest", "first_example", "last_example")}
+            entry["version_description"] = journal.describe_version(store, version)
         entries.append(entry)
     if as_json:
         return typer.echo(json.dumps(entries))
@@ -225,7 +226,5 @@ def _describe_entry(entry: dict[str, Any]) -> str:
     """The example of a decision, and the version that it led to."""
     text = "" if entry["example"] is None else f" example {entry['example']}"
     if entry["version"] is not None:
-        first, last = entry["first_example"], entry["last_example"]
-        examples = "no examples" if first is None else f"examples {first} to {last}"
-        text += f", version {entry['version']} {entry['digest'][:16]} ({examples})"
+        text += f", version {entry['version']} {entry['digest'][:16]} ({entry['version_description']})"
     return text if entry["held_out_loss"] is None else f"{text}, held-out loss {format_number(entry['held_out_loss'])}"

@@ -9,7 +9,7 @@ owner (so that nobody can infer from the latency what others have requested) and
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import jax
@@ -39,7 +39,7 @@ class PrefixCache:
     number of entries.
 
     Attributes:
-        epoch: How often entries of an owner were evicted.
+        epoch: How often entries were evicted on request.
     """
 
     def __init__(self, chunk_size: int, max_bytes: int = MAX_BYTES) -> None:
@@ -93,11 +93,11 @@ class PrefixCache:
             while self._num_bytes > self._max_bytes:
                 self._evict(next(iter(self._entries)))
 
-    def evict_owner(self, owner: str) -> None:
-        """Remove all prompts of an owner; prompts that are being processed now will not be cached."""
+    def evict(self, owners: Collection[str], digests: Collection[str]) -> None:
+        """Remove all prompts of some owners or weights; prompts that are being processed now will not be cached."""
         with self._lock:
             self.epoch += 1
-            for key in [key for key in self._entries if key[0][0] == owner]:
+            for key in [key for key in self._entries if key[0][0] in owners or key[0][1] in digests]:
                 self._evict(key)
 
     def _evict(self, key: CacheKey) -> None:

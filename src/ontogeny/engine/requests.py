@@ -45,6 +45,7 @@ class GenerationRequest(NamedTuple):
         owner: Owners are served in turn, however many requests each of them has.
         activations: Activations of the same weights, whose tokens begin the prompt; None to begin without any.
         returns_activations: Whether the end of a complete answer carries the activations.
+        cache_epoch: The epoch of the prefix cache before the weights were chosen; None for the epoch of the arrival.
     """
 
     weights: TransformerWeights
@@ -59,6 +60,7 @@ class GenerationRequest(NamedTuple):
     owner: str = ""
     activations: SequenceActivations | None = None
     returns_activations: bool = False
+    cache_epoch: int | None = None
 
 
 class TokenOutput(NamedTuple):
@@ -101,7 +103,8 @@ class SequenceState:
     """
 
     def __init__(self, request: GenerationRequest, on_output: OutputCallback, capacity: int, epoch: int = 0) -> None:
-        self.request, self.on_output, self.epoch = request, on_output, epoch
+        self.request, self.on_output = request, on_output
+        self.epoch = epoch if request.cache_epoch is None else request.cache_epoch
         self.arrival_time = self.waiting_since = time.monotonic()
         self.is_cancelled = self.is_busy = self.is_prefilling = False
         self.tokens = list(request.prompt)

@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +21,11 @@ from ontogeny.lm.model import LanguageModel
 from ontogeny.plugins import unknown_name_error
 from ontogeny.runs import kinds
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.learning import journal, learner
-from ontogeny.server.learning.branches import BranchConfig, BranchManager
+from ontogeny.server.learning import journal, learner, snapshots
+from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.config import BranchConfig
 from ontogeny.server.learning.journal import TrainingExample
+from ontogeny.server.learning.snapshots import LoadedVersion
 from ontogeny.server.sessions.agents import AgentSessions
 from ontogeny.server.sessions.texts import TextSessions
 from ontogeny.server.store import Store
@@ -41,6 +43,7 @@ class ServedWeights(NamedTuple):
     weights: TransformerWeights
     version: int  # 0: the trained weights
     digest: str  # of the version
+    cache_epoch: int = 0  # of the prefix cache, before the version was looked up
 
 
 class LanguageDeployment:
@@ -65,8 +68,9 @@ class LanguageDeployment:
         self.digest = trees.digest(model.weights)
         self.branches = _build_branches(name, model, store, config) if config.online else None
         self.sessions = TextSessions(name, model, store)
+        if self.branches is not None:
+            self.branches.on_erased = self._forget
         self.has_changed = False  # the trained weights differ from those at the start
-        self._has_stale_activations = self.online  # also from before a crash
 
     def start(self) -> None:
         """Compiles and starts the engine, the sessions and the learner."""
@@ -83,36 +87,45 @@ class LanguageDeployment:
             self.branches.stop()
 
     def served_weights(self, owner_key: str) -> ServedWeights:
-        """Returns the weights that answer the requests of a key now."""
+        """Returns the weights that answer the requests of a key now.
+
+        Raises:
+            BranchUnavailable: The current version of the key's branch cannot be computed.
+        """
+        cache_epoch = self.engine.prefix_cache.epoch
         if self.branches is None:
-            return ServedWeights(self.model.weights, 0, self.digest)
-        loaded = self.branches.current(owner_key)
-        return ServedWeights(loaded.full_weights, loaded.version.number, loaded.version.digest)
+            return ServedWeights(self.model.weights, 0, self.digest, cache_epoch)
+        return self._served(self.branches.current(owner_key), cache_epoch)
+
+    async def request_weights(self, owner_key: str) -> ServedWeights:
+        """Returns what `served_weights` returns, without blocking the event loop."""
+        cache_epoch = self.engine.prefix_cache.epoch
+        if self.branches is None:
+            return ServedWeights(self.model.weights, 0, self.digest, cache_epoch)
+        return self._served(await self.branches.request_current(owner_key), cache_epoch)
+
+    @staticmethod
+    def _served(loaded: LoadedVersion, cache_epoch: int) -> ServedWeights:
+        """The weights of a version as a request uses them."""
+        return ServedWeights(loaded.full_weights, loaded.version.number, loaded.version.digest, cache_epoch)
 
     def erase_example(self, example: TrainingExample, actor: str) -> None:
         """Deletes an example and what was learned from it.
 
-        This includes the cached prefixes of the key that sent it, and all session activations that were computed by
-        weights that learned it.
+        This includes the cached prefixes of the key that sent it or that were computed by weights that learned it,
+        and all session activations that were computed by such weights.
         """
         assert self.branches is not None
         self.branches.erase_example(example.number, actor)
-        self.engine.prefix_cache.evict_owner(example.key)
-        self._has_stale_activations = True
-        self.finish_erasure()
 
-    def finish_erasure(self) -> None:
-        """Drops session activations of deleted versions; on a full disk they stay for a later call."""
-        if self.branches is None or not self._has_stale_activations:
-            return
-        self._has_stale_activations = False  # before the versions are read: another thread may erase meanwhile
-        try:
-            branches = journal.list_branches(self.branches.store, self.name)
-            versions = [v for branch in branches for v in journal.list_versions(self.branches.store, branch.branch)]
-            self.sessions.drop_stale_activations({version.digest for version in versions if not version.deleted})
-        except StorageUnavailable as error:
-            self._has_stale_activations = True
-            log.warning("the erasure of an example of '%s' cannot be finished at present: %s", self.name, error)
+    def _forget(self, examples: Collection[TrainingExample]) -> None:
+        """Removes cached prefixes and activations of erased examples; see `BranchManager.on_erased`."""
+        assert self.branches is not None
+        store = self.branches.store
+        remaining = journal.list_digests(store, self.name, deleted=False)
+        deleted = journal.list_digests(store, self.name, deleted=True) - remaining
+        self.engine.prefix_cache.evict({example.key for example in examples}, deleted)
+        self.sessions.drop_stale_activations(remaining)
 
     def check_weights(self) -> None:
         """Compares the trained weights with their digest; a difference makes the deployment unavailable."""
@@ -127,8 +140,6 @@ class LanguageDeployment:
             return f"the weights of '{self.name}' changed after the start of the server"
         if self.engine.failure is not None:
             return f"the engine of '{self.name}' has failed"
-        if self.branches is not None and self.branches.error is not None:
-            return f"the learner of '{self.name}' has failed"
         return None
 
 
@@ -229,7 +240,7 @@ class Deployments:
                 is_busy = any(d.engine.num_requests_running + d.engine.num_requests_waiting for d in languages)
                 for deployment in languages:
                     if deployment.branches is not None:
-                        deployment.branches.is_server_busy = is_busy  # all deployments share one processor
+                        deployment.branches.loop.is_server_busy = is_busy  # all deployments share one processor
                 if time.monotonic() - checked_at >= self.config.weight_check_interval:
                     for deployment in self.by_name.values():
                         deployment.check_weights()
@@ -247,17 +258,16 @@ class Deployments:
     def _clean_up(self) -> None:
         """Removes what a crash left of erased examples and of snapshots, as far as the disk permits it."""
         try:
-            journal.delete_unused_snapshots(self.store)
+            snapshots.delete_unused(self.store)
             self.store.truncate_log()
         except (OSError, StorageUnavailable) as error:
             log.warning("the state folder cannot be cleaned up at present: %s", error)
 
     def _finish_erasures(self) -> None:
-        """Finishes erasures that the disk prevented."""
-        self.store.retry_truncation()
+        """Finishes erasures that the disk or a crash prevented."""
         for deployment in self.by_name.values():
-            if isinstance(deployment, LanguageDeployment):
-                deployment.finish_erasure()
+            if isinstance(deployment, LanguageDeployment) and deployment.branches is not None:
+                deployment.branches.finish_erasures()
 
 
 def check_names(runs: Sequence[tuple[str, Path]]) -> None:

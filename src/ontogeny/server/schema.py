@@ -38,7 +38,8 @@ CREATE INDEX inherited_by_example ON inherited_examples (example);
 CREATE TABLE versions (
     branch TEXT NOT NULL, number INTEGER NOT NULL, parent INTEGER, example INTEGER, first_example INTEGER,
     last_example INTEGER, digest TEXT NOT NULL, held_out_loss REAL NOT NULL, weight_distance REAL NOT NULL,
-    snapshot TEXT, deleted INTEGER NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (branch, number)
+    snapshot TEXT, deleted INTEGER NOT NULL, created_at REAL NOT NULL, source_branch TEXT, source_version INTEGER,
+    root_version INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (branch, number)
 ) WITHOUT ROWID;
 CREATE TABLE decisions (
     number INTEGER PRIMARY KEY AUTOINCREMENT, branch TEXT NOT NULL, kind TEXT NOT NULL, example INTEGER,
@@ -51,8 +52,9 @@ CREATE TABLE sessions (
 ) WITHOUT ROWID;
 CREATE INDEX sessions_by_key ON sessions (key, used_at);
 """
-# The tables that format 4 added.
+# The tables that format 4 added. An erasure stays in `unfinished_erasures` until nothing is left of its example.
 ADDED_TABLES = """
+CREATE TABLE unfinished_erasures (example INTEGER PRIMARY KEY);
 CREATE TABLE learned_requests (
     key TEXT NOT NULL, digest TEXT NOT NULL, example INTEGER, created_at REAL NOT NULL, PRIMARY KEY (key, digest)
 ) WITHOUT ROWID;
@@ -76,12 +78,21 @@ CREATE TRIGGER delete_session AFTER DELETE ON sessions BEGIN
     UPDATE storage SET num_sessions = num_sessions - 1, session_bytes = session_bytes - length(old.state)
     WHERE key = old.key; END;
 """
-# From format 3: limits of storage per key, and what each key stores.
+# From format 3: limits of storage per key, what each key stores, and the restored versions from which others descend.
 CONVERSION = (
     """
 ALTER TABLE keys ADD COLUMN max_pending_examples INTEGER;
 ALTER TABLE keys ADD COLUMN max_stored_bytes INTEGER;
 ALTER TABLE keys ADD COLUMN max_sessions INTEGER;
+ALTER TABLE versions ADD COLUMN source_branch TEXT;
+ALTER TABLE versions ADD COLUMN source_version INTEGER;
+ALTER TABLE versions ADD COLUMN root_version INTEGER NOT NULL DEFAULT 0;
+WITH RECURSIVE paths (branch, number, root) AS (
+    SELECT branch, number, number FROM versions WHERE parent IS NULL
+    UNION ALL SELECT versions.branch, versions.number, root FROM versions JOIN paths
+    ON versions.branch = paths.branch AND versions.parent = paths.number
+) UPDATE versions SET root_version = root FROM paths
+    WHERE versions.branch = paths.branch AND versions.number = paths.number AND root != 0;
 """
     + ADDED_TABLES
     + """

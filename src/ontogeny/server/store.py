@@ -71,7 +71,7 @@ class Store:
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._idle: list[sqlite3.Connection] = []  # connections that no thread uses
         self._write_lock = threading.Lock()  # so that waiting writers use no connections
-        self._must_truncate_log = False
+        self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._create_tables(read_only)
@@ -102,6 +102,18 @@ class Store:
                     self._thread_local.connection = None
         finally:
             self._write_lock.release()
+
+    @contextlib.contextmanager
+    def read_transaction(self) -> Iterator[None]:
+        """Lets all queries of this thread read the same state of the database until the context is left."""
+        assert getattr(self._thread_local, "connection", None) is None, "a transaction cannot contain another one"
+        with self._borrowed_connection() as connection:
+            connection.execute("BEGIN")
+            self._thread_local.connection = connection
+            try:
+                yield
+            finally:
+                self._thread_local.connection = None
 
     def select(self, kind: type[Record], query: str, *parameters: Any) -> list[Record]:
         """Runs a query whose columns are the fields of the NamedTuple `kind`, and returns one record per result."""
@@ -140,26 +152,17 @@ class Store:
         except OSError as error:
             raise StorageUnavailable(f"'{self.snapshots / file}' cannot be written: {error.strerror}") from None
 
-    def truncate_log(self) -> None:
+    def truncate_log(self) -> bool:
         """Empties the write-ahead log, which may still hold overwritten text.
 
-        On a full disk, or while another process reads, the log stays; `retry_truncation` then tries again.
+        Returns:
+            False if the log stays, on a full disk or while another thread or process reads.
         """
-        self._must_truncate_log = True
-        self.retry_truncation()
-
-    def retry_truncation(self) -> None:
-        """Empties the write-ahead log if an earlier attempt failed."""
-        if not self._must_truncate_log:
-            return
-        self._must_truncate_log = False
         try:
-            is_blocked = self.execute("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]
+            return not self.select_value("PRAGMA wal_checkpoint(TRUNCATE)")
         except StorageUnavailable as error:
-            is_blocked = True
             log.warning("the write-ahead log cannot be emptied at present: %s", error)
-        if is_blocked:
-            self._must_truncate_log = True
+            return False
 
     def close(self) -> None:
         """Closes all connections that no thread uses."""

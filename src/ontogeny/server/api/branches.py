@@ -13,6 +13,7 @@ from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.journal import LearningDecision
 
 router = APIRouter(prefix="/v1/models/{model}", responses=errors.RESPONSES)
 MAX_DECISIONS = 20  # in the description of a branch
@@ -46,32 +47,38 @@ def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
         return description | frozen
     branch = branches.open(key.id)
     current = journal.get_version(branches.store, branch.branch, branch.current_version)
+    failure = branches.loop.failure(branch.branch)
     decisions = journal.list_recent_decisions(branches.store, branch.branch, MAX_DECISIONS)
     return description | {
         "mode": "online",
         "learning": not branch.frozen,
         "shared": branches.shared,
         "current_version": current.number,
+        "version_description": journal.describe_version(branches.store, current),
+        "failure": failure,
         "digest": current.digest,
         "weight_distance": current.weight_distance,
         "held_out_loss": current.held_out_loss,
         "trained_held_out_loss": branches.learner.trained_loss,
         "max_forgetting": branches.config.max_forgetting,
         "num_pending": journal.num_pending(branches.store, branch),
-        "decisions": [decision._asdict() for decision in decisions],
+        "decisions": [_describe_decision(branches, decision) for decision in decisions],
     }
 
 
 @router.get("/branch/versions")
 def list_versions(key: Caller, branches: Branches) -> dict[str, Any]:
     """Lists the versions of this key's branch with their digests and examples."""
-    versions = journal.list_versions(branches.store, branches.open(key.id).branch)
-    return {"object": "list", "data": [version._asdict() for version in versions]}
+    store, versions = branches.store, journal.list_versions(branches.store, branches.open(key.id).branch)
+    descriptions = [{"version_description": journal.describe_version(store, version)} for version in versions]
+    data = [version._asdict() | text for version, text in zip(versions, descriptions, strict=True)]
+    return {"object": "list", "data": data}
 
 
 @router.get("/branch/state", response_class=Response, responses=context.STATE_DOWNLOAD)
 async def export_branch(key: LimitedCaller, branches: Branches) -> Response:
     """Returns the current version of this key's branch as safetensors, with digest and version."""
+    await branches.request_current(key.id)  # which may take long, and does not occupy a thread
     return Response(await asyncio.to_thread(branches.export, key.id), media_type="application/octet-stream")
 
 
@@ -99,6 +106,7 @@ async def fork_branch(key: AdminCaller, branches: Branches, body: ForkRequest) -
         raise errors.missing_resource(f"there is no key '{body.target_key}'", param="target_key")
     owner_key = key.id if body.owner_key is None else body.owner_key
     _find_branch(branches, owner_key)
+    await branches.request_current(owner_key)  # which may take long, and does not occupy a thread
     try:
         return (await asyncio.to_thread(branches.fork, owner_key, body.target_key, key.id))._asdict()
     except BadInput as error:
@@ -164,6 +172,14 @@ def unfreeze(key: AdminCaller, branches: Branches) -> dict[str, Any]:
     """Resumes learning in all branches of a model."""
     journal.set_frozen(branches.store, branches.deployment, False, key.id)
     return {"model": branches.deployment, "learning": True}
+
+
+def _describe_decision(branches: BranchManager, decision: LearningDecision) -> dict[str, Any]:
+    """Returns a decision, with the words that say what its version was learned from."""
+    if decision.version is None:
+        return decision._asdict() | {"version_description": None}
+    version = journal.get_version(branches.store, decision.branch, decision.version)
+    return decision._asdict() | {"version_description": journal.describe_version(branches.store, version)}
 
 
 def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:

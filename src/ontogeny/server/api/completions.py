@@ -117,10 +117,7 @@ async def _prepare(
             raise errors.bad_request(message, "prompt", "context_length_exceeded")
     num_prompt_tokens = sum(map(len, batch.prompts))
     context.apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * n * len(batch.prompts))
-    if deployment.online:  # the weights may have to be loaded from disk
-        served = await asyncio.to_thread(deployment.served_weights, key.id)
-    else:
-        served = deployment.served_weights(key.id)
+    served = await deployment.request_weights(key.id)
     example = await _add_example(request, deployment, key, batch.training_text)
     sequences = [
         GenerationRequest(
@@ -134,6 +131,7 @@ async def _prepare(
             deadline=started_at + context.get_context(request).deployments.config.time_limit,
             cache_scope=(key.id, served.digest),
             owner=key.id,
+            cache_epoch=served.cache_epoch,
         )
         for prompt in batch.prompts
         for sampling_params in _sampling_params(body)

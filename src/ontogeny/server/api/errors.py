@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException as RoutingError
 
 from ontogeny.errors import StorageUnavailable
 from ontogeny.renamed import renamed_hint
+from ontogeny.server.learning.loading import BranchUnavailable
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
@@ -164,6 +165,10 @@ def add_error_handlers(app: FastAPI) -> None:
     async def handle_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         field, message = describe_validation_errors(error.errors())
         return JSONResponse(error_body(400, f"{field or 'the request'}: {message}", None, field or None), 400)
+
+    @app.exception_handler(BranchUnavailable)
+    async def handle_unavailable_branch(request: Request, error: BranchUnavailable) -> JSONResponse:
+        return unavailable(str(error), "branch_unavailable").response
 
     @app.exception_handler(Exception)
     async def handle_internal_error(request: Request, error: Exception) -> JSONResponse:

@@ -109,7 +109,7 @@ class TextCaller(SessionCaller):
     async def served_weights(self) -> ServedWeights:
         """Returns the weights that answer the key now."""
         assert isinstance(self.deployment, LanguageDeployment)
-        return await asyncio.to_thread(self.deployment.served_weights, self.key.id)
+        return await self.deployment.request_weights(self.key.id)
 
 
 async def get_text_caller(request: Request, model: str, key: Caller) -> TextCaller:

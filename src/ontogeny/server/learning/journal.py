@@ -7,10 +7,14 @@ last example that the learner accepted or rejected. A rollback makes another ver
 rolls the branch back to before the example and lets the learner replay the later examples without it. Every change
 of the current version other than learning increases `epoch`, so that an update computed before the change is not
 committed after it. This module does not depend on how the learner works.
+
+Values that several queries read can be outdated as soon as they are returned: other threads and the command line
+change the same branches. Functions that read more than one record read all of them in one transaction, and functions
+that write compare the branch with the one on which the decision was based.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
@@ -63,6 +67,17 @@ class BranchVersion(NamedTuple):
     snapshot: str | None  # file name
     deleted: bool  # it was learned from an example that was erased
     created_at: float
+    source_branch: str | None = None  # of a restored version: the version with the same weights, if it is known
+    source_version: int | None = None
+    root_version: int = 0  # the version without a parent from which it descends: 0, or a restored version
+
+
+class VersionRecipe(NamedTuple):
+    """How the weights of a version are computed, as one transaction read it."""
+
+    version: BranchVersion  # the current one of its branch
+    base: BranchVersion  # a version whose weights are known: version 0, or one with a snapshot
+    texts: list[str]  # to learn after it, in order
 
 
 class LearningDecision(NamedTuple):
@@ -70,7 +85,7 @@ class LearningDecision(NamedTuple):
 
     number: int
     branch: str
-    kind: str  # learned, rejected, rollback, erased, restored, freeze, unfreeze
+    kind: str  # learned, rejected, rollback, erased, restored, forked, freeze, unfreeze
     example: int | None
     version: int | None
     held_out_loss: float | None
@@ -80,6 +95,10 @@ class LearningDecision(NamedTuple):
 
 class JournalFull(Exception):
     """The branch has too many undecided examples to accept another one."""
+
+
+class ErasedSource(BadInput):
+    """The uploaded weights were learned from an example that was erased."""
 
 
 def open_branch(
@@ -150,10 +169,14 @@ def add_example(store: Store, branch: str, key: str, text: str) -> int | None:
         return store.execute(query, branch, key, text, time.time()).lastrowid
 
 
-def next_example(store: Store, branch: Branch) -> TrainingExample | None:
-    """Returns the first undecided example."""
+def read_next_example(store: Store, name: str) -> tuple[Branch, TrainingExample | None]:
+    """Returns a branch and, unless it is frozen, its first undecided example."""
     query = f"SELECT * FROM examples WHERE {PENDING} ORDER BY number LIMIT 1"
-    return store.select_one(TrainingExample, query, branch.branch, branch.last_decided)
+    with store.read_transaction():
+        branch = get_branch(store, name)
+        if branch.frozen:
+            return branch, None
+        return branch, store.select_one(TrainingExample, query, branch.branch, branch.last_decided)
 
 
 def num_pending(store: Store, branch: Branch) -> int:
@@ -188,12 +211,60 @@ def list_versions(store: Store, branch: str) -> list[BranchVersion]:
     return store.select(BranchVersion, "SELECT * FROM versions WHERE branch = ? ORDER BY number", branch)
 
 
-def version_path(store: Store, branch: str, number: int) -> list[BranchVersion]:
-    """Returns the versions that lead to this one, from the nearest snapshot or version 0 on."""
-    path = [get_version(store, branch, number)]
-    while path[-1].snapshot is None and path[-1].parent is not None:
-        path.append(get_version(store, branch, path[-1].parent))
-    return path[::-1]
+def read_recipe(store: Store, name: str, unusable: Collection[str] = ()) -> VersionRecipe:
+    """Reads how the weights of the current version of a branch are computed.
+
+    Args:
+        store: The database.
+        name: The branch.
+        unusable: Snapshots that are absent or damaged.
+
+    Raises:
+        BadInput: The version cannot be computed without the unusable snapshots.
+    """
+    with store.read_transaction():
+        version = get_version(store, name, get_branch(store, name).current_version)
+        base, numbers = find_base(store, version, unusable)
+        examples = [find_example(store, number) for number in numbers]
+    texts = [example.text for example in examples if example is not None and example.text is not None]
+    if len(texts) < len(numbers):
+        raise BadInput(f"the journal lacks examples of version {version.number} of '{name}'")
+    return VersionRecipe(version, base, texts)
+
+
+def find_base(store: Store, version: BranchVersion, unusable: Collection[str]) -> tuple[BranchVersion, list[int]]:
+    """Finds the nearest version from which the weights of a version can be computed.
+
+    A restored version without a usable snapshot is computed like the version that was exported. Must be called in a
+    transaction.
+
+    Returns:
+        The version to begin with, which is version 0 or has a snapshot, and the examples to learn after it, in order.
+
+    Raises:
+        BadInput: A restored version has no usable snapshot, and the version that was exported is unknown or deleted.
+    """
+    base, numbers = version, list[int]()
+    while base.number and (base.snapshot is None or base.snapshot in unusable):
+        source = find_source(store, base)
+        if base.parent is not None and base.example is not None:
+            numbers.append(base.example)
+            base = get_version(store, base.branch, base.parent)
+        elif source is not None and not source.deleted:
+            base = source
+        else:
+            raise BadInput(
+                f"version {base.number} of '{base.branch}' was restored from an export, so it cannot be learned again, "
+                f"and its snapshot '{base.snapshot}' is absent or damaged"
+            )
+    return base, numbers[::-1]
+
+
+def find_source(store: Store, version: BranchVersion) -> BranchVersion | None:
+    """Returns the version from which a restored version was exported, or None if it is unknown."""
+    if version.source_branch is None or version.source_version is None:
+        return None
+    return get_version(store, version.source_branch, version.source_version)
 
 
 def list_decisions(store: Store, deployment: str) -> list[LearningDecision]:
@@ -244,21 +315,37 @@ def reject_example(store: Store, branch: Branch, example: int, held_out_loss: fl
     return True
 
 
-def set_snapshot(store: Store, branch: str, number: int, file: str | None) -> None:
-    """Records the file that holds a version, or None for no file."""
-    with store.transaction():
-        store.execute("UPDATE versions SET snapshot = ? WHERE branch = ? AND number = ?", file, branch, number)
+def add_snapshot(store: Store, version: BranchVersion, file: str, max_snapshots: int) -> list[str]:
+    """Records the file that holds a version.
 
-
-def delete_unused_snapshots(store: Store, files: Iterable[str] | None = None) -> None:
-    """Deletes those of these files, or of all files in the snapshot folder, that no version refers to.
-
-    All files may be examined only while no snapshot is being written; this removes the remains of a crash.
+    Returns:
+        Files that may be deleted: the oldest surplus snapshots of the branch, or `file` itself if the version has
+        been deleted or has another snapshot.
     """
-    candidates = [path.name for path in store.snapshots.iterdir()] if files is None else files
-    used = set(store.select_values("SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"))
-    for file in set(candidates) - used:
-        (store.snapshots / file).unlink(missing_ok=True)
+    condition = "WHERE branch = ? AND number = ? AND NOT deleted AND snapshot IS NULL"
+    with store.transaction():
+        name = version.branch
+        if not store.execute(f"UPDATE versions SET snapshot = ? {condition}", file, name, version.number).rowcount:
+            return [file]
+        query = (
+            "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE branch = ? AND snapshot IS NOT NULL "
+            "AND parent IS NOT NULL AND number != current_version AND number != ? ORDER BY number DESC"
+        )
+        surplus = store.select(BranchVersion, query, name, version.number)[max_snapshots - 1 :]
+        for old in surplus:
+            forget_snapshot(store, old)
+    return [str(old.snapshot) for old in surplus]
+
+
+def forget_snapshot(store: Store, version: BranchVersion) -> None:
+    """Records that the file of a version is no longer used; must be called in a transaction."""
+    query = "UPDATE versions SET snapshot = NULL WHERE branch = ? AND number = ? AND snapshot = ?"
+    store.execute(query, version.branch, version.number, version.snapshot)
+
+
+def list_snapshots(store: Store) -> set[str]:
+    """Returns the files that hold versions."""
+    return set(store.select_values("SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"))
 
 
 def set_frozen(store: Store, deployment: str, frozen: bool, actor: str) -> list[str]:
@@ -287,43 +374,94 @@ def rollback(store: Store, branch: str, number: int, actor: str) -> BranchVersio
 
 
 def restore_version(
-    store: Store, branch: Branch, digest: str, held_out_loss: float, weight_distance: float, file: str, actor: str
-) -> BranchVersion | None:
-    """Makes uploaded weights, which the snapshot `file` holds, a new version without a parent, and makes it current.
+    store: Store,
+    name: str,
+    digest: str,
+    held_out_loss: float,
+    weight_distance: float,
+    file: str,
+    actor: str,
+    *,
+    exported_from: tuple[str, int] | None = None,
+    is_fork: bool = False,
+) -> BranchVersion:
+    """Makes uploaded weights a new version without a parent, and makes it current.
 
     Weights that were learned on this server are recognized by their digest. Their examples are recorded as inherited,
     so that erasing one of them reaches this version too.
 
-    Returns:
-        The version, or None (and nothing is changed) if the branch differs from `branch` by now.
+    Args:
+        store: The database.
+        name: The branch.
+        digest: The digest of the uploaded weights.
+        held_out_loss: Nats per token on held-out text.
+        weight_distance: From the trained weights, relative to their norm.
+        file: The snapshot that holds the weights.
+        actor: Who restores them.
+        exported_from: The branch and version that the upload names as its origin; several can have equal weights.
+        is_fork: Whether the weights come from another branch of this server instead of from an upload.
 
     Raises:
-        BadInput: The weights were learned from an example that was erased.
+        ErasedSource: The weights were learned from an example that was erased.
     """
     with store.transaction():
-        if _find_branch(store, branch.branch) != branch:
-            return None
-        query = (
-            "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE deployment = ? AND digest = ? "
-            "ORDER BY deleted LIMIT 1"
-        )
-        source = store.select_one(BranchVersion, query, branch.deployment, digest)
+        source = _recognize(store, get_branch(store, name).deployment, digest, exported_from)
         if source is not None and source.deleted:
-            raise BadInput("this state was learned from an example that was erased")
-        number = _next_version(store, branch.branch)
-        version = _add_version(store, branch.branch, number, digest, held_out_loss, weight_distance, snapshot=file)
+            raise ErasedSource("this state was learned from an example that was erased")
+        number = _next_version(store, name)
+        version = _add_version(
+            store, name, number, digest, held_out_loss, weight_distance, snapshot=file, source=source
+        )
         for example in set[int]() if source is None else set.union(*_examples_of(store, source)):
-            store.insert("inherited_examples", (branch.branch, number, example))
+            store.insert("inherited_examples", (name, number, example))
         _set_current(store, version)
-        _log(store, branch.branch, "restored", None, number, held_out_loss, f"by {actor}")
+        kind = "forked" if is_fork else "restored"
+        _log(store, name, kind, None, number, held_out_loss, f"by {actor}; {_describe_root(version)}")
     return version
 
 
+def describe_version(store: Store, version: BranchVersion) -> str:
+    """Says in words what a version was learned from."""
+    first = version.first_example
+    learned = "" if first is None else f"examples {first} to {version.last_example}"
+    if not version.root_version:
+        return learned or "the trained weights"
+    root = version if version.parent is None else get_version(store, version.branch, version.root_version)
+    return f"{_describe_root(root)}, then {learned}" if learned else _describe_root(root)
+
+
+def _describe_root(version: BranchVersion) -> str:
+    """Says where the weights of a restored version come from."""
+    if version.source_branch is None:
+        return "restored from an export"
+    if version.source_branch == version.branch:
+        return f"restored from an export of version {version.source_version}"
+    return f"forked from version {version.source_version} of key {version.source_branch.rpartition('/')[2]}"
+
+
+def _recognize(
+    store: Store, deployment: str, digest: str, exported_from: tuple[str, int] | None
+) -> BranchVersion | None:
+    """Returns the version of a deployment that uploaded weights were exported from, or None.
+
+    Several versions can have the same weights. The one that the upload names comes first, then those that are not
+    deleted.
+    """
+    branch, number = exported_from or ("", 0)
+    query = (
+        "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE deployment = ? AND digest = ? "
+        "ORDER BY (branch = ? AND number = ?) DESC, deleted, branch, number LIMIT 1"
+    )
+    return store.select_one(BranchVersion, query, deployment, digest, branch, number)
+
+
 def erase_example(store: Store, number: int, actor: str) -> None:
-    """Deletes the text of an example and every version that was learned from it, with its snapshots.
+    """Deletes the text of an example and every version that was learned from it.
 
     The branch of the example, and every branch into which such a version was restored, returns to a version before
-    the example at once. The learner then replays the later examples. Raises `BadInput` for an unknown example.
+    the example at once. The learner then replays the later examples. The erasure is unfinished until the snapshots
+    are deleted and the write-ahead log is empty; see `list_unfinished_erasures`. Raises `BadInput` for an unknown
+    example.
     """
     with store.transaction():
         example = find_example(store, number)
@@ -331,14 +469,35 @@ def erase_example(store: Store, number: int, actor: str) -> None:
             raise BadInput(f"there is no example {number}")
         store.execute("UPDATE examples SET text = NULL, erased_at = ? WHERE number = ?", time.time(), number)
         query = "SELECT DISTINCT branch FROM inherited_examples WHERE example = ?"
-        names = {example.branch, *store.select_values(query, number)}
-        files = [file for name in sorted(names) for file in _remove_example(store, name, number, actor)]
-    store.truncate_log()
-    delete_unused_snapshots(store, files)
+        for name in sorted({example.branch, *store.select_values(query, number)}):
+            _remove_example(store, name, number, actor)
+        store.insert("unfinished_erasures", (number,))
 
 
-def _remove_example(store: Store, branch: str, number: int, actor: str) -> list[str]:
-    """Deletes the versions of one branch that were learned from an example; returns their snapshots."""
+def list_unfinished_erasures(store: Store, deployment: str) -> list[TrainingExample]:
+    """Returns the erased examples of a deployment of which caches, snapshots or the log may still hold something."""
+    query = (
+        "SELECT examples.* FROM unfinished_erasures JOIN examples ON example = number JOIN branches USING (branch) "
+        "WHERE deployment = ?"
+    )
+    return store.select(TrainingExample, query, deployment)
+
+
+def finish_erasures(store: Store, examples: Iterable[TrainingExample]) -> None:
+    """Records that nothing is left of erased examples."""
+    with store.transaction():
+        for example in examples:
+            store.execute("DELETE FROM unfinished_erasures WHERE example = ?", example.number)
+
+
+def list_digests(store: Store, deployment: str, *, deleted: bool) -> set[str]:
+    """Returns the digests of the versions of a deployment that are deleted, or of those that are not."""
+    query = "SELECT DISTINCT digest FROM versions JOIN branches USING (branch) WHERE deployment = ? AND deleted = ?"
+    return set(store.select_values(query, deployment, deleted))
+
+
+def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
+    """Deletes the versions of one branch that were learned from an example."""
     versions = {version.number: version for version in list_versions(store, branch)}
     query = "SELECT version FROM inherited_examples WHERE branch = ? AND example = ?"
     affected = set(store.select_values(query, branch, number))
@@ -353,16 +512,16 @@ def _remove_example(store: Store, branch: str, number: int, actor: str) -> list[
     reason = "it was not part of the current version"
     while current.number in affected:
         # Later examples become undecided again unless a rollback deferred them; earlier rejections stand.
-        last_decided, reason = number, "replayed from here"
+        last_decided = number
         if current.parent is None:  # an uploaded version: the branch's own examples that were part of it count again
             inherited = "SELECT example FROM inherited_examples WHERE branch = examples.branch AND version = ?"
             query = f"UPDATE examples SET deferred = 0 WHERE branch = ? AND number IN ({inherited})"
             store.execute(query, branch, current.number)
             last_decided = 0
+        reason = f"the examples after number {last_decided} are learned again"
         current = versions[current.parent or 0]
     _move_branch(store, branch, current.number, last_decided)
     _log(store, branch, "erased", number, current.number, current.held_out_loss, f"by {actor}; {reason}")
-    return [file for version in affected if (file := versions[version].snapshot) is not None]
 
 
 def _find_branch(store: Store, name: str) -> Branch | None:
@@ -385,13 +544,15 @@ def _add_version(
     parent: BranchVersion | None = None,
     example: int | None = None,
     snapshot: str | None = None,
+    source: BranchVersion | None = None,
 ) -> BranchVersion:
     """Adds a version that was learned from its parent and one example, or that has neither."""
     first = example if parent is None or parent.first_example is None else parent.first_example
     parent_number = None if parent is None else parent.number
     version = BranchVersion(
         branch, number, parent_number, example, first, example, digest, held_out_loss, weight_distance, snapshot, False,
-        time.time(),
+        time.time(), None if source is None else source.branch, None if source is None else source.number,
+        number if parent is None else parent.root_version,
     )  # fmt: skip
     store.insert("versions", version)
     return version

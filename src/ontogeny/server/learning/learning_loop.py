@@ -1,0 +1,173 @@
+"""The learning thread of a deployment: it applies the pending examples of every branch, in order.
+
+An update takes long, and branches change in the meantime. It begins with the state that one transaction reads, and
+its result counts only if the branch is still in that state when the decision is committed; otherwise the decision is
+discarded and the example is evaluated again. A failure in one branch is retried after a while and does not hold up
+the others.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from ontogeny import trees
+from ontogeny.content.transformer import TransformerWeights
+from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.server.learning import journal
+from ontogeny.server.learning.acceptance import rejection_reason
+from ontogeny.server.learning.config import BranchConfig
+from ontogeny.server.learning.journal import Branch, TrainingExample
+from ontogeny.server.learning.learner import BranchLearner
+from ontogeny.server.learning.loading import BranchUnavailable, RetryState, VersionLoader, next_retry
+from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
+from ontogeny.server.store import Store
+
+POLL_INTERVAL = 0.5  # seconds between two looks at the journal
+ALL_BRANCHES = "all branches"  # failures that do not belong to one branch
+EXPECTED_ERRORS = (StorageUnavailable, OSError, BranchUnavailable)  # logged in one line
+log = logging.getLogger(__name__)
+
+
+class LearningLoop:
+    """The thread that learns, and its failures.
+
+    Args:
+        store: The database with the journal.
+        deployment: The name of the deployment.
+        learner: How examples are learned.
+        loader: The versions in memory.
+        snapshots: The files of versions.
+        config: Limits.
+        weight_distance: The distance of weights from the trained weights, relative to their norm.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        deployment: str,
+        learner: BranchLearner,
+        loader: VersionLoader,
+        snapshots: SnapshotFolder,
+        config: BranchConfig,
+        *,
+        weight_distance: Callable[[TransformerWeights], float],
+    ) -> None:
+        self._store, self._deployment, self._learner = store, deployment, learner
+        self._loader, self._snapshots, self._config = loader, snapshots, config
+        self._weight_distance = weight_distance
+        self.is_server_busy = False  # while requests wait, the learner keeps to its fraction of the time
+        self._failures: dict[str, RetryState] = {}  # by branch
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._work_started = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"learner of {deployment}", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finishes the current update and ends the thread."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Makes the thread look at the journal at once."""
+        self._wake.set()
+
+    def failure(self, name: str) -> str | None:
+        """Returns why a branch does not learn at present, or None."""
+        state = self._failures.get(name) or self._failures.get(ALL_BRANCHES)
+        return None if state is None else state.reason
+
+    def learn_next(self) -> bool:
+        """Learns one example of every branch that has one; returns whether anything was done."""
+        worked = False
+        for branch in journal.list_branches(self._store, self._deployment):
+            if self._stopping.is_set():
+                return True
+            name = branch.branch  # the rest may be outdated: learning another branch has taken long
+            worked |= bool(self._attempt(name, lambda name=name: self._learn_one(name)))
+        return worked
+
+    def _run(self) -> None:
+        """Learns until the thread is stopped."""
+        while not self._stopping.is_set():
+            if not self._attempt(ALL_BRANCHES, self.learn_next):
+                self._wake.wait(POLL_INTERVAL)
+                self._wake.clear()
+
+    def _attempt(self, name: str, work: Callable[[], bool | None]) -> bool | None:
+        """Calls a function, unless `name` failed a moment ago; a failure is recorded and retried later."""
+        failure = self._failures.get(name)
+        if failure is not None and time.monotonic() < failure.next_attempt:
+            return False
+        try:
+            worked = work()
+        except Exception as error:
+            self._failures[name] = next_retry(failure, str(error))
+            if failure is None or failure.reason != str(error):
+                subject = f"all branches of '{self._deployment}'" if name == ALL_BRANCHES else f"the branch '{name}'"
+                details = None if isinstance(error, EXPECTED_ERRORS) else error
+                log.error("learning in %s failed and will be tried again: %s", subject, error, exc_info=details)
+            return False
+        if failure is not None:
+            self._failures.pop(name, None)
+        return worked
+
+    def _pause(self) -> None:
+        """Sleeps after a piece of work while requests wait, so that learning keeps to its fraction of the time."""
+        if self.is_server_busy and self._config.learning_fraction < 1:
+            work = time.monotonic() - self._work_started
+            self._stopping.wait(work * (1 / self._config.learning_fraction - 1))
+        self._work_started = time.monotonic()
+
+    def _learn_one(self, name: str) -> bool:
+        """Evaluates the next example of a branch; returns whether there was any."""
+        branch, example = journal.read_next_example(self._store, name)
+        if example is None:
+            return False
+        before = self._loader.load(name)
+        if before.version.number == branch.current_version:  # otherwise the example is evaluated from the new version
+            self._work_started = time.monotonic()
+            self._learn(branch, before, example)
+            self._pause()
+        return True
+
+    def _learn(self, branch: Branch, before: LoadedVersion, example: TrainingExample) -> None:
+        """Learns one example and makes the new weights current, or records why they are rejected.
+
+        Nothing is recorded if the branch has changed since `branch` was read.
+        """
+        number = example.number
+        try:
+            weights = self._learner.learn(before.weights, example.text or "", self._pause)
+        except BadInput as error:  # the tokenizer cannot encode the text
+            journal.reject_example(self._store, branch, number, None, str(error))
+            return
+        if weights is before.weights:
+            reason = "the text is too short to learn from"
+            journal.reject_example(self._store, branch, number, before.version.held_out_loss, reason)
+            return
+        full_weights = self._learner.full_weights(weights.content)
+        loss, limit = self._learner.held_out_loss(full_weights, self._pause), self._config.max_forgetting
+        if (reason := rejection_reason(loss, self._learner.trained_loss, limit)) is not None:
+            journal.reject_example(self._store, branch, number, loss if math.isfinite(loss) else None, reason)
+            return
+        digest = trees.digest(weights)
+        self._pause()
+        distance = self._weight_distance(full_weights)
+        increase = loss - self._learner.trained_loss
+        reason = f"{increase:+.4f} nats per token on held-out text; the limit is {limit}"
+        with self._loader.branch_lock(branch.branch):  # so that no request computes the new version meanwhile
+            version = journal.commit_version(self._store, branch, number, digest, loss, distance, reason)
+            if version is None:
+                return
+            after = LoadedVersion(version, weights, full_weights)
+            self._loader.replace(before, after)
+        if version.number % self._config.snapshot_interval == 0:
+            self._snapshots.save(after)

@@ -1,0 +1,185 @@
+"""The versions of branches in memory: read from their snapshots, or computed by learning examples again.
+
+Each branch is computed by at most one thread, which holds the branch's lock; other branches are not held up. Requests,
+the command line and the learner change branches in the meantime. Therefore a version counts only if it is still the
+current one after it was computed. A version that was deleted is never put into memory again.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from ontogeny import trees
+from ontogeny.errors import ContractViolation, StorageUnavailable
+from ontogeny.server.learning import journal
+from ontogeny.server.learning.journal import Branch
+from ontogeny.server.learning.learner import BranchLearner
+from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder, UnusableSnapshot
+from ontogeny.server.store import Store
+
+MIN_RETRY_INTERVAL, MAX_RETRY_INTERVAL = 1.0, 60.0  # seconds between two attempts at what failed
+log = logging.getLogger(__name__)
+
+
+class BranchUnavailable(Exception):
+    """The current version of a branch cannot be computed; the message says why."""
+
+
+class RetryState(NamedTuple):
+    """What is known of a repeated failure."""
+
+    reason: str
+    interval: float  # seconds between the last attempt and the next
+    next_attempt: float  # a value of `time.monotonic`
+
+
+def next_retry(previous: RetryState | None, reason: str) -> RetryState:
+    """Returns when to try again after a failure: after an interval that doubles up to `MAX_RETRY_INTERVAL`."""
+    interval = MIN_RETRY_INTERVAL if previous is None else min(2 * previous.interval, MAX_RETRY_INTERVAL)
+    return RetryState(reason, interval, time.monotonic() + interval)
+
+
+class VersionLoader:
+    """The most recently used versions of the branches of a deployment.
+
+    Args:
+        store: The database with the journal.
+        learner: How examples are learned.
+        snapshots: The files of versions.
+        max_loaded: Versions in memory.
+    """
+
+    def __init__(self, store: Store, learner: BranchLearner, snapshots: SnapshotFolder, max_loaded: int) -> None:
+        self._store, self._learner = store, learner
+        self._snapshots, self._max_loaded = snapshots, max_loaded
+        self._lock = threading.Lock()  # of the dictionaries, held for moments
+        self._loaded: OrderedDict[tuple[str, int], LoadedVersion] = OrderedDict()
+        self._branch_locks: dict[str, AbstractContextManager[bool]] = {}
+        self._failures: dict[tuple[str, int], RetryState] = {}
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Ends all computations with `BranchUnavailable`, and writes snapshots of the current versions in memory."""
+        self._is_stopping = True
+        with self._lock:
+            versions = list(self._loaded.values())
+        for loaded in versions:
+            self._snapshots.save_if_current(loaded)
+
+    def branch_lock(self, name: str) -> AbstractContextManager[bool]:
+        """Returns the lock that is held while the current version of a branch is computed or replaced."""
+        with self._lock:
+            return self._branch_locks.setdefault(name, threading.Lock())
+
+    def find(self, branch: Branch) -> LoadedVersion | None:
+        """Returns the current version of a branch if it is in memory."""
+        version_key = (branch.branch, branch.current_version)
+        with self._lock:
+            if version_key in self._loaded:
+                self._loaded.move_to_end(version_key)
+            return self._loaded.get(version_key)
+
+    def load(self, name: str) -> LoadedVersion:
+        """Returns the current version of a branch.
+
+        Raises:
+            BranchUnavailable: It cannot be computed. The next attempt is made after a while, or as soon as another
+                version is current.
+        """
+        if (loaded := self.find(journal.get_branch(self._store, name))) is not None:
+            return loaded
+        with self.branch_lock(name):
+            while (loaded := self.find(journal.get_branch(self._store, name))) is None:
+                computed = self._compute_with_retries(name)
+                if self._keep_if_current(computed):
+                    return computed
+            return loaded
+
+    def replace(self, before: LoadedVersion, after: LoadedVersion) -> None:
+        """Puts a version that has become current into memory instead of its predecessor."""
+        with self._lock:
+            self._loaded.pop((before.version.branch, before.version.number), None)
+        self._keep_if_current(after)
+
+    def drop_deleted(self) -> None:
+        """Removes deleted versions from memory."""
+        with self._lock:
+            for version_key in list(self._loaded):
+                if journal.get_version(self._store, *version_key).deleted:
+                    del self._loaded[version_key]
+
+    def _keep_if_current(self, loaded: LoadedVersion) -> bool:
+        """Puts a version into memory if it is current, and returns whether it is; the least recently used ones go."""
+        name, number = loaded.version.branch, loaded.version.number
+        evicted = []
+        with self._lock:
+            # An erasure is committed before it removes versions from memory, for which it waits for this lock.
+            if journal.get_branch(self._store, name).current_version != number:
+                return False
+            self._loaded[name, number] = loaded
+            self._loaded.move_to_end((name, number))
+            while len(self._loaded) > self._max_loaded:
+                evicted.append(self._loaded.popitem(last=False)[1])
+        for other in evicted:
+            self._snapshots.save_if_current(other)
+        return True
+
+    def _compute_with_retries(self, name: str) -> LoadedVersion:
+        """Computes the current version of a branch unless that failed a moment ago."""
+        version_key = (name, journal.get_branch(self._store, name).current_version)
+        failure = self._failures.get(version_key)
+        if failure is not None and time.monotonic() < failure.next_attempt:
+            raise BranchUnavailable(failure.reason)
+        try:
+            loaded = self._compute(name)
+        except (StorageUnavailable, OSError, BranchUnavailable):  # of the storage as a whole, or of the server
+            raise
+        except Exception as error:
+            reason = f"the weights of '{name}' cannot be computed: {error}"
+            self._failures[version_key] = next_retry(failure, reason)
+            if failure is None:
+                log.error("%s", reason)
+            raise BranchUnavailable(reason) from None
+        self._failures.pop(version_key, None)
+        return loaded
+
+    def _compute(self, name: str) -> LoadedVersion:
+        """Computes the current version of a branch from the nearest usable snapshot, and compares its digest."""
+        unusable: dict[str, str] = {}  # files and reasons
+        lost = []
+        while True:
+            version, base, texts = journal.read_recipe(self._store, name, unusable)
+            try:
+                weights = self._learner.init() if not base.number else self._snapshots.read(base)
+                break
+            except UnusableSnapshot as error:
+                # An erasure or the limit of snapshots may have deleted the file after the recipe was read.
+                if journal.get_version(self._store, base.branch, base.number).snapshot == base.snapshot:
+                    unusable[str(base.snapshot)] = str(error)
+                    if error.is_lost and base.parent is not None:
+                        lost.append(base)
+        for text in texts:
+            weights = self._learner.learn(weights, text, self._check_running)
+        if version.number and trees.digest(weights) != version.digest:
+            raise ContractViolation(f"version {version.number} was computed to other bits than {version.digest[:16]}")
+        is_trained = not version.number  # no second copy of the weights in memory
+        full_weights = self._learner.trained_weights if is_trained else self._learner.full_weights(weights.content)
+        loaded = LoadedVersion(version, weights, full_weights)
+        for file, reason in unusable.items():
+            log.warning(
+                "the snapshot '%s' of '%s' cannot be used: %s; version %d was rebuilt by learning %d examples again",
+                file, name, reason, version.number, len(texts),
+            )  # fmt: skip
+        for other in lost:
+            self._snapshots.forget(other)
+        if lost:
+            self._snapshots.save_if_current(loaded)
+        return loaded
+
+    def _check_running(self) -> None:
+        """Raises `BranchUnavailable` once the server stops."""
+        if self._is_stopping:
+            raise BranchUnavailable("the server is stopping")

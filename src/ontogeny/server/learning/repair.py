@@ -1,0 +1,98 @@
+"""Checks and repairs the versions of a deployment without its model, for the command line.
+
+A snapshot that is absent or damaged costs time: the server learns the examples of the version again. Only a restored
+version whose snapshot is lost cannot be rebuilt. If it is part of the current version, the branch is unavailable until
+it is repaired.
+"""
+
+from typing import NamedTuple
+
+from ontogeny import trees
+from ontogeny.errors import BadInput
+from ontogeny.server.learning import journal
+from ontogeny.server.learning.journal import BranchVersion
+from ontogeny.server.states import decode_state, read_metadata
+from ontogeny.server.store import Store
+
+
+class BranchCheck(NamedTuple):
+    """What is wrong with a branch."""
+
+    branch: str
+    damaged: list[tuple[BranchVersion, str]]  # versions whose snapshots are unusable, and why
+    is_available: bool  # whether the current version can be computed
+    newest_version: int  # the newest version that can be computed
+
+
+def check_branches(store: Store, deployment: str) -> list[BranchCheck]:
+    """Reads the snapshots of all branches of a deployment; returns one result per branch."""
+    return [_check_branch(store, branch.branch) for branch in journal.list_branches(store, deployment)]
+
+
+def repair_branches(store: Store, deployment: str, actor: str) -> list[BranchCheck]:
+    """Makes every branch of a deployment usable again.
+
+    Damaged snapshots of versions that can be rebuilt are deleted, and a branch whose current version cannot be
+    computed returns to the newest version that can. The later examples are deferred, as by any rollback. A running
+    server uses the new state from the next request on.
+
+    Args:
+        store: The database.
+        deployment: The name of the deployment.
+        actor: Who repairs it, for the log of decisions.
+
+    Returns:
+        What was wrong before.
+    """
+    checks = check_branches(store, deployment)
+    for check in checks:
+        with store.snapshot_lock:
+            for version, _ in check.damaged:
+                if version.parent is not None:
+                    with store.transaction():
+                        journal.forget_snapshot(store, version)
+                    if version.snapshot not in journal.list_snapshots(store):
+                        (store.snapshots / str(version.snapshot)).unlink(missing_ok=True)
+        if not check.is_available:
+            journal.rollback(store, check.branch, check.newest_version, f"{actor}, to repair the branch")
+    return checks
+
+
+def find_damage(store: Store, version: BranchVersion) -> str | None:
+    """Reads the snapshot of a version; returns what is wrong with it, or None."""
+    path = store.snapshots / str(version.snapshot)
+    try:
+        data = path.read_bytes()
+        read_metadata(data, "branch", str(path))
+        digest = trees.digest(decode_state(data))
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except BadInput as error:
+        return str(error)
+    return None if digest == version.digest else f"it does not hold version {version.number}"
+
+
+def _check_branch(store: Store, name: str) -> BranchCheck:
+    """Reads the snapshots of one branch, and finds the newest version that can be computed."""
+    versions = [version for version in journal.list_versions(store, name) if not version.deleted]
+    found = [(version, find_damage(store, version)) for version in versions if version.snapshot is not None]
+    damaged = [
+        (version, reason)
+        for version, reason in found
+        # Otherwise the server has deleted or replaced the file in the meantime.
+        if reason is not None and journal.get_version(store, name, version.number).snapshot == version.snapshot
+    ]
+    unusable = {str(version.snapshot) for version, _ in damaged}
+    current = journal.get_version(store, name, journal.get_branch(store, name).current_version)
+    newest = next(version for version in reversed(versions) if _is_computable(store, version, unusable))
+    return BranchCheck(name, damaged, _is_computable(store, current, unusable), newest.number)
+
+
+def _is_computable(store: Store, version: BranchVersion, unusable: set[str]) -> bool:
+    """Whether a version can be computed without these snapshots."""
+    try:
+        with store.read_transaction():
+            journal.find_base(store, version, unusable)
+    except BadInput:
+        return False
+    return True
