@@ -111,9 +111,9 @@ class LearningLoop:
         except Exception as error:
             self._failures[name] = next_retry(failure, str(error))
             if failure is None or failure.reason != str(error):
-                subject = f"all branches of '{self._deployment}'" if name == ALL_BRANCHES else f"the branch '{name}'"
+                scope = f"all branches of '{self._deployment}'" if name == ALL_BRANCHES else f"the branch '{name}'"
                 details = None if isinstance(error, EXPECTED_ERRORS) else error
-                log.error("learning in %s failed and will be tried again: %s", subject, error, exc_info=details)
+                log.error("learning in %s failed and will be tried again: %s", scope, error, exc_info=details)
             return False
         if failure is not None:
             self._failures.pop(name, None)

@@ -123,8 +123,8 @@ class VersionLoader:
             self._loaded.move_to_end((name, number))
             while len(self._loaded) > self._max_loaded:
                 evicted.append(self._loaded.popitem(last=False)[1])
-        for other in evicted:
-            self._snapshots.save_if_current(other)
+        for old in evicted:
+            self._snapshots.save_if_current(old)
         return True
 
     def _compute_with_retries(self, name: str) -> LoadedVersion:
@@ -173,8 +173,8 @@ class VersionLoader:
                 "the snapshot '%s' of '%s' cannot be used: %s; version %d was rebuilt by learning %d examples again",
                 file, name, reason, version.number, len(texts),
             )  # fmt: skip
-        for other in lost:
-            self._snapshots.forget(other)
+        for base in lost:
+            self._snapshots.forget(base)
         if lost:
             self._snapshots.save_if_current(loaded)
         return loaded

@@ -75,10 +75,10 @@ def find_damage(store: Store, version: BranchVersion) -> str | None:
 def _check_branch(store: Store, name: str) -> BranchCheck:
     """Reads the snapshots of one branch, and finds the newest version that can be computed."""
     versions = [version for version in journal.list_versions(store, name) if not version.deleted]
-    found = [(version, find_damage(store, version)) for version in versions if version.snapshot is not None]
+    reasons = [(version, find_damage(store, version)) for version in versions if version.snapshot is not None]
     damaged = [
         (version, reason)
-        for version, reason in found
+        for version, reason in reasons
         # Otherwise the server has deleted or replaced the file in the meantime.
         if reason is not None and journal.get_version(store, name, version.number).snapshot == version.snapshot
     ]
