@@ -1,5 +1,6 @@
 """Branches: recomputed bit for bit, acceptance test, rollback, and erasure as if the example had never been learned."""
 
+import asyncio
 import math
 from pathlib import Path
 from string import ascii_lowercase
@@ -11,6 +12,7 @@ import pytest
 import texts
 from ontogeny import trees
 from ontogeny.content.transformer import init_cache
+from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm.online_learner import OnlineConfig
@@ -21,7 +23,7 @@ from ontogeny.server.learning import journal, learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 from ontogeny.server.learning.learner import BranchLearner
-from ontogeny.server.sessions.texts import TextSession, TextSessions
+from ontogeny.server.sessions.texts import Continuation, TextSession, TextSessions
 from ontogeny.server.states import read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
@@ -367,13 +369,25 @@ def test_a_damaged_snapshot_is_rebuilt_and_named_in_the_log(branch_learner, tmp_
     assert files == referenced and len(files) == 2
 
 
-def test_activations_of_older_weights_are_computed_again(model, tmp_path):
+@pytest.fixture
+def texts_of_sessions(model, tmp_path):
+    """Sessions of texts, with the engine that continues them."""
+    engine = Engine(model.config)
+    engine.start(model.weights)
+    sessions = TextSessions("story", model, engine, Store(tmp_path))
+    yield sessions
+    sessions.stop()
+    engine.stop()
+
+
+def test_activations_of_older_weights_are_computed_again(model, texts_of_sessions):
     scaled = jax.tree.map(lambda leaf: 1.5 * leaf, model.weights)
-    sessions, sampling = TextSessions("story", model, Store(tmp_path)), SamplingParams(1.0, 1.0, 0)
+    sessions, sampling = texts_of_sessions, SamplingParams(1.0, 1.0, 0)
     first, second = (model.tokenizer.encode(text).tolist() for text in TEXTS[:2])
 
     def prefill(id: str, weights, digest: str, tokens: list[int]) -> TextSession:
-        return sessions.complete("anna", id, weights, digest, tokens, 0, sampling, math.inf).session
+        continuation = Continuation(weights, digest, sessions.epoch, tokens, 0, sampling, math.inf)
+        return asyncio.run(sessions.complete("anna", id, continuation)).session
 
     old = sessions.create("anna", "trained").id
     prefill(old, model.weights, "trained", first[:20])
@@ -384,7 +398,6 @@ def test_activations_of_older_weights_are_computed_again(model, tmp_path):
     assert continued.num_steps == fresh.num_steps == 40 and continued.weights_digest == "scaled"
     assert trees.bitwise_equal(continued.activations, fresh.activations)
     assert not trees.bitwise_equal(continued.activations, unscaled.activations)
-    sessions.stop()
 
 
 def test_a_frozen_deployment_whose_weights_changed_is_unavailable(model, tmp_path):
@@ -410,11 +423,13 @@ def test_numbers_beyond_the_range_of_the_database_are_rejected(branches):
             keys.create_key(branches.store, "anna", tokens_per_minute=number)
 
 
-def test_session_activations_of_deleted_versions_are_dropped(model, tmp_path):
-    sessions, sampling = TextSessions("story", model, Store(tmp_path)), SamplingParams(0.0)
+def test_session_activations_of_deleted_versions_are_dropped(model, texts_of_sessions):
+    sessions, sampling = texts_of_sessions, SamplingParams(0.0)
 
-    def generate(id: str, digest: str) -> list[int]:
-        return sessions.complete("anna", id, model.weights, digest, [65, 66, 67], 4, sampling, math.inf).tokens
+    def generate(id: str, digest: str, epoch: int | None = None) -> list[int]:
+        epoch = sessions.epoch if epoch is None else epoch
+        continuation = Continuation(model.weights, digest, epoch, [65, 66, 67], 4, sampling, math.inf)
+        return asyncio.run(sessions.complete("anna", id, continuation)).tokens
 
     first, second = (sessions.create("anna", digest).id for digest in ("valid", "deleted"))
     assert generate(first, "valid") == generate(second, "deleted")
@@ -423,7 +438,11 @@ def test_session_activations_of_deleted_versions_are_dropped(model, tmp_path):
     assert valid.num_cached and not dropped.num_cached
     assert dropped.tokens.tolist() == valid.tokens.tolist()
     assert generate(first, "valid") == generate(second, "new")  # prefilled again
-    sessions.stop()
+    late = sessions.create("anna", "deleted").id
+    generate(late, "deleted", epoch=sessions.epoch - 1)  # its weights were deleted while it was answered
+    generate(first, "valid", epoch=sessions.epoch - 1)
+    assert not sessions.get("anna", late).activations.num_cached and sessions.get("anna", late).weights_digest == ""
+    assert sessions.get("anna", first).activations.num_cached
 
 
 def test_erasing_an_example_empties_the_prefix_cache_of_its_key(model, tmp_path):

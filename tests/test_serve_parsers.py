@@ -1,5 +1,6 @@
 """Fuzzed state files, request bodies and settings are accepted or rejected as bad input, without any other error."""
 
+import asyncio
 import contextlib
 import json
 import math
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm import online_learner
@@ -17,7 +19,7 @@ from ontogeny.server.api import protocol
 from ontogeny.server.api.errors import describe_validation_errors
 from ontogeny.server.learning import learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
-from ontogeny.server.sessions.texts import TextSessions
+from ontogeny.server.sessions.texts import Continuation, TextSessions
 from ontogeny.server.store import Store
 from serving import load, shared_run
 
@@ -30,9 +32,12 @@ ODD_VALUES = ["", "0", "-1", "1_000", "\u0661", "9" * 30, str(2**63 - 1), "nan",
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory):
     model = load(shared_run(tmp_path_factory))
-    sessions = TextSessions("story", model, Store(tmp_path_factory.mktemp("texts")))
+    engine = Engine(model.config)
+    engine.start(model.weights)
+    sessions = TextSessions("story", model, engine, Store(tmp_path_factory.mktemp("texts")))
     yield sessions
     sessions.stop()
+    engine.stop()
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +79,12 @@ def apply_damage(data, damage):
 @given(damages())
 def test_a_damaged_state_of_a_text_is_rejected_or_can_be_continued(sessions, damage):
     weights, digest = sessions._model.weights, sessions.trained_digest
+    continuation = Continuation(weights, digest, 0, [65, 66], 2, SamplingParams(0.0), math.inf)
     id = sessions.create("anna", digest).id
-    sessions.complete("anna", id, weights, digest, [65, 66], 2, SamplingParams(0.0), math.inf)
+    asyncio.run(sessions.complete("anna", id, continuation))
     with contextlib.suppress(BadInput):
-        sessions.restore("anna", id, apply_damage(sessions.export("anna", id), damage), digest)
-    assert len(sessions.complete("anna", id, weights, digest, [67], 2, SamplingParams(0.0), math.inf).tokens) <= 2
+        sessions.restore("anna", id, apply_damage(sessions.export("anna", id), damage), digest, 0)
+    assert len(asyncio.run(sessions.complete("anna", id, continuation)).tokens) <= 2
     sessions.delete("anna", id)
 
 

@@ -67,15 +67,14 @@ class LanguageDeployment:
         self.engine = Engine(model.config, max_num_seqs=config.max_num_seqs, max_queue=config.max_queue)
         self.digest = trees.digest(model.weights)
         self.branches = _build_branches(name, model, store, config) if config.online else None
-        self.sessions = TextSessions(name, model, store)
+        self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
         if self.branches is not None:
             self.branches.on_erased = self._forget
         self.has_changed = False  # the trained weights differ from those at the start
 
     def start(self) -> None:
-        """Compiles and starts the engine, the sessions and the learner."""
+        """Compiles and starts the engine and the learner."""
         self.engine.start(self.model.weights)
-        self.sessions.warm_up()
         if self.branches is not None:
             self.branches.start()
 
@@ -157,7 +156,8 @@ class AgentDeployment:
 
     def __init__(self, name: str, agent: AgentSession, store: Store, config: ServerConfig) -> None:
         self.name, self.created_at, self.online = name, int(time.time()), config.online
-        self.sessions = AgentSessions(name, AgentSession(agent.saved_agent, online=config.online), store)
+        session = AgentSession(agent.saved_agent, online=config.online)
+        self.sessions = AgentSessions(name, session, store, max_waiting=config.max_queue)
         self.digest = self.sessions.digest
         self.failure: str | None = None
 

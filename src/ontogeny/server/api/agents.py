@@ -44,7 +44,7 @@ AgentCaller = Annotated[SessionCaller, Depends(get_agent_caller)]
 @session_router.post("")
 async def create_session(sessions: AgentCaller, body: LifetimeRequest | None = None) -> dict[str, Any]:
     """Begins a lifetime of the agent."""
-    return await sessions.describe(AgentSessions.create, 0 if body is None else body.seed)
+    return await sessions.create(AgentSessions.create, 0 if body is None else body.seed)
 
 
 @session_router.post("/{id}/act")

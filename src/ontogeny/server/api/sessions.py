@@ -3,8 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -17,46 +17,63 @@ from ontogeny.server.api.context import Caller
 from ontogeny.server.api.protocol import ContinuationRequest
 from ontogeny.server.api.responses import describe_usage
 from ontogeny.server.api.tokenizer import encode_text
+from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.deployments import Deployment, LanguageDeployment, ServedWeights
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.sessions.store import SessionManager, UnknownSession, describe_session
-from ontogeny.server.sessions.texts import SessionCompletion, TextSessions
+from ontogeny.server.sessions.texts import Continuation, GenerationFailed, SessionCompletion, TextSessions
 
 router = APIRouter(prefix="/v1/models/{model}/sessions", responses=errors.RESPONSES)
+Result = TypeVar("Result")
 
 
 class SessionCaller(NamedTuple):
-    """Calls methods of the sessions of a deployment on behalf of a request."""
+    """Calls methods of the sessions of a deployment on behalf of a request, as long as its client is connected."""
 
     request: Request
     key: ApiKey
     deployment: Deployment
 
-    async def call(self, method: Callable[..., Any], *arguments: Any, num_tokens: int = 0) -> Any:
-        """Calls a method on the thread of the sessions, and converts its errors to `ApiError`.
+    async def create(self, method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Calls a method that creates a session; returns its description.
 
         Args:
             method: A method of `AgentSessions` or `TextSessions`.
             *arguments: The arguments after the key.
-            num_tokens: Tokens that count against the limits of the key.
         """
-        context.apply_rate_limits(self.request, self.key, num_tokens)
+        context.apply_rate_limits(self.request, self.key)
+        return describe_session(await self.run(self.deployment.sessions.call(method, self.key.id, *arguments)))
+
+    async def call(self, method: Callable[..., Any], id: str, *arguments: Any) -> Any:
+        """Calls a method on the session `id` when it is the turn of the session and of the key.
+
+        Args:
+            method: A method of `AgentSessions` or `TextSessions`.
+            id: The session.
+            *arguments: The arguments after the id.
+        """
+        context.apply_rate_limits(self.request, self.key)
+        return await self.run(self.deployment.sessions.call_in_turn(method, self.key.id, id, *arguments))
+
+    async def describe(self, method: Callable[..., Any], id: str, *arguments: Any) -> dict[str, Any]:
+        """Calls a method that returns a session like `call`; returns the description of the session."""
+        return describe_session(await self.call(method, id, *arguments))
+
+    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Awaits a coroutine until the client disconnects or the time limit passes; converts errors to `ApiError`."""
         time_limit = context.get_context(self.request).deployments.config.time_limit
         try:
-            future = self.deployment.sessions.submit(method, self.key.id, *arguments)
-            return await asyncio.wait_for(asyncio.wrap_future(future), time_limit)
+            return await run_while_connected(self.request, work, time_limit)
         except QueueFull as error:
             raise errors.queue_full(error.retry_after) from None
         except UnknownSession as error:
             raise errors.missing_resource(f"there is no session '{error}'") from None
         except BadInput as error:
             raise errors.bad_request(str(error)) from None
+        except GenerationFailed:
+            raise errors.unavailable("the engine has failed") from None
         except TimeoutError:
             raise errors.timed_out() from None
-
-    async def describe(self, method: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """Calls a method that returns a session; returns the description of the session."""
-        return describe_session(await self.call(method, *arguments))
 
 
 def add_session_routes(
@@ -106,6 +123,12 @@ def add_session_routes(
 class TextCaller(SessionCaller):
     """A `SessionCaller` of a language model."""
 
+    @property
+    def texts(self) -> TextSessions:
+        """The sessions of the model."""
+        assert isinstance(self.deployment.sessions, TextSessions)
+        return self.deployment.sessions
+
     async def served_weights(self) -> ServedWeights:
         """Returns the weights that answer the key now."""
         assert isinstance(self.deployment, LanguageDeployment)
@@ -123,7 +146,7 @@ TextSessionsCaller = Annotated[TextCaller, Depends(get_text_caller)]
 @router.post("")
 async def create_session(sessions: TextSessionsCaller) -> dict[str, Any]:
     """Begins an empty text."""
-    return await sessions.describe(TextSessions.create, (await sessions.served_weights()).digest)
+    return await sessions.create(TextSessions.create, (await sessions.served_weights()).digest)
 
 
 @router.post("/{id}/completions")
@@ -131,21 +154,30 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
     """Appends a prompt to the text and generates its continuation; the request is not learned from."""
     server, deployment = context.get_context(sessions.request), sessions.deployment
     assert isinstance(deployment, LanguageDeployment)
-    deadline, tokenizer = time.monotonic() + server.deployments.config.time_limit, deployment.model.tokenizer
+    started_at, tokenizer = time.monotonic(), deployment.model.tokenizer
     prompt = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
+    context.apply_rate_limits(sessions.request, sessions.key, len(prompt) + body.max_tokens)
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
-    sampling, served = SamplingParams(body.temperature, body.top_p, seed), await sessions.served_weights()
-    completion: SessionCompletion = await sessions.call(
-        TextSessions.complete, id, served.weights, served.digest, prompt, body.max_tokens, sampling, deadline,
-        num_tokens=len(prompt) + body.max_tokens,
-    )  # fmt: skip
-    num_generated = len(completion.tokens)
-    server.meter.count(sessions.key, deployment.name, len(prompt), num_generated)
-    server.rate_limits.release_tokens(sessions.key, body.max_tokens - num_generated)
-    text = decode(tokenizer, completion.tokens)
-    usage = describe_usage(len(prompt), num_generated)
+    sampling, generated = SamplingParams(body.temperature, body.top_p, seed), list[int]()
+
+    async def complete() -> SessionCompletion:
+        """Continues the text with the weights that answer the key now."""
+        epoch, served = sessions.texts.epoch, await sessions.served_weights()
+        deadline = started_at + server.deployments.config.time_limit
+        continuation = Continuation(served.weights, served.digest, epoch, prompt, body.max_tokens, sampling, deadline)
+        return await sessions.texts.complete(sessions.key.id, id, continuation, generated)
+
+    is_answered = False
+    try:
+        completion = await sessions.run(complete())
+        is_answered = True
+    finally:
+        if is_answered or generated:  # an abandoned request counts as far as it came
+            server.meter.count(sessions.key, deployment.name, len(prompt), len(generated))
+        server.rate_limits.release_tokens(sessions.key, body.max_tokens - len(generated))
+    usage = describe_usage(len(prompt), len(completion.tokens))
     return describe_session(completion.session) | {
-        "text": text,
+        "text": decode(tokenizer, completion.tokens),
         "finish_reason": completion.finish_reason,
         "usage": usage,
     }
@@ -153,7 +185,8 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
 
 async def _restore(sessions: TextCaller, id: str, state: bytes) -> Any:
     """Replaces the state of a session whose weights must be those that answer the key now."""
-    return await sessions.call(TextSessions.restore, id, state, (await sessions.served_weights()).digest)
+    epoch, served = sessions.texts.epoch, await sessions.served_weights()
+    return await sessions.call(TextSessions.restore, id, state, served.digest, epoch)
 
 
 add_session_routes(router, get_text_caller, _restore)

@@ -1,7 +1,7 @@
 """Sessions of agents: an outside program is the environment, and the server keeps the state of the agent.
 
-A session is one lifetime of the agent. In a frozen deployment its weights stay the initial ones; in an online
-deployment they learn from each step.
+A session is one lifetime of the agent. One thread takes the steps of all sessions of a deployment. In a frozen
+deployment the weights of a session stay the initial ones; in an online deployment they learn from each step.
 """
 
 import json
@@ -36,10 +36,11 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         name: The name of the deployment.
         agent: The agent; if it is online, the weights of each session learn.
         store: The database.
+        max_waiting: Calls of one key that may wait.
     """
 
-    def __init__(self, name: str, agent: AgentSession, store: Store) -> None:
-        super().__init__(name, store)
+    def __init__(self, name: str, agent: AgentSession, store: Store, *, max_waiting: float = float("inf")) -> None:
+        super().__init__(name, store, max_waiting=max_waiting)
         self.agent = agent
         self.digest = self._initial_digest()
 

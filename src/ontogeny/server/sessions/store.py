@@ -1,24 +1,24 @@
-"""The session store: named states on disk, each of one key, and the thread that works on the sessions of a deployment.
+"""The session store: named states on disk, each of one key, and the threads that work on the sessions of a deployment.
 
 The state of a session is on disk before a request is acknowledged, so sessions survive crashes. Sessions of agents
 and of texts share this module and differ in what a step does.
 """
 
 import secrets
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
-from ontogeny.engine.engine import QueueFull
 from ontogeny.errors import BadInput
+from ontogeny.server.fair_executor import FairExecutor, wait_for_call
+from ontogeny.server.sessions.turns import SessionTurns
 from ontogeny.server.store import Store
 
 MAX_SESSIONS = 1000  # per key
 MAX_UNUSED_TIME = 30 * 24 * 3600.0  # seconds after which an unused session may be deleted for a new one
-RETRY_AFTER = 1.0  # seconds
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class UnknownSession(LookupError):
@@ -50,32 +50,60 @@ def describe_session(session: StoredSession) -> dict[str, Any]:
 
 
 class SessionManager(ABC, Generic[SessionT]):
-    """The sessions of one deployment. One thread works on one session at a time.
+    """The sessions of one deployment.
+
+    The calls of one session run one after another; keys are served in turn.
 
     Args:
         name: The name of the deployment.
         store: The database.
-        max_waiting: Calls that may wait for the thread.
+        num_threads: How many sessions are worked on at the same time.
+        max_waiting: Calls of one key that may wait.
     """
 
-    def __init__(self, name: str, store: Store, max_waiting: float = float("inf")) -> None:
+    def __init__(self, name: str, store: Store, *, num_threads: int = 1, max_waiting: float = float("inf")) -> None:
         self.name, self._store = name, store
-        self._thread = ThreadPoolExecutor(1, f"sessions of {name}")
-        self._lock, self._num_waiting, self._max_waiting = threading.Lock(), 0, max_waiting
+        self.executor = FairExecutor(f"sessions of {name}", num_threads, max_waiting)
+        self.turns = SessionTurns(max_waiting)
 
     def stop(self) -> None:
-        """Finishes the current call and cancels the waiting ones."""
-        self._thread.shutdown(cancel_futures=True)
+        """Finishes the current calls and cancels the waiting ones."""
+        self.executor.stop()
 
-    def submit(self, method: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Calls a method of this manager on its thread; raises `QueueFull` if `max_waiting` calls wait."""
-        with self._lock:
-            if self._num_waiting >= self._max_waiting:
-                raise QueueFull(RETRY_AFTER)
-            self._num_waiting += 1
-        future = self._thread.submit(method, self, *arguments)
-        future.add_done_callback(self._finish)
-        return future
+    async def call(
+        self,
+        method: Callable[Concatenate[Any, str, Arguments], Result],
+        key: str,
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Calls a method of this manager on one of its threads, when it is the turn of the key.
+
+        If the task that awaits the result is cancelled, a call that has not begun is dropped; a call that has begun
+        may have changed a session, so its result is returned.
+
+        Args:
+            method: The method.
+            key: The id of the key that calls.
+            *args: Further arguments of the method.
+            **kwargs: Further arguments of the method by name.
+
+        Raises:
+            QueueFull: `max_waiting` calls of this key wait.
+        """
+        return await wait_for_call(self.executor.submit(key, method, self, key, *args, **kwargs))
+
+    async def call_in_turn(
+        self,
+        method: Callable[Concatenate[Any, str, str, Arguments], Result],
+        key: str,
+        id: str,
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Calls a method on the session `id` like `call`, after the earlier calls on that session have ended."""
+        async with self.turns.take(key, id):
+            return await self.call(method, key, id, *args, **kwargs)
 
     def get(self, key: str, id: str) -> SessionT:
         """Reads a session; raises `UnknownSession` if the key has none of this id."""
@@ -111,17 +139,14 @@ class SessionManager(ABC, Generic[SessionT]):
         return session._replace(id=id)
 
     def _write(self, key: str, session: SessionT) -> SessionT:
-        """Replaces the state of a session."""
+        """Replaces the state of a session; raises `UnknownSession` if it was deleted in the meantime."""
         query = "UPDATE sessions SET num_steps = ?, state = ?, used_at = ? WHERE id = ? AND deployment = ? AND key = ?"
         state = self._encode(session)
         with self._store.transaction():
-            self._store.execute(query, session.num_steps, state, time.time(), session.id, self.name, key)
+            parameters = session.num_steps, state, time.time(), session.id, self.name, key
+            if not self._store.execute(query, *parameters).rowcount:
+                raise UnknownSession(session.id)
         return session
-
-    def _finish(self, _: Future[Any]) -> None:
-        """Frees the place of a call in the queue."""
-        with self._lock:
-            self._num_waiting -= 1
 
     @abstractmethod
     def _encode(self, session: SessionT) -> bytes:

@@ -1,35 +1,40 @@
 """Sessions of texts: the activations of a language model, kept between requests and exported as files.
 
 Activations are the tokens in the context window with their keys and values. They belong to the weights that computed
-them; after the weights have learned, the session prefills its tokens again. The same calls on the same weights are
-bitwise reproducible. H heads, N cached tokens, D numbers per head.
+them; after the weights have learned, the session prefills its tokens again. The engine generates the continuations. The
+same calls on the same weights are bitwise reproducible. H heads, N cached tokens, C capacity, D numbers per head.
 """
 
+import asyncio
 import logging
-import time
+import threading
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jaxtyping import Float, Int32
 
 from ontogeny import trees
-from ontogeny.content import transformer
-from ontogeny.content.transformer import KVCache, TransformerConfig, TransformerWeights
-from ontogeny.engine.programs import prefill
-from ontogeny.engine.sampling import SamplingParams, sample_token
+from ontogeny.content.transformer import KVCache, TransformerWeights
+from ontogeny.engine.engine import Engine
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceActivations, TokenOutput
+from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
+from ontogeny.server.fair_executor import wait_for_call
 from ontogeny.server.sessions.store import SessionManager
 from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
 
 STATE = "text session"
+NUM_THREADS = 2  # that read and write states
 log = logging.getLogger(__name__)
-PREFILL_CHUNK = 32  # tokens
-MAX_WAITING = 64  # calls
+
+
+class GenerationFailed(Exception):
+    """The engine has failed or stops, so a text is not continued."""
 
 
 class TextActivations(NamedTuple):
@@ -54,6 +59,28 @@ class TextSession(NamedTuple):
     weights_digest: str  # of the version that computed the activations
 
 
+class Continuation(NamedTuple):
+    """What a request asks a text session to append.
+
+    Attributes:
+        weights: The weights that answer.
+        weights_digest: The digest of their version.
+        epoch: The value of `TextSessions.epoch` before the weights were chosen.
+        prompt: New tokens, possibly none.
+        max_tokens: Tokens to generate at most.
+        sampling: How tokens are sampled.
+        deadline: A value of `time.monotonic`.
+    """
+
+    weights: TransformerWeights
+    weights_digest: str
+    epoch: int
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: SamplingParams
+    deadline: float
+
+
 class SessionCompletion(NamedTuple):
     """The result of one call of `complete`."""
 
@@ -63,32 +90,62 @@ class SessionCompletion(NamedTuple):
 
 
 class TextSessions(SessionManager[TextSession]):
-    """The sessions of one language model."""
+    """The sessions of one language model.
 
-    def __init__(self, name: str, model: LanguageModel, store: Store) -> None:
-        super().__init__(name, store, MAX_WAITING)
-        self._model = model
-        self._chunk = min(PREFILL_CHUNK, model.config.context_length)
+    Args:
+        name: The name of the deployment.
+        model: The model.
+        engine: Generates the continuations.
+        store: The database.
+        max_waiting: Calls of one key that may wait.
+
+    Attributes:
+        epoch: How often activations of some weights were dropped.
+    """
+
+    def __init__(
+        self, name: str, model: LanguageModel, engine: Engine, store: Store, *, max_waiting: float = float("inf")
+    ) -> None:
+        super().__init__(name, store, num_threads=NUM_THREADS, max_waiting=max_waiting)
+        self._model, self._engine = model, engine
         self.trained_digest = trees.digest(model.weights)
-
-    def warm_up(self) -> None:
-        """Compiles prefill and decode."""
-        decoder = _TextDecoder(self._model.config, self._model.weights, self._chunk, [0, 0], self._empty_cache(), 0)
-        decoder.prefill(2)
-        decoder.decode()
+        self.epoch = 0
+        self._remaining_digests: frozenset[str] = frozenset()  # when activations were last dropped
+        self._activations_lock = threading.Lock()  # while states with activations are written
 
     def create(self, key: str, weights_digest: str) -> TextSession:
         """Begins an empty text for the weights of this digest."""
-        empty = tuple(np.asarray(leaf)[0, :, :0] for leaf in self._empty_cache().keys)
+        empty = self._empty_layers(0)
         activations = TextActivations(np.zeros(0, np.int32), empty, empty)
         return self._insert(key, TextSession("", 0, activations, weights_digest))
 
-    def drop_stale_activations(self, digests: Collection[str]) -> None:
-        """Deletes activations of weights that are not among these digests; the next call prefills again."""
-        self._thread.submit(self._drop_stale_activations, digests).result()
+    def fork(self, key: str, id: str) -> TextSession:
+        """Creates a new session that continues from the activations of this one."""
+        with self._activations_lock:
+            return super().fork(key, id)
 
-    def restore(self, key: str, id: str, data: bytes, weights_digest: str) -> TextSession:
-        """Replaces the state of a session by an exported one of the weights of this digest."""
+    def drop_stale_activations(self, digests: Collection[str]) -> None:
+        """Deletes activations of weights that are not among these digests; the next call prefills again.
+
+        This includes activations that are being computed.
+        """
+        with self._activations_lock:
+            self.epoch += 1
+            self._remaining_digests = frozenset(digests)
+        for id in self._store.select_values("SELECT id FROM sessions WHERE deployment = ?", self.name):
+            with self._activations_lock:
+                self._drop_if_stale(id)
+
+    def restore(self, key: str, id: str, data: bytes, weights_digest: str, epoch: int) -> TextSession:
+        """Replaces the state of a session by an exported one of the weights of this digest.
+
+        Args:
+            key: The id of the key that owns the session.
+            id: The session.
+            data: The exported state.
+            weights_digest: The digest of the weights that answer the key.
+            epoch: As for `Continuation`.
+        """
         self.get(key, id)
         session = self._decode(id, data)
         if session.weights_digest != weights_digest:
@@ -96,91 +153,114 @@ class TextSessions(SessionManager[TextSession]):
                 f"this state belongs to weights {session.weights_digest[:16]}, but the current weights are "
                 f"{weights_digest[:16]}"
             )
-        return self._write(key, session)
+        return self._write_activations(key, session, epoch)
 
-    def complete(
-        self,
-        key: str,
-        id: str,
-        weights: TransformerWeights,
-        weights_digest: str,
-        prompt: Sequence[int],
-        max_tokens: int,
-        sampling: SamplingParams,
-        deadline: float,
+    async def complete(
+        self, key: str, id: str, continuation: Continuation, generated: list[int] | None = None
     ) -> SessionCompletion:
-        """Appends a prompt to a text and generates its continuation.
+        """Appends a prompt to a text and generates its continuation when it is the turn of the session.
+
+        The session changes at the end or not at all: if the task that awaits this is cancelled, the sequence is
+        cancelled and the session stays as it was.
 
         Args:
             key: The id of the key that owns the session.
             id: The session.
-            weights: The weights that answer.
-            weights_digest: The digest of their version.
-            prompt: New tokens, possibly none.
-            max_tokens: Tokens to generate at most.
-            sampling: How tokens are sampled.
-            deadline: A value of `time.monotonic`.
+            continuation: What is appended.
+            generated: Receives the tokens as they are generated, however the call ends.
 
         Raises:
             BadInput: The text is empty and the tokenizer has no end token to begin with.
+            UnknownSession: The key has no session of this id.
+            QueueFull: Too many requests of this key wait.
             TimeoutError: The deadline passed; the session is unchanged.
+            GenerationFailed: The engine has failed; the session is unchanged.
         """
+        generated = [] if generated is None else generated
+        async with self.turns.take(key, id):
+            session, request = await self.executor.call(key, self._prepare, key, id, continuation)
+            end = await _generate(self._engine, request, generated)
+            if end.finish_reason == "time":
+                raise TimeoutError
+            if end.activations is None:
+                raise GenerationFailed
+            commit = self.executor.submit(key, self._commit, key, session, continuation, end.activations)
+            return SessionCompletion(generated, end.finish_reason, await wait_for_call(commit))
+
+    def _prepare(self, key: str, id: str, continuation: Continuation) -> tuple[TextSession, GenerationRequest]:
+        """Reads a session and returns it with the request that continues it."""
         session, end = self.get(key, id), self._model.tokenizer.end
-        tokens = [*session.activations.tokens.tolist(), *prompt]
-        if not tokens:
+        activations, num_cached = session.activations, session.activations.num_cached
+        before = tuple(activations.tokens.tolist())
+        prompt = (*before, *continuation.prompt)
+        if not prompt:
             if end is None:
                 raise BadInput("the text is empty, and this tokenizer has no token that begins a document")
-            tokens = [end]
-        if session.weights_digest == weights_digest:
-            cache, length = self._cache(session.activations), session.activations.num_cached
-            num_new = len(prompt) + min(len(session.activations.tokens), 1)  # the last token is not in the cache
-        else:
-            cache, length, num_new = self._empty_cache(), 0, len(tokens)
-        decoder = _TextDecoder(self._model.config, weights, self._chunk, tokens, cache, length)
-        decoder.prefill(num_new)
-        generated, reason = [], "length"
-        while len(generated) < max_tokens:
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            token = sample_token(decoder.decode(), sampling, len(generated))
-            if token == end:
-                decoder.length -= 1  # the last token is outside the cache again
-                reason = "stop"
-                break
-            generated.append(token)
-            tokens.append(token)
-        num_steps = session.num_steps + len(tokens) - len(session.activations.tokens)
-        after = TextSession(id, num_steps, decoder.activations(), weights_digest)
-        return SessionCompletion(generated, reason, self._write(key, after))
+            prompt = (end,)
+        is_current = num_cached and session.weights_digest == continuation.weights_digest
+        return session, GenerationRequest(
+            continuation.weights,
+            prompt,
+            continuation.max_tokens,
+            continuation.sampling,
+            end,
+            deadline=continuation.deadline,
+            cache_scope=(key, continuation.weights_digest),
+            owner=key,
+            activations=SequenceActivations(before, self._cache(activations), num_cached) if is_current else None,
+            returns_activations=True,
+        )
 
-    def _drop_stale_activations(self, digests: Collection[str]) -> None:
-        """See `drop_stale_activations`; runs on the thread of the sessions."""
-        query = "SELECT key, id FROM sessions WHERE deployment = ?"
-        for key, id in self._store.execute(query, self.name):
-            state = self._store.select_value("SELECT state FROM sessions WHERE id = ?", id)
-            try:
-                if state is None or read_metadata(state, STATE).get("weights_digest") in {*digests, ""}:
-                    continue
-                session = self._decode(id, state)
-            except BadInput as error:  # the session cannot be continued either
-                log.warning("the session %s of '%s' cannot be read: %s", id, self.name, error)
-            else:
-                empty = tuple(leaf[:, :0] for leaf in session.activations.keys)
-                activations = session.activations._replace(keys=empty, values=empty)
-                self._write(key, session._replace(weights_digest="", activations=activations))
+    def _commit(
+        self, key: str, session: TextSession, continuation: Continuation, after: SequenceActivations
+    ) -> TextSession:
+        """Writes the state of a session after its continuation."""
+        keys, values = (
+            tuple(np.asarray(leaf)[0, :, : after.num_cached] for leaf in part)
+            for part in (after.cache.keys, after.cache.values)
+        )
+        tokens = np.array(after.tokens[-self._model.config.context_length - 1 :], np.int32)
+        num_steps = session.num_steps + len(after.tokens) - len(session.activations.tokens)
+        activations = TextActivations(tokens, keys, values)
+        after_session = TextSession(session.id, num_steps, activations, continuation.weights_digest)
+        return self._write_activations(key, after_session, continuation.epoch)
+
+    def _write_activations(self, key: str, session: TextSession, epoch: int) -> TextSession:
+        """Writes a session, without activations of weights that were dropped since the epoch."""
+        with self._activations_lock:
+            if epoch != self.epoch and session.weights_digest not in self._remaining_digests:
+                session = _without_activations(session)
+            return self._write(key, session)
+
+    def _drop_if_stale(self, id: str) -> None:
+        """Deletes the activations of a session whose weights are not among the remaining ones."""
+        record = next(iter(self._store.execute("SELECT key, state FROM sessions WHERE id = ?", id)), None)
+        try:
+            if record is None or read_metadata(record["state"], STATE)["weights_digest"] in self._remaining_digests:
+                return
+            session = self._decode(id, record["state"])
+        except (BadInput, KeyError) as error:  # the session cannot be continued either
+            log.warning("the session %s of '%s' cannot be read: %s", id, self.name, error)
+            return
+        if session.activations.num_cached:
+            self._write(record["key"], _without_activations(session))
 
     def _cache(self, activations: TextActivations) -> KVCache:
         """Copies activations into a cache of full capacity."""
-        empty, length = self._empty_cache(), activations.num_cached
 
-        def fill(leaves: tuple[Array, ...], parts: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
-            return tuple(leaf.at[0, :, :length].set(part) for leaf, part in zip(leaves, parts, strict=True))
+        def fill(parts: tuple[np.ndarray, ...]) -> tuple[jax.Array, ...]:
+            layers = self._empty_layers(self._engine.max_sequence_length)
+            for layer, part in zip(layers, parts, strict=True):
+                layer[:, : activations.num_cached] = part
+            return tuple(jnp.asarray(layer[None]) for layer in layers)
 
-        return empty._replace(keys=fill(empty.keys, activations.keys), values=fill(empty.values, activations.values))
+        return KVCache(fill(activations.keys), fill(activations.values), jnp.zeros(1, jnp.int32))
 
-    def _empty_cache(self) -> KVCache:
-        """An empty cache of one sequence."""
-        return transformer.init_cache(self._model.config, 1)
+    def _empty_layers(self, num_tokens: int) -> tuple[Float[np.ndarray, "H C D"], ...]:
+        """Keys or values of every layer for a number of tokens."""
+        config = self._model.config
+        shape = config.num_heads, num_tokens, config.width // config.num_heads
+        return tuple(np.zeros(shape, np.float32) for _ in range(config.num_layers))
 
     def _encode(self, session: TextSession) -> bytes:
         """The exported bytes of a session."""
@@ -205,8 +285,7 @@ class TextSessions(SessionManager[TextSession]):
         try:
             arrays = decode_state(data)
             num_cached, num_tokens = arrays["keys.0"].shape[1], len(arrays["tokens"])
-            part = np.zeros((config.num_heads, num_cached, config.width // config.num_heads), np.float32)
-            layers = tuple(part for _ in range(config.num_layers))
+            layers = self._empty_layers(num_cached)
             template = TextActivations(np.zeros(num_tokens, np.int32), layers, layers)
             activations = jax.tree.map(np.asarray, trees.from_arrays(template, arrays))
             weights_digest = str(metadata["weights_digest"])
@@ -223,53 +302,35 @@ class TextSessions(SessionManager[TextSession]):
         return TextSession(id, num_steps, activations, weights_digest)
 
 
-class _TextDecoder:
-    """One text while it grows.
+def _without_activations(session: TextSession) -> TextSession:
+    """Returns a session with its tokens alone; the next call prefills them."""
+    empty = tuple(layer[:, :0] for layer in session.activations.keys)
+    return session._replace(weights_digest="", activations=session.activations._replace(keys=empty, values=empty))
 
-    The cache holds `length` tokens: of the tokens in the context window all but the last one, which `decode` processes.
+
+async def _generate(engine: Engine, request: GenerationRequest, generated: list[int]) -> FinishOutput:
+    """Submits a request and awaits its end; cancels it if the task that awaits this is cancelled.
+
+    Args:
+        generated: Receives the tokens.
     """
+    loop = asyncio.get_running_loop()
+    finished = loop.create_future()
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        weights: TransformerWeights,
-        chunk: int,
-        tokens: list[int],
-        cache: KVCache,
-        length: int,
-    ) -> None:
-        self.config, self.weights, self.chunk = config, weights, chunk
-        self.tokens, self.cache, self.length = tokens, cache, length
+    def finish(output: FinishOutput) -> None:
+        """Ends the wait; runs on the event loop."""
+        if not finished.done():
+            finished.set_result(output)
 
-    def prefill(self, num_new: int) -> None:
-        """Processes the last `num_new` tokens, which are not in the cache, except the very last one.
+    def on_output(output: TokenOutput | list[TokenLogprobs] | FinishOutput) -> None:
+        """Receives an output on a thread of the engine."""
+        if isinstance(output, TokenOutput):
+            generated.append(output.token)
+        elif isinstance(output, FinishOutput):
+            loop.call_soon_threadsafe(finish, output)
 
-        If they do not fit into the context window, the cache is emptied and starts again with half a window of tokens.
-        """
-        if self.length + num_new > self.config.context_length:
-            self.length, num_new = 0, min(len(self.tokens), max(self.config.context_length // 2, 1))
-        tokens = self.tokens[len(self.tokens) - num_new : -1]
-        for start in range(0, len(tokens), self.chunk):
-            chunk = tokens[start : start + self.chunk]
-            self._append(np.array([*chunk, *[0] * (self.chunk - len(chunk))], np.int32), len(chunk))
-
-    def decode(self) -> np.ndarray:
-        """Processes the last token; returns the logits [V] of the next one."""
-        if self.length == self.config.context_length:
-            self.prefill(1)
-        return self._append(np.array(self.tokens[-1:], np.int32), 1)
-
-    def activations(self) -> TextActivations:
-        """The tokens and cache as arrays."""
-        keys, values = (
-            tuple(np.asarray(leaf)[0, :, : self.length] for leaf in part)
-            for part in (self.cache.keys, self.cache.values)
-        )
-        return TextActivations(np.array(self.tokens[-self.config.context_length - 1 :], np.int32), keys, values)
-
-    def _append(self, tokens: np.ndarray, count: int) -> np.ndarray:
-        """Processes the first `count` of these tokens; returns the logits [V] after the last one."""
-        start, num_tokens, all_logits = np.int32(self.length), np.int32(count), False
-        self.cache, logits = prefill(self.config, self.weights, self.cache, start, tokens, num_tokens, all_logits)
-        self.length += count
-        return np.asarray(logits)
+    handle = engine.submit(request, on_output)
+    try:
+        return await finished
+    finally:
+        handle.cancel()
