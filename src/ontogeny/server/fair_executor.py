@@ -63,9 +63,9 @@ class FairExecutor:
 
         Args:
             owner: On whose behalf the function is called.
-            function: The function.
-            *args: Its arguments.
-            **kwargs: Its arguments by name.
+            function: Runs on one of the threads.
+            *args: Passed to the function.
+            **kwargs: Passed to the function by name.
 
         Raises:
             QueueFull: `max_waiting` calls of this owner wait, or the executor has stopped.

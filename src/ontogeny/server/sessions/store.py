@@ -83,10 +83,10 @@ class SessionManager(ABC, Generic[SessionT]):
         may have changed a session, so its result is returned.
 
         Args:
-            method: The method.
+            method: A method of the subclass.
             key: The id of the key that calls.
-            *args: Further arguments of the method.
-            **kwargs: Further arguments of the method by name.
+            *args: Passed to the method after the key.
+            **kwargs: Passed to the method by name.
 
         Raises:
             QueueFull: `max_waiting` calls of this key wait.
