@@ -126,11 +126,14 @@ def test_an_update_interrupted_before_its_commit_is_learned_once(branch_learner,
 
 def test_branches_and_sessions_of_a_database_of_format_3_answer_as_before(branch_learner, branches, model, tmp_path):
     learn(branches, TEXTS[:2])
-    session = TextSessions("story", model, branches.store).create("a", branches.trained_digest)
+    session = TextSessions("story", model, Engine(model.config), branches.store).create("a", branches.trained_digest)
     branches.add_example("a", "a", TEXTS[2])
     copy_as_format_3(branches.store.folder, tmp_path / "format_3")
     converted = open_branches(branch_learner, tmp_path / "format_3")
-    assert TextSessions("story", model, converted.store).get("a", session.id).weights_digest == session.weights_digest
+    assert (
+        TextSessions("story", model, Engine(model.config), converted.store).get("a", session.id).weights_digest
+        == session.weights_digest
+    )
     assert trees.bitwise_equal(current_weights(converted), current_weights(branches))
     learn(converted, TEXTS[3:])
     learn(branches, TEXTS[3:])

@@ -163,8 +163,16 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
     async def complete() -> SessionCompletion:
         """Continues the text with the weights that answer the key now."""
         epoch, served = sessions.texts.epoch, await sessions.served_weights()
-        deadline = started_at + server.deployments.config.time_limit
-        continuation = Continuation(served.weights, served.digest, epoch, prompt, body.max_tokens, sampling, deadline)
+        continuation = Continuation(
+            served.weights,
+            served.digest,
+            epoch,
+            prompt,
+            body.max_tokens,
+            sampling,
+            started_at + server.deployments.config.time_limit,
+            served.cache_epoch,
+        )
         return await sessions.texts.complete(sessions.key.id, id, continuation, generated)
 
     is_answered = False

@@ -70,6 +70,7 @@ class Continuation(NamedTuple):
         max_tokens: Tokens to generate at most.
         sampling: How tokens are sampled.
         deadline: A value of `time.monotonic`.
+        cache_epoch: The epoch of the engine's prefix cache before the weights were chosen; None for the present one.
     """
 
     weights: TransformerWeights
@@ -79,6 +80,7 @@ class Continuation(NamedTuple):
     max_tokens: int
     sampling: SamplingParams
     deadline: float
+    cache_epoch: int | None = None
 
 
 class SessionCompletion(NamedTuple):
@@ -206,6 +208,7 @@ class TextSessions(SessionManager[TextSession]):
             end,
             deadline=continuation.deadline,
             cache_scope=(key, continuation.weights_digest),
+            cache_epoch=continuation.cache_epoch,
             owner=key,
             activations=SequenceActivations(before, self._cache(activations), num_cached) if is_current else None,
             returns_activations=True,
