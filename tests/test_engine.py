@@ -17,7 +17,7 @@ from ontogeny.engine import programs
 from ontogeny.engine.engine import Engine, QueueFull
 from ontogeny.engine.prefix_cache import PrefixCache
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceState, TokenOutput
-from ontogeny.engine.sampling import SamplingParams, compute_logprobs, sample_token
+from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adjustments, sample_token
 from ontogeny.engine.scheduler import MIN_DECODE_STEPS, PrefillTask, Scheduler
 from ontogeny.engine.text_stream import TextStream, TokenOffsets
 from ontogeny.errors import BadInput
@@ -85,7 +85,19 @@ def random_request(number, weights):
     prompt = tuple(int(t) for t in generator.integers(0, 256, length))
     params = SamplingParams([0.0, 1.0, 0.7][number % 3], [1.0, 0.9][number % 2], number)
     max_tokens = number % 2 if score_prompt else int(generator.integers(0, 40))
-    return make_request(weights, prompt, max_tokens, params, 256, num_logprobs=number % 4, score_prompt=score_prompt)
+    adjustments = make_adjustments(
+        presence_penalty=number % 5 / 4, frequency_penalty=number % 5 / 8, logit_bias={number % 256: -50.0}
+    )
+    return make_request(
+        weights,
+        prompt,
+        max_tokens,
+        params,
+        256,
+        num_logprobs=number % 4,
+        score_prompt=score_prompt,
+        logit_adjustments=adjustments if number % 2 else None,
+    )
 
 
 def answer_all(engine, requests):
@@ -273,6 +285,21 @@ def test_a_scored_prompt_is_followed_by_one_token_even_the_end_token(engine, wei
     assert [t.token for t in tokens] == [256] and len(scores) == 3 and reason == "stop"
     assert tokens[0].logprobs.logprob == tokens[0].logprobs.top_logprobs[0][1]
     assert answer(engine, make_request(biased, (1, 2, 3), 9, GREEDY, 256))[1:] == ([], "stop")
+
+
+def test_adjusted_logits_change_tokens_and_not_the_log_probabilities_of_the_model(engine, weights):
+    def answer_with(**adjustments):
+        request = make_request(weights, (1, 2), 12, GREEDY, 256, num_logprobs=1)
+        return answer(engine, request._replace(logit_adjustments=make_adjustments(**adjustments)))[1]
+
+    plain, excluded = answer_with(), answer_with(logit_bias={256: -100.0})
+    first = plain[0].token
+    other = answer_with(logit_bias={first: -100.0})
+    assert first not in [output.token for output in other]
+    assert other[0].logprobs.top_logprobs == plain[0].logprobs.top_logprobs
+    assert answer_with(presence_penalty=0.0) == plain and len(excluded) == 12
+    varied = [output.token for output in answer_with(presence_penalty=2.0, frequency_penalty=2.0)]
+    assert len(set(varied)) > len({output.token for output in plain})
 
 
 def test_an_answer_continues_beyond_the_context(engine, weights):

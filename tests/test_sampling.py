@@ -110,3 +110,49 @@ def test_seeds_of_choices_are_hashed(seed, choice, other_seed, other_choice):
 def test_repeats_of_a_request_have_different_seeds():
     seeds = sampling.derive_seeds_of_repeats(["a", "b", "a", "a", "b"])
     assert seeds[0] == seeds[1] == 0 and seeds[2] == seeds[4] and len(set(seeds)) == 3
+
+
+BIASES = st.dictionaries(st.integers(0, 39), st.floats(-100, 100, width=32), max_size=8)
+
+
+@given(LOGITS, st.lists(st.integers(0, 39), max_size=12), SEEDS, st.integers(0, 9))
+def test_adjustments_of_zero_change_no_bit(logits, generated, seed, position):
+    assert sampling.make_adjustments(logit_bias={3: 0.0}) is None
+    none = sampling.LogitAdjustments()
+    assert sampling.adjust_logits(logits, none, [t % len(logits) for t in generated], 0).tobytes() == logits.tobytes()
+
+
+@given(LOGITS, st.floats(-2, 2), st.floats(-2, 2), BIASES, st.lists(st.integers(0, 39), max_size=12))
+def test_penalties_and_biases_follow_the_definition_of_the_api(logits, presence, frequency, biases, generated):
+    """Logit minus frequency penalty times count, minus presence penalty where the count is not 0, plus bias."""
+    V = len(logits)
+    generated, biases = [t % V for t in generated], {t % V: bias for t, bias in biases.items()}
+    adjustments = (
+        sampling.make_adjustments(presence_penalty=presence, frequency_penalty=frequency, logit_bias=biases)
+        or sampling.LogitAdjustments()
+    )
+    before = logits.copy()
+    adjusted = sampling.adjust_logits(logits, adjustments, generated, None)
+    assert logits.tobytes() == before.tobytes()  # other answers share them
+    for token in range(V):
+        count, bias = generated.count(token), biases.get(token, 0.0)
+        expected = logits[token] - frequency * count - presence * (count > 0) + bias
+        assert adjusted[token] == pytest.approx(expected if bias > -100 else sampling.FORBIDDEN_LOGIT, abs=1e-3)
+
+
+@given(LOGITS, st.sets(st.integers(0, 39), max_size=20), st.sampled_from([0.0, 0.1, 1.0, 100.0]), SEEDS)
+def test_a_token_with_the_lowest_bias_is_never_sampled(logits, excluded, temperature, seed):
+    excluded = {token % len(logits) for token in excluded} - {int(np.argmin(logits))}  # any but the least probable
+    adjustments = sampling.make_adjustments(logit_bias=dict.fromkeys(excluded, -100.0), presence_penalty=-2.0)
+    for position in range(20):
+        adjusted = sampling.adjust_logits(logits, adjustments, list(excluded), None)
+        assert sample_token(adjusted, SamplingParams(temperature, seed=seed), position) not in excluded
+
+
+@given(LOGITS, st.integers(0, 5), st.integers(0, 8), SEEDS)
+def test_the_end_token_is_not_sampled_before_min_tokens(logits, min_tokens, num_generated, seed):
+    logits = np.concatenate([logits, [np.float32(50.0)]])
+    end = len(logits) - 1
+    adjustments = sampling.LogitAdjustments(min_tokens=min_tokens)
+    adjusted = sampling.adjust_logits(logits, adjustments, [0] * num_generated, end)
+    assert (sample_token(adjusted, SamplingParams(0.0), 0) == end) == (num_generated >= min_tokens)

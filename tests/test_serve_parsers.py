@@ -114,7 +114,8 @@ MODELS = [
 
 @given(st.sampled_from(MODELS), st.data())
 def test_request_bodies_are_accepted_or_rejected(model, data):
-    body = {name: data.draw(JSON) for name in model.model_fields if data.draw(st.booleans())}
+    names = data.draw(st.lists(st.sampled_from(list(model.model_fields)), max_size=6, unique=True))
+    body = {name: data.draw(JSON) for name in names}
     try:
         request = model.model_validate(body)
     except ValidationError as error:

@@ -30,7 +30,7 @@ from ontogeny.engine.requests import (
     SequenceState,
     TokenOutput,
 )
-from ontogeny.engine.sampling import TokenLogprobs, compute_logprobs, sample_token
+from ontogeny.engine.sampling import TokenLogprobs, adjust_logits, compute_logprobs, sample_token
 from ontogeny.engine.scheduler import DecodeTask, PrefillTask, Scheduler
 from ontogeny.errors import BadInput
 
@@ -377,7 +377,11 @@ class Engine:
         if sequence.num_generated >= request.max_tokens:
             return self._complete(batch, sequence, "length", is_cached=True)
         assert sequence.next_logits is not None
-        token = sample_token(sequence.next_logits, request.sampling_params, sequence.num_generated)
+        logits = sequence.next_logits
+        if request.logit_adjustments is not None:
+            generated = sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
+            logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_token)
+        token = sample_token(logits, request.sampling_params, sequence.num_generated)
         logprobs = None
         if request.num_logprobs is not None:
             logprobs = compute_logprobs(sequence.next_logits, token, request.num_logprobs)

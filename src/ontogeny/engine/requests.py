@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.content.transformer import KVCache, TransformerWeights
-from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
+from ontogeny.engine.sampling import LogitAdjustments, SamplingParams, TokenLogprobs
 
 CacheScope = tuple[str, str]  # the owner of a prompt and the digest of the weights that processed it
 
@@ -46,6 +46,7 @@ class GenerationRequest(NamedTuple):
         activations: Activations of the same weights, whose tokens begin the prompt; None to begin without any.
         returns_activations: Whether the end of a complete answer carries the activations.
         cache_epoch: The epoch of the prefix cache before the weights were chosen; None for the epoch of the arrival.
+        logit_adjustments: How the logits differ from those of the model when a token is drawn.
     """
 
     weights: TransformerWeights
@@ -61,6 +62,7 @@ class GenerationRequest(NamedTuple):
     activations: SequenceActivations | None = None
     returns_activations: bool = False
     cache_epoch: int | None = None
+    logit_adjustments: LogitAdjustments | None = None
 
 
 class TokenOutput(NamedTuple):

@@ -1,7 +1,6 @@
 """Routes of the OpenAI API: models, completions and chat completions."""
 
 import asyncio
-import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -11,11 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ontogeny.engine.requests import GenerationRequest
-from ontogeny.engine.sampling import SamplingParams, derive_seed
+from ontogeny.engine.sampling import LogitAdjustments
 from ontogeny.errors import StorageUnavailable
 from ontogeny.lm.tokenizer import decode
 from ontogeny.runs.records import encode_line
-from ontogeny.server.api import context, errors, protocol
+from ontogeny.server.api import candidates, context, errors, protocol
 from ontogeny.server.api.branches import learner_busy
 from ontogeny.server.api.context import Caller
 from ontogeny.server.api.errors import ApiError
@@ -43,6 +42,7 @@ class PromptBatch(NamedTuple):
     num_alternatives: int | None  # None: no log-probabilities
     echo: bool = False  # whether the prompts are scored too
     training_text: str = ""  # learned by an online deployment
+    logit_adjustments: LogitAdjustments | None = None
 
 
 @router.get("/v1/models")
@@ -61,7 +61,9 @@ def show_model(request: Request, model: str, key: Caller) -> dict[str, Any]:
 @router.post("/v1/completions", responses={200: STREAM})
 async def complete(request: Request, body: CompletionRequest, key: Caller) -> Any:
     """Continues each prompt; with `echo` and `logprobs` the prompts are scored too."""
-    deployment, prompts, n = context.get_language_model(request, body.model), body.prompts, body.n or 1
+    deployment, prompts = context.get_language_model(request, body.model), body.prompts
+    candidates.check_choices(body)
+    n = body.num_candidates
     if not prompts:
         raise errors.bad_request("the list of prompts is empty", "prompt")
     if n * len(prompts) > protocol.MAX_PROMPTS:
@@ -73,11 +75,20 @@ async def complete(request: Request, body: CompletionRequest, key: Caller) -> An
     has_texts = body.echo or is_learned or body.logprobs is not None
     texts = [p if isinstance(p, str) else decode(tokenizer, p) for p in prompts] if has_texts else []
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    batch = PromptBatch(tokens, max_tokens, body.logprobs, bool(body.echo), texts[0] if is_learned else "")
+    num_alternatives = 0 if body.logprobs is None and n > (body.n or 1) else body.logprobs  # candidates are compared
+    batch = PromptBatch(
+        tokens,
+        max_tokens,
+        num_alternatives,
+        bool(body.echo),
+        texts[0] if is_learned else "",
+        _adjustments(deployment, body, max_tokens),
+    )
     prepared = await _prepare(request, deployment, key, body, batch)
     echoed = [text for text in texts for _ in range(n)] if body.echo else []
     lengths = [len(text) for text in texts for _ in range(n)]
     prepared = prepared._replace(echoed_prompts=echoed, prompt_lengths=lengths, id=f"cmpl-{prepared.id}")
+    prepared = prepared._replace(num_candidates=n, num_choices=body.n or 1)
     return await _respond(request, CompletionFormat(prepared, body.logprobs), body)
 
 
@@ -88,14 +99,23 @@ async def complete_chat(request: Request, body: ChatRequest, key: Caller) -> Any
     limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
     max_tokens = next(limit for limit in limits if limit is not None)
     tokens = await prompt_tokens(deployment, protocol.chat_prompt(body.messages))
+    if body.top_logprobs and not body.logprobs:
+        raise errors.bad_request("top_logprobs requires logprobs: true", "top_logprobs")
     num_alternatives = (body.top_logprobs or 0) if body.logprobs else None
     training_text = "\n\n".join(message.text for message in body.messages if message.role == "user")
     if body.learn is False:
         training_text = ""
-    batch = PromptBatch([tokens], max_tokens, num_alternatives, training_text=training_text)
+    adjustments = _adjustments(deployment, body, max_tokens)
+    batch = PromptBatch([tokens], max_tokens, num_alternatives, False, training_text, adjustments)
     prepared = await _prepare(request, deployment, key, body, batch)
     prepared = prepared._replace(id=f"chatcmpl-{prepared.id}")
-    return await _respond(request, ChatFormat(prepared, bool(body.logprobs)), body, protocol.CHAT_STOPS)
+    return await _respond(request, ChatFormat(prepared, bool(body.logprobs)), body, body.chat_stops)
+
+
+def _adjustments(deployment: LanguageDeployment, body: CompletionFields, max_tokens: int) -> LogitAdjustments | None:
+    """How the logits of each answer are adjusted."""
+    model = deployment.model
+    return candidates.make_logit_adjustments(body, model.tokenizer, model.config.vocab_size, max_tokens)
 
 
 def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
@@ -110,7 +130,7 @@ async def _prepare(
     request: Request, deployment: LanguageDeployment, key: ApiKey, body: CompletionFields, batch: PromptBatch
 ) -> PreparedRequest:
     """Applies the limits, writes the training example, and creates one sequence per choice."""
-    started_at, n, max_length = time.monotonic(), body.n or 1, deployment.engine.max_sequence_length
+    started_at, n, max_length = time.monotonic(), body.num_candidates, deployment.engine.max_sequence_length
     for prompt in batch.prompts:
         if batch.echo and len(prompt) > max_length:
             message = f"the prompt has {len(prompt)} tokens; only {max_length} fit in the context window for scoring"
@@ -132,23 +152,16 @@ async def _prepare(
             cache_scope=(key.id, served.digest),
             owner=key.id,
             cache_epoch=served.cache_epoch,
+            logit_adjustments=batch.logit_adjustments,
         )
         for prompt in batch.prompts
-        for sampling_params in _sampling_params(body)
+        for sampling_params in candidates.make_sampling_params(body)
     ]
     id, created_at = uuid.uuid4().hex, int(time.time())
-    return PreparedRequest(deployment, served, key, sequences, num_prompt_tokens, example, started_at, id, created_at)
-
-
-def _sampling_params(body: CompletionFields) -> list[SamplingParams]:
-    """How each candidate of one prompt is drawn.
-
-    Of a request with a seed, each prompt has the answers of a request of its own; without one, all answers differ.
-    """
-    seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
-    temperature = 1.0 if body.temperature is None else body.temperature
-    top_p = 1.0 if body.top_p is None else body.top_p
-    return [SamplingParams(temperature, top_p, derive_seed(seed, number)) for number in range(body.n or 1)]
+    return PreparedRequest(
+        deployment, served, key, sequences, num_prompt_tokens, example, started_at, id, created_at,
+        num_choices=n, num_candidates=n, ignored_fields=body.unknown_fields,
+    )  # fmt: skip
 
 
 async def _add_example(request: Request, deployment: LanguageDeployment, key: ApiKey, text: str) -> int | None:

@@ -1,7 +1,8 @@
 """Request bodies: the supported part of the OpenAI API, and the routes of ontogeny beside it.
 
-Unknown fields are ignored and null means absent, as clients of the OpenAI API expect. Old names of fields of the
-routes of ontogeny are rejected with the new name.
+Unknown fields are ignored, and named in the response; null means absent, as clients of the OpenAI API expect. Known
+fields that are not supported are refused: see `unsupported`. Old names of fields of the routes of ontogeny are rejected
+with the new name.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,14 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
 
 from ontogeny.renamed import renamed_hint
+from ontogeny.server.api.unsupported import DefaultOnly, UnsupportedFields
 
 MAX_TOKENS = 4096  # per answer
 MAX_CHOICES = 16
 MAX_PROMPTS = 256
 MAX_STOPS = 16
+MAX_BIASES = 1024
 NUM_SEEDS = 2**64
 MAX_INTEGER = 2**63  # exclusive; of the database
-CHAT_STOPS = ("\n\nUser:",)
 
 
 def _check_encodable(text: str) -> str:
@@ -40,9 +42,19 @@ Prompt = (
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
-class CompletionFields(BaseModel):
+class StreamOptions(BaseModel):
+    """What a stream holds beside the text. A stream is never obfuscated."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    continuous_usage_stats: Annotated[Any, DefaultOnly(False)] = None
+
+
+class CompletionFields(UnsupportedFields):
     """The common fields of completions and chat completions."""
 
     model: Text | None = None
@@ -52,7 +64,16 @@ class CompletionFields(BaseModel):
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=NUM_SEEDS)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = Field(
+        None, description="Extension of vLLM: sample from this many of the most probable tokens; 0 or -1 for all."
+    )
+    min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = Field(
+        None, description="Extension of vLLM: neither the end token nor a stop string ends an answer before."
+    )
     learn: bool | None = Field(
         None, description="Extension of ontogeny: if false, an online deployment does not learn from this request."
     )
@@ -65,7 +86,12 @@ class CompletionFields(BaseModel):
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the usage of tokens."""
-        return bool((self.stream_options or {}).get("include_usage"))
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def num_candidates(self) -> int:
+        """The number of answers that are generated for each prompt; those that are not returned count as usage."""
+        return self.n or 1
 
 
 class CompletionRequest(CompletionFields):
@@ -75,6 +101,15 @@ class CompletionRequest(CompletionFields):
     max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
+    best_of: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_completion_tokens: Annotated[Any, DefaultOnly()] = None
+    messages: Annotated[Any, DefaultOnly()] = None
+    top_logprobs: Annotated[Any, DefaultOnly()] = None
+
+    @property
+    def num_candidates(self) -> int:
+        """See `CompletionFields.num_candidates`."""
+        return self.best_of or self.n or 1
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -100,12 +135,17 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | list[MessagePart] | None = None
+    name: Annotated[Text, Field(max_length=64)] | None = None
+    refusal: Text | None = None  # of an assistant, instead of a content
+    audio: Annotated[Any, DefaultOnly()] = None
+    function_call: Annotated[Any, DefaultOnly()] = None
+    tool_calls: Annotated[Any, DefaultOnly([])] = None
 
     @property
     def text(self) -> str:
         """The text of all parts."""
         if self.content is None or isinstance(self.content, str):
-            return self.content or ""
+            return self.content or self.refusal or ""
         return "".join(part.text or part.refusal or "" for part in self.content)
 
 
@@ -117,6 +157,15 @@ class ChatRequest(CompletionFields):
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[Any, DefaultOnly(1)] = None
+    echo: Annotated[Any, DefaultOnly(False)] = None
+    prompt: Annotated[Any, DefaultOnly()] = None
+
+    @property
+    def chat_stops(self) -> list[str]:
+        """The strings with which the next message of a user would begin in `chat_prompt`."""
+        is_named = any(message.name for message in self.messages if message.role == "user")
+        return ["\n\nUser:", "\n\nUser ("] if is_named else ["\n\nUser:"]
 
 
 class TokenizeRequest(BaseModel):
@@ -167,14 +216,31 @@ class ForkRequest(OntogenyRequest):
     owner_key: Text | None = Field(None, description="The id of the key that owns the source; the caller's by default.")
 
 
-class ContinuationRequest(OntogenyRequest):
-    """A prompt that is appended to the text of a session, and how its continuation is generated."""
+class ContinuationRequest(OntogenyRequest, UnsupportedFields):
+    """A prompt that is appended to the text of a session, and how its continuation is generated.
+
+    Fields of completions that have no meaning here are refused.
+    """
 
     prompt: Text = ""
     max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] = 16
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     seed: Annotated[StrictInt, Field(ge=0, lt=NUM_SEEDS)] | None = None
+    best_of: Annotated[Any, DefaultOnly(1)] = None
+    echo: Annotated[Any, DefaultOnly(False)] = None
+    frequency_penalty: Annotated[Any, DefaultOnly(0)] = None
+    logit_bias: Annotated[Any, DefaultOnly({})] = None
+    logprobs: Annotated[Any, DefaultOnly(False)] = None
+    max_completion_tokens: Annotated[Any, DefaultOnly()] = None
+    messages: Annotated[Any, DefaultOnly()] = None
+    min_tokens: Annotated[Any, DefaultOnly(0)] = None
+    n: Annotated[Any, DefaultOnly(1)] = None
+    presence_penalty: Annotated[Any, DefaultOnly(0)] = None
+    stop: Annotated[Any, DefaultOnly([])] = None
+    stream: Annotated[Any, DefaultOnly(False)] = None
+    top_k: Annotated[Any, DefaultOnly(0, -1)] = None
+    top_logprobs: Annotated[Any, DefaultOnly()] = None
 
 
 class LifetimeRequest(OntogenyRequest):
@@ -200,6 +266,11 @@ class ObservationRequest(FeedbackRequest):
 
 def chat_prompt(messages: list[Message]) -> str:
     """Converts a conversation to one text by a plain template, for models without a template of their own."""
-    names = {"system": "", "developer": "", "user": "User: ", "assistant": "Assistant: "}
-    turns = [f"{names.get(message.role, message.role.capitalize() + ': ')}{message.text}\n\n" for message in messages]
-    return "".join(turns) + "Assistant:"
+    return "".join(f"{_speaker(message)}{message.text}\n\n" for message in messages) + "Assistant:"
+
+
+def _speaker(message: Message) -> str:
+    """The beginning of a message in `chat_prompt`; the instructions of the system have none."""
+    if message.name:
+        return f"{message.role.capitalize()} ({message.name}): "
+    return "" if message.role in ("system", "developer") else f"{message.role.capitalize()}: "

@@ -56,7 +56,8 @@ async def stream_outputs(
 
     watch = asyncio.create_task(_wait_for_disconnect(request, queue))
     try:
-        callbacks = [_output_callback(index, TextStream(tokenizer, stops), put) for index in range(len(sequences))]
+        texts = [TextStream(tokenizer, stops, _min_tokens(sequence)) for sequence in sequences]
+        callbacks = [_output_callback(index, text, put) for index, text in enumerate(texts)]
         try:
             handles = engine.submit_all(sequences, callbacks)
         except QueueFull as error:
@@ -76,6 +77,11 @@ async def stream_outputs(
             handle.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await watch
+
+
+def _min_tokens(sequence: GenerationRequest) -> int:
+    """The number of tokens before which a stop string does not end the answer."""
+    return 0 if sequence.logit_adjustments is None else sequence.logit_adjustments.min_tokens
 
 
 def _output_callback(
