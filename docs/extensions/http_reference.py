@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from ontogeny.server.api.unsupported import NOT_SUPPORTED
+
 GROUPS = {  # title -> beginnings of paths, the first that fits counts
     "Sessions with a text": ("/v1/models/{model}/sessions",),
     "Online learning": ("/v1/models/{model}/",),
@@ -83,7 +85,12 @@ def render_schemas(schemas: Mapping[str, Any]) -> list[str]:
     """A section with the fields of every schema; columns without entries are left out."""
     parts = ["## Schemas", ""]
     for name, schema in schemas.items():
-        rows = [describe_field(schema, field) for field in schema.get("properties", {})]
+        fields = [
+            field
+            for field, details in schema.get("properties", {}).items()
+            if details.get("description") != NOT_SUPPORTED  # the page `openai-api` lists them
+        ]
+        rows = [describe_field(schema, field) for field in fields]
         columns = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows)]
         parts += [f"### {name}", "", " ".join(schema.get("description", "").split()), ""]
         for row in [COLUMNS, ["---"] * len(COLUMNS), *rows]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
+NOT_SUPPORTED = "Not supported; only the default is accepted."
 IGNORED = frozenset(
     {
         # of the OpenAI API
@@ -59,7 +60,7 @@ class DefaultOnly:
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         """Pydantic calls it to document a field."""
-        return {"enum": list(self.accepted), "description": "Not supported; only the default is accepted."}
+        return {"enum": list(self.accepted), "description": NOT_SUPPORTED}
 
 
 class UnsupportedFields(BaseModel, extra="allow"):
