@@ -294,9 +294,9 @@ def test_adjusted_logits_change_tokens_and_not_the_log_probabilities_of_the_mode
 
     plain, excluded = answer_with(), answer_with(logit_bias={256: -100.0})
     first = plain[0].token
-    other = answer_with(logit_bias={first: -100.0})
-    assert first not in [output.token for output in other]
-    assert other[0].logprobs.top_logprobs == plain[0].logprobs.top_logprobs
+    changed = answer_with(logit_bias={first: -100.0})
+    assert first not in [output.token for output in changed]
+    assert changed[0].logprobs.top_logprobs == plain[0].logprobs.top_logprobs
     assert answer_with(presence_penalty=0.0) == plain and len(excluded) == 12
     varied = [output.token for output in answer_with(presence_penalty=2.0, frequency_penalty=2.0)]
     assert len(set(varied)) > len({output.token for output in plain})
