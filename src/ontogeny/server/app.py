@@ -13,11 +13,13 @@ from ontogeny import __version__
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.api import agents, branches, completions, pages, sessions, tokenizer
-from ontogeny.server.api.context import LastPrompts, ServerContext
+from ontogeny.server.api.context import ServerContext
 from ontogeny.server.api.errors import add_error_handlers
 from ontogeny.server.api.origins import OriginGuard, is_loopback
 from ontogeny.server.api.request_limits import RequestLimits
+from ontogeny.server.api.teaching import ExampleHeader
 from ontogeny.server.deployments import Deployments
+from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.rate_limits import RateLimits
 from ontogeny.server.usage import UsageMeter
 
@@ -46,13 +48,16 @@ def build_app(deployments: Deployments) -> OriginGuard:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.context = ServerContext(deployments, RateLimits(), meter, LastPrompts())
+    app.state.context = ServerContext(deployments, RateLimits(), meter, ExampleIntake(deployments.store))
     for module in (completions, tokenizer, branches, sessions, agents, pages):
         app.include_router(module.router)
     add_error_handlers(app)
     _omit_status_422(app)
     limits = RequestLimits(
-        app, max_body_bytes=config.max_body_bytes, arrival_limit=ARRIVAL_LIMIT, send_limit=config.time_limit
+        ExampleHeader(app),
+        max_body_bytes=config.max_body_bytes,
+        arrival_limit=ARRIVAL_LIMIT,
+        send_limit=config.time_limit,
     )
     return OriginGuard(limits, config)
 

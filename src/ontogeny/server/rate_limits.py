@@ -22,6 +22,23 @@ class TokenBucket:
         return max(0.0, (min(amount, self.per_minute) - self.level) * 60 / self.per_minute)
 
 
+class TokenReservation:
+    """Tokens of one request, taken from the bucket of its key in advance; `close` returns those that were not used.
+
+    Attributes:
+        num_used: The tokens that the request has used.
+    """
+
+    def __init__(self, limits: "RateLimits", key: ApiKey, num_tokens: int) -> None:
+        self._limits, self._key, self._num_reserved = limits, key, num_tokens
+        self.num_used = 0
+
+    def close(self) -> None:
+        """Returns the tokens that were not used; has no effect when it is called again."""
+        num_returned, self._num_reserved = max(0, self._num_reserved - self.num_used), 0
+        self._limits.release_tokens(self._key, num_returned)
+
+
 class RateLimits:
     """The buckets of all keys. They live in memory: a restarted server begins with full buckets."""
 

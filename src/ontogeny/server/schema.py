@@ -56,9 +56,15 @@ CREATE INDEX sessions_by_key ON sessions (key, used_at);
 ADDED_TABLES = """
 CREATE TABLE unfinished_erasures (example INTEGER PRIMARY KEY);
 CREATE TABLE learned_requests (
-    key TEXT NOT NULL, digest TEXT NOT NULL, example INTEGER, created_at REAL NOT NULL, PRIMARY KEY (key, digest)
-) WITHOUT ROWID;
-CREATE INDEX learned_requests_by_time ON learned_requests (created_at);
+    key TEXT NOT NULL, idempotency_key TEXT, digest TEXT, num_retries INTEGER NOT NULL, received_at REAL NOT NULL,
+    expires_at REAL NOT NULL, example INTEGER, UNIQUE (key, idempotency_key)
+);
+CREATE INDEX learned_requests_by_digest ON learned_requests (key, digest);
+CREATE INDEX learned_requests_by_expiry ON learned_requests (expires_at);
+CREATE INDEX learned_requests_by_example ON learned_requests (example);
+CREATE TRIGGER erase_request AFTER UPDATE OF text ON examples WHEN new.text IS NULL BEGIN
+    DELETE FROM learned_requests WHERE example = new.number AND idempotency_key IS NULL;
+    UPDATE learned_requests SET digest = NULL WHERE example = new.number; END;
 CREATE TABLE storage (
     key TEXT PRIMARY KEY, num_sessions INTEGER NOT NULL, session_bytes INTEGER NOT NULL, example_bytes INTEGER NOT NULL
 ) WITHOUT ROWID;

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
-from ontogeny.server.api import context, errors
+from ontogeny.server.api import context, errors, teaching
 from ontogeny.server.api.context import AdminCaller, Caller, LimitedCaller
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
@@ -17,11 +17,6 @@ from ontogeny.server.learning.journal import LearningDecision
 
 router = APIRouter(prefix="/v1/models/{model}", responses=errors.RESPONSES)
 MAX_DECISIONS = 20  # in the description of a branch
-
-
-def learner_busy() -> ApiError:
-    """Creates the error of a full journal."""
-    return errors.too_many_requests("the update queue is full; retry later", 10, "learner_busy")
 
 
 async def get_branches(request: Request, model: str) -> BranchManager:
@@ -114,12 +109,9 @@ async def fork_branch(key: AdminCaller, branches: Branches, body: ForkRequest) -
 
 
 @router.post("/examples")
-async def add_example(key: LimitedCaller, branches: Branches, body: ExampleRequest) -> dict[str, Any]:
+async def add_example(request: Request, key: LimitedCaller, branches: Branches, body: ExampleRequest) -> dict[str, Any]:
     """Adds a text to learn from to this key's branch. The text is on disk when the response is sent."""
-    try:
-        number = await asyncio.to_thread(branches.add_example, key.id, key.id, body.text)
-    except journal.JournalFull:
-        raise learner_busy() from None
+    number = await teaching.add_text(request, branches, key, body.text)
     if number is None:
         raise ApiError(409, f"'{branches.deployment}' is frozen at present", code="frozen")
     return {"object": "example", "number": number}
@@ -146,7 +138,8 @@ async def erase_example(
         await asyncio.to_thread(context.get_language_model(request, model).erase_example, example, key.id)
     except BadInput as error:
         raise errors.missing_resource(str(error)) from None
-    context.get_context(request).last_prompts.forget(example.key, branches.deployment)
+    intake = context.get_context(request).intake
+    await asyncio.to_thread(intake.forget_example, example.key, branches.deployment, number)
     return {"object": "example", "number": number, "erased": True}
 
 

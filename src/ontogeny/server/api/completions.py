@@ -1,30 +1,29 @@
 """Routes of the OpenAI API: models, completions and chat completions."""
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
+from ontogeny.engine.engine import QueueFull
 from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import LogitAdjustments
 from ontogeny.errors import StorageUnavailable
 from ontogeny.lm.tokenizer import decode
 from ontogeny.runs.records import encode_line
-from ontogeny.server.api import candidates, context, errors, protocol
-from ontogeny.server.api.branches import learner_busy
-from ontogeny.server.api.context import Caller
+from ontogeny.server.api import candidates, context, errors, protocol, teaching
+from ontogeny.server.api.context import Caller, Cleanup
 from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
-from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, stream_outputs
+from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, OutputStream
 from ontogeny.server.api.tokenizer import prompt_tokens
 from ontogeny.server.deployments import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
-from ontogeny.server.learning.journal import JournalFull
 
 router = APIRouter(responses=errors.RESPONSES)
 DEFAULT_MAX_TOKENS, DEFAULT_CHAT_MAX_TOKENS = 16, 128
@@ -59,7 +58,7 @@ def show_model(request: Request, model: str, key: Caller) -> dict[str, Any]:
 
 
 @router.post("/v1/completions", responses={200: STREAM})
-async def complete(request: Request, body: CompletionRequest, key: Caller) -> Any:
+async def complete(request: Request, body: CompletionRequest, key: Caller, cleanup: Cleanup) -> Any:
     """Continues each prompt; with `echo` and `logprobs` the prompts are scored too."""
     deployment, prompts = context.get_language_model(request, body.model), body.prompts
     candidates.check_choices(body)
@@ -84,16 +83,16 @@ async def complete(request: Request, body: CompletionRequest, key: Caller) -> An
         texts[0] if is_learned else "",
         _adjustments(deployment, body, max_tokens),
     )
-    prepared = await _prepare(request, deployment, key, body, batch)
+    prepared = await _prepare(request, cleanup, deployment, key, body, batch)
     echoed = [text for text in texts for _ in range(n)] if body.echo else []
     lengths = [len(text) for text in texts for _ in range(n)]
     prepared = prepared._replace(echoed_prompts=echoed, prompt_lengths=lengths, id=f"cmpl-{prepared.id}")
     prepared = prepared._replace(num_candidates=n, num_choices=body.n or 1)
-    return await _respond(request, CompletionFormat(prepared, body.logprobs), body)
+    return await _respond(request, cleanup, CompletionFormat(prepared, body.logprobs), body)
 
 
 @router.post("/v1/chat/completions", responses={200: STREAM})
-async def complete_chat(request: Request, body: ChatRequest, key: Caller) -> Any:
+async def complete_chat(request: Request, body: ChatRequest, key: Caller, cleanup: Cleanup) -> Any:
     """Continues a conversation, which a plain template converts to one text."""
     deployment = context.get_language_model(request, body.model)
     limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
@@ -107,9 +106,9 @@ async def complete_chat(request: Request, body: ChatRequest, key: Caller) -> Any
         training_text = ""
     adjustments = _adjustments(deployment, body, max_tokens)
     batch = PromptBatch([tokens], max_tokens, num_alternatives, False, training_text, adjustments)
-    prepared = await _prepare(request, deployment, key, body, batch)
+    prepared = await _prepare(request, cleanup, deployment, key, body, batch)
     prepared = prepared._replace(id=f"chatcmpl-{prepared.id}")
-    return await _respond(request, ChatFormat(prepared, bool(body.logprobs)), body, body.chat_stops)
+    return await _respond(request, cleanup, ChatFormat(prepared, bool(body.logprobs)), body, body.chat_stops)
 
 
 def _adjustments(deployment: LanguageDeployment, body: CompletionFields, max_tokens: int) -> LogitAdjustments | None:
@@ -127,18 +126,34 @@ def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
 
 
 async def _prepare(
-    request: Request, deployment: LanguageDeployment, key: ApiKey, body: CompletionFields, batch: PromptBatch
+    request: Request,
+    cleanup: AsyncExitStack,
+    deployment: LanguageDeployment,
+    key: ApiKey,
+    body: CompletionFields,
+    batch: PromptBatch,
 ) -> PreparedRequest:
-    """Applies the limits, writes the training example, and creates one sequence per choice."""
-    started_at, n, max_length = time.monotonic(), body.num_candidates, deployment.engine.max_sequence_length
+    """Applies the limits, reserves the queue, writes the training example, and creates one sequence per choice."""
+    started_at, n, engine = time.monotonic(), body.num_candidates, deployment.engine
     for prompt in batch.prompts:
-        if batch.echo and len(prompt) > max_length:
-            message = f"the prompt has {len(prompt)} tokens; only {max_length} fit in the context window for scoring"
+        if batch.echo and len(prompt) > engine.max_sequence_length:
+            message = (
+                f"the prompt has {len(prompt)} tokens; only {engine.max_sequence_length} fit in the context window "
+                "for scoring"
+            )
             raise errors.bad_request(message, "prompt", "context_length_exceeded")
-    num_prompt_tokens = sum(map(len, batch.prompts))
-    context.apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * n * len(batch.prompts))
+    num_prompt_tokens, num_sequences = sum(map(len, batch.prompts)), n * len(batch.prompts)
+    tokens = context.apply_rate_limits(request, key, num_prompt_tokens + batch.max_tokens * num_sequences)
+    cleanup.callback(tokens.close)
     served = await deployment.request_weights(key.id)
-    example = await _add_example(request, deployment, key, batch.training_text)
+    if await request.is_disconnected():
+        raise _disconnected()
+    try:
+        reservation = engine.reserve(num_sequences, key.id)
+    except QueueFull as error:
+        raise errors.queue_full(error.retry_after) from None
+    cleanup.callback(reservation.release)
+    example = await teaching.add_prompt(request, deployment, key, batch.training_text)
     sequences = [
         GenerationRequest(
             served.weights,
@@ -160,43 +175,25 @@ async def _prepare(
     id, created_at = uuid.uuid4().hex, int(time.time())
     return PreparedRequest(
         deployment, served, key, sequences, num_prompt_tokens, example, started_at, id, created_at,
-        num_choices=n, num_candidates=n, ignored_fields=body.unknown_fields,
+        tokens, reservation, num_choices=n, num_candidates=n, ignored_fields=body.unknown_fields,
     )  # fmt: skip
 
 
-async def _add_example(request: Request, deployment: LanguageDeployment, key: ApiKey, text: str) -> int | None:
-    """Writes the new part of a prompt to the journal; returns its number once it is on disk."""
-    if deployment.branches is None or not text.strip():
-        return None
-    last_prompts = context.get_context(request).last_prompts
-    new_part, previous = last_prompts.replace(key.id, deployment.name, text)
-    if not new_part.strip():
-        return None
-    try:
-        return await asyncio.to_thread(deployment.branches.add_example, key.id, key.id, new_part)
-    except JournalFull:
-        last_prompts.undo(key.id, deployment.name, text, previous)
-        raise learner_busy() from None
-
-
-async def _respond(request: Request, form: ResponseFormat, body: CompletionFields, stops: Sequence[str] = ()) -> Any:
+async def _respond(
+    request: Request, cleanup: AsyncExitStack, form: ResponseFormat, body: CompletionFields, stops: Sequence[str] = ()
+) -> Any:
     """Generates the sequences of a request and returns the whole response or a stream."""
     prepared, engine = form.prepared, form.prepared.deployment.engine
-    outputs = stream_outputs(request, engine, form.tokenizer, prepared.sequences, [*body.stops, *stops])
-    counter = _UsageCounter(request, prepared)
-    if body.stream:
-        try:
+    stops = [*body.stops, *stops]
+    outputs = OutputStream(request, engine, form.tokenizer, prepared.sequences, stops, prepared.reservation)
+    counter = _UsageCounter(request, prepared, outputs)
+    cleanup.callback(counter.close)
+    try:
+        if body.stream:
             first = await anext(outputs)  # an error before the first output has a status of its own
             if first.end_reason == "time":
                 raise errors.timed_out()
-        except BaseException as error:
-            await outputs.aclose()
-            counter.close()
-            if isinstance(error, ClientDisconnected):
-                raise _disconnected() from None
-            raise
-        return EventSourceResponse(_events(first, outputs, form, counter, body.includes_usage))
-    try:
+            return EventSourceResponse(_events(first, outputs, form, counter, body.includes_usage))
         async for output in outputs:
             if output.end_reason == "time" and not counter.completion_tokens:
                 raise errors.timed_out()
@@ -204,9 +201,7 @@ async def _respond(request: Request, form: ResponseFormat, body: CompletionField
             form.add(output)
     except ClientDisconnected:
         raise _disconnected() from None
-    finally:
-        await outputs.aclose()
-        counter.close()
+    counter.close()
     return form.response() | {"usage": counter.usage}
 
 
@@ -217,7 +212,7 @@ def _disconnected() -> ApiError:
 
 async def _events(
     first: OutputDelta,
-    outputs: AsyncGenerator[OutputDelta],
+    outputs: OutputStream,
     form: ResponseFormat,
     counter: "_UsageCounter",
     includes_usage: bool,
@@ -238,6 +233,7 @@ async def _events(
             for chunk in form.chunks(output):
                 yield event(chunk | usage)
             output = await anext(outputs, None)
+        counter.close()
         if includes_usage:
             yield event(form.header() | {"choices": [], "usage": counter.usage})
         yield format_sse_event(data_str="[DONE]")
@@ -246,24 +242,21 @@ async def _events(
     except (ApiError, StorageUnavailable) as failure:
         error = failure if isinstance(failure, ApiError) else errors.storage_unavailable(failure)
         yield event(errors.error_body(error.status_code, str(error.detail), error.code))
-    finally:
-        await outputs.aclose()
-        counter.close()
 
 
 class _UsageCounter:
-    """Counts the tokens of one request; `close`, which must be called once, records them however the request ends."""
+    """Counts the tokens of one request; `close`, which must be called, records them however the request ends."""
 
-    def __init__(self, request: Request, prepared: PreparedRequest) -> None:
-        self._context, self._prepared = context.get_context(request), prepared
-        self.completion_tokens = 0
+    def __init__(self, request: Request, prepared: PreparedRequest, outputs: OutputStream) -> None:
+        self._meter, self._prepared, self._outputs = context.get_context(request).meter, prepared, outputs
+        self.completion_tokens, self._is_closed = 0, False
 
     def add(self, output: OutputDelta) -> None:
         """Counts the token of an output; the first token ends the measured latency."""
         if output.token is not None:
             if not self.completion_tokens:
                 seconds = time.monotonic() - self._prepared.started_at
-                self._context.meter.observe_first_token(self._prepared.deployment.name, seconds)
+                self._meter.observe_first_token(self._prepared.deployment.name, seconds)
             self.completion_tokens += 1
 
     @property
@@ -272,8 +265,15 @@ class _UsageCounter:
         return describe_usage(self._prepared.prompt_tokens, self.completion_tokens)
 
     def close(self) -> None:
-        """Records the usage and returns the tokens that were reserved and not generated."""
-        prepared, completion_tokens = self._prepared, self.completion_tokens
-        self._context.meter.count(prepared.key, prepared.deployment.name, prepared.prompt_tokens, completion_tokens)
-        max_tokens = sum(sequence.max_tokens for sequence in prepared.sequences)
-        self._context.rate_limits.release_tokens(prepared.key, max(0, max_tokens - completion_tokens))
+        """Ends the sequences, records their usage and returns unused tokens; has no effect when it is called again.
+
+        A request whose prompt the engine has not begun to process has used no tokens.
+        """
+        if self._is_closed:
+            return
+        self._is_closed, prepared = True, self._prepared
+        self._outputs.close()
+        if self._outputs.has_started:
+            prepared.tokens.num_used = prepared.prompt_tokens + self.completion_tokens
+            self._meter.count(prepared.key, prepared.deployment.name, prepared.prompt_tokens, self.completion_tokens)
+        prepared.tokens.close()

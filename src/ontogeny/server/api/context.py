@@ -1,7 +1,7 @@
 """What every route needs: the key of the caller, the requested deployment, and the limits of the key."""
 
-import os
-import threading
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, Request
@@ -11,7 +11,8 @@ from ontogeny.server import keys
 from ontogeny.server.api import errors
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
 from ontogeny.server.keys import LOCAL, ApiKey
-from ontogeny.server.rate_limits import RateLimits
+from ontogeny.server.learning.intake import ExampleIntake
+from ontogeny.server.rate_limits import RateLimits, TokenReservation
 from ontogeny.server.usage import UsageMeter
 
 BEARER = HTTPBearer(auto_error=False, description="The text of an API key.")
@@ -28,7 +29,7 @@ class ServerContext(NamedTuple):
     deployments: Deployments
     rate_limits: RateLimits
     meter: UsageMeter
-    last_prompts: "LastPrompts"
+    intake: ExampleIntake
 
 
 def get_context(request: Request) -> ServerContext:
@@ -112,11 +113,26 @@ def get_agent(request: Request, name: str) -> AgentDeployment:
     return deployment
 
 
-def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> None:
-    """Counts a request against the limits of its key; raises a 429 error beyond them."""
-    seconds = get_context(request).rate_limits.acquire(key, num_tokens)
+def apply_rate_limits(request: Request, key: ApiKey, num_tokens: int = 0) -> TokenReservation:
+    """Counts a request against the limits of its key; raises a 429 error beyond them.
+
+    Returns:
+        The tokens, which are taken in advance; those that the request does not use must be returned.
+    """
+    rate_limits = get_context(request).rate_limits
+    seconds = rate_limits.acquire(key, num_tokens)
     if seconds > 0:
         raise errors.too_many_requests("the key has used its allowance per minute; retry later", seconds)
+    return TokenReservation(rate_limits, key, num_tokens)
+
+
+async def open_cleanup() -> AsyncIterator[AsyncExitStack]:
+    """Yields a stack of cleanup that runs once the response is sent, or cannot be sent any more."""
+    async with AsyncExitStack() as cleanup:
+        yield cleanup
+
+
+Cleanup = Annotated[AsyncExitStack, Depends(open_cleanup)]
 
 
 async def limit_rate(request: Request, key: Caller) -> ApiKey:
@@ -126,30 +142,3 @@ async def limit_rate(request: Request, key: Caller) -> ApiKey:
 
 
 LimitedCaller = Annotated[ApiKey, Depends(limit_rate)]
-
-
-class LastPrompts:
-    """The last prompt of each key and deployment, so that a growing text is learned without repetition."""
-
-    def __init__(self) -> None:
-        self._prompts: dict[tuple[str, str], str] = {}
-        self._lock = threading.Lock()
-
-    def replace(self, key: str, deployment: str, prompt: str) -> tuple[str, str]:
-        """Stores a prompt; returns the part after the common prefix with the previous one, and the previous one."""
-        with self._lock:
-            previous = self._prompts.get((key, deployment), "")
-            self._prompts[key, deployment] = prompt
-        num_common = len(os.path.commonprefix([previous, prompt]))  # noqa: RUF071 (characters)
-        return prompt[num_common:], previous
-
-    def forget(self, key: str, deployment: str) -> None:
-        """Removes the prompt of a key; an erased example counts as new if it is sent again."""
-        with self._lock:
-            self._prompts.pop((key, deployment), None)
-
-    def undo(self, key: str, deployment: str, prompt: str, previous: str) -> None:
-        """Reverses `replace` for a prompt that was not accepted for learning."""
-        with self._lock:
-            if self._prompts.get((key, deployment)) == prompt:
-                self._prompts[key, deployment] = previous

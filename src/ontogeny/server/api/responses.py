@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ontogeny.engine.engine import QueueReservation
 from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.text_stream import TokenOffsets, token_text
 from ontogeny.server.api.streaming import OutputDelta
 from ontogeny.server.deployments import LanguageDeployment, ServedWeights
 from ontogeny.server.keys import ApiKey
+from ontogeny.server.rate_limits import TokenReservation
 
 
 class ScoredToken(NamedTuple):
@@ -35,6 +37,8 @@ class PreparedRequest(NamedTuple):
     started_at: float  # time.monotonic
     id: str
     created_at: int  # seconds since 1970
+    tokens: TokenReservation
+    reservation: QueueReservation
     echoed_prompts: Sequence[str] = ()  # one per candidate; empty unless they are echoed
     prompt_lengths: Sequence[int] = ()  # characters, one per candidate; empty where no position in a text is reported
     num_candidates: int = 1  # per prompt

@@ -1,13 +1,12 @@
 """From the engine's threads to a response: text as it is generated, for as long as the client is connected."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
 from fastapi import Request
 
-from ontogeny.engine.engine import Engine, QueueFull, RequestHandle
+from ontogeny.engine.engine import Engine, QueueFull, QueueReservation
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, TokenOutput
 from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.text_stream import TextStream
@@ -29,12 +28,8 @@ class ClientDisconnected(Exception):
     """The client has closed the connection."""
 
 
-async def stream_outputs(
-    request: Request, engine: Engine, tokenizer: Tokenizer, sequences: Sequence[GenerationRequest], stops: Sequence[str]
-) -> AsyncGenerator[OutputDelta]:
-    """Generates sequences and yields their outputs in the order in which they arise.
-
-    The sequences are cancelled when the generator is closed or the client disconnects.
+class OutputStream(AsyncIterator[OutputDelta]):
+    """Generates the sequences of a request; iterates over their outputs in the order in which they arise.
 
     Args:
         request: The request that is answered.
@@ -42,41 +37,58 @@ async def stream_outputs(
         tokenizer: The tokenizer of the model.
         sequences: One per choice of the response.
         stops: Strings that end a sequence.
+        reservation: Places in the queue of the engine.
 
     Raises:
-        ApiError: The queue is full, or the engine has failed.
-        ClientDisconnected: The client has closed the connection.
+        ApiError: The engine has stopped. While iterating: it has failed.
+        ClientDisconnected: While iterating: the client has closed the connection.
     """
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[OutputDelta | None]()
-    handles: list[RequestHandle] = []
 
-    def put(output: OutputDelta) -> None:
-        """Hands an output from a thread of the engine to the event loop."""
-        loop.call_soon_threadsafe(queue.put_nowait, output)
+    def __init__(
+        self,
+        request: Request,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sequences: Sequence[GenerationRequest],
+        stops: Sequence[str],
+        reservation: QueueReservation,
+    ) -> None:
+        loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[OutputDelta | None]()
 
-    watch = asyncio.create_task(_wait_for_disconnect(request, queue))
-    try:
+        def put(output: OutputDelta) -> None:
+            """Hands an output from a thread of the engine to the event loop."""
+            loop.call_soon_threadsafe(self._queue.put_nowait, output)
+
         texts = [TextStream(tokenizer, stops, _min_tokens(sequence)) for sequence in sequences]
         callbacks = [_output_callback(index, text, put) for index, text in enumerate(texts)]
         try:
-            handles = engine.submit_all(sequences, callbacks)
+            self._handles = engine.submit_all(sequences, callbacks, reservation)
         except QueueFull as error:
             raise errors.queue_full(error.retry_after) from None
-        num_running = len(sequences)
-        while num_running:
-            output = await queue.get()
-            if output is None:
-                raise ClientDisconnected
-            if output.end_reason == "failed":
-                raise errors.unavailable("the engine has failed")
-            num_running -= output.end_reason is not None
-            yield output
-    finally:
-        watch.cancel()
-        for handle in handles:
+        self._num_running = len(sequences)
+        self._watch = asyncio.create_task(_wait_for_disconnect(request, self._queue))
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the engine has begun to process a prompt."""
+        return any(handle.has_started for handle in self._handles)
+
+    async def __anext__(self) -> OutputDelta:
+        if not self._num_running:
+            raise StopAsyncIteration
+        output = await self._queue.get()
+        if output is None:
+            raise ClientDisconnected
+        if output.end_reason == "failed":
+            raise errors.unavailable("the engine has failed")
+        self._num_running -= output.end_reason is not None
+        return output
+
+    def close(self) -> None:
+        """Cancels the sequences that are not finished; may be called again."""
+        self._watch.cancel()
+        for handle in self._handles:
             handle.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await watch
 
 
 def _min_tokens(sequence: GenerationRequest) -> int:

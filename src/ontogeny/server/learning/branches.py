@@ -26,6 +26,7 @@ from ontogeny.server.learning.journal import Branch, BranchVersion, ErasedSource
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.learning_loop import LearningLoop
 from ontogeny.server.learning.loading import BranchUnavailable, VersionLoader
+from ontogeny.server.learning.repeats import RequestIdentity
 from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
 from ontogeny.server.states import check_digest, decode_state, read_metadata
 from ontogeny.server.store import Store
@@ -129,15 +130,16 @@ class BranchManager:
             if branch.current_version == loaded.version.number:
                 return loaded
 
-    def add_example(self, owner_key: str, key: str, text: str) -> int | None:
+    def add_example(self, owner_key: str, key: str, text: str, request: RequestIdentity | None = None) -> int | None:
         """Writes an example to the journal; see `journal.add_example`.
 
         Args:
             owner_key: The key whose branch learns the example.
             key: The key that sent the example.
             text: The text to learn.
+            request: The request that sent it.
         """
-        number = journal.add_example(self.store, self.open(owner_key).branch, key, text)
+        number = journal.add_example(self.store, self.open(owner_key).branch, key, text, request)
         self.loop.wake()
         return number
 

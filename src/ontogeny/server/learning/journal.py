@@ -18,6 +18,8 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
+from ontogeny.server.learning import repeats
+from ontogeny.server.learning.repeats import RequestIdentity
 from ontogeny.server.store import Store
 
 SHARED = "shared"
@@ -150,8 +152,8 @@ def list_deployments(store: Store) -> list[str]:
     return store.select_values("SELECT DISTINCT deployment FROM branches ORDER BY deployment")
 
 
-def add_example(store: Store, branch: str, key: str, text: str) -> int | None:
-    """Writes an example to the journal.
+def add_example(store: Store, branch: str, key: str, text: str, request: RequestIdentity | None = None) -> int | None:
+    """Writes an example to the journal, with a record of the request that sent it, if there is one.
 
     Returns:
         The number of the example once it is on disk, or None if the branch is frozen.
@@ -166,7 +168,10 @@ def add_example(store: Store, branch: str, key: str, text: str) -> int | None:
         if num_pending(store, state) >= MAX_PENDING:
             raise JournalFull
         query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?)"
-        return store.execute(query, branch, key, text, time.time()).lastrowid
+        number = store.execute(query, branch, key, text, time.time()).lastrowid
+        if request is not None:
+            repeats.add_record(store, key, request, number)
+        return number
 
 
 def read_next_example(store: Store, name: str) -> tuple[Branch, TrainingExample | None]:

@@ -1,0 +1,84 @@
+"""The step from a request to the journal, and the response header that names the training example."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import Request
+
+from ontogeny.server.api import context, errors
+from ontogeny.server.api.errors import ApiError
+from ontogeny.server.deployments import LanguageDeployment
+from ontogeny.server.keys import ApiKey
+from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.journal import JournalFull
+from ontogeny.server.learning.repeats import IdempotencyKeyReused, RequestIdentity
+
+EXAMPLE_HEADER = "x-ontogeny-example"
+IDEMPOTENCY_KEY, RETRY_COUNT = "idempotency-key", "x-stainless-retry-count"  # headers of requests
+MAX_KEY_LENGTH = 255  # characters of an idempotency key
+
+
+class ExampleHeader:
+    """ASGI middleware: every response to a request that taught something, even an error, names the example in a header.
+
+    It also records when the request was received.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        """Handles one connection of the ASGI protocol."""
+        state = scope.setdefault("state", {})
+        state["received_at"] = time.time()
+
+        async def send_with_header(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start" and (number := state.get("example")) is not None:
+                message["headers"] = [*message.get("headers", ()), (EXAMPLE_HEADER.encode(), str(number).encode())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_header)
+
+
+async def add_text(request: Request, branches: BranchManager, key: ApiKey, text: str) -> int | None:
+    """Writes the text of a request to the journal; see `ExampleIntake.add_text` and `_write`."""
+    return await _write(request, context.get_context(request).intake.add_text, branches, key.id, text)
+
+
+async def add_prompt(request: Request, deployment: LanguageDeployment, key: ApiKey, prompt: str) -> int | None:
+    """Writes the new part of a prompt to the journal; see `ExampleIntake.add_prompt` and `_write`.
+
+    A frozen deployment and a blank prompt write nothing.
+    """
+    if deployment.branches is None or not prompt.strip():
+        return None
+    intake, tokenizer = context.get_context(request).intake, deployment.model.tokenizer
+    return await _write(request, intake.add_prompt, deployment.branches, key.id, prompt, tokenizer)
+
+
+async def _write(request: Request, write: Callable[..., int | None], *arguments: Any) -> int | None:
+    """Calls a method of `ExampleIntake` on another thread; converts its errors and remembers the example's number."""
+    identity = await _identify(request)
+    try:
+        number = await asyncio.to_thread(write, *arguments, identity)
+    except JournalFull:
+        raise errors.too_many_requests("the update queue is full; retry later", 10, "learner_busy") from None
+    except IdempotencyKeyReused:
+        message = "this Idempotency-Key was used before for another request; choose another key"
+        raise ApiError(400, message, code="idempotency_key_reused") from None
+    request.state.example = number
+    return number
+
+
+async def _identify(request: Request) -> RequestIdentity:
+    """Returns the features by which a request is recognized when it is sent again."""
+    key, count = request.headers.get(IDEMPOTENCY_KEY), request.headers.get(RETRY_COUNT, "")
+    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise errors.bad_request(f"an Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters")
+    route = f"{request.method} {request.url.path}\n".encode()
+    digest = hashlib.sha256(route + await request.body()).hexdigest()
+    is_count = count.isascii() and count.isdigit() and len(count) < 10
+    return RequestIdentity(digest, key, int(count) if is_count else 0, request.state.received_at)

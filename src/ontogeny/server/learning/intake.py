@@ -1,0 +1,81 @@
+"""From requests to the journal: each text once, although prompts grow and clients repeat their requests."""
+
+import threading
+
+from ontogeny.lm.tokenizer import Tokenizer
+from ontogeny.server.learning import repeats
+from ontogeny.server.learning.branches import BranchManager
+from ontogeny.server.learning.prompts import RecentPrompts, find_new_part
+from ontogeny.server.learning.repeats import RequestIdentity
+from ontogeny.server.store import Store
+
+
+class ExampleIntake:
+    """Writes the texts of requests to the journal, one request at a time.
+
+    Its memory of prompts names only text that the journal holds: a prompt is added once its example is on disk.
+    Methods wait for the disk, so they are not called on the thread of the event loop.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._prompts, self._lock = store, RecentPrompts(), threading.Lock()
+
+    def add_text(self, branches: BranchManager, key: str, text: str, request: RequestIdentity) -> int | None:
+        """Writes a text to the journal.
+
+        Args:
+            branches: The branches of the deployment.
+            key: The key that sent the text and whose branch learns it.
+            text: What the branch learns.
+            request: The request that sent it.
+
+        Returns:
+            The number of the example, that of the first request if this one repeats it, or None in a frozen branch.
+
+        Raises:
+            IdempotencyKeyReused: The idempotency key belongs to another request.
+            JournalFull: Too many examples of the branch are undecided.
+        """
+        with self._lock:
+            record = repeats.find_record(self._store, key, request)
+            return branches.add_example(key, key, text, request) if record is None else record.example
+
+    def add_prompt(
+        self, branches: BranchManager, key: str, prompt: str, tokenizer: Tokenizer, request: RequestIdentity
+    ) -> int | None:
+        """Writes the new part of a prompt to the journal: all of it, unless it continues a recent prompt of the key.
+
+        Args:
+            branches: The branches of the deployment.
+            key: The key that sent the prompt and whose branch learns it.
+            prompt: All of it, whatever its beginning.
+            tokenizer: The tokenizer of the model.
+            request: The request that sent it.
+
+        Returns:
+            The number of the example, or None if nothing is new; see `add_text` for the rest and the exceptions.
+        """
+        name = branches.deployment
+        with self._lock:
+            record = repeats.find_record(self._store, key, request)
+            if record is not None:
+                if record.example is not None and record.digest is not None:
+                    self._prompts.add(key, name, prompt, 0, record.example)
+                return record.example
+            beginning = self._prompts.find_beginning(key, name, prompt)
+            new_part = prompt if beginning is None else find_new_part(prompt, beginning.num_characters, tokenizer)
+            if not new_part.strip():
+                if request.idempotency_key is not None:
+                    with self._store.transaction():
+                        repeats.add_record(self._store, key, request, None)
+                return None
+            number = branches.add_example(key, key, new_part, request)
+            if number is not None:
+                first_example = number if beginning is None else beginning.first_example
+                self._prompts.add(key, name, prompt, first_example, number)
+            return number
+
+    def forget_example(self, key: str, deployment: str, number: int) -> None:
+        """Lets the prompts that an erased example was part of count as new if the key sends them again."""
+        with self._lock:
+            self._prompts.forget(key, deployment, number)

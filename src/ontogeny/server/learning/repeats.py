@@ -1,0 +1,82 @@
+"""Records of the requests that taught something, so that a repeated request teaches nothing a second time.
+
+A client names a request by an idempotency key. Without one, a request that the client counts as a retry is recognized
+by its content. The record is written in the transaction of the example. It expires, and erasing the example removes
+the content from it (see the trigger `erase_request` of the schema).
+"""
+
+import time
+from typing import NamedTuple
+
+from ontogeny.server.store import Store
+
+RETRY_WINDOW = 600.0  # seconds in which a retry without an idempotency key is recognized
+IDEMPOTENCY_KEY_WINDOW = 24 * 3600.0  # seconds in which an idempotency key is known
+MAX_RECORDS = 10_000  # of one API key
+
+
+class RequestIdentity(NamedTuple):
+    """The features by which a request is recognized when it is sent again."""
+
+    digest: str  # of the route and the body
+    idempotency_key: str | None
+    num_retries: int  # of the client, by its own count
+    received_at: float  # seconds since 1970
+
+
+class LearnedRequest(NamedTuple):
+    """The record of a request that taught something."""
+
+    key: str
+    idempotency_key: str | None
+    digest: str | None  # None once the example is erased
+    num_retries: int
+    received_at: float
+    expires_at: float
+    example: int | None  # None if the text held nothing new
+
+
+class IdempotencyKeyReused(Exception):
+    """The idempotency key was used before, with another body or route."""
+
+
+def find_record(store: Store, key: str, request: RequestIdentity) -> LearnedRequest | None:
+    """Returns the record of an earlier request that this one repeats, or None.
+
+    Without an idempotency key, a retry repeats the last request of the same content. A first attempt repeats a retry
+    that was received later but overtook it.
+
+    Raises:
+        IdempotencyKeyReused: The idempotency key belongs to another request.
+    """
+    current_time = time.time()
+    if request.idempotency_key is not None:
+        query = "SELECT * FROM learned_requests WHERE key = ? AND idempotency_key = ? AND expires_at > ?"
+        record = store.select_one(LearnedRequest, query, key, request.idempotency_key, current_time)
+        if record is not None and record.digest not in (None, request.digest):
+            raise IdempotencyKeyReused
+        return record
+    query = (
+        "SELECT * FROM learned_requests WHERE key = ? AND digest = ? AND idempotency_key IS NULL AND expires_at > ? "
+        "AND (? > 0 OR (num_retries > 0 AND received_at >= ?)) ORDER BY received_at DESC LIMIT 1"
+    )
+    return store.select_one(
+        LearnedRequest, query, key, request.digest, current_time, request.num_retries, request.received_at
+    )
+
+
+def add_record(store: Store, key: str, request: RequestIdentity, example: int | None) -> None:
+    """Records a request with its example and deletes expired records; must be called in a transaction."""
+    current_time = time.time()
+    window = RETRY_WINDOW if request.idempotency_key is None else IDEMPOTENCY_KEY_WINDOW
+    store.execute("DELETE FROM learned_requests WHERE expires_at <= ?", current_time)
+    query = (
+        "DELETE FROM learned_requests WHERE key = ? AND rowid <= "
+        "(SELECT rowid FROM learned_requests WHERE key = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
+    )
+    store.execute(query, key, key, MAX_RECORDS - 1)
+    record = LearnedRequest(
+        key, request.idempotency_key, request.digest, request.num_retries, request.received_at, current_time + window,
+        example,
+    )  # fmt: skip
+    store.insert("learned_requests", record)
