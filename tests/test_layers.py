@@ -16,7 +16,7 @@ from ontogeny import plugins
 
 ROOT = Path(ontogeny.__file__).parent
 LAYERS = [  # from the lowest on; modules and packages of one layer do not import each other
-    ("errors", "renamed"),
+    ("errors", "printable", "renamed"),
     ("types",),
     ("rng",),
     ("trees",),

@@ -49,7 +49,7 @@ def key(state_dir):
 @pytest.fixture(scope="module")
 def server(run, state_dir, key):
     aliases = ("--alias", f"story={run}", "--alias", f"gpt-4o-mini={run}")
-    limits = ("--weight-check-interval", "1", "--max-body-bytes", "300000", "--time-limit", "60")
+    limits = ("--log-level", "info", "--weight-check-interval", "1", "--max-body-bytes", "300000", "--time-limit", "60")
     with ServerProcess(state_dir, *aliases, *limits) as server:
         yield server
         log = server.log.read_text()
@@ -363,23 +363,26 @@ def test_the_openapi_document_holds_under_fuzzing(server, key):
             response = case.call(headers={"Authorization": f"Bearer {key}"}, timeout=60)
             assert response.status_code < 500, (response.status_code, response.text)
             if response.status_code >= 400:
-                assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+                error = response.json()["error"]
+                assert set(error) == {"message", "type", "param", "code"}
+                assert not any(words in error["message"] for words in LIBRARY_WORDS)
 
         check()
 
 
+LIBRARY_WORDS = ("Input should", "Value should", "String should", "List should", "Field required", "Value error")
 PICTURE = [{"type": "image_url", "image_url": {"url": "x"}}]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("completions", {"prompt": ["a"] * 257}, "prompt: List should have at most 256 items"),
-        ("completions", {"prompt": [-1]}, "prompt: Input should be greater than or equal to 0"),
+        ("completions", {"prompt": ["a"] * 257}, "prompt: the list has more than 256 elements"),
+        ("completions", {"prompt": [-1]}, "prompt: the number is less than 0"),
         ("completions", {"prompt": [1.5]}, "prompt: the value has none of the accepted types"),
         ("completions", {"prompt": ["a", 1]}, "prompt: the value has none of the accepted types"),
-        ("completions", {"prompt": "a", "stop": ["x"] * 17}, "stop: List should have at most 16 items"),
-        ("completions", {"prompt": "a", "temperature": math.nan}, "temperature: Input should be a finite number"),
+        ("completions", {"prompt": "a", "stop": ["x"] * 17}, "stop: the list has more than 16 elements"),
+        ("completions", {"prompt": "a", "temperature": math.nan}, "temperature: the number is not finite"),
         ("completions", {"prompt": "\ud800"}, "prompt: the text holds half a surrogate pair"),
         ("completions", {"prompt": "a", "model": None}, "the request must name a model; available: story, gpt-4o-mini"),
         (
@@ -392,6 +395,93 @@ PICTURE = [{"type": "image_url", "image_url": {"url": "x"}}]
 def test_an_invalid_field_is_named(server, key, path, body, words):
     status, content = server.post(f"/v1/{path}", {"model": "story"} | body, key)
     assert status == 400 and words in content["error"]["message"], content
+
+
+def test_a_body_without_its_content_type_is_answered_with_the_header_to_send(server, key):
+    body = b'{"model": "story", "prompt": "a", "text": "a", "tokens": [1], "target_key": "a", "messages": []}'
+    document = server.get("/openapi.json")[1]
+    paths = [
+        path.replace("{model}", "story")
+        for path, operations in document["paths"].items()
+        if "application/json" in operations.get("post", {}).get("requestBody", {}).get("content", {})
+        and not path.startswith(("/v1/agents", "/v1/models/{model}/sessions/"))  # the server has neither
+    ]
+    assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/v1/models/story/examples"} <= set(paths)
+    authorization = f"Authorization: Bearer {key}"
+    for path in paths:
+        for declared in ((), ("Content-Type: application/x-www-form-urlencoded",), ("Content-Type: text/plain",)):
+            status, _, content = _send_and_close(server, "POST", path, authorization, *declared, body=body)
+            if "is frozen" not in content:
+                assert status == 415 and "'Content-Type: application/json'" in content, (path, content)
+    status, _, content = _send_and_close(server, "POST", "/v1/completions", authorization)
+    assert status == 400 and "the request has no body" in content
+    accepted = "Content-Type: Application/JSON; charset=utf-8"
+    body = b'{"model": "story", "max_tokens": 1}'
+    assert _send_and_close(server, "POST", "/v1/completions", authorization, accepted, body=body)[0] == 200
+
+
+def test_head_is_answered_like_get_without_content(server, key):
+    document = server.get("/openapi.json")[1]
+    paths = [path for path, operations in document["paths"].items() if "get" in operations]
+    assert len(paths) > 10
+    authorization = f"Authorization: Bearer {key}"
+    for path in [*paths, "/", "/docs", "/openapi.json", "/nowhere"]:
+        path = path.replace("{model}", "story")
+        get, head = (_send_and_close(server, method, path, authorization) for method in ("GET", "HEAD"))
+        assert head[:2] == get[:2] and get[2] and not head[2] and head[0] != 405, path
+    assert _send_and_close(server, "HEAD", "/v1/completions", authorization)[0] == 405
+
+
+def test_a_slash_at_the_end_of_a_path_is_answered_without_a_redirect(server, key):
+    authorization = f"Authorization: Bearer {key}"
+    for path in ("/v1/models", "/v1/models/story", "/v1/models/story/branch", "/health", "/docs", "/nowhere"):
+        plain, *responses = (_send_and_close(server, "GET", f"{path}{end}", authorization) for end in ("", "/", "//"))
+        assert responses == [plain, plain] and "location" not in plain[1], path
+    body = {"model": "story", "prompt": "a", "max_tokens": 1}
+    assert server.post("/v1/completions/", body, key)[0] == 200
+
+
+def test_metrics_need_a_key_once_keys_exist(server, key):
+    assert server.get("/metrics")[0] == 401 and server.get("/metrics", "og-0-0")[0] == 401
+    status, metrics = server.get("/metrics", key)
+    assert status == 200 and b"ontogeny_requests_total" in metrics
+
+
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (INFO|WARNING|ERROR) [\w.]+: .*")
+
+
+def test_no_request_forges_a_line_of_the_log_or_puts_a_key_into_it(server, key):
+    position = server.log.stat().st_size
+    forged = "2026-01-01 00:00:00,000 INFO ontogeny.requests: GET /v1/forged 200"
+    quoted = forged.replace(" ", "%20")
+    targets = [
+        f"/x{end}{quoted}" for end in ("%0a", "%0d%0a", "%00", "%1b[2J", "%c2%85", "%e2%80%a8", "%e2%80%ae", "%ff")
+    ]
+    targets += [
+        f"/v1/{key}",
+        f"/v1/models/{key}/branch",
+        f"/{key.replace('-', '%2d')}",
+        f"/v1/models?key={key}",
+        "/" + "a" * 9000,
+    ]
+    for target in targets:
+        _send_and_close(server, "GET", target)
+    for method in ("FORGED", key, "A" * 5000):
+        _send_and_close(server, method, "/")
+    for header in (f"Origin: {key}", f"User-Agent: {key}", f"Sec-Fetch-Site: {key}"):
+        _send_and_close(server, "GET", "/v1/models", header)
+    _send_bytes(server, f"GET / HTTP/1.1\r\nHost: {key}\r\n\r\n".encode())
+    count = len(targets) + 7
+
+    def new_lines():
+        lines = server.log.read_bytes()[position:].decode().split("\n")[:-1]
+        return lines if len(lines) >= count else None
+
+    lines = wait_until(new_lines, 20)
+    assert len(lines) == count
+    assert all(LOG_LINE.fullmatch(line) and line.isprintable() and len(line) < 500 for line in lines), lines
+    assert not any(line.startswith("2026-01-01 00:00:00,000") or key[12:] in line or "og-" in line for line in lines)
+    assert any("GET /v1/models/{model}/branch 401" in line for line in lines)
 
 
 def test_an_internal_error_has_the_same_form():
@@ -430,6 +520,18 @@ def _send_bytes(server, data, seconds=30):
         except TimeoutError:
             pass
         return response
+
+
+def _send_and_close(server, method, path, *headers, body=b""):
+    """Sends a request; returns status, header names and content as they arrive until the server closes."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(
+            "".join(f"{line}\r\n" for line in [*lines, f"Content-Length: {len(body)}", ""]).encode() + body
+        )
+        header, _, content = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    status, *fields = header.decode().split("\r\n")
+    return int(status.split()[1]), {field.partition(":")[0].lower() for field in fields}, content.decode()
 
 
 def _post_bytes(body, key, length=None):
@@ -492,7 +594,7 @@ def test_a_closed_connection_cancels_its_sequences(server, key):
             connection.sendall(_post_bytes(json.dumps(body | {"stream": stream}).encode(), key))
             time.sleep(0.3)
     idle = 'ontogeny_num_requests_running{deployment="story"} 0.0'
-    wait_until(lambda: idle in server.get("/metrics")[1].decode(), 20)
+    wait_until(lambda: idle in server.get("/metrics", key)[1].decode(), 20)
 
 
 def test_keys_are_limited_counted_and_revoked(server, state_dir, key):

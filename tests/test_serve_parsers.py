@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import math
 
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm import online_learner
 from ontogeny.server.api import protocol
-from ontogeny.server.api.errors import describe_validation_errors
+from ontogeny.server.api.validation_messages import MESSAGES, describe_validation_errors
 from ontogeny.server.learning import learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.sessions.texts import Continuation, TextSessions
@@ -102,27 +103,61 @@ JSON = st.recursive(
     max_leaves=6,
 )
 MODELS = [
-    protocol.CompletionRequest,
-    protocol.ChatRequest,
-    protocol.ContinuationRequest,
-    protocol.ObservationRequest,
-    protocol.RollbackRequest,
-    protocol.ForkRequest,
-    protocol.DetokenizeRequest,
+    member
+    for _, member in inspect.getmembers(protocol, inspect.isclass)
+    if issubclass(member, BaseModel) and member.__module__ == protocol.__name__ and member.model_fields
 ]
+SCALARS = [None, True, -1, 2**64, 10**5000, 1.5, 1e300, math.nan, math.inf, "", "a", "1", "\ud800", "a" * 1001]
+INVALID_VALUES = [
+    *SCALARS,
+    *([scalar] for scalar in SCALARS),
+    *([scalar] * 1001 for scalar in ("a", 1, None)),
+    *({"role": "user", "content": scalar} for scalar in SCALARS),
+    [],
+    [[]],
+    [[-1]],
+    [{}],
+    [{"role": "x"}],
+    [{"role": "user", "content": [{"type": "x"}]}],
+    [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}],
+    {},
+    {"a": "b"},
+    {"a": math.nan},
+    {"\ud800": 1},
+    {str(number): 1 for number in range(2000)},
+]
+LIBRARY_WORDS = ("Input should", "Value should", "String should", "List should", "Field required", "Value error")
+
+
+def find_errors(model, body):
+    """The errors of a body as FastAPI reports them; none if the body is valid."""
+    try:
+        model.model_validate(body)
+    except ValidationError as error:
+        return [details | {"loc": ("body", *details["loc"])} for details in error.errors()]
+    return []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_error_of_the_validation_library_has_a_sentence_of_the_server(model):
+    for body in [*SCALARS, [], {}, *({name: value} for name in model.model_fields for value in INVALID_VALUES)]:
+        errors = find_errors(model, body)
+        assert {details["type"] for details in errors} <= MESSAGES.keys()
+        for details in errors:
+            field, message = describe_validation_errors([details])
+            assert message and not any(words in message for words in LIBRARY_WORDS) and "_length}" not in message
+            assert field or details["loc"] == ("body",) or details["type"] == "value_error"
 
 
 @given(st.sampled_from(MODELS), st.data())
 def test_request_bodies_are_accepted_or_rejected(model, data):
     names = data.draw(st.lists(st.sampled_from(list(model.model_fields)), max_size=6, unique=True))
     body = {name: data.draw(JSON) for name in names}
-    try:
-        request = model.model_validate(body)
-    except ValidationError as error:
-        errors = [details | {"loc": ("body", *details["loc"])} for details in error.errors()]  # as FastAPI reports them
+    if errors := find_errors(model, body):
         field, message = describe_validation_errors(errors)
-        assert field and message
+        assert field and message and {details["type"] for details in errors} <= MESSAGES.keys()
     else:
+        request = model.model_validate(body)
         if isinstance(request, protocol.CompletionFields):
             assert all(request.stops) or request.stop is None or request.stop == []
         if isinstance(request, protocol.CompletionRequest):

@@ -26,12 +26,11 @@ ORDER = ("OpenAI API", "Online learning", "Sessions with a text", "Agents", "Tok
 
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of a server without models."""
-    from ontogeny.server.app import build_app
+    from ontogeny.server.app import build_api
     from ontogeny.server.config import ServerConfig
 
     deployments: Any = SimpleNamespace(config=ServerConfig(), store=None)
-    guard: Any = build_app(deployments)
-    return guard.app.app.openapi()
+    return build_api(deployments).openapi()
 
 
 def render_routes(document: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import typer
 from ontogeny import __version__
 from ontogeny.cli.commands import LazyGroup
 from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.printable import to_printable
 from ontogeny.renamed import renamed_hint
 
 INTERRUPTED = 130  # the exit code of an interrupted program
@@ -141,5 +142,5 @@ def _handle_unraisable(error: "sys.UnraisableHookArgs") -> None:
 
 def _exit_with(message: str) -> NoReturn:
     """Prints an error as one line and ends the process with exit code 2."""
-    print(f"ontogeny: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ontogeny: {to_printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

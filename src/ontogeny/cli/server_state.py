@@ -19,6 +19,7 @@ from ontogeny.cli.shared import (
     print_table,
 )
 from ontogeny.errors import BadInput
+from ontogeny.printable import to_printable
 
 if TYPE_CHECKING:
     from ontogeny.server.learning.journal import Branch
@@ -94,7 +95,7 @@ def revoke_key(
     from ontogeny.server import keys
 
     key = keys.revoke_key(open_store(state_dir), id)
-    typer.echo(f"key {key.id} of {key.name} is revoked")
+    typer.echo(f"key {key.id} of {to_printable(key.name)} is revoked")
 
 
 def usage(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
@@ -152,7 +153,7 @@ def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonO
         typer.echo(f"{branch.branch}: current version {branch.current_version}, {pending} examples pending{frozen}")
     for entry in entries:
         heading = f"{format_time(entry['created_at'])}  {entry['branch']}  {entry['kind']}"
-        typer.echo(f"{heading}{_describe_entry(entry)}: {entry['reason']}")
+        typer.echo(to_printable(f"{heading}{_describe_entry(entry)}: {entry['reason']}"))
 
 
 def roll_back(

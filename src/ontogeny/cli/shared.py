@@ -15,6 +15,7 @@ import typer
 
 from ontogeny import plugins
 from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.printable import to_printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -124,14 +125,15 @@ def output_report(record: Mapping[str, Any], rows: Mapping[str, str], out: Path 
 
 
 def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> None:
-    """Print a table without borders."""
+    """Print a table without borders; what is not printable in a cell appears as an escape sequence."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     has_headings = bool(headings)
     table = Table(*headings, box=None, show_header=has_headings, header_style="", pad_edge=not has_headings)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(to_printable(cell)) for cell in row))
     for column in table.columns:
         column.overflow = "fold"  # a long setting is broken over lines, not cut off
     Console().print(table)
@@ -139,7 +141,7 @@ def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> 
 
 def print_note(message: str) -> None:
     """Print a note to the user on standard error."""
-    print(f"note: {message}", file=sys.stderr)
+    print(f"note: {to_printable(message)}", file=sys.stderr)
 
 
 def build_run_spec(agent: str, env: str, development: str, drives: list[str] | None, seed: int) -> "RunSpec":

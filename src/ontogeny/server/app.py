@@ -1,7 +1,6 @@
 """The web application and the process around it."""
 
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -17,9 +16,11 @@ from ontogeny.server.api.context import ServerContext
 from ontogeny.server.api.errors import add_error_handlers
 from ontogeny.server.api.origins import OriginGuard, is_loopback
 from ontogeny.server.api.request_limits import RequestLimits
+from ontogeny.server.api.routes import LenientRouting
 from ontogeny.server.api.teaching import ExampleHeader
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.learning.intake import ExampleIntake
+from ontogeny.server.logs import configure_logs
 from ontogeny.server.rate_limits import RateLimits
 from ontogeny.server.usage import UsageMeter
 
@@ -30,7 +31,19 @@ BACKLOG = 2048  # connections
 
 def build_app(deployments: Deployments) -> OriginGuard:
     """Builds the ASGI application of a server, which starts and stops its deployments."""
-    config, meter = deployments.config, UsageMeter(deployments)
+    config = deployments.config
+    limits = RequestLimits(
+        ExampleHeader(LenientRouting(build_api(deployments))),
+        max_body_bytes=config.max_body_bytes,
+        arrival_limit=ARRIVAL_LIMIT,
+        send_limit=config.time_limit,
+    )
+    return OriginGuard(limits, config)
+
+
+def build_api(deployments: Deployments) -> FastAPI:
+    """Builds the part of the application that has the routes and their OpenAPI document."""
+    meter = UsageMeter(deployments)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,6 +59,7 @@ def build_app(deployments: Deployments) -> OriginGuard:
         description="Saved models, frozen or learning online: the OpenAI API, agents, and branches of weights.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.context = ServerContext(deployments, RateLimits(), meter, ExampleIntake(deployments.store))
@@ -53,13 +67,7 @@ def build_app(deployments: Deployments) -> OriginGuard:
         app.include_router(module.router)
     add_error_handlers(app)
     _omit_status_422(app)
-    limits = RequestLimits(
-        ExampleHeader(app),
-        max_body_bytes=config.max_body_bytes,
-        arrival_limit=ARRIVAL_LIMIT,
-        send_limit=config.time_limit,
-    )
-    return OriginGuard(limits, config)
+    return app
 
 
 def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None:
@@ -80,7 +88,7 @@ def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None
             "or listen on 127.0.0.1"
         )
     _raise_file_limit()
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logs(config.log_level)
     listening = _listen(config.host, config.port)
     on_listening()
     server_config = uvicorn.Config(

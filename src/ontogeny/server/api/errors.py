@@ -1,7 +1,6 @@
 """Errors in the form that clients of the OpenAI API expect."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -12,10 +11,12 @@ from starlette.exceptions import HTTPException as RoutingError
 
 from ontogeny.errors import StorageUnavailable
 from ontogeny.renamed import renamed_hint
+from ontogeny.server.api.validation_messages import describe_media_type, describe_validation_errors
 from ontogeny.server.learning.loading import BranchUnavailable
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
+MALFORMED_BODY = "the body is not JSON in UTF-8, or has too many digits or levels"  # where the parser gives no reason
 INTERNAL_ERROR = "the server failed; see its log"
 STORAGE_ERROR = "the server cannot use its disk at present, for example because it is full; retry later"
 log = logging.getLogger(__name__)
@@ -122,27 +123,6 @@ def timed_out() -> ApiError:
     return unavailable("the request exceeded the time limit; retry later", "time_limit")
 
 
-def describe_validation_errors(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Chooses the most helpful of the errors that pydantic reports for a request.
-
-    Pydantic reports an error for every alternative type of a field. Where one alternative has the right type but an
-    invalid content, that error is chosen; otherwise the field has none of its types.
-
-    Args:
-        errors: The errors as pydantic lists them; `loc` begins with "body", "query" or "path".
-
-    Returns:
-        The path of the field, or an empty text for the whole request, and the message.
-    """
-    alternatives = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
-    right_type = [error for error in alternatives if not error["type"].endswith("_type")] or alternatives
-    error = max(right_type, key=lambda error: len(error["loc"]))
-    place, message = error["loc"], error["msg"].removeprefix("Value error, ")
-    if error["type"].endswith("_type") and len(alternatives) > 1:
-        place, message = place[:2], "the value has none of the accepted types"
-    return ".".join(str(part) for part in place[1:] if isinstance(part, str) and part.isidentifier()), message
-
-
 def add_error_handlers(app: FastAPI) -> None:
     """Makes an application answer every error in the form of the OpenAI API."""
 
@@ -158,13 +138,20 @@ def add_error_handlers(app: FastAPI) -> None:
     async def handle_routing_error(request: Request, error: RoutingError) -> JSONResponse:
         hints = [renamed_hint("route", f"/{segment}") for segment in request.scope["path"].split("/")]
         hint = next((hint for hint in hints if hint is not None), None) if error.status_code == 404 else None
-        body = error_body(error.status_code, hint or str(error.detail))
+        message = MALFORMED_BODY if error.status_code == 400 else str(error.detail)
+        body = error_body(error.status_code, hint or message)
         return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def handle_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        field, message = describe_validation_errors(error.errors())
-        return JSONResponse(error_body(400, f"{field or 'the request'}: {message}", None, field or None), 400)
+        errors = error.errors()
+        is_body = errors[0]["loc"][0] == "body"
+        if is_body and error.body and (media_type_error := describe_media_type(request.headers)) is not None:
+            return ApiError(415, media_type_error, code="unsupported_media_type").response
+        if errors[0]["type"] == "missing" and errors[0]["loc"] == ("body",):
+            return bad_request("the request has no body; it must be JSON").response
+        field, message = describe_validation_errors(errors)
+        return bad_request(f"{field or 'the request'}: {message}", field or None).response
 
     @app.exception_handler(BranchUnavailable)
     async def handle_unavailable_branch(request: Request, error: BranchUnavailable) -> JSONResponse:
@@ -186,6 +173,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
         408: "The request did not arrive in time.",
         409: "The deployment is frozen, or another request changed the branch in the meantime.",
         413: "The request body is too large.",
+        415: "The header `Content-Type` does not say that the body is JSON.",
         421: "The server does not answer for the host of the request.",
         429: "The key exceeded its rate limit, or the queue is full.",
         503: "The server is starting, has failed, cannot use its disk, or exceeded the time limit.",

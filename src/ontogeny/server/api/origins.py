@@ -20,7 +20,9 @@ from typing import Any, NamedTuple, Self
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 
+from ontogeny.printable import to_printable
 from ontogeny.server.api.errors import ApiError
+from ontogeny.server.api.routes import describe_route
 from ontogeny.server.config import ServerConfig
 
 Message = MutableMapping[str, Any]
@@ -36,7 +38,7 @@ RESTRICTIONS = {  # headers of every response that does not set them itself
     "X-Frame-Options": "DENY",
 }
 EXPOSED_HEADERS = ("Retry-After", "X-Should-Retry")  # that programs in allowed pages may read
-log = logging.getLogger(__name__)
+log = logging.getLogger("ontogeny.requests")
 
 
 class OriginPolicy(NamedTuple):
@@ -130,7 +132,7 @@ class OriginGuard:
         try:
             self._policy.check(scope["method"], scope["path"], headers)
         except ApiError as error:
-            log.info("a request was rejected with status %d: %s", error.status_code, error.detail)
+            log.info("%s %d: %s", describe_route(scope), error.status_code, error.detail)
             error.headers = {"Connection": "close"}  # its body stays unread
             return await error.response(scope, receive, send_restricted)
         app = self.app if self._policy.is_own_page(headers) else self._shared_app
@@ -165,4 +167,4 @@ def _without_brackets(host: str) -> str:
 
 def _quote(header: str) -> str:
     """Returns the value of a header as printable text of limited length."""
-    return ascii(header[:100])
+    return f"'{to_printable(header, 100)}'"

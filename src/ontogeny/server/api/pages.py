@@ -7,6 +7,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from ontogeny.report.page import render
 from ontogeny.server.api import context, errors
+from ontogeny.server.api.context import Caller
 
 router = APIRouter()
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -52,9 +53,9 @@ def check_readiness(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-def show_metrics(request: Request) -> PlainTextResponse:
-    """Returns metrics for Prometheus."""
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors.RESPONSES)
+def show_metrics(request: Request, key: Caller) -> PlainTextResponse:
+    """Returns metrics for Prometheus; any key may read them."""
     return PlainTextResponse(context.get_context(request).meter.metrics(), media_type=PROMETHEUS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server.api.errors import INTERNAL_ERROR, ApiError, storage_unavailable
+from ontogeny.server.api.routes import describe_route
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -55,7 +56,7 @@ class RequestLimits:
                 await ApiError(500, INTERNAL_ERROR).response(scope, receive, exchange.send)
         finally:
             seconds = time.monotonic() - exchange.started_at
-            log.info("%s %s %s %.3f s", scope["method"], scope["path"], exchange.status or "-", seconds)
+            log.info("%s %s %.3f s", describe_route(scope), exchange.status or "-", seconds)
 
 
 class _Exchange:
