@@ -8,17 +8,25 @@ import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import openai
 import pytest
 import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
+from openai import types
+from openai.types import chat, completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.shared import ErrorObject
+from pydantic import BaseModel, ValidationError
 
 from ontogeny.renamed import TABLES
 from ontogeny.server import keys
+from ontogeny.server.api import protocol
 from ontogeny.server.api.errors import add_error_handlers
 from ontogeny.server.api.request_limits import RequestLimits
+from ontogeny.server.api.unsupported import IGNORED, DefaultOnly
 from ontogeny.server.store import Store
 from serving import ROOT, ServerProcess, load, shared_run, wait_until
 
@@ -266,6 +274,262 @@ def test_the_seeds_of_choices_are_hashed(client):
     assert pair == texts[0] * 2
     unseeded = client.completions.create(model="story", max_tokens=20, prompt=["It"] * 4)
     assert len({choice.text for choice in unseeded.choices}) == 4
+
+
+WIRE_TYPES = {
+    "text_completion": types.Completion,
+    "chat.completion": chat.ChatCompletion,
+    "chat.completion.chunk": chat.ChatCompletionChunk,
+    "model": types.Model,
+    "error": ErrorObject,
+}
+
+
+def _check_wire_type(kind, content, is_chunk=False, has_echo=False):
+    """Validates an object with the types of the openai package: strictly, and without fields that they do not have."""
+    try:
+        parsed = WIRE_TYPES[kind].model_validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        # The types know neither the parts of a stream of completions nor the first token of an echoed prompt.
+        for fault in error.errors():
+            is_unfinished = is_chunk and kind == "text_completion" and fault["loc"][-1] == "finish_reason"
+            is_first = has_echo and fault["loc"][-2:] in (("token_logprobs", 0), ("top_logprobs", 0))
+            assert (is_unfinished or is_first) and fault["input"] is None, fault
+        return
+    _check_no_extra_fields(parsed, {"ontogeny"})
+
+
+def _check_no_extra_fields(parsed, allowed=frozenset()):
+    assert set(parsed.model_extra or ()) <= allowed, parsed
+    for value in parsed.__dict__.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, BaseModel):
+                _check_no_extra_fields(item)
+
+
+def _read_events(server, key, path, body):
+    """The parts of a stream; the last event says that the stream is complete."""
+    status, content = server.post(path, body | {"stream": True}, key)
+    assert status == 200
+    events = [event.removeprefix("data: ") for event in content.decode().split("\n\n")]
+    assert events[-2:] == ["[DONE]", ""]
+    return [json.loads(event) for event in events[:-2]]
+
+
+COMPLETION = {"model": "story", "prompt": "The é", "max_tokens": 6, "seed": 5}
+CHAT = {"model": "story", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "seed": 5}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"n": 2, "logprobs": 3}, {"logprobs": 0, "echo": True}, {"echo": True, "stop": "e"}], ids=str
+)
+def test_completions_have_the_types_of_the_openai_package(server, key, settings):
+    response = server.post("/v1/completions", COMPLETION | settings, key)[1]
+    _check_wire_type("text_completion", response, has_echo="echo" in settings)
+    assert set(response) == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage", "ontogeny"}
+    for has_usage in (False, True):
+        options = {"stream_options": {"include_usage": True}} if has_usage else {}
+        chunks = _read_events(server, key, "/v1/completions", COMPLETION | settings | options)
+        for chunk in chunks:
+            assert chunk["object"] == "text_completion"
+            _check_wire_type("text_completion", chunk, is_chunk=True, has_echo="echo" in settings)
+        _check_stream(chunks, response, has_usage)
+    texts = ["".join(c["text"] for part in chunks for c in part["choices"] if c["index"] == i) for i in (0, 1)]
+    assert texts[: len(response["choices"])] == [choice["text"] for choice in response["choices"]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"n": 2, "logprobs": True, "top_logprobs": 2}, {"logprobs": True}], ids=str)
+def test_chats_have_the_types_of_the_openai_package(server, key, settings):
+    response = server.post("/v1/chat/completions", CHAT | settings, key)[1]
+    _check_wire_type("chat.completion", response)
+    for choice in response["choices"]:
+        assert set(choice) == {"index", "message", "logprobs", "finish_reason"}
+        assert choice["message"] == {"role": "assistant", "content": choice["message"]["content"], "refusal": None}
+        data = b"".join(bytes(token["bytes"] or ()) for token in (choice["logprobs"] or {}).get("content", ()))
+        assert not choice["logprobs"] or data.decode().removeprefix(" ") == choice["message"]["content"]
+    for has_usage in (False, True):
+        options = {"stream_options": {"include_usage": True}} if has_usage else {}
+        chunks = _read_events(server, key, "/v1/chat/completions", CHAT | settings | options)
+        for chunk in chunks:
+            assert chunk["object"] == "chat.completion.chunk"
+            _check_wire_type("chat.completion.chunk", chunk)
+        _check_stream(chunks, response, has_usage)
+        n = len(response["choices"])
+        assert [chunk["choices"][0]["delta"].get("role") for chunk in chunks[:n]] == ["assistant"] * n
+        assert all("role" not in choice["delta"] for chunk in chunks[n:] for choice in chunk["choices"])
+
+
+def _check_stream(chunks, response, has_usage):
+    """The parts share their header, each choice ends once, and the usage is in the last part alone."""
+    assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["system_fingerprint"]) for chunk in chunks}) == 1
+    reasons = [c["finish_reason"] for chunk in chunks for c in chunk["choices"] if c["finish_reason"] is not None]
+    assert sorted(reasons) == sorted(choice["finish_reason"] for choice in response["choices"])
+    if has_usage:
+        assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == response["usage"]
+        assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    else:
+        assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_models_and_errors_have_the_types_of_the_openai_package(server, key):
+    listed = server.get("/v1/models", key)[1]
+    assert set(listed) == {"object", "data"} and listed["object"] == "list"
+    for model in [*listed["data"], server.get("/v1/models/story", key)[1]]:
+        _check_wire_type("model", model)
+    for status, method, path, body, key_text in (
+        (400, "POST", "/v1/completions", {"model": "story", "n": 0}, key),
+        (400, "POST", "/v1/chat/completions", {}, key),
+        (401, "GET", "/v1/models", None, "wrong"),
+        (404, "GET", "/v1/models/nobody", None, key),
+        (404, "GET", "/v1/nothing", None, key),
+        (405, "DELETE", "/v1/completions", None, key),
+    ):
+        answer = server.request(method, path, body, key_text)
+        assert answer[0] == status and set(answer[1]) == {"error"}
+        _check_wire_type("error", answer[1]["error"])
+
+
+def test_penalties_biases_and_min_tokens_have_the_meaning_of_the_reference(client):
+    body = dict(model="story", prompt="The agent", max_tokens=30, temperature=0)
+    plain = client.completions.create(**body).choices[0].text
+    assert (
+        client.completions.create(**body, presence_penalty=0, frequency_penalty=0, logit_bias={}).choices[0].text
+        == plain
+    )
+    varied = client.completions.create(**body, presence_penalty=2, frequency_penalty=2, logprobs=1).choices[0]
+    assert len(set(varied.text)) > len(set(plain))
+    assert (
+        varied.logprobs.top_logprobs[0]
+        == client.completions.create(**body, logprobs=1).choices[0].logprobs.top_logprobs[0]
+    )
+    excluded = client.completions.create(**body, logit_bias={str(ord(" ")): -100}).choices[0].text
+    assert " " in plain and " " not in excluded
+    assert client.completions.create(**body, logit_bias={"122": 100}).choices[0].text == "z" * 30
+    top = client.completions.create(**body | {"temperature": 1}, extra_body={"top_k": 1}).choices[0].text
+    assert top == plain
+    ended = body | {"logit_bias": {"256": 100}}
+    assert client.completions.create(**ended).usage.completion_tokens <= 1
+    longer = client.completions.create(**ended, extra_body={"min_tokens": 7})
+    assert 7 <= longer.usage.completion_tokens <= 8 and longer.choices[0].finish_reason == "stop"
+    stopped = client.completions.create(**body, stop=plain[1], extra_body={"min_tokens": 9}).choices[0]
+    assert stopped.text.startswith(plain[:9])
+    messages = [{"role": "user", "content": "Hi"}]
+    chat_body = dict(model="story", messages=messages, max_tokens=5, seed=1, logit_bias={"122": 100})
+    assert client.chat.completions.create(**chat_body).choices[0].message.content == "zzzzz"
+
+
+def test_best_of_returns_the_candidates_with_the_highest_mean_log_probability(client):
+    body = dict(model="story", prompt=["The agent", "It"], max_tokens=9, seed=2)
+    candidates = client.completions.create(**body, n=6, logprobs=0).choices
+
+    def mean(choice):
+        return sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs)
+
+    ranked = [sorted(candidates[first : first + 6], key=mean, reverse=True)[:2] for first in (0, 6)]
+    best = client.completions.create(**body, best_of=6, n=2)
+    assert [choice.text for choice in best.choices] == [choice.text for group in ranked for choice in group]
+    assert [choice.index for choice in best.choices] == [0, 1, 2, 3] and best.choices[0].logprobs is None
+    assert best.usage.completion_tokens == sum(len(choice.logprobs.tokens) for choice in candidates)
+    for impossible in ({"best_of": 2, "n": 3}, {"best_of": 3, "stream": True}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.completions.create(**body, **impossible)
+        assert refused.value.param == "best_of"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "refused", "accepted"),
+    [
+        ("completions", "suffix", "end", ""),
+        ("completions", "max_completion_tokens", 5, None),
+        ("completions", "logit_bias", {"257": 1}, {"256": 1}),
+        ("completions", "logit_bias", {str(token): -100 for token in range(257)}, {"1": -100}),
+        ("completions", "min_tokens", 7, 6),
+        ("chat/completions", "response_format", {"type": "json_object"}, {"type": "text"}),
+        ("chat/completions", "tools", [{"type": "function", "function": {"name": "f"}}], []),
+        ("chat/completions", "tool_choice", "required", "none"),
+        ("chat/completions", "functions", [{"name": "f"}], []),
+        ("chat/completions", "function_call", {"name": "f"}, "auto"),
+        ("chat/completions", "modalities", ["text", "audio"], ["text"]),
+        ("chat/completions", "audio", {"voice": "a", "format": "wav"}, None),
+        ("chat/completions", "reasoning_effort", "high", "none"),
+        ("chat/completions", "top_logprobs", 2, 0),
+        ("chat/completions", "repetition_penalty", 1.5, 1.0),
+        ("chat/completions", "ignore_eos", True, False),
+        ("chat/completions", "stop_token_ids", [1], []),
+        ("chat/completions", "stream_options", {"continuous_usage_stats": True}, {"include_usage": True}),
+        ("chat/completions", "messages", [{"role": "assistant", "content": "a", "tool_calls": [{}]}], CHAT["messages"]),
+        ("chat/completions", "echo", True, False),
+    ],
+)
+def test_a_field_that_would_change_the_answer_is_refused_and_its_default_accepted(
+    server, key, path, field, refused, accepted
+):
+    body = COMPLETION if path == "completions" else CHAT
+    status, content = server.post(f"/v1/{path}", body | {field: refused}, key)
+    error = content["error"]
+    assert status == 400 and error["param"].startswith(field) and field in error["message"], content
+    expected = server.post(f"/v1/{path}", body, key)[1]["choices"]
+    if field not in ("logit_bias", "min_tokens"):
+        status, content = server.post(f"/v1/{path}", body | {field: accepted}, key)
+        assert (status, content["choices"]) == (200, expected) and "ignored_fields" not in content["ontogeny"]
+
+
+def test_fields_of_completions_are_refused_where_a_text_session_has_no_use_for_them(server, key):
+    path = f"/v1/models/story/sessions/{server.post('/v1/models/story/sessions', {}, key)[1]['id']}/completions"
+    for field, value in (("stop", ["."]), ("n", 2), ("logprobs", 1), ("presence_penalty", 1), ("tools", [{}])):
+        status, content = server.post(path, {"prompt": "a", field: value}, key)
+        assert status == 400 and content["error"]["param"] == field, content
+    assert server.post(path, {"prompt": "a", "max_tokens": 1, "n": 1, "stop": [], "user": "anna"}, key)[0] == 200
+
+
+def test_unknown_fields_are_ignored_and_named_in_the_response(server, key):
+    ignored = {"user": "anna", "store": True, "metadata": {"a": "b"}, "service_tier": "auto"}
+    assert "ignored_fields" not in server.post("/v1/completions", COMPLETION | ignored, key)[1]["ontogeny"]
+    response = server.post("/v1/completions", COMPLETION | ignored | {"max_token": 3, "x" * 99: 1}, key)[1]
+    assert response["ontogeny"]["ignored_fields"] == ["max_token", "x" * 64]
+    chunks = _read_events(server, key, "/v1/chat/completions", CHAT | {"max_token": 3})
+    assert all(chunk["ontogeny"]["ignored_fields"] == ["max_token"] for chunk in chunks)
+
+
+def test_the_names_of_participants_are_part_of_the_prompt(server, key):
+    def num_prompt_tokens(**fields):
+        return server.post("/v1/chat/completions", CHAT | {"messages": [fields]}, key)[1]["usage"]["prompt_tokens"]
+
+    assert num_prompt_tokens(role="user", content="Hi", name="anna") == num_prompt_tokens(role="user", content="Hi") + 7
+    refusal = num_prompt_tokens(role="assistant", refusal="I cannot")
+    assert refusal == num_prompt_tokens(role="assistant", content="I cannot")
+
+
+def _documented_fields():
+    """The rows of the tables of fields: name, and whether completions, chats or messages support it."""
+    page = (ROOT / "docs" / "reference" / "openai-api.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    requests = {row[0].strip("`"): row[1:3] for row in rows if len(row) == 4}
+    return requests, {row[0].strip("`"): row[1] for row in rows if len(row) == 3}
+
+
+def test_every_field_of_the_api_reference_is_documented_as_supported_ignored_or_refused():
+    requests, messages = _documented_fields()
+    params = [completion_create_params.CompletionCreateParamsBase, chat_create_params.CompletionCreateParamsBase]
+    assert {name for param in params for name in param.__annotations__} | {"stream"} <= set(requests)
+    parts = [*get_args(chat.ChatCompletionMessageParam), chat.ChatCompletionStreamOptionsParam]
+    assert {name for part in parts for name in part.__annotations__} <= set(messages)
+
+    def status(model, name):
+        if name not in model.model_fields:
+            return "ignored"
+        is_refused = any(isinstance(data, DefaultOnly) for data in model.model_fields[name].metadata)
+        return "refused" if is_refused else "supported"
+
+    for column, model in enumerate((protocol.CompletionRequest, protocol.ChatRequest)):
+        assert {name: statuses[column] for name, statuses in requests.items()} == {
+            name: status(model, name) for name in {*model.model_fields, *IGNORED}
+        }
+    known = protocol.Message.model_fields | protocol.StreamOptions.model_fields
+    expected = {name: status(protocol.Message, name) for name in protocol.Message.model_fields}
+    expected |= {name: status(protocol.StreamOptions, name) for name in protocol.StreamOptions.model_fields}
+    assert messages == expected | {"tool_call_id": "ignored", "include_obfuscation": "ignored"}
+    assert set(messages) - set(known) == {"tool_call_id"}
 
 
 # --- bitwise reproducibility

@@ -285,7 +285,7 @@ class ChatFormat(ResponseFormat):
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         """The description of a token with its log-probability."""
         text, data = token_text(self.tokenizer, token), self.tokenizer.bytes_of(token)
-        return {"token": text, "logprob": logprob, "bytes": list(data)}
+        return {"token": text, "logprob": logprob, "bytes": list(data) if data else None}
 
 
 def _finish_reason(output: OutputDelta) -> str | None:
