@@ -525,11 +525,11 @@ def test_every_field_of_the_api_reference_is_documented_as_supported_ignored_or_
         assert {name: statuses[column] for name, statuses in requests.items()} == {
             name: status(model, name) for name in {*model.model_fields, *IGNORED}
         }
-    known = protocol.Message.model_fields | protocol.StreamOptions.model_fields
+    declared = protocol.Message.model_fields | protocol.StreamOptions.model_fields
     expected = {name: status(protocol.Message, name) for name in protocol.Message.model_fields}
     expected |= {name: status(protocol.StreamOptions, name) for name in protocol.StreamOptions.model_fields}
     assert messages == expected | {"tool_call_id": "ignored", "include_obfuscation": "ignored"}
-    assert set(messages) - set(known) == {"tool_call_id"}
+    assert set(messages) - set(declared) == {"tool_call_id"}
 
 
 # --- bitwise reproducibility
