@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -98,15 +99,20 @@ def open_chromium(*arguments: str) -> Iterator[Browser]:
 
 
 class ServerProcess:
-    """`ontogeny serve` on a free port of this machine."""
+    """`ontogeny serve` on a free port of this machine, or on the one that the server names if `port` is 0."""
 
     def __init__(
-        self, state_dir: Path, *arguments: str, ready: bool = True, environment: dict[str, str] | None = None
+        self,
+        state_dir: Path,
+        *arguments: str,
+        ready: bool = True,
+        environment: dict[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self.state_dir = f"http://127.0.0.1:{self.port}", state_dir
+            self.port = free.getsockname()[1] if port is None else port
+        self.state_dir = state_dir
         self.log = state_dir.with_name(f"{state_dir.name}.log")
         command = [sys.executable, "-m", "ontogeny", "serve", *arguments, "--state-dir", str(state_dir)]
         with self.log.open("ab") as log:
@@ -119,8 +125,15 @@ class ServerProcess:
         if ready:
             wait_until(self._is_ready)
 
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return f"http://127.0.0.1:{self.port}"
+
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
+        if not self.port and (line := re.search(r"^serving .* on \S*:(\d+)$", self.log.read_text(), re.MULTILINE)):
+            self.port = int(line[1])
         try:
             return self.get("/ready")[0] == 200
         except OSError:

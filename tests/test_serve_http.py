@@ -766,7 +766,7 @@ def test_an_internal_error_has_the_same_form():
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "http_version": "1.1"}
-    asyncio.run(RequestLimits(app, max_body_bytes=100, arrival_limit=5, send_limit=5)(scope, receive, send))
+    asyncio.run(RequestLimits(app, max_body_bytes=100, arrival_limit=5)(scope, receive, send))
     assert sent[0]["status"] == 500 and json.loads(sent[1]["body"])["error"]["type"] == "server_error"
 
 

@@ -1,6 +1,7 @@
 """`ontogeny serve`: saved models behind an HTTP server."""
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,15 +53,18 @@ def serve(
     with locked(store.folder):
         deployments = Deployments(named_runs, store, config)
         modes = ", ".join(f"{d.name} ({'online' if d.online else 'frozen'})" for d in deployments.by_name.values())
-        deployments.on_ready = _print_ready
-        app.serve(
-            deployments, on_listening=lambda: typer.echo(f"serving {modes} on http://{config.host}:{config.port}")
-        )
+
+        def announce(url: str) -> None:
+            deployments.on_ready = functools.partial(_print, f"serving {modes} on {url}")
+            _print(f"starting {modes}")
+
+        app.serve(deployments, on_listening=announce)
 
 
-def _print_ready() -> None:
-    with contextlib.suppress(OSError):  # nobody reads the output of the server any more
-        typer.echo("ready for requests")
+def _print(line: str) -> None:
+    """Prints a line unless nobody reads the output of the server any more."""
+    with contextlib.suppress(OSError):
+        typer.echo(line)
 
 
 def _name_runs(runs: list[Path], aliases: list[str]) -> list[tuple[str, Path]]:

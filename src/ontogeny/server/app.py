@@ -1,23 +1,25 @@
 """The web application and the process around it."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import uvicorn
 from fastapi import FastAPI
 
 from ontogeny import __version__
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.api import agents, branches, completions, pages, sessions, tokenizer
+from ontogeny.server.api.authentication import Authentication
 from ontogeny.server.api.context import ServerContext
 from ontogeny.server.api.errors import add_error_handlers
 from ontogeny.server.api.origins import OriginGuard, is_loopback
 from ontogeny.server.api.request_limits import RequestLimits
 from ontogeny.server.api.routes import LenientRouting
 from ontogeny.server.api.teaching import ExampleHeader
+from ontogeny.server.connections import build_server
 from ontogeny.server.deployments import Deployments
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.logs import configure_logs
@@ -29,16 +31,24 @@ MAX_OPEN_FILES = 65_536  # each connection is one
 BACKLOG = 2048  # connections
 
 
-def build_app(deployments: Deployments) -> OriginGuard:
+class ServerApplication(NamedTuple):
+    """The ASGI application of a server.
+
+    Attributes:
+        guard: The application as a web server calls it.
+        limits: The part of it that limits and ends requests.
+    """
+
+    guard: OriginGuard
+    limits: RequestLimits
+
+
+def build_app(deployments: Deployments) -> ServerApplication:
     """Builds the ASGI application of a server, which starts and stops its deployments."""
     config = deployments.config
-    limits = RequestLimits(
-        ExampleHeader(LenientRouting(build_api(deployments))),
-        max_body_bytes=config.max_body_bytes,
-        arrival_limit=ARRIVAL_LIMIT,
-        send_limit=config.time_limit,
-    )
-    return OriginGuard(limits, config)
+    routes = LenientRouting(Authentication(build_api(deployments), deployments.store))
+    limits = RequestLimits(ExampleHeader(routes), max_body_bytes=config.max_body_bytes, arrival_limit=ARRIVAL_LIMIT)
+    return ServerApplication(OriginGuard(limits, config), limits)
 
 
 def build_api(deployments: Deployments) -> FastAPI:
@@ -51,7 +61,7 @@ def build_api(deployments: Deployments) -> FastAPI:
         meter.start()
         yield
         meter.stop()
-        deployments.stop()
+        await asyncio.to_thread(deployments.stop)
 
     app = FastAPI(
         title="ontogeny",
@@ -70,12 +80,12 @@ def build_api(deployments: Deployments) -> FastAPI:
     return app
 
 
-def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None:
+def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> None:
     """Serves until the process is told to stop.
 
     Args:
         deployments: The models; their configuration names the address.
-        on_listening: Called once the address belongs to the server.
+        on_listening: Called once the address belongs to the server, with the URL of the server.
 
     Raises:
         BadInput: The address cannot be used, or other machines could reach it although no key exists.
@@ -90,19 +100,16 @@ def serve(deployments: Deployments, *, on_listening: Callable[[], None]) -> None
     _raise_file_limit()
     configure_logs(config.log_level)
     listening = _listen(config.host, config.port)
-    on_listening()
-    server_config = uvicorn.Config(
-        build_app(deployments),
-        log_config=None,
-        access_log=False,
-        ws="none",
-        server_header=False,
-        timeout_keep_alive=20,
-        timeout_graceful_shutdown=5,
+    on_listening(_url(listening))
+    application = build_app(deployments)
+    server = build_server(
+        application.guard,
+        application.limits,
+        arrival_limit=ARRIVAL_LIMIT,
+        send_limit=config.time_limit,
         backlog=BACKLOG,
-        lifespan="on",
     )
-    uvicorn.Server(server_config).run(sockets=[listening])
+    server.run(sockets=[listening])
     if deployments.error is not None:
         raise deployments.error
 
@@ -132,6 +139,12 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # Python repeats the address
         raise BadInput(f"the server cannot listen on '{host}' port {port}: {reason}") from None
+
+
+def _url(listening: socket.socket) -> str:
+    """The address of a listening socket, with the port that the system chose for port 0."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 def _raise_file_limit() -> None:

@@ -194,7 +194,7 @@ class Deployments:
         self.config, self.store = config, store
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
-        self.on_ready: Callable[[], None] | None = None  # called just before `ready` is set
+        self.on_ready: Callable[[], None] | None = None  # called once `ready` is set
         self.error: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
@@ -231,9 +231,9 @@ class Deployments:
             self._clean_up()
             for deployment in self.by_name.values():
                 deployment.start()
+            self.ready.set()
             if self.on_ready is not None:
                 self.on_ready()
-            self.ready.set()
             checked_at = cleaned_at = time.monotonic()
             while not self._stopping.wait(STATUS_INTERVAL):
                 languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]

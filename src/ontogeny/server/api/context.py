@@ -7,10 +7,9 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from ontogeny.server import keys
 from ontogeny.server.api import errors
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
-from ontogeny.server.keys import LOCAL, ApiKey
+from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.rate_limits import RateLimits, TokenReservation
 from ontogeny.server.usage import UsageMeter
@@ -37,22 +36,14 @@ def get_context(request: Request) -> ServerContext:
     return request.app.state.context
 
 
-def authenticate(
+async def get_caller(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 ) -> ApiKey:
-    """Returns the key of a request; the local key as long as no key exists. Raises a 401 error for an invalid key."""
-    store = get_context(request).deployments.store
-    if not keys.has_keys(store):
-        return LOCAL
-    if credentials is None:
-        raise errors.unauthorized("the request has no key; send it as 'Authorization: Bearer KEY'")
-    key = keys.authenticate(store, credentials.credentials.strip())
-    if key is None:
-        raise errors.unauthorized("the key is wrong or was revoked")
-    return key
+    """Returns the key of a request, which the middleware `Authentication` has checked."""
+    return request.state.key
 
 
-Caller = Annotated[ApiKey, Depends(authenticate)]
+Caller = Annotated[ApiKey, Depends(get_caller)]
 
 
 async def authenticate_admin(key: Caller) -> ApiKey:
