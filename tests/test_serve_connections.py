@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 LIMIT = 0.5  # seconds
-HEADER = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEADER = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = HEADER + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -81,7 +81,7 @@ def _parse(response):
     return int(lines[0].split()[1]), dict(line.split(": ", 1) for line in lines[1:]), json.loads(content)
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nAcc", b"GET / HTTP/1.1\r\n\r\n"[:1]])
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nAcc", b"GET / HTTP/1.1\r\n\r\n"[:1]])
 def test_a_connection_that_sends_nothing_or_half_a_header_is_closed(limited_port, sent):
     with socket.create_connection(("127.0.0.1", limited_port), timeout=20) as connection:
         connection.sendall(sent)
@@ -105,7 +105,7 @@ def test_a_header_that_arrives_byte_by_byte_is_refused(limited_port):
 
 def test_a_second_request_that_never_ends_is_refused_too(limited_port):
     with socket.create_connection(("127.0.0.1", limited_port), timeout=20) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         first = b""
         while not first.endswith(b"aaa"):
             first += connection.recv(65536)
@@ -115,7 +115,7 @@ def test_a_second_request_that_never_ends_is_refused_too(limited_port):
 
 def test_an_idle_connection_is_closed_after_a_response(limited_port):
     with socket.create_connection(("127.0.0.1", limited_port), timeout=20) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert _read_all(connection).startswith(b"HTTP/1.1 200")
 
 
@@ -142,7 +142,7 @@ def test_a_client_that_reads_nothing_loses_its_connection(limited_port):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(20)
         connection.connect(("127.0.0.1", limited_port))
-        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         # Sending shows the reset of a connection without reading the response.
         with contextlib.suppress(ConnectionError):
             for _ in range(200):
@@ -181,7 +181,7 @@ def test_a_client_that_reads_nothing_does_not_keep_a_server_from_stopping():
             await asyncio.sleep(0)  # where a server that stops cancels the request
 
     with _serve(stream) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(10) and is_full.wait(20)
 
 
