@@ -210,7 +210,7 @@ def test_a_stopping_server_ends_every_request_with_an_error_of_its_own(port_0_se
     assert re.fullmatch(
         r"starting story \(frozen\)\nserving story \(frozen\) on http://127.0.0.1:\d+\n", server.log.read_text()
     )
-    connections = stream, whole, _ = [_post(server, {"stream": streams}) for streams in (True, False, True)]
+    connections = stream, answered, _ = [_post(server, {"stream": streams}) for streams in (True, False, True)]
     half_header, half_body = (socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(2))
     with contextlib.ExitStack() as stack:
         for connection in (*connections, half_header, half_body):
@@ -220,7 +220,7 @@ def test_a_stopping_server_ends_every_request_with_an_error_of_its_own(port_0_se
         assert stream.recv(10)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: server.get("/v1/models")[0] == 503, 5)
-        for connection in (whole, half_body):
+        for connection in (answered, half_body):
             status, headers, content = _parse(_read_all(connection))
             assert (status, content["error"]["code"]) == (503, "server_stops") and int(headers["retry-after"]) > 0
         events = _read_all(stream).decode()
