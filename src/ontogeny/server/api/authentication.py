@@ -1,7 +1,7 @@
 """Authentication of requests, before any of their body is read or parsed.
 
 Plain ASGI middleware. It answers a request without a valid key with status 401 and leaves the key of every other
-request in `scope["state"]["key"]`, where `context.authenticate` finds it.
+request in `scope["state"]["key"]`, where `context.get_caller` finds it.
 """
 
 import asyncio
