@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -299,3 +300,28 @@ def test_a_connection_of_a_web_socket_is_rejected(server):
 def test_an_invalid_host_or_origin_is_named(option, value, call_cli):
     code, _, error = call_cli("serve", "run", option, value)
     assert code == 2 and option.removeprefix("--").replace("-", "_") in error and repr(value) in error
+
+
+def test_nobody_but_the_owner_may_read_what_a_server_writes(server):
+    modes = {path: path.stat().st_mode & 0o777 for path in (server.state_dir, *server.state_dir.rglob("*"))}
+    assert {path.name for path in modes} >= {"ontogeny.sqlite", "ontogeny.sqlite-wal", "snapshots", ".ontogeny.lock"}
+    assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items()), modes
+
+
+@pytest.fixture
+def wide_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_files_of_an_earlier_version_lose_the_permissions_of_others(tmp_path, wide_umask):
+    folder = tmp_path / "state"
+    (folder / "snapshots").mkdir(parents=True)
+    folder.chmod(0o755)
+    (folder / "snapshots" / "old.safetensors").write_bytes(b"weights")
+    with Store(folder) as store, store.transaction():
+        store.write_snapshot("new.safetensors", b"weights")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*")}
+    assert {name: mode for name, mode in modes.items() if mode != 0o600} == {"snapshots": 0o700}
+    assert len(modes) == 6 and folder.stat().st_mode & 0o777 == 0o755  # which its owner chose

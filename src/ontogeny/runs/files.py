@@ -7,24 +7,30 @@ import os
 import shutil
 import threading
 from collections.abc import Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ontogeny.errors import BadInput
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and return when it is on the disk."""
-    with open_new_file(path) as file:
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, and return when it is on the disk; see `open_new_file`."""
+    with open_new_file(path, mode) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def open_new_file(path: Path) -> Generator[BinaryIO]:
-    """A file to write piece by piece, which takes the place `path` when the block ends without an error."""
+def open_new_file(path: Path, mode: int = 0o666) -> Generator[BinaryIO]:
+    """A file to write piece by piece, which takes the place `path` when the block ends without an error.
+
+    Args:
+        path: The place of the file; a file that is there is replaced.
+        mode: The permissions of the file, from which the umask of the process is taken.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

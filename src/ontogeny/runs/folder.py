@@ -165,7 +165,7 @@ def describe(
 @contextlib.contextmanager
 def locked(folder: Path) -> Generator[None]:
     """Hold a folder for this process; the lock of a process that is killed ends with it."""
-    lock = filelock.FileLock(folder / LOCK_FILE, blocking=False)
+    lock = filelock.FileLock(folder / LOCK_FILE, mode=0o600, blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout:

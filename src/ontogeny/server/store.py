@@ -22,6 +22,7 @@ from ontogeny.runs.formats import SERVER_DATABASE, check_format, refuse_run_fold
 from ontogeny.server import schema
 
 DATABASE = "ontogeny.sqlite"
+OWNER_FILE, OWNER_FOLDER = 0o600, 0o700  # nobody else may read texts, weights and the hashes of keys
 MAX_CONNECTIONS = 8  # each holds file descriptors
 MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
 SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"busy_timeout={int(MAX_WAIT * 1000)}")
@@ -73,9 +74,10 @@ class Store:
         self._write_lock = threading.Lock()  # so that waiting writers use no connections
         self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
             self._create_tables(read_only)
-            self.snapshots.mkdir(exist_ok=True)
+            self.snapshots.mkdir(mode=OWNER_FOLDER, exist_ok=True)
+            self._restrict_access()
         except OSError as error:
             raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
         except sqlite3.DatabaseError as error:
@@ -148,7 +150,7 @@ class Store:
     def write_snapshot(self, file: str, data: bytes) -> None:
         """Writes a file of the snapshot folder whole or not at all; raises `StorageUnavailable` if the disk fails."""
         try:
-            write_bytes(self.snapshots / file, data)
+            write_bytes(self.snapshots / file, data, OWNER_FILE)
         except OSError as error:
             raise StorageUnavailable(f"'{self.snapshots / file}' cannot be written: {error.strerror}") from None
 
@@ -222,6 +224,16 @@ class Store:
                 raise
             raise StorageUnavailable(f"the database '{self._path}' cannot be used: {error}") from error
 
+    def _restrict_access(self) -> None:
+        """Takes the permissions of others away from files that an earlier version has written.
+
+        The state folder keeps the permissions of its creator, because it may be a folder with another purpose.
+        """
+        for path in (*self.folder.glob(f"{DATABASE}*"), self.snapshots, *self.snapshots.iterdir()):
+            with contextlib.suppress(OSError):  # the files of somebody else, or a file that is gone
+                if (mode := path.stat().st_mode) & 0o077:
+                    path.chmod(mode & OWNER_FOLDER)
+
     def _read_format(self, access: str) -> int:
         """Reads the format number of the database; `access` is a parameter of SQLite's file addresses."""
         address = f"{self._path.absolute().as_uri()}?{access}"
@@ -238,7 +250,7 @@ class Store:
                 return self._open_converted_copy() if read_only else self._convert()
             if version:
                 return check_format(self._path, SERVER_DATABASE, version)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # only the owner may read the key hashes
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, OWNER_FILE))  # SQLite creates its other files alike
         with self.transaction():
             if not self.select_value("PRAGMA user_version"):
                 with self._borrowed_connection() as connection:

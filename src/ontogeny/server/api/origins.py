@@ -37,7 +37,7 @@ RESTRICTIONS = {  # headers of every response that does not set them itself
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-EXPOSED_HEADERS = ("Retry-After", "X-Should-Retry")  # that programs in allowed pages may read
+EXPOSED_HEADERS = ("*",)  # all, to programs in allowed pages
 log = logging.getLogger("ontogeny.requests")
 
 
