@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 GAUGES = {
     "num_requests_running": "Requests that are being prefilled or decoded",
     "num_requests_waiting": "Requests in the queue",
+    "num_generated_tokens": "Tokens that the engine has generated, also for abandoned requests",
+    "num_session_calls": "Calls of sessions that have begun, such as the steps of an agent",
+    "num_session_calls_waiting": "Calls of sessions in the queue",
     "num_examples_pending": "Training examples in the journal that have not been decided on",
     "num_decisions": "Decisions of the learner",
 }
@@ -91,8 +94,11 @@ class UsageMeter:
     def metrics(self) -> bytes:
         """Returns all metrics in the text format of Prometheus."""
         for name, deployment in self._deployments.by_name.items():
+            self._gauges["num_session_calls"].labels(name).set(deployment.sessions.executor.num_started)
+            self._gauges["num_session_calls_waiting"].labels(name).set(deployment.sessions.executor.num_waiting)
             if not isinstance(deployment, LanguageDeployment):
                 continue
+            self._gauges["num_generated_tokens"].labels(name).set(deployment.engine.num_generated_tokens)
             self._gauges["num_requests_running"].labels(name).set(deployment.engine.num_requests_running)
             self._gauges["num_requests_waiting"].labels(name).set(deployment.engine.num_requests_waiting)
             if deployment.branches is not None:
