@@ -418,6 +418,35 @@ def test_penalties_biases_and_min_tokens_have_the_meaning_of_the_reference(clien
     assert client.chat.completions.create(**chat_body).choices[0].message.content == "zzzzz"
 
 
+def test_a_response_format_constrains_the_answer_to_json(client):
+    schema = {
+        "type": "object",
+        "properties": {"word": {"type": "string", "maxLength": 9}, "number": {"type": "integer", "maximum": 99}},
+        "required": ["word", "number"],
+        "additionalProperties": False,
+    }
+    formats = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema, "strict": True}}
+    body = dict(model="story", messages=CHAT["messages"], max_tokens=120, n=4, seed=1, response_format=formats)
+    response = client.chat.completions.create(**body)
+    for choice in response.choices:
+        value = json.loads(choice.message.content)
+        assert choice.finish_reason == "stop" and set(value) == {"word", "number"} and value["number"] <= 99
+    assert len({choice.message.content for choice in response.choices}) > 1
+    assert [c.message.content for c in client.chat.completions.create(**body).choices] == [
+        c.message.content for c in response.choices
+    ]
+    streamed = client.chat.completions.create(**body | {"n": 1}, stream=True)
+    assert "".join(part.choices[0].delta.content or "" for part in streamed) == response.choices[0].message.content
+    constrained = dict(
+        model="story", prompt="It", max_tokens=40, extra_body={"response_format": {"type": "json_object"}}
+    )
+    assert client.completions.create(**constrained).choices[0].text.startswith("{")
+    complex_schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2100)}}
+    formats = {"type": "json_schema", "json_schema": {"name": "complex", "schema": complex_schema}}
+    cut = client.chat.completions.create(**body | {"n": 1, "response_format": formats}).choices[0]
+    assert cut.finish_reason == "length" and cut.message.content == "{"
+
+
 def test_best_of_returns_the_candidates_with_the_highest_mean_log_probability(client):
     body = dict(model="story", prompt=["The agent", "It"], max_tokens=9, seed=2)
     candidates = client.completions.create(**body, n=6, logprobs=0).choices
@@ -444,7 +473,13 @@ def test_best_of_returns_the_candidates_with_the_highest_mean_log_probability(cl
         ("completions", "logit_bias", {"257": 1}, {"256": 1}),
         ("completions", "logit_bias", {str(token): -100 for token in range(257)}, {"1": -100}),
         ("completions", "min_tokens", 7, 6),
-        ("chat/completions", "response_format", {"type": "json_object"}, {"type": "text"}),
+        ("chat/completions", "response_format", {"type": "json_schema"}, {"type": "text"}),
+        (
+            "completions",
+            "response_format",
+            {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}},
+            {"type": "text"},
+        ),
         ("chat/completions", "tools", [{"type": "function", "function": {"name": "f"}}], []),
         ("chat/completions", "tool_choice", "required", "none"),
         ("chat/completions", "functions", [{"name": "f"}], []),

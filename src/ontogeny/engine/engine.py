@@ -30,7 +30,7 @@ from ontogeny.engine.requests import (
     SequenceState,
     TokenOutput,
 )
-from ontogeny.engine.sampling import TokenLogprobs, adjust_logits, compute_logprobs, sample_token
+from ontogeny.engine.sampling import ConstraintFailure, TokenLogprobs, adjust_logits, compute_logprobs, sample_token
 from ontogeny.engine.scheduler import DecodeTask, PrefillTask, Scheduler
 from ontogeny.errors import BadInput
 
@@ -380,7 +380,10 @@ class Engine:
         logits = sequence.next_logits
         if request.logit_adjustments is not None:
             generated = sequence.tokens[len(sequence.tokens) - sequence.num_generated :]
-            logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_token)
+            try:
+                logits = adjust_logits(logits, request.logit_adjustments, generated, request.end_token)
+            except ConstraintFailure:
+                return self._complete(batch, sequence, "length", is_cached=True)
         token = sample_token(logits, request.sampling_params, sequence.num_generated)
         logprobs = None
         if request.num_logprobs is not None:

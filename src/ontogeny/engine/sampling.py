@@ -14,19 +14,20 @@ Letters: R sequences, V vocabulary.
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from ontogeny.errors import BadInput
 
 NUM_SEEDS = 2**64
 FORBIDDING_BIAS = -100.0  # the lowest bias of a token; it excludes the token whatever its logit is
 FORBIDDEN_LOGIT = -1e30  # finite, so that no sum and no difference of logits is undefined
+VIOLATING_LOGIT = -2e30  # of a token that would violate a constraint, which no bias can permit
 BUCKET_SIZE = 256  # tokens whose probabilities are summed before the cumulative distribution is searched
 
 
@@ -39,6 +40,23 @@ class SamplingParams(NamedTuple):
     top_k: int = 0  # keeps this many of the most probable tokens; 0: all
 
 
+class ConstraintFailure(Exception):
+    """The next token of an answer cannot be determined; the answer is cut off."""
+
+
+@runtime_checkable
+class TokenConstraint(Protocol):
+    """Which tokens may come next in one answer."""
+
+    def copy(self) -> "TokenConstraint":
+        """Create the constraint of another answer, which has no token yet."""
+        ...
+
+    def find_allowed_tokens(self, generated: Sequence[int]) -> Bool[np.ndarray, "_"]:
+        """Find which of the first tokens of the vocabulary may come next; the others may not."""
+        ...
+
+
 class LogitAdjustments(NamedTuple):
     """How the logits of one answer differ from those of the model; see `adjust_logits`.
 
@@ -48,6 +66,7 @@ class LogitAdjustments(NamedTuple):
         biased_tokens: Tokens whose logits are biased, each once.
         biases: One per biased token, added to its logit; -100 excludes the token.
         min_tokens: The end token is excluded before the answer has this many tokens.
+        constraint: Which tokens may come next, whatever the other adjustments are; it belongs to one answer.
     """
 
     presence_penalty: float = 0.0
@@ -55,6 +74,11 @@ class LogitAdjustments(NamedTuple):
     biased_tokens: Int32[np.ndarray, "_"] = np.zeros(0, np.int32)
     biases: Float[np.ndarray, "_"] = np.zeros(0, np.float32)
     min_tokens: int = 0
+    constraint: TokenConstraint | None = None
+
+    def for_another_answer(self) -> "LogitAdjustments":
+        """Copy what belongs to one answer."""
+        return self if self.constraint is None else self._replace(constraint=self.constraint.copy())
 
 
 class BatchSamplingParams(NamedTuple):
@@ -130,6 +154,7 @@ def make_adjustments(
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
     min_tokens: int = 0,
+    constraint: TokenConstraint | None = None,
 ) -> LogitAdjustments | None:
     """Collect adjustments of logits; None if there are none, so that sampling costs and changes nothing.
 
@@ -138,12 +163,13 @@ def make_adjustments(
         frequency_penalty: As in `LogitAdjustments`.
         logit_bias: Biases by token.
         min_tokens: As in `LogitAdjustments`.
+        constraint: As in `LogitAdjustments`.
     """
     biases = {token: bias for token, bias in sorted((logit_bias or {}).items()) if bias}
-    if not (presence_penalty or frequency_penalty or biases or min_tokens):
+    if not (presence_penalty or frequency_penalty or biases or min_tokens or constraint):
         return None
     tokens, values = np.array(list(biases), np.int32), np.array(list(biases.values()), np.float32)
-    return LogitAdjustments(presence_penalty, frequency_penalty, tokens, values, min_tokens)
+    return LogitAdjustments(presence_penalty, frequency_penalty, tokens, values, min_tokens, constraint)
 
 
 def adjust_logits(
@@ -152,8 +178,8 @@ def adjust_logits(
     """Adjust the logits of the next token of one answer, before temperature, top-k and top-p.
 
     In this order: both penalties are subtracted, counting the tokens of the answer and not those of the prompt; biases
-    are added; tokens with the bias -100, and the end token before `min_tokens`, are excluded. The result depends on
-    nothing but the arguments, so that answers stay independent of their batch.
+    are added; tokens with the bias -100, and the end token before `min_tokens`, are excluded; then those that violate
+    the constraint. The result depends on nothing but the arguments, so that answers stay independent of their batch.
 
     Args:
         logits: Float32 logits of the model; not changed, because other answers may share them.
@@ -163,6 +189,9 @@ def adjust_logits(
 
     Returns:
         New float32 logits.
+
+    Raises:
+        ConstraintFailure: The constraint cannot be evaluated.
     """
     adjusted = logits.copy()
     if generated and (adjustments.presence_penalty or adjustments.frequency_penalty):
@@ -173,6 +202,10 @@ def adjust_logits(
     adjusted[biased] = np.where(biases > FORBIDDING_BIAS, adjusted[biased] + biases, np.float32(FORBIDDEN_LOGIT))
     if end_token is not None and len(generated) < adjustments.min_tokens:
         adjusted[end_token] = FORBIDDEN_LOGIT
+    if adjustments.constraint is not None:
+        allowed = adjustments.constraint.find_allowed_tokens(generated)
+        adjusted[: len(allowed)][~allowed] = VIOLATING_LOGIT
+        adjusted[len(allowed) :] = VIOLATING_LOGIT
     return adjusted
 
 

@@ -1,7 +1,9 @@
 """How the answers to a request are sampled, from the fields of its body."""
 
+import asyncio
 import os
 
+from ontogeny.engine.grammar import JsonConstraint, compile_json_schema
 from ontogeny.engine.sampling import (
     FORBIDDING_BIAS,
     LogitAdjustments,
@@ -9,6 +11,7 @@ from ontogeny.engine.sampling import (
     derive_seed,
     make_adjustments,
 )
+from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.api import errors
 from ontogeny.server.api.protocol import CompletionFields
@@ -36,7 +39,7 @@ def make_sampling_params(body: CompletionFields) -> list[SamplingParams]:
     ]
 
 
-def make_logit_adjustments(
+async def make_logit_adjustments(
     body: CompletionFields, tokenizer: Tokenizer, vocab_size: int, max_tokens: int
 ) -> LogitAdjustments | None:
     """Returns how the logits of each answer are adjusted, if they are.
@@ -48,7 +51,8 @@ def make_logit_adjustments(
         max_tokens: The most tokens of one answer.
 
     Raises:
-        ApiError: A biased token does not exist, every token is excluded, or `min_tokens` exceeds `max_tokens`.
+        ApiError: A biased token does not exist, every token is excluded, `min_tokens` exceeds `max_tokens`, or the
+            schema of an answer cannot be used.
     """
     min_tokens, logit_bias = body.min_tokens or 0, {}
     if min_tokens > max_tokens:
@@ -67,4 +71,16 @@ def make_logit_adjustments(
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=logit_bias,
         min_tokens=min_tokens,
+        constraint=await _make_constraint(body, tokenizer),
     )
+
+
+async def _make_constraint(body: CompletionFields, tokenizer: Tokenizer) -> JsonConstraint | None:
+    """Which tokens may come next in an answer of the requested format; compiled on a thread of its own."""
+    schema = None if body.response_format is None else body.response_format.constraint
+    if schema is None:
+        return None
+    try:
+        return await asyncio.to_thread(compile_json_schema, schema, tokenizer)
+    except BadInput as error:
+        raise errors.bad_request(f"response_format: {error}", "response_format") from None

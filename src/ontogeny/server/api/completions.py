@@ -81,7 +81,7 @@ async def complete(request: Request, body: CompletionRequest, key: Caller, clean
         num_alternatives,
         bool(body.echo),
         texts[0] if is_learned else "",
-        _adjustments(deployment, body, max_tokens),
+        await _adjustments(deployment, body, max_tokens),
     )
     prepared = await _prepare(request, cleanup, deployment, key, body, batch)
     echoed = [text for text in texts for _ in range(n)] if body.echo else []
@@ -104,17 +104,19 @@ async def complete_chat(request: Request, body: ChatRequest, key: Caller, cleanu
     training_text = "\n\n".join(message.text for message in body.messages if message.role == "user")
     if body.learn is False:
         training_text = ""
-    adjustments = _adjustments(deployment, body, max_tokens)
+    adjustments = await _adjustments(deployment, body, max_tokens)
     batch = PromptBatch([tokens], max_tokens, num_alternatives, False, training_text, adjustments)
     prepared = await _prepare(request, cleanup, deployment, key, body, batch)
     prepared = prepared._replace(id=f"chatcmpl-{prepared.id}")
     return await _respond(request, cleanup, ChatFormat(prepared, bool(body.logprobs)), body, body.chat_stops)
 
 
-def _adjustments(deployment: LanguageDeployment, body: CompletionFields, max_tokens: int) -> LogitAdjustments | None:
+async def _adjustments(
+    deployment: LanguageDeployment, body: CompletionFields, max_tokens: int
+) -> LogitAdjustments | None:
     """How the logits of each answer are adjusted."""
     model = deployment.model
-    return candidates.make_logit_adjustments(body, model.tokenizer, model.config.vocab_size, max_tokens)
+    return await candidates.make_logit_adjustments(body, model.tokenizer, model.config.vocab_size, max_tokens)
 
 
 def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
@@ -167,7 +169,7 @@ async def _prepare(
             cache_scope=(key.id, served.digest),
             owner=key.id,
             cache_epoch=served.cache_epoch,
-            logit_adjustments=batch.logit_adjustments,
+            logit_adjustments=batch.logit_adjustments and batch.logit_adjustments.for_another_answer(),
         )
         for prompt in batch.prompts
         for sampling_params in candidates.make_sampling_params(body)

@@ -5,7 +5,7 @@ fields that are not supported are refused: see `unsupported`. Old names of field
 with the new name.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
 
@@ -54,6 +54,36 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: Annotated[Any, DefaultOnly(False)] = None
 
 
+class JsonSchemaFormat(BaseModel):
+    """A JSON schema with its name."""
+
+    definition: dict[str, Any] = Field({}, alias="schema", description="Any JSON value if it is empty.")
+    name: Text | None = None
+    description: Text | None = None
+    strict: bool | None = Field(None, description="An answer has the schema in any case.")
+
+
+class AnswerFormat(BaseModel):
+    """The form that an answer has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @property
+    def constraint(self) -> dict[str, Any] | None:
+        """The JSON schema of an answer; None for any text."""
+        if self.type == "json_schema" and self.json_schema is not None:
+            return self.json_schema.definition
+        return {"type": "object"} if self.type == "json_object" else None
+
+    @model_validator(mode="after")
+    def check_schema(self) -> Self:
+        """Raises an error if the schema is missing."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("the type json_schema requires the field json_schema")
+        return self
+
+
 class CompletionFields(UnsupportedFields):
     """The common fields of completions and chat completions."""
 
@@ -65,6 +95,7 @@ class CompletionFields(UnsupportedFields):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: AnswerFormat | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
@@ -237,6 +268,7 @@ class ContinuationRequest(OntogenyRequest, UnsupportedFields):
     min_tokens: Annotated[Any, DefaultOnly(0)] = None
     n: Annotated[Any, DefaultOnly(1)] = None
     presence_penalty: Annotated[Any, DefaultOnly(0)] = None
+    response_format: Annotated[Any, DefaultOnly({"type": "text"})] = None
     stop: Annotated[Any, DefaultOnly([])] = None
     stream: Annotated[Any, DefaultOnly(False)] = None
     top_k: Annotated[Any, DefaultOnly(0, -1)] = None

@@ -73,7 +73,6 @@ class UnsupportedFields(BaseModel, extra="allow"):
     modalities: Annotated[Any, DefaultOnly(["text"])] = None
     moderation: Annotated[Any, DefaultOnly()] = None
     reasoning_effort: Annotated[Any, DefaultOnly("none")] = None
-    response_format: Annotated[Any, DefaultOnly({"type": "text"})] = None
     suffix: Annotated[Any, DefaultOnly("")] = None
     tool_choice: Annotated[Any, DefaultOnly("none", "auto")] = None
     tools: Annotated[Any, DefaultOnly([])] = None
