@@ -30,12 +30,13 @@ COMMANDS: Entries = {  # `module:function` of a command; of a group its commands
     },
     "serve": "serve:serve",
     "keys": {
-        "": "Create, list and revoke API keys.",
-        "create": "server_state:create_key",
-        "list": "server_state:list_keys",
-        "revoke": "server_state:revoke_key",
+        "": "Create, list, limit and revoke API keys.",
+        "create": "server_keys:create_key",
+        "list": "server_keys:list_keys",
+        "limit": "server_keys:change_limits",
+        "revoke": "server_keys:revoke_key",
     },
-    "usage": "server_state:usage",
+    "usage": "server_keys:usage",
     "deployments": {
         "": "Inspect, roll back, freeze and unfreeze online deployments.",
         "log": "server_state:show_log",

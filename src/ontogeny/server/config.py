@@ -10,6 +10,8 @@ from ontogeny.validation import FrozenModel
 HOST_NAME = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 ORIGIN = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]*://({HOST_NAME.pattern})(:[0-9]{{1,5}})?")
 
+MAX_QUOTA = 10**15  # of examples, bytes or sessions
+
 
 class ServerConfig(FrozenModel):
     """The settings of a server, from which `ontogeny serve` derives its options.
@@ -28,6 +30,9 @@ class ServerConfig(FrozenModel):
         max_queue: Requests that may wait per model.
         time_limit: Time limit of a request in seconds.
         max_body_bytes: Size limit of a request body in bytes.
+        max_pending_examples: Examples of a key that may wait to be learned, for keys without a limit of their own.
+        max_stored_bytes: Bytes that a key may store, for keys without a limit of their own.
+        max_sessions: Sessions that a key may have, for keys without a limit of their own.
         learning_fraction: Part of the time for learning while requests wait.
         weight_check_interval: Seconds between checks of frozen weights against their digest.
         log_level: Messages to log: error, warning, or info (one line per request).
@@ -48,6 +53,9 @@ class ServerConfig(FrozenModel):
     allowed_origins: tuple[str, ...] = Field(default=(), strict=False)
     time_limit: float = Field(default=120.0, ge=0.1, allow_inf_nan=False)
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
+    max_pending_examples: int = Field(default=10_000, ge=1, le=MAX_QUOTA)
+    max_stored_bytes: int = Field(default=4 << 30, ge=1, le=MAX_QUOTA)
+    max_sessions: int = Field(default=1000, ge=1, le=MAX_QUOTA)
     log_level: Literal["error", "warning", "info"] = "warning"
 
     @field_validator("allowed_hosts")

@@ -20,6 +20,7 @@ from ontogeny.lm import online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.plugins import unknown_name_error
 from ontogeny.runs import kinds
+from ontogeny.server import quotas
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal, learner, snapshots
 from ontogeny.server.learning.branches import BranchManager
@@ -192,6 +193,7 @@ class Deployments:
 
     def __init__(self, runs: Sequence[tuple[str, Path]], store: Store, config: ServerConfig) -> None:
         self.config, self.store = config, store
+        quotas.set_default_limits(store, config)
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
         self.on_ready: Callable[[], None] | None = None  # called once `ready` is set

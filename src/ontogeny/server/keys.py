@@ -8,15 +8,26 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
+from ontogeny.server.config import MAX_QUOTA
 from ontogeny.server.store import Store
 
 ABSENT_HASH = hashlib.sha256(b"no such key").digest()
 MAX_PER_MINUTE = 10**12
-COLUMNS = "id, name, is_admin, requests_per_minute, tokens_per_minute, created_at, revoked_at"
+LIMITS = {  # the largest value and the unit of each limit of a key
+    "requests_per_minute": (MAX_PER_MINUTE, "requests per minute"),
+    "tokens_per_minute": (MAX_PER_MINUTE, "tokens per minute"),
+    "max_pending_examples": (MAX_QUOTA, "waiting examples"),
+    "max_stored_bytes": (MAX_QUOTA, "bytes"),
+    "max_sessions": (MAX_QUOTA, "sessions"),
+}
+COLUMNS = (
+    "id, name, is_admin, requests_per_minute, tokens_per_minute, created_at, revoked_at, max_pending_examples, "
+    "max_stored_bytes, max_sessions"
+)
 
 
 class ApiKey(NamedTuple):
@@ -29,6 +40,9 @@ class ApiKey(NamedTuple):
     tokens_per_minute: int | None
     created_at: float  # seconds since 1970
     revoked_at: float | None
+    max_pending_examples: int | None = None  # None: the limit of the server
+    max_stored_bytes: int | None = None
+    max_sessions: int | None = None
 
 
 LOCAL = ApiKey("local", "local", True, None, None, 0.0, None)  # every caller, as long as no key exists
@@ -50,8 +64,7 @@ def create_key(
     name: str,
     *,
     admin: bool = False,
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
+    **limits: int | None,
 ) -> tuple[ApiKey, str]:
     """Creates a key.
 
@@ -59,8 +72,7 @@ def create_key(
         store: The database that keeps the key.
         name: The person or program that uses the key: 1 to 100 printable characters.
         admin: Whether the key may roll back, freeze and unfreeze any branch.
-        requests_per_minute: Rate limit, 1 to 10^12; None for no limit.
-        tokens_per_minute: Rate limit of prompt and generated tokens, 1 to 10^12; None for no limit.
+        limits: Values of `LIMITS`; None or absent for no rate limit, and for the quota of the server.
 
     Returns:
         The key, and its text, which cannot be recovered later.
@@ -70,13 +82,11 @@ def create_key(
     """
     if not name.strip() or len(name) > 100 or not name.isprintable():
         raise BadInput("the name of a key must have 1 to 100 printable characters")
-    for unit, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute)):
-        if limit is not None and not 1 <= limit <= MAX_PER_MINUTE:
-            raise BadInput(f"the limit must lie between 1 and {MAX_PER_MINUTE:,} {unit} per minute, not at {limit}")
-    key = ApiKey(secrets.token_hex(4), name, admin, requests_per_minute, tokens_per_minute, time.time(), None)
+    _check_limits(limits)
+    key = ApiKey(secrets.token_hex(4), name, admin, None, None, time.time(), None)._replace(**limits)
     text = f"og-{key.id}-{secrets.token_urlsafe(32)}"
     with store.transaction():
-        store.execute(f"INSERT INTO keys ({COLUMNS}, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *key, _hash(text))
+        store.execute(f"INSERT INTO keys ({COLUMNS}, hash) VALUES ({', '.join('?' * len(key))}, ?)", *key, _hash(text))
     return key, text
 
 
@@ -93,11 +103,30 @@ def has_keys(store: Store) -> bool:
 def revoke_key(store: Store, id: str) -> ApiKey:
     """Revokes a key; a key that is already revoked stays as it is. Raises `BadInput` for an unknown id."""
     with store.transaction():
-        key = _select_key(store, id)
-        if key is None:
-            ids = ", ".join(key.id for key in list_keys(store)) or "none"
-            raise BadInput(f"there is no key '{id}'; existing keys: {ids}")
+        key = _get_key(store, id)
         store.execute("UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", time.time(), id)
+    return key
+
+
+def change_limits(store: Store, id: str, **limits: int | None) -> ApiKey:
+    """Changes limits of a key.
+
+    Args:
+        store: The database that keeps the key.
+        id: The key.
+        limits: New values of `LIMITS`; None for no rate limit, and for the quota of the server.
+
+    Returns:
+        The changed key.
+
+    Raises:
+        BadInput: There is no such key, or a limit is outside its range.
+    """
+    _check_limits(limits)
+    with store.transaction():
+        key = _get_key(store, id)._replace(**limits)
+        for name in limits:
+            store.execute(f"UPDATE keys SET {name} = ? WHERE id = ?", getattr(key, name), id)
     return key
 
 
@@ -126,6 +155,23 @@ def add_usage(store: Store, records: Iterable[UsageRecord]) -> None:
 def list_usage(store: Store) -> list[UsageRecord]:
     """Returns the recorded usage by day, key and deployment."""
     return store.select(UsageRecord, "SELECT * FROM usage ORDER BY day, key, deployment")
+
+
+def _check_limits(limits: Mapping[str, int | None]) -> None:
+    """Raises `BadInput` for a limit outside its range."""
+    for name, limit in limits.items():
+        maximum, unit = LIMITS[name]
+        if limit is not None and not 1 <= limit <= maximum:
+            raise BadInput(f"the limit must lie between 1 and {maximum:,} {unit}, not at {limit}")
+
+
+def _get_key(store: Store, id: str) -> ApiKey:
+    """Returns the key of this id; raises `BadInput` if there is none."""
+    key = _select_key(store, id)
+    if key is None:
+        ids = ", ".join(key.id for key in list_keys(store)) or "none"
+        raise BadInput(f"there is no key '{id}'; existing keys: {ids}")
+    return key
 
 
 def _select_key(store: Store, id: str) -> ApiKey | None:

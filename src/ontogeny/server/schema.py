@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE
 
 OLDEST_CONVERTIBLE = 3
+UNDECIDED = "NOT deferred AND erased_at IS NULL"  # the condition of an example, if its number is above `last_decided`
 SCHEMA = """
 CREATE TABLE keys (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, is_admin INTEGER NOT NULL,
@@ -65,15 +66,18 @@ CREATE INDEX learned_requests_by_example ON learned_requests (example);
 CREATE TRIGGER erase_request AFTER UPDATE OF text ON examples WHEN new.text IS NULL BEGIN
     DELETE FROM learned_requests WHERE example = new.number AND idempotency_key IS NULL;
     UPDATE learned_requests SET digest = NULL WHERE example = new.number; END;
+CREATE TABLE default_limits (
+    max_pending_examples INTEGER NOT NULL, max_stored_bytes INTEGER NOT NULL, max_sessions INTEGER NOT NULL
+);
 CREATE TABLE storage (
     key TEXT PRIMARY KEY, num_sessions INTEGER NOT NULL, session_bytes INTEGER NOT NULL, example_bytes INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TRIGGER add_example AFTER INSERT ON examples BEGIN
-    INSERT INTO storage VALUES (new.key, 0, 0, ifnull(length(CAST(new.text AS BLOB)), 0))
+    INSERT INTO storage VALUES (new.key, 0, 0, ifnull(length(CAST(new.text AS BLOB)) + 1000, 0))
     ON CONFLICT DO UPDATE SET example_bytes = example_bytes + excluded.example_bytes; END;
 CREATE TRIGGER erase_example AFTER UPDATE OF text ON examples BEGIN
-    UPDATE storage SET example_bytes = example_bytes - ifnull(length(CAST(old.text AS BLOB)), 0)
-    + ifnull(length(CAST(new.text AS BLOB)), 0) WHERE key = new.key; END;
+    UPDATE storage SET example_bytes = example_bytes - ifnull(length(CAST(old.text AS BLOB)) + 1000, 0)
+    + ifnull(length(CAST(new.text AS BLOB)) + 1000, 0) WHERE key = new.key; END;
 CREATE TRIGGER add_session AFTER INSERT ON sessions BEGIN
     INSERT INTO storage VALUES (new.key, 1, length(new.state), 0) ON CONFLICT DO UPDATE
     SET num_sessions = num_sessions + 1, session_bytes = session_bytes + excluded.session_bytes; END;
@@ -102,7 +106,7 @@ WITH RECURSIVE paths (branch, number, root) AS (
 """
     + ADDED_TABLES
     + """
-INSERT INTO storage SELECT key, 0, 0, sum(ifnull(length(CAST(text AS BLOB)), 0)) FROM examples GROUP BY key;
+INSERT INTO storage SELECT key, 0, 0, sum(ifnull(length(CAST(text AS BLOB)) + 1000, 0)) FROM examples GROUP BY key;
 INSERT INTO storage SELECT key, count(*), sum(length(state)), 0 FROM sessions WHERE true GROUP BY key
     ON CONFLICT DO UPDATE SET num_sessions = excluded.num_sessions, session_bytes = excluded.session_bytes;
 """

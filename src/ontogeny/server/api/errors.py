@@ -13,6 +13,7 @@ from ontogeny.errors import StorageUnavailable
 from ontogeny.renamed import renamed_hint
 from ontogeny.server.api.validation_messages import describe_media_type, describe_validation_errors
 from ontogeny.server.learning.loading import BranchUnavailable
+from ontogeny.server.quotas import QuotaExceeded
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
@@ -102,6 +103,11 @@ def too_many_requests(message: str, seconds: float, code: str = "rate_limit_exce
     return ApiError(429, message, code=code, headers={"Retry-After": str(max(1, round(seconds + 0.5)))})
 
 
+def insufficient_quota(error: QuotaExceeded) -> ApiError:
+    """Creates the error of a key that may not store more; clients that know `x-should-retry` do not try again."""
+    return ApiError(429, str(error), code="insufficient_quota", headers={"x-should-retry": "false"})
+
+
 def queue_full(seconds: float) -> ApiError:
     """Creates the error of a full queue; see `too_many_requests`."""
     return too_many_requests("the queue is full; retry later", seconds, "queue_full")
@@ -133,6 +139,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(StorageUnavailable)
     async def handle_storage_error(request: Request, error: StorageUnavailable) -> JSONResponse:
         return storage_unavailable(error).response
+
+    @app.exception_handler(QuotaExceeded)
+    async def handle_quota_error(request: Request, error: QuotaExceeded) -> JSONResponse:
+        return insufficient_quota(error).response
 
     @app.exception_handler(RoutingError)
     async def handle_routing_error(request: Request, error: RoutingError) -> JSONResponse:
@@ -175,7 +185,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {  # documented for every route
         413: "The request body is too large.",
         415: "The header `Content-Type` does not say that the body is JSON.",
         421: "The server does not answer for the host of the request.",
-        429: "The key exceeded its rate limit, or the queue is full.",
+        429: "The key exceeded its rate limit or may not store more, or the queue is full.",
         503: "The server is starting, has failed, cannot use its disk, or exceeded the time limit.",
     }.items()
 }

@@ -13,7 +13,6 @@ from ontogeny.server.api.errors import ApiError
 from ontogeny.server.deployments import LanguageDeployment
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.branches import BranchManager
-from ontogeny.server.learning.journal import JournalFull
 from ontogeny.server.learning.repeats import IdempotencyKeyReused, RequestIdentity
 
 EXAMPLE_HEADER = "x-ontogeny-example"
@@ -64,8 +63,6 @@ async def _write(request: Request, write: Callable[..., int | None], *arguments:
     identity = await _identify(request)
     try:
         number = await asyncio.to_thread(write, *arguments, identity)
-    except JournalFull:
-        raise errors.too_many_requests("the update queue is full; retry later", 10, "learner_busy") from None
     except IdempotencyKeyReused:
         message = "this Idempotency-Key was used before for another request; choose another key"
         raise ApiError(400, message, code="idempotency_key_reused") from None

@@ -34,7 +34,7 @@ class ExampleIntake:
 
         Raises:
             IdempotencyKeyReused: The idempotency key belongs to another request.
-            JournalFull: Too many examples of the branch are undecided.
+            QuotaExceeded: The key may not store the text.
         """
         with self._lock:
             record = repeats.find_record(self._store, key, request)

@@ -18,14 +18,15 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from ontogeny.errors import BadInput
+from ontogeny.server import quotas
 from ontogeny.server.learning import repeats
 from ontogeny.server.learning.repeats import RequestIdentity
+from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
 
 SHARED = "shared"
-MAX_PENDING = 10_000  # examples of one branch
 MAX_INTEGER = 2**63  # of SQLite
-PENDING = "branch = ? AND number > ? AND NOT deferred AND erased_at IS NULL"  # the condition of an undecided example
+PENDING = f"branch = ? AND number > ? AND {UNDECIDED}"  # the condition of an undecided example
 
 
 class Branch(NamedTuple):
@@ -95,10 +96,6 @@ class LearningDecision(NamedTuple):
     created_at: float
 
 
-class JournalFull(Exception):
-    """The branch has too many undecided examples to accept another one."""
-
-
 class ErasedSource(BadInput):
     """The uploaded weights were learned from an example that was erased."""
 
@@ -159,16 +156,15 @@ def add_example(store: Store, branch: str, key: str, text: str, request: Request
         The number of the example once it is on disk, or None if the branch is frozen.
 
     Raises:
-        JournalFull: The branch has `MAX_PENDING` undecided examples.
+        QuotaExceeded: The key may not store the example.
     """
     with store.transaction():
         state = get_branch(store, branch)
         if state.frozen:
             return None
-        if num_pending(store, state) >= MAX_PENDING:
-            raise JournalFull
         query = "INSERT INTO examples (branch, key, text, created_at) VALUES (?, ?, ?, ?)"
         number = store.execute(query, branch, key, text, time.time()).lastrowid
+        quotas.check(store, key, "pending_examples", "stored_bytes")
         if request is not None:
             repeats.add_record(store, key, request, number)
         return number
@@ -408,6 +404,7 @@ def restore_version(
 
     Raises:
         ErasedSource: The weights were learned from an example that was erased.
+        QuotaExceeded: The key of the branch may not store the weights.
     """
     with store.transaction():
         source = _recognize(store, get_branch(store, name).deployment, digest, exported_from)
@@ -417,6 +414,7 @@ def restore_version(
         version = _add_version(
             store, name, number, digest, held_out_loss, weight_distance, snapshot=file, source=source
         )
+        quotas.check(store, get_branch(store, name).owner_key, "stored_bytes")
         for example in set[int]() if source is None else set.union(*_examples_of(store, source)):
             store.insert("inherited_examples", (name, number, example))
         _set_current(store, version)

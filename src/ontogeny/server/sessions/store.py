@@ -10,12 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
-from ontogeny.errors import BadInput
+from ontogeny.server import quotas
 from ontogeny.server.fair_executor import FairExecutor, wait_for_call
 from ontogeny.server.sessions.turns import SessionTurns
 from ontogeny.server.store import Store
 
-MAX_SESSIONS = 1000  # per key
 MAX_UNUSED_TIME = 30 * 24 * 3600.0  # seconds after which an unused session may be deleted for a new one
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -129,23 +128,30 @@ class SessionManager(ABC, Generic[SessionT]):
         return self._insert(key, self.get(key, id))
 
     def _insert(self, key: str, session: SessionT) -> SessionT:
-        """Creates a session; raises `BadInput` if the key has `MAX_SESSIONS` sessions."""
+        """Creates a session; raises `QuotaExceeded` if the key may not store it."""
         id, state, created_at, store = secrets.token_hex(12), self._encode(session), time.time(), self._store
         with store.transaction():
             store.execute("DELETE FROM sessions WHERE key = ? AND used_at < ?", key, created_at - MAX_UNUSED_TIME)
-            if store.select_value("SELECT count(*) FROM sessions WHERE key = ?", key) >= MAX_SESSIONS:
-                raise BadInput(f"a key can have at most {MAX_SESSIONS} sessions; delete some")
             store.insert("sessions", (id, self.name, key, session.num_steps, state, created_at))
+            quotas.check(store, key, "sessions", "stored_bytes")
         return session._replace(id=id)
 
     def _write(self, key: str, session: SessionT) -> SessionT:
-        """Replaces the state of a session; raises `UnknownSession` if it was deleted in the meantime."""
+        """Replaces the state of a session.
+
+        Raises:
+            UnknownSession: The session was deleted in the meantime.
+            QuotaExceeded: The state has grown, and the key may not store it.
+        """
         query = "UPDATE sessions SET num_steps = ?, state = ?, used_at = ? WHERE id = ? AND deployment = ? AND key = ?"
         state = self._encode(session)
         with self._store.transaction():
+            num_bytes = self._store.select_value("SELECT length(state) FROM sessions WHERE id = ?", session.id)
             parameters = session.num_steps, state, time.time(), session.id, self.name, key
             if not self._store.execute(query, *parameters).rowcount:
                 raise UnknownSession(session.id)
+            if len(state) > num_bytes:
+                quotas.check(self._store, key, "stored_bytes")
         return session
 
     @abstractmethod

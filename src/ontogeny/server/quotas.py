@@ -1,0 +1,114 @@
+"""Quotas of storage: how much each key may store, and how much it stores.
+
+A key may have a number of examples that wait to be learned, a number of sessions, and a number of bytes: of the texts
+of its examples, the states of its sessions and the states that were uploaded to its branches. Code that stores
+something calls `check` in the same transaction, after the addition, so that an addition beyond a quota is undone.
+Erased examples and deleted sessions free their part at once. Keys without limits of their own have those of the server.
+"""
+
+import contextlib
+from typing import Literal, NamedTuple
+
+from ontogeny.server.config import ServerConfig
+from ontogeny.server.schema import UNDECIDED
+from ontogeny.server.store import Store
+
+Quota = Literal["pending_examples", "stored_bytes", "sessions"]
+LIMITS = "max_pending_examples, max_stored_bytes, max_sessions"
+NUM_PENDING = f"""
+SELECT count(*) FROM branches CROSS JOIN examples USING (branch)
+WHERE owner_key IN (?, 'shared') AND number > last_decided AND {UNDECIDED} AND key = ?
+"""
+UPLOADED_STATES = """
+SELECT DISTINCT snapshot FROM versions JOIN branches USING (branch)
+WHERE owner_key = ? AND parent IS NULL AND snapshot IS NOT NULL
+"""
+ADVICE = {
+    "pending_examples": "{} examples that wait to be learned; erase some, or wait until they are learned",
+    "stored_bytes": "{} bytes; delete sessions or erase examples",
+    "sessions": "{} sessions; delete some",
+}
+
+
+class QuotaExceeded(Exception):
+    """A key would store more than it may; the message is one sentence that says what to delete."""
+
+
+class StorageLimits(NamedTuple):
+    """How much a key may store."""
+
+    max_pending_examples: int
+    max_stored_bytes: int
+    max_sessions: int
+
+
+class KeyStorage(NamedTuple):
+    """What a key stores, and how much it may store; a shared branch counts for the keys that sent its examples."""
+
+    key: str
+    num_pending_examples: int
+    max_pending_examples: int
+    num_stored_bytes: int
+    max_stored_bytes: int
+    num_sessions: int
+    max_sessions: int
+
+
+def set_default_limits(store: Store, config: ServerConfig) -> None:
+    """Records the limits of keys that have none of their own, for the server and for commands."""
+    limits = _limits_from(config)
+    if store.select_one(StorageLimits, f"SELECT {LIMITS} FROM default_limits") != limits:
+        with store.transaction():
+            store.execute("DELETE FROM default_limits")
+            store.insert("default_limits", limits)
+
+
+def get_storage(store: Store, key: str) -> KeyStorage:
+    """Returns what the key of this id stores, and its limits."""
+    limits = _limits_of(store, key)
+    query = "SELECT num_sessions, session_bytes + example_bytes FROM storage WHERE key = ?"
+    num_sessions, num_bytes = next(iter(store.execute(query, key)), (0, 0))
+    for file in store.select_values(UPLOADED_STATES, key):
+        with contextlib.suppress(OSError):  # the server reports a lost snapshot when it needs it
+            num_bytes += (store.snapshots / file).stat().st_size
+    return KeyStorage(
+        key=key,
+        num_pending_examples=store.select_value(NUM_PENDING, key, key),
+        num_stored_bytes=num_bytes,
+        num_sessions=num_sessions,
+        **limits._asdict(),
+    )
+
+
+def list_storage(store: Store) -> list[KeyStorage]:
+    """Returns what every key stores that exists or stores anything."""
+    query = "SELECT key FROM storage UNION SELECT id FROM keys WHERE revoked_at IS NULL ORDER BY 1"
+    return [get_storage(store, key) for key in store.select_values(query)]
+
+
+def check(store: Store, key: str, *quotas: Quota) -> None:
+    """Raises `QuotaExceeded` if a key stores more than it may; must be called in the transaction that adds something.
+
+    Args:
+        store: The database.
+        key: The id of the key.
+        quotas: The quotas of which a part was added.
+    """
+    storage = get_storage(store, key)
+    for quota in quotas:
+        number, limit = getattr(storage, f"num_{quota}"), getattr(storage, f"max_{quota}")
+        if number > limit:
+            advice = ADVICE[quota].format(f"{limit:,}")
+            raise QuotaExceeded(f"the key may have at most {advice}")
+
+
+def _limits_of(store: Store, key: str) -> StorageLimits:
+    """The limits of a key: its own ones, and those of the server where it has none."""
+    defaults = store.select_one(StorageLimits, f"SELECT {LIMITS} FROM default_limits") or _limits_from(ServerConfig())
+    own = next(iter(store.execute(f"SELECT {LIMITS} FROM keys WHERE id = ?", key)), (None, None, None))
+    return StorageLimits(*(a if b is None else b for a, b in zip(defaults, own, strict=True)))
+
+
+def _limits_from(config: ServerConfig) -> StorageLimits:
+    """The limits in the settings of a server."""
+    return StorageLimits(config.max_pending_examples, config.max_stored_bytes, config.max_sessions)
