@@ -28,6 +28,12 @@ TEXTS = [
     "On the third day the ship of glass came in, and nobody was aboard.",
     "She counted the lamps twice; there was one too many.",
 ]
+LIMITED_COMMAND = """
+import resource, sys
+from ontogeny.cli import program
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+program()
+"""
 LEARNED, PENDING, REFUSED = TEXTS
 PROMPT = {"model": "story", "prompt": "The keeper", "max_tokens": 8, "seed": 1, "learn": False}
 
@@ -71,11 +77,6 @@ def small_file_system(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def forbid_file_growth() -> None:
-    """Makes the disk full for this process."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +190,8 @@ def test_commands_on_a_full_disk_end_with_one_sentence(tmp_path):
             ["deployments", "freeze", "story"],
             ["deployments", "rollback", "story", "--key", key.id],
         ):
-            arguments = [sys.executable, "-m", "ontogeny", *command, "--state-dir", str(tmp_path / "state")]
-            done = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=forbid_file_growth)
+            arguments = [sys.executable, "-c", LIMITED_COMMAND, *command, "--state-dir", str(tmp_path / "state")]
+            done = subprocess.run(arguments, capture_output=True, text=True)
             assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1, done.stderr
             assert done.stderr.startswith(f"ontogeny: the database '{tmp_path / 'state' / 'ontogeny.sqlite'}' cannot")
         assert [key.name for key in keys.list_keys(store)] == ["anna"]
