@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -96,6 +97,20 @@ def open_chromium(*arguments: str) -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser
         browser.close()
+
+
+class LimitedFileSize:
+    """A disk that is full for one process: it may write no file beyond a size in bytes (Linux only)."""
+
+    def __init__(self, pid: int, num_bytes: int = 0) -> None:
+        self._pid, self._num_bytes = pid, num_bytes
+        self._hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+
+    def __enter__(self) -> None:
+        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (self._num_bytes, self._hard))
+
+    def __exit__(self, *_: object) -> None:
+        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (self._hard, self._hard))
 
 
 class ServerProcess:

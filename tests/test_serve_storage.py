@@ -1,22 +1,24 @@
 """A server on a full disk: what needs the disk is refused, all else goes on, and nothing acknowledged is lost."""
 
 import contextlib
+import json
 import os
-import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from ontogeny.errors import StorageUnavailable
-from ontogeny.server import keys
+from ontogeny.server import keys, quotas
 from ontogeny.server.learning import journal
-from ontogeny.server.store import Store
-from serving import ServerProcess, run_command, shared_run, wait_until
+from ontogeny.server.store import DATABASE, MAX_CONNECTIONS, Store
+from serving import LimitedFileSize, ServerProcess, run_command, shared_run, wait_until
 
 pytestmark = [
     pytest.mark.computes,
@@ -38,25 +40,11 @@ LEARNED, PENDING, REFUSED = TEXTS
 PROMPT = {"model": "story", "prompt": "The keeper", "max_tokens": 8, "seed": 1, "learn": False}
 
 
-class LimitedFileSize:
-    """A disk that is full for one process: no file of it may grow or be written."""
-
-    def __init__(self, pid: int, num_bytes: int = 0) -> None:
-        self._pid, self._num_bytes = pid, num_bytes
-        self._hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-
-    def __enter__(self) -> None:
-        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (self._num_bytes, self._hard))
-
-    def __exit__(self, *_: object) -> None:
-        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (self._hard, self._hard))
-
-
 class FullFileSystem:
     """A file system without a free block."""
 
     def __init__(self, folder: Path) -> None:
-        self._state, self._filler = folder / "state", folder / "filler"
+        self._filler = folder / "filler"
 
     def __enter__(self) -> None:
         with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
@@ -92,12 +80,13 @@ def is_refused(response: tuple[int, Any]) -> bool:
     return body["error"]["code"] == "storage_unavailable"
 
 
-def check_full_disk(server: ServerProcess, key: str, disk: contextlib.AbstractContextManager[None]) -> None:
+def check_full_disk(server: ServerProcess, disk: contextlib.AbstractContextManager[None]) -> None:
     """Fills the disk of a server that serves `story` online and `frozen` frozen, tries every kind of request, frees it.
 
     The journal, a snapshot, a session and a row of the usage are each a write that fails.
     """
-    model = "/v1/models/story"
+    model, store = "/v1/models/story", Store(server.state_dir, create=False)
+    id, key = create_admin(store)
 
     def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
         return server.request(method, path, body, key)
@@ -111,7 +100,7 @@ def check_full_disk(server: ServerProcess, key: str, disk: contextlib.AbstractCo
     version, answer = branch()["current_version"], ask("POST", "/v1/completions", PROMPT)[1]["choices"]
     exported, num_answers = ask("GET", f"{model}/branch/state")[1], 1
     pending = ask("POST", f"{model}/examples", {"text": PENDING})[1]["number"]
-    Store(server.state_dir, create=False).truncate_log()  # so that the next write needs a new block
+    assert store.truncate_log()  # so that the next write needs a new block
     with disk:
         for _ in range(2):
             assert is_refused(ask("POST", f"{model}/examples", {"text": REFUSED}))
@@ -119,6 +108,7 @@ def check_full_disk(server: ServerProcess, key: str, disk: contextlib.AbstractCo
             assert is_refused(ask("PUT", f"{model}/branch/state", exported))
             assert is_refused(ask("POST", f"{model}/sessions"))
             assert is_refused(ask("POST", f"{model}/sessions/{session}/completions", {"prompt": "a", "max_tokens": 1}))
+            num_answers += 1  # computed, though not stored
             assert is_refused(ask("POST", f"{model}/sessions/{session}/fork"))
             assert is_refused(ask("DELETE", f"{model}/sessions/{session}"))
             assert is_refused(ask("DELETE", f"{model}/examples/{number}"))
@@ -144,40 +134,50 @@ def check_full_disk(server: ServerProcess, key: str, disk: contextlib.AbstractCo
     wait_until(lambda: branch()["num_pending"] == 0)
     refused = ask("POST", f"{model}/examples", {"text": REFUSED})[1]["number"]
     wait_until(lambda: branch()["num_pending"] == 0)
-    store = Store(server.state_dir, create=False)
-    decided = [decision.example for decision in journal.list_decisions(store, "story")]
-    assert decided == [number, pending, refused]
+    decisions = [d for d in journal.list_decisions(store, "story") if d.branch == f"story/{id}" and d.example]
+    assert [decision.example for decision in decisions] == [number, pending, refused]
     assert [e["text"] for e in ask("GET", f"{model}/examples")[1]["data"]] == TEXTS
-    wait_until(lambda: sum(u.num_requests for u in keys.list_usage(store) if u.deployment == "story") == num_answers)
-    assert [u.num_requests for u in keys.list_usage(store) if u.deployment == "frozen"] == [2]
+    wait_until(lambda: num_requests(store, id, "story") == num_answers and num_requests(store, id, "frozen") == 2)
     assert ask("DELETE", f"{model}/sessions/{session}")[0] == 200
     assert ask("DELETE", f"{model}/examples/{number}")[0] == 200
-    assert "Traceback" not in server.log.read_text()
 
 
-def start_server(run: Path, state_dir: Path) -> tuple[ServerProcess, str]:
-    """Starts a server with an admin key; returns both."""
-    with Store(state_dir) as store:
-        key = keys.create_key(store, "anna", admin=True)[1]
-    names = ("--alias", f"story={run}", "--alias", f"frozen={run}", "--freeze", "frozen")
-    arguments = ("--online", "--max-forgetting", "5", "--learning-fraction", "1", "--max-body-bytes", "20000000")
-    return ServerProcess(state_dir, *names, *arguments), key
+def create_admin(store: Store) -> tuple[str, str]:
+    """Creates an admin key; returns its id and its text."""
+    key, text = keys.create_key(store, "anna", admin=True)
+    return key.id, text
 
 
-def test_a_full_disk_is_answered_with_503_and_nothing_acknowledged_is_lost(run, tmp_path):
-    server, key = start_server(run, tmp_path / "state")
-    with server:
-        check_full_disk(server, key, LimitedFileSize(server.process.pid))
+def num_requests(store: Store, key: str, deployment: str) -> int:
+    """The recorded requests of a key."""
+    return sum(u.num_requests for u in keys.list_usage(store) if (u.key, u.deployment) == (key, deployment))
+
+
+@contextlib.contextmanager
+def running_server(run: Path, state_dir: Path) -> Iterator[ServerProcess]:
+    """A server with the deployments `story`, online, and `frozen`, whose log must hold no traceback."""
+    names = ("--alias", f"story={run}", "--alias", f"frozen={run}", "--freeze", "frozen", "--online")
+    arguments = ("--max-forgetting", "5", "--learning-fraction", "1", "--max-body-bytes", "20000000")
+    with ServerProcess(state_dir, *names, *arguments, "--log-level", "info") as server:
+        yield server
         assert server.stop() in (0, -15)
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def server(run, tmp_path_factory):
+    with running_server(run, tmp_path_factory.mktemp("storage") / "state") as server:
+        yield server
+
+
+def test_a_full_disk_is_answered_with_503_and_nothing_acknowledged_is_lost(server):
+    check_full_disk(server, LimitedFileSize(server.process.pid))
 
 
 @pytest.mark.slow
 def test_a_full_file_system_is_answered_with_503_and_nothing_acknowledged_is_lost(run, tmp_path):
-    with small_file_system(tmp_path / "disk") as folder:
-        server, key = start_server(run, folder / "state")
-        with server:
-            check_full_disk(server, key, FullFileSystem(folder))
-            assert server.stop() in (0, -15)
+    with small_file_system(tmp_path / "disk") as folder, running_server(run, folder / "state") as server:
+        check_full_disk(server, FullFileSystem(folder))
 
 
 def test_commands_on_a_full_disk_end_with_one_sentence(tmp_path):
@@ -233,3 +233,73 @@ def test_bursts_of_threads_leave_the_number_of_file_descriptors_flat(tmp_path):
     counts = [burst() for _ in range(4)]
     assert max(counts[1:]) <= counts[0] + 2, counts
     assert len(keys.list_keys(store)) == 1 + 4 * 32
+
+
+def test_bursts_of_requests_leave_the_number_of_file_descriptors_flat(server):
+    with Store(server.state_dir, create=False) as store:
+        key = create_admin(store)[1]
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
+    routes = ["/v1/models", "/v1/models/story/branch", "/v1/models/story/examples", "/metrics", "/v1/models/absent"]
+
+    def burst() -> list[str]:
+        with ThreadPoolExecutor(64) as clients:
+            list(clients.map(lambda i: server.get(routes[i % len(routes)], key), range(200)))
+        wait_until(lambda: sum("socket" in name for name in names()) <= 20)  # closed connections
+        return names()
+
+    def names() -> list[str]:
+        found = []
+        for path in descriptors.iterdir():
+            with contextlib.suppress(OSError):  # closed in the meantime
+                found.append(os.readlink(path))
+        return found
+
+    bursts = [burst() for _ in range(3)]
+    database = [sum(DATABASE in name for name in found) for found in bursts]
+    assert max(database) <= 2 * MAX_CONNECTIONS + 2, database  # the database, its log and its index
+    assert max(len(found) for found in bursts) <= 100, [len(found) for found in bursts]
+
+
+def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does_not_retry(server):
+    store, model = Store(server.state_dir, create=False), "/v1/models/story"
+    id, key = create_admin(store)
+
+    def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        return server.request(method, model + path, body, key)
+
+    def limit(**limits: int) -> None:
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+        assert run_command("keys", "limit", id, *options, "--state-dir", str(server.state_dir)).returncode == 0
+
+    def is_refused(response: tuple[int, Any], advice: str) -> bool:
+        status, body = response
+        return (status, body["error"]["code"]) == (429, "insufficient_quota") and advice in body["error"]["message"]
+
+    limit(max_sessions=2)
+    sessions = [ask("POST", "/sessions")[1]["id"] for _ in range(2)]
+    assert is_refused(ask("POST", "/sessions"), "at most 2 sessions; delete some")
+    assert is_refused(ask("POST", f"/sessions/{sessions[0]}/fork"), "at most 2 sessions")
+    assert ask("DELETE", f"/sessions/{sessions[0]}")[0] == ask("POST", "/sessions")[0] == 200
+    number = ask("POST", "/examples", {"text": TEXTS[0]})[1]["number"]
+    num_bytes = quotas.get_storage(store, id).num_stored_bytes
+    limit(max_stored_bytes=num_bytes + 10)
+    assert is_refused(ask("POST", "/examples", {"text": TEXTS[1]}), "delete sessions or erase examples")
+    assert is_refused(ask("PUT", "/branch/state", ask("GET", "/branch/state")[1]), f"at most {num_bytes + 10:,} bytes")
+    continuation = {"prompt": "The sea", "max_tokens": 1}
+    assert is_refused(ask("POST", f"/sessions/{sessions[1]}/completions", continuation), "bytes")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=3, timeout=60) as client:
+        num_sent = server.log.read_text().count("POST /v1/completions")
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model="story", prompt=TEXTS[1], max_tokens=1)
+        assert caught.value.code == "insufficient_quota"
+        wait_until(lambda: server.log.read_text().count("POST /v1/completions") > num_sent)
+        assert server.log.read_text().count("POST /v1/completions") == num_sent + 1
+        assert client.completions.create(model="story", prompt="x", max_tokens=1, extra_body={"learn": False}).choices
+    printed = json.loads(run_command("usage", "--json", "--state-dir", str(server.state_dir)).stdout)["storage"]
+    storage = next(record for record in printed if record["key"] == id)
+    assert (storage["num_sessions"], storage["max_sessions"], storage["max_pending_examples"]) == (2, 2, 10_000)
+    assert (storage["num_stored_bytes"], storage["max_stored_bytes"]) == (num_bytes, num_bytes + 10)
+    assert f"{num_bytes:,} of {num_bytes + 10:,}" in run_command("usage", "--state-dir", str(server.state_dir)).stdout
+    assert ask("DELETE", f"/examples/{number}")[0] == 200
+    assert quotas.get_storage(store, id).num_stored_bytes == num_bytes - len(TEXTS[0])
+    assert ask("POST", "/examples", {"text": TEXTS[1]})[0] == 200
