@@ -124,7 +124,7 @@ def test_list_shows_every_plugin_and_its_settings(call_cli):
     ("arguments", "message"),
     [
         (["lst"], "'lst'"),
-        (["keys"], "'ontogeny keys' needs a command: create, list, revoke; see 'ontogeny keys --help'"),
+        (["keys"], "'ontogeny keys' needs a command: create, list, limit, revoke; see 'ontogeny keys --help'"),
         (["audit", "runs/x", "--num-lifetimes", "9"], "use `ontogeny audit agent runs/x`"),
         (["audit", "--seed", "3", "runs/x"], "use `ontogeny audit agent RUN`"),
         (["audit", "behavour", "x.csv"], "Did you mean 'behavior'?"),

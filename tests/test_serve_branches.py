@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import os
+import sys
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -14,7 +16,7 @@ from ontogeny import trees
 from ontogeny.content.transformer import init_cache
 from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server import keys
 from ontogeny.server.config import ServerConfig
@@ -28,7 +30,7 @@ from ontogeny.server.states import read_metadata
 from ontogeny.server.store import Store
 from ontogeny.types import Weights
 from server_formats import copy_as_format_3
-from serving import load, shared_run
+from serving import LimitedFileSize, load, shared_run
 
 pytestmark = pytest.mark.computes
 
@@ -138,6 +140,25 @@ def test_branches_and_sessions_of_a_database_of_format_3_answer_as_before(branch
     learn(converted, TEXTS[3:])
     learn(branches, TEXTS[3:])
     assert trees.bitwise_equal(current_weights(converted), current_weights(branches))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the size limit of Linux")
+def test_a_snapshot_that_does_not_fit_on_the_disk_stops_no_learning(branch_learner, tmp_path):
+    branches = open_branches(branch_learner, tmp_path / "state", snapshot_interval=1, max_loaded=1)
+    with LimitedFileSize(os.getpid(), num_bytes=700_000):  # enough for the journal
+        learn(branches, TEXTS[:2])
+        branches.current("b")  # the version of the other key leaves the memory without a snapshot
+        assert not any(version.snapshot for version in journal.list_versions(branches.store, "story/a"))
+        with pytest.raises(StorageUnavailable):
+            branches.restore("b", branches.export("a"), "a")
+        weights = current_weights(branches)
+    assert journal.get_branch(branches.store, "story/b").current_version == 0
+    assert not list(branches.store.snapshots.iterdir())
+    learn(branches, TEXTS[2:3])
+    assert journal.list_versions(branches.store, "story/a")[3].snapshot
+    undisturbed = open_branches(branch_learner, tmp_path / "other")
+    learn(undisturbed, TEXTS[:2])
+    assert trees.bitwise_equal(weights, current_weights(undisturbed))
 
 
 def test_one_key_changes_no_bit_of_the_weights_of_another(branches):

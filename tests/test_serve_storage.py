@@ -16,6 +16,7 @@ import pytest
 
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys, quotas
+from ontogeny.server.config import ServerConfig
 from ontogeny.server.learning import journal
 from ontogeny.server.store import DATABASE, MAX_CONNECTIONS, Store
 from serving import LimitedFileSize, ServerProcess, run_command, shared_run, wait_until
@@ -303,3 +304,21 @@ def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does
     assert ask("DELETE", f"/examples/{number}")[0] == 200
     assert quotas.get_storage(store, id).num_stored_bytes == num_bytes - len(TEXTS[0]) - 1000
     assert ask("POST", "/examples", {"text": TEXTS[1]})[0] == 200
+
+
+def test_waiting_examples_of_a_shared_branch_count_for_the_key_that_sent_them(tmp_path):
+    store = Store(tmp_path / "state")
+    a, b = (keys.create_key(store, name, max_pending_examples=limit)[0].id for name, limit in (("a", 2), ("b", None)))
+    quotas.set_default_limits(store, ServerConfig(max_pending_examples=1))
+    branch = journal.open_branch(store, "story", journal.SHARED, "trained", "learner", 2.0)
+    numbers = [journal.add_example(store, branch.branch, key, "text") for key in (a, a, b, "local")]
+    for key in (a, b, "local"):
+        with pytest.raises(quotas.QuotaExceeded, match="wait to be learned; erase some, or wait"):
+            journal.add_example(store, branch.branch, key, "text")
+    assert [example.number for example in journal.list_examples(store, branch.branch)] == numbers
+    assert numbers[1] is not None and numbers[0] is not None
+    journal.erase_example(store, numbers[1], a)
+    assert journal.add_example(store, branch.branch, a, "text") is not None
+    journal.reject_example(store, journal.get_branch(store, branch.branch), numbers[0], None, "reason")
+    assert journal.add_example(store, branch.branch, a, "text") is not None
+    assert [storage.num_pending_examples for storage in quotas.list_storage(store) if storage.key == a] == [2]

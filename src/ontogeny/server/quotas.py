@@ -105,8 +105,8 @@ def check(store: Store, key: str, *quotas: Quota) -> None:
 def _limits_of(store: Store, key: str) -> StorageLimits:
     """The limits of a key: its own ones, and those of the server where it has none."""
     defaults = store.select_one(StorageLimits, f"SELECT {LIMITS} FROM default_limits") or _limits_from(ServerConfig())
-    own = next(iter(store.execute(f"SELECT {LIMITS} FROM keys WHERE id = ?", key)), (None, None, None))
-    return StorageLimits(*(a if b is None else b for a, b in zip(defaults, own, strict=True)))
+    key_limits = next(iter(store.execute(f"SELECT {LIMITS} FROM keys WHERE id = ?", key)), (None, None, None))
+    return StorageLimits(*(a if b is None else b for a, b in zip(defaults, key_limits, strict=True)))
 
 
 def _limits_from(config: ServerConfig) -> StorageLimits:
