@@ -249,16 +249,16 @@ def test_bursts_of_requests_leave_the_number_of_file_descriptors_flat(server):
         return names()
 
     def names() -> list[str]:
-        found = []
+        targets = []
         for path in descriptors.iterdir():
             with contextlib.suppress(OSError):  # closed in the meantime
-                found.append(os.readlink(path))
-        return found
+                targets.append(os.readlink(path))
+        return targets
 
     bursts = [burst() for _ in range(3)]
-    database = [sum(DATABASE in name for name in found) for found in bursts]
+    database = [sum(DATABASE in name for name in targets) for targets in bursts]
     assert max(database) <= 2 * MAX_CONNECTIONS + 2, database  # the database, its log and its index
-    assert max(len(found) for found in bursts) <= 100, [len(found) for found in bursts]
+    assert max(len(targets) for targets in bursts) <= 100, [len(targets) for targets in bursts]
 
 
 def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does_not_retry(server):
@@ -296,8 +296,8 @@ def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does
         wait_until(lambda: server.log.read_text().count("POST /v1/completions") > num_sent)
         assert server.log.read_text().count("POST /v1/completions") == num_sent + 1
         assert client.completions.create(model="story", prompt="x", max_tokens=1, extra_body={"learn": False}).choices
-    printed = json.loads(run_command("usage", "--json", "--state-dir", str(server.state_dir)).stdout)["storage"]
-    storage = next(record for record in printed if record["key"] == id)
+    storage_list = json.loads(run_command("usage", "--json", "--state-dir", str(server.state_dir)).stdout)["storage"]
+    storage = next(record for record in storage_list if record["key"] == id)
     assert (storage["num_sessions"], storage["max_sessions"], storage["max_pending_examples"]) == (2, 2, 10_000)
     assert (storage["num_stored_bytes"], storage["max_stored_bytes"]) == (num_bytes, num_bytes + 10)
     assert f"{num_bytes:,} of {num_bytes + 10:,}" in run_command("usage", "--state-dir", str(server.state_dir)).stdout
