@@ -21,7 +21,7 @@ from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adju
 from ontogeny.engine.scheduler import MIN_DECODE_STEPS, PrefillTask, Scheduler
 from ontogeny.engine.text_stream import TextStream, TokenOffsets
 from ontogeny.errors import BadInput
-from ontogeny.lm.tokenizer import ByteTokenizer
+from ontogeny.lm.tokenizer import ByteTokenizer, train_tokenizer
 
 pytestmark = pytest.mark.computes
 
@@ -586,6 +586,15 @@ def test_a_text_stream_yields_whole_characters_and_no_stop_string(tokens, stops,
     stream = TextStream(PairTokenizer(), stops)
     parts = [stream.push(token) for token in tokens] + [stream.finish()]
     assert parts == pieces and stream.stopped is stopped
+
+
+def test_the_end_token_has_the_length_of_its_name_in_a_tokenized_text():
+    tokenizer, text = train_tokenizer("bpe", 257, []), "aé<|endoftext|>b"
+    tokens = tokenizer.encode(text).tolist()
+    assert tokens[-2] == tokenizer.end
+    for text_of_prompt, expected in ((text, [0, 1, 1, 2, 15]), ("", [0, 1, 1, 2, 2])):
+        offsets = TokenOffsets(tokenizer, text=text_of_prompt)
+        assert [offsets.push(token) for token in tokens] == expected
 
 
 def test_stop_strings_do_not_end_an_answer_before_min_tokens():

@@ -179,6 +179,21 @@ def test_an_old_field_is_rejected_with_its_new_name(model, body, hint):
     assert error.value.errors()[0]["msg"].endswith(hint)
 
 
+@pytest.mark.parametrize(
+    ("model", "body", "field"),
+    [
+        (protocol.RollbackRequest, {"versoin": 3}, "versoin"),  # would restore version 0
+        (protocol.ForkRequest, {"target_key": "a", "owner": "b"}, "owner_key"),
+        (protocol.ExampleRequest, {"text": "a", "learn": False}, "learn"),
+        (protocol.FeedbackRequest, {"rewrad": 1.0}, "rewrad"),
+    ],
+)
+def test_a_misspelled_field_of_a_route_of_ontogeny_is_rejected(model, body, field):
+    with pytest.raises(ValidationError) as error:
+        model.model_validate(body)
+    assert field in str(error.value)
+
+
 SETTINGS = ["chunk_size=8", "adapter_rank=2", "decay=nan", "x=1", "chunk_size=-1", "="]
 
 

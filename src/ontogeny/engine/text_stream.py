@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Sequence
 
-from ontogeny.lm.tokenizer import Tokenizer
+from ontogeny.lm.tokenizer import END, Tokenizer
 
 
 class TextStream:
@@ -61,14 +61,15 @@ class TokenOffsets:
     position of the next character.
     """
 
-    def __init__(self, tokenizer: Tokenizer, start: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, start: int = 0, text: str = "") -> None:
         """Begin a text.
 
         Args:
             tokenizer: The tokenizer of the model.
             start: The position of the first character.
+            text: The text if it was tokenized; the end token stands for its name there, otherwise for no character.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer, self._text = tokenizer, text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._num_complete = start  # characters that no later byte changes
 
@@ -76,7 +77,9 @@ class TokenOffsets:
         """Append a token and return its position."""
         data = self._tokenizer.bytes_of(token)
         if not data:
-            return self._num_complete
+            offset = self._num_complete
+            self._num_complete += len(END) * (token == self._tokenizer.end and self._text.startswith(END, offset))
+            return offset
         self._num_complete += len(self._decoder.decode(data[:1]))
         # The first byte is the last one of an incomplete character, or else it has completed the last character.
         offset = self._num_complete - (not self._decoder.getstate()[0])

@@ -1,8 +1,8 @@
 """Request bodies: the supported part of the OpenAI API, and the routes of ontogeny beside it.
 
 Unknown fields are ignored, and named in the response; null means absent, as clients of the OpenAI API expect. Known
-fields that are not supported are refused: see `unsupported`. Old names of fields of the routes of ontogeny are rejected
-with the new name.
+fields that are not supported are refused: see `unsupported`. The routes of ontogeny reject unknown fields,
+and name the new name of a field that was renamed.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -214,8 +214,8 @@ class DetokenizeRequest(BaseModel):
     model: Text | None = None
 
 
-class OntogenyRequest(BaseModel):
-    """A body of a route that the OpenAI API does not have."""
+class OntogenyRequest(BaseModel, extra="forbid"):
+    """A body of a route that the OpenAI API does not have; an unknown field is an error."""
 
     @model_validator(mode="before")
     @classmethod
@@ -247,32 +247,14 @@ class ForkRequest(OntogenyRequest):
     owner_key: Text | None = Field(None, description="The id of the key that owns the source; the caller's by default.")
 
 
-class ContinuationRequest(OntogenyRequest, UnsupportedFields):
-    """A prompt that is appended to the text of a session, and how its continuation is generated.
-
-    Fields of completions that have no meaning here are refused.
-    """
+class ContinuationRequest(OntogenyRequest):
+    """A prompt that is appended to the text of a session, and how its continuation is generated."""
 
     prompt: Text = ""
     max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] = 16
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     seed: Annotated[StrictInt, Field(ge=0, lt=NUM_SEEDS)] | None = None
-    best_of: Annotated[Any, DefaultOnly(1)] = None
-    echo: Annotated[Any, DefaultOnly(False)] = None
-    frequency_penalty: Annotated[Any, DefaultOnly(0)] = None
-    logit_bias: Annotated[Any, DefaultOnly({})] = None
-    logprobs: Annotated[Any, DefaultOnly(False)] = None
-    max_completion_tokens: Annotated[Any, DefaultOnly()] = None
-    messages: Annotated[Any, DefaultOnly()] = None
-    min_tokens: Annotated[Any, DefaultOnly(0)] = None
-    n: Annotated[Any, DefaultOnly(1)] = None
-    presence_penalty: Annotated[Any, DefaultOnly(0)] = None
-    response_format: Annotated[Any, DefaultOnly({"type": "text"})] = None
-    stop: Annotated[Any, DefaultOnly([])] = None
-    stream: Annotated[Any, DefaultOnly(False)] = None
-    top_k: Annotated[Any, DefaultOnly(0, -1)] = None
-    top_logprobs: Annotated[Any, DefaultOnly()] = None
 
 
 class LifetimeRequest(OntogenyRequest):

@@ -171,7 +171,8 @@ class ResponseFormat(ABC):
     def _score(self, output: OutputDelta) -> list[ScoredToken]:
         """The tokens of an output that have log-probabilities, with their positions."""
         if output.prompt_logprobs is not None:
-            offsets, length = TokenOffsets(self.tokenizer), self._starts[output.sequence]
+            offsets = TokenOffsets(self.tokenizer, text=self._echo(output.sequence))
+            length = self._starts[output.sequence]
             return [ScoredToken(scored, min(offsets.push(scored.token), length)) for scored in output.prompt_logprobs]
         if output.token is None or output.token.logprobs is None:
             return []

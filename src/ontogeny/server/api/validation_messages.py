@@ -14,6 +14,7 @@ MESSAGES = {  # type of the error -> message, with the fields of its context
     "dict_too_long": "the object has more than {max_length} fields",
     "dict_too_short": "the object has fewer than {min_length} fields",
     "dict_type": NOT_AN_OBJECT,
+    "extra_forbidden": "there is no such field",
     "finite_number": "the number is not finite",
     "float_parsing": NO_NUMBER,
     "float_type": NO_NUMBER,
