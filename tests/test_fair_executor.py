@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ontogeny.engine.engine import QueueFull
-from ontogeny.server.fair_executor import FairExecutor, wait_for_call
+from ontogeny.server.fair_executor import FairExecutor, FairThreadPool, current_owner, wait_for_call
 
 
 class Barrier:
@@ -128,3 +128,26 @@ def test_an_error_of_a_call_reaches_its_caller_alone(executor):
     with pytest.raises(ValueError, match="planted"):
         executor.submit("anna", fail).result(60)
     assert executor.submit("anna", int).result(60) == 0
+
+
+def test_the_default_executor_of_an_event_loop_serves_the_owners_of_tasks_in_turn():
+    order = []
+
+    async def work(owner, barrier):
+        current_owner.set(owner)
+        order.append(await asyncio.to_thread(barrier))
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(FairThreadPool("test", 2))
+        first = Barrier()
+        tasks = [asyncio.ensure_future(work("anna", first))]
+        await asyncio.sleep(0)
+        tasks += [asyncio.ensure_future(work("anna", lambda: "anna")) for _ in range(20)]
+        tasks += [asyncio.ensure_future(work("berta", lambda: "berta"))]
+        await asyncio.wait([tasks[-1]], timeout=60)
+        assert order == ["berta"]  # a thread is left, and Anna's calls before it wait
+        first.released.set()
+        await asyncio.wait(tasks, timeout=60)
+
+    asyncio.run(main())
+    assert order.count("anna") == 20

@@ -21,6 +21,7 @@ from ontogeny.server.api.routes import LenientRouting
 from ontogeny.server.api.teaching import ExampleHeader
 from ontogeny.server.connections import build_server
 from ontogeny.server.deployments import Deployments
+from ontogeny.server.fair_executor import FairExecutor, FairThreadPool
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.logs import configure_logs
 from ontogeny.server.rate_limits import RateLimits
@@ -29,6 +30,8 @@ from ontogeny.server.usage import UsageMeter
 ARRIVAL_LIMIT = 20.0  # seconds in which a request must have arrived
 MAX_OPEN_FILES = 65_536  # each connection is one
 BACKLOG = 2048  # connections
+NUM_THREADS = 8  # for short calls, and again for long ones
+MAX_WAITING = 1024  # calls of one key that may wait for such a thread
 
 
 class ServerApplication(NamedTuple):
@@ -53,14 +56,16 @@ def build_app(deployments: Deployments) -> ServerApplication:
 
 def build_api(deployments: Deployments) -> FastAPI:
     """Builds the part of the application that has the routes and their OpenAPI document."""
-    meter = UsageMeter(deployments)
+    meter, long_calls = UsageMeter(deployments), FairExecutor("long calls", NUM_THREADS, MAX_WAITING)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(FairThreadPool("calls", NUM_THREADS, MAX_WAITING))
         deployments.start()
         meter.start()
         yield
         meter.stop()
+        long_calls.stop()
         await asyncio.to_thread(deployments.stop)
 
     app = FastAPI(
@@ -72,7 +77,7 @@ def build_api(deployments: Deployments) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.context = ServerContext(deployments, RateLimits(), meter, ExampleIntake(deployments.store))
+    app.state.context = ServerContext(deployments, RateLimits(), meter, ExampleIntake(deployments.store), long_calls)
     for module in (completions, tokenizer, branches, sessions, agents, pages):
         app.include_router(module.router)
     add_error_handlers(app)

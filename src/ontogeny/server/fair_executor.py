@@ -8,12 +8,14 @@ import contextlib
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from ontogeny.engine.engine import QueueFull
 
 RETRY_AFTER = 1.0  # seconds
+current_owner: ContextVar[str] = ContextVar("current_owner", default="")  # on whose behalf a task runs
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -143,6 +145,30 @@ class FairExecutor:
                     self.num_started += 1
                     return owner, call
         return None
+
+
+class FairThreadPool(ThreadPoolExecutor):
+    """A `FairExecutor` as the default executor of an event loop; the owner of a call is `current_owner`.
+
+    Args:
+        name: The name of the threads.
+        num_threads: As for `FairExecutor`.
+        max_waiting: As for `FairExecutor`.
+    """
+
+    def __init__(self, name: str, num_threads: int, max_waiting: float = float("inf")) -> None:
+        super().__init__(num_threads)  # which starts no threads by itself
+        self._executor = FairExecutor(name, num_threads, max_waiting)
+
+    def submit(
+        self, fn: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Result]:
+        """Queues a call on behalf of the owner of the current task; see `FairExecutor.submit`."""
+        return self._executor.submit(current_owner.get(), fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Finishes the current calls and cancels the waiting ones."""
+        self._executor.stop()
 
 
 async def wait_for_call(future: Future[Result]) -> Result:

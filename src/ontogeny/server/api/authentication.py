@@ -12,6 +12,7 @@ from fastapi.security.utils import get_authorization_scheme_param
 
 from ontogeny.server import keys
 from ontogeny.server.api import errors
+from ontogeny.server.fair_executor import current_owner
 from ontogeny.server.keys import LOCAL, ApiKey
 from ontogeny.server.store import Store
 
@@ -40,7 +41,9 @@ class Authentication:
             scheme, text = get_authorization_scheme_param(header)
             text = text.strip() if scheme.lower() == "bearer" else ""
             loop = asyncio.get_running_loop()
-            scope["state"]["key"] = await loop.run_in_executor(self._thread, authenticate, self._store, text)
+            key = await loop.run_in_executor(self._thread, authenticate, self._store, text)
+            scope["state"]["key"] = key
+            current_owner.set(key.id)  # whose calls on other threads take turns with those of other keys
         await self._app(scope, receive, send)
 
 

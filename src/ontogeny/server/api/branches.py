@@ -1,7 +1,9 @@
 """Routes of online learning: a key's branch and examples; an admin key may change any branch."""
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -10,13 +12,18 @@ from ontogeny.server import keys
 from ontogeny.server.api import context, errors, teaching
 from ontogeny.server.api.context import AdminCaller, Caller, LimitedCaller
 from ontogeny.server.api.errors import ApiError
+from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
+from ontogeny.server.api.waiting import run_while_connected
+from ontogeny.server.fair_executor import wait_for_call
+from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning import journal
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 
-router = APIRouter(prefix="/v1/models/{model}", responses=errors.RESPONSES)
+router = APIRouter(route_class=FairRoute, prefix="/v1/models/{model}", responses=errors.RESPONSES)
 MAX_DECISIONS = 20  # in the description of a branch
+Result = TypeVar("Result")
 
 
 async def get_branches(request: Request, model: str) -> BranchManager:
@@ -71,10 +78,10 @@ def list_versions(key: Caller, branches: Branches) -> dict[str, Any]:
 
 
 @router.get("/branch/state", response_class=Response, responses=context.STATE_DOWNLOAD)
-async def export_branch(key: LimitedCaller, branches: Branches) -> Response:
+async def export_branch(request: Request, key: LimitedCaller, branches: Branches) -> Response:
     """Returns the current version of this key's branch as safetensors, with digest and version."""
-    await branches.request_current(key.id)  # which may take long, and does not occupy a thread
-    return Response(await asyncio.to_thread(branches.export, key.id), media_type="application/octet-stream")
+    state = await _run(request, key, branches.export, key.id, before=partial(branches.request_current, key.id))
+    return Response(state, media_type="application/octet-stream")
 
 
 @router.put("/branch/state", openapi_extra=context.STATE_UPLOAD)
@@ -84,13 +91,13 @@ async def restore_branch(request: Request, key: LimitedCaller, branches: Branche
         raise errors.forbidden("changing a shared branch")
     state = await request.body()
     try:
-        return (await asyncio.to_thread(branches.restore, key.id, state, key.id))._asdict()
+        return (await _run(request, key, branches.restore, key.id, state, key.id))._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), code="state_rejected") from None
 
 
 @router.post("/branch/fork")
-async def fork_branch(key: AdminCaller, branches: Branches, body: ForkRequest) -> dict[str, Any]:
+async def fork_branch(request: Request, key: AdminCaller, branches: Branches, body: ForkRequest) -> dict[str, Any]:
     """Makes the current version of one key's branch the current version of another key's branch.
 
     The earlier versions of the target branch stay available for a rollback.
@@ -101,9 +108,9 @@ async def fork_branch(key: AdminCaller, branches: Branches, body: ForkRequest) -
         raise errors.missing_resource(f"there is no key '{body.target_key}'", param="target_key")
     owner_key = key.id if body.owner_key is None else body.owner_key
     _find_branch(branches, owner_key)
-    await branches.request_current(owner_key)  # which may take long, and does not occupy a thread
+    before, arguments = partial(branches.request_current, owner_key), (owner_key, body.target_key, key.id)
     try:
-        return (await asyncio.to_thread(branches.fork, owner_key, body.target_key, key.id))._asdict()
+        return (await _run(request, key, branches.fork, *arguments, before=before))._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), "target_key") from None
 
@@ -135,7 +142,7 @@ async def erase_example(
     if example is None or not is_here or example.erased_at is not None or (example.key != key.id and not key.is_admin):
         raise errors.missing_resource(f"there is no example {number}")
     try:
-        await asyncio.to_thread(context.get_language_model(request, model).erase_example, example, key.id)
+        await _run(request, key, context.get_language_model(request, model).erase_example, example, key.id)
     except BadInput as error:
         raise errors.missing_resource(str(error)) from None
     intake = context.get_context(request).intake
@@ -181,3 +188,27 @@ def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:
         if branch.owner_key == owner_key:
             return branch
     raise errors.missing_resource(f"'{branches.deployment}' has no branch of key '{owner_key}'", param="owner_key")
+
+
+async def _run(
+    request: Request,
+    key: ApiKey,
+    function: Callable[..., Result],
+    *arguments: Any,
+    before: Callable[[], Awaitable[Any]] | None = None,
+) -> Result:
+    """Calls a function that may take seconds, on another thread, when it is the turn of the key.
+
+    It is not called if the client disconnects, or the time limit passes, before its turn.
+
+    Args:
+        before: Awaited before; it loads what the function needs, without occupying a thread.
+    """
+    server = context.get_context(request)
+
+    async def work() -> Result:
+        if before is not None:
+            await before()
+        return await wait_for_call(server.long_calls.submit(key.id, function, *arguments))
+
+    return await run_while_connected(request, work(), server.deployments.config.time_limit)

@@ -18,6 +18,7 @@ from ontogeny.runs.records import encode_line
 from ontogeny.server.api import candidates, context, errors, protocol, teaching
 from ontogeny.server.api.context import Caller, Cleanup
 from ontogeny.server.api.errors import ApiError
+from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, OutputStream
@@ -25,7 +26,7 @@ from ontogeny.server.api.tokenizer import prompt_tokens
 from ontogeny.server.deployments import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
 
-router = APIRouter(responses=errors.RESPONSES)
+router = APIRouter(route_class=FairRoute, responses=errors.RESPONSES)
 DEFAULT_MAX_TOKENS, DEFAULT_CHAT_MAX_TOKENS = 16, 128
 STREAM = {
     "content": {"text/event-stream": {"schema": {"type": "string"}}},

@@ -9,6 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ontogeny.server.api import errors
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
+from ontogeny.server.fair_executor import FairExecutor
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.rate_limits import RateLimits, TokenReservation
@@ -29,6 +30,7 @@ class ServerContext(NamedTuple):
     rate_limits: RateLimits
     meter: UsageMeter
     intake: ExampleIntake
+    long_calls: FairExecutor  # for calls that may take seconds
 
 
 def get_context(request: Request) -> ServerContext:

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as RoutingError
 
+from ontogeny.engine.engine import QueueFull
 from ontogeny.errors import StorageUnavailable
 from ontogeny.renamed import renamed_hint
 from ontogeny.server.api.validation_messages import describe_media_type, describe_validation_errors
@@ -135,6 +136,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def handle_api_error(request: Request, error: ApiError) -> JSONResponse:
         return error.response
+
+    @app.exception_handler(QueueFull)
+    async def handle_full_queue(request: Request, error: QueueFull) -> JSONResponse:
+        return queue_full(error.retry_after).response
 
     @app.exception_handler(StorageUnavailable)
     async def handle_storage_error(request: Request, error: StorageUnavailable) -> JSONResponse:

@@ -8,8 +8,9 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from ontogeny.report.page import render
 from ontogeny.server.api import context, errors
 from ontogeny.server.api.context import Caller
+from ontogeny.server.api.fair_route import FairRoute
 
-router = APIRouter()
+router = APIRouter(route_class=FairRoute)
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 SECURITY_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
@@ -35,13 +36,13 @@ def show_routes_page(request: Request) -> HTMLResponse:
 
 
 @router.get("/health")
-def check_health() -> dict[str, str]:
+async def check_health() -> dict[str, str]:
     """Answers as long as the server process runs."""
     return {"status": "ok"}
 
 
 @router.get("/ready", responses={503: errors.RESPONSES[503]})
-def check_readiness(request: Request) -> dict[str, str]:
+async def check_readiness(request: Request) -> dict[str, str]:
     """Answers with status 200 if all deployments can answer requests."""
     context.check_ready(request)
     server = context.get_context(request)

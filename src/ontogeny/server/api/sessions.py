@@ -14,6 +14,7 @@ from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import context, errors
 from ontogeny.server.api.context import Caller
+from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import ContinuationRequest
 from ontogeny.server.api.responses import describe_usage
 from ontogeny.server.api.tokenizer import encode_text
@@ -23,7 +24,7 @@ from ontogeny.server.keys import ApiKey
 from ontogeny.server.sessions.store import SessionManager, UnknownSession, describe_session
 from ontogeny.server.sessions.texts import Continuation, GenerationFailed, SessionCompletion, TextSessions
 
-router = APIRouter(prefix="/v1/models/{model}/sessions", responses=errors.RESPONSES)
+router = APIRouter(route_class=FairRoute, prefix="/v1/models/{model}/sessions", responses=errors.RESPONSES)
 Result = TypeVar("Result")
 
 

@@ -11,10 +11,11 @@ from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import END, Tokenizer, decode
 from ontogeny.server.api import context, errors
 from ontogeny.server.api.context import Caller, LimitedCaller
+from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from ontogeny.server.deployments import LanguageDeployment
 
-router = APIRouter(responses=errors.RESPONSES)
+router = APIRouter(route_class=FairRoute, responses=errors.RESPONSES)
 MAX_CHARACTERS = 1 << 20
 LONG_TEXT = 10_000  # characters; longer texts are tokenized on another thread than that of the event loop
 
