@@ -19,7 +19,7 @@ LAYERS = [  # from the lowest on; modules and packages of one layer do not impor
     ("errors", "printable", "renamed"),
     ("types",),
     ("rng",),
-    ("trees",),
+    ("trees", "tracing"),
     ("plugins",),
     ("validation",),
     ("stats",),

@@ -82,9 +82,8 @@ def check_agent_lifetimes(agent: Agent, env: Environment, steering: Steering, se
     initial = _initial_state(agent, seed)
 
     def run(env: Environment, learning: bool) -> tuple[State, Trajectory]:
-        return jax.jit(lambda key: rollout(key, agent, env, steering, initial, NUM_STEPS, learning))(
-            jax.random.key(seed)
-        )
+        compiled = jax.jit(rollout, static_argnums=(1, 2, 3, 5, 6))
+        return compiled(jax.random.key(seed), agent, env, steering, initial, NUM_STEPS, learning)
 
     final, trajectory = run(env, learning=False)
     assert bitwise_equal(final.weights, initial.weights), "weights changed in a rollout without learning"
@@ -101,7 +100,7 @@ def check_agent_lifetimes(agent: Agent, env: Environment, steering: Steering, se
             "`learning` is True, but `learn` did not change weights"
         )
 
-    other_score = env._replace(score=lambda outcome: 1000.0 - jnp.sum(outcome))
+    other_score = env._replace(score=_other_score)
     assert bitwise_equal((final, trajectory), run(other_score, agent.learning)), (
         "the rollout changed with `Environment.score`, which only evaluation may read"
     )
@@ -205,6 +204,11 @@ def _check_tables(env: Environment, state: EnvState) -> None:
     )
     assert np.allclose(tables.transitions.sum(-1), 1, atol=1e-5), "the successors' probabilities do not sum to one"
     assert 1 <= int(tables.remaining_steps) <= spec.horizon, "`remaining_steps` must lie between 1 and the horizon"
+
+
+def _other_score(outcome: jax.Array) -> jax.Array:
+    """A score that no environment has."""
+    return 1000.0 - jnp.sum(outcome)
 
 
 def _shapes_of(tree: object) -> object:

@@ -14,6 +14,7 @@ from jax import Array
 from ontogeny import rng
 from ontogeny.errors import BadInput
 from ontogeny.rng import StepKeys
+from ontogeny.tracing import TracedFunction, build_once, holds_tracers
 from ontogeny.types import (
     Agent,
     Environment,
@@ -73,19 +74,11 @@ def rollout(
     Returns:
         The agent's state after the last step, and the trajectory.
     """
-    lifetime_keys = rng.split_lifetime_key(key)
-
-    def step(carry: Carry, xs: tuple[StepKeys, PyTree]) -> tuple[Carry, Trajectory]:
-        keys, inputs = xs
-        override = None if observation_override is None else partial(observation_override.apply, inputs)
-        return rollout_step(
-            keys, agent, env, steering, carry, learning, reset_each_episode=reset_each_episode, override=override
-        )
-
-    carry = initial_carry(lifetime_keys.task, agent, env, steering, state)
-    inputs = () if observation_override is None else observation_override.inputs
-    carry, trajectory = jax.lax.scan(step, carry, (rng.split_step_keys(lifetime_keys, num_steps), inputs))
-    return carry.state, trajectory
+    apply, inputs = (None, ()) if observation_override is None else observation_override
+    settings = (agent, env, steering, num_steps, learning, reset_each_episode, apply)
+    if holds_tracers(key, state, inputs):
+        return _rollout(*settings, key, state, inputs)
+    return build_once(_bind_rollout, *settings)(key, state, inputs)
 
 
 def rollout_from_log(
@@ -213,3 +206,35 @@ def rollout_lifetime(
     """A rollout that begins as `begin_lifetime`, by default over a whole lifetime; arguments as of `rollout`."""
     state = begin_lifetime(key, agent, genome_or_state)
     return rollout(key, agent, env, steering, state, num_steps or env.spec.num_steps, learning, **options)
+
+
+def _bind_rollout(*settings: Any) -> TracedFunction[tuple[State, Trajectory]]:
+    """`_rollout` with its settings, as a function of key, state and inputs."""
+    return TracedFunction(partial(_rollout, *settings))
+
+
+def _rollout(
+    agent: Agent,
+    env: Environment,
+    steering: Steering,
+    num_steps: int,
+    learning: bool,
+    reset_each_episode: bool,
+    apply: Callable[[PyTree, TimeStep], TimeStep] | None,
+    key: Key,
+    state: State,
+    inputs: PyTree,
+) -> tuple[State, Trajectory]:
+    """See `rollout`; `apply` and `inputs` are the fields of an `ObservationOverride`."""
+    lifetime_keys = rng.split_lifetime_key(key)
+
+    def step(carry: Carry, xs: tuple[StepKeys, PyTree]) -> tuple[Carry, Trajectory]:
+        keys, inputs = xs
+        override = None if apply is None else partial(apply, inputs)
+        return rollout_step(
+            keys, agent, env, steering, carry, learning, reset_each_episode=reset_each_episode, override=override
+        )
+
+    carry = initial_carry(lifetime_keys.task, agent, env, steering, state)
+    carry, trajectory = jax.lax.scan(step, carry, (rng.split_step_keys(lifetime_keys, num_steps), inputs))
+    return carry.state, trajectory

@@ -21,20 +21,19 @@ def from_arrays(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
     """The inverse of `to_arrays`.
 
     Args:
-        template: A tree of the same structure, shapes and types.
+        template: A tree of the same structure, shapes and types; its leaves may be of `jax.ShapeDtypeStruct`.
         arrays: Arrays by path; others than those of the template are ignored.
 
     Raises:
         BadInput: An array is missing, or its shape or type differs from the template's.
     """
-    expected = to_arrays(template)
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     leaves = []
     for path, leaf in paths:
         name = _path_name(path)
         if name not in arrays:
             raise BadInput(f"the array '{name}' is missing")
-        array, like = arrays[name], expected[name]
+        array, like = arrays[name], _array_type(leaf)
         if array.shape != like.shape or array.dtype != like.dtype:
             actual, required = (f"{a.dtype}{list(a.shape)}" for a in (array, like))
             raise BadInput(f"the array '{name}' is {actual}, expected {required}")
@@ -85,9 +84,16 @@ def _scramble_leaf(key: Key, leaf: PyTree) -> jax.Array:
     return leaf + 1 + jax.random.uniform(key, leaf.shape, leaf.dtype)
 
 
+def _array_type(leaf: PyTree) -> np.ndarray | jax.ShapeDtypeStruct:
+    """A record with shape and type of the array of a leaf."""
+    if _is_key(leaf):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf)
+
+
 def _is_key(leaf: PyTree) -> bool:
     """Whether a leaf is an array of random keys."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _path_name(path: jax.tree_util.KeyPath) -> str:

@@ -64,8 +64,11 @@ def load(folder: Path | str) -> LanguageModel:
 
 def make_template(config: TransformerConfig) -> TransformerWeights:
     """Zeros of the shapes and types of a model's weights."""
-    shapes = jax.eval_shape(lambda: init_weights(jax.random.key(0), config))
+    shapes = _init_weights.eval_shape(jax.random.key(0), config)
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+_init_weights = jax.jit(init_weights, static_argnums=1)
 
 
 def read_description(folder: Path) -> RunDescription:

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from ontogeny.server import keys
+from ontogeny.server.compilations import NUM_COMPILATIONS
 from ontogeny.server.deployments import Deployments, LanguageDeployment
 from ontogeny.server.keys import ApiKey, UsageRecord
 from ontogeny.server.learning import journal
@@ -42,6 +43,8 @@ class UsageMeter:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage meter", daemon=True)
         self.registry = CollectorRegistry()
+        self.registry.register(NUM_COMPILATIONS)
+        ProcessCollector(registry=self.registry)  # memory, file descriptors and processor time
 
         def counter(name: str, help: str) -> Counter:
             return Counter(f"ontogeny_{name}", help, LABELS, registry=self.registry)

@@ -1,5 +1,10 @@
-"""From a spec to the agent, environment and steering that it names."""
+"""From a spec to the agent, environment and steering that it names.
 
+Equal names and settings give the same agent and the same environment, so that JAX compiles their programs once. Their
+functions are traced once where they are called outside of `jax.jit`, as in a loop of the user's own.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ontogeny import plugins
@@ -7,7 +12,10 @@ from ontogeny.rollouts import require_revealable_tasks
 from ontogeny.stages.first_check import check_signatures
 from ontogeny.stages.spec import RunSpec, user_files
 from ontogeny.steering import build as build_steering
-from ontogeny.types import Agent, Development, Environment, Steering
+from ontogeny.tracing import build_once, trace_fields
+from ontogeny.types import Agent, Development, Environment, EnvSpec, Steering
+
+Settings = tuple[tuple[str, Any], ...]  # names and values
 
 
 class Assembly(NamedTuple):
@@ -25,12 +33,12 @@ def assemble(spec: RunSpec) -> Assembly:
         BadInput: A name, setting or drive is unknown, or a file of the user is faulty.
     """
     files = [str(path) for key, path in user_files(spec) if key != "development"]
-    env = plugins.build("environments", spec.env.name, **spec.env.settings)
+    env = make_env(spec.env.name, **spec.env.settings)
     with plugins.explain_plugin_errors(
         files, f"agent '{spec.agent.name}' and environment '{spec.env.name}' do not go together"
     ):
         reward_function = build_steering(env.spec, spec.drives)
-        agent = plugins.build("agents", spec.agent.name, env.spec, reward_function, **spec.agent.settings)
+        agent = _build_agent(spec.agent.name, env.spec, reward_function, spec.agent.settings)
     require_revealable_tasks(spec.agent.name, agent, env)
     if files:
         check_signatures(agent, env, reward_function, files)
@@ -55,7 +63,9 @@ def make_env(name: str, **settings: Any) -> Environment:
     Raises:
         BadInput: The name or a setting is unknown, or a value is out of range.
     """
-    return plugins.build("environments", name, **settings)
+    return build_once(
+        _build_new_env, plugins.get_attribute("environments", name, "build"), name, tuple(settings.items())
+    )
 
 
 def make_steering(env: Environment, **drives: float) -> Steering:
@@ -90,6 +100,26 @@ def make_agent(name: str, env: Environment, steering: Steering | None = None, **
         BadInput: The name or a setting is unknown, a value is out of range, or the agent does not fit the environment.
     """
     reward_function = build_steering(env.spec) if steering is None else steering
-    agent = plugins.build("agents", name, env.spec, reward_function, **settings)
+    agent = _build_agent(name, env.spec, reward_function, settings)
     require_revealable_tasks(name, agent, env)
     return agent
+
+
+def _build_agent(name: str, spec: EnvSpec, steering: Steering, settings: Mapping[str, Any]) -> Agent:
+    """The agent of these settings."""
+    build = plugins.get_attribute("agents", name, "build")
+    return build_once(_build_new_agent, build, name, spec, steering, tuple(settings.items()))
+
+
+def _build_new_agent(
+    _: Callable[..., Agent], name: str, spec: EnvSpec, steering: Steering, settings: Settings
+) -> Agent:
+    """A new agent of these settings."""
+    agent = plugins.build("agents", name, spec, steering, **dict(settings))
+    return trace_fields(agent, "genome", "init", "reset", "act", "learn")
+
+
+def _build_new_env(_: Callable[..., Environment], name: str, settings: Settings) -> Environment:
+    """A new environment of these settings."""
+    env = plugins.build("environments", name, **dict(settings))
+    return trace_fields(env, *(name for name in ("reset", "step", "score", "reveal_task") if getattr(env, name)))

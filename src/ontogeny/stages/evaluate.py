@@ -282,6 +282,7 @@ def _run_lifetimes(
     return shard_over_devices(jax.vmap(run, in_axes=(0, None)), (0, None))(keys, genome_or_state)
 
 
+_run_one = jax.jit(_run_lifetime, static_argnames=("agent", "env", "steering", "learning"))  # for its shapes only
 _run_one_lifetime = jax.jit(rollout_lifetime, static_argnames=("agent", "env", "steering", "learning"))
 
 
@@ -305,7 +306,7 @@ def _lifetimes_per_call(
 ) -> int:
     """How many lifetimes fit comfortably into memory at once; a multiple of the number of devices."""
     key, num_devices = task_keys(0, 1)[0], jax.local_device_count()
-    before, after, trajectory = jax.eval_shape(lambda: _run_lifetime(key, genome_or_state, agent, env, steering, False))
+    before, after, trajectory = _run_one.eval_shape(key, genome_or_state, agent, env, steering, False)
     env_state, _ = jax.eval_shape(env.reset, key)
     num_bytes = sum(_num_bytes(tree) for tree in (before, after, env_state, trajectory.outcome))
     fitting = BYTES_PER_CALL // max(num_bytes, 1) // num_devices

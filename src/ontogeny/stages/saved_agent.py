@@ -55,9 +55,10 @@ def read_saved_agent(folder: Path | str, *, env: PluginChoice | None = None) -> 
         is_same = Path(env.name).name == Path(spec.env.name).name  # a run's own copy of a file lies elsewhere
         spec = spec.model_copy(update={"env": env, "drives": spec.drives if is_same else {}})
     assembly = assemble(spec)
-    genome = assembly.agent.genome(jax.random.key(spec.seed))
+    key = jax.random.key(spec.seed)
+    genome = jax.eval_shape(assembly.agent.genome, key)
     if checkpoint.exists(folder, STATE):
-        template = assembly.agent.init(jax.random.key(spec.seed), genome)
+        template = jax.eval_shape(assembly.agent.init, key, genome)
         return SavedAgent(spec, assembly, None, checkpoint.load(folder, STATE, template))
     if checkpoint.exists(folder, GENOME):
         return SavedAgent(spec, assembly, checkpoint.load(folder, GENOME, genome), None)

@@ -5,7 +5,7 @@ activations; an agent loaded with `online` also learns by weights, from each ste
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,11 @@ class AgentSession:
         """
         key, state = initial_state(self.saved_agent, check_seed(seed, "init"))
         return self._without_percept(state, jnp.int32(0), key)
+
+    @cached_property
+    def state_types(self) -> AgentState:
+        """Shapes and types of every state of this agent, each a `jax.ShapeDtypeStruct`."""
+        return jax.eval_shape(self.init)
 
     def reset(self, state: AgentState) -> AgentState:
         """Restore the initial activations and keep the weights; the next `act` is like the first one."""

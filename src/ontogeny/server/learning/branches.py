@@ -191,7 +191,7 @@ class BranchManager:
             )
         if metadata.get("learner_digest") != self.learner.digest:
             raise BadInput("this state was learned with other settings, texts or versions")
-        weights = trees.from_arrays(self.learner.init(), decode_state(data))
+        weights = trees.from_arrays(jax.eval_shape(self.learner.init), decode_state(data))
         check_digest(weights, metadata)
         full_weights = self.learner.full_weights(weights.content)
         loss = self.learner.held_out_loss(full_weights, do_not_pause)

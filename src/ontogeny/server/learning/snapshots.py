@@ -8,6 +8,8 @@ import logging
 import secrets
 from typing import NamedTuple
 
+import jax
+
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
@@ -66,7 +68,7 @@ class SnapshotFolder:
         try:
             data = path.read_bytes()
             read_metadata(data, "branch", str(path))
-            weights = trees.from_arrays(self._learner.init(), decode_state(data))
+            weights = trees.from_arrays(jax.eval_shape(self._learner.init), decode_state(data))
         except OSError as error:
             raise UnusableSnapshot(
                 f"it cannot be read: {error.strerror}", isinstance(error, FileNotFoundError)

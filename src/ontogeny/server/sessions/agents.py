@@ -131,7 +131,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
                 f"this state belongs to agent {str(metadata.get('agent'))[:16]}, but this is agent {self.digest[:16]}"
             )
         try:
-            state = trees.from_arrays(self.agent.init(0), decode_state(data))
+            state = trees.from_arrays(self.agent.state_types, decode_state(data))
             feedback = json.loads(metadata["feedback"])
         except (LookupError, ValueError, TypeError) as error:
             raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None

@@ -1,0 +1,212 @@
+"""Nothing is compiled, and no memory is lost, at requests and lifetimes like those before."""
+
+import gc
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import pytest
+
+import ontogeny
+from ontogeny import BadInput, plugins
+from ontogeny.server import keys
+from ontogeny.server.store import Store
+from ontogeny.stages.train import train
+from route_calls import AGENT, MODEL, RouteCalls
+from serving import ServerProcess, shared_run, wait_until
+
+ENVS = {
+    "random_mdp": {"num_states": 3, "num_actions": 2, "horizon": 4, "num_episodes": 6},
+    "bandit": {"num_arms": 3, "num_pulls": 20},
+    "chain": {"num_trials": 4, "num_exposures": 2, "num_test_trials": 2},
+    "stream": {"num_segments": 3, "segment_length": 10},
+    "text": {"passage_length": 10, "num_passages": 3},
+    "foraging": {"size": 3, "num_episodes": 5},
+    "beacon": {},
+}
+AGENTS = plugins.list_names("agents")
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+MEGABYTE = 2**20
+
+
+class CompilationCounter:
+    """The programs that JAX has compiled in this process since the counter was created."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, event: str, _: float, **__: object) -> None:
+        self.count += event == COMPILATION
+
+
+@contextmanager
+def counted_compilations():
+    """Counts compilations in its context."""
+    counter = CompilationCounter()
+    jax.monitoring.register_event_duration_secs_listener(counter)
+    try:
+        yield counter
+    finally:
+        jax.monitoring.unregister_event_duration_listener(counter)
+
+
+def resident_memory(process: int | str = "self") -> int:
+    """The bytes of a process that are in memory."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
+
+
+def check_repetitions(function: Callable[[], object], num_repetitions: int, max_growth: int = 16 * MEGABYTE) -> None:
+    """Fails if repetitions of a function, after the first two, compile a program or lose memory."""
+    function()
+    function()
+    gc.collect()
+    memory = resident_memory()
+    with counted_compilations() as counter:
+        for number in range(num_repetitions):
+            function()
+            assert not counter.count, f"repetition {number} compiled {counter.count} programs"
+    gc.collect()
+    assert resident_memory() - memory < max_growth
+
+
+def build(agent: str) -> tuple:
+    """A new agent, with the first of the environments that it accepts, and its steering."""
+    for name, settings in ENVS.items():
+        env = ontogeny.make_env(name, **settings)
+        try:
+            return ontogeny.make_agent(agent, env), env, ontogeny.make_steering(env)
+        except BadInput:
+            continue
+    raise AssertionError(f"no environment for {agent}")
+
+
+def some(names: list[str], quick: set[str]) -> list:
+    """Parameters of a test, slow but for a few."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some(AGENTS, {"model_based", "psrl"}))
+def test_lifetimes_begin_without_compilation(name):
+    agent, _, _ = build(name)
+
+    def begin():
+        key = jax.random.key(0)
+        agent.reset(agent.init(key, agent.genome(key)))
+
+    check_repetitions(begin, 200)
+
+
+@pytest.mark.parametrize("name", some(list(ENVS), {"beacon"}))
+def test_environments_sample_tasks_without_compilation(name):
+    env = ontogeny.make_env(name, **ENVS[name])
+
+    def sample():
+        state, _ = env.reset(jax.random.key(0))
+        env.step(jax.random.key(1), state, jax.numpy.int32(0))
+
+    check_repetitions(sample, 50)
+
+
+def use_anew(name: str, num_steps: int, folder: Path | None = None) -> None:
+    """Builds an agent, and evaluates, loads and steps it, as a program does in a loop."""
+    agent, env, steering = build(name)
+    key = jax.random.key(0)
+    state = agent.init(key, agent.genome(key))
+    for learning in {False, agent.learning}:
+        ontogeny.rollout(key, agent, env, steering, state, num_steps, learning)
+    ontogeny.evaluate(agent, env, steering, agent.genome(key), num_tasks=2, seed=0)
+    if folder is not None:
+        session = ontogeny.load(folder, online=True)
+        observation = 0 if session.spec.num_observations else [0.0] * session.spec.observation_shape[0]
+        _, state = session.act(session.init(1), observation)
+        outcome = dict.fromkeys(session.spec.outcome_features, 1.0)
+        session.act(session.reset(state), observation)
+        session.act(state, observation, outcome=outcome)
+
+
+def test_an_agent_built_from_equal_settings_is_not_compiled_again(tmp_path):
+    spec = {"agent": "model_based", "env": {"name": "random_mdp", "settings": ENVS["random_mdp"]}}
+    run = train(spec | {"development": "single_lifetime:num_lifetimes=2"}, tmp_path / "run")
+    check_repetitions(lambda: use_anew("model_based", 3, run), 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AGENTS)
+def test_any_agent_built_from_equal_settings_is_not_compiled_again(name, tmp_path):
+    agent, env, _ = build(name)
+    run = None
+    if not agent.privileged:
+        spec = {"agent": name, "env": {"name": env.spec.name, "settings": ENVS[env.spec.name]}}
+        run = train(spec | {"development": "single_lifetime:num_lifetimes=2"}, tmp_path / "run")
+    check_repetitions(lambda: use_anew(name, 3, run), 200, 32 * MEGABYTE)
+
+
+# --- a server
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compilations")
+    agent = {"agent": "model_based", "env": "random_mdp", "development": "single_lifetime:num_lifetimes=2"}
+    train(agent, folder / "mdp")
+    store = Store(folder / "state")
+    key, text = keys.create_key(store, "anna", admin=True)
+    store.close()
+    aliases = ("--alias", f"{MODEL}={shared_run(tmp_path_factory)}", "--alias", f"{AGENT}={folder / 'mdp'}")
+    options = ("--online", "--learning-fraction", "1", "--max-forgetting", "2")
+    with ServerProcess(folder / "state", *aliases, *options) as server:
+        yield RouteCalls(server, text, key.id)
+        assert "Traceback" not in server.log.read_text()
+        server.stop()
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    """The value of a metric without labels."""
+    lines = server.get("/metrics")[1].decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def settle(calls: RouteCalls) -> None:
+    """Waits until no example is pending."""
+    wait_until(lambda: calls.request("GET", f"/v1/models/{MODEL}/branch")["num_pending"] == 0)
+
+
+def check_routes(calls: RouteCalls, routes: list[str], num_warm: int, num_counted: int, max_growth: int) -> None:
+    """Fails if requests to these routes, after the first ones, compile programs or lose memory or descriptors."""
+    process = calls.server.process.pid
+    for _ in range(num_warm):
+        for route in routes:
+            calls.calls[route]()
+    settle(calls)
+    memory, descriptors = resident_memory(process), len(list(Path(f"/proc/{process}/fd").iterdir()))
+    compilations = metric(calls.server, "ontogeny_compilations_total")
+    for _ in range(num_counted):
+        for route in routes:
+            calls.calls[route]()
+    settle(calls)
+    assert resident_memory(process) - memory < max_growth
+    assert metric(calls.server, "ontogeny_compilations_total") == compilations
+    assert len(list(Path(f"/proc/{process}/fd").iterdir())) <= descriptors + 3  # connections that are still open
+
+
+def test_every_route_has_a_call(calls):
+    assert not calls.missing_routes()
+
+
+def test_requests_to_all_routes_compile_nothing_and_lose_no_memory(calls):
+    check_routes(calls, list(calls.calls), 3, 4, 24 * MEGABYTE)
+
+
+def test_metrics_describe_the_process(calls):
+    assert metric(calls.server, "process_open_fds") > 0
+    memory = metric(calls.server, "process_resident_memory_bytes")
+    assert 0.5 < memory / resident_memory(calls.server.process.pid) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["/v1/agents", "/v1/models/{model}/sessions", "/v1/models/{model}/", ""])
+def test_a_thousand_requests_compile_nothing_and_lose_no_memory(calls, group):
+    routes = [route for route in calls.calls if route.partition(" ")[2].startswith(group)]
+    check_routes(calls, routes, -(-20 // len(routes)), -(-1000 // len(routes)), 32 * MEGABYTE)
