@@ -94,15 +94,31 @@ class LanguageDeployment:
         """
         cache_epoch = self.engine.prefix_cache.epoch
         if self.branches is None:
-            return ServedWeights(self.model.weights, 0, self.digest, cache_epoch)
-        return self._served(self.branches.current(owner_key), cache_epoch)
+            return self._trained(cache_epoch)
+        try:
+            loaded = self.branches.current(owner_key)
+        except StorageUnavailable:
+            if not self.branches.is_new(owner_key):
+                raise
+            return self._trained(cache_epoch)  # the branch cannot be created
+        return self._served(loaded, cache_epoch)
 
     async def request_weights(self, owner_key: str) -> ServedWeights:
         """Returns what `served_weights` returns, without blocking the event loop."""
         cache_epoch = self.engine.prefix_cache.epoch
         if self.branches is None:
-            return ServedWeights(self.model.weights, 0, self.digest, cache_epoch)
-        return self._served(await self.branches.request_current(owner_key), cache_epoch)
+            return self._trained(cache_epoch)
+        try:
+            loaded = await self.branches.request_current(owner_key)
+        except StorageUnavailable:
+            if not self.branches.is_new(owner_key):
+                raise
+            return self._trained(cache_epoch)  # the branch cannot be created
+        return self._served(loaded, cache_epoch)
+
+    def _trained(self, cache_epoch: int) -> ServedWeights:
+        """The trained weights as a request uses them."""
+        return ServedWeights(self.model.weights, 0, self.digest, cache_epoch)
 
     @staticmethod
     def _served(loaded: LoadedVersion, cache_epoch: int) -> ServedWeights:
@@ -142,6 +158,12 @@ class LanguageDeployment:
             return f"the engine of '{self.name}' has failed"
         return None
 
+    @property
+    def learning_failure(self) -> str | None:
+        """The reason why nothing is learned at present although requests are answered, or None."""
+        reason = None if self.branches is None else self.branches.loop.general_failure
+        return None if reason is None else f"'{self.name}' does not learn at present: {reason}"
+
 
 class AgentDeployment:
     """An agent with its sessions; online, the weights of each session learn.
@@ -161,6 +183,7 @@ class AgentDeployment:
         self.sessions = AgentSessions(name, session, store, max_waiting=config.max_queue)
         self.digest = self.sessions.digest
         self.failure: str | None = None
+        self.learning_failure = None  # a session learns while it is called
 
     def start(self) -> None:
         """Compiles a step."""
@@ -255,7 +278,10 @@ class Deployments:
             log.error("the server stops: %s", error)
         finally:
             for deployment in self.by_name.values():
-                deployment.stop()
+                try:
+                    deployment.stop()
+                except Exception:  # the others must be stopped too
+                    log.exception("'%s' was not stopped in order", deployment.name)
 
     def _clean_up(self) -> None:
         """Removes what a crash left of erased examples and of snapshots, as far as the disk permits it."""
@@ -269,7 +295,10 @@ class Deployments:
         """Finishes erasures that the disk or a crash prevented."""
         for deployment in self.by_name.values():
             if isinstance(deployment, LanguageDeployment) and deployment.branches is not None:
-                deployment.branches.finish_erasures()
+                try:
+                    deployment.branches.finish_erasures()
+                except Exception:  # of one deployment; it is tried again
+                    log.exception("an erasure in '%s' cannot be finished", deployment.name)
 
 
 def check_names(runs: Sequence[tuple[str, Path]]) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -71,6 +72,7 @@ class Store:
         self._thread_local = threading.local()  # the connection of a thread that is in a transaction
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._idle: list[sqlite3.Connection] = []  # connections that no thread uses
+        weakref.finalize(self, _close_connections, self._idle)
         self._write_lock = threading.Lock()  # so that waiting writers use no connections
         self.snapshot_lock = threading.RLock()  # held while snapshots are written and recorded, or deleted
         try:
@@ -168,8 +170,7 @@ class Store:
 
     def close(self) -> None:
         """Closes all connections that no thread uses."""
-        while self._idle:
-            self._idle.pop().close()
+        _close_connections(self._idle)
 
     def __enter__(self) -> Self:
         return self
@@ -278,3 +279,9 @@ class Store:
         self.close()
         schema.convert_tables(copy)
         self._idle.append(copy)
+
+
+def _close_connections(connections: list[sqlite3.Connection]) -> None:
+    """Closes and removes connections."""
+    while connections:
+        connections.pop().close()

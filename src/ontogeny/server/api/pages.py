@@ -49,8 +49,9 @@ async def check_readiness(request: Request) -> dict[str, str]:
     if server.meter.failure is not None:
         raise errors.unavailable(server.meter.failure, "storage_unavailable")
     for deployment in server.deployments.by_name.values():
-        if deployment.failure is not None:
-            raise errors.unavailable(deployment.failure)
+        reason = deployment.failure or deployment.learning_failure
+        if reason is not None:
+            raise errors.unavailable(reason)
     return {"status": "ready"}
 
 

@@ -90,6 +90,11 @@ class BranchManager:
             self.store, self.deployment, owner_key, self.trained_digest, learner.digest, learner.trained_loss
         )
 
+    def is_new(self, owner_key: str) -> bool:
+        """Whether a key has no branch yet, so that the trained weights answer it."""
+        name = f"{self.deployment}/{journal.SHARED if self.shared else owner_key}"
+        return self.store.select_value("SELECT 1 FROM branches WHERE branch = ?", name) is None
+
     def start(self) -> None:
         """Compiles the learner, recomputes versions that a crash lost, and starts the learning thread."""
         self.learner.learn(self.learner.init(), "warm", do_not_pause)

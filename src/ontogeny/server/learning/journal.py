@@ -109,14 +109,16 @@ def open_branch(
         BadInput: The branch was learned from other weights or with another learner.
     """
     name = f"{deployment}/{owner_key}"
-    with store.transaction():
-        branch = _find_branch(store, name)
-        if branch is None:
-            query = "SELECT coalesce(max(frozen), 0) FROM branches WHERE deployment = ?"
-            frozen = store.select_value(query, deployment)  # a new branch is frozen if the others are
-            branch = Branch(name, deployment, owner_key, trained_digest, learner_digest, 0, 0, 0, bool(frozen))
-            store.insert("branches", branch)
-            _add_version(store, name, 0, trained_digest, held_out_loss)
+    branch = _find_branch(store, name)
+    if branch is None:
+        with store.transaction():
+            branch = _find_branch(store, name)  # another thread may have created it
+            if branch is None:
+                query = "SELECT coalesce(max(frozen), 0) FROM branches WHERE deployment = ?"
+                frozen = store.select_value(query, deployment)  # a new branch is frozen if the others are
+                branch = Branch(name, deployment, owner_key, trained_digest, learner_digest, 0, 0, 0, bool(frozen))
+                store.insert("branches", branch)
+                _add_version(store, name, 0, trained_digest, held_out_loss)
     if branch.trained_digest != trained_digest:
         raise BadInput(
             f"'{deployment}' was learned from weights {branch.trained_digest[:16]}, but the model has weights "

@@ -26,6 +26,7 @@ from ontogeny.server.store import Store
 
 POLL_INTERVAL = 0.5  # seconds between two looks at the journal
 ALL_BRANCHES = "all branches"  # failures that do not belong to one branch
+STORAGE_FAILURE = "the disk is full or fails"  # for clients; the log has the details
 EXPECTED_ERRORS = (StorageUnavailable, OSError, BranchUnavailable)  # logged in one line
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,15 @@ class LearningLoop:
         state = self._failures.get(name) or self._failures.get(ALL_BRANCHES)
         return None if state is None else state.reason
 
+    @property
+    def general_failure(self) -> str | None:
+        """The reason why no branch can learn at present, or None."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping.is_set():
+            return "the learning thread has ended"
+        failures = dict(self._failures)
+        is_general = ALL_BRANCHES in failures or any(state.reason == STORAGE_FAILURE for state in failures.values())
+        return "an attempt failed and will be repeated; see the log of the server" if is_general else None
+
     def learn_next(self) -> bool:
         """Learns one example of every branch that has one; returns whether anything was done."""
         worked = False
@@ -109,8 +119,9 @@ class LearningLoop:
         try:
             worked = work()
         except Exception as error:
-            self._failures[name] = next_retry(failure, str(error))
-            if failure is None or failure.reason != str(error):
+            reason = STORAGE_FAILURE if isinstance(error, StorageUnavailable) else str(error)
+            self._failures[name] = next_retry(failure, reason)
+            if failure is None or failure.reason != reason:
                 scope = f"all branches of '{self._deployment}'" if name == ALL_BRANCHES else f"the branch '{name}'"
                 details = None if isinstance(error, EXPECTED_ERRORS) else error
                 log.error("learning in %s failed and will be tried again: %s", scope, error, exc_info=details)
