@@ -101,7 +101,7 @@ def write_format_3(folder: Path) -> str:
     assert journal.commit_version(new, branch, number, "digest", 2.1, 0.1, "accepted") is not None
     journal.erase_example(new, erased, key.id)
     with new.transaction():
-        new.insert("sessions", ("session", "story", key.id, 7, b"state", 1.0))
+        new.insert("sessions", ("session", "story", key.id, 7, b"state", 1.0, None, None, None))
     new.close()
     copy_as_format_3(new.folder, folder)
     return text

@@ -8,7 +8,7 @@ import texts
 from ontogeny.lm.tokenizer import ByteTokenizer, CharacterTokenizer, train_tokenizer
 from ontogeny.server.learning import prompts, repeats
 from ontogeny.server.learning.prompts import RecentPrompts, find_new_part
-from ontogeny.server.learning.repeats import IdempotencyKeyReused, RequestIdentity
+from ontogeny.server.request_identity import IdempotencyKeyReused, RequestIdentity
 from ontogeny.server.store import Store
 
 TOKENIZERS = (

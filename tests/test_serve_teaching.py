@@ -16,6 +16,8 @@ import pytest
 
 from ontogeny.server import keys
 from ontogeny.server.store import DATABASE, Store
+from ontogeny.stages.spec import parse_run_spec
+from ontogeny.stages.train import train
 from serving import ServerProcess, shared_run, wait_until
 
 pytestmark = [pytest.mark.computes, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -41,19 +43,28 @@ def state_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(run, state_dir):
+def bandit(tmp_path_factory):
+    settings = {"agent": "thompson", "env": "bandit", "development": "single_lifetime", "seed": 0}
+    folder = tmp_path_factory.mktemp("agents") / "bandit"
+    train(parse_run_spec(settings, "test"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(run, state_dir, bandit):
     store = Store(state_dir)
     keys.create_key(store, "admin", admin=True)
     store.close()
-    with start(run, state_dir) as server:
+    with start(run, state_dir, "--alias", f"bandit={bandit}") as server:
         yield server
         assert "Traceback" not in server.log.read_text()
         server.stop()
 
 
-def start(run, state_dir):
+def start(run, state_dir, *options):
     limits = ("--max-num-seqs", "8", "--max-queue", "4", "--time-limit", str(TIME_LIMIT))
-    return ServerProcess(state_dir, "--alias", f"story={run}", "--online", "--learning-fraction", "1", *limits)
+    online = ("--online", "--learning-fraction", "1")
+    return ServerProcess(state_dir, "--alias", f"story={run}", *online, *limits, *options)
 
 
 @pytest.fixture
@@ -85,11 +96,15 @@ def post(server, key, path, body, timeout=60.0, **headers):
 
 def complete(server, key, prompt, **more):
     headers = {name: more.pop(name) for name in ("Idempotency_Key", "x_stainless_retry_count") if name in more}
-    return post(server, key, "/v1/completions", {"prompt": prompt, "max_tokens": 1} | more, **headers)
+    return post(server, key, "/v1/completions", {"model": "story", "prompt": prompt, "max_tokens": 1} | more, **headers)
 
 
 def chat(server, key, *messages):
-    body = {"messages": [{"role": "user", "content": message} for message in messages], "max_tokens": 1}
+    body = {
+        "model": "story",
+        "messages": [{"role": "user", "content": message} for message in messages],
+        "max_tokens": 1,
+    }
     return post(server, key, "/v1/chat/completions", body)
 
 
@@ -104,7 +119,14 @@ def list_texts(server, key):
 @contextlib.contextmanager
 def full_queue(server, key):
     """Keeps the engine busy, and the queue of a key full with the sequences of one request."""
-    body = {"prompt": "a", "n": 13, "max_tokens": 4096, "stream": True, "learn": False}  # 8 run, 5 wait
+    body = {
+        "model": "story",
+        "prompt": "a",
+        "n": 13,
+        "max_tokens": 4096,
+        "stream": True,
+        "learn": False,
+    }  # 8 run, 5 wait
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     connection.request("POST", "/v1/completions", json.dumps(body).encode(), headers)
@@ -148,7 +170,8 @@ def test_a_request_abandoned_before_its_first_token_uses_no_tokens(server, state
     store.execute("BEGIN IMMEDIATE")  # the request waits for the journal
     try:
         with pytest.raises(TimeoutError):
-            post(server, limited, "/v1/completions", {"prompt": prompt, "max_tokens": 1}, timeout=0.5)
+            body = {"model": "story", "prompt": prompt, "max_tokens": 1}
+            post(server, limited, "/v1/completions", body, timeout=0.5)
         assert complete(server, limited, prompt, learn=False).status == 429
     finally:
         store.execute("ROLLBACK")
@@ -227,7 +250,7 @@ def test_an_erased_prompt_counts_as_new_and_other_conversations_do_not(server, k
 
 
 def test_a_repeated_idempotency_key_teaches_once_and_returns_the_first_number(server, key):
-    body = {"prompt": "The key was golden.", "max_tokens": 2, "seed": 3}
+    body = {"model": "story", "prompt": "The key was golden.", "max_tokens": 2, "seed": 3}
     first = post(server, key, "/v1/completions", body, Idempotency_Key="one")
     assert complete(server, key, "Something in between.").example == first.example + 1
     repeated = post(server, key, "/v1/completions", body, Idempotency_Key="one")
@@ -278,7 +301,7 @@ def test_the_openai_client_that_retries_after_a_timeout_teaches_once(server, key
 def test_the_openai_client_receives_the_number_of_its_first_attempt(server, state_dir, key):
     store = sqlite3.connect(state_dir / DATABASE, isolation_level=None, check_same_thread=False)
     for path, body, texts in (
-        ("/completions", {"prompt": "The disk was slow.", "max_tokens": 1}, ["The disk was slow."]),
+        ("/completions", {"model": "story", "prompt": "The disk was slow."}, ["The disk was slow."]),
         ("/models/story/examples", {"text": "It was fast."}, ["The disk was slow.", "It was fast."]),
     ):
         store.execute("BEGIN IMMEDIATE")  # the first attempt waits for the journal
@@ -320,3 +343,48 @@ def test_erasing_an_example_erases_the_record_of_its_request(server, state_dir, 
         assert store.select_values(query, plain.example, keyed.example) == [None]
     assert add_example(server, key, "A second secret text.", Idempotency_Key="s").example == keyed.example
     assert list_texts(server, key) == []
+
+
+# --- repeated requests to sessions
+
+
+def test_a_repeated_request_to_a_session_of_an_agent_takes_one_step(server, key):
+    path = "/v1/agents/bandit/sessions"
+    first = post(server, key, path, {"seed": 3}, Idempotency_Key="create")
+    assert post(server, key, path, {"seed": 3}, Idempotency_Key="create") == first
+    assert post(server, key, path, {"seed": 4}, Idempotency_Key="create").status == 400
+    assert post(server, key, path, {"seed": 3}, x_stainless_retry_count="1").content["id"] != first.content["id"]
+    id, body = first.content["id"], {"observation": 0, "first": True}
+    step = post(server, key, f"{path}/{id}/act", body, Idempotency_Key="step")
+    assert step.content["num_steps"] == 1
+    assert post(server, key, f"{path}/{id}/act", body, Idempotency_Key="step") == step
+    reused = post(server, key, f"{path}/{id}/act", {"observation": 0}, Idempotency_Key="step")
+    assert (reused.status, reused.content["error"]["code"]) == (400, "idempotency_key_reused")
+    for _ in range(2):
+        response = post(server, key, f"{path}/{id}/feedback", {"reward": 1.0}, x_stainless_retry_count="1")
+        assert response.status == 200
+    acted = post(server, key, f"{path}/{id}/act", body)
+    assert acted.content["num_steps"] == 2
+    assert post(server, key, f"{path}/{id}/act", body, x_stainless_retry_count="1") == acted
+    intended = post(server, key, f"{path}/{id}/act", body)  # no retry: it lacks the consequences of the last action
+    assert intended.status == 400 and "state the outcome" in intended.content["error"]["message"]
+    fork = post(server, key, f"{path}/{id}/fork", {}, Idempotency_Key="fork")
+    assert post(server, key, f"{path}/{id}/fork", {}, Idempotency_Key="fork") == fork
+    assert fork.content["id"] != id
+
+
+def test_a_repeated_request_to_a_session_of_a_text_continues_it_once(server, state_dir):
+    key = create_key(state_dir, tokens_per_minute=100)
+    path = "/v1/models/story/sessions"
+    id = post(server, key, path, {}).content["id"]
+    body = {"prompt": "Once there was", "max_tokens": 20, "seed": 1}
+    first = post(server, key, f"{path}/{id}/completions", body)
+    assert first.content["num_steps"] == first.content["usage"]["total_tokens"]
+    for _ in range(3):  # which uses no tokens
+        assert post(server, key, f"{path}/{id}/completions", body, x_stainless_retry_count="2") == first
+    for _ in range(3):
+        assert post(server, key, f"{path}/unknown/completions", body).status == 404
+    export = server.get(f"{path}/{id}/state", key)[1]
+    assert server.put(f"{path}/{id}/state", export, key)[0] == 200
+    repeated = post(server, key, f"{path}/{id}/completions", body | {"max_tokens": 0}, x_stainless_retry_count="1")
+    assert repeated.content["num_steps"] > first.content["num_steps"]  # the restored state answered no request

@@ -50,8 +50,8 @@ def build_app(deployments: Deployments) -> ServerApplication:
     """Builds the ASGI application of a server, which starts and stops its deployments."""
     config = deployments.config
     routes = LenientRouting(Authentication(build_api(deployments), deployments.store))
-    limits = RequestLimits(ExampleHeader(routes), max_body_bytes=config.max_body_bytes, arrival_limit=ARRIVAL_LIMIT)
-    return ServerApplication(OriginGuard(limits, config), limits)
+    limits = RequestLimits(routes, max_body_bytes=config.max_body_bytes, arrival_limit=ARRIVAL_LIMIT)
+    return ServerApplication(OriginGuard(ExampleHeader(limits), config), limits)
 
 
 def build_api(deployments: Deployments) -> FastAPI:

@@ -49,7 +49,7 @@ CREATE TABLE decisions (
 CREATE INDEX decisions_by_branch ON decisions (branch, number);
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY, deployment TEXT NOT NULL, key TEXT NOT NULL, num_steps INTEGER NOT NULL, state BLOB NOT NULL,
-    used_at REAL NOT NULL
+    used_at REAL NOT NULL, request_digest TEXT, idempotency_key TEXT, answer TEXT
 ) WITHOUT ROWID;
 CREATE INDEX sessions_by_key ON sessions (key, used_at);
 """
@@ -88,12 +88,16 @@ CREATE TRIGGER delete_session AFTER DELETE ON sessions BEGIN
     UPDATE storage SET num_sessions = num_sessions - 1, session_bytes = session_bytes - length(old.state)
     WHERE key = old.key; END;
 """
-# From format 3: limits of storage per key, what each key stores, and the restored versions from which others descend.
+# From format 3: limits of storage per key, what each key stores, the last request of each session, and the restored
+# versions from which others descend.
 CONVERSION = (
     """
 ALTER TABLE keys ADD COLUMN max_pending_examples INTEGER;
 ALTER TABLE keys ADD COLUMN max_stored_bytes INTEGER;
 ALTER TABLE keys ADD COLUMN max_sessions INTEGER;
+ALTER TABLE sessions ADD COLUMN request_digest TEXT;
+ALTER TABLE sessions ADD COLUMN idempotency_key TEXT;
+ALTER TABLE sessions ADD COLUMN answer TEXT;
 ALTER TABLE versions ADD COLUMN source_branch TEXT;
 ALTER TABLE versions ADD COLUMN source_version INTEGER;
 ALTER TABLE versions ADD COLUMN root_version INTEGER NOT NULL DEFAULT 0;

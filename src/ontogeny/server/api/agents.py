@@ -45,7 +45,7 @@ AgentCaller = Annotated[SessionCaller, Depends(get_agent_caller)]
 @session_router.post("")
 async def create_session(sessions: AgentCaller, body: LifetimeRequest | None = None) -> dict[str, Any]:
     """Begins a lifetime of the agent."""
-    return await sessions.create(AgentSessions.create, 0 if body is None else body.seed)
+    return await sessions.create(AgentSessions.create, 0 if body is None else body.seed, await sessions.identify())
 
 
 @session_router.post("/{id}/act")
@@ -53,15 +53,17 @@ async def act(sessions: AgentCaller, id: str, body: ObservationRequest) -> dict[
     """Returns the action of the agent on an observation. The step is on disk when the response is sent."""
     feedback = body.model_dump(include={"reward", "outcome", "terminated"}, exclude_none=True)
     with _reject_observation():
-        action, session = await sessions.call(AgentSessions.act, id, body.observation, body.first, feedback)
+        arguments = body.observation, body.first, feedback, await sessions.identify()
+        action, session = await sessions.call(AgentSessions.act, id, *arguments)
     return describe_session(session) | {"action": action}
 
 
 @session_router.post("/{id}/feedback")
 async def send_feedback(sessions: AgentCaller, id: str, body: FeedbackRequest) -> dict[str, Any]:
     """Stores the consequences of the last action; they are applied with the next observation."""
+    feedback, identity = body.model_dump(exclude_none=True), await sessions.identify()
     with _reject_observation():
-        return await sessions.describe(AgentSessions.add_feedback, id, body.model_dump(exclude_none=True))
+        return await sessions.describe(AgentSessions.add_feedback, id, feedback, identity)
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from ontogeny.renamed import renamed_hint
 from ontogeny.server.api.validation_messages import describe_media_type, describe_validation_errors
 from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.quotas import QuotaExceeded
+from ontogeny.server.request_identity import IdempotencyKeyReused
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
 MALFORMED_BODY = "the body is not JSON in UTF-8, or has too many digits or levels"  # where the parser gives no reason
+REUSED_KEY = "this Idempotency-Key was used before for another request; choose another key"
 INTERNAL_ERROR = "the server failed; see its log"
 STORAGE_ERROR = "the server cannot use its disk at present, for example because it is full; retry later"
 log = logging.getLogger(__name__)
@@ -148,6 +150,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(QuotaExceeded)
     async def handle_quota_error(request: Request, error: QuotaExceeded) -> JSONResponse:
         return insufficient_quota(error).response
+
+    @app.exception_handler(IdempotencyKeyReused)
+    async def handle_reused_key(request: Request, error: IdempotencyKeyReused) -> JSONResponse:
+        return bad_request(REUSED_KEY, code="idempotency_key_reused").response
 
     @app.exception_handler(RoutingError)
     async def handle_routing_error(request: Request, error: RoutingError) -> JSONResponse:

@@ -15,12 +15,14 @@ from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import context, errors
 from ontogeny.server.api.context import Caller
 from ontogeny.server.api.fair_route import FairRoute
+from ontogeny.server.api.identification import identify
 from ontogeny.server.api.protocol import ContinuationRequest
 from ontogeny.server.api.responses import describe_usage
 from ontogeny.server.api.tokenizer import encode_text
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.deployments import Deployment, LanguageDeployment, ServedWeights
 from ontogeny.server.keys import ApiKey
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionManager, UnknownSession, describe_session
 from ontogeny.server.sessions.texts import Continuation, GenerationFailed, SessionCompletion, TextSessions
 
@@ -59,6 +61,10 @@ class SessionCaller(NamedTuple):
     async def describe(self, method: Callable[..., Any], id: str, *arguments: Any) -> dict[str, Any]:
         """Calls a method that returns a session like `call`; returns the description of the session."""
         return describe_session(await self.call(method, id, *arguments))
+
+    async def identify(self) -> RequestIdentity:
+        """Returns the features by which the request is recognized when it is sent again."""
+        return await identify(self.request)
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Awaits a coroutine until the client disconnects or the time limit passes; converts errors to `ApiError`."""
@@ -118,7 +124,7 @@ def add_session_routes(
     @router.post("/{id}/fork")
     async def fork_session(id: str, sessions: SessionCaller = dependency) -> dict[str, Any]:
         """Creates a second session that continues from the state of this one."""
-        return await sessions.describe(SessionManager.fork, id)
+        return await sessions.describe(SessionManager.fork, id, await sessions.identify())
 
 
 class TextCaller(SessionCaller):
@@ -147,7 +153,8 @@ TextSessionsCaller = Annotated[TextCaller, Depends(get_text_caller)]
 @router.post("")
 async def create_session(sessions: TextSessionsCaller) -> dict[str, Any]:
     """Begins an empty text."""
-    return await sessions.create(TextSessions.create, (await sessions.served_weights()).digest)
+    digest = (await sessions.served_weights()).digest
+    return await sessions.create(TextSessions.create, digest, await sessions.identify())
 
 
 @router.post("/{id}/completions")
@@ -157,7 +164,8 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
     assert isinstance(deployment, LanguageDeployment)
     started_at, tokenizer = time.monotonic(), deployment.model.tokenizer
     prompt = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
-    context.apply_rate_limits(sessions.request, sessions.key, len(prompt) + body.max_tokens)
+    identity = await sessions.identify()
+    tokens = context.apply_rate_limits(sessions.request, sessions.key, len(prompt) + body.max_tokens)
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
     sampling, generated = SamplingParams(body.temperature, body.top_p, seed), list[int]()
 
@@ -173,17 +181,19 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
             sampling,
             started_at + server.deployments.config.time_limit,
             served.cache_epoch,
+            identity,
         )
         return await sessions.texts.complete(sessions.key.id, id, continuation, generated)
 
-    is_answered = False
+    is_computed = False
     try:
         completion = await sessions.run(complete())
-        is_answered = True
+        is_computed = not completion.is_repeated
     finally:
-        if is_answered or generated:  # an abandoned request counts as far as it came
+        if is_computed or generated:  # an abandoned request counts as far as it came
             server.meter.count(sessions.key, deployment.name, len(prompt), len(generated))
-        server.rate_limits.release_tokens(sessions.key, body.max_tokens - len(generated))
+            tokens.num_used = len(prompt) + len(generated)
+        tokens.close()
     usage = describe_usage(len(prompt), len(completion.tokens))
     return describe_session(completion.session) | {
         "text": decode(tokenizer, completion.tokens),

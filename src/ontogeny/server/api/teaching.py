@@ -1,23 +1,19 @@
 """The step from a request to the journal, and the response header that names the training example."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
 
-from ontogeny.server.api import context, errors
-from ontogeny.server.api.errors import ApiError
+from ontogeny.server.api import context
+from ontogeny.server.api.identification import identify
 from ontogeny.server.deployments import LanguageDeployment
 from ontogeny.server.keys import ApiKey
 from ontogeny.server.learning.branches import BranchManager
-from ontogeny.server.learning.repeats import IdempotencyKeyReused, RequestIdentity
 
 EXAMPLE_HEADER = "x-ontogeny-example"
-IDEMPOTENCY_KEY, RETRY_COUNT = "idempotency-key", "x-stainless-retry-count"  # headers of requests
-MAX_KEY_LENGTH = 255  # characters of an idempotency key
 
 
 class ExampleHeader:
@@ -59,23 +55,8 @@ async def add_prompt(request: Request, deployment: LanguageDeployment, key: ApiK
 
 
 async def _write(request: Request, write: Callable[..., int | None], *arguments: Any) -> int | None:
-    """Calls a method of `ExampleIntake` on another thread; converts its errors and remembers the example's number."""
-    identity = await _identify(request)
-    try:
-        number = await asyncio.to_thread(write, *arguments, identity)
-    except IdempotencyKeyReused:
-        message = "this Idempotency-Key was used before for another request; choose another key"
-        raise ApiError(400, message, code="idempotency_key_reused") from None
+    """Calls a method of `ExampleIntake` on another thread; remembers the number of the example for `ExampleHeader`."""
+    identity = await identify(request)
+    number = await asyncio.to_thread(write, *arguments, identity)
     request.state.example = number
     return number
-
-
-async def _identify(request: Request) -> RequestIdentity:
-    """Returns the features by which a request is recognized when it is sent again."""
-    key, count = request.headers.get(IDEMPOTENCY_KEY), request.headers.get(RETRY_COUNT, "")
-    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise errors.bad_request(f"an Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters")
-    route = f"{request.method} {request.url.path}\n".encode()
-    digest = hashlib.sha256(route + await request.body()).hexdigest()
-    is_count = count.isascii() and count.isdigit() and len(count) < 10
-    return RequestIdentity(digest, key, int(count) if is_count else 0, request.state.received_at)

@@ -26,8 +26,8 @@ from ontogeny.server.learning.journal import Branch, BranchVersion, ErasedSource
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.learning_loop import LearningLoop
 from ontogeny.server.learning.loading import BranchUnavailable, VersionLoader
-from ontogeny.server.learning.repeats import RequestIdentity
 from ontogeny.server.learning.snapshots import LoadedVersion, SnapshotFolder
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.states import check_digest, decode_state, read_metadata
 from ontogeny.server.store import Store
 

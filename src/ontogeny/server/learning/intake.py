@@ -6,7 +6,7 @@ from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.learning import repeats
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.prompts import RecentPrompts, find_new_part
-from ontogeny.server.learning.repeats import RequestIdentity
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.store import Store
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ontogeny.errors import BadInput
 from ontogeny.server import quotas
 from ontogeny.server.learning import repeats
-from ontogeny.server.learning.repeats import RequestIdentity
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.schema import UNDECIDED
 from ontogeny.server.store import Store
 

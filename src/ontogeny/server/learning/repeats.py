@@ -1,27 +1,21 @@
 """Records of the requests that taught something, so that a repeated request teaches nothing a second time.
 
-A client names a request by an idempotency key. Without one, a request that the client counts as a retry is recognized
-by its content. The record is written in the transaction of the example. It expires, and erasing the example removes
-the content from it (see the trigger `erase_request` of the schema).
+The record is written in the transaction of the example. It expires, and erasing the example removes the digest of the
+text from it (see the trigger `erase_request` of the schema).
 """
 
 import time
 from typing import NamedTuple
 
+from ontogeny.server.request_identity import (
+    IDEMPOTENCY_KEY_WINDOW,
+    RETRY_WINDOW,
+    IdempotencyKeyReused,
+    RequestIdentity,
+)
 from ontogeny.server.store import Store
 
-RETRY_WINDOW = 600.0  # seconds in which a retry without an idempotency key is recognized
-IDEMPOTENCY_KEY_WINDOW = 24 * 3600.0  # seconds in which an idempotency key is known
 MAX_RECORDS = 10_000  # of one API key
-
-
-class RequestIdentity(NamedTuple):
-    """The features by which a request is recognized when it is sent again."""
-
-    digest: str  # of the route and the body
-    idempotency_key: str | None
-    num_retries: int  # of the client, by its own count
-    received_at: float  # seconds since 1970
 
 
 class LearnedRequest(NamedTuple):
@@ -34,10 +28,6 @@ class LearnedRequest(NamedTuple):
     received_at: float
     expires_at: float
     example: int | None  # None if the text held nothing new
-
-
-class IdempotencyKeyReused(Exception):
-    """The idempotency key was used before, with another body or route."""
 
 
 def find_record(store: Store, key: str, request: RequestIdentity) -> LearnedRequest | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ontogeny import trees
 from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionManager
 from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
@@ -55,22 +56,32 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         """Whether the genome and initial weights still have the digest that they had at the start."""
         return self._initial_digest() == self.digest
 
-    def create(self, key: str, seed: int) -> AgentSessionRecord:
-        """Begins a lifetime with the given seed."""
-        return self._insert(key, self._session("", 0, self.agent.init(seed), None))
+    def create(self, key: str, seed: int, request: RequestIdentity | None = None) -> AgentSessionRecord:
+        """Begins a lifetime with the given seed, once even if the request is repeated."""
+        return self._insert(key, self._session("", 0, self.agent.init(seed), None), request)
 
-    def add_feedback(self, key: str, id: str, feedback: dict[str, Any]) -> AgentSessionRecord:
+    def add_feedback(
+        self, key: str, id: str, feedback: dict[str, Any], request: RequestIdentity | None = None
+    ) -> AgentSessionRecord:
         """Stores the feedback for the last action until the next observation comes."""
         session = self.get(key, id)
+        if self._find_answer(key, id, request) is not None:
+            return session
         if int(session.state.action) < 0:
             raise BadInput("feedback needs an action, but this session has not acted yet")
         if session.feedback is not None:
             raise BadInput("the feedback for the last action was already sent")
         self.agent.check_outcome(feedback.get("reward"), feedback.get("outcome"))
-        return self._write(key, session._replace(feedback=feedback))
+        return self._write(key, session._replace(feedback=feedback), request)
 
     def act(
-        self, key: str, id: str, observation: Any, first: bool, feedback: dict[str, Any]
+        self,
+        key: str,
+        id: str,
+        observation: Any,
+        first: bool,
+        feedback: dict[str, Any],
+        request: RequestIdentity | None = None,
     ) -> tuple[int, AgentSessionRecord]:
         """Applies the feedback for the last action, sent now or before, and acts on an observation.
 
@@ -80,11 +91,14 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
             observation: A whole number, or an array of numbers, as in the agent's environment.
             first: Whether the observation begins a new episode.
             feedback: `reward`, `outcome` and `terminated` after the last action; empty if sent before.
+            request: If it repeats the last one of the session, the agent takes no step.
 
         Returns:
             The action and the new session.
         """
         session = self.get(key, id)
+        if (answer := self._find_answer(key, id, request)) is not None:
+            return answer["action"], session
         if feedback and session.feedback is not None:
             raise BadInput("the feedback for the last action was already sent")
         last_feedback = {k: v for k, v in (feedback or session.feedback or {}).items() if v is not None}
@@ -92,7 +106,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         after = self._session(id, session.num_steps + 1, state, None)
         if not self.agent.online and after.weights_digest != session.weights_digest:
             raise ContractViolation("the weights changed in a frozen deployment")
-        return action, self._write(key, after)
+        return action, self._write(key, after, request, {"action": action})
 
     def restore(self, key: str, id: str, data: bytes) -> AgentSessionRecord:
         """Replaces the state of a session by an exported one of the same agent and, if frozen, the same weights."""

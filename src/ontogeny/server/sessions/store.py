@@ -4,14 +4,18 @@ The state of a session is on disk before a request is acknowledged, so sessions 
 and of texts share this module and differ in what a step does.
 """
 
+import json
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from ontogeny.server import quotas
 from ontogeny.server.fair_executor import FairExecutor, wait_for_call
+from ontogeny.server.request_identity import RequestIdentity
+from ontogeny.server.sessions import repeats
 from ontogeny.server.sessions.turns import SessionTurns
 from ontogeny.server.store import Store
 
@@ -123,36 +127,65 @@ class SessionManager(ABC, Generic[SessionT]):
         """Returns the state of a session as a state file."""
         return self._encode(self.get(key, id))
 
-    def fork(self, key: str, id: str) -> SessionT:
-        """Creates a new session that continues from the state of this one."""
-        return self._insert(key, self.get(key, id))
+    def fork(self, key: str, id: str, request: RequestIdentity | None = None) -> SessionT:
+        """Creates a new session that continues from the state of this one, once even if the request is repeated."""
+        return self._insert(key, self.get(key, id), request)
 
-    def _insert(self, key: str, session: SessionT) -> SessionT:
-        """Creates a session; raises `QuotaExceeded` if the key may not store it."""
+    def _find_answer(self, key: str, id: str, request: RequestIdentity | None) -> dict[str, Any] | None:
+        """The stored part of the answer if the request repeats the last one of the session, otherwise None."""
+        return None if request is None else repeats.find_answer(self._store, key, self.name, id, request)
+
+    def _insert(self, key: str, session: SessionT, request: RequestIdentity | None) -> SessionT:
+        """Creates a session, or returns the one that the request has created before.
+
+        Raises:
+            QuotaExceeded: The key may not store it.
+        """
         id, state, created_at, store = secrets.token_hex(12), self._encode(session), time.time(), self._store
         with store.transaction():
+            if request is not None:
+                created = repeats.find_created_session(store, key, self.name, request)
+                if created is not None:
+                    return self.get(key, created)
             store.execute("DELETE FROM sessions WHERE key = ? AND used_at < ?", key, created_at - MAX_UNUSED_TIME)
-            store.insert("sessions", (id, self.name, key, session.num_steps, state, created_at))
+            columns = id, self.name, key, session.num_steps, state, created_at, *_request_columns(request, {})
+            store.insert("sessions", columns)
             quotas.check(store, key, "sessions", "stored_bytes")
         return session._replace(id=id)
 
-    def _write(self, key: str, session: SessionT) -> SessionT:
-        """Replaces the state of a session.
+    def _write(
+        self,
+        key: str,
+        session: SessionT,
+        request: RequestIdentity | None = None,
+        answer: Mapping[str, Any] = MappingProxyType({}),
+    ) -> SessionT:
+        """Replaces the state of a session, and its last request with the part of the answer that the state lacks.
 
         Raises:
             UnknownSession: The session was deleted in the meantime.
             QuotaExceeded: The state has grown, and the key may not store it.
         """
-        query = "UPDATE sessions SET num_steps = ?, state = ?, used_at = ? WHERE id = ? AND deployment = ? AND key = ?"
+        query = (
+            "UPDATE sessions SET num_steps = ?, state = ?, used_at = ?, request_digest = ?, idempotency_key = ?, "
+            "answer = ? WHERE id = ? AND deployment = ? AND key = ?"
+        )
         state = self._encode(session)
         with self._store.transaction():
             num_bytes = self._store.select_value("SELECT length(state) FROM sessions WHERE id = ?", session.id)
-            parameters = session.num_steps, state, time.time(), session.id, self.name, key
-            if not self._store.execute(query, *parameters).rowcount:
+            columns = session.num_steps, state, time.time(), *_request_columns(request, answer)
+            if not self._store.execute(query, *columns, session.id, self.name, key).rowcount:
                 raise UnknownSession(session.id)
             if len(state) > num_bytes:
                 quotas.check(self._store, key, "stored_bytes")
         return session
+
+    def _write_state(self, session: SessionT) -> None:
+        """Replaces the state of a session, if it exists, by one that the next request continues alike."""
+        query = "UPDATE sessions SET num_steps = ?, state = ? WHERE id = ? AND deployment = ?"
+        state = self._encode(session)
+        with self._store.transaction():
+            self._store.execute(query, session.num_steps, state, session.id, self.name)
 
     @abstractmethod
     def _encode(self, session: SessionT) -> bytes:
@@ -161,3 +194,8 @@ class SessionManager(ABC, Generic[SessionT]):
     @abstractmethod
     def _decode(self, id: str, data: bytes) -> SessionT:
         """Reads a session from a state file; raises `BadInput` if the file is damaged or belongs elsewhere."""
+
+
+def _request_columns(request: RequestIdentity | None, answer: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """The columns of a session that describe its last request."""
+    return (None, None, None) if request is None else (request.digest, request.idempotency_key, json.dumps({**answer}))

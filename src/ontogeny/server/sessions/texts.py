@@ -8,8 +8,9 @@ same calls on the same weights are bitwise reproducible. H heads, N cached token
 import asyncio
 import logging
 import threading
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from ontogeny.engine.sampling import SamplingParams, TokenLogprobs
 from ontogeny.errors import BadInput
 from ontogeny.lm.model import LanguageModel
 from ontogeny.server.fair_executor import wait_for_call
+from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionManager
 from ontogeny.server.states import check_digest, decode_state, encode_state, read_metadata, read_num_steps
 from ontogeny.server.store import Store
@@ -71,6 +73,7 @@ class Continuation(NamedTuple):
         sampling: How tokens are sampled.
         deadline: A value of `time.monotonic`.
         cache_epoch: The epoch of the engine's prefix cache before the weights were chosen; None for the present one.
+        request: If it repeats the last one of the session, the text is not continued.
     """
 
     weights: TransformerWeights
@@ -81,6 +84,7 @@ class Continuation(NamedTuple):
     sampling: SamplingParams
     deadline: float
     cache_epoch: int | None = None
+    request: RequestIdentity | None = None
 
 
 class SessionCompletion(NamedTuple):
@@ -89,6 +93,7 @@ class SessionCompletion(NamedTuple):
     tokens: list[int]  # without an end token
     finish_reason: str  # "stop" at the end token, else "length"
     session: TextSession
+    is_repeated: bool = False  # the answer of an earlier call
 
 
 class TextSessions(SessionManager[TextSession]):
@@ -115,16 +120,16 @@ class TextSessions(SessionManager[TextSession]):
         self._remaining_digests: frozenset[str] = frozenset()  # when activations were last dropped
         self._activations_lock = threading.Lock()  # while states with activations are written
 
-    def create(self, key: str, weights_digest: str) -> TextSession:
-        """Begins an empty text for the weights of this digest."""
+    def create(self, key: str, weights_digest: str, request: RequestIdentity | None = None) -> TextSession:
+        """Begins an empty text for the weights of this digest, once even if the request is repeated."""
         empty = self._empty_layers(0)
         activations = TextActivations(np.zeros(0, np.int32), empty, empty)
-        return self._insert(key, TextSession("", 0, activations, weights_digest))
+        return self._insert(key, TextSession("", 0, activations, weights_digest), request)
 
-    def fork(self, key: str, id: str) -> TextSession:
-        """Creates a new session that continues from the activations of this one."""
+    def fork(self, key: str, id: str, request: RequestIdentity | None = None) -> TextSession:
+        """Creates a new session that continues from the activations of this one; see `SessionManager.fork`."""
         with self._activations_lock:
-            return super().fork(key, id)
+            return super().fork(key, id, request)
 
     def drop_stale_activations(self, digests: Collection[str]) -> None:
         """Deletes activations of weights that are not among these digests; the next call prefills again.
@@ -180,18 +185,26 @@ class TextSessions(SessionManager[TextSession]):
         """
         generated = [] if generated is None else generated
         async with self.turns.take(key, id):
-            session, request = await self.executor.call(key, self._prepare, key, id, continuation)
+            prepared = await self.executor.call(key, self._prepare, key, id, continuation)
+            if isinstance(prepared, SessionCompletion):
+                return prepared
+            session, request = prepared
             end = await _generate(self._engine, request, generated)
             if end.finish_reason == "time":
                 raise TimeoutError
             if end.activations is None:
                 raise GenerationFailed
-            commit = self.executor.submit(key, self._commit, key, session, continuation, end.activations)
+            answer = {"tokens": generated, "finish_reason": end.finish_reason}
+            commit = self.executor.submit(key, self._commit, key, session, continuation, end.activations, answer)
             return SessionCompletion(generated, end.finish_reason, await wait_for_call(commit))
 
-    def _prepare(self, key: str, id: str, continuation: Continuation) -> tuple[TextSession, GenerationRequest]:
-        """Reads a session and returns it with the request that continues it."""
+    def _prepare(
+        self, key: str, id: str, continuation: Continuation
+    ) -> tuple[TextSession, GenerationRequest] | SessionCompletion:
+        """Reads a session and returns it with the request that continues it, or the result of an earlier call."""
         session, end = self.get(key, id), self._model.tokenizer.end
+        if (answer := self._find_answer(key, id, continuation.request)) is not None:
+            return SessionCompletion(answer["tokens"], answer["finish_reason"], session, is_repeated=True)
         activations, num_cached = session.activations, session.activations.num_cached
         before = tuple(activations.tokens.tolist())
         prompt = (*before, *continuation.prompt)
@@ -215,7 +228,12 @@ class TextSessions(SessionManager[TextSession]):
         )
 
     def _commit(
-        self, key: str, session: TextSession, continuation: Continuation, after: SequenceActivations
+        self,
+        key: str,
+        session: TextSession,
+        continuation: Continuation,
+        after: SequenceActivations,
+        answer: dict[str, Any],
     ) -> TextSession:
         """Writes the state of a session after its continuation."""
         keys, values = (
@@ -226,18 +244,25 @@ class TextSessions(SessionManager[TextSession]):
         num_steps = session.num_steps + len(after.tokens) - len(session.activations.tokens)
         activations = TextActivations(tokens, keys, values)
         after_session = TextSession(session.id, num_steps, activations, continuation.weights_digest)
-        return self._write_activations(key, after_session, continuation.epoch)
+        return self._write_activations(key, after_session, continuation.epoch, continuation.request, answer)
 
-    def _write_activations(self, key: str, session: TextSession, epoch: int) -> TextSession:
+    def _write_activations(
+        self,
+        key: str,
+        session: TextSession,
+        epoch: int,
+        request: RequestIdentity | None = None,
+        answer: Mapping[str, Any] = MappingProxyType({}),
+    ) -> TextSession:
         """Writes a session, without activations of weights that were dropped since the epoch."""
         with self._activations_lock:
             if epoch != self.epoch and session.weights_digest not in self._remaining_digests:
                 session = _without_activations(session)
-            return self._write(key, session)
+            return self._write(key, session, request, answer)
 
     def _drop_if_stale(self, id: str) -> None:
         """Deletes the activations of a session whose weights are not among the remaining ones."""
-        record = next(iter(self._store.execute("SELECT key, state FROM sessions WHERE id = ?", id)), None)
+        record = next(iter(self._store.execute("SELECT state FROM sessions WHERE id = ?", id)), None)
         try:
             if record is None or read_metadata(record["state"], STATE)["weights_digest"] in self._remaining_digests:
                 return
@@ -246,7 +271,7 @@ class TextSessions(SessionManager[TextSession]):
             log.warning("the session %s of '%s' cannot be read: %s", id, self.name, error)
             return
         if session.activations.num_cached:
-            self._write(record["key"], _without_activations(session))
+            self._write_state(_without_activations(session))
 
     def _cache(self, activations: TextActivations) -> KVCache:
         """Copies activations into a cache of full capacity."""
