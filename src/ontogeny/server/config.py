@@ -27,7 +27,7 @@ class ServerConfig(FrozenModel):
         allowed_hosts: Host name, beside those of loopback, for which the server answers, as behind a proxy; repeatable.
         allowed_origins: Origin whose pages may use the server, such as https://example.org; repeatable.
         max_num_seqs: Sequences generated at a time per model.
-        max_queue: Requests that may wait per model.
+        max_queue: Requests of one key that may wait per model.
         time_limit: Time limit of a request in seconds.
         max_body_bytes: Size limit of a request body in bytes.
         max_pending_examples: Examples of a key that may wait to be learned, for keys without a limit of their own.
