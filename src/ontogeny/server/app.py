@@ -13,6 +13,7 @@ from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.api import agents, branches, completions, pages, sessions, tokenizer
 from ontogeny.server.api.authentication import Authentication
+from ontogeny.server.api.bodies import BodyParser
 from ontogeny.server.api.context import ServerContext
 from ontogeny.server.api.errors import add_error_handlers
 from ontogeny.server.api.origins import OriginGuard, is_loopback
@@ -57,6 +58,7 @@ def build_app(deployments: Deployments) -> ServerApplication:
 def build_api(deployments: Deployments) -> FastAPI:
     """Builds the part of the application that has the routes and their OpenAPI document."""
     meter, long_calls = UsageMeter(deployments), FairExecutor("long calls", NUM_THREADS, MAX_WAITING)
+    bodies = BodyParser()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,6 +68,7 @@ def build_api(deployments: Deployments) -> FastAPI:
         yield
         meter.stop()
         long_calls.stop()
+        bodies.stop()
         await asyncio.to_thread(deployments.stop)
 
     app = FastAPI(
@@ -77,7 +80,9 @@ def build_api(deployments: Deployments) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.context = ServerContext(deployments, RateLimits(), meter, ExampleIntake(deployments.store), long_calls)
+    app.state.context = ServerContext(
+        deployments, RateLimits(), meter, ExampleIntake(deployments.store), long_calls, bodies
+    )
     for module in (completions, tokenizer, branches, sessions, agents, pages):
         app.include_router(module.router)
     add_error_handlers(app)

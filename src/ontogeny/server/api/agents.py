@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from ontogeny.server.api import context, errors
+from ontogeny.server.api.bodies import BodyRoute
 from ontogeny.server.api.context import Caller
-from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import FeedbackRequest, LifetimeRequest, ObservationRequest
 from ontogeny.server.api.sessions import SessionCaller, add_session_routes
 from ontogeny.server.sessions.agents import AgentSessions
 from ontogeny.server.sessions.store import describe_session
 
-router = APIRouter(route_class=FairRoute, responses=errors.RESPONSES)
-session_router = APIRouter(route_class=FairRoute, prefix="/v1/agents/{name}/sessions", responses=errors.RESPONSES)
+router = APIRouter(route_class=BodyRoute, responses=errors.RESPONSES)
+session_router = APIRouter(route_class=BodyRoute, prefix="/v1/agents/{name}/sessions", responses=errors.RESPONSES)
 
 
 @router.get("/v1/agents/{name}")

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.api import context, errors, teaching
+from ontogeny.server.api.bodies import BodyRoute
 from ontogeny.server.api.context import AdminCaller, Caller, LimitedCaller
 from ontogeny.server.api.errors import ApiError
-from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkRequest, RollbackRequest
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.fair_executor import wait_for_call
@@ -21,7 +21,7 @@ from ontogeny.server.learning import journal
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 
-router = APIRouter(route_class=FairRoute, prefix="/v1/models/{model}", responses=errors.RESPONSES)
+router = APIRouter(route_class=BodyRoute, prefix="/v1/models/{model}", responses=errors.RESPONSES)
 MAX_DECISIONS = 20  # in the description of a branch
 Result = TypeVar("Result")
 

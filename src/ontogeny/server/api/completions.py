@@ -6,27 +6,27 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
+from pydantic_core import to_json
 
 from ontogeny.engine.engine import QueueFull
 from ontogeny.engine.requests import GenerationRequest
 from ontogeny.engine.sampling import LogitAdjustments
 from ontogeny.errors import StorageUnavailable
-from ontogeny.lm.tokenizer import decode
 from ontogeny.runs.records import encode_line
 from ontogeny.server.api import candidates, context, errors, protocol, teaching
+from ontogeny.server.api.bodies import BodyRoute, compute
 from ontogeny.server.api.context import Caller, Cleanup
 from ontogeny.server.api.errors import ApiError
-from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, OutputStream
-from ontogeny.server.api.tokenizer import prompt_tokens
+from ontogeny.server.api.tokenizer import prompt_text, prompt_tokens
 from ontogeny.server.deployments import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
 
-router = APIRouter(route_class=FairRoute, responses=errors.RESPONSES)
+router = APIRouter(route_class=BodyRoute, responses=errors.RESPONSES)
 DEFAULT_MAX_TOKENS, DEFAULT_CHAT_MAX_TOKENS = 16, 128
 STREAM = {
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -61,6 +61,35 @@ def show_model(request: Request, model: str, key: Caller) -> dict[str, Any]:
 @router.post("/v1/completions", responses={200: STREAM})
 async def complete(request: Request, body: CompletionRequest, key: Caller, cleanup: Cleanup) -> Any:
     """Continues each prompt; with `echo` and `logprobs` the prompts are scored too."""
+    prepared = await _prepare_completion(request, body, key, cleanup)
+    body.prompt = None  # a long prompt is not kept while the request waits for its answer
+    return await _respond(request, cleanup, CompletionFormat(prepared, body.logprobs), body)
+
+
+@router.post("/v1/chat/completions", responses={200: STREAM})
+async def complete_chat(request: Request, body: ChatRequest, key: Caller, cleanup: Cleanup) -> Any:
+    """Continues a conversation, which a plain template converts to one text."""
+    deployment = context.get_language_model(request, body.model)
+    limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
+    max_tokens = next(limit for limit in limits if limit is not None)
+    size = sum(len(message.content or "") for message in body.messages)
+    tokens = await prompt_tokens(deployment, await compute(protocol.chat_prompt, body.messages, size=size))
+    if body.top_logprobs and not body.logprobs:
+        raise errors.bad_request("top_logprobs requires logprobs: true", "top_logprobs")
+    num_alternatives = (body.top_logprobs or 0) if body.logprobs else None
+    is_learned = body.learn is not False and deployment.online
+    training_text = await compute(protocol.user_text, body.messages, size=size) if is_learned else ""
+    adjustments = await _adjustments(deployment, body, max_tokens)
+    batch = PromptBatch([tokens], max_tokens, num_alternatives, False, training_text, adjustments)
+    prepared = await _prepare(request, cleanup, deployment, key, body, batch)
+    prepared = prepared._replace(id=f"chatcmpl-{prepared.id}")
+    return await _respond(request, cleanup, ChatFormat(prepared, bool(body.logprobs)), body, body.chat_stops)
+
+
+async def _prepare_completion(
+    request: Request, body: CompletionRequest, key: ApiKey, cleanup: AsyncExitStack
+) -> PreparedRequest:
+    """Checks and tokenizes the prompts; see `_prepare`."""
     deployment, prompts = context.get_language_model(request, body.model), body.prompts
     candidates.check_choices(body)
     n = body.num_candidates
@@ -69,11 +98,10 @@ async def complete(request: Request, body: CompletionRequest, key: Caller, clean
     if n * len(prompts) > protocol.MAX_PROMPTS:
         message = f"the request has {n * len(prompts)} choices; the maximum is {protocol.MAX_PROMPTS}"
         raise errors.bad_request(message, "n")
-    tokenizer = deployment.model.tokenizer
     tokens = [await prompt_tokens(deployment, prompt) for prompt in prompts]
-    is_learned = body.learn is not False and not body.echo and len(prompts) == 1
+    is_learned = body.learn is not False and not body.echo and len(prompts) == 1 and deployment.online
     has_texts = body.echo or is_learned or body.logprobs is not None
-    texts = [p if isinstance(p, str) else decode(tokenizer, p) for p in prompts] if has_texts else []
+    texts = [await prompt_text(deployment, prompt) for prompt in prompts] if has_texts else []
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     num_alternatives = 0 if body.logprobs is None and n > (body.n or 1) else body.logprobs  # candidates are compared
     batch = PromptBatch(
@@ -88,28 +116,7 @@ async def complete(request: Request, body: CompletionRequest, key: Caller, clean
     echoed = [text for text in texts for _ in range(n)] if body.echo else []
     lengths = [len(text) for text in texts for _ in range(n)]
     prepared = prepared._replace(echoed_prompts=echoed, prompt_lengths=lengths, id=f"cmpl-{prepared.id}")
-    prepared = prepared._replace(num_candidates=n, num_choices=body.n or 1)
-    return await _respond(request, cleanup, CompletionFormat(prepared, body.logprobs), body)
-
-
-@router.post("/v1/chat/completions", responses={200: STREAM})
-async def complete_chat(request: Request, body: ChatRequest, key: Caller, cleanup: Cleanup) -> Any:
-    """Continues a conversation, which a plain template converts to one text."""
-    deployment = context.get_language_model(request, body.model)
-    limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
-    max_tokens = next(limit for limit in limits if limit is not None)
-    tokens = await prompt_tokens(deployment, protocol.chat_prompt(body.messages))
-    if body.top_logprobs and not body.logprobs:
-        raise errors.bad_request("top_logprobs requires logprobs: true", "top_logprobs")
-    num_alternatives = (body.top_logprobs or 0) if body.logprobs else None
-    training_text = "\n\n".join(message.text for message in body.messages if message.role == "user")
-    if body.learn is False:
-        training_text = ""
-    adjustments = await _adjustments(deployment, body, max_tokens)
-    batch = PromptBatch([tokens], max_tokens, num_alternatives, False, training_text, adjustments)
-    prepared = await _prepare(request, cleanup, deployment, key, body, batch)
-    prepared = prepared._replace(id=f"chatcmpl-{prepared.id}")
-    return await _respond(request, cleanup, ChatFormat(prepared, bool(body.logprobs)), body, body.chat_stops)
+    return prepared._replace(num_candidates=n, num_choices=body.n or 1)
 
 
 async def _adjustments(
@@ -157,10 +164,12 @@ async def _prepare(
         raise errors.queue_full(error.retry_after) from None
     cleanup.callback(reservation.release)
     example = await teaching.add_prompt(request, deployment, key, batch.training_text)
+    # The engine cuts a long prompt at its beginning.
+    prompts = [tuple(prompt[-engine.max_sequence_length :]) for prompt in batch.prompts]
     sequences = [
         GenerationRequest(
             served.weights,
-            tuple(prompt),
+            prompt,
             batch.max_tokens,
             sampling_params,
             deployment.model.tokenizer.end,
@@ -172,7 +181,7 @@ async def _prepare(
             cache_epoch=served.cache_epoch,
             logit_adjustments=batch.logit_adjustments and batch.logit_adjustments.for_another_answer(),
         )
-        for prompt in batch.prompts
+        for prompt in prompts
         for sampling_params in candidates.make_sampling_params(body)
     ]
     id, created_at = uuid.uuid4().hex, int(time.time())
@@ -205,7 +214,16 @@ async def _respond(
     except ClientDisconnected:
         raise _disconnected() from None
     counter.close()
-    return form.response() | {"usage": counter.usage}
+    num_alternatives = max(sequence.num_logprobs or 0 for sequence in prepared.sequences)
+    size = counter.completion_tokens + sum(map(len, form.scored)) * (1 + num_alternatives)
+    return Response(await compute(_encode, form, counter.usage, size=size), media_type="application/json")
+
+
+def _encode(form: ResponseFormat, usage: dict[str, int]) -> bytes:
+    """The JSON of the response as a whole, choice by choice: each call of the encoder holds Python's global lock."""
+    response = form.response() | {"usage": usage}
+    choices = b",".join(to_json(choice, inf_nan_mode="null") for choice in response.pop("choices"))
+    return to_json(response)[:-1] + b',"choices":[' + choices + b"]}"
 
 
 def _disconnected() -> ApiError:

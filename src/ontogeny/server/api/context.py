@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ontogeny.server.api import errors
+from ontogeny.server.api.bodies import BodyParser
 from ontogeny.server.deployments import AgentDeployment, Deployment, Deployments, LanguageDeployment
 from ontogeny.server.fair_executor import FairExecutor
 from ontogeny.server.keys import ApiKey
@@ -31,6 +32,7 @@ class ServerContext(NamedTuple):
     meter: UsageMeter
     intake: ExampleIntake
     long_calls: FairExecutor  # for calls that may take seconds
+    bodies: BodyParser
 
 
 def get_context(request: Request) -> ServerContext:

@@ -1,6 +1,7 @@
 """Errors in the form that clients of the OpenAI API expect."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -96,6 +97,12 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, code=code, param=param)
 
 
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Creates the error of a request with an invalid field from the errors that pydantic reports."""
+    field, message = describe_validation_errors(errors)
+    return bad_request(f"{field or 'the request'}: {message}", field or None)
+
+
 def missing_resource(message: str, code: str = "not_found", param: str | None = None) -> ApiError:
     """Creates the error of an absent model, session, branch or example."""
     return ApiError(404, message, code=code, param=param)
@@ -171,8 +178,7 @@ def add_error_handlers(app: FastAPI) -> None:
             return ApiError(415, media_type_error, code="unsupported_media_type").response
         if errors[0]["type"] == "missing" and errors[0]["loc"] == ("body",):
             return bad_request("the request has no body; it must be JSON").response
-        field, message = describe_validation_errors(errors)
-        return bad_request(f"{field or 'the request'}: {message}", field or None).response
+        return invalid_request(errors).response
 
     @app.exception_handler(BranchUnavailable)
     async def handle_unavailable_branch(request: Request, error: BranchUnavailable) -> JSONResponse:

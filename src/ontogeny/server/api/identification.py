@@ -5,6 +5,7 @@ import hashlib
 from fastapi import Request
 
 from ontogeny.server.api import errors
+from ontogeny.server.api.bodies import body_digest
 from ontogeny.server.request_identity import RequestIdentity
 
 IDEMPOTENCY_KEY, RETRY_COUNT = "idempotency-key", "x-stainless-retry-count"  # headers of requests
@@ -21,6 +22,6 @@ async def identify(request: Request) -> RequestIdentity:
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise errors.bad_request(f"an Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters")
     route = f"{request.method} {request.url.path}\n".encode()
-    digest = hashlib.sha256(route + await request.body()).hexdigest()
+    digest = hashlib.sha256(route + await body_digest(request)).hexdigest()
     is_count = count.isascii() and count.isdigit() and len(count) < 10
     return RequestIdentity(digest, key, int(count) if is_count else 0, request.state.received_at)

@@ -7,7 +7,7 @@ and name the new name of a field that was renamed.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictInt, StrictStr, model_validator
 
 from ontogeny.renamed import renamed_hint
 from ontogeny.server.api.unsupported import DefaultOnly, UnsupportedFields
@@ -17,6 +17,7 @@ MAX_CHOICES = 16
 MAX_PROMPTS = 256
 MAX_STOPS = 16
 MAX_BIASES = 1024
+MAX_FIELDS = 1024  # of an object whose fields the client names
 NUM_SEEDS = 2**64
 MAX_INTEGER = 2**63  # exclusive; of the database
 
@@ -30,14 +31,23 @@ def _check_encodable(text: str) -> str:
     return text
 
 
+def _limit_fields(value: Any) -> Any:
+    """Rejects an object with very many fields, of which each could be an error."""
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise ValueError(f"the object has more than {MAX_FIELDS} fields")
+    return value
+
+
 Text = Annotated[StrictStr, AfterValidator(_check_encodable)]
 TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
+# Lists end with their first invalid element: an error for each of a million elements would take a second.
+Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
 Prompt = (
     Text
-    | Annotated[list[Text], Field(max_length=MAX_PROMPTS)]
-    | list[TokenId]
-    | Annotated[list[list[TokenId]], Field(max_length=MAX_PROMPTS)]
+    | Annotated[list[Text], Field(fail_fast=True, max_length=MAX_PROMPTS)]
+    | Tokens
+    | Annotated[list[Tokens], Field(fail_fast=True, max_length=MAX_PROMPTS)]
 )
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -92,13 +102,13 @@ class CompletionFields(UnsupportedFields):
     top_p: TopP | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=NUM_SEEDS)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: AnswerFormat | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_limit_fields)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = Field(
         None, description="Extension of vLLM: sample from this many of the most probable tokens; 0 or -1 for all."
     )
@@ -165,7 +175,7 @@ class Message(BaseModel):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[MessagePart] | None = None
+    content: Text | Annotated[list[MessagePart], Field(fail_fast=True)] | None = None
     name: Annotated[Text, Field(max_length=64)] | None = None
     refusal: Text | None = None  # of an assistant, instead of a content
     audio: Annotated[Any, DefaultOnly()] = None
@@ -183,7 +193,7 @@ class Message(BaseModel):
 class ChatRequest(CompletionFields):
     """The body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=1000)]
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
@@ -210,7 +220,7 @@ class TokenizeRequest(BaseModel):
 class DetokenizeRequest(BaseModel):
     """The body of `/detokenize`, as vLLM defines it."""
 
-    tokens: list[TokenId]
+    tokens: Tokens
     model: Text | None = None
 
 
@@ -267,7 +277,9 @@ class FeedbackRequest(OntogenyRequest):
     """The consequences of the last action."""
 
     reward: Number | None = Field(None, description="The outcome feature of an environment that has only one.")
-    outcome: dict[Text, Number] | None = Field(None, description="Outcome features by name; absent ones are 0.")
+    outcome: Annotated[dict[Text, Number], BeforeValidator(_limit_fields)] | None = Field(
+        None, description="Outcome features by name; absent ones are 0."
+    )
     terminated: bool | None = Field(None, description="Whether the action ended the episode; false at a time limit.")
 
 
@@ -281,6 +293,11 @@ class ObservationRequest(FeedbackRequest):
 def chat_prompt(messages: list[Message]) -> str:
     """Converts a conversation to one text by a plain template, for models without a template of their own."""
     return "".join(f"{_speaker(message)}{message.text}\n\n" for message in messages) + "Assistant:"
+
+
+def user_text(messages: list[Message]) -> str:
+    """Returns the text of the user in a conversation."""
+    return "\n\n".join(message.text for message in messages if message.role == "user")
 
 
 def _speaker(message: Message) -> str:

@@ -13,8 +13,8 @@ from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import decode
 from ontogeny.server.api import context, errors
+from ontogeny.server.api.bodies import BodyRoute
 from ontogeny.server.api.context import Caller
-from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.identification import identify
 from ontogeny.server.api.protocol import ContinuationRequest
 from ontogeny.server.api.responses import describe_usage
@@ -26,7 +26,7 @@ from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions.store import SessionManager, UnknownSession, describe_session
 from ontogeny.server.sessions.texts import Continuation, GenerationFailed, SessionCompletion, TextSessions
 
-router = APIRouter(route_class=FairRoute, prefix="/v1/models/{model}/sessions", responses=errors.RESPONSES)
+router = APIRouter(route_class=BodyRoute, prefix="/v1/models/{model}/sessions", responses=errors.RESPONSES)
 Result = TypeVar("Result")
 
 

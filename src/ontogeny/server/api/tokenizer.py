@@ -1,37 +1,41 @@
 """Routes of tokenizers, for clients that count tokens; `lm_eval` uses them, in the form that vLLM defines."""
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import END, Tokenizer, decode
 from ontogeny.server.api import context, errors
+from ontogeny.server.api.bodies import BodyRoute, compute
 from ontogeny.server.api.context import Caller, LimitedCaller
-from ontogeny.server.api.fair_route import FairRoute
 from ontogeny.server.api.protocol import DetokenizeRequest, TokenizeRequest
 from ontogeny.server.deployments import LanguageDeployment
 
-router = APIRouter(route_class=FairRoute, responses=errors.RESPONSES)
+router = APIRouter(route_class=BodyRoute, responses=errors.RESPONSES)
 MAX_CHARACTERS = 1 << 20
-LONG_TEXT = 10_000  # characters; longer texts are tokenized on another thread than that of the event loop
 
 
 async def prompt_tokens(deployment: LanguageDeployment, prompt: str | list[int]) -> list[int]:
     """Returns the tokens of a prompt; of an empty prompt the end token, which stands before every document."""
     tokenizer = deployment.model.tokenizer
     if isinstance(prompt, str):
-        tokens = await _tokenize(encode_text, tokenizer, prompt)
+        tokens = await compute(encode_text, tokenizer, prompt, size=len(prompt))
     else:
-        tokens = _check_tokens(tokenizer, prompt, "prompt")
+        tokens = await compute(_check_tokens, tokenizer, prompt, "prompt", size=len(prompt))
     if not tokens:
         if tokenizer.end is None:
             raise errors.bad_request("the prompt is empty", "prompt")
         tokens = [tokenizer.end]
     return tokens
+
+
+async def prompt_text(deployment: LanguageDeployment, prompt: str | list[int]) -> str:
+    """Returns the text of a prompt, whose tokens `prompt_tokens` has checked."""
+    tokenizer = deployment.model.tokenizer
+    return prompt if isinstance(prompt, str) else await compute(decode, tokenizer, prompt, size=len(prompt))
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -45,18 +49,22 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request, body: TokenizeRequest, key: LimitedCaller) -> dict[str, Any]:
+async def tokenize(request: Request, body: TokenizeRequest, key: LimitedCaller) -> Response:
     """Returns the tokens of a text. The name of the end token in the text stands for that token."""
     deployment = _get_tokenizer_model(request, body.model)
-    tokens = await _tokenize(_encode_with_ends, deployment.model.tokenizer, body.prompt)
-    return {"tokens": tokens, "count": len(tokens), "max_model_len": deployment.engine.max_sequence_length}
+    size = len(body.prompt)
+    tokens = await compute(_encode_with_ends, deployment.model.tokenizer, body.prompt, size=size)
+    max_length = deployment.engine.max_sequence_length
+    return await _respond({"tokens": tokens, "count": len(tokens), "max_model_len": max_length}, size)
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request, body: DetokenizeRequest, key: LimitedCaller) -> dict[str, Any]:
+async def detokenize(request: Request, body: DetokenizeRequest, key: LimitedCaller) -> Response:
     """Returns the text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
     tokenizer = _get_tokenizer_model(request, body.model).model.tokenizer
-    return {"prompt": decode(tokenizer, _check_tokens(tokenizer, body.tokens, "tokens"))}
+    size = len(body.tokens)
+    tokens = await compute(_check_tokens, tokenizer, body.tokens, "tokens", size=size)
+    return await _respond({"prompt": await compute(decode, tokenizer, tokens, size=size)}, size)
 
 
 @router.get("/tokenizer_info")
@@ -86,12 +94,11 @@ def _encode_with_ends(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _check_tokens(tokenizer: Tokenizer, tokens: list[int], param: str) -> list[int]:
     """Returns the tokens; raises a 400 error if the tokenizer does not have one of them."""
-    if any(token >= tokenizer.size for token in tokens):
+    if max(tokens, default=0) >= tokenizer.size:
         raise errors.bad_request(f"token ids must be below {tokenizer.size}", param)
     return tokens
 
 
-async def _tokenize(encode: Callable[[Tokenizer, str], list[int]], tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokenizes a text, a long one on another thread than that of the event loop."""
-    is_long = len(text) > LONG_TEXT
-    return await asyncio.to_thread(encode, tokenizer, text) if is_long else encode(tokenizer, text)
+async def _respond(content: dict[str, Any], size: int) -> Response:
+    """The response with a JSON content; see `compute` for the size."""
+    return await compute(JSONResponse, content, size=size)

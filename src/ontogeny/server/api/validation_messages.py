@@ -62,7 +62,7 @@ def describe_validation_errors(errors: Sequence[Mapping[str, Any]]) -> tuple[str
     error = max(right_type, key=lambda error: len(error["loc"]))
     place, kind = error["loc"], error["type"]
     if kind in ("too_long", "too_short"):  # of a list, an object, or a text that a validator has checked before
-        kind = {str: f"string_{kind}", dict: f"dict_{kind}"}.get(type(error["input"]), kind)
+        kind = {"Value": f"string_{kind}", "Dictionary": f"dict_{kind}"}.get(error["ctx"]["field_type"], kind)
     message = MESSAGES.get(kind, OTHER_ERROR).format(**error.get("ctx", {}) | {"position": place[-1]})
     if error["type"].endswith("_type") and len(alternatives) > 1:
         place, message = place[:2], "the value has none of the accepted types"

@@ -1,0 +1,190 @@
+"""Bodies of requests: large ones are parsed on another thread than that of the event loop, a few at a time per key.
+
+Reading JSON holds Python's global lock, so all large bodies are parsed by one thread, one after another, and the event
+loop waits for one of them at most. A key can have a few large bodies in memory; its further ones stay unread.
+"""
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from pydantic import TypeAdapter, ValidationError
+
+from ontogeny.server.api import errors
+from ontogeny.server.api.fair_route import FairRoute
+from ontogeny.server.fair_executor import FairExecutor
+
+LARGE_BODY = 1 << 14  # bytes; smaller ones are parsed in a millisecond
+LARGE_INPUT = 10_000  # characters, tokens or numbers; smaller inputs are processed in a few milliseconds
+MAX_CONTAINERS = 1 << 17  # lists and objects of a body; a million of them take a second to create and to free
+MAX_LARGE_BODIES = 2  # of one key that are read, parsed or restored at a time
+MAX_WAITING_TIME = 20.0  # seconds until one of them ends
+JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+Result = TypeVar("Result")
+
+
+async def compute(function: Callable[..., Result], *arguments: Any, size: int) -> Result:
+    """Calls a function that only computes, for a large input on another thread than that of the event loop.
+
+    Args:
+        function: The function.
+        *arguments: Its arguments.
+        size: The size of its input, in characters, tokens or numbers.
+    """
+    return await asyncio.to_thread(function, *arguments) if size > LARGE_INPUT else function(*arguments)
+
+
+class BodyParser:
+    """The thread that parses large bodies, and the places of each key."""
+
+    def __init__(self) -> None:
+        self._thread = FairExecutor("request bodies", 1)
+        self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_LARGE_BODIES))
+
+    @contextlib.asynccontextmanager
+    async def reserve(self, key: str) -> AsyncIterator[None]:
+        """Takes one of the places of a key, while the context is open; raises a 429 error if none becomes free."""
+        places = self._places[key]
+        try:
+            await asyncio.wait_for(places.acquire(), MAX_WAITING_TIME)
+        except TimeoutError:
+            message = f"the key sends more than {MAX_LARGE_BODIES} large requests at a time; retry later"
+            raise errors.too_many_requests(message, 1.0) from None
+        try:
+            yield
+        finally:
+            places.release()
+
+    async def run(self, key: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Calls a function on the thread, when it is the turn of the key."""
+        return await self._thread.call(key, function, *arguments)
+
+    def stop(self) -> None:
+        """Finishes the current call."""
+        self._thread.stop()
+
+
+class BodyRequest(Request):
+    """A request whose large body takes a place of its key and is parsed by `BodyParser`.
+
+    Args:
+        request: The request as FastAPI created it.
+        type_: The type of the body; None if it is not JSON.
+        stack: Frees the place of the request; it is closed when the request is handled.
+    """
+
+    def __init__(self, request: Request, type_: TypeAdapter[Any] | None, stack: AsyncExitStack) -> None:
+        super().__init__(request.scope, request.receive)
+        self._type, self._stack, self._has_place = type_, stack, False
+
+    async def body(self) -> bytes:
+        """Returns the body. A large one keeps its place until it is parsed, or until the request is handled."""
+        if not hasattr(self, "_body") and self._is_large and not self._has_place:
+            self._has_place = True
+            await self._stack.enter_async_context(self._parser.reserve(self.state.key.id))
+        return await super().body()
+
+    async def json(self) -> Any:
+        """Returns the content of a small body, or a large one as an object of its type.
+
+        Raises:
+            ApiError: A large body does not have the type.
+        """
+        if self._type is None or not self._has_place:
+            return await super().json()
+        self.state.body_digest, content, found = await self._parser.run(
+            self.state.key.id, _parse, self._type, await self.body()
+        )
+        self._body = b""  # the bytes are not kept while the request waits for its answer
+        await self._stack.aclose()
+        if found:
+            raise errors.invalid_request(found)
+        return content
+
+    @property
+    def _parser(self) -> BodyParser:
+        """The parser of the server."""
+        return self.app.state.context.bodies
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether the body is large, or has an unknown size."""
+        length = self.headers.get("content-length", "0")
+        return "transfer-encoding" in self.headers or not length.isdigit() or int(length) > LARGE_BODY
+
+
+class BodyRoute(FairRoute):
+    """A route whose large bodies are handled by `BodyRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Returns the function that handles a request."""
+        handler, field = super().get_route_handler(), self.body_field
+        type_ = None if field is None else TypeAdapter[Any](field.field_info.annotation)
+
+        async def handle(request: Request) -> Response:
+            async with AsyncExitStack() as stack:
+                return await handler(BodyRequest(request, type_, stack))
+
+        return handle
+
+
+async def body_digest(request: Request) -> bytes:
+    """Returns the SHA-256 hash of the body of a request."""
+    digest = getattr(request.state, "body_digest", None)
+    return hashlib.sha256(await request.body()).digest() if digest is None else digest
+
+
+def _parse(type_: TypeAdapter[Any], body: bytes) -> tuple[bytes, Any, list[dict[str, Any]]]:
+    """Returns the digest of a body, its content as an object of a type, and the errors of its validation."""
+    digest = hashlib.sha256(body).digest()
+    if _num_containers(body) > MAX_CONTAINERS:
+        raise errors.bad_request(f"the body has more than {MAX_CONTAINERS} lists and objects")
+    with _without_collection():
+        try:
+            try:
+                return digest, type_.validate_json(body), []
+            except ValidationError as error:
+                if _details(error)[0]["type"] != "json_invalid":
+                    raise
+            # Python's parser says where the text ends to be JSON, and reads half a surrogate pair, of which the field
+            # is then named.
+            return digest, type_.validate_python(json.loads(body)), []
+        except ValidationError as error:
+            return digest, None, _details(error)
+        except json.JSONDecodeError as error:
+            return digest, None, [{"type": "json_invalid", "loc": ("body", error.pos), "msg": error.msg}]
+        except (RecursionError, ValueError):  # too many levels or digits, or no UTF-8
+            raise errors.bad_request(errors.MALFORMED_BODY) from None
+
+
+def _details(error: ValidationError) -> list[dict[str, Any]]:
+    """The errors of a body as FastAPI lists them, without the values, whose copies could be large."""
+    found = error.errors(include_url=False, include_input=False)
+    return [{**details, "loc": ("body", *details["loc"])} for details in found]
+
+
+def _num_containers(body: bytes) -> int:
+    """The number of lists and objects in a body; exact if it exceeds `MAX_CONTAINERS`."""
+    count = body.count(b"[") + body.count(b"{")
+    if count > MAX_CONTAINERS:  # some may be characters of a text
+        outside = JSON_STRING.sub(b"", body)
+        count = outside.count(b"[") + outside.count(b"{")
+    return count
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Suspends the search for unreachable cycles, which a million new lists would start again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
