@@ -770,8 +770,9 @@ def test_no_request_forges_a_line_of_the_log_or_puts_a_key_into_it(server, key):
         _send_and_close(server, method, "/")
     for header in (f"Origin: {key}", f"User-Agent: {key}", f"Sec-Fetch-Site: {key}"):
         _send_and_close(server, "GET", "/v1/models", header)
+    _send_and_close(server, "GET", f"/v1/models/{key}/branch", f"Authorization: Bearer {key}")
     _send_bytes(server, f"GET / HTTP/1.1\r\nHost: {key}\r\n\r\n".encode())
-    count = len(targets) + 7
+    count = len(targets) + 8
 
     def new_lines():
         lines = server.log.read_bytes()[position:].decode().split("\n")[:-1]
@@ -781,7 +782,7 @@ def test_no_request_forges_a_line_of_the_log_or_puts_a_key_into_it(server, key):
     assert len(lines) == count
     assert all(LOG_LINE.fullmatch(line) and line.isprintable() and len(line) < 500 for line in lines), lines
     assert not any(line.startswith("2026-01-01 00:00:00,000") or key[12:] in line or "og-" in line for line in lines)
-    assert any("GET /v1/models/{model}/branch 401" in line for line in lines)
+    assert any("GET /v1/models/{model}/branch 404" in line for line in lines)
 
 
 def test_an_internal_error_has_the_same_form():
