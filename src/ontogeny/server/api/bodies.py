@@ -35,9 +35,9 @@ async def compute(function: Callable[..., Result], *arguments: Any, size: int) -
     """Calls a function that only computes, for a large input on another thread than that of the event loop.
 
     Args:
-        function: The function.
-        *arguments: Its arguments.
-        size: The size of its input, in characters, tokens or numbers.
+        function: Is called once.
+        *arguments: Passed to the function.
+        size: Characters, tokens or numbers of the input.
     """
     return await asyncio.to_thread(function, *arguments) if size > LARGE_INPUT else function(*arguments)
 
@@ -76,7 +76,7 @@ class BodyRequest(Request):
     """A request whose large body takes a place of its key and is parsed by `BodyParser`.
 
     Args:
-        request: The request as FastAPI created it.
+        request: The same request as FastAPI created it.
         type_: The type of the body; None if it is not JSON.
         stack: Frees the place of the request; it is closed when the request is handled.
     """
