@@ -100,13 +100,13 @@ class BodyRequest(Request):
         """
         if self._type is None or not self._has_place:
             return await super().json()
-        self.state.body_digest, content, found = await self._parser.run(
+        self.state.body_digest, content, problems = await self._parser.run(
             self.state.key.id, _parse, self._type, await self.body()
         )
         self._body = b""  # the bytes are not kept while the request waits for its answer
         await self._stack.aclose()
-        if found:
-            raise errors.invalid_request(found)
+        if problems:
+            raise errors.invalid_request(problems)
         return content
 
     @property
@@ -139,12 +139,17 @@ class BodyRoute(FairRoute):
 async def body_digest(request: Request) -> bytes:
     """Returns the SHA-256 hash of the body of a request."""
     digest = getattr(request.state, "body_digest", None)
-    return hashlib.sha256(await request.body()).digest() if digest is None else digest
+    return await compute(_hash, body := await request.body(), size=len(body)) if digest is None else digest
+
+
+def _hash(body: bytes) -> bytes:
+    """The SHA-256 hash of a body."""
+    return hashlib.sha256(body).digest()
 
 
 def _parse(type_: TypeAdapter[Any], body: bytes) -> tuple[bytes, Any, list[dict[str, Any]]]:
     """Returns the digest of a body, its content as an object of a type, and the errors of its validation."""
-    digest = hashlib.sha256(body).digest()
+    digest = _hash(body)
     if _num_containers(body) > MAX_CONTAINERS:
         raise errors.bad_request(f"the body has more than {MAX_CONTAINERS} lists and objects")
     with _without_collection():
@@ -167,8 +172,8 @@ def _parse(type_: TypeAdapter[Any], body: bytes) -> tuple[bytes, Any, list[dict[
 
 def _details(error: ValidationError) -> list[dict[str, Any]]:
     """The errors of a body as FastAPI lists them, without the values, whose copies could be large."""
-    found = error.errors(include_url=False, include_input=False)
-    return [{**details, "loc": ("body", *details["loc"])} for details in found]
+    problems = error.errors(include_url=False, include_input=False)
+    return [{**details, "loc": ("body", *details["loc"])} for details in problems]
 
 
 def _num_containers(body: bytes) -> int:
