@@ -69,8 +69,8 @@ def server(tmp_path_factory, agent, state_dir, key):
         assert "Traceback" not in server.log.read_text()
 
 
-def read_metric(server, name, deployment):
-    content = server.get("/metrics")[1].decode()
+def read_metric(server, key, name, deployment):
+    content = server.get("/metrics", key)[1].decode()
     value = re.search(rf'^ontogeny_{name}{{deployment="{deployment}"}} (\S+)$', content, re.MULTILINE)
     assert value, f"no metric {name} of {deployment}"
     return float(value[1])
@@ -102,15 +102,15 @@ def test_requests_to_text_sessions_whose_client_hung_up_are_not_computed(server,
     ids = create_sessions(server, TEXTS, 5, key["anna"])
     body = {"prompt": "Once", "max_tokens": 4096}
     connections = [send(server, f"{TEXTS}/{id}/completions", body, key["anna"]) for id in ids * 10]
-    wait_until(lambda: read_metric(server, "num_generated_tokens", "story") > 20)
+    wait_until(lambda: read_metric(server, key["anna"], "num_generated_tokens", "story") > 20)
     for connection in connections:
         connection.close()
-    wait_until(lambda: read_metric(server, "num_requests_running", "story") == 0)
+    wait_until(lambda: read_metric(server, key["anna"], "num_requests_running", "story") == 0)
     assert count_steps(server, TEXTS, ids, key["anna"]) == [0] * 5  # unchanged; none of them waits any more
-    num_tokens = read_metric(server, "num_generated_tokens", "story")
+    num_tokens = read_metric(server, key["anna"], "num_generated_tokens", "story")
     assert num_tokens < 4096 * 5
     assert server.post(f"{TEXTS}/{ids[0]}/completions", {"max_tokens": 2}, key["anna"])[1]["num_steps"] >= 1
-    assert read_metric(server, "num_generated_tokens", "story") <= num_tokens + 2
+    assert read_metric(server, key["anna"], "num_generated_tokens", "story") <= num_tokens + 2
 
 
 def test_steps_of_agents_whose_client_hung_up_are_not_taken(server, key):
@@ -118,7 +118,7 @@ def test_steps_of_agents_whose_client_hung_up_are_not_taken(server, key):
     ids = create_sessions(server, AGENTS, 1, key["anna"])
     for _ in range(200):
         send(server, f"{AGENTS}/{ids[0]}/act", STEP, key["anna"]).close()
-    wait_until(lambda: read_metric(server, "num_session_calls_waiting", "mdp") == 0)
+    wait_until(lambda: read_metric(server, key["anna"], "num_session_calls_waiting", "mdp") == 0)
     num_steps = count_steps(server, AGENTS, ids, key["anna"])[0]
     assert 1 <= num_steps < 100
     assert server.post(f"{AGENTS}/{ids[0]}/act", STEP, key["anna"])[1]["num_steps"] == num_steps + 1
@@ -192,9 +192,9 @@ def test_a_request_with_256_choices_does_not_delay_that_of_another_key(server, k
     reader = threading.Thread(target=read)
     reader.start()
     assert response.status == 200 and has_begun.wait(120)
-    before = read_metric(server, "num_generated_tokens", "story")
+    before = read_metric(server, key["anna"], "num_generated_tokens", "story")
     assert server.post("/v1/completions", {"model": "story", "prompt": "A", "max_tokens": 3}, key["berta"])[0] == 200
-    num_tokens = read_metric(server, "num_generated_tokens", "story") - before
+    num_tokens = read_metric(server, key["anna"], "num_generated_tokens", "story") - before
     id = server.post(TEXTS, {}, key["berta"])[1]["id"]
     assert server.post(f"{TEXTS}/{id}/completions", {"prompt": "A", "max_tokens": 3}, key["berta"])[0] == 200
     assert reader.is_alive()  # Anna's answers are not finished
