@@ -18,7 +18,7 @@ from ontogeny.engine.engine import Engine
 from ontogeny.engine.sampling import SamplingParams
 from ontogeny.errors import BadInput, StorageUnavailable
 from ontogeny.lm.online_learner import OnlineConfig
-from ontogeny.server import keys
+from ontogeny.server import keys, quotas
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployments import LanguageDeployment
 from ontogeny.server.learning import journal, learner
@@ -140,6 +140,35 @@ def test_branches_and_sessions_of_a_database_of_format_3_answer_as_before(branch
     learn(converted, TEXTS[3:])
     learn(branches, TEXTS[3:])
     assert trees.bitwise_equal(current_weights(converted), current_weights(branches))
+
+
+def test_restoring_the_exports_of_a_branch_again_and_again_fills_no_disk(branch_learner, tmp_path):
+    branches = open_branches(branch_learner, tmp_path / "state", max_snapshots=2)
+    learn(branches, TEXTS[:1])
+    exported, restored = branches.export("a"), []
+    for _ in range(5):
+        restored.append(branches.restore("a", exported, "a").number)
+    files, used = snapshot_files(branches, "story/a")
+    assert files == used and len(files) <= 3
+    assert quotas.get_storage(branches.store, "a").num_stored_bytes < len(exported)
+    journal.rollback(branches.store, "story/a", restored[0], "test")  # its file is deleted, but not its source
+    assert trees.digest(current_weights(branches)) == read_metadata(exported, "branch")["digest"]
+
+
+def test_states_that_are_uploaded_from_elsewhere_count_for_the_key_of_the_branch(branch_learner, branches, tmp_path):
+    other = open_branches(branch_learner, tmp_path / "other")
+    learn(other, TEXTS[:1])
+    exported = other.export("a")
+    quotas.set_default_limits(branches.store, ServerConfig(max_stored_bytes=len(exported) * 3 // 2))
+    branches.restore("a", exported, "a")
+    assert quotas.get_storage(branches.store, "a").num_stored_bytes == pytest.approx(len(exported), rel=0.1)
+    learn(other, TEXTS[1:2])
+    with pytest.raises(quotas.QuotaExceeded, match="delete sessions or erase examples"):
+        branches.restore("a", other.export("a"), "a")
+    assert journal.get_branch(branches.store, "story/a").current_version == 1
+    files, used = snapshot_files(branches, "story/a")
+    assert files == used and len(files) == 1
+    branches.restore("b", other.export("a"), "b")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the size limit of Linux")

@@ -1,7 +1,8 @@
 """Quotas of storage: how much each key may store, and how much it stores.
 
 A key may have a number of examples that wait to be learned, a number of sessions, and a number of bytes: of the texts
-of its examples, the states of its sessions and the states that were uploaded to its branches. Code that stores
+of its examples, the states of its sessions and the states that were uploaded to its branches from elsewhere. (The
+server limits the number of all other snapshots, because it can compute the versions without them.) Code that stores
 something calls `check` in the same transaction, after the addition, so that an addition beyond a quota is undone.
 Erased examples and deleted sessions free their part at once. Keys without limits of their own have those of the server.
 """
@@ -21,7 +22,7 @@ WHERE owner_key IN (?, 'shared') AND number > last_decided AND {UNDECIDED} AND k
 """
 UPLOADED_STATES = """
 SELECT DISTINCT snapshot FROM versions JOIN branches USING (branch)
-WHERE owner_key = ? AND parent IS NULL AND snapshot IS NOT NULL
+WHERE owner_key = ? AND parent IS NULL AND source_branch IS NULL AND snapshot IS NOT NULL
 """
 ADVICE = {
     "pending_examples": "{} examples that wait to be learned; erase some, or wait until they are learned",

@@ -207,13 +207,15 @@ class BranchManager:
         with self.store.snapshot_lock:
             file = self.snapshots.write(name, self.snapshots.encode(weights, {}))
             try:
-                return journal.restore_version(
+                version = journal.restore_version(
                     self.store, name, metadata["digest"], loss, distance, file, actor,
                     exported_from=_read_origin(metadata), is_fork=is_fork,
                 )  # fmt: skip
             except BaseException:
                 self.snapshots.delete_unused()  # a rejected state leaves no file behind
                 raise
+        self.snapshots.delete_surplus(version)
+        return version
 
     def fork(self, owner_key: str, target_key: str, actor: str) -> BranchVersion:
         """Makes the current version of one key's branch the current version of another key's branch."""

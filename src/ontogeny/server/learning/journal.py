@@ -330,13 +330,28 @@ def add_snapshot(store: Store, version: BranchVersion, file: str, max_snapshots:
         name = version.branch
         if not store.execute(f"UPDATE versions SET snapshot = ? {condition}", file, name, version.number).rowcount:
             return [file]
-        query = (
-            "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE branch = ? AND snapshot IS NOT NULL "
-            "AND parent IS NOT NULL AND number != current_version AND number != ? ORDER BY number DESC"
-        )
-        surplus = store.select(BranchVersion, query, name, version.number)[max_snapshots - 1 :]
-        for old in surplus:
-            forget_snapshot(store, old)
+        return forget_surplus_snapshots(store, version, max_snapshots)
+
+
+def forget_surplus_snapshots(store: Store, newest: BranchVersion, max_snapshots: int) -> list[str]:
+    """Records that the oldest surplus snapshots of a branch are no longer used, and returns their files.
+
+    Versions that were uploaded from elsewhere keep their snapshots, because they cannot be computed without them. Must
+    be called in a transaction.
+
+    Args:
+        store: The database.
+        newest: The version whose snapshot was added last.
+        max_snapshots: How many are kept, beside that of the current version.
+    """
+    query = (
+        "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE branch = ? AND snapshot IS NOT NULL AND "
+        "(parent IS NOT NULL OR source_branch IS NOT NULL) AND number != current_version AND number != ? "
+        "ORDER BY number DESC"
+    )
+    surplus = store.select(BranchVersion, query, newest.branch, newest.number)[max_snapshots - 1 :]
+    for old in surplus:
+        forget_snapshot(store, old)
     return [str(old.snapshot) for old in surplus]
 
 

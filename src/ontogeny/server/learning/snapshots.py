@@ -118,6 +118,16 @@ class SnapshotFolder:
         except (OSError, StorageUnavailable) as error:
             _log_failure(version, error)
 
+    def delete_surplus(self, newest: BranchVersion) -> None:
+        """Deletes the oldest surplus snapshots of a branch after `newest` was restored into it."""
+        try:
+            with self._store.snapshot_lock:
+                with self._store.transaction():
+                    files = journal.forget_surplus_snapshots(self._store, newest, self._max_snapshots)
+                self._delete(files)
+        except (OSError, StorageUnavailable) as error:
+            log.warning("surplus snapshots of '%s' cannot be deleted at present: %s", newest.branch, error)
+
     def forget(self, version: BranchVersion) -> None:
         """Deletes the file of a version that can be computed without it."""
         with self._store.snapshot_lock:
