@@ -156,19 +156,19 @@ def test_restoring_the_exports_of_a_branch_again_and_again_fills_no_disk(branch_
 
 
 def test_states_that_are_uploaded_from_elsewhere_count_for_the_key_of_the_branch(branch_learner, branches, tmp_path):
-    other = open_branches(branch_learner, tmp_path / "other")
-    learn(other, TEXTS[:1])
-    exported = other.export("a")
+    elsewhere = open_branches(branch_learner, tmp_path / "other")
+    learn(elsewhere, TEXTS[:1])
+    exported = elsewhere.export("a")
     quotas.set_default_limits(branches.store, ServerConfig(max_stored_bytes=len(exported) * 3 // 2))
     branches.restore("a", exported, "a")
     assert quotas.get_storage(branches.store, "a").num_stored_bytes == pytest.approx(len(exported), rel=0.1)
-    learn(other, TEXTS[1:2])
+    learn(elsewhere, TEXTS[1:2])
     with pytest.raises(quotas.QuotaExceeded, match="delete sessions or erase examples"):
-        branches.restore("a", other.export("a"), "a")
+        branches.restore("a", elsewhere.export("a"), "a")
     assert journal.get_branch(branches.store, "story/a").current_version == 1
     files, used = snapshot_files(branches, "story/a")
     assert files == used and len(files) == 1
-    branches.restore("b", other.export("a"), "b")
+    branches.restore("b", elsewhere.export("a"), "b")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the size limit of Linux")
