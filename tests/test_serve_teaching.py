@@ -198,6 +198,28 @@ def test_an_answer_that_ends_by_the_time_limit_names_the_example_of_its_prompt(s
     assert sorted(list_texts(server, key)) == ["The sea was slow.", "The sky was slow."]
 
 
+def test_a_prompt_that_the_journal_refuses_is_not_answered_and_uses_no_tokens(server, state_dir):
+    key = create_key(state_dir, tokens_per_minute=300, max_stored_bytes=1)
+    for stream in (False, True) * 4:  # more often than the queue and the allowance permit
+        refused = complete(server, key, "The disk is for others. " * 10, stream=stream, x_stainless_retry_count="1")
+        assert (refused.status, refused.content["error"]["code"]) == (429, "insufficient_quota")
+        assert refused.example is None
+    assert list_texts(server, key) == []
+    assert complete(server, key, "The disk is for others. " * 10, learn=False, n=1).status == 200
+
+
+def test_a_stream_that_is_abandoned_returns_its_tokens(server, state_dir):
+    key = create_key(state_dir, tokens_per_minute=5000)
+    body = {"model": "story", "prompt": "a", "max_tokens": 4096, "stream": True, "learn": False}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    for attempt in range(3):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+            connection.request("POST", "/v1/completions", json.dumps(body).encode(), headers)
+            if attempt:  # otherwise the client leaves before the response begins
+                connection.getresponse().read(1)
+        wait_until(lambda: complete(server, key, "a", max_tokens=3500, n=1, stop="a", learn=False).status == 200, 10)
+
+
 def test_streams_and_errors_name_the_example(server, key):
     streamed = complete(server, key, "A stream of the sea.", stream=True)
     assert streamed.status == 200 and streamed.example is not None

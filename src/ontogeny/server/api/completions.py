@@ -23,6 +23,7 @@ from ontogeny.server.api.protocol import ChatRequest, CompletionFields, Completi
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, OutputStream
 from ontogeny.server.api.tokenizer import prompt_text, prompt_tokens
+from ontogeny.server.api.waiting import disconnected
 from ontogeny.server.deployments import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
 
@@ -157,7 +158,7 @@ async def _prepare(
     cleanup.callback(tokens.close)
     served = await deployment.request_weights(key.id)
     if await request.is_disconnected():
-        raise _disconnected()
+        raise disconnected()
     try:
         reservation = engine.reserve(num_sequences, key.id)
     except QueueFull as error:
@@ -212,7 +213,7 @@ async def _respond(
             counter.add(output)
             form.add(output)
     except ClientDisconnected:
-        raise _disconnected() from None
+        raise disconnected() from None
     counter.close()
     num_alternatives = max(sequence.num_logprobs or 0 for sequence in prepared.sequences)
     size = counter.completion_tokens + sum(map(len, form.scored)) * (1 + num_alternatives)
@@ -224,11 +225,6 @@ def _encode(form: ResponseFormat, usage: dict[str, int]) -> bytes:
     response = form.response() | {"usage": usage}
     choices = b",".join(to_json(choice, inf_nan_mode="null") for choice in response.pop("choices"))
     return to_json(response)[:-1] + b',"choices":[' + choices + b"]}"
-
-
-def _disconnected() -> ApiError:
-    """Creates the error of a client that closed the connection."""
-    return ApiError(499, "the client closed the connection", code="client_disconnected")  # only the log shows it
 
 
 async def _events(

@@ -12,6 +12,7 @@ from ontogeny.engine.sampling import TokenLogprobs
 from ontogeny.engine.text_stream import TextStream
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.api import errors
+from ontogeny.server.api.waiting import wait_for_disconnect
 
 
 class OutputDelta(NamedTuple):
@@ -66,7 +67,7 @@ class OutputStream(AsyncIterator[OutputDelta]):
         except QueueFull as error:
             raise errors.queue_full(error.retry_after) from None
         self._num_running = len(sequences)
-        self._watch = asyncio.create_task(_wait_for_disconnect(request, self._queue))
+        self._watch = asyncio.create_task(_watch_connection(request, self._queue))
 
     @property
     def has_started(self) -> bool:
@@ -114,8 +115,7 @@ def _output_callback(
     return on_output
 
 
-async def _wait_for_disconnect(request: Request, queue: asyncio.Queue[OutputDelta | None]) -> None:
+async def _watch_connection(request: Request, queue: asyncio.Queue[OutputDelta | None]) -> None:
     """Puts None into the queue once the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    await wait_for_disconnect(request)
     queue.put_nowait(None)
