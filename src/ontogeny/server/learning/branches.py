@@ -203,13 +203,15 @@ class BranchManager:
         reason = rejection_reason(loss, self.learner.trained_loss, self.config.max_forgetting)
         if reason is not None:
             raise BadInput(f"this state does not pass the acceptance test: {reason}")
-        name, distance = self.open(owner_key).branch, self._weight_distance(full_weights)
+        name, distance, digest = self.open(owner_key).branch, self._weight_distance(full_weights), metadata["digest"]
+        # The digest of version 0 is that of the trained weights, without a scratch.
+        source_digest = self.trained_digest if digest == trees.digest(self.learner.init()) else digest
         with self.store.snapshot_lock:
             file = self.snapshots.write(name, self.snapshots.encode(weights, {}))
             try:
                 version = journal.restore_version(
-                    self.store, name, metadata["digest"], loss, distance, file, actor,
-                    exported_from=_read_origin(metadata), is_fork=is_fork,
+                    self.store, name, digest, loss, distance, file, actor,
+                    source_digest=source_digest, exported_from=_read_origin(metadata), is_fork=is_fork,
                 )  # fmt: skip
             except BaseException:
                 self.snapshots.delete_unused()  # a rejected state leaves no file behind

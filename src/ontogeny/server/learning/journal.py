@@ -400,6 +400,7 @@ def restore_version(
     file: str,
     actor: str,
     *,
+    source_digest: str,
     exported_from: tuple[str, int] | None = None,
     is_fork: bool = False,
 ) -> BranchVersion:
@@ -416,6 +417,7 @@ def restore_version(
         weight_distance: From the trained weights, relative to their norm.
         file: The snapshot that holds the weights.
         actor: Who restores them.
+        source_digest: The digest that the version from which the weights were exported has.
         exported_from: The branch and version that the upload names as its origin; several can have equal weights.
         is_fork: Whether the weights come from another branch of this server instead of from an upload.
 
@@ -424,7 +426,7 @@ def restore_version(
         QuotaExceeded: The key of the branch may not store the weights.
     """
     with store.transaction():
-        source = _recognize(store, get_branch(store, name).deployment, digest, exported_from)
+        source = _recognize(store, get_branch(store, name).deployment, source_digest, exported_from)
         if source is not None and source.deleted:
             raise ErasedSource("this state was learned from an example that was erased")
         number = _next_version(store, name)

@@ -129,11 +129,14 @@ class SnapshotFolder:
             log.warning("surplus snapshots of '%s' cannot be deleted at present: %s", newest.branch, error)
 
     def forget(self, version: BranchVersion) -> None:
-        """Deletes the file of a version that can be computed without it."""
-        with self._store.snapshot_lock:
-            with self._store.transaction():
-                journal.forget_snapshot(self._store, version)
-            self._delete([str(version.snapshot)])
+        """Deletes the file of a version that can be computed without it; a failure is only logged."""
+        try:
+            with self._store.snapshot_lock:
+                with self._store.transaction():
+                    journal.forget_snapshot(self._store, version)
+                self._delete([str(version.snapshot)])
+        except (OSError, StorageUnavailable) as error:
+            log.warning("the snapshot '%s' cannot be deleted at present: %s", version.snapshot, error)
 
     def delete_unused(self) -> None:
         """Deletes all files that no version refers to."""

@@ -1,0 +1,149 @@
+"""Helpers of the tests of races: threads that stop at every look at the database, and a learner that costs nothing."""
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from ontogeny import trees
+from ontogeny.content.transformer import Norm, TransformerWeights
+from ontogeny.errors import BadInput
+from ontogeny.server.learning.acceptance import Pause, do_not_pause
+from ontogeny.server.learning.learner import BranchLearner
+from ontogeny.server.store import Store
+from ontogeny.types import Weights
+
+BLOCKED_AFTER = 0.05  # seconds without reaching a checkpoint after which a thread counts as waiting for another one
+THREADS: dict[int, "SteppedThread"] = {}  # by thread id
+
+
+class ThreadKilled(BaseException):
+    """Ends a stepped thread that the test has abandoned."""
+
+
+class SteppedThread:
+    """A thread that stops at every checkpoint until the test lets it go on.
+
+    Args:
+        work: What the thread does.
+    """
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work, self.result = work, Future[Any]()
+        self._is_killed = self._is_running = False
+        self._permits, self._stops = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._stops.acquire()
+
+    def advance(self) -> bool:
+        """Lets the thread go on to the next checkpoint, or until it waits for a lock; returns whether it has ended."""
+        if not self.result.done():
+            if not self._is_running:
+                self._permits.release()
+            self._is_running = not self._stops.acquire(timeout=BLOCKED_AFTER)
+        return self.result.done()
+
+    def stop_here(self) -> None:
+        """A checkpoint; called on this thread."""
+        self._stops.release()
+        self._permits.acquire()
+        if self._is_killed:
+            raise ThreadKilled
+
+    def kill(self) -> None:
+        """Ends the thread at its checkpoint."""
+        self._is_killed = True
+        self._permits.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        THREADS[threading.get_ident()] = self
+        try:
+            self.stop_here()
+            self.result.set_result(self._work())
+        except BaseException as error:
+            self.result.set_exception(error)
+        finally:
+            del THREADS[threading.get_ident()]
+            self._stops.release()
+
+
+def checkpoint() -> None:
+    """Stops if the current thread is a `SteppedThread`."""
+    if (thread := THREADS.get(threading.get_ident())) is not None:
+        thread.stop_here()
+
+
+class SteppedStore(Store):
+    """A store that has a checkpoint before every transaction, and before every statement outside of one."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        checkpoint()
+        with super().transaction():
+            yield
+
+    @contextmanager
+    def read_transaction(self) -> Iterator[None]:
+        checkpoint()
+        with super().read_transaction():
+            yield
+
+    def execute(self, query: str, *parameters: Any) -> Any:
+        if getattr(self._thread_local, "connection", None) is None:
+            checkpoint()
+        return super().execute(query, *parameters)
+
+    def write_snapshot(self, file: str, data: bytes) -> None:
+        checkpoint()
+        super().write_snapshot(file, data)
+        checkpoint()
+
+
+def fake_learner(
+    on_learn: Callable[[str], None] = lambda text: None, *, rejects_weights: bool = False
+) -> BranchLearner:
+    """A learner of seven numbers, which rejects texts that begin with "short" or "strange".
+
+    Args:
+        on_learn: Called with each text before it is learned.
+        rejects_weights: Whether one in four weights does not pass the acceptance test.
+    """
+    embedding, scale = np.arange(6, dtype=np.float32).reshape(3, 2), np.ones(1, np.float32)
+    trained = TransformerWeights(embedding, None, (), Norm(scale, None), None)
+
+    def init() -> Weights:
+        return Weights(trained, np.int32(0))
+
+    def learn(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
+        checkpoint()
+        on_learn(text)
+        if text.startswith("strange"):
+            raise BadInput("the tokenizer cannot encode this text")
+        if text.startswith("short"):
+            return weights
+        draw = np.random.default_rng(zlib.crc32(text.encode()))
+        step = np.asarray(weights.scratch + 1, np.int32)
+        content = jax.tree.map(
+            lambda leaf: np.asarray(np.asarray(leaf) * np.float32(0.5) + draw.normal(size=leaf.shape), np.float32),
+            weights.content,
+        )
+        pause()
+        checkpoint()
+        return Weights(content, step)
+
+    def held_out_loss(weights: TransformerWeights, pause: Pause = do_not_pause) -> float:
+        checkpoint()
+        is_trained = trees.digest(weights) == trees.digest(trained)
+        is_rejected = (
+            rejects_weights and not is_trained and zlib.crc32(np.asarray(weights.embedding).tobytes()) % 4 == 0
+        )
+        return 99.0 if is_rejected else 2.0
+
+    return BranchLearner(trained, init, lambda content: content, learn, held_out_loss, 2.0, "fake")
