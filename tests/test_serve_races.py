@@ -517,7 +517,7 @@ def test_the_decision_log_says_where_restored_and_forked_weights_come_from(tmp_p
     branches.restore("carl", elsewhere.export("carl"), "test")
     journal.rollback(branches.store, "story/bob", 0, "test")
     branches.store.close()
-    code, printed, _ = call_cli("deployments", "log", "story", "--state-dir", str(tmp_path / "state"))
+    code, output, _ = call_cli("deployments", "log", "story", "--state-dir", str(tmp_path / "state"))
     assert code == 0
     for line in (
         "(examples 1 to 2)",
@@ -528,5 +528,5 @@ def test_the_decision_log_says_where_restored_and_forked_weights_come_from(tmp_p
         "(forked from version 4 of key anna)",
         "(restored from an export)",
     ):
-        assert line in printed, (line, printed)
-    assert "no examples" not in printed
+        assert line in output, (line, output)
+    assert "no examples" not in output
