@@ -115,6 +115,24 @@ def test_a_secret_learned_for_one_key_is_unknown_to_another(default_limit_server
     assert server.get("/v1/models/story/examples", key["bob"])[1]["data"] == []
 
 
+@pytest.mark.parametrize("route", ["examples", "branch/versions"])
+def test_lists_are_read_in_pages(server, key, route):
+    for text in ("The first page.", "The second page."):
+        add_example(server, key["anna"], text)
+    wait_for_learning(server, key["anna"])
+    url = f"/v1/models/story/{route}"
+    numbers = [entry["number"] for entry in server.get(url, key["anna"])[1]["data"]]
+    assert len(numbers) >= 2
+    for order, expected in (("asc", numbers), ("desc", numbers[::-1])):
+        page = server.get(f"{url}?limit=1&order={order}", key["anna"])[1]
+        assert [entry["number"] for entry in page["data"]] == expected[:1] and page["has_more"] is True
+        page = server.get(f"{url}?order={order}&after={expected[0]}", key["anna"])[1]
+        assert [entry["number"] for entry in page["data"]] == expected[1:] and page["has_more"] is False
+    for query, words in (("limit=0", "the number is less than 1"), ("after=x", "not a whole number"), ("order=x", "asc")):
+        status, content = server.get(f"{url}?{query}", key["anna"])
+        assert status == 400 and words in content["error"]["message"], content
+
+
 def test_prompts_are_learned_once_unless_the_request_opts_out(server, key):
     def complete(prompt, **more):
         body = {"model": "story", "prompt": prompt, "max_tokens": 1} | more

@@ -56,6 +56,7 @@ CREATE INDEX sessions_by_key ON sessions (key, used_at);
 # The tables that format 4 added. An erasure stays in `unfinished_erasures` until nothing is left of its example.
 ADDED_TABLES = """
 CREATE TABLE unfinished_erasures (example INTEGER PRIMARY KEY);
+CREATE INDEX examples_by_key ON examples (branch, key, number);
 CREATE TABLE learned_requests (
     key TEXT NOT NULL, idempotency_key TEXT, digest TEXT, num_retries INTEGER NOT NULL, received_at REAL NOT NULL,
     expires_at REAL NOT NULL, example INTEGER, UNIQUE (key, idempotency_key)

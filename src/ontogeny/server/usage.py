@@ -15,7 +15,8 @@ from ontogeny.server import keys
 from ontogeny.server.compilations import NUM_COMPILATIONS
 from ontogeny.server.deployments import Deployments, LanguageDeployment
 from ontogeny.server.keys import ApiKey, UsageRecord
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import listing
+from ontogeny.server.learning.listing import DecisionCount
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # seconds
 LABELS = ["deployment"]
@@ -39,6 +40,7 @@ class UsageMeter:
         self._deployments, self._store = deployments, deployments.store
         self._lock = threading.Lock()
         self._amounts: dict[tuple[str, str, str], list[int]] = {}  # (API key, deployment, day) -> counts
+        self._num_decisions: dict[str, DecisionCount] = {}  # by deployment
         self._failure: str | None = None  # of the last attempt to write
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage meter", daemon=True)
@@ -105,10 +107,11 @@ class UsageMeter:
             self._gauges["num_requests_running"].labels(name).set(deployment.engine.num_requests_running)
             self._gauges["num_requests_waiting"].labels(name).set(deployment.engine.num_requests_waiting)
             if deployment.branches is not None:
-                branches = journal.list_branches(self._store, name)
-                num_pending = sum(journal.num_pending(self._store, branch) for branch in branches)
+                num_pending = listing.num_pending_of_deployment(self._store, name)
                 self._gauges["num_examples_pending"].labels(name).set(num_pending)
-                self._gauges["num_decisions"].labels(name).set(journal.num_decisions(self._store, name))
+                counted = self._num_decisions.get(name, DecisionCount())
+                self._num_decisions[name] = listing.continue_count(self._store, name, counted)
+                self._gauges["num_decisions"].labels(name).set(self._num_decisions[name].count)
         return generate_latest(self.registry)
 
     def _run(self) -> None:

@@ -1,11 +1,12 @@
 """Routes of online learning: a key's branch and examples; an admin key may change any branch."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
@@ -17,9 +18,10 @@ from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkReques
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.fair_executor import wait_for_call
 from ontogeny.server.keys import ApiKey
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import journal, listing
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.journal import LearningDecision
+from ontogeny.server.learning.listing import PageRequest
 
 router = APIRouter(route_class=BodyRoute, prefix="/v1/models/{model}", responses=errors.RESPONSES)
 MAX_DECISIONS = 20  # in the description of a branch
@@ -68,13 +70,26 @@ def show_branch(request: Request, model: str, key: Caller) -> dict[str, Any]:
     }
 
 
+async def get_page(
+    limit: Annotated[int, Query(ge=1, le=listing.MAX_PAGE_LENGTH)] = listing.MAX_PAGE_LENGTH,
+    after: Annotated[int | None, Query(ge=0, lt=MAX_INTEGER, description="The number of the previous entry.")] = None,
+    order: Literal["asc", "desc"] = "asc",
+) -> PageRequest:
+    """Returns the part of a list that a request asks for."""
+    return PageRequest(limit, after, order == "desc")
+
+
+Page = Annotated[PageRequest, Depends(get_page)]
+
+
 @router.get("/branch/versions")
-def list_versions(key: Caller, branches: Branches) -> dict[str, Any]:
-    """Lists the versions of this key's branch with their digests and examples."""
-    store, versions = branches.store, journal.list_versions(branches.store, branches.open(key.id).branch)
+def list_versions(key: Caller, branches: Branches, page: Page) -> dict[str, Any]:
+    """Lists versions of this key's branch with their digests and examples, by number."""
+    store = branches.store
+    versions, has_more = listing.list_versions_of_branch(store, branches.open(key.id).branch, page)
     descriptions = [{"version_description": journal.describe_version(store, version)} for version in versions]
     data = [version._asdict() | text for version, text in zip(versions, descriptions, strict=True)]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": data, "has_more": has_more}
 
 
 @router.get("/branch/state", response_class=Response, responses=context.STATE_DOWNLOAD)
@@ -125,11 +140,11 @@ async def add_example(request: Request, key: LimitedCaller, branches: Branches, 
 
 
 @router.get("/examples")
-def list_examples(key: Caller, branches: Branches) -> dict[str, Any]:
-    """Lists the examples that this key has added and that are not erased."""
-    examples = journal.list_examples(branches.store, branches.open(key.id).branch)
-    visible = [example for example in examples if example.key == key.id and example.erased_at is None]
-    return {"object": "list", "data": [example._asdict() for example in visible]}
+def list_examples(key: Caller, branches: Branches, page: Page) -> dict[str, Any]:
+    """Lists examples that this key has added and that are not erased, by number."""
+    branch = branches.open(key.id).branch
+    examples, has_more = listing.list_examples_of_key(branches.store, branch, key.id, page)
+    return {"object": "list", "data": [example._asdict() for example in examples], "has_more": has_more}
 
 
 @router.delete("/examples/{number}")
@@ -184,9 +199,8 @@ def _describe_decision(branches: BranchManager, decision: LearningDecision) -> d
 
 def _find_branch(branches: BranchManager, owner_key: str) -> journal.Branch:
     """Returns the branch of a key; an absent one is a 404 error."""
-    for branch in journal.list_branches(branches.store, branches.deployment):
-        if branch.owner_key == owner_key:
-            return branch
+    with contextlib.suppress(BadInput):
+        return journal.get_branch(branches.store, f"{branches.deployment}/{owner_key}")
     raise errors.missing_resource(f"'{branches.deployment}' has no branch of key '{owner_key}'", param="owner_key")
 
 

@@ -13,6 +13,7 @@ change the same branches. Functions that read more than one record read all of t
 that write compare the branch with the one on which the decision was based.
 """
 
+import json
 import time
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -26,6 +27,12 @@ from ontogeny.server.store import Store
 
 SHARED = "shared"
 MAX_INTEGER = 2**63  # of SQLite
+# The versions that lead to a version and their examples, for queries; the parameters are branch, number and branch.
+PATH = (
+    "WITH RECURSIVE path (parent, example) AS (SELECT parent, example FROM versions WHERE branch = ? AND number = ? "
+    "AND example IS NOT NULL UNION ALL SELECT versions.parent, versions.example FROM path JOIN versions "
+    "ON number = path.parent WHERE branch = ? AND versions.example IS NOT NULL) "
+)
 PENDING = f"branch = ? AND number > ? AND {UNDECIDED}"  # the condition of an undecided example
 
 
@@ -282,12 +289,6 @@ def list_recent_decisions(store: Store, branch: str, max_decisions: int) -> list
     return store.select(LearningDecision, query, branch, max_decisions)
 
 
-def num_decisions(store: Store, deployment: str) -> int:
-    """The number of decisions about all branches of a deployment."""
-    query = "SELECT count(*) FROM decisions JOIN branches USING (branch) WHERE deployment = ?"
-    return store.select_value(query, deployment)
-
-
 def commit_version(
     store: Store, branch: Branch, example: int, digest: str, held_out_loss: float, weight_distance: float, reason: str
 ) -> BranchVersion | None:
@@ -434,8 +435,8 @@ def restore_version(
             store, name, number, digest, held_out_loss, weight_distance, snapshot=file, source=source
         )
         quotas.check(store, get_branch(store, name).owner_key, "stored_bytes")
-        for example in set[int]() if source is None else set.union(*_examples_of(store, source)):
-            store.insert("inherited_examples", (name, number, example))
+        if source is not None:
+            _inherit_examples(store, source, name, number)
         _set_current(store, version)
         kind = "forked" if is_fork else "restored"
         _log(store, name, kind, None, number, held_out_loss, f"by {actor}; {_describe_root(version)}")
@@ -520,30 +521,33 @@ def list_digests(store: Store, deployment: str, *, deleted: bool) -> set[str]:
 
 def _remove_example(store: Store, branch: str, number: int, actor: str) -> None:
     """Deletes the versions of one branch that were learned from an example."""
-    versions = {version.number: version for version in list_versions(store, branch)}
     query = "SELECT version FROM inherited_examples WHERE branch = ? AND example = ?"
     affected = set(store.select_values(query, branch, number))
-    for version in versions.values():  # parents come before their children
-        if version.example == number or version.parent in affected:
-            affected.add(version.number)
-    for version in affected:
-        query = "UPDATE versions SET deleted = 1, snapshot = NULL WHERE branch = ? AND number = ?"
-        store.execute(query, branch, version)
+    parents: dict[int, int | None] = {}
+    query = "SELECT number, parent, example FROM versions WHERE branch = ? ORDER BY number"
+    for version, parent, example in store.execute(query, branch):  # parents come before their children
+        parents[version] = parent
+        if example == number or parent in affected:
+            affected.add(version)
+    numbers = "SELECT value FROM json_each(?)"
+    query = f"UPDATE versions SET deleted = 1, snapshot = NULL WHERE branch = ? AND number IN ({numbers})"
+    store.execute(query, branch, json.dumps(sorted(affected)))
     state = get_branch(store, branch)
-    current, last_decided = versions[state.current_version], state.last_decided
+    current, last_decided = state.current_version, state.last_decided
     reason = "it was not part of the current version"
-    while current.number in affected:
+    while current in affected:
         # Later examples become undecided again unless a rollback deferred them; earlier rejections stand.
-        last_decided = number
-        if current.parent is None:  # an uploaded version: the branch's own examples that were part of it count again
-            inherited = "SELECT example FROM inherited_examples WHERE branch = examples.branch AND version = ?"
+        last_decided, parent = number, parents[current]
+        if parent is None:  # an uploaded version: the branch's own examples that were part of it count again
+            inherited = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
             query = f"UPDATE examples SET deferred = 0 WHERE branch = ? AND number IN ({inherited})"
-            store.execute(query, branch, current.number)
+            store.execute(query, branch, branch, current)
             last_decided = 0
         reason = f"the examples after number {last_decided} are learned again"
-        current = versions[current.parent or 0]
-    _move_branch(store, branch, current.number, last_decided)
-    _log(store, branch, "erased", number, current.number, current.held_out_loss, f"by {actor}; {reason}")
+        current = parent or 0
+    _move_branch(store, branch, current, last_decided)
+    held_out_loss = get_version(store, branch, current).held_out_loss
+    _log(store, branch, "erased", number, current, held_out_loss, f"by {actor}; {reason}")
 
 
 def _find_branch(store: Store, name: str) -> Branch | None:
@@ -583,9 +587,9 @@ def _add_version(
 def _set_current(store: Store, version: BranchVersion) -> None:
     """Makes a version current: every example so far counts as decided, and those outside the version are deferred."""
     branch = version.branch
-    store.execute("UPDATE examples SET deferred = 1 WHERE branch = ?", branch)
-    for example in _examples_of(store, version)[0]:
-        store.execute("UPDATE examples SET deferred = 0 WHERE number = ?", example)
+    for deferred, condition in ((1, "NOT deferred AND number NOT IN"), (0, "deferred AND number IN")):
+        query = f"UPDATE examples SET deferred = ? WHERE branch = ? AND {condition} (SELECT example FROM path)"
+        store.execute(PATH + query, branch, version.number, branch, deferred, branch)
     newest = store.select_value("SELECT coalesce(max(number), 0) FROM examples WHERE branch = ?", branch)
     _move_branch(store, branch, version.number, newest)
 
@@ -596,15 +600,12 @@ def _move_branch(store: Store, branch: str, current_version: int, last_decided: 
     store.execute(query, current_version, last_decided, branch)
 
 
-def _examples_of(store: Store, version: BranchVersion) -> tuple[set[int], set[int]]:
-    """The examples that a version was learned from: those of its branch, and those inherited by an upload."""
-    examples: set[int] = set()
-    while version.parent is not None:
-        assert version.example is not None
-        examples.add(version.example)
-        version = get_version(store, version.branch, version.parent)
-    query = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
-    return examples, set(store.select_values(query, version.branch, version.number))
+def _inherit_examples(store: Store, source: BranchVersion, branch: str, number: int) -> None:
+    """Records the examples that a version was learned from, those that it inherited included, for a restored one."""
+    inherited = "SELECT example FROM inherited_examples WHERE branch = ? AND version = ?"
+    query = f"INSERT INTO inherited_examples SELECT ?, ?, example FROM (SELECT example FROM path UNION {inherited})"
+    path = (source.branch, source.number, source.branch)
+    store.execute(PATH + query, *path, branch, number, source.branch, source.root_version)
 
 
 def _log(store: Store, branch: str, kind: str, *outcome: int | float | str | None) -> None:

@@ -1,0 +1,74 @@
+"""Queries for clients and operators. Their cost does not grow with the length of the journal."""
+
+from typing import NamedTuple
+
+from ontogeny.server.learning.journal import UNDECIDED, BranchVersion, TrainingExample
+from ontogeny.server.store import Store
+
+MAX_PAGE_LENGTH = 1000
+
+
+class PageRequest(NamedTuple):
+    """Which part of a list a client asks for.
+
+    Attributes:
+        limit: The number of entries.
+        after: The number of the entry after which the page begins; None for the beginning of the list.
+        is_descending: Whether the largest numbers come first.
+    """
+
+    limit: int = MAX_PAGE_LENGTH
+    after: int | None = None
+    is_descending: bool = False
+
+    @property
+    def query(self) -> str:
+        """The end of a query that returns the page and one entry more; its parameters are `parameters`."""
+        if self.is_descending:
+            return "(? IS NULL OR number < ?) ORDER BY number DESC LIMIT ?"
+        return "(? IS NULL OR number > ?) ORDER BY number LIMIT ?"
+
+    @property
+    def parameters(self) -> tuple[int | None, ...]:
+        """The parameters of `query`."""
+        return self.after, self.after, self.limit + 1
+
+
+class DecisionCount(NamedTuple):
+    """The number of decisions about the branches of a deployment, up to one of them."""
+
+    count: int = 0
+    newest: int = 0  # the number of the last decision that is counted
+
+
+def list_examples_of_key(store: Store, branch: str, key: str, page: PageRequest) -> tuple[list[TrainingExample], bool]:
+    """Returns examples that a key has added to a branch and that are not erased, and whether there are more."""
+    query = f"SELECT * FROM examples WHERE branch = ? AND key = ? AND erased_at IS NULL AND {page.query}"
+    examples = store.select(TrainingExample, query, branch, key, *page.parameters)
+    return examples[: page.limit], len(examples) > page.limit
+
+
+def list_versions_of_branch(store: Store, branch: str, page: PageRequest) -> tuple[list[BranchVersion], bool]:
+    """Returns versions of a branch, deleted ones included, and whether there are more."""
+    query = f"SELECT * FROM versions WHERE branch = ? AND {page.query}"
+    versions = store.select(BranchVersion, query, branch, *page.parameters)
+    return versions[: page.limit], len(versions) > page.limit
+
+
+def num_pending_of_deployment(store: Store, deployment: str) -> int:
+    """The number of undecided examples in all branches of a deployment."""
+    query = (
+        "SELECT count(*) FROM branches CROSS JOIN examples ON examples.branch = branches.branch "
+        f"AND examples.number > last_decided AND {UNDECIDED} WHERE deployment = ?"
+    )
+    return store.select_value(query, deployment)
+
+
+def continue_count(store: Store, deployment: str, counted: DecisionCount) -> DecisionCount:
+    """Counts the decisions about a deployment that were made since an earlier count."""
+    query = (
+        "SELECT count(*), coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
+        "WHERE decisions.number > ? AND deployment = ?"
+    )
+    count, newest = store.execute(query, counted.newest, counted.newest, deployment)[0]
+    return DecisionCount(counted.count + count, newest)

@@ -1,0 +1,135 @@
+"""The cost of requests does not grow with the journal: instructions of SQLite are counted, which no load changes."""
+
+from functools import partial
+
+import pytest
+
+from ontogeny.server.learning import journal, listing
+from ontogeny.server.learning.listing import DecisionCount, PageRequest
+from ontogeny.server.store import Store
+
+SHORT, LONG = 1_000, 20_000  # examples
+NAME, OTHER = "story/anna", "story/bob"
+NUMBERS = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count}) "
+
+
+class CountingStore(Store):
+    """A store that counts the instructions of SQLite in units of 100."""
+
+    num_steps = 0
+
+    def _connect(self):
+        connection = super()._connect()
+        connection.set_progress_handler(self._count, 100)
+        return connection
+
+    def _count(self):
+        self.num_steps += 1
+        return 0
+
+    def steps_of(self, call, *arguments, **options):
+        before = self.num_steps
+        call(self, *arguments, **options)
+        return self.num_steps - before
+
+
+def make_journal(folder, count):
+    """A branch that has learned so many examples, one version and one decision each."""
+    store = CountingStore(folder)
+    for name in ("anna", "bob"):
+        journal.open_branch(store, "story", name, "a" * 64, "b" * 64, 1.0)
+    columns = ", ".join(journal.BranchVersion._fields)
+    values = f"'{NAME}', n, n - 1, n, 1, n, 'digest' || n, 1.0, 0.1, NULL, 0, 1.0, NULL, NULL, 0"
+    with store.transaction():
+        for statement in (
+            f"INSERT INTO examples (branch, key, text, created_at) SELECT '{NAME}', 'anna', 'text ' || n, 1.0",
+            f"INSERT INTO versions ({columns}) SELECT {values}",
+            f"INSERT INTO decisions (branch, kind, example, version, reason, created_at) "
+            f"SELECT '{NAME}', 'learned', n, n, 'reason', 1.0",
+        ):
+            store.execute(f"{NUMBERS.format(count=count)} {statement} FROM numbers")
+        store.execute("UPDATE branches SET current_version = ?, last_decided = ? WHERE branch = ?", count, count, NAME)
+    return store
+
+
+@pytest.fixture(scope="module")
+def journals(tmp_path_factory):
+    stores = [make_journal(tmp_path_factory.mktemp("journal") / "state", count) for count in (SHORT, LONG)]
+    yield stores
+    for store in stores:
+        store.close()
+
+
+PAGE = PageRequest(limit=20)
+READS = {
+    "branch": lambda store: journal.get_branch(store, NAME),
+    "current version": lambda store: journal.describe_version(
+        store, journal.get_version(store, NAME, journal.get_branch(store, NAME).current_version)
+    ),
+    "last decisions": lambda store: journal.list_recent_decisions(store, NAME, 20),
+    "pending examples": lambda store: journal.num_pending(store, journal.get_branch(store, NAME)),
+    "pending examples of all": lambda store: listing.num_pending_of_deployment(store, "story"),
+    "next example": lambda store: journal.read_next_example(store, NAME),
+    "examples": lambda store: listing.list_examples_of_key(store, NAME, "anna", PAGE),
+    "last examples": lambda store: listing.list_examples_of_key(store, NAME, "anna", PAGE._replace(is_descending=True)),
+    "middle examples": lambda store: listing.list_examples_of_key(store, NAME, "anna", PAGE._replace(after=500)),
+    "examples of a key without any": lambda store: listing.list_examples_of_key(store, NAME, "carl", PAGE),
+    "versions": lambda store: listing.list_versions_of_branch(store, NAME, PAGE),
+    "one example": lambda store: journal.find_example(store, SHORT),
+    "new example": lambda store: journal.add_example(store, OTHER, "bob", "a text"),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_the_cost_of_a_request_does_not_grow_with_the_journal(journals, name):
+    short, long = (store.steps_of(READS[name]) for store in journals)
+    assert long <= short + 2, (short, long)
+
+
+def test_the_cost_of_metrics_does_not_grow_with_the_journal(journals):
+    costs = []
+    for store, length in zip(journals, (SHORT, LONG), strict=True):
+        counted = listing.continue_count(store, "story", DecisionCount())
+        assert counted == (length, length)
+        costs.append(store.steps_of(listing.continue_count, "story", counted))
+        branch = journal.get_branch(store, OTHER)
+        number = journal.add_example(store, OTHER, "bob", "a text")
+        assert number is not None and journal.reject_example(store, branch, number, None, "a reason")
+        assert listing.continue_count(store, "story", counted).count == length + 1
+    assert costs[1] <= costs[0] + 2
+
+
+@pytest.mark.parametrize("change", ["rollback", "restore", "erase", "erase restored"])
+def test_the_cost_of_a_change_is_at_most_proportional_to_the_journal(tmp_path, change):
+    costs = []
+    for length in (500, 4_000):
+        origin = (NAME, length - 10)
+        restored = (NAME, f"digest{length - 10}", 1.0, 0.1, "file", "me")
+        with make_journal(tmp_path / str(length), length) as store:
+            if change == "erase restored":
+                journal.restore_version(store, *restored, exported_from=origin)
+            if change == "rollback":
+                costs.append(store.steps_of(journal.rollback, NAME, length // 2, "me"))
+            elif change == "restore":
+                costs.append(store.steps_of(journal.restore_version, *restored, exported_from=origin))
+            else:
+                costs.append(store.steps_of(journal.erase_example, 3, "me"))
+    assert costs[1] <= 20 * costs[0], costs
+
+
+def test_pages_of_a_list_hold_every_entry_once(tmp_path):
+    store = make_journal(tmp_path / "state", 25)
+    journal.erase_example(store, 24, "me")
+    for list_page, expected in (
+        (partial(listing.list_examples_of_key, store, NAME, "anna"), [*range(1, 24), 25]),
+        (partial(listing.list_versions_of_branch, store, NAME), list(range(26))),
+    ):
+        for is_descending in (False, True):
+            numbers, after, has_more = [], None, True
+            while has_more:
+                entries, has_more = list_page(PageRequest(4, after, is_descending))
+                assert 0 < len(entries) <= 4
+                numbers += [entry.number for entry in entries]
+                after = numbers[-1]
+            assert numbers == (expected[::-1] if is_descending else expected)
+    store.close()
