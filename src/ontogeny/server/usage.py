@@ -109,8 +109,8 @@ class UsageMeter:
             if deployment.branches is not None:
                 num_pending = listing.num_pending_of_deployment(self._store, name)
                 self._gauges["num_examples_pending"].labels(name).set(num_pending)
-                counted = self._num_decisions.get(name, DecisionCount())
-                self._num_decisions[name] = listing.continue_count(self._store, name, counted)
+                earlier = self._num_decisions.get(name, DecisionCount())
+                self._num_decisions[name] = listing.continue_count(self._store, name, earlier)
                 self._gauges["num_decisions"].labels(name).set(self._num_decisions[name].count)
         return generate_latest(self.registry)
 

@@ -38,7 +38,7 @@ class DecisionCount(NamedTuple):
     """The number of decisions about the branches of a deployment, up to one of them."""
 
     count: int = 0
-    newest: int = 0  # the number of the last decision that is counted
+    newest: int = 0  # the number of the last decision that is included
 
 
 def list_examples_of_key(store: Store, branch: str, key: str, page: PageRequest) -> tuple[list[TrainingExample], bool]:
@@ -64,11 +64,11 @@ def num_pending_of_deployment(store: Store, deployment: str) -> int:
     return store.select_value(query, deployment)
 
 
-def continue_count(store: Store, deployment: str, counted: DecisionCount) -> DecisionCount:
+def continue_count(store: Store, deployment: str, earlier: DecisionCount) -> DecisionCount:
     """Counts the decisions about a deployment that were made since an earlier count."""
     query = (
         "SELECT count(*), coalesce(max(number), ?) FROM decisions JOIN branches USING (branch) "
         "WHERE decisions.number > ? AND deployment = ?"
     )
-    count, newest = store.execute(query, counted.newest, counted.newest, deployment)[0]
-    return DecisionCount(counted.count + count, newest)
+    count, newest = store.execute(query, earlier.newest, earlier.newest, deployment)[0]
+    return DecisionCount(earlier.count + count, newest)
