@@ -10,11 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import texts
+from ontogeny.lm.training import train as train_language_model
 from ontogeny.server import keys
 from ontogeny.server.api.bodies import MAX_LARGE_BODIES
 from ontogeny.server.api.protocol import CompletionRequest
 from ontogeny.server.store import Store
-from serving import ServerProcess, make_run
+from ontogeny.stages.spec import parse_run_spec
+from ontogeny.stages.train import train as train_agent
+from serving import CONFIG, ServerProcess, make_run
 
 pytestmark = [
     pytest.mark.computes,
@@ -128,3 +132,26 @@ def test_a_key_has_few_large_bodies_in_memory_and_delays_only_itself(key_server)
         assert not waiting.done()
         unfinished[0].close()
         assert waiting.result(30)[0] == 200
+
+
+def test_an_exported_state_of_any_size_can_be_restored(tmp_path):
+    """A branch of a model with 430,000 weights and, with a small limit for other requests, a session of an agent."""
+    changes = {"width": 128, "context_length": 32, "batch_size": 1, "num_steps": 1}
+    story = train_language_model(CONFIG.model_copy(update=changes), texts.TRAINING, tmp_path / "story")
+    with ServerProcess(tmp_path / "state", "--alias", f"story={story}", "--online") as server:
+        _export_and_restore(server, "/v1/models/story/branch/state", 4 << 20)
+    spec = {"agent": "model_based", "env": "random_mdp:num_states=18,num_actions=3,horizon=2"}
+    train_agent(parse_run_spec(spec, "test"), tmp_path / "agent")
+    arguments = ("--alias", f"agent={tmp_path / 'agent'}", "--max-body-bytes", "2048")
+    with ServerProcess(tmp_path / "agents", *arguments) as server:
+        id = server.post("/v1/agents/agent/sessions", {})[1]["id"]
+        _export_and_restore(server, f"/v1/agents/agent/sessions/{id}/state", 2048)
+
+
+def _export_and_restore(server, route, max_body_bytes):
+    """Restores an exported state that is larger than other requests may be, and no larger one."""
+    status, state = server.get(route)
+    assert status == 200 and len(state) > max_body_bytes
+    assert server.put(route, state)[0] == 200
+    assert server.put(route, state + bytes(2 << 20))[0] == 413
+    assert server.post("/v1/completions", b"a" * (max_body_bytes + 1))[0] == 413

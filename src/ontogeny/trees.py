@@ -1,6 +1,7 @@
 """Pytrees as named arrays: digests, bitwise comparison, and replacement of all values."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 import jax
@@ -58,6 +59,12 @@ def bitwise_equal(first: PyTree, second: PyTree) -> bool:
 def num_elements(tree: PyTree) -> int:
     """The number of elements of all arrays of a tree."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: PyTree) -> int:
+    """The number of bytes of all arrays of a tree; its leaves may be of `jax.ShapeDtypeStruct`."""
+    types = [_array_type(leaf) for leaf in jax.tree.leaves(tree)]
+    return sum(math.prod(array.shape) * array.dtype.itemsize for array in types)
 
 
 def is_finite(tree: PyTree) -> bool:

@@ -26,6 +26,7 @@ from ontogeny.server.fair_executor import FairExecutor, FairThreadPool
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.logs import configure_logs
 from ontogeny.server.rate_limits import RateLimits
+from ontogeny.server.upload_limits import UploadLimits
 from ontogeny.server.usage import UsageMeter
 
 ARRIVAL_LIMIT = 20.0  # seconds in which a request must have arrived
@@ -51,7 +52,12 @@ def build_app(deployments: Deployments) -> ServerApplication:
     """Builds the ASGI application of a server, which starts and stops its deployments."""
     config = deployments.config
     routes = LenientRouting(Authentication(build_api(deployments), deployments.store))
-    limits = RequestLimits(routes, max_body_bytes=config.max_body_bytes, arrival_limit=ARRIVAL_LIMIT)
+    limits = RequestLimits(
+        routes,
+        max_body_bytes=config.max_body_bytes,
+        arrival_limit=ARRIVAL_LIMIT,
+        upload_limit=UploadLimits(deployments).find,
+    )
     return ServerApplication(OriginGuard(ExampleHeader(limits), config), limits)
 
 

@@ -29,7 +29,7 @@ class ServerConfig(FrozenModel):
         max_num_seqs: Sequences generated at a time per model.
         max_queue: Requests of one key that may wait per model.
         time_limit: Time limit of a request in seconds.
-        max_body_bytes: Size limit of a request body in bytes.
+        max_body_bytes: Size limit of a request body in bytes; a state may be as large as an export of the model.
         max_pending_examples: Examples of a key that may wait to be learned, for keys without a limit of their own.
         max_stored_bytes: Bytes that a key may store, for keys without a limit of their own.
         max_sessions: Sessions that a key may have, for keys without a limit of their own.

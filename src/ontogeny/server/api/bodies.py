@@ -24,7 +24,8 @@ from ontogeny.server.fair_executor import FairExecutor
 
 LARGE_BODY = 1 << 14  # bytes; smaller ones are parsed in a millisecond
 LARGE_INPUT = 10_000  # characters, tokens or numbers; smaller inputs are processed in a few milliseconds
-MAX_CONTAINERS = 1 << 17  # lists and objects of a body; a million of them take a second to create and to free
+BYTES_PER_CONTAINER = 32  # that a body may have, on average; a million lists take a second to create and to free
+MIN_CONTAINERS = 1 << 17  # lists and objects that every body may have
 MAX_LARGE_BODIES = 2  # of one key that are read, parsed or restored at a time
 MAX_WAITING_TIME = 20.0  # seconds until one of them ends
 JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -101,7 +102,7 @@ class BodyRequest(Request):
         if self._type is None or not self._has_place:
             return await super().json()
         self.state.body_digest, content, problems = await self._parser.run(
-            self.state.key.id, _parse, self._type, await self.body()
+            self.state.key.id, _parse, self._type, await self.body(), self._max_containers
         )
         self._body = b""  # the bytes are not kept while the request waits for its answer
         await self._stack.aclose()
@@ -113,6 +114,11 @@ class BodyRequest(Request):
     def _parser(self) -> BodyParser:
         """The parser of the server."""
         return self.app.state.context.bodies
+
+    @property
+    def _max_containers(self) -> int:
+        """The lists and objects that the body may have."""
+        return max(MIN_CONTAINERS, self.state.max_bytes // BYTES_PER_CONTAINER)
 
     @property
     def _is_large(self) -> bool:
@@ -147,11 +153,11 @@ def _hash(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
-def _parse(type_: TypeAdapter[Any], body: bytes) -> tuple[bytes, Any, list[dict[str, Any]]]:
+def _parse(type_: TypeAdapter[Any], body: bytes, max_containers: int) -> tuple[bytes, Any, list[dict[str, Any]]]:
     """Returns the digest of a body, its content as an object of a type, and the errors of its validation."""
     digest = _hash(body)
-    if _num_containers(body) > MAX_CONTAINERS:
-        raise errors.bad_request(f"the body has more than {MAX_CONTAINERS} lists and objects")
+    if _has_more_containers(body, max_containers):
+        raise errors.bad_request(f"the body has more than {max_containers} lists and objects")
     with _without_collection():
         try:
             try:
@@ -176,13 +182,12 @@ def _details(error: ValidationError) -> list[dict[str, Any]]:
     return [{**details, "loc": ("body", *details["loc"])} for details in problems]
 
 
-def _num_containers(body: bytes) -> int:
-    """The number of lists and objects in a body; exact if it exceeds `MAX_CONTAINERS`."""
-    count = body.count(b"[") + body.count(b"{")
-    if count > MAX_CONTAINERS:  # some may be characters of a text
-        outside = JSON_STRING.sub(b"", body)
-        count = outside.count(b"[") + outside.count(b"{")
-    return count
+def _has_more_containers(body: bytes, max_containers: int) -> bool:
+    """Whether a body has more lists and objects than allowed."""
+    if body.count(b"[") + body.count(b"{") <= max_containers:
+        return False
+    outside = JSON_STRING.sub(b"", body)  # some of the brackets may be characters of a text
+    return outside.count(b"[") + outside.count(b"{") > max_containers
 
 
 @contextlib.contextmanager

@@ -117,6 +117,7 @@ class _Exchange:
         self._num_bytes, self._is_complete = 0, not has_body
         upload_limit = limits.upload_limit(scope["method"], scope["path"])
         self._max_bytes = limits.max_body_bytes if upload_limit is None else upload_limit
+        scope["state"]["max_bytes"] = self._max_bytes
         self._arrival_limit = max(limits.arrival_limit, (upload_limit or 0) / MIN_UPLOAD_RATE)
         self._deadline: float | None = None  # of the body; set when the application begins to read it
         self._is_event_stream = False
