@@ -133,7 +133,8 @@ class BodyRoute(FairRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns the function that handles a request."""
         handler, field = super().get_route_handler(), self.body_field
-        type_ = None if field is None else TypeAdapter[Any](field.field_info.annotation)
+        annotation: Any = None if field is None else field.field_info.annotation
+        type_ = None if annotation is None else TypeAdapter[Any](annotation)
 
         async def handle(request: Request) -> Response:
             async with AsyncExitStack() as stack:

@@ -154,7 +154,7 @@ class _Exchange:
             if not self._is_complete and self.status >= 400:  # the unread body would be taken for the next request
                 message["headers"] = [*headers, CLOSE]
         elif not message.get("more_body", False) and not self._is_complete and self.status >= 400:
-            await self._send(message | {"more_body": True})
+            await self._send({**message, "more_body": True})
             if not self._limits.is_stopping:
                 await self._discard_body()
             message = {"type": "http.response.body"}
