@@ -1,5 +1,6 @@
 """An online server: keys learn separately, nothing is lost in a crash, and everything learned can be undone."""
 
+import http.client
 import json
 import subprocess
 import sys
@@ -253,6 +254,20 @@ def test_an_admin_key_forks_a_branch(server, key, created_keys):
 def test_an_old_field_is_answered_with_its_new_name(server, key, path, body, words):
     status, content = server.post(f"/v1/models/story/{path}", body, key["admin"])
     assert status == 400 and words in content["error"]["message"]
+
+
+def test_states_restored_by_a_client_that_hung_up_are_dropped(server, key):
+    path = "/v1/models/story/branch"
+    state = server.get(f"{path}/state", key["dora"])[1]
+    before = server.get(path, key["dora"])[1]["current_version"]
+    headers = {"Authorization": f"Bearer {key['dora']}", "Content-Type": "application/octet-stream"}
+    for _ in range(40):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("PUT", f"{path}/state", state, headers)
+        connection.close()
+    after = wait_until(lambda: server.put(f"{path}/state", state, key["dora"])[1].get("number"))
+    assert after - before < 20
+    assert server.get(path, key["dora"])[1]["current_version"] == after
 
 
 # --- sessions of texts

@@ -23,7 +23,6 @@ from ontogeny.server.api.protocol import ChatRequest, CompletionFields, Completi
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, OutputStream
 from ontogeny.server.api.tokenizer import prompt_text, prompt_tokens
-from ontogeny.server.api.waiting import disconnected
 from ontogeny.server.deployments import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
 
@@ -158,7 +157,7 @@ async def _prepare(
     cleanup.callback(tokens.close)
     served = await deployment.request_weights(key.id)
     if await request.is_disconnected():
-        raise disconnected()
+        raise errors.disconnected()
     try:
         reservation = engine.reserve(num_sequences, key.id)
     except QueueFull as error:
@@ -213,7 +212,7 @@ async def _respond(
             counter.add(output)
             form.add(output)
     except ClientDisconnected:
-        raise disconnected() from None
+        raise errors.disconnected() from None
     counter.close()
     num_alternatives = max(sequence.num_logprobs or 0 for sequence in prepared.sequences)
     size = counter.completion_tokens + sum(map(len, form.scored)) * (1 + num_alternatives)

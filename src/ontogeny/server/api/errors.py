@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as RoutingError
+from starlette.requests import ClientDisconnect
 
 from ontogeny.engine.engine import QueueFull
 from ontogeny.errors import StorageUnavailable
@@ -134,6 +135,11 @@ def storage_unavailable(error: StorageUnavailable) -> ApiError:
     return unavailable(STORAGE_ERROR, "storage_unavailable")
 
 
+def disconnected() -> ApiError:
+    """Creates the error of a client that closed the connection."""
+    return ApiError(499, "the client closed the connection", code="client_disconnected")  # only the log shows it
+
+
 def timed_out() -> ApiError:
     """Creates the error of a request that exceeded the time limit before its first result."""
     return unavailable("the request exceeded the time limit; retry later", "time_limit")
@@ -145,6 +151,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def handle_api_error(request: Request, error: ApiError) -> JSONResponse:
         return error.response
+
+    @app.exception_handler(ClientDisconnect)
+    async def handle_disconnect(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return disconnected().response
 
     @app.exception_handler(QueueFull)
     async def handle_full_queue(request: Request, error: QueueFull) -> JSONResponse:

@@ -7,14 +7,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from ontogeny.server.api import errors
-from ontogeny.server.api.errors import ApiError
 
 Result = TypeVar("Result")
-
-
-def disconnected() -> ApiError:
-    """Creates the error of a client that closed the connection."""
-    return ApiError(499, "the client closed the connection", code="client_disconnected")  # only the log shows it
 
 
 async def wait_for_disconnect(request: Request) -> None:
@@ -35,6 +29,9 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, Result
     Raises:
         ApiError: The client has disconnected, or the time limit has passed.
     """
+    if await request.is_disconnected():
+        work.close()
+        raise errors.disconnected()
     task, watch = asyncio.ensure_future(work), asyncio.create_task(wait_for_disconnect(request))
     try:
         await asyncio.wait((task, watch), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -45,7 +42,7 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, Result
                 if not watch.done():
                     raise errors.timed_out()
                 watch.result()  # raises the error of an invalid body
-                raise disconnected()
+                raise errors.disconnected()
         return task.result()
     finally:
         task.cancel()
