@@ -13,7 +13,6 @@ from ontogeny.engine.text_stream import TextStream
 from ontogeny.lm.tokenizer import Tokenizer
 from ontogeny.server.api import errors
 from ontogeny.server.api.waiting import wait_for_disconnect
-from ontogeny.server.api.waiting import wait_for_disconnect
 
 
 class OutputDelta(NamedTuple):
