@@ -187,11 +187,18 @@ class Store:
                 yield connection
                 return
             with self._places:
-                connection = self._idle.pop() if self._idle else self._connect()
+                connection = self._take_connection()
                 try:
                     yield connection
                 finally:
                     self._give_back(connection)
+
+    def _take_connection(self) -> sqlite3.Connection:
+        """Takes an idle connection, or opens one."""
+        try:
+            return self._idle.pop()  # without a test before, since other threads take connections meanwhile
+        except IndexError:
+            return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         """Opens a connection."""
@@ -283,5 +290,6 @@ class Store:
 
 def _close_connections(connections: list[sqlite3.Connection]) -> None:
     """Closes and removes connections."""
-    while connections:
-        connections.pop().close()
+    with contextlib.suppress(IndexError):
+        while True:
+            connections.pop().close()
