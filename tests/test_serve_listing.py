@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from ontogeny.server import quotas
 from ontogeny.server.learning import journal, listing
 from ontogeny.server.learning.listing import DecisionCount, PageRequest
 from ontogeny.server.store import Store
@@ -76,6 +77,7 @@ READS = {
     "examples of a key without any": lambda store: listing.list_examples_of_key(store, NAME, "carl", PAGE),
     "versions": lambda store: listing.list_versions_of_branch(store, NAME, PAGE),
     "one example": lambda store: journal.find_example(store, SHORT),
+    "storage of a key": lambda store: quotas.get_storage(store, "anna"),
     "new example": lambda store: journal.add_example(store, EMPTY, "bob", "a text"),
 }
 
@@ -103,15 +105,16 @@ def test_the_cost_of_metrics_does_not_grow_with_the_journal(journals):
 def test_the_cost_of_a_change_is_no_more_than_proportional_to_the_journal(tmp_path, change):
     costs = []
     for length in (500, 4_000):
-        origin = (NAME, length - 10)
-        restored = (NAME, f"digest{length - 10}", 1.0, 0.1, "file", "me")
+        digest = f"digest{length - 10}"
+        restored = {"digest": digest, "source_digest": digest, "exported_from": (NAME, length - 10)}
+        restored |= {"held_out_loss": 1.0, "weight_distance": 0.1, "file": "file", "actor": "me"}
         with make_journal(tmp_path / str(length), length) as store:
             if change == "erase restored":
-                journal.restore_version(store, *restored, exported_from=origin)
+                journal.restore_version(store, NAME, **restored)
             if change == "rollback":
                 costs.append(store.steps_of(journal.rollback, NAME, length // 2, "me"))
             elif change == "restore":
-                costs.append(store.steps_of(journal.restore_version, *restored, exported_from=origin))
+                costs.append(store.steps_of(journal.restore_version, NAME, **restored))
             else:
                 costs.append(store.steps_of(journal.erase_example, 3, "me"))
     assert costs[1] <= 20 * costs[0], costs
