@@ -57,10 +57,14 @@ class SteppedThread:
             raise ThreadKilled
 
     def kill(self) -> None:
-        """Ends the thread at its checkpoint."""
+        """Makes the thread end at its checkpoint, or at the next one; `join` waits for the end."""
         self._is_killed = True
         self._permits.release()
-        self._thread.join()
+
+    def join(self) -> None:
+        """Waits for the end of the thread."""
+        self._thread.join(60)
+        assert not self._thread.is_alive()
 
     def _run(self) -> None:
         THREADS[threading.get_ident()] = self

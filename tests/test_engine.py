@@ -166,6 +166,20 @@ def test_the_prefix_cache_changes_no_bit_of_an_answer_and_saves_prefill(engine, 
     assert len(prefills) == 2
 
 
+def test_a_prompt_whose_weights_were_chosen_before_an_erasure_is_not_cached(engine, weights):
+    prompt, scope = tuple(range(40)), ("carl", "1")
+    epoch = engine.prefix_cache.epoch
+    engine.prefix_cache.evict({"dora"}, {"1"})  # between the choice of the weights and the request
+    request = make_request(weights, prompt, 1, cache_scope=scope)
+    answer(engine, request._replace(cache_epoch=epoch))
+    encoded = np.asarray(prompt, np.int32).tobytes()
+    assert not engine.prefix_cache.contains(scope, encoded)
+    answer(engine, request)
+    assert engine.prefix_cache.contains(scope, encoded)
+    engine.prefix_cache.evict({"dora"}, {"1"})
+    assert not engine.prefix_cache.contains(scope, encoded)
+
+
 def test_prefixes_scored_prompts_and_overlong_prompts_are_answered_bitwise_equal_from_the_prefix_cache(engine, weights):
     prompt = tuple(map(int, np.random.default_rng(6).integers(0, 256, 90)))
     plain = make_request(weights, prompt, 20, SamplingParams(1.0, seed=1), num_logprobs=1)

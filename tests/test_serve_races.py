@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import re
+import os
 import shutil
 import tempfile
 import threading
@@ -29,14 +29,15 @@ from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.types import Weights
+from serving import shared_run
 from stepping import SteppedStore, SteppedThread, fake_learner
+from workload import Workload, check_decisions
 
 MAX_STEPS = 20_000  # after which a test has hung
 INDICES = st.integers(0, 10**6)  # of one of several things, modulo their number
 KEYS = ["anna", "bob", "carl"]
 LIMITS = BranchConfig(snapshot_interval=2, max_snapshots=2, max_loaded=2)
 TEXTS = ["A lamp.", "A bell under water.", "A ship of glass.", "A letter to the sea."]
-REPLAYED = re.compile(r"the examples after number (\d+) are learned again")
 
 
 def replay(learner: BranchLearner, weights: Weights, examples: list[str]) -> Weights:
@@ -260,19 +261,6 @@ class LearnerWithRequests(RuleBasedStateMachine):
         for record in self.records:
             assert any(f"snapshot '{file}'" in record.getMessage() for file in self.damaged), record.getMessage()
 
-    def check_decisions(self, branch: str) -> None:
-        """Every surviving example that is decided has exactly one decision since it was last learned again."""
-        store, counts = self.manager.store, Counter[int]()
-        state = journal.get_branch(store, branch)
-        for decision in journal.list_recent_decisions(store, branch, 10**6)[::-1]:
-            if decision.kind in ("learned", "rejected"):
-                counts[decision.example] += 1
-            elif decision.kind == "erased" and (replayed := REPLAYED.search(decision.reason)) is not None:
-                counts = Counter({number: n for number, n in counts.items() if number <= int(replayed[1])})
-        for example in journal.list_examples(store, branch):
-            if example.erased_at is None and not example.deferred:
-                assert counts[example.number] == (example.number <= state.last_decided), (branch, example)
-
     def check_replay(self, branch: str) -> None:
         """The branch equals one that learns its surviving examples from the trained or the restored weights."""
         store = self.manager.store
@@ -298,7 +286,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
                 raise AssertionError("examples stay pending")
             self.check_threads()
             for key in KEYS:
-                self.check_decisions(f"story/{key}")
+                check_decisions(self.manager.store, f"story/{key}")
                 self.check_replay(f"story/{key}")
                 self.ask(key)
             for number in self.erased:
@@ -310,8 +298,11 @@ class LearnerWithRequests(RuleBasedStateMachine):
             self.check_threads()
         finally:
             logging.getLogger("ontogeny").removeHandler(self.handler)
-            for thread in [self.thread, *self.abandoned]:
+            threads = [self.thread, *self.abandoned] + ([] if self.request is None else [self.request])
+            for thread in threads:
                 thread.kill()
+            for thread in threads:  # one may wait for the lock of another
+                thread.join()
             self.manager.store.close()
             shutil.rmtree(self.folder)
 
@@ -530,3 +521,13 @@ def test_the_decision_log_says_where_restored_and_forked_weights_come_from(tmp_p
     ):
         assert line in output, (line, output)
     assert "no examples" not in output
+
+
+@pytest.mark.slow
+def test_keys_that_share_a_killed_server_end_with_their_own_replays(tmp_path_factory, tmp_path):
+    """Five minutes, or the seconds in ONTOGENY_WORKLOAD_SECONDS."""
+    seconds = float(os.environ.get("ONTOGENY_WORKLOAD_SECONDS", "300"))
+    with Workload(shared_run(tmp_path_factory), tmp_path) as workload:
+        workload.run_for(seconds)
+        workload.check()
+        assert workload.statuses["200 POST /v1/models/story/examples"] > seconds / 2, workload.statuses

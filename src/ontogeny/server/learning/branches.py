@@ -10,6 +10,7 @@ acceptance test; a rejection is recorded with its reason, and its weights and mo
 import asyncio
 import logging
 import math
+import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -79,6 +80,7 @@ class BranchManager:
             store, deployment, learner, self.loader, self.snapshots, self.config,
             weight_distance=self._weight_distance,
         )  # fmt: skip
+        self._erasure_lock = threading.Lock()
         self._loading_threads = ThreadPoolExecutor(NUM_LOADING_THREADS, f"loading of {deployment}")
         self._loading: dict[str, Future[LoadedVersion]] = {}  # of the event loop
         self.open(journal.SHARED)
@@ -160,14 +162,15 @@ class BranchManager:
         What fails on a full disk, or was interrupted by a crash, stays for a later call.
         """
         try:
-            examples = journal.list_unfinished_erasures(self.store, self.deployment)
-            if not examples:
-                return
-            self.loader.drop_deleted()
-            self.on_erased(examples)
-            self.snapshots.delete_unused()
-            if self.store.truncate_log():
-                journal.finish_erasures(self.store, examples)
+            with self._erasure_lock:  # so that what an earlier erasure left valid does not override a later one
+                examples = journal.list_unfinished_erasures(self.store, self.deployment)
+                if not examples:
+                    return
+                self.loader.drop_deleted()
+                self.on_erased(examples)
+                self.snapshots.delete_unused()
+                if self.store.truncate_log():
+                    journal.finish_erasures(self.store, examples)
         except (OSError, StorageUnavailable) as error:
             log.warning("an erasure in '%s' cannot be finished at present: %s", self.deployment, error)
 
