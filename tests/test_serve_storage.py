@@ -131,7 +131,9 @@ def check_full_disk(server: ServerProcess, disk: contextlib.AbstractContextManag
         assert server.get(f"{model}/branch", "og-0-wrong")[0] == 401
         assert server.post("/v1/completions", PROMPT, new_key)[0] == 200  # a key that has no branch yet
         assert "anna" in run_command("keys", "list", "--state-dir", str(server.state_dir)).stdout
-        assert is_refused(wait_until(lambda: (answer := server.get("/ready"))[0] == 503 and answer))
+        # The learner fails at once, and the usage meter once it has tried to write.
+        wait_until(lambda: server.get("/ready")[1].get("error", {}).get("code") == "storage_unavailable")
+        assert is_refused(server.get("/ready"))
     wait_until(lambda: server.get("/ready")[0] == 200)
     wait_until(lambda: branch()["num_pending"] == 0)
     refused = ask("POST", f"{model}/examples", {"text": REFUSED})[1]["number"]
