@@ -78,6 +78,10 @@ READS = {
     "versions": lambda store: listing.list_versions_of_branch(store, NAME, PAGE),
     "one example": lambda store: journal.find_example(store, SHORT),
     "storage of a key": lambda store: quotas.get_storage(store, "anna"),
+    "snapshots": journal.list_snapshots,
+    "new snapshot": lambda store: journal.add_snapshot(
+        store, journal.get_version(store, NAME, SHORT), f"{SHORT}.safetensors", 4
+    ),
     "new example": lambda store: journal.add_example(store, EMPTY, "bob", "a text"),
 }
 

@@ -107,7 +107,7 @@ MODELS = [
     for _, member in inspect.getmembers(protocol, inspect.isclass)
     if issubclass(member, BaseModel) and member.__module__ == protocol.__name__ and member.model_fields
 ]
-SCALARS = [None, True, -1, 2**64, 10**5000, 1.5, 1e300, math.nan, math.inf, "", "a", "1", "\ud800", "a" * 1001]
+SCALARS = [None, True, -1, 2**64, 10**4000, 1.5, 1e300, math.nan, math.inf, "", "a", "1", "\ud800", "a" * 1001]
 INVALID_VALUES = [
     *SCALARS,
     *([scalar] for scalar in SCALARS),
@@ -129,19 +129,19 @@ INVALID_VALUES = [
 LIBRARY_WORDS = ("Input should", "Value should", "String should", "List should", "Field required", "Value error")
 
 
-def find_errors(model, body):
-    """The errors of a body as FastAPI reports them; none if the body is valid."""
+def find_errors(model, body, *, as_json=False):
+    """The errors of a body, read as Python objects or as JSON, in the form of FastAPI; none if the body is valid."""
     try:
-        model.model_validate(body)
+        model.model_validate_json(json.dumps(body)) if as_json else model.model_validate(body)
     except ValidationError as error:
-        return [details | {"loc": ("body", *details["loc"])} for details in error.errors()]
+        return [details | {"loc": ("body", *details["loc"])} for details in error.errors(include_input=False)]
     return []
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_error_of_the_validation_library_has_a_sentence_of_the_server(model):
     for body in [*SCALARS, [], {}, *({name: value} for name in model.model_fields for value in INVALID_VALUES)]:
-        errors = find_errors(model, body)
+        errors = [*find_errors(model, body), *find_errors(model, body, as_json=True)]
         assert {details["type"] for details in errors} <= MESSAGES.keys()
         for details in errors:
             field, message = describe_validation_errors([details])

@@ -21,7 +21,7 @@ SELECT count(*) FROM branches CROSS JOIN examples USING (branch)
 WHERE owner_key IN (?, 'shared') AND number > last_decided AND {UNDECIDED} AND key = ?
 """
 UPLOADED_STATES = """
-SELECT DISTINCT snapshot FROM branches CROSS JOIN versions INDEXED BY uploaded_versions USING (branch)
+SELECT DISTINCT snapshot FROM branches CROSS JOIN versions INDEXED BY versions_with_snapshot USING (branch)
 WHERE owner_key = ? AND parent IS NULL AND source_branch IS NULL AND snapshot IS NOT NULL
 """
 ADVICE = {

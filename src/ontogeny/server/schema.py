@@ -58,8 +58,7 @@ ADDED_TABLES = """
 CREATE TABLE unfinished_erasures (example INTEGER PRIMARY KEY);
 CREATE INDEX examples_by_key ON examples (branch, key, number);
 CREATE INDEX branches_by_owner ON branches (owner_key);
-CREATE INDEX uploaded_versions ON versions (branch)
-    WHERE parent IS NULL AND source_branch IS NULL AND snapshot IS NOT NULL;
+CREATE INDEX versions_with_snapshot ON versions (branch, number, snapshot) WHERE snapshot IS NOT NULL;
 CREATE TABLE learned_requests (
     key TEXT NOT NULL, idempotency_key TEXT, digest TEXT, num_retries INTEGER NOT NULL, received_at REAL NOT NULL,
     expires_at REAL NOT NULL, example INTEGER, UNIQUE (key, idempotency_key)

@@ -61,8 +61,9 @@ def describe_validation_errors(errors: Sequence[Mapping[str, Any]]) -> tuple[str
     right_type = [error for error in alternatives if not error["type"].endswith("_type")] or alternatives
     error = max(right_type, key=lambda error: len(error["loc"]))
     place, kind = error["loc"], error["type"]
-    if kind in ("too_long", "too_short"):  # of a list, an object, or a text that a validator has checked before
-        kind = {"Value": f"string_{kind}", "Dictionary": f"dict_{kind}"}.get(error["ctx"]["field_type"], kind)
+    if kind in ("too_long", "too_short"):  # pydantic calls a text that another validator has checked a value
+        prefixes = {"Value": "string_", "Dictionary": "dict_"}
+        kind = prefixes.get(error["ctx"]["field_type"], "") + kind
     message = MESSAGES.get(kind, OTHER_ERROR).format(**error.get("ctx", {}) | {"position": place[-1]})
     if error["type"].endswith("_type") and len(alternatives) > 1:
         place, message = place[:2], "the value has none of the accepted types"

@@ -346,7 +346,8 @@ def forget_surplus_snapshots(store: Store, newest: BranchVersion, max_snapshots:
         max_snapshots: How many are kept, beside that of the current version.
     """
     query = (
-        "SELECT versions.* FROM versions JOIN branches USING (branch) WHERE branch = ? AND snapshot IS NOT NULL AND "
+        "SELECT versions.* FROM branches CROSS JOIN versions INDEXED BY versions_with_snapshot USING (branch) "
+        "WHERE branch = ? AND snapshot IS NOT NULL AND "
         "(parent IS NOT NULL OR source_branch IS NOT NULL) AND number != current_version AND number != ? "
         "ORDER BY number DESC"
     )
@@ -364,7 +365,8 @@ def forget_snapshot(store: Store, version: BranchVersion) -> None:
 
 def list_snapshots(store: Store) -> set[str]:
     """Returns the files that hold versions."""
-    return set(store.select_values("SELECT DISTINCT snapshot FROM versions WHERE snapshot IS NOT NULL"))
+    query = "SELECT DISTINCT snapshot FROM versions INDEXED BY versions_with_snapshot WHERE snapshot IS NOT NULL"
+    return set(store.select_values(query))
 
 
 def set_frozen(store: Store, deployment: str, frozen: bool, actor: str) -> list[str]:
