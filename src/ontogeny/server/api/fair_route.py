@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from fastapi import Response
 from fastapi.routing import APIRoute
+from pydantic_core import to_json
 
 
 class FairRoute(APIRoute):
@@ -25,10 +27,19 @@ class FairRoute(APIRoute):
 
 
 def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """A coroutine function with the signature of a function, which it calls on another thread."""
+    """A coroutine function with the signature of a function, which it calls on another thread.
+
+    An answer that is an object is encoded there too: a long list would hold up the event loop.
+    """
+
+    def answer(**arguments: Any) -> Any:
+        content = endpoint(**arguments)
+        if not isinstance(content, dict):
+            return content
+        return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
 
     @functools.wraps(endpoint)
     async def call(**arguments: Any) -> Any:
-        return await asyncio.to_thread(endpoint, **arguments)
+        return await asyncio.to_thread(answer, **arguments)
 
     return call
