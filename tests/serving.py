@@ -147,8 +147,10 @@ class ServerProcess:
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
-        if not self.port and (line := re.search(r"^serving .* on \S*:(\d+)$", self.log.read_text(), re.MULTILINE)):
-            self.port = int(line[1])
+        line = re.search(r"^serving .* on \S*:(\d+)$", self.log.read_text(), re.MULTILINE)
+        if line is None:
+            return False
+        self.port = self.port or int(line[1])
         try:
             return self.get("/ready")[0] == 200
         except OSError:
