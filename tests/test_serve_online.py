@@ -9,6 +9,7 @@ import pytest
 
 import texts
 from ontogeny.server import keys
+from ontogeny.server.states import decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
 from serving import ROOT, ServerProcess, optimized_environment, run_command, shared_run, wait_until
 
@@ -236,11 +237,40 @@ def test_an_admin_key_forks_a_branch(server, key, created_keys):
     assert server.post("/v1/models/story/branch/fork", body, key["carl"])[0] == 403
     assert server.post("/v1/models/story/branch/fork", body, key["admin"])[0] == 200
     assert prompt_logprobs(server, key["dora"]) == prompt_logprobs(server, key["carl"])
+    branch, version = (server.get("/v1/models/story/branch", key[name])[1] for name in ("dora", "carl"))
+    origin = f"forked from version {version['current_version']} of key {created_keys['carl'][0].id}"
+    assert branch["version_description"] == branch["decisions"][0]["version_description"] == origin
+    assert branch["decisions"][0]["kind"] == "forked" and origin in branch["decisions"][0]["reason"]
     add_example(server, key["dora"], "The lamp was black. " * 20)
     wait_for_learning(server, key["dora"])
     assert prompt_logprobs(server, key["dora"]) != prompt_logprobs(server, key["carl"])
     for invalid in ({"target_key": "nobody"}, body | {"owner_key": "nobody"}):
         assert server.post("/v1/models/story/branch/fork", invalid, key["admin"])[0] == 404
+
+
+def test_one_unavailable_branch_is_answered_with_503_and_the_others_go_on(server, key, state_dir, created_keys):
+    """The only copy of a restored state is deleted, and the server cannot learn it again."""
+    path = "/v1/models/story/branch"
+    exported = server.get(f"{path}/state", key["erin"])[1]
+    arrays, metadata = decode_state(exported), read_metadata(exported, "branch")
+    arrays["scratch.num_steps"] = arrays["scratch.num_steps"] + 1000  # no version of this server has these weights
+    state = encode_state("branch", arrays, {name: metadata[name] for name in ("trained_digest", "learner_digest")})
+    status, version = server.put(f"{path}/state", state, key["erin"])
+    assert status == 200 and version["source_branch"] is None
+    assert server.get(path, key["erin"])[1]["version_description"] == "restored from an export"
+    (state_dir / "snapshots" / version["snapshot"]).unlink()
+    body = {"model": "story", "prompt": "The", "max_tokens": 1, "learn": False}
+    for _ in range(2):
+        status, content = server.post("/v1/completions", body, key["erin"])
+        assert (status, content["error"]["code"]) == (503, "branch_unavailable")
+        assert version["snapshot"] in content["error"]["message"]
+        assert server.get(f"{path}/state", key["erin"])[0] == 503
+    assert server.post("/v1/completions", body, key["bob"])[0] == server.get("/ready")[0] == 200
+    add_example(server, key["bob"], "The lamp was silver. " * 20)
+    wait_for_learning(server, key["bob"])
+    body_of_rollback = {"version": 0, "owner_key": created_keys["erin"][0].id}
+    assert server.post("/v1/models/story/rollback", body_of_rollback, key["admin"])[0] == 200
+    assert server.post("/v1/completions", body, key["erin"])[0] == 200
 
 
 @pytest.mark.parametrize(

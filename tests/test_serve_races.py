@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
@@ -317,8 +317,8 @@ class LearnerWithRequests(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-LearnerWithRequests.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
-TestLearnerWithRequests = LearnerWithRequests.TestCase
+def test_every_interleaving_ends_like_a_replay():
+    run_state_machine_as_test(LearnerWithRequests, settings=settings(max_examples=30, stateful_step_count=40))
 
 
 def open_branches(folder: Path, learner: BranchLearner | None = None, **limits: int) -> BranchManager:

@@ -98,8 +98,9 @@ class BranchManager:
         return self.store.select_value("SELECT 1 FROM branches WHERE branch = ?", name) is None
 
     def start(self) -> None:
-        """Compiles the learner, recomputes versions that a crash lost, and starts the learning thread."""
+        """Compiles the learner, finishes erasures, recomputes lost versions, and starts the learning thread."""
         self.learner.learn(self.learner.init(), "warm", do_not_pause)
+        self.finish_erasures()
         for branch in journal.list_branches(self.store, self.deployment)[-self.config.max_loaded :]:
             try:
                 self.loader.load(branch.branch)
@@ -108,10 +109,11 @@ class BranchManager:
         self.loop.start()
 
     def stop(self) -> None:
-        """Finishes the current update and saves snapshots of the current versions."""
+        """Finishes the current update and erasures, and saves snapshots of the current versions."""
         self._loading_threads.shutdown(wait=False, cancel_futures=True)
         self.loop.stop()
         self.loader.stop()
+        self.finish_erasures()
 
     def learn_next(self) -> bool:
         """Learns one example of every branch that has one; returns whether anything was done."""
