@@ -96,13 +96,17 @@ class RouteCalls:
             f"POST {prefix}/{{id}}/fork": with_session("POST", "/fork"),
         }
 
+    def text(self) -> str:
+        """A text whose length differs from those of the calls before."""
+        return "The agent " + "a" * (next(self.numbers) % 40)
+
     def restore(self, path: str) -> None:
         """Exports a state and restores it."""
         self.request("PUT", path, self.request("GET", path))
 
     def complete(self) -> None:
         """Completions, whole and as a stream, with another seed at each call."""
-        body = {"model": MODEL, "prompt": "The agent", "max_tokens": 5, "seed": next(self.numbers), "learn": False}
+        body = {"model": MODEL, "prompt": self.text(), "max_tokens": 5, "seed": next(self.numbers), "learn": False}
         self.request("POST", "/v1/completions", body | {"n": 2, "logprobs": 2, "top_p": 0.9})
         data = json.dumps(body | {"stream": True}).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
@@ -137,7 +141,7 @@ class RouteCalls:
         """Continues a text twice."""
         sessions = f"/v1/models/{MODEL}/sessions"
         id = self.request("POST", sessions, {})["id"]
-        for prompt in ("The agent", " learns"):
+        for prompt in (self.text(), " learns"):
             self.request("POST", f"{sessions}/{id}/completions", {"prompt": prompt, "max_tokens": 3})
         self.request("DELETE", f"{sessions}/{id}")
 

@@ -162,9 +162,9 @@ def calls(tmp_path_factory):
         server.stop()
 
 
-def metric(server: ServerProcess, name: str) -> float:
+def metric(calls: RouteCalls, name: str) -> float:
     """The value of a metric without labels."""
-    lines = server.get("/metrics")[1].decode().splitlines()
+    lines = calls.request("GET", "/metrics").decode().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
@@ -181,13 +181,13 @@ def check_routes(calls: RouteCalls, routes: list[str], num_warm: int, num_counte
             calls.calls[route]()
     settle(calls)
     memory, descriptors = resident_memory(process), len(list(Path(f"/proc/{process}/fd").iterdir()))
-    compilations = metric(calls.server, "ontogeny_compilations_total")
+    compilations = metric(calls, "ontogeny_compilations_total")
     for _ in range(num_counted):
         for route in routes:
             calls.calls[route]()
     settle(calls)
     assert resident_memory(process) - memory < max_growth
-    assert metric(calls.server, "ontogeny_compilations_total") == compilations
+    assert metric(calls, "ontogeny_compilations_total") == compilations
     assert len(list(Path(f"/proc/{process}/fd").iterdir())) <= descriptors + 3  # connections that are still open
 
 
@@ -200,8 +200,8 @@ def test_requests_to_all_routes_compile_nothing_and_lose_no_memory(calls):
 
 
 def test_metrics_describe_the_process(calls):
-    assert metric(calls.server, "process_open_fds") > 0
-    memory = metric(calls.server, "process_resident_memory_bytes")
+    assert metric(calls, "process_open_fds") > 0
+    memory = metric(calls, "process_resident_memory_bytes")
     assert 0.5 < memory / resident_memory(calls.server.process.pid) < 2
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 
 from ontogeny.types import PyTree
@@ -61,12 +62,12 @@ def trace_fields(record: NamedTupleT, *names: str) -> NamedTupleT:
 
 def holds_tracers(*trees: PyTree) -> bool:
     """Whether an array of these trees belongs to a trace."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def is_tracing() -> bool:
     """Whether JAX traces the calling function at present, so that every new array belongs to a trace."""
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
+    return isinstance(jnp.zeros(()), Tracer)
 
 
 def build_once(build: Callable[..., Result], *arguments: Any) -> Result:

@@ -38,7 +38,8 @@ def from_arrays(template: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
         if array.shape != like.shape or array.dtype != like.dtype:
             actual, required = (f"{a.dtype}{list(a.shape)}" for a in (array, like))
             raise BadInput(f"the array '{name}' is {actual}, expected {required}")
-        leaves.append(jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else jnp.asarray(array))
+        on_device = jax.device_put(np.array(array))  # `jnp.asarray` compiles a program for every shape
+        leaves.append(jax.random.wrap_key_data(on_device) if _is_key(leaf) else on_device)
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 

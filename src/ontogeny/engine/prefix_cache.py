@@ -52,6 +52,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def num_bytes(self) -> int:
+        """The size of all entries."""
+        return self._num_bytes
+
     def contains(self, scope: CacheScope, tokens: bytes) -> bool:
         """Whether a whole prompt is cached."""
         return (scope, tokens) in self._entries

@@ -11,8 +11,9 @@ EVENT = "/jax/core/compile/backend_compile_duration"  # also of programs that ar
 NUM_COMPILATIONS = Counter("ontogeny_compilations", "Programs that JAX has compiled since the start", registry=None)
 
 
-def _count(event: str, _: float, **__: str | int) -> None:
+def _count(event: str, duration_secs: float, **kwargs: str | int) -> None:
     """Counts one program."""
+    del duration_secs, kwargs
     if event == EVENT:
         NUM_COMPILATIONS.inc()
 

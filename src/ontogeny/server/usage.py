@@ -28,6 +28,7 @@ GAUGES = {
     "num_generated_tokens": "Tokens that the engine has generated, also for abandoned requests",
     "num_session_calls": "Calls of sessions that have begun, such as the steps of an agent",
     "num_session_calls_waiting": "Calls of sessions in the queue",
+    "prefix_cache_bytes": "Size of the prefix cache",
     "num_examples_pending": "Training examples in the journal that have not been decided on",
     "num_decisions": "Decisions of the learner",
 }
@@ -106,6 +107,7 @@ class UsageMeter:
             self._gauges["num_generated_tokens"].labels(name).set(deployment.engine.num_generated_tokens)
             self._gauges["num_requests_running"].labels(name).set(deployment.engine.num_requests_running)
             self._gauges["num_requests_waiting"].labels(name).set(deployment.engine.num_requests_waiting)
+            self._gauges["prefix_cache_bytes"].labels(name).set(deployment.engine.prefix_cache.num_bytes)
             if deployment.branches is not None:
                 num_pending = listing.num_pending_of_deployment(self._store, name)
                 self._gauges["num_examples_pending"].labels(name).set(num_pending)
