@@ -106,7 +106,7 @@ def test_every_command_is_in_the_generated_reference():
 
 @pytest.mark.parametrize("page", all_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_object_that_a_page_names_exists(page):
-    no_objects = {"lock", "sqlite", "version", *plugins.PLUGIN_KINDS}  # names of files, a field and entry points
+    no_objects = {"lock", "sqlite", "example", "version", *plugins.PLUGIN_KINDS}  # files, fields and entry points
     for name in re.findall(r"`ontogeny\.([\w.]+)`", page.read_text(encoding="utf-8")):
         if name not in no_objects:
             pkgutil.resolve_name(f"ontogeny.{name}")

@@ -101,7 +101,7 @@ def test_the_cost_of_metrics_does_not_grow_with_the_journal(journals):
         branch = journal.get_branch(store, EMPTY)
         number = journal.add_example(store, EMPTY, "bob", "a text")
         assert number is not None and journal.reject_example(store, branch, number, None, "a reason")
-        assert listing.continue_count(store, "story", earlier).count == length + 1
+        assert listing.continue_count(store, "story", earlier).num_decisions == length + 1
     assert costs[1] <= costs[0] + 2
 
 

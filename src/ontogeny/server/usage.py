@@ -113,7 +113,7 @@ class UsageMeter:
                 self._gauges["num_examples_pending"].labels(name).set(num_pending)
                 earlier = self._num_decisions.get(name, DecisionCount())
                 self._num_decisions[name] = listing.continue_count(self._store, name, earlier)
-                self._gauges["num_decisions"].labels(name).set(self._num_decisions[name].count)
+                self._gauges["num_decisions"].labels(name).set(self._num_decisions[name].num_decisions)
         return generate_latest(self.registry)
 
     def _run(self) -> None:

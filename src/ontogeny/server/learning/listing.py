@@ -37,7 +37,7 @@ class PageRequest(NamedTuple):
 class DecisionCount(NamedTuple):
     """The number of decisions about the branches of a deployment, up to one of them."""
 
-    count: int = 0
+    num_decisions: int = 0
     newest: int = 0  # the number of the last decision that is included
 
 
@@ -71,4 +71,4 @@ def continue_count(store: Store, deployment: str, earlier: DecisionCount) -> Dec
         "WHERE decisions.number > ? AND deployment = ?"
     )
     count, newest = store.execute(query, earlier.newest, earlier.newest, deployment)[0]
-    return DecisionCount(earlier.count + count, newest)
+    return DecisionCount(earlier.num_decisions + count, newest)
