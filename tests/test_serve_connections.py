@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -218,12 +219,13 @@ def test_a_stopping_server_ends_every_request_with_an_error_of_its_own(port_0_se
         half_header.sendall(b"GET / HTTP/1.1\r\nHo")
         half_body.sendall(HEADER.replace(b"/ ", b"/v1/completions ") + b"Content-Length: 100\r\n\r\n{")
         assert stream.recv(10)
+        reading = stack.enter_context(ThreadPoolExecutor(1)).submit(_read_all, stream)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: server.get("/v1/models")[0] == 503, 5)
         for connection in (answered, half_body):
             status, headers, content = _parse(_read_all(connection))
             assert (status, content["error"]["code"]) == (503, "server_stops") and int(headers["retry-after"]) > 0
-        events = _read_all(stream).decode()
+        events = reading.result(30).decode()
         assert "[DONE]" not in events and '"code": "server_stops"' in events.rpartition("data: ")[2]
         assert events.endswith("\r\n0\r\n\r\n")  # the end of a body in chunks
         assert _read_all(half_header) == b""

@@ -22,7 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 MIN_UPLOAD_RATE = 200_000  # bytes per second in which a body with a limit of its own must arrive
 MAX_DISCARDED_BYTES = 8 << 20  # of the body of a refused request, so that the client reads the response
 MAX_DISCARD_TIME = 2.0  # seconds
-MAX_END_TIME = 1.0  # seconds in which a client must read the end of a response when the server stops
+MAX_END_TIME = 2.0  # seconds in which a client must read the end of a response when the server stops
 CLOSE = (b"connection", b"close")
 log = logging.getLogger("ontogeny.requests")
 
