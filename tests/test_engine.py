@@ -18,7 +18,7 @@ from ontogeny.engine.engine import Engine, QueueFull
 from ontogeny.engine.prefix_cache import PrefixCache
 from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceState, TokenOutput
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adjustments, sample_token
-from ontogeny.engine.scheduler import MIN_DECODE_STEPS, PrefillTask, Scheduler
+from ontogeny.engine.scheduler import MIN_TASKS, PrefillTask, Scheduler
 from ontogeny.engine.text_stream import TextStream, TokenOffsets
 from ontogeny.errors import BadInput
 from ontogeny.lm.tokenizer import ByteTokenizer, train_tokenizer
@@ -368,16 +368,19 @@ def test_the_full_queue_of_an_owner_is_not_full_for_others(weights):
 WORK = st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(1, 30), st.booleans())  # chunks, tokens
 
 
-@given(st.lists(WORK, max_size=40), st.integers(0, 60), st.integers(1, 3), st.integers(1, 20), st.integers(1, 3))
+@given(
+    st.lists(WORK, max_size=60), st.integers(0, 60), st.integers(1, 3), st.integers(1, 20), st.integers(1, 3),
+    st.integers(1, 3), st.randoms(use_true_random=False),
+)  # fmt: skip
 def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_others(
-    weights, other_requests, num_before, num_chunks, num_tokens, max_batches
+    weights, other_requests, num_before, num_chunks, num_tokens, max_batches, num_threads, choose
 ):
-    """Simulates one thread. Each owner has one version of the weights of its own, and one in common with the others."""
+    """Simulates threads. Each owner has one version of the weights of its own, and one in common with the others."""
     shared, own_weights = weights._replace(), {owner: weights._replace() for owner in "abc"}
     cache = KVCache((), (), np.zeros(1, np.int32))
     shape = programs.BatchShape(batch_size=2, prefill_chunk=4, capacity=64)
     scheduler = Scheduler(shape, max_batches, PrefixCache(4), lambda: cache, lambda *_: cache)
-    pieces, finished = 0, set()
+    tasks, finished, num_pieces = [], set(), itertools.count()
 
     def submit(owner, num_chunks, num_tokens, is_shared):
         prompt = tuple(range(4 * num_chunks))
@@ -387,10 +390,16 @@ def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_oth
         return sequence
 
     def advance():
-        scheduler.admit()
-        task = scheduler.next_task(1)
-        if task is None:
+        """Gives work to the idle threads and lets one of the threads finish its work; false if there is no work."""
+        while len(tasks) < num_threads:
+            scheduler.admit()
+            if (task := scheduler.next_task(max(1, num_threads - 1))) is None:
+                break
+            tasks.append(task)
+        if not tasks:
             return False
+        task = tasks.pop(choose.randrange(len(tasks)))
+        next(num_pieces)
         if isinstance(task, PrefillTask):
             task.sequence.unprocessed = task.sequence.unprocessed[4:]
             task.sequence.cache_length += 4
@@ -400,6 +409,7 @@ def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_oth
             worked_on = [sequence for _, sequence in task.sequences]
             task.batch.is_busy = False
         for sequence in worked_on:
+            assert sequence in task.batch.slots  # nothing that a thread works on is suspended
             sequence.is_busy = False
             sequence.num_generated += 1
             if sequence.num_generated == sequence.request.max_tokens:
@@ -411,17 +421,15 @@ def test_the_work_that_precedes_an_answer_does_not_grow_with_the_requests_of_oth
         submit(*work)
     for _ in range(num_before):
         advance()
-    sequence = submit("z", num_chunks, num_tokens, True)
+    sequence, start = submit("z", num_chunks, num_tokens, True), next(num_pieces)
     while sequence not in finished:
         assert advance(), "nothing to do, but a request is not answered"
-        pieces += 1
     num_owners = 1 + len({owner for owner, *_ in other_requests})
-    assert pieces <= (num_owners + 1) * (4 * (num_chunks + num_tokens) + MIN_DECODE_STEPS)
+    assert next(num_pieces) - start <= (num_owners + num_threads) * (4 * (num_chunks + num_tokens) + MIN_TASKS)
     while advance():
         pass
-    assert (
-        len(finished) <= len(other_requests) + 1 and not scheduler.waiting and not scheduler.running
-    )  # all are answered
+    assert len(finished) <= len(other_requests) + 1
+    assert not scheduler.waiting and not scheduler.running  # all are answered
 
 
 def continue_in_parts(engine, weights, other_requests=()):

@@ -153,7 +153,8 @@ class SequenceBatch:
     Attributes:
         slots: The sequences; None for a free slot.
         last_turn: The engine's count of decode steps when this batch was last decoded.
-        num_steps: Decode steps since the batch has its weights.
+        num_tasks: Pieces of work begun since the batch has its weights.
+        is_yielding: Whether no work is begun, because the sequences will be suspended.
         num_final_chunks: Prefill chunks that complete a prompt, begun since then.
         num_partial_chunks: Prefill chunks that do not complete a prompt, begun since then.
     """
@@ -163,7 +164,8 @@ class SequenceBatch:
         self.weights: TransformerWeights | None = None
         self.slots: list[SequenceState | None] = [None] * batch_size
         self.is_busy = False
-        self.last_turn = self.num_steps = 0
+        self.is_yielding = False
+        self.last_turn = self.num_tasks = 0
         self.num_final_chunks = self.num_partial_chunks = 0
 
     @property

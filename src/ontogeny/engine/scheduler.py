@@ -22,7 +22,7 @@ MAX_FINAL_CHUNKS = 2  # final prefill chunks that may begin between two decode s
 MAX_PARTIAL_CHUNKS = 1  # partial prefill chunks that may begin between two decode steps of a batch
 MAX_FINAL_CHUNKS_IN_SUCCESSION = 4  # final chunks that may begin while a partial chunk waits
 MAX_OVERTAKING_SECONDS = 5.0  # after which no later request is admitted before a waiting one
-MIN_DECODE_STEPS = 8  # of a batch before its sequences are suspended for other weights
+MIN_TASKS = 8  # pieces of work of a batch before its sequences are suspended for other weights
 
 
 class PrefillTask(NamedTuple):
@@ -110,13 +110,15 @@ class Scheduler:
         """Free the slot of a sequence; an empty batch lets go of its weights, which may have to be forgotten."""
         batch.slots[batch.slots.index(sequence)] = None
         if batch.is_empty:
-            batch.weights, batch.num_steps = None, 0
+            batch.weights, batch.num_tasks = None, 0
 
     def admit(self) -> None:
         """Give slots to waiting sequences: first to the owner with the fewest slots, of one owner in order of arrival.
 
         A sequence for whose weights there is no slot is overtaken by later ones, for a limited time.
         """
+        for batch in self.batches:
+            batch.is_yielding = False
         while self.waiting and (admission := self._next_admission()) is not None:
             batch, sequence = admission
             batch.weights = sequence.request.weights
@@ -142,12 +144,13 @@ class Scheduler:
         """Suspend a sequence of an owner that holds at least two slots more than the owner of a waiting sequence.
 
         Where the weights of the waiting sequence have no batch, all sequences of another batch are suspended, if its
-        owners have other batches or it has been decoded for some time. They continue later where they were.
+        owners have other batches or some work was done for it. They continue later where they were. A batch in which
+        threads are at work gets no further work until it can be suspended.
 
         Args:
             num_slots: The number of slots of each owner.
         """
-        owner, idle = sequence.request.owner, [batch for batch in self.batches if _is_idle(batch)]
+        owner = sequence.request.owner
         rivals = [
             (num_slots[rival.request.owner], rival.arrival_time, batch, rival)
             for batch in self.batches
@@ -159,15 +162,16 @@ class Scheduler:
             _, _, batch, rival = max(rivals, key=lambda entry: entry[:2])
             self._suspend(batch, rival)
             return batch
-        if num_slots[owner]:
+        due = [] if num_slots[owner] else [batch for batch in self.batches if _can_yield(batch, num_slots)]
+        if not due:
             return None
-        for batch in sorted(idle, key=lambda batch: (-batch.num_steps, len(batch.sequences))):
-            in_batch = Counter(rival.request.owner for rival in batch.sequences)
-            if batch.num_steps >= MIN_DECODE_STEPS or all(num_slots[name] > in_batch[name] for name in in_batch):
-                for rival in batch.sequences:
-                    self._suspend(batch, rival)
-                return batch
-        return None
+        batch = min(due, key=lambda batch: (not _is_idle(batch), -batch.num_tasks, len(batch.sequences)))
+        if not _is_idle(batch):
+            batch.is_yielding = True
+            return None
+        for rival in batch.sequences:
+            self._suspend(batch, rival)
+        return batch
 
     def _suspend(self, batch: SequenceBatch, sequence: SequenceState) -> None:
         """Let a sequence wait again, with its cache."""
@@ -208,6 +212,7 @@ class Scheduler:
     def _begin_prefill(self, batch: SequenceBatch, sequence: SequenceState) -> PrefillTask:
         """Mark a sequence as busy with prefill."""
         self._num_prefills += 1
+        batch.num_tasks += 1
         self._prefill_turns[sequence.request.owner] = self._num_prefills
         sequence.is_busy = sequence.is_prefilling = True
         return PrefillTask(batch, sequence)
@@ -217,7 +222,7 @@ class Scheduler:
         self.num_decode_steps += 1
         self._decode_turns[owner] = self.num_decode_steps
         batch.is_busy, batch.last_turn = True, self.num_decode_steps
-        batch.num_steps += 1
+        batch.num_tasks += 1
         batch.num_final_chunks = batch.num_partial_chunks = 0
         ready = [(slot, sequence) for slot, sequence in enumerate(batch.slots) if sequence and sequence.is_ready]
         for _, sequence in ready:
@@ -231,7 +236,7 @@ class Scheduler:
         ready = (
             (batch, sequence.request.owner)
             for batch in self.batches
-            if not batch.is_busy
+            if not batch.is_busy and not batch.is_yielding
             for sequence in batch.sequences
             if sequence.is_ready
         )
@@ -249,7 +254,8 @@ class Scheduler:
         They are in the order of the turns of their owners, and of one owner in the order of arrival.
         Of several sequences with the same prompt and cache scope, one is processed and the others wait for it.
         """
-        pairs = [(batch, s) for batch in self.batches for s in batch.sequences if s.unprocessed or s.is_prefilling]
+        batches = [batch for batch in self.batches if not batch.is_yielding]
+        pairs = [(batch, s) for batch in batches for s in batch.sequences if s.unprocessed or s.is_prefilling]
         pairs.sort(key=lambda pair: (self._prefill_turn(pair[1]), pair[1].arrival_time))
         prefixes, final, partial = set(), [], []
         for batch, sequence in pairs:
@@ -280,3 +286,9 @@ class Scheduler:
 def _is_idle(batch: SequenceBatch) -> bool:
     """Whether no thread works on a batch or on one of its sequences."""
     return not batch.is_busy and not any(sequence.is_busy for sequence in batch.sequences)
+
+
+def _can_yield(batch: SequenceBatch, num_slots: Counter[str]) -> bool:
+    """Whether all sequences of a batch may be suspended for other weights."""
+    in_batch = Counter(sequence.request.owner for sequence in batch.sequences)
+    return batch.num_tasks >= MIN_TASKS or all(num_slots[name] > in_batch[name] for name in in_batch)
