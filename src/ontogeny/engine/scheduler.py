@@ -69,8 +69,9 @@ class Scheduler:
         self.batches: list[SequenceBatch] = []
         self.num_decode_steps = 0
         self._num_final_in_succession = 0
-        self._num_prefills = 0
+        self._num_admissions = self._num_prefills = 0
         # When work was last done because it was the turn of an owner; owners without an entry come first.
+        self._admission_turns: dict[str, int] = {}
         self._prefill_turns: dict[str, int] = {}
         self._decode_turns: dict[str, int] = {}
 
@@ -113,8 +114,9 @@ class Scheduler:
             batch.weights, batch.num_tasks = None, 0
 
     def admit(self) -> None:
-        """Give slots to waiting sequences: first to the owner with the fewest slots, of one owner in order of arrival.
+        """Give slots to waiting sequences, of one owner in the order of arrival.
 
+        The owner with the fewest slots comes first, of several the one whose last admission is longest ago.
         A sequence for whose weights there is no slot is overtaken by later ones, for a limited time.
         """
         for batch in self.batches:
@@ -124,12 +126,19 @@ class Scheduler:
             batch.weights = sequence.request.weights
             batch.slots[batch.slots.index(None)] = sequence
             self.waiting.remove(sequence)
+            self._num_admissions += 1
+            self._admission_turns[sequence.request.owner] = self._num_admissions
 
     def _next_admission(self) -> tuple[SequenceBatch, SequenceState] | None:
         """Choose the sequence that is admitted next and a batch with a free slot for it."""
         num_slots = Counter(sequence.request.owner for sequence in self.running)
         current_time, without_slot = time.monotonic(), set()
-        for sequence in sorted(self.waiting, key=lambda sequence: num_slots[sequence.request.owner]):
+
+        def rank(sequence: SequenceState) -> tuple[int, int]:
+            owner = sequence.request.owner
+            return num_slots[owner], self._admission_turns.get(owner, 0)
+
+        for sequence in sorted(self.waiting, key=rank):
             kind = sequence.request.owner, id(sequence.request.weights)
             if kind not in without_slot:
                 batch = self._find_batch(sequence.request.weights) or self._suspend_rivals(sequence, num_slots)
