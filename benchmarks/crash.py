@@ -28,15 +28,9 @@ DISCONNECTED = (OSError, ValueError, http.client.HTTPException)  # the server wa
 
 
 class Server:
-    """An online server on a free port, whose acceptance test accepts nearly everything.
+    """An online server on a free port, whose acceptance test accepts nearly everything."""
 
-    Args:
-        run: The run of the model `story`.
-        state_dir: The state folder; the log is beside it.
-        options: Further options of `ontogeny serve`.
-    """
-
-    def __init__(self, run: Path, state_dir: Path, *options: str) -> None:
+    def __init__(self, run: Path, state_dir: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -44,8 +38,9 @@ class Server:
         command = [sys.executable, "-m", "ontogeny", "serve", "--alias", f"story={run}", "--online"]
         command += ["--learning-fraction", "1", "--max-forgetting", "5"]  # so that many versions could be lost
         self.log = state_dir.with_name(f"{state_dir.name}.log").open("ab")
-        command += [*options, "--state-dir", str(state_dir), "--port", str(port)]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            [*command, "--state-dir", str(state_dir), "--port", str(port)], stdout=self.log, stderr=self.log
+        )
 
     def wait(self) -> None:
         """Returns when the server answers requests."""

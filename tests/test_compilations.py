@@ -12,6 +12,7 @@ import ontogeny
 from ontogeny import BadInput, plugins
 from ontogeny.server import keys
 from ontogeny.server.store import Store
+from ontogeny.stages.session import AgentSession
 from ontogeny.stages.train import train
 from route_calls import AGENT, MODEL, RouteCalls
 from serving import ServerProcess, shared_run, wait_until
@@ -36,7 +37,8 @@ class CompilationCounter:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, event: str, _: float, **__: object) -> None:
+    def __call__(self, event: str, duration_secs: float, **kwargs: object) -> None:
+        del duration_secs, kwargs
         self.count += event == COMPILATION
 
 
@@ -119,6 +121,7 @@ def use_anew(name: str, num_steps: int, folder: Path | None = None) -> None:
     ontogeny.evaluate(agent, env, steering, agent.genome(key), num_tasks=2, seed=0)
     if folder is not None:
         session = ontogeny.load(folder, online=True)
+        assert isinstance(session, AgentSession)
         observation = 0 if session.spec.num_observations else [0.0] * session.spec.observation_shape[0]
         _, state = session.act(session.init(1), observation)
         outcome = dict.fromkeys(session.spec.outcome_features, 1.0)

@@ -14,6 +14,7 @@ import http.client
 import json
 import random
 import re
+import signal
 import threading
 import time
 import urllib.error
@@ -181,10 +182,10 @@ class Workload:
             thread.join(120)
             assert not thread.is_alive(), "a request does not end"
 
-    def kill_and_restart(self) -> None:
-        """Sends SIGKILL, and starts a server in the same folder."""
+    def kill_and_restart(self, signal_number: int = signal.SIGKILL) -> None:
+        """Sends SIGKILL, or another signal that ends the server, and starts a server in the same folder."""
         self._is_killed.set()
-        self.server.process.kill()
+        self.server.process.send_signal(signal_number)
         self.server.process.wait()
         self.server = self._start(ready=False)
         wait_until(self._accepts_connections)
