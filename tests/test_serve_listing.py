@@ -105,6 +105,34 @@ def test_the_cost_of_metrics_does_not_grow_with_the_journal(journals):
     assert costs[1] <= costs[0] + 2
 
 
+def test_a_list_says_what_has_become_of_each_example(tmp_path):
+    def statuses():
+        listed, _ = listing.list_examples_of_key(store, NAME, "anna", PageRequest())
+        assert all(example.reason == ("too short" if example.status == "rejected" else None) for example in listed)
+        return [example.status for example in listed]
+
+    def reject(number, reason):
+        assert journal.reject_example(store, journal.get_branch(store, NAME), number, None, reason)
+
+    with make_journal(tmp_path / "state", 3) as store:
+        for number in (4, 5):
+            assert journal.add_example(store, NAME, "anna", "a text") == number
+        reject(4, "too short")
+        learned, rejected, waiting, set_aside = "learned", "rejected", "waiting", "set_aside"
+        assert statuses() == [learned, learned, learned, rejected, waiting]
+        journal.rollback(store, NAME, 1, "me")
+        assert statuses() == [learned, set_aside, set_aside, rejected, set_aside]
+        journal.rollback(store, NAME, 3, "me")
+        assert statuses() == [learned, learned, learned, rejected, set_aside]
+        restored = {"digest": "digest2", "source_digest": "digest2", "exported_from": (NAME, 2)}
+        journal.restore_version(
+            store, NAME, held_out_loss=1.0, weight_distance=0.1, file="file", actor="me", **restored
+        )
+        assert statuses() == [learned, learned, set_aside, rejected, set_aside]
+        journal.erase_example(store, 1, "me")  # the restored version goes too, and its examples are learned again
+        assert statuses() == [waiting, set_aside, rejected, set_aside]
+
+
 @pytest.mark.parametrize("change", ["rollback", "restore", "erase", "erase restored"])
 def test_the_cost_of_a_change_is_no_more_than_proportional_to_the_journal(tmp_path, change):
     costs = []

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from ontogeny import __version__
 from ontogeny.errors import BadInput
 from ontogeny.server import keys
-from ontogeny.server.api import agents, branches, completions, pages, sessions, tokenizer
+from ontogeny.server.api import agents, assets, branches, completions, pages, sessions, tokenizer
 from ontogeny.server.api.authentication import Authentication
 from ontogeny.server.api.bodies import BodyParser
 from ontogeny.server.api.context import ServerContext
@@ -89,7 +89,7 @@ def build_api(deployments: Deployments) -> FastAPI:
     app.state.context = ServerContext(
         deployments, RateLimits(), meter, ExampleIntake(deployments.store), long_calls, bodies
     )
-    for module in (completions, tokenizer, branches, sessions, agents, pages):
+    for module in (completions, tokenizer, branches, sessions, agents, pages, assets):
         app.include_router(module.router)
     add_error_handlers(app)
     _omit_status_422(app)

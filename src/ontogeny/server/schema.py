@@ -57,6 +57,7 @@ CREATE INDEX sessions_by_key ON sessions (key, used_at);
 ADDED_TABLES = """
 CREATE TABLE unfinished_erasures (example INTEGER PRIMARY KEY);
 CREATE INDEX examples_by_key ON examples (branch, key, number);
+CREATE INDEX decisions_by_example ON decisions (example, number) WHERE example IS NOT NULL;
 CREATE INDEX branches_by_owner ON branches (owner_key);
 CREATE INDEX versions_with_snapshot ON versions (branch, number, snapshot) WHERE snapshot IS NOT NULL;
 CREATE TABLE learned_requests (

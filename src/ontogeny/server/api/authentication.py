@@ -11,12 +11,12 @@ from typing import Any
 from fastapi.security.utils import get_authorization_scheme_param
 
 from ontogeny.server import keys
-from ontogeny.server.api import errors
+from ontogeny.server.api import assets, errors
 from ontogeny.server.fair_executor import current_owner
 from ontogeny.server.keys import LOCAL, ApiKey
 from ontogeny.server.store import Store
 
-PUBLIC_PATHS = frozenset({"/", "/docs", "/health", "/ready", "/openapi.json"})  # need no key
+PUBLIC_PATHS = frozenset({"/", "/docs", "/health", "/ready", "/openapi.json"}) | assets.PATHS  # need no key
 
 
 class Authentication:

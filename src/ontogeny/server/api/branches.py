@@ -141,7 +141,7 @@ async def add_example(request: Request, key: LimitedCaller, branches: Branches, 
 
 @router.get("/examples")
 def list_examples(key: Caller, branches: Branches, page: Page) -> dict[str, Any]:
-    """Lists examples that this key has added and that are not erased, by number."""
+    """Lists examples that this key has added and that are not erased, by number, and what has become of each."""
     branch = branches.open(key.id).branch
     examples, has_more = listing.list_examples_of_key(branches.store, branch, key.id, page)
     return {"object": "list", "data": [example._asdict() for example in examples], "has_more": has_more}

@@ -130,7 +130,9 @@ async def _adjustments(
 def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
     """Returns the description of a deployment that every key may read."""
     mode = "online" if deployment.online else "frozen"
-    details = {"kind": deployment.kind, "mode": mode, "trained_digest": deployment.digest}
+    details: dict[str, Any] = {"kind": deployment.kind, "mode": mode, "trained_digest": deployment.digest}
+    if isinstance(deployment, LanguageDeployment):
+        details["context_length"] = deployment.engine.max_sequence_length  # tokens that an answer can depend on
     description = {"id": name, "object": "model", "created": deployment.created_at, "owned_by": "ontogeny"}
     return description | {"ontogeny": details}
 

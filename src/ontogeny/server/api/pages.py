@@ -13,8 +13,8 @@ from ontogeny.server.api.fair_route import FairRoute
 router = APIRouter(route_class=FairRoute)
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 SECURITY_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 
 

@@ -1,8 +1,8 @@
 """Queries for clients and operators. Their cost does not grow with the length of the journal."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from ontogeny.server.learning.journal import UNDECIDED, BranchVersion, TrainingExample
+from ontogeny.server.learning.journal import UNDECIDED, Branch, BranchVersion, TrainingExample, get_branch, get_version
 from ontogeny.server.store import Store
 
 MAX_PAGE_LENGTH = 1000
@@ -34,6 +34,36 @@ class PageRequest(NamedTuple):
         return self.after, self.after, self.limit + 1
 
 
+ExampleStatus = Literal["waiting", "learned", "rejected", "set_aside"]
+
+
+class ListedExample(NamedTuple):
+    """An example and what has become of it.
+
+    Attributes:
+        number: That of `TrainingExample`, like the following fields up to `created_at`.
+        branch: See `number`.
+        key: See `number`.
+        text: See `number`.
+        deferred: See `number`.
+        erased_at: See `number`.
+        created_at: See `number`.
+        status: `waiting` to be learned; `learned` by the current version; `rejected` by the acceptance test; or
+            `set_aside` by a rollback or a restored state that leaves it out.
+        reason: That of the rejection.
+    """
+
+    number: int
+    branch: str
+    key: str
+    text: str | None
+    deferred: bool
+    erased_at: float | None
+    created_at: float
+    status: ExampleStatus
+    reason: str | None
+
+
 class DecisionCount(NamedTuple):
     """The number of decisions about the branches of a deployment, up to one of them."""
 
@@ -41,11 +71,14 @@ class DecisionCount(NamedTuple):
     newest: int = 0  # the number of the last decision that is included
 
 
-def list_examples_of_key(store: Store, branch: str, key: str, page: PageRequest) -> tuple[list[TrainingExample], bool]:
+def list_examples_of_key(store: Store, branch: str, key: str, page: PageRequest) -> tuple[list[ListedExample], bool]:
     """Returns examples that a key has added to a branch and that are not erased, and whether there are more."""
     query = f"SELECT * FROM examples WHERE branch = ? AND key = ? AND erased_at IS NULL AND {page.query}"
-    examples = store.select(TrainingExample, query, branch, key, *page.parameters)
-    return examples[: page.limit], len(examples) > page.limit
+    with store.read_transaction():
+        examples = store.select(TrainingExample, query, branch, key, *page.parameters)
+        state = get_branch(store, branch)
+        listed = [ListedExample(*example, *_find_outcome(store, state, example)) for example in examples[: page.limit]]
+    return listed, len(examples) > page.limit
 
 
 def list_versions_of_branch(store: Store, branch: str, page: PageRequest) -> tuple[list[BranchVersion], bool]:
@@ -72,3 +105,20 @@ def continue_count(store: Store, deployment: str, earlier: DecisionCount) -> Dec
     )
     count, newest = store.execute(query, earlier.newest, earlier.newest, deployment)[0]
     return DecisionCount(earlier.num_decisions + count, newest)
+
+
+def _find_outcome(store: Store, branch: Branch, example: TrainingExample) -> tuple[ExampleStatus, str | None]:
+    """The status of an example of a branch and the reason of a rejection; must be called in a transaction."""
+    if example.number > branch.last_decided and not example.deferred:
+        return "waiting", None
+    query = (
+        "SELECT kind, reason FROM decisions WHERE example = ? AND kind IN ('learned', 'rejected') "
+        "ORDER BY number DESC LIMIT 1"
+    )
+    kind, reason = next(iter(store.execute(query, example.number)), (None, None))
+    if kind == "rejected":
+        return "rejected", reason
+    root = get_version(store, branch.branch, branch.current_version).root_version
+    query = "SELECT 1 FROM inherited_examples WHERE branch = ? AND version = ? AND example = ?"
+    is_learned = not example.deferred or store.select_value(query, branch.branch, root, example.number) is not None
+    return "learned" if is_learned else "set_aside", None
