@@ -41,6 +41,7 @@ install_import_hook(
         *(f"ontogeny.lm.{name}" for name in ("corpus", "online", "online_learner", "optimization", "tokenizer")),
         "ontogeny.lm.prequential_predictor",
         "ontogeny.server.learning",
+        "ontogeny.server.sessions.texts",
         "ontogeny.engine",
     ],
     "beartype.beartype",

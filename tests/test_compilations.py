@@ -9,11 +9,12 @@ import jax
 import pytest
 
 import ontogeny
-from ontogeny import BadInput, plugins
+from ontogeny import BadInput, plugins, trees
 from ontogeny.server import keys
 from ontogeny.server.store import Store
 from ontogeny.stages.session import AgentSession
 from ontogeny.stages.train import train
+from ontogeny.tracing import TracedFunction, build_once
 from route_calls import AGENT, MODEL, RouteCalls
 from serving import ServerProcess, shared_run, wait_until
 
@@ -144,6 +145,22 @@ def test_any_agent_built_from_equal_settings_is_not_compiled_again(name, tmp_pat
         spec = {"agent": name, "env": {"name": env.spec.name, "settings": ENVS[env.spec.name]}}
         run = train(spec | {"development": "single_lifetime:num_lifetimes=2"}, tmp_path / "run")
     check_repetitions(lambda: use_anew(name, 3, run), 200, 32 * MEGABYTE)
+
+
+def test_a_traced_function_has_the_bits_of_the_function():
+    env = plugins.build("environments", "foraging", **ENVS["foraging"])
+    traced, key = TracedFunction(env.reset), jax.random.key(7)
+    assert trees.bitwise_equal(traced(key)[0], env.reset(key)[0])
+    assert trees.bitwise_equal(jax.jit(traced)(key), jax.jit(env.reset)(key))
+    assert trees.bitwise_equal(jax.jit(lambda: traced(key))(), jax.jit(lambda: env.reset(key))())
+
+
+def test_an_object_is_built_once_for_equal_arguments():
+    assert build_once(list, (1,)) is build_once(list, (1,))
+    assert build_once(list, (1,)) is not build_once(list, (1.0,)) is not build_once(list, (True,))
+    assert build_once(list, ([1],)) is not build_once(list, ([1],))  # not hashable
+    inside = jax.jit(lambda: build_once(jax.numpy.zeros, 3) + build_once(jax.numpy.zeros, 3))()
+    assert inside.shape == build_once(jax.numpy.zeros, 3).shape == (3,)
 
 
 # --- a server
