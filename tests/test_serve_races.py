@@ -429,6 +429,27 @@ def test_a_branch_that_is_being_computed_holds_up_no_other_key(tmp_path):
     assert asyncio.run(request_both()) == [1] * 100
 
 
+def test_a_server_stops_while_it_recomputes_a_branch(tmp_path, caplog):
+    learn(open_branches(tmp_path / "state"), "anna", *TEXTS[:3])
+    has_begun, may_continue, learned = threading.Event(), threading.Event(), list[str]()
+
+    def on_learn(text: str) -> None:
+        learned.append(text)
+        if text == TEXTS[0]:
+            has_begun.set()
+            assert may_continue.wait(60)
+
+    branches = open_branches(tmp_path / "state", fake_learner(on_learn))
+    starting = threading.Thread(target=branches.start)
+    starting.start()
+    assert has_begun.wait(60)
+    branches.interrupt()
+    may_continue.set()
+    starting.join(60)
+    branches.stop()
+    assert learned == ["warm", TEXTS[0]] and not caplog.records
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("out of memory")])
 def test_a_failure_in_one_branch_stops_no_other_and_heals(tmp_path, monkeypatch, caplog, error):
     monkeypatch.setattr(loading, "MIN_RETRY_INTERVAL", 0.0)

@@ -390,9 +390,29 @@ def test_a_repeated_request_to_a_session_of_an_agent_takes_one_step(server, key)
     assert post(server, key, f"{path}/{id}/act", body, x_stainless_retry_count="1") == acted
     intended = post(server, key, f"{path}/{id}/act", body)  # no retry: it lacks the consequences of the last action
     assert intended.status == 400 and "state the outcome" in intended.content["error"]["message"]
+    created = post(server, key, path, {})
+    other = post(server, key, path, {}, x_stainless_retry_count="1")  # possibly of another client of the key
+    assert other.content["id"] != created.content["id"]
     fork = post(server, key, f"{path}/{id}/fork", {}, Idempotency_Key="fork")
     assert post(server, key, f"{path}/{id}/fork", {}, Idempotency_Key="fork") == fork
     assert fork.content["id"] != id
+
+
+def test_a_retry_of_a_refused_step_is_no_repeat_of_the_equal_step_before(server, state_dir):
+    key = create_key(state_dir)
+    path = "/v1/agents/bandit/sessions"
+    id = post(server, key, path, {}).content["id"]
+    post(server, key, f"{path}/{id}/act", {"observation": 0, "first": True})
+    body = {"observation": 0, "reward": 1.0}
+    with contextlib.closing(Store(state_dir)) as store:
+        keys.change_limits(store, key.split("-")[1], requests_per_minute=1)
+        assert post(server, key, f"{path}/{id}/act", body).content["num_steps"] == 2
+        assert post(server, key, f"{path}/{id}/act", body).status == 429
+        assert post(server, key, f"{path}/{id}/act", body, x_stainless_retry_count="1").status == 429
+        keys.change_limits(store, key.split("-")[1], requests_per_minute=None)
+    for _ in range(2):
+        answer = post(server, key, f"{path}/{id}/act", body, x_stainless_retry_count="2")
+        assert answer.content["num_steps"] == 3
 
 
 def test_a_repeated_request_to_a_session_of_a_text_continues_it_once(server, state_dir):

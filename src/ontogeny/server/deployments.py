@@ -4,6 +4,7 @@ The server knows the digest of frozen weights and checks at intervals that the w
 not depend on HTTP.
 """
 
+import asyncio
 import logging
 import re
 import threading
@@ -111,7 +112,7 @@ class LanguageDeployment:
         try:
             loaded = await self.branches.request_current(owner_key)
         except StorageUnavailable:
-            if not self.branches.is_new(owner_key):
+            if not await asyncio.to_thread(self.branches.is_new, owner_key):
                 raise
             return self._trained(cache_epoch)  # the branch cannot be created
         return self._served(loaded, cache_epoch)
@@ -248,6 +249,8 @@ class Deployments:
     def stop(self) -> None:
         """Stops all deployments and waits until they have stopped."""
         self._stopping.set()
+        for branches in self._branch_managers():
+            branches.interrupt()
         self._thread.join()
 
     def _run(self) -> None:
@@ -293,12 +296,16 @@ class Deployments:
 
     def _finish_erasures(self) -> None:
         """Finishes erasures that the disk or a crash prevented."""
-        for deployment in self.by_name.values():
-            if isinstance(deployment, LanguageDeployment) and deployment.branches is not None:
-                try:
-                    deployment.branches.finish_erasures()
-                except Exception:  # of one deployment; it is tried again
-                    log.exception("an erasure in '%s' cannot be finished", deployment.name)
+        for branches in self._branch_managers():
+            try:
+                branches.finish_erasures()
+            except Exception:  # of one deployment; it is tried again
+                log.exception("an erasure in '%s' cannot be finished", branches.deployment)
+
+    def _branch_managers(self) -> list[BranchManager]:
+        """The branches of all deployments that learn."""
+        languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
+        return [deployment.branches for deployment in languages if deployment.branches is not None]
 
 
 def check_names(runs: Sequence[tuple[str, Path]]) -> None:

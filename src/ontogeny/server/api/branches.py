@@ -119,10 +119,11 @@ async def fork_branch(request: Request, key: AdminCaller, branches: Branches, bo
     """
     if branches.shared:
         raise errors.bad_request(f"'{branches.deployment}' has one shared branch, so it cannot be forked", "target_key")
-    if not any(k.id == body.target_key and k.revoked_at is None for k in keys.list_keys(branches.store)):
+    existing = await asyncio.to_thread(keys.list_keys, branches.store)
+    if not any(k.id == body.target_key and k.revoked_at is None for k in existing):
         raise errors.missing_resource(f"there is no key '{body.target_key}'", param="target_key")
     owner_key = key.id if body.owner_key is None else body.owner_key
-    _find_branch(branches, owner_key)
+    await asyncio.to_thread(_find_branch, branches, owner_key)
     before, arguments = partial(branches.request_current, owner_key), (owner_key, body.target_key, key.id)
     try:
         return (await _run(request, key, branches.fork, *arguments, before=before))._asdict()
@@ -152,7 +153,8 @@ async def erase_example(
     request: Request, model: str, key: LimitedCaller, branches: Branches, number: int
 ) -> dict[str, Any]:
     """Erases an example and every version that was learned from it; the learner replays the later examples."""
-    example = journal.find_example(branches.store, number) if 0 < number < MAX_INTEGER else None
+    is_number = 0 < number < MAX_INTEGER
+    example = await asyncio.to_thread(journal.find_example, branches.store, number) if is_number else None
     is_here = example is not None and example.branch.rpartition("/")[0] == branches.deployment
     if example is None or not is_here or example.erased_at is not None or (example.key != key.id and not key.is_admin):
         raise errors.missing_resource(f"there is no example {number}")

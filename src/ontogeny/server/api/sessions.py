@@ -1,9 +1,10 @@
 """Routes that sessions of agents and of texts share, and the continuation of a text."""
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -55,8 +56,9 @@ class SessionCaller(NamedTuple):
             id: The session.
             *arguments: The arguments after the id.
         """
-        context.apply_rate_limits(self.request, self.key)
-        return await self.run(self.deployment.sessions.call_in_turn(method, self.key.id, id, *arguments))
+        with self.remember_failure():
+            context.apply_rate_limits(self.request, self.key)
+            return await self.run(self.deployment.sessions.call_in_turn(method, self.key.id, id, *arguments))
 
     async def describe(self, method: Callable[..., Any], id: str, *arguments: Any) -> dict[str, Any]:
         """Calls a method that returns a session like `call`; returns the description of the session."""
@@ -64,7 +66,20 @@ class SessionCaller(NamedTuple):
 
     async def identify(self) -> RequestIdentity:
         """Returns the features by which the request is recognized when it is sent again."""
-        return await identify(self.request)
+        identity = await identify(self.request)
+        self.request.state.identity = identity
+        return self.deployment.sessions.failed_attempts.recognize(self.key.id, identity)
+
+    @contextlib.contextmanager
+    def remember_failure(self) -> Iterator[None]:
+        """Remembers a request that ends with an error, so that a retry of it takes the step that it has not taken."""
+        try:
+            yield
+        except BaseException:
+            identity: RequestIdentity | None = getattr(self.request.state, "identity", None)
+            if identity is not None:
+                self.deployment.sessions.failed_attempts.add(self.key.id, identity)
+            raise
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Awaits a coroutine until the client disconnects or the time limit passes; converts errors to `ApiError`."""
@@ -165,7 +180,8 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
     started_at, tokenizer = time.monotonic(), deployment.model.tokenizer
     prompt = await asyncio.to_thread(encode_text, tokenizer, body.prompt)
     identity = await sessions.identify()
-    tokens = context.apply_rate_limits(sessions.request, sessions.key, len(prompt) + body.max_tokens)
+    with sessions.remember_failure():
+        tokens = context.apply_rate_limits(sessions.request, sessions.key, len(prompt) + body.max_tokens)
     seed = int.from_bytes(os.urandom(8), "little") if body.seed is None else body.seed
     sampling, generated = SamplingParams(body.temperature, body.top_p, seed), list[int]()
 
@@ -187,7 +203,8 @@ async def continue_text(sessions: TextSessionsCaller, id: str, body: Continuatio
 
     is_computed = False
     try:
-        completion = await sessions.run(complete())
+        with sessions.remember_failure():
+            completion = await sessions.run(complete())
         is_computed = not completion.is_repeated
     finally:
         if is_computed or generated:  # an abandoned request counts as far as it came

@@ -108,11 +108,17 @@ class BranchManager:
                 continue
         self.loop.start()
 
+    def interrupt(self) -> None:
+        """Ends the computation of versions and, after its current update, the learning thread, without waiting."""
+        self.loop.interrupt()
+        self.loader.interrupt()
+
     def stop(self) -> None:
         """Finishes the current update and erasures, and saves snapshots of the current versions."""
+        self.interrupt()
         self._loading_threads.shutdown(wait=False, cancel_futures=True)
         self.loop.stop()
-        self.loader.stop()
+        self.loader.save_current()
         self.finish_erasures()
 
     def learn_next(self) -> bool:

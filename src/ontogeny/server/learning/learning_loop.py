@@ -69,10 +69,14 @@ class LearningLoop:
         """Starts the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Finishes the current update and ends the thread."""
+    def interrupt(self) -> None:
+        """Lets the thread end after its current update."""
         self._stopping.set()
         self._wake.set()
+
+    def stop(self) -> None:
+        """Finishes the current update and ends the thread."""
+        self.interrupt()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -119,6 +123,8 @@ class LearningLoop:
         try:
             worked = work()
         except Exception as error:
+            if self._stopping.is_set() and isinstance(error, BranchUnavailable):
+                return False  # the computation of the branch was interrupted
             reason = STORAGE_FAILURE if isinstance(error, StorageUnavailable) else str(error)
             self._failures[name] = next_retry(failure, reason)
             if failure is None or failure.reason != reason:

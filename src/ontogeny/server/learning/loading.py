@@ -61,9 +61,12 @@ class VersionLoader:
         self._failures: dict[tuple[str, int], RetryState] = {}
         self._is_stopping = False
 
-    def stop(self) -> None:
-        """Ends all computations with `BranchUnavailable`, and writes snapshots of the current versions in memory."""
+    def interrupt(self) -> None:
+        """Ends all computations with `BranchUnavailable`, because the server stops."""
         self._is_stopping = True
+
+    def save_current(self) -> None:
+        """Writes snapshots of the current versions in memory."""
         with self._lock:
             versions = list(self._loaded.values())
         for loaded in versions:

@@ -57,7 +57,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         return self._initial_digest() == self.digest
 
     def create(self, key: str, seed: int, request: RequestIdentity | None = None) -> AgentSessionRecord:
-        """Begins a lifetime with the given seed, once even if the request is repeated."""
+        """Begins a lifetime with the given seed, once for an idempotency key."""
         return self._insert(key, self._session("", 0, self.agent.init(seed), None), request)
 
     def add_feedback(

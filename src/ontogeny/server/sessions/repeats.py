@@ -1,7 +1,12 @@
-"""The last request that each session answered, so that a repeated request is answered again without a second step."""
+"""The last request that each session answered, so that a repeated request is answered again without a second step.
+
+Outside programs often send equal requests one after another. Therefore a retry without an idempotency key repeats the
+last request only if the attempt before it has not failed, and never another request that created a session.
+"""
 
 import json
 import time
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from ontogeny.server.request_identity import (
@@ -11,6 +16,32 @@ from ontogeny.server.request_identity import (
     RequestIdentity,
 )
 from ontogeny.server.store import Store
+
+MAX_FAILED_ATTEMPTS = 10_000
+
+
+class FailedAttempts:
+    """Requests without an idempotency key that ended with an error: a retry of one repeats no earlier request.
+
+    Only the last ones are kept, in memory. All calls belong to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._failed_at: OrderedDict[tuple[str, str], float] = OrderedDict()  # by key and digest
+
+    def add(self, key: str, request: RequestIdentity) -> None:
+        """Remembers that a request of a key ended with an error."""
+        if request.idempotency_key is None:
+            self._failed_at[key, request.digest] = time.monotonic()
+            if len(self._failed_at) > MAX_FAILED_ATTEMPTS:
+                self._failed_at.popitem(last=False)
+
+    def recognize(self, key: str, request: RequestIdentity) -> RequestIdentity:
+        """Returns a request that has arrived; as a first attempt if the attempt before it failed."""
+        failed_at = self._failed_at.pop((key, request.digest), None)
+        if failed_at is None or time.monotonic() - failed_at >= RETRY_WINDOW:
+            return request
+        return request._replace(num_retries=0)
 
 
 class AnsweredRequest(NamedTuple):
@@ -45,15 +76,18 @@ def find_answer(store: Store, key: str, deployment: str, id: str, request: Reque
 def find_created_session(store: Store, key: str, deployment: str, request: RequestIdentity) -> str | None:
     """Returns the session that a repeated request has created, if no other request has changed it since, or None.
 
+    Without an idempotency key, equal requests of several clients could not be told apart, so none is a repeat.
+
     Raises:
         IdempotencyKeyReused: The last request of a session has this idempotency key and another body or route.
     """
+    if request.idempotency_key is None:
+        return None
     query = (
         f"SELECT {', '.join(AnsweredRequest._fields)} FROM sessions WHERE key = ? AND deployment = ? "
-        "AND (idempotency_key = ? OR request_digest = ?) ORDER BY used_at DESC"
+        "AND idempotency_key = ? ORDER BY used_at DESC"
     )
-    parameters = key, deployment, request.idempotency_key, request.digest
-    sessions = store.select(AnsweredRequest, query, *parameters)
+    sessions = store.select(AnsweredRequest, query, key, deployment, request.idempotency_key)
     return next((answered.id for answered in sessions if _is_repeated(answered, request)), None)
 
 

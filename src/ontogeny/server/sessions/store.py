@@ -16,6 +16,7 @@ from ontogeny.server import quotas
 from ontogeny.server.fair_executor import FairExecutor, wait_for_call
 from ontogeny.server.request_identity import RequestIdentity
 from ontogeny.server.sessions import repeats
+from ontogeny.server.sessions.repeats import FailedAttempts
 from ontogeny.server.sessions.turns import SessionTurns
 from ontogeny.server.store import Store
 
@@ -67,7 +68,7 @@ class SessionManager(ABC, Generic[SessionT]):
     def __init__(self, name: str, store: Store, *, num_threads: int = 1, max_waiting: float = float("inf")) -> None:
         self.name, self._store = name, store
         self.executor = FairExecutor(f"sessions of {name}", num_threads, max_waiting)
-        self.turns = SessionTurns(max_waiting)
+        self.turns, self.failed_attempts = SessionTurns(max_waiting), FailedAttempts()
 
     def stop(self) -> None:
         """Finishes the current calls and cancels the waiting ones."""
@@ -128,7 +129,7 @@ class SessionManager(ABC, Generic[SessionT]):
         return self._encode(self.get(key, id))
 
     def fork(self, key: str, id: str, request: RequestIdentity | None = None) -> SessionT:
-        """Creates a new session that continues from the state of this one, once even if the request is repeated."""
+        """Creates a new session that continues from the state of this one, once for an idempotency key."""
         return self._insert(key, self.get(key, id), request)
 
     def _find_answer(self, key: str, id: str, request: RequestIdentity | None) -> dict[str, Any] | None:

@@ -121,7 +121,7 @@ class TextSessions(SessionManager[TextSession]):
         self._activations_lock = threading.Lock()  # while states with activations are written
 
     def create(self, key: str, weights_digest: str, request: RequestIdentity | None = None) -> TextSession:
-        """Begins an empty text for the weights of this digest, once even if the request is repeated."""
+        """Begins an empty text for the weights of this digest, once for an idempotency key."""
         empty = self._empty_layers(0)
         activations = TextActivations(np.zeros(0, np.int32), empty, empty)
         return self._insert(key, TextSession("", 0, activations, weights_digest), request)
