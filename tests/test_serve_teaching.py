@@ -391,8 +391,8 @@ def test_a_repeated_request_to_a_session_of_an_agent_takes_one_step(server, key)
     intended = post(server, key, f"{path}/{id}/act", body)  # no retry: it lacks the consequences of the last action
     assert intended.status == 400 and "state the outcome" in intended.content["error"]["message"]
     created = post(server, key, path, {})
-    other = post(server, key, path, {}, x_stainless_retry_count="1")  # possibly of another client of the key
-    assert other.content["id"] != created.content["id"]
+    second = post(server, key, path, {}, x_stainless_retry_count="1")  # possibly of another client of the key
+    assert second.content["id"] != created.content["id"]
     fork = post(server, key, f"{path}/{id}/fork", {}, Idempotency_Key="fork")
     assert post(server, key, f"{path}/{id}/fork", {}, Idempotency_Key="fork") == fork
     assert fork.content["id"] != id
