@@ -1,5 +1,6 @@
 """Large bodies: the event loop goes on while they are parsed, keys come first, and limits follow from the model."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -11,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import texts
+from ontogeny.lm.tokenizer import ByteTokenizer
 from ontogeny.lm.training import train as train_language_model
 from ontogeny.server import keys
-from ontogeny.server.api.bodies import MAX_LARGE_BODIES
+from ontogeny.server.api.bodies import JSON_STRING, MAX_LARGE_BODIES
 from ontogeny.server.api.protocol import CompletionRequest
+from ontogeny.server.api.tokenizer import tokenize_prompts
 from ontogeny.server.store import Store
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train as train_agent
@@ -95,6 +98,27 @@ def test_large_bodies_do_not_hold_up_the_event_loop(key_server, is_authenticated
         statuses = list(pool.map(send, requests))
     assert statuses == ([200] * 7 + [400] if is_authenticated else [401] * 8)
     assert poller.lateness < 8 * _parse_time()
+
+
+def test_many_short_prompts_are_tokenized_beside_the_event_loop():
+    threads = set()
+
+    class RecordingTokenizer(ByteTokenizer):
+        def encode(self, text):
+            threads.add(threading.get_ident())
+            return super().encode(text)
+
+    tokens = asyncio.run(tokenize_prompts(RecordingTokenizer(), ["a" * 1000] * 256))
+    assert list(map(len, tokens)) == [1000] * 256
+    assert threads and threading.get_ident() not in threads
+
+
+def test_a_string_without_end_is_searched_once():
+    unfinished = b'"' + b'\\"' * 500_000
+    started_at = time.monotonic()
+    assert JSON_STRING.sub(b"", b'["a\\"]", [' + unfinished) == b"[, ["
+    assert JSON_STRING.sub(b"", b"[" + unfinished + b"\\") == b"["
+    assert time.monotonic() - started_at < 5
 
 
 @contextlib.contextmanager

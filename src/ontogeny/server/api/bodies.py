@@ -28,7 +28,8 @@ BYTES_PER_CONTAINER = 32  # that a body may have, on average; a million lists ta
 MIN_CONTAINERS = 1 << 17  # lists and objects that every body may have
 MAX_LARGE_BODIES = 2  # of one key that are read, parsed or restored at a time
 MAX_WAITING_TIME = 20.0  # seconds until one of them ends
-JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string, or the rest of a body whose last string does not end: each search would otherwise read the whole rest.
+JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 Result = TypeVar("Result")
 
 

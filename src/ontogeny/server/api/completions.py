@@ -22,7 +22,7 @@ from ontogeny.server.api.errors import ApiError
 from ontogeny.server.api.protocol import ChatRequest, CompletionFields, CompletionRequest
 from ontogeny.server.api.responses import ChatFormat, CompletionFormat, PreparedRequest, ResponseFormat, describe_usage
 from ontogeny.server.api.streaming import ClientDisconnected, OutputDelta, OutputStream
-from ontogeny.server.api.tokenizer import prompt_text, prompt_tokens
+from ontogeny.server.api.tokenizer import prompt_texts, tokenize_prompts
 from ontogeny.server.deployments import Deployment, LanguageDeployment
 from ontogeny.server.keys import ApiKey
 
@@ -73,7 +73,8 @@ async def complete_chat(request: Request, body: ChatRequest, key: Caller, cleanu
     limits = (body.max_completion_tokens, body.max_tokens, DEFAULT_CHAT_MAX_TOKENS)
     max_tokens = next(limit for limit in limits if limit is not None)
     size = sum(len(message.content or "") for message in body.messages)
-    tokens = await prompt_tokens(deployment, await compute(protocol.chat_prompt, body.messages, size=size))
+    prompt = await compute(protocol.chat_prompt, body.messages, size=size)
+    [tokens] = await tokenize_prompts(deployment.model.tokenizer, [prompt])
     if body.top_logprobs and not body.logprobs:
         raise errors.bad_request("top_logprobs requires logprobs: true", "top_logprobs")
     num_alternatives = (body.top_logprobs or 0) if body.logprobs else None
@@ -98,10 +99,10 @@ async def _prepare_completion(
     if n * len(prompts) > protocol.MAX_PROMPTS:
         message = f"the request has {n * len(prompts)} choices; the maximum is {protocol.MAX_PROMPTS}"
         raise errors.bad_request(message, "n")
-    tokens = [await prompt_tokens(deployment, prompt) for prompt in prompts]
+    tokens = await tokenize_prompts(deployment.model.tokenizer, prompts)
     is_learned = body.learn is not False and not body.echo and len(prompts) == 1 and deployment.online
     has_texts = body.echo or is_learned or body.logprobs is not None
-    texts = [await prompt_text(deployment, prompt) for prompt in prompts] if has_texts else []
+    texts = await prompt_texts(deployment.model.tokenizer, prompts) if has_texts else []
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     num_alternatives = 0 if body.logprobs is None and n > (body.n or 1) else body.logprobs  # candidates are compared
     batch = PromptBatch(

@@ -1,6 +1,7 @@
 """Routes of tokenizers, for clients that count tokens; `lm_eval` uses them, in the form that vLLM defines."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -16,26 +17,18 @@ from ontogeny.server.deployments import LanguageDeployment
 
 router = APIRouter(route_class=BodyRoute, responses=errors.RESPONSES)
 MAX_CHARACTERS = 1 << 20
+Prompts = Sequence[str] | Sequence[list[int]]
+Result = TypeVar("Result")
 
 
-async def prompt_tokens(deployment: LanguageDeployment, prompt: str | list[int]) -> list[int]:
-    """Returns the tokens of a prompt; of an empty prompt the end token, which stands before every document."""
-    tokenizer = deployment.model.tokenizer
-    if isinstance(prompt, str):
-        tokens = await compute(encode_text, tokenizer, prompt, size=len(prompt))
-    else:
-        tokens = await compute(_check_tokens, tokenizer, prompt, "prompt", size=len(prompt))
-    if not tokens:
-        if tokenizer.end is None:
-            raise errors.bad_request("the prompt is empty", "prompt")
-        tokens = [tokenizer.end]
-    return tokens
+async def tokenize_prompts(tokenizer: Tokenizer, prompts: Prompts) -> list[list[int]]:
+    """Returns the tokens of each prompt; of an empty prompt the end token, which stands before every document."""
+    return await compute(_map_prompts, _tokenize_prompt, tokenizer, prompts, size=sum(map(len, prompts)))
 
 
-async def prompt_text(deployment: LanguageDeployment, prompt: str | list[int]) -> str:
-    """Returns the text of a prompt, whose tokens `prompt_tokens` has checked."""
-    tokenizer = deployment.model.tokenizer
-    return prompt if isinstance(prompt, str) else await compute(decode, tokenizer, prompt, size=len(prompt))
+async def prompt_texts(tokenizer: Tokenizer, prompts: Prompts) -> list[str]:
+    """Returns the text of each prompt, whose tokens `tokenize_prompts` has checked."""
+    return await compute(_map_prompts, _prompt_text, tokenizer, prompts, size=sum(map(len, prompts)))
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -90,6 +83,28 @@ def _encode_with_ends(tokenizer: Tokenizer, text: str) -> list[int]:
     parts = [text] if tokenizer.end is None else text.split(END)
     first, *later = [encode_text(tokenizer, part) for part in parts]
     return first + [token for part in later for token in (tokenizer.end, *part) if token is not None]
+
+
+def _map_prompts(
+    function: Callable[[Tokenizer, str | list[int]], Result], tokenizer: Tokenizer, prompts: Prompts
+) -> list[Result]:
+    """Calls a function on each prompt; many short prompts take as long together as one long prompt."""
+    return [function(tokenizer, prompt) for prompt in prompts]
+
+
+def _tokenize_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
+    """Returns the tokens of a prompt; see `tokenize_prompts`."""
+    tokens = encode_text(tokenizer, prompt) if isinstance(prompt, str) else _check_tokens(tokenizer, prompt, "prompt")
+    if tokens:
+        return tokens
+    if tokenizer.end is None:
+        raise errors.bad_request("the prompt is empty", "prompt")
+    return [tokenizer.end]
+
+
+def _prompt_text(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
+    """Returns the text of a prompt."""
+    return prompt if isinstance(prompt, str) else decode(tokenizer, prompt)
 
 
 def _check_tokens(tokenizer: Tokenizer, tokens: list[int], param: str) -> list[int]:
