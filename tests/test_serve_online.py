@@ -407,6 +407,33 @@ def test_a_session_is_exported_restored_and_forked(server, key):
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("feedback", {"\ud800": 1}),
+        ("feedback", {"observation": 1}),
+        ("feedback", {"outcome": "x"}),
+        ("feedback", {"reward": 10**400}),
+        ("feedback", {"outcome": {"gain": 1.0}, "terminated": [1]}),
+        ("feedback", "[" * 2000),
+        ("agent", "\ud800"),
+    ],
+)
+def test_a_crafted_state_of_an_agent_is_rejected_in_one_sentence(server, key, field, value):
+    path = "/v1/agents/mdp/sessions"
+    id = server.post(path, {}, key["bob"])[1]["id"]
+    server.post(f"{path}/{id}/act", {"observation": 0}, key["bob"])
+    state = server.get(f"{path}/{id}/state", key["bob"])[1]
+    size = int.from_bytes(state[:8], "little")
+    header = json.loads(state[8 : 8 + size])
+    header["__metadata__"][field] = value if isinstance(value, str) else json.dumps(value)
+    crafted = json.dumps(header).encode()
+    status, content = server.put(
+        f"{path}/{id}/state", len(crafted).to_bytes(8, "little") + crafted + state[8 + size :], key["bob"]
+    )
+    assert (status, content["error"]["code"]) == (400, "state_rejected")
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         ("act", {"observation": 99}),

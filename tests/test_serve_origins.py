@@ -211,8 +211,11 @@ def test_requests_of_foreign_pages_are_rejected_by_their_headers(server, foreign
         {"Origin": own_origin},
         {"Sec-Fetch-Site": "same-origin", "Origin": own_origin},
         {"Sec-Fetch-Site": "none"},
+        {"Host": "127.0.0.1:80", "Origin": "http://127.0.0.1"},  # as some proxies write the host
+        {"Host": "127.0.0.1:443", "Origin": "https://127.0.0.1"},
+        {"Host": "127.0.0.1", "Origin": "http://127.0.0.1:80"},
     ):
-        assert send(server, "GET", "/v1/models", headers)[0] == 200
+        assert send(server, "GET", "/v1/models", headers)[0] == 200, headers
     for path in ("/", "/docs"):
         assert send(server, "GET", path, navigation)[0] == 200
         assert send(server, "GET", path, navigation | {"Sec-Fetch-Dest": "iframe"})[0] == 403

@@ -199,7 +199,7 @@ def _real_number(value: Any, description: str) -> float:
     """A finite number of the user; the message names it by its description."""
     try:
         return plugins.finite_float(float(value), description)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise (
             error if isinstance(error, BadInput) else BadInput(f"{description} must be a number, not {value!r}")
         ) from None

@@ -80,6 +80,7 @@ class ApiError(HTTPException):
 def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """Returns the JSON body of an error response; see `ApiError` for the arguments."""
     type_ = ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    message = message.encode(errors="backslashreplace").decode()  # half a surrogate pair of an uploaded state
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 

@@ -46,7 +46,7 @@ class OriginPolicy(NamedTuple):
 
     Attributes:
         hosts: Names of hosts in lower case, or None if the server answers for every name.
-        origins: Origins in lower case, in addition to the server's own.
+        origins: Origins as browsers write them, in addition to the server's own.
     """
 
     hosts: frozenset[str] | None
@@ -57,13 +57,13 @@ class OriginPolicy(NamedTuple):
         """Returns the policy of a server with these settings."""
         names = {_without_brackets(name.lower()) for name in (config.host, *config.allowed_hosts)}
         has_list = is_loopback(config.host) or bool(config.allowed_hosts)
-        return cls(frozenset(names) if has_list else None, frozenset(map(str.lower, config.allowed_origins)))
+        return cls(frozenset(names) if has_list else None, frozenset(map(_normalize, config.allowed_origins)))
 
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raises `ApiError` if a request is for another host, or comes from a page that may not use the server."""
         for host in headers.getlist("host"):
             self._check_host(host)
-        origins = [origin.lower() for origin in headers.getlist("origin")]
+        origins = [_normalize(origin) for origin in headers.getlist("origin")]
         if origins and self.origins.issuperset(origins):
             return
         site = headers.get("sec-fetch-site", "").lower()
@@ -73,7 +73,7 @@ class OriginPolicy(NamedTuple):
 
     def is_own_page(self, headers: Headers) -> bool:
         """Whether a request that passed `check` names the server's own origin."""
-        origin = headers.get("origin", "").lower()
+        origin = _normalize(headers.get("origin", ""))
         return bool(origin) and origin not in self.origins
 
     def _check_host(self, header: str) -> None:
@@ -89,7 +89,8 @@ class OriginPolicy(NamedTuple):
     def _is_own(origin: str, headers: Headers) -> bool:
         """Whether an origin is the server's own, at the address to which the request was sent."""
         host = headers.get("host", "").lower()
-        return bool(host) and origin in (f"http://{host}", f"https://{host}")  # a proxy may provide TLS
+        schemes = "http", "https"  # a proxy may provide TLS
+        return bool(host) and origin in [_normalize(f"{scheme}://{host}") for scheme in schemes]
 
 
 class OriginGuard:
@@ -151,6 +152,15 @@ def _opens_page(method: str, path: str, headers: Headers) -> bool:
     """Whether a request follows a link to a page of the server in a window of its own."""
     is_navigation = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
     return is_navigation and method in ("GET", "HEAD") and path in PAGES and "origin" not in headers
+
+
+def _normalize(origin: str) -> str:
+    """Returns an origin as browsers write it: in lower case, without the port that its scheme implies."""
+    origin = origin.lower()
+    for scheme, port in (("http://", ":80"), ("https://", ":443")):
+        if origin.startswith(scheme):
+            return origin.removesuffix(port)
+    return origin
 
 
 def _foreign_origin(origin: str) -> ApiError:

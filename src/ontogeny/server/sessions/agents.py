@@ -116,7 +116,17 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
                 f"this state belongs to weights {restored.weights_digest[:16]}, but this frozen session has weights "
                 f"{session.weights_digest[:16]}"
             )
+        self._check_feedback(restored.feedback)
         return self._write(key, restored)
+
+    def _check_feedback(self, feedback: dict[str, Any] | None) -> None:
+        """Raises `BadInput` if no request could have sent this feedback, which a state file contains."""
+        if feedback is None:
+            return
+        is_known = feedback.keys() <= {"reward", "outcome", "terminated"}
+        if not is_known or not isinstance(feedback.get("terminated"), bool | None):
+            raise BadInput("this state is damaged: its feedback has unknown fields or values")
+        self.agent.check_outcome(feedback.get("reward"), feedback.get("outcome"))
 
     def _session(
         self, id: str, num_steps: int, state: AgentState, feedback: dict[str, Any] | None
@@ -147,7 +157,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         try:
             state = trees.from_arrays(self.agent.state_types, decode_state(data))
             feedback = json.loads(metadata["feedback"])
-        except (LookupError, ValueError, TypeError) as error:
+        except (LookupError, ValueError, TypeError, RecursionError) as error:
             raise BadInput(f"this state does not fit this agent or is damaged: {error}") from None
         check_digest(state, metadata)
         session = self._session(id, read_num_steps(metadata), state, feedback)
