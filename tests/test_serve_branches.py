@@ -486,14 +486,17 @@ def test_session_activations_of_deleted_versions_are_dropped(model, texts_of_ses
 
     first, second = (sessions.create("anna", digest).id for digest in ("valid", "deleted"))
     assert generate(first, "valid") == generate(second, "deleted")
-    sessions.drop_stale_activations({"valid"})
+    sessions.drop_activations({"deleted"})
     valid, dropped = sessions.get("anna", first).activations, sessions.get("anna", second).activations
     assert valid.num_cached and not dropped.num_cached
     assert dropped.tokens.tolist() == valid.tokens.tolist()
     assert generate(first, "valid") == generate(second, "new")  # prefilled again
     late = sessions.create("anna", "deleted").id
     generate(late, "deleted", epoch=sessions.epoch - 1)  # its weights were deleted while it was answered
-    generate(first, "valid", epoch=sessions.epoch - 1)
+    newer = "learned while the other one was deleted"
+    for digest in ("valid", newer):
+        generate(first, digest, epoch=sessions.epoch - 1)
+        assert sessions.get("anna", first).weights_digest == digest
     assert not sessions.get("anna", late).activations.num_cached and sessions.get("anna", late).weights_digest == ""
     assert sessions.get("anna", first).activations.num_cached
 

@@ -142,7 +142,7 @@ class LanguageDeployment:
         remaining = journal.list_digests(store, self.name, deleted=False)
         deleted = journal.list_digests(store, self.name, deleted=True) - remaining
         self.engine.prefix_cache.evict({example.key for example in examples}, deleted)
-        self.sessions.drop_stale_activations(remaining)
+        self.sessions.drop_activations(deleted)
 
     def check_weights(self) -> None:
         """Compares the trained weights with their digest; a difference makes the deployment unavailable."""

@@ -111,13 +111,13 @@ class TextSessions(SessionManager[TextSession]):
     """
 
     def __init__(
-        self, name: str, model: LanguageModel, engine: Engine, store: Store, *, max_waiting: float = float("inf")
+        self, name: str, model: LanguageModel, engine: Engine, store: Store, *, max_waiting: int | float = float("inf")
     ) -> None:
         super().__init__(name, store, num_threads=NUM_THREADS, max_waiting=max_waiting)
         self._model, self._engine = model, engine
         self.trained_digest = trees.digest(model.weights)
         self.epoch = 0
-        self._remaining_digests: frozenset[str] = frozenset()  # when activations were last dropped
+        self._deleted_digests: frozenset[str] = frozenset()  # when activations were last dropped
         self._activations_lock = threading.Lock()  # while states with activations are written
 
     def create(self, key: str, weights_digest: str, request: RequestIdentity | None = None) -> TextSession:
@@ -131,17 +131,20 @@ class TextSessions(SessionManager[TextSession]):
         with self._activations_lock:
             return super().fork(key, id, request)
 
-    def drop_stale_activations(self, digests: Collection[str]) -> None:
-        """Deletes activations of weights that are not among these digests; the next call prefills again.
+    def drop_activations(self, digests: Collection[str]) -> None:
+        """Deletes activations of the weights of these digests; the next call prefills again.
 
         This includes activations that are being computed.
+
+        Args:
+            digests: Those of all deleted versions.
         """
         with self._activations_lock:
             self.epoch += 1
-            self._remaining_digests = frozenset(digests)
+            self._deleted_digests = frozenset(digests)
         for id in self._store.select_values("SELECT id FROM sessions WHERE deployment = ?", self.name):
             with self._activations_lock:
-                self._drop_if_stale(id)
+                self._drop_if_deleted(id)
 
     def restore(self, key: str, id: str, data: bytes, weights_digest: str, epoch: int) -> TextSession:
         """Replaces the state of a session by an exported one of the weights of this digest.
@@ -256,15 +259,15 @@ class TextSessions(SessionManager[TextSession]):
     ) -> TextSession:
         """Writes a session, without activations of weights that were dropped since the epoch."""
         with self._activations_lock:
-            if epoch != self.epoch and session.weights_digest not in self._remaining_digests:
+            if epoch != self.epoch and session.weights_digest in self._deleted_digests:
                 session = _without_activations(session)
             return self._write(key, session, request, answer)
 
-    def _drop_if_stale(self, id: str) -> None:
-        """Deletes the activations of a session whose weights are not among the remaining ones."""
+    def _drop_if_deleted(self, id: str) -> None:
+        """Deletes the activations of a session whose weights are those of a deleted version."""
         record = next(iter(self._store.execute("SELECT state FROM sessions WHERE id = ?", id)), None)
         try:
-            if record is None or read_metadata(record["state"], STATE)["weights_digest"] in self._remaining_digests:
+            if record is None or read_metadata(record["state"], STATE)["weights_digest"] not in self._deleted_digests:
                 return
             session = self._decode(id, record["state"])
         except (BadInput, KeyError) as error:  # the session cannot be continued either
