@@ -24,6 +24,14 @@ WORDS_OF_OPERATORS = re.compile(
 )
 WITHOUT_STORAGE = """for (const name of ["localStorage", "sessionStorage"])
   Object.defineProperty(window, name, {get() { throw new DOMException("denied", "SecurityError"); }});"""
+# The text of the page without the words of the author and of the model.
+VISIBLE_TEXT = """() => {
+  const texts = [...document.querySelectorAll(".continuation p, .text, #stories")];
+  for (const element of texts) element.style.display = "none";
+  const visible = document.body.innerText.replace(/“[^”]*”/g, "");
+  for (const element of texts) element.style.display = "";
+  return visible;
+}"""
 # Keeps what the server sends beside what the page shows.
 RECORDING = """const send = window.fetch; window.received = ["", "", ""]; window.reasons = [null, null, null];
 window.fetch = async (...request) => {
@@ -78,7 +86,7 @@ def opened_page(browser, server, *scripts, width=1280, scheme="light"):
 
 def check_words(page):
     """Fails if the visible text has words of operators, an element has no name, or the page exceeds the screen."""
-    assert WORDS_OF_OPERATORS.findall(page.evaluate("document.body.innerText")) == []
+    assert WORDS_OF_OPERATORS.findall(page.evaluate(VISIBLE_TEXT)) == []
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button,select,input,textarea')]"
         ".filter(e => !(e.labels?.length || e.textContent.trim())).map(e => e.id)"
@@ -181,6 +189,14 @@ def test_a_new_story_leaves_the_earlier_ones_and_a_deleted_one_is_gone(server, b
         assert story.input_value() == "The second story."
         page.reload()
         assert page.locator("#stories option").all_text_contents() == ["The second story."]
+        page.locator("#model").select_option("other")
+        page.locator("#length").select_option("a page")
+        page.locator("#generate").click()
+        expect(page.locator(".continuation p").first).not_to_be_empty(timeout=60_000)
+        page.locator("#new").click()
+        expect(page.locator("#generate")).to_be_enabled()
+        expect(page.locator(".continuation")).to_have_count(0)
+        assert all(ask(page)) and story.input_value() == ""
 
 
 def test_two_windows_do_not_overwrite_each_other(server, browser):
@@ -214,6 +230,26 @@ def test_the_page_works_in_a_browser_that_stores_nothing(server, browser):
         expect(page.locator("#message")).to_contain_text("does not keep your story")
         page.locator("#model").select_option("other")
         assert all(ask(page))
+
+
+def test_a_full_storage_of_the_browser_loses_no_story(server, browser):
+    fill = """() => { for (let size = 1 << 22; size; size >>= 1)
+      try { localStorage.setItem(`other${size}`, "x".repeat(size)); } catch { } }"""
+    with opened_page(browser, server) as page:
+        page.locator("#story").fill("A story.")
+        page.evaluate(fill)
+        page.locator("#story").fill(STORY * 10)
+        expect(page.locator("#message")).to_contain_text("does not keep your story")
+        page.once("dialog", lambda dialog: dialog.dismiss())
+        page.locator("#new").click()
+        assert page.locator("#story").input_value() == STORY * 10
+        page.evaluate(
+            "for (const key of Object.keys(localStorage)) if (key.startsWith('other')) localStorage.removeItem(key)"
+        )
+        page.locator("#story").press_sequentially("!")
+        expect(page.locator("#message")).to_be_empty()
+        page.reload()
+        assert page.locator("#story").input_value() == f"{STORY * 10}!"
 
 
 def test_asking_without_teaching_adds_no_example(server, browser):

@@ -1,36 +1,42 @@
 // What the page says about a model: whether it learns, the texts that the author gave, and what has become of them.
 
 import {create, element} from "./elements.js";
+import {readKey} from "./library.js";
 import {getJson} from "./server.js";
 import {describeDecision, describeLearning, describeOutcome, describeTime, firstWords} from "./words.js";
 
 const PAGE_LENGTH = 20, NUM_EVENTS = 8;
-let numShown = PAGE_LENGTH, shownModel = null, shownTexts = "", shownEvents = "";
+let numShown = PAGE_LENGTH, shownModel = null, shownTexts = "", shownEvents = "", latest = {state: ""};
 
 element("more-texts").addEventListener("click", () => { numShown += PAGE_LENGTH; }); // before the page is refreshed
 
-// Reads the state of a model and the texts that the author gave, latest first.
+// Reads the state of a model and the texts that the author gave, latest first; the texts only if they can have changed.
 export async function describeKnowledge(model) {
   if (model !== shownModel) numShown = PAGE_LENGTH;
   const path = `v1/models/${encodeURIComponent(model)}`, branch = await getJson(`${path}/branch`);
-  const examples = [];
-  for (let hasMore = branch.mode === "online"; hasMore && examples.length < numShown;) {
-    const after = examples.length ? `&after=${examples.at(-1).number}` : "";
-    const page = await getJson(`${path}/examples?order=desc&limit=${PAGE_LENGTH}${after}`);
-    examples.push(...page.data);
-    hasMore = page.has_more;
-    branch.hasMore = hasMore;
+  const state = JSON.stringify([readKey(), model, numShown, branch.num_pending, branch.current_version, branch.decisions?.[0]?.number]);
+  if (latest.state !== state) {
+    const examples = [];
+    let hasMore = branch.mode === "online";
+    while (hasMore && examples.length < numShown) {
+      const after = examples.length ? `&after=${examples.at(-1).number}` : "";
+      const page = await getJson(`${path}/examples?order=desc&limit=${PAGE_LENGTH}${after}`);
+      examples.push(...page.data);
+      hasMore = page.has_more;
+    }
+    latest = {state, examples, hasMore};
   }
-  return {model, branch, examples};
+  return {...latest, model, branch};
 }
 
-export async function showKnowledge({model, branch, examples}) {
+export function showKnowledge({model, branch, examples, hasMore}) {
   shownModel = model;
+  element("state").hidden = false;
   element("mode").textContent = branch.learning ? "learning" : branch.mode === "online" ? "paused" : "does not learn";
   element("explanation").textContent = describeLearning(branch);
   element("learning").hidden = branch.mode !== "online";
   element("no-texts").hidden = examples.length > 0;
-  element("more-texts").hidden = !branch.hasMore;
+  element("more-texts").hidden = !hasMore;
   element("rollback").hidden = !(branch.mode === "online" && branch.is_admin);
   element("rollback").disabled = branch.current_version === 0;
   showTexts(model, examples, branch.learning);

@@ -68,13 +68,15 @@ export class Library {
     return this.text;
   }
 
-  // Returns "saved", "copied" if another tab has changed the story too, or "failed" if the browser stores nothing.
+  // Returns "saved", "copied" if another tab has changed the story too, or "failed" if the storage is full.
   save(text) {
     const stored = this.#read(this.id), isChanged = stored && stored.revision !== this.revision && stored.text !== text;
-    if (isChanged) { this.id = newId(); writeOfTab("story", this.id); }
-    this.revision = newId(); this.text = text;
-    const isStored = write(lasting, `story.${this.id}`, {text, revision: this.revision, changedAt: Date.now()});
-    return !isStored || !isLasting ? "failed" : isChanged ? "copied" : "saved";
+    const id = isChanged ? newId() : this.id, revision = newId();
+    this.text = text;
+    if (!write(lasting, `story.${id}`, {text, revision, changedAt: Date.now()})) return "failed";
+    this.id = id; this.revision = revision;
+    writeOfTab("story", id);
+    return isChanged ? "copied" : "saved";
   }
 
   startNew() { return this.open(newId()); }

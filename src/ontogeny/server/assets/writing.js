@@ -8,15 +8,19 @@ import {element} from "./elements.js";
 import {describeLength, firstWords} from "./words.js";
 
 const MAX_CHARACTERS = 1_000_000; // of a prompt
+const NOT_KEPT = "This browser does not keep your story: copy or download it before you close the window.";
 const REFRESH_INTERVAL = 5000, VISIBLE_PART_DELAY = 800; // milliseconds
 const stories = new library.Library();
 let models = [], generation = null, continuations = [], undone = [], done = [], measured = null, visibleTimer = 0, visibleStart = 0;
+let isKept = true; // whether the browser has stored the story of this window
 
 const story = element("story");
 const model = () => models.find(other => other.id === element("model").value);
 
-function tell(text, source = "author") {
+// Tells the author something; the source says what may take it back.
+function tell(text, source = "author", isFailure = false) {
   element("message").textContent = text;
+  element("message").classList.toggle("failure", isFailure);
   element("message").dataset.source = text ? source : "";
 }
 
@@ -27,8 +31,11 @@ function report(failure, source) {
   if (isAbort(failure)) return;
   if (!(failure instanceof Failure)) throw failure;
   element("technical").dataset.failure = failure.details;
-  if (failure.status === 401) return askForKey(failure.message);
-  tell(failure.message, source);
+  if (failure.status === 401) {
+    element("state").hidden = true; // it may belong to another key
+    return askForKey(failure.message);
+  }
+  tell(failure.message, source, true);
 }
 
 // Access key
@@ -80,7 +87,8 @@ async function refresh() {
   if (!model()) return;
   element("learn-choice").hidden = model().ontogeny.mode !== "online";
   try {
-    await showKnowledge(await describeKnowledge(model().id));
+    const {id} = model(), knowledge = await describeKnowledge(id);
+    if (model()?.id === id) showKnowledge(knowledge);
     withdraw("refresh");
   } catch (failure) { report(failure, "refresh"); }
   showVisiblePart();
@@ -88,21 +96,24 @@ async function refresh() {
 
 // Stories
 
+const describeStory = text => firstWords(text.slice(0, 1000)) || "A new story";
+
 function listStories() {
   const others = stories.list().filter(other => other.id !== stories.id && other.text.trim());
   const options = [{id: stories.id, text: story.value}, ...others].map(
-    ({id, text}) => new Option(firstWords(text) || "A new story", id, false, id === stories.id));
+    ({id, text}) => new Option(describeStory(text), id, false, id === stories.id));
   element("stories").replaceChildren(...options);
 }
 
 function save() {
   const outcome = stories.save(story.value);
+  isKept = outcome !== "failed";
+  if (!isKept || !library.isLasting) tell(NOT_KEPT, "storage", true); else withdraw("storage");
   if (outcome === "copied") {
+    listStories();
     tell("This story was changed in another window too. Both are kept: this one is now a story of its own.");
-  } else if (outcome === "failed") {
-    tell("This browser does not keep your story: copy or download it before you close the window.");
   }
-  listStories();
+  element("stories").options[0].textContent = describeStory(story.value);
   showVisiblePart();
 }
 
@@ -123,10 +134,24 @@ function showSteps() { element("undo").disabled = !done.length; element("redo").
 
 function openStory(text) {
   stop();
+  generation = null; // what still arrives belongs to the other story
   story.value = text; done = []; undone = []; measured = null;
-  showContinuations([]);
+  showContinuations([]); showGeneration();
   listStories(); showSteps(); showVisiblePart();
   story.focus();
+}
+
+function mayLeave() {
+  const isLeft = isKept || confirm("The browser has no room for this story, so it will be lost. Leave it?");
+  if (!isLeft) listStories(); else isKept = true;
+  return isLeft;
+}
+
+function startStory() {
+  if (!mayLeave()) return;
+  const isEmpty = !story.value.trim();
+  openStory(stories.startNew());
+  tell(isEmpty ? "" : "The earlier story is kept under “Your stories”.");
 }
 
 async function copyStory() {
@@ -158,12 +183,18 @@ function showVisiblePart() {
   if (!length || new TextEncoder().encode(text).length <= length) { element("visible-part").hidden = true; return; }
   if (measured?.model !== model().id) { visibleTimer = setTimeout(() => measure(length), VISIBLE_PART_DELAY); return; }
   if (Math.abs(text.length - measured.length) > measured.size / 2) visibleTimer = setTimeout(() => measure(length), VISIBLE_PART_DELAY);
-  const start = Math.max(0, text.length - measured.size), word = start && text.slice(start).search(/(?<=\s)\S/u);
-  visibleStart = word > 0 && word < measured.size / 2 ? start + word : start;
+  const start = Math.max(0, text.length - measured.size), space = start ? text.slice(start).search(/\s\S/u) : -1;
+  visibleStart = space >= 0 && space < measured.size / 2 ? start + space + 1 : start;
   const part = text.slice(visibleStart);
   element("visible-part").hidden = !visibleStart;
   element("visible-words").textContent =
     `The model reads only the end of your story: about the last ${describeLength(part)}, from “${firstWords(part).split(" ").slice(0, 5).join(" ")}” on.`;
+}
+
+function selectVisiblePart() {
+  story.setSelectionRange(visibleStart, visibleStart);
+  story.blur(); story.focus(); // so that the browser scrolls to the beginning of the part
+  story.setSelectionRange(visibleStart, story.value.length);
 }
 
 async function measure(length) {
@@ -219,10 +250,11 @@ async function generate() {
   tell("");
   const {body, headers, length} = makeRequest(), abort = generation = new AbortController();
   const arriving = [1, 2, 3].map(() => new Continuation(length));
-  element("generate").disabled = true; element("stop").disabled = false;
+  showGeneration();
   for (const button of element("continuations").querySelectorAll("button")) button.disabled = true;
   let hasStarted = false;
   const receive = choice => {
+    if (generation !== abort) return;
     if (!hasStarted) { hasStarted = true; showContinuations(["", "", ""]); withdraw("waiting"); }
     const arrived = arriving[choice.index];
     arrived.add(choice.text, choice.finish_reason);
@@ -237,16 +269,23 @@ async function generate() {
         if (hasStarted) failure.isTemporary = false; // what has arrived is kept
         throw failure;
       });
-    }, abort.signal, failure => tell(`${failure.message} Your story is safe. Trying again in ${failure.seconds} s …`, "waiting"));
+    }, abort.signal, failure => tell(`${failure.message} Your story is safe. Trying again in ${failure.seconds} s …`, "waiting", true));
   } catch (failure) {
-    report(failure, "author");
-    if (isAbort(failure)) withdraw("waiting");
+    if (isAbort(failure)) withdraw("waiting"); else if (generation === abort) report(failure, "author");
+  } finally {
+    if (hasStarted) library.writeOfTab("request", null);
+    if (generation === abort) {
+      generation = null;
+      showGeneration(); showContinuations(continuations); keepContinuations();
+      if (hasStarted) element("announcement").textContent = "The continuations are written.";
+    }
   }
-  if (hasStarted) library.writeOfTab("request", null);
-  generation = null;
-  element("generate").disabled = false; element("stop").disabled = true;
-  showContinuations(continuations); keepContinuations();
   refresh();
+}
+
+function showGeneration() {
+  element("generate").disabled = generation !== null; element("stop").disabled = generation === null;
+  element("announcement").textContent = "";
 }
 
 function choose(index) {
@@ -261,7 +300,8 @@ function stop() { generation?.abort(); }
 
 async function rollBack() {
   if (!confirm("Return to the model as it was before it learned anything? Everything that it learned since is set aside.")) return;
-  await postJson(`v1/models/${encodeURIComponent(model().id)}/rollback`, {version: 0}).catch(report);
+  await postJson(`v1/models/${encodeURIComponent(model().id)}/rollback`, {version: 0})
+    .catch(failure => report(failure, "author"));
   refresh();
 }
 
@@ -275,6 +315,7 @@ async function eraseText(example) {
     if (isInStory) { element("learn").checked = false; saveSettings(); }
     tell(isInStory ? "The text is erased. Your story still holds it, so the model does not learn from your story until you mark “Let the model learn” again."
       : "The text is erased.");
+    element("texts-title").focus(); // the button that had the focus goes
   } catch (failure) { report(failure, "author"); }
   await refresh();
 }
@@ -286,13 +327,13 @@ listen("stop", "click", stop);
 listen("undo", "click", () => step(done, undone));
 listen("redo", "click", () => step(undone, done));
 listen("rollback", "click", rollBack);
-listen("new", "click", () => openStory(stories.startNew()));
+listen("new", "click", startStory);
 listen("copy", "click", copyStory);
 listen("download", "click", downloadStory);
 listen("delete", "click", deleteStory);
-listen("stories", "change", () => openStory(stories.open(element("stories").value)));
+listen("stories", "change", () => { if (mayLeave()) openStory(stories.open(element("stories").value)); });
 listen("story", "input", save);
-listen("show-visible", "click", () => { story.focus(); story.setSelectionRange(visibleStart, story.value.length); });
+listen("show-visible", "click", selectVisiblePart);
 listen("change-key", "click", () => askForKey("Enter the access key that this page should use."));
 listen("key-form", "submit", event => { event.preventDefault(); useKey(); });
 listen("texts", "erase", event => eraseText(event.detail));
@@ -306,6 +347,7 @@ document.addEventListener("keydown", event => {
   if (digit && event.altKey && !event.ctrlKey) { event.preventDefault(); choose(Number(digit[1]) - 1); }
 });
 window.addEventListener("pagehide", keepContinuations);
+window.addEventListener("beforeunload", event => { if ((!isKept || !library.isLasting) && story.value.trim()) event.preventDefault(); });
 stories.onForeignChange(text => {
   story.value = text;
   listStories(); showVisiblePart();
@@ -316,7 +358,7 @@ restoreSettings();
 story.value = stories.text;
 const kept = library.readOfTab("continuations");
 if (kept?.story === stories.id) showContinuations(kept.texts);
-if (!library.isLasting) tell("This browser does not keep your story: copy or download it before you close the window.");
+if (!library.isLasting) tell(NOT_KEPT, "storage", true);
 listStories();
 loadModels();
 setInterval(() => { if (!generation && !document.hidden) (models.length ? refresh() : loadModels()); }, REFRESH_INTERVAL);
