@@ -450,6 +450,29 @@ def test_a_server_stops_while_it_recomputes_a_branch(tmp_path, caplog):
     assert learned == ["warm", TEXTS[0]] and not caplog.records
 
 
+def test_a_server_stops_while_it_learns_a_long_text_and_learns_it_after_the_next_start(tmp_path, caplog):
+    has_begun, may_continue, learned = threading.Event(), threading.Event(), list[str]()
+
+    def on_learn(text: str) -> None:
+        learned.append(text)
+        if text != "warm" and not may_continue.is_set():
+            has_begun.set()
+            assert may_continue.wait(60)
+
+    branches = open_branches(tmp_path / "state", fake_learner(on_learn))
+    branches.start()
+    branches.add_example("anna", "anna", TEXTS[0])
+    assert has_begun.wait(60)
+    branches.interrupt()
+    may_continue.set()
+    branches.stop()  # at the next piece of the update, not at its end
+    assert journal.get_branch(branches.store, "story/anna").current_version == 0
+    reopened = open_branches(tmp_path / "state", fake_learner(on_learn))
+    learn(reopened, "anna")
+    assert learned == ["warm", TEXTS[0], TEXTS[0]] and not caplog.records
+    assert journal.get_branch(reopened.store, "story/anna").current_version == 1
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("out of memory")])
 def test_a_failure_in_one_branch_stops_no_other_and_heals(tmp_path, monkeypatch, caplog, error):
     monkeypatch.setattr(loading, "MIN_RETRY_INTERVAL", 0.0)

@@ -81,7 +81,7 @@ class LanguageDeployment:
             self.branches.start()
 
     def stop(self) -> None:
-        """Stops all threads; the learner finishes its update."""
+        """Stops all threads; an update that is not finished is evaluated again after the next start."""
         self.engine.stop()
         self.sessions.stop()
         if self.branches is not None:

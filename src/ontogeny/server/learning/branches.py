@@ -109,12 +109,12 @@ class BranchManager:
         self.loop.start()
 
     def interrupt(self) -> None:
-        """Ends the computation of versions and, after its current update, the learning thread, without waiting."""
+        """Ends the computation of versions and of the current update, without waiting."""
         self.loop.interrupt()
         self.loader.interrupt()
 
     def stop(self) -> None:
-        """Finishes the current update and erasures, and saves snapshots of the current versions."""
+        """Ends the current update, finishes erasures, and saves snapshots of the current versions."""
         self.interrupt()
         self._loading_threads.shutdown(wait=False, cancel_futures=True)
         self.loop.stop()

@@ -70,12 +70,12 @@ class LearningLoop:
         self._thread.start()
 
     def interrupt(self) -> None:
-        """Lets the thread end after its current update."""
+        """Lets the thread end; an update that is not finished is evaluated again after the next start."""
         self._stopping.set()
         self._wake.set()
 
     def stop(self) -> None:
-        """Finishes the current update and ends the thread."""
+        """Ends the thread; see `interrupt`."""
         self.interrupt()
         if self._thread.is_alive():
             self._thread.join()
@@ -124,7 +124,7 @@ class LearningLoop:
             worked = work()
         except Exception as error:
             if self._stopping.is_set() and isinstance(error, BranchUnavailable):
-                return False  # the computation of the branch was interrupted
+                return False  # the update, or the computation of the branch, was interrupted
             reason = STORAGE_FAILURE if isinstance(error, StorageUnavailable) else str(error)
             self._failures[name] = next_retry(failure, reason)
             if failure is None or failure.reason != reason:
@@ -137,10 +137,16 @@ class LearningLoop:
         return worked
 
     def _pause(self) -> None:
-        """Sleeps after a piece of work while requests wait, so that learning keeps to its fraction of the time."""
+        """Sleeps after a piece of work while requests wait, so that learning keeps to its fraction of the time.
+
+        Raises:
+            BranchUnavailable: The server stops; a long text may take an hour.
+        """
         if self.is_server_busy and self._config.learning_fraction < 1:
             work = time.monotonic() - self._work_started
             self._stopping.wait(work * (1 / self._config.learning_fraction - 1))
+        if self._stopping.is_set():
+            raise BranchUnavailable("the server is stopping")
         self._work_started = time.monotonic()
 
     def _learn_one(self, name: str) -> bool:
