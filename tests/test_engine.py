@@ -16,7 +16,7 @@ from ontogeny.content.transformer import KVCache, forward, init_weights, make_co
 from ontogeny.engine import programs
 from ontogeny.engine.engine import Engine, QueueFull
 from ontogeny.engine.prefix_cache import PrefixCache
-from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceState, TokenOutput
+from ontogeny.engine.requests import FinishOutput, GenerationRequest, SequenceActivations, SequenceState, TokenOutput
 from ontogeny.engine.sampling import SamplingParams, compute_logprobs, make_adjustments, sample_token
 from ontogeny.engine.scheduler import MIN_TASKS, PrefillTask, Scheduler
 from ontogeny.engine.text_stream import TextStream, TokenOffsets
@@ -472,6 +472,42 @@ def test_continuing_from_activations_processes_the_new_tokens_alone(engine, weig
     assert [t.token for t in continued[1]] == [
         t.token for t in answer(engine, make_request(weights, prompt, 5, GREEDY))[1]
     ]
+
+
+def test_a_waiting_request_needs_no_memory_for_its_activations(weights):
+    collector, waiting, created = Collector(), Collector(), []
+    with started(weights, max_num_seqs=1) as engine:
+        engine.submit(make_request(weights, tuple(range(20)), 0, returns_activations=True), collector)
+        collector.wait()
+        activations = collector.activations
+
+        def create_cache():
+            created.append(activations.cache)
+            return activations.cache
+
+        request = make_request(weights, (*range(20), 1), 5, GREEDY, activations=activations)
+        expected = answer(engine, request)
+        others = [Collector() for _ in range(engine.shape.batch_size)]
+        handles = [engine.submit(make_request(weights, max_tokens=ENDLESS), other) for other in others]
+        assert all(other.three_tokens.wait(60) for other in others)
+        engine.submit(request._replace(activations=activations._replace(cache=create_cache)), waiting)
+        assert engine.num_requests_waiting == 1 and not created
+        for handle in handles:
+            handle.cancel()
+        assert waiting.wait() == expected and len(created) == 1
+
+
+def test_a_sequence_is_suspended_before_its_cache_is_created(weights):
+    shape, extracted = programs.BatchShape(batch_size=2, prefill_chunk=4, capacity=64), []
+    cache = KVCache((), (), np.zeros(1, np.int32))
+    scheduler = Scheduler(shape, 1, PrefixCache(4), lambda: cache, lambda *slot: extracted.append(slot))
+    activations = SequenceActivations((1, 2, 3), lambda: cache, 2)
+    for owner in ("anna", "anna", "berta"):
+        request = make_request(weights, (1, 2, 3, 4), 5, owner=owner, activations=activations)
+        scheduler.waiting.append(SequenceState(request, lambda _: None, 64))
+        scheduler.admit()
+    [suspended] = scheduler.waiting
+    assert suspended.request.owner == "anna" and suspended.create_cache is not None and not extracted
 
 
 def test_cancelling_a_request_frees_its_slot(engine, weights):

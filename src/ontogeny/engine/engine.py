@@ -295,6 +295,8 @@ class Engine:
         """Process one chunk of a prompt; the final chunk also yields the first token of the answer."""
         request, num_before = sequence.request, sequence.num_generated
         scores_prompt = request.score_prompt and not num_before
+        if sequence.create_cache is not None:
+            sequence.cache, sequence.create_cache = sequence.create_cache(), None
         logits = self._continue_from_prefix(sequence)
         if sequence.unprocessed:
             logits = self._process_chunk(sequence, scores_prompt)

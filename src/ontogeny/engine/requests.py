@@ -20,12 +20,13 @@ class SequenceActivations(NamedTuple):
 
     Attributes:
         tokens: All tokens of the sequence.
-        cache: A cache of one sequence.
+        cache: A cache of one sequence. Of a request possibly a function that creates it, which the engine calls when
+            it begins with the request, so that waiting requests need no memory for it.
         num_cached: The tokens that the cache holds: those before the last token.
     """
 
     tokens: tuple[int, ...]
-    cache: KVCache
+    cache: KVCache | Callable[[], KVCache]
     num_cached: int
 
 
@@ -99,6 +100,7 @@ class SequenceState:
         arrival_time: When the request was submitted.
         waiting_since: When the request began to wait for a slot, the last time.
         cache: The cache of this sequence alone; None while it is part of the cache of a batch.
+        create_cache: Creates `cache` before the first prefill of a sequence that continues from activations.
         cache_length: The number of tokens in the cache.
         unprocessed: Tokens that prefill has still to process.
         prefix: The key of the whole prompt in the prefix cache.
@@ -116,6 +118,7 @@ class SequenceState:
         reserved = 0 if request.score_prompt else min(request.max_tokens, capacity // 2)
         self.unprocessed = self.tokens if request.score_prompt else self.tokens[-(capacity - reserved) :]
         self.cache: KVCache | None = None
+        self.create_cache: Callable[[], KVCache] | None = None
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.next_logits: np.ndarray | None = None
         self.prefix: tuple[CacheScope, bytes] | None = None
@@ -137,12 +140,16 @@ class SequenceState:
     def drop_first_half(self, capacity: int) -> None:
         """Restart a full cache from the second half of its tokens, which are processed anew."""
         self.unprocessed, self.cache_length = self.tokens[-max(1, capacity // 2) :], 0
-        self.cache = self.prefix = None
+        self.cache = self.create_cache = self.prefix = None
 
     def _continue_from(self, activations: SequenceActivations, capacity: int) -> None:
         """Take over activations; if the rest of the prompt does not fit after them, drop all but half of the text."""
         self.unprocessed = self.tokens[len(activations.tokens) - 1 :]
-        self.cache, self.cache_length = activations.cache, activations.num_cached
+        self.cache_length = activations.num_cached
+        if isinstance(activations.cache, KVCache):
+            self.cache = activations.cache
+        else:
+            self.create_cache = activations.cache
         if self.cache_length + len(self.unprocessed) > capacity:
             self.drop_first_half(capacity)
 

@@ -184,7 +184,7 @@ class Scheduler:
 
     def _suspend(self, batch: SequenceBatch, sequence: SequenceState) -> None:
         """Let a sequence wait again, with its cache."""
-        if sequence.cache is None and sequence.cache_length:
+        if sequence.cache is None and sequence.create_cache is None and sequence.cache_length:
             sequence.cache = self._extract_sequence(batch.cache, np.int32(batch.slots.index(sequence)))
         self.remove(batch, sequence)
         sequence.waiting_since = time.monotonic()

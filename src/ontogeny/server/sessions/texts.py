@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -226,7 +227,9 @@ class TextSessions(SessionManager[TextSession]):
             cache_scope=(key, continuation.weights_digest),
             cache_epoch=continuation.cache_epoch,
             owner=key,
-            activations=SequenceActivations(before, self._cache(activations), num_cached) if is_current else None,
+            activations=SequenceActivations(before, partial(self._cache, activations), num_cached)
+            if is_current
+            else None,
             returns_activations=True,
         )
 
@@ -239,6 +242,7 @@ class TextSessions(SessionManager[TextSession]):
         answer: dict[str, Any],
     ) -> TextSession:
         """Writes the state of a session after its continuation."""
+        assert isinstance(after.cache, KVCache)
         keys, values = (
             tuple(np.asarray(leaf)[0, :, : after.num_cached] for leaf in part)
             for part in (after.cache.keys, after.cache.values)
