@@ -475,11 +475,11 @@ def test_continuing_from_activations_processes_the_new_tokens_alone(engine, weig
 
 
 def test_a_waiting_request_needs_no_memory_for_its_activations(weights):
-    collector, waiting, created = Collector(), Collector(), []
+    first, waiting, created = Collector(), Collector(), []
     with started(weights, max_num_seqs=1) as engine:
-        engine.submit(make_request(weights, tuple(range(20)), 0, returns_activations=True), collector)
-        collector.wait()
-        activations = collector.activations
+        engine.submit(make_request(weights, tuple(range(20)), 0, returns_activations=True), first)
+        first.wait()
+        activations = first.activations
 
         def create_cache():
             created.append(activations.cache)
@@ -487,9 +487,9 @@ def test_a_waiting_request_needs_no_memory_for_its_activations(weights):
 
         request = make_request(weights, (*range(20), 1), 5, GREEDY, activations=activations)
         expected = answer(engine, request)
-        others = [Collector() for _ in range(engine.shape.batch_size)]
-        handles = [engine.submit(make_request(weights, max_tokens=ENDLESS), other) for other in others]
-        assert all(other.three_tokens.wait(60) for other in others)
+        collectors = [Collector() for _ in range(engine.shape.batch_size)]
+        handles = [engine.submit(make_request(weights, max_tokens=ENDLESS), collector) for collector in collectors]
+        assert all(collector.three_tokens.wait(60) for collector in collectors)
         engine.submit(request._replace(activations=activations._replace(cache=create_cache)), waiting)
         assert engine.num_requests_waiting == 1 and not created
         for handle in handles:
