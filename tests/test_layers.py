@@ -7,6 +7,7 @@ import textwrap
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,23 @@ SOURCES = {
 }
 
 
+@cache
+def parse(source: str) -> ast.Module:
+    """The syntax tree of a source, which all tests share."""
+    return ast.parse(source)
+
+
+@cache
+def list_nodes(source: str) -> list[ast.AST]:
+    """All nodes of the syntax tree of a source."""
+    return list(ast.walk(parse(source)))
+
+
+@cache
 def list_imports(source: str) -> list[str]:
     """The modules of the package that a source imports, at any place: `agents.base`, `types`, ..."""
     imported = []
-    for node in ast.walk(ast.parse(source)):
+    for node in list_nodes(source):
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
@@ -77,7 +91,7 @@ def _is_plugin(module: str) -> bool:
     folder, _, name = module.rpartition(".")
     if folder not in PLUGIN_FOLDERS or name == "base" or module not in SOURCES:
         return False
-    return any(isinstance(node, ast.FunctionDef) and node.name == "build" for node in ast.parse(SOURCES[module]).body)
+    return any(isinstance(node, ast.FunctionDef) and node.name == "build" for node in parse(SOURCES[module]).body)
 
 
 def layer_violations(module: str, source: str) -> Iterator[str]:
@@ -125,7 +139,7 @@ def count_code_lines(source: str) -> int:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in NO_CODE:
             lines |= set(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
+    for node in list_nodes(source):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
             if (
@@ -139,7 +153,7 @@ def count_code_lines(source: str) -> int:
 
 def list_functions(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """All functions of a source, nested ones included."""
-    for node in ast.walk(ast.parse(source)):
+    for node in list_nodes(source):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node
 
@@ -169,7 +183,7 @@ def repeated_class_names(sources: dict[str, str]) -> Iterator[str]:
     """Class names that are used in more than one place."""
     places = defaultdict(list)
     for module, source in sources.items():
-        for node in ast.walk(ast.parse(source)):
+        for node in list_nodes(source):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(module)
     for name, modules in places.items():

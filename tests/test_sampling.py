@@ -1,5 +1,7 @@
 """The sampler: temperature, top-k and top-p, seeds, and agreement of its NumPy and JAX versions."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,14 @@ from ontogeny.engine.sampling import BatchSamplingParams, SamplingParams, draw_u
 from ontogeny.errors import BadInput
 
 NUM_DRAWS = 20_000
+VOCAB_SIZES = (2, 3, 17, 256, 700)  # one program is compiled for each
 sample_tokens = jax.jit(sampling.sample_tokens)
+
+
+@cache
+def draw_uniforms():
+    """The uniform numbers of one seed at many positions."""
+    return [draw_uniform(7, position) for position in range(NUM_DRAWS)]
 
 
 def draw_with_jax(logits, params, uniforms):
@@ -41,10 +50,10 @@ def test_draws_follow_the_distribution_restricted_by_top_k_and_top_p(settings, e
     """By a chi-square test at 0.1 %, for the numbers that seeds give."""
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     params = SamplingParams(**settings)
-    uniforms = [draw_uniform(7, position) for position in range(NUM_DRAWS)]
-    counts = np.bincount(draw_with_jax(logits, params, uniforms), minlength=4)
+    tokens = draw_with_jax(logits, params, draw_uniforms())
+    counts = np.bincount(tokens, minlength=4)
     host = [sample_token(logits, params._replace(seed=7), position) for position in range(2000)]
-    assert host == draw_with_jax(logits, params, uniforms)[:2000].tolist()
+    assert host == tokens[:2000].tolist()
     possible = np.array(expected) > 0
     assert not counts[~possible].any()
     shares = np.array(expected)[possible] / np.sum(expected)
@@ -52,11 +61,12 @@ def test_draws_follow_the_distribution_restricted_by_top_k_and_top_p(settings, e
 
 
 @given(
-    st.integers(2, 700), st.sampled_from([0.3, 1.0, 3.0]), st.sampled_from([0, 1, 9]), st.sampled_from([0.2, 0.9, 1.0])
-)
-def test_jax_and_numpy_samplers_draw_with_the_same_probabilities(vocab_size, temperature, top_k, top_p):
+    st.integers(0, 999), st.sampled_from(VOCAB_SIZES), st.sampled_from([0.3, 1.0, 3.0]), st.sampled_from([0, 1, 9]),
+    st.sampled_from([0.2, 0.9, 1.0]),
+)  # fmt: skip
+def test_jax_and_numpy_samplers_draw_with_the_same_probabilities(seed, vocab_size, temperature, top_k, top_p):
     """The uniform numbers at which the drawn token changes differ by less than 1e-6: float32 against float64."""
-    logits = np.random.default_rng(vocab_size).normal(0, 2, vocab_size).astype(np.float32)
+    logits = np.random.default_rng(seed).normal(0, 2, vocab_size).astype(np.float32)
     params = SamplingParams(temperature, top_p, top_k=top_k)
     shares = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     order = np.argsort(-shares, kind="stable")[: top_k or None]
@@ -66,7 +76,8 @@ def test_jax_and_numpy_samplers_draw_with_the_same_probabilities(vocab_size, tem
     starts = np.concatenate([[0.0], ends[:-1]])
     wide = ends - starts > 4e-6  # a token of a narrower interval may be drawn or not
     for uniforms in (starts[wide] + 1e-6, ends[wide] - 1e-6):
-        assert draw_with_jax(logits, params, uniforms).tolist() == possible[wide].tolist()
+        drawn = draw_with_jax(logits, params, np.resize(uniforms, vocab_size))  # one size, hence one program
+        assert drawn.tolist() == np.resize(possible[wide], vocab_size).tolist()
 
 
 def test_uniform_numbers_depend_on_seed_and_position_alone():

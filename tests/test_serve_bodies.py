@@ -11,9 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import texts
 from ontogeny.lm.tokenizer import ByteTokenizer
-from ontogeny.lm.training import train as train_language_model
 from ontogeny.server import keys
 from ontogeny.server.api.bodies import JSON_STRING, MAX_LARGE_BODIES
 from ontogeny.server.api.protocol import CompletionRequest
@@ -21,7 +19,7 @@ from ontogeny.server.api.tokenizer import tokenize_prompts
 from ontogeny.server.store import Store
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train as train_agent
-from serving import CONFIG, ServerProcess, make_run
+from serving import ServerProcess, shared_run
 
 pytestmark = [
     pytest.mark.computes,
@@ -41,11 +39,11 @@ INVALID = json.dumps({"model": "story", "prompt": [[97] * 2] * 250 + [[-1, "a"] 
 @pytest.fixture(scope="module")
 def key_server(tmp_path_factory):
     """A server, and two keys."""
-    folder = tmp_path_factory.mktemp("bodies")
+    folder, run = tmp_path_factory.mktemp("bodies"), shared_run(tmp_path_factory)
     store = Store(folder / "state")
     texts = [keys.create_key(store, name)[1] for name in ("anna", "ben")]
     store.close()
-    with ServerProcess(folder / "state", "--alias", f"story={make_run(folder / 'run', 1)}") as server:
+    with ServerProcess(folder / "state", "--alias", f"story={run}") as server:
         yield server, *texts
         assert "Traceback" not in server.log.read_text(), server.log.read_text()
 
@@ -158,18 +156,15 @@ def test_a_key_has_few_large_bodies_in_memory_and_delays_only_itself(key_server)
         assert waiting.result(30)[0] == 200
 
 
-def test_an_exported_state_of_any_size_can_be_restored(tmp_path):
-    """A branch of a model with 430,000 weights and, with a small limit for other requests, a session of an agent."""
-    changes = {"width": 128, "context_length": 32, "batch_size": 1, "num_steps": 1}
-    story = train_language_model(CONFIG.model_copy(update=changes), texts.TRAINING, tmp_path / "story")
-    with ServerProcess(tmp_path / "state", "--alias", f"story={story}", "--online") as server:
-        _export_and_restore(server, "/v1/models/story/branch/state", 4 << 20)
+def test_an_exported_state_of_any_size_can_be_restored(tmp_path, tmp_path_factory):
+    """A branch of a language model and a session of an agent, with a small limit for other requests."""
     spec = {"agent": "model_based", "env": "random_mdp:num_states=18,num_actions=3,horizon=2"}
     train_agent(parse_run_spec(spec, "test"), tmp_path / "agent")
-    arguments = ("--alias", f"agent={tmp_path / 'agent'}", "--max-body-bytes", "2048")
-    with ServerProcess(tmp_path / "agents", *arguments) as server:
+    runs = ("--alias", f"agent={tmp_path / 'agent'}", "--alias", f"story={shared_run(tmp_path_factory)}", "--online")
+    with ServerProcess(tmp_path / "state", *runs, "--max-body-bytes", "2048") as server:
         id = server.post("/v1/agents/agent/sessions", {})[1]["id"]
-        _export_and_restore(server, f"/v1/agents/agent/sessions/{id}/state", 2048)
+        for owner in ("models/story/branch", f"agents/agent/sessions/{id}"):
+            _export_and_restore(server, f"/v1/{owner}/state", 2048)
 
 
 def _export_and_restore(server, route, max_body_bytes):

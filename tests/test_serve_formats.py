@@ -29,7 +29,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_an_old_database_is_rejected_by_every_command(tmp_path):
+def test_an_old_database_is_rejected_by_every_command(tmp_path, call_cli):
     state = tmp_path / "state"
     shutil.copytree(OLD / "state", state)
     before = digests(state)
@@ -44,8 +44,7 @@ def test_an_old_database_is_rejected_by_every_command(tmp_path):
         ["deployments", "log", "story"],
         ["serve", str(GOLDEN / "gpt2")],
     ):
-        done = run_command(*command, "--state-dir", str(state))
-        assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+        assert call_cli(*command, "--state-dir", str(state)) == (2, "", sentence)
     assert digests(state) == before
 
 

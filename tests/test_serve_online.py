@@ -484,11 +484,11 @@ def test_acknowledged_examples_survive_twenty_kills(run):
         (["--learning", "decay_rate=0.1"], "needs 'online'"),
     ],
 )
-def test_an_invalid_command_is_rejected_in_one_sentence(run, tmp_path, arguments, words):
+def test_an_invalid_command_is_rejected_in_one_sentence(run, tmp_path, call_cli, arguments, words):
     aliases = ["--alias", f"story={run}"] if "--host" in arguments else []
-    done = run_command("serve", *arguments, *aliases, "--state-dir", str(tmp_path / "state"))
-    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert done.stdout == ""
+    code, output, error = call_cli("serve", *arguments, *aliases, "--state-dir", str(tmp_path / "state"))
+    assert code == 2 and words in error and error.count("\n") == 1, error
+    assert output == ""
 
 
 def test_a_state_folder_belongs_to_one_server(server, run, state_dir):
