@@ -76,8 +76,8 @@ def test_jax_and_numpy_samplers_draw_with_the_same_probabilities(seed, vocab_siz
     starts = np.concatenate([[0.0], ends[:-1]])
     wide = ends - starts > 4e-6  # a token of a narrower interval may be drawn or not
     for uniforms in (starts[wide] + 1e-6, ends[wide] - 1e-6):
-        drawn = draw_with_jax(logits, params, np.resize(uniforms, vocab_size))  # one size, hence one program
-        assert drawn.tolist() == np.resize(possible[wide], vocab_size).tolist()
+        tokens = draw_with_jax(logits, params, np.resize(uniforms, vocab_size))  # one size, hence one program
+        assert tokens.tolist() == np.resize(possible[wide], vocab_size).tolist()
 
 
 def test_uniform_numbers_depend_on_seed_and_position_alone():
