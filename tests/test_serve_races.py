@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.server.learning import journal, loading
-from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
+from ontogeny.server.learning.acceptance import Pause, do_not_pause, rejection_reason
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.loading import BranchUnavailable
@@ -471,6 +471,22 @@ def test_a_server_stops_while_it_learns_a_long_text_and_learns_it_after_the_next
     learn(reopened, "anna")
     assert learned == ["warm", TEXTS[0], TEXTS[0]] and not caplog.records
     assert journal.get_branch(reopened.store, "story/anna").current_version == 1
+
+
+def test_erasing_a_long_text_while_it_is_learned_ends_its_update(tmp_path, caplog):
+    learned, ended = list[str](), list[str]()
+    fake = fake_learner(learned.append)
+
+    def learn_text(weights: Weights, text: str, pause: Pause = do_not_pause) -> Weights:
+        if text == TEXTS[0]:
+            branches.erase_example(1, "anna")
+        after = fake.learn(weights, text, pause)
+        ended.append(text)
+        return after
+
+    branches = open_branches(tmp_path / "state", fake._replace(learn=learn_text))
+    learn(branches, "anna", *TEXTS[:2])
+    assert (learned, ended) == ([TEXTS[0], TEXTS[1]], [TEXTS[1]]) and not caplog.records
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("out of memory")])

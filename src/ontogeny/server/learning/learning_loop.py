@@ -31,6 +31,10 @@ EXPECTED_ERRORS = (StorageUnavailable, OSError, BranchUnavailable)  # logged in 
 log = logging.getLogger(__name__)
 
 
+class UpdateOutdated(Exception):
+    """The branch has changed while an update was computed, so that its result would not count."""
+
+
 class LearningLoop:
     """The thread that learns, and its failures.
 
@@ -167,8 +171,16 @@ class LearningLoop:
         Nothing is recorded if the branch has changed since `branch` was read.
         """
         number = example.number
+
+        def pause() -> None:
+            self._pause()
+            if journal.get_branch(self._store, branch.branch) != branch:
+                raise UpdateOutdated
+
         try:
-            weights = self._learner.learn(before.weights, example.text or "", self._pause)
+            weights = self._learner.learn(before.weights, example.text or "", pause)
+        except UpdateOutdated:  # a long text that was erased holds up no other branch
+            return
         except BadInput as error:  # the tokenizer cannot encode the text
             journal.reject_example(self._store, branch, number, None, str(error))
             return
