@@ -17,6 +17,14 @@ class StorageUnavailable(Exception):
     """The disk is full or fails, so nothing was stored; what was stored before is intact, and a retry may succeed."""
 
 
+class StorageDamaged(StorageUnavailable):
+    """The database is damaged, absent or replaced: nothing can be read or stored until it is repaired."""
+
+
+class ServerFailed(Exception):
+    """No deployment of a server can answer requests any more; the message says why."""
+
+
 class ContractViolation(BadInput):
     """An agent, most likely one from outside the package, violated the agent contract."""
 

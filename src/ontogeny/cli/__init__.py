@@ -12,7 +12,7 @@ import typer
 
 from ontogeny import __version__
 from ontogeny.cli.commands import LazyGroup
-from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.errors import BadInput, ServerFailed, StorageUnavailable
 from ontogeny.printable import to_printable
 from ontogeny.renamed import renamed_hint
 
@@ -47,6 +47,8 @@ def main() -> None:
         sys.exit(code)
     except (BadInput, StorageUnavailable) as error:
         _exit_with(str(error))
+    except ServerFailed as error:
+        _exit_with(str(error), 1)
     except typer.TyperException as error:
         _exit_with(_usage_message(error))
     except BrokenPipeError:
@@ -140,7 +142,7 @@ def _handle_unraisable(error: "sys.UnraisableHookArgs") -> None:
     _exit_at_once()
 
 
-def _exit_with(message: str) -> NoReturn:
-    """Prints an error as one line and ends the process with exit code 2."""
+def _exit_with(message: str, code: int = 2) -> NoReturn:
+    """Prints an error as one line and ends the process; exit code 2 is for what the user can correct."""
     print(f"ontogeny: {to_printable(' '.join(message.split()))}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

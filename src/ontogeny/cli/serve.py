@@ -51,6 +51,7 @@ def serve(
         require_loadable(run)  # before the state folder is created
     store = Store(state_dir)
     with locked(store.folder):
+        store.check_integrity()
         deployments = Deployments(named_runs, store, config)
         modes = ", ".join(f"{d.name} ({'online' if d.online else 'frozen'})" for d in deployments.by_name.values())
 

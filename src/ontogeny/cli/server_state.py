@@ -42,8 +42,8 @@ def show_log(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonO
     entries: list[dict[str, Any]] = []
     for decision in journal.list_decisions(store, name):
         entry = decision._asdict()
-        if decision.version is not None:
-            version = versions[decision.branch, decision.version]
+        version = None if decision.version is None else versions.get((decision.branch, decision.version))
+        if version is not None:  # its record may have been lost with a damaged page
             entry |= {field: getattr(version, field) for field in ("digest", "first_example", "last_example")}
             entry["version_description"] = journal.describe_version(store, version)
         entries.append(entry)
@@ -104,6 +104,46 @@ def unfreeze(name: Name, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
     _set_frozen(name, state_dir, False)
 
 
+def check(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) -> None:
+    """Check database, branches, snapshots and sessions of a server, which may be running; nothing is changed.
+
+    The exit code is 1 if anything is wrong.
+
+    Example: ontogeny deployments check
+    """
+    from ontogeny.server.repair import check_state
+
+    findings = check_state(state_dir)
+    if as_json:
+        typer.echo(json.dumps({"findings": [finding._asdict() for finding in findings]}))
+    else:
+        for finding in findings:
+            typer.echo(to_printable(f"{finding.subject}: {finding.problem}; repair: {finding.repair}"))
+        if not findings:
+            typer.echo(f"no damage found in '{state_dir}'")
+    if findings:
+        raise typer.Exit(1)
+
+
+def repair(state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+    """Repair what `check` finds, while no server runs; a copy of the database is made first.
+
+    Example: ontogeny deployments repair
+    """
+    from ontogeny.server.repair import repair_state
+
+    result = repair_state(state_dir, ACTOR)
+    if result.copy is None:
+        return typer.echo(f"no damage found in '{state_dir}'")
+    typer.echo(f"copy of the database and of everything that was set aside: '{result.copy}'")
+    for action in result.actions:
+        typer.echo(to_printable(action))
+    for loss in result.losses:
+        typer.echo(to_printable(f"lost: {loss}"))
+    if not result.losses:
+        typer.echo("nothing is lost")
+
+
 def _set_frozen(name: str, state_dir: Path, frozen: bool) -> None:
     """Stop or resume learning in every branch of a deployment, and print the branches."""
     from ontogeny.server.learning import journal
@@ -129,5 +169,7 @@ def _describe_entry(entry: dict[str, Any]) -> str:
     """The example of a decision, and the version that it led to."""
     text = "" if entry["example"] is None else f" example {entry['example']}"
     if entry["version"] is not None:
-        text += f", version {entry['version']} {entry['digest'][:16]} ({entry['version_description']})"
+        text += f", version {entry['version']}"
+    if "digest" in entry:
+        text += f" {entry['digest'][:16]} ({entry['version_description']})"
     return text if entry["held_out_loss"] is None else f"{text}, held-out loss {format_number(entry['held_out_loss'])}"

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ ARRIVAL_LIMIT = 20.0  # seconds in which a request must have arrived
 MAX_OPEN_FILES = 65_536  # each connection is one
 BACKLOG = 2048  # connections
 NUM_THREADS = 8  # for short calls, and again for long ones
+MAX_STOP_TIME = 60.0  # seconds for a server that has failed to end in order
 MAX_WAITING = 1024  # calls of one key that may wait for such a thread
 
 
@@ -97,14 +100,17 @@ def build_api(deployments: Deployments) -> FastAPI:
 
 
 def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> None:
-    """Serves until the process is told to stop.
+    """Serves until the process is told to stop, or until nothing can be answered any more.
 
     Args:
         deployments: The models; their configuration names the address.
         on_listening: Called once the address belongs to the server, with the URL of the server.
 
     Raises:
-        BadInput: The address cannot be used, or other machines could reach it although no key exists.
+        BadInput: The address cannot be used, or other machines could reach it although no key exists; or no deployment
+            can be started.
+        StorageDamaged: The database was damaged, removed or replaced.
+        ServerFailed: All deployments have failed.
     """
     config = deployments.config
     has_valid_key = any(key.revoked_at is None for key in keys.list_keys(deployments.store))
@@ -125,6 +131,15 @@ def serve(deployments: Deployments, *, on_listening: Callable[[str], None]) -> N
         send_limit=config.time_limit,
         backlog=BACKLOG,
     )
+
+    def stop() -> None:
+        """Ends the server in order, or at least the process if a thread does not end."""
+        server.should_exit = True
+        timer = threading.Timer(MAX_STOP_TIME, os._exit, [1])
+        timer.daemon = True
+        timer.start()
+
+    deployments.on_failed = stop
     server.run(sockets=[listening])
     if deployments.error is not None:
         raise deployments.error

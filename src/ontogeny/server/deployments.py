@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.engine.engine import Engine
-from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.errors import BadInput, ServerFailed, StorageDamaged, StorageUnavailable
 from ontogeny.lm import online_learner
 from ontogeny.lm.model import LanguageModel
 from ontogeny.plugins import unknown_name_error
@@ -35,6 +35,7 @@ from ontogeny.stages.session import AgentSession
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STATUS_INTERVAL = 0.2  # seconds
+TABLE_CHECK_INTERVAL = 1.0  # seconds between two looks at the tables of the database
 ERASURE_INTERVAL = 5.0  # seconds between attempts to finish an erasure that the disk prevented
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class LanguageDeployment:
         self.sessions = TextSessions(name, model, self.engine, store, max_waiting=config.max_queue)
         if self.branches is not None:
             self.branches.on_erased = self._forget
-        self.has_changed = False  # the trained weights differ from those at the start
+        self._failure: str | None = None
 
     def start(self) -> None:
         """Compiles and starts the engine and the learner."""
@@ -147,17 +148,18 @@ class LanguageDeployment:
     def check_weights(self) -> None:
         """Compares the trained weights with their digest; a difference makes the deployment unavailable."""
         if trees.digest(self.model.weights) != self.digest:
-            self.has_changed = True
-            log.error("the weights of '%s' changed after the start of the server", self.name)
+            self.fail(f"the weights of '{self.name}' changed after the start of the server")
+
+    def fail(self, reason: str) -> None:
+        """Makes the deployment unavailable."""
+        self._failure = reason
 
     @property
     def failure(self) -> str | None:
         """The reason why the deployment is unavailable, or None."""
-        if self.has_changed:
-            return f"the weights of '{self.name}' changed after the start of the server"
-        if self.engine.failure is not None:
+        if self._failure is None and self.engine.failure is not None:
             return f"the engine of '{self.name}' has failed"
-        return None
+        return self._failure
 
     @property
     def learning_failure(self) -> str | None:
@@ -197,7 +199,11 @@ class AgentDeployment:
     def check_weights(self) -> None:
         """Compares genome and initial weights with their digest; a difference makes the deployment unavailable."""
         if not self.sessions.is_unchanged():
-            self.failure = f"the initial weights of '{self.name}' changed after the start of the server"
+            self.fail(f"the initial weights of '{self.name}' changed after the start of the server")
+
+    def fail(self, reason: str) -> None:
+        """Makes the deployment unavailable."""
+        self.failure = reason
 
 
 Deployment = LanguageDeployment | AgentDeployment
@@ -211,6 +217,13 @@ class Deployments:
         store: The database.
         config: The settings of the server.
 
+    Attributes:
+        ready: Set once the deployments have started.
+        on_ready: Called once `ready` is set.
+        on_failed: Called once `error` is set.
+        error: Why nothing can be answered any more, or None: `StorageDamaged`, because every request needs the
+            database; `BadInput` or `ServerFailed` if no deployment is available.
+
     Raises:
         BadInput: A name is invalid or used twice, or a folder holds no model that can be served.
     """
@@ -220,8 +233,11 @@ class Deployments:
         quotas.set_default_limits(store, config)
         self.by_name: dict[str, Deployment] = {}
         self.ready = threading.Event()
-        self.on_ready: Callable[[], None] | None = None  # called once `ready` is set
-        self.error: BaseException | None = None
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_failed: Callable[[], None] = lambda: None
+        self.error: Exception | None = None
+        self._reported: dict[str, str] = {}  # failures of deployments that are in the log
+        self._start_errors: dict[str, Exception] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deployments", daemon=True)
         names = [name for name, _ in runs]
@@ -254,37 +270,88 @@ class Deployments:
         self._thread.join()
 
     def _run(self) -> None:
-        """Starts all deployments, checks their weights at intervals, and stops them."""
+        """Starts all deployments, checks them at intervals, and stops them; notes why nothing can be answered."""
         try:
             self._clean_up()
             for deployment in self.by_name.values():
-                deployment.start()
+                self._start(deployment)
+            self._check_available()
             self.ready.set()
-            if self.on_ready is not None:
-                self.on_ready()
-            checked_at = cleaned_at = time.monotonic()
-            while not self._stopping.wait(STATUS_INTERVAL):
-                languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
-                is_busy = any(d.engine.num_requests_running + d.engine.num_requests_waiting for d in languages)
-                for deployment in languages:
-                    if deployment.branches is not None:
-                        deployment.branches.loop.is_server_busy = is_busy  # all deployments share one processor
-                if time.monotonic() - checked_at >= self.config.weight_check_interval:
-                    for deployment in self.by_name.values():
-                        deployment.check_weights()
-                    checked_at = time.monotonic()
-                if time.monotonic() - cleaned_at >= ERASURE_INTERVAL:
-                    self._finish_erasures()
-                    cleaned_at = time.monotonic()
-        except BaseException as error:
+            self.on_ready()
+            self._watch()
+        except (StorageDamaged, BadInput, ServerFailed) as error:
             self.error = error
-            log.error("the server stops: %s", error)
+        except BaseException as error:
+            log.exception("the thread that checks the deployments has failed")
+            self.error = ServerFailed(f"the server failed: {error}")
         finally:
+            if self.error is not None:
+                log.error("the server stops: %s", self.error)
+                self.on_failed()
             for deployment in self.by_name.values():
                 try:
                     deployment.stop()
                 except Exception:  # the others must be stopped too
                     log.exception("'%s' was not stopped in order", deployment.name)
+
+    def _start(self, deployment: Deployment) -> None:
+        """Starts a deployment; a failure makes it unavailable and does not hold up the others."""
+        try:
+            deployment.start()
+        except Exception as error:
+            if not isinstance(error, BadInput | StorageUnavailable):
+                log.exception("'%s' cannot be started", deployment.name)
+            self._start_errors[deployment.name] = error
+            deployment.fail(f"'{deployment.name}' cannot be started: {error}")
+
+    def _watch(self) -> None:
+        """Checks the deployments and the database at intervals until the server stops."""
+        tasks: list[tuple[float, Callable[[], None]]] = [
+            (TABLE_CHECK_INTERVAL, self._check_tables),
+            (self.config.weight_check_interval, self._check_weights),
+            (ERASURE_INTERVAL, self._finish_erasures),
+        ]
+        times = [time.monotonic() + interval for interval, _ in tasks]
+        while not self._stopping.wait(STATUS_INTERVAL):
+            self._report_load()
+            for i, (interval, task) in enumerate(tasks):
+                if time.monotonic() >= times[i]:
+                    task()
+                    times[i] = time.monotonic() + interval
+            self._check_available()
+
+    def _report_load(self) -> None:
+        """Tells the learners whether requests are being answered."""
+        languages = [d for d in self.by_name.values() if isinstance(d, LanguageDeployment)]
+        is_busy = any(d.engine.num_requests_running + d.engine.num_requests_waiting for d in languages)
+        for deployment in languages:
+            if deployment.branches is not None:
+                deployment.branches.loop.is_server_busy = is_busy  # all deployments share one processor
+
+    def _check_tables(self) -> None:
+        """Notices that the database was damaged, removed or replaced."""
+        try:
+            self.store.check_tables()
+        except StorageUnavailable as error:  # `_check_available` stops the server if the database is damaged
+            log.debug("the database cannot be checked at present: %s", error)
+
+    def _check_weights(self) -> None:
+        """Notices changed weights."""
+        for deployment in self.by_name.values():
+            deployment.check_weights()
+
+    def _check_available(self) -> None:
+        """Logs new failures of deployments; raises the reason if no request can be answered any more."""
+        if self.store.damage is not None:
+            raise StorageDamaged(self.store.damage)
+        failures = {name: d.failure for name, d in self.by_name.items() if d.failure is not None}
+        for name, reason in failures.items():
+            if self._reported.get(name) != reason:
+                self._reported[name] = reason
+                log.error("%s", reason)
+        if len(failures) == len(self.by_name):
+            is_input = all(isinstance(self._start_errors.get(name), BadInput) for name in failures)
+            raise (BadInput if is_input else ServerFailed)("; ".join(failures.values()))
 
     def _clean_up(self) -> None:
         """Removes what a crash left of erased examples and of snapshots, as far as the disk permits it."""

@@ -4,6 +4,7 @@ The database holds acknowledged training examples, so it is converted rather tha
 transaction: after a crash or on a full disk, the database is that of before.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator
 
@@ -92,6 +93,16 @@ CREATE TRIGGER delete_session AFTER DELETE ON sessions BEGIN
     UPDATE storage SET num_sessions = num_sessions - 1, session_bytes = session_bytes - length(old.state)
     WHERE key = old.key; END;
 """
+TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", SCHEMA + ADDED_TABLES))
+# Finds for every version the one without a parent from which it descends.
+UPDATE_ROOTS = """
+WITH RECURSIVE paths (branch, number, root) AS (
+    SELECT branch, number, number FROM versions WHERE parent IS NULL
+    UNION ALL SELECT versions.branch, versions.number, root FROM versions JOIN paths
+    ON versions.branch = paths.branch AND versions.parent = paths.number
+) UPDATE versions SET root_version = root FROM paths
+    WHERE versions.branch = paths.branch AND versions.number = paths.number AND root != 0;
+"""
 # From format 3: limits of storage per key, what each key stores, the last request of each session, and the restored
 # versions from which others descend.
 CONVERSION = (
@@ -105,13 +116,8 @@ ALTER TABLE sessions ADD COLUMN answer TEXT;
 ALTER TABLE versions ADD COLUMN source_branch TEXT;
 ALTER TABLE versions ADD COLUMN source_version INTEGER;
 ALTER TABLE versions ADD COLUMN root_version INTEGER NOT NULL DEFAULT 0;
-WITH RECURSIVE paths (branch, number, root) AS (
-    SELECT branch, number, number FROM versions WHERE parent IS NULL
-    UNION ALL SELECT versions.branch, versions.number, root FROM versions JOIN paths
-    ON versions.branch = paths.branch AND versions.parent = paths.number
-) UPDATE versions SET root_version = root FROM paths
-    WHERE versions.branch = paths.branch AND versions.number = paths.number AND root != 0;
 """
+    + UPDATE_ROOTS
     + ADDED_TABLES
     + """
 INSERT INTO storage SELECT key, 0, 0, sum(ifnull(length(CAST(text AS BLOB)) + 1000, 0)) FROM examples GROUP BY key;

@@ -3,7 +3,8 @@
 A committed transaction is on disk: every commit waits for the disk (`synchronous=FULL`). Erased text is overwritten
 (`secure_delete`) and is removed from the write-ahead log too. Several processes may use one database at a time: the
 server, and commands that run beside it. Every failure of the disk is a `StorageUnavailable`, after which the store can
-be used as before. This module does not depend on models or on HTTP.
+be used as before; a database that is damaged is a `StorageDamaged`, and nothing is written to it any more. This module
+does not depend on models or on HTTP.
 """
 
 import contextlib
@@ -16,13 +17,14 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from ontogeny.errors import BadInput, StorageUnavailable
+from ontogeny.errors import BadInput, StorageDamaged, StorageUnavailable
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import locked
-from ontogeny.runs.formats import SERVER_DATABASE, check_format, refuse_run_folder
+from ontogeny.runs.formats import FORMATS, SERVER_DATABASE, check_format, refuse_run_folder
 from ontogeny.server import schema
 
 DATABASE = "ontogeny.sqlite"
+RECOVERED = f"{DATABASE}.recovered"  # a repair has not yet put it into the place of the damaged database
 OWNER_FILE, OWNER_FOLDER = 0o600, 0o700  # nobody else may read texts, weights and the hashes of keys
 MAX_CONNECTIONS = 8  # each holds file descriptors
 MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
@@ -53,6 +55,9 @@ class Store:
         read_only: Whether the database may only be read. One of an earlier format then stays as it is, and the store
             reads a converted copy in memory; otherwise it is converted.
 
+    Attributes:
+        damage: Why the database cannot be used until it is repaired, or None.
+
     Raises:
         BadInput: The folder cannot be used, the database is absent and `create` is false, the file is damaged or of
             another format that cannot be converted, or it is to be converted while a server works in the folder.
@@ -63,6 +68,8 @@ class Store:
         self.folder = Path(folder)
         self.snapshots = self.folder / "snapshots"
         self._path = self.folder / DATABASE
+        self.damage: str | None = None
+        self._file: tuple[int, int] | None = None  # the file that was opened: device and number
         if not self._path.exists():
             if not create:
                 raise BadInput(
@@ -78,12 +85,15 @@ class Store:
         try:
             self.folder.mkdir(mode=OWNER_FOLDER, parents=True, exist_ok=True)
             self._create_tables(read_only)
-            self.snapshots.mkdir(mode=OWNER_FOLDER, exist_ok=True)
-            self._restrict_access()
+            if not read_only:
+                self.snapshots.mkdir(mode=OWNER_FOLDER, exist_ok=True)
+                self._restrict_access()
+            status = self._path.stat()
+            self._file = status.st_dev, status.st_ino
         except OSError as error:
             raise BadInput(f"the folder '{self.folder}' cannot be used: {error.strerror}") from None
-        except sqlite3.DatabaseError as error:
-            raise BadInput(f"'{self._path}' is damaged or is not a database of ontogeny: {error}") from None
+        except StorageDamaged as error:
+            raise BadInput(str(error)) from None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -91,7 +101,11 @@ class Store:
 
         Raises:
             StorageUnavailable: The disk is full or fails, or the database stays locked; nothing was changed.
+            StorageDamaged: The database is known to be damaged, or its file is gone.
         """
+        if self.damage is not None:
+            raise StorageDamaged(self.damage)
+        self._check_file()
         assert getattr(self._thread_local, "connection", None) is None, "a transaction cannot contain another one"
         if not self._write_lock.acquire(timeout=MAX_WAIT):
             raise StorageUnavailable(f"the database '{self._path}' is locked")
@@ -155,6 +169,36 @@ class Store:
             write_bytes(self.snapshots / file, data, OWNER_FILE)
         except OSError as error:
             raise StorageUnavailable(f"'{self.snapshots / file}' cannot be written: {error.strerror}") from None
+
+    def check_tables(self) -> None:
+        """Checks that the file of the database is the one that was opened and that all tables can be read from it.
+
+        Only the first record of each table is read, so this is quick.
+
+        Raises:
+            StorageDamaged: The file is absent, replaced or damaged.
+            StorageUnavailable: The disk fails.
+        """
+        self._check_file()
+        # Another connection does not see what present ones have in memory.
+        with self._storage_errors(), self._places, contextlib.closing(self._connect()) as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = {record[0] for record in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if absent := set(schema.TABLES) - tables:
+                raise self._damaged(f"it lacks the tables {', '.join(sorted(absent))}")
+            if version != FORMATS[SERVER_DATABASE]:
+                raise self._damaged(f"its format has changed to {version}")
+            for table in schema.TABLES:
+                connection.execute(f"SELECT 1 FROM {table} NOT INDEXED LIMIT 1").fetchone()
+
+    def check_integrity(self) -> None:
+        """Reads the whole database; raises `StorageDamaged` if it is damaged or its repair was interrupted."""
+        if (self.folder / RECOVERED).exists():
+            raise self._damaged("its repair was interrupted")
+        self.check_tables()
+        problem = self.select_value("PRAGMA quick_check(1)")
+        if problem != "ok":
+            raise self._damaged(problem)
 
     def truncate_log(self) -> bool:
         """Empties the write-ahead log, which may still hold overwritten text.
@@ -227,10 +271,37 @@ class Store:
         """Converts the errors of SQLite that are no mistakes in a statement to `StorageUnavailable`."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR:
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(str(error)) from error
+            if not isinstance(error, sqlite3.OperationalError) or code == sqlite3.SQLITE_ERROR:
                 raise
             raise StorageUnavailable(f"the database '{self._path}' cannot be used: {error}") from error
+
+    def _damaged(self, reason: str) -> StorageDamaged:
+        """Notes that the database is damaged and returns the error that says so."""
+        if self.damage is None:
+            self.damage = (
+                f"'{self._path}' is damaged or is not a database of ontogeny: {' '.join(reason.split())}; "
+                f"`ontogeny deployments check --state-dir {self.folder}` finds what can be repaired"
+            )
+        return StorageDamaged(self.damage)
+
+    def _check_file(self) -> None:
+        """Raises `StorageDamaged` if the file was removed or replaced: what is written to the old one would be lost."""
+        if self._file is None:
+            return
+        try:
+            status = self._path.stat()
+            if (status.st_dev, status.st_ino) != self._file:
+                raise self._damaged("the file was replaced by another one while it was in use")
+            if not status.st_size:  # SQLite would delete the write-ahead log
+                raise self._damaged("the file was emptied while it was in use")
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._damaged("the file was removed while it was in use") from None
+        except OSError as error:
+            raise StorageUnavailable(f"the database '{self._path}' cannot be used: {error.strerror}") from None
 
     def _restrict_access(self) -> None:
         """Takes the permissions of others away from files that an earlier version has written.
@@ -258,6 +329,8 @@ class Store:
                 return self._open_converted_copy() if read_only else self._convert()
             if version:
                 return check_format(self._path, SERVER_DATABASE, version)
+        if self.snapshots.is_dir() and any(self.snapshots.iterdir()):  # a new database would leave them without owners
+            raise self._damaged("the file is empty or absent, but there are snapshots")
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, OWNER_FILE))  # SQLite creates its other files alike
         with self.transaction():
             if not self.select_value("PRAGMA user_version"):

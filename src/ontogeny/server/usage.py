@@ -62,6 +62,8 @@ class UsageMeter:
             buckets=LATENCY_BUCKETS,
             registry=self.registry,
         )
+        description = "1 if the deployment can answer requests, 0 if it has failed"
+        self._available = Gauge("ontogeny_deployment_available", description, LABELS, registry=self.registry)
         self._gauges = {
             name: Gauge(f"ontogeny_{name}", help, LABELS, registry=self.registry) for name, help in GAUGES.items()
         }
@@ -100,6 +102,8 @@ class UsageMeter:
     def metrics(self) -> bytes:
         """Returns all metrics in the text format of Prometheus."""
         for name, deployment in self._deployments.by_name.items():
+            is_available = self._deployments.ready.is_set() and deployment.failure is None
+            self._available.labels(name).set(is_available)
             self._gauges["num_session_calls"].labels(name).set(deployment.sessions.executor.num_started)
             self._gauges["num_session_calls_waiting"].labels(name).set(deployment.sessions.executor.num_waiting)
             if not isinstance(deployment, LanguageDeployment):

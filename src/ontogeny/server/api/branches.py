@@ -195,7 +195,10 @@ def _describe_decision(branches: BranchManager, decision: LearningDecision) -> d
     """Returns a decision, with the words that say what its version was learned from."""
     if decision.version is None:
         return decision._asdict() | {"version_description": None}
-    version = journal.get_version(branches.store, decision.branch, decision.version)
+    try:
+        version = journal.get_version(branches.store, decision.branch, decision.version)
+    except BadInput:  # a damaged page of the database has lost the version
+        return decision._asdict() | {"version_description": "unknown"}
     return decision._asdict() | {"version_description": journal.describe_version(branches.store, version)}
 
 

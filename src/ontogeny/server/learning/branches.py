@@ -8,6 +8,7 @@ acceptance test; a rejection is recorded with its reason, and its weights and mo
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -101,11 +102,10 @@ class BranchManager:
         """Compiles the learner, finishes erasures, recomputes lost versions, and starts the learning thread."""
         self.learner.learn(self.learner.init(), "warm", do_not_pause)
         self.finish_erasures()
-        for branch in journal.list_branches(self.store, self.deployment)[-self.config.max_loaded :]:
-            try:
-                self.loader.load(branch.branch)
-            except BranchUnavailable:  # it is logged, and the other branches can be used
-                continue
+        with contextlib.suppress(StorageUnavailable):  # versions are computed when they are requested, at the latest
+            for branch in journal.list_branches(self.store, self.deployment)[-self.config.max_loaded :]:
+                with contextlib.suppress(BranchUnavailable):  # it is logged, and the other branches can be used
+                    self.loader.load(branch.branch)
         self.loop.start()
 
     def interrupt(self) -> None:

@@ -394,6 +394,31 @@ def rollback(store: Store, branch: str, number: int, actor: str) -> BranchVersio
     return version
 
 
+def move_back(store: Store, version: BranchVersion, reason: str) -> int:
+    """Makes a version current because the present one is lost; the later examples become undecided again.
+
+    Examples that a rollback deferred stay deferred.
+
+    Args:
+        store: The database.
+        version: The version.
+        reason: For the log of decisions.
+
+    Returns:
+        How many examples will be learned again.
+    """
+    branch = version.branch
+    with store.transaction():
+        last_decided = version.example or 0
+        if version.number and version.parent is None:  # restored when all examples of that time had been decided
+            query = "SELECT coalesce(max(number), 0) FROM examples WHERE branch = ? AND created_at <= ?"
+            last_decided = store.select_value(query, branch, version.created_at)
+        _move_branch(store, branch, version.number, last_decided)
+        reason = f"{reason}; the examples after number {last_decided} are learned again"
+        _log(store, branch, "rollback", None, version.number, version.held_out_loss, reason)
+        return num_pending(store, get_branch(store, branch))
+
+
 def restore_version(
     store: Store,
     name: str,
@@ -451,8 +476,10 @@ def describe_version(store: Store, version: BranchVersion) -> str:
     learned = "" if first is None else f"examples {first} to {version.last_example}"
     if not version.root_version:
         return learned or "the trained weights"
-    root = version if version.parent is None else get_version(store, version.branch, version.root_version)
-    return f"{_describe_root(root)}, then {learned}" if learned else _describe_root(root)
+    query = "SELECT * FROM versions WHERE branch = ? AND number = ?"
+    root = store.select_one(BranchVersion, query, version.branch, version.root_version)
+    origin = "restored" if root is None else _describe_root(root)  # a damaged database may have lost the root
+    return f"{origin}, then {learned}" if learned else origin
 
 
 def _describe_root(version: BranchVersion) -> str:

@@ -5,6 +5,7 @@ version whose snapshot is lost cannot be rebuilt. If it is part of the current v
 it is repaired.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ontogeny import trees
@@ -21,7 +22,7 @@ class BranchCheck(NamedTuple):
     branch: str
     damaged: list[tuple[BranchVersion, str]]  # versions whose snapshots are unusable, and why
     is_available: bool  # whether the current version can be computed
-    newest_version: int  # the newest version that can be computed
+    newest_version: int  # the version nearest to the current one that can be computed: itself, or an earlier one
 
 
 def check_branches(store: Store, deployment: str) -> list[BranchCheck]:
@@ -32,9 +33,9 @@ def check_branches(store: Store, deployment: str) -> list[BranchCheck]:
 def repair_branches(store: Store, deployment: str, actor: str) -> list[BranchCheck]:
     """Makes every branch of a deployment usable again.
 
-    Damaged snapshots of versions that can be rebuilt are deleted, and a branch whose current version cannot be
-    computed returns to the newest version that can. The later examples are deferred, as by any rollback. A running
-    server uses the new state from the next request on.
+    Damaged snapshots are deleted, and a branch whose current version cannot be computed returns to the newest version
+    that can, from which the later examples are learned again. A running server uses the new state from the next
+    request on.
 
     Args:
         store: The database.
@@ -46,15 +47,15 @@ def repair_branches(store: Store, deployment: str, actor: str) -> list[BranchChe
     """
     checks = check_branches(store, deployment)
     for check in checks:
+        if not check.is_available:
+            newest = journal.get_version(store, check.branch, check.newest_version)
+            journal.move_back(store, newest, f"by {actor}, to repair the branch")
         with store.snapshot_lock:
             for version, _ in check.damaged:
-                if version.parent is not None:
-                    with store.transaction():
-                        journal.forget_snapshot(store, version)
-                    if version.snapshot not in journal.list_snapshots(store):
-                        (store.snapshots / str(version.snapshot)).unlink(missing_ok=True)
-        if not check.is_available:
-            journal.rollback(store, check.branch, check.newest_version, f"{actor}, to repair the branch")
+                with store.transaction():
+                    journal.forget_snapshot(store, version)
+                if version.snapshot not in journal.list_snapshots(store):
+                    (store.snapshots / str(version.snapshot)).unlink(missing_ok=True)
     return checks
 
 
@@ -83,16 +84,29 @@ def _check_branch(store: Store, name: str) -> BranchCheck:
         if reason is not None and journal.get_version(store, name, version.number).snapshot == version.snapshot
     ]
     unusable = {str(version.snapshot) for version, _ in damaged}
-    current = journal.get_version(store, name, journal.get_branch(store, name).current_version)
-    newest = next(version for version in reversed(versions) if _is_computable(store, version, unusable))
-    return BranchCheck(name, damaged, _is_computable(store, current, unusable), newest.number)
+    current = journal.get_branch(store, name).current_version
+    candidates = _list_predecessors({version.number: version for version in versions}, current)
+    newest = next((version.number for version in candidates if _is_computable(store, version, unusable)), 0)
+    return BranchCheck(name, damaged, newest == current, newest)
+
+
+def _list_predecessors(versions: dict[int, BranchVersion], current: int) -> Iterator[BranchVersion]:
+    """A version with its ancestors, then the versions before them, newest first, without those that are deleted."""
+    number: int | None = current
+    while number is not None:
+        current = number
+        if number in versions:
+            yield versions[number]
+        number = versions[number].parent if number in versions else None
+    yield from (versions[number] for number in sorted(versions, reverse=True) if number < current)
 
 
 def _is_computable(store: Store, version: BranchVersion, unusable: set[str]) -> bool:
     """Whether a version can be computed without these snapshots."""
     try:
         with store.read_transaction():
-            journal.find_base(store, version, unusable)
+            _, numbers = journal.find_base(store, version, unusable)
+            examples = [journal.find_example(store, number) for number in numbers]
     except BadInput:
         return False
-    return True
+    return all(example is not None and example.text is not None for example in examples)
