@@ -33,15 +33,17 @@ def write_state(folder: Path) -> Store:
     for i in range(3):
         owner = keys.create_key(store, f"key {i}")[0].id
         branch = journal.open_branch(store, "story", owner if i else journal.SHARED, "trained", "learner", 2.0)
+        state, version = b"", journal.get_version(store, branch.branch, 0)
         for number in range(NUM_EXAMPLES):
             text = f"#{number}: " + "the lighthouse keeper counted the lamps twice. " * 4
             example = journal.add_example(store, branch.branch, owner, text)
+            assert example is not None
             if number < 4:
-                assert example is not None
                 state = encode_state("branch", {"w": np.full(8, example, np.float32)}, {})
                 digest = read_metadata(state, "branch")["digest"]
-                version = journal.commit_version(store, branch, example, digest, 2.0, 0.1, "accepted")
-                assert version is not None
+                committed = journal.commit_version(store, branch, example, digest, 2.0, 0.1, "accepted")
+                assert committed is not None
+                version = committed
                 branch = journal.get_branch(store, branch.branch)
         store.write_snapshot(f"snapshot-{i}", state)
         journal.add_snapshot(store, version, f"snapshot-{i}", 4)

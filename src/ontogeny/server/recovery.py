@@ -194,7 +194,7 @@ class _TableReader:
         beyond = f"{key[0]} {'>=' if is_descending else '<='} {name.format(last)}"
         condition = f"{key[0]} {compare[0]} {name.format(first)}"
         position = high if is_descending else low
-        values: tuple[Any, ...] | None = None
+        previous: tuple[Any, ...] | None = None
         while True:
             query = (
                 f"SELECT {', '.join((*key, *self._columns))} FROM {self._layout.name} NOT INDEXED "
@@ -205,10 +205,11 @@ class _TableReader:
                 record = self._source.execute(query, parameters).fetchone()
                 if record is None:
                     return None
-                before, values = values, record[: len(key)]
+                values: tuple[Any, ...] = record[: len(key)]
                 # A damaged page can hold keys in any order, and its records are none of this table.
-                if before is not None and not (values < before if is_descending else values > before):
+                if previous is not None and not (values < previous if is_descending else values > previous):
                     return position
+                previous = values
                 self._target.execute(self._insertion, record[len(key) :])
             except (sqlite3.Error, OverflowError, UnicodeError, TypeError):
                 return position
