@@ -401,7 +401,7 @@ def move_back(store: Store, version: BranchVersion, reason: str) -> int:
 
     Args:
         store: The database.
-        version: The version.
+        version: One that can be computed.
         reason: For the log of decisions.
 
     Returns:
