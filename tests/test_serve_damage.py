@@ -69,7 +69,7 @@ def folder(original, tmp_path):
 def records(folder: Path) -> dict[str, list[tuple[object, ...]]]:
     """All records of a database, by table."""
     with contextlib.closing(sqlite3.connect(folder / DATABASE)) as connection:
-        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        tables = [record[0] for record in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {table: sorted(connection.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
 
 
@@ -86,23 +86,23 @@ def find_page(folder: Path, text: bytes) -> int:
     return content.index(text) // PAGE * PAGE
 
 
-def check(folder: Path) -> list[repair.Finding]:
+def check(folder: Path) -> list[repair.StateFault]:
     """What is wrong in a folder, which the check does not change."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    findings = repair.check_state(folder)
+    faults = repair.check_state(folder)
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert {path: data for path, data in after.items() if not path.name.endswith(("-shm", "-wal"))} == before
     assert not (folder / f"{DATABASE}-wal").exists() or not (folder / f"{DATABASE}-wal").stat().st_size
-    return findings
+    return faults
 
 
-def test_a_sound_state_has_no_findings_and_is_not_changed_by_a_repair(folder, call_cli):
+def test_a_sound_state_has_no_faults_and_is_not_changed_by_a_repair(folder, call_cli):
     before = records(folder)
     assert check(folder) == []
     assert repair.repair_state(folder, "test") == (None, [], [])
     assert records(folder) == before and not list(folder.glob("damaged-*"))
     code, output, _ = call_cli("deployments", "check", "--state-dir", str(folder), "--json")
-    assert (code, json.loads(output)) == (0, {"findings": []})
+    assert (code, json.loads(output)) == (0, {"faults": []})
 
 
 @pytest.mark.parametrize("num_bytes", [16, 100, PAGE])
@@ -111,7 +111,7 @@ def test_a_database_with_a_damaged_header_is_recovered_whole(folder, num_bytes):
     overwrite(folder / DATABASE, 0, b"\xa5" * num_bytes)
     with pytest.raises(BadInput, match=r"is damaged or is not a database of ontogeny.*deployments check"):
         Store(folder)
-    assert [finding.problem for finding in check(folder)] == ["it is damaged: file is not a database"]
+    assert [fault.problem for fault in check(folder)] == ["it is damaged: file is not a database"]
     damaged = (folder / DATABASE).read_bytes()
     result = repair.repair_state(folder, "test")
     assert result.copy is not None and (result.copy / DATABASE).read_bytes() == damaged
@@ -184,8 +184,8 @@ def test_damaged_snapshots_are_set_aside_and_their_versions_learned_again(folder
         path.unlink()
     else:
         path.write_bytes(data[:-9] if damage == "truncated" else data[:-1] + bytes([data[-1] ^ 1]))
-    [finding] = check(folder)
-    assert "snapshot-1" in finding.subject and "learns the examples again" in finding.repair
+    [fault] = check(folder)
+    assert "snapshot-1" in fault.place and "learns the examples again" in fault.repair
     result = repair.repair_state(folder, "test")
     assert result.losses == [] and check(folder) == [] and result.copy is not None
     assert (result.copy / "snapshot-1").exists() == (damage != "absent") and not path.exists()
@@ -199,7 +199,7 @@ def test_a_branch_whose_version_is_lost_returns_to_the_newest_that_can_be_comput
         with store.transaction():
             store.execute("DELETE FROM versions WHERE branch = ? AND number = 4", name)
         last = journal.get_branch(store, name).last_decided
-    assert {finding.problem for finding in check(folder)} >= {"the current version cannot be computed"}
+    assert {fault.problem for fault in check(folder)} >= {"the current version cannot be computed"}
     result = repair.repair_state(folder, "test")
     assert f"{name}: version 3 is current; {NUM_EXAMPLES - 3} examples will be learned again" in result.actions
     assert check(folder) == []
@@ -229,7 +229,7 @@ def test_an_interrupted_repair_is_finished(folder):
     overwrite(folder / DATABASE, 0, b"\xa5" * 16)
     with pytest.raises(BadInput):
         Store(folder)
-    assert [finding.problem for finding in check(folder)] == ["its repair was interrupted"]
+    assert [fault.problem for fault in check(folder)] == ["its repair was interrupted"]
     repair.repair_state(folder, "test")
     assert records(folder) == before and check(folder) == []
 
@@ -267,9 +267,9 @@ def test_a_database_that_goes_while_it_is_in_use_takes_no_more_writes(folder, ev
 def test_one_failed_deployment_is_isolated_and_the_server_ends_when_all_have_failed(tmp_path_factory, tmp_path):
     """A planted error: one number of one weight differs."""
     run = shared_run(tmp_path_factory)
-    other = Path(shutil.copytree(run, tmp_path / "other"))
+    second_run = Path(shutil.copytree(run, tmp_path / "other"))
     config = ServerConfig(weight_check_interval=0.1)
-    deployments = Deployments([("story", run), ("other", other)], Store(tmp_path / "state"), config)
+    deployments = Deployments([("story", run), ("other", second_run)], Store(tmp_path / "state"), config)
     meter, failed = UsageMeter(deployments), threading.Event()
     deployments.on_failed = failed.set
 

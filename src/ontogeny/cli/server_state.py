@@ -113,15 +113,15 @@ def check(state_dir: StateDir = DEFAULT_STATE_DIR, as_json: JsonOutput = False) 
     """
     from ontogeny.server.repair import check_state
 
-    findings = check_state(state_dir)
+    faults = check_state(state_dir)
     if as_json:
-        typer.echo(json.dumps({"findings": [finding._asdict() for finding in findings]}))
+        typer.echo(json.dumps({"faults": [fault._asdict() for fault in faults]}))
     else:
-        for finding in findings:
-            typer.echo(to_printable(f"{finding.subject}: {finding.problem}; repair: {finding.repair}"))
-        if not findings:
+        for fault in faults:
+            typer.echo(to_printable(f"{fault.place}: {fault.problem}; repair: {fault.repair}"))
+        if not faults:
             typer.echo(f"no damage found in '{state_dir}'")
-    if findings:
+    if faults:
         raise typer.Exit(1)
 
 

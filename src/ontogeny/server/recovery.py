@@ -54,7 +54,7 @@ LAYOUTS = (  # `storage` is not among them: triggers write it
 
 
 class RecoveredTable(NamedTuple):
-    """What was read of a table."""
+    """The records of a table that were read."""
 
     name: str
     num_records: int
@@ -62,7 +62,7 @@ class RecoveredTable(NamedTuple):
 
 
 class RecoveredDatabase(NamedTuple):
-    """What was read of a database.
+    """The records of a database that were read.
 
     Attributes:
         tables: The result for each table.
@@ -129,7 +129,7 @@ def _open_damaged(path: Path, template: Path) -> sqlite3.Connection:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("PRAGMA writable_schema=ON")  # opens a file that is too short
             connection.execute("PRAGMA cell_size_check=ON")
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = {record[0] for record in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if {"keys", "branches", "examples", "versions"} <= tables:
                 return connection
         connection.close()
@@ -141,8 +141,8 @@ class _TableReader:
 
     def __init__(self, source: sqlite3.Connection, target: sqlite3.Connection, layout: TableLayout) -> None:
         self._source, self._target, self._layout = source, target, layout
-        present = {row[1] for row in source.execute(f"PRAGMA table_info({layout.name})")}
-        columns = [row[1] for row in target.execute(f"PRAGMA table_info({layout.name})") if row[1] in present]
+        present = {record[1] for record in source.execute(f"PRAGMA table_info({layout.name})")}
+        columns = [record[1] for record in target.execute(f"PRAGMA table_info({layout.name})") if record[1] in present]
         self._columns, self._branch = columns, None
         places = ", ".join("?" * len(columns))
         self._insertion = f"INSERT OR IGNORE INTO {layout.name} ({', '.join(columns)}) VALUES ({places})"
@@ -250,7 +250,7 @@ def _recover_table(source: sqlite3.Connection, target: sqlite3.Connection, layou
 def _list_branches(target: sqlite3.Connection) -> list[str]:
     """The names of all branches that recovered records mention."""
     names = "SELECT branch FROM branches UNION SELECT branch FROM examples UNION SELECT branch FROM decisions"
-    return [row[0] for row in target.execute(names)]
+    return [record[0] for record in target.execute(names)]
 
 
 def _find_largest_number(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> int:
@@ -278,12 +278,12 @@ def _find_lost_examples(source: sqlite3.Connection, target: sqlite3.Connection) 
         (target, "SELECT example, branch FROM decisions"),
     ):
         with contextlib.suppress(sqlite3.Error):
-            lost |= {number: branch for number, branch in _rows(connection, query) if isinstance(number, int)}
-    present = {row[0] for row in target.execute("SELECT number FROM examples")}
+            lost |= {number: branch for number, branch in _read_records(connection, query) if isinstance(number, int)}
+    present = {record[0] for record in target.execute("SELECT number FROM examples")}
     return {number: branch for number, branch in sorted(lost.items()) if number not in present}
 
 
-def _rows(connection: sqlite3.Connection, query: str) -> Iterator[Any]:
+def _read_records(connection: sqlite3.Connection, query: str) -> Iterator[Any]:
     """The results of a query up to a damaged page."""
     with contextlib.suppress(sqlite3.Error):
         yield from connection.execute(query)
@@ -304,5 +304,5 @@ def _advance_sequences(source: sqlite3.Connection, target: sqlite3.Connection) -
 
 def _value(connection: sqlite3.Connection, query: str) -> int:
     """The number that a query returns; 0 if there is none or it cannot be read."""
-    row = next(_rows(connection, query), None)
-    return row[0] if row is not None and isinstance(row[0], int) else 0
+    record = next(_read_records(connection, query), None)
+    return record[0] if record is not None and isinstance(record[0], int) else 0

@@ -40,9 +40,9 @@ WRONG_STORAGE = (
 
 
 class BrokenRelation(NamedTuple):
-    """A violated relation: its subject, what is wrong, and what `mend` does about it."""
+    """A violated relation: its place, what is wrong, and what `mend` does about it."""
 
-    subject: str
+    place: str
     problem: str
     repair: str
 
@@ -57,8 +57,8 @@ def find_broken(store: Store) -> list[BrokenRelation]:
             for table, condition in ORPHANS.items()
         }
         keys = store.select_values(WRONG_STORAGE)
-    again = "its examples are learned again where its versions cannot be computed"
-    broken = [BrokenRelation(f"the branch '{name}'", "its record is lost", again) for name in absent]
+    relearned = "its examples are learned again where its versions cannot be computed"
+    broken = [BrokenRelation(f"the branch '{name}'", "its record is lost", relearned) for name in absent]
     broken += [BrokenRelation(f"the branch '{name}'", "version 0 is lost", "the version is added") for name in no_root]
     broken += [
         BrokenRelation(f"example {number} of '{name}'", "its text is lost", "it is listed without a text")

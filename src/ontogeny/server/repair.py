@@ -33,10 +33,10 @@ LOST_RECORDS = "the records of the table {} on damaged pages"
 SESSION_KINDS = ("agent session", "text session")
 
 
-class Finding(NamedTuple):
+class StateFault(NamedTuple):
     """Something that is wrong in a state folder."""
 
-    subject: str
+    place: str
     problem: str
     repair: str  # what `repair_state` does about it
 
@@ -55,7 +55,7 @@ class Repair(NamedTuple):
     losses: list[str]
 
 
-def check_state(folder: Path) -> list[Finding]:
+def check_state(folder: Path) -> list[StateFault]:
     """Reads a whole state folder and returns what is wrong with it.
 
     Raises:
@@ -66,16 +66,18 @@ def check_state(folder: Path) -> list[Finding]:
     if (folder / RECOVERED).exists():
         problem = "its repair was interrupted"
     if problem is not None:
-        return [Finding(f"the database '{folder / DATABASE}'", problem, "the records that can be read are recovered")]
+        return [
+            StateFault(f"the database '{folder / DATABASE}'", problem, "the records that can be read are recovered")
+        ]
     with Store(folder, create=False, read_only=True) as store:
-        findings = [Finding(*broken) for broken in relations.find_broken(store)]
+        faults = [StateFault(*broken) for broken in relations.find_broken(store)]
         for deployment in journal.list_deployments(store):
-            findings += _check_versions(store, deployment)
-        findings += [
-            Finding(f"the session {id} of '{deployment}'", problem, "the state is set aside and the session deleted")
+            faults += _check_versions(store, deployment)
+        faults += [
+            StateFault(f"the session {id} of '{deployment}'", problem, "the state is set aside and the session deleted")
             for id, deployment, problem in _find_damaged_sessions(store)
         ]
-        return findings + list(_find_leftovers(store))
+        return faults + list(_find_leftovers(store))
 
 
 def repair_state(folder: Path, actor: str) -> Repair:
@@ -199,20 +201,20 @@ def _finish_replacement(folder: Path) -> None:
     sync_folder(folder)
 
 
-def _check_versions(store: Store, deployment: str) -> Iterator[Finding]:
+def _check_versions(store: Store, deployment: str) -> Iterator[StateFault]:
     """The damaged snapshots of a deployment, and the branches that cannot be used without them."""
     for check in check_branches(store, deployment):
         for version, reason in check.damaged:
-            subject = f"the snapshot '{version.snapshot}' of '{check.branch}'"
+            place = f"the snapshot '{version.snapshot}' of '{check.branch}'"
             if version.parent is None and version.source_branch is None:
                 repair = "the file is set aside; the upload is lost"
             else:
                 repair = "the file is set aside; the server learns the examples again"
-            yield Finding(subject, reason, repair)
+            yield StateFault(place, reason, repair)
         if not check.is_available:
             problem = "the current version cannot be computed"
             repair = f"version {check.newest_version} becomes current, and the later examples are learned again"
-            yield Finding(f"the branch '{check.branch}'", problem, repair)
+            yield StateFault(f"the branch '{check.branch}'", problem, repair)
 
 
 def _repair_versions(
@@ -278,10 +280,12 @@ def _list_leftovers(store: Store) -> list[Path]:
     return sorted(old)
 
 
-def _find_leftovers(store: Store) -> Iterator[Finding]:
+def _find_leftovers(store: Store) -> Iterator[StateFault]:
     """The files that a crash has left."""
     for path in _list_leftovers(store):
-        yield Finding(f"the file '{path}'", "nothing refers to it", "it is deleted, also by the next start of a server")
+        yield StateFault(
+            f"the file '{path}'", "nothing refers to it", "it is deleted, also by the next start of a server"
+        )
 
 
 def _remove_leftovers(store: Store, copy: Path, actions: list[str], *, keep: bool) -> None:
