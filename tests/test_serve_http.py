@@ -941,4 +941,4 @@ def test_an_old_route_is_answered_with_its_new_name(server, key, old, new, metho
 
 def test_an_unknown_route_has_no_hint(server, key):
     status, content = server.get("/v1/nothing", key)
-    assert (status, content["error"]["message"]) == (404, "Not Found")
+    assert (status, content["error"]["message"]) == (404, "there is no such route; /docs lists all routes")

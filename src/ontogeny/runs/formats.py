@@ -52,14 +52,18 @@ def check_format(path: Path | str, kind: str, number: Any) -> None:
     current = FORMATS[kind]
     if str(number) == str(current):
         return
-    article = "an" if kind[0] in "aeiou" else "a"
     if str(number).isdigit() and int(number) < current:
         raise BadInput(
-            f"'{path}' is {article} {kind} of format {number}; this version reads format {current}. "
+            f"'{path}' is {with_article(kind)} of format {number}; this version reads format {current}. "
             f"Commit {LAST_READER} is the last that reads it."
         )
-    stated = "has no format number" if number is None else f"is {article} {kind} of format {number!r}"
+    stated = "has no format number" if number is None else f"is {with_article(kind)} of format {number!r}"
     raise BadInput(f"'{path}' {stated}; this version reads format {current}")
+
+
+def with_article(kind: str) -> str:
+    """Returns the name of a kind after its indefinite article."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def refuse_old_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.numpy import save as encode_arrays
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.runs.formats import BRANCH_STATE, FORMATS, SESSION_STATE, check_format
+from ontogeny.runs.formats import BRANCH_STATE, FORMATS, SESSION_STATE, check_format, with_article
 from ontogeny.types import PyTree
 
 FORMAT_KINDS = {"branch": BRANCH_STATE, "agent session": SESSION_STATE, "text session": SESSION_STATE}
@@ -47,10 +47,10 @@ def read_metadata(data: bytes, kind: str, path: str = "uploaded state") -> dict[
     except (ValueError, AttributeError, RecursionError):
         raise BadInput("this is not a state file: it is not in safetensors format") from None
     if not isinstance(metadata, dict) or "format" not in metadata or "digest" not in metadata:
-        raise BadInput(f"this is not the state of a {kind}")
+        raise BadInput(f"this is not the state of {with_article(kind)}")
     check_format(path, FORMAT_KINDS[kind], metadata["format"])
     if metadata.get("kind") != kind:
-        raise BadInput(f"this is not the state of a {kind}")
+        raise BadInput(f"this is not the state of {with_article(kind)}")
     return metadata
 
 

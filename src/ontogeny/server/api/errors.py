@@ -22,6 +22,11 @@ from ontogeny.server.request_identity import IdempotencyKeyReused
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 UNAVAILABLE_RETRY_AFTER = "5"  # seconds
 MALFORMED_BODY = "the body is not JSON in UTF-8, or has too many digits or levels"  # where the parser gives no reason
+ROUTING_MESSAGES = {
+    400: MALFORMED_BODY,
+    404: "there is no such route; /docs lists all routes",
+    405: "the route does not support this method; /docs lists all routes",
+}
 REUSED_KEY = "this Idempotency-Key was used before for another request; choose another key"
 INTERNAL_ERROR = "the server failed; see its log"
 STORAGE_ERROR = "the server cannot use its disk at present, for example because it is full; retry later"
@@ -177,8 +182,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def handle_routing_error(request: Request, error: RoutingError) -> JSONResponse:
         hints = [renamed_hint("route", f"/{segment}") for segment in request.scope["path"].split("/")]
         hint = next((hint for hint in hints if hint is not None), None) if error.status_code == 404 else None
-        message = MALFORMED_BODY if error.status_code == 400 else str(error.detail)
-        body = error_body(error.status_code, hint or message)
+        body = error_body(error.status_code, hint or ROUTING_MESSAGES.get(error.status_code, str(error.detail)))
         return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
