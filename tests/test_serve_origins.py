@@ -320,8 +320,9 @@ def wide_umask():
 
 def test_files_of_an_earlier_version_lose_the_permissions_of_others(tmp_path, wide_umask):
     folder = tmp_path / "state"
-    (folder / "snapshots").mkdir(parents=True)
-    folder.chmod(0o755)
+    Store(folder).close()
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     (folder / "snapshots" / "old.safetensors").write_bytes(b"weights")
     with Store(folder) as store, store.transaction():
         store.write_snapshot("new.safetensors", b"weights")
