@@ -7,7 +7,7 @@ from typing import Any
 
 from ontogeny.printable import hide_keys, to_printable
 
-LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+RECORD_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CONTINUATION = "  | "  # begins the lines of a traceback, which no message can imitate
 MAX_LENGTH = 2000  # characters of a line
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ class LogFormatter(logging.Formatter):
     """Formats a message as one line, and the lines of a traceback with a mark in front."""
 
     def __init__(self) -> None:
-        super().__init__(LINE_FORMAT)
+        super().__init__(RECORD_FORMAT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name that `logging` calls)
         """Returns the first line, which holds the message."""
