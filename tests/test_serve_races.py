@@ -585,7 +585,7 @@ def test_the_decision_log_says_where_restored_and_forked_weights_come_from(tmp_p
         "story/anna  rollback, version 0",
         "(the trained weights)",
         "(restored from an export of version 2)",
-        "(restored from an export of version 2, then examples 3 to 3)",
+        "(restored from an export of version 2, then example 3)",
         "(forked from version 4 of key anna)",
         "(restored from an export)",
     ):

@@ -24,7 +24,9 @@ MaxSessions = Annotated[int | None, typer.Option(help="Number of sessions.", sho
 
 def create_key(
     name: Annotated[str, typer.Option(help="Name of the person or program that uses the key.")],
-    admin: Annotated[bool, typer.Option("--admin", help="Allow the key to roll back, freeze and unfreeze.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Allow the key to roll back, fork, freeze and unfreeze branches.")
+    ] = False,
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
     max_pending_examples: MaxPendingExamples = None,

@@ -246,7 +246,9 @@ function makeRequest() {
 }
 
 async function generate() {
-  if (generation || (!model() && !await loadModels()) || !model()) return;
+  if (generation) return;
+  if (!model() && !await loadModels() && !element("key-form").hidden) element("key").focus();
+  if (!model()) return;
   tell("");
   const {body, headers, length} = makeRequest(), abort = generation = new AbortController();
   const arriving = [1, 2, 3].map(() => new Continuation(length));

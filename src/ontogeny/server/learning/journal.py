@@ -133,8 +133,8 @@ def open_branch(
         )
     if branch.learner_digest != learner_digest:
         raise BadInput(
-            f"'{deployment}' was learned with other settings, texts or versions, so its weights could not be rebuilt: "
-            "use the same ones, or serve it under another name or with another --state-dir"
+            f"'{deployment}' was learned with other settings (--learning), texts or versions, so its weights could "
+            "not be rebuilt: use the same ones, or serve it under another name or with another --state-dir"
         )
     return branch
 
@@ -473,7 +473,8 @@ def restore_version(
 def describe_version(store: Store, version: BranchVersion) -> str:
     """Says in words what a version was learned from."""
     first = version.first_example
-    learned = "" if first is None else f"examples {first} to {version.last_example}"
+    last = version.last_example
+    learned = "" if first is None else f"example {first}" if first == last else f"examples {first} to {last}"
     if not version.root_version:
         return learned or "the trained weights"
     query = "SELECT * FROM versions WHERE branch = ? AND number = ?"
