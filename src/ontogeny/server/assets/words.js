@@ -105,7 +105,7 @@ export function describeFailure(status, error) {
       ? "Too many of your texts are waiting to be learned. Wait until some are learned, erase some below, or ask without letting the model learn."
       : "The server keeps no more of your texts. Erase some below, or ask without letting the model learn.";
   }
-  if (code === "queue_full") return "Many people are writing at the moment.";
+  if (code === "queue_full") return "Several of your requests are waiting already.";
   if (status === 429) return "You have asked as often as your access key allows for now.";
   if (code === "storage_unavailable") return "The server cannot save anything at the moment.";
   if (code === "time_limit") return "The server is too busy and took too long. Ask again later, or for a shorter continuation.";
