@@ -46,6 +46,7 @@ def serve(
     from ontogeny.server.deployments import Deployments, check_names
     from ontogeny.server.store import Store
 
+    app.limit_memory_arenas()
     check_names(named_runs)
     for _, run in named_runs:
         require_loadable(run)  # before the state folder is created
