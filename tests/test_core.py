@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax import Array
 
 from ontogeny import plugins, rng, steering, trees
-from ontogeny.rollouts import rollout, rollout_lifetime
-from ontogeny.types import Agent, BadInput, Environment, EnvSpec, State, TimeStep, Weights
+from ontogeny.rollouts import rollout, rollout_from_log, rollout_lifetime
+from ontogeny.types import Agent, BadInput, Environment, EnvSpec, Percept, State, TimeStep, Weights
 
 TREE = {"a": jnp.arange(3.0), "b": (jnp.int32(2), jax.random.key(7)), "c": {"d": jnp.array([True, False])}}
 
@@ -153,6 +154,38 @@ def test_activations_are_reset_at_every_episode_only_on_request():
             jax.random.key(0), agent, env, drives, initial, 12, False, reset_each_episode=reset_each_episode
         )
         assert int(state.activations) == expected
+
+
+def test_an_episode_that_begins_with_a_reset_shows_the_observation_and_nothing_of_the_past():
+    env = plugins.build("environments", "random_mdp", horizon=4)
+    drives = steering.build(env.spec)
+    agent = plugins.build("agents", "q_learning", env.spec, drives)
+    num_steps, key = 12, jax.random.key(0)
+
+    def record(percept: Percept) -> tuple[Array, Percept]:
+        """Whether the past shows in a percept, and the percept."""
+        is_past = (percept.action >= 0) | (percept.reward != 0) | jnp.any(percept.outcome != 0) | (percept.discount < 1)
+        return is_past, percept
+
+    def reveal(key, state, percept):
+        """The agent's own step, except that its action is 1 where the percept shows the past."""
+        _, state = agent.act(key, state, percept)
+        return record(percept)[0].astype(jnp.int32), state
+
+    def learn(key, state, transition):
+        return agent.learn(key, state, transition)[0], record(transition.percept)
+
+    revealing = agent._replace(act=reveal, learn=learn)
+    for reset_each_episode in (False, True):
+        options = {"num_steps": num_steps, "reset_each_episode": reset_each_episode}
+        _, trajectory = rollout_lifetime(key, revealing, env, drives, (), True, **options)
+        is_past, percept = trajectory.info
+        is_visible = ~trajectory.first if reset_each_episode else jnp.arange(num_steps) > 0
+        assert jnp.array_equal(is_past, is_visible), "`learn` receives the percept that `act` received"
+        assert jnp.array_equal(trajectory.action > 0, is_visible)
+        assert jnp.array_equal(percept.observation, trajectory.observation)
+    replayed = rollout_from_log(key, revealing, env, drives, (), num_steps)
+    assert jnp.array_equal(replayed.action > 0, ~replayed.first)
 
 
 @given(

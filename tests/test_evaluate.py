@@ -121,13 +121,14 @@ def test_a_recorded_lifetime_is_one_of_the_evaluation(counting):
         assert trajectory.outcome.shape == (20, 1) and trajectory.outcome.sum() == evaluation.totals[task]
 
 
-def test_activations_may_be_reset_each_episode():
-    """UCB1 carries its counts in activations: reset at every pull, it remembers the last pull only."""
-    assembly = assembled("ucb1", "bandit:num_arms=5,num_pulls=20")
+def test_resetting_activations_leaves_no_memory_of_the_last_step():
+    """The optimum of a bandit, reset at every pull, scores chance, and less than with activations that persist."""
+    assembly = assembled("gittins", "bandit:num_arms=5,num_pulls=20")
     persistent = evaluate(*assembly, genome(assembly), num_tasks=400, seed=0)
     reset = evaluate(*assembly, genome(assembly), num_tasks=400, seed=0, reset_each_episode=True)
     difference = persistent.totals - reset.totals
     assert difference.mean() > 3 * difference.std() / 20
+    assert abs(reset.mean - 10) < 3 * reset.standard_error, "half of the pulls pay out where no pull is remembered"
 
 
 def test_an_evaluation_needs_two_tasks(counting):

@@ -9,6 +9,7 @@ import pytest
 import ontogeny
 from ontogeny import plugins, trees
 from ontogeny.errors import BadInput
+from ontogeny.rollouts import rollout
 from ontogeny.stages.deploy import deploy
 from ontogeny.stages.saved_agent import read_saved_agent
 from ontogeny.stages.spec import parse_run_spec
@@ -72,6 +73,21 @@ def test_reset_clears_activations_and_keeps_weights(run):
     assert trees.bitwise_equal(reset.state.activations, agent.init().state.activations)
     _, later = agent.act(reset, 0)
     assert int(later.step) == 3 and agent.digest(later) == agent.digest(state)
+
+
+def test_a_reset_in_a_loop_of_ones_own_is_the_reset_of_a_rollout(tmp_path):
+    """A bandit begins an episode at every pull: reset before each, a session acts as a rollout that resets."""
+    agent = ontogeny.load(run_of(tmp_path / "run", "ucb1", "bandit:num_arms=3,num_pulls=12"))
+    state, actions = agent.init(seed=3), []
+    for _ in range(12):
+        action, state = agent.act(agent.reset(state), 0)
+        actions.append(action)
+    _, env, drives = agent.saved_agent.assembly
+    initial = agent.init(seed=3)
+    _, trajectory = rollout(
+        initial.key, agent.agent, env, drives, initial.state, 12, False, reset_each_episode=True
+    )
+    assert trajectory.action.tolist() == actions and len(set(actions)) > 1
 
 
 def test_a_saved_lifetime_continues(run, tmp_path):

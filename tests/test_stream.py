@@ -156,6 +156,18 @@ def test_a_twin_observes_the_same_lifetime_with_the_direction_reversed():
     assert np.ptp(trajectory.observation[:, stream.DIRECTION]) == 0, "a balanced lifetime has one direction"
 
 
+@pytest.mark.parametrize("name", ["calibrated_filter", "last_item_predictor"])
+def test_where_activations_are_reset_no_item_is_remembered(name):
+    """Each item is an episode: reset at each, an exact filter and a memory of one item both report the prior."""
+    settings = {"direction_weight": 0.0} if name == "last_item_predictor" else {}
+    agent = plugins.build("organisms", name, ENV.spec, DRIVES, **settings)
+    for reset_each_episode in (False, True):
+        options = {"reset_each_episode": reset_each_episode}
+        _, trajectory = rollout_lifetime(jax.random.key(4), agent, ENV, DRIVES, (), False, **options)
+        reports = stream.report_probability(trajectory.action, ENV.spec.num_actions)
+        assert (reports == 0.5).all() == reset_each_episode
+
+
 def test_prediction_is_learned_within_one_lifetime():
     env = plugins.build("environments", "stream", num_segments=60, segment_length=10)
     drives = steering.build(env.spec)

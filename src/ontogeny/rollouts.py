@@ -68,7 +68,7 @@ def rollout(
         state: The agent's state at the first step.
         num_steps: T, at least 1.
         learning: Whether `learn` is called: False for frozen deployment, True for online deployment.
-        reset_each_episode: Whether activations are restored at each episode; by default they persist for the lifetime.
+        reset_each_episode: Whether each episode begins as `forget_past`; by default activations persist for the lifetime.
         observation_override: Replaces what the agent perceives.
 
     Returns:
@@ -84,7 +84,7 @@ def rollout(
 def rollout_from_log(
     key: Key, agent: Agent, env: Environment, steering: Steering, genome_or_state: Genome | State, num_steps: int
 ) -> Trajectory:
-    """A rollout whose weights are copied from a logged rollout and whose activations are reset at each episode.
+    """A rollout whose weights are copied from a logged rollout and whose episodes each begin as `forget_past`.
 
     The logged rollout is the agent's own, in the same task with the same random keys, online and with activations that
     persist. Both have the same weights at every step, so the difference between them is the part of the behavior that
@@ -133,7 +133,7 @@ def rollout_step(
         keys: `StepKeys` of this step.
         carry: The carry before the step.
         learning: Whether `learn` is called.
-        reset_each_episode: Whether activations are restored where an episode begins.
+        reset_each_episode: Whether an episode begins as `forget_past`.
         override: Replaces the time step that the agent perceives.
 
     Returns:
@@ -142,7 +142,8 @@ def rollout_step(
     env_key, act_key, learn_key = keys
     state, env_state, percept = carry
     if reset_each_episode:
-        state = jax.tree.map(partial(jnp.where, percept.first), agent.reset(state), state)
+        forgetful = forget_past(agent, state, percept)
+        state, percept = jax.tree.map(partial(jnp.where, percept.first), forgetful, (state, percept))
     action, state = agent.act(act_key, state, percept)
     env_state, time_step = env.step(env_key, env_state, action)
     action = jnp.where(jnp.greater_equal(time_step.forced_action, 0), time_step.forced_action, action)
@@ -155,6 +156,28 @@ def rollout_step(
         percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
     )
     return Carry(state, env_state, next_percept), trajectory
+
+
+def forget_past(agent: Agent, state: State, percept: Percept) -> tuple[State, Percept]:
+    """Restores the activations and hides the past in the percept, so that only weights carry anything over.
+
+    The last action and what followed it belong to the past: an agent that reads them has a memory of one step.
+
+    Args:
+        percept: Its observation stays visible, and so does the task that a privileged agent is shown.
+
+    Returns:
+        The state, and the percept as at the first step of a lifetime.
+    """
+    return agent.reset(state), first_percept(percept.observation, len(percept.outcome), percept.revealed_task)
+
+
+def first_percept(observation: Array, num_outcome_features: int, revealed_task: PyTree = ()) -> Percept:
+    """The percept at the first step of a lifetime: an observation, and neither an action nor an outcome before it."""
+    outcome = jnp.zeros(num_outcome_features, jnp.float32)
+    return Percept(
+        observation, jnp.int32(-1), jnp.float32(0), outcome, jnp.bool_(True), jnp.float32(1), revealed_task
+    )
 
 
 def perceive(

@@ -49,7 +49,10 @@ class TimeStep(NamedTuple):
 
 
 class Percept(NamedTuple):
-    """The input of an agent at one step; at the first step `action` is -1, `reward` and `outcome` are zero."""
+    """The input of an agent at one step.
+
+    At the first step of a lifetime, and where activations are reset, `action` is -1, `reward` and `outcome` are zero.
+    """
 
     observation: Shaped[Array, "*O"]
     action: Int32[Array, ""]  # the last action carried out: the agent's own, or the one that the environment forced

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int32
 from ontogeny.agents.base import fixed_weights_agent
 from ontogeny.agents.replay import Example, ReplayConfig, init_activations, replay_agent
 from ontogeny.content.base import build_predictor
+from ontogeny.environments import stream
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Agent, EnvSpec, Key, Percept, Steering, Transition
 
@@ -67,10 +68,9 @@ def build(
 
 
 def encode_percept(percept: Percept) -> Float[Array, "I"]:
-    """Returns the inputs of the predictor; where a segment begins, the last item belongs to another one and is 0."""
+    """Returns the inputs of the predictor."""
     predictability, direction, is_start = percept.observation
-    last_item = jnp.where(is_start > 0.5, 0.0, 2 * percept.outcome[0] - 1)
-    return jnp.stack([predictability - 1, direction, last_item, is_start])
+    return jnp.stack([predictability - 1, direction, stream.last_item(percept), is_start])
 
 
 def _extract_example(transition: Transition) -> Example:

@@ -69,7 +69,11 @@ def evaluate(
     num_tasks: Annotated[int, typer.Option(help="Number of held-out tasks, one lifetime in each.")] = 4000,
     online: Annotated[bool, typer.Option("--online", help="Let the weights learn within each lifetime.")] = False,
     reset_each_episode: Annotated[
-        bool, typer.Option("--reset-each-episode", help="Reset the activations where an episode begins.")
+        bool,
+        typer.Option(
+            "--reset-each-episode",
+            help="Where an episode begins, reset the activations and hide the last action and its outcome.",
+        ),
     ] = False,
     seed: Annotated[
         int,

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int32
 
 from ontogeny.environments.base import choose_tree
 from ontogeny.errors import BadInput, require_at_least, require_positive
-from ontogeny.types import Environment, EnvSpec, Key, TimeStep
+from ontogeny.types import Environment, EnvSpec, Key, Percept, TimeStep
 
 MIN_PREDICTABILITY = 0.05  # an item is never a fair coin toss
 PREDICTABILITY, DIRECTION, BEGINS = range(3)  # indices of an observation
@@ -84,6 +84,12 @@ def step(params: StreamParams, key: Key, state: StreamState, action: Array) -> t
 def score(outcome: Float[Array, "F"]) -> Float[Array, ""]:
     """The accuracy of the report."""
     return outcome[ACCURACY]
+
+
+def last_item(percept: Percept) -> Float[Array, ""]:
+    """The last item of the segment as -1 or 1; 0 where a segment begins or the percept hides what came before it."""
+    is_hidden = (percept.observation[BEGINS] > 0.5) | (percept.action < 0)
+    return jnp.where(is_hidden, 0.0, 2 * percept.outcome[ITEM] - 1)
 
 
 def report_probability(action: Array, num_levels: int) -> Array:

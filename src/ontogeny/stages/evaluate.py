@@ -100,7 +100,7 @@ def evaluate(
         num_tasks: At least 2.
         seed: From 0 to 2**32 - 1; it draws the tasks.
         mode: `frozen` or `online`.
-        reset_each_episode: Whether activations are reset where an episode begins.
+        reset_each_episode: Whether an episode begins as `rollouts.forget_past`: activations reset, the past hidden.
         on_progress: Receives the number of tasks done and of all tasks.
 
     Returns:

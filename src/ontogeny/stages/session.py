@@ -16,6 +16,7 @@ from jax import Array
 
 from ontogeny import plugins, rng, trees
 from ontogeny.errors import BadInput
+from ontogeny.rollouts import first_percept
 from ontogeny.stages.saved_agent import SavedAgent, initial_state, save_deployment
 from ontogeny.stages.spec import check_seed
 from ontogeny.types import Agent, Key, Percept, State, Steering, Transition
@@ -173,8 +174,7 @@ class AgentSession:
         """The state before the first observation of a lifetime or after a reset."""
         spec = self.spec
         observation = jnp.zeros(spec.observation_shape, jnp.int32 if spec.num_observations else jnp.float32)
-        zero, outcome = jnp.float32(0), jnp.zeros(len(spec.outcome_features), jnp.float32)
-        percept = Percept(observation, jnp.int32(-1), zero, outcome, jnp.bool_(True), jnp.float32(1))
+        percept = first_percept(observation, len(spec.outcome_features))
         return AgentState(state, percept, jnp.int32(-1), step, key)
 
     def _checked_observation(self, observation: Any) -> np.ndarray:

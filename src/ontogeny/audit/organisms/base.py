@@ -234,10 +234,10 @@ def build_filter(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array],
         return FilterActivations(stream.initial_log_weights(biases), jnp.float32(1))
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
-        predictability, direction, begins = percept.observation
+        predictability, direction, _ = percept.observation
         belief, last_predictability = state.activations
         updated = stream.update_log_weights(belief, biases, last_predictability, percept.outcome[stream.ITEM])
-        belief = jnp.where(begins > 0.5, stream.initial_log_weights(biases), updated)
+        belief = jnp.where(stream.last_item(percept) == 0, stream.initial_log_weights(biases), updated)
         probability = report(key, stream.predictive_probability(belief, biases, predictability), direction)
         activations = FilterActivations(belief, predictability)
         return stream.nearest_report(probability, spec.num_actions), State(state.weights, activations)

@@ -6,7 +6,6 @@ one at which logistic regression converges.
 """
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.base import empty_genome, fixed_weights_agent
@@ -28,9 +27,8 @@ def build(spec: EnvSpec, steering: Steering, *, item_weight: float = 0.615, dire
 
     def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
         del key
-        _, direction, begins = percept.observation
-        item = jnp.where(begins > 0.5, 0.0, 2 * percept.outcome[stream.ITEM] - 1)
-        probability = jax.nn.sigmoid(item_weight * item + direction_weight * direction)
+        direction = percept.observation[stream.DIRECTION]
+        probability = jax.nn.sigmoid(item_weight * stream.last_item(percept) + direction_weight * direction)
         return stream.nearest_report(probability, spec.num_actions), state
 
     return fixed_weights_agent(empty_genome, tuple, act)
