@@ -84,9 +84,7 @@ def test_a_reset_in_a_loop_of_ones_own_is_the_reset_of_a_rollout(tmp_path):
         actions.append(action)
     _, env, drives = agent.saved_agent.assembly
     initial = agent.init(seed=3)
-    _, trajectory = rollout(
-        initial.key, agent.agent, env, drives, initial.state, 12, False, reset_each_episode=True
-    )
+    _, trajectory = rollout(initial.key, agent.agent, env, drives, initial.state, 12, False, reset_each_episode=True)
     assert trajectory.action.tolist() == actions and len(set(actions)) > 1
 
 

@@ -68,7 +68,7 @@ def rollout(
         state: The agent's state at the first step.
         num_steps: T, at least 1.
         learning: Whether `learn` is called: False for frozen deployment, True for online deployment.
-        reset_each_episode: Whether each episode begins as `forget_past`; by default activations persist for the lifetime.
+        reset_each_episode: Whether each episode begins as `forget_past`; by default, activations persist.
         observation_override: Replaces what the agent perceives.
 
     Returns:
@@ -175,9 +175,7 @@ def forget_past(agent: Agent, state: State, percept: Percept) -> tuple[State, Pe
 def first_percept(observation: Array, num_outcome_features: int, revealed_task: PyTree = ()) -> Percept:
     """The percept at the first step of a lifetime: an observation, and neither an action nor an outcome before it."""
     outcome = jnp.zeros(num_outcome_features, jnp.float32)
-    return Percept(
-        observation, jnp.int32(-1), jnp.float32(0), outcome, jnp.bool_(True), jnp.float32(1), revealed_task
-    )
+    return Percept(observation, jnp.int32(-1), jnp.float32(0), outcome, jnp.bool_(True), jnp.float32(1), revealed_task)
 
 
 def perceive(
