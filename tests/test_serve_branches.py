@@ -21,7 +21,7 @@ from ontogeny.lm.online_learner import OnlineConfig
 from ontogeny.server import keys, quotas
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployments import LanguageDeployment
-from ontogeny.server.learning import journal, learner
+from ontogeny.server.learning import branch_changes, journal, learner
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 from ontogeny.server.learning.learner import BranchLearner
@@ -151,7 +151,7 @@ def test_restoring_the_exports_of_a_branch_again_and_again_fills_no_disk(branch_
     files, used = snapshot_files(branches, "story/a")
     assert files == used and len(files) <= 3
     assert quotas.get_storage(branches.store, "a").num_stored_bytes < len(exported)
-    journal.rollback(branches.store, "story/a", restored[0], "test")  # its file is deleted, but not its source
+    branch_changes.rollback(branches.store, "story/a", restored[0], "test")  # its file is deleted, but not its source
     assert trees.digest(current_weights(branches)) == read_metadata(exported, "branch")["digest"]
 
 
@@ -206,18 +206,18 @@ def test_a_shared_branch_learns_from_all_keys(branch_learner, tmp_path):
 
 def test_rollback_restores_an_earlier_version_and_learning_continues_from_it(branch_learner, branches, tmp_path):
     learn(branches, TEXTS[:3])
-    journal.rollback(branches.store, "story/a", 1, "test")
+    branch_changes.rollback(branches.store, "story/a", 1, "test")
     undisturbed = open_branches(branch_learner, tmp_path / "other")
     learn(undisturbed, TEXTS[:1])
     assert trees.bitwise_equal(current_weights(branches), current_weights(undisturbed))
     learn(branches, [TEXTS[3]])
     learn(undisturbed, [TEXTS[3]])
     assert trees.bitwise_equal(current_weights(branches), current_weights(undisturbed))
-    journal.rollback(branches.store, "story/a", 3, "test")  # forward again
+    branch_changes.rollback(branches.store, "story/a", 3, "test")  # forward again
     complete = open_branches(branch_learner, tmp_path / "complete")
     learn(complete, TEXTS[:3])
     assert trees.bitwise_equal(current_weights(branches), current_weights(complete))
-    journal.rollback(branches.store, "story/a", 0, "test")
+    branch_changes.rollback(branches.store, "story/a", 0, "test")
     assert trees.digest(branches.current("a").full_weights) == branches.trained_digest
 
 
@@ -235,7 +235,7 @@ def test_erasing_an_example_equals_never_having_learned_it(branch_learner, tmp_p
     reopened = open_branches(branch_learner, tmp_path / "state")
     assert trees.bitwise_equal(current_weights(reopened), current_weights(without))
     with pytest.raises(BadInput, match="erased"):
-        journal.rollback(branches.store, "story/a", 4, "test")
+        branch_changes.rollback(branches.store, "story/a", 4, "test")
     branches.store.close()
     stored = b"".join(path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
     assert TEXTS[erased].encode() not in stored and all(text.encode() in stored for text in remaining)
@@ -246,7 +246,7 @@ def test_erasing_an_example_equals_never_having_learned_it(branch_learner, tmp_p
 def test_erasing_an_example_before_deferred_ones_keeps_them_deferred(branch_learner, tmp_path):
     branches = open_branches(branch_learner, tmp_path / "state")
     numbers = learn(branches, TEXTS[:3])
-    journal.rollback(branches.store, "story/a", 1, "test")
+    branch_changes.rollback(branches.store, "story/a", 1, "test")
     learn(branches, [TEXTS[3]])
     branches.erase_example(numbers[0], "test")
     learn(branches, [])
@@ -317,10 +317,10 @@ def test_weights_that_are_not_finite_are_rejected(branch_learner, tmp_path):
 
 def test_frozen_branches_accept_no_examples_and_new_ones_are_frozen_too(branches):
     learn(branches, TEXTS[:1])
-    journal.set_frozen(branches.store, "story", True, "test")
+    branch_changes.set_frozen(branches.store, "story", True, "test")
     assert branches.add_example("a", "a", TEXTS[1]) is None
     assert branches.add_example("new", "new", TEXTS[1]) is None
-    journal.set_frozen(branches.store, "story", False, "test")
+    branch_changes.set_frozen(branches.store, "story", False, "test")
     assert branches.add_example("a", "a", TEXTS[1]) is not None
 
 
@@ -471,7 +471,7 @@ def test_numbers_beyond_the_range_of_the_database_are_rejected(branches):
     learn(branches, TEXTS[:1])
     for number in (10**23, -1):
         with pytest.raises(BadInput, match="has no version"):
-            journal.rollback(branches.store, "story/a", number, "test")
+            branch_changes.rollback(branches.store, "story/a", number, "test")
         with pytest.raises(BadInput, match="per minute"):
             keys.create_key(branches.store, "anna", tokens_per_minute=number)
 

@@ -17,7 +17,7 @@ from ontogeny.errors import BadInput, ServerFailed, StorageDamaged
 from ontogeny.server import keys, repair
 from ontogeny.server.config import ServerConfig
 from ontogeny.server.deployments import Deployments, LanguageDeployment
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import DATABASE, Store
 from ontogeny.server.usage import UsageMeter
@@ -144,7 +144,7 @@ def test_a_damaged_page_of_examples_loses_the_examples_on_it_alone(folder, call_
         assert after[table] == before[table]
     assert check(folder) == []
     with Store(folder) as store:  # what is lost can be erased, and its number is not used again
-        journal.erase_example(store, min(missing), "test")
+        branch_changes.erase_example(store, min(missing), "test")
         assert journal.add_example(store, "story/shared", "local", "text") == 3 * NUM_EXAMPLES + 1
 
 

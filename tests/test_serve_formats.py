@@ -13,7 +13,7 @@ from ontogeny.runs.folder import locked
 from ontogeny.runs.formats import FORMATS, SERVER_DATABASE
 from ontogeny.server import keys
 from ontogeny.server.keys import UsageRecord
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import DATABASE, Store
 from server_formats import FORMAT_3, copy_as_format_3
@@ -98,7 +98,7 @@ def write_format_3(folder: Path) -> str:
     erased = journal.add_example(new, branch.branch, key.id, "to be erased")
     assert number is not None and erased is not None
     assert journal.commit_version(new, branch, number, "digest", 2.1, 0.1, "accepted") is not None
-    journal.erase_example(new, erased, key.id)
+    branch_changes.erase_example(new, erased, key.id)
     with new.transaction():
         new.insert("sessions", ("session", "story", key.id, 7, b"state", 1.0, None, None, None))
     new.close()

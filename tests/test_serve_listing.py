@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from ontogeny.server import quotas
-from ontogeny.server.learning import journal, listing
+from ontogeny.server.learning import branch_changes, journal, listing
 from ontogeny.server.learning.listing import DecisionCount, PageRequest
 from ontogeny.server.store import Store
 
@@ -120,16 +120,16 @@ def test_a_list_says_what_has_become_of_each_example(tmp_path):
         reject(4, "too short")
         learned, rejected, waiting, set_aside = "learned", "rejected", "waiting", "set_aside"
         assert statuses() == [learned, learned, learned, rejected, waiting]
-        journal.rollback(store, NAME, 1, "me")
+        branch_changes.rollback(store, NAME, 1, "me")
         assert statuses() == [learned, set_aside, set_aside, rejected, set_aside]
-        journal.rollback(store, NAME, 3, "me")
+        branch_changes.rollback(store, NAME, 3, "me")
         assert statuses() == [learned, learned, learned, rejected, set_aside]
         restored = {"digest": "digest2", "source_digest": "digest2", "exported_from": (NAME, 2)}
-        journal.restore_version(
+        branch_changes.restore_version(
             store, NAME, held_out_loss=1.0, weight_distance=0.1, file="file", actor="me", **restored
         )
         assert statuses() == [learned, learned, set_aside, rejected, set_aside]
-        journal.erase_example(store, 1, "me")  # the restored version goes too, and its examples are learned again
+        branch_changes.erase_example(store, 1, "me")  # the restored version goes too
         assert statuses() == [waiting, set_aside, rejected, set_aside]
 
 
@@ -142,19 +142,19 @@ def test_the_cost_of_a_change_is_no_more_than_proportional_to_the_journal(tmp_pa
         restored |= {"held_out_loss": 1.0, "weight_distance": 0.1, "file": "file", "actor": "me"}
         with make_journal(tmp_path / str(length), length) as store:
             if change == "erase restored":
-                journal.restore_version(store, NAME, **restored)
+                branch_changes.restore_version(store, NAME, **restored)
             if change == "rollback":
-                costs.append(store.steps_of(journal.rollback, NAME, length // 2, "me"))
+                costs.append(store.steps_of(branch_changes.rollback, NAME, length // 2, "me"))
             elif change == "restore":
-                costs.append(store.steps_of(journal.restore_version, NAME, **restored))
+                costs.append(store.steps_of(branch_changes.restore_version, NAME, **restored))
             else:
-                costs.append(store.steps_of(journal.erase_example, 3, "me"))
+                costs.append(store.steps_of(branch_changes.erase_example, 3, "me"))
     assert costs[1] <= 20 * costs[0], costs
 
 
 def test_pages_of_a_list_hold_every_entry_once(tmp_path):
     store = make_journal(tmp_path / "state", 25)
-    journal.erase_example(store, 24, "me")
+    branch_changes.erase_example(store, 24, "me")
     for list_page, expected in (
         (partial(listing.list_examples_of_key, store, NAME, "anna"), [*range(1, 24), 25]),
         (partial(listing.list_versions_of_branch, store, NAME), list(range(26))),

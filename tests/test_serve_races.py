@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.server.learning import journal, loading
+from ontogeny.server.learning import branch_changes, journal, loading
 from ontogeny.server.learning.acceptance import Pause, do_not_pause, rejection_reason
 from ontogeny.server.learning.branches import BranchConfig, BranchManager
 from ontogeny.server.learning.learner import BranchLearner
@@ -149,7 +149,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
         versions = self.call(journal.list_versions, self.manager.store, f"story/{key}")
         version = versions[index % len(versions)]
         try:
-            self.call(journal.rollback, self.manager.store, f"story/{key}", version.number, "test")
+            self.call(branch_changes.rollback, self.manager.store, f"story/{key}", version.number, "test")
         except BadInput:
             assert version.deleted
         else:
@@ -180,7 +180,7 @@ class LearnerWithRequests(RuleBasedStateMachine):
 
     @rule(frozen=st.booleans())
     def freeze(self, frozen: bool) -> None:
-        self.call(journal.set_frozen, self.manager.store, "story", frozen, "test")
+        self.call(branch_changes.set_frozen, self.manager.store, "story", frozen, "test")
 
     @rule(key=st.sampled_from(KEYS))
     def ask(self, key: str) -> None:
@@ -363,7 +363,7 @@ def test_erasing_an_example_while_another_is_learned_stops_nothing(tmp_path):
 
 CHANGES: dict[str, Callable[[BranchManager, int, bytes], Any]] = {
     "erase": lambda branches, first, state: branches.erase_example(first, "test"),
-    "roll back": lambda branches, first, state: journal.rollback(branches.store, "story/anna", 1, "test"),
+    "roll back": lambda branches, first, state: branch_changes.rollback(branches.store, "story/anna", 1, "test"),
     "restore": lambda branches, first, state: branches.restore("anna", state, "test"),
 }
 READS: dict[str, Callable[[BranchManager], Any]] = {
@@ -556,7 +556,7 @@ def test_two_versions_of_equal_weights_do_not_share_a_snapshot(tmp_path):
     state = branches.export("anna")
     branches.restore("anna", state, "test")
     learn(branches, "anna", *TEXTS[2:])
-    journal.rollback(branches.store, "story/anna", 3, "test")
+    branch_changes.rollback(branches.store, "story/anna", 3, "test")
     check_files(branches)
     reopened = open_branches(tmp_path / "state")
     assert trees.bitwise_equal(
@@ -570,13 +570,13 @@ def test_the_decision_log_says_where_restored_and_forked_weights_come_from(tmp_p
     branches = open_branches(tmp_path / "state")
     learn(branches, "anna", *TEXTS[:2])
     state = branches.export("anna")
-    journal.rollback(branches.store, "story/anna", 0, "test")
+    branch_changes.rollback(branches.store, "story/anna", 0, "test")
     branches.restore("anna", state, "test")
     learn(branches, "anna", TEXTS[2])
     branches.fork("anna", "bob", "test")
     learn(elsewhere, "carl", "A text that this server never received.")
     branches.restore("carl", elsewhere.export("carl"), "test")
-    journal.rollback(branches.store, "story/bob", 0, "test")
+    branch_changes.rollback(branches.store, "story/bob", 0, "test")
     branches.store.close()
     code, output, _ = call_cli("deployments", "log", "story", "--state-dir", str(tmp_path / "state"))
     assert code == 0

@@ -17,7 +17,7 @@ import pytest
 from ontogeny.errors import StorageUnavailable
 from ontogeny.server import keys, quotas
 from ontogeny.server.config import ServerConfig
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.store import DATABASE, MAX_CONNECTIONS, Store
 from serving import LimitedFileSize, ServerProcess, run_command, shared_run, wait_until
 
@@ -322,7 +322,7 @@ def test_waiting_examples_of_a_shared_branch_count_for_the_key_that_sent_them(tm
             journal.add_example(store, branch.branch, key, "text")
     assert [example.number for example in journal.list_examples(store, branch.branch)] == numbers
     assert numbers[1] is not None and numbers[0] is not None
-    journal.erase_example(store, numbers[1], a)
+    branch_changes.erase_example(store, numbers[1], a)
     assert journal.add_example(store, branch.branch, a, "text") is not None
     journal.reject_example(store, journal.get_branch(store, branch.branch), numbers[0], None, "reason")
     assert journal.add_example(store, branch.branch, a, "text") is not None

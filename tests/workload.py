@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ontogeny.server import keys
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.store import Store
 from serving import ServerProcess, wait_until
 
@@ -290,7 +290,8 @@ class Workload:
         with Store(self.state_dir) as store:
             versions = [v for v in journal.list_versions(store, f"story/{client.id}") if not v.deleted]
             if versions:
-                journal.rollback(store, f"story/{client.id}", client.draw.choice(versions[-20:]).number, "workload")
+                number = client.draw.choice(versions[-20:]).number
+                branch_changes.rollback(store, f"story/{client.id}", number, "workload")
 
     def freeze(self, client: Client) -> None:
         """Stops learning for a moment."""
@@ -331,7 +332,7 @@ class Workload:
                 else:
                     assert example.text is not None and text in (None, example.text), example
             assert {path.name for path in store.snapshots.iterdir()} == journal.list_snapshots(store)
-            assert not journal.list_unfinished_erasures(store, "story")
+            assert not branch_changes.list_unfinished_erasures(store, "story")
             for client in self.clients:
                 check_decisions(store, f"story/{client.id}")
                 replays[client.id] = list_replayed_texts(store, f"story/{client.id}")

@@ -42,11 +42,11 @@ def serve(
     configure_jax(device)
     from ontogeny.runs.folder import locked
     from ontogeny.runs.kinds import require_loadable
-    from ontogeny.server import app
+    from ontogeny.server import app, process_memory
     from ontogeny.server.deployments import Deployments, check_names
     from ontogeny.server.store import Store
 
-    app.limit_memory_arenas()
+    process_memory.limit_memory_arenas()
     check_names(named_runs)
     for _, run in named_runs:
         require_loadable(run)  # before the state folder is created

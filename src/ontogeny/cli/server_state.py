@@ -71,7 +71,7 @@ def roll_back(
 
     Example: ontogeny deployments rollback story --to 0
     """
-    from ontogeny.server.learning import journal
+    from ontogeny.server.learning import branch_changes
 
     store = open_store(state_dir)
     branches = _list_branches(store, name)
@@ -84,7 +84,7 @@ def roll_back(
         raise BadInput(f"'{name}' has several branches; name the owner with --key: {owners}")
     if not chosen:
         raise BadInput(f"'{name}' has no branch of key '{key}'" if key else f"'{name}' has not learned anything")
-    version = journal.rollback(store, chosen[0].branch, to, ACTOR)
+    version = branch_changes.rollback(store, chosen[0].branch, to, ACTOR)
     typer.echo(f"{chosen[0].branch}: current version {version.number}, digest {version.digest[:16]}")
 
 
@@ -146,11 +146,11 @@ def repair(state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
 
 def _set_frozen(name: str, state_dir: Path, frozen: bool) -> None:
     """Stop or resume learning in every branch of a deployment, and print the branches."""
-    from ontogeny.server.learning import journal
+    from ontogeny.server.learning import branch_changes
 
     store = open_store(state_dir)
     _list_branches(store, name)
-    for branch in journal.set_frozen(store, name, frozen, ACTOR):
+    for branch in branch_changes.set_frozen(store, name, frozen, ACTOR):
         typer.echo(f"{branch}: {'frozen' if frozen else 'learning'}")
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import socket
 import threading
@@ -28,12 +27,12 @@ from ontogeny.server.deployments import Deployments
 from ontogeny.server.fair_executor import FairExecutor, FairThreadPool
 from ontogeny.server.learning.intake import ExampleIntake
 from ontogeny.server.logs import configure_logs
+from ontogeny.server.process_memory import trim_memory_periodically
 from ontogeny.server.rate_limits import RateLimits
 from ontogeny.server.upload_limits import UploadLimits
 from ontogeny.server.usage import UsageMeter
 
 ARRIVAL_LIMIT = 20.0  # seconds in which a request must have arrived
-M_ARENA_MAX, NUM_ARENAS = -8, 2  # the first is the parameter's number in glibc
 MAX_OPEN_FILES = 65_536  # each connection is one
 BACKLOG = 2048  # connections
 NUM_THREADS = 8  # for short calls, and again for long ones
@@ -76,7 +75,9 @@ def build_api(deployments: Deployments) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(FairThreadPool("calls", NUM_THREADS, MAX_WAITING))
         deployments.start()
         meter.start()
+        trimming = asyncio.create_task(trim_memory_periodically())
         yield
+        trimming.cancel()
         meter.stop()
         long_calls.stop()
         bodies.stop()
@@ -178,18 +179,6 @@ def _url(listening: socket.socket) -> str:
     """The address of a listening socket, with the port that the system chose for port 0."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
-
-
-def limit_memory_arenas() -> None:
-    """Limits the number of arenas from which glibc allocates memory, before the threads of a server begin.
-
-    By default glibc has eight arenas per processor. The threads of a server free arrays of changing sizes in all of
-    them, and what one arena has free is of no use to the others, so that the process would grow for a long time. An
-    operator's MALLOC_ARENA_MAX takes precedence. Other C libraries have no arenas.
-    """
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        with contextlib.suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, NUM_ARENAS)
 
 
 def _raise_file_limit() -> None:

@@ -18,7 +18,7 @@ from ontogeny.server.api.protocol import MAX_INTEGER, ExampleRequest, ForkReques
 from ontogeny.server.api.waiting import run_while_connected
 from ontogeny.server.fair_executor import wait_for_call
 from ontogeny.server.keys import ApiKey
-from ontogeny.server.learning import journal, listing
+from ontogeny.server.learning import branch_changes, journal, listing
 from ontogeny.server.learning.branches import BranchManager
 from ontogeny.server.learning.journal import LearningDecision
 from ontogeny.server.learning.listing import PageRequest
@@ -172,7 +172,7 @@ def roll_back(key: AdminCaller, branches: Branches, body: RollbackRequest) -> di
     """Makes an earlier version of a branch current; 0 is the trained weights."""
     branch = _find_branch(branches, body.owner_key) if body.owner_key else branches.open(key.id)
     try:
-        return journal.rollback(branches.store, branch.branch, body.version, key.id)._asdict()
+        return branch_changes.rollback(branches.store, branch.branch, body.version, key.id)._asdict()
     except BadInput as error:
         raise errors.bad_request(str(error), "version") from None
 
@@ -180,14 +180,14 @@ def roll_back(key: AdminCaller, branches: Branches, body: RollbackRequest) -> di
 @router.post("/freeze")
 def freeze(key: AdminCaller, branches: Branches) -> dict[str, Any]:
     """Stops learning in all branches of a model."""
-    journal.set_frozen(branches.store, branches.deployment, True, key.id)
+    branch_changes.set_frozen(branches.store, branches.deployment, True, key.id)
     return {"model": branches.deployment, "learning": False}
 
 
 @router.post("/unfreeze")
 def unfreeze(key: AdminCaller, branches: Branches) -> dict[str, Any]:
     """Resumes learning in all branches of a model."""
-    journal.set_frozen(branches.store, branches.deployment, False, key.id)
+    branch_changes.set_frozen(branches.store, branches.deployment, False, key.id)
     return {"model": branches.deployment, "learning": True}
 
 

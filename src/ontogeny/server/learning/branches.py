@@ -21,10 +21,11 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.content.transformer import TransformerWeights
 from ontogeny.errors import BadInput, StorageUnavailable
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.acceptance import do_not_pause, rejection_reason
+from ontogeny.server.learning.branch_changes import ErasedSource
 from ontogeny.server.learning.config import BranchConfig
-from ontogeny.server.learning.journal import Branch, BranchVersion, ErasedSource, TrainingExample
+from ontogeny.server.learning.journal import Branch, BranchVersion, TrainingExample
 from ontogeny.server.learning.learner import BranchLearner
 from ontogeny.server.learning.learning_loop import LearningLoop
 from ontogeny.server.learning.loading import BranchUnavailable, VersionLoader
@@ -159,8 +160,8 @@ class BranchManager:
         return number
 
     def erase_example(self, number: int, actor: str) -> None:
-        """Deletes an example and everything that was learned from it; see `journal.erase_example`."""
-        journal.erase_example(self.store, number, actor)
+        """Deletes an example and everything that was learned from it; see `branch_changes.erase_example`."""
+        branch_changes.erase_example(self.store, number, actor)
         self.loop.wake()
         self.finish_erasures()
 
@@ -171,14 +172,14 @@ class BranchManager:
         """
         try:
             with self._erasure_lock:  # so that what an earlier erasure left valid does not override a later one
-                examples = journal.list_unfinished_erasures(self.store, self.deployment)
+                examples = branch_changes.list_unfinished_erasures(self.store, self.deployment)
                 if not examples:
                     return
                 self.loader.drop_deleted()
                 self.on_erased(examples)
                 self.snapshots.delete_unused()
                 if self.store.truncate_log():
-                    journal.finish_erasures(self.store, examples)
+                    branch_changes.finish_erasures(self.store, examples)
         except (OSError, StorageUnavailable) as error:
             log.warning("an erasure in '%s' cannot be finished at present: %s", self.deployment, error)
 
@@ -220,7 +221,7 @@ class BranchManager:
         with self.store.snapshot_lock:
             file = self.snapshots.write(name, self.snapshots.encode(weights, {}))
             try:
-                version = journal.restore_version(
+                version = branch_changes.restore_version(
                     self.store, name, digest, loss, distance, file, actor,
                     source_digest=source_digest, exported_from=_read_origin(metadata), is_fork=is_fork,
                 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.server.learning import journal
+from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.learning.journal import BranchVersion
 from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.server.store import Store
@@ -49,7 +49,7 @@ def repair_branches(store: Store, deployment: str, actor: str) -> list[BranchChe
     for check in checks:
         if not check.is_available:
             newest = journal.get_version(store, check.branch, check.newest_version)
-            journal.move_back(store, newest, f"by {actor}, to repair the branch")
+            branch_changes.move_back(store, newest, f"by {actor}, to repair the branch")
         with store.snapshot_lock:
             for version, _ in check.damaged:
                 with store.transaction():
