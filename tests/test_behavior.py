@@ -235,7 +235,8 @@ def make_choices(num_trials=120, num_participants=8, seed=0) -> ChoiceData:
     trials = ParticipantTrials(choice, state, second_choice, reward, is_complete, ~starts_session, starts_session)
     common_state = np.tile([0, 1], (num_participants, 1))
     names = tuple(map(str, range(num_participants)))
-    return ChoiceData("two_step", names, trials, state == choice, common_state, reward > 0.5, None, 2, False, ())
+    data = trials.is_complete, trials.is_consecutive, state == choice
+    return ChoiceData("two_step", names, trials, *data, common_state, reward > 0.5, None, 2, False, ())
 
 
 def model_named(name):

@@ -14,22 +14,35 @@ Choices = Annotated[
     typer.Argument(metavar="CSV", help="File of choices, or a run in two_step or bandit, whose choices are simulated."),
 ]
 Task = Annotated[str | None, typer.Option(help="Task: two_step or bandit (default: inferred from the columns).")]
+ColumnNames = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN=NAME,...", help="Names of columns in the file, e.g. choice=level1_choice."),
+]
+MissingValues = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[COLUMN=]VALUE,...",
+        help="Further values that mark a missed trial: in columns of choices, or in one column.",
+    ),
+]
+Arms = Annotated[
+    str | None,
+    typer.Option(metavar="LABEL,...", help="Labels of the first choice, where one could mark a missed trial."),
+]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that cannot be read, and name them.")]
+MaxSkippedShare = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Largest share of rows that --skip-bad-rows may skip.")
+]
 
 
 def behavior(
     choices: Choices,
-    columns: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN=NAME,...", help="Names of columns in the file, e.g. choice=level1_choice."),
-    ] = None,
+    columns: ColumnNames = None,
     task: Task = None,
-    na_values: Annotated[
-        str | None,
-        typer.Option(metavar="VALUE,...", help="Further values that mark a missed trial, separated by commas."),
-    ] = None,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Skip rows that cannot be read, and name them.")
-    ] = False,
+    na_values: MissingValues = None,
+    arms: Arms = None,
+    skip_bad_rows: SkipBadRows = False,
+    max_skipped_share: MaxSkippedShare = 0.05,
     num_groups: Annotated[
         int | None, typer.Option(min=1, help="Groups of model organisms per model (default: 40 organisms per model).")
     ] = None,
@@ -62,7 +75,9 @@ def behavior(
         columns=column_names,
         task=task,
         na_values=na_values.split(",") if na_values else (),
+        arms=arms.split(",") if arms else (),
         skip_bad_rows=skip_bad_rows,
+        max_skipped_share=max_skipped_share,
     )
     for note in choice_data.notes:
         typer.echo(note)

@@ -47,8 +47,8 @@ class ChoiceTable(NamedTuple):
     task: str
     num_arms: int
     choice: np.ndarray  # [R] int from 0, -1 where missed
-    state: np.ndarray  # [R] int from 0, -1 where anything of the second stage is missed
-    second_choice: np.ndarray | None  # [R] int, 0 or 1; None where the file has no second choices
+    state: np.ndarray  # [R] int from 0, -1 where state or transition are missed
+    second_choice: np.ndarray | None  # [R] int, 0 or 1, -1 where missed; None where the file has no second choices
     is_common: np.ndarray | None  # [R] 1, 0, or -1 where missed; None where the file has no such column
     reward: np.ndarray  # [R] float, NaN where missed
     participant: np.ndarray  # [R] text
@@ -59,8 +59,8 @@ class ChoiceTable(NamedTuple):
     notes: list[str]  # sentences about every decision that was made in reading
 
     @property
-    def is_complete(self) -> np.ndarray:
-        """Whether nothing of each trial is missing, [R] bool."""
+    def has_outcome(self) -> np.ndarray:
+        """Whether choice, transition and reward of each trial are known, [R] bool; a second choice may be missing."""
         return (self.choice >= 0) & (self.state >= 0) & ~np.isnan(self.reward)
 
 
@@ -70,6 +70,8 @@ class ChoiceData(NamedTuple):
     task: str
     participants: tuple[str, ...]
     trials: ParticipantTrials  # NumPy arrays [S, T]
+    has_outcome: np.ndarray  # [S, T] bool, choice, transition and reward are known; a second choice may be missing
+    is_pair: np.ndarray  # [S, T] bool, the trial follows the one just before it, and both have their outcome
     is_common: np.ndarray  # [S, T] bool, the transition was the common one of the choice
     common_state: np.ndarray  # [S, 2] int, the state to which each first choice commonly leads
     is_rewarded: np.ndarray  # [S, T] bool

@@ -118,7 +118,7 @@ def mean_over_participants(values: np.ndarray) -> ParticipantMean:
 
 
 def replace_trials(choices: ChoiceData, trials: ParticipantTrials) -> ChoiceData:
-    """Returns the same task with simulated trials.
+    """Returns the same task with simulated trials; those in which anything was missed do not count.
 
     Args:
         choices: The choices of S participants.
@@ -130,6 +130,8 @@ def replace_trials(choices: ChoiceData, trials: ParticipantTrials) -> ChoiceData
     return choices._replace(
         participants=choices.participants * times,
         trials=trials,
+        has_outcome=trials.is_complete,
+        is_pair=trials.is_consecutive,
         is_common=trials.state == common_state[rows, np.minimum(trials.choice, 1)],
         common_state=common_state,
         is_rewarded=trials.reward > 0.5,
@@ -170,10 +172,10 @@ def is_better_choice(choices: ChoiceData) -> np.ndarray:
     S, T = trials.choice.shape
     kernel = np.exp(-np.abs(np.arange(T)[:, None] - np.arange(T)[None, :]) / HINDSIGHT_WINDOW)
     np.fill_diagonal(kernel, 0.0)
-    mean = trials.reward[trials.is_complete].mean()
+    mean = trials.reward[choices.has_outcome].mean()
     state_values = np.zeros((S, T, 2))
     for state in (0, 1):
-        visited = (trials.is_complete & (trials.state == state)).astype(float)
+        visited = (choices.has_outcome & (trials.state == state)).astype(float)
         state_values[:, :, state] = ((visited * trials.reward) @ kernel + 0.5 * mean) / (visited @ kernel + 0.5)
     rows, times = np.arange(S)[:, None], np.arange(T)[None, :]
     reached = choices.common_state[rows, np.minimum(trials.choice, 1)]
@@ -187,7 +189,7 @@ def _consecutive_pairs(choices: ChoiceData) -> tuple[np.ndarray, np.ndarray]:
     cell = (~choices.is_rewarded[:, :-1]).astype(int)
     if choices.task == "two_step":
         cell = 2 * cell + (~choices.is_common[:, :-1]).astype(int)
-    return is_stay, np.where(choices.trials.is_consecutive[:, 1:], cell, -1)
+    return is_stay, np.where(choices.is_pair[:, 1:], cell, -1)
 
 
 @jax.jit
