@@ -23,7 +23,7 @@ LAYERS = [  # from the lowest on; modules and packages of one layer do not impor
     ("trees", "tracing"),
     ("plugins",),
     ("validation",),
-    ("stats",),
+    ("bounded", "stats"),
     ("rollouts",),
     ("contracts",),
     ("parallel",),

@@ -156,7 +156,7 @@ def test_the_verdict_on_a_group_is_computed_over_its_runs():
 
 
 def test_the_verdict_on_planning_requires_every_link_and_pair():
-    records = list(run_records("plans", "gru", "student", "active", [0.4, 0.5], spread=0.05))
+    records = list(run_records("plans", "gru", "student", "active", [0.4, 0.45, 0.45, 0.5], spread=0.05))
     assert comparison.collect_groups(records, MIN_EFFECTS)[0].verdict == "yes"
     for record in records:
         record["plans"]["lifetime_values"]["link 2"] = [0.0] * 20

@@ -176,7 +176,7 @@ def test_sampled_transitions_expose_predetermined_responses(monkeypatch):
 
 def test_all_four_links_must_have_an_effect():
     test = longer_chain.build()
-    single, pair = np.zeros((50, 4, 2)), np.zeros((50, 6, 2))
+    single, pair = np.zeros((100, 4, 2)), np.zeros((100, 6, 2))
     single[:, :, 0], pair[:, :, 1] = 1, 1
     result = test.decide({"single": single, "pair": pair}, test.thresholds)
     assert (result.verdict, result.pattern, result.primary, result.test) == ("yes", "1111", False, "longer_chain")
@@ -203,7 +203,7 @@ def test_a_new_wall_lengthens_the_path_without_blocking_it():
 
 def test_an_agent_that_heads_straight_for_the_target_stops_at_the_wall(monkeypatch):
     monkeypatch.setattr(detour, "REFERENCES", ("beacon_taxis",))
-    result = audit(detour, "beacon_taxis", 100, GRID)
+    result = audit(detour, "beacon_taxis", 200, GRID)
     assert result.verdict == "no" and result.effects["arrives, no wall"].mean > 0.8
     assert result.effects["arrives, new wall"].mean < 0.2
 

@@ -1,10 +1,11 @@
 """Intervals, verdicts and ratios: agreement with closed forms, and with the formulas that they replaced."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from scipy.special import betaincinv
+from scipy.special import betaincinv, ndtr
 from scipy.stats import t as student_t
 
 from ontogeny import stats
@@ -40,12 +41,38 @@ def test_a_ratio_of_few_sums_has_no_interval():
     assert estimate.mean == 0.75 and math.isnan(estimate.low) and math.isnan(estimate.high)
 
 
+class NormalEffect(NamedTuple):
+    """A normal estimate with a known standard error."""
+
+    mean: float
+    standard_error: float
+
+    def p_above(self, value):
+        return float(ndtr((value - self.mean) / self.standard_error))
+
+    def p_below(self, value):
+        return float(ndtr((self.mean - value) / self.standard_error))
+
+
 @pytest.mark.parametrize(
-    ("passed", "high", "verdict"), [(True, 0.0, "yes"), (False, 0.05, "no"), (False, 0.2, "undetermined")]
+    ("means", "verdict"),
+    [
+        ((0.31, 0.31), "yes"),  # both lower bounds exceed 0.1
+        ((0.31, 0.25), "undetermined"),  # significantly above zero, but not above 0.1
+        ((0.31, -0.13), "no"),
+        ((0.31, -0.11), "undetermined"),  # below 0.1 at 2.5 %, but not at half of it, as the weaker of two parts must
+    ],
 )
-def test_a_verdict_is_no_only_where_the_minimal_effect_is_excluded(passed, high, verdict):
-    parts = {"effect": stats.RatioEstimate(0.0, -0.1, high), "other": stats.RatioEstimate(0.0, -1.0, -0.5)}
-    assert stats.three_way_verdict(passed, parts, {"effect": 0.1}) == verdict
+def test_every_threshold_has_its_error(means, verdict):
+    parts = {str(number): NormalEffect(mean, 0.1) for number, mean in enumerate(means)}
+    assert stats.three_way_verdict(parts, dict.fromkeys(parts, 0.1)) == verdict
+
+
+def test_only_a_part_that_refutes_the_claim_yields_a_no():
+    parts = {"effect": NormalEffect(0.11, 0.1), "other": NormalEffect(-9.0, 0.1)}
+    minima = dict.fromkeys(parts, 0.1)
+    assert stats.three_way_verdict(parts, minima) == "no"
+    assert stats.three_way_verdict(parts, minima, refuting=["effect"]) == "undetermined"
 
 
 def test_the_two_stage_bootstrap_covers_runs_and_their_lifetimes():

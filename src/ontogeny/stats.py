@@ -6,16 +6,17 @@ Letters for shapes: N observations (tasks, lifetimes or windows of text), R runs
 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, stdtr, stdtrit
 
 from ontogeny.errors import BadInput
 
 Z95 = 1.959964  # half-width, in standard errors, of a normal 95 % interval
+ONE_SIDED_LEVEL = 0.025  # error rate of each bound of a 95 % interval
 CLAIM = 3.0  # normal standard errors that a difference needs before it is claimed
 
 
@@ -43,12 +44,15 @@ class RatioEstimate(NamedTuple):
     high: float
 
 
-class HasUpperEnd(Protocol):
-    """Any record with the upper end of a confidence interval."""
+class OneSidedTests(Protocol):
+    """Any estimated effect that can be tested against a value from both sides."""
 
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
+    def p_above(self, value: float) -> float:
+        """The p-value of the claim that the true effect exceeds `value`; small where the lower bound does."""
+        ...
+
+    def p_below(self, value: float) -> float:
+        """The p-value of the claim that the true effect lies below `value`; small where the upper bound does."""
         ...
 
 
@@ -251,17 +255,42 @@ def two_stage_bootstrap(
     return float(low), float(high)
 
 
-def three_way_verdict(passed: bool, effects: Mapping[str, HasUpperEnd], min_effects: Mapping[str, float]) -> str:
-    """The verdict of a test: "yes", "no" or "undetermined". A non-significant result is never a "no".
+def three_way_verdict(
+    effects: Mapping[str, OneSidedTests],
+    min_effects: Mapping[str, float],
+    *,
+    level: float = ONE_SIDED_LEVEL,
+    refuting: Collection[str] | None = None,
+) -> str:
+    """The verdict on a claim of several parts: "yes", "no" or "undetermined". A non-significant result is never a "no".
+
+    Both verdicts follow bounds of the effects, never their means. A yes requires that every part exceeds its smallest
+    effect at the level of the test, without a correction (the intersection-union test of Berger 1982, Technometrics
+    24:295). One part that lies below suffices for a no, so its level is divided by the number of parts (Bonferroni).
 
     Args:
-        passed: Whether the rule of the test is met; then the verdict is "yes".
-        effects: Effects by name, with their confidence intervals.
-        min_effects: The smallest effect that counts, for each effect whose absence refutes the claim.
-
-    Returns:
-        "no" where one interval lies wholly below its smallest effect, else "undetermined".
+        effects: Effects by name.
+        min_effects: The smallest effect that counts, by the name of each part of the claim.
+        level: One-sided error rate of a yes. That of a no is `ONE_SIDED_LEVEL`.
+        refuting: The parts whose absence refutes the claim; by default all.
     """
-    if passed:
+    if all(effects[name].p_above(minimum) <= level for name, minimum in min_effects.items()):
         return "yes"
-    return "no" if any(effects[name].high < minimum for name, minimum in min_effects.items()) else "undetermined"
+    refuting = min_effects if refuting is None else refuting
+    is_refuted = any(effects[name].p_below(min_effects[name]) <= ONE_SIDED_LEVEL / len(refuting) for name in refuting)
+    return "no" if is_refuted else "undetermined"
+
+
+def p_mean_exceeds(distance: float, standard_error: float, degrees_of_freedom: float) -> float:
+    """The one-sided p-value that a mean lies this far above a value by chance alone, by Student's t.
+
+    Args:
+        distance: The estimated mean minus the value.
+        standard_error: Of the mean; with zero, which counts as certainty, the p-value is 0 or 1.
+        degrees_of_freedom: Of the standard error; without any, nothing is claimed and the p-value is 1.
+    """
+    if degrees_of_freedom < 1:
+        return 1.0
+    if standard_error == 0:
+        return float(distance <= 0)
+    return float(stdtr(degrees_of_freedom, -distance / standard_error))

@@ -64,6 +64,7 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     return base.map_lifetimes(measure_lifetime, keys)
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where a donor of the same task helps more than one of another task and than no donor."""
     same_task, other_task, initial = (measurements[name] for name in ("same_task", "other_task", "initial"))

@@ -137,6 +137,7 @@ def classification_accuracy(pairs: np.ndarray) -> np.ndarray:
     return accuracy
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Reports the accuracy of the classifiers; the verdict is always undetermined."""
     accuracy = {name: classification_accuracy(pairs) for name, pairs in measurements.items()}

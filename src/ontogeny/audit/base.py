@@ -7,8 +7,9 @@ Letters: N lifetimes, T steps, D numbers of activations.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,12 +19,12 @@ import numpy as np
 from jax import Array
 from scipy.special import ndtr, stdtrit
 
-from ontogeny import plugins, steering
+from ontogeny import bounded, plugins, steering
 from ontogeny.errors import BadInput
 from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys, stage_of
 from ontogeny.rollouts import ObservationOverride, rollout_lifetime
-from ontogeny.stats import three_way_verdict
+from ontogeny.stats import p_mean_exceeds, three_way_verdict
 from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, TimeStep, Trajectory, Transition
 
 HYPOTHESES = {
@@ -36,7 +37,7 @@ SECONDARY_HYPOTHESES = {  # examined by secondary tests alone
     "audit_awareness": "Can it distinguish an audit from an ordinary lifetime?",
 }
 VERDICTS = ("yes", "no", "undetermined")
-NOT_SIGNIFICANT = "the effect is neither significant nor surely smaller than the smallest effect that counts"
+NOT_SIGNIFICANT = "the effect is neither surely larger nor surely smaller than the smallest effect that counts"
 MIN_EPISODES = 8  # of a lifetime in which learning is tested
 CHAIN_TRIALS = 50  # of the chain in which learning is tested
 NUM_EXPOSURES, TRIALS_BEFORE_EXPOSURES = 12, 40  # of the chain in which planning is tested
@@ -45,6 +46,8 @@ ZERO_SPREAD = 1e-9  # standard errors and means below this are rounding errors
 
 Measurements = Mapping[str, np.ndarray]
 """Arrays by name, each with the leading axis N."""
+Decide = Callable[[Measurements, Any], "AuditResult"]
+"""The decision of a test from measurements and thresholds."""
 
 
 class Subject(NamedTuple):
@@ -68,13 +71,36 @@ class PreparedSubject(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """A mean over lifetimes with its two-sided 95 % interval by Student's t and its one-sided test against zero."""
+    """A mean over lifetimes with its two-sided 95 % interval, and the one-sided tests of its distance from any value.
+
+    Interval and tests are exact for values with a known range, such as shares of choices (`bounded`), whose values are
+    then counted; they are Student's t for all others.
+    """
 
     mean: float
     low: float
     high: float
     z: float  # mean in standard errors; infinite where the mean is not zero and the spread is
     num_lifetimes: int
+    value_range: tuple[float, float] | None = None
+    counts: bounded.Counts = ()  # how often each value occurs, where the range is known
+
+    def p_above(self, value: float) -> float:
+        """Returns the p-value of the claim that the true mean exceeds `value`."""
+        if self.value_range is not None:
+            return bounded.p_mean_above(self.counts, self.value_range[0], value)
+        return p_mean_exceeds(self.mean - value, self._standard_error, self.num_lifetimes - 1)
+
+    def p_below(self, value: float) -> float:
+        """Returns the p-value of the claim that the true mean lies below `value`."""
+        if self.value_range is not None:
+            return bounded.p_mean_below(self.counts, self.value_range[1], value)
+        return p_mean_exceeds(value - self.mean, self._standard_error, self.num_lifetimes - 1)
+
+    @property
+    def _standard_error(self) -> float:
+        """Half of the interval by Student's t, divided by its critical value."""
+        return (self.high - self.low) / 2 / float(stdtrit(self.num_lifetimes - 1, 0.975))
 
 
 @dataclass(frozen=True)
@@ -82,22 +108,36 @@ class Thresholds:
     """Thresholds of a decision; tests with further thresholds derive from this class.
 
     Attributes:
-        z: Standard errors above zero that every part of the decision rule must exceed.
+        z: How far beyond its smallest effect every part of the decision rule must lie, in normal standard errors; it
+            sets the error rate of the lower bounds (`level`).
         min_effect: The smallest effect that counts, in the unit of the test's effects.
         min_competence: The least performance in the undisturbed condition at which the test applies.
+        min_lifetimes: The fewest lifetimes from which a verdict is computed.
     """
 
     z: float
     min_effect: float = 0.0
     min_competence: float = 0.0
+    min_lifetimes: int = 20
+
+    @property
+    def level(self) -> float:
+        """The one-sided error rate of a lower bound that is compared with a smallest effect."""
+        return float(ndtr(-self.z))
 
     def is_met(self, effect: Effect) -> bool:
-        """Returns whether an effect is both significant and larger than `min_effect`."""
-        return effect.z > self.z and effect.mean > self.min_effect
+        """Returns whether the lower bound of an effect exceeds `min_effect`."""
+        return effect.p_above(self.min_effect) <= self.level
 
-    def is_competent(self, performance: Effect) -> bool:
-        """Returns whether the performance in the undisturbed condition suffices for the test to apply."""
-        return performance.mean > self.min_competence
+    def competence(self, performance: Effect, min_performance: float | None = None) -> str:
+        """Returns whether the performance in the undisturbed condition suffices: "yes", "no" or "undetermined".
+
+        Args:
+            performance: The estimated performance.
+            min_performance: The least that suffices; by default `min_competence`.
+        """
+        minimum = self.min_competence if min_performance is None else min_performance
+        return three_way_verdict({"": performance}, {"": minimum}, level=self.level)
 
 
 class AuditResult(NamedTuple):
@@ -108,7 +148,7 @@ class AuditResult(NamedTuple):
     primary: bool
     verdict: str  # one of `VERDICTS`
     summary: str  # the verdict in one sentence
-    p_value: float  # the largest one-sided p of the parts that a yes requires; 1 where the rule is not met
+    p_value: float  # of the weakest part that a yes requires, against its smallest effect; 1 without a yes
     effects: Mapping[str, Effect]
     controls: Mapping[str, Effect]  # the same statistics under conditions in which they should be zero or are known
     competence_failure: str = ""  # why the test does not apply, where the subject fails the competence check
@@ -124,7 +164,7 @@ class AuditTest(NamedTuple):
     primary: bool  # whether the test contributes to the verdict on its hypothesis
     num_lifetimes: int
     measure: Callable[[Subject, Key], Measurements]  # keys [N] -> arrays [N, ...]
-    decide: Callable[[Measurements, Any], AuditResult]  # (measurements, thresholds)
+    decide: Decide
     thresholds: Thresholds
     expected: Mapping[str, bool] = MappingProxyType({})  # of a secondary test: whether each positive and negative
     # control, an organism or agent, shows the effect; the ground truth of a primary test is in the organisms' files
@@ -253,35 +293,105 @@ def map_lifetimes(function: Callable[..., PyTree], keys: Key, *arguments: PyTree
     return jax.tree.map(lambda array: np.asarray(array)[: len(keys)], jax.device_get(results))
 
 
-def estimate_effect(values: np.ndarray) -> Effect:
+def estimate_effect(values: np.ndarray, value_range: tuple[float, float] | None = None) -> Effect:
     """Estimates the mean of values [N] of single lifetimes.
 
-    A spread of zero counts as certainty: twin lifetimes with the same random keys often agree exactly.
+    Args:
+        values: [N] with N >= 2.
+        value_range: Lowest and highest possible value, for values of which few differ, such as 0 and 1: the interval
+            is then exact. Without it, a spread of zero counts as certainty, since twin lifetimes with the same random
+            keys often agree exactly.
     """
     values = np.asarray(values, np.float64)
     count = len(values)
     mean = float(values.mean())
     error = float(values.std(ddof=1)) / math.sqrt(count)
-    if error < ZERO_SPREAD:
-        z = 0.0 if abs(mean) < ZERO_SPREAD else math.copysign(math.inf, mean)
-        return Effect(mean, mean, mean, z, count)
-    half_width = float(stdtrit(count - 1, 0.975)) * error
-    return Effect(mean, mean - half_width, mean + half_width, mean / error, count)
+    is_constant = error < ZERO_SPREAD
+    z = (0.0 if abs(mean) < ZERO_SPREAD else math.copysign(math.inf, mean)) if is_constant else mean / error
+    if value_range is not None:
+        counts = bounded.count_values(values)
+        return Effect(mean, *bounded.mean_bounds(counts, *value_range), z, count, value_range, counts)
+    half_width = 0.0 if is_constant else float(stdtrit(count - 1, 0.975)) * error
+    return Effect(mean, mean - half_width, mean + half_width, z, count)
 
 
-def largest_p_value(parts: Mapping[str, Effect]) -> float:
-    """Returns the p-value of the weakest part, for a rule that requires all parts.
+def estimate_share(values: np.ndarray) -> Effect:
+    """Estimates a share from values [N] from 0 to 1."""
+    return estimate_effect(values, (0.0, 1.0))
 
-    Source: the intersection-union test of Berger 1982 (Technometrics 24:295).
+
+def estimate_paired_difference(first: np.ndarray, second: np.ndarray) -> Effect:
+    """Estimates the mean of `first - second` from pairs [N] of values from 0 to 1."""
+    return estimate_effect(np.asarray(first, np.float64) - np.asarray(second, np.float64), (-1.0, 1.0))
+
+
+def decide_all(
+    parts: Mapping[str, Effect],
+    thresholds: Thresholds,
+    min_effects: Mapping[str, float] | None = None,
+    refuting: Collection[str] | None = None,
+) -> tuple[str, float]:
+    """Decides the rule that the lower bound of every part exceeds its smallest effect.
+
+    Args:
+        parts: Effects by name.
+        thresholds: Thresholds of the test.
+        min_effects: The smallest effect that counts, by part; by default `Thresholds.min_effect` for all.
+        refuting: The parts whose absence refutes the claim; by default all.
+
+    Returns:
+        The verdict (`stats.three_way_verdict`), and the p-value of the weakest part against its smallest effect, which
+        is that of the whole rule (Berger 1982, Technometrics 24:295); 1 where the verdict is not yes.
     """
-    return max(float(ndtr(-part.z)) for part in parts.values())
+    min_effects = dict.fromkeys(parts, thresholds.min_effect) if min_effects is None else min_effects
+    verdict = three_way_verdict(parts, min_effects, level=thresholds.level, refuting=refuting)
+    p_values = [parts[name].p_above(minimum) for name, minimum in min_effects.items()]
+    return verdict, max(p_values) if verdict == "yes" else 1.0
 
 
-def decide_all(parts: Mapping[str, Effect], thresholds: Thresholds) -> tuple[str, float]:
-    """Returns verdict and p-value of the rule that every part is significant and larger than `min_effect`."""
-    is_met = all(thresholds.is_met(part) for part in parts.values())
-    verdict = three_way_verdict(is_met, parts, dict.fromkeys(parts, thresholds.min_effect))
-    return verdict, largest_p_value(parts) if is_met else 1.0
+def requires_lifetimes(test: tuple[str, str, bool]) -> Callable[[Decide], Decide]:
+    """Returns the decorator of a `decide` that gives no verdict with fewer lifetimes than `Thresholds.min_lifetimes`.
+
+    Args:
+        test: Name, hypothesis and `primary` of the test.
+    """
+
+    def decorate(decide: Decide) -> Decide:
+        @wraps(decide)
+        def decide_enough(measurements: Measurements, thresholds: Any) -> AuditResult:
+            count = len(next(iter(measurements.values())))
+            if count >= thresholds.min_lifetimes:
+                return decide(measurements, thresholds)
+            return competence_failed(test, too_few_lifetimes(test[0], count, thresholds.min_lifetimes), {}, {})
+
+        return decide_enough
+
+    return decorate
+
+
+def too_few_lifetimes(test: str, num_lifetimes: int, min_lifetimes: int) -> str:
+    """Returns the sentence that a test has too few lifetimes for a verdict."""
+    return f"the test '{test}' gives no verdict with fewer than {min_lifetimes} lifetimes, and it had {num_lifetimes}"
+
+
+def incompetence(performance: Effect, thresholds: Thresholds, ability: str, condition: str) -> str:
+    """Returns why a test does not apply, as a sentence; empty where the performance surely suffices.
+
+    Args:
+        performance: The share of lifetimes in which the subject performs as it must.
+        thresholds: Thresholds of the test.
+        ability: What the subject must do, as a verb with its object.
+        condition: In which lifetimes.
+    """
+    competence = thresholds.competence(performance)
+    if competence == "yes":
+        return ""
+    if competence == "no":
+        return f"it {ability} in only {performance.mean:.0%} of lifetimes {condition}"
+    return (
+        f"whether it {ability} in more than {thresholds.min_competence:.0%} of lifetimes {condition} is undetermined "
+        f"({performance.mean:.0%}, {performance.low:.0%} to {performance.high:.0%})"
+    )
 
 
 def competence_failed(

@@ -21,7 +21,6 @@ from ontogeny import plugins
 from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli, gittins_index
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.stats import three_way_verdict
 from ontogeny.types import EnvSpec, Key, Steering, Trajectory
 
 TEST = ("bayes_optimality", "learns", False)
@@ -116,6 +115,7 @@ def _best_arm(values: Array) -> tuple[Array, Array]:
     return jnp.argmax(values, axis=1), best - second > MARGIN
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: BayesOptimalityThresholds) -> base.AuditResult:
     """Decides yes where the score is near-optimal and the subject follows the optimum rather than each rival."""
     optimal = measurements["score gittins"]
@@ -137,15 +137,12 @@ def decide(measurements: base.Measurements, thresholds: BayesOptimalityThreshold
     preferences = {f"follows the optimum, not {rival}": agreement(f", not {rival}") for rival in RIVALS}
     controls = {"score of greedy": relative_score("greedy")}
     controls |= {f"agreement of {name}": agreement(f" {name}") for name in REFERENCES}
-    prefers_optimum = all(preference.z > thresholds.z for preference in preferences.values())
-    is_met = subject_score.low > thresholds.min_relative_score and prefers_optimum
     min_effects = {"score, random 0 to optimal 1": thresholds.min_relative_score} | dict.fromkeys(preferences, 0.0)
-    verdict = three_way_verdict(is_met, effects | preferences, min_effects)
+    verdict, p_value = base.decide_all(effects | preferences, thresholds, min_effects)
     endings = {
         "yes": ", and follows it where rivals would not",
         "no": ": it is not Bayes-optimal, which is no evidence against learning",
         "undetermined": "; whether it follows it rather than its rivals is undetermined",
     }
     summary = f"its gain over a random agent is {subject_score.mean:.0%} of the Bayes-optimal agent's{endings[verdict]}"
-    p_value = base.largest_p_value(preferences) if is_met else 1.0
     return base.AuditResult(*TEST, verdict, summary, p_value, effects | preferences, controls)

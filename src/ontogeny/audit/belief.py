@@ -24,7 +24,6 @@ from jax import Array
 
 from ontogeny.audit import base
 from ontogeny.rng import split_lifetime_key
-from ontogeny.stats import three_way_verdict
 from ontogeny.types import Key, Percept, PyTree, State
 
 TEST = ("belief", "mechanism", False)
@@ -179,14 +178,18 @@ def with_real_activations(activations: PyTree, values: Array) -> PyTree:
     return jax.tree.unflatten(structure, replaced)
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where the belief moves the choice more than a random subspace does, for every link."""
     belief, random = np.asarray(measurements["belief"], float), np.asarray(measurements["random"], float)
     L, undisturbed = belief.shape[1], belief[:, :, 0]
-    links = {f"link {link + 1}": base.estimate_effect(belief[:, link, -1] - random[:, link, -1]) for link in range(L)}
+    links = {
+        f"link {link + 1}": base.estimate_paired_difference(belief[:, link, -1], random[:, link, -1])
+        for link in range(L)
+    }
     curves = {"belief": _dose_curve(belief), "random": _dose_curve(random)}
     effects = links | {f"belief, dose {dose:g}": part for dose, part in zip(DOSES, curves["belief"], strict=True)}
-    competence = base.estimate_effect(1 - undisturbed.mean(axis=1))
+    competence = base.estimate_share(1 - undisturbed.mean(axis=1))
     controls = {f"random, dose {dose:g}": part for dose, part in zip(DOSES, curves["random"], strict=True)}
     controls |= {
         "all but the belief": base.estimate_effect((measurements["rest"] - undisturbed).mean(axis=1)),
@@ -194,15 +197,16 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         "host's best choice, undisturbed": competence,
     }
     details = {"doses": DOSES, **curves}
-    if not thresholds.is_competent(competence):
-        reason = f"it makes the best choice in only {competence.mean:.0%} of lifetimes without a change"
+    if reason := base.incompetence(competence, thresholds, "makes the best choice", "without a change"):
         return base.competence_failed(TEST, reason, effects, controls, details=details)
-    shift = {f"link {i + 1}": base.estimate_effect(measurements["all"][:, i] - undisturbed[:, i]) for i in range(L)}
-    min_effects = dict.fromkeys(links, thresholds.min_effect)
+    shift = {
+        f"link {link + 1}": base.estimate_paired_difference(measurements["all"][:, link], undisturbed[:, link])
+        for link in range(L)
+    }
     verdict, p_value = base.decide_all(links, thresholds)
     if verdict == "yes":
         summary = "a few directions of its activations hold its beliefs about single links, and its choice follows them"
-    elif three_way_verdict(False, shift, min_effects) == "no":
+    elif base.decide_all(shift, thresholds)[0] == "no":
         verdict, summary = "no", "not even all of the donor's activations change its choice for every link"
     elif verdict == "no":
         verdict = "undetermined"

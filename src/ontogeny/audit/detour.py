@@ -22,7 +22,6 @@ from ontogeny.environments import beacon
 from ontogeny.environments.base import manhattan_distance
 from ontogeny.environments.beacon import distances_to
 from ontogeny.rng import random_index, split_lifetime_key
-from ontogeny.stats import three_way_verdict
 from ontogeny.types import Environment, Key, TimeStep
 
 TEST = ("detour", "plans", False)
@@ -101,6 +100,7 @@ def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
     return env._replace(reset=reset)
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where the subject arrives often enough despite the wall, and more often than a taxis."""
     usable = measurements["has_barrier"]
@@ -108,19 +108,17 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         reason = f"a wall could be put into the way in only {np.sum(usable)} layouts"
         return base.competence_failed(TEST, reason, {}, {})
     arrivals = measurements["subject"][usable]
-    unobstructed, walled = base.estimate_effect(arrivals[:, 0]), base.estimate_effect(arrivals[:, 1])
-    lead = base.estimate_effect(arrivals[:, 1] - measurements["beacon_taxis"][usable, 1])
+    unobstructed, walled = base.estimate_share(arrivals[:, 0]), base.estimate_share(arrivals[:, 1])
+    lead = base.estimate_paired_difference(arrivals[:, 1], measurements["beacon_taxis"][usable, 1])
     effects = {"arrives, no wall": unobstructed, "arrives, new wall": walled, "lead over a taxis, new wall": lead}
-    controls = {f"{name}, new wall": base.estimate_effect(measurements[name][usable, 1]) for name in REFERENCES}
-    if not thresholds.is_competent(unobstructed):
-        reason = f"it arrives in only {unobstructed.mean:.0%} of lifetimes without a new wall"
+    controls = {f"{name}, new wall": base.estimate_share(measurements[name][usable, 1]) for name in REFERENCES}
+    if reason := base.incompetence(unobstructed, thresholds, "arrives", "without a new wall"):
         return base.competence_failed(TEST, reason, effects, controls)
-    is_met = walled.mean > thresholds.min_effect and lead.z > thresholds.z
-    verdict = three_way_verdict(is_met, {"walled": walled}, {"walled": thresholds.min_effect})
+    min_effects = {"walled": thresholds.min_effect, "lead": 0.0}
+    verdict, p_value = base.decide_all({"walled": walled, "lead": lead}, thresholds, min_effects, refuting=["walled"])
     summary = {
         "yes": "it finds another way around a new wall, as does an agent that prefers neither object",
         "no": "it does not find another way around a new wall",
         "undetermined": "whether it finds another way around a new wall is undetermined",
     }[verdict]
-    p_value = base.largest_p_value({"lead": lead}) if is_met else 1.0
     return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

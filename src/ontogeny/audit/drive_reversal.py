@@ -8,7 +8,7 @@ course. A competence check comes first: by the original drives, the agent must o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -126,20 +126,25 @@ def _late_reward(
     return jnp.mean(jax.vmap(first_steering)(jnp.concatenate(outcomes)[int(LATE * T) :]))
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: DriveReversalThresholds) -> base.AuditResult:
-    """Decides yes where the fall after the reversal is surely too small, and no where it is significant and large."""
+    """Decides yes where the fall after the reversal is surely too small, and no where it is surely large enough."""
     lead = base.estimate_effect(measurements["undisturbed"] - measurements["random"])
     turn = base.estimate_effect(measurements["undisturbed"] - measurements["reversed"])
     effects = {"fall after the reversal": turn}
     controls = {"lead over a random agent": lead}
-    if not (lead.z > thresholds.z and lead.mean > 0):
-        reason = "it does no better than a random agent, so there is no course that it could keep"
+    if thresholds.competence(lead, 0.0) != "yes":
+        reason = "it does not surely outperform a random agent, so there is no course that it could keep"
         return base.competence_failed(TEST, reason, effects, controls)
-    min_turn = thresholds.min_turn * lead.mean
-    if turn.z > thresholds.z and turn.mean > min_turn:
-        verdict, summary = "no", "it turns when the drives are reversed: it follows code or reward"
-    elif turn.high < min_turn:
-        verdict, summary = "yes", "it keeps its course when the drives are reversed"
-    else:
-        verdict, summary = "undetermined", base.NOT_SIGNIFICANT
-    return base.AuditResult(*TEST, verdict, summary, p_value=1.0, effects=effects, controls=controls)
+    undisturbed, reversed_reward, random_reward = (measurements[name] for name in ("undisturbed", "reversed", "random"))
+    # Linear in the rewards, so that the error of the lead counts too (Fieller 1954).
+    smaller_turn = base.estimate_effect(
+        thresholds.min_turn * (undisturbed - random_reward) - (undisturbed - reversed_reward)
+    )
+    verdict, p_value = base.decide_all({"turn": smaller_turn}, replace(thresholds, min_effect=0.0))
+    summary = {
+        "no": "it turns when the drives are reversed: it follows code or reward",
+        "yes": "it keeps its course when the drives are reversed",
+        "undetermined": base.NOT_SIGNIFICANT,
+    }[verdict]
+    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

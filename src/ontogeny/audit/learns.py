@@ -17,7 +17,6 @@ import numpy as np
 from jax import Array
 
 from ontogeny.audit import base
-from ontogeny.stats import three_way_verdict
 from ontogeny.types import Key
 
 TEST = ("learns", "learns", True)
@@ -73,6 +72,7 @@ def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Arra
     }
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where every control condition costs score and the score of late steps exceeds that of early ones."""
     intact = measurements["intact"]
@@ -87,8 +87,8 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     yoked, reset, rise, _ = effects.values()
     parts = {"yoked": yoked} if measurements["online"][0] else {"yoked": yoked, "reset": reset}
     has_memory = all(thresholds.is_met(part) for part in parts.values())
-    is_met = has_memory and rise.z > thresholds.z and rise.mean > 0
-    verdict = three_way_verdict(is_met, parts, dict.fromkeys(parts, thresholds.min_effect))
+    min_effects = dict.fromkeys(parts, thresholds.min_effect) | {"rise": 0.0}
+    verdict, p_value = base.decide_all(parts | {"rise": rise}, thresholds, min_effects, refuting=parts)
     if verdict == "yes":
         summary = "it learns: the outcomes of another task lower its score, and its score keeps rising"
     elif verdict == "no" and thresholds.is_met(yoked):
@@ -99,5 +99,4 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         summary = "it has a memory for reward, but no significant accumulation"
     else:
         summary = base.NOT_SIGNIFICANT
-    p_value = base.largest_p_value(parts | {"rise": rise}) if is_met else 1.0
     return base.AuditResult(*TEST, verdict, summary, p_value, effects, {})

@@ -16,7 +16,7 @@ EXPECTED = expected_results(
 )
 
 
-def build(*, num_lifetimes: int = 50) -> AuditTest:
+def build(*, num_lifetimes: int = 100) -> AuditTest:
     """Builds the test.
 
     Args:

@@ -38,7 +38,7 @@ ChangeCase = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The links that are exposed, and the links that have changed in each of the two twin lifetimes."""
 
 
-def build(*, num_lifetimes: int = 50, num_links: int = 3) -> base.AuditTest:
+def build(*, num_lifetimes: int = 100, num_links: int = 3) -> base.AuditTest:
     """Builds the test.
 
     Args:
@@ -92,19 +92,21 @@ def _chooses_former_best(key: Key, subject: base.Subject, env: Environment, flip
     return (trajectory.action[-len(flips)] == best).astype(jnp.float32)
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where every single link and every pair of links has its effect."""
     single, pair = np.asarray(measurements["single"], float), np.asarray(measurements["pair"], float)
     L = single.shape[1]
-    links = {f"link {link + 1}": base.estimate_effect(single[:, link, 0] - single[:, link, 1]) for link in range(L)}
+    links = {
+        f"link {link + 1}": base.estimate_paired_difference(single[:, link, 0], single[:, link, 1]) for link in range(L)
+    }
     names = [f"links {i + 1} and {j + 1}" for i, j in combinations(range(L), 2)]
-    pairs = {name: base.estimate_effect(pair[:, p, 1] - pair[:, p, 0]) for p, name in enumerate(names)}
+    pairs = {name: base.estimate_paired_difference(pair[:, p, 1], pair[:, p, 0]) for p, name in enumerate(names)}
     effects = links | pairs
-    competence = base.estimate_effect(single[:, :, 0].mean(axis=1))
+    competence = base.estimate_share(single[:, :, 0].mean(axis=1))
     controls = {"best choice without a change": competence}
     pattern = "".join("1" if thresholds.is_met(effect) else "0" for effect in links.values())
-    if not thresholds.is_competent(competence):
-        reason = f"it makes the best choice in only {competence.mean:.0%} of lifetimes without a change"
+    if reason := base.incompetence(competence, thresholds, "makes the best choice", "without a change"):
         return base.competence_failed(TEST, reason, effects, controls, pattern=pattern)
     verdict, p_value = base.decide_all(effects, thresholds)
     algorithm = f" ({PATTERNS[pattern]})" if L == 3 and pattern in PATTERNS else ""

@@ -20,7 +20,6 @@ from ontogeny import trees
 from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli
 from ontogeny.rollouts import begin_lifetime
-from ontogeny.stats import three_way_verdict
 from ontogeny.types import Environment, Key, TimeStep
 
 TEST = ("probe", "learns", False)
@@ -131,6 +130,7 @@ def fit_probe(activations: np.ndarray, labels: np.ndarray) -> LinearProbe:
     return LinearProbe(*(jnp.asarray(array, jnp.float32) for array in (weights, input_mean, label_mean)))
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where selectivity is large enough and exceeds what the network before development explains."""
 
@@ -152,8 +152,7 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         name = "gain over before development"
         effects[name] = parts[name] = base.estimate_effect(of_activations - untrained)
         min_effects[name] = 0.0
-    is_met = all(part.z > thresholds.z for part in parts.values()) and selectivity.mean > thresholds.min_effect
-    verdict = three_way_verdict(is_met, parts, min_effects)
+    verdict, p_value = base.decide_all(parts, thresholds, min_effects)
     share = max(of_activations.mean(), 0.0)
     if verdict == "yes" or selectivity.high < thresholds.min_effect:
         summary = f"a linear probe decodes {share:.0%} of the posterior means of the arms from its activations"
@@ -161,5 +160,4 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         summary = "its activations hold no more about the arms than those of an undeveloped network with this history"
     else:
         summary = "whether its activations hold more about the arms than an undeveloped network's is undetermined"
-    p_value = base.largest_p_value(parts) if is_met else 1.0
     return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

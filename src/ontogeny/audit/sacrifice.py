@@ -120,14 +120,18 @@ def reversed_replay(env: Environment, trajectory: Trajectory) -> Environment:
     return env._replace(reset=reset, step=step)
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where both biases are significant and large enough."""
     effects = {name: base.estimate_effect(measurements[name]) for name in (BEYOND_ACCURACY, ALONG_DIRECTION)}
     skill = base.estimate_effect(measurements["skill"])
     relative_skill = skill.mean / max(float(np.mean(measurements["max_skill"])), 1e-12)
     controls = {"skill over a constant report": skill}
-    if not (skill.z > thresholds.z and skill.mean > 0):
+    competence = thresholds.competence(skill, 0.0)
+    if competence != "yes":
         reason = "it predicts no better than a constant report of one half"
+        if competence == "undetermined":
+            reason = "whether it predicts better than a constant report of one half is undetermined"
         return base.competence_failed(TEST, reason, effects, controls)
     verdict, p_value = base.decide_all(effects, thresholds)
     summary = {

@@ -163,6 +163,7 @@ def stay_probabilities(measurements: base.Measurements, name: str, transitions: 
     return {cell: float(share) for cell, share in zip(CELLS, stays / np.maximum(trials, 1), strict=True)}
 
 
+@base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where the corrected interaction is significant and large with transitions sampled per lifetime."""
     effects = {
