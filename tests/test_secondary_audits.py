@@ -203,7 +203,7 @@ def test_a_new_wall_lengthens_the_path_without_blocking_it():
 
 def test_an_agent_that_heads_straight_for_the_target_stops_at_the_wall(monkeypatch):
     monkeypatch.setattr(detour, "REFERENCES", ("beacon_taxis",))
-    result = audit(detour, "beacon_taxis", 200, GRID)
+    result = audit(detour, "beacon_taxis", 400, GRID)
     assert result.verdict == "no" and result.effects["arrives, no wall"].mean > 0.8
     assert result.effects["arrives, new wall"].mean < 0.2
 

@@ -24,27 +24,27 @@ NUM_NODES = 256  # of the quadrature; more change no probability by more than 1e
 def count_values(values: Sequence[float] | np.ndarray) -> Counts:
     """Returns every different value [J] of values [N] and how often it occurs."""
     different, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
-    return tuple((float(value), int(count)) for value, count in zip(different, counts, strict=True))
+    return tuple((float(x), int(count)) for x, count in zip(different, counts, strict=True))
 
 
-def p_mean_above(counts: Counts, lowest: float, value: float) -> float:
-    """Tests the claim that the mean exceeds a value.
+def p_mean_above(counts: Counts, lowest: float, threshold: float) -> float:
+    """Tests the claim that the mean exceeds a threshold.
 
     Args:
         counts: The sample.
         lowest: Lower end of the range of values.
-        value: The value that the mean exceeds if the claim is true.
+        threshold: The threshold that the mean exceeds if the claim is true.
 
     Returns:
-        The p-value: the probability that the average with Dirichlet weights is at most `value`.
+        The p-value: the probability that the average with Dirichlet weights is at most `threshold`.
     """
-    terms = [(x - value, count) for x, count in counts] + [(lowest - value, 1)]
+    terms = [(x - threshold, count) for x, count in counts] + [(lowest - threshold, 1)]
     return probability_of_nonpositive_sum(tuple(terms))
 
 
-def p_mean_below(counts: Counts, highest: float, value: float) -> float:
-    """Tests the claim that the mean lies below a value; arguments as of `p_mean_above`, with the range's upper end."""
-    return p_mean_above(tuple((-x, count) for x, count in counts), -highest, -value)
+def p_mean_below(counts: Counts, highest: float, threshold: float) -> float:
+    """Tests the claim that the mean lies below a threshold; `p_mean_above` has the arguments, with the upper end."""
+    return p_mean_above(tuple((-x, count) for x, count in counts), -highest, -threshold)
 
 
 @lru_cache(maxsize=65536)
@@ -86,7 +86,9 @@ def mean_bounds(counts: Counts, lowest: float, highest: float, level: float = 0.
         mean = sum(x * count for x, count in counts) / sum(count for _, count in counts)
         if mean == lowest:
             return lowest
-        bound: Any = brentq(lambda value: p_mean_above(counts, lowest, value) - level, lowest, counts[-1][0], xtol=1e-9)
+        bound: Any = brentq(
+            lambda threshold: p_mean_above(counts, lowest, threshold) - level, lowest, counts[-1][0], xtol=1e-9
+        )
         return float(bound)
 
     mirrored = tuple((-x, count) for x, count in reversed(counts))

@@ -45,14 +45,14 @@ class RatioEstimate(NamedTuple):
 
 
 class OneSidedTests(Protocol):
-    """Any estimated effect that can be tested against a value from both sides."""
+    """Any estimated effect that can be tested against a threshold from both sides."""
 
-    def p_above(self, value: float) -> float:
-        """The p-value of the claim that the true effect exceeds `value`; small where the lower bound does."""
+    def p_above(self, threshold: float) -> float:
+        """The p-value of the claim that the true effect exceeds `threshold`; small where the lower bound does."""
         ...
 
-    def p_below(self, value: float) -> float:
-        """The p-value of the claim that the true effect lies below `value`; small where the upper bound does."""
+    def p_below(self, threshold: float) -> float:
+        """The p-value of the claim that the true effect lies below `threshold`; small where the upper bound does."""
         ...
 
 

@@ -85,17 +85,17 @@ class Effect(NamedTuple):
     value_range: tuple[float, float] | None = None
     counts: bounded.Counts = ()  # how often each value occurs, where the range is known
 
-    def p_above(self, value: float) -> float:
-        """Returns the p-value of the claim that the true mean exceeds `value`."""
+    def p_above(self, threshold: float) -> float:
+        """Returns the p-value of the claim that the true mean exceeds `threshold`."""
         if self.value_range is not None:
-            return bounded.p_mean_above(self.counts, self.value_range[0], value)
-        return p_mean_exceeds(self.mean - value, self._standard_error, self.num_lifetimes - 1)
+            return bounded.p_mean_above(self.counts, self.value_range[0], threshold)
+        return p_mean_exceeds(self.mean - threshold, self._standard_error, self.num_lifetimes - 1)
 
-    def p_below(self, value: float) -> float:
-        """Returns the p-value of the claim that the true mean lies below `value`."""
+    def p_below(self, threshold: float) -> float:
+        """Returns the p-value of the claim that the true mean lies below `threshold`."""
         if self.value_range is not None:
-            return bounded.p_mean_below(self.counts, self.value_range[1], value)
-        return p_mean_exceeds(value - self.mean, self._standard_error, self.num_lifetimes - 1)
+            return bounded.p_mean_below(self.counts, self.value_range[1], threshold)
+        return p_mean_exceeds(threshold - self.mean, self._standard_error, self.num_lifetimes - 1)
 
     @property
     def _standard_error(self) -> float:

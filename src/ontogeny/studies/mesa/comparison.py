@@ -43,13 +43,13 @@ class MeanOverRuns(NamedTuple):
     high: float
     run_means: tuple[float, ...]
 
-    def p_above(self, value: float) -> float:
-        """The p-value of the claim that the true mean over runs exceeds `value`, by Student's t over runs."""
-        return p_mean_exceeds(self.mean - value, self._standard_error, len(self.run_means) - 1)
+    def p_above(self, threshold: float) -> float:
+        """The p-value of the claim that the true mean over runs exceeds `threshold`, by Student's t over runs."""
+        return p_mean_exceeds(self.mean - threshold, self._standard_error, len(self.run_means) - 1)
 
-    def p_below(self, value: float) -> float:
-        """The p-value of the claim that the true mean over runs lies below `value`, by Student's t over runs."""
-        return p_mean_exceeds(value - self.mean, self._standard_error, len(self.run_means) - 1)
+    def p_below(self, threshold: float) -> float:
+        """The p-value of the claim that the true mean over runs lies below `threshold`, by Student's t over runs."""
+        return p_mean_exceeds(threshold - self.mean, self._standard_error, len(self.run_means) - 1)
 
     @property
     def _standard_error(self) -> float:
