@@ -75,11 +75,51 @@ def test_the_parts_add_up_to_the_gain(scores):
         ((10, 20, 20, 30), "both"),
         ((10, 20, 20, 20), "either suffices"),
         ((10, 10, 10, 20), "only both together"),
+        ((10, 20, 11, 20.5), "mostly activations"),
+        ((10, 5, 30, 25), "weights; activations harm"),
+        ((20, 10, 20, 10), "harm"),
+        ((10, 20, 0, 10), "effects cancel"),
+        ((10, 20, 20, 10), "effects cancel"),
     ],
 )
 def test_every_verdict_follows_from_its_cells(cells, verdict):
-    noise = np.random.default_rng(0).normal(size=(200, 5))
+    noise = 0.5 * np.random.default_rng(0).normal(size=(200, 5))
     assert attribution.divide_gain(np.array([*cells, cells[3]]) + noise).verdict == verdict
+
+
+def test_every_verdict_has_a_summary():
+    result = attribution.divide_gain(np.tile([10.0, 5, 30, 25, 25], (20, 1)))
+    assert result.summary == "weights raise the score, and activations lower it"
+    assert not any("{" in text for text in (*attribution.SUMMARIES, *attribution.SUMMARIES.values()))
+
+
+def test_either_suffices_only_if_each_alone_surely_reaches_its_share_of_a_gain_that_saturates():
+    """Alone 18 and 2, together 18.5: weights suffice and activations do not, although the scores saturate."""
+    noise = np.random.default_rng(0).normal(size=(200, 5))
+    saturated = attribution.divide_gain(np.array([0, 2, 18, 18.5, 18.5]) + noise)
+    assert saturated.interaction.high < 0 and saturated.activations_alone.low > saturated.min_gain
+    assert saturated.verdict == "mostly weights"
+    redundant = attribution.divide_gain(np.array([0, 18, 18, 18.5, 18.5]) + noise)
+    assert redundant.verdict == "either suffices"
+    assert attribution.divide_gain(np.array([0, 15.5, 18, 18.5, 18.5]) + 9 * noise[:20]).verdict == "undetermined"
+
+
+def test_a_part_at_the_limit_is_rarely_said_to_suffice():
+    """Of 400 data sets in which activations alone gain just 80 % of 10, few read as if either part sufficed."""
+    rng = np.random.default_rng(2)
+    verdicts = []
+    for _ in range(400):
+        task = rng.exponential(5, size=(60, 1))  # skewed, common to all cells
+        scores = task + rng.exponential(3, size=(60, 5)) + np.array([0, 8, 10, 10, 0])
+        verdicts.append(attribution.divide_gain(scores).verdict)
+    assert np.mean([verdict == "either suffices" for verdict in verdicts]) < 0.05
+
+
+def test_no_verdict_follows_from_a_single_segment_or_from_differences_that_may_be_chance():
+    scores = np.array([[0.0, 2, 18, 18.5, 18.5]])
+    assert attribution.divide_gain(scores).verdict == "undetermined"
+    noise = np.random.default_rng(0).normal(size=(3, 5))
+    assert attribution.divide_gain(5 + 3 * noise).verdict == "undetermined"
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():

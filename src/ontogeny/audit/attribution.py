@@ -2,13 +2,15 @@
 
 Two by two: weights frozen or online, activations kept or reset at every episode, all four in the same tasks. The total
 gain is divided by the Shapley value of two players (Shapley 1953), which gives half of their interaction to each. The
-four cells and the interaction are therefore always reported beside it: a redundant hybrid, either part of which would
-suffice, gets equal shares like one that needs both parts. Intervals are bootstrapped over tasks.
+four cells, the gain of each part alone and the interaction are therefore always reported beside it: a redundant hybrid,
+either part of which would suffice, gets equal shares like one that needs both parts. Every verdict follows from the
+ends of intervals over tasks (Student's t), never from an estimate itself.
 
 A fifth cell acts with reset activations and with weights learned from the log of the lifetime in which activations
 were kept, because with reset activations online learning also gets worse data.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -21,10 +23,11 @@ from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_from_log
 from ontogeny.stages.evaluate import evaluate, task_keys
-from ontogeny.stats import bootstrap_means
+from ontogeny.stats import confidence_interval, mean_and_standard_error
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
 CELLS = ("neither", "activations", "weights", "both")  # which of the two may change from episode to episode
+PARTS = ("weights", "activations")
 LIFETIMES_PER_BATCH = 64
 MIN_TASKS = 20
 CONTROLS = (  # plugin kind, name, ground truth
@@ -35,10 +38,29 @@ CONTROLS = (  # plugin kind, name, ground truth
     ("organisms", "redundant_hybrid", "either suffices"),
 )
 MIN_RELATIVE_GAIN = 0.02  # of the larger score; a smaller gain is not divided
+SUFFICIENT_SHARE = 0.8  # of the gain: a part that surely reaches it alone suffices
+SUMMARIES = {
+    "no gain": "neither weights nor activations change the score by the smallest gain that counts",
+    "harm": "what changes in deployment lowers the score",
+    "effects cancel": "weights and activations change the score, but what one of them adds the other takes away",
+    "either suffices": f"weights alone and activations alone each reach {SUFFICIENT_SHARE:.0%} of the gain",
+    "only both together": "neither weights alone nor activations alone reach the smallest gain that counts",
+    "both": f"each holds a part of the gain, and neither alone reaches {SUFFICIENT_SHARE:.0%} of it",
+    "undetermined": "the intervals over tasks are too wide to tell where the gain is stored",
+} | {
+    verdict.format(part=part, other=other): summary.format(part=part, other=other)
+    for part, other in (("weights", "activations"), ("activations", "weights"))
+    for verdict, summary in (
+        ("{part}", "{other} add less than the smallest gain that counts, alone and beside {part}"),
+        ("mostly {part}", f"{{part}} alone reach {SUFFICIENT_SHARE:.0%} of the gain; {{other}} hold a part of it too"),
+        ("{part}; {other} harm", "{part} raise the score, and {other} lower it"),
+    )
+}
+"""What each verdict of an attribution says."""
 
 
-class BootstrapEstimate(NamedTuple):
-    """A mean over tasks with its bootstrapped 95 % interval."""
+class GainEstimate(NamedTuple):
+    """A mean over tasks with its 95 % interval; the ends are NaN where there is one task."""
 
     mean: float
     low: float
@@ -48,16 +70,19 @@ class BootstrapEstimate(NamedTuple):
 class Attribution(NamedTuple):
     """The gain and its parts, in units of score per lifetime; all estimates share their resampled tasks."""
 
-    cells: dict[str, BootstrapEstimate]  # by `CELLS`
-    weights_from_log: BootstrapEstimate  # activations reset, weights learned from the log of "both"
-    gain: BootstrapEstimate  # both minus neither
-    gain_of_weights: BootstrapEstimate  # Shapley value
-    gain_of_activations: BootstrapEstimate
-    interaction: BootstrapEstimate  # both - weights - activations + neither
+    cells: dict[str, GainEstimate]  # by `CELLS`
+    weights_from_log: GainEstimate  # activations reset, weights learned from the log of "both"
+    gain: GainEstimate  # both minus neither
+    gain_of_weights: GainEstimate  # Shapley value
+    gain_of_activations: GainEstimate
+    weights_alone: GainEstimate  # weights minus neither
+    activations_alone: GainEstimate
+    interaction: GainEstimate  # both - weights - activations + neither
     shares: tuple[float, float] | None  # of weights and activations in the gain; None where the gain is too small
     min_gain: float
     num_tasks: int
-    verdict: str
+    verdict: str  # a key of `SUMMARIES`
+    summary: str  # the verdict in words
 
 
 def attribute(
@@ -81,7 +106,7 @@ def attribute(
         on_progress: Called after each cell with the number of finished cells and of all cells.
 
     Raises:
-        BadInput: If there are fewer than 20 tasks, too few for a bootstrap.
+        BadInput: If there are fewer than 20 tasks, too few for its intervals.
     """
     if num_tasks < MIN_TASKS:
         raise BadInput(f"an attribution needs at least {MIN_TASKS} tasks, not {num_tasks}")
@@ -129,54 +154,95 @@ def divide_gain(scores: np.ndarray, min_gain: float | None = None) -> Attributio
         min_gain: As of `attribute`.
     """
     neither, activations, weights, both, log = np.eye(5)
+    gain, sufficient_gain = both - neither, SUFFICIENT_SHARE * (both - neither)
     contrasts = {
         **dict(zip(CELLS, (neither, activations, weights, both), strict=True)),
         "weights_from_log": log,
-        "gain": both - neither,
+        "gain": gain,
         "gain_of_weights": 0.5 * (weights - neither + both - activations),
         "gain_of_activations": 0.5 * (activations - neither + both - weights),
         "interaction": both - weights - activations + neither,
-        "weights_only": weights - neither,
-        "activations_only": activations - neither,
+        "weights_alone": weights - neither,
+        "activations_alone": activations - neither,
+        "weights_added": both - activations,
+        "activations_added": both - weights,
+        "weights_alone_excess": weights - neither - sufficient_gain,
+        "activations_alone_excess": activations - neither - sufficient_gain,
     }
-    intervals = np.stack(bootstrap_means(scores @ np.stack(list(contrasts.values())).T), axis=1)
-    estimates = {
-        name: BootstrapEstimate(*map(float, interval)) for name, interval in zip(contrasts, intervals, strict=True)
-    }
-    gain = estimates["gain"]
+    estimates = {name: _estimate(scores @ contrast) for name, contrast in contrasts.items()}
     if min_gain is None:
         min_gain = MIN_RELATIVE_GAIN * max(abs(estimates["neither"].mean), abs(estimates["both"].mean))
     shares = None
-    if gain.low > min_gain:
-        shares = (estimates["gain_of_weights"].mean / gain.mean, estimates["gain_of_activations"].mean / gain.mean)
+    if estimates["gain"].low > min_gain:
+        parts = (estimates["gain_of_weights"], estimates["gain_of_activations"])
+        shares = (parts[0].mean / estimates["gain"].mean, parts[1].mean / estimates["gain"].mean)
+    verdict = _decide(estimates, min_gain)
     return Attribution(
         cells={cell: estimates[cell] for cell in CELLS},
         **{name: estimate for name, estimate in estimates.items() if name in Attribution._fields},
         shares=shares,
         min_gain=min_gain,
         num_tasks=len(scores),
-        verdict=_decide(estimates, min_gain),
+        verdict=verdict,
+        summary=SUMMARIES[verdict],
     )
 
 
-def _decide(estimates: dict[str, BootstrapEstimate], min_gain: float) -> str:
-    """Returns where the gain is stored, decided by the ends of the intervals alone."""
-    gain, interaction = estimates["gain"], estimates["interaction"]
-    single = [estimates[name] for name in ("weights_only", "activations_only")]
-    if gain.high < min_gain:
-        return "no gain"
-    if gain.low <= min_gain:
+def _estimate(values: np.ndarray) -> GainEstimate:
+    """The mean of values [N] by task with its interval by Student's t."""
+    if len(values) < 2:
+        return GainEstimate(float(values.mean()), math.nan, math.nan)
+    mean, standard_error = mean_and_standard_error(values)
+    interval = confidence_interval(float(mean), float(standard_error), len(values), len(values) - 1)
+    return GainEstimate(interval.mean, interval.low, interval.high)
+
+
+def _decide(estimates: dict[str, GainEstimate], min_gain: float) -> str:
+    """The verdict, decided by the ends of the intervals alone."""
+    gain = estimates["gain"]
+    if gain.low > min_gain:
+        return _locate_gain(estimates, min_gain)
+    if gain.high < -min_gain:
+        return "harm"
+    if not _is_small(gain, min_gain):
         return "undetermined"
-    if interaction.high < 0 and all(part.low > min_gain for part in single):
+    if all(_is_small(estimates[f"{part}_alone"], min_gain) for part in PARTS):
+        return "no gain"
+    for part, other in (PARTS, PARTS[::-1]):
+        alone, added = estimates[f"{part}_alone"], estimates[f"{other}_added"]
+        if (alone.low > min_gain and added.high < -min_gain) or (alone.high < -min_gain and added.low > min_gain):
+            return "effects cancel"
+    return "undetermined"
+
+
+def _locate_gain(estimates: dict[str, GainEstimate], min_gain: float) -> str:
+    """The verdict where the gain surely counts."""
+    alone, added, excess, shapley_value = (
+        [estimates[name.format(part)] for part in PARTS]
+        for name in ("{}_alone", "{}_added", "{}_alone_excess", "gain_of_{}")
+    )
+    suffices = [part.low > 0 for part in excess]
+    falls_short = [part.high < 0 for part in excess]
+    is_part = [part.low > min_gain for part in shapley_value]
+    is_without = [max(single.high, further.high) < min_gain for single, further in zip(alone, added, strict=True)]
+    if all(suffices):
         return "either suffices"
-    if interaction.low > 0 and all(part.high < min_gain for part in single):
+    if all(part.high < min_gain for part in alone):
         return "only both together"
-    parts = {name: estimates[f"gain_of_{name}"] for name in ("weights", "activations")}
-    carriers = [name for name, part in parts.items() if part.low > min_gain]
-    num_without = sum(part.high < min_gain for part in parts.values())
-    if len(carriers) == 2:
-        return "both"
-    return carriers[0] if len(carriers) == num_without == 1 else "undetermined"
+    for number, part in enumerate(PARTS):
+        other = 1 - number
+        if is_part[number] and shapley_value[other].high < -min_gain:
+            return f"{part}; {PARTS[other]} harm"
+        if is_part[number] and is_without[other]:
+            return part
+        if suffices[number] and falls_short[other] and is_part[other]:
+            return f"mostly {part}"
+    return "both" if all(is_part) and all(falls_short) else "undetermined"
+
+
+def _is_small(effect: GainEstimate, min_gain: float) -> bool:
+    """Whether an effect is surely smaller than the smallest gain that counts, in either direction."""
+    return -min_gain < effect.low and effect.high < min_gain
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering"))

@@ -213,7 +213,7 @@ def _print_results(name: str, results: "list[AuditResult]", verdict_text: str) -
 
 def _print_attribution(name: str, result: "Attribution") -> None:
     """Print the four cells, the parts of the gain and the verdict."""
-    typer.echo(f"{name}: {result.num_tasks} unseen tasks, score per lifetime with the bootstrapped 95 % interval")
+    typer.echo(f"{name}: {result.num_tasks} unseen tasks, score per lifetime with the 95 % interval over tasks")
     estimates = {
         "weights frozen, activations reset": result.cells["neither"],
         "weights frozen, activations kept": result.cells["activations"],
@@ -223,6 +223,8 @@ def _print_attribution(name: str, result: "Attribution") -> None:
         "gain": result.gain,
         "  of weights (Shapley)": result.gain_of_weights,
         "  of activations (Shapley)": result.gain_of_activations,
+        "  of weights alone": result.weights_alone,
+        "  of activations alone": result.activations_alone,
         "interaction": result.interaction,
     }
     for label, estimate in estimates.items():
@@ -231,9 +233,8 @@ def _print_attribution(name: str, result: "Attribution") -> None:
     shares = ""
     if result.shares is not None:
         shares = f"; shares {result.shares[0]:.0%} weights, {result.shares[1]:.0%} activations"
-    typer.echo(
-        f"  gain stored in: {result.verdict}{shares} (smallest gain that counts: {format_number(result.min_gain)})"
-    )
+    typer.echo(f"  verdict: {result.verdict}{shares} (smallest gain that counts: {format_number(result.min_gain)})")
+    typer.echo(f"  {result.summary}")
 
 
 def _print_calibration(

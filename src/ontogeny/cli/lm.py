@@ -220,7 +220,8 @@ def _evaluate_online(
         evaluation = online.evaluate_online(model, tokens, config, seed=seed, on_progress=update)
     gain = divide_gain(-online.segment_means(evaluation, online.SEGMENT_TOKENS))
     parts = {"weights": gain.gain_of_weights, "activations": gain.gain_of_activations, "interaction": gain.interaction}
-    attribution = {name: part._asdict() for name, part in parts.items()} | {"verdict": gain.verdict}
+    attribution = {name: part._asdict() for name, part in parts.items()}
+    attribution |= {"verdict": gain.verdict, "summary": gain.summary}
     record = online.as_record(model, evaluation, tokens, config)
     return record | {"text": text.name, "seed": seed, "attribution": attribution}
 
@@ -238,7 +239,7 @@ def _online_rows(record: dict[str, Any]) -> dict[str, str]:
     rows["share of the frozen bits saved online"] = interval(record["bits_saved"])
     for name in ("weights", "activations", "interaction"):
         rows[f"gain in nats per token, {name}"] = interval(record["attribution"][name])
-    rows["verdict"] = record["attribution"]["verdict"]
+    rows["verdict"] = "{verdict}: {summary}".format_map(record["attribution"])
     if record["forgetting"] is not None:
         rows["forgetting on the held-out text, nats per token"] = interval(record["forgetting"])
     rows["relative weight change"] = f"{record['relative_weight_change']:.2%}"
