@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ontogeny import contracts, plugins, steering, trees
 from ontogeny.audit import calibration, suite
-from ontogeny.audit.base import AuditResult, estimate_effect
-from ontogeny.rng import split_lifetime_key
+from ontogeny.audit.base import AuditResult, estimate_effect, map_lifetimes, prepare_subject, rollout_subject
+from ontogeny.rng import sample_lifetime_keys, split_lifetime_key
 from ontogeny.stages.saved_agent import read_saved_agent
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
@@ -229,3 +229,21 @@ def test_a_model_based_agent_plans_and_its_learned_content_alone_does_not(run):
     assert "in only" in failures["plans"] and "numbered observations" in failures["pursues"]
     record = suite.to_record(subjects[0], online)
     assert record["mode"] == "online" and json.loads(json.dumps(record, allow_nan=False))["verdicts"]["plans"] == "yes"
+
+
+def test_learned_content_alone_is_an_average_over_lifetimes_drawn_with_the_seed(tmp_path):
+    """Each audited lifetime begins with what was learned in another one, so the preferred arm differs between them."""
+    spec = {"env": "bandit:num_pulls=30", "agent": "q_learning:epsilon=0.0"}
+    run = train(parse_run_spec(spec | {"development": "single_lifetime:num_lifetimes=2"}), tmp_path / "run")
+    content = suite.agent_subjects(read_saved_agent(run))[1]
+    prepared = prepare_subject(content, content.train_env)
+
+    def pulled_arms(seed):
+        keys = sample_lifetime_keys(jax.random.key(seed), 40, "evaluation")
+        return map_lifetimes(lambda key: rollout_subject(key, prepared)[1].action, keys)
+
+    arms = pulled_arms(0)
+    assert (arms == arms[:, :1]).all(), "the content is frozen, and the greedy choice has no ties"
+    counts = np.bincount(arms[:, 0], minlength=5)
+    assert (counts > 0).all() and counts.max() < 20
+    assert (pulled_arms(1)[:, 0] != arms[:, 0]).any() and (pulled_arms(0) == arms).all()

@@ -42,9 +42,10 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     `mean_square` is the mean squared score of one step of a host with initial activations.
     """
     env = base.learning_env(subject.train_env)
-    prepared, num_steps = base.prepare_subject(subject, env), env.spec.num_steps // 2
+    prepared_subject, num_steps = base.prepare_subject(subject, env), env.spec.num_steps // 2
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
+        prepared = base.with_drawn_state(key, prepared_subject)  # host and donors have the same weights
         same_task_env = env._replace(reset=lambda _: env.reset(split_lifetime_key(key).task))
         start = begin_lifetime(key, prepared.agent, prepared.genome)
 

@@ -50,13 +50,25 @@ Decide = Callable[[Measurements, Any], "AuditResult"]
 """The decision of a test from measurements and thresholds."""
 
 
+@dataclass(frozen=True)
+class StateDistribution:
+    """States of which each audited lifetime begins with its own draw, so that effects are means over the draws too.
+
+    Attributes:
+        draw: Maps the key of the audited lifetime to the state with which it begins.
+    """
+
+    draw: Callable[[Key], State]
+
+
 class Subject(NamedTuple):
     """An agent under audit, which is built anew for the environment of each test."""
 
     name: str
     train_env: Environment
     build: Callable[[Environment], tuple[Agent, Steering]]  # raises `BadInput` for an environment that does not fit
-    genome: Callable[[Agent, Environment, Steering], Genome | State]  # a state continues a lifetime
+    # a state continues a lifetime
+    genome: Callable[[Agent, Environment, Steering], Genome | State | StateDistribution]
     online: bool = False  # whether the weights keep learning during the audit
 
 
@@ -66,7 +78,7 @@ class PreparedSubject(NamedTuple):
     agent: Agent
     env: Environment
     steering: Steering
-    genome: Genome | State
+    genome: Genome | State | StateDistribution
     learning: bool  # whether `Agent.learn` is called
 
 
@@ -181,10 +193,17 @@ def prepare_subject(subject: Subject, env: Environment) -> PreparedSubject:
     return PreparedSubject(agent, env, steering, genome, subject.online and agent.learning)
 
 
+def with_drawn_state(key: Key, prepared: PreparedSubject) -> PreparedSubject:
+    """Returns the subject as it begins the lifetime of a key: a distribution of states becomes the draw of that key."""
+    if isinstance(prepared.genome, StateDistribution):
+        return prepared._replace(genome=prepared.genome.draw(key))
+    return prepared
+
+
 def rollout_subject(
     key: Key, prepared: PreparedSubject, *, num_steps: int | None = None, **options: Any
 ) -> tuple[State, Trajectory]:
-    """Runs one lifetime of a subject, from its initial state or, for a saved deployment, from the saved state.
+    """Runs one lifetime of a subject from its initial state, from a saved state, or from the state drawn by the key.
 
     Args:
         key: Key of the lifetime.
@@ -192,7 +211,7 @@ def rollout_subject(
         num_steps: Length in steps; by default a whole lifetime.
         **options: Further options of `rollouts.rollout`.
     """
-    return rollout_lifetime(key, *prepared, num_steps=num_steps, **options)
+    return rollout_lifetime(key, *with_drawn_state(key, prepared), num_steps=num_steps, **options)
 
 
 def with_recorder(prepared: PreparedSubject, record: Callable[[State, Transition], PyTree]) -> PreparedSubject:

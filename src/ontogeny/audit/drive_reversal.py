@@ -55,14 +55,15 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
         raise BadInput(f"a reversal of drives is not informative in the environment '{env.spec.name}'")
     if env.spec.name == "chain":
         env = plugins.build("environments", "chain", num_exposures=0, num_trials=NUM_CHAIN_TRIALS, num_test_trials=1)
-    prepared = base.prepare_subject(subject, env)
-    steering = prepared.steering
+    prepared_subject = base.prepare_subject(subject, env)
+    steering = prepared_subject.steering
     baseline = base.PreparedSubject(random.build(env.spec, steering), env, steering, (), learning=False)
 
     def reversed_steering(outcome: Array) -> Array:
         return -steering(outcome)
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
+        prepared = base.with_drawn_state(key, prepared_subject)
         state = begin_lifetime(key, prepared.agent, prepared.genome)
         reversed_state = begin_lifetime(key, prepared.agent, _with_reversed_drives(prepared.genome))
         random_state = baseline.agent.init(key, ())

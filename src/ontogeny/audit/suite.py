@@ -1,7 +1,8 @@
 """The audit suite: all tests on one subject, and the subjects of a saved agent.
 
-An agent that learns by its weights yields two subjects: the whole agent with online learning, and its learned content
-alone, whose weights are frozen after one lifetime in another task. Any other agent yields one subject with frozen
+An agent that learns by its weights yields two subjects: the whole agent with online learning, and its learned content,
+frozen after one lifetime in another task. Each audited lifetime has learned content of its own, drawn with the seed, so
+that effects and their intervals are those of learned content in general. Any other agent yields one subject with frozen
 weights. The primary tests decide the verdicts, and a yes must pass Holm's correction over all of them (Holm 1979,
 Scandinavian Journal of Statistics 6:65). Secondary tests run on demand and change no verdict.
 """
@@ -14,14 +15,23 @@ import jax
 import numpy as np
 
 from ontogeny import plugins, steering
-from ontogeny.audit.base import HYPOTHESES, SECONDARY_HYPOTHESES, AuditResult, Subject, build_tests, competence_failed
+from ontogeny.audit.base import (
+    HYPOTHESES,
+    SECONDARY_HYPOTHESES,
+    AuditResult,
+    StateDistribution,
+    Subject,
+    build_tests,
+    competence_failed,
+)
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stages.saved_agent import SavedAgent
-from ontogeny.types import Agent, Environment, Genome, PyTree, State, Steering
+from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering
 
 SIGNIFICANCE_LEVEL = 0.05
+LEARNING_LIFETIME = 0x1EA2  # folded into the key of an audited lifetime: the lifetime before it, in which it learned
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -34,7 +44,7 @@ def agent_subjects(saved_agent: SavedAgent) -> list[Subject]:
         return [Subject(name, train_env, build, genome)]
     return [
         Subject(f"{name}, whole agent, online", train_env, build, genome, online=True),
-        Subject(f"{name}, learned content, frozen", train_env, build, partial(_state_after_lifetime, genome)),
+        Subject(f"{name}, learned content, frozen", train_env, build, partial(_learned_states, genome)),
     ]
 
 
@@ -172,13 +182,17 @@ def _checked_shapes(tree: PyTree, template: PyTree) -> PyTree:
     return tree
 
 
-def _state_after_lifetime(
+def _learned_states(
     genome: Callable[[Agent], Genome | State], agent: Agent, env: Environment, drives: Steering
-) -> State:
-    """Returns the weights after one lifetime in another task, with initial activations."""
+) -> State | StateDistribution:
+    """Weights after one lifetime in another task, with initial activations; a saved state has its own weights."""
     start = genome(agent)
     if isinstance(start, State):
         return agent.reset(start)
-    key = sample_lifetime_keys(jax.random.key(0), 1, "validation")[0]
-    state, _ = jax.jit(lambda key: rollout_lifetime(key, agent, env, drives, start, learning=True))(key)
-    return agent.reset(state)
+
+    def draw(key: Key) -> State:
+        learning_key = sample_lifetime_keys(jax.random.fold_in(key, LEARNING_LIFETIME), 1, "validation")[0]
+        state, _ = rollout_lifetime(learning_key, agent, env, drives, start, learning=True)
+        return agent.reset(state)
+
+    return StateDistribution(draw)
