@@ -104,7 +104,7 @@ def test_either_suffices_only_if_each_alone_surely_reaches_its_share_of_a_gain_t
     assert attribution.divide_gain(np.array([0, 15.5, 18, 18.5, 18.5]) + 9 * noise[:20]).verdict == "undetermined"
 
 
-def test_a_part_at_the_limit_is_rarely_said_to_suffice():
+def test_a_part_at_the_limit_is_rarely_called_sufficient():
     """Of 400 data sets in which activations alone gain just 80 % of 10, few read as if either part sufficed."""
     rng = np.random.default_rng(2)
     verdicts = []

@@ -231,7 +231,7 @@ def test_a_model_based_agent_plans_and_its_learned_content_alone_does_not(run):
     assert record["mode"] == "online" and json.loads(json.dumps(record, allow_nan=False))["verdicts"]["plans"] == "yes"
 
 
-def test_learned_content_alone_is_an_average_over_lifetimes_drawn_with_the_seed(tmp_path):
+def test_learned_content_alone_is_an_average_over_lifetimes_that_the_seed_samples(tmp_path):
     """Each audited lifetime begins with what was learned in another one, so the preferred arm differs between them."""
     spec = {"env": "bandit:num_pulls=30", "agent": "q_learning:epsilon=0.0"}
     run = train(parse_run_spec(spec | {"development": "single_lifetime:num_lifetimes=2"}), tmp_path / "run")

@@ -45,7 +45,7 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     prepared_subject, num_steps = base.prepare_subject(subject, env), env.spec.num_steps // 2
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
-        prepared = base.with_drawn_state(key, prepared_subject)  # host and donors have the same weights
+        prepared = base.with_sampled_state(key, prepared_subject)  # host and donors have the same weights
         same_task_env = env._replace(reset=lambda _: env.reset(split_lifetime_key(key).task))
         start = begin_lifetime(key, prepared.agent, prepared.genome)
 

@@ -48,12 +48,12 @@ SUMMARIES = {
     "both": f"each holds a part of the gain, and neither alone reaches {SUFFICIENT_SHARE:.0%} of it",
     "undetermined": "the intervals over tasks are too wide to tell where the gain is stored",
 } | {
-    verdict.format(part=part, other=other): summary.format(part=part, other=other)
-    for part, other in (("weights", "activations"), ("activations", "weights"))
+    verdict.format(part=part, rest=rest): summary.format(part=part, rest=rest)
+    for part, rest in (("weights", "activations"), ("activations", "weights"))
     for verdict, summary in (
-        ("{part}", "{other} add less than the smallest gain that counts, alone and beside {part}"),
-        ("mostly {part}", f"{{part}} alone reach {SUFFICIENT_SHARE:.0%} of the gain; {{other}} hold a part of it too"),
-        ("{part}; {other} harm", "{part} raise the score, and {other} lower it"),
+        ("{part}", "{rest} add less than the smallest gain that counts, alone and beside {part}"),
+        ("mostly {part}", f"{{part}} alone reach {SUFFICIENT_SHARE:.0%} of the gain; {{rest}} hold a part of it too"),
+        ("{part}; {rest} harm", "{part} raise the score, and {rest} lower it"),
     )
 }
 """What each verdict of an attribution says."""
@@ -208,34 +208,36 @@ def _decide(estimates: dict[str, GainEstimate], min_gain: float) -> str:
         return "undetermined"
     if all(_is_small(estimates[f"{part}_alone"], min_gain) for part in PARTS):
         return "no gain"
-    for part, other in (PARTS, PARTS[::-1]):
-        alone, added = estimates[f"{part}_alone"], estimates[f"{other}_added"]
-        if (alone.low > min_gain and added.high < -min_gain) or (alone.high < -min_gain and added.low > min_gain):
+    for part, rest in (PARTS, PARTS[::-1]):
+        first, second = estimates[f"{part}_alone"], estimates[f"{rest}_added"]
+        if (first.low > min_gain and second.high < -min_gain) or (first.high < -min_gain and second.low > min_gain):
             return "effects cancel"
     return "undetermined"
 
 
 def _locate_gain(estimates: dict[str, GainEstimate], min_gain: float) -> str:
     """The verdict where the gain surely counts."""
-    alone, added, excess, shapley_value = (
+    first_gain, second_gain, excess, shapley_value = (
         [estimates[name.format(part)] for part in PARTS]
         for name in ("{}_alone", "{}_added", "{}_alone_excess", "gain_of_{}")
     )
     suffices = [part.low > 0 for part in excess]
     falls_short = [part.high < 0 for part in excess]
     is_part = [part.low > min_gain for part in shapley_value]
-    is_without = [max(single.high, further.high) < min_gain for single, further in zip(alone, added, strict=True)]
+    is_without = [
+        max(first.high, second.high) < min_gain for first, second in zip(first_gain, second_gain, strict=True)
+    ]
     if all(suffices):
         return "either suffices"
-    if all(part.high < min_gain for part in alone):
+    if all(part.high < min_gain for part in first_gain):
         return "only both together"
     for number, part in enumerate(PARTS):
-        other = 1 - number
-        if is_part[number] and shapley_value[other].high < -min_gain:
-            return f"{part}; {PARTS[other]} harm"
-        if is_part[number] and is_without[other]:
+        rest = 1 - number
+        if is_part[number] and shapley_value[rest].high < -min_gain:
+            return f"{part}; {PARTS[rest]} harm"
+        if is_part[number] and is_without[rest]:
             return part
-        if suffices[number] and falls_short[other] and is_part[other]:
+        if suffices[number] and falls_short[rest] and is_part[rest]:
             return f"mostly {part}"
     return "both" if all(is_part) and all(falls_short) else "undetermined"
 

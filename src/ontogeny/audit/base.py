@@ -193,7 +193,7 @@ def prepare_subject(subject: Subject, env: Environment) -> PreparedSubject:
     return PreparedSubject(agent, env, steering, genome, subject.online and agent.learning)
 
 
-def with_drawn_state(key: Key, prepared: PreparedSubject) -> PreparedSubject:
+def with_sampled_state(key: Key, prepared: PreparedSubject) -> PreparedSubject:
     """Returns the subject as it begins the lifetime of a key: a distribution of states becomes the draw of that key."""
     if isinstance(prepared.genome, StateDistribution):
         return prepared._replace(genome=prepared.genome.draw(key))
@@ -211,7 +211,7 @@ def rollout_subject(
         num_steps: Length in steps; by default a whole lifetime.
         **options: Further options of `rollouts.rollout`.
     """
-    return rollout_lifetime(key, *with_drawn_state(key, prepared), num_steps=num_steps, **options)
+    return rollout_lifetime(key, *with_sampled_state(key, prepared), num_steps=num_steps, **options)
 
 
 def with_recorder(prepared: PreparedSubject, record: Callable[[State, Transition], PyTree]) -> PreparedSubject:

@@ -63,7 +63,7 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
         return -steering(outcome)
 
     def measure_lifetime(key: Key) -> dict[str, Array]:
-        prepared = base.with_drawn_state(key, prepared_subject)
+        prepared = base.with_sampled_state(key, prepared_subject)
         state = begin_lifetime(key, prepared.agent, prepared.genome)
         reversed_state = begin_lifetime(key, prepared.agent, _with_reversed_drives(prepared.genome))
         random_state = baseline.agent.init(key, ())
