@@ -89,6 +89,16 @@ def default_settings(kind: str, name: str) -> dict[str, Any]:
     return defaults
 
 
+def outside_files(**names: str) -> list[str]:
+    """The files of those plugins that do not belong to this package: files of the user and of installed packages.
+
+    Args:
+        names: Names of plugins by their kinds, which are keys of `PLUGIN_KINDS`.
+    """
+    paths = {kind: _find_path(kind, name) for kind, name in names.items()}
+    return [str(path) for path in paths.values() if not path.is_relative_to(_PACKAGE)]
+
+
 def get_attribute(kind: str, name: str, attribute: str, default: Any = None) -> Any:
     """An attribute of a plugin's module, such as the `GROUND_TRUTH` of an organism."""
     return getattr(_load_module(kind, name), attribute, default)

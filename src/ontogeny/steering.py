@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny import plugins
+from ontogeny.contracts import check_spec
 from ontogeny.errors import BadInput
 from ontogeny.types import EnvSpec
 
@@ -40,6 +41,7 @@ def build(spec: EnvSpec, drives: Mapping[str, float] | None = None) -> DriveStee
     Raises:
         BadInput: A drive names no outcome feature, or its weight is not a finite number.
     """
+    check_spec(spec)
     weights = dict.fromkeys(spec.outcome_features, 0.0) | dict(spec.drives)
     for feature, weight in (drives or {}).items():
         if feature not in weights:

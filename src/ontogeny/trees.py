@@ -57,6 +57,21 @@ def bitwise_equal(first: PyTree, second: PyTree) -> bool:
     return jax.tree.structure(first) == jax.tree.structure(second) and digest(first) == digest(second)
 
 
+def has_same_bits(first: PyTree, second: PyTree) -> jax.Array:
+    """Whether two trees of the same structure agree in every bit, [] bool; for compiled functions."""
+
+    def bits(leaf: PyTree) -> jax.Array:
+        if _is_key(leaf):
+            return jax.random.key_data(leaf)
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        return leaf
+
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return jnp.all(jnp.stack([jnp.bool_(True), *(jnp.all(bits(a) == bits(b)) for a, b in pairs)]))
+
+
 def num_elements(tree: PyTree) -> int:
     """The number of elements of all arrays of a tree."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))

@@ -56,16 +56,16 @@ def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed
     if kind == "missing":
         return f"[{table}] lacks the key '{key}'"
     if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
-        return f"[{'.'.join([place, *map(str, mistake['loc'])])}] must be a table of keys, not {_shorten(value)}"
+        return f"[{'.'.join([place, *map(str, mistake['loc'])])}] must be a table of keys, not {shorten(value)}"
     if kind == "value_error":
         message = mistake["msg"].removeprefix("Value error, ")
         return f"{entry}: {message}" if message.startswith("'") else f"{entry} {message}"
     rule = mistake["msg"].removeprefix("Input should be ").replace("valid integer", "whole number")
-    return f"{entry} must be {rule}, not {_shorten(value)}"
+    return f"{entry} must be {rule}, not {shorten(value)}"
 
 
-def _shorten(value: object) -> str:
-    """A value as Python writes it, at most 60 characters long."""
+def shorten(value: object) -> str:
+    """A value as Python writes it, at most 60 characters long, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

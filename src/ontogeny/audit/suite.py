@@ -27,6 +27,7 @@ from ontogeny.audit.base import (
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
+from ontogeny.stages.assembly import make_agent
 from ontogeny.stages.saved_agent import SavedAgent
 from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering
 
@@ -161,7 +162,7 @@ def _build_agent(saved_agent: SavedAgent, env: Environment) -> tuple[Agent, Stee
     is_train_env = env.spec.name == saved_agent.assembly.env.spec.name
     drives = steering.build(env.spec, saved_agent.spec.drives if is_train_env else {})
     name, settings = saved_agent.spec.agent.name, saved_agent.spec.agent.settings
-    return plugins.build("agents", name, env.spec, drives, **settings), drives
+    return make_agent(name, env, drives, **settings), drives
 
 
 def _saved_genome(saved_agent: SavedAgent, agent: Agent, *_: Any) -> Genome | State:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from ontogeny import plugins
 from ontogeny.rollouts import require_revealable_tasks
-from ontogeny.stages.first_check import check_signatures
-from ontogeny.stages.spec import RunSpec, user_files
+from ontogeny.stages.first_check import check_outside_agent, check_outside_env
+from ontogeny.stages.spec import RunSpec
 from ontogeny.steering import build as build_steering
 from ontogeny.tracing import build_once, trace_fields
 from ontogeny.types import Agent, Development, Environment, EnvSpec, Steering
@@ -32,16 +32,12 @@ def assemble(spec: RunSpec) -> Assembly:
     Raises:
         BadInput: A name, setting or drive is unknown, or a file of the user is faulty.
     """
-    files = [str(path) for key, path in user_files(spec) if key != "development"]
     env = make_env(spec.env.name, **spec.env.settings)
-    with plugins.explain_plugin_errors(
-        files, f"agent '{spec.agent.name}' and environment '{spec.env.name}' do not go together"
-    ):
-        reward_function = build_steering(env.spec, spec.drives)
-        agent = _build_agent(spec.agent.name, env.spec, reward_function, spec.agent.settings)
-    require_revealable_tasks(spec.agent.name, agent, env)
-    if files:
-        check_signatures(agent, env, reward_function, files)
+    reward_function = build_steering(env.spec, spec.drives)
+    files = plugins.outside_files(environments=spec.env.name, agents=spec.agent.name)
+    message = f"agent '{spec.agent.name}' and environment '{spec.env.name}' do not go together"
+    with plugins.explain_plugin_errors(files, message):
+        agent = make_agent(spec.agent.name, env, reward_function, **spec.agent.settings)
     return Assembly(agent, env, reward_function)
 
 
@@ -102,6 +98,7 @@ def make_agent(name: str, env: Environment, steering: Steering | None = None, **
     reward_function = build_steering(env.spec) if steering is None else steering
     agent = _build_agent(name, env.spec, reward_function, settings)
     require_revealable_tasks(name, agent, env)
+    check_outside_agent("agents", name, agent, env, reward_function)
     return agent
 
 
@@ -122,4 +119,5 @@ def _build_new_agent(
 def _build_new_env(_: Callable[..., Environment], name: str, settings: Settings) -> Environment:
     """A new environment of these settings."""
     env = plugins.build("environments", name, **dict(settings))
-    return trace_fields(env, *(name for name in ("reset", "step", "score", "reveal_task") if getattr(env, name)))
+    check_outside_env(name, env)
+    return trace_fields(env, *(field for field in ("reset", "step", "score", "reveal_task") if getattr(env, field)))

@@ -20,6 +20,7 @@ from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.parallel import put_on_devices, shard_over_devices
 from ontogeny.rollouts import begin_lifetime, rollout_lifetime
 from ontogeny.stats import confidence_interval, mean_and_standard_error
+from ontogeny.trees import has_same_bits
 from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, Trajectory, Weights
 
 MODES = ("frozen", "online")
@@ -277,28 +278,13 @@ def _run_lifetimes(
         )
         is_valid = jnp.all((trajectory.action >= 0) & (trajectory.action < env.spec.num_actions))
         scores = jax.vmap(env.score)(trajectory.outcome)
-        return _Lifetimes(scores, trajectory.first, _has_same_bits(before, after.weights), is_valid)
+        return _Lifetimes(scores, trajectory.first, has_same_bits(before, after.weights), is_valid)
 
     return shard_over_devices(jax.vmap(run, in_axes=(0, None)), (0, None))(keys, genome_or_state)
 
 
 _run_one = jax.jit(_run_lifetime, static_argnames=("agent", "env", "steering", "learning"))  # for its shapes only
 _run_one_lifetime = jax.jit(rollout_lifetime, static_argnames=("agent", "env", "steering", "learning"))
-
-
-def _has_same_bits(first: PyTree, second: PyTree) -> Array:
-    """Whether two trees of the same structure agree in every bit, [] bool, inside jit."""
-
-    def bits(leaf: Array) -> Array:
-        leaf = jnp.asarray(leaf)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key_data(leaf)
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-        return leaf
-
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    return jnp.all(jnp.stack([jnp.bool_(True), *(jnp.all(bits(a) == bits(b)) for a, b in pairs)]))
 
 
 def _lifetimes_per_call(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
-from ontogeny.stages.assembly import assemble, build_development
+from ontogeny.stages.assembly import assemble, build_development, make_env
 from ontogeny.stages.spec import RunSpec, parse_plugin_choice
 from ontogeny.studies import upper_bounds
 from ontogeny.studies.spec import StudyAgent, StudyEnvironment, StudySpec
@@ -148,7 +148,7 @@ def make_run_spec(spec: StudySpec, agent: StudyAgent, env: StudyEnvironment, see
 def build_env(env: StudyEnvironment) -> Environment:
     """Build an environment of a study."""
     choice = parse_plugin_choice(env.env)
-    return plugins.build("environments", choice.name, **choice.settings)
+    return make_env(choice.name, **choice.settings)
 
 
 def complete_settings(env: StudyEnvironment) -> dict[str, Any]:
