@@ -83,13 +83,13 @@ def test_mistakes_in_an_agent_are_named(tmp_path, before, after, message):
             r"`step` returns a state of another structure: .*float32\[1\] became .*float32\[\]",
         ),
         ("jnp.zeros(1)", "jnp.zeros(2)", "the environment names 1 outcome features"),
-        ("outcome: outcome[0]", "outcome: outcome", "`score` must be one number"),
+        ("outcome: outcome[0]", "outcome: outcome", "`score` must return one number"),
         (
             "return CoinsState(chances), TimeStep",
             "return CoinsState(chance), TimeStep",
             "`reset` fails with .*: NameError",
         ),
-        ('drives=(("heads", 1.0),)', "drives=1", "do not go together: TypeError"),
+        ('drives=(("heads", 1.0),)', "drives=1", "`drives` in the spec of 'coins' must be a tuple of pairs"),
     ],
 )
 def test_mistakes_in_an_environment_are_named(tmp_path, before, after, message):
@@ -106,10 +106,13 @@ def test_mistakes_in_a_development_are_named(tmp_path):
 
 def test_an_action_out_of_range_is_refused(tmp_path):
     """JAX clamps indices that are out of bounds, so nothing else would raise an error."""
-    agent = write_file(tmp_path / "own.py", AGENT, "jnp.int32(0), state", "jnp.int32(99), state")
-    spec = parse_run_spec(
-        {"env": "bandit:num_pulls=3", "agent": agent, "development": "single_lifetime:num_lifetimes=2"}
-    )
+    data = {"env": "bandit:num_pulls=70", "development": "single_lifetime:num_lifetimes=2"}
+    early = write_file(tmp_path / "own.py", AGENT, "jnp.int32(0), state", "jnp.int32(99), state")
+    with pytest.raises(BadInput, match="`act` returned the action 99, there are 0 to 4"):
+        assemble(parse_run_spec(data | {"agent": early}))
+    resetting = AGENT.replace("lambda state: state", "lambda state: State(state.weights, jnp.zeros(2))")
+    late = "jnp.where(state.activations[0] < 66, 0, 99), state._replace(activations=state.activations + 1)"
+    spec = parse_run_spec(data | {"agent": write_file(tmp_path / "own.py", resetting, "jnp.int32(0), state", late)})
     with pytest.raises(BadInput, match="there are 0 to 4"):
         evaluate(*assemble(spec), (), num_tasks=2, seed=0)
     with pytest.raises(BadInput, match="the action 99, there are 0 to 4"):

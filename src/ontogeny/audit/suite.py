@@ -24,7 +24,7 @@ from ontogeny.audit.base import (
     build_tests,
     competence_failed,
 )
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stages.assembly import make_agent
@@ -79,6 +79,8 @@ def audit_subject(
         keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes or test.num_lifetimes, "evaluation")
         try:
             results.append(test.decide(test.measure(subject, keys), test.thresholds))
+        except ContractViolation:  # of the agent, which then cannot be audited at all
+            raise
         except BadInput as error:
             result = competence_failed((test.name, test.hypothesis, test.primary), str(error), {}, {})
             results.append(result._replace(summary=f"not applicable: {error}"))
