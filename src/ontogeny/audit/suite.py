@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ontogeny import plugins, steering
+from ontogeny import steering
 from ontogeny.audit.base import (
     HYPOTHESES,
     SECONDARY_HYPOTHESES,

@@ -7,7 +7,7 @@ check takes a fraction of a second, so that every agent from outside of the pack
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ import numpy as np
 from jax import Array
 
 from ontogeny import trees
-from ontogeny.contracts.base import Recorder, RecordedProgram, is_passed_through, is_used, require, require_same_types
-from ontogeny.rollouts import perceive
-from ontogeny.types import Agent, Environment, Key, PyTree, State, Steering, Transition, Weights
+from ontogeny.contracts.base import RecordedProgram, Recorder, is_passed_through, is_used, require, require_same_types
+from ontogeny.rollouts import Carry, perceive
+from ontogeny.types import Agent, Environment, Key, State, Steering, Transition, Weights
 
 NUM_LIFETIMES = 2
 NUM_STEPS = 64  # where no rule depends on values
@@ -25,7 +25,8 @@ MAX_STEPS = 2000  # where a rule depends on values
 RULES = {  # what an agent must not do, by the name of the check
     "act_weights": "`act` changed weights; it may change activations only: move what it remembers within a lifetime to "
     "the activations, and what it learns to `learn`",
-    "act_scratch": "`act` read `weights.scratch`, which is for `learn` only: move what `act` needs to `weights.content`",
+    "act_scratch": "`act` read `weights.scratch`, which is for `learn` only: what `act` needs belongs into "
+    "`weights.content`",
     "learn_activations": "`learn` changed activations; it may change weights only: move that update to `act`",
     "learn_weights": "`learn` changed weights although `learning` is False: build the agent with `learning=True`, so "
     "that it is trained, evaluated and audited as an agent that learns by its weights",
@@ -72,8 +73,8 @@ def check_agent_first_steps(
         ContractViolation: The agent violates the contract.
     """
     for flag in ("learning", "privileged"):
-        value = getattr(agent, flag)
-        require(isinstance(value, bool), f"`{flag}` of an agent must be True or False, not {value!r}")
+        state = getattr(agent, flag)
+        require(isinstance(state, bool), f"`{flag}` of an agent must be True or False, not {state!r}")
     recorder = Recorder(files)
     programs = _record_agent(agent, env, steering, recorder)
     _, state, _ = programs.learn.arguments
@@ -112,7 +113,7 @@ def _record_agent(agent: Agent, env: Environment, steering: Steering, recorder: 
     _require_state("reset", reset.shapes)
     require_same_types("reset", state, reset.shapes)
     perceive_step = partial(perceive, agent, env, steering)
-    percept = recorder.record("steering", lambda *step: perceive_step(*step, None), env_state, time_step).shapes
+    percept = recorder.record("steering", partial(perceive_step, action=None), env_state, time_step).shapes
     act = recorder.record_pair("act", agent.act, key, state, percept)
     action, acted = act.shapes
     is_whole_number = jnp.shape(action) == () and jnp.issubdtype(action.dtype, jnp.integer)
@@ -160,7 +161,7 @@ def _run_lifetime(
     env_state, time_step = env.reset(task_key)
     percept = perceive(agent, env, steering, env_state, time_step, None)
 
-    def step(carry: tuple[State, PyTree, Any], key: Key) -> tuple[tuple[State, PyTree, Any], tuple[Array, dict]]:
+    def step(carry: Carry, key: Key) -> tuple[Carry, tuple[Array, dict[str, Array]]]:
         state, env_state, percept = carry
         env_key, act_key, learn_key = jax.random.split(key, 3)
         action, acted = agent.act(act_key, state, percept)
@@ -172,8 +173,8 @@ def _run_lifetime(
         def is_independent_of_scratch() -> Array:
             scratch = trees.scramble(scramble_key, state.weights.scratch)
             scrambled = state._replace(weights=state.weights._replace(scratch=scratch))
-            other_action, other = agent.act(act_key, scrambled, percept)
-            return trees.has_same_bits((action, acted.activations), (other_action, other.activations))
+            other_action, other_acted = agent.act(act_key, scrambled, percept)
+            return trees.has_same_bits((action, acted.activations), (other_action, other_acted.activations))
 
         tests: dict[str, Callable[[], Array]] = {
             "act_weights": lambda: trees.has_same_bits(acted.weights, state.weights),
@@ -183,16 +184,17 @@ def _run_lifetime(
         }
         holds = {rule: test() for rule, test in tests.items() if rule in open_rules}
         state = learned if agent.learning else acted
-        return (state, env_state, next_percept), (action, holds)
+        return Carry(state, env_state, next_percept), (action, holds)
 
-    carry, (actions, holds) = jax.lax.scan(step, (initial, env_state, percept), jax.random.split(steps_key, num_steps))
-    final = last = carry[0]
+    carry = Carry(initial, env_state, percept)
+    carry, (actions, holds) = jax.lax.scan(step, carry, jax.random.split(steps_key, num_steps))
+    final = last = carry.state
     if "reset_activations" in open_rules:  # these lifetimes may have left the activations as they were
         last = final._replace(activations=trees.scramble(scramble_key, final.activations))
     at_end = {"reset_activations": trees.has_same_bits(agent.reset(last).activations, initial.activations)}
     if "reset_weights" in open_rules:
-        other = final._replace(weights=trees.scramble(scramble_key, final.weights))
-        at_end["reset_weights"] = trees.has_same_bits(agent.reset(other).weights, other.weights)
+        weights = trees.scramble(scramble_key, final.weights)  # these lifetimes may have left the weights as they were
+        at_end["reset_weights"] = trees.has_same_bits(agent.reset(final._replace(weights=weights)).weights, weights)
     return LifetimeChecks(actions, holds, at_end, final)
 
 
@@ -200,4 +202,4 @@ def _require_actions(actions: np.ndarray, num_actions: int) -> None:
     """Every action must be one that the environment has."""
     outside = actions[(actions < 0) | (actions >= num_actions)]
     message = f"`act` returned the action {outside[0] if len(outside) else ''}, there are 0 to {num_actions - 1}: it "
-    require(not len(outside), message + "must return a whole number below `num_actions` of the spec")
+    require(len(outside) == 0, message + "must return a whole number below `num_actions` of the spec")

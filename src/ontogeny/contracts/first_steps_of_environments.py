@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from ontogeny import trees
-from ontogeny.contracts.base import Recorder, RecordedProgram, require, require_same_types
+from ontogeny.contracts.base import RecordedProgram, Recorder, require, require_same_types
 from ontogeny.contracts.specs import check_spec
 from ontogeny.types import Environment, EnvSpec, Key, TimeStep
 
@@ -82,7 +83,7 @@ def run_random_lifetimes(env: Environment, num_steps: int, recorder: Recorder, *
 
 def check_emitted(spec: EnvSpec, emitted: EmittedSteps) -> None:
     """Checks the values of all time steps of lifetimes; the message names the first that violates a rule."""
-    initial, time_steps, scores, has_same_task = jax.tree.map(np.asarray, emitted)
+    initial, time_steps, scores, has_same_task = emitted
     initial_is_valid = initial.first & (initial.discount == 1)
     require(bool(initial_is_valid.all()), "`reset` must begin with `first` and discount 1")
     everything = jax.tree.map(lambda a, b: np.concatenate([a[:, None], b], axis=1), initial, time_steps)
@@ -156,7 +157,8 @@ def _check_types(spec: EnvSpec, name: str, time_step: TimeStep) -> None:
     num_features = len(spec.outcome_features)
     require(
         time_step.outcome.shape == (num_features,),
-        f"an outcome has the shape {time_step.outcome.shape}, but the environment names {num_features} outcome features",
+        f"an outcome has the shape {time_step.outcome.shape}, but the environment names {num_features} outcome "
+        "features",
     )
     types = {"outcome": jnp.floating, "first": jnp.bool_, "discount": jnp.floating, "forced_action": jnp.integer}
     nouns = {"outcome": "real numbers", "first": "one truth value", "discount": "one real number"}
@@ -187,9 +189,9 @@ def _run_lifetime(env: Environment, num_steps: int, key: Key) -> EmittedSteps:
     return EmittedSteps(jax.tree.map(jnp.asarray, initial), *emitted)
 
 
-def _require_everywhere(holds: np.ndarray, message: Callable[[int, int], str]) -> None:
+def _require_everywhere(holds: ArrayLike, message: Callable[[int, int], str]) -> None:
     """Raises an error about the earliest step, of any lifetime, at which a rule does not hold, [B, T]."""
-    violations = np.argwhere(~holds.T)
+    violations = np.argwhere(~np.asarray(holds).T)
     if len(violations):
         t, i = violations[0]
         require(False, message(int(i), int(t)))

@@ -23,11 +23,11 @@ def check_spec(spec: EnvSpec) -> None:
     is_name = isinstance(spec.name, str) and bool(spec.name)
     require(is_name, f"`name` of the spec must be a text, not {shorten(spec.name)}")
     for size, minimum in MIN_SIZES.items():
-        value = getattr(spec, size)
-        require(_is_whole_number(value), f"{_entry(spec, size)} must be a whole number, not {shorten(value)}")
+        number = getattr(spec, size)
+        require(_is_whole_number(number), f"{_entry(spec, size)} must be a whole number, not {shorten(number)}")
         require(
-            minimum <= value <= plugins.MAX_INT,
-            f"{_entry(spec, size)} must be at least {minimum} and at most {plugins.MAX_INT}, not {value}",
+            minimum <= number <= plugins.MAX_INT,
+            f"{_entry(spec, size)} must be at least {minimum} and at most {plugins.MAX_INT}, not {number}",
         )
     _check_observation_shape(spec)
     _check_outcome_features(spec)
@@ -89,6 +89,6 @@ def _entry(spec: EnvSpec, name: str) -> str:
     return f"`{name}` in the spec of '{spec.name}'"
 
 
-def _is_whole_number(value: Any) -> bool:
-    """Whether a value is an integer of Python or numpy."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _is_whole_number(number: Any) -> bool:
+    """Whether this is an integer of Python or numpy."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
