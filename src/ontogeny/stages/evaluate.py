@@ -77,6 +77,7 @@ class _Lifetimes(NamedTuple):
     first: Array  # [B, T]
     has_same_weights: Array  # [B], whether the weights kept every bit
     has_valid_actions: Array  # [B]
+    has_valid_time_steps: Array  # [B], whether observations and discounts are those of the spec
 
 
 def evaluate(
@@ -109,7 +110,8 @@ def evaluate(
 
     Raises:
         BadInput: An argument is out of range, or the agent takes an action that the environment does not have.
-        ContractViolation: Weights changed in the mode `frozen`.
+        ContractViolation: Weights changed in the mode `frozen` or although `learning` is False, or the environment
+            emitted what its spec excludes.
     """
     learning = is_online(mode)
     if num_tasks < 2:
@@ -123,7 +125,7 @@ def evaluate(
     batch_size = _lifetimes_per_call(agent, env, steering, genome_or_state, num_tasks)
     for keys, count in _key_batches(seed, num_tasks, batch_size):
         lifetimes = run(keys, genome_or_state)
-        _check_lifetimes(lifetimes, env, learning)
+        _check_lifetimes(lifetimes, agent, env, learning)
         scores, first = np.asarray(lifetimes.scores)[:count], np.asarray(lifetimes.first)[:count]
         totals.append(scores.sum(axis=1, dtype=np.float64))
         points.append(score_by_position(scores, first, env.spec.horizon))
@@ -233,10 +235,19 @@ def _key_batches(seed: int, num_tasks: int, batch_size: int) -> Iterator[tuple[K
         yield put_on_devices(keys[indices], 0), min(batch_size, num_tasks - begin)
 
 
-def _check_lifetimes(lifetimes: _Lifetimes, env: Environment, learning: bool) -> None:
+def _check_lifetimes(lifetimes: _Lifetimes, agent: Agent, env: Environment, learning: bool) -> None:
     """Raise an error where lifetimes break the contract or hold scores that are not finite."""
-    if not learning and not bool(jnp.all(lifetimes.has_same_weights)):
+    if not (learning and agent.learning) and not bool(jnp.all(lifetimes.has_same_weights)):
+        if learning:
+            raise ContractViolation(
+                "the weights changed in a lifetime although `learning` is False: build the agent with `learning=True`"
+            )
         raise ContractViolation("the weights changed in a lifetime without learning: `act` may change activations only")
+    if not bool(jnp.all(lifetimes.has_valid_time_steps)):
+        raise ContractViolation(
+            f"the environment '{env.spec.name}' emitted an observation outside of the range in its spec, or a discount "
+            "that is neither 0 nor 1"
+        )
     if not bool(jnp.all(lifetimes.has_valid_actions)):
         raise BadInput(
             f"the agent took an action that its environment does not have: there are 0 to {env.spec.num_actions - 1}"
@@ -278,9 +289,19 @@ def _run_lifetimes(
         )
         is_valid = jnp.all((trajectory.action >= 0) & (trajectory.action < env.spec.num_actions))
         scores = jax.vmap(env.score)(trajectory.outcome)
-        return _Lifetimes(scores, trajectory.first, has_same_bits(before, after.weights), is_valid)
+        has_same_weights = has_same_bits(before, after.weights)
+        return _Lifetimes(scores, trajectory.first, has_same_weights, is_valid, _is_as_specified(env, trajectory))
 
     return shard_over_devices(jax.vmap(run, in_axes=(0, None)), (0, None))(keys, genome_or_state)
+
+
+def _is_as_specified(env: Environment, trajectory: Trajectory) -> Array:
+    """Whether all observations and discounts of a lifetime are in the ranges of the spec, [] bool."""
+    is_valid = jnp.all((trajectory.discount == 0) | (trajectory.discount == 1))
+    if env.spec.num_observations:
+        observation = trajectory.observation
+        is_valid &= jnp.all((observation >= 0) & (observation < env.spec.num_observations))
+    return is_valid
 
 
 _run_one = jax.jit(_run_lifetime, static_argnames=("agent", "env", "steering", "learning"))  # for its shapes only
