@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import rng
+from ontogeny import plugins, rng
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.stages import evaluate as evaluate_module
 from ontogeny.stages.assembly import assemble
@@ -92,9 +92,30 @@ def test_the_default_mode_is_frozen(counting):
 
 
 def test_weights_that_change_while_frozen_are_detected():
-    assembly = assembled(str(PLUGINS / "changes_weights_in_act.py"), "bandit:num_pulls=5")
+    """Of an agent that was built without the check that `assemble` makes."""
+    assembly = assembled("random", "bandit:num_pulls=5")
+    agent = plugins.build("agents", str(PLUGINS / "changes_weights_in_act.py"), assembly.env.spec, assembly.steering)
     with pytest.raises(ContractViolation, match="the weights changed in a lifetime without learning"):
-        evaluate(*assembly, (), num_tasks=2, seed=0)
+        evaluate(agent, *assembly[1:], (), num_tasks=2, seed=0)
+
+
+def test_weights_that_learn_although_the_agent_does_not_declare_it_are_detected_online(counting):
+    undeclared = counting.agent._replace(learning=False)
+    with pytest.raises(ContractViolation, match="although `learning` is False"):
+        evaluate(undeclared, *counting[1:], genome(counting), num_tasks=2, seed=0, mode="online")
+
+
+@pytest.mark.parametrize("field", [{"observation": jnp.int32(7)}, {"discount": jnp.float32(0.9)}])
+def test_time_steps_outside_of_the_spec_are_detected_in_every_lifetime(counting, field):
+    def step(key, state, action):
+        state, time_step = counting.env.step(key, state, action)
+        is_late = jax.random.uniform(key) < 0.3
+        changed = {name: jnp.where(is_late, value, getattr(time_step, name)) for name, value in field.items()}
+        return state, time_step._replace(**changed)
+
+    env = counting.env._replace(step=step)
+    with pytest.raises(ContractViolation, match="outside of the range in its spec, or a discount"):
+        evaluate(counting.agent, env, counting.steering, genome(counting), num_tasks=2, seed=0)
 
 
 def test_evaluation_continues_from_a_state(counting):
