@@ -189,6 +189,30 @@ def clopper_pearson(count: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def share_interval(
+    share: float, standard_error: float, num_units: int, degrees_of_freedom: float = math.inf
+) -> tuple[float, float]:
+    """The 95 % interval of a share or of a mean of shares, which stays within 0 to 1.
+
+    Wilson's interval (1927, J Am Stat Assoc 22:209) for the number of independent observations that would have the
+    same standard error, with Student's t (Franco et al. 2019, J Surv Stat Methodol 7:334).
+
+    Args:
+        share: The share, or the mean of the shares of several units.
+        standard_error: Its standard error. Where it is 0 at a share of 0 or 1, each unit counts as one observation.
+        num_units: Number of units over which the error was estimated, at least 1.
+        degrees_of_freedom: Of the standard error.
+    """
+    variance = share * (1 - share)
+    if standard_error == 0 and variance > 0:
+        return share, share
+    num_observations = variance / standard_error**2 if standard_error > 0 and variance > 0 else float(num_units)
+    correction = critical_value(Z95, degrees_of_freedom) ** 2 / num_observations
+    center = (share + correction / 2) / (1 + correction)
+    half_width = math.sqrt(correction * (variance + correction / 4)) / (1 + correction)
+    return max(center - half_width, 0.0), min(center + half_width, 1.0)
+
+
 def ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, *, min_terms: int = 2) -> RatioEstimate:
     """A ratio of two sums, with a 95 % interval by linearization (Cochran 1977, chapter 6) and Student's t.
 

@@ -88,7 +88,7 @@ def parse_csv(
     Args:
         path: The file, for messages.
         text: Its content.
-        columns: Names of columns in the file by the names of `COLUMN_NAMES`; rivals are recognized by common names.
+        columns: Names of columns in the file by the names of `COLUMN_NAMES`; others are recognized by common names.
         notes: Receives sentences about delimiter and columns.
         bad_rows: Receives the rows with a wrong number of fields, by their line in the file.
 
