@@ -25,7 +25,7 @@ def ontogeny(monkeypatch, capsys, tmp_path):
 
 def test_audit_agent_prints_verdicts_and_writes_results(ontogeny, tmp_path):
     code, stdout, stderr = ontogeny(
-        "audit", "agent", "organism:planner_in_weights", "--num-lifetimes", "10", "--out", "audit.json"
+        "audit", "agent", "organism:planner_in_weights", "--num-lifetimes", "20", "--out", "audit.json"
     )
     assert (code, stderr) == (0, "")
     assert "plans: Does it plan?" in stdout and "Secondary tests, which change no verdict, did not run" in stdout
@@ -36,7 +36,14 @@ def test_audit_agent_prints_verdicts_and_writes_results(ontogeny, tmp_path):
     assert {result["test"] for result in online["results"]} == {"learns", "plans", "pursues", "sacrifice"}
     assert all(result["primary"] for result in online["results"])
     learns = next(result for result in online["results"] if result["test"] == "learns")
-    assert learns["effects"]["loss when yoked"].keys() == {"mean", "low", "high", "z", "num_lifetimes"}
+    fields = {"mean", "low", "high", "z", "num_lifetimes", "value_range", "counts"}
+    assert learns["effects"]["loss when yoked"].keys() == fields
+
+
+@pytest.mark.parametrize("count", ["-1", "0", "1", "19"])
+def test_too_few_lifetimes_for_any_verdict_are_refused(ontogeny, count):
+    code, _, message = ontogeny("audit", "agent", "organism:memoryless", "--num-lifetimes", count)
+    assert code == 2 and f"no test gives a verdict with fewer than 20 lifetimes, so {count} are too few" in message
 
 
 def test_audit_calibrate_reports_error_rates(ontogeny, tmp_path):

@@ -66,7 +66,7 @@ def fake_test(name, hypothesis, primary, verdict):
     def decide(measurements, thresholds):
         return AuditResult(name, hypothesis, primary, verdict, "it does", 0.0, {}, {})
 
-    return AuditTest(name, hypothesis, primary, 10, lambda subject, keys: {}, decide, Thresholds(2.0))
+    return AuditTest(name, hypothesis, primary, 20, lambda subject, keys: {}, decide, Thresholds(2.0))
 
 
 @pytest.mark.parametrize("verdict", ["yes", "no"])

@@ -69,13 +69,17 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Decides yes where a donor of the same task helps more than one of another task and than no donor."""
     same_task, other_task, initial = (measurements[name] for name in ("same_task", "other_task", "initial"))
-    spread = float(np.sqrt(max(measurements["mean_square"].mean() - initial.mean() ** 2, 0.0)))
+    spreads = base.linearize_standard_deviation(initial, measurements["mean_square"])
     effects = {
         "donor of the same task minus another": base.estimate_effect(same_task - other_task),
         "donor of the same task minus none": base.estimate_effect(same_task - initial),
     }
     controls = {"donor of another task minus none": base.estimate_effect(other_task - initial)}
-    verdict, p_value = base.decide_all(effects, replace(thresholds, min_effect=thresholds.min_effect * spread))
+    excess = {
+        "same minus other": base.estimate_effect(same_task - other_task - thresholds.min_effect * spreads),
+        "same minus none": base.estimate_effect(same_task - initial - thresholds.min_effect * spreads),
+    }
+    verdict, p_value = base.decide_all(excess, replace(thresholds, min_effect=0.0))
     summary = {
         "yes": "its activations carry what it learned about the task",
         "no": "its activations carry nothing that raises its score in the task",

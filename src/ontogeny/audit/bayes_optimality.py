@@ -118,19 +118,17 @@ def _best_arm(values: Array) -> tuple[Array, Array]:
 @base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: BayesOptimalityThresholds) -> base.AuditResult:
     """Decides yes where the score is near-optimal and the subject follows the optimum rather than each rival."""
-    optimal = measurements["score gittins"]
-    span = max(optimal.mean() - measurements["score random"].mean(), 1e-9)
+    random_score = measurements["score random"]
 
     def relative_score(name: str) -> base.Effect:
-        """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
-        return base.estimate_effect(1 - (optimal - measurements[f"score {name}"]) / span)
+        """On the scale from random to optimal; pairing by task with both cancels most chance."""
+        return base.estimate_ratio(
+            measurements[f"score {name}"] - random_score, measurements["score gittins"] - random_score
+        )
 
     def agreement(name: str) -> base.Effect:
-        """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
-        agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
-        mean_comparisons = np.maximum(comparisons.mean(), 1e-9)
-        share = agreements.mean() / mean_comparisons
-        return base.estimate_effect(share + (agreements - share * comparisons) / mean_comparisons)
+        """Of all comparisons of all lifetimes."""
+        return base.estimate_ratio(measurements[f"agreements{name}"], measurements[f"comparisons{name}"])
 
     subject_score = relative_score("subject")
     effects = {"score, random 0 to optimal 1": subject_score, "agreement with the optimum": agreement(" subject")}

@@ -3,9 +3,10 @@
 Primary. Twin lifetimes share the task, all random keys and the exposures of single links; in one of them the exposed
 link has changed. The effect of a link is the fall in how often the first choice afterwards is the action that was best
 before. Every link must have an effect: learners of values, successor representations or latent states each fail one of
-them, and the pattern of ones and zeros identifies them (100 temporal differences, 101 successor representation, 001
-latent state, 111 model-based; Momennejad et al. 2017, Nat Hum Behav 1:680; Russek et al. 2017, PLoS Comput Biol
-13:e1005768).
+them, and the pattern identifies them (100 temporal differences, 101 successor representation, 001 latent state, 111
+model-based; Momennejad et al. 2017, Nat Hum Behav 1:680; Russek et al. 2017, PLoS Comput Biol 13:e1005768). Its digits
+are 1 where an effect surely exceeds the smallest that counts, 0 where it surely lies below, and otherwise a question
+mark. Effects are differences of pairs of 0 and 1, so all bounds are exact (`bounded`).
 
 Two links are then exposed, and both or only the first have changed. Two changes cancel, so a planner returns to its
 first choice; an agent that merely leaves an option after a surprise does not. No training environment contains
@@ -33,6 +34,7 @@ PATTERNS = {
     "001": "latent state",
     "111": "model-based",
 }
+DIGITS = {"yes": "1", "no": "0", "undetermined": "?"}
 THRESHOLDS = base.Thresholds(z=2.0, min_effect=0.10, min_competence=0.75)  # shares of choices
 ChangeCase = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The links that are exposed, and the links that have changed in each of the two twin lifetimes."""
@@ -105,14 +107,14 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     effects = links | pairs
     competence = base.estimate_share(single[:, :, 0].mean(axis=1))
     controls = {"best choice without a change": competence}
-    pattern = "".join("1" if thresholds.is_met(effect) else "0" for effect in links.values())
+    pattern = "".join(DIGITS[base.decide_all({"": effect}, thresholds)[0]] for effect in links.values())
     if reason := base.incompetence(competence, thresholds, "makes the best choice", "without a change"):
         return base.competence_failed(TEST, reason, effects, controls, pattern=pattern)
     verdict, p_value = base.decide_all(effects, thresholds)
     algorithm = f" ({PATTERNS[pattern]})" if L == 3 and pattern in PATTERNS else ""
     if verdict == "yes":
         summary = "it plans: a change of any single link reverses its next choice, and two changes restore it"
-    elif pattern == "1" * L:
+    elif verdict == "no" and pattern == "1" * L:
         summary = "every single link reverses its choice, but two changes do not restore it: it avoids surprises"
     elif verdict == "no":
         summary = f"it does not plan: not every unseen change of a link reverses its choice{algorithm}"

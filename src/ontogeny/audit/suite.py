@@ -23,6 +23,7 @@ from ontogeny.audit.base import (
     Subject,
     build_tests,
     competence_failed,
+    too_few_lifetimes,
 )
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rng import sample_lifetime_keys
@@ -67,22 +68,34 @@ def audit_subject(
         on_progress: Called before each test with the number of finished tests, the number of tests and the test's name.
 
     Returns:
-        One result per test in the order of the hypotheses, primary tests first.
+        One result per test in the order of the hypotheses, primary tests first. A test that needs more lifetimes does
+        not run, and its result says so.
+
+    Raises:
+        BadInput: If every test needs more than `num_lifetimes`.
     """
     order = list(HYPOTHESES | SECONDARY_HYPOTHESES)
     tests = [test for test in build_tests().values() if test.primary or secondary]
+    if num_lifetimes is not None and num_lifetimes < (fewest := min(test.thresholds.min_lifetimes for test in tests)):
+        raise BadInput(f"no test gives a verdict with fewer than {fewest} lifetimes, so {num_lifetimes} are too few")
     tests.sort(key=lambda test: (not test.primary, order.index(test.hypothesis)))
     results = []
     for number, test in enumerate(tests):
         if on_progress is not None:
             on_progress(number, len(tests), test.name)
-        keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes or test.num_lifetimes, "evaluation")
+        count = num_lifetimes or test.num_lifetimes
+        identity = (test.name, test.hypothesis, test.primary)
+        if count < test.thresholds.min_lifetimes:
+            reason = too_few_lifetimes(test.name, count, test.thresholds.min_lifetimes)
+            results.append(competence_failed(identity, reason, {}, {}))
+            continue
+        keys = sample_lifetime_keys(jax.random.key(seed), count, "evaluation")
         try:
             results.append(test.decide(test.measure(subject, keys), test.thresholds))
         except ContractViolation:  # of the agent, which then cannot be audited at all
             raise
         except BadInput as error:
-            result = competence_failed((test.name, test.hypothesis, test.primary), str(error), {}, {})
+            result = competence_failed(identity, str(error), {}, {})
             results.append(result._replace(summary=f"not applicable: {error}"))
     return correct_for_multiple_tests(results)
 

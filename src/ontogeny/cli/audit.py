@@ -28,7 +28,7 @@ def agent(
     run: Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)],
     num_lifetimes: Annotated[
         int | None,
-        typer.Option(min=10, help="Lifetimes per test (default: the number used in the test's calibration)."),
+        typer.Option(help="Lifetimes per test, at least 20 (default: the number used in the test's calibration)."),
     ] = None,
     secondary: Annotated[
         bool, typer.Option("--secondary", help="Run the secondary tests too, which change no verdict.")

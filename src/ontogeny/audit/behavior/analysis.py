@@ -107,7 +107,7 @@ def _write_verdicts(
     if is_two_step:
         for kind, attribute in (("plain", "regression"), ("corrected", "corrected_regression")):
             coefficients = {name: getattr(part, attribute)[INTERACTION] for name, part in organism_stays.items()}
-            positive = [name for name, mean in coefficients.items() if mean.low > 0 and mean.mean > MIN_COEFFICIENT]
+            positive = [name for name, mean in coefficients.items() if mean.low > MIN_COEFFICIENT]
             names = ", ".join(map(model_label, positive)) or "none"
             sentences.append(
                 f"The {kind} {INTERACTION} coefficient is positive in model organisms of these models: {names}."
