@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ontogeny.audit import base
