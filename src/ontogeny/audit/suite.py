@@ -76,8 +76,12 @@ def audit_subject(
     """
     order = list(HYPOTHESES | SECONDARY_HYPOTHESES)
     tests = [test for test in build_tests().values() if test.primary or secondary]
-    if num_lifetimes is not None and num_lifetimes < (fewest := min(test.thresholds.min_lifetimes for test in tests)):
-        raise BadInput(f"no test gives a verdict with fewer than {fewest} lifetimes, so {num_lifetimes} are too few")
+    if num_lifetimes is not None and num_lifetimes < (
+        min_lifetimes := min(test.thresholds.min_lifetimes for test in tests)
+    ):
+        raise BadInput(
+            f"no test gives a verdict with fewer than {min_lifetimes} lifetimes, so {num_lifetimes} are too few"
+        )
     tests.sort(key=lambda test: (not test.primary, order.index(test.hypothesis)))
     results = []
     for number, test in enumerate(tests):
