@@ -348,18 +348,6 @@ def estimate_paired_difference(first: np.ndarray, second: np.ndarray) -> Effect:
     return estimate_effect(np.asarray(first, np.float64) - np.asarray(second, np.float64), (-1.0, 1.0))
 
 
-def estimate_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Effect:
-    """Estimates the ratio of two means from terms [N] of each, with the error of both (`linearize_ratio`)."""
-    return estimate_effect(linearize_ratio(numerators, denominators))
-
-
-def linearize_ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
-    """Returns values [N] whose mean is the ratio of two means, and whose spread is its error (Cochran 1977, 6.3)."""
-    mean = max(float(np.mean(denominators)), 1e-9)
-    ratio = float(np.mean(numerators)) / mean
-    return ratio + (numerators - ratio * denominators) / mean
-
-
 def linearize_standard_deviation(scores: np.ndarray, mean_squares: np.ndarray) -> np.ndarray:
     """Returns values [N] whose mean is the standard deviation of the score of a step, and whose spread is its error.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ontogeny import plugins
@@ -117,17 +118,19 @@ def _best_arm(values: Array) -> tuple[Array, Array]:
 @base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: BayesOptimalityThresholds) -> base.AuditResult:
     """Decides yes where the score is near-optimal and the subject follows the optimum rather than each rival."""
-    random_score = measurements["score random"]
+    optimal = measurements["score gittins"]
+    span = max(optimal.mean() - measurements["score random"].mean(), 1e-9)
 
     def relative_score(name: str) -> base.Effect:
-        """On the scale from random to optimal; pairing by task with both cancels most chance."""
-        return base.estimate_ratio(
-            measurements[f"score {name}"] - random_score, measurements["score gittins"] - random_score
-        )
+        """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
+        return base.estimate_effect(1 - (optimal - measurements[f"score {name}"]) / span)
 
     def agreement(name: str) -> base.Effect:
-        """Of all comparisons of all lifetimes."""
-        return base.estimate_ratio(measurements[f"agreements{name}"], measurements[f"comparisons{name}"])
+        """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
+        agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
+        mean_comparisons = np.maximum(comparisons.mean(), 1e-9)
+        share = agreements.mean() / mean_comparisons
+        return base.estimate_effect(share + (agreements - share * comparisons) / mean_comparisons)
 
     subject_score = relative_score("subject")
     effects = {"score, random 0 to optimal 1": subject_score, "agreement with the optimum": agreement(" subject")}

@@ -135,8 +135,8 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     """Decides yes where selectivity is large enough and exceeds what the network before development explains."""
 
     def explained(name: str, total: str = "total") -> np.ndarray:
-        """Returns values [N] whose mean is the explained share of all variance."""
-        return base.linearize_ratio(measurements[total] - measurements[name], measurements[total])
+        """Returns [N] per lifetime, scaled so that the mean is the explained share of all variance."""
+        return (measurements[total] - measurements[name]) / max(measurements[total].mean(), 1e-9)
 
     of_activations, control = explained("activations"), explained("control", "control_total")
     selectivity = base.estimate_effect(of_activations - control)
