@@ -1,24 +1,27 @@
 """The command `audit prequential`: tests whether online scores are those of a first pass."""
 
 import functools
+import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli.shared import JsonFile, Seed, check_new_path, progress, write_report
+from ontogeny.cli.shared import JsonFile, JsonOutput, Seed, check_new_path, print_note, progress, write_report
+from ontogeny.printable import to_printable
 from ontogeny.errors import BadInput
+from ontogeny.plugins import MAX_INT
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ontogeny.audit.prequential.base import BuildPredictor
-    from ontogeny.audit.prequential.calibration import PredictorCalibration
-    from ontogeny.audit.prequential.certificate import Certificate
 
 Isolation = Annotated[
     str, typer.Option(help="Isolation of passes: process, or instance (faster, but caches of a module remain).")
 ]
+MAX_OUTPUT_CHARS = 4000  # of what the predictor prints, kept in the record
 
 
 def prequential(
@@ -56,6 +59,7 @@ def prequential(
         ),
     ] = None,
     seed: Seed = 0,
+    as_json: JsonOutput = False,
     out: JsonFile = None,
     html: Annotated[Path | None, typer.Option(help="New file for the page of the results.")] = None,
 ) -> None:
@@ -76,13 +80,19 @@ def prequential(
         options = {"vocab_size": vocab_size, "reported": reported, "seed": seed}
         options["stream"] = None if stream is None else _read_tokens(stream)
         record, failures = _certify(str(predictor), learning, isolation, config, options)
-    _write({"seed": seed} | record, out, html)
+    content = _write({"seed": seed} | record, out, html)
+    if as_json:
+        typer.echo(json.dumps(content))
+    elif calibrate is not None:
+        _print_calibration(content)
+    else:
+        _print_certificate(content)
     if failures:
         raise typer.Exit(1)
 
 
-def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> None:
-    """Write the record, and its page where one was requested."""
+def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> dict[str, Any]:
+    """Write the record, and its page where one was requested, and return what was written."""
     from ontogeny.audit.suite import to_jsonable
     from ontogeny.runs.files import write_bytes
 
@@ -91,6 +101,7 @@ def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> None:
         from ontogeny.audit.prequential.page import render
 
         write_bytes(html, render(content).encode())
+    return content
 
 
 def _calibrate(num_audits: int, seed: int) -> tuple[dict[str, Any], list[str]]:
@@ -100,7 +111,6 @@ def _calibrate(num_audits: int, seed: int) -> tuple[dict[str, Any], list[str]]:
     with progress("calibrating", "audits") as update:
         results = calibration.calibrate(num_audits, seed=seed, on_progress=update)
     failures = calibration.find_failures(results)
-    _print_calibration(results, failures)
     record = {
         "num_audits": num_audits,
         "predictor_results": [result._asdict() for result in results],
@@ -120,13 +130,25 @@ def _certify(
     if isolation not in PASSES_BY_ISOLATION:
         raise BadInput(f"--isolation must be process or instance, not '{isolation}'")
     checked_config = validate(CertificateConfig, config, "audit prequential")
-    run_passes = PASSES_BY_ISOLATION[isolation](name, _find_language_model(name, learning))
-    with progress("certifying", "passes") as update:
-        certificate = certify(run_passes, config=checked_config, on_progress=update, **options)
-    _print_certificate(name, certificate, isolation)
+    build = _find_language_model(name, learning)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output.txt"
+        run_passes = PASSES_BY_ISOLATION[isolation](name, build, output=output)
+        with progress("certifying", "passes") as update:
+            certificate = certify(run_passes, config=checked_config, on_progress=update, **options)
+        printed = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    _note_output(printed)
     record = {"predictor": name, "certified": certificate.certified, "isolation": isolation} | certificate._asdict()
     record["checks"] = [check._asdict() for check in certificate.checks]
+    record["predictor_output"] = printed[-MAX_OUTPUT_CHARS:]
     return record, [check.name for check in certificate.checks if check.verdict != "pass"]
+
+
+def _note_output(printed: str) -> None:
+    """Tell the user on standard error what the predictor printed, which is no part of the result."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    if lines:
+        print_note(f"the predictor printed {len(lines):,} lines, the last: {lines[-1].strip()[:200]}")
 
 
 def _find_language_model(name: str, learning: str | None) -> "BuildPredictor | None":
@@ -154,38 +176,54 @@ def _read_tokens(path: Path) -> "np.ndarray":
             tokens = np.array([int(word) for word in path.read_text(encoding="utf-8").split()])
     except ValueError as error:
         raise BadInput(f"'{path}' does not contain tokens: {error}") from None
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer) or (tokens < 0).any():
-        raise BadInput(f"'{path}' must contain one sequence of whole numbers from 0 on")
+    is_whole = tokens.ndim == 1 and np.issubdtype(tokens.dtype, np.integer)
+    if not is_whole or (tokens < 0).any() or (tokens > MAX_INT).any():
+        raise BadInput(f"'{path}' must contain one sequence of whole numbers from 0 to {MAX_INT}")
     return tokens.astype(np.int32)
 
 
-def _print_certificate(name: str, certificate: "Certificate", isolation: str) -> None:
+def _print_certificate(record: dict[str, Any]) -> None:
     """Print the verdict of every check and of the predictor."""
     from ontogeny.audit.prequential.certificate import CONDITIONS
 
-    typer.echo(
-        f"{name}: {certificate.num_tokens} tokens, vocabulary of {certificate.vocab_size}, "
-        f"{certificate.num_passes} passes, each by a new {isolation}"
-    )
-    for check in certificate.checks:
-        typer.echo(f"  {CONDITIONS[check.name]} {check.name:<17}{check.verdict:<13}{check.summary}")
-    typer.echo(f"  first pass: {certificate.nats_per_token:.6g} nats per token")
-    typer.echo("certified: all checks of a first pass are passed" if certificate.certified else "NOT certified")
+    tokens = f"{record['vocab_size']} tokens in rows of {record['num_columns']} columns"
+    if record["vocab_size"] == record["num_columns"]:
+        tokens = f"vocabulary of {record['vocab_size']}"
+    typer.echo(f"{to_printable(record['predictor'])}: {record['num_tokens']} tokens, {tokens}, {_describe_passes(record)}")
+    for check in record["checks"]:
+        typer.echo(f"  {CONDITIONS[check['name']]} {check['name']:<17}{check['verdict']:<13}{check['summary']}")
+        if check["advice"]:
+            typer.echo(f"{'':36}what to do: {check['advice']}")
+    typer.echo(f"  score of the first pass: {_format_score(record['nats_per_token'])}")
+    typer.echo("certified: all checks of a first pass are passed" if record["certified"] else "NOT certified")
 
 
-def _print_calibration(results: "list[PredictorCalibration]", failures: list[str]) -> None:
+def _describe_passes(record: dict[str, Any]) -> str:
+    """The number of passes and how they are isolated."""
+    if record["isolation"] == "instance":
+        return f"{record['num_passes']} passes, each by a new instance"
+    return f"{record['num_passes']} passes, each by a new instance, and a new process for each check"
+
+
+def _format_score(nats_per_token: float | str) -> str:
+    """A score of a record, which holds a number that is not finite as text."""
+    return "infinite" if isinstance(nats_per_token, str) else f"{nats_per_token:.6g} nats per token"
+
+
+def _print_calibration(record: dict[str, Any]) -> None:
     """Print how often every reference predictor is certified, and which checks it fails."""
     from ontogeny.stats import clopper_pearson
 
-    for result in sorted(results, key=lambda result: (not result.is_valid, result.predictor)):
-        low, high = clopper_pearson(result.num_certified, result.num_audits)
+    num_audits = record["num_audits"]
+    for result in sorted(record["predictor_results"], key=lambda result: (not result["is_valid"], result["predictor"])):
+        low, high = clopper_pearson(result["num_certified"], num_audits)
         failed = "  ".join(
-            f"{check} {verdicts['fail'] / result.num_audits:.1%}"
-            for check, verdicts in result.verdicts.items()
+            f"{check} {verdicts['fail'] / num_audits:.1%}"
+            for check, verdicts in result["verdicts"].items()
             if verdicts["fail"]
         )
-        group = "valid" if result.is_valid else "invalid"
-        rate = f"certified {result.num_certified / result.num_audits:6.1%} ({low:.1%} to {high:.1%})"
-        typer.echo(f"  {group:<8} {result.predictor:<26}{rate}   {'failed: ' if failed else ''}{failed}".rstrip())
-    for failure in failures:
+        group = "valid" if result["is_valid"] else "invalid"
+        rate = f"certified {result['num_certified'] / num_audits:6.1%} ({low:.1%} to {high:.1%})"
+        typer.echo(f"  {group:<8} {result['predictor']:<26}{rate}   {'failed: ' if failed else ''}{failed}".rstrip())
+    for failure in record["failures"]:
         typer.echo(f"fails: {failure}")

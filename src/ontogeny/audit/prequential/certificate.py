@@ -1,12 +1,14 @@
 """The prequential audit: tests whether the scores of an online predictor are those of one first pass over a stream.
 
 Prequential: each token is predicted and scored before it is learned from (Dawid 1984, J R Stat Soc A 147:278). The
-predictor is a black box that maps tokens [T] to log-probabilities [T, V]. Every pass is made by a predictor that has
-not seen any stream. Four conditions are tested:
+predictor is a black box that maps tokens [T] to log-probabilities [T, V]. Every pass is made by a new instance, and the
+passes of one check share a process, since a start takes seconds. Variables of a module therefore outlive a pass, and a
+failure of `causal` or `prefix_invariant` counts only where it recurs in a process of its own. Four conditions are
+tested:
 
 (a) `causal`: a change of token t leaves the distributions of tokens 0 to t bit-identical. A leak at a share f of the
     positions escapes K tested positions with probability (1 - f)^K.
-(b) `normalized`: each distribution sums to one.
+(b) `normalized`: each distribution sums to one. `finite_score`: no token of the stream has the probability zero.
 (c) `prefix_invariant`: a prefix of the stream has the distributions of the whole stream, up to rounding.
 (d) First pass. `reproducible`: two passes over one stream agree bit for bit. `random_tokens`: uniformly random tokens
     are not predicted at their first occurrence; each sequence is repeated within its stream, so a predictor that has
@@ -15,29 +17,28 @@ not seen any stream. Four conditions are tested:
 A black box that recognizes the audit, or that was trained on the stream beforehand, cannot be detected.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from ontogeny.audit.prequential import checks
+from ontogeny.audit.prequential import checks, streams
 from ontogeny.audit.prequential.base import RunPasses
-from ontogeny.audit.prequential.checks import CheckResult
+from ontogeny.audit.prequential.checks import CheckResult, LogSum
 from ontogeny.errors import BadInput
 from ontogeny.validation import FrozenModel
 
 CONDITIONS = {
     "causal": "(a)",
     "normalized": "(b)",
+    "finite_score": "(b)",
     "prefix_invariant": "(c)",
     "reproducible": "(d)",
     "random_tokens": "(d)",
     "reported_score": "(d)",
 }
 MIN_STREAM_LENGTH = 16
-MOTIF_LENGTH, NOISE_SHARE = 16, 0.1  # of a generated stream
 
 
 class CertificateConfig(FrozenModel):
@@ -66,9 +67,10 @@ class Certificate(NamedTuple):
     """The results of all checks of one predictor."""
 
     checks: tuple[CheckResult, ...]
-    nats_per_token: float  # of the first pass over the stream
+    nats_per_token: float  # of the first pass over the stream; infinite where a token has the probability zero
     num_tokens: int
-    vocab_size: int
+    vocab_size: int  # number of tokens from which streams were drawn
+    num_columns: int  # V
     num_passes: int
 
     @property
@@ -93,7 +95,8 @@ def certify(
         run_passes: Runs the predictor, as the functions of `passes` return it.
         config: Settings; by default those of the calibration.
         stream: Tokens [T], T at least 16, to audit on; by default a stream is generated.
-        vocab_size: Tokens of generated streams are smaller; by default V of the predictor.
+        vocab_size: Tokens of generated streams are smaller; by default V of the predictor. Tokens that the predictor
+            never considers possible are not drawn.
         reported: Published score of `stream` in nats per token, with the printed number of decimal places.
         seed: Determines the generated streams.
         on_progress: Called with the number of finished passes, the number of passes and the name of the check.
@@ -102,81 +105,187 @@ def certify(
         BadInput: The predictor does not return log-probabilities [T, V], or the arguments do not fit together.
     """
     config = CertificateConfig() if config is None else config
-    if reported is not None and stream is None:
-        raise BadInput("a reported score belongs to a stream: give the stream too")
-    random = np.random.default_rng(seed)
-    if stream is None:
-        stream = _generate_stream(random, config.num_tokens, vocab_size or _find_vocab_size(run_passes))
-    elif len(stream) < MIN_STREAM_LENGTH:
+    if reported is not None:
+        if stream is None:
+            raise BadInput("a reported score belongs to a stream: give the stream too")
+        checks.parse_reported_score(reported)
+    if stream is not None and len(stream) < MIN_STREAM_LENGTH:
         raise BadInput(f"the stream must have at least {MIN_STREAM_LENGTH} tokens, not {len(stream)}")
-    T = len(stream)
-    log_probs = next(run_passes([stream]))
-    V = vocab_size or log_probs.shape[1]
-    if log_probs.shape[1] < 2 or stream.max() >= log_probs.shape[1]:
-        raise BadInput(
-            f"the predictor has {log_probs.shape[1]} tokens, too few for a stream that contains token {stream.max()}"
+    random = np.random.default_rng(seed)
+    passes = _AuditPasses(run_passes, _num_passes(config, is_generated=stream is None), on_progress)
+    stream, log_probs, vocabulary = _first_pass(passes, random, config, stream, vocab_size)
+    reproducible = _check_reproducibility(passes, random, config, stream, log_probs, vocabulary)
+    if reproducible.verdict == "pass":
+        causal = _check_causality(passes, random, config, stream, log_probs, vocabulary)
+        prefix_invariant = _check_prefixes(passes, random, config, stream, log_probs)
+    else:
+        reason = "not tested, since two passes over the same stream already differ"
+        causal, prefix_invariant = (
+            CheckResult(name, "undetermined", reason, "", {}) for name in ("causal", "prefix_invariant")
         )
-    positions, changed = _change_tokens(random, stream, V, config.num_positions)
-    lengths = sorted({int(n) for n in random.integers(max(2, T // 8), T - 1, config.num_prefixes - 1)} | {T // 2})
-    sequence_length = max(config.num_tokens // config.num_copies, 4)
-    sequences = [random.integers(0, V, sequence_length).astype(np.int32) for _ in range(config.num_random_streams)]
-    total = 2 + len(changed) + len(lengths) + len(sequences)
-    num_passes, log_sum = 1, checks.worst_log_sum(log_probs)
-
-    def run(streams: Iterable[np.ndarray], check: str) -> Iterator[np.ndarray]:
-        nonlocal num_passes, log_sum
-        for stream_log_probs in run_passes(streams):
-            num_passes += 1
-            log_sum = max(log_sum, checks.worst_log_sum(stream_log_probs), key=abs)
-            if on_progress is not None:
-                on_progress(num_passes, total, check)
-            yield stream_log_probs
-
-    reproducible = checks.check_reproducibility(log_probs, next(run([stream], "reproducible")), stream)
-    causal = checks.check_causality(log_probs, zip(positions, run(changed, "causal"), strict=True))
-    prefixes = run([stream[:length] for length in lengths], "prefix_invariant")
-    prefix_invariant = checks.check_prefixes(log_probs, zip(lengths, prefixes, strict=True), config.tolerance)
-    repeated = run([np.tile(sequence, config.num_copies) for sequence in sequences], "random_tokens")
-    random_tokens = checks.check_random_tokens(sequences, repeated, config.level)
-    if reproducible.verdict == "fail":
-        unknown = {"verdict": "undetermined", "summary": "two passes over the same stream already differ"}
-        causal, prefix_invariant = causal._replace(**unknown), prefix_invariant._replace(**unknown)
-    nats_per_token = -float(log_probs[np.arange(T), stream].astype(np.float64).mean())
-    results = [causal, checks.check_normalization(log_sum), prefix_invariant, reproducible, random_tokens]
+    random_tokens = _check_random_tokens(passes, random, config, vocabulary)
+    nats_per_token = -float(log_probs[np.arange(len(stream)), stream].astype(np.float64).mean())
+    normalized, finite_score = checks.check_normalization(passes.log_sum), checks.check_finite_score(log_probs, stream)
+    results = [causal, normalized, finite_score, prefix_invariant, reproducible, random_tokens]
     if reported is not None:
         results.append(checks.check_reported_score(nats_per_token, reported, config.tolerance))
-    return Certificate(tuple(results), nats_per_token, T, int(log_probs.shape[1]), num_passes)
+    num_columns = log_probs.shape[1]
+    return Certificate(
+        tuple(results), nats_per_token, len(stream), len(vocabulary), num_columns, passes.num_finished
+    )
 
 
-def _find_vocab_size(run_passes: RunPasses) -> int:
-    """The number of tokens that a predictor distinguishes."""
-    return next(run_passes([np.zeros(2, np.int32)])).shape[1]
+class _AuditPasses:
+    """The passes of an audit: their number, their common row width, and the sum of probabilities farthest from one."""
+
+    def __init__(
+        self, run_passes: RunPasses, num_planned: int, on_progress: Callable[[int, int, str], None] | None
+    ) -> None:
+        self.run_passes, self.num_planned, self.on_progress = run_passes, num_planned, on_progress
+        self.num_finished, self.num_columns, self.log_sum = 0, 0, LogSum(0.0, 0)
+
+    def run(self, streams: Iterable[np.ndarray], check: str, *, separate: bool = False) -> Iterator[np.ndarray]:
+        """The log-probabilities [T, V] of each stream."""
+        for log_probs in self.run_passes(streams, separate=separate):
+            self.num_finished += 1
+            self.num_planned = max(self.num_planned, self.num_finished)
+            self.num_columns = self.num_columns or log_probs.shape[1]
+            if log_probs.shape[1] != self.num_columns:
+                raise BadInput(
+                    f"the rows of the predictor have {self.num_columns} columns in one pass and {log_probs.shape[1]} in "
+                    "another: their number must not depend on the tokens"
+                )
+            self.log_sum = max(self.log_sum, checks.worst_log_sum(log_probs), key=lambda log_sum: abs(log_sum.value))
+            if self.on_progress is not None:
+                self.on_progress(self.num_finished, self.num_planned, check)
+            yield log_probs
+
+    def run_one(self, stream: np.ndarray, check: str) -> np.ndarray:
+        """The log-probabilities [T, V] of a stream, computed in a new process."""
+        (log_probs,) = self.run([stream], check)
+        return log_probs
 
 
-def _generate_stream(random: np.random.Generator, num_tokens: int, vocab_size: int) -> np.ndarray:
-    """A stream that can be learned: one motif repeats, and a share of the tokens is random."""
-    motif = random.integers(0, vocab_size, MOTIF_LENGTH)
-    is_noise = random.random(num_tokens) < NOISE_SHARE
-    noise = random.integers(0, vocab_size, num_tokens)
-    return np.where(is_noise, noise, np.resize(motif, num_tokens)).astype(np.int32)
+def _num_passes(config: CertificateConfig, *, is_generated: bool) -> int:
+    """The number of passes if no check fails."""
+    return 2 + 2 * is_generated + config.num_positions + config.num_prefixes + config.num_random_streams
 
 
-def _change_tokens(
-    random: np.random.Generator, stream: np.ndarray, vocab_size: int, num_positions: int
-) -> tuple[list[int], list[np.ndarray]]:
-    """Changed copies of a stream and the first position at which each differs.
+def _first_pass(
+    passes: _AuditPasses,
+    random: np.random.Generator,
+    config: CertificateConfig,
+    stream: np.ndarray | None,
+    vocab_size: int | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The stream, its log-probabilities in a first pass, and the tokens that can be drawn."""
+    if stream is not None:
+        log_probs = passes.run_one(stream, "first pass")
+        if stream.max() >= passes.num_columns:
+            raise BadInput(
+                f"the rows of the predictor have {passes.num_columns} columns, too few for a stream that contains "
+                f"token {stream.max()}"
+            )
+        return stream, log_probs, streams.possible_tokens(log_probs, vocab_size)
 
-    Both ends are among the positions, the others are spread evenly. Copies alternate: one token is changed, or this
-    token and all later ones.
+    def probe(probes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return passes.run(probes, "vocabulary")
+
+    vocabulary = streams.probe_tokens(probe, random, config.num_tokens, vocab_size)
+    stream = streams.generate_stream(random, config.num_tokens, vocabulary)
+    try:
+        return stream, passes.run_one(stream, "first pass"), vocabulary
+    except BadInput as error:
+        if vocab_size is not None:
+            raise
+        hint = f"its rows have {passes.num_columns} columns; if not all of them are tokens, use --vocab-size"
+        raise BadInput(f"{error} ({hint})") from error
+
+
+def _check_reproducibility(
+    passes: _AuditPasses,
+    random: np.random.Generator,
+    config: CertificateConfig,
+    stream: np.ndarray,
+    log_probs: np.ndarray,
+    vocabulary: np.ndarray,
+) -> CheckResult:
+    """Whether a pass in another process agrees; otherwise random tokens show whether the predictor remembers passes."""
+    name, log_evidence = "reproducible", -np.inf
+    repeated = passes.run_one(stream, name)
+    if (repeated != log_probs).any():
+        (sequence,), (random_stream,) = _draw_random_streams(random, config, vocabulary, 1)
+        passes.run_one(random_stream, name)
+        second_pass = passes.run_one(random_stream, name)[: len(sequence)]
+        log_evidence = checks.max_log_wealth(checks.gains_over_chance(second_pass, sequence, vocabulary))
+    threshold = -float(np.log(config.level))
+    return checks.check_reproducibility(log_probs, repeated, stream, config.tolerance, threshold, log_evidence)
+
+
+def _check_causality(
+    passes: _AuditPasses,
+    random: np.random.Generator,
+    config: CertificateConfig,
+    stream: np.ndarray,
+    log_probs: np.ndarray,
+    vocabulary: np.ndarray,
+) -> CheckResult:
+    """Whether changed tokens leave the rows before them unchanged."""
+    # The order of positions matters: with ascending ones, no row that is compared is one that a cache of prefixes holds.
+    positions, changed = streams.change_tokens(random, stream, vocabulary, config.num_positions)
+
+    def check(indices: Sequence[int], separate: bool) -> CheckResult:
+        rows = passes.run([changed[i] for i in indices], "causal", separate=separate)
+        return checks.check_causality(log_probs, zip([positions[i] for i in indices], rows, strict=True))
+
+    return _confirm_failure(check, len(changed))
+
+
+def _check_prefixes(
+    passes: _AuditPasses,
+    random: np.random.Generator,
+    config: CertificateConfig,
+    stream: np.ndarray,
+    log_probs: np.ndarray,
+) -> CheckResult:
+    """Whether prefixes of the stream have the rows of the whole stream."""
+    T, name = len(stream), "prefix_invariant"
+    lengths = sorted({int(n) for n in random.integers(max(2, T // 8), T - 1, config.num_prefixes - 1)} | {T // 2})
+
+    def check(indices: Sequence[int], separate: bool) -> CheckResult:
+        chosen = [lengths[i] for i in indices]
+        rows = passes.run([stream[:length] for length in chosen], name, separate=separate)
+        return checks.check_prefixes(log_probs, zip(chosen, rows, strict=True), config.tolerance)
+
+    return _confirm_failure(check, len(lengths))
+
+
+def _check_random_tokens(
+    passes: _AuditPasses, random: np.random.Generator, config: CertificateConfig, vocabulary: np.ndarray
+) -> CheckResult:
+    """Whether random tokens are predicted at their first occurrence; state of earlier streams cannot cause it."""
+    sequences, random_streams = _draw_random_streams(random, config, vocabulary, config.num_random_streams)
+    repeated = passes.run(random_streams, "random_tokens")
+    return checks.check_random_tokens(sequences, repeated, vocabulary, config.level)
+
+
+def _draw_random_streams(
+    random: np.random.Generator, config: CertificateConfig, vocabulary: np.ndarray, num_streams: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Sequences of uniformly random tokens, and a stream of copies of each."""
+    length = max(config.num_tokens // config.num_copies, 4)
+    sequences = [random.choice(vocabulary, length) for _ in range(num_streams)]
+    return sequences, [np.tile(sequence, config.num_copies) for sequence in sequences]
+
+
+def _confirm_failure(check: Callable[[Sequence[int], bool], CheckResult], num_streams: int) -> CheckResult:
+    """The result of a check in one process, whose failure must recur where a process has not run other streams.
+
+    Args:
+        check: Checks the streams of the given numbers, in one process or each in a process of its own.
+        num_streams: Number of streams.
     """
-    T = len(stream)
-    edges = np.linspace(0, T, num_positions + 1).astype(int)
-    inner = {int(random.integers(a, max(a + 1, b))) for a, b in itertools.pairwise(edges)}
-    positions = sorted({0, T - 1} | set(random.permutation(sorted(inner))[: max(num_positions - 2, 0)].tolist()))
-    changed = []
-    for i, position in enumerate(positions):
-        end = T if i % 2 else position + 1
-        copy = stream.copy()
-        copy[position:end] = (stream[position:end] + random.integers(1, vocab_size, end - position)) % vocab_size
-        changed.append(copy)
-    return positions, changed
+    result = check(range(num_streams), False)
+    if result.verdict == "pass" or check([int(result.measurements["worst_index"])], True).verdict == "fail":
+        return result
+    return check(range(num_streams), True)

@@ -39,6 +39,25 @@ def find_predictor(name: str) -> BuildPredictor:
     return cast(BuildPredictor, function if _is_factory(function) else lambda: function)
 
 
+def source_files(name: str) -> list[str]:
+    """Returns the user's file in which a predictor is defined; none for a reference predictor.
+
+    Args:
+        name: As in `find_predictor`.
+    """
+    source = name.rpartition(":")[0]
+    if not source or name.startswith(REFERENCE_PREFIX):
+        return []
+    if source.endswith(".py"):
+        return [source]
+    _search_working_directory()
+    try:
+        spec = importlib.util.find_spec(source)
+    except (ImportError, ValueError):
+        return []  # `find_predictor` explains it
+    return [spec.origin] if spec is not None and spec.origin is not None else []
+
+
 def _load_file(path: str) -> ModuleType:
     """Runs a Python file as a module."""
     if not Path(path).is_file():
@@ -53,12 +72,17 @@ def _load_file(path: str) -> ModuleType:
 
 def _import_module(name: str) -> ModuleType:
     """Imports a module, which may lie in the working directory."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    _search_working_directory()
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise BadInput(f"the module '{name}' cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"the module '{name}' cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _search_working_directory() -> None:
+    """Lets modules of the working directory be imported."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def _is_factory(function: Any) -> bool:

@@ -109,13 +109,28 @@ def persistent_counts(*, vocab_size: int = 16) -> Predictor:
     return predict
 
 
-def overconfident(*, vocab_size: int = 16) -> Predictor:
-    """Valid and inaccurate: predicts with certainty that the previous token repeats."""
+def overconfident(*, vocab_size: int = 16, error: float = 1e-9) -> Predictor:
+    """Valid and inaccurate: predicts almost with certainty that the previous token repeats.
+
+    Args:
+        vocab_size: V.
+        error: Probability of all other tokens together.
+    """
 
     def predict(tokens: np.ndarray) -> np.ndarray:
         repeated = np.eye(vocab_size)[np.concatenate([[0], tokens[:-1]])[: len(tokens)]]  # token 0 before the first
         with np.errstate(divide="ignore"):
-            return np.log(repeated)
+            return np.log(repeated * (1 - error) + (1 - repeated) * error / (vocab_size - 1))
+
+    return predict
+
+
+def padded(*, vocab_size: int = 16, num_columns: int = 24) -> Predictor:
+    """Valid: its rows are wider than the vocabulary, and the columns beyond it have the probability zero."""
+
+    def predict(tokens: np.ndarray) -> np.ndarray:
+        log_probs = predict_by_counts(tokens, vocab_size)
+        return np.pad(log_probs, ((0, 0), (0, num_columns - vocab_size)), constant_values=-np.inf)
 
     return predict
 
@@ -183,6 +198,19 @@ def length_dependent(*, vocab_size: int = 16) -> Predictor:
     return lambda tokens: predict_by_counts(tokens, vocab_size, prior_weight=1 + 200 / max(len(tokens), 1))
 
 
+def zero_probability(*, vocab_size: int = 16) -> Predictor:
+    """Not certifiable: tokens that it has not seen have the probability zero, so the score of the stream is infinite."""
+
+    def predict(tokens: np.ndarray) -> np.ndarray:
+        one_hot = np.eye(vocab_size)[tokens]
+        token_counts = np.cumsum(one_hot, axis=0) - one_hot
+        token_counts[0] = 1.0  # nothing is known about the first token
+        with np.errstate(divide="ignore"):
+            return np.log(token_counts / token_counts.sum(axis=1, keepdims=True))
+
+    return predict
+
+
 def random_noise(*, vocab_size: int = 16, noise: float = 0.01) -> Predictor:
     """Not certifiable: adds unseeded noise in each pass, so a published score cannot be checked."""
 
@@ -234,12 +262,14 @@ REFERENCE_PREDICTORS = {
         (overconfident, VALID_VERDICTS),
         (length_dependent_rounding, VALID_VERDICTS),
         (uniform, VALID_VERDICTS),
+        (padded, VALID_VERDICTS),
         (token_leak, _LEAK_VERDICTS),
         (rare_leak, {"normalized": "pass", "reproducible": "pass"}),  # fails `causal` or `random_tokens`
         (chunk_leak, _LEAK_VERDICTS),
         (second_pass, _LEAK_VERDICTS | {"prefix_invariant": "fail"}),
         (unnormalized, VALID_VERDICTS | {"normalized": "fail"}),
         (length_dependent, VALID_VERDICTS | {"prefix_invariant": "fail"}),
+        (zero_probability, VALID_VERDICTS | {"finite_score": "fail"}),
         (random_noise, _NOT_REPRODUCIBLE_VERDICTS | {"random_tokens": "pass"}),
         (process_cache, _NOT_REPRODUCIBLE_VERDICTS),
     )
