@@ -324,10 +324,15 @@ def test_a_cache_folder_that_cannot_be_created_is_not_used(monkeypatch, tmp_path
     assert jax_setup.cache_folder() is None
 
 
-def test_progress_prints_nothing_without_a_terminal(capsys):
+def test_progress_without_a_terminal_is_a_line_with_the_remaining_time_now_and_then(capsys, monkeypatch):
     with shared.progress("training") as update:
         update(1, 2, "half of it")
     assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(shared, "LINE_INTERVAL", 0.0)
+    with shared.progress("certifying", "passes") as update:
+        update(1, 4, "causal")
+    output = capsys.readouterr()
+    assert output.out == "" and re.fullmatch(r"certifying: 1 of 4 passes, causal, about \d+ s left\n", output.err)
 
 
 def test_numbers_drives_and_curves_are_formatted_and_parsed():

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from ontogeny import cli
 from ontogeny.audit.prequential import calibration, checks, page
@@ -15,7 +16,9 @@ from ontogeny.audit.prequential.passes import passes_by_instance, passes_by_proc
 from ontogeny.audit.prequential.reference_predictors import (
     REFERENCE_PREDICTORS,
     VALID_VERDICTS,
+    count_transitions,
     counts,
+    leak_tokens,
     predict_by_counts,
     second_pass,
 )
@@ -37,6 +40,8 @@ def test_every_reference_predictor_gets_the_verdicts_of_its_ground_truth(name):
         certificate, verdicts = certify_builder(build, seed=seed)
         assert {check: verdicts[check] for check in ground_truth} == ground_truth, certificate.checks
         assert certificate.certified == (ground_truth == VALID_VERDICTS)
+        for check in certificate.checks:
+            assert bool(check.advice) == (check.verdict == "fail"), "a failure says what to do"
 
 
 def test_calibration_reports_error_rates_that_are_too_large(monkeypatch):
@@ -61,18 +66,119 @@ def test_calibration_reports_error_rates_that_are_too_large(monkeypatch):
     assert calibration.find_failures(calibration.calibrate(2))
 
 
-def test_evidence_on_random_tokens_stays_within_the_proven_bound():
+def widen(log_probs, num_columns, outside):
+    """Rows with further columns, which share the probability `outside`."""
+    with np.errstate(divide="ignore"):
+        inside, others = np.log1p(-outside), np.log(outside / num_columns)
+    return np.concatenate([log_probs + inside, np.full((len(log_probs), num_columns), others)], axis=1)
+
+
+def mask(log_probs, tokens):
+    """Rows in which a token that has not occurred is impossible, once any token has occurred."""
+    one_hot = np.eye(log_probs.shape[1])[tokens]
+    is_impossible = np.cumsum(one_hot, axis=0) - one_hot == 0
+    is_impossible[0] = False
+    return np.where(is_impossible, -np.inf, log_probs)
+
+
+@pytest.mark.parametrize("rows", ["narrow", "wide", "padded", "masked", "empty"])
+def test_evidence_on_random_tokens_stays_within_the_proven_bound(rows):
     """At any level, the evidence of a valid predictor reaches log(1 / level) with probability at most `level`."""
+
+    def predict(sequence):
+        log_probs = predict_by_counts(sequence, 4)
+        if rows == "empty":  # every second row lies outside the tokens that are drawn
+            log_probs[::2] = -np.inf
+        log_probs = mask(log_probs, sequence) if rows == "masked" else log_probs
+        outside = {"wide": 0.6, "padded": 0.0}.get(rows)
+        return log_probs if outside is None else widen(log_probs, 60, outside)
+
     evidence = []
     for seed in range(300):
         random = np.random.default_rng(seed)
         sequences = [random.integers(0, 4, 16) for _ in range(4)]
-        log_probs = (predict_by_counts(sequence, 4) for sequence in sequences)
-        check = checks.check_random_tokens(sequences, log_probs, 0.001)
+        check = checks.check_random_tokens(sequences, map(predict, sequences), np.arange(4), 0.001)
         evidence.append(check.measurements["log_evidence"])
     for level in (0.5, 0.2, 0.05):
         share = np.mean(np.array(evidence) >= -np.log(level))
         assert share <= level + 3 * np.sqrt(level * (1 - level) / 300)
+
+
+@pytest.mark.parametrize("outside", [0.0, 0.5, 0.9])
+def test_a_valid_predictor_with_rows_wider_than_the_vocabulary_is_certified(outside):
+    def build():
+        return lambda tokens: widen(predict_by_counts(tokens, 16), 1000, outside)
+
+    for seed in range(3):
+        certificate, _ = certify_builder(build, vocab_size=16, config=SMALL, seed=seed)
+        assert certificate.certified and (certificate.vocab_size, certificate.num_columns) == (16, 1016)
+
+
+CHEATS = {
+    "reads ahead": (lambda tokens: leak_tokens(predict_by_counts(tokens, 16), tokens, 0.1), "causal"),
+    "keeps what it saw": (second_pass(), "random_tokens"),
+    "is not normalized": (lambda tokens: predict_by_counts(tokens, 16) + 0.01, "normalized"),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheats_with_rows_wider_than_the_vocabulary_are_caught(name):
+    predict, failed_check = CHEATS[name]
+    for seed in range(3):
+        certificate, verdicts = certify_builder(
+            lambda: lambda tokens: widen(predict(tokens), 1000, 0.5), vocab_size=16, config=SMALL, seed=seed
+        )
+        assert not certificate.certified and verdicts[failed_check] == "fail"
+
+
+def test_a_secret_kept_across_documents_is_caught_and_named_as_memory(tmp_path):
+    path = tmp_path / "counts.npy"
+
+    def predict(tokens):
+        before = np.load(path) if path.exists() else np.zeros((17, 16))
+        np.save(path, before + count_transitions(tokens, 16))
+        return predict_by_counts(tokens, 16, before)
+
+    certificate, verdicts = certify_builder(lambda: predict, config=SMALL)
+    check = {check.name: check for check in certificate.checks}["reproducible"]
+    assert verdicts["reproducible"] == "fail" and "remembers earlier passes" in check.summary
+
+
+def test_unseeded_dropout_is_explained_by_random_numbers_and_not_by_memory():
+    def predict(tokens):
+        kept = np.random.default_rng().random((len(tokens), 16)) < 0.7
+        return log_softmax(3 * kept * predict_by_counts(tokens, 16), axis=1)
+
+    certificate, verdicts = certify_builder(lambda: predict, config=SMALL)
+    check = {check.name: check for check in certificate.checks}["reproducible"]
+    assert verdicts["reproducible"] == "fail" and "the same input gave different rows" in check.summary
+    assert "remembers" not in check.summary and "fixed seed" in check.advice
+
+
+def test_a_token_with_probability_zero_is_not_certified_unless_it_does_not_occur():
+    def predict(tokens):
+        log_probs = predict_by_counts(tokens, 8)
+        log_probs[:, 7] = -np.inf
+        return log_probs - np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
+
+    stream = np.arange(64, dtype=np.int32) % 8
+    certificate, verdicts = certify_builder(lambda: predict, stream=stream, config=SMALL)
+    assert not certificate.certified and certificate.nats_per_token == np.inf and verdicts["finite_score"] == "fail"
+    certificate, _ = certify_builder(lambda: predict, stream=stream % 7, config=SMALL)
+    assert certificate.certified and certificate.vocab_size == 7
+
+
+def test_the_vocabulary_is_found_by_streams_of_the_length_of_the_audit():
+    lengths = []
+
+    def predict(tokens):
+        lengths.append(len(tokens))
+        return predict_by_counts(tokens, 5)
+
+    certificate, _ = certify_builder(lambda: predict, config=SMALL)
+    assert certificate.vocab_size == 5 and lengths[:2] == [SMALL.num_tokens] * 2
+    with pytest.raises(BadInput, match="must not depend on the tokens"):
+        certify_builder(lambda: lambda tokens: predict_by_counts(tokens, int(tokens.max()) + 1), config=SMALL)
 
 
 def test_a_weak_second_pass_is_detected_on_random_tokens():
@@ -93,7 +199,9 @@ def test_a_reported_score_is_compared_with_a_first_pass():
     [
         (lambda tokens: np.zeros(len(tokens)), "must return"),
         (lambda tokens: np.zeros((len(tokens), 4), int), "real numbers"),
-        (lambda tokens: np.full((len(tokens), 4), np.nan), "NaN"),
+        (lambda tokens: np.full((len(tokens), 4), np.nan), "NaN among the log-probabilities of token 0"),
+        (lambda tokens: np.where(np.arange(len(tokens))[:, None] < 9, np.full(4, -1.4), np.nan), "diverged after 9"),
+        (lambda tokens: np.full((len(tokens), 4), np.inf), r"\+inf among the log-probabilities of token 0"),
         (lambda tokens: np.zeros((len(tokens), 1)), "too few"),
     ],
 )
@@ -103,8 +211,8 @@ def test_answers_that_are_not_log_probabilities_are_rejected(predict, message):
 
 
 MODULE = """
+import os
 import numpy as np
-CALLS = 0
 
 def uniform(tokens):
     return np.full((len(tokens), 8), -np.log(8))
@@ -127,6 +235,10 @@ def shared(tokens):
 
 def broken(tokens):
     return tokens.nothing
+
+def talkative(tokens):
+    print("process", os.getpid())
+    return uniform(tokens)
 """
 
 
@@ -148,14 +260,29 @@ def test_predictors_are_functions_or_classes_of_files_and_modules(module):
             find_predictor(name)
     with pytest.raises(BadInput, match=r"failed in line \d+: AttributeError"):
         run_pass("my_predictors.py:broken", np.arange(4))
+    with pytest.raises(BadInput, match=r"failed in line \d+: AttributeError"):
+        run_pass("my_predictors:broken", np.arange(4))
     with pytest.raises(BadInput, match="'os:getcwd' must build a predictor, which is a function, not str"):
         run_pass("os:getcwd", np.arange(4))
 
 
-def test_each_pass_runs_in_a_new_process(module):
+def test_passes_run_in_new_processes_where_a_module_keeps_state(module):
     config = CertificateConfig(num_tokens=32, num_positions=1, num_prefixes=1, num_random_streams=1)
     certificate = certify(passes_by_process("my_predictors:shared"), config=config)
     assert certificate.certified and {check.name for check in certificate.checks} == set(CHECKS)
+
+
+def test_a_process_serves_a_whole_check_and_what_a_predictor_prints_is_kept_apart(module, monkeypatch, capfd):
+    command = ["ontogeny", "audit", "prequential", "my_predictors:talkative", "--num-tokens", "32", "--json"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capfd.readouterr()
+    record = json.loads(captured.out)
+    processes = [line for line in record["predictor_output"].splitlines() if line.startswith("process ")]
+    assert stop.value.code == 0 and record["certified"]
+    assert len(processes) == record["num_passes"] > 30 and len(set(processes)) == 6
+    assert "note: the predictor printed" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -172,12 +299,14 @@ def test_each_pass_runs_in_a_new_process(module):
         (["predictor:counts", "--reported", "1.2", "--isolation", "instance"], 2, "belongs to a stream"),
         (["predictor:counts", "--stream", "tokens.txt", "--isolation", "instance"], 0, ""),
         (["predictor:counts", "--stream", "words.txt", "--isolation", "instance"], 2, "does not contain tokens"),
+        (["predictor:counts", "--stream", "long.txt", "--isolation", "instance"], 2, "whole numbers from 0 to"),
     ],
 )
 def test_the_command_reports_by_exit_code_message_and_file(arguments, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokens.txt").write_text(" ".join(str(i % 7) for i in range(64)))
     (tmp_path / "words.txt").write_text("one two")
+    (tmp_path / "long.txt").write_text(f"{2**32} " * 64)
     monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", "prequential", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()

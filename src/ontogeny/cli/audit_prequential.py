@@ -189,7 +189,9 @@ def _print_certificate(record: dict[str, Any]) -> None:
     tokens = f"{record['vocab_size']} tokens in rows of {record['num_columns']} columns"
     if record["vocab_size"] == record["num_columns"]:
         tokens = f"vocabulary of {record['vocab_size']}"
-    typer.echo(f"{to_printable(record['predictor'])}: {record['num_tokens']} tokens, {tokens}, {_describe_passes(record)}")
+    typer.echo(
+        f"{to_printable(record['predictor'])}: {record['num_tokens']} tokens, {tokens}, {_describe_passes(record)}"
+    )
     for check in record["checks"]:
         typer.echo(f"  {CONDITIONS[check['name']]} {check['name']:<17}{check['verdict']:<13}{check['summary']}")
         if check["advice"]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ontogeny.stages.saved_agent import SavedAgent
     from ontogeny.stages.spec import RunSpec
 
+LINE_INTERVAL = 10.0  # least seconds between lines of progress where standard error is no terminal
 BARS = "▁▂▃▄▅▆▇█"
 
 Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
@@ -205,11 +207,14 @@ def format_number(value: float | None) -> str:
 
 @contextlib.contextmanager
 def progress(description: str, unit: str = "steps") -> Iterator[UpdateProgress]:
-    """A progress bar with rate and remaining time, on a terminal only.
+    """A progress bar on a terminal, else a line after `LINE_INTERVAL` or more seconds; both with the remaining time.
 
     Yields:
         A function that takes the units done, all units, and a text (default: both numbers).
     """
+    if not sys.stderr.isatty():
+        yield _progress_lines(description, unit)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -233,7 +238,7 @@ def progress(description: str, unit: str = "steps") -> Iterator[UpdateProgress]:
         RateColumn(table_column=unwrapped),
         TimeRemainingColumn(compact=True, table_column=unwrapped),
     )
-    with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True, expand=True) as bars:
         bar = bars.add_task(description, total=None)
 
         def update(num_done: int, total: int, text: str = "") -> None:
@@ -241,3 +246,21 @@ def progress(description: str, unit: str = "steps") -> Iterator[UpdateProgress]:
             bars.update(bar, completed=num_done, total=total, description=f"{description}: {text}")
 
         yield update
+
+
+def _progress_lines(description: str, unit: str) -> UpdateProgress:
+    """A function that takes the units done and all units, and prints them where the last line is long ago."""
+    start = last = time.monotonic()
+
+    def update(num_done: int, total: int, text: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < max(LINE_INTERVAL, (last - start) / 10) or not 0 < num_done < total:
+            return
+        last = now
+        seconds = (now - start) * (total - num_done) / num_done
+        detail = f", {text}" if text else ""
+        line = f"{description}: {num_done:,} of {total:,} {unit}{detail}, about {seconds:,.0f} s left"
+        print(to_printable(line), file=sys.stderr, flush=True)
+
+    return update

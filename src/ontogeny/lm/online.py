@@ -34,6 +34,7 @@ MAX_FISHER_WINDOWS = 256
 MAX_HELD_OUT_WINDOWS = 512
 WINDOWS_PER_CALL = 32
 SEGMENT_TOKENS = 1024  # tokens of a segment over which intervals are taken, since nearby tokens are correlated
+NON_FINITE_LOSSES = "the losses of the frozen model are not finite, so its weights cannot be used on this text"
 CONDITIONS = ("frozen_reset", "frozen_full_context", "online_reset", "online_full_context", "weights_from_log")
 
 
@@ -159,6 +160,9 @@ def run_condition(
         online: Whether the weights learn from each chunk after it is scored.
         seed: The rehearsal windows of a chunk depend on this seed and the chunk's number alone.
         on_progress: Called with the number of scored tokens and of all tokens.
+
+    Raises:
+        BadInput: A loss is not finite.
     """
     learner = online_learner.build(model.config, config)
     state, context_length, size = learner.init(pretrained), model.config.context_length, config.chunk_size
@@ -188,7 +192,22 @@ def run_condition(
                 after_reset[start:stop] = reset_losses[row, num_short[row] - (stop - start) : num_short[row]]
         if on_progress is not None:
             on_progress(int(min(call_starts[-1] + size, len(tokens) - 1)), len(tokens) - 1)
+    is_finite = np.isfinite(losses) & np.isfinite(after_reset)
+    if not is_finite.all():
+        raise BadInput(explain_divergence(int(is_finite.argmin())) if online else NON_FINITE_LOSSES)
     return ConditionResult(losses, after_reset, learner.full_weights(pretrained, state.content))
+
+
+def explain_divergence(num_tokens: int) -> str:
+    """Returns the sentence about a learner whose losses are not finite any more.
+
+    Args:
+        num_tokens: Number of tokens whose losses are finite.
+    """
+    return (
+        f"the learner diverged: after {num_tokens} tokens its losses are not finite; use a smaller learning rate "
+        "(--learning learning_rate=...)"
+    )
 
 
 def context_windows(

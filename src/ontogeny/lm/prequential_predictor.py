@@ -78,9 +78,7 @@ def make_predictor(model: LanguageModel, config: OnlineConfig, *, frozen: bool =
             log_probabilities[start + 1 : stop + 1] = chunk_log_probs
             losses = -chunk_log_probs[np.arange(stop - start), tokens[start + 1 : stop + 1]]
             if not (np.isfinite(losses).all() and np.isfinite(reported_losses).all()):
-                if frozen:
-                    raise BadInput("the losses of the frozen model are not finite")
-                raise BadInput(online.explain_divergence(int(start)))
+                raise BadInput(online.NON_FINITE_LOSSES if frozen else online.explain_divergence(int(start)))
             difference = float(np.abs(losses - reported_losses).max())
             if difference > TOLERANCE:
                 raise BadInput(f"the distributions and the losses that are reported differ by {difference:.2g} nats")

@@ -130,9 +130,7 @@ def certify(
     if reported is not None:
         results.append(checks.check_reported_score(nats_per_token, reported, config.tolerance))
     num_columns = log_probs.shape[1]
-    return Certificate(
-        tuple(results), nats_per_token, len(stream), len(vocabulary), num_columns, passes.num_finished
-    )
+    return Certificate(tuple(results), nats_per_token, len(stream), len(vocabulary), num_columns, passes.num_finished)
 
 
 class _AuditPasses:
@@ -214,6 +212,7 @@ def _check_reproducibility(
     name, log_evidence = "reproducible", -np.inf
     repeated = passes.run_one(stream, name)
     if (repeated != log_probs).any():
+        passes.num_planned += 2
         (sequence,), (random_stream,) = _draw_random_streams(random, config, vocabulary, 1)
         passes.run_one(random_stream, name)
         second_pass = passes.run_one(random_stream, name)[: len(sequence)]
@@ -238,7 +237,7 @@ def _check_causality(
         rows = passes.run([changed[i] for i in indices], "causal", separate=separate)
         return checks.check_causality(log_probs, zip([positions[i] for i in indices], rows, strict=True))
 
-    return _confirm_failure(check, len(changed))
+    return _confirm_failure(passes, check, len(changed))
 
 
 def _check_prefixes(
@@ -257,7 +256,7 @@ def _check_prefixes(
         rows = passes.run([stream[:length] for length in chosen], name, separate=separate)
         return checks.check_prefixes(log_probs, zip(chosen, rows, strict=True), config.tolerance)
 
-    return _confirm_failure(check, len(lengths))
+    return _confirm_failure(passes, check, len(lengths))
 
 
 def _check_random_tokens(
@@ -278,14 +277,21 @@ def _draw_random_streams(
     return sequences, [np.tile(sequence, config.num_copies) for sequence in sequences]
 
 
-def _confirm_failure(check: Callable[[Sequence[int], bool], CheckResult], num_streams: int) -> CheckResult:
+def _confirm_failure(
+    passes: _AuditPasses, check: Callable[[Sequence[int], bool], CheckResult], num_streams: int
+) -> CheckResult:
     """The result of a check in one process, whose failure must recur where a process has not run other streams.
 
     Args:
+        passes: Counts the passes.
         check: Checks the streams of the given numbers, in one process or each in a process of its own.
         num_streams: Number of streams.
     """
     result = check(range(num_streams), False)
-    if result.verdict == "pass" or check([int(result.measurements["worst_index"])], True).verdict == "fail":
+    if result.verdict == "pass":
         return result
+    passes.num_planned += 1
+    if check([int(result.measurements["worst_index"])], True).verdict == "fail":
+        return result
+    passes.num_planned += num_streams
     return check(range(num_streams), True)

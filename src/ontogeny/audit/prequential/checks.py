@@ -150,7 +150,9 @@ def check_reproducibility(
         summary += f"a degree that a new predictor reaches by chance in {_format_rate(log_evidence)}"
         advice = "clear every cache, file and server in which the predictor keeps what it has read, before each pass"
     elif failed and difference <= tolerance:
-        summary = f"the same input gave rows that differ by rounding ({difference:.1g} nats), so sums are computed in a "
+        summary = (
+            f"the same input gave rows that differ by rounding ({difference:.1g} nats), so sums are computed in a "
+        )
         summary += "varying order, and the conditions on single bits cannot be tested"
         advice = "use deterministic operations and a fixed number of threads"
     elif failed:
@@ -185,8 +187,11 @@ def check_random_tokens(
     summary += f"{comparison} over {len(gain)} tokens; bets on the predictions multiply a stake by at most "
     summary += f"{_format_exp(log_wealth)}, and a failure needs {_format_exp(threshold)})"
     if failed:
-        summary = f"random tokens are predicted at their first occurrence ({comparison} over {len(gain)} tokens), which "
-        summary += f"a valid predictor does by chance in {_format_rate(log_wealth)}: it has read them before"
+        summary = (
+            "random tokens are predicted at their first occurrence, so the predictor has read them before: bets on "
+        )
+        summary += f"its predictions multiply a stake by {_format_exp(log_wealth)}, which a valid predictor reaches by "
+        summary += f"chance in {_format_rate(log_wealth)} (on average {comparison} over {len(gain)} tokens)"
     if not is_possible.all():
         summary += f"; {int((~is_possible).sum())} of them had the predicted probability zero"
     advice = "look for a second pass over the stream, or for a chunk that is learned before it is scored"
