@@ -1,5 +1,6 @@
 """Online learning of a language model: order of scoring and learning, reproducibility, adapters, the n-gram control."""
 
+import math
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +77,14 @@ def test_learning_from_a_chunk_before_it_is_scored_is_detected(monkeypatch):
     finally:
         monkeypatch.undo()
         jax.clear_caches()
+
+
+def test_a_learner_that_diverges_is_reported_as_diverged():
+    config = change(optimizer="sgd", learning_rate=1e30, max_gradient_norm=math.inf)
+    with pytest.raises(BadInput, match=r"the learner diverged: after \d+ tokens its losses are not finite"):
+        prequential_predictor.make_predictor(MODEL, config)(TOKENS)
+    with pytest.raises(BadInput, match=r"the learner diverged: after \d+ tokens its losses are not finite"):
+        run_condition(config=config)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

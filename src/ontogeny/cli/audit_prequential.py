@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ontogeny.cli.shared import JsonFile, JsonOutput, Seed, check_new_path, print_note, progress, write_report
-from ontogeny.printable import to_printable
 from ontogeny.errors import BadInput
 from ontogeny.plugins import MAX_INT
+from ontogeny.printable import to_printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -150,8 +150,8 @@ class _AuditPasses:
             self.num_columns = self.num_columns or log_probs.shape[1]
             if log_probs.shape[1] != self.num_columns:
                 raise BadInput(
-                    f"the rows of the predictor have {self.num_columns} columns in one pass and {log_probs.shape[1]} in "
-                    "another: their number must not depend on the tokens"
+                    f"the rows of the predictor have {self.num_columns} columns in one pass and {log_probs.shape[1]} "
+                    "in another: their number must not depend on the tokens"
                 )
             self.log_sum = max(self.log_sum, checks.worst_log_sum(log_probs), key=lambda log_sum: abs(log_sum.value))
             if self.on_progress is not None:
@@ -230,7 +230,7 @@ def _check_causality(
     vocabulary: np.ndarray,
 ) -> CheckResult:
     """Whether changed tokens leave the rows before them unchanged."""
-    # The order of positions matters: with ascending ones, no row that is compared is one that a cache of prefixes holds.
+    # Positions ascend, so that a cache of prefixes never holds the row of the first changed token beforehand.
     positions, changed = streams.change_tokens(random, stream, vocabulary, config.num_positions)
 
     def check(indices: Sequence[int], separate: bool) -> CheckResult:

@@ -199,7 +199,7 @@ def length_dependent(*, vocab_size: int = 16) -> Predictor:
 
 
 def zero_probability(*, vocab_size: int = 16) -> Predictor:
-    """Not certifiable: tokens that it has not seen have the probability zero, so the score of the stream is infinite."""
+    """Not certifiable: a token that it has not seen has the probability zero, so the score is infinite."""
 
     def predict(tokens: np.ndarray) -> np.ndarray:
         one_hot = np.eye(vocab_size)[tokens]

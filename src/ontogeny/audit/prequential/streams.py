@@ -54,10 +54,11 @@ def possible_tokens(log_probs: np.ndarray, vocab_size: int | None) -> np.ndarray
         BadInput: There are fewer than two such tokens, or fewer than `vocab_size` columns.
     """
     V = log_probs.shape[1]
-    if V < (vocab_size or 2):
+    if (vocab_size or 2) > V:
         reason = "too few: there must be two" if vocab_size is None else f"too few for --vocab-size {vocab_size}"
         raise BadInput(f"the rows of the predictor have {V} {'column' if V == 1 else 'columns'}, {reason}")
-    tokens = np.nonzero(np.isfinite(log_probs.astype(np.float64)).any(axis=0)[:vocab_size])[0]
+    is_possible = np.asarray(np.isfinite(log_probs.astype(np.float64)).any(axis=0))
+    tokens = np.nonzero(is_possible[:vocab_size])[0]
     if len(tokens) < 2:
         raise BadInput("the predictor gives fewer than two tokens a positive probability")
     return tokens.astype(np.int32)
