@@ -285,7 +285,7 @@ def _confirm_failure(
     Args:
         passes: Counts the passes.
         check: Checks the streams of the given numbers, in one process or each in a process of its own.
-        num_streams: Number of streams.
+        num_streams: Streams of the whole check.
     """
     result = check(range(num_streams), False)
     if result.verdict == "pass":
