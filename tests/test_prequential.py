@@ -69,8 +69,8 @@ def test_calibration_reports_error_rates_that_are_too_large(monkeypatch):
 def widen(log_probs, num_columns, outside):
     """Rows with further columns, which share the probability `outside`."""
     with np.errstate(divide="ignore"):
-        inside, others = np.log1p(-outside), np.log(outside / num_columns)
-    return np.concatenate([log_probs + inside, np.full((len(log_probs), num_columns), others)], axis=1)
+        inside, padding = np.log1p(-outside), np.log(outside / num_columns)
+    return np.concatenate([log_probs + inside, np.full((len(log_probs), num_columns), padding)], axis=1)
 
 
 def mask(log_probs, tokens):
@@ -131,7 +131,7 @@ def test_cheats_with_rows_wider_than_the_vocabulary_are_caught(name):
         assert not certificate.certified and verdicts[failed_check] == "fail"
 
 
-def test_a_secret_kept_across_documents_is_caught_and_named_as_memory(tmp_path):
+def test_a_secret_that_persists_across_documents_is_caught_and_named_as_memory(tmp_path):
     path = tmp_path / "counts.npy"
 
     def predict(tokens):
@@ -146,8 +146,8 @@ def test_a_secret_kept_across_documents_is_caught_and_named_as_memory(tmp_path):
 
 def test_unseeded_dropout_is_explained_by_random_numbers_and_not_by_memory():
     def predict(tokens):
-        kept = np.random.default_rng().random((len(tokens), 16)) < 0.7
-        return log_softmax(3 * kept * predict_by_counts(tokens, 16), axis=1)
+        mask = np.random.default_rng().random((len(tokens), 16)) < 0.7
+        return log_softmax(3 * mask * predict_by_counts(tokens, 16), axis=1)
 
     certificate, verdicts = certify_builder(lambda: predict, config=SMALL)
     check = {check.name: check for check in certificate.checks}["reproducible"]
@@ -168,7 +168,7 @@ def test_a_token_with_probability_zero_is_not_certified_unless_it_does_not_occur
     assert certificate.certified and certificate.vocab_size == 7
 
 
-def test_the_vocabulary_is_found_by_streams_of_the_length_of_the_audit():
+def test_the_vocabulary_is_probed_by_streams_of_the_length_of_the_audit():
     lengths = []
 
     def predict(tokens):
@@ -272,7 +272,7 @@ def test_passes_run_in_new_processes_where_a_module_keeps_state(module):
     assert certificate.certified and {check.name for check in certificate.checks} == set(CHECKS)
 
 
-def test_a_process_serves_a_whole_check_and_what_a_predictor_prints_is_kept_apart(module, monkeypatch, capfd):
+def test_a_process_serves_a_whole_check_and_what_a_predictor_prints_is_separate(module, monkeypatch, capfd):
     command = ["ontogeny", "audit", "prequential", "my_predictors:talkative", "--num-tokens", "32", "--json"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as stop:

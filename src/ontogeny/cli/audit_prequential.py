@@ -132,21 +132,21 @@ def _certify(
     checked_config = validate(CertificateConfig, config, "audit prequential")
     build = _find_language_model(name, learning)
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "output.txt"
-        run_passes = PASSES_BY_ISOLATION[isolation](name, build, output=output)
+        log_path = Path(folder) / "output.txt"
+        run_passes = PASSES_BY_ISOLATION[isolation](name, build, log_path=log_path)
         with progress("certifying", "passes") as update:
             certificate = certify(run_passes, config=checked_config, on_progress=update, **options)
-        printed = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
-    _note_output(printed)
+        text = log_path.read_text(encoding="utf-8", errors="replace") if log_path.exists() else ""
+    _note_output(text)
     record = {"predictor": name, "certified": certificate.certified, "isolation": isolation} | certificate._asdict()
     record["checks"] = [check._asdict() for check in certificate.checks]
-    record["predictor_output"] = printed[-MAX_OUTPUT_CHARS:]
+    record["predictor_output"] = text[-MAX_OUTPUT_CHARS:]
     return record, [check.name for check in certificate.checks if check.verdict != "pass"]
 
 
-def _note_output(printed: str) -> None:
+def _note_output(text: str) -> None:
     """Tell the user on standard error what the predictor printed, which is no part of the result."""
-    lines = [line for line in printed.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()]
     if lines:
         print_note(f"the predictor printed {len(lines):,} lines, the last: {lines[-1].strip()[:200]}")
 
@@ -217,15 +217,15 @@ def _print_calibration(record: dict[str, Any]) -> None:
     from ontogeny.stats import clopper_pearson
 
     num_audits = record["num_audits"]
-    for result in sorted(record["predictor_results"], key=lambda result: (not result["is_valid"], result["predictor"])):
-        low, high = clopper_pearson(result["num_certified"], num_audits)
+    for row in sorted(record["predictor_results"], key=lambda row: (not row["is_valid"], row["predictor"])):
+        low, high = clopper_pearson(row["num_certified"], num_audits)
         failed = "  ".join(
             f"{check} {verdicts['fail'] / num_audits:.1%}"
-            for check, verdicts in result["verdicts"].items()
+            for check, verdicts in row["verdicts"].items()
             if verdicts["fail"]
         )
-        group = "valid" if result["is_valid"] else "invalid"
-        rate = f"certified {result['num_certified'] / num_audits:6.1%} ({low:.1%} to {high:.1%})"
-        typer.echo(f"  {group:<8} {result['predictor']:<26}{rate}   {'failed: ' if failed else ''}{failed}".rstrip())
+        group = "valid" if row["is_valid"] else "invalid"
+        rate = f"certified {row['num_certified'] / num_audits:6.1%} ({low:.1%} to {high:.1%})"
+        typer.echo(f"  {group:<8} {row['predictor']:<26}{rate}   {'failed: ' if failed else ''}{failed}".rstrip())
     for failure in record["failures"]:
         typer.echo(f"fails: {failure}")

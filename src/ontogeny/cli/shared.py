@@ -254,11 +254,11 @@ def _progress_lines(description: str, unit: str) -> UpdateProgress:
 
     def update(num_done: int, total: int, text: str = "") -> None:
         nonlocal last
-        now = time.monotonic()
-        if now - last < max(LINE_INTERVAL, (last - start) / 10) or not 0 < num_done < total:
+        time_of_call = time.monotonic()
+        if time_of_call - last < max(LINE_INTERVAL, (last - start) / 10) or not 0 < num_done < total:
             return
-        last = now
-        seconds = (now - start) * (total - num_done) / num_done
+        last = time_of_call
+        seconds = (time_of_call - start) * (total - num_done) / num_done
         detail = f", {text}" if text else ""
         line = f"{description}: {num_done:,} of {total:,} {unit}{detail}, about {seconds:,.0f} s left"
         print(to_printable(line), file=sys.stderr, flush=True)

@@ -125,7 +125,10 @@ def certify(
         )
     random_tokens = _check_random_tokens(passes, random, config, vocabulary)
     nats_per_token = -float(log_probs[np.arange(len(stream)), stream].astype(np.float64).mean())
-    normalized, finite_score = checks.check_normalization(passes.log_sum), checks.check_finite_score(log_probs, stream)
+    normalized, finite_score = (
+        checks.check_normalization(passes.worst_sum),
+        checks.check_finite_score(log_probs, stream),
+    )
     results = [causal, normalized, finite_score, prefix_invariant, reproducible, random_tokens]
     if reported is not None:
         results.append(checks.check_reported_score(nats_per_token, reported, config.tolerance))
@@ -140,7 +143,7 @@ class _AuditPasses:
         self, run_passes: RunPasses, num_planned: int, on_progress: Callable[[int, int, str], None] | None
     ) -> None:
         self.run_passes, self.num_planned, self.on_progress = run_passes, num_planned, on_progress
-        self.num_finished, self.num_columns, self.log_sum = 0, 0, LogSum(0.0, 0)
+        self.num_finished, self.num_columns, self.worst_sum = 0, 0, LogSum(0.0, 0)
 
     def run(self, streams: Iterable[np.ndarray], check: str, *, separate: bool = False) -> Iterator[np.ndarray]:
         """The log-probabilities [T, V] of each stream."""
@@ -153,7 +156,7 @@ class _AuditPasses:
                     f"the rows of the predictor have {self.num_columns} columns in one pass and {log_probs.shape[1]} "
                     "in another: their number must not depend on the tokens"
                 )
-            self.log_sum = max(self.log_sum, checks.worst_log_sum(log_probs), key=lambda log_sum: abs(log_sum.value))
+            self.worst_sum = max(self.worst_sum, checks.worst_log_sum(log_probs), key=lambda worst: abs(worst.log_sum))
             if self.on_progress is not None:
                 self.on_progress(self.num_finished, self.num_planned, check)
             yield log_probs
@@ -287,11 +290,11 @@ def _confirm_failure(
         check: Checks the streams of the given numbers, in one process or each in a process of its own.
         num_streams: Streams of the whole check.
     """
-    result = check(range(num_streams), False)
-    if result.verdict == "pass":
-        return result
+    first_check = check(range(num_streams), False)
+    if first_check.verdict == "pass":
+        return first_check
     passes.num_planned += 1
-    if check([int(result.measurements["worst_index"])], True).verdict == "fail":
-        return result
+    if check([int(first_check.measurements["worst_index"])], True).verdict == "fail":
+        return first_check
     passes.num_planned += num_streams
     return check(range(num_streams), True)

@@ -41,7 +41,7 @@ def run_pass(name: str, tokens: np.ndarray, build: BuildPredictor | None = None)
         return validate_log_probs(predictor(tokens.copy()), len(tokens))
 
 
-def passes_by_instance(name: str, build: BuildPredictor | None = None, *, output: Path | None = None) -> RunPasses:
+def passes_by_instance(name: str, build: BuildPredictor | None = None, *, log_path: Path | None = None) -> RunPasses:
     """Returns a function that runs each pass with a new instance of the predictor in this process.
 
     It is fast, but the state of a module or of a cache outlives a pass.
@@ -49,38 +49,38 @@ def passes_by_instance(name: str, build: BuildPredictor | None = None, *, output
     Args:
         name: As in `run_pass`.
         build: As in `run_pass`.
-        output: File to which the standard output of the predictor is appended; by default it is not redirected.
+        log_path: File to which the standard output of the predictor is appended; by default it is not redirected.
     """
 
     def run_passes(streams: Iterable[np.ndarray], *, separate: bool = False) -> Iterator[np.ndarray]:
         del separate  # there is only one process
         for tokens in streams:
-            with contextlib.nullcontext() if output is None else _standard_output_to(output):
+            with contextlib.nullcontext() if log_path is None else _standard_output_to(log_path):
                 log_probs = run_pass(name, tokens, build)
             yield log_probs
 
     return run_passes
 
 
-def passes_by_process(name: str, build: BuildPredictor | None = None, *, output: Path | None = None) -> RunPasses:
+def passes_by_process(name: str, build: BuildPredictor | None = None, *, log_path: Path | None = None) -> RunPasses:
     """Returns a function that runs its passes in a new process; processes share nothing but the disk.
 
     Args:
         name: As in `run_pass`.
         build: As in `run_pass`; it is pickled.
-        output: File to which all output of the predictor is appended; by default it is not redirected.
+        log_path: File to which all output of the predictor is appended; by default it is not redirected.
     """
 
     def run_passes(streams: Iterable[np.ndarray], *, separate: bool = False) -> Iterator[np.ndarray]:
         context = multiprocessing.get_context("spawn")
-        arguments = {"initializer": _redirect_process, "initargs": (output,)} if output is not None else {}
+        arguments = {"initializer": _redirect_process, "initargs": (log_path,)} if log_path is not None else {}
         tasks = 1 if separate else None
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=tasks, **arguments) as pool:
             for tokens in streams:
                 try:
                     yield pool.submit(_run_and_flush, name, tokens, build).result()
                 except BrokenProcessPool:
-                    last_line = "" if output is None else read_last_line(output)
+                    last_line = "" if log_path is None else read_last_line(log_path)
                     reason = f"; the last line that it printed: {last_line}" if last_line else ""
                     raise BadInput(f"the process of the predictor '{name}' ended before its pass did{reason}") from None
 
@@ -119,11 +119,11 @@ def read_last_line(path: Path, max_chars: int = 200) -> str:
     return next((line.strip()[-max_chars:] for line in reversed(lines) if line.strip()), "")
 
 
-def _explain_non_finite(row: int, noun: str) -> str:
+def _explain_non_finite(token: int, noun: str) -> str:
     """The sentence about a row with a number that is no log-probability."""
-    message = f"the predictor returned {noun} among the log-probabilities of token {row}"
-    if row:
-        message += f", while the rows before it are valid: if it learns, it has diverged after {row} tokens, and a "
+    message = f"the predictor returned {noun} among the log-probabilities of token {token}"
+    if token:
+        message += f", while the rows before it are valid: if it learns, it has diverged after {token} tokens, and a "
         return message + "smaller learning rate helps"
     return message + ", the first one: this is a fault of the predictor, and not of what it learns"
 

@@ -33,9 +33,9 @@ def probe_tokens(run: Run, random: np.random.Generator, length: int, vocab_size:
     if len(tokens) == num_candidates:
         return tokens
     # What is impossible after the tokens 0 and 1 may be possible after others, unless the predictor has no such tokens.
-    others = random.integers(0, num_candidates, length).astype(np.int32)
+    random_tokens = random.integers(0, num_candidates, length).astype(np.int32)
     try:
-        log_probs = np.concatenate([log_probs, *run([others])])
+        log_probs = np.concatenate([log_probs, *run([random_tokens])])
     except Exception:  # of any type, since it is that of the predictor
         return tokens
     return possible_tokens(log_probs, vocab_size)
