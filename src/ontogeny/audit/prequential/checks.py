@@ -66,25 +66,25 @@ def check_causality(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarra
     return _result("causal", num_leaks > 0, summary, advice, measurements)
 
 
-def check_normalization(worst: LogSum) -> CheckResult:
+def check_normalization(farthest: LogSum) -> CheckResult:
     """Checks that every distribution sums to one.
 
     Args:
-        worst: The sum that is farthest from one, over all passes.
+        farthest: The sum that is farthest from one, over all passes.
     """
-    log_sum = worst.log_sum
+    log_sum = farthest.log_sum
     failed = abs(log_sum) > MAX_LOG_SUM
     summary = f"every distribution sums to one, with an error of {abs(log_sum):.1g} at most"
     if failed:
-        summary = f"the probabilities of token {worst.token} sum to {_format_exp(log_sum)} instead of 1, so "
+        summary = f"the probabilities of token {farthest.token} sum to {_format_exp(log_sum)} instead of 1, so "
         if log_sum == -math.inf:
-            summary = f"all probabilities of token {worst.token} are zero, so nothing is predicted"
+            summary = f"all probabilities of token {farthest.token} are zero, so nothing is predicted"
         elif log_sum > 0:
             summary += f"scores can be {format_nats(log_sum)} per token better than those of a distribution"
         else:
             summary += "they are no distribution, and scores are worse than those of the predictor"
     advice = "return log-probabilities that are normalized over all columns in 32 bits, for example by log_softmax"
-    return _result("normalized", failed, summary, advice, {"max_log_sum": log_sum, "token": worst.token})
+    return _result("normalized", failed, summary, advice, {"max_log_sum": log_sum, "token": farthest.token})
 
 
 def check_finite_score(log_probs: np.ndarray, stream: np.ndarray) -> CheckResult:
