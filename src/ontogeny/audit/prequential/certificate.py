@@ -156,7 +156,8 @@ class _AuditPasses:
                     f"the rows of the predictor have {self.num_columns} columns in one pass and {log_probs.shape[1]} "
                     "in another: their number must not depend on the tokens"
                 )
-            self.worst_sum = max(self.worst_sum, checks.worst_log_sum(log_probs), key=lambda farthest: abs(farthest.log_sum))
+            sums = self.worst_sum, checks.worst_log_sum(log_probs)
+            self.worst_sum = max(sums, key=lambda row: abs(row.log_sum))
             if self.on_progress is not None:
                 self.on_progress(self.num_finished, self.num_planned, check)
             yield log_probs
