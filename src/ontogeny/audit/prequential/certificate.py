@@ -157,7 +157,7 @@ class _AuditPasses:
                     "in another: their number must not depend on the tokens"
                 )
             sums = self.worst_sum, checks.worst_log_sum(log_probs)
-            self.worst_sum = max(sums, key=lambda row: abs(row.log_sum))
+            self.worst_sum = max(sums, key=lambda farthest: abs(farthest.log_sum))
             if self.on_progress is not None:
                 self.on_progress(self.num_finished, self.num_planned, check)
             yield log_probs
