@@ -109,6 +109,22 @@ def test_a_folder_without_a_finished_run_is_refused(run, tmp_path):
     with pytest.raises(BadInput, match="is not finished; rerun the same command"):
         read_saved_agent(tmp_path)
     content = json.loads((run / "spec.json").read_text()) | {"files": {}, "spec": {"env": "bandit"}}
+    del content["sha256"]
     (tmp_path / "spec.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r"spec.json' is damaged: \[run\] lacks the key 'agent'"):
         read_saved_agent(tmp_path)
+
+
+def test_a_spec_that_was_edited_after_training_is_refused(run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    content = json.loads((folder / "spec.json").read_text())
+    content["spec"]["seed"] += 1
+    (folder / "spec.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"spec.json' was changed after the run began"):
+        read_saved_agent(folder)
+    del content["sha256"]  # as before runs named a digest, but the genome names it too
+    (folder / "spec.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"spec.json' is not the one of the run that saved 'genome'"):
+        read_saved_agent(folder)
+    shutil.copy(run / "spec.json", folder)
+    assert read_saved_agent(folder).spec.seed == read_saved_agent(run).spec.seed

@@ -2,11 +2,11 @@
 
 A saved tree is two files. The arrays are written first; the JSON file that names them is replaced last, in one step,
 and decides: before it the old tree is there, after it the new one. To this end the arrays of a tree that is saved again
-and again lie in files named by their digest; a tree that is saved once needs no digest in its file name.
+and again lie in files named by their digest; a tree that is saved once needs no digest in its file name. In the folder
+of a run the JSON file also names the digest of `spec.json`, so that no tree is read with the spec of another run.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from safetensors.numpy import save as encode
 
 from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.runs.files import read_json, write_bytes, write_json
-from ontogeny.runs.formats import CHECKPOINT, FORMATS, check_format
+from ontogeny.runs.files import json_digest, read_json, write_bytes, write_sealed_json
+from ontogeny.runs.formats import CHECKPOINT, FORMATS, SPEC_FILE, check_format, first_object
 from ontogeny.types import PyTree
 
 SUMMARY_KEYS = ("file", "file_sha256", "digest", "num_parameters")
+SPEC_DIGEST = "spec_sha256"  # absent where the tree was saved before trees named the digest of their spec
 
 
 def save(folder: Path, name: str, tree: PyTree, metadata: Mapping[str, Any], *, write_once: bool = False) -> str:
@@ -48,9 +49,10 @@ def save(folder: Path, name: str, tree: PyTree, metadata: Mapping[str, Any], *, 
         "file_sha256": hashlib.sha256(data).hexdigest(),
         "digest": digest,
         "num_parameters": trees.num_elements(tree),
+        SPEC_DIGEST: first_object(folder / SPEC_FILE).get("sha256"),
         "metadata": dict(metadata),
     }
-    write_json(folder / f"{name}.json", content | {"sha256": _sha256(content)})
+    write_sealed_json(folder / f"{name}.json", content)
     for path in [*folder.glob(f"{name}-*.safetensors"), *folder.glob(f".{name}*.tmp")]:
         if path.name != file:
             path.unlink(missing_ok=True)
@@ -71,10 +73,12 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     content = read_json(path)
     check_format(path, CHECKPOINT, content.get("format"))
-    if content.pop("sha256", None) != _sha256(content):
+    if content.pop("sha256", None) != json_digest(content):
         raise BadInput(f"'{path}' is damaged: its digest is not the one that it names")
     try:
-        return content["metadata"] | {key: content[key] for key in SUMMARY_KEYS}
+        return (
+            content["metadata"] | {key: content[key] for key in SUMMARY_KEYS} | {SPEC_DIGEST: content.get(SPEC_DIGEST)}
+        )
     except KeyError as error:
         raise BadInput(f"'{path}' is damaged: it lacks the key {error}") from None
 
@@ -86,9 +90,11 @@ def load(folder: Path, name: str, template: PyTree) -> PyTree:
         template: A tree of the same structure, shapes and types.
 
     Raises:
-        BadInput: The tree is absent or damaged, or does not fit the template.
+        BadInput: The tree is absent or damaged, or fits neither the template nor the `spec.json` beside it.
     """
     content = read_metadata(folder, name)
+    if content[SPEC_DIGEST] not in (None, first_object(folder / SPEC_FILE).get("sha256")):
+        raise BadInput(f"'{folder / SPEC_FILE}' is not the one of the run that saved '{name}'")
     path = folder / content["file"]
     try:
         data = path.read_bytes()
@@ -105,8 +111,3 @@ def load(folder: Path, name: str, template: PyTree) -> PyTree:
     if trees.digest(tree) != content["digest"]:
         raise BadInput(f"'{path}' is damaged: the tree in it does not have the digest in '{name}.json'")
     return tree
-
-
-def _sha256(content: Mapping[str, Any]) -> str:
-    """The checksum of a JSON object, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

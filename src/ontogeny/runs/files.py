@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -44,6 +45,16 @@ def open_new_file(path: Path, mode: int = 0o666) -> Generator[BinaryIO]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON whole or not at all; numbers that are not finite raise `ValueError`."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON with the key `sha256`, the digest of all other keys."""
+    write_json(path, {**content, "sha256": json_digest(content)})
+
+
+def json_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

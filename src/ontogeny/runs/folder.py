@@ -24,7 +24,7 @@ import filelock
 
 from ontogeny import __version__
 from ontogeny.errors import BadInput
-from ontogeny.runs.files import read_json, write_bytes, write_json
+from ontogeny.runs.files import json_digest, read_json, write_bytes, write_sealed_json
 from ontogeny.runs.formats import FORMATS, SPEC_FILE, check_format, first_object, refuse_old_folder
 
 LOCK_FILE = ".ontogeny.lock"
@@ -118,7 +118,7 @@ def write_spec(
         write_bytes(folder / name, path.read_bytes())
     details = dict(prepare(folder)) if prepare is not None else description.details
     content = description._replace(details=details)._asdict()
-    write_json(folder / SPEC_FILE, {"format": FORMATS[description.kind]} | content)
+    write_sealed_json(folder / SPEC_FILE, {"format": FORMATS[description.kind]} | content)
 
 
 def read_spec(folder: Path) -> RunDescription:
@@ -143,6 +143,9 @@ def read_spec(folder: Path) -> RunDescription:
     for name, digest in description.files.items():
         if not (folder / name).is_file() or _digest(folder / name) != digest:
             raise BadInput(f"'{folder / name}' is absent or not the file with which the run began")
+    digest = json_digest({key: value for key, value in content.items() if key != "sha256"})
+    if content.get("sha256", digest) != digest:  # runs of earlier versions name no digest
+        raise BadInput(f"'{path}' was changed after the run began: its digest is not the one that it names")
     return description
 
 
