@@ -102,7 +102,7 @@ def test_a_run_killed_while_its_folder_is_set_up_is_resumed(tmp_path, monkeypatc
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_folder, "write_json", killed)
+        patched.setattr(run_folder, "write_sealed_json", killed)
         with pytest.raises(Killed):
             train(spec, out)
     assert (out / "files" / "agent" / "counting.py").exists() and not (out / "spec.json").exists()
