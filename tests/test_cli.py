@@ -116,7 +116,7 @@ def test_list_shows_every_plugin_and_its_settings(call_cli):
         for name in plugins.list_names(kind):
             assert f"  {name} " in output and plugins.help_line(kind, name) in output
     lines = call_cli("list", "environments", "bandit")[1].splitlines()
-    assert lines[0].startswith("Bernoulli bandit") and lines[-2:] == ["  num_arms=5", "  num_pulls=100"]
+    assert lines[0].startswith("Bernoulli bandit") and lines[-2].split() == ["num_arms=5", "Arms,", "at", "least", "2."]
     assert "no settings" in call_cli("list", "agents", "random")[1]
 
 
@@ -249,6 +249,43 @@ def test_a_frozen_evaluation_of_a_learner_prints_a_note(call_cli):
     assert code == 0 and complaint == "" and json.loads(output)["mode"] == "online"
 
 
+def test_an_evaluation_of_an_untrained_genome_prints_a_note(call_cli):
+    command = ["evaluate", "--env", "bandit:num_pulls=3", "--num-tasks", "4", "--agent"]
+    assert "genome are random initial values; `ontogeny train`" in call_cli(*command, "recurrent:hidden_size=2")[2]
+    assert call_cli(*command, "ucb1")[2] == ""  # no genome
+
+
+def test_a_table_in_a_pipe_is_not_cut_at_the_width_of_a_terminal(tmp_path):
+    command = [sys.executable, "-m", "ontogeny", "evaluate", "--agent", "recurrent", "--env", "bandit:num_pulls=3"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run([*command, "--num-tasks", "4"], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    first_line = done.stdout.splitlines()[0]
+    assert "recurrent:hidden_size=48,update_gate_bias=2.0,input_scale=3.0,stochastic=False" in first_line
+
+
+@pytest.mark.parametrize("words", [(), *[(name,) for name in COMMANDS], *leaf_commands()], ids=" ".join)
+def test_a_wrong_option_names_the_help_of_its_command(call_cli, words):
+    code, _, complaint = call_cli(*words, "--no-such-option")
+    assert code == 2 and is_one_sentence(complaint)
+    assert f"see '{' '.join(('ontogeny', *words))} --help'" in complaint or words == ("audit",)
+
+
+def test_results_do_not_depend_on_the_number_of_processors_with_num_host_devices(tmp_path):
+    arguments = ["train", "--agent", "recurrent:hidden_size=24", "--env", "bandit", "--num-host-devices", "2"]
+    arguments += ["--development", "evolution:population_size=8,num_lifetimes=4,num_generations=10", "--out"]
+
+    def train_on(processors):
+        code = f"import os, runpy; os.sched_setaffinity(0, {processors}); "
+        code += "runpy.run_module('ontogeny', run_name='__main__', alter_sys=True)"
+        command = [sys.executable, "-c", code, *arguments, str(tmp_path / str(len(processors)))]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.partition("genome digest ")[2]
+
+    every = os.sched_getaffinity(0)
+    assert train_on(every) == train_on({min(every)})
+
+
 def test_study_and_report_pass_their_arguments_on(call_cli, monkeypatch):
     from ontogeny import studies
     from ontogeny.runs import kinds
@@ -259,7 +296,8 @@ def test_study_and_report_pass_their_arguments_on(call_cli, monkeypatch):
     assert call_cli("study", "mine.toml", "--out", "there", "--seed", "4")[0] == 0
     assert call_cli("study")[0] == 0
     assert calls == [(Path("mine.toml"), Path("there"), 4, ""), (None, None, None, "")]
-    assert call_cli("report", "there")[:2] == (0, "wrote there/report.html\n")
+    for path in ("there", "there/report.html"):
+        assert call_cli("report", path)[:2] == (0, "wrote there/report.html\n")
 
 
 def test_errors_of_the_operating_system_are_reported(call_cli):
@@ -478,6 +516,23 @@ def test_an_interrupted_run_prints_how_to_resume_it(tmp_path):
         output, complaint = started.communicate()
     assert started.returncode == 130 and output == ""
     assert complaint == "ontogeny: stopped; rerun the same command to resume\n"
+
+
+def test_an_interrupt_ends_a_long_computation():
+    code = """
+import hashlib, signal, sys
+from ontogeny import cli
+def work(): print("begins", flush=True); hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # an hour in one call
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.main, sys.argv = work, ["ontogeny", "train"]
+cli.program()
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as started:
+        assert started.stdout.readline() == "begins\n"
+        started.send_signal(signal.SIGINT)
+        _, complaint = started.communicate(timeout=60)
+    assert started.returncode == 130 and complaint == "ontogeny: stopped; rerun the same command to resume\n"
 
 
 def test_an_interrupt_in_the_garbage_collector_ends_the_program():

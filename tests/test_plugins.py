@@ -100,3 +100,11 @@ def test_the_old_name_of_a_setting_is_answered_with_its_new_name(kind, name, set
     arguments = () if kind == "environments" else (None, None, None)
     with pytest.raises(BadInput, match=message):
         plugins.build(kind, name, *arguments, **{setting: 3})
+
+
+@pytest.mark.parametrize("kind", plugins.PLUGIN_KINDS)
+def test_the_meaning_of_every_setting_is_documented(kind):
+    for name in plugins.list_names(kind):
+        meanings = plugins.describe_settings(kind, name)
+        assert meanings.keys() == plugins.default_settings(kind, name).keys(), name
+        assert not [text for text in meanings.values() if text.startswith(("At least", "One of"))], name

@@ -217,6 +217,11 @@ def test_an_unreadable_file_is_reported(tmp_path):
         spec.read_spec(tmp_path / "bytes.toml")
 
 
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "windows.toml").write_text(SMALL, encoding="utf-8-sig")
+    assert spec.read_spec(tmp_path / "windows.toml").title == "Small"
+
+
 def test_the_documentation_lists_every_key_and_its_example_is_a_study():
     text = (Path(__file__).parents[1] / "docs" / "how-to" / "write-a-study.md").read_text(encoding="utf-8")
     plan.check_study(spec.parse_spec(text.split("```toml")[1].split("```")[0]))

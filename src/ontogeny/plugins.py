@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import traceback
 from collections.abc import Generator, Sequence
@@ -72,7 +73,7 @@ def read_docstring(kind: str, name: str) -> str:
     """The docstring of a plugin, without importing the plugin."""
     path = _find_path(kind, name)
     with explain_plugin_errors([name], f"the file '{name}' cannot be read as Python"):
-        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8-sig"))) or ""
 
 
 def default_settings(kind: str, name: str) -> dict[str, Any]:
@@ -97,6 +98,19 @@ def outside_files(**names: str) -> list[str]:
     """
     paths = {kind: _find_path(kind, name) for kind, name in names.items()}
     return [str(path) for path in paths.values() if not path.is_relative_to(_PACKAGE)]
+
+
+def describe_settings(kind: str, name: str) -> dict[str, str]:
+    """The meaning of the settings of a plugin: the texts in the `Args` of its `build`; undocumented ones are absent."""
+    documented = read_entries(inspect.getdoc(_load_module(kind, name).build) or "", "Args")
+    return {setting: documented[setting] for setting in default_settings(kind, name) if setting in documented}
+
+
+def read_entries(docstring: str, heading: str) -> dict[str, str]:
+    """The entries of one section of a docstring in Google style, such as `Args`, by name and without line breaks."""
+    section = re.split(r"\n(?=\w+:\n)", docstring.partition(f"{heading}:\n")[2])[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.M)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def get_attribute(kind: str, name: str, attribute: str, default: Any = None) -> Any:

@@ -15,7 +15,11 @@ from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 
 def build(spec: EnvSpec, steering: Steering, *, epsilon: float = 0.01) -> Agent:
-    """Builds the agent; `epsilon` is the probability, from 0 to 1, of a random arm."""
+    """Builds the agent.
+
+    Args:
+        epsilon: Probability of a random arm, from 0 to 1.
+    """
     require_probability(epsilon=epsilon)
 
     def choose(key: Key, prior: BanditPrior, counts: ArmCounts) -> Array:

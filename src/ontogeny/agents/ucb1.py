@@ -16,7 +16,11 @@ from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 
 def build(spec: EnvSpec, steering: Steering, *, exploration: float = 0.2) -> Agent:
-    """Builds the agent; `exploration`, at least 0, multiplies the width of the confidence bound."""
+    """Builds the agent.
+
+    Args:
+        exploration: Factor on the width of the confidence bound, at least 0.
+    """
     require_at_least(0, exploration=exploration)
 
     def choose(key: Key, prior: BanditPrior, counts: ArmCounts) -> Array:

@@ -5,7 +5,10 @@
 
 import io
 import os
+import signal
 import sys
+import threading
+import time
 from typing import Annotated, NoReturn
 
 import typer
@@ -17,6 +20,7 @@ from ontogeny.printable import to_printable
 from ontogeny.renamed import renamed_hint
 
 INTERRUPTED = 130  # the exit code of an interrupted program
+MAX_INTERRUPT_DELAY = 2.0  # seconds until an interrupt ends a process that is in a long computation of JAX
 RESUMABLE = ("train", "study", "lm")
 
 app = typer.Typer(
@@ -74,6 +78,8 @@ def program() -> None:
 
     An interrupt ends the process without finalizing the interpreter, since threads of JAX may still be working.
     """
+    if os.name == "posix":
+        _end_soon_after_interrupt()
     sys.unraisablehook = _handle_unraisable
     try:
         main()
@@ -125,6 +131,26 @@ def _print_interrupted() -> None:
     """Prints that the command was stopped, and how to resume it where that is possible."""
     is_resumable = len(sys.argv) > 1 and sys.argv[1] in RESUMABLE
     print(f"ontogeny: stopped{'; rerun the same command to resume' if is_resumable else ''}", file=sys.stderr)
+
+
+def _end_soon_after_interrupt() -> None:
+    """Starts a thread that ends the process if the main thread has not handled an interrupt in time.
+
+    Python handles signals between two instructions of the main thread, and a compilation or a compiled program is one
+    such instruction, which can take minutes. Commands that handle interrupts themselves are left alone.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signals := os.read(read_end, 64):
+            if signal.SIGINT in signals and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                time.sleep(MAX_INTERRUPT_DELAY)
+                _print_interrupted()
+                _exit_at_once()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _exit_at_once() -> NoReturn:

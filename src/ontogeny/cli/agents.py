@@ -33,12 +33,13 @@ def train(
     ] = 5.0,
     seed: shared.Seed = 0,
     device: shared.Device = None,
+    num_host_devices: shared.NumHostDevices = None,
 ) -> None:
     """Develop an agent in an environment; rerun the same command to resume.
 
     Example: ontogeny train --agent recurrent_cells --env bandit:num_pulls=10 --development evolution --out runs/cells
     """
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny.runs import checkpoint
     from ontogeny.stages.train import train
 
@@ -82,6 +83,7 @@ def evaluate(
     as_json: shared.JsonOutput = False,
     out: shared.JsonFile = None,
     device: shared.Device = None,
+    num_host_devices: shared.NumHostDevices = None,
 ) -> None:
     """Score an agent on tasks that its training cannot have drawn, with a 95 % interval.
 
@@ -91,12 +93,18 @@ def evaluate(
     if (run is None) == (agent is None):
         raise BadInput("name either a run or an --agent with its --env")
     shared.check_new_path(out)
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
+    from ontogeny import trees
     from ontogeny.stages.evaluate import evaluate
     from ontogeny.stages.spec import check_seed
 
     check_seed(seed, "options")
     saved_agent = _load_run(run, env, drive) if run is not None else _build_agent(str(agent), env, drive, seed)
+    if run is None and (num_parameters := trees.num_elements(saved_agent.genome)):
+        shared.print_note(
+            f"the {pluralize(num_parameters, 'parameter')} of this agent's genome are random initial values; "
+            "`ontogeny train` develops a genome, and `ontogeny evaluate RUN` scores it"
+        )
     if saved_agent.assembly.agent.learning and not online:
         shared.print_note("this agent learns by weights, which are frozen here; --online lets them learn")
     with shared.progress("evaluating") as update, shared.name_agent_in_violations(saved_agent):
@@ -197,13 +205,14 @@ def deploy(
     seed: shared.Seed = 0,
     save: Annotated[Path | None, typer.Option(help="New folder for the weights and activations at the end.")] = None,
     device: shared.Device = None,
+    num_host_devices: shared.NumHostDevices = None,
 ) -> None:
     """Run one lifetime of a saved agent step by step, and compare its weights before and after.
 
     Example: ontogeny deploy runs/cells --frozen --num-steps 20 --save runs/cells-deployed
     """
     shared.check_new_path(save)
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny import trees
     from ontogeny.stages.deploy import deploy
     from ontogeny.stages.saved_agent import initial_state, read_saved_agent, save_deployment

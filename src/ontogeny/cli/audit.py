@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, JsonFile, Seed, check_new_path, format_number, progress, write_report
+from ontogeny.cli.shared import (
+    Device,
+    JsonFile,
+    NumHostDevices,
+    Seed,
+    check_new_path,
+    format_number,
+    progress,
+    write_report,
+)
 from ontogeny.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,13 +45,14 @@ def agent(
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Test separately whether an agent learns, plans, and pursues an objective of its own.
 
     Example: ontogeny audit agent runs/cells --out audit.json
     """
     check_new_path(out)
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny.audit import suite
 
     records = []
@@ -73,6 +83,7 @@ def attribution(
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Divide the gain in deployment between weights and activations, with intervals.
 
@@ -81,7 +92,7 @@ def attribution(
     if controls == (run is not None):
         raise BadInput("name a run, or use --controls for agents with known ground truth")
     check_new_path(out)
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny import plugins
     from ontogeny.audit.attribution import attribute, attribute_controls
     from ontogeny.audit.base import prepare_subject
@@ -121,6 +132,7 @@ def calibrate(
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Measure the error rates of the tests on model organisms, whose ground truth is known.
 
@@ -133,7 +145,7 @@ def calibrate(
         for name in names or []:
             if name not in plugins.list_names(kind):
                 raise plugins.unknown_name_error(plugins.PLUGIN_KINDS[kind], name, plugins.list_names(kind))
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny.audit import calibration
 
     students = [] if distilled is None else _distill_students(distilled, organism or [])

@@ -173,7 +173,7 @@ def _read_tokens(path: Path) -> "np.ndarray":
         if path.suffix == ".npy":
             tokens = np.load(path, allow_pickle=False)
         else:
-            tokens = np.array([int(word) for word in path.read_text(encoding="utf-8").split()])
+            tokens = np.array([int(word) for word in path.read_text(encoding="utf-8-sig").split()])
     except ValueError as error:
         raise BadInput(f"'{path}' does not contain tokens: {error}") from None
     is_whole = tokens.ndim == 1 and np.issubdtype(tokens.dtype, np.integer)

@@ -4,28 +4,35 @@ import contextlib
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 from ontogeny import plugins
 from ontogeny.errors import BadInput
 
 MAX_HOST_DEVICES = 8
+HOST_DEVICES_FLAG = "xla_force_host_platform_device_count"
+MAX_CACHE_BYTES = 512 * 2**20  # of compiled programs on disk; those that were used least recently are deleted
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 
 
-def configure_jax(device: str | None, *, one_thread: bool = False) -> None:
+def configure_jax(device: str | None, num_host_devices: int | None = None, *, one_thread: bool = False) -> None:
     """Choose the device, the number of host devices and the folder of compiled programs, and import JAX.
 
     Args:
         device: `cpu` or `gpu`; None leaves the choice to JAX.
+        num_host_devices: Devices into which the processors are divided, each with one thread, so that results do not
+            depend on the number of processors; None for one device per processor, at most `MAX_HOST_DEVICES`.
         one_thread: Whether each host device computes on one thread; ignored where processors outnumber the devices.
 
     Raises:
-        BadInput: JAX has no such device here.
+        BadInput: JAX has no such device here, or `XLA_FLAGS` names another number of host devices.
     """
+    if num_host_devices is not None and HOST_DEVICES_FLAG in os.environ.get("XLA_FLAGS", ""):
+        raise BadInput("--num-host-devices and XLA_FLAGS both set the number of host devices; use one of them")
     if device is not None and device not in PLATFORMS:
         raise plugins.unknown_name_error("device", device, list(PLATFORMS))
-    os.environ["XLA_FLAGS"] = _xla_flags(os.environ.get("XLA_FLAGS", ""), one_thread)
+    os.environ["XLA_FLAGS"] = _xla_flags(os.environ.get("XLA_FLAGS", ""), num_host_devices, one_thread)
     if device is not None:
         os.environ["JAX_PLATFORMS"] = PLATFORMS[device]
     import jax
@@ -36,15 +43,17 @@ def configure_jax(device: str | None, *, one_thread: bool = False) -> None:
         raise BadInput(f"there is no {device or os.environ.get('JAX_PLATFORMS')} here that JAX can use") from None
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := cache_folder()) is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def _xla_flags(flags: str, one_thread: bool) -> str:
+def _xla_flags(flags: str, num_host_devices: int | None, one_thread: bool) -> str:
     """The flags of the user with the defaults of this program added."""
     num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if "xla_force_host_platform_device_count" not in flags:
-        flags += f" --xla_force_host_platform_device_count={min(num_processors, MAX_HOST_DEVICES)}"
-        if one_thread and 1 < num_processors <= MAX_HOST_DEVICES and "xla_cpu_multi_thread_eigen" not in flags:
+    if HOST_DEVICES_FLAG not in flags:
+        flags += f" --{HOST_DEVICES_FLAG}={num_host_devices or min(num_processors, MAX_HOST_DEVICES)}"
+        one_thread = num_host_devices is not None or (one_thread and 1 < num_processors <= MAX_HOST_DEVICES)
+        if one_thread and "xla_cpu_multi_thread_eigen" not in flags:
             flags += " --xla_cpu_multi_thread_eigen=false"
     if "xla_cpu_prefer_vector_width" not in flags:
         flags += " --xla_cpu_prefer_vector_width=512"  # a tenth faster where the processor has such registers
@@ -62,8 +71,15 @@ def cache_folder() -> Path | None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # Programs are compiled for one kind of processor, and several machines may share a home.
         kind = hashlib.sha256(f"{platform.machine()}{_processor()}".encode()).hexdigest()[:12]
-        folder = home / "ontogeny" / f"compiled-{kind}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = home / "ontogeny" / f"programs-{kind}"
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            size = f"at most {MAX_CACHE_BYTES // 2**20} MB"
+            print(
+                f"note: compiled programs are kept in '{folder}' ({size}), which may be deleted at any time; "
+                "JAX_COMPILATION_CACHE_DIR names another folder",
+                file=sys.stderr,
+            )
         return folder if os.access(folder, os.W_OK | os.X_OK) else None
     return None
 

@@ -40,8 +40,10 @@ def list_plugins(
 def _print_settings(kind: str, name: str) -> None:
     """Print a plugin's docstring and its settings with their defaults."""
     typer.echo(plugins.read_docstring(kind, name))
-    settings = plugins.default_settings(kind, name)
-    for setting, default in settings.items():
-        typer.echo(f"  {setting}={default}")
+    settings, meanings = plugins.default_settings(kind, name), plugins.describe_settings(kind, name)
+    assignments = {setting: f"{setting}={default}" for setting, default in settings.items()}
+    width = max(map(len, assignments.values()), default=0)
+    for setting, assignment in assignments.items():
+        typer.echo(f"  {assignment:<{width}}  {meanings.get(setting, '')}".rstrip())
     if not settings:
         typer.echo("  no settings")

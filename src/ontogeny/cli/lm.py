@@ -29,6 +29,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     checkpoint_interval: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds between checkpoints.")] = 10.0,
     device: shared.Device = None,
+    num_host_devices: shared.NumHostDevices = None,
     **settings: Any,
 ) -> None:
     """Train a language model on text; writes weights, tokenizer, records and a page with the loss.
@@ -37,7 +38,7 @@ def train(
 
     Example: ontogeny lm train mine.txt --size nano --out runs/mine
     """
-    configure_jax(device, one_thread=settings["optimizer"] == "adamw")
+    configure_jax(device, num_host_devices, one_thread=settings["optimizer"] == "adamw")
     from ontogeny.lm.page import write_page
     from ontogeny.lm.training import train
     from ontogeny.runs import checkpoint
@@ -75,12 +76,13 @@ def generate(
     seed: shared.Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per completion.")] = False,
     device: shared.Device = None,
+    num_host_devices: shared.NumHostDevices = None,
 ) -> None:
     """Continue a text; the same command prints the same text.
 
     Example: ontogeny lm generate runs/mine --prompt 'Once upon' --max-tokens 200 --temperature 0.8
     """
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny.engine.generate import encode_prompt, generate
     from ontogeny.engine.sampling import SamplingParams, check_sampling_params
     from ontogeny.lm.model import load
@@ -152,13 +154,14 @@ def evaluate(
     as_json: shared.JsonOutput = False,
     out: shared.JsonFile = None,
     device: shared.Device = None,
+    num_host_devices: shared.NumHostDevices = None,
 ) -> None:
     """Score a language model on held-out text, with 95 % intervals.
 
     Examples: ontogeny lm evaluate runs/mine; ontogeny lm evaluate runs/mine --text other.txt --online
     """
     shared.check_new_path(out)
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     if learning is not None and not online:
         raise BadInput("--learning sets how weights learn online; it requires --online")
     from ontogeny.lm.model import load

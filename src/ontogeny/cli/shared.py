@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,11 +25,20 @@ if TYPE_CHECKING:
     from ontogeny.stages.spec import RunSpec
 
 LINE_INTERVAL = 10.0  # least seconds between lines of progress where standard error is no terminal
+MAX_LINE_LENGTH = 10_000  # of a table that is written to a pipe or a file
 BARS = "▁▂▃▄▅▆▇█"
 
 Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 Device = Annotated[
     str | None, typer.Option(help="Device to compute on, cpu or gpu; by default a gpu where JAX has one.")
+]
+NumHostDevices = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Devices into which the processors are divided, each with one thread: results then have the same bits on "
+        "any number of processors (default: one per processor, at most 8).",
+    ),
 ]
 Drives = Annotated[
     list[str] | None,
@@ -70,10 +78,7 @@ def options_from(model: "type[BaseModel]") -> Callable[[Command], Command]:
     Type and default of an option are those of the setting, and its help is the text in the `Attributes` of the class.
     The command receives these options as `**settings`.
     """
-    entries = (inspect.getdoc(model) or "").partition("Attributes:\n")[2]
-    help_texts = {
-        name: " ".join(text.split()) for name, text in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", entries, re.M)
-    }
+    help_texts = plugins.read_entries(inspect.getdoc(model) or "", "Attributes")
 
     def to_option(name: str) -> inspect.Parameter:
         field = model.model_fields[name]
@@ -138,7 +143,12 @@ def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> 
         table.add_row(*(Text(to_printable(cell)) for cell in row))
     for column in table.columns:
         column.overflow = "fold"  # a long setting is broken over lines, not cut off
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=MAX_LINE_LENGTH)  # who reads from a pipe finds each row on one line
+    with console.capture() as capture:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def print_note(message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device
+from ontogeny.cli.shared import Device, NumHostDevices
 
 
 def study(
@@ -20,22 +20,25 @@ def study(
     seed: Annotated[int | None, typer.Option(help="Seed to use instead of the one in the TOML file.")] = None,
     small: Annotated[bool, typer.Option("--small", help="Run the version of `mesa` that takes a minute.")] = False,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Develop, evaluate and compare several agents; writes records and one HTML page.
 
     Examples: ontogeny study my_study.toml --out studies/mine; ontogeny study mesa --small
     """
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny import studies
 
     studies.run(spec, out, seed, "small" if small else "")
 
 
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a study or language-model run.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study or language-model run, or the page in it.")],
+) -> None:
     """Write the HTML page of a study or language-model run again from its records.
 
     Example: ontogeny report studies/default
     """
     from ontogeny.runs.kinds import write_page
 
-    typer.echo(f"wrote {write_page(folder)}")
+    typer.echo(f"wrote {write_page(folder.parent if folder.suffix == '.html' else folder)}")

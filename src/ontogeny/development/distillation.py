@@ -44,8 +44,8 @@ def build(
         agent: The student, the agent `recurrent`.
         env: The environment in which the teacher acts and the student imitates it.
         steering: The reward function of student and teacher.
-        teacher: An agent, settings after a colon.
-        num_updates: At least 1.
+        teacher: Agent that is imitated, settings after a colon.
+        num_updates: Gradient steps, at least 1.
         num_lifetimes: Lifetimes per update, at least 1.
         learning_rate: Of the first update, at least 0; falls to zero as a cosine.
         updates_per_call: Updates per compiled call at most, at least 1.

@@ -56,14 +56,14 @@ def build(
 
     Args:
         agent: The agent whose genome is evolved.
-        strategy: One of `STRATEGIES`.
-        population_size: P, even and at least 4.
-        num_lifetimes: B, lifetimes of each member per generation, at least 1.
-        num_generations: At least 1.
+        strategy: Name of the evolution strategy, one of `STRATEGIES`.
+        population_size: Members of a generation (P), even and at least 4.
+        num_lifetimes: Lifetimes of each member per generation (B), at least 1.
+        num_generations: Generations of the search, at least 1.
         sigma: Initial standard deviation of the perturbations, greater than 0.
         learning_rate: Initial learning rate of Adam in Open_ES, at least 0; other strategies adapt sigma themselves.
         final_sigma_ratio: Share of `sigma` at which the cosine schedule of Open_ES ends, at least 0.
-        final_learning_rate_ratio: The same for `learning_rate`.
+        final_learning_rate_ratio: Share of `learning_rate` at which the same schedule ends, at least 0.
         baseline_agent: An agent, settings after a colon; its fitness on the same lifetimes is subtracted.
         generations_per_call: Generations per compiled call at most, at least 1.
     """
@@ -136,9 +136,9 @@ def evosax_loop(
     """A strategy of evosax as an outer loop that maximizes fitness.
 
     Args:
-        strategy: One of `STRATEGIES`.
+        strategy: Name of the evolution strategy, one of `STRATEGIES`.
         template: A genome, or its shapes.
-        population_size: P, even and at least 4.
+        population_size: Members of a generation (P), even and at least 4.
         sigmas: Generation -> standard deviation of the perturbations; strategies other than Open_ES use only its
             first value.
         learning_rates: Generation -> learning rate of Adam, for Open_ES.

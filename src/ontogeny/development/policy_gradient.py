@@ -53,10 +53,10 @@ def build(
 
     Args:
         agent: The agent `recurrent`.
-        num_updates: At least 1.
+        num_updates: Gradient steps, at least 1.
         num_lifetimes: Lifetimes per update, at least 1.
         learning_rate: Of the first update, at least 0; falls to zero as a cosine.
-        discount: Per step, from 0 to 1.
+        discount: Discount factor per step, from 0 to 1.
         trace_decay: Lambda of the generalized advantages, from 0 to 1.
         entropy_bonus: Weight of the entropy in the first update, which falls to zero linearly; without it the policy
             becomes deterministic before it explores.

@@ -32,7 +32,7 @@ def build(
     Args:
         agent: The agent whose genome is deployed.
         num_lifetimes: Lifetimes per generation, at least 1.
-        num_generations: At least 1; generations differ in their tasks only.
+        num_generations: Evaluations of the fixed genome, at least 1; they differ in their tasks only.
     """
     require_at_least(1, num_lifetimes=num_lifetimes, num_generations=num_generations)
 

@@ -66,7 +66,7 @@ def build(*, num_arms: int = 5, num_pulls: int = 100) -> Environment:
     """Builds the environment.
 
     Args:
-        num_arms: At least 2.
+        num_arms: Arms, at least 2.
         num_pulls: Pulls per lifetime, at least 1.
     """
     require_at_least(2, num_arms=num_arms)

@@ -78,8 +78,8 @@ def build(*, num_states: int = 10, num_actions: int = 5, horizon: int = 10, num_
     """Builds the environment.
 
     Args:
-        num_states: At least 1.
-        num_actions: At least 2.
+        num_states: States of each task, at least 1.
+        num_actions: Actions in each state, at least 2.
         horizon: Steps per episode, at least 1.
         num_episodes: Episodes per lifetime, at least 1.
     """

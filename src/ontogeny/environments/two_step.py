@@ -119,7 +119,7 @@ def build(
     Args:
         num_trials: Trials per lifetime, at least 1; a trial has two steps.
         common_probability: Probability of the common transition, from 0 to 1.
-        rewards: "switching" or "drifting".
+        rewards: How the reward probabilities change: "switching" or "drifting".
         has_second_choice: Whether the two second actions pay with probabilities of their own.
         transitions: "fixed", or "random" where each lifetime draws the common transitions.
     """

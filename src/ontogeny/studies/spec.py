@@ -221,7 +221,7 @@ def read_spec(path: str | Path | None = None, seed: int | None = None) -> StudyS
     """
     path = DEFAULT_SPEC if path is None else Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise BadInput(f"the spec '{path.name}' cannot be read: {reason}") from None
