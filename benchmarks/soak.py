@@ -8,7 +8,7 @@ sessions) this adds lifetimes of an online `model_based` agent, streams, chats, 
 up. The server is restarted by SIGKILL and by SIGTERM in turn. Clients pause so that it needs about one core.
 
 Memory is that of the process without the prefix cache, which grows up to its limit. It is measured once a second after
-the warm-up that follows each start; from then on it must stay flat, as must file descriptors, and nothing may be
+the warm-up that follows each start; from then on the lowest value of each minute must stay the same, as must file descriptors, and nothing may be
 compiled. At the end every branch must equal one that learns its surviving examples on another server, every surviving
 example must have one decision, and every key its usage. Prints JSON lines; exits with 1 if anything is wrong.
 """
@@ -42,7 +42,7 @@ from workload import DISCONNECTED, MODEL, Client, Workload
 AGENT = "/v1/agents/mdp/sessions"
 TEXT = f"{MODEL}/sessions"
 MAX_CORES = 1.0  # that the server may use on average
-NUM_BLOCKS = 10  # means of memory from which a slope is computed
+MIN_MINUTES = 4  # from which a slope of memory is computed
 MAX_SLOPE = 1.0  # MB per minute that memory may grow, beyond two standard errors
 MAX_DESCRIPTORS = 3.0  # more in the second half of an epoch: connections that are open at the time
 
@@ -214,13 +214,16 @@ class Soak(Workload):
 
 
 def memory_slope(samples: list[Sample]) -> tuple[float, float]:
-    """MB per minute with the standard error, from means of blocks, since neighboring samples are alike."""
-    blocks = [np.mean(np.array(block), axis=0) for block in np.array_split(np.array(samples), NUM_BLOCKS)]
-    minutes, memory = np.array([block[:2] for block in blocks]).T
+    """MB per minute with the standard error, from the lowest memory of each minute.
+
+    Once a minute the server returns free memory to the operating system; what it holds then is what it needs.
+    """
+    blocks = np.array_split(np.array(samples), max(MIN_MINUTES, round(samples[-1].minutes - samples[0].minutes)))
+    minutes, memory = np.array([block[np.argmin(block[:, 1]), :2] for block in blocks]).T
     centered = minutes - minutes.mean()
     slope = float(centered @ memory / (centered @ centered))
     residual = memory - memory.mean() - slope * centered
-    return slope, math.sqrt(float(residual @ residual) / (NUM_BLOCKS - 2) / float(centered @ centered))
+    return slope, math.sqrt(float(residual @ residual) / (len(blocks) - 2) / float(centered @ centered))
 
 
 def print_record(name: str, value: float, unit: str, setting: dict[str, Any], **fields: Any) -> None:
@@ -233,7 +236,7 @@ def report_epochs(soak: Soak, setting: dict[str, Any]) -> list[str]:
     """Prints the measurements of each epoch; returns those that are out of range as sentences."""
     faults = list[str]()
     for number, samples in enumerate(soak.epochs):
-        if len(samples) < 2 * NUM_BLOCKS:
+        if samples[-1].minutes - samples[0].minutes < MIN_MINUTES:
             continue
         slope, error = memory_slope(samples)
         descriptors = np.array([sample.num_descriptors for sample in samples])
@@ -258,7 +261,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--keys", type=int, default=8)
-    parser.add_argument("--restart-interval", type=float, default=7.5, help="minutes between two starts")
+    parser.add_argument("--restart-interval", type=float, default=10, help="minutes between two starts")
     parser.add_argument("--warm-up", type=float, default=240, help="seconds after each start that are not measured")
     parser.add_argument("--seed", type=int, default=random.getrandbits(30))
     parser.add_argument("--folder", type=Path, help="an empty folder for state and log, which are kept")

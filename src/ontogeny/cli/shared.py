@@ -36,7 +36,7 @@ NumHostDevices = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Devices into which the processors are divided, each with one thread: results then have the same bits on "
+        help="Devices into which the processors are divided, each with one thread: results are then bitwise equal on "
         "any number of processors (default: one per processor, at most 8).",
     ),
 ]
