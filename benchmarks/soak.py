@@ -8,9 +8,10 @@ sessions) this adds lifetimes of an online `model_based` agent, streams, chats, 
 up. The server is restarted by SIGKILL and by SIGTERM in turn. Clients pause so that it needs about one core.
 
 Memory is that of the process without the prefix cache, which grows up to its limit. It is measured once a second after
-the warm-up that follows each start; from then on the lowest value of each minute must stay the same, as must file descriptors, and nothing may be
-compiled. At the end every branch must equal one that learns its surviving examples on another server, every surviving
-example must have one decision, and every key its usage. Prints JSON lines; exits with 1 if anything is wrong.
+the warm-up that follows each start; from then on the lowest value of each minute must stay the same, as must file
+descriptors, and nothing may be compiled. At the end every branch must equal one that learns its surviving examples on
+another server, every surviving example must have one decision, and every key its usage. Prints JSON lines; exits with 1
+if anything is wrong.
 """
 
 import argparse
