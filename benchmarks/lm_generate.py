@@ -30,6 +30,7 @@ from ontogeny.engine.sampling import SamplingParams
 from ontogeny.lm import hugging_face
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.tokenizer import ByteTokenizer
+from ontogeny.stats import mean_interval
 
 PROMPT_TOKENS, MAX_TOKENS = 32, 128
 SHAPE = {"num_layers": 6, "num_heads": 6, "width": 384}
@@ -84,7 +85,7 @@ def measure(model: LanguageModel, peer: Generator | None, prompts: np.ndarray, r
     speeds = [count / value for value in seconds["ontogeny"]]
     record: dict[str, Any] = {"name": f"lm_generate: {len(prompts)} stream{'s' * (len(prompts) > 1)}"}
     record |= {"value": round(count / median["ontogeny"], 1), "unit": "tokens/s"}
-    record |= {"se": round(float(np.std(speeds) / len(speeds) ** 0.5), 1)}
+    record |= {"se": round(mean_interval(speeds).standard_error, 1) if rounds > 1 else None}
     if peer is None:
         record |= {"peer": "absent: torch and transformers are not installed", "peer_value": None, "ratio": None}
     else:

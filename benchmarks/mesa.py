@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ontogeny.cli.jax_setup import configure_jax
 
 UNITS = {"objective": "probability", "learns": "sd of a step's score", "plans": "share of choices"}
@@ -20,6 +18,7 @@ UNITS = {"objective": "probability", "learns": "sd of a step's score", "plans": 
 def records(folder: Path) -> Iterator[dict[str, Any]]:
     """The records of a finished study."""
     from ontogeny.runs.folder import read_spec
+    from ontogeny.stats import mean_interval
     from ontogeny.studies.mesa.comparison import SCHEMA, collect_groups
     from ontogeny.studies.records import read_records, read_seconds
 
@@ -29,7 +28,7 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
     for group in collect_groups(read_records(folder, SCHEMA), spec["min_effects"]):
         part, counts = group.summary_effect, group.verdict_counts
         seconds = sum(seconds for record_id, seconds in seconds_by_id.items() if f"/{group.content}/" in record_id)
-        error = float(np.std(part.run_means, ddof=1) / np.sqrt(group.num_runs)) if group.num_runs > 1 else None
+        error = mean_interval(part.run_means).standard_error if group.num_runs > 1 else None
         yield {
             "name": f"mesa/{group.hypothesis}/{group.content}/{group.training}/{group.condition}",
             "value": round(part.mean, 5),

@@ -167,9 +167,11 @@ def time_call(process: subprocess.Popen[str]) -> tuple[float, float]:
     return float(seconds), float(cpu_seconds)
 
 
-def standard_error(values: list[float]) -> float:
-    """The standard error of the mean; 0 for a single value."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+def standard_error(values: list[float]) -> float | None:
+    """The standard error of the mean; None for a single value, which tells nothing about it."""
+    from ontogeny.stats import mean_interval
+
+    return mean_interval(values).standard_error if len(values) > 1 else None
 
 
 def print_record(name: str, value: float, unit: str, **fields: Any) -> None:

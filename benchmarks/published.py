@@ -8,8 +8,10 @@
 A recipe names an agent, an environment and a development. `--recipes` selects from `RECIPES`; without it all recipes
 are developed, or none if `--agents` names agents. Each recipe is developed once per seed of `--seeds` in the folder
 `--evolve`, where finished runs are reused. Each run is scored in the rows that its genome fits. With several seeds, one
-more line per row holds the mean over seeds; its `se` is the standard error over seeds, and `setting` holds the 95 %
-interval by Student's t.
+more line per row holds the mean over seeds. Its `se` contains the error over tasks, which all seeds share, and the
+spread between seeds; `setting` holds the 95 % interval (`ontogeny.stats.mean_over_seeds`). On bandits, one more line
+per recipe and row holds the difference to the finite-horizon Gittins policy, which is optimal up to 0.02 %, paired by
+task. The `se` of a line about a single genome is its error over tasks.
 
 Scores are means over held-out tasks of the stage `evaluation`. A baseline agent is compared with the published score of
 the same strategy (`peer`), any other agent with the best published score of its row; `ratio` is the score divided by
@@ -21,12 +23,13 @@ import argparse
 import json
 import os
 import re
-import statistics
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 DEFAULT_TASKS = 4000
 # Name -> agent, training environment, development; each takes at most two minutes on two cores.
@@ -72,6 +75,16 @@ class Entry(NamedTuple):
     run: Path | None = None  # the folder that holds its genome
 
 
+class Scored(NamedTuple):
+    """The scores of one agent in one row."""
+
+    record: dict[str, Any]  # the line that is printed
+    totals: np.ndarray  # score by task
+
+
+OPTIMUM = Entry("gittins", "Gittins")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,18 +116,26 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"there is no agent '{agent}'")
     recipes = options.recipes or (list(RECIPES) if options.agents in ([], ["none"]) else [])
     runs = [*options.run, *develop(options.evolve, [name for name in recipes if name != "none"], options.seeds)]
-    by_recipe: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in published.list_rows():
         if row.table in options.tables and is_selected(row, options.rows):
+            by_recipe: dict[str, list[Scored]] = {}
             for entry in entries(row, options.agents, runs):
-                record = score(row, entry, options.tasks, options.seed)
-                print(json.dumps(record, ensure_ascii=False), flush=True)
+                scored = score(row, entry, options.tasks, options.seed)
+                print_record(scored.record)
                 if entry.run is not None:
-                    by_recipe.setdefault((recipe_of(entry.run), row.env), []).append(record)
-    for records in by_recipe.values():
-        if len(records) > 1:
-            print(json.dumps(mean_over_seeds(records), ensure_ascii=False), flush=True)
+                    by_recipe.setdefault(recipe_of(entry.run), []).append(scored)
+            optimum = by_recipe and row.env_name == "bandit" and score(row, OPTIMUM, options.tasks, options.seed)
+            for of_seeds in by_recipe.values():
+                if len(of_seeds) > 1:
+                    print_record(mean_over_seeds(of_seeds))
+                if optimum:
+                    print_record(difference_to_optimum(of_seeds, optimum))
     print(f"{time.perf_counter() - started_at:.0f} s", file=sys.stderr)
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """Prints one JSON line."""
+    print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
 def recipe_of(run: Path) -> str:
@@ -164,8 +185,8 @@ def entries(row: Any, selection: list[str], runs: list[Path]) -> Iterator[Entry]
             yield Entry(spec.agent.name, run=run)
 
 
-def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
-    """The record of one agent in one row."""
+def score(row: Any, entry: Entry, tasks: int, seed: int) -> Scored:
+    """The scores of one agent in one row."""
     import jax
 
     from ontogeny import plugins, steering
@@ -209,7 +230,7 @@ def score(row: Any, entry: Entry, tasks: int, seed: int) -> dict[str, Any]:
     }
     if entry.strategy and not published.is_consistent(evaluation.mean, evaluation.standard_error, published_score):
         record["why"] = published.DISCREPANCY_NOTES.get((row.table, entry.strategy), "not known")
-    return record
+    return Scored(record, evaluation.totals)
 
 
 def text_of(choice: Any) -> str:
@@ -222,28 +243,50 @@ def text_of(choice: Any) -> str:
     return f"{choice.name}:{settings}" if settings else choice.name
 
 
-def mean_over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of one recipe's scores in one row, with the standard error from the spread between seeds."""
-    from ontogeny.stats import Z95, critical_value
+def mean_over_seeds(of_seeds: list[Scored]) -> dict[str, Any]:
+    """The record of the mean of one recipe's scores in one row, with its error over tasks and over seeds."""
+    from ontogeny import stats
 
-    values = [record["value"] for record in records]
-    mean = statistics.fmean(values)
-    error = statistics.stdev(values) / len(values) ** 0.5
-    half = critical_value(Z95, len(values) - 1) * error
+    records = [scored.record for scored in of_seeds]
+    mean = stats.mean_over_seeds([stats.mean_interval(scored.totals) for scored in of_seeds])
     setting = {key: value for key, value in records[0]["setting"].items() if key != "developed_from_seed"}
-    setting["interval"] = [round(mean - half, 3), round(mean + half, 3)]
     development_seconds = [record["setting"]["development_seconds"] for record in records]
-    return {
+    setting |= {"values": [record["value"] for record in records], "development_seconds": development_seconds}
+    return estimate_to_json(mean) | {
         "name": f"{records[0]['name']}, mean over {len(records)} seeds",
-        "value": round(mean, 3),
-        "unit": "score per lifetime",
-        "se": round(error, 4),
-        "tasks": records[0]["tasks"],
         "peer": records[0]["peer"],
         "peer_value": records[0]["peer_value"],
-        "ratio": round(mean / records[0]["peer_value"], 4),
+        "ratio": round(mean.mean / records[0]["peer_value"], 4),
         "seconds": round(sum(record["seconds"] for record in records), 1),
-        "setting": setting | {"values": values, "development_seconds": development_seconds},
+        "setting": setting | {"interval": [round(mean.low, 3), round(mean.high, 3)]},
+    }
+
+
+def difference_to_optimum(of_seeds: list[Scored], optimum: Scored) -> dict[str, Any]:
+    """The record of the difference between one recipe's scores and those of a nearly optimal agent, paired by task."""
+    from ontogeny import stats
+
+    record, optimal_value = of_seeds[0].record, float(optimum.totals.mean())
+    difference = stats.paired_difference_over_seeds([scored.totals for scored in of_seeds], [optimum.totals])
+    setting = {key: record["setting"][key] for key in ("table", "n", "k", "agent", "seed", "developed_in")}
+    interval = [round(difference.low, 4), round(difference.high, 4)]
+    return estimate_to_json(difference) | {
+        "name": f"{record['name']}, difference to {OPTIMUM.agent}",
+        "peer": f"{OPTIMUM.agent}, in the same tasks",
+        "peer_value": round(optimal_value, 3),
+        "ratio": round(1 + difference.mean / optimal_value, 4),
+        "seconds": optimum.record["seconds"],
+        "setting": setting | {"num_seeds": len(of_seeds), "interval": interval},
+    }
+
+
+def estimate_to_json(estimate: Any) -> dict[str, Any]:
+    """The fields of a record that an interval determines."""
+    return {
+        "value": round(estimate.mean, 4),
+        "unit": "score per lifetime",
+        "se": round(estimate.standard_error, 4),
+        "tasks": estimate.num_tasks,
     }
 
 

@@ -109,8 +109,8 @@ def measure_learning(model: models.LanguageModel, text: str, learning: str, sett
         online_bits = float(scores.online.sum()) * bits
         print_record("bits", online_bits, "bits per byte", setting, **peer, ratio=round(1 - saving.mean, 5))
         forgetting = online.measure_forgetting(model, branches.current(OWNER).full_weights)
-        error = (forgetting.high - forgetting.mean) / 1.96
-        print_record("forgetting", forgetting.mean, "nats per token", setting, se=error)
+        interval = {"interval": [forgetting.low, forgetting.high]}  # over windows, by Student's t
+        print_record("forgetting", forgetting.mean, "nats per token", setting | interval)
         versions = journal.list_versions(branches.store, f"reader/{OWNER}")
         increase = max(version.held_out_loss for version in versions) - branch_learner.trained_loss
         peer = {"peer": "limit", "peer_value": max_forgetting}

@@ -34,6 +34,7 @@ import numpy as np
 from ontogeny.server import keys
 from ontogeny.server.store import Store
 from ontogeny.stages.train import train
+from ontogeny.stats import critical_value
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -247,7 +248,7 @@ def report_epochs(soak: Soak, setting: dict[str, Any]) -> list[str]:
         print_record("memory", slope, "MB per minute", setting, se=round(error, 4), **memory)
         print_record("descriptors", growth, "more in the second half", setting, epoch=number)
         print_record("compilations", compilations, "programs after the warm-up", setting, epoch=number)
-        if slope - 2 * error > MAX_SLOPE:
+        if slope - critical_value(2, NUM_BLOCKS - 2) * error > MAX_SLOPE:
             faults.append(f"memory grew by {slope:.2f} MB per minute in epoch {number}")
         if growth > MAX_DESCRIPTORS:
             faults.append(f"{growth:.1f} descriptors more in the second half of epoch {number}")

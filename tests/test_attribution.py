@@ -134,6 +134,13 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert num_missed / 400 < 0.09
 
 
+def test_intervals_over_few_tasks_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(2)
+    scores = rng.normal(size=(2000, attribution.MIN_TASKS, 5)) + np.array([0, 0, 0, 1, 0])
+    gains = [attribution.divide_gain(of_audit).gain for of_audit in scores]
+    assert np.mean([gain.low <= 1 <= gain.high for gain in gains]) == pytest.approx(0.95, abs=0.01)
+
+
 def test_too_few_tasks_are_rejected():
     agent, env, drives = build_subject("random", BANDIT)
     with pytest.raises(BadInput, match="at least 20 tasks"):

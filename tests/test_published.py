@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ontogeny import plugins
@@ -93,7 +94,26 @@ def test_developed_agents_are_scored_and_averaged_over_seeds(
     ]
     bench["main"](["--tables", "1", "--evolve", str(tmp_path / "runs"), *settings])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 3 and all(set(line) == KEYS for line in lines)
+    assert len(lines) == 4 and all(set(line) == KEYS for line in lines)
     assert lines[2]["value"] == pytest.approx((lines[0]["value"] + lines[1]["value"]) / 2, abs=1e-3)
     assert lines[2]["setting"]["values"] == [line["value"] for line in lines[:2]]
     assert [line["setting"]["developed_from_seed"] for line in lines[:2]] == [0, 1]
+    assert lines[2]["se"] > lines[0]["se"] / 2, "the seeds share their tasks"
+    assert lines[3]["name"].endswith("difference to gittins") and lines[3]["setting"]["num_seeds"] == 2
+    assert lines[3]["value"] == pytest.approx(lines[2]["value"] - lines[3]["peer_value"], abs=2e-3)
+
+
+def test_published_errors_contain_the_error_over_tasks():
+    """Seeds that agree in their mean have the error of the tasks that they share; a paired difference cancels it."""
+    bench, random = runpy.run_path(str(BENCHMARK)), np.random.default_rng(0)
+    difficulty = random.normal(0.0, 2.25, 40_000)
+    setting = {"table": 1, "n": 10, "k": 5, "agent": "cells", "seed": 0, "developed_in": {}, "development_seconds": 1.0}
+    record = {"name": "cells", "value": 6.65, "peer": "RL²", "peer_value": 6.7, "seconds": 1.0, "setting": setting}
+    of_seeds = [bench["Scored"](record, 6.65 + shift + difficulty) for shift in (-5e-4, 0.0, 5e-4)]
+    mean = bench["mean_over_seeds"](of_seeds)
+    assert mean["se"] == pytest.approx(2.25 / 200, rel=0.02), "6.650 ± 0.011, not ± 0.0004"
+    low, high = mean["setting"]["interval"]
+    assert high - low == pytest.approx(2 * 4.303 * mean["se"], rel=0.05), "two degrees of freedom"
+    optimum = bench["Scored"](record, 6.66 + difficulty + random.normal(0, 0.1, 40_000))
+    gap = bench["difference_to_optimum"](of_seeds, optimum)
+    assert gap["value"] == pytest.approx(-0.01, abs=2e-3) and gap["se"] < 1e-3 and gap["tasks"] == 40_000

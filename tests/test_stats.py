@@ -1,6 +1,8 @@
 """Intervals, verdicts and ratios: agreement with closed forms, and with the formulas that they replaced."""
 
+import json
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ from scipy.special import betaincinv, ndtr
 from scipy.stats import t as student_t
 
 from ontogeny import stats
+from ontogeny.studies.mesa.comparison import mean_over_runs
 from ontogeny.types import BadInput
 
 
@@ -75,20 +78,97 @@ def test_only_a_part_that_refutes_the_claim_yields_a_no():
     assert stats.three_way_verdict(parts, minima, refuting=["effect"]) == "undetermined"
 
 
-def test_the_two_stage_bootstrap_covers_runs_and_their_lifetimes():
+def test_an_interval_over_runs_contains_the_spread_of_the_runs_and_not_of_their_lifetimes():
     random = np.random.default_rng(0)
     runs = [random.normal(mean, 0.1, 40) for mean in (0.0, 0.5, 1.0, 1.5)]
-    low, high = stats.two_stage_bootstrap(runs)
-    assert low < 0.75 < high and high - low > 0.8, "runs differ more than lifetimes"
-    low, high = stats.two_stage_bootstrap(runs[:1])
-    assert high - low < 0.1, "one run tells nothing about others"
-    assert stats.two_stage_bootstrap(runs) == stats.two_stage_bootstrap(runs)
+    effect = mean_over_runs(runs)
+    assert effect.low < 0.75 < effect.high and effect.high - effect.low > 0.8, "runs differ more than lifetimes"
+    effect = mean_over_runs(runs[:1])
+    assert effect.high - effect.low < 0.1, "one run tells nothing about others"
 
 
-def test_bootstrap_means_resample_rows_whole():
-    values = np.random.default_rng(1).normal(0.0, 1.0, (50, 1))
-    mean, low, high = stats.bootstrap_means(np.concatenate([values, -values], axis=1))
-    np.testing.assert_allclose((mean[0], low[0], high[0]), (-mean[1], -high[1], -low[1]), atol=1e-12)
+# Coverage: the share of simulated data sets in which the true value lies in the interval.
+
+FEW = (2, 3, 5, 10)  # seeds of development, or runs
+NUM_SIMULATIONS = 1000  # the standard error of a coverage of 95 % is 0.7 %
+NUM_TASKS = 50
+RECORDED = json.loads(Path(__file__).with_name("data").joinpath("scores.json").read_text())
+
+
+def coverage(intervals, truth):
+    """The share of intervals that contain the true value."""
+    return np.mean([interval.low <= truth <= interval.high for interval in intervals])
+
+
+def resample(scores, num_seeds, random):
+    """Scores [S, R, N] of simulated evaluations, whose seeds share their tasks, resampled from scores [seed, task]."""
+    scores = np.asarray(scores, float)
+    seeds = random.integers(scores.shape[0], size=(NUM_SIMULATIONS, num_seeds, 1))
+    tasks = random.integers(scores.shape[1], size=(NUM_SIMULATIONS, 1, NUM_TASKS))
+    return scores[seeds, tasks]
+
+
+def over_seeds(scores):
+    """`mean_over_seeds` of scores [R, N]."""
+    return stats.mean_over_seeds([stats.mean_interval(of_seed) for of_seed in scores])
+
+
+@pytest.mark.parametrize("num_seeds", FEW)
+@pytest.mark.parametrize("error_over_tasks", [0.1, 0.5, 1.0, 3.0])
+def test_intervals_over_few_seeds_cover_the_mean_of_gaussian_scores(num_seeds, error_over_tasks):
+    """The degrees of freedom are those of the part with the fewest, whatever its share of the error."""
+    random = np.random.default_rng(num_seeds)
+    means = random.normal(0, num_seeds**0.5, (NUM_SIMULATIONS, num_seeds))
+    means += random.normal(0, error_over_tasks, (NUM_SIMULATIONS, 1))
+    parts = [[stats.confidence_interval(mean, error_over_tasks, 1000) for mean in of_seeds] for of_seeds in means]
+    assert coverage(map(stats.mean_over_seeds, parts), 0.0) > 0.93
+
+
+def test_three_standard_errors_are_exceeded_by_chance_in_27_of_10000_cases():
+    """The only spread is between seeds, so the share is exact; a further part of the error makes it smaller."""
+    random, is_claimed = np.random.default_rng(0), []
+    for num_seeds in FEW:
+        for means in random.normal(0, 1, (4000, num_seeds)):
+            interval = stats.mean_over_seeds([stats.confidence_interval(mean, 1e-6, 1000) for mean in means])
+            is_claimed.append(abs(interval.mean) > interval.min_claimed_difference)
+    assert np.mean(is_claimed) == pytest.approx(0.0027, abs=0.0012), "43 of 16,000, with a standard error of 7"
+
+
+@pytest.mark.parametrize("num_seeds", FEW)
+@pytest.mark.parametrize("name", RECORDED)
+def test_intervals_over_few_seeds_cover_the_mean_of_recorded_scores(name, num_seeds):
+    evaluations = resample(RECORDED[name], num_seeds, np.random.default_rng(num_seeds))
+    assert coverage(map(over_seeds, evaluations), np.mean(RECORDED[name])) > 0.93
+
+
+@pytest.mark.parametrize("num_seeds", FEW)
+@pytest.mark.parametrize("name", RECORDED)
+def test_paired_differences_over_few_seeds_cover_zero_for_equal_agents(name, num_seeds):
+    """Both agents are developed with seeds of their own and evaluated in the same tasks."""
+    scores = resample(RECORDED[name], 2 * num_seeds, np.random.default_rng(num_seeds))
+    pairs = ((of_tasks[:num_seeds], of_tasks[num_seeds:]) for of_tasks in scores)
+    differences = [stats.paired_difference_over_seeds(first, second) for first, second in pairs]
+    assert coverage(differences, 0.0) > 0.94
+    claims = np.mean([abs(part.mean) > part.min_claimed_difference for part in differences])
+    assert claims < 0.006
+
+
+@pytest.mark.parametrize("num_runs", FEW)
+@pytest.mark.parametrize("name", ["gaussian", *RECORDED])
+def test_intervals_over_few_runs_cover_the_mean_over_runs(name, num_runs):
+    """Every run has lifetimes of its own."""
+    random = np.random.default_rng(num_runs)
+    scores = random.normal(random.normal(0, 1, (500, 1)), 2, (500, 64)) if name == "gaussian" else RECORDED[name]
+    scores = np.asarray(scores)
+    runs = random.integers(len(scores), size=(NUM_SIMULATIONS, num_runs, 1))
+    lifetimes = random.integers(scores.shape[1], size=(NUM_SIMULATIONS, num_runs, NUM_TASKS))
+    assert coverage(map(mean_over_runs, scores[runs, lifetimes]), scores.mean()) > 0.93
+
+
+@pytest.mark.parametrize("num_tasks", FEW)
+def test_intervals_over_few_tasks_cover_the_mean(num_tasks):
+    samples = np.random.default_rng(num_tasks).normal(3.0, 2.0, (NUM_SIMULATIONS, num_tasks))
+    assert coverage(map(stats.mean_interval, samples), 3.0) == pytest.approx(0.95, abs=0.02)
 
 
 def test_an_interval_needs_two_scores():

@@ -23,7 +23,7 @@ from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_from_log
 from ontogeny.stages.evaluate import evaluate, task_keys
-from ontogeny.stats import confidence_interval, mean_and_standard_error
+from ontogeny.stats import mean_interval
 from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
 
 CELLS = ("neither", "activations", "weights", "both")  # which of the two may change from episode to episode
@@ -192,8 +192,7 @@ def _estimate(values: np.ndarray) -> GainEstimate:
     """The mean of values [N] by task with its interval by Student's t."""
     if len(values) < 2:
         return GainEstimate(float(values.mean()), math.nan, math.nan)
-    mean, standard_error = mean_and_standard_error(values)
-    interval = confidence_interval(float(mean), float(standard_error), len(values), len(values) - 1)
+    interval = mean_interval(values)
     return GainEstimate(interval.mean, interval.low, interval.high)
 
 

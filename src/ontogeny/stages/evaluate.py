@@ -52,7 +52,7 @@ class AgentEvaluation(NamedTuple):
     Attributes:
         mean: Score of a lifetime.
         standard_error: Of `mean` over tasks.
-        interval: The normal 95 % interval of `mean`.
+        interval: The 95 % interval of `mean` by Student's t.
         totals: Score by task, [N] float64; the same tasks in the same order for every agent.
         mode: `frozen` or `online`.
         env_steps: Steps of all lifetimes together.
@@ -133,7 +133,7 @@ def evaluate(
             on_progress(sum(map(len, totals)), num_tasks)
     all_totals = np.concatenate(totals)
     mean, standard_error = mean_and_standard_error(all_totals)
-    interval = confidence_interval(float(mean), float(standard_error))
+    interval = confidence_interval(float(mean), float(standard_error), num_tasks)
     unit, starts, lengths = curve_points(env.spec.num_steps, env.spec.horizon)
     return AgentEvaluation(
         mean=interval.mean,

@@ -116,16 +116,18 @@ def _agent_result(
         num_parameters=costs[0]["num_parameters"] if costs else 0,
         num_training_env_steps=costs[0]["num_training_env_steps"] if costs else 0,
         training_seconds=sum(seconds) / len(seconds) if seconds else None,
-        curve=_mean_curve([e["curve"] for e in evaluations]),
+        curve=_mean_curve(evaluations),
         privileged=bool(first.get("privileged", False)),
     )
 
 
-def _mean_curve(curves: Sequence[Mapping]) -> LearningCurve:
+def _mean_curve(evaluations: Sequence[Record]) -> LearningCurve:
     """The mean over seeds of learning curves with the same points."""
+    curves, num_tasks = [e["curve"] for e in evaluations], evaluations[0]["num_tasks"]
     points = []
     for k in range(len(curves[0]["mean"])):
-        points.append(mean_over_seeds([confidence_interval(c["mean"][k], c["standard_error"][k]) for c in curves]))
+        parts = [confidence_interval(curve["mean"][k], curve["standard_error"][k], num_tasks) for curve in curves]
+        points.append(mean_over_seeds(parts))
     means, lows, highs = (tuple(getattr(point, part) for point in points) for part in ("mean", "low", "high"))
     return LearningCurve(curves[0]["unit"], tuple(curves[0]["position"]), means, lows, highs)
 
@@ -239,9 +241,27 @@ def score_difference(
     for sign, agents in ((1, (first.agent, second.agent)), (-1, (second.agent, first.agent))):
         record = differences.get((first.env, *agents))
         if record is not None:
-            mean, degrees_of_freedom = sign * record["mean"], record.get("degrees_of_freedom") or math.inf
+            mean, degrees_of_freedom = sign * record["mean"], record.get("degrees_of_freedom")
             return confidence_interval(mean, record["standard_error"], record["num_tasks"], degrees_of_freedom)
     return unpaired_difference(first.score, second.score)
+
+
+def headroom(
+    differences: Mapping[tuple[str, str, str], Record], best: AgentResult, oracle: AgentResult | None, bound: float
+) -> Interval:
+    """How far an agent stays below an upper bound that is known exactly, else below the oracle, paired by task.
+
+    Args:
+        differences: As of `collect_differences`.
+        best: The agent.
+        oracle: The agent that is told the task; None only where the bound is finite.
+        bound: The mean score that no strategy exceeds; infinite where it is not known.
+    """
+    if math.isinf(bound):
+        assert oracle is not None
+        return score_difference(differences, oracle, best)
+    score = best.score
+    return confidence_interval(bound - score.mean, score.standard_error, score.num_tasks, score.degrees_of_freedom)
 
 
 def conclusions(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> list[str]:

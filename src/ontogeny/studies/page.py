@@ -337,7 +337,7 @@ def _score_with_cost(row: AgentResult) -> Markup:
 def _headroom(records: Sequence[Record], envs: Sequence[Record], results: Results) -> Markup:
     """How far the best agent stays below the upper bound or the oracle, one row per environment."""
     rows, exceeded = [], []
-    upper_bounds = comparison.collect_upper_bounds(records)
+    upper_bounds, differences = comparison.collect_upper_bounds(records), comparison.collect_differences(records)
     for env in envs:
         env_results = results[env["env"]]
         best = next((row for row in env_results if row.approach != "baseline"), None)
@@ -345,16 +345,17 @@ def _headroom(records: Sequence[Record], envs: Sequence[Record], results: Result
         exact = upper_bounds.get(env["env"])
         if best is None or (oracle is None and exact is None):
             continue
-        maximum = exact[1] if exact else oracle.score.mean if oracle else math.inf
-        is_exceeded = exact is None and best.score.low > maximum
+        headroom = comparison.headroom(differences, best, oracle, exact[1] if exact else math.inf)
+        is_exceeded = exact is None and headroom.high < 0
         if is_exceeded:
             exceeded.append(env["env"])
         bounds = [format_number(exact[1]) if exact else "unknown", page.score(oracle.score) if oracle else "–"]
-        distance = "exceeded" if is_exceeded else format_number(maximum - best.score.mean)
+        distance = "exceeded" if is_exceeded else page.difference(headroom)
         rows.append([env["env"], *bounds, _agent_with_score(best), distance])
     if not rows:
         return Markup()
-    caption = "Score per lifetime below the Bayes-optimal score where it is known, else below the oracle"
+    caption = "Score per lifetime below the Bayes-optimal score where it is known, else below the oracle "
+    caption += "(paired by task), with the 95 % interval"
     titles = ["environment", "Bayes-optimal", "oracle", "our best", "difference"]
     has_exact = any(env["env"] in upper_bounds for env in envs)
     return TEXTS.headroom(has_exact, page.table(caption, titles, rows, numeric=(1, 2, 4)), exceeded)

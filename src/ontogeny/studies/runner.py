@@ -26,7 +26,7 @@ from ontogeny.stages.assembly import Assembly, assemble
 from ontogeny.stages.evaluate import evaluate, record_lifetime, task_keys
 from ontogeny.stages.spec import parse_plugin_choice, user_files
 from ontogeny.stages.train import train
-from ontogeny.stats import confidence_interval, paired_difference_over_seeds
+from ontogeny.stats import paired_difference_over_seeds
 from ontogeny.studies import comparison, page, upper_bounds
 from ontogeny.studies import plan as study_plan
 from ontogeny.studies.kinds import study_kinds
@@ -138,14 +138,13 @@ def _measure(measurement: Measurement, spec: StudySpec, folder: Path, notify: On
         return _record_lifetime(measurement, agent, spec, folder)
     assert measurement.other_agent is not None
     difference = paired_difference_over_seeds(*_shared_scores(folder, env, agent, measurement.other_agent))
-    df = difference.degrees_of_freedom
     return {
         "env": env.name,
         "agent": agent.name,
         "other_agent": measurement.other_agent.name,
         "mean": difference.mean,
         "standard_error": difference.standard_error,
-        "degrees_of_freedom": None if df == float("inf") else df,
+        "degrees_of_freedom": difference.degrees_of_freedom,
         "num_tasks": difference.num_tasks,
     }
 
@@ -205,11 +204,10 @@ def _evaluate(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out:
     np.save(buffer, evaluation.totals)
     (out / "scores").mkdir(exist_ok=True)
     write_bytes(study_plan.scores_path(out, env, agent, seed), buffer.getvalue())
-    interval = confidence_interval(evaluation.mean, evaluation.standard_error)
     drives = {"drives": _all_drives(assembly.env.spec, env.drives | agent.drives)} if agent.drives else {}
     names = {"env": env.name, "agent": agent.name, "agent_spec": agent.agent, "approach": agent.approach, "seed": seed}
     scores = {name: getattr(evaluation, name) for name in ("num_tasks", "mean", "standard_error")}
-    scores |= {"low": interval.low, "high": interval.high}
+    scores |= dict(zip(("low", "high"), evaluation.interval, strict=True))
     return (
         names
         | {

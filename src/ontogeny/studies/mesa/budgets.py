@@ -113,7 +113,7 @@ def budgets() -> dict[str, MesaBudget]:
     )
     small = MesaBudget(
         "small",
-        num_runs=3,
+        num_runs=5,
         has_evolution_sham=False,
         contents=("table", "linear", "gru"),
         num_segments=400,

@@ -1,7 +1,8 @@
 """The results of the mesa study by content, training and condition, with intervals over runs.
 
-The unit of inference is a run: an interval resamples runs, and the lifetimes within each resampled run
-(`stats.two_stage_bootstrap`). The module reads records and computes with plain numbers; it runs no agent.
+The unit of inference is a run: an interval is Student's t over the means of the runs, which contain the chance of their
+lifetimes. The interval of a single run is over its lifetimes, and says nothing about other runs. The module reads
+records and computes with plain numbers; it runs no agent.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.runs.records import Record
-from ontogeny.stats import p_mean_exceeds, three_way_verdict, two_stage_bootstrap
+from ontogeny.stats import mean_interval, p_mean_exceeds, three_way_verdict
 from ontogeny.studies.comparison import join_words
 
 TRAININGS = ("prediction", "return", "student")
@@ -129,9 +130,10 @@ def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: f
 
 
 def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
-    """R runs of N values each -> the mean over runs with its two-stage bootstrap interval."""
+    """R runs of N values each -> the mean over runs with its interval; that of a single run is over its lifetimes."""
     means = [float(np.mean(np.asarray(run, float))) for run in lifetime_values]
-    return MeanOverRuns(float(np.mean(means)), *two_stage_bootstrap(lifetime_values), tuple(means))
+    interval = mean_interval(means if len(means) > 1 else lifetime_values[0])
+    return MeanOverRuns(interval.mean, interval.low, interval.high, tuple(means))
 
 
 def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: float, min_effect: float) -> str:
