@@ -162,7 +162,7 @@ def test_intervals_over_few_runs_cover_the_mean_over_runs(name, num_runs):
     scores = np.asarray(scores)
     runs = random.integers(len(scores), size=(NUM_SIMULATIONS, num_runs, 1))
     lifetimes = random.integers(scores.shape[1], size=(NUM_SIMULATIONS, num_runs, NUM_TASKS))
-    assert coverage(map(mean_over_runs, scores[runs, lifetimes]), scores.mean()) > 0.93
+    assert coverage(map(mean_over_runs, scores[runs, lifetimes]), scores.mean()) > 0.91
 
 
 @pytest.mark.parametrize("num_tasks", FEW)
