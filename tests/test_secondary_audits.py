@@ -111,6 +111,22 @@ def test_the_bayes_optimal_agent_agrees_with_the_optimum_and_a_greedy_agent_does
     assert greedy.verdict != "yes"
 
 
+def test_the_error_of_a_relative_score_contains_the_error_of_its_scale():
+    """The subject loses exactly 10 on a scale from random to optimal that differs between tasks and has the mean 20."""
+    random, test = np.random.default_rng(0), bayes_optimality.build()
+    num_covered = 0
+    for _ in range(400):
+        optimal = random.normal(70, 5, 40)
+        scores = {"gittins": optimal, "random": np.full(40, 50.0), "greedy": optimal, "subject": optimal - 10}
+        measurements = {f"score {name}": values for name, values in scores.items()}
+        names = (*(f" {name}" for name in scores), *(f", not {rival}" for rival in bayes_optimality.RIVALS))
+        for name in names:
+            measurements |= {f"agreements{name}": np.ones(40), f"comparisons{name}": np.full(40, 2.0)}
+        score = test.decide(measurements, test.thresholds).effects["score, random 0 to optimal 1"]
+        num_covered += score.low <= 0.5 <= score.high
+    assert num_covered / 400 == pytest.approx(0.95, abs=0.03)
+
+
 def test_a_probe_decodes_values_unless_it_was_fitted_to_other_labels(monkeypatch):
     result = audit(probe, "td_one", 60)
     assert result.verdict == "yes" and abs(result.controls["explained of another lifetime's"].mean) < 0.1

@@ -39,6 +39,13 @@ def test_a_ratio_of_sums_equals_the_mean_where_all_denominators_are_equal():
     assert low < mean < high
 
 
+def test_the_spread_of_a_linearized_ratio_contains_that_of_its_denominators():
+    denominators = np.random.default_rng(0).normal(20.0, 5.0, 40)
+    terms = stats.linearized_ratio(np.full(40, 10.0), denominators)
+    assert terms.mean() == pytest.approx(10.0 / denominators.mean())
+    assert terms.std() == pytest.approx(terms.mean() * denominators.std() / denominators.mean())
+
+
 def test_a_ratio_of_few_sums_has_no_interval():
     estimate = stats.ratio_of_sums(np.array([1.0, 2.0]), np.array([1.0, 3.0]), min_terms=3)
     assert estimate.mean == 0.75 and math.isnan(estimate.low) and math.isnan(estimate.high)

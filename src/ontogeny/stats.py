@@ -212,6 +212,24 @@ def share_interval(
     return max(center - half_width, 0.0), min(center + half_width, 1.0)
 
 
+def linearized_ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Terms whose mean is the ratio of two sums and whose spread gives its error, that of the lower sum included.
+
+    Source: linearization (Cochran 1977, Sampling Techniques, chapter 6).
+
+    Args:
+        numerators: [N], the terms of the upper sum.
+        denominators: [N], the terms of the lower sum, whose mean counts as 1e-9 where it is smaller.
+
+    Returns:
+        [N].
+    """
+    numerators, denominators = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    mean = max(float(denominators.mean()), 1e-9)
+    ratio = float(numerators.mean()) / mean
+    return ratio + (numerators - ratio * denominators) / mean
+
+
 def ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, *, min_terms: int = 2) -> RatioEstimate:
     """A ratio of two sums, with a 95 % interval by linearization (`linearized_ratio`) and Student's t.
 

@@ -1,7 +1,7 @@
 """Writes `scores.json`: scores of developed agents by seed and task, from which tests of intervals resample.
 
 `python tests/data/make_scores.py` develops the agents anew (a few minutes on two cores). The scores are payouts of a
-bandit (few values), food of a forager (skewed to the right) and arrivals at a goal (0 or 1).
+bandit (few values), food of a forager (skewed to the right) and whether a goal is reached (0 or 1).
 """
 
 import json
@@ -26,6 +26,13 @@ ENTRIES = {  # name -> environment, agent, development
 }
 
 
+def _read_scores(folder: Path, name: str) -> list[list[float]]:
+    """The scores of one entry, by seed and task; whole numbers where all are."""
+    scores = [np.load(folder / f"{name}-agent-{seed}.npy").round(4) for seed in range(NUM_SEEDS)]
+    is_whole = all((of_seed % 1 == 0).all() for of_seed in scores)
+    return [(of_seed.astype(int) if is_whole else of_seed).tolist() for of_seed in scores]
+
+
 def main() -> None:
     """Runs a study and writes the scores of its agents, by name [seed][task]."""
     from ontogeny.cli.jax_setup import configure_jax
@@ -42,10 +49,8 @@ def main() -> None:
         spec, out = Path(folder) / "scores.toml", Path(folder) / "study"
         spec.write_text(text)
         run_study(spec, out)
-        scores = {
-            name: [np.load(out / "scores" / f"{name}-agent-{seed}.npy").round(4).tolist() for seed in range(NUM_SEEDS)]
-            for name in ENTRIES
-        }
+        scores = {name: _read_scores(out / "scores", name) for name in ENTRIES}
+    scores["arrivals"] = [[int(score > 0) for score in of_seed] for of_seed in scores["arrivals"]]
     lines = ",\n".join(
         f' "{name}": [\n  ' + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]" for name, rows in scores.items()
     )

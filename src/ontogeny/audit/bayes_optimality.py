@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ontogeny import plugins
 from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli, gittins_index
 from ontogeny.rollouts import rollout_lifetime
+from ontogeny.stats import linearized_ratio
 from ontogeny.types import EnvSpec, Key, Steering, Trajectory
 
 TEST = ("bayes_optimality", "learns", False)
@@ -118,19 +118,17 @@ def _best_arm(values: Array) -> tuple[Array, Array]:
 @base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: BayesOptimalityThresholds) -> base.AuditResult:
     """Decides yes where the score is near-optimal and the subject follows the optimum rather than each rival."""
-    optimal = measurements["score gittins"]
-    span = max(optimal.mean() - measurements["score random"].mean(), 1e-9)
+    random_score = measurements["score random"]
+    scale = measurements["score gittins"] - random_score
 
     def relative_score(name: str) -> base.Effect:
         """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
-        return base.estimate_effect(1 - (optimal - measurements[f"score {name}"]) / span)
+        return base.estimate_effect(linearized_ratio(measurements[f"score {name}"] - random_score, scale))
 
     def agreement(name: str) -> base.Effect:
-        """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
+        """The share of the compared steps of all lifetimes."""
         agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
-        mean_comparisons = np.maximum(comparisons.mean(), 1e-9)
-        share = agreements.mean() / mean_comparisons
-        return base.estimate_effect(share + (agreements - share * comparisons) / mean_comparisons)
+        return base.estimate_effect(linearized_ratio(agreements, comparisons))
 
     subject_score = relative_score("subject")
     effects = {"score, random 0 to optimal 1": subject_score, "agreement with the optimum": agreement(" subject")}

@@ -20,6 +20,7 @@ from ontogeny import trees
 from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli
 from ontogeny.rollouts import begin_lifetime
+from ontogeny.stats import linearized_ratio
 from ontogeny.types import Environment, Key, TimeStep
 
 TEST = ("probe", "learns", False)
@@ -135,8 +136,8 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     """Decides yes where selectivity is large enough and exceeds what the network before development explains."""
 
     def explained(name: str, total: str = "total") -> np.ndarray:
-        """Returns [N] per lifetime, scaled so that the mean is the explained share of all variance."""
-        return (measurements[total] - measurements[name]) / max(measurements[total].mean(), 1e-9)
+        """Returns [N] per lifetime, whose mean is the explained share of all variance."""
+        return linearized_ratio(measurements[total] - measurements[name], measurements[total])
 
     of_activations, control = explained("activations"), explained("control", "control_total")
     selectivity = base.estimate_effect(of_activations - control)

@@ -203,7 +203,7 @@ def _conclusion_on_control(groups: Sequence[ContentGroup]) -> str:
     text += f", so the test is sensitive at {join_words(detected)}"
     students = [group for group in groups if group.hypothesis == "plans" and group.training == "student"]
     if students:
-        plan = any(group.verdict == "yes" for group in students)
+        plan = any(group.verdict_counts["yes"] for group in students)  # one network suffices for "can represent"
         text += f"; networks that are distilled from a planner {'plan' if plan else 'do not plan'}, so a "
         text += f"{join_words([group.content for group in students])} can represent a plan" * plan
         text += "negative result on planning implies little" * (not plan)
