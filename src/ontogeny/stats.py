@@ -88,7 +88,7 @@ def confidence_interval(
     """The 95 % interval of a mean by Student's t.
 
     Args:
-        mean: The mean.
+        mean: The center of the interval.
         standard_error: Of the mean.
         num_tasks: The number of scores from which the standard error was estimated; 0 where the error is known.
         degrees_of_freedom: Of the standard error; by default one less than `num_tasks`, or infinity where that is 0.
