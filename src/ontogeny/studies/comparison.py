@@ -253,7 +253,7 @@ def headroom(
 
     Args:
         differences: As of `collect_differences`.
-        best: The agent.
+        best: The agent whose distance is measured.
         oracle: The agent that is told the task; None only where the bound is finite.
         bound: The mean score that no strategy exceeds; infinite where it is not known.
     """
