@@ -18,7 +18,7 @@ def study(
         Path | None, typer.Option(help="Folder for records and page; by default studies/default or studies/mesa.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed to use instead of the one in the TOML file.")] = None,
-    small: Annotated[bool, typer.Option("--small", help="Run the version of `mesa` that takes a minute.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="Run the version of `mesa` that takes two minutes.")] = False,
     device: Device = None,
     num_host_devices: NumHostDevices = None,
 ) -> None:

@@ -81,7 +81,7 @@ EVOLVED = (
     (DENSE, "chain", DENSE_SEARCH.format(16, 200)),
     (CELLS, "chain", CELLS_SEARCH.format(16, 60) + ",learning_rate=0.03"),
 )
-MINUTES = {"full": 60, "small": 1, "brief": 1}  # on two idle cores
+MINUTES = {"full": 60, "small": 2, "brief": 2}  # on two idle cores
 
 
 def content_keys() -> dict[str, int]:
