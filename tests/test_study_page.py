@@ -1,5 +1,6 @@
 """The page of a study: written from records alone, with conclusions that follow them."""
 
+import itertools
 import json
 import re
 import shutil
@@ -8,8 +9,11 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ontogeny.errors import BadInput
+from ontogeny.report import charts
 from ontogeny.runs import formats
 from ontogeny.runs.folder import RunDescription, write_spec
 from ontogeny.runs.records import RECORDS_FILE, repair_records
@@ -365,7 +369,127 @@ def test_a_page_is_written_without_jax(tmp_path):
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
 
 
+def crowded():
+    """The records of a study whose agents have similar scores, costs and ends of their curves, and long names."""
+    groups = {
+        "various": [
+            ("short", "evolution", 12.3, 51200),
+            ("long", "evolution", 14.1, 204800),
+            ("longer", "evolution", 14.12, 409600),
+            ("the longest search of this study", "evolution", 14.15, 819200),
+            ("model_based", "ml_code", 14.11, 0),
+            ("model_based, no bonus", "ml_code", 14.08, 0),
+            ("thompson", "baseline", 12.87, 0),
+        ],
+        "similar": [(f"variant {i}", "evolution", 14 + 0.01 * i, 204800) for i in range(6)],
+        "equal": [(f"copy {i}", "evolution", 14.0, 204800) for i in range(3)],
+    }
+    records = []
+    for env, agents in groups.items():
+        records.append(environment(env, "bandit", {"num_arms": 5, "num_pulls": 20}))
+        for name, approach, mean, steps in agents:
+            records += evaluation(env, name, approach, mean, steps=steps)
+    return records
+
+
+def search_lengths(approach, mean):
+    """The records of a study of two agents that share a way of development."""
+    return [
+        environment("five arms", "bandit", {"num_arms": 5, "num_pulls": 20}),
+        *evaluation("five arms", "short", approach, 12.0, steps=51200),
+        *evaluation("five arms", "long", approach, 12.0 + mean, steps=204800),
+        {
+            "id": "difference/five arms/long/short",
+            "kind": "difference",
+            "env": "five arms",
+            "agent": "long",
+            "other_agent": "short",
+            "mean": mean,
+            "standard_error": 0.1,
+            "degrees_of_freedom": 1000.0,
+            "num_tasks": 4000,
+        },
+    ]
+
+
+@pytest.mark.parametrize("approach", ["evolution", "baseline"])
+def test_differences_between_agents_of_one_approach_are_shown_in_a_sentence_and_a_table(tmp_path, approach):
+    page = page_of(tmp_path / "a", search_lengths(approach, 1.5))
+    assert (
+        "In five arms, on the same held-out tasks, long scores 1.50 more per lifetime than short (95 % interval 1.304 "
+        "to 1.696)." in answer_in(page)
+    )
+    table = page[page.index('id="differences"') :].partition("</table>")[0]
+    cells = re.sub(r"<[^>]+>", " ", table.partition("<tbody>")[2]).split()
+    assert " ".join(cells) == "five arms long short +1.50 1.304 to 1.696 long"
+    level = page_of(tmp_path / "b", search_lengths(approach, 0.1))
+    assert "long and short do not differ significantly (95 % interval −0.096 to 0.296 of the difference)" in answer_in(
+        level
+    )
+    reverse = page_of(tmp_path / "c", search_lengths(approach, -1.5))
+    assert "short scores 1.50 more per lifetime than long" in answer_in(reverse)
+
+
+def test_of_many_pairs_the_page_shows_those_of_developed_agents_and_unfolds_the_rest(tmp_path):
+    page = page_of(tmp_path / "s", crowded())
+    assert "of all 21 pairs of agents" in answer_in(page)
+    table, *folded = page[page.index('id="differences"') :].partition("</section>")[0].split("<details>")
+    assert table.count("<tr>") == 1 + 15 + 15 + 3 and "thompson" not in table
+    assert [part.count("<tr>") for part in folded] == [1 + 21] and "thompson" in folded[0]
+
+
+def test_a_study_of_single_agents_has_no_difference_to_report(tmp_path):
+    records = [environment("five arms", "bandit", BANDIT | {"num_pulls": 20})]
+    page = page_of(tmp_path / "s", records + evaluation("five arms", "random", "baseline", 5.0))
+    assert answer_in(page) == "Each environment of this study has one agent, so there is no difference to report."
+    assert 'id="differences"' not in page
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(1, 20)), min_size=1, max_size=12))
+def test_labels_along_one_axis_do_not_overlap_and_move_only_where_they_must(boxes):
+    boxes.sort()
+    centers, heights = [center for center, _ in boxes], [height for _, height in boxes]
+    positions = charts.spread_positions(centers, heights)
+    ends = [(y - height / 2, y + height / 2) for y, height in zip(positions, heights, strict=True)]
+    assert all(upper[0] >= lower[1] - 1e-6 for lower, upper in itertools.pairwise(ends))
+    starts = [(y - height / 2, y + height / 2) for y, height in boxes]
+    if all(upper[0] > lower[1] for lower, upper in itertools.pairwise(starts)):
+        assert positions == pytest.approx(centers)
+    limited = charts.spread_positions(centers, heights, limit=100)
+    assert all(y + height / 2 <= 100 + 1e-6 for y, height in zip(limited, heights, strict=True))
+
+
+OVERLAPPING_LABELS = """() => [...document.querySelectorAll("svg")].flatMap((svg) => {
+  const frame = svg.getBoundingClientRect();
+  const labels = [...svg.querySelectorAll("text")].filter((label) => label.textContent.trim());
+  const boxes = labels.map((label) => label.getBoundingClientRect());
+  const overlap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.25 * Math.min(a.height, b.height);
+  const outside = (a) => a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1
+    || a.bottom > frame.bottom + 1;
+  return boxes.flatMap((a, i) => [
+    ...boxes.slice(0, i).flatMap((b, j) => overlap(a, b) ? [[labels[i].textContent, labels[j].textContent]] : []),
+    ...(outside(a) ? [[labels[i].textContent, "the edge"]] : []),
+  ]);
+})"""
+
+
 if CHROMIUM:  # a browser is no dependency: where there is none, there is nothing to look with
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("records", [small, crowded])
+    @pytest.mark.parametrize("width", [390, 1280])
+    def test_labels_of_charts_do_not_overlap(tmp_path, records, width):
+        from playwright.sync_api import sync_playwright
+
+        path = study_page.write(write_study(tmp_path / "s", records()))
+        with sync_playwright() as p:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
+            page.goto(f"file://{path}")
+            overlaps = page.evaluate(OVERLAPPING_LABELS)
+            browser.close()
+        assert overlaps == []
 
     @pytest.mark.slow
     @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -214,7 +214,9 @@ def best_of_approach(results: Iterable[AgentResult], approach: str) -> AgentResu
     return max((r for r in results if r.approach == approach), key=lambda r: r.score.mean, default=None)
 
 
-def compare_approaches(records: Iterable[Record], results: Mapping[str, list[AgentResult]]) -> list[ApproachComparison]:
+def compare_approaches(
+    records: Iterable[Record], results: Mapping[str, Sequence[AgentResult]]
+) -> list[ApproachComparison]:
     """Compare the best agents of the two approaches, in each environment in which both were evaluated."""
     differences = collect_differences(records)
     comparisons = []
@@ -264,16 +266,18 @@ def headroom(
     return confidence_interval(bound - score.mean, score.standard_error, score.num_tasks, score.degrees_of_freedom)
 
 
-def conclusions(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> list[str]:
-    """The answer of the study in two sentences, computed from its records."""
-    return [_conclusion_on_published(records, results), _conclusion_on_approaches(records, results)]
+def conclusions(records: Sequence[Record], results: Mapping[str, Sequence[AgentResult]]) -> list[str]:
+    """The answer of the study about its approaches, computed from its records; empty where it compares none."""
+    approaches = {row.approach for rows in results.values() for row in rows}
+    sentences = [_conclusion_on_published(records, results)] if approaches & APPROACH_PHRASES.keys() else []
+    return [sentence for sentence in (*sentences, _conclusion_on_approaches(records, results)) if sentence]
 
 
-def _conclusion_on_published(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> str:
-    """The sentence that compares both approaches with the published scores."""
+def _conclusion_on_published(records: Sequence[Record], results: Mapping[str, Sequence[AgentResult]]) -> str:
+    """The sentence that compares both approaches with the published scores; empty where there are none."""
     envs = [r for r in records if r["kind"] == "environment" and published_scores(r) and r["env"] in results]
     if not envs:
-        return "None of the environments of this study has a published baseline."
+        return ""
     upper_bounds = collect_upper_bounds(records)
     clauses = []
     for approach, phrase in APPROACH_PHRASES.items():
@@ -311,11 +315,11 @@ def join_words(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _conclusion_on_approaches(records: Sequence[Record], results: Mapping[str, list[AgentResult]]) -> str:
-    """The sentence that compares the approaches with each other."""
+def _conclusion_on_approaches(records: Sequence[Record], results: Mapping[str, Sequence[AgentResult]]) -> str:
+    """The sentence that compares the approaches with each other; empty where no environment has both."""
     comparisons = compare_approaches(records, results)
     if not comparisons:
-        return "The two approaches were not evaluated in a common environment, so they cannot be compared."
+        return ""
     counts = {side: sum(c.verdict == side for c in comparisons) for side in ("ml_code", "evolution", "level")}
     clearest = max(comparisons, key=lambda c: abs(c.difference.mean) / max(c.difference.standard_error, 1e-12))
     leader = "ML code" if clearest.difference.mean > 0 else "evolution"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ontogeny.report.charts import (
     APPROACH_COLORS,
@@ -14,8 +14,13 @@ from ontogeny.report.charts import (
     MUTED,
     PAPER,
     RULE,
+    ChartLabel,
     inline_svg,
+    label_curve_ends,
+    label_points,
     new_panel,
+    num_lines,
+    wrap_label,
 )
 from ontogeny.report.formatting import format_count, format_number
 from ontogeny.stats import Interval
@@ -45,17 +50,21 @@ def draw_scores(
     entries.sort(key=lambda entry: (entry[1].mean, entry[0]))
     privileged = {result.agent for result in results if result.privileged}
     left, right = _axis_range(entries, privileged)
-    with new_panel(4.5, 0.75 + 0.21 * len(entries)) as (figure, axes):
+    labels = [wrap_label(label) for label, _, _ in entries]
+    heights = [num_lines(label) for label in labels]
+    rows = [sum(heights[:i]) + (height - 1) / 2 for i, height in enumerate(heights)]
+    with new_panel(4.5, 0.75 + 0.21 * sum(heights)) as (figure, axes):
         axes.grid(False)
         axes.grid(axis="x", color=RULE, linewidth=0.5)
-        for y, entry in enumerate(entries):
+        for y, entry in zip(rows, entries, strict=True):
             _draw_score(axes, y, entry, left, right)
         if upper_bound is not None:
             axes.axvline(upper_bound[1], color=INK, lw=0.9, ls=(0, (3, 2)))
-        axes.set_yticks(range(len(entries)), [label for label, _, _ in entries])
+        axes.set_yticks(rows, labels)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         for tick, (_, _, approach) in zip(axes.get_yticklabels(), entries, strict=True):
             tick.set_color(APPROACH_COLORS[approach] if approach in ("evolution", "ml_code") else MUTED)
-        axes.set_ylim(-0.7, len(entries) - 0.3)
+        axes.set_ylim(-0.7, sum(heights) - 0.3)
         if left > -math.inf:
             axes.set_xlim(left=left)
         if right < math.inf:
@@ -77,7 +86,7 @@ def _axis_range(entries: Sequence[Entry], privileged: set[str]) -> tuple[float, 
     return left, means[-1] + 0.15 * span if has_outlier else math.inf
 
 
-def _draw_score(axes: Axes, y: int, entry: Entry, left: float, right: float) -> None:
+def _draw_score(axes: Axes, y: float, entry: Entry, left: float, right: float) -> None:
     """Draw one row: a score with its interval, a published score, or the number of an outlier at the edge."""
     _, score, approach = entry
     color = APPROACH_COLORS.get(approach, MUTED)
@@ -98,32 +107,27 @@ def _draw_score(axes: Axes, y: int, entry: Entry, left: float, right: float) -> 
 def draw_cost(name: str, results: Sequence[AgentResult]) -> Markup:
     """Draw scores against training environment steps, logarithmic; agents without training stand on the left."""
     results = [result for result in results if result.approach in ("evolution", "ml_code")]
-    with new_panel(4.5, 2.7) as (figure, axes):
+    with new_panel(4.5, max(2.7, 1.2 + 0.2 * len(results))) as (figure, axes):
         num_steps = [r.num_training_env_steps for r in results if r.num_training_env_steps > 0]
         first = 10 ** math.floor(math.log10(min(num_steps, default=1e6)))
         last = 10 ** math.ceil(math.log10(max(num_steps, default=1e6) * 1.01))
         untrained = first / 10
         axes.set_xscale("log")
         axes.set_xlim(untrained / 2.2, last * 2.5)
-        means = [result.score.mean for result in results]
-        near = 0.1 * (max(means) - min(means)) if results else 0.0
+        labels = []
         for result in results:
             mean, color = result.score.mean, APPROACH_COLORS[result.approach]
-            is_crowded = any(mean < higher < mean + near for higher in means)
             x = result.num_training_env_steps or untrained
-            is_right = x * 12 > last
             axes.plot([x, x], [result.score.low, result.score.high], "-", color=color, lw=2)
             axes.plot([x], [mean], APPROACH_MARKERS[result.approach], ms=6, color=color, mec=color)
-            axes.annotate(
-                result.agent, (x, mean), xytext=(-7 if is_right else 7, -12 if is_crowded else 5), color=color,
-                textcoords="offset points", ha="right" if is_right else "left", fontsize=9.2,
-            )  # fmt: skip
+            labels.append(ChartLabel(wrap_label(result.agent), x, mean, color))
         ticks = [first * 10**i for i in range(round(math.log10(last / first)) + 1)]
         axes.set_xticks([untrained, *ticks], ["none", *(format_count(tick) for tick in ticks)])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(y=0.22)
         axes.set_xlabel("training environment steps")
         axes.set_ylabel("score per lifetime")
+        label_points(axes, labels)
         scores = "; ".join(
             f"{r.agent}: {format_number(r.score.mean)} after {format_count(r.num_training_env_steps)} steps"
             for r in results
@@ -133,28 +137,25 @@ def draw_cost(name: str, results: Sequence[AgentResult]) -> Markup:
 
 def draw_learning_curves(name: str, results: Sequence[AgentResult]) -> Markup:
     """Draw the mean score by position in the lifetime, with bands of 95 % intervals."""
-    with new_panel(4.5, 2.9) as (figure, axes):
+    names = [wrap_label(result.agent) for result in results]
+    with new_panel(4.5, max(2.9, 1.0 + 0.18 * sum(map(num_lines, names)))) as (figure, axes):
         num_by_approach: dict[str, int] = {}
-        for result in results:
+        labels = []
+        for result, name_of_curve in zip(results, names, strict=True):
             count = num_by_approach.get(result.approach, 0)
             num_by_approach[result.approach] = count + 1
             color, curve = APPROACH_COLORS[result.approach], result.curve
             axes.plot(curve.position, curve.mean, color=color, lw=1.5, ls=DASHES[count % len(DASHES)])
             axes.fill_between(curve.position, curve.low, curve.high, color=color, alpha=0.18, lw=0)
+            labels.append(ChartLabel(name_of_curve, curve.position[-1], curve.mean[-1], color))
         start = min(result.curve.position[0] for result in results)
         end = max(result.curve.position[-1] for result in results)
-        low, high = axes.get_ylim()
-        gap, y = (high - low) * 0.062, -math.inf  # the height of a line of text
-        for result in sorted(results, key=lambda r: (r.curve.mean[-1], r.agent)):
-            # A name stands at the end of its curve, or higher where it would overlap with the one below.
-            y = max(result.curve.mean[-1], y + gap)
-            color = APPROACH_COLORS[result.approach]
-            axes.text(end * 1.02, y, result.agent, color=color, fontsize=9, va="center", clip_on=False)
         axes.set_xlim(start, max(end, start + 1))
-        axes.set_ylim(low, max(high, y + gap / 2))
+        axes.set_ylim(*axes.get_ylim())
         unit = results[0].curve.unit
         axes.set_xlabel(f"{unit} of the lifetime")
         axes.set_ylabel(f"mean score per {unit}")
+        label_curve_ends(axes, labels)
         ends = "; ".join(
             f"{r.agent} from {format_number(r.curve.mean[0])} to {format_number(r.curve.mean[-1])}" for r in results
         )

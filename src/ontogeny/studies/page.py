@@ -16,9 +16,10 @@ from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import read_spec
 from ontogeny.runs.formats import SPEC_FILE
 from ontogeny.runs.records import Record
-from ontogeny.studies import comparison, figures, published, recorded_lifetimes
+from ontogeny.studies import comparison, figures, pairwise, published, recorded_lifetimes
 from ontogeny.studies.comparison import AgentResult
 from ontogeny.studies.kinds import PAGE_FILE, study_kinds
+from ontogeny.studies.pairwise import PairwiseDifference
 from ontogeny.studies.records import read_records, read_seconds
 
 APPROACHES = ("evolution", "ml_code", "baseline")  # in the order of the page
@@ -65,7 +66,7 @@ def render(
     evaluated = [env for env in envs if env["env"] in results]
     sentences = ["No measurement has been recorded yet, so there is no conclusion."]
     if results:
-        sentences = comparison.conclusions(records, results)
+        sentences = pairwise.conclusions(records, results)
     all_results = [row for rows in results.values() for row in rows]
     approaches = {row.approach for row in all_results}
     has_published = any(comparison.published_scores(env) for env in envs)
@@ -76,6 +77,7 @@ def render(
         ("setup", "Agents and environments", TEXTS.setup(_environments_table(envs))),
         ("published", "Published scores and ours", _published(records, evaluated, results)),
         ("scores", "What each agent scores", _scores(records, evaluated, results)),
+        ("differences", "How the agents differ", _differences(records, results)),
         ("approaches", "The two approaches side by side", _approaches(records, results)),
         ("cost", "What development costs", _cost(evaluated, results)),
         ("learning", "Learning within a lifetime", _learning(evaluated, results)),
@@ -220,6 +222,37 @@ def _scores(records: Sequence[Record], envs: Sequence[Record], results: Results)
     words = {"evolution": "evolved agents", "ml_code": "ML code", "baseline": "baselines"}
     keys = {approach: page.agent(word, approach) for approach, word in words.items()}
     return TEXTS.scores(**keys, panels=page.panels(panels))
+
+
+def _differences(records: Sequence[Record], results: Results) -> Markup:
+    """The differences between the agents of each environment; many pairs of baselines can be unfolded."""
+    pairs = pairwise.compare_pairs(records, results)
+    if not pairs:
+        return Markup()
+    shown = [pair for of_env in pairs.values() for pair in pairwise.main_pairs(of_env)]
+    tables = {
+        env: _pairs_table(f"{env}, all {len(of_env)} pairs", of_env)
+        for env, of_env in pairs.items()
+        if len(of_env) > len(pairwise.main_pairs(of_env))
+    }
+    sentences = [pairwise.describe_environment(of_env) for of_env in pairs.values()]
+    return TEXTS.differences(sentences, _pairs_table("All environments" if tables else "All pairs", shown), tables)
+
+
+def _pairs_table(title: str, pairs: Sequence[PairwiseDifference]) -> Markup:
+    """One row per pair of agents."""
+    rows = [
+        [
+            pair.env,
+            page.agent(pair.first.agent, pair.first.approach),
+            page.agent(pair.second.agent, pair.second.approach),
+            page.difference(pair.difference),
+            page.agent(pair.first.agent, pair.first.approach) if pair.is_claimed else "no significant difference",
+        ]
+        for pair in pairs
+    ]
+    caption = f"{title}: first agent minus second, score per lifetime, paired by task, with the 95 % interval"
+    return page.table(caption, ["environment", "first", "second", "difference", "higher"], rows, numeric=(3,))
 
 
 def _approaches(records: Sequence[Record], results: Results) -> Markup:

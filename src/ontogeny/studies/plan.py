@@ -55,9 +55,8 @@ def list_measurements(spec: StudySpec) -> Iterator[Measurement]:
                 yield Measurement(name, "recorded_lifetime", env, agent, agent.seeds[0])
         for i, agent in enumerate(agents):
             for other_agent in agents[:i]:
-                if agent.approach != "baseline":
-                    name = f"difference/{env.name}/{agent.name}/{other_agent.name}"
-                    yield Measurement(name, "difference", env, agent, other_agent=other_agent)
+                name = f"difference/{env.name}/{agent.name}/{other_agent.name}"
+                yield Measurement(name, "difference", env, agent, other_agent=other_agent)
         if _has_exact_upper_bound(env):
             yield Measurement(f"upper_bound/{env.name}", "upper_bound", env)
 

@@ -12,7 +12,9 @@ from rich.table import Column, Table
 
 from ontogeny.report.formatting import format_number
 from ontogeny.studies.comparison import AgentResult, compare_with_best_published
+from ontogeny.studies.pairwise import PairwiseDifference, describe_environment, format_difference, main_pairs
 
+PAIR_HEADS = ("first agent", "second agent", "difference (95 % interval)", "higher")
 HEADS = ("agent", "score", "± se", "95 % interval", "published", "training steps")
 
 
@@ -24,6 +26,7 @@ class StudyEvent(NamedTuple):
     num_done: int = 0
     num_total: int = 0
     results: tuple[AgentResult, ...] = ()  # of a table
+    pairs: tuple[PairwiseDifference, ...] = ()
     published_scores: tuple[tuple[str, float], ...] = ()
     upper_bound: float = float("inf")
 
@@ -85,17 +88,26 @@ class ProgressDisplay:
             self.bars.update(self.work_bar, completed=event.num_done, total=event.num_total, rate=rate)
 
     def _show_table(self, event: StudyEvent) -> None:
-        """Prints the results of an environment as a table."""
-        rows = [_table_row(result, event) for result in event.results]
+        """Prints the results of an environment and the differences between its agents, as tables and a sentence."""
+        self._print_table(event.text, HEADS, [_table_row(result, event) for result in event.results])
+        if event.pairs:
+            shown = main_pairs(event.pairs)
+            title = f"{event.text}, first agent minus second, paired by task"
+            title += f" ({len(shown)} of {len(event.pairs)} pairs)" if len(shown) < len(event.pairs) else ""
+            self._print_table(title, PAIR_HEADS, [_pair_row(pair) for pair in shown])
+            self._print(describe_environment(event.pairs))
+
+    def _print_table(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table with a title."""
         if self.is_terminal:
-            table = Table(*HEADS, title=event.text, title_justify="left")
+            table = Table(*heads, title=title, title_justify="left")
             for row in rows:
                 table.add_row(*row)
             self.console.print(table)
             return
-        widths = [max(len(row[i]) for row in [HEADS, *rows]) for i in range(len(HEADS))]
-        self._print(event.text)
-        for row in [HEADS, *rows]:
+        widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+        self._print(title)
+        for row in [heads, *rows]:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             print("  " + "  ".join(cells).rstrip(), flush=True)
 
@@ -136,3 +148,9 @@ def _table_row(result: AgentResult, event: StudyEvent) -> Sequence[str]:
         f"{best.verdict} {best.baseline} {format_number(best.published_score)}" if best else "",
         f"{result.num_training_env_steps:,}" if result.num_training_env_steps else "none",
     )
+
+
+def _pair_row(pair: PairwiseDifference) -> Sequence[str]:
+    """The cells of one pair of agents, in the order of `PAIR_HEADS`."""
+    higher = pair.first.agent if pair.is_claimed else "no significant difference"
+    return pair.first.agent, pair.second.agent, format_difference(pair.difference), higher

@@ -27,7 +27,7 @@ from ontogeny.stages.evaluate import evaluate, record_lifetime, task_keys
 from ontogeny.stages.spec import parse_plugin_choice, user_files
 from ontogeny.stages.train import train
 from ontogeny.stats import paired_difference_over_seeds
-from ontogeny.studies import comparison, page, upper_bounds
+from ontogeny.studies import comparison, page, pairwise, upper_bounds
 from ontogeny.studies import plan as study_plan
 from ontogeny.studies.kinds import study_kinds
 from ontogeny.studies.plan import Measurement
@@ -144,8 +144,11 @@ def _measure(measurement: Measurement, spec: StudySpec, folder: Path, notify: On
         "other_agent": measurement.other_agent.name,
         "mean": difference.mean,
         "standard_error": difference.standard_error,
+        "low": difference.low,
+        "high": difference.high,
         "degrees_of_freedom": difference.degrees_of_freedom,
         "num_tasks": difference.num_tasks,
+        "is_claimed": abs(difference.mean) > difference.min_claimed_difference,
     }
 
 
@@ -281,7 +284,8 @@ def _notify_of_table(records: list[Record], env: str, notify: OnEvent) -> None:
     env_record = next(r for r in records if r["kind"] == "environment" and r["env"] == env)
     upper_bound = comparison.upper_bound_value(comparison.collect_upper_bounds(records), env)
     scores = tuple(comparison.published_scores(env_record).items())
-    notify(StudyEvent("table", env, results=tuple(results), published_scores=scores, upper_bound=upper_bound))
+    pairs = tuple(pairwise.compare_pairs(records, {env: results}).get(env, ()))
+    notify(StudyEvent("table", env, 0, 0, tuple(results), pairs, scores, upper_bound))
 
 
 def _training_seconds(folder: Path) -> float:
