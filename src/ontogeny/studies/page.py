@@ -229,14 +229,14 @@ def _differences(records: Sequence[Record], results: Results) -> Markup:
     pairs = pairwise.compare_pairs(records, results)
     if not pairs:
         return Markup()
-    shown = [pair for of_env in pairs.values() for pair in pairwise.main_pairs(of_env)]
+    visible = [pair for of_env in pairs.values() for pair in pairwise.main_pairs(of_env)]
     tables = {
         env: _pairs_table(f"{env}, all {len(of_env)} pairs", of_env)
         for env, of_env in pairs.items()
         if len(of_env) > len(pairwise.main_pairs(of_env))
     }
     sentences = [pairwise.describe_environment(of_env) for of_env in pairs.values()]
-    return TEXTS.differences(sentences, _pairs_table("All environments" if tables else "All pairs", shown), tables)
+    return TEXTS.differences(sentences, _pairs_table("All environments" if tables else "All pairs", visible), tables)
 
 
 def _pairs_table(title: str, pairs: Sequence[PairwiseDifference]) -> Markup:

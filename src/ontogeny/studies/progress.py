@@ -91,10 +91,10 @@ class ProgressDisplay:
         """Prints the results of an environment and the differences between its agents, as tables and a sentence."""
         self._print_table(event.text, HEADS, [_table_row(result, event) for result in event.results])
         if event.pairs:
-            shown = main_pairs(event.pairs)
+            visible = main_pairs(event.pairs)
             title = f"{event.text}, first agent minus second, paired by task"
-            title += f" ({len(shown)} of {len(event.pairs)} pairs)" if len(shown) < len(event.pairs) else ""
-            self._print_table(title, PAIR_HEADS, [_pair_row(pair) for pair in shown])
+            title += f" ({len(visible)} of {len(event.pairs)} pairs)" if len(visible) < len(event.pairs) else ""
+            self._print_table(title, PAIR_HEADS, [_pair_row(pair) for pair in visible])
             self._print(describe_environment(event.pairs))
 
     def _print_table(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
