@@ -413,7 +413,7 @@ def search_lengths(approach, mean):
 
 
 @pytest.mark.parametrize("approach", ["evolution", "baseline"])
-def test_differences_between_agents_of_one_approach_are_shown_in_a_sentence_and_a_table(tmp_path, approach):
+def test_a_sentence_and_a_table_state_the_differences_between_agents_of_one_approach(tmp_path, approach):
     page = page_of(tmp_path / "a", search_lengths(approach, 1.5))
     assert (
         "In five arms, on the same held-out tasks, long scores 1.50 more per lifetime than short (95 % interval 1.304 "
