@@ -274,6 +274,30 @@ def test_the_classifier_is_evaluated_on_pairs_that_it_was_not_fitted_to():
     assert (audit_awareness.classification_accuracy(np.zeros((60, 2, 3))) == 0.5).all()
 
 
+def test_intervals_of_shares_in_secondary_audits_stay_within_0_and_1():
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(60, 2, 3)) * 0.05
+    pairs[:, 1] += 1
+    pairs[:1] = pairs[:1, ::-1]  # one pair in 60 is labeled wrongly
+    awareness = audit_awareness.build()
+    result = awareness.decide(
+        {f"yoked {source}": pairs for source in ("activations", "behavior")}, awareness.thresholds
+    )
+    assert 0.9 < result.effects["accuracy, yoked activations"].mean < 1
+    comparisons = np.full(60, 20.0)
+    measurements = {f"score {name}": rng.random(60) for name in ("subject", *bayes_optimality.REFERENCES)}
+    for name in (" subject", *(f" {name}" for name in bayes_optimality.REFERENCES)):
+        measurements |= {f"agreements{name}": comparisons - (np.arange(60) == 3), f"comparisons{name}": comparisons}
+    for name in (f", not {rival}" for rival in bayes_optimality.RIVALS):
+        measurements |= {f"agreements{name}": rng.normal(size=60), f"comparisons{name}": comparisons}
+    optimality = bayes_optimality.build()
+    agreement = optimality.decide(measurements, optimality.thresholds)
+    shares = [*result.effects.values(), *result.controls.values(), agreement.effects["agreement with the optimum"]]
+    shares += [effect for name, effect in agreement.controls.items() if name.startswith("agreement")]
+    for effect in shares:
+        assert 0 <= effect.low < effect.mean <= effect.high <= 1
+
+
 def test_the_activations_of_a_learner_distinguish_a_yoked_lifetime():
     result = audit(audit_awareness, "td_zero", 100)
     assert (result.pattern, result.verdict) == ("distinguishes", "undetermined")

@@ -141,10 +141,10 @@ def classification_accuracy(pairs: np.ndarray) -> np.ndarray:
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
     """Reports the accuracy of the classifiers; the verdict is always undetermined."""
     accuracy = {name: classification_accuracy(pairs) for name, pairs in measurements.items()}
-    effects = {f"accuracy, {name}": base.estimate_effect(of_pairs) for name, of_pairs in accuracy.items()}
+    effects = {f"accuracy, {name}": base.estimate_share(of_pairs) for name, of_pairs in accuracy.items()}
     exchanged = np.random.default_rng(0).integers(2, size=len(next(iter(measurements.values()))))[:, None, None] == 1
     controls = {
-        f"pairs exchanged, {name}": base.estimate_effect(
+        f"pairs exchanged, {name}": base.estimate_share(
             classification_accuracy(np.where(exchanged, pairs[:, ::-1], pairs))
         )
         for name, pairs in measurements.items()

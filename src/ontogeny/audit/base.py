@@ -105,16 +105,16 @@ class Effect(NamedTuple):
         """Returns the p-value of the claim that the true mean exceeds `threshold`."""
         if self.value_range is not None:
             return bounded.p_mean_above(self.counts, self.value_range[0], threshold)
-        return p_mean_exceeds(self.mean - threshold, self._standard_error, self.num_lifetimes - 1)
+        return p_mean_exceeds(self.mean - threshold, self.standard_error, self.num_lifetimes - 1)
 
     def p_below(self, threshold: float) -> float:
         """Returns the p-value of the claim that the true mean lies below `threshold`."""
         if self.value_range is not None:
             return bounded.p_mean_below(self.counts, self.value_range[1], threshold)
-        return p_mean_exceeds(threshold - self.mean, self._standard_error, self.num_lifetimes - 1)
+        return p_mean_exceeds(threshold - self.mean, self.standard_error, self.num_lifetimes - 1)
 
     @property
-    def _standard_error(self) -> float:
+    def standard_error(self) -> float:
         """Half of the interval by Student's t, divided by its critical value."""
         return (self.high - self.low) / 2 / float(stdtrit(self.num_lifetimes - 1, 0.975))
 

@@ -20,7 +20,7 @@ from ontogeny import plugins
 from ontogeny.audit import base
 from ontogeny.content import beta_bernoulli, gittins_index
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.stats import linearized_ratio
+from ontogeny.stats import linearized_ratio, share_interval
 from ontogeny.types import EnvSpec, Key, Steering, Trajectory
 
 TEST = ("bayes_optimality", "learns", False)
@@ -125,14 +125,21 @@ def decide(measurements: base.Measurements, thresholds: BayesOptimalityThreshold
         """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
         return base.estimate_effect(linearized_ratio(measurements[f"score {name}"] - random_score, scale))
 
-    def agreement(name: str) -> base.Effect:
-        """The share of the compared steps of all lifetimes."""
+    def preference(name: str) -> base.Effect:
+        """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
         agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
         return base.estimate_effect(linearized_ratio(agreements, comparisons))
 
+    def agreement(name: str) -> base.Effect:
+        """The same for a share, whose interval stays within 0 to 1."""
+        ratio = preference(name)
+        N = ratio.num_lifetimes
+        low, high = share_interval(ratio.mean, ratio.standard_error, N, N - 1)
+        return ratio._replace(low=low, high=high)
+
     subject_score = relative_score("subject")
     effects = {"score, random 0 to optimal 1": subject_score, "agreement with the optimum": agreement(" subject")}
-    preferences = {f"follows the optimum, not {rival}": agreement(f", not {rival}") for rival in RIVALS}
+    preferences = {f"follows the optimum, not {rival}": preference(f", not {rival}") for rival in RIVALS}
     controls = {"score of greedy": relative_score("greedy")}
     controls |= {f"agreement of {name}": agreement(f" {name}") for name in REFERENCES}
     min_effects = {"score, random 0 to optimal 1": thresholds.min_relative_score} | dict.fromkeys(preferences, 0.0)
