@@ -9,6 +9,7 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_decay
+from ontogeny.contracts import check_outside_agent
 from ontogeny.errors import require_at_least
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import require_revealable_tasks, rollout_lifetime
@@ -40,6 +41,7 @@ def build_agent_from_text(text: str, env: Environment, steering: Steering) -> Ag
     name, settings = plugins.parse(text)
     agent = plugins.build("agents", name, env.spec, steering, **settings)
     require_revealable_tasks(name, agent, env)
+    check_outside_agent("agents", name, agent, env, steering)
     return agent
 
 

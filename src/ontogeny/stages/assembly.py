@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ontogeny import plugins
+from ontogeny.contracts import check_outside_agent, check_outside_env
 from ontogeny.rollouts import require_revealable_tasks
-from ontogeny.stages.first_check import check_outside_agent, check_outside_env
 from ontogeny.stages.spec import RunSpec
 from ontogeny.steering import build as build_steering
 from ontogeny.tracing import build_once, trace_fields

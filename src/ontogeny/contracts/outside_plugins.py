@@ -7,7 +7,10 @@ process. The tests check those of this package.
 import contextlib
 from collections.abc import Generator, Sequence
 
-from ontogeny import contracts, plugins
+from ontogeny import plugins
+from ontogeny.contracts.first_steps_of_agents import check_agent_first_steps
+from ontogeny.contracts.first_steps_of_environments import check_env_first_steps
+from ontogeny.contracts.specs import check_spec
 from ontogeny.errors import ContractViolation
 from ontogeny.tracing import build_once, is_tracing
 from ontogeny.types import Agent, Environment, Steering
@@ -25,9 +28,9 @@ def check_outside_env(name: str, env: Environment) -> None:
     files = plugins.outside_files(environments=name)
     with _name_files(files):
         if files and not is_tracing():
-            contracts.check_env_first_steps(env, files)
+            check_env_first_steps(env, files)
         else:
-            contracts.check_spec(env.spec)
+            check_spec(env.spec)
 
 
 def check_outside_agent(kind: str, name: str, agent: Agent, env: Environment, steering: Steering) -> None:
@@ -49,7 +52,7 @@ def check_outside_agent(kind: str, name: str, agent: Agent, env: Environment, st
 def _check_agent(agent: Agent, env: Environment, steering: Steering, files: tuple[str, ...]) -> None:
     """The check, without a result; a violation is raised at each call."""
     with _name_files(files):
-        contracts.check_agent_first_steps(agent, env, steering, files)
+        check_agent_first_steps(agent, env, steering, files)
 
 
 @contextlib.contextmanager
