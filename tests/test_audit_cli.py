@@ -2,10 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from ontogeny import cli
+from ontogeny.audit.history import begin_audit, history_path, read_history
+from ontogeny.errors import BadInput
+
+PLUGINS = Path(__file__).parent / "plugins"
 
 
 @pytest.fixture
@@ -58,6 +63,113 @@ def test_audit_calibrate_reports_error_rates(ontogeny, tmp_path):
         "random_walk": False,
     }
     assert record["calibration_splits"][0].keys() >= {"max_false_positive_rate", "min_power", "selected_on", "z"}
+
+
+def test_an_agent_in_a_file_is_attributed_and_the_report_holds_every_seed_and_setting_tried(ontogeny, tmp_path):
+    agent = tmp_path / "own.py"
+    agent.write_text((PLUGINS / "counting.py").read_text())
+    small = ("--env", "bandit:num_arms=2,num_pulls=8", "--num-tasks", "20", "--drive", "reward=2")
+    for seed in ("0", "7"):
+        code, stdout, stderr = ontogeny("audit", "attribution", "own.py:hope=3", *small, "--seed", seed)
+        assert (code, stderr) == (0, ""), stderr
+    assert "Audit 2 of this agent, after seed 0; its history is in 'own.audits.jsonl'." in stdout
+    agent.write_text(agent.read_text() + "\n")  # another version of the file
+    code, stdout, _ = ontogeny("audit", "attribution", "./own.py", *small, "--out", "gain.json")
+    assert code == 0 and "Audit 1 of this agent, and 2 of other versions of it;" in stdout
+    report = json.loads((tmp_path / "gain.json").read_text())
+    assert report["settings"] == {
+        "seed": 0,
+        "num_tasks": 20,
+        "min_gain": None,
+        "agent": {"name": "./own.py", "settings": {"hope": 1.0}},
+        "env": {"name": "bandit", "settings": {"num_arms": 2, "num_pulls": 8}},
+        "drives": {"payout": 2.0},
+    }
+    earlier_audits = report["history"]["earlier_audits"]
+    assert [audit["settings"]["seed"] for audit in earlier_audits] == [0, 7]
+    assert all(audit["settings"]["agent"]["settings"] == {"hope": 3.0} for audit in earlier_audits)
+    assert all(audit["command"] == "audit attribution" and audit["verdicts"] for audit in earlier_audits)
+    assert {audit["digest"] for audit in earlier_audits} != {report["history"]["digest"]}
+    assert len(read_history(tmp_path / "own.audits.jsonl")) == 3
+
+
+def test_an_organism_in_a_file_is_audited_and_calibrated(ontogeny, tmp_path):
+    text = "from ontogeny.audit.organisms.random_walk import build\nGROUND_TRUTH = {'objective': 'no'}\n"
+    (tmp_path / "walk.py").write_text(text)
+    code, _, stderr = ontogeny(
+        "audit", "calibrate", "--organism", "./walk.py", "--test", "pursues", "--num-audits", "2", "--out", "c.json"
+    )
+    assert (code, stderr) == (0, "")
+    record = json.loads((tmp_path / "c.json").read_text())
+    assert [(r["organism"], r["positive"]) for r in record["control_results"]] == [("./walk.py", False)]
+    assert len(record["histories"]) == 1 and record["histories"][0]["earlier_audits"] == []
+    (audit,) = read_history(tmp_path / "walk.audits.jsonl")
+    assert (audit["command"], audit["settings"]["num_audits"], audit["settings"]["seed"]) == ("audit calibrate", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["audit", "agent", "own.py"], "the agent 'own.py' is audited in an environment: name it with --env"),
+        (["audit", "agent", "run", "--env", "bandit"], "the run in 'run' is audited in the environment in which"),
+        (["audit", "agent", "run", "--drive", "reward=1"], "a run keeps the drives with which it was developed"),
+        (["audit", "agent", "organism:own.py"], "the file 'own.py' of an organism must state its ground truth, as in"),
+        (
+            ["audit", "calibrate", "--organism", "own.py"],
+            "the file 'own.py' of an organism must state its ground truth",
+        ),
+        (["audit", "calibrate", "--organism", "absent.py"], "there is no file 'absent.py'"),
+        (["audit", "agent", "organism:plannr"], "there is no organism 'plannr'; did you mean planner"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_and_leaves_no_entry(ontogeny, tmp_path, arguments, message):
+    (tmp_path / "own.py").write_text((PLUGINS / "counting.py").read_text())
+    (tmp_path / "run").mkdir()
+    code, _, stderr = ontogeny(*arguments)
+    assert code == 2 and message in stderr and stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("*audits.jsonl"))
+
+
+def test_an_audit_that_is_stopped_stays_in_the_history(tmp_path):
+    agent = tmp_path / "own.py"
+    agent.write_text("x")
+    begin_audit(agent, "audit agent", {"seed": 3})
+    with history_path(agent).open("a") as file:
+        file.write('{"event": "end", "id": "cut o')  # killed while it wrote
+    history = begin_audit(agent, "audit agent", {"seed": 4})
+    history.end({"learns": "yes"})
+    assert [audit["settings"]["seed"] for audit in history.earlier_audits] == [3]
+    assert "after seed 3; 1 of them did not finish" in history.describe()
+    assert [audit.get("verdicts") for audit in read_history(history_path(agent))] == [None, {"learns": "yes"}]
+
+
+def test_the_history_of_a_run_is_in_its_folder_and_another_genome_is_another_agent(tmp_path):
+    (tmp_path / "genome.json").write_text("{}")
+    begin_audit(tmp_path, "audit agent", {"seed": 0})
+    (tmp_path / "genome.json").write_text("{ }")
+    history = begin_audit(tmp_path, "audit agent", {"seed": 0})
+    assert "Audit 1 of this agent, and 1 of other versions" in history.describe()
+    assert history.path == tmp_path / "audits.jsonl"
+
+
+def test_an_audit_that_cannot_be_recorded_says_so_in_its_report(tmp_path):
+    agent = tmp_path / "own.py"
+    agent.write_text("x")
+    history_path(agent).symlink_to(tmp_path / "absent" / "file")  # a place that nobody can write
+    history = begin_audit(agent, "audit agent", {"seed": 0})
+    history.end({})
+    assert not history.to_record()["is_recorded"]
+    assert "it is not recorded: " in history.describe() and "cannot be written" in history.describe()
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"event": "other"}', '{"event": "begin", "id": "1"}', '{"event": "end"}'])
+def test_a_damaged_history_is_refused_in_one_sentence(tmp_path, line):
+    agent = tmp_path / "own.py"
+    agent.write_text("x")
+    history_path(agent).write_text(line + "\n")
+    with pytest.raises(BadInput, match=r"own\.audits\.jsonl', line 1") as error_info:
+        begin_audit(agent, "audit agent", {"seed": 0})
+    assert "\n" not in str(error_info.value) and history_path(agent).read_text() == line + "\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere", "--controls"]])

@@ -20,6 +20,7 @@ from jax import Array
 from scipy.special import ndtr, stdtrit
 
 from ontogeny import bounded, plugins, steering
+from ontogeny.contracts import check_outside_agent
 from ontogeny.errors import BadInput
 from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys, stage_of
@@ -460,13 +461,34 @@ def competence_failed(
 
 def control_subject(name: str, train_env: Environment, *, online: bool = False) -> Subject:
     """Returns a subject whose ground truth is known: an organism, or an agent that serves as a baseline."""
-    kind = "organisms" if name in plugins.list_names("organisms") else "agents"
+    kind = "organisms" if name in list_organisms([name]) else "agents"
 
     def build(env: Environment) -> tuple[Agent, Steering]:
         drives = steering.build(env.spec)
-        return plugins.build(kind, name, env.spec, drives), drives
+        agent = plugins.build(kind, name, env.spec, drives)
+        check_outside_agent(kind, name, agent, env, drives)
+        return agent, drives
 
     return Subject(name, train_env, build, lambda agent, *_: agent.genome(jax.random.key(0)), online)
+
+
+def list_organisms(names: Sequence[str] = ()) -> list[str]:
+    """Returns the names of all organisms, those in files of the user included.
+
+    Args:
+        names: Names of organisms and paths of files; a file must state the ground truth of its organism.
+
+    Raises:
+        BadInput: If a file is faulty or states no ground truth.
+    """
+    files = [name for name in names if name.endswith(".py")]
+    for file in files:
+        truth = plugins.get_attribute("organisms", file, "GROUND_TRUTH")
+        is_table = isinstance(truth, dict) and bool(truth)
+        if not is_table or not all(isinstance(text, str) for part in truth.items() for text in part):
+            example = "GROUND_TRUTH = {'learns': 'yes', 'plans': 'no'}"
+            raise BadInput(f"the file '{file}' of an organism must state its ground truth, as in {example}")
+    return [*plugins.list_names("organisms"), *files]
 
 
 def expected_results(positive: str, negative: str) -> dict[str, bool]:

@@ -13,8 +13,16 @@ import jax
 import numpy as np
 
 from ontogeny import plugins
-from ontogeny.audit.base import AuditResult, AuditTest, Measurements, Subject, build_tests, control_subject
-from ontogeny.errors import BadInput
+from ontogeny.audit.base import (
+    AuditResult,
+    AuditTest,
+    Measurements,
+    Subject,
+    build_tests,
+    control_subject,
+    list_organisms,
+)
+from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.stats import clopper_pearson
 from ontogeny.types import Environment
@@ -122,7 +130,7 @@ def controls_of(test: AuditTest, names: Sequence[str] = ()) -> Iterator[Control]
             subject = control_subject(name, find_train_env(name, bandit))
             online = name in plugins.list_names("agents") and subject.build(subject.train_env)[0].learning
             yield Control(subject._replace(online=online), test.hypothesis, name, is_positive)
-    for name in plugins.list_names("organisms") if test.primary else ():
+    for name in list_organisms(names) if test.primary else ():
         if names and name not in names:
             continue
         family = plugins.get_attribute("organisms", name, "FAMILY", name)
@@ -145,17 +153,25 @@ def find_train_env(name: str, bandit: Environment) -> Environment:
     for env in (bandit, *(plugins.build("environments", env_name) for env_name in ("chain", "beacon", "stream"))):
         try:
             control_subject(name, env).build(env)
+        except ContractViolation:  # of an organism in a file, which fits nowhere
+            raise
         except BadInput:
             continue
         return env
     raise BadInput(f"organism '{name}' fits none of the environments bandit, chain, beacon and stream")
 
 
-def organism_subjects(name: str) -> list[Subject]:
-    """Returns an organism as a frozen subject and, where it learns by weights, as an online one."""
-    if name not in plugins.list_names("organisms"):
+def organism_subjects(name: str, train_env: Environment | None = None) -> list[Subject]:
+    """Returns an organism as a frozen subject and, where it learns by weights, as an online one.
+
+    Args:
+        name: Of an organism, or the path of a file.
+        train_env: By default the first environment in which it can act.
+    """
+    if name not in list_organisms([name]):
         raise plugins.unknown_name_error("organism", name, plugins.list_names("organisms"))
-    train_env = find_train_env(name, plugins.build("environments", "bandit", num_arms=5, num_pulls=100))
+    if train_env is None:
+        train_env = find_train_env(name, plugins.build("environments", "bandit", num_arms=5, num_pulls=100))
     subjects = [control_subject(name, train_env)]
     if plugins.get_attribute("organisms", name, "ONLINE_GROUND_TRUTH"):
         subjects.append(control_subject(name, train_env, online=True)._replace(name=f"{name}, online"))

@@ -138,16 +138,11 @@ def _load_run(run: Path, env: str | None, drives: list[str] | None) -> "SavedAge
 
 def _build_agent(agent: str, env: str | None, drives: list[str] | None, seed: int) -> "SavedAgent":
     """The agent of the options `--agent` and `--env`, with its initial genome."""
-    import jax
-
-    from ontogeny.stages.assembly import assemble
-    from ontogeny.stages.saved_agent import SavedAgent
+    from ontogeny.stages.saved_agent import initial_agent
 
     if env is None:
         raise BadInput("an --agent is evaluated in an environment: name it with --env")
-    spec = shared.build_run_spec(agent, env, "single_lifetime", drives, seed)
-    assembly = assemble(spec)
-    return SavedAgent(spec, assembly, assembly.agent.genome(jax.random.key(seed)), None)
+    return initial_agent(shared.build_run_spec(agent, env, "single_lifetime", drives, seed))
 
 
 def _as_record(saved_agent: "SavedAgent", evaluation: "AgentEvaluation", seed: int) -> dict[str, Any]:

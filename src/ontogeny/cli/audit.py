@@ -1,27 +1,31 @@
 """The commands `audit agent`, `audit attribution` and `audit calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
 from ontogeny.cli.shared import (
     Device,
+    Drives,
     JsonFile,
     NumHostDevices,
     Seed,
+    build_run_spec,
     check_new_path,
     format_number,
     progress,
     write_report,
 )
 from ontogeny.errors import BadInput
+from ontogeny.printable import to_printable
 
 if TYPE_CHECKING:
     from ontogeny.audit.attribution import Attribution
     from ontogeny.audit.base import AuditResult, Effect, Subject
     from ontogeny.audit.calibration import CalibrationSplit, Control, ControlResult
+    from ontogeny.audit.history import AuditHistory
 
 CONTROLS_ENV = "bandit"
 LIMITS = (
@@ -30,11 +34,20 @@ LIMITS = (
 )
 SECONDARY_VERDICTS = {"yes": "shown", "no": "not shown", "undetermined": "undetermined"}
 
-RUN_HELP = "A finished run, a saved deployment, or organism:NAME for a model organism, whose ground truth is known."
+RUN_HELP = (
+    "A finished run, a saved deployment, an agent or file with its --env, or organism:NAME (or organism:FILE) for a "
+    "model organism, whose ground truth is known."
+)
+EnvironmentOfAgent = Annotated[
+    str | None,
+    typer.Option("--env", help="Environment of an agent or organism that is no run, NAME[:setting=value,...]."),
+]
 
 
 def agent(
     run: Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)],
+    env: EnvironmentOfAgent = None,
+    drive: Drives = None,
     num_lifetimes: Annotated[
         int | None,
         typer.Option(help="Lifetimes per test, at least 20 (default: the number used in the test's calibration)."),
@@ -49,28 +62,36 @@ def agent(
 ) -> None:
     """Test separately whether an agent learns, plans, and pursues an objective of its own.
 
-    Example: ontogeny audit agent runs/cells --out audit.json
+    Examples: ontogeny audit agent runs/cells --out audit.json; ontogeny audit agent ./win_stay.py --env chain
     """
     check_new_path(out)
     configure_jax(device, num_host_devices)
     from ontogeny.audit import suite
+    from ontogeny.audit.history import begin_audit
 
+    audited = _read_audited(run, env, drive, seed)
+    settings = {"seed": seed, "num_lifetimes": num_lifetimes, "secondary": secondary} | audited.settings
+    history = begin_audit(audited.source, "audit agent", settings)
     records = []
-    for subject in _subjects(run):
+    for subject in audited.subjects:
         with progress("auditing", "tests") as update:
             results = suite.audit_subject(
                 subject, seed=seed, num_lifetimes=num_lifetimes, secondary=secondary, on_progress=update
             )
         records.append(suite.to_record(subject, results))
         _print_results(subject.name, results, records[-1]["verdict_text"])
+    history.end({record["subject"]: record["verdicts"] for record in records})
     if not secondary:
         typer.echo("Secondary tests, which change no verdict, did not run; use --secondary to run them.")
     typer.echo(LIMITS)
-    write_report(out, {"seed": seed, "subjects": records})
+    _print_history(history)
+    write_report(out, {"seed": seed, "settings": settings, "history": history.to_record(), "subjects": records})
 
 
 def attribution(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help=RUN_HELP, show_default=False)] = None,
+    env: EnvironmentOfAgent = None,
+    drive: Drives = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Attribute agents with known ground truth, not a run.")
     ] = False,
@@ -89,30 +110,37 @@ def attribution(
 
     Examples: ontogeny audit attribution runs/cells --num-tasks 400; ontogeny audit attribution --controls
     """
-    if controls == (run is not None):
+    if controls == (run is not None) or (controls and (env is not None or drive)):
         raise BadInput("name a run, or use --controls for agents with known ground truth")
     check_new_path(out)
     configure_jax(device, num_host_devices)
     from ontogeny import plugins
     from ontogeny.audit.attribution import attribute, attribute_controls
     from ontogeny.audit.base import prepare_subject
+    from ontogeny.audit.history import AuditHistory, begin_audit
     from ontogeny.audit.suite import to_jsonable
 
-    records = []
+    records, history = [], AuditHistory(None)
+    settings: dict[str, Any] = {"seed": seed, "num_tasks": num_tasks, "min_gain": min_gain}
     if run is None:
-        env = plugins.build("environments", CONTROLS_ENV)
-        for name, ground_truth, result in attribute_controls(env, num_tasks=num_tasks, seed=seed):
+        controls_env = plugins.build("environments", CONTROLS_ENV)
+        for name, ground_truth, result in attribute_controls(controls_env, num_tasks=num_tasks, seed=seed):
             _print_attribution(f"{name}, ground truth: {ground_truth}", result)
             records.append({"subject": name, "ground_truth": ground_truth} | to_jsonable(result))
     else:
-        subject = _subjects(run)[0]
+        audited = _read_audited(run, env, drive, seed)
+        subject = audited.subjects[0]
+        settings |= audited.settings
+        history = begin_audit(audited.source, "audit attribution", settings)
         prepared = prepare_subject(subject, subject.train_env)
         with progress("attributing", "cells") as update:
             arguments = (prepared.agent, prepared.env, prepared.steering, prepared.genome)
             result = attribute(*arguments, num_tasks=num_tasks, seed=seed, min_gain=min_gain, on_progress=update)
         _print_attribution(subject.name, result)
         records.append({"subject": subject.name} | to_jsonable(result))
-    write_report(out, {"seed": seed, "subjects": records})
+        history.end({subject.name: result.verdict})
+        _print_history(history)
+    write_report(out, {"seed": seed, "settings": settings, "history": history.to_record(), "subjects": records})
 
 
 def calibrate(
@@ -121,7 +149,7 @@ def calibrate(
         list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")
     ] = None,
     organism: Annotated[
-        list[str] | None, typer.Option(help="Model organism to audit; repeatable (default: all).")
+        list[str] | None, typer.Option(help="Model organism, or file of one, to audit; repeatable (default: all).")
     ] = None,
     distilled: Annotated[
         Path | None,
@@ -143,11 +171,18 @@ def calibrate(
 
     for kind, names in (("audit", test), ("organisms", organism)):
         for name in names or []:
-            if name not in plugins.list_names(kind):
+            is_file = kind == "organisms" and name.endswith(".py")
+            if not is_file and name not in plugins.list_names(kind):
                 raise plugins.unknown_name_error(plugins.PLUGIN_KINDS[kind], name, plugins.list_names(kind))
     configure_jax(device, num_host_devices)
     from ontogeny.audit import calibration
+    from ontogeny.audit.base import list_organisms
+    from ontogeny.audit.history import begin_audit
 
+    settings: dict[str, Any] = {"num_audits": num_audits, "seed": seed, "tests": test, "organisms": organism}
+    list_organisms(organism or ())  # a faulty file is refused before an audit is recorded
+    files = [Path(name) for name in organism or () if name.endswith(".py")]
+    histories = [begin_audit(file, "audit calibrate", settings) for file in files]
     students = [] if distilled is None else _distill_students(distilled, organism or [])
     with progress("calibrating", "organisms") as update:
         results = calibration.calibrate(
@@ -164,22 +199,61 @@ def calibrate(
     record = {
         "num_audits": num_audits,
         "seed": seed,
+        "settings": settings,
+        "histories": [history.to_record() for history in histories],
         "failures": failures,
         "control_results": [calibration.to_record(result) for result in results],
         "calibration_splits": [calibration.split_to_record(split) for split in splits],
     }
+    for history in histories:
+        history.end({"failures": failures})
+        _print_history(history)
     write_report(out, record)
 
 
-def _subjects(run: str) -> "list[Subject]":
-    """The subjects of a run, of a saved deployment or of `organism:NAME`."""
-    from ontogeny.audit import calibration, suite
-    from ontogeny.stages.saved_agent import read_saved_agent
+class AuditedAgent(NamedTuple):
+    """What a command audits."""
 
-    kind, _, name = run.partition(":")
-    if kind == "organism" and name:
-        return calibration.organism_subjects(name)
-    return suite.agent_subjects(read_saved_agent(Path(run)))
+    subjects: "list[Subject]"
+    settings: dict[str, Any]  # the agent, its environment and its drives
+    source: Path | None  # the file or folder whose history records the audit; None for plugins of this package
+
+
+def _read_audited(run: str, env: str | None, drives: list[str] | None, seed: int) -> AuditedAgent:
+    """The subjects of a run, of a saved deployment, of an agent in an environment, or of `organism:NAME`."""
+    from ontogeny import plugins
+    from ontogeny.audit import calibration, suite
+    from ontogeny.stages.assembly import make_env
+    from ontogeny.stages.saved_agent import initial_agent, read_saved_agent
+    from ontogeny.stages.spec import complete_spec, spec_to_json
+
+    kind, _, organism = run.partition(":")
+    if kind == "organism" and organism:
+        if drives:
+            raise BadInput("an organism has the drives that its environment proposes; --drive goes with an agent")
+        plugin, env_settings = plugins.parse(env or "")
+        subjects = calibration.organism_subjects(organism, make_env(plugin, **env_settings) if env else None)
+        source = Path(organism) if organism.endswith(".py") else None
+        return AuditedAgent(subjects, {"organism": organism, "env": env or subjects[0].train_env.spec.name}, source)
+    agent, _ = plugins.parse(run)
+    if env is None and not agent.endswith(".py"):
+        if drives:
+            raise BadInput("a run keeps the drives with which it was developed; --drive goes with an agent")
+        return AuditedAgent(suite.agent_subjects(read_saved_agent(Path(run))), {"run": run}, Path(run))
+    if Path(run).is_dir():
+        raise BadInput(f"the run in '{run}' is audited in the environment in which it was developed, without --env")
+    if env is None:
+        raise BadInput(f"the agent '{run}' is audited in an environment: name it with --env")
+    saved_agent = initial_agent(build_run_spec(run, env, "single_lifetime", drives, seed))
+    spec = spec_to_json(complete_spec(saved_agent.spec))
+    settings = {name: spec[name] for name in ("agent", "env", "drives")}
+    return AuditedAgent(suite.agent_subjects(saved_agent), settings, Path(agent) if agent.endswith(".py") else None)
+
+
+def _print_history(history: "AuditHistory") -> None:
+    """Print which audit of an agent this one is."""
+    if text := history.describe():
+        typer.echo(to_printable(text))
 
 
 def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":

@@ -21,6 +21,7 @@ BRANCH_STATE = "branch state"
 SERVER_DATABASE = "server database"
 CHECKPOINT = "checkpoint"
 JSON_REPORT = "JSON report"
+AUDIT_HISTORY = "audit history"
 
 FORMATS = {
     AGENT_RUN: 2,
@@ -33,6 +34,7 @@ FORMATS = {
     SERVER_DATABASE: 4,
     CHECKPOINT: 2,  # a pytree: genome, weights or state
     JSON_REPORT: 2,  # what `--out` and `--json` of evaluate and audit write
+    AUDIT_HISTORY: 2,  # audits of an agent, one line per begin and end
 }
 LAST_READER = "e4ec9bd"  # the last commit that reads formats below these
 SPEC_FILE, RECORDS_FILE = "spec.json", "records.jsonl"
