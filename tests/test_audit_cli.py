@@ -68,7 +68,7 @@ def test_audit_calibrate_reports_error_rates(ontogeny, tmp_path):
 def test_an_agent_in_a_file_is_attributed_and_the_report_holds_every_seed_and_setting_tried(ontogeny, tmp_path):
     agent = tmp_path / "own.py"
     agent.write_text((PLUGINS / "counting.py").read_text())
-    small = ("--env", "bandit:num_arms=2,num_pulls=8", "--num-tasks", "20", "--drive", "reward=2")
+    small = ("--env", "bandit:num_arms=2,num_pulls=8", "--num-tasks", "20", "--drive", "payout=2")
     for seed in ("0", "7"):
         code, stdout, stderr = ontogeny("audit", "attribution", "own.py:hope=3", *small, "--seed", seed)
         assert (code, stderr) == (0, ""), stderr
