@@ -1,8 +1,8 @@
 """The history of an audited agent: every audit of it with its seed, settings and verdicts, in an append-only file.
 
-Whoever tries several seeds, settings or versions of a file until a verdict appears leaves a trace: an audit is appended
-before it begins, its verdicts when it has finished, and each report holds all earlier audits. The history of a file
-`agent.py` is `agent.audits.jsonl` beside it; that of a run or saved deployment is `audits.jsonl` in its folder.
+Trying several seeds, settings or versions of a file until a verdict appears leaves a trace: an audit is appended before
+it begins, its verdicts when it has finished, and each report holds all earlier audits. The history of a file `agent.py`
+is `agent.audits.jsonl` beside it; that of a run or saved deployment is `audits.jsonl` in its folder.
 """
 
 import hashlib
@@ -58,11 +58,11 @@ class AuditHistory(NamedTuple):
         seeds = sorted({str(audit["settings"].get("seed")) for audit in same}, key=lambda seed: (len(seed), seed))
         tried = f", after seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" if same else ""
         num_others = len(self.earlier_audits) - len(same)
-        others = f", and {num_others} of other versions of it" if num_others else ""
+        other_versions = f", and {num_others} of other versions of it" if num_others else ""
         unfinished = sum("verdicts" not in audit for audit in self.earlier_audits)
         stopped = f"; {unfinished} of them did not finish" if unfinished else ""
         place = f"it is not recorded: {self.failure}" if self.failure else f"its history is in '{self.path}'"
-        return f"Audit {len(same) + 1} of this agent{tried}{others}{stopped}; {place}."
+        return f"Audit {len(same) + 1} of this agent{tried}{other_versions}{stopped}; {place}."
 
 
 def begin_audit(source: Path | None, command: str, settings: Mapping[str, Any]) -> AuditHistory:
