@@ -7,8 +7,10 @@ import pytest
 from ontogeny.errors import BadInput
 from ontogeny.runs.folder import read_spec
 from ontogeny.runs.records import RECORDS_FILE
+from ontogeny.stats import confidence_interval
 from ontogeny.studies import page as study_page
 from ontogeny.studies import plan, runner, spec
+from ontogeny.studies.progress import ProgressDisplay
 from ontogeny.studies.records import read_records, read_seconds
 
 TINY = """
@@ -67,6 +69,30 @@ def test_a_study_writes_records_agents_scores_and_a_page(finished):
     assert len(by_id["recorded_lifetime/two arms/recurrent"]["trajectory"]["action"]) == 4
     times = read_seconds(out)
     assert times["development/two arms/recurrent/0"] > 0
+
+
+def test_the_terminal_and_the_records_state_the_differences_of_all_pairs(finished, capsys):
+    out, _, events = finished
+    (record,) = [record for record in read_records(out) if record["kind"] == "difference"]
+    assert record["low"] < record["mean"] < record["high"]
+    difference = confidence_interval(record["mean"], record["standard_error"], 0, record["degrees_of_freedom"])
+    assert record["is_claimed"] == (abs(record["mean"]) > difference.min_claimed_difference)
+    ProgressDisplay()(next(event for event in events if event.kind == "table"))
+    lines = capsys.readouterr().out.splitlines()
+    (number,) = [i for i, line in enumerate(lines) if line.split()[:2] == ["first", "agent"]]
+    assert "random" in lines[number + 1] and "recurrent" in lines[number + 1]
+    assert "In two arms, on the same held-out tasks, " in lines[number + 2]
+
+
+def test_baselines_are_compared_with_each_other_too():
+    text = """
+    title = "a"
+    question = "b"
+    environments = [{ name = "e", env = "bandit", num_tasks = 10 }]
+    agents = [{ agent = "thompson", environments = ["e"] }, { agent = "ucb1", environments = ["e"] }]
+    """
+    ids = [measurement.id for measurement in plan.list_measurements(spec.parse_spec(text))]
+    assert "difference/e/ucb1/thompson" in ids
 
 
 def test_records_contain_no_wall_time(finished):
