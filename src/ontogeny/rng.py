@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from ontogeny.errors import BadInput
+from ontogeny.seeds import check_seed
 from ontogeny.types import Key
 
 STAGES = ("training", "evaluation", "deployment", "validation")  # the index enters the key: never reorder
@@ -31,6 +33,22 @@ class StepKeys(NamedTuple):
     env: Key
     act: Key
     learn: Key
+
+
+def key_from_seed(seed: int) -> Key:
+    """The random key of a seed.
+
+    Raises:
+        BadInput: The seed is out of its range, or JAX computes in 64 bits, for which nothing here is written.
+    """
+    require_32_bits()
+    return jax.random.key(check_seed(seed))
+
+
+def require_32_bits() -> None:
+    """Raises `BadInput` where JAX computes in 64 bits."""
+    if jax.config.jax_enable_x64:
+        raise BadInput("ontogeny computes in 32 bits: unset JAX_ENABLE_X64, or set jax_enable_x64 to False")
 
 
 def sample_lifetime_keys(key: Key, num_lifetimes: int, stage: str) -> Key:

@@ -5,16 +5,28 @@ command runs.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from ontogeny.errors import BadInput
 from ontogeny.plugins import suggest_names
 from ontogeny.renamed import renamed_hint
+from ontogeny.seeds import check_seed
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _check_seed(seed: object) -> int:
+    """A seed as `check_seed` takes it; pydantic puts the subject before the message of a `ValueError`."""
+    try:
+        return check_seed(seed, "")
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
+Seed = Annotated[int, BeforeValidator(_check_seed)]
 
 
 class FrozenModel(BaseModel):

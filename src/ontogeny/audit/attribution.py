@@ -21,6 +21,7 @@ import numpy as np
 
 from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
+from ontogeny.rng import key_from_seed
 from ontogeny.rollouts import rollout_from_log
 from ontogeny.stages.evaluate import evaluate, task_keys
 from ontogeny.stats import mean_interval
@@ -142,7 +143,7 @@ def attribute_controls(
     drives = steering.build(env.spec)
     for kind, name, ground_truth in CONTROLS:
         agent = plugins.build(kind, name, env.spec, drives)
-        genome = agent.genome(jax.random.key(seed))
+        genome = agent.genome(key_from_seed(seed))
         yield name, ground_truth, attribute(agent, env, drives, genome, num_tasks=num_tasks, seed=seed)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ontogeny import plugins
@@ -23,7 +22,7 @@ from ontogeny.audit.base import (
     list_organisms,
 )
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.stats import clopper_pearson
 from ontogeny.types import Environment
 
@@ -181,7 +180,7 @@ def organism_subjects(name: str, train_env: Environment | None = None) -> list[S
 def measure_audits(test: AuditTest, subject: Subject, num_audits: int, seed: int) -> list[Measurements]:
     """Returns the measurements of independent audits of a subject."""
     N = test.num_lifetimes
-    keys = sample_lifetime_keys(jax.random.key(seed), num_audits * N, "validation")
+    keys = sample_lifetime_keys(key_from_seed(seed), num_audits * N, "validation")
     batch_size = max(1, MAX_LIFETIMES_PER_BATCH // N) * N
     batches = [test.measure(subject, keys[i : i + batch_size]) for i in range(0, num_audits * N, batch_size)]
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

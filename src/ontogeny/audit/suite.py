@@ -26,7 +26,7 @@ from ontogeny.audit.base import (
     too_few_lifetimes,
 )
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stages.assembly import make_agent
 from ontogeny.stages.saved_agent import SavedAgent
@@ -93,7 +93,7 @@ def audit_subject(
             reason = too_few_lifetimes(test.name, count, test.thresholds.min_lifetimes)
             results.append(competence_failed(identity, reason, {}, {}))
             continue
-        keys = sample_lifetime_keys(jax.random.key(seed), count, "evaluation")
+        keys = sample_lifetime_keys(key_from_seed(seed), count, "evaluation")
         try:
             results.append(test.decide(test.measure(subject, keys), test.thresholds))
         except ContractViolation:  # of the agent, which then cannot be audited at all
@@ -186,7 +186,7 @@ def _build_agent(saved_agent: SavedAgent, env: Environment) -> tuple[Agent, Stee
 
 def _saved_genome(saved_agent: SavedAgent, agent: Agent, *_: Any) -> Genome | State:
     """Returns the saved genome or state; of an agent without an outer loop, its default genome for the environment."""
-    default = agent.genome(jax.random.key(saved_agent.spec.seed))
+    default = agent.genome(key_from_seed(saved_agent.spec.seed))
     if saved_agent.state is not None:
         return _checked_shapes(saved_agent.state, jax.eval_shape(agent.init, jax.random.key(0), default))
     if saved_agent.spec.development.name == "single_lifetime":

@@ -78,7 +78,10 @@ def evaluate(
     ] = False,
     seed: Annotated[
         int,
-        typer.Option(help="Seed of the tasks, the same for every agent, and of the initial weights of an --agent."),
+        typer.Option(
+            help="Seed of the tasks, the same for every agent, and of the initial weights of an --agent.",
+            callback=shared.check_seed_option,
+        ),
     ] = 0,
     as_json: shared.JsonOutput = False,
     out: shared.JsonFile = None,
@@ -96,9 +99,7 @@ def evaluate(
     configure_jax(device, num_host_devices)
     from ontogeny import trees
     from ontogeny.stages.evaluate import evaluate
-    from ontogeny.stages.spec import check_seed
 
-    check_seed(seed, "options")
     saved_agent = _load_run(run, env, drive) if run is not None else _build_agent(str(agent), env, drive, seed)
     if run is None and (num_parameters := trees.num_elements(saved_agent.genome)):
         shared.print_note(
@@ -211,10 +212,10 @@ def deploy(
     from ontogeny import trees
     from ontogeny.stages.deploy import deploy
     from ontogeny.stages.saved_agent import initial_state, read_saved_agent, save_deployment
-    from ontogeny.stages.spec import check_seed, parse_plugin_choice
+    from ontogeny.stages.spec import parse_plugin_choice
 
     saved_agent = read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
-    before = trees.digest(initial_state(saved_agent, check_seed(seed, "options"))[1].weights)
+    before = trees.digest(initial_state(saved_agent, seed)[1].weights)
     step = None
     with shared.name_agent_in_violations(saved_agent):
         for step in deploy(saved_agent, online=online, seed=seed, num_steps=num_steps):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ontogeny.cli.jax_setup import configure_jax
 from ontogeny.cli.shared import JsonFile, JsonOutput, Seed, check_new_path, print_note, progress, write_report
 from ontogeny.errors import BadInput
 from ontogeny.plugins import MAX_INT
@@ -157,6 +158,7 @@ def _find_language_model(name: str, learning: str | None) -> "BuildPredictor | N
         if learning is not None:
             raise BadInput(f"--learning configures a language-model run, and '{name}' is not a folder")
         return None
+    configure_jax(None)
     from ontogeny.lm import prequential_predictor
 
     frozen = learning == "frozen"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ontogeny import plugins
+from ontogeny.cli.shared import print_note
 from ontogeny.errors import BadInput
 
 MAX_HOST_DEVICES = 8
@@ -32,6 +33,7 @@ def configure_jax(device: str | None, num_host_devices: int | None = None, *, on
         raise BadInput("--num-host-devices and XLA_FLAGS both set the number of host devices; use one of them")
     if device is not None and device not in PLATFORMS:
         raise plugins.unknown_name_error("device", device, list(PLATFORMS))
+    _ignore_64_bits()
     os.environ["XLA_FLAGS"] = _xla_flags(os.environ.get("XLA_FLAGS", ""), num_host_devices, one_thread)
     if device is not None:
         os.environ["JAX_PLATFORMS"] = PLATFORMS[device]
@@ -45,6 +47,16 @@ def configure_jax(device: str | None, num_host_devices: int | None = None, *, on
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _ignore_64_bits() -> None:
+    """Turns off JAX's 64-bit types, which change results and for which no function of this package is written."""
+    if os.environ.get("JAX_ENABLE_X64", "").lower() in ("", "0", "false", "off", "no", "n", "f"):
+        return
+    os.environ["JAX_ENABLE_X64"] = "0"  # for processes that this one starts, too
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", False)
+    print_note("JAX_ENABLE_X64 is ignored: ontogeny computes in 32 bits")
 
 
 def _xla_flags(flags: str, num_host_devices: int | None, one_thread: bool) -> str:

@@ -16,6 +16,7 @@ import typer
 from ontogeny import plugins
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.printable import to_printable
+from ontogeny.seeds import check_seed
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -28,7 +29,13 @@ LINE_INTERVAL = 10.0  # least seconds between lines of progress where standard e
 MAX_LINE_LENGTH = 10_000  # of a table that is written to a pipe or a file
 BARS = "▁▂▃▄▅▆▇█"
 
-Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+
+def check_seed_option(seed: int | None) -> int | None:
+    """Check the seed of an option; an option that is not given passes."""
+    return None if seed is None else check_seed(seed, "--seed")
+
+
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", callback=check_seed_option)]
 Device = Annotated[
     str | None, typer.Option(help="Device to compute on, cpu or gpu; by default a gpu where JAX has one.")
 ]

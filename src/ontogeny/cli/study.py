@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, NumHostDevices
+from ontogeny.cli.shared import Device, NumHostDevices, check_seed_option
 
 
 def study(
@@ -17,7 +17,9 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="Folder for records and page; by default studies/default or studies/mesa.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed to use instead of the one in the TOML file.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed to use instead of the one in the TOML file.", callback=check_seed_option)
+    ] = None,
     small: Annotated[bool, typer.Option("--small", help="Run the version of `mesa` that takes two minutes.")] = False,
     device: Device = None,
     num_host_devices: NumHostDevices = None,

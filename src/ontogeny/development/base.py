@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ontogeny import plugins
 from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_decay
 from ontogeny.contracts import check_outside_agent
-from ontogeny.errors import require_at_least
+from ontogeny.errors import BadInput, require_at_least
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import require_revealable_tasks, rollout_lifetime
 from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, PyTree, Steering, Weights
@@ -68,6 +69,24 @@ class GradientState(NamedTuple):
     update: Array  # [] int32, number of updates made
     model: PyTree
     optimizer: PyTree
+
+
+def require_finite_search(info: Info) -> None:
+    """Stops a search that cannot move the genome.
+
+    Args:
+        info: The diagnostics of a compiled call, with a leading axis of its generations.
+
+    Raises:
+        BadInput: The best fitness, or the loss, is finite in none of these generations.
+    """
+    is_evolution = "max_fitness" in info
+    for name in ("max_fitness",) if is_evolution else ("fitness", "loss"):
+        if name in info and not np.isfinite(np.asarray(info[name])).any():
+            raise BadInput(
+                f"the {name.removeprefix('max_')} is not finite in {len(info[name])} successive generations, so the "
+                "development cannot change the genome; check that outcome features and their weights are finite"
+            )
 
 
 def develop_by_gradient(

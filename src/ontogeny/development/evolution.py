@@ -117,11 +117,11 @@ def _make_generation(
         fitness = evaluate(keys, population)
         baseline_fitness = evaluate_baseline(keys, baseline.genome(baseline_key))
         # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
-        advantage = fitness - baseline_fitness
+        advantage = fitness - jnp.where(jnp.isfinite(baseline_fitness), baseline_fitness, 0.0)
         strategy = loop.tell(tell_key, strategy, population, advantage)
         info = {
             "fitness": jnp.mean(fitness),
-            "max_fitness": jnp.max(fitness),
+            "max_fitness": jnp.max(jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)),
             "fitness_std": jnp.std(fitness),
             "advantage_over_baseline": jnp.mean(advantage),
         }

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int32
 from ontogeny.errors import BadInput
 
 NUM_SEEDS = 2**64
+MIN_SEED = -(2**63)  # a negative seed, as the API of OpenAI allows it, wraps around
 FORBIDDING_BIAS = -100.0  # the lowest bias of a token; it excludes the token whatever its logit is
 FORBIDDEN_LOGIT = -1e30  # finite, so that no sum and no difference of logits is undefined
 VIOLATING_LOGIT = -2e30  # of a token that would violate a constraint, which no bias can permit
@@ -101,7 +102,7 @@ def check_sampling_params(params: SamplingParams) -> SamplingParams:
     """Validate sampling parameters.
 
     Args:
-        params: Temperature from 0 to 100, top-k at least 0, top-p from 0 to 1.
+        params: Temperature from 0 to 100, top-k at least 0, top-p from 0 to 1, seed from -2^63 to 2^64 - 1.
 
     Returns:
         The same parameters.
@@ -115,6 +116,8 @@ def check_sampling_params(params: SamplingParams) -> SamplingParams:
         raise BadInput(f"top-k must be at least 0 (0 keeps all tokens), not {params.top_k}")
     if not 0 <= params.top_p <= 1:
         raise BadInput(f"top-p must lie between 0 and 1, not {params.top_p}")
+    if isinstance(params.seed, bool) or not isinstance(params.seed, int) or not MIN_SEED <= params.seed < NUM_SEEDS:
+        raise BadInput(f"the seed must be a whole number of at most 64 bits, not {params.seed!r}")
     return params
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from ontogeny.validation import FrozenModel
+from ontogeny.validation import FrozenModel, Seed
 
-MAX_SEED = MAX_COUNT = 2**31 - 1
+MAX_COUNT = 2**31 - 1
 
 
 class TrainConfig(FrozenModel):
@@ -59,4 +59,4 @@ class TrainConfig(FrozenModel):
     warmup_fraction: float = Field(default=0.05, ge=0, le=1)
     decay_schedule: Literal["cosine", "linear"] = "cosine"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    seed: Seed = 0

@@ -26,6 +26,7 @@ from ontogeny.lm import corpus, online_learner, optimization
 from ontogeny.lm.evaluation import OnTokensProgress, scale_estimate, token_bytes
 from ontogeny.lm.model import LanguageModel
 from ontogeny.lm.online_learner import OnlineConfig, PretrainedWeights
+from ontogeny.seeds import check_seed
 from ontogeny.stats import RatioEstimate, ratio_of_sums
 from ontogeny.types import Weights
 
@@ -111,6 +112,7 @@ def evaluate_online(
         BadInput: The text is too short, or rehearsal needs the training text of a model that was not trained by
             ontogeny.
     """
+    seed = check_seed(seed)
     online_learner.check_config(config, model.config.context_length)
     if len(tokens) < 2 * config.chunk_size:
         raise BadInput(f"the text has {len(tokens):,} tokens, fewer than two chunks of {config.chunk_size}")

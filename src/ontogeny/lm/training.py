@@ -23,6 +23,7 @@ from ontogeny.lm import tokenizer as tokenizers
 from ontogeny.lm.config import TrainConfig
 from ontogeny.lm.corpus import Corpus, TextFile
 from ontogeny.lm.optimization import OptimizerConfig
+from ontogeny.rng import key_from_seed
 from ontogeny.runs import formats
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import claim, library_versions
@@ -161,7 +162,7 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_pro
     config = validate(OptimizerConfig, models.read_description(folder).details["optimization"], "optimization")
     texts = corpus.load_corpus(folder)
     init = jax.jit(optimization.init_training, static_argnums=(1, 2))
-    weights, step, held_out_loss = init(jax.random.key(seed), model_config, config), 0, None
+    weights, step, held_out_loss = init(key_from_seed(seed), model_config, config), 0, None
     resumed = recorder.resume(weights)
     if resumed is not None:
         weights, step, held_out_loss = resumed[0], resumed[1]["step"], resumed[1]["held_out_loss"]
@@ -175,6 +176,8 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_pro
         tokens = corpus.sample_batches(texts.training, seed, first, shape, model_config.context_length)
         weights, info = optimization.take_steps(model_config, config, weights, tokens, num_shards=num_shards)
         info = jax.device_get(info)
+        if not np.isfinite(info["loss"]).any():
+            raise _divergence(folder, f"its loss is not finite in steps {first + 1} to {step}")
         recorder.append(_step_records(first, tokens_per_step, info))
         if evaluations & set(range(first + 1, step + 1)):
             held_out_loss = _finite(_evaluate(model_config, config, weights.content, texts, num_shards))
@@ -187,8 +190,15 @@ def _run(folder: Path, seed: int, recorder: RunRecorder, num_shards: int, on_pro
             on_progress(TrainProgress(step, config.num_steps, tokens_per_step, loss, held_out_loss))
     summary = {"num_steps": step, "num_tokens": step * tokens_per_step, "held_out_loss": held_out_loss}
     if not trees.is_finite(weights.content):
-        raise BadInput(f"the training in '{folder}' diverged: its weights are not finite; try a lower --learning-rate")
+        raise _divergence(folder, "its weights are not finite")
+    if held_out_loss is None:
+        raise _divergence(folder, "its loss on the held-out text is not finite")
     recorder.finish(models.WEIGHTS, weights.content, summary)
+
+
+def _divergence(folder: Path, reason: str) -> BadInput:
+    """The error of a training that diverged."""
+    return BadInput(f"the training in '{folder}' diverged: {reason}; use a lower --learning-rate in a new folder")
 
 
 def _step_records(first: int, tokens_per_step: int, info: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

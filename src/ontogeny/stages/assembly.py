@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ontogeny import plugins
 from ontogeny.contracts import check_outside_agent, check_outside_env
+from ontogeny.rng import require_32_bits
 from ontogeny.rollouts import require_revealable_tasks
 from ontogeny.stages.spec import RunSpec
 from ontogeny.steering import build as build_steering
@@ -30,8 +31,9 @@ def assemble(spec: RunSpec) -> Assembly:
     """Build environment, steering and agent of a spec.
 
     Raises:
-        BadInput: A name, setting or drive is unknown, or a file of the user is faulty.
+        BadInput: A name, setting or drive is unknown, a file of the user is faulty, or JAX computes in 64 bits.
     """
+    require_32_bits()
     env = make_env(spec.env.name, **spec.env.settings)
     reward_function = build_steering(env.spec, spec.drives)
     files = plugins.outside_files(environments=spec.env.name, agents=spec.agent.name)

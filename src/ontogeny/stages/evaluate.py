@@ -175,7 +175,7 @@ def record_lifetime(
 
 def task_keys(seed: int, num_tasks: int) -> Key:
     """The keys of an evaluation's lifetimes, [N]; a larger number of tasks begins with the same keys."""
-    return rng.sample_lifetime_keys(jax.random.key(seed), num_tasks, "evaluation")
+    return rng.sample_lifetime_keys(rng.key_from_seed(seed), num_tasks, "evaluation")
 
 
 def is_online(mode: str) -> bool:

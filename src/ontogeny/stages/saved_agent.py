@@ -61,7 +61,7 @@ def read_saved_agent(folder: Path | str, *, env: PluginChoice | None = None) -> 
         is_same = Path(env.name).name == Path(spec.env.name).name  # a run's own copy of a file lies elsewhere
         spec = spec.model_copy(update={"env": env, "drives": spec.drives if is_same else {}})
     assembly = assemble(spec)
-    key = jax.random.key(spec.seed)
+    key = rng.key_from_seed(spec.seed)
     genome = jax.eval_shape(assembly.agent.genome, key)
     if checkpoint.exists(folder, STATE):
         template = jax.eval_shape(assembly.agent.init, key, genome)
@@ -98,7 +98,7 @@ def initial_state(saved_agent: SavedAgent, seed: int) -> tuple[Key, State]:
         saved_agent: From a run, the state is drawn from the genome; from a saved deployment, it is the saved one.
         seed: From 0 to 2**32 - 1.
     """
-    key = rng.sample_lifetime_keys(jax.random.key(seed), 1, "deployment")[0]
+    key = rng.sample_lifetime_keys(rng.key_from_seed(seed), 1, "deployment")[0]
     if saved_agent.state is not None:
         return key, saved_agent.state
     return key, saved_agent.assembly.agent.init(rng.split_lifetime_key(key).init, saved_agent.genome)

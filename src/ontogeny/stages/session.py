@@ -17,8 +17,8 @@ from jax import Array
 from ontogeny import plugins, rng, trees
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import first_percept
+from ontogeny.seeds import check_seed
 from ontogeny.stages.saved_agent import SavedAgent, initial_state, save_deployment
-from ontogeny.stages.spec import check_seed
 from ontogeny.types import Agent, Key, Percept, State, Steering, Transition
 
 
@@ -75,7 +75,7 @@ class AgentSession:
         Args:
             seed: From 0 to 2**32 - 1.
         """
-        key, state = initial_state(self.saved_agent, check_seed(seed, "init"))
+        key, state = initial_state(self.saved_agent, check_seed(seed))
         return self._without_percept(state, jnp.int32(0), key)
 
     @cached_property

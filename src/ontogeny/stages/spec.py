@@ -11,9 +11,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ontogeny import plugins
 from ontogeny.errors import BadInput
-from ontogeny.validation import FrozenModel, validate
+from ontogeny.validation import FrozenModel, Seed, validate
 
-MAX_SEED = 2**32 - 1
 PLUGIN_KINDS = {"env": "environments", "agent": "agents", "development": "development"}  # by the key of a spec
 
 
@@ -60,7 +59,7 @@ class RunSpec(FrozenModel):
     agent: PluginChoice
     development: PluginChoice = PluginChoice(name="single_lifetime")
     drives: dict[str, DriveWeight] = Field(default_factory=dict)
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    seed: Seed = 0
 
 
 class UserFile(NamedTuple):
@@ -101,13 +100,6 @@ def user_files(spec: RunSpec) -> list[UserFile]:
     """The plugins of a spec that are files of the user."""
     choices = {key: getattr(spec, key).name for key in PLUGIN_KINDS}
     return [UserFile(key, Path(name)) for key, name in choices.items() if name.endswith(".py")]
-
-
-def check_seed(seed: object, place: str = "run") -> int:
-    """Return a seed, or raise `BadInput` where it is no whole number from 0 to `MAX_SEED`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-        raise BadInput(f"'seed' in [{place}] must be a whole number from 0 to {MAX_SEED}, not {seed!r}")
-    return seed
 
 
 def _as_type_of(default: object, value: Any) -> Any:

@@ -15,7 +15,9 @@ import jax
 import numpy as np
 
 from ontogeny import plugins, trees
+from ontogeny.development.base import require_finite_search
 from ontogeny.errors import BadInput
+from ontogeny.rng import key_from_seed
 from ontogeny.runs import formats
 from ontogeny.runs.folder import claim
 from ontogeny.runs.recorder import RunRecorder
@@ -74,7 +76,7 @@ def train(
 def _run(seed: int, development: Development, recorder: RunRecorder, on_progress: OnTrainingProgress | None) -> None:
     """Run the compiled calls that are not done yet, and save the genome after the last one."""
     num_calls, generations = development.num_calls, development.generations_per_call
-    state, num_done = development.init(jax.random.key(seed)), 0
+    state, num_done = development.init(key_from_seed(seed)), 0
     resumed = recorder.resume(state)
     if resumed is not None:
         state, num_done = resumed[0], resumed[1]["generation"] // generations
@@ -82,7 +84,9 @@ def _run(seed: int, development: Development, recorder: RunRecorder, on_progress
     for call in range(num_done + 1, num_calls + 1):
         started = time.perf_counter()
         state, info = development.step(state)
-        for record in _records(jax.device_get(info), (call - 1) * generations, development):
+        info = jax.device_get(info)
+        require_finite_search(info)
+        for record in _records(info, (call - 1) * generations, development):
             recorder.append([record])
         recorder.append_timing({"compiled_call": call, "seconds": round(time.perf_counter() - started, 6)})
         recorder.save(state, _progress(call, development), is_last=call == num_calls)

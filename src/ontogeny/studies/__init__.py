@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ontogeny.errors import BadInput
 from ontogeny.runs.formats import STUDY
+from ontogeny.seeds import check_seed
 from ontogeny.studies.kinds import study_kinds
 
 
@@ -31,9 +32,7 @@ def run(study: str | Path | None = None, out: Path | None = None, seed: int | No
         from ontogeny.studies.runner import run_study
 
         return run_study(study, out or Path("studies/default"), seed)
-    from ontogeny.stages.spec import check_seed
-
-    seed = check_seed(seed or 0, "--seed")
+    seed = check_seed(0 if seed is None else seed)
     return kind.run(size or kind.sizes[0], out or Path("studies") / kind.name, seed, None)
 
 

@@ -184,7 +184,7 @@ def _develop(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: 
             num_steps, num_generations = metadata["env_steps"], metadata["generation"]
             append_timing(out, {"id": measurement.id, "seconds": round(_training_seconds(folder), 3)})
     else:
-        num_parameters = trees.num_elements(assemble(run_spec).agent.genome(jax.random.key(run_spec.seed)))
+        num_parameters = trees.num_elements(assemble(run_spec).agent.genome(rng.key_from_seed(run_spec.seed)))
     return {
         "agent": agent.name,
         "approach": agent.approach,
@@ -252,7 +252,7 @@ def _load_agent(measurement: Measurement, agent: StudyAgent, spec: StudySpec, ou
     """The agent of a measurement, with the genome that was developed or its initial genome."""
     run_spec = study_plan.make_run_spec(spec, agent, measurement.env, measurement.seed)
     assembly = assemble(run_spec)
-    genome = assembly.agent.genome(jax.random.key(run_spec.seed))
+    genome = assembly.agent.genome(rng.key_from_seed(run_spec.seed))
     if study_plan.is_saved(agent):
         train_env = agent.train_env_for(measurement.env.name)
         folder = study_plan.agent_folder(out, agent, train_env, measurement.seed)

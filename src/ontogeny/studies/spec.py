@@ -17,9 +17,10 @@ from ontogeny import plugins
 from ontogeny.errors import BadInput
 from ontogeny.plugins import suggest_names
 from ontogeny.renamed import renamed_hint
-from ontogeny.stages.spec import MAX_SEED, DriveWeight, check_seed
+from ontogeny.seeds import check_seed
+from ontogeny.stages.spec import DriveWeight
 from ontogeny.studies.kinds import study_kinds
-from ontogeny.validation import FrozenModel, validate
+from ontogeny.validation import FrozenModel, Seed, validate
 
 DEFAULT_SPEC = Path(__file__).with_name("default.toml")
 MAX_NAME_BYTES = 100  # two names and a seed form the name of a file
@@ -76,7 +77,6 @@ def _check_unique(values: Sequence[Hashable]) -> Sequence[Hashable]:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Text = Annotated[str, AfterValidator(_check_text)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 NumTasks = Annotated[int, Field(ge=2, le=plugins.MAX_INT)]  # an interval needs two
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
@@ -244,7 +244,7 @@ def parse_spec(text: str, source: str = "spec", seed: int | None = None) -> Stud
     except (ValueError, RecursionError) as error:  # syntax, or numbers and brackets without end
         raise BadInput(f"{source} is not valid TOML: {error}") from None
     file = validate(StudyFile, data, source, "study key")
-    seed = file.seed if seed is None else check_seed(seed, "--seed")
+    seed = file.seed if seed is None else check_seed(seed)
     return StudySpec.model_construct(**dict(file) | {"seed": seed, "text": text})
 
 

@@ -17,6 +17,7 @@ from ontogeny.audit.behavior.stay_analysis import (
     replace_trials,
 )
 from ontogeny.runs.formats import FORMATS, JSON_REPORT
+from ontogeny.seeds import check_seed
 
 MIN_COEFFICIENT = 0.1  # log odds; in many organisms a smaller coefficient may be significant without being relevant
 SUCCESSOR_NOTE = (
@@ -46,6 +47,7 @@ def analyze_choices(
     Returns:
         A record of values that JSON can hold.
     """
+    seed = check_seed(seed)
     is_two_step = choices.task == "two_step"
     models = two_step.build_models(choices.has_second_choice) if is_two_step else bandit.build_models(choices.num_arms)
     comparison = compare_models(

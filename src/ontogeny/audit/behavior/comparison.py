@@ -16,6 +16,7 @@ import numpy as np
 from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials
 from ontogeny.audit.behavior.fitting import ModelFit, fit_model
 from ontogeny.audit.behavior.likelihood import estimate_task, sample_parameters, simulate_participants
+from ontogeny.rng import key_from_seed
 
 NUM_STARTS = (48, 12)  # starting points for each participant and for each organism
 MIN_ORGANISMS = 40  # of each model
@@ -67,7 +68,7 @@ def compare_models(
 
     def simulate(model: ChoiceModel, unbounded_parameters: np.ndarray, seed: int) -> ParticipantTrials:
         """The choices of `num_groups` groups of S organisms with the given parameters."""
-        keys = jax.random.split(jax.random.key(seed), S * num_groups)
+        keys = jax.random.split(key_from_seed(seed), S * num_groups)
         simulated = simulate_participants(keys, model, jnp.asarray(unbounded_parameters), group_task, group_trials)
         return jax.tree.map(np.asarray, simulated)
 

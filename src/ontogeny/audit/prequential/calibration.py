@@ -7,6 +7,7 @@ from ontogeny.audit.prequential.base import CHECKS, VERDICTS
 from ontogeny.audit.prequential.certificate import certify
 from ontogeny.audit.prequential.passes import passes_by_instance
 from ontogeny.audit.prequential.reference_predictors import REFERENCE_PREDICTORS, VALID_VERDICTS
+from ontogeny.seeds import nth_seed
 
 MAX_FALSE_POSITIVE_RATE, MIN_POWER = 0.01, 0.95
 
@@ -36,7 +37,7 @@ def calibrate(
     for number, (name, reference) in enumerate(REFERENCE_PREDICTORS.items()):
         num_certified, verdicts = 0, {check: dict.fromkeys(VERDICTS, 0) for check in CHECKS}
         for i in range(num_audits):
-            certificate = certify(passes_by_instance(name, reference.build), seed=seed + i)
+            certificate = certify(passes_by_instance(name, reference.build), seed=nth_seed(seed, i))
             num_certified += certificate.certified
             for check in certificate.checks:
                 verdicts[check.name][check.verdict] += 1

@@ -27,6 +27,7 @@ from ontogeny.audit.prequential import checks, streams
 from ontogeny.audit.prequential.base import RunPasses
 from ontogeny.audit.prequential.checks import CheckResult, LogSum
 from ontogeny.errors import BadInput
+from ontogeny.seeds import check_seed
 from ontogeny.validation import FrozenModel
 
 CONDITIONS = {
@@ -111,7 +112,7 @@ def certify(
         checks.parse_reported_score(reported)
     if stream is not None and len(stream) < MIN_STREAM_LENGTH:
         raise BadInput(f"the stream must have at least {MIN_STREAM_LENGTH} tokens, not {len(stream)}")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(check_seed(seed))
     passes = _AuditPasses(run_passes, _num_passes(config, is_generated=stream is None), on_progress)
     stream, log_probs, vocabulary = _first_pass(passes, random, config, stream, vocab_size)
     reproducible = _check_reproducibility(passes, random, config, stream, log_probs, vocabulary)

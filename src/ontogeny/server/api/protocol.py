@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictInt, StrictStr, model_validator
 
 from ontogeny.renamed import renamed_hint
+from ontogeny.seeds import MAX_SEED
 from ontogeny.server.api.unsupported import DefaultOnly, UnsupportedFields
 
 MAX_TOKENS = 4096  # per answer
@@ -270,7 +271,7 @@ class ContinuationRequest(OntogenyRequest):
 class LifetimeRequest(OntogenyRequest):
     """How a lifetime of an agent begins."""
 
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[StrictInt, Field(ge=0, le=MAX_SEED)] = 0
 
 
 class FeedbackRequest(OntogenyRequest):

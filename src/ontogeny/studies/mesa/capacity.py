@@ -16,9 +16,10 @@ from jax import Array
 from ontogeny import plugins
 from ontogeny.audit import learns, plans, sacrifice
 from ontogeny.audit.base import PreparedSubject, Subject
+from ontogeny.development.base import require_finite_search
 from ontogeny.environments import stream
 from ontogeny.errors import BadInput
-from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.rollouts import rollout, rollout_lifetime
 from ontogeny.studies.mesa import distilled
 from ontogeny.studies.mesa.budgets import SearchBudget
@@ -97,6 +98,7 @@ def run_search(development: Development, key: Key, on_progress: OnWork | None = 
     state, fitness = development.init(key), float("nan")
     for call in range(1, development.num_calls + 1):
         state, info = development.step(state)
+        require_finite_search(info)
         fitness = float(jnp.mean(info["fitness"]))
         if on_progress is not None:
             num_generations = call * development.generations_per_call
@@ -122,7 +124,7 @@ def audit_in_stream(content: str, weights: PyTree, num_lifetimes: int, seed: int
     }
 
     def audit(weights: PyTree, run: Array) -> dict[str, dict[str, Array]]:
-        keys = sample_lifetime_keys(jax.random.fold_in(jax.random.key(seed), run), num_lifetimes, "evaluation")
+        keys = sample_lifetime_keys(jax.random.fold_in(key_from_seed(seed), run), num_lifetimes, "evaluation")
         measurements = {}
         for test, (measure_lifetime, env) in tests.items():
             agent, drives = build_item_predictor(env, content, evolved=True)
@@ -198,7 +200,7 @@ def audit_in_chain(
     train_env = plugins.build("environments", "chain")
 
     def audit(weights: PyTree, run: Array) -> dict[str, Array]:
-        keys = sample_lifetime_keys(jax.random.fold_in(jax.random.key(seed), run), num_lifetimes, "evaluation")
+        keys = sample_lifetime_keys(jax.random.fold_in(key_from_seed(seed), run), num_lifetimes, "evaluation")
 
         def frozen_state(agent: Agent, *_: Any) -> State:
             """The trained content without scratch, and activations of zero."""
@@ -235,7 +237,7 @@ def evolve_agent(
     agent, drives = build(train_env)
     _, search_settings = plugins.parse(development_spec)
     development = plugins.build("development", "evolution", agent, train_env, drives, **search_settings)
-    genome, fitness = run_search(development, jax.random.key(seed), on_progress)
+    genome, fitness = run_search(development, key_from_seed(seed), on_progress)
     shapes = [leaf.shape for leaf in jax.tree.leaves(genome)]
 
     def check_genome(agent: Agent, *_: Any) -> Genome:

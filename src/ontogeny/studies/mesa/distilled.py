@@ -19,9 +19,9 @@ from jax import Array
 
 from ontogeny import plugins, steering
 from ontogeny.audit.base import Subject, map_lifetimes
-from ontogeny.development.base import GradientBudget
+from ontogeny.development.base import GradientBudget, require_finite_search
 from ontogeny.development.distillation import imitate
-from ontogeny.rng import sample_lifetime_keys, split_lifetime_key, split_step_keys
+from ontogeny.rng import key_from_seed, sample_lifetime_keys, split_lifetime_key, split_step_keys
 from ontogeny.rollouts import Carry, initial_carry, rollout_step
 from ontogeny.runs import checkpoint
 from ontogeny.runs.folder import library_versions
@@ -101,9 +101,10 @@ def train_student(
         organism = plugins.build("organisms", teacher, env.spec, drives)
         budget = GradientBudget(num_updates, NUM_LIFETIMES, LEARNING_RATE, updates_per_call=50)
         development = imitate(student, organism, env, drives, budget)
-        state = development.init(jax.random.fold_in(jax.random.key(seed), stage))
+        state = development.init(jax.random.fold_in(key_from_seed(seed), stage))
         for call in range(development.num_calls):
-            state, _ = development.step(state)
+            state, info = development.step(state)
+            require_finite_search(info)
             if on_progress is not None:
                 num_done = stage * num_updates + (call + 1) * development.generations_per_call
                 on_progress(num_done, len(CURRICULUM) * num_updates)

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ontogeny import plugins
 from ontogeny.audit import belief, plans, two_step_regression
 from ontogeny.audit.base import Effect, Subject, control_subject
-from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa import comparison, distilled
 from ontogeny.studies.mesa.distilled import OnWork
@@ -45,7 +43,7 @@ def record_ids(name: str, group: str) -> tuple[str, ...]:
 
 def _measure(name: str, group: str, subject: Subject, num_lifetimes: int, seed: int) -> Iterator[Record]:
     """The fingerprint of a subject, and its dose curve if it is or imitates the planner."""
-    keys = sample_lifetime_keys(jax.random.key(seed), num_lifetimes, "evaluation")
+    keys = sample_lifetime_keys(key_from_seed(seed), num_lifetimes, "evaluation")
     fingerprint_id, *dose_ids = record_ids(name, group)
     test = plans.build()
     result = test.decide(test.measure(subject, keys), test.thresholds)
@@ -70,7 +68,7 @@ def measure_two_step(subject: Subject, seed: int) -> Iterator[Record]:
     The regression is the plain one; the references learn in the same trials.
     """
     test = two_step_regression.build()
-    measurements = test.measure(subject, sample_lifetime_keys(jax.random.key(seed), test.num_lifetimes, "evaluation"))
+    measurements = test.measure(subject, sample_lifetime_keys(key_from_seed(seed), test.num_lifetimes, "evaluation"))
     result = test.decide(measurements, test.thresholds)
 
     def interaction(name: str, paths: str) -> list[float]:

@@ -17,9 +17,10 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.audit import learns, plans, sacrifice, suite
 from ontogeny.audit.base import AuditResult
-from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs import checkpoint
 from ontogeny.runs.records import Record
+from ontogeny.seeds import nth_seed
 from ontogeny.studies.mesa import capacity, fingerprint
 from ontogeny.studies.mesa.budgets import MesaBudget, content_keys
 from ontogeny.studies.mesa.capacity import Measurements
@@ -107,7 +108,7 @@ def _return_id(content: str, condition: str, run: int) -> str:
 def _train_by_prediction(context: MesaContext, content: str, name: str) -> Iterator[Record]:
     """Train a content to predict, R runs in the environment and R runs in its sham, all in parallel."""
     budget = context.budget
-    key = jax.random.fold_in(jax.random.key(context.seed), content_keys()[content])
+    key = jax.random.fold_in(key_from_seed(context.seed), content_keys()[content])
     keys = sample_lifetime_keys(key, 2 * budget.num_runs, "training")
     inert = jnp.arange(2 * budget.num_runs) >= budget.num_runs
     weights = capacity.train_by_prediction(content, keys, inert, budget.num_segments)
@@ -122,7 +123,7 @@ def _train_on_return(
     search = context.budget.searches[content]
     development = capacity.build_search(content, condition == "sham", search)
     # A key of its own for each run of each content; those of `_train_by_prediction` have numbers below 1000.
-    key = jax.random.fold_in(jax.random.key(context.seed), 1000 * (1 + content_keys()[content]) + run)
+    key = jax.random.fold_in(key_from_seed(context.seed), 1000 * (1 + content_keys()[content]) + run)
     weights, fitness = capacity.run_search(development, key, on_progress)
     num_steps = search.num_generations * development.steps_per_generation
     yield _save(context, name, content, weights, 1, num_steps) | {"fitness": fitness}
@@ -133,7 +134,7 @@ def _train_by_payouts(
 ) -> Iterator[Record]:
     """The curriculum of chains, R runs in parallel."""
     budget = context.budget
-    key = jax.random.fold_in(jax.random.key(context.seed), 500 + content_keys()[content])
+    key = jax.random.fold_in(key_from_seed(context.seed), 500 + content_keys()[content])
     keys = sample_lifetime_keys(key, budget.num_runs, "training")
     weights = capacity.train_by_payouts(content, size, keys, budget.num_chains, on_progress)
     num_steps = budget.num_chains * capacity.count_curriculum_steps()
@@ -214,9 +215,9 @@ def _audit_in_chain(context: MesaContext, content: str, size: int, ids: tuple[st
 
 def _audit_student(context: MesaContext, index: int, name: str, on_progress: OnWork) -> Iterator[Record]:
     """Whether a network can represent a plan: the test `plans` on one that is distilled from the planner."""
-    budget, seed, folder = context.budget, context.seed + index, context.folder / STUDENTS
+    budget, seed, folder = context.budget, nth_seed(context.seed, index), context.folder / STUDENTS
     student = load_or_train("planner", seed, folder, num_updates=budget.num_updates, on_progress=on_progress)
-    keys = sample_lifetime_keys(jax.random.key(seed), budget.num_chain_lifetimes, "evaluation")
+    keys = sample_lifetime_keys(key_from_seed(seed), budget.num_chain_lifetimes, "evaluation")
     measurements = plans.measure(student, keys, num_links=3)
     yield _chain_record(name, None, measurements)
 
