@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import typer
 
-from ontogeny import cli, plugins
+from ontogeny import cli, plugins, rng, seeds
 from ontogeny.cli import jax_setup, shared
 from ontogeny.cli.commands import COMMANDS
 from ontogeny.errors import BadInput
@@ -148,7 +150,7 @@ def test_list_shows_every_plugin_and_its_settings(call_cli):
         (["train", "--agent", "random", *SMALL, "--drive", "payout", "--out", "x"], "not of the form feature=weight"),
         (
             ["train", "--agent", "random", *SMALL, "--seed", "-1", "--out", "x"],
-            "'seed' in [options] must be",
+            "--seed must be a whole number from 0 to 4294967295, not -1",
         ),
         (["train", "--agent", "./mine.py", "--env", "bandit", "--out", "x"], "there is no file './mine.py'"),
         (["evaluate"], "name either a run or an --agent"),
@@ -157,7 +159,10 @@ def test_list_shows_every_plugin_and_its_settings(call_cli):
         (["evaluate", "x"], "there is no run in 'x'"),
         (["evaluate", "--agent", "random", "--env", "bandit", "--num-tasks", "1"], "at least 2 tasks"),
         (["evaluate", "--agent", "random", "--env", "bandit", "--num-tasks", "99999999999"], "has at most"),
-        (["evaluate", "--agent", "random", "--env", "bandit", "--seed", "-1"], "'seed' in [options] must be"),
+        (
+            ["evaluate", "--agent", "random", "--env", "bandit", "--seed", "-1"],
+            "--seed must be a whole number from 0 to 4294967295, not -1",
+        ),
         (["train", "--agent", "random", *SMALL, "--checkpoint-interval", "-1", "--out", "x"], "at least 0, not -1.0"),
         (["train", "--agent", "random", *SMALL, "--checkpoint-interval", "nan", "--out", "x"], "at least 0, not nan"),
         (
@@ -184,6 +189,60 @@ def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(call_cli, argume
     code, output, complaint = call_cli(*arguments)
     assert code == 2 and output == "" and message in complaint and is_one_sentence(complaint)
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [w for w in leaf_commands() if any(p.name == "seed" for p in find_command(w).params)])
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_out_of_its_range_is_refused_by_every_command_that_takes_one(call_cli, words, seed):
+    arguments = {"RUN": "x", "SPEC": "x.toml", "CSV": "x.csv", "PREDICTOR": "predictor:uniform", "TEXT": "x.txt"}
+    needed = [p for p in find_command(words).params if p.param_type_name == "argument" or p.required]
+    values = []
+    for parameter in needed:
+        if parameter.param_type_name == "argument":
+            values.append(arguments.get((parameter.metavar or parameter.name).upper(), "x"))
+        else:
+            values += [parameter.opts[0], "bandit" if parameter.opts[0] == "--env" else "x"]
+    code, output, complaint = call_cli(*words, *values, "--seed", seed)
+    assert (code, output) == (2, "") and is_one_sentence(complaint), complaint
+    assert f"must be a whole number from 0 to 4294967295, not {seed}" in complaint
+
+
+def test_seeds_have_one_definition_in_specs_and_in_python():
+    for seed in (-1, 2**32, True, 1.0, "1", None, 10**5000):
+        for check in (seeds.check_seed, rng.key_from_seed, lambda seed: TrainConfig(seed=seed)):
+            with pytest.raises(ValueError, match="must be a whole number from 0 to 4294967295, not"):
+                check(seed)
+    assert seeds.check_seed(np.int64(2**32 - 1)) == seeds.MAX_SEED == TrainConfig(seed=2**32 - 1).seed
+    keys = {jax.random.key_data(rng.key_from_seed(seed)).tobytes() for seed in (0, 1, 2**31, 2**32 - 1)}
+    assert len(keys) == 4
+
+
+def test_main_commands_give_the_same_bytes_where_jax_is_set_to_64_bits(call_cli, monkeypatch):
+    commands = (
+        ["train", "--agent", "recurrent:hidden_size=2", "--env", "bandit:num_arms=2,num_pulls=5", "--development",
+         "evolution:population_size=4,num_lifetimes=2,num_generations=2"],
+        ["evaluate", "--agent", "thompson", "--env", "bandit:num_arms=2,num_pulls=5", "--num-tasks", "20"],
+        ["check", "env", "bandit"],
+    )  # fmt: skip
+    report = []
+    try:
+        for number, setting in enumerate(("0", "1")):
+            for command in commands:
+                monkeypatch.setenv("JAX_ENABLE_X64", setting)
+                jax.config.update("jax_enable_x64", setting == "1")
+                out = ["--out", f"run{number}"] if command[0] == "train" else []
+                code, output, complaint = call_cli(*command, *out)
+                assert code == 0, complaint
+                assert ("JAX_ENABLE_X64 is ignored" in complaint) == (setting == "1")
+                report.append(re.sub(r"run\d| time .*", "", output))
+        assert report[: len(commands)] == report[len(commands) :]
+        weights = [Path(f"run{number}/genome.safetensors").read_bytes() for number in range(2)]
+        assert weights[0] == weights[1]
+        jax.config.update("jax_enable_x64", True)
+        with pytest.raises(BadInput, match="computes in 32 bits"):
+            rng.key_from_seed(0)
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def test_an_absent_gpu_is_reported(tmp_path):

@@ -239,6 +239,14 @@ def test_every_function_is_annotated(module: str) -> None:
     assert not list(annotation_violations(module, SOURCES[module]))
 
 
+def test_random_keys_come_from_checked_seeds() -> None:
+    pattern = re.compile(r"random\.(?:key|PRNGKey)\((?!\d+\))")
+    checked = {module for module in SOURCES if module != "rng" and not module.startswith("contracts.")}
+    assert not [module for module in checked if pattern.search(SOURCES[module])], (
+        "a random key of a seed is made by `rng.key_from_seed`"
+    )
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_docstrings_of_arguments_add_information(module: str) -> None:
     assert not list(docstring_violations(module, SOURCES[module]))

@@ -204,6 +204,11 @@ def test_an_interrupted_run_ends_in_bitwise_equal_weights(run, text_file, tmp_pa
     assert not trees.bitwise_equal(models.load(other_seed).weights, models.load(run).weights)
 
 
+def test_a_training_whose_loss_is_not_finite_ends_with_a_sentence(text_file, tmp_path):
+    with pytest.raises(BadInput, match=r"diverged: .* not finite in steps \d+ to \d+; use a lower --learning-rate"):
+        train(change(learning_rate=1e30, max_gradient_norm=1e30), [text_file], tmp_path / "run")
+
+
 def test_a_killed_run_ends_in_bitwise_equal_weights(run, text_file, tmp_path):
     command = [sys.executable, "-m", "ontogeny", "lm", "train", str(text_file), *OPTIONS, "--out", "run"]
     command += ["--checkpoint-interval", "0"]
@@ -562,7 +567,7 @@ TRAIN = ("lm", "train", "long.txt", "--out", "x")
         ([*TRAIN, "--held-out-fraction", "1"], "'held_out_fraction' in [lm train] must be less than 1"),
         ([*TRAIN, "--optimizer", "sgd"], "must be 'adamw' or 'muon', not 'sgd'"),
         ([*TRAIN, "--learning-rate", "nan"], "'learning_rate' in [lm train] must be"),
-        ([*TRAIN, "--seed", "-1"], "'seed' in [lm train] must be greater than or equal to 0"),
+        ([*TRAIN, "--seed", "-1"], "'seed' in [lm train] must be a whole number from 0 to 4294967295, not -1"),
         ([*TRAIN, "--heads", "3"], "`--heads` was renamed `--num-heads`"),
         (["lm", "train", "long.txt", "--out", "full"], "holds no run; not overwritten"),
         (["lm", "train", "long.txt", "--out", "long.txt"], "is not a folder"),

@@ -103,19 +103,23 @@ def test_the_seed_of_the_command_line_replaces_that_of_the_spec():
         (
             'question = "What?"',
             "question = 'Q'\nseed = -1",
-            "'seed' in [s.toml] must be greater than or equal to 0, not -1",
+            "'seed' in [s.toml] must be a whole number from 0 to 4294967295, not -1",
         ),
         (
             'question = "What?"',
             f"question = 'Q'\nseed = {'9' * 400}",
-            "'seed' in [s.toml] must be less than or equal to",
+            "'seed' in [s.toml] must be a whole number from 0 to 4294967295, not a number that long",
         ),
         (
             "seeds = [0, 3]",
             "seeds = [0, -3]",
-            "'1' in [s.toml.agents.1.seeds] must be greater than or equal to 0, not -3",
+            "'1' in [s.toml.agents.1.seeds] must be a whole number from 0 to 4294967295, not -3",
         ),
-        ("seeds = [0, 3]", "seeds = [0, 3.0]", "'1' in [s.toml.agents.1.seeds] must be a whole number, not 3.0"),
+        (
+            "seeds = [0, 3]",
+            "seeds = [0, 3.0]",
+            "'1' in [s.toml.agents.1.seeds] must be a whole number from 0 to 4294967295, not 3.0",
+        ),
         ("num_tasks = 10", "num_tasks = nan", "'num_tasks' in [s.toml.environments.1] must be a whole number, not nan"),
         ("num_tasks = 10", "num_tasks = 9999999999", "must be less than or equal to 2147483647, not 9999999999"),
         (

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ontogeny.development.base import require_finite_search
 from ontogeny.errors import BadInput
 from ontogeny.runs import folder as run_folder
 from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
@@ -157,8 +159,8 @@ def test_a_faulty_spec_leaves_no_folder(tmp_path, changes, message):
         ({"env": {"nme": "bandit"}}, r"unknown key 'nme' in \[run.env\]; did you mean name"),
         ({"env": {"name": "bandit", "nme": 1}}, r"unknown key 'nme' in \[run.env\]; did you mean name\?"),
         ({"env": 3}, r"'env' in \[run\] must be a name or a table"),
-        ({"seed": -1}, r"'seed' in \[run\] must be greater than or equal to 0, not -1"),
-        ({"seed": 2**32}, r"'seed' in \[run\] must be less than or equal to 4294967295"),
+        ({"seed": -1}, r"'seed' in \[run\] must be a whole number from 0 to 4294967295, not -1"),
+        ({"seed": 2**32}, r"'seed' in \[run\] must be a whole number from 0 to 4294967295, not 4294967296"),
         ({"seed": True}, r"'seed' in \[run\] must be a whole number"),
         ({"drives": {"payout": "much"}}, r"'payout' in \[run.drives\] must be a number, not 'much'"),
         ({"drives": {"payout": float("nan")}}, r"'payout' in \[run.drives\] must be finite, not nan"),
@@ -265,3 +267,23 @@ def test_the_comparison_of_runs_detects_a_repeated_record(undisturbed, tmp_path)
     path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[-1])
     with pytest.raises(AssertionError, match=r"records.jsonl differs"):
         assert_same_run(undisturbed, copy)
+
+
+@pytest.mark.parametrize(
+    ("agent", "development"),
+    [
+        ("recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=4"),
+        ("random", "single_lifetime:num_lifetimes=2,num_generations=2"),
+    ],
+)
+def test_a_fitness_that_is_not_finite_in_every_generation_ends_with_a_sentence(agent, development, tmp_path):
+    data = {"env": "bandit:num_arms=2,num_pulls=20", "agent": agent, "development": development}
+    with pytest.raises(BadInput, match=r"the fitness is not finite in \d successive generations"):
+        train(data | {"drives": {"payout": 3e38}}, tmp_path / "run")
+    assert not (tmp_path / "run" / "genome.json").exists()
+
+
+def test_one_member_whose_fitness_is_not_finite_does_not_stop_evolution():
+    require_finite_search({"fitness": np.array([np.nan]), "max_fitness": np.array([1.0])})
+    with pytest.raises(BadInput, match="the loss is not finite"):
+        require_finite_search({"loss": np.array([np.nan, np.inf])})

@@ -35,7 +35,7 @@ class StepKeys(NamedTuple):
     learn: Key
 
 
-def key_from_seed(seed: int) -> Key:
+def key_from_seed(seed: object) -> Key:
     """The random key of a seed.
 
     Raises:
@@ -47,7 +47,7 @@ def key_from_seed(seed: int) -> Key:
 
 def require_32_bits() -> None:
     """Raises `BadInput` where JAX computes in 64 bits."""
-    if jax.config.jax_enable_x64:
+    if jnp.result_type(float) == jnp.float64:
         raise BadInput("ontogeny computes in 32 bits: unset JAX_ENABLE_X64, or set jax_enable_x64 to False")
 
 

@@ -21,11 +21,12 @@ def check_seed(seed: object, subject: str = "the seed") -> int:
     Raises:
         BadInput: It is no whole number from 0 to `MAX_SEED`.
     """
+    text = repr(seed) if not isinstance(seed, int) or abs(seed) < 10**20 else "a number that long"
     if not isinstance(seed, bool) and hasattr(type(seed), "__index__"):
         number = operator.index(seed)  # type: ignore[arg-type]
         if 0 <= number <= MAX_SEED:
             return number
-    raise BadInput(f"{subject} must be a whole number from 0 to {MAX_SEED}, not {seed!r}")
+    raise BadInput(f"{subject} must be a whole number from 0 to {MAX_SEED}, not {text}")
 
 
 def nth_seed(seed: int, number: int) -> int:
