@@ -42,7 +42,7 @@ class SavedAgent(NamedTuple):
 def initial_agent(spec: RunSpec) -> SavedAgent:
     """An agent that no development has changed: built from a spec, with the genome that its seed draws."""
     assembly = assemble(spec)
-    return SavedAgent(spec, assembly, assembly.agent.genome(jax.random.key(spec.seed)), None)
+    return SavedAgent(spec, assembly, assembly.agent.genome(rng.key_from_seed(spec.seed)), None)
 
 
 def read_saved_agent(folder: Path | str, *, env: PluginChoice | None = None) -> SavedAgent:
