@@ -113,6 +113,20 @@ def test_information_states_are_counted(monkeypatch):
     assert not upper_bounds.is_tractable(3, 6)
 
 
+def test_the_distance_to_the_oracle_is_paired_by_task():
+    def result(agent, mean):
+        curve = comparison.LearningCurve("step", (), (), (), ())
+        score = confidence_interval(mean, 5.0, 100)
+        return comparison.AgentResult("env", agent, agent, "baseline", score, (mean,), "env", 0, 0, None, curve, False)
+
+    best, oracle = result("cells", 90.0), result("oracle", 89.0)
+    record = {"mean": 1.0, "standard_error": 0.1, "num_tasks": 100, "degrees_of_freedom": 4}
+    headroom = comparison.headroom({("env", "cells", "oracle"): record}, best, oracle, math.inf)
+    assert headroom.mean == -1.0 and headroom.high == pytest.approx(-1 + 2.776 * 0.1, abs=1e-3), "surely exceeded"
+    headroom = comparison.headroom({}, best, oracle, 91.0)
+    assert headroom.mean == 1.0 and headroom.standard_error == 5.0 and headroom.degrees_of_freedom == 99
+
+
 def test_an_interval_needs_two_tasks():
     with pytest.raises(BadInput, match="at least two tasks"):
         mean_interval([1.0])

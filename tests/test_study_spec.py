@@ -7,6 +7,7 @@ import pytest
 
 from ontogeny.errors import BadInput
 from ontogeny.studies import plan, spec
+from ontogeny.studies.mesa.budgets import budgets
 
 SMALL = """
 title = "Small"
@@ -234,3 +235,9 @@ def test_the_documentation_lists_every_key_and_its_example_is_a_study():
     keys |= {("[[environments]]", key) for key in spec.StudyEnvironment.model_fields}
     keys |= {("[[agents]]", key) for key in spec.StudyAgent.model_fields}
     assert documented == keys
+
+
+def test_the_default_study_has_five_seeds_wherever_development_is_drawn_by_chance():
+    agents = [agent for agent in spec.read_spec().agents if not agent.development.startswith("single_lifetime")]
+    assert len(agents) >= 10 and all(len(agent.seeds) >= 5 for agent in agents)
+    assert all(budget.num_runs >= 5 for budget in budgets().values())
