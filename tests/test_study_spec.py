@@ -237,7 +237,7 @@ def test_the_documentation_lists_every_key_and_its_example_is_a_study():
     assert documented == keys
 
 
-def test_the_default_study_has_five_seeds_wherever_development_is_drawn_by_chance():
+def test_the_default_study_has_five_seeds_wherever_development_is_random():
     agents = [agent for agent in spec.read_spec().agents if not agent.development.startswith("single_lifetime")]
     assert len(agents) >= 10 and all(len(agent.seeds) >= 5 for agent in agents)
     assert all(budget.num_runs >= 5 for budget in budgets().values())
