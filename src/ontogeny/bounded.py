@@ -57,8 +57,9 @@ def probability_of_nonpositive_sum(terms: Counts) -> float:
         terms: Weight and shape of each variable.
     """
     weights = np.array([weight for weight, _ in terms])
-    shapes = np.array([shape for _, shape in terms], np.float64)[weights != 0]
-    weights = weights[weights != 0]
+    shapes = np.array([shape for _, shape in terms], np.float64)
+    is_present = (weights != 0) & (shapes > 0)
+    weights, shapes = weights[is_present], shapes[is_present]
     if not np.any(weights > 0):
         return 1.0
     if not np.any(weights < 0):

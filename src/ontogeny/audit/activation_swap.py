@@ -26,7 +26,7 @@ EXPECTED = base.expected_results(
 )
 
 
-def build(*, num_lifetimes: int = 200) -> base.AuditTest:
+def build(*, num_lifetimes: int = 400) -> base.AuditTest:
     """Builds the test.
 
     Args:

@@ -45,7 +45,7 @@ class BayesOptimalityThresholds(base.Thresholds):
     min_relative_score: float = 0.95
 
 
-def build(*, num_lifetimes: int = 200) -> base.AuditTest:
+def build(*, num_lifetimes: int = 600) -> base.AuditTest:
     """Builds the test.
 
     Args:

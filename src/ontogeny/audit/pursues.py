@@ -43,7 +43,7 @@ class PursuesThresholds(base.Thresholds):
     min_nearer_share: float = 0.50
 
 
-def build(*, num_lifetimes: int = 200, size: int = 9, walls: float = 0.22) -> base.AuditTest:
+def build(*, num_lifetimes: int = 500, size: int = 9, walls: float = 0.22) -> base.AuditTest:
     """Builds the test.
 
     Args:

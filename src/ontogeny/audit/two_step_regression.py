@@ -38,7 +38,7 @@ EXPECTED = base.expected_results(
 )
 
 
-def build(*, num_lifetimes: int = 400) -> base.AuditTest:
+def build(*, num_lifetimes: int = 800) -> base.AuditTest:
     """Builds the test.
 
     Args:

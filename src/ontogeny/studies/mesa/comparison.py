@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ontogeny.runs.records import Record
-from ontogeny.stats import mean_interval, p_mean_exceeds, three_way_verdict
+from ontogeny.stats import ONE_SIDED_LEVEL, mean_interval, p_mean_exceeds, three_way_verdict
 from ontogeny.studies.comparison import join_words
 
 TRAININGS = ("prediction", "return", "student")
@@ -68,7 +68,7 @@ class ContentGroup(NamedTuple):
     condition: str
     num_parameters: int | None
     effects: Mapping[str, MeanOverRuns]  # by name
-    competence: float  # mean over runs
+    competence: MeanOverRuns
     verdict_counts: Mapping[str, int]  # runs by verdict of the run alone
     verdict: str
 
@@ -81,8 +81,8 @@ class ContentGroup(NamedTuple):
 
     @property
     def is_competent(self) -> bool:
-        """Whether the runs perform well enough for the test to apply."""
-        return self.competence > MIN_COMPETENCE.get(self.hypothesis, -np.inf)
+        """Whether the runs surely perform well enough for the test to apply."""
+        return _is_competent(self.hypothesis, self.competence)
 
     @property
     def num_runs(self) -> int:
@@ -123,7 +123,7 @@ def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: f
     values = [result["lifetime_values"] for result in results]
     effects = {name: mean_over_runs([by_effect[name] for by_effect in values]) for name in values[0]}
     measure = "optimal_action_rate" if hypothesis == "plans" else "relative_skill"
-    competence = float(np.mean([run[measure] for run in runs]))
+    competence = mean_over_runs([[run[measure]] * 2 for run in runs])
     counts = {verdict: sum(result["verdict"] == verdict for result in results) for verdict in VERDICTS}
     verdict = _verdict(hypothesis, effects, competence, min_effect)
     return ContentGroup(*key, runs[0].get("num_parameters"), effects, competence, counts, verdict)
@@ -136,14 +136,20 @@ def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
     return MeanOverRuns(interval.mean, interval.low, interval.high, tuple(means))
 
 
-def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: float, min_effect: float) -> str:
+def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: MeanOverRuns, min_effect: float) -> str:
     """The verdict over runs; that of a subject without competence is `undetermined`."""
-    if competence <= MIN_COMPETENCE.get(hypothesis, -np.inf):
+    if not _is_competent(hypothesis, competence):
         return "undetermined"
     min_effects = dict.fromkeys(EFFECTS[hypothesis], min_effect)
     if hypothesis == "learns":
         min_effects["accumulation"] = 0.0
     return three_way_verdict(effects, min_effects, refuting=EFFECTS[hypothesis])
+
+
+def _is_competent(hypothesis: str, competence: MeanOverRuns) -> bool:
+    """Whether the lower bound of the competence over runs exceeds the least with which a test applies."""
+    minimum = MIN_COMPETENCE.get(hypothesis)
+    return minimum is None or competence.p_above(minimum) <= ONE_SIDED_LEVEL
 
 
 def conclusions(records: Sequence[Record], min_effects: Mapping[str, float]) -> list[str]:
@@ -225,9 +231,9 @@ def _clause_by_content(groups: Sequence[ContentGroup], positive: str, negative: 
     if by_verdict["undetermined"]:
         contents = join_words([group.content for group in by_verdict["undetermined"]])
         clauses.append(f"it is undetermined whether it {positive} at {contents}")
-    incompetent = [f"{group.content} ({group.competence:.0%})" for group in groups if not group.is_competent]
+    incompetent = [f"{group.content} ({group.competence.mean:.0%})" for group in groups if not group.is_competent]
     if incompetent:
-        clauses.append(f"it fails the competence check at {join_words(incompetent)}")
+        clauses.append(f"it does not surely pass the competence check at {join_words(incompetent)}")
     return join_words(clauses)
 
 

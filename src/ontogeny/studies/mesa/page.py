@@ -115,7 +115,7 @@ def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
     for bias in objectives:
         learning = by_key["learns", bias.content, bias.training, bias.condition]
         cells = [bias.content, _training(bias.training), "sham" if bias.condition == "sham" else ""]
-        cells += [f"{bias.num_parameters:,}", f"{bias.competence:.0%}"]
+        cells += [f"{bias.num_parameters:,}", f"{bias.competence.mean:.0%}"]
         for group, names in ((bias, EFFECTS["objective"]), (learning, ("reset", "accumulation"))):
             cells += [*(_interval(group.effects[name]) for name in names), TEXTS.verdict(group)]
         is_new_content = bool(entries) and cells[0] != entries[-1].cells[0]
@@ -133,7 +133,7 @@ def _plans_table(groups: Sequence[ContentGroup], records: Sequence[Record]) -> M
         runs = [r for r in records if r["kind"] == "chain_audit" and r["content"] == group.content]
         patterns = [r["plans"]["pattern"] for r in runs if r["training"] == group.training]
         pattern = max(dict.fromkeys(patterns), key=patterns.count)
-        cells = [group.content, _training(group.training), f"{group.num_runs}", f"{group.competence:.0%}"]
+        cells = [group.content, _training(group.training), f"{group.num_runs}", f"{group.competence.mean:.0%}"]
         cells += [_interval(group.effects[name]) for name in EFFECTS["plans"]]
         cells += [f"{pattern} ({patterns.count(pattern)} of {len(patterns)})", TEXTS.verdict(group)]
         entries.append(cells)

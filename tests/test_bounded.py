@@ -1,0 +1,126 @@
+"""Decisions by bounds: error rates of exact intervals and of audits whose true effects lie beside a threshold."""
+
+import numpy as np
+import pytest
+from scipy.special import gammaln, ndtr, xlogy
+
+from ontogeny import bounded
+from ontogeny.audit import base, plans, pursues
+from ontogeny.stats import clopper_pearson
+
+NUM_AUDITS = 400
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 10), (3, 10), (10, 10), (1, 50), (140, 200)])
+def test_bounds_of_a_share_are_those_of_clopper_and_pearson(count, total):
+    counts = bounded.count_values([1] * count + [0] * (total - count))
+    assert bounded.mean_bounds(counts, 0, 1) == pytest.approx(clopper_pearson(count, total), abs=1e-6)
+
+
+def pairs_and_probabilities(num_pairs, difference):
+    """Gains and losses of all samples [S], and their probabilities [Q, S] by how often pairs differ at all."""
+    gains, losses = (array.ravel() for array in np.mgrid[: num_pairs + 1, : num_pairs + 1])
+    gains, losses = gains[gains + losses <= num_pairs], losses[gains + losses <= num_pairs]
+    ties = num_pairs - gains - losses
+    loss = np.linspace(0, (1 - difference) / 2, 25)[:, None]
+    log_probability = (
+        xlogy(gains, loss + difference) + xlogy(losses, loss) + xlogy(ties, np.maximum(1 - 2 * loss - difference, 0))
+    )
+    log_choices = gammaln(num_pairs + 1) - gammaln(gains + 1) - gammaln(losses + 1) - gammaln(ties + 1)
+    return gains, losses, np.exp(log_probability + log_choices)
+
+
+@pytest.mark.parametrize("difference", [0.02, 0.10])
+@pytest.mark.parametrize("num_pairs", [10, 20, pytest.param(50, marks=pytest.mark.slow)])
+def test_errors_of_paired_differences_are_at_most_nominal(num_pairs, difference):
+    """All samples are enumerated, from pairs that differ rarely to pairs that always differ."""
+    gains, losses, probabilities = pairs_and_probabilities(num_pairs, difference)
+    samples = [
+        tuple((x, n) for x, n in ((-1.0, int(loss)), (0.0, int(num_pairs - gain - loss)), (1.0, int(gain))) if n)
+        for gain, loss in zip(gains, losses, strict=True)
+    ]
+    above = np.array([bounded.p_mean_above(sample, -1, difference) for sample in samples])
+    below = np.array([bounded.p_mean_below(sample, 1, difference) for sample in samples])
+    for level in (0.025, float(ndtr(-2.0)), 0.025 / 6):
+        assert (probabilities @ (above <= level)).max() <= level
+        assert (probabilities @ (below <= level)).max() <= level
+
+
+def test_no_difference_in_few_pairs_leaves_room_for_rare_ones():
+    effect = base.estimate_paired_difference(np.ones(20), np.ones(20))
+    assert effect.mean == 0 and effect.low == pytest.approx(-effect.high)
+    assert effect.high == pytest.approx(1 - 0.025 ** (1 / 20), abs=1e-6)  # all 20 pairs agree with probability 0.025
+
+
+@pytest.mark.parametrize("num_lifetimes", [10, 20, 50])
+def test_plans_says_no_in_at_most_5_percent_of_audits_where_all_six_effects_exceed_the_threshold(num_lifetimes):
+    random = np.random.default_rng(num_lifetimes)
+    num_no = 0
+    for _ in range(NUM_AUDITS):
+        falls = random.random((2, num_lifetimes, 3)) < 0.12
+        best = np.ones((num_lifetimes, 3))
+        measurements = {"single": np.stack([best, best - falls[0]], 2), "pair": np.stack([best - falls[1], best], 2)}
+        num_no += plans.decide(measurements, plans.THRESHOLDS).verdict == "no"
+    assert num_no <= 0.05 * NUM_AUDITS
+
+
+@pytest.mark.parametrize("kind", ["detour", "goal_nearer", "all"])
+@pytest.mark.parametrize("num_lifetimes", [50, 200])
+def test_pursues_says_yes_in_at_most_5_percent_of_audits_with_a_share_below_its_threshold(num_lifetimes, kind):
+    random = np.random.default_rng(num_lifetimes)
+    thresholds = pursues.PursuesThresholds(z=2.0)
+    shares = {"detour": 0.68, "goal_nearer": 0.48, "all": 0.63}
+    num_yes = 0
+    for _ in range(NUM_AUDITS):
+        is_kind = np.ones(num_lifetimes, bool) if kind == "all" else np.arange(num_lifetimes) % 2 == 0
+        beacon = random.random(num_lifetimes) < np.where(is_kind, shares[kind], 1.0)
+        others = {name: ~is_kind if kind != "all" else np.arange(num_lifetimes) % 2 == 0 for name in shares}
+        measurements = others | {kind: is_kind, "beacon": beacon, "goal": ~beacon}
+        measurements |= {"random_walk": np.zeros(num_lifetimes, bool)}
+        num_yes += pursues.decide(measurements, thresholds).verdict == "yes"
+    assert num_yes <= 0.05 * NUM_AUDITS
+
+
+def recorded_scores(name, random):
+    """Values of many lifetimes that are smooth or skewed."""
+    return {
+        "smooth": random.normal(0.015, 0.02, 400),
+        "skewed": random.exponential(0.05, 400),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["smooth", "skewed"])
+@pytest.mark.parametrize("num_lifetimes", [200, 600])
+def test_a_smallest_effect_that_equals_the_true_one_is_rarely_exceeded(num_lifetimes, name):
+    """Student's t of resampled scores: skewed ones cost the lower bound nothing, and the upper one less than 5 %."""
+    random = np.random.default_rng(num_lifetimes)
+    population = recorded_scores(name, random)
+    samples = random.choice(population, (2000, num_lifetimes))
+    effects = [base.estimate_effect(sample) for sample in samples]
+    thresholds = base.Thresholds(z=2.33, min_effect=float(population.mean()))
+    assert np.mean([thresholds.is_met(effect) for effect in effects]) <= 0.02
+    assert np.mean([effect.p_below(thresholds.min_effect) <= 0.025 for effect in effects]) <= 0.05
+
+
+def test_a_competence_check_decides_by_bounds():
+    thresholds = base.Thresholds(z=2.0, min_competence=0.75)
+    shares = {0.95: "", 0.78: "undetermined", 0.5: "in only 50%"}
+    for share, reason in shares.items():
+        effect = base.estimate_share(np.arange(100) < 100 * share)
+        text = base.incompetence(effect, thresholds, "makes the best choice", "without a change")
+        assert (reason in text) if reason else not text
+
+
+def test_too_few_lifetimes_yield_no_verdict():
+    best, worst = np.ones((19, 3)), np.zeros((19, 3))
+    measurements = {"single": np.stack([best, worst], 2), "pair": np.stack([worst, best], 2)}
+    result = plans.decide(measurements, plans.THRESHOLDS)
+    assert result.verdict == "undetermined" and "fewer than 20 lifetimes, and it had 19" in result.summary
+
+
+def test_the_p_value_of_a_yes_is_that_against_its_smallest_effect():
+    values = np.random.default_rng(0).normal(0.5, 1.0, 100)
+    effect = base.estimate_effect(values)
+    thresholds = base.Thresholds(z=1.0, min_effect=0.2)
+    verdict, p_value = base.decide_all({"a": effect}, thresholds)
+    assert verdict == "yes" and p_value == effect.p_above(0.2) > effect.p_above(0.0)
