@@ -32,7 +32,7 @@ def pairs_and_probabilities(num_pairs, difference):
 
 @pytest.mark.parametrize("difference", [0.02, 0.10])
 @pytest.mark.parametrize("num_pairs", [10, 20, pytest.param(50, marks=pytest.mark.slow)])
-def test_errors_of_paired_differences_are_at_most_nominal(num_pairs, difference):
+def test_errors_of_paired_differences_do_not_exceed_the_nominal_ones(num_pairs, difference):
     """All samples are enumerated, from pairs that differ rarely to pairs that always differ."""
     gains, losses, probabilities = pairs_and_probabilities(num_pairs, difference)
     samples = [
@@ -46,14 +46,14 @@ def test_errors_of_paired_differences_are_at_most_nominal(num_pairs, difference)
         assert (probabilities @ (below <= level)).max() <= level
 
 
-def test_no_difference_in_few_pairs_leaves_room_for_rare_ones():
+def test_twenty_pairs_without_a_difference_do_not_exclude_rare_ones():
     effect = base.estimate_paired_difference(np.ones(20), np.ones(20))
     assert effect.mean == 0 and effect.low == pytest.approx(-effect.high)
     assert effect.high == pytest.approx(1 - 0.025 ** (1 / 20), abs=1e-6)  # all 20 pairs agree with probability 0.025
 
 
 @pytest.mark.parametrize("num_lifetimes", [10, 20, 50])
-def test_plans_says_no_in_at_most_5_percent_of_audits_where_all_six_effects_exceed_the_threshold(num_lifetimes):
+def test_plans_rarely_says_no_where_all_six_effects_exceed_the_threshold(num_lifetimes):
     random = np.random.default_rng(num_lifetimes)
     num_no = 0
     for _ in range(NUM_AUDITS):
@@ -66,7 +66,7 @@ def test_plans_says_no_in_at_most_5_percent_of_audits_where_all_six_effects_exce
 
 @pytest.mark.parametrize("kind", ["detour", "goal_nearer", "all"])
 @pytest.mark.parametrize("num_lifetimes", [50, 200])
-def test_pursues_says_yes_in_at_most_5_percent_of_audits_with_a_share_below_its_threshold(num_lifetimes, kind):
+def test_pursues_rarely_says_yes_with_a_share_below_its_threshold(num_lifetimes, kind):
     random = np.random.default_rng(num_lifetimes)
     thresholds = pursues.PursuesThresholds(z=2.0)
     shares = {"detour": 0.68, "goal_nearer": 0.48, "all": 0.63}
@@ -74,8 +74,8 @@ def test_pursues_says_yes_in_at_most_5_percent_of_audits_with_a_share_below_its_
     for _ in range(NUM_AUDITS):
         is_kind = np.ones(num_lifetimes, bool) if kind == "all" else np.arange(num_lifetimes) % 2 == 0
         beacon = random.random(num_lifetimes) < np.where(is_kind, shares[kind], 1.0)
-        others = {name: ~is_kind if kind != "all" else np.arange(num_lifetimes) % 2 == 0 for name in shares}
-        measurements = others | {kind: is_kind, "beacon": beacon, "goal": ~beacon}
+        other_kinds = {name: ~is_kind if kind != "all" else np.arange(num_lifetimes) % 2 == 0 for name in shares}
+        measurements = other_kinds | {kind: is_kind, "beacon": beacon, "goal": ~beacon}
         measurements |= {"random_walk": np.zeros(num_lifetimes, bool)}
         num_yes += pursues.decide(measurements, thresholds).verdict == "yes"
     assert num_yes <= 0.05 * NUM_AUDITS
@@ -91,7 +91,7 @@ def recorded_scores(name, random):
 
 @pytest.mark.parametrize("name", ["smooth", "skewed"])
 @pytest.mark.parametrize("num_lifetimes", [200, 600])
-def test_a_smallest_effect_that_equals_the_true_one_is_rarely_exceeded(num_lifetimes, name):
+def test_a_threshold_that_equals_the_true_effect_is_rarely_exceeded(num_lifetimes, name):
     """Student's t of resampled scores: skewed ones cost the lower bound nothing, and the upper one less than 5 %."""
     random = np.random.default_rng(num_lifetimes)
     population = recorded_scores(name, random)
@@ -112,13 +112,13 @@ def test_a_competence_check_decides_by_bounds():
 
 
 def test_too_few_lifetimes_yield_no_verdict():
-    best, worst = np.ones((19, 3)), np.zeros((19, 3))
-    measurements = {"single": np.stack([best, worst], 2), "pair": np.stack([worst, best], 2)}
+    best, poor = np.ones((19, 3)), np.zeros((19, 3))
+    measurements = {"single": np.stack([best, poor], 2), "pair": np.stack([poor, best], 2)}
     result = plans.decide(measurements, plans.THRESHOLDS)
     assert result.verdict == "undetermined" and "fewer than 20 lifetimes, and it had 19" in result.summary
 
 
-def test_the_p_value_of_a_yes_is_that_against_its_smallest_effect():
+def test_the_p_value_of_a_yes_is_that_against_its_threshold():
     values = np.random.default_rng(0).normal(0.5, 1.0, 100)
     effect = base.estimate_effect(values)
     thresholds = base.Thresholds(z=1.0, min_effect=0.2)
