@@ -174,7 +174,7 @@ def forget_past(agent: Agent, state: State, percept: Percept) -> tuple[State, Pe
 
 def first_percept(observation: Array, num_outcome_features: int, revealed_task: PyTree = ()) -> Percept:
     """The percept at the first step of a lifetime: an observation, and neither an action nor an outcome before it."""
-    outcome = jnp.zeros(num_outcome_features, jnp.float32)
+    outcome = jnp.broadcast_to(jnp.float32(0), (num_outcome_features,))
     return Percept(observation, jnp.int32(-1), jnp.float32(0), outcome, jnp.bool_(True), jnp.float32(1), revealed_task)
 
 

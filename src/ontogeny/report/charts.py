@@ -165,7 +165,7 @@ def label_points(axes: Axes, labels: Sequence[ChartLabel]) -> None:
         axes: With its final limits.
         labels: One at each point.
     """
-    frame, scale = _frame_in_points(axes), 72 / axes.get_figure(root=True).dpi
+    frame, scale = _frame_in_points(axes), 72 / _figure_of(axes).dpi
     marks = [axes.transData.transform((label.x, label.y)) * scale for label in labels]
     occupied = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
     for i in sorted(range(len(labels)), key=lambda i: (-labels[i].y, labels[i].text)):
@@ -200,14 +200,21 @@ def _contains(frame: Bbox, box: Bbox) -> bool:
 def _size_in_points(axes: Axes, label: ChartLabel) -> tuple[float, float]:
     """Width and height of a written name, with a margin."""
     text = axes.annotate(label.text, (label.x, label.y), fontsize=LABEL_SIZE)
-    extent, scale = text.get_window_extent(), 72 / axes.get_figure(root=True).dpi
+    extent, scale = text.get_window_extent(), 72 / _figure_of(axes).dpi
     text.remove()
     return extent.width * scale + 2, extent.height * scale + 2
 
 
+def _figure_of(axes: Axes) -> Figure:
+    """The figure of a chart."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def _frame_in_points(axes: Axes) -> Bbox:
     """The area of the axes after layout, in points."""
-    figure = axes.get_figure(root=True)
+    figure = _figure_of(axes)
     figure.draw_without_rendering()
     return Bbox(axes.get_window_extent().get_points() * 72 / figure.dpi)
 
