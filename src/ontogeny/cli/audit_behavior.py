@@ -44,7 +44,8 @@ def behavior(
     skip_bad_rows: SkipBadRows = False,
     max_skipped_share: MaxSkippedShare = 0.05,
     num_groups: Annotated[
-        int | None, typer.Option(min=1, help="Groups of model organisms per model (default: 40 organisms per model).")
+        int | None,
+        typer.Option(min=1, help="Groups of simulated participants per model (default: 40 simulations per model)."),
     ] = None,
     num_lifetimes: Annotated[
         int, typer.Option(min=2, help="Lifetimes to simulate of a run, one per participant.")
@@ -81,7 +82,7 @@ def behavior(
     )
     for note in choice_data.notes:
         typer.echo(note)
-    with progress("fitting", "models") as update:
+    with progress("fitting", "batches") as update:
         record = analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
     record |= {"file": choices.name, "seed": seed}
     _print_record(record)
@@ -128,13 +129,16 @@ def _print_record(record: dict[str, Any]) -> None:
             typer.echo(f"log odds of staying, {title}")
             for name, mean in stays[key].items():
                 typer.echo(f"  {name:<24}{_format_mean(mean)}")
-    typer.echo("models: summed BIC; difference per participant; best for participants; model organisms recognized")
+    typer.echo(
+        "models: summed BIC; participants with the lowest BIC; expected frequency; protected exceedance probability; "
+        "simulated participants recognized"
+    )
     shares = record["recovery"]["by_participant"]
     for i, model in enumerate(record["models"]):
-        difference = _format_mean(model["bic_difference"], 1) if model["bic_difference"] else "lowest"
-        num_best = record["best_models"].count(model["name"])
+        best = f"{model['num_best']} ({model['share_best']:.0%})"
         typer.echo(
-            f"  {model['name']:<26}{model['summed_bic']:>10,.1f}   {difference:<26}{num_best:>4}   {shares[i][i]:.0%}"
+            f"  {model['name']:<26}{model['summed_bic']:>10,.1f}{best:>12}   {model['frequency']['mean']:>4.0%}"
+            f"   {model['protected_exceedance_prob']:.3f}   {shares[i][i]:>4.0%}"
         )
     for sentence in record["verdict_text"]:
         typer.echo(sentence)

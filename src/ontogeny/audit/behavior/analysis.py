@@ -8,7 +8,15 @@ import numpy as np
 
 from ontogeny.audit.behavior import bandit, two_step
 from ontogeny.audit.behavior.base import INTERACTION, ChoiceData, ChoiceModel, model_label
-from ontogeny.audit.behavior.comparison import ModelComparison, best_models, bic_differences, compare_models
+from ontogeny.audit.behavior.better_choices import analyze_better_choices
+from ontogeny.audit.behavior.comparison import (
+    MIN_BIC_DIFFERENCE,
+    ModelComparison,
+    best_models,
+    bic_differences,
+    compare_models,
+)
+from ontogeny.audit.behavior.model_selection import ModelFrequencies, estimate_frequencies
 from ontogeny.audit.behavior.stay_analysis import (
     ParticipantMean,
     StayAnalysis,
@@ -16,10 +24,12 @@ from ontogeny.audit.behavior.stay_analysis import (
     mean_over_participants,
     replace_trials,
 )
+from ontogeny.audit.behavior.verdicts import MIN_PROBABILITY, Bounds, judge_learning, judge_planning
 from ontogeny.runs.formats import FORMATS, JSON_REPORT
 from ontogeny.seeds import check_seed
+from ontogeny.stats import clopper_pearson
 
-MIN_COEFFICIENT = 0.1  # log odds; in many organisms a smaller coefficient may be significant without being relevant
+MIN_COEFFICIENT = 0.1  # log odds; in many simulations a smaller coefficient may be significant without being relevant
 SUCCESSOR_NOTE = (
     "A successor representation with fixed transition probabilities chooses exactly as a model-based agent does, so in "
     "a two-step task the two are one model. The fitted successor representation keeps learning its transitions and "
@@ -54,76 +64,141 @@ def analyze_choices(
         models, choices, num_groups=num_groups, num_starts=num_starts, seed=seed, on_progress=on_progress
     )
     best, by_participant = bic_differences(comparison.fits)
-    differences = {name: mean_over_participants(values) for name, values in by_participant.items()}
+    frequencies = estimate_frequencies(-np.stack([fit.bic for fit in comparison.fits], axis=1) / 2)
     stays = analyze_stays(choices)
-    organism_stays, simulation_stays = (
-        {name: analyze_stays(replace_trials(choices, trials)) for name, trials in simulations.items()}
-        for simulations in (comparison.organisms, comparison.fitted_simulations)
-    )
+    better_choices = None if is_two_step else analyze_better_choices(choices)
+    simulation_stays = {
+        name: analyze_stays(replace_trials(choices, part.trials, part.participant))
+        for name, part in comparison.simulations.items()
+    }
     record = {
         "format": FORMATS[JSON_REPORT],
         "task": choices.task,
         "notes": choices.notes,
         "participants": choices.participants,
+        "verdicts": [
+            judge_learning(models, comparison, choices, better_choices),
+            judge_planning(models, comparison, choices, stays),
+        ],
+        "better_choices": better_choices,
         "better_choice_source": "stated in the file" if choices.is_correct is not None else "estimated in hindsight",
         "stay_analysis": stays,
-        "organisms": {name: _select_means(part) for name, part in organism_stays.items()},
         "fitted_simulations": {name: _select_means(part) for name, part in simulation_stays.items()},
-        "models": _models_to_record(models, comparison, differences),
+        "models": _models_to_record(models, comparison, frequencies, by_participant),
+        "omnibus_risk": frequencies.omnibus_risk,
         "best_model": comparison.fits[best].model,
+        "most_frequent_model": comparison.fits[int(frequencies.mean.argmax())].model,
         "best_models": best_models(comparison.fits),
+        "not_fitted": two_step.NOT_FITTED if is_two_step else bandit.NOT_FITTED,
         "recovery": comparison.recovery,
     }
     record = _to_jsonable(record)
-    return record | {"verdict_text": _write_verdicts(record, stays, organism_stays, differences)}
+    return record | {"verdict_text": _write_verdicts(record, stays, simulation_stays)}
 
 
 def _models_to_record(
-    models: Sequence[ChoiceModel], comparison: ModelComparison, differences: Mapping[str, ParticipantMean]
+    models: Sequence[ChoiceModel],
+    comparison: ModelComparison,
+    frequencies: ModelFrequencies,
+    bic_of_participants: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """What the record states about each model, in the order of `models`."""
+    lowest, clear = (best_models(comparison.fits, min_difference) for min_difference in (-1.0, MIN_BIC_DIFFERENCE))
     return [
         {
             "name": model.name,
             "description": model.description,
+            "learns": model.learns,
+            "planning": model.planning,
             "parameters": fit.parameters,
             "log_likelihood": fit.log_likelihood,
             "bic": fit.bic,
             "summed_bic": float(fit.bic.sum()),
-            "bic_difference": differences.get(model.name),
+            "bic_difference": (
+                mean_over_participants(bic_of_participants[model.name]) if model.name in bic_of_participants else None
+            ),
+            "num_best": lowest.count(model.name),
+            "share_best": lowest.count(model.name) / len(lowest),
+            "num_clearly_best": clear.count(model.name),
+            "frequency": Bounds(*(float(part[i]) for part in frequencies[1:4])),
+            "exceedance_prob": float(frequencies.exceedance_prob[i]),
+            "protected_exceedance_prob": float(frequencies.protected_exceedance_prob[i]),
             "converged_share": float(fit.converged_share.mean()),
         }
-        for model, fit in zip(models, comparison.fits, strict=True)
+        for i, (model, fit) in enumerate(zip(models, comparison.fits, strict=True))
     ]
 
 
 def _write_verdicts(
-    record: Mapping[str, Any],
-    stays: StayAnalysis,
-    organism_stays: Mapping[str, StayAnalysis],
-    differences: Mapping[str, ParticipantMean],
+    record: Mapping[str, Any], stays: StayAnalysis, simulation_stays: Mapping[str, StayAnalysis]
 ) -> list[str]:
     """Sentences about what the choices show and what they leave open."""
     is_two_step = record["task"] == "two_step"
-    sentences = [_contrast_verdict(stays, is_two_step)]
-    if is_two_step:
-        for kind, attribute in (("plain", "regression"), ("corrected", "corrected_regression")):
-            coefficients = {name: getattr(part, attribute)[INTERACTION] for name, part in organism_stays.items()}
-            positive = [name for name, mean in coefficients.items() if mean.low > MIN_COEFFICIENT]
-            names = ", ".join(map(model_label, positive)) or "none"
-            sentences.append(
-                f"The {kind} {INTERACTION} coefficient is positive in model organisms of these models: {names}."
-            )
-    best = record["best_model"]
-    close = [model_label(name) for name, difference in differences.items() if not difference.low > 0]
-    comparison = (
-        f"not significantly better than {', '.join(close)}" if close else "significantly better than every other"
+    sentences = [
+        f"{part['hypothesis'].capitalize()}: {part['verdict']}. {part['reason']}." for part in record["verdicts"]
+    ]
+    sentences += write_frequencies(record)
+    sentences.append(f"Explanations that are not in the set: {'; '.join(record['not_fitted'])}.")
+    sentences.append(_recovery_verdict(record["recovery"], record["most_frequent_model"]))
+    if not is_two_step:
+        return [*sentences, _better_choices_verdict(record["better_choices"]), _contrast_verdict(stays, is_two_step)]
+    sentences.append(_contrast_verdict(stays, is_two_step))
+    for kind, attribute in (("plain", "regression"), ("corrected", "corrected_regression")):
+        coefficients = {name: getattr(part, attribute)[INTERACTION] for name, part in simulation_stays.items()}
+        positive = [name for name, mean in coefficients.items() if mean.low > MIN_COEFFICIENT]
+        names = ", ".join(map(model_label, positive)) or "none"
+        sentences.append(
+            f"The {kind} {INTERACTION} coefficient is positive in simulations of these fitted models: {names}."
+        )
+    return [*sentences, SUCCESSOR_NOTE]
+
+
+def write_frequencies(record: Mapping[str, Any]) -> list[str]:
+    """Writes sentences about how many participants each model explains best.
+
+    Args:
+        record: The result of `analyze_choices`, of which `participants`, `models`, `best_model` and
+            `most_frequent_model` are used.
+    """
+    models = sorted(record["models"], key=lambda model: -model["num_best"])
+    counts = ", ".join(
+        f"{model_label(m['name'])} {m['num_best']} ({m['share_best']:.0%})" for m in models if m["num_best"]
     )
+    number = len(record["participants"])
+    sentences = [f"Participants with the lowest BIC under each model, of {number}: {counts}."]
+    by_name = {model["name"]: model for model in models}
+    frequent = by_name[record["most_frequent_model"]]
+    prob, frequency = frequent["protected_exceedance_prob"], frequent["frequency"]
+    certainty = "is the most frequent model" if prob >= MIN_PROBABILITY else "is not surely the most frequent model"
     sentences.append(
-        f"The model with the lowest summed BIC is {model_label(best)}; over participants it is {comparison}."
+        f"By random-effects model selection {model_label(frequent['name'])} {certainty}: "
+        f"expected frequency {frequency['mean']:.0%} ({frequency['low']:.0%} to {frequency['high']:.0%}), "
+        f"protected exceedance probability {prob:.3f}."
     )
-    sentences.append(_recovery_verdict(record["recovery"], best))
-    return [*sentences, SUCCESSOR_NOTE] if is_two_step else sentences
+    best = by_name[record["best_model"]]
+    if best["name"] != frequent["name"] or 2 * best["num_best"] <= number:
+        sentences.append(
+            f"The lowest summed BIC is that of {model_label(best['name'])}, which is best for {best['num_best']} of "
+            f"{number} participants only: the sum does not speak for most participants."
+        )
+    return sentences
+
+
+def _better_choices_verdict(better: Mapping[str, Any]) -> str:
+    """A sentence about the share of better choices and its change."""
+    share, gain = (_format_percent(better[name]) for name in ("share", "gain"))
+    return (
+        f"The better arm ({better['source']}) is chosen in {share} of trials, by chance in {better['chance']:.0%}; "
+        f"from the first to the second half of a session the share changes by {gain}."
+    )
+
+
+def _format_percent(mean: Mapping[str, Any]) -> str:
+    """A mean share in percent with its interval, where it has one."""
+    if mean["mean"] is None:
+        return "an unknown share"
+    ends = "" if mean["low"] is None else f" ({mean['low']:.1%} to {mean['high']:.1%})"
+    return f"{mean['mean']:.1%}{ends}"
 
 
 def _contrast_verdict(stays: StayAnalysis, is_two_step: bool) -> str:
@@ -144,9 +219,12 @@ def _recovery_verdict(recovery: Mapping[str, Any], best: str) -> str:
     names = recovery["models"]
     shares = dict(zip(names, recovery["by_participant"][names.index(best)], strict=True))
     confusion, confused_with = max((share, name) for name, share in shares.items() if name != best)
+    number = recovery["num_simulations"]
+    low, high = clopper_pearson(round(shares[best] * number), number)
     return (
-        f"With as many trials as in this file, a single model organism of {model_label(best)} is recognized in "
-        f"{shares[best]:.0%} of cases; the most frequent confusion is {model_label(confused_with)} ({confusion:.0%})."
+        f"With the parameters, trials and rewards of these participants, {model_label(best)} is recognized in "
+        f"{shares[best]:.0%} ({low:.0%} to {high:.0%}) of {number} simulated participants; it is most often taken for "
+        f"{model_label(confused_with)} ({confusion:.0%})."
     )
 
 

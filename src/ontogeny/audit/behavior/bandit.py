@@ -1,4 +1,4 @@
-"""Models of choice in a bandit: the five of Wilson & Collins 2019 (eLife 8:e49547), box 2."""
+"""Models of choice in a bandit: the five of Wilson & Collins 2019 (eLife 8:e49547), box 2; values are forgotten."""
 
 from functools import cache, partial
 from typing import NamedTuple
@@ -7,17 +7,31 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters, ParticipantTrials
-from ontogeny.types import PyTree
+from ontogeny.audit.behavior.base import (
+    FORGETTING_RATE,
+    ChoiceModel,
+    ModelParameter,
+    Parameters,
+    ParticipantTrials,
+    update_values,
+)
 
 LAPSE_RATE = ModelParameter("lapse_rate", low=0.05, high=0.4)
 LEARNING_RATE = ModelParameter("learning_rate", low=0.1, high=0.6)
 INVERSE_TEMPERATURE = ModelParameter("inverse_temperature", low=3.0, high=8.0, scale=20.0)
+VALUE_PARAMETERS = (LEARNING_RATE, FORGETTING_RATE, INVERSE_TEMPERATURE)
 KERNEL_PARAMETERS = (
     ModelParameter("kernel_learning_rate", low=0.1, high=0.6),
     ModelParameter("kernel_inverse_temperature", low=1.0, high=4.0, scale=20.0),
 )
 INITIAL_VALUE = 0.5
+NOT_FITTED = (  # explanations that no model of the set has
+    "uncertainty bonuses and other directed exploration",
+    "different learning rates for better and for worse outcomes than expected",
+    "inference about reversals of the arms",
+    "lapses beside learned values",
+    "parameters that change with time",
+)
 
 
 class ValuesAndKernel(NamedTuple):
@@ -43,8 +57,9 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             "random_responding",
             "prefers some arms, independently of reward",
             biases,
-            init=lambda p, task: (),
-            first_logits=lambda p, task, memory, previous: jnp.stack(
+            learns=False,
+            init=lambda p, transitions: (),
+            first_logits=lambda p, transitions, memory, previous: jnp.stack(
                 [jnp.zeros(()), *(p[bias.name] for bias in biases)]
             ),
             update=lambda p, memory, trial: memory,
@@ -53,32 +68,34 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             "win_stay_lose_shift",
             "repeats a rewarded choice and changes an unrewarded one",
             (LAPSE_RATE,),
-            init=lambda p, task: jnp.zeros(()),
+            learns=False,
+            init=lambda p, transitions: jnp.zeros(()),
             first_logits=_win_stay_logits,
             update=lambda p, memory, trial: trial.reward,
         ),
         build(
             "q_learning",
             "learns the value of each arm",
-            (LEARNING_RATE, INVERSE_TEMPERATURE),
-            init=lambda p, task: jnp.full(num_arms, INITIAL_VALUE),
-            first_logits=lambda p, task, memory, previous: p["inverse_temperature"] * memory,
+            VALUE_PARAMETERS,
+            init=lambda p, transitions: jnp.full(num_arms, INITIAL_VALUE),
+            first_logits=lambda p, transitions, memory, previous: p["inverse_temperature"] * memory,
             update=_update_values,
         ),
         build(
             "choice_kernel",
             "repeats recent choices",
             KERNEL_PARAMETERS,
-            init=lambda p, task: jnp.zeros(num_arms),
-            first_logits=lambda p, task, memory, previous: p["kernel_inverse_temperature"] * memory,
+            learns=False,
+            init=lambda p, transitions: jnp.zeros(num_arms),
+            first_logits=lambda p, transitions, memory, previous: p["kernel_inverse_temperature"] * memory,
             update=_update_kernel,
         ),
         build(
             "q_learning_choice_kernel",
             "learns the value of each arm and repeats recent choices",
-            (LEARNING_RATE, INVERSE_TEMPERATURE, *KERNEL_PARAMETERS),
-            init=lambda p, task: ValuesAndKernel(jnp.full(num_arms, INITIAL_VALUE), jnp.zeros(num_arms)),
-            first_logits=lambda p, task, memory, previous: (
+            (*VALUE_PARAMETERS, *KERNEL_PARAMETERS),
+            init=lambda p, transitions: ValuesAndKernel(jnp.full(num_arms, INITIAL_VALUE), jnp.zeros(num_arms)),
+            first_logits=lambda p, transitions, memory, previous: (
                 p["inverse_temperature"] * memory.values + p["kernel_inverse_temperature"] * memory.kernel
             ),
             update=lambda p, memory, trial: ValuesAndKernel(
@@ -90,7 +107,8 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
 
 def _update_values(p: Parameters, values: Array, trial: ParticipantTrials) -> Array:
     """Moves the value of the chosen arm towards the reward."""
-    return values + p["learning_rate"] * jax.nn.one_hot(trial.choice, values.shape[-1]) * (trial.reward - values)
+    chosen = jax.nn.one_hot(trial.choice, values.shape[-1])
+    return update_values(p, values, chosen, p["learning_rate"] * (trial.reward - values), INITIAL_VALUE)
 
 
 def _update_kernel(p: Parameters, kernel: Array, trial: ParticipantTrials) -> Array:
@@ -98,7 +116,7 @@ def _update_kernel(p: Parameters, kernel: Array, trial: ParticipantTrials) -> Ar
     return kernel + p["kernel_learning_rate"] * (jax.nn.one_hot(trial.choice, kernel.shape[-1]) - kernel)
 
 
-def _win_stay_logits(p: Parameters, task: PyTree, reward: Array, previous: Array) -> Array:
+def _win_stay_logits(p: Parameters, transitions: Array, reward: Array, previous: Array) -> Array:
     """Logits of noisy win-stay-lose-shift; the memory is the last reward, the probability to stay without lapses."""
     num_arms, lapse_rate = len(previous), p["lapse_rate"]
     probs = reward * previous + (1 - reward) * (1 - previous) / (num_arms - 1)

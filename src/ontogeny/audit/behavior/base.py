@@ -34,13 +34,6 @@ class ParticipantTrials(NamedTuple):
     starts_session: Any  # bool
 
 
-class TaskStatistics(NamedTuple):
-    """The task of a participant as far as the choices show it, with the leading axis [S] or none."""
-
-    transition_probs: Any  # [2, 2] float32, probability of each state given the first choice; 0.5 in a bandit
-    reward_probs: Any  # [T, options] float32, probability that an option is rewarded
-
-
 class ChoiceTable(NamedTuple):
     """The columns of a file as numbers, one entry per row."""
 
@@ -86,6 +79,10 @@ class ChoiceData(NamedTuple):
         return self.num_arms if self.task == "bandit" else 4 if self.has_second_choice else 2
 
 
+PLANNING = ("none", "mimics", "equivalent", "plans")
+"""How a model is related to planning: not at all; acts alike without planning; the same model in a limit; it plans."""
+
+
 class ModelParameter(NamedTuple):
     """A free parameter of a choice model.
 
@@ -107,12 +104,45 @@ class ChoiceModel(NamedTuple):
     name: str
     description: str
     parameters: tuple[ModelParameter, ...]
-    init: Callable[[Parameters, TaskStatistics], PyTree]  # the memory before the first trial
-    # of the first choice: (parameters, task, memory, previous choice one-hot [A] or zeros) -> [A]
-    first_logits: Callable[[Parameters, TaskStatistics, PyTree, Any], Any]
+    # the memory before the first trial: (parameters, transition probabilities [2, 2]: first choice by state)
+    init: Callable[[Parameters, Any], PyTree]
+    # of the first choice: (parameters, transition probabilities, memory, previous choice one-hot [A] or zeros) -> [A]
+    first_logits: Callable[[Parameters, Any, PyTree, Any], Any]
     update: Callable[[Parameters, PyTree, ParticipantTrials], PyTree]  # the memory after a trial
     # of the second choice, where the task has one: (parameters, memory, state) -> [2]
     second_logits: Callable[[Parameters, PyTree, Any], Any] | None = None
+    learns: bool = True  # its choices depend on more than the last outcome
+    planning: str = "none"  # one of `PLANNING`
+
+
+FORGETTING_RATE = ModelParameter("forgetting_rate", low=0.0, high=0.4)
+"""Share of its distance to the initial value by which the value of an option that is not chosen returns to it."""
+
+
+def update_values(p: Parameters, values: Any, is_chosen: Any, change: Any, initial_value: float) -> Any:
+    """Changes the value of what was chosen, and lets all other values return to the initial one: forgetting.
+
+    Every model that learns values uses this function, so that no model wins because it alone forgets.
+
+    Args:
+        p: With `FORGETTING_RATE`, where the model learns values.
+        values: Any shape.
+        is_chosen: 1 for what was chosen, 0 for the rest, of the same shape.
+        change: Added to what was chosen.
+        initial_value: The value before the first trial.
+    """
+    forgetting_rate = p.get(FORGETTING_RATE.name, 0.0)
+    return values + is_chosen * change + (1 - is_chosen) * forgetting_rate * (initial_value - values)
+
+
+def split_sessions(starts_session: np.ndarray) -> list[slice]:
+    """Returns the trials of each session of one participant.
+
+    Args:
+        starts_session: [T] bool; the first trial starts a session in any case.
+    """
+    starts = np.union1d([0], np.nonzero(starts_session)[0]).tolist()
+    return [slice(first, end) for first, end in zip(starts, [*starts[1:], len(starts_session)], strict=True)]
 
 
 def model_label(name: str) -> str:

@@ -1,26 +1,35 @@
-"""Comparison of choice models by BIC, and model recovery.
+"""Comparison of choice models by BIC, and recovery of models and parameters.
 
-Recovery (Wilson & Collins 2019, eLife 8:e49547): model organisms of each model are simulated for as many trials as the
-participants have and are fitted by all models; the confusion matrix shows how far the comparison can be trusted.
-Letters: S participants, T trials, K parameters, M models.
+Recovery (Wilson & Collins 2019, eLife 8:e49547) answers for the participants at hand: every model is simulated with the
+parameters that were fitted to them, in their tasks, and the simulated choices are fitted by all models. Letters:
+S participants, T trials, K parameters, M models, N simulated participants of each model.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials
-from ontogeny.audit.behavior.fitting import ModelFit, fit_model
-from ontogeny.audit.behavior.likelihood import estimate_task, sample_parameters, simulate_participants
+from ontogeny.audit.behavior.fitting import ModelFit, count_batches, fit_model
+from ontogeny.audit.behavior.likelihood import estimate_transitions, simulate_participants, to_parameters
+from ontogeny.audit.behavior.resampled_rewards import resample_rewards
 from ontogeny.rng import key_from_seed
 
-NUM_STARTS = (48, 12)  # starting points for each participant and for each organism
-MIN_ORGANISMS = 40  # of each model
+NUM_STARTS = (48, 12)  # starting points for each participant and for each simulated participant
+MIN_SIMULATIONS = 40  # of each model
 MIN_BIC_DIFFERENCE = 2.0  # a smaller difference is no evidence (Raftery 1995, Sociological Methodology 25:111)
+
+
+class ParameterRecovery(NamedTuple):
+    """How well one parameter is recovered by the model that simulated it."""
+
+    rank_correlation: float  # Spearman's, of true and fitted values; NaN where the true values are all equal
+    median_true: float
+    median_fitted: float
+    median_absolute_error: float
 
 
 class ModelRecovery(NamedTuple):
@@ -29,17 +38,26 @@ class ModelRecovery(NamedTuple):
     models: tuple[str, ...]
     by_participant: np.ndarray  # [M, M], shares of simulated participants
     by_group: np.ndarray  # [M, M], shares of simulated groups, by summed BIC
-    num_organisms: int  # simulated participants of each model
-    num_groups: int  # of as many organisms as there are participants
+    parameters: dict[str, dict[str, ParameterRecovery]]  # by model and parameter
+    num_simulations: int  # simulated participants of each model, N
+    num_groups: int  # of as many simulated participants as there are participants
+
+
+class ModelSimulations(NamedTuple):
+    """Simulated participants of one model."""
+
+    participant: np.ndarray  # [N], the participant whose parameters and task are simulated
+    unbounded_parameters: np.ndarray  # [N, K]
+    trials: ParticipantTrials  # [N, T]
 
 
 class ModelComparison(NamedTuple):
-    """All models fitted to all participants."""
+    """All models fitted to all participants, and to simulated participants of every model."""
 
     fits: list[ModelFit]
     recovery: ModelRecovery
-    organisms: dict[str, ParticipantTrials]  # by model, with parameters drawn from their ranges, [groups S, T]
-    fitted_simulations: dict[str, ParticipantTrials]  # by model, with the parameters fitted to the participants
+    simulations: dict[str, ModelSimulations]  # by model
+    simulation_bic: np.ndarray  # [M, M, N]: simulated model, fitted model, simulated participant
 
 
 def compare_models(
@@ -51,55 +69,146 @@ def compare_models(
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> ModelComparison:
-    """Fits every model to every participant and to model organisms of every model.
+    """Fits every model to every participant and to simulated participants of every model.
 
     Args:
         models: M models.
         choices: The choices of S participants.
-        num_groups: Groups of S organisms per model; by default as many as give 40 organisms.
-        num_starts: Starting points for each participant and each organism; by default `NUM_STARTS`.
+        num_groups: Groups of S simulated participants per model; by default as many as give 40.
+        num_starts: Starting points for each participant and each simulated one; by default `NUM_STARTS`.
         seed: Determines starting points and simulations.
-        on_progress: Called with the number of fitted models, the number of models and the next model's name.
+        on_progress: Called with the number of finished batches of fits, the number of all batches, and what is fitted.
     """
     S, M = len(choices.participants), len(models)
-    num_groups = max(2, -(-MIN_ORGANISMS // S)) if num_groups is None else num_groups
-    task = estimate_task(choices)
-    group_trials, group_task = jax.tree.map(partial(_repeat, times=num_groups), (choices.trials, task))
-
-    def simulate(model: ChoiceModel, unbounded_parameters: np.ndarray, seed: int) -> ParticipantTrials:
-        """The choices of `num_groups` groups of S organisms with the given parameters."""
-        keys = jax.random.split(key_from_seed(seed), S * num_groups)
-        simulated = simulate_participants(keys, model, jnp.asarray(unbounded_parameters), group_task, group_trials)
-        return jax.tree.map(np.asarray, simulated)
-
-    organisms = {
-        model.name: simulate(model, sample_parameters(seed + 1 + i, model, S * num_groups), seed + i)
-        for i, model in enumerate(models)
-    }
-    trials = jax.tree.map(lambda *parts: np.concatenate(parts), choices.trials, *organisms.values())
-    all_tasks = jax.tree.map(lambda part, of_group: np.concatenate([part] + [of_group] * M), task, group_task)
-    num_participant_starts, num_organism_starts = num_starts or NUM_STARTS
-    starts = np.where(np.arange(len(trials.choice)) < S, num_participant_starts, num_organism_starts)
-    all_fits = []
-    for number, model in enumerate(models):
-        if on_progress is not None:
-            on_progress(number, M, model.name)
-        all_fits.append(fit_model(model, trials, all_tasks, starts, seed))
-    fits = [_first_participants(fit, S) for fit in all_fits]
-    fitted_simulations = {
-        model.name: simulate(model, _repeat(fit.unbounded_parameters, num_groups), seed + 100 + i)
+    num_groups = max(2, -(-MIN_SIMULATIONS // S)) if num_groups is None else num_groups
+    N = S * num_groups
+    num_participant_starts, num_simulation_starts = num_starts or NUM_STARTS
+    num_batches = M * (count_batches(S, num_participant_starts) + count_batches(N * M, num_simulation_starts))
+    progress = _BatchProgress(num_batches, on_progress)
+    transition_probs = estimate_transitions(choices)
+    fits = [
+        fit_model(
+            model,
+            choices.trials,
+            transition_probs,
+            num_starts=num_participant_starts,
+            seed=seed,
+            on_batch=progress.for_text(model.name),
+        )
+        for model in models
+    ]
+    simulations = {
+        model.name: simulate_model(model, choices, fit.unbounded_parameters, num_groups, seed + 1 + i)
         for i, (model, fit) in enumerate(zip(models, fits, strict=True))
     }
-    return ModelComparison(fits, _summarize_recovery(all_fits, S, num_groups), organisms, fitted_simulations)
+    participant = np.concatenate([part.participant for part in simulations.values()])
+    trials = jax.tree.map(lambda *parts: np.concatenate(parts), *(part.trials for part in simulations.values()))
+    simulation_fits = [
+        fit_model(
+            model,
+            trials,
+            transition_probs[participant],
+            num_starts=num_simulation_starts - 1,
+            seed=seed + 1,
+            guesses=fit.unbounded_parameters[participant],
+            on_batch=progress.for_text(f"{model.name}, recovery"),
+        )
+        for model, fit in zip(models, fits, strict=True)
+    ]
+    simulation_bic = np.stack([fit.bic.reshape(M, N) for fit in simulation_fits], axis=1)
+    recovery = _summarize_recovery(models, simulations, simulation_fits, simulation_bic, num_groups)
+    return ModelComparison(fits, recovery, simulations, simulation_bic)
 
 
-def _summarize_recovery(fits: Sequence[ModelFit], S: int, num_groups: int) -> ModelRecovery:
-    """Confusion matrices from fits to S participants, followed by the organisms of each model."""
-    M = len(fits)
-    bic = np.stack([fit.bic[S:] for fit in fits]).reshape(M, M, num_groups, S)  # [fitted model, simulated model, ...]
-    winners = bic.argmin(axis=0).reshape(M, -1), bic.sum(axis=-1).argmin(axis=0)
-    shares = [np.stack([(winner == m).mean(axis=1) for m in range(M)], axis=1) for winner in winners]
-    return ModelRecovery(tuple(fit.model for fit in fits), shares[0], shares[1], S * num_groups, num_groups)
+class _BatchProgress:
+    """Counts finished batches of fits.
+
+    Args:
+        total: Number of all batches.
+        on_progress: As in `compare_models`.
+    """
+
+    def __init__(self, total: int, on_progress: Callable[[int, int, str], None] | None) -> None:
+        self.num_done, self.total, self.on_progress = 0, total, on_progress
+
+    def for_text(self, text: str) -> Callable[[], None]:
+        """Returns a function that counts one batch, described by `text`."""
+
+        def count() -> None:
+            self.num_done += 1
+            if self.on_progress is not None:
+                self.on_progress(self.num_done, self.total, text)
+
+        return count
+
+
+def simulate_model(
+    model: ChoiceModel, choices: ChoiceData, unbounded_parameters: np.ndarray, num_groups: int, seed: int
+) -> ModelSimulations:
+    """Simulates groups of participants with the parameters that were fitted to the real ones.
+
+    Participants are resampled with their parameters, trials and rewards. The resampling is balanced: over all groups
+    each participant is simulated equally often (Davison, Hinkley & Schechtman 1986, Biometrika 73:555).
+
+    Args:
+        model: The model with K parameters.
+        choices: The choices of S participants.
+        unbounded_parameters: [S, K], as `to_parameters` takes them.
+        num_groups: Groups of S simulated participants.
+        seed: Determines all randomness.
+    """
+    S = len(choices.participants)
+    participant = np.random.default_rng(seed).permutation(np.tile(np.arange(S), num_groups))
+    parameters = unbounded_parameters[participant]
+    simulated = simulate_participants(
+        jax.random.split(key_from_seed(seed), len(participant)),
+        model,
+        jnp.asarray(parameters),
+        estimate_transitions(choices)[participant],
+        ParticipantTrials(*(part[participant] for part in choices.trials)),
+        resample_rewards(choices, participant, seed),
+    )
+    return ModelSimulations(participant, parameters, ParticipantTrials(*map(np.asarray, simulated)))
+
+
+def _summarize_recovery(
+    models: Sequence[ChoiceModel],
+    simulations: Mapping[str, ModelSimulations],
+    fits: Sequence[ModelFit],
+    bic: np.ndarray,
+    num_groups: int,
+) -> ModelRecovery:
+    """Confusion matrices and recovered parameters from fits to the simulated participants of all models in turn."""
+    M, _, N = bic.shape
+    of_group = bic.reshape(M, M, num_groups, -1).sum(axis=-1)  # simulated model, fitted model, group
+    shares = [np.stack([(part.argmin(axis=1) == m).mean(axis=1) for m in range(M)], axis=1) for part in (bic, of_group)]
+    parameters = {
+        model.name: _recover_parameters(
+            model, simulations[model.name].unbounded_parameters, fit, slice(i * N, i * N + N)
+        )
+        for i, (model, fit) in enumerate(zip(models, fits, strict=True))
+    }
+    by_participant, by_group = shares
+    names = tuple(model.name for model in models)
+    return ModelRecovery(names, by_participant, by_group, parameters, N, num_groups)
+
+
+def _recover_parameters(
+    model: ChoiceModel, unbounded_parameters: np.ndarray, fit: ModelFit, of_model: slice
+) -> dict[str, ParameterRecovery]:
+    """Compares simulated parameters [N, K] with those that the same model fits to its simulations."""
+    from scipy.stats import rankdata  # takes a second to import
+
+    true = jax.vmap(lambda x: to_parameters(model, x))(jnp.asarray(unbounded_parameters))
+    recovered = {}
+    for p in model.parameters:
+        values, fitted = np.asarray(true[p.name], np.float64), fit.parameters[p.name][of_model]
+        correlation = float("nan")
+        if np.ptp(values) > 0 and np.ptp(fitted) > 0:
+            correlation = float(np.corrcoef(rankdata(values), rankdata(fitted))[0, 1])
+        error = float(np.median(np.abs(fitted - values)))
+        recovered[p.name] = ParameterRecovery(correlation, float(np.median(values)), float(np.median(fitted)), error)
+    return recovered
 
 
 def bic_differences(fits: Sequence[ModelFit]) -> tuple[int, dict[str, np.ndarray]]:
@@ -113,21 +222,14 @@ def bic_differences(fits: Sequence[ModelFit]) -> tuple[int, dict[str, np.ndarray
     return best, {fit.model: fit.bic - fits[best].bic for i, fit in enumerate(fits) if i != best}
 
 
-def best_models(fits: Sequence[ModelFit]) -> list[str]:
-    """Returns each participant's model of the lowest BIC, or "undetermined" where the difference is too small."""
+def best_models(fits: Sequence[ModelFit], min_difference: float = MIN_BIC_DIFFERENCE) -> list[str]:
+    """Returns each participant's model of the lowest BIC.
+
+    Args:
+        fits: All models, fitted to the same participants.
+        min_difference: Where the next BIC is not further away, the answer is "undetermined".
+    """
     bic = np.stack([fit.bic for fit in fits])
     ordered = np.sort(bic, axis=0)
-    is_clear = ordered[1] - ordered[0] > MIN_BIC_DIFFERENCE
+    is_clear = ordered[1] - ordered[0] > min_difference
     return [fits[i].model if clear else "undetermined" for i, clear in zip(bic.argmin(axis=0), is_clear, strict=True)]
-
-
-def _first_participants(fit: ModelFit, number: int) -> ModelFit:
-    """A fit restricted to the first participants."""
-    parameters: dict[str, Any] = {name: array[:number] for name, array in fit.parameters.items()}
-    statistics = (fit.log_likelihood, fit.bic, fit.converged_share)
-    return ModelFit(fit.model, fit.unbounded_parameters[:number], parameters, *(array[:number] for array in statistics))
-
-
-def _repeat(array: np.ndarray, times: int) -> np.ndarray:
-    """Repeats an array along its first axis."""
-    return np.tile(array, (times,) + (1,) * (array.ndim - 1))

@@ -5,6 +5,7 @@ The likelihood is maximized by scoring with the outer products of each trial's g
 T trials, K parameters, B starting points.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.audit.behavior.base import ChoiceModel, ParticipantTrials, TaskStatistics
+from ontogeny.audit.behavior.base import ChoiceModel, ParticipantTrials
 from ontogeny.audit.behavior.likelihood import log_likelihoods, sample_parameters, to_parameters
 
 NUM_ITERATIONS = 40
@@ -37,59 +38,103 @@ class ModelFit(NamedTuple):
 
 
 def fit_model(
-    model: ChoiceModel, trials: ParticipantTrials, task: TaskStatistics, num_starts: np.ndarray, seed: int = 0
+    model: ChoiceModel,
+    trials: ParticipantTrials,
+    transition_probs: np.ndarray,
+    *,
+    num_starts: int,
+    seed: int = 0,
+    guesses: np.ndarray | None = None,
+    on_batch: Callable[[], None] | None = None,
 ) -> ModelFit:
-    """Fits a model to each participant.
+    """Fits a model to each participant, in time and memory that are linear in the number of trials.
 
     Args:
         model: The model with K parameters.
         trials: NumPy arrays [S, T].
-        task: Task statistics with the leading axis [S].
-        num_starts: [S] int, starting points for each participant.
+        transition_probs: [S, 2, 2], of each state given the first choice.
+        num_starts: Starting points for each participant.
         seed: Determines the starting points.
+        guesses: [S, K], one further starting point for each participant.
+        on_batch: Called after each batch of optimizations, of which there are `count_batches`.
     """
     S, K = len(trials.choice), len(model.parameters)
-    participant = np.repeat(np.arange(S), num_starts)
-    padding = np.zeros(-len(participant) % BATCH_SIZE, int)  # whole batches, so that one program is compiled
-    participant = np.concatenate([participant, padding])
-    starts = np.random.default_rng(seed).normal(0, START_SCALE, (len(participant), K)).astype(np.float32)
-    # One start in four has parameters from the ranges of model organisms, which are typical of participants.
-    is_typical = np.arange(len(participant)) % 4 == 0
-    starts[is_typical] = sample_parameters(seed, model, int(is_typical.sum()))
-    task_of_start = TaskStatistics(*(part[participant] for part in task))
-    trials_of_start = ParticipantTrials(*(part[participant] for part in trials))
-    maxima, max_log_likelihoods = map(np.asarray, _maximize_likelihood(model, starts, task_of_start, trials_of_start))
-    order = np.lexsort((-max_log_likelihoods, participant))  # by participant, the highest likelihood first
-    best = order[np.searchsorted(participant[order], np.arange(S))]
-    log_likelihood = max_log_likelihoods[best].astype(np.float64)
-    num_choices = trials.is_complete.sum(axis=1) * (1 if model.second_logits is None else 2)
-    parameters = jax.vmap(partial(to_parameters, model))(jnp.asarray(maxima[best]))
-    is_converged = max_log_likelihoods > log_likelihood[participant] - CONVERGENCE_TOLERANCE
+    starts = np.random.default_rng(seed).normal(0, START_SCALE, (S, num_starts, K)).astype(np.float32)
+    # One start in four has parameters from the ranges that are typical of participants.
+    typical = sample_parameters(seed, model, S * len(range(0, num_starts, 4)))
+    starts[:, ::4] = typical.reshape(S, -1, K)
+    if guesses is not None:
+        starts = np.concatenate([starts, guesses[:, None].astype(np.float32)], axis=1)
+    maxima, max_log_likelihoods = _maximize_in_batches(model, starts, transition_probs, trials, on_batch)
+    best = max_log_likelihoods.argmax(axis=1)
+    unbounded_parameters = maxima[np.arange(S), best]
+    log_likelihood = max_log_likelihoods.max(axis=1).astype(np.float64)
+    num_choices = count_choices(model, trials)
+    parameters = jax.vmap(partial(to_parameters, model))(jnp.asarray(unbounded_parameters))
+    is_converged = max_log_likelihoods > log_likelihood[:, None] - CONVERGENCE_TOLERANCE
     return ModelFit(
         model.name,
-        maxima[best],
+        unbounded_parameters,
         {p.name: np.asarray(parameters[p.name], np.float64) for p in model.parameters},
         log_likelihood,
         K * np.log(num_choices) - 2 * log_likelihood,
-        np.bincount(participant, is_converged, S) / np.bincount(participant),
+        is_converged.mean(axis=1),
     )
+
+
+def count_choices(model: ChoiceModel, trials: ParticipantTrials) -> np.ndarray:
+    """Returns how many choices of each participant a model explains, [S]."""
+    return trials.is_complete.sum(axis=1) * (1 if model.second_logits is None else 2)
+
+
+def count_batches(num_participants: int, num_starts: int) -> int:
+    """Returns the number of batches in which `fit_model` optimizes; `num_starts` includes the guess."""
+    return -(-num_participants * num_starts // BATCH_SIZE)
+
+
+def _maximize_in_batches(
+    model: ChoiceModel,
+    starts: np.ndarray,
+    transition_probs: np.ndarray,
+    trials: ParticipantTrials,
+    on_batch: Callable[[], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Local maxima [S, starts, K] and their log-likelihoods [S, starts].
+
+    All batches have the same size, so that one program is compiled, and only one batch holds copies of trials.
+    """
+    S, num_starts, K = starts.shape
+    participant = np.repeat(np.arange(S), num_starts)
+    order = np.arange(-(-len(participant) // BATCH_SIZE) * BATCH_SIZE) % len(participant)
+    results = []
+    for batch in order.reshape(-1, BATCH_SIZE):
+        of_start = participant[batch]
+        trials_of_start = ParticipantTrials(*(part[of_start] for part in trials))
+        maximized = _maximize_likelihood(
+            model, starts.reshape(-1, K)[batch], transition_probs[of_start], trials_of_start
+        )
+        results.append(tuple(map(np.asarray, maximized)))
+        if on_batch is not None:
+            on_batch()
+    maxima, values = (np.concatenate(parts)[: len(participant)] for parts in zip(*results, strict=True))
+    return maxima.reshape(S, num_starts, K), values.reshape(S, num_starts)
 
 
 @partial(jax.jit, static_argnames=("model",))
 def _maximize_likelihood(
-    model: ChoiceModel, starts: Array, task: TaskStatistics, trials: ParticipantTrials
+    model: ChoiceModel, starts: Array, transition_probs: Array, trials: ParticipantTrials
 ) -> tuple[Array, Array]:
     """Local maxima [B, K] and their log-likelihoods [B] from starting points [B, K], each with its own participant."""
     K = starts.shape[-1]
 
-    def maximize(start: Array, task: TaskStatistics, trials: ParticipantTrials) -> tuple[Array, Array]:
+    def maximize(start: Array, transition_probs: Array, trials: ParticipantTrials) -> tuple[Array, Array]:
         """The local maximum [K] that is reached from one starting point [K], and its log-likelihood."""
 
         def evaluate(x: Array) -> tuple[Array, Array, Array]:
             """The log-likelihood, its gradient [K], and the summed outer products of each trial's gradient [K, K]."""
 
             def derivative(direction: Array) -> tuple[Array, Array]:
-                return jax.jvp(lambda x: log_likelihoods(model, x, task, trials), (x,), (direction,))
+                return jax.jvp(lambda x: log_likelihoods(model, x, transition_probs, trials), (x,), (direction,))
 
             values, gradients = jax.vmap(derivative, out_axes=(None, 0))(jnp.eye(K))  # [T], [K, T]
             return jnp.sum(values), jnp.sum(gradients, axis=1), gradients @ gradients.T
@@ -112,4 +157,4 @@ def _maximize_likelihood(
         (maximum, max_log_likelihood, *_), _ = jax.lax.scan(step, init, None, length=NUM_ITERATIONS + 1)
         return maximum, max_log_likelihood
 
-    return jax.lax.map(lambda inputs: maximize(*inputs), (starts, task, trials), batch_size=BATCH_SIZE)
+    return jax.vmap(maximize)(starts, transition_probs, trials)

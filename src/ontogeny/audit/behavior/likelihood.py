@@ -7,35 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials, TaskStatistics, option_index
+from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials, option_index
 from ontogeny.types import Key, PyTree
 
-REWARD_WINDOW = 8.0  # trials, time constant of the smoothing of rewards
 
-
-def estimate_task(choices: ChoiceData) -> TaskStatistics:
-    """Estimates each participant's task: shares of transitions, and rewards of each option smoothed over time.
-
-    Returns:
-        Arrays with the leading axis [S].
-    """
-    S, T = choices.trials.choice.shape
-    transition_probs = np.full((S, 2, 2), 0.5, np.float32)
+def estimate_transitions(choices: ChoiceData) -> np.ndarray:
+    """Estimates the probability of each state given the first choice, [S, 2, 2]; 0.5 in a bandit."""
+    transition_probs = np.full((len(choices.participants), 2, 2), 0.5, np.float32)
     if choices.task == "two_step":
         share = np.mean(choices.is_common, axis=1, where=choices.trials.is_complete)[:, None, None]
         transition_probs[:] = np.where(np.arange(2) == choices.common_state[:, :, None], share, 1 - share)
-    reward_probs = np.zeros((S, T, choices.num_options), np.float32)
-    kernel = np.exp(-np.abs(np.arange(T)[:, None] - np.arange(T)[None, :]) / REWARD_WINDOW)
-    options = option_index(choices.task, choices.has_second_choice, choices.trials)
-    for s in range(S):
-        is_complete, reward = choices.trials.is_complete[s], choices.trials.reward[s]
-        mean = reward[is_complete].mean()
-        for option in range(choices.num_options):
-            chosen = is_complete & (options[s] == option)
-            weights = kernel[:, chosen]
-            # The mean reward counts as one more observation, so that rarely chosen options stay near it.
-            reward_probs[s, :, option] = (weights @ reward[chosen] + mean) / (weights.sum(axis=1) + 1)
-    return TaskStatistics(transition_probs, reward_probs)
+    return transition_probs
 
 
 def to_parameters(model: ChoiceModel, unbounded_parameters: Array) -> dict[str, Array]:
@@ -71,14 +53,14 @@ def sample_parameters(seed: int, model: ChoiceModel, number: int) -> np.ndarray:
 
 
 def log_likelihoods(
-    model: ChoiceModel, unbounded_parameters: Array, task: TaskStatistics, trials: ParticipantTrials
+    model: ChoiceModel, unbounded_parameters: Array, transition_probs: Array, trials: ParticipantTrials
 ) -> Array:
     """The log-likelihood of each trial's choices.
 
     Args:
         model: The model with K parameters.
         unbounded_parameters: [K], as `to_parameters` takes them.
-        task: The task of one participant.
+        transition_probs: [2, 2], of each state given the first choice.
         trials: [T], the trials of one participant.
 
     Returns:
@@ -88,8 +70,8 @@ def log_likelihoods(
 
     def step(carry: tuple[PyTree, Array], trial: ParticipantTrials) -> tuple[tuple[PyTree, Array], Array]:
         memory, previous_choice = carry
-        memory = _select(trial.starts_session, model.init(p, task), memory)
-        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous_choice, 0.0))
+        memory = _select(trial.starts_session, model.init(p, transition_probs), memory)
+        logits = model.first_logits(p, transition_probs, memory, jnp.where(trial.is_consecutive, previous_choice, 0.0))
         chosen = jax.nn.one_hot(trial.choice, model.num_arms)
         log_likelihood = jnp.sum(jax.nn.log_softmax(logits) * chosen)
         if model.second_logits is not None:
@@ -98,30 +80,43 @@ def log_likelihoods(
         memory = _select(trial.is_complete, model.update(p, memory, trial), memory)
         return (memory, chosen), jnp.where(trial.is_complete, log_likelihood, 0.0)
 
-    return jax.lax.scan(step, (model.init(p, task), jnp.zeros(model.num_arms)), trials)[1]
+    return jax.lax.scan(step, (model.init(p, transition_probs), jnp.zeros(model.num_arms)), trials)[1]
 
 
 @partial(jax.jit, static_argnames=("model",))
 def simulate_participants(
-    keys: Key, model: ChoiceModel, unbounded_parameters: Array, task: TaskStatistics, trials: ParticipantTrials
+    keys: Key,
+    model: ChoiceModel,
+    unbounded_parameters: Array,
+    transition_probs: Array,
+    trials: ParticipantTrials,
+    rewards: Array,
 ) -> ParticipantTrials:
-    """Simulates a model in the tasks of participants: the same trials are missed, transitions and rewards are drawn.
+    """Simulates a model in the tasks of participants: the same trials are missed, and transitions are drawn.
 
     Args:
         keys: [N].
         model: The model with K parameters.
         unbounded_parameters: [N, K], as `to_parameters` takes them.
-        task: Task statistics with the leading axis [N].
+        transition_probs: [N, 2, 2], of each state given the first choice.
         trials: [N, T].
+        rewards: [N, T, options], what each option pays in each trial.
 
     Returns:
         Simulated trials [N, T].
     """
-    return jax.vmap(partial(_simulate_participant, model))(keys, unbounded_parameters, task, trials)
+    return jax.vmap(partial(_simulate_participant, model))(
+        keys, unbounded_parameters, transition_probs, trials, rewards
+    )
 
 
 def _simulate_participant(
-    model: ChoiceModel, key: Key, unbounded_parameters: Array, task: TaskStatistics, trials: ParticipantTrials
+    model: ChoiceModel,
+    key: Key,
+    unbounded_parameters: Array,
+    transition_probs: Array,
+    trials: ParticipantTrials,
+    rewards: Array,
 ) -> ParticipantTrials:
     """`simulate_participants` for one participant."""
     p = to_parameters(model, unbounded_parameters)
@@ -130,27 +125,26 @@ def _simulate_participant(
         carry: tuple[PyTree, Array], inputs: tuple[Key, ParticipantTrials, Array]
     ) -> tuple[tuple[PyTree, Array], ParticipantTrials]:
         memory, previous_choice = carry
-        key, trial, reward_probs = inputs
-        keys = jax.random.split(key, 4)
-        memory = _select(trial.starts_session, model.init(p, task), memory)
-        logits = model.first_logits(p, task, memory, jnp.where(trial.is_consecutive, previous_choice, 0.0))
+        key, trial, reward_of_option = inputs
+        keys = jax.random.split(key, 3)
+        memory = _select(trial.starts_session, model.init(p, transition_probs), memory)
+        logits = model.first_logits(p, transition_probs, memory, jnp.where(trial.is_consecutive, previous_choice, 0.0))
         choice = jax.random.categorical(keys[0], logits).astype(jnp.int32)
         state, second_choice = jnp.int32(0), jnp.int32(0)
         if model.task == "two_step":
-            state = (jax.random.uniform(keys[1]) < task.transition_probs[choice, 1]).astype(jnp.int32)
+            state = (jax.random.uniform(keys[1]) < transition_probs[choice, 1]).astype(jnp.int32)
         if model.second_logits is not None:
             second_logits = model.second_logits(p, memory, state)
             second_choice = jax.random.categorical(keys[2], second_logits).astype(jnp.int32)
         simulated = trial._replace(choice=choice, state=state, second_choice=second_choice)
         option = option_index(model.task, model.second_logits is not None, simulated)
-        reward = jax.random.uniform(keys[3]) < reward_probs[option]
-        simulated = simulated._replace(reward=reward.astype(jnp.float32))
+        simulated = simulated._replace(reward=reward_of_option[option])
         memory = _select(trial.is_complete, model.update(p, memory, simulated), memory)
         return (memory, jax.nn.one_hot(choice, model.num_arms)), simulated
 
     keys = jax.random.split(key, len(trials.choice))
-    init = (model.init(p, task), jnp.zeros(model.num_arms))
-    return jax.lax.scan(step, init, (keys, trials, task.reward_probs))[1]
+    init = (model.init(p, transition_probs), jnp.zeros(model.num_arms))
+    return jax.lax.scan(step, init, (keys, trials, rewards))[1]
 
 
 def _select(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:

@@ -12,6 +12,7 @@ from ontogeny.report import charts, page
 from ontogeny.report.charts import BASELINE, EVOLUTION, INK, ML_CODE, MUTED
 
 SECTIONS = {
+    "better": "Better choices",
     "stays": "Stay probabilities",
     "regression": "Regression of staying",
     "models": "Choice models",
@@ -39,6 +40,7 @@ def render(record: Record, title: str) -> str:
         "stays": _draw_stays(stays["cell_means"], stays["by_participant"]),
         "models": _draw_stays_of_models(record["fitted_simulations"]),
         "bic": _draw_bic_differences(record),
+        "better": _draw_better_choices(record["better_choices"]) if record["better_choices"] else None,
         "recovery": _draw_matrix(recovery["models"], recovery["by_participant"]),
     }
     variables = {"record": record, "charts": drawings, "interaction": INTERACTION}
@@ -93,6 +95,23 @@ def _draw_cells(axes: Axes, cell_means: Record, by_participant: Record | None = 
             axes.plot([x], [mean["mean"]], "D" if transition == "rare" else "o", ms=5, color=color)
     axes.set_xlim(-0.5, 1.5)
     axes.set_ylim(0, 1)
+
+
+def _draw_better_choices(better: Record) -> Markup:
+    """The share of better choices by trial of the session: means with intervals, and chance as a broken line."""
+    with charts.new_panel(4.5, 3.0) as (figure, axes):
+        axes.axhline(better["chance"], color=INK, lw=0.9, ls=(0, (3, 2)))
+        points = [point for point in better["curve"] if point["share"]["mean"] is not None]
+        x = [(point["first_trial"] + point["last_trial"]) / 2 for point in points]
+        axes.plot(x, [point["share"]["mean"] for point in points], "o-", ms=5, color=EVOLUTION, lw=1.2)
+        for center, point in zip(x, points, strict=True):
+            if point["share"]["low"] is not None:
+                axes.plot([center, center], [point["share"]["low"], point["share"]["high"]], "-", color=EVOLUTION, lw=2)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("trial of the session")
+        axes.set_ylabel("share of better choices")
+        means = ", ".join(f"to trial {point['last_trial']} {point['share']['mean']:.2f}" for point in points)
+        return charts.inline_svg(figure, "better", f"Share of better choices, chance {better['chance']:.2f}: {means}")
 
 
 def _draw_bic_differences(record: Record) -> Markup:

@@ -120,24 +120,26 @@ def mean_over_participants(values: np.ndarray, bound: float = float("inf")) -> P
     return ParticipantMean(mean, error, max(interval.low, -bound), min(interval.high, bound), float(p_value), number)
 
 
-def replace_trials(choices: ChoiceData, trials: ParticipantTrials) -> ChoiceData:
+def replace_trials(choices: ChoiceData, trials: ParticipantTrials, participant: np.ndarray) -> ChoiceData:
     """Returns the same task with simulated trials; those in which anything was missed do not count.
 
     Args:
         choices: The choices of S participants.
-        trials: [N, T], where N is a multiple of S.
+        trials: [N, T].
+        participant: [N], the participant in whose task each simulation takes place.
     """
-    times = len(trials.choice) // len(choices.participants)
-    common_state = np.tile(choices.common_state, (times, 1))
-    rows = np.arange(len(common_state))[:, None]
+    common_state = choices.common_state[participant]
+    rows = np.arange(len(participant))[:, None]
+    # A reward counts as rewarded from the lowest reward on that counts so for the participant.
+    min_rewarded = np.where(choices.is_rewarded, choices.trials.reward, np.inf).min(axis=1)
     return choices._replace(
-        participants=choices.participants * times,
+        participants=tuple(choices.participants[s] for s in participant.tolist()),
         trials=trials,
         has_outcome=trials.is_complete,
         is_pair=trials.is_consecutive,
         is_common=trials.state == common_state[rows, np.minimum(trials.choice, 1)],
         common_state=common_state,
-        is_rewarded=trials.reward > 0.5,
+        is_rewarded=trials.is_complete & (trials.reward >= min_rewarded[participant, None]),
         is_correct=None,
     )
 

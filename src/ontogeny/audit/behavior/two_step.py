@@ -5,9 +5,10 @@ Sources: Daw et al. 2011 (Neuron 69:1204) for model-free SARSA(lambda), model-ba
 learning rate for both stages; Dayan 1993 (Neural Computation 5:613) for the successor representation; Akam, Costa &
 Dayan 2015 (PLoS Comput Biol 11:e1004648) for the latent-state model: a belief about which state is rewarded, from which
 the choice follows without planning. All models share perseveration, a side bias and the values of second choices, so
-they differ in the first choice alone. With known, fixed transitions a successor representation is equivalent to the
-model-based agent: the two models agree in the limit of `transition_learning_rate` 0, and differ only because the
-successor representation follows the most recent transitions.
+they differ in the first choice alone; all values are forgotten in the same way (`base.update_values`). With known,
+fixed transitions a successor representation is equivalent to the model-based agent: the two models agree in the limit
+of `transition_learning_rate` 0, and differ only because the successor representation follows the most recent
+transitions.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.behavior.base import ChoiceModel, ModelParameter, Parameters, ParticipantTrials, TaskStatistics
+from ontogeny.audit.behavior.base import (
+    FORGETTING_RATE,
+    ChoiceModel,
+    ModelParameter,
+    Parameters,
+    ParticipantTrials,
+    update_values,
+)
 from ontogeny.types import PyTree
 
 SHARED_PARAMETERS = (
@@ -37,6 +45,14 @@ SECOND_INVERSE_TEMPERATURE = ModelParameter("second_inverse_temperature", low=2.
 HAZARD_RATE = ModelParameter("hazard_rate", low=0.02, high=0.2, scale=0.5)
 REWARD_RELIABILITY = ModelParameter("reward_reliability", low=0.7, high=0.95)
 INITIAL_VALUE = 0.5
+NOT_FITTED = (  # explanations that no model of the set has
+    "inference about a change of the common transition",
+    "different learning rates for better and for worse outcomes than expected",
+    "win-stay-lose-shift on the last outcome alone",
+    "habits of repeating choices over more than one trial",
+    "lapses beside learned values",
+    "parameters that change with time",
+)
 
 
 class TwoStepMemory(NamedTuple):
@@ -46,8 +62,8 @@ class TwoStepMemory(NamedTuple):
     model_memory: PyTree
 
 
-FirstValues = Callable[[Parameters, TaskStatistics, TwoStepMemory], Array]
-"""Values [2] of the first choices, from parameters, task and `TwoStepMemory`."""
+FirstValues = Callable[[Parameters, Array, TwoStepMemory], Array]
+"""Values [2] of the first choices, from parameters, transition probabilities [2, 2] and `TwoStepMemory`."""
 
 UpdateModelMemory = Callable[[Parameters, TwoStepMemory, ParticipantTrials, Array], PyTree]
 """`TwoStepMemory.model_memory` after a trial with a given reward prediction error."""
@@ -65,12 +81,8 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
     def state_values(memory: TwoStepMemory) -> Array:
         return jnp.max(memory.option_values, axis=1) if has_second_choice else memory.option_values[:, 0]
 
-    def latent_state_values(p: Parameters, task: TaskStatistics, memory: TwoStepMemory) -> Array:
-        beliefs = jax.nn.sigmoid(memory.model_memory * jnp.array([-1.0, 1.0]))
-        return p["inverse_temperature"] * task.transition_probs @ beliefs
-
-    def hybrid_values(p: Parameters, task: TaskStatistics, memory: TwoStepMemory) -> Array:
-        planned = p["model_based_weight"] * task.transition_probs @ state_values(memory)
+    def hybrid_values(p: Parameters, transitions: Array, memory: TwoStepMemory) -> Array:
+        planned = p["model_based_weight"] * transitions @ state_values(memory)
         return p["model_free_weight"] * memory.model_memory + planned
 
     return (
@@ -78,13 +90,13 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             "repetition",
             "repeats its choices and prefers one side, independently of reward",
             (),
-            first_values=lambda p, task, memory: jnp.zeros(2),
+            first_values=lambda p, transitions, memory: jnp.zeros(2),
         ),
         build(
             "model_free",
             "repeats rewarded choices: SARSA(lambda)",
             (LEARNING_RATE, ELIGIBILITY_TRACE, INVERSE_TEMPERATURE),
-            first_values=lambda p, task, memory: p["inverse_temperature"] * memory.model_memory,
+            first_values=lambda p, transitions, memory: p["inverse_temperature"] * memory.model_memory,
             init_model_memory=_init_choice_values,
             update_model_memory=_update_choice_values,
         ),
@@ -92,30 +104,34 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             "successor",
             "learns by temporal differences which states follow its choices: successor representation",
             (LEARNING_RATE, TRANSITION_LEARNING_RATE, INVERSE_TEMPERATURE),
-            first_values=lambda p, task, memory: p["inverse_temperature"] * memory.model_memory @ state_values(memory),
-            init_model_memory=lambda p, task: task.transition_probs,
+            planning="equivalent",
+            first_values=lambda p, transitions, memory: (
+                p["inverse_temperature"] * memory.model_memory @ state_values(memory)
+            ),
+            init_model_memory=lambda p, transitions: transitions,
             update_model_memory=_update_transitions,
         ),
         build(
             "latent_state",
             "infers which state is rewarded and chooses by habit on this belief",
             (HAZARD_RATE, REWARD_RELIABILITY, INVERSE_TEMPERATURE),
-            first_values=latent_state_values,
-            init_model_memory=lambda p, task: jnp.zeros(()),
+            planning="mimics",
+            first_values=_latent_state_values,
+            init_model_memory=lambda p, transitions: jnp.zeros(()),
             update_model_memory=_update_belief,
         ),
         build(
             "model_based",
             "plans with known transitions",
             (LEARNING_RATE, INVERSE_TEMPERATURE),
-            first_values=lambda p, task, memory: (
-                p["inverse_temperature"] * task.transition_probs @ state_values(memory)
-            ),
+            planning="plans",
+            first_values=lambda p, transitions, memory: p["inverse_temperature"] * transitions @ state_values(memory),
         ),
         build(
             "hybrid",
             "adds model-free and model-based values",
             (LEARNING_RATE, ELIGIBILITY_TRACE, *HYBRID_WEIGHTS),
+            planning="plans",
             first_values=hybrid_values,
             init_model_memory=_init_choice_values,
             update_model_memory=_update_choice_values,
@@ -129,19 +145,23 @@ def _build_model(
     description: str,
     parameters: tuple[ModelParameter, ...],
     first_values: FirstValues,
-    init_model_memory: Callable[[Parameters, TaskStatistics], PyTree] = lambda p, task: (),
+    planning: str = "none",
+    init_model_memory: Callable[[Parameters, Array], PyTree] = lambda p, transitions: (),
     update_model_memory: UpdateModelMemory = lambda p, memory, *_: memory.model_memory,
 ) -> ChoiceModel:
     """A model from the values of its first choices, with the parts that all models share.
 
     `init_model_memory` returns `TwoStepMemory.model_memory` before the first trial.
     """
+    learns = bool(parameters)
     if has_second_choice:
         value_parameters = () if LEARNING_RATE in parameters else (LEARNING_RATE,)
         parameters += (*value_parameters, SECOND_INVERSE_TEMPERATURE)
+    if LEARNING_RATE in parameters:
+        parameters += (FORGETTING_RATE,)
 
-    def first_logits(p: Parameters, task: TaskStatistics, memory: TwoStepMemory, previous: Array) -> Array:
-        values = first_values(p, task, memory)
+    def first_logits(p: Parameters, transitions: Array, memory: TwoStepMemory, previous: Array) -> Array:
+        values = first_values(p, transitions, memory)
         return values + p["perseveration"] * previous + p["side_bias"] * jnp.array([-0.5, 0.5])
 
     def second_logits(p: Parameters, memory: TwoStepMemory, state: Array) -> Array:
@@ -150,7 +170,8 @@ def _build_model(
     def update(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials) -> TwoStepMemory:
         option = _option_one_hot(trial)
         error = trial.reward - jnp.sum(memory.option_values * option)
-        option_values = memory.option_values + p.get("learning_rate", 0.0) * error * option
+        change = p.get("learning_rate", 0.0) * error
+        option_values = update_values(p, memory.option_values, option, change, INITIAL_VALUE)
         return TwoStepMemory(option_values, update_model_memory(p, memory, trial, error))
 
     return ChoiceModel(
@@ -159,14 +180,16 @@ def _build_model(
         name,
         description,
         parameters + SHARED_PARAMETERS,
-        lambda p, task: TwoStepMemory(jnp.full((2, 2), INITIAL_VALUE), init_model_memory(p, task)),
+        lambda p, transitions: TwoStepMemory(jnp.full((2, 2), INITIAL_VALUE), init_model_memory(p, transitions)),
         first_logits,
         update,
         second_logits if has_second_choice else None,
+        learns,
+        planning,
     )
 
 
-def _init_choice_values(p: Parameters, task: TaskStatistics) -> Array:
+def _init_choice_values(p: Parameters, transitions: Array) -> Array:
     """Model-free values of the first choices before the first trial."""
     return jnp.full(2, INITIAL_VALUE)
 
@@ -179,7 +202,8 @@ def _update_choice_values(p: Parameters, memory: TwoStepMemory, trial: Participa
     option_values, choice_values = memory
     chosen = jax.nn.one_hot(trial.choice, 2)
     first_error = jnp.sum(option_values * _option_one_hot(trial)) - choice_values @ chosen
-    return choice_values + p["learning_rate"] * (first_error + p["eligibility_trace"] * error) * chosen
+    change = p["learning_rate"] * (first_error + p["eligibility_trace"] * error)
+    return update_values(p, choice_values, chosen, change, INITIAL_VALUE)
 
 
 def _update_transitions(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
@@ -188,6 +212,12 @@ def _update_transitions(p: Parameters, memory: TwoStepMemory, trial: Participant
     return memory.model_memory + p["transition_learning_rate"] * chosen * (
         jax.nn.one_hot(trial.state, 2) - memory.model_memory
     )
+
+
+def _latent_state_values(p: Parameters, transitions: Array, memory: TwoStepMemory) -> Array:
+    """Values of the first choices: the beliefs that the states are rewarded, weighted by the transitions to them."""
+    beliefs = jax.nn.sigmoid(memory.model_memory * jnp.array([-1.0, 1.0]))
+    return p["inverse_temperature"] * transitions @ beliefs
 
 
 def _update_belief(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
