@@ -15,6 +15,9 @@ from ontogeny.errors import ContractViolation
 from ontogeny.tracing import TracedFunction
 from ontogeny.types import PyTree, State
 
+# Programs of a check run once, on few arrays, so compiling them takes most of its time.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 class RecordedProgram(NamedTuple):
     """The operations that a function carries out on arrays.

@@ -15,7 +15,15 @@ import numpy as np
 from jax import Array
 
 from ontogeny import trees
-from ontogeny.contracts.base import RecordedProgram, Recorder, is_passed_through, is_used, require, require_same_types
+from ontogeny.contracts.base import (
+    QUICK_COMPILATION,
+    RecordedProgram,
+    Recorder,
+    is_passed_through,
+    is_used,
+    require,
+    require_same_types,
+)
 from ontogeny.rollouts import Carry, perceive
 from ontogeny.types import Agent, Environment, Key, State, Steering, Transition, Weights
 
@@ -85,7 +93,8 @@ def check_agent_first_steps(
     num_steps = min(env.spec.num_steps, MAX_STEPS if open_rules else NUM_STEPS)
     if every_rule:
         open_rules = tuple(rule for rule in RULES if rule != "learn_weights" or not agent.learning)
-    run = jax.jit(jax.vmap(partial(_run_lifetime, agent, env, steering, num_steps, open_rules)))
+    run_lifetime = partial(_run_lifetime, agent, env, steering, num_steps, open_rules)
+    run = jax.jit(jax.vmap(run_lifetime), compiler_options=QUICK_COMPILATION)
     keys = jax.random.split(jax.random.key(seed), NUM_LIFETIMES)
     with recorder.explain("the first steps of the agent fail"):
         checks, repeated = (jax.device_get(run(keys)) for _ in range(2))

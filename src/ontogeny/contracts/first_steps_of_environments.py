@@ -15,7 +15,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from ontogeny import trees
-from ontogeny.contracts.base import RecordedProgram, Recorder, require, require_same_types
+from ontogeny.contracts.base import QUICK_COMPILATION, RecordedProgram, Recorder, require, require_same_types
 from ontogeny.contracts.specs import check_spec
 from ontogeny.types import Environment, EnvSpec, Key, TimeStep
 
@@ -70,7 +70,7 @@ def record_env(env: Environment, recorder: Recorder) -> tuple[RecordedProgram, R
 def run_random_lifetimes(env: Environment, num_steps: int, recorder: Recorder, *, seed: int) -> EmittedSteps:
     """Runs lifetimes with random actions, twice with the same keys, and checks every time step."""
     keys = jax.random.split(jax.random.key(seed), NUM_LIFETIMES)
-    run = jax.jit(jax.vmap(partial(_run_lifetime, env, num_steps)))
+    run = jax.jit(jax.vmap(partial(_run_lifetime, env, num_steps)), compiler_options=QUICK_COMPILATION)
     with recorder.explain("the first steps of the environment fail"):
         emitted, repeated = (jax.device_get(run(keys)) for _ in range(2))
     require(
