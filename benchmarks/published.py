@@ -124,11 +124,12 @@ def main(arguments: list[str] | None = None) -> None:
                 print_record(scored.record)
                 if entry.run is not None:
                     by_recipe.setdefault(recipe_of(entry.run), []).append(scored)
-            optimum = by_recipe and row.env_name == "bandit" and score(row, OPTIMUM, options.tasks, options.seed)
+            has_optimum = bool(by_recipe) and row.env_name == "bandit"
+            optimum = score(row, OPTIMUM, options.tasks, options.seed) if has_optimum else None
             for of_seeds in by_recipe.values():
                 if len(of_seeds) > 1:
                     print_record(mean_over_seeds(of_seeds))
-                if optimum:
+                if optimum is not None:
                     print_record(difference_to_optimum(of_seeds, optimum))
     print(f"{time.perf_counter() - started_at:.0f} s", file=sys.stderr)
 
