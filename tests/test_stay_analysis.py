@@ -1,13 +1,17 @@
 """Stay probabilities and their regression: errors by clusters, habitual stayers, intervals of shares, linear time."""
 
 import itertools
+import json
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import expit
 
-from ontogeny.audit.behavior import reading
+from ontogeny import cli
+from ontogeny.audit.behavior import page, reading
 from ontogeny.audit.behavior.smoothing import sum_neighbors
 from ontogeny.audit.behavior.stay_analysis import TERMS, analyze_stays, mean_share
 from ontogeny.audit.behavior.stay_regression import fit_pooled_logit
@@ -130,3 +134,37 @@ def test_smoothing_in_linear_time_equals_the_sum_over_all_pairs_of_trials():
     values = np.random.default_rng(0).random((2, 50))
     distance = np.abs(np.arange(50)[:, None] - np.arange(50))
     np.testing.assert_allclose(sum_neighbors(values, 8.0), values @ np.exp(-distance / 8.0))
+
+
+@pytest.mark.parametrize("name", ["choice2_lost", "gain_and_loss"])
+def test_the_stay_tables_alone_are_computed_without_choice_models(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["behavior", str(DATA / f"{name}.csv"), "--stays-only", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    output = capsys.readouterr()
+    assert stop.value.code == 0 and "stay probability" in output.out and "BIC" not in output.out
+    record = json.loads((tmp_path / "out" / "behavior.json").read_text())
+    assert "models" not in record and record["stay_analysis"]["num_pairs"] in (297, 196)
+    html = (tmp_path / "out" / "behavior.html").read_text()
+    assert html == page.render(record, f"Choices in {name}.csv")
+    assert "Stay probabilities" in html and "Choice models" not in html and "best model" not in html
+
+
+def write_long_file(path: Path, num_trials: int) -> Path:
+    """Random choices of one subject in two steps."""
+    values = np.random.default_rng(0).integers(2, size=(num_trials, 4))
+    lines = (f"a,{t},{c},{s if r else c},{o}" for t, (c, s, r, o) in enumerate(values.tolist()))
+    path.write_text("\n".join(["subject,trial,choice,state,reward", *lines]) + "\n")
+    return path
+
+
+def test_memory_of_reading_and_stay_tables_is_linear_in_trials(tmp_path):
+    peaks = []
+    for num_trials in (1_500, 6_000):
+        tracemalloc.start()
+        analyze_stays(reading.read_choices(write_long_file(tmp_path / "c.csv", num_trials)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 6 * peaks[0]  # four times as many trials; one matrix of trials by trials has 16 times as much

@@ -43,6 +43,9 @@ def behavior(
     arms: Arms = None,
     skip_bad_rows: SkipBadRows = False,
     max_skipped_share: MaxSkippedShare = 0.05,
+    stays_only: Annotated[
+        bool, typer.Option("--stays-only", help="Compute stay probabilities and their regression, and fit no models.")
+    ] = False,
     num_groups: Annotated[
         int | None,
         typer.Option(min=1, help="Groups of simulated participants per model (default: 40 simulations per model)."),
@@ -62,7 +65,7 @@ def behavior(
     check_new_path(out)
     column_names = _parse_columns(columns)
     configure_jax(device)
-    from ontogeny.audit.behavior.analysis import analyze_choices
+    from ontogeny.audit.behavior.analysis import analyze_choices, analyze_stays_only
     from ontogeny.audit.behavior.reading import read_choices
 
     text = None
@@ -82,8 +85,11 @@ def behavior(
     )
     for note in choice_data.notes:
         typer.echo(note)
-    with progress("fitting", "batches") as update:
-        record = analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
+    if stays_only:
+        record = analyze_stays_only(choice_data)
+    else:
+        with progress("fitting", "batches") as update:
+            record = analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
     record |= {"file": choices.name, "seed": seed}
     _print_record(record)
     if out is not None:
@@ -129,6 +135,14 @@ def _print_record(record: dict[str, Any]) -> None:
             typer.echo(f"log odds of staying, {title}")
             for name, mean in stays[key].items():
                 typer.echo(f"  {name:<24}{_format_mean(mean)}")
+    if "models" in record:
+        _print_models(record)
+    for sentence in record["verdict_text"]:
+        typer.echo(sentence)
+
+
+def _print_models(record: dict[str, Any]) -> None:
+    """Print one line per choice model."""
     typer.echo(
         "models: summed BIC; participants with the lowest BIC; expected frequency; protected exceedance probability; "
         "simulated participants recognized"
@@ -140,8 +154,6 @@ def _print_record(record: dict[str, Any]) -> None:
             f"  {model['name']:<26}{model['summed_bic']:>10,.1f}{best:>12}   {model['frequency']['mean']:>4.0%}"
             f"   {model['protected_exceedance_prob']:.3f}   {shares[i][i]:>4.0%}"
         )
-    for sentence in record["verdict_text"]:
-        typer.echo(sentence)
 
 
 def _format_mean(mean: dict[str, Any], places: int = 3) -> str:

@@ -244,3 +244,30 @@ def _to_jsonable(record: Any) -> Any:
     if isinstance(record, list | tuple):
         return [_to_jsonable(part) for part in record]
     return None if isinstance(record, float) and math.isnan(record) else record
+
+
+def analyze_stays_only(choices: ChoiceData) -> dict[str, Any]:
+    """Analyzes stay probabilities and their regressions, without choice models and in a time linear in trials.
+
+    Args:
+        choices: The choices of all participants.
+
+    Returns:
+        The parts of the record of `analyze_choices` that need no choice model.
+    """
+    stays = analyze_stays(choices)
+    record = {
+        "format": FORMATS[JSON_REPORT],
+        "task": choices.task,
+        "notes": choices.notes,
+        "participants": choices.participants,
+        "verdicts": [],  # they need choice models
+        "better_choices": None if choices.task == "two_step" else analyze_better_choices(choices),
+        "better_choice_source": "stated in the file" if choices.is_correct is not None else "estimated in hindsight",
+        "stay_analysis": stays,
+    }
+    record = _to_jsonable(record)
+    sentences = [_contrast_verdict(stays, choices.task == "two_step")]
+    if record["better_choices"]:
+        sentences.insert(0, _better_choices_verdict(record["better_choices"]))
+    return record | {"verdict_text": sentences}

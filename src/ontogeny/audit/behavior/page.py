@@ -24,6 +24,8 @@ OUTCOMES = ("rewarded", "unrewarded")
 TRANSITION_COLORS = {"common": EVOLUTION, "rare": ML_CODE}
 TRANSITION_OFFSETS = {"common": -0.13, "rare": 0.13}
 
+STAYS_ONLY_SECTIONS = ("better", "stays", "regression", "participants", "reading")
+
 Record = Mapping[str, Any]
 """A record of `analysis.analyze_choices`, or a part of it."""
 
@@ -32,21 +34,31 @@ def render(record: Record, title: str) -> str:
     """Renders the page.
 
     Args:
-        record: The result of `analysis.analyze_choices`.
+        record: The result of `analysis.analyze_choices` or `analysis.analyze_stays_only`.
         title: Heading of the page.
     """
-    stays, recovery = record["stay_analysis"], record["recovery"]
+    stays = record["stay_analysis"]
     drawings = {
         "stays": _draw_stays(stays["cell_means"], stays["by_participant"]),
-        "models": _draw_stays_of_models(record["fitted_simulations"]),
-        "bic": _draw_bic_differences(record),
         "better": _draw_better_choices(record["better_choices"]) if record["better_choices"] else None,
-        "recovery": _draw_matrix(recovery["models"], recovery["by_participant"]),
     }
+    if "models" in record:
+        drawings |= _draw_models(record)
     variables = {"record": record, "charts": drawings, "interaction": INTERACTION}
     macros = page.load_macros("ontogeny.audit.behavior", "behavior.html.j2", **variables)
-    sections = [page.Section(name, heading, getattr(macros, name)()) for name, heading in SECTIONS.items()]
+    names = [name for name in SECTIONS if name in STAYS_ONLY_SECTIONS or "models" in record]
+    sections = [page.Section(name, SECTIONS[name], getattr(macros, name)()) for name in names]
     return page.document(title, macros.opening(), sections, "behavior")
+
+
+def _draw_models(record: Record) -> dict[str, Markup]:
+    """The charts of choice models."""
+    recovery = record["recovery"]
+    return {
+        "models": _draw_stays_of_models(record["fitted_simulations"]),
+        "bic": _draw_bic_differences(record),
+        "recovery": _draw_matrix(recovery["models"], recovery["by_participant"]),
+    }
 
 
 def _draw_stays(cell_means: Record, by_participant: Record) -> Markup:
