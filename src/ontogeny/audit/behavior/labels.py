@@ -23,7 +23,7 @@ MAX_MISSED_SHARE = 0.1  # a more frequent value is a choice
 class LabelUse(NamedTuple):
     """How a label is used in a column."""
 
-    count: int  # of rows
+    num_rows: int  # with the label
     rewards: frozenset[str]  # different rewards in these rows, missing ones left out
 
 
@@ -54,15 +54,15 @@ def separate_arms(uses: Mapping[str, LabelUse], notes: list[str]) -> tuple[list[
     Raises:
         BadInput: There are fewer than two arms.
     """
-    num_rows = sum(use.count for use in uses.values())
+    num_rows = sum(use.num_rows for use in uses.values())
     missing_codes: list[str] = []
     if len(uses) > 2:
         for code in _possible_codes(uses):
             use = uses[code]
             rewards = ", ".join(sorted(use.rewards))
             reward = f"its reward is always {rewards}" if use.rewards else "it has no reward"
-            is_rare, is_varied = use.count <= MAX_MISSED_SHARE * num_rows, len(use.rewards) > 1
-            times = f"{use.count:,} of {num_rows:,} times, {use.count / num_rows:.1%}"
+            is_rare, is_varied = use.num_rows <= MAX_MISSED_SHARE * num_rows, len(use.rewards) > 1
+            times = f"{use.num_rows:,} of {num_rows:,} times, {use.num_rows / num_rows:.1%}"
             if not use.rewards or (is_rare and not is_varied and code != "0"):
                 missing_codes.append(code)
                 notes.append(
@@ -102,13 +102,13 @@ def separate_frequent_labels(
     rest, missing_codes = dict(uses), []
     while True:
         size = max((size for size in allowed_sizes if size <= len(rest)), default=0)
-        frequent = sorted(rest, key=lambda label: -rest[label].count)[:size]
+        frequent = sorted(rest, key=lambda label: -rest[label].num_rows)[:size]
         codes = [c for c in _possible_codes(rest) if len(rest[c].rewards) < 2 or c not in frequent]
         if len(rest) in allowed_sizes or not size or not codes:
             break
-        code = min(codes, key=lambda code: (len(rest[code].rewards) > 1, rest[code].count))
+        code = min(codes, key=lambda code: (len(rest[code].rewards) > 1, rest[code].num_rows))
         missing_codes.append(code)
-        notes.append(f"'{name}' {code} marks a missed trial ({rest.pop(code).count:,} times)")
+        notes.append(f"'{name}' {code} marks a missed trial ({rest.pop(code).num_rows:,} times)")
     if not size:
         contents, sizes = ", ".join(sort_labels(rest)) or "nothing", " or ".join(map(str, allowed_sizes))
         raise BadInput(f"the column '{name}' contains {contents}: it must have {sizes} different values")

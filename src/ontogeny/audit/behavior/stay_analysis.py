@@ -20,7 +20,9 @@ from ontogeny.audit.behavior.stay_regression import Coefficient, fit_pooled_logi
 from ontogeny.stats import clopper_pearson, confidence_interval, mean_and_standard_error, share_interval
 
 HINDSIGHT_WINDOW = 8.0  # trials, time constant of the smoothing of rewards
-TERMS = {  # of the regression, after the intercept, with their values in each cell of `base.CELLS`
+TERMS: dict[
+    str, dict[str, tuple[int, ...]]
+] = {  # of the regression, after the intercept, with their values in each cell of `base.CELLS`
     "two_step": {"reward": (1, 1, -1, -1), "transition": (1, -1, 1, -1), "reward x transition": (1, -1, -1, 1)},
     "bandit": {"reward": (1, -1)},
 }

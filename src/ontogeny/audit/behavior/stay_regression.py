@@ -56,7 +56,7 @@ def fit_pooled_logit(terms: np.ndarray, num_stays: np.ndarray, num_pairs: np.nda
     num_stays, num_pairs = num_stays[has_pairs].astype(float), num_pairs[has_pairs].astype(float)
     S, K = len(num_pairs), terms.shape[1] + 1
     if not S:
-        return [Coefficient(*[math.nan] * 5, 0, math.nan)] * K
+        return [_to_coefficient(math.nan, math.nan, math.nan, 0)] * K
     means = num_pairs @ terms / num_pairs.sum(axis=1, keepdims=True)
     centered = terms[None] - means[:, None]
     design = np.concatenate([np.ones((S, len(terms), 1)), centered], axis=2)  # [S, C, K]
@@ -76,11 +76,11 @@ def fit_pooled_logit(terms: np.ndarray, num_stays: np.ndarray, num_pairs: np.nda
 def _to_coefficient(estimate: float, error: float, degrees_of_freedom: float, num_participants: int) -> Coefficient:
     """A coefficient with its Student's t interval, NaN without an error."""
     if not error > MIN_ERROR:
-        return Coefficient(float(estimate), *[math.nan] * 4, num_participants, math.nan)
+        return Coefficient(float(estimate), math.nan, math.nan, math.nan, math.nan, num_participants, math.nan)
     half_width = critical_value(Z95, degrees_of_freedom) * error
     p_value = 2 * float(stdtr(degrees_of_freedom, -abs(estimate) / error))
-    ends = float(estimate - half_width), float(estimate + half_width)
-    return Coefficient(float(estimate), float(error), *ends, p_value, num_participants, float(degrees_of_freedom))
+    low, high = float(estimate - half_width), float(estimate + half_width)
+    return Coefficient(float(estimate), float(error), low, high, p_value, num_participants, float(degrees_of_freedom))
 
 
 def _information_and_scores(
