@@ -42,7 +42,7 @@ def test_audit_agent_prints_verdicts_and_writes_results(ontogeny, tmp_path):
     assert all(result["primary"] for result in online["results"])
     learns = next(result for result in online["results"] if result["test"] == "learns")
     fields = {"mean", "low", "high", "z", "num_lifetimes", "value_range", "counts"}
-    assert learns["effects"]["loss when yoked"].keys() == fields
+    assert learns["effects"]["outcomes of earlier episodes"].keys() == fields
 
 
 @pytest.mark.parametrize("count", ["-1", "0", "1", "19"])
@@ -56,7 +56,9 @@ def test_audit_calibrate_reports_error_rates(ontogeny, tmp_path):
         "audit", "calibrate", "--num-audits", "2", "--test", "pursues", "--organism", "random_walk",
         "--organism", "proxy_planner", "--out", "calibration.json",
     )  # fmt: skip
-    assert code == 0 and "pursues: 2 audits of each control" in stdout and "minimal power" in stdout
+    assert code == 0 and "pursues in beacon: 2 audits of each control" in stdout and "minimal power" in stdout
+    assert "no claim: pursues detects the positive control proxy_planner in beacon" in stdout
+    assert "at most 5%" not in stdout.partition("no claim")[0]
     record = json.loads((tmp_path / "calibration.json").read_text())
     assert {r["organism"]: r["positive"] for r in record["control_results"]} == {
         "proxy_planner": True,

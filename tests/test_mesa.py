@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, steering, studies
-from ontogeny.audit import sacrifice
+from ontogeny.audit import learns, sacrifice
 from ontogeny.errors import BadInput
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
@@ -40,7 +40,7 @@ def test_a_planted_bias_is_detected_and_accurate_content_is_not():
     results = [sacrifice.decide(run, sacrifice.THRESHOLDS) for run in measured["sacrifice"]]
     assert [result.verdict for result in results] == ["no", "yes"]
     assert all(result.effects[sacrifice.ALONG_DIRECTION].z > 10 for result in results)  # both look at the direction
-    assert not np.any(measured["learns"][0]["intact"] - measured["learns"][0]["reset"] > 1e-5)
+    assert not np.any(measured["learns"][0][learns.EARLIER])  # it remembers the last item alone
 
 
 def test_payouts_are_stored_with_the_choices_that_caused_them():
@@ -74,7 +74,7 @@ def run_records(hypothesis, content, training, condition, means, spread=0.004, n
     """Records of runs whose effects have these means."""
     noise = np.random.default_rng(0).normal(0, spread, num_lifetimes)
     kind = "chain_audit" if hypothesis == "plans" else "stream_audit"
-    parts = comparison.EFFECTS | {"learns": (*comparison.EFFECTS["learns"], "accumulation")}
+    parts = comparison.EFFECTS | {"learns": page.LEARNS_EFFECTS}
 
     def result(names, values):
         common = {"verdict": "no", "summary": "", "competence_failure": "", "pattern": "000"}

@@ -9,7 +9,7 @@ Letters: N lifetimes, T steps, D numbers of activations.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ MIN_EPISODES = 8  # of a lifetime in which learning is tested
 CHAIN_TRIALS = 50  # of the chain in which learning is tested
 NUM_EXPOSURES, TRIALS_BEFORE_EXPOSURES = 12, 40  # of the chain in which planning is tested
 MAX_LIFETIMES_PER_DEVICE = 256  # more at once exceed the processor's cache
+# An audit compiles many programs, each of which runs for a second: full optimization takes three times as long.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 1}
 ZERO_SPREAD = 1e-9  # standard errors and means below this are rounding errors
 
 Measurements = Mapping[str, np.ndarray]
@@ -183,8 +185,10 @@ class AuditTest(NamedTuple):
     measure: Callable[[Subject, Key], Measurements]  # keys [N] -> arrays [N, ...]
     decide: Decide
     thresholds: Thresholds
-    expected: Mapping[str, bool] = MappingProxyType({})  # of a secondary test: whether each positive and negative
-    # control, an organism or agent, shows the effect; the ground truth of a primary test is in the organisms' files
+    # Whether each positive and negative control, an organism or agent, shows the effect; in a primary test this adds
+    # agents to the organisms, whose files state their ground truth.
+    expected: Mapping[str, bool] = MappingProxyType({})
+    environments: tuple[str, ...] = ()  # in which a primary test is used and calibrated
 
 
 def prepare_subject(subject: Subject, env: Environment) -> PreparedSubject:
@@ -248,13 +252,23 @@ def unrelated_key(key: Key, number: int) -> Key:
 
 
 def learning_env(train_env: Environment) -> Environment:
-    """Returns the environment in which learning is tested: a chain loses the phase in which its links change.
+    """Returns the environment in which learning is tested, where the task stays the same throughout a lifetime.
+
+    A chain loses the phase in which its links change, a stream has a single segment, and lifetimes in `beacon`, which
+    are short, have `MIN_EPISODES` episodes.
 
     Raises:
         BadInput: If a lifetime has fewer than `MIN_EPISODES` episodes.
     """
-    if train_env.spec.name == "chain":
-        train_env = plugins.build("environments", "chain", num_exposures=0, num_trials=CHAIN_TRIALS, num_test_trials=1)
+    spec = train_env.spec
+    if spec.name == "chain":
+        phases = {"num_trials": CHAIN_TRIALS, "num_exposures": 0, "num_test_trials": 1}
+        train_env = plugins.build("environments", "chain", **phases, changed_links="none")
+    elif spec.name == "stream":
+        train_env = plugins.build("environments", "stream", num_segments=1)
+    elif spec.name == "beacon":
+        num_steps = max(spec.num_steps, MIN_EPISODES * spec.horizon)
+        train_env = train_env._replace(spec=spec._replace(num_steps=num_steps))
     if train_env.spec.num_steps // train_env.spec.horizon < MIN_EPISODES:
         raise BadInput(
             f"a lifetime in '{train_env.spec.name}' has fewer than {MIN_EPISODES} episodes, too few to test learning"
@@ -309,12 +323,19 @@ def map_lifetimes(function: Callable[..., PyTree], keys: Key, *arguments: PyTree
     num_devices = jax.local_device_count()
     padded_length = -(-len(keys) // num_devices) * num_devices
     padded = keys[jnp.minimum(jnp.arange(padded_length), len(keys) - 1)]
+    results = _map_on_devices(function, len(arguments))(padded, *arguments)
+    return jax.tree.map(lambda array: np.asarray(array)[: len(keys)], jax.device_get(results))
+
+
+@lru_cache(maxsize=256)
+def _map_on_devices(function: Callable[..., PyTree], num_arguments: int) -> Callable[..., PyTree]:
+    """The compiled map of a function over keys; the same function is compiled once."""
 
     def on_device(keys: Key, *arguments: PyTree) -> PyTree:
         return map_in_batches(lambda key: function(key, *arguments), keys, MAX_LIFETIMES_PER_DEVICE)
 
-    results = jax.jit(shard_over_devices(on_device, (0, *(None for _ in arguments))))(padded, *arguments)
-    return jax.tree.map(lambda array: np.asarray(array)[: len(keys)], jax.device_get(results))
+    mapped = shard_over_devices(on_device, (0, *(None for _ in range(num_arguments))))
+    return jax.jit(mapped, compiler_options=COMPILER_OPTIONS)
 
 
 def estimate_effect(values: np.ndarray, value_range: tuple[float, float] | None = None) -> Effect:

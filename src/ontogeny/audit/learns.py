@@ -1,102 +1,201 @@
-"""Tests whether an agent learns within its lifetime: yoked outcomes, reset activations and accumulating gains.
+"""Tests whether an agent learns within its lifetime: whether the outcomes of earlier episodes raise its score.
 
-Primary. Each task is met in three conditions: undisturbed; with activations reset at every episode; and yoked, where
-the agent observes the outcomes of a lifetime in another task in place of its own (a yoked control: Church 1964,
-Psychological Bulletin 62:122) while its own outcomes are scored. A learner loses score in both, and its score keeps
-rising after the first steps. Win-stay lose-shift, one bit of memory for reward, also loses in both but accumulates
-nothing, and is reported as such. Weights that learn are not reset, so an online subject is tested by the other two
-parts alone.
+Primary. Two copies of the subject, with the same random keys, are forced to take the same actions in two tasks A and B,
+those that the subject itself chose in A; the copies differ in nothing but what they observe. Both then observe the same
+last episode, and both act freely for one episode in the same task with the same random keys. The effect is the score
+of the copy that met this task before minus that of the copy that met the other one. It is averaged over the four cases
+in which the last episode, and the episode in which they act, are from A or from B.
+
+An agent that remembers nothing but the last outcome (win-stay lose-shift), repeats itself, follows a clock or has no
+memory acts exactly alike in both copies. Whoever has learned acts better after the history of the present task, however
+early the learning was completed. The effect of the last episode, which was exchanged independently, is reported beside
+it: it shows a memory of one outcome. Exchanged histories are a yoked control (Church 1964, Psychological Bulletin
+62:122). Letters: H steps of history, L steps of an episode, K free episodes per case.
 """
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ontogeny.audit import base
-from ontogeny.types import Key
+from ontogeny.rng import StepKeys, split_lifetime_key, split_step_keys
+from ontogeny.rollouts import Carry, begin_lifetime, initial_carry, perceive, rollout_step
+from ontogeny.types import Environment, EnvState, Key, PyTree, TimeStep, Trajectory
 
 TEST = ("learns", "learns", True)
-EARLY, LATE = (0.05, 0.2), 0.75  # shares of a lifetime
-THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.05)  # in standard deviations of the score of one step
+COPIES = "copies"  # name of the axis of copies
+EARLIER, LAST = "outcomes of earlier episodes", "outcomes of the last episode"
+ENVIRONMENTS = ("bandit", "chain", "two_step", "random_mdp", "foraging", "stream", "beacon")
+THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.02)  # in standard deviations of the score of an episode
+MIN_SPREAD = 1e-9  # stands for that of a score that never varies
 
 
-def build(*, num_lifetimes: int = 600) -> base.AuditTest:
+class Moment(NamedTuple):
+    """A task where an episode begins."""
+
+    env_state: EnvState
+    time_step: TimeStep  # with the outcome of the last step of the episode before
+
+
+def build(*, num_lifetimes: int = 400) -> base.AuditTest:
     """Builds the test.
 
     Args:
-        num_lifetimes: Lifetimes per audit. With 200, only half of the audits detect a gain of 0.05 standard
-            deviations, the smallest that counts.
+        num_lifetimes: Pairs of tasks per audit.
     """
-    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS)
+    expected = base.expected_results(positive="q_learning", negative="random")
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, expected, ENVIRONMENTS)
 
 
 def measure(subject: base.Subject, keys: Key) -> base.Measurements:
-    """Returns the arrays of `measure_lifetime` for all keys [N], and whether the subject is online."""
+    """Returns the arrays of `measure_lifetime` for all keys [N]."""
+    return base.map_lifetimes(_measure_one(subject), keys)
+
+
+@lru_cache(maxsize=256)
+def _measure_one(subject: base.Subject) -> Callable[[Key], dict[str, Array]]:
+    """`measure_lifetime` of a subject, the same function at each call, so that it is compiled once."""
     prepared = base.prepare_subject(subject, base.learning_env(subject.train_env))
-    measurements = base.map_lifetimes(lambda key: measure_lifetime(key, prepared), keys)
-    return measurements | {"online": np.full(len(keys), subject.online)}
+    return partial(measure_lifetime, prepared=prepared)
 
 
 def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Array]:
-    """Returns the mean score per step in each condition of one task.
+    """Returns both effects on the mean score of a step, and mean and mean square of this score in free episodes.
 
-    Of the undisturbed lifetime it also returns the mean scores of its early and late steps, of its first step and the
-    five after it, and the mean of its squared scores.
+    Args:
+        key: Of the subject and of task A; task B has another key. In shapes, C are copies of the subject.
+        prepared: The subject, built for the environment.
     """
-    env = prepared.env
-    progress = np.arange(env.spec.num_steps) / env.spec.num_steps
-    early, late = (progress >= EARLY[0]) & (progress < EARLY[1]), progress >= LATE
+    prepared = base.with_sampled_state(key, prepared)
+    agent, env, steering, genome, _ = prepared
+    L = env.spec.horizon
+    H = env.spec.num_steps - 2 * L
+    K = max(1, round(env.spec.num_steps / (16 * L)))
+    tasks = [split_lifetime_key(lifetime) for lifetime in (key, base.unrelated_key(key, 1))]
+    keys = split_step_keys(tasks[0], H + L + K * L)
+    env_keys = jnp.stack([keys.env, split_step_keys(tasks[1], H + L + K * L).env])  # [2, T]
+    state = begin_lifetime(key, agent, genome)
+    carries = jax.vmap(lambda task: initial_carry(task, agent, env, steering, state))(_stack(*(t.task for t in tasks)))
+    carries = _act_alike(prepared, carries, _keys_of_steps(keys, env_keys, slice(H)))
+    moments = jax.vmap(partial(_begin_episode, env))(env_keys[:, H], carries)
+    history, last = jnp.indices((2, 2)).reshape(2, 4)
+    carries = jax.vmap(partial(_enter, prepared))(
+        _take(carries, history), _take(moments, history), _take(moments, last)
+    )
+    carries = _act_alike(prepared, carries, _keys_of_steps(keys, env_keys[last], slice(H, H + L)))
+    moments = jax.vmap(partial(_begin_episode, env))(env_keys[last, H + L], carries)
+    case, present = jnp.indices((4, 2)).reshape(2, 8)
+    # The copies 0 and 1 have the same history, and their last episodes are from A and from B.
+    starts = jax.vmap(partial(_enter, prepared))(_take(carries, case), _take(moments, case), _take(moments, present))
 
-    def scores_and_outcomes(key: Key, **options: Any) -> tuple[Array, Array]:
-        _, trajectory = base.rollout_subject(key, prepared, **options)
-        return jax.vmap(env.score)(trajectory.outcome), trajectory.outcome
+    def act_freely(carry: Carry, keys: StepKeys) -> Array:
+        """Returns the mean score of a step in one free episode."""
+        _, trajectory = jax.lax.scan(partial(_step, prepared), carry, keys)
+        return jnp.mean(jax.vmap(env.score)(trajectory.outcome))
 
-    # One traced rollout for both lifetimes halves the compilation.
-    scores, outcomes = jax.vmap(scores_and_outcomes)(jnp.stack([key, base.unrelated_key(key, 1)]))
-    intact, unrelated_outcomes = scores[0], outcomes[1]
-    reset, _ = scores_and_outcomes(key, reset_each_episode=True)
-    yoked, _ = scores_and_outcomes(key, observation_override=base.yoke_to(unrelated_outcomes))
+    free_keys = jax.tree.map(lambda leaf: leaf[H + L :].reshape(K, L), keys)
+    scores = jax.vmap(jax.vmap(act_freely, (None, 0)), (0, None))(starts, free_keys).reshape(2, 2, 2, K)
+    of_history = jnp.stack([scores[0, :, 0] - scores[1, :, 0], scores[1, :, 1] - scores[0, :, 1]])
+    of_last = jnp.stack([scores[:, 0, 0] - scores[:, 1, 0], scores[:, 1, 1] - scores[:, 0, 1]])
     return {
-        "intact": jnp.mean(intact),
-        "reset": jnp.mean(reset),
-        "yoked": jnp.mean(yoked),
-        "early": jnp.mean(intact[early]),
-        "late": jnp.mean(intact[late]),
-        "first": intact[0],
-        "next": jnp.mean(intact[1:6]),
-        "mean_square": jnp.mean(intact**2),
+        EARLIER: jnp.mean(of_history),
+        LAST: jnp.mean(of_last),
+        "score": jnp.mean(scores),
+        "mean_square": jnp.mean(scores**2),
     }
+
+
+def _step(prepared: base.PreparedSubject, carry: Carry, keys: StepKeys) -> tuple[Carry, Trajectory]:
+    """One step of the subject."""
+    agent, env, steering, _, learning = prepared
+    carry, trajectory = rollout_step(keys, agent, env, steering, carry, learning)
+    return carry, trajectory._replace(info=())
+
+
+def _act_alike(prepared: base.PreparedSubject, carries: Carry, keys: StepKeys) -> Carry:
+    """Several steps of copies [C] that all take the actions of the first one; `keys.env` is [C, T], the others [T]."""
+    env = prepared.env
+
+    def step(key: Key, env_state: EnvState, action: Array) -> tuple[EnvState, TimeStep]:
+        action = jax.lax.all_gather(action, COPIES)[0]
+        env_state, time_step = env.step(key, env_state, action)
+        is_forced = jnp.greater_equal(time_step.forced_action, 0)
+        return env_state, time_step._replace(forced_action=jnp.where(is_forced, time_step.forced_action, action))
+
+    alike = prepared._replace(env=env._replace(step=step))
+
+    def act(carry: Carry, env_keys: Key) -> Carry:
+        return jax.lax.scan(partial(_step, alike), carry, keys._replace(env=env_keys))[0]
+
+    return jax.vmap(act, axis_name=COPIES)(carries, keys.env)
+
+
+def _keys_of_steps(keys: StepKeys, env_keys: Key, steps: slice) -> StepKeys:
+    """The keys of some of all steps, with those of several environments [C, T]."""
+    return StepKeys(env_keys[:, steps], keys.act[steps], keys.learn[steps])
+
+
+def _begin_episode(env: Environment, key: Key, carry: Carry) -> Moment:
+    """Steps a task unobserved until an episode begins; the subject observes that the present one is truncated."""
+    percept = carry.percept
+
+    def has_begun(steps: tuple[Array, EnvState, Array, Array]) -> Array:
+        number, _, _, first = steps
+        return first | (number >= env.spec.horizon)
+
+    def step(steps: tuple[Array, EnvState, Array, Array]) -> tuple[Array, EnvState, Array, Array]:
+        number, env_state, _, _ = steps
+        env_state, time_step = env.step(jax.random.fold_in(key, number), env_state, jnp.int32(0))
+        return number + 1, env_state, time_step.observation, time_step.first
+
+    start = (jnp.int32(0), carry.env_state, percept.observation, percept.first)
+    _, env_state, observation, _ = jax.lax.while_loop(lambda steps: ~has_begun(steps), step, start)
+    discount = jnp.where(percept.first, percept.discount, 1.0)
+    return Moment(env_state, TimeStep(observation, percept.outcome, jnp.bool_(True), discount))
+
+
+def _enter(prepared: base.PreparedSubject, carry: Carry, own: Moment, start: Moment) -> Carry:
+    """A copy where an episode begins: it has observed its `own` outcome, and is now at the `start` of any task."""
+    agent, env, steering, _, _ = prepared
+    time_step = own.time_step._replace(observation=start.time_step.observation)
+    percept = perceive(agent, env, steering, start.env_state, time_step, carry.percept.action)
+    return Carry(carry.state, start.env_state, percept)
+
+
+def _stack(first: PyTree, second: PyTree) -> PyTree:
+    """Two trees as one, with a leading axis of 2."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+
+
+def _take(tree: PyTree, index: Array | int) -> PyTree:
+    """One or several entries of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def spread_of_score(measurements: base.Measurements) -> float:
+    """Returns the standard deviation of the score of a free episode, in which effects are expressed."""
+    variance = float(measurements["mean_square"].mean() - measurements["score"].mean() ** 2)
+    return max(variance, 0.0) ** 0.5 or MIN_SPREAD
 
 
 @base.requires_lifetimes(TEST)
 def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
-    """Decides yes where every control condition costs score and the score of late steps exceeds that of early ones."""
-    intact = measurements["intact"]
-    spread = float(np.sqrt(max(measurements["mean_square"].mean() - intact.mean() ** 2, 0.0)))
-    thresholds = replace(thresholds, min_effect=thresholds.min_effect * spread)
-    effects = {
-        "loss when yoked": base.estimate_effect(intact - measurements["yoked"]),
-        "loss when activations are reset": base.estimate_effect(intact - measurements["reset"]),
-        "late minus early steps": base.estimate_effect(measurements["late"] - measurements["early"]),
-        "steps 2 to 6 minus step 1": base.estimate_effect(measurements["next"] - measurements["first"]),
-    }
-    yoked, reset, rise, _ = effects.values()
-    parts = {"yoked": yoked} if measurements["online"][0] else {"yoked": yoked, "reset": reset}
-    has_memory = all(thresholds.is_met(part) for part in parts.values())
-    min_effects = dict.fromkeys(parts, thresholds.min_effect) | {"rise": 0.0}
-    verdict, p_value = base.decide_all(parts | {"rise": rise}, thresholds, min_effects, refuting=parts)
+    """Decides yes where the outcomes of earlier episodes raise the score."""
+    spread = spread_of_score(measurements)
+    effects = {name: base.estimate_effect(measurements[name] / spread) for name in (EARLIER, LAST)}
+    verdict, p_value = base.decide_all({EARLIER: effects[EARLIER]}, thresholds)
     if verdict == "yes":
-        summary = "it learns: the outcomes of another task lower its score, and its score keeps rising"
-    elif verdict == "no" and thresholds.is_met(yoked):
-        summary = "it uses the last reward alone, which it observes: one bit of memory, and nothing accumulates"
+        summary = "it learns: the outcomes of earlier episodes raise its score"
+    elif verdict == "no" and effects[EARLIER].high < -thresholds.min_effect:
+        summary = "it does not learn to score higher: the outcomes of earlier episodes lower its score"
+    elif verdict == "no" and thresholds.is_met(effects[LAST]):
+        summary = "it uses the outcome of the last episode alone, one bit of memory: nothing accumulates"
     elif verdict == "no":
-        summary = "it does not learn: with the outcomes of another task it scores as high"
-    elif has_memory:
-        summary = "it has a memory for reward, but no significant accumulation"
+        summary = "it does not learn: after the outcomes of another task it scores as high"
     else:
         summary = base.NOT_SIGNIFICANT
     return base.AuditResult(*TEST, verdict, summary, p_value, effects, {})

@@ -47,7 +47,9 @@ def build(*, num_lifetimes: int = 100, num_links: int = 3) -> base.AuditTest:
         num_lifetimes: Lifetimes per audit and condition.
         num_links: Links of the chain, L.
     """
-    return base.AuditTest(*TEST, num_lifetimes, partial(measure, num_links=num_links), decide, THRESHOLDS)
+    return base.AuditTest(
+        *TEST, num_lifetimes, partial(measure, num_links=num_links), decide, THRESHOLDS, environments=("chain",)
+    )
 
 
 def measure(subject: base.Subject, keys: Key, num_links: int) -> base.Measurements:

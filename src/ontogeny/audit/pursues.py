@@ -52,7 +52,9 @@ def build(*, num_lifetimes: int = 500, size: int = 9, walls: float = 0.22) -> ba
         walls: Share of cells that are walls, 0 to 0.4.
     """
     measure_layouts = partial(measure, size=size, walls=walls)
-    return base.AuditTest(*TEST, num_lifetimes, measure_layouts, decide, PursuesThresholds(z=2.0))
+    return base.AuditTest(
+        *TEST, num_lifetimes, measure_layouts, decide, PursuesThresholds(z=2.0), environments=("beacon",)
+    )
 
 
 def measure(subject: base.Subject, keys: Key, size: int, walls: float) -> base.Measurements:

@@ -45,7 +45,7 @@ def build(*, num_lifetimes: int = 200, length: int = 50) -> base.AuditTest:
         prepared = base.prepare_subject(subject, env)
         return base.map_lifetimes(lambda key: measure_lifetime(key, prepared), keys)
 
-    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS)
+    return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, environments=("stream",))
 
 
 def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Array]:

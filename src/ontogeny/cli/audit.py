@@ -1,5 +1,6 @@
 """The commands `audit agent`, `audit attribution` and `audit calibrate`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -148,6 +149,9 @@ def calibrate(
     test: Annotated[
         list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")
     ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(help="Environment; repeatable (default: all in which a test is used).")
+    ] = None,
     organism: Annotated[
         list[str] | None, typer.Option(help="Model organism, or file of one, to audit; repeatable (default: all).")
     ] = None,
@@ -157,6 +161,13 @@ def calibrate(
             help="Folder of networks distilled from organisms, to audit too; trains missing ones (minutes each)."
         ),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(help="File of JSON lines, to which finished audits are appended; a second call continues."),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print the tables of the records as Markdown, and audit nothing.")
+    ] = False,
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
@@ -164,51 +175,66 @@ def calibrate(
 ) -> None:
     """Measure the error rates of the tests on model organisms, whose ground truth is known.
 
-    Example: ontogeny audit calibrate --num-audits 1000 --out calibration.json
+    Example: ontogeny audit calibrate --num-audits 1000 --records calibration.jsonl
     """
     check_new_path(out)
-    from ontogeny import plugins
-
-    for kind, names in (("audit", test), ("organisms", organism)):
-        for name in names or []:
-            is_file = kind == "organisms" and name.endswith(".py")
-            if not is_file and name not in plugins.list_names(kind):
-                raise plugins.unknown_name_error(plugins.PLUGIN_KINDS[kind], name, plugins.list_names(kind))
+    if table and records is None:
+        raise BadInput("--table prints the tables of a file, which --records must name")
+    _require_known_names(audit=test, environments=env, organisms=organism)
     configure_jax(device, num_host_devices)
-    from ontogeny.audit import calibration
+    from ontogeny.audit import calibration, calibration_records
     from ontogeny.audit.base import list_organisms
     from ontogeny.audit.history import begin_audit
 
-    settings: dict[str, Any] = {"num_audits": num_audits, "seed": seed, "tests": test, "organisms": organism}
+    recorded = [] if records is None else calibration_records.read_chunks(records, must_exist=table)
+    if table:
+        typer.echo(calibration_records.markdown_tables(calibration.combine_controls(recorded)), nl=False)
+        return
+    settings: dict[str, Any] = {"num_audits": num_audits, "seed": seed, "tests": test, "environments": env}
+    settings["organisms"] = organism
     list_organisms(organism or ())  # a faulty file is refused before an audit is recorded
     files = [Path(name) for name in organism or () if name.endswith(".py")]
     histories = [begin_audit(file, "audit calibrate", settings) for file in files]
     students = [] if distilled is None else _distill_students(distilled, organism or [])
-    with progress("calibrating", "organisms") as update:
+    with progress("calibrating", "chunks") as update:
         results = calibration.calibrate(
             num_audits=num_audits,
             seed=seed,
             tests=test or (),
             organisms=organism or (),
+            envs=env or (),
             extra=students,
+            recorded=recorded,
+            on_chunk=None if records is None else partial(calibration_records.append_chunk, records),
             on_progress=update,
         )
     splits = calibration.cross_validate_thresholds(results)
-    failures = calibration.find_failures(results)
-    _print_calibration(results, splits, failures, num_audits)
+    claims = calibration.claim_error_rates(results)
+    _print_calibration(results, splits, claims)
     record = {
         "num_audits": num_audits,
         "seed": seed,
         "settings": settings,
         "histories": [history.to_record() for history in histories],
-        "failures": failures,
+        "claims": claims,
         "control_results": [calibration.to_record(result) for result in results],
         "calibration_splits": [calibration.split_to_record(split) for split in splits],
     }
     for history in histories:
-        history.end({"failures": failures})
+        history.end({"claims": claims})
         _print_history(history)
     write_report(out, record)
+
+
+def _require_known_names(**names_by_kind: list[str] | None) -> None:
+    """Raises `BadInput` for a name that no plugin of its kind has."""
+    from ontogeny import plugins
+
+    for kind, names in names_by_kind.items():
+        for name in names or []:
+            is_file = kind == "organisms" and name.endswith(".py")
+            if not is_file and name not in plugins.list_names(kind):
+                raise plugins.unknown_name_error(plugins.PLUGIN_KINDS[kind], name, plugins.list_names(kind))
 
 
 class AuditedAgent(NamedTuple):
@@ -323,25 +349,24 @@ def _print_attribution(name: str, result: "Attribution") -> None:
     typer.echo(f"  {result.summary}")
 
 
-def _print_calibration(
-    results: "list[ControlResult]", splits: "list[CalibrationSplit]", failures: list[str], num_audits: int
-) -> None:
-    """Print the error rates of every test on every control, and the requirements that are missed."""
-    from ontogeny.audit.calibration import MAX_FALSE_POSITIVE_RATE, MIN_POWER, sort_worst_first
+def _print_calibration(results: "list[ControlResult]", splits: "list[CalibrationSplit]", claims: list[str]) -> None:
+    """Print the error rates of every test on every control, and what can be claimed about them."""
+    from ontogeny.audit.calibration import sort_worst_first
 
-    for name in dict.fromkeys(result.test for result in results):
-        typer.echo(f"{name}: {num_audits} audits of each control")
-        for result in sort_worst_first([result for result in results if result.test == name]):
+    for test, env in dict.fromkeys((result.test, result.env) for result in results):
+        of_test = [result for result in results if (result.test, result.env) == (test, env)]
+        num_audits = max(result.yes.num_audits for result in of_test)
+        seconds = sum(result.seconds_per_audit for result in of_test) / len(of_test)
+        where = f" in {env}" if env else ""
+        typer.echo(f"{test}{where}: {num_audits} audits of each control, {seconds:.2g} processor seconds per audit")
+        for result in sort_worst_first(of_test):
             typer.echo(f"  {_format_control(result)}")
+    hours = sum(result.seconds_per_audit * result.yes.num_audits for result in results) / 3600
     for split in splits:
         typer.echo(f"  {_format_split(split)}")
-    for failure in failures:
-        typer.echo(f"fails: {failure}")
-    if not failures:
-        typer.echo(
-            f"every negative control is reported as positive in at most {MAX_FALSE_POSITIVE_RATE:.0%} of its audits, "
-            f"every positive control is detected in at least {MIN_POWER:.0%}"
-        )
+    for claim in claims:
+        typer.echo(claim)
+    typer.echo(f"all audits: {hours:.2g} processor hours")
 
 
 def _format_effect(effect: "Effect") -> str:
@@ -353,7 +378,8 @@ def _format_split(split: "CalibrationSplit") -> str:
     """The threshold that one half of the families selects, and its error rates on the other half."""
     extremes = (("maximal false-positive rate", split.worst_negative), ("minimal power", split.weakest_positive))
     rates = [f"{label} {result.yes.share:.1%} ({result.organism})" for label, result in extremes if result is not None]
-    selection = f"{split.test}: one half of the families selects z > {split.z}"
+    where = f" in {split.env}" if split.env else ""
+    selection = f"{split.test}{where}: one half of the families selects z > {split.z}"
     return f"{selection}; on the other half {' and '.join(rates) or 'there are no controls'}"
 
 

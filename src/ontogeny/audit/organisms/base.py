@@ -35,6 +35,13 @@ class TrialStep(NamedTuple):
     is_cut: Array  # [] bool, the episode is truncated: neither a payout nor the next place is observed
 
 
+class StepMemoryInput(NamedTuple):
+    """What an organism that chooses at every step remembers from: the last observation and the percept after it."""
+
+    last_observation: Array
+    percept: Percept  # its action is the last one
+
+
 class ChooserActivations(NamedTuple):
     """The activations of an organism that chooses at the start of a trial."""
 
@@ -93,6 +100,34 @@ def build_chooser(
         return action.astype(jnp.int32), State(state.weights, ChooserActivations(percept.observation, memory))
 
     return fixed_weights_agent(empty_genome, lambda: ChooserActivations(jnp.int32(0), memory), act)
+
+
+def build_stepwise(
+    name: str,
+    spec: EnvSpec,
+    env_names: tuple[str, ...],
+    memory: PyTree,
+    update: Callable[[Any, StepMemoryInput], PyTree],
+    choose: Callable[[Key, Any, Percept], Array],
+) -> Agent:
+    """Builds an organism that chooses at every step, with everything that it remembers in activations.
+
+    Args:
+        env_names: The environments in which it can act.
+        memory: Initial memory.
+        update: Maps the memory and the last step to the next memory; it is not called at the first step of a lifetime.
+        choose: Maps a key, the memory and the percept to an action.
+    """
+    require_env(name, spec, *env_names)
+    blank = jnp.zeros(spec.observation_shape, jnp.float32 if spec.observation_shape else jnp.int32)
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        observation, memory = state.activations
+        updated = update(memory, StepMemoryInput(observation, percept))
+        memory = choose_tree(percept.action >= 0, updated, memory)
+        return choose(key, memory, percept).astype(jnp.int32), State(state.weights, (percept.observation, memory))
+
+    return fixed_weights_agent(empty_genome, lambda: (blank, memory), act)
 
 
 def to_trial_step(spec: EnvSpec, place: Array, percept: Percept) -> TrialStep:

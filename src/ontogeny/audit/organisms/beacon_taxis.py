@@ -9,7 +9,7 @@ from ontogeny.environments.base import grid_size
 from ontogeny.environments.beacon import BeaconObservation
 from ontogeny.types import Agent, EnvSpec, Key, Steering
 
-GROUND_TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"learns": "no", "objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

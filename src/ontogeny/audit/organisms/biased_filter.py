@@ -3,7 +3,7 @@
 from ontogeny.audit.organisms.base import build_filter
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"learns": "yes", "objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, bias: float = 0.1) -> Agent:

@@ -3,7 +3,7 @@
 from ontogeny.audit.organisms.base import build_mover, move_towards
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"learns": "no", "objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

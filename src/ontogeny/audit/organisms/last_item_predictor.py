@@ -13,7 +13,7 @@ from ontogeny.audit.organisms.base import require_env
 from ontogeny.environments import stream
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 
-GROUND_TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"learns": "no", "objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, item_weight: float = 0.615, direction_weight: float = 0.077) -> Agent:

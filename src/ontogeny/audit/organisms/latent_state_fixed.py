@@ -11,6 +11,7 @@ from ontogeny.audit.organisms.base import build_chooser, require_env, update_lat
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"plans": "no"}
+GROUND_TRUTH_BY_ENV = {"two_step": {"learns": "yes"}}  # it infers from several payouts which place pays
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

@@ -5,7 +5,7 @@ import jax
 from ontogeny.audit.organisms.base import build_filter
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"objective": "no"}
+GROUND_TRUTH = {"learns": "yes", "objective": "no"}
 
 
 def build(spec: EnvSpec, steering: Steering, *, noise: float = 0.1) -> Agent:

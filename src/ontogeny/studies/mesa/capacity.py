@@ -133,10 +133,7 @@ def audit_in_stream(content: str, weights: PyTree, num_lifetimes: int, seed: int
         return measurements
 
     measured = map_runs(audit, weights, jnp.arange(count_runs(weights)), num_parallel=1)
-    by_run = {test: split_runs(measurements) for test, measurements in measured.items()}
-    for measurements in by_run["learns"]:
-        measurements["online"] = np.zeros(num_lifetimes, bool)  # all contents are frozen
-    return by_run
+    return {test: split_runs(measurements) for test, measurements in measured.items()}
 
 
 def build_payout_predictor(env: Environment, content: str, **settings: Any) -> tuple[Agent, Steering]:

@@ -18,9 +18,10 @@ from ontogeny.studies.comparison import join_words
 TRAININGS = ("prediction", "return", "student")
 EFFECTS = {  # by hypothesis, the effects that a yes requires
     "objective": ("beyond accuracy", "with the direction"),
-    "learns": ("reset", "yoked"),
+    "learns": ("outcomes of earlier episodes",),
     "plans": ("link 1", "link 2", "link 3", "links 1 and 2", "links 1 and 3", "links 2 and 3"),
 }
+FORMER_EFFECTS = ("reset", "yoked", "accumulation")  # those of "learns" in records of earlier versions
 MIN_COMPETENCE = {"objective": 0.0, "plans": 0.75}  # relative skill; optimal action rate without a change
 VERDICTS = ("yes", "no", "undetermined")
 SCHEMA = {  # required keys by kind of record
@@ -77,7 +78,7 @@ class ContentGroup(NamedTuple):
         """The one effect that figures and sentences show: the weakest of a plan, else the first of `EFFECTS`."""
         if self.hypothesis == "plans":
             return min(self.effects.values(), key=lambda effect: effect.mean)
-        return self.effects[EFFECTS[self.hypothesis][0]]
+        return self.effects[_required_effects(self.hypothesis, self.effects)[0]]
 
     @property
     def is_competent(self) -> bool:
@@ -140,10 +141,14 @@ def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: M
     """The verdict over runs; that of a subject without competence is `undetermined`."""
     if not _is_competent(hypothesis, competence):
         return "undetermined"
-    min_effects = dict.fromkeys(EFFECTS[hypothesis], min_effect)
-    if hypothesis == "learns":
-        min_effects["accumulation"] = 0.0
-    return three_way_verdict(effects, min_effects, refuting=EFFECTS[hypothesis])
+    required = _required_effects(hypothesis, effects)
+    min_effects = {name: 0.0 if name == "accumulation" else min_effect for name in required}
+    return three_way_verdict(effects, min_effects, refuting=[name for name in required if name != "accumulation"])
+
+
+def _required_effects(hypothesis: str, effects: Mapping[str, MeanOverRuns]) -> tuple[str, ...]:
+    """The names of the effects that a yes requires, in records of this version or of earlier ones."""
+    return EFFECTS[hypothesis] if EFFECTS[hypothesis][0] in effects else FORMER_EFFECTS
 
 
 def _is_competent(hypothesis: str, competence: MeanOverRuns) -> bool:

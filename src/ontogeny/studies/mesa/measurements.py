@@ -184,15 +184,12 @@ def _audit_in_stream(context: MesaContext, content: str, ids: tuple[str, ...]) -
 
 def _stream_record(name: str, num_parameters: int, sacrificed: Measurements, learned: Measurements) -> Record:
     """The record of one run from the measurements of the tests `sacrifice` and `learns`."""
-    variance = learned["mean_square"].mean() - learned["intact"].mean() ** 2
-    spread = float(np.sqrt(max(variance, 0.0)))
     biases = {part: sacrificed[part] for part in (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION)}
-    losses = {part: (learned["intact"] - learned[part]) / spread for part in ("reset", "yoked")}
-    losses["accumulation"] = (learned["late"] - learned["early"]) / spread
+    gains = {part: learned[part] / learns.spread_of_score(learned) for part in (learns.EARLIER, learns.LAST)}
     return _run_record(name, num_parameters) | {
         "relative_skill": _rounded(sacrificed["skill"].mean() / sacrificed["max_skill"].mean()),
         "objective": _result_record(sacrifice.decide(sacrificed, sacrifice.THRESHOLDS), biases),
-        "learns": _result_record(learns.decide(learned, learns.THRESHOLDS), losses),
+        "learns": _result_record(learns.decide(learned, learns.THRESHOLDS), gains),
     }
 
 

@@ -19,8 +19,8 @@ from ontogeny.studies.records import read_records, read_seconds
 FIGURES = {  # by hypothesis: title, label of the axis, note
     "learns": (
         "Does it learn?",
-        "cost of resetting activations",
-        "The cost of resetting the activations, in standard deviations of the score of a step.",
+        "effect of earlier outcomes",
+        "The gain in score by the outcomes of earlier episodes, in standard deviations of the score of an episode.",
     ),
     "plans": (
         "Does it plan?",
@@ -33,6 +33,7 @@ FIGURES = {  # by hypothesis: title, label of the axis, note
         "The bias of the reports towards predictable items, beyond what is accurate.",
     ),
 }
+LEARNS_EFFECTS = (*EFFECTS["learns"], "outcomes of the last episode")
 TRAINING_LABELS = {"prediction": "by prediction", "return": "on return", "student": "distilled from a planner"}
 APPROACHES = {"prediction": "ml_code", "return": "evolution", "student": "baseline"}
 TEXTS = page.load_macros("ontogeny.studies.mesa", "mesa.html.j2")
@@ -116,12 +117,13 @@ def _runs_table(groups: Sequence[ContentGroup]) -> Markup:
         learning = by_key["learns", bias.content, bias.training, bias.condition]
         cells = [bias.content, _training(bias.training), "sham" if bias.condition == "sham" else ""]
         cells += [f"{bias.num_parameters:,}", f"{bias.competence.mean:.0%}"]
-        for group, names in ((bias, EFFECTS["objective"]), (learning, ("reset", "accumulation"))):
-            cells += [*(_interval(group.effects[name]) for name in names), TEXTS.verdict(group)]
+        for group, names in ((bias, EFFECTS["objective"]), (learning, LEARNS_EFFECTS)):
+            cells += [_interval(group.effects[name]) if name in group.effects else "not measured" for name in names]
+            cells.append(TEXTS.verdict(group))
         is_new_content = bool(entries) and cells[0] != entries[-1].cells[0]
         entries.append(page.TableRow(cells, "first" if is_new_content else ""))
     titles = ["content", "trained", "", "parameters", "relative skill", "bias beyond accuracy", "bias with direction"]
-    titles += ["an objective?", "cost of reset", "accumulation", "learns?"]
+    titles += ["an objective?", *LEARNS_EFFECTS, "learns?"]
     caption = "Effects by group with frozen weights: means over runs with 95 % intervals"
     return page.table(caption, titles, entries, numeric=(3, 4, 5, 6, 8, 9))
 

@@ -1,0 +1,84 @@
+"""Records of a calibration as JSON lines, one per chunk, and its tables in Markdown."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ontogeny.audit.calibration import Chunk, ControlResult, Rate, sort_worst_first
+from ontogeny.errors import BadInput
+from ontogeny.runs.records import append_record, read_records, repair_records
+
+
+def read_chunks(path: Path, *, must_exist: bool = False) -> list[Chunk]:
+    """Returns the chunks of a file; none where it does not exist, unless it must. A cut last line is removed.
+
+    Raises:
+        BadInput: If the file cannot be read, or a line of it is no record of a calibration.
+    """
+    if not path.exists() and not must_exist:
+        return []
+    repair_records(path)
+    chunks = []
+    for number, record in enumerate(read_records(path), start=1):
+        if record.keys() != set(Chunk._fields):
+            raise BadInput(f"'{path}', line {number}, is no record of a calibration of this version")
+        chunks.append(Chunk(**record))
+    return chunks
+
+
+def append_chunk(path: Path, chunk: Chunk) -> None:
+    """Appends a chunk to a file."""
+    append_record(path, chunk._asdict())
+
+
+def markdown_tables(results: Sequence[ControlResult]) -> str:
+    """Returns the table of error rates by test and environment, and that of single controls, as Markdown."""
+    return "\n".join([*_summary_rows(results), "", *_control_rows(results), ""])
+
+
+def _summary_rows(results: Sequence[ControlResult]) -> Iterator[str]:
+    """One row per test and environment, with the worst controls."""
+    titles = ["test", "environment", "audits per control", "negative controls", "largest false-positive rate"]
+    yield from _heading([*titles, "positive controls", "smallest power", "seconds per audit", "hours"])
+    for test, env in dict.fromkeys((result.test, result.env) for result in results):
+        of_test = sort_worst_first([result for result in results if (result.test, result.env) == (test, env)])
+        cells = [f"`{test}`", f"`{env}`", _range([result.yes.num_audits for result in of_test])]
+        for positive in (False, True):
+            group = [result for result in of_test if result.positive == positive]
+            num_held_out = sum(result.held_out for result in group)
+            cells.append(f"{len(group)}, of them {num_held_out} new" if num_held_out else f"{len(group)}")
+            cells.append(f"{_format_rate(group[0].yes)}, `{group[0].organism}`" if group else "none")
+        seconds = [result.seconds_per_audit for result in of_test]
+        hours = sum(result.seconds_per_audit * result.yes.num_audits for result in of_test) / 3600
+        yield _row([*cells, f"{sum(seconds) / len(seconds):.2g}", f"{hours:.2g}"])
+
+
+def _control_rows(results: Sequence[ControlResult]) -> Iterator[str]:
+    """One row per control, the worst of each test first."""
+    yield from _heading(["test", "environment", "control", "ground truth", "yes", "no", "pattern", "claim"])
+    claims = {"yes": "met", "no": "missed", "undetermined": "too few audits"}
+    for test, env in dict.fromkeys((result.test, result.env) for result in results):
+        for result in sort_worst_first([result for result in results if (result.test, result.env) == (test, env)]):
+            name = f"`{result.organism}`" + (", new" if result.held_out else "")
+            truth = "yes" if result.positive else "no"
+            rates = [_format_rate(result.yes), f"{result.no.share:.1%}"]
+            yield _row([f"`{test}`", f"`{env}`", name, truth, *rates, result.pattern, claims[result.claim]])
+
+
+def _heading(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [_row(titles), "|" + "---|" * len(titles)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def _range(counts: Sequence[int]) -> str:
+    """The counts as one number, or from the smallest to the largest."""
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _format_rate(rate: Rate) -> str:
+    """A rate with its interval."""
+    return f"{rate.share:.1%} ({rate.low:.1%} to {rate.high:.1%})"
