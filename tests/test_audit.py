@@ -247,18 +247,19 @@ def test_the_halves_of_the_calibration_have_lifetimes_of_their_own():
 
 
 def test_an_interrupted_calibration_continues_from_its_records(tmp_path):
-    path, settings = tmp_path / "records.jsonl", {"tests": ["pursues"], "organisms": ["random_walk", "proxy_planner"]}
+    path = tmp_path / "records.jsonl"
+    selection = calibration.Selection(("pursues",), ("random_walk", "proxy_planner"))
     append = partial(calibration_records.append_chunk, path)
-    whole = calibration.calibrate(num_audits=3, on_chunk=append, **settings)
+    whole = calibration.calibrate(selection, 3, on_chunk=append)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20])  # killed while it wrote
     recorded = calibration_records.read_chunks(path)
     assert len(recorded) == 1
-    again = calibration.calibrate(num_audits=3, on_chunk=append, recorded=recorded, **settings)
+    again = calibration.calibrate(selection, 3, on_chunk=append, recorded=recorded)
     counts = [[(result.organism, result.yes, result.no) for result in results] for results in (whole, again)]
     assert counts[0] == counts[1] and len(path.read_text().splitlines()) == 2
     with pytest.raises(BadInput, match="write to another file"):
-        calibration.calibrate(num_audits=2, recorded=calibration_records.read_chunks(path), **settings)
+        calibration.calibrate(selection, 2, recorded=calibration_records.read_chunks(path))
     tables = calibration_records.markdown_tables(again)
     assert "| `pursues` | `beacon` | 3 | 1 | 0.0% (0.0% to 70.8%), `random_walk` | 1 |" in tables
     assert "too few audits" in tables

@@ -127,13 +127,19 @@ class CalibrationSplit(NamedTuple):
     weakest_positive: ControlResult | None  # the positive control with the minimal power
 
 
+class Selection(NamedTuple):
+    """The part of a calibration that is measured."""
+
+    tests: tuple[str, ...] = ()  # names; by default all primary tests
+    organisms: tuple[str, ...] = ()  # names, or paths of files; by default all
+    envs: tuple[str, ...] = ()  # names; by default all in which a test is used
+
+
 def calibrate(
-    *,
+    selection: Selection = Selection(),
     num_audits: int = 1000,
     seed: int = 0,
-    tests: Sequence[str] = (),
-    organisms: Sequence[str] = (),
-    envs: Sequence[str] = (),
+    *,
     extra: Sequence[Control] = (),
     recorded: Sequence[Chunk] = (),
     on_chunk: Callable[[Chunk], None] | None = None,
@@ -142,11 +148,9 @@ def calibrate(
     """Audits every control many times.
 
     Args:
+        selection: Tests, organisms and environments; by default all.
         num_audits: Audits of each control by each test.
         seed: Determines all randomness.
-        tests: Names of tests; by default all primary ones.
-        organisms: Names of organisms; by default all.
-        envs: Names of environments; by default all in which a test is used.
         extra: Further controls, such as distilled networks.
         recorded: Chunks of an earlier calibration, which are not measured again.
         on_chunk: Called with each new chunk.
@@ -158,6 +162,7 @@ def calibrate(
     Raises:
         BadInput: If a recorded chunk was measured with other settings.
     """
+    tests, organisms, envs = selection
     selected = [test for test in build_tests().values() if (test.name in tests if tests else test.primary)]
     pairs = [(test, control) for test in selected for control in controls_of(test, organisms, envs)]
     pairs += [(test, control) for test in selected for control in extra if control.hypothesis == test.hypothesis]

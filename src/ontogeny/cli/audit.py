@@ -144,30 +144,39 @@ def attribution(
     write_report(out, {"seed": seed, "settings": settings, "history": history.to_record(), "subjects": records})
 
 
+NumAudits = Annotated[int, typer.Option(min=2, help="Audits of each control by each test.")]
+TestNames = Annotated[
+    list[str] | None, typer.Option("--test", help="Test to calibrate; repeatable (default: all primary tests).")
+]
+EnvironmentNames = Annotated[
+    list[str] | None,
+    typer.Option("--env", help="Environment; repeatable (default: all in which a test is used)."),
+]
+OrganismNames = Annotated[
+    list[str] | None,
+    typer.Option("--organism", help="Model organism, or file of one, to audit; repeatable (default: all)."),
+]
+DistilledFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of networks distilled from organisms, to audit too; trains missing ones (minutes each)."),
+]
+RecordsFile = Annotated[
+    Path | None,
+    typer.Option(help="File of JSON lines, to which finished audits are appended; a second call continues."),
+]
+TableOnly = Annotated[
+    bool, typer.Option("--table", help="Print the tables of the records as Markdown, and audit nothing.")
+]
+
+
 def calibrate(
-    num_audits: Annotated[int, typer.Option(min=2, help="Audits of each control by each test.")] = 1000,
-    test: Annotated[
-        list[str] | None, typer.Option(help="Test to calibrate; repeatable (default: all primary tests).")
-    ] = None,
-    env: Annotated[
-        list[str] | None, typer.Option(help="Environment; repeatable (default: all in which a test is used).")
-    ] = None,
-    organism: Annotated[
-        list[str] | None, typer.Option(help="Model organism, or file of one, to audit; repeatable (default: all).")
-    ] = None,
-    distilled: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of networks distilled from organisms, to audit too; trains missing ones (minutes each)."
-        ),
-    ] = None,
-    records: Annotated[
-        Path | None,
-        typer.Option(help="File of JSON lines, to which finished audits are appended; a second call continues."),
-    ] = None,
-    table: Annotated[
-        bool, typer.Option("--table", help="Print the tables of the records as Markdown, and audit nothing.")
-    ] = False,
+    num_audits: NumAudits = 1000,
+    tests: TestNames = None,
+    envs: EnvironmentNames = None,
+    organisms: OrganismNames = None,
+    distilled: DistilledFolder = None,
+    records: RecordsFile = None,
+    table: TableOnly = False,
     seed: Seed = 0,
     out: JsonFile = None,
     device: Device = None,
@@ -180,7 +189,7 @@ def calibrate(
     check_new_path(out)
     if table and records is None:
         raise BadInput("--table prints the tables of a file, which --records must name")
-    _require_known_names(audit=test, environments=env, organisms=organism)
+    _require_known_names(audit=tests, environments=envs, organisms=organisms)
     configure_jax(device, num_host_devices)
     from ontogeny.audit import calibration, calibration_records
     from ontogeny.audit.base import list_organisms
@@ -190,39 +199,28 @@ def calibrate(
     if table:
         typer.echo(calibration_records.markdown_tables(calibration.combine_controls(recorded)), nl=False)
         return
-    settings: dict[str, Any] = {"num_audits": num_audits, "seed": seed, "tests": test, "environments": env}
-    settings["organisms"] = organism
-    list_organisms(organism or ())  # a faulty file is refused before an audit is recorded
-    files = [Path(name) for name in organism or () if name.endswith(".py")]
+    settings: dict[str, Any] = {"tests": tests, "environments": envs, "organisms": organisms}
+    settings |= {"num_audits": num_audits, "seed": seed}
+    list_organisms(organisms or ())  # a faulty file is refused before an audit is recorded
+    files = [Path(name) for name in organisms or () if name.endswith(".py")]
     histories = [begin_audit(file, "audit calibrate", settings) for file in files]
-    students = [] if distilled is None else _distill_students(distilled, organism or [])
+    students = [] if distilled is None else _distill_students(distilled, organisms or [])
+    on_chunk = None if records is None else partial(calibration_records.append_chunk, records)
     with progress("calibrating", "chunks") as update:
+        selection = calibration.Selection(tuple(tests or ()), tuple(organisms or ()), tuple(envs or ()))
         results = calibration.calibrate(
-            num_audits=num_audits,
-            seed=seed,
-            tests=test or (),
-            organisms=organism or (),
-            envs=env or (),
-            extra=students,
-            recorded=recorded,
-            on_chunk=None if records is None else partial(calibration_records.append_chunk, records),
-            on_progress=update,
+            selection, num_audits, seed, extra=students, recorded=recorded, on_chunk=on_chunk, on_progress=update
         )
     splits = calibration.cross_validate_thresholds(results)
     claims = calibration.claim_error_rates(results)
     _print_calibration(results, splits, claims)
-    record = {
-        "num_audits": num_audits,
-        "seed": seed,
-        "settings": settings,
-        "histories": [history.to_record() for history in histories],
-        "claims": claims,
-        "control_results": [calibration.to_record(result) for result in results],
-        "calibration_splits": [calibration.split_to_record(split) for split in splits],
-    }
     for history in histories:
         history.end({"claims": claims})
         _print_history(history)
+    record = {"num_audits": num_audits, "seed": seed, "settings": settings, "claims": claims}
+    record["histories"] = [history.to_record() for history in histories]
+    record["control_results"] = [calibration.to_record(result) for result in results]
+    record["calibration_splits"] = [calibration.split_to_record(split) for split in splits]
     write_report(out, record)
 
 
