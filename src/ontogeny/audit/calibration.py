@@ -136,7 +136,7 @@ class Selection(NamedTuple):
 
 
 def calibrate(
-    selection: Selection = Selection(),
+    selection: Selection,
     num_audits: int = 1000,
     seed: int = 0,
     *,
@@ -148,7 +148,7 @@ def calibrate(
     """Audits every control many times.
 
     Args:
-        selection: Tests, organisms and environments; by default all.
+        selection: Tests, organisms and environments.
         num_audits: Audits of each control by each test.
         seed: Determines all randomness.
         extra: Further controls, such as distilled networks.
