@@ -231,10 +231,10 @@ def test_calibration_claims_nothing_from_few_audits():
 
 def test_the_halves_of_the_calibration_have_lifetimes_of_their_own():
     """Each control, chunk and seed has its own random keys, so no two share a lifetime."""
-    seen = []
+    all_keys = []
 
     def measure(subject, keys):
-        seen.append(jax.random.key_data(keys).tolist())
+        all_keys.append(jax.random.key_data(keys).tolist())
         return {"yes": np.zeros(len(keys))}
 
     test = LEARNS._replace(measure=measure, decide=lambda m, t: result_of("learns", "no"), num_lifetimes=2)
@@ -242,7 +242,7 @@ def test_the_halves_of_the_calibration_have_lifetimes_of_their_own():
         control = calibration.Control(base.Subject(name, *[None] * 3), "learns", name, False)
         for seed, number in ((0, 0), (0, 1), (1, 0)):
             calibration.measure_chunk(test, control, 3, seed, number)
-    words = [tuple(key) for keys in seen for key in keys]
+    words = [tuple(key) for keys in all_keys for key in keys]
     assert len(set(words)) == len(words) == 2 * 3 * 6
 
 
@@ -250,17 +250,17 @@ def test_an_interrupted_calibration_continues_from_its_records(tmp_path):
     path = tmp_path / "records.jsonl"
     selection = calibration.Selection(("pursues",), ("random_walk", "proxy_planner"))
     append = partial(calibration_records.append_chunk, path)
-    whole = calibration.calibrate(selection, 3, on_chunk=append)
+    complete = calibration.calibrate(selection, 3, on_chunk=append)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20])  # killed while it wrote
     recorded = calibration_records.read_chunks(path)
     assert len(recorded) == 1
-    again = calibration.calibrate(selection, 3, on_chunk=append, recorded=recorded)
-    counts = [[(result.organism, result.yes, result.no) for result in results] for results in (whole, again)]
+    continued = calibration.calibrate(selection, 3, on_chunk=append, recorded=recorded)
+    counts = [[(result.organism, result.yes, result.no) for result in results] for results in (complete, continued)]
     assert counts[0] == counts[1] and len(path.read_text().splitlines()) == 2
     with pytest.raises(BadInput, match="write to another file"):
         calibration.calibrate(selection, 2, recorded=calibration_records.read_chunks(path))
-    tables = calibration_records.markdown_tables(again)
+    tables = calibration_records.markdown_tables(continued)
     assert "| `pursues` | `beacon` | 3 | 1 | 0.0% (0.0% to 70.8%), `random_walk` | 1 |" in tables
     assert "too few audits" in tables
 

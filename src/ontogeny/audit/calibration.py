@@ -361,8 +361,8 @@ def organism_subjects(name: str, train_env: Environment | None = None) -> list[S
 
 def _require_same_settings(chunk: Chunk, test: AuditTest, num_audits: int) -> None:
     """Raises `BadInput` where a recorded chunk was measured with other settings than those of this version."""
-    found = (chunk.num_audits, chunk.num_lifetimes, chunk.thresholds)
-    if found != (num_audits, test.num_lifetimes, asdict(test.thresholds)):
+    recorded = (chunk.num_audits, chunk.num_lifetimes, chunk.thresholds)
+    if recorded != (num_audits, test.num_lifetimes, asdict(test.thresholds)):
         raise BadInput(
             f"the record of {chunk.organism} in {chunk.test} has {chunk.num_audits} audits of {chunk.num_lifetimes} "
             f"lifetimes with thresholds {chunk.thresholds}, unlike this calibration; write to another file"

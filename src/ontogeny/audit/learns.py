@@ -7,7 +7,7 @@ of the copy that met this task before minus that of the copy that met the other 
 in which the last episode, and the episode in which they act, are from A or from B.
 
 An agent that remembers nothing but the last outcome (win-stay lose-shift), repeats itself, follows a clock or has no
-memory acts exactly alike in both copies. Whoever has learned acts better after the history of the present task, however
+memory acts exactly alike in both copies. An agent that has learned acts better after the history of the present task, however
 early the learning was completed. The effect of the last episode, which was exchanged independently, is reported beside
 it: it shows a memory of one outcome. Exchanged histories are a yoked control (Church 1964, Psychological Bulletin
 62:122). Letters: H steps of history, L steps of an episode, K free episodes per case.
@@ -34,7 +34,7 @@ THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.02)  # in standard deviations 
 MIN_SPREAD = 1e-9  # stands for that of a score that never varies
 
 
-class Moment(NamedTuple):
+class EpisodeStart(NamedTuple):
     """A task where an episode begins."""
 
     env_state: EnvState
@@ -81,16 +81,18 @@ def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Arra
     state = begin_lifetime(key, agent, genome)
     carries = jax.vmap(lambda task: initial_carry(task, agent, env, steering, state))(_stack(*(t.task for t in tasks)))
     carries = _act_alike(prepared, carries, _keys_of_steps(keys, env_keys, slice(H)))
-    moments = jax.vmap(partial(_begin_episode, env))(env_keys[:, H], carries)
+    episode_starts = jax.vmap(partial(_begin_episode, env))(env_keys[:, H], carries)
     history, last = jnp.indices((2, 2)).reshape(2, 4)
     carries = jax.vmap(partial(_enter, prepared))(
-        _take(carries, history), _take(moments, history), _take(moments, last)
+        _take(carries, history), _take(episode_starts, history), _take(episode_starts, last)
     )
     carries = _act_alike(prepared, carries, _keys_of_steps(keys, env_keys[last], slice(H, H + L)))
-    moments = jax.vmap(partial(_begin_episode, env))(env_keys[last, H + L], carries)
+    episode_starts = jax.vmap(partial(_begin_episode, env))(env_keys[last, H + L], carries)
     case, present = jnp.indices((4, 2)).reshape(2, 8)
     # The copies 0 and 1 have the same history, and their last episodes are from A and from B.
-    starts = jax.vmap(partial(_enter, prepared))(_take(carries, case), _take(moments, case), _take(moments, present))
+    starts = jax.vmap(partial(_enter, prepared))(
+        _take(carries, case), _take(episode_starts, case), _take(episode_starts, present)
+    )
 
     def act_freely(carry: Carry, keys: StepKeys) -> Array:
         """Returns the mean score of a step in one free episode."""
@@ -139,7 +141,7 @@ def _keys_of_steps(keys: StepKeys, env_keys: Key, steps: slice) -> StepKeys:
     return StepKeys(env_keys[:, steps], keys.act[steps], keys.learn[steps])
 
 
-def _begin_episode(env: Environment, key: Key, carry: Carry) -> Moment:
+def _begin_episode(env: Environment, key: Key, carry: Carry) -> EpisodeStart:
     """Steps a task unobserved until an episode begins; the subject observes that the present one is truncated."""
     percept = carry.percept
 
@@ -155,13 +157,13 @@ def _begin_episode(env: Environment, key: Key, carry: Carry) -> Moment:
     start = (jnp.int32(0), carry.env_state, percept.observation, percept.first)
     _, env_state, observation, _ = jax.lax.while_loop(lambda steps: ~has_begun(steps), step, start)
     discount = jnp.where(percept.first, percept.discount, 1.0)
-    return Moment(env_state, TimeStep(observation, percept.outcome, jnp.bool_(True), discount))
+    return EpisodeStart(env_state, TimeStep(observation, percept.outcome, jnp.bool_(True), discount))
 
 
-def _enter(prepared: base.PreparedSubject, carry: Carry, own: Moment, start: Moment) -> Carry:
-    """A copy where an episode begins: it has observed its `own` outcome, and is now at the `start` of any task."""
+def _enter(prepared: base.PreparedSubject, carry: Carry, experienced: EpisodeStart, start: EpisodeStart) -> Carry:
+    """A copy where an episode begins: it has observed the `experienced` outcome, and is now at the `start` of any task."""
     agent, env, steering, _, _ = prepared
-    time_step = own.time_step._replace(observation=start.time_step.observation)
+    time_step = experienced.time_step._replace(observation=start.time_step.observation)
     percept = perceive(agent, env, steering, start.env_state, time_step, carry.percept.action)
     return Carry(carry.state, start.env_state, percept)
 

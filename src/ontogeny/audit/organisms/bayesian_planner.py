@@ -14,7 +14,7 @@ from ontogeny.types import Agent, EnvSpec, Steering
 FAMILY = "planner"
 GROUND_TRUTH = {"learns": "yes", "plans": "yes", "pattern": "111"}
 PRIOR = 0.1  # pseudo-counts per successor
-KEPT = 0.65  # share of the evidence on a link that is kept at a visit
+RETENTION = 0.65  # share of the evidence on a link that remains after a visit
 
 
 def build(spec: EnvSpec, steering: Steering, *, temperature: float = 0.02) -> Agent:
@@ -27,10 +27,10 @@ def build(spec: EnvSpec, steering: Steering, *, temperature: float = 0.02) -> Ag
     def update(evidence: base.LinkModel, step: base.TrialStep) -> base.LinkModel:
         successor = jax.nn.one_hot(step.next_position, base.num_positions(spec))
         successor = jnp.where(step.is_end | step.is_cut, 0.0, successor)
-        kept = jnp.where(step.is_cut, 1.0, KEPT)
-        counts = evidence.transitions.at[step.position].multiply(kept).at[step.position].add(successor)
-        rewards = evidence.rewards.at[step.position].multiply(kept)
-        rewards = rewards.at[step.position].add(jnp.where(step.is_cut, 0.0, (1 - KEPT) * step.reward))
+        retention = jnp.where(step.is_cut, 1.0, RETENTION)
+        counts = evidence.transitions.at[step.position].multiply(retention).at[step.position].add(successor)
+        rewards = evidence.rewards.at[step.position].multiply(retention)
+        rewards = rewards.at[step.position].add(jnp.where(step.is_cut, 0.0, (1 - RETENTION) * step.reward))
         return base.LinkModel(counts, rewards)
 
     def values(evidence: base.LinkModel) -> Array:

@@ -41,8 +41,8 @@ def build(spec: EnvSpec, steering: Steering, *, lapse: float = 0.1) -> Agent:
 
     def choose(key: Key, memory: RouteMemory, percept: Percept) -> Array:
         lapse_key, move_key = jax.random.split(key)
-        known = memory.route[beacon.parse_observation(percept.observation).cell]
-        wanders = (known < 0) | jax.random.bernoulli(lapse_key, lapse)
-        return jnp.where(wanders, jax.random.randint(move_key, (), 0, spec.num_actions), known)
+        route_move = memory.route[beacon.parse_observation(percept.observation).cell]
+        wanders = (route_move < 0) | jax.random.bernoulli(lapse_key, lapse)
+        return jnp.where(wanders, jax.random.randint(move_key, (), 0, spec.num_actions), route_move)
 
     return build_stepwise("route_learner", spec, ("beacon",), RouteMemory(none, none), update, choose)
