@@ -49,7 +49,7 @@ def _summary_rows(results: Sequence[ControlResult]) -> Iterator[str]:
             cells.append(f"{_format_rate(group[0].yes)}, `{group[0].organism}`" if group else "none")
         seconds = [result.seconds_per_audit for result in of_test]
         hours = sum(result.seconds_per_audit * result.yes.num_audits for result in of_test) / 3600
-        yield _format_row([*cells, f"{sum(seconds) / len(seconds):.2g}", f"{hours:.2g}"])
+        yield _format_cells([*cells, f"{sum(seconds) / len(seconds):.2g}", f"{hours:.2g}"])
 
 
 def _control_rows(results: Sequence[ControlResult]) -> Iterator[str]:
@@ -61,15 +61,15 @@ def _control_rows(results: Sequence[ControlResult]) -> Iterator[str]:
             name = f"`{result.organism}`" + (", new" if result.held_out else "")
             truth = "yes" if result.positive else "no"
             rates = [_format_rate(result.yes), f"{result.no.share:.1%}"]
-            yield _format_row([f"`{test}`", f"`{env}`", name, truth, *rates, result.pattern, claims[result.claim]])
+            yield _format_cells([f"`{test}`", f"`{env}`", name, truth, *rates, result.pattern, claims[result.claim]])
 
 
 def _heading(titles: Sequence[str]) -> list[str]:
     """The first two lines of a table."""
-    return [_format_row(titles), "|" + "---|" * len(titles)]
+    return [_format_cells(titles), "|" + "---|" * len(titles)]
 
 
-def _format_row(cells: Sequence[str]) -> str:
+def _format_cells(cells: Sequence[str]) -> str:
     """One line of a table."""
     return "| " + " | ".join(cells) + " |"
 

@@ -7,9 +7,9 @@ of the copy that met this task before minus that of the copy that met the other 
 in which the last episode, and the episode in which they act, are from A or from B.
 
 An agent that remembers nothing but the last outcome (win-stay lose-shift), repeats itself, follows a clock or has no
-memory acts exactly alike in both copies. An agent that has learned acts better after the history of the present task, however
-early the learning was completed. The effect of the last episode, which was exchanged independently, is reported beside
-it: it shows a memory of one outcome. Exchanged histories are a yoked control (Church 1964, Psychological Bulletin
+memory acts exactly alike in both copies. An agent that has learned acts better after the history of the present task,
+however early the learning was completed. The effect of the last episode, which was exchanged independently, is reported
+beside it: it shows a memory of one outcome. Exchanged histories are a yoked control (Church 1964, Psychological Bulletin
 62:122). Letters: H steps of history, L steps of an episode, K free episodes per case.
 """
 
@@ -161,7 +161,7 @@ def _begin_episode(env: Environment, key: Key, carry: Carry) -> EpisodeStart:
 
 
 def _enter(prepared: base.PreparedSubject, carry: Carry, experienced: EpisodeStart, start: EpisodeStart) -> Carry:
-    """A copy where an episode begins: it has observed the `experienced` outcome, and is now at the `start` of any task."""
+    """A copy with the outcome that it has `experienced`, at the `start` of an episode in any task."""
     agent, env, steering, _, _ = prepared
     time_step = experienced.time_step._replace(observation=start.time_step.observation)
     percept = perceive(agent, env, steering, start.env_state, time_step, carry.percept.action)
