@@ -9,8 +9,8 @@ in which the last episode, and the episode in which they act, are from A or from
 An agent that remembers nothing but the last outcome (win-stay lose-shift), repeats itself, follows a clock or has no
 memory acts exactly alike in both copies. An agent that has learned acts better after the history of the present task,
 however early the learning was completed. The effect of the last episode, which was exchanged independently, is reported
-beside it: it shows a memory of one outcome. Exchanged histories are a yoked control (Church 1964, Psychological Bulletin
-62:122). Letters: H steps of history, L steps of an episode, K free episodes per case.
+beside it: it shows a memory of one outcome. Exchanged histories are yoked controls (Church 1964, Psychological
+Bulletin 62:122). Letters: H steps of history, L steps of an episode, K free episodes per case.
 """
 
 from collections.abc import Callable
