@@ -411,12 +411,12 @@ def sort_worst_first(results: Sequence[ControlResult]) -> list[ControlResult]:
 
 def claim_error_rates(results: Sequence[ControlResult]) -> list[str]:
     """Returns what can be claimed about the required error rates, by the bounds of the intervals, as sentences."""
-    claims = [sentence for result in sort_worst_first(results) if (sentence := _describe_miss(result))]
+    claims = [sentence for control in sort_worst_first(results) if (sentence := _describe_miss(control))]
     missing = [
         f"{test} has no {kind} control"
-        for test in dict.fromkeys(result.test for result in results)
+        for test in dict.fromkeys(control.test for control in results)
         for positive, kind in ((False, "negative"), (True, "positive"))
-        if not any(result.positive == positive for result in results if result.test == test)
+        if not any(control.positive == positive for control in results if control.test == test)
     ]
     if not claims and not missing and results:
         claims = [
@@ -426,20 +426,22 @@ def claim_error_rates(results: Sequence[ControlResult]) -> list[str]:
     return claims + missing
 
 
-def _describe_miss(result: ControlResult) -> str:
+def _describe_miss(control: ControlResult) -> str:
     """The requirement that a control fails, or about which its audits are too few for a claim; empty if it is met."""
-    rate = f"{result.yes.share:.1%} ({result.yes.low:.1%} to {result.yes.high:.1%}) of {result.yes.num_audits} audits"
-    where = f" in {result.env}" if result.env else ""
-    if result.positive:
+    rate = (
+        f"{control.yes.share:.1%} ({control.yes.low:.1%} to {control.yes.high:.1%}) of {control.yes.num_audits} audits"
+    )
+    where = f" in {control.env}" if control.env else ""
+    if control.positive:
         verb, required = "detects the positive control", f"at least {MIN_POWER:.0%}"
     else:
         verb, required = "reports as positive the negative control", f"at most {MAX_FALSE_POSITIVE_RATE:.0%}"
-    sentence = f"{result.test} {verb} {result.organism}{where} in {rate}"
+    sentence = f"{control.test} {verb} {control.organism}{where} in {rate}"
     return {
         "yes": "",
         "no": f"fails: {sentence}, where {required} is required",
         "undetermined": f"no claim: {sentence}, which neither shows nor excludes {required}",
-    }[result.claim]
+    }[control.claim]
 
 
 def to_record(result: ControlResult) -> dict[str, Any]:

@@ -39,16 +39,16 @@ def _summary_rows(results: Sequence[ControlResult]) -> Iterator[str]:
     """One row per test and environment, with the worst controls."""
     titles = ["test", "environment", "audits per control", "negative controls", "largest false-positive rate"]
     yield from _heading([*titles, "positive controls", "smallest power", "seconds per audit", "hours"])
-    for test, env in dict.fromkeys((result.test, result.env) for result in results):
-        of_test = sort_worst_first([result for result in results if (result.test, result.env) == (test, env)])
-        cells = [f"`{test}`", f"`{env}`", _range([result.yes.num_audits for result in of_test])]
+    for test, env in dict.fromkeys((control.test, control.env) for control in results):
+        of_test = sort_worst_first([control for control in results if (control.test, control.env) == (test, env)])
+        cells = [f"`{test}`", f"`{env}`", _range([control.yes.num_audits for control in of_test])]
         for positive in (False, True):
-            group = [result for result in of_test if result.positive == positive]
-            num_held_out = sum(result.held_out for result in group)
+            group = [control for control in of_test if control.positive == positive]
+            num_held_out = sum(control.held_out for control in group)
             cells.append(f"{len(group)}, of them {num_held_out} new" if num_held_out else f"{len(group)}")
             cells.append(f"{_format_rate(group[0].yes)}, `{group[0].organism}`" if group else "none")
-        seconds = [result.seconds_per_audit for result in of_test]
-        hours = sum(result.seconds_per_audit * result.yes.num_audits for result in of_test) / 3600
+        seconds = [control.seconds_per_audit for control in of_test]
+        hours = sum(control.seconds_per_audit * control.yes.num_audits for control in of_test) / 3600
         yield _format_cells([*cells, f"{sum(seconds) / len(seconds):.2g}", f"{hours:.2g}"])
 
 
@@ -56,12 +56,12 @@ def _control_rows(results: Sequence[ControlResult]) -> Iterator[str]:
     """One row per control, the worst of each test first."""
     yield from _heading(["test", "environment", "control", "ground truth", "yes", "no", "pattern", "claim"])
     claims = {"yes": "met", "no": "missed", "undetermined": "too few audits"}
-    for test, env in dict.fromkeys((result.test, result.env) for result in results):
-        for result in sort_worst_first([result for result in results if (result.test, result.env) == (test, env)]):
-            name = f"`{result.organism}`" + (", new" if result.held_out else "")
-            truth = "yes" if result.positive else "no"
-            rates = [_format_rate(result.yes), f"{result.no.share:.1%}"]
-            yield _format_cells([f"`{test}`", f"`{env}`", name, truth, *rates, result.pattern, claims[result.claim]])
+    for test, env in dict.fromkeys((control.test, control.env) for control in results):
+        for control in sort_worst_first([control for control in results if (control.test, control.env) == (test, env)]):
+            name = f"`{control.organism}`" + (", new" if control.held_out else "")
+            truth = "yes" if control.positive else "no"
+            rates = [_format_rate(control.yes), f"{control.no.share:.1%}"]
+            yield _format_cells([f"`{test}`", f"`{env}`", name, truth, *rates, control.pattern, claims[control.claim]])
 
 
 def _heading(titles: Sequence[str]) -> list[str]:

@@ -351,15 +351,15 @@ def _print_calibration(results: "list[ControlResult]", splits: "list[Calibration
     """Print the error rates of every test on every control, and what can be claimed about them."""
     from ontogeny.audit.calibration import sort_worst_first
 
-    for test, env in dict.fromkeys((result.test, result.env) for result in results):
-        of_test = [result for result in results if (result.test, result.env) == (test, env)]
-        num_audits = max(result.yes.num_audits for result in of_test)
-        seconds = sum(result.seconds_per_audit for result in of_test) / len(of_test)
+    for test, env in dict.fromkeys((control.test, control.env) for control in results):
+        of_test = [control for control in results if (control.test, control.env) == (test, env)]
+        num_audits = max(control.yes.num_audits for control in of_test)
+        seconds = sum(control.seconds_per_audit for control in of_test) / len(of_test)
         where = f" in {env}" if env else ""
         typer.echo(f"{test}{where}: {num_audits} audits of each control, {seconds:.2g} processor seconds per audit")
-        for result in sort_worst_first(of_test):
-            typer.echo(f"  {_format_control(result)}")
-    hours = sum(result.seconds_per_audit * result.yes.num_audits for result in results) / 3600
+        for control in sort_worst_first(of_test):
+            typer.echo(f"  {_format_control(control)}")
+    hours = sum(control.seconds_per_audit * control.yes.num_audits for control in results) / 3600
     for split in splits:
         typer.echo(f"  {_format_split(split)}")
     for claim in claims:
@@ -381,8 +381,10 @@ def _format_split(split: "CalibrationSplit") -> str:
     return f"{selection}; on the other half {' and '.join(rates) or 'there are no controls'}"
 
 
-def _format_control(result: "ControlResult") -> str:
+def _format_control(control: "ControlResult") -> str:
     """One line of the calibration table: the rates of yes and no of a control."""
-    group = "positive" if result.positive else "negative"
-    rate = f"yes {result.yes.share:6.1%} ({result.yes.low:.1%} to {result.yes.high:.1%})   no {result.no.share:6.1%}"
-    return f"{group}  {result.organism:<30}{rate}   {result.pattern}".rstrip()
+    group = "positive" if control.positive else "negative"
+    rate = (
+        f"yes {control.yes.share:6.1%} ({control.yes.low:.1%} to {control.yes.high:.1%})   no {control.no.share:6.1%}"
+    )
+    return f"{group}  {control.organism:<30}{rate}   {control.pattern}".rstrip()
