@@ -209,6 +209,8 @@ def test_every_primary_test_has_controls_of_both_kinds_in_every_environment_in_w
             controls = list(calibration.controls_of(test, envs=[env_name]))
             assert {control.positive for control in controls} == {True, False}, (test.name, env_name)
             assert {control.env for control in controls} == {env_name}
+            held_out = {control.name: control.positive for control in controls if control.held_out}
+            assert len(held_out) >= 3 and set(held_out.values()) == {True, False}, (test.name, env_name)
 
 
 def test_calibration_claims_nothing_from_few_audits():
