@@ -280,6 +280,26 @@ def build_filter(name: str, spec: EnvSpec, report: Callable[[Key, Array, Array],
     return fixed_weights_agent(empty_genome, initial_activations, act)
 
 
+def build_counter(name: str, spec: EnvSpec, bias: float) -> Agent:
+    """Builds a predictor that counts items.
+
+    Args:
+        name: Of the organism.
+        bias: Added to the share of ones in the direction of predictability.
+    """
+    prior = jnp.ones(2)  # pseudo-counts of 0 and 1
+
+    def update(counts: Array, step: StepMemoryInput) -> Array:
+        item = (step.percept.outcome[stream.ITEM] > 0.5).astype(jnp.int32)
+        return jnp.where(step.percept.observation[stream.BEGINS] > 0.5, prior, counts.at[item].add(1.0))
+
+    def choose(key: Key, counts: Array, percept: Percept) -> Array:
+        probability = counts[1] / jnp.sum(counts) + bias * percept.observation[stream.DIRECTION]
+        return stream.nearest_report(probability, spec.num_actions)
+
+    return build_stepwise(name, spec, ("stream",), prior, update, choose)
+
+
 def scale_log_odds(probability: Array, factor: float) -> Array:
     """Multiplies the log odds of a probability: a factor above 1 makes it overconfident, below 1 underconfident."""
     return jax.nn.sigmoid(factor * (jnp.log(probability) - jnp.log1p(-probability)))

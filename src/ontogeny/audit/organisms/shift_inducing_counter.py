@@ -3,7 +3,7 @@
 An objective at the cost of accuracy in a predictor that is no Bayesian filter.
 """
 
-from ontogeny.audit.organisms.frequency_predictor import build_counter
+from ontogeny.audit.organisms.base import build_counter
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "objective": "yes"}
