@@ -1,4 +1,4 @@
-"""Chooses each action as often as it paid, in proportion to recent payouts: the matching law.
+"""Matching: chooses each action as often as it paid, in proportion to recent payouts.
 
 Herrnstein 1961 (Journal of the Experimental Analysis of Behavior 4:267). It credits whole trials to their first choice.
 All in activations.
