@@ -210,6 +210,22 @@ def test_learning_of_an_arm_that_stays_the_best_is_not_taken_for_a_preference():
     assert judge_learning(BANDIT_MODELS, result, choices, without).verdict == "undetermined"
 
 
+def test_better_choices_that_grow_by_win_stay_lose_shift_are_no_learning():
+    """In short sessions the first choice, by chance, makes the first half worse than the second one."""
+    random, lines = np.random.default_rng(0), ["subject,session,trial,choice,reward,correct"]
+    for participant, session in np.ndindex(16, 6):
+        better, arm = random.integers(2, size=2)
+        for trial in range(10):
+            reward = int(random.random() < (0.95 if arm == better else 0.05))
+            lines.append(f"s{participant},{session},{trial},{arm},{reward},{int(arm == better)}")
+            arm = random.integers(2) if random.random() < 0.05 else arm if reward else 1 - arm
+    choices = reading.read_choices(Path("choices.csv"), text="\n".join(lines) + "\n")
+    result = compare_models(BANDIT_MODELS, choices, num_groups=1, num_starts=(12, 4))
+    better_choices = analyze_better_choices(choices)
+    assert better_choices.gain.low > 0.02
+    assert judge_learning(BANDIT_MODELS, result, choices, better_choices).verdict != "yes"
+
+
 def test_a_mimic_is_not_called_a_planner():
     models = models_named("repetition", "latent_state", "model_based")
     start = simulate_two_step(plan_and_forget(), 8, 200)

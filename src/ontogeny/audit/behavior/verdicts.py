@@ -9,7 +9,8 @@ the bound of its 95 % interval:
 - the gain: how much better the choices are predicted with the ability, in nats per choice, corrected for the number of
   parameters (Akaike 1974): only a gain below the smallest one that counts, or recovery of planners, allows a "no";
 - for planning, the interaction of reward and transition in staying; for learning in a bandit, the growth of the share
-  of better choices, which alone is enough for a "yes".
+  of better choices, which alone is enough for a "yes" where it exceeds that of simulated participants of every model
+  without learning: win-stay-lose-shift raises this share too, in the first trials of each session.
 
 With few participants their own posterior probabilities take the place of the frequency. Letters: S participants,
 M models, N simulated participants of each model.
@@ -24,13 +25,13 @@ import numpy as np
 from scipy.special import betaincinv, softmax
 
 from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, model_label
-from ontogeny.audit.behavior.better_choices import BetterChoices
+from ontogeny.audit.behavior.better_choices import BetterChoices, analyze_better_choices
 from ontogeny.audit.behavior.comparison import ModelComparison
 from ontogeny.audit.behavior.fitting import count_choices
 from ontogeny.audit.behavior.likelihood import estimate_transitions, log_likelihoods
 from ontogeny.audit.behavior.model_selection import estimate_frequencies, family_log_evidence
-from ontogeny.audit.behavior.stay_analysis import StayAnalysis, mean_over_participants
-from ontogeny.stats import Z95, clopper_pearson
+from ontogeny.audit.behavior.stay_analysis import ParticipantMean, StayAnalysis, mean_over_participants, replace_trials
+from ontogeny.stats import Z95, Interval, clopper_pearson, confidence_interval, unpaired_difference
 
 MIN_GAIN = 0.01  # nats per choice, the smallest gain of prediction that counts
 MIN_GROWTH = 0.02  # smallest growth that counts of the share of better choices within a session
@@ -81,7 +82,7 @@ def judge_learning(
         comparison: Their fits.
         choices: The choices of the participants.
         better_choices: Of a bandit. Where a single arm stays the best one, learning resembles a preference for it, but
-            only learning lets the share of better choices grow.
+            only learning lets the share of better choices grow for more than a few trials.
     """
     evidence = _compare_groups(models, comparison, lambda model: model.learns)
     gain = _estimate_gain(models, comparison, choices, lambda m: m.learns, lambda m: not m.learns)
@@ -95,9 +96,16 @@ def judge_learning(
             reason = f"first choices do not depend on earlier rewards, but second choices are not tested; {reason}"
     growth = None if better_choices is None else better_choices.gain
     if verdict != "yes" and growth is not None and growth.low > MIN_GROWTH:
-        of_growth = f"{growth.mean:+.1%} ({growth.low:+.1%} to {growth.high:+.1%})"
-        verdict = "yes"
-        reason = f"the share of better choices changes by {of_growth} from the first to the second half of a session"
+        impostor, excess = _compare_growth(comparison, choices, impostors)
+        if excess.low > 0:
+            verdict, reason = (
+                "yes",
+                (
+                    f"the share of better choices changes by {_format_change(growth)} from the first to the second half of "
+                    f"a session, which exceeds that of simulated participants of {model_label(impostor)} by "
+                    f"{_format_change(excess)}"
+                ),
+            )
     return _to_verdict("learns", verdict, reason, evidence, gain)
 
 
@@ -242,6 +250,29 @@ def _decide_negative(
     return "undetermined", f"{text}, but it may improve the prediction by {of_gain}"
 
 
+def _compare_growth(comparison: ModelComparison, choices: ChoiceData, impostors: Sequence[str]) -> tuple[str, Interval]:
+    """By how much the growth of the share of better choices exceeds that of models without learning.
+
+    The better arm is estimated in hindsight on both sides, as no file states it for simulated choices.
+
+    Returns:
+        The model that comes nearest to the participants, and the difference to it.
+    """
+
+    def estimate_growth(choices: ChoiceData) -> Interval:
+        """The growth with its interval over participants."""
+        gain = analyze_better_choices(choices).gain
+        return confidence_interval(gain.mean, gain.standard_error, gain.num_participants)
+
+    growth = estimate_growth(choices._replace(is_correct=None))
+    simulations = {name: comparison.simulations[name] for name in impostors}
+    excesses = {
+        name: unpaired_difference(growth, estimate_growth(replace_trials(choices, part.trials, part.participant)))
+        for name, part in simulations.items()
+    }
+    return min(excesses.items(), key=lambda excess: excess[1].low)
+
+
 def _is_above_majority(evidence: GroupEvidence) -> bool:
     """Whether surely most participants have the ability, or each of a few."""
     if len(evidence.probability) >= MIN_PARTICIPANTS:
@@ -271,6 +302,11 @@ def _to_verdict(hypothesis: str, verdict: str, reason: str, evidence: GroupEvide
         for prob in evidence.probability
     ]
     return BehaviorVerdict(hypothesis, verdict, reason, evidence.frequency, gain, by_participant)
+
+
+def _format_change(change: ParticipantMean | Interval) -> str:
+    """A change of a share with its interval, as signed percentages."""
+    return f"{change.mean:+.1%} ({change.low:+.1%} to {change.high:+.1%})"
 
 
 def _share(is_true: np.ndarray) -> Bounds:
