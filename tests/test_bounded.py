@@ -81,8 +81,8 @@ def test_pursues_rarely_says_yes_with_a_share_below_its_threshold(num_lifetimes,
     assert num_yes <= 0.05 * NUM_AUDITS
 
 
-def recorded_scores(name, random):
-    """Values of many lifetimes that are smooth or skewed."""
+def simulate_scores(name, random):
+    """Scores of many lifetimes that are smooth or skewed."""
     return {
         "smooth": random.normal(0.015, 0.02, 400),
         "skewed": random.exponential(0.05, 400),
@@ -94,7 +94,7 @@ def recorded_scores(name, random):
 def test_a_threshold_that_equals_the_true_effect_is_rarely_exceeded(num_lifetimes, name):
     """Student's t of resampled scores: skewed ones cost the lower bound nothing, and the upper one less than 5 %."""
     random = np.random.default_rng(num_lifetimes)
-    population = recorded_scores(name, random)
+    population = simulate_scores(name, random)
     samples = random.choice(population, (2000, num_lifetimes))
     effects = [base.estimate_effect(sample) for sample in samples]
     thresholds = base.Thresholds(z=2.33, min_effect=float(population.mean()))

@@ -69,7 +69,7 @@ class GainEstimate(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """The gain and its parts, in units of score per lifetime; all estimates share their resampled tasks."""
+    """The gain and its parts, in units of score per lifetime; all estimates are means over the same tasks."""
 
     cells: dict[str, GainEstimate]  # by `CELLS`
     weights_from_log: GainEstimate  # activations reset, weights learned from the log of "both"

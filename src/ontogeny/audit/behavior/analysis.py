@@ -8,7 +8,7 @@ import numpy as np
 
 from ontogeny.audit.behavior import bandit, two_step
 from ontogeny.audit.behavior.base import INTERACTION, ChoiceData, ChoiceModel, model_label
-from ontogeny.audit.behavior.better_choices import analyze_better_choices
+from ontogeny.audit.behavior.better_choices import BetterChoices, analyze_better_choices
 from ontogeny.audit.behavior.comparison import (
     MIN_BIC_DIFFERENCE,
     ModelComparison,
@@ -66,23 +66,16 @@ def analyze_choices(
     best, by_participant = bic_differences(comparison.fits)
     frequencies = estimate_frequencies(-np.stack([fit.bic for fit in comparison.fits], axis=1) / 2)
     stays = analyze_stays(choices)
-    better_choices = None if is_two_step else analyze_better_choices(choices)
+    better_choices = _find_better_choices(choices)
     simulation_stays = {
         name: analyze_stays(replace_trials(choices, part.trials, part.participant))
         for name, part in comparison.simulations.items()
     }
-    record = {
-        "format": FORMATS[JSON_REPORT],
-        "task": choices.task,
-        "notes": choices.notes,
-        "participants": choices.participants,
+    record = _record_without_models(choices, stays, better_choices) | {
         "verdicts": [
             judge_learning(models, comparison, choices, better_choices),
             judge_planning(models, comparison, choices, stays),
         ],
-        "better_choices": better_choices,
-        "better_choice_source": "stated in the file" if choices.is_correct is not None else "estimated in hindsight",
-        "stay_analysis": stays,
         "fitted_simulations": {name: _select_means(part) for name, part in simulation_stays.items()},
         "models": _models_to_record(models, comparison, frequencies, by_participant),
         "omnibus_risk": frequencies.omnibus_risk,
@@ -94,6 +87,42 @@ def analyze_choices(
     }
     record = _to_jsonable(record)
     return record | {"verdict_text": _write_verdicts(record, stays, simulation_stays)}
+
+
+def analyze_stays_only(choices: ChoiceData) -> dict[str, Any]:
+    """Analyzes stay probabilities and their regressions, without choice models and in a time linear in trials.
+
+    Args:
+        choices: The choices of all participants.
+
+    Returns:
+        The parts of the record of `analyze_choices` that need no choice model; it has no verdicts.
+    """
+    stays = analyze_stays(choices)
+    better_choices = _find_better_choices(choices)
+    record = _to_jsonable(_record_without_models(choices, stays, better_choices) | {"verdicts": []})
+    sentences = [] if better_choices is None else [_better_choices_verdict(record["better_choices"])]
+    return record | {"verdict_text": [*sentences, _contrast_verdict(stays, choices.task == "two_step")]}
+
+
+def _find_better_choices(choices: ChoiceData) -> BetterChoices | None:
+    """The better choices of a bandit; a two-step task has none."""
+    return None if choices.task == "two_step" else analyze_better_choices(choices)
+
+
+def _record_without_models(
+    choices: ChoiceData, stays: StayAnalysis, better_choices: BetterChoices | None
+) -> dict[str, Any]:
+    """What the record states without a choice model."""
+    return {
+        "format": FORMATS[JSON_REPORT],
+        "task": choices.task,
+        "notes": choices.notes,
+        "participants": choices.participants,
+        "better_choices": better_choices,
+        "better_choice_source": choices.better_choice_source,
+        "stay_analysis": stays,
+    }
 
 
 def _models_to_record(
@@ -244,30 +273,3 @@ def _to_jsonable(record: Any) -> Any:
     if isinstance(record, list | tuple):
         return [_to_jsonable(part) for part in record]
     return None if isinstance(record, float) and math.isnan(record) else record
-
-
-def analyze_stays_only(choices: ChoiceData) -> dict[str, Any]:
-    """Analyzes stay probabilities and their regressions, without choice models and in a time linear in trials.
-
-    Args:
-        choices: The choices of all participants.
-
-    Returns:
-        The parts of the record of `analyze_choices` that need no choice model.
-    """
-    stays = analyze_stays(choices)
-    record = {
-        "format": FORMATS[JSON_REPORT],
-        "task": choices.task,
-        "notes": choices.notes,
-        "participants": choices.participants,
-        "verdicts": [],  # they need choice models
-        "better_choices": None if choices.task == "two_step" else analyze_better_choices(choices),
-        "better_choice_source": "stated in the file" if choices.is_correct is not None else "estimated in hindsight",
-        "stay_analysis": stays,
-    }
-    record = _to_jsonable(record)
-    sentences = [_contrast_verdict(stays, choices.task == "two_step")]
-    if record["better_choices"]:
-        sentences.insert(0, _better_choices_verdict(record["better_choices"]))
-    return record | {"verdict_text": sentences}

@@ -78,6 +78,11 @@ class ChoiceData(NamedTuple):
         """Number of options that may be rewarded: arms, states, or second choices within states."""
         return self.num_arms if self.task == "bandit" else 4 if self.has_second_choice else 2
 
+    @property
+    def better_choice_source(self) -> str:
+        """How it is known which choices were the better ones."""
+        return "estimated in hindsight" if self.is_correct is None else "stated in the file"
+
 
 PLANNING = ("none", "mimics", "equivalent", "plans")
 """How a model is related to planning: not at all; acts alike without planning; the same model in a limit; it plans."""

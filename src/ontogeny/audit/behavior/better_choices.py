@@ -30,7 +30,7 @@ class CurvePoint(NamedTuple):
 class BetterChoices(NamedTuple):
     """How often the better arm was chosen."""
 
-    source: str  # "stated in the file" or "estimated in hindsight"
+    source: str  # `ChoiceData.better_choice_source`
     share: ParticipantMean
     chance: float  # of a choice that does not depend on anything
     gain: ParticipantMean  # share in the second half of each session minus the share in the first half
@@ -39,7 +39,6 @@ class BetterChoices(NamedTuple):
 
 def analyze_better_choices(choices: ChoiceData) -> BetterChoices:
     """Estimates the share of better choices of a bandit and its learning curve."""
-    is_stated = choices.is_correct is not None
     is_better = choices.is_correct if choices.is_correct is not None else find_better_choices(choices)  # or a share
     is_used = choices.trials.is_complete
     T = is_used.shape[1]
@@ -64,7 +63,7 @@ def analyze_better_choices(choices: ChoiceData) -> BetterChoices:
     ]
     gain = share_where(is_second_half) - share_where(~is_second_half)
     return BetterChoices(
-        "stated in the file" if is_stated else "estimated in hindsight",
+        choices.better_choice_source,
         mean_share(share_where(np.ones_like(is_used))),
         1 / choices.num_arms,
         mean_over_participants(gain, 1.0),

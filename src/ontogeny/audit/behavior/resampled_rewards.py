@@ -24,7 +24,7 @@ def resample_rewards(choices: ChoiceData, participants: np.ndarray, seed: int) -
         seed: Determines the sample.
 
     Returns:
-        [N, T, options], zero after a participant's last trial.
+        [N, T, options]; trials after a participant's last one belong to its last session.
     """
     random = np.random.default_rng(seed)
     options = option_index(choices.task, choices.has_second_choice, choices.trials)

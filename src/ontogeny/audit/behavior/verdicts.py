@@ -98,14 +98,10 @@ def judge_learning(
     if verdict != "yes" and growth is not None and growth.low > MIN_GROWTH:
         impostor, excess = _compare_growth(comparison, choices, impostors)
         if excess.low > 0:
-            verdict, reason = (
-                "yes",
-                (
-                    f"the share of better choices changes by {_format_change(growth)} from the first to the second half of "
-                    f"a session, which exceeds that of simulated participants of {model_label(impostor)} by "
-                    f"{_format_change(excess)}"
-                ),
-            )
+            verdict = "yes"
+            reason = f"the share of better choices changes by {_format_change(growth)} from the first to the second "
+            reason += "half of a session, which exceeds that of simulated participants of "
+            reason += f"{model_label(impostor)} by {_format_change(excess)}"
     return _to_verdict("learns", verdict, reason, evidence, gain)
 
 
