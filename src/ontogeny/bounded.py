@@ -5,7 +5,7 @@ The bounds are Gaffke's (2005, Mathematical Methods of Statistics 14:39; Learned
 of the average under Dirichlet weights. For values of 0 and 1 this is the exact interval of Clopper and Pearson (1934,
 Biometrika 26:404). For differences of pairs of 0 and 1 its error rates are at most nominal wherever the tests enumerate
 them, also where differences are rare; those of the score interval of Tango (1998, Statistics in Medicine 17:891) reach
-2.5 times the nominal rate. For all other values they are conjectured to be valid. Letters: N values, J different values.
+2.5 times the nominal rate. For other values they are conjectured to be valid. Letters: N values, J different values.
 """
 
 from collections.abc import Sequence
