@@ -215,17 +215,25 @@ class Soak(Workload):
                 process, used, measured_at = self.server.process, seconds, time_read
 
 
-def memory_slope(samples: list[Sample]) -> tuple[float, float]:
-    """MB per minute with the standard error, from the lowest memory of each minute.
+def lowest_of_each_minute(samples: list[Sample], column: int) -> np.ndarray:
+    """Times in minutes and lowest values, [2, minutes], of a field of the samples.
 
-    Once a minute the server returns free memory to the operating system; what it holds then is what it needs.
+    Once a minute the server returns free memory to the operating system; what it holds then is what it needs. The
+    lowest number of descriptors leaves out the connections that are open for a moment.
     """
-    blocks = np.array_split(np.array(samples), max(MIN_MINUTES, round(samples[-1].minutes - samples[0].minutes)))
-    minutes, memory = np.array([block[np.argmin(block[:, 1]), :2] for block in blocks]).T
+    num_minutes = round(samples[-1].minutes - samples[0].minutes)
+    blocks = np.array_split(np.array(samples), num_minutes)
+    return np.array([block[np.argmin(block[:, column]), [0, column]] for block in blocks]).T
+
+
+def memory_slope(samples: list[Sample]) -> tuple[float, float, float]:
+    """MB per minute with the standard error, and the slope that is exceeded by chance in 2.3 % of cases if it is 0."""
+    minutes, memory = lowest_of_each_minute(samples, Sample._fields.index("memory"))
     centered = minutes - minutes.mean()
     slope = float(centered @ memory / (centered @ centered))
     residual = memory - memory.mean() - slope * centered
-    return slope, math.sqrt(float(residual @ residual) / (len(blocks) - 2) / float(centered @ centered))
+    error = math.sqrt(float(residual @ residual) / (len(memory) - 2) / float(centered @ centered))
+    return slope, error, critical_value(2, len(memory) - 2) * error
 
 
 def print_record(name: str, value: float, unit: str, setting: dict[str, Any], **fields: Any) -> None:
@@ -240,15 +248,15 @@ def report_epochs(soak: Soak, setting: dict[str, Any]) -> list[str]:
     for number, samples in enumerate(soak.epochs):
         if samples[-1].minutes - samples[0].minutes < MIN_MINUTES:
             continue
-        slope, error = memory_slope(samples)
-        descriptors = np.array([sample.num_descriptors for sample in samples])
-        growth = float(descriptors[len(samples) // 2 :].mean() - descriptors[: len(samples) // 2].mean())
+        slope, error, margin = memory_slope(samples)
+        earlier, later = np.array_split(lowest_of_each_minute(samples, Sample._fields.index("num_descriptors"))[1], 2)
+        growth = float(later.mean() - earlier.mean())
         compilations = samples[-1].num_compilations - samples[0].num_compilations
         memory = {"epoch": number, "first": round(samples[0].memory, 1), "last": round(samples[-1].memory, 1)}
         print_record("memory", slope, "MB per minute", setting, se=round(error, 4), **memory)
         print_record("descriptors", growth, "more in the second half", setting, epoch=number)
         print_record("compilations", compilations, "programs after the warm-up", setting, epoch=number)
-        if slope - critical_value(2, NUM_BLOCKS - 2) * error > MAX_SLOPE:
+        if slope - margin > MAX_SLOPE:
             faults.append(f"memory grew by {slope:.2f} MB per minute in epoch {number}")
         if growth > MAX_DESCRIPTORS:
             faults.append(f"{growth:.1f} descriptors more in the second half of epoch {number}")
