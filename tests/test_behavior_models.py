@@ -11,7 +11,7 @@ from markupsafe import escape
 from ontogeny.audit.behavior import analysis, bandit, page, reading, two_step
 from ontogeny.audit.behavior.base import ChoiceData
 from ontogeny.audit.behavior.better_choices import analyze_better_choices
-from ontogeny.audit.behavior.comparison import compare_models, simulate_model
+from ontogeny.audit.behavior.comparison import ModelComparison, compare_models, simulate_model
 from ontogeny.audit.behavior.fitting import fit_model
 from ontogeny.audit.behavior.likelihood import estimate_transitions
 from ontogeny.audit.behavior.resampled_rewards import resample_rewards
@@ -253,6 +253,18 @@ def test_a_verdict_of_planning_needs_impostors_that_are_recognized():
     bic[1, 2] = bic[1, :2].min(axis=0) - 1  # now every simulated mimic is taken for a planner
     verdict = judge_planning(models, clear._replace(fits=participants, simulation_bic=bic), choices, stays)
     assert verdict.verdict == "undetermined" and "latent-state" in verdict.reason
+
+
+def test_planning_of_one_participant_needs_an_interaction_over_its_trials():
+    """A single participant has no interval over participants."""
+    models, bic = models_named("repetition", "latent_state", "model_based"), np.zeros((3, 3, 40))
+    bic[:, 2] = 50.0  # no simulated participant is taken for a planner, and this one is
+    for choose, expected in ((plan_and_forget(0.4, 0.05), "yes"), (lambda r, h: int(r.integers(2)), "undetermined")):
+        choices = simulate_two_step(choose, 1, 200)
+        fits = [fit_model(model, choices.trials, estimate_transitions(choices), num_starts=12) for model in models]
+        fits = [fit._replace(bic=fit.bic - 500 * (fit.model == "model_based")) for fit in fits]
+        comparison = ModelComparison(fits, None, {}, bic)  # without recovery and simulations
+        assert judge_planning(models, comparison, choices, analyze_stays(choices)).verdict == expected
 
 
 def test_the_share_of_better_choices_and_its_curve_agree_with_a_count(learners):

@@ -119,8 +119,7 @@ def judge_planning(
     impostors = [model.name for model in models if model.planning in ("none", "mimics")]
     claim = "better explained by a model that plans"
     verdict, reason = _decide_positive(evidence, impostors, claim)
-    interaction = stays.contrasts["interaction"]
-    if verdict == "yes" and interaction.low <= 0:
+    if verdict == "yes" and not _estimate_interaction(stays).low > 0:
         verdict, reason = "undetermined", f"{reason}, but reward and transition do not surely interact in staying"
     elif verdict == "yes":
         reason += "; a successor representation of fixed transitions would choose in the same way"
@@ -205,6 +204,24 @@ def _trial_log_likelihoods(
     transition_probs = estimate_transitions(choices)[participant]
     trials = jax.tree.map(lambda part: part[participant], choices.trials)
     return np.asarray(log_likelihoods(model, jnp.asarray(unbounded_parameters), jnp.asarray(transition_probs), trials))
+
+
+def _estimate_interaction(stays: StayAnalysis) -> Bounds:
+    """The interaction of reward and transition in staying, a contrast of the four stay probabilities.
+
+    The interval is that of the mean over participants, or over the trials of few participants: their stay probabilities
+    then have beta distributions with a uniform prior.
+    """
+    cells = list(stays.by_participant.values())
+    S = len(cells[0])
+    if S >= MIN_PARTICIPANTS:
+        contrast = stays.contrasts["interaction"]
+        return Bounds(contrast.mean, contrast.low, contrast.high)
+    num_stays, num_pairs = (np.array([[part[i] for part in cell] for cell in cells]) for i in (0, 1))  # [cells, S]
+    shares = (num_stays + 1) / (num_pairs + 2)
+    mean = float(np.mean(np.array([1, -1, -1, 1]) @ shares))
+    half_width = Z95 * float(np.sqrt(np.sum(shares * (1 - shares) / (num_pairs + 3)))) / S
+    return Bounds(mean, mean - half_width, mean + half_width)
 
 
 def _decide_positive(evidence: GroupEvidence, impostors: Sequence[str], claim: str) -> tuple[str, str]:

@@ -124,16 +124,22 @@ def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: f
     values = [result["lifetime_values"] for result in results]
     effects = {name: mean_over_runs([by_effect[name] for by_effect in values]) for name in values[0]}
     measure = "optimal_action_rate" if hypothesis == "plans" else "relative_skill"
-    competence = mean_over_runs([[run[measure]] * 2 for run in runs])
+    competence = mean_over_runs([[run[measure]] for run in runs])
     counts = {verdict: sum(result["verdict"] == verdict for result in results) for verdict in VERDICTS}
     verdict = _verdict(hypothesis, effects, competence, min_effect)
     return ContentGroup(*key, runs[0].get("num_parameters"), effects, competence, counts, verdict)
 
 
 def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
-    """R runs of N values each -> the mean over runs with its interval; that of a single run is over its lifetimes."""
+    """R runs of N values each -> the mean over runs with its interval.
+
+    The interval of a single run is over its lifetimes; a single value has none, and the ends are NaN.
+    """
     means = [float(np.mean(np.asarray(run, float))) for run in lifetime_values]
-    interval = mean_interval(means if len(means) > 1 else lifetime_values[0])
+    values = means if len(means) > 1 else lifetime_values[0]
+    if len(values) < 2:
+        return MeanOverRuns(means[0], math.nan, math.nan, tuple(means))
+    interval = mean_interval(values)
     return MeanOverRuns(interval.mean, interval.low, interval.high, tuple(means))
 
 
