@@ -31,7 +31,7 @@ def append_chunk(path: Path, chunk: Chunk) -> None:
 
 
 def markdown_tables(results: Sequence[ControlResult]) -> str:
-    """Returns the table of error rates by test and environment, and that of single controls, as Markdown."""
+    """Returns the table of error rates by test and environment, and that of new or failing controls, as Markdown."""
     return "\n".join([*_summary_rows(results), "", *_control_rows(results), ""])
 
 
@@ -53,11 +53,13 @@ def _summary_rows(results: Sequence[ControlResult]) -> Iterator[str]:
 
 
 def _control_rows(results: Sequence[ControlResult]) -> Iterator[str]:
-    """One row per control, the worst of each test first."""
-    yield from _heading(["test", "environment", "control", "ground truth", "yes", "no", "pattern", "claim"])
+    """One row per control that was written after the thresholds had been fixed, or whose requirement is not met."""
+    yield from _heading(["test", "environment", "control", "ground truth", "yes", "no", "pattern", "requirement"])
     claims = {"yes": "met", "no": "missed", "undetermined": "too few audits"}
     for test, env in dict.fromkeys((control.test, control.env) for control in results):
         for control in sort_worst_first([control for control in results if (control.test, control.env) == (test, env)]):
+            if not control.held_out and control.claim == "yes":
+                continue
             name = f"`{control.organism}`" + (", new" if control.held_out else "")
             truth = "yes" if control.positive else "no"
             rates = [_format_rate(control.yes), f"{control.no.share:.1%}"]
