@@ -146,6 +146,21 @@ def test_the_conclusions_follow_the_records(on_prediction, on_return, expected):
     assert ("may be insensitive" in sentences[1]) == (on_return == 0)
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (("undetermined", "yes"), "a gru can represent a plan"),
+        (("no", "undetermined"), "whether networks that are distilled from a planner plan is undetermined"),
+        (("no", "no"), "do not plan, so a negative result on planning implies little"),
+    ],
+)
+def test_a_student_whose_plan_is_undetermined_is_not_said_to_lack_one(verdicts, expected):
+    students = list(run_records("plans", "gru", "student", "active", [0.1] * len(verdicts)))
+    for record, verdict in zip(students, verdicts, strict=True):
+        record["plans"]["verdict"] = verdict
+    assert expected in comparison.conclusions([*study_records(0.0, 0.05), *students], MIN_EFFECTS)[1]
+
+
 def test_the_verdict_on_a_group_is_computed_over_its_runs():
     """One biased run among accurate ones supports no claim; a mean over dissimilar runs is undetermined."""
     records = list(run_records("objective", "mlp", "prediction", "active", [0.0, 0.001, 0.03, -0.001, 0.0, 0.001]))

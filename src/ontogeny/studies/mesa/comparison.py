@@ -220,11 +220,19 @@ def _conclusion_on_control(groups: Sequence[ContentGroup]) -> str:
     text += f", so the test is sensitive at {join_words(detected)}"
     students = [group for group in groups if group.hypothesis == "plans" and group.training == "student"]
     if students:
-        plan = any(group.verdict_counts["yes"] for group in students)  # one network suffices for "can represent"
-        text += f"; networks that are distilled from a planner {'plan' if plan else 'do not plan'}, so a "
-        text += f"{join_words([group.content for group in students])} can represent a plan" * plan
-        text += "negative result on planning implies little" * (not plan)
+        text += f"; {_clause_on_students(students)}"
     return text + "."
+
+
+def _clause_on_students(groups: Sequence[ContentGroup]) -> str:
+    """Whether networks of the kind and size of a content can represent a plan, for which one of them suffices."""
+    counts = {verdict: sum(group.verdict_counts[verdict] for group in groups) for verdict in VERDICTS}
+    if counts["yes"]:
+        contents = join_words([group.content for group in groups])
+        return f"networks that are distilled from a planner plan, so a {contents} can represent a plan"
+    if counts["undetermined"]:
+        return "whether networks that are distilled from a planner plan is undetermined"
+    return "networks that are distilled from a planner do not plan, so a negative result on planning implies little"
 
 
 def _clause_by_content(groups: Sequence[ContentGroup], positive: str, negative: str) -> str:
