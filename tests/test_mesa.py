@@ -154,7 +154,7 @@ def test_the_conclusions_follow_the_records(on_prediction, on_return, expected):
         (("no", "no"), "do not plan, so a negative result on planning implies little"),
     ],
 )
-def test_a_student_whose_plan_is_undetermined_is_not_said_to_lack_one(verdicts, expected):
+def test_an_undetermined_plan_of_a_student_is_no_lack_of_a_plan(verdicts, expected):
     students = list(run_records("plans", "gru", "student", "active", [0.1] * len(verdicts)))
     for record, verdict in zip(students, verdicts, strict=True):
         record["plans"]["verdict"] = verdict
