@@ -44,26 +44,35 @@ def test_every_reference_predictor_gets_the_verdicts_of_its_ground_truth(name):
             assert bool(check.advice) == (check.verdict == "fail"), "a failure says what to do"
 
 
-def test_calibration_reports_error_rates_that_are_too_large(monkeypatch):
-    def make_result(name, num_certified, verdicts):
-        ground_truth = REFERENCE_PREDICTORS[name].ground_truth
-        all_verdicts = {check: dict.fromkeys(VERDICTS, 0) | verdicts.get(check, {}) for check in CHECKS}
-        is_valid = ground_truth == VALID_VERDICTS
-        return calibration.PredictorCalibration(name, is_valid, 10, num_certified, all_verdicts, ground_truth)
+def passing_result(name, num_certified, num_audits):
+    """The calibration of a reference predictor that passes every check in every audit."""
+    ground_truth = REFERENCE_PREDICTORS[name].ground_truth
+    verdicts = {check: dict.fromkeys(VERDICTS, 0) | {"pass": num_audits} for check in CHECKS}
+    is_valid = ground_truth == VALID_VERDICTS
+    return calibration.PredictorCalibration(name, is_valid, num_audits, num_certified, verdicts, ground_truth)
 
-    all_pass = {check: {"pass": 10} for check in CHECKS}
-    assert not calibration.find_failures([make_result("counts", 10, all_pass)])
-    results = [make_result("counts", 8, all_pass), make_result("unnormalized", 10, all_pass)]
-    assert calibration.find_failures(results) == [
-        "the valid predictor counts is rejected in 20.0% of audits",
-        "the invalid predictor unnormalized is certified in 100.0% of audits",
-        "normalized reports fail for unnormalized in only 0.0% of audits",
+
+def test_calibration_reports_error_rates_that_are_too_large(monkeypatch):
+    results = [passing_result("counts", 8, 10), passing_result("unnormalized", 10, 10)]
+    assert calibration.claim_error_rates(results)[0] == [
+        "the valid predictor counts is certified in 80.0% (44.4% to 97.5%) of 10 audits, where at least 99% is "
+        "required",
+        "the invalid predictor unnormalized is rejected in 0.0% (0.0% to 30.8%) of 10 audits, where at least 95% is "
+        "required",
+        "normalized reports fail for unnormalized in 0.0% (0.0% to 30.8%) of 10 audits, where at least 95% is required",
     ]
     chosen = {name: REFERENCE_PREDICTORS[name] for name in ("counts", "unnormalized")}
     monkeypatch.setattr(calibration, "REFERENCE_PREDICTORS", chosen)
-    assert not calibration.find_failures(calibration.calibrate(2))
+    assert not calibration.claim_error_rates(calibration.calibrate(2))[0]
     monkeypatch.setattr(checks, "MAX_LOG_SUM", 1.0)
-    assert calibration.find_failures(calibration.calibrate(2))
+    assert calibration.claim_error_rates(calibration.calibrate(2))[0]
+
+
+def test_a_calibration_with_few_audits_claims_no_error_rate():
+    missed, undetermined = calibration.claim_error_rates([passing_result("counts", 10, 10)])
+    assert not missed and len(undetermined) == 1 + len(CHECKS)
+    assert "100.0% (69.2% to 100.0%) of 10 audits, which neither shows nor excludes 99%" in undetermined[0]
+    assert calibration.claim_error_rates([passing_result("counts", 1000, 1000)]) == ([], [])
 
 
 def widen(log_probs, num_columns, outside):

@@ -106,16 +106,17 @@ def _write(record: dict[str, Any], out: Path | None, html: Path | None) -> dict[
 
 
 def _calibrate(num_audits: int, seed: int) -> tuple[dict[str, Any], list[str]]:
-    """The record of a calibration, and the error rates that it misses."""
+    """The record of a calibration, and the required error rates that are surely missed."""
     from ontogeny.audit.prequential import calibration
 
     with progress("calibrating", "audits") as update:
         results = calibration.calibrate(num_audits, seed=seed, on_progress=update)
-    failures = calibration.find_failures(results)
+    failures, undetermined = calibration.claim_error_rates(results)
     record = {
         "num_audits": num_audits,
         "predictor_results": [result._asdict() for result in results],
         "failures": failures,
+        "undetermined": undetermined,
     }
     return record, failures
 
@@ -215,7 +216,8 @@ def _format_score(nats_per_token: float | str) -> str:
 
 
 def _print_calibration(record: dict[str, Any]) -> None:
-    """Print how often every reference predictor is certified, and which checks it fails."""
+    """Print how often every reference predictor is certified, which checks it fails, and what can be claimed."""
+    from ontogeny.audit.prequential.calibration import MAX_FALSE_POSITIVE_RATE, MIN_POWER
     from ontogeny.stats import clopper_pearson
 
     num_audits = record["num_audits"]
@@ -231,3 +233,10 @@ def _print_calibration(record: dict[str, Any]) -> None:
         typer.echo(f"  {group:<8} {row['predictor']:<26}{rate}   {'failed: ' if failed else ''}{failed}".rstrip())
     for failure in record["failures"]:
         typer.echo(f"fails: {failure}")
+    for sentence in record["undetermined"]:
+        typer.echo(f"no claim: {sentence}")
+    if not record["failures"] and not record["undetermined"]:
+        typer.echo(
+            f"every valid predictor is certified in at least {1 - MAX_FALSE_POSITIVE_RATE:.0%} of audits and every "
+            f"invalid one rejected in at least {MIN_POWER:.0%}, by the bounds of 95 % intervals"
+        )

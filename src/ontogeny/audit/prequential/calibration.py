@@ -8,6 +8,7 @@ from ontogeny.audit.prequential.certificate import certify
 from ontogeny.audit.prequential.passes import passes_by_instance
 from ontogeny.audit.prequential.reference_predictors import REFERENCE_PREDICTORS, VALID_VERDICTS
 from ontogeny.seeds import nth_seed
+from ontogeny.stats import clopper_pearson
 
 MAX_FALSE_POSITIVE_RATE, MIN_POWER = 0.01, 0.95
 
@@ -50,12 +51,12 @@ def calibrate(
     return results
 
 
-def find_failures(
+def claim_error_rates(
     results: Sequence[PredictorCalibration],
     max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE,
     min_power: float = MIN_POWER,
-) -> list[str]:
-    """Returns a sentence for every error rate that is too large.
+) -> tuple[list[str], list[str]]:
+    """Compares every error rate with the required one, by the bounds of its exact 95 % interval.
 
     Args:
         results: The result of `calibrate`.
@@ -63,16 +64,29 @@ def find_failures(
             be reported as invalid.
         min_power: Smallest share of audits in which an invalid predictor, and the check that it fails, must be
             detected.
+
+    Returns:
+        A sentence for every requirement that is surely missed, and one for every requirement about which the audits
+        are too few for a claim.
     """
-    failures = []
+    missed, undetermined = [], []
     for result in results:
-        share = result.num_certified / result.num_audits
-        if result.is_valid and share < 1 - max_false_positive_rate:
-            failures.append(f"the valid predictor {result.predictor} is rejected in {1 - share:.1%} of audits")
-        if not result.is_valid and share > 1 - min_power:
-            failures.append(f"the invalid predictor {result.predictor} is certified in {share:.1%} of audits")
-        for check, verdict in result.ground_truth.items():
-            rate = result.verdicts[check][verdict] / result.num_audits
-            if rate < (1 - max_false_positive_rate if verdict == "pass" else min_power):
-                failures.append(f"{check} reports {verdict} for {result.predictor} in only {rate:.1%} of audits")
-    return failures
+        verb, count = "certified", result.num_certified
+        if not result.is_valid:
+            verb, count = "rejected", result.num_audits - result.num_certified
+        kind = "valid" if result.is_valid else "invalid"
+        rates = [(f"the {kind} predictor {result.predictor} is {verb}", count, result.is_valid)]
+        rates += [
+            (f"{check} reports {verdict} for {result.predictor}", result.verdicts[check][verdict], verdict == "pass")
+            for check, verdict in result.ground_truth.items()
+        ]
+        for statement, num_right, is_negative in rates:
+            required = 1 - max_false_positive_rate if is_negative else min_power
+            low, high = clopper_pearson(num_right, result.num_audits)
+            share = num_right / result.num_audits
+            sentence = f"{statement} in {share:.1%} ({low:.1%} to {high:.1%}) of {result.num_audits} audits"
+            if high < required:
+                missed.append(f"{sentence}, where at least {required:.0%} is required")
+            elif low < required:
+                undetermined.append(f"{sentence}, which neither shows nor excludes {required:.0%}")
+    return missed, undetermined

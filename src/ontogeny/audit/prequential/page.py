@@ -19,6 +19,7 @@ def render(record: Mapping[str, Any]) -> str:
     sections = [
         page.Section("checks", "Checks", macros.checks()),
         page.Section("predictors", "Reference predictors", macros.predictors()),
-        page.Section("failures", "Error rates that are too large", macros.failures()),
+        page.Section("failures", "Error rates that are surely too large", macros.sentences("failures")),
+        page.Section("undetermined", "Error rates that are undetermined", macros.sentences("undetermined")),
     ]
     return page.document(title, macros.opening(), sections, "prequential audit")
