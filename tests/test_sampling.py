@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from ontogeny.engine import sampling
 from ontogeny.engine.sampling import BatchSamplingParams, SamplingParams, draw_uniform, sample_token
 from ontogeny.errors import BadInput
+from ontogeny.seeds import NUM_SAMPLING_SEEDS
 
 NUM_DRAWS = 20_000
 VOCAB_SIZES = (2, 3, 17, 256, 700)  # one program is compiled for each
@@ -83,7 +84,7 @@ def test_jax_and_numpy_samplers_draw_with_the_same_probabilities(seed, vocab_siz
 def test_uniform_numbers_depend_on_seed_and_position_alone():
     numbers = [draw_uniform(seed, position) for seed in (0, 1, 2**32, 2**64 - 1) for position in range(50)]
     assert len(set(numbers)) == 200 and 0 <= min(numbers) < max(numbers) < 1
-    assert draw_uniform(5, 3) == draw_uniform(5, 3) == draw_uniform(5 + sampling.NUM_SEEDS, 3)
+    assert draw_uniform(5, 3) == draw_uniform(5, 3) == draw_uniform(5 + NUM_SAMPLING_SEEDS, 3)
 
 
 def test_the_largest_uniform_number_draws_a_possible_token():
@@ -113,9 +114,9 @@ def test_top_p_of_zero_samples_greedily(logits, temperature, seed, position):
 def test_seeds_of_choices_are_hashed(seed, choice, other_seed, other_choice):
     """Choice k of seed s is not choice 0 of seed s + k, and no other pair shares a seed either."""
     derived = sampling.derive_seed(seed, choice)
-    assert 0 <= derived < sampling.NUM_SEEDS and sampling.derive_seed(seed, 0) == seed
+    assert 0 <= derived < NUM_SAMPLING_SEEDS and sampling.derive_seed(seed, 0) == seed
     assert (derived == sampling.derive_seed(other_seed, other_choice)) == ((seed, choice) == (other_seed, other_choice))
-    assert derived != (seed + choice) % sampling.NUM_SEEDS or choice == 0
+    assert derived != (seed + choice) % NUM_SAMPLING_SEEDS or choice == 0
 
 
 def test_repeats_of_a_request_have_different_seeds():

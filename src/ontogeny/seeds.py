@@ -9,6 +9,8 @@ import operator
 from ontogeny.errors import BadInput
 
 MAX_SEED = 2**32 - 1  # JAX would silently use the lower 32 bits of a larger one
+NUM_SAMPLING_SEEDS = 2**64  # of the sampling of text
+MIN_SAMPLING_SEED = -(2**63)  # a negative one, as the API of OpenAI allows it, wraps around
 
 
 def check_seed(seed: object, subject: str = "the seed") -> int:

@@ -27,6 +27,9 @@ def agent(
     assembly = assemble(build_run_spec(name, env, "single_lifetime", None, seed))
     files = plugins.outside_files(agents=plugins.parse(name)[0], environments=plugins.parse(env)[0])
     checks = {
+        "signatures and first steps: shapes and types stay the same, equal keys give equal results": (
+            lambda agent, env, steering, seed: contracts.check_agent_first_steps(agent, env, steering, files, seed=seed)
+        ),
         "single steps: `act` changes activations only, `learn` weights only, `act` reads no scratch": (
             contracts.check_agent_steps
         ),
@@ -34,7 +37,6 @@ def agent(
             contracts.check_agent_lifetimes
         ),
     }
-    typer.echo("passed: signatures and first steps: shapes and types stay the same, equal keys give equal results")
     _run_checks("agent", name, files, checks, *assembly, seed)
 
 
@@ -53,13 +55,18 @@ def env(
 
     plugin, settings = plugins.parse(name)
     environment = make_env(plugin, **settings)
-    typer.echo("passed: spec and first steps: sizes, names, drives, and what is emitted in eight lifetimes")
-    checks = {"`reset` and `step` are functions of their keys and keep to the spec": contracts.check_env}
-    _run_checks("environment", name, plugins.outside_files(environments=plugin), checks, environment, seed)
+    files = plugins.outside_files(environments=plugin)
+    checks = {
+        "spec and first steps: sizes, names, drives, and what is emitted in eight lifetimes": (
+            lambda environment, seed: contracts.check_env_first_steps(environment, files, seed=seed)
+        ),
+        "`reset` and `step` are functions of their keys and keep to the spec": contracts.check_env,
+    }
+    _run_checks("environment", name, files, checks, environment, seed)
 
 
 def _run_checks(
-    kind: str, name: str, files: list[str], checks: Mapping[str, Callable[..., None]], *arguments: Any
+    kind: str, name: str, files: list[str], checks: Mapping[str, Callable[..., object]], *arguments: Any
 ) -> None:
     """Run checks and print one line for each; the first violation, or error of a user's file, ends the command."""
     from ontogeny import plugins

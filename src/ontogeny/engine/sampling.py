@@ -23,9 +23,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Int32
 
 from ontogeny.errors import BadInput
+from ontogeny.seeds import MIN_SAMPLING_SEED, NUM_SAMPLING_SEEDS
 
-NUM_SEEDS = 2**64
-MIN_SEED = -(2**63)  # a negative seed, as the API of OpenAI allows it, wraps around
 FORBIDDING_BIAS = -100.0  # the lowest bias of a token; it excludes the token whatever its logit is
 FORBIDDEN_LOGIT = -1e30  # finite, so that no sum and no difference of logits is undefined
 VIOLATING_LOGIT = -2e30  # of a token that would violate a constraint, which no bias can permit
@@ -116,7 +115,11 @@ def check_sampling_params(params: SamplingParams) -> SamplingParams:
         raise BadInput(f"top-k must be at least 0 (0 keeps all tokens), not {params.top_k}")
     if not 0 <= params.top_p <= 1:
         raise BadInput(f"top-p must lie between 0 and 1, not {params.top_p}")
-    if isinstance(params.seed, bool) or not isinstance(params.seed, int) or not MIN_SEED <= params.seed < NUM_SEEDS:
+    if (
+        isinstance(params.seed, bool)
+        or not isinstance(params.seed, int)
+        or not MIN_SAMPLING_SEED <= params.seed < NUM_SAMPLING_SEEDS
+    ):
         raise BadInput(f"the seed must be a whole number of at most 64 bits, not {params.seed!r}")
     return params
 
@@ -130,7 +133,7 @@ def derive_seed(seed: int, choice: int) -> int:
         seed: The seed of the request; numbers beyond 0 to 2^64 - 1 wrap around.
         choice: The number of the answer; number 0 has the seed itself.
     """
-    seed %= NUM_SEEDS
+    seed %= NUM_SAMPLING_SEEDS
     if choice == 0:
         return seed
     digest = hashlib.sha256(b"".join(number.to_bytes(8, "little") for number in (seed, choice))).digest()
@@ -219,7 +222,7 @@ def draw_uniform(seed: int, position: int) -> float:
         seed: 0 to 2^64 - 1.
         position: The number of the token in its answer, from 0 on.
     """
-    key = np.array([seed % NUM_SEEDS, position], np.uint64)  # a plain list would turn large seeds into floats
+    key = np.array([seed % NUM_SAMPLING_SEEDS, position], np.uint64)  # a plain list would turn large seeds into floats
     return float(np.random.Generator(np.random.Philox(key=key)).random())
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictInt, StrictStr, model_validator
 
 from ontogeny.renamed import renamed_hint
-from ontogeny.seeds import MAX_SEED
+from ontogeny.seeds import MAX_SEED, MIN_SAMPLING_SEED, NUM_SAMPLING_SEEDS
 from ontogeny.server.api.unsupported import DefaultOnly, UnsupportedFields
 
 MAX_TOKENS = 4096  # per answer
@@ -19,7 +19,6 @@ MAX_PROMPTS = 256
 MAX_STOPS = 16
 MAX_BIASES = 1024
 MAX_FIELDS = 1024  # of an object whose fields the client names
-NUM_SEEDS = 2**64
 MAX_INTEGER = 2**63  # exclusive; of the database
 
 
@@ -102,7 +101,7 @@ class CompletionFields(UnsupportedFields):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=NUM_SEEDS)] | None = None
+    seed: Annotated[StrictInt, Field(ge=MIN_SAMPLING_SEED, lt=NUM_SAMPLING_SEEDS)] | None = None
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -265,7 +264,7 @@ class ContinuationRequest(OntogenyRequest):
     max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] = 16
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
-    seed: Annotated[StrictInt, Field(ge=0, lt=NUM_SEEDS)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=NUM_SAMPLING_SEEDS)] | None = None
 
 
 class LifetimeRequest(OntogenyRequest):
