@@ -15,6 +15,7 @@ from ontogeny.audit.behavior import page, reading
 from ontogeny.audit.behavior.smoothing import sum_neighbors
 from ontogeny.audit.behavior.stay_analysis import TERMS, analyze_stays, mean_share
 from ontogeny.audit.behavior.stay_regression import fit_pooled_logit
+from ontogeny.errors import BadInput
 from ontogeny.stats import share_interval
 
 DATA = Path(__file__).parent / "data" / "behavior"
@@ -168,3 +169,32 @@ def test_memory_of_reading_and_stay_tables_is_linear_in_trials(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 6 * peaks[0]  # four times as many trials; one matrix of trials by trials has 16 times as much
+
+
+def write_choices(path: Path, header: str, rows: list[tuple[int, ...]]) -> Path:
+    """Rows of two subjects."""
+    lines = [f"s{subject},{','.join(map(str, row))}" for subject in (0, 1) for row in rows]
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def test_without_rare_transitions_no_effect_of_transition_is_estimated(tmp_path, monkeypatch, capsys):
+    values = np.random.default_rng(0).integers(2, size=(40, 2)).tolist()
+    path = write_choices(tmp_path / "a.csv", "subject,choice,state,reward", [(c, c, r) for c, r in values])
+    stays = analyze_stays(reading.read_choices(path))
+    coefficients = stays.regression | {f"corrected {name}": c for name, c in stays.corrected_regression.items()}
+    is_unknown = {name for name, coefficient in coefficients.items() if np.isnan(coefficient.mean)}
+    effects = {"reward", "transition", "reward x transition"}
+    assert is_unknown == effects | {f"corrected {name}" for name in effects}
+    monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", "behavior", str(path), "--stays-only"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    output = capsys.readouterr().out
+    assert "contrast of stay probabilities is unknown: no participant has pairs of trials in every cell" in output
+    assert "nan" not in output
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(BadInput, match="is empty"):
+        reading.read_choices(tmp_path / "a.csv")

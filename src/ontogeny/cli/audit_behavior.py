@@ -157,8 +157,8 @@ def _print_models(record: dict[str, Any]) -> None:
 
 
 def _format_mean(mean: dict[str, Any], places: int = 3) -> str:
-    """A mean with the ends of its interval, where it has one."""
+    """A mean with the ends of its interval, where it has one; unknown where no pairs of trials determine it."""
     if mean["mean"] is None:
-        return "no pairs"
+        return " unknown"
     ends = "" if mean["low"] is None else f"   {mean['low']:+.{places}f} to {mean['high']:+.{places}f}"
     return f"{mean['mean']:+.{places}f}{ends}"

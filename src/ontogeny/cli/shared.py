@@ -43,6 +43,7 @@ NumHostDevices = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=64,  # programs for many more devices take minutes to compile
         help="Devices into which the processors are divided, each with one thread: results are then bitwise equal on "
         "any number of processors (default: one per processor, at most 8).",
     ),

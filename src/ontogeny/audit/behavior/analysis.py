@@ -175,6 +175,8 @@ def _write_verdicts(
     for kind, attribute in (("plain", "regression"), ("corrected", "corrected_regression")):
         coefficients = {name: getattr(part, attribute)[INTERACTION] for name, part in simulation_stays.items()}
         positive = [name for name, mean in coefficients.items() if mean.low > MIN_COEFFICIENT]
+        if all(math.isnan(mean.low) for mean in coefficients.values()):
+            continue  # a single simulated participant of each model has no interval
         names = ", ".join(map(model_label, positive)) or "none"
         sentences.append(
             f"The {kind} {INTERACTION} coefficient is positive in simulations of these fitted models: {names}."
@@ -215,10 +217,10 @@ def write_frequencies(record: Mapping[str, Any]) -> list[str]:
 
 def _better_choices_verdict(better: Mapping[str, Any]) -> str:
     """A sentence about the share of better choices and its change."""
-    share, gain = (_format_percent(better[name]) for name in ("share", "gain"))
+    share, gain = _format_percent(better["share"]), _format_points(better["gain"])
     return (
         f"The better arm ({better['source']}) is chosen in {share} of trials, by chance in {better['chance']:.0%}; "
-        f"from the first to the second half of a session the share changes by {gain}."
+        f"from the first to the second half of a session the share changes by {gain} percentage points."
     )
 
 
@@ -230,13 +232,26 @@ def _format_percent(mean: Mapping[str, Any]) -> str:
     return f"{mean['mean']:.1%}{ends}"
 
 
+def _format_points(mean: Mapping[str, Any]) -> str:
+    """A mean difference of shares in percentage points with its interval, where it has one."""
+    if mean["mean"] is None:
+        return "an unknown number of"
+    points, *ends = (f"{100 * mean[name]:+z.1f}" for name in ("mean", "low", "high") if mean[name] is not None)
+    return f"{points} ({' to '.join(ends)})" if ends else points
+
+
 def _contrast_verdict(stays: StayAnalysis, is_two_step: bool) -> str:
     """A sentence about the main contrast of stay probabilities."""
     name = "interaction" if is_two_step else "reward"
     claim = "reward and transition interact in staying" if is_two_step else "reward makes staying more likely"
     contrast = stays.contrasts[name]
+    if not contrast.num_participants:
+        return f"The {name} contrast of stay probabilities is unknown: no participant has pairs of trials in every cell."
     if math.isnan(contrast.low):
-        return f"The {name} contrast of stay probabilities is {contrast.mean:+.3f}; one participant gives no interval."
+        return (
+            f"The {name} contrast of stay probabilities is {contrast.mean:+.3f}, without an interval, since only one "
+            "participant has pairs of trials in every cell."
+        )
     interval = f"{contrast.mean:+.3f} ({contrast.low:+.3f} to {contrast.high:+.3f})"
     if contrast.low > 0:
         return f"{claim.capitalize()}: contrast {interval} over {contrast.num_participants} participants."
@@ -250,10 +265,10 @@ def _recovery_verdict(recovery: Mapping[str, Any], best: str) -> str:
     confusion, confused_with = max((share, name) for name, share in shares.items() if name != best)
     number = recovery["num_simulations"]
     low, high = clopper_pearson(round(shares[best] * number), number)
+    confusions = f"most often taken for {model_label(confused_with)} ({confusion:.0%})" if confusion else "never confused"
     return (
         f"With the parameters, trials and rewards of these participants, {model_label(best)} is recognized in "
-        f"{shares[best]:.0%} ({low:.0%} to {high:.0%}) of {number} simulated participants; it is most often taken for "
-        f"{model_label(confused_with)} ({confusion:.0%})."
+        f"{shares[best]:.0%} ({low:.0%} to {high:.0%}) of {number} simulated participants; it is {confusions}."
     )
 
 

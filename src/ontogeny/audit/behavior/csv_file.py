@@ -155,6 +155,8 @@ def _detect_delimiter(path: Path, header: str) -> str:
     delimiter = max(DELIMITERS, key=lambda mark: num_columns[mark])
     if num_columns[delimiter] < 2:
         delimiter = SPACE
+    if not header.strip():
+        raise BadInput(f"'{path}' is empty or begins with an empty line: the first line must name the columns")
     if num_columns[delimiter] < 2:
         raise BadInput(
             f"'{path}' has one column only: separate columns by tab, comma, semicolon, vertical bar or space"

@@ -107,6 +107,8 @@ def _draw_cells(axes: Axes, cell_means: Record, by_participant: Record | None = 
             axes.plot([x], [mean["mean"]], "D" if transition == "rare" else "o", ms=5, color=color)
     axes.set_xlim(-0.5, 1.5)
     axes.set_ylim(0, 1)
+    for line in axes.lines:
+        line.set_clip_on(False)  # markers at 0 and 1 are whole
 
 
 def _draw_better_choices(better: Record) -> Markup:

@@ -30,7 +30,10 @@ MAX_LEVERAGE = 1 - 1e-9  # of a cluster; beyond it a direction is determined by 
 
 
 class Coefficient(NamedTuple):
-    """A population-averaged coefficient in log odds, with its 95 % interval; NaN with too few participants."""
+    """A population-averaged coefficient in log odds, with its 95 % interval.
+
+    All are NaN where the pairs do not determine the coefficient, and the interval is NaN with too few participants.
+    """
 
     mean: float
     standard_error: float
@@ -70,12 +73,19 @@ def fit_pooled_logit(terms: np.ndarray, num_stays: np.ndarray, num_pairs: np.nda
             break
     information, scores = _information_and_scores(design, num_stays, num_pairs, coefficients)
     errors, degrees_of_freedom = _clustered_errors(information, scores)
+    coefficients[~_are_determined(design, num_pairs)] = np.nan
     return [_to_coefficient(*values, S) for values in zip(coefficients, errors, degrees_of_freedom, strict=True)]
+
+
+def _are_determined(design: np.ndarray, num_pairs: np.ndarray) -> np.ndarray:
+    """Which coefficients the pairs determine, [K] bool: a term that never varies, or varies with others, is not."""
+    gram = np.einsum("sc,sck,scl->kl", num_pairs, design, design)
+    return np.diag(np.linalg.pinv(gram, rcond=1e-9, hermitian=True) @ gram) > 1 - 1e-6
 
 
 def _to_coefficient(estimate: float, error: float, degrees_of_freedom: float, num_participants: int) -> Coefficient:
     """A coefficient with its Student's t interval, NaN without an error."""
-    if not error > MIN_ERROR:
+    if not error > MIN_ERROR or math.isnan(estimate):
         return Coefficient(float(estimate), math.nan, math.nan, math.nan, math.nan, num_participants, math.nan)
     half_width = critical_value(Z95, degrees_of_freedom) * error
     p_value = 2 * float(stdtr(degrees_of_freedom, -abs(estimate) / error))

@@ -305,7 +305,9 @@ def _describe_frequency(evidence: GroupEvidence, claim: str) -> str:
     if len(evidence.probability) >= MIN_PARTICIPANTS:
         return f"{_format_share(evidence.frequency)} of participants are {claim}"
     probs = ", ".join(f"{prob:.0%}" for prob in evidence.probability)
-    return f"the probability of being {claim} is {probs} for the {len(evidence.probability)} participants"
+    number = len(evidence.probability)
+    of_whom = "for the only participant" if number == 1 else f"for the {number} participants"
+    return f"the probability of being {claim} is {probs} {of_whom}"
 
 
 def _to_verdict(hypothesis: str, verdict: str, reason: str, evidence: GroupEvidence, gain: Bounds) -> BehaviorVerdict:
