@@ -1,5 +1,6 @@
 """Attribution: controls get the verdict of their ground truth, and the parts follow from the cells."""
 
+import math
 import importlib
 
 import jax
@@ -145,3 +146,10 @@ def test_too_few_tasks_are_rejected():
     agent, env, drives = build_subject("random", BANDIT)
     with pytest.raises(BadInput, match="at least 20 tasks"):
         attribution.attribute(agent, env, drives, (), num_tasks=5)
+
+
+@pytest.mark.parametrize("min_gain", [-1.0, math.nan, math.inf])
+def test_a_smallest_gain_that_is_negative_or_not_finite_is_rejected(min_gain):
+    agent, env, drives = build_subject("random", BANDIT)
+    with pytest.raises(BadInput, match="smallest gain"):
+        attribution.attribute(agent, env, drives, (), num_tasks=20, min_gain=min_gain)

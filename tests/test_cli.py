@@ -345,6 +345,12 @@ def test_results_do_not_depend_on_the_number_of_processors_with_num_host_devices
     assert train_on(every) == train_on({min(every)})
 
 
+def test_more_host_devices_than_can_be_compiled_for_are_refused(call_cli):
+    command = ("evaluate", "--agent", "random", "--env", "bandit", "--num-host-devices", "10000")
+    code, _, complaint = call_cli(*command)
+    assert code == 2 and is_one_sentence(complaint) and "--num-host-devices" in complaint
+
+
 def test_study_and_report_pass_their_arguments_on(call_cli, monkeypatch):
     from ontogeny import studies
     from ontogeny.runs import kinds

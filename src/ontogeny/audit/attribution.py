@@ -107,10 +107,12 @@ def attribute(
         on_progress: Called after each cell with the number of finished cells and of all cells.
 
     Raises:
-        BadInput: If there are fewer than 20 tasks, too few for its intervals.
+        BadInput: If there are fewer than 20 tasks, too few for its intervals, or `min_gain` is negative or not finite.
     """
     if num_tasks < MIN_TASKS:
         raise BadInput(f"an attribution needs at least {MIN_TASKS} tasks, not {num_tasks}")
+    if min_gain is not None and not 0 <= min_gain < math.inf:
+        raise BadInput(f"the smallest gain that counts must be a finite number of at least 0, not {min_gain:g}")
     totals = {}
     for number, cell in enumerate(CELLS, start=1):
         is_online, keeps_activations = cell in ("weights", "both"), cell in ("activations", "both")

@@ -100,7 +100,8 @@ def attribution(
         int, typer.Option(min=20, help="Held-out tasks, the same for each way of running the agent.")
     ] = 400,
     min_gain: Annotated[
-        float | None, typer.Option(help="Smallest gain to divide, in score per lifetime (default: 2 % of the score).")
+        float | None,
+        typer.Option(min=0, help="Smallest gain to divide, in score per lifetime (default: 2 % of the score)."),
     ] = None,
     seed: Seed = 0,
     out: JsonFile = None,

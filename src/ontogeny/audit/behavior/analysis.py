@@ -246,7 +246,9 @@ def _contrast_verdict(stays: StayAnalysis, is_two_step: bool) -> str:
     claim = "reward and transition interact in staying" if is_two_step else "reward makes staying more likely"
     contrast = stays.contrasts[name]
     if not contrast.num_participants:
-        return f"The {name} contrast of stay probabilities is unknown: no participant has pairs of trials in every cell."
+        return (
+            f"The {name} contrast of stay probabilities is unknown: no participant has pairs of trials in every cell."
+        )
     if math.isnan(contrast.low):
         return (
             f"The {name} contrast of stay probabilities is {contrast.mean:+.3f}, without an interval, since only one "
@@ -265,7 +267,9 @@ def _recovery_verdict(recovery: Mapping[str, Any], best: str) -> str:
     confusion, confused_with = max((share, name) for name, share in shares.items() if name != best)
     number = recovery["num_simulations"]
     low, high = clopper_pearson(round(shares[best] * number), number)
-    confusions = f"most often taken for {model_label(confused_with)} ({confusion:.0%})" if confusion else "never confused"
+    confusions = (
+        f"most often taken for {model_label(confused_with)} ({confusion:.0%})" if confusion else "never confused"
+    )
     return (
         f"With the parameters, trials and rewards of these participants, {model_label(best)} is recognized in "
         f"{shares[best]:.0%} ({low:.0%} to {high:.0%}) of {number} simulated participants; it is {confusions}."
