@@ -1,7 +1,7 @@
 """Attribution: controls get the verdict of their ground truth, and the parts follow from the cells."""
 
-import math
 import importlib
+import math
 
 import jax
 import numpy as np
