@@ -149,7 +149,7 @@ def test_too_few_tasks_are_rejected():
 
 
 @pytest.mark.parametrize("min_gain", [-1.0, math.nan, math.inf])
-def test_a_smallest_gain_that_is_negative_or_not_finite_is_rejected(min_gain):
+def test_a_min_gain_that_is_negative_or_not_finite_is_rejected(min_gain):
     agent, env, drives = build_subject("random", BANDIT)
     with pytest.raises(BadInput, match="smallest gain"):
         attribution.attribute(agent, env, drives, (), num_tasks=20, min_gain=min_gain)

@@ -42,9 +42,9 @@ def prequential(
         str | None, typer.Option(help="Published score of the stream to verify, in nats per token.")
     ] = None,
     num_tokens: Annotated[
-        int, typer.Option(help="Length of the generated stream; must exceed the predictor's update chunk.")
+        int, typer.Option(min=16, help="Length of the generated stream; must exceed the predictor's update chunk.")
     ] = 256,
-    num_positions: Annotated[int, typer.Option(help="Number of positions at which a token is changed.")] = 24,
+    num_positions: Annotated[int, typer.Option(min=1, help="Number of positions at which a token is changed.")] = 24,
     vocab_size: Annotated[
         int | None,
         typer.Option(min=2, help="Upper bound of generated tokens (default: all of the predictor's tokens)."),
