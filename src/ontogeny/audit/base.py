@@ -92,8 +92,8 @@ class PreparedSubject(NamedTuple):
 class Effect(NamedTuple):
     """A mean over lifetimes with its two-sided 95 % interval, and the one-sided tests of its distance from any value.
 
-    Interval and tests are exact for values with a known range, such as shares of choices (`bounded`), whose values are
-    then counted; they are Student's t for all others.
+    For values with a known range, such as shares of choices, both hold for few lifetimes too (`bounded`), and the
+    different values are counted; for all others they are Student's t.
     """
 
     mean: float

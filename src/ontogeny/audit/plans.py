@@ -6,7 +6,7 @@ before. Every link must have an effect: learners of values, successor representa
 them, and the pattern identifies them (100 temporal differences, 101 successor representation, 001 latent state, 111
 model-based; Momennejad et al. 2017, Nat Hum Behav 1:680; Russek et al. 2017, PLoS Comput Biol 13:e1005768). Its digits
 are 1 where an effect surely exceeds the smallest that counts, 0 where it surely lies below, and otherwise a question
-mark. Effects are differences of pairs of 0 and 1, so all bounds are exact (`bounded`).
+mark. Effects are differences of pairs of 0 and 1, whose bounds need no approximation for many lifetimes (`bounded`).
 
 Two links are then exposed, and both or only the first have changed. Two changes cancel, so a planner returns to its
 first choice; an agent that merely leaves an option after a surprise does not. No training environment contains
