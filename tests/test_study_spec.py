@@ -96,6 +96,8 @@ def test_the_seed_of_the_command_line_replaces_that_of_the_spec():
         ('["arms", "states"]', '["arms", "state"]', "names an unknown environment 'state' in agents.0.environments"),
         ('["arms", "states"]', "[]", "'environments' in [s.toml.agents.0]"),
         ("seeds = [0, 3]", "seeds = [3, 3]", "'seeds' in [s.toml.agents.1] contains 3 twice"),
+        ("seeds = [0, 3]", "seeds = []", "'seeds' in [s.toml.agents.1] has too few entries: at least 1, not 0"),
+        ("seeds = [0, 3]", "seeds = 3", "'seeds' in [s.toml.agents.1] must be a list, not 3"),
         ('name = "states"', 'name = "arms"', "[s.toml] names the environment 'arms' twice"),
         ("title =", "title", "s.toml is not valid TOML"),
         ("title =", f"x = {'[' * 9999}{']' * 9999}\ntitle =", "s.toml is not valid TOML"),

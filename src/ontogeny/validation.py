@@ -72,6 +72,10 @@ def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed
     if kind == "value_error":
         message = mistake["msg"].removeprefix("Value error, ")
         return f"{entry}: {message}" if message.startswith("'") else f"{entry} {message}"
+    if kind == "too_short":
+        return f"{entry} has too few entries: at least {mistake['ctx']['min_length']}, not {mistake['ctx']['actual_length']}"
+    if kind == "tuple_type":
+        return f"{entry} must be a list, not {shorten(value)}"
     rule = mistake["msg"].removeprefix("Input should be ").replace("valid integer", "whole number")
     return f"{entry} must be {rule}, not {shorten(value)}"
 
