@@ -73,7 +73,8 @@ def _sentence(mistake: ErrorDetails, model: type[BaseModel], place: str, renamed
         message = mistake["msg"].removeprefix("Value error, ")
         return f"{entry}: {message}" if message.startswith("'") else f"{entry} {message}"
     if kind == "too_short":
-        return f"{entry} has too few entries: at least {mistake['ctx']['min_length']}, not {mistake['ctx']['actual_length']}"
+        limits = mistake.get("ctx", {})
+        return f"{entry} has too few entries: at least {limits['min_length']}, not {limits['actual_length']}"
     if kind == "tuple_type":
         return f"{entry} must be a list, not {shorten(value)}"
     rule = mistake["msg"].removeprefix("Input should be ").replace("valid integer", "whole number")
