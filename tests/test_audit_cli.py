@@ -32,7 +32,7 @@ def test_audit_agent_prints_verdicts_and_writes_results(ontogeny, tmp_path):
     code, stdout, stderr = ontogeny(
         "audit", "agent", "organism:planner_in_weights", "--num-lifetimes", "20", "--out", "audit.json"
     )
-    assert (code, stderr) == (0, "")
+    assert code == 0 and all(line.startswith("auditing: ") for line in stderr.splitlines()), stderr
     assert "plans: Does it plan?" in stdout and "Secondary tests, which change no verdict, did not run" in stdout
     record = json.loads((tmp_path / "audit.json").read_text())
     frozen, online = record["subjects"]

@@ -55,8 +55,14 @@ def test_only_an_online_lifetime_changes_weights(agent):
     assert len({initial, *online}) == 4
 
 
-def test_weights_that_change_while_frozen_are_detected(tmp_path):
-    violator = read_saved_agent(run_of(tmp_path / "run", str(PLUGINS / "changes_weights_in_act.py")))
+def test_weights_that_change_while_frozen_are_detected(agent):
+    def act(key, state, percept):
+        action, state = agent.assembly.agent.act(key, state, percept)
+        weights = jax.tree.map(lambda leaf: leaf + 1, state.weights)
+        return action, state._replace(weights=weights)
+
+    changing = agent.assembly.agent._replace(act=act)  # as if the first check of its contract had missed it
+    violator = agent._replace(assembly=agent.assembly._replace(agent=changing))
     with pytest.raises(ContractViolation, match="the weights changed while frozen"):
         list(deploy(violator, num_steps=3))
 

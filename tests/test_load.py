@@ -128,7 +128,7 @@ def test_arguments_that_do_not_fit_are_refused(run, arguments, message):
         agent.act(state, **arguments)
     with pytest.raises(BadInput, match="there is no last action"):
         agent.act(agent.init(), 0, reward=1.0)
-    with pytest.raises(BadInput, match="'seed' in"):
+    with pytest.raises(BadInput, match="the seed must be a whole number"):
         agent.init(seed=-1)
 
 

@@ -284,6 +284,7 @@ LOCKS = {"fcntl", "filelock", "msvcrt"}
 ELSEWHERE = {  # writes to places that are no run folder
     "server/store.py": "creates the SQLite database of a server's state folder",
     "server/recovery.py": "copies a damaged database and reads around its damaged pages",
+    "audit/prequential/passes.py": "keeps what a predictor prints in temporary files",
     "server/repair.py": "keeps a copy of what was damaged in a state folder and replaces the database",
 }
 

@@ -128,12 +128,12 @@ def test_a_calibrated_filter_has_exactly_no_bias_and_a_planted_bias_is_measured(
 
 
 def test_a_bias_with_zero_variance_is_decided():
-    skill = {"skill": np.full(5, 0.1), "max_skill": np.full(5, 0.1)}
-    biased = skill | {sacrifice.BEYOND_ACCURACY: np.full(5, 0.02), sacrifice.ALONG_DIRECTION: np.full(5, 0.02)}
+    skill = {"skill": np.full(20, 0.1), "max_skill": np.full(20, 0.1)}
+    biased = skill | {sacrifice.BEYOND_ACCURACY: np.full(20, 0.02), sacrifice.ALONG_DIRECTION: np.full(20, 0.02)}
     assert sacrifice.decide(biased, sacrifice.THRESHOLDS).verdict == "yes"
-    unbiased = skill | {sacrifice.BEYOND_ACCURACY: np.zeros(5), sacrifice.ALONG_DIRECTION: np.zeros(5)}
+    unbiased = skill | {sacrifice.BEYOND_ACCURACY: np.zeros(20), sacrifice.ALONG_DIRECTION: np.zeros(20)}
     assert sacrifice.decide(unbiased, sacrifice.THRESHOLDS).verdict == "no"
-    unskilled = unbiased | {"skill": np.zeros(5)}
+    unskilled = unbiased | {"skill": np.full(20, -0.01)}
     assert "no better" in sacrifice.decide(unskilled, sacrifice.THRESHOLDS).competence_failure
 
 

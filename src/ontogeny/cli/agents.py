@@ -103,7 +103,7 @@ def evaluate(
     saved_agent = _load_run(run, env, drive) if run is not None else _build_agent(str(agent), env, drive, seed)
     if run is None and (num_parameters := trees.num_elements(saved_agent.genome)):
         shared.print_note(
-            f"the {pluralize(num_parameters, 'parameter')} of this agent's genome are random initial values; "
+            f"the genome of this agent, {pluralize(num_parameters, 'parameter')}, has its random initial values; "
             "`ontogeny train` develops a genome, and `ontogeny evaluate RUN` scores it"
         )
     if saved_agent.assembly.agent.learning and not online:

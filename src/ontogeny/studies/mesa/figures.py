@@ -105,7 +105,12 @@ def draw_fingerprint(
 
 
 def link_effects(effects: Mapping[str, list[float]]) -> list[list[float]]:
-    """The effects of the three links and of the weakest pair: mean and ends of the interval each."""
+    """The effects of the three links and of the weakest pair: mean and ends of the interval each.
+
+    Empty where the test was not decided because it had too few lifetimes.
+    """
+    if not effects:
+        return []
     pairs = [effects[name] for name in PAIRS if name in effects]
     return [effects[name] for name in LINKS] + ([min(pairs)] if pairs else [])
 
