@@ -10,6 +10,7 @@
 its own, and `workload.statuses` counts the answers.
 """
 
+import contextlib
 import http.client
 import json
 import random
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from ontogeny.errors import BadInput
 from ontogeny.server import keys
 from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.store import Store
@@ -291,7 +293,8 @@ class Workload:
             versions = [v for v in journal.list_versions(store, f"story/{client.id}") if not v.deleted]
             if versions:
                 number = client.draw.choice(versions[-20:]).number
-                branch_changes.rollback(store, f"story/{client.id}", number, "workload")
+                with contextlib.suppress(BadInput):  # an erasure of another process may have deleted it meanwhile
+                    branch_changes.rollback(store, f"story/{client.id}", number, "workload")
 
     def freeze(self, client: Client) -> None:
         """Stops learning for a moment."""

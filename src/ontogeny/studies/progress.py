@@ -140,12 +140,13 @@ def _table_row(result: AgentResult, event: StudyEvent) -> Sequence[str]:
     best = None  # an agent to which the task is revealed is not compared with published scores
     if not result.privileged:
         best = compare_with_best_published(score, dict(event.published_scores), event.upper_bound)
+    verdict = "" if best is None else "not surely different from" if best.verdict == "level" else best.verdict
     return (
         result.agent,
         format_number(score.mean),
         format_number(score.standard_error, 2),
         f"{format_number(score.low)} to {format_number(score.high)}",
-        f"{best.verdict} {best.baseline} {format_number(best.published_score)}" if best else "",
+        f"{verdict} {best.baseline} {format_number(best.published_score)}" if best else "",
         f"{result.num_training_env_steps:,}" if result.num_training_env_steps else "none",
     )
 
