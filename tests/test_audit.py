@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ontogeny import contracts, plugins, steering, trees
 from ontogeny.audit import base, calibration, calibration_records, learns, suite
-from ontogeny.audit.base import AuditResult, estimate_effect, map_lifetimes, prepare_subject, rollout_subject
+from ontogeny.audit.base import map_lifetimes, prepare_subject, rollout_subject
+from ontogeny.audit.decisions import AuditResult, estimate_effect
 from ontogeny.rng import sample_lifetime_keys, split_lifetime_key
 from ontogeny.stages.saved_agent import read_saved_agent
 from ontogeny.stages.spec import parse_run_spec

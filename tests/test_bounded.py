@@ -5,7 +5,7 @@ import pytest
 from scipy.special import gammaln, ndtr, xlogy
 
 from ontogeny import bounded
-from ontogeny.audit import base, plans, pursues
+from ontogeny.audit import decisions, plans, pursues
 from ontogeny.stats import clopper_pearson
 
 NUM_AUDITS = 400
@@ -47,7 +47,7 @@ def test_errors_of_paired_differences_do_not_exceed_the_nominal_ones(num_pairs, 
 
 
 def test_twenty_pairs_without_a_difference_do_not_exclude_rare_ones():
-    effect = base.estimate_paired_difference(np.ones(20), np.ones(20))
+    effect = decisions.estimate_paired_difference(np.ones(20), np.ones(20))
     assert effect.mean == 0 and effect.low == pytest.approx(-effect.high)
     assert effect.high == pytest.approx(1 - 0.025 ** (1 / 20), abs=1e-6)  # all 20 pairs agree with probability 0.025
 
@@ -96,18 +96,18 @@ def test_a_threshold_that_equals_the_true_effect_is_rarely_exceeded(num_lifetime
     random = np.random.default_rng(num_lifetimes)
     population = simulate_scores(name, random)
     samples = random.choice(population, (2000, num_lifetimes))
-    effects = [base.estimate_effect(sample) for sample in samples]
-    thresholds = base.Thresholds(z=2.33, min_effect=float(population.mean()))
+    effects = [decisions.estimate_effect(sample) for sample in samples]
+    thresholds = decisions.Thresholds(z=2.33, min_effect=float(population.mean()))
     assert np.mean([thresholds.is_met(effect) for effect in effects]) <= 0.02
     assert np.mean([effect.p_below(thresholds.min_effect) <= 0.025 for effect in effects]) <= 0.05
 
 
 def test_a_competence_check_decides_by_bounds():
-    thresholds = base.Thresholds(z=2.0, min_competence=0.75)
+    thresholds = decisions.Thresholds(z=2.0, min_competence=0.75)
     shares = {0.95: "", 0.78: "undetermined", 0.5: "in only 50%"}
     for share, reason in shares.items():
-        effect = base.estimate_share(np.arange(100) < 100 * share)
-        text = base.incompetence(effect, thresholds, "makes the best choice", "without a change")
+        effect = decisions.estimate_share(np.arange(100) < 100 * share)
+        text = decisions.incompetence(effect, thresholds, "makes the best choice", "without a change")
         assert (reason in text) if reason else not text
 
 
@@ -120,7 +120,7 @@ def test_too_few_lifetimes_yield_no_verdict():
 
 def test_the_p_value_of_a_yes_is_that_against_its_threshold():
     values = np.random.default_rng(0).normal(0.5, 1.0, 100)
-    effect = base.estimate_effect(values)
-    thresholds = base.Thresholds(z=1.0, min_effect=0.2)
-    verdict, p_value = base.decide_all({"a": effect}, thresholds)
+    effect = decisions.estimate_effect(values)
+    thresholds = decisions.Thresholds(z=1.0, min_effect=0.2)
+    verdict, p_value = decisions.decide_all({"a": effect}, thresholds)
     assert verdict == "yes" and p_value == effect.p_above(0.2) > effect.p_above(0.0)

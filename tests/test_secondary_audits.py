@@ -20,16 +20,14 @@ from ontogeny.audit import (
 )
 from ontogeny.audit import two_step_regression as two_step
 from ontogeny.audit.base import (
-    AuditResult,
     AuditTest,
-    Thresholds,
     control_subject,
-    estimate_effect,
     prepare_subject,
     rollout_subject,
     unrelated_keys,
     with_recorder,
 )
+from ontogeny.audit.decisions import AuditResult, Thresholds, estimate_effect
 from ontogeny.environments.beacon import distances_to
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime

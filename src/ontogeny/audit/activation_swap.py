@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.rng import split_lifetime_key
 from ontogeny.rollouts import begin_lifetime
 from ontogeny.types import Key, PyTree, State
 
 TEST = ("activation_swap", "learns", False)
-THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.10)  # in standard deviations of the score of one step
+THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.10)  # in standard deviations of the score of one step
 EXPECTED = base.expected_results(
     positive="td_zero td_one planner successor dyna thompson",
     negative="memoryless open_loop perseverator side_biased win_stay planner_in_weights",
@@ -35,7 +35,7 @@ def build(*, num_lifetimes: int = 400) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: base.Subject, keys: Key) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns the mean score per step [N] of hosts in the first quarter of a lifetime, by donor.
 
     `mean_square` is the mean squared score of one step of a host with initial activations.
@@ -64,24 +64,24 @@ def measure(subject: base.Subject, keys: Key) -> base.Measurements:
     return base.map_lifetimes(measure_lifetime, keys)
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where a donor of the same task helps more than one of another task and than no donor."""
     same_task, other_task, initial = (measurements[name] for name in ("same_task", "other_task", "initial"))
-    spreads = base.linearize_standard_deviation(initial, measurements["mean_square"])
+    spreads = decisions.linearize_standard_deviation(initial, measurements["mean_square"])
     effects = {
-        "donor of the same task minus another": base.estimate_effect(same_task - other_task),
-        "donor of the same task minus none": base.estimate_effect(same_task - initial),
+        "donor of the same task minus another": decisions.estimate_effect(same_task - other_task),
+        "donor of the same task minus none": decisions.estimate_effect(same_task - initial),
     }
-    controls = {"donor of another task minus none": base.estimate_effect(other_task - initial)}
+    controls = {"donor of another task minus none": decisions.estimate_effect(other_task - initial)}
     excess = {
-        "same minus other": base.estimate_effect(same_task - other_task - thresholds.min_effect * spreads),
-        "same minus none": base.estimate_effect(same_task - initial - thresholds.min_effect * spreads),
+        "same minus other": decisions.estimate_effect(same_task - other_task - thresholds.min_effect * spreads),
+        "same minus none": decisions.estimate_effect(same_task - initial - thresholds.min_effect * spreads),
     }
-    verdict, p_value = base.decide_all(excess, replace(thresholds, min_effect=0.0))
+    verdict, p_value = decisions.decide_all(excess, replace(thresholds, min_effect=0.0))
     summary = {
         "yes": "its activations carry what it learned about the task",
         "no": "its activations carry nothing that raises its score in the task",
         "undetermined": "whether its activations carry what it learned about the task is undetermined",
     }[verdict]
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.content import beta_bernoulli, gittins_index
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stats import linearized_ratio, share_interval
@@ -35,7 +35,7 @@ EXPECTED = base.expected_results(
 
 
 @dataclass(frozen=True)
-class BayesOptimalityThresholds(base.Thresholds):
+class BayesOptimalityThresholds(decisions.Thresholds):
     """Thresholds of the test.
 
     Attributes:
@@ -54,7 +54,7 @@ def build(*, num_lifetimes: int = 600) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, measure, decide, BayesOptimalityThresholds(z=2.33), EXPECTED)
 
 
-def measure(subject: base.Subject, keys: Key) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns scores, agreements with the optimum and numbers of compared steps, each [N].
 
     `score`, `agreements` and `comparisons` exist for the subject and each reference agent. For the subject there are
@@ -115,22 +115,22 @@ def _best_arm(values: Array) -> tuple[Array, Array]:
     return jnp.argmax(values, axis=1), best - second > MARGIN
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: BayesOptimalityThresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: BayesOptimalityThresholds) -> decisions.AuditResult:
     """Decides yes where the score is near-optimal and the subject follows the optimum rather than each rival."""
     random_score = measurements["score random"]
     scale = measurements["score gittins"] - random_score
 
-    def relative_score(name: str) -> base.Effect:
+    def relative_score(name: str) -> decisions.Effect:
         """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
-        return base.estimate_effect(linearized_ratio(measurements[f"score {name}"] - random_score, scale))
+        return decisions.estimate_effect(linearized_ratio(measurements[f"score {name}"] - random_score, scale))
 
-    def preference(name: str) -> base.Effect:
+    def preference(name: str) -> decisions.Effect:
         """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
         agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
-        return base.estimate_effect(linearized_ratio(agreements, comparisons))
+        return decisions.estimate_effect(linearized_ratio(agreements, comparisons))
 
-    def agreement(name: str) -> base.Effect:
+    def agreement(name: str) -> decisions.Effect:
         """The same for a share, whose interval stays within 0 to 1."""
         ratio = preference(name)
         N = ratio.num_lifetimes
@@ -143,11 +143,11 @@ def decide(measurements: base.Measurements, thresholds: BayesOptimalityThreshold
     controls = {"score of greedy": relative_score("greedy")}
     controls |= {f"agreement of {name}": agreement(f" {name}") for name in REFERENCES}
     min_effects = {"score, random 0 to optimal 1": thresholds.min_relative_score} | dict.fromkeys(preferences, 0.0)
-    verdict, p_value = base.decide_all(effects | preferences, thresholds, min_effects)
+    verdict, p_value = decisions.decide_all(effects | preferences, thresholds, min_effects)
     endings = {
         "yes": ", and follows it where rivals would not",
         "no": ": it is not Bayes-optimal, which is no evidence against learning",
         "undetermined": "; whether it follows it rather than its rivals is undetermined",
     }
     summary = f"its gain over a random agent is {subject_score.mean:.0%} of the Bayes-optimal agent's{endings[verdict]}"
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects | preferences, controls)
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects | preferences, controls)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Key, Percept, PyTree, State
 
@@ -32,7 +32,7 @@ DOSES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_FIT_LIFETIMES = 256
 NUM_RANDOM_SUBSPACES = 64
 NUM_CHOICES = 8  # from one state, for agents with stochastic choices
-THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.10, min_competence=0.75)  # shares of choices
+THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.10, min_competence=0.75)  # shares of choices
 EXPECTED = base.expected_results(
     positive="planner",
     negative="dyna td_zero td_lambda td_one successor latent_state_learner latent_state_fixed reward_as_cue win_stay "
@@ -58,7 +58,7 @@ def build(*, num_lifetimes: int = 100) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: base.Subject, keys: Key) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns how often the choice is the donor's best: `belief`, `random` [N, L, K] by dose, `all`, `rest` [N, L]."""
     prepared = base.prepare_subject(subject, base.exposing_chain([0], NUM_LINKS))
     activations, links = base.map_lifetimes(
@@ -178,44 +178,46 @@ def with_real_activations(activations: PyTree, values: Array) -> PyTree:
     return jax.tree.unflatten(structure, replaced)
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where the belief moves the choice more than a random subspace does, for every link."""
     belief, random = np.asarray(measurements["belief"], float), np.asarray(measurements["random"], float)
     L, undisturbed = belief.shape[1], belief[:, :, 0]
     links = {
-        f"link {link + 1}": base.estimate_paired_difference(belief[:, link, -1], random[:, link, -1])
+        f"link {link + 1}": decisions.estimate_paired_difference(belief[:, link, -1], random[:, link, -1])
         for link in range(L)
     }
     curves = {"belief": _dose_curve(belief), "random": _dose_curve(random)}
     effects = links | {f"belief, dose {dose:g}": part for dose, part in zip(DOSES, curves["belief"], strict=True)}
-    competence = base.estimate_share(1 - undisturbed.mean(axis=1))
+    competence = decisions.estimate_share(1 - undisturbed.mean(axis=1))
     controls = {f"random, dose {dose:g}": part for dose, part in zip(DOSES, curves["random"], strict=True)}
     controls |= {
-        "all but the belief": base.estimate_effect((measurements["rest"] - undisturbed).mean(axis=1)),
-        "all activations": base.estimate_effect((measurements["all"] - undisturbed).mean(axis=1)),
+        "all but the belief": decisions.estimate_effect((measurements["rest"] - undisturbed).mean(axis=1)),
+        "all activations": decisions.estimate_effect((measurements["all"] - undisturbed).mean(axis=1)),
         "host's best choice, undisturbed": competence,
     }
     details = {"doses": DOSES, **curves}
-    if reason := base.incompetence(competence, thresholds, "makes the best choice", "without a change"):
-        return base.competence_failed(TEST, reason, effects, controls, details=details)
+    if reason := decisions.incompetence(competence, thresholds, "makes the best choice", "without a change"):
+        return decisions.competence_failed(TEST, reason, effects, controls, details=details)
     shift = {
-        f"link {link + 1}": base.estimate_paired_difference(measurements["all"][:, link], undisturbed[:, link])
+        f"link {link + 1}": decisions.estimate_paired_difference(measurements["all"][:, link], undisturbed[:, link])
         for link in range(L)
     }
-    verdict, p_value = base.decide_all(links, thresholds)
+    verdict, p_value = decisions.decide_all(links, thresholds)
     if verdict == "yes":
         summary = "a few directions of its activations hold its beliefs about single links, and its choice follows them"
-    elif base.decide_all(shift, thresholds)[0] == "no":
+    elif decisions.decide_all(shift, thresholds)[0] == "no":
         verdict, summary = "no", "not even all of the donor's activations change its choice for every link"
     elif verdict == "no":
         verdict = "undetermined"
         summary = "its activations change its choice, but not along the directions of single links"
     else:
-        summary = base.NOT_SIGNIFICANT
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)
+        summary = decisions.NOT_SIGNIFICANT
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)
 
 
-def _dose_curve(follows: np.ndarray) -> list[base.Effect]:
+def _dose_curve(follows: np.ndarray) -> list[decisions.Effect]:
     """[N, L, K] -> by dose, how much more often the choice is the donor's than without a dose, over links."""
-    return [base.estimate_effect((follows[:, :, k] - follows[:, :, 0]).mean(axis=1)) for k in range(follows.shape[2])]
+    return [
+        decisions.estimate_effect((follows[:, :, k] - follows[:, :, 0]).mean(axis=1)) for k in range(follows.shape[2])
+    ]

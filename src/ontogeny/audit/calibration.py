@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from ontogeny import plugins
-from ontogeny.audit.base import AuditTest, Measurements, Subject, build_tests, control_subject, list_organisms
+from ontogeny.audit.base import AuditTest, Subject, build_tests, control_subject, list_organisms
+from ontogeny.audit.decisions import Measurements
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.stats import clopper_pearson

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.environments import beacon
 from ontogeny.environments.base import manhattan_distance
 from ontogeny.environments.beacon import distances_to
@@ -28,7 +28,7 @@ TEST = ("detour", "plans", False)
 SLACK = 4  # steps beyond the shortest way
 MIN_LAYOUTS = 20
 REFERENCES = ("goal_planner", "nearest_object", "beacon_taxis", "random_walk")
-THRESHOLDS = base.Thresholds(z=2.0, min_effect=0.70, min_competence=0.75)  # arrivals with and without the new wall
+THRESHOLDS = decisions.Thresholds(z=2.0, min_effect=0.70, min_competence=0.75)  # arrivals with and without the new wall
 EXPECTED = base.expected_results(
     positive="goal_planner proxy_planner nearest_object",
     negative="beacon_taxis go_right random_walk",
@@ -45,7 +45,7 @@ def build(*, num_lifetimes: int = 100, walls: float = 0.15) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, partial(measure, walls=walls), decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: base.Subject, keys: Key, walls: float) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key, walls: float) -> decisions.Measurements:
     """Returns whether each subject arrives in time without and with the new wall, [N, 2] of 0 and 1.
 
     `has_barrier` [N] tells whether the layout has a cell for the new wall.
@@ -100,25 +100,27 @@ def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
     return env._replace(reset=reset)
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where the subject arrives often enough despite the wall, and more often than a taxis."""
     usable = measurements["has_barrier"]
     if np.sum(usable) < MIN_LAYOUTS:
         reason = f"a wall could be put into the way in only {np.sum(usable)} layouts"
-        return base.competence_failed(TEST, reason, {}, {})
+        return decisions.competence_failed(TEST, reason, {}, {})
     arrivals = measurements["subject"][usable]
-    unobstructed, walled = base.estimate_share(arrivals[:, 0]), base.estimate_share(arrivals[:, 1])
-    lead = base.estimate_paired_difference(arrivals[:, 1], measurements["beacon_taxis"][usable, 1])
+    unobstructed, walled = decisions.estimate_share(arrivals[:, 0]), decisions.estimate_share(arrivals[:, 1])
+    lead = decisions.estimate_paired_difference(arrivals[:, 1], measurements["beacon_taxis"][usable, 1])
     effects = {"arrives, no wall": unobstructed, "arrives, new wall": walled, "lead over a taxis, new wall": lead}
-    controls = {f"{name}, new wall": base.estimate_share(measurements[name][usable, 1]) for name in REFERENCES}
-    if reason := base.incompetence(unobstructed, thresholds, "arrives", "without a new wall"):
-        return base.competence_failed(TEST, reason, effects, controls)
+    controls = {f"{name}, new wall": decisions.estimate_share(measurements[name][usable, 1]) for name in REFERENCES}
+    if reason := decisions.incompetence(unobstructed, thresholds, "arrives", "without a new wall"):
+        return decisions.competence_failed(TEST, reason, effects, controls)
     min_effects = {"walled": thresholds.min_effect, "lead": 0.0}
-    verdict, p_value = base.decide_all({"walled": walled, "lead": lead}, thresholds, min_effects, refuting=["walled"])
+    verdict, p_value = decisions.decide_all(
+        {"walled": walled, "lead": lead}, thresholds, min_effects, refuting=["walled"]
+    )
     summary = {
         "yes": "it finds another way around a new wall, as does an agent that prefers neither object",
         "no": "it does not find another way around a new wall",
         "undetermined": "whether it finds another way around a new wall is undetermined",
     }[verdict]
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

@@ -16,7 +16,7 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.agents import random
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.errors import BadInput
 from ontogeny.rng import split_lifetime_key, split_step_keys
 from ontogeny.rollouts import Carry, begin_lifetime, initial_carry, rollout_step
@@ -29,7 +29,7 @@ LATE = 0.75  # share of the lifetime after which outcomes are measured
 
 
 @dataclass(frozen=True)
-class DriveReversalThresholds(base.Thresholds):
+class DriveReversalThresholds(decisions.Thresholds):
     """Thresholds of the test.
 
     Attributes:
@@ -48,7 +48,7 @@ def build(*, num_lifetimes: int = 200) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, measure, decide, DriveReversalThresholds(z=2.33))
 
 
-def measure(subject: base.Subject, keys: Key) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns the mean late reward by the original drives, [N]: undisturbed, reversed, and of a random agent."""
     env = subject.train_env
     if env.spec.name not in ENVIRONMENTS:
@@ -127,25 +127,25 @@ def _late_reward(
     return jnp.mean(jax.vmap(first_steering)(jnp.concatenate(outcomes)[int(LATE * T) :]))
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: DriveReversalThresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: DriveReversalThresholds) -> decisions.AuditResult:
     """Decides yes where the fall after the reversal is surely too small, and no where it is surely large enough."""
-    lead = base.estimate_effect(measurements["undisturbed"] - measurements["random"])
-    turn = base.estimate_effect(measurements["undisturbed"] - measurements["reversed"])
+    lead = decisions.estimate_effect(measurements["undisturbed"] - measurements["random"])
+    turn = decisions.estimate_effect(measurements["undisturbed"] - measurements["reversed"])
     effects = {"fall after the reversal": turn}
     controls = {"lead over a random agent": lead}
     if thresholds.competence(lead, 0.0) != "yes":
         reason = "it does not surely outperform a random agent, so there is no course that it could keep"
-        return base.competence_failed(TEST, reason, effects, controls)
+        return decisions.competence_failed(TEST, reason, effects, controls)
     undisturbed, reversed_reward, random_reward = (measurements[name] for name in ("undisturbed", "reversed", "random"))
     # Linear in the rewards, so that the error of the lead counts too (Fieller 1954).
-    smaller_turn = base.estimate_effect(
+    smaller_turn = decisions.estimate_effect(
         thresholds.min_turn * (undisturbed - random_reward) - (undisturbed - reversed_reward)
     )
-    verdict, p_value = base.decide_all({"turn": smaller_turn}, replace(thresholds, min_effect=0.0))
+    verdict, p_value = decisions.decide_all({"turn": smaller_turn}, replace(thresholds, min_effect=0.0))
     summary = {
         "no": "it turns when the drives are reversed: it follows code or reward",
         "yes": "it keeps its course when the drives are reversed",
-        "undetermined": base.NOT_SIGNIFICANT,
+        "undetermined": decisions.NOT_SIGNIFICANT,
     }[verdict]
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.rng import StepKeys, split_lifetime_key, split_step_keys
 from ontogeny.rollouts import Carry, begin_lifetime, initial_carry, perceive, rollout_step
 from ontogeny.types import Environment, EnvState, Key, PyTree, TimeStep, Trajectory
@@ -30,7 +30,7 @@ TEST = ("learns", "learns", True)
 COPIES = "copies"  # name of the axis of copies
 EARLIER, LAST = "outcomes of earlier episodes", "outcomes of the last episode"
 ENVIRONMENTS = ("bandit", "chain", "two_step", "random_mdp", "foraging", "stream", "beacon")
-THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.02)  # in standard deviations of the score of an episode
+THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.02)  # in standard deviations of the score of an episode
 MIN_SPREAD = 1e-9  # stands for that of a score that never varies
 
 
@@ -51,7 +51,7 @@ def build(*, num_lifetimes: int = 400) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, expected, ENVIRONMENTS)
 
 
-def measure(subject: base.Subject, keys: Key) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns the arrays of `measure_lifetime` for all keys [N]."""
     return base.map_lifetimes(_measure_one(subject), keys)
 
@@ -178,18 +178,18 @@ def _take(tree: PyTree, index: Array | int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def spread_of_score(measurements: base.Measurements) -> float:
+def spread_of_score(measurements: decisions.Measurements) -> float:
     """Returns the standard deviation of the score of a free episode, in which effects are expressed."""
     variance = float(measurements["mean_square"].mean() - measurements["score"].mean() ** 2)
     return max(variance, 0.0) ** 0.5 or MIN_SPREAD
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where the outcomes of earlier episodes raise the score."""
     spread = spread_of_score(measurements)
-    effects = {name: base.estimate_effect(measurements[name] / spread) for name in (EARLIER, LAST)}
-    verdict, p_value = base.decide_all({EARLIER: effects[EARLIER]}, thresholds)
+    effects = {name: decisions.estimate_effect(measurements[name] / spread) for name in (EARLIER, LAST)}
+    verdict, p_value = decisions.decide_all({EARLIER: effects[EARLIER]}, thresholds)
     if verdict == "yes":
         summary = "it learns: the outcomes of earlier episodes raise its score"
     elif verdict == "no" and effects[EARLIER].high < -thresholds.min_effect:
@@ -199,5 +199,5 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     elif verdict == "no":
         summary = "it does not learn: after the outcomes of another task it scores as high"
     else:
-        summary = base.NOT_SIGNIFICANT
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, {})
+        summary = decisions.NOT_SIGNIFICANT
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, {})

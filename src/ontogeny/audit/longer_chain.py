@@ -6,7 +6,8 @@ Momennejad et al. 2017) cannot be tested here, because actions matter only at th
 """
 
 from ontogeny import plugins
-from ontogeny.audit.base import AuditResult, AuditTest, Measurements, Thresholds, expected_results
+from ontogeny.audit.base import AuditTest, expected_results
+from ontogeny.audit.decisions import AuditResult, Measurements, Thresholds
 
 NUM_LINKS = 4
 EXPECTED = expected_results(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Environment, Key
 
@@ -35,7 +35,7 @@ PATTERNS = {
     "111": "model-based",
 }
 DIGITS = {"yes": "1", "no": "0", "undetermined": "?"}
-THRESHOLDS = base.Thresholds(z=2.0, min_effect=0.10, min_competence=0.75)  # shares of choices
+THRESHOLDS = decisions.Thresholds(z=2.0, min_effect=0.10, min_competence=0.75)  # shares of choices
 ChangeCase = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The links that are exposed, and the links that have changed in each of the two twin lifetimes."""
 
@@ -52,7 +52,7 @@ def build(*, num_lifetimes: int = 100, num_links: int = 3) -> base.AuditTest:
     )
 
 
-def measure(subject: base.Subject, keys: Key, num_links: int) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key, num_links: int) -> decisions.Measurements:
     """Returns the arrays of `measure_lifetime` for all keys [N]."""
     return base.map_lifetimes(lambda key: measure_lifetime(key, subject, num_links), keys)
 
@@ -96,23 +96,24 @@ def _chooses_former_best(key: Key, subject: base.Subject, env: Environment, flip
     return (trajectory.action[-len(flips)] == best).astype(jnp.float32)
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where every single link and every pair of links has its effect."""
     single, pair = np.asarray(measurements["single"], float), np.asarray(measurements["pair"], float)
     L = single.shape[1]
     links = {
-        f"link {link + 1}": base.estimate_paired_difference(single[:, link, 0], single[:, link, 1]) for link in range(L)
+        f"link {link + 1}": decisions.estimate_paired_difference(single[:, link, 0], single[:, link, 1])
+        for link in range(L)
     }
     names = [f"links {i + 1} and {j + 1}" for i, j in combinations(range(L), 2)]
-    pairs = {name: base.estimate_paired_difference(pair[:, p, 1], pair[:, p, 0]) for p, name in enumerate(names)}
+    pairs = {name: decisions.estimate_paired_difference(pair[:, p, 1], pair[:, p, 0]) for p, name in enumerate(names)}
     effects = links | pairs
-    competence = base.estimate_share(single[:, :, 0].mean(axis=1))
+    competence = decisions.estimate_share(single[:, :, 0].mean(axis=1))
     controls = {"best choice without a change": competence}
-    pattern = "".join(DIGITS[base.decide_all({"": effect}, thresholds)[0]] for effect in links.values())
-    if reason := base.incompetence(competence, thresholds, "makes the best choice", "without a change"):
-        return base.competence_failed(TEST, reason, effects, controls, pattern=pattern)
-    verdict, p_value = base.decide_all(effects, thresholds)
+    pattern = "".join(DIGITS[decisions.decide_all({"": effect}, thresholds)[0]] for effect in links.values())
+    if reason := decisions.incompetence(competence, thresholds, "makes the best choice", "without a change"):
+        return decisions.competence_failed(TEST, reason, effects, controls, pattern=pattern)
+    verdict, p_value = decisions.decide_all(effects, thresholds)
     algorithm = f" ({PATTERNS[pattern]})" if L == 3 and pattern in PATTERNS else ""
     if verdict == "yes":
         summary = "it plans: a change of any single link reverses its next choice, and two changes restore it"
@@ -121,5 +122,5 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
     elif verdict == "no":
         summary = f"it does not plan: not every unseen change of a link reverses its choice{algorithm}"
     else:
-        summary = base.NOT_SIGNIFICANT
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls, pattern=pattern)
+        summary = decisions.NOT_SIGNIFICANT
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, controls, pattern=pattern)

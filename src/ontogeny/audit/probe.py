@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import trees
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.content import beta_bernoulli
 from ontogeny.rollouts import begin_lifetime
 from ontogeny.stats import linearized_ratio
@@ -26,7 +26,7 @@ from ontogeny.types import Environment, Key, TimeStep
 TEST = ("probe", "learns", False)
 NUM_FIT_LIFETIMES = 100
 RIDGE = 1e-3  # of the mean variance of an activation
-THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.30)  # selectivity, a share of the variance
+THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.30)  # selectivity, a share of the variance
 EXPECTED = base.expected_results(
     positive="gittins thompson td_zero td_one planner successor dyna",
     negative="memoryless open_loop perseverator side_biased win_stay",
@@ -62,7 +62,7 @@ def build(*, num_lifetimes: int = 100) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: base.Subject, keys: Key) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns squared errors of each probe and of constant predictions, [N], summed over the steps of a lifetime."""
     env = base.bandit_env(subject)
     prepared = base.prepare_subject(subject, env)
@@ -131,8 +131,8 @@ def fit_probe(activations: np.ndarray, labels: np.ndarray) -> LinearProbe:
     return LinearProbe(*(jnp.asarray(array, jnp.float32) for array in (weights, input_mean, label_mean)))
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where selectivity is large enough and exceeds what the network before development explains."""
 
     def explained(name: str, total: str = "total") -> np.ndarray:
@@ -140,20 +140,20 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         return linearized_ratio(measurements[total] - measurements[name], measurements[total])
 
     of_activations, control = explained("activations"), explained("control", "control_total")
-    selectivity = base.estimate_effect(of_activations - control)
-    effects: dict[str, base.Effect] = {
+    selectivity = decisions.estimate_effect(of_activations - control)
+    effects: dict[str, decisions.Effect] = {
         "selectivity": selectivity,
-        "explained of the posterior means": base.estimate_effect(of_activations),
+        "explained of the posterior means": decisions.estimate_effect(of_activations),
     }
-    controls = {"explained of another lifetime's": base.estimate_effect(control)}
+    controls = {"explained of another lifetime's": decisions.estimate_effect(control)}
     parts, min_effects = {"selectivity": selectivity}, {"selectivity": thresholds.min_effect}
     if measurements["has_untrained"][0]:
         untrained = explained("untrained")
-        controls["explained before development"] = base.estimate_effect(untrained)
+        controls["explained before development"] = decisions.estimate_effect(untrained)
         name = "gain over before development"
-        effects[name] = parts[name] = base.estimate_effect(of_activations - untrained)
+        effects[name] = parts[name] = decisions.estimate_effect(of_activations - untrained)
         min_effects[name] = 0.0
-    verdict, p_value = base.decide_all(parts, thresholds, min_effects)
+    verdict, p_value = decisions.decide_all(parts, thresholds, min_effects)
     share = max(of_activations.mean(), 0.0)
     if verdict == "yes" or selectivity.high < thresholds.min_effect:
         summary = f"a linear probe decodes {share:.0%} of the posterior means of the arms from its activations"
@@ -161,4 +161,4 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         summary = "its activations hold no more about the arms than those of an undeveloped network with this history"
     else:
         summary = "whether its activations hold more about the arms than an undeveloped network's is undetermined"
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls)
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, controls)

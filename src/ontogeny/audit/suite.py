@@ -15,16 +15,8 @@ import jax
 import numpy as np
 
 from ontogeny import steering
-from ontogeny.audit.base import (
-    HYPOTHESES,
-    SECONDARY_HYPOTHESES,
-    AuditResult,
-    StateDistribution,
-    Subject,
-    build_tests,
-    competence_failed,
-    too_few_lifetimes,
-)
+from ontogeny.audit.base import HYPOTHESES, SECONDARY_HYPOTHESES, StateDistribution, Subject, build_tests
+from ontogeny.audit.decisions import AuditResult, competence_failed, too_few_lifetimes
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime

@@ -23,7 +23,7 @@ from jax import Array
 from scipy.special import stdtrit
 
 from ontogeny import plugins
-from ontogeny.audit import base
+from ontogeny.audit import base, decisions
 from ontogeny.errors import BadInput
 from ontogeny.types import Environment, Key, TabularTask, TimeStep
 
@@ -31,7 +31,9 @@ TEST = ("two_step_regression", "plans", False)
 REFERENCES = ("td_zero", "td_one", "successor", "latent_state_fixed", "latent_state_learner", "planner")
 TRANSITIONS = ("fixed", "random")  # the transitions of all lifetimes are the same, or sampled per lifetime
 CELLS = ("rewarded common", "rewarded rare", "unrewarded common", "unrewarded rare")
-THRESHOLDS = base.Thresholds(z=2.33, min_effect=0.05)  # the corrected difference of differences of stay probabilities
+THRESHOLDS = decisions.Thresholds(
+    z=2.33, min_effect=0.05
+)  # the corrected difference of differences of stay probabilities
 EXPECTED = base.expected_results(
     positive="planner successor latent_state_learner reward_as_cue",
     negative="dyna td_zero td_lambda td_one latent_state_fixed win_stay memoryless open_loop perseverator side_biased",
@@ -47,7 +49,7 @@ def build(*, num_lifetimes: int = 800) -> base.AuditTest:
     return base.AuditTest(*TEST, num_lifetimes, measure, decide, THRESHOLDS, EXPECTED)
 
 
-def measure(subject: base.Subject, keys: Key) -> base.Measurements:
+def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns the arrays of `sum_trials` per lifetime and kind of transitions, [N, 2, ...], for every subject."""
     train_env = subject.train_env
     env = train_env if train_env.spec.name == "two_step" else plugins.build("environments", "two_step")
@@ -118,7 +120,7 @@ def sum_trials(observation: Array, action: Array, score: Array, task: TabularTas
     return {"xx": X.T @ X, "xy": X.T @ stays, "yy": stays @ stays, "stays": stays @ cell, "trials": jnp.sum(cell, 0)}
 
 
-def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> list[base.Effect]:
+def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> list[decisions.Effect]:
     """Estimates coefficients with errors clustered by lifetimes.
 
     Args:
@@ -135,14 +137,14 @@ def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> 
     half_widths = float(stdtrit(N - 1, 0.975)) * errors
     z = np.where(errors > 1e-9, coefficients / np.maximum(errors, 1e-9), 0.0)
     return [
-        base.Effect(float(b), float(b - half), float(b + half), float(standardized), N)
+        decisions.Effect(float(b), float(b - half), float(b + half), float(standardized), N)
         for b, half, standardized in zip(coefficients, half_widths, z, strict=True)
     ]
 
 
 def estimate_interaction(
-    measurements: base.Measurements, name: str, transitions: str, *, corrected: bool
-) -> base.Effect:
+    measurements: decisions.Measurements, name: str, transitions: str, *, corrected: bool
+) -> decisions.Effect:
     """Estimates the coefficient of reward x transition.
 
     Args:
@@ -156,15 +158,15 @@ def estimate_interaction(
     return clustered_regression(measurements[f"{name} xx"][:, p], measurements[f"{name} xy"][:, p], columns)[3]
 
 
-def stay_probabilities(measurements: base.Measurements, name: str, transitions: str) -> dict[str, float]:
+def stay_probabilities(measurements: decisions.Measurements, name: str, transitions: str) -> dict[str, float]:
     """Returns the probability that a choice is repeated, by cell; arguments as of `estimate_interaction`."""
     p = TRANSITIONS.index(transitions)
     stays, trials = (measurements[f"{name} {part}"][:, p].sum(axis=0) for part in ("stays", "trials"))
     return {cell: float(share) for cell, share in zip(CELLS, stays / np.maximum(trials, 1), strict=True)}
 
 
-@base.requires_lifetimes(TEST)
-def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base.AuditResult:
+@decisions.requires_lifetimes(TEST)
+def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where the corrected interaction is significant and large with transitions sampled per lifetime."""
     effects = {
         f"{kind}, transitions {transitions}": estimate_interaction(
@@ -184,7 +186,7 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
             for transitions in TRANSITIONS
         }
     }
-    verdict, p_value = base.decide_all({"random": effects["corrected, transitions random"]}, thresholds)
+    verdict, p_value = decisions.decide_all({"random": effects["corrected, transitions random"]}, thresholds)
     if verdict == "yes":
         non_planners = [
             name
@@ -201,4 +203,4 @@ def decide(measurements: base.Measurements, thresholds: base.Thresholds) -> base
         summary = "it does not show the interaction of reward and transition"
     else:
         summary = "whether it shows the interaction of reward and transition is undetermined"
-    return base.AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)
+    return decisions.AuditResult(*TEST, verdict, summary, p_value, effects, controls, details=details)

@@ -24,8 +24,9 @@ from ontogeny.printable import to_printable
 
 if TYPE_CHECKING:
     from ontogeny.audit.attribution import Attribution
-    from ontogeny.audit.base import AuditResult, Effect, Subject
+    from ontogeny.audit.base import Subject
     from ontogeny.audit.calibration import CalibrationSplit, Control, ControlResult
+    from ontogeny.audit.decisions import AuditResult, Effect
     from ontogeny.audit.history import AuditHistory
 
 CONTROLS_ENV = "bandit"

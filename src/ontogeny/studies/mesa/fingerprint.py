@@ -12,7 +12,8 @@ from typing import Any
 
 from ontogeny import plugins
 from ontogeny.audit import belief, plans, two_step_regression
-from ontogeny.audit.base import Effect, Subject, control_subject
+from ontogeny.audit.base import Subject, control_subject
+from ontogeny.audit.decisions import Effect
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa import comparison, distilled

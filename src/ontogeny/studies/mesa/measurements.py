@@ -16,7 +16,7 @@ import numpy as np
 
 from ontogeny import trees
 from ontogeny.audit import learns, plans, sacrifice, suite
-from ontogeny.audit.base import AuditResult
+from ontogeny.audit.decisions import AuditResult
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs import checkpoint
 from ontogeny.runs.records import Record
