@@ -426,6 +426,8 @@ def test_a_sentence_and_a_table_state_the_differences_between_agents_of_one_appr
     assert "long and short do not differ significantly (95 % interval −0.096 to 0.296 of the difference)" in answer_in(
         level
     )
+    doubtful = answer_in(page_of(tmp_path / "d", search_lengths(approach, 0.25)))  # the interval excludes zero
+    assert "long and short differ by less than three standard errors, so no difference is claimed" in doubtful
     reverse = page_of(tmp_path / "c", search_lengths(approach, -1.5))
     assert "short scores 1.50 more per lifetime than long" in answer_in(reverse)
 

@@ -113,4 +113,8 @@ def _clause(pair: PairwiseDifference) -> str:
     if pair.is_claimed:
         mean = format_mean(difference.mean, difference.standard_error).partition(" ± ")[0]
         return f"{first} scores {mean} more per lifetime than {second} ({interval})"
+    if difference.low > 0 or difference.high < 0:
+        return (
+            f"{first} and {second} differ by less than three standard errors, so no difference is claimed ({interval})"
+        )
     return f"{first} and {second} do not differ significantly ({interval} of the difference)"
