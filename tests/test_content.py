@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny.content import action_values, causal_transformer, planning, tabular_model
+from ontogeny.content import action_values, planning, tabular_model
 from ontogeny.errors import BadInput
 from ontogeny.types import EnvSpec, FeaturePrior, Prior
 
@@ -145,39 +145,3 @@ def test_action_values_are_indexed_by_steps_to_go():
     table = values.update(values.init(), jnp.arange(H * S * A).reshape(H, S, A))
     assert values.query(table, jnp.int32(1), jnp.int32(1)).tolist() == [2, 3]
     assert values.query(table, jnp.int32(0), jnp.int32(H)).tolist() == [18, 19]
-
-
-def plain_causal_transformer(weights, inputs, num_heads, window_length):
-    """One transformer block, written out for whole sequences in NumPy, without the shared block of the package."""
-
-    def normed(x):
-        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-
-    L, D = len(inputs), weights.embedding.shape[1]
-    stream = inputs @ weights.embedding + weights.embedding_bias
-    queries, keys, values = (
-        part.reshape(L, num_heads, D // num_heads) for part in np.split(normed(stream) @ weights.attn_qkv, 3, axis=-1)
-    )
-    age = np.arange(L)[:, None] - np.arange(L)[None, :]
-    sequence = np.cumsum(inputs[:, -1] > 0.5)
-    mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
-    scores = np.einsum("tnd,snd->nts", queries, keys) / np.sqrt(D // num_heads)
-    scores = np.where(mask, scores + weights.age_bias[:, np.clip(age, 0, window_length - 1)], -np.inf)
-    shares = np.exp(scores - scores.max(-1, keepdims=True))
-    shares = shares / shares.sum(-1, keepdims=True)
-    stream = stream + np.einsum("nts,snd->tnd", shares, values).reshape(L, D) @ weights.out_proj
-    stream = stream + np.maximum(normed(stream) @ weights.up, 0) @ weights.down
-    return normed(stream) @ weights.readout + weights.readout_bias
-
-
-def test_causal_transformer_agrees_with_its_own_equations_to_1e_6():
-    """The predictor uses the block of the language model; here both are compared on the same weights."""
-    predictor = causal_transformer.build(4, 2, width=8, num_heads=2, window_length=5)
-    random = np.random.default_rng(0)
-    weights = jax.tree.map(
-        lambda leaf: (leaf + 0.2 * random.normal(size=leaf.shape)).astype(np.float32), predictor.init(jax.random.key(0))
-    )
-    inputs = random.normal(size=(12, 4)).astype(np.float32)
-    inputs[:, -1] = np.isin(np.arange(12), [0, 8])
-    expected = plain_causal_transformer(jax.tree.map(np.float64, weights), inputs.astype(np.float64), 2, 5)
-    np.testing.assert_allclose(predictor.query_sequence(weights, jnp.array(inputs)), expected, atol=1e-6)

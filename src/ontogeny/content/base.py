@@ -16,24 +16,32 @@ from jaxtyping import Bool, Float, Int32
 
 from ontogeny import plugins
 from ontogeny.content.optimizers import build_optimizer, cosine_decay
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, require_one_of
 from ontogeny.types import Key, PyTree
+
+OUTPUTS = ("binary", "categorical")
+# Level of a residual stream or of hidden units, from 0 on, and its vectors at all steps -> the vectors to go on with.
+StreamEdit = Callable[[int, Float[Array, "L D"]], Float[Array, "L D"]]
 
 
 class PredictionBatch(NamedTuple):
     """Sequences that a predictor learns from; row 0 is the newest."""
 
     inputs: Float[Array, "B L I"]
-    target_index: Int32[Array, "B L"]  # the output that predicts the target
-    target: Float[Array, "B L"]  # 0 or 1
+    target_index: Int32[Array, "B L"]  # binary: the output that predicts the target; categorical: the observed class
+    target: Float[Array, "B L"]  # binary: 0 or 1; categorical: not read
     mask: Float[Array, "B L"]  # 1 where there is a target, 0 elsewhere
 
 
 class Predictor(NamedTuple):
-    """Learned content that predicts K binary quantities from all inputs so far; predictions are logits.
+    """Learned content that predicts from all inputs so far; predictions are K logits.
+
+    They are the logits of K binary quantities or, with categorical outputs, of the K classes of one quantity.
 
     `query` computes one step and carries `memory`, which belongs to the activations of an agent. `query_sequence`
-    computes the same predictions of a whole sequence at once, for `update`.
+    computes the same predictions of a whole sequence at once, for `update`. `query_edited` computes them with an edit
+    of the residual stream or of the hidden units, for experiments, and also returns what the edits returned at every
+    level; it is None for content without such vectors.
     """
 
     init: Callable[[Key], PyTree]  # -> weights
@@ -43,6 +51,11 @@ class Predictor(NamedTuple):
     query_sequence: Callable[[PyTree, Float[Array, "L I"]], Float[Array, "L K"]]  # weights, inputs
     # weights, scratch, batch, share of the training that is done, from 0 to 1 -> weights, scratch
     update: Callable[[PyTree, PyTree, PredictionBatch, Array], tuple[PyTree, PyTree]]
+    # weights, inputs, edit -> logits, vectors at every level
+    query_edited: (
+        Callable[[PyTree, Float[Array, "L I"], StreamEdit], tuple[Float[Array, "L K"], Float[Array, "num_levels L D"]]]
+        | None
+    ) = None
 
 
 def starts_sequence(inputs: Float[Array, "*L I"]) -> Bool[Array, "*L"]:
@@ -56,6 +69,9 @@ def gradient_predictor(
     query: Callable[[PyTree, PyTree, Array], tuple[Array, PyTree]],
     query_sequence: Callable[[PyTree, Array], Array],
     learning_rate: float,
+    *,
+    outputs: str = "binary",
+    query_edited: Callable[[PyTree, Array, StreamEdit], tuple[Array, Array]] | None = None,
 ) -> Predictor:
     """Builds a predictor whose update is one step of Adam on the mean log loss of a batch.
 
@@ -65,13 +81,22 @@ def gradient_predictor(
         query: As in `Predictor`.
         query_sequence: As in `Predictor`.
         learning_rate: Initial step size; it falls to zero along a cosine as `progress` goes from 0 to 1.
+        outputs: `binary` for K binary quantities, `categorical` for the K classes of one quantity.
+        query_edited: As in `Predictor`.
+
+    Raises:
+        BadInput: If there are no outputs of this name.
     """
+    require_one_of(OUTPUTS, outputs=outputs)
     optimizer, schedule = build_optimizer(1.0), cosine_decay(learning_rate)  # `update` multiplies by the rate
 
     def loss(weights: PyTree, batch: PredictionBatch) -> Array:
         logits = jax.vmap(partial(query_sequence, weights))(batch.inputs)
-        target_logits = jnp.take_along_axis(logits, batch.target_index[..., None], axis=-1)[..., 0]
-        losses = optax.sigmoid_binary_cross_entropy(target_logits, batch.target)
+        if outputs == "categorical":
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target_index)
+        else:
+            target_logits = jnp.take_along_axis(logits, batch.target_index[..., None], axis=-1)[..., 0]
+            losses = optax.sigmoid_binary_cross_entropy(target_logits, batch.target)
         return jnp.sum(batch.mask * losses) / jnp.maximum(jnp.sum(batch.mask), 1)
 
     def update(weights: PyTree, scratch: PyTree, batch: PredictionBatch, progress: Array) -> tuple[PyTree, PyTree]:
@@ -79,11 +104,15 @@ def gradient_predictor(
         rate = schedule(progress)
         return jax.tree.map(lambda weight, step: weight + rate * step, weights, change), scratch
 
-    return Predictor(init, optimizer.init, init_memory, query, query_sequence, update)
+    return Predictor(init, optimizer.init, init_memory, query, query_sequence, update, query_edited)
 
 
 def feedforward_predictor(
-    init: Callable[[Key], PyTree], apply: Callable[[PyTree, Float[Array, "I"]], Array], learning_rate: float
+    init: Callable[[Key], PyTree],
+    apply: Callable[[PyTree, Float[Array, "I"]], Array],
+    learning_rate: float,
+    *,
+    outputs: str = "binary",
 ) -> Predictor:
     """Builds a predictor without memory, which `apply(weights, inputs)` defines; the rest as `gradient_predictor`."""
 
@@ -93,7 +122,7 @@ def feedforward_predictor(
     def query_sequence(weights: PyTree, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
         return jax.vmap(partial(apply, weights))(inputs)
 
-    return gradient_predictor(init, tuple, query, query_sequence, learning_rate)
+    return gradient_predictor(init, tuple, query, query_sequence, learning_rate, outputs=outputs)
 
 
 def init_dense(key: Key, num_inputs: int, num_outputs: int, scale: float = 1.0) -> Float[Array, "I O"]:

@@ -1,12 +1,13 @@
-"""Predicts with one causal transformer block, which remembers keys and values of earlier inputs.
+"""Predicts with a stack of causal transformer blocks, which remember keys and values of earlier inputs.
 
-The block is `content.transformer_block` with RMSNorm without scale, ReLU and no biases. In place of positions the
-attention scores have a learned bias for how many steps ago a step was (Raffel et al. 2020, arXiv 1910.10683, section
-2.1).
+A block is `content.transformer_block` with RMSNorm without scale, ReLU and no biases. In place of positions the
+attention scores of each block have a learned bias for how many steps ago a step was (Raffel et al. 2020, arXiv
+1910.10683, section 2.1).
 
-Letters: D width, N heads, E = D / N, W steps of the attention window, I inputs, K outputs, L steps.
+Letters: D width, N heads, E = D / N, M blocks, W steps of the attention window, I inputs, K outputs, L steps.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from ontogeny.content import transformer_block
-from ontogeny.content.base import Predictor, gradient_predictor, init_dense, starts_sequence
+from ontogeny.content.base import Predictor, StreamEdit, gradient_predictor, init_dense, starts_sequence
 from ontogeny.content.transformer_block import BlockConfig, BlockWeights, Linear, Norm
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Key
@@ -25,31 +26,37 @@ KEY_NUMBER = 4  # in the random keys of the mesa study, which trains contents in
 NO_SCALE = Norm(None, None)
 
 
-class CausalTransformerWeights(NamedTuple):
-    """Weights of the predictor."""
+class CausalBlockWeights(NamedTuple):
+    """Weights of one block."""
 
-    embedding: Float[Array, "I D"]
-    embedding_bias: Float[Array, "D"]
     attn_qkv: Float[Array, "D 3*D"]  # queries, keys and values side by side
     age_bias: Float[Array, "N W"]  # added to attention scores, by how many steps ago a step was
     out_proj: Float[Array, "D D"]
     up: Float[Array, "D 4*D"]
     down: Float[Array, "4*D D"]
-    readout: Float[Array, "D K"]
-    readout_bias: Float[Array, "K"]
 
     @property
-    def block(self) -> BlockWeights:
-        """The weights of the transformer block."""
+    def linear_maps(self) -> BlockWeights:
+        """The weights without the bias, as the transformer block takes them."""
         qkv, out, up, down = (Linear(weight, None) for weight in (self.attn_qkv, self.out_proj, self.up, self.down))
         return BlockWeights(NO_SCALE, qkv, out, NO_SCALE, up, down)
 
 
-class AttentionWindow(NamedTuple):
-    """Keys and values of the last W steps, the latest step last."""
+class CausalTransformerWeights(NamedTuple):
+    """Weights of the predictor."""
 
-    keys: Float[Array, "N W E"]
-    values: Float[Array, "N W E"]
+    embedding: Float[Array, "I D"]
+    embedding_bias: Float[Array, "D"]
+    blocks: tuple[CausalBlockWeights, ...]  # from the inputs to the outputs
+    readout: Float[Array, "D K"]
+    readout_bias: Float[Array, "K"]
+
+
+class AttentionWindow(NamedTuple):
+    """Keys and values of the last W steps in each block, the latest step last."""
+
+    keys: Float[Array, "M N W E"]
+    values: Float[Array, "M N W E"]
     is_filled: Bool[Array, "W"]
 
 
@@ -59,82 +66,133 @@ def build(
     *,
     width: int = 16,
     num_heads: int = 2,
+    num_blocks: int = 1,
     window_length: int = 50,
     learning_rate: float = 0.005,
+    outputs: str = "binary",
 ) -> Predictor:
     """Builds the predictor.
 
     Args:
         num_inputs: Inputs per step.
-        num_outputs: Predicted quantities per step.
+        num_outputs: Predicted quantities per step, or classes of the one predicted quantity.
         width: Width of the residual stream; a multiple of `num_heads`.
         num_heads: Attention heads, at least 1.
-        window_length: Steps that a prediction may depend on, the present one included; at least 1.
+        num_blocks: Transformer blocks, at least 1.
+        window_length: Steps that the attention of a block may depend on, the present one included; at least 1.
         learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
+        outputs: `binary` for K binary quantities, `categorical` for the K classes of one quantity.
 
     Raises:
-        BadInput: If the width is no multiple of the number of heads.
+        BadInput: If the width is no multiple of the number of heads, or there are no outputs of this name.
     """
-    require_at_least(1, width=width, num_heads=num_heads, window_length=window_length)
+    require_at_least(1, width=width, num_heads=num_heads, num_blocks=num_blocks, window_length=window_length)
     if width % num_heads:
         raise BadInput(f"the setting 'width' must be a multiple of the {num_heads} heads, not {width}")
-    config = BlockConfig(num_heads, norm="rms", norm_epsilon=1e-6, activation="relu")
+    config = _block_config(num_heads)
 
     def init(key: Key) -> CausalTransformerWeights:
-        sizes = ((num_inputs, width), (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
-        keys = jax.random.split(key, len(sizes))
-        embedding, qkv, out_proj, up, down = (init_dense(k, *size) for k, size in zip(keys, sizes, strict=True))
-        embedding_bias, age_bias = jnp.zeros(width), jnp.zeros((num_heads, window_length))
-        readout, readout_bias = jnp.zeros((width, num_outputs)), jnp.zeros(num_outputs)
-        return CausalTransformerWeights(
-            embedding, embedding_bias, qkv, age_bias, out_proj, up, down, readout, readout_bias
-        )
+        return _init_weights(key, (num_inputs, width, num_outputs), num_blocks, (num_heads, window_length))
 
     def init_memory() -> AttentionWindow:
-        zeros = jnp.zeros((num_heads, window_length, width // num_heads))
+        zeros = jnp.zeros((num_blocks, num_heads, window_length, width // num_heads))
         return AttentionWindow(zeros, zeros, jnp.zeros(window_length, bool))
 
     def query(
         weights: CausalTransformerWeights, memory: AttentionWindow, inputs: Float[Array, "I"]
     ) -> tuple[Float[Array, "K"], AttentionWindow]:
-        stream, queries, keys, values = _embed(config, weights, inputs[None])
+        stream = (inputs @ weights.embedding + weights.embedding_bias)[None, None]
         is_filled = jnp.append((memory.is_filled & ~starts_sequence(inputs))[1:], True)
-        memory = AttentionWindow(_shift_in(memory.keys, keys), _shift_in(memory.values, values), is_filled)
-        score_bias = weights.age_bias[:, None, ::-1]  # the latest step, of age 0, stands last in the window
-        keys, values, mask = memory.keys[None], memory.values[None], is_filled[None, None]
-        attended = transformer_block.attend(queries, keys, values, mask, score_bias)
-        return _read_out(config, weights, stream, attended)[0], memory
+        windows = []
+        for block, *window in zip(weights.blocks, memory.keys, memory.values, strict=True):
+            queries, *latest = transformer_block.project_qkv(config, block.linear_maps, stream, jnp.zeros((1, 1), int))
+            windows.append(
+                [jnp.concatenate([old[:, 1:], new[0]], axis=1) for old, new in zip(window, latest, strict=True)]
+            )
+            keys, values = windows[-1]
+            score_bias = block.age_bias[:, None, ::-1]  # the latest step, of age 0, stands last in the window
+            attended = transformer_block.attend(queries, keys[None], values[None], is_filled[None, None], score_bias)
+            stream = transformer_block.finish_block(config, block.linear_maps, stream, attended)
+        keys, values = (jnp.stack(parts) for parts in zip(*windows, strict=True))
+        return _read_out(config, weights, stream[0])[0], AttentionWindow(keys, values, is_filled)
 
     def query_sequence(weights: CausalTransformerWeights, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
-        stream, queries, keys, values = _embed(config, weights, inputs)
-        step = jnp.arange(inputs.shape[0])
-        age = step[:, None] - step[None, :]
-        sequence = jnp.cumsum(starts_sequence(inputs))
-        mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
-        score_bias = weights.age_bias[:, jnp.clip(age, 0, window_length - 1)]
+        return stream_logits(weights, inputs, num_heads=num_heads, window_length=window_length)[0]
+
+    def query_edited(
+        weights: CausalTransformerWeights, inputs: Float[Array, "L I"], edit: StreamEdit
+    ) -> tuple[Float[Array, "L K"], Float[Array, "num_levels L D"]]:
+        return stream_logits(weights, inputs, edit, num_heads=num_heads, window_length=window_length)
+
+    return gradient_predictor(
+        init, init_memory, query, query_sequence, learning_rate, outputs=outputs, query_edited=query_edited
+    )
+
+
+def stream_logits(
+    weights: CausalTransformerWeights,
+    inputs: Float[Array, "L I"],
+    edit: StreamEdit | None = None,
+    *,
+    num_heads: int,
+    window_length: int,
+) -> tuple[Float[Array, "L K"], Float[Array, "num_levels L D"]]:
+    """Computes the logits of a sequence and its residual streams.
+
+    Args:
+        weights: Weights of the predictor.
+        inputs: Inputs of the sequence.
+        edit: Changes the residual stream: `edit(0, stream)` is applied to the embedding, `edit(b, stream)` to the
+            stream after block b, from 1 to M; None changes nothing.
+        num_heads: As in `build`.
+        window_length: As in `build`.
+
+    Returns:
+        The logits, and the residual streams, as edited: the embedding and the stream after each block.
+    """
+    config = _block_config(num_heads)
+    step = jnp.arange(inputs.shape[0])
+    age = step[:, None] - step[None, :]
+    sequence = jnp.cumsum(starts_sequence(inputs))
+    mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
+    stream = inputs @ weights.embedding + weights.embedding_bias
+    streams = [stream if edit is None else edit(0, stream)]
+    for number, block in enumerate(weights.blocks, start=1):
+        stream = streams[-1][None]
+        queries, keys, values = transformer_block.project_qkv(config, block.linear_maps, stream, step[None])
+        score_bias = block.age_bias[:, jnp.clip(age, 0, window_length - 1)]
         attended = transformer_block.attend(queries, keys, values, mask[None], score_bias)
-        return _read_out(config, weights, stream, attended)
+        stream = transformer_block.finish_block(config, block.linear_maps, stream, attended)[0]
+        streams.append(stream if edit is None else edit(number, stream))
+    return _read_out(config, weights, streams[-1]), jnp.stack(streams)
 
-    return gradient_predictor(init, init_memory, query, query_sequence, learning_rate)
+
+def _block_config(num_heads: int) -> BlockConfig:
+    """The settings of the transformer block."""
+    return BlockConfig(num_heads, norm="rms", norm_epsilon=1e-6, activation="relu")
 
 
-def _embed(
-    config: BlockConfig, weights: CausalTransformerWeights, inputs: Float[Array, "L I"]
-) -> tuple[Array, Array, Array, Array]:
-    """The residual stream [1, L, D], and queries, keys and values [1, N, L, D/N]."""
-    stream = (inputs @ weights.embedding + weights.embedding_bias)[None]
-    positions = jnp.arange(inputs.shape[0], dtype=jnp.int32)[None]
-    return stream, *transformer_block.project_qkv(config, weights.block, stream, positions)
+def _init_weights(
+    key: Key, sizes: tuple[int, int, int], num_blocks: int, bias_shape: tuple[int, int]
+) -> CausalTransformerWeights:
+    """Draws weights for inputs, width and outputs of these sizes; what M blocks add has the variance of one block."""
+    num_inputs, width, num_outputs = sizes
+    embedding_key, *block_keys = jax.random.split(key, 1 + 4 * num_blocks)
+    output_scale = 1 / math.sqrt(num_blocks)  # as in GPT-2 (Radford et al. 2019, section 2.3)
+    blocks = []
+    for first in range(0, 4 * num_blocks, 4):
+        qkv_key, out_key, up_key, down_key = block_keys[first : first + 4]
+        qkv, up = init_dense(qkv_key, width, 3 * width), init_dense(up_key, width, 4 * width)
+        out_proj = init_dense(out_key, width, width, output_scale)
+        down = init_dense(down_key, 4 * width, width, output_scale)
+        blocks.append(CausalBlockWeights(qkv, jnp.zeros(bias_shape), out_proj, up, down))
+    embedding = init_dense(embedding_key, num_inputs, width)
+    readout, readout_bias = jnp.zeros((width, num_outputs)), jnp.zeros(num_outputs)
+    return CausalTransformerWeights(embedding, jnp.zeros(width), tuple(blocks), readout, readout_bias)
 
 
 def _read_out(
-    config: BlockConfig, weights: CausalTransformerWeights, stream: Float[Array, "1 L D"], attended: Array
+    config: BlockConfig, weights: CausalTransformerWeights, stream: Float[Array, "L D"]
 ) -> Float[Array, "L K"]:
-    """The logits of the residual stream after the block."""
-    stream = transformer_block.finish_block(config, weights.block, stream, attended)
-    return transformer_block.normalize(config, NO_SCALE, stream)[0] @ weights.readout + weights.readout_bias
-
-
-def _shift_in(window: Float[Array, "N W E"], latest: Float[Array, "1 N 1 E"]) -> Float[Array, "N W E"]:
-    """The window without its oldest step and with the latest one."""
-    return jnp.concatenate([window[:, 1:], latest[0]], axis=1)
+    """The logits of the residual stream after the last block."""
+    return transformer_block.normalize(config, NO_SCALE, stream) @ weights.readout + weights.readout_bias

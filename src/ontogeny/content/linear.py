@@ -19,17 +19,21 @@ class LinearPredictorWeights(NamedTuple):
     bias: Float[Array, "K"]
 
 
-def build(num_inputs: int, num_outputs: int = 1, *, learning_rate: float = 0.003) -> Predictor:
+def build(num_inputs: int, num_outputs: int = 1, *, learning_rate: float = 0.003, outputs: str = "binary") -> Predictor:
     """Builds the predictor.
 
     Args:
         num_inputs: Inputs per step.
         num_outputs: Predicted quantities per step.
         learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
+        outputs: `binary` for K binary quantities, `categorical` for the K classes of one quantity.
     """
 
     def init(key: Key) -> LinearPredictorWeights:
         del key
         return LinearPredictorWeights(jnp.zeros((num_inputs, num_outputs)), jnp.zeros(num_outputs))
 
-    return feedforward_predictor(init, lambda weights, inputs: inputs @ weights.input + weights.bias, learning_rate)
+    def apply(weights: LinearPredictorWeights, inputs: Float[Array, "I"]) -> Float[Array, "K"]:
+        return inputs @ weights.input + weights.bias
+
+    return feedforward_predictor(init, apply, learning_rate, outputs=outputs)

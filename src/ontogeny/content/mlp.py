@@ -23,7 +23,14 @@ class MLPWeights(NamedTuple):
     readout_bias: Float[Array, "K"]
 
 
-def build(num_inputs: int, num_outputs: int = 1, *, hidden_size: int = 16, learning_rate: float = 0.003) -> Predictor:
+def build(
+    num_inputs: int,
+    num_outputs: int = 1,
+    *,
+    hidden_size: int = 16,
+    learning_rate: float = 0.003,
+    outputs: str = "binary",
+) -> Predictor:
     """Builds the predictor.
 
     Args:
@@ -31,6 +38,7 @@ def build(num_inputs: int, num_outputs: int = 1, *, hidden_size: int = 16, learn
         num_outputs: Predicted quantities per step.
         hidden_size: Hidden units, at least 1.
         learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
+        outputs: `binary` for K binary quantities, `categorical` for the K classes of one quantity.
     """
     require_at_least(1, hidden_size=hidden_size)
 
@@ -41,4 +49,4 @@ def build(num_inputs: int, num_outputs: int = 1, *, hidden_size: int = 16, learn
     def apply(weights: MLPWeights, inputs: Float[Array, "I"]) -> Float[Array, "K"]:
         return jax.nn.tanh(inputs @ weights.input + weights.bias) @ weights.readout + weights.readout_bias
 
-    return feedforward_predictor(init, apply, learning_rate)
+    return feedforward_predictor(init, apply, learning_rate, outputs=outputs)
