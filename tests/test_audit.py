@@ -28,6 +28,7 @@ ENVIRONMENTS = {
     "beacon": plugins.build("environments", "beacon", size=5, horizon=12),
     "stream": plugins.build("environments", "stream", segment_length=10),
     "random_mdp": plugins.build("environments", "random_mdp", num_states=4, horizon=3),
+    "relay": plugins.build("environments", "relay", num_steps=40),
 }
 
 

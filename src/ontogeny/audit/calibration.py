@@ -34,7 +34,7 @@ MAX_LIFETIMES_PER_BATCH = 40_000
 MAX_FALSE_POSITIVE_RATE, MIN_POWER = 0.05, 0.95  # required of every negative and of every positive control
 TARGET_FALSE_POSITIVE_RATE = 0.01  # thresholds are selected for it, which leaves a margin for unknown organisms
 Z_THRESHOLDS = (1.28, 1.64, 2.0, 2.33, 2.58, 3.09)  # candidates for `Thresholds.z`
-OTHER_ENVIRONMENTS = ("chain", "beacon", "stream", "random_mdp")  # for organisms that cannot act in a bandit
+OTHER_ENVIRONMENTS = ("chain", "beacon", "stream", "random_mdp", "relay")  # for organisms that cannot act in a bandit
 OnProgress = Callable[[int, int, str], None]
 
 

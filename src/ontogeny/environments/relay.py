@@ -1,0 +1,347 @@
+"""A layered graph of links, new in every lifetime, in which links are shown alone and single links change.
+
+The revaluation tasks of Momennejad et al. 2017 (Nat Hum Behav 1:680) with a choice in every state. The start (state 0)
+is followed by `depth` - 1 layers of `width` middle states. Each of the two actions of a state is a link to a state of
+the next layer, and in the last layer to one of eight outcomes, which have two features, food and water. Links are drawn
+uniformly. A middle state is unreliable with probability `unreliable_share`: in each traversal its links fail with
+`failure_probability` and lead to a uniformly drawn target of the right layer.
+
+A lifetime is a sequence of trials and exposures. A trial runs freely until an outcome. An exposure shows one link alone
+and forces the action. A link of the last layer is an episode of one step that ends in its outcome. After an earlier
+link a second step, whose action is forced to 0, lets the agent observe the successor; it ends as by a time limit,
+without an outcome. An introduction exposes each link once in random order, with early trials between. Afterwards a link
+changes and is exposed at once, a link is exposed again as it is, a trial begins at a middle state (a glance), or a
+trial begins at the start. The exposure of a changed link never fails.
+
+With `cue`, the start is observed as S or S + 1, where S is the number of states: the cue names the action that led to
+more food when the lifetime began, had no link failed, and is not updated.
+
+Letters: S states, A actions, O outcomes, F outcome features.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int32
+
+from ontogeny.environments.base import choose_tree, first_feature
+from ontogeny.errors import BadInput, require_at_least, require_between
+from ontogeny.rng import key_from_seed
+from ontogeny.types import Environment, EnvSpec, FeaturePrior, Key, Prior, TabularTask, TimeStep
+
+NUM_ACTIONS, NUM_OUTCOMES = 2, 8
+WATER_LEVELS = (2, 5, 1, 4, 7, 3, 6, 0)  # by food level; their correlation is exactly 0
+FEATURES = np.stack([np.arange(NUM_OUTCOMES), WATER_LEVELS], axis=1).astype(np.float32) / (NUM_OUTCOMES - 1)  # [O, F]
+DEFAULT_WIDTHS = {2: 8, 3: 4}  # by depth
+INSTANCE_SEED = 20  # of the fixed tables of `num_instances`
+# Indices of the uniform draws of one step; the draws from `WALK` on are the actions of a random walk.
+FAILURE, FAILED_TARGET, EPISODE, LAYER, STATE, ACTION, TARGET, WALK = range(8)
+
+
+class RelayTask(NamedTuple):
+    """What a lifetime does not change."""
+
+    initial_links: Array  # [S, A] int32
+    is_unreliable: Array  # [S] bool
+    introduction: Array  # [S A] int32, links in the order of their first exposures; link s A + a
+    cued_action: Array  # [] int32, best for food under the initial links
+
+
+class RelayState(NamedTuple):
+    """The state of the environment."""
+
+    task: RelayTask
+    links: Array  # [S, A] int32, current targets: a state, or in the last layer an outcome
+    state: Array  # [] int32, of the graph
+    is_exposure: Array  # [] bool, whether the present episode is an exposure
+    is_change: Array  # [] bool, whether it exposes a link that has just changed
+    is_cut: Array  # [] bool, whether the next step is the second one of an exposure
+    exposed_action: Array  # [] int32, of the exposed link
+    num_introduced: Array  # [] int32, links that the introduction has exposed or exposes now; S A after it
+
+    @property
+    def initial_links(self) -> Array:
+        """The links when the lifetime began, [S, A] int32."""
+        return self.task.initial_links
+
+
+class RelayParams(NamedTuple):
+    """The settings that the dynamics need; all but the first three may be traced."""
+
+    depth: int = 2
+    width: int = 8
+    num_steps: int = 60
+    unreliable_share: ArrayLike = 0.25
+    failure_probability: ArrayLike = 0.1
+    early_trial_probability: ArrayLike = 0.1
+    change_probability: ArrayLike = 0.3
+    repeat_probability: ArrayLike = 0.1
+    glance_probability: ArrayLike = 0.1
+    relevant_changes: ArrayLike = True
+    cue: ArrayLike = False
+    num_instances: ArrayLike = 0  # 0: unlimited
+
+
+class Targets(NamedTuple):
+    """The possible targets of the links of each state, a range of states or outcomes."""
+
+    first: Int32[Array, "S"]
+    size: Int32[Array, "S"]
+
+
+def num_states(params: RelayParams) -> int:
+    """The number of states S."""
+    return 1 + (params.depth - 1) * params.width
+
+
+def layer_of_states(params: RelayParams) -> Int32[Array, "S"]:
+    """The layer of each state, 0 for the start."""
+    return (jnp.arange(num_states(params), dtype=jnp.int32) + params.width - 1) // params.width
+
+
+def is_last_layer(params: RelayParams) -> Bool[Array, "S"]:
+    """Whether the links of a state lead to outcomes."""
+    return layer_of_states(params) == params.depth - 1
+
+
+def reachable_states(params: RelayParams, links: Int32[Array, "S A"]) -> Bool[Array, "S"]:
+    """Whether a state can be reached from the start by links that do not fail.
+
+    Args:
+        params: Of the environment.
+        links: Current links.
+    """
+    states = jnp.arange(num_states(params))
+    leads_to = jnp.any(links[..., None] == states, axis=1) & ~is_last_layer(params)[:, None]  # [S, S]
+    reachable = states == 0
+    for _ in range(params.depth - 1):
+        reachable |= jnp.any(leads_to & reachable[:, None], axis=0)
+    return reachable
+
+
+def best_actions(
+    params: RelayParams, links: Int32[Array, "S A"], outcome_values: Float[Array, "O"]
+) -> Float[Array, "S A"]:
+    """The value of each action under the best later choices, by backward induction over layers, without failures.
+
+    Args:
+        params: Of the environment.
+        links: Current links.
+        outcome_values: Value of each outcome.
+
+    Returns:
+        The values; the best action of a state is their first maximum.
+    """
+    bounds = _layer_bounds(params)
+    values = [outcome_values[links[bounds[-2] :]]]
+    for layer in reversed(range(params.depth - 1)):
+        successors = links[bounds[layer] : bounds[layer + 1]] - bounds[layer + 1]
+        values.append(jnp.max(values[-1], axis=1)[successors])
+    return jnp.concatenate(values[::-1])
+
+
+def reset(params: RelayParams, key: Key) -> tuple[RelayState, TimeStep]:
+    """Draws the graph and the order of the introduction, and begins the first episode."""
+    instance_key, table_key, order_key, episode_key = jax.random.split(key, 4)
+    instance = jax.random.randint(instance_key, (), 0, jnp.maximum(params.num_instances, 1))
+    fixed_key = jax.random.fold_in(key_from_seed(INSTANCE_SEED), instance)
+    links, is_unreliable = _draw_graph(params, jnp.where(jnp.asarray(params.num_instances) > 0, fixed_key, table_key))
+    cued_action = jnp.argmax(best_actions(params, links, jnp.asarray(FEATURES[:, 0]))[0]).astype(jnp.int32)
+    introduction = jax.random.permutation(order_key, links.size).astype(jnp.int32)
+    task = RelayTask(links, is_unreliable, introduction, cued_action)
+    no, zero = jnp.bool_(False), jnp.int32(0)
+    state = RelayState(task, links, zero, no, no, no, zero, zero)
+    state = _begin_episode(params, _uniform_draws(params, episode_key), state)
+    return state, TimeStep(observation(params, state), jnp.zeros(2), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
+
+
+def step(params: RelayParams, key: Key, state: RelayState, action: Array) -> tuple[RelayState, TimeStep]:
+    """Follows one link; in exposures the environment forces the action."""
+    draws, (first_target, num_targets) = _uniform_draws(params, key), _targets(params)
+    forced_action = jnp.where(state.is_cut, 0, state.exposed_action)
+    place, taken_action = state.state, jnp.where(state.is_exposure, forced_action, action)
+    can_fail = state.task.is_unreliable[place] & ~state.is_change
+    fails = can_fail & (draws[FAILURE] < params.failure_probability)
+    failed_target = first_target[place] + _index(draws[FAILED_TARGET], num_targets[place])
+    target = jnp.where(fails, failed_target, state.links[place, taken_action])
+    is_end = is_last_layer(params)[place] & ~state.is_cut
+    outcome = jnp.where(is_end, jnp.asarray(FEATURES)[jnp.where(is_end, target, 0)], 0.0)
+    is_over = is_end | state.is_cut
+    continued = state._replace(state=target, is_cut=state.is_exposure)
+    next_state = choose_tree(is_over, _begin_episode(params, draws, state), continued)
+    discount = jnp.where(is_end, 0.0, 1.0).astype(jnp.float32)
+    reported_action = jnp.where(state.is_exposure, forced_action, -1).astype(jnp.int32)
+    return next_state, TimeStep(observation(params, next_state), outcome, is_over, discount, reported_action)
+
+
+def observation(params: RelayParams, state: RelayState) -> Array:
+    """The state of the graph, or a cue in place of the start, [] int32."""
+    shows_cue = jnp.asarray(params.cue, bool) & (state.state == 0)
+    return jnp.where(shows_cue, num_states(params) + state.task.cued_action, state.state).astype(jnp.int32)
+
+
+def reveal_task(params: RelayParams, state: RelayState) -> TabularTask:
+    """The current links as tables over observations; both cues stand for the start."""
+    S, is_last = num_states(params), is_last_layer(params)
+    first_target, num_targets = _targets(params)
+    size = max(S, NUM_OUTCOMES)
+    targets = jnp.arange(size)
+    is_possible = (targets >= first_target[:, None]) & (targets < (first_target + num_targets)[:, None])
+    failure = (jnp.where(state.task.is_unreliable, params.failure_probability, 0.0))[:, None, None]
+    uniform = (is_possible / num_targets[:, None])[:, None]  # [S, 1, size]
+    probabilities = (1 - failure) * jax.nn.one_hot(state.links, size) + failure * uniform
+    # A link to an outcome has no successor; its row names the start, because rows must sum to one.
+    transitions = jnp.where(is_last[:, None, None], jax.nn.one_hot(0, S), probabilities[..., :S])
+    outcomes = jnp.where(is_last[:, None, None], probabilities[..., :NUM_OUTCOMES] @ jnp.asarray(FEATURES), 0.0)
+    terminations = jnp.broadcast_to(is_last[:, None], (S, NUM_ACTIONS)).astype(jnp.float32)
+    rows = jnp.concatenate([jnp.arange(S), jnp.zeros(NUM_ACTIONS, int)])
+    in_trial = params.depth - layer_of_states(params)[state.state]
+    in_exposure = jnp.where(state.is_cut | is_last[state.state], 1, 2)
+    remaining_steps = jnp.where(state.is_exposure, in_exposure, in_trial).astype(jnp.int32)
+    padded_transitions = jnp.pad(transitions, ((0, 0), (0, 0), (0, NUM_ACTIONS)))
+    return TabularTask(padded_transitions[rows], outcomes[rows], terminations[rows], remaining_steps)
+
+
+def _begin_episode(params: RelayParams, draws: Array, state: RelayState) -> RelayState:
+    """Draws the next episode of the schedule and, where one changes, the link and its new target."""
+    num_links, draw = state.links.size, draws[EPISODE]
+    is_introduction = state.num_introduced < num_links
+    is_first_exposure = is_introduction & (draw >= params.early_trial_probability)
+    repeat_bound = params.change_probability + jnp.asarray(params.repeat_probability)
+    is_change = ~is_introduction & (draw < params.change_probability)
+    is_exposure = is_first_exposure | (~is_introduction & (draw < repeat_bound))
+    is_glance = ~is_introduction & ~is_exposure & (draw < repeat_bound + params.glance_probability)
+    introduced_link = state.task.introduction[jnp.minimum(state.num_introduced, num_links - 1)]
+    repeated_link = NUM_ACTIONS * _index(draws[STATE], num_states(params)) + _index(draws[ACTION], NUM_ACTIONS)
+    link = jnp.where(is_introduction, introduced_link, repeated_link)
+    link = jnp.where(is_change, _draw_changing_link(params, draws, state.links), link)
+    place, action = link // NUM_ACTIONS, link % NUM_ACTIONS
+    first_target, num_targets = _targets(params)
+    shift = state.links[place, action] - first_target[place] + 1 + _index(draws[TARGET], num_targets[place] - 1)
+    new_target = first_target[place] + shift % num_targets[place]
+    links = jnp.where(is_change, state.links.at[place, action].set(new_target), state.links)
+    glanced_state = 1 + _index(draws[STATE], num_states(params) - 1)
+    first_state = jnp.where(is_exposure, place, jnp.where(is_glance, glanced_state, 0)).astype(jnp.int32)
+    num_introduced = state.num_introduced + is_first_exposure
+    return RelayState(
+        state.task, links, first_state, is_exposure, is_change, jnp.zeros_like(is_change), action, num_introduced
+    )
+
+
+def _draw_changing_link(params: RelayParams, draws: Array, links: Array) -> Array:
+    """Draws the link that changes: reachable, in a uniformly drawn layer, or of a state that cannot be reached."""
+    layer, place = _index(draws[LAYER], params.depth), jnp.int32(0)
+    for i in range(params.depth - 1):
+        place = jnp.where(i < layer, links[place, _index(draws[WALK + i], NUM_ACTIONS)], place)
+    is_unreachable = ~reachable_states(params, links)
+    is_candidate = jnp.where(jnp.any(is_unreachable), is_unreachable, is_last_layer(params))
+    ranks = jnp.cumsum(is_candidate)  # the candidates before a state and itself
+    unreachable_place = jnp.sum(ranks <= _index(draws[STATE], ranks[-1])).astype(jnp.int32)
+    place = jnp.where(jnp.asarray(params.relevant_changes, bool), place, unreachable_place)
+    return NUM_ACTIONS * place + _index(draws[ACTION], NUM_ACTIONS)
+
+
+def _draw_graph(params: RelayParams, key: Key) -> tuple[Array, Array]:
+    """Draws the links [S, A] and the unreliable states [S]."""
+    link_key, unreliable_key = jax.random.split(key)
+    S, (first_target, num_targets) = num_states(params), _targets(params)
+    draws = jax.random.uniform(link_key, (S, NUM_ACTIONS))
+    links = first_target[:, None] + _index(draws, num_targets[:, None])
+    is_unreliable = jax.random.uniform(unreliable_key, (S,)) < params.unreliable_share
+    return links, is_unreliable & (jnp.arange(S) > 0)
+
+
+def _targets(params: RelayParams) -> Targets:
+    """The possible targets of the links of each state."""
+    is_last, layer = is_last_layer(params), layer_of_states(params)
+    first = jnp.where(is_last, 0, 1 + layer * params.width).astype(jnp.int32)
+    return Targets(first, jnp.where(is_last, NUM_OUTCOMES, params.width).astype(jnp.int32))
+
+
+def _layer_bounds(params: RelayParams) -> list[int]:
+    """The first state of each layer, then S."""
+    return [0, *(1 + layer * params.width for layer in range(params.depth))]
+
+
+def _uniform_draws(params: RelayParams, key: Key) -> Array:
+    """All random numbers of one step, uniform in [0, 1)."""
+    return jax.random.uniform(key, (WALK + params.depth - 1,))
+
+
+def _index(draw: Array, count: ArrayLike) -> Array:
+    """A uniform draw as an index below `count`."""
+    return jnp.floor(draw * count).astype(jnp.int32)
+
+
+def make_relay(params: RelayParams) -> Environment:
+    """The environment with settings that may be traced, so that several conditions are one compiled program.
+
+    Args:
+        params: The settings; `depth`, `width` and `num_steps` are Python integers.
+    """
+    level = FeaturePrior("normal", 0.5, 0.35, noise=0.1)
+    spec = EnvSpec(
+        name="relay", num_actions=NUM_ACTIONS, num_observations=num_states(params) + NUM_ACTIONS, observation_shape=(),
+        outcome_features=("food", "water"), num_steps=params.num_steps, horizon=params.depth,
+        drives=(("food", 1.0),), prior=Prior(0.1, (level, level), visit_forgetting_rate=0.8),
+    )  # fmt: skip
+    return Environment(spec, partial(reset, params), partial(step, params), first_feature, partial(reveal_task, params))
+
+
+def build(
+    *,
+    depth: int = 2,
+    width: int = 0,
+    num_steps: int = 60,
+    unreliable_share: float = 0.25,
+    failure_probability: float = 0.1,
+    early_trial_probability: float = 0.1,
+    change_probability: float = 0.3,
+    repeat_probability: float = 0.1,
+    glance_probability: float = 0.1,
+    relevant_changes: bool = True,
+    cue: bool = False,
+    num_instances: int = 0,
+) -> Environment:
+    """Builds the environment.
+
+    Args:
+        depth: Steps of a trial from the start, 2 or 3.
+        width: States of each middle layer, from 2 to 64; 0 for 8 at depth 2 and 4 at depth 3.
+        num_steps: Steps of a lifetime, at least 1.
+        unreliable_share: Probability that a middle state is unreliable, from 0 to 1.
+        failure_probability: Probability that a link of an unreliable state fails in a traversal, from 0 to 1.
+        early_trial_probability: Probability of a trial in place of the next first exposure, from 0 to 0.9.
+        change_probability: Probability, after the introduction, that a link changes in place of the next trial.
+        repeat_probability: Probability that a link is exposed again as it is.
+        glance_probability: Probability that a trial begins at a middle state; the three sum to at most 1.
+        relevant_changes: Whether changes concern links that can be reached from the start, or else links of states
+            that cannot.
+        cue: Whether the start shows the action that was best for food when the lifetime began.
+        num_instances: Different graphs in all lifetimes together, at least 0; 0 for a new graph in each lifetime.
+    """
+    require_between(2, 3, depth=depth)
+    width = width or DEFAULT_WIDTHS[depth]
+    require_between(2, 64, width=width)
+    require_at_least(1, num_steps=num_steps)
+    require_at_least(0, num_instances=num_instances)
+    require_between(0, 0.9, early_trial_probability=early_trial_probability)
+    require_between(0, 1, unreliable_share=unreliable_share, failure_probability=failure_probability)
+    episodes = {
+        "change_probability": change_probability,
+        "repeat_probability": repeat_probability,
+        "glance_probability": glance_probability,
+    }
+    require_between(0, 1, **episodes)
+    if sum(episodes.values()) > 1 + 1e-6:
+        raise BadInput(f"the settings {', '.join(episodes)} must sum to at most 1, not to {sum(episodes.values()):g}")
+    params = RelayParams(
+        depth, width, num_steps, unreliable_share, failure_probability, early_trial_probability, change_probability,
+        repeat_probability, glance_probability, relevant_changes, cue, num_instances,
+    )  # fmt: skip
+    return make_relay(params)
