@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins
-from ontogeny.content import causal_transformer, gru
+from ontogeny.content import base, causal_transformer, gru
 from ontogeny.content.base import PredictionBatch
 from ontogeny.errors import BadInput
 
@@ -130,6 +130,31 @@ def test_binary_outputs_read_the_target_and_ignore_other_logits():
     updated, _ = predictor.update(weights, predictor.init_scratch(weights), batch, jnp.float32(0))
     is_changed = np.asarray(updated.bias != weights.bias)
     assert is_changed.tolist() == [False, True, False] and updated.bias[1] > weights.bias[1]
+
+
+def test_the_gradient_by_groups_is_that_of_the_whole_batch(monkeypatch):
+    """Three sequences in two groups, of which the second is filled up, and with different numbers of targets."""
+    predictor, weights, inputs = subject("causal_transformer", outputs="categorical")
+    random = np.random.default_rng(2)
+    batch = PredictionBatch(
+        jnp.array(random.normal(size=(3, LENGTH, NUM_INPUTS)), jnp.float32).at[0].set(inputs),
+        jnp.array(random.integers(0, NUM_OUTPUTS, (3, LENGTH)), jnp.int32),
+        jnp.zeros((3, LENGTH)),
+        jnp.array(random.integers(0, 2, (3, LENGTH)), jnp.float32),
+    )
+    moments = []
+    for max_elements in (10**6, 2 * LENGTH * 32):
+        monkeypatch.setattr(base, "MAX_GROUP_ELEMENTS", max_elements)
+        moments.append(
+            jax.jit(lambda *args: predictor.update(*args)[1])(
+                weights, predictor.init_scratch(weights), batch, jnp.float32(0)
+            )
+        )
+    ungrouped, grouped = map(jax.tree.leaves, moments)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in ungrouped)
+    assert any((a != b).any() for a, b in zip(ungrouped, grouped, strict=True)), "both were computed in one group"
+    for a, b in zip(ungrouped, grouped, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

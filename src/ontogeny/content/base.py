@@ -4,6 +4,7 @@ Letters: B sequences, L steps, I inputs, K outputs.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from ontogeny.errors import BadInput, require_one_of
 from ontogeny.types import Key, PyTree
 
 OUTPUTS = ("binary", "categorical")
+MAX_GROUP_ELEMENTS = 2**18  # of one array of a group of sequences: 1 MB, which stays in the cache of a processor
 # Level of a residual stream or of hidden units, from 0 on, and its vectors at all steps -> the vectors to go on with.
 StreamEdit = Callable[[int, Float[Array, "L D"]], Float[Array, "L D"]]
 
@@ -72,6 +74,8 @@ def gradient_predictor(
     *,
     outputs: str = "binary",
     query_edited: Callable[[PyTree, Array, StreamEdit], tuple[Array, Array]] | None = None,
+    query_batch: Callable[[PyTree, Array], Array] | None = None,
+    largest_array: Callable[[int], int] | None = None,
 ) -> Predictor:
     """Builds a predictor whose update is one step of Adam on the mean log loss of a batch.
 
@@ -83,6 +87,10 @@ def gradient_predictor(
         learning_rate: Initial step size; it falls to zero along a cosine as `progress` goes from 0 to 1.
         outputs: `binary` for K binary quantities, `categorical` for the K classes of one quantity.
         query_edited: As in `Predictor`.
+        query_batch: As `query_sequence`, for B sequences [B, L, I], where that is faster than `jax.vmap`.
+        largest_array: Elements of the largest array that `query_sequence` computes for L steps. A CPU then computes
+            the gradient of a batch by groups of sequences whose arrays stay in its cache, because reading them from
+            memory takes longer than computing them; None for all sequences at once.
 
     Raises:
         BadInput: If there are no outputs of this name.
@@ -90,21 +98,51 @@ def gradient_predictor(
     require_one_of(OUTPUTS, outputs=outputs)
     optimizer, schedule = build_optimizer(1.0), cosine_decay(learning_rate)  # `update` multiplies by the rate
 
-    def loss(weights: PyTree, batch: PredictionBatch) -> Array:
-        logits = jax.vmap(partial(query_sequence, weights))(batch.inputs)
+    def loss(weights: PyTree, batch: PredictionBatch, num_targets: Array) -> Array:
+        query_all = query_batch or jax.vmap(query_sequence, (None, 0))
+        logits = query_all(weights, batch.inputs)
         if outputs == "categorical":
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target_index)
         else:
             target_logits = jnp.take_along_axis(logits, batch.target_index[..., None], axis=-1)[..., 0]
             losses = optax.sigmoid_binary_cross_entropy(target_logits, batch.target)
-        return jnp.sum(batch.mask * losses) / jnp.maximum(jnp.sum(batch.mask), 1)
+        return jnp.sum(batch.mask * losses) / num_targets
+
+    def gradient(weights: PyTree, batch: PredictionBatch) -> PyTree:
+        num_targets = jnp.maximum(jnp.sum(batch.mask), 1)
+        groups = _split_batch(batch, largest_array)
+        if groups is None:
+            return jax.grad(loss)(weights, batch, num_targets)
+
+        def add_group(total: PyTree, group: PredictionBatch) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, jax.grad(loss)(weights, group, num_targets)), None
+
+        return jax.lax.scan(add_group, jax.tree.map(jnp.zeros_like, weights), groups)[0]
 
     def update(weights: PyTree, scratch: PyTree, batch: PredictionBatch, progress: Array) -> tuple[PyTree, PyTree]:
-        change, scratch = optimizer.update(jax.grad(loss)(weights, batch), scratch)
+        change, scratch = optimizer.update(gradient(weights, batch), scratch)
         rate = schedule(progress)
         return jax.tree.map(lambda weight, step: weight + rate * step, weights, change), scratch
 
     return Predictor(init, optimizer.init, init_memory, query, query_sequence, update, query_edited)
+
+
+def _split_batch(batch: PredictionBatch, largest_array: Callable[[int], int] | None) -> PredictionBatch | None:
+    """The batch in groups [num_groups, size, ...] that fit into the cache of a CPU; None for one group."""
+    B, L = batch.mask.shape
+    if largest_array is None or jax.default_backend() != "cpu":
+        return None
+    num_groups = math.ceil(B / max(1, MAX_GROUP_ELEMENTS // largest_array(L)))
+    if num_groups == 1:
+        return None
+    size = math.ceil(B / num_groups)
+
+    def split(leaf: Array) -> Array:
+        """Sequences of zeros, which the mask excludes, fill the last group."""
+        padding = jnp.zeros((num_groups * size - B, *leaf.shape[1:]), leaf.dtype)
+        return jnp.concatenate([leaf, padding]).reshape(num_groups, size, *leaf.shape[1:])
+
+    return jax.tree.map(split, batch)
 
 
 def feedforward_predictor(

@@ -8,6 +8,7 @@ Letters: D width, N heads, E = D / N, M blocks, W steps of the attention window,
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -101,7 +102,7 @@ def build(
     def query(
         weights: CausalTransformerWeights, memory: AttentionWindow, inputs: Float[Array, "I"]
     ) -> tuple[Float[Array, "K"], AttentionWindow]:
-        stream = (inputs @ weights.embedding + weights.embedding_bias)[None, None]
+        stream = _embed(weights, inputs[None, None])
         is_filled = jnp.append((memory.is_filled & ~starts_sequence(inputs))[1:], True)
         windows = []
         for block, *window in zip(weights.blocks, memory.keys, memory.values, strict=True):
@@ -116,8 +117,11 @@ def build(
         keys, values = (jnp.stack(parts) for parts in zip(*windows, strict=True))
         return _read_out(config, weights, stream[0])[0], AttentionWindow(keys, values, is_filled)
 
+    def query_batch(weights: CausalTransformerWeights, inputs: Float[Array, "B L I"]) -> Float[Array, "B L K"]:
+        return _read_out(config, weights, _residual_streams(config, weights, inputs, window_length)[-1])
+
     def query_sequence(weights: CausalTransformerWeights, inputs: Float[Array, "L I"]) -> Float[Array, "L K"]:
-        return stream_logits(weights, inputs, num_heads=num_heads, window_length=window_length)[0]
+        return query_batch(weights, inputs[None])[0]
 
     def query_edited(
         weights: CausalTransformerWeights, inputs: Float[Array, "L I"], edit: StreamEdit
@@ -125,7 +129,15 @@ def build(
         return stream_logits(weights, inputs, edit, num_heads=num_heads, window_length=window_length)
 
     return gradient_predictor(
-        init, init_memory, query, query_sequence, learning_rate, outputs=outputs, query_edited=query_edited
+        init,
+        init_memory,
+        query,
+        query_sequence,
+        learning_rate,
+        outputs=outputs,
+        query_edited=query_edited,
+        query_batch=query_batch,
+        largest_array=lambda num_steps: num_steps * max(num_heads * num_steps, 4 * width),
     )
 
 
@@ -151,20 +163,34 @@ def stream_logits(
         The logits, and the residual streams, as edited: the embedding and the stream after each block.
     """
     config = _block_config(num_heads)
-    step = jnp.arange(inputs.shape[0])
+
+    def edit_one(level: int, stream: Float[Array, "1 L D"]) -> Float[Array, "1 L D"]:
+        return stream if edit is None else edit(level, stream[0])[None]
+
+    streams = _residual_streams(config, weights, inputs[None], window_length, edit_one)
+    return _read_out(config, weights, streams[-1])[0], jnp.concatenate(streams)
+
+
+def _residual_streams(
+    config: BlockConfig,
+    weights: CausalTransformerWeights,
+    inputs: Float[Array, "B L I"],
+    window_length: int,
+    edit: Callable[[int, Array], Array] = lambda level, stream: stream,
+) -> list[Float[Array, "B L D"]]:
+    """The embedding of all sequences and their residual streams after each block, each as edited."""
+    step = jnp.arange(inputs.shape[1])
     age = step[:, None] - step[None, :]
-    sequence = jnp.cumsum(starts_sequence(inputs))
-    mask = (age >= 0) & (age < window_length) & (sequence[:, None] == sequence[None, :])
-    stream = inputs @ weights.embedding + weights.embedding_bias
-    streams = [stream if edit is None else edit(0, stream)]
+    sequence = jnp.cumsum(starts_sequence(inputs), axis=1)
+    is_visible = (age >= 0) & (age < window_length) & (sequence[:, :, None] == sequence[:, None, :])
+    mask_bias = jnp.where(is_visible, 0.0, transformer_block.MASKED_SCORE)[:, None]
+    streams = [edit(0, _embed(weights, inputs))]
     for number, block in enumerate(weights.blocks, start=1):
-        stream = streams[-1][None]
-        queries, keys, values = transformer_block.project_qkv(config, block.linear_maps, stream, step[None])
-        score_bias = block.age_bias[:, jnp.clip(age, 0, window_length - 1)]
-        attended = transformer_block.attend(queries, keys, values, mask[None], score_bias)
-        stream = transformer_block.finish_block(config, block.linear_maps, stream, attended)[0]
-        streams.append(stream if edit is None else edit(number, stream))
-    return _read_out(config, weights, streams[-1]), jnp.stack(streams)
+        queries, keys, values = transformer_block.project_qkv(config, block.linear_maps, streams[-1], step[None])
+        score_bias = block.age_bias[:, jnp.clip(age, 0, window_length - 1)] + mask_bias
+        attended = transformer_block.attend(queries, keys, values, None, score_bias)
+        streams.append(edit(number, transformer_block.finish_block(config, block.linear_maps, streams[-1], attended)))
+    return streams
 
 
 def _block_config(num_heads: int) -> BlockConfig:
@@ -191,8 +217,14 @@ def _init_weights(
     return CausalTransformerWeights(embedding, jnp.zeros(width), tuple(blocks), readout, readout_bias)
 
 
+def _embed(weights: CausalTransformerWeights, inputs: Float[Array, "B L I"]) -> Float[Array, "B L D"]:
+    """The residual stream before the first block."""
+    return transformer_block.apply_linear(Linear(weights.embedding, weights.embedding_bias), inputs)
+
+
 def _read_out(
-    config: BlockConfig, weights: CausalTransformerWeights, stream: Float[Array, "L D"]
-) -> Float[Array, "L K"]:
+    config: BlockConfig, weights: CausalTransformerWeights, stream: Float[Array, "*B L D"]
+) -> Float[Array, "*B L K"]:
     """The logits of the residual stream after the last block."""
-    return transformer_block.normalize(config, NO_SCALE, stream) @ weights.readout + weights.readout_bias
+    readout = Linear(weights.readout, weights.readout_bias)
+    return transformer_block.apply_linear(readout, transformer_block.normalize(config, NO_SCALE, stream))

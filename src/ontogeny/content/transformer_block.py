@@ -82,8 +82,8 @@ def attend(
     queries: Float[Array, "B H T D"],
     keys: Float[Array, "B H S D"],
     values: Float[Array, "B H S D"],
-    mask: Bool[Array, "_ T S"],
-    score_bias: Float[Array, "H T S"] | None = None,
+    mask: Bool[Array, "_ T S"] | None,
+    score_bias: Float[Array, "*#B H T S"] | None = None,
 ) -> Float[Array, "B T H*D"]:
     """Computes scaled dot-product attention.
 
@@ -91,7 +91,8 @@ def attend(
         queries: Queries of the tokens that attend.
         keys: Keys of the tokens that are attended to.
         values: Values of the same tokens.
-        mask: True where a token may attend to another.
+        mask: True where a token may attend to another; None where it may attend to all, or where `score_bias` is
+            `MASKED_SCORE` for those that it may not attend to, which is faster to differentiate.
         score_bias: Added to the scaled scores, such as a bias for the distance between two tokens.
 
     Returns:
@@ -101,7 +102,9 @@ def attend(
     scores = jnp.einsum("bhtd,bhsd->bhts", queries, keys, preferred_element_type=jnp.float32) * (1 / math.sqrt(D))
     if score_bias is not None:
         scores = scores + score_bias
-    shares = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED_SCORE), axis=-1).astype(values.dtype)
+    if mask is not None:
+        scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
+    shares = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     return jnp.einsum("bhts,bhsd->bhtd", shares, values).swapaxes(1, 2).reshape(B, T, H * D)
 
 
