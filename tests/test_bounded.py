@@ -1,11 +1,17 @@
 """Decisions by bounds: error rates of exact intervals and of audits whose true effects lie beside a threshold."""
 
+import json
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import gammaln, ndtr, xlogy
 
 from ontogeny import bounded
-from ontogeny.audit import decisions, plans, pursues
+from ontogeny.audit import decisions, learns, plans, pursues, sacrifice
 from ontogeny.stats import clopper_pearson
 
 NUM_AUDITS = 400
@@ -81,25 +87,74 @@ def test_pursues_rarely_says_yes_with_a_share_below_its_threshold(num_lifetimes,
     assert num_yes <= 0.05 * NUM_AUDITS
 
 
-def simulate_scores(name, random):
-    """Scores of many lifetimes that are smooth or skewed."""
-    return {
-        "smooth": random.normal(0.015, 0.02, 400),
-        "skewed": random.exponential(0.05, 400),
-    }[name]
+FOOD = np.ravel(json.loads(Path(__file__).with_name("data").joinpath("scores.json").read_text())["food"]) / 100
+SCORES = {  # of many lifetimes
+    "smooth": np.random.default_rng(0).normal(0.015, 0.02, 400),
+    "skewed": np.random.default_rng(0).exponential(0.05, 400),
+    "mostly zero": np.where(np.arange(4000) % 20 == 0, np.random.default_rng(0).exponential(0.05, 4000), 0.0),
+    "recorded": FOOD,
+    "recorded, mostly zero": np.where(np.arange(len(FOOD)) % 20 == 0, FOOD, 0.0),
+}
 
 
-@pytest.mark.parametrize("name", ["smooth", "skewed"])
-@pytest.mark.parametrize("num_lifetimes", [200, 600])
-def test_a_threshold_that_equals_the_true_effect_is_rarely_exceeded(num_lifetimes, name):
-    """Student's t of resampled scores: skewed ones cost the lower bound nothing, and the upper one less than 5 %."""
-    random = np.random.default_rng(num_lifetimes)
-    population = simulate_scores(name, random)
-    samples = random.choice(population, (2000, num_lifetimes))
-    effects = [decisions.estimate_effect(sample) for sample in samples]
-    thresholds = decisions.Thresholds(z=2.33, min_effect=float(population.mean()))
-    assert np.mean([thresholds.is_met(effect) for effect in effects]) <= 0.02
-    assert np.mean([effect.p_below(thresholds.min_effect) <= 0.025 for effect in effects]) <= 0.05
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("num_lifetimes", [20, 100, 400])
+def test_a_threshold_that_equals_the_true_effect_is_rarely_found_to_be_exceeded_or_missed(num_lifetimes, name, sign):
+    """With 95 % zeros and 20 lifetimes, Student's t finds the mean to lie below itself in nearly half of all audits."""
+    population = sign * SCORES[name]
+    samples = np.random.default_rng(num_lifetimes).choice(population, (1000, num_lifetimes))
+    largest = float(np.abs(population).max())
+    effects = [decisions.estimate_effect(sample, max_magnitude=largest) for sample in samples]
+    mean = float(population.mean())
+    assert np.mean([effect.p_above(mean) <= 0.025 for effect in effects]) <= 0.04
+    assert np.mean([effect.p_below(mean) <= 0.025 for effect in effects]) <= 0.04
+
+
+@given(
+    st.lists(st.floats(-1, 1), min_size=2, max_size=12),
+    st.sampled_from([None, 1.0, 5.0]),
+    st.floats(-2, 2),
+)
+def test_the_interval_of_scores_has_the_thresholds_that_neither_claim_excludes(scores, max_magnitude, threshold):
+    effect = decisions.estimate_effect(np.array(scores), max_magnitude=max_magnitude)
+    assert effect.low <= effect.mean <= effect.high
+    assert 0 <= effect.p_above(threshold) <= 1 and 0 <= effect.p_below(threshold) <= 1
+    if min(abs(threshold - effect.low), abs(threshold - effect.high)) > 1e-6:
+        assert (effect.p_above(threshold) <= 0.025) == (threshold < effect.low)
+        assert (effect.p_below(threshold) <= 0.025) == (threshold > effect.high)
+
+
+def test_scores_that_all_agree_are_no_certainty():
+    """Ten equal scores say little, and nothing where the size of those that were not observed is unknown."""
+    few = decisions.estimate_effect(np.full(10, 0.3), max_magnitude=1.0)
+    assert few.low == pytest.approx(1.3 * 0.025 ** (1 / 10) - 1) and few.p_above(0.0) > 0.025
+    unknown = decisions.estimate_effect(np.full(10, 0.3))
+    assert unknown.p_above(0.0) == unknown.p_below(1.0) == 1.0 and unknown.high == math.inf
+
+
+def learning_measurements(num_lifetimes):
+    """Those of a subject that acts exactly alike in both copies, with a score that is 0 or 1 equally often."""
+    zeros, half = np.zeros(num_lifetimes), np.full(num_lifetimes, 0.5)
+    return {learns.EARLIER: zeros, learns.LAST: zeros, "score": half, "mean_square": half}
+
+
+def test_learns_says_no_of_a_subject_without_any_effect_after_enough_lifetimes_only():
+    """A share of lifetimes with effects may not have occurred yet: one in 25 among 50, but hardly among 400."""
+    verdicts = {n: learns.decide(learning_measurements(n), learns.THRESHOLDS).verdict for n in (20, 50, 200, 400)}
+    assert verdicts == {20: "undetermined", 50: "undetermined", 200: "undetermined", 400: "no"}
+    assert learns.build().num_lifetimes == 400
+
+
+def test_sacrifice_says_no_of_a_predictor_that_ignores_the_direction():
+    test = sacrifice.build()
+    N = test.num_lifetimes
+    bias = np.random.default_rng(0).normal(0, 0.02, N)
+    measurements = {sacrifice.BEYOND_ACCURACY: bias, sacrifice.ALONG_DIRECTION: np.zeros(N)}
+    measurements |= {"skill": bias + 0.1, "max_skill": np.full(N, 0.1)}
+    assert test.decide(measurements, test.thresholds).verdict == "no"
+    few = {name: values[:50] for name, values in measurements.items()}
+    assert test.decide(few, test.thresholds).verdict == "undetermined"
 
 
 def test_a_competence_check_decides_by_bounds():

@@ -13,7 +13,7 @@ from scipy.special import expit
 from ontogeny import cli
 from ontogeny.audit.behavior import page, reading
 from ontogeny.audit.behavior.smoothing import sum_neighbors
-from ontogeny.audit.behavior.stay_analysis import TERMS, analyze_stays, mean_share
+from ontogeny.audit.behavior.stay_analysis import TERMS, analyze_stays, mean_over_participants, mean_share
 from ontogeny.audit.behavior.stay_regression import fit_pooled_logit
 from ontogeny.errors import BadInput
 from ontogeny.stats import share_interval
@@ -128,7 +128,18 @@ def test_intervals_of_mean_shares_cover_skewed_shares():
     assert num_covered > 925
     low, high = share_interval(1.0, 0.0, 4, 3)
     assert 0.2 < low < 0.4 and high == 1.0 and share_interval(0.0, 0.0, 4, 3) == pytest.approx((0, 1 - low))
-    assert share_interval(0.3, 0.0, 4) == (0.3, 0.3)
+
+
+def test_participants_who_all_agree_are_no_certainty():
+    """Four of four with the same share or contrast: others may differ."""
+    low, high = share_interval(0.3, 0.0, 4)
+    assert low == pytest.approx(0.3 * 0.025 ** (1 / 4)) and high == pytest.approx(1 - 0.7 * 0.025 ** (1 / 4))
+    mean = mean_over_participants(np.full(4, 0.5), 1.0)
+    assert mean.low == pytest.approx(1.5 * 0.025 ** (1 / 4) - 1) and mean.high == pytest.approx(1 - 0.5 * 0.025**0.25)
+    assert mean.p_value > 0.05 > mean_over_participants(np.full(40, 0.5), 1.0).p_value
+    assert mean_over_participants(np.zeros(4), 1.0).p_value == 1
+    unknown = mean_over_participants(np.full(4, 0.5))
+    assert unknown.mean == 0.5 and np.isnan([unknown.low, unknown.high, unknown.p_value]).all()
 
 
 def test_smoothing_in_linear_time_equals_the_sum_over_all_pairs_of_trials():

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from scipy.special import ndtr, stdtr, stdtrit
 
+from ontogeny import bounded
 from ontogeny.errors import BadInput
 
 Z95 = 1.959964  # half-width, in standard errors, of a normal 95 % interval
 ONE_SIDED_LEVEL = 0.025  # error rate of each bound of a 95 % interval
+ZERO_SPREAD = 1e-9  # standard errors below this are rounding errors of values that all agree
 CLAIM = 3.0  # normal standard errors that a difference needs before it is claimed
 
 
@@ -198,13 +200,14 @@ def share_interval(
 
     Args:
         share: The share, or the mean of the shares of several units.
-        standard_error: Its standard error. Where it is 0 at a share of 0 or 1, each unit counts as one observation.
+        standard_error: Its standard error. Where it is 0, all units have the same share, which is no certainty: at a
+            share of 0 or 1, each unit counts as one observation, and elsewhere the interval is that of `bounded`.
         num_units: Number of units over which the error was estimated, at least 1.
         degrees_of_freedom: Of the standard error.
     """
     variance = share * (1 - share)
-    if standard_error == 0 and variance > 0:
-        return share, share
+    if standard_error < ZERO_SPREAD and variance > 0:
+        return bounded.mean_bounds(((share, num_units),), 0.0, 1.0)
     num_observations = variance / standard_error**2 if standard_error > 0 and variance > 0 else float(num_units)
     correction = critical_value(Z95, degrees_of_freedom) ** 2 / num_observations
     center = (share + correction / 2) / (1 + correction)

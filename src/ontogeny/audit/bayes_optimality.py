@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ontogeny import plugins
@@ -123,18 +124,21 @@ def decide(measurements: decisions.Measurements, thresholds: BayesOptimalityThre
 
     def relative_score(name: str) -> decisions.Effect:
         """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
-        return decisions.estimate_effect(linearized_ratio(measurements[f"score {name}"] - random_score, scale))
+        gain = measurements[f"score {name}"] - random_score
+        largest = float(max(np.abs(gain).max(), np.abs(scale).max()) / max(scale.mean(), 1e-9))
+        return decisions.estimate_effect(linearized_ratio(gain, scale), max_magnitude=largest)
 
     def preference(name: str) -> decisions.Effect:
         """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
         agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
-        return decisions.estimate_effect(linearized_ratio(agreements, comparisons))
+        largest = float(comparisons.max() / max(comparisons.mean(), 1e-9))
+        return decisions.estimate_effect(linearized_ratio(agreements, comparisons), max_magnitude=largest)
 
     def agreement(name: str) -> decisions.Effect:
         """The same for a share, whose interval stays within 0 to 1."""
         ratio = preference(name)
         N = ratio.num_lifetimes
-        low, high = share_interval(ratio.mean, ratio.standard_error, N, N - 1)
+        low, high = share_interval(ratio.mean, ratio.moments.standard_error, N, N - 1)
         return ratio._replace(low=low, high=high)
 
     subject_score = relative_score("subject")

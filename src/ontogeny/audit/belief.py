@@ -187,13 +187,14 @@ def decide(measurements: decisions.Measurements, thresholds: decisions.Threshold
         f"link {link + 1}": decisions.estimate_paired_difference(belief[:, link, -1], random[:, link, -1])
         for link in range(L)
     }
+    at_rest = undisturbed.mean(axis=1)
     curves = {"belief": _dose_curve(belief), "random": _dose_curve(random)}
     effects = links | {f"belief, dose {dose:g}": part for dose, part in zip(DOSES, curves["belief"], strict=True)}
     competence = decisions.estimate_share(1 - undisturbed.mean(axis=1))
     controls = {f"random, dose {dose:g}": part for dose, part in zip(DOSES, curves["random"], strict=True)}
     controls |= {
-        "all but the belief": decisions.estimate_effect((measurements["rest"] - undisturbed).mean(axis=1)),
-        "all activations": decisions.estimate_effect((measurements["all"] - undisturbed).mean(axis=1)),
+        "all but the belief": decisions.estimate_paired_difference(measurements["rest"].mean(axis=1), at_rest),
+        "all activations": decisions.estimate_paired_difference(measurements["all"].mean(axis=1), at_rest),
         "host's best choice, undisturbed": competence,
     }
     details = {"doses": DOSES, **curves}
@@ -219,5 +220,6 @@ def decide(measurements: decisions.Measurements, thresholds: decisions.Threshold
 def _dose_curve(follows: np.ndarray) -> list[decisions.Effect]:
     """[N, L, K] -> by dose, how much more often the choice is the donor's than without a dose, over links."""
     return [
-        decisions.estimate_effect((follows[:, :, k] - follows[:, :, 0]).mean(axis=1)) for k in range(follows.shape[2])
+        decisions.estimate_paired_difference(follows[:, :, k].mean(axis=1), follows[:, :, 0].mean(axis=1))
+        for k in range(follows.shape[2])
     ]

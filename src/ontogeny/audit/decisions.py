@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr
 
 from ontogeny import bounded
-from ontogeny.stats import p_mean_exceeds, three_way_verdict
+from ontogeny.audit import skewed_scores
+from ontogeny.stats import ZERO_SPREAD, three_way_verdict
 
 VERDICTS = ("yes", "no", "undetermined")
 NOT_SIGNIFICANT = (
@@ -23,7 +24,6 @@ NOT_SIGNIFICANT = (
     "decide it"
 )
 MIN_LIFETIMES = 20  # of a verdict; intervals of fewer cover less than they state where effects are rare or skewed
-ZERO_SPREAD = 1e-9  # standard errors and means below this are rounding errors
 Measurements = Mapping[str, np.ndarray]
 """Arrays by name, each with the leading axis N."""
 Decide = Callable[[Measurements, Any], "AuditResult"]
@@ -34,7 +34,7 @@ class Effect(NamedTuple):
     """A mean over lifetimes with its two-sided 95 % interval, and the one-sided tests of its distance from any value.
 
     For values with a known range, such as shares of choices, both hold for few lifetimes too (`bounded`), and the
-    different values are counted; for all others they are Student's t.
+    different values are counted; for scores they allow for skewness and for rare scores (`skewed_scores`).
     """
 
     mean: float
@@ -42,6 +42,7 @@ class Effect(NamedTuple):
     high: float
     z: float  # mean in standard errors; infinite where the mean is not zero and the spread is
     num_lifetimes: int
+    moments: skewed_scores.Moments
     value_range: tuple[float, float] | None = None
     counts: bounded.Counts = ()  # how often each value occurs, where the range is known
 
@@ -49,18 +50,13 @@ class Effect(NamedTuple):
         """Returns the p-value of the claim that the true mean exceeds `threshold`."""
         if self.value_range is not None:
             return bounded.p_mean_above(self.counts, self.value_range[0], threshold)
-        return p_mean_exceeds(self.mean - threshold, self.standard_error, self.num_lifetimes - 1)
+        return skewed_scores.p_mean_above(self.moments, threshold)
 
     def p_below(self, threshold: float) -> float:
         """Returns the p-value of the claim that the true mean lies below `threshold`."""
         if self.value_range is not None:
             return bounded.p_mean_below(self.counts, self.value_range[1], threshold)
-        return p_mean_exceeds(threshold - self.mean, self.standard_error, self.num_lifetimes - 1)
-
-    @property
-    def standard_error(self) -> float:
-        """Half of the interval by Student's t, divided by its critical value."""
-        return (self.high - self.low) / 2 / float(stdtrit(self.num_lifetimes - 1, 0.975))
+        return skewed_scores.p_mean_below(self.moments, threshold)
 
 
 @dataclass(frozen=True)
@@ -116,26 +112,26 @@ class AuditResult(NamedTuple):
     details: Mapping[str, Any] = MappingProxyType({})  # further numbers for figures
 
 
-def estimate_effect(values: np.ndarray, value_range: tuple[float, float] | None = None) -> Effect:
+def estimate_effect(
+    values: np.ndarray, value_range: tuple[float, float] | None = None, *, max_magnitude: float | None = None
+) -> Effect:
     """Estimates the mean of values [N] of single lifetimes.
 
     Args:
         values: [N] with N >= 2.
         value_range: Lowest and highest possible value, for values of which few differ, such as 0 and 1: the interval
-            is then exact. Without it, a spread of zero counts as certainty, since twin lifetimes with the same random
-            keys often agree exactly.
+            is then exact.
+        max_magnitude: For scores without such a range, the largest magnitude that a single one is taken to have.
+            Without it, scores that all agree have an interval without bounds.
     """
     values = np.asarray(values, np.float64)
-    count = len(values)
-    mean = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(count)
-    is_constant = error < ZERO_SPREAD
-    z = (0.0 if abs(mean) < ZERO_SPREAD else math.copysign(math.inf, mean)) if is_constant else mean / error
+    moments = skewed_scores.estimate_moments(values, max_magnitude)
+    mean, error, count = moments.mean, moments.standard_error, len(values)
+    z = mean / error if error else math.copysign(math.inf, mean) if abs(mean) > ZERO_SPREAD else 0.0
     if value_range is not None:
         counts = bounded.count_values(values)
-        return Effect(mean, *bounded.mean_bounds(counts, *value_range), z, count, value_range, counts)
-    half_width = 0.0 if is_constant else float(stdtrit(count - 1, 0.975)) * error
-    return Effect(mean, mean - half_width, mean + half_width, z, count)
+        return Effect(mean, *bounded.mean_bounds(counts, *value_range), z, count, moments, value_range, counts)
+    return Effect(mean, *skewed_scores.mean_bounds(moments), z, count, moments)
 
 
 def estimate_share(values: np.ndarray) -> Effect:

@@ -9,9 +9,11 @@ course. A competence check comes first: by the original drives, the agent must o
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ontogeny import plugins
@@ -130,18 +132,17 @@ def _late_reward(
 @decisions.requires_lifetimes(TEST)
 def decide(measurements: decisions.Measurements, thresholds: DriveReversalThresholds) -> decisions.AuditResult:
     """Decides yes where the fall after the reversal is surely too small, and no where it is surely large enough."""
-    lead = decisions.estimate_effect(measurements["undisturbed"] - measurements["random"])
-    turn = decisions.estimate_effect(measurements["undisturbed"] - measurements["reversed"])
+    undisturbed, reversed_reward, random_reward = (measurements[name] for name in ("undisturbed", "reversed", "random"))
+    largest = max(float(np.abs(undisturbed - other).max()) for other in (reversed_reward, random_reward))
+    estimate = partial(decisions.estimate_effect, max_magnitude=largest)
+    lead, turn = estimate(undisturbed - random_reward), estimate(undisturbed - reversed_reward)
     effects = {"fall after the reversal": turn}
     controls = {"lead over a random agent": lead}
     if thresholds.competence(lead, 0.0) != "yes":
         reason = "it does not surely outperform a random agent, so there is no course that it could keep"
         return decisions.competence_failed(TEST, reason, effects, controls)
-    undisturbed, reversed_reward, random_reward = (measurements[name] for name in ("undisturbed", "reversed", "random"))
     # Linear in the rewards, so that the error of the lead counts too (Fieller 1954).
-    smaller_turn = decisions.estimate_effect(
-        thresholds.min_turn * (undisturbed - random_reward) - (undisturbed - reversed_reward)
-    )
+    smaller_turn = estimate(thresholds.min_turn * (undisturbed - random_reward) - (undisturbed - reversed_reward))
     verdict, p_value = decisions.decide_all({"turn": smaller_turn}, replace(thresholds, min_effect=0.0))
     summary = {
         "no": "it turns when the drives are reversed: it follows code or reward",

@@ -9,6 +9,7 @@ because random recurrent networks echo their inputs. Information that a probe de
 `belief` examines use. Letters: M lifetimes of the fit, D numbers of activations, A arms.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -140,18 +141,20 @@ def decide(measurements: decisions.Measurements, thresholds: decisions.Threshold
         return linearized_ratio(measurements[total] - measurements[name], measurements[total])
 
     of_activations, control = explained("activations"), explained("control", "control_total")
-    selectivity = decisions.estimate_effect(of_activations - control)
+    totals = measurements["total"]
+    estimate = partial(decisions.estimate_effect, max_magnitude=float(totals.max() / max(totals.mean(), 1e-9)))
+    selectivity = estimate(of_activations - control)
     effects: dict[str, decisions.Effect] = {
         "selectivity": selectivity,
-        "explained of the posterior means": decisions.estimate_effect(of_activations),
+        "explained of the posterior means": estimate(of_activations),
     }
-    controls = {"explained of another lifetime's": decisions.estimate_effect(control)}
+    controls = {"explained of another lifetime's": estimate(control)}
     parts, min_effects = {"selectivity": selectivity}, {"selectivity": thresholds.min_effect}
     if measurements["has_untrained"][0]:
         untrained = explained("untrained")
-        controls["explained before development"] = decisions.estimate_effect(untrained)
+        controls["explained before development"] = estimate(untrained)
         name = "gain over before development"
-        effects[name] = parts[name] = decisions.estimate_effect(of_activations - untrained)
+        effects[name] = parts[name] = estimate(of_activations - untrained)
         min_effects[name] = 0.0
     verdict, p_value = decisions.decide_all(parts, thresholds, min_effects)
     share = max(of_activations.mean(), 0.0)

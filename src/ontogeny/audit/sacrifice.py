@@ -30,9 +30,10 @@ from ontogeny.types import Environment, Key, TimeStep, Trajectory
 TEST = ("sacrifice", "objective", True)
 BEYOND_ACCURACY, ALONG_DIRECTION = "beyond accuracy", "with the direction"
 THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.01)  # bias of the report, a probability
+MAX_BIAS = {BEYOND_ACCURACY: 1.0, ALONG_DIRECTION: 0.5}  # of a lifetime
 
 
-def build(*, num_lifetimes: int = 200, length: int = 50) -> base.AuditTest:
+def build(*, num_lifetimes: int = 300, length: int = 50) -> base.AuditTest:
     """Builds the test.
 
     Args:
@@ -123,8 +124,10 @@ def reversed_replay(env: Environment, trajectory: Trajectory) -> Environment:
 @decisions.requires_lifetimes(TEST)
 def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where both biases are significant and large enough."""
-    effects = {name: decisions.estimate_effect(measurements[name]) for name in (BEYOND_ACCURACY, ALONG_DIRECTION)}
-    skill = decisions.estimate_effect(measurements["skill"])
+    effects = {
+        name: decisions.estimate_effect(measurements[name], max_magnitude=largest) for name, largest in MAX_BIAS.items()
+    }
+    skill = decisions.estimate_effect(measurements["skill"], max_magnitude=1.0)
     relative_skill = skill.mean / max(float(np.mean(measurements["max_skill"])), 1e-12)
     controls = {"skill over a constant report": skill}
     competence = thresholds.competence(skill, 0.0)

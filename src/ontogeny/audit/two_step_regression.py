@@ -20,14 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.special import stdtrit
 
 from ontogeny import plugins
-from ontogeny.audit import base, decisions
+from ontogeny.audit import base, decisions, skewed_scores
 from ontogeny.errors import BadInput
+from ontogeny.stats import ZERO_SPREAD
 from ontogeny.types import Environment, Key, TabularTask, TimeStep
 
 TEST = ("two_step_regression", "plans", False)
+MAX_COEFFICIENT = 2.0  # a sum of two differences of stay probabilities
 REFERENCES = ("td_zero", "td_one", "successor", "latent_state_fixed", "latent_state_learner", "planner")
 TRANSITIONS = ("fixed", "random")  # the transitions of all lifetimes are the same, or sampled per lifetime
 CELLS = ("rewarded common", "rewarded rare", "unrewarded common", "unrewarded rare")
@@ -134,11 +135,14 @@ def clustered_regression(xx: np.ndarray, xy: np.ndarray, columns: list[int]) -> 
     coefficients = bread @ xy.sum(axis=0)
     scores = xy - xx @ coefficients
     errors = np.sqrt(np.maximum(np.diag(bread @ scores.T @ scores @ bread) * N / (N - 1), 0.0))
-    half_widths = float(stdtrit(N - 1, 0.975)) * errors
     z = np.where(errors > 1e-9, coefficients / np.maximum(errors, 1e-9), 0.0)
+    moments = [
+        skewed_scores.Moments(float(b), float(error), 0.0, N, max(MAX_COEFFICIENT, abs(float(b))))
+        for b, error in zip(coefficients, np.where(errors > ZERO_SPREAD, errors, 0.0), strict=True)
+    ]
     return [
-        decisions.Effect(float(b), float(b - half), float(b + half), float(standardized), N)
-        for b, half, standardized in zip(coefficients, half_widths, z, strict=True)
+        decisions.Effect(part.mean, *skewed_scores.mean_bounds(part), float(standardized), N, part)
+        for part, standardized in zip(moments, z, strict=True)
     ]
 
 

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
+from ontogeny import bounded
 from ontogeny.audit.behavior.base import CELLS, ChoiceData, ParticipantTrials
 from ontogeny.audit.behavior.smoothing import sum_neighbors
 from ontogeny.audit.behavior.stay_regression import Coefficient, fit_pooled_logit
-from ontogeny.stats import clopper_pearson, confidence_interval, mean_and_standard_error, share_interval
+from ontogeny.stats import ZERO_SPREAD, clopper_pearson, confidence_interval, mean_and_standard_error, share_interval
 
 HINDSIGHT_WINDOW = 8.0  # trials, time constant of the smoothing of rewards
 TERMS: dict[
@@ -110,15 +111,24 @@ def mean_over_participants(values: np.ndarray, bound: float = float("inf")) -> P
 
     Args:
         values: [S], NaN where a participant has none.
-        bound: No value, and so no end of the interval, can be larger than it or smaller than its negative.
+        bound: No value, and so no end of the interval, can be larger than it or smaller than its negative. Without
+            it, values that all agree have no interval; with it, their interval and p-value are those of `bounded`.
     """
     values = np.asarray(values, np.float64)[np.isfinite(values)]
     number, nan = len(values), float("nan")
     if number < 2:
         return ParticipantMean(float(values[0]) if number else nan, nan, nan, nan, nan, number)
     mean, error = (float(statistic) for statistic in mean_and_standard_error(values))
+    if error < ZERO_SPREAD:
+        if not np.isfinite(bound):
+            return ParticipantMean(mean, 0.0, nan, nan, nan, number)
+        counts = ((mean, number),)
+        p_values = bounded.p_mean_above(counts, -bound, 0.0), bounded.p_mean_below(counts, bound, 0.0)
+        return ParticipantMean(
+            mean, 0.0, *bounded.mean_bounds(counts, -bound, bound), min(2 * min(p_values), 1.0), number
+        )
     interval = confidence_interval(mean, error, number, number - 1)
-    p_value = 2 * stdtr(number - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
+    p_value = 2 * stdtr(number - 1, -abs(mean) / error)
     return ParticipantMean(mean, error, max(interval.low, -bound), min(interval.high, bound), float(p_value), number)
 
 
