@@ -215,6 +215,16 @@ def test_every_primary_test_has_controls_of_both_kinds_in_every_environment_in_w
             assert len(held_out) >= 3 and set(held_out.values()) == {True, False}, (test.name, env_name)
 
 
+def test_an_organism_with_a_negligible_effect_in_an_environment_is_no_control_there():
+    """The ground truth of `sequence_search` is yes, but in `random_mdp` its effect is as small as the threshold."""
+    names = {
+        env: {control.name: control.positive for control in calibration.controls_of(LEARNS, envs=[env])}
+        for env in ("random_mdp", "foraging")
+    }
+    assert names["foraging"]["sequence_search"] and "sequence_search" not in names["random_mdp"]
+    assert names["random_mdp"]["explore_then_commit"] and names["random_mdp"]["episodic_controller"]
+
+
 def test_calibration_claims_nothing_from_few_audits():
     """Three audits without an error are no evidence for an error rate of at most 5 %."""
 
