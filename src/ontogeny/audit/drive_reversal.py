@@ -133,7 +133,7 @@ def _late_reward(
 def decide(measurements: decisions.Measurements, thresholds: DriveReversalThresholds) -> decisions.AuditResult:
     """Decides yes where the fall after the reversal is surely too small, and no where it is surely large enough."""
     undisturbed, reversed_reward, random_reward = (measurements[name] for name in ("undisturbed", "reversed", "random"))
-    largest = max(float(np.abs(undisturbed - other).max()) for other in (reversed_reward, random_reward))
+    largest = max(float(np.abs(undisturbed - reward).max()) for reward in (reversed_reward, random_reward))
     estimate = partial(decisions.estimate_effect, max_magnitude=largest)
     lead, turn = estimate(undisturbed - random_reward), estimate(undisturbed - reversed_reward)
     effects = {"fall after the reversal": turn}
