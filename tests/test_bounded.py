@@ -100,8 +100,8 @@ SCORES = {  # of many lifetimes
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("num_lifetimes", [20, 100, 400])
-def test_a_threshold_that_equals_the_true_effect_is_rarely_found_to_be_exceeded_or_missed(num_lifetimes, name, sign):
-    """With 95 % zeros and 20 lifetimes, Student's t finds the mean to lie below itself in nearly half of all audits."""
+def test_a_threshold_that_equals_the_true_effect_is_rarely_claimed_to_lie_below_or_above_it(num_lifetimes, name, sign):
+    """With 95 % zeros and 20 lifetimes, Student's t claims that the mean lies below itself in nearly half of all audits."""
     population = sign * SCORES[name]
     samples = np.random.default_rng(num_lifetimes).choice(population, (1000, num_lifetimes))
     largest = float(np.abs(population).max())
