@@ -101,7 +101,7 @@ SCORES = {  # of many lifetimes
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("num_lifetimes", [20, 100, 400])
 def test_a_threshold_that_equals_the_true_effect_is_rarely_claimed_to_lie_below_or_above_it(num_lifetimes, name, sign):
-    """With 95 % zeros and 20 lifetimes, Student's t claims that the mean lies below itself in nearly half of all audits."""
+    """With 95 % zeros and 20 lifetimes, Student's t claims in nearly half of all audits that it lies below."""
     population = sign * SCORES[name]
     samples = np.random.default_rng(num_lifetimes).choice(population, (1000, num_lifetimes))
     largest = float(np.abs(population).max())
