@@ -222,3 +222,37 @@ def test_an_edit_of_hidden_units_is_used_at_its_own_step_only():
         return jnp.where(is_latest[:, None], hidden, 7.0)
 
     np.testing.assert_allclose(predictor.query_edited(weights, inputs, edit)[0], logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gru", {"hidden_size": 32, "learning_rate": 0.02}),
+        (
+            "causal_transformer",
+            {"width": 16, "num_heads": 2, "num_blocks": 2, "window_length": 8, "learning_rate": 0.01},
+        ),
+    ],
+)
+def test_a_predictor_learns_to_copy_the_class_of_two_steps_ago(name, settings):
+    """Classes that were not in the training are predicted; the chance level is a third."""
+    predictor = plugins.build("content", name, NUM_OUTPUTS + 1, NUM_OUTPUTS, outputs="categorical", **settings)
+
+    def sample_batch(key):
+        classes = jax.random.randint(key, (16, LENGTH), 0, NUM_OUTPUTS)
+        inputs = jnp.zeros((16, LENGTH, NUM_OUTPUTS + 1)).at[..., :-1].set(jax.nn.one_hot(classes, NUM_OUTPUTS))
+        mask = jnp.ones((16, LENGTH)).at[:, :2].set(0.0)
+        return PredictionBatch(inputs.at[:, 0, -1].set(1.0), jnp.roll(classes, 2, axis=1), jnp.zeros_like(mask), mask)
+
+    @jax.jit
+    def train(key):
+        def step(carry, number):
+            return predictor.update(*carry, sample_batch(jax.random.fold_in(key, number)), number / 300), None
+
+        weights = predictor.init(key)
+        (weights, _), _ = jax.lax.scan(step, (weights, predictor.init_scratch(weights)), jnp.arange(300))
+        batch = sample_batch(jax.random.fold_in(key, 300))
+        predicted = jnp.argmax(jax.vmap(predictor.query_sequence, (None, 0))(weights, batch.inputs), axis=-1)
+        return jnp.mean(predicted[:, 2:] == batch.target_index[:, 2:])
+
+    assert train(jax.random.key(0)) > 0.95
