@@ -15,6 +15,7 @@ ENVS = [
     ("two_step", {"num_trials": 10}),
     ("stream", {"num_segments": 3, "segment_length": 10}),
     ("chain", {"num_trials": 4, "num_exposures": 2, "num_test_trials": 2}),
+    ("relay", {"num_steps": 30}),
     ("foraging", {"size": 3, "wall_fraction": 0.0, "num_thorns": 1, "horizon": 5, "num_episodes": 5}),
     ("text", {"passage_length": 10, "num_passages": 3}),
 ]

@@ -32,9 +32,10 @@ def params_of(depth, num_steps=60, **settings):
 def compiled_records(depth):
     """Lifetimes with random actions; all settings that may be traced have an axis of lifetimes."""
 
-    def record(key, settings):
+    def record(key, action_seed, settings):
         env = relay.make_relay(params_of(depth)._replace(**settings))
         reset_key, step_key, action_key = jax.random.split(key, 3)
+        action_key = jax.random.fold_in(action_key, action_seed)
         state, initial = env.reset(reset_key)
 
         def step(state, inputs):
@@ -46,10 +47,10 @@ def compiled_records(depth):
         before, after, time_steps = jax.lax.scan(step, state, (jax.random.split(step_key, 60), actions))[1]
         return initial, before, after, time_steps, actions
 
-    return jax.jit(jax.vmap(record))
+    return jax.jit(jax.vmap(record, (0, None, 0)))
 
 
-def record_lifetimes(depth, seed=0, **settings):
+def record_lifetimes(depth, seed=0, action_seed=0, **settings):
     """The initial time step, the states before and after each step, the time steps and the agent's actions."""
     defaults = {name: getattr(RelayParams(), name) for name in TRACED} | settings
     types = {"cue": bool, "relevant_changes": bool, "num_instances": np.int32}
@@ -58,7 +59,7 @@ def record_lifetimes(depth, seed=0, **settings):
         for name, value in defaults.items()
     }
     keys = jax.random.split(jax.random.key(seed), NUM_LIFETIMES)
-    return jax.device_get(compiled_records(depth)(keys, arrays))
+    return jax.device_get(compiled_records(depth)(keys, action_seed, arrays))
 
 
 def take(tree, index):
@@ -230,6 +231,18 @@ def test_a_batch_with_traced_settings_equals_lifetimes_of_environments_that_are_
             assert trees.bitwise_equal((state, time_step), take(batch[2:4], (i, t)))
 
 
+def test_the_key_of_a_lifetime_determines_its_schedule_whichever_actions_are_chosen():
+    settings = random_settings(10)
+    first, second = (record_lifetimes(2, 10, action_seed, **settings) for action_seed in (0, 1))
+    fields = ("task", "links", "is_exposure", "is_change", "is_cut", "exposed_action", "num_introduced")
+    for field in fields:
+        assert trees.bitwise_equal(getattr(first[1], field), getattr(second[1], field)), field
+    assert (first[3].first == second[3].first).all() and (first[4] != second[4]).any()
+    assert not trees.bitwise_equal(first[3].outcome, second[3].outcome)
+    repeated = record_lifetimes(2, 10, **settings)
+    assert trees.bitwise_equal(first, repeated)
+
+
 def test_values_of_actions_agree_with_an_enumeration_of_all_action_sequences():
     for depth in (2, 3):
         params = params_of(depth)
@@ -292,7 +305,8 @@ def choices_at_the_start(name, depth, **settings):
     """An organism's actions in trials from the start after the introduction, and the values of both actions there."""
     env = relay.build(depth=depth, unreliable_share=0.0, **settings)
     drives = steering.build(env.spec)
-    agent = plugins.build("organisms", name, env.spec, drives)
+    kind = "organisms" if name in plugins.list_names("organisms") else "agents"
+    agent = plugins.build(kind, name, env.spec, drives)
 
     def run(key):
         keys = split_lifetime_key(key)

@@ -20,6 +20,7 @@ from jax import Array
 from ontogeny import plugins, steering
 from ontogeny.audit.decisions import Decide, Measurements, Thresholds
 from ontogeny.contracts import check_outside_agent
+from ontogeny.environments import relay
 from ontogeny.errors import BadInput
 from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys, stage_of
@@ -37,6 +38,7 @@ SECONDARY_HYPOTHESES = {  # examined by secondary tests alone
 }
 MIN_EPISODES = 8  # of a lifetime in which learning is tested
 CHAIN_TRIALS = 50  # of the chain in which learning is tested
+NO_EXPOSURES = {"change_probability": 0.0, "repeat_probability": 0.0}  # of a relay in which learning is tested
 NUM_EXPOSURES, TRIALS_BEFORE_EXPOSURES = 12, 40  # of the chain in which planning is tested
 MAX_LIFETIMES_PER_DEVICE = 256  # more at once exceed the processor's cache
 # An audit compiles many programs, each of which runs for a second: full optimization takes three times as long.
@@ -154,8 +156,8 @@ def unrelated_key(key: Key, number: int) -> Key:
 def learning_env(train_env: Environment) -> Environment:
     """Returns the environment in which learning is tested, where the task stays the same throughout a lifetime.
 
-    A chain loses the phase in which its links change, a stream has a single segment, and lifetimes in `beacon`, which
-    are short, have `MIN_EPISODES` episodes.
+    A chain loses the phase in which its links change, in a relay no link changes after the introduction, a stream has
+    a single segment, and lifetimes in `beacon`, which are short, have `MIN_EPISODES` episodes.
 
     Raises:
         BadInput: If a lifetime has fewer than `MIN_EPISODES` episodes.
@@ -164,6 +166,9 @@ def learning_env(train_env: Environment) -> Environment:
     if spec.name == "chain":
         phases = {"num_trials": CHAIN_TRIALS, "num_exposures": 0, "num_test_trials": 1}
         train_env = plugins.build("environments", "chain", **phases, changed_links="none")
+    elif spec.name == "relay":
+        size = {"depth": spec.horizon, "width": relay.width_of_layers(spec), "num_steps": spec.num_steps}
+        train_env = plugins.build("environments", "relay", **size, **NO_EXPOSURES)
     elif spec.name == "stream":
         train_env = plugins.build("environments", "stream", num_segments=1)
     elif spec.name == "beacon":

@@ -11,7 +11,8 @@ and forces the action. A link of the last layer is an episode of one step that e
 link a second step, whose action is forced to 0, lets the agent observe the successor; it ends as by a time limit,
 without an outcome. An introduction exposes each link once in random order, with early trials between. Afterwards a link
 changes and is exposed at once, a link is exposed again as it is, a trial begins at a middle state (a glance), or a
-trial begins at the start. The exposure of a changed link never fails.
+trial begins at the start. The exposure of a changed link never fails. The length of an episode does not depend on
+actions, so the key of a lifetime determines all its episodes, links and changes, whichever agent acts.
 
 With `cue`, the start is observed as S or S + 1, where S is the number of states: the cue names the action that led to
 more food when the lifetime began, had no link failed, and is not updated.
@@ -97,6 +98,11 @@ class Targets(NamedTuple):
 def num_states(params: RelayParams) -> int:
     """The number of states S."""
     return 1 + (params.depth - 1) * params.width
+
+
+def width_of_layers(spec: EnvSpec) -> int:
+    """The number of states of each middle layer, from the spec of the environment."""
+    return (spec.num_observations - NUM_ACTIONS - 1) // (spec.horizon - 1)
 
 
 def layer_of_states(params: RelayParams) -> Int32[Array, "S"]:
