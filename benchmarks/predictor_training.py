@@ -13,9 +13,9 @@ of 120 steps with 40 inputs, two of which are 1, and 19 classes; the optimizer i
   forms of attention (`--attention`); left out where torch is not installed.
 
 Each side is a process on the same cores, and the sides alternate in turns of a few updates, so that other load of the
-machine affects all of them; the first turn, which compiles, is not timed. Prints one JSON line per side, with the time
-of the peer for as many updates, the ratio of the peer's time to that of the side (median over turns), and the loss of
-the last batch of both, which shows that they train alike.
+machine affects all of them; the first turn, which compiles, is not timed. Prints one JSON line per side: time and
+processor time per update of one run, the same of the peer, the ratios of the peer's times to those of the side (median
+over turns), and the loss at the end, which is that of the peer where a side takes as many updates of a run.
 """
 
 import argparse
@@ -217,30 +217,38 @@ def main() -> None:
 def report(
     name: str, times: dict[str, list[tuple[float, float]]], losses: dict[str, float], arguments: argparse.Namespace
 ) -> None:
-    """Prints the record of a side: milliseconds per update of one run."""
+    """Prints the record of a side: milliseconds per update of one run, and processor time beside it."""
     from ontogeny.stats import mean_interval
 
-    side_seconds = [seconds for seconds, _ in times[name]]
-    peer = [seconds for seconds, _ in times.get("peer", [])]
+    seconds, cpu_seconds = (list(column) for column in zip(*times[name], strict=True))
     setting = NETWORK | {"cores": arguments.cores, "turns": arguments.turns, "updates": arguments.updates}
-    setting |= {"cpu_ms": round(1e3 * statistics.median(cpu for _, cpu in times[name]), 1)}
-    setting |= {"loss": round(losses[name], 4)}
-    if peer:
-        cpu_seconds = [seconds for _, seconds in times["peer"]]
-        setting |= {"peer_loss": round(losses["peer"], 4), "attention": arguments.attention}
-        setting |= {"peer_cpu_ms": round(1e3 * statistics.median(cpu_seconds), 1)}
-    record = {
+    record: dict[str, Any] = {
         "name": f"predictor_training: {name}",
-        "value": round(1e3 * statistics.median(side_seconds), 1),
+        "value": round(1e3 * statistics.median(seconds), 1),
         "unit": "ms per update",
-        "se": round(1e3 * mean_interval(side_seconds).standard_error, 2) if len(side_seconds) > 1 else None,
-        "peer": "PyTorch, the same network" if peer else "absent",
-        "peer_value": round(1e3 * statistics.median(peer), 1) if peer else None,
-        "ratio": round(statistics.median(b / a for a, b in zip(side_seconds, peer, strict=True)), 3) if peer else None,
-        "seconds": round(sum(side_seconds) * arguments.updates, 1),
-        "setting": setting,
+        "se": round(1e3 * mean_interval(seconds).standard_error, 2) if len(seconds) > 1 else None,
+        "cpu_value": round(1e3 * statistics.median(cpu_seconds), 1),
+        "loss": round(losses[name], 4),
+        "peer": "absent",
+        "peer_value": None,
+        "ratio": None,
     }
-    print(json.dumps(record), flush=True)
+    if "peer" in times:
+        peer_seconds, peer_cpu_seconds = (list(column) for column in zip(*times["peer"], strict=True))
+        record |= {
+            "peer": f"PyTorch, the same network, attention {arguments.attention}",
+            "peer_value": round(1e3 * statistics.median(peer_seconds), 1),
+            "peer_cpu_value": round(1e3 * statistics.median(peer_cpu_seconds), 1),
+            "peer_loss": round(losses["peer"], 4),
+            "ratio": median_ratio(peer_seconds, seconds),
+            "cpu_ratio": median_ratio(peer_cpu_seconds, cpu_seconds),
+        }
+    print(json.dumps(record | {"seconds": round(sum(seconds) * arguments.updates, 1), "setting": setting}), flush=True)
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """The median over turns of the ratio of two times."""
+    return round(statistics.median(a / b for a, b in zip(numerators, denominators, strict=True)), 3)
 
 
 if __name__ == "__main__":
