@@ -132,8 +132,9 @@ def test_binary_outputs_read_the_target_and_ignore_other_logits():
     assert is_changed.tolist() == [False, True, False] and updated.bias[1] > weights.bias[1]
 
 
-def test_the_gradient_by_groups_is_that_of_the_whole_batch(monkeypatch):
-    """Three sequences in two groups, of which the second is filled up, and with different numbers of targets."""
+@pytest.mark.parametrize("num_runs", [0, 2])
+def test_the_gradient_by_groups_is_that_of_the_batch(monkeypatch, num_runs):
+    """Three sequences in two groups, of which the second is filled up; alone, and for several runs under `vmap`."""
     predictor, weights, inputs = subject("causal_transformer", outputs="categorical")
     random = np.random.default_rng(2)
     batch = PredictionBatch(
@@ -142,18 +143,21 @@ def test_the_gradient_by_groups_is_that_of_the_whole_batch(monkeypatch):
         jnp.zeros((3, LENGTH)),
         jnp.array(random.integers(0, 2, (3, LENGTH)), jnp.float32),
     )
-    moments = []
-    for max_elements in (10**6, 2 * LENGTH * 32):
-        monkeypatch.setattr(base, "MAX_GROUP_ELEMENTS", max_elements)
-        moments.append(
-            jax.jit(lambda *args: predictor.update(*args)[1])(
-                weights, predictor.init_scratch(weights), batch, jnp.float32(0)
-            )
-        )
-    ungrouped, grouped = map(jax.tree.leaves, moments)
-    assert any(np.abs(leaf).max() > 1e-3 for leaf in ungrouped)
-    assert any((a != b).any() for a, b in zip(ungrouped, grouped, strict=True)), "both were computed in one group"
-    for a, b in zip(ungrouped, grouped, strict=True):
+
+    def first_moments(weights):
+        return predictor.update(weights, predictor.init_scratch(weights), batch, jnp.float32(0))[1]
+
+    expected = jax.tree.leaves(jax.jit(first_moments)(weights))
+    monkeypatch.setattr(base, "MAX_GROUP_ELEMENTS", 2 * LENGTH * 32)
+    if num_runs:
+        runs = jax.tree.map(lambda leaf: jnp.stack([leaf + number for number in range(num_runs)]), weights)
+        grouped = jax.tree.map(lambda leaf: leaf[0], jax.jit(jax.vmap(lambda weights: first_moments(weights)))(runs))
+    else:
+        grouped = jax.jit(lambda weights: first_moments(weights))(weights)
+    grouped = jax.tree.leaves(grouped)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in expected)
+    assert any((a != b).any() for a, b in zip(expected, grouped, strict=True)), "both were computed in one group"
+    for a, b in zip(expected, grouped, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

@@ -114,10 +114,15 @@ def gradient_predictor(
         if groups is None:
             return jax.grad(loss)(weights, batch, num_targets)
 
-        def add_group(total: PyTree, group: PredictionBatch) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, jax.grad(loss)(weights, group, num_targets)), None
+        # Under `vmap`, as over several runs, their arrays would not stay in the cache together: one after the other.
+        @jax.custom_batching.sequential_vmap
+        def sum_groups(weights: PyTree, groups: PredictionBatch, num_targets: Array) -> PyTree:
+            def add_group(total: PyTree, group: PredictionBatch) -> tuple[PyTree, None]:
+                return jax.tree.map(jnp.add, total, jax.grad(loss)(weights, group, num_targets)), None
 
-        return jax.lax.scan(add_group, jax.tree.map(jnp.zeros_like, weights), groups)[0]
+            return jax.lax.scan(add_group, jax.tree.map(jnp.zeros_like, weights), groups)[0]
+
+        return sum_groups(weights, groups, num_targets)
 
     def update(weights: PyTree, scratch: PyTree, batch: PredictionBatch, progress: Array) -> tuple[PyTree, PyTree]:
         change, scratch = optimizer.update(gradient(weights, batch), scratch)
