@@ -301,7 +301,7 @@ def test_the_conclusions_follow_the_records(tmp_path):
     assert "evolution in 1" in behind and "evolution scores 10.50 ± 0.10 more" in behind
     assert "below the best in 1" in behind and "scores 150.00 ± 0.20 in MDP, RL² 156.2" in behind
     level = answer_in(page_of(tmp_path / "c", small(code=160.6, evolution=160.5)))
-    assert "and 2 show no significant difference" in level
+    assert "and in 2 no difference is claimed" in level
 
 
 def test_a_number_in_the_conclusions_follows_its_record(tmp_path):

@@ -32,6 +32,11 @@ class Interval(NamedTuple):
     degrees_of_freedom: float = math.inf
 
     @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero, which alone is no claim."""
+        return self.low > 0 or self.high < 0
+
+    @property
     def min_claimed_difference(self) -> float:
         """The distance from the mean beyond which a difference is claimed."""
         return critical_value(CLAIM, self.degrees_of_freedom) * self.standard_error

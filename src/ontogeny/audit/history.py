@@ -16,7 +16,12 @@ from ontogeny.errors import BadInput
 from ontogeny.runs.formats import AUDIT_HISTORY, FORMATS, SPEC_FILE, check_format
 from ontogeny.runs.records import Record, append_record, read_records, repair_records
 
-DIGESTED_FILES = (SPEC_FILE, "genome.json", "state.json")  # of a folder; the JSON files hold digests of the arrays
+DIGESTED_FILES = (
+    SPEC_FILE,
+    "genome.json",
+    "state.json",
+    "weights.json",
+)  # of a folder; the JSON files hold digests of the arrays
 REQUIRED_KEYS = {"begin": ("id", "command", "time", "digest", "settings"), "end": ("id", "verdicts")}
 
 

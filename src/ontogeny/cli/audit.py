@@ -16,18 +16,17 @@ from ontogeny.cli.shared import (
     build_run_spec,
     check_new_path,
     format_number,
+    print_history,
     progress,
     write_report,
 )
 from ontogeny.errors import BadInput
-from ontogeny.printable import to_printable
 
 if TYPE_CHECKING:
     from ontogeny.audit.attribution import Attribution
     from ontogeny.audit.base import Subject
     from ontogeny.audit.calibration import CalibrationSplit, Control, ControlResult
     from ontogeny.audit.decisions import AuditResult, Effect
-    from ontogeny.audit.history import AuditHistory
 
 CONTROLS_ENV = "bandit"
 LIMITS = (
@@ -86,7 +85,7 @@ def agent(
     if not secondary:
         typer.echo("Secondary tests, which change no verdict, did not run; use --secondary to run them.")
     typer.echo(LIMITS)
-    _print_history(history)
+    print_history(history)
     write_report(out, {"seed": seed, "settings": settings, "history": history.to_record(), "subjects": records})
 
 
@@ -142,7 +141,7 @@ def attribution(
         _print_attribution(subject.name, result)
         records.append({"subject": subject.name} | to_jsonable(result))
         history.end({subject.name: result.verdict})
-        _print_history(history)
+        print_history(history)
     write_report(out, {"seed": seed, "settings": settings, "history": history.to_record(), "subjects": records})
 
 
@@ -218,7 +217,7 @@ def calibrate(
     _print_calibration(results, splits, claims)
     for history in histories:
         history.end({"claims": claims})
-        _print_history(history)
+        print_history(history)
     record = {"num_audits": num_audits, "seed": seed, "settings": settings, "claims": claims}
     record["histories"] = [history.to_record() for history in histories]
     record["control_results"] = [calibration.to_record(result) for result in results]
@@ -274,12 +273,6 @@ def _read_audited(run: str, env: str | None, drives: list[str] | None, seed: int
     spec = spec_to_json(complete_spec(saved_agent.spec))
     settings = {name: spec[name] for name in ("agent", "env", "drives")}
     return AuditedAgent(suite.agent_subjects(saved_agent), settings, Path(agent) if agent.endswith(".py") else None)
-
-
-def _print_history(history: "AuditHistory") -> None:
-    """Print which audit of an agent this one is."""
-    if text := history.describe():
-        typer.echo(to_printable(text))
 
 
 def _distill_students(folder: Path, organisms: list[str]) -> "list[Control]":
@@ -371,7 +364,10 @@ def _print_calibration(results: "list[ControlResult]", splits: "list[Calibration
 
 def _format_effect(effect: "Effect") -> str:
     """An effect with its interval and the number of lifetimes."""
-    return f"{effect.mean:+.3f}   {effect.low:+.3f} to {effect.high:+.3f}   {effect.num_lifetimes} lifetimes"
+    mean, low, high = (
+        f"{value:+.4g}" if abs(value) >= 1e6 else f"{value:+.3f}" for value in (effect.mean, effect.low, effect.high)
+    )
+    return f"{mean}   {low} to {high}   {effect.num_lifetimes} lifetimes"
 
 
 def _format_split(split: "CalibrationSplit") -> str:

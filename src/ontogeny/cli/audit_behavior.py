@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, Seed, check_new_path, progress
+from ontogeny.cli.shared import Device, NumHostDevices, Seed, check_new_path, print_history, progress
 from ontogeny.errors import BadInput
 
 Choices = Annotated[
@@ -56,6 +56,7 @@ def behavior(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="New folder for behavior.html and behavior.json.")] = None,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Analyze logged choices: stay probabilities, their regression, choice models and model recovery.
 
@@ -64,22 +65,26 @@ def behavior(
     """
     check_new_path(out)
     column_names = _parse_columns(columns)
-    configure_jax(device)
+    missing_values, labels = _split_list(na_values, "--na-values"), _split_list(arms, "--arms")
+    configure_jax(device, num_host_devices)
     from ontogeny.audit.behavior.analysis import analyze_choices, analyze_stays_only
     from ontogeny.audit.behavior.reading import read_choices
+    from ontogeny.audit.history import AuditHistory, begin_audit
 
-    text = None
+    text, history = None, AuditHistory(None)
     if choices.is_dir():
         from ontogeny.audit.behavior.simulated_choices import simulate_choices
 
         text = simulate_choices(choices, num_lifetimes=num_lifetimes, seed=seed)
+        settings = {"seed": seed, "num_lifetimes": num_lifetimes, "num_groups": num_groups, "stays_only": stays_only}
+        history = begin_audit(choices, "audit behavior", settings)
     choice_data = read_choices(
         choices,
         text=text,
         columns=column_names,
         task=task,
-        na_values=na_values.split(",") if na_values else (),
-        arms=arms.split(",") if arms else (),
+        na_values=missing_values,
+        arms=labels,
         skip_bad_rows=skip_bad_rows,
         max_skipped_share=max_skipped_share,
     )
@@ -90,8 +95,10 @@ def behavior(
     else:
         with progress("fitting", "batches") as update:
             record = analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
-    record |= {"file": choices.name, "seed": seed}
+    record |= {"file": choices.name, "seed": seed, "history": history.to_record()}
+    history.end({"sentences": record["verdict_text"]})
     _print_record(record)
+    print_history(history)
     if out is not None:
         _write(out, record, text)
         typer.echo(f"wrote {out / 'behavior.html'}")
@@ -108,6 +115,14 @@ def _write(out: Path, record: dict[str, Any], text: str | None) -> None:
         write_json(folder / "behavior.json", record)
         if text is not None:
             write_bytes(folder / "choices.csv", text.encode())
+
+
+def _split_list(text: str | None, option: str) -> tuple[str, ...]:
+    """The elements of an option that are separated by commas; none where the option is not given."""
+    parts = () if text is None else tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise BadInput(f"{option} takes values that are separated by commas, and in '{text}' one of them is empty")
+    return parts
 
 
 def _parse_columns(text: str | None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The command `audit prequential`: tests whether online scores are those of a first pass."""
 
 import functools
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -9,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import JsonFile, JsonOutput, Seed, check_new_path, print_note, progress, write_report
+from ontogeny.cli.shared import (
+    JsonFile,
+    JsonOutput,
+    NumHostDevices,
+    Seed,
+    check_new_path,
+    print_history,
+    print_note,
+    progress,
+    write_report,
+)
 from ontogeny.errors import BadInput
 from ontogeny.plugins import MAX_INT
 from ontogeny.printable import to_printable
@@ -17,6 +28,7 @@ from ontogeny.printable import to_printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from ontogeny.audit.history import AuditHistory
     from ontogeny.audit.prequential.base import BuildPredictor
 
 Isolation = Annotated[
@@ -63,6 +75,7 @@ def prequential(
     as_json: JsonOutput = False,
     out: JsonFile = None,
     html: Annotated[Path | None, typer.Option(help="New file for the page of the results.")] = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Test whether online scores are those of a first pass.
 
@@ -74,13 +87,20 @@ def prequential(
     check_new_path(html)
     if (predictor is None) == (calibrate is None):
         raise BadInput("give either a predictor or --calibrate with a number of audits")
+    history = None
     if calibrate is not None:
+        if num_host_devices is not None:
+            raise BadInput("--num-host-devices configures a language-model run, and --calibrate audits none")
         record, failures = _calibrate(calibrate, seed)
     else:
         config = {"num_tokens": num_tokens, "num_positions": num_positions, "tolerance": tolerance}
         options = {"vocab_size": vocab_size, "reported": reported, "seed": seed}
         options["stream"] = None if stream is None else _read_tokens(stream)
-        record, failures = _certify(str(predictor), learning, isolation, config, options)
+        build = _find_language_model(str(predictor), learning, num_host_devices)
+        history = _begin_history(str(predictor), learning, isolation, config | options)
+        record, failures = _certify(str(predictor), build, isolation, config, options)
+        record["history"] = history.to_record()
+        history.end({"certified": record["certified"], "not passed": failures})
     content = _write({"seed": seed} | record, out, html)
     if as_json:
         typer.echo(json.dumps(content))
@@ -88,6 +108,8 @@ def prequential(
         _print_calibration(content)
     else:
         _print_certificate(content)
+        if history is not None:
+            print_history(history)
     if failures:
         raise typer.Exit(1)
 
@@ -121,8 +143,20 @@ def _calibrate(num_audits: int, seed: int) -> tuple[dict[str, Any], list[str]]:
     return record, failures
 
 
+def _begin_history(name: str, learning: str | None, isolation: str, settings: dict[str, Any]) -> "AuditHistory":
+    """Record the audit in the history of a run, or of a file of the user's own."""
+    from ontogeny.audit.history import begin_audit
+
+    file, colon, _ = name.partition(".py:")
+    source = Path(name) if Path(name).is_dir() else Path(f"{file}.py") if colon else None
+    stream = settings["stream"]
+    digest = None if stream is None else hashlib.sha256(stream.tobytes()).hexdigest()
+    settings = settings | {"predictor": name, "learning": learning, "isolation": isolation, "stream": digest}
+    return begin_audit(source if source is not None and source.exists() else None, "audit prequential", settings)
+
+
 def _certify(
-    name: str, learning: str | None, isolation: str, config: dict[str, Any], options: dict[str, Any]
+    name: str, build: "BuildPredictor | None", isolation: str, config: dict[str, Any], options: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """The record of an audit, and the names of the checks that were not passed."""
     from ontogeny.audit.prequential.certificate import CertificateConfig, certify
@@ -132,7 +166,6 @@ def _certify(
     if isolation not in PASSES_BY_ISOLATION:
         raise BadInput(f"--isolation must be process or instance, not '{isolation}'")
     checked_config = validate(CertificateConfig, config, "audit prequential")
-    build = _find_language_model(name, learning)
     with tempfile.TemporaryDirectory() as folder:
         log_path = Path(folder) / "output.txt"
         run_passes = PASSES_BY_ISOLATION[isolation](name, build, log_path=log_path)
@@ -153,13 +186,14 @@ def _note_output(text: str) -> None:
         print_note(f"the predictor printed {len(lines):,} lines, the last: {lines[-1].strip()[:200]}")
 
 
-def _find_language_model(name: str, learning: str | None) -> "BuildPredictor | None":
+def _find_language_model(name: str, learning: str | None, num_host_devices: int | None) -> "BuildPredictor | None":
     """What builds the predictor of a language-model run; None for every other predictor."""
     if not Path(name).is_dir():
-        if learning is not None:
-            raise BadInput(f"--learning configures a language-model run, and '{name}' is not a folder")
+        for option, value in (("--learning", learning), ("--num-host-devices", num_host_devices)):
+            if value is not None:
+                raise BadInput(f"{option} configures a language-model run, and '{name}' is not a folder")
         return None
-    configure_jax(None)
+    configure_jax(None, num_host_devices)
     from ontogeny.lm import prequential_predictor
 
     frozen = learning == "frozen"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import Device, Seed, build_run_spec
+from ontogeny.cli.shared import Device, NumHostDevices, Seed, build_run_spec
 from ontogeny.errors import BadInput
 
 
@@ -15,12 +15,13 @@ def agent(
     env: Annotated[str, typer.Option(help="Environment for the check, NAME[:setting=value,...].")] = "bandit",
     seed: Seed = 0,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Check that an agent keeps its contract: what `act`, `learn` and `reset` may read and change.
 
     Example: ontogeny check agent ./mine.py --env bandit
     """
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny import contracts, plugins
     from ontogeny.stages.assembly import assemble
 
@@ -44,12 +45,13 @@ def env(
     name: Annotated[str, typer.Argument(metavar="ENV", help="Environment or file, NAME[:setting=value,...].")],
     seed: Seed = 0,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
 ) -> None:
     """Check that an environment keeps its contract: pure functions, and steps as its spec says.
 
     Example: ontogeny check env ./coins.py:flips=20
     """
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny import contracts, plugins
     from ontogeny.stages.assembly import make_env
 

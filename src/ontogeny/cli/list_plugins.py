@@ -24,7 +24,14 @@ def list_plugins(
     """
     if kind is not None and kind not in plugins.PLUGIN_KINDS:
         hint = renamed_hint("plugin kind", kind)
-        raise BadInput(hint) if hint else plugins.unknown_name_error("kind of plugin", kind, list(plugins.PLUGIN_KINDS))
+        if hint:
+            raise BadInput(hint)
+        named = [
+            f"'ontogeny list {other} {kind}'" for other in plugins.PLUGIN_KINDS if kind in plugins.list_names(other)
+        ]
+        if named:
+            raise BadInput(f"'{kind}' is no kind of plugin but a plugin; {' or '.join(named)} lists its settings")
+        raise plugins.unknown_name_error("kind of plugin", kind, list(plugins.PLUGIN_KINDS))
     if kind is not None and name is not None:
         _print_settings(kind, name)
         return

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.cli.shared import DEFAULT_STATE_DIR, Device, StateDir, options_from
+from ontogeny.cli.shared import DEFAULT_STATE_DIR, Device, NumHostDevices, StateDir, options_from
 from ontogeny.errors import BadInput
 from ontogeny.server.config import ServerConfig
 from ontogeny.validation import validate
@@ -31,6 +31,7 @@ def serve(
     ] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     device: Device = None,
+    num_host_devices: NumHostDevices = None,
     **settings: Any,
 ) -> None:
     """Serve saved models over HTTP: the OpenAI API, agents and a web page; frozen, or learning online.
@@ -39,7 +40,7 @@ def serve(
     """
     config = validate(ServerConfig, settings | {"online": online, "frozen": tuple(frozen or ())}, "serve")
     named_runs = _name_runs(runs or [], alias or [])
-    configure_jax(device)
+    configure_jax(device, num_host_devices)
     from ontogeny.runs.folder import locked
     from ontogeny.runs.kinds import require_loadable
     from ontogeny.server import app, process_memory

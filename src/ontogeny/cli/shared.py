@@ -21,6 +21,7 @@ from ontogeny.seeds import check_seed
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from ontogeny.audit.history import AuditHistory
     from ontogeny.server.store import Store
     from ontogeny.stages.saved_agent import SavedAgent
     from ontogeny.stages.spec import RunSpec
@@ -159,6 +160,12 @@ def print_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = ()) -> 
     typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
+def print_history(history: "AuditHistory") -> None:
+    """Print which audit of an agent this one is."""
+    if text := history.describe():
+        typer.echo(to_printable(text))
+
+
 def print_note(message: str) -> None:
     """Print a note to the user on standard error."""
     print(f"note: {to_printable(message)}", file=sys.stderr)
@@ -220,7 +227,7 @@ def format_number(value: float | None) -> str:
     """A number with at most four digits, without an exponent where it can be avoided."""
     if value is None:
         return "not finite"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 from ontogeny.contracts.base import require
 from ontogeny.contracts.first_steps_of_agents import RULES, check_agent_first_steps
 from ontogeny.rollouts import rollout
+from ontogeny.seeds import nth_seed
 from ontogeny.trees import bitwise_equal, scramble
 from ontogeny.types import Agent, Environment, State, Steering, Trajectory
 
@@ -52,7 +53,7 @@ def check_agent_lifetimes(agent: Agent, env: Environment, steering: Steering, se
     if agent.learning:
         final, trajectory = run(env, learning=True)
     # Scrambled, because this one rollout may have left the activations as they were.
-    scrambled = scramble(jax.random.key(seed + 1), final.activations)
+    scrambled = scramble(jax.random.key(nth_seed(seed, 1)), final.activations)
     reset = agent.reset(final._replace(activations=scrambled))
     require(bitwise_equal(reset.weights, final.weights), RULES["reset_weights"])
     require(bitwise_equal(reset.activations, initial.activations), RULES["reset_activations"])
@@ -80,5 +81,5 @@ def _other_score(outcome: jax.Array) -> jax.Array:
 
 def _initial_state(agent: Agent, seed: int) -> State:
     """An initial state from a random genome."""
-    genome_key, init_key = jax.random.split(jax.random.key(seed + 2))
+    genome_key, init_key = jax.random.split(jax.random.key(nth_seed(seed, 2)))
     return agent.init(init_key, agent.genome(genome_key))

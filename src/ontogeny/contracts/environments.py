@@ -7,6 +7,7 @@ import numpy as np
 from ontogeny.contracts.base import Recorder, require
 from ontogeny.contracts.first_steps_of_environments import record_env, run_random_lifetimes
 from ontogeny.contracts.specs import check_spec
+from ontogeny.seeds import nth_seed
 from ontogeny.types import Environment, EnvSpec, TabularTask, TimeStep
 
 
@@ -38,7 +39,7 @@ def _check_revealed_tasks(env: Environment, seed: int) -> None:
     step = jax.jit(env.step)
     state, time_step = jax.jit(env.reset)(jax.random.key(seed))
     tables = reveal_task(state)
-    for t, key in enumerate(jax.random.split(jax.random.key(seed + 1), 3 * spec.horizon)):
+    for t, key in enumerate(jax.random.split(jax.random.key(nth_seed(seed, 1)), 3 * spec.horizon)):
         action, before = jnp.int32(t % spec.num_actions), time_step
         state, time_step = step(key, state, action)
         _check_termination(tables, before, action, time_step)

@@ -2,6 +2,9 @@
 
 import math
 
+MAX_FIXED = 1e12  # larger numbers have an exponent
+MAX_PLACES = 12  # after the decimal point; smaller numbers have an exponent
+
 
 def format_number(value: float, digits: int | None = None) -> str:
     """Format a score.
@@ -15,6 +18,8 @@ def format_number(value: float, digits: int | None = None) -> str:
     """
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "∞" if value > 0 else "−∞"
+    if digits is not None and abs(value) < 10.0 ** (digits - 1 - MAX_PLACES):
+        return f"{value:.{digits}g}".replace("-", "−")
     if digits is None:
         places = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
     else:
@@ -23,7 +28,12 @@ def format_number(value: float, digits: int | None = None) -> str:
 
 
 def format_fixed(value: float, places: int) -> str:
-    """Format a number with a fixed number of decimal places, thousands separators and a true minus sign."""
+    """Format a number with a fixed number of decimal places, thousands separators and a true minus sign.
+
+    A number beyond `MAX_FIXED` has four significant digits and an exponent instead.
+    """
+    if abs(value) >= MAX_FIXED:
+        return f"{value:.4g}".replace("-", "−")
     text = f"{value:,.{places}f}".replace("-", "−")
     return text if any(digit in text for digit in "123456789") else text.lstrip("−")
 
@@ -38,6 +48,8 @@ def format_mean(mean: float, standard_error: float) -> str:
     if standard_error <= 0 or not math.isfinite(standard_error):
         return format_number(mean)
     places = max(1 - math.floor(math.log10(standard_error)), 0)
+    if places > MAX_PLACES:
+        return f"{format_number(mean)} ± {format_number(standard_error, 2)}"
     return f"{format_fixed(mean, places)} ± {format_fixed(standard_error, places)}"
 
 

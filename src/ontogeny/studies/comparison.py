@@ -330,7 +330,7 @@ def _conclusion_on_approaches(records: Sequence[Record], results: Mapping[str, S
     noun = "environment" if len(comparisons) == 1 else "environments"
     return (
         f"On the same held-out tasks, ML code scores higher in {counts['ml_code']} of {len(comparisons)} {noun}, "
-        f"evolution in {counts['evolution']}, and {counts['level']} show no significant difference (clearest case: "
+        f"evolution in {counts['evolution']}, and in {counts['level']} no difference is claimed (clearest case: "
         f"{clearest.env}, where {leader} scores {margin} more per lifetime). Evolution was trained for up to "
         f"{format_count(evolution_steps)} environment steps, ML code for {code_cost}."
     )

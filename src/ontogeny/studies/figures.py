@@ -39,6 +39,8 @@ def draw_scores(
 ) -> Markup:
     """Draw the scores of one environment with 95 % intervals, the best on top.
 
+    An interval that goes on beyond the axis ends in an arrow.
+
     Args:
         name: Prefix of the element ids, unique on the page.
         results: Our agents.
@@ -102,6 +104,9 @@ def _draw_score(axes: Axes, y: float, entry: Entry, left: float, right: float) -
     else:
         axes.plot([score.low, score.high], [y, y], "-", color=color, lw=2, solid_capstyle="round")
         axes.plot([score.mean], [y], APPROACH_MARKERS[approach], ms=4.8, color=color, mec=color)
+        for x, marker, is_cut in ((0.0, "<", score.low < left), (1.0, ">", score.high > right)):
+            if is_cut:  # an arrow shows that the interval goes on
+                axes.plot([x], [y], marker, ms=5, color=color, transform=axes.get_yaxis_transform(), clip_on=False)
 
 
 def draw_cost(name: str, results: Sequence[AgentResult]) -> Markup:

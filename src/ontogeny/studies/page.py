@@ -247,7 +247,9 @@ def _pairs_table(title: str, pairs: Sequence[PairwiseDifference]) -> Markup:
             page.agent(pair.first.agent, pair.first.approach),
             page.agent(pair.second.agent, pair.second.approach),
             page.difference(pair.difference),
-            page.agent(pair.first.agent, pair.first.approach) if pair.is_claimed else "no significant difference",
+            page.agent(pair.first.agent, pair.first.approach)
+            if pair.is_claimed
+            else pairwise.describe_unclaimed(pair.difference),
         ]
         for pair in pairs
     ]
@@ -257,11 +259,13 @@ def _pairs_table(title: str, pairs: Sequence[PairwiseDifference]) -> Markup:
 
 def _approaches(records: Sequence[Record], results: Results) -> Markup:
     """The best agents of both approaches, one row per environment."""
-    verdicts = {"ml_code": "ML code", "evolution": "evolution", "level": "no significant difference"}
+    leaders = {"ml_code": "ML code", "evolution": "evolution"}
     rows = []
     for env, ml_code, evolution, difference, verdict in comparison.compare_approaches(records, results):
         scores = [_agent_with_score(evolution), _agent_with_score(ml_code)]
-        rows.append([env, *scores, page.difference(difference), verdicts[verdict]])
+        rows.append(
+            [env, *scores, page.difference(difference), leaders.get(verdict) or pairwise.describe_unclaimed(difference)]
+        )
     if not rows:
         return Markup()
     caption = "ML code minus evolution, score per lifetime, paired by task, with the 95 % interval"

@@ -56,6 +56,11 @@ def compare_pairs(
     return pairs
 
 
+def describe_unclaimed(difference: Interval) -> str:
+    """Describe a difference that is not claimed in the cell of a table."""
+    return "not claimed: less than three standard errors" if difference.excludes_zero else "no significant difference"
+
+
 def main_pairs(pairs: Sequence[PairwiseDifference]) -> list[PairwiseDifference]:
     """The pairs of an environment that a table shows at once: all, or of many those of agents with an approach."""
     if len(pairs) <= MAX_MAIN_PAIRS:
@@ -113,7 +118,7 @@ def _clause(pair: PairwiseDifference) -> str:
     if pair.is_claimed:
         mean = format_mean(difference.mean, difference.standard_error).partition(" ± ")[0]
         return f"{first} scores {mean} more per lifetime than {second} ({interval})"
-    if difference.low > 0 or difference.high < 0:
+    if difference.excludes_zero:
         return (
             f"{first} and {second} differ by less than three standard errors, so no difference is claimed ({interval})"
         )

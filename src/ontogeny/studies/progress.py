@@ -12,7 +12,13 @@ from rich.table import Column, Table
 
 from ontogeny.report.formatting import format_number
 from ontogeny.studies.comparison import AgentResult, compare_with_best_published
-from ontogeny.studies.pairwise import PairwiseDifference, describe_environment, format_difference, main_pairs
+from ontogeny.studies.pairwise import (
+    PairwiseDifference,
+    describe_environment,
+    describe_unclaimed,
+    format_difference,
+    main_pairs,
+)
 
 PAIR_HEADS = ("first agent", "second agent", "difference (95 % interval)", "higher")
 HEADS = ("agent", "score", "± se", "95 % interval", "published", "training steps")
@@ -153,5 +159,5 @@ def _table_row(result: AgentResult, event: StudyEvent) -> Sequence[str]:
 
 def _pair_row(pair: PairwiseDifference) -> Sequence[str]:
     """The cells of one pair of agents, in the order of `PAIR_HEADS`."""
-    higher = pair.first.agent if pair.is_claimed else "no significant difference"
+    higher = pair.first.agent if pair.is_claimed else describe_unclaimed(pair.difference)
     return pair.first.agent, pair.second.agent, format_difference(pair.difference), higher

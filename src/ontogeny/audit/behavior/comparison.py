@@ -17,7 +17,7 @@ from ontogeny.audit.behavior.fitting import ModelFit, count_batches, fit_model
 from ontogeny.audit.behavior.likelihood import estimate_transitions, simulate_participants, to_parameters
 from ontogeny.audit.behavior.resampled_rewards import resample_rewards
 from ontogeny.rng import key_from_seed
-from ontogeny.seeds import MAX_SEED
+from ontogeny.seeds import nth_seed
 
 NUM_STARTS = (48, 12)  # starting points for each participant and for each simulated participant
 MIN_SIMULATIONS = 40  # of each model
@@ -99,9 +99,7 @@ def compare_models(
         for model in models
     ]
     simulations = {
-        model.name: simulate_model(
-            model, choices, fit.unbounded_parameters, num_groups, (seed + 1 + i) % (MAX_SEED + 1)
-        )
+        model.name: simulate_model(model, choices, fit.unbounded_parameters, num_groups, nth_seed(seed, 1 + i))
         for i, (model, fit) in enumerate(zip(models, fits, strict=True))
     }
     participant = np.concatenate([part.participant for part in simulations.values()])
@@ -112,7 +110,7 @@ def compare_models(
             trials,
             transition_probs[participant],
             num_starts=num_simulation_starts - 1,
-            seed=seed + 1,
+            seed=nth_seed(seed, 1),
             guesses=fit.unbounded_parameters[participant],
             on_batch=progress.for_text(f"{model.name}, recovery"),
         )
