@@ -116,6 +116,16 @@ def test_a_part_at_the_limit_is_rarely_called_sufficient():
     assert np.mean([verdict == "either suffices" for verdict in verdicts]) < 0.05
 
 
+def test_the_error_of_the_smallest_gain_counts_where_it_is_a_share_of_a_score():
+    """Every task gains 1, and the smallest gain is 2 % of a mean score of 50 that 20 tasks estimate as 48 to 52."""
+    random = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(400):
+        neither = random.normal(49, 5, 20)
+        verdicts.append(attribution.divide_gain(neither[:, None] + np.array([0, 0, 1, 1, 1])).verdict)
+    assert np.mean([verdict == "undetermined" for verdict in verdicts]) > 0.9
+
+
 def test_no_verdict_follows_from_a_single_segment_or_from_differences_that_may_be_chance():
     scores = np.array([[0.0, 2, 18, 18.5, 18.5]])
     assert attribution.divide_gain(scores).verdict == "undetermined"

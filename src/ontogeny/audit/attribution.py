@@ -68,6 +68,20 @@ class GainEstimate(NamedTuple):
     high: float
 
 
+class EffectSize(NamedTuple):
+    """Where an effect surely lies beside the smallest gain that counts, by the ends of intervals over tasks."""
+
+    is_above: bool  # it raises the score by more than the smallest gain
+    is_below: bool  # it does not raise the score by as much
+    is_harm: bool  # it lowers the score by more than the smallest gain
+    is_no_harm: bool  # it does not lower the score by as much
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is smaller than the smallest gain in either direction."""
+        return self.is_below and self.is_no_harm
+
+
 class Attribution(NamedTuple):
     """The gain and its parts, in units of score per lifetime; all estimates are means over the same tasks."""
 
@@ -103,7 +117,8 @@ def attribute(
         genome_or_state: A genome, or the state of a saved deployment.
         num_tasks: Tasks per cell, at least 20.
         seed: Determines tasks and all other randomness.
-        min_gain: The smallest gain that is divided, in score per lifetime; by default 2 % of the larger score.
+        min_gain: The smallest gain that is divided, in score per lifetime; by default 2 % of the larger score, whose
+            error over tasks then counts in every comparison.
         on_progress: Called after each cell with the number of finished cells and of all cells.
 
     Raises:
@@ -173,18 +188,20 @@ def divide_gain(scores: np.ndarray, min_gain: float | None = None) -> Attributio
         "activations_alone_excess": activations - neither - sufficient_gain,
     }
     estimates = {name: _estimate(scores @ contrast) for name, contrast in contrasts.items()}
-    if min_gain is None:
-        min_gain = MIN_RELATIVE_GAIN * max(abs(estimates["neither"].mean), abs(estimates["both"].mean))
+    by_task = _relative_min_gain(scores @ neither, scores @ both)
+    if min_gain is not None:
+        by_task = np.full(len(scores), float(min_gain))
+    sizes = {name: _compare(scores @ contrast, by_task) for name, contrast in contrasts.items()}
     shares = None
-    if estimates["gain"].low > min_gain:
+    if sizes["gain"].is_above:
         parts = (estimates["gain_of_weights"], estimates["gain_of_activations"])
         shares = (parts[0].mean / estimates["gain"].mean, parts[1].mean / estimates["gain"].mean)
-    verdict = _decide(estimates, min_gain)
+    verdict = _decide(estimates, sizes)
     return Attribution(
         cells={cell: estimates[cell] for cell in CELLS},
         **{name: estimate for name, estimate in estimates.items() if name in Attribution._fields},
         shares=shares,
-        min_gain=min_gain,
+        min_gain=float(by_task.mean()),
         num_tasks=len(scores),
         verdict=verdict,
         summary=SUMMARIES[verdict],
@@ -199,54 +216,59 @@ def _estimate(values: np.ndarray) -> GainEstimate:
     return GainEstimate(interval.mean, interval.low, interval.high)
 
 
-def _decide(estimates: dict[str, GainEstimate], min_gain: float) -> str:
+def _relative_min_gain(neither: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """The smallest gain by task [N], whose mean is a share of the magnitude of the larger mean score."""
+    larger = max((neither, both), key=lambda scores: abs(scores.mean()))
+    return MIN_RELATIVE_GAIN * np.copysign(1.0, larger.mean()) * larger
+
+
+def _compare(values: np.ndarray, min_gain: np.ndarray) -> EffectSize:
+    """Compare an effect with the smallest gain, both by task [N]."""
+    excess, deficit = _estimate(values - min_gain), _estimate(values + min_gain)
+    return EffectSize(excess.low > 0, excess.high < 0, deficit.high < 0, deficit.low > 0)
+
+
+def _decide(estimates: dict[str, GainEstimate], sizes: dict[str, EffectSize]) -> str:
     """The verdict, decided by the ends of the intervals alone."""
-    gain = estimates["gain"]
-    if gain.low > min_gain:
-        return _locate_gain(estimates, min_gain)
-    if gain.high < -min_gain:
+    gain = sizes["gain"]
+    if gain.is_above:
+        return _locate_gain(estimates, sizes)
+    if gain.is_harm:
         return "harm"
-    if not _is_small(gain, min_gain):
+    if not gain.is_small:
         return "undetermined"
-    if all(_is_small(estimates[f"{part}_alone"], min_gain) for part in PARTS):
+    if all(sizes[f"{part}_alone"].is_small for part in PARTS):
         return "no gain"
     for part, rest in (PARTS, PARTS[::-1]):
-        first, second = estimates[f"{part}_alone"], estimates[f"{rest}_added"]
-        if (first.low > min_gain and second.high < -min_gain) or (first.high < -min_gain and second.low > min_gain):
+        first, second = sizes[f"{part}_alone"], sizes[f"{rest}_added"]
+        if (first.is_above and second.is_harm) or (first.is_harm and second.is_above):
             return "effects cancel"
     return "undetermined"
 
 
-def _locate_gain(estimates: dict[str, GainEstimate], min_gain: float) -> str:
+def _locate_gain(estimates: dict[str, GainEstimate], sizes: dict[str, EffectSize]) -> str:
     """The verdict where the gain surely counts."""
-    first_gain, second_gain, excess, shapley_value = (
-        [estimates[name.format(part)] for part in PARTS]
-        for name in ("{}_alone", "{}_added", "{}_alone_excess", "gain_of_{}")
+    first_gain, second_gain, shapley_value = (
+        [sizes[name.format(part)] for part in PARTS] for name in ("{}_alone", "{}_added", "gain_of_{}")
     )
+    excess = [estimates[f"{part}_alone_excess"] for part in PARTS]
     suffices = [part.low > 0 for part in excess]
     falls_short = [part.high < 0 for part in excess]
-    is_part = [part.low > min_gain for part in shapley_value]
-    is_without = [
-        max(first.high, second.high) < min_gain for first, second in zip(first_gain, second_gain, strict=True)
-    ]
+    is_part = [part.is_above for part in shapley_value]
+    is_without = [first.is_below and second.is_below for first, second in zip(first_gain, second_gain, strict=True)]
     if all(suffices):
         return "either suffices"
-    if all(part.high < min_gain for part in first_gain):
+    if all(part.is_below for part in first_gain):
         return "only both together"
     for number, part in enumerate(PARTS):
         rest = 1 - number
-        if is_part[number] and shapley_value[rest].high < -min_gain:
+        if is_part[number] and shapley_value[rest].is_harm:
             return f"{part}; {PARTS[rest]} harm"
         if is_part[number] and is_without[rest]:
             return part
         if suffices[number] and falls_short[rest] and is_part[rest]:
             return f"mostly {part}"
     return "both" if all(is_part) and all(falls_short) else "undetermined"
-
-
-def _is_small(effect: GainEstimate, min_gain: float) -> bool:
-    """Whether an effect is surely smaller than the smallest gain that counts, in either direction."""
-    return -min_gain < effect.low and effect.high < min_gain
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering"))
