@@ -41,7 +41,7 @@ def test_audit_agent_prints_verdicts_and_writes_results(ontogeny, tmp_path):
     assert {result["test"] for result in online["results"]} == {"learns", "plans", "pursues", "sacrifice"}
     assert all(result["primary"] for result in online["results"])
     learns = next(result for result in online["results"] if result["test"] == "learns")
-    fields = {"mean", "low", "high", "z", "num_lifetimes", "value_range", "counts"}
+    fields = {"mean", "low", "high", "z", "num_lifetimes", "moments", "value_range", "counts"}
     assert learns["effects"]["outcomes of earlier episodes"].keys() == fields
 
 

@@ -44,6 +44,18 @@ def test_every_reference_predictor_gets_the_verdicts_of_its_ground_truth(name):
             assert bool(check.advice) == (check.verdict == "fail"), "a failure says what to do"
 
 
+def test_a_few_tested_positions_are_no_certificate():
+    """Five positions without a leak leave half of all positions possible, and 17 a fifth."""
+    for num_positions, verdict in ((5, "undetermined"), (16, "undetermined"), (17, "pass"), (24, "pass")):
+        config = CertificateConfig(num_tokens=128, num_positions=num_positions, num_random_streams=1)
+        certificate, verdicts = certify_builder(counts, config=config)
+        assert verdicts["causal"] == verdict and certificate.certified == (verdict == "pass")
+    rows = np.zeros((16, 4))
+    of_all = checks.check_causality(rows, [(position, rows) for position in range(14)])
+    assert of_all.verdict == "pass" and of_all.measurements["high"] == 2 / 16  # those of the stream that are left
+    assert "up to 52% of positions may leak" in checks.check_causality(np.zeros((64, 4)), [(0, rows)] * 5).summary
+
+
 def passing_result(name, num_certified, num_audits):
     """The calibration of a reference predictor that passes every check in every audit."""
     ground_truth = REFERENCE_PREDICTORS[name].ground_truth
@@ -276,7 +288,7 @@ def test_predictors_are_functions_or_classes_of_files_and_modules(module):
 
 
 def test_passes_run_in_new_processes_where_a_module_keeps_state(module):
-    config = CertificateConfig(num_tokens=32, num_positions=1, num_prefixes=1, num_random_streams=1)
+    config = CertificateConfig(num_tokens=32, num_positions=24, num_prefixes=1, num_random_streams=1)
     certificate = certify(passes_by_process("my_predictors:shared"), config=config)
     assert certificate.certified and {check.name for check in certificate.checks} == set(CHECKS)
 

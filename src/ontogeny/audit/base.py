@@ -283,3 +283,16 @@ def expected_results(positive: str, negative: str) -> dict[str, bool]:
 def build_tests() -> dict[str, AuditTest]:
     """Builds every registered test with its default settings, by name."""
     return {name: plugins.build("audit", name) for name in plugins.list_names("audit")}
+
+
+def select_tests(names: Sequence[str] = ()) -> list[AuditTest]:
+    """Builds tests with their default settings.
+
+    Args:
+        names: Names of registered tests, and paths of files of the user's own; by default all primary tests.
+    """
+    registered = build_tests()
+    if not names:
+        return [test for test in registered.values() if test.primary]
+    own = [plugins.build("audit", name) for name in names if name.endswith(".py")]
+    return [test for name, test in registered.items() if name in names] + own

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ontogeny import plugins
-from ontogeny.audit.base import AuditTest, Subject, build_tests, control_subject, list_organisms
+from ontogeny.audit.base import AuditTest, Subject, control_subject, list_organisms, select_tests
 from ontogeny.audit.decisions import Measurements
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
@@ -131,7 +131,7 @@ class CalibrationSplit(NamedTuple):
 class Selection(NamedTuple):
     """The part of a calibration that is measured."""
 
-    tests: tuple[str, ...] = ()  # names; by default all primary tests
+    tests: tuple[str, ...] = ()  # names, or paths of files; by default all primary tests
     organisms: tuple[str, ...] = ()  # names, or paths of files; by default all
     envs: tuple[str, ...] = ()  # names; by default all in which a test is used
 
@@ -164,7 +164,7 @@ def calibrate(
         BadInput: If a recorded chunk was measured with other settings.
     """
     tests, organisms, envs = selection
-    selected = [test for test in build_tests().values() if (test.name in tests if tests else test.primary)]
+    selected = select_tests(tests)
     pairs = [(test, control) for test in selected for control in controls_of(test, organisms, envs)]
     pairs += [(test, control) for test in selected for control in extra if control.hypothesis == test.hypothesis]
     chunks = {chunk.key: chunk for chunk in recorded}

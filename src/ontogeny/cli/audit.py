@@ -147,7 +147,8 @@ def attribution(
 
 NumAudits = Annotated[int, typer.Option(min=2, help="Audits of each control by each test.")]
 TestNames = Annotated[
-    list[str] | None, typer.Option("--test", help="Test to calibrate; repeatable (default: all primary tests).")
+    list[str] | None,
+    typer.Option("--test", help="Test, or file of one, to calibrate; repeatable (default: all primary tests)."),
 ]
 EnvironmentNames = Annotated[
     list[str] | None,
@@ -193,7 +194,7 @@ def calibrate(
     _require_known_names(audit=tests, environments=envs, organisms=organisms)
     configure_jax(device, num_host_devices)
     from ontogeny.audit import calibration, calibration_records
-    from ontogeny.audit.base import list_organisms
+    from ontogeny.audit.base import list_organisms, select_tests
     from ontogeny.audit.history import begin_audit
 
     recorded = [] if records is None else calibration_records.read_chunks(records, must_exist=table)
@@ -203,6 +204,7 @@ def calibrate(
     settings: dict[str, Any] = {"tests": tests, "environments": envs, "organisms": organisms}
     settings |= {"num_audits": num_audits, "seed": seed}
     list_organisms(organisms or ())  # a faulty file is refused before an audit is recorded
+    select_tests(tests or ())
     files = [Path(name) for name in organisms or () if name.endswith(".py")]
     histories = [begin_audit(file, "audit calibrate", settings) for file in files]
     students = [] if distilled is None else _distill_students(distilled, organisms or [])
@@ -231,7 +233,7 @@ def _require_known_names(**names_by_kind: list[str] | None) -> None:
 
     for kind, names in names_by_kind.items():
         for name in names or []:
-            is_file = kind == "organisms" and name.endswith(".py")
+            is_file = kind in ("organisms", "audit") and name.endswith(".py")
             if not is_file and name not in plugins.list_names(kind):
                 raise plugins.unknown_name_error(plugins.PLUGIN_KINDS[kind], name, plugins.list_names(kind))
 

@@ -56,7 +56,9 @@ def prequential(
     num_tokens: Annotated[
         int, typer.Option(min=16, help="Length of the generated stream; must exceed the predictor's update chunk.")
     ] = 256,
-    num_positions: Annotated[int, typer.Option(min=1, help="Number of positions at which a token is changed.")] = 24,
+    num_positions: Annotated[
+        int, typer.Option(min=1, help="Number of positions at which a token is changed; a certificate needs 17.")
+    ] = 24,
     vocab_size: Annotated[
         int | None,
         typer.Option(min=2, help="Upper bound of generated tokens (default: all of the predictor's tokens)."),

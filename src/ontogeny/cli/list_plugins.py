@@ -27,7 +27,7 @@ def list_plugins(
         if hint:
             raise BadInput(hint)
         named = [
-            f"'ontogeny list {other} {kind}'" for other in plugins.PLUGIN_KINDS if kind in plugins.list_names(other)
+            f"'ontogeny list {folder} {kind}'" for folder in plugins.PLUGIN_KINDS if kind in plugins.list_names(folder)
         ]
         if named:
             raise BadInput(f"'{kind}' is no kind of plugin but a plugin; {' or '.join(named)} lists its settings")

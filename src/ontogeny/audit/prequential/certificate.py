@@ -7,7 +7,7 @@ failure of `causal` or `prefix_invariant` counts only where it recurs in a proce
 tested:
 
 (a) `causal`: a change of token t leaves the distributions of tokens 0 to t bit-identical. A leak at a share f of the
-    positions escapes K tested positions with probability (1 - f)^K.
+    positions escapes K tested positions with probability (1 - f)^K; K must exclude that a fifth of all leak.
 (b) `normalized`: each distribution sums to one. `finite_score`: no token of the stream has the probability zero.
 (c) `prefix_invariant`: a prefix of the stream has the distributions of the whole stream, up to rounding.
 (d) First pass. `reproducible`: two passes over one stream agree bit for bit. `random_tokens`: uniformly random tokens
@@ -47,7 +47,7 @@ class CertificateConfig(FrozenModel):
 
     Attributes:
         num_tokens: Length of a generated stream; must exceed the chunk by which the predictor learns.
-        num_positions: Positions at which a token is changed.
+        num_positions: Positions at which a token is changed; a certificate needs 17, or nearly all of a short stream.
         num_prefixes: Prefixes of the stream that are compared with the whole.
         num_random_streams: Streams of random tokens.
         num_copies: Copies of the random sequence within each of these streams.
@@ -293,7 +293,7 @@ def _confirm_failure(
         num_streams: Streams of the whole check.
     """
     first_check = check(range(num_streams), False)
-    if first_check.verdict == "pass":
+    if first_check.verdict != "fail":
         return first_check
     passes.num_planned += 1
     if check([int(first_check.measurements["worst_index"])], True).verdict == "fail":

@@ -15,6 +15,7 @@ from ontogeny.errors import BadInput
 from ontogeny.stats import clopper_pearson
 
 MAX_LOG_SUM = 1e-4  # deviation of log sum(p) from zero that 32-bit rounding explains
+MAX_LEAK_SHARE = 0.2  # of positions; a predictor is certified only if a larger share is excluded
 UNIFORM_SHARES = (0.0, 0.5, 0.9)  # mixed into the predictions, so that single confident errors do not hide a gain
 MAX_WRITTEN_LOG = 15.0  # sums and odds with a larger logarithm are written as powers
 
@@ -39,6 +40,9 @@ class LogSum(NamedTuple):
 def check_causality(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarray]]) -> CheckResult:
     """Checks that changing a token leaves every distribution up to and including its own bit-identical.
 
+    Without a leak the check passes only where enough positions were tested to exclude that more than `MAX_LEAK_SHARE`
+    of all positions leak, by the exact 95 % interval, or as counted where nearly all of a short stream were tested.
+
     Args:
         log_probs: [T, V], of the unchanged stream.
         passes: Pairs of the first changed position and the log-probabilities [T, V] of the changed stream.
@@ -56,14 +60,24 @@ def check_causality(log_probs: np.ndarray, passes: Iterable[tuple[int, np.ndarra
             leak += "the very one that it predicts" if affected[0] == position else "which comes after it"
             leak += f": a change of that token changes the prediction by {format_nats(difference)}"
     low, high = clopper_pearson(num_leaks, num_positions)
+    num_untested = len(log_probs) - num_positions
+    high = min(high, (num_leaks + num_untested) / len(log_probs))
+    is_excluded = high <= MAX_LEAK_SHARE
     summary = f"no prediction depends on its own token or a later one: changes at {num_positions} positions alter no "
     summary += f"earlier bit (by the 95 % interval, at most {high:.0%} of positions leak)"
+    if not is_excluded:
+        summary = (
+            f"changes at {num_positions} positions alter no earlier bit, but that many positions are too few for a "
+        )
+        summary += f"certificate: by the 95 % interval, up to {high:.0%} of positions may leak, and at most "
+        summary += f"{MAX_LEAK_SHARE:.0%} are allowed"
     if num_leaks:
         summary = f"{leak} ({num_leaks} of {num_positions} tested positions leak)"
     counts = {"num_positions": num_positions, "num_leaks": num_leaks, "worst_index": worst_index}
     advice = "predict and score each token, or chunk of tokens, before anything is computed or learned from it"
     measurements = counts | {"low": low, "high": high, "max_difference": max_difference}
-    return _result("causal", num_leaks > 0, summary, advice, measurements)
+    result = _result("causal", num_leaks > 0, summary, advice, measurements)
+    return result if num_leaks or is_excluded else result._replace(verdict="undetermined")
 
 
 def check_normalization(farthest: LogSum) -> CheckResult:
