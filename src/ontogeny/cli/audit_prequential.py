@@ -34,18 +34,29 @@ if TYPE_CHECKING:
 Isolation = Annotated[
     str, typer.Option(help="Isolation of passes: process, or instance (faster, but caches of a module remain).")
 ]
+PredictorName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PREDICTOR",
+        help="Predictor: module:function, file.py:function, a language-model run, or predictor:NAME (a reference).",
+        show_default=False,
+    ),
+]
+NumPositions = Annotated[
+    int, typer.Option(min=1, help="Number of positions at which a token is changed; a certificate needs 17.")
+]
+VocabSize = Annotated[
+    int | None, typer.Option(min=2, help="Upper bound of generated tokens (default: all of the predictor's tokens).")
+]
+NumAudits = Annotated[
+    int | None,
+    typer.Option("--calibrate", metavar="NUM_AUDITS", min=2, help="Audit every reference predictor this many times."),
+]
 MAX_OUTPUT_CHARS = 4000  # of what the predictor prints, kept in the record
 
 
 def prequential(
-    predictor: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PREDICTOR",
-            help="Predictor: module:function, file.py:function, a language-model run, or predictor:NAME (a reference).",
-            show_default=False,
-        ),
-    ] = None,
+    predictor: PredictorName = None,
     learning: Annotated[
         str | None, typer.Option(help="Online learning of a language-model run: setting=value,... or 'frozen'.")
     ] = None,
@@ -56,23 +67,13 @@ def prequential(
     num_tokens: Annotated[
         int, typer.Option(min=16, help="Length of the generated stream; must exceed the predictor's update chunk.")
     ] = 256,
-    num_positions: Annotated[
-        int, typer.Option(min=1, help="Number of positions at which a token is changed; a certificate needs 17.")
-    ] = 24,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(min=2, help="Upper bound of generated tokens (default: all of the predictor's tokens)."),
-    ] = None,
+    num_positions: NumPositions = 24,
+    vocab_size: VocabSize = None,
     isolation: Isolation = "process",
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest difference of a prefix that counts as rounding, in nats.")
     ] = 1e-4,
-    calibrate: Annotated[
-        int | None,
-        typer.Option(
-            "--calibrate", metavar="NUM_AUDITS", min=2, help="Audit every reference predictor this many times."
-        ),
-    ] = None,
+    calibrate: NumAudits = None,
     seed: Seed = 0,
     as_json: JsonOutput = False,
     out: JsonFile = None,
