@@ -294,5 +294,5 @@ def select_tests(names: Sequence[str] = ()) -> list[AuditTest]:
     registered = build_tests()
     if not names:
         return [test for test in registered.values() if test.primary]
-    own = [plugins.build("audit", name) for name in names if name.endswith(".py")]
-    return [test for name, test in registered.items() if name in names] + own
+    from_files = [plugins.build("audit", name) for name in names if name.endswith(".py")]
+    return [test for name, test in registered.items() if name in names] + from_files

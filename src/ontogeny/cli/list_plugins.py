@@ -26,11 +26,11 @@ def list_plugins(
         hint = renamed_hint("plugin kind", kind)
         if hint:
             raise BadInput(hint)
-        named = [
+        commands = [
             f"'ontogeny list {folder} {kind}'" for folder in plugins.PLUGIN_KINDS if kind in plugins.list_names(folder)
         ]
-        if named:
-            raise BadInput(f"'{kind}' is no kind of plugin but a plugin; {' or '.join(named)} lists its settings")
+        if commands:
+            raise BadInput(f"'{kind}' is no kind of plugin but a plugin; {' or '.join(commands)} lists its settings")
         raise plugins.unknown_name_error("kind of plugin", kind, list(plugins.PLUGIN_KINDS))
     if kind is not None and name is not None:
         _print_settings(kind, name)
