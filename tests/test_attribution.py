@@ -116,7 +116,7 @@ def test_a_part_at_the_limit_is_rarely_called_sufficient():
     assert np.mean([verdict == "either suffices" for verdict in verdicts]) < 0.05
 
 
-def test_the_error_of_the_smallest_gain_counts_where_it_is_a_share_of_a_score():
+def test_the_error_of_a_relative_min_gain_counts():
     """Every task gains 1, and the smallest gain is 2 % of a mean score of 50 that 20 tasks estimate as 48 to 52."""
     random = np.random.default_rng(0)
     verdicts = []
