@@ -334,6 +334,12 @@ def test_a_planner_chooses_best_at_every_time_and_q_learning_does_not(depth):
     assert 0.5 < (actions == values.argmax(-1))[is_decided].mean() < 0.95
 
 
+def test_the_oracle_chooses_best_by_the_revealed_task():
+    is_choice, actions, values = choices_at_the_start("oracle", 2)
+    is_decided = is_choice & (values[..., 0] != values[..., 1])
+    assert (actions == values.argmax(-1))[is_decided].all() and is_decided.sum() > 400
+
+
 def test_a_cue_follower_takes_the_action_that_was_best_at_the_beginning():
     is_choice, actions, values = choices_at_the_start("cue_follower", 2, cue=True)
     initial = np.broadcast_to(values[:, :1].argmax(-1), actions.shape)
