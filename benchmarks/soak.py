@@ -8,10 +8,11 @@ sessions) this adds lifetimes of an online `model_based` agent, streams, chats, 
 up. The server is restarted by SIGKILL and by SIGTERM in turn. Clients pause so that it needs about one core.
 
 Memory is that of the process without the prefix cache, which grows up to its limit. It is measured once a second after
-the warm-up that follows each start; from then on the lowest value of each minute must stay the same, as must file
-descriptors, and nothing may be compiled. At the end every branch must equal one that learns its surviving examples on
-another server, every surviving example must have one decision, and every key its usage. Prints JSON lines; exits with 1
-if anything is wrong.
+the warm-up that follows each start; from then on the lowest value of each minute must stay the same, and nothing may be
+compiled. Once a minute all clients pause, and the file descriptors of the server are counted: those of the database
+belong to a limited number of connections, and the others must not become more. At the end every branch must equal one
+that learns its surviving examples on another server, every surviving example must have one decision, and every key its
+usage. Prints JSON lines; exits with 1 if anything is wrong.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ontogeny.server import keys
-from ontogeny.server.store import Store
+from ontogeny.server.store import DATABASE, MAX_CONNECTIONS, Store
 from ontogeny.stages.train import train
 from ontogeny.stats import critical_value
 
@@ -46,7 +47,9 @@ TEXT = f"{MODEL}/sessions"
 MAX_CORES = 1.0  # that the server may use on average
 MIN_MINUTES = 4  # from which a slope of memory is computed
 MAX_SLOPE = 1.0  # MB per minute that memory may grow, beyond two standard errors
-MAX_DESCRIPTORS = 3.0  # more in the second half of an epoch: connections that are open at the time
+MAX_DATABASE_FILES = 2 * (MAX_CONNECTIONS + 1) + 1  # a database and a log each, also for a check, and shared memory
+MAX_DESCRIPTORS = 1.0  # others that may be more in the second half of an epoch, while all clients pause
+COUNT_INTERVAL, PAUSE = 60.0, 3.0  # seconds between two counts of descriptors, and for which the clients then pause
 
 
 class Sample(NamedTuple):
@@ -54,8 +57,15 @@ class Sample(NamedTuple):
 
     minutes: float
     memory: float  # MB, without the prefix cache
-    num_descriptors: int
     num_compilations: float
+
+
+class DescriptorCount(NamedTuple):
+    """The file descriptors of a process by what they refer to."""
+
+    num_sockets: int
+    num_database_files: int
+    num_others: int
 
 
 class Soak(Workload):
@@ -74,30 +84,31 @@ class Soak(Workload):
         super().__init__(run, folder, num_keys=num_keys, seed=seed, arguments=arguments)
         self.pause = 0.2  # mean seconds between two requests of a key
         self.epochs: list[list[Sample]] = []
+        self.descriptors: list[list[DescriptorCount]] = []  # of each epoch, while all clients pause
         self.actions += [
             *[self.use_agent] * 6, *[self.stream] * 3, *[self.use_text] * 2, *[self.abandon] * 3, self.chat,
         ]  # fmt: skip
 
     def run_epochs(self, minutes: float, restart_interval: float, warm_up: float) -> int:
-        """Lets all keys use the server, with restarts; returns the number of restarts."""
-        threads = [threading.Thread(target=self._use, args=(client,), daemon=True) for client in self.clients]
-        threads.append(threading.Thread(target=self._limit_load, daemon=True))
+        """Lets all keys use the server, with restarts, until `stop_clients`; returns the number of restarts."""
         num_epochs = max(1, round(minutes / restart_interval))
         for number in range(num_epochs):
             if number:
                 self.kill_and_restart(signal.SIGKILL if number % 2 else signal.SIGTERM)
             started_at = time.monotonic()
             if not number:
-                for thread in threads:
-                    thread.start()
+                self.start_clients()
+                threading.Thread(target=self._limit_load, daemon=True).start()
             self.epochs.append([])
+            self.descriptors.append([])
+            counted_at = started_at + warm_up
             while time.monotonic() < started_at + 60 * minutes / num_epochs:
                 time.sleep(1)
                 if time.monotonic() > started_at + warm_up:
                     self.epochs[-1].append(self._sample())
-        self._stopping.set()
-        for thread in threads:
-            thread.join(120)
+                if time.monotonic() > counted_at + COUNT_INTERVAL:
+                    self.descriptors[-1].append(self._count_while_clients_pause())
+                    counted_at = time.monotonic()
         return num_epochs - 1
 
     def stream(self, client: Client) -> None:
@@ -153,16 +164,6 @@ class Soak(Workload):
             used = {record.key for record in keys.list_usage(store) if record.num_requests and record.prompt_tokens}
         assert used >= {client.id for client in self.clients}, used
 
-    def _use(self, client: Client) -> None:
-        """Draws actions until the end, with pauses."""
-        while not self._stopping.is_set():
-            if not self._is_killed.is_set():
-                try:
-                    client.draw.choice(self.actions)(client)
-                except Exception as error:  # of the workload itself
-                    self.violations.append(f"{client.id}: {error!r}")
-            time.sleep(client.draw.random() * 2 * self.pause)
-
     def _open_session(self, client: Client, sessions: str) -> str | None:
         """Creates a session; returns its path."""
         status, content = self.request("POST", sessions, {}, client.text)
@@ -199,7 +200,16 @@ class Soak(Workload):
 
         memory = (metric("process_resident_memory_bytes") - metric("ontogeny_prefix_cache_bytes")) / 2**20
         compilations = metric("ontogeny_compilations_total")
-        return Sample(time.monotonic() / 60, memory, int(metric("process_open_fds")), compilations)
+        return Sample(time.monotonic() / 60, memory, compilations)
+
+    def _count_while_clients_pause(self) -> DescriptorCount:
+        """Counts the descriptors of the server; its files are open for moments, so the lowest numbers count."""
+        with self.paused_clients():
+            end, counts = time.monotonic() + PAUSE, [count_descriptors(self.server.process.pid)]
+            while time.monotonic() < end:
+                time.sleep(0.2)
+                counts.append(count_descriptors(self.server.process.pid))
+        return DescriptorCount(*(min(numbers) for numbers in zip(*counts, strict=True)))
 
     def _limit_load(self) -> None:
         """Adapts the pauses of clients so that the server needs about `MAX_CORES`."""
@@ -215,20 +225,30 @@ class Soak(Workload):
                 process, used, measured_at = self.server.process, seconds, time_read
 
 
-def lowest_of_each_minute(samples: list[Sample], column: int) -> np.ndarray:
-    """Times in minutes and lowest values, [2, minutes], of a field of the samples.
+def count_descriptors(pid: int) -> DescriptorCount:
+    """Counts the file descriptors of a process (Linux only)."""
+    targets = list[str]()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has been closed meanwhile
+            targets.append(str(descriptor.readlink()))
+    num_sockets = sum(target.startswith("socket:") for target in targets)
+    num_database_files = sum(DATABASE in target for target in targets)
+    return DescriptorCount(num_sockets, num_database_files, len(targets) - num_sockets - num_database_files)
 
-    Once a minute the server returns free memory to the operating system; what it holds then is what it needs. The
-    lowest number of descriptors leaves out the connections that are open for a moment.
+
+def lowest_of_each_minute(samples: list[Sample]) -> np.ndarray:
+    """Times in minutes and lowest memory, [2, minutes].
+
+    Once a minute the server returns free memory to the operating system; what it holds then is what it needs.
     """
     num_minutes = round(samples[-1].minutes - samples[0].minutes)
     blocks = np.array_split(np.array(samples), num_minutes)
-    return np.array([block[np.argmin(block[:, column]), [0, column]] for block in blocks]).T
+    return np.array([block[np.argmin(block[:, 1]), :2] for block in blocks]).T
 
 
 def memory_slope(samples: list[Sample]) -> tuple[float, float, float]:
     """MB per minute with the standard error, and the slope that is exceeded by chance in 2.3 % of cases if it is 0."""
-    minutes, memory = lowest_of_each_minute(samples, Sample._fields.index("memory"))
+    minutes, memory = lowest_of_each_minute(samples)
     centered = minutes - minutes.mean()
     slope = float(centered @ memory / (centered @ centered))
     residual = memory - memory.mean() - slope * centered
@@ -249,17 +269,22 @@ def report_epochs(soak: Soak, setting: dict[str, Any]) -> list[str]:
         if samples[-1].minutes - samples[0].minutes < MIN_MINUTES:
             continue
         slope, error, margin = memory_slope(samples)
-        earlier, later = np.array_split(lowest_of_each_minute(samples, Sample._fields.index("num_descriptors"))[1], 2)
-        growth = float(later.mean() - earlier.mean())
+        counts = np.array(soak.descriptors[number])
+        earlier, later = np.array_split(counts[:, [0, 2]].sum(1), 2)
+        growth, num_database_files = float(later.mean() - earlier.mean()), int(counts[:, 1].max())
         compilations = samples[-1].num_compilations - samples[0].num_compilations
         memory = {"epoch": number, "first": round(samples[0].memory, 1), "last": round(samples[-1].memory, 1)}
         print_record("memory", slope, "MB per minute", setting, se=round(error, 4), **memory)
-        print_record("descriptors", growth, "more in the second half", setting, epoch=number)
+        ranges = zip(DescriptorCount._fields, counts.min(0).tolist(), counts.max(0).tolist(), strict=True)
+        by_kind = {name: [lowest, highest] for name, lowest, highest in ranges}
+        print_record("descriptors", growth, "more in the second half", setting, epoch=number, **by_kind)
         print_record("compilations", compilations, "programs after the warm-up", setting, epoch=number)
         if slope - margin > MAX_SLOPE:
             faults.append(f"memory grew by {slope:.2f} MB per minute in epoch {number}")
         if growth > MAX_DESCRIPTORS:
             faults.append(f"{growth:.1f} descriptors more in the second half of epoch {number}")
+        if num_database_files > MAX_DATABASE_FILES:
+            faults.append(f"{num_database_files} descriptors of the database in epoch {number}")
         if compilations:
             faults.append(f"{compilations:.0f} programs were compiled after the warm-up of epoch {number}")
     return faults
@@ -286,7 +311,7 @@ def main() -> None:
         soak = stack.enter_context(Soak(run, agent, folder, arguments.keys, arguments.seed))
         setting["restarts"] = soak.run_epochs(arguments.minutes, arguments.restart_interval, arguments.warm_up)
         faults = report_epochs(soak, setting)
-        for check in (soak.check, soak.check_usage):
+        for check in (soak.stop_clients, soak.check, soak.check_usage):
             try:
                 check()
             except AssertionError as error:

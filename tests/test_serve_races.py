@@ -2,11 +2,18 @@
 
 import asyncio
 import contextlib
+import gc
+import itertools
 import logging
 import os
+import random
+import runpy
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,9 +36,9 @@ from ontogeny.server.learning.loading import BranchUnavailable
 from ontogeny.server.learning.repair import check_branches, repair_branches
 from ontogeny.server.states import decode_state, read_metadata
 from ontogeny.types import Weights
-from serving import shared_run
+from serving import ROOT, shared_run
 from stepping import SteppedStore, SteppedThread, fake_learner
-from workload import Workload, check_decisions
+from workload import AcknowledgedExamples, Workload, check_decisions
 
 MAX_STEPS = 20_000  # after which a test has hung
 INDICES = st.integers(0, 10**6)  # of one of several things, modulo their number
@@ -591,6 +598,55 @@ def test_the_decision_log_says_where_restored_and_forked_weights_come_from(tmp_p
     ):
         assert line in output, (line, output)
     assert "no examples" not in output
+
+
+def test_a_workload_reads_examples_while_other_threads_add_some():
+    examples, finished, draw = AcknowledgedExamples(), threading.Event(), random.Random(0)
+    for number in range(20_000):
+        examples.add(number, "anna")
+
+    def add() -> None:
+        for number in itertools.count(20_000):
+            if finished.is_set():
+                return
+            examples.add(number, "anna", "A lamp.")
+
+    def let_others_continue(*_: object) -> None:
+        """A callback of the garbage collector, like that of JAX."""
+        time.sleep(0)
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    gc.callbacks.append(let_others_continue)
+    try:
+        chosen = [examples.erase_one("anna", draw) for _ in range(20)]
+        erased = {example.number for example in examples.list_all() if example.is_erased}
+    finally:
+        gc.callbacks.remove(let_others_continue)
+        finished.set()
+        thread.join()
+    assert len(set(chosen)) == 20 and erased == set(chosen)
+
+
+def test_the_soak_benchmark_counts_descriptors_by_kind(tmp_path):
+    count = runpy.run_path(str(ROOT / "benchmarks" / "soak.py"))["count_descriptors"]
+    script = (
+        "import socket, sys; from pathlib import Path; sockets = socket.socketpair(); print(1, flush=True);"
+        "sys.stdin.read(1); file = Path(sys.argv[1], 'ontogeny.sqlite-wal').open('w'); print(2, flush=True);"
+        "sys.stdin.read(1)"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        before = count(process.pid)
+        process.stdin.write("x")
+        process.stdin.flush()
+        process.stdout.readline()
+        after = count(process.pid)
+        process.stdin.close()
+    assert before.num_sockets == 2 and before.num_database_files == 0 and before.num_others >= 3
+    assert after == before._replace(num_database_files=1)
 
 
 @pytest.mark.slow

@@ -18,10 +18,11 @@ import re
 import signal
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -113,6 +114,47 @@ class Client(NamedTuple):
     draw: random.Random
 
 
+class AcknowledgedExample(NamedTuple):
+    """An example that the server has acknowledged."""
+
+    number: int
+    key: str
+    text: str | None  # None where the server has chosen a part of a prompt
+    is_erased: bool = False  # its erasure was requested, with success or without
+
+
+class AcknowledgedExamples:
+    """The acknowledged examples of all keys; threads may add some while others read.
+
+    Without the lock, `list(d.items())` may fail: it creates a tuple per entry, so the garbage collector may run, and
+    its callbacks (JAX has one) let other threads continue.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_number: dict[int, AcknowledgedExample] = {}
+
+    def add(self, number: int, key: str, text: str | None = None) -> None:
+        """Adds an example."""
+        with self._lock:
+            self._by_number[number] = AcknowledgedExample(number, key, text)
+
+    def erase_one(self, key: str, draw: random.Random) -> int | None:
+        """Chooses an example of a key and marks it as erased; None if the key has none."""
+        with self._lock:
+            numbers = [n for n, example in self._by_number.items() if example.key == key and not example.is_erased]
+            if not numbers:
+                return None
+            number = draw.choice(numbers)
+            self._by_number[number] = self._by_number[number]._replace(is_erased=True)
+            return number
+
+    def list_all(self) -> list[AcknowledgedExample]:
+        """Returns all examples."""
+        with self._lock:
+            return list(self._by_number.values())
+
+
 class Workload:
     """An online server, its keys, and what they have sent.
 
@@ -132,17 +174,19 @@ class Workload:
             self.admin = keys.create_key(store, "admin", admin=True)[1]
             created = [keys.create_key(store, f"key {number}") for number in range(num_keys)]
         self.clients = [Client(key.id, text, random.Random(seed + i)) for i, (key, text) in enumerate(created)]
-        self.acknowledged: dict[int, tuple[str, str | None]] = {}  # the key and the text, where it is known
-        self.erased: set[int] = set()  # acknowledged or not
-        self.states: dict[str, bytes] = {}  # the last export of each key
+        self.acknowledged = AcknowledgedExamples()
+        self.states: dict[str, bytes | None] = dict.fromkeys(client.id for client in self.clients)  # the last exports
         self.sessions: dict[str, str] = {}
         self.statuses: Counter[str] = Counter()
         self.violations: list[str] = []
+        self.pause = 0.05  # mean seconds between two requests of a key
+        self._lock = threading.Lock()  # of `statuses` and `_num_active`
+        self._num_active = 0  # keys whose action has not ended
         self.actions: list[Callable[[Client], None]] = [
             *[self.teach] * 8, *[self.ask] * 5, *[self.erase] * 3, *[self.continue_text] * 3, self.teach_by_prompt,
             self.export, self.restore, self.fork, self.roll_back, self.roll_back_beside, self.freeze, self.look,
         ]  # fmt: skip
-        self._stopping, self._is_killed = threading.Event(), threading.Event()
+        self._stopping, self._is_killed, self._is_paused = (threading.Event() for _ in range(3))
         self.server = self._start()
 
     def __enter__(self) -> Self:
@@ -172,7 +216,8 @@ class Workload:
                 self.violations.append(f"{method} {path}: {error!r}")
             return 0, None
         route = re.sub(r"[0-9a-f]{24}|\d+(?=$)", "ID", path)
-        self.statuses[f"{status} {method} {route}"] += 1
+        with self._lock:
+            self.statuses[f"{status} {method} {route}"] += 1
         is_starting = status == 503 and kind.get("Retry-After") is not None
         if status not in EXPECTED_STATUSES and not is_starting:
             self.violations.append(f"{method} {path}: {status} {content[:200]!r}")
@@ -182,18 +227,36 @@ class Workload:
 
     def run_for(self, seconds: float, kill_interval: float = 30.0) -> None:
         """Lets all keys draw actions, and kills and restarts the server at intervals."""
-        threads = [threading.Thread(target=self._use, args=(client,), daemon=True) for client in self.clients]
-        for thread in threads:
-            thread.start()
+        self.start_clients()
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, kill_interval))
             if left > kill_interval:
                 self.kill_and_restart()
+        self.stop_clients()
+
+    def start_clients(self) -> None:
+        """Lets all keys draw actions from now on."""
+        self._threads = [threading.Thread(target=self._use, args=(client,), daemon=True) for client in self.clients]
+        for thread in self._threads:
+            thread.start()
+
+    def stop_clients(self) -> None:
+        """Lets all keys finish their actions."""
         self._stopping.set()
-        for thread in threads:
+        for thread in self._threads:
             thread.join(120)
             assert not thread.is_alive(), "a request does not end"
+
+    @contextlib.contextmanager
+    def paused_clients(self) -> Iterator[None]:
+        """Lets no key use the server until the context is left."""
+        self._is_paused.set()
+        try:
+            wait_until(lambda: not self._num_active)
+            yield
+        finally:
+            self._is_paused.clear()
 
     def kill_and_restart(self, signal_number: int = signal.SIGKILL) -> None:
         """Sends SIGKILL, or another signal that ends the server, and starts a server in the same folder."""
@@ -212,16 +275,19 @@ class Workload:
             return False
 
     def _use(self, client: Client) -> None:
-        """Draws actions until the end."""
+        """Draws actions until the end, with pauses."""
         while not self._stopping.is_set():
-            if self._is_killed.is_set():
-                time.sleep(0.1)
-                continue
-            try:
-                client.draw.choice(self.actions)(client)
-            except Exception as error:  # of the workload itself
-                self.violations.append(f"{client.id}: {error!r}")
-            time.sleep(client.draw.random() * 0.1)
+            with self._lock:
+                self._num_active += 1
+            # `paused_clients` sets the event before it reads the number, so no action begins after that.
+            if not self._is_killed.is_set() and not self._is_paused.is_set():
+                try:
+                    client.draw.choice(self.actions)(client)
+                except Exception:  # of the workload itself
+                    self.violations.append(f"{client.id}: {traceback.format_exc(limit=-2)}")
+            with self._lock:
+                self._num_active -= 1
+            time.sleep(client.draw.random() * 2 * self.pause)
 
     def _draw_text(self, client: Client) -> str:
         return " ".join(client.draw.choices(WORDS, k=client.draw.randrange(1, 60))) + f" {client.draw.getrandbits(40)}"
@@ -231,14 +297,14 @@ class Workload:
         text = self._draw_text(client)
         status, content = self.request("POST", f"{MODEL}/examples", {"text": text}, client.text)
         if status == 200:
-            self.acknowledged[content["number"]] = client.id, text
+            self.acknowledged.add(content["number"], client.id, text)
 
     def teach_by_prompt(self, client: Client) -> None:
         """Requests a completion that is learned from."""
         body = {"model": "story", "prompt": self._draw_text(client), "max_tokens": 5}
         status, content = self.request("POST", "/v1/completions", body, client.text)
         if status == 200 and (number := content["ontogeny"].get("example")) is not None:
-            self.acknowledged[number] = client.id, None
+            self.acknowledged.add(number, client.id)
 
     def ask(self, client: Client) -> None:
         """Requests a completion that is not learned from."""
@@ -247,10 +313,8 @@ class Workload:
 
     def erase(self, client: Client) -> None:
         """Erases an example of this key."""
-        numbers = [n for n, (key, _) in list(self.acknowledged.items()) if key == client.id and n not in self.erased]
-        if numbers:
-            number = client.draw.choice(numbers)
-            self.erased.add(number)
+        number = self.acknowledged.erase_one(client.id, client.draw)
+        if number is not None:
             self.request("DELETE", f"{MODEL}/examples/{number}", key=client.text)
 
     def continue_text(self, client: Client) -> None:
@@ -271,8 +335,8 @@ class Workload:
 
     def restore(self, client: Client) -> None:
         """Restores an export of some key."""
-        if self.states:
-            state = client.draw.choice(list(self.states.values()))
+        state = self.states[client.draw.choice(self.clients).id]
+        if state is not None:
             self.request("PUT", f"{MODEL}/branch/state", state, client.text)
 
     def fork(self, client: Client) -> None:
@@ -327,10 +391,10 @@ class Workload:
         stored = b"".join(path.read_bytes() for path in self.state_dir.rglob("*") if path.is_file())
         replays = {}
         with Store(self.state_dir) as store:
-            for number, (key, text) in self.acknowledged.items():
+            for number, key, text, is_erased in self.acknowledged.list_all():
                 example = journal.find_example(store, number)
                 assert example is not None and example.key == key, number
-                if number in self.erased and example.erased_at is not None:
+                if is_erased and example.erased_at is not None:
                     assert text is None or text.encode() not in stored, number
                 else:
                     assert example.text is not None and text in (None, example.text), example
