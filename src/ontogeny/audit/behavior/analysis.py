@@ -41,7 +41,7 @@ def analyze_choices(
     choices: ChoiceData,
     *,
     num_groups: int | None = None,
-    num_starts: tuple[int, int] | None = None,
+    num_starts: int | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:

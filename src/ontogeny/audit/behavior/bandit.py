@@ -10,6 +10,7 @@ from jax import Array
 from ontogeny.audit.behavior.base import (
     FORGETTING_RATE,
     ChoiceModel,
+    ContainedModel,
     ModelParameter,
     Parameters,
     ParticipantTrials,
@@ -52,6 +53,13 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
         ModelParameter(f"bias_{arm}", low=-0.7, high=0.7, scale=5.0, signed=True) for arm in range(1, num_arms)
     )
     build = partial(ChoiceModel, "bandit", num_arms)
+
+    def init_values(p: Parameters, transitions: Array) -> Array:
+        return jnp.full((num_arms, *transitions.shape[2:]), INITIAL_VALUE)
+
+    def init_kernel(p: Parameters, transitions: Array) -> Array:
+        return jnp.zeros((num_arms, *transitions.shape[2:]))
+
     return (
         build(
             "random_responding",
@@ -60,7 +68,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             learns=False,
             init=lambda p, transitions: (),
             first_logits=lambda p, transitions, memory, previous: jnp.stack(
-                [jnp.zeros(()), *(p[bias.name] for bias in biases)]
+                [jnp.zeros(transitions.shape[2:]), *(p[bias.name] for bias in biases)]
             ),
             update=lambda p, memory, trial: memory,
         ),
@@ -69,7 +77,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             "repeats a rewarded choice and changes an unrewarded one",
             (LAPSE_RATE,),
             learns=False,
-            init=lambda p, transitions: jnp.zeros(()),
+            init=lambda p, transitions: jnp.zeros(transitions.shape[2:]),
             first_logits=_win_stay_logits,
             update=lambda p, memory, trial: trial.reward,
         ),
@@ -77,7 +85,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             "q_learning",
             "learns the value of each arm",
             VALUE_PARAMETERS,
-            init=lambda p, transitions: jnp.full(num_arms, INITIAL_VALUE),
+            init=init_values,
             first_logits=lambda p, transitions, memory, previous: p["inverse_temperature"] * memory,
             update=_update_values,
         ),
@@ -86,7 +94,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             "repeats recent choices",
             KERNEL_PARAMETERS,
             learns=False,
-            init=lambda p, transitions: jnp.zeros(num_arms),
+            init=init_kernel,
             first_logits=lambda p, transitions, memory, previous: p["kernel_inverse_temperature"] * memory,
             update=_update_kernel,
         ),
@@ -94,12 +102,16 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             "q_learning_choice_kernel",
             "learns the value of each arm and repeats recent choices",
             (*VALUE_PARAMETERS, *KERNEL_PARAMETERS),
-            init=lambda p, transitions: ValuesAndKernel(jnp.full(num_arms, INITIAL_VALUE), jnp.zeros(num_arms)),
+            init=lambda p, transitions: ValuesAndKernel(init_values(p, transitions), init_kernel(p, transitions)),
             first_logits=lambda p, transitions, memory, previous: (
                 p["inverse_temperature"] * memory.values + p["kernel_inverse_temperature"] * memory.kernel
             ),
             update=lambda p, memory, trial: ValuesAndKernel(
                 _update_values(p, memory.values, trial), _update_kernel(p, memory.kernel, trial)
+            ),
+            contains=(
+                ContainedModel("q_learning", zeros=("kernel_inverse_temperature",)),
+                ContainedModel("choice_kernel", zeros=("inverse_temperature",)),
             ),
         ),
     )
@@ -107,19 +119,19 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
 
 def _update_values(p: Parameters, values: Array, trial: ParticipantTrials) -> Array:
     """Moves the value of the chosen arm towards the reward."""
-    chosen = jax.nn.one_hot(trial.choice, values.shape[-1])
+    chosen = jax.nn.one_hot(trial.choice, len(values), axis=0)
     return update_values(p, values, chosen, p["learning_rate"] * (trial.reward - values), INITIAL_VALUE)
 
 
 def _update_kernel(p: Parameters, kernel: Array, trial: ParticipantTrials) -> Array:
     """Moves the choice kernel towards the choice."""
-    return kernel + p["kernel_learning_rate"] * (jax.nn.one_hot(trial.choice, kernel.shape[-1]) - kernel)
+    return kernel + p["kernel_learning_rate"] * (jax.nn.one_hot(trial.choice, len(kernel), axis=0) - kernel)
 
 
 def _win_stay_logits(p: Parameters, transitions: Array, reward: Array, previous: Array) -> Array:
     """Logits of noisy win-stay-lose-shift; the memory is the last reward, the probability to stay without lapses."""
     num_arms, lapse_rate = len(previous), p["lapse_rate"]
     probs = reward * previous + (1 - reward) * (1 - previous) / (num_arms - 1)
-    has_previous = jnp.sum(previous) > 0
+    has_previous = jnp.sum(previous, axis=0) > 0
     probs = jnp.where(has_previous, (1 - lapse_rate) * probs + lapse_rate / num_arms, 1.0 / num_arms)
     return jnp.log(probs + 1e-9)

@@ -101,8 +101,20 @@ class ModelParameter(NamedTuple):
     signed: bool = False
 
 
+class ContainedModel(NamedTuple):
+    """A smaller model that a model becomes where some of its parameters are 0; the others keep their names."""
+
+    name: str
+    zeros: tuple[str, ...]  # parameters that are 0; those that the smaller model lacks then change nothing
+    renamed: tuple[tuple[str, str], ...] = ()  # parameters of the model whose name in the smaller model is another one
+
+
 class ChoiceModel(NamedTuple):
-    """A model of how participants choose; its memory is any tree of arrays."""
+    """A model of how participants choose; its memory is any tree of arrays.
+
+    Its functions also take many participants at once: parameters and all fields of a trial then have lanes as a last
+    axis, which follows the axes that are given here.
+    """
 
     task: str
     num_arms: int  # A
@@ -118,6 +130,7 @@ class ChoiceModel(NamedTuple):
     second_logits: Callable[[Parameters, PyTree, Any], Any] | None = None
     learns: bool = True  # its choices depend on more than the last outcome
     planning: str = "none"  # one of `PLANNING`
+    contains: tuple[ContainedModel, ...] = ()  # with all models that these contain
 
 
 FORGETTING_RATE = ModelParameter("forgetting_rate", low=0.0, high=0.4)

@@ -1,8 +1,9 @@
 """Comparison of choice models by BIC, and recovery of models and parameters.
 
 Recovery (Wilson & Collins 2019, eLife 8:e49547) answers for the participants at hand: every model is simulated with the
-parameters that were fitted to them, in their tasks, and the simulated choices are fitted by all models. Letters:
-S participants, T trials, K parameters, M models, N simulated participants of each model.
+parameters that were fitted to them, in their tasks, and the simulated choices are fitted by all models, from the same
+starting points and with the same procedure as those of the participants. Letters: S participants, T trials,
+K parameters, M models, N simulated participants of each model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials
-from ontogeny.audit.behavior.fitting import ModelFit, count_batches, fit_model
+from ontogeny.audit.behavior.fitting import ModelFit, fit_models
 from ontogeny.audit.behavior.likelihood import estimate_transitions, simulate_participants, to_parameters
 from ontogeny.audit.behavior.resampled_rewards import resample_rewards
 from ontogeny.rng import key_from_seed
 from ontogeny.seeds import nth_seed
 
-NUM_STARTS = (48, 12)  # starting points for each participant and for each simulated participant
 MIN_SIMULATIONS = 40  # of each model
 MIN_BIC_DIFFERENCE = 2.0  # a smaller difference is no evidence (Raftery 1995, Sociological Methodology 25:111)
 
@@ -66,7 +66,7 @@ def compare_models(
     choices: ChoiceData,
     *,
     num_groups: int | None = None,
-    num_starts: tuple[int, int] | None = None,
+    num_starts: int | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> ModelComparison:
@@ -76,69 +76,56 @@ def compare_models(
         models: M models.
         choices: The choices of S participants.
         num_groups: Groups of S simulated participants per model; by default as many as give 40.
-        num_starts: Starting points for each participant and each simulated one; by default `NUM_STARTS`.
+        num_starts: Starting points of each fit, to participants and simulated ones alike; by default
+            `fitting.NUM_STARTS`.
         seed: Determines starting points and simulations.
-        on_progress: Called with the number of finished batches of fits, the number of all batches, and what is fitted.
+        on_progress: Called with the number of finished fits, the number of all fits, and what is fitted.
     """
     S, M = len(choices.participants), len(models)
     num_groups = max(2, -(-MIN_SIMULATIONS // S)) if num_groups is None else num_groups
     N = S * num_groups
-    num_participant_starts, num_simulation_starts = num_starts or NUM_STARTS
-    num_batches = M * (count_batches(S, num_participant_starts) + count_batches(N * M, num_simulation_starts))
-    progress = _BatchProgress(num_batches, on_progress)
+    progress = _FitProgress(M * S + M * M * N, on_progress)
     transition_probs = estimate_transitions(choices)
-    fits = [
-        fit_model(
-            model,
-            choices.trials,
-            transition_probs,
-            num_starts=num_participant_starts,
-            seed=seed,
-            on_batch=progress.for_text(model.name),
-        )
-        for model in models
-    ]
+    fits = fit_models(
+        models, choices.trials, transition_probs, num_starts=num_starts, seed=seed, on_fits=progress.for_text("")
+    )
     simulations = {
         model.name: simulate_model(model, choices, fit.unbounded_parameters, num_groups, nth_seed(seed, 1 + i))
         for i, (model, fit) in enumerate(zip(models, fits, strict=True))
     }
     participant = np.concatenate([part.participant for part in simulations.values()])
     trials = jax.tree.map(lambda *parts: np.concatenate(parts), *(part.trials for part in simulations.values()))
-    simulation_fits = [
-        fit_model(
-            model,
-            trials,
-            transition_probs[participant],
-            num_starts=num_simulation_starts - 1,
-            seed=nth_seed(seed, 1),
-            guesses=fit.unbounded_parameters[participant],
-            on_batch=progress.for_text(f"{model.name}, recovery"),
-        )
-        for model, fit in zip(models, fits, strict=True)
-    ]
+    simulation_fits = fit_models(
+        models,
+        trials,
+        transition_probs[participant],
+        num_starts=num_starts,
+        seed=seed,
+        on_fits=progress.for_text(", recovery"),
+    )
     simulation_bic = np.stack([fit.bic.reshape(M, N) for fit in simulation_fits], axis=1)
     recovery = _summarize_recovery(models, simulations, simulation_fits, simulation_bic, num_groups)
     return ModelComparison(fits, recovery, simulations, simulation_bic)
 
 
-class _BatchProgress:
-    """Counts finished batches of fits.
+class _FitProgress:
+    """Counts finished fits.
 
     Args:
-        total: Number of all batches.
+        total: Number of all fits.
         on_progress: As in `compare_models`.
     """
 
     def __init__(self, total: int, on_progress: Callable[[int, int, str], None] | None) -> None:
         self.num_done, self.total, self.on_progress = 0, total, on_progress
 
-    def for_text(self, text: str) -> Callable[[], None]:
-        """Returns a function that counts one batch, described by `text`."""
+    def for_text(self, text: str) -> Callable[[int, str], None]:
+        """Returns a function that counts fits of a model, described by its name and `text`."""
 
-        def count() -> None:
-            self.num_done += 1
+        def count(number: int, model: str) -> None:
+            self.num_done += number
             if self.on_progress is not None:
-                self.on_progress(self.num_done, self.total, text)
+                self.on_progress(self.num_done, self.total, model + text)
 
         return count
 

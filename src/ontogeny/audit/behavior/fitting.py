@@ -1,29 +1,47 @@
-"""Fits of choice models by maximum likelihood, for all participants at once.
+"""Fits of choice models by maximum likelihood.
 
 The likelihood is maximized by scoring with the outer products of each trial's gradient (Berndt, Hall, Hall & Hausman
-1974, Ann Econ Soc Meas 3:653), damped (Levenberg 1944), from several starting points. Letters: S participants,
-T trials, K parameters, B starting points.
+1974, Ann Econ Soc Meas 3:653), damped (Levenberg 1944), from many starting points, which race: after a few steps on
+the first trials only the best starting points go on, with more trials, and the last ones until they converge. A model
+also starts from the maxima of the models that it contains, so it never fits worse than they do. Simulated participants
+are fitted exactly as participants are. Letters: S participants, T trials, K parameters, N lanes, each of which is one
+parameter set of one participant.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from scipy.special import expit
 
-from ontogeny.audit.behavior.base import ChoiceModel, ParticipantTrials
-from ontogeny.audit.behavior.likelihood import log_likelihoods, sample_parameters, to_parameters
+from ontogeny.audit.behavior.base import ChoiceModel, ContainedModel, ParticipantTrials
+from ontogeny.audit.behavior.gradients import Evaluation, PaddedTrials, evaluate_likelihood, pad_trials
+from ontogeny.audit.behavior.likelihood import sample_parameters
 
-NUM_ITERATIONS = 40
-BATCH_SIZE = 64  # starting points at once: more exceed the processor's cache
-MAX_UNBOUNDED = 8.0  # largest absolute value of a parameter before `to_parameters` maps it into its range
+NUM_STARTS = 48  # starting points
+GROUP_SIZE = 32  # participants that are fitted at once
+MAX_UNBOUNDED = 12.0  # largest absolute value of a parameter before `to_parameters` maps it into its range
+SMALL_UNBOUNDED = -2.0  # a share of 0.12 of the range, from which a parameter can leave zero
 MAX_STEP = 2.0  # length of one step
 START_SCALE = 2.0  # standard deviation of unbounded starting points; wide, as small learning rates lie far out
 INITIAL_DAMPING = 3.0
+MAX_DAMPING = 1e5  # beyond it no step improves the likelihood further
+MIN_GAIN = 1e-3  # nats that a step without damping is expected to gain; below it a lane has converged
+MIN_DISTANCE = 0.02  # share of the range of a parameter by which two lanes differ, or are taken for one
 CONVERGENCE_TOLERANCE = 0.1  # nats by which a converged start may lie below the best one
+
+
+class Round(NamedTuple):
+    """A part of the race of starting points."""
+
+    max_trials: int  # of each participant, that count
+    num_steps: int
+    num_kept: int  # starting points of each participant that go on
+
+
+ROUNDS = (Round(max_trials=256, num_steps=20, num_kept=12), Round(max_trials=2048, num_steps=10, num_kept=4))
+"""The rounds before the last one, in which all trials count, until convergence."""
+MAX_STEPS = 100  # of the last round
 
 
 class ModelFit(NamedTuple):
@@ -34,7 +52,61 @@ class ModelFit(NamedTuple):
     parameters: dict[str, np.ndarray]  # [S] each
     log_likelihood: np.ndarray  # [S]
     bic: np.ndarray  # [S], Bayesian information criterion
-    converged_share: np.ndarray  # [S], share of starting points that reach the best likelihood
+    converged_share: np.ndarray  # [S], share of the starting points of the last round that reach the best likelihood
+
+
+class Lanes(NamedTuple):
+    """Parameter sets on their way to a maximum."""
+
+    participant: np.ndarray  # [N]
+    x: np.ndarray  # [N, K], unbounded parameters
+    evaluation: Evaluation
+    damping: np.ndarray  # [N]
+
+    def select(self, index: np.ndarray) -> "Lanes":
+        """Returns some of the lanes."""
+        return Lanes(
+            self.participant[index],
+            self.x[index],
+            Evaluation(*(part[index] for part in self.evaluation)),
+            self.damping[index],
+        )
+
+
+def fit_models(
+    models: Sequence[ChoiceModel],
+    trials: ParticipantTrials,
+    transition_probs: np.ndarray,
+    *,
+    num_starts: int | None = None,
+    seed: int = 0,
+    rounds: Sequence[Round] = ROUNDS,
+    on_fits: Callable[[int, str], None] | None = None,
+) -> list[ModelFit]:
+    """Fits models to each participant, those that are contained in others first.
+
+    Args:
+        models: The models.
+        trials: NumPy arrays [S, T].
+        transition_probs: [S, 2, 2], of each state given the first choice.
+        num_starts: As in `fit_model`.
+        seed: As in `fit_model`.
+        rounds: As in `fit_model`.
+        on_fits: Called with a number of finished fits and the name of their model.
+    """
+    fits: dict[str, ModelFit] = {}
+    for model in sorted(models, key=lambda model: len(model.contains)):
+        fits[model.name] = fit_model(
+            model,
+            trials,
+            transition_probs,
+            num_starts=num_starts,
+            seed=seed,
+            rounds=rounds,
+            fits=fits,
+            on_fits=on_fits,
+        )
+    return [fits[model.name] for model in models]
 
 
 def fit_model(
@@ -42,43 +114,52 @@ def fit_model(
     trials: ParticipantTrials,
     transition_probs: np.ndarray,
     *,
-    num_starts: int,
+    num_starts: int | None = None,
     seed: int = 0,
-    guesses: np.ndarray | None = None,
-    on_batch: Callable[[], None] | None = None,
+    rounds: Sequence[Round] = ROUNDS,
+    fits: Mapping[str, ModelFit] | None = None,
+    on_fits: Callable[[int, str], None] | None = None,
 ) -> ModelFit:
-    """Fits a model to each participant, in time and memory that are linear in the number of trials.
+    """Fits a model to each participant, in a time that is linear in the number of trials.
 
     Args:
         model: The model with K parameters.
         trials: NumPy arrays [S, T].
         transition_probs: [S, 2, 2], of each state given the first choice.
-        num_starts: Starting points for each participant.
+        num_starts: Starting points, which are the same for all participants; by default `NUM_STARTS`.
         seed: Determines the starting points.
-        guesses: [S, K], one further starting point for each participant.
-        on_batch: Called after each batch of optimizations, of which there are `count_batches`.
+        rounds: Of the race of starting points; without one, all of them go on until they converge.
+        fits: Of other models to the same participants, by name; those that the model contains are starting points too.
+        on_fits: Called with a number of finished fits and the name of the model.
     """
     S, K = len(trials.choice), len(model.parameters)
-    starts = np.random.default_rng(seed).normal(0, START_SCALE, (S, num_starts, K)).astype(np.float32)
-    # One start in four has parameters from the ranges that are typical of participants.
-    typical = sample_parameters(seed, model, S * len(range(0, num_starts, 4)))
-    starts[:, ::4] = typical.reshape(S, -1, K)
-    if guesses is not None:
-        starts = np.concatenate([starts, guesses[:, None].astype(np.float32)], axis=1)
-    maxima, max_log_likelihoods = _maximize_in_batches(model, starts, transition_probs, trials, on_batch)
-    best = max_log_likelihoods.argmax(axis=1)
-    unbounded_parameters = maxima[np.arange(S), best]
-    log_likelihood = max_log_likelihoods.max(axis=1).astype(np.float64)
-    num_choices = count_choices(model, trials)
-    parameters = jax.vmap(partial(to_parameters, model))(jnp.asarray(unbounded_parameters))
-    is_converged = max_log_likelihoods > log_likelihood[:, None] - CONVERGENCE_TOLERANCE
+    starts = draw_starts(model, NUM_STARTS if num_starts is None else num_starts, seed)
+    contained = [(fits[part.name], part) for part in model.contains if part.name in fits] if fits else []
+    unbounded_parameters = np.zeros((S, K), np.float32)
+    log_likelihood, converged_share = np.zeros(S), np.zeros(S)
+    for first in range(0, S, GROUP_SIZE):
+        group = slice(first, first + GROUP_SIZE)
+        padded = pad_trials(ParticipantTrials(*(part[group] for part in trials)), transition_probs[group])
+        N = len(padded.num_trials)
+        near, exact = (
+            np.array([embed_fit(model, part, fit, zero)[group] for fit, part in contained]).reshape(
+                len(contained), N, K
+            )
+            for zero in (SMALL_UNBOUNDED, -MAX_UNBOUNDED)
+        )
+        results = _fit_group(model, padded, starts, near, exact, rounds)
+        for total, part in zip((unbounded_parameters, log_likelihood, converged_share), results, strict=True):
+            total[group] = part
+        if on_fits is not None:
+            on_fits(N, model.name)
+    shares = _parameter_shares(model, unbounded_parameters)
     return ModelFit(
         model.name,
         unbounded_parameters,
-        {p.name: np.asarray(parameters[p.name], np.float64) for p in model.parameters},
+        {p.name: p.scale * share for p, share in zip(model.parameters, shares.T, strict=True)},
         log_likelihood,
-        K * np.log(num_choices) - 2 * log_likelihood,
-        is_converged.mean(axis=1),
+        K * np.log(count_choices(model, trials)) - 2 * log_likelihood,
+        converged_share,
     )
 
 
@@ -87,74 +168,146 @@ def count_choices(model: ChoiceModel, trials: ParticipantTrials) -> np.ndarray:
     return trials.is_complete.sum(axis=1) * (1 if model.second_logits is None else 2)
 
 
-def count_batches(num_participants: int, num_starts: int) -> int:
-    """Returns the number of batches in which `fit_model` optimizes; `num_starts` includes the guess."""
-    return -(-num_participants * num_starts // BATCH_SIZE)
+def draw_starts(model: ChoiceModel, num_starts: int, seed: int) -> np.ndarray:
+    """Draws starting points [starts, K]; one in four has parameters from the ranges typical of participants."""
+    starts = np.random.default_rng(seed).normal(0, START_SCALE, (num_starts, len(model.parameters)))
+    starts[::4] = sample_parameters(seed, model, len(starts[::4]))
+    return starts
 
 
-def _maximize_in_batches(
-    model: ChoiceModel,
-    starts: np.ndarray,
-    transition_probs: np.ndarray,
-    trials: ParticipantTrials,
-    on_batch: Callable[[], None] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Local maxima [S, starts, K] and their log-likelihoods [S, starts].
+def embed_fit(model: ChoiceModel, contained: ContainedModel, fit: ModelFit, zero: float) -> np.ndarray:
+    """Writes a fit of a contained model as parameters of the model that contains it, [S, K].
 
-    All batches have the same size, so that one program is compiled, and only one batch holds copies of trials.
+    Args:
+        model: The larger model with K parameters.
+        contained: One of its `contains`.
+        fit: Of the smaller model.
+        zero: Stands for the unbounded form of a parameter that is 0, which is minus infinity.
     """
-    S, num_starts, K = starts.shape
-    participant = np.repeat(np.arange(S), num_starts)
-    order = np.arange(-(-len(participant) // BATCH_SIZE) * BATCH_SIZE) % len(participant)
-    results = []
-    for batch in order.reshape(-1, BATCH_SIZE):
-        of_start = participant[batch]
-        trials_of_start = ParticipantTrials(*(part[of_start] for part in trials))
-        maximized = _maximize_likelihood(
-            model, starts.reshape(-1, K)[batch], transition_probs[of_start], trials_of_start
-        )
-        results.append(tuple(map(np.asarray, maximized)))
-        if on_batch is not None:
-            on_batch()
-    maxima, values = (np.concatenate(parts)[: len(participant)] for parts in zip(*results, strict=True))
-    return maxima.reshape(S, num_starts, K), values.reshape(S, num_starts)
+    columns = dict(zip(fit.parameters, fit.unbounded_parameters.T, strict=True))
+    names = dict(contained.renamed)
+    middle, lowest = (np.full(len(fit.unbounded_parameters), value) for value in (0.0, zero))
+    return np.stack(
+        [
+            lowest if p.name in contained.zeros else columns.get(names.get(p.name, p.name), middle)
+            for p in model.parameters
+        ],
+        axis=1,
+    )
 
 
-@partial(jax.jit, static_argnames=("model",))
-def _maximize_likelihood(
-    model: ChoiceModel, starts: Array, transition_probs: Array, trials: ParticipantTrials
-) -> tuple[Array, Array]:
-    """Local maxima [B, K] and their log-likelihoods [B] from starting points [B, K], each with its own participant."""
-    K = starts.shape[-1]
+def _fit_group(
+    model: ChoiceModel,
+    padded: PaddedTrials,
+    starts: np.ndarray,
+    near: np.ndarray,
+    exact: np.ndarray,
+    rounds: Sequence[Round],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fits a model to a group of participants.
 
-    def maximize(start: Array, transition_probs: Array, trials: ParticipantTrials) -> tuple[Array, Array]:
-        """The local maximum [K] that is reached from one starting point [K], and its log-likelihood."""
+    Args:
+        model: The model with K parameters.
+        padded: The trials of the S participants of the group.
+        starts: [starts, K], starting points of every participant.
+        near: [contained models, S, K], further ones near the maxima of contained models.
+        exact: The same at these maxima, which need no race.
+        rounds: As in `fit_model`.
 
-        def evaluate(x: Array) -> tuple[Array, Array, Array]:
-            """The log-likelihood, its gradient [K], and the summed outer products of each trial's gradient [K, K]."""
+    Returns:
+        The best parameters [S, K], their log-likelihood [S], and the share of converged lanes [S].
+    """
+    S = len(padded.num_trials)
+    x = np.concatenate([np.repeat(starts[:, None], S, axis=1), near])
+    participant, x = np.tile(np.arange(S), len(x)), x.reshape(-1, starts.shape[1])
+    for max_trials, num_steps, num_kept in rounds:
+        lanes = climb(model, evaluate_lanes(model, participant, x, padded, max_trials), padded, max_trials, num_steps)
+        lanes = lanes.select(best_lanes(model, lanes, num_kept))
+        participant, x = lanes.participant, lanes.x
+    max_trials = int(padded.num_trials.max())
+    participant = np.concatenate([participant, np.tile(np.arange(S), len(exact))])
+    x = np.concatenate([x, exact.reshape(-1, starts.shape[1])])
+    lanes = climb(model, evaluate_lanes(model, participant, x, padded, max_trials), padded, max_trials, MAX_STEPS)
+    best = best_lanes(model, lanes, 1)
+    value = lanes.evaluation.value
+    is_converged = value > value[best][lanes.participant] - CONVERGENCE_TOLERANCE
+    share = np.bincount(lanes.participant, is_converged) / np.bincount(lanes.participant)
+    return lanes.x[best], value[best], share
 
-            def derivative(direction: Array) -> tuple[Array, Array]:
-                return jax.jvp(lambda x: log_likelihoods(model, x, transition_probs, trials), (x,), (direction,))
 
-            values, gradients = jax.vmap(derivative, out_axes=(None, 0))(jnp.eye(K))  # [T], [K, T]
-            return jnp.sum(values), jnp.sum(gradients, axis=1), gradients @ gradients.T
+def _parameter_shares(model: ChoiceModel, x: np.ndarray) -> np.ndarray:
+    """Parameters [N, K] as shares of their ranges, 0 to 1, or -1 to 1 where they are signed."""
+    is_signed = np.array([p.signed for p in model.parameters])
+    return np.where(is_signed, np.tanh(x), expit(x)).astype(np.float64)
 
-        def step(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
-            """One damped step, which is kept only where it increases the likelihood."""
-            x, value, gradient, curvature, damping = carry
-            move = jnp.linalg.solve(curvature + damping * jnp.eye(K), gradient)
-            move *= jnp.minimum(1.0, MAX_STEP / jnp.maximum(jnp.linalg.norm(move), 1e-9))
-            candidate = jnp.clip(x + move, -MAX_UNBOUNDED, MAX_UNBOUNDED)
-            evaluation = evaluate(candidate)
-            is_better = evaluation[0] > value
-            accepted = jax.tree.map(
-                lambda a, b: jnp.where(is_better, a, b), (candidate, *evaluation), (x, value, gradient, curvature)
-            )
-            return (*accepted, jnp.clip(jnp.where(is_better, damping / 3, damping * 4), 1e-4, 1e6)), None
 
-        # The first step has length zero and improves on minus infinity: it evaluates the start.
-        init = (start, jnp.float32(-jnp.inf), jnp.zeros(K), jnp.zeros((K, K)), jnp.float32(INITIAL_DAMPING))
-        (maximum, max_log_likelihood, *_), _ = jax.lax.scan(step, init, None, length=NUM_ITERATIONS + 1)
-        return maximum, max_log_likelihood
+def evaluate_lanes(
+    model: ChoiceModel, participant: np.ndarray, x: np.ndarray, padded: PaddedTrials, max_trials: int
+) -> Lanes:
+    """Evaluates starting points [N, K] of participants [N]."""
+    evaluation = evaluate_likelihood(model, x, participant, padded, max_trials)
+    return Lanes(participant, x, evaluation, np.full(len(x), INITIAL_DAMPING))
 
-    return jax.vmap(maximize)(starts, transition_probs, trials)
+
+def climb(model: ChoiceModel, lanes: Lanes, padded: PaddedTrials, max_trials: int, num_steps: int) -> Lanes:
+    """Takes damped steps with all lanes that have not converged; a step is kept only where it raises the likelihood."""
+    for _ in range(num_steps):
+        move, is_active = _propose(lanes)
+        active = np.nonzero(is_active)[0]
+        if not len(active):
+            break
+        old = lanes.select(active)
+        candidate = np.clip(old.x + move[active], -MAX_UNBOUNDED, MAX_UNBOUNDED)
+        evaluation = evaluate_likelihood(model, candidate, old.participant, padded, max_trials)
+        is_better = evaluation.value > old.evaluation.value
+        improved = active[is_better]
+        lanes.x[improved] = candidate[is_better]
+        for part, new in zip(lanes.evaluation, evaluation, strict=True):
+            part[improved] = new[is_better]
+        lanes.damping[active] = np.clip(np.where(is_better, old.damping / 3, old.damping * 4), 1e-4, 10 * MAX_DAMPING)
+    return lanes
+
+
+def _propose(lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
+    """The next step of each lane [N, K], and whether it is worth taking [N]."""
+    K = lanes.x.shape[1]
+    is_held = np.abs(lanes.x) >= MAX_UNBOUNDED  # at the end of its range, and the likelihood rises outward
+    is_held &= lanes.x * lanes.evaluation.gradient > 0
+    gradient = np.where(is_held, 0.0, lanes.evaluation.gradient)
+    curvature = np.where(is_held[:, :, None] | is_held[:, None, :], 0.0, lanes.evaluation.curvature)
+    scale = np.sqrt(np.einsum("nkk->nk", curvature)) + 1e-12
+    scaled_gradient = gradient / scale
+    scaled_curvature = curvature / (scale[:, :, None] * scale[:, None, :]) + 1e-4 * np.eye(K)
+    gain = 0.5 * np.einsum("nk,nk->n", scaled_gradient, _solve(scaled_curvature, scaled_gradient))
+    # Parameters far out hardly change the likelihood, whatever the curvature there promises.
+    gain = np.minimum(gain, MAX_UNBOUNDED * np.abs(gradient).sum(axis=1))
+    move = _solve(curvature + lanes.damping[:, None, None] * np.eye(K), gradient)
+    move *= np.minimum(1.0, MAX_STEP / np.maximum(np.linalg.norm(move, axis=1, keepdims=True), 1e-9))
+    return move, (gain > MIN_GAIN) & (lanes.damping < MAX_DAMPING)
+
+
+def _solve(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Solves systems of equations with matrices [N, K, K] and right sides [N, K]."""
+    return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0]
+
+
+def best_lanes(model: ChoiceModel, lanes: Lanes, num_kept: int) -> np.ndarray:
+    """Returns the indices of each participant's lanes of the highest likelihood, if possible of different ones.
+
+    Args:
+        model: The model.
+        lanes: Equally many of each participant.
+        num_kept: Lanes of each participant to return, fewer where there are not as many.
+
+    Returns:
+        By participant, and the best ones first.
+    """
+    S = len(np.unique(lanes.participant))
+    order = np.lexsort((-lanes.evaluation.value, lanes.participant)).reshape(S, -1)  # [S, n], the best ones first
+    shares = _parameter_shares(model, lanes.x)[order]  # [S, n, K]
+    is_similar = np.abs(shares[:, :, None] - shares[:, None]).max(axis=-1) < MIN_DISTANCE  # [S, n, n]
+    is_new = np.ones(order.shape, bool)
+    for i in range(1, order.shape[1]):
+        is_new[:, i] = ~(is_similar[:, i, :i] & is_new[:, :i]).any(axis=1)
+    kept = np.argsort(~is_new, axis=1, kind="stable")[:, :num_kept]
+    return np.take_along_axis(order, kept, axis=1).ravel()

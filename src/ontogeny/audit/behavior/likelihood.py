@@ -1,13 +1,13 @@
 """The likelihood of choices under a model, and simulation of a model in the task of a participant."""
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials, option_index
+from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, Parameters, ParticipantTrials, option_index
 from ontogeny.types import Key, PyTree
 
 
@@ -67,20 +67,70 @@ def log_likelihoods(
         [T] in nats; zero where a trial is incomplete.
     """
     p = to_parameters(model, unbounded_parameters)
+    memories, _ = scan_memory(model, p, transition_probs, trials, model.init(p, transition_probs))
+    previous_choice = jnp.roll(trials.choice, 1, axis=0)  # of the first trial the last one: no previous trial
+    is_first = jnp.arange(len(trials.choice)) == 0
+    trials = trials._replace(is_consecutive=trials.is_consecutive & ~is_first)
+    return jax.vmap(partial(trial_log_likelihood, model, p, transition_probs))(memories, trials, previous_choice)
 
-    def step(carry: tuple[PyTree, Array], trial: ParticipantTrials) -> tuple[tuple[PyTree, Array], Array]:
-        memory, previous_choice = carry
-        memory = _select(trial.starts_session, model.init(p, transition_probs), memory)
-        logits = model.first_logits(p, transition_probs, memory, jnp.where(trial.is_consecutive, previous_choice, 0.0))
-        chosen = jax.nn.one_hot(trial.choice, model.num_arms)
-        log_likelihood = jnp.sum(jax.nn.log_softmax(logits) * chosen)
-        if model.second_logits is not None:
-            second_log_probs = jax.nn.log_softmax(model.second_logits(p, memory, trial.state))
-            log_likelihood += second_log_probs @ jax.nn.one_hot(trial.second_choice, 2)
-        memory = _select(trial.is_complete, model.update(p, memory, trial), memory)
-        return (memory, chosen), jnp.where(trial.is_complete, log_likelihood, 0.0)
 
-    return jax.lax.scan(step, (model.init(p, transition_probs), jnp.zeros(model.num_arms)), trials)[1]
+def scan_memory(
+    model: ChoiceModel, p: Parameters, transition_probs: Array, trials: ParticipantTrials, memory: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Follows the memory of a model over trials; parameters and the axes after trials may have lanes, `...`.
+
+    Args:
+        model: The model.
+        p: Its parameters, [...] each.
+        transition_probs: [2, 2, ...], of each state given the first choice.
+        trials: [T, ...].
+        memory: Before the first trial, unless this starts a session.
+
+    Returns:
+        The memory before each trial, with a leading axis [T], and the memory after the last one.
+    """
+    first = model.init(p, transition_probs)
+
+    def step(memory: PyTree, trial: ParticipantTrials) -> tuple[PyTree, PyTree]:
+        memory = _select(trial.starts_session, first, memory)
+        return _select(trial.is_complete, model.update(p, memory, trial), memory), memory
+
+    memory, memories = jax.lax.scan(step, memory, trials)
+    return memories, memory
+
+
+def trial_log_likelihood(
+    model: ChoiceModel,
+    p: Parameters,
+    transition_probs: Array,
+    memory: PyTree,
+    trial: ParticipantTrials,
+    previous_choice: Array,
+) -> Array:
+    """The log-likelihood [...] of the choices of one trial.
+
+    Args:
+        model: The model.
+        p: Its parameters, [...] each.
+        transition_probs: [2, 2, ...], of each state given the first choice.
+        memory: Before the trial.
+        trial: [...].
+        previous_choice: [...], of the trial before, which counts where the two are consecutive.
+    """
+    previous = jax.nn.one_hot(previous_choice, model.num_arms, axis=0) * trial.is_consecutive
+    logits = model.first_logits(p, transition_probs, memory, previous)
+    log_likelihood = _log_prob(logits, trial.choice)
+    if model.second_logits is not None:
+        log_likelihood += _log_prob(model.second_logits(p, memory, trial.state), trial.second_choice)
+    return jnp.where(trial.is_complete, log_likelihood, 0.0)
+
+
+def _log_prob(logits: Array, choice: Array) -> Array:
+    """The log-probability [...] of a choice under logits [A, ...]; XLA fuses slices better than reductions."""
+    options = [logits[i] for i in range(len(logits))]
+    highest = jax.lax.stop_gradient(reduce(jnp.maximum, options))
+    chosen = sum(jnp.where(choice == i, option, 0.0) for i, option in enumerate(options))
+    return chosen - highest - jnp.log(sum(jnp.exp(option - highest) for option in options))
 
 
 @partial(jax.jit, static_argnames=("model",))

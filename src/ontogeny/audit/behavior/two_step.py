@@ -22,6 +22,7 @@ from jax import Array
 from ontogeny.audit.behavior.base import (
     FORGETTING_RATE,
     ChoiceModel,
+    ContainedModel,
     ModelParameter,
     Parameters,
     ParticipantTrials,
@@ -45,6 +46,13 @@ SECOND_INVERSE_TEMPERATURE = ModelParameter("second_inverse_temperature", low=2.
 HAZARD_RATE = ModelParameter("hazard_rate", low=0.02, high=0.2, scale=0.5)
 REWARD_RELIABILITY = ModelParameter("reward_reliability", low=0.7, high=0.95)
 INITIAL_VALUE = 0.5
+REPETITION = ContainedModel("repetition", zeros=("inverse_temperature",))
+MODEL_BASED = ContainedModel("model_based", zeros=("transition_learning_rate",))
+OF_HYBRID = (
+    ContainedModel("repetition", zeros=("model_free_weight", "model_based_weight")),
+    ContainedModel("model_free", ("model_based_weight",), (("model_free_weight", "inverse_temperature"),)),
+    ContainedModel("model_based", ("model_free_weight",), (("model_based_weight", "inverse_temperature"),)),
+)
 NOT_FITTED = (  # explanations that no model of the set has
     "inference about a change of the common transition",
     "different learning rates for better and for worse outcomes than expected",
@@ -58,7 +66,7 @@ NOT_FITTED = (  # explanations that no model of the set has
 class TwoStepMemory(NamedTuple):
     """The memory of a model: values of second choices, and a part that each model defines for itself."""
 
-    option_values: Array  # [2, 2], by state and second choice
+    option_values: Array  # [2, second choices], by state; a single one where states are rewarded by themselves
     model_memory: PyTree
 
 
@@ -82,7 +90,7 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
         return jnp.max(memory.option_values, axis=1) if has_second_choice else memory.option_values[:, 0]
 
     def hybrid_values(p: Parameters, transitions: Array, memory: TwoStepMemory) -> Array:
-        planned = p["model_based_weight"] * transitions @ state_values(memory)
+        planned = p["model_based_weight"] * _expect(transitions, state_values(memory))
         return p["model_free_weight"] * memory.model_memory + planned
 
     return (
@@ -90,7 +98,7 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             "repetition",
             "repeats its choices and prefers one side, independently of reward",
             (),
-            first_values=lambda p, transitions, memory: jnp.zeros(2),
+            first_values=lambda p, transitions, memory: jnp.zeros(transitions.shape[1:]),
         ),
         build(
             "model_free",
@@ -99,6 +107,7 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             first_values=lambda p, transitions, memory: p["inverse_temperature"] * memory.model_memory,
             init_model_memory=_init_choice_values,
             update_model_memory=_update_choice_values,
+            contains=(REPETITION,),
         ),
         build(
             "successor",
@@ -106,10 +115,11 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             (LEARNING_RATE, TRANSITION_LEARNING_RATE, INVERSE_TEMPERATURE),
             planning="equivalent",
             first_values=lambda p, transitions, memory: (
-                p["inverse_temperature"] * memory.model_memory @ state_values(memory)
+                p["inverse_temperature"] * _expect(memory.model_memory, state_values(memory))
             ),
             init_model_memory=lambda p, transitions: transitions,
             update_model_memory=_update_transitions,
+            contains=(REPETITION, MODEL_BASED),
         ),
         build(
             "latent_state",
@@ -117,15 +127,19 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             (HAZARD_RATE, REWARD_RELIABILITY, INVERSE_TEMPERATURE),
             planning="mimics",
             first_values=_latent_state_values,
-            init_model_memory=lambda p, transitions: jnp.zeros(()),
+            init_model_memory=lambda p, transitions: jnp.zeros(transitions.shape[2:]),
             update_model_memory=_update_belief,
+            contains=(REPETITION,),
         ),
         build(
             "model_based",
             "plans with known transitions",
             (LEARNING_RATE, INVERSE_TEMPERATURE),
             planning="plans",
-            first_values=lambda p, transitions, memory: p["inverse_temperature"] * transitions @ state_values(memory),
+            first_values=lambda p, transitions, memory: (
+                p["inverse_temperature"] * _expect(transitions, state_values(memory))
+            ),
+            contains=(REPETITION,),
         ),
         build(
             "hybrid",
@@ -135,6 +149,7 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             first_values=hybrid_values,
             init_model_memory=_init_choice_values,
             update_model_memory=_update_choice_values,
+            contains=OF_HYBRID,
         ),
     )
 
@@ -148,12 +163,13 @@ def _build_model(
     planning: str = "none",
     init_model_memory: Callable[[Parameters, Array], PyTree] = lambda p, transitions: (),
     update_model_memory: UpdateModelMemory = lambda p, memory, *_: memory.model_memory,
+    contains: tuple[ContainedModel, ...] = (),
 ) -> ChoiceModel:
     """A model from the values of its first choices, with the parts that all models share.
 
     `init_model_memory` returns `TwoStepMemory.model_memory` before the first trial.
     """
-    learns = bool(parameters)
+    learns, num_second_choices = bool(parameters), 2 if has_second_choice else 1
     if has_second_choice:
         value_parameters = () if LEARNING_RATE in parameters else (LEARNING_RATE,)
         parameters += (*value_parameters, SECOND_INVERSE_TEMPERATURE)
@@ -162,16 +178,19 @@ def _build_model(
 
     def first_logits(p: Parameters, transitions: Array, memory: TwoStepMemory, previous: Array) -> Array:
         values = first_values(p, transitions, memory)
-        return values + p["perseveration"] * previous + p["side_bias"] * jnp.array([-0.5, 0.5])
+        biases = jnp.stack([-0.5 * p["side_bias"], 0.5 * p["side_bias"]])
+        return values + p["perseveration"] * previous + biases
 
     def second_logits(p: Parameters, memory: TwoStepMemory, state: Array) -> Array:
-        return p["second_inverse_temperature"] * jax.nn.one_hot(state, 2) @ memory.option_values
+        return p["second_inverse_temperature"] * jnp.sum(
+            jax.nn.one_hot(state, 2, axis=0)[:, None] * memory.option_values, axis=0
+        )
 
     def update(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials) -> TwoStepMemory:
-        option = _option_one_hot(trial)
-        error = trial.reward - jnp.sum(memory.option_values * option)
+        error = trial.reward - _reached_value(memory, trial)
         change = p.get("learning_rate", 0.0) * error
-        option_values = update_values(p, memory.option_values, option, change, INITIAL_VALUE)
+        is_chosen = _option_one_hot(trial, memory.option_values.shape[1])
+        option_values = update_values(p, memory.option_values, is_chosen, change, INITIAL_VALUE)
         return TwoStepMemory(option_values, update_model_memory(p, memory, trial, error))
 
     return ChoiceModel(
@@ -180,18 +199,21 @@ def _build_model(
         name,
         description,
         parameters + SHARED_PARAMETERS,
-        lambda p, transitions: TwoStepMemory(jnp.full((2, 2), INITIAL_VALUE), init_model_memory(p, transitions)),
+        lambda p, transitions: TwoStepMemory(
+            jnp.full((2, num_second_choices, *transitions.shape[2:]), INITIAL_VALUE), init_model_memory(p, transitions)
+        ),
         first_logits,
         update,
         second_logits if has_second_choice else None,
         learns,
         planning,
+        contains,
     )
 
 
 def _init_choice_values(p: Parameters, transitions: Array) -> Array:
     """Model-free values of the first choices before the first trial."""
-    return jnp.full(2, INITIAL_VALUE)
+    return jnp.full(transitions.shape[1:], INITIAL_VALUE)
 
 
 def _update_choice_values(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
@@ -199,25 +221,25 @@ def _update_choice_values(p: Parameters, memory: TwoStepMemory, trial: Participa
 
     `error` is that of the second stage, which the eligibility trace carries back.
     """
-    option_values, choice_values = memory
-    chosen = jax.nn.one_hot(trial.choice, 2)
-    first_error = jnp.sum(option_values * _option_one_hot(trial)) - choice_values @ chosen
+    choice_values = memory.model_memory
+    is_chosen = jax.nn.one_hot(trial.choice, 2, axis=0)
+    first_error = _reached_value(memory, trial) - jnp.sum(choice_values * is_chosen, axis=0)
     change = p["learning_rate"] * (first_error + p["eligibility_trace"] * error)
-    return update_values(p, choice_values, chosen, change, INITIAL_VALUE)
+    return update_values(p, choice_values, is_chosen, change, INITIAL_VALUE)
 
 
 def _update_transitions(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
     """Updates the learned transition probabilities [2, 2], by first choice and state."""
-    chosen = jax.nn.one_hot(trial.choice, 2)[:, None]
+    chosen = jax.nn.one_hot(trial.choice, 2, axis=0)[:, None]
     return memory.model_memory + p["transition_learning_rate"] * chosen * (
-        jax.nn.one_hot(trial.state, 2) - memory.model_memory
+        jax.nn.one_hot(trial.state, 2, axis=0) - memory.model_memory
     )
 
 
 def _latent_state_values(p: Parameters, transitions: Array, memory: TwoStepMemory) -> Array:
     """Values of the first choices: the beliefs that the states are rewarded, weighted by the transitions to them."""
-    beliefs = jax.nn.sigmoid(memory.model_memory * jnp.array([-1.0, 1.0]))
-    return p["inverse_temperature"] * transitions @ beliefs
+    beliefs = jax.nn.sigmoid(jnp.stack([-memory.model_memory, memory.model_memory]))
+    return p["inverse_temperature"] * _expect(transitions, beliefs)
 
 
 def _update_belief(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrials, error: Array) -> Array:
@@ -227,9 +249,20 @@ def _update_belief(p: Parameters, memory: TwoStepMemory, trial: ParticipantTrial
     return _log_odds(belief * (1 - p["hazard_rate"]) + (1 - belief) * p["hazard_rate"])
 
 
-def _option_one_hot(trial: ParticipantTrials) -> Array:
-    """[2, 2] by state and second choice: products are faster than gathers where many models are fitted at once."""
-    return jax.nn.one_hot(trial.state, 2)[:, None] * jax.nn.one_hot(trial.second_choice, 2)
+def _option_one_hot(trial: ParticipantTrials, num_second_choices: int) -> Array:
+    """[2, second choices]: products are faster than gathers where many models are fitted at once."""
+    second = jax.nn.one_hot(trial.second_choice, num_second_choices, axis=0)
+    return jax.nn.one_hot(trial.state, 2, axis=0)[:, None] * second
+
+
+def _reached_value(memory: TwoStepMemory, trial: ParticipantTrials) -> Array:
+    """The value of the second choice that was taken in the state that was reached."""
+    return jnp.sum(memory.option_values * _option_one_hot(trial, memory.option_values.shape[1]), axis=(0, 1))
+
+
+def _expect(transitions: Array, state_values: Array) -> Array:
+    """The expected values [2] of the states to which the first choices lead."""
+    return transitions[:, 0] * state_values[0] + transitions[:, 1] * state_values[1]
 
 
 def _log_odds(probability: Array) -> Array:
