@@ -1,4 +1,4 @@
-"""Fits of choice models: derivatives, contained models, the race of starting points, and recovery from the same starts."""
+"""Fits of choice models: derivatives, contained models, the race of starting points, and the starts of recovery."""
 
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from ontogeny.audit.behavior import bandit, reading, two_step
 from ontogeny.audit.behavior.base import ChoiceModel, ParticipantTrials
 from ontogeny.audit.behavior.comparison import compare_models
-from ontogeny.audit.behavior.fitting import MAX_UNBOUNDED, ROUNDS, ModelFit, embed_fit, fit_model, fit_models
+from ontogeny.audit.behavior.fitting import ROUNDS, ModelFit, embed_fit, fit_model, fit_models, zero_others
 from ontogeny.audit.behavior.gradients import BLOCK_SIZE, evaluate_likelihood, pad_trials
 from ontogeny.audit.behavior.likelihood import estimate_transitions, log_likelihoods, simulate_participants
 
@@ -71,7 +71,7 @@ def test_a_contained_model_is_the_larger_one_with_some_parameters_at_zero(model,
     padded = pad_trials(make_trials(model, 300), np.tile(TRANSITIONS, (3, 1, 1)))
     values = [
         evaluate_likelihood(of, parameters, np.arange(3), padded, max_trials=300).value
-        for of, parameters in ((smaller, x), (model, embed_fit(model, contained, fit, -MAX_UNBOUNDED)))
+        for of, parameters in ((smaller, x), (model, embed_fit(model, contained, fit, zero_others(model, contained))))
     ]
     np.testing.assert_allclose(*values, atol=0.02)
 

@@ -21,7 +21,7 @@ from ontogeny.audit.behavior.likelihood import sample_parameters
 NUM_STARTS = 48  # starting points
 GROUP_SIZE = 32  # participants that are fitted at once
 MAX_UNBOUNDED = 12.0  # largest absolute value of a parameter before `to_parameters` maps it into its range
-SMALL_UNBOUNDED = -2.0  # a share of 0.12 of the range, from which a parameter can leave zero
+NUM_NEAR = 6  # starting points that share with the maximum of a contained model the parameters that it has
 MAX_STEP = 2.0  # length of one step
 START_SCALE = 2.0  # standard deviation of unbounded starting points; wide, as small learning rates lie far out
 INITIAL_DAMPING = 3.0
@@ -39,7 +39,7 @@ class Round(NamedTuple):
     num_kept: int  # starting points of each participant that go on
 
 
-ROUNDS = (Round(max_trials=256, num_steps=20, num_kept=12), Round(max_trials=2048, num_steps=10, num_kept=4))
+ROUNDS = (Round(max_trials=250, num_steps=20, num_kept=12), Round(max_trials=2000, num_steps=10, num_kept=2))
 """The rounds before the last one, in which all trials count, until convergence."""
 MAX_STEPS = 100  # of the last round
 
@@ -141,12 +141,9 @@ def fit_model(
         group = slice(first, first + GROUP_SIZE)
         padded = pad_trials(ParticipantTrials(*(part[group] for part in trials)), transition_probs[group])
         N = len(padded.num_trials)
-        near, exact = (
-            np.array([embed_fit(model, part, fit, zero)[group] for fit, part in contained]).reshape(
-                len(contained), N, K
-            )
-            for zero in (SMALL_UNBOUNDED, -MAX_UNBOUNDED)
-        )
+        near = [embed_fit(model, part, fit, start)[group] for fit, part in contained for start in starts[:NUM_NEAR]]
+        exact = [embed_fit(model, part, fit, zero_others(model, part))[group] for fit, part in contained]
+        near, exact = (np.reshape(parts, (len(parts), N, K)) for parts in (near, exact))
         results = _fit_group(model, padded, starts, near, exact, rounds)
         for total, part in zip((unbounded_parameters, log_likelihood, converged_share), results, strict=True):
             total[group] = part
@@ -175,25 +172,28 @@ def draw_starts(model: ChoiceModel, num_starts: int, seed: int) -> np.ndarray:
     return starts
 
 
-def embed_fit(model: ChoiceModel, contained: ContainedModel, fit: ModelFit, zero: float) -> np.ndarray:
-    """Writes a fit of a contained model as parameters of the model that contains it, [S, K].
+def embed_fit(model: ChoiceModel, contained: ContainedModel, fit: ModelFit, others: np.ndarray) -> np.ndarray:
+    """Writes a fit of a contained model as unbounded parameters of the model that contains it, [S, K].
 
     Args:
         model: The larger model with K parameters.
         contained: One of its `contains`.
         fit: Of the smaller model.
-        zero: Stands for the unbounded form of a parameter that is 0, which is minus infinity.
+        others: [K], of which those count that the smaller model lacks.
     """
     columns = dict(zip(fit.parameters, fit.unbounded_parameters.T, strict=True))
     names = dict(contained.renamed)
-    middle, lowest = (np.full(len(fit.unbounded_parameters), value) for value in (0.0, zero))
-    return np.stack(
-        [
-            lowest if p.name in contained.zeros else columns.get(names.get(p.name, p.name), middle)
-            for p in model.parameters
-        ],
-        axis=1,
-    )
+    embedded = np.tile(others, (len(fit.unbounded_parameters), 1))
+    for k, p in enumerate(model.parameters):
+        name = names.get(p.name, p.name)
+        if p.name not in contained.zeros and name in columns:
+            embedded[:, k] = columns[name]
+    return embedded
+
+
+def zero_others(model: ChoiceModel, contained: ContainedModel) -> np.ndarray:
+    """Returns the parameters [K] with which `embed_fit` is exact: 0 where it must be; the others do not matter."""
+    return np.array([-MAX_UNBOUNDED if p.name in contained.zeros else 0.0 for p in model.parameters])
 
 
 def _fit_group(
@@ -210,8 +210,8 @@ def _fit_group(
         model: The model with K parameters.
         padded: The trials of the S participants of the group.
         starts: [starts, K], starting points of every participant.
-        near: [contained models, S, K], further ones near the maxima of contained models.
-        exact: The same at these maxima, which need no race.
+        near: [further starts, S, K], near the maxima of contained models.
+        exact: [contained models, S, K], at these maxima, which need no race.
         rounds: As in `fit_model`.
 
     Returns:
@@ -225,14 +225,15 @@ def _fit_group(
         lanes = lanes.select(best_lanes(model, lanes, num_kept))
         participant, x = lanes.participant, lanes.x
     max_trials = int(padded.num_trials.max())
-    participant = np.concatenate([participant, np.tile(np.arange(S), len(exact))])
-    x = np.concatenate([x, exact.reshape(-1, starts.shape[1])])
     lanes = climb(model, evaluate_lanes(model, participant, x, padded, max_trials), padded, max_trials, MAX_STEPS)
-    best = best_lanes(model, lanes, 1)
-    value = lanes.evaluation.value
-    is_converged = value > value[best][lanes.participant] - CONVERGENCE_TOLERANCE
+    x = np.concatenate([lanes.x[best_lanes(model, lanes, 1)][None], exact])
+    candidates = evaluate_lanes(model, np.tile(np.arange(S), len(x)), x.reshape(-1, x.shape[-1]), padded, max_trials)
+    # Only where a contained model fits better than all lanes does this last climb begin at another point.
+    best = candidates.select(best_lanes(model, candidates, 1))
+    best = climb(model, best, padded, max_trials, MAX_STEPS)
+    is_converged = lanes.evaluation.value > best.evaluation.value[lanes.participant] - CONVERGENCE_TOLERANCE
     share = np.bincount(lanes.participant, is_converged) / np.bincount(lanes.participant)
-    return lanes.x[best], value[best], share
+    return best.x, best.evaluation.value, share
 
 
 def _parameter_shares(model: ChoiceModel, x: np.ndarray) -> np.ndarray:

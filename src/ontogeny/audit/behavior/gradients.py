@@ -20,7 +20,7 @@ from ontogeny.audit.behavior.base import ChoiceModel, Parameters, ParticipantTri
 from ontogeny.audit.behavior.likelihood import scan_memory, to_parameters, trial_log_likelihood
 from ontogeny.types import PyTree
 
-BLOCK_SIZE = 64  # trials of one call
+BLOCK_SIZE = 50  # trials of one call; many experiments have a multiple of it
 NUM_LANES = (32, 256)  # parameter sets of one call: few of them, or many
 
 
