@@ -93,7 +93,7 @@ def behavior(
     if stays_only:
         record = analyze_stays_only(choice_data)
     else:
-        with progress("fitting", "fits") as update:
+        with progress("fitting", "batches") as update:
             record = analyze_choices(choice_data, num_groups=num_groups, seed=seed, on_progress=update)
     record |= {"file": choices.name, "seed": seed, "history": history.to_record()}
     history.end({"sentences": record["verdict_text"]})

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ontogeny.audit.behavior.base import ChoiceData, ChoiceModel, ParticipantTrials
-from ontogeny.audit.behavior.fitting import ModelFit, fit_models
+from ontogeny.audit.behavior.fitting import ModelFit, count_batches, fit_models
 from ontogeny.audit.behavior.likelihood import estimate_transitions, simulate_participants, to_parameters
 from ontogeny.audit.behavior.resampled_rewards import resample_rewards
 from ontogeny.rng import key_from_seed
@@ -79,15 +79,15 @@ def compare_models(
         num_starts: Starting points of each fit, to participants and simulated ones alike; by default
             `fitting.NUM_STARTS`.
         seed: Determines starting points and simulations.
-        on_progress: Called with the number of finished fits, the number of all fits, and what is fitted.
+        on_progress: Called with the number of finished batches of fits, the number of all batches, and what is fitted.
     """
     S, M = len(choices.participants), len(models)
     num_groups = max(2, -(-MIN_SIMULATIONS // S)) if num_groups is None else num_groups
     N = S * num_groups
-    progress = _FitProgress(M * S + M * M * N, on_progress)
+    progress = _BatchProgress(M * (count_batches(S) + count_batches(M * N)), on_progress)
     transition_probs = estimate_transitions(choices)
     fits = fit_models(
-        models, choices.trials, transition_probs, num_starts=num_starts, seed=seed, on_fits=progress.for_text("")
+        models, choices.trials, transition_probs, num_starts=num_starts, seed=seed, on_batches=progress.for_text("")
     )
     simulations = {
         model.name: simulate_model(model, choices, fit.unbounded_parameters, num_groups, nth_seed(seed, 1 + i))
@@ -101,18 +101,18 @@ def compare_models(
         transition_probs[participant],
         num_starts=num_starts,
         seed=seed,
-        on_fits=progress.for_text(", recovery"),
+        on_batches=progress.for_text(", recovery"),
     )
     simulation_bic = np.stack([fit.bic.reshape(M, N) for fit in simulation_fits], axis=1)
     recovery = _summarize_recovery(models, simulations, simulation_fits, simulation_bic, num_groups)
     return ModelComparison(fits, recovery, simulations, simulation_bic)
 
 
-class _FitProgress:
-    """Counts finished fits.
+class _BatchProgress:
+    """Counts finished batches of fits.
 
     Args:
-        total: Number of all fits.
+        total: Number of all batches.
         on_progress: As in `compare_models`.
     """
 
@@ -120,7 +120,7 @@ class _FitProgress:
         self.num_done, self.total, self.on_progress = 0, total, on_progress
 
     def for_text(self, text: str) -> Callable[[int, str], None]:
-        """Returns a function that counts fits of a model, described by its name and `text`."""
+        """Returns a function that counts batches of a model, described by its name and `text`."""
 
         def count(number: int, model: str) -> None:
             self.num_done += number

@@ -19,7 +19,8 @@ from ontogeny.audit.behavior.gradients import Evaluation, PaddedTrials, evaluate
 from ontogeny.audit.behavior.likelihood import sample_parameters
 
 NUM_STARTS = 48  # starting points
-GROUP_SIZE = 32  # participants that are fitted at once
+GROUP_SIZE = 64  # participants that are fitted at once
+BATCH_SIZE = 16  # participants whose last lanes are evaluated by one call
 MAX_UNBOUNDED = 12.0  # largest absolute value of a parameter before `to_parameters` maps it into its range
 NUM_NEAR = 6  # starting points that share with the maximum of a contained model the parameters that it has
 MAX_STEP = 2.0  # length of one step
@@ -81,7 +82,7 @@ def fit_models(
     num_starts: int | None = None,
     seed: int = 0,
     rounds: Sequence[Round] = ROUNDS,
-    on_fits: Callable[[int, str], None] | None = None,
+    on_batches: Callable[[int, str], None] | None = None,
 ) -> list[ModelFit]:
     """Fits models to each participant, those that are contained in others first.
 
@@ -92,7 +93,7 @@ def fit_models(
         num_starts: As in `fit_model`.
         seed: As in `fit_model`.
         rounds: As in `fit_model`.
-        on_fits: Called with a number of finished fits and the name of their model.
+        on_batches: As in `fit_model`.
     """
     fits: dict[str, ModelFit] = {}
     for model in sorted(models, key=lambda model: len(model.contains)):
@@ -104,7 +105,7 @@ def fit_models(
             seed=seed,
             rounds=rounds,
             fits=fits,
-            on_fits=on_fits,
+            on_batches=on_batches,
         )
     return [fits[model.name] for model in models]
 
@@ -118,7 +119,7 @@ def fit_model(
     seed: int = 0,
     rounds: Sequence[Round] = ROUNDS,
     fits: Mapping[str, ModelFit] | None = None,
-    on_fits: Callable[[int, str], None] | None = None,
+    on_batches: Callable[[int, str], None] | None = None,
 ) -> ModelFit:
     """Fits a model to each participant, in a time that is linear in the number of trials.
 
@@ -130,7 +131,8 @@ def fit_model(
         seed: Determines the starting points.
         rounds: Of the race of starting points; without one, all of them go on until they converge.
         fits: Of other models to the same participants, by name; those that the model contains are starting points too.
-        on_fits: Called with a number of finished fits and the name of the model.
+        on_batches: Called with a number of finished batches and the name of the model; their number for all
+            participants is that of `count_batches`.
     """
     S, K = len(trials.choice), len(model.parameters)
     starts = draw_starts(model, NUM_STARTS if num_starts is None else num_starts, seed)
@@ -147,8 +149,8 @@ def fit_model(
         results = _fit_group(model, padded, starts, near, exact, rounds)
         for total, part in zip((unbounded_parameters, log_likelihood, converged_share), results, strict=True):
             total[group] = part
-        if on_fits is not None:
-            on_fits(N, model.name)
+        if on_batches is not None:
+            on_batches(count_batches(N), model.name)
     shares = _parameter_shares(model, unbounded_parameters)
     return ModelFit(
         model.name,
@@ -158,6 +160,12 @@ def fit_model(
         K * np.log(count_choices(model, trials)) - 2 * log_likelihood,
         converged_share,
     )
+
+
+def count_batches(num_participants: int) -> int:
+    """Returns the number of batches of equal duration in which a model is fitted to participants."""
+    groups = range(0, num_participants, GROUP_SIZE)
+    return sum(-(-min(GROUP_SIZE, num_participants - first) // BATCH_SIZE) for first in groups)
 
 
 def count_choices(model: ChoiceModel, trials: ParticipantTrials) -> np.ndarray:

@@ -20,8 +20,8 @@ from ontogeny.audit.behavior.base import ChoiceModel, Parameters, ParticipantTri
 from ontogeny.audit.behavior.likelihood import scan_memory, to_parameters, trial_log_likelihood
 from ontogeny.types import PyTree
 
-BLOCK_SIZE = 50  # trials of one call; many experiments have a multiple of it
-NUM_LANES = (32, 256)  # parameter sets of one call: few of them, or many
+NUM_LANES = (32, 128)  # parameter sets of one call: few of them, or many
+BLOCK_SIZES = (250, 50)  # trials of one call with few and with many lanes, which the processor's cache holds
 
 
 class Evaluation(NamedTuple):
@@ -49,7 +49,7 @@ def pad_trials(trials: ParticipantTrials, transition_probs: np.ndarray) -> Padde
         transition_probs: [S, 2, 2], of each state given the first choice.
     """
     T = trials.choice.shape[1]
-    padding = -T % BLOCK_SIZE
+    padding = -T % max(BLOCK_SIZES)
     padded = ParticipantTrials(*(np.pad(part, ((0, 0), (0, padding))).T for part in trials))
     padded.starts_session[0], padded.is_consecutive[0] = True, False
     previous_choice = np.roll(padded.choice, 1, axis=0)
@@ -76,27 +76,31 @@ def evaluate_likelihood(
     N, K = unbounded_parameters.shape
     result = Evaluation(np.zeros(N), np.zeros((N, K)), np.zeros((N, K, K)))
     remaining = np.argsort(padded.num_trials[participant], kind="stable")
-    few, many = NUM_LANES
     while len(remaining):
-        size = many if 2 * len(remaining) > many else few
+        size, block_size = list(zip(NUM_LANES, BLOCK_SIZES, strict=True))[2 * len(remaining) > max(NUM_LANES)]
         lanes, remaining = remaining[:size], remaining[size:]
         filled = np.resize(lanes, size)
-        sums = _evaluate_lanes(model, unbounded_parameters[filled], participant[filled], padded, max_trials)
+        sums = _evaluate_lanes(model, unbounded_parameters[filled], participant[filled], padded, max_trials, block_size)
         for total, part in zip(result, sums, strict=True):
             total[lanes] = part[: len(lanes)]
     return result
 
 
 def _evaluate_lanes(
-    model: ChoiceModel, unbounded_parameters: np.ndarray, participant: np.ndarray, padded: PaddedTrials, max_trials: int
+    model: ChoiceModel,
+    unbounded_parameters: np.ndarray,
+    participant: np.ndarray,
+    padded: PaddedTrials,
+    max_trials: int,
+    block_size: int,
 ) -> Evaluation:
     """`evaluate_likelihood` for L parameter sets [L, K]."""
     x = np.ascontiguousarray(unbounded_parameters.T, np.float32)
     transition_probs = padded.transition_probs[:, :, participant]
     state = _init_block_state(model, x, transition_probs)
     sums = []
-    for first in range(0, min(max_trials, int(padded.num_trials[participant].max())), BLOCK_SIZE):
-        block = slice(first, first + BLOCK_SIZE)
+    for first in range(0, min(max_trials, int(padded.num_trials[participant].max())), block_size):
+        block = slice(first, first + block_size)
         trials = ParticipantTrials(*(part[block][:, participant] for part in padded.trials))
         *parts, state = _evaluate_block(
             model, x, transition_probs, trials, padded.previous_choice[block][:, participant], state
