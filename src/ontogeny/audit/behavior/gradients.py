@@ -107,7 +107,9 @@ def _evaluate_lanes(
         )
         sums.append(parts)
     # Sums over blocks in double precision, as rounding would hide the progress of the last steps.
-    value, gradient, curvature = (np.sum(part, axis=0, dtype=np.float64) for part in zip(*sums, strict=True))
+    value, gradient, curvature = (
+        np.asarray(np.sum(part, axis=0, dtype=np.float64)) for part in zip(*sums, strict=True)
+    )
     return Evaluation(value, gradient.T, np.moveaxis(curvature, -1, 0))
 
 
