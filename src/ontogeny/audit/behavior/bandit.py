@@ -26,6 +26,10 @@ KERNEL_PARAMETERS = (
     ModelParameter("kernel_inverse_temperature", low=1.0, high=4.0, scale=20.0),
 )
 INITIAL_VALUE = 0.5
+OF_Q_LEARNING_CHOICE_KERNEL = (
+    ContainedModel("q_learning", zeros=("kernel_inverse_temperature",)),
+    ContainedModel("choice_kernel", zeros=("inverse_temperature",)),
+)
 NOT_FITTED = (  # explanations that no model of the set has
     "uncertainty bonuses and other directed exploration",
     "different learning rates for better and for worse outcomes than expected",
@@ -53,12 +57,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
         ModelParameter(f"bias_{arm}", low=-0.7, high=0.7, scale=5.0, signed=True) for arm in range(1, num_arms)
     )
     build = partial(ChoiceModel, "bandit", num_arms)
-
-    def init_values(p: Parameters, transitions: Array) -> Array:
-        return jnp.full((num_arms, *transitions.shape[2:]), INITIAL_VALUE)
-
-    def init_kernel(p: Parameters, transitions: Array) -> Array:
-        return jnp.zeros((num_arms, *transitions.shape[2:]))
+    init_values, init_kernel = (partial(_init_arms, num_arms, value) for value in (INITIAL_VALUE, 0.0))
 
     return (
         build(
@@ -109,12 +108,14 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
             update=lambda p, memory, trial: ValuesAndKernel(
                 _update_values(p, memory.values, trial), _update_kernel(p, memory.kernel, trial)
             ),
-            contains=(
-                ContainedModel("q_learning", zeros=("kernel_inverse_temperature",)),
-                ContainedModel("choice_kernel", zeros=("inverse_temperature",)),
-            ),
+            contains=OF_Q_LEARNING_CHOICE_KERNEL,
         ),
     )
+
+
+def _init_arms(num_arms: int, value: float, p: Parameters, transitions: Array) -> Array:
+    """The same value for each arm."""
+    return jnp.full((num_arms, *transitions.shape[2:]), value)
 
 
 def _update_values(p: Parameters, values: Array, trial: ParticipantTrials) -> Array:

@@ -47,12 +47,17 @@ HAZARD_RATE = ModelParameter("hazard_rate", low=0.02, high=0.2, scale=0.5)
 REWARD_RELIABILITY = ModelParameter("reward_reliability", low=0.7, high=0.95)
 INITIAL_VALUE = 0.5
 REPETITION = ContainedModel("repetition", zeros=("inverse_temperature",))
-MODEL_BASED = ContainedModel("model_based", zeros=("transition_learning_rate",))
-OF_HYBRID = (
-    ContainedModel("repetition", zeros=("model_free_weight", "model_based_weight")),
-    ContainedModel("model_free", ("model_based_weight",), (("model_free_weight", "inverse_temperature"),)),
-    ContainedModel("model_based", ("model_free_weight",), (("model_based_weight", "inverse_temperature"),)),
-)
+CONTAINED_MODELS = {
+    "model_free": (REPETITION,),
+    "successor": (REPETITION, ContainedModel("model_based", zeros=("transition_learning_rate",))),
+    "latent_state": (REPETITION,),
+    "model_based": (REPETITION,),
+    "hybrid": (
+        ContainedModel("repetition", zeros=("model_free_weight", "model_based_weight")),
+        ContainedModel("model_free", ("model_based_weight",), (("model_free_weight", "inverse_temperature"),)),
+        ContainedModel("model_based", ("model_free_weight",), (("model_based_weight", "inverse_temperature"),)),
+    ),
+}
 NOT_FITTED = (  # explanations that no model of the set has
     "inference about a change of the common transition",
     "different learning rates for better and for worse outcomes than expected",
@@ -107,19 +112,17 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             first_values=lambda p, transitions, memory: p["inverse_temperature"] * memory.model_memory,
             init_model_memory=_init_choice_values,
             update_model_memory=_update_choice_values,
-            contains=(REPETITION,),
         ),
         build(
             "successor",
             "learns by temporal differences which states follow its choices: successor representation",
             (LEARNING_RATE, TRANSITION_LEARNING_RATE, INVERSE_TEMPERATURE),
             planning="equivalent",
-            first_values=lambda p, transitions, memory: (
+            first_values=lambda p, _, memory: (
                 p["inverse_temperature"] * _expect(memory.model_memory, state_values(memory))
             ),
             init_model_memory=lambda p, transitions: transitions,
             update_model_memory=_update_transitions,
-            contains=(REPETITION, MODEL_BASED),
         ),
         build(
             "latent_state",
@@ -129,17 +132,13 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             first_values=_latent_state_values,
             init_model_memory=lambda p, transitions: jnp.zeros(transitions.shape[2:]),
             update_model_memory=_update_belief,
-            contains=(REPETITION,),
         ),
         build(
             "model_based",
             "plans with known transitions",
             (LEARNING_RATE, INVERSE_TEMPERATURE),
             planning="plans",
-            first_values=lambda p, transitions, memory: (
-                p["inverse_temperature"] * _expect(transitions, state_values(memory))
-            ),
-            contains=(REPETITION,),
+            first_values=lambda p, probs, memory: p["inverse_temperature"] * _expect(probs, state_values(memory)),
         ),
         build(
             "hybrid",
@@ -149,7 +148,6 @@ def build_models(has_second_choice: bool) -> tuple[ChoiceModel, ...]:
             first_values=hybrid_values,
             init_model_memory=_init_choice_values,
             update_model_memory=_update_choice_values,
-            contains=OF_HYBRID,
         ),
     )
 
@@ -163,7 +161,6 @@ def _build_model(
     planning: str = "none",
     init_model_memory: Callable[[Parameters, Array], PyTree] = lambda p, transitions: (),
     update_model_memory: UpdateModelMemory = lambda p, memory, *_: memory.model_memory,
-    contains: tuple[ContainedModel, ...] = (),
 ) -> ChoiceModel:
     """A model from the values of its first choices, with the parts that all models share.
 
@@ -207,7 +204,7 @@ def _build_model(
         second_logits if has_second_choice else None,
         learns,
         planning,
-        contains,
+        CONTAINED_MODELS.get(name, ()),
     )
 
 
