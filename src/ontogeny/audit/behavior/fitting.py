@@ -87,7 +87,7 @@ def fit_models(
     """Fits models to each participant, those that are contained in others first.
 
     Args:
-        models: The models.
+        models: M models, in any order.
         trials: NumPy arrays [S, T].
         transition_probs: [S, 2, 2], of each state given the first choice.
         num_starts: As in `fit_model`.
@@ -304,7 +304,7 @@ def best_lanes(model: ChoiceModel, lanes: Lanes, num_kept: int) -> np.ndarray:
     """Returns the indices of each participant's lanes of the highest likelihood, if possible of different ones.
 
     Args:
-        model: The model.
+        model: The model of all lanes.
         lanes: Equally many of each participant.
         num_kept: Lanes of each participant to return, fewer where there are not as many.
 
