@@ -10,7 +10,7 @@ import pytest
 from ontogeny.audit.behavior import bandit, reading, two_step
 from ontogeny.audit.behavior.base import ChoiceModel, ParticipantTrials
 from ontogeny.audit.behavior.comparison import compare_models
-from ontogeny.audit.behavior.fitting import ROUNDS, ModelFit, embed_fit, fit_model, fit_models, zero_others
+from ontogeny.audit.behavior.fitting import ROUNDS, ModelFit, embed_fit, fit_model, fit_models, zero_parameters
 from ontogeny.audit.behavior.gradients import BLOCK_SIZES, evaluate_likelihood, pad_trials
 from ontogeny.audit.behavior.likelihood import estimate_transitions, log_likelihoods, simulate_participants
 
@@ -57,14 +57,14 @@ def test_derivatives_in_blocks_agree_with_automatic_differentiation(model):
     evaluate = partial(log_likelihoods, model)
     values = jax.vmap(evaluate)(x, transition_probs, of_set)
     gradients = np.asarray(jax.vmap(jax.jacfwd(evaluate))(x, transition_probs, of_set), np.float64)  # [N, T, K]
-    np.testing.assert_allclose(evaluation.value, np.asarray(values).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(evaluation.log_likelihood, np.asarray(values).sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(evaluation.gradient, gradients.sum(axis=1), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(
         evaluation.curvature, np.einsum("ntk,ntl->nkl", gradients, gradients), rtol=1e-3, atol=1e-3
     )
     # Later blocks do not count where the number of trials is limited.
     first = evaluate_likelihood(model, x, participant, padded, max_trials=1)
-    np.testing.assert_allclose(first.value, np.asarray(values)[:, : max(BLOCK_SIZES)].sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(first.log_likelihood, np.asarray(values)[:, : max(BLOCK_SIZES)].sum(axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,19 @@ def test_derivatives_in_blocks_agree_with_automatic_differentiation(model):
 )
 def test_a_contained_model_is_the_larger_one_with_some_parameters_at_zero(model, contained):
     smaller = next(
-        other
-        for other in MODELS
-        if other.name == contained.name and bool(other.second_logits) == bool(model.second_logits)
+        candidate
+        for candidate in MODELS
+        if candidate.name == contained.name and bool(candidate.second_logits) == bool(model.second_logits)
     )
     x = np.random.default_rng(0).normal(0, 1, (3, len(smaller.parameters))).astype(np.float32)
     fit = ModelFit(smaller.name, x, {p.name: x for p in smaller.parameters}, *np.zeros((3, 3)))
     padded = pad_trials(make_trials(model, 300), np.tile(TRANSITIONS, (3, 1, 1)))
     values = [
-        evaluate_likelihood(of, parameters, np.arange(3), padded, max_trials=300).value
-        for of, parameters in ((smaller, x), (model, embed_fit(model, contained, fit, zero_others(model, contained))))
+        evaluate_likelihood(of, parameters, np.arange(3), padded, max_trials=300).log_likelihood
+        for of, parameters in (
+            (smaller, x),
+            (model, embed_fit(model, contained, fit, zero_parameters(model, contained))),
+        )
     ]
     np.testing.assert_allclose(*values, atol=0.02)
 

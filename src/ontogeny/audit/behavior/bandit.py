@@ -57,7 +57,7 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
         ModelParameter(f"bias_{arm}", low=-0.7, high=0.7, scale=5.0, signed=True) for arm in range(1, num_arms)
     )
     build = partial(ChoiceModel, "bandit", num_arms)
-    init_values, init_kernel = (partial(_init_arms, num_arms, value) for value in (INITIAL_VALUE, 0.0))
+    init_values, init_kernel = (partial(_init_arms, num_arms, start) for start in (INITIAL_VALUE, 0.0))
 
     return (
         build(
@@ -113,9 +113,9 @@ def build_models(num_arms: int) -> tuple[ChoiceModel, ...]:
     )
 
 
-def _init_arms(num_arms: int, value: float, p: Parameters, transitions: Array) -> Array:
+def _init_arms(num_arms: int, initial_value: float, p: Parameters, transitions: Array) -> Array:
     """The same value for each arm."""
-    return jnp.full((num_arms, *transitions.shape[2:]), value)
+    return jnp.full((num_arms, *transitions.shape[2:]), initial_value)
 
 
 def _update_values(p: Parameters, values: Array, trial: ParticipantTrials) -> Array:

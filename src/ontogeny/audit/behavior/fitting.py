@@ -37,10 +37,10 @@ class Round(NamedTuple):
 
     max_trials: int  # of each participant, that count
     num_steps: int
-    num_kept: int  # starting points of each participant that go on
+    num_selected: int  # starting points of each participant that go on
 
 
-ROUNDS = (Round(max_trials=250, num_steps=20, num_kept=12), Round(max_trials=2000, num_steps=10, num_kept=2))
+ROUNDS = (Round(max_trials=250, num_steps=20, num_selected=12), Round(max_trials=2000, num_steps=10, num_selected=2))
 """The rounds before the last one, in which all trials count, until convergence."""
 MAX_STEPS = 100  # of the last round
 
@@ -144,7 +144,7 @@ def fit_model(
         padded = pad_trials(ParticipantTrials(*(part[group] for part in trials)), transition_probs[group])
         N = len(padded.num_trials)
         near = [embed_fit(model, part, fit, start)[group] for fit, part in contained for start in starts[:NUM_NEAR]]
-        exact = [embed_fit(model, part, fit, zero_others(model, part))[group] for fit, part in contained]
+        exact = [embed_fit(model, part, fit, zero_parameters(model, part))[group] for fit, part in contained]
         near, exact = (np.reshape(parts, (len(parts), N, K)) for parts in (near, exact))
         results = _fit_group(model, padded, starts, near, exact, rounds)
         for total, part in zip((unbounded_parameters, log_likelihood, converged_share), results, strict=True):
@@ -180,18 +180,18 @@ def draw_starts(model: ChoiceModel, num_starts: int, seed: int) -> np.ndarray:
     return starts
 
 
-def embed_fit(model: ChoiceModel, contained: ContainedModel, fit: ModelFit, others: np.ndarray) -> np.ndarray:
+def embed_fit(model: ChoiceModel, contained: ContainedModel, fit: ModelFit, defaults: np.ndarray) -> np.ndarray:
     """Writes a fit of a contained model as unbounded parameters of the model that contains it, [S, K].
 
     Args:
         model: The larger model with K parameters.
         contained: One of its `contains`.
         fit: Of the smaller model.
-        others: [K], of which those count that the smaller model lacks.
+        defaults: [K], of which those count that the smaller model lacks.
     """
     columns = dict(zip(fit.parameters, fit.unbounded_parameters.T, strict=True))
     names = dict(contained.renamed)
-    embedded = np.tile(others, (len(fit.unbounded_parameters), 1))
+    embedded = np.tile(defaults, (len(fit.unbounded_parameters), 1))
     for k, p in enumerate(model.parameters):
         name = names.get(p.name, p.name)
         if p.name not in contained.zeros and name in columns:
@@ -199,7 +199,7 @@ def embed_fit(model: ChoiceModel, contained: ContainedModel, fit: ModelFit, othe
     return embedded
 
 
-def zero_others(model: ChoiceModel, contained: ContainedModel) -> np.ndarray:
+def zero_parameters(model: ChoiceModel, contained: ContainedModel) -> np.ndarray:
     """Returns the parameters [K] with which `embed_fit` is exact: 0 where it must be; the others do not matter."""
     return np.array([-MAX_UNBOUNDED if p.name in contained.zeros else 0.0 for p in model.parameters])
 
@@ -228,9 +228,9 @@ def _fit_group(
     S = len(padded.num_trials)
     x = np.concatenate([np.repeat(starts[:, None], S, axis=1), near])
     participant, x = np.tile(np.arange(S), len(x)), x.reshape(-1, starts.shape[1])
-    for max_trials, num_steps, num_kept in rounds:
+    for max_trials, num_steps, num_selected in rounds:
         lanes = climb(model, evaluate_lanes(model, participant, x, padded, max_trials), padded, max_trials, num_steps)
-        lanes = lanes.select(best_lanes(model, lanes, num_kept))
+        lanes = lanes.select(best_lanes(model, lanes, num_selected))
         participant, x = lanes.participant, lanes.x
     max_trials = int(padded.num_trials.max())
     lanes = climb(model, evaluate_lanes(model, participant, x, padded, max_trials), padded, max_trials, MAX_STEPS)
@@ -239,9 +239,11 @@ def _fit_group(
     # Only where a contained model fits better than all lanes does this last climb begin at another point.
     best = candidates.select(best_lanes(model, candidates, 1))
     best = climb(model, best, padded, max_trials, MAX_STEPS)
-    is_converged = lanes.evaluation.value > best.evaluation.value[lanes.participant] - CONVERGENCE_TOLERANCE
+    is_converged = (
+        lanes.evaluation.log_likelihood > best.evaluation.log_likelihood[lanes.participant] - CONVERGENCE_TOLERANCE
+    )
     share = np.bincount(lanes.participant, is_converged) / np.bincount(lanes.participant)
-    return best.x, best.evaluation.value, share
+    return best.x, best.evaluation.log_likelihood, share
 
 
 def _parameter_shares(model: ChoiceModel, x: np.ndarray) -> np.ndarray:
@@ -268,7 +270,7 @@ def climb(model: ChoiceModel, lanes: Lanes, padded: PaddedTrials, max_trials: in
         old = lanes.select(active)
         candidate = np.clip(old.x + move[active], -MAX_UNBOUNDED, MAX_UNBOUNDED)
         evaluation = evaluate_likelihood(model, candidate, old.participant, padded, max_trials)
-        is_better = evaluation.value > old.evaluation.value
+        is_better = evaluation.log_likelihood > old.evaluation.log_likelihood
         improved = active[is_better]
         lanes.x[improved] = candidate[is_better]
         for part, new in zip(lanes.evaluation, evaluation, strict=True):
@@ -280,10 +282,10 @@ def climb(model: ChoiceModel, lanes: Lanes, padded: PaddedTrials, max_trials: in
 def _propose(lanes: Lanes) -> tuple[np.ndarray, np.ndarray]:
     """The next step of each lane [N, K], and whether it is worth taking [N]."""
     K = lanes.x.shape[1]
-    is_held = np.abs(lanes.x) >= MAX_UNBOUNDED  # at the end of its range, and the likelihood rises outward
-    is_held &= lanes.x * lanes.evaluation.gradient > 0
-    gradient = np.where(is_held, 0.0, lanes.evaluation.gradient)
-    curvature = np.where(is_held[:, :, None] | is_held[:, None, :], 0.0, lanes.evaluation.curvature)
+    is_at_limit = np.abs(lanes.x) >= MAX_UNBOUNDED  # at the end of its range, and the likelihood rises outward
+    is_at_limit &= lanes.x * lanes.evaluation.gradient > 0
+    gradient = np.where(is_at_limit, 0.0, lanes.evaluation.gradient)
+    curvature = np.where(is_at_limit[:, :, None] | is_at_limit[:, None, :], 0.0, lanes.evaluation.curvature)
     scale = np.sqrt(np.einsum("nkk->nk", curvature)) + 1e-12
     scaled_gradient = gradient / scale
     scaled_curvature = curvature / (scale[:, :, None] * scale[:, None, :]) + 1e-4 * np.eye(K)
@@ -300,23 +302,25 @@ def _solve(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0]
 
 
-def best_lanes(model: ChoiceModel, lanes: Lanes, num_kept: int) -> np.ndarray:
+def best_lanes(model: ChoiceModel, lanes: Lanes, num_selected: int) -> np.ndarray:
     """Returns the indices of each participant's lanes of the highest likelihood, if possible of different ones.
 
     Args:
         model: The model of all lanes.
         lanes: Equally many of each participant.
-        num_kept: Lanes of each participant to return, fewer where there are not as many.
+        num_selected: Lanes of each participant to return, fewer where there are not as many.
 
     Returns:
         By participant, and the best ones first.
     """
     S = len(np.unique(lanes.participant))
-    order = np.lexsort((-lanes.evaluation.value, lanes.participant)).reshape(S, -1)  # [S, n], the best ones first
+    order = np.lexsort((-lanes.evaluation.log_likelihood, lanes.participant)).reshape(
+        S, -1
+    )  # [S, n], the best ones first
     shares = _parameter_shares(model, lanes.x)[order]  # [S, n, K]
     is_similar = np.abs(shares[:, :, None] - shares[:, None]).max(axis=-1) < MIN_DISTANCE  # [S, n, n]
     is_new = np.ones(order.shape, bool)
     for i in range(1, order.shape[1]):
         is_new[:, i] = ~(is_similar[:, i, :i] & is_new[:, :i]).any(axis=1)
-    kept = np.argsort(~is_new, axis=1, kind="stable")[:, :num_kept]
-    return np.take_along_axis(order, kept, axis=1).ravel()
+    selected = np.argsort(~is_new, axis=1, kind="stable")[:, :num_selected]
+    return np.take_along_axis(order, selected, axis=1).ravel()

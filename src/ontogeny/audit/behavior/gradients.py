@@ -27,7 +27,7 @@ BLOCK_SIZES = (250, 50)  # trials of one call with few and with many lanes, whic
 class Evaluation(NamedTuple):
     """The log-likelihood of N parameter sets with its derivatives."""
 
-    value: np.ndarray  # [N], in nats
+    log_likelihood: np.ndarray  # [N], in nats
     gradient: np.ndarray  # [N, K]
     curvature: np.ndarray  # [N, K, K], the summed outer products of each trial's gradient
 
@@ -74,16 +74,16 @@ def evaluate_likelihood(
         max_trials: Later trials do not count, except for those of the same block.
     """
     N, K = unbounded_parameters.shape
-    result = Evaluation(np.zeros(N), np.zeros((N, K)), np.zeros((N, K, K)))
+    evaluation = Evaluation(np.zeros(N), np.zeros((N, K)), np.zeros((N, K, K)))
     remaining = np.argsort(padded.num_trials[participant], kind="stable")
     while len(remaining):
         size, block_size = list(zip(NUM_LANES, BLOCK_SIZES, strict=True))[2 * len(remaining) > max(NUM_LANES)]
         lanes, remaining = remaining[:size], remaining[size:]
         filled = np.resize(lanes, size)
         sums = _evaluate_lanes(model, unbounded_parameters[filled], participant[filled], padded, max_trials, block_size)
-        for total, part in zip(result, sums, strict=True):
+        for total, part in zip(evaluation, sums, strict=True):
             total[lanes] = part[: len(lanes)]
-    return result
+    return evaluation
 
 
 def _evaluate_lanes(
@@ -107,10 +107,10 @@ def _evaluate_lanes(
         )
         sums.append(parts)
     # Sums over blocks in double precision, as rounding would hide the progress of the last steps.
-    value, gradient, curvature = (
+    log_likelihood, gradient, curvature = (
         np.asarray(np.sum(part, axis=0, dtype=np.float64)) for part in zip(*sums, strict=True)
     )
-    return Evaluation(value, gradient.T, np.moveaxis(curvature, -1, 0))
+    return Evaluation(log_likelihood, gradient.T, np.moveaxis(curvature, -1, 0))
 
 
 class _BlockState(NamedTuple):
@@ -148,8 +148,8 @@ def _memory_parameters(model: ChoiceModel) -> tuple[str, ...]:
         used.update(p.used)
         return memory
 
-    whole, real, truth = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
-    trial = ParticipantTrials(whole, whole, whole, real, truth, truth, truth)
+    integer, real, truth = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32, jnp.bool_))
+    trial = ParticipantTrials(integer, integer, integer, real, truth, truth, truth)
     x, transition_probs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((len(model.parameters),), (2, 2)))
     jax.eval_shape(update, x, transition_probs, trial)
     return tuple(p.name for p in model.parameters if p.name in used)
@@ -183,7 +183,7 @@ def _evaluate_block(
         evaluate = partial(trial_log_likelihood, model)
         return jax.vmap(evaluate, in_axes=(0, None, 0, 0, 0))(p, transition_probs, memories, trials, previous_choice)
 
-    p_of_trials = {name: jnp.broadcast_to(value, trials.choice.shape) for name, value in p.items()}
+    p_of_trials = {name: jnp.broadcast_to(of_lanes, trials.choice.shape) for name, of_lanes in p.items()}
     values, pull_back = jax.vjp(log_likelihoods, p_of_trials, memories)
     by_parameter, by_memory = pull_back(jnp.ones_like(values))
     gradients = {name: by_parameter[name] * slope for name, slope in slopes.items()}
@@ -219,7 +219,7 @@ def _follow_memory(
         return jax.jvp(follow, (p, state.memory), (direction, derivatives))
 
     # One direction for each of these parameters, in which all others keep their values.
-    directions = {name: jnp.stack([slope * (name == other) for other in names]) for name, slope in slopes.items()}
+    directions = {name: jnp.stack([slope * (name == varied) for varied in names]) for name, slope in slopes.items()}
     (memories, memory), (of_trials, derivatives) = jax.vmap(differentiate, out_axes=(None, 0))(
         directions, state.derivatives
     )
