@@ -80,7 +80,7 @@ def scan_memory(
     """Follows the memory of a model over trials; parameters and the axes after trials may have lanes, `...`.
 
     Args:
-        model: The model.
+        model: The model, of any task.
         p: Its parameters, [...] each.
         transition_probs: [2, 2, ...], of each state given the first choice.
         trials: [T, ...].
@@ -110,11 +110,11 @@ def trial_log_likelihood(
     """The log-likelihood [...] of the choices of one trial.
 
     Args:
-        model: The model.
+        model: The model, of any task.
         p: Its parameters, [...] each.
         transition_probs: [2, 2, ...], of each state given the first choice.
         memory: Before the trial.
-        trial: [...].
+        trial: [...], of which the choices are explained.
         previous_choice: [...], of the trial before, which counts where the two are consecutive.
     """
     previous = jax.nn.one_hot(previous_choice, model.num_arms, axis=0) * trial.is_consecutive
