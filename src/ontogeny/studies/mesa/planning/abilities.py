@@ -1,0 +1,256 @@
+"""What a content can do with new streams: look up links, predict choices, and follow a link that changed unseen.
+
+Every measure is a share of held-out test streams of one run, computed from the predictions of the frozen content. The
+unit of inference is the run; `verdicts` computes intervals over runs.
+
+Revaluation: in twin streams one link is exposed alone. In one of them it has changed so that the other action is now
+the best at the start; in the other it leads where it led before. The index of revaluation is the share of streams in
+which the formerly best choice is predicted without the change, minus the share with the change. It is measured at three
+times: before the stream contains any choice, at once after a stream with choices, and after repeated exposures of other
+links. In pairs, two links change without a choice between them, and only both together reverse the best action.
+
+Letters: N streams, Q questions, T steps, D layers (the depth), A actions.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int32
+
+from ontogeny.content.base import Predictor
+from ontogeny.environments import relay
+from ontogeny.environments.relay import RelayParams
+from ontogeny.rng import split_lifetime_key
+from ontogeny.studies.mesa.planning import queries
+from ontogeny.studies.mesa.planning.queries import Knowledge, LinkChange
+from ontogeny.studies.mesa.planning.streams import (
+    MEMBER_GOALS,
+    MEMBERS,
+    NUM_ACTIONS,
+    TRIAL,
+    Layout,
+    StreamSettings,
+    StreamSteps,
+    encode,
+    find_member,
+    sample_stream,
+)
+from ontogeny.types import Key, PyTree
+
+TIMINGS = ("before any choice", "at once", "after filler")
+NUM_FILLERS = 6
+STEPS_AFTER_PREFIX = 16  # that the tests of the second and third time leave of a stream
+Measured = dict[str, tuple[Array, Array]]
+"""By name the value for one stream, and whether it is valid."""
+
+
+class Tester(NamedTuple):
+    """A content that is tested, with everything that its test streams share."""
+
+    predictor: Predictor
+    params: RelayParams
+    settings: StreamSettings  # of the streams on which the content was trained
+    member: Int32[Array, ""]  # whose choices are asked
+
+    @property
+    def layout(self) -> Layout:
+        """Sizes of the sequences."""
+        return Layout(relay.num_states(self.params))
+
+    @property
+    def goal(self) -> Array:
+        """The goal of the member whose choices are asked."""
+        return jnp.asarray(MEMBER_GOALS)[self.member]
+
+
+class TestStreams(NamedTuple):
+    """The streams from which all tests of one key are built; new graphs, which change in the tests alone."""
+
+    introduction: StreamSteps  # every link was exposed once, and nobody has chosen
+    prefix: StreamSteps  # the beginning of a stream with choices
+    whole: StreamSteps  # a whole stream
+    food_introduction: StreamSteps  # as the first two, but all agents are planners who pursue food
+    food_prefix: StreamSteps
+
+
+class Twins(NamedTuple):
+    """Twin test streams without and with a change; the question is their last step."""
+
+    unchanged: StreamSteps
+    changed: StreamSteps
+    is_valid: Bool[Array, ""]
+    best_before: Int32[Array, ""]  # the best action at the start before the change
+
+
+def sample_tests(key: Key, params: RelayParams, settings: StreamSettings) -> TestStreams:
+    """Samples the streams of one test key.
+
+    Args:
+        key: Of a held-out lifetime.
+        params: Of the environment.
+        settings: Of the streams on which the content was trained.
+    """
+    settings = settings._replace(num_instances=jnp.int32(0), change_probability=jnp.float32(0))
+    introduction_params = params._replace(
+        num_steps=queries.introduction_length(params), early_trial_probability=jnp.float32(0)
+    )
+    food = jnp.zeros(len(MEMBERS)).at[find_member("planner")].set(1.0)
+    shares = jnp.stack([settings.member_shares, food])
+
+    def sample(params: RelayParams) -> StreamSteps:
+        """Two streams of the same key, which differ in their agents."""
+        return jax.vmap(lambda share: sample_stream(key, params, settings._replace(member_shares=share)))(shares)
+
+    introductions, wholes = sample(introduction_params), sample(params)
+    num_steps = params.num_steps - STEPS_AFTER_PREFIX
+    prefixes = jax.tree.map(lambda leaf: leaf[:, :num_steps], wholes)
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], (introductions, prefixes, wholes)) for i in range(2))
+    return TestStreams(first[0], first[1], first[2], second[0], second[1])
+
+
+def sequence_logits(tester: Tester, weights: PyTree, steps: StreamSteps) -> Float[Array, "T 2 K"]:
+    """The predictions of a content for every step of a stream: of its choice and of its result."""
+    inputs = encode(tester.layout, steps, tester.settings.is_labelled).inputs
+    logits = tester.predictor.query_sequence(weights, inputs)
+    return logits.reshape(len(steps.kind), 2, -1)
+
+
+def last_logits(tester: Tester, weights: PyTree, streams: Sequence[StreamSteps]) -> Float[Array, "Q 2 K"]:
+    """The predictions for the last step of each stream, of its choice and of its result.
+
+    Shorter streams are padded at their end, where nothing that a causal content predicts before it can depend on it.
+    """
+    longest = max(len(steps.kind) for steps in streams)
+    padded = [jax.tree.map(lambda leaf, n=longest: jnp.pad(leaf, (0, n - len(leaf))), steps) for steps in streams]
+    last = jnp.array([len(steps.kind) - 1 for steps in streams])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+    return jax.vmap(lambda steps, index: sequence_logits(tester, weights, steps)[index])(stacked, last)
+
+
+def predict_choices(tester: Tester, weights: PyTree, streams: Sequence[StreamSteps]) -> Int32[Array, "Q"]:
+    """The predicted choice at the last step of each stream."""
+    return jnp.argmax(last_logits(tester, weights, streams)[:, 0, :NUM_ACTIONS], axis=-1).astype(jnp.int32)
+
+
+def build_twins(key: Key, tester: Tester, steps: StreamSteps, layers: tuple[int, ...], num_fillers: int = 0) -> Twins:
+    """Appends exposures, fillers and the question to a stream, without and with a change.
+
+    Args:
+        key: Of the change and the fillers.
+        tester: The content.
+        steps: The stream.
+        layers: The layer whose link changes, or both layers of a pair.
+        num_fillers: Exposures of other links between the change and the question.
+    """
+    params = tester.params
+    knowledge = queries.read_knowledge(params, steps)
+    change_key, filler_key = jax.random.split(key)
+    if len(layers) == 1:
+        change, is_valid = queries.choose_change(change_key, params, knowledge.links, tester.goal, layers[0])
+        changes = (change,)
+    else:
+        *changes, is_valid = queries.choose_pair(change_key, params, knowledge.links, tester.goal)
+    is_valid = is_valid & queries.is_usable(params, steps, knowledge)
+    best_before, _ = queries.best_action(queries.start_values(params, knowledge.links, tester.goal))
+
+    def finish(shown: tuple[LinkChange, ...]) -> StreamSteps:
+        parts, after = [steps], knowledge
+        for change, layer in zip(shown, layers, strict=True):
+            parts.append(queries.show_link(params, knowledge.start, change, layer))
+            after = after._replace(links=queries.apply_change(after.links, change))
+        if num_fillers:
+            parts.append(queries.repeat_links(filler_key, params, after, num_fillers))
+        return queries.join(*parts, queries.ask_choice(knowledge.start, tester.member))
+
+    same = tuple(change._replace(successor=knowledge.links[change.state, change.action]) for change in changes)
+    return Twins(finish(same), finish(tuple(changes)), is_valid, best_before)
+
+
+def build_test(key: Key, tester: Tester, streams: TestStreams, layers: tuple[int, ...], timing: str) -> Twins:
+    """The twin streams of one test of revaluation."""
+    steps = streams.introduction if timing == TIMINGS[0] else streams.prefix
+    num_fillers = NUM_FILLERS if timing == TIMINGS[2] else 0
+    return build_twins(split_lifetime_key(key).learn, tester, steps, layers, num_fillers)
+
+
+def measure_revaluation(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
+    """The difference of the formerly best choice between twins, by layer and timing."""
+    depth = tester.params.depth
+    layers: dict[str, tuple[int, ...]] = {f"layer {layer + 1}": (layer,) for layer in range(depth)}
+    layers["pair"] = (0, depth - 1)
+    tests = {
+        f"{name}, {timing}": build_test(key, tester, streams, tested, timing)
+        for timing in TIMINGS
+        for name, tested in layers.items()
+    }
+    asked = [steps for twins in tests.values() for steps in (twins.unchanged, twins.changed)]
+    choices = predict_choices(tester, weights, asked).reshape(-1, 2)
+    best_before = jnp.stack([twins.best_before for twins in tests.values()])
+    is_former = (choices == best_before[:, None]).astype(jnp.float32)
+    effects = is_former[:, 0] - is_former[:, 1]
+    return {name: (effects[i], twins.is_valid) for i, (name, twins) in enumerate(tests.items())}
+
+
+def measure_first_choice(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
+    """Whether the predicted first choice is the best one, and whether links are looked up, on a new graph."""
+    steps = streams.introduction
+    knowledge = queries.read_knowledge(tester.params, steps)
+    asked = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
+    best, is_clear = queries.best_action(queries.start_values(tester.params, knowledge.links, tester.goal))
+    is_best = predict_choices(tester, weights, [asked])[0] == best
+    last_layer = queries.repeat_links(split_lifetime_key(key).learn, tester.params, knowledge, NUM_FILLERS)
+    repeated = queries.join(steps, *_repeat_first_links(tester, knowledge), last_layer)
+    logits = sequence_logits(tester, weights, repeated)[len(steps.kind) :, 1, NUM_ACTIONS:]
+    results = repeated.result[len(steps.kind) :]
+    is_counted = results >= 0
+    is_looked_up = (jnp.argmax(logits, axis=-1) == results) & is_counted
+    return {
+        "first choice": (is_best.astype(jnp.float32), is_clear),
+        "look-up": (jnp.sum(is_looked_up) / jnp.sum(is_counted), jnp.bool_(True)),
+    }
+
+
+def measure_own_choices(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
+    """The share of the choices of the stream's own agents that are predicted, once every link was exposed."""
+    del key
+    steps, S = streams.whole, relay.num_states(tester.params)
+    predicted = jnp.argmax(sequence_logits(tester, weights, steps)[:, 0, :NUM_ACTIONS], axis=-1)
+    is_at_start = (steps.observation == 0) | (steps.observation >= S)
+    is_late = jnp.arange(len(steps.kind)) >= queries.introduction_length(tester.params)
+    is_counted = (steps.kind == TRIAL) & is_at_start & is_late
+    share = jnp.sum(is_counted * (predicted == steps.action)) / jnp.maximum(jnp.sum(is_counted), 1)
+    return {"own choices": (share, jnp.any(is_counted))}
+
+
+Measure = Callable[[Key, Tester, TestStreams, PyTree], Measured]
+ABILITIES: tuple[Measure, ...] = (measure_first_choice, measure_own_choices, measure_revaluation)
+
+
+def measure_run(
+    keys: Key, tester: Tester, streams: TestStreams, weights: PyTree, measures: Sequence[Measure] = ABILITIES
+) -> Measured:
+    """The mean of every measure over the valid test streams of one run, and their number.
+
+    Args:
+        keys: [N], of held-out lifetimes.
+        tester: The content.
+        streams: Of these keys; leading axis N.
+        weights: Of one run.
+        measures: Functions of one stream.
+    """
+    means: Measured = {}
+    for function in measures:
+        measured = jax.vmap(lambda key, stream, f=function: f(key, tester, stream, weights))(keys, streams)
+        for name, (values, is_valid) in measured.items():
+            count = jnp.sum(is_valid)
+            means[name] = (jnp.sum(jnp.where(is_valid, values, 0.0)) / jnp.maximum(count, 1), count)
+    return means
+
+
+def _repeat_first_links(tester: Tester, knowledge: Knowledge) -> list[StreamSteps]:
+    """Both links of the start once more, unchanged."""
+    links = [LinkChange(jnp.int32(0), jnp.int32(a), knowledge.links[0, a]) for a in range(NUM_ACTIONS)]
+    return [queries.show_link(tester.params, knowledge.start, link, 0) for link in links]

@@ -1,0 +1,183 @@
+"""Trains the runs of several cells at once, and measures them during and after the training.
+
+Runs of the same program (architecture and depth) share one compiled training; each run is determined by the seed of the
+study, its cell and its number, whichever runs are trained beside it.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ontogeny import trees
+from ontogeny.content.base import Predictor
+from ontogeny.environments import relay
+from ontogeny.environments.relay import RelayParams
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
+from ontogeny.runs.records import Record
+from ontogeny.studies.mesa.planning import abilities, goals, interventions
+from ontogeny.studies.mesa.planning.abilities import Tester, TestStreams
+from ontogeny.studies.mesa.planning.cells import Cell
+from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, find_member
+from ontogeny.studies.mesa.planning.training import TrainingPlan, build_content, train
+from ontogeny.types import Key, PyTree
+
+DIGITS = 4
+FURTHER_MEASURES = (
+    goals.measure_other_goals,
+    goals.measure_host,
+    goals.measure_extraction,
+    interventions.measure_interchange,
+)
+
+
+class RunId(NamedTuple):
+    """One run of one cell."""
+
+    cell: str
+    run: int
+
+
+class MeasurementPlan(NamedTuple):
+    """How many held-out streams each measure has, and when it is made.
+
+    Attributes:
+        curve_updates: Numbers of updates after which the abilities are measured, 0 for the untrained content.
+        num_curve_streams: Test streams of each of these measurements, and of goals and interventions at the end.
+        num_streams: Test streams of the abilities at the end.
+        runs_at_once: Runs that are measured at the same time.
+    """
+
+    curve_updates: tuple[int, ...]
+    num_curve_streams: int = 128
+    num_streams: int = 512
+    runs_at_once: int = 1
+
+
+def run_cells(
+    cells: Mapping[str, Cell],
+    run_ids: Sequence[RunId],
+    training: TrainingPlan,
+    measurement: MeasurementPlan,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Record]:
+    """Trains and measures runs that share a program.
+
+    Args:
+        cells: By name; those of `run_ids` have the same architecture and depth.
+        run_ids: The runs.
+        training: Length of the training.
+        measurement: Size of the measurements.
+        seed: Of the study.
+        on_progress: Receives the updates done and the updates in all.
+
+    Yields:
+        One record for each run.
+    """
+    chosen = [cells[run_id.cell] for run_id in run_ids]
+    content, params = chosen[0].content, chosen[0].params
+    predictor = build_content(content, params, Layout(relay.num_states(params)))
+    settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(cell.settings for cell in chosen))
+    members = jnp.asarray([find_member(cell.asked) for cell in chosen], jnp.int32)
+    keys = jnp.stack([_run_key(seed, run_id) for run_id in run_ids])
+    curves: list[list[dict[str, Any]]] = [[] for _ in run_ids]
+    tests = _sample_all_tests(measurement, params, keys, settings)
+    measure_curve = _mapped(partial(_measure_curve, measurement, predictor, params), measurement.runs_at_once)
+
+    def on_updates(num_updates: int, weights: PyTree) -> None:
+        if num_updates in measurement.curve_updates:
+            for curve, values in zip(curves, measure_curve(keys, settings, members, tests, weights), strict=True):
+                curve.append({"updates": num_updates} | _means(values))
+        if on_progress is not None:
+            on_progress(num_updates, training.num_updates)
+
+    weights = train(training, predictor, params, keys, settings, on_updates)
+    measure_final = _mapped(partial(_measure_final, measurement, predictor, params), measurement.runs_at_once)
+    num_parameters = trees.num_elements(weights) // len(run_ids)
+    measured = measure_final(keys, settings, members, tests, weights)
+    for run_id, curve, values in zip(run_ids, curves, measured, strict=True):
+        yield {
+            "id": f"planning/{run_id.cell}/{run_id.run}",
+            "kind": "planning_run",
+            "cell": run_id.cell,
+            "run_index": run_id.run,
+            "num_parameters": num_parameters,
+            "num_updates": training.num_updates,
+            "batch_size": training.batch_size,
+            "measures": _means(values),
+            "num_streams": {name: int(value[1]) for name, value in values.items() if isinstance(value, tuple)},
+            "curve": curve,
+        }
+
+
+def _sample_all_tests(plan: MeasurementPlan, params: RelayParams, keys: Key, settings: StreamSettings) -> TestStreams:
+    """The test streams of all runs; leading axes R, N."""
+
+    def sample(key: Key, settings: StreamSettings) -> TestStreams:
+        test_keys = sample_lifetime_keys(key, plan.num_streams, "evaluation")
+        streams = jax.vmap(partial(abilities.sample_tests, params=params, settings=settings))(test_keys)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.int8), streams)
+
+    return jax.jit(jax.vmap(sample))(keys, settings)
+
+
+def _measure_curve(
+    plan: MeasurementPlan, predictor: Predictor, params: RelayParams, key: Key, settings: StreamSettings, member: Array,
+    tests: TestStreams, weights: PyTree,
+) -> dict[str, Any]:  # fmt: skip
+    """The abilities of one run at one time of its training."""
+    keys, tests = _first_tests(plan, key, tests, plan.num_curve_streams)
+    return abilities.measure_run(keys, Tester(predictor, params, settings, member), tests, weights)
+
+
+def _measure_final(
+    plan: MeasurementPlan, predictor: Predictor, params: RelayParams, key: Key, settings: StreamSettings, member: Array,
+    tests: TestStreams, weights: PyTree,
+) -> dict[str, Any]:  # fmt: skip
+    """All measures of one run after its training."""
+    tester = Tester(predictor, params, settings, member)
+    keys, streams = _first_tests(plan, key, tests, plan.num_streams)
+    measured: dict[str, Any] = dict(abilities.measure_run(keys, tester, streams, weights))
+    keys, streams = _first_tests(plan, key, tests, plan.num_curve_streams)
+    measured |= abilities.measure_run(keys, tester, streams, weights, FURTHER_MEASURES)
+    measured["goal-directedness"] = goals.goal_directedness(tester, streams, weights)
+    return measured | interventions.measure_directions(key, tester, streams, weights)
+
+
+def _first_tests(plan: MeasurementPlan, key: Key, tests: TestStreams, num_streams: int) -> tuple[Key, TestStreams]:
+    """The keys and streams of the first tests of a run."""
+    keys = sample_lifetime_keys(key, plan.num_streams, "evaluation")[:num_streams]
+    return keys, jax.tree.map(lambda leaf: leaf[:num_streams].astype(jnp.int32), tests)
+
+
+def _mapped(function: Callable[..., dict[str, Any]], runs_at_once: int) -> Callable[..., list[dict[str, Any]]]:
+    """A function of one run as a compiled function of R runs that returns a dictionary for each run."""
+
+    @jax.jit
+    def run_all(*trees: PyTree) -> dict[str, Any]:
+        return jax.lax.map(lambda run: function(*run), trees, batch_size=runs_at_once)
+
+    def call(*trees: PyTree) -> list[dict[str, Any]]:
+        measured = jax.device_get(run_all(*trees))
+        num_runs = len(jax.tree.leaves(measured)[0])
+        return [jax.tree.map(lambda leaf, run=run: leaf[run], measured) for run in range(num_runs)]
+
+    return call
+
+
+def _run_key(seed: int, run_id: RunId) -> Key:
+    """The key of a run: of the seed, the name of its cell and its number."""
+    cell_key = jax.random.fold_in(key_from_seed(seed), zlib.crc32(run_id.cell.encode()))
+    return jax.random.fold_in(cell_key, run_id.run)
+
+
+def _means(values: Mapping[str, Any]) -> dict[str, float]:
+    """The means of all measures, rounded; their numbers of streams are left out."""
+    means = {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: round(float(np.asarray(mean)), DIGITS) for name, mean in means.items()}

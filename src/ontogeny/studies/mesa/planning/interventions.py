@@ -1,0 +1,155 @@
+"""Do a content's predicted choices depend on what can be decoded from its streams? Exchanges and directions.
+
+The residual stream at the question (or the hidden units of a recurrent content) is changed at one level, from the
+embedding, level 0, to the last block.
+
+- **Interchange**: the stream of the twin in which a link has changed replaces that of the twin in which it has not.
+- **Steering**: the stream moves along a direction until the difference of the two action values would be reversed.
+  Directions: encoding (the regression of the stream on the difference), least-norm probe (the regression of the
+  difference on the stream; it decodes best and misleads, because it need not lie where the content's numbers lie), and
+  50 random differences between streams of other instances, of the norm of the encoding direction.
+- **Ablation**: the component along the encoding direction is removed.
+
+Letters: N streams, D numbers of a stream.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ontogeny.content.base import StreamEdit
+from ontogeny.studies.mesa.planning import queries
+from ontogeny.studies.mesa.planning.abilities import TIMINGS, Measured, Tester, TestStreams, build_test
+from ontogeny.studies.mesa.planning.streams import NUM_ACTIONS, StreamSteps, encode
+from ontogeny.types import Key, PyTree
+
+QueryEdited = Callable[[PyTree, Float[Array, "L I"], StreamEdit], tuple[Array, Array]]
+NUM_RANDOM_DIRECTIONS = 50
+RIDGE = 1e-3  # of the probe, as a share of the mean variance of the stream
+QUESTION = -2  # the position of the question in the sequence; the last position is its result
+
+
+def measure_interchange(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
+    """How much less often the formerly best choice is predicted with the stream of the changed twin, by level."""
+    query_edited = _query_edited(tester)
+    measured = {}
+    for layer in range(tester.params.depth):
+        twins = build_test(key, tester, streams, (layer,), TIMINGS[1])
+        inputs = [_inputs(tester, steps) for steps in (twins.unchanged, twins.changed)]
+        logits, _ = query_edited(weights, inputs[0], lambda _, stream: stream)
+        _, donor = query_edited(weights, inputs[1], lambda _, stream: stream)
+        former = _choice(logits) == twins.best_before
+        for level in range(donor.shape[0]):
+            patched = _replace_at(query_edited, weights, inputs[0], level=level, stream=donor[level, QUESTION])
+            effect = former.astype(jnp.float32) - (_choice(patched) == twins.best_before)
+            measured[f"interchange, layer {layer + 1}, level {level}"] = (effect, twins.is_valid)
+    return measured
+
+
+def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> dict[str, Array]:
+    """Effects of steering and ablation on the first choices of N streams, by level.
+
+    Returns:
+        Share of predicted choices that are reversed by each kind of direction, the share of best choices after
+        ablation and before, and the coefficient of determination of the probe.
+    """
+    query_edited = _query_edited(tester)
+
+    def prepare(steps: StreamSteps) -> tuple[Array, Array]:
+        knowledge = queries.read_knowledge(tester.params, steps)
+        values = queries.start_values(tester.params, knowledge.links, tester.goal)
+        asked = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
+        return _inputs(tester, asked), values[1] - values[0]
+
+    inputs, advantage = jax.vmap(prepare)(streams.introduction)
+    logits, levels = jax.vmap(lambda x: query_edited(weights, x, lambda _, stream: stream))(inputs)
+    choice, best = jax.vmap(_choice)(logits), (advantage > 0).astype(jnp.int32)
+    is_clear = jnp.abs(advantage) > queries.MIN_MARGIN
+    measured = {"best choices": _share(choice == best, is_clear)}
+    for level in range(levels.shape[1]):
+        at_question = levels[:, level, QUESTION]
+
+        def edited_choices(edited: Float[Array, "N D"], level: int = level) -> Array:
+            replace = partial(_replace_at, query_edited, weights, level=level)
+            return jax.vmap(lambda x, stream: _choice(replace(x, stream=stream)))(inputs, edited)
+
+        for name, edited in _edited_streams(key, at_question, advantage).items():
+            if edited.ndim == 3:
+                reversed_shares = jax.lax.map(lambda e: _share(edited_choices(e) != choice, is_clear), edited)
+                measured[f"{name}, level {level}"] = jnp.mean(reversed_shares)
+            elif name == "ablation":
+                measured[f"{name}, level {level}"] = _share(edited_choices(edited) == best, is_clear)
+            else:
+                measured[f"{name}, level {level}"] = _share(edited_choices(edited) != choice, is_clear)
+        measured[f"probe R2, level {level}"] = _probe(at_question, advantage)[1]
+    return measured
+
+
+def _edited_streams(
+    key: Key, streams: Float[Array, "N D"], advantage: Float[Array, "N"]
+) -> dict[str, Float[Array, "*K N D"]]:
+    """The streams after steering along each kind of direction, and after ablation."""
+    centered, y = streams - streams.mean(axis=0), advantage - advantage.mean()
+    encoding = y @ centered / jnp.maximum(y @ y, 1e-9)
+    probe, _ = _probe(streams, advantage)
+    shift = -2 * advantage[:, None]
+    first, second = jax.random.randint(key, (2, NUM_RANDOM_DIRECTIONS), 0, len(streams))
+    random = streams[first] - streams[second]
+    random = random * (jnp.linalg.norm(encoding) / jnp.maximum(jnp.linalg.norm(random, axis=1, keepdims=True), 1e-9))
+    unit = encoding / jnp.maximum(jnp.linalg.norm(encoding), 1e-9)
+    return {
+        "encoding direction": streams + shift * encoding,
+        "probe direction": streams + shift * probe / jnp.maximum(probe @ probe, 1e-9),
+        "random directions": streams[None] + shift[None] * random[:, None],
+        "ablation": streams - (centered @ unit)[:, None] * unit,
+    }
+
+
+def _probe(streams: Float[Array, "N D"], advantage: Float[Array, "N"]) -> tuple[Array, Array]:
+    """Ridge regression of the advantage on the stream, fitted on one half: weights [D], and R^2 on the other half."""
+    half = len(streams) // 2
+    mean, y_mean = streams[:half].mean(axis=0), advantage[:half].mean()
+    x, y = streams[:half] - mean, advantage[:half] - y_mean
+    gram = x.T @ x
+    ridge = RIDGE * jnp.trace(gram) / gram.shape[0] + 1e-6
+    weights = jnp.linalg.solve(gram + ridge * jnp.eye(gram.shape[0]), x.T @ y)
+    residual = advantage[half:] - y_mean - (streams[half:] - mean) @ weights
+    held_out = advantage[half:] - advantage[half:].mean()
+    return weights, 1 - jnp.sum(residual**2) / jnp.sum(held_out**2)
+
+
+def _query_edited(tester: Tester) -> QueryEdited:
+    """The content's predictions with edits."""
+    query_edited = tester.predictor.query_edited
+    assert query_edited is not None, "the content has no streams"
+    return query_edited
+
+
+def _inputs(tester: Tester, steps: StreamSteps) -> Float[Array, "L I"]:
+    """The inputs of a stream."""
+    return encode(tester.layout, steps, tester.settings.is_labelled).inputs
+
+
+def _choice(logits: Float[Array, "L K"]) -> Array:
+    """The predicted choice at the question."""
+    return jnp.argmax(logits[QUESTION, :NUM_ACTIONS]).astype(jnp.int32)
+
+
+def _replace_at(
+    query_edited: QueryEdited, weights: PyTree, inputs: Float[Array, "L I"], *, level: int, stream: Float[Array, "D"]
+) -> Float[Array, "L K"]:
+    """The logits with another stream at the question."""
+
+    def edit(index: int, streams: Array) -> Array:
+        return streams.at[QUESTION].set(stream) if index == level else streams
+
+    return query_edited(weights, inputs, edit)[0]
+
+
+def _share(values: Array, is_counted: Array) -> Array:
+    """The share of true values among the counted ones."""
+    return jnp.sum(values & is_counted) / jnp.maximum(jnp.sum(is_counted), 1)

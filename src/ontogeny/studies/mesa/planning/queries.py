@@ -1,0 +1,184 @@
+"""Test streams: a held-out stream, then links that are shown alone, then the question which action an agent chooses.
+
+Every function here works on one stream; its callers map it over streams and runs. What the links are is read from the
+stream itself: a link leads where it was last seen to lead, because this is all that an observer can know.
+
+Letters: T steps, S states, A actions, C candidates.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int32
+
+from ontogeny.environments import relay
+from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
+from ontogeny.rng import random_index
+from ontogeny.studies.mesa.planning.streams import CUT, EXPOSURE, GOALS, NUM_ACTIONS, TRIAL, StreamSteps
+from ontogeny.types import Key
+
+MIN_MARGIN = 1e-6  # between the values of two actions, for one to be the best
+NUM_PAIR_CANDIDATES = 512
+OUTCOME_VALUES = jnp.asarray(relay.FEATURES) @ jnp.asarray(GOALS).T  # [outcomes, goals]
+
+
+class LinkChange(NamedTuple):
+    """One link and where it leads from now on."""
+
+    state: Int32[Array, ""]
+    action: Int32[Array, ""]
+    successor: Int32[Array, ""]  # a state, or in the last layer an outcome
+
+
+class Knowledge(NamedTuple):
+    """What a stream has shown."""
+
+    links: Int32[Array, "S A"]  # last observed successor: a state, or in the last layer an outcome
+    is_known: Bool[Array, "S A"]
+    start: Int32[Array, ""]  # the observation at the start, with its cue if it has one
+
+
+def read_knowledge(params: RelayParams, steps: StreamSteps) -> Knowledge:
+    """Reads from a stream where each link led last."""
+    S = relay.num_states(params)
+    state = jnp.where(steps.observation >= S, 0, steps.observation)
+    link = jnp.where(steps.kind == CUT, -1, state * NUM_ACTIONS + steps.action)
+    shown = link[:, None] == jnp.arange(S * NUM_ACTIONS)  # [T, S A]
+    last = jnp.max(jnp.where(shown, jnp.arange(len(link))[:, None], -1), axis=0)
+    result = jnp.where(last >= 0, steps.result[last], 0).reshape(S, NUM_ACTIONS)
+    links = jnp.where(relay.is_last_layer(params)[:, None], jnp.maximum(result - S, 0), result)
+    cued = jnp.max(steps.observation)
+    return Knowledge(links, (last >= 0).reshape(S, NUM_ACTIONS), jnp.where(cued >= S, cued, 0))
+
+
+def start_values(params: RelayParams, links: Int32[Array, "S A"], goal: int | Array) -> Float[Array, "A"]:
+    """The values of the actions at the start under a goal."""
+    return relay.best_actions(params, links, OUTCOME_VALUES[:, goal])[0]
+
+
+def best_action(values: Float[Array, "A"]) -> tuple[Int32[Array, ""], Bool[Array, ""]]:
+    """The better action, and whether it is better at all."""
+    return jnp.argmax(values).astype(jnp.int32), jnp.abs(values[0] - values[1]) > MIN_MARGIN
+
+
+def apply_change(links: Int32[Array, "S A"], change: LinkChange) -> Int32[Array, "S A"]:
+    """The links after a change."""
+    return links.at[change.state, change.action].set(change.successor)
+
+
+def list_changes(params: RelayParams, layer: int) -> LinkChange:
+    """All changes of links of a layer; leading axis C."""
+    states = jnp.flatnonzero(relay.layer_of_states(params) == layer, size=layer_size(params, layer))
+    first = layer_start(params, layer + 1)
+    successors = jnp.arange(layer_size(params, layer + 1)) + (0 if layer == params.depth - 1 else first)
+    grid = jnp.meshgrid(states, jnp.arange(NUM_ACTIONS), successors, indexing="ij")
+    return LinkChange(*(axis.ravel().astype(jnp.int32) for axis in grid))
+
+
+def layer_size(params: RelayParams, layer: int) -> int:
+    """States of a layer, or outcomes behind the last one."""
+    return 1 if layer == 0 else NUM_OUTCOMES if layer == params.depth else params.width
+
+
+def layer_start(params: RelayParams, layer: int) -> int:
+    """The first state of a layer."""
+    return 0 if layer == 0 else 1 + (layer - 1) * params.width
+
+
+def choose_change(
+    key: Key, params: RelayParams, links: Int32[Array, "S A"], goal: int | Array, layer: int
+) -> tuple[LinkChange, Bool[Array, ""]]:
+    """Draws a change of one link of a layer after which the other action is the best at the start.
+
+    Returns:
+        The change, and whether there is one.
+    """
+    candidates = list_changes(params, layer)
+    best, is_clear = best_action(start_values(params, links, goal))
+
+    def reverses(change: LinkChange) -> Array:
+        best_after, is_clear_after = best_action(start_values(params, apply_change(links, change), goal))
+        return is_clear & is_clear_after & (best_after != best)
+
+    allowed = jax.vmap(reverses)(candidates)
+    index = random_index(key, allowed)
+    return jax.tree.map(lambda leaf: leaf[index], candidates), jnp.any(allowed)
+
+
+def choose_pair(
+    key: Key, params: RelayParams, links: Int32[Array, "S A"], goal: int | Array
+) -> tuple[LinkChange, LinkChange, Bool[Array, ""]]:
+    """Draws changes of a first-layer and a last-layer link that reverse the best action only together."""
+    candidates = [list_changes(params, layer) for layer in (0, params.depth - 1)]
+    first_key, second_key, choice_key = jax.random.split(key, 3)
+    first, second = (_draw_changes(k, c) for k, c in zip((first_key, second_key), candidates, strict=True))
+    best, is_clear = best_action(start_values(params, links, goal))
+
+    def is_valid(first: LinkChange, second: LinkChange) -> Array:
+        tables = [apply_change(links, first), apply_change(links, second)]
+        tables.append(apply_change(tables[0], second))
+        bests = [best_action(start_values(params, table, goal)) for table in tables]
+        only_together = (bests[0][0] == best) & (bests[1][0] == best) & (bests[2][0] != best)
+        return is_clear & only_together & bests[0][1] & bests[1][1] & bests[2][1]
+
+    allowed = jax.vmap(is_valid)(first, second)
+    index = random_index(choice_key, allowed)
+    first, second = (jax.tree.map(lambda leaf: leaf[index], changes) for changes in (first, second))
+    return first, second, jnp.any(allowed)
+
+
+def _draw_changes(key: Key, candidates: LinkChange) -> LinkChange:
+    """Candidates of a pair, drawn uniformly."""
+    indices = jax.random.randint(key, (NUM_PAIR_CANDIDATES,), 0, len(candidates.state))
+    return jax.tree.map(lambda leaf: leaf[indices], candidates)
+
+
+def show_link(params: RelayParams, start: Array, change: LinkChange, layer: int) -> StreamSteps:
+    """The steps in which a link is exposed alone; one in the last layer, else two."""
+    S = relay.num_states(params)
+    observation = jnp.where(change.state == 0, start, change.state)
+    if layer == params.depth - 1:
+        return _steps((EXPOSURE, 0, observation, change.action, S + change.successor))
+    exposed = (EXPOSURE, 0, observation, change.action, change.successor)
+    return _steps(exposed, (CUT, 0, change.successor, 0, -1))
+
+
+def ask_choice(start: Array, member: int | Array) -> StreamSteps:
+    """The step at which a member chooses at the start."""
+    return _steps((TRIAL, member, start, 0, -1))
+
+
+def repeat_links(key: Key, params: RelayParams, knowledge: Knowledge, num_links: int) -> StreamSteps:
+    """Exposures of random links of the last layer, unchanged."""
+    first, size = layer_start(params, params.depth - 1), layer_size(params, params.depth - 1)
+    state_key, action_key = jax.random.split(key)
+    states = first + jax.random.randint(state_key, (num_links,), 0, size)
+    actions = jax.random.randint(action_key, (num_links,), 0, NUM_ACTIONS)
+    results = relay.num_states(params) + knowledge.links[states, actions]
+    kinds, members = jnp.full(num_links, EXPOSURE, jnp.int32), jnp.zeros(num_links, jnp.int32)
+    return StreamSteps(kinds, members, states, actions, results)
+
+
+def join(*parts: StreamSteps) -> StreamSteps:
+    """One stream after the other."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def is_usable(params: RelayParams, steps: StreamSteps, knowledge: Knowledge) -> Bool[Array, ""]:
+    """Whether a stream has shown every link and ends with an episode, so that another episode may follow."""
+    ends_episode = (steps.kind[-1] == CUT) | (steps.result[-1] >= relay.num_states(params))
+    return ends_episode & jnp.all(knowledge.is_known)
+
+
+def introduction_length(params: RelayParams) -> int:
+    """Steps in which every link is exposed once: two for each link, and one in the last layer."""
+    num_last = NUM_ACTIONS * layer_size(params, params.depth - 1)
+    return 2 * NUM_ACTIONS * relay.num_states(params) - num_last
+
+
+def _steps(*rows: tuple[int | Array, ...]) -> StreamSteps:
+    """Steps from tuples in the order of the fields of `StreamSteps`."""
+    columns = zip(*rows, strict=True)
+    return StreamSteps(*(jnp.stack([jnp.asarray(value, jnp.int32) for value in column]) for column in columns))

@@ -1,0 +1,271 @@
+"""Streams of what agents do in `relay`, as sequences that a predictor learns from.
+
+A stream is one lifetime in `relay` in which several members take turns: before each episode a member is drawn, and it
+makes the choices of that episode, while all members learn from everything that happens. Every step of the environment
+becomes two positions of the sequence. The first shows the state, who chooses there and the result of the step before;
+its target is the action. The second shows the state and the action; its target is the result, which is the next state
+or an outcome. Exposures have no choice, so only their results are targets. No reward enters the sequence.
+
+Letters: R runs, N streams, T steps, L = 2 T positions, I inputs, K classes, S states, A actions, M members.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int32
+
+from ontogeny import plugins
+from ontogeny.agents.base import empty_genome, fixed_weights_agent
+from ontogeny.audit.organisms.tabular import TabularLearner, TabularStep, to_tabular_step
+from ontogeny.content.base import PredictionBatch
+from ontogeny.environments import relay
+from ontogeny.environments.base import choose_tree
+from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
+from ontogeny.rng import sample_lifetime_keys
+from ontogeny.rollouts import rollout
+from ontogeny.types import Agent, Environment, Key, Percept, PyTree, State, TimeStep, Transition
+
+ALGORITHMS = ("planner", "td_zero", "td_lambda", "monte_carlo", "successor", "cue_follower", "random")
+GOALS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))  # drives for food and water
+GOAL_NAMES = ("food", "water", "no food", "no water")
+TRIAL, EXPOSURE, CUT = range(3)  # kinds of step
+NUM_ACTIONS = 2
+
+
+class Member(NamedTuple):
+    """One agent of a stream: an algorithm, and the goal that it pursues."""
+
+    algorithm: int  # index into ALGORITHMS
+    goal: int  # index into GOALS
+
+
+# Planners with every goal, all others with the first goal.
+MEMBERS = (
+    *(Member(ALGORITHMS.index("planner"), goal) for goal in range(len(GOALS))),
+    *(Member(ALGORITHMS.index(name), 0) for name in ALGORITHMS[1:]),
+)
+MEMBER_ALGORITHMS = tuple(member.algorithm for member in MEMBERS)
+MEMBER_GOALS = tuple(member.goal for member in MEMBERS)
+
+
+class StreamSettings(NamedTuple):
+    """The settings of a stream that may differ between the runs of one compiled program; scalars or arrays [R]."""
+
+    member_shares: Float[Array, "M"]  # probability of each member before an episode
+    is_labelled: Bool[Array, ""]  # whether the sequence shows algorithm and goal of the member that chooses
+    change_probability: Float[Array, ""]
+    has_relevant_changes: Bool[Array, ""]
+    has_cue: Bool[Array, ""]
+    num_instances: Int32[Array, ""]  # 0: a new graph in every stream
+
+
+class StreamSteps(NamedTuple):
+    """The steps of a stream; leading axis T."""
+
+    kind: Int32[Array, "T"]  # TRIAL, EXPOSURE or CUT
+    member: Int32[Array, "T"]  # index into MEMBERS of the agent that chooses
+    observation: Int32[Array, "T"]  # a state, or the start with its cue
+    action: Int32[Array, "T"]
+    result: Int32[Array, "T"]  # the next state, or S + an outcome; -1 where the step is cut
+
+
+class MixtureActivations(NamedTuple):
+    """The activations of a mixture of agents."""
+
+    observation: Int32[Array, ""]  # the last one
+    memories: tuple[PyTree, ...]  # of each learner
+    member: Int32[Array, ""]  # that acts in this episode
+
+
+def find_member(algorithm: str, goal: int = 0) -> int:
+    """The index of a member in `MEMBERS`."""
+    return MEMBERS.index(Member(ALGORITHMS.index(algorithm), goal))
+
+
+def mixture_agent(env: Environment, member_shares: Float[Array, "M"]) -> Agent:
+    """Builds an agent in which members take turns, one for each episode, and all learn from every step.
+
+    Args:
+        env: A `relay`.
+        member_shares: Probability of each member of `MEMBERS`.
+    """
+    learners = build_learners(env)
+    goals = jnp.asarray(GOALS)[jnp.asarray(MEMBER_GOALS)]
+    is_random = jnp.asarray(MEMBER_ALGORITHMS) == ALGORITHMS.index("random")
+
+    def init_activations() -> MixtureActivations:
+        return MixtureActivations(jnp.int32(0), tuple(learner.memory for learner in learners), jnp.int32(0))
+
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, State]:
+        observation, memories, member = state.activations
+        memories = learn_all(learners, memories, to_tabular_step(env.spec, observation, percept), goals, percept)
+        member_key, action_key = jax.random.split(key)
+        drawn = jax.random.categorical(member_key, jnp.log(member_shares)).astype(jnp.int32)
+        member = jnp.where(percept.first, drawn, member)
+        actions = chosen_actions(learners, memories, percept.observation)
+        random_action = jax.random.randint(action_key, (), 0, NUM_ACTIONS)
+        action = jnp.where(is_random[member], random_action, actions[member])
+        return action, State(state.weights, MixtureActivations(percept.observation, memories, member))
+
+    return fixed_weights_agent(empty_genome, init_activations, act)
+
+
+def build_learners(env: Environment) -> tuple[TabularLearner, ...]:
+    """The learner of each member, in the order of `MEMBERS`."""
+    return tuple(_build_learner(env, ALGORITHMS[index]) for index in MEMBER_ALGORITHMS)
+
+
+def _build_learner(env: Environment, algorithm: str) -> TabularLearner:
+    """The learner of an organism; a random member has none and remembers nothing."""
+    if algorithm == "random":
+        return TabularLearner((), lambda memory, step: memory, lambda memory, observation: jnp.zeros(NUM_ACTIONS))
+    name = algorithm if algorithm == "cue_follower" else f"tabular_{algorithm}"
+    return plugins.get_attribute("organisms", name, "learner")(env.spec)
+
+
+def learn_all(
+    learners: Sequence[TabularLearner], memories: Sequence[PyTree], step: TabularStep, goals: Array, percept: Percept
+) -> tuple[PyTree, ...]:
+    """The memories after a step, each with the reward that its own goal makes of the outcome."""
+    updated = [
+        learner.update(memory, step._replace(reward=jnp.dot(goal, percept.outcome[:2])))
+        for learner, memory, goal in zip(learners, memories, goals, strict=True)
+    ]
+    return choose_tree(percept.action >= 0, tuple(updated), tuple(memories))
+
+
+def chosen_actions(learners: Sequence[TabularLearner], memories: Sequence[PyTree], observation: Array) -> Array:
+    """The action of each member [M]."""
+    values = [learner.values(memory, observation) for learner, memory in zip(learners, memories, strict=True)]
+    return jnp.stack([jnp.argmax(value).astype(jnp.int32) for value in values])
+
+
+def sample_stream(key: Key, params: RelayParams, settings: StreamSettings) -> StreamSteps:
+    """Samples one stream.
+
+    Args:
+        key: Key of a lifetime.
+        params: Settings of the environment that all runs share.
+        settings: The others.
+    """
+    params = params._replace(
+        change_probability=settings.change_probability,
+        relevant_changes=settings.has_relevant_changes,
+        cue=settings.has_cue,
+        num_instances=settings.num_instances,
+    )
+    env = with_step_kinds(relay.make_relay(params))
+    agent = mixture_agent(env, settings.member_shares)
+
+    def record(_: Key, state: State, transition: Transition) -> tuple[State, Array]:
+        del transition
+        return state, state.activations.member
+
+    agent = agent._replace(learn=record, learning=True)
+    state = agent.init(key, ())
+    _, trajectory = rollout(key, agent, env, lambda outcome: outcome[0], state, params.num_steps, True)
+    kind = trajectory.outcome[:, 2].astype(jnp.int32)
+    result = trajectory.outcome[:, 3].astype(jnp.int32)
+    return StreamSteps(kind, trajectory.info, trajectory.observation, trajectory.action, result)
+
+
+def with_step_kinds(env: Environment) -> Environment:
+    """The environment whose outcomes also hold the kind of each step and its result, which steering does not read."""
+    num_states = env.spec.num_observations - 2
+
+    def reset(key: Key) -> tuple[PyTree, TimeStep]:
+        state, time_step = env.reset(key)
+        return state, time_step._replace(outcome=jnp.append(time_step.outcome, jnp.zeros(2)))
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
+        kind = jnp.where(state.is_cut, CUT, jnp.where(state.is_exposure, EXPOSURE, TRIAL))
+        state, time_step = env.step(key, state, action)
+        is_end = time_step.first & (time_step.discount == 0)
+        outcome = jnp.round(time_step.outcome[0] * (NUM_OUTCOMES - 1)).astype(jnp.int32)
+        result = jnp.where(is_end, num_states + outcome, jnp.where(time_step.first, -1, time_step.observation))
+        added = jnp.stack([kind, result]).astype(jnp.float32)
+        return state, time_step._replace(outcome=jnp.append(time_step.outcome, added))
+
+    return env._replace(reset=reset, step=step)
+
+
+class Layout(NamedTuple):
+    """The sizes of inputs and outputs of a predictor of streams."""
+
+    num_states: int
+
+    @property
+    def num_inputs(self) -> int:
+        """I: type of position, kind, algorithm, goal, state or cued start, action, result before, start."""
+        return 2 + 2 + len(ALGORITHMS) + len(GOALS) + (self.num_states + 2) + NUM_ACTIONS + self.num_results + 1
+
+    @property
+    def num_results(self) -> int:
+        """States and outcomes."""
+        return self.num_states + NUM_OUTCOMES
+
+    @property
+    def num_classes(self) -> int:
+        """K: actions first, results next."""
+        return NUM_ACTIONS + self.num_results
+
+
+def encode(layout: Layout, steps: StreamSteps, is_labelled: Bool[Array, ""]) -> PredictionBatch:
+    """Encodes one stream as a sequence of inputs and targets.
+
+    Args:
+        layout: Sizes.
+        steps: Leading axis T.
+        is_labelled: Whether algorithm and goal of the member that chooses are inputs.
+
+    Returns:
+        Leading axis L = 2 T on every leaf: for each step its choice, then its result.
+    """
+    T = steps.kind.shape[0]
+    is_trial, is_cut = steps.kind == TRIAL, steps.kind == CUT
+    shows_member = (is_trial & is_labelled)[:, None]
+    algorithm = one_hot(jnp.asarray(MEMBER_ALGORITHMS)[steps.member], len(ALGORITHMS)) * shows_member
+    goal = one_hot(jnp.asarray(MEMBER_GOALS)[steps.member], len(GOALS)) * shows_member
+    kind = jnp.stack([is_trial, ~is_trial], axis=1).astype(jnp.float32)
+    state = one_hot(steps.observation, layout.num_states + 2)
+    action = one_hot(steps.action, NUM_ACTIONS)
+    result_before = one_hot(jnp.append(-1, steps.result[:-1]), layout.num_results)
+    zeros, start = jnp.zeros((T, 1)), (jnp.arange(T) == 0).astype(jnp.float32)[:, None]
+    types = jnp.zeros((T, 2))
+    choice = [types.at[:, 0].set(1.0), kind, algorithm, goal, state, 0 * action, result_before, start]
+    result = [types.at[:, 1].set(1.0), kind, algorithm, goal, state, action, 0 * result_before, zeros]
+    inputs = _interleave(jnp.concatenate(choice, axis=1), jnp.concatenate(result, axis=1))
+    target_index = _interleave(steps.action, NUM_ACTIONS + jnp.maximum(steps.result, 0))
+    mask = _interleave(is_trial.astype(jnp.float32), (~is_cut).astype(jnp.float32))
+    return PredictionBatch(inputs, target_index.astype(jnp.int32), jnp.ones(2 * T), mask)
+
+
+def one_hot(indices: Array, size: int) -> Array:
+    """One-hot vectors, all zero for negative indices."""
+    return jax.nn.one_hot(indices, size, dtype=jnp.float32)
+
+
+def sample_batch(key: Key, params: RelayParams, settings: StreamSettings, num_streams: int, stage: str) -> StreamSteps:
+    """Samples streams of one run.
+
+    Args:
+        key: Of all streams.
+        params: Settings of the environment that all runs share.
+        settings: Of this run.
+        num_streams: N.
+        stage: `training`, or a stage of held-out lifetimes.
+
+    Returns:
+        Leading axes N, T.
+    """
+    keys = sample_lifetime_keys(key, num_streams, stage)
+    return jax.vmap(partial(sample_stream, params=params, settings=settings))(keys)
+
+
+def _interleave(first: Array, second: Array) -> Array:
+    """Two arrays [T, ...] in turn, [2 T, ...]."""
+    return jnp.stack([first, second], axis=1).reshape(2 * first.shape[0], *first.shape[1:])

@@ -1,0 +1,135 @@
+"""Trains contents to predict streams, several runs at once, and keeps the weights of several times of the training.
+
+R runs share one architecture and one compiled program; they differ in their key and in the settings of their streams.
+Nothing but `Predictor.update` changes the weights, and its loss is that of prediction.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ontogeny import plugins
+from ontogeny.content.base import Predictor
+from ontogeny.environments.relay import RelayParams
+from ontogeny.rng import key_from_seed
+from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, encode, sample_batch
+from ontogeny.types import Key, PyTree
+
+INIT_KEY, STREAMS_KEY = range(2)  # numbers of keys of a run
+
+
+class ContentSettings(NamedTuple):
+    """One architecture."""
+
+    content: str = "causal_transformer"
+    width: int = 64  # or hidden units
+    num_blocks: int = 3
+    num_heads: int = 4
+    learning_rate: float = 0.001
+
+
+class TrainingPlan(NamedTuple):
+    """How long a content is trained, and on what.
+
+    Attributes:
+        num_updates: Updates in all; the learning rate falls to zero along a cosine until the last.
+        batch_size: Streams in each update; no stream is used twice.
+        updates_per_call: Updates in one call of the compiled program, whose streams are sampled at once.
+    """
+
+    num_updates: int
+    batch_size: int = 64
+    updates_per_call: int = 50
+
+
+class TrainingState(NamedTuple):
+    """Weights and scratch of R contents."""
+
+    weights: PyTree
+    scratch: PyTree
+
+
+def build_content(settings: ContentSettings, params: RelayParams, layout: Layout) -> Predictor:
+    """Builds the predictor of an architecture for streams of an environment."""
+    options: dict[str, Any] = {"outputs": "categorical", "learning_rate": settings.learning_rate}
+    if settings.content == "causal_transformer":
+        options |= {"width": settings.width, "num_blocks": settings.num_blocks, "num_heads": settings.num_heads}
+        options |= {"window_length": 2 * params.num_steps}
+    else:
+        options |= {"hidden_size": settings.width}
+    return plugins.build("content", settings.content, layout.num_inputs, layout.num_classes, **options)
+
+
+def run_keys(seed: int, runs: list[int]) -> Key:
+    """The keys of runs [R], each determined by its number alone."""
+    return jax.vmap(partial(jax.random.fold_in, key_from_seed(seed)))(jnp.asarray(runs, jnp.uint32))
+
+
+def init_state(predictor: Predictor, keys: Key) -> TrainingState:
+    """Draws the initial weights of R contents."""
+
+    def init(key: Key) -> TrainingState:
+        weights = predictor.init(jax.random.fold_in(key, INIT_KEY))
+        return TrainingState(weights, predictor.init_scratch(weights))
+
+    return jax.jit(jax.vmap(init))(keys)
+
+
+def build_train_call(
+    plan: TrainingPlan, predictor: Predictor, params: RelayParams, layout: Layout
+) -> Callable[[Key, StreamSettings, TrainingState, Array], TrainingState]:
+    """Compiles one call of the training: keys [R], settings [R], state [R], number of the call -> state."""
+
+    def train_run(key: Key, settings: StreamSettings, state: TrainingState, call: Array) -> TrainingState:
+        streams_key = jax.random.fold_in(jax.random.fold_in(key, STREAMS_KEY), call)
+        shape = (plan.updates_per_call, plan.batch_size)
+        streams = sample_batch(streams_key, params, settings, shape[0] * shape[1], "training")
+        streams = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]).astype(jnp.int8), streams)
+
+        def update(state: TrainingState, step: tuple[Array, PyTree]) -> tuple[TrainingState, None]:
+            number, streams = step
+            streams = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), streams)
+            batch = jax.vmap(partial(encode, layout, is_labelled=settings.is_labelled))(streams)
+            progress = (call * plan.updates_per_call + number) / plan.num_updates
+            return TrainingState(*predictor.update(*state, batch, progress)), None
+
+        return jax.lax.scan(update, state, (jnp.arange(plan.updates_per_call), streams))[0]
+
+    return jax.jit(jax.vmap(train_run, in_axes=(0, 0, 0, None)), donate_argnums=2)
+
+
+def train(
+    plan: TrainingPlan,
+    predictor: Predictor,
+    params: RelayParams,
+    keys: Key,
+    settings: StreamSettings,
+    on_updates: Callable[[int, PyTree], None],
+) -> PyTree:
+    """Trains R contents.
+
+    Args:
+        plan: Length of the training.
+        predictor: The content.
+        params: Settings of the environment that all runs share.
+        keys: [R].
+        settings: Leaves [R, ...].
+        on_updates: Receives the number of updates and the weights, before the first call and after every call.
+
+    Returns:
+        The weights, leaves [R, ...].
+    """
+    from ontogeny.environments import relay
+
+    layout = Layout(relay.num_states(params))
+    state = init_state(predictor, keys)
+    on_updates(0, state.weights)
+    train_call = build_train_call(plan, predictor, params, layout)
+    for call in range(plan.num_updates // plan.updates_per_call):
+        state = train_call(keys, settings, state, jnp.int32(call))
+        on_updates((call + 1) * plan.updates_per_call, state.weights)
+    return state.weights
