@@ -81,7 +81,7 @@ class RelayParams(NamedTuple):
     failure_probability: ArrayLike = 0.1
     early_trial_probability: ArrayLike = 0.1
     change_probability: ArrayLike = 0.3
-    repeat_probability: ArrayLike = 0.1
+    repeat_probability: ArrayLike = 0.2
     glance_probability: ArrayLike = 0.1
     relevant_changes: ArrayLike = True
     cue: ArrayLike = False
@@ -223,9 +223,8 @@ def _begin_episode(params: RelayParams, draws: Array, state: RelayState) -> Rela
     is_exposure = is_first_exposure | (~is_introduction & (draw < repeat_bound))
     is_glance = ~is_introduction & ~is_exposure & (draw < repeat_bound + params.glance_probability)
     introduced_link = state.task.introduction[jnp.minimum(state.num_introduced, num_links - 1)]
-    repeated_link = NUM_ACTIONS * _index(draws[STATE], num_states(params)) + _index(draws[ACTION], NUM_ACTIONS)
-    link = jnp.where(is_introduction, introduced_link, repeated_link)
-    link = jnp.where(is_change, _draw_changing_link(params, draws, state.links), link)
+    # Changed and unchanged links are drawn alike, so that an exposure does not tell whether its link has changed.
+    link = jnp.where(is_introduction, introduced_link, _draw_exposed_link(params, draws, state.links))
     place, action = link // NUM_ACTIONS, link % NUM_ACTIONS
     first_target, num_targets = _targets(params)
     shift = state.links[place, action] - first_target[place] + 1 + _index(draws[TARGET], num_targets[place] - 1)
@@ -239,8 +238,8 @@ def _begin_episode(params: RelayParams, draws: Array, state: RelayState) -> Rela
     )
 
 
-def _draw_changing_link(params: RelayParams, draws: Array, links: Array) -> Array:
-    """Draws the link that changes: reachable, in a uniformly drawn layer, or of a state that cannot be reached."""
+def _draw_exposed_link(params: RelayParams, draws: Array, links: Array) -> Array:
+    """Draws a link to expose: reachable, in a uniformly drawn layer, or of a state that cannot be reached."""
     layer, place = _index(draws[LAYER], params.depth), jnp.int32(0)
     for i in range(params.depth - 1):
         place = jnp.where(i < layer, links[place, _index(draws[WALK + i], NUM_ACTIONS)], place)
@@ -308,7 +307,7 @@ def build(
     failure_probability: float = 0.1,
     early_trial_probability: float = 0.1,
     change_probability: float = 0.3,
-    repeat_probability: float = 0.1,
+    repeat_probability: float = 0.2,
     glance_probability: float = 0.1,
     relevant_changes: bool = True,
     cue: bool = False,
@@ -324,7 +323,7 @@ def build(
         failure_probability: Probability that a link of an unreliable state fails in a traversal, from 0 to 1.
         early_trial_probability: Probability of a trial in place of the next first exposure, from 0 to 0.9.
         change_probability: Probability, after the introduction, that a link changes in place of the next trial.
-        repeat_probability: Probability that a link is exposed again as it is.
+        repeat_probability: Probability that a link, drawn as one that changes, is exposed again as it is.
         glance_probability: Probability that a trial begins at a middle state; the three sum to at most 1.
         relevant_changes: Whether changes concern links that can be reached from the start, or else links of states
             that cannot.

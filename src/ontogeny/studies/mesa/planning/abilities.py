@@ -141,7 +141,7 @@ def build_twins(key: Key, tester: Tester, steps: StreamSteps, layers: tuple[int,
     Args:
         key: Of the change and the fillers.
         tester: The content.
-        steps: The stream.
+        steps: A stream that ends with an episode.
         layers: The layer whose link changes, or both layers of a pair.
         num_fillers: Exposures of other links between the change and the question.
     """

@@ -9,7 +9,11 @@ from ontogeny.environments.relay import RelayParams
 from ontogeny.studies.mesa.planning.streams import GOALS, MEMBERS, StreamSettings, find_member
 from ontogeny.studies.mesa.planning.training import ContentSettings
 
-DEPTHS = {2: RelayParams(depth=2, width=8, num_steps=60), 3: RelayParams(depth=3, width=4, num_steps=76)}
+REPEAT_PROBABILITY, CHANGE_PROBABILITY = 0.15, 0.4  # after the introduction, before each episode
+DEPTHS = {
+    2: RelayParams(depth=2, width=8, num_steps=60, repeat_probability=REPEAT_PROBABILITY),
+    3: RelayParams(depth=3, width=4, num_steps=76, repeat_probability=REPEAT_PROBABILITY),
+}
 OTHERS = ("td_zero", "td_lambda", "monte_carlo", "successor", "random")  # agents that do not plan
 GRU = ContentSettings("gru", width=128, learning_rate=0.002)
 
@@ -47,7 +51,7 @@ class Cell(NamedTuple):
     content: ContentSettings = ContentSettings()
     depth: int = 2
     is_labelled: bool = True
-    change_probability: float = 0.3
+    change_probability: float = CHANGE_PROBABILITY
     has_relevant_changes: bool = True
     has_cue: bool = False
     num_instances: int = 0

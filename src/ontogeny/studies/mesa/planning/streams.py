@@ -2,9 +2,10 @@
 
 A stream is one lifetime in `relay` in which several members take turns: before each episode a member is drawn, and it
 makes the choices of that episode, while all members learn from everything that happens. Every step of the environment
-becomes two positions of the sequence. The first shows the state, who chooses there and the result of the step before;
-its target is the action. The second shows the state and the action; its target is the result, which is the next state
-or an outcome. Exposures have no choice, so only their results are targets. No reward enters the sequence.
+becomes two positions of the sequence. The first shows the step before (its state, action and result), the state and who
+chooses there; its target is the action. The second shows the state and the action; its target is the result, which is
+the next state or an outcome. Exposures have no choice, so only their results are targets. No reward enters the
+sequence.
 
 Letters: R runs, N streams, T steps, L = 2 T positions, I inputs, K classes, S states, A actions, M members.
 """
@@ -200,8 +201,9 @@ class Layout(NamedTuple):
 
     @property
     def num_inputs(self) -> int:
-        """I: type of position, kind, algorithm, goal, state or cued start, action, result before, start."""
-        return 2 + 2 + len(ALGORITHMS) + len(GOALS) + (self.num_states + 2) + NUM_ACTIONS + self.num_results + 1
+        """I: position in the step, kind, algorithm, goal, observation, action, the step before, and the start."""
+        num_step_before = self.num_states + 2 + NUM_ACTIONS + self.num_results
+        return 2 + 2 + len(ALGORITHMS) + len(GOALS) + (self.num_states + 2) + NUM_ACTIONS + num_step_before + 1
 
     @property
     def num_results(self) -> int:
@@ -231,13 +233,15 @@ def encode(layout: Layout, steps: StreamSteps, is_labelled: Bool[Array, ""]) -> 
     algorithm = one_hot(jnp.asarray(MEMBER_ALGORITHMS)[steps.member], len(ALGORITHMS)) * shows_member
     goal = one_hot(jnp.asarray(MEMBER_GOALS)[steps.member], len(GOALS)) * shows_member
     kind = jnp.stack([is_trial, ~is_trial], axis=1).astype(jnp.float32)
-    state = one_hot(steps.observation, layout.num_states + 2)
+    observation = one_hot(steps.observation, layout.num_states + 2)
     action = one_hot(steps.action, NUM_ACTIONS)
-    result_before = one_hot(jnp.append(-1, steps.result[:-1]), layout.num_results)
-    zeros, start = jnp.zeros((T, 1)), (jnp.arange(T) == 0).astype(jnp.float32)[:, None]
-    types = jnp.zeros((T, 2))
-    choice = [types.at[:, 0].set(1.0), kind, algorithm, goal, state, 0 * action, result_before, start]
-    result = [types.at[:, 1].set(1.0), kind, algorithm, goal, state, action, 0 * result_before, zeros]
+    shown = [observation, action, one_hot(steps.result, layout.num_results)]
+    shown = jnp.concatenate(shown, axis=1) * (~is_cut)[:, None]
+    step_before = jnp.concatenate([jnp.zeros((1, shown.shape[1])), shown[:-1]])
+    start = (jnp.arange(T) == 0).astype(jnp.float32)[:, None]
+    first, second = jnp.tile(jnp.eye(2)[:, None], (1, T, 1))
+    choice = [first, kind, algorithm, goal, observation, 0 * action, step_before, start]
+    result = [second, kind, algorithm, goal, observation, action, 0 * step_before, 0 * start]
     inputs = _interleave(jnp.concatenate(choice, axis=1), jnp.concatenate(result, axis=1))
     target_index = _interleave(steps.action, NUM_ACTIONS + jnp.maximum(steps.result, 0))
     mask = _interleave(is_trial.astype(jnp.float32), (~is_cut).astype(jnp.float32))

@@ -14,6 +14,7 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.content.base import Predictor
+from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import key_from_seed
 from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, encode, sample_batch
@@ -81,10 +82,12 @@ def init_state(predictor: Predictor, keys: Key) -> TrainingState:
 
 def build_train_call(
     plan: TrainingPlan, predictor: Predictor, params: RelayParams, layout: Layout
-) -> Callable[[Key, StreamSettings, TrainingState, Array], TrainingState]:
-    """Compiles one call of the training: keys [R], settings [R], state [R], number of the call -> state."""
+) -> Callable[[Key, StreamSettings, TrainingState, Array, Array], TrainingState]:
+    """Compiles one call of the training: keys, settings and state [R], number of the call, updates in all -> state."""
 
-    def train_run(key: Key, settings: StreamSettings, state: TrainingState, call: Array) -> TrainingState:
+    def train_run(
+        key: Key, settings: StreamSettings, state: TrainingState, call: Array, num_updates: Array
+    ) -> TrainingState:
         streams_key = jax.random.fold_in(jax.random.fold_in(key, STREAMS_KEY), call)
         shape = (plan.updates_per_call, plan.batch_size)
         streams = sample_batch(streams_key, params, settings, shape[0] * shape[1], "training")
@@ -94,12 +97,12 @@ def build_train_call(
             number, streams = step
             streams = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), streams)
             batch = jax.vmap(partial(encode, layout, is_labelled=settings.is_labelled))(streams)
-            progress = (call * plan.updates_per_call + number) / plan.num_updates
+            progress = (call * plan.updates_per_call + number) / num_updates
             return TrainingState(*predictor.update(*state, batch, progress)), None
 
         return jax.lax.scan(update, state, (jnp.arange(plan.updates_per_call), streams))[0]
 
-    return jax.jit(jax.vmap(train_run, in_axes=(0, 0, 0, None)), donate_argnums=2)
+    return jax.jit(jax.vmap(train_run, in_axes=(0, 0, 0, None, None)), donate_argnums=2)
 
 
 def train(
@@ -123,13 +126,11 @@ def train(
     Returns:
         The weights, leaves [R, ...].
     """
-    from ontogeny.environments import relay
-
     layout = Layout(relay.num_states(params))
     state = init_state(predictor, keys)
     on_updates(0, state.weights)
     train_call = build_train_call(plan, predictor, params, layout)
     for call in range(plan.num_updates // plan.updates_per_call):
-        state = train_call(keys, settings, state, jnp.int32(call))
+        state = train_call(keys, settings, state, jnp.int32(call), jnp.int32(plan.num_updates))
         on_updates((call + 1) * plan.updates_per_call, state.weights)
     return state.weights
