@@ -31,7 +31,7 @@ class CellVerdict(NamedTuple):
     reason: str
 
 
-class Bounds(NamedTuple):
+class ShareOverRuns(NamedTuple):
     """The mean of a share over runs with its 95 % interval."""
 
     mean: float
@@ -39,7 +39,7 @@ class Bounds(NamedTuple):
     high: float
 
 
-def share_over_runs(runs: Sequence[Record], name: str) -> Bounds | None:
+def share_over_runs(runs: Sequence[Record], name: str) -> ShareOverRuns | None:
     """The mean of a measure over runs with its interval; None where the runs do not have it.
 
     Args:
@@ -57,7 +57,7 @@ def share_over_runs(runs: Sequence[Record], name: str) -> Bounds | None:
         exact_low, exact_high = clopper_pearson(round(size * num_streams), num_streams)
         low = min(low, interval.mean - (size - exact_low))
         high = max(high, interval.mean + (exact_high - size))
-    return Bounds(interval.mean, low, high)
+    return ShareOverRuns(interval.mean, low, high)
 
 
 def decide(runs: Sequence[Record], depth: int) -> CellVerdict:
@@ -123,7 +123,7 @@ def _is_steady(runs: Sequence[Record], layer: str) -> bool:
     return True
 
 
-def _shortfall(shares: Mapping[str, Bounds], tested: Mapping[str, Bounds], weakest: str) -> str:
+def _shortfall(shares: Mapping[str, ShareOverRuns], tested: Mapping[str, ShareOverRuns], weakest: str) -> str:
     """Which requirement of a planner is missed."""
     if shares["first choice"].low < MIN_FIRST_CHOICE:
         return f"the first choice is the best one in {shares['first choice'].mean:.2f}"
