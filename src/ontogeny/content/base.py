@@ -100,7 +100,7 @@ def gradient_predictor(
 
     def loss(weights: PyTree, batch: PredictionBatch, num_targets: Array) -> Array:
         query_all = query_batch or jax.vmap(query_sequence, (None, 0))
-        logits = query_all(weights, batch.inputs)
+        logits = query_all(weights, batch.inputs).astype(jnp.float32)  # inputs may be in half precision
         if outputs == "categorical":
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target_index)
         else:

@@ -40,11 +40,13 @@ class TrainingPlan(NamedTuple):
         num_updates: Updates in all; the learning rate falls to zero along a cosine until the last.
         batch_size: Streams in each update; no stream is used twice.
         updates_per_call: Updates in one call of the compiled program, whose streams are sampled at once.
+        precision: Type of the numbers in which gradients are computed, `float32` or `bfloat16`; weights are float32.
     """
 
     num_updates: int
     batch_size: int = 64
     updates_per_call: int = 50
+    precision: str = "float32"
 
 
 class TrainingState(NamedTuple):
@@ -97,6 +99,7 @@ def build_train_call(
             number, streams = step
             streams = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), streams)
             batch = jax.vmap(partial(encode, layout, is_labelled=settings.is_labelled))(streams)
+            batch = batch._replace(inputs=batch.inputs.astype(plan.precision))
             progress = (call * plan.updates_per_call + number) / num_updates
             return TrainingState(*predictor.update(*state, batch, progress)), None
 
