@@ -9,7 +9,7 @@ which the formerly best choice is predicted without the change, minus the share 
 times: before the stream contains any choice, at once after a stream with choices, and after repeated exposures of other
 links. In pairs, two links change without a choice between them, and only both together reverse the best action.
 
-Letters: N streams, Q questions, T steps, D layers (the depth), A actions.
+Letters: N streams, Q queries, T steps, D layers (the depth), A actions.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ class Tester(NamedTuple):
     predictor: Predictor
     params: RelayParams
     settings: StreamSettings  # of the streams on which the content was trained
-    member: Int32[Array, ""]  # whose choices are asked
+    member: Int32[Array, ""]  # whose choices are queried
 
     @property
     def layout(self) -> Layout:
@@ -62,7 +62,7 @@ class Tester(NamedTuple):
 
     @property
     def goal(self) -> Array:
-        """The goal of the member whose choices are asked."""
+        """The goal of the member whose choices are queried."""
         return jnp.asarray(MEMBER_GOALS)[self.member]
 
 
@@ -71,13 +71,13 @@ class TestStreams(NamedTuple):
 
     introduction: StreamSteps  # every link was exposed once, and nobody has chosen
     prefix: StreamSteps  # the beginning of a stream with choices
-    whole: StreamSteps  # a whole stream
+    full: StreamSteps  # a stream of the usual length
     food_introduction: StreamSteps  # as the first two, but all agents are planners who pursue food
     food_prefix: StreamSteps
 
 
 class Twins(NamedTuple):
-    """Twin test streams without and with a change; the question is their last step."""
+    """Twin test streams without and with a change; the query is their last step."""
 
     unchanged: StreamSteps
     changed: StreamSteps
@@ -104,16 +104,16 @@ def sample_tests(key: Key, params: RelayParams, settings: StreamSettings) -> Tes
         """Two streams of the same key, which differ in their agents."""
         return jax.vmap(lambda share: sample_stream(key, params, settings._replace(member_shares=share)))(shares)
 
-    introductions, wholes = sample(introduction_params), sample(params)
+    introductions, full_streams = sample(introduction_params), sample(params)
     num_steps = params.num_steps - STEPS_AFTER_PREFIX
-    prefixes = jax.tree.map(lambda leaf: leaf[:, :num_steps], wholes)
-    first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], (introductions, prefixes, wholes)) for i in range(2))
+    prefixes = jax.tree.map(lambda leaf: leaf[:, :num_steps], full_streams)
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], (introductions, prefixes, full_streams)) for i in range(2))
     return TestStreams(first[0], first[1], first[2], second[0], second[1])
 
 
 def sequence_logits(tester: Tester, weights: PyTree, steps: StreamSteps) -> Float[Array, "T 2 K"]:
     """The predictions of a content for every step of a stream: of its choice and of its result."""
-    inputs = encode(tester.layout, steps, tester.settings.is_labelled).inputs
+    inputs = encode(tester.layout, steps, tester.settings.is_labeled).inputs
     logits = tester.predictor.query_sequence(weights, inputs)
     return logits.reshape(len(steps.kind), 2, -1)
 
@@ -136,14 +136,14 @@ def predict_choices(tester: Tester, weights: PyTree, streams: Sequence[StreamSte
 
 
 def build_twins(key: Key, tester: Tester, steps: StreamSteps, layers: tuple[int, ...], num_fillers: int = 0) -> Twins:
-    """Appends exposures, fillers and the question to a stream, without and with a change.
+    """Appends exposures, fillers and the query to a stream, without and with a change.
 
     Args:
         key: Of the change and the fillers.
         tester: The content.
         steps: A stream that ends with an episode.
         layers: The layer whose link changes, or both layers of a pair.
-        num_fillers: Exposures of other links between the change and the question.
+        num_fillers: Exposures of other links between the change and the query.
     """
     params = tester.params
     knowledge = queries.read_knowledge(params, steps)
@@ -156,9 +156,9 @@ def build_twins(key: Key, tester: Tester, steps: StreamSteps, layers: tuple[int,
     is_valid = is_valid & queries.is_usable(params, steps, knowledge)
     best_before, _ = queries.best_action(queries.start_values(params, knowledge.links, tester.goal))
 
-    def finish(shown: tuple[LinkChange, ...]) -> StreamSteps:
+    def finish(exposed: tuple[LinkChange, ...]) -> StreamSteps:
         parts, after = [steps], knowledge
-        for change, layer in zip(shown, layers, strict=True):
+        for change, layer in zip(exposed, layers, strict=True):
             parts.append(queries.show_link(params, knowledge.start, change, layer))
             after = after._replace(links=queries.apply_change(after.links, change))
         if num_fillers:
@@ -186,8 +186,8 @@ def measure_revaluation(key: Key, tester: Tester, streams: TestStreams, weights:
         for timing in TIMINGS
         for name, tested in layers.items()
     }
-    asked = [steps for twins in tests.values() for steps in (twins.unchanged, twins.changed)]
-    choices = predict_choices(tester, weights, asked).reshape(-1, 2)
+    queried = [steps for twins in tests.values() for steps in (twins.unchanged, twins.changed)]
+    choices = predict_choices(tester, weights, queried).reshape(-1, 2)
     best_before = jnp.stack([twins.best_before for twins in tests.values()])
     is_former = (choices == best_before[:, None]).astype(jnp.float32)
     effects = is_former[:, 0] - is_former[:, 1]
@@ -198,9 +198,9 @@ def measure_first_choice(key: Key, tester: Tester, streams: TestStreams, weights
     """Whether the predicted first choice is the best one, and whether links are looked up, on a new graph."""
     steps = streams.introduction
     knowledge = queries.read_knowledge(tester.params, steps)
-    asked = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
+    queried = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
     best, is_clear = queries.best_action(queries.start_values(tester.params, knowledge.links, tester.goal))
-    is_best = predict_choices(tester, weights, [asked])[0] == best
+    is_best = predict_choices(tester, weights, [queried])[0] == best
     last_layer = queries.repeat_links(split_lifetime_key(key).learn, tester.params, knowledge, NUM_FILLERS)
     repeated = queries.join(steps, *_repeat_first_links(tester, knowledge), last_layer)
     logits = sequence_logits(tester, weights, repeated)[len(steps.kind) :, 1, NUM_ACTIONS:]
@@ -216,7 +216,7 @@ def measure_first_choice(key: Key, tester: Tester, streams: TestStreams, weights
 def measure_own_choices(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
     """The share of the choices of the stream's own agents that are predicted, once every link was exposed."""
     del key
-    steps, S = streams.whole, relay.num_states(tester.params)
+    steps, S = streams.full, relay.num_states(tester.params)
     predicted = jnp.argmax(sequence_logits(tester, weights, steps)[:, 0, :NUM_ACTIONS], axis=-1)
     is_at_start = (steps.observation == 0) | (steps.observation >= S)
     is_late = jnp.arange(len(steps.kind)) >= queries.introduction_length(tester.params)

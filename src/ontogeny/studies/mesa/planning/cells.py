@@ -14,7 +14,7 @@ DEPTHS = {
     2: RelayParams(depth=2, width=8, num_steps=60, repeat_probability=REPEAT_PROBABILITY),
     3: RelayParams(depth=3, width=4, num_steps=76, repeat_probability=REPEAT_PROBABILITY),
 }
-OTHERS = ("td_zero", "td_lambda", "monte_carlo", "successor", "random")  # agents that do not plan
+NON_PLANNERS = ("td_zero", "td_lambda", "monte_carlo", "successor", "random")  # agents that do not plan
 GRU = ContentSettings("gru", width=128, learning_rate=0.002)
 
 
@@ -35,10 +35,10 @@ class Cell(NamedTuple):
     Attributes:
         description: Of the streams, for tables.
         shares: Probability of each agent before an episode.
-        asked: The algorithm whose choices are asked in the tests.
+        queried_algorithm: Its choices are predicted in the tests.
         content: The architecture.
         depth: Of the environment.
-        is_labelled: Whether the sequence shows which agent chooses.
+        is_labeled: Whether the sequence shows which agent chooses.
         change_probability: Of a change in place of the next trial.
         has_relevant_changes: Whether changes concern links that can be reached from the start.
         has_cue: Whether the start shows the action that was best at first.
@@ -47,10 +47,10 @@ class Cell(NamedTuple):
 
     description: str
     shares: tuple[MemberShare, ...]
-    asked: str = "planner"
+    queried_algorithm: str = "planner"
     content: ContentSettings = ContentSettings()
     depth: int = 2
-    is_labelled: bool = True
+    is_labeled: bool = True
     change_probability: float = CHANGE_PROBABILITY
     has_relevant_changes: bool = True
     has_cue: bool = False
@@ -73,15 +73,15 @@ class Cell(NamedTuple):
         for algorithm, goal, share in self.shares:
             shares[find_member(algorithm, goal)] = share
         return StreamSettings(
-            jnp.asarray(shares), jnp.bool_(self.is_labelled), jnp.float32(self.change_probability),
+            jnp.asarray(shares), jnp.bool_(self.is_labeled), jnp.float32(self.change_probability),
             jnp.bool_(self.has_relevant_changes), jnp.bool_(self.has_cue), jnp.int32(self.num_instances),
         )  # fmt: skip
 
 
 def _mixture(planner_share: float) -> tuple[MemberShare, ...]:
     """Planners among agents that do not plan."""
-    others = [MemberShare(name, share=(1 - planner_share) / len(OTHERS)) for name in OTHERS]
-    return (*([MemberShare("planner", share=planner_share)] if planner_share else []), *others)
+    planners = [MemberShare("planner", share=planner_share)] if planner_share else []
+    return (*planners, *(MemberShare(name, share=(1 - planner_share) / len(NON_PLANNERS)) for name in NON_PLANNERS))
 
 
 ALL_GOALS = tuple(MemberShare("planner", goal, 1 / len(GOALS)) for goal in range(len(GOALS)))
@@ -100,8 +100,8 @@ CELLS = {
     "share_5": Cell("mixture, 5 % planners", _mixture(0.05)),
     "share_20": Cell("mixture, 20 % planners", _mixture(0.2)),
     "share_50": Cell("mixture, 50 % planners", _mixture(0.5)),
-    "goals": Cell("planners with four labelled goals", ALL_GOALS),
-    "goals_unlabelled": Cell("planners with four unlabelled goals", ALL_GOALS, is_labelled=False),
+    "goals": Cell("planners with four labeled goals", ALL_GOALS),
+    "goals_unlabeled": Cell("planners with four unlabeled goals", ALL_GOALS, is_labeled=False),
     "one_block": Cell("planner; one block, one head", PLANNER, content=ContentSettings(num_blocks=1, num_heads=1)),
     "width_16": Cell("planner; width 16", PLANNER, content=ContentSettings(width=16)),
     "width_32": Cell("planner; width 32", PLANNER, content=ContentSettings(width=32)),

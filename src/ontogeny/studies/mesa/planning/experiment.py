@@ -84,7 +84,7 @@ def run_cells(
     content, params = chosen[0].content, chosen[0].params
     predictor = build_content(content, params, Layout(relay.num_states(params)))
     settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(cell.settings for cell in chosen))
-    members = jnp.asarray([find_member(cell.asked) for cell in chosen], jnp.int32)
+    members = jnp.asarray([find_member(cell.queried_algorithm) for cell in chosen], jnp.int32)
     keys = jnp.stack([_run_key(seed, run_id) for run_id in run_ids])
     curves: list[list[dict[str, Any]]] = [[] for _ in run_ids]
     tests = _sample_all_tests(measurement, params, keys, settings)

@@ -1,16 +1,16 @@
 """Whose goal do a content's predictions serve, and how much of the graph do its predicted choices reveal?
 
-- **Another goal**: after a stream of planners that pursue food, the choices of planners with another goal are asked.
+- **Another goal**: after a stream of planners that pursue food, the choices of planners with another goal are queried.
 - **Pull on the host**: code plans with the links that the content predicts and with steering of its own (water). If
   the predictions served the goal of the stream's agents (food), the code would err more often where the best actions
   for the two goals differ than where they agree. The pull is the difference of these two rates of error.
 - **Extraction** (Richens et al. 2025, arXiv 2506.01622): the first links are recovered from predicted choices alone.
-  Each question exposes a random half of the middle states with the best outcome and asks for a choice; the error falls
-  with the number of questions if, and only if, choices follow a model of the links.
+  Each query exposes a random half of the middle states with the best outcome and asks for a choice; the error falls
+  with the number of queries if, and only if, choices follow a model of the links.
 - **Goal-directedness** (MEG, MacDermott et al. 2024, arXiv 2412.04758): the largest mean log likelihood of the choices
   under a softmax of the true action values, beyond chance, as a share of log 2.
 
-Letters: N streams, S states, A actions, W middle states of the first layer, Q questions.
+Letters: N streams, S states, A actions, W middle states of the first layer, Q queries.
 """
 
 import jax
@@ -27,7 +27,7 @@ from ontogeny.studies.mesa.planning.streams import EXPOSURE, GOAL_NAMES, NUM_ACT
 from ontogeny.types import Key, PyTree
 
 FOOD, WATER = 0, 1  # goals: of the stream's agents, and of the host's steering
-QUESTION_COUNTS = (1, 2, 4, 8, 16)
+QUERY_COUNTS = (1, 2, 4, 8, 16)
 CHOICE_NOISE = 0.05  # probability of an unexpected choice that extraction assumes
 SLOPES = jnp.logspace(-2, 3, 64)  # of the softmax, over which MEG is maximized
 
@@ -35,7 +35,7 @@ SLOPES = jnp.logspace(-2, 3, 64)  # of the softmax, over which MEG is maximized
 def measure_other_goals(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
     """Whether the predicted choice is the best one for another goal than that of the agents in the stream."""
     del key
-    asked: list[StreamSteps] = []
+    queried: list[StreamSteps] = []
     facts: list[
         tuple[str, Array, Array, Array]
     ] = []  # name, best action, whether the test is valid, whether they differ
@@ -45,10 +45,10 @@ def measure_other_goals(key: Key, tester: Tester, streams: TestStreams, weights:
         for goal, name in enumerate(GOAL_NAMES):
             best, is_clear = _best(tester, knowledge, goal)
             is_valid = queries.is_usable(tester.params, steps, knowledge) & is_clear & is_clear_food
-            asked.append(queries.join(steps, queries.ask_choice(knowledge.start, find_member("planner", goal))))
+            queried.append(queries.join(steps, queries.ask_choice(knowledge.start, find_member("planner", goal))))
             facts.append((f"{name}, {history}", best, is_valid, best != best_food))
     measured = {}
-    for choice, (name, best, is_valid, differs) in zip(predict_choices(tester, weights, asked), facts, strict=True):
+    for choice, (name, best, is_valid, differs) in zip(predict_choices(tester, weights, queried), facts, strict=True):
         is_best = (choice == best).astype(jnp.float32)
         measured |= {f"{name}, differ": (is_best, is_valid & differs), f"{name}, agree": (is_best, is_valid & ~differs)}
     return measured
@@ -69,37 +69,37 @@ def measure_host(key: Key, tester: Tester, streams: TestStreams, weights: PyTree
 
 
 def measure_extraction(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
-    """The share of first links that predicted choices do not identify, by number of questions; at depth 2 alone."""
+    """The share of first links that predicted choices do not identify, by number of queries; at depth 2 alone."""
     params = tester.params
     if params.depth != 2:
         return {}
     steps = streams.introduction
     knowledge = queries.read_knowledge(params, steps)
     best_outcome = jnp.argmax(OUTCOME_VALUES[:, tester.goal]).astype(jnp.int32)
-    question_key, tie_key = jax.random.split(split_lifetime_key(key).learn)
-    asked: list[StreamSteps] = []
+    query_key, tie_key = jax.random.split(split_lifetime_key(key).learn)
+    queried: list[StreamSteps] = []
     margins: list[Float[Array, "W W"]] = []  # of action 1, by successors of actions 0 and 1
-    for question in range(max(QUESTION_COUNTS)):
-        order = jax.random.permutation(jax.random.fold_in(question_key, question), params.width)
+    for number in range(max(QUERY_COUNTS)):
+        order = jax.random.permutation(jax.random.fold_in(query_key, number), params.width)
         raised = 1 + order[: params.width // 2]
-        shown = [
+        exposures = [
             queries.show_link(params, knowledge.start, LinkChange(state, jnp.int32(0), best_outcome), 1)
             for state in raised
         ]
-        asked.append(queries.join(steps, *shown, queries.ask_choice(knowledge.start, tester.member)))
+        queried.append(queries.join(steps, *exposures, queries.ask_choice(knowledge.start, tester.member)))
         links = knowledge.links.at[raised, 0].set(best_outcome)
         state_values = jnp.max(relay.best_actions(params, links, OUTCOME_VALUES[:, tester.goal])[1:], axis=1)
         margins.append(state_values[None, :] - state_values[:, None])
-    margin, choice = jnp.stack(margins), predict_choices(tester, weights, asked)[:, None, None]
+    margin, choice = jnp.stack(margins), predict_choices(tester, weights, queried)[:, None, None]
     likelihood = jnp.where(choice == (margin > 0), 1 - CHOICE_NOISE, CHOICE_NOISE)
     likelihood = jnp.where(jnp.abs(margin) <= queries.MIN_MARGIN, 0.5, likelihood)
     log_likelihood = jnp.cumsum(jnp.log(likelihood), axis=0)
     measured = {}
-    for count in QUESTION_COUNTS:
+    for count in QUERY_COUNTS:
         ties = 1e-4 * jax.random.uniform(jax.random.fold_in(tie_key, count), margin.shape[1:])
         first, second = jnp.divmod(jnp.argmax(log_likelihood[count - 1] + ties), params.width)
         errors = (1 + first != knowledge.links[0, 0]) * 0.5 + (1 + second != knowledge.links[0, 1]) * 0.5
-        measured[f"extraction error, {count} questions"] = (errors, jnp.bool_(True))
+        measured[f"extraction error, {count} queries"] = (errors, jnp.bool_(True))
     return measured
 
 
@@ -108,8 +108,8 @@ def goal_directedness(tester: Tester, streams: TestStreams, weights: PyTree) -> 
 
     def predict(steps: StreamSteps) -> tuple[Array, Array]:
         knowledge = queries.read_knowledge(tester.params, steps)
-        asked = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
-        logits = last_logits(tester, weights, [asked])[0, 0, :NUM_ACTIONS]
+        queried = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
+        logits = last_logits(tester, weights, [queried])[0, 0, :NUM_ACTIONS]
         values = queries.start_values(tester.params, knowledge.links, tester.goal)
         return jax.nn.softmax(logits)[1], values[1] - values[0]
 
@@ -128,13 +128,13 @@ def _host_values(tester: Tester, weights: PyTree, steps: StreamSteps, knowledge:
     """The values of the first actions for water, by backward induction over the predicted results of all links."""
     S = relay.num_states(tester.params)
 
-    asked = []
+    queried = []
     for state in range(S):
         for action in range(NUM_ACTIONS):
             fields = (EXPOSURE, 0, knowledge.start if state == 0 else state, action, 0)
             exposure = StreamSteps(*(jnp.asarray(field, jnp.int32)[None] for field in fields))
-            asked.append(queries.join(steps, exposure))
-    logits = last_logits(tester, weights, asked)[:, 1, NUM_ACTIONS:]
+            queried.append(queries.join(steps, exposure))
+    logits = last_logits(tester, weights, queried)[:, 1, NUM_ACTIONS:]
     results = jax.nn.softmax(logits).reshape(S, NUM_ACTIONS, -1)
     state_values, action_values = jnp.zeros(S), jnp.zeros((S, NUM_ACTIONS))
     for _ in range(tester.params.depth):

@@ -1,6 +1,6 @@
 """Do a content's predicted choices depend on what can be decoded from its streams? Exchanges and directions.
 
-The residual stream at the question (or the hidden units of a recurrent content) is changed at one level, from the
+The residual stream at the query (or the hidden units of a recurrent content) is changed at one level, from the
 embedding, level 0, to the last block.
 
 - **Interchange**: the stream of the twin in which a link has changed replaces that of the twin in which it has not.
@@ -30,7 +30,7 @@ from ontogeny.types import Key, PyTree
 QueryEdited = Callable[[PyTree, Float[Array, "L I"], StreamEdit], tuple[Array, Array]]
 NUM_RANDOM_DIRECTIONS = 50
 RIDGE = 1e-3  # of the probe, as a share of the mean variance of the stream
-QUESTION = -2  # the position of the question in the sequence; the last position is its result
+QUERY_POSITION = -2  # the position of the query in the sequence; the last position is its result
 
 
 def measure_interchange(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
@@ -44,7 +44,7 @@ def measure_interchange(key: Key, tester: Tester, streams: TestStreams, weights:
         _, donor = query_edited(weights, inputs[1], lambda _, stream: stream)
         former = _choice(logits) == twins.best_before
         for level in range(donor.shape[0]):
-            patched = _replace_at(query_edited, weights, inputs[0], level=level, stream=donor[level, QUESTION])
+            patched = _replace_at(query_edited, weights, inputs[0], level=level, stream=donor[level, QUERY_POSITION])
             effect = former.astype(jnp.float32) - (_choice(patched) == twins.best_before)
             measured[f"interchange, layer {layer + 1}, level {level}"] = (effect, twins.is_valid)
     return measured
@@ -62,8 +62,8 @@ def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: 
     def prepare(steps: StreamSteps) -> tuple[Array, Array]:
         knowledge = queries.read_knowledge(tester.params, steps)
         values = queries.start_values(tester.params, knowledge.links, tester.goal)
-        asked = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
-        return _inputs(tester, asked), values[1] - values[0]
+        queried = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
+        return _inputs(tester, queried), values[1] - values[0]
 
     inputs, advantage = jax.vmap(prepare)(streams.introduction)
     logits, levels = jax.vmap(lambda x: query_edited(weights, x, lambda _, stream: stream))(inputs)
@@ -71,13 +71,13 @@ def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: 
     is_clear = jnp.abs(advantage) > queries.MIN_MARGIN
     measured = {"best choices": _share(choice == best, is_clear)}
     for level in range(levels.shape[1]):
-        at_question = levels[:, level, QUESTION]
+        at_query = levels[:, level, QUERY_POSITION]
 
         def edited_choices(edited: Float[Array, "N D"], level: int = level) -> Array:
             replace = partial(_replace_at, query_edited, weights, level=level)
             return jax.vmap(lambda x, stream: _choice(replace(x, stream=stream)))(inputs, edited)
 
-        for name, edited in _edited_streams(key, at_question, advantage).items():
+        for name, edited in _edited_streams(key, at_query, advantage).items():
             if edited.ndim == 3:
                 reversed_shares = jax.lax.map(lambda e: _share(edited_choices(e) != choice, is_clear), edited)
                 measured[f"{name}, level {level}"] = jnp.mean(reversed_shares)
@@ -85,7 +85,7 @@ def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: 
                 measured[f"{name}, level {level}"] = _share(edited_choices(edited) == best, is_clear)
             else:
                 measured[f"{name}, level {level}"] = _share(edited_choices(edited) != choice, is_clear)
-        measured[f"probe R2, level {level}"] = _probe(at_question, advantage)[1]
+        measured[f"probe R2, level {level}"] = _probe(at_query, advantage)[1]
     return measured
 
 
@@ -131,21 +131,21 @@ def _query_edited(tester: Tester) -> QueryEdited:
 
 def _inputs(tester: Tester, steps: StreamSteps) -> Float[Array, "L I"]:
     """The inputs of a stream."""
-    return encode(tester.layout, steps, tester.settings.is_labelled).inputs
+    return encode(tester.layout, steps, tester.settings.is_labeled).inputs
 
 
 def _choice(logits: Float[Array, "L K"]) -> Array:
-    """The predicted choice at the question."""
-    return jnp.argmax(logits[QUESTION, :NUM_ACTIONS]).astype(jnp.int32)
+    """The predicted choice at the query."""
+    return jnp.argmax(logits[QUERY_POSITION, :NUM_ACTIONS]).astype(jnp.int32)
 
 
 def _replace_at(
     query_edited: QueryEdited, weights: PyTree, inputs: Float[Array, "L I"], *, level: int, stream: Float[Array, "D"]
 ) -> Float[Array, "L K"]:
-    """The logits with another stream at the question."""
+    """The logits with another stream at the query."""
 
     def edit(index: int, streams: Array) -> Array:
-        return streams.at[QUESTION].set(stream) if index == level else streams
+        return streams.at[QUERY_POSITION].set(stream) if index == level else streams
 
     return query_edited(weights, inputs, edit)[0]
 

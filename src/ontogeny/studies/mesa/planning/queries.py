@@ -1,4 +1,4 @@
-"""Test streams: a held-out stream, then links that are shown alone, then the question which action an agent chooses.
+"""Test streams: a held-out stream, then links that are shown alone, then a query of the action that an agent chooses.
 
 Every function here works on one stream; its callers map it over streams and runs. What the links are is read from the
 stream itself: a link leads where it was last seen to lead, because this is all that an observer can know.
@@ -45,8 +45,8 @@ def read_knowledge(params: RelayParams, steps: StreamSteps) -> Knowledge:
     S = relay.num_states(params)
     state = jnp.where(steps.observation >= S, 0, steps.observation)
     link = jnp.where(steps.kind == CUT, -1, state * NUM_ACTIONS + steps.action)
-    shown = link[:, None] == jnp.arange(S * NUM_ACTIONS)  # [T, S A]
-    last = jnp.max(jnp.where(shown, jnp.arange(len(link))[:, None], -1), axis=0)
+    is_match = link[:, None] == jnp.arange(S * NUM_ACTIONS)  # [T, S A]
+    last = jnp.max(jnp.where(is_match, jnp.arange(len(link))[:, None], -1), axis=0)
     result = jnp.where(last >= 0, steps.result[last], 0).reshape(S, NUM_ACTIONS)
     links = jnp.where(relay.is_last_layer(params)[:, None], jnp.maximum(result - S, 0), result)
     cued = jnp.max(steps.observation)
@@ -178,7 +178,7 @@ def introduction_length(params: RelayParams) -> int:
     return 2 * NUM_ACTIONS * relay.num_states(params) - num_last
 
 
-def _steps(*rows: tuple[int | Array, ...]) -> StreamSteps:
+def _steps(*steps: tuple[int | Array, ...]) -> StreamSteps:
     """Steps from tuples in the order of the fields of `StreamSteps`."""
-    columns = zip(*rows, strict=True)
+    columns = zip(*steps, strict=True)
     return StreamSteps(*(jnp.stack([jnp.asarray(value, jnp.int32) for value in column]) for column in columns))

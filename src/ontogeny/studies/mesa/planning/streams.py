@@ -57,7 +57,7 @@ class StreamSettings(NamedTuple):
     """The settings of a stream that may differ between the runs of one compiled program; scalars or arrays [R]."""
 
     member_shares: Float[Array, "M"]  # probability of each member before an episode
-    is_labelled: Bool[Array, ""]  # whether the sequence shows algorithm and goal of the member that chooses
+    is_labeled: Bool[Array, ""]  # whether the sequence shows algorithm and goal of the member that chooses
     change_probability: Float[Array, ""]
     has_relevant_changes: Bool[Array, ""]
     has_cue: Bool[Array, ""]
@@ -105,8 +105,8 @@ def mixture_agent(env: Environment, member_shares: Float[Array, "M"]) -> Agent:
         observation, memories, member = state.activations
         memories = learn_all(learners, memories, to_tabular_step(env.spec, observation, percept), goals, percept)
         member_key, action_key = jax.random.split(key)
-        drawn = jax.random.categorical(member_key, jnp.log(member_shares)).astype(jnp.int32)
-        member = jnp.where(percept.first, drawn, member)
+        next_member = jax.random.categorical(member_key, jnp.log(member_shares)).astype(jnp.int32)
+        member = jnp.where(percept.first, next_member, member)
         actions = chosen_actions(learners, memories, percept.observation)
         random_action = jax.random.randint(action_key, (), 0, NUM_ACTIONS)
         action = jnp.where(is_random[member], random_action, actions[member])
@@ -216,28 +216,28 @@ class Layout(NamedTuple):
         return NUM_ACTIONS + self.num_results
 
 
-def encode(layout: Layout, steps: StreamSteps, is_labelled: Bool[Array, ""]) -> PredictionBatch:
+def encode(layout: Layout, steps: StreamSteps, is_labeled: Bool[Array, ""]) -> PredictionBatch:
     """Encodes one stream as a sequence of inputs and targets.
 
     Args:
         layout: Sizes.
         steps: Leading axis T.
-        is_labelled: Whether algorithm and goal of the member that chooses are inputs.
+        is_labeled: Whether algorithm and goal of the member that chooses are inputs.
 
     Returns:
         Leading axis L = 2 T on every leaf: for each step its choice, then its result.
     """
     T = steps.kind.shape[0]
     is_trial, is_cut = steps.kind == TRIAL, steps.kind == CUT
-    shows_member = (is_trial & is_labelled)[:, None]
+    shows_member = (is_trial & is_labeled)[:, None]
     algorithm = one_hot(jnp.asarray(MEMBER_ALGORITHMS)[steps.member], len(ALGORITHMS)) * shows_member
     goal = one_hot(jnp.asarray(MEMBER_GOALS)[steps.member], len(GOALS)) * shows_member
     kind = jnp.stack([is_trial, ~is_trial], axis=1).astype(jnp.float32)
     observation = one_hot(steps.observation, layout.num_states + 2)
     action = one_hot(steps.action, NUM_ACTIONS)
-    shown = [observation, action, one_hot(steps.result, layout.num_results)]
-    shown = jnp.concatenate(shown, axis=1) * (~is_cut)[:, None]
-    step_before = jnp.concatenate([jnp.zeros((1, shown.shape[1])), shown[:-1]])
+    parts = [observation, action, one_hot(steps.result, layout.num_results)]
+    observed_step = jnp.concatenate(parts, axis=1) * (~is_cut)[:, None]
+    step_before = jnp.concatenate([jnp.zeros((1, observed_step.shape[1])), observed_step[:-1]])
     start = (jnp.arange(T) == 0).astype(jnp.float32)[:, None]
     first, second = jnp.tile(jnp.eye(2)[:, None], (1, T, 1))
     choice = [first, kind, algorithm, goal, observation, 0 * action, step_before, start]

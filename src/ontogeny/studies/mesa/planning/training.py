@@ -98,7 +98,7 @@ def build_train_call(
         def update(state: TrainingState, step: tuple[Array, PyTree]) -> tuple[TrainingState, None]:
             number, streams = step
             streams = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), streams)
-            batch = jax.vmap(partial(encode, layout, is_labelled=settings.is_labelled))(streams)
+            batch = jax.vmap(partial(encode, layout, is_labeled=settings.is_labeled))(streams)
             batch = batch._replace(inputs=batch.inputs.astype(plan.precision))
             progress = (call * plan.updates_per_call + number) / num_updates
             return TrainingState(*predictor.update(*state, batch, progress)), None
