@@ -112,14 +112,14 @@ def sample_tests(key: Key, params: RelayParams, settings: StreamSettings) -> Tes
 
 
 def sequence_logits(tester: Tester, weights: PyTree, steps: StreamSteps) -> Float[Array, "T 2 K"]:
-    """The predictions of a content for every step of a stream: of its choice and of its result."""
+    """The predictions of a content for every step of a stream: of its choice and of its successor."""
     inputs = encode(tester.layout, steps, tester.settings.is_labeled).inputs
     logits = tester.predictor.query_sequence(weights, inputs)
     return logits.reshape(len(steps.kind), 2, -1)
 
 
 def last_logits(tester: Tester, weights: PyTree, streams: Sequence[StreamSteps]) -> Float[Array, "Q 2 K"]:
-    """The predictions for the last step of each stream, of its choice and of its result.
+    """The predictions for the last step of each stream, of its choice and of its successor.
 
     Shorter streams are padded at their end, where nothing that a causal content predicts before it can depend on it.
     """
@@ -204,7 +204,7 @@ def measure_first_choice(key: Key, tester: Tester, streams: TestStreams, weights
     last_layer = queries.repeat_links(split_lifetime_key(key).learn, tester.params, knowledge, NUM_FILLERS)
     repeated = queries.join(steps, *_repeat_first_links(tester, knowledge), last_layer)
     logits = sequence_logits(tester, weights, repeated)[len(steps.kind) :, 1, NUM_ACTIONS:]
-    results = repeated.result[len(steps.kind) :]
+    results = repeated.successor[len(steps.kind) :]
     is_counted = results >= 0
     is_looked_up = (jnp.argmax(logits, axis=-1) == results) & is_counted
     return {

@@ -47,8 +47,8 @@ def read_knowledge(params: RelayParams, steps: StreamSteps) -> Knowledge:
     link = jnp.where(steps.kind == CUT, -1, state * NUM_ACTIONS + steps.action)
     is_match = link[:, None] == jnp.arange(S * NUM_ACTIONS)  # [T, S A]
     last = jnp.max(jnp.where(is_match, jnp.arange(len(link))[:, None], -1), axis=0)
-    result = jnp.where(last >= 0, steps.result[last], 0).reshape(S, NUM_ACTIONS)
-    links = jnp.where(relay.is_last_layer(params)[:, None], jnp.maximum(result - S, 0), result)
+    successor = jnp.where(last >= 0, steps.successor[last], 0).reshape(S, NUM_ACTIONS)
+    links = jnp.where(relay.is_last_layer(params)[:, None], jnp.maximum(successor - S, 0), successor)
     cued = jnp.max(steps.observation)
     return Knowledge(links, (last >= 0).reshape(S, NUM_ACTIONS), jnp.where(cued >= S, cued, 0))
 
@@ -168,7 +168,7 @@ def join(*parts: StreamSteps) -> StreamSteps:
 
 def is_usable(params: RelayParams, steps: StreamSteps, knowledge: Knowledge) -> Bool[Array, ""]:
     """Whether a stream has shown every link and ends with an episode, so that another episode may follow."""
-    ends_episode = (steps.kind[-1] == CUT) | (steps.result[-1] >= relay.num_states(params))
+    ends_episode = (steps.kind[-1] == CUT) | (steps.successor[-1] >= relay.num_states(params))
     return ends_episode & jnp.all(knowledge.is_known)
 
 

@@ -2,8 +2,8 @@
 
 A stream is one lifetime in `relay` in which several members take turns: before each episode a member is drawn, and it
 makes the choices of that episode, while all members learn from everything that happens. Every step of the environment
-becomes two positions of the sequence. The first shows the step before (its state, action and result), the state and who
-chooses there; its target is the action. The second shows the state and the action; its target is the result, which is
+becomes two positions of the sequence. The first shows the step before (its state, action and successor), the state and who
+chooses there; its target is the action. The second shows the state and the action; its target is the successor, which is
 the next state or an outcome. Exposures have no choice, so only their results are targets. No reward enters the
 sequence.
 
@@ -71,7 +71,7 @@ class StreamSteps(NamedTuple):
     member: Int32[Array, "T"]  # index into MEMBERS of the agent that chooses
     observation: Int32[Array, "T"]  # a state, or the start with its cue
     action: Int32[Array, "T"]
-    result: Int32[Array, "T"]  # the next state, or S + an outcome; -1 where the step is cut
+    successor: Int32[Array, "T"]  # the next state, or S + an outcome; -1 where the step is cut
 
 
 class MixtureActivations(NamedTuple):
@@ -170,12 +170,12 @@ def sample_stream(key: Key, params: RelayParams, settings: StreamSettings) -> St
     state = agent.init(key, ())
     _, trajectory = rollout(key, agent, env, lambda outcome: outcome[0], state, params.num_steps, True)
     kind = trajectory.outcome[:, 2].astype(jnp.int32)
-    result = trajectory.outcome[:, 3].astype(jnp.int32)
-    return StreamSteps(kind, trajectory.info, trajectory.observation, trajectory.action, result)
+    successor = trajectory.outcome[:, 3].astype(jnp.int32)
+    return StreamSteps(kind, trajectory.info, trajectory.observation, trajectory.action, successor)
 
 
 def with_step_kinds(env: Environment) -> Environment:
-    """The environment whose outcomes also hold the kind of each step and its result, which steering does not read."""
+    """The environment whose outcomes also hold the kind of each step and its successor, which steering does not read."""
     num_states = env.spec.num_observations - 2
 
     def reset(key: Key) -> tuple[PyTree, TimeStep]:
@@ -187,8 +187,8 @@ def with_step_kinds(env: Environment) -> Environment:
         state, time_step = env.step(key, state, action)
         is_end = time_step.first & (time_step.discount == 0)
         outcome = jnp.round(time_step.outcome[0] * (NUM_OUTCOMES - 1)).astype(jnp.int32)
-        result = jnp.where(is_end, num_states + outcome, jnp.where(time_step.first, -1, time_step.observation))
-        added = jnp.stack([kind, result]).astype(jnp.float32)
+        successor = jnp.where(is_end, num_states + outcome, jnp.where(time_step.first, -1, time_step.observation))
+        added = jnp.stack([kind, successor]).astype(jnp.float32)
         return state, time_step._replace(outcome=jnp.append(time_step.outcome, added))
 
     return env._replace(reset=reset, step=step)
@@ -225,7 +225,7 @@ def encode(layout: Layout, steps: StreamSteps, is_labeled: Bool[Array, ""]) -> P
         is_labeled: Whether algorithm and goal of the member that chooses are inputs.
 
     Returns:
-        Leading axis L = 2 T on every leaf: for each step its choice, then its result.
+        Leading axis L = 2 T on every leaf: for each step its choice, then its successor.
     """
     T = steps.kind.shape[0]
     is_trial, is_cut = steps.kind == TRIAL, steps.kind == CUT
@@ -235,15 +235,15 @@ def encode(layout: Layout, steps: StreamSteps, is_labeled: Bool[Array, ""]) -> P
     kind = jnp.stack([is_trial, ~is_trial], axis=1).astype(jnp.float32)
     observation = one_hot(steps.observation, layout.num_states + 2)
     action = one_hot(steps.action, NUM_ACTIONS)
-    parts = [observation, action, one_hot(steps.result, layout.num_results)]
+    parts = [observation, action, one_hot(steps.successor, layout.num_results)]
     observed_step = jnp.concatenate(parts, axis=1) * (~is_cut)[:, None]
     step_before = jnp.concatenate([jnp.zeros((1, observed_step.shape[1])), observed_step[:-1]])
     start = (jnp.arange(T) == 0).astype(jnp.float32)[:, None]
     first, second = jnp.tile(jnp.eye(2)[:, None], (1, T, 1))
     choice = [first, kind, algorithm, goal, observation, 0 * action, step_before, start]
-    result = [second, kind, algorithm, goal, observation, action, 0 * step_before, 0 * start]
-    inputs = _interleave(jnp.concatenate(choice, axis=1), jnp.concatenate(result, axis=1))
-    target_index = _interleave(steps.action, NUM_ACTIONS + jnp.maximum(steps.result, 0))
+    successor = [second, kind, algorithm, goal, observation, action, 0 * step_before, 0 * start]
+    inputs = _interleave(jnp.concatenate(choice, axis=1), jnp.concatenate(successor, axis=1))
+    target_index = _interleave(steps.action, NUM_ACTIONS + jnp.maximum(steps.successor, 0))
     mask = _interleave(is_trial.astype(jnp.float32), (~is_cut).astype(jnp.float32))
     return PredictionBatch(inputs, target_index.astype(jnp.int32), jnp.ones(2 * T), mask)
 
