@@ -2,10 +2,10 @@
 
 A stream is one lifetime in `relay` in which several members take turns: before each episode a member is drawn, and it
 makes the choices of that episode, while all members learn from everything that happens. Every step of the environment
-becomes two positions of the sequence. The first shows the step before (its state, action and successor), the state and who
-chooses there; its target is the action. The second shows the state and the action; its target is the successor, which is
-the next state or an outcome. Exposures have no choice, so only their results are targets. No reward enters the
-sequence.
+becomes two positions of the sequence. The first shows the step before (its state, action and successor), the state and
+who chooses there; its target is the action. The second shows the state and the action; its target is the successor,
+which is the next state or an outcome. Exposures have no choice, so only their successors are targets. No reward enters
+the sequence.
 
 Letters: R runs, N streams, T steps, L = 2 T positions, I inputs, K classes, S states, A actions, M members.
 """
@@ -175,7 +175,7 @@ def sample_stream(key: Key, params: RelayParams, settings: StreamSettings) -> St
 
 
 def with_step_kinds(env: Environment) -> Environment:
-    """The environment whose outcomes also hold the kind of each step and its successor, which steering does not read."""
+    """The environment whose outcomes also hold kind and successor of each step, which steering does not read."""
     num_states = env.spec.num_observations - 2
 
     def reset(key: Key) -> tuple[PyTree, TimeStep]:
