@@ -107,6 +107,6 @@ def update_by_td(values: Float[Array, "S A"], step: TabularStep, rate: float) ->
     return values.at[link].set(interpolate(values[link], td_target(values, step), rate))
 
 
-def interpolate(value: Array, target: Array, rate: Array | float) -> Array:
-    """Returns a value moved towards a target: at rate 1 exactly the target, so that equal targets stay ties."""
-    return (1 - rate) * value + rate * target
+def interpolate(estimate: Array, target: Array, rate: Array | float) -> Array:
+    """Returns an estimate moved towards a target: at rate 1 exactly the target, so that equal targets stay ties."""
+    return (1 - rate) * estimate + rate * target

@@ -111,7 +111,7 @@ def run_cells(
             "num_updates": training.num_updates,
             "batch_size": training.batch_size,
             "measures": _means(values),
-            "num_streams": {name: int(value[1]) for name, value in values.items() if isinstance(value, tuple)},
+            "num_streams": {name: int(pair[1]) for name, pair in values.items() if isinstance(pair, tuple)},
             "curve": curve,
         }
 
@@ -179,5 +179,5 @@ def _run_key(seed: int, run_id: RunId) -> Key:
 
 def _means(values: Mapping[str, Any]) -> dict[str, float]:
     """The means of all measures, rounded; their numbers of streams are left out."""
-    means = {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
+    means = {name: mean[0] if isinstance(mean, tuple) else mean for name, mean in values.items()}
     return {name: round(float(np.asarray(mean)), DIGITS) for name, mean in means.items()}

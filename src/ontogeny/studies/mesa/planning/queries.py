@@ -181,4 +181,4 @@ def introduction_length(params: RelayParams) -> int:
 def _steps(*steps: tuple[int | Array, ...]) -> StreamSteps:
     """Steps from tuples in the order of the fields of `StreamSteps`."""
     columns = zip(*steps, strict=True)
-    return StreamSteps(*(jnp.stack([jnp.asarray(value, jnp.int32) for value in column]) for column in columns))
+    return StreamSteps(*(jnp.stack([jnp.asarray(field, jnp.int32) for field in column]) for column in columns))

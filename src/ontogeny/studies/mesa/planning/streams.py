@@ -141,8 +141,8 @@ def learn_all(
 
 def chosen_actions(learners: Sequence[TabularLearner], memories: Sequence[PyTree], observation: Array) -> Array:
     """The action of each member [M]."""
-    values = [learner.values(memory, observation) for learner, memory in zip(learners, memories, strict=True)]
-    return jnp.stack([jnp.argmax(value).astype(jnp.int32) for value in values])
+    action_values = [learner.values(memory, observation) for learner, memory in zip(learners, memories, strict=True)]
+    return jnp.argmax(jnp.stack(action_values), axis=1).astype(jnp.int32)
 
 
 def sample_stream(key: Key, params: RelayParams, settings: StreamSettings) -> StreamSteps:
