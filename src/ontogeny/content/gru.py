@@ -101,8 +101,8 @@ def hidden_logits(
         hidden = update_hidden(weights, jnp.where(is_start, 0.0, hidden), projected)
         return hidden, hidden
 
-    def edited_step(all_hidden: Array, step_inputs: tuple[Array, tuple[Array, Array]]) -> tuple[Array, None]:
-        t, step_inputs = step_inputs
+    def edited_step(all_hidden: Array, numbered_inputs: tuple[Array, tuple[Array, Array]]) -> tuple[Array, None]:
+        t, step_inputs = numbered_inputs
         hidden = jnp.where(t > 0, all_hidden[jnp.maximum(t - 1, 0)], 0.0)
         all_hidden = all_hidden.at[t].set(step(hidden, step_inputs)[0])
         return all_hidden if edit is None else all_hidden.at[t].set(edit(0, all_hidden)[t]), None
