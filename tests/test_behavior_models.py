@@ -73,7 +73,7 @@ def models_named(*names, models=None):
 def test_simulated_planners_that_forget_are_recovered_as_planners(rest):
     choices = simulate_two_step(plan_and_forget(rest=rest))
     mimic, planner = (
-        fit_model(model, choices.trials, estimate_transitions(choices), num_starts=12)
+        fit_model(model, choices.trials, estimate_transitions(choices), num_starts=6)
         for model in models_named("latent_state", "model_based")
     )
     difference = mimic.bic - planner.bic
@@ -106,7 +106,7 @@ def random_choices():
 def test_recovery_uses_the_fitted_parameters_of_the_subjects(random_choices):
     """Planners who choose at random cannot be recognized, whatever planners of other parameters would do."""
     models = models_named("repetition", "model_based")
-    result = compare_models(models, random_choices, num_groups=4, num_starts=12)
+    result = compare_models(models, random_choices, num_groups=4, num_starts=4)
     assert result.recovery.by_participant[1, 1] < 0.25 and result.recovery.by_participant[0, 0] > 0.8
     fitted = result.fits[1].unbounded_parameters
     simulations = result.simulations["model_based"]
@@ -121,7 +121,7 @@ def test_parameters_are_recovered_by_the_model_that_simulated_them():
     truth[:, 3] = np.linspace(-0.5, 0.5, 6)  # perseveration, from -2.3 to 2.3
     simulated = simulate_model(model, choices, truth, 1, seed=0)
     result = compare_models(
-        [model], replace_trials(choices, simulated.trials, simulated.participant), num_groups=4, num_starts=12
+        [model], replace_trials(choices, simulated.trials, simulated.participant), num_groups=4, num_starts=4
     )
     perseveration = result.recovery.parameters["model_based"]["perseveration"]
     assert perseveration.rank_correlation > 0.9 and perseveration.median_absolute_error < 0.5
@@ -187,14 +187,14 @@ BANDIT_MODELS = models_named("random_responding", "win_stay_lose_shift", "q_lear
 
 
 def test_the_verdict_on_learning_separates_learners_from_random_choosers(learners):
-    result = compare_models(BANDIT_MODELS, learners, num_groups=5, num_starts=12)
+    result = compare_models(BANDIT_MODELS, learners, num_groups=3, num_starts=4)
     verdict = judge_learning(BANDIT_MODELS, result, learners)
     assert verdict.verdict == "yes" and "explained" in verdict.reason
     assert verdict.by_participant.count("yes") > 4
     planning = judge_planning(BANDIT_MODELS, result, learners, analyze_stays(learners))
     assert planning.verdict == "undetermined" and "single step" in planning.reason
     responders = make_bandit(lambda random, history: int(random.random() < 0.6), 8, 300)
-    result = compare_models(BANDIT_MODELS, responders, num_groups=5, num_starts=12)
+    result = compare_models(BANDIT_MODELS, responders, num_groups=3, num_starts=4)
     verdict = judge_learning(BANDIT_MODELS, result, responders, analyze_better_choices(responders))
     assert verdict.verdict == "no" and verdict.gain is not None and verdict.gain.high < 0.01
 
@@ -202,7 +202,7 @@ def test_the_verdict_on_learning_separates_learners_from_random_choosers(learner
 def test_learning_of_an_arm_that_stays_the_best_is_not_taken_for_a_preference():
     """Models cannot tell this, as a preference explains all later choices; the learning curve can."""
     choices = make_bandit(partial(learn_values, learning_rate=0.03), 16, 60, hazard=0.0)
-    result = compare_models(BANDIT_MODELS, choices, num_groups=1, num_starts=12)
+    result = compare_models(BANDIT_MODELS, choices, num_groups=1, num_starts=4)
     better = analyze_better_choices(choices)
     assert better.gain.low > 0.02
     assert judge_learning(BANDIT_MODELS, result, choices, better).verdict == "yes"
@@ -220,7 +220,7 @@ def test_better_choices_that_grow_by_win_stay_lose_shift_are_no_learning():
             lines.append(f"s{participant},{session},{trial},{arm},{reward},{int(arm == better)}")
             arm = random.integers(2) if random.random() < 0.05 else arm if reward else 1 - arm
     choices = reading.read_choices(Path("choices.csv"), text="\n".join(lines) + "\n")
-    result = compare_models(BANDIT_MODELS, choices, num_groups=1, num_starts=12)
+    result = compare_models(BANDIT_MODELS, choices, num_groups=1, num_starts=4)
     better_choices = analyze_better_choices(choices)
     assert better_choices.gain.low > 0.02
     assert judge_learning(BANDIT_MODELS, result, choices, better_choices).verdict != "yes"
@@ -234,7 +234,7 @@ def test_a_mimic_is_not_called_a_planner():
     choices = replace_trials(start, mimics.trials, mimics.participant)
     stays = analyze_stays(choices)
     assert stays.contrasts["interaction"].low > 0  # it looks like planning
-    result = compare_models(models, choices, num_groups=3, num_starts=12)
+    result = compare_models(models, choices, num_groups=2, num_starts=4)
     assert judge_planning(models, result, choices, stays).verdict != "yes"
     assert judge_learning(models, result, choices).verdict == "yes"
 
@@ -243,7 +243,7 @@ def test_a_verdict_of_planning_needs_impostors_that_are_recognized():
     """Evidence for planning is no "yes" where simulated mimics would give the same evidence."""
     choices = simulate_two_step(plan_and_forget(0.4, 0.05), 8, 200)
     models, stays = models_named("repetition", "latent_state", "model_based"), analyze_stays(choices)
-    result = compare_models(models, choices, num_groups=3, num_starts=12)
+    result = compare_models(models, choices, num_groups=2, num_starts=4)
     bic = np.array(result.simulation_bic)
     bic[:, 2] = bic[:, :2].min(axis=1) + 50  # planning never explains a simulated participant best
     clear = result._replace(simulation_bic=bic)
@@ -261,7 +261,7 @@ def test_planning_of_one_participant_needs_an_interaction_over_its_trials():
     bic[:, 2] = 50.0  # no simulated participant is taken for a planner, and this one is
     for choose, expected in ((plan_and_forget(0.4, 0.05), "yes"), (lambda r, h: int(r.integers(2)), "undetermined")):
         choices = simulate_two_step(choose, 1, 200)
-        fits = [fit_model(model, choices.trials, estimate_transitions(choices), num_starts=12) for model in models]
+        fits = [fit_model(model, choices.trials, estimate_transitions(choices), num_starts=6) for model in models]
         fits = [fit._replace(bic=fit.bic - 500 * (fit.model == "model_based")) for fit in fits]
         comparison = ModelComparison(fits, None, {}, bic)  # without recovery and simulations
         assert judge_planning(models, comparison, choices, analyze_stays(choices)).verdict == expected
