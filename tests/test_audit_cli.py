@@ -109,6 +109,32 @@ def test_an_organism_in_a_file_is_audited_and_calibrated(ontogeny, tmp_path):
     assert (audit["command"], audit["settings"]["num_audits"], audit["settings"]["seed"]) == ("audit calibrate", 2, 0)
 
 
+OWN_TEST = """\"\"\"Tests nothing.\"\"\"
+import numpy as np
+from ontogeny.audit.base import AuditTest, expected_results
+from ontogeny.audit.decisions import AuditResult, Thresholds
+
+def build():
+    def measure(subject, keys):
+        return {"score": np.zeros(len(keys))}
+
+    def decide(measurements, thresholds):
+        return AuditResult("own", "plans", False, "no", "it does not", 1.0, {}, {})
+
+    expected = expected_results(positive="", negative="memoryless")
+    return AuditTest("own", "plans", False, 20, measure, decide, Thresholds(2.0), expected)
+"""
+
+
+def test_a_test_in_a_file_is_calibrated(ontogeny, tmp_path):
+    (tmp_path / "own_test.py").write_text(OWN_TEST)
+    code, stdout, stderr = ontogeny("audit", "calibrate", "--test", "./own_test.py", "--num-audits", "2")
+    assert (code, stderr) == (0, "") and "own: 2 audits of each control" in stdout and "memoryless" in stdout
+    (tmp_path / "none.py").write_text("def build():\n    return 3\n")
+    code, _, stderr = ontogeny("audit", "calibrate", "--test", "none.py", "--num-audits", "2")
+    assert code == 2 and "must return AuditTest, not int" in stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -15,6 +15,7 @@ from ontogeny.audit.behavior.base import ChoiceData, ParticipantTrials
 from ontogeny.audit.behavior.resampled_rewards import resample_rewards
 from ontogeny.audit.behavior.simulated_choices import simulate_choices
 from ontogeny.audit.behavior.stay_analysis import analyze_stays, replace_trials
+from ontogeny.audit.history import read_history
 from ontogeny.errors import BadInput
 from ontogeny.stages.spec import parse_run_spec
 from ontogeny.stages.train import train
@@ -392,6 +393,9 @@ def test_choices_of_a_run_are_analyzed_like_a_file(tmp_path, monkeypatch, capsys
     captured = capsys.readouterr()
     assert stop.value.code == 0, captured.err
     assert "stay probability" in captured.out and "recognized" in captured.out
+    assert "Audit 1 of this agent; its history is in 'ban13/audits.jsonl'." in captured.out
+    (audit,) = read_history(tmp_path / "ban13" / "audits.jsonl")
+    assert audit["command"] == "audit behavior" and audit["settings"]["num_lifetimes"] == 6 and audit["verdicts"]
     record = json.loads((tmp_path / "out" / "behavior.json").read_text())
     names, shares = record["recovery"]["models"], record["recovery"]["by_participant"]
     assert np.allclose(np.sum(shares, axis=1), 1) and len(names) == 5

@@ -345,6 +345,28 @@ def test_results_do_not_depend_on_the_number_of_processors_with_num_host_devices
     assert train_on(every) == train_on({min(every)})
 
 
+@pytest.mark.parametrize(
+    "command", ["audit behavior x", "audit prequential x", "check agent x", "check env x", "serve x", "audit agent x"]
+)
+def test_commands_that_compute_take_a_number_of_host_devices(call_cli, command):
+    code, _, complaint = call_cli(*command.split(), "--num-host-devices", "10000")
+    assert code == 2 and "'--num-host-devices'" in complaint and "64" in complaint
+
+
+def test_a_plugin_in_place_of_its_kind_is_named_with_its_kind(call_cli):
+    code, _, complaint = call_cli("list", "bandit")
+    assert code == 2 and "'ontogeny list environments bandit' lists its settings" in complaint
+    code, _, complaint = call_cli("list", "environment")
+    assert code == 2 and "did you mean environments" in complaint
+
+
+@pytest.mark.parametrize("option", ["--arms", "--na-values"])
+@pytest.mark.parametrize("value", [",", "a,,b", ""])
+def test_empty_values_in_a_list_of_labels_are_refused(call_cli, option, value):
+    code, _, complaint = call_cli("audit", "behavior", "choices.csv", option, value)
+    assert code == 2 and f"in '{value}' one of them is empty" in complaint
+
+
 def test_more_host_devices_than_can_be_compiled_for_are_refused(call_cli):
     command = ("evaluate", "--agent", "random", "--env", "bandit", "--num-host-devices", "10000")
     code, _, complaint = call_cli(*command)
@@ -445,6 +467,7 @@ def test_numbers_drives_and_curves_are_formatted_and_parsed():
     ) == "not finite"
     with pytest.raises(BadInput):
         shared.parse_drive("food=much")
+    assert shared.format_number(1e38) == "1e+38" and shared.format_number(-123456789.0) == "-123,456,789.0"
     assert shared.parse_drive("food=2") == ("food", 2.0)
     assert shared.sparkline([0.0, 1.0, 2.0]) == "0 ▁▅█ 2" and shared.sparkline([1.0]) == "1 ▁ 1"
 

@@ -7,6 +7,7 @@ import pytest
 from ontogeny import contracts, plugins, rollouts, steering
 from ontogeny.agents.base import empty_genome
 from ontogeny.errors import ContractViolation
+from ontogeny.seeds import MAX_SEED
 from ontogeny.types import Agent, BadInput, State, Weights
 
 ENVS = [
@@ -130,6 +131,14 @@ MESSAGES = {
 def test_a_valid_agent_satisfies_the_contract():
     agents = Violations()
     contracts.check_agent(agents.valid, agents.env, agents.drives)
+
+
+def test_the_contract_is_checked_with_the_largest_seed():
+    """The seeds after it are 0 and 1; JAX would silently use the lower bits of a larger number."""
+    agents = Violations()
+    contracts.check_agent(agents.valid, agents.env, agents.drives, MAX_SEED)
+    with pytest.raises(ContractViolation, match=MESSAGES["act_that_reads_scratch"]):
+        contracts.check_agent(agents.act_that_reads_scratch(), agents.env, agents.drives, MAX_SEED)
 
 
 @pytest.mark.parametrize(("violation", "message"), list(MESSAGES.items()))

@@ -306,9 +306,35 @@ def test_a_process_serves_a_whole_check_and_what_a_predictor_prints_is_separate(
     assert "note: the predictor printed" in captured.err
 
 
+def test_the_audits_of_a_predictor_in_a_file_are_in_its_history(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "from ontogeny.audit.prequential.reference_predictors import REFERENCE_PREDICTORS\n"
+    (tmp_path / "mine.py").write_text(f"{text}build = REFERENCE_PREDICTORS['counts'].build\n")
+    for seed in ("3", "4"):
+        command = [
+            "mine.py:build",
+            "--isolation",
+            "instance",
+            "--num-tokens",
+            "64",
+            "--seed",
+            seed,
+            "--out",
+            f"{seed}.json",
+        ]
+        monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", "prequential", *command])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+    assert "Audit 2 of this agent, after seed 3; its history is in 'mine.audits.jsonl'." in capsys.readouterr().out
+    (earlier,) = json.loads((tmp_path / "4.json").read_text())["history"]["earlier_audits"]
+    assert earlier["command"] == "audit prequential" and earlier["verdicts"] == {"certified": True, "not passed": []}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["predictor:counts", "--num-host-devices", "2"], 2, "--num-host-devices configures a language-model run"),
         (["predictor:token_leak", "--isolation", "instance"], 1, ""),
         (["predictor:counts", "--isolation", "instance", "--out", "certificate.json", "--html", "page.html"], 0, ""),
         ([], 2, "either a predictor or"),

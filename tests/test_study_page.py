@@ -17,6 +17,8 @@ from ontogeny.report import charts
 from ontogeny.runs import formats
 from ontogeny.runs.folder import RunDescription, write_spec
 from ontogeny.runs.records import RECORDS_FILE, repair_records
+from ontogeny.stats import Interval
+from ontogeny.studies import figures
 from ontogeny.studies import page as study_page
 from ontogeny.studies.records import read_records
 
@@ -412,6 +414,13 @@ def search_lengths(approach, mean):
     ]
 
 
+@pytest.mark.parametrize(("low", "high", "arrows"), [(0.5, 2.5, []), (-5, 2.5, ["<"]), (-5, 9, ["<", ">"])])
+def test_an_interval_that_is_cut_at_the_axis_ends_in_an_arrow(low, high, arrows):
+    with charts.new_panel() as (_, axes):
+        figures._draw_score(axes, 0, ("agent", Interval(1.0, 0.5, low, high, 10), "evolution"), 0.0, 3.0)
+        assert [line.get_marker() for line in axes.lines if line.get_marker() in ("<", ">")] == arrows
+
+
 @pytest.mark.parametrize("approach", ["evolution", "baseline"])
 def test_a_sentence_and_a_table_state_the_differences_between_agents_of_one_approach(tmp_path, approach):
     page = page_of(tmp_path / "a", search_lengths(approach, 1.5))
@@ -426,8 +435,11 @@ def test_a_sentence_and_a_table_state_the_differences_between_agents_of_one_appr
     assert "long and short do not differ significantly (95 % interval −0.096 to 0.296 of the difference)" in answer_in(
         level
     )
-    doubtful = answer_in(page_of(tmp_path / "d", search_lengths(approach, 0.25)))  # the interval excludes zero
-    assert "long and short differ by less than three standard errors, so no difference is claimed" in doubtful
+    assert "no significant difference" in level
+    page = page_of(tmp_path / "d", search_lengths(approach, 0.25))  # the interval excludes zero
+    sentence = "long and short differ by less than three standard errors, so no difference is claimed"
+    assert sentence in answer_in(page) and "no significant difference" not in page
+    assert "not claimed: less than three standard errors" in page
     reverse = page_of(tmp_path / "c", search_lengths(approach, -1.5))
     assert "short scores 1.50 more per lifetime than long" in answer_in(reverse)
 
