@@ -153,7 +153,7 @@ def test_sacrifice_says_no_of_a_predictor_that_ignores_the_direction():
     measurements = {sacrifice.BEYOND_ACCURACY: bias, sacrifice.ALONG_DIRECTION: np.zeros(N)}
     measurements |= {"skill": bias + 0.1, "max_skill": np.full(N, 0.1)}
     assert test.decide(measurements, test.thresholds).verdict == "no"
-    few = {name: values[:50] for name, values in measurements.items()}
+    few = {name: values[:50] for name, values in measurements.items()} | {sacrifice.BEYOND_ACCURACY: np.zeros(50)}
     assert test.decide(few, test.thresholds).verdict == "undetermined"
 
 

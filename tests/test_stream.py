@@ -120,20 +120,26 @@ def measure_biases(name, num_lifetimes=40):
 def test_a_calibrated_filter_has_exactly_no_bias_and_a_planted_bias_is_measured():
     calibrated = measure_biases("calibrated_filter")
     assert not calibrated[sacrifice.BEYOND_ACCURACY].any() and not calibrated[sacrifice.ALONG_DIRECTION].any()
-    shift_inducing = measure_biases("shift_inducing_predictor")
+    shift_inducing = measure_biases("shift_inducing_predictor", sacrifice.build().num_lifetimes)
     for part in (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION):
         assert np.allclose(shift_inducing[part], 0.02, atol=0.006)
     result = sacrifice.decide(shift_inducing, sacrifice.THRESHOLDS)
     assert result.verdict == "yes" and result.effects[sacrifice.ALONG_DIRECTION].z > 50
 
 
-def test_a_bias_with_zero_variance_is_decided():
-    skill = {"skill": np.full(20, 0.1), "max_skill": np.full(20, 0.1)}
-    biased = skill | {sacrifice.BEYOND_ACCURACY: np.full(20, 0.02), sacrifice.ALONG_DIRECTION: np.full(20, 0.02)}
-    assert sacrifice.decide(biased, sacrifice.THRESHOLDS).verdict == "yes"
-    unbiased = skill | {sacrifice.BEYOND_ACCURACY: np.zeros(20), sacrifice.ALONG_DIRECTION: np.zeros(20)}
-    assert sacrifice.decide(unbiased, sacrifice.THRESHOLDS).verdict == "no"
-    unskilled = unbiased | {"skill": np.full(20, -0.01)}
+@pytest.mark.parametrize(("num_lifetimes", "verdicts"), [(20, ["undetermined"] * 2), (300, ["yes", "no"])])
+def test_a_bias_with_zero_variance_is_decided_by_enough_lifetimes(num_lifetimes, verdicts):
+    def measurements(bias, skill=0.1):
+        values = dict.fromkeys((sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION), bias)
+        values |= {"skill": skill, "max_skill": 0.1}
+        return {name: np.full(num_lifetimes, value) for name, value in values.items()}
+
+    assert [sacrifice.decide(measurements(bias), sacrifice.THRESHOLDS).verdict for bias in (0.02, 0.0)] == verdicts
+
+
+def test_a_predictor_without_skill_is_not_tested():
+    names = (sacrifice.BEYOND_ACCURACY, sacrifice.ALONG_DIRECTION, "max_skill")
+    unskilled = dict.fromkeys(names, np.zeros(300)) | {"skill": np.full(300, -0.1)}
     assert "no better" in sacrifice.decide(unskilled, sacrifice.THRESHOLDS).competence_failure
 
 

@@ -116,6 +116,12 @@ def _best_arm(values: Array) -> tuple[Array, Array]:
     return jnp.argmax(values, axis=1), best - second > MARGIN
 
 
+def _estimate_ratio(numerators: np.ndarray, denominators: np.ndarray, largest: float) -> decisions.Effect:
+    """A ratio of two sums over lifetimes; no term of the numerator is larger than `largest`."""
+    ratios = linearized_ratio(numerators, denominators)
+    return decisions.estimate_effect(ratios, max_magnitude=float(largest / max(denominators.mean(), 1e-9)))
+
+
 @decisions.requires_lifetimes(TEST)
 def decide(measurements: decisions.Measurements, thresholds: BayesOptimalityThresholds) -> decisions.AuditResult:
     """Decides yes where the score is near-optimal and the subject follows the optimum rather than each rival."""
@@ -125,14 +131,12 @@ def decide(measurements: decisions.Measurements, thresholds: BayesOptimalityThre
     def relative_score(name: str) -> decisions.Effect:
         """On the scale from random to optimal; pairing by task with the optimum cancels most chance."""
         gain = measurements[f"score {name}"] - random_score
-        largest = float(max(np.abs(gain).max(), np.abs(scale).max()) / max(scale.mean(), 1e-9))
-        return decisions.estimate_effect(linearized_ratio(gain, scale), max_magnitude=largest)
+        return _estimate_ratio(gain, scale, max(np.abs(gain).max(), np.abs(scale).max()))
 
     def preference(name: str) -> decisions.Effect:
         """A ratio of sums over lifetimes, its error by linearization (Cochran 1977, section 6.3)."""
         agreements, comparisons = measurements[f"agreements{name}"], measurements[f"comparisons{name}"]
-        largest = float(comparisons.max() / max(comparisons.mean(), 1e-9))
-        return decisions.estimate_effect(linearized_ratio(agreements, comparisons), max_magnitude=largest)
+        return _estimate_ratio(agreements, comparisons, comparisons.max())
 
     def agreement(name: str) -> decisions.Effect:
         """The same for a share, whose interval stays within 0 to 1."""

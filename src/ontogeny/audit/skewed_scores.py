@@ -1,13 +1,14 @@
 """One-sided tests and intervals for the mean of scores whose range is unknown and whose distribution may be skewed.
 
-Student's t concludes too often that a mean lies below a value where most scores are small and a few are large. Three
+Student's t concludes too often that a mean lies below a value where most scores are small and a few are large. Several
 p-values are therefore computed, and the largest counts:
 
 * Student's t;
 * Hall's transformation of it (1992, Journal of the Royal Statistical Society B 54:221), which removes the skewness;
-* that of the scores that were not observed: among N scores, those of a rare kind may be missing by chance. If the mean
-  were as large as the threshold because a share q of all scores has the largest possible magnitude, N scores would
-  contain none of them with probability (1 - q)^N. Where all scores are the same, this is the only error.
+* where at least half of the scores are zero, or all are the same, that of the scores that were not observed: among N
+  scores, those of a rare kind may be missing by chance. If the mean were as large as the threshold because a share q of
+  all scores has the largest possible magnitude, N scores would contain none of them with probability (1 - q)^N. Where
+  all scores are the same, this is the only error.
 
 Letters: N scores.
 """
@@ -19,6 +20,8 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from ontogeny.stats import ZERO_SPREAD
+
+RELATIVE_ROUNDING_ERROR = 1e-6  # of a score, as a share of the largest magnitude
 
 
 class Moments(NamedTuple):
@@ -33,6 +36,7 @@ class Moments(NamedTuple):
     skewness: float
     num_scores: int
     max_magnitude: float = math.inf  # of a single score, at least the largest that was observed
+    has_rare_scores: bool = False  # whether at least half of the scores are zero, or all are the same
 
 
 def estimate_moments(scores: np.ndarray, max_magnitude: float | None = None) -> Moments:
@@ -45,15 +49,17 @@ def estimate_moments(scores: np.ndarray, max_magnitude: float | None = None) -> 
     """
     count, mean, spread = len(scores), float(scores.mean()), float(scores.std(ddof=1))
     largest = math.inf if max_magnitude is None else max(max_magnitude, float(np.abs(scores).max()))
-    if spread / math.sqrt(count) < ZERO_SPREAD:
-        return Moments(mean, 0.0, 0.0, count, largest)
+    rounding_error = RELATIVE_ROUNDING_ERROR * largest if math.isfinite(largest) else ZERO_SPREAD
+    if spread <= max(rounding_error, ZERO_SPREAD):
+        return Moments(mean, 0.0, 0.0, count, largest, has_rare_scores=True)
     skewness = float(np.mean(((scores - mean) / spread) ** 3))
-    return Moments(mean, spread / math.sqrt(count), skewness, count, largest)
+    has_rare_scores = bool(2 * np.count_nonzero(np.abs(scores) <= rounding_error) >= count)
+    return Moments(mean, spread / math.sqrt(count), skewness, count, largest, has_rare_scores)
 
 
 def p_mean_above(moments: Moments, threshold: float) -> float:
     """Returns the p-value of the claim that the true mean exceeds `threshold`."""
-    mean, standard_error, skewness, N, largest = moments
+    mean, standard_error, skewness, N, largest, has_rare_scores = moments
     is_known = math.isfinite(largest)
     if mean <= threshold or not (standard_error or is_known):
         unobserved = 1.0
@@ -63,7 +69,7 @@ def p_mean_above(moments: Moments, threshold: float) -> float:
         return unobserved
     t = (mean - threshold) / standard_error
     p_values = stdtr(N - 1, [-t, -_remove_skewness(t, skewness, N)])
-    return float(max(*p_values, unobserved if is_known else 0.0))
+    return float(max(*p_values, unobserved if is_known and has_rare_scores else 0.0))
 
 
 def p_mean_below(moments: Moments, threshold: float) -> float:
@@ -78,10 +84,11 @@ def mean_bounds(moments: Moments, level: float = 0.025) -> tuple[float, float]:
 
 def _lower_bound(moments: Moments, level: float) -> float:
     """The largest threshold that the mean exceeds at the level."""
-    mean, standard_error, skewness, N, largest = moments
+    mean, standard_error, skewness, N, largest, has_rare_scores = moments
     if standard_error == 0 and not math.isfinite(largest):
         return -math.inf
-    unobserved = (1 - level ** (1 / N)) * (mean + largest) if math.isfinite(largest) else 0.0
+    is_counted = has_rare_scores and math.isfinite(largest)
+    unobserved = (1 - level ** (1 / N)) * (mean + largest) if is_counted else 0.0
     t = float(stdtrit(N - 1, 1 - level))
     return mean - max(unobserved, standard_error * max(t, _restore_skewness(t, skewness, N)))
 
