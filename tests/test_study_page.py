@@ -414,11 +414,11 @@ def search_lengths(approach, mean):
     ]
 
 
-@pytest.mark.parametrize(("low", "high", "arrows"), [(0.5, 2.5, []), (-5, 2.5, ["<"]), (-5, 9, ["<", ">"])])
-def test_an_interval_that_is_cut_at_the_axis_ends_in_an_arrow(low, high, arrows):
+@pytest.mark.parametrize(("low", "high", "triangles"), [(0.5, 2.5, []), (-5, 2.5, ["<"]), (-5, 9, ["<", ">"])])
+def test_an_interval_that_is_cut_at_the_axis_ends_in_a_triangle(low, high, triangles):
     with charts.new_panel() as (_, axes):
         figures._draw_score(axes, 0, ("agent", Interval(1.0, 0.5, low, high, 10), "evolution"), 0.0, 3.0)
-        assert [line.get_marker() for line in axes.lines if line.get_marker() in ("<", ">")] == arrows
+        assert [line.get_marker() for line in axes.lines if line.get_marker() in ("<", ">")] == triangles
 
 
 @pytest.mark.parametrize("approach", ["evolution", "baseline"])

@@ -39,7 +39,7 @@ def draw_scores(
 ) -> Markup:
     """Draw the scores of one environment with 95 % intervals, the best on top.
 
-    An interval that goes on beyond the axis ends in an arrow.
+    An interval that goes on beyond the axis ends in a triangle.
 
     Args:
         name: Prefix of the element ids, unique on the page.
@@ -105,7 +105,7 @@ def _draw_score(axes: Axes, y: float, entry: Entry, left: float, right: float) -
         axes.plot([score.low, score.high], [y, y], "-", color=color, lw=2, solid_capstyle="round")
         axes.plot([score.mean], [y], APPROACH_MARKERS[approach], ms=4.8, color=color, mec=color)
         for x, marker, is_cut in ((0.0, "<", score.low < left), (1.0, ">", score.high > right)):
-            if is_cut:  # an arrow shows that the interval goes on
+            if is_cut:  # a triangle shows that the interval goes on
                 axes.plot([x], [y], marker, ms=5, color=color, transform=axes.get_yaxis_transform(), clip_on=False)
 
 
