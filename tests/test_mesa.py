@@ -26,6 +26,7 @@ TINY = budgets()["small"]._replace(
     num_segments=12,
     num_lifetimes=16,
     searches={"linear": SearchBudget(4, 2, 2)},
+    planning=None,
 )
 MIN_EFFECTS = measurements.min_effects()
 

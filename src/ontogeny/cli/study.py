@@ -7,6 +7,7 @@ import typer
 
 from ontogeny.cli.jax_setup import configure_jax
 from ontogeny.cli.shared import Device, NumHostDevices, check_seed_option
+from ontogeny.errors import BadInput
 
 
 def study(
@@ -20,7 +21,10 @@ def study(
     seed: Annotated[
         int | None, typer.Option(help="Seed to use instead of the one in the TOML file.", callback=check_seed_option)
     ] = None,
-    small: Annotated[bool, typer.Option("--small", help="Run the version of `mesa` that takes two minutes.")] = False,
+    size: Annotated[
+        str | None, typer.Option(help="Size of `mesa`: full (default), small, brief, or planning, its main part alone.")
+    ] = None,
+    small: Annotated[bool, typer.Option("--small", help="The same as --size small, which takes minutes.")] = False,
     device: Device = None,
     num_host_devices: NumHostDevices = None,
 ) -> None:
@@ -31,7 +35,9 @@ def study(
     configure_jax(device, num_host_devices)
     from ontogeny import studies
 
-    studies.run(spec, out, seed, "small" if small else "")
+    if small and size not in (None, "small"):
+        raise BadInput("--small and --size name two sizes; use one of them")
+    studies.run(spec, out, seed, "small" if small else size or "")
 
 
 def report(

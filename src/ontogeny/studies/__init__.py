@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ontogeny import plugins
 from ontogeny.errors import BadInput
 from ontogeny.runs.formats import STUDY
 from ontogeny.seeds import check_seed
@@ -28,10 +29,13 @@ def run(study: str | Path | None = None, out: Path | None = None, seed: int | No
     if kind is None:
         if size:
             names = [name for name, kind in study_kinds().items() if size in kind.sizes]
-            raise BadInput(f"--{size} applies to a registered study only: ontogeny study {' or '.join(names)} --{size}")
+            known = f": ontogeny study {' or '.join(names)} --size {size}" if names else ""
+            raise BadInput(f"--size and --small apply to a registered study only{known}")
         from ontogeny.studies.runner import run_study
 
         return run_study(study, out or Path("studies/default"), seed)
+    if size and size not in kind.sizes:
+        raise plugins.unknown_name_error("size", size, list(kind.sizes))
     seed = check_seed(0 if seed is None else seed)
     return kind.run(size or kind.sizes[0], out or Path("studies") / kind.name, seed, None)
 

@@ -21,6 +21,7 @@ from ontogeny.studies.pairwise import (
 )
 
 PAIR_HEADS = ("first agent", "second agent", "difference (95 % interval)", "higher")
+LONG_WORK = ("development/", "planning/")  # how the ids of measurements begin that take long
 HEADS = ("agent", "score", "± se", "95 % interval", "published", "training steps")
 
 
@@ -78,12 +79,12 @@ class ProgressDisplay:
             self.bars.start()
 
     def _show_work(self, event: StudyEvent) -> None:
-        """Announces the next measurement; without a terminal only a development, which takes long."""
+        """Announces the next measurement; without a terminal only what takes long."""
         if self.is_terminal:
             self.bars.update(self.study_bar, completed=event.num_done, total=event.num_total)
             self.bars.reset(self.work_bar, description=event.text, total=None, visible=True, rate="")
             self.work_start_time = time.perf_counter()
-        elif event.text.startswith("development/"):
+        elif event.text.startswith(LONG_WORK):
             self._print(event.text)
 
     def _show_progress(self, event: StudyEvent) -> None:

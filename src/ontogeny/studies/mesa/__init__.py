@@ -1,4 +1,4 @@
-"""The mesa study: does learned content come to contain an optimizer of its own, and from what capacity on?"""
+"""The mesa study: does content that only predicts come to contain a planner, or an optimizer of its own?"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,9 +34,9 @@ def _render_section(folder: Path) -> "Section":
 
 STUDY_KIND = StudyKind(
     name="mesa",
-    description="Does learned content come to contain an optimizer of its own?",
+    description="Does learned content come to contain a planner, or an optimizer of its own?",
     run_kind=MESA_STUDY,
-    sizes=("full", "small", "brief"),
+    sizes=("full", "small", "brief", "planning"),
     run=_run,
     write_page=_write_page,
     render_section=_render_section,

@@ -1,4 +1,7 @@
-"""Budgets of the mesa study: which contents, how many runs of each, and how long each is trained and audited."""
+"""Budgets of the mesa study: which contents, how many runs of each, and how long each is trained and audited.
+
+The size `planning` is the planning experiment of the full study without anything else.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -6,6 +9,7 @@ from typing import NamedTuple
 
 from ontogeny import plugins
 from ontogeny.studies.mesa.distilled import TEACHERS
+from ontogeny.studies.mesa.planning.schedule import PlanningBudget, planning_budgets
 
 CONDITIONS = ("active", "sham")  # in a sham no report changes the environment; chance does
 
@@ -37,6 +41,7 @@ class MesaBudget(NamedTuple):
         teachers: Organisms from which networks are distilled.
         num_updates: Updates in each stage of the curriculum of a distillation.
         evolved: Agent, environment and development of the agents that are evolved from scratch.
+        planning: The planning experiment; None leaves it out.
     """
 
     name: str
@@ -54,6 +59,7 @@ class MesaBudget(NamedTuple):
     teachers: tuple[str, ...] = ()
     num_updates: int = 0
     evolved: tuple[tuple[str, str, str], ...] = ()
+    planning: PlanningBudget | None = None
 
     def conditions(self, training: str) -> tuple[str, ...]:
         """The conditions of a training, `prediction` or `return`."""
@@ -81,7 +87,8 @@ EVOLVED = (
     (DENSE, "chain", DENSE_SEARCH.format(16, 200)),
     (CELLS, "chain", CELLS_SEARCH.format(16, 60) + ",learning_rate=0.03"),
 )
-MINUTES = {"full": 60, "small": 2, "brief": 2}  # on two idle cores
+MINUTES = {"full": 60, "small": 2, "brief": 2, "planning": 0}  # on two idle cores, without the planning experiment
+MINUTES_OF_BRIEF_PLANNING = 2
 
 
 def content_keys() -> dict[str, int]:
@@ -110,6 +117,7 @@ def budgets() -> dict[str, MesaBudget]:
         organisms=("win_stay", "td_one", "td_zero", "successor", "latent_state_learner", "planner"),
         teachers=TEACHERS,
         evolved=EVOLVED,
+        planning=planning_budgets()["full"],
     )
     small = MesaBudget(
         "small",
@@ -123,6 +131,7 @@ def budgets() -> dict[str, MesaBudget]:
             "linear": SearchBudget(32, 16, 30),
             "gru": SearchBudget(32, 16, 50),
         },
+        planning=planning_budgets()["brief"],
     )
     brief = small._replace(
         name="brief",
@@ -131,4 +140,24 @@ def budgets() -> dict[str, MesaBudget]:
         num_lifetimes=100,
         searches={"table": SearchBudget(16, 16, 10), "gru": SearchBudget(32, 16, 40)},
     )
-    return {budget.name: budget for budget in (full, small, brief)}
+    planning = MesaBudget(
+        "planning",
+        num_runs=full.num_runs,
+        has_evolution_sham=False,
+        contents=(),
+        num_segments=0,
+        num_lifetimes=0,
+        searches={},
+        planning=full.planning,
+    )
+    return {budget.name: budget for budget in (full, small, brief, planning)}
+
+
+def estimate_minutes(budget: MesaBudget) -> float:
+    """Minutes of a named size on two idle cores, about; 0 for a budget without a name of its own."""
+    if budget.name not in MINUTES:
+        return 0
+    planning = budget.planning
+    if planning is None:
+        return MINUTES[budget.name]
+    return MINUTES[budget.name] + (MINUTES_OF_BRIEF_PLANNING if planning.is_brief else planning.core_hours * 60 / 2)

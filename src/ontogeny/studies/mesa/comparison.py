@@ -25,6 +25,8 @@ FORMER_EFFECTS = ("reset", "yoked", "accumulation")  # those of "learns" in reco
 MIN_COMPETENCE = {"objective": 0.0, "plans": 0.75}  # relative skill; optimal action rate without a change
 VERDICTS = ("yes", "no", "undetermined")
 SCHEMA = {  # required keys by kind of record
+    "planning_example": ("depth", "width", "num_outcomes", "links", "episodes", "change", "best_paths"),
+    "planning_run": ("cell", "run_index", "num_parameters", "num_updates", "measures", "num_streams", "curve"),
     "training": ("content", "num_parameters", "num_runs", "num_steps"),
     "stream_audit": (
         *("content", "training", "condition", "run_index", "num_parameters", "relative_skill", "objective", "learns"),

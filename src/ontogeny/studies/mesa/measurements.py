@@ -1,5 +1,7 @@
 """The measurements of the mesa study: each trains or audits something and yields its records.
 
+The planning experiment comes first; its runs are described in `planning`. The rest is as follows.
+
 Contents are trained in two ways: by prediction within one lifetime, with code around them (genome = ML code), and on
 the agent's own return by evolution (the positive control). Each has a sham, in which no report changes an item. The
 audit tests every run with frozen weights. The unit of inference is a run.
@@ -25,6 +27,9 @@ from ontogeny.studies.mesa import capacity, fingerprint
 from ontogeny.studies.mesa.budgets import MesaBudget, content_keys
 from ontogeny.studies.mesa.capacity import Measurements
 from ontogeny.studies.mesa.distilled import OnWork, load_or_train
+from ontogeny.studies.mesa.planning.example import EXAMPLE_ID, measure_example
+from ontogeny.studies.mesa.planning.experiment import record_id, run_cells
+from ontogeny.studies.mesa.planning.schedule import PlanningBudget, list_run_groups
 from ontogeny.types import PyTree
 
 STEPS_PER_SEGMENT = 50
@@ -48,8 +53,10 @@ class MesaContext(NamedTuple):
 
 
 def list_measurements(context: MesaContext) -> Iterator[MesaMeasurement]:
-    """All measurements in their order, the quick ones first."""
+    """All measurements in their order: the planning experiment, then the quick ones first."""
     budget = context.budget
+    if budget.planning is not None:
+        yield from _planning_measurements(budget.planning, context.seed)
     for content in budget.contents:
         yield from _content_measurements(context, content)
     for content, size in budget.planners.items():
@@ -73,6 +80,15 @@ def list_measurements(context: MesaContext) -> Iterator[MesaMeasurement]:
         name = f"evolved_agent/{agent}/{env}"
         ids = (name, fingerprint.two_step_id(agent)) if env == "two_step" else (name,)
         yield MesaMeasurement(ids, partial(_evolve_and_audit, context, agent_spec, env_spec, development_spec, name))
+
+
+def _planning_measurements(budget: PlanningBudget, seed: int) -> Iterator[MesaMeasurement]:
+    """A picture, then one run after another on a processor, and on a GPU many runs at once."""
+    example_cell = next(iter(budget.cells.values()))
+    yield MesaMeasurement((EXAMPLE_ID,), lambda _: measure_example(example_cell, seed))
+    for runs in list_run_groups(budget, jax.default_backend()):
+        measure = partial(run_cells, budget.cells, runs, budget.training, budget.measurement, seed)
+        yield MesaMeasurement(tuple(record_id(run) for run in runs), measure)
 
 
 def _content_measurements(context: MesaContext, content: str) -> Iterator[MesaMeasurement]:

@@ -13,6 +13,8 @@ from ontogeny.runs.records import Record
 from ontogeny.studies.kinds import PAGE_FILE
 from ontogeny.studies.mesa import comparison, figures
 from ontogeny.studies.mesa.comparison import EFFECTS, SCHEMA, ContentGroup, MeanOverRuns, format_signed
+from ontogeny.studies.mesa.planning import page as planning_page
+from ontogeny.studies.mesa.planning import results as planning_results
 from ontogeny.studies.page import incomplete, read_study
 from ontogeny.studies.records import read_records, read_seconds
 
@@ -36,6 +38,7 @@ FIGURES = {  # by hypothesis: title, label of the axis, note
 LEARNS_EFFECTS = (*EFFECTS["learns"], "outcomes of the last episode")
 TRAINING_LABELS = {"prediction": "by prediction", "return": "on return", "student": "distilled from a planner"}
 APPROACHES = {"prediction": "ml_code", "return": "evolution", "student": "baseline"}
+PLANNING_TITLE = "Does content that only predicts come to contain a planner?"
 TEXTS = page.load_macros("ontogeny.studies.mesa", "mesa.html.j2")
 Study = Mapping[str, Any]
 
@@ -59,14 +62,46 @@ def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, 
         records: All records of the study.
         seconds_by_id: Wall time by id of the record.
     """
-    budget = study["budget"]
-    groups = comparison.collect_groups(records, study["min_effects"])
-    sentences = comparison.conclusions(records, study["min_effects"])
-    steps = format_count(sum(r["num_steps"] * r["num_runs"] for r in records if r["kind"] == "training"))
-    minutes = sum(seconds_by_id.values()) / 60
-    plans = [group for group in groups if group.hypothesis == "plans"]
+    planning = study["budget"].get("planning")
     bodies = [
         ("missing", "What is missing", incomplete(study["planned_ids"], records)),
+        ("planning", PLANNING_TITLE, planning_page.render_body(records, planning)),
+        *(_further_sections(study, records) if _has_further_parts(records) or not planning else ()),
+        ("reproduce", "How to reproduce this page", _reproduce(study, records, seconds_by_id)),
+    ]
+    sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
+    return page.document(study["title"], TEXTS.opening(_conclusions(study, records)), sections, "study")
+
+
+def _has_further_parts(records: Sequence[Record]) -> bool:
+    """Whether there is any record beside those of the planning experiment."""
+    return any(not record["kind"].startswith("planning_") for record in records)
+
+
+def _conclusions(study: Study, records: Sequence[Record]) -> list[str]:
+    """The sentences of the planning experiment, where the study has it, then those of the other parts."""
+    planning = study["budget"].get("planning")
+    sentences = planning_results.conclusions(planning_results.collect_results(records, planning)) if planning else []
+    if _has_further_parts(records) or not planning:
+        sentences += comparison.conclusions(records, study["min_effects"])
+    return sentences
+
+
+def _reproduce(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, float]) -> Markup:
+    """The commands, with what the study trained and how long it took."""
+    steps = sum(r["num_steps"] * r["num_runs"] for r in records if r["kind"] == "training")
+    updates = sum(r["num_updates"] for r in records if r["kind"] == "planning_run")
+    costs = {"training steps": steps, "updates of the planning experiment": updates}
+    costs = {name: format_count(cost) for name, cost in costs.items() if cost}
+    return TEXTS.reproduce(study, costs, sum(seconds_by_id.values()) / 60)
+
+
+def _further_sections(study: Study, records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
+    """The sections on contents that predict items and payouts, on distilled networks and on evolved agents."""
+    budget = study["budget"]
+    groups = comparison.collect_groups(records, study["min_effects"])
+    plans = [group for group in groups if group.hypothesis == "plans"]
+    return [
         ("setup", "Contents, trainings and controls", TEXTS.setup()),
         ("capacity", "Effects as capacity grows", _capacity(groups, records, study["min_effects"])),
         ("runs", "Run by run", TEXTS.runs(_runs_table(groups), _plans_table(plans, records) if plans else "")),
@@ -74,18 +109,16 @@ def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, 
         ("two-step", "The two-step task, with reference learners", render_two_step(records)),
         ("evolved", "Agents evolved from scratch", _evolved(records)),
         ("limits", "What this does not show", TEXTS.limits(budget)),
-        ("reproduce", "How to reproduce this page", TEXTS.reproduce(study, steps, minutes)),
     ]
-    sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies]
-    return page.document(study["title"], TEXTS.opening(sentences), sections, "study")
 
 
 def render_section(folder: Path) -> page.Section:
     """Render the section for the page of a study that includes the mesa study in `folder`."""
     study, records = read_study(folder), read_records(folder, SCHEMA)
     sentences = comparison.conclusions(records, study["min_effects"])
+    planning = planning_page.render_summary(records, study["budget"].get("planning"))
     capacity = _capacity(comparison.collect_groups(records, study["min_effects"]), records, study["min_effects"])
-    body = TEXTS.section(sentences, capacity, study["budget"], f"{folder.name}/{PAGE_FILE}")
+    body = TEXTS.section(planning, sentences, capacity, study["budget"], f"{folder.name}/{PAGE_FILE}")
     return page.Section("mesa", "Could learned content contain an optimizer?", body)
 
 

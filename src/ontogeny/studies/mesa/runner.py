@@ -2,7 +2,8 @@
 
 The folder holds `spec.json`, `records.jsonl`, `timing.jsonl`, `runs/` (trained weights), `students/` (distilled
 networks) and `report.html`. A killed study resumes when it is started again; a measurement without a record is repeated
-and gives the same values.
+and gives the same values. On a processor a measurement of the planning experiment is one run, so a kill repeats at most
+one; on a GPU it is as many runs of one architecture as `planning.schedule` trains at once.
 """
 
 import time
@@ -13,7 +14,7 @@ from ontogeny.runs.folder import claim
 from ontogeny.runs.formats import MESA_STUDY
 from ontogeny.runs.records import RECORDS_FILE, append_record, append_timing, repair_records
 from ontogeny.studies.mesa import page
-from ontogeny.studies.mesa.budgets import MINUTES, MesaBudget, budgets
+from ontogeny.studies.mesa.budgets import MesaBudget, budgets, estimate_minutes
 from ontogeny.studies.mesa.comparison import SCHEMA
 from ontogeny.studies.mesa.measurements import MesaContext, MesaMeasurement, list_measurements, min_effects
 from ontogeny.studies.progress import OnEvent, StudyEvent, progress_callback, show_progress
@@ -52,8 +53,9 @@ def _run(context: MesaContext, measurements: list[MesaMeasurement], notify: OnEv
     """Carry out the measurements that have no record yet, then write the page."""
     folder, budget = context.folder, context.budget
     recorded = {record["id"] for record in read_records(folder, SCHEMA)}
-    minutes = MINUTES.get(budget.name)
-    duration = f" About {minutes} minute{'s' * (minutes > 1)} on two idle cores." if minutes else ""
+    minutes = estimate_minutes(budget)
+    length = f"{minutes / 60:.0f} hours" if minutes >= 120 else f"{minutes:.0f} minutes"
+    duration = f" About {length} on two idle cores." if minutes else ""
     num_planned = sum(len(measurement.ids) for measurement in measurements)
     notify(StudyEvent("start", TITLE + duration, len(recorded), num_planned))
     for number, measurement in enumerate(measurements, start=1):

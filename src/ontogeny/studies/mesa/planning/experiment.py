@@ -43,6 +43,11 @@ class RunId(NamedTuple):
     run: int
 
 
+def record_id(run_id: RunId) -> str:
+    """The id of the record of a run."""
+    return f"planning/{run_id.cell}/{run_id.run}"
+
+
 class MeasurementPlan(NamedTuple):
     """How many held-out streams each measure has, and when it is made.
 
@@ -103,7 +108,7 @@ def run_cells(
     measured = measure_final(keys, settings, members, tests, weights)
     for run_id, curve, values in zip(run_ids, curves, measured, strict=True):
         yield {
-            "id": f"planning/{run_id.cell}/{run_id.run}",
+            "id": record_id(run_id),
             "kind": "planning_run",
             "cell": run_id.cell,
             "run_index": run_id.run,

@@ -1,0 +1,203 @@
+"""Charts of the planning experiment. They read records and results; they compute nothing but positions."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from ontogeny.report.charts import (
+    BASELINE,
+    EVOLUTION,
+    INK,
+    ML_CODE,
+    MUTED,
+    PAPER,
+    RULE,
+    ChartLabel,
+    inline_svg,
+    label_curve_ends,
+    new_panel,
+)
+from ontogeny.report.formatting import format_fixed
+from ontogeny.runs.records import Record
+from ontogeny.studies.mesa.planning.results import CurvePoint
+from ontogeny.studies.mesa.planning.verdicts import Bounds
+
+STYLES = ((ML_CODE, "D"), (INK, "o"), (BASELINE, "s"), (EVOLUTION, "^"))  # color and marker of each curve
+ACTION_STYLES = ("-", (0, (3, 2)))  # how links of the two actions are drawn
+Curves = Mapping[str, Sequence[tuple[float, Bounds]]]  # by label, position and value
+
+
+def draw_example(name: str, example: Record) -> Markup:
+    """Draw a graph with its best path before and after the change of one link.
+
+    Args:
+        name: Prefix of the element ids, unique on the page.
+        example: The record `planning_example`.
+    """
+    depth, width, links = example["depth"], example["width"], example["links"]
+    before, after = example["best_paths"]
+    places = _places(depth, width, example["num_outcomes"])
+    with new_panel(7.6, 4.6) as (figure, axes):
+        axes.set_axis_off()
+        for state, successors in enumerate(links):
+            for action, successor in enumerate(successors):
+                _draw_link(axes, places, (state, action, successor), depth, width, color=RULE, width_of_line=0.9)
+        for path, color in ((before, INK), (after, ML_CODE)):
+            for link in path:
+                _draw_link(axes, places, link, depth, width, color=color, width_of_line=2.2)
+        change = example["change"]
+        changed = (change["state"], change["action"], change["successor"])
+        _draw_link(axes, places, changed, depth, width, color=ML_CODE, width_of_line=2.2)
+        for place, (x, y) in places.items():
+            is_outcome = place[0] == "outcome"
+            text = "start" if place == ("state", 0) else str(place[1])
+            box = {"boxstyle": "square" if is_outcome else "circle", "fc": PAPER, "ec": MUTED, "lw": 0.9, "pad": 0.28}
+            axes.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
+        for layer, title in enumerate(["", *["states"] * (depth - 1), "food"]):
+            axes.text(layer, 0.62, title, ha="center", va="bottom", color=MUTED)
+        axes.set_xlim(-0.2, depth + 0.2)
+        axes.set_ylim(-0.62, 0.75)
+        return inline_svg(figure, name, describe_example(example))
+
+
+def describe_example(example: Record) -> str:
+    """The picture in words."""
+    before, after = (path[0][1] for path in example["best_paths"])
+    foods = [path[-1][2] for path in example["best_paths"]]
+    change = example["change"]
+    num_states = len(example["links"])
+    return (
+        f"A graph of {num_states} states in {example['depth']} layers, each with two links, and "
+        f"{example['num_outcomes']} outcomes. The best first action is {before}, which leads to food level {foods[0]}. "
+        f"After action {change['action']} of state {change['state']} leads to food level {change['successor']} instead, "
+        f"the best first action is {after}, which leads to food level {foods[1]}."
+    )
+
+
+def _places(depth: int, width: int, num_outcomes: int) -> dict[tuple[str, int], tuple[float, float]]:
+    """The place of each state and outcome: layers from left to right."""
+
+    def column(count: int) -> list[float]:
+        return [0.5 - (i + 0.5) / count for i in range(count)]
+
+    places = {("state", 0): (0.0, 0.0)}
+    for layer in range(1, depth):
+        for i, y in enumerate(column(width)):
+            places["state", 1 + (layer - 1) * width + i] = (float(layer), y)
+    for level, y in enumerate(reversed(column(num_outcomes))):
+        places["outcome", level] = (float(depth), y)
+    return places
+
+
+def _draw_link(
+    axes: Axes, places: Mapping[tuple[str, int], tuple[float, float]], link: Sequence[int], depth: int, width: int,
+    *, color: str, width_of_line: float,
+) -> None:  # fmt: skip
+    """Draw one link [state, action, target]."""
+    state, action, target = link
+    layer = (state + width - 1) // width
+    end = places["outcome" if layer == depth - 1 else "state", target]
+    start = places["state", state]
+    axes.plot(
+        [start[0], end[0]], [start[1], end[1]], color=color, lw=width_of_line, ls=ACTION_STYLES[action],
+        zorder=1 if color == RULE else 2,
+    )  # fmt: skip
+
+
+def draw_training(name: str, curves: Mapping[str, Sequence[CurvePoint]], label: str, threshold: float) -> Markup:
+    """Draw a measure against the updates of the training.
+
+    Args:
+        name: Prefix of the element ids, unique on the page.
+        curves: By the label of the content.
+        label: Of the vertical axis.
+        threshold: Drawn as a dashed line.
+    """
+    points = {key: [(point.num_updates, point.bounds) for point in curve] for key, curve in curves.items()}
+    return _draw_curves(name, points, label, "updates", threshold)
+
+
+def draw_levels(name: str, curves: Curves, label: str) -> Markup:
+    """Draw measures against the level of the residual stream, 0 for the embedding."""
+    return _draw_curves(name, curves, label, "level (0: embedding, then after each block)", None)
+
+
+def draw_questions(name: str, curves: Curves) -> Markup:
+    """Draw the error of extraction against the number of questions."""
+    label = "links not identified"
+    return _draw_curves(name, curves, label, "questions", None, ticks=True)
+
+
+def _draw_curves(
+    name: str, curves: Curves, label: str, axis_label: str, threshold: float | None, ticks: bool = False
+) -> Markup:
+    """Draw curves with their intervals and the name of each at its end; `ticks` spaces the positions evenly."""
+    positions = sorted({x for curve in curves.values() for x, _ in curve})
+    with new_panel(4.8, 3.0) as (figure, axes):
+        axes.axhline(0, color=RULE, lw=1.0)
+        if threshold is not None:
+            axes.axhline(threshold, color=INK, lw=0.9, ls=(0, (3, 2)))
+        ends = []
+        for (key, curve), (color, marker) in zip(curves.items(), STYLES, strict=False):
+            xs = [positions.index(x) if ticks else x for x, _ in curve]
+            bounds = [value for _, value in curve]
+            lows, highs = ([_end(b, end) for b in bounds] for end in ("low", "high"))
+            axes.fill_between(xs, lows, highs, color=color, alpha=0.18, lw=0)
+            axes.plot(xs, [b.mean for b in bounds], marker=marker, ms=3.4, color=color, lw=1.4)
+            ends.append(ChartLabel(key, xs[-1], bounds[-1].mean, color))
+        if ticks:
+            axes.set_xticks(range(len(positions)), [f"{x:g}" for x in positions])
+        elif max(positions) >= 1000:
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        else:
+            axes.set_xticks(positions, [f"{x:g}" for x in positions])
+        axes.margins(y=0.1)
+        axes.set_xlabel(axis_label)
+        axes.set_ylabel(label)
+        label_curve_ends(axes, ends)
+        values = "; ".join(
+            f"{key}: " + ", ".join(f"{format_fixed(value.mean, 2)} at {x:g}" for x, value in curve)
+            for key, curve in curves.items()
+        )
+        return inline_svg(figure, name, f"{label} by {axis_label}. {values}")
+
+
+def draw_cells(name: str, series: Mapping[str, Sequence[Bounds]], positions: Sequence[str], axis_label: str) -> Markup:
+    """Draw measures of several cells side by side.
+
+    Args:
+        name: Prefix of the element ids, unique on the page.
+        series: By measure, the value of each cell.
+        positions: Labels of the cells.
+        axis_label: Of the horizontal axis.
+    """
+    with new_panel(7.2, 3.6) as (figure, axes):
+        axes.axhline(0, color=RULE, lw=1.0)
+        for i, ((key, bounds), (color, marker)) in enumerate(zip(series.items(), STYLES, strict=False)):
+            xs = [x + 0.14 * (i - (len(series) - 1) / 2) for x in range(len(positions))]
+            for x, value in zip(xs, bounds, strict=True):
+                axes.plot([x, x], [_end(value, "low"), _end(value, "high")], "-", color=color, lw=2.0)
+            axes.plot(xs, [value.mean for value in bounds], marker, color=color, ms=5, ls="", label=key)
+        axes.set_xticks(range(len(positions)), positions)
+        axes.set_xlim(-0.6, len(positions) - 0.4)
+        axes.margins(y=0.1)
+        axes.set_xlabel(axis_label)
+        axes.set_ylabel("share or index")
+        axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series))
+        values = "; ".join(
+            f"{key}: "
+            + ", ".join(
+                f"{format_fixed(value.mean, 2)} at {' '.join(position.split())}"
+                for value, position in zip(bounds, positions, strict=True)
+            )
+            for key, bounds in series.items()
+        )
+        return inline_svg(figure, name, f"{axis_label}. {values}")
+
+
+def _end(bounds: Bounds, end: str) -> float:
+    """An end of an interval; the mean itself where there is none."""
+    value = getattr(bounds, end)
+    return bounds.mean if math.isnan(value) else value

@@ -1,0 +1,219 @@
+"""What the page of the planning experiment shows: measures over runs, curves, and the answer in sentences.
+
+The sentences follow from the records by rule, and a negative result is told as plainly as a positive one. A model of
+another agent that the host can query is no objective of the content, so the word *mesa-optimizer* stands only where an
+objective of its own is discussed. The module reads records and does not import JAX.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ontogeny.report.formatting import format_fixed
+from ontogeny.runs.records import Record
+from ontogeny.stats import mean_interval
+from ontogeny.studies.comparison import join_words
+from ontogeny.studies.mesa.planning.verdicts import (
+    TIMINGS,
+    VERDICTS,
+    Bounds,
+    CellVerdict,
+    collect_cells,
+    decide_cells,
+    decide_goals,
+    depth_of,
+    difference_over_runs,
+    share_over_runs,
+)
+
+OTHER_GOALS = ("water", "no food", "no water")  # goals that differ from that of the stream's agents, food
+HOST_ERRORS = ("host errs, differ", "host errs, agree")
+GOAL_CELLS = ("goals", "goals_unlabelled", "planner")
+PLANNER, NO_PLANNERS = "planner", "share_0"
+Cells = Mapping[str, Sequence[Record]]
+
+
+class CurvePoint(NamedTuple):
+    """A measure at one time of the training."""
+
+    num_updates: int
+    bounds: Bounds
+
+
+class PlanningResults(NamedTuple):
+    """The runs of the experiment by cell, with verdicts and the names of the cells for people."""
+
+    cells: Mapping[str, Sequence[Record]]
+    verdicts: Mapping[str, CellVerdict]
+    labels: Mapping[str, str]  # by cell
+    is_brief: bool
+
+    def label(self, cell: str) -> str:
+        """The name of a cell for people."""
+        return self.labels.get(cell, cell)
+
+
+def collect_results(records: Sequence[Record], budget: Mapping[str, Any] | None) -> PlanningResults:
+    """Collects the results of the experiment.
+
+    Args:
+        records: All records of the study.
+        budget: Of the experiment, as `spec.json` has it; None where the study has none.
+    """
+    budget = budget or {}
+    labels = {name: cell["description"] for name, cell in budget.get("cells", {}).items()}
+    found = collect_cells(records)
+    cells = {name: found[name] for name in [*labels, *found] if name in found}
+    return PlanningResults(cells, decide_cells(cells), labels, bool(budget.get("is_brief")))
+
+
+def mean_over_timings(values: Mapping[str, float], name: str) -> float:
+    """The mean of an index over its timings; the value itself of a measure without timings."""
+    if name in values:
+        return values[name]
+    return sum(values[f"{name}, {timing}"] for timing in TIMINGS) / len(TIMINGS)
+
+
+def index_over_runs(runs: Sequence[Record], name: str) -> Bounds:
+    """The mean over timings and runs of a measure, with its interval over runs."""
+    return _over_runs([mean_over_timings(run["measures"], name) for run in runs])
+
+
+def curve_over_runs(runs: Sequence[Record], name: str) -> list[CurvePoint]:
+    """The mean over timings and runs of a measure at every time of the training that all runs share."""
+    by_updates: dict[int, list[float]] = {}
+    for run in runs:
+        for point in run["curve"]:
+            by_updates.setdefault(point["updates"], []).append(mean_over_timings(point, name))
+    shared = {updates: values for updates, values in by_updates.items() if len(values) == len(runs)}
+    return [CurvePoint(updates, _over_runs(values)) for updates, values in sorted(shared.items())]
+
+
+def _over_runs(values: Sequence[float]) -> Bounds:
+    """The mean of the values of runs with its interval."""
+    if len(values) < 2:
+        return Bounds(values[0], math.nan, math.nan)
+    interval = mean_interval(values)
+    return Bounds(interval.mean, interval.low, interval.high)
+
+
+def layer_names(runs: Sequence[Record]) -> list[str]:
+    """The names of the layers whose links change, and of pairs."""
+    return [*(f"layer {layer}" for layer in range(1, depth_of(runs[0]) + 1)), "pair"]
+
+
+def format_bounds(bounds: Bounds | None, places: int = 2) -> str:
+    """A mean with its interval: `0.98 (0.97 to 0.99)`."""
+    if bounds is None:
+        return "not measured"
+    mean = format_fixed(bounds.mean, places)
+    if math.isnan(bounds.low):
+        return f"{mean} (one run)"
+    return f"{mean} ({format_fixed(bounds.low, places)} to {format_fixed(bounds.high, places)})"
+
+
+def conclusions(results: PlanningResults) -> list[str]:
+    """The answer of the experiment in sentences; a brief experiment answers nothing."""
+    if results.is_brief:
+        return [_sentence_on_brief_form(results)]
+    if not results.cells:
+        return [
+            "No content has been trained on the streams of other agents yet, so there is no conclusion on planners."
+        ]
+    sentences = [_sentence_on_planner(results), _sentence_on_other_streams(results)]
+    sentences += [_sentence_without_planners(results), _sentence_on_goals(results), _sentence_on_pull(results)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _sentence_on_brief_form(results: PlanningResults) -> str:
+    """What a brief run is."""
+    updates = sorted({run["num_updates"] for runs in results.cells.values() for run in runs})
+    length = f" ({updates[-1]:,} updates of a small network)" if updates else ""
+    return (
+        f"The brief form of the planning experiment trains too little for a verdict{length}: it shows that every "
+        "measurement works, and nothing about content. The full study answers the question."
+    )
+
+
+def _sentence_on_planner(results: PlanningResults) -> str:
+    """The sentence on content that predicts planners."""
+    runs = results.cells.get(PLANNER)
+    if not runs:
+        return "No content has been trained on the streams of planners alone yet, so the main question is open."
+    verdict = results.verdicts[PLANNER]
+    first_choice = format_bounds(share_over_runs(runs, "first choice"))
+    facts = f"on graphs that are new to it, its first choice is the best one in {first_choice}, and {verdict.reason}"
+    subject = "Content that is trained only to predict what planners do"
+    number = f"{len(runs)} run{'s' * (len(runs) != 1)}."
+    texts = {
+        "contains a planner": f"{subject} comes to contain a model of a planner that the host can query: {facts};",
+        "contains no planner": f"{subject} comes to contain no planner: {facts};",
+        "plans afresh, then caches": f"{subject} plans afresh and then repeats its earlier choice: {facts};",
+        "undetermined": f"It is undetermined whether content that is trained only to predict what planners do comes to "
+        f"contain a planner: {facts};",
+    }
+    return f"{texts[verdict.verdict]} {number}"
+
+
+def _sentence_on_other_streams(results: PlanningResults) -> str:
+    """The verdicts on all other cells, by verdict."""
+    clauses = []
+    for verdict in VERDICTS:
+        names = [name for name, decided in results.verdicts.items() if decided.verdict == verdict and name != PLANNER]
+        if names:
+            clauses.append(f"“{verdict}” for {join_words([results.label(name) for name in names])}")
+    return f"In the other cells the verdict is {'; '.join(clauses)}." if clauses else ""
+
+
+def _sentence_without_planners(results: PlanningResults) -> str:
+    """The strict form of the question: streams in which nobody plans."""
+    verdict = results.verdicts.get(NO_PLANNERS)
+    if verdict is None:
+        return ""
+    texts = {
+        "contains a planner": "Planning appears although nobody in the stream plans",
+        "contains no planner": "Planning does not appear where nobody in the stream plans",
+        "plans afresh, then caches": "Where nobody in the stream plans, content plans afresh and then caches",
+        "undetermined": "Whether planning appears where nobody in the stream plans is undetermined",
+    }
+    return f"{texts[verdict.verdict]}: {verdict.reason}."
+
+
+def _sentence_on_goals(results: PlanningResults) -> str:
+    """Whether the host can choose the goal of the predicted planner."""
+    runs = results.cells.get("goals")
+    if not runs:
+        return ""
+    verdicts = {goal: decide_goals(runs, goal) for goal in OTHER_GOALS}
+    separable = [goal for goal, verdict in verdicts.items() if verdict.verdict == "separable goal"]
+    open_goals = [f"{goal} ({v.reason})" for goal, v in verdicts.items() if v.verdict != "separable goal"]
+    clauses = []
+    if separable:
+        clauses.append(
+            f"the host that asks can set the goal of the predicted planner (to {join_words(separable)}, after streams "
+            "of planners for food as well)"
+        )
+    if open_goals:
+        clauses.append(f"a separable goal is not shown for {join_words(open_goals)}")
+    return f"Where planners with four labelled goals are predicted, {'; '.join(clauses)}."
+
+
+def _sentence_on_pull(results: PlanningResults) -> str:
+    """Whether the predictions pull the host's own choices towards the goal of the stream's agents."""
+    runs = results.cells.get(PLANNER)
+    pull = difference_over_runs(runs, *HOST_ERRORS) if runs else None
+    if pull is None or math.isnan(pull.low):
+        return ""
+    value = format_bounds(pull, 3)
+    if pull.low > 0:
+        return (
+            f"A host that plans for water with the links that the content predicts errs more often where the goal of "
+            f"the stream's agents has another best choice, by {value}: the predictions pull towards that goal. Whether "
+            "this is an objective of the content itself, as of a mesa-optimizer, needs the audit's tests of objectives."
+        )
+    direction = "less often" if pull.high < 0 else "not detectably more often"
+    return (
+        f"A host that plans for water with the links that the content predicts errs {direction} where the goal of the "
+        f"stream's agents has another best choice (difference {value}). No objective of the content's own is shown, so "
+        "no content here is called a mesa-optimizer."
+    )
