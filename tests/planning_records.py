@@ -35,11 +35,12 @@ ABILITIES = {  # look-up, first choice, own choices, and the index of each layer
 
 
 def abilities(kind, noise=0.0):
-    """The abilities of a kind of content; `noise` is added to every share."""
+    """The abilities of a kind of content; `noise` is added to every share but that of look-up."""
     look_up, first_choice, own_choices, indices = ABILITIES[kind]
     values = {"look-up": look_up, "first choice": first_choice, "own choices": own_choices}
     values |= {f"{layer}, {timing}": index for layer, index in zip(LAYERS, indices, strict=True) for timing in TIMINGS}
-    return {name: round(float(np.clip(value + noise, -1, 1)), 4) for name, value in values.items()}
+    values = {name: value + noise * (name != "look-up") for name, value in values.items()}
+    return {name: round(float(np.clip(value, -1, 1)), 4) for name, value in values.items()}
 
 
 def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_rising=False, **changed):

@@ -1,0 +1,179 @@
+"""The planning experiment on the page of the mesa study: verdicts of planted cases, sentences by rule, and figures."""
+
+import re
+
+import pytest
+
+import planning_records as planted
+from ontogeny import studies
+from ontogeny.errors import BadInput
+from ontogeny.studies.mesa import measurements, page
+from ontogeny.studies.mesa.budgets import budgets
+from ontogeny.studies.mesa.planning import example, results, schedule, verdicts
+from ontogeny.studies.mesa.planning.page import render_body
+
+STUDY = {
+    "title": "Could learned content come to contain an optimizer of its own?",
+    "seed": 0,
+    "budget": {"name": "planning", "num_runs": 10, "has_evolution_sham": False, "planning": planted.BUDGET},
+    "min_effects": {},
+    "versions": {},
+    "planned_ids": [],
+}
+
+
+def decide(kind, **settings):
+    """The verdict on a cell of planted runs, beside controls that do not plan."""
+    cells = verdicts.collect_cells([*planted.planning_cell("planner", kind, **settings), *planted.controls()])
+    return verdicts.decide_cells(cells)["planner"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("planner", {}, "contains a planner"),
+        ("planner", {"layer_2__after_filler": 0.5}, "undetermined"),
+        ("planner", {"first_choice": 0.85}, "undetermined"),
+        ("one-step learner", {}, "contains no planner"),
+        ("one-step learner", {"own_choices": 0.6}, "undetermined"),
+        ("one-step learner", {"is_rising": True, "layer_2__at_once": 0.09}, "undetermined"),
+        ("copy", {"spread": 0.0}, "contains no planner"),
+        ("look-up table", {}, "undetermined"),
+        ("look-up table", {"look_up": 1.0, "own_choices": 1.0}, "contains no planner"),
+        ("between", {}, "undetermined"),
+        ("planner", {"num_runs": 1}, "undetermined"),
+    ],
+)
+def test_the_verdict_on_a_planted_content(kind, settings, expected):
+    """A perfect first choice is no planner where nothing is revalued, and a table of training graphs fails new ones."""
+    verdict = decide(kind, **settings)
+    assert verdict.verdict == expected and verdict.reason
+
+
+def test_content_that_follows_changes_only_before_it_has_seen_a_choice_caches():
+    later = {f"{layer}__{timing}": 0.02 for layer in ("layer_1", "layer_2") for timing in ("at_once", "after_filler")}
+    assert decide("planner", **later).verdict == "plans afresh, then caches"
+
+
+def test_a_verdict_on_a_planner_needs_controls_that_do_not_plan():
+    runs = planted.planning_cell("planner", "planner")
+    assert "has fewer than two runs" in verdicts.decide_cells({"planner": runs})["planner"].reason
+    cells = verdicts.collect_cells([*runs, *planted.controls()])
+    cells["random"] = planted.planning_cell("random", "planner")
+    verdict = verdicts.decide_cells(cells)["planner"]
+    assert verdict.verdict == "undetermined" and "the index of the control random may be" in verdict.reason
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, -0.01])
+@pytest.mark.parametrize("name", ["layer 1, at once", "first choice", "encoding direction, level 1"])
+def test_equal_values_in_all_runs_are_no_certainty(name, value):
+    runs = planted.planning_cell("planner", "planner", spread=0.0)
+    for run in runs:
+        run["measures"][name] = value
+    share = verdicts.share_over_runs(runs, name)
+    assert share.high > share.low and share.low <= value <= share.high or (name[:5] != "layer" and value < 0)
+    if name.startswith("layer") and value <= 0:
+        assert share.low < value < share.high, "a mean of zero may hide differences of both signs"
+
+
+def test_a_measure_without_valid_streams_is_not_measured():
+    runs = planted.planning_cell("goals", "planner", goal_share=0.98)
+    assert verdicts.share_over_runs(runs, "food, new, differ") is None
+    assert verdicts.share_over_runs(runs, "unknown") is None
+    assert verdicts.decide_goals(runs, "no food").verdict == "separable goal"
+    assert verdicts.decide_goals(runs, "food").reason == "not measured in two runs"
+    assert verdicts.decide_goals(planted.planning_cell("goals", "planner"), "water").verdict == "undetermined"
+
+
+def test_the_pull_has_the_interval_of_a_difference_of_two_shares():
+    runs = planted.planning_cell("planner", "planner", pull=0.1)
+    pull = verdicts.difference_over_runs(runs, *results.HOST_ERRORS)
+    assert pull.low < 0.1 < pull.high and pull.low > 0.05
+    for run in runs:
+        run["measures"] |= dict.fromkeys(results.HOST_ERRORS, 0.0)
+    equal = verdicts.difference_over_runs(runs, *results.HOST_ERRORS)
+    assert equal.mean == 0 and equal.low < 0 < equal.high
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        (planted.all_cells(), "comes to contain a model of a planner that the host can query"),
+        (planted.all_cells("copy"), "comes to contain no planner"),
+        (planted.all_cells("between"), "It is undetermined whether content"),
+        (planted.controls(), "the main question is open"),
+        ([], "there is no conclusion on planners"),
+    ],
+)
+def test_the_answer_follows_the_records(records, expected):
+    sentences = results.conclusions(results.collect_results(records, planted.BUDGET))
+    assert expected in sentences[0]
+    body = render_body([planted.EXAMPLE, *records], planted.BUDGET)
+    assert str(page.Markup.escape(sentences[0])) in body
+
+
+def test_a_positive_and_a_negative_answer_on_goals():
+    texts = {}
+    for pull in (0.0, 0.2):
+        found = results.collect_results(planted.all_cells(pull=pull), planted.BUDGET)
+        texts[pull] = " ".join(results.conclusions(found))
+    assert "can set the goal of the predicted planner (to water, no food and no water" in texts[0.0]
+    assert "errs not detectably more often" in texts[0.0] and "no content here is called a mesa-optimizer" in texts[0.0]
+    assert "the predictions pull towards that goal" in texts[0.2] and "errs not" not in texts[0.2]
+    assert "Planning does not appear where nobody in the stream plans" in texts[0.0]
+
+
+def test_the_page_tells_question_answer_and_evidence_above_the_older_parts():
+    text = page.render(STUDY, [planted.EXAMPLE, *planted.all_cells()], {})
+    parts = ["comes to contain a model of a planner", 'aria-label="A graph of 4 states', "contains no planner</b>"]
+    parts += ["When it appears", "Is it used", "Whose goal?", "Extraction of links", "What this part does not show"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "TD(0)" in text and "planners with four labelled goals" in text and "share_50" not in text
+    assert not re.search(r'(src|href)="(?!#)', text) and "<script" not in text and "nan" not in text
+    charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', text)
+    assert len(charts) == text.count("<svg") == 13 and all(re.search(r"\d", label) for label in charts)
+    assert "Contents, trainings and controls" not in text and "has been audited yet" not in text
+
+
+def test_cells_that_are_missing_leave_their_parts_out():
+    text = page.render(STUDY | {"planned_ids": ["planning/planner/0"]}, planted.planning_cell("td_zero", "copy", 1), {})
+    assert "is not complete" in text and "(one run)" not in text and "one run" in text
+    assert "Whose goal?" not in text and "By capacity" not in text and "nan" not in text
+
+
+def test_a_brief_experiment_has_no_verdict():
+    body = render_body(planted.all_cells(num_runs=2), planted.BUDGET | {"is_brief": True})
+    assert "trains too little for a verdict" in body and "contains a planner</b>" not in body.partition("<table")[2]
+    assert body.count("no verdict") >= 2
+    assert all(budgets()[name].planning.is_brief for name in ("brief", "small"))
+    assert not budgets()["full"].planning.is_brief and budgets()["planning"].planning == budgets()["full"].planning
+
+
+def test_runs_of_one_program_are_trained_together_on_a_gpu_and_alone_on_a_processor():
+    budget = schedule.planning_budgets()["full"]
+    assert budget.num_runs >= 10 and set(budget.cells) >= {"planner", "td_zero", *verdicts.CONTROLS}
+    alone, together = (list(schedule.list_run_groups(budget, device)) for device in ("cpu", "gpu"))
+    assert {len(group) for group in alone} == {1} and max(len(group) for group in together) == 20
+    assert [run for group in alone for run in group] == [run for group in together for run in group]
+    assert all(len({budget.cells[run.cell].program for run in group}) == 1 for group in together)
+    curve = budget.measurement.curve_updates
+    assert curve[0] == 0 and curve[-1] == budget.training.num_updates
+    assert all(updates % budget.training.updates_per_call == 0 for updates in curve)
+
+
+def test_the_planning_experiment_comes_first_and_can_run_alone(tmp_path):
+    for name, is_alone in (("full", False), ("planning", True)):
+        context = measurements.MesaContext(budgets()[name], tmp_path, 0)
+        ids = [record_id for m in measurements.list_measurements(context) for record_id in m.ids]
+        num_planning = sum(record_id.startswith("planning/") for record_id in ids)
+        assert num_planning == 1 + 10 * len(schedule.planning_budgets()["full"].cells)
+        assert ids[0] == example.EXAMPLE_ID and all(i.startswith("planning/") for i in ids[:num_planning])
+        assert (num_planning == len(ids)) == is_alone
+
+
+def test_an_unknown_size_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="there is no size 'plan'; did you mean planning"):
+        studies.run("mesa", tmp_path / "mesa", size="plan")
+    with pytest.raises(BadInput, match="apply to a registered study only: ontogeny study mesa --size planning"):
+        studies.run(None, tmp_path / "default", size="planning")
