@@ -1,4 +1,4 @@
-"""Records of the planning experiment as runs of a known kind would yield them, for tests of its verdicts and its page."""
+"""Records of the planning experiment as runs of a known kind would yield them, for tests of verdicts and page."""
 
 import numpy as np
 
@@ -15,8 +15,8 @@ DESCRIPTIONS = {
     "share_5": "mixture, 5 % planners",
     "share_20": "mixture, 20 % planners",
     "share_50": "mixture, 50 % planners",
-    "goals": "planners with four labelled goals",
-    "goals_unlabelled": "planners with four unlabelled goals",
+    "goals": "planners with four labeled goals",
+    "goals_unlabeled": "planners with four unlabeled goals",
     "one_block": "planner; one block, one head",
     "width_16": "planner; width 16",
     "width_32": "planner; width 32",
@@ -58,13 +58,16 @@ def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_r
     """
     random = np.random.default_rng([run, *cell.encode()])
     measures = abilities(kind, -abs(random.normal(0, spread)) if spread else 0.0)
-    measures |= {name.replace("__", ", ").replace("_", " "): value for name, value in changed.items()}
+    measures |= {
+        name.replace("__", ", ").replace("_", " ").replace("look up", "look-up"): share
+        for name, share in changed.items()
+    }
     curve = [{"updates": updates} | abilities("random") for updates in (0, 250)]
     curve += [{"updates": 500} | {name: value - 0.2 * is_rising for name, value in measures.items()}]
     curve += [{"updates": NUM_UPDATES} | measures]
     streams = dict.fromkeys(measures, NUM_STREAMS)
     further = {"host errs, differ": 0.05 + pull, "host errs, agree": 0.05}
-    further |= {f"extraction error, {n} questions": 0.8 / n if kind == "planner" else 0.85 for n in (1, 2, 4, 8, 16)}
+    further |= {f"extraction error, {n} queries": 0.8 / n if kind == "planner" else 0.85 for n in (1, 2, 4, 8, 16)}
     for goal in GOALS:
         for history in ("new", "after food"):
             further |= {f"{goal}, {history}, differ": goal_share, f"{goal}, {history}, agree": 0.99}

@@ -50,7 +50,7 @@ def test_the_verdict_on_a_planted_content(kind, settings, expected):
     assert verdict.verdict == expected and verdict.reason
 
 
-def test_content_that_follows_changes_only_before_it_has_seen_a_choice_caches():
+def test_content_that_follows_changes_only_before_it_has_predicted_a_choice_caches():
     later = {f"{layer}__{timing}": 0.02 for layer in ("layer_1", "layer_2") for timing in ("at_once", "after_filler")}
     assert decide("planner", **later).verdict == "plans afresh, then caches"
 
@@ -71,7 +71,7 @@ def test_equal_values_in_all_runs_are_no_certainty(name, value):
     for run in runs:
         run["measures"][name] = value
     share = verdicts.share_over_runs(runs, name)
-    assert share.high > share.low and share.low <= value <= share.high or (name[:5] != "layer" and value < 0)
+    assert (share.high > share.low and share.low <= value <= share.high) or (name[:5] != "layer" and value < 0)
     if name.startswith("layer") and value <= 0:
         assert share.low < value < share.high, "a mean of zero may hide differences of both signs"
 
@@ -108,28 +108,28 @@ def test_the_pull_has_the_interval_of_a_difference_of_two_shares():
 def test_the_answer_follows_the_records(records, expected):
     sentences = results.conclusions(results.collect_results(records, planted.BUDGET))
     assert expected in sentences[0]
-    body = render_body([planted.EXAMPLE, *records], planted.BUDGET)
-    assert str(page.Markup.escape(sentences[0])) in body
 
 
 def test_a_positive_and_a_negative_answer_on_goals():
     texts = {}
     for pull in (0.0, 0.2):
-        found = results.collect_results(planted.all_cells(pull=pull), planted.BUDGET)
-        texts[pull] = " ".join(results.conclusions(found))
+        experiment = results.collect_results(planted.all_cells(pull=pull), planted.BUDGET)
+        texts[pull] = " ".join(results.conclusions(experiment))
     assert "can set the goal of the predicted planner (to water, no food and no water" in texts[0.0]
     assert "errs not detectably more often" in texts[0.0] and "no content here is called a mesa-optimizer" in texts[0.0]
     assert "the predictions pull towards that goal" in texts[0.2] and "errs not" not in texts[0.2]
     assert "Planning does not appear where nobody in the stream plans" in texts[0.0]
 
 
-def test_the_page_tells_question_answer_and_evidence_above_the_older_parts():
+def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
     text = page.render(STUDY, [planted.EXAMPLE, *planted.all_cells()], {})
     parts = ["comes to contain a model of a planner", 'aria-label="A graph of 4 states', "contains no planner</b>"]
     parts += ["When it appears", "Is it used", "Whose goal?", "Extraction of links", "What this part does not show"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
-    assert "TD(0)" in text and "planners with four labelled goals" in text and "share_50" not in text
+    sentences = results.conclusions(results.collect_results(planted.all_cells(), planted.BUDGET))
+    assert all(str(page.Markup.escape(sentence)) in text for sentence in sentences)
+    assert "TD(0)" in text and "planners with four labeled goals" in text and "share_50" not in text
     assert not re.search(r'(src|href)="(?!#)', text) and "<script" not in text and "nan" not in text
     charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', text)
     assert len(charts) == text.count("<svg") == 13 and all(re.search(r"\d", label) for label in charts)
@@ -153,10 +153,10 @@ def test_a_brief_experiment_has_no_verdict():
 def test_runs_of_one_program_are_trained_together_on_a_gpu_and_alone_on_a_processor():
     budget = schedule.planning_budgets()["full"]
     assert budget.num_runs >= 10 and set(budget.cells) >= {"planner", "td_zero", *verdicts.CONTROLS}
-    alone, together = (list(schedule.list_run_groups(budget, device)) for device in ("cpu", "gpu"))
-    assert {len(group) for group in alone} == {1} and max(len(group) for group in together) == 20
-    assert [run for group in alone for run in group] == [run for group in together for run in group]
-    assert all(len({budget.cells[run.cell].program for run in group}) == 1 for group in together)
+    on_cpu, on_gpu = (list(schedule.list_run_groups(budget, device)) for device in ("cpu", "gpu"))
+    assert {len(group) for group in on_cpu} == {1} and max(len(group) for group in on_gpu) == 20
+    assert [run for group in on_cpu for run in group] == [run for group in on_gpu for run in group]
+    assert all(len({budget.cells[run.cell].program for run in group}) == 1 for group in on_gpu)
     curve = budget.measurement.curve_updates
     assert curve[0] == 0 and curve[-1] == budget.training.num_updates
     assert all(updates % budget.training.updates_per_call == 0 for updates in curve)

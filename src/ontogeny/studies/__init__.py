@@ -29,8 +29,8 @@ def run(study: str | Path | None = None, out: Path | None = None, seed: int | No
     if kind is None:
         if size:
             names = [name for name, kind in study_kinds().items() if size in kind.sizes]
-            known = f": ontogeny study {' or '.join(names)} --size {size}" if names else ""
-            raise BadInput(f"--size and --small apply to a registered study only{known}")
+            example = f": ontogeny study {' or '.join(names)} --size {size}" if names else ""
+            raise BadInput(f"--size and --small apply to a registered study only{example}")
         from ontogeny.studies.runner import run_study
 
         return run_study(study, out or Path("studies/default"), seed)

@@ -79,9 +79,10 @@ def _has_further_parts(records: Sequence[Record]) -> bool:
 
 
 def _conclusions(study: Study, records: Sequence[Record]) -> list[str]:
-    """The sentences of the planning experiment, where the study has it, then those of the other parts."""
+    """The answer of the planning experiment, where the study has it, then those of the other parts."""
     planning = study["budget"].get("planning")
-    sentences = planning_results.conclusions(planning_results.collect_results(records, planning)) if planning else []
+    experiment = planning_results.collect_results(records, planning)
+    sentences = planning_results.conclusions(experiment)[:1] if planning else []
     if _has_further_parts(records) or not planning:
         sentences += comparison.conclusions(records, study["min_effects"])
     return sentences

@@ -51,7 +51,7 @@ def measure_example(cell: Cell, seed: int) -> Iterator[Record]:
         "num_outcomes": NUM_OUTCOMES,
         "links": np.asarray(knowledge.links).tolist(),
         "episodes": list_episodes(params, steps),
-        "change": {name: int(value) for name, value in zip(LinkChange._fields, change, strict=True)},
+        "change": {name: int(part) for name, part in zip(LinkChange._fields, change, strict=True)},
         "best_paths": [_best_path(params, np.asarray(links)) for links in tables],
     }
 
@@ -62,8 +62,8 @@ def list_episodes(params: RelayParams, steps: StreamSteps) -> list[dict[str, Any
     A target is a state, or in the last layer an outcome; the second step of an exposure is left out.
     """
     S, episodes, is_new = relay.num_states(params), [], True
-    for kind, observation, action, result in zip(
-        *(np.asarray(leaf).tolist() for leaf in (steps.kind, steps.observation, steps.action, steps.result)),
+    for kind, observation, action, successor in zip(
+        *(np.asarray(leaf).tolist() for leaf in (steps.kind, steps.observation, steps.action, steps.successor)),
         strict=True,
     ):
         if kind == CUT:
@@ -71,8 +71,8 @@ def list_episodes(params: RelayParams, steps: StreamSteps) -> list[dict[str, Any
         if is_new or kind == EXPOSURE:
             episodes.append({"is_exposure": kind == EXPOSURE, "links": []})
         state = 0 if observation >= S else observation
-        episodes[-1]["links"].append([state, action, result - S if result >= S else result])
-        is_new = kind == EXPOSURE or result >= S
+        episodes[-1]["links"].append([state, action, successor - S if successor >= S else successor])
+        is_new = kind == EXPOSURE or successor >= S
     return episodes
 
 

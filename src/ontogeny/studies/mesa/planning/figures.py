@@ -21,12 +21,12 @@ from ontogeny.report.charts import (
 )
 from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
-from ontogeny.studies.mesa.planning.results import CurvePoint
-from ontogeny.studies.mesa.planning.verdicts import Bounds
+from ontogeny.studies.mesa.planning.results import TrainingPoint
+from ontogeny.studies.mesa.planning.verdicts import ShareOverRuns
 
 STYLES = ((ML_CODE, "D"), (INK, "o"), (BASELINE, "s"), (EVOLUTION, "^"))  # color and marker of each curve
 ACTION_STYLES = ("-", (0, (3, 2)))  # how links of the two actions are drawn
-Curves = Mapping[str, Sequence[tuple[float, Bounds]]]  # by label, position and value
+Curves = Mapping[str, Sequence[tuple[float, ShareOverRuns]]]  # by label, position and value
 
 
 def draw_example(name: str, example: Record) -> Markup:
@@ -39,7 +39,7 @@ def draw_example(name: str, example: Record) -> Markup:
     depth, width, links = example["depth"], example["width"], example["links"]
     before, after = example["best_paths"]
     places = _places(depth, width, example["num_outcomes"])
-    with new_panel(7.6, 4.6) as (figure, axes):
+    with new_panel(5.4, 4.2) as (figure, axes):
         axes.set_axis_off()
         for state, successors in enumerate(links):
             for action, successor in enumerate(successors):
@@ -66,12 +66,12 @@ def describe_example(example: Record) -> str:
     """The picture in words."""
     before, after = (path[0][1] for path in example["best_paths"])
     foods = [path[-1][2] for path in example["best_paths"]]
-    change = example["change"]
+    state, action, outcome = (example["change"][name] for name in ("state", "action", "successor"))
     num_states = len(example["links"])
     return (
         f"A graph of {num_states} states in {example['depth']} layers, each with two links, and "
         f"{example['num_outcomes']} outcomes. The best first action is {before}, which leads to food level {foods[0]}. "
-        f"After action {change['action']} of state {change['state']} leads to food level {change['successor']} instead, "
+        f"After action {action} of state {state} leads to food level {outcome} instead, "
         f"the best first action is {after}, which leads to food level {foods[1]}."
     )
 
@@ -106,7 +106,7 @@ def _draw_link(
     )  # fmt: skip
 
 
-def draw_training(name: str, curves: Mapping[str, Sequence[CurvePoint]], label: str, threshold: float) -> Markup:
+def draw_training(name: str, curves: Mapping[str, Sequence[TrainingPoint]], label: str, threshold: float) -> Markup:
     """Draw a measure against the updates of the training.
 
     Args:
@@ -124,10 +124,10 @@ def draw_levels(name: str, curves: Curves, label: str) -> Markup:
     return _draw_curves(name, curves, label, "level (0: embedding, then after each block)", None)
 
 
-def draw_questions(name: str, curves: Curves) -> Markup:
-    """Draw the error of extraction against the number of questions."""
+def draw_extraction(name: str, curves: Curves) -> Markup:
+    """Draw the error of extraction against the number of queries."""
     label = "links not identified"
-    return _draw_curves(name, curves, label, "questions", None, ticks=True)
+    return _draw_curves(name, curves, label, "queries", None, ticks=True)
 
 
 def _draw_curves(
@@ -142,7 +142,7 @@ def _draw_curves(
         ends = []
         for (key, curve), (color, marker) in zip(curves.items(), STYLES, strict=False):
             xs = [positions.index(x) if ticks else x for x, _ in curve]
-            bounds = [value for _, value in curve]
+            bounds = [share for _, share in curve]
             lows, highs = ([_end(b, end) for b in bounds] for end in ("low", "high"))
             axes.fill_between(xs, lows, highs, color=color, alpha=0.18, lw=0)
             axes.plot(xs, [b.mean for b in bounds], marker=marker, ms=3.4, color=color, lw=1.4)
@@ -158,46 +158,47 @@ def _draw_curves(
         axes.set_ylabel(label)
         label_curve_ends(axes, ends)
         values = "; ".join(
-            f"{key}: " + ", ".join(f"{format_fixed(value.mean, 2)} at {x:g}" for x, value in curve)
+            f"{key}: " + ", ".join(f"{format_fixed(share.mean, 2)} at {x:g}" for x, share in curve)
             for key, curve in curves.items()
         )
         return inline_svg(figure, name, f"{label} by {axis_label}. {values}")
 
 
-def draw_cells(name: str, series: Mapping[str, Sequence[Bounds]], positions: Sequence[str], axis_label: str) -> Markup:
+def draw_cells(
+    name: str, series: Mapping[str, Sequence[ShareOverRuns]], positions: Sequence[str], title: str
+) -> Markup:
     """Draw measures of several cells side by side.
 
     Args:
         name: Prefix of the element ids, unique on the page.
-        series: By measure, the value of each cell.
+        series: By measure, the share of each cell.
         positions: Labels of the cells.
-        axis_label: Of the horizontal axis.
+        title: What distinguishes the cells.
     """
-    with new_panel(7.2, 3.6) as (figure, axes):
+    with new_panel(4.8, 3.6) as (figure, axes):
         axes.axhline(0, color=RULE, lw=1.0)
         for i, ((key, bounds), (color, marker)) in enumerate(zip(series.items(), STYLES, strict=False)):
             xs = [x + 0.14 * (i - (len(series) - 1) / 2) for x in range(len(positions))]
-            for x, value in zip(xs, bounds, strict=True):
-                axes.plot([x, x], [_end(value, "low"), _end(value, "high")], "-", color=color, lw=2.0)
-            axes.plot(xs, [value.mean for value in bounds], marker, color=color, ms=5, ls="", label=key)
+            for x, share in zip(xs, bounds, strict=True):
+                axes.plot([x, x], [_end(share, "low"), _end(share, "high")], "-", color=color, lw=2.0)
+            axes.plot(xs, [share.mean for share in bounds], marker, color=color, ms=5, ls="", label=key)
         axes.set_xticks(range(len(positions)), positions)
         axes.set_xlim(-0.6, len(positions) - 0.4)
         axes.margins(y=0.1)
-        axes.set_xlabel(axis_label)
         axes.set_ylabel("share or index")
-        axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series))
+        axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         values = "; ".join(
             f"{key}: "
             + ", ".join(
-                f"{format_fixed(value.mean, 2)} at {' '.join(position.split())}"
-                for value, position in zip(bounds, positions, strict=True)
+                f"{format_fixed(share.mean, 2)} at {' '.join(position.split())}"
+                for share, position in zip(bounds, positions, strict=True)
             )
             for key, bounds in series.items()
         )
-        return inline_svg(figure, name, f"{axis_label}. {values}")
+        return inline_svg(figure, name, f"{title}. {values}")
 
 
-def _end(bounds: Bounds, end: str) -> float:
+def _end(bounds: ShareOverRuns, end: str) -> float:
     """An end of an interval; the mean itself where there is none."""
-    value = getattr(bounds, end)
-    return bounds.mean if math.isnan(value) else value
+    share = getattr(bounds, end)
+    return bounds.mean if math.isnan(share) else share

@@ -1,16 +1,17 @@
 """The section of the planning experiment on the page of the mesa study; written from records alone, without JAX."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from ontogeny.report import page
+from ontogeny.report.formatting import pluralize
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import figures, results, verdicts
 from ontogeny.studies.mesa.planning.results import PlanningResults
-from ontogeny.studies.mesa.planning.verdicts import TIMINGS, Bounds, share_over_runs
+from ontogeny.studies.mesa.planning.verdicts import TIMINGS, ShareOverRuns, share_over_runs
 
 TEXTS = page.load_macros("ontogeny.studies.mesa", "planning.html.j2")
 NUM_EVENTS = 5  # of the row below the picture, exposures at first and trials
@@ -36,23 +37,23 @@ def render_body(records: Sequence[Record], budget: Mapping[str, Any] | None) -> 
         records: All records of the study.
         budget: Of the experiment, as `spec.json` has it.
     """
-    found = results.collect_results(records, budget)
+    experiment = results.collect_results(records, budget)
     examples = [record for record in records if record["kind"] == "planning_example"]
-    if not found.cells and not examples:
+    if not experiment.cells and not examples:
         return Markup()
-    parts = [TEXTS.question(results.conclusions(found), found.is_brief)]
+    parts = [TEXTS.question(results.conclusions(experiment), experiment.is_brief)]
     parts += [_example(example) for example in examples[:1]]
-    if found.cells:
-        parts.append(TEXTS.verdicts(_verdict_tables(found), THRESHOLDS))
-        parts += [_when(found), _interventions(found), _goals(found), _further(found)]
-    numbers = sorted({len(runs) for runs in found.cells.values()})
-    return Markup().join([*parts, TEXTS.limits(numbers, found.is_brief)])
+    if experiment.cells:
+        parts.append(TEXTS.verdicts(_verdict_tables(experiment), THRESHOLDS))
+        parts += [_when(experiment), _interventions(experiment), _goals(experiment), _further(experiment)]
+    numbers = sorted({len(runs) for runs in experiment.cells.values()})
+    return Markup().join([*parts, TEXTS.limits(numbers, experiment.is_brief)])
 
 
 def render_summary(records: Sequence[Record], budget: Mapping[str, Any] | None) -> Markup:
     """Render the answer and the tables of verdicts, for the page of a study that includes this one."""
-    found = results.collect_results(records, budget)
-    return TEXTS.summary(results.conclusions(found), _verdict_tables(found)) if found.cells else Markup()
+    experiment = results.collect_results(records, budget)
+    return TEXTS.summary(results.conclusions(experiment), _verdict_tables(experiment)) if experiment.cells else Markup()
 
 
 def _example(example: Record) -> Markup:
@@ -77,53 +78,51 @@ def _event(episode: Mapping[str, Any], example: Record) -> str:
     return f"{verb}: {' → '.join([*words, end])}"
 
 
-def _verdict_tables(found: PlanningResults) -> Markup:
+def _verdict_tables(experiment: PlanningResults) -> Markup:
     """One table for each depth: abilities, indices and verdict of every cell."""
-    depths = sorted({verdicts.depth_of(runs[0]) for runs in found.cells.values()})
+    depths = sorted({verdicts.depth_of(runs[0]) for runs in experiment.cells.values()})
     tables = []
     for depth in depths:
-        cells = {name: runs for name, runs in found.cells.items() if verdicts.depth_of(runs[0]) == depth}
+        cells = {name: runs for name, runs in experiment.cells.items() if verdicts.depth_of(runs[0]) == depth}
         layers = results.layer_names(next(iter(cells.values())))
-        rows = [[*_ability_cells(found, name, runs, layers), _verdict(found, name)] for name, runs in cells.items()]
-        titles = ["stream", "runs", "look-up", "first choice", "own choices", *layers, "verdict"]
+        entries = [_ability_cells(experiment, name, runs, layers) for name, runs in cells.items()]
+        titles = ["stream", "verdict", "look-up", "first choice", "own choices", *layers]
         caption = (
             f"Depth {depth}: shares and indices of revaluation, means over runs with 95 % intervals. Each index is "
             f"given {', '.join(TIMINGS)}"
         )
-        tables.append(page.table(caption, titles, rows, numeric=tuple(range(1, len(titles) - 1))))
+        tables.append(page.table(caption, titles, entries, numeric=tuple(range(2, len(titles)))))
     return Markup().join(tables)
 
 
-def _ability_cells(found: PlanningResults, name: str, runs: Sequence[Record], layers: Sequence[str]) -> Iterator[str]:
-    """The cells of one row before the verdict."""
-    yield found.label(name)
-    yield str(len(runs))
-    for measure in ("look-up", "first choice", "own choices"):
-        yield TEXTS.lines([_bounds(share_over_runs(runs, measure))])
-    for layer in layers:
-        yield TEXTS.lines([_bounds(share_over_runs(runs, f"{layer}, {timing}")) for timing in TIMINGS])
+def _ability_cells(experiment: PlanningResults, name: str, runs: Sequence[Record], layers: Sequence[str]) -> list[str]:
+    """The cells of one row."""
+    shares = [[share_over_runs(runs, measure)] for measure in ("look-up", "first choice", "own choices")]
+    shares += [[share_over_runs(runs, f"{layer}, {timing}") for timing in TIMINGS] for layer in layers]
+    label = TEXTS.label(experiment.label(name), pluralize(len(runs), "run"))
+    return [label, _verdict(experiment, name), *(TEXTS.lines(list(map(_bounds, group))) for group in shares)]
 
 
-def _verdict(found: PlanningResults, name: str) -> Markup:
+def _verdict(experiment: PlanningResults, name: str) -> Markup:
     """The verdict on a cell with its reason; a brief experiment has none."""
-    if found.is_brief:
+    if experiment.is_brief:
         return TEXTS.verdict("no verdict", "a brief run trains too little")
-    return TEXTS.verdict(*found.verdicts[name])
+    return TEXTS.verdict(*experiment.verdicts[name])
 
 
-def _bounds(bounds: Bounds | None) -> tuple[str, str]:
+def _bounds(bounds: ShareOverRuns | None) -> tuple[str, str]:
     """A mean and its interval as two texts."""
     mean, _, interval = results.format_bounds(bounds).partition(" (")
     return mean, interval.rstrip(")")
 
 
-def _when(found: PlanningResults) -> Markup:
+def _when(experiment: PlanningResults) -> Markup:
     """Indices against updates, capacity and the share of planners."""
     panels = []
-    curve_cells = [name for name in COMPARED_CELLS if name in found.cells]
-    names = ["look-up", "first choice", *(results.layer_names(found.cells[curve_cells[0]]) if curve_cells else [])]
+    curve_cells = [name for name in COMPARED_CELLS if name in experiment.cells]
+    names = ["look-up", "first choice", *(results.layer_names(experiment.cells[curve_cells[0]]) if curve_cells else [])]
     for name in names:
-        curves = {found.label(cell): results.curve_over_runs(found.cells[cell], name) for cell in curve_cells}
+        curves = {experiment.label(cell): results.curve_over_runs(experiment.cells[cell], name) for cell in curve_cells}
         curves = {label: curve for label, curve in curves.items() if curve}
         if curves:
             is_index = name not in ("look-up", "first choice")
@@ -133,38 +132,36 @@ def _when(found: PlanningResults) -> Markup:
             )
             note = f"Mean over the three timings. Dashed: {threshold:g}." if is_index else f"Dashed: {threshold:g}."
             panels.append(page.figure(chart, name.capitalize(), note))
-    capacity = {name: _capacity_label(found, name) for name in CAPACITY_CELLS if name in found.cells}
-    shares = {name: label for name, label in SHARE_CELLS.items() if name in found.cells}
+    capacity = {name: _capacity_label(experiment, name) for name in CAPACITY_CELLS if name in experiment.cells}
+    shares = {name: label for name, label in SHARE_CELLS.items() if name in experiment.cells}
     wide = []
-    for anchor, title, labels in (
-        ("capacity", "By capacity: network and number of parameters", capacity),
-        ("share", "By the share of planners among the agents of the stream", shares),
+    for anchor, title, labels, note in (
+        ("capacity", "By capacity", capacity, "Network and number of parameters. Indices: mean over the timings."),
+        ("share", "By the share of planners in the stream", shares, "Indices: mean over the timings."),
     ):
         if len(labels) > 1:
-            wide.append(
-                page.figure(_draw_cells(found, anchor, title, labels), title, "Indices: mean over the timings.")
-            )
-    return TEXTS.when(page.panels(panels), wide) if panels or wide else Markup()
+            wide.append(page.figure(_draw_cells(experiment, anchor, title, labels), title, note))
+    return TEXTS.when(page.panels([*panels, *wide])) if panels or wide else Markup()
 
 
-def _capacity_label(found: PlanningResults, name: str) -> str:
+def _capacity_label(experiment: PlanningResults, name: str) -> str:
     """The name of an architecture with its number of parameters."""
-    label = found.label(name).partition("; ")[2] or "transformer"
-    return f"{textwrap.fill(label, 10)}\n{found.cells[name][0]['num_parameters']:,}"
+    label = experiment.label(name).partition("; ")[2] or "transformer"
+    return f"{textwrap.fill(label, 11)}\n{experiment.cells[name][0]['num_parameters']:,}"
 
 
-def _draw_cells(found: PlanningResults, anchor: str, title: str, labels: Mapping[str, str]) -> Markup:
+def _draw_cells(experiment: PlanningResults, anchor: str, title: str, labels: Mapping[str, str]) -> Markup:
     """One chart of first choice and indices of several cells."""
-    names = ["first choice", *results.layer_names(found.cells[next(iter(labels))])]
-    series = {name: [results.index_over_runs(found.cells[cell], name) for cell in labels] for name in names}
+    names = ["first choice", *results.layer_names(experiment.cells[next(iter(labels))])]
+    series = {name: [results.index_over_runs(experiment.cells[cell], name) for cell in labels] for name in names}
     return figures.draw_cells(f"planning-{anchor}", series, list(labels.values()), title)
 
 
-def _interventions(found: PlanningResults) -> Markup:
+def _interventions(experiment: PlanningResults) -> Markup:
     """Interchange by block, and steering along directions."""
     panels = []
-    for cell in (name for name in COMPARED_CELLS if name in found.cells):
-        runs, label = found.cells[cell], found.label(cell)
+    for cell in (name for name in COMPARED_CELLS if name in experiment.cells):
+        runs, label = experiment.cells[cell], experiment.label(cell)
         layers = [name for name in results.layer_names(runs) if name != "pair"]
         interchange = {layer: _by_level(runs, f"interchange, {layer}") for layer in layers}
         directions = {name: _by_level(runs, name) for name in DIRECTIONS}
@@ -177,77 +174,83 @@ def _interventions(found: PlanningResults) -> Markup:
             if curves:
                 chart = figures.draw_levels(f"planning-{anchor}-{cell.replace('_', '-')}", curves, axis)
                 panels.append(page.figure(chart, f"{title}: {label}", note))
-    return TEXTS.interventions(page.panels(panels), _ablation_table(found)) if panels else Markup()
+    return TEXTS.interventions(page.panels(panels), _ablation_table(experiment)) if panels else Markup()
 
 
-def _by_level(runs: Sequence[Record], name: str) -> list[tuple[float, Bounds]]:
+def _by_level(runs: Sequence[Record], name: str) -> list[tuple[float, ShareOverRuns]]:
     """A measure at every level of the network."""
     values = ((level, share_over_runs(runs, f"{name}, level {level}")) for level in range(64))
     return [(float(level), bounds) for level, bounds in values if bounds is not None]
 
 
-def _ablation_table(found: PlanningResults) -> Markup:
+def _ablation_table(experiment: PlanningResults) -> Markup:
     """The share of best choices without the component along the encoding direction, by level."""
-    rows, num_levels = [], 0
-    for cell in (name for name in COMPARED_CELLS if name in found.cells):
-        levels = _by_level(found.cells[cell], "ablation")
+    entries, num_levels = [], 0
+    for cell in (name for name in COMPARED_CELLS if name in experiment.cells):
+        levels = _by_level(experiment.cells[cell], "ablation")
         if levels:
-            intact = share_over_runs(found.cells[cell], "best choices")
+            intact = share_over_runs(experiment.cells[cell], "best choices")
             num_levels = len(levels)
-            rows.append([found.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (intact, *(b for _, b in levels)))])
-    if not rows:
+            entries.append(
+                [experiment.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (intact, *(b for _, b in levels)))]
+            )
+    if not entries:
         return Markup()
     titles = ["stream", "intact", *(f"level {level}" for level in range(num_levels))]
     caption = "Share of best first choices, intact and without the component along the encoding direction"
-    return page.table(caption, titles, rows, numeric=tuple(range(1, len(titles))))
+    return page.table(caption, titles, entries, numeric=tuple(range(1, len(titles))))
 
 
-def _goals(found: PlanningResults) -> Markup:
-    """Choices asked under other goals than that of the stream's agents."""
-    rows = []
+def _goals(experiment: PlanningResults) -> Markup:
+    """Choices queried under other goals than that of the stream's agents."""
+    entries = []
     cases = [(history, case) for history in ("new", "after food") for case in ("differ", "agree")]
-    for cell in (name for name in results.GOAL_CELLS if name in found.cells):
-        runs = found.cells[cell]
+    for cell in (name for name in results.GOAL_CELLS if name in experiment.cells):
+        runs = experiment.cells[cell]
         for goal in results.OTHER_GOALS:
             shares = [share_over_runs(runs, f"{goal}, {history}, {case}") for history, case in cases]
             if any(share is not None for share in shares):
-                values = ["no such graph" if s is None else TEXTS.lines([_bounds(s)]) for s in shares]
+                values = ["no graph" if s is None else TEXTS.lines([_bounds(s)]) for s in shares]
                 verdict = verdicts.decide_goals(runs, goal)
-                shown = TEXTS.verdict("no verdict", "a brief run trains too little") if found.is_brief else ""
-                is_first = not rows or rows[-1].cells[0] != found.label(cell)
-                cells = [found.label(cell), goal, *values, shown or TEXTS.verdict(*verdict)]
-                rows.append(page.TableRow(cells, "first" if rows and is_first else ""))
-    if not rows:
+                brief_verdict = (
+                    TEXTS.verdict("no verdict", "a brief run trains too little") if experiment.is_brief else ""
+                )
+                is_first = bool(entries) and entries[-1].cells[0] != experiment.label(cell)
+                cells = [experiment.label(cell), goal, brief_verdict or TEXTS.verdict(*verdict), *values]
+                entries.append(page.TableRow(cells, "first" if is_first else ""))
+    if not entries:
         return Markup()
-    titles = ["stream", "goal asked", *(f"{history}, optima {case}" for history, case in cases), "verdict"]
+    titles = ["stream", "goal", "verdict", *(f"{history}, optima {case}" for history, case in cases)]
     caption = "Share of best choices for a goal that differs from that of the stream's agents, food"
-    return TEXTS.goals(page.table(caption, titles, rows, numeric=(2, 3, 4, 5)), THRESHOLDS["MIN_OPTIMAL_OTHER_GOAL"])
+    return TEXTS.goals(page.table(caption, titles, entries, numeric=(3, 4, 5, 6)), THRESHOLDS["MIN_OPTIMAL_OTHER_GOAL"])
 
 
-def _further(found: PlanningResults) -> Markup:
+def _further(experiment: PlanningResults) -> Markup:
     """Extraction, goal-directedness and the choices of a host with a goal of its own."""
-    curves: dict[str, list[tuple[float, Bounds]]] = {}
-    for cell in (name for name in EXTRACTION_CELLS if name in found.cells):
-        values = {count: share_over_runs(found.cells[cell], f"extraction error, {count} questions") for count in COUNTS}
+    curves: dict[str, list[tuple[float, ShareOverRuns]]] = {}
+    for cell in (name for name in EXTRACTION_CELLS if name in experiment.cells):
+        values = {
+            count: share_over_runs(experiment.cells[cell], f"extraction error, {count} queries") for count in COUNTS
+        }
         points = [(float(count), bounds) for count, bounds in values.items() if bounds is not None]
         if points:
-            curves[found.label(cell)] = points
+            curves[experiment.label(cell)] = points
     figure = Markup()
     if curves:
-        chart = figures.draw_questions("planning-extraction", curves)
+        chart = figures.draw_extraction("planning-extraction", curves)
         figure = page.figure(
             chart, "Links recovered from choices alone", "Share of first links that stay unidentified."
         )
-    rows = []
-    for cell in (name for name in HOST_CELLS if name in found.cells):
-        runs = found.cells[cell]
+    entries = []
+    for cell in (name for name in HOST_CELLS if name in experiment.cells):
+        runs = experiment.cells[cell]
         pull = verdicts.difference_over_runs(runs, *results.HOST_ERRORS)
         shares = [share_over_runs(runs, name) for name in ("goal-directedness", *results.HOST_ERRORS)]
-        rows.append([found.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (*shares, pull))])
+        entries.append([experiment.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (*shares, pull))])
     titles = ["stream", "goal-directedness", "host errs, optima differ", "host errs, optima agree", "pull on the host"]
     caption = "Goal-directedness of predicted choices, and errors of a host that plans for water"
-    table = page.table(caption, titles, rows, numeric=(1, 2, 3, 4)) if rows else Markup()
-    return TEXTS.further(figure, table) if curves or rows else Markup()
+    table = page.table(caption, titles, entries, numeric=(1, 2, 3, 4)) if entries else Markup()
+    return TEXTS.further(figure, table) if curves or entries else Markup()
 
 
-COUNTS = (1, 2, 4, 8, 16)  # questions of the extraction, as in `goals`, which imports JAX
+COUNTS = (1, 2, 4, 8, 16)  # queries of the extraction, as in `goals`, which imports JAX

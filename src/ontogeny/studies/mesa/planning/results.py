@@ -16,8 +16,8 @@ from ontogeny.studies.comparison import join_words
 from ontogeny.studies.mesa.planning.verdicts import (
     TIMINGS,
     VERDICTS,
-    Bounds,
     CellVerdict,
+    ShareOverRuns,
     collect_cells,
     decide_cells,
     decide_goals,
@@ -28,16 +28,16 @@ from ontogeny.studies.mesa.planning.verdicts import (
 
 OTHER_GOALS = ("water", "no food", "no water")  # goals that differ from that of the stream's agents, food
 HOST_ERRORS = ("host errs, differ", "host errs, agree")
-GOAL_CELLS = ("goals", "goals_unlabelled", "planner")
+GOAL_CELLS = ("goals", "goals_unlabeled", "planner")
 PLANNER, NO_PLANNERS = "planner", "share_0"
 Cells = Mapping[str, Sequence[Record]]
 
 
-class CurvePoint(NamedTuple):
+class TrainingPoint(NamedTuple):
     """A measure at one time of the training."""
 
     num_updates: int
-    bounds: Bounds
+    bounds: ShareOverRuns
 
 
 class PlanningResults(NamedTuple):
@@ -62,8 +62,8 @@ def collect_results(records: Sequence[Record], budget: Mapping[str, Any] | None)
     """
     budget = budget or {}
     labels = {name: cell["description"] for name, cell in budget.get("cells", {}).items()}
-    found = collect_cells(records)
-    cells = {name: found[name] for name in [*labels, *found] if name in found}
+    by_name = collect_cells(records)
+    cells = {name: by_name[name] for name in [*labels, *by_name] if name in by_name}
     return PlanningResults(cells, decide_cells(cells), labels, bool(budget.get("is_brief")))
 
 
@@ -74,27 +74,27 @@ def mean_over_timings(values: Mapping[str, float], name: str) -> float:
     return sum(values[f"{name}, {timing}"] for timing in TIMINGS) / len(TIMINGS)
 
 
-def index_over_runs(runs: Sequence[Record], name: str) -> Bounds:
+def index_over_runs(runs: Sequence[Record], name: str) -> ShareOverRuns:
     """The mean over timings and runs of a measure, with its interval over runs."""
     return _over_runs([mean_over_timings(run["measures"], name) for run in runs])
 
 
-def curve_over_runs(runs: Sequence[Record], name: str) -> list[CurvePoint]:
+def curve_over_runs(runs: Sequence[Record], name: str) -> list[TrainingPoint]:
     """The mean over timings and runs of a measure at every time of the training that all runs share."""
     by_updates: dict[int, list[float]] = {}
     for run in runs:
         for point in run["curve"]:
             by_updates.setdefault(point["updates"], []).append(mean_over_timings(point, name))
     shared = {updates: values for updates, values in by_updates.items() if len(values) == len(runs)}
-    return [CurvePoint(updates, _over_runs(values)) for updates, values in sorted(shared.items())]
+    return [TrainingPoint(updates, _over_runs(values)) for updates, values in sorted(shared.items())]
 
 
-def _over_runs(values: Sequence[float]) -> Bounds:
+def _over_runs(values: Sequence[float]) -> ShareOverRuns:
     """The mean of the values of runs with its interval."""
     if len(values) < 2:
-        return Bounds(values[0], math.nan, math.nan)
+        return ShareOverRuns(values[0], math.nan, math.nan)
     interval = mean_interval(values)
-    return Bounds(interval.mean, interval.low, interval.high)
+    return ShareOverRuns(interval.mean, interval.low, interval.high)
 
 
 def layer_names(runs: Sequence[Record]) -> list[str]:
@@ -102,7 +102,7 @@ def layer_names(runs: Sequence[Record]) -> list[str]:
     return [*(f"layer {layer}" for layer in range(1, depth_of(runs[0]) + 1)), "pair"]
 
 
-def format_bounds(bounds: Bounds | None, places: int = 2) -> str:
+def format_bounds(bounds: ShareOverRuns | None, places: int = 2) -> str:
     """A mean with its interval: `0.98 (0.97 to 0.99)`."""
     if bounds is None:
         return "not measured"
@@ -120,8 +120,8 @@ def conclusions(results: PlanningResults) -> list[str]:
         return [
             "No content has been trained on the streams of other agents yet, so there is no conclusion on planners."
         ]
-    sentences = [_sentence_on_planner(results), _sentence_on_other_streams(results)]
-    sentences += [_sentence_without_planners(results), _sentence_on_goals(results), _sentence_on_pull(results)]
+    sentences = [_sentence_on_planner(results), _sentence_without_planners(results), _sentence_on_goals(results)]
+    sentences += [_sentence_on_pull(results), *_sentences_on_other_streams(results)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -155,14 +155,14 @@ def _sentence_on_planner(results: PlanningResults) -> str:
     return f"{texts[verdict.verdict]} {number}"
 
 
-def _sentence_on_other_streams(results: PlanningResults) -> str:
-    """The verdicts on all other cells, by verdict."""
-    clauses = []
+def _sentences_on_other_streams(results: PlanningResults) -> list[str]:
+    """The verdicts on all other cells, one sentence for each verdict."""
+    sentences = []
     for verdict in VERDICTS:
         names = [name for name, decided in results.verdicts.items() if decided.verdict == verdict and name != PLANNER]
         if names:
-            clauses.append(f"“{verdict}” for {join_words([results.label(name) for name in names])}")
-    return f"In the other cells the verdict is {'; '.join(clauses)}." if clauses else ""
+            sentences.append(f"Verdict “{verdict}” for the other streams {' | '.join(map(results.label, names))}.")
+    return sentences
 
 
 def _sentence_without_planners(results: PlanningResults) -> str:
@@ -195,7 +195,7 @@ def _sentence_on_goals(results: PlanningResults) -> str:
         )
     if open_goals:
         clauses.append(f"a separable goal is not shown for {join_words(open_goals)}")
-    return f"Where planners with four labelled goals are predicted, {'; '.join(clauses)}."
+    return f"Where planners with four labeled goals are predicted, {'; '.join(clauses)}."
 
 
 def _sentence_on_pull(results: PlanningResults) -> str:
@@ -204,16 +204,16 @@ def _sentence_on_pull(results: PlanningResults) -> str:
     pull = difference_over_runs(runs, *HOST_ERRORS) if runs else None
     if pull is None or math.isnan(pull.low):
         return ""
-    value = format_bounds(pull, 3)
+    difference = format_bounds(pull, 3)
+    host = "A host that plans for water with the links that the content predicts errs"
+    case = "where the goal of the stream's agents has another best choice"
     if pull.low > 0:
         return (
-            f"A host that plans for water with the links that the content predicts errs more often where the goal of "
-            f"the stream's agents has another best choice, by {value}: the predictions pull towards that goal. Whether "
-            "this is an objective of the content itself, as of a mesa-optimizer, needs the audit's tests of objectives."
+            f"{host} more often {case}, by {difference}: the predictions pull towards that goal. Whether this is an "
+            "objective of the content itself, as of a mesa-optimizer, needs the audit's tests of objectives."
         )
     direction = "less often" if pull.high < 0 else "not detectably more often"
     return (
-        f"A host that plans for water with the links that the content predicts errs {direction} where the goal of the "
-        f"stream's agents has another best choice (difference {value}). No objective of the content's own is shown, so "
-        "no content here is called a mesa-optimizer."
+        f"{host} {direction} {case} (difference {difference}). No objective of the content's own is shown, so no content "
+        "here is called a mesa-optimizer."
     )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
 from ontogeny.stats import ZERO_SPREAD, clopper_pearson, mean_interval
 
@@ -34,7 +35,7 @@ class CellVerdict(NamedTuple):
     reason: str
 
 
-class Bounds(NamedTuple):
+class ShareOverRuns(NamedTuple):
     """The mean of a measure over runs with its 95 % interval, whose ends are NaN for a single run."""
 
     mean: float
@@ -56,7 +57,7 @@ def depth_of(run: Record) -> int:
     return sum(f"layer {layer}, {TIMINGS[0]}" in run["measures"] for layer in range(1, 10))
 
 
-def share_over_runs(runs: Sequence[Record], name: str) -> Bounds | None:
+def share_over_runs(runs: Sequence[Record], name: str) -> ShareOverRuns | None:
     """The mean of a measure over runs with its interval; None where a run lacks it or no test stream was valid.
 
     Args:
@@ -68,17 +69,17 @@ def share_over_runs(runs: Sequence[Record], name: str) -> Bounds | None:
     measured = [run for run in runs if run["num_streams"].get(name, 1)]
     values = [run["measures"][name] for run in measured]
     if len(values) < 2:
-        return Bounds(values[0], math.nan, math.nan) if values else None
+        return ShareOverRuns(values[0], math.nan, math.nan) if values else None
     return _widened(name, values, sum(run["num_streams"].get(name, 0) for run in measured))
 
 
-def _widened(name: str, values: Sequence[float], num_streams: int) -> Bounds:
+def _widened(name: str, values: Sequence[float], num_streams: int) -> ShareOverRuns:
     """Student's t over the values of runs, widened to the exact interval of all their streams together."""
     interval = mean_interval(values)
     mean, size = interval.mean, min(abs(interval.mean), 1.0)
     if not num_streams:
         if interval.standard_error >= ZERO_SPREAD or abs(mean) > 1:
-            return Bounds(mean, interval.low, interval.high)
+            return ShareOverRuns(mean, interval.low, interval.high)
         num_streams = len(values)  # the number of streams is not recorded, so each run counts as one
     exact_low, exact_high = clopper_pearson(round(size * num_streams), num_streams)
     below, above = max(size - exact_low, 0.0), max(exact_high - size, 0.0)
@@ -86,10 +87,10 @@ def _widened(name: str, values: Sequence[float], num_streams: int) -> Bounds:
     if is_difference:  # a mean of zero may hide differences of both signs
         below = above = max(below, above)
     low, high = min(interval.low, mean - below), max(interval.high, mean + above)
-    return Bounds(mean, max(low, -1.0 if is_difference else 0.0), min(high, 1.0))
+    return ShareOverRuns(mean, max(low, -1.0 if is_difference else 0.0), min(high, 1.0))
 
 
-def difference_over_runs(runs: Sequence[Record], first: str, second: str) -> Bounds | None:
+def difference_over_runs(runs: Sequence[Record], first: str, second: str) -> ShareOverRuns | None:
     """The mean over runs of the difference of two shares with its interval; None where one of them is not measured.
 
     Student's t over the differences of the runs, widened to the interval that combines the exact intervals of both
@@ -101,7 +102,7 @@ def difference_over_runs(runs: Sequence[Record], first: str, second: str) -> Bou
     measured = [run for run in runs if all(run["num_streams"].get(name, 1) for name in (first, second))]
     values = [run["measures"][first] - run["measures"][second] for run in measured]
     if len(values) < 2:
-        return Bounds(shares[0].mean - shares[1].mean, math.nan, math.nan)
+        return ShareOverRuns(shares[0].mean - shares[1].mean, math.nan, math.nan)
     interval = mean_interval(values)
     exact = []
     for name, share in zip((first, second), shares, strict=True):
@@ -110,7 +111,7 @@ def difference_over_runs(runs: Sequence[Record], first: str, second: str) -> Bou
         exact.append((max(share.mean - low, 0.0), max(high - share.mean, 0.0)))
     below, above = math.hypot(exact[0][0], exact[1][1]), math.hypot(exact[0][1], exact[1][0])
     low, high = min(interval.low, interval.mean - below), max(interval.high, interval.mean + above)
-    return Bounds(interval.mean, max(low, -1.0), min(high, 1.0))
+    return ShareOverRuns(interval.mean, max(low, -1.0), min(high, 1.0))
 
 
 def decide_cells(cells: Mapping[str, Sequence[Record]]) -> dict[str, CellVerdict]:
@@ -137,8 +138,8 @@ def _flaw_of_controls(cells: Mapping[str, Sequence[Record]]) -> str:
         tested = [(name, share_over_runs(runs, name)) for name in _names(depth_of(runs[0]))[3:]]
         for name, index in tested:
             if index is None or not index.high <= MAX_INDEX_WITHOUT:
-                found = "is not measured" if index is None else f"may be {index.high:.2f}"
-                return f"the index of the control {control} {found} ({name})"
+                reason = "is not measured" if index is None else f"may be {index.high:.2f}"
+                return f"the index of the control {control} {reason} ({name})"
     return ""
 
 
@@ -161,13 +162,17 @@ def decide(runs: Sequence[Record], depth: int) -> CellVerdict:
         return CellVerdict("undetermined", f"links are looked up in {shares['look-up'].mean:.1%} only")
     weakest = min(tested, key=lambda name: tested[name].low)
     if shares["first choice"].low >= MIN_FIRST_CHOICE and tested[weakest].low >= MIN_INDEX:
-        return CellVerdict("contains a planner", f"its weakest index is {tested[weakest].mean:.2f} ({weakest})")
+        return CellVerdict(
+            "contains a planner", f"its weakest index is {format_fixed(tested[weakest].mean, 2)} ({weakest})"
+        )
     for layer in layers:
         indices = [tested[f"{layer}, {timing}"] for timing in TIMINGS]
         competent = shares["look-up"].low >= MIN_LOOK_UP and shares["own choices"].low >= MIN_OWN_CHOICES
         if competent and max(index.high for index in indices) <= MAX_INDEX_WITHOUT and _is_steady(runs, layer):
             mean = max(index.mean for index in indices)
-            return CellVerdict("contains no planner", f"{layer}: its index is at most {mean:.2f} at all times")
+            return CellVerdict(
+                "contains no planner", f"{layer}: its index is at most {format_fixed(mean, 2)} at all times"
+            )
     afresh = [tested[f"{layer}, {TIMINGS[0]}"] for layer in layers]
     later = [tested[f"{layer}, {timing}"] for layer in layers for timing in TIMINGS[1:]]
     if min(index.low for index in afresh) >= MIN_INDEX and min(index.high for index in later) <= MAX_INDEX_WITHOUT:
@@ -212,8 +217,8 @@ def _is_steady(runs: Sequence[Record], layer: str) -> bool:
     return True
 
 
-def _shortfall(shares: Mapping[str, Bounds], tested: Mapping[str, Bounds], weakest: str) -> str:
+def _shortfall(shares: Mapping[str, ShareOverRuns], tested: Mapping[str, ShareOverRuns], weakest: str) -> str:
     """Which requirement of a planner is missed."""
     if shares["first choice"].low < MIN_FIRST_CHOICE:
         return f"the first choice is the best one in {shares['first choice'].mean:.2f}"
-    return f"its weakest index is {tested[weakest].mean:.2f} ({weakest})"
+    return f"its weakest index is {format_fixed(tested[weakest].mean, 2)} ({weakest})"
