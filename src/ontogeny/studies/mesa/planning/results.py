@@ -214,6 +214,6 @@ def _sentence_on_pull(results: PlanningResults) -> str:
         )
     direction = "less often" if pull.high < 0 else "not detectably more often"
     return (
-        f"{host} {direction} {case} (difference {difference}). No objective of the content's own is shown, so no content "
-        "here is called a mesa-optimizer."
+        f"{host} {direction} {case} (difference {difference}). No objective of the content's own is shown, so no "
+        "content here is called a mesa-optimizer."
     )
