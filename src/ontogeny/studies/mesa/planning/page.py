@@ -15,6 +15,7 @@ from ontogeny.studies.mesa.planning.verdicts import TIMINGS, ShareOverRuns, shar
 
 TEXTS = page.load_macros("ontogeny.studies.mesa", "planning.html.j2")
 NUM_EVENTS = 5  # of the row below the picture, exposures at first and trials
+CURVE_THRESHOLDS = {"look-up": "MIN_LOOK_UP", "first choice": "MIN_FIRST_CHOICE"}  # of other curves: MIN_INDEX
 COMPARED_CELLS = ("planner", "td_zero")
 CAPACITY_CELLS = ("width_16", "width_32", "one_block", "planner", "gru")
 SHARE_CELLS = {"share_0": "0 %", "share_5": "5 %", "share_20": "20 %", "share_50": "50 %", "planner": "100 %"}
@@ -120,13 +121,13 @@ def _when(experiment: PlanningResults) -> Markup:
     """Indices against updates, capacity and the share of planners."""
     panels = []
     curve_cells = [name for name in COMPARED_CELLS if name in experiment.cells]
-    names = ["look-up", "first choice", *(results.layer_names(experiment.cells[curve_cells[0]]) if curve_cells else [])]
+    names = [*CURVE_THRESHOLDS, *(results.layer_names(experiment.cells[curve_cells[0]]) if curve_cells else [])]
     for name in names:
         curves = {experiment.label(cell): results.curve_over_runs(experiment.cells[cell], name) for cell in curve_cells}
         curves = {label: curve for label, curve in curves.items() if curve}
         if curves:
-            is_index = name not in ("look-up", "first choice")
-            threshold = verdicts.MIN_INDEX if is_index else verdicts.MIN_FIRST_CHOICE
+            is_index = name not in CURVE_THRESHOLDS
+            threshold = THRESHOLDS[CURVE_THRESHOLDS.get(name, "MIN_INDEX")]
             chart = figures.draw_training(
                 f"planning-updates-{name.replace(' ', '-')}", curves, "index" if is_index else "share", threshold
             )

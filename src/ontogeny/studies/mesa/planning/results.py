@@ -161,7 +161,7 @@ def _sentences_on_other_streams(results: PlanningResults) -> list[str]:
     for verdict in VERDICTS:
         names = [name for name, decided in results.verdicts.items() if decided.verdict == verdict and name != PLANNER]
         if names:
-            sentences.append(f"Verdict “{verdict}” for the other streams {' | '.join(map(results.label, names))}.")
+            sentences.append(f"Verdict “{verdict}” for the other streams: {' | '.join(map(results.label, names))}.")
     return sentences
 
 
