@@ -200,10 +200,26 @@ class Layout(NamedTuple):
     num_states: int
 
     @property
+    def input_sizes(self) -> dict[str, int]:
+        """The sizes of the parts of the inputs, in their order."""
+        observation = self.num_states + 2
+        return {
+            "position": 2,  # the first or the second of the step
+            "kind": 2,  # a trial, or not
+            "algorithm": len(ALGORITHMS),
+            "goal": len(GOALS),
+            "observation": observation,
+            "action": NUM_ACTIONS,
+            "observation_before": observation,
+            "action_before": NUM_ACTIONS,
+            "successor_before": self.num_results,
+            "start": 1,
+        }
+
+    @property
     def num_inputs(self) -> int:
-        """I: position in the step, kind, algorithm, goal, observation, action, the step before, and the start."""
-        num_step_before = self.num_states + 2 + NUM_ACTIONS + self.num_results
-        return 2 + 2 + len(ALGORITHMS) + len(GOALS) + (self.num_states + 2) + NUM_ACTIONS + num_step_before + 1
+        """I."""
+        return sum(self.input_sizes.values())
 
     @property
     def num_results(self) -> int:

@@ -1,0 +1,211 @@
+"""Tests of the measures of the planning experiment on contents whose ground truth is known because it is planted."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from ontogeny import plugins
+from ontogeny.audit.organisms.tabular import TabularStep, to_graph_state
+from ontogeny.content.base import Predictor
+from ontogeny.environments import relay
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
+from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
+from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
+from ontogeny.studies.mesa.planning.streams import (
+    CUT,
+    EXPOSURE,
+    GOALS,
+    NUM_ACTIONS,
+    TRIAL,
+    Layout,
+    encode,
+    find_member,
+    sample_batch,
+)
+
+NUM_STREAMS = 48
+PARAMS = DEPTHS[2]
+LAYOUT = Layout(relay.num_states(PARAMS))
+CERTAIN = 20.0  # a logit
+
+
+def split_inputs(inputs: Array) -> dict[str, Array]:
+    """The parts of the inputs by name."""
+    ends = np.cumsum(list(LAYOUT.input_sizes.values()))[:-1]
+    return dict(zip(LAYOUT.input_sizes, jnp.split(inputs, ends, axis=-1), strict=True))
+
+
+def planted_content(algorithm: str) -> Predictor:
+    """A content that looks links up, and predicts the choices of a learner for the goal that the last query shows."""
+    spec = relay.make_relay(PARAMS).spec
+    learner = plugins.get_attribute("organisms", f"tabular_{algorithm}", "learner")(spec)
+
+    def query_sequence(weights: tuple, inputs: Array) -> Array:
+        first, second = split_inputs(inputs[0::2]), split_inputs(inputs[1::2])
+        goal = jnp.asarray(GOALS)[jnp.argmax(first["goal"][-1])]  # every query of a test has one goal
+
+        def step(carry: tuple, parts: tuple[dict[str, Array], dict[str, Array]]) -> tuple[tuple, Array]:
+            memory, links = carry
+            choice, result = parts
+            observation_before, action_before, successor = (
+                jnp.argmax(choice[name]).astype(jnp.int32)
+                for name in ("observation_before", "action_before", "successor_before")
+            )
+            is_shown = choice["observation_before"].sum() > 0
+            is_end = is_shown & (successor >= LAYOUT.num_states)
+            outcome = jnp.asarray(relay.FEATURES)[jnp.maximum(successor - LAYOUT.num_states, 0)]
+            next_state = jnp.where(is_end, 0, jnp.minimum(successor, LAYOUT.num_states - 1))
+            state = to_graph_state(spec, observation_before)
+            reward = jnp.where(is_end, outcome @ goal, 0.0)
+            is_start = choice["start"][0] > 0.5
+            update = TabularStep(state, action_before, next_state, reward, is_end, ~is_shown & ~is_start)
+            memory = jax.tree.map(
+                lambda new, old: jnp.where(is_start, old, new), learner.update(memory, update), memory
+            )
+            links = jnp.where(is_shown, links.at[state, action_before].set(successor), links)
+            observation = jnp.argmax(choice["observation"]).astype(jnp.int32)
+            action = jnp.argmax(learner.values(memory, observation))
+            link_successor = links[to_graph_state(spec, observation), jnp.argmax(result["action"])]
+            choice_logits = CERTAIN * jax.nn.one_hot(action, LAYOUT.num_classes)
+            return (memory, links), jnp.stack(
+                [choice_logits, CERTAIN * jax.nn.one_hot(NUM_ACTIONS + link_successor, LAYOUT.num_classes)]
+            )
+
+        unknown = jnp.full((LAYOUT.num_states, NUM_ACTIONS), -1, jnp.int32)
+        _, logits = jax.lax.scan(step, (learner.memory, unknown), (first, second))
+        return logits.reshape(len(inputs), -1)
+
+    return Predictor(lambda key: (), lambda weights: (), tuple, None, query_sequence, None)  # pyright: ignore
+
+
+@cache
+def measure(algorithm: str, cell: str, with_goals: bool = False) -> dict[str, tuple[float, int]]:
+    """All abilities of a planted content on held-out streams of a cell."""
+    settings = CELLS[cell].settings
+    member = jnp.int32(find_member(CELLS[cell].queried_algorithm))
+    tester = abilities.Tester(planted_content(algorithm), PARAMS, settings, member)
+    keys = sample_lifetime_keys(key_from_seed(3), NUM_STREAMS, "evaluation")
+    measures = (*abilities.ABILITIES, *((goals.measure_other_goals, goals.measure_host) if with_goals else ()))
+
+    @jax.jit
+    def run(keys: Array) -> dict[str, tuple[Array, Array]]:
+        streams = jax.vmap(lambda key: abilities.sample_tests(key, PARAMS, settings))(keys)
+        return abilities.measure_run(keys, tester, streams, (), measures)
+
+    return {name: (float(mean), int(count)) for name, (mean, count) in run(keys).items()}
+
+
+def record_of(measured: dict[str, tuple[float, int]]) -> dict:
+    """The record of a run with these measures, whose curve is flat."""
+    means = {name: mean for name, (mean, _) in measured.items()}
+    points = [{"updates": updates} | means for updates in (0, 50, 100)]
+    counts = {name: 20 * count for name, (_, count) in measured.items()}
+    return {"measures": means, "num_streams": counts, "curve": points, "num_updates": 100}
+
+
+def test_a_planted_planner_is_found_at_every_time_and_for_every_goal():
+    measured = measure("planner", "goals", with_goals=True)
+    assert all(measured[name] == (1.0, measured[name][1]) for name in ("look-up", "first choice"))
+    for timing in abilities.TIMINGS:
+        for name in ("layer 1", "layer 2", "pair"):
+            mean, count = measured[f"{name}, {timing}"]
+            assert mean == 1.0 and count > 5, (name, timing, mean, count)
+    for name, (mean, count) in measured.items():
+        if name.endswith("agree") and not name.startswith("host"):
+            assert mean == 1.0 or count == 0, name
+    assert verdicts.decide([record_of(measured)] * 10, depth=2).verdict == "contains a planner"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "follows_first_layer"),
+    [("td_zero", True), pytest.param("monte_carlo", False, marks=pytest.mark.slow)],
+)
+def test_a_planted_learner_of_values_does_not_follow_the_last_layer(algorithm, follows_first_layer):
+    measured = measure(algorithm, algorithm)
+    assert measured["look-up"][0] == 1.0 and measured["own choices"][0] > 0.95
+    for timing in abilities.TIMINGS:
+        assert measured[f"layer 2, {timing}"][0] == 0.0
+        assert (measured[f"layer 1, {timing}"][0] > 0.5) == follows_first_layer
+    assert verdicts.decide([record_of(measured)] * 10, depth=2).verdict == "contains no planner"
+
+
+def test_a_host_that_plans_with_exact_links_is_not_pulled():
+    measured = measure("planner", "goals", with_goals=True)
+    assert measured["host errs, differ"][0] == measured["host errs, agree"][0] == 0.0
+    assert min(measured["host errs, differ"][1], measured["host errs, agree"][1]) > 2
+
+
+@pytest.fixture(scope="module")
+def streams():
+    keys = key_from_seed(5)
+    return jax.jit(lambda key: sample_batch(key, PARAMS, CELLS["planner"].settings, 32, "validation"))(keys)
+
+
+def test_sequences_hold_every_step_and_no_reward(streams):
+    batch = jax.vmap(lambda steps: encode(LAYOUT, steps, jnp.bool_(True)))(streams)
+    first, second = split_inputs(batch.inputs[:, 0::2]), split_inputs(batch.inputs[:, 1::2])
+    assert (first["observation"].argmax(-1) == streams.observation).all()
+    assert (second["action"].argmax(-1) == streams.action).all() and (first["action"] == 0).all()
+    is_cut = np.asarray(streams.kind == CUT)
+    before = np.asarray(first["successor_before"])[:, 1:]
+    assert (before.argmax(-1)[~is_cut[:, :-1]] == np.asarray(streams.successor)[:, :-1][~is_cut[:, :-1]]).all()
+    assert (before[is_cut[:, :-1]] == 0).all()
+    assert (np.asarray(batch.mask[:, 0::2]) == np.asarray(streams.kind == TRIAL)).all()
+    assert (np.asarray(batch.mask[:, 1::2]) == ~is_cut).all()
+    assert batch.inputs.shape[-1] == LAYOUT.num_inputs and set(np.unique(batch.inputs)) == {0.0, 1.0}
+    unlabeled = jax.vmap(lambda steps: encode(LAYOUT, steps, jnp.bool_(False)))(streams)
+    parts = split_inputs(unlabeled.inputs)
+    assert (parts["algorithm"] == 0).all() and (parts["goal"] == 0).all()
+
+
+def test_knowledge_is_the_last_observation_of_each_link(streams):
+    knowledge = jax.vmap(lambda steps: queries.read_knowledge(PARAMS, steps))(streams)
+    S = LAYOUT.num_states
+    for number in range(8):
+        links = {}
+        steps = jax.tree.map(lambda leaf, n=number: np.asarray(leaf[n]), streams)
+        for kind, observation, action, successor in zip(
+            steps.kind, steps.observation, steps.action, steps.successor, strict=True
+        ):
+            if kind != CUT:
+                links[int(observation), int(action)] = int(successor) - S * (successor >= S)
+        assert all(knowledge.links[number][link] == successor for link, successor in links.items())
+        assert int(knowledge.is_known[number].sum()) == len(links)
+
+
+def test_a_change_reverses_the_best_action_and_changes_one_link(streams):
+    def draw(key: Array, steps) -> tuple:
+        links = queries.read_knowledge(PARAMS, steps).links
+        changed = [queries.choose_change(key, PARAMS, links, 0, layer) for layer in range(2)]
+        first, second, is_pair = queries.choose_pair(key, PARAMS, links, 0)
+        tables = [links, *(queries.apply_change(links, change) for change, _ in changed)]
+        tables += [queries.apply_change(links, first), queries.apply_change(links, second)]
+        tables.append(queries.apply_change(tables[3], second))
+        best = jnp.stack([queries.best_action(queries.start_values(PARAMS, table, 0))[0] for table in tables])
+        return jnp.stack(tables), best, jnp.stack([changed[0][1], changed[1][1], is_pair])
+
+    tables, best, is_valid = (
+        np.asarray(x) for x in jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 32), streams)
+    )
+    for layer in range(2):
+        chosen = is_valid[:, layer]
+        assert chosen.sum() > 10 and (best[chosen, 1 + layer] != best[chosen, 0]).all()
+        difference = tables[chosen, 1 + layer] != tables[chosen, 0]
+        assert (difference.sum((1, 2)) == 1).all() and (difference[:, 0].any(1) == (layer == 0)).all()
+    pairs = is_valid[:, 2]
+    assert pairs.sum() > 10
+    assert (best[pairs, 3] == best[pairs, 0]).all() and (best[pairs, 4] == best[pairs, 0]).all()
+    assert (best[pairs, 5] != best[pairs, 0]).all()
+
+
+def test_exposures_have_one_step_in_the_last_layer_and_two_before():
+    change = queries.LinkChange(jnp.int32(0), jnp.int32(1), jnp.int32(4))
+    steps = queries.show_link(PARAMS, jnp.int32(0), change, 0)
+    assert steps.kind.tolist() == [EXPOSURE, CUT] and steps.successor.tolist() == [4, -1]
+    assert steps.observation.tolist() == [0, 4]
+    last = queries.show_link(PARAMS, jnp.int32(0), queries.LinkChange(jnp.int32(3), jnp.int32(0), jnp.int32(7)), 1)
+    assert last.kind.tolist() == [EXPOSURE] and last.successor.tolist() == [LAYOUT.num_states + 7]
