@@ -16,6 +16,7 @@ from ontogeny import plugins
 from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
+from ontogeny.errors import BadInput
 from ontogeny.rng import key_from_seed
 from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, encode, sample_batch
 from ontogeny.types import Key, PyTree
@@ -57,14 +58,25 @@ class TrainingState(NamedTuple):
 
 
 def build_content(settings: ContentSettings, params: RelayParams, layout: Layout) -> Predictor:
-    """Builds the predictor of an architecture for streams of an environment."""
-    options: dict[str, Any] = {"outputs": "categorical", "learning_rate": settings.learning_rate}
-    if settings.content == "causal_transformer":
-        options |= {"width": settings.width, "num_blocks": settings.num_blocks, "num_heads": settings.num_heads}
-        options |= {"window_length": 2 * params.num_steps}
-    else:
-        options |= {"hidden_size": settings.width}
-    return plugins.build("content", settings.content, layout.num_inputs, layout.num_classes, **options)
+    """Builds the predictor of an architecture for streams of an environment; a content takes the settings that it has.
+
+    Raises:
+        BadInput: If the content does not predict one categorical quantity.
+    """
+    options: dict[str, Any] = {
+        "outputs": "categorical",
+        "learning_rate": settings.learning_rate,
+        "width": settings.width,
+        "hidden_size": settings.width,
+        "num_blocks": settings.num_blocks,
+        "num_heads": settings.num_heads,
+        "window_length": 2 * params.num_steps,
+    }
+    accepted = plugins.default_settings("content", settings.content)
+    if "outputs" not in accepted:
+        raise BadInput(f"content '{settings.content}' cannot predict a stream: it has no setting 'outputs'")
+    chosen = {name: option for name, option in options.items() if name in accepted}
+    return plugins.build("content", settings.content, layout.num_inputs, layout.num_classes, **chosen)
 
 
 def run_keys(seed: int, runs: list[int]) -> Key:
