@@ -55,18 +55,18 @@ def planted_content(algorithm: str) -> Predictor:
                 jnp.argmax(choice[name]).astype(jnp.int32)
                 for name in ("observation_before", "action_before", "successor_before")
             )
-            is_shown = choice["observation_before"].sum() > 0
-            is_end = is_shown & (successor >= LAYOUT.num_states)
+            is_observed = choice["observation_before"].sum() > 0
+            is_end = is_observed & (successor >= LAYOUT.num_states)
             outcome = jnp.asarray(relay.FEATURES)[jnp.maximum(successor - LAYOUT.num_states, 0)]
             next_state = jnp.where(is_end, 0, jnp.minimum(successor, LAYOUT.num_states - 1))
             state = to_graph_state(spec, observation_before)
             reward = jnp.where(is_end, outcome @ goal, 0.0)
             is_start = choice["start"][0] > 0.5
-            update = TabularStep(state, action_before, next_state, reward, is_end, ~is_shown & ~is_start)
+            update = TabularStep(state, action_before, next_state, reward, is_end, ~is_observed & ~is_start)
             memory = jax.tree.map(
                 lambda new, old: jnp.where(is_start, old, new), learner.update(memory, update), memory
             )
-            links = jnp.where(is_shown, links.at[state, action_before].set(successor), links)
+            links = jnp.where(is_observed, links.at[state, action_before].set(successor), links)
             observation = jnp.argmax(choice["observation"]).astype(jnp.int32)
             action = jnp.argmax(learner.values(memory, observation))
             link_successor = links[to_graph_state(spec, observation), jnp.argmax(result["action"])]
@@ -107,7 +107,7 @@ def record_of(measured: dict[str, tuple[float, int]]) -> dict:
     return {"measures": means, "num_streams": counts, "curve": points, "num_updates": 100}
 
 
-def test_a_planted_planner_is_found_at_every_time_and_for_every_goal():
+def test_a_planted_planner_passes_at_every_time_and_for_every_goal():
     measured = measure("planner", "goals", with_goals=True)
     assert all(measured[name] == (1.0, measured[name][1]) for name in ("look-up", "first choice"))
     for timing in abilities.TIMINGS:
