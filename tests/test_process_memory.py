@@ -7,6 +7,7 @@ import sys
 # Many small blocks are freed between blocks that stay, which glibc alone would keep.
 FRAGMENTED = """
 import asyncio, contextlib, os
+from ontogeny.server.store import CACHE_SIZE, MAX_CONNECTIONS, Store
 from ontogeny.server.process_memory import limit_memory_arenas, trim_memory_periodically
 
 def resident():
@@ -30,3 +31,10 @@ def test_a_server_returns_free_memory_between_used_memory_to_the_operating_syste
     if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc
         released = subprocess.run([sys.executable, "-c", FRAGMENTED], capture_output=True, text=True).stdout
         assert float(released) > 80  # MB of the 120 that are free
+
+
+def test_a_connection_to_the_database_keeps_few_of_its_pages(tmp_path):
+    # The default of SQLite, 2 MB in each of eight connections, is growth of the process as the database grows.
+    store = Store(tmp_path)
+    assert store.select_value("PRAGMA cache_size") == -CACHE_SIZE
+    assert MAX_CONNECTIONS * CACHE_SIZE <= 2048  # KiB

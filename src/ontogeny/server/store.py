@@ -28,7 +28,14 @@ RECOVERED = f"{DATABASE}.recovered"  # a repair has not yet put it into the plac
 OWNER_FILE, OWNER_FOLDER = 0o600, 0o700  # nobody else may read texts, weights and the hashes of keys
 MAX_CONNECTIONS = 8  # each holds file descriptors
 MAX_WAIT = 30.0  # seconds for a lock that another thread or process holds
-SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"busy_timeout={int(MAX_WAIT * 1000)}")
+CACHE_SIZE = 256  # KiB of pages that a connection keeps; the system caches the file once for all of them
+SETTINGS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "secure_delete=ON",
+    f"busy_timeout={int(MAX_WAIT * 1000)}",
+    f"cache_size=-{CACHE_SIZE}",
+)
 Record = TypeVar("Record")
 log = logging.getLogger(__name__)
 
