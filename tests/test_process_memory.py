@@ -4,10 +4,11 @@ import ctypes
 import subprocess
 import sys
 
+from ontogeny.server.store import CACHE_SIZE, MAX_CONNECTIONS, Store
+
 # Many small blocks are freed between blocks that stay, which glibc alone would keep.
 FRAGMENTED = """
 import asyncio, contextlib, os
-from ontogeny.server.store import CACHE_SIZE, MAX_CONNECTIONS, Store
 from ontogeny.server.process_memory import limit_memory_arenas, trim_memory_periodically
 
 def resident():
