@@ -1,10 +1,11 @@
 """One graph with the beginning of one stream, as a record from which a page draws a picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from ontogeny.environments import relay
 from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
@@ -52,7 +53,7 @@ def measure_example(cell: Cell, seed: int) -> Iterator[Record]:
         "links": np.asarray(knowledge.links).tolist(),
         "episodes": list_episodes(params, steps),
         "change": {name: int(part) for name, part in zip(LinkChange._fields, change, strict=True)},
-        "best_paths": [_best_path(params, np.asarray(links)) for links in tables],
+        "best_paths": [_best_path(params, links) for links in tables],
     }
 
 
@@ -95,7 +96,7 @@ def _first_steps(steps: StreamSteps, num_steps: int) -> StreamSteps:
     return jax.tree.map(lambda leaf: leaf[:num_steps], steps)
 
 
-def _best_path(params: RelayParams, links: Sequence[Sequence[int]] | np.ndarray) -> list[list[int]]:
+def _best_path(params: RelayParams, links: Array) -> list[list[int]]:
     """The links [state, action, target] of the best path to food."""
     values = np.asarray(relay.best_actions(params, links, queries.OUTCOME_VALUES[:, FOOD]))
     state, path = 0, []

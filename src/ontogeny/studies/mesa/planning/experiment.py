@@ -56,12 +56,15 @@ class MeasurementPlan(NamedTuple):
         num_curve_streams: Test streams of each of these measurements, and of goals and interventions at the end.
         num_streams: Test streams of the abilities at the end.
         runs_at_once: Runs that are measured at the same time.
+        has_further_measures: Whether goals, extraction and interventions are measured, which take minutes to compile;
+            without them the measures at the end are those of the curve.
     """
 
     curve_updates: tuple[int, ...]
     num_curve_streams: int = 128
     num_streams: int = 512
     runs_at_once: int = 1
+    has_further_measures: bool = True
 
 
 def run_cells(
@@ -103,7 +106,9 @@ def run_cells(
             on_progress(num_updates, training.num_updates)
 
     weights = train(training, predictor, params, keys, settings, on_updates)
-    measure_final = _mapped(partial(_measure_final, measurement, predictor, params), measurement.runs_at_once)
+    measure_final = measure_curve
+    if measurement.has_further_measures:
+        measure_final = _mapped(partial(_measure_final, measurement, predictor, params), measurement.runs_at_once)
     num_parameters = trees.num_elements(weights) // len(run_ids)
     measured = measure_final(keys, settings, members, tests, weights)
     for run_id, curve, values in zip(run_ids, curves, measured, strict=True):

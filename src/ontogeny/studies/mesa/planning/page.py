@@ -11,7 +11,7 @@ from ontogeny.report.formatting import pluralize
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import figures, results, verdicts
 from ontogeny.studies.mesa.planning.results import PlanningResults
-from ontogeny.studies.mesa.planning.verdicts import TIMINGS, ShareOverRuns, share_over_runs
+from ontogeny.studies.mesa.planning.verdicts import TIMINGS, CellVerdict, ShareOverRuns, share_over_runs
 
 TEXTS = page.load_macros("ontogeny.studies.mesa", "planning.html.j2")
 NUM_EVENTS = 5  # of the row below the picture, exposures at first and trials
@@ -70,13 +70,13 @@ def _example(example: Record) -> Markup:
 
 def _event(episode: Mapping[str, Any], example: Record) -> str:
     """One episode in words, such as `shown: state 3, action 1, food 5`."""
-    words = []
+    words, ends = [], []
     for state, action, target in episode["links"]:
         is_last = (state + example["width"] - 1) // example["width"] == example["depth"] - 1
         words += [f"state {state}" if state else "start", f"action {action}"]
-        end = f"food {target}" if is_last else f"state {target}"
+        ends.append(f"food {target}" if is_last else f"state {target}")
     verb = "shown" if episode["is_exposure"] else "chosen"
-    return f"{verb}: {' → '.join([*words, end])}"
+    return f"{verb}: {' → '.join([*words, ends[-1]])}"
 
 
 def _verdict_tables(experiment: PlanningResults) -> Markup:
@@ -101,14 +101,18 @@ def _ability_cells(experiment: PlanningResults, name: str, runs: Sequence[Record
     shares = [[share_over_runs(runs, measure)] for measure in ("look-up", "first choice", "own choices")]
     shares += [[share_over_runs(runs, f"{layer}, {timing}") for timing in TIMINGS] for layer in layers]
     label = TEXTS.label(experiment.label(name), pluralize(len(runs), "run"))
-    return [label, _verdict(experiment, name), *(TEXTS.lines(list(map(_bounds, group))) for group in shares)]
+    return [
+        label,
+        _verdict(experiment, experiment.verdicts[name]),
+        *(TEXTS.lines(list(map(_bounds, group))) for group in shares),
+    ]
 
 
-def _verdict(experiment: PlanningResults, name: str) -> Markup:
-    """The verdict on a cell with its reason; a brief experiment has none."""
+def _verdict(experiment: PlanningResults, verdict: CellVerdict) -> Markup:
+    """A verdict with its reason; a brief experiment has none."""
     if experiment.is_brief:
         return TEXTS.verdict("no verdict", "a brief run trains too little")
-    return TEXTS.verdict(*experiment.verdicts[name])
+    return TEXTS.verdict(*verdict)
 
 
 def _bounds(bounds: ShareOverRuns | None) -> tuple[str, str]:
@@ -212,12 +216,9 @@ def _goals(experiment: PlanningResults) -> Markup:
             shares = [share_over_runs(runs, f"{goal}, {history}, {case}") for history, case in cases]
             if any(share is not None for share in shares):
                 values = ["no graph" if s is None else TEXTS.lines([_bounds(s)]) for s in shares]
-                verdict = verdicts.decide_goals(runs, goal)
-                brief_verdict = (
-                    TEXTS.verdict("no verdict", "a brief run trains too little") if experiment.is_brief else ""
-                )
+                verdict = _verdict(experiment, verdicts.decide_goals(runs, goal))
                 is_first = bool(entries) and entries[-1].cells[0] != experiment.label(cell)
-                cells = [experiment.label(cell), goal, brief_verdict or TEXTS.verdict(*verdict), *values]
+                cells = [experiment.label(cell), goal, verdict, *values]
                 entries.append(page.TableRow(cells, "first" if is_first else ""))
     if not entries:
         return Markup()
@@ -247,7 +248,8 @@ def _further(experiment: PlanningResults) -> Markup:
         runs = experiment.cells[cell]
         pull = verdicts.difference_over_runs(runs, *results.HOST_ERRORS)
         shares = [share_over_runs(runs, name) for name in ("goal-directedness", *results.HOST_ERRORS)]
-        entries.append([experiment.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (*shares, pull))])
+        if any(share is not None for share in shares):
+            entries.append([experiment.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (*shares, pull))])
     titles = ["stream", "goal-directedness", "host errs, optima differ", "host errs, optima agree", "pull on the host"]
     caption = "Goal-directedness of predicted choices, and errors of a host that plans for water"
     table = page.table(caption, titles, entries, numeric=(1, 2, 3, 4)) if entries else Markup()

@@ -96,20 +96,21 @@ def difference_over_runs(runs: Sequence[Record], first: str, second: str) -> Sha
     Student's t over the differences of the runs, widened to the interval that combines the exact intervals of both
     shares (Newcombe 1998, Stat Med 17:873, method 10 with exact limits).
     """
-    shares = [share_over_runs(runs, name) for name in (first, second)]
-    if shares[0] is None or shares[1] is None:
+    if share_over_runs(runs, first) is None or share_over_runs(runs, second) is None:
         return None
     measured = [run for run in runs if all(run["num_streams"].get(name, 1) for name in (first, second))]
     values = [run["measures"][first] - run["measures"][second] for run in measured]
     if len(values) < 2:
-        return ShareOverRuns(shares[0].mean - shares[1].mean, math.nan, math.nan)
+        return ShareOverRuns(values[0], math.nan, math.nan) if values else None
     interval = mean_interval(values)
-    exact = []
-    for name, share in zip((first, second), shares, strict=True):
+    distances = []  # from the mean of each share to the ends of its exact interval
+    for name in (first, second):
         num_streams = sum(run["num_streams"].get(name, 1) for run in measured)
-        low, high = clopper_pearson(round(share.mean * num_streams), num_streams)
-        exact.append((max(share.mean - low, 0.0), max(high - share.mean, 0.0)))
-    below, above = math.hypot(exact[0][0], exact[1][1]), math.hypot(exact[0][1], exact[1][0])
+        share = sum(run["measures"][name] for run in measured) / len(measured)
+        low, high = clopper_pearson(round(share * num_streams), num_streams)
+        distances.append((max(share - low, 0.0), max(high - share, 0.0)))
+    below = math.hypot(distances[0][0], distances[1][1])
+    above = math.hypot(distances[0][1], distances[1][0])
     low, high = min(interval.low, interval.mean - below), max(interval.high, interval.mean + above)
     return ShareOverRuns(interval.mean, max(low, -1.0), min(high, 1.0))
 
