@@ -7,10 +7,13 @@ import pytest
 import planning_records as planted
 from ontogeny import studies
 from ontogeny.errors import BadInput
-from ontogeny.studies.mesa import measurements, page
+from ontogeny.runs.records import RECORDS_FILE
+from ontogeny.studies.mesa import comparison, measurements, page, runner
 from ontogeny.studies.mesa.budgets import budgets
 from ontogeny.studies.mesa.planning import example, results, schedule, verdicts
 from ontogeny.studies.mesa.planning.page import render_body
+from ontogeny.studies.mesa.planning.training import TrainingPlan
+from ontogeny.studies.records import read_records
 
 STUDY = {
     "title": "Could learned content come to contain an optimizer of its own?",
@@ -182,3 +185,38 @@ def test_an_unknown_size_is_refused(tmp_path):
         studies.run("mesa", tmp_path / "mesa", size="plan")
     with pytest.raises(BadInput, match="apply to a registered study only: ontogeny study mesa --size planning"):
         studies.run(None, tmp_path / "default", size="planning")
+
+
+def test_the_command_line_takes_a_size(call_cli, monkeypatch):
+    calls = []
+    monkeypatch.setattr(studies, "run", lambda *arguments: calls.append(arguments))
+    assert call_cli("study", "mesa", "--size", "planning")[0] == 0
+    assert call_cli("study", "mesa", "--small", "--size", "small")[0] == 0
+    assert [size for *_, size in calls] == ["planning", "small"]
+    code, *texts = call_cli("study", "mesa", "--small", "--size", "full")
+    assert code == 2 and "name two sizes" in "".join(texts)
+
+
+@pytest.mark.slow  # compiles the training and the measures
+def test_a_killed_planning_experiment_repeats_the_missing_run(tmp_path):
+    brief = schedule.planning_budgets()["brief"]
+    planning = brief._replace(
+        num_runs=1,
+        training=TrainingPlan(2, batch_size=2, updates_per_call=1),
+        measurement=brief.measurement._replace(curve_updates=(0, 2), num_curve_streams=8, num_streams=8),
+        num_together=1,
+    )
+    budget = budgets()["planning"]._replace(name="own", planning=planning)
+    folder, path = tmp_path / "mesa", tmp_path / "mesa" / RECORDS_FILE
+    text = runner.run_mesa_study(budget, folder, on_event=lambda event: None).read_text()
+    assert "is not complete" not in text and "This is a brief run" in text
+    complete = path.read_bytes()
+    picture, *runs = read_records(folder, comparison.SCHEMA)
+    links = [link for episode in picture["episodes"] for link in episode["links"]]
+    assert all(picture["links"][state][action] == target for state, action, target in picture["best_paths"][0])
+    assert {(state, action) for state, action, _ in links} >= {(0, 0), (0, 1)}
+    assert [run["cell"] for run in runs] == ["planner", "td_zero"]
+    path.write_bytes(complete[: complete.rindex(b"\n", 0, -1) + 40])
+    worked = []
+    runner.run_mesa_study(budget, folder, on_event=lambda e: worked.append(e.text) if e.kind == "work" else None)
+    assert path.read_bytes() == complete and worked == ["planning/td_zero/0"]

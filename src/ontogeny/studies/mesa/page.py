@@ -79,12 +79,16 @@ def _has_further_parts(records: Sequence[Record]) -> bool:
 
 
 def _conclusions(study: Study, records: Sequence[Record]) -> list[str]:
-    """The answer of the planning experiment, where the study has it, then those of the other parts."""
+    """The answer of the planning experiment, where the study has it, and those of the other parts.
+
+    A brief planning experiment answers nothing and stands last.
+    """
     planning = study["budget"].get("planning")
     experiment = planning_results.collect_results(records, planning)
     sentences = planning_results.conclusions(experiment)[:1] if planning else []
     if _has_further_parts(records) or not planning:
-        sentences += comparison.conclusions(records, study["min_effects"])
+        further = comparison.conclusions(records, study["min_effects"])
+        return [*further, *sentences] if experiment.is_brief else [*sentences, *further]
     return sentences
 
 

@@ -130,8 +130,8 @@ def _sentence_on_brief_form(results: PlanningResults) -> str:
     updates = sorted({run["num_updates"] for runs in results.cells.values() for run in runs})
     length = f" ({updates[-1]:,} updates of a small network)" if updates else ""
     return (
-        f"The brief form of the planning experiment trains too little for a verdict{length}: it shows that every "
-        "measurement works, and nothing about content. The full study answers the question."
+        f"The brief form of the planning experiment trains too little for a verdict{length}: it shows how "
+        "content is trained and tested, and nothing about planners. The full study answers the question."
     )
 
 
