@@ -172,7 +172,7 @@ def decide(runs: Sequence[Record], depth: int) -> CellVerdict:
         if competent and max(index.high for index in indices) <= MAX_INDEX_WITHOUT and _is_steady(runs, layer):
             mean = max(index.mean for index in indices)
             return CellVerdict(
-                "contains no planner", f"{layer}: its index is at most {format_fixed(mean, 2)} at all times"
+                "contains no planner", f"the index of {layer} is at most {format_fixed(mean, 2)} at all times"
             )
     afresh = [tested[f"{layer}, {TIMINGS[0]}"] for layer in layers]
     later = [tested[f"{layer}, {timing}"] for layer in layers for timing in TIMINGS[1:]]
