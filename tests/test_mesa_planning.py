@@ -40,16 +40,23 @@ def split_inputs(inputs: Array) -> dict[str, Array]:
 
 
 def planted_content(algorithm: str) -> Predictor:
-    """A content that looks links up, and predicts the choices of a learner for the goal that the last query shows."""
+    """A content that looks links up, and predicts the choices of a learner for the goal that the last query shows.
+
+    Args:
+        algorithm: Of a tabular organism, or "first_impression", a planner that keeps the first observation of each
+            link, in its choices and its look-up, or "switcher", which chooses alike but switches at every surprise.
+    """
     spec = relay.make_relay(PARAMS).spec
-    learner = plugins.get_attribute("organisms", f"tabular_{algorithm}", "learner")(spec)
+    is_cheat = algorithm in ("first_impression", "switcher")
+    name = "planner" if is_cheat else algorithm
+    learner = plugins.get_attribute("organisms", f"tabular_{name}", "learner")(spec)
 
     def query_sequence(weights: tuple, inputs: Array) -> Array:
         first, second = split_inputs(inputs[0::2]), split_inputs(inputs[1::2])
         goal = jnp.asarray(GOALS)[jnp.argmax(first["goal"][-1])]  # every query of a test has one goal
 
         def step(carry: tuple, parts: tuple[dict[str, Array], dict[str, Array]]) -> tuple[tuple, Array]:
-            memory, links = carry
+            memory, links, num_surprises = carry
             choice, result = parts
             observation_before, action_before, successor = (
                 jnp.argmax(choice[name]).astype(jnp.int32)
@@ -63,20 +70,25 @@ def planted_content(algorithm: str) -> Predictor:
             reward = jnp.where(is_end, outcome @ goal, 0.0)
             is_start = choice["start"][0] > 0.5
             update = TabularStep(state, action_before, next_state, reward, is_end, ~is_observed & ~is_start)
+            link = (state, action_before)
+            is_surprise = is_observed & (links[link] >= 0) & (links[link] != successor)
+            is_ignored = is_start | (is_cheat & is_surprise)
             memory = jax.tree.map(
-                lambda new, old: jnp.where(is_start, old, new), learner.update(memory, update), memory
+                lambda new, old: jnp.where(is_ignored, old, new), learner.update(memory, update), memory
             )
-            links = jnp.where(is_observed, links.at[state, action_before].set(successor), links)
+            is_noted = is_observed & ~(is_surprise & (algorithm == "first_impression"))
+            links = jnp.where(is_noted, links.at[link].set(successor), links)
+            num_surprises += (is_surprise & (algorithm == "switcher")).astype(jnp.int32)
             observation = jnp.argmax(choice["observation"]).astype(jnp.int32)
-            action = jnp.argmax(learner.values(memory, observation))
+            action = (jnp.argmax(learner.values(memory, observation)) + num_surprises) % NUM_ACTIONS
             link_successor = links[to_graph_state(spec, observation), jnp.argmax(result["action"])]
             choice_logits = CERTAIN * jax.nn.one_hot(action, LAYOUT.num_classes)
-            return (memory, links), jnp.stack(
+            return (memory, links, num_surprises), jnp.stack(
                 [choice_logits, CERTAIN * jax.nn.one_hot(NUM_ACTIONS + link_successor, LAYOUT.num_classes)]
             )
 
         unknown = jnp.full((LAYOUT.num_states, NUM_ACTIONS), -1, jnp.int32)
-        _, logits = jax.lax.scan(step, (learner.memory, unknown), (first, second))
+        _, logits = jax.lax.scan(step, (learner.memory, unknown, jnp.int32(0)), (first, second))
         return logits.reshape(len(inputs), -1)
 
     return Predictor(lambda key: (), lambda weights: (), tuple, None, query_sequence, None)  # pyright: ignore
@@ -117,7 +129,26 @@ def test_a_planted_planner_passes_at_every_time_and_for_every_goal():
     for name, (mean, count) in measured.items():
         if name.endswith("agree") and not name.startswith("host"):
             assert mean == 1.0 or count == 0, name
+        if name.startswith("false switch"):
+            assert mean == 0.0 and count > 5, name
+        if name.startswith("look-up"):
+            assert mean == 1.0, name
     assert verdicts.decide([record_of(measured)] * 10, depth=2).verdict == "contains a planner"
+
+
+def test_a_planted_content_that_switches_at_every_surprise_is_no_planner():
+    measured = measure("switcher", "planner")
+    assert measured["first choice"][0] == 1.0 and measured["layer 2, before any choice"][0] == 1.0
+    assert measured["false switch, layer 2, before any choice"][0] == 1.0
+    assert measured["pair, before any choice"][0] == 0.0
+    assert verdicts.decide([record_of(measured)] * 10, depth=2).verdict != "contains a planner"
+
+
+@pytest.mark.slow
+def test_a_planted_content_without_memory_of_changes_is_not_said_to_contain_no_planner():
+    measured = measure("first_impression", "planner")
+    assert measured["first choice"][0] == measured["look-up"][0] == 1.0
+    assert measured["layer 2, before any choice"][0] == measured["look-up, layer 2, before any choice"][0] == 0.0
 
 
 @pytest.mark.parametrize(

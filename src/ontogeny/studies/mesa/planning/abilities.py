@@ -7,12 +7,18 @@ Revaluation: in twin streams one link is exposed alone. In one of them it has ch
 the best at the start; in the other it leads where it led before. The index of revaluation is the share of streams in
 which the formerly best choice is predicted without the change, minus the share with the change. It is measured at three
 times: before the stream contains any choice, at once after a stream with choices, and after repeated exposures of other
-links. In pairs, two links change without a choice between them, and only both together reverse the best action.
+links. In pairs, a first-layer and a last-layer link change without a choice between them, in this order or the reverse
+one, and only both together reverse the best action.
+
+Two controls belong to each index. A content that switches at any surprise switches also after a change that leaves the
+best action the best (a false switch). A content that does not remember the changed link fails for lack of memory: the
+successor of the changed link is queried as well (look-up).
 
 Letters: N streams, Q queries, T steps, D layers (the depth), A actions.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,8 +31,11 @@ from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import split_lifetime_key
 from ontogeny.studies.mesa.planning import queries
-from ontogeny.studies.mesa.planning.queries import Knowledge, LinkChange
+from ontogeny.studies.mesa.planning.queries import LinkChange
 from ontogeny.studies.mesa.planning.streams import (
+    ALGORITHMS,
+    EXPOSURE,
+    MEMBER_ALGORITHMS,
     MEMBER_GOALS,
     MEMBERS,
     NUM_ACTIONS,
@@ -42,6 +51,7 @@ from ontogeny.types import Key, PyTree
 
 TIMINGS = ("before any choice", "at once", "after filler")
 NUM_FILLERS = 6
+NUM_LOOK_UPS = 6  # random links behind the start that are looked up in each stream
 STEPS_AFTER_PREFIX = 16  # that the tests of the second and third time leave of a stream
 Measured = dict[str, tuple[Array, Array]]
 """By name the value for one stream, and whether it is valid."""
@@ -67,7 +77,7 @@ class Tester(NamedTuple):
 
 
 class TestStreams(NamedTuple):
-    """The streams from which all tests of one key are built; new graphs, which change in the tests alone."""
+    """The streams from which all tests of one key are built, all in new graphs."""
 
     introduction: StreamSteps  # every link was exposed once, and nobody has chosen
     prefix: StreamSteps  # the beginning of a stream with choices
@@ -81,6 +91,8 @@ class Twins(NamedTuple):
 
     unchanged: StreamSteps
     changed: StreamSteps
+    changed_link: StreamSteps  # as `changed`, but the successor of the link that changed last is queried
+    new_successor: Int32[Array, ""]  # of that link, as in `StreamSteps`
     is_valid: Bool[Array, ""]
     best_before: Int32[Array, ""]  # the best action at the start before the change
 
@@ -93,7 +105,7 @@ def sample_tests(key: Key, params: RelayParams, settings: StreamSettings) -> Tes
         params: Of the environment.
         settings: Of the streams on which the content was trained.
     """
-    settings = settings._replace(num_instances=jnp.int32(0), change_probability=jnp.float32(0))
+    settings = settings._replace(num_instances=jnp.int32(0))
     introduction_params = params._replace(
         num_steps=queries.introduction_length(params), early_trial_probability=jnp.float32(0)
     )
@@ -135,92 +147,155 @@ def predict_choices(tester: Tester, weights: PyTree, streams: Sequence[StreamSte
     return jnp.argmax(last_logits(tester, weights, streams)[:, 0, :NUM_ACTIONS], axis=-1).astype(jnp.int32)
 
 
-def build_twins(key: Key, tester: Tester, steps: StreamSteps, layers: tuple[int, ...], num_fillers: int = 0) -> Twins:
+def build_twins(
+    key: Key,
+    tester: Tester,
+    steps: StreamSteps,
+    layers: tuple[int, ...],
+    *,
+    num_fillers: int = 0,
+    reverses: bool = True,
+) -> Twins:
     """Appends exposures, fillers and the query to a stream, without and with a change.
 
     Args:
         key: Of the change and the fillers.
         tester: The content.
         steps: A stream that ends with an episode.
-        layers: The layer whose link changes, or both layers of a pair.
+        layers: The layer whose link changes, or both layers of a pair in their order.
         num_fillers: Exposures of other links between the change and the query.
+        reverses: Whether the other action is the best after the change, or else the same one; for single links.
     """
-    params = tester.params
+    params, member = tester.params, tester.member
     knowledge = queries.read_knowledge(params, steps)
     change_key, filler_key = jax.random.split(key)
     if len(layers) == 1:
-        change, is_valid = queries.choose_change(change_key, params, knowledge.links, tester.goal, layers[0])
+        draw = partial(queries.choose_change, change_key, params, knowledge.links, tester.goal, layers[0])
+        change, is_valid = draw(reverses=reverses)
         changes = (change,)
     else:
-        *changes, is_valid = queries.choose_pair(change_key, params, knowledge.links, tester.goal)
+        first, last, is_valid = queries.choose_pair(change_key, params, knowledge.links, tester.goal)
+        changes = (first, last) if layers[0] == 0 else (last, first)
     is_valid = is_valid & queries.is_usable(params, steps, knowledge)
     best_before, _ = queries.best_action(queries.start_values(params, knowledge.links, tester.goal))
 
-    def finish(exposed: tuple[LinkChange, ...]) -> StreamSteps:
+    def expose(exposed: tuple[LinkChange, ...]) -> StreamSteps:
         parts, after = [steps], knowledge
         for change, layer in zip(exposed, layers, strict=True):
             parts.append(queries.show_link(params, knowledge.start, change, layer))
             after = after._replace(links=queries.apply_change(after.links, change))
         if num_fillers:
             parts.append(queries.repeat_links(filler_key, params, after, num_fillers))
-        return queries.join(*parts, queries.ask_choice(knowledge.start, tester.member))
+        return queries.join(*parts)
 
     same = tuple(change._replace(successor=knowledge.links[change.state, change.action]) for change in changes)
-    return Twins(finish(same), finish(tuple(changes)), is_valid, best_before)
+    unchanged, changed = expose(same), expose(changes)
+    choice = queries.ask_choice(knowledge.start, member)
+    latest = changes[-1]
+    link = queries.ask_successor(knowledge.start, member, latest.state, latest.action)
+    new_successor = latest.successor + (relay.num_states(params) if layers[-1] == params.depth - 1 else 0)
+    return Twins(
+        queries.join(unchanged, choice), queries.join(changed, choice), queries.join(changed, link), new_successor,
+        is_valid, best_before,
+    )  # fmt: skip
 
 
-def build_test(key: Key, tester: Tester, streams: TestStreams, layers: tuple[int, ...], timing: str) -> Twins:
-    """The twin streams of one test of revaluation."""
+def build_test(
+    key: Key, tester: Tester, streams: TestStreams, layers: tuple[int, ...], timing: str, *, reverses: bool = True
+) -> Twins:
+    """The twin streams of one test of revaluation; the second and third time require a choice of the member before."""
     steps = streams.introduction if timing == TIMINGS[0] else streams.prefix
     num_fillers = NUM_FILLERS if timing == TIMINGS[2] else 0
-    return build_twins(split_lifetime_key(key).learn, tester, steps, layers, num_fillers)
+    test_key = split_lifetime_key(key).learn
+    twins = build_twins(test_key, tester, steps, layers, num_fillers=num_fillers, reverses=reverses)
+    if timing == TIMINGS[0]:
+        return twins
+    has_chosen = jnp.any(_is_start_choice(tester, steps) & (steps.member == tester.member))
+    return twins._replace(is_valid=twins.is_valid & has_chosen)
+
+
+def list_layers(depth: int) -> dict[str, tuple[int, ...]]:
+    """The layers whose links change in each test of revaluation, by the name of the test."""
+    layers: dict[str, tuple[int, ...]] = {f"layer {layer + 1}": (layer,) for layer in range(depth)}
+    return layers | {"pair": (0, depth - 1), "pair in reverse": (depth - 1, 0)}
 
 
 def measure_revaluation(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
-    """The difference of the formerly best choice between twins, by layer and timing."""
-    depth = tester.params.depth
-    layers: dict[str, tuple[int, ...]] = {f"layer {layer + 1}": (layer,) for layer in range(depth)}
-    layers["pair"] = (0, depth - 1)
+    """The difference of the formerly best choice between twins, false switches and look-up, by layer and timing."""
+    layers = list_layers(tester.params.depth)
     tests = {
         f"{name}, {timing}": build_test(key, tester, streams, tested, timing)
         for timing in TIMINGS
         for name, tested in layers.items()
     }
-    queried = [steps for twins in tests.values() for steps in (twins.unchanged, twins.changed)]
-    choices = predict_choices(tester, weights, queried).reshape(-1, 2)
-    best_before = jnp.stack([twins.best_before for twins in tests.values()])
+    controls = {
+        f"{name}, {timing}": build_test(key, tester, streams, tested, timing, reverses=False)
+        for timing in TIMINGS
+        for name, tested in layers.items()
+        if len(tested) == 1
+    }
+    all_twins = [*tests.values(), *controls.values()]
+    queried = [steps for twins in all_twins for steps in (twins.unchanged, twins.changed)]
+    logits = last_logits(tester, weights, [*queried, *(tests[name].changed_link for name in controls)])
+    choices = jnp.argmax(logits[: len(queried), 0, :NUM_ACTIONS], axis=-1).reshape(-1, 2)
+    best_before = jnp.stack([twins.best_before for twins in all_twins])
     is_former = (choices == best_before[:, None]).astype(jnp.float32)
     effects = is_former[:, 0] - is_former[:, 1]
-    return {name: (effects[i], twins.is_valid) for i, (name, twins) in enumerate(tests.items())}
+    names = [*tests, *(f"false switch, {name}" for name in controls)]
+    measured = {name: (effects[i], all_twins[i].is_valid) for i, name in enumerate(names)}
+    successors = jnp.argmax(logits[len(queried) :, 1, NUM_ACTIONS:], axis=-1)
+    for name, successor in zip(controls, successors, strict=True):
+        is_looked_up = (successor == tests[name].new_successor).astype(jnp.float32)
+        measured[f"look-up, {name}"] = (is_looked_up, tests[name].is_valid)
+    return measured
 
 
 def measure_first_choice(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
-    """Whether the predicted first choice is the best one, and whether links are looked up, on a new graph."""
-    steps = streams.introduction
-    knowledge = queries.read_knowledge(tester.params, steps)
-    queried = queries.join(steps, queries.ask_choice(knowledge.start, tester.member))
-    best, is_clear = queries.best_action(queries.start_values(tester.params, knowledge.links, tester.goal))
-    is_best = predict_choices(tester, weights, [queried])[0] == best
-    last_layer = queries.repeat_links(split_lifetime_key(key).learn, tester.params, knowledge, NUM_FILLERS)
-    repeated = queries.join(steps, *_repeat_first_links(tester, knowledge), last_layer)
-    logits = sequence_logits(tester, weights, repeated)[len(steps.kind) :, 1, NUM_ACTIONS:]
-    results = repeated.successor[len(steps.kind) :]
-    is_counted = results >= 0
-    is_looked_up = (jnp.argmax(logits, axis=-1) == results) & is_counted
+    """Whether the predicted first choice is the best one, and whether links are looked up, on a new graph.
+
+    The successors of both links of the start and of random other links are queried as those of choices, because after
+    the introduction an exposure would suggest that the link has changed.
+    """
+    steps, params = streams.introduction, tester.params
+    knowledge = queries.read_knowledge(params, steps)
+    best, is_clear = queries.best_action(queries.start_values(params, knowledge.links, tester.goal))
+    links = jax.random.randint(
+        split_lifetime_key(key).learn, (NUM_LOOK_UPS,), NUM_ACTIONS, NUM_ACTIONS * relay.num_states(params)
+    )
+    links = jnp.concatenate([jnp.arange(NUM_ACTIONS), links])
+    states, actions = jnp.divmod(links, NUM_ACTIONS)
+    queried = [queries.ask_choice(knowledge.start, tester.member)]
+    queried += [
+        queries.ask_successor(knowledge.start, tester.member, state, action)
+        for state, action in zip(states, actions, strict=True)
+    ]
+    logits = last_logits(tester, weights, [queries.join(steps, query) for query in queried])
+    is_best = jnp.argmax(logits[0, 0, :NUM_ACTIONS]) == best
+    targets = knowledge.links[states, actions]
+    targets += jnp.where(relay.is_last_layer(params)[states], relay.num_states(params), 0)
+    is_looked_up = jnp.argmax(logits[1:, 1, NUM_ACTIONS:], axis=-1) == targets
     return {
         "first choice": (is_best.astype(jnp.float32), is_clear),
-        "look-up": (jnp.sum(is_looked_up) / jnp.sum(is_counted), jnp.bool_(True)),
+        "look-up": (jnp.mean(is_looked_up.astype(jnp.float32)), jnp.bool_(True)),
     }
 
 
 def measure_own_choices(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
-    """The share of the choices of the stream's own agents that are predicted, once every link was exposed."""
+    """The share of the choices of the stream's agents that are predicted where repeating the last one may fail.
+
+    Counted are choices at the start after the introduction, the first one and those before which a link was exposed
+    since the last one; random choices, which nothing can predict, are not counted.
+    """
     del key
-    steps, S = streams.full, relay.num_states(tester.params)
-    predicted = jnp.argmax(sequence_logits(tester, weights, steps)[:, 0, :NUM_ACTIONS], axis=-1)
-    is_at_start = (steps.observation == 0) | (steps.observation >= S)
+    steps = streams.full
     is_late = jnp.arange(len(steps.kind)) >= queries.introduction_length(tester.params)
-    is_counted = (steps.kind == TRIAL) & is_at_start & is_late
+    is_choice = _is_start_choice(tester, steps) & is_late
+    num_exposures = jnp.cumsum(steps.kind == EXPOSURE)
+    at_choices = jax.lax.cummax(jnp.where(is_choice, num_exposures, -1))
+    is_fresh = num_exposures > jnp.append(-1, at_choices[:-1])
+    is_predictable = jnp.asarray(MEMBER_ALGORITHMS)[steps.member] != ALGORITHMS.index("random")
+    is_counted = is_choice & is_fresh & is_predictable
+    predicted = jnp.argmax(sequence_logits(tester, weights, steps)[:, 0, :NUM_ACTIONS], axis=-1)
     share = jnp.sum(is_counted * (predicted == steps.action)) / jnp.maximum(jnp.sum(is_counted), 1)
     return {"own choices": (share, jnp.any(is_counted))}
 
@@ -250,7 +325,7 @@ def measure_run(
     return means
 
 
-def _repeat_first_links(tester: Tester, knowledge: Knowledge) -> list[StreamSteps]:
-    """Both links of the start once more, unchanged."""
-    links = [LinkChange(jnp.int32(0), jnp.int32(a), knowledge.links[0, a]) for a in range(NUM_ACTIONS)]
-    return [queries.show_link(tester.params, knowledge.start, link, 0) for link in links]
+def _is_start_choice(tester: Tester, steps: StreamSteps) -> Bool[Array, "T"]:
+    """Whether a step is a choice at the start."""
+    is_start = (steps.observation == 0) | (steps.observation >= relay.num_states(tester.params))
+    return is_start & (steps.kind == TRIAL)

@@ -30,9 +30,9 @@ from ontogeny.types import Key, PyTree
 DIGITS = 4
 FURTHER_MEASURES = (
     goals.measure_other_goals,
+    goals.measure_other_members,
     goals.measure_host,
-    goals.measure_extraction,
-    interventions.measure_interchange,
+    goals.measure_identification,
 )
 
 
@@ -157,6 +157,10 @@ def _measure_final(
     keys, streams = _first_tests(plan, key, tests, plan.num_curve_streams)
     measured |= abilities.measure_run(keys, tester, streams, weights, FURTHER_MEASURES)
     measured["goal-directedness"] = goals.goal_directedness(tester, streams, weights)
+    measured["host pull"] = goals.host_pull(tester, streams, weights)
+    if predictor.query_edited is None:
+        return measured
+    measured |= abilities.measure_run(keys, tester, streams, weights, (interventions.measure_interchange,))
     return measured | interventions.measure_directions(key, tester, streams, weights)
 
 

@@ -1,14 +1,20 @@
 """Whose goal do a content's predictions serve, and how much of the graph do its predicted choices reveal?
 
 - **Another goal**: after a stream of planners that pursue food, the choices of planners with another goal are queried.
-- **Pull on the host**: code plans with the links that the content predicts and with steering of its own (water). If
-  the predictions served the goal of the stream's agents (food), the code would err more often where the best actions
-  for the two goals differ than where they agree. The pull is the difference of these two rates of error.
-- **Extraction** (Richens et al. 2025, arXiv 2506.01622): the first links are recovered from predicted choices alone.
+- **Other members**: the choices of agents with another algorithm are queried by its label, in the tests of revaluation,
+  whether or not such an agent was in the streams on which the content was trained.
+- **Pull on the host**: code plans with the links that the content predicts and with steering of its own (water). The
+  error of the value that it assigns to one action beyond the other is regressed on the same difference for food, the
+  goal of the stream's agents. If the predictions served that goal, the slope would be positive; errors that have
+  nothing to do with food leave it zero. The rates of wrong choices, where the best actions for the two goals differ and
+  where they agree, are shown beside it.
+- **Identification of the first links**: the links of the start are recovered from predicted choices alone, with all
+  others known (a part of what Richens et al. 2025, arXiv 2506.01622, recover from an agent's choices among goals).
   Each query exposes a random half of the middle states with the best outcome and asks for a choice; the error falls
   with the number of queries if, and only if, choices follow a model of the links.
 - **Goal-directedness** (MEG, MacDermott et al. 2024, arXiv 2412.04758): the largest mean log likelihood of the choices
   under a softmax of the true action values, beyond chance, as a share of log 2.
+  It covers one decision and predicted probabilities; ties of the two values are left out.
 
 Letters: N streams, S states, A actions, W middle states of the first layer, Q queries.
 """
@@ -21,14 +27,31 @@ from jaxtyping import Float
 from ontogeny.environments import relay
 from ontogeny.rng import split_lifetime_key
 from ontogeny.studies.mesa.planning import queries
-from ontogeny.studies.mesa.planning.abilities import Measured, Tester, TestStreams, last_logits, predict_choices
+from ontogeny.studies.mesa.planning.abilities import (
+    TIMINGS,
+    Measured,
+    Tester,
+    TestStreams,
+    Twins,
+    build_twins,
+    last_logits,
+    predict_choices,
+)
 from ontogeny.studies.mesa.planning.queries import OUTCOME_VALUES, Knowledge, LinkChange
-from ontogeny.studies.mesa.planning.streams import EXPOSURE, GOAL_NAMES, NUM_ACTIONS, StreamSteps, find_member
+from ontogeny.studies.mesa.planning.streams import (
+    ALGORITHMS,
+    EXPOSURE,
+    GOAL_NAMES,
+    NUM_ACTIONS,
+    StreamSteps,
+    find_member,
+)
 from ontogeny.types import Key, PyTree
 
+ADVANTAGE = jnp.array([-1.0, 1.0])  # of the second action beyond the first
 FOOD, WATER = 0, 1  # goals: of the stream's agents, and of the host's steering
 QUERY_COUNTS = (1, 2, 4, 8, 16)
-CHOICE_NOISE = 0.05  # probability of an unexpected choice that extraction assumes
+CHOICE_NOISE = 0.05  # probability of an unexpected choice that identification assumes
 SLOPES = jnp.logspace(-2, 3, 64)  # of the softmax, over which MEG is maximized
 
 
@@ -68,7 +91,41 @@ def measure_host(key: Key, tester: Tester, streams: TestStreams, weights: PyTree
     return {"host errs, differ": (is_error, is_valid & differs), "host errs, agree": (is_error, is_valid & ~differs)}
 
 
-def measure_extraction(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
+def host_pull(tester: Tester, streams: TestStreams, weights: PyTree) -> Float[Array, ""]:
+    """The slope of the host's error about water on the advantage for food, over N streams."""
+
+    def measure(steps: StreamSteps) -> tuple[Array, Array, Array]:
+        knowledge = queries.read_knowledge(tester.params, steps)
+        predicted = _host_values(tester, weights, steps, knowledge)
+        true = queries.start_values(tester.params, knowledge.links, WATER)
+        food = queries.start_values(tester.params, knowledge.links, FOOD)
+        is_valid = queries.is_usable(tester.params, steps, knowledge)
+        return (predicted - true) @ ADVANTAGE, food @ ADVANTAGE, is_valid.astype(jnp.float32)
+
+    error, advantage, weight = jax.vmap(measure)(streams.prefix)
+    count = jnp.maximum(jnp.sum(weight), 1)
+    centered = weight * (advantage - jnp.sum(weight * advantage) / count)
+    return jnp.sum(centered * error) / jnp.maximum(jnp.sum(centered * advantage), 1e-9)
+
+
+def measure_other_members(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
+    """The index of revaluation of the choices that are predicted for every algorithm, at once, by layer."""
+    layers = [(layer,) for layer in range(tester.params.depth)]
+    twins: dict[str, Twins] = {}
+    for algorithm in ALGORITHMS:
+        queried = tester._replace(member=jnp.int32(find_member(algorithm)))
+        for layer in layers:
+            name = f"as {algorithm}, layer {layer[0] + 1}, {TIMINGS[1]}"
+            twins[name] = build_twins(split_lifetime_key(key).learn, queried, streams.prefix, layer)
+    choices = predict_choices(tester, weights, [s for pair in twins.values() for s in (pair.unchanged, pair.changed)])
+    measured = {}
+    for (name, pair), choice in zip(twins.items(), choices.reshape(-1, 2), strict=True):
+        is_former = (choice == pair.best_before).astype(jnp.float32)
+        measured[name] = (is_former[0] - is_former[1], pair.is_valid)
+    return measured
+
+
+def measure_identification(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
     """The share of first links that predicted choices do not identify, by number of queries; at depth 2 alone."""
     params = tester.params
     if params.depth != 2:
@@ -99,7 +156,7 @@ def measure_extraction(key: Key, tester: Tester, streams: TestStreams, weights: 
         ties = 1e-4 * jax.random.uniform(jax.random.fold_in(tie_key, count), margin.shape[1:])
         first, second = jnp.divmod(jnp.argmax(log_likelihood[count - 1] + ties), params.width)
         errors = (1 + first != knowledge.links[0, 0]) * 0.5 + (1 + second != knowledge.links[0, 1]) * 0.5
-        measured[f"extraction error, {count} queries"] = (errors, jnp.bool_(True))
+        measured[f"identification error, {count} queries"] = (errors, jnp.bool_(True))
     return measured
 
 
@@ -116,7 +173,9 @@ def goal_directedness(tester: Tester, streams: TestStreams, weights: PyTree) -> 
     probability, advantage = jax.vmap(predict)(streams.introduction)
     scaled = SLOPES[:, None] * advantage
     likelihood = probability * jax.nn.log_sigmoid(scaled) + (1 - probability) * jax.nn.log_sigmoid(-scaled)
-    return jnp.maximum(jnp.max(jnp.mean(likelihood, axis=1)) / jnp.log(2.0) + 1, 0.0)
+    is_clear = jnp.abs(advantage) > queries.MIN_MARGIN
+    mean = jnp.sum(likelihood * is_clear, axis=1) / jnp.maximum(jnp.sum(is_clear), 1)
+    return jnp.maximum(jnp.max(mean) / jnp.log(2.0) + 1, 0.0)
 
 
 def _best(tester: Tester, knowledge: Knowledge, goal: int) -> tuple[Array, Array]:

@@ -1,16 +1,19 @@
 """Do a content's predicted choices depend on what can be decoded from its streams? Exchanges and directions.
 
 The residual stream at the query (or the hidden units of a recurrent content) is changed at one level, from the
-embedding, level 0, to the last block.
+embedding, level 0, to the last block. At the last level an exchange determines the prediction by construction.
 
-- **Interchange**: the stream of the twin in which a link has changed replaces that of the twin in which it has not.
-- **Steering**: the stream moves along a direction until the difference of the two action values would be reversed.
-  Directions: encoding (the regression of the stream on the difference), least-norm probe (the regression of the
-  difference on the stream; it decodes best and misleads, because it need not lie where the content's numbers lie), and
-  50 random differences between streams of other instances, of the norm of the encoding direction.
-- **Ablation**: the component along the encoding direction is removed.
+- **Interchange**: the residual stream of the twin in which a link has changed replaces that of the twin in which it has
+  not; its control takes the twin with a change that leaves the best action the best. Exposures of other links lie
+  between the change and the query, because the query shows the step before it.
+- **Steering**: the residual stream moves along a direction until the difference of the two action values would be
+  reversed. Directions: encoding (the regression of the stream on the difference), least-norm probe (the regression of
+  the difference on the stream; it decodes best and misleads, because it need not lie where the content's numbers lie),
+  and 50 random differences between the streams of two instances, scaled to the norm of the encoding direction.
+- **Ablation**: the component along the encoding direction, or along the random ones, is removed.
 
-Letters: N streams, D numbers of a stream.
+Directions are fitted on one half of the test streams and tried on those of the other half whose choice is predicted
+correctly. Letters: N test streams, K random directions, D numbers of a residual stream.
 """
 
 from collections.abc import Callable
@@ -38,15 +41,17 @@ def measure_interchange(key: Key, tester: Tester, streams: TestStreams, weights:
     query_edited = _query_edited(tester)
     measured = {}
     for layer in range(tester.params.depth):
-        twins = build_test(key, tester, streams, (layer,), TIMINGS[1])
-        inputs = [_inputs(tester, steps) for steps in (twins.unchanged, twins.changed)]
-        logits, _ = query_edited(weights, inputs[0], lambda _, stream: stream)
-        _, donor = query_edited(weights, inputs[1], lambda _, stream: stream)
-        former = _choice(logits) == twins.best_before
-        for level in range(donor.shape[0]):
-            patched = _replace_at(query_edited, weights, inputs[0], level=level, stream=donor[level, QUERY_POSITION])
-            effect = former.astype(jnp.float32) - (_choice(patched) == twins.best_before)
-            measured[f"interchange, layer {layer + 1}, level {level}"] = (effect, twins.is_valid)
+        for name, reverses in (("interchange", True), ("harmless interchange", False)):
+            twins = build_test(key, tester, streams, (layer,), TIMINGS[2], reverses=reverses)
+            inputs = [_inputs(tester, steps) for steps in (twins.unchanged, twins.changed)]
+            logits, _ = query_edited(weights, inputs[0], _keep)
+            _, donor = query_edited(weights, inputs[1], _keep)
+            former = (_choice(logits) == twins.best_before).astype(jnp.float32)
+            for level in range(donor.shape[0]):
+                stream = donor[level, QUERY_POSITION]
+                patched = _replace_at(query_edited, weights, inputs[0], level=level, stream=stream)
+                effect = former - (_choice(patched) == twins.best_before)
+                measured[f"{name}, layer {layer + 1}, level {level}"] = (effect, twins.is_valid)
     return measured
 
 
@@ -54,8 +59,8 @@ def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: 
     """Effects of steering and ablation on the first choices of N streams, by level.
 
     Returns:
-        Share of predicted choices that are reversed by each kind of direction, the share of best choices after
-        ablation and before, and the coefficient of determination of the probe.
+        The share of correctly predicted choices that each kind of edit reverses (of random directions the mean and the
+        95th percentile), the share of best choices without any, and the coefficient of determination of the probe.
     """
     query_edited = _query_edited(tester)
 
@@ -66,46 +71,55 @@ def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: 
         return _inputs(tester, queried), values[1] - values[0]
 
     inputs, advantage = jax.vmap(prepare)(streams.introduction)
-    logits, levels = jax.vmap(lambda x: query_edited(weights, x, lambda _, stream: stream))(inputs)
+    logits, levels = jax.vmap(lambda x: query_edited(weights, x, _keep))(inputs)
     choice, best = jax.vmap(_choice)(logits), (advantage > 0).astype(jnp.int32)
     is_clear = jnp.abs(advantage) > queries.MIN_MARGIN
     measured = {"best choices": _share(choice == best, is_clear)}
+    half = len(advantage) // 2
+    is_counted = (is_clear & (choice == best))[half:]
     for level in range(levels.shape[1]):
         at_query = levels[:, level, QUERY_POSITION]
 
-        def edited_choices(edited: Float[Array, "N D"], level: int = level) -> Array:
+        def reversed_share(edited: Float[Array, "N D"], level: int = level) -> Array:
             replace = partial(_replace_at, query_edited, weights, level=level)
-            return jax.vmap(lambda x, stream: _choice(replace(x, stream=stream)))(inputs, edited)
+            choices = jax.vmap(lambda x, stream: _choice(replace(x, stream=stream)))(inputs[half:], edited)
+            return _share(choices != choice[half:], is_counted)
 
         for name, edited in _edited_streams(key, at_query, advantage).items():
-            if edited.ndim == 3:
-                reversed_shares = jax.lax.map(lambda e: _share(edited_choices(e) != choice, is_clear), edited)
-                measured[f"{name}, level {level}"] = jnp.mean(reversed_shares)
-            elif name == "ablation":
-                measured[f"{name}, level {level}"] = _share(edited_choices(edited) == best, is_clear)
+            if name.startswith("random"):
+                shares = jax.lax.map(reversed_share, edited)
+                measured[f"{name}, level {level}"] = jnp.mean(shares)
+                measured[f"{name}, 95th percentile, level {level}"] = jnp.quantile(shares, 0.95)
             else:
-                measured[f"{name}, level {level}"] = _share(edited_choices(edited) != choice, is_clear)
+                measured[f"{name}, level {level}"] = reversed_share(edited)
         measured[f"probe R2, level {level}"] = _probe(at_query, advantage)[1]
     return measured
 
 
 def _edited_streams(
     key: Key, streams: Float[Array, "N D"], advantage: Float[Array, "N"]
-) -> dict[str, Float[Array, "*K N D"]]:
-    """The streams after steering along each kind of direction, and after ablation."""
-    centered, y = streams - streams.mean(axis=0), advantage - advantage.mean()
-    encoding = y @ centered / jnp.maximum(y @ y, 1e-9)
+) -> dict[str, Float[Array, "*K half D"]]:
+    """The streams of the second half after each kind of edit, whose direction is fitted on the first half."""
+    half = len(streams) // 2
+    fitted, y = streams[:half], advantage[:half] - advantage[:half].mean()
+    mean, tried = fitted.mean(axis=0), streams[half:]
+    encoding = y @ (fitted - mean) / jnp.maximum(y @ y, 1e-9)
     probe, _ = _probe(streams, advantage)
-    shift = -2 * advantage[:, None]
-    first, second = jax.random.randint(key, (2, NUM_RANDOM_DIRECTIONS), 0, len(streams))
-    random = streams[first] - streams[second]
+    shift = -2 * advantage[half:, None]
+    first, distance = jax.random.randint(key, (2, NUM_RANDOM_DIRECTIONS), 0, jnp.array([[half], [half - 1]]))
+    random = fitted[first] - fitted[(first + 1 + distance) % half]
     random = random * (jnp.linalg.norm(encoding) / jnp.maximum(jnp.linalg.norm(random, axis=1, keepdims=True), 1e-9))
-    unit = encoding / jnp.maximum(jnp.linalg.norm(encoding), 1e-9)
+
+    def ablate(direction: Float[Array, "D"]) -> Float[Array, "half D"]:
+        unit = direction / jnp.maximum(jnp.linalg.norm(direction), 1e-9)
+        return tried - ((tried - mean) @ unit)[:, None] * unit
+
     return {
-        "encoding direction": streams + shift * encoding,
-        "probe direction": streams + shift * probe / jnp.maximum(probe @ probe, 1e-9),
-        "random directions": streams[None] + shift[None] * random[:, None],
-        "ablation": streams - (centered @ unit)[:, None] * unit,
+        "encoding direction": tried + shift * encoding,
+        "probe direction": tried + shift * probe / jnp.maximum(probe @ probe, 1e-9),
+        "random directions": tried[None] + shift[None] * random[:, None],
+        "ablation": ablate(encoding),
+        "random ablations": jax.vmap(ablate)(random),
     }
 
 
@@ -120,6 +134,12 @@ def _probe(streams: Float[Array, "N D"], advantage: Float[Array, "N"]) -> tuple[
     residual = advantage[half:] - y_mean - (streams[half:] - mean) @ weights
     held_out = advantage[half:] - advantage[half:].mean()
     return weights, 1 - jnp.sum(residual**2) / jnp.sum(held_out**2)
+
+
+def _keep(level: int, stream: Array) -> Array:
+    """The edit that changes nothing."""
+    del level
+    return stream
 
 
 def _query_edited(tester: Tester) -> QueryEdited:

@@ -88,21 +88,32 @@ def layer_start(params: RelayParams, layer: int) -> int:
 
 
 def choose_change(
-    key: Key, params: RelayParams, links: Int32[Array, "S A"], goal: int | Array, layer: int
+    key: Key, params: RelayParams, links: Int32[Array, "S A"], goal: int | Array, layer: int, *, reverses: bool = True
 ) -> tuple[LinkChange, Bool[Array, ""]]:
-    """Draws a change of one link of a layer after which the other action is the best at the start.
+    """Draws a change of one link of a layer that changes the values of the actions at the start.
+
+    Args:
+        key: Of the draw.
+        params: Of the environment.
+        links: Before the change.
+        goal: Of the agent whose choice is queried.
+        layer: Of the link.
+        reverses: Whether the other action is the best afterwards, or else the same one.
 
     Returns:
         The change, and whether there is one.
     """
     candidates = list_changes(params, layer)
-    best, is_clear = best_action(start_values(params, links, goal))
+    values = start_values(params, links, goal)
+    best, is_clear = best_action(values)
 
-    def reverses(change: LinkChange) -> Array:
-        best_after, is_clear_after = best_action(start_values(params, apply_change(links, change), goal))
-        return is_clear & is_clear_after & (best_after != best)
+    def is_allowed(change: LinkChange) -> Array:
+        values_after = start_values(params, apply_change(links, change), goal)
+        best_after, is_clear_after = best_action(values_after)
+        is_relevant = jnp.any(jnp.abs(values_after - values) > MIN_MARGIN)
+        return is_clear & is_clear_after & is_relevant & ((best_after != best) == reverses)
 
-    allowed = jax.vmap(reverses)(candidates)
+    allowed = jax.vmap(is_allowed)(candidates)
     index = random_index(key, allowed)
     return jax.tree.map(lambda leaf: leaf[index], candidates), jnp.any(allowed)
 
@@ -148,6 +159,11 @@ def show_link(params: RelayParams, start: Array, change: LinkChange, layer: int)
 def ask_choice(start: Array, member: int | Array) -> StreamSteps:
     """The step at which a member chooses at the start."""
     return _steps((TRIAL, member, start, 0, -1))
+
+
+def ask_successor(start: Array, member: int | Array, state: Array, action: Array) -> StreamSteps:
+    """The step at which a member has chosen an action in a state, and its successor is to be predicted."""
+    return _steps((TRIAL, member, jnp.where(state == 0, start, state), action, -1))
 
 
 def repeat_links(key: Key, params: RelayParams, knowledge: Knowledge, num_links: int) -> StreamSteps:
