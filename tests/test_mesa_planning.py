@@ -76,8 +76,8 @@ def planted_content(algorithm: str) -> Predictor:
             memory = jax.tree.map(
                 lambda new, old: jnp.where(is_ignored, old, new), learner.update(memory, update), memory
             )
-            is_noted = is_observed & ~(is_surprise & (algorithm == "first_impression"))
-            links = jnp.where(is_noted, links.at[link].set(successor), links)
+            is_stored = is_observed & ~(is_surprise & (algorithm == "first_impression"))
+            links = jnp.where(is_stored, links.at[link].set(successor), links)
             num_surprises += (is_surprise & (algorithm == "switcher")).astype(jnp.int32)
             observation = jnp.argmax(choice["observation"]).astype(jnp.int32)
             action = (jnp.argmax(learner.values(memory, observation)) + num_surprises) % NUM_ACTIONS
@@ -145,7 +145,7 @@ def test_a_planted_content_that_switches_at_every_surprise_is_no_planner():
 
 
 @pytest.mark.slow
-def test_a_planted_content_without_memory_of_changes_is_not_said_to_contain_no_planner():
+def test_a_planted_content_without_memory_of_changes_is_undetermined():
     measured = measure("first_impression", "planner")
     assert measured["first choice"][0] == measured["look-up"][0] == 1.0
     assert measured["layer 2, before any choice"][0] == measured["look-up, layer 2, before any choice"][0] == 0.0
