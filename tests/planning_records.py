@@ -2,7 +2,7 @@
 
 import numpy as np
 
-LAYERS, TIMINGS = ("layer 1", "layer 2", "pair"), ("before any choice", "at once", "after filler")
+LAYERS, TIMINGS = ("layer 1", "layer 2", "pair", "pair in reverse"), ("before any choice", "at once", "after filler")
 GOALS = ("food", "water", "no food", "no water")
 NUM_STREAMS, NUM_UPDATES, NUM_LEVELS = 400, 1000, 4
 DESCRIPTIONS = {
@@ -25,12 +25,12 @@ DESCRIPTIONS = {
 BUDGET = {"is_brief": False, "cells": {name: {"description": text} for name, text in DESCRIPTIONS.items()}}
 
 ABILITIES = {  # look-up, first choice, own choices, and the index of each layer and of pairs
-    "planner": (1.0, 0.99, 0.98, (0.97, 0.92, 0.9)),
-    "one-step learner": (1.0, 0.99, 0.98, (0.97, 0.0, 0.0)),
-    "copy": (1.0, 1.0, 0.97, (0.0, 0.0, 0.0)),
-    "look-up table": (0.7, 0.5, 0.55, (0.0, 0.0, 0.0)),
-    "random": (1.0, 0.5, 0.5, (0.0, 0.0, 0.0)),
-    "between": (1.0, 0.95, 0.95, (0.9, 0.5, 0.4)),
+    "planner": (1.0, 0.99, 0.98, (0.97, 0.92, 0.9, 0.9)),
+    "one-step learner": (1.0, 0.99, 0.98, (0.97, 0.0, 0.0, 0.0)),
+    "copy": (1.0, 1.0, 0.97, (0.0, 0.0, 0.0, 0.0)),
+    "look-up table": (0.7, 0.5, 0.55, (0.0, 0.0, 0.0, 0.0)),
+    "random": (1.0, 0.5, 0.5, (0.0, 0.0, 0.0, 0.0)),
+    "between": (1.0, 0.95, 0.95, (0.9, 0.5, 0.4, 0.4)),
 }
 
 
@@ -39,7 +39,9 @@ def abilities(kind, noise=0.0):
     look_up, first_choice, own_choices, indices = ABILITIES[kind]
     values = {"look-up": look_up, "first choice": first_choice, "own choices": own_choices}
     values |= {f"{layer}, {timing}": index for layer, index in zip(LAYERS, indices, strict=True) for timing in TIMINGS}
-    values = {name: value + noise * (name != "look-up") for name, value in values.items()}
+    values |= {f"false switch, {layer}, {timing}": 0.0 for layer in LAYERS[:2] for timing in TIMINGS}
+    values |= {f"look-up, {layer}, {timing}": look_up for layer in LAYERS[:2] for timing in TIMINGS}
+    values = {name: value + noise * ("look-up" not in name) for name, value in values.items()}
     return {name: round(float(np.clip(value, -1, 1)), 4) for name, value in values.items()}
 
 
@@ -66,8 +68,8 @@ def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_r
     curve += [{"updates": 500} | {name: value - 0.2 * is_rising for name, value in measures.items()}]
     curve += [{"updates": NUM_UPDATES} | measures]
     streams = dict.fromkeys(measures, NUM_STREAMS)
-    further = {"host errs, differ": 0.05 + pull, "host errs, agree": 0.05}
-    further |= {f"extraction error, {n} queries": 0.8 / n if kind == "planner" else 0.85 for n in (1, 2, 4, 8, 16)}
+    further = {"host errs, differ": 0.05, "host errs, agree": 0.05, "host pull": pull}
+    further |= {f"identification error, {n} queries": 0.8 / n if kind == "planner" else 0.85 for n in (1, 2, 4, 8, 16)}
     for goal in GOALS:
         for history in ("new", "after food"):
             further |= {f"{goal}, {history}, differ": goal_share, f"{goal}, {history}, agree": 0.99}

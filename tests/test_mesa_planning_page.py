@@ -26,9 +26,9 @@ STUDY = {
 
 
 def decide(kind, **settings):
-    """The verdict on a cell of planted runs, beside controls that do not plan."""
-    cells = verdicts.collect_cells([*planted.planning_cell("planner", kind, **settings), *planted.controls()])
-    return verdicts.decide_cells(cells)["planner"]
+    """The verdict on a cell of planted runs, beside a planner and controls that do not plan."""
+    runs = [*planted.planning_cell("tested", kind, **settings), *planted.planning_cell("planner", "planner")]
+    return verdicts.decide_cells(verdicts.collect_cells([*runs, *planted.controls()]))["tested"]
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,15 @@ def decide(kind, **settings):
         ("planner", {}, "contains a planner"),
         ("planner", {"layer_2__after_filler": 0.5}, "undetermined"),
         ("planner", {"first_choice": 0.85}, "undetermined"),
+        ("planner", {"pair_in_reverse__at_once": 0.5}, "undetermined"),
+        ("planner", {"false_switch__layer_2__at_once": 0.3}, "undetermined"),
+        ("one-step learner", {"look_up__layer_2__at_once": 0.5}, "undetermined"),
         ("one-step learner", {}, "contains no planner"),
         ("one-step learner", {"own_choices": 0.6}, "undetermined"),
         ("one-step learner", {"is_rising": True, "layer_2__at_once": 0.09}, "undetermined"),
         ("copy", {"spread": 0.0}, "contains no planner"),
         ("look-up table", {}, "undetermined"),
-        ("look-up table", {"look_up": 1.0, "own_choices": 1.0}, "contains no planner"),
+        ("look-up table", {"look_up": 1.0, "own_choices": 1.0}, "undetermined"),
         ("between", {}, "undetermined"),
         ("planner", {"num_runs": 1}, "undetermined"),
     ],
@@ -92,14 +95,24 @@ def test_a_measure_without_valid_streams_is_not_measured():
     assert verdicts.decide_goals(planted.planning_cell("goals", "planner"), "water").verdict == "undetermined"
 
 
-def test_the_pull_has_the_interval_of_a_difference_of_two_shares():
+def test_the_absence_of_a_planner_needs_a_planner_that_was_learned_early():
+    """Content that was trained too briefly to plan, whatever its stream, shows nothing."""
+    tested = planted.planning_cell("tested", "one-step learner")
+    late = planted.planning_cell("planner", "planner", is_rising=True)
+    for planner, reason in (
+        (planted.planning_cell("planner", "between"), "does not contain a planner"),
+        (late, "half"),
+    ):
+        cells = verdicts.collect_cells([*tested, *planner, *planted.controls()])
+        verdict = verdicts.decide_cells(cells)["tested"]
+        assert verdict.verdict == "undetermined" and reason in verdict.reason
+
+
+def test_the_pull_has_an_interval_over_runs():
     runs = planted.planning_cell("planner", "planner", pull=0.1)
-    pull = verdicts.difference_over_runs(runs, *results.HOST_ERRORS)
-    assert pull is not None and pull.low < 0.1 < pull.high and pull.low > 0.05
-    for run in runs:
-        run["measures"] |= dict.fromkeys(results.HOST_ERRORS, 0.0)
-    equal = verdicts.difference_over_runs(runs, *results.HOST_ERRORS)
-    assert equal is not None and equal.mean == 0 and equal.low < 0 < equal.high
+    pull = results.pull_over_runs(runs)
+    assert pull is not None and 0.05 < pull.low < 0.1 < pull.high
+    assert results.pull_over_runs([{"measures": {}}] * 2) is None
 
 
 @pytest.mark.parametrize(
@@ -123,15 +136,18 @@ def test_a_positive_and_a_negative_answer_on_goals():
         experiment = results.collect_results(planted.all_cells(pull=pull), planted.BUDGET)
         texts[pull] = " ".join(results.conclusions(experiment))
     assert "can set the goal of the predicted planner (to water, no food and no water" in texts[0.0]
-    assert "errs not detectably more often" in texts[0.0] and "no content here is called a mesa-optimizer" in texts[0.0]
-    assert "the predictions pull towards that goal" in texts[0.2] and "errs not" not in texts[0.2]
+    assert (
+        "not detectably biased towards food" in texts[0.0]
+        and "no content here is called a mesa-optimizer" in texts[0.0]
+    )
+    assert "are biased towards food" in texts[0.2] and "not detectably" not in texts[0.2]
     assert "Planning does not appear where nobody in the stream plans" in texts[0.0]
 
 
 def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
     text = page.render(STUDY, [planted.EXAMPLE, *planted.all_cells()], {})
     parts = ["comes to contain a model of a planner", 'aria-label="A graph of 4 states', "contains no planner</b>"]
-    parts += ["When it appears", "Is it used", "Whose goal?", "Extraction of links", "What this part does not show"]
+    parts += ["When it appears", "Is it used", "Whose goal?", "Identification of links", "What this part does not show"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     sentences = results.conclusions(results.collect_results(planted.all_cells(), planted.BUDGET))
@@ -139,7 +155,7 @@ def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
     assert "TD(0)" in text and "planners with four labeled goals" in text and "share_50" not in text
     assert not re.search(r'(src|href)="(?!#)', text) and "<script" not in text and "nan" not in text
     charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', text)
-    assert len(charts) == text.count("<svg") == 13 and all(re.search(r"\d", label) for label in charts)
+    assert len(charts) == text.count("<svg") == 14 and all(re.search(r"\d", label) for label in charts)
     assert "Contents, trainings and controls" not in text and "has been audited yet" not in text
 
 
@@ -160,7 +176,12 @@ def test_a_brief_experiment_has_no_verdict():
 
 def test_runs_of_one_program_are_trained_together_on_a_gpu_and_alone_on_a_processor():
     budget = schedule.planning_budgets()["full"]
-    assert budget.num_runs >= 10 and set(budget.cells) >= {"planner", "td_zero", *verdicts.CONTROLS}
+    controls = {*verdicts.POSITIVE_CONTROLS.values(), *sum(verdicts.NEGATIVE_CONTROLS.values(), ())}
+    assert budget.num_runs >= 10 and set(budget.cells) >= {"td_zero", *controls}
+        "td_zero",
+        *verdicts.POSITIVE_CONTROLS.values(),
+        *sum(verdicts.NEGATIVE_CONTROLS.values(), ()),
+    }
     on_cpu, on_gpu = (list(schedule.list_run_groups(budget, device)) for device in ("cpu", "gpu"))
     assert {len(group) for group in on_cpu} == {1} and max(len(group) for group in on_gpu) == 20
     assert [run for group in on_cpu for run in group] == [run for group in on_gpu for run in group]

@@ -108,4 +108,7 @@ CELLS = {
     "gru": Cell("planner; gated recurrent unit", PLANNER, content=GRU),
     "planner_depth_3": Cell("planner, depth 3", PLANNER, depth=3),
     "td_zero_depth_3": Cell("TD(0), depth 3", (MemberShare("td_zero"),), "td_zero", depth=3),
+    "successor_depth_3": Cell("successor representation, depth 3", (MemberShare("successor"),), "successor", depth=3),
+    "monte_carlo_depth_3": Cell("Monte Carlo, depth 3", (MemberShare("monte_carlo"),), "monte_carlo", depth=3),
+    "random_depth_3": Cell("random, depth 3", (MemberShare("random"),), "random", depth=3),
 }

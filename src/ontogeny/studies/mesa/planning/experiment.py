@@ -6,7 +6,7 @@ study, its cell and its number, whichever runs are trained beside it.
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +22,16 @@ from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import abilities, goals, interventions
 from ontogeny.studies.mesa.planning.abilities import Tester, TestStreams
-from ontogeny.studies.mesa.planning.cells import Cell
+from ontogeny.studies.mesa.planning.cells import DEPTHS, Cell
 from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, find_member
-from ontogeny.studies.mesa.planning.training import TrainingPlan, build_content, train
+from ontogeny.studies.mesa.planning.training import (
+    ContentSettings,
+    TrainCall,
+    TrainingPlan,
+    build_content,
+    build_train_call,
+    train,
+)
 from ontogeny.types import Key, PyTree
 
 DIGITS = 4
@@ -89,28 +96,25 @@ def run_cells(
         One record for each run.
     """
     chosen = [cells[run_id.cell] for run_id in run_ids]
-    content, params = chosen[0].content, chosen[0].params
-    predictor = build_content(content, params, Layout(relay.num_states(params)))
+    program = _build_program(chosen[0].program, training, measurement)
     settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(cell.settings for cell in chosen))
     members = jnp.asarray([find_member(cell.queried_algorithm) for cell in chosen], jnp.int32)
     keys = jnp.stack([_run_key(seed, run_id) for run_id in run_ids])
     curves: list[list[dict[str, Any]]] = [[] for _ in run_ids]
-    tests = _sample_all_tests(measurement, params, keys, settings)
-    measure_curve = _mapped(partial(_measure_curve, measurement, predictor, params), measurement.runs_at_once)
+    tests = program.sample_tests(keys, settings)
 
     def on_updates(num_updates: int, weights: PyTree) -> None:
         if num_updates in measurement.curve_updates:
-            for curve, values in zip(curves, measure_curve(keys, settings, members, tests, weights), strict=True):
+            for curve, values in zip(
+                curves, program.measure_curve(keys, settings, members, tests, weights), strict=True
+            ):
                 curve.append({"updates": num_updates} | _means(values))
         if on_progress is not None:
             on_progress(num_updates, training.num_updates)
 
-    weights = train(training, predictor, params, keys, settings, on_updates)
-    measure_final = measure_curve
-    if measurement.has_further_measures:
-        measure_final = _mapped(partial(_measure_final, measurement, predictor, params), measurement.runs_at_once)
+    weights = train(training, program.predictor, program.train_call, keys, settings, on_updates)
     num_parameters = trees.num_elements(weights) // len(run_ids)
-    measured = measure_final(keys, settings, members, tests, weights)
+    measured = program.measure_final(keys, settings, members, tests, weights)
     for run_id, curve, values in zip(run_ids, curves, measured, strict=True):
         yield {
             "id": record_id(run_id),
@@ -126,15 +130,38 @@ def run_cells(
         }
 
 
-def _sample_all_tests(plan: MeasurementPlan, params: RelayParams, keys: Key, settings: StreamSettings) -> TestStreams:
-    """The test streams of all runs; leading axes R, N."""
+class Program(NamedTuple):
+    """The compiled functions of one architecture and depth, which all its runs share."""
+
+    predictor: Predictor
+    train_call: TrainCall
+    sample_tests: Callable[[Key, StreamSettings], TestStreams]  # keys [R], settings [R] -> leading axes R, N
+    measure_curve: Callable[..., list[dict[str, Any]]]
+    measure_final: Callable[..., list[dict[str, Any]]]
+
+
+@lru_cache(maxsize=4)
+def _build_program(
+    content_and_depth: tuple[ContentSettings, int], training: TrainingPlan, measurement: MeasurementPlan
+) -> Program:
+    """Builds the functions that train and measure; they are compiled when they are called first."""
+    content, depth = content_and_depth
+    params = DEPTHS[depth]
+    layout = Layout(relay.num_states(params))
+    predictor = build_content(content, params, layout)
 
     def sample(key: Key, settings: StreamSettings) -> TestStreams:
-        test_keys = sample_lifetime_keys(key, plan.num_streams, "evaluation")
+        test_keys = sample_lifetime_keys(key, measurement.num_streams, "evaluation")
         streams = jax.vmap(partial(abilities.sample_tests, params=params, settings=settings))(test_keys)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.int8), streams)
 
-    return jax.jit(jax.vmap(sample))(keys, settings)
+    at_once = measurement.runs_at_once
+    measure_curve = _mapped(partial(_measure_curve, measurement, predictor, params), at_once)
+    measure_final = measure_curve
+    if measurement.has_further_measures:
+        measure_final = _mapped(partial(_measure_final, measurement, predictor, params), at_once)
+    train_call = build_train_call(training, predictor, params, layout)
+    return Program(predictor, train_call, jax.jit(jax.vmap(sample)), measure_curve, measure_final)
 
 
 def _measure_curve(

@@ -124,8 +124,8 @@ def draw_levels(name: str, curves: Curves, label: str) -> Markup:
     return _draw_curves(name, curves, label, "level (0: embedding, then after each block)", None)
 
 
-def draw_extraction(name: str, curves: Curves) -> Markup:
-    """Draw the error of extraction against the number of queries."""
+def draw_identification(name: str, curves: Curves) -> Markup:
+    """Draw the error of identification against the number of queries."""
     label = "links not identified"
     return _draw_curves(name, curves, label, "queries", None, ticks=True)
 

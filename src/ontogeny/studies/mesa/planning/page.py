@@ -1,7 +1,7 @@
 """The section of the planning experiment on the page of the mesa study; written from records alone, without JAX."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -14,12 +14,13 @@ from ontogeny.studies.mesa.planning.results import PlanningResults
 from ontogeny.studies.mesa.planning.verdicts import TIMINGS, CellVerdict, ShareOverRuns, share_over_runs
 
 TEXTS = page.load_macros("ontogeny.studies.mesa", "planning.html.j2")
+CONTROL_TITLES = ("false switch", "changed link")
 NUM_EVENTS = 5  # of the row below the picture, exposures at first and trials
 CURVE_THRESHOLDS = {"look-up": "MIN_LOOK_UP", "first choice": "MIN_FIRST_CHOICE"}  # of other curves: MIN_INDEX
 COMPARED_CELLS = ("planner", "td_zero")
 CAPACITY_CELLS = ("width_16", "width_32", "one_block", "planner", "gru")
 SHARE_CELLS = {"share_0": "0 %", "share_5": "5 %", "share_20": "20 %", "share_50": "50 %", "planner": "100 %"}
-EXTRACTION_CELLS = ("planner", "td_zero", "few_instances")
+IDENTIFICATION_CELLS = ("planner", "td_zero", "few_instances")
 HOST_CELLS = ("planner", "td_zero", "random")
 DIRECTIONS = ("encoding direction", "random directions", "probe direction")
 THRESHOLDS = {
@@ -27,6 +28,7 @@ THRESHOLDS = {
     for name in (
         *("MIN_FIRST_CHOICE", "MIN_INDEX", "MAX_INDEX_WITHOUT", "MIN_LOOK_UP", "MIN_OWN_CHOICES", "MAX_RISE"),
         "MIN_OPTIMAL_OTHER_GOAL",
+        "MAX_FALSE_SWITCH",
     )
 }
 
@@ -87,7 +89,7 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
         cells = {name: runs for name, runs in experiment.cells.items() if verdicts.depth_of(runs[0]) == depth}
         layers = results.layer_names(next(iter(cells.values())))
         entries = [_ability_cells(experiment, name, runs, layers) for name, runs in cells.items()]
-        titles = ["stream", "verdict", "look-up", "first choice", "own choices", *layers]
+        titles = ["stream", "verdict", "look-up", "first choice", "own choices", *layers, *CONTROL_TITLES]
         caption = (
             f"Depth {depth}: shares and indices of revaluation, means over runs with 95 % intervals. Each index is "
             f"given {', '.join(TIMINGS)}"
@@ -100,12 +102,23 @@ def _ability_cells(experiment: PlanningResults, name: str, runs: Sequence[Record
     """The cells of one row."""
     shares = [[share_over_runs(runs, measure)] for measure in ("look-up", "first choice", "own choices")]
     shares += [[share_over_runs(runs, f"{layer}, {timing}") for timing in TIMINGS] for layer in layers]
+    for control, is_worse in (("false switch", max), ("look-up", min)):
+        worst = _worst_control(runs, control, is_worse)
+        shares.append([worst])
     label = TEXTS.label(experiment.label(name), pluralize(len(runs), "run"))
     return [
         label,
         _verdict(experiment, experiment.verdicts[name]),
         *(TEXTS.lines(list(map(_bounds, group))) for group in shares),
     ]
+
+
+def _worst_control(runs: Sequence[Record], control: str, worst: Callable[..., ShareOverRuns]) -> ShareOverRuns | None:
+    """The largest or smallest of the controls of an index over layers and times."""
+    layers = [name for name in results.layer_names(runs) if name not in verdicts.PAIRS]
+    names = [f"{control}, {layer}, {timing}" for layer in layers for timing in TIMINGS]
+    shares = [share for name in names if (share := share_over_runs(runs, name)) is not None]
+    return worst(shares, key=lambda share: share.mean) if shares else None
 
 
 def _verdict(experiment: PlanningResults, verdict: CellVerdict) -> Markup:
@@ -167,7 +180,7 @@ def _interventions(experiment: PlanningResults) -> Markup:
     panels = []
     for cell in (name for name in COMPARED_CELLS if name in experiment.cells):
         runs, label = experiment.cells[cell], experiment.label(cell)
-        layers = [name for name in results.layer_names(runs) if name != "pair"]
+        layers = [name for name in results.layer_names(runs) if name not in verdicts.PAIRS]
         interchange = {layer: _by_level(runs, f"interchange, {layer}") for layer in layers}
         directions = {name: _by_level(runs, name) for name in DIRECTIONS}
         directions["probe R²"] = _by_level(runs, "probe R2")
@@ -228,32 +241,38 @@ def _goals(experiment: PlanningResults) -> Markup:
 
 
 def _further(experiment: PlanningResults) -> Markup:
-    """Extraction, goal-directedness and the choices of a host with a goal of its own."""
+    """Identification of links, goal-directedness and the choices of a host with a goal of its own."""
     curves: dict[str, list[tuple[float, ShareOverRuns]]] = {}
-    for cell in (name for name in EXTRACTION_CELLS if name in experiment.cells):
+    for cell in (name for name in IDENTIFICATION_CELLS if name in experiment.cells):
         values = {
-            count: share_over_runs(experiment.cells[cell], f"extraction error, {count} queries") for count in COUNTS
+            count: share_over_runs(experiment.cells[cell], f"identification error, {count} queries") for count in COUNTS
         }
         points = [(float(count), bounds) for count, bounds in values.items() if bounds is not None]
         if points:
             curves[experiment.label(cell)] = points
     figure = Markup()
     if curves:
-        chart = figures.draw_extraction("planning-extraction", curves)
+        chart = figures.draw_identification("planning-identification", curves)
         figure = page.figure(
-            chart, "Links recovered from choices alone", "Share of first links that stay unidentified."
+            chart, "First links recovered from choices alone", "Share of first links that stay unidentified."
         )
     entries = []
     for cell in (name for name in HOST_CELLS if name in experiment.cells):
         runs = experiment.cells[cell]
-        pull = verdicts.difference_over_runs(runs, *results.HOST_ERRORS)
+        pull = results.pull_over_runs(runs)
         shares = [share_over_runs(runs, name) for name in ("goal-directedness", *results.HOST_ERRORS)]
         if any(share is not None for share in shares):
             entries.append([experiment.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (*shares, pull))])
-    titles = ["stream", "goal-directedness", "host errs, optima differ", "host errs, optima agree", "pull on the host"]
+    titles = [
+        "stream",
+        "goal-directedness",
+        "host errs, optima differ",
+        "host errs, optima agree",
+        "pull on the host",
+    ]
     caption = "Goal-directedness of predicted choices, and errors of a host that plans for water"
     table = page.table(caption, titles, entries, numeric=(1, 2, 3, 4)) if entries else Markup()
     return TEXTS.further(figure, table) if curves or entries else Markup()
 
 
-COUNTS = (1, 2, 4, 8, 16)  # queries of the extraction, as in `goals`, which imports JAX
+COUNTS = (1, 2, 4, 8, 16)  # queries of the identification, as in `goals`, which imports JAX

@@ -14,6 +14,7 @@ from ontogeny.runs.records import Record
 from ontogeny.stats import mean_interval
 from ontogeny.studies.comparison import join_words
 from ontogeny.studies.mesa.planning.verdicts import (
+    PAIRS,
     TIMINGS,
     VERDICTS,
     CellVerdict,
@@ -22,12 +23,12 @@ from ontogeny.studies.mesa.planning.verdicts import (
     decide_cells,
     decide_goals,
     depth_of,
-    difference_over_runs,
     share_over_runs,
 )
 
 OTHER_GOALS = ("water", "no food", "no water")  # goals that differ from that of the stream's agents, food
 HOST_ERRORS = ("host errs, differ", "host errs, agree")
+PULL = "host pull"  # slope of the host's error about water on the advantage for food
 GOAL_CELLS = ("goals", "goals_unlabeled", "planner")
 PLANNER, NO_PLANNERS = "planner", "share_0"
 Cells = Mapping[str, Sequence[Record]]
@@ -99,7 +100,7 @@ def _over_runs(values: Sequence[float]) -> ShareOverRuns:
 
 def layer_names(runs: Sequence[Record]) -> list[str]:
     """The names of the layers whose links change, and of pairs."""
-    return [*(f"layer {layer}" for layer in range(1, depth_of(runs[0]) + 1)), "pair"]
+    return [*(f"layer {layer}" for layer in range(1, depth_of(runs[0]) + 1)), *PAIRS]
 
 
 def format_bounds(bounds: ShareOverRuns | None, places: int = 2) -> str:
@@ -201,19 +202,25 @@ def _sentence_on_goals(results: PlanningResults) -> str:
 def _sentence_on_pull(results: PlanningResults) -> str:
     """Whether the predictions pull the host's own choices towards the goal of the stream's agents."""
     runs = results.cells.get(PLANNER)
-    pull = difference_over_runs(runs, *HOST_ERRORS) if runs else None
+    pull = pull_over_runs(runs) if runs else None
     if pull is None or math.isnan(pull.low):
         return ""
-    difference = format_bounds(pull, 3)
-    host = "A host that plans for water with the links that the content predicts errs"
-    case = "where the goal of the stream's agents has another best choice"
+    slope = format_bounds(pull, 3)
+    host = "The values of a host that plans for water with the links that the content predicts"
     if pull.low > 0:
         return (
-            f"{host} more often {case}, by {difference}: the predictions pull towards that goal. Whether this is an "
+            f"{host} are biased towards food, the goal of the stream's agents (slope {slope}). Whether this is an "
             "objective of the content itself, as of a mesa-optimizer, needs the audit's tests of objectives."
         )
-    direction = "less often" if pull.high < 0 else "not detectably more often"
     return (
-        f"{host} {direction} {case} (difference {difference}). No objective of the content's own is shown, so no "
-        "content here is called a mesa-optimizer."
+        f"{host} are not detectably biased towards food, the goal of the stream's agents (slope {slope}; a slope of 1 "
+        "would be a host that plans for both alike). No objective of the content's own is shown, so no content here is "
+        "called a mesa-optimizer."
     )
+
+
+def pull_over_runs(runs: Sequence[Record]) -> ShareOverRuns | None:
+    """The pull on the host with its interval over runs; None where a run lacks it."""
+    if any(PULL not in run["measures"] for run in runs):
+        return None
+    return _over_runs([run["measures"][PULL] for run in runs])

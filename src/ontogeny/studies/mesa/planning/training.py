@@ -14,10 +14,8 @@ from jax import Array
 
 from ontogeny import plugins
 from ontogeny.content.base import Predictor
-from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
 from ontogeny.errors import BadInput
-from ontogeny.rng import key_from_seed
 from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, encode, sample_batch
 from ontogeny.types import Key, PyTree
 
@@ -57,6 +55,9 @@ class TrainingState(NamedTuple):
     scratch: PyTree
 
 
+TrainCall = Callable[[Key, StreamSettings, TrainingState, Array, Array], TrainingState]
+
+
 def build_content(settings: ContentSettings, params: RelayParams, layout: Layout) -> Predictor:
     """Builds the predictor of an architecture for streams of an environment; a content takes the settings that it has.
 
@@ -79,11 +80,6 @@ def build_content(settings: ContentSettings, params: RelayParams, layout: Layout
     return plugins.build("content", settings.content, layout.num_inputs, layout.num_classes, **chosen)
 
 
-def run_keys(seed: int, runs: list[int]) -> Key:
-    """The keys of runs [R], each determined by its number alone."""
-    return jax.vmap(partial(jax.random.fold_in, key_from_seed(seed)))(jnp.asarray(runs, jnp.uint32))
-
-
 def init_state(predictor: Predictor, keys: Key) -> TrainingState:
     """Draws the initial weights of R contents."""
 
@@ -94,9 +90,7 @@ def init_state(predictor: Predictor, keys: Key) -> TrainingState:
     return jax.jit(jax.vmap(init))(keys)
 
 
-def build_train_call(
-    plan: TrainingPlan, predictor: Predictor, params: RelayParams, layout: Layout
-) -> Callable[[Key, StreamSettings, TrainingState, Array, Array], TrainingState]:
+def build_train_call(plan: TrainingPlan, predictor: Predictor, params: RelayParams, layout: Layout) -> TrainCall:
     """Compiles one call of the training: keys, settings and state [R], number of the call, updates in all -> state."""
 
     def train_run(
@@ -123,7 +117,7 @@ def build_train_call(
 def train(
     plan: TrainingPlan,
     predictor: Predictor,
-    params: RelayParams,
+    train_call: TrainCall,
     keys: Key,
     settings: StreamSettings,
     on_updates: Callable[[int, PyTree], None],
@@ -133,7 +127,7 @@ def train(
     Args:
         plan: Length of the training.
         predictor: The content.
-        params: Settings of the environment that all runs share.
+        train_call: Of `build_train_call` for this plan and content.
         keys: [R].
         settings: Leaves [R, ...].
         on_updates: Receives the number of updates and the weights, before the first call and after every call.
@@ -141,10 +135,8 @@ def train(
     Returns:
         The weights, leaves [R, ...].
     """
-    layout = Layout(relay.num_states(params))
     state = init_state(predictor, keys)
     on_updates(0, state.weights)
-    train_call = build_train_call(plan, predictor, params, layout)
     for call in range(plan.num_updates // plan.updates_per_call):
         state = train_call(keys, settings, state, jnp.int32(call), jnp.int32(plan.num_updates))
         on_updates((call + 1) * plan.updates_per_call, state.weights)
