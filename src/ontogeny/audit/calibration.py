@@ -32,6 +32,9 @@ from ontogeny.types import Environment, Key
 AUDITS_PER_CHUNK = 100
 MAX_LIFETIMES_PER_BATCH = 40_000
 MAX_FALSE_POSITIVE_RATE, MIN_POWER = 0.05, 0.95  # required of every negative and of every positive control
+# Every control compiles programs of its own, and a process may hold about 65,000 mappings of memory; sixty chunks of
+# one calibration reached this number.
+CHUNKS_BETWEEN_CLEARING = 15
 TARGET_FALSE_POSITIVE_RATE = 0.01  # thresholds are selected for it, which leaves a margin for unknown organisms
 Z_THRESHOLDS = (1.28, 1.64, 2.0, 2.33, 2.58, 3.09)  # candidates for `Thresholds.z`
 OTHER_ENVIRONMENTS = ("chain", "beacon", "stream", "random_mdp", "relay")  # for organisms that cannot act in a bandit
@@ -171,6 +174,7 @@ def calibrate(
     sizes = [min(AUDITS_PER_CHUNK, num_audits - start) for start in range(0, num_audits, AUDITS_PER_CHUNK)]
     planned = [(number, size, *pair) for number, size in enumerate(sizes) for pair in pairs]
     unfit: set[tuple[str, str, str]] = set()
+    num_measured = 0
     for done, (number, size, test, control) in enumerate(planned):
         name = (test.name, control.env, control.name)
         key = (*name, seed, number)
@@ -186,6 +190,9 @@ def calibrate(
                 continue
             if on_chunk is not None:
                 on_chunk(chunks[key])
+            num_measured += 1
+            if num_measured % CHUNKS_BETWEEN_CLEARING == 0:
+                jax.clear_caches()
     keys = [(test.name, control.env, control.name, seed, number) for number, _, test, control in planned]
     return combine_controls([chunks[key] for key in keys if key in chunks])
 

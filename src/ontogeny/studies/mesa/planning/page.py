@@ -102,9 +102,8 @@ def _ability_cells(experiment: PlanningResults, name: str, runs: Sequence[Record
     """The cells of one row."""
     shares = [[share_over_runs(runs, measure)] for measure in ("look-up", "first choice", "own choices")]
     shares += [[share_over_runs(runs, f"{layer}, {timing}") for timing in TIMINGS] for layer in layers]
-    for control, is_worse in (("false switch", max), ("look-up", min)):
-        worst = _worst_control(runs, control, is_worse)
-        shares.append([worst])
+    for control, extreme in (("false switch", max), ("look-up", min)):
+        shares.append([_extreme_control(runs, control, extreme)])
     label = TEXTS.label(experiment.label(name), pluralize(len(runs), "run"))
     return [
         label,
@@ -113,12 +112,14 @@ def _ability_cells(experiment: PlanningResults, name: str, runs: Sequence[Record
     ]
 
 
-def _worst_control(runs: Sequence[Record], control: str, worst: Callable[..., ShareOverRuns]) -> ShareOverRuns | None:
+def _extreme_control(
+    runs: Sequence[Record], control: str, extreme: Callable[..., ShareOverRuns]
+) -> ShareOverRuns | None:
     """The largest or smallest of the controls of an index over layers and times."""
     layers = [name for name in results.layer_names(runs) if name not in verdicts.PAIRS]
     names = [f"{control}, {layer}, {timing}" for layer in layers for timing in TIMINGS]
     shares = [share for name in names if (share := share_over_runs(runs, name)) is not None]
-    return worst(shares, key=lambda share: share.mean) if shares else None
+    return extreme(shares, key=lambda share: share.mean) if shares else None
 
 
 def _verdict(experiment: PlanningResults, verdict: CellVerdict) -> Markup:

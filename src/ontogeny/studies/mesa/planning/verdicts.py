@@ -171,9 +171,9 @@ def decide(runs: Sequence[Record], depth: int) -> CellVerdict:
     weakest = min(tested, key=lambda name: tested[name].low)
     if shares["first choice"].low >= MIN_FIRST_CHOICE and tested[weakest].low >= MIN_INDEX:
         false_switches = [name for name in shares if name.startswith("false switch")]
-        worst = max(false_switches, key=lambda name: shares[name].high)
-        if shares[worst].high > MAX_FALSE_SWITCH:
-            reason = f"it may switch without a reason in {format_fixed(shares[worst].high, 2)} ({worst})"
+        largest = max(false_switches, key=lambda name: shares[name].high)
+        if shares[largest].high > MAX_FALSE_SWITCH:
+            reason = f"it may switch without a reason in {format_fixed(shares[largest].high, 2)} ({largest})"
             return CellVerdict("undetermined", reason)
         reason = f"its weakest index is {format_fixed(tested[weakest].mean, 2)} ({weakest})"
         return CellVerdict("contains a planner", reason)
