@@ -43,7 +43,7 @@ class TrainingPlan(NamedTuple):
     """
 
     num_updates: int
-    batch_size: int = 16
+    batch_size: int = 8
     updates_per_call: int = 100
     precision: str = "float32"
 
