@@ -12,9 +12,11 @@ from ontogeny import plugins
 from ontogeny.audit.organisms.tabular import TabularStep, to_graph_state
 from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
+from ontogeny.errors import BadInput
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
+from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, run_cells
 from ontogeny.studies.mesa.planning.streams import (
     CUT,
     EXPOSURE,
@@ -26,6 +28,7 @@ from ontogeny.studies.mesa.planning.streams import (
     find_member,
     sample_batch,
 )
+from ontogeny.studies.mesa.planning.training import ContentSettings, TrainingPlan, build_content
 
 NUM_STREAMS = 48
 PARAMS = DEPTHS[2]
@@ -240,3 +243,39 @@ def test_exposures_have_one_step_in_the_last_layer_and_two_before():
     assert steps.observation.tolist() == [0, 4]
     last = queries.show_link(PARAMS, jnp.int32(0), queries.LinkChange(jnp.int32(3), jnp.int32(0), jnp.int32(7)), 1)
     assert last.kind.tolist() == [EXPOSURE] and last.successor.tolist() == [LAYOUT.num_states + 7]
+
+
+OWN_CONTENT = '''
+"""A content that predicts from the present step alone."""
+
+import jax.numpy as jnp
+
+from ontogeny.content.base import feedforward_predictor
+
+
+def build(num_inputs, num_outputs, *, outputs="binary", learning_rate=0.01):
+    def apply(weights, inputs):
+        return inputs @ weights
+
+    def init(key):
+        return jnp.zeros((num_inputs, num_outputs))
+
+    return feedforward_predictor(init, apply, learning_rate, outputs=outputs)
+'''
+
+
+@pytest.mark.slow
+def test_a_content_in_a_file_of_its_own_is_trained_and_measured(tmp_path):
+    (tmp_path / "present_step.py").write_text(OWN_CONTENT)
+    content = ContentSettings(str(tmp_path / "present_step.py"))
+    cells = {"planner": CELLS["planner"]._replace(content=content)}
+    plan = MeasurementPlan((0, 100), num_curve_streams=8, num_streams=16)
+    (record,) = run_cells(cells, [RunId("planner", 0)], TrainingPlan(100), plan, seed=1)
+    assert record["num_parameters"] == LAYOUT.num_inputs * LAYOUT.num_classes
+    assert record["measures"]["look-up"] < 0.5 and "host pull" in record["measures"]
+    assert not any(name.startswith("interchange") for name in record["measures"])
+
+
+def test_a_content_that_cannot_predict_a_stream_is_refused():
+    with pytest.raises(BadInput, match="has no setting 'outputs'"):
+        build_content(ContentSettings("table"), PARAMS, LAYOUT)

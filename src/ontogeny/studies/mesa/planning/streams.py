@@ -30,7 +30,9 @@ from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout
 from ontogeny.types import Agent, Environment, Key, Percept, PyTree, State, TimeStep, Transition
 
-ALGORITHMS = ("planner", "td_zero", "td_lambda", "monte_carlo", "successor", "cue_follower", "random")
+PREFIX = "tabular_"  # of the organisms that can act in a stream
+TABULAR = sorted(name.removeprefix(PREFIX) for name in plugins.list_names("organisms") if name.startswith(PREFIX))
+ALGORITHMS = ("planner", *(name for name in TABULAR if name != "planner"), "cue_follower", "random")
 GOALS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))  # drives for food and water
 GOAL_NAMES = ("food", "water", "no food", "no water")
 TRIAL, EXPOSURE, CUT = range(3)  # kinds of step
@@ -38,7 +40,11 @@ NUM_ACTIONS = 2
 
 
 class Member(NamedTuple):
-    """One agent of a stream: an algorithm, and the goal that it pursues."""
+    """One agent of a stream: an algorithm, and the goal that it pursues.
+
+    An algorithm is an organism whose name begins with `tabular_` and whose file has a function `learner`; another one,
+    of an installed package as well, is found by its name.
+    """
 
     algorithm: int  # index into ALGORITHMS
     goal: int  # index into GOALS
@@ -124,7 +130,7 @@ def _build_learner(env: Environment, algorithm: str) -> TabularLearner:
     """The learner of an organism; a random member has none and remembers nothing."""
     if algorithm == "random":
         return TabularLearner((), lambda memory, step: memory, lambda memory, observation: jnp.zeros(NUM_ACTIONS))
-    name = algorithm if algorithm == "cue_follower" else f"tabular_{algorithm}"
+    name = algorithm if algorithm == "cue_follower" else f"{PREFIX}{algorithm}"
     return plugins.get_attribute("organisms", name, "learner")(env.spec)
 
 
