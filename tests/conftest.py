@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -50,6 +51,7 @@ install_import_hook(
 settings.register_profile("ontogeny", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("ontogeny")
 
+MAX_MAPPINGS = 20_000  # of memory, after which compiled programs are released
 # Tracing allocates many small objects that stay alive, so frequent garbage collection frees little memory.
 gc.set_threshold(50_000, 10, 10)
 
@@ -92,3 +94,15 @@ def call_cli(monkeypatch, capsys, tmp_path):
         return stop.value.code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released_programs():
+    """Release compiled programs before they exhaust the mappings of memory that a process may hold (65,530)."""
+    import jax
+
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MAX_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
