@@ -35,6 +35,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not i
 install_import_hook(
     [
         "ontogeny.agents",
+        "ontogeny.audit.organisms",
         "ontogeny.content",
         "ontogeny.development",
         "ontogeny.environments",
@@ -44,6 +45,7 @@ install_import_hook(
         "ontogeny.server.learning",
         "ontogeny.server.sessions.texts",
         "ontogeny.engine",
+        "ontogeny.studies.mesa.planning",
     ],
     "beartype.beartype",
 )

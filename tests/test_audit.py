@@ -369,7 +369,8 @@ def run(tmp_path_factory):
 
 def test_a_model_based_agent_plans_and_its_learned_content_alone_does_not(run):
     subjects = suite.agent_subjects(read_saved_agent(run))
-    online, content = (suite.audit_subject(subject, num_lifetimes=80) for subject in subjects)
+    # Content that is frozen has effects of exactly zero, which are known to be small from 368 pairs of lifetimes on.
+    online, content = (suite.audit_subject(s, num_lifetimes=n) for s, n in zip(subjects, (80, 400), strict=True))
     assert suite.combine_verdicts(online) == {"learns": "yes", "plans": "yes", "objective": "undetermined"}
     assert suite.combine_verdicts(content) == {"learns": "no", "plans": "undetermined", "objective": "undetermined"}
     failures = {result.test: result.competence_failure for result in content}

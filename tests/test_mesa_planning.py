@@ -139,6 +139,7 @@ def test_a_planted_planner_passes_at_every_time_and_for_every_goal():
     assert verdicts.decide([record_of(measured)] * 10, depth=2).verdict == "contains a planner"
 
 
+@pytest.mark.slow
 def test_a_planted_content_that_switches_at_every_surprise_is_no_planner():
     measured = measure("switcher", "planner")
     assert measured["first choice"][0] == 1.0 and measured["layer 2, before any choice"][0] == 1.0
@@ -154,9 +155,10 @@ def test_a_planted_content_without_memory_of_changes_is_undetermined():
     assert measured["layer 2, before any choice"][0] == measured["look-up, layer 2, before any choice"][0] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "follows_first_layer"),
-    [("td_zero", True), pytest.param("monte_carlo", False, marks=pytest.mark.slow)],
+    [("td_zero", True), ("monte_carlo", False)],
 )
 def test_a_planted_learner_of_values_does_not_follow_the_last_layer(algorithm, follows_first_layer):
     measured = measure(algorithm, algorithm)

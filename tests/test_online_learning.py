@@ -93,7 +93,7 @@ def test_a_model_as_a_predictor_gives_the_reported_losses_and_is_certified(froze
     log_probabilities = predict(TOKENS)
     losses = run_condition(learning=not frozen).losses
     np.testing.assert_allclose(-log_probabilities[np.arange(1, len(TOKENS)), TOKENS[1:]], losses, atol=1e-4)
-    config = CertificateConfig(num_tokens=64, num_positions=17, num_prefixes=2, num_random_streams=2)
+    config = CertificateConfig(num_tokens=64, num_positions=20, num_prefixes=2, num_random_streams=2)
     certificate = certify(passes_by_instance("the model", lambda: predict), config=config)
     assert certificate.certified, certificate.checks
 
