@@ -45,7 +45,8 @@ install_import_hook(
         "ontogeny.server.learning",
         "ontogeny.server.sessions.texts",
         "ontogeny.engine",
-        "ontogeny.studies.mesa.planning",
+        *(f"ontogeny.studies.mesa.planning.{name}" for name in ("abilities", "goals", "interventions", "queries")),
+        *(f"ontogeny.studies.mesa.planning.{name}" for name in ("streams", "training")),
     ],
     "beartype.beartype",
 )

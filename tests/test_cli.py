@@ -612,8 +612,9 @@ import hashlib, signal, sys
 from ontogeny import cli
 def compute(): hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # an hour in one call
 def work():
-    print("begins", flush=True)
-    try: compute()
+    try:
+        print("begins", flush=True)
+        compute()
     except KeyboardInterrupt: compute()  # the interrupt came before the call
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.main, sys.argv = work, ["ontogeny", "train"]
