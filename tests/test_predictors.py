@@ -167,6 +167,30 @@ def test_outputs_of_no_known_kind_are_rejected(name):
         build(name, outputs="ordinal")
 
 
+def test_an_optimizer_of_no_known_kind_is_rejected():
+    with pytest.raises(BadInput, match="optimizer"):
+        build("causal_transformer", optimizer="lion")
+
+
+def test_muon_moves_the_matrices_of_the_blocks_by_orthogonal_steps_and_adam_all_other_weights():
+    """A step of Muon has singular values near 1, times 0.2 and the root of the longer side (Liu et al. 2025)."""
+    predictor = build("causal_transformer", optimizer="muon", width=16, num_blocks=2, learning_rate=0.1)
+    weights = predictor.init(jax.random.key(0))
+    weights = weights._replace(readout=0.3 * jax.random.normal(jax.random.key(1), weights.readout.shape))
+    classes = jax.random.randint(jax.random.key(2), (4, LENGTH), 0, NUM_OUTPUTS)
+    inputs = jax.random.normal(jax.random.key(3), (4, LENGTH, NUM_OUTPUTS + 1)).at[..., -1].set(0.0)
+    batch = PredictionBatch(inputs, classes, jnp.ones((4, LENGTH)), jnp.ones((4, LENGTH)))
+    changed, _ = predictor.update(weights, predictor.init_scratch(weights), batch, jnp.float32(0))
+    steps = jax.tree.map(lambda after, before: np.asarray(after - before) / 0.1, changed, weights)
+    for block in steps.blocks:
+        for matrix in (block.attn_qkv, block.out_proj, block.up, block.down):
+            singular_values = np.linalg.svd(matrix / (0.2 * np.sqrt(max(matrix.shape))), compute_uv=False)
+            assert singular_values.max() == pytest.approx(1, abs=0.35)
+        assert np.abs(block.age_bias).max() <= 1.01  # a step of Adam
+    for step in (steps.embedding, steps.readout):
+        assert np.abs(step).max() == pytest.approx(1, abs=0.02)
+
+
 def test_a_transformer_without_blocks_is_rejected():
     with pytest.raises(BadInput, match="'num_blocks' must be at least 1"):
         build("causal_transformer", num_blocks=0)
@@ -235,6 +259,10 @@ def test_an_edit_of_hidden_units_is_used_at_its_own_step_only():
         (
             "causal_transformer",
             {"width": 16, "num_heads": 2, "num_blocks": 2, "window_length": 8, "learning_rate": 0.01},
+        ),
+        (
+            "causal_transformer",
+            {"num_blocks": 2, "window_length": 8, "learning_rate": 0.02, "optimizer": "muon"},
         ),
     ],
 )

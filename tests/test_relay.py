@@ -53,7 +53,7 @@ def compiled_records(depth):
 def record_lifetimes(depth, seed=0, action_seed=0, **settings):
     """The initial time step, the states before and after each step, the time steps and the agent's actions."""
     defaults = {name: getattr(RelayParams(), name) for name in TRACED} | settings
-    types = {"cue": bool, "relevant_changes": bool, "num_instances": np.int32}
+    types = {"cue": bool, "num_instances": np.int32}
     arrays = {
         name: np.broadcast_to(np.asarray(value, types.get(name, np.float32)), NUM_LIFETIMES)
         for name, value in defaults.items()
@@ -72,7 +72,8 @@ def random_settings(seed):
     rng = np.random.default_rng(seed)
     names = ("change_probability", "repeat_probability", "glance_probability", "early_trial_probability")
     probabilities = {name: rng.uniform(0, 1 / 3, NUM_LIFETIMES) for name in names}
-    return probabilities | {name: rng.uniform(size=NUM_LIFETIMES) < 0.5 for name in ("cue", "relevant_changes")}
+    probabilities["relevant_share"] = rng.uniform(size=NUM_LIFETIMES)
+    return probabilities | {"cue": rng.uniform(size=NUM_LIFETIMES) < 0.5}
 
 
 def reached_states(params, links):
@@ -149,7 +150,7 @@ def test_changes_concern_links_that_can_be_reached_or_others_and_are_exposed_at_
     params = params_of(depth)
     layers, S = np.asarray(relay.layer_of_states(params)), relay.num_states(params)
     settings = {"unreliable_share": 1.0, "failure_probability": 1.0, "change_probability": 0.6}
-    _, before, after, steps, _ = record_lifetimes(depth, 3, relevant_changes=relevant, **settings)
+    _, before, after, steps, _ = record_lifetimes(depth, 3, relevant_share=float(relevant), **settings)
     has_changed = (before.links != after.links).sum((2, 3))
     assert set(np.unique(has_changed)) == {0, 1}
     assert (has_changed[steps.first] == after.is_change[steps.first]).all() and not has_changed[~steps.first].any()

@@ -21,6 +21,7 @@ from ontogeny.errors import BadInput, require_one_of
 from ontogeny.types import Key, PyTree
 
 OUTPUTS = ("binary", "categorical")
+MUON_BETA2 = 0.99  # decay of the second moment of the weights that Adam trains beside Muon
 MAX_GROUP_ELEMENTS = 2**18  # of one array of a group of sequences: 1 MB, which stays in the cache of a processor
 # Level of a residual stream or of hidden units, from 0 on, and its vectors at all steps -> the vectors to go on with.
 StreamEdit = Callable[[int, Float[Array, "L D"]], Float[Array, "L D"]]
@@ -76,8 +77,9 @@ def gradient_predictor(
     query_edited: Callable[[PyTree, Array, StreamEdit], tuple[Array, Array]] | None = None,
     query_batch: Callable[[PyTree, Array], Array] | None = None,
     largest_array: Callable[[int], int] | None = None,
+    uses_muon: Callable[[PyTree], PyTree] | None = None,
 ) -> Predictor:
-    """Builds a predictor whose update is one step of Adam on the mean log loss of a batch.
+    """Builds a predictor whose update is one step of an optimizer on the mean log loss of a batch.
 
     Args:
         init: As in `Predictor`.
@@ -91,12 +93,17 @@ def gradient_predictor(
         largest_array: Elements of the largest array that `query_sequence` computes for L steps. A CPU then computes
             the gradient of a batch by groups of sequences whose arrays stay in its cache, because reading them from
             memory takes longer than computing them; None for all sequences at once.
+        uses_muon: Maps weights to a tree of Booleans: which of them Muon trains; Adam trains the others. None for Adam
+            alone.
 
     Raises:
         BadInput: If there are no outputs of this name.
     """
     require_one_of(OUTPUTS, outputs=outputs)
-    optimizer, schedule = build_optimizer(1.0), cosine_decay(learning_rate)  # `update` multiplies by the rate
+    schedule = cosine_decay(learning_rate)  # `update` multiplies the step of the optimizer by the rate
+    optimizer = build_optimizer(1.0)
+    if uses_muon is not None:
+        optimizer = build_optimizer(1.0, "muon", beta2=MUON_BETA2, uses_muon=uses_muon)
 
     def loss(weights: PyTree, batch: PredictionBatch, num_targets: Array) -> Array:
         query_all = query_batch or jax.vmap(query_sequence, (None, 0))
@@ -125,7 +132,7 @@ def gradient_predictor(
         return sum_groups(weights, groups, num_targets)
 
     def update(weights: PyTree, scratch: PyTree, batch: PredictionBatch, progress: Array) -> tuple[PyTree, PyTree]:
-        change, scratch = optimizer.update(gradient(weights, batch), scratch)
+        change, scratch = optimizer.update(gradient(weights, batch), scratch, weights)
         rate = schedule(progress)
         return jax.tree.map(lambda weight, step: weight + rate * step, weights, change), scratch
 

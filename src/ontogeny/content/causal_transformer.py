@@ -19,12 +19,13 @@ from jaxtyping import Bool, Float
 from ontogeny.content import transformer_block
 from ontogeny.content.base import Predictor, StreamEdit, gradient_predictor, init_dense, starts_sequence
 from ontogeny.content.transformer_block import BlockConfig, BlockWeights, Linear, Norm
-from ontogeny.errors import BadInput, require_at_least
-from ontogeny.types import Key
+from ontogeny.errors import BadInput, require_at_least, require_one_of
+from ontogeny.types import Key, PyTree
 
 KEY_NUMBER = 4  # in the random keys of the mesa study, which trains contents in this order
 
 NO_SCALE = Norm(None, None)
+PREDICTOR_OPTIMIZERS = ("adam", "muon")
 
 
 class CausalBlockWeights(NamedTuple):
@@ -71,6 +72,7 @@ def build(
     window_length: int = 50,
     learning_rate: float = 0.005,
     outputs: str = "binary",
+    optimizer: str = "adam",
 ) -> Predictor:
     """Builds the predictor.
 
@@ -81,12 +83,14 @@ def build(
         num_heads: Attention heads, at least 1.
         num_blocks: Transformer blocks, at least 1.
         window_length: Steps that the attention of a block may depend on, the present one included; at least 1.
-        learning_rate: Initial step size of Adam; it falls to zero along a cosine until the last update.
+        learning_rate: Initial step size of the optimizer; it falls to zero along a cosine until the last update.
         outputs: `binary` for K binary quantities, `categorical` for the K classes of one quantity.
+        optimizer: `adam`, or `muon` for Muon on the matrices of the blocks and Adam on the other weights.
 
     Raises:
-        BadInput: If the width is no multiple of the number of heads, or there are no outputs of this name.
+        BadInput: If the width is no multiple of the number of heads, or there are no outputs or optimizer of this name.
     """
+    require_one_of(PREDICTOR_OPTIMIZERS, optimizer=optimizer)
     require_at_least(1, width=width, num_heads=num_heads, num_blocks=num_blocks, window_length=window_length)
     if width % num_heads:
         raise BadInput(f"the setting 'width' must be a multiple of the {num_heads} heads, not {width}")
@@ -138,6 +142,7 @@ def build(
         query_edited=query_edited,
         query_batch=query_batch,
         largest_array=lambda num_steps: num_steps * max(num_heads * num_steps, 4 * width),
+        uses_muon=_is_block_matrix if optimizer == "muon" else None,
     )
 
 
@@ -187,10 +192,32 @@ def _residual_streams(
     streams = [edit(0, _embed(weights, inputs))]
     for number, block in enumerate(weights.blocks, start=1):
         queries, keys, values = transformer_block.project_qkv(config, block.linear_maps, streams[-1], step[None])
-        score_bias = block.age_bias[:, jnp.clip(age, 0, window_length - 1)] + mask_bias
+        score_bias = _bias_by_age(block.age_bias, len(step)) + mask_bias
         attended = transformer_block.attend(queries, keys, values, None, score_bias)
         streams.append(edit(number, transformer_block.finish_block(config, block.linear_maps, streams[-1], attended)))
     return streams
+
+
+def _bias_by_age(age_bias: Float[Array, "N W"], num_steps: int) -> Float[Array, "N L L"]:
+    """The bias of the score of each step (columns) for each step that attends to it (rows); 0 beyond the window.
+
+    Each row is that above it, shifted by one step: the rows are cut from repeated copies of one vector, so that the
+    gradient is a sum over rows and not, as that of indexing by age, a sum of scattered numbers.
+    """
+    biases = age_bias[:, :num_steps]
+    num_heads, longest = biases.shape
+    reversed_ages = jnp.pad(biases[:, ::-1], ((0, 0), (num_steps - longest, num_steps)))  # ages L - 1 to 0, then zeros
+    period = 2 * num_steps
+    rows = jnp.broadcast_to(reversed_ages[:, None], (num_heads, num_steps + 1, period)).reshape(num_heads, -1)
+    start = num_steps - 1  # of the first row, whose own step has age 0
+    rows = rows[:, start : start + num_steps * (period - 1)].reshape(num_heads, num_steps, period - 1)
+    return rows[:, :, :num_steps]
+
+
+def _is_block_matrix(weights: CausalTransformerWeights) -> PyTree:
+    """Marks the matrices of the blocks."""
+    marks = jax.tree.map(lambda leaf: False, weights)
+    return marks._replace(blocks=tuple(CausalBlockWeights(True, False, True, True, True) for _ in weights.blocks))
 
 
 def _block_config(num_heads: int) -> BlockConfig:

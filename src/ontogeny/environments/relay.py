@@ -41,7 +41,7 @@ FEATURES = np.stack([np.arange(NUM_OUTCOMES), WATER_LEVELS], axis=1).astype(np.f
 DEFAULT_WIDTHS = {2: 8, 3: 4}  # by depth
 INSTANCE_SEED = 20  # of the fixed tables of `num_instances`
 # Indices of the uniform draws of one step; the draws from `WALK` on are the actions of a random walk.
-FAILURE, FAILED_TARGET, EPISODE, LAYER, STATE, ACTION, TARGET, WALK = range(8)
+FAILURE, FAILED_TARGET, EPISODE, RELEVANCE, LAYER, STATE, ACTION, TARGET, WALK = range(9)
 
 
 class RelayTask(NamedTuple):
@@ -83,7 +83,7 @@ class RelayParams(NamedTuple):
     change_probability: ArrayLike = 0.3
     repeat_probability: ArrayLike = 0.2
     glance_probability: ArrayLike = 0.1
-    relevant_changes: ArrayLike = True
+    relevant_share: ArrayLike = 1.0
     cue: ArrayLike = False
     num_instances: ArrayLike = 0  # 0: unlimited
 
@@ -239,7 +239,7 @@ def _begin_episode(params: RelayParams, draws: Array, state: RelayState) -> Rela
 
 
 def _draw_exposed_link(params: RelayParams, draws: Array, links: Array) -> Array:
-    """Draws a link to expose: reachable, in a uniformly drawn layer, or of a state that cannot be reached."""
+    """Draws a link to expose: reachable, in a uniformly drawn layer, or else of a state that cannot be reached."""
     layer, place = _index(draws[LAYER], params.depth), jnp.int32(0)
     for i in range(params.depth - 1):
         place = jnp.where(i < layer, links[place, _index(draws[WALK + i], NUM_ACTIONS)], place)
@@ -247,7 +247,7 @@ def _draw_exposed_link(params: RelayParams, draws: Array, links: Array) -> Array
     is_candidate = jnp.where(jnp.any(is_unreachable), is_unreachable, is_last_layer(params))
     ranks = jnp.cumsum(is_candidate)  # the candidates before a state and itself
     unreachable_place = jnp.sum(ranks <= _index(draws[STATE], ranks[-1])).astype(jnp.int32)
-    place = jnp.where(jnp.asarray(params.relevant_changes, bool), place, unreachable_place)
+    place = jnp.where(draws[RELEVANCE] < params.relevant_share, place, unreachable_place)
     return NUM_ACTIONS * place + _index(draws[ACTION], NUM_ACTIONS)
 
 
@@ -309,7 +309,7 @@ def build(
     change_probability: float = 0.3,
     repeat_probability: float = 0.2,
     glance_probability: float = 0.1,
-    relevant_changes: bool = True,
+    relevant_share: float = 1.0,
     cue: bool = False,
     num_instances: int = 0,
 ) -> Environment:
@@ -325,8 +325,8 @@ def build(
         change_probability: Probability, after the introduction, that a link changes in place of the next trial.
         repeat_probability: Probability that a link, drawn as one that changes, is exposed again as it is.
         glance_probability: Probability that a trial begins at a middle state; the three sum to at most 1.
-        relevant_changes: Whether changes concern links that can be reached from the start, or else links of states
-            that cannot.
+        relevant_share: Probability that an exposed link, changed or not, can be reached from the start; it is else one
+            of a state that cannot.
         cue: Whether the start shows the action that was best for food when the lifetime began.
         num_instances: Different graphs in all lifetimes together, at least 0; 0 for a new graph in each lifetime.
     """
@@ -337,6 +337,7 @@ def build(
     require_at_least(0, num_instances=num_instances)
     require_between(0, 0.9, early_trial_probability=early_trial_probability)
     require_between(0, 1, unreliable_share=unreliable_share, failure_probability=failure_probability)
+    require_between(0, 1, relevant_share=relevant_share)
     episodes = {
         "change_probability": change_probability,
         "repeat_probability": repeat_probability,
@@ -347,6 +348,6 @@ def build(
         raise BadInput(f"the settings {', '.join(episodes)} must sum to at most 1, not to {sum(episodes.values()):g}")
     params = RelayParams(
         depth, width, num_steps, unreliable_share, failure_probability, early_trial_probability, change_probability,
-        repeat_probability, glance_probability, relevant_changes, cue, num_instances,
+        repeat_probability, glance_probability, relevant_share, cue, num_instances,
     )  # fmt: skip
     return make_relay(params)

@@ -10,6 +10,7 @@ from ontogeny.studies.mesa.planning.streams import GOALS, MEMBERS, StreamSetting
 from ontogeny.studies.mesa.planning.training import ContentSettings
 
 REPEAT_PROBABILITY, CHANGE_PROBABILITY = 0.15, 0.4  # after the introduction, before each episode
+RELEVANT_SHARE = 0.8  # so that to be exposed does not tell that a link can be reached
 DEPTHS = {
     2: RelayParams(depth=2, width=8, num_steps=60, repeat_probability=REPEAT_PROBABILITY),
     3: RelayParams(depth=3, width=4, num_steps=76, repeat_probability=REPEAT_PROBABILITY),
@@ -40,7 +41,7 @@ class Cell(NamedTuple):
         depth: Of the environment.
         is_labeled: Whether the sequence shows which agent chooses.
         change_probability: Of a change in place of the next trial.
-        has_relevant_changes: Whether changes concern links that can be reached from the start.
+        relevant_share: Share of the exposures, changes included, whose link can be reached from the start.
         has_cue: Whether the start shows the action that was best at first.
         num_instances: Different graphs in training; 0 for a new one in each stream.
     """
@@ -52,7 +53,7 @@ class Cell(NamedTuple):
     depth: int = 2
     is_labeled: bool = True
     change_probability: float = CHANGE_PROBABILITY
-    has_relevant_changes: bool = True
+    relevant_share: float = RELEVANT_SHARE
     has_cue: bool = False
     num_instances: int = 0
 
@@ -74,7 +75,7 @@ class Cell(NamedTuple):
             shares[find_member(algorithm, goal)] = share
         return StreamSettings(
             jnp.asarray(shares), jnp.bool_(self.is_labeled), jnp.float32(self.change_probability),
-            jnp.bool_(self.has_relevant_changes), jnp.bool_(self.has_cue), jnp.int32(self.num_instances),
+            jnp.float32(self.relevant_share), jnp.bool_(self.has_cue), jnp.int32(self.num_instances),
         )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ CELLS = {
     "reward_cue": Cell("follower of a cue", (MemberShare("cue_follower"),), "cue_follower", has_cue=True),
     "few_instances": Cell("planner, 64 graphs, no changes", PLANNER, change_probability=0.0, num_instances=64),
     "no_changes": Cell("planner, no changes", PLANNER, change_probability=0.0),
-    "irrelevant_changes": Cell("planner, changes of unreachable links", PLANNER, has_relevant_changes=False),
+    "irrelevant_changes": Cell("planner, changes of unreachable links", PLANNER, relevant_share=0.0),
     "share_0": Cell("mixture, 0 % planners", _mixture(0.0), "td_zero"),
     "share_5": Cell("mixture, 5 % planners", _mixture(0.05)),
     "share_20": Cell("mixture, 20 % planners", _mixture(0.2)),

@@ -36,6 +36,7 @@ ALGORITHMS = ("planner", *(name for name in TABULAR if name != "planner"), "cue_
 GOALS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))  # drives for food and water
 GOAL_NAMES = ("food", "water", "no food", "no water")
 TRIAL, EXPOSURE, CUT = range(3)  # kinds of step
+RARITY_KEY = 1  # folded into the key of a lifetime, which draws whether agents choose rarely
 NUM_ACTIONS = 2
 
 
@@ -65,7 +66,7 @@ class StreamSettings(NamedTuple):
     member_shares: Float[Array, "M"]  # probability of each member before an episode
     is_labeled: Bool[Array, ""]  # whether the sequence shows algorithm and goal of the member that chooses
     change_probability: Float[Array, ""]
-    has_relevant_changes: Bool[Array, ""]
+    relevant_share: Float[Array, ""]  # of the exposures after the introduction
     has_cue: Bool[Array, ""]
     num_instances: Int32[Array, ""]  # 0: a new graph in every stream
 
@@ -159,9 +160,14 @@ def sample_stream(key: Key, params: RelayParams, settings: StreamSettings) -> St
         params: Settings of the environment that all runs share.
         settings: The others.
     """
+    # In half of the streams agents choose rarely, so that a choice may follow many exposures as well as few.
+    chooses_rarely = jax.random.bernoulli(jax.random.fold_in(key, RARITY_KEY))
+    choosing_share = 1 - settings.change_probability - params.repeat_probability
     params = params._replace(
         change_probability=settings.change_probability,
-        relevant_changes=settings.has_relevant_changes,
+        repeat_probability=params.repeat_probability + jnp.where(chooses_rarely, choosing_share / 2, 0.0),
+        glance_probability=jnp.asarray(params.glance_probability) / (1 + chooses_rarely),
+        relevant_share=settings.relevant_share,
         cue=settings.has_cue,
         num_instances=settings.num_instances,
     )

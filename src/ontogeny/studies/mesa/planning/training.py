@@ -29,7 +29,8 @@ class ContentSettings(NamedTuple):
     width: int = 64  # or hidden units
     num_blocks: int = 3
     num_heads: int = 4
-    learning_rate: float = 0.001
+    learning_rate: float = 0.002
+    optimizer: str = "muon"  # of contents that have a choice of optimizers
 
 
 class TrainingPlan(NamedTuple):
@@ -67,6 +68,7 @@ def build_content(settings: ContentSettings, params: RelayParams, layout: Layout
     options: dict[str, Any] = {
         "outputs": "categorical",
         "learning_rate": settings.learning_rate,
+        "optimizer": settings.optimizer,
         "width": settings.width,
         "hidden_size": settings.width,
         "num_blocks": settings.num_blocks,
