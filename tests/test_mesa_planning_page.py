@@ -108,6 +108,22 @@ def test_the_absence_of_a_planner_needs_a_planner_that_was_learned_early():
         assert verdict.verdict == "undetermined" and reason in verdict.reason
 
 
+def test_noise_of_single_runs_does_not_make_the_positive_control_late():
+    """Few streams move single indices of single runs below the threshold; a mean below it is a late planner."""
+    name = "pair, at once"
+    for num_low, expected in ((2, "contains no planner"), (10, "undetermined")):
+        planners = planted.planning_cell("planner", "planner")
+        for run in planners[:num_low]:
+            run["curve"][2][name] = 0.75
+        tested = planted.planning_cell("tested", "one-step learner")
+        cells = verdicts.collect_cells([*tested, *planners, *planted.controls()])
+        assert verdicts.decide_cells(cells)["tested"].verdict == expected
+    for run in planners:
+        run["curve"] = run["curve"][3:]
+    verdict = verdicts.decide_cells(verdicts.collect_cells([*tested, *planners, *planted.controls()]))["tested"]
+    assert verdict.verdict == "undetermined" and "was not measured in the first half" in verdict.reason
+
+
 def test_the_pull_has_an_interval_over_runs():
     runs = planted.planning_cell("planner", "planner", pull=0.1)
     pull = results.pull_over_runs(runs)
