@@ -80,9 +80,11 @@ def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_r
     for history in ("new", "after food"):
         streams[f"food, {history}, differ"] = streams[f"no food, {history}, agree"] = 0  # there is no such graph
     further |= {"goal-directedness": 0.9, "best choices": 0.98}
+    streams["best choices"] = NUM_STREAMS // 4
     for level in range(NUM_LEVELS):
         effects = {"encoding direction": 0.8, "probe direction": 0.05, "random directions": 0.1, "ablation": 0.6}
         further |= {f"{name}, level {level}": effect for name, effect in effects.items()}
+        streams |= dict.fromkeys((f"{name}, level {level}" for name in effects), NUM_STREAMS // 8)
         further[f"probe R2, level {level}"] = 0.3 * level
     return {
         "id": f"planning/{cell}/{run}",
@@ -95,6 +97,7 @@ def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_r
         "measures": measures | {name: round(value + random.normal(0, 1e-3), 4) for name, value in further.items()},
         "num_streams": streams,
         "curve": curve,
+        "num_curve_streams": dict.fromkeys(measures, NUM_STREAMS // 4),
     }
 
 

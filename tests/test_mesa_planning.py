@@ -276,6 +276,7 @@ def test_a_content_in_a_file_of_its_own_is_trained_and_measured(tmp_path):
     assert record["num_parameters"] == LAYOUT.num_inputs * LAYOUT.num_classes
     assert record["measures"]["look-up"] < 0.5 and "host pull" in record["measures"]
     assert not any(name.startswith("interchange") for name in record["measures"])
+    assert record["num_curve_streams"].keys() == record["curve"][0].keys() - {"updates"}
 
 
 def test_a_content_that_cannot_predict_a_stream_is_refused():

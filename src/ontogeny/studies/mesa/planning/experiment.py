@@ -101,21 +101,22 @@ def run_cells(
     members = jnp.asarray([find_member(cell.queried_algorithm) for cell in chosen], jnp.int32)
     keys = jnp.stack([_run_key(seed, run_id) for run_id in run_ids])
     curves: list[list[dict[str, Any]]] = [[] for _ in run_ids]
+    curve_counts: list[dict[str, int]] = [{} for _ in run_ids]
     tests = program.sample_tests(keys, settings)
 
     def on_updates(num_updates: int, weights: PyTree) -> None:
         if num_updates in measurement.curve_updates:
-            for curve, values in zip(
-                curves, program.measure_curve(keys, settings, members, tests, weights), strict=True
-            ):
+            measured = program.measure_curve(keys, settings, members, tests, weights)
+            for curve, counts, values in zip(curves, curve_counts, measured, strict=True):
                 curve.append({"updates": num_updates} | _means(values))
+                counts |= _counts(values)
         if on_progress is not None:
             on_progress(num_updates, training.num_updates)
 
     weights = train(training, program.predictor, program.train_call, keys, settings, on_updates)
     num_parameters = trees.num_elements(weights) // len(run_ids)
     measured = program.measure_final(keys, settings, members, tests, weights)
-    for run_id, curve, values in zip(run_ids, curves, measured, strict=True):
+    for run_id, curve, counts, values in zip(run_ids, curves, curve_counts, measured, strict=True):
         yield {
             "id": record_id(run_id),
             "kind": "planning_run",
@@ -125,8 +126,9 @@ def run_cells(
             "num_updates": training.num_updates,
             "batch_size": training.batch_size,
             "measures": _means(values),
-            "num_streams": {name: int(pair[1]) for name, pair in values.items() if isinstance(pair, tuple)},
+            "num_streams": _counts(values),
             "curve": curve,
+            "num_curve_streams": counts,
         }
 
 
@@ -216,6 +218,11 @@ def _run_key(seed: int, run_id: RunId) -> Key:
     """The key of a run: of the seed, the name of its cell and its number."""
     cell_key = jax.random.fold_in(key_from_seed(seed), zlib.crc32(run_id.cell.encode()))
     return jax.random.fold_in(cell_key, run_id.run)
+
+
+def _counts(values: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of valid test streams of all measures that are shares of streams."""
+    return {name: int(pair[1]) for name, pair in values.items() if isinstance(pair, tuple)}
 
 
 def _means(values: Mapping[str, Any]) -> dict[str, float]:

@@ -55,12 +55,15 @@ def measure_interchange(key: Key, tester: Tester, streams: TestStreams, weights:
     return measured
 
 
-def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> dict[str, Array]:
+def measure_directions(
+    key: Key, tester: Tester, streams: TestStreams, weights: PyTree
+) -> dict[str, Array | tuple[Array, Array]]:
     """Effects of steering and ablation on the first choices of N streams, by level.
 
     Returns:
         The share of correctly predicted choices that each kind of edit reverses (of random directions the mean and the
-        95th percentile), the share of best choices without any, and the coefficient of determination of the probe.
+        95th percentile) and the share of best choices without any, each with its number of streams, and the
+        coefficient of determination of the probe.
     """
     query_edited = _query_edited(tester)
 
@@ -74,9 +77,12 @@ def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: 
     logits, levels = jax.vmap(lambda x: query_edited(weights, x, _keep))(inputs)
     choice, best = jax.vmap(_choice)(logits), (advantage > 0).astype(jnp.int32)
     is_clear = jnp.abs(advantage) > queries.MIN_MARGIN
-    measured = {"best choices": _share(choice == best, is_clear)}
+    measured: dict[str, Array | tuple[Array, Array]] = {
+        "best choices": (_share(choice == best, is_clear), jnp.sum(is_clear))
+    }
     half = len(advantage) // 2
     is_counted = (is_clear & (choice == best))[half:]
+    num_counted = jnp.sum(is_counted)
     for level in range(levels.shape[1]):
         at_query = levels[:, level, QUERY_POSITION]
 
@@ -88,10 +94,10 @@ def measure_directions(key: Key, tester: Tester, streams: TestStreams, weights: 
         for name, edited in _edited_streams(key, at_query, advantage).items():
             if name.startswith("random"):
                 shares = jax.lax.map(reversed_share, edited)
-                measured[f"{name}, level {level}"] = jnp.mean(shares)
-                measured[f"{name}, 95th percentile, level {level}"] = jnp.quantile(shares, 0.95)
+                measured[f"{name}, level {level}"] = (jnp.mean(shares), num_counted)
+                measured[f"{name}, 95th percentile, level {level}"] = (jnp.quantile(shares, 0.95), num_counted)
             else:
-                measured[f"{name}, level {level}"] = reversed_share(edited)
+                measured[f"{name}, level {level}"] = (reversed_share(edited), num_counted)
         measured[f"probe R2, level {level}"] = _probe(at_query, advantage)[1]
     return measured
 
