@@ -14,6 +14,7 @@ from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
 from ontogeny.errors import BadInput
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
+from ontogeny.runs import checkpoint
 from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
 from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, run_cells
@@ -264,6 +265,25 @@ def build(num_inputs, num_outputs, *, outputs="binary", learning_rate=0.01):
 
     return feedforward_predictor(init, apply, learning_rate, outputs=outputs)
 '''
+
+
+@pytest.mark.slow
+def test_the_weights_of_every_run_are_saved_before_its_record(tmp_path):
+    (tmp_path / "present_step.py").write_text(OWN_CONTENT)
+    content = ContentSettings(str(tmp_path / "present_step.py"))
+    cells = {name: CELLS[name]._replace(content=content) for name in ("planner", "random")}
+    run_ids = [RunId("planner", 1), RunId("random", 0)]
+    training = TrainingPlan(4, batch_size=4, updates_per_call=2)
+    plan = MeasurementPlan((), num_curve_streams=2, num_streams=2, has_further_measures=False)
+    folder = tmp_path / "weights"
+    first_record = next(run_cells(cells, run_ids, training, plan, seed=1, weights_folder=folder))
+    assert first_record["id"] == "planning/planner/1"
+    template = jnp.zeros((LAYOUT.num_inputs, LAYOUT.num_classes))
+    saved = [checkpoint.load(folder, name, template) for name in ("planner-1", "random-0")]
+    assert {path.name for path in folder.glob("*.safetensors")} == {"planner-1.safetensors", "random-0.safetensors"}
+    assert not jnp.array_equal(*saved) and all(jnp.any(weights != 0) for weights in saved)
+    metadata = checkpoint.read_metadata(folder, "random-0")
+    assert (metadata["id"], metadata["depth"], metadata["num_updates"]) == ("planning/random/0", 2, 4)
 
 
 @pytest.mark.slow

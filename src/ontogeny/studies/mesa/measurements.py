@@ -35,6 +35,7 @@ from ontogeny.types import PyTree
 STEPS_PER_SEGMENT = 50
 STUDENTS = "students"  # folder of distilled networks
 RUNS = "runs"  # folder of trained weights
+PLANNING = "planning"  # folder in it of the weights of the planning experiment
 
 
 class MesaMeasurement(NamedTuple):
@@ -56,7 +57,7 @@ def list_measurements(context: MesaContext) -> Iterator[MesaMeasurement]:
     """All measurements in their order: the planning experiment, then the quick ones first."""
     budget = context.budget
     if budget.planning is not None:
-        yield from _planning_measurements(budget.planning, context.seed)
+        yield from _planning_measurements(context, budget.planning)
     for content in budget.contents:
         yield from _content_measurements(context, content)
     for content, size in budget.planners.items():
@@ -82,12 +83,13 @@ def list_measurements(context: MesaContext) -> Iterator[MesaMeasurement]:
         yield MesaMeasurement(ids, partial(_evolve_and_audit, context, agent_spec, env_spec, development_spec, name))
 
 
-def _planning_measurements(budget: PlanningBudget, seed: int) -> Iterator[MesaMeasurement]:
+def _planning_measurements(context: MesaContext, budget: PlanningBudget) -> Iterator[MesaMeasurement]:
     """A picture, then one run after another on a processor, and on a GPU many runs at once."""
     example_cell = next(iter(budget.cells.values()))
-    yield MesaMeasurement((EXAMPLE_ID,), lambda _: measure_example(example_cell, seed))
+    yield MesaMeasurement((EXAMPLE_ID,), lambda _: measure_example(example_cell, context.seed))
     for runs in list_run_groups(budget, jax.default_backend()):
-        measure = partial(run_cells, budget.cells, runs, budget.training, budget.measurement, seed)
+        plan = (budget.training, budget.measurement, context.seed)
+        measure = partial(run_cells, budget.cells, runs, *plan, weights_folder=context.folder / RUNS / PLANNING)
         yield MesaMeasurement(tuple(record_id(run) for run in runs), measure)
 
 

@@ -7,6 +7,7 @@ study, its cell and its number, whichever runs are trained beside it.
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
+from ontogeny.runs import checkpoint
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import abilities, goals, interventions
 from ontogeny.studies.mesa.planning.abilities import Tester, TestStreams
@@ -81,6 +83,7 @@ def run_cells(
     measurement: MeasurementPlan,
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
+    weights_folder: Path | None = None,
 ) -> Iterator[Record]:
     """Trains and measures runs that share a program.
 
@@ -91,6 +94,8 @@ def run_cells(
         measurement: Size of the measurements.
         seed: Of the study.
         on_progress: Receives the updates done and the updates in all.
+        weights_folder: Receives the trained weights of each run as `CELL-RUN.safetensors` before its record is yielded;
+            None to keep no weights.
 
     Yields:
         One record for each run.
@@ -115,6 +120,8 @@ def run_cells(
 
     weights = train(training, program.predictor, program.train_call, keys, settings, on_updates)
     num_parameters = trees.num_elements(weights) // len(run_ids)
+    if weights_folder is not None:
+        _save_weights(weights_folder, cells, run_ids, training, weights)
     measured = program.measure_final(keys, settings, members, tests, weights)
     for run_id, curve, counts, values in zip(run_ids, curves, curve_counts, measured, strict=True):
         yield {
@@ -212,6 +219,20 @@ def _mapped(function: Callable[..., dict[str, Any]], runs_at_once: int) -> Calla
         return [jax.tree.map(lambda leaf, run=run: leaf[run], measured) for run in range(num_runs)]
 
     return call
+
+
+def _save_weights(
+    folder: Path, cells: Mapping[str, Cell], run_ids: Sequence[RunId], training: TrainingPlan, weights: PyTree
+) -> None:
+    """Saves the weights of runs, leaves [R, ...], each in files of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = jax.device_get(weights)
+    for number, run_id in enumerate(run_ids):
+        cell = cells[run_id.cell]
+        metadata = {"id": record_id(run_id), "num_updates": training.num_updates, "depth": cell.depth}
+        run_weights = jax.tree.map(lambda leaf, n=number: leaf[n], weights)
+        name = f"{run_id.cell}-{run_id.run}"
+        checkpoint.save(folder, name, run_weights, metadata | cell.content._asdict(), write_once=True)
 
 
 def _run_key(seed: int, run_id: RunId) -> Key:
