@@ -279,9 +279,9 @@ def test_the_weights_of_every_run_are_saved_before_its_record(tmp_path):
     first_record = next(run_cells(cells, run_ids, training, plan, seed=1, weights_folder=folder))
     assert first_record["id"] == "planning/planner/1"
     template = jnp.zeros((LAYOUT.num_inputs, LAYOUT.num_classes))
-    saved = [checkpoint.load(folder, name, template) for name in ("planner-1", "random-0")]
+    trained = [checkpoint.load(folder, name, template) for name in ("planner-1", "random-0")]
     assert {path.name for path in folder.glob("*.safetensors")} == {"planner-1.safetensors", "random-0.safetensors"}
-    assert not jnp.array_equal(*saved) and all(jnp.any(weights != 0) for weights in saved)
+    assert not jnp.array_equal(*trained) and all(jnp.any(weights != 0) for weights in trained)
     metadata = checkpoint.read_metadata(folder, "random-0")
     assert (metadata["id"], metadata["depth"], metadata["num_updates"]) == ("planning/random/0", 2, 4)
 
