@@ -9,16 +9,7 @@ import pytest
 from jax import Array
 
 from ontogeny import plugins
-from ontogeny.audit.organisms.tabular import TabularStep, to_graph_state
-from ontogeny.content.base import Predictor
-from ontogeny.environments import relay
-from ontogeny.errors import BadInput
-from ontogeny.rng import key_from_seed, sample_lifetime_keys
-from ontogeny.runs import checkpoint
-from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
-from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
-from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, run_cells
-from ontogeny.studies.mesa.planning.streams import (
+from ontogeny.agents.relay_streams import (
     CUT,
     EXPOSURE,
     GOALS,
@@ -29,7 +20,17 @@ from ontogeny.studies.mesa.planning.streams import (
     find_member,
     sample_batch,
 )
-from ontogeny.studies.mesa.planning.training import ContentSettings, TrainingPlan, build_content
+from ontogeny.agents.stream_training import ContentSettings, build_content
+from ontogeny.agents.tabular_learner import TabularStep, to_graph_state
+from ontogeny.content.base import Predictor
+from ontogeny.environments import relay
+from ontogeny.errors import BadInput
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
+from ontogeny.runs import checkpoint
+from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
+from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
+from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, run_cells
+from ontogeny.studies.mesa.planning.training import TrainingPlan
 
 NUM_STREAMS = 48
 PARAMS = DEPTHS[2]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, steering, trees
-from ontogeny.audit.organisms.tabular import TabularStep
+from ontogeny.agents.tabular_learner import TabularStep
 from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
 from ontogeny.errors import BadInput

@@ -10,15 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.tabular import (
-    RATE,
-    TabularLearner,
-    build_tabular,
-    initial_values,
-    num_graph_states,
-    to_graph_state,
-    update_by_td,
-)
+from ontogeny.agents.tabular_learner import TabularLearner, num_graph_states, to_graph_state
+from ontogeny.audit.organisms.tabular import RATE, build_tabular, initial_values, update_by_td
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no"}

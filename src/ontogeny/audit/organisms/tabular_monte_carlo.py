@@ -11,15 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.tabular import (
-    RATE,
-    TabularLearner,
-    TabularStep,
-    build_tabular,
-    initial_values,
-    interpolate,
-    to_graph_state,
-)
+from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_graph_state
+from ontogeny.audit.organisms.tabular import RATE, build_tabular, initial_values, interpolate
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no"}

@@ -5,14 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.tabular import (
-    UNKNOWN_VALUE,
-    TabularLearner,
-    TabularStep,
-    build_tabular,
-    initial_values,
-    to_graph_state,
-)
+from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_graph_state
+from ontogeny.audit.organisms.tabular import UNKNOWN_VALUE, build_tabular, initial_values
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "yes"}

@@ -11,16 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.tabular import (
-    RATE,
-    UNKNOWN_VALUE,
-    TabularLearner,
-    TabularStep,
-    build_tabular,
-    interpolate,
-    num_graph_states,
-    to_graph_state,
-)
+from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, num_graph_states, to_graph_state
+from ontogeny.audit.organisms.tabular import RATE, UNKNOWN_VALUE, build_tabular, interpolate
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no"}

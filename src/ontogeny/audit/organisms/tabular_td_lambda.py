@@ -10,16 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.audit.organisms.tabular import (
-    RATE,
-    TabularLearner,
-    TabularStep,
-    build_tabular,
-    initial_values,
-    td_target,
-    to_graph_state,
-    update_by_td,
-)
+from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_graph_state
+from ontogeny.audit.organisms.tabular import RATE, build_tabular, initial_values, td_target, update_by_td
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no"}

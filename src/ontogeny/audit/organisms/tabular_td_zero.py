@@ -8,14 +8,8 @@ from functools import partial
 
 from jax import Array
 
-from ontogeny.audit.organisms.tabular import (
-    RATE,
-    TabularLearner,
-    build_tabular,
-    initial_values,
-    to_graph_state,
-    update_by_td,
-)
+from ontogeny.agents.tabular_learner import TabularLearner, to_graph_state
+from ontogeny.audit.organisms.tabular import RATE, build_tabular, initial_values, update_by_td
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"learns": "yes", "plans": "no"}

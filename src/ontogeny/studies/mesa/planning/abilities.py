@@ -26,13 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
-from ontogeny.content.base import Predictor
-from ontogeny.environments import relay
-from ontogeny.environments.relay import RelayParams
-from ontogeny.rng import split_lifetime_key
-from ontogeny.studies.mesa.planning import queries
-from ontogeny.studies.mesa.planning.queries import LinkChange
-from ontogeny.studies.mesa.planning.streams import (
+from ontogeny.agents.relay_streams import (
     ALGORITHMS,
     EXPOSURE,
     MEMBER_ALGORITHMS,
@@ -47,6 +41,12 @@ from ontogeny.studies.mesa.planning.streams import (
     find_member,
     sample_stream,
 )
+from ontogeny.content.base import Predictor
+from ontogeny.environments import relay
+from ontogeny.environments.relay import RelayParams
+from ontogeny.rng import split_lifetime_key
+from ontogeny.studies.mesa.planning import queries
+from ontogeny.studies.mesa.planning.queries import LinkChange
 from ontogeny.types import Key, PyTree
 
 TIMINGS = ("before any choice", "at once", "after filler")

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ontogeny.agents.relay_streams import GOALS, MEMBERS, StreamSettings, find_member
+from ontogeny.agents.stream_training import ContentSettings
 from ontogeny.environments.relay import RelayParams
-from ontogeny.studies.mesa.planning.streams import GOALS, MEMBERS, StreamSettings, find_member
-from ontogeny.studies.mesa.planning.training import ContentSettings
 
 REPEAT_PROBABILITY, CHANGE_PROBABILITY = 0.15, 0.4  # after the introduction, before each episode
 RELEVANT_SHARE = 0.8  # so that to be exposed does not tell that a link can be reached

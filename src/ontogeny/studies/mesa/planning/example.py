@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from ontogeny.agents.relay_streams import CUT, EXPOSURE, StreamSteps, sample_stream
 from ontogeny.environments import relay
 from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
@@ -14,7 +15,6 @@ from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import queries
 from ontogeny.studies.mesa.planning.cells import Cell
 from ontogeny.studies.mesa.planning.queries import LinkChange
-from ontogeny.studies.mesa.planning.streams import CUT, EXPOSURE, StreamSteps, sample_stream
 
 EXAMPLE_ID = "planning/example"
 FOOD = 0  # the goal of the example

@@ -16,6 +16,8 @@ import numpy as np
 from jax import Array
 
 from ontogeny import trees
+from ontogeny.agents.relay_streams import Layout, StreamSettings, find_member
+from ontogeny.agents.stream_training import ContentSettings, build_content
 from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
@@ -25,12 +27,9 @@ from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import abilities, goals, interventions
 from ontogeny.studies.mesa.planning.abilities import Tester, TestStreams
 from ontogeny.studies.mesa.planning.cells import DEPTHS, Cell
-from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, find_member
 from ontogeny.studies.mesa.planning.training import (
-    ContentSettings,
     TrainCall,
     TrainingPlan,
-    build_content,
     build_train_call,
     train,
 )

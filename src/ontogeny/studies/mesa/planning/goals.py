@@ -24,6 +24,14 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ontogeny.agents.relay_streams import (
+    ALGORITHMS,
+    EXPOSURE,
+    GOAL_NAMES,
+    NUM_ACTIONS,
+    StreamSteps,
+    find_member,
+)
 from ontogeny.environments import relay
 from ontogeny.rng import split_lifetime_key
 from ontogeny.studies.mesa.planning import queries
@@ -38,14 +46,6 @@ from ontogeny.studies.mesa.planning.abilities import (
     predict_choices,
 )
 from ontogeny.studies.mesa.planning.queries import OUTCOME_VALUES, Knowledge, LinkChange
-from ontogeny.studies.mesa.planning.streams import (
-    ALGORITHMS,
-    EXPOSURE,
-    GOAL_NAMES,
-    NUM_ACTIONS,
-    StreamSteps,
-    find_member,
-)
 from ontogeny.types import Key, PyTree
 
 ADVANTAGE = jnp.array([-1.0, 1.0])  # of the second action beyond the first

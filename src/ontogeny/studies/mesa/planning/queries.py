@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
+from ontogeny.agents.relay_streams import CUT, EXPOSURE, GOALS, NUM_ACTIONS, TRIAL, StreamSteps
 from ontogeny.environments import relay
 from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
 from ontogeny.rng import random_index
-from ontogeny.studies.mesa.planning.streams import CUT, EXPOSURE, GOALS, NUM_ACTIONS, TRIAL, StreamSteps
 from ontogeny.types import Key
 
 MIN_MARGIN = 1e-6  # between the values of two actions, for one to be the best

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
+from ontogeny.agents.stream_training import ContentSettings
 from ontogeny.studies.mesa.planning.cells import CELLS, Cell
 from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId
-from ontogeny.studies.mesa.planning.training import ContentSettings, TrainingPlan
+from ontogeny.studies.mesa.planning.training import TrainingPlan
 
 NUM_UPDATES = 24_000  # of each run of the full experiment
 SECONDS_PER_UPDATE = 0.02  # of one run at depth 2, on one processor core

@@ -5,32 +5,19 @@ Nothing but `Predictor.update` changes the weights, and its loss is that of pred
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny import plugins
+from ontogeny.agents.relay_streams import Layout, StreamSettings, sample_batch
+from ontogeny.agents.stream_training import TrainingState, train_on_streams
 from ontogeny.content.base import Predictor
 from ontogeny.environments.relay import RelayParams
-from ontogeny.errors import BadInput
-from ontogeny.studies.mesa.planning.streams import Layout, StreamSettings, encode, sample_batch
 from ontogeny.types import Key, PyTree
 
 INIT_KEY, STREAMS_KEY = range(2)  # numbers of keys of a run
-
-
-class ContentSettings(NamedTuple):
-    """One architecture."""
-
-    content: str = "causal_transformer"
-    width: int = 64  # or hidden units
-    num_blocks: int = 3
-    num_heads: int = 4
-    learning_rate: float = 0.002
-    optimizer: str = "muon"  # of contents that have a choice of optimizers
 
 
 class TrainingPlan(NamedTuple):
@@ -49,37 +36,7 @@ class TrainingPlan(NamedTuple):
     precision: str = "float32"
 
 
-class TrainingState(NamedTuple):
-    """Weights and scratch of R contents."""
-
-    weights: PyTree
-    scratch: PyTree
-
-
 TrainCall = Callable[[Key, StreamSettings, TrainingState, Array, Array], TrainingState]
-
-
-def build_content(settings: ContentSettings, params: RelayParams, layout: Layout) -> Predictor:
-    """Builds the predictor of an architecture for streams of an environment; a content takes the settings that it has.
-
-    Raises:
-        BadInput: If the content does not predict one categorical quantity.
-    """
-    options: dict[str, Any] = {
-        "outputs": "categorical",
-        "learning_rate": settings.learning_rate,
-        "optimizer": settings.optimizer,
-        "width": settings.width,
-        "hidden_size": settings.width,
-        "num_blocks": settings.num_blocks,
-        "num_heads": settings.num_heads,
-        "window_length": 2 * params.num_steps,
-    }
-    accepted = plugins.default_settings("content", settings.content)
-    if "outputs" not in accepted:
-        raise BadInput(f"content '{settings.content}' cannot predict a stream: it has no setting 'outputs'")
-    chosen = {name: option for name, option in options.items() if name in accepted}
-    return plugins.build("content", settings.content, layout.num_inputs, layout.num_classes, **chosen)
 
 
 def init_state(predictor: Predictor, keys: Key) -> TrainingState:
@@ -103,15 +60,8 @@ def build_train_call(plan: TrainingPlan, predictor: Predictor, params: RelayPara
         streams = sample_batch(streams_key, params, settings, shape[0] * shape[1], "training")
         streams = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]).astype(jnp.int8), streams)
 
-        def update(state: TrainingState, step: tuple[Array, PyTree]) -> tuple[TrainingState, None]:
-            number, streams = step
-            streams = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), streams)
-            batch = jax.vmap(partial(encode, layout, is_labeled=settings.is_labeled))(streams)
-            batch = batch._replace(inputs=batch.inputs.astype(plan.precision))
-            progress = (call * plan.updates_per_call + number) / num_updates
-            return TrainingState(*predictor.update(*state, batch, progress)), None
-
-        return jax.lax.scan(update, state, (jnp.arange(plan.updates_per_call), streams))[0]
+        progress = (call * plan.updates_per_call + jnp.arange(plan.updates_per_call)) / num_updates
+        return train_on_streams(predictor, layout, settings.is_labeled, state, streams, progress, plan.precision)
 
     return jax.jit(jax.vmap(train_run, in_axes=(0, 0, 0, None, None)), donate_argnums=2)
 

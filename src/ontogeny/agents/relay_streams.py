@@ -21,14 +21,14 @@ from jaxtyping import Bool, Float, Int32
 
 from ontogeny import plugins
 from ontogeny.agents.base import empty_genome, fixed_weights_agent
-from ontogeny.audit.organisms.tabular import TabularLearner, TabularStep, to_tabular_step
+from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_tabular_step
 from ontogeny.content.base import PredictionBatch
 from ontogeny.environments import relay
 from ontogeny.environments.base import choose_tree
 from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout
-from ontogeny.types import Agent, Environment, Key, Percept, PyTree, State, TimeStep, Transition
+from ontogeny.types import Agent, Environment, EnvSpec, Key, Percept, PyTree, State, TimeStep, Transition
 
 PREFIX = "tabular_"  # of the organisms that can act in a stream
 TABULAR = sorted(name.removeprefix(PREFIX) for name in plugins.list_names("organisms") if name.startswith(PREFIX))
@@ -188,7 +188,6 @@ def sample_stream(key: Key, params: RelayParams, settings: StreamSettings) -> St
 
 def with_step_kinds(env: Environment) -> Environment:
     """The environment whose outcomes also hold kind and successor of each step, which steering does not read."""
-    num_states = env.spec.num_observations - 2
 
     def reset(key: Key) -> tuple[PyTree, TimeStep]:
         state, time_step = env.reset(key)
@@ -197,13 +196,19 @@ def with_step_kinds(env: Environment) -> Environment:
     def step(key: Key, state: PyTree, action: Array) -> tuple[PyTree, TimeStep]:
         kind = jnp.where(state.is_cut, CUT, jnp.where(state.is_exposure, EXPOSURE, TRIAL))
         state, time_step = env.step(key, state, action)
-        is_end = time_step.first & (time_step.discount == 0)
-        outcome = jnp.round(time_step.outcome[0] * (NUM_OUTCOMES - 1)).astype(jnp.int32)
-        successor = jnp.where(is_end, num_states + outcome, jnp.where(time_step.first, -1, time_step.observation))
-        added = jnp.stack([kind, successor]).astype(jnp.float32)
+        added = jnp.stack([kind, read_successor(env.spec, time_step)]).astype(jnp.float32)
         return state, time_step._replace(outcome=jnp.append(time_step.outcome, added))
 
     return env._replace(reset=reset, step=step)
+
+
+def read_successor(spec: EnvSpec, after: TimeStep | Percept) -> Int32[Array, ""]:
+    """The successor of a step as in `StreamSteps`, from what follows it; -1 where the step is cut."""
+    is_end = after.first & (after.discount == 0)
+    outcome = jnp.round(after.outcome[0] * (NUM_OUTCOMES - 1)).astype(jnp.int32)
+    next_state = to_graph_state(spec, after.observation)
+    successor = jnp.where(is_end, num_graph_states(spec) + outcome, jnp.where(after.first, -1, next_state))
+    return successor.astype(jnp.int32)
 
 
 class Layout(NamedTuple):
