@@ -21,7 +21,13 @@ from jaxtyping import Bool, Float, Int32
 
 from ontogeny import plugins
 from ontogeny.agents.base import empty_genome, fixed_weights_agent
-from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_tabular_step
+from ontogeny.agents.tabular_learner import (
+    TabularLearner,
+    TabularStep,
+    num_graph_states,
+    to_graph_state,
+    to_tabular_step,
+)
 from ontogeny.content.base import PredictionBatch
 from ontogeny.environments import relay
 from ontogeny.environments.base import choose_tree
