@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax import Array
 
+from ontogeny.agents.relay_streams import CUT, EXPOSURE, NUM_ACTIONS, Layout, StreamSteps, find_member
 from ontogeny.content.base import Predictor, StreamEdit
 from ontogeny.environments import relay
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.studies.mesa.planning import abilities, goals, interventions, queries
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
 from ontogeny.studies.mesa.planning.goals import QUERY_COUNTS
-from ontogeny.studies.mesa.planning.streams import CUT, EXPOSURE, NUM_ACTIONS, Layout, StreamSteps, find_member
 
 NUM_STREAMS = 160
 PARAMS = DEPTHS[2]
