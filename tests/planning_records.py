@@ -2,7 +2,9 @@
 
 import numpy as np
 
-LAYERS, TIMINGS = ("layer 1", "layer 2", "pair", "pair in reverse"), ("before any choice", "at once", "after filler")
+from ontogeny.studies.mesa.planning.names import PAIRS, QUERY_COUNTS, TIMINGS
+
+LAYERS = ("layer 1", "layer 2", *PAIRS)
 GOALS = ("food", "water", "no food", "no water")
 NUM_STREAMS, NUM_UPDATES, NUM_LEVELS = 400, 1000, 4
 DESCRIPTIONS = {
@@ -69,7 +71,7 @@ def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_r
     curve += [{"updates": NUM_UPDATES} | measures]
     streams = dict.fromkeys(measures, NUM_STREAMS)
     further = {"host errs, differ": 0.05, "host errs, agree": 0.05, "host pull": pull}
-    further |= {f"identification error, {n} queries": 0.8 / n if kind == "planner" else 0.85 for n in (1, 2, 4, 8, 16)}
+    further |= {f"identification error, {n} queries": 0.8 / n if kind == "planner" else 0.85 for n in QUERY_COUNTS}
     for goal in GOALS:
         for history in ("new", "after food"):
             further |= {f"{goal}, {history}, differ": goal_share, f"{goal}, {history}, agree": 0.99}

@@ -30,6 +30,7 @@ from ontogeny.runs import checkpoint
 from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
 from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, run_cells
+from ontogeny.studies.mesa.planning.names import TIMINGS
 from ontogeny.studies.mesa.planning.training import TrainingPlan
 
 NUM_STREAMS = 48
@@ -127,7 +128,7 @@ def record_of(measured: dict[str, tuple[float, int]]) -> dict:
 def test_a_planted_planner_passes_at_every_time_and_for_every_goal():
     measured = measure("planner", "goals", with_goals=True)
     assert all(measured[name] == (1.0, measured[name][1]) for name in ("look-up", "first choice"))
-    for timing in abilities.TIMINGS:
+    for timing in TIMINGS:
         for name in ("layer 1", "layer 2", "pair"):
             mean, count = measured[f"{name}, {timing}"]
             assert mean == 1.0 and count > 5, (name, timing, mean, count)
@@ -165,7 +166,7 @@ def test_a_planted_content_without_memory_of_changes_is_undetermined():
 def test_a_planted_learner_of_values_does_not_follow_the_last_layer(algorithm, follows_first_layer):
     measured = measure(algorithm, algorithm)
     assert measured["look-up"][0] == 1.0 and measured["own choices"][0] > 0.95
-    for timing in abilities.TIMINGS:
+    for timing in TIMINGS:
         assert measured[f"layer 2, {timing}"][0] == 0.0
         assert (measured[f"layer 1, {timing}"][0] > 0.5) == follows_first_layer
     assert verdicts.decide([record_of(measured)] * 10, depth=2).verdict == "contains no planner"

@@ -14,7 +14,7 @@ from ontogeny.environments import relay
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.studies.mesa.planning import abilities, goals, interventions, queries
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
-from ontogeny.studies.mesa.planning.goals import QUERY_COUNTS
+from ontogeny.studies.mesa.planning.names import QUERY_COUNTS
 
 NUM_STREAMS = 160
 PARAMS = DEPTHS[2]

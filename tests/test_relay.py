@@ -249,7 +249,7 @@ def test_values_of_actions_agree_with_an_enumeration_of_all_action_sequences():
         params = params_of(depth)
         _, before, *_ = record_lifetimes(depth)
         all_links = before.task.initial_links[:5, 0]
-        compute = jax.jit(jax.vmap(partial(relay.best_actions, params, outcome_values=jnp.asarray(FOOD))))
+        compute = jax.jit(jax.vmap(partial(relay.action_values, params, outcome_values=jnp.asarray(FOOD))))
         all_values = np.asarray(compute(jnp.asarray(all_links)))
         layers = np.asarray(relay.layer_of_states(params))
         for links, values in zip(all_links, all_values, strict=True):
@@ -315,7 +315,7 @@ def choices_at_the_start(name, depth, **settings):
 
         def step(carry, keys):
             next_carry, trajectory = rollout_step(keys, agent, env, drives, carry, False)
-            values = relay.best_actions(params_of(depth), carry.env_state.links, jnp.asarray(FOOD))[0]
+            values = relay.action_values(params_of(depth), carry.env_state.links, jnp.asarray(FOOD))[0]
             return next_carry, (carry.env_state._replace(task=()), trajectory.action, values)
 
         return jax.lax.scan(step, carry, split_step_keys(keys, 80))[1]

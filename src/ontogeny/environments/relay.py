@@ -97,7 +97,7 @@ class Targets(NamedTuple):
 
 def num_states(params: RelayParams) -> int:
     """The number of states S."""
-    return 1 + (params.depth - 1) * params.width
+    return layer_bounds(params)[-1]
 
 
 def width_of_layers(spec: EnvSpec) -> int:
@@ -105,9 +105,14 @@ def width_of_layers(spec: EnvSpec) -> int:
     return (spec.num_observations - NUM_ACTIONS - 1) // (spec.horizon - 1)
 
 
+def layer_bounds(params: RelayParams) -> list[int]:
+    """The first state of each layer, then S."""
+    return [0, *(1 + layer * params.width for layer in range(params.depth))]
+
+
 def layer_of_states(params: RelayParams) -> Int32[Array, "S"]:
     """The layer of each state, 0 for the start."""
-    return (jnp.arange(num_states(params), dtype=jnp.int32) + params.width - 1) // params.width
+    return jnp.asarray(np.repeat(np.arange(params.depth), np.diff(layer_bounds(params))), jnp.int32)
 
 
 def is_last_layer(params: RelayParams) -> Bool[Array, "S"]:
@@ -130,7 +135,7 @@ def reachable_states(params: RelayParams, links: Int32[Array, "S A"]) -> Bool[Ar
     return reachable
 
 
-def best_actions(
+def action_values(
     params: RelayParams, links: Int32[Array, "S A"], outcome_values: Float[Array, "O"]
 ) -> Float[Array, "S A"]:
     """The value of each action under the best later choices, by backward induction over layers, without failures.
@@ -143,7 +148,7 @@ def best_actions(
     Returns:
         The values; the best action of a state is their first maximum.
     """
-    bounds = _layer_bounds(params)
+    bounds = layer_bounds(params)
     values = [outcome_values[links[bounds[-2] :]]]
     for layer in reversed(range(params.depth - 1)):
         successors = links[bounds[layer] : bounds[layer + 1]] - bounds[layer + 1]
@@ -157,7 +162,7 @@ def reset(params: RelayParams, key: Key) -> tuple[RelayState, TimeStep]:
     instance = jax.random.randint(instance_key, (), 0, jnp.maximum(params.num_instances, 1))
     fixed_key = jax.random.fold_in(key_from_seed(INSTANCE_SEED), instance)
     links, is_unreliable = _draw_graph(params, jnp.where(jnp.asarray(params.num_instances) > 0, fixed_key, table_key))
-    cued_action = jnp.argmax(best_actions(params, links, jnp.asarray(FEATURES[:, 0]))[0]).astype(jnp.int32)
+    cued_action = jnp.argmax(action_values(params, links, jnp.asarray(FEATURES[:, 0]))[0]).astype(jnp.int32)
     introduction = jax.random.permutation(order_key, links.size).astype(jnp.int32)
     task = RelayTask(links, is_unreliable, introduction, cued_action)
     no, zero = jnp.bool_(False), jnp.int32(0)
@@ -264,13 +269,8 @@ def _draw_graph(params: RelayParams, key: Key) -> tuple[Array, Array]:
 def _targets(params: RelayParams) -> Targets:
     """The possible targets of the links of each state."""
     is_last, layer = is_last_layer(params), layer_of_states(params)
-    first = jnp.where(is_last, 0, 1 + layer * params.width).astype(jnp.int32)
+    first = jnp.where(is_last, 0, jnp.asarray(layer_bounds(params)[1:])[layer]).astype(jnp.int32)
     return Targets(first, jnp.where(is_last, NUM_OUTCOMES, params.width).astype(jnp.int32))
-
-
-def _layer_bounds(params: RelayParams) -> list[int]:
-    """The first state of each layer, then S."""
-    return [0, *(1 + layer * params.width for layer in range(params.depth))]
 
 
 def _uniform_draws(params: RelayParams, key: Key) -> Array:

@@ -46,10 +46,10 @@ from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import split_lifetime_key
 from ontogeny.studies.mesa.planning import queries
+from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
 from ontogeny.studies.mesa.planning.queries import LinkChange
 from ontogeny.types import Key, PyTree
 
-TIMINGS = ("before any choice", "at once", "after filler")
 NUM_FILLERS = 6
 NUM_LOOK_UPS = 6  # random links behind the start that are looked up in each stream
 STEPS_AFTER_PREFIX = 16  # that the tests of the second and third time leave of a stream
@@ -217,7 +217,7 @@ def build_test(
 def list_layers(depth: int) -> dict[str, tuple[int, ...]]:
     """The layers whose links change in each test of revaluation, by the name of the test."""
     layers: dict[str, tuple[int, ...]] = {f"layer {layer + 1}": (layer,) for layer in range(depth)}
-    return layers | {"pair": (0, depth - 1), "pair in reverse": (depth - 1, 0)}
+    return layers | dict(zip(PAIRS, ((0, depth - 1), (depth - 1, 0)), strict=True))
 
 
 def measure_revaluation(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:

@@ -98,7 +98,7 @@ def _first_steps(steps: StreamSteps, num_steps: int) -> StreamSteps:
 
 def _best_path(params: RelayParams, links: Array) -> list[list[int]]:
     """The links [state, action, target] of the best path to food."""
-    values = np.asarray(relay.best_actions(params, links, queries.OUTCOME_VALUES[:, FOOD]))
+    values = np.asarray(relay.action_values(params, links, queries.OUTCOME_VALUES[:, FOOD]))
     state, path = 0, []
     for _ in range(params.depth):
         action = int(np.argmax(values[state]))

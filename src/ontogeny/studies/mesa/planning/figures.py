@@ -76,6 +76,11 @@ def describe_example(example: Record) -> str:
     )
 
 
+def layer_of_state(state: int, width: int) -> int:
+    """The layer of a state of a graph with `width` states in each middle layer, 0 for the start."""
+    return (state + width - 1) // width
+
+
 def _places(depth: int, width: int, num_outcomes: int) -> dict[tuple[str, int], tuple[float, float]]:
     """The place of each state and outcome: layers from left to right."""
 
@@ -97,7 +102,7 @@ def _draw_link(
 ) -> None:  # fmt: skip
     """Draw one link [state, action, target]."""
     state, action, target = link
-    layer = (state + width - 1) // width
+    layer = layer_of_state(state, width)
     end = places["outcome" if layer == depth - 1 else "state", target]
     start = places["state", state]
     axes.plot(

@@ -36,7 +36,6 @@ from ontogeny.environments import relay
 from ontogeny.rng import split_lifetime_key
 from ontogeny.studies.mesa.planning import queries
 from ontogeny.studies.mesa.planning.abilities import (
-    TIMINGS,
     Measured,
     Tester,
     TestStreams,
@@ -45,12 +44,12 @@ from ontogeny.studies.mesa.planning.abilities import (
     last_logits,
     predict_choices,
 )
+from ontogeny.studies.mesa.planning.names import QUERY_COUNTS, TIMINGS
 from ontogeny.studies.mesa.planning.queries import OUTCOME_VALUES, Knowledge, LinkChange
 from ontogeny.types import Key, PyTree
 
 ADVANTAGE = jnp.array([-1.0, 1.0])  # of the second action beyond the first
 FOOD, WATER = 0, 1  # goals: of the stream's agents, and of the host's steering
-QUERY_COUNTS = (1, 2, 4, 8, 16)
 CHOICE_NOISE = 0.05  # probability of an unexpected choice that identification assumes
 SLOPES = jnp.logspace(-2, 3, 64)  # of the softmax, over which MEG is maximized
 
@@ -145,7 +144,7 @@ def measure_identification(key: Key, tester: Tester, streams: TestStreams, weigh
         ]
         queried.append(queries.join(steps, *exposures, queries.ask_choice(knowledge.start, tester.member)))
         links = knowledge.links.at[raised, 0].set(best_outcome)
-        state_values = jnp.max(relay.best_actions(params, links, OUTCOME_VALUES[:, tester.goal])[1:], axis=1)
+        state_values = jnp.max(relay.action_values(params, links, OUTCOME_VALUES[:, tester.goal])[1:], axis=1)
         margins.append(state_values[None, :] - state_values[:, None])
     margin, choice = jnp.stack(margins), predict_choices(tester, weights, queried)[:, None, None]
     likelihood = jnp.where(choice == (margin > 0), 1 - CHOICE_NOISE, CHOICE_NOISE)

@@ -27,7 +27,8 @@ from jaxtyping import Float
 from ontogeny.agents.relay_streams import NUM_ACTIONS, StreamSteps, encode
 from ontogeny.content.base import StreamEdit
 from ontogeny.studies.mesa.planning import queries
-from ontogeny.studies.mesa.planning.abilities import TIMINGS, Measured, Tester, TestStreams, build_test
+from ontogeny.studies.mesa.planning.abilities import Measured, Tester, TestStreams, build_test
+from ontogeny.studies.mesa.planning.names import TIMINGS
 from ontogeny.types import Key, PyTree
 
 QueryEdited = Callable[[PyTree, Float[Array, "L I"], StreamEdit], tuple[Array, Array]]

@@ -10,8 +10,9 @@ from ontogeny.report import page
 from ontogeny.report.formatting import pluralize
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import figures, results, verdicts
+from ontogeny.studies.mesa.planning.names import PAIRS, QUERY_COUNTS, TIMINGS
 from ontogeny.studies.mesa.planning.results import PlanningResults
-from ontogeny.studies.mesa.planning.verdicts import TIMINGS, CellVerdict, ShareOverRuns, share_over_runs
+from ontogeny.studies.mesa.planning.verdicts import CellVerdict, ShareOverRuns, share_over_runs
 
 TEXTS = page.load_macros("ontogeny.studies.mesa", "planning.html.j2")
 CONTROL_TITLES = ("false switch", "changed link")
@@ -74,7 +75,7 @@ def _event(episode: Mapping[str, Any], example: Record) -> str:
     """One episode in words, such as `shown: state 3, action 1, food 5`."""
     words, ends = [], []
     for state, action, target in episode["links"]:
-        is_last = (state + example["width"] - 1) // example["width"] == example["depth"] - 1
+        is_last = figures.layer_of_state(state, example["width"]) == example["depth"] - 1
         words += [f"state {state}" if state else "start", f"action {action}"]
         ends.append(f"food {target}" if is_last else f"state {target}")
     verb = "shown" if episode["is_exposure"] else "chosen"
@@ -116,7 +117,7 @@ def _extreme_control(
     runs: Sequence[Record], control: str, extreme: Callable[..., ShareOverRuns]
 ) -> ShareOverRuns | None:
     """The largest or smallest of the controls of an index over layers and times."""
-    layers = [name for name in results.layer_names(runs) if name not in verdicts.PAIRS]
+    layers = [name for name in results.layer_names(runs) if name not in PAIRS]
     names = [f"{control}, {layer}, {timing}" for layer in layers for timing in TIMINGS]
     shares = [share for name in names if (share := share_over_runs(runs, name)) is not None]
     return extreme(shares, key=lambda share: share.mean) if shares else None
@@ -181,7 +182,7 @@ def _interventions(experiment: PlanningResults) -> Markup:
     panels = []
     for cell in (name for name in COMPARED_CELLS if name in experiment.cells):
         runs, label = experiment.cells[cell], experiment.label(cell)
-        layers = [name for name in results.layer_names(runs) if name not in verdicts.PAIRS]
+        layers = [name for name in results.layer_names(runs) if name not in PAIRS]
         interchange = {layer: _by_level(runs, f"interchange, {layer}") for layer in layers}
         directions = {name: _by_level(runs, name) for name in DIRECTIONS}
         directions["probe R²"] = _by_level(runs, "probe R2")
@@ -246,7 +247,8 @@ def _further(experiment: PlanningResults) -> Markup:
     curves: dict[str, list[tuple[float, ShareOverRuns]]] = {}
     for cell in (name for name in IDENTIFICATION_CELLS if name in experiment.cells):
         values = {
-            count: share_over_runs(experiment.cells[cell], f"identification error, {count} queries") for count in COUNTS
+            count: share_over_runs(experiment.cells[cell], f"identification error, {count} queries")
+            for count in QUERY_COUNTS
         }
         points = [(float(count), bounds) for count, bounds in values.items() if bounds is not None]
         if points:
@@ -274,6 +276,3 @@ def _further(experiment: PlanningResults) -> Markup:
     caption = "Goal-directedness of predicted choices, and errors of a host that plans for water"
     table = page.table(caption, titles, entries, numeric=(1, 2, 3, 4)) if entries else Markup()
     return TEXTS.further(figure, table) if curves or entries else Markup()
-
-
-COUNTS = (1, 2, 4, 8, 16)  # queries of the identification, as in `goals`, which imports JAX

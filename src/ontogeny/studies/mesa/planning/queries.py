@@ -55,7 +55,7 @@ def read_knowledge(params: RelayParams, steps: StreamSteps) -> Knowledge:
 
 def start_values(params: RelayParams, links: Int32[Array, "S A"], goal: int | Array) -> Float[Array, "A"]:
     """The values of the actions at the start under a goal."""
-    return relay.best_actions(params, links, OUTCOME_VALUES[:, goal])[0]
+    return relay.action_values(params, links, OUTCOME_VALUES[:, goal])[0]
 
 
 def best_action(values: Float[Array, "A"]) -> tuple[Int32[Array, ""], Bool[Array, ""]]:
@@ -70,21 +70,11 @@ def apply_change(links: Int32[Array, "S A"], change: LinkChange) -> Int32[Array,
 
 def list_changes(params: RelayParams, layer: int) -> LinkChange:
     """All changes of links of a layer; leading axis C."""
-    states = jnp.flatnonzero(relay.layer_of_states(params) == layer, size=layer_size(params, layer))
-    first = layer_start(params, layer + 1)
-    successors = jnp.arange(layer_size(params, layer + 1)) + (0 if layer == params.depth - 1 else first)
-    grid = jnp.meshgrid(states, jnp.arange(NUM_ACTIONS), successors, indexing="ij")
+    bounds = relay.layer_bounds(params)
+    successors = range(NUM_OUTCOMES) if layer == params.depth - 1 else range(*bounds[layer + 1 : layer + 3])
+    states = range(*bounds[layer : layer + 2])
+    grid = jnp.meshgrid(jnp.asarray(states), jnp.arange(NUM_ACTIONS), jnp.asarray(successors), indexing="ij")
     return LinkChange(*(axis.ravel().astype(jnp.int32) for axis in grid))
-
-
-def layer_size(params: RelayParams, layer: int) -> int:
-    """States of a layer, or outcomes behind the last one."""
-    return 1 if layer == 0 else NUM_OUTCOMES if layer == params.depth else params.width
-
-
-def layer_start(params: RelayParams, layer: int) -> int:
-    """The first state of a layer."""
-    return 0 if layer == 0 else 1 + (layer - 1) * params.width
 
 
 def choose_change(
@@ -168,9 +158,9 @@ def ask_successor(start: Array, member: int | Array, state: Array, action: Array
 
 def repeat_links(key: Key, params: RelayParams, knowledge: Knowledge, num_links: int) -> StreamSteps:
     """Exposures of random links of the last layer, unchanged."""
-    first, size = layer_start(params, params.depth - 1), layer_size(params, params.depth - 1)
+    first, end = relay.layer_bounds(params)[-2:]
     state_key, action_key = jax.random.split(key)
-    states = first + jax.random.randint(state_key, (num_links,), 0, size)
+    states = jax.random.randint(state_key, (num_links,), first, end)
     actions = jax.random.randint(action_key, (num_links,), 0, NUM_ACTIONS)
     results = relay.num_states(params) + knowledge.links[states, actions]
     kinds, members = jnp.full(num_links, EXPOSURE, jnp.int32), jnp.zeros(num_links, jnp.int32)
@@ -190,8 +180,8 @@ def is_usable(params: RelayParams, steps: StreamSteps, knowledge: Knowledge) -> 
 
 def introduction_length(params: RelayParams) -> int:
     """Steps in which every link is exposed once: two for each link, and one in the last layer."""
-    num_last = NUM_ACTIONS * layer_size(params, params.depth - 1)
-    return 2 * NUM_ACTIONS * relay.num_states(params) - num_last
+    first_of_last_layer, num_states = relay.layer_bounds(params)[-2:]
+    return NUM_ACTIONS * (num_states + first_of_last_layer)
 
 
 def _steps(*steps: tuple[int | Array, ...]) -> StreamSteps:

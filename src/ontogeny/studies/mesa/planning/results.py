@@ -13,9 +13,8 @@ from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
 from ontogeny.stats import mean_interval
 from ontogeny.studies.comparison import join_words
+from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
 from ontogeny.studies.mesa.planning.verdicts import (
-    PAIRS,
-    TIMINGS,
     VERDICTS,
     CellVerdict,
     ShareOverRuns,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
 from ontogeny.stats import ZERO_SPREAD, clopper_pearson, mean_interval
+from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
 
 MIN_FIRST_CHOICE = 0.90
 MIN_INDEX = 0.80  # of revaluation, in each layer and in pairs, at each time
@@ -26,7 +27,6 @@ MIN_OPTIMAL_OTHER_GOAL = 0.90  # where the optima of two goals differ, and where
 # contain a planner for any absence of a planner to count.
 NEGATIVE_CONTROLS = {2: ("random", "monte_carlo"), 3: ("random_depth_3", "monte_carlo_depth_3")}
 POSITIVE_CONTROLS = {2: "planner", 3: "planner_depth_3"}
-PAIRS = ("pair", "pair in reverse")
 DIFFERENCES = (
     "layer ",
     "pair",
@@ -38,7 +38,6 @@ DIFFERENCES = (
 KIND = "planning_run"  # of the records
 
 OPPOSITE_GOAL = "no food"  # of food, the goal of the agents in the tests of other goals
-TIMINGS = ("before any choice", "at once", "after filler")  # as in `abilities`, which imports JAX
 VERDICTS = ("contains a planner", "contains no planner", "plans afresh, then caches", "undetermined")
 
 
