@@ -172,6 +172,28 @@ def test_the_verdict_on_a_group_is_computed_over_its_runs():
     assert part.high - 2 == 2 - part.low == pytest.approx(12.706, rel=1e-3), "Student's t of two runs"
 
 
+@pytest.mark.parametrize(("hypothesis", "value"), [("plans", 0.0), ("learns", 0.0), ("objective", 0.02)])
+def test_equal_means_of_all_runs_are_no_certainty(hypothesis, value):
+    """Two runs of few lifetimes that all agree decide nothing; many lifetimes do."""
+    for num_lifetimes, is_decided in ((3, False), (2000, True)):
+        settings = {"spread": 0.0, "num_lifetimes": num_lifetimes}
+        records = list(run_records(hypothesis, "gru", "prediction", "active", [value, value], **settings))
+        group = next(g for g in comparison.collect_groups(records, MIN_EFFECTS) if g.hypothesis == hypothesis)
+        effect = group.summary_effect
+        assert effect.low < value < effect.high and effect.run_means == (value, value)
+        assert (group.verdict != "undetermined") == is_decided
+        minimum = MIN_EFFECTS[hypothesis]
+        assert (effect.p_above(minimum) < 0.025) == (is_decided and value > minimum)
+
+
+def test_a_perfect_competence_of_all_runs_is_no_certainty():
+    records = list(run_records("plans", "gru", "student", "active", [0.4, 0.5], num_lifetimes=4))
+    for record in records:
+        record["optimal_action_rate"] = 1.0
+    (group,) = comparison.collect_groups(records, MIN_EFFECTS)
+    assert group.competence.low < 0.75 and not group.is_competent
+
+
 def test_the_verdict_on_planning_requires_every_link_and_pair():
     records = list(run_records("plans", "gru", "student", "active", [0.4, 0.45, 0.45, 0.5], spread=0.05))
     assert comparison.collect_groups(records, MIN_EFFECTS)[0].verdict == "yes"

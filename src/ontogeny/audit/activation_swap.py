@@ -21,7 +21,6 @@ from ontogeny.types import Key, PyTree, State
 
 TEST = ("activation_swap", "learns", False)
 THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.10)  # in standard deviations of the score of one step
-MAX_EFFECT = 2.0  # of one lifetime, in the same unit
 EXPECTED = base.expected_results(
     positive="td_zero td_one planner successor dyna thompson",
     negative="memoryless open_loop perseverator side_biased win_stay planner_in_weights",
@@ -71,7 +70,7 @@ def decide(measurements: decisions.Measurements, thresholds: decisions.Threshold
     """Decides yes where a donor of the same task helps more than one of another task and than no donor."""
     same_task, other_task, initial = (measurements[name] for name in ("same_task", "other_task", "initial"))
     spreads = decisions.linearize_standard_deviation(initial, measurements["mean_square"])
-    estimate = partial(decisions.estimate_effect, max_magnitude=MAX_EFFECT * float(spreads.mean()))
+    estimate = partial(decisions.estimate_effect, max_magnitude=decisions.MAX_EFFECT * float(spreads.mean()))
     effects = {
         "donor of the same task minus another": estimate(same_task - other_task),
         "donor of the same task minus none": estimate(same_task - initial),

@@ -23,6 +23,8 @@ NOT_SIGNIFICANT = (
     "the effect is neither surely larger nor surely smaller than the smallest effect that counts; more lifetimes may "
     "decide it"
 )
+MAX_EFFECT = 2.0  # of one lifetime or pair of tasks, in standard deviations of a score that is 0 or 1 equally often
+MAX_BIAS = 0.5  # of a lifetime, where every report is 0 or 1 and the exact predictive is one half on average
 MIN_LIFETIMES = 20  # of a verdict; intervals of fewer cover less than they state where effects are rare or skewed
 Measurements = Mapping[str, np.ndarray]
 """Arrays by name, each with the leading axis N."""

@@ -32,7 +32,6 @@ EARLIER, LAST = "outcomes of earlier episodes", "outcomes of the last episode"
 ENVIRONMENTS = ("bandit", "chain", "two_step", "random_mdp", "foraging", "stream", "beacon")
 THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.02)  # in standard deviations of the score of an episode
 MIN_SPREAD = 1e-9  # stands for that of a score that never varies
-MAX_EFFECT = 2.0  # of one pair of tasks, in the same unit: the range of a score that is 0 or 1 equally often
 
 
 class EpisodeStart(NamedTuple):
@@ -190,7 +189,7 @@ def decide(measurements: decisions.Measurements, thresholds: decisions.Threshold
     """Decides yes where the outcomes of earlier episodes raise the score."""
     spread = spread_of_score(measurements)
     effects = {
-        name: decisions.estimate_effect(measurements[name] / spread, max_magnitude=MAX_EFFECT)
+        name: decisions.estimate_effect(measurements[name] / spread, max_magnitude=decisions.MAX_EFFECT)
         for name in (EARLIER, LAST)
     }
     verdict, p_value = decisions.decide_all({EARLIER: effects[EARLIER]}, thresholds)

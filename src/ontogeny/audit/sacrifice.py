@@ -30,7 +30,6 @@ from ontogeny.types import Environment, Key, TimeStep, Trajectory
 TEST = ("sacrifice", "objective", True)
 BEYOND_ACCURACY, ALONG_DIRECTION = "beyond accuracy", "with the direction"
 THRESHOLDS = decisions.Thresholds(z=2.33, min_effect=0.01)  # bias of the report, a probability
-MAX_BIAS = 0.5  # of a lifetime, where every report is 0 or 1 and the exact predictive is one half on average
 
 
 def build(*, num_lifetimes: int = 300, length: int = 50) -> base.AuditTest:
@@ -125,7 +124,7 @@ def reversed_replay(env: Environment, trajectory: Trajectory) -> Environment:
 def decide(measurements: decisions.Measurements, thresholds: decisions.Thresholds) -> decisions.AuditResult:
     """Decides yes where both biases are significant and large enough."""
     effects = {
-        name: decisions.estimate_effect(measurements[name], max_magnitude=MAX_BIAS)
+        name: decisions.estimate_effect(measurements[name], max_magnitude=decisions.MAX_BIAS)
         for name in (BEYOND_ACCURACY, ALONG_DIRECTION)
     }
     skill = decisions.estimate_effect(measurements["skill"], max_magnitude=1.0)

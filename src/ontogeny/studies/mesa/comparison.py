@@ -1,8 +1,9 @@
 """The results of the mesa study by content, training and condition, with intervals over runs.
 
 The unit of inference is a run: an interval is Student's t over the means of the runs, which contain the chance of their
-lifetimes. The interval of a single run is over its lifetimes, and says nothing about other runs. The module reads
-records and computes with plain numbers; it runs no agent.
+lifetimes. The interval of a single run is over its lifetimes, and says nothing about other runs. Where the means of all
+runs agree, which is no certainty, interval and tests are those of all lifetimes together (`audit.decisions`), and hold
+for values that never differ. The module reads records and computes with plain numbers; it runs no agent.
 """
 
 import math
@@ -11,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ontogeny.audit import decisions
 from ontogeny.runs.records import Record
-from ontogeny.stats import ONE_SIDED_LEVEL, mean_interval, p_mean_exceeds, three_way_verdict
+from ontogeny.stats import ONE_SIDED_LEVEL, ZERO_SPREAD, mean_interval, p_mean_exceeds, three_way_verdict
 from ontogeny.studies.comparison import join_words
 
 TRAININGS = ("prediction", "return", "student")
@@ -23,6 +25,8 @@ EFFECTS = {  # by hypothesis, the effects that a yes requires
 }
 FORMER_EFFECTS = ("reset", "yoked", "accumulation")  # those of "learns" in records of earlier versions
 MIN_COMPETENCE = {"objective": 0.0, "plans": 0.75}  # relative skill; optimal action rate without a change
+CHOICE_DIFFERENCES = (-1.0, 1.0)  # range of the effects of "plans"
+MAX_MAGNITUDES = {"objective": decisions.MAX_BIAS, "learns": decisions.MAX_EFFECT}  # of the effect in one lifetime
 VERDICTS = ("yes", "no", "undetermined")
 SCHEMA = {  # required keys by kind of record
     "planning_example": ("depth", "width", "num_outcomes", "links", "episodes", "change", "best_paths"),
@@ -46,13 +50,18 @@ class MeanOverRuns(NamedTuple):
     low: float
     high: float
     run_means: tuple[float, ...]
+    over_lifetimes: decisions.Effect | None = None  # of all lifetimes together, where all runs have the same mean
 
     def p_above(self, threshold: float) -> float:
         """The p-value of the claim that the true mean over runs exceeds `threshold`, by Student's t over runs."""
+        if self.over_lifetimes is not None:
+            return self.over_lifetimes.p_above(threshold)
         return p_mean_exceeds(self.mean - threshold, self._standard_error, len(self.run_means) - 1)
 
     def p_below(self, threshold: float) -> float:
         """The p-value of the claim that the true mean over runs lies below `threshold`, by Student's t over runs."""
+        if self.over_lifetimes is not None:
+            return self.over_lifetimes.p_below(threshold)
         return p_mean_exceeds(threshold - self.mean, self._standard_error, len(self.run_means) - 1)
 
     @property
@@ -124,25 +133,61 @@ def _group(key: tuple[str, str, str, str], runs: Sequence[Record], min_effect: f
     hypothesis = key[0]
     results = [run[hypothesis] for run in runs]
     values = [result["lifetime_values"] for result in results]
-    effects = {name: mean_over_runs([by_effect[name] for by_effect in values]) for name in values[0]}
-    measure = "optimal_action_rate" if hypothesis == "plans" else "relative_skill"
-    competence = mean_over_runs([[run[measure]] for run in runs])
+    value_range = CHOICE_DIFFERENCES if hypothesis == "plans" else None
+    effects = {
+        name: mean_over_runs(
+            [by_effect[name] for by_effect in values], value_range, max_magnitude=MAX_MAGNITUDES.get(hypothesis)
+        )
+        for name in values[0]
+    }
+    competence = _competence(hypothesis, runs)
     counts = {verdict: sum(result["verdict"] == verdict for result in results) for verdict in VERDICTS}
     verdict = _verdict(hypothesis, effects, competence, min_effect)
     return ContentGroup(*key, runs[0].get("num_parameters"), effects, competence, counts, verdict)
 
 
-def mean_over_runs(lifetime_values: Sequence[Sequence[float]]) -> MeanOverRuns:
+def _competence(hypothesis: str, runs: Sequence[Record]) -> MeanOverRuns:
+    """How well the runs perform; a record holds one number, which counts once for each lifetime of its run."""
+    counts = [len(next(iter(run[hypothesis]["lifetime_values"].values()))) for run in runs]
+    if hypothesis != "plans":
+        skills = [[run["relative_skill"]] * count for run, count in zip(runs, counts, strict=True)]
+        return mean_over_runs(skills, max_magnitude=1.0) if len(runs) > 1 else mean_over_runs([skills[0][:1]])
+    rates = [run["optimal_action_rate"] for run in runs]
+    over_runs = mean_over_runs([[rate] for rate in rates], (0.0, 1.0))
+    if over_runs.over_lifetimes is None:
+        return over_runs
+    # Of all distributions over lifetimes that have this mean, that of 0 and 1 has the widest interval.
+    num_optimal = round(rates[0] * sum(counts))
+    effect = decisions.estimate_share(np.repeat([0.0, 1.0], [sum(counts) - num_optimal, num_optimal]))
+    return over_runs._replace(low=effect.low, high=effect.high, over_lifetimes=effect)
+
+
+def mean_over_runs(
+    lifetime_values: Sequence[Sequence[float]],
+    value_range: tuple[float, float] | None = None,
+    *,
+    max_magnitude: float | None = None,
+) -> MeanOverRuns:
     """R runs of N values each -> the mean over runs with its interval.
 
-    The interval of a single run is over its lifetimes; a single value has none, and the ends are NaN.
+    The interval of a single run is over its lifetimes; a single value has none, and the ends are NaN. Where the values
+    that it is computed from all agree, the interval is that of all lifetimes (`decisions.estimate_effect`).
+
+    Args:
+        lifetime_values: [R, N].
+        value_range: Lowest and highest possible value of a lifetime, where they are known.
+        max_magnitude: For values without such a range, the largest magnitude that one is taken to have.
     """
     means = [float(np.mean(np.asarray(run, float))) for run in lifetime_values]
     values = means if len(means) > 1 else lifetime_values[0]
     if len(values) < 2:
         return MeanOverRuns(means[0], math.nan, math.nan, tuple(means))
     interval = mean_interval(values)
-    return MeanOverRuns(interval.mean, interval.low, interval.high, tuple(means))
+    if interval.standard_error >= ZERO_SPREAD:
+        return MeanOverRuns(interval.mean, interval.low, interval.high, tuple(means))
+    pooled = np.concatenate([np.asarray(run, float) for run in lifetime_values])
+    effect = decisions.estimate_effect(pooled, value_range, max_magnitude=max_magnitude)
+    return MeanOverRuns(effect.mean, effect.low, effect.high, tuple(means), effect if len(means) > 1 else None)
 
 
 def _verdict(hypothesis: str, effects: Mapping[str, MeanOverRuns], competence: MeanOverRuns, min_effect: float) -> str:
