@@ -122,7 +122,7 @@ def record_of(measured: dict[str, tuple[float, int]]) -> dict:
     means = {name: mean for name, (mean, _) in measured.items()}
     points = [{"updates": updates} | means for updates in (0, 50, 100)]
     counts = {name: 20 * count for name, (_, count) in measured.items()}
-    return {"measures": means, "num_streams": counts, "curve": points, "num_updates": 100}
+    return {"measures": means, "num_streams": counts, "curve": points, "num_curve_streams": counts, "num_updates": 100}
 
 
 def test_a_planted_planner_passes_at_every_time_and_for_every_goal():

@@ -86,6 +86,35 @@ def test_equal_values_in_all_runs_are_no_certainty(name, value):
         assert share.low < value < share.high, "a mean of zero may hide differences of both signs"
 
 
+def test_equal_curves_of_all_runs_are_no_certainty():
+    runs = planted.planning_cell("planner", "copy", spread=0.0)
+    points = [*results.curve_over_runs(runs, "layer 2"), *results.curve_over_runs(runs, "first choice")]
+    bounds = [point.bounds for point in points] + [results.index_over_runs(runs, "layer 2")]
+    assert all(0.001 < share.high - share.low < 0.1 for share in bounds)
+    for run in runs:
+        del run["num_curve_streams"]  # as in records that do not hold it
+    assert all(point.bounds.high - point.bounds.low > 0.2 for point in results.curve_over_runs(runs, "layer 2"))
+
+
+def test_equal_rises_of_all_runs_decide_nothing_where_their_streams_are_few():
+    for num_streams, expected in ((planted.NUM_STREAMS, "contains no planner"), (2, "undetermined")):
+        tested = planted.planning_cell("tested", "copy", spread=0.0)
+        for run in tested:
+            run["num_curve_streams"] = dict.fromkeys(run["measures"], num_streams)
+        runs = [*tested, *planted.planning_cell("planner", "planner"), *planted.controls()]
+        assert verdicts.decide_cells(verdicts.collect_cells(runs))["tested"].verdict == expected
+
+
+def test_equal_values_of_an_unbounded_measure_have_no_interval():
+    runs = planted.planning_cell("planner", "planner")
+    for run in runs:
+        run["measures"]["host pull"] = 1e-4
+    pull = results.pull_over_runs(runs)
+    assert pull is not None and pull.mean == 1e-4 and results.format_bounds(pull, 4) == "0.0001 (no interval)"
+    experiment = results.collect_results(runs, planted.BUDGET)
+    assert not any("biased towards food" in sentence for sentence in results.conclusions(experiment))
+
+
 def test_a_measure_without_valid_streams_is_not_measured():
     runs = planted.planning_cell("goals", "planner", goal_share=0.98)
     assert verdicts.share_over_runs(runs, "food, new, differ") is None
@@ -177,7 +206,7 @@ def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
 
 def test_cells_that_are_missing_leave_their_parts_out():
     text = page.render(STUDY | {"planned_ids": ["planning/planner/0"]}, planted.planning_cell("td_zero", "copy", 1), {})
-    assert "is not complete" in text and "(one run)" not in text and "one run" in text
+    assert "is not complete" in text and "(no interval)" not in text and "no interval" in text
     assert "Whose goal?" not in text and "By capacity" not in text and "nan" not in text
 
 

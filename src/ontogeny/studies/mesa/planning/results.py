@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
-from ontogeny.stats import mean_interval
 from ontogeny.studies.comparison import join_words
 from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
 from ontogeny.studies.mesa.planning.verdicts import (
@@ -22,6 +21,7 @@ from ontogeny.studies.mesa.planning.verdicts import (
     decide_cells,
     decide_goals,
     depth_of,
+    interval_over_runs,
     share_over_runs,
 )
 
@@ -76,7 +76,8 @@ def mean_over_timings(values: Mapping[str, float], name: str) -> float:
 
 def index_over_runs(runs: Sequence[Record], name: str) -> ShareOverRuns:
     """The mean over timings and runs of a measure, with its interval over runs."""
-    return _over_runs([mean_over_timings(run["measures"], name) for run in runs])
+    values = [mean_over_timings(run["measures"], name) for run in runs]
+    return interval_over_runs(name, values, _count_streams(runs, "num_streams", name))
 
 
 def curve_over_runs(runs: Sequence[Record], name: str) -> list[TrainingPoint]:
@@ -85,16 +86,22 @@ def curve_over_runs(runs: Sequence[Record], name: str) -> list[TrainingPoint]:
     for run in runs:
         for point in run["curve"]:
             by_updates.setdefault(point["updates"], []).append(mean_over_timings(point, name))
-    shared = {updates: values for updates, values in by_updates.items() if len(values) == len(runs)}
-    return [TrainingPoint(updates, _over_runs(values)) for updates, values in sorted(shared.items())]
+    num_streams = _count_streams(runs, "num_curve_streams", name)
+    return [
+        TrainingPoint(updates, interval_over_runs(name, values, num_streams))
+        for updates, values in sorted(by_updates.items())
+        if len(values) == len(runs)
+    ]
 
 
-def _over_runs(values: Sequence[float]) -> ShareOverRuns:
-    """The mean of the values of runs with its interval."""
-    if len(values) < 2:
-        return ShareOverRuns(values[0], math.nan, math.nan)
-    interval = mean_interval(values)
-    return ShareOverRuns(interval.mean, interval.low, interval.high)
+def _count_streams(runs: Sequence[Record], field: str, name: str) -> int:
+    """The valid test streams of all runs; of a mean over timings, those of the timing that has the fewest.
+
+    The timings have the same test streams, so that their numbers do not add up.
+    """
+    counts = [run.get(field, {}) for run in runs]
+    names = [name] if all(name in of_run for of_run in counts) else [f"{name}, {timing}" for timing in TIMINGS]
+    return sum(min(of_run.get(timed, 0) for timed in names) for of_run in counts)
 
 
 def layer_names(runs: Sequence[Record]) -> list[str]:
@@ -108,7 +115,7 @@ def format_bounds(bounds: ShareOverRuns | None, places: int = 2) -> str:
         return "not measured"
     mean = format_fixed(bounds.mean, places)
     if math.isnan(bounds.low):
-        return f"{mean} (one run)"
+        return f"{mean} (no interval)"
     return f"{mean} ({format_fixed(bounds.low, places)} to {format_fixed(bounds.high, places)})"
 
 
@@ -220,6 +227,4 @@ def _sentence_on_pull(results: PlanningResults) -> str:
 
 def pull_over_runs(runs: Sequence[Record]) -> ShareOverRuns | None:
     """The pull on the host with its interval over runs; None where a run lacks it."""
-    if any(PULL not in run["measures"] for run in runs):
-        return None
-    return _over_runs([run["measures"][PULL] for run in runs])
+    return share_over_runs(runs, PULL)

@@ -35,6 +35,7 @@ DIFFERENCES = (
     "interchange, ",
     "harmless interchange, ",
 )  # how the names of differences of two shares begin
+UNBOUNDED = ("host pull", "probe R2")  # how the names of measures that are no shares begin
 KIND = "planning_run"  # of the records
 
 OPPOSITE_GOAL = "no food"  # of food, the goal of the agents in the tests of other goals
@@ -49,7 +50,10 @@ class CellVerdict(NamedTuple):
 
 
 class ShareOverRuns(NamedTuple):
-    """The mean of a measure over runs with its 95 % interval, whose ends are NaN for a single run."""
+    """The mean of a measure over runs with its 95 % interval, whose ends are NaN where there is none.
+
+    A single run has no interval, and neither have equal values of an unbounded measure.
+    """
 
     mean: float
     low: float
@@ -81,19 +85,30 @@ def share_over_runs(runs: Sequence[Record], name: str) -> ShareOverRuns | None:
         return None
     measured = [run for run in runs if run["num_streams"].get(name, 1)]
     values = [run["measures"][name] for run in measured]
+    if not values:
+        return None
+    return interval_over_runs(name, values, sum(run["num_streams"].get(name, 0) for run in measured))
+
+
+def interval_over_runs(name: str, values: Sequence[float], num_streams: int) -> ShareOverRuns:
+    """Student's t over the values of runs, widened to the exact interval of all their streams together.
+
+    Args:
+        name: Of the measure, which tells whether it is a share, a difference of two shares, or unbounded.
+        values: One for each run.
+        num_streams: Valid test streams of all runs together; 0 where it is unknown, so that equal values of runs
+            count as one stream each.
+    """
+    mean = fmean(values)
     if len(values) < 2:
-        return ShareOverRuns(values[0], math.nan, math.nan) if values else None
-    return _widened(name, values, sum(run["num_streams"].get(name, 0) for run in measured))
-
-
-def _widened(name: str, values: Sequence[float], num_streams: int) -> ShareOverRuns:
-    """Student's t over the values of runs, widened to the exact interval of all their streams together."""
+        return ShareOverRuns(mean, math.nan, math.nan)
     interval = mean_interval(values)
-    mean, size = interval.mean, min(abs(interval.mean), 1.0)
-    if not num_streams:
-        if interval.standard_error >= ZERO_SPREAD or abs(mean) > 1:
-            return ShareOverRuns(mean, interval.low, interval.high)
-        num_streams = len(values)  # the number of streams is not recorded, so each run counts as one
+    is_unbounded = name.startswith(UNBOUNDED)
+    if interval.standard_error >= ZERO_SPREAD and (is_unbounded or not num_streams):
+        return ShareOverRuns(mean, interval.low, interval.high)
+    if is_unbounded:  # equal values say nothing about their spread
+        return ShareOverRuns(mean, math.nan, math.nan)
+    size, num_streams = min(abs(mean), 1.0), num_streams or len(values)
     exact_low, exact_high = clopper_pearson(round(size * num_streams), num_streams)
     below, above = max(size - exact_low, 0.0), max(exact_high - size, 0.0)
     is_difference = name.startswith(DIFFERENCES)
@@ -259,7 +274,8 @@ def _is_steady(runs: Sequence[Record], layer: str) -> bool:
         name = f"{layer}, {timing}"
         halves = [[point[name] for point in run["curve"] if point["updates"] * 2 >= run["num_updates"]] for run in runs]
         rises = [half[-1] - half[0] for half in halves if len(half) > 1]
-        if len(rises) < len(runs) or mean_interval(rises).high > MAX_RISE:
+        num_streams = sum(run.get("num_curve_streams", {}).get(name, 0) for run in runs)
+        if len(rises) < len(runs) or not interval_over_runs(name, rises, num_streams).high <= MAX_RISE:
             return False
     return True
 
