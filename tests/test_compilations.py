@@ -26,6 +26,7 @@ ENVS = {
     "text": {"passage_length": 10, "num_passages": 3},
     "foraging": {"size": 3, "num_episodes": 5},
     "beacon": {},
+    "relay": {"num_steps": 30},
 }
 AGENTS = plugins.list_names("agents")
 COMPILATION = "/jax/core/compile/backend_compile_duration"

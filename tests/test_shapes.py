@@ -160,7 +160,7 @@ def test_records_of_content_have_the_annotated_shapes():
 
 def accepted_env(name):
     """Returns a small environment that the agent accepts, drives, and the agent."""
-    envs = (plugins.build("environments", name) for name in ("bandit", "stream", "chain", "text"))
+    envs = (plugins.build("environments", name) for name in ("bandit", "stream", "chain", "text", "relay"))
     for env in (plugins.build("environments", "random_mdp", num_states=S, horizon=H), *envs):
         drives = steering.build(env.spec)
         with contextlib.suppress(BadInput):

@@ -78,13 +78,13 @@ class StreamSettings(NamedTuple):
 
 
 class StreamSteps(NamedTuple):
-    """The steps of a stream; leading axis T."""
+    """The steps of a stream, leading axis T; or one step, without it."""
 
-    kind: Int32[Array, "T"]  # TRIAL, EXPOSURE or CUT
-    member: Int32[Array, "T"]  # index into MEMBERS of the agent that chooses
-    observation: Int32[Array, "T"]  # a state, or the start with its cue
-    action: Int32[Array, "T"]
-    successor: Int32[Array, "T"]  # the next state, or S + an outcome; -1 where the step is cut
+    kind: Int32[Array, "*T"]  # TRIAL, EXPOSURE or CUT
+    member: Int32[Array, "*T"]  # index into MEMBERS of the agent that chooses
+    observation: Int32[Array, "*T"]  # a state, or the start with its cue
+    action: Int32[Array, "*T"]
+    successor: Int32[Array, "*T"]  # the next state, or S + an outcome; -1 where the step is cut
 
 
 class MixtureActivations(NamedTuple):

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from ontogeny.agents.content_planner import expose_links, plan_with_results
 from ontogeny.agents.relay_streams import (
     ALGORITHMS,
-    EXPOSURE,
     GOAL_NAMES,
     NUM_ACTIONS,
     StreamSteps,
@@ -185,17 +185,11 @@ def _best(tester: Tester, knowledge: Knowledge, goal: int) -> tuple[Array, Array
 def _host_values(tester: Tester, weights: PyTree, steps: StreamSteps, knowledge: Knowledge) -> Float[Array, "A"]:
     """The values of the first actions for water, by backward induction over the predicted results of all links."""
     S = relay.num_states(tester.params)
-
-    queried = []
-    for state in range(S):
-        for action in range(NUM_ACTIONS):
-            fields = (EXPOSURE, 0, knowledge.start if state == 0 else state, action, 0)
-            exposure = StreamSteps(*(jnp.asarray(field, jnp.int32)[None] for field in fields))
-            queried.append(queries.join(steps, exposure))
+    exposures = expose_links(S, knowledge.start)
+    queried = [
+        queries.join(steps, jax.tree.map(lambda leaf, i=link: leaf[i : i + 1], exposures))
+        for link in range(S * NUM_ACTIONS)
+    ]
     logits = last_logits(tester, weights, queried)[:, 1, NUM_ACTIONS:]
     results = jax.nn.softmax(logits).reshape(S, NUM_ACTIONS, -1)
-    state_values, action_values = jnp.zeros(S), jnp.zeros((S, NUM_ACTIONS))
-    for _ in range(tester.params.depth):
-        action_values = results @ jnp.concatenate([state_values, OUTCOME_VALUES[:, WATER]])
-        state_values = jnp.max(action_values, axis=1)
-    return action_values[0]
+    return plan_with_results(results, OUTCOME_VALUES[:, WATER], tester.params.depth)[0]

@@ -1,0 +1,188 @@
+"""The agent `content_planner`: what its content is shown and asked, how the host plans, and where weights come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ontogeny import plugins, rollouts, steering, trees
+from ontogeny.agents.content_planner import expose_links, plan_with_results
+from ontogeny.agents.relay_streams import NUM_ACTIONS, Layout, StreamSteps, encode, sample_batch
+from ontogeny.agents.stream_training import ContentSettings, build_content
+from ontogeny.environments import relay
+from ontogeny.errors import BadInput
+from ontogeny.rng import key_from_seed
+from ontogeny.studies.mesa.planning.cells import CELLS
+from ontogeny.types import Percept
+
+SMALL = {"width": 8, "num_blocks": 1, "num_heads": 2}
+NUM_STEPS = 40
+PARAMS = relay.RelayParams(width=3, num_steps=NUM_STEPS)
+LAYOUT = Layout(relay.num_states(PARAMS))
+EXACT_CONTENT = '''
+"""A content that predicts that every link leads where it led last."""
+
+import jax
+import jax.numpy as jnp
+
+from ontogeny.agents.relay_streams import NUM_ACTIONS, Layout
+from ontogeny.content.base import Predictor
+
+
+def build(num_inputs, num_outputs, *, outputs="categorical"):
+    S = num_outputs - NUM_ACTIONS - 8
+    ends = [0]
+    for size in Layout(S).input_sizes.values():
+        ends.append(ends[-1] + size)
+    parts = dict(zip(Layout(S).input_sizes, zip(ends, ends[1:])))
+
+    def query(weights, links, inputs):
+        part = {name: inputs[first:end] for name, (first, end) in parts.items()}
+        before = jnp.argmax(part["observation_before"]), jnp.argmax(part["action_before"])
+        is_observed = part["observation_before"].sum() > 0
+        links = jnp.where(is_observed, links.at[before].set(jnp.argmax(part["successor_before"])), links)
+        result = links[jnp.argmax(part["observation"]), jnp.argmax(part["action"])]
+        return 20.0 * jax.nn.one_hot(NUM_ACTIONS + result, num_outputs), links
+
+    return Predictor(
+        lambda key: jnp.zeros(1), lambda weights: (), lambda: jnp.zeros((S + 2, NUM_ACTIONS), int), query, None,
+        lambda weights, scratch, batch, progress: (weights, scratch),
+    )
+'''
+
+
+def build(drives=None, num_steps=NUM_STEPS, env_settings=None, **settings):
+    """An environment with a graph of three middle states, and the agent with its steering."""
+    env = plugins.build("environments", "relay", width=3, num_steps=num_steps, **(env_settings or {}))
+    steer = steering.build(env.spec, drives)
+    return env, steer, plugins.build("agents", "content_planner", env.spec, steer, **settings)
+
+
+def run_lifetime(env, steer, agent, seed=1, learning=False):
+    """One lifetime: the last state and the trajectory."""
+    key = key_from_seed(seed)
+    return rollouts.rollout_lifetime(key, agent, env, steer, agent.genome(key), learning)
+
+
+def read_stream(trajectory):
+    """The steps of a lifetime as the host shows them to its content, without the last one."""
+    first, cut = np.asarray(trajectory.first)[1:], np.asarray(trajectory.discount)[:-1] > 0
+    outcome = np.round(np.asarray(trajectory.outcome)[:-1, 0] * 7).astype(int)
+    after = np.asarray(trajectory.observation)[1:]
+    successor = np.where(first & ~cut, LAYOUT.num_states + outcome, np.where(first, -1, after))
+    kind = np.where(first & cut, 2, 1)
+    fields = (kind, 0 * kind, trajectory.observation[:-1], trajectory.action[:-1], successor)
+    return StreamSteps(*(jnp.asarray(field, jnp.int32) for field in fields))
+
+
+def test_the_content_is_shown_every_step_and_asked_for_every_link():
+    """The actions of the host are the best ones for what its content predicts from the whole sequence at once."""
+    env, steer, agent = build({"food": 0.0, "water": 1.0}, **SMALL)
+    key = key_from_seed(1)
+    random = np.random.default_rng(0)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 1, leaf.shape), leaf.dtype), agent.genome(key))
+    walker = plugins.build("agents", "random", env.spec, steer)
+    _, trajectory = rollouts.rollout_lifetime(key, walker, env, steer, (), False)
+    before = jax.tree.map(lambda leaf: jnp.concatenate([0 * leaf[:1], leaf[:-1]]), trajectory)
+    action = before.action.at[0].set(-1)
+    percepts = Percept(trajectory.observation, action, before.reward, before.outcome, trajectory.first, before.discount)
+
+    def act(state, percept):
+        action, state = agent.act(key, state, percept)
+        return state, action
+
+    _, actions = jax.jit(lambda weights: jax.lax.scan(act, agent.init(key, weights), percepts))(weights)
+    predictor = build_content(ContentSettings(width=8, num_blocks=1, num_heads=2), PARAMS, LAYOUT)
+    steps, exposures = read_stream(trajectory), expose_links(LAYOUT.num_states, jnp.int32(0))
+    assert (steps.kind == 2).any() and (steps.successor >= LAYOUT.num_states).any()
+
+    @jax.jit
+    def plan(t):
+        """The values of all actions after t steps."""
+
+        def predict(exposure):
+            queried = jax.tree.map(lambda leaf, new: jnp.append(leaf, 0).at[t].set(new), steps, exposure)
+            inputs = encode(LAYOUT, queried, jnp.bool_(False)).inputs
+            return jax.nn.softmax(predictor.query_sequence(weights, inputs)[2 * t + 1, NUM_ACTIONS:])
+
+        results = jax.vmap(predict)(exposures).reshape(LAYOUT.num_states, NUM_ACTIONS, -1)
+        return plan_with_results(results, jnp.asarray(relay.FEATURES[:, 1]), PARAMS.depth)
+
+    values = np.stack([plan(t) for t in range(NUM_STEPS)])[np.arange(NUM_STEPS), np.asarray(trajectory.observation)]
+    is_clear = np.abs(values[:, 0] - values[:, 1]) > 1e-4
+    assert is_clear.sum() > NUM_STEPS / 2 and len(set(actions[is_clear].tolist())) == NUM_ACTIONS
+    assert (np.asarray(actions) == values.argmax(-1))[is_clear].all()
+
+
+@pytest.mark.parametrize(
+    "drives", [{"food": 1.0}, {"food": 0.0, "water": 1.0}, {"food": -1.0}], ids=["food", "water", "no food"]
+)
+def test_the_host_plans_exactly_with_exact_predictions_for_any_steering(tmp_path, drives):
+    (tmp_path / "exact.py").write_text(EXACT_CONTENT)
+    env_settings = {"unreliable_share": 0.0, "change_probability": 0.2}
+    env, steer, agent = build(drives, 120, env_settings, content=str(tmp_path / "exact.py"))
+    _, trajectory = run_lifetime(env, steer, agent)
+    steps = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), read_stream(trajectory))
+    worth = relay.FEATURES @ np.asarray(steer.weights)
+    links, num_trials = {}, 0
+    for t in range(len(steps.kind) - 1):
+        is_trial = steps.observation[t] == 0 and steps.kind[t + 1] != 2
+        if is_trial and len(links) == LAYOUT.num_states * NUM_ACTIONS:
+            paths = [(links[0, first], second) for first in range(NUM_ACTIONS) for second in range(NUM_ACTIONS)]
+            best = max(worth[links[path] - LAYOUT.num_states] for path in paths)
+            assert float(trajectory.reward[t + 1]) == pytest.approx(best, abs=1e-6)
+            num_trials += 1
+        if steps.kind[t] != 2:
+            links[steps.observation[t], steps.action[t]] = steps.successor[t]
+    assert num_trials > 10
+
+
+def test_the_content_learns_online_by_prediction_when_a_stream_is_complete():
+    env, steer, agent = build(num_steps=30, num_stream_steps=20, **SMALL)
+    key = key_from_seed(2)
+    genome = agent.genome(key)
+    before, _ = rollouts.rollout_lifetime(key, agent, env, steer, genome, True, num_steps=19)
+    after, _ = rollouts.rollout_lifetime(key, agent, env, steer, genome, True, num_steps=20)
+    assert trees.bitwise_equal(before.weights.content, genome)
+    assert not trees.bitwise_equal(after.weights.content, genome)
+
+
+def test_weights_come_from_a_file_that_fits(tmp_path):
+    path = str(tmp_path / "weights.safetensors")
+    trained = build(**SMALL)[2].genome(key_from_seed(5))
+    save_file(trees.to_arrays(trained), path)
+    assert trees.bitwise_equal(build(weights=path, **SMALL)[2].genome(key_from_seed(6)), trained)
+    with pytest.raises(BadInput, match="do not fit the content"):
+        build(weights=path, width=16, num_blocks=1)[2].genome(key_from_seed(6))
+    with pytest.raises(BadInput, match="cannot be read"):
+        build(weights=str(tmp_path / "absent.safetensors"))[2].genome(key_from_seed(6))
+    (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    with pytest.raises(BadInput, match="are damaged"):
+        build(weights=str(tmp_path / "damaged.safetensors"))[2].genome(key_from_seed(6))
+    with pytest.raises(BadInput, match="exclude each other"):
+        build(weights=path, num_updates=1)
+    with pytest.raises(BadInput, match="is for the environment 'relay'"):
+        spec = plugins.build("environments", "bandit").spec
+        plugins.build("agents", "content_planner", spec, steering.build(spec))
+
+
+def test_the_content_is_trained_by_prediction_when_the_genome_is_drawn():
+    settings = {**SMALL, "learning_rate": 0.01, "num_stream_steps": 20}
+    predictor = build_content(
+        ContentSettings(width=8, num_blocks=1, num_heads=2), PARAMS._replace(num_steps=20), LAYOUT
+    )
+    steps = sample_batch(key_from_seed(9), PARAMS._replace(num_steps=20), CELLS["random"].settings, 32, "validation")
+    batch = jax.vmap(lambda steps: encode(LAYOUT, steps, jnp.bool_(False)))(steps)
+
+    @jax.jit
+    def loss(weights):
+        log_probabilities = jax.nn.log_softmax(jax.vmap(lambda x: predictor.query_sequence(weights, x))(batch.inputs))
+        chosen = jnp.take_along_axis(log_probabilities, batch.target_index[..., None], axis=-1)[..., 0]
+        return -jnp.sum(chosen * batch.mask) / jnp.sum(batch.mask)
+
+    losses = [
+        float(loss(build(num_updates=number, algorithm="td_zero", **settings)[2].genome(key_from_seed(4))))
+        for number in (0, 100)
+    ]
+    assert losses[1] < 0.8 * losses[0]
