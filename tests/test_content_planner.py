@@ -76,7 +76,7 @@ def read_stream(trajectory):
     return StreamSteps(*(jnp.asarray(field, jnp.int32) for field in fields))
 
 
-def test_the_content_is_shown_every_step_and_asked_for_every_link():
+def test_the_content_receives_every_step_and_predicts_every_link():
     """The actions of the host are the best ones for what its content predicts from the whole sequence at once."""
     env, steer, agent = build({"food": 0.0, "water": 1.0}, **SMALL)
     key = key_from_seed(1)
@@ -167,7 +167,7 @@ def test_weights_come_from_a_file_that_fits(tmp_path):
         plugins.build("agents", "content_planner", spec, steering.build(spec))
 
 
-def test_the_content_is_trained_by_prediction_when_the_genome_is_drawn():
+def test_the_content_is_trained_by_prediction_before_its_lifetime():
     settings = {**SMALL, "learning_rate": 0.01, "num_stream_steps": 20}
     predictor = build_content(
         ContentSettings(width=8, num_blocks=1, num_heads=2), PARAMS._replace(num_steps=20), LAYOUT
