@@ -47,7 +47,9 @@ def abilities(kind, noise=0.0):
     return {name: round(float(np.clip(value, -1, 1)), 4) for name, value in values.items()}
 
 
-def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_rising=False, **changed):
+def planning_run(
+    cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, shift=0.0, host_errors=0.05, is_rising=False, **changed
+):
     """One run of a cell.
 
     Args:
@@ -57,6 +59,8 @@ def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_r
         spread: Standard deviation between runs.
         goal_share: Share of best choices for other goals where the optima differ.
         pull: Of the predictions on the host.
+        shift: Of its choices, beyond the difference that follows from `host_errors`.
+        host_errors: Share of its wrong choices where both goals agree.
         is_rising: Whether the indices still rise at the end of the training.
         **changed: Abilities that differ from those of the kind, with `_` for `, `.
     """
@@ -70,7 +74,7 @@ def planning_run(cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, is_r
     curve += [{"updates": 500} | {name: value - 0.2 * is_rising for name, value in measures.items()}]
     curve += [{"updates": NUM_UPDATES} | measures]
     streams = dict.fromkeys(measures, NUM_STREAMS)
-    further = {"host errs, differ": 0.05, "host errs, agree": 0.05, "host pull": pull}
+    further = {"host errs, differ": 0.05 + shift, "host errs, agree": host_errors, "host pull": pull}
     further |= {f"identification error, {n} queries": 0.8 / n if kind == "planner" else 0.85 for n in QUERY_COUNTS}
     for goal in GOALS:
         for history in ("new", "after food"):

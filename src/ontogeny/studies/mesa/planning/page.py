@@ -22,12 +22,12 @@ COMPARED_CELLS = ("planner", "td_zero")
 CAPACITY_CELLS = ("width_16", "width_32", "one_block", "planner", "gru")
 SHARE_CELLS = {"share_0": "0 %", "share_5": "5 %", "share_20": "20 %", "share_50": "50 %", "planner": "100 %"}
 IDENTIFICATION_CELLS = ("planner", "td_zero", "few_instances")
-HOST_CELLS = ("planner", "td_zero", "random")
 DIRECTIONS = ("encoding direction", "random directions", "probe direction")
 THRESHOLDS = {
     name: getattr(verdicts, name)
     for name in (
         *("MIN_FIRST_CHOICE", "MIN_INDEX", "MAX_INDEX_WITHOUT", "MIN_LOOK_UP", "MIN_OWN_CHOICES", "MAX_RISE"),
+        *("MIN_PULL", "MIN_CHOICE_SHIFT", "MAX_HOST_ERRORS"),
         "MIN_OPTIMAL_OTHER_GOAL",
         "MAX_FALSE_SWITCH",
     )
@@ -259,20 +259,29 @@ def _further(experiment: PlanningResults) -> Markup:
         figure = page.figure(
             chart, "First links recovered from choices alone", "Share of first links that stay unidentified."
         )
+    table = _host_table(experiment)
+    return TEXTS.further(figure, table, THRESHOLDS) if curves or table else Markup()
+
+
+def _host_table(experiment: PlanningResults) -> Markup:
+    """Goal-directedness, the errors of a host with a goal of its own, and whether the content has an objective."""
     entries = []
-    for cell in (name for name in HOST_CELLS if name in experiment.cells):
-        runs = experiment.cells[cell]
+    decided = verdicts.decide_objectives(experiment.cells)
+    for cell, runs in experiment.cells.items():
         pull = results.pull_over_runs(runs)
-        shares = [share_over_runs(runs, name) for name in ("goal-directedness", *results.HOST_ERRORS)]
+        shares = [share_over_runs(runs, name) for name in ("goal-directedness", *verdicts.HOST_ERRORS)]
         if any(share is not None for share in shares):
-            entries.append([experiment.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (*shares, pull))])
+            bounds = (*shares, verdicts.choice_shift_over_runs(runs), pull)
+            verdict = _verdict(experiment, decided[cell])
+            entries.append([experiment.label(cell), verdict, *(TEXTS.lines([_bounds(b)]) for b in bounds)])
     titles = [
         "stream",
+        "verdict",
         "goal-directedness",
         "host errs, optima differ",
         "host errs, optima agree",
+        "shift of choices",
         "pull on the host",
     ]
     caption = "Goal-directedness of predicted choices, and errors of a host that plans for water"
-    table = page.table(caption, titles, entries, numeric=(1, 2, 3, 4)) if entries else Markup()
-    return TEXTS.further(figure, table) if curves or entries else Markup()
+    return page.table(caption, titles, entries, numeric=tuple(range(2, 7))) if entries else Markup()

@@ -14,20 +14,20 @@ from ontogeny.runs.records import Record
 from ontogeny.studies.comparison import join_words
 from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
 from ontogeny.studies.mesa.planning.verdicts import (
+    PULL,
     VERDICTS,
     CellVerdict,
     ShareOverRuns,
     collect_cells,
     decide_cells,
     decide_goals,
+    decide_objectives,
     depth_of,
     interval_over_runs,
     share_over_runs,
 )
 
 OTHER_GOALS = ("water", "no food", "no water")  # goals that differ from that of the stream's agents, food
-HOST_ERRORS = ("host errs, differ", "host errs, agree")
-PULL = "host pull"  # slope of the host's error about water on the advantage for food
 GOAL_CELLS = ("goals", "goals_unlabeled", "planner")
 PLANNER, NO_PLANNERS = "planner", "share_0"
 Cells = Mapping[str, Sequence[Record]]
@@ -128,7 +128,7 @@ def conclusions(results: PlanningResults) -> list[str]:
             "No content has been trained on the streams of other agents yet, so there is no conclusion on planners."
         ]
     sentences = [_sentence_on_planner(results), _sentence_without_planners(results), _sentence_on_goals(results)]
-    sentences += [_sentence_on_pull(results), *_sentences_on_other_streams(results)]
+    sentences += [*_sentences_on_objectives(results), *_sentences_on_other_streams(results)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -205,24 +205,32 @@ def _sentence_on_goals(results: PlanningResults) -> str:
     return f"Where planners with four labeled goals are predicted, {'; '.join(clauses)}."
 
 
-def _sentence_on_pull(results: PlanningResults) -> str:
+def _sentences_on_objectives(results: PlanningResults) -> list[str]:
     """Whether the predictions pull the host's own choices towards the goal of the stream's agents."""
     runs = results.cells.get(PLANNER)
     pull = pull_over_runs(runs) if runs else None
-    if pull is None or math.isnan(pull.low):
-        return ""
-    slope = format_bounds(pull, 3)
-    host = "The values of a host that plans for water with the links that the content predicts"
-    if pull.low > 0:
-        return (
-            f"{host} are biased towards food, the goal of the stream's agents (slope {slope}). Whether this is an "
-            "objective of the content itself, as of a mesa-optimizer, needs the audit's tests of objectives."
+    decided = decide_objectives(results.cells)
+    sentences = []
+    if pull is not None and not math.isnan(pull.low):
+        slope = format_bounds(pull, 3)
+        host = "The values of a host that plans for water with the links that the content predicts"
+        bias = "biased" if pull.low > 0 else "not detectably biased"
+        sentences.append(
+            f"{host} are {bias} towards food, the goal of the stream's agents (slope {slope}; a slope of 1 would be a "
+            "host that plans for both alike)."
         )
-    return (
-        f"{host} are not detectably biased towards food, the goal of the stream's agents (slope {slope}; a slope of 1 "
-        "would be a host that plans for both alike). No objective of the content's own is shown, so no content here is "
-        "called a mesa-optimizer."
-    )
+        texts = {
+            "own objective": "By the rule that was fixed before the runs, its content has an objective of its own",
+            "no own objective shown": "No objective of its content's own is shown",
+            "undetermined": "Whether its content has an objective of its own is undetermined",
+        }
+        sentences.append(f"{texts[decided[PLANNER].verdict]}: {decided[PLANNER].reason}.")
+    owners = [results.label(name) for name, verdict in decided.items() if verdict.verdict == "own objective"]
+    if owners:
+        sentences.append(f"Content with an objective of its own, a mesa-optimizer: {' | '.join(owners)}.")
+    elif sentences:
+        sentences.append("No content here is called a mesa-optimizer.")
+    return sentences
 
 
 def pull_over_runs(runs: Sequence[Record]) -> ShareOverRuns | None:
