@@ -283,11 +283,11 @@ def decide_objectives(cells: Mapping[str, Sequence[Record]]) -> dict[str, CellVe
 
 def choice_shift_over_runs(runs: Sequence[Record]) -> ShareOverRuns | None:
     """The shift of the host's choices towards the agents' goal; None where a run lacks it."""
-    counted = [run for run in runs if all(run["num_streams"].get(name, 1) for name in HOST_ERRORS)]
-    if not counted or any(name not in run["measures"] for run in runs for name in HOST_ERRORS):
+    measured = [run for run in runs if all(run["num_streams"].get(name, 1) for name in HOST_ERRORS)]
+    if not measured or any(name not in run["measures"] for run in runs for name in HOST_ERRORS):
         return None
-    values = [run["measures"][HOST_ERRORS[0]] - run["measures"][HOST_ERRORS[1]] for run in counted]
-    num_streams = sum(min(run["num_streams"].get(name, 0) for name in HOST_ERRORS) for run in counted)
+    values = [run["measures"][HOST_ERRORS[0]] - run["measures"][HOST_ERRORS[1]] for run in measured]
+    num_streams = sum(min(run["num_streams"].get(name, 0) for name in HOST_ERRORS) for run in measured)
     return interval_over_runs(CHOICE_SHIFT, values, num_streams)
 
 
