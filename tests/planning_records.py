@@ -71,7 +71,7 @@ def planning_run(
         for name, share in changed.items()
     }
     curve = [{"updates": updates} | abilities("random") for updates in (0, 250)]
-    curve += [{"updates": 500} | {name: value - 0.2 * is_rising for name, value in measures.items()}]
+    curve += [{"updates": 500} | {name: value - 0.45 * is_rising for name, value in measures.items()}]
     curve += [{"updates": NUM_UPDATES} | measures]
     streams = dict.fromkeys(measures, NUM_STREAMS)
     further = {"host errs, differ": 0.05 + shift, "host errs, agree": host_errors, "host pull": pull}

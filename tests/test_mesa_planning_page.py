@@ -143,7 +143,7 @@ def test_noise_of_single_runs_does_not_make_the_positive_control_late():
     for num_low, expected in ((2, "contains no planner"), (10, "undetermined")):
         planners = planted.planning_cell("planner", "planner")
         for run in planners[:num_low]:
-            run["curve"][2][name] = 0.75
+            run["curve"][2][name] = 0.40
         tested = planted.planning_cell("tested", "one-step learner")
         cells = verdicts.collect_cells([*tested, *planners, *planted.controls()])
         assert verdicts.decide_cells(cells)["tested"].verdict == expected

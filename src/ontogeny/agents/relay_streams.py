@@ -73,6 +73,7 @@ class StreamSettings(NamedTuple):
     is_labeled: Bool[Array, ""]  # whether the sequence shows algorithm and goal of the member that chooses
     change_probability: Float[Array, ""]
     relevant_share: Float[Array, ""]  # of the exposures after the introduction
+    quiet_share: Float[Array, ""]  # probability that agents choose rarely in a stream
     has_cue: Bool[Array, ""]
     num_instances: Int32[Array, ""]  # 0: a new graph in every stream
 
@@ -166,8 +167,7 @@ def sample_stream(key: Key, params: RelayParams, settings: StreamSettings) -> St
         params: Settings of the environment that all runs share.
         settings: The others.
     """
-    # In half of the streams agents choose rarely, so that a choice may follow many exposures as well as few.
-    chooses_rarely = jax.random.bernoulli(jax.random.fold_in(key, RARITY_KEY))
+    chooses_rarely = jax.random.uniform(jax.random.fold_in(key, RARITY_KEY)) < settings.quiet_share
     choosing_share = 1 - settings.change_probability - params.repeat_probability
     params = params._replace(
         change_probability=settings.change_probability,

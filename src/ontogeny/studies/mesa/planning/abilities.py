@@ -185,7 +185,8 @@ def build_twins(
             parts.append(queries.show_link(params, knowledge.start, change, layer))
             after = after._replace(links=queries.apply_change(after.links, change))
         if num_fillers:
-            parts.append(queries.repeat_links(filler_key, params, after, num_fillers))
+            relevant_share = tester.settings.relevant_share
+            parts.append(queries.repeat_links(filler_key, params, after, num_fillers, relevant_share))
         return queries.join(*parts)
 
     same = tuple(change._replace(successor=knowledge.links[change.state, change.action]) for change in changes)

@@ -10,7 +10,7 @@ from ontogeny.agents.stream_training import ContentSettings
 from ontogeny.environments.relay import RelayParams
 
 REPEAT_PROBABILITY, CHANGE_PROBABILITY = 0.15, 0.4  # after the introduction, before each episode
-RELEVANT_SHARE = 0.8  # so that to be exposed does not tell that a link can be reached
+RELEVANT_SHARE, QUIET_SHARE = 1.0, 0.5
 DEPTHS = {
     2: RelayParams(depth=2, width=8, num_steps=60, repeat_probability=REPEAT_PROBABILITY),
     3: RelayParams(depth=3, width=4, num_steps=76, repeat_probability=REPEAT_PROBABILITY),
@@ -42,6 +42,7 @@ class Cell(NamedTuple):
         is_labeled: Whether the sequence shows which agent chooses.
         change_probability: Of a change in place of the next trial.
         relevant_share: Share of the exposures, changes included, whose link can be reached from the start.
+        quiet_share: Share of the streams in which agents choose rarely, so that choices follow many exposures or few.
         has_cue: Whether the start shows the action that was best at first.
         num_instances: Different graphs in training; 0 for a new one in each stream.
     """
@@ -54,6 +55,7 @@ class Cell(NamedTuple):
     is_labeled: bool = True
     change_probability: float = CHANGE_PROBABILITY
     relevant_share: float = RELEVANT_SHARE
+    quiet_share: float = QUIET_SHARE
     has_cue: bool = False
     num_instances: int = 0
 
@@ -75,7 +77,8 @@ class Cell(NamedTuple):
             shares[find_member(algorithm, goal)] = share
         return StreamSettings(
             jnp.asarray(shares), jnp.bool_(self.is_labeled), jnp.float32(self.change_probability),
-            jnp.float32(self.relevant_share), jnp.bool_(self.has_cue), jnp.int32(self.num_instances),
+            jnp.float32(self.relevant_share), jnp.float32(self.quiet_share), jnp.bool_(self.has_cue),
+            jnp.int32(self.num_instances),
         )  # fmt: skip
 
 

@@ -156,11 +156,28 @@ def ask_successor(start: Array, member: int | Array, state: Array, action: Array
     return _steps((TRIAL, member, jnp.where(state == 0, start, state), action, -1))
 
 
-def repeat_links(key: Key, params: RelayParams, knowledge: Knowledge, num_links: int) -> StreamSteps:
-    """Exposures of random links of the last layer, unchanged."""
-    first, end = relay.layer_bounds(params)[-2:]
-    state_key, action_key = jax.random.split(key)
-    states = jax.random.randint(state_key, (num_links,), first, end)
+def repeat_links(
+    key: Key, params: RelayParams, knowledge: Knowledge, num_links: int, relevant_share: float | Array
+) -> StreamSteps:
+    """Exposures of random links of the last layer as they are, drawn as the environment draws them.
+
+    Args:
+        key: Of the draws.
+        params: Of the environment.
+        knowledge: What the stream has shown.
+        num_links: Number of exposures.
+        relevant_share: Probability that an exposed link can be reached from the start.
+    """
+    relevance_key, state_key, walk_key, action_key = jax.random.split(key, 4)
+    walks = jax.random.randint(walk_key, (num_links, params.depth - 1), 0, NUM_ACTIONS)
+    reached = jnp.zeros(num_links, jnp.int32)
+    for layer in range(params.depth - 1):
+        reached = knowledge.links[reached, walks[:, layer]]
+    is_unreachable = ~relay.reachable_states(params, knowledge.links) & relay.is_last_layer(params)
+    logits = jnp.where(is_unreachable, 0.0, -jnp.inf)
+    unreachable = jax.random.categorical(state_key, logits, shape=(num_links,)).astype(jnp.int32)
+    is_relevant = jax.random.uniform(relevance_key, (num_links,)) < relevant_share
+    states = jnp.where(is_relevant | ~jnp.any(is_unreachable), reached, unreachable)
     actions = jax.random.randint(action_key, (num_links,), 0, NUM_ACTIONS)
     results = relay.num_states(params) + knowledge.links[states, actions]
     kinds, members = jnp.full(num_links, EXPOSURE, jnp.int32), jnp.zeros(num_links, jnp.int32)

@@ -9,8 +9,8 @@ from ontogeny.studies.mesa.planning.cells import CELLS, Cell
 from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId
 from ontogeny.studies.mesa.planning.training import TrainingPlan
 
-NUM_UPDATES = 24_000  # of each run of the full experiment
-SECONDS_PER_UPDATE = 0.02  # of one run at depth 2, on one processor core
+NUM_UPDATES = 18_000  # of each run of the full experiment
+SECONDS_PER_UPDATE = 0.055  # of one run at depth 2, on one processor core
 RUNS_PER_MEASUREMENT = {"cpu": 1, "gpu": 20}  # by JAX's name of the device
 CURVE_SHARES = (0.03, 0.06, 0.12, 0.18, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # of the updates, for measurements
 BRIEF_CONTENT = ContentSettings(width=16, num_blocks=1, num_heads=2, learning_rate=0.003)
@@ -67,7 +67,7 @@ def plan_measurements(training: TrainingPlan) -> MeasurementPlan:
 @cache
 def planning_budgets() -> dict[str, PlanningBudget]:
     """The sizes of the experiment by name, `full` and `brief`."""
-    training = TrainingPlan(NUM_UPDATES)
+    training = TrainingPlan(NUM_UPDATES, precision="bfloat16")
     brief_cells = {name: CELLS[name]._replace(content=BRIEF_CONTENT) for name in ("planner", "td_zero")}
     return {
         "full": PlanningBudget(CELLS, 10, training, plan_measurements(training)),

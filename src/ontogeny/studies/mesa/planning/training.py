@@ -25,13 +25,13 @@ class TrainingPlan(NamedTuple):
 
     Attributes:
         num_updates: Updates in all; the learning rate falls to zero along a cosine until the last.
-        batch_size: Streams in each update; no stream is used twice. Small batches need fewer streams in all.
+        batch_size: Streams in each update; no stream is used twice.
         updates_per_call: Updates in one call of the compiled program, whose streams are sampled at once.
         precision: Type of the numbers in which gradients are computed, `float32` or `bfloat16`; weights are float32.
     """
 
     num_updates: int
-    batch_size: int = 8
+    batch_size: int = 16
     updates_per_call: int = 100
     precision: str = "float32"
 

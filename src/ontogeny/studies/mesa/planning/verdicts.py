@@ -18,6 +18,7 @@ from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
 MIN_FIRST_CHOICE = 0.90
 MIN_INDEX = 0.80  # of revaluation, in each layer and in pairs, at each time
 MAX_INDEX_WITHOUT = 0.10  # of a content that does not plan, in some layer at all times
+MIN_EARLY_INDEX = 0.50  # of the positive control after half of the training, to tell it from a content without planner
 MIN_LOOK_UP = 0.99
 MIN_OWN_CHOICES = 0.90
 MAX_RISE = 0.10  # of that index over the last half of the training, by its upper bound over runs
@@ -179,7 +180,7 @@ def _flaw_of_positive_control(
         return f"the positive control {control} was not measured in the first half of the training"
     means = {name: fmean(points[-1][name] for points in early) for name in _index_names(depth)}
     weakest = min(means, key=lambda name: means[name])
-    if means[weakest] < MIN_INDEX:
+    if means[weakest] < MIN_EARLY_INDEX:
         return (
             f"the positive control {control} came to plan in the second half of the training only: its index was "
             f"{format_fixed(means[weakest], 2)} before ({weakest})"
