@@ -229,7 +229,7 @@ def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
     assert "TD(0)" in text and "planners with four labeled goals" in text and "share_50" not in text
     assert not re.search(r'(src|href)="(?!#)', text) and "<script" not in text and "nan" not in text
     charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', text)
-    assert len(charts) == text.count("<svg") == 14 and all(re.search(r"\d", label) for label in charts)
+    assert len(charts) == text.count("<svg") == 16 and all(re.search(r"\d", label) for label in charts)
     assert "Contents, trainings and controls" not in text and "has been audited yet" not in text
 
 

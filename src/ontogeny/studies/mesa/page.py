@@ -35,6 +35,11 @@ FIGURES = {  # by hypothesis: title, label of the axis, note
         "The bias of the reports towards predictable items, beyond what is accurate.",
     ),
 }
+EARLIER_QUESTIONS = {  # by hypothesis, the titles of verdict and effect
+    "plans": ("plans? (payouts of a chain)", "weakest link or pair"),
+    "learns": ("learns? (items of a stream)", "earlier outcomes"),
+    "objective": ("an objective? (items of a stream)", "bias beyond accuracy"),
+}
 LEARNS_EFFECTS = (*EFFECTS["learns"], "outcomes of the last episode")
 TRAINING_LABELS = {"prediction": "by prediction", "return": "on return", "student": "distilled from a planner"}
 APPROACHES = {"prediction": "ml_code", "return": "evolution", "student": "baseline"}
@@ -65,7 +70,7 @@ def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, 
     planning = study["budget"].get("planning")
     bodies = [
         ("missing", "What is missing", incomplete(study["planned_ids"], records)),
-        ("planning", PLANNING_TITLE, planning_page.render_body(records, planning)),
+        ("planning", PLANNING_TITLE, planning_page.render_body(records, planning, _earlier_answer(study, records))),
         *(_further_sections(study, records) if _has_further_parts(records) or not planning else ()),
         ("reproduce", "How to reproduce this page", _reproduce(study, records, seconds_by_id)),
     ]
@@ -90,6 +95,26 @@ def _conclusions(study: Study, records: Sequence[Record]) -> list[str]:
         further = comparison.conclusions(records, study["min_effects"])
         return [*further, *sentences] if experiment.is_brief else [*sentences, *further]
     return sentences
+
+
+def _earlier_answer(study: Study, records: Sequence[Record]) -> Markup:
+    """The verdicts on content that predicts items and payouts, for the page's part on planners; empty without any."""
+    tested: dict[str, dict[str, ContentGroup]] = {}
+    for group in comparison.collect_groups(records, study["min_effects"]):
+        if group.training == "prediction" and group.condition == "active":
+            tested.setdefault(group.content, {})[group.hypothesis] = group
+    entries = []
+    for content, groups in tested.items():
+        cells = [content]
+        for hypothesis in EARLIER_QUESTIONS:
+            group = groups.get(hypothesis)
+            cells += ["not tested", ""] if group is None else [TEXTS.verdict(group), _interval(group.summary_effect)]
+        entries.append(cells)
+    if not entries:
+        return Markup()
+    titles = ["content", *(title for titles in EARLIER_QUESTIONS.values() for title in titles)]
+    caption = "Content trained by prediction of items and payouts: verdicts and effects, means with 95 % intervals"
+    return page.table(caption, titles, entries, numeric=(2, 4, 6))
 
 
 def _reproduce(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, float]) -> Markup:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -21,10 +22,14 @@ from ontogeny.report.charts import (
 )
 from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
+from ontogeny.studies.mesa.planning.appearance import AppearanceTimes, format_times
 from ontogeny.studies.mesa.planning.results import TrainingPoint
 from ontogeny.studies.mesa.planning.verdicts import ShareOverRuns
 
-STYLES = ((ML_CODE, "D"), (INK, "o"), (BASELINE, "s"), (EVOLUTION, "^"))  # color and marker of each curve
+STYLES = (  # color and marker of each curve
+    *((ML_CODE, "D"), (INK, "o"), (BASELINE, "s"), (EVOLUTION, "^")),
+    *((MUTED, "v"), (ML_CODE, "P"), (INK, "X")),
+)
 ACTION_STYLES = ("-", (0, (3, 2)))  # how links of the two actions are drawn
 Curves = Mapping[str, Sequence[tuple[float, ShareOverRuns]]]  # by label, position and value
 
@@ -145,7 +150,7 @@ def _draw_curves(
         if threshold is not None:
             axes.axhline(threshold, color=INK, lw=0.9, ls=(0, (3, 2)))
         ends = []
-        for (key, curve), (color, marker) in zip(curves.items(), STYLES, strict=False):
+        for (key, curve), (color, marker) in zip(curves.items(), cycle(STYLES), strict=False):
             xs = [positions.index(x) if ticks else x for x, _ in curve]
             bounds = [share for _, share in curve]
             lows, highs = ([_end(b, end) for b in bounds] for end in ("low", "high"))
@@ -182,7 +187,7 @@ def draw_cells(
     """
     with new_panel(4.8, 3.6) as (figure, axes):
         axes.axhline(0, color=RULE, lw=1.0)
-        for i, ((key, bounds), (color, marker)) in enumerate(zip(series.items(), STYLES, strict=False)):
+        for i, ((key, bounds), (color, marker)) in enumerate(zip(series.items(), cycle(STYLES), strict=False)):
             xs = [x + 0.14 * (i - (len(series) - 1) / 2) for x in range(len(positions))]
             for x, share in zip(xs, bounds, strict=True):
                 axes.plot([x, x], [_end(share, "low"), _end(share, "high")], "-", color=color, lw=2.0)
@@ -201,6 +206,43 @@ def draw_cells(
             for key, bounds in series.items()
         )
         return inline_svg(figure, name, f"{title}. {values}")
+
+
+def draw_appearance(
+    name: str, series: Mapping[str, Sequence[AppearanceTimes]], positions: Sequence[str], title: str, num_updates: int
+) -> Markup:
+    """Draw when abilities appear in the training, by cell: the median over runs, and the range as a line.
+
+    Args:
+        name: Prefix of the element ids, unique on the page.
+        series: By ability, the times of each cell.
+        positions: Labels of the cells.
+        title: What distinguishes the cells.
+        num_updates: Of the training; what does not appear is drawn above it.
+    """
+    above = 1.12 * num_updates
+    with new_panel(4.8, 3.8) as (figure, axes):
+        axes.axhline(num_updates, color=INK, lw=0.9, ls=(0, (3, 2)))
+        for i, ((key, times), (color, marker)) in enumerate(zip(series.items(), cycle(STYLES), strict=False)):
+            xs = [x + 0.8 / len(series) * (i - (len(series) - 1) / 2) for x in range(len(positions))]
+            for x, time in zip(xs, times, strict=True):
+                axes.plot([x, x], [min(time.first, above), min(time.last, above)], "-", color=color, lw=2.0)
+            axes.plot(xs, [min(time.median, above) for time in times], marker, color=color, ms=5, ls="", label=key)
+        axes.set_xticks(range(len(positions)), positions)
+        axes.set_xlim(-0.6, len(positions) - 0.4)
+        axes.set_ylim(-0.04 * num_updates, 1.2 * num_updates)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y <= num_updates else "")
+        axes.set_ylabel("updates")
+        axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        values = "; ".join(
+            f"{key}: "
+            + ", ".join(
+                f"{' '.join(format_times(time))} at {' '.join(position.split())}"
+                for time, position in zip(times, positions, strict=True)
+            )
+            for key, times in series.items()
+        )
+        return inline_svg(figure, name, f"{title}, updates. {values}")
 
 
 def _end(bounds: ShareOverRuns, end: str) -> float:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from ontogeny.report import page
 from ontogeny.report.formatting import pluralize
 from ontogeny.runs.records import Record
-from ontogeny.studies.mesa.planning import figures, results, verdicts
+from ontogeny.studies.mesa.planning import appearance, figures, results, verdicts
 from ontogeny.studies.mesa.planning.names import PAIRS, QUERY_COUNTS, TIMINGS
 from ontogeny.studies.mesa.planning.results import PlanningResults
 from ontogeny.studies.mesa.planning.verdicts import CellVerdict, ShareOverRuns, share_over_runs
@@ -17,7 +17,6 @@ from ontogeny.studies.mesa.planning.verdicts import CellVerdict, ShareOverRuns, 
 TEXTS = page.load_macros("ontogeny.studies.mesa", "planning.html.j2")
 CONTROL_TITLES = ("false switch", "changed link")
 NUM_EVENTS = 5  # of the row below the picture, exposures at first and trials
-CURVE_THRESHOLDS = {"look-up": "MIN_LOOK_UP", "first choice": "MIN_FIRST_CHOICE"}  # of other curves: MIN_INDEX
 COMPARED_CELLS = ("planner", "td_zero")
 CAPACITY_CELLS = ("width_16", "width_32", "one_block", "planner", "gru")
 SHARE_CELLS = {"share_0": "0 %", "share_5": "5 %", "share_20": "20 %", "share_50": "50 %", "planner": "100 %"}
@@ -34,12 +33,13 @@ THRESHOLDS = {
 }
 
 
-def render_body(records: Sequence[Record], budget: Mapping[str, Any] | None) -> Markup:
+def render_body(records: Sequence[Record], budget: Mapping[str, Any] | None, earlier_table: str = "") -> Markup:
     """Render the section: question, answer, evidence; empty where there is no record of the experiment.
 
     Args:
         records: All records of the study.
         budget: Of the experiment, as `spec.json` has it.
+        earlier_table: The same question for other content of the study, which stands below the verdicts.
     """
     experiment = results.collect_results(records, budget)
     examples = [record for record in records if record["kind"] == "planning_example"]
@@ -48,7 +48,7 @@ def render_body(records: Sequence[Record], budget: Mapping[str, Any] | None) -> 
     parts = [TEXTS.question(results.conclusions(experiment), experiment.is_brief)]
     parts += [_example(example) for example in examples[:1]]
     if experiment.cells:
-        parts.append(TEXTS.verdicts(_verdict_tables(experiment), THRESHOLDS))
+        parts.append(TEXTS.verdicts(_verdict_tables(experiment), THRESHOLDS, earlier_table))
         parts += [_when(experiment), _interventions(experiment), _goals(experiment), _further(experiment)]
     numbers = sorted({len(runs) for runs in experiment.cells.values()})
     return Markup().join([*parts, TEXTS.limits(numbers, experiment.is_brief)])
@@ -89,7 +89,15 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
     for depth in depths:
         cells = {name: runs for name, runs in experiment.cells.items() if verdicts.depth_of(runs[0]) == depth}
         layers = results.layer_names(next(iter(cells.values())))
-        entries = [_ability_cells(experiment, name, runs, layers) for name, runs in cells.items()]
+        entries = [
+            [
+                TEXTS.label(experiment.label(name), pluralize(len(runs), "run")),
+                _verdict(experiment, experiment.verdicts[name]),
+                *_ability_cells(runs, layers),
+            ]
+            for name, runs in cells.items()
+        ]
+        entries += [_untrained_row(experiment, cells, layers), _count_row(cells, layers)]
         titles = ["stream", "verdict", "look-up", "first choice", "own choices", *layers, *CONTROL_TITLES]
         caption = (
             f"Depth {depth}: shares and indices of revaluation, means over runs with 95 % intervals. Each index is "
@@ -99,18 +107,47 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
     return Markup().join(tables)
 
 
-def _ability_cells(experiment: PlanningResults, name: str, runs: Sequence[Record], layers: Sequence[str]) -> list[str]:
-    """The cells of one row."""
+def _untrained_row(
+    experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], layers: Sequence[str]
+) -> page.TableRow:
+    """The content of one cell before its training, with the test streams of that cell."""
+    name = results.PLANNER if results.PLANNER in cells else next(iter(cells))
+    points: list[Record] = [
+        {"measures": run["curve"][0], "num_streams": run.get("num_curve_streams", {})}
+        for run in cells[name]
+        if run["curve"] and run["curve"][0]["updates"] == 0
+    ]
+    label = TEXTS.label("untrained content", f"{pluralize(len(points), 'run')}; streams: {experiment.label(name)}")
+    shares = _ability_cells(points, layers) if points else ["not measured"] * (3 + len(layers) + len(CONTROL_TITLES))
+    return page.TableRow([label, TEXTS.verdict("control", "before the first update"), *shares], "first")
+
+
+def _count_row(cells: Mapping[str, Sequence[Record]], layers: Sequence[str]) -> page.TableRow:
+    """The valid test streams of one run after its training, by column of the table of verdicts."""
+    runs = [run for of_cell in cells.values() for run in of_cell]
+    timed = [[f"{layer}, {timing}" for timing in TIMINGS] for layer in layers]
+    tested = [name for names, layer in zip(timed, layers, strict=True) for name in names if layer not in PAIRS]
+    columns = [["look-up"], ["first choice"], ["own choices"], *timed]
+    columns += [[f"{control}, {name}" for name in tested] for control in ("false switch", "look-up")]
+    label = TEXTS.label("valid test streams", "of a run after its training")
+    return page.TableRow([label, "", *(_stream_range(runs, names) or "not recorded" for names in columns)], "first")
+
+
+def _stream_range(runs: Sequence[Record], names: Sequence[str]) -> str:
+    """The smallest and largest number of valid test streams of measures in a run; empty where none is recorded."""
+    counts = [run["num_streams"][name] for run in runs for name in names if name in run["num_streams"]]
+    if not counts:
+        return ""
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _ability_cells(runs: Sequence[Record], layers: Sequence[str]) -> list[Markup]:
+    """The measures of one row."""
     shares = [[share_over_runs(runs, measure)] for measure in ("look-up", "first choice", "own choices")]
     shares += [[share_over_runs(runs, f"{layer}, {timing}") for timing in TIMINGS] for layer in layers]
     for control, extreme in (("false switch", max), ("look-up", min)):
         shares.append([_extreme_control(runs, control, extreme)])
-    label = TEXTS.label(experiment.label(name), pluralize(len(runs), "run"))
-    return [
-        label,
-        _verdict(experiment, experiment.verdicts[name]),
-        *(TEXTS.lines(list(map(_bounds, group))) for group in shares),
-    ]
+    return [TEXTS.lines(list(map(_bounds, group))) for group in shares]
 
 
 def _extreme_control(
@@ -140,13 +177,12 @@ def _when(experiment: PlanningResults) -> Markup:
     """Indices against updates, capacity and the share of planners."""
     panels = []
     curve_cells = [name for name in COMPARED_CELLS if name in experiment.cells]
-    names = [*CURVE_THRESHOLDS, *(results.layer_names(experiment.cells[curve_cells[0]]) if curve_cells else [])]
+    names = appearance.list_abilities(experiment.cells[curve_cells[0]]) if curve_cells else []
     for name in names:
         curves = {experiment.label(cell): results.curve_over_runs(experiment.cells[cell], name) for cell in curve_cells}
         curves = {label: curve for label, curve in curves.items() if curve}
         if curves:
-            is_index = name not in CURVE_THRESHOLDS
-            threshold = THRESHOLDS[CURVE_THRESHOLDS.get(name, "MIN_INDEX")]
+            is_index, threshold = name not in appearance.CURVE_THRESHOLDS, appearance.threshold_of(name)
             chart = figures.draw_training(
                 f"planning-updates-{name.replace(' ', '-')}", curves, "index" if is_index else "share", threshold
             )
@@ -154,14 +190,43 @@ def _when(experiment: PlanningResults) -> Markup:
             panels.append(page.figure(chart, name.capitalize(), note))
     capacity = {name: _capacity_label(experiment, name) for name in CAPACITY_CELLS if name in experiment.cells}
     shares = {name: label for name, label in SHARE_CELLS.items() if name in experiment.cells}
-    wide = []
+    wide, times = [], []
     for anchor, title, labels, note in (
         ("capacity", "By capacity", capacity, "Network and number of parameters. Indices: mean over the timings."),
         ("share", "By the share of planners in the stream", shares, "Indices: mean over the timings."),
     ):
         if len(labels) > 1:
             wide.append(page.figure(_draw_cells(experiment, anchor, title, labels), title, note))
-    return TEXTS.when(page.panels([*panels, *wide])) if panels or wide else Markup()
+            times.append(_draw_appearance(experiment, anchor, f"Appearance {title[0].lower()}{title[1:]}", labels))
+    charts = page.panels([*panels, *wide, *times])
+    return TEXTS.when(charts, _appearance_tables(experiment)) if panels or wide else Markup()
+
+
+def _draw_appearance(experiment: PlanningResults, anchor: str, title: str, labels: Mapping[str, str]) -> Markup:
+    """One chart of the times at which abilities appear in several cells."""
+    cells = {name: experiment.cells[name] for name in labels}
+    abilities = appearance.list_abilities(next(iter(cells.values())))
+    series = {name: [appearance.times_over_runs(runs, name) for runs in cells.values()] for name in abilities}
+    num_updates = max(run["num_updates"] for runs in cells.values() for run in runs)
+    chart = figures.draw_appearance(f"planning-appearance-{anchor}", series, list(labels.values()), title, num_updates)
+    return page.figure(chart, title, "Median over runs, with the range. Above the dashed line: not in the training.")
+
+
+def _appearance_tables(experiment: PlanningResults) -> Markup:
+    """When each ability appears in each cell, one table for each depth."""
+    tables = []
+    for depth in sorted({verdicts.depth_of(runs[0]) for runs in experiment.cells.values()}):
+        cells = {name: runs for name, runs in experiment.cells.items() if verdicts.depth_of(runs[0]) == depth}
+        abilities = appearance.list_abilities(next(iter(cells.values())))
+        entries = []
+        for name, runs in cells.items():
+            times = [appearance.format_times(appearance.times_over_runs(runs, ability)) for ability in abilities]
+            label = TEXTS.label(experiment.label(name), pluralize(runs[0]["num_parameters"], "parameter"))
+            entries.append([label, *(TEXTS.lines([time]) for time in times)])
+        titles = ["stream", *(f"{ability} ≥ {appearance.threshold_of(ability):g}" for ability in abilities)]
+        caption = f"Depth {depth}: updates after which each ability stays at or above its threshold, median and range"
+        tables.append(page.table(caption, titles, entries, numeric=tuple(range(1, len(titles)))))
+    return Markup().join(tables)
 
 
 def _capacity_label(experiment: PlanningResults, name: str) -> str:
@@ -186,14 +251,19 @@ def _interventions(experiment: PlanningResults) -> Markup:
         interchange = {layer: _by_level(runs, f"interchange, {layer}") for layer in layers}
         directions = {name: _by_level(runs, name) for name in DIRECTIONS}
         directions["probe R²"] = _by_level(runs, "probe R2")
-        for anchor, curves, axis, title, note in (
-            ("interchange", interchange, "effect on the choice", "Interchange", "The stream of the changed twin."),
-            ("steering", directions, "reversed choices, R²", "Steering", "Along each kind of direction."),
+        streams = {
+            "interchange": _stream_range(runs, [f"interchange, {layer}, level 0" for layer in layers]),
+            "steering": _stream_range(runs, [f"{DIRECTIONS[0]}, level 0"]),
+        }
+        for anchor, curves, axis, note in (
+            ("interchange", interchange, "effect on the choice", "The stream of the changed twin."),
+            ("steering", directions, "reversed choices, R²", "Along each kind of direction."),
         ):
+            note = f"{note} Valid test streams of a run: {streams[anchor]}." if streams[anchor] else note
             curves = {name: curve for name, curve in curves.items() if curve}
             if curves:
                 chart = figures.draw_levels(f"planning-{anchor}-{cell.replace('_', '-')}", curves, axis)
-                panels.append(page.figure(chart, f"{title}: {label}", note))
+                panels.append(page.figure(chart, f"{anchor.capitalize()}: {label}", note))
     return TEXTS.interventions(page.panels(panels), _ablation_table(experiment)) if panels else Markup()
 
 
@@ -204,21 +274,22 @@ def _by_level(runs: Sequence[Record], name: str) -> list[tuple[float, ShareOverR
 
 
 def _ablation_table(experiment: PlanningResults) -> Markup:
-    """The share of best choices without the component along the encoding direction, by level."""
+    """The choices that change without the component along the encoding direction or a random one, by level."""
     entries, num_levels = [], 0
     for cell in (name for name in COMPARED_CELLS if name in experiment.cells):
-        levels = _by_level(experiment.cells[cell], "ablation")
-        if levels:
-            intact = share_over_runs(experiment.cells[cell], "best choices")
-            num_levels = len(levels)
-            entries.append(
-                [experiment.label(cell), *(TEXTS.lines([_bounds(b)]) for b in (intact, *(b for _, b in levels)))]
-            )
+        runs = experiment.cells[cell]
+        for name, direction in (("ablation", "encoding direction"), ("random ablations", "random directions, mean")):
+            levels = _by_level(runs, name)
+            if levels:
+                num_levels = len(levels)
+                shares = (share_over_runs(runs, "best choices"), *(share for _, share in levels))
+                label = experiment.label(cell)
+                entries.append([label, direction, *(TEXTS.lines([_bounds(share)]) for share in shares)])
     if not entries:
         return Markup()
-    titles = ["stream", "intact", *(f"level {level}" for level in range(num_levels))]
-    caption = "Share of best first choices, intact and without the component along the encoding direction"
-    return page.table(caption, titles, entries, numeric=tuple(range(1, len(titles))))
+    titles = ["stream", "component removed", "best choices, intact", *(f"level {level}" for level in range(num_levels))]
+    caption = "Share of correctly predicted first choices that change without a component of the stream"
+    return page.table(caption, titles, entries, numeric=tuple(range(2, len(titles))))
 
 
 def _goals(experiment: PlanningResults) -> Markup:
@@ -237,9 +308,22 @@ def _goals(experiment: PlanningResults) -> Markup:
                 entries.append(page.TableRow(cells, "first" if is_first else ""))
     if not entries:
         return Markup()
+    runs = [run for cell in results.GOAL_CELLS for run in experiment.cells.get(cell, ())]
+    counts = [
+        _stream_range(runs, [f"{goal}, {history}, {case}" for goal in results.OTHER_GOALS]) for history, case in cases
+    ]
+    if any(counts):
+        entries.append(page.TableRow(["valid test streams of a run", "", "", *counts], "first"))
     titles = ["stream", "goal", "verdict", *(f"{history}, optima {case}" for history, case in cases)]
     caption = "Share of best choices for a goal that differs from that of the stream's agents, food"
     return TEXTS.goals(page.table(caption, titles, entries, numeric=(3, 4, 5, 6)), THRESHOLDS["MIN_OPTIMAL_OTHER_GOAL"])
+
+
+def _identification_streams(experiment: PlanningResults) -> str:
+    """The number of test streams of the identification."""
+    runs = [run for cell in IDENTIFICATION_CELLS for run in experiment.cells.get(cell, ())]
+    streams = _stream_range(runs, [f"identification error, {count} queries" for count in QUERY_COUNTS])
+    return f"Test streams of a run: {streams}." if streams else ""
 
 
 def _further(experiment: PlanningResults) -> Markup:
@@ -257,7 +341,9 @@ def _further(experiment: PlanningResults) -> Markup:
     if curves:
         chart = figures.draw_identification("planning-identification", curves)
         figure = page.figure(
-            chart, "First links recovered from choices alone", "Share of first links that stay unidentified."
+            chart,
+            "First links recovered from choices alone",
+            f"Share of first links that stay unidentified. {_identification_streams(experiment)}",
         )
     table = _host_table(experiment)
     return TEXTS.further(figure, table, THRESHOLDS) if curves or table else Markup()
