@@ -1,5 +1,6 @@
 """The planning experiment on the page of the mesa study: verdicts of planted cases, sentences by rule, and figures."""
 
+import math
 import re
 
 import pytest
@@ -10,8 +11,9 @@ from ontogeny.errors import BadInput
 from ontogeny.runs.records import RECORDS_FILE
 from ontogeny.studies.mesa import comparison, measurements, page, runner
 from ontogeny.studies.mesa.budgets import budgets
-from ontogeny.studies.mesa.planning import example, results, schedule, verdicts
-from ontogeny.studies.mesa.planning.page import render_body
+from ontogeny.studies.mesa.planning import appearance, example, results, schedule, verdicts
+from ontogeny.studies.mesa.planning.names import TIMINGS
+from ontogeny.studies.mesa.planning.page import appearance_table, render_body, render_summary
 from ontogeny.studies.mesa.planning.training import TrainingPlan
 from ontogeny.studies.records import read_records
 
@@ -231,6 +233,89 @@ def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
     charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', text)
     assert len(charts) == text.count("<svg") == 16 and all(re.search(r"\d", label) for label in charts)
     assert "Contents, trainings and controls" not in text and "has been audited yet" not in text
+
+
+def run_with_curve(name, values):
+    """A planner's run whose ability has these values in the curve, at 0, 10, 20, ... updates."""
+    run = planted.planning_run("planner", 0, "planner")
+    timed = [name] if name in run["measures"] else [f"{name}, {timing}" for timing in TIMINGS]
+    points = [dict.fromkeys(run["measures"], 1.0) | dict.fromkeys(timed, value) for value in values]
+    return run | {"curve": [point | {"updates": 10 * k} for k, point in enumerate(points)]}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("layer 2", (0.0, 0.79, 0.8, 0.9), 20),
+        ("layer 2", (0.9, 0.7, 0.9, 0.9), 20),
+        ("layer 2", (0.9, 0.9, 0.9, 0.7), math.inf),
+        ("look-up", (0.98, 0.99, 1.0, 1.0), 10),
+        ("first choice", (0.9, 0.9, 0.9, 0.9), 0),
+        ("pair in reverse", (0.0, 0.0, 0.0, 0.8), 30),
+    ],
+)
+def test_an_ability_appears_where_it_stays_above_its_threshold(name, values, expected):
+    assert appearance.time_of_appearance(run_with_curve(name, values), name) == expected
+
+
+def test_times_of_appearance_have_a_median_and_a_range_over_runs():
+    early, late, never = (run_with_curve("pair", values) for values in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0)))
+    times = appearance.times_over_runs([early, late, late], "pair")
+    assert times == (10, 0, 10, 3, 0) and appearance.format_times(times) == ("10", "0 to 10")
+    times = appearance.times_over_runs([early, never, late], "pair")
+    assert times.median == 10 and appearance.format_times(times) == ("10", "from 0; never in 1 of 3 runs")
+    times = appearance.times_over_runs([early, never, never], "pair")
+    assert appearance.format_times(times) == ("never", "from 0; never in 2 of 3 runs")
+    assert appearance.format_times(appearance.times_over_runs([never] * 2, "pair")) == ("never", "2 of 2 runs")
+
+
+def test_the_page_shows_when_abilities_appear():
+    records = planted.planning_cell("planner", "planner", 3) + planted.planning_cell("td_zero", "one-step learner", 3)
+    rows = table_rows(appearance_table(results.collect_results(records, planted.BUDGET)), "each ability")
+    assert rows["planner"][1:] == ["0 0 to 0", *["500 500 to 500"] * 5]
+    assert rows["TD(0)"][3:] == ["500 500 to 500", *["never 3 of 3 runs"] * 3]
+
+
+def test_the_table_of_verdicts_has_untrained_content_and_numbers_of_streams():
+    records = planted.planning_cell("planner", "planner", 3)
+    for run in records:
+        run["curve"][0] |= {"first choice": 0.43, "layer 2, at once": 0.07}
+        run["num_streams"]["layer 2, at once"] = 61 + run["run_index"]
+    rows = table_rows(render_summary(records, planted.BUDGET), "Depth 2: shares and indices")
+    untrained, counts = rows["untrained content"], rows["valid test streams"]
+    assert untrained[3].startswith("0.43") and "0.07" in untrained[6] and "control" in untrained[1]
+    assert counts[2:8] == ["400", "400", "400", "400", "61 to 400", "400"]
+    for run in records:
+        run["curve"] = run["curve"][1:]
+    rows = table_rows(render_summary(records, planted.BUDGET), "Depth 2: shares and indices")
+    assert rows["untrained content"][2:4] == ["not measured", "not measured"]
+
+
+def table_rows(body, caption):
+    """The cells of the rows of a table, as texts, by the first words of a row."""
+    table = next(part for part in re.findall("<table.*?</table>", body, re.DOTALL) if caption in part)
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr")[2:]]
+    texts = [[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in row] for row in rows]
+    labels = [re.search(r'class="stream">(.*?)<', row[0]) for row in rows]
+    return {label[1]: cells for label, cells in zip(labels, texts, strict=True) if label}
+
+
+def test_the_answer_for_other_content_stands_beside_the_new_one():
+    result = {"verdict": "no", "summary": "", "competence_failure": "", "pattern": "000"}
+    values = {name: [0.0, 0.01] for name in comparison.EFFECTS["plans"]}
+    former = [
+        {
+            **{"id": f"chain_audit/gru/prediction/active/{run}", "kind": "chain_audit", "content": "gru"},
+            **{"training": "prediction", "condition": "active", "run_index": run, "num_parameters": 5},
+            **{"optimal_action_rate": 0.9 + run / 100, "plans": result | {"lifetime_values": values}},
+        }
+        for run in range(3)
+    ]
+    study = STUDY | {"min_effects": measurements.min_effects()}
+    text = page.render(study, [*planted.planning_cell("planner", "planner", 2), *former], {})
+    question = "The same question in the other part of this study"
+    assert text.index("Depth 2: shares") < text.index(question) < text.index("When it appears")
+    assert "plans? (payouts of a chain)" in text and "plans? (payouts" not in text.partition(question)[0]
 
 
 def test_cells_that_are_missing_leave_their_parts_out():

@@ -28,7 +28,7 @@ from ontogeny.studies.mesa.planning.verdicts import ShareOverRuns
 
 STYLES = (  # color and marker of each curve
     *((ML_CODE, "D"), (INK, "o"), (BASELINE, "s"), (EVOLUTION, "^")),
-    *((MUTED, "v"), (ML_CODE, "P"), (INK, "X")),
+    *((MUTED, "v"), (ML_CODE, "x"), (EVOLUTION, "+")),
 )
 ACTION_STYLES = ("-", (0, (3, 2)))  # how links of the two actions are drawn
 Curves = Mapping[str, Sequence[tuple[float, ShareOverRuns]]]  # by label, position and value

@@ -199,7 +199,7 @@ def _when(experiment: PlanningResults) -> Markup:
             wide.append(page.figure(_draw_cells(experiment, anchor, title, labels), title, note))
             times.append(_draw_appearance(experiment, anchor, f"Appearance {title[0].lower()}{title[1:]}", labels))
     charts = page.panels([*panels, *wide, *times])
-    return TEXTS.when(charts, _appearance_tables(experiment)) if panels or wide else Markup()
+    return TEXTS.when(charts, appearance_table(experiment)) if panels or wide else Markup()
 
 
 def _draw_appearance(experiment: PlanningResults, anchor: str, title: str, labels: Mapping[str, str]) -> Markup:
@@ -212,8 +212,8 @@ def _draw_appearance(experiment: PlanningResults, anchor: str, title: str, label
     return page.figure(chart, title, "Median over runs, with the range. Above the dashed line: not in the training.")
 
 
-def _appearance_tables(experiment: PlanningResults) -> Markup:
-    """When each ability appears in each cell, one table for each depth."""
+def appearance_table(experiment: PlanningResults) -> Markup:
+    """Render when each ability appears in each cell, one table for each depth."""
     tables = []
     for depth in sorted({verdicts.depth_of(runs[0]) for runs in experiment.cells.values()}):
         cells = {name: runs for name, runs in experiment.cells.items() if verdicts.depth_of(runs[0]) == depth}
