@@ -313,9 +313,9 @@ def test_the_answer_for_other_content_stands_beside_the_new_one():
     ]
     study = STUDY | {"min_effects": measurements.min_effects()}
     text = page.render(study, [*planted.planning_cell("planner", "planner", 2), *former], {})
-    question = "The same question in the other part of this study"
-    assert text.index("Depth 2: shares") < text.index(question) < text.index("When it appears")
-    assert "plans? (payouts of a chain)" in text and "plans? (payouts" not in text.partition(question)[0]
+    words = "Beside it the verdicts of the other part of this study"
+    assert text.index("Depth 2: shares") < text.index(words) < text.index("When it appears")
+    assert "plans? (payouts of a chain)" in text and "plans? (payouts" not in text.partition(words)[0]
 
 
 def test_cells_that_are_missing_leave_their_parts_out():

@@ -35,7 +35,7 @@ FIGURES = {  # by hypothesis: title, label of the axis, note
         "The bias of the reports towards predictable items, beyond what is accurate.",
     ),
 }
-EARLIER_QUESTIONS = {  # by hypothesis, the titles of verdict and effect
+EARLIER_TITLES = {  # by hypothesis, the titles of verdict and effect
     "plans": ("plans? (payouts of a chain)", "weakest link or pair"),
     "learns": ("learns? (items of a stream)", "earlier outcomes"),
     "objective": ("an objective? (items of a stream)", "bias beyond accuracy"),
@@ -106,13 +106,13 @@ def _earlier_answer(study: Study, records: Sequence[Record]) -> Markup:
     entries = []
     for content, groups in tested.items():
         cells = [content]
-        for hypothesis in EARLIER_QUESTIONS:
+        for hypothesis in EARLIER_TITLES:
             group = groups.get(hypothesis)
             cells += ["not tested", ""] if group is None else [TEXTS.verdict(group), _interval(group.summary_effect)]
         entries.append(cells)
     if not entries:
         return Markup()
-    titles = ["content", *(title for titles in EARLIER_QUESTIONS.values() for title in titles)]
+    titles = ["content", *(title for titles in EARLIER_TITLES.values() for title in titles)]
     caption = "Content trained by prediction of items and payouts: verdicts and effects, means with 95 % intervals"
     return page.table(caption, titles, entries, numeric=(2, 4, 6))
 

@@ -39,7 +39,7 @@ def render_body(records: Sequence[Record], budget: Mapping[str, Any] | None, ear
     Args:
         records: All records of the study.
         budget: Of the experiment, as `spec.json` has it.
-        earlier_table: The same question for other content of the study, which stands below the verdicts.
+        earlier_table: The verdicts on other content of the study, which stand below those of the experiment.
     """
     experiment = results.collect_results(records, budget)
     examples = [record for record in records if record["kind"] == "planning_example"]
