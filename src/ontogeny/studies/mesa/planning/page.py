@@ -97,7 +97,7 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
             ]
             for name, runs in cells.items()
         ]
-        entries += [_untrained_row(experiment, cells, layers), _count_row(cells, layers)]
+        entries += [_untrained_measures(experiment, cells, layers), _stream_counts(cells, layers)]
         titles = ["stream", "verdict", "look-up", "first choice", "own choices", *layers, *CONTROL_TITLES]
         caption = (
             f"Depth {depth}: shares and indices of revaluation, means over runs with 95 % intervals. Each index is "
@@ -107,7 +107,7 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
     return Markup().join(tables)
 
 
-def _untrained_row(
+def _untrained_measures(
     experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], layers: Sequence[str]
 ) -> page.TableRow:
     """The content of one cell before its training, with the test streams of that cell."""
@@ -122,7 +122,7 @@ def _untrained_row(
     return page.TableRow([label, TEXTS.verdict("control", "before the first update"), *shares], "first")
 
 
-def _count_row(cells: Mapping[str, Sequence[Record]], layers: Sequence[str]) -> page.TableRow:
+def _stream_counts(cells: Mapping[str, Sequence[Record]], layers: Sequence[str]) -> page.TableRow:
     """The valid test streams of one run after its training, by column of the table of verdicts."""
     runs = [run for of_cell in cells.values() for run in of_cell]
     timed = [[f"{layer}, {timing}" for timing in TIMINGS] for layer in layers]
