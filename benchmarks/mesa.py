@@ -1,12 +1,13 @@
-"""The results of the mesa study, one JSON line each: `python benchmarks/mesa.py --out studies/mesa [--small]`.
+"""The results of the mesa study, one JSON line each: `python benchmarks/mesa.py --out studies/mesa [--size small]`.
 
-Runs or resumes the study in the folder. Each line holds the effect of one hypothesis, content, training and condition
-as the study's page shows it, the standard error over runs, and the verdict.
+Runs or resumes the study in the folder; with `--read`, it prints what the folder holds and runs nothing. Each line
+holds the effect of one hypothesis, content, training and condition, or one measure of one cell of the planning
+experiment, as the study's page shows it, the standard error over runs, and the verdict.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,63 @@ from ontogeny.cli.jax_setup import configure_jax
 UNITS = {"objective": "probability", "learns": "sd of a step's score", "plans": "share of choices"}
 
 
-def records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a finished study."""
+def collect_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a study, in part or complete."""
     from ontogeny.runs.folder import read_spec
-    from ontogeny.stats import mean_interval
-    from ontogeny.studies.mesa.comparison import SCHEMA, collect_groups
+    from ontogeny.studies.mesa.comparison import SCHEMA
     from ontogeny.studies.records import read_records, read_seconds
 
-    spec = read_spec(folder).spec
+    spec, records, seconds_by_id = read_spec(folder).spec, read_records(folder, SCHEMA), read_seconds(folder)
+    yield from collect_cell_lines(records, spec["budget"].get("planning"), seconds_by_id)
+    yield from collect_group_lines(records, spec, seconds_by_id)
+
+
+def collect_cell_lines(
+    records: Sequence[Mapping[str, Any]], budget: Mapping[str, Any] | None, seconds_by_id: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
+    """The lines of the planning experiment: abilities and indices (means over the timings) of each cell.
+
+    Args:
+        records: All records of the study.
+        budget: Of the experiment, as `spec.json` has it.
+        seconds_by_id: Wall time by id of the record.
+    """
+    from ontogeny.stats import mean_interval
+    from ontogeny.studies.mesa.planning import results
+
+    experiment = results.collect_results([dict(record) for record in records], budget)
+    for cell, runs in experiment.cells.items():
+        seconds = sum(seconds_by_id.get(run["id"], 0.0) for run in runs)
+        verdict = "no verdict (brief)" if experiment.is_brief else experiment.verdicts[cell].verdict
+        for name in ("look-up", "first choice", "own choices", *results.layer_names(runs)):
+            values = [results.mean_over_timings(run["measures"], name) for run in runs]
+            share = results.index_over_runs(runs, name)
+            error = mean_interval(values).standard_error if len(values) > 1 else None
+            yield {
+                "name": f"mesa/planning/{cell}/{name.replace(' ', '_')}",
+                "value": round(share.mean, 5),
+                "unit": "share of test streams" if name in ("look-up", "first choice", "own choices") else "index",
+                "se": None if error is None else round(error, 5),
+                "tasks": len(runs),
+                "peer": None,
+                "peer_value": None,
+                "ratio": None,
+                "seconds": round(seconds, 1),
+                "setting": f"{verdict}; {len(runs)} runs, {results.format_bounds(share, 4)}; "
+                f"{runs[0]['num_updates']} updates of batch {runs[0]['batch_size']}, "
+                f"{runs[0]['num_parameters']} parameters",
+            }
+
+
+def collect_group_lines(
+    records: Sequence[Mapping[str, Any]], spec: Mapping[str, Any], seconds_by_id: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
+    """The lines of content that predicts items and payouts; the arguments are as of `collect_cell_lines`."""
+    from ontogeny.stats import mean_interval
+    from ontogeny.studies.mesa.comparison import collect_groups
+
     budget = spec["budget"]
-    seconds_by_id = read_seconds(folder)
-    for group in collect_groups(read_records(folder, SCHEMA), spec["min_effects"]):
+    for group in collect_groups([dict(record) for record in records], spec["min_effects"]):
         part, counts = group.summary_effect, group.verdict_counts
         seconds = sum(seconds for record_id, seconds in seconds_by_id.items() if f"/{group.content}/" in record_id)
         error = mean_interval(part.run_means).standard_error if group.num_runs > 1 else None
@@ -48,16 +95,18 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("studies/mesa"))
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--size", default="full", help="of a study that is run: full, planning or small")
+    parser.add_argument("--read", action="store_true", help="print the results of the folder and run nothing")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    configure_jax(None)
-    from ontogeny.studies.mesa.runner import run_mesa_study
+    if not options.read:
+        configure_jax(None)
+        from ontogeny.studies.mesa.runner import run_mesa_study
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    run_mesa_study("small" if options.small else "full", options.out, options.seed, on_event=lambda event: None)
-    for record in records(options.out):
-        print(json.dumps(record), flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        run_mesa_study(options.size, options.out, options.seed, on_event=lambda event: None)
+    for line in collect_lines(options.out):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """The planning experiment on the page of the mesa study: verdicts of planted cases, sentences by rule, and figures."""
 
+import json
 import math
 import re
+import runpy
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import planning_records as planted
@@ -316,6 +320,21 @@ def test_the_answer_for_other_content_stands_beside_the_new_one():
     words = "Beside it the verdicts of the other part of this study"
     assert text.index("Depth 2: shares") < text.index(words) < text.index("When it appears")
     assert "plans? (payouts of a chain)" in text and "plans? (payouts" not in text.partition(words)[0]
+
+
+def test_the_benchmark_prints_the_measures_of_every_cell():
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "mesa.py"))
+    records = [planted.EXAMPLE, *planted.planning_cell("planner", "planner", 3), *planted.controls()]
+    seconds = {f"planning/planner/{run}": 20.0 for run in range(3)}
+    lines = {line["name"]: line for line in benchmark["collect_cell_lines"](records, planted.BUDGET, seconds)}
+    assert len(lines) == 3 * 7
+    line = lines["mesa/planning/planner/layer_2"]
+    values = [results.mean_over_timings(run["measures"], "layer 2") for run in records[1:4]]
+    assert line["value"] == pytest.approx(sum(values) / 3, abs=1e-5) and line["unit"] == "index"
+    assert line["se"] == pytest.approx(np.std(values, ddof=1) / 3**0.5, abs=1e-5) and line["seconds"] == 60.0
+    assert line["setting"].startswith(f"contains a planner; 3 runs, {line['value']:.4f} (") and line["peer"] is None
+    assert {"name", "value", "unit", "se", "peer", "peer_value", "ratio", "seconds", "setting"} <= line.keys()
+    json.dumps(lines, allow_nan=False)
 
 
 def test_cells_that_are_missing_leave_their_parts_out():
