@@ -29,7 +29,7 @@ from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs import checkpoint
 from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
-from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, run_cells
+from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, check_runs, run_cells
 from ontogeny.studies.mesa.planning.names import TIMINGS
 from ontogeny.studies.mesa.planning.training import TrainingPlan
 
@@ -286,6 +286,10 @@ def test_the_weights_of_every_run_are_saved_before_its_record(tmp_path):
     assert not jnp.array_equal(*trained) and all(jnp.any(weights != 0) for weights in trained)
     metadata = checkpoint.read_metadata(folder, "random-0")
     assert (metadata["id"], metadata["depth"], metadata["num_updates"]) == ("planning/random/0", 2, 4)
+    # The same graphs give the same measures, and graphs of another seed others.
+    again, other = (next(check_runs(cells, run_ids, training, plan, seed, folder)) for seed in (1, 2))
+    assert again["measures"] == first_record["measures"] != other["measures"]
+    assert again["id"] == "planning/planner/1/new graphs" and again["kind"] == verdicts.CHECK_KIND
 
 
 @pytest.mark.slow

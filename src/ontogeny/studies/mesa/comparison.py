@@ -30,6 +30,7 @@ MAX_MAGNITUDES = {"objective": decisions.MAX_BIAS, "learns": decisions.MAX_EFFEC
 VERDICTS = ("yes", "no", "undetermined")
 SCHEMA = {  # required keys by kind of record
     "planning_example": ("depth", "width", "num_outcomes", "links", "episodes", "change", "best_paths"),
+    "planning_check": ("cell", "run_index", "measures", "num_streams"),
     "planning_run": ("cell", "run_index", "num_parameters", "num_updates", "measures", "num_streams", "curve"),
     "training": ("content", "num_parameters", "num_runs", "num_steps"),
     "stream_audit": (

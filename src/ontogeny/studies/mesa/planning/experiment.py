@@ -33,6 +33,7 @@ from ontogeny.studies.mesa.planning.training import (
     build_train_call,
     train,
 )
+from ontogeny.studies.mesa.planning.verdicts import CHECK_KIND
 from ontogeny.types import Key, PyTree
 
 DIGITS = 4
@@ -99,11 +100,8 @@ def run_cells(
     Yields:
         One record for each run.
     """
-    chosen = [cells[run_id.cell] for run_id in run_ids]
-    program = _build_program(chosen[0].program, training, measurement)
-    settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(cell.settings for cell in chosen))
-    members = jnp.asarray([find_member(cell.queried_algorithm) for cell in chosen], jnp.int32)
-    keys = jnp.stack([_run_key(seed, run_id) for run_id in run_ids])
+    program = _build_program(cells[run_ids[0].cell].program, training, measurement)
+    keys, settings, members = _stack_runs(cells, run_ids, seed)
     curves: list[list[dict[str, Any]]] = [[] for _ in run_ids]
     curve_counts: list[dict[str, int]] = [{} for _ in run_ids]
     tests = program.sample_tests(keys, settings)
@@ -135,6 +133,47 @@ def run_cells(
             "num_streams": _counts(values),
             "curve": curve,
             "num_curve_streams": counts,
+        }
+
+
+def check_runs(
+    cells: Mapping[str, Cell],
+    run_ids: Sequence[RunId],
+    training: TrainingPlan,
+    measurement: MeasurementPlan,
+    seed: int,
+    weights_folder: Path,
+) -> Iterator[Record]:
+    """Measures the abilities of trained runs again, on graphs of another seed.
+
+    A content that was written or chosen with knowledge of the test graphs fails here: choose the seed afterwards.
+
+    Args:
+        cells: By name; those of `run_ids` have the same architecture and depth.
+        run_ids: The runs.
+        training: Length of their training.
+        measurement: Of it `num_curve_streams` and `runs_at_once` count.
+        seed: Not that of the study.
+        weights_folder: As in `run_cells`.
+
+    Yields:
+        One record for each run.
+    """
+    program = _build_program(cells[run_ids[0].cell].program, training, measurement)
+    keys, settings, members = _stack_runs(cells, run_ids, seed)
+    template = jax.eval_shape(program.predictor.init, keys[0])
+    by_run = [checkpoint.load(weights_folder, _weights_name(run_id), template) for run_id in run_ids]
+    weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_run)
+    tests = program.sample_tests(keys, settings)
+    measured = program.measure_curve(keys, settings, members, tests, weights)
+    for run_id, values in zip(run_ids, measured, strict=True):
+        yield {
+            "id": f"{record_id(run_id)}/new graphs",
+            "kind": CHECK_KIND,
+            "cell": run_id.cell,
+            "run_index": run_id.run,
+            "measures": _means(values),
+            "num_streams": _counts(values),
         }
 
 
@@ -230,8 +269,20 @@ def _save_weights(
         cell = cells[run_id.cell]
         metadata = {"id": record_id(run_id), "num_updates": training.num_updates, "depth": cell.depth}
         run_weights = jax.tree.map(lambda leaf, n=number: leaf[n], weights)
-        name = f"{run_id.cell}-{run_id.run}"
-        checkpoint.save(folder, name, run_weights, metadata | cell.content._asdict(), write_once=True)
+        checkpoint.save(folder, _weights_name(run_id), run_weights, metadata | cell.content._asdict(), write_once=True)
+
+
+def _weights_name(run_id: RunId) -> str:
+    """The name of the files for the weights of a run."""
+    return f"{run_id.cell}-{run_id.run}"
+
+
+def _stack_runs(cells: Mapping[str, Cell], run_ids: Sequence[RunId], seed: int) -> tuple[Key, StreamSettings, Array]:
+    """The keys of R runs, the settings of their streams and the members whose choices are queried, [R]."""
+    chosen = [cells[run_id.cell] for run_id in run_ids]
+    settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(cell.settings for cell in chosen))
+    members = jnp.asarray([find_member(cell.queried_algorithm) for cell in chosen], jnp.int32)
+    return jnp.stack([_run_key(seed, run_id) for run_id in run_ids]), settings, members
 
 
 def _run_key(seed: int, run_id: RunId) -> Key:

@@ -14,6 +14,7 @@ from ontogeny.runs.records import Record
 from ontogeny.studies.comparison import join_words
 from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
 from ontogeny.studies.mesa.planning.verdicts import (
+    CHECK_KIND,
     PULL,
     VERDICTS,
     CellVerdict,
@@ -64,7 +65,8 @@ def collect_results(records: Sequence[Record], budget: Mapping[str, Any] | None)
     labels = {name: cell["description"] for name, cell in budget.get("cells", {}).items()}
     by_name = collect_cells(records)
     cells = {name: by_name[name] for name in [*labels, *by_name] if name in by_name}
-    return PlanningResults(cells, decide_cells(cells), labels, bool(budget.get("is_brief")))
+    checks = collect_cells(records, CHECK_KIND)
+    return PlanningResults(cells, decide_cells(cells, checks), labels, bool(budget.get("is_brief")))
 
 
 def mean_over_timings(values: Mapping[str, float], name: str) -> float:

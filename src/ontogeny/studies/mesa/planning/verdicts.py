@@ -45,6 +45,7 @@ DIFFERENCES = (
 )  # how the names of differences of two shares begin
 UNBOUNDED = ("host pull", "probe R2")  # how the names of measures that are no shares begin
 KIND = "planning_run"  # of the records
+CHECK_KIND = "planning_check"  # of the records of a second evaluation, on graphs of another seed
 
 OPPOSITE_GOAL = "no food"  # of food, the goal of the agents in the tests of other goals
 PULL = "host pull"  # slope of the host's error about water on the advantage for food
@@ -71,11 +72,11 @@ class ShareOverRuns(NamedTuple):
     high: float
 
 
-def collect_cells(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of runs by the name of their cell."""
+def collect_cells(records: Sequence[Record], kind: str = KIND) -> dict[str, list[Record]]:
+    """The records of runs, or with `CHECK_KIND` those of second evaluations, by the name of their cell."""
     cells: dict[str, list[Record]] = {}
     for record in records:
-        if record["kind"] == KIND:
+        if record["kind"] == kind:
             cells.setdefault(record["cell"], []).append(record)
     return cells
 
@@ -129,7 +130,9 @@ def interval_over_runs(name: str, values: Sequence[float], num_streams: int) -> 
     return ShareOverRuns(mean, max(low, -1.0 if is_difference else 0.0), min(high, 1.0))
 
 
-def decide_cells(cells: Mapping[str, Sequence[Record]]) -> dict[str, CellVerdict]:
+def decide_cells(
+    cells: Mapping[str, Sequence[Record]], checks: Mapping[str, Sequence[Record]] | None = None
+) -> dict[str, CellVerdict]:
     """Decides about all cells, whose verdicts need the controls of the same depth.
 
     No cell contains a planner unless the negative controls are known to contain none. No cell contains no planner
@@ -137,8 +140,12 @@ def decide_cells(cells: Mapping[str, Sequence[Record]]) -> dict[str, CellVerdict
     trained, the mean over its runs is at least `MIN_INDEX` for every index. Single runs do not count there, because a
     point of the curve has few test streams, and the smallest of many noisy values lies far below what it estimates.
 
+    A cell that was evaluated again contains a planner only if it does so on those graphs too, which its content cannot
+    have stored.
+
     Args:
         cells: Records of the runs by the name of their cell.
+        checks: Records of second evaluations on graphs of another seed, by the name of the cell.
     """
     verdicts = {name: decide(runs, depth_of(runs[0])) for name, runs in cells.items()}
     decided = dict(verdicts)
@@ -146,7 +153,7 @@ def decide_cells(cells: Mapping[str, Sequence[Record]]) -> dict[str, CellVerdict
         depth = depth_of(runs[0])
         flaw = ""
         if verdicts[name].verdict == "contains a planner":
-            flaw = _flaw_of_negative_controls(cells, depth)
+            flaw = _flaw_of_negative_controls(cells, depth) or _flaw_on_new_graphs((checks or {}).get(name), depth)
         elif verdicts[name].verdict == "contains no planner" and name != POSITIVE_CONTROLS.get(depth):
             flaw = _flaw_of_positive_control(cells, verdicts, depth, runs[0]["num_updates"])
         if flaw:
@@ -166,6 +173,14 @@ def _flaw_of_negative_controls(cells: Mapping[str, Sequence[Record]], depth: int
                 reason = "is not measured" if index is None else f"may be {index.high:.2f}"
                 return f"the index of the control {control} {reason} ({name})"
     return ""
+
+
+def _flaw_on_new_graphs(checks: Sequence[Record] | None, depth: int) -> str:
+    """Why a second evaluation does not confirm a planner; empty where it does, or where there was none."""
+    verdict = decide(checks, depth) if checks else None
+    if verdict is None or verdict.verdict == "contains a planner":
+        return ""
+    return f"on graphs of another seed it is {verdict.verdict}: {verdict.reason}"
 
 
 def _flaw_of_positive_control(
@@ -296,7 +311,7 @@ def _decide_objective(runs: Sequence[Record]) -> CellVerdict:
     """Decides about the objective of one cell by its own records."""
     pull, shift = share_over_runs(runs, PULL), choice_shift_over_runs(runs)
     errors = share_over_runs(runs, HOST_ERRORS[1])
-    if pull is None or shift is None or errors is None or any(math.isnan(b.low) for b in (pull, shift, errors)):
+    if pull is None or shift is None or errors is None or math.isnan(shift.low) or math.isnan(errors.low):
         return CellVerdict("undetermined", "the host is not measured in two runs")
     reason = f"the pull on the host is {format_fixed(pull.mean, 2)}, the shift of its choices {shift.mean:.2f}"
     if pull.low >= MIN_PULL and shift.low >= MIN_CHOICE_SHIFT:
