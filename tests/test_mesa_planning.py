@@ -287,9 +287,9 @@ def test_the_weights_of_every_run_are_saved_before_its_record(tmp_path):
     metadata = checkpoint.read_metadata(folder, "random-0")
     assert (metadata["id"], metadata["depth"], metadata["num_updates"]) == ("planning/random/0", 2, 4)
     # The same graphs give the same measures, and graphs of another seed others.
-    again, other = (next(check_runs(cells, run_ids, training, plan, seed, folder)) for seed in (1, 2))
-    assert again["measures"] == first_record["measures"] != other["measures"]
-    assert again["id"] == "planning/planner/1/new graphs" and again["kind"] == verdicts.CHECK_KIND
+    repeated, changed = (next(check_runs(cells, run_ids, training, plan, seed, folder)) for seed in (1, 2))
+    assert repeated["measures"] == first_record["measures"] != changed["measures"]
+    assert repeated["id"] == "planning/planner/1/new graphs" and repeated["kind"] == verdicts.CHECK_KIND
 
 
 @pytest.mark.slow

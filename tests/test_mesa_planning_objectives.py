@@ -157,7 +157,7 @@ def test_a_table_of_the_test_graphs_is_detected_on_graphs_of_another_seed(has_ta
         assert second == first and verdict["planner"].verdict == "contains a planner"
 
 
-def test_test_streams_are_new_in_every_stage_and_seed():
+def test_keys_of_streams_are_new_in_every_stage_and_seed():
     """No key of a test is one of the training or of another seed, so no graph of it was seen before."""
     keys = [
         np.asarray(jax.random.key_data(sample_lifetime_keys(key_from_seed(seed), 64, stage)))
