@@ -85,6 +85,11 @@ def test_only_a_part_that_refutes_the_claim_yields_a_no():
     assert stats.three_way_verdict(parts, minima, refuting=["effect"]) == "undetermined"
 
 
+def test_a_mean_of_values_that_all_agree_exceeds_nothing_for_certain():
+    assert stats.p_mean_exceeds(1.0, 0.0, 9) == stats.p_mean_exceeds(1.0, 1e-12, 9) == 1.0
+    assert stats.p_mean_exceeds(1.0, 0.1, 9) < 1e-5
+
+
 def test_an_interval_over_runs_contains_the_spread_of_the_runs_and_not_of_their_lifetimes():
     random = np.random.default_rng(0)
     runs = [random.normal(mean, 0.1, 40) for mean in (0.0, 0.5, 1.0, 1.5)]

@@ -284,11 +284,12 @@ def p_mean_exceeds(distance: float, standard_error: float, degrees_of_freedom: f
 
     Args:
         distance: The estimated mean minus the value.
-        standard_error: Of the mean; with zero, which counts as certainty, the p-value is 0 or 1.
+        standard_error: Of the mean; with zero nothing is claimed and the p-value is 1, because values that all agree
+            say nothing about their spread.
         degrees_of_freedom: Of the standard error; without any, nothing is claimed and the p-value is 1.
     """
     if degrees_of_freedom < 1:
         return 1.0
-    if standard_error == 0:
-        return float(distance <= 0)
+    if standard_error < ZERO_SPREAD:
+        return 1.0
     return float(stdtr(degrees_of_freedom, -distance / standard_error))
