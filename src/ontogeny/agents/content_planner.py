@@ -209,6 +209,7 @@ def _train_content(host: Host, training: StreamTraining, key: Key) -> PyTree:
         UNLABELED,
         jnp.float32(params.change_probability),
         jnp.float32(params.relevant_share),
+        quiet_share=jnp.float32(0),
         has_cue=jnp.bool_(False),
         num_instances=jnp.int32(0),
     )
