@@ -186,12 +186,13 @@ def test_equal_means_of_all_runs_are_no_certainty(hypothesis, value):
         assert (effect.p_above(minimum) < 0.025) == (is_decided and value > minimum)
 
 
-def test_a_perfect_competence_of_all_runs_is_no_certainty():
-    records = list(run_records("plans", "gru", "student", "active", [0.4, 0.5], num_lifetimes=4))
+@pytest.mark.parametrize(("num_lifetimes", "is_competent"), [(4, False), (200, True)])
+def test_a_perfect_competence_of_all_runs_is_no_certainty(num_lifetimes, is_competent):
+    records = list(run_records("plans", "gru", "student", "active", [0.4, 0.5], num_lifetimes=num_lifetimes))
     for record in records:
         record["optimal_action_rate"] = 1.0
     (group,) = comparison.collect_groups(records, MIN_EFFECTS)
-    assert group.competence.low < 0.75 and not group.is_competent
+    assert group.competence.high == 1 and (group.competence.low > 0.75) == group.is_competent == is_competent
 
 
 def test_the_verdict_on_planning_requires_every_link_and_pair():
