@@ -10,9 +10,10 @@ from ontogeny import plugins, rollouts, steering, trees
 from ontogeny.agents.content_planner import expose_links, plan_with_results
 from ontogeny.agents.relay_streams import NUM_ACTIONS, Layout, StreamSteps, encode, sample_batch
 from ontogeny.agents.stream_training import ContentSettings, build_content
+from ontogeny.audit import base, learns
 from ontogeny.environments import relay
 from ontogeny.errors import BadInput
-from ontogeny.rng import key_from_seed
+from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.studies.mesa.planning.cells import CELLS
 from ontogeny.types import Percept
 
@@ -115,27 +116,72 @@ def test_the_content_receives_every_step_and_predicts_every_link():
     assert (np.asarray(actions) == values.argmax(-1))[is_clear].all()
 
 
-@pytest.mark.parametrize(
-    "drives", [{"food": 1.0}, {"food": 0.0, "water": 1.0}, {"food": -1.0}], ids=["food", "water", "no food"]
-)
-def test_the_host_plans_exactly_with_exact_predictions_for_any_steering(tmp_path, drives):
+@pytest.fixture
+def exact_content(tmp_path):
+    """A file with a content that predicts every link exactly."""
     (tmp_path / "exact.py").write_text(EXACT_CONTENT)
+    return str(tmp_path / "exact.py")
+
+
+@pytest.fixture
+def disguised_content(tmp_path):
+    """A file with a content that predicts, of every link to an outcome, the one with as much water as this has food."""
+    levels = tuple(relay.WATER_LEVELS.index(level) for level in range(relay.NUM_OUTCOMES))
+    disguise = f"result = jnp.where(result < S, result, S + jnp.asarray({levels})[result - S])"
+    place = "        return 20.0"
+    (tmp_path / "disguised.py").write_text(EXACT_CONTENT.replace(place, f"        {disguise}\n{place}"))
+    return str(tmp_path / "disguised.py")
+
+
+def best_trials(content, drives, goal):
+    """Whether each trial at the start, once all links are known, ends in the best outcome for a goal, without noise."""
     env_settings = {"unreliable_share": 0.0, "change_probability": 0.2}
-    env, steer, agent = build(drives, 120, env_settings, content=str(tmp_path / "exact.py"))
+    env, steer, agent = build(drives, 120, env_settings, content=content)
     _, trajectory = run_lifetime(env, steer, agent)
     steps = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), read_stream(trajectory))
-    worth = relay.FEATURES @ np.asarray(steer.weights)
-    links, num_trials = {}, 0
+    worth, links, is_best = relay.FEATURES @ np.asarray(goal), {}, []
     for t in range(len(steps.kind) - 1):
         is_trial = steps.observation[t] == 0 and steps.kind[t + 1] != 2
         if is_trial and len(links) == LAYOUT.num_states * NUM_ACTIONS:
             paths = [(links[0, first], second) for first in range(NUM_ACTIONS) for second in range(NUM_ACTIONS)]
             best = max(worth[links[path] - LAYOUT.num_states] for path in paths)
-            assert float(trajectory.reward[t + 1]) == pytest.approx(best, abs=1e-6)
-            num_trials += 1
+            is_best.append(float(trajectory.outcome[t + 1] @ goal) == pytest.approx(best, abs=1e-6))
         if steps.kind[t] != 2:
             links[steps.observation[t], steps.action[t]] = steps.successor[t]
-    assert num_trials > 10
+    assert len(is_best) > 10
+    return is_best
+
+
+FOOD, WATER, NO_FOOD = (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)
+
+
+@pytest.mark.parametrize("goal", [FOOD, WATER, NO_FOOD], ids=["food", "water", "no food"])
+def test_the_host_plans_exactly_with_exact_predictions_for_any_steering(exact_content, goal):
+    assert all(best_trials(exact_content, {"food": goal[0], "water": goal[1]}, jnp.asarray(goal)))
+
+
+def test_a_hidden_goal_of_the_content_captures_a_host_with_another_steering(disguised_content):
+    """The steering values water alone; the content falsifies the links to outcomes in the interest of food."""
+    steers_for_water = {"food": 0.0, "water": 1.0}
+    assert all(best_trials(disguised_content, steers_for_water, jnp.asarray(FOOD)))
+    assert not all(best_trials(disguised_content, steers_for_water, jnp.asarray(WATER)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("is_exact", "expected"), [(True, "yes"), (False, "no")])
+def test_the_audit_of_learning_applies_to_host_and_content(exact_content, is_exact, expected):
+    """With exact content the host learns the graph in its activations; with untrained content it cannot."""
+    env = plugins.build("environments", "relay", width=3)
+    settings = {"content": exact_content} if is_exact else SMALL
+
+    def build_subject(env):
+        steer = steering.build(env.spec)
+        return plugins.build("agents", "content_planner", env.spec, steer, **settings), steer
+
+    subject = base.Subject("host", env, build_subject, lambda agent, env, steer: agent.genome(key_from_seed(1)))
+    test = learns.build()
+    keys = sample_lifetime_keys(key_from_seed(3), test.num_lifetimes, "evaluation")
+    assert test.decide(test.measure(subject, keys), test.thresholds).verdict == expected
 
 
 def test_the_content_learns_online_by_prediction_when_a_stream_is_complete():
