@@ -213,6 +213,18 @@ def test_weights_come_from_a_file_that_fits(tmp_path):
         plugins.build("agents", "content_planner", spec, steering.build(spec))
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_content_of_every_cell_of_the_experiment_fits_the_host(cell):
+    """The settings of a cell make the host accept its weights."""
+    content, params = CELLS[cell].content, CELLS[cell].params
+    env = plugins.build("environments", "relay", depth=params.depth)
+    settings = {**content._asdict(), "num_stream_steps": params.num_steps}
+    agent = plugins.build("agents", "content_planner", env.spec, steering.build(env.spec), **settings)
+    predictor = build_content(content, params, Layout(relay.num_states(params)))
+    key = key_from_seed(1)
+    assert jax.eval_shape(agent.genome, key) == jax.eval_shape(predictor.init, key)
+
+
 def test_the_content_is_trained_by_prediction_before_its_lifetime():
     settings = {**SMALL, "learning_rate": 0.01, "num_stream_steps": 20}
     predictor = build_content(
