@@ -3,7 +3,7 @@
 Needs playwright and a Chromium.
 
 python docs/picture.py studies/default/report.html docs/report.png
-python docs/picture.py studies/mesa_planning/report.html docs/_static/planning-by-stream.png "#planning .panels >> nth=0"
+python docs/picture.py studies/mesa/report.html docs/_static/planning-by-stream.png "#planning .panels >> nth=0"
 """
 
 import sys
