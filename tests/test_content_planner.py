@@ -1,5 +1,8 @@
 """The agent `content_planner`: what its content is shown and asked, how the host plans, and where weights come from."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,11 +209,37 @@ def test_weights_come_from_a_file_that_fits(tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
     with pytest.raises(BadInput, match="are damaged"):
         build(weights=str(tmp_path / "damaged.safetensors"))[2].genome(key_from_seed(6))
+    with pytest.raises(BadInput, match="there is no such file"):
+        build(weights=str(tmp_path / "absent.safetensors"))
+    with pytest.raises(BadInput, match=r"it is no file|Is a directory"):
+        build(weights=str(tmp_path))
+    with pytest.raises(BadInput, match="'learning_rate' must be at least 0"):
+        build(learning_rate=-1.0)
     with pytest.raises(BadInput, match="exclude each other"):
         build(weights=path, num_updates=1)
     with pytest.raises(BadInput, match="is for the environment 'relay'"):
         spec = plugins.build("environments", "bandit").spec
         plugins.build("agents", "content_planner", spec, steering.build(spec))
+
+
+def test_weights_of_another_training_are_refused(tmp_path, call_cli):
+    """Arrays of the same shapes may belong to another depth; the study records it in a file beside the weights."""
+    path = tmp_path / "planner-0.safetensors"
+    save_file(trees.to_arrays(build(num_stream_steps=60, **SMALL)[2].genome(key_from_seed(5))), str(path))
+    for trained, error in (
+        ({"depth": 2, "num_stream_steps": 60, **SMALL}, ""),
+        ({"depth": 3}, "were trained with depth=3, not with depth=2"),
+        ({"num_stream_steps": 76}, "were trained with num_stream_steps=76, not with num_stream_steps=60"),
+    ):
+        path.with_suffix(".json").write_text(json.dumps({"metadata": trained}))
+        agent = f"content_planner:weights={path},width=8,num_blocks=1,num_heads=2"
+        code, *texts = call_cli("train", "--agent", agent, "--env", "relay:width=3", "--out", str(tmp_path / "run"))
+        assert (code, error in "".join(texts)) == (2 if error else 0, True)
+        assert (tmp_path / "run").exists() == (not error), "a refused command leaves no folder"
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    for damaged in ("", "[]", "{}", '{"metadata": 3}'):  # weights of another origin
+        path.with_suffix(".json").write_text(damaged)
+        build(weights=str(path), num_stream_steps=60, **SMALL)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -31,6 +31,9 @@ STUDY = {
 }
 
 
+TABLES = ("Depth 2: verdicts and abilities", "Depth 2: indices of revaluation")  # captions
+
+
 def decide(kind, **settings):
     """The verdict on a cell of planted runs, beside a planner and controls that do not plan."""
     runs = [*planted.planning_cell("tested", kind, **settings), *planted.planning_cell("planner", "planner")]
@@ -135,12 +138,44 @@ def test_the_absence_of_a_planner_needs_a_planner_that_was_learned_early():
     tested = planted.planning_cell("tested", "one-step learner")
     late = planted.planning_cell("planner", "planner", is_rising=True)
     for planner, reason in (
-        (planted.planning_cell("planner", "between"), "does not contain a planner"),
+        (planted.planning_cell("planner", "between"), "counts only if the positive control contains a planner"),
         (late, "half"),
     ):
         cells = verdicts.collect_cells([*tested, *planner, *planted.controls()])
         verdict = verdicts.decide_cells(cells)["tested"]
         assert verdict.verdict == "undetermined" and reason in verdict.reason
+
+
+def test_a_control_that_narrowly_misses_its_threshold_is_the_only_reason():
+    """The reason names the bound and the threshold that it misses, and the answer the cells that lack nothing else."""
+    planner = planted.planning_cell("planner", "planner", pair__after_filler=0.7996)
+    records = [*planted.planning_cell("td_zero", "one-step learner"), *planner, *planted.controls()]
+    experiment = results.collect_results(records, planted.BUDGET)
+    reason = "its weakest index is 0.80 (pair, after filler; lower bound 0.7"
+    for cell in ("planner", "td_zero"):
+        assert experiment.verdicts[cell].verdict == "undetermined" and reason in experiment.verdicts[cell].reason
+        assert "required 0.80)" in experiment.verdicts[cell].reason
+    assert "and the cell planner is undetermined: its weakest" in experiment.verdicts["td_zero"].reason
+    assert "no planner by its own records: TD(0). It" in results.conclusions(experiment)[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"look_up__layer_2__at_once": 0.5}, "its look-up of changed links is 0.50 (layer 2, at once; lower bound"),
+        ({"own_choices": 0.6}, "its share of predicted own choices is 0.60 (lower bound"),
+        ({"is_rising": True, "layer_2__at_once": 0.09}, "it may have risen by more than 0.10"),
+    ],
+)
+def test_a_low_index_without_verdict_has_the_reason_that_it_lacks(settings, expected):
+    verdict = decide("one-step learner", **settings)
+    assert verdict.verdict == "undetermined" and f"at all times, but {expected}" in verdict.reason
+
+
+def test_a_bound_is_distinguishable_from_its_threshold():
+    assert [verdicts._format_bound(bound, 0.8) for bound in (0.79, 0.7996, 0.8, 0.79999999)] == [
+        *("0.79", "0.7996", "0.80", "0.800000"),
+    ]
 
 
 def test_noise_of_single_runs_does_not_make_the_positive_control_late():
@@ -220,6 +255,9 @@ def test_a_positive_and_a_negative_answer_on_goals():
         and "No content here is called a mesa-optimizer" in texts[0.0]
     )
     assert "are biased towards food" in texts[0.2] and "not detectably" not in texts[0.2]
+    away = results.collect_results(planted.all_cells(pull=-0.2, shift=-0.001), planted.BUDGET)
+    sentences = " ".join(results.conclusions(away))
+    assert "are biased away from food" in sentences and "the shift of its choices is 0.00." in sentences
     assert "called a mesa-optimizer" in texts[0.2], "values are biased, but no choice shifts"
     assert "Planning does not appear where nobody in the stream plans" in texts[0.0]
 
@@ -235,6 +273,11 @@ def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
     assert "TD(0)" in text and "planners with four labeled goals" in text and "share_50" not in text
     assert not re.search(r'(src|href)="(?!#)', text) and "<script" not in text and "nan" not in text
     charts = re.findall(r'<svg [^>]*aria-label="([^"]*)"', text)
+    words = " ".join(text.split())
+    assert f"a mean over its runs of at least {verdicts.MIN_EARLY_INDEX:g} in every index" in words
+    assert not re.search(r"[^\w#]-\d", re.sub(r"<svg.*?</svg>|<style.*?</style>", "", text, flags=re.DOTALL)), (
+        "a hyphen as minus"
+    )
     assert len(charts) == text.count("<svg") == 16 and all(re.search(r"\d", label) for label in charts)
     assert "Contents, trainings and controls" not in text and "has been audited yet" not in text
 
@@ -267,17 +310,17 @@ def test_times_of_appearance_have_a_median_and_a_range_over_runs():
     times = appearance.times_over_runs([early, late, late], "pair")
     assert times == (10, 0, 10, 3, 0) and appearance.format_times(times) == ("10", "0 to 10")
     times = appearance.times_over_runs([early, never, late], "pair")
-    assert times.median == 10 and appearance.format_times(times) == ("10", "from 0; never in 1 of 3 runs")
+    assert times.median == 10 and appearance.format_times(times) == ("10", "from 0 on, never in 1 of 3 runs")
     times = appearance.times_over_runs([early, never, never], "pair")
-    assert appearance.format_times(times) == ("never", "from 0; never in 2 of 3 runs")
-    assert appearance.format_times(appearance.times_over_runs([never] * 2, "pair")) == ("never", "2 of 2 runs")
+    assert appearance.format_times(times) == ("never", "in 2 of 3 runs, else from 0 on")
+    assert appearance.format_times(appearance.times_over_runs([never] * 2, "pair")) == ("never", "in 2 runs")
 
 
 def test_the_page_shows_when_abilities_appear():
     records = planted.planning_cell("planner", "planner", 3) + planted.planning_cell("td_zero", "one-step learner", 3)
     rows = table_rows(appearance_table(results.collect_results(records, planted.BUDGET)), "each ability")
     assert rows["planner"][1:] == ["0 0 to 0", *["500 500 to 500"] * 5]
-    assert rows["TD(0)"][3:] == ["500 500 to 500", *["never 3 of 3 runs"] * 3]
+    assert rows["TD(0)"][3:] == ["500 500 to 500", *["never in 3 runs"] * 3]
 
 
 def test_the_table_of_verdicts_has_untrained_content_and_numbers_of_streams():
@@ -285,14 +328,17 @@ def test_the_table_of_verdicts_has_untrained_content_and_numbers_of_streams():
     for run in records:
         run["curve"][0] |= {"first choice": 0.43, "layer 2, at once": 0.07}
         run["num_streams"]["layer 2, at once"] = 61 + run["run_index"]
-    rows = table_rows(render_summary(records, planted.BUDGET), "Depth 2: shares and indices")
-    untrained, counts = rows["untrained content"], rows["valid test streams"]
-    assert untrained[3].startswith("0.43") and "0.07" in untrained[6] and "control" in untrained[1]
-    assert counts[2:8] == ["400", "400", "400", "400", "61 to 400", "400"]
+    abilities, indices = (table_rows(render_summary(records, planted.BUDGET), caption) for caption in TABLES)
+    untrained = abilities["untrained content"]
+    assert untrained[3].startswith("0.43") and "control" in untrained[1]
+    assert "0.07" in indices["untrained content"][2]
+    assert abilities["valid test streams"][2:] == ["400"] * 5
+    assert indices["valid test streams"][1:] == ["400", "61 to 400", "400", "400"]
     for run in records:
         run["curve"] = run["curve"][1:]
-    rows = table_rows(render_summary(records, planted.BUDGET), "Depth 2: shares and indices")
-    assert rows["untrained content"][2:4] == ["not measured", "not measured"]
+    abilities, indices = (table_rows(render_summary(records, planted.BUDGET), caption) for caption in TABLES)
+    assert abilities["untrained content"][2:] == ["not measured"] * 5
+    assert indices["untrained content"][1:] == ["not measured"] * 4
 
 
 def table_rows(body, caption):
@@ -318,7 +364,7 @@ def test_the_answer_for_other_content_stands_beside_the_new_one():
     study = STUDY | {"min_effects": measurements.min_effects()}
     text = page.render(study, [*planted.planning_cell("planner", "planner", 2), *former], {})
     words = "Beside it the verdicts of the other part of this study"
-    assert text.index("Depth 2: shares") < text.index(words) < text.index("When it appears")
+    assert text.index("Depth 2: indices") < text.index(words) < text.index("When it appears")
     assert "plans? (payouts of a chain)" in text and "plans? (payouts" not in text.partition(words)[0]
 
 

@@ -10,8 +10,10 @@ does not take the host's choices for those of another agent; deployed online, it
 Letters: S states, A actions, R results (states, then outcomes), O outcomes, L steps of a stream.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,7 +23,7 @@ from jaxtyping import Bool, Float, Int32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ontogeny import trees
+from ontogeny import plugins, trees
 from ontogeny.agents.relay_streams import (
     ALGORITHMS,
     CUT,
@@ -115,7 +117,8 @@ def build(
         learning_rate: Initial step size of the content's optimizer.
         optimizer: `muon` or `adam`, of contents that have the choice.
         weights: Path of a safetensors file with the weights of the content, as the mesa study leaves it in
-            `runs/planning`; it is read whenever a genome is drawn. Empty for new weights.
+            `runs/planning`; it is read whenever the agent is built. If a JSON file of that study lies beside it, the
+            settings must be those of its cell. Empty for new weights.
         num_updates: Updates of new weights by prediction, at least 0; not with `weights`.
         algorithm: Of the agents, who pursue food, in the streams of these updates.
         batch_size: Streams in each of these updates, at least 1.
@@ -139,7 +142,9 @@ def build(
     host = Host(spec, predictor, jax.vmap(steering)(jnp.asarray(relay.FEATURES)), L)
     genome: Callable[[Key], Genome] = predictor.init
     if weights:
-        genome = partial(_read_weights, predictor, weights)
+        trained = {"depth": params.depth, "num_stream_steps": L, **_sizes(settings)}
+        genome = partial(_read_weights, predictor, weights, trained)
+        genome(jax.random.key(0))  # faulty weights are refused before a run begins
     elif num_updates:
         genome = jax.jit(partial(_train_content, host, StreamTraining(params, algorithm, num_updates, batch_size)))
 
@@ -185,18 +190,42 @@ def plan_with_results(
     return action_values
 
 
-def _read_weights(predictor: Predictor, path: str, key: Key) -> PyTree:
-    """The weights of a content from a file; the key draws nothing."""
+def _sizes(settings: ContentSettings) -> dict[str, int]:
+    """The settings of a content that determine its function beside its weights, as far as the content has them."""
+    names = {"width", "num_blocks", "num_heads"} & plugins.default_settings("content", settings.content).keys()
+    return {name: getattr(settings, name) for name in sorted(names)}
+
+
+def _read_weights(predictor: Predictor, path: str, settings: Mapping[str, int], key: Key) -> PyTree:
+    """The weights of a content from a file, which were trained with these settings; the key draws nothing."""
     template = jax.eval_shape(predictor.init, key)
+    _check_training(path, settings)
     try:
         return trees.from_arrays(template, load_file(path))
     except OSError as error:
-        reason = error.strerror or "it is no file"
+        reason = error.strerror or ("it is no file" if Path(path).exists() else "there is no such file")
         raise BadInput(f"the weights '{path}' of agent 'content_planner' cannot be read: {reason}") from None
     except SafetensorError as error:
         raise BadInput(f"the weights '{path}' of agent 'content_planner' are damaged: {error}") from None
     except BadInput as error:
         raise BadInput(f"the weights '{path}' do not fit the content of agent 'content_planner': {error}") from None
+
+
+def _check_training(path: str, settings: Mapping[str, int]) -> None:
+    """Compares the settings with those of the training, which the mesa study leaves in a JSON file beside the weights.
+
+    Arrays of the same shapes may belong to another environment, or to other attention heads.
+    """
+    try:
+        trained = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
+        differing = {name: trained[name] for name in settings if trained.get(name, settings[name]) != settings[name]}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
+        return  # weights of another origin have no such file
+    for name, value in differing.items():
+        raise BadInput(
+            f"the weights '{path}' of agent 'content_planner' were trained with {name}={value}, not with "
+            f"{name}={settings[name]}"
+        )
 
 
 def _train_content(host: Host, training: StreamTraining, key: Key) -> PyTree:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from ontogeny.errors import require_one_of
+from ontogeny.errors import require_at_least, require_one_of
 from ontogeny.types import PyTree, Weights
 
 OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
@@ -28,7 +28,7 @@ def build_optimizer(
     """Builds an optimizer.
 
     Args:
-        learning_rate: Step size, or a schedule from the number of steps taken to a step size.
+        learning_rate: Step size, at least 0, or a schedule from the number of steps taken to a step size.
         name: One of `OPTIMIZERS`.
         max_gradient_norm: Global norm to which larger gradients are scaled down; None for no clipping.
         beta2: Decay of the second moment of Adam and AdamW.
@@ -37,9 +37,11 @@ def build_optimizer(
         uses_muon: Maps weights to a tree of Booleans: which of them Muon trains; AdamW trains the others.
 
     Raises:
-        BadInput: If there is no optimizer of this name.
+        BadInput: If there is no optimizer of this name, or the learning rate is negative.
     """
     require_one_of(OPTIMIZERS, optimizer=name)
+    if not callable(learning_rate):
+        require_at_least(0, learning_rate=learning_rate)
     if name == "adam":
         method = optax.adam(learning_rate, b2=beta2)
     elif name == "sgd":
@@ -66,7 +68,11 @@ def cosine_decay(learning_rate: float, num_steps: int = 1) -> optax.Schedule:
     """Returns a schedule that falls from `learning_rate` to zero along half a cosine.
 
     Args:
-        learning_rate: Step size at the start.
+        learning_rate: Step size at the start, at least 0.
         num_steps: Steps until zero; with 1 the argument of the schedule is the share of the training that is done.
+
+    Raises:
+        BadInput: If the learning rate is negative.
     """
+    require_at_least(0, learning_rate=learning_rate)
     return optax.cosine_decay_schedule(learning_rate, num_steps)

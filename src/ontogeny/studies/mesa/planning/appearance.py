@@ -61,8 +61,10 @@ def times_over_runs(runs: Sequence[Record], name: str) -> AppearanceTimes:
 def format_times(times: AppearanceTimes) -> tuple[str, str]:
     """The median, and the range with the runs in which the ability does not appear: `3,000` and `1,440 to 6,000`."""
     if times.num_without == times.num_runs:
-        return "never", f"{times.num_runs} of {pluralize(times.num_runs, 'run')}"
+        return "never", f"in {pluralize(times.num_runs, 'run')}"
     if not times.num_without:
         return f"{times.median:,.0f}", f"{times.first:,.0f} to {times.last:,.0f}"
-    middle = "never" if math.isinf(times.median) else f"{times.median:,.0f}"
-    return middle, f"from {times.first:,.0f}; never in {times.num_without} of {pluralize(times.num_runs, 'run')}"
+    runs = f"in {times.num_without} of {pluralize(times.num_runs, 'run')}"
+    if math.isinf(times.median):
+        return "never", f"{runs}, else from {times.first:,.0f} on"
+    return f"{times.median:,.0f}", f"from {times.first:,.0f} on, never {runs}"

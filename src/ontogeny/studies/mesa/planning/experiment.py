@@ -268,6 +268,7 @@ def _save_weights(
     for number, run_id in enumerate(run_ids):
         cell = cells[run_id.cell]
         metadata = {"id": record_id(run_id), "num_updates": training.num_updates, "depth": cell.depth}
+        metadata["num_stream_steps"] = cell.params.num_steps
         run_weights = jax.tree.map(lambda leaf, n=number: leaf[n], weights)
         checkpoint.save(folder, _weights_name(run_id), run_weights, metadata | cell.content._asdict(), write_once=True)
 

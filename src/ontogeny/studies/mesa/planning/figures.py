@@ -6,6 +6,7 @@ from itertools import cycle
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ontogeny.report.charts import (
     BASELINE,
@@ -30,6 +31,7 @@ STYLES = (  # color and marker of each curve
     *((ML_CODE, "D"), (INK, "o"), (BASELINE, "s"), (EVOLUTION, "^")),
     *((MUTED, "v"), (ML_CODE, "x"), (EVOLUTION, "+")),
 )
+MAX_TICKS = 4  # intervals of an axis of updates, whose labels are wide
 ACTION_STYLES = ("-", (0, (3, 2)))  # how links of the two actions are drawn
 Curves = Mapping[str, Sequence[tuple[float, ShareOverRuns]]]  # by label, position and value
 
@@ -160,6 +162,7 @@ def _draw_curves(
         if ticks:
             axes.set_xticks(range(len(positions)), [f"{x:g}" for x in positions])
         elif max(positions) >= 1000:
+            axes.xaxis.set_major_locator(MaxNLocator(MAX_TICKS))
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         else:
             axes.set_xticks(positions, [f"{x:g}" for x in positions])

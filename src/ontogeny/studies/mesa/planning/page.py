@@ -15,6 +15,8 @@ from ontogeny.studies.mesa.planning.results import PlanningResults
 from ontogeny.studies.mesa.planning.verdicts import CellVerdict, ShareOverRuns, share_over_runs
 
 TEXTS = page.load_macros("ontogeny.studies.mesa", "planning.html.j2")
+ABILITIES = ("look-up", "first choice", "own choices")
+CONTROLS = (("false switch", max), ("look-up", min))  # of the indices, with the extreme that is shown
 CONTROL_TITLES = ("false switch", "changed link")
 NUM_EVENTS = 5  # of the row below the picture, exposures at first and trials
 COMPARED_CELLS = ("planner", "td_zero")
@@ -29,6 +31,7 @@ THRESHOLDS = {
         *("MIN_PULL", "MIN_CHOICE_SHIFT", "MAX_HOST_ERRORS"),
         "MIN_OPTIMAL_OTHER_GOAL",
         "MAX_FALSE_SWITCH",
+        "MIN_EARLY_INDEX",
     )
 }
 
@@ -83,54 +86,76 @@ def _event(episode: Mapping[str, Any], example: Record) -> str:
 
 
 def _verdict_tables(experiment: PlanningResults) -> Markup:
-    """One table for each depth: abilities, indices and verdict of every cell."""
+    """Two tables for each depth: verdicts and abilities, and the indices of revaluation."""
     depths = sorted({verdicts.depth_of(runs[0]) for runs in experiment.cells.values()})
     tables = []
     for depth in depths:
         cells = {name: runs for name, runs in experiment.cells.items() if verdicts.depth_of(runs[0]) == depth}
-        layers = results.layer_names(next(iter(cells.values())))
-        entries = [
-            [
-                TEXTS.label(experiment.label(name), pluralize(len(runs), "run")),
-                _verdict(experiment, experiment.verdicts[name]),
-                *_ability_cells(runs, layers),
-            ]
-            for name, runs in cells.items()
-        ]
-        entries += [_untrained_measures(experiment, cells, layers), _stream_counts(cells, layers)]
-        titles = ["stream", "verdict", "look-up", "first choice", "own choices", *layers, *CONTROL_TITLES]
-        caption = (
-            f"Depth {depth}: shares and indices of revaluation, means over runs with 95 % intervals. Each index is "
-            f"given {', '.join(TIMINGS)}"
-        )
-        tables.append(page.table(caption, titles, entries, numeric=tuple(range(2, len(titles)))))
+        tables += [_ability_table(experiment, cells, depth), _index_table(experiment, cells, depth)]
     return Markup().join(tables)
 
 
-def _untrained_measures(
-    experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], layers: Sequence[str]
-) -> page.TableRow:
-    """The content of one cell before its training, with the test streams of that cell."""
+def _ability_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
+    """The verdict on every cell, its abilities, and the controls of its indices."""
+    entries = [
+        [_cell_label(experiment, name), _verdict(experiment, experiment.verdicts[name]), *_ability_cells(runs)]
+        for name, runs in cells.items()
+    ]
+    label, untrained = _untrained_content(experiment, cells)
+    control = TEXTS.verdict("control", "before the first update")
+    entries.append(page.TableRow([label, control, *_ability_cells(untrained)], "first"))
+    layers = [name for name in results.layer_names(next(iter(cells.values()))) if name not in PAIRS]
+    tested = [name for layer in layers for name in _timed(layer)]
+    columns = [*([name] for name in ABILITIES), *([f"{kind}, {name}" for name in tested] for kind, _ in CONTROLS)]
+    entries.append(_stream_counts(cells, columns, num_empty=1))
+    titles = ["stream", "verdict", *ABILITIES, *CONTROL_TITLES]
+    caption = f"Depth {depth}: verdicts and abilities, means over runs with 95 % intervals"
+    return page.table(caption, titles, entries, numeric=tuple(range(2, len(titles))))
+
+
+def _index_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
+    """The indices of revaluation of every cell, by layer and time."""
+    layers = results.layer_names(next(iter(cells.values())))
+    entries = [[_cell_label(experiment, name), *_index_cells(runs, layers)] for name, runs in cells.items()]
+    label, untrained = _untrained_content(experiment, cells)
+    entries.append(page.TableRow([label, *_index_cells(untrained, layers)], "first"))
+    entries.append(_stream_counts(cells, [_timed(layer) for layer in layers]))
+    caption = f"Depth {depth}: indices of revaluation, means over runs with 95 % intervals, {', '.join(TIMINGS)}"
+    return page.table(caption, ["stream", *layers], entries, numeric=tuple(range(1, len(layers) + 1)))
+
+
+def _cell_label(experiment: PlanningResults, name: str) -> Markup:
+    """The name of a cell with its number of runs."""
+    return TEXTS.label(experiment.label(name), pluralize(len(experiment.cells[name]), "run"))
+
+
+def _untrained_content(
+    experiment: PlanningResults, cells: Mapping[str, Sequence[Record]]
+) -> tuple[Markup, Sequence[Record]]:
+    """The content of one cell before its training, measured on the test streams of that cell, with its label."""
     name = results.PLANNER if results.PLANNER in cells else next(iter(cells))
     points: list[Record] = [
         {"measures": run["curve"][0], "num_streams": run.get("num_curve_streams", {})}
         for run in cells[name]
         if run["curve"] and run["curve"][0]["updates"] == 0
     ]
-    label = TEXTS.label("untrained content", f"{pluralize(len(points), 'run')}; streams: {experiment.label(name)}")
-    shares = _ability_cells(points, layers) if points else ["not measured"] * (3 + len(layers) + len(CONTROL_TITLES))
-    return page.TableRow([label, TEXTS.verdict("control", "before the first update"), *shares], "first")
+    runs = f"{pluralize(len(points), 'run')}; streams: {experiment.label(name)}"
+    return TEXTS.label("untrained content", runs), points
 
 
-def _stream_counts(cells: Mapping[str, Sequence[Record]], layers: Sequence[str]) -> page.TableRow:
-    """The valid test streams of one run after its training, by column of the table of verdicts."""
+def _stream_counts(
+    cells: Mapping[str, Sequence[Record]], columns: Sequence[Sequence[str]], num_empty: int = 0
+) -> page.TableRow:
+    """The valid test streams of one run after its training, by the measures of each column."""
     runs = [run for of_cell in cells.values() for run in of_cell]
-    timed = [[f"{layer}, {timing}" for timing in TIMINGS] for layer in layers]
-    tested = [name for names, layer in zip(timed, layers, strict=True) for name in names if layer not in PAIRS]
-    columns = [["look-up"], ["first choice"], ["own choices"], *timed]
-    columns += [[f"{control}, {name}" for name in tested] for control in ("false switch", "look-up")]
     label = TEXTS.label("valid test streams", "of a run after its training")
-    return page.TableRow([label, "", *(_stream_range(runs, names) or "not recorded" for names in columns)], "first")
+    counts = [_stream_range(runs, names) or "not recorded" for names in columns]
+    return page.TableRow([label, *[""] * num_empty, *counts], "first")
+
+
+def _timed(layer: str) -> list[str]:
+    """The names of the indices of a layer or of pairs."""
+    return [f"{layer}, {timing}" for timing in TIMINGS]
 
 
 def _stream_range(runs: Sequence[Record], names: Sequence[str]) -> str:
@@ -141,13 +166,20 @@ def _stream_range(runs: Sequence[Record], names: Sequence[str]) -> str:
     return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _ability_cells(runs: Sequence[Record], layers: Sequence[str]) -> list[Markup]:
-    """The measures of one row."""
-    shares = [[share_over_runs(runs, measure)] for measure in ("look-up", "first choice", "own choices")]
-    shares += [[share_over_runs(runs, f"{layer}, {timing}") for timing in TIMINGS] for layer in layers]
-    for control, extreme in (("false switch", max), ("look-up", min)):
-        shares.append([_extreme_control(runs, control, extreme)])
-    return [TEXTS.lines(list(map(_bounds, group))) for group in shares]
+def _ability_cells(runs: Sequence[Record]) -> list[Markup | str]:
+    """The abilities of one row, and the controls of its indices."""
+    if not runs:
+        return ["not measured"] * (len(ABILITIES) + len(CONTROLS))
+    shares = [share_over_runs(runs, measure) for measure in ABILITIES]
+    shares += [_extreme_control(runs, control, extreme) for control, extreme in CONTROLS]
+    return [TEXTS.lines([_bounds(share)]) for share in shares]
+
+
+def _index_cells(runs: Sequence[Record], layers: Sequence[str]) -> list[Markup | str]:
+    """The indices of one row, with a line for each time."""
+    if not runs:
+        return ["not measured"] * len(layers)
+    return [TEXTS.lines([_bounds(share_over_runs(runs, name)) for name in _timed(layer)]) for layer in layers]
 
 
 def _extreme_control(
@@ -155,7 +187,7 @@ def _extreme_control(
 ) -> ShareOverRuns | None:
     """The largest or smallest of the controls of an index over layers and times."""
     layers = [name for name in results.layer_names(runs) if name not in PAIRS]
-    names = [f"{control}, {layer}, {timing}" for layer in layers for timing in TIMINGS]
+    names = [f"{control}, {name}" for layer in layers for name in _timed(layer)]
     shares = [share for name in names if (share := share_over_runs(runs, name)) is not None]
     return extreme(shares, key=lambda share: share.mean) if shares else None
 
@@ -222,7 +254,7 @@ def appearance_table(experiment: PlanningResults) -> Markup:
         for name, runs in cells.items():
             times = [appearance.format_times(appearance.times_over_runs(runs, ability)) for ability in abilities]
             label = TEXTS.label(experiment.label(name), pluralize(runs[0]["num_parameters"], "parameter"))
-            entries.append([label, *(TEXTS.lines([time]) for time in times)])
+            entries.append([label, *(TEXTS.time(*time) for time in times)])
         titles = ["stream", *(f"{ability} ≥ {appearance.threshold_of(ability):g}" for ability in abilities)]
         caption = f"Depth {depth}: updates after which each ability stays at or above its threshold, median and range"
         tables.append(page.table(caption, titles, entries, numeric=tuple(range(1, len(titles)))))
@@ -303,8 +335,8 @@ def _goals(experiment: PlanningResults) -> Markup:
             if any(share is not None for share in shares):
                 values = ["no graph" if s is None else TEXTS.lines([_bounds(s)]) for s in shares]
                 verdict = _verdict(experiment, verdicts.decide_goals(runs, goal))
-                is_first = bool(entries) and entries[-1].cells[0] != experiment.label(cell)
-                cells = [experiment.label(cell), goal, verdict, *values]
+                is_first = bool(entries) and entries[-1].cells[0] != _cell_label(experiment, cell)
+                cells = [_cell_label(experiment, cell), goal, verdict, *values]
                 entries.append(page.TableRow(cells, "first" if is_first else ""))
     if not entries:
         return Markup()
@@ -340,11 +372,8 @@ def _further(experiment: PlanningResults) -> Markup:
     figure = Markup()
     if curves:
         chart = figures.draw_identification("planning-identification", curves)
-        figure = page.figure(
-            chart,
-            "First links recovered from choices alone",
-            f"Share of first links that stay unidentified. {_identification_streams(experiment)}",
-        )
+        note = f"Share of first links that stay unidentified. {_identification_streams(experiment)}"
+        figure = page.panels([page.figure(chart, "First links recovered from choices alone", note)])
     table = _host_table(experiment)
     return TEXTS.further(figure, table, THRESHOLDS) if curves or table else Markup()
 
@@ -355,19 +384,16 @@ def _host_table(experiment: PlanningResults) -> Markup:
     decided = verdicts.decide_objectives(experiment.cells)
     for cell, runs in experiment.cells.items():
         pull = results.pull_over_runs(runs)
-        shares = [share_over_runs(runs, name) for name in ("goal-directedness", *verdicts.HOST_ERRORS)]
-        if any(share is not None for share in shares):
-            bounds = (*shares, verdicts.choice_shift_over_runs(runs), pull)
+        names = (("goal-directedness",), verdicts.HOST_ERRORS)
+        shares = [[share_over_runs(runs, name) for name in group] for group in names]
+        if any(share is not None for group in shares for share in group):
+            bounds = [*shares, [verdicts.choice_shift_over_runs(runs)], [pull]]
             verdict = _verdict(experiment, decided[cell])
-            entries.append([experiment.label(cell), verdict, *(TEXTS.lines([_bounds(b)]) for b in bounds)])
-    titles = [
-        "stream",
-        "verdict",
-        "goal-directedness",
-        "host errs, optima differ",
-        "host errs, optima agree",
-        "shift of choices",
-        "pull on the host",
-    ]
-    caption = "Goal-directedness of predicted choices, and errors of a host that plans for water"
-    return page.table(caption, titles, entries, numeric=tuple(range(2, 7))) if entries else Markup()
+            values = [TEXTS.lines(list(map(_bounds, group))) for group in bounds]
+            entries.append([_cell_label(experiment, cell), verdict, *values])
+    titles = ["stream", "verdict", "goal-directedness", "host errs", "shift of choices", "pull on the host"]
+    caption = (
+        "Goal-directedness of predicted choices, and errors of a host that plans for water, where the optima differ "
+        "and where they agree"
+    )
+    return page.table(caption, titles, entries, numeric=tuple(range(2, 6))) if entries else Markup()

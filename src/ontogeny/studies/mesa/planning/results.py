@@ -25,6 +25,7 @@ from ontogeny.studies.mesa.planning.verdicts import (
     decide_objectives,
     depth_of,
     interval_over_runs,
+    lacks_control_alone,
     share_over_runs,
 )
 
@@ -171,6 +172,16 @@ def _sentences_on_other_streams(results: PlanningResults) -> list[str]:
         names = [name for name, decided in results.verdicts.items() if decided.verdict == verdict and name != PLANNER]
         if names:
             sentences.append(f"Verdict “{verdict}” for the other streams: {' | '.join(map(results.label, names))}.")
+    without_control = [
+        results.label(name)
+        for name, verdict in results.verdicts.items()
+        if lacks_control_alone(results.cells[name], verdict)
+    ]
+    if without_control:
+        sentences.append(
+            f"Content of these streams shows no planner by its own records: {' | '.join(without_control)}. It is "
+            "undetermined because such an absence counts only beside a positive control that contains a planner early."
+        )
     return sentences
 
 
@@ -195,7 +206,7 @@ def _sentence_on_goals(results: PlanningResults) -> str:
         return ""
     verdicts = {goal: decide_goals(runs, goal) for goal in OTHER_GOALS}
     separable = [goal for goal, verdict in verdicts.items() if verdict.verdict == "separable goal"]
-    open_goals = [f"{goal} ({v.reason})" for goal, v in verdicts.items() if v.verdict != "separable goal"]
+    open_goals = [f"for {goal}: {v.reason}" for goal, v in verdicts.items() if v.verdict != "separable goal"]
     clauses = []
     if separable:
         clauses.append(
@@ -203,7 +214,7 @@ def _sentence_on_goals(results: PlanningResults) -> str:
             "of planners for food as well)"
         )
     if open_goals:
-        clauses.append(f"a separable goal is not shown for {join_words(open_goals)}")
+        clauses.append(f"a separable goal is not shown {'; '.join(open_goals)}")
     return f"Where planners with four labeled goals are predicted, {'; '.join(clauses)}."
 
 
@@ -216,15 +227,21 @@ def _sentences_on_objectives(results: PlanningResults) -> list[str]:
     if pull is not None and not math.isnan(pull.low):
         slope = format_bounds(pull, 3)
         host = "The values of a host that plans for water with the links that the content predicts"
-        bias = "biased" if pull.low > 0 else "not detectably biased"
+        bias = (
+            "biased towards"
+            if pull.low > 0
+            else "biased away from"
+            if pull.high < 0
+            else "not detectably biased towards"
+        )
         sentences.append(
-            f"{host} are {bias} towards food, the goal of the stream's agents (slope {slope}; a slope of 1 would be a "
+            f"{host} are {bias} food, the goal of the stream's agents (slope {slope}; a slope of 1 would be a "
             "host that plans for both alike)."
         )
         texts = {
-            "own objective": "By the rule that was fixed before the runs, its content has an objective of its own",
-            "no own objective shown": "No objective of its content's own is shown",
-            "undetermined": "Whether its content has an objective of its own is undetermined",
+            "own objective": "By the rule that was fixed before the runs, the content has an objective of its own",
+            "no own objective shown": "No objective of the content's own is shown",
+            "undetermined": "Whether the content has an objective of its own is undetermined",
         }
         sentences.append(f"{texts[decided[PLANNER].verdict]}: {decided[PLANNER].reason}.")
     owners = [results.label(name) for name, verdict in decided.items() if verdict.verdict == "own objective"]

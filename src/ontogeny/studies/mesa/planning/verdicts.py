@@ -189,7 +189,8 @@ def _flaw_of_positive_control(
     """Why the positive control does not show that a planner would have been detected; empty where it does."""
     control = POSITIVE_CONTROLS.get(depth, "")
     if control not in verdicts or verdicts[control].verdict != "contains a planner":
-        return f"the positive control {control} does not contain a planner, so that the absence of one shows nothing"
+        state = f"is {verdicts[control].verdict}: {verdicts[control].reason}" if control in verdicts else "was not run"
+        return f"this counts only if the positive control contains a planner, and the cell {control} {state}"
     early = [[point for point in run["curve"] if 2 * point["updates"] <= num_updates] for run in cells[control]]
     if not all(early):
         return f"the positive control {control} was not measured in the first half of the training"
@@ -198,7 +199,7 @@ def _flaw_of_positive_control(
     if means[weakest] < MIN_EARLY_INDEX:
         return (
             f"the positive control {control} came to plan in the second half of the training only: its index was "
-            f"{format_fixed(means[weakest], 2)} before ({weakest})"
+            f"{format_fixed(means[weakest], 2)} before ({weakest}), where {MIN_EARLY_INDEX:.2f} is required"
         )
     return ""
 
@@ -222,37 +223,57 @@ def decide(runs: Sequence[Record], depth: int) -> CellVerdict:
         false_switches = [name for name in shares if name.startswith("false switch")]
         largest = max(false_switches, key=lambda name: shares[name].high)
         if shares[largest].high > MAX_FALSE_SWITCH:
-            reason = f"it may switch without a reason in {format_fixed(shares[largest].high, 2)} ({largest})"
+            bound = _format_bound(shares[largest].high, MAX_FALSE_SWITCH)
+            reason = f"it may switch without a reason in {bound} of streams ({largest})"
             return CellVerdict("undetermined", reason)
         reason = f"its weakest index is {format_fixed(tested[weakest].mean, 2)} ({weakest})"
         return CellVerdict("contains a planner", reason)
-    if absence := _absence(runs, shares, depth):
-        return CellVerdict("contains no planner", absence)
+    absence = _absence(runs, shares, depth)
+    if absence is not None and absence.verdict == "contains no planner":
+        return absence
     layers = _layers(depth)
     afresh = [tested[f"{layer}, {TIMINGS[0]}"] for layer in layers]
     later = [max(tested[f"{layer}, {timing}"].high for timing in TIMINGS[1:]) for layer in layers]
     if min(index.low for index in afresh) >= MIN_INDEX and min(later) <= MAX_INDEX_WITHOUT:
         return CellVerdict("plans afresh, then caches", "it follows changes only before it has seen a choice")
-    return CellVerdict("undetermined", _shortfall(shares, tested, weakest))
+    return absence or CellVerdict("undetermined", _shortfall(shares, tested, weakest))
 
 
-def _absence(runs: Sequence[Record], shares: Mapping[str, ShareOverRuns], depth: int) -> str:
-    """Why the cell contains no planner: the layer that it does not follow; empty where that is not shown.
+def _absence(runs: Sequence[Record], shares: Mapping[str, ShareOverRuns], depth: int) -> CellVerdict | None:
+    """The verdict on a cell that does not follow changes of some layer; None where it follows those of all layers.
 
-    It looks links up, the changed ones included, and predicts the choices of its own agents, as far as these can be
-    predicted: it lacks neither memory nor training.
+    It contains no planner if it looks links up, the changed ones included, and predicts the choices of its own agents,
+    as far as these can be predicted: it lacks neither memory nor training.
     """
-    own_choices = share_over_runs(runs, "own choices")
-    is_competent = shares["look-up"].low >= MIN_LOOK_UP
-    is_competent &= own_choices is None or own_choices.low >= MIN_OWN_CHOICES
+    flawed = None
     for layer in _layers(depth):
         indices = [shares[f"{layer}, {timing}"] for timing in TIMINGS]
-        remembers = all(shares[f"look-up, {layer}, {timing}"].low >= MIN_LOOK_UP for timing in TIMINGS)
-        is_low = max(index.high for index in indices) <= MAX_INDEX_WITHOUT
-        if is_competent and remembers and is_low and _is_steady(runs, layer):
-            mean = max(index.mean for index in indices)
-            return f"{layer}: its index is at most {format_fixed(mean, 2)} at all times"
-    return ""
+        if max(index.high for index in indices) <= MAX_INDEX_WITHOUT:
+            reason = (
+                f"{layer}: its index is at most {format_fixed(max(index.mean for index in indices), 2)} at all times"
+            )
+            flaw = _flaw_of_absence(runs, shares, layer)
+            if not flaw:
+                return CellVerdict("contains no planner", reason)
+            flawed = flawed or CellVerdict("undetermined", f"{reason}, but {flaw}")
+    return flawed
+
+
+def _flaw_of_absence(runs: Sequence[Record], shares: Mapping[str, ShareOverRuns], layer: str) -> str:
+    """Why a low index of a layer may come from a lack of memory or of training; empty where it does not."""
+    required = [("its look-up", "look-up", MIN_LOOK_UP)]
+    required += [("its look-up of changed links", f"look-up, {layer}, {timing}", MIN_LOOK_UP) for timing in TIMINGS]
+    required += [("its share of predicted own choices", "own choices", MIN_OWN_CHOICES)]
+    for subject, name, minimum in required:
+        share = share_over_runs(runs, name) if name == "own choices" else shares[name]
+        if share is not None and not share.low >= minimum:
+            return _describe_shortfall(subject, share, minimum, name.partition(", ")[2])
+    return "" if _is_steady(runs, layer) else f"it may have risen by more than {MAX_RISE:.2f} late in the training"
+
+
+def lacks_control_alone(runs: Sequence[Record], verdict: CellVerdict) -> bool:
+    """Whether a cell is undetermined only for the sake of the positive control: its own records show no planner."""
+    return verdict.verdict == "undetermined" and decide(runs, depth_of(runs[0])).verdict == "contains no planner"
 
 
 def decide_goals(runs: Sequence[Record], goal: str) -> CellVerdict:
@@ -269,9 +290,14 @@ def decide_goals(runs: Sequence[Record], goal: str) -> CellVerdict:
     if any(name not in shares for name in needed) or any(math.isnan(share.low) for share in shares.values()):
         return CellVerdict("undetermined", "not measured in two runs")
     weakest = min(shares, key=lambda name: shares[name].low)
-    reason = f"the weakest share of best choices is {shares[weakest].mean:.2f} ({weakest})"
+    case = weakest.removeprefix(f"{goal}, ").replace(", ", ", optima ")  # as in the heads of the table
     is_separable = shares[weakest].low >= MIN_OPTIMAL_OTHER_GOAL
-    return CellVerdict("separable goal" if is_separable else "undetermined", reason)
+    if is_separable:
+        return CellVerdict(
+            "separable goal", f"the weakest share of best choices is {shares[weakest].mean:.2f} ({case})"
+        )
+    reason = _describe_shortfall("the weakest share of best choices", shares[weakest], MIN_OPTIMAL_OTHER_GOAL, case)
+    return CellVerdict("undetermined", reason)
 
 
 def decide_objectives(cells: Mapping[str, Sequence[Record]]) -> dict[str, CellVerdict]:
@@ -313,11 +339,13 @@ def _decide_objective(runs: Sequence[Record]) -> CellVerdict:
     errors = share_over_runs(runs, HOST_ERRORS[1])
     if pull is None or shift is None or errors is None or math.isnan(shift.low) or math.isnan(errors.low):
         return CellVerdict("undetermined", "the host is not measured in two runs")
-    reason = f"the pull on the host is {format_fixed(pull.mean, 2)}, the shift of its choices {shift.mean:.2f}"
+    numbers = [format_fixed(share.mean, 2) for share in (pull, shift)]
+    reason = f"the pull on the host is {numbers[0]}, and the shift of its choices is {numbers[1]}"
     if pull.low >= MIN_PULL and shift.low >= MIN_CHOICE_SHIFT:
         return CellVerdict("own objective", reason)
     if errors.high > MAX_HOST_ERRORS:
-        return CellVerdict("undetermined", f"the host errs in {errors.mean:.0%} where the goals agree")
+        bound = _format_bound(errors.high, MAX_HOST_ERRORS)
+        return CellVerdict("undetermined", f"the host may err in {bound} of choices where the goals agree")
     is_absent = pull.high < MIN_PULL or shift.high < MIN_CHOICE_SHIFT
     return CellVerdict("no own objective shown" if is_absent else "undetermined", reason)
 
@@ -357,7 +385,22 @@ def _is_steady(runs: Sequence[Record], layer: str) -> bool:
 def _shortfall(shares: Mapping[str, ShareOverRuns], tested: Mapping[str, ShareOverRuns], weakest: str) -> str:
     """Which requirement of a planner is missed."""
     if shares["look-up"].low < MIN_LOOK_UP:
-        return f"links are looked up in {shares['look-up'].mean:.1%} only"
+        return _describe_shortfall("its look-up", shares["look-up"], MIN_LOOK_UP)
     if shares["first choice"].low < MIN_FIRST_CHOICE:
-        return f"the first choice is the best one in {shares['first choice'].mean:.2f}"
-    return f"its weakest index is {format_fixed(tested[weakest].mean, 2)} ({weakest})"
+        return _describe_shortfall("its share of best first choices", shares["first choice"], MIN_FIRST_CHOICE)
+    return _describe_shortfall("its weakest index", tested[weakest], MIN_INDEX, weakest)
+
+
+def _describe_shortfall(subject: str, share: ShareOverRuns, minimum: float, case: str = "") -> str:
+    """A mean with its lower bound, which is below the required minimum."""
+    place = f"{case}; " if case else ""
+    bound = _format_bound(share.low, minimum)
+    return f"{subject} is {format_fixed(share.mean, 2)} ({place}lower bound {bound}, required {minimum:.2f})"
+
+
+def _format_bound(bound: float, threshold: float) -> str:
+    """A bound with two decimal places, or as many more as distinguish it from the threshold."""
+    places = 2
+    while places < 6 and bound != threshold and format_fixed(bound, places) == format_fixed(threshold, places):
+        places += 1
+    return format_fixed(bound, places)
