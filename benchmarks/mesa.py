@@ -7,11 +7,13 @@ experiment, as the study's page shows it, the standard error over runs, and the 
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ontogeny.cli.jax_setup import configure_jax
+from ontogeny.errors import BadInput
 
 UNITS = {"objective": "probability", "learns": "sd of a step's score", "plans": "share of choices"}
 
@@ -19,10 +21,14 @@ UNITS = {"objective": "probability", "learns": "sd of a step's score", "plans": 
 def collect_lines(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of a study, in part or complete."""
     from ontogeny.runs.folder import read_spec
+    from ontogeny.runs.formats import MESA_STUDY
     from ontogeny.studies.mesa.comparison import SCHEMA
     from ontogeny.studies.records import read_records, read_seconds
 
-    spec, records, seconds_by_id = read_spec(folder).spec, read_records(folder, SCHEMA), read_seconds(folder)
+    run = read_spec(folder)
+    if run.kind != MESA_STUDY:
+        raise BadInput(f"'{folder}' holds no mesa study")
+    spec, records, seconds_by_id = run.spec, read_records(folder, SCHEMA), read_seconds(folder)
     yield from collect_cell_lines(records, spec["budget"].get("planning"), seconds_by_id)
     yield from collect_group_lines(records, spec, seconds_by_id)
 
@@ -99,6 +105,15 @@ def main() -> None:
     parser.add_argument("--read", action="store_true", help="print the results of the folder and run nothing")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    try:
+        _print_lines(options)
+    except BadInput as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _print_lines(options: argparse.Namespace) -> None:
+    """Runs the study unless it is only read, and prints its lines."""
     if not options.read:
         configure_jax(None)
         from ontogeny.studies.mesa.runner import run_mesa_study

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,29 @@ def test_the_benchmark_prints_the_measures_of_every_cell():
     assert line["setting"].startswith(f"contains a planner; 3 runs, {line['value']:.4f} (") and line["peer"] is None
     assert {"name", "value", "unit", "se", "peer", "peer_value", "ratio", "seconds", "setting"} <= line.keys()
     json.dumps(lines, allow_nan=False)
+
+
+def test_the_benchmark_refuses_bad_input_in_one_sentence(tmp_path, monkeypatch, capsys):
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "mesa.py"))
+    for arguments, words in (
+        (["--read", "--out", str(tmp_path)], "spec.json' cannot be read"),
+        (["--read", "--out", str(tmp_path / "absent")], "there is no run in"),
+        (["--size", "plan", "--out", str(tmp_path / "new")], "must be one of full, small, brief, planning"),
+        (["--size", "small", "--seed", "-1", "--out", str(tmp_path / "new")], "the seed must be a whole number"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["mesa.py", *arguments])
+        with pytest.raises(SystemExit) as error:
+            benchmark["main"]()
+        lines = capsys.readouterr().err.splitlines()
+        assert error.value.code == 2 and len(lines) == 1 and words in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_that_lacks_a_measure_is_named():
+    records = planted.planning_cell("planner", "planner", 2)
+    del records[1]["curve"][1]["layer 1, at once"]
+    with pytest.raises(BadInput, match=r"'planning/planner/1' is damaged: it lacks the measure 'layer 1, at once'"):
+        results.collect_results(records, planted.BUDGET)
 
 
 def test_cells_that_are_missing_leave_their_parts_out():

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 from ontogeny.audit.suite import to_jsonable
+from ontogeny.errors import require_one_of
 from ontogeny.runs.folder import claim
 from ontogeny.runs.formats import MESA_STUDY
 from ontogeny.runs.records import RECORDS_FILE, append_record, append_timing, repair_records
+from ontogeny.seeds import check_seed
 from ontogeny.studies.mesa import page
 from ontogeny.studies.mesa.budgets import MesaBudget, budgets, estimate_minutes
 from ontogeny.studies.mesa.comparison import SCHEMA
@@ -36,9 +38,12 @@ def run_mesa_study(size: str | MesaBudget, out: str | Path, seed: int = 0, on_ev
         The path of the page.
 
     Raises:
-        BadInput: If the folder holds anything but this very study.
+        BadInput: If there is no budget of this name, the seed is none, or the folder holds anything but this very
+            study.
     """
-    budget = budgets()[size] if isinstance(size, str) else size
+    if isinstance(size, str):
+        require_one_of(budgets(), size=size)
+    budget, seed = budgets()[size] if isinstance(size, str) else size, check_seed(seed)
     context = MesaContext(budget, Path(out), seed)
     measurements = list(list_measurements(context))
     planned_ids = [name for measurement in measurements for name in measurement.ids]

@@ -97,7 +97,7 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
 
 def _ability_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
     """The verdict on every cell, its abilities, and the controls of its indices."""
-    entries = [
+    entries: list[Sequence[str] | page.TableRow] = [
         [_cell_label(experiment, name), _verdict(experiment, experiment.verdicts[name]), *_ability_cells(runs)]
         for name, runs in cells.items()
     ]
@@ -116,7 +116,9 @@ def _ability_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Rec
 def _index_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
     """The indices of revaluation of every cell, by layer and time."""
     layers = results.layer_names(next(iter(cells.values())))
-    entries = [[_cell_label(experiment, name), *_index_cells(runs, layers)] for name, runs in cells.items()]
+    entries: list[Sequence[str] | page.TableRow] = [
+        [_cell_label(experiment, name), *_index_cells(runs, layers)] for name, runs in cells.items()
+    ]
     label, untrained = _untrained_content(experiment, cells)
     entries.append(page.TableRow([label, *_index_cells(untrained, layers)], "first"))
     entries.append(_stream_counts(cells, [_timed(layer) for layer in layers]))

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ontogeny.errors import BadInput
 from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
 from ontogeny.studies.comparison import join_words
@@ -31,6 +32,7 @@ from ontogeny.studies.mesa.planning.verdicts import (
 
 OTHER_GOALS = ("water", "no food", "no water")  # goals that differ from that of the stream's agents, food
 GOAL_CELLS = ("goals", "goals_unlabeled", "planner")
+ABILITIES = ("look-up", "first choice", "own choices", "layer ", *PAIRS)  # how the names of abilities begin
 PLANNER, NO_PLANNERS = "planner", "share_0"
 Cells = Mapping[str, Sequence[Record]]
 
@@ -61,13 +63,27 @@ def collect_results(records: Sequence[Record], budget: Mapping[str, Any] | None)
     Args:
         records: All records of the study.
         budget: Of the experiment, as `spec.json` has it; None where the study has none.
+
+    Raises:
+        BadInput: If a run, or a point of its curve, lacks an ability or an index that others of its cell have.
     """
     budget = budget or {}
     labels = {name: cell["description"] for name, cell in budget.get("cells", {}).items()}
     by_name = collect_cells(records)
     cells = {name: by_name[name] for name in [*labels, *by_name] if name in by_name}
+    for runs in cells.values():
+        _require_measures(runs)
     checks = collect_cells(records, CHECK_KIND)
     return PlanningResults(cells, decide_cells(cells, checks), labels, bool(budget.get("is_brief")))
+
+
+def _require_measures(runs: Sequence[Record]) -> None:
+    """Refuses runs of a cell of which one lacks an ability or index that another has: a record is damaged."""
+    tables = [(run["id"], table) for run in runs for table in (run["measures"], *run["curve"])]
+    required = {name for _, table in tables for name in table if name.startswith(ABILITIES)}
+    for record_id, table in tables:
+        if missing := sorted(required - table.keys()):
+            raise BadInput(f"the record '{record_id}' is damaged: it lacks the measure '{missing[0]}'")
 
 
 def mean_over_timings(values: Mapping[str, float], name: str) -> float:
