@@ -308,3 +308,32 @@ def test_a_content_in_a_file_of_its_own_is_trained_and_measured(tmp_path):
 def test_a_content_that_cannot_predict_a_stream_is_refused():
     with pytest.raises(BadInput, match="has no setting 'outputs'"):
         build_content(ContentSettings("table"), PARAMS, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("cells", "names", "changed", "error"),
+    [
+        ({}, ["absent"], {}, "the setting 'cell' must be one of planner"),
+        ({}, [], {}, "there are no runs"),
+        ({"planner": {"depth": 4}}, ["planner"], {}, "'depth' must lie between 2 and 3"),
+        ({"planner": {"quiet_share": 1.5}}, ["planner"], {}, "'quiet_share' must lie between 0 and 1"),
+        ({"planner": {"queried_algorithm": "mine"}}, ["planner"], {}, "'algorithm' must be one of"),
+        ({}, ["planner", "planner_depth_3"], {}, "need the same content and depth"),
+        ({}, ["planner"], {"num_updates": -4}, "'num_updates' must be at least 1"),
+        ({}, ["planner"], {"num_updates": 3}, "3 updates are no multiple of the 2 updates"),
+        ({}, ["planner"], {"batch_size": 0}, "'batch_size' must be at least 1"),
+    ],
+)
+def test_runs_that_cannot_be_made_are_refused(cells, names, changed, error, tmp_path):
+    """Otherwise runs of another depth would be trained in the environment of the first, and NaN would be recorded."""
+    cells = CELLS | {name: CELLS[name]._replace(**settings) for name, settings in cells.items()}
+    training = TrainingPlan(4, batch_size=4, updates_per_call=2)._replace(**changed)
+    run_ids, plan = [RunId(name, 0) for name in names], MeasurementPlan((0, 4))
+    with pytest.raises(BadInput, match=error):
+        next(run_cells(cells, run_ids, training, plan, seed=1, weights_folder=tmp_path))
+    with pytest.raises(BadInput, match=error):
+        next(check_runs(cells, run_ids, training, plan, seed=2, weights_folder=tmp_path))
+    with pytest.raises(BadInput, match="5 updates are no multiple"):
+        plan = MeasurementPlan((0, 5))
+        next(run_cells(CELLS, [RunId("planner", 0)], TrainingPlan(4, updates_per_call=2), plan, seed=1))
+    assert not list(tmp_path.iterdir())

@@ -32,6 +32,7 @@ from ontogeny.content.base import PredictionBatch
 from ontogeny.environments import relay
 from ontogeny.environments.base import choose_tree
 from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
+from ontogeny.errors import BadInput, require_one_of
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout
 from ontogeny.types import Agent, Environment, EnvSpec, Key, Percept, PyTree, State, TimeStep, Transition
@@ -97,8 +98,16 @@ class MixtureActivations(NamedTuple):
 
 
 def find_member(algorithm: str, goal: int = 0) -> int:
-    """The index of a member in `MEMBERS`."""
-    return MEMBERS.index(Member(ALGORITHMS.index(algorithm), goal))
+    """The index of a member in `MEMBERS`.
+
+    Raises:
+        BadInput: If there is no such algorithm, or none with this goal.
+    """
+    require_one_of(ALGORITHMS, algorithm=algorithm)
+    member = Member(ALGORITHMS.index(algorithm), goal)
+    if member not in MEMBERS:
+        raise BadInput(f"the agent '{algorithm}' has no goal of number {goal}")
+    return MEMBERS.index(member)
 
 
 def mixture_agent(env: Environment, member_shares: Float[Array, "M"]) -> Agent:

@@ -21,6 +21,7 @@ from ontogeny.agents.stream_training import ContentSettings, build_content
 from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
 from ontogeny.environments.relay import RelayParams
+from ontogeny.errors import BadInput, require_at_least, require_between, require_one_of, require_probability
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs import checkpoint
 from ontogeny.runs.records import Record
@@ -99,7 +100,12 @@ def run_cells(
 
     Yields:
         One record for each run.
+
+    Raises:
+        BadInput: There is no run, a run has no cell or another architecture or depth, or a setting is out of range.
     """
+    _require_runs(cells, run_ids)
+    _require_plans(training, measurement)
     program = _build_program(cells[run_ids[0].cell].program, training, measurement)
     keys, settings, members = _stack_runs(cells, run_ids, seed)
     curves: list[list[dict[str, Any]]] = [[] for _ in run_ids]
@@ -158,7 +164,12 @@ def check_runs(
 
     Yields:
         One record for each run.
+
+    Raises:
+        BadInput: As in `run_cells`, or there are no weights of a run, or they do not fit its cell.
     """
+    _require_runs(cells, run_ids)
+    _require_plans(training, measurement)
     program = _build_program(cells[run_ids[0].cell].program, training, measurement)
     keys, settings, members = _stack_runs(cells, run_ids, seed)
     template = jax.eval_shape(program.predictor.init, keys[0])
@@ -175,6 +186,36 @@ def check_runs(
             "measures": _means(values),
             "num_streams": _counts(values),
         }
+
+
+def _require_runs(cells: Mapping[str, Cell], run_ids: Sequence[RunId]) -> None:
+    """Refuses runs that cannot be trained at once."""
+    if not run_ids:
+        raise BadInput("there are no runs to train or measure")
+    for run_id in run_ids:
+        require_one_of(cells, cell=run_id.cell)
+        cell = cells[run_id.cell]
+        require_between(min(DEPTHS), max(DEPTHS), depth=cell.depth)
+        require_at_least(0, num_instances=cell.num_instances)
+        shares = {name: getattr(cell, name) for name in ("change_probability", "relevant_share", "quiet_share")}
+        require_probability(**shares)
+        if cell.program != cells[run_ids[0].cell].program:
+            raise BadInput(
+                f"runs that are trained at once need the same content and depth, which the cells '{run_ids[0].cell}' "
+                f"and '{run_id.cell}' do not have"
+            )
+
+
+def _require_plans(training: TrainingPlan, measurement: MeasurementPlan) -> None:
+    """Refuses a training that does not consist of whole calls, and measurements that would never be made."""
+    num_updates, batch_size, updates_per_call, _ = training
+    require_at_least(1, num_updates=num_updates, batch_size=batch_size, updates_per_call=updates_per_call)
+    counts = ("num_curve_streams", "num_streams", "runs_at_once")
+    require_at_least(1, **{name: getattr(measurement, name) for name in counts})
+    for number in (num_updates, *measurement.curve_updates):
+        if number % updates_per_call:
+            raise BadInput(f"{number} updates are no multiple of the {updates_per_call} updates of one call")
+        require_between(0, num_updates, curve_updates=number)
 
 
 class Program(NamedTuple):
