@@ -324,10 +324,10 @@ def _stack_runs(cells: Mapping[str, Cell], run_ids: Sequence[RunId], seed: int) 
     chosen = [cells[run_id.cell] for run_id in run_ids]
     settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(cell.settings for cell in chosen))
     members = jnp.asarray([find_member(cell.queried_algorithm) for cell in chosen], jnp.int32)
-    return jnp.stack([_run_key(seed, run_id) for run_id in run_ids]), settings, members
+    return jnp.stack([run_key(seed, run_id) for run_id in run_ids]), settings, members
 
 
-def _run_key(seed: int, run_id: RunId) -> Key:
+def run_key(seed: int, run_id: RunId) -> Key:
     """The key of a run: of the seed, the name of its cell and its number."""
     cell_key = jax.random.fold_in(key_from_seed(seed), zlib.crc32(run_id.cell.encode()))
     return jax.random.fold_in(cell_key, run_id.run)
