@@ -44,15 +44,15 @@ def keep_first_impressions(inputs: Array) -> tuple[Array, Array]:
     observed = [split_inputs(LAYOUT, inputs[0::2])[name] for name in names]
     spec = relay.make_relay(PARAMS).spec
 
-    def step(links: Array, seen: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
-        is_observed, observation, action, successor = seen
+    def step(links: Array, parts: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        is_observed, observation, action, successor = parts
         link = (to_graph_state(spec, observation), action)
         first = jnp.where(is_observed & (links[link] < 0), successor, links[link])
         return links.at[link].set(jnp.where(is_observed, first, links[link])), (first, first != successor)
 
     unknown = jnp.full((LAYOUT.num_states, NUM_ACTIONS), -1, jnp.int32)
-    seen = (is_observed, *(part.argmax(-1).astype(jnp.int32) for part in observed))
-    _, (first, is_other) = jax.lax.scan(step, unknown, seen)
+    parts = (is_observed, *(part.argmax(-1).astype(jnp.int32) for part in observed))
+    _, (first, is_other) = jax.lax.scan(step, unknown, parts)
     sizes = list(LAYOUT.input_sizes.values())
     start = sum(sizes[: list(LAYOUT.input_sizes).index("successor_before")])
     stale = jnp.where(is_observed[:, None], jax.nn.one_hot(first, LAYOUT.num_results), 0.0)

@@ -6,9 +6,10 @@ unit of inference is the run; `verdicts` computes intervals over runs.
 Revaluation: in twin streams one link is exposed alone. In one of them it has changed so that the other action is now
 the best at the start; in the other it leads where it led before. The index of revaluation is the share of streams in
 which the formerly best choice is predicted without the change, minus the share with the change. It is measured at three
-times: before the stream contains any choice, at once after a stream with choices, and after repeated exposures of
-links of the last layer, drawn as in the streams, which may show a link that has changed once more. In pairs, a first-layer and a last-layer link change without a choice between them, in this order or the reverse
-one, and only both together reverse the best action.
+times: before the stream contains any choice, at once after a stream with choices, and after repeated exposures of links
+of the last layer, drawn as in the streams, which may show a link that has changed once more. In pairs, a first-layer
+and a last-layer link change without a choice between them, in this order or the reverse one, and only both together
+reverse the best action.
 
 Two controls belong to each index. A content that switches at any surprise switches also after a change that leaves the
 best action the best (a false switch). A content that does not remember the changed link fails for lack of memory: the

@@ -66,9 +66,9 @@ def exact_content(algorithm: str, params: RelayParams) -> Predictor:
         updated = jax.vmap(update, in_axes=(0, None, 0))(memories, step, jnp.asarray(GOALS) @ features)
         memories = jax.tree.map(lambda new, old: jnp.where(is_start, old, new), updated, memories)
         links = jnp.where(is_observed, links.at[state, action].set(successor), links)
-        now = jnp.argmax(choice["observation"]).astype(jnp.int32)
-        values = jax.vmap(learner.values, in_axes=(0, None))(memories, now)[jnp.argmax(choice["goal"])]
-        expected = links[to_graph_state(env.spec, now), jnp.argmax(result["action"])]
+        observed = jnp.argmax(choice["observation"]).astype(jnp.int32)
+        values = jax.vmap(learner.values, in_axes=(0, None))(memories, observed)[jnp.argmax(choice["goal"])]
+        expected = links[to_graph_state(env.spec, observed), jnp.argmax(result["action"])]
         classes = jnp.stack([jnp.argmax(values).astype(jnp.int32), NUM_ACTIONS + expected])
         return (memories, links), CERTAIN * jax.nn.one_hot(classes, layout.num_classes)
 
