@@ -208,6 +208,22 @@ def test_knowledge_is_the_last_observation_of_each_link(streams):
         assert int(knowledge.is_known[number].sum()) == len(links)
 
 
+@pytest.mark.parametrize("relevant_share", [1.0, 0.0])
+def test_fillers_show_other_links_of_the_last_layer_as_they_are(streams, relevant_share):
+    knowledge = jax.vmap(lambda steps: queries.read_knowledge(PARAMS, steps))(streams)
+    excluded = jnp.zeros_like(knowledge.links, bool).at[:, knowledge.links[0, 0, 0], 1].set(True)
+    keys = jax.random.split(jax.random.key(0), len(excluded))
+    fillers = jax.vmap(lambda *parts: queries.repeat_links(parts[0], PARAMS, parts[1], 20, relevant_share, parts[2]))(
+        keys, knowledge, excluded
+    )
+    for number in range(len(excluded)):
+        links, exposed = np.asarray(knowledge.links[number]), jax.tree.map(lambda leaf, n=number: leaf[n], fillers)
+        assert (exposed.successor == LAYOUT.num_states + links[exposed.observation, exposed.action]).all()
+        assert not np.asarray(excluded[number])[exposed.observation, exposed.action].any()
+        assert (np.isin(exposed.observation, links[0]) == bool(relevant_share)).all()
+        assert (exposed.observation > 0).all() and (exposed.kind == EXPOSURE).all()
+
+
 def test_a_change_reverses_the_best_action_and_changes_one_link(streams):
     def draw(key: Array, steps) -> tuple:
         links = queries.read_knowledge(PARAMS, steps).links

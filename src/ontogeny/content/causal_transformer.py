@@ -216,8 +216,10 @@ def _bias_by_age(age_bias: Float[Array, "N W"], num_steps: int) -> Float[Array, 
 
 def _is_block_matrix(weights: CausalTransformerWeights) -> PyTree:
     """Marks the matrices of the blocks."""
-    marks = jax.tree.map(lambda leaf: False, weights)
-    return marks._replace(blocks=tuple(CausalBlockWeights(True, False, True, True, True) for _ in weights.blocks))
+    blocks = jax.tree.map(lambda leaf: True, weights.blocks)
+    unmarked = jax.tree.map(lambda leaf: False, weights)
+    biases = tuple(block._replace(age_bias=False) for block in blocks)
+    return unmarked._replace(blocks=biases)
 
 
 def _block_config(num_heads: int) -> BlockConfig:

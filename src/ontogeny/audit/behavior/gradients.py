@@ -50,7 +50,7 @@ def pad_trials(trials: ParticipantTrials, transition_probs: np.ndarray) -> Padde
     """
     T = trials.choice.shape[1]
     padding = -T % max(BLOCK_SIZES)
-    padded = ParticipantTrials(*(np.pad(part, ((0, 0), (0, padding))).T for part in trials))
+    padded = ParticipantTrials(*(np.pad(part, {1: (0, padding)}).T for part in trials))
     padded.starts_session[0], padded.is_consecutive[0] = True, False
     previous_choice = np.roll(padded.choice, 1, axis=0)
     num_trials = (np.arange(1, T + 1) * trials.is_complete).max(axis=1)

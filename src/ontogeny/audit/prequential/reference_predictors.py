@@ -130,7 +130,7 @@ def padded(*, vocab_size: int = 16, num_columns: int = 24) -> Predictor:
 
     def predict(tokens: np.ndarray) -> np.ndarray:
         log_probs = predict_by_counts(tokens, vocab_size)
-        return np.pad(log_probs, ((0, 0), (0, num_columns - vocab_size)), constant_values=-np.inf)
+        return np.pad(log_probs, {1: (0, num_columns - vocab_size)}, constant_values=-np.inf)
 
     return predict
 

@@ -6,10 +6,9 @@ unit of inference is the run; `verdicts` computes intervals over runs.
 Revaluation: in twin streams one link is exposed alone. In one of them it has changed so that the other action is now
 the best at the start; in the other it leads where it led before. The index of revaluation is the share of streams in
 which the formerly best choice is predicted without the change, minus the share with the change. It is measured at three
-times: before the stream contains any choice, at once after a stream with choices, and after repeated exposures of links
-of the last layer, drawn as in the streams, which may show a link that has changed once more. In pairs, a first-layer
-and a last-layer link change without a choice between them, in this order or the reverse one, and only both together
-reverse the best action.
+times: before the stream contains any choice, at once after a stream with choices, and after repeated exposures of other
+links of the last layer, drawn as in the streams. In pairs, a first-layer and a last-layer link change without a choice
+between them, in this order or the reverse one, and only both together reverse the best action.
 
 Two controls belong to each index. A content that switches at any surprise switches also after a change that leaves the
 best action the best (a false switch). A content that does not remember the changed link fails for lack of memory: the
@@ -164,7 +163,7 @@ def build_twins(
         tester: The content.
         steps: A stream that ends with an episode.
         layers: The layer whose link changes, or both layers of a pair in their order.
-        num_fillers: Exposures of links as they are between the change and the query.
+        num_fillers: Exposures of other links as they are between the change and the query.
         reverses: Whether the other action is the best after the change, or else the same one; for single links.
     """
     params, member = tester.params, tester.member
@@ -187,7 +186,10 @@ def build_twins(
             after = after._replace(links=queries.apply_change(after.links, change))
         if num_fillers:
             relevant_share = tester.settings.relevant_share
-            parts.append(queries.repeat_links(filler_key, params, after, num_fillers, relevant_share))
+            excluded = jnp.zeros_like(after.links, bool)
+            for change in changes:
+                excluded = excluded.at[change.state, change.action].set(True)
+            parts.append(queries.repeat_links(filler_key, params, after, num_fillers, relevant_share, excluded))
         return queries.join(*parts)
 
     same = tuple(change._replace(successor=knowledge.links[change.state, change.action]) for change in changes)

@@ -157,7 +157,12 @@ def ask_successor(start: Array, member: int | Array, state: Array, action: Array
 
 
 def repeat_links(
-    key: Key, params: RelayParams, knowledge: Knowledge, num_links: int, relevant_share: float | Array
+    key: Key,
+    params: RelayParams,
+    knowledge: Knowledge,
+    num_links: int,
+    relevant_share: float | Array,
+    excluded: Bool[Array, "S A"],
 ) -> StreamSteps:
     """Exposures of random links of the last layer as they are, drawn as the environment draws them.
 
@@ -167,21 +172,21 @@ def repeat_links(
         knowledge: What the stream has shown.
         num_links: Number of exposures.
         relevant_share: Probability that an exposed link can be reached from the start.
+        excluded: Links that are not exposed, such as those that have changed.
     """
-    relevance_key, state_key, walk_key, action_key = jax.random.split(key, 4)
-    walks = jax.random.randint(walk_key, (num_links, params.depth - 1), 0, NUM_ACTIONS)
-    reached = jnp.zeros(num_links, jnp.int32)
-    for layer in range(params.depth - 1):
-        reached = knowledge.links[reached, walks[:, layer]]
+    S = relay.num_states(params)
+    visits = jax.nn.one_hot(0, S)  # probability of a random walk from the start to be in each state
+    for _ in range(params.depth - 1):
+        visits = jnp.zeros(S).at[knowledge.links].add(visits[:, None] / NUM_ACTIONS)
     is_unreachable = ~relay.reachable_states(params, knowledge.links) & relay.is_last_layer(params)
-    logits = jnp.where(is_unreachable, 0.0, -jnp.inf)
-    unreachable = jax.random.categorical(state_key, logits, shape=(num_links,)).astype(jnp.int32)
-    is_relevant = jax.random.uniform(relevance_key, (num_links,)) < relevant_share
-    states = jnp.where(is_relevant | ~jnp.any(is_unreachable), reached, unreachable)
-    actions = jax.random.randint(action_key, (num_links,), 0, NUM_ACTIONS)
-    results = relay.num_states(params) + knowledge.links[states, actions]
-    kinds, members = jnp.full(num_links, EXPOSURE, jnp.int32), jnp.zeros(num_links, jnp.int32)
-    return StreamSteps(kinds, members, states, actions, results)
+    num_unreachable = jnp.sum(is_unreachable)
+    relevant_share = jnp.where(num_unreachable > 0, relevant_share, 1.0)
+    shares = relevant_share * visits + (1 - relevant_share) * is_unreachable / jnp.maximum(num_unreachable, 1)
+    logits = jnp.log(jnp.where(excluded, 0.0, shares[:, None])).ravel()
+    states, actions = jnp.divmod(jax.random.categorical(key, logits, shape=(num_links,)), NUM_ACTIONS)
+    results = S + knowledge.links[states, actions]
+    steps = (jnp.full(num_links, EXPOSURE), jnp.zeros(num_links), states, actions, results)
+    return StreamSteps(*(column.astype(jnp.int32) for column in steps))
 
 
 def join(*parts: StreamSteps) -> StreamSteps:
