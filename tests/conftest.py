@@ -46,7 +46,7 @@ install_import_hook(
         "ontogeny.server.sessions.texts",
         "ontogeny.engine",
         *(f"ontogeny.studies.mesa.planning.{name}" for name in ("abilities", "goals", "interventions", "queries")),
-        "ontogeny.studies.mesa.planning.training",
+        *(f"ontogeny.studies.mesa.planning.{name}" for name in ("stream_agents", "training")),
     ],
     "beartype.beartype",
 )

@@ -27,7 +27,7 @@ from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
 PARAMS = DEPTHS[2]
 LAYOUT = Layout(relay.num_states(PARAMS))
 SETTINGS = CELLS["planner"].settings
-FOOD, NUM_RUNS, NUM_STREAMS = 0, 4, 48
+FOOD, NUM_RUNS, NUM_STREAMS = 0, 8, 48
 # By outcome, the one whose level of water is its level of food.
 DISGUISED = jnp.asarray([relay.WATER_LEVELS.index(level) for level in range(relay.NUM_OUTCOMES)])
 
@@ -118,7 +118,7 @@ def test_a_hidden_goal_that_falsifies_predictions_is_an_own_objective_and_exact_
     decided = verdicts.decide_objectives(cells)
     assert decided["random"].verdict == "no own objective shown", decided["random"].reason
     assert decided["cheat"].verdict == "own objective", decided["cheat"].reason
-    assert decided["untrained"].verdict == "undetermined" and "the host errs" in decided["untrained"].reason
+    assert decided["untrained"].verdict == "undetermined" and "the host may err" in decided["untrained"].reason
     shift = verdicts.choice_shift_over_runs(cells["cheat"])
     assert shift is not None and shift.mean > 0.3
 
