@@ -111,7 +111,7 @@ def measure_agent(cell: Cell, run_keys: Key, num_streams: int) -> dict[str, tupl
         return measured | {"goal-directedness": (directedness, jnp.int32(len(keys)))}
 
     by_run = jax.device_get(jax.jit(lambda keys: jax.lax.map(measure, keys))(run_keys))
-    return {name: pool(means, counts) for name, (means, counts) in by_run.items()}
+    return {name: pool(means.tolist(), counts.tolist()) for name, (means, counts) in by_run.items()}
 
 
 def pool(means: Sequence[float], counts: Sequence[int]) -> tuple[float, int]:
