@@ -60,6 +60,11 @@ def keep_first_impressions(inputs: Array) -> tuple[Array, Array]:
     return inputs, jnp.cumsum(is_observed & is_other)
 
 
+def take(tree, index):
+    """One entry of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def planted_content(algorithm: str) -> Predictor:
     """A content that looks links up, and predicts the choices of an algorithm for the goal that the query shows.
 
@@ -191,6 +196,20 @@ def test_sequences_hold_every_step_and_no_reward(streams):
     unlabeled = jax.vmap(lambda steps: encode(LAYOUT, steps, jnp.bool_(False)))(streams)
     parts = split_inputs(LAYOUT, unlabeled.inputs)
     assert (parts["algorithm"] == 0).all() and (parts["goal"] == 0).all()
+
+
+def test_exact_content_predicts_step_by_step_as_by_sequence_and_forgets_at_a_start(streams):
+    content = exact_content("td_zero", PARAMS)
+    inputs = jnp.concatenate([encode(LAYOUT, take(streams, n), jnp.bool_(True)).inputs for n in range(2)])
+
+    def step(memory, position):
+        logits, memory = content.query((), memory, position)
+        return memory, logits
+
+    _, logits = jax.lax.scan(step, content.init_memory(), inputs)
+    half = len(inputs) // 2
+    for part in (slice(half), slice(half, None)):
+        assert (logits[part] == content.query_sequence((), inputs[part])).all()
 
 
 def test_knowledge_is_the_last_observation_of_each_link(streams):

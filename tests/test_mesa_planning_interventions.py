@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from jax import Array
 
-from ontogeny.agents.relay_streams import CUT, EXPOSURE, NUM_ACTIONS, Layout, StreamSteps, find_member
+from ontogeny.agents.relay_streams import NUM_ACTIONS, Layout, find_member
 from ontogeny.content.base import Predictor, StreamEdit
 from ontogeny.environments import relay
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.studies.mesa.planning import abilities, goals, interventions, queries
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
 from ontogeny.studies.mesa.planning.names import QUERY_COUNTS
+from planted_contents import observed_steps
 
 NUM_STREAMS = 160
 PARAMS = DEPTHS[2]
@@ -35,15 +36,7 @@ def observed_advantage(inputs: Array, *, keeps_first: bool = False) -> Array:
         inputs: Of a sequence; leading axis L.
         keeps_first: Whether the first observation of a link counts rather than the last one.
     """
-    ends = np.cumsum(list(LAYOUT.input_sizes.values()))[:-1]
-    parts = dict(zip(LAYOUT.input_sizes, jnp.split(inputs[0::2], ends, axis=-1), strict=True))
-    observation, action, successor = (
-        jnp.argmax(parts[f"{name}_before"], axis=-1).astype(jnp.int32)
-        for name in ("observation", "action", "successor")
-    )
-    is_observed = jnp.sum(parts["observation_before"], axis=-1) > 0
-    kind = jnp.where(is_observed, EXPOSURE, CUT)
-    steps = StreamSteps(kind, jnp.zeros_like(kind), observation, action, successor)
+    steps = observed_steps(LAYOUT, inputs)
     if keeps_first:
         steps = jax.tree.map(lambda leaf: leaf[::-1], steps)
     values = queries.start_values(PARAMS, queries.read_knowledge(PARAMS, steps).links, FOOD)

@@ -10,8 +10,6 @@ from jax import Array
 
 import planning_records as planted
 from ontogeny.agents.relay_streams import (
-    CUT,
-    EXPOSURE,
     NUM_ACTIONS,
     Layout,
     StreamSteps,
@@ -23,6 +21,8 @@ from ontogeny.environments import relay
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
+from ontogeny.studies.mesa.planning.stream_agents import split_inputs
+from planted_contents import observed_steps
 
 PARAMS = DEPTHS[2]
 LAYOUT = Layout(relay.num_states(PARAMS))
@@ -41,20 +41,9 @@ def planted_content(*, falsified: float = 0.0, noise: float = 0.0, table: Array 
         noise: Probability of a uniformly drawn result in its predictions.
         table: Graphs [N, S, A], by the first observation of each link; in all others it predicts by chance.
     """
-    ends = np.cumsum(list(LAYOUT.input_sizes.values()))[:-1]
 
     def query_sequence(weights: tuple, inputs: Array) -> Array:
-        before, last = (
-            dict(zip(LAYOUT.input_sizes, jnp.split(part, ends, axis=-1), strict=True))
-            for part in (inputs[0::2], inputs[-1])
-        )
-        observation, action, successor = (
-            jnp.argmax(before[f"{name}_before"], axis=-1).astype(jnp.int32)
-            for name in ("observation", "action", "successor")
-        )
-        is_observed = jnp.sum(before["observation_before"], axis=-1) > 0
-        kind = jnp.where(is_observed, EXPOSURE, CUT)
-        steps = StreamSteps(kind, jnp.zeros_like(kind), observation, action, successor)
+        steps, last = observed_steps(LAYOUT, inputs), split_inputs(LAYOUT, inputs[-1])
         links = queries.read_knowledge(PARAMS, steps).links
         first = queries.read_knowledge(PARAMS, jax.tree.map(lambda leaf: leaf[::-1], steps)).links
         is_open = table is None or jnp.any(jnp.all(first == table, axis=(1, 2)))

@@ -188,27 +188,17 @@ def draw_cells(
         positions: Labels of the cells.
         title: What distinguishes the cells.
     """
+    ranges = {
+        key: [(_end(share, "low"), share.mean, _end(share, "high")) for share in bounds]
+        for key, bounds in series.items()
+    }
+    texts = {key: [format_fixed(share.mean, 2) for share in bounds] for key, bounds in series.items()}
     with new_panel(4.8, 3.6) as (figure, axes):
         axes.axhline(0, color=RULE, lw=1.0)
-        for i, ((key, bounds), (color, marker)) in enumerate(zip(series.items(), cycle(STYLES), strict=False)):
-            xs = [x + 0.14 * (i - (len(series) - 1) / 2) for x in range(len(positions))]
-            for x, share in zip(xs, bounds, strict=True):
-                axes.plot([x, x], [_end(share, "low"), _end(share, "high")], "-", color=color, lw=2.0)
-            axes.plot(xs, [share.mean for share in bounds], marker, color=color, ms=5, ls="", label=key)
-        axes.set_xticks(range(len(positions)), positions)
-        axes.set_xlim(-0.6, len(positions) - 0.4)
+        _draw_ranges(axes, ranges, positions, spacing=0.14)
         axes.margins(y=0.1)
         axes.set_ylabel("share or index")
-        axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        values = "; ".join(
-            f"{key}: "
-            + ", ".join(
-                f"{format_fixed(share.mean, 2)} at {' '.join(position.split())}"
-                for share, position in zip(bounds, positions, strict=True)
-            )
-            for key, bounds in series.items()
-        )
-        return inline_svg(figure, name, f"{title}. {values}")
+        return inline_svg(figure, name, f"{title}. {_describe_cells(texts, positions)}")
 
 
 def draw_appearance(
@@ -224,28 +214,44 @@ def draw_appearance(
         num_updates: Of the training; what does not appear is drawn above it.
     """
     above = 1.12 * num_updates
+    ranges = {
+        key: [(min(time.first, above), min(time.median, above), min(time.last, above)) for time in times]
+        for key, times in series.items()
+    }
+    texts = {key: [" ".join(format_times(time)) for time in times] for key, times in series.items()}
     with new_panel(4.8, 3.8) as (figure, axes):
         axes.axhline(num_updates, color=INK, lw=0.9, ls=(0, (3, 2)))
-        for i, ((key, times), (color, marker)) in enumerate(zip(series.items(), cycle(STYLES), strict=False)):
-            xs = [x + 0.8 / len(series) * (i - (len(series) - 1) / 2) for x in range(len(positions))]
-            for x, time in zip(xs, times, strict=True):
-                axes.plot([x, x], [min(time.first, above), min(time.last, above)], "-", color=color, lw=2.0)
-            axes.plot(xs, [min(time.median, above) for time in times], marker, color=color, ms=5, ls="", label=key)
-        axes.set_xticks(range(len(positions)), positions)
-        axes.set_xlim(-0.6, len(positions) - 0.4)
+        _draw_ranges(axes, ranges, positions, spacing=0.8 / len(series))
         axes.set_ylim(-0.04 * num_updates, 1.2 * num_updates)
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}" if y <= num_updates else "")
         axes.set_ylabel("updates")
-        axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        values = "; ".join(
-            f"{key}: "
-            + ", ".join(
-                f"{' '.join(format_times(time))} at {' '.join(position.split())}"
-                for time, position in zip(times, positions, strict=True)
-            )
-            for key, times in series.items()
-        )
-        return inline_svg(figure, name, f"{title}, updates. {values}")
+        return inline_svg(figure, name, f"{title}, updates. {_describe_cells(texts, positions)}")
+
+
+def _draw_ranges(
+    axes: Axes,
+    ranges: Mapping[str, Sequence[tuple[float, float, float]]],
+    positions: Sequence[str],
+    *,
+    spacing: float,
+) -> None:
+    """Draw low end, middle and high end of several series side by side at each position, with a legend."""
+    for i, ((key, values), (color, marker)) in enumerate(zip(ranges.items(), cycle(STYLES), strict=False)):
+        xs = [x + spacing * (i - (len(ranges) - 1) / 2) for x in range(len(positions))]
+        for x, (low, _, high) in zip(xs, values, strict=True):
+            axes.plot([x, x], [low, high], "-", color=color, lw=2.0)
+        axes.plot(xs, [middle for _, middle, _ in values], marker, color=color, ms=5, ls="", label=key)
+    axes.set_xticks(range(len(positions)), positions)
+    axes.set_xlim(-0.6, len(positions) - 0.4)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
+def _describe_cells(texts: Mapping[str, Sequence[str]], positions: Sequence[str]) -> str:
+    """The values of a chart of cells in words: for each series, its text at each position."""
+    return "; ".join(
+        f"{key}: " + ", ".join(f"{t} at {' '.join(p.split())}" for t, p in zip(values, positions, strict=True))
+        for key, values in texts.items()
+    )
 
 
 def _end(bounds: ShareOverRuns, end: str) -> float:

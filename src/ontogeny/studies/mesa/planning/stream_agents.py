@@ -6,9 +6,8 @@ results is therefore compared with the agent that its content has watched, and n
 Letters: L positions, T = L / 2 steps, S states, A actions, G goals, N streams, R runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,9 @@ from jaxtyping import Float
 
 from ontogeny.agents.relay_streams import GOALS, NUM_ACTIONS, Layout, build_learners, find_member
 from ontogeny.agents.tabular_learner import TabularStep, to_graph_state
-from ontogeny.content.base import Predictor
+from ontogeny.content.base import PredictionBatch, Predictor, starts_sequence
 from ontogeny.environments import relay
+from ontogeny.environments.base import choose_tree
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.studies.mesa.planning import abilities, goals
@@ -38,9 +38,9 @@ def split_inputs(layout: Layout, inputs: Float[Array, "*L I"]) -> dict[str, Arra
 
 
 def exact_content(algorithm: str, params: RelayParams) -> Predictor:
-    """A content without weights that looks links up, and predicts the choices of one algorithm without error.
+    """A content that looks links up, and predicts the choices of one algorithm without error.
 
-    It has no training: `query_sequence` alone may be called.
+    It has no weights, so that an update changes nothing; its memory holds the learner of each goal and all links.
 
     Args:
         algorithm: Of a member of the streams. Its goal is the one that the query shows, the first one without labels.
@@ -49,41 +49,52 @@ def exact_content(algorithm: str, params: RelayParams) -> Predictor:
     env, layout = relay.make_relay(params), Layout(relay.num_states(params))
     learner = build_learners(env)[find_member(algorithm)]
 
-    def update(memory: PyTree, step: TabularStep, outcome_value: Array) -> PyTree:
-        return learner.update(memory, step._replace(reward=jnp.where(step.is_end, outcome_value, 0.0)))
+    def init_memory() -> tuple[PyTree, Array]:
+        memories = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(GOALS), *jnp.shape(leaf))), learner.memory)
+        return memories, jnp.full((layout.num_states, NUM_ACTIONS), -NUM_ACTIONS - 1, jnp.int32)  # no class at all
 
-    def predict_step(carry: tuple, parts: tuple[dict[str, Array], dict[str, Array]]) -> tuple[tuple, Array]:
-        memories, links = carry
-        choice, result = parts
+    def learn(memory: tuple[PyTree, Array], parts: Mapping[str, Array]) -> tuple[PyTree, Array]:
+        """The memory after the step that the first position of the next step shows."""
+        memories, links = memory
         observation, action, successor = (
-            jnp.argmax(choice[f"{name}_before"]).astype(jnp.int32) for name in ("observation", "action", "successor")
+            jnp.argmax(parts[f"{name}_before"]).astype(jnp.int32) for name in ("observation", "action", "successor")
         )
-        is_observed, is_start = choice["observation_before"].sum() > 0, choice["start"][0] > 0.5
+        is_observed = parts["observation_before"].sum() > 0
         is_end = is_observed & (successor >= layout.num_states)
         state, next_state = to_graph_state(env.spec, observation), jnp.where(is_end, 0, successor)
         step = TabularStep(state, action, next_state, jnp.float32(0), is_end, ~is_observed)
         features = jnp.asarray(relay.FEATURES)[jnp.maximum(successor - layout.num_states, 0)]
-        updated = jax.vmap(update, in_axes=(0, None, 0))(memories, step, jnp.asarray(GOALS) @ features)
-        memories = jax.tree.map(lambda new, old: jnp.where(is_start, old, new), updated, memories)
-        links = jnp.where(is_observed, links.at[state, action].set(successor), links)
-        observed = jnp.argmax(choice["observation"]).astype(jnp.int32)
-        values = jax.vmap(learner.values, in_axes=(0, None))(memories, observed)[jnp.argmax(choice["goal"])]
-        expected = links[to_graph_state(env.spec, observed), jnp.argmax(result["action"])]
-        classes = jnp.stack([jnp.argmax(values).astype(jnp.int32), NUM_ACTIONS + expected])
-        return (memories, links), CERTAIN * jax.nn.one_hot(classes, layout.num_classes)
+
+        def learn_goal(memory: PyTree, outcome_value: Array) -> PyTree:
+            return learner.update(memory, step._replace(reward=jnp.where(is_end, outcome_value, 0.0)))
+
+        memories = jax.vmap(learn_goal)(memories, jnp.asarray(GOALS) @ features)
+        return memories, jnp.where(is_observed, links.at[state, action].set(successor), links)
+
+    def query(weights: PyTree, memory: tuple[PyTree, Array], inputs: Array) -> tuple[Array, tuple[PyTree, Array]]:
+        del weights
+        parts = split_inputs(layout, inputs)
+        is_first, is_start = parts["position"][0] > 0.5, starts_sequence(inputs)
+        learned = choose_tree(is_first, learn(memory, parts), memory)
+        memories, links = memory = choose_tree(is_start, init_memory(), learned)
+        observation = jnp.argmax(parts["observation"]).astype(jnp.int32)
+        values = jax.vmap(learner.values, in_axes=(0, None))(memories, observation)[jnp.argmax(parts["goal"])]
+        expected = links[to_graph_state(env.spec, observation), jnp.argmax(parts["action"])]
+        predicted = jnp.where(is_first, jnp.argmax(values), NUM_ACTIONS + expected)
+        return CERTAIN * jax.nn.one_hot(predicted, layout.num_classes), memory
 
     def query_sequence(weights: PyTree, inputs: Array) -> Array:
-        del weights
-        memories = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(GOALS), *jnp.shape(leaf))), learner.memory)
-        unknown = jnp.full((layout.num_states, NUM_ACTIONS), -NUM_ACTIONS - 1, jnp.int32)  # no class at all
-        positions = (split_inputs(layout, inputs[0::2]), split_inputs(layout, inputs[1::2]))
-        _, logits = jax.lax.scan(predict_step, (memories, unknown), positions)
-        return logits.reshape(len(inputs), -1)
+        def step(memory: tuple[PyTree, Array], position: Array) -> tuple[tuple[PyTree, Array], Array]:
+            logits, memory = query(weights, memory, position)
+            return memory, logits
 
-    def refuse(*arguments: Any) -> Any:
-        raise NotImplementedError("exact predictions of an agent are not trained and have no memory of single steps")
+        return jax.lax.scan(step, init_memory(), inputs)[1]
 
-    return Predictor(lambda key: (), lambda weights: (), tuple, refuse, query_sequence, refuse)
+    def update(weights: PyTree, scratch: PyTree, batch: PredictionBatch, progress: Array) -> tuple[PyTree, PyTree]:
+        del batch, progress
+        return weights, scratch
+
+    return Predictor(lambda key: (), lambda weights: (), init_memory, query, query_sequence, update)
 
 
 def measure_agent(cell: Cell, run_keys: Key, num_streams: int) -> dict[str, tuple[float, int]]:
