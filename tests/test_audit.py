@@ -282,6 +282,23 @@ def test_an_interrupted_calibration_continues_from_its_records(tmp_path):
     assert "too few audits" in tables
 
 
+def test_a_calibration_measures_every_control_once_and_then_completes_one_after_another(monkeypatch):
+    """The programs of a control are then compiled twice, not once per hundred audits."""
+    measured = []
+
+    def measure_chunk(test, control, num_audits, seed, number):
+        measured.append((control.name, number, num_audits))
+        chunk = calibration.evaluate_audits(test, control, [])
+        return chunk._replace(seed=seed, number=number, num_audits=num_audits, patterns={"": num_audits})
+
+    monkeypatch.setattr(calibration, "measure_chunk", measure_chunk)
+    selection = calibration.Selection(("learns",), ("random", "win_stay"), ("bandit",))
+    results = calibration.calibrate(selection, 250)
+    first, second = (result.organism for result in results)
+    assert measured[:2] == [(first, 0, 100), (second, 0, 100)]
+    assert measured[2:] == [(first, 1, 100), (first, 2, 50), (second, 1, 100), (second, 2, 50)]
+
+
 def test_twin_lifetimes_differ_in_the_changed_link_alone():
     build = partial(plugins.build, "environments", "chain", num_trials=4, num_exposures=6, num_test_trials=2)
     key = jax.random.key(3)

@@ -6,7 +6,8 @@ minimum over positive controls, and an `undetermined` counts against it. Every c
 its interval, which is exact (Clopper & Pearson 1934, Biometrika 26:404).
 
 The unit of work is a chunk: some audits of one control. Chunks are recorded, so that an interrupted calibration
-continues; all controls get their first chunk before any gets its second. Each control has lifetimes of its own, so
+continues. Every control gets its first chunk before any gets its second; then all further chunks of a control are
+measured one after another, so that its programs are compiled only once more. Each control has lifetimes of its own, so
 that thresholds which are selected on one half of the families are evaluated on other lifetimes, too.
 """
 
@@ -32,9 +33,9 @@ from ontogeny.types import Environment, Key
 AUDITS_PER_CHUNK = 100
 MAX_LIFETIMES_PER_BATCH = 40_000
 MAX_FALSE_POSITIVE_RATE, MIN_POWER = 0.05, 0.95  # required of every negative and of every positive control
-# Every control compiles programs of its own, and a process may hold about 65,000 mappings of memory; sixty chunks of
+# Every control compiles programs of its own, and a process may hold about 65,000 mappings of memory; sixty controls of
 # one calibration reached this number.
-CHUNKS_BETWEEN_CLEARING = 15
+CONTROLS_BETWEEN_CLEARING = 15
 TARGET_FALSE_POSITIVE_RATE = 0.01  # thresholds are selected for it, which leaves a margin for unknown organisms
 Z_THRESHOLDS = (1.28, 1.64, 2.0, 2.33, 2.58, 3.09)  # candidates for `Thresholds.z`
 OTHER_ENVIRONMENTS = ("chain", "beacon", "stream", "random_mdp", "relay")  # for organisms that cannot act in a bandit
@@ -171,10 +172,10 @@ def calibrate(
     pairs = [(test, control) for test in selected for control in controls_of(test, organisms, envs)]
     pairs += [(test, control) for test in selected for control in extra if control.hypothesis == test.hypothesis]
     chunks = {chunk.key: chunk for chunk in recorded}
-    sizes = [min(AUDITS_PER_CHUNK, num_audits - start) for start in range(0, num_audits, AUDITS_PER_CHUNK)]
-    planned = [(number, size, *pair) for number, size in enumerate(sizes) for pair in pairs]
+    planned = _plan_chunks(pairs, num_audits)
     unfit: set[tuple[str, str, str]] = set()
-    num_measured = 0
+    last_measured = ("", "", "")
+    num_controls = 0  # whose programs may be held by JAX
     for done, (number, size, test, control) in enumerate(planned):
         name = (test.name, control.env, control.name)
         key = (*name, seed, number)
@@ -183,6 +184,9 @@ def calibrate(
         if key in chunks:
             _require_same_settings(chunks[key], test, size)
         elif name not in unfit:
+            if name != last_measured and num_controls >= CONTROLS_BETWEEN_CLEARING:
+                jax.clear_caches()
+                num_controls = 0
             try:
                 chunks[key] = measure_chunk(test, control, size, seed, number)
             except BadInput:
@@ -190,11 +194,20 @@ def calibrate(
                 continue
             if on_chunk is not None:
                 on_chunk(chunks[key])
-            num_measured += 1
-            if num_measured % CHUNKS_BETWEEN_CLEARING == 0:
-                jax.clear_caches()
+            num_controls += name != last_measured
+            last_measured = name
     keys = [(test.name, control.env, control.name, seed, number) for number, _, test, control in planned]
     return combine_controls([chunks[key] for key in keys if key in chunks])
+
+
+def _plan_chunks(
+    pairs: Sequence[tuple[AuditTest, Control]], num_audits: int
+) -> list[tuple[int, int, AuditTest, Control]]:
+    """Returns number, size, test and control of each chunk, in the order in which they are measured."""
+    sizes = [min(AUDITS_PER_CHUNK, num_audits - start) for start in range(0, num_audits, AUDITS_PER_CHUNK)]
+    chunks = list(enumerate(sizes))
+    first = [(*chunk, *pair) for chunk in chunks[:1] for pair in pairs]
+    return first + [(*chunk, *pair) for pair in pairs for chunk in chunks[1:]]
 
 
 def measure_chunk(test: AuditTest, control: Control, num_audits: int, seed: int, number: int) -> Chunk:

@@ -51,8 +51,13 @@ function askForKey(text) {
 async function useKey() {
   library.writeKey(element("key").value.trim(), element("remember").checked);
   element("use-key").disabled = true;
-  if (await loadModels()) { element("key-form").hidden = true; element("key").value = ""; story.focus(); }
+  if (await loadModels() && element("key-form").hidden) story.focus();
   element("use-key").disabled = false;
+}
+
+function closeKeyForm() {
+  element("key-form").hidden = true; element("change-key").hidden = !library.readKey();
+  element("key").value = "";
 }
 
 // Models and settings
@@ -77,7 +82,7 @@ async function loadModels() {
   } catch (failure) { report(failure, "refresh"); return false; }
   const selected = element("model").value || library.readSettings().model;
   element("model").replaceChildren(...models.map(({id}) => new Option(id, id, false, id === selected)));
-  element("key-form").hidden = true; element("change-key").hidden = !library.readKey();
+  closeKeyForm();
   if (models.length) withdraw("refresh"); else tell("This server has no model that writes texts.", "refresh");
   await refresh();
   return true;
