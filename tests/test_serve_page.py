@@ -410,13 +410,13 @@ def test_the_key_field_is_visible_only_where_the_server_needs_a_key(server, brow
         page.keyboard.press("Enter")
         expect(page.locator("#key-message")).to_contain_text("does not know this access key")
         check_words(page)
-        held = []
-        page.route("**/branch", lambda route: held.append(route))
+        late_requests = []
+        page.route("**/branch", lambda route: late_requests.append(route))
         page.locator("#key").fill(plain)
         page.locator("#use-key").click()
         page.locator("#change-key").click()
         page.locator("#key").fill("og-other")
-        for route in held:
+        for route in late_requests:
             route.continue_()
         page.unroute("**/branch")
         expect(page.locator("#use-key")).to_be_enabled(timeout=20_000)
