@@ -94,7 +94,8 @@ def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
 
     def reset(key: Key) -> tuple[object, TimeStep]:
         state, time_step = env.reset(key)
-        state = state._replace(task=state.task._replace(walls=state.task.walls.at[wall].max(is_walled)))
+        task = state.task._replace(walls=state.task.walls.at[wall].max(is_walled))
+        state = state._replace(task=beacon.with_starts(task))
         return state, time_step._replace(observation=beacon.observation(state))
 
     return env._replace(reset=reset)

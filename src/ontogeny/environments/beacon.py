@@ -31,6 +31,7 @@ class BeaconTask(NamedTuple):
     walls: Array  # [cells] bool
     goal: Array  # [] int32, a cell
     beacon: Array  # []
+    starts: Array  # [cells] bool, where an episode may begin
 
 
 class BeaconState(NamedTuple):
@@ -70,7 +71,7 @@ def reset(params: BeaconParams, key: Key) -> tuple[BeaconState, TimeStep]:
         steps = distances_to(task.walls, task.goal)
         return ~((steps[task.beacon] >= cells) | (jnp.sum(steps < cells) < MIN_REACHABLE * cells))
 
-    task = draw_layout(layout_key, partial(_draw_task, params), is_valid)
+    task = with_starts(draw_layout(layout_key, partial(_draw_task, params), is_valid))
     state = _begin_episode(start_key, task)
     return state, TimeStep(observation(state), jnp.zeros(3), jnp.bool_(True), jnp.float32(1))
 
@@ -117,14 +118,26 @@ def distances_to(walls: Bool[Array, "cells"], target: Int32[Array, ""]) -> Array
     cells = walls.shape[0]
     size = grid_size(walls)
 
-    def relax(distances: Array, _: None) -> tuple[Array, None]:
-        grid = jnp.pad(distances.reshape(size, size), 1, constant_values=cells)
-        vertical = jnp.minimum(grid[:-2, 1:-1], grid[2:, 1:-1])
-        horizontal = jnp.minimum(grid[1:-1, :-2], grid[1:-1, 2:])
-        return jnp.where(walls, cells, jnp.minimum(distances, jnp.minimum(vertical, horizontal).ravel() + 1)), None
+    counts = jnp.uint8 if 3 * size <= jnp.iinfo(jnp.uint8).max else jnp.int32  # few bits per cell are faster
+    is_free = jnp.logical_not(walls).reshape(size, size).astype(jnp.uint8)
+    is_target = (jnp.arange(cells) == target).reshape(size, size).astype(jnp.uint8)
 
-    start = jnp.where(jnp.arange(cells) == target, 0, cells)
-    return jax.lax.scan(relax, start, length=3 * size)[0]
+    def spread(wave: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        is_reached, distances = wave
+        grid = jnp.pad(is_reached, 1)
+        is_beside = grid[:-2, 1:-1] | grid[2:, 1:-1] | grid[1:-1, :-2] | grid[1:-1, 2:]
+        return (is_reached | (is_beside & is_free), distances + (1 - is_reached).astype(counts)), None
+
+    start = (is_target, jnp.zeros((size, size), counts))
+    is_reached, distances = jax.tree.map(jnp.ravel, jax.lax.scan(spread, start, length=3 * size)[0])
+    return jnp.where((is_reached > 0) & ~walls, distances.astype(jnp.int32), cells)
+
+
+def with_starts(task: BeaconTask) -> BeaconTask:
+    """The task with the starts that its layout permits: the cells that can reach the goal, except goal and beacon."""
+    cells = jnp.arange(task.walls.shape[0])
+    can_reach = distances_to(task.walls, task.goal) < len(cells)
+    return task._replace(starts=can_reach & (cells != task.goal) & (cells != task.beacon))
 
 
 def score(outcome: Float[Array, "F"]) -> Float[Array, ""]:
@@ -133,20 +146,18 @@ def score(outcome: Float[Array, "F"]) -> Float[Array, ""]:
 
 
 def _draw_task(params: BeaconParams, key: Key) -> BeaconTask:
-    """A layout that need not be valid."""
+    """A layout that need not be valid, and that has no starts yet."""
     wall_key, goal_key, beacon_key = jax.random.split(key, 3)
     cells = jnp.arange(params.size**2)
     goal = rng.random_index(goal_key, (cells % params.size == params.size - 1) | (not params.goal_at_edge))
     beacon = jnp.where(params.separated, rng.random_index(beacon_key, cells != goal), goal)
     walls = jax.random.uniform(wall_key, cells.shape) < params.wall_fraction
-    return BeaconTask(walls.at[goal].set(False).at[beacon].set(False), goal, beacon)
+    return BeaconTask(walls.at[goal].set(False).at[beacon].set(False), goal, beacon, jnp.zeros(cells.shape, bool))
 
 
 def _begin_episode(key: Key, task: BeaconTask) -> BeaconState:
     """A start from which the goal can be reached and that is neither goal nor beacon."""
-    cells = jnp.arange(task.walls.shape[0])
-    can_reach = distances_to(task.walls, task.goal) < len(cells)
-    start = rng.random_index(key, can_reach & (cells != task.goal) & (cells != task.beacon))
+    start = rng.random_index(key, task.starts)
     return BeaconState(task, start, jnp.bool_(False), jnp.int32(0))
 
 
