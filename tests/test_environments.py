@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
+import scipy.sparse.csgraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontogeny import contracts, plugins, rng, steering, trees
 from ontogeny.environments import foraging
+from ontogeny.environments.base import distances_to
 from ontogeny.errors import ContractViolation
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import BadInput
@@ -214,3 +217,25 @@ def test_walls_never_block_the_path_between_foraging_places(wall_fraction):
                     edge.append((r, c))
         assert {int(food), int(water), int(home)} <= reached
     assert num_walled > 290, "walls are omitted only where no valid layout was drawn"
+
+
+@pytest.mark.parametrize("size", [3, 5, 8, 9, 12])
+def test_distances_in_a_grid_are_those_of_breadth_first_search(size):
+    """Paths over several words, up to 3 x size steps; the reference is SciPy's search on the graph of free cells."""
+    rng = np.random.default_rng(size)
+    for wall_fraction in (0.0, 0.2, 0.4):
+        walls = rng.random(size**2) < wall_fraction
+        target = int(rng.integers(size**2))
+        walls[target] = False
+        grid = ~walls.reshape(size, size)
+        index = np.arange(size**2).reshape(size, size)
+        pairs = np.concatenate(
+            [
+                np.stack([index[:, :-1][grid[:, :-1] & grid[:, 1:]], index[:, 1:][grid[:, :-1] & grid[:, 1:]]], axis=1),
+                np.stack([index[:-1][grid[:-1] & grid[1:]], index[1:][grid[:-1] & grid[1:]]], axis=1),
+            ]
+        )
+        graph = scipy.sparse.csr_array((np.ones(len(pairs)), pairs.T), shape=(size**2, size**2))
+        steps = scipy.sparse.csgraph.shortest_path(graph, directed=False, unweighted=True, indices=target)
+        expected = np.where(steps <= 3 * size, steps, size**2)
+        assert np.array_equal(distances_to(jnp.asarray(walls), jnp.int32(target)), expected)

@@ -28,7 +28,7 @@ from ontogeny.audit.base import (
     with_recorder,
 )
 from ontogeny.audit.decisions import AuditResult, Thresholds, estimate_effect
-from ontogeny.environments.beacon import distances_to
+from ontogeny.environments.base import distances_to
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 

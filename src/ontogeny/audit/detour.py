@@ -19,8 +19,7 @@ from jax import Array
 from ontogeny import plugins
 from ontogeny.audit import base, decisions
 from ontogeny.environments import beacon
-from ontogeny.environments.base import manhattan_distance
-from ontogeny.environments.beacon import distances_to
+from ontogeny.environments.base import distances_to, manhattan_distance
 from ontogeny.rng import random_index, split_lifetime_key
 from ontogeny.types import Environment, Key, TimeStep
 

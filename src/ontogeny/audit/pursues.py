@@ -18,8 +18,7 @@ from jax import Array
 from ontogeny import plugins, steering
 from ontogeny.agents import random
 from ontogeny.audit import base, decisions
-from ontogeny.environments.base import manhattan_distance
-from ontogeny.environments.beacon import distances_to
+from ontogeny.environments.base import distances_to, manhattan_distance
 from ontogeny.rng import split_lifetime_key
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Key

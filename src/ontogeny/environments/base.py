@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
@@ -12,6 +13,8 @@ from ontogeny.types import Key, PyTree
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # (row, column) of the actions north, east, south and west
 MAX_LAYOUTS = 50  # layouts that are drawn before the walls are left out
+
+BITS = 32  # of a word
 
 Layout = TypeVar("Layout")
 
@@ -57,6 +60,58 @@ def next_cell(walls: Bool[Array, "cells"], cell: Array, action: Array | int) -> 
     is_inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
     target = jnp.where(is_inside, row * size + column, cell)
     return jnp.where(walls[target], cell, target).astype(jnp.int32)
+
+
+def distances_to(walls: Bool[Array, "cells"], target: Int32[Array, ""]) -> Int32[Array, "cells"]:
+    """Steps from every cell of a square grid to a target; the number of cells where no path of 3 x size steps exists.
+
+    A wave spreads from the target. Its cells are the bits of a few words, so that one operation of the processor moves
+    32 of them, of several lifetimes at once.
+
+    Args:
+        walls: True where a cell is walled; cells are numbered row by row.
+        target: A cell without a wall.
+    """
+    cells, size = walls.shape[0], grid_size(walls)
+    columns = np.arange(cells) % size
+    is_free, has_east, has_west = (_to_words(mask) for mask in (~walls, columns < size - 1, columns > 0))
+
+    def spread(wave: list[Array], _: None) -> tuple[list[Array], Array]:
+        to_east = _shift([word & mask for word, mask in zip(wave, has_east, strict=True)], 1)
+        to_west = _shift([word & mask for word, mask in zip(wave, has_west, strict=True)], -1)
+        moved = zip(to_east, to_west, _shift(wave, size), _shift(wave, -size), strict=True)
+        beside = (east | west | south | north for east, west, south, north in moved)
+        reached = [word | (new & free) for word, new, free in zip(wave, beside, is_free, strict=True)]
+        return reached, jnp.stack(wave)
+
+    last, waves = jax.lax.scan(spread, _to_words(jnp.arange(cells) == target), length=3 * size)
+    num_waves_before = jnp.sum(1 - _to_bits(waves), axis=0, dtype=jnp.int32)[:cells]
+    is_reached = _to_bits(jnp.stack(last))[:cells] > 0
+    return jnp.where(is_reached & ~walls, num_waves_before, cells)
+
+
+def _to_words(mask: Array | np.ndarray) -> list[Array]:
+    """The bits of a mask [cells] as words."""
+    padded = jnp.pad(jnp.asarray(mask), (0, -mask.shape[0] % BITS)).reshape(-1, BITS).astype(jnp.uint32)
+    return list(jnp.sum(padded << jnp.arange(BITS, dtype=jnp.uint32), axis=1, dtype=jnp.uint32))
+
+
+def _to_bits(words: Array) -> Array:
+    """The bits of words [..., words] as numbers [..., 32 * words]."""
+    bits = (words[..., None] >> jnp.arange(BITS, dtype=jnp.uint32)) & 1
+    return bits.reshape(*words.shape[:-1], -1)
+
+
+def _shift(words: list[Array], distance: int) -> list[Array]:
+    """A long number in words, lowest word first, shifted by some bits: to higher bits where `distance` is positive."""
+    skipped_words, skipped_bits = divmod(distance, BITS)
+    zeros = [jnp.uint32(0)] * (len(words) + 1)
+    padded = zeros + words + zeros
+    start = len(zeros) - skipped_words
+    pairs = zip(padded[start - 1 :], padded[start : start + len(words)], strict=False)
+    if skipped_bits == 0:
+        return [word for _, word in pairs]
+    return [(lower >> (BITS - skipped_bits)) | (word << skipped_bits) for lower, word in pairs]
 
 
 def draw_layout(key: Key, draw: Callable[[Key], Layout], is_valid: Callable[[Layout], Array]) -> Layout:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Float
 
 from ontogeny import rng
-from ontogeny.environments.base import MOVES, choose_tree, draw_layout, grid_size, next_cell
+from ontogeny.environments.base import MOVES, choose_tree, distances_to, draw_layout, grid_size, next_cell
 from ontogeny.errors import require_at_least, require_between
 from ontogeny.types import Environment, EnvSpec, Key, TimeStep
 
@@ -111,26 +111,6 @@ def parse_observation(observation: Float[Array, "O"]) -> BeaconObservation:
     size = grid_size(observation[:cells])
     coordinates = jnp.round(observation[cells : cells + 6] * size).astype(jnp.int32).reshape(3, 2)
     return BeaconObservation(observation[:cells] > 0.5, *(coordinates[:, 0] * size + coordinates[:, 1]))
-
-
-def distances_to(walls: Bool[Array, "cells"], target: Int32[Array, ""]) -> Array:
-    """Steps from every cell to the target, [cells]; the number of cells where no path leads there."""
-    cells = walls.shape[0]
-    size = grid_size(walls)
-
-    counts = jnp.uint8 if 3 * size <= jnp.iinfo(jnp.uint8).max else jnp.int32  # few bits per cell are faster
-    is_free = jnp.logical_not(walls).reshape(size, size).astype(jnp.uint8)
-    is_target = (jnp.arange(cells) == target).reshape(size, size).astype(jnp.uint8)
-
-    def spread(wave: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        is_reached, distances = wave
-        grid = jnp.pad(is_reached, 1)
-        is_beside = grid[:-2, 1:-1] | grid[2:, 1:-1] | grid[1:-1, :-2] | grid[1:-1, 2:]
-        return (is_reached | (is_beside & is_free), distances + (1 - is_reached).astype(counts)), None
-
-    start = (is_target, jnp.zeros((size, size), counts))
-    is_reached, distances = jax.tree.map(jnp.ravel, jax.lax.scan(spread, start, length=3 * size)[0])
-    return jnp.where((is_reached > 0) & ~walls, distances.astype(jnp.int32), cells)
 
 
 def with_starts(task: BeaconTask) -> BeaconTask:

@@ -14,7 +14,7 @@ from ontogeny.agents.base import empty_genome, fixed_weights_agent, require_band
 from ontogeny.content import beta_bernoulli
 from ontogeny.content.beta_bernoulli import ArmCounts
 from ontogeny.environments import beacon, stream
-from ontogeny.environments.base import choose_tree, next_cell
+from ontogeny.environments.base import choose_tree, distances_to, next_cell
 from ontogeny.errors import BadInput
 from ontogeny.rng import random_argmax
 from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, PyTree, State, Steering, Transition, Weights
@@ -192,7 +192,7 @@ def build_mover(name: str, spec: EnvSpec, move: Callable[[Key, beacon.BeaconObse
 
 def move_towards(key: Key, view: beacon.BeaconObservation, target: Array) -> Array:
     """Returns the move on a shortest way to a cell; ties are broken at random."""
-    steps = beacon.distances_to(view.walls, target)
+    steps = distances_to(view.walls, target)
     lengths = jnp.stack([steps[next_cell(view.walls, view.cell, action)] for action in range(4)])
     return random_argmax(key, -lengths.astype(jnp.float32))
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.audit.organisms.base import build_mover, move_towards
-from ontogeny.environments.beacon import BeaconObservation, distances_to
+from ontogeny.environments.base import distances_to
+from ontogeny.environments.beacon import BeaconObservation
 from ontogeny.types import Agent, EnvSpec, Key, Steering
 
 GROUND_TRUTH = {"learns": "no", "objective": "no"}
