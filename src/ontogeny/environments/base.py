@@ -79,9 +79,9 @@ def distances_to(walls: Bool[Array, "cells"], target: Int32[Array, ""]) -> Int32
     def spread(wave: list[Array], _: None) -> tuple[list[Array], Array]:
         to_east = _shift([word & mask for word, mask in zip(wave, has_east, strict=True)], 1)
         to_west = _shift([word & mask for word, mask in zip(wave, has_west, strict=True)], -1)
-        moved = zip(to_east, to_west, _shift(wave, size), _shift(wave, -size), strict=True)
-        beside = (east | west | south | north for east, west, south, north in moved)
-        reached = [word | (new & free) for word, new, free in zip(wave, beside, is_free, strict=True)]
+        shifted = zip(to_east, to_west, _shift(wave, size), _shift(wave, -size), strict=True)
+        neighbors = (east | west | south | north for east, west, south, north in shifted)
+        reached = [word | (new & free) for word, new, free in zip(wave, neighbors, is_free, strict=True)]
         return reached, jnp.stack(wave)
 
     last, waves = jax.lax.scan(spread, _to_words(jnp.arange(cells) == target), length=3 * size)
