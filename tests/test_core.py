@@ -92,7 +92,7 @@ def collect_keys(key, num_steps):
     spec = EnvSpec("recording", 2, 0, (2,), ("feature",), num_steps, 1, (("feature", 1.0),))
 
     def emit(key):
-        return _data(key), TimeStep(_data(key), jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+        return _data(key), TimeStep(_data(key), _data(key), jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
 
     env = Environment(spec, emit, lambda key, state, action: emit(key), lambda outcome: outcome[0])
     agent = Agent(
@@ -214,6 +214,19 @@ def test_parse_reads_names_with_settings():
     )
     with pytest.raises(BadInput, match="setting=value"):
         plugins.parse("bandit:arms")
+
+
+def test_a_range_is_read_in_one_form():
+    assert plugins.parse_range("length:0.3..0.8", "vary") == ("length", 0.3, 0.8, 0)
+    assert plugins.parse_range("gravity:-1e-1..2", "vary") == ("gravity", -0.1, 2.0, 0)
+    assert plugins.parse_range("length:.3..1:500", "drift", has_steps=True) == ("length", 0.3, 1.0, 500)
+    for text in ("length", "length:1", "length:1..", "length:a..b", "length:1..2:3", ":1..2", 3):
+        with pytest.raises(BadInput, match=r"'vary' is of the form PARAMETER:LOW..HIGH, not"):
+            plugins.parse_range(text, "vary")
+    with pytest.raises(BadInput, match="of the form PARAMETER:LOW..HIGH:STEPS"):
+        plugins.parse_range("length:1..2", "drift", has_steps=True)
+    with pytest.raises(BadInput, match="the lower bound 2 exceeds the upper bound 1"):
+        plugins.parse_range("length:2..1", "vary")
 
 
 def test_every_plugin_has_a_help_line():

@@ -14,10 +14,10 @@ from ontogeny.environments import foraging
 from ontogeny.environments.base import distances_to
 from ontogeny.errors import ContractViolation
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.types import BadInput
+from ontogeny.types import BadInput, TimeStep
 
 
-@pytest.mark.parametrize("name", plugins.list_names("environments"))
+@pytest.mark.parametrize("name", plugins.list_buildable("environments"))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_env_satisfies_its_contract(name, seed):
     contracts.check_env(plugins.build("environments", name), seed)
@@ -32,7 +32,8 @@ def violations():
 
     def endless(key, state, action):
         state, time_step = env.step(key, state, action)
-        return state, time_step._replace(first=jnp.bool_(False), discount=jnp.float32(1))
+        shown = time_step.observation
+        return state, TimeStep(shown, shown, time_step.outcome, jnp.bool_(False), jnp.float32(1))
 
     def growing(key, state, action):
         state, time_step = env.step(key, state, action)
@@ -42,6 +43,11 @@ def violations():
         state, time_step = env.reset(key)
         return state, time_step._replace(first=jnp.bool_(False))
 
+    def disagreeing(key, state, action):
+        state, time_step = env.step(key, state, action)
+        return state, time_step._replace(final_observation=(time_step.final_observation + 1) % 3)
+
+    yield "the final observation after step 1 is not the observation", env._replace(step=disagreeing)
     yield "the task changed", env._replace(step=moving_task)
     yield "more than the 3 steps", env._replace(step=endless)
     yield "`step` returns a state of another structure", env._replace(step=growing)

@@ -84,14 +84,24 @@ BROKEN_AGENTS = {  # the fault: (a line of the agent, its replacement, message)
 }
 BROKEN_ENVS = {  # the fault: (a part of the environment, its replacement, message)
     "observation_out_of_range": (
-        "state, TimeStep(jnp.int32(0)",
-        "state, TimeStep(jnp.int32(1)",
+        "state, TimeStep(jnp.int32(0), jnp.int32(0)",
+        "state, TimeStep(jnp.int32(1), jnp.int32(1)",
         "observation after step 1 is 1, outside of the spec: .* 0 to 0",
     ),
     "observation_rarely_out_of_range": (
-        "state, TimeStep(jnp.int32(0)",
-        "state, TimeStep(-(jax.random.uniform(key) < 0.05).astype(int)",
+        "state, TimeStep(jnp.int32(0), jnp.int32(0)",
+        "state, TimeStep(-(jax.random.uniform(key) < 0.05).astype(int), jnp.int32(0)",
         "observation after step .* is -1, outside of the spec",
+    ),
+    "final_observation_out_of_range": (
+        "state, TimeStep(jnp.int32(0), jnp.int32(0)",
+        "state, TimeStep(jnp.int32(0), jnp.int32(-1)",
+        "the final observation after step 1 is -1, outside of the spec",
+    ),
+    "final_observation_shape": (
+        "state, TimeStep(jnp.int32(0), jnp.int32(0)",
+        "state, TimeStep(jnp.int32(0), jnp.zeros(2, int)",
+        r"`step` returns a state of another structure: .*final_observation",
     ),
     "observation_type": ("TimeStep(jnp.int32(0)", "TimeStep(jnp.float32(0)", "by the spec observations are whole num"),
     "observation_shape": ("TimeStep(jnp.int32(0)", "TimeStep(jnp.zeros(2, int)", r"shape \(2,\), but `observation_sh"),

@@ -172,7 +172,7 @@ def test_an_agent_learns_in_a_gymnasium_environment(tmp_path):
 
 @pytest.mark.parametrize("name", ["model_based", "psrl", "certainty_equivalence", "q_learning"])
 def test_no_successor_is_learned_from_the_last_step_of_a_truncated_episode(tmp_path, name):
-    """After a time limit at four steps of ten, the successor of the fourth action is not observed."""
+    """After a time limit at four steps of ten, the successor of the fourth action is not given."""
     agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
     state = agent.init()
     _, state = agent.act(state, 0)
@@ -187,6 +187,24 @@ def test_no_successor_is_learned_from_the_last_step_of_a_truncated_episode(tmp_p
     evidence = content.evidence if name == "model_based" else content
     assert float(evidence.visit_counts.sum()) == 20
     assert float(evidence.successor_counts.sum()) == 15 and float(evidence.successor_counts[:, :, 0].sum()) == 0
+
+
+@pytest.mark.parametrize("name", ["model_based", "psrl", "certainty_equivalence", "q_learning"])
+def test_the_successor_is_learned_from_the_final_observation_of_a_truncated_episode(tmp_path, name):
+    """After a time limit at four steps of ten, the fourth action has led to observation 6."""
+    agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
+    _, state = agent.act(agent.init(), 0)
+    for step in range(1, 21):
+        arguments = {"first": True, "terminated": False, "final_observation": 6} if step % 4 == 0 else {}
+        _, state = agent.act(state, 0 if arguments else 5, reward=float(step % 4 == 0), **arguments)
+    content = state.state.weights.content
+    if name == "q_learning":
+        assert float(content[5].max()) > 0 and float(content[6].max()) == 0
+        return
+    counts = (content.evidence if name == "model_based" else content).successor_counts
+    assert float(counts.sum()) == 20 and float(counts[5, :, 6].sum()) == 5 and float(counts[:, :, 0].sum()) == 0
+    with pytest.raises(BadInput, match="`final_observation` goes with `first`"):
+        agent.act(state, 5, reward=1.0, final_observation=6)
 
 
 @pytest.mark.parametrize("arguments", [{"reward": float("nan")}, {"reward": "much"}, {"outcome": [1.0]}])

@@ -1,10 +1,15 @@
 """Plugins of installed packages: found by entry points, loaded lazily, rejected where names clash."""
 
+import json
 import sys
 
 import pytest
 
 from ontogeny import plugins
+from ontogeny.stages.assembly import assemble
+from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
+from ontogeny.studies.plan import build_env
+from ontogeny.studies.spec import StudyEnvironment
 from ontogeny.types import BadInput, Environment
 
 LONELY_BANDIT = '''"""A bandit with three arms, from another package."""
@@ -100,6 +105,96 @@ def test_the_old_name_of_a_setting_is_answered_with_its_new_name(kind, name, set
     arguments = () if kind == "environments" else (None, None, None)
     with pytest.raises(BadInput, match=message):
         plugins.build(kind, name, *arguments, **{setting: 3})
+
+
+PROVIDER = '''"""Bandits of another library, `lonely_provider:ID`."""
+from ontogeny.environments import bandit
+
+TAKES_ID = True
+
+def build(*, id: str = "", sizes: tuple[int, ...] = (), scale: float = 1.0):
+    """Build the environment.
+
+    Args:
+        id: Number of arms.
+        sizes: Unused.
+        scale: Unused.
+    """
+    env = bandit.build(num_arms=len(id.split("/")), num_pulls=max(sizes, default=3))
+    return env._replace(spec=env.spec._replace(name=f"lonely_provider:{id}"))
+'''
+PROVIDER_TEXTS = {
+    "lonely_provider": {},
+    "lonely_provider:A-v0": {"id": "A-v0"},
+    "lonely_provider:my_module:pkg/A-v0": {"id": "my_module:pkg/A-v0"},
+    "lonely_provider:a,b=c": {"id": "a", "b": "c"},
+    "lonely_provider:a/b, sizes=3+5,scale=2": {"id": "a/b", "sizes": "3+5", "scale": 2},
+    "lonely_provider:a,b": {"id": "a,b"},
+    "lonely_provider:id=a/b,scale=1e-3": {"id": "a/b", "scale": 0.001},
+    "lonely_provider:7": {"id": "7"},
+}
+
+
+@pytest.fixture
+def provider(install):
+    """An installed provider of environments that are named by an ID."""
+    install("[ontogeny.environments]\nlonely_provider = lonely_env\n", PROVIDER)
+    yield "lonely_provider"
+    plugins._declares_id.cache_clear()
+
+
+@pytest.mark.parametrize(("text", "settings"), PROVIDER_TEXTS.items())
+def test_the_id_of_a_provider_ends_before_the_first_setting(provider, text, settings):
+    assert plugins.parse(text) == (provider, settings)
+    name, same_settings = plugins.parse(plugins.format_choice(provider, settings))
+    assert (name, same_settings) == (provider, settings)
+    assert "lonely_env" not in sys.modules  # nothing is imported to read a name
+
+
+def test_a_provider_is_listed_but_not_built_without_an_id(provider):
+    assert plugins.takes_id(provider) and not plugins.takes_id("bandit") and not plugins.takes_id("nowhere.py")
+    assert provider in plugins.list_names("environments")
+    assert provider not in plugins.list_buildable("environments")
+    assert "recurrent" in plugins.list_buildable("agents") == plugins.list_names("agents")
+
+
+def test_a_file_of_the_user_can_be_a_provider(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(PROVIDER, encoding="utf-8")
+    assert plugins.parse(f"{path}:a/b,scale=3") == (str(path), {"id": "a/b", "scale": 3})
+    path.write_text("this is no Python", encoding="utf-8")
+    assert plugins.parse(f"{path}:scale=3") == (str(path), {"scale": 3})
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "lonely_provider:a/b,sizes=8+5",
+        {"name": "lonely_provider", "id": "a/b", "sizes": [8, 5]},
+        {"name": "lonely_provider", "settings": {"id": "a/b", "sizes": [8, 5]}},
+    ],
+)
+def test_an_environment_of_a_provider_is_built_from_a_text_or_a_table(provider, choice):
+    spec = parse_run_spec({"env": choice, "agent": "random"})
+    assert spec.env.name == provider and spec.env.settings["id"] == "a/b"
+    env = assemble(spec).env
+    assert env.spec.name == "lonely_provider:a/b" and (env.spec.num_actions, env.spec.num_steps) == (2, 8)
+    saved = json.loads(json.dumps(spec_to_json(complete_spec(spec))))
+    assert saved["env"]["settings"].keys() == {"id", "sizes", "scale"}
+    again = assemble(parse_run_spec(saved)).env.spec
+    assert again == env.spec
+    text = choice if isinstance(choice, str) else plugins.format_choice(*plugins.parse_table(choice))
+    study = StudyEnvironment.model_validate({"name": "mine", "env": choice, "num_tasks": 2})
+    assert study.env == text and build_env(study).spec == env.spec
+
+
+def test_a_list_of_settings_has_one_form(provider):
+    assert plugins.build("environments", provider, id="a", sizes="8+5").spec.num_steps == 8
+    assert plugins.build("environments", provider, id="a", sizes=7).spec.num_steps == 7
+    with pytest.raises(BadInput, match="setting 'sizes' of environment 'lonely_provider' must be of type tuple"):
+        plugins.build("environments", provider, id="a", sizes=True)
+    with pytest.raises(BadInput, match="needs its 'name'"):
+        plugins.parse_table({"id": "a"})
 
 
 @pytest.mark.parametrize("kind", plugins.PLUGIN_KINDS)

@@ -14,7 +14,7 @@ from ontogeny.content.gamma import sample_log_gamma
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.studies import published
-from ontogeny.types import FeaturePrior, Percept, Prior, Transition
+from ontogeny.types import HIDDEN_OBSERVATION, FeaturePrior, Percept, Prior, Transition
 
 
 def scores(agent: str, env: str, num_lifetimes: int) -> np.ndarray:
@@ -110,18 +110,20 @@ def test_q_learning_update_equals_the_hand_computed_one():
     table = jnp.array([[0.0, 1.0], [2.0, 4.0], [0.0, 0.0]])
     state = state._replace(weights=state.weights._replace(content=table))
 
-    def updated_value(reward: float, first: bool, discount: float) -> float:
+    def updated_value(reward: float, first: bool, discount: float, final_observation: int = 1) -> float:
         def percept(observation: int, reward: float, first: bool, discount: float) -> Percept:
             numbers = (jnp.float32(reward), jnp.full(1, reward), jnp.bool_(first), jnp.float32(discount))
             return Percept(jnp.int32(observation), jnp.int32(0), *numbers)
 
-        transition = Transition(percept(0, 0, False, 1), jnp.int32(1), percept(1, reward, first, discount))
+        after = percept(2 if first else 1, reward, first, discount)
+        transition = Transition(percept(0, 0, False, 1), jnp.int32(1), after, jnp.int32(final_observation))
         new_state, _ = agent.learn(jax.random.key(0), state, transition)
         return float(new_state.weights.content[0, 1])
 
     assert updated_value(3, False, 1) == 1 + 0.5 * (3 + 0.5 * 4 - 1)
     assert updated_value(3, True, 0) == 1 + 0.5 * (3 - 1)  # the value of a terminal step is its reward
-    assert updated_value(3, True, 1) == 1  # a truncation hides the successor, so nothing is learned
+    assert updated_value(3, True, 1) == 1 + 0.5 * (3 + 0.5 * 4 - 1)  # bootstraps from the final observation
+    assert updated_value(3, True, 1, HIDDEN_OBSERVATION) == 1  # without a successor nothing is learned
 
 
 def test_counts_add_the_last_pull_and_its_reward():

@@ -119,7 +119,7 @@ def mismatched_fields_of(compute):
     return fields
 
 
-@pytest.mark.parametrize("name", plugins.list_names("environments"))
+@pytest.mark.parametrize("name", plugins.list_buildable("environments"))
 def test_records_of_environments_have_the_annotated_shapes(name):
     env = plugins.build("environments", name)
     drives = steering.build(env.spec)

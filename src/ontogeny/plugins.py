@@ -4,6 +4,9 @@ A plugin is a module with a function `build(...)`. Its name is its file name, it
 its settings the keyword-only parameters of `build`. Plugins come from three places: the folders of this package, the
 installed packages that register a module under an entry point group such as `ontogeny.environments`, and the user's
 own files, named by a path that ends in `.py`.
+
+An environment plugin whose module has `TAKES_ID = True` is a provider: it makes environments of another library, each
+named by an ID, `PROVIDER:ID[,setting=value...]`. The ID is the setting `id` of its `build`.
 """
 
 import ast
@@ -17,12 +20,12 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ontogeny.errors import BadInput
 from ontogeny.renamed import renamed_hint
@@ -62,6 +65,24 @@ def list_names(kind: str) -> list[str]:
         BadInput: Two installed packages, or an installed package and this one, use the same name.
     """
     return sorted([*_built_in_names(kind), *_installed(kind)])
+
+
+def list_buildable(kind: str) -> list[str]:
+    """The names of all plugins of a kind that can be built by name alone: all but providers, which need an ID.
+
+    Args:
+        kind: A key of `PLUGIN_KINDS`.
+    """
+    return [name for name in list_names(kind) if kind != "environments" or not takes_id(name)]
+
+
+def takes_id(name: str) -> bool:
+    """Whether an environment plugin is a provider, whose environments are named by an ID; does not import it."""
+    with contextlib.suppress(BadInput, OSError, SyntaxError, ValueError):
+        path = _find_path("environments", name)
+        status = path.stat()
+        return _declares_id(path, status.st_mtime_ns, status.st_size)
+    return False
 
 
 def help_line(kind: str, name: str) -> str:
@@ -154,11 +175,18 @@ def build(kind: str, name: str, *args: Any, **settings: Any) -> Any:
 def parse(text: str) -> tuple[str, dict[str, Any]]:
     """`'bandit:num_arms=5,num_pulls=100'` -> `('bandit', {'num_arms': 5, 'num_pulls': 100})`.
 
+    `'gymnax:Catch-bsuite,episodes=3'` -> `('gymnax', {'id': 'Catch-bsuite', 'episodes': 3})`: the ID of an environment
+    of a provider ends before the first comma that a setting follows, and may contain `/` and `:`. A setting whose
+    default is a tuple takes `a+b`, which stays a text until `build`.
+
     Raises:
         BadInput: The text is not of the form NAME[:setting=value,...], or it names a setting twice.
     """
     name, _, rest = text.partition(":")
     settings: dict[str, Any] = {}
+    if rest and takes_id(name.strip()):
+        id, *others = re.split(r",(?=\s*\w+\s*=)", rest, maxsplit=1)
+        settings["id"], rest = id.strip().removeprefix("id="), "".join(others)
     for assignment in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = assignment.partition("=")
         key = key.strip()
@@ -166,11 +194,62 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
             raise BadInput(f"'{assignment}' in '{text}' is not of the form setting=value")
         if key in settings:
             raise BadInput(f"'{text}' names the setting '{key}' twice")
-        try:
-            settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            settings[key] = {"true": True, "false": False}.get(value.lower(), value)
+        settings[key] = _read_value(value)
     return name.strip(), settings
+
+
+def parse_table(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """As `parse`, from a table of TOML or JSON: `{name = "gymnax", id = "Catch-bsuite"}`.
+
+    The settings stand beside the name or in a table `settings`.
+
+    Raises:
+        BadInput: The table has no name.
+    """
+    if not isinstance(table.get("name"), str):
+        raise BadInput("a table that chooses a plugin needs its 'name'")
+    others = {key: value for key, value in table.items() if key != "name"}
+    is_nested = others.keys() == {"settings"} and isinstance(others["settings"], Mapping)
+    return table["name"], dict(others["settings"] if is_nested else others)
+
+
+def format_choice(name: str, settings: Mapping[str, Any]) -> str:
+    """The inverse of `parse`: a name with its settings as one text."""
+    others = dict(settings)
+    id = [str(others.pop("id"))] if takes_id(name) and "id" in others else []
+    parts = [*id, *(f"{key}={_format_value(value)}" for key, value in others.items())]
+    return f"{name}:{','.join(parts)}" if parts else name
+
+
+class Range(NamedTuple):
+    """An interval of values of a parameter, such as `length:0.3..0.8`."""
+
+    parameter: str
+    low: float
+    high: float
+    num_steps: int = 0  # the third part of `length:0.3..0.8:1000`
+
+
+def parse_range(text: object, setting: str, *, has_steps: bool = False) -> Range:
+    """`'length:0.3..0.8'` -> `Range('length', 0.3, 0.8)`, and with steps `'length:0.3..0.8:1000'`.
+
+    Args:
+        text: The value of a setting, or one part of it.
+        setting: The name of the setting, for the message.
+        has_steps: Whether a number of steps follows.
+
+    Raises:
+        BadInput: The text is not of this form, or the lower bound exceeds the upper one.
+    """
+    number = r"([-+]?[\d.]*\d(?:[eE][-+]?\d+)?)"
+    match = re.fullmatch(rf"\s*(\w+):{number}\.\.{number}{':([0-9]+)' if has_steps else ''}\s*", str(text))
+    form = "PARAMETER:LOW..HIGH" + (":STEPS" if has_steps else "")
+    if match is None:
+        raise BadInput(f"the setting '{setting}' is of the form {form}, not '{text}'")
+    low, high = (finite_float(float(bound), f"a bound of the setting '{setting}'") for bound in match.group(2, 3))
+    if low > high:
+        raise BadInput(f"in the setting '{setting}', the lower bound {low:g} exceeds the upper bound {high:g}")
+    return Range(match[1], low, high, int(match[4]) if has_steps else 0)
 
 
 def unknown_name_error(noun: str, name: str, known_names: Sequence[str]) -> BadInput:
@@ -257,6 +336,10 @@ def _convert(value: Any, default: Any, subject: str) -> Any:
         if fits and abs(value) > MAX_INT:
             raise BadInput(f"{subject} must not be beyond {MAX_INT}")
     elif isinstance(default, tuple):
+        if isinstance(value, str):
+            value = [_read_value(part) for part in re.split(r"(?<!\d[eE])\+", value) if part.strip()]
+        elif is_number:
+            value = [value]
         fits = isinstance(value, (tuple, list))
         value = tuple(cast(Sequence[Any], value)) if fits else value
     else:
@@ -264,6 +347,19 @@ def _convert(value: Any, default: Any, subject: str) -> Any:
     if not fits:
         raise BadInput(f"{subject} must be of type {type(cast(object, default)).__name__}, not {value!r}")
     return value
+
+
+def _read_value(text: str) -> Any:
+    """A value of a setting: a number, a truth value, or else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _format_value(value: Any) -> str:
+    """The inverse of `_read_value`; the parts of a list are joined by `+`."""
+    return "+".join(map(_format_value, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _built_in_names(kind: str) -> list[str]:
@@ -372,6 +468,16 @@ def _is_plugin(path: Path) -> bool:
         return False
     status = path.stat()
     return _defines_build(path, status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _declares_id(path: Path, modified: int, size: int) -> bool:
+    """Whether a module has the line `TAKES_ID = True`; read once for each state of the file."""
+    del modified, size
+    statements = ast.parse(path.read_text(encoding="utf-8-sig")).body
+    return any(
+        isinstance(statement, ast.Assign) and ast.unparse(statement) == "TAKES_ID = True" for statement in statements
+    )
 
 
 @cache

@@ -151,7 +151,8 @@ def rollout_step(
     next_percept = perceive(agent, env, steering, env_state, perceived, action)
     info = ()
     if learning:
-        state, info = agent.learn(learn_key, state, Transition(percept, action, next_percept))
+        transition = Transition(percept, action, next_percept, perceived.final_observation)
+        state, info = agent.learn(learn_key, state, transition)
     trajectory = Trajectory(
         percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
     )
@@ -194,7 +195,7 @@ def perceive(
     if agent.privileged:
         assert env.reveal_task is not None
         revealed_task = env.reveal_task(env_state)
-    observation, outcome, first, discount, _ = time_step
+    observation, _, outcome, first, discount, _ = time_step
     reward = jnp.float32(0) if action is None else steering(outcome)
     last_action: Array = jnp.int32(-1) if action is None else action
     return Percept(observation, last_action, reward, outcome, first, discount, revealed_task)

@@ -18,6 +18,8 @@ Genome = PyTree
 EnvState = PyTree
 Info = PyTree
 
+HIDDEN_OBSERVATION = -1  # a discrete `final_observation` that the environment does not show
+
 
 class Weights(NamedTuple):
     """The part of an agent's state that `Agent.reset` keeps."""
@@ -36,11 +38,14 @@ class State(NamedTuple):
 class TimeStep(NamedTuple):
     """What an environment emits: outcome features, never a reward.
 
-    Where an episode has ended, the same time step holds the first observation of the next episode: `first` is true,
-    `outcome` and `discount` belong to the previous action, and the successor of that action is not observed.
+    Where an episode has ended, the same time step holds the first observation of the next episode: `first` is true, and
+    `final_observation`, `outcome` and `discount` belong to the previous action.
     """
 
     observation: Shaped[Array, "*O"]  # [] int32 where observations are discrete
+    # to which the previous action led: equal to `observation` except where an episode has ended; `HIDDEN_OBSERVATION`
+    # where an environment with discrete observations truncates an episode without showing where the action led
+    final_observation: Shaped[Array, "*O"]
     outcome: Float[Array, "F"]  # features of the previous transition
     first: Bool[Array, ""]  # whether an episode begins
     discount: Float[Array, ""]  # 0 at a termination, which includes the last step where the horizon is part of the
@@ -64,11 +69,15 @@ class Percept(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """The input of `Agent.learn`: a percept, the action taken there and the percept that followed."""
+    """The input of `Agent.learn`: a percept, the action taken there and the percept that followed.
+
+    Where an episode was truncated, the return continues from `final_observation`, not from the next percept.
+    """
 
     percept: Percept
     action: Int32[Array, ""]
     next_percept: Percept
+    final_observation: Shaped[Array, "*O"]  # as in `TimeStep`
 
 
 class FeaturePrior(NamedTuple):

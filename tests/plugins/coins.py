@@ -35,10 +35,10 @@ def build(*, flips: int = 50, better: float = 0.8) -> Environment:
     def reset(key):
         is_first_better = jax.random.bernoulli(key)
         chances = jnp.where(is_first_better, jnp.array([better, 1 - better]), jnp.array([1 - better, better]))
-        return CoinsState(chances), TimeStep(jnp.int32(0), jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+        return CoinsState(chances), TimeStep(jnp.int32(0), jnp.int32(0), jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
 
     def step(key, state, action):
         heads = jax.random.uniform(key) < state.task[action]
-        return state, TimeStep(jnp.int32(0), heads[None].astype(float), jnp.bool_(True), jnp.float32(0))
+        return state, TimeStep(jnp.int32(0), jnp.int32(0), heads[None].astype(float), jnp.bool_(True), jnp.float32(0))
 
     return Environment(spec, reset, step, score=lambda outcome: outcome[0])

@@ -11,7 +11,20 @@ from ontogeny.content import beta_bernoulli, episode_plan, tabular_model
 from ontogeny.content.beta_bernoulli import ArmCounts, BanditPrior
 from ontogeny.content.tabular_posterior import TabularEvidence
 from ontogeny.errors import BadInput
-from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, Prior, PyTree, State, Steering, Transition, Weights
+from ontogeny.types import (
+    HIDDEN_OBSERVATION,
+    Agent,
+    EnvSpec,
+    Genome,
+    Key,
+    Percept,
+    Prior,
+    PyTree,
+    State,
+    Steering,
+    Transition,
+    Weights,
+)
 
 
 def fixed_weights_agent(
@@ -107,28 +120,29 @@ def episode_planning_agent(
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, tuple[()]]:
         del key
-        is_hidden = transition.next_percept.first & episode_plan.is_at_time_limit(spec, state.activations)
-        evidence = add_transition(model.update, state.weights.content, transition, is_hidden)
+        is_at_time_limit = episode_plan.is_at_time_limit(spec, state.activations)
+        evidence = add_transition(model.update, state.weights.content, transition, is_at_time_limit)
         return State(Weights(evidence), state.activations), ()
 
     return Agent(empty_genome, init, reset, act, learn, learning=True)
 
 
 def add_transition(
-    update: Callable[..., TabularEvidence], evidence: TabularEvidence, transition: Transition, is_hidden: Array
+    update: Callable[..., TabularEvidence], evidence: TabularEvidence, transition: Transition, is_at_time_limit: Array
 ) -> TabularEvidence:
     """Adds a transition to the evidence of a tabular model.
 
     Args:
         update: The `update` of `content.tabular_model`.
         evidence: Evidence so far.
-        transition: The step to add. Where it truncated the episode, its successor is hidden.
-        is_hidden: Whether the successor is hidden because the agent itself counts that the time limit was reached.
+        transition: The step to add.
+        is_at_time_limit: Whether, by the agent's own count, the horizon ends the episode here, so that an end says
+            nothing about the task.
     """
-    percept, action, after = transition
+    percept, action, after, successor = transition
     is_end = after.first & (after.discount == 0)
-    is_observed = ~is_hidden & ~(after.first & (after.discount > 0))
-    return update(evidence, percept.observation, action, after.outcome, after.observation, is_end, is_observed)
+    is_observed = ~(is_end & is_at_time_limit) & (successor != HIDDEN_OBSERVATION)
+    return update(evidence, percept.observation, action, after.outcome, successor, is_end, is_observed)
 
 
 def require_discrete_observations(agent: str, spec: EnvSpec) -> None:

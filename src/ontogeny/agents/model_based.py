@@ -114,8 +114,7 @@ def _learn(params: ModelBasedParams, key: Key, state: State, transition: Transit
     """Adds one transition to the evidence and plans again."""
     del key
     (evidence, values), scratch = state.weights
-    is_at_time_limit = transition.next_percept.first & (state.activations <= 0)
-    evidence = add_transition(params.model.update, evidence, transition, is_at_time_limit)
+    evidence = add_transition(params.model.update, evidence, transition, state.activations <= 0)
     horizon = params.spec.horizon
     step_value = jnp.max(params.values.query(values, transition.percept.observation, horizon)) / horizon
     step_value = jnp.where(transition.percept.first, step_value, scratch.step_value)

@@ -10,7 +10,18 @@ from jax import Array
 from ontogeny.agents.base import empty_genome, explore, require_discrete_observations
 from ontogeny.errors import require_probability
 from ontogeny.rng import random_argmax
-from ontogeny.types import Agent, EnvSpec, Genome, Key, Percept, State, Steering, Transition, Weights
+from ontogeny.types import (
+    HIDDEN_OBSERVATION,
+    Agent,
+    EnvSpec,
+    Genome,
+    Key,
+    Percept,
+    State,
+    Steering,
+    Transition,
+    Weights,
+)
 
 
 def build(
@@ -49,13 +60,13 @@ def build(
         return explore(explore_key, action_key, epsilon, spec.num_actions, greedy_action), state
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, dict[str, Array]]:
-        """Learns nothing where a time limit hides the successor, because there is no value to bootstrap from."""
+        """Learns nothing where the successor is hidden, because there is no value to bootstrap from."""
         del key
-        percept, action, next_percept = transition
+        percept, action, next_percept, final_observation = transition
         table = state.weights.content
-        target = next_percept.reward + discount * next_percept.discount * jnp.max(table[next_percept.observation])
+        target = next_percept.reward + discount * next_percept.discount * jnp.max(table[final_observation])
         error = target - table[percept.observation, action]
-        rate = jnp.where(next_percept.first & (next_percept.discount > 0), 0.0, learning_rate)
+        rate = jnp.where(final_observation == HIDDEN_OBSERVATION, 0.0, learning_rate)
         table = table.at[percept.observation, action].add(rate * error)
         return State(Weights(table), state.activations), {"error": error}
 

@@ -95,7 +95,8 @@ def with_wall(env: Environment, wall: Array, is_walled: Array) -> Environment:
         state, time_step = env.reset(key)
         task = state.task._replace(walls=state.task.walls.at[wall].max(is_walled))
         state = state._replace(task=beacon.with_starts(task))
-        return state, time_step._replace(observation=beacon.observation(state))
+        observation = beacon.observation(state)
+        return state, time_step._replace(observation=observation, final_observation=observation)
 
     return env._replace(reset=reset)
 

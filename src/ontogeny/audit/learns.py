@@ -157,13 +157,14 @@ def _begin_episode(env: Environment, key: Key, carry: Carry) -> EpisodeStart:
     start = (jnp.int32(0), carry.env_state, percept.observation, percept.first)
     _, env_state, observation, _ = jax.lax.while_loop(lambda steps: ~has_begun(steps), step, start)
     discount = jnp.where(percept.first, percept.discount, 1.0)
-    return EpisodeStart(env_state, TimeStep(observation, percept.outcome, jnp.bool_(True), discount))
+    return EpisodeStart(env_state, TimeStep(observation, observation, percept.outcome, jnp.bool_(True), discount))
 
 
 def _enter(prepared: base.PreparedSubject, carry: Carry, experienced: EpisodeStart, start: EpisodeStart) -> Carry:
     """A copy with the outcome that it has `experienced`, at the `start` of an episode in any task."""
     agent, env, steering, _, _ = prepared
-    time_step = experienced.time_step._replace(observation=start.time_step.observation)
+    observation = start.time_step.observation
+    time_step = experienced.time_step._replace(observation=observation, final_observation=observation)
     percept = perceive(agent, env, steering, start.env_state, time_step, carry.percept.action)
     return Carry(carry.state, start.env_state, percept)
 

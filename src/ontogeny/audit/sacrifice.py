@@ -96,7 +96,7 @@ def balanced_env(env: Environment) -> Environment:
         bias = jnp.where(is_start, -state.bias, next_state.bias)
         direction = jnp.where(is_start, state.direction, next_state.direction)
         observation = time_step.observation.at[stream.DIRECTION].set(direction)
-        return next_state._replace(bias=bias, direction=direction), time_step._replace(observation=observation)
+        return next_state._replace(bias=bias, direction=direction), TimeStep(observation, observation, *time_step[2:])
 
     return env._replace(step=step)
 
@@ -109,13 +109,13 @@ def reversed_replay(env: Environment, trajectory: Trajectory) -> Environment:
     def reset(key: Key) -> tuple[Array, TimeStep]:
         del key
         no_outcome = jnp.zeros_like(trajectory.outcome[0])
-        first = TimeStep(observations[0], no_outcome, trajectory.first[0], jnp.float32(1))
+        first = TimeStep(observations[0], observations[0], no_outcome, trajectory.first[0], jnp.float32(1))
         return jnp.int32(0), first
 
     def step(key: Key, t: Array, action: Array) -> tuple[Array, TimeStep]:
         del key, action
-        time_step = TimeStep(observations[t + 1], trajectory.outcome[t], jnp.bool_(True), trajectory.discount[t])
-        return t + 1, time_step
+        shown = observations[t + 1]
+        return t + 1, TimeStep(shown, shown, trajectory.outcome[t], jnp.bool_(True), trajectory.discount[t])
 
     return env._replace(reset=reset, step=step)
 

@@ -204,9 +204,7 @@ def name_agent_in_violations(saved_agent: "SavedAgent") -> Iterator[None]:
 
 def format_plugin_choice(choice: dict[str, Any]) -> str:
     """A plugin and its settings as on the command line."""
-    settings = ",".join(f"{name}={value}" for name, value in choice["settings"].items())
-    name = Path(choice["name"]).name
-    return f"{name}:{settings}" if settings else name
+    return plugins.format_choice(Path(choice["name"]).name, choice["settings"])
 
 
 def sparkline(values: list[float]) -> str:

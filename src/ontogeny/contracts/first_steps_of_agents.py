@@ -132,7 +132,7 @@ def _record_agent(agent: Agent, env: Environment, steering: Steering, recorder: 
     with recorder.explain("`step` fails"):
         env_state, time_step = jax.eval_shape(env.step, key, env_state, action)
     next_percept = recorder.record("steering", perceive_step, env_state, time_step, action).shapes
-    transition = Transition(percept, action, next_percept)
+    transition = Transition(percept, action, next_percept, time_step.final_observation)
     learn = recorder.record_pair("learn", agent.learn, key, acted, transition)
     _require_state("learn", learn.shapes[0])
     require_same_types("learn", state, learn.shapes[0])
@@ -177,7 +177,8 @@ def _run_lifetime(
         env_state, time_step = env.step(env_key, env_state, action)
         carried_out = jnp.where(jnp.greater_equal(time_step.forced_action, 0), time_step.forced_action, action)
         next_percept = perceive(agent, env, steering, env_state, time_step, carried_out)
-        learned, _ = agent.learn(learn_key, acted, Transition(percept, carried_out, next_percept))
+        transition = Transition(percept, carried_out, next_percept, time_step.final_observation)
+        learned, _ = agent.learn(learn_key, acted, transition)
 
         def is_independent_of_scratch() -> Array:
             scratch = trees.scramble(scramble_key, state.weights.scratch)

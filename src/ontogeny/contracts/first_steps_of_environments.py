@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from ontogeny import trees
 from ontogeny.contracts.base import QUICK_COMPILATION, RecordedProgram, Recorder, require, require_same_types
 from ontogeny.contracts.specs import check_spec
-from ontogeny.types import Environment, EnvSpec, Key, TimeStep
+from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, Key, TimeStep
 
 NUM_LIFETIMES = 8
 MIN_STEPS, MAX_STEPS = 64, 256
@@ -87,19 +87,20 @@ def check_emitted(spec: EnvSpec, emitted: EmittedSteps) -> None:
     initial_is_valid = initial.first & (initial.discount == 1)
     require(bool(initial_is_valid.all()), "`reset` must begin with `first` and discount 1")
     everything = jax.tree.map(lambda a, b: np.concatenate([a[:, None], b], axis=1), initial, time_steps)
-    observations, outcomes, first, discount, forced = (np.asarray(part) for part in everything)
+    observations, final_observations, outcomes, first, discount, forced = (np.asarray(part) for part in everything)
+    _check_observations(spec, "observation", observations)
+    shown = final_observations
     if spec.num_observations:
-        _require_everywhere(
-            (observations >= 0) & (observations < spec.num_observations),
-            lambda i, t: (
-                f"the observation {_when(t)} is {observations[i, t]}, outside of the spec: with `num_observations` "
-                f"{spec.num_observations} there are 0 to {spec.num_observations - 1}"
-            ),
-        )
-    else:
-        axes = tuple(range(2, observations.ndim))
-        is_finite = np.isfinite(observations.astype(np.float32)).all(axis=axes)
-        _require_everywhere(is_finite, lambda i, t: f"the observation {_when(t)} holds a number that is not finite")
+        shown = np.where(first & (discount == 1) & (shown == HIDDEN_OBSERVATION), 0, shown)
+    _check_observations(spec, "final observation", shown)
+    is_same = np.all(observations == final_observations, axis=tuple(range(2, observations.ndim)))
+    _require_everywhere(
+        first | is_same,
+        lambda i, t: (
+            f"the final observation {_when(t)} is not the observation, but no episode begins there: "
+            "`final_observation` is the observation to which the last action led, which only a new episode replaces"
+        ),
+    )
     _require_everywhere(
         np.isfinite(outcomes).all(axis=2), lambda i, t: f"the outcome {_when(t)} holds a number that is not finite"
     )
@@ -123,6 +124,22 @@ def check_emitted(spec: EnvSpec, emitted: EmittedSteps) -> None:
     _require_everywhere(has_same_task, lambda i, t: f"the task changed within a lifetime, {_when(t + 1)}")
 
 
+def _check_observations(spec: EnvSpec, noun: str, observations: np.ndarray) -> None:
+    """Observations [B, 1 + T, *O] lie within the spec, or are finite."""
+    if spec.num_observations:
+        _require_everywhere(
+            (observations >= 0) & (observations < spec.num_observations),
+            lambda i, t: (
+                f"the {noun} {_when(t)} is {observations[i, t]}, outside of the spec: with `num_observations` "
+                f"{spec.num_observations} there are 0 to {spec.num_observations - 1}"
+            ),
+        )
+    else:
+        axes = tuple(range(2, observations.ndim))
+        is_finite = np.isfinite(observations.astype(np.float32)).all(axis=axes)
+        _require_everywhere(is_finite, lambda i, t: f"the {noun} {_when(t)} holds a number that is not finite")
+
+
 def _check_episode_lengths(spec: EnvSpec, first: np.ndarray) -> None:
     """An episode takes at most `horizon` steps; `first` is [B, 1 + T]."""
     lengths, longest = np.zeros(len(first), int), 0
@@ -143,17 +160,19 @@ def _check_types(spec: EnvSpec, name: str, time_step: TimeStep) -> None:
         isinstance(time_step, TimeStep),
         f"`{name}` of the environment must return (state, TimeStep), not {type(time_step).__name__} as second part",
     )
-    shape, dtype = time_step.observation.shape, time_step.observation.dtype
-    require(
-        shape == spec.observation_shape,
-        f"`{name}` returns an observation of the shape {shape}, but `observation_shape` in the spec is "
-        f"{spec.observation_shape}",
-    )
     kind, noun = (jnp.integer, "whole numbers") if spec.num_observations else (jnp.number, "numbers")
-    require(
-        jnp.issubdtype(dtype, kind) and not jnp.issubdtype(dtype, jnp.complexfloating),
-        f"`{name}` returns an observation of type {dtype}, but by the spec observations are {noun}",
-    )
+    for field in ("observation", "final_observation"):
+        shape, dtype = getattr(time_step, field).shape, getattr(time_step, field).dtype
+        array = "an observation" if field == "observation" else "a `final_observation`"
+        require(
+            shape == spec.observation_shape,
+            f"`{name}` returns {array} of the shape {shape}, but `observation_shape` in the spec is "
+            f"{spec.observation_shape}",
+        )
+        require(
+            jnp.issubdtype(dtype, kind) and not jnp.issubdtype(dtype, jnp.complexfloating),
+            f"`{name}` returns {array} of type {dtype}, but by the spec observations are {noun}",
+        )
     num_features = len(spec.outcome_features)
     require(
         time_step.outcome.shape == (num_features,),

@@ -48,7 +48,7 @@ def step(key: Key, state: BanditState, action: Array) -> tuple[BanditState, Time
 
 def time_step(payout: Array, discount: Array) -> TimeStep:
     """The time step after a pull; the only observation is 0."""
-    return TimeStep(jnp.int32(0), payout[None], jnp.bool_(True), discount)
+    return TimeStep(jnp.int32(0), jnp.int32(0), payout[None], jnp.bool_(True), discount)
 
 
 def reveal_task(state: BanditState) -> TabularTask:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
-from ontogeny.types import Key, PyTree
+from ontogeny.types import Key, PyTree, TimeStep
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # (row, column) of the actions north, east, south and west
 MAX_LAYOUTS = 50  # layouts that are drawn before the walls are left out
@@ -22,6 +22,11 @@ Layout = TypeVar("Layout")
 def first_feature(outcome: Float[Array, "F"]) -> Float[Array, ""]:
     """The score of an environment whose designers meant its first outcome feature."""
     return outcome[0]
+
+
+def initial_time_step(observation: Array, num_outcome_features: int) -> TimeStep:
+    """The time step of `reset`: an observation, and no outcome before it."""
+    return TimeStep(observation, observation, jnp.zeros(num_outcome_features), jnp.bool_(True), jnp.float32(1))
 
 
 def choose_tree(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:

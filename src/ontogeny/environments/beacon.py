@@ -16,7 +16,15 @@ from jax import Array
 from jaxtyping import Float
 
 from ontogeny import rng
-from ontogeny.environments.base import MOVES, choose_tree, distances_to, draw_layout, grid_size, next_cell
+from ontogeny.environments.base import (
+    MOVES,
+    choose_tree,
+    distances_to,
+    draw_layout,
+    grid_size,
+    initial_time_step,
+    next_cell,
+)
 from ontogeny.errors import require_at_least, require_between
 from ontogeny.types import Environment, EnvSpec, Key, TimeStep
 
@@ -73,7 +81,7 @@ def reset(params: BeaconParams, key: Key) -> tuple[BeaconState, TimeStep]:
 
     task = with_starts(draw_layout(layout_key, partial(_draw_task, params), is_valid))
     state = _begin_episode(start_key, task)
-    return state, TimeStep(observation(state), jnp.zeros(3), jnp.bool_(True), jnp.float32(1))
+    return state, initial_time_step(observation(state), 3)
 
 
 def step(params: BeaconParams, key: Key, state: BeaconState, action: Array) -> tuple[BeaconState, TimeStep]:
@@ -85,9 +93,10 @@ def step(params: BeaconParams, key: Key, state: BeaconState, action: Array) -> t
     steps = state.steps + 1
     is_over = at_goal | (steps == params.horizon)
     continued = BeaconState(task, cell, state.has_touched | touches, steps)
-    state = choose_tree(is_over, _begin_episode(key, task), continued)
+    next_state = choose_tree(is_over, _begin_episode(key, task), continued)
     outcome = jnp.stack([at_goal, touches, jnp.bool_(True)]).astype(jnp.float32) * jnp.array([1.0, 1.0, EFFORT])
-    return state, TimeStep(observation(state), outcome, is_over, 1 - at_goal.astype(jnp.float32))
+    discount = 1 - at_goal.astype(jnp.float32)
+    return next_state, TimeStep(observation(next_state), observation(continued), outcome, is_over, discount)
 
 
 def observation(state: BeaconState) -> Float[Array, "O"]:

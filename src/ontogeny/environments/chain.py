@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.environments.base import first_feature
+from ontogeny.environments.base import first_feature, initial_time_step
 from ontogeny.errors import BadInput, require_at_least, require_between
-from ontogeny.types import Environment, EnvSpec, FeaturePrior, Key, Prior, TimeStep
+from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, FeaturePrior, Key, Prior, TimeStep
 
 MAX_LINKS = 4  # an agent for one length fits all others, because the observations are the same
 START, BLANK = 0, 2 * MAX_LINKS - 1  # observations; the two places of level l = 1, 2, 3 are 2 l - 1 and 2 l
@@ -84,8 +84,7 @@ def reset(params: ChainParams, key: Key) -> tuple[ChainState, TimeStep]:
     crosses_after = (crosses + jnp.zeros(L, jnp.int32).at[changed].set(changes)) % 2
     task = ChainTask(crosses, crosses_after, exposed.astype(jnp.int32), first_side)
     state = ChainState(task, jnp.int32(0), jnp.int32(0))
-    time_step = TimeStep(observation(params, state), jnp.zeros(1), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
-    return state, time_step
+    return state, initial_time_step(observation(params, state), 1)
 
 
 def step(params: ChainParams, key: Key, state: ChainState, action: Array) -> tuple[ChainState, TimeStep]:
@@ -112,7 +111,9 @@ def step(params: ChainParams, key: Key, state: ChainState, action: Array) -> tup
     # Where the action of an exposure has no effect, both actions are forced in turn, so that both values are relearned.
     alternating = jnp.where(is_exposure, (exposure // 2) % 2, -1)
     forced_action = jnp.where(chooses_side, chosen_side, alternating).astype(jnp.int32)
-    return next_state, TimeStep(observation(params, next_state), payout[None], is_over, discount, forced_action)
+    shown = observation(params, next_state)
+    final_observation = jnp.where(ends_exposure, HIDDEN_OBSERVATION, shown).astype(jnp.int32)
+    return next_state, TimeStep(shown, final_observation, payout[None], is_over, discount, forced_action)
 
 
 def phase_of(params: ChainParams, state: ChainState) -> Phase:

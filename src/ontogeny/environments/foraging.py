@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ontogeny.environments.base import MOVES, choose_tree, draw_layout, next_cell
+from ontogeny.environments.base import MOVES, choose_tree, draw_layout, initial_time_step, next_cell
 from ontogeny.errors import BadInput, require_at_least, require_between
 from ontogeny.types import Environment, EnvSpec, FeaturePrior, Key, Prior, TabularTask, TimeStep
 
@@ -56,7 +56,7 @@ class ForagingParams(NamedTuple):
 def reset(params: ForagingParams, key: Key) -> tuple[ForagingState, TimeStep]:
     """Draws a layout in which food, water and home can be reached from the start."""
     state = _begin_episode(draw_layout(key, partial(_draw_task, params), _is_connected))
-    return state, TimeStep(observation(state), jnp.zeros(4), jnp.bool_(True), jnp.float32(1))
+    return state, initial_time_step(observation(state), 4)
 
 
 def step(params: ForagingParams, key: Key, state: ForagingState, action: Array) -> tuple[ForagingState, TimeStep]:
@@ -72,8 +72,9 @@ def step(params: ForagingParams, key: Key, state: ForagingState, action: Array) 
     steps = state.steps + 1
     is_over = is_home | (steps == params.horizon)
     continued = ForagingState(task, cell, state.has_eaten | eats, state.has_drunk | drinks, steps)
-    state = choose_tree(is_over, _begin_episode(task), continued)
-    return state, TimeStep(observation(state), outcome, is_over, 1 - is_home.astype(jnp.float32))
+    next_state = choose_tree(is_over, _begin_episode(task), continued)
+    discount = 1 - is_home.astype(jnp.float32)
+    return next_state, TimeStep(observation(next_state), observation(continued), outcome, is_over, discount)
 
 
 def observation(state: ForagingState) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.environments.base import first_feature
+from ontogeny.environments.base import first_feature, initial_time_step
 from ontogeny.errors import require_at_least
 from ontogeny.types import Environment, EnvSpec, FeaturePrior, Key, Prior, TabularTask, TimeStep
 
@@ -49,7 +49,7 @@ def reset(params: MdpParams, key: Key) -> tuple[MdpState, TimeStep]:
     cumulative = jnp.cumsum(weights, axis=-1)
     means = 1 + jax.random.normal(mean_key, shape)
     state = MdpState(MdpTask(cumulative / cumulative[..., -1:], means), jnp.int32(0), jnp.int32(0))
-    return state, TimeStep(state.position, jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+    return state, initial_time_step(state.position, 1)
 
 
 def step(params: MdpParams, key: Key, state: MdpState, action: Array) -> tuple[MdpState, TimeStep]:
@@ -61,7 +61,7 @@ def step(params: MdpParams, key: Key, state: MdpState, action: Array) -> tuple[M
     steps = state.steps + 1
     is_over = steps == params.horizon
     state = MdpState(state.task, jnp.where(is_over, 0, successor), jnp.where(is_over, 0, steps))
-    return state, TimeStep(state.position, gain[None], is_over, 1 - is_over.astype(jnp.float32))
+    return state, TimeStep(state.position, successor, gain[None], is_over, 1 - is_over.astype(jnp.float32))
 
 
 def reveal_task(params: MdpParams, state: MdpState) -> TabularTask:

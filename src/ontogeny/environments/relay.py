@@ -30,10 +30,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int32
 
-from ontogeny.environments.base import choose_tree, first_feature
+from ontogeny.environments.base import choose_tree, first_feature, initial_time_step
 from ontogeny.errors import BadInput, require_at_least, require_between
 from ontogeny.rng import key_from_seed
-from ontogeny.types import Environment, EnvSpec, FeaturePrior, Key, Prior, TabularTask, TimeStep
+from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, FeaturePrior, Key, Prior, TabularTask, TimeStep
 
 NUM_ACTIONS, NUM_OUTCOMES = 2, 8
 WATER_LEVELS = (2, 5, 1, 4, 7, 3, 6, 0)  # by food level; their correlation is exactly 0
@@ -168,7 +168,7 @@ def reset(params: RelayParams, key: Key) -> tuple[RelayState, TimeStep]:
     no, zero = jnp.bool_(False), jnp.int32(0)
     state = RelayState(task, links, zero, no, no, no, zero, zero)
     state = _begin_episode(params, _uniform_draws(params, episode_key), state)
-    return state, TimeStep(observation(params, state), jnp.zeros(2), jnp.bool_(True), jnp.float32(1), jnp.int32(-1))
+    return state, initial_time_step(observation(params, state), 2)
 
 
 def step(params: RelayParams, key: Key, state: RelayState, action: Array) -> tuple[RelayState, TimeStep]:
@@ -187,7 +187,9 @@ def step(params: RelayParams, key: Key, state: RelayState, action: Array) -> tup
     next_state = choose_tree(is_over, _begin_episode(params, draws, state), continued)
     discount = jnp.where(is_end, 0.0, 1.0).astype(jnp.float32)
     reported_action = jnp.where(state.is_exposure, forced_action, -1).astype(jnp.int32)
-    return next_state, TimeStep(observation(params, next_state), outcome, is_over, discount, reported_action)
+    shown = observation(params, next_state)
+    final_observation = jnp.where(state.is_cut, HIDDEN_OBSERVATION, shown).astype(jnp.int32)
+    return next_state, TimeStep(shown, final_observation, outcome, is_over, discount, reported_action)
 
 
 def observation(params: RelayParams, state: RelayState) -> Array:

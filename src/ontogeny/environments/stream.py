@@ -131,7 +131,7 @@ def _time_step(state: StreamState, outcome: Array, discount: float) -> TimeStep:
     """The time step that shows the next item's predictability, the direction and whether a segment begins."""
     begins = (state.position == 0).astype(jnp.float32)
     observation = jnp.stack([state.predictability, state.direction, begins])
-    return TimeStep(observation, outcome, jnp.bool_(True), jnp.float32(discount))
+    return TimeStep(observation, observation, outcome, jnp.bool_(True), jnp.float32(discount))
 
 
 def make_stream(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny.environments.base import first_feature
+from ontogeny.environments.base import first_feature, initial_time_step
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.types import Environment, EnvSpec, Key, TimeStep
 
@@ -44,8 +44,7 @@ class TextParams(NamedTuple):
 def reset(params: TextParams, key: Key) -> tuple[TextState, TimeStep]:
     """Draws the place where the lifetime begins."""
     start = jax.random.randint(key, (), 0, len(params.tokens) - params.num_steps)
-    time_step = TimeStep(params.tokens[start], jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
-    return TextState(TextTask(start), start), time_step
+    return TextState(TextTask(start), start), initial_time_step(params.tokens[start], 1)
 
 
 def step(params: TextParams, key: Key, state: TextState, action: Array) -> tuple[TextState, TimeStep]:
@@ -55,7 +54,7 @@ def step(params: TextParams, key: Key, state: TextState, action: Array) -> tuple
     token = params.tokens[position]
     is_correct = (action == token).astype(jnp.float32)[None]
     first = (position - state.task.start) % params.passage_length == 0
-    return TextState(state.task, position), TimeStep(token, is_correct, first, jnp.float32(1))
+    return TextState(state.task, position), TimeStep(token, token, is_correct, first, jnp.float32(1))
 
 
 def from_tokens(tokens: np.ndarray, vocabulary_size: int, passage_length: int, num_passages: int) -> Environment:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.environments.base import first_feature
+from ontogeny.environments.base import first_feature, initial_time_step
 from ontogeny.errors import require_at_least, require_between, require_one_of
 from ontogeny.types import Environment, EnvSpec, FeaturePrior, Key, Prior, TabularTask, TimeStep
 
@@ -59,7 +59,7 @@ def reset(params: TwoStepParams, key: Key) -> tuple[TwoStepState, TimeStep]:
     else:
         probabilities = _join_choices(params, jax.random.uniform(reward_key, (2, 2), minval=LOW, maxval=HIGH))
     state = TwoStepState(task, probabilities, jnp.int32(0))
-    return state, TimeStep(state.position, jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+    return state, initial_time_step(state.position, 1)
 
 
 def step(params: TwoStepParams, key: Key, state: TwoStepState, action: Array) -> tuple[TwoStepState, TimeStep]:
@@ -75,7 +75,8 @@ def step(params: TwoStepParams, key: Key, state: TwoStepState, action: Array) ->
     probabilities = jnp.where(is_first_choice, state.probabilities, changed)
     state = TwoStepState(state.task, probabilities, jnp.where(is_first_choice, 1 + place, 0).astype(jnp.int32))
     payout = is_paid.astype(jnp.float32)[None]
-    return state, TimeStep(state.position, payout, ~is_first_choice, is_first_choice.astype(jnp.float32))
+    discount = is_first_choice.astype(jnp.float32)
+    return state, TimeStep(state.position, state.position, payout, ~is_first_choice, discount)
 
 
 def reveal_task(params: TwoStepParams, state: TwoStepState) -> TabularTask:

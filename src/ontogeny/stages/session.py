@@ -19,7 +19,7 @@ from ontogeny.errors import BadInput
 from ontogeny.rollouts import first_percept
 from ontogeny.seeds import check_seed
 from ontogeny.stages.saved_agent import SavedAgent, initial_state, save_deployment
-from ontogeny.types import Agent, Key, Percept, State, Steering, Transition
+from ontogeny.types import HIDDEN_OBSERVATION, Agent, Key, Percept, State, Steering, Transition
 
 
 class AgentState(NamedTuple):
@@ -96,6 +96,7 @@ class AgentSession:
         outcome: Mapping[str, float] | None = None,
         first: bool = False,
         terminated: bool | None = None,
+        final_observation: Any = None,
     ) -> tuple[int, AgentState]:
         """Choose an action on an observation.
 
@@ -108,6 +109,9 @@ class AgentSession:
             outcome: Outcome features by name; those not named are 0.
             first: Whether a new episode begins with this observation.
             terminated: Whether the last action terminated an episode; False for a time limit. By default as `first`.
+            final_observation: The observation to which the last action led where a new episode begins, for agents that
+                learn from it where a time limit ended the old one. By default it is unknown: no agent learns a
+                successor from whole numbers, and of arrays the observation before the last action stands in for it.
 
         Returns:
             The action, a whole number below `spec.num_actions`, and the state after it.
@@ -118,12 +122,16 @@ class AgentSession:
         is_initial = int(state.action) < 0
         if is_initial and (reward is not None or outcome is not None or terminated):
             raise BadInput("at the initial state and after a reset there is no last action with an outcome")
+        if final_observation is not None and (is_initial or not first):
+            raise BadInput("`final_observation` goes with `first`: elsewhere the observation itself is the final one")
         no_outcome = np.zeros(len(self.spec.outcome_features), np.float32)
         outcome_features = no_outcome if is_initial else self.check_outcome(reward, outcome)
         has_ended = first if terminated is None else terminated
+        begins_anew = first and not is_initial
         action, after = _act(
             state,
             self._checked_observation(observation),
+            self._checked_final_observation(state, final_observation if begins_anew else observation),
             outcome_features,
             np.bool_(first or is_initial),
             np.float32(is_initial or not has_ended),
@@ -177,6 +185,12 @@ class AgentSession:
         percept = first_percept(observation, len(spec.outcome_features))
         return AgentState(state, percept, jnp.int32(-1), step, key)
 
+    def _checked_final_observation(self, state: AgentState, observation: Any) -> Any:
+        """The observation to which the last action led; where it is unknown, what stands in for it."""
+        if observation is not None:
+            return self._checked_observation(observation)
+        return np.int32(HIDDEN_OBSERVATION) if self.spec.num_observations else state.percept.observation
+
     def _checked_observation(self, observation: Any) -> np.ndarray:
         """An observation as the array that the environment of the agent would emit."""
         spec = self.spec
@@ -209,6 +223,7 @@ def _real_number(value: Any, description: str) -> float:
 def _act(
     state: AgentState,
     observation: Array,
+    final_observation: Array,
     outcome: Array,
     first: Array,
     discount: Array,
@@ -224,6 +239,7 @@ def _act(
     agent_state = state.state
     if learning:
         key = jax.random.fold_in(lifetime_keys.learn, state.step - 1)
-        agent_state, _ = agent.learn(key, agent_state, Transition(state.percept, state.action, percept))
+        transition = Transition(state.percept, state.action, percept, final_observation)
+        agent_state, _ = agent.learn(key, agent_state, transition)
     action, agent_state = agent.act(jax.random.fold_in(lifetime_keys.act, state.step), agent_state, percept)
     return action, AgentState(agent_state, percept, jnp.asarray(action, jnp.int32), state.step + 1, state.key)

@@ -1,7 +1,7 @@
 """The spec of a run as data: agent, environment, development, drives and seed.
 
 A spec is written as JSON: `{"env": "bandit:num_arms=5", "agent": {"name": "random", "settings": {}}, "seed": 0}`.
-A plugin is chosen by its name, with settings behind a colon or in a table of their own.
+A plugin is chosen by its name, with settings behind a colon, or by a table with its name and its settings.
 """
 
 from pathlib import Path
@@ -25,9 +25,12 @@ class PluginChoice(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _accept_text(cls, data: object) -> object:
-        """Accept the text form, `name:setting=value,...`, in place of a table."""
+        """Accept the text form, `name:setting=value,...`, in place of a table, and settings beside the name."""
         if isinstance(data, str):
             name, settings = plugins.parse(data)
+            return {"name": name, "settings": settings}
+        if isinstance(data, dict) and "settings" not in data and isinstance(data.get("name"), str):
+            name, settings = plugins.parse_table(data)
             return {"name": name, "settings": settings}
         if not isinstance(data, dict | PluginChoice):
             raise ValueError(f"must be a name or a table with 'name' and 'settings', not {data!r}")

@@ -75,7 +75,20 @@ def _check_unique(values: Sequence[Hashable]) -> Sequence[Hashable]:
     return values
 
 
+def _accept_table(choice: object) -> object:
+    """A validator that reads a table with a name and settings as the text of the same choice."""
+    if not isinstance(choice, dict):
+        return choice
+    try:
+        return plugins.format_choice(*plugins.parse_table(choice))
+    except BadInput as error:
+        raise ValueError(f"is invalid: {error}") from None
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
+EnvironmentText = Annotated[str, BeforeValidator(_accept_table), AfterValidator(_plugin_check("environments"))]
+AgentText = Annotated[str, BeforeValidator(_accept_table), AfterValidator(_plugin_check("agents"))]
+DevelopmentText = Annotated[str, BeforeValidator(_accept_table), AfterValidator(_plugin_check("development"))]
 Text = Annotated[str, AfterValidator(_check_text)]
 NumTasks = Annotated[int, Field(ge=2, le=plugins.MAX_INT)]  # an interval needs two
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
@@ -93,7 +106,7 @@ class StudyEnvironment(FrozenModel):
     """
 
     name: Name
-    env: Annotated[str, AfterValidator(_plugin_check("environments"))]
+    env: EnvironmentText
     num_tasks: NumTasks
     record_lifetime: bool = True
     drives: dict[str, DriveWeight] = Field(default_factory=dict)
@@ -114,11 +127,11 @@ class StudyAgent(FrozenModel):
         drives: Weights of outcome features, over those of the environment.
     """
 
-    agent: Annotated[str, AfterValidator(_plugin_check("agents"))]
+    agent: AgentText
     environments: Names
     name: Name = ""
     approach: Annotated[Literal["evolution", "ml_code", "baseline"], BeforeValidator(_check_approach)] = "baseline"
-    development: Annotated[str, AfterValidator(_plugin_check("development"))] = "single_lifetime"
+    development: DevelopmentText = "single_lifetime"
     train_env: str | None = None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False), AfterValidator(_check_unique)] = (0,)
     num_tasks: NumTasks | None = None
@@ -128,9 +141,11 @@ class StudyAgent(FrozenModel):
     @classmethod
     def _name_after_agent(cls, data: Any) -> Any:
         """An entry without a name is named after its agent."""
-        if isinstance(data, dict) and "name" not in data and isinstance(data.get("agent"), str):
-            return data | {"name": Path(data["agent"].partition(":")[0]).stem}
-        return data
+        if not isinstance(data, dict) or "name" in data:
+            return data
+        agent = data.get("agent")
+        agent = agent.get("name") if isinstance(agent, dict) else agent
+        return data | {"name": Path(agent.partition(":")[0]).stem} if isinstance(agent, str) else data
 
     def train_env_for(self, env: str) -> str:
         """The environment in which the agent was developed that is evaluated in `env`."""

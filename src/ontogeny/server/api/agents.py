@@ -53,8 +53,8 @@ async def act(sessions: AgentCaller, id: str, body: ObservationRequest) -> dict[
     """Returns the action of the agent on an observation. The step is on disk when the response is sent."""
     feedback = body.model_dump(include={"reward", "outcome", "terminated"}, exclude_none=True)
     with _reject_observation():
-        arguments = body.observation, body.first, feedback, await sessions.identify()
-        action, session = await sessions.call(AgentSessions.act, id, *arguments)
+        observations = body.observation, body.first, body.final_observation
+        action, session = await sessions.call(AgentSessions.act, id, *observations, feedback, await sessions.identify())
     return describe_session(session) | {"action": action}
 
 

@@ -288,6 +288,7 @@ class ObservationRequest(FeedbackRequest):
 
     observation: Any = Field(description="A whole number or an array of numbers, as in the agent's environment.")
     first: bool = Field(False, description="Whether a new episode begins with this observation.")
+    final_observation: Any = Field(None, description="Where an episode began: the observation that ended the last one.")
 
 
 def chat_prompt(messages: list[Message]) -> str:

@@ -80,6 +80,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         id: str,
         observation: Any,
         first: bool,
+        final_observation: Any,
         feedback: dict[str, Any],
         request: RequestIdentity | None = None,
     ) -> tuple[int, AgentSessionRecord]:
@@ -90,6 +91,7 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
             id: The session.
             observation: A whole number, or an array of numbers, as in the agent's environment.
             first: Whether the observation begins a new episode.
+            final_observation: In that case, the observation that ended the last episode; None where it is unknown.
             feedback: `reward`, `outcome` and `terminated` after the last action; empty if sent before.
             request: If it repeats the last one of the session, the agent takes no step.
 
@@ -102,7 +104,9 @@ class AgentSessions(SessionManager[AgentSessionRecord]):
         if feedback and session.feedback is not None:
             raise BadInput("the feedback for the last action was already sent")
         last_feedback = {k: v for k, v in (feedback or session.feedback or {}).items() if v is not None}
-        action, state = self.agent.act(session.state, observation, first=first, **last_feedback)
+        action, state = self.agent.act(
+            session.state, observation, first=first, final_observation=final_observation, **last_feedback
+        )
         after = self._session(id, session.num_steps + 1, state, None)
         if not self.agent.online and after.weights_digest != session.weights_digest:
             raise ContractViolation("the weights changed in a frozen deployment")
