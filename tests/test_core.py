@@ -221,9 +221,9 @@ def test_a_range_is_read_in_one_form():
     assert plugins.parse_range("gravity:-1e-1..2", "vary") == ("gravity", -0.1, 2.0, 0)
     assert plugins.parse_range("length:.3..1:500", "drift", has_steps=True) == ("length", 0.3, 1.0, 500)
     for text in ("length", "length:1", "length:1..", "length:a..b", "length:1..2:3", ":1..2", 3):
-        with pytest.raises(BadInput, match=r"'vary' is of the form PARAMETER:LOW..HIGH, not"):
+        with pytest.raises(BadInput, match=r"'vary' is of the form PARAMETER:LOW\.\.HIGH, not"):
             plugins.parse_range(text, "vary")
-    with pytest.raises(BadInput, match="of the form PARAMETER:LOW..HIGH:STEPS"):
+    with pytest.raises(BadInput, match=r"of the form PARAMETER:LOW\.\.HIGH:STEPS"):
         plugins.parse_range("length:1..2", "drift", has_steps=True)
     with pytest.raises(BadInput, match="the lower bound 2 exceeds the upper bound 1"):
         plugins.parse_range("length:2..1", "vary")

@@ -189,10 +189,10 @@ def test_an_environment_of_a_provider_is_built_from_a_text_or_a_table(provider, 
 
 
 def test_a_list_of_settings_has_one_form(provider):
-    assert plugins.build("environments", provider, id="a", sizes="8+5").spec.num_steps == 8
-    assert plugins.build("environments", provider, id="a", sizes=7).spec.num_steps == 7
+    assert plugins.build("environments", provider, id="a/b", sizes="8+5").spec.num_steps == 8
+    assert plugins.build("environments", provider, id="a/b", sizes=7).spec.num_steps == 7
     with pytest.raises(BadInput, match="setting 'sizes' of environment 'lonely_provider' must be of type tuple"):
-        plugins.build("environments", provider, id="a", sizes=True)
+        plugins.build("environments", provider, id="a/b", sizes=True)
     with pytest.raises(BadInput, match="needs its 'name'"):
         plugins.parse_table({"id": "a"})
 

@@ -85,7 +85,7 @@ def encode_percept(spec: EnvSpec, percept: Percept) -> Float[Array, "I"]:
 
 def _extract_example(transition: Transition) -> Example:
     """Every trial is an example, and its target is whether it ended in a positive payout."""
-    percept, action, next_percept = transition
+    percept, action, next_percept, _ = transition
     is_start = (percept.observation == 0) & percept.first
     payout = jnp.where(next_percept.first & (next_percept.discount == 0), next_percept.outcome[0], 0.0)
     return Example(is_start, action, (payout > 0).astype(jnp.float32), jnp.abs(payout))
