@@ -32,8 +32,8 @@ def violations():
 
     def endless(key, state, action):
         state, time_step = env.step(key, state, action)
-        shown = time_step.observation
-        return state, TimeStep(shown, shown, time_step.outcome, jnp.bool_(False), jnp.float32(1))
+        emitted = time_step.observation
+        return state, TimeStep(emitted, emitted, time_step.outcome, jnp.bool_(False), jnp.float32(1))
 
     def growing(key, state, action):
         state, time_step = env.step(key, state, action)

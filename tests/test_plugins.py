@@ -179,10 +179,10 @@ def test_an_environment_of_a_provider_is_built_from_a_text_or_a_table(provider, 
     assert spec.env.name == provider and spec.env.settings["id"] == "a/b"
     env = assemble(spec).env
     assert env.spec.name == "lonely_provider:a/b" and (env.spec.num_actions, env.spec.num_steps) == (2, 8)
-    saved = json.loads(json.dumps(spec_to_json(complete_spec(spec))))
-    assert saved["env"]["settings"].keys() == {"id", "sizes", "scale"}
-    again = assemble(parse_run_spec(saved)).env.spec
-    assert again == env.spec
+    written = json.loads(json.dumps(spec_to_json(complete_spec(spec))))
+    assert written["env"]["settings"].keys() == {"id", "sizes", "scale"}
+    rebuilt = assemble(parse_run_spec(written)).env.spec
+    assert rebuilt == env.spec
     text = choice if isinstance(choice, str) else plugins.format_choice(*plugins.parse_table(choice))
     study = StudyEnvironment.model_validate({"name": "mine", "env": choice, "num_tasks": 2})
     assert study.env == text and build_env(study).spec == env.spec

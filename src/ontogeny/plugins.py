@@ -185,8 +185,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition(":")
     settings: dict[str, Any] = {}
     if rest and takes_id(name.strip()):
-        id, *others = re.split(r",(?=\s*\w+\s*=)", rest, maxsplit=1)
-        settings["id"], rest = id.strip().removeprefix("id="), "".join(others)
+        id, *remainder = re.split(r",(?=\s*\w+\s*=)", rest, maxsplit=1)
+        settings["id"], rest = id.strip().removeprefix("id="), "".join(remainder)
     for assignment in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = assignment.partition("=")
         key = key.strip()
@@ -208,16 +208,16 @@ def parse_table(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     if not isinstance(table.get("name"), str):
         raise BadInput("a table that chooses a plugin needs its 'name'")
-    others = {key: value for key, value in table.items() if key != "name"}
-    is_nested = others.keys() == {"settings"} and isinstance(others["settings"], Mapping)
-    return table["name"], dict(others["settings"] if is_nested else others)
+    remainder = {key: value for key, value in table.items() if key != "name"}
+    is_nested = remainder.keys() == {"settings"} and isinstance(remainder["settings"], Mapping)
+    return table["name"], dict(remainder["settings"] if is_nested else remainder)
 
 
 def format_choice(name: str, settings: Mapping[str, Any]) -> str:
     """The inverse of `parse`: a name with its settings as one text."""
-    others = dict(settings)
-    id = [str(others.pop("id"))] if takes_id(name) and "id" in others else []
-    parts = [*id, *(f"{key}={_format_value(value)}" for key, value in others.items())]
+    remainder = dict(settings)
+    id = [str(remainder.pop("id"))] if takes_id(name) and "id" in remainder else []
+    parts = [*id, *(f"{key}={_format_value(value)}" for key, value in remainder.items())]
     return f"{name}:{','.join(parts)}" if parts else name
 
 

@@ -114,8 +114,8 @@ def reversed_replay(env: Environment, trajectory: Trajectory) -> Environment:
 
     def step(key: Key, t: Array, action: Array) -> tuple[Array, TimeStep]:
         del key, action
-        shown = observations[t + 1]
-        return t + 1, TimeStep(shown, shown, trajectory.outcome[t], jnp.bool_(True), trajectory.discount[t])
+        emitted = observations[t + 1]
+        return t + 1, TimeStep(emitted, emitted, trajectory.outcome[t], jnp.bool_(True), trajectory.discount[t])
 
     return env._replace(reset=reset, step=step)
 

@@ -89,10 +89,10 @@ def check_emitted(spec: EnvSpec, emitted: EmittedSteps) -> None:
     everything = jax.tree.map(lambda a, b: np.concatenate([a[:, None], b], axis=1), initial, time_steps)
     observations, final_observations, outcomes, first, discount, forced = (np.asarray(part) for part in everything)
     _check_observations(spec, "observation", observations)
-    shown = final_observations
+    checked = final_observations
     if spec.num_observations:
-        shown = np.where(first & (discount == 1) & (shown == HIDDEN_OBSERVATION), 0, shown)
-    _check_observations(spec, "final observation", shown)
+        checked = np.where(first & (discount == 1) & (checked == HIDDEN_OBSERVATION), 0, checked)
+    _check_observations(spec, "final observation", checked)
     is_same = np.all(observations == final_observations, axis=tuple(range(2, observations.ndim)))
     _require_everywhere(
         first | is_same,

@@ -111,9 +111,9 @@ def step(params: ChainParams, key: Key, state: ChainState, action: Array) -> tup
     # Where the action of an exposure has no effect, both actions are forced in turn, so that both values are relearned.
     alternating = jnp.where(is_exposure, (exposure // 2) % 2, -1)
     forced_action = jnp.where(chooses_side, chosen_side, alternating).astype(jnp.int32)
-    shown = observation(params, next_state)
-    final_observation = jnp.where(ends_exposure, HIDDEN_OBSERVATION, shown).astype(jnp.int32)
-    return next_state, TimeStep(shown, final_observation, payout[None], is_over, discount, forced_action)
+    emitted = observation(params, next_state)
+    final_observation = jnp.where(ends_exposure, HIDDEN_OBSERVATION, emitted).astype(jnp.int32)
+    return next_state, TimeStep(emitted, final_observation, payout[None], is_over, discount, forced_action)
 
 
 def phase_of(params: ChainParams, state: ChainState) -> Phase:

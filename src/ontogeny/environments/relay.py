@@ -187,9 +187,9 @@ def step(params: RelayParams, key: Key, state: RelayState, action: Array) -> tup
     next_state = choose_tree(is_over, _begin_episode(params, draws, state), continued)
     discount = jnp.where(is_end, 0.0, 1.0).astype(jnp.float32)
     reported_action = jnp.where(state.is_exposure, forced_action, -1).astype(jnp.int32)
-    shown = observation(params, next_state)
-    final_observation = jnp.where(state.is_cut, HIDDEN_OBSERVATION, shown).astype(jnp.int32)
-    return next_state, TimeStep(shown, final_observation, outcome, is_over, discount, reported_action)
+    emitted = observation(params, next_state)
+    final_observation = jnp.where(state.is_cut, HIDDEN_OBSERVATION, emitted).astype(jnp.int32)
+    return next_state, TimeStep(emitted, final_observation, outcome, is_over, discount, reported_action)
 
 
 def observation(params: RelayParams, state: RelayState) -> Array:
