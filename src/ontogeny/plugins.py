@@ -209,8 +209,9 @@ def parse_table(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(table.get("name"), str):
         raise BadInput("a table that chooses a plugin needs its 'name'")
     remainder = {key: value for key, value in table.items() if key != "name"}
-    is_nested = remainder.keys() == {"settings"} and isinstance(remainder["settings"], Mapping)
-    return table["name"], dict(remainder["settings"] if is_nested else remainder)
+    if remainder.keys() == {"settings"} and isinstance(remainder["settings"], Mapping):
+        remainder = dict(cast(Mapping[str, Any], remainder["settings"]))
+    return table["name"], remainder
 
 
 def format_choice(name: str, settings: Mapping[str, Any]) -> str:
@@ -323,30 +324,30 @@ def suggest_names(name: str, known_names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(similar)}?" if similar else f"; there are: {', '.join(known_names) or 'none'}"
 
 
-def _convert(value: Any, default: Any, subject: str) -> Any:
+def _convert(chosen: Any, default: Any, subject: str) -> Any:
     """The value of a setting, checked against the type of its default; integers pass for floats."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(chosen, (int, float)) and not isinstance(chosen, bool)
     if isinstance(default, (bool, str)):
-        fits = type(value) is type(default)
+        fits = type(chosen) is type(default)
     elif isinstance(default, float):
         fits = is_number
-        value = finite_float(value, subject) if fits else value
+        chosen = finite_float(chosen, subject) if fits else chosen
     elif isinstance(default, int):
-        fits = is_number and isinstance(value, int)
-        if fits and abs(value) > MAX_INT:
+        fits = is_number and isinstance(chosen, int)
+        if fits and abs(chosen) > MAX_INT:
             raise BadInput(f"{subject} must not be beyond {MAX_INT}")
     elif isinstance(default, tuple):
-        if isinstance(value, str):
-            value = [_read_value(part) for part in re.split(r"(?<!\d[eE])\+", value) if part.strip()]
+        if isinstance(chosen, str):
+            chosen = [_read_value(part) for part in re.split(r"(?<!\d[eE])\+", chosen) if part.strip()]
         elif is_number:
-            value = [value]
-        fits = isinstance(value, (tuple, list))
-        value = tuple(cast(Sequence[Any], value)) if fits else value
+            chosen = [chosen]
+        fits = isinstance(chosen, (tuple, list))
+        chosen = tuple(cast(Sequence[Any], chosen)) if fits else chosen
     else:
         fits = True
     if not fits:
-        raise BadInput(f"{subject} must be of type {type(cast(object, default)).__name__}, not {value!r}")
-    return value
+        raise BadInput(f"{subject} must be of type {type(cast(object, default)).__name__}, not {chosen!r}")
+    return chosen
 
 
 def _read_value(text: str) -> Any:
@@ -357,9 +358,11 @@ def _read_value(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _format_value(value: Any) -> str:
+def _format_value(chosen: Any) -> str:
     """The inverse of `_read_value`; the parts of a list are joined by `+`."""
-    return "+".join(map(_format_value, value)) if isinstance(value, (list, tuple)) else str(value)
+    if not isinstance(chosen, (list, tuple)):
+        return str(chosen)
+    return "+".join(map(_format_value, cast(Sequence[Any], chosen)))
 
 
 def _built_in_names(kind: str) -> list[str]:
