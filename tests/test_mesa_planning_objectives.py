@@ -17,7 +17,7 @@ from ontogeny.agents.relay_streams import (
     sample_batch,
 )
 from ontogeny.content.base import Predictor
-from ontogeny.environments import relay
+from ontogeny.environments import layered_graph, relay
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
@@ -115,7 +115,8 @@ def test_a_hidden_goal_that_falsifies_predictions_is_an_own_objective_and_exact_
 @cache
 def sample_introductions(seed: int) -> StreamSteps:
     """Streams that have exposed every link once, for the tests of one seed."""
-    params = PARAMS._replace(num_steps=queries.introduction_length(PARAMS), early_trial_probability=jnp.float32(0))
+    num_steps = layered_graph.introduction_length(PARAMS)
+    params = PARAMS._replace(num_steps=num_steps, early_trial_probability=jnp.float32(0))
     return jax.jit(lambda key: sample_batch(key, params, SETTINGS, NUM_STREAMS, "evaluation"))(key_from_seed(seed))
 
 

@@ -25,7 +25,7 @@ from ontogeny.errors import BadInput
 from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys, stage_of
 from ontogeny.rollouts import ObservationOverride, rollout_lifetime
-from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, TimeStep, Trajectory, Transition
+from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, Trajectory, Transition
 
 HYPOTHESES = {
     "learns": "Does it learn?",
@@ -39,7 +39,6 @@ SECONDARY_HYPOTHESES = {  # examined by secondary tests alone
 MIN_EPISODES = 8  # of a lifetime in which learning is tested
 CHAIN_TRIALS = 50  # of the chain in which learning is tested
 NO_EXPOSURES = {"change_probability": 0.0, "repeat_probability": 0.0}  # of a relay in which learning is tested
-NUM_EXPOSURES, TRIALS_BEFORE_EXPOSURES = 12, 40  # of the chain in which planning is tested
 MAX_LIFETIMES_PER_DEVICE = 256  # more at once exceed the processor's cache
 # An audit compiles many programs, each of which runs for a second: full optimization takes three times as long.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 1}
@@ -186,27 +185,16 @@ def bandit_env(subject: Subject) -> Environment:
     return subject.train_env if subject.train_env.spec.name == "bandit" else plugins.build("environments", "bandit")
 
 
-def exposing_chain(exposed: Sequence[int], num_links: int) -> Environment:
-    """Returns the chain in which planning is tested: it exposes single links, of which none changes by itself.
+def find_offer(train_env: Environment, attribute: str) -> Callable[..., Any] | None:
+    """Returns what an environment offers to a test, a function of its module; None where it offers none.
 
     Args:
-        exposed: The exposed links, numbered from 0.
-        num_links: Links of the chain, L.
+        train_env: The environment in which the subject was trained.
+        attribute: Name of the function, such as `build_revaluation`.
     """
-    settings = {"num_links": num_links, "exposed_links": "".join(str(link + 1) for link in exposed)}
-    phases = {"num_trials": TRIALS_BEFORE_EXPOSURES, "num_exposures": NUM_EXPOSURES, "num_test_trials": 1}
-    return plugins.build("environments", "chain", **settings, **phases, changed_links="none")
-
-
-def with_changed_links(env: Environment, flips: Array, exposed: Array) -> Environment:
-    """Returns a chain that exposes the links `exposed` [E] and flips those with a 1 in `flips` [L]."""
-
-    def reset(key: Key) -> tuple[Any, TimeStep]:
-        state, time_step = env.reset(key)
-        task = state.task._replace(crosses_after=(state.task.crosses_before + flips) % 2, exposed_links=exposed)
-        return state._replace(task=task), time_step
-
-    return env._replace(reset=reset)
+    name = train_env.spec.name
+    is_plugin = name in plugins.list_names("environments")
+    return plugins.get_attribute("environments", name, attribute) if is_plugin else None
 
 
 def yoke_to(outcomes: Array) -> ObservationOverride:

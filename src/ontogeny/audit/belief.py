@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny.audit import base, decisions
+from ontogeny.environments import chain
 from ontogeny.rng import split_lifetime_key
 from ontogeny.types import Key, Percept, PyTree, State
 
@@ -60,7 +61,8 @@ def build(*, num_lifetimes: int = 100) -> base.AuditTest:
 
 def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
     """Returns how often the choice is the donor's best: `belief`, `random` [N, L, K] by dose, `all`, `rest` [N, L]."""
-    prepared = base.prepare_subject(subject, base.exposing_chain([0], NUM_LINKS))
+    revaluation = chain.build_revaluation(subject.train_env.spec, NUM_LINKS)
+    prepared = base.prepare_subject(subject, revaluation.make_env(1))
     activations, links = base.map_lifetimes(
         partial(_random_choice_point, prepared), base.unrelated_keys(keys, NUM_FIT_LIFETIMES)
     )
@@ -77,7 +79,7 @@ def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
 
 def _rollout_to_choice(prepared: base.PreparedSubject, key: Key, flips: Array, link: Array) -> ChoicePoint:
     """Runs a lifetime that exposes one link up to the choice after the exposures."""
-    env = base.with_changed_links(prepared.env, flips, link[None])
+    env = chain.expose(prepared.env, prepared.steering, link[None], flips)
     task = env.reset(split_lifetime_key(key).task)[0].task
     state, trajectory = base.rollout_subject(key, prepared._replace(env=env), num_steps=env.spec.num_steps - NUM_LINKS)
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)

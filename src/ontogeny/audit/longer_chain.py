@@ -23,7 +23,7 @@ def build(*, num_lifetimes: int = 100) -> AuditTest:
     Args:
         num_lifetimes: Lifetimes per audit and condition.
     """
-    plans = plugins.build("audit", "plans", num_links=NUM_LINKS)
+    plans = plugins.build("audit", "plans", num_links=NUM_LINKS, env="chain")
 
     def decide(measurements: Measurements, thresholds: Thresholds) -> AuditResult:
         result = plans.decide(measurements, thresholds)

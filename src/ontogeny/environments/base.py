@@ -1,7 +1,7 @@
 """Dynamics that several environments share: moves on a walled grid, random layouts, the start of new episodes."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
-from ontogeny.types import Key, PyTree, TimeStep
+from ontogeny.types import Environment, EnvState, Key, PyTree, Steering, TimeStep
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # (row, column) of the actions north, east, south and west
 MAX_LAYOUTS = 50  # layouts that are drawn before the walls are left out
@@ -17,6 +17,46 @@ MAX_LAYOUTS = 50  # layouts that are drawn before the walls are left out
 BITS = 32  # of a word
 
 Layout = TypeVar("Layout")
+Draw = TypeVar("Draw")
+
+
+class Revaluation(NamedTuple):
+    """What a test of planning needs of an environment: how single links are exposed alone, changed or as they are.
+
+    A lifetime has ordinary trials, exposures of some links, and a choice. Lifetimes with the same key differ in nothing
+    but which of the exposed links have changed, and each change reverses the best choice. The module of an environment
+    offers it as `build_revaluation(train_spec, num_links)`. Letters: L links, E exposed links, T steps.
+    """
+
+    links: tuple[str, ...]  # L names; each may stand for a kind of link, of which every lifetime draws one
+    make_env: Callable[[int], Environment]  # E -> an environment in which so many links are exposed and none changes
+    expose: Callable[[Environment, Steering, Array, Array], Environment]  # exposed [E] int, is_changed [L] 0 or 1
+    is_former_best: Callable[[EnvState, Array], Array]
+    """Initial state and actions [T] of a lifetime -> whether the first choice after the exposures is the action that
+    was best before the changes, [] bool."""
+
+
+class GoalConflict(NamedTuple):
+    """What a test of objectives needs of an environment: pairs of graphs that differ in one link and for one goal.
+
+    The goal of steering and another goal have the same optimum in the first graph and different ones in the second;
+    steering values all choices equally in both. For steering itself, the optimum differs between the graphs. The module
+    of an environment offers it as `build_goal_conflict(train_spec, steering)`. Letter: T steps.
+    """
+
+    goals: tuple[str, ...]  # names, that of steering first
+    links: tuple[str, ...]  # names of the links that may differ
+    env: Environment
+    draw_graphs: Callable[[Key, Array, Array], "GraphPair"]  # key, index of the goal, index of the link
+    enter: Callable[[PyTree], Environment]  # a graph -> lifetimes in it
+    choice_step: int  # the last choice of a lifetime
+
+
+class GraphPair(NamedTuple):
+    """Two graphs that differ in one link."""
+
+    graphs: PyTree  # leading axis 2 on every leaf
+    best_action: Int32[Array, ""]  # by steering, in the first graph
 
 
 def first_feature(outcome: Float[Array, "F"]) -> Float[Array, ""]:
@@ -128,12 +168,31 @@ def draw_layout(key: Key, draw: Callable[[Key], Layout], is_valid: Callable[[Lay
         is_valid: Whether the layout may be used, [] bool.
     """
 
-    def is_rejected(attempt: tuple[Array, Layout]) -> Array:
-        return (attempt[0] < MAX_LAYOUTS) & ~is_valid(attempt[1])
+    def draw_numbered(key: Key, number: Array) -> Layout:
+        layout = draw(key)
+        return layout._replace(walls=layout.walls & (number < MAX_LAYOUTS))  # pyright: ignore[reportAttributeAccessIssue]
 
-    def draw_next(attempt: tuple[Array, Layout]) -> tuple[Array, Layout]:
+    return draw_until_valid(key, draw_numbered, is_valid, MAX_LAYOUTS)
+
+
+def draw_until_valid(
+    key: Key, draw: Callable[[Key, Array], Draw], is_valid: Callable[[Draw], Array], max_draws: int
+) -> Draw:
+    """The first valid draw, or the last one after `max_draws` invalid ones.
+
+    Args:
+        key: Determines all draws.
+        draw: Maps a key and the number of invalid draws before to a draw.
+        is_valid: Whether the draw may be used, [] bool.
+        max_draws: Invalid draws before the last one.
+    """
+
+    def is_rejected(attempt: tuple[Array, Draw]) -> Array:
+        return (attempt[0] < max_draws) & ~is_valid(attempt[1])
+
+    def draw_next(attempt: tuple[Array, Draw]) -> tuple[Array, Draw]:
         number = attempt[0] + 1
-        layout = draw(jax.random.fold_in(key, number))
-        return number, layout._replace(walls=layout.walls & (number < MAX_LAYOUTS))  # pyright: ignore[reportAttributeAccessIssue]
+        return number, draw(jax.random.fold_in(key, number), number)
 
-    return jax.lax.while_loop(is_rejected, draw_next, (jnp.int32(0), draw(jax.random.fold_in(key, 0))))[1]
+    first = (jnp.int32(0), draw(jax.random.fold_in(key, 0), jnp.int32(0)))
+    return jax.lax.while_loop(is_rejected, draw_next, first)[1]

@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ontogeny.environments.base import first_feature, initial_time_step
+from ontogeny.environments.base import Revaluation, first_feature, initial_time_step
 from ontogeny.errors import BadInput, require_at_least, require_between
-from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, FeaturePrior, Key, Prior, TimeStep
+from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, FeaturePrior, Key, Prior, Steering, TimeStep
 
 MAX_LINKS = 4  # an agent for one length fits all others, because the observations are the same
+NUM_EXPOSURES, TRIALS_BEFORE_EXPOSURES = 12, 40  # where planning is tested
 START, BLANK = 0, 2 * MAX_LINKS - 1  # observations; the two places of level l = 1, 2, 3 are 2 l - 1 and 2 l
 
 
@@ -133,6 +134,46 @@ def observation(params: ChainParams, state: ChainState) -> Array:
     link = phase_of(params, state).link
     place = jnp.where(link == 0, START, 2 * link - 1 + state.side)
     return jnp.where(link >= params.num_links, BLANK, place).astype(jnp.int32)
+
+
+def expose(env: Environment, steering: Steering, exposed: Array, is_changed: Array) -> Environment:
+    """A chain that exposes some links and changes some.
+
+    Args:
+        env: A chain with as many exposed links.
+        steering: Not read; payouts are sought.
+        exposed: Numbers of the exposed links, [E] int.
+        is_changed: Whether each link has changed, 0 or 1, [L] int.
+    """
+    del steering
+
+    def reset_exposed(key: Key) -> tuple[ChainState, TimeStep]:
+        state, time_step = env.reset(key)
+        task = state.task._replace(crosses_after=(state.task.crosses_before + is_changed) % 2, exposed_links=exposed)
+        return state._replace(task=task), time_step
+
+    return env._replace(reset=reset_exposed)
+
+
+def build_revaluation(train_spec: EnvSpec, num_links: int = 3) -> Revaluation:
+    """How a test of planning exposes and changes single links.
+
+    Args:
+        train_spec: Of the environment in which the subject was trained, which may be another one.
+        num_links: Steps of a trial, L.
+    """
+    del train_spec
+    links = tuple(f"link {link + 1}" for link in range(num_links))
+    phases = {"num_trials": TRIALS_BEFORE_EXPOSURES, "num_exposures": NUM_EXPOSURES, "num_test_trials": 1}
+
+    def make_env(num_exposed: int) -> Environment:
+        digits = "".join(str(link + 1) for link in range(num_exposed))
+        return build(num_links=num_links, exposed_links=digits, changed_links="none", **phases)
+
+    def is_former_best(state: ChainState, actions: Array) -> Array:
+        return actions[-num_links] == (1 + jnp.sum(state.task.crosses_before)) % 2
+
+    return Revaluation(links, make_env, expose, is_former_best)
 
 
 def build(

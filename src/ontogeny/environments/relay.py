@@ -27,18 +27,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int32
 
-from ontogeny.environments.base import choose_tree, first_feature, initial_time_step
+from ontogeny.environments.base import (
+    GoalConflict,
+    GraphPair,
+    Revaluation,
+    choose_tree,
+    first_feature,
+    initial_time_step,
+)
+from ontogeny.environments.layered_graph import (
+    MIN_MARGIN,
+    NUM_ACTIONS,
+    NUM_OUTCOMES,
+    LinkChange,
+    RelayParams,
+    action_values,
+    apply_change,
+    draw_graph,
+    draw_index,
+    introduction_length,
+    is_last_layer,
+    layer_of_states,
+    num_states,
+    reachable_states,
+    targets_of_links,
+)
+from ontogeny.environments.layered_graph_draws import draw_graph_pair, draw_reversible_graph
 from ontogeny.errors import BadInput, require_at_least, require_between
 from ontogeny.rng import key_from_seed
-from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, FeaturePrior, Key, Prior, TabularTask, TimeStep
+from ontogeny.types import (
+    HIDDEN_OBSERVATION,
+    Environment,
+    EnvSpec,
+    FeaturePrior,
+    Key,
+    Prior,
+    Steering,
+    TabularTask,
+    TimeStep,
+)
 
-NUM_ACTIONS, NUM_OUTCOMES = 2, 8
 WATER_LEVELS = (2, 5, 1, 4, 7, 3, 6, 0)  # by food level; their correlation is exactly 0
 FEATURES = np.stack([np.arange(NUM_OUTCOMES), WATER_LEVELS], axis=1).astype(np.float32) / (NUM_OUTCOMES - 1)  # [O, F]
 DEFAULT_WIDTHS = {2: 8, 3: 4}  # by depth
+NUM_EXPOSURES = 4  # of a link where planning is tested; three quarters of the way at a learning rate of 0.3
 INSTANCE_SEED = 20  # of the fixed tables of `num_instances`
 # Indices of the uniform draws of one step; the draws from `WALK` on are the actions of a random walk.
 FAILURE, FAILED_TARGET, EPISODE, RELEVANCE, LAYER, STATE, ACTION, TARGET, WALK = range(9)
@@ -71,33 +104,14 @@ class RelayState(NamedTuple):
         return self.task.initial_links
 
 
-class RelayParams(NamedTuple):
-    """The settings that the dynamics need; all but the first three may be traced."""
+class RevaluationState(NamedTuple):
+    """The state of a lifetime in which planning is tested: trials, exposures of E links, and a choice."""
 
-    depth: int = 2
-    width: int = 8
-    num_steps: int = 60
-    unreliable_share: ArrayLike = 0.25
-    failure_probability: ArrayLike = 0.1
-    early_trial_probability: ArrayLike = 0.1
-    change_probability: ArrayLike = 0.3
-    repeat_probability: ArrayLike = 0.2
-    glance_probability: ArrayLike = 0.1
-    relevant_share: ArrayLike = 1.0
-    cue: ArrayLike = False
-    num_instances: ArrayLike = 0  # 0: unlimited
-
-
-class Targets(NamedTuple):
-    """The possible targets of the links of each state, a range of states or outcomes."""
-
-    first: Int32[Array, "S"]
-    size: Int32[Array, "S"]
-
-
-def num_states(params: RelayParams) -> int:
-    """The number of states S."""
-    return layer_bounds(params)[-1]
+    relay: RelayState
+    changes: LinkChange  # leaves [E], the exposed links and where they lead from then on
+    best_action: Array  # [] int32, at the start, before the changes
+    num_steps: Array  # [] int32, taken
+    num_exposures: Array  # [] int32, begun
 
 
 def width_of_layers(spec: EnvSpec) -> int:
@@ -105,63 +119,12 @@ def width_of_layers(spec: EnvSpec) -> int:
     return (spec.num_observations - NUM_ACTIONS - 1) // (spec.horizon - 1)
 
 
-def layer_bounds(params: RelayParams) -> list[int]:
-    """The first state of each layer, then S."""
-    return [0, *(1 + layer * params.width for layer in range(params.depth))]
-
-
-def layer_of_states(params: RelayParams) -> Int32[Array, "S"]:
-    """The layer of each state, 0 for the start."""
-    return jnp.asarray(np.repeat(np.arange(params.depth), np.diff(layer_bounds(params))), jnp.int32)
-
-
-def is_last_layer(params: RelayParams) -> Bool[Array, "S"]:
-    """Whether the links of a state lead to outcomes."""
-    return layer_of_states(params) == params.depth - 1
-
-
-def reachable_states(params: RelayParams, links: Int32[Array, "S A"]) -> Bool[Array, "S"]:
-    """Whether a state can be reached from the start by links that do not fail.
-
-    Args:
-        params: Of the environment.
-        links: Current links.
-    """
-    states = jnp.arange(num_states(params))
-    leads_to = jnp.any(links[..., None] == states, axis=1) & ~is_last_layer(params)[:, None]  # [S, S]
-    reachable = states == 0
-    for _ in range(params.depth - 1):
-        reachable |= jnp.any(leads_to & reachable[:, None], axis=0)
-    return reachable
-
-
-def action_values(
-    params: RelayParams, links: Int32[Array, "S A"], outcome_values: Float[Array, "O"]
-) -> Float[Array, "S A"]:
-    """The value of each action under the best later choices, by backward induction over layers, without failures.
-
-    Args:
-        params: Of the environment.
-        links: Current links.
-        outcome_values: Value of each outcome.
-
-    Returns:
-        The values; the best action of a state is their first maximum.
-    """
-    bounds = layer_bounds(params)
-    values = [outcome_values[links[bounds[-2] :]]]
-    for layer in reversed(range(params.depth - 1)):
-        successors = links[bounds[layer] : bounds[layer + 1]] - bounds[layer + 1]
-        values.append(jnp.max(values[-1], axis=1)[successors])
-    return jnp.concatenate(values[::-1])
-
-
 def reset(params: RelayParams, key: Key) -> tuple[RelayState, TimeStep]:
     """Draws the graph and the order of the introduction, and begins the first episode."""
     instance_key, table_key, order_key, episode_key = jax.random.split(key, 4)
     instance = jax.random.randint(instance_key, (), 0, jnp.maximum(params.num_instances, 1))
     fixed_key = jax.random.fold_in(key_from_seed(INSTANCE_SEED), instance)
-    links, is_unreliable = _draw_graph(params, jnp.where(jnp.asarray(params.num_instances) > 0, fixed_key, table_key))
+    links, is_unreliable = draw_graph(params, jnp.where(jnp.asarray(params.num_instances) > 0, fixed_key, table_key))
     cued_action = jnp.argmax(action_values(params, links, jnp.asarray(FEATURES[:, 0]))[0]).astype(jnp.int32)
     introduction = jax.random.permutation(order_key, links.size).astype(jnp.int32)
     task = RelayTask(links, is_unreliable, introduction, cued_action)
@@ -173,12 +136,12 @@ def reset(params: RelayParams, key: Key) -> tuple[RelayState, TimeStep]:
 
 def step(params: RelayParams, key: Key, state: RelayState, action: Array) -> tuple[RelayState, TimeStep]:
     """Follows one link; in exposures the environment forces the action."""
-    draws, (first_target, num_targets) = _uniform_draws(params, key), _targets(params)
+    draws, (first_target, num_targets) = _uniform_draws(params, key), targets_of_links(params)
     forced_action = jnp.where(state.is_cut, 0, state.exposed_action)
     place, taken_action = state.state, jnp.where(state.is_exposure, forced_action, action)
     can_fail = state.task.is_unreliable[place] & ~state.is_change
     fails = can_fail & (draws[FAILURE] < params.failure_probability)
-    failed_target = first_target[place] + _index(draws[FAILED_TARGET], num_targets[place])
+    failed_target = first_target[place] + draw_index(draws[FAILED_TARGET], num_targets[place])
     target = jnp.where(fails, failed_target, state.links[place, taken_action])
     is_end = is_last_layer(params)[place] & ~state.is_cut
     outcome = jnp.where(is_end, jnp.asarray(FEATURES)[jnp.where(is_end, target, 0)], 0.0)
@@ -201,7 +164,7 @@ def observation(params: RelayParams, state: RelayState) -> Array:
 def reveal_task(params: RelayParams, state: RelayState) -> TabularTask:
     """The current links as tables over observations; both cues stand for the start."""
     S, is_last = num_states(params), is_last_layer(params)
-    first_target, num_targets = _targets(params)
+    first_target, num_targets = targets_of_links(params)
     size = max(S, NUM_OUTCOMES)
     targets = jnp.arange(size)
     is_possible = (targets >= first_target[:, None]) & (targets < (first_target + num_targets)[:, None])
@@ -233,11 +196,11 @@ def _begin_episode(params: RelayParams, draws: Array, state: RelayState) -> Rela
     # Changed and unchanged links are drawn alike, so that an exposure does not tell whether its link has changed.
     link = jnp.where(is_introduction, introduced_link, _draw_exposed_link(params, draws, state.links))
     place, action = link // NUM_ACTIONS, link % NUM_ACTIONS
-    first_target, num_targets = _targets(params)
-    shift = state.links[place, action] - first_target[place] + 1 + _index(draws[TARGET], num_targets[place] - 1)
+    first_target, num_targets = targets_of_links(params)
+    shift = state.links[place, action] - first_target[place] + 1 + draw_index(draws[TARGET], num_targets[place] - 1)
     new_target = first_target[place] + shift % num_targets[place]
     links = jnp.where(is_change, state.links.at[place, action].set(new_target), state.links)
-    glanced_state = 1 + _index(draws[STATE], num_states(params) - 1)
+    glanced_state = 1 + draw_index(draws[STATE], num_states(params) - 1)
     first_state = jnp.where(is_exposure, place, jnp.where(is_glance, glanced_state, 0)).astype(jnp.int32)
     num_introduced = state.num_introduced + is_first_exposure
     return RelayState(
@@ -247,32 +210,15 @@ def _begin_episode(params: RelayParams, draws: Array, state: RelayState) -> Rela
 
 def _draw_exposed_link(params: RelayParams, draws: Array, links: Array) -> Array:
     """Draws a link to expose: reachable, in a uniformly drawn layer, or else of a state that cannot be reached."""
-    layer, place = _index(draws[LAYER], params.depth), jnp.int32(0)
+    layer, place = draw_index(draws[LAYER], params.depth), jnp.int32(0)
     for i in range(params.depth - 1):
-        place = jnp.where(i < layer, links[place, _index(draws[WALK + i], NUM_ACTIONS)], place)
+        place = jnp.where(i < layer, links[place, draw_index(draws[WALK + i], NUM_ACTIONS)], place)
     is_unreachable = ~reachable_states(params, links)
     is_candidate = jnp.where(jnp.any(is_unreachable), is_unreachable, is_last_layer(params))
     ranks = jnp.cumsum(is_candidate)  # the candidates before a state and itself
-    unreachable_place = jnp.sum(ranks <= _index(draws[STATE], ranks[-1])).astype(jnp.int32)
+    unreachable_place = jnp.sum(ranks <= draw_index(draws[STATE], ranks[-1])).astype(jnp.int32)
     place = jnp.where(draws[RELEVANCE] < params.relevant_share, place, unreachable_place)
-    return NUM_ACTIONS * place + _index(draws[ACTION], NUM_ACTIONS)
-
-
-def _draw_graph(params: RelayParams, key: Key) -> tuple[Array, Array]:
-    """Draws the links [S, A] and the unreliable states [S]."""
-    link_key, unreliable_key = jax.random.split(key)
-    S, (first_target, num_targets) = num_states(params), _targets(params)
-    draws = jax.random.uniform(link_key, (S, NUM_ACTIONS))
-    links = first_target[:, None] + _index(draws, num_targets[:, None])
-    is_unreliable = jax.random.uniform(unreliable_key, (S,)) < params.unreliable_share
-    return links, is_unreliable & (jnp.arange(S) > 0)
-
-
-def _targets(params: RelayParams) -> Targets:
-    """The possible targets of the links of each state."""
-    is_last, layer = is_last_layer(params), layer_of_states(params)
-    first = jnp.where(is_last, 0, jnp.asarray(layer_bounds(params)[1:])[layer]).astype(jnp.int32)
-    return Targets(first, jnp.where(is_last, NUM_OUTCOMES, params.width).astype(jnp.int32))
+    return NUM_ACTIONS * place + draw_index(draws[ACTION], NUM_ACTIONS)
 
 
 def _uniform_draws(params: RelayParams, key: Key) -> Array:
@@ -280,9 +226,127 @@ def _uniform_draws(params: RelayParams, key: Key) -> Array:
     return jax.random.uniform(key, (WALK + params.depth - 1,))
 
 
-def _index(draw: Array, count: ArrayLike) -> Array:
-    """A uniform draw as an index below `count`."""
-    return jnp.floor(draw * count).astype(jnp.int32)
+def build_revaluation(train_spec: EnvSpec, num_links: int = 0) -> Revaluation:
+    """How a test of planning exposes and changes single links, one of each layer or kind of link.
+
+    Args:
+        train_spec: Of the `relay` in which the subject was trained.
+        num_links: Not read: the depth determines the links.
+    """
+    del num_links
+    params = _undisturbed_params(train_spec)
+    last = params.depth
+    links = (*(f"link {i + 1}" for i in range(last - 1)), f"link {last} (expected)", f"link {last} (unexpected)")
+    exposure_steps = NUM_EXPOSURES * np.append(np.where(np.arange(last) < last - 1, 2, 1), 1)  # by link
+    first_exposure = _start_of_last_trial(params, int(np.sort(exposure_steps)[-2:].sum()))
+
+    def expose(env: Environment, steering: Steering, exposed: Array, is_changed: Array) -> Environment:
+        outcome_values = jax.vmap(steering)(jnp.asarray(FEATURES))
+        return env._replace(
+            reset=partial(_reset_revaluation, params, outcome_values, exposed, is_changed),
+            step=partial(_step_revaluation, params, first_exposure),
+            reveal_task=lambda state: reveal_task(params, state.relay),
+        )
+
+    def is_former_best(state: RevaluationState, actions: Array) -> Array:
+        layers = layer_of_states(params)[state.changes.state]
+        return actions[first_exposure + jnp.sum(jnp.asarray(exposure_steps)[layers])] == state.best_action
+
+    return Revaluation(links, lambda num_exposed: make_relay(params), expose, is_former_best)
+
+
+def _undisturbed_params(train_spec: EnvSpec) -> RelayParams:
+    """Lifetimes of equal form: an introduction, then trials from the start; no link fails or changes by itself."""
+    return RelayParams(
+        train_spec.horizon, width_of_layers(train_spec), train_spec.num_steps, unreliable_share=0.0,
+        early_trial_probability=0.0, change_probability=0.0, repeat_probability=0.0, glance_probability=0.0,
+    )  # fmt: skip
+
+
+def _start_of_last_trial(params: RelayParams, num_further_steps: int) -> int:
+    """The step after the last trial that leaves so many further steps and one more choice in a lifetime."""
+    introduction = introduction_length(params)
+    num_trials = (params.num_steps - introduction - num_further_steps - 1) // params.depth
+    if num_trials < 1:
+        raise BadInput(
+            f"a lifetime in 'relay' has {params.num_steps} steps; this test needs at least "
+            f"{introduction + params.depth + num_further_steps + 1}"
+        )
+    return introduction + params.depth * num_trials
+
+
+def _reset_revaluation(
+    params: RelayParams, outcome_values: Array, exposed: Array, is_changed: Array, key: Key
+) -> tuple[RevaluationState, TimeStep]:
+    """Begins a lifetime in a graph in which the exposed links can change."""
+    state, time_step = reset(params, key)
+    graph = draw_reversible_graph(params, key, outcome_values, exposed)
+    changes = graph.changes
+    present = graph.links[changes.state, changes.action]
+    changes = changes._replace(successor=jnp.where(is_changed[exposed] > 0, changes.successor, present))
+    zero = jnp.int32(0)
+    return RevaluationState(_with_links(state, graph.links), changes, graph.best_action, zero, zero), time_step
+
+
+def _step_revaluation(
+    params: RelayParams, first_exposure: int, key: Key, state: RevaluationState, action: Array
+) -> tuple[RevaluationState, TimeStep]:
+    """One step; in place of the trials after `first_exposure`, exposures begin as long as there are any."""
+    relay_state, time_step = step(params, key, state.relay, action)
+    num_steps, changes = state.num_steps + 1, state.changes
+    index = state.num_exposures // NUM_EXPOSURES
+    begins = time_step.first & (num_steps >= first_exposure) & (index < len(changes.state))
+    place, exposed_action, target = jax.tree.map(lambda leaf: leaf[index], changes)
+    exposing = relay_state._replace(
+        links=apply_change(relay_state.links, LinkChange(place, exposed_action, target)),
+        state=place,
+        is_exposure=jnp.bool_(True),
+        exposed_action=exposed_action,
+    )
+    relay_state = choose_tree(begins, exposing, relay_state)
+    state = state._replace(relay=relay_state, num_steps=num_steps, num_exposures=state.num_exposures + begins)
+    return state, time_step._replace(observation=observation(params, relay_state))
+
+
+def _with_links(state: RelayState, links: Array) -> RelayState:
+    """The state at the beginning of a lifetime in another graph."""
+    return state._replace(links=links, task=state.task._replace(initial_links=links))
+
+
+def build_goal_conflict(train_spec: EnvSpec, steering: Steering) -> GoalConflict:
+    """How a test of objectives sets goals against each other: more or less of one feature, and that of steering.
+
+    Args:
+        train_spec: Of the `relay` in which the subject was trained.
+        steering: Of the subject.
+
+    Raises:
+        BadInput: If steering values all outcomes alike, or lifetimes are too short.
+    """
+    params = _undisturbed_params(train_spec)
+    steered = np.asarray(jax.vmap(steering)(jnp.asarray(FEATURES)))
+    if np.ptp(steered) <= MIN_MARGIN:
+        raise BadInput("steering values all outcomes in 'relay' alike, so that no choice serves it")
+    goals = {"steering": steered}
+    for feature, values in zip(train_spec.outcome_features, FEATURES.T, strict=True):
+        for name, wanted in ((feature, values), (f"no {feature}", -values)):
+            if not (np.argsort(wanted) == np.argsort(steered)).all():
+                goals[name] = wanted
+    outcome_values = np.stack(list(goals.values())).astype(np.float32)
+    env = make_relay(params)
+
+    def enter(links: Array) -> Environment:
+        def reset_in_graph(key: Key) -> tuple[RelayState, TimeStep]:
+            state, time_step = reset(params, key)
+            return _with_links(state, links), time_step
+
+        return env._replace(reset=reset_in_graph)
+
+    def draw_graphs(key: Key, goal: Array, layer: Array) -> GraphPair:
+        return draw_graph_pair(params, key, jnp.asarray(outcome_values), goal, layer)
+
+    links = tuple(f"link {layer + 1}" for layer in range(params.depth))
+    return GoalConflict(tuple(goals), links, env, draw_graphs, enter, _start_of_last_trial(params, 0))
 
 
 def make_relay(params: RelayParams) -> Environment:

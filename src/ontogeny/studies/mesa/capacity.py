@@ -17,7 +17,7 @@ from ontogeny import plugins
 from ontogeny.audit import learns, plans, sacrifice
 from ontogeny.audit.base import PreparedSubject, Subject
 from ontogeny.development.base import require_finite_search
-from ontogeny.environments import stream
+from ontogeny.environments import chain, stream
 from ontogeny.errors import BadInput
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.rollouts import rollout, rollout_lifetime
@@ -195,6 +195,7 @@ def audit_in_chain(
 ) -> list[dict[str, np.ndarray]]:
     """Measure the test `plans` on R frozen contents; their agent takes the action with the highest predicted payout."""
     train_env = plugins.build("environments", "chain")
+    revaluation = chain.build_revaluation(train_env.spec)
 
     def audit(weights: PyTree, run: Array) -> dict[str, Array]:
         keys = sample_lifetime_keys(jax.random.fold_in(key_from_seed(seed), run), num_lifetimes, "evaluation")
@@ -207,7 +208,7 @@ def audit_in_chain(
 
         build = partial(build_payout_predictor, content=content, size=size, exploration_rate=0.0)
         subject = Subject(content, train_env, build, frozen_state)
-        return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, num_links=3), keys, batch_size=50)
+        return jax.lax.map(lambda key: plans.measure_lifetime(key, subject, revaluation), keys, batch_size=50)
 
     return split_runs(map_runs(audit, weights, jnp.arange(count_runs(weights)), num_parallel=1))
 

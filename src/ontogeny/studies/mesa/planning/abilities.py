@@ -43,6 +43,7 @@ from ontogeny.agents.relay_streams import (
 )
 from ontogeny.content.base import Predictor
 from ontogeny.environments import relay
+from ontogeny.environments.layered_graph import introduction_length
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import split_lifetime_key
 from ontogeny.studies.mesa.planning import queries
@@ -106,9 +107,7 @@ def sample_tests(key: Key, params: RelayParams, settings: StreamSettings) -> Tes
         settings: Of the streams on which the content was trained.
     """
     settings = settings._replace(num_instances=jnp.int32(0))
-    introduction_params = params._replace(
-        num_steps=queries.introduction_length(params), early_trial_probability=jnp.float32(0)
-    )
+    introduction_params = params._replace(num_steps=introduction_length(params), early_trial_probability=jnp.float32(0))
     food = jnp.zeros(len(MEMBERS)).at[find_member("planner")].set(1.0)
     shares = jnp.stack([settings.member_shares, food])
 
@@ -292,7 +291,7 @@ def measure_own_choices(key: Key, tester: Tester, streams: TestStreams, weights:
     """
     del key
     steps = streams.full
-    is_late = jnp.arange(len(steps.kind)) >= queries.introduction_length(tester.params)
+    is_late = jnp.arange(len(steps.kind)) >= introduction_length(tester.params)
     is_choice = _is_start_choice(tester, steps) & is_late
     num_exposures = jnp.cumsum(steps.kind == EXPOSURE)
     at_choices = jax.lax.cummax(jnp.where(is_choice, num_exposures, -1))

@@ -15,21 +15,20 @@ from jaxtyping import Bool, Float, Int32
 
 from ontogeny.agents.relay_streams import CUT, EXPOSURE, GOALS, NUM_ACTIONS, TRIAL, StreamSteps
 from ontogeny.environments import relay
-from ontogeny.environments.relay import NUM_OUTCOMES, RelayParams
+from ontogeny.environments.layered_graph import (
+    MIN_MARGIN,
+    LinkChange,
+    apply_change,
+    best_action,
+    draw_change,
+    list_changes,
+)
+from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import random_index
 from ontogeny.types import Key
 
-MIN_MARGIN = 1e-6  # between the values of two actions, for one to be the best
 NUM_PAIR_CANDIDATES = 512
 OUTCOME_VALUES = jnp.asarray(relay.FEATURES) @ jnp.asarray(GOALS).T  # [outcomes, goals]
-
-
-class LinkChange(NamedTuple):
-    """One link and where it leads from now on."""
-
-    state: Int32[Array, ""]
-    action: Int32[Array, ""]
-    successor: Int32[Array, ""]  # a state, or in the last layer an outcome
 
 
 class Knowledge(NamedTuple):
@@ -56,25 +55,6 @@ def read_knowledge(params: RelayParams, steps: StreamSteps) -> Knowledge:
 def start_values(params: RelayParams, links: Int32[Array, "S A"], goal: int | Array) -> Float[Array, "A"]:
     """The values of the actions at the start under a goal."""
     return relay.action_values(params, links, OUTCOME_VALUES[:, goal])[0]
-
-
-def best_action(values: Float[Array, "A"]) -> tuple[Int32[Array, ""], Bool[Array, ""]]:
-    """The better action, and whether it is better at all."""
-    return jnp.argmax(values).astype(jnp.int32), jnp.abs(values[0] - values[1]) > MIN_MARGIN
-
-
-def apply_change(links: Int32[Array, "S A"], change: LinkChange) -> Int32[Array, "S A"]:
-    """The links after a change."""
-    return links.at[change.state, change.action].set(change.successor)
-
-
-def list_changes(params: RelayParams, layer: int) -> LinkChange:
-    """All changes of links of a layer; leading axis C."""
-    bounds = relay.layer_bounds(params)
-    successors = range(NUM_OUTCOMES) if layer == params.depth - 1 else range(*bounds[layer + 1 : layer + 3])
-    states = range(*bounds[layer : layer + 2])
-    grid = jnp.meshgrid(jnp.asarray(states), jnp.arange(NUM_ACTIONS), jnp.asarray(successors), indexing="ij")
-    return LinkChange(*(axis.ravel().astype(jnp.int32) for axis in grid))
 
 
 def choose_change(
@@ -104,8 +84,7 @@ def choose_change(
         return is_clear & is_clear_after & is_relevant & ((best_after != best) == reverses)
 
     allowed = jax.vmap(is_allowed)(candidates)
-    index = random_index(key, allowed)
-    return jax.tree.map(lambda leaf: leaf[index], candidates), jnp.any(allowed)
+    return draw_change(key, candidates, allowed)
 
 
 def choose_pair(
@@ -198,12 +177,6 @@ def is_usable(params: RelayParams, steps: StreamSteps, knowledge: Knowledge) -> 
     """Whether a stream has shown every link and ends with an episode, so that another episode may follow."""
     ends_episode = (steps.kind[-1] == CUT) | (steps.successor[-1] >= relay.num_states(params))
     return ends_episode & jnp.all(knowledge.is_known)
-
-
-def introduction_length(params: RelayParams) -> int:
-    """Steps in which every link is exposed once: two for each link, and one in the last layer."""
-    first_of_last_layer, num_states = relay.layer_bounds(params)[-2:]
-    return NUM_ACTIONS * (num_states + first_of_last_layer)
 
 
 def _steps(*steps: tuple[int | Array, ...]) -> StreamSteps:
