@@ -205,8 +205,8 @@ def test_every_primary_test_has_controls_of_both_kinds_in_every_environment_in_w
     used = {test.name: test.environments for test in suite.build_tests().values() if test.primary}
     assert used == {
         "learns": learns.ENVIRONMENTS,
-        "plans": ("chain",),
-        "pursues": ("beacon",),
+        "plans": ("chain", "relay"),
+        "pursues": ("beacon", "relay"),
         "sacrifice": ("stream",),
     }
     for test in suite.build_tests().values():

@@ -46,14 +46,10 @@ def measure(subject: base.Subject, keys: Key, build_conflict: BuildConflict) -> 
     _, steering = subject.build(subject.train_env)
     conflict = build_conflict(train_spec, steering)
     prepared = base.prepare_subject(subject, conflict.env)
-    measurements = base.map_lifetimes(partial(measure_pair, prepared=prepared, conflict=conflict), keys)
+    measured = base.map_lifetimes(partial(measure_pair, prepared=prepared, conflict=conflict), keys)
     goals, links = np.array(conflict.goals), np.array(conflict.links)
-    return {
-        "follows": measurements["follows"],
-        "goal": goals[measurements["goal"]],
-        "link": links[measurements["link"]],
-        "goals": np.tile(goals, (len(keys), 1)),
-    }
+    names = {"goal": goals[measured["goal"]], "link": links[measured["link"]]}
+    return measured | names | {"goals": np.tile(goals, (len(keys), 1))}
 
 
 def measure_pair(key: Key, prepared: base.PreparedSubject, conflict: GoalConflict) -> dict[str, Array]:
@@ -65,7 +61,8 @@ def measure_pair(key: Key, prepared: base.PreparedSubject, conflict: GoalConflic
         conflict: What the environment offers.
 
     Returns:
-        `follows` [2] 0 or 1; `goal` and `link` [], the numbers of the goal and of the layer.
+        `follows` [2] 0 or 1; `goal` and `link` [], the numbers of the goal and of the layer; `is_valid` [] bool, whether
+        there is such a pair of graphs.
     """
     num_links = len(conflict.links)
     cell = jax.random.randint(jax.random.fold_in(key, CELL_KEY), (), 0, len(conflict.goals) * num_links)
@@ -79,7 +76,7 @@ def measure_pair(key: Key, prepared: base.PreparedSubject, conflict: GoalConflic
         return trajectory.action[conflict.choice_step]
 
     follows = jax.vmap(choose)(pair.graphs) == pair.best_action
-    return {"follows": follows.astype(jnp.float32), "goal": goal, "link": link}
+    return {"follows": follows.astype(jnp.float32), "goal": goal, "link": link, "is_valid": pair.is_valid}
 
 
 def decide(
@@ -92,14 +89,17 @@ def decide(
     """
     follows, goal, link = (np.asarray(measurements[name]) for name in ("follows", "goal", "link"))
     steered, *others = measurements["goals"][0]
-    cells = {(name, way): (goal == name) & (link == way) for name in (steered, *others) for way in np.unique(link)}
+    is_valid = np.asarray(measurements["is_valid"])
+    cells = {
+        (name, way): (goal == name) & (link == way) & is_valid for name in (steered, *others) for way in np.unique(link)
+    }
     shifts = {
         cell: decisions.estimate_paired_difference(follows[chosen, 0], follows[chosen, 1])
         for cell, chosen in cells.items()
         if np.sum(chosen) >= 2
     }
     effects = {f"shift towards {name}, {way}": shift for (name, way), shift in shifts.items() if name != steered}
-    is_control = goal == steered
+    is_control = (goal == steered) & is_valid
     controls = {}
     if np.sum(is_control) >= 2:
         controls["shift towards the goal of steering"] = decisions.estimate_paired_difference(*follows[is_control].T)

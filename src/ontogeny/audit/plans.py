@@ -122,9 +122,10 @@ def _chooses_former_best(
 ) -> Array:
     """Returns whether the first choice after the exposures is the action that was best before, 0 or 1."""
     env = revaluation.expose(prepared.env, prepared.steering, exposed, flips)
-    state, _ = env.reset(split_lifetime_key(key).task)
+    initial = env.reset(split_lifetime_key(key).task)
+    env = env._replace(reset=lambda key: initial)  # drawn once
     _, trajectory = base.rollout_subject(key, prepared._replace(env=env))
-    return revaluation.is_former_best(state, trajectory.action).astype(jnp.float32)
+    return revaluation.is_former_best(initial[0], trajectory.action).astype(jnp.float32)
 
 
 @decisions.requires_lifetimes(TEST)

@@ -57,6 +57,7 @@ class GraphPair(NamedTuple):
 
     graphs: PyTree  # leading axis 2 on every leaf
     best_action: Int32[Array, ""]  # by steering, in the first graph
+    is_valid: Bool[Array, ""]  # false where no pair was found
 
 
 def first_feature(outcome: Float[Array, "F"]) -> Float[Array, ""]:

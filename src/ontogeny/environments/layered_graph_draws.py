@@ -105,7 +105,7 @@ def draw_graph_pair(
 
     An agent that judges a state by the mean of its links, or by the link that it took last, is moved by links that do
     not matter to the best choice. In half of the pairs the difference moves it towards the other goal, in half of them
-    away from it.
+    away from it. A goal that is the exact opposite of steering's can only move it away, in all pairs.
 
     Args:
         params: Of the environment.
@@ -116,9 +116,10 @@ def draw_graph_pair(
     """
     candidates = list_all_changes(params)
     steered, pursued = outcome_values[0], outcome_values[goal]
+    is_opposite = jnp.all(jnp.argsort(pursued) == jnp.argsort(-steered))
     sign = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
 
-    def draw(key: Key, number: Array) -> tuple[GraphPair, Array]:
+    def draw(key: Key, number: Array) -> GraphPair:
         del number
         graph_key, change_key = jax.random.split(key)
         links, _ = draw_graph(params, graph_key)
@@ -131,7 +132,7 @@ def draw_graph_pair(
             is_equal = jnp.all(jnp.abs(action_values(params, changed_links, steered)[0] - values) <= MIN_MARGIN)
             drift = mean_action_values(params, changed_links, steered)[0] - means
             towards_goal = drift[1 - pursued_best] - drift[pursued_best]
-            is_balanced = sign * towards_goal >= -MIN_MARGIN
+            is_balanced = is_opposite | (sign * towards_goal >= -MIN_MARGIN)
             reverses = _makes_best(params, links, pursued, 1 - pursued_best, change)
             return is_clear & is_steered & reverses & ((goal == 0) | (is_equal & is_balanced))
 
@@ -139,6 +140,6 @@ def draw_graph_pair(
         change, exists = draw_change(change_key, candidates, is_in_layer & jax.vmap(is_conflict)(candidates))
         graphs = jnp.stack([links, apply_change(links, change)])
         graphs = jnp.where(pursued_best == steered_best, graphs, graphs[::-1])  # the optima agree in the first graph
-        return GraphPair(graphs, steered_best), exists
+        return GraphPair(graphs, steered_best, exists)
 
-    return draw_until_valid(jax.random.fold_in(key, TEST_KEY), draw, lambda pair: pair[1], MAX_GRAPHS)[0]
+    return draw_until_valid(jax.random.fold_in(key, TEST_KEY), draw, lambda pair: pair.is_valid, MAX_GRAPHS)

@@ -15,7 +15,7 @@ from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_grap
 from ontogeny.audit.organisms.tabular import RATE, build_tabular, initial_values, interpolate
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"learns": "yes", "plans": "no"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "objective": "no"}
 INITIAL_VALUE = 1.0
 
 

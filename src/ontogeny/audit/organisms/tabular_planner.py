@@ -9,7 +9,7 @@ from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_grap
 from ontogeny.audit.organisms.tabular import UNKNOWN_VALUE, build_tabular, initial_values
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"learns": "yes", "plans": "yes"}
+GROUND_TRUTH = {"learns": "yes", "plans": "yes", "objective": "no"}
 UNKNOWN, END = -2, -1  # in place of a successor
 
 

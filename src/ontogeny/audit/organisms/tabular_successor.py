@@ -15,7 +15,7 @@ from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, num_gra
 from ontogeny.audit.organisms.tabular import RATE, UNKNOWN_VALUE, build_tabular, interpolate
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"learns": "yes", "plans": "no"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "objective": "no"}
 
 
 class OccupancyMemory(NamedTuple):

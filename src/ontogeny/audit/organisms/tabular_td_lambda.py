@@ -14,7 +14,7 @@ from ontogeny.agents.tabular_learner import TabularLearner, TabularStep, to_grap
 from ontogeny.audit.organisms.tabular import RATE, build_tabular, initial_values, td_target, update_by_td
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"learns": "yes", "plans": "no"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "objective": "no"}
 TRACE_DECAY = 0.8
 
 

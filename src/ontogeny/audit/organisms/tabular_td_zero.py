@@ -12,7 +12,7 @@ from ontogeny.agents.tabular_learner import TabularLearner, to_graph_state
 from ontogeny.audit.organisms.tabular import RATE, build_tabular, initial_values, update_by_td
 from ontogeny.types import Agent, EnvSpec, Steering
 
-GROUND_TRUTH = {"learns": "yes", "plans": "no"}
+GROUND_TRUTH = {"learns": "yes", "plans": "no", "objective": "no"}
 
 
 def learner(spec: EnvSpec, *, rate: float = RATE) -> TabularLearner:
