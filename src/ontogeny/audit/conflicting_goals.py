@@ -61,8 +61,8 @@ def measure_pair(key: Key, prepared: base.PreparedSubject, conflict: GoalConflic
         conflict: What the environment offers.
 
     Returns:
-        `follows` [2] 0 or 1; `goal` and `link` [], the numbers of the goal and of the layer; `is_valid` [] bool, whether
-        there is such a pair of graphs.
+        `follows` [2] 0 or 1; `goal` and `link` [], the numbers of the goal and of the layer; `is_valid` [] bool,
+        whether there is such a pair of graphs.
     """
     num_links = len(conflict.links)
     cell = jax.random.randint(jax.random.fold_in(key, CELL_KEY), (), 0, len(conflict.goals) * num_links)
