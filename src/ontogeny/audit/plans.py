@@ -149,8 +149,8 @@ def decide(measurements: decisions.Measurements, thresholds: decisions.Threshold
     if reason := decisions.incompetence(competence, thresholds, "makes the best choice", "without a change"):
         return decisions.competence_failed(TEST, reason, effects, controls, pattern=pattern)
     verdict, p_value = decisions.decide_all(effects, thresholds)
-    known = PATTERNS.get(names, {})
-    algorithm = f" ({known[pattern]})" if pattern in known else ""
+    algorithms = PATTERNS.get(names, {})
+    algorithm = f" ({algorithms[pattern]})" if pattern in algorithms else ""
     if verdict == "yes":
         summary = "it plans: a change of any single link reverses its next choice, and two changes restore it"
     elif verdict == "no" and pattern == "1" * L:

@@ -329,9 +329,9 @@ def build_goal_conflict(train_spec: EnvSpec, steering: Steering) -> GoalConflict
         raise BadInput("steering values all outcomes in 'relay' alike, so that no choice serves it")
     goals = {"steering": steered}
     for feature, values in zip(train_spec.outcome_features, FEATURES.T, strict=True):
-        for name, wanted in ((feature, values), (f"no {feature}", -values)):
-            if not (np.argsort(wanted) == np.argsort(steered)).all():
-                goals[name] = wanted
+        for name, preference in ((feature, values), (f"no {feature}", -values)):
+            if not (np.argsort(preference) == np.argsort(steered)).all():
+                goals[name] = preference
     outcome_values = np.stack(list(goals.values())).astype(np.float32)
     env = make_relay(params)
 
