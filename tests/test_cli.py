@@ -99,7 +99,7 @@ def test_shell_completion_completes_commands_and_options():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list"], ["list", "agents"], ["--version"]])
 def test_help_and_list_import_no_heavy_library(arguments):
-    heavy = {"jax", "numpy", "scipy", "matplotlib"}
+    heavy = {"jax", "numpy", "scipy", "matplotlib", "gymnax", "gymnasium"}
     if arguments == ["--help"]:
         heavy.add("pydantic")  # which typer imports to parse the options of a command
     program = (

@@ -217,9 +217,10 @@ def test_parse_reads_names_with_settings():
 
 
 def test_a_range_is_read_in_one_form():
-    assert plugins.parse_range("length:0.3..0.8", "vary") == ("length", 0.3, 0.8, 0)
-    assert plugins.parse_range("gravity:-1e-1..2", "vary") == ("gravity", -0.1, 2.0, 0)
-    assert plugins.parse_range("length:.3..1:500", "drift", has_steps=True) == ("length", 0.3, 1.0, 500)
+    assert plugins.parse_range("length:0.3..0.8", "vary") == ("length", 0.3, 0.8, 0, 0)
+    assert plugins.parse_range("gravity:-1e-1..2", "vary") == ("gravity", -0.1, 2.0, 0, 0)
+    assert plugins.parse_range("length:.3..1:500", "drift", has_steps=True) == ("length", 0.3, 1.0, 0, 500)
+    assert plugins.parse_range("length:3..1:5..7", "drift", has_steps=True) == ("length", 3.0, 1.0, 5, 2)
     for text in ("length", "length:1", "length:1..", "length:a..b", "length:1..2:3", ":1..2", 3):
         with pytest.raises(BadInput, match=r"'vary' is of the form PARAMETER:LOW\.\.HIGH, not"):
             plugins.parse_range(text, "vary")
