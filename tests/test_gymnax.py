@@ -52,10 +52,10 @@ def episodes(env, num_steps, seed=0):
         for t in range(num_steps):
             observations.append(steps.final_observation[i, t])
             if steps.first[i, t]:
-                taken = slice(start, t + 1)
+                of_episode = slice(start, t + 1)
                 of_lifetime = jax.tree.map(lambda leaf, i=i: leaf[i], task)
-                rewards, discount = steps.outcome[i, taken, 0], steps.discount[i, t]
-                yield of_lifetime, np.array(observations), actions[i, taken], rewards, discount
+                rewards, discount = steps.outcome[i, of_episode, 0], steps.discount[i, t]
+                yield of_lifetime, np.array(observations), actions[i, of_episode], rewards, discount
                 observations, start = [steps.observation[i, t]], t + 1
             else:
                 assert np.array_equal(steps.observation[i, t], steps.final_observation[i, t])
@@ -119,7 +119,7 @@ def test_deep_sea_pays_at_the_end_of_the_diagonal_and_takes_a_cost_for_right():
     for task, observations, actions, rewards, discount in episodes(
         build(f"gymnax:DeepSea-bsuite,parameters=size:{size}"), 40
     ):
-        is_right, column = task.kept["action_mapping"], 0
+        is_right, column = task.state_parts["action_mapping"], 0
         maps.append(is_right.tobytes())
         for row, action in enumerate(actions):
             expected = np.zeros((size, size))
@@ -176,7 +176,7 @@ def test_discounting_chain_pays_once_after_the_delay_of_the_first_action():
 def test_a_bandit_keeps_its_payouts_for_a_lifetime():
     """bsuite's bandit draws the payouts 0, 0.1, ..., 1 once; in gymnax alone no arm could be learned."""
     task, _, _, actions, steps = run(build("gymnax:SimpleBandit-bsuite,steps=50"), 50)
-    payouts = task.kept["rewards"]
+    payouts = task.state_parts["rewards"]
     assert np.array_equal(steps.outcome[..., 0], np.take_along_axis(payouts, actions, axis=1))
     assert np.allclose(np.sort(payouts, axis=1), np.linspace(0, 1, 11)) and len({row.tobytes() for row in payouts}) > 10
 
@@ -193,7 +193,7 @@ def test_a_truncation_keeps_the_final_observation():
     assert initial.first.all() and (initial.outcome == 0).all()
 
 
-def test_varied_parameters_are_drawn_once_per_lifetime():
+def test_varied_parameters_change_once_per_lifetime():
     env = build("gymnax:MemoryChain-bsuite,vary=memory_length:2..4,steps=30")
     assert env.spec.horizon == 5
     task, _, _, _, steps = run(env, 30, 64)

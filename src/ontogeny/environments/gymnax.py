@@ -56,7 +56,7 @@ class GymnaxTask(NamedTuple):
     """What is drawn once per lifetime."""
 
     parameters: dict[str, Array]  # by name, those of the setting `vary`
-    kept: dict[str, Array]  # parts of the state of gymnax, `TASK_FIELDS`
+    state_parts: dict[str, Array]  # parts of the state of gymnax, `TASK_FIELDS`
 
 
 class GymnaxState(NamedTuple):
@@ -85,14 +85,14 @@ def reset(params: GymnaxParams, key: Key) -> tuple[GymnaxState, TimeStep]:
     """Draws a task and begins its first episode."""
     draw_key, reset_key = jax.random.split(key)
     keys = jax.random.split(draw_key, max(len(params.varied), 1))
-    drawn = {
+    task_parameters = {
         interval.parameter: _draw(key, interval, getattr(params.defaults, interval.parameter))
         for key, interval in zip(keys, params.varied, strict=False)
     }
     drifting = _drift(params, jnp.int32(0))
-    observation, env_state = _reset_env(params, reset_key, GymnaxTask(drawn, {}), drifting)
-    kept = {field: getattr(env_state, field) for field in TASK_FIELDS.get(params.id, ())}
-    state = GymnaxState(GymnaxTask(drawn, kept), drifting, env_state, jnp.int32(0))
+    observation, env_state = _reset_env(params, reset_key, GymnaxTask(task_parameters, {}), drifting)
+    state_parts = {field: getattr(env_state, field) for field in TASK_FIELDS.get(params.id, ())}
+    state = GymnaxState(GymnaxTask(task_parameters, state_parts), drifting, env_state, jnp.int32(0))
     outcome = jnp.zeros(1 + len(params.features))
     return state, TimeStep(observation, observation, outcome, jnp.bool_(True), jnp.float32(1))
 
@@ -120,11 +120,11 @@ def step(params: GymnaxParams, key: Key, state: GymnaxState, action: Array) -> t
 
 
 def _reset_env(params: GymnaxParams, key: Key, task: GymnaxTask, drifting: Mapping[str, Array]) -> tuple[Array, PyTree]:
-    """The first observation and state of an episode; what the task has kept replaces what gymnax draws."""
+    """The first observation and state of an episode; parts of the state that belong to the task replace what gymnax draws."""
     gymnax_params = _parameters(params, task, drifting)
     observed, env_state = params.env.reset_env(key, gymnax_params)
-    if task.kept:
-        env_state = env_state.replace(**task.kept)
+    if task.state_parts:
+        env_state = env_state.replace(**task.state_parts)
         observed = params.env.observe(key, env_state, None, gymnax_params)
     return params.observations.encode(observed, jnp), _with_types_of(env_state, env_state)
 
@@ -243,8 +243,10 @@ def _make(package: Any, name: str, id: str, parameters: Mapping[str, Any]) -> tu
         default = getattr(defaults, parameter)
         is_flag = isinstance(default, bool)
         if not (_is_number(default) or is_flag) or isinstance(chosen, str) or isinstance(chosen, bool) != is_flag:
-            wanted = "a truth value" if is_flag else "a number"
-            raise BadInput(f"the parameter '{parameter}' of '{name}' must be {wanted}, such as {default}, not {chosen}")
+            expected = "a truth value" if is_flag else "a number"
+            raise BadInput(
+                f"the parameter '{parameter}' of '{name}' must be {expected}, such as {default}, not {chosen}"
+            )
     return env, defaults.replace(**replaced)
 
 
