@@ -120,7 +120,7 @@ def step(params: GymnaxParams, key: Key, state: GymnaxState, action: Array) -> t
 
 
 def _reset_env(params: GymnaxParams, key: Key, task: GymnaxTask, drifting: Mapping[str, Array]) -> tuple[Array, PyTree]:
-    """The first observation and state of an episode; parts of the state that belong to the task replace what gymnax draws."""
+    """The first observation and state of an episode, in which the parts that belong to the task stay the same."""
     gymnax_params = _parameters(params, task, drifting)
     observed, env_state = params.env.reset_env(key, gymnax_params)
     if task.state_parts:
