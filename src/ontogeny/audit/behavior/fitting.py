@@ -2,9 +2,10 @@
 
 The likelihood is maximized by scoring with the outer products of each trial's gradient (Berndt, Hall, Hall & Hausman
 1974, Ann Econ Soc Meas 3:653), damped (Levenberg 1944), from many starting points, which race: after a few steps on
-the first trials only the best starting points go on, with more trials, and the last ones until they converge. A model
-also starts from the maxima of the models that it contains, so it never fits worse than they do. Simulated participants
-are fitted exactly as participants are. Letters: S participants, T trials, K parameters, N lanes, each of which is one
+the first trials only the best starting points go on, with more trials, and the last ones until they converge. From the
+best maximum they start again, with each parameter in turn set to the ends and the middle of its range. A model also
+starts from the maxima of the models that it contains, so it never fits worse than they do. Simulated participants are
+fitted exactly as participants are. Letters: S participants, T trials, K parameters, N lanes, each of which is one
 parameter set of one participant.
 """
 
@@ -43,6 +44,10 @@ class Round(NamedTuple):
 ROUNDS = (Round(max_trials=250, num_steps=20, num_selected=12), Round(max_trials=2000, num_steps=10, num_selected=2))
 """The rounds before the last one, in which all trials count, until convergence."""
 MAX_STEPS = 100  # of the last round
+RESTART_VALUES = (-4.0, 0.0, 4.0)  # unbounded values that each parameter of a maximum takes in turn
+RESTART_ROUND = Round(max_trials=2000, num_steps=20, num_selected=4)
+"""Restarts from a maximum: the largest likelihood may lie at the end of a range that no other start has come near."""
+MAX_UNBOUNDED_AT_START = 3.0  # of a round: at the ends of a range the gradient vanishes, so that nothing moves away
 
 
 class ModelFit(NamedTuple):
@@ -231,10 +236,12 @@ def _fit_group(
     for max_trials, num_steps, num_selected in rounds:
         lanes = climb(model, evaluate_lanes(model, participant, x, padded, max_trials), padded, max_trials, num_steps)
         lanes = lanes.select(best_lanes(model, lanes, num_selected))
-        participant, x = lanes.participant, lanes.x
+        participant, x = lanes.participant, np.clip(lanes.x, -MAX_UNBOUNDED_AT_START, MAX_UNBOUNDED_AT_START)
     max_trials = int(padded.num_trials.max())
     lanes = climb(model, evaluate_lanes(model, participant, x, padded, max_trials), padded, max_trials, MAX_STEPS)
-    x = np.concatenate([lanes.x[best_lanes(model, lanes, 1)][None], exact])
+    best_x = lanes.x[best_lanes(model, lanes, 1)]
+    restarted = _restart(model, best_x, padded) if rounds else best_x[None]
+    x = np.concatenate([restarted, exact])
     candidates = evaluate_lanes(model, np.tile(np.arange(S), len(x)), x.reshape(-1, x.shape[-1]), padded, max_trials)
     # Only where a contained model fits better than all lanes does this last climb begin at another point.
     best = candidates.select(best_lanes(model, candidates, 1))
@@ -244,6 +251,33 @@ def _fit_group(
     )
     share = np.bincount(lanes.participant, is_converged) / np.bincount(lanes.participant)
     return best.x, best.evaluation.log_likelihood, share
+
+
+def _restart(model: ChoiceModel, x: np.ndarray, padded: PaddedTrials) -> np.ndarray:
+    """Climbs from the neighborhood of a maximum of each participant, and returns what is best there.
+
+    Args:
+        model: The model with K parameters.
+        x: [S, K], the maximum.
+        padded: The trials of the S participants.
+
+    Returns:
+        [1 + further maxima, S, K], the maximum itself first.
+    """
+    S, K = x.shape
+    starts = np.tile(np.clip(x, -MAX_UNBOUNDED_AT_START, MAX_UNBOUNDED_AT_START), (len(RESTART_VALUES) * K, 1, 1))
+    for k in range(K):
+        starts[k::K, :, k] = np.array(RESTART_VALUES)[:, None]
+    participant = np.tile(np.arange(S), len(starts))
+    max_trials, num_steps, num_selected = RESTART_ROUND
+    lanes = evaluate_lanes(model, participant, starts.reshape(-1, K), padded, max_trials)
+    lanes = climb(model, lanes, padded, max_trials, num_steps)
+    lanes = lanes.select(best_lanes(model, lanes, num_selected))
+    max_trials = int(padded.num_trials.max())
+    lanes = climb(
+        model, evaluate_lanes(model, lanes.participant, lanes.x, padded, max_trials), padded, max_trials, MAX_STEPS
+    )
+    return np.concatenate([x[None], lanes.x.reshape(S, -1, K).swapaxes(0, 1)])
 
 
 def _parameter_shares(model: ChoiceModel, x: np.ndarray) -> np.ndarray:
