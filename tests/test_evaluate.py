@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from ontogeny import plugins, rng
+from ontogeny import lifetimes, plugins, rng
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.stages import evaluate as evaluate_module
 from ontogeny.stages.assembly import assemble
 from ontogeny.stages.evaluate import curve_points, evaluate, record_lifetime, score_by_position, task_keys
 from ontogeny.stages.spec import parse_run_spec
@@ -21,7 +20,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 @pytest.fixture(autouse=True)
 def few_lifetimes_per_call(monkeypatch):
     """One shape for all numbers of tasks, so that little is compiled."""
-    monkeypatch.setattr(evaluate_module, "MAX_LIFETIMES_PER_CALL", 4)
+    monkeypatch.setattr(lifetimes, "MAX_LIFETIMES_PER_CALL", 4)
 
 
 def assembled(agent: str, env: str):
@@ -72,7 +71,7 @@ def test_neither_batches_nor_the_number_of_tasks_change_a_score(counting, monkey
     in_batches = evaluate(
         *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda n, total: progress.append((n, total))
     )
-    monkeypatch.setattr(evaluate_module, "MAX_LIFETIMES_PER_CALL", 1024)
+    monkeypatch.setattr(lifetimes, "MAX_LIFETIMES_PER_CALL", 1024)
     at_once = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
     assert np.array_equal(in_batches.totals, at_once.totals[:13])
     assert len(progress) > 1 and progress[-1] == (13, 13)

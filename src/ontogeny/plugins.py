@@ -40,7 +40,7 @@ PLUGIN_KINDS = {  # kind -> the noun of messages
 }
 FOLDERS = {"organisms": "audit/organisms"}  # others: the kind's name
 BUILD_TYPES = {  # kind -> names of the types that `build` may return
-    "environments": ("Environment",),
+    "environments": ("Environment", "HostEnvironment"),
     "agents": ("Agent",),
     "content": ("WorldModel", "ValueFunction", "Predictor"),
     "development": ("Development",),

@@ -17,6 +17,7 @@ from ontogeny.rng import StepKeys
 from ontogeny.tracing import TracedFunction, build_once, holds_tracers
 from ontogeny.types import (
     Agent,
+    AnyEnvironment,
     Environment,
     EnvState,
     Genome,
@@ -180,7 +181,12 @@ def first_percept(observation: Array, num_outcome_features: int, revealed_task: 
 
 
 def perceive(
-    agent: Agent, env: Environment, steering: Steering, env_state: EnvState, time_step: TimeStep, action: Array | None
+    agent: Agent,
+    env: AnyEnvironment,
+    steering: Steering,
+    env_state: EnvState,
+    time_step: TimeStep,
+    action: Array | None,
 ) -> Percept:
     """The percept of a time step: steering computes the reward of its outcome, which is 0 at the initial time step.
 
@@ -208,7 +214,7 @@ def begin_lifetime(key: Key, agent: Agent, genome_or_state: Genome | State) -> S
     return agent.init(rng.split_lifetime_key(key).init, genome_or_state)
 
 
-def require_revealable_tasks(name: str, agent: Agent, env: Environment) -> None:
+def require_revealable_tasks(name: str, agent: Agent, env: AnyEnvironment) -> None:
     """Raises `BadInput` if an agent needs the task itself and the environment cannot reveal it."""
     if agent.privileged and env.reveal_task is None:
         raise BadInput(f"agent '{name}' needs to know the task, which environment '{env.spec.name}' cannot reveal")

@@ -4,9 +4,10 @@ Letters for shapes: P population, T time, B batch (of lifetimes), A actions, S d
 F outcome features. Keys come first, states next, and the new state is returned.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int32, Shaped
 
@@ -133,8 +134,39 @@ class Environment(NamedTuple):
     reveal_task: Callable[[EnvState], TabularTask] | None = None
 
 
+class HostTasks(Protocol):
+    """Tasks that are Python objects, one per lifetime, stepped together. Arrays are numpy's, with a leading axis N."""
+
+    def reset(self) -> TimeStep:
+        """Begin all lifetimes."""
+        ...
+
+    def step(self, actions: np.ndarray) -> TimeStep:
+        """Carry out one action in each task, [N]; where an episode ends, the next one begins in the same step."""
+        ...
+
+    def close(self) -> None:
+        """Release the tasks."""
+        ...
+
+
+class HostEnvironment(NamedTuple):
+    """A distribution over tasks that are Python objects, such as Gymnasium environments, which JAX cannot trace.
+
+    `host_rollouts` steps them. They reveal no task and force no action.
+    """
+
+    spec: EnvSpec
+    begin: Callable[[Sequence[int]], HostTasks]  # one task for each seed, a number below 2**32
+    score: Callable[[Float[Array, "F"]], Float[Array, ""]]
+    reveal_task: None = None
+
+
 Steering = Callable[[Float[Array, "F"]], Float[Array, ""]]
 """outcome -> reward: hand-written, without weights of its own; see `ontogeny.steering`."""
+
+
+AnyEnvironment = Environment | HostEnvironment
 
 
 class Agent(NamedTuple):

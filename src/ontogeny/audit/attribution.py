@@ -12,20 +12,17 @@ were kept, because with reset activations online learning also gets worse data.
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ontogeny import plugins, steering
 from ontogeny.errors import BadInput
+from ontogeny.lifetimes import score_from_log
 from ontogeny.rng import key_from_seed
-from ontogeny.rollouts import rollout_from_log
 from ontogeny.stages.evaluate import evaluate, task_keys
 from ontogeny.stats import mean_interval
-from ontogeny.types import Agent, Environment, Genome, Key, State, Steering
+from ontogeny.types import Agent, AnyEnvironment, Environment, Genome, State, Steering
 
 CELLS = ("neither", "activations", "weights", "both")  # which of the two may change from episode to episode
 PARTS = ("weights", "activations")
@@ -102,7 +99,7 @@ class Attribution(NamedTuple):
 
 def attribute(
     agent: Agent,
-    env: Environment,
+    env: AnyEnvironment,
     steering: Steering,
     genome_or_state: Genome | State,
     *,
@@ -144,7 +141,7 @@ def attribute(
     if agent.learning:
         keys = task_keys(seed, num_tasks)
         batches = [
-            np.asarray(_score_from_log(keys[i : i + LIFETIMES_PER_BATCH], genome_or_state, agent, env, steering))
+            np.asarray(score_from_log(keys[i : i + LIFETIMES_PER_BATCH], genome_or_state, agent, env, steering))
             for i in range(0, num_tasks, LIFETIMES_PER_BATCH)
         ]
         weights_from_log = np.concatenate(batches).astype(np.float64)
@@ -269,16 +266,3 @@ def _locate_gain(estimates: dict[str, GainEstimate], sizes: dict[str, EffectSize
         if suffices[number] and falls_short[rest] and is_part[rest]:
             return f"mostly {part}"
     return "both" if all(is_part) and all(falls_short) else "undetermined"
-
-
-@partial(jax.jit, static_argnames=("agent", "env", "steering"))
-def _score_from_log(
-    keys: Key, genome_or_state: Genome | State, agent: Agent, env: Environment, steering: Steering
-) -> jax.Array:
-    """keys [B] -> scores [B] of lifetimes with reset activations and the weights of a lifetime that kept them."""
-
-    def score(key: Key) -> jax.Array:
-        trajectory = rollout_from_log(key, agent, env, steering, genome_or_state, env.spec.num_steps)
-        return jnp.sum(jax.vmap(env.score)(trajectory.outcome))
-
-    return jax.vmap(score)(keys)

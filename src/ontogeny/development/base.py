@@ -1,7 +1,7 @@
 """What outer loops share: the fitness of a lifetime, agents named by text, compiled calls, gradient descent."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,26 @@ from ontogeny import plugins
 from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_decay
 from ontogeny.contracts import check_outside_agent
 from ontogeny.errors import BadInput, require_at_least
+from ontogeny.lifetimes import LifetimeMeasure, lifetimes_per_call, measure_lifetimes
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import require_revealable_tasks, rollout_lifetime
-from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, PyTree, Steering, Weights
+from ontogeny.types import (
+    Agent,
+    AnyEnvironment,
+    Development,
+    Environment,
+    Genome,
+    HostEnvironment,
+    Info,
+    Key,
+    PyTree,
+    State,
+    Steering,
+    Trajectory,
+    Weights,
+)
+
+StateT = TypeVar("StateT")
 
 
 def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
@@ -28,7 +45,78 @@ def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steerin
     return jnp.sum(trajectory.reward)
 
 
-def build_agent_from_text(text: str, env: Environment, steering: Steering) -> Agent:
+def host_fitness(
+    keys: Key,
+    genomes: PyTree,
+    agent: Agent,
+    env: HostEnvironment,
+    steering: Steering,
+    members: np.ndarray | None = None,
+) -> Array:
+    """`lifetime_fitness` in an environment of Python objects, for many lifetimes, [N].
+
+    Args:
+        keys: [N].
+        genomes: One genome, or several with a leading axis P.
+        members: The index of the genome of each lifetime, [N]; None where all begin from one genome.
+    """
+    first_genome = genomes if members is None else jax.tree.map(lambda leaf: leaf[0], genomes)
+    at_once = lifetimes_per_call(agent, env, steering, first_genome, len(keys))
+    fitness = []
+    for begin in range(0, len(keys), at_once):
+        chunk = slice(begin, begin + at_once)
+        start, start_axis = genomes, None
+        if members is not None:
+            start, start_axis = jax.tree.map(lambda leaf, chunk=chunk: leaf[members[chunk]], genomes), 0
+        arguments = (keys[chunk], start, agent, env, steering, agent.learning)
+        fitness.append(measure_lifetimes(_FITNESS, *arguments, start_axis=start_axis))
+    return jnp.concatenate(fitness)
+
+
+def _record_reward(env: AnyEnvironment, step: Trajectory) -> Array:
+    """Keeps the reward of a step."""
+    del env
+    return step.reward
+
+
+def _summarize_rewards(before: Weights, after: State, rewards: Array) -> Array:
+    """The return of a lifetime."""
+    del before, after
+    return jnp.sum(rewards)
+
+
+_FITNESS = LifetimeMeasure(_record_reward, _summarize_rewards)
+
+
+def repeat_generation(
+    env: AnyEnvironment, generation: Callable[[StateT], tuple[StateT, Info]], num_generations: int
+) -> Callable[[StateT], tuple[StateT, Info]]:
+    """The step of a development: so many generations, with the records of all of them.
+
+    Args:
+        env: Where it is in JAX, the generations are one compiled program.
+        generation: State -> next state, and diagnostics.
+        num_generations: G, at least 1.
+
+    Returns:
+        State -> next state, and diagnostics with a leading axis G.
+    """
+
+    @jax.jit
+    def run_compiled(state: StateT) -> tuple[StateT, Info]:
+        return jax.lax.scan(lambda state, _: generation(state), state, length=num_generations)
+
+    def step(state: StateT) -> tuple[StateT, Info]:
+        infos = []
+        for _ in range(num_generations):
+            state, info = generation(state)
+            infos.append(info)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *infos)
+
+    return step if isinstance(env, HostEnvironment) else run_compiled
+
+
+def build_agent_from_text(text: str, env: AnyEnvironment, steering: Steering) -> Agent:
     """A second agent in the same environment, such as a baseline or a teacher.
 
     Args:

@@ -12,16 +12,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Float
 
 from ontogeny import plugins, trees
-from ontogeny.development.base import build_agent_from_text, lifetime_fitness, split_into_calls
+from ontogeny.development.base import (
+    build_agent_from_text,
+    host_fitness,
+    lifetime_fitness,
+    repeat_generation,
+    split_into_calls,
+)
 from ontogeny.errors import BadInput, require_at_least, require_positive
 from ontogeny.parallel import map_in_batches, shard_over_devices
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, OuterLoop, PyTree, Steering
+from ontogeny.types import (
+    Agent,
+    AnyEnvironment,
+    Development,
+    Environment,
+    Genome,
+    HostEnvironment,
+    Info,
+    Key,
+    OuterLoop,
+    PyTree,
+    Steering,
+)
 
 STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
 Fitness = Callable[[Key, PyTree], Array]  # (keys [B], genome) -> fitness [], or (keys [B], population) -> fitness [P]
@@ -38,7 +57,7 @@ class EvolutionState(NamedTuple):
 
 def build(
     agent: Agent,
-    env: Environment,
+    env: AnyEnvironment,
     steering: Steering,
     *,
     strategy: str = "Open_ES",
@@ -65,13 +84,16 @@ def build(
         final_sigma_ratio: Share of `sigma` at which the cosine schedule of Open_ES ends, at least 0.
         final_learning_rate_ratio: Share of `learning_rate` at which the same schedule ends, at least 0.
         baseline_agent: An agent, settings after a colon; its fitness on the same lifetimes is subtracted.
-        generations_per_call: Generations per compiled call at most, at least 1.
+        generations_per_call: Generations per compiled call at most, at least 1; in an environment of Python objects,
+            each generation is a call of its own.
     """
     counts = {"num_lifetimes": num_lifetimes, "num_generations": num_generations}
     require_at_least(1, **counts, generations_per_call=generations_per_call)
     ratios = {"final_sigma_ratio": final_sigma_ratio, "final_learning_rate_ratio": final_learning_rate_ratio}
     require_at_least(0, learning_rate=learning_rate, **ratios)
     require_positive(sigma=sigma)
+    if isinstance(env, HostEnvironment):
+        generations_per_call = 1
     num_calls, generations_per_call = split_into_calls(num_generations, generations_per_call)
     template = jax.eval_shape(agent.genome, jax.random.key(0))
     if not jax.tree.leaves(template):
@@ -80,17 +102,13 @@ def build(
     learning_rates = optax.cosine_decay_schedule(learning_rate, num_generations, final_learning_rate_ratio)
     loop = evosax_loop(strategy, template, population_size, sigmas, learning_rates)
     baseline = build_agent_from_text(baseline_agent, env, steering)
-    evaluate = partial(mean_fitness, env=env, steering=steering)
-    evaluate_population = shard_population(partial(evaluate, agent), population_size)
-    run_generation = _make_generation(loop, evaluate_population, baseline, partial(evaluate, baseline), num_lifetimes)
+    evaluate_population, evaluate_baseline = _make_evaluations(agent, baseline, env, steering, population_size)
+    generation = _make_generation(loop, evaluate_population, baseline, evaluate_baseline, num_lifetimes, env)
+    run_generations = repeat_generation(env, generation, generations_per_call)
 
     def init(key: Key) -> EvolutionState:
         genome_key, loop_key, generations_key = jax.random.split(key, 3)
         return EvolutionState(generations_key, jnp.int32(0), loop.init(loop_key, agent.genome(genome_key)))
-
-    @jax.jit
-    def run_generations(state: EvolutionState) -> tuple[EvolutionState, Info]:
-        return jax.lax.scan(run_generation, state, length=generations_per_call)
 
     def step(state: EvolutionState) -> tuple[EvolutionState, Info]:
         # Wait, because two calls in flight can deadlock: each may occupy host threads that the other needs to
@@ -104,21 +122,45 @@ def build(
     return Development(init, step, genome, num_calls, generations_per_call, steps_per_generation)
 
 
-def _make_generation(
-    loop: OuterLoop, evaluate: Fitness, baseline: Agent, evaluate_baseline: Fitness, num_lifetimes: int
-) -> Callable[[EvolutionState, None], tuple[EvolutionState, Info]]:
-    """The body of the scan over generations; `evaluate` takes a whole population."""
+def _make_evaluations(
+    agent: Agent, baseline: Agent, env: AnyEnvironment, steering: Steering, population_size: int
+) -> tuple[Fitness, Fitness]:
+    """The evaluations of a population [P] of the agent and of one genome of the baseline."""
+    if isinstance(env, HostEnvironment):
 
-    def generation(state: EvolutionState, _: None) -> tuple[EvolutionState, Info]:
+        def evaluate(keys: Key, population: PyTree) -> Array:
+            members, lifetimes = (index.ravel() for index in np.indices((population_size, len(keys))))
+            fitness = host_fitness(keys[lifetimes], population, agent, env, steering, members)
+            return jnp.mean(fitness.reshape(population_size, len(keys)), axis=1)
+
+        return evaluate, lambda keys, genome: jnp.mean(host_fitness(keys, genome, baseline, env, steering))
+    evaluate_one = partial(mean_fitness, env=env, steering=steering)
+    return shard_population(partial(evaluate_one, agent), population_size), partial(evaluate_one, baseline)
+
+
+def _make_generation(
+    loop: OuterLoop,
+    evaluate: Fitness,
+    baseline: Agent,
+    evaluate_baseline: Fitness,
+    num_lifetimes: int,
+    env: AnyEnvironment,
+) -> Callable[[EvolutionState], tuple[EvolutionState, Info]]:
+    """One generation; `evaluate` takes a whole population."""
+
+    def propose(state: EvolutionState) -> tuple[Key, PyTree, PyTree, Key, Genome]:
         key = jax.random.fold_in(state.seed, state.generation)
         ask_key, tell_key, lifetimes_key, baseline_key = jax.random.split(key, 4)
         keys = sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
         population, strategy = loop.ask(ask_key, state.strategy)
-        fitness = evaluate(keys, population)
-        baseline_fitness = evaluate_baseline(keys, baseline.genome(baseline_key))
+        return keys, population, strategy, tell_key, baseline.genome(baseline_key)
+
+    def select(
+        state: EvolutionState, population: PyTree, strategy: PyTree, key: Key, fitness: Array, baseline_fitness: Array
+    ) -> tuple[EvolutionState, Info]:
         # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
         advantage = fitness - jnp.where(jnp.isfinite(baseline_fitness), baseline_fitness, 0.0)
-        strategy = loop.tell(tell_key, strategy, population, advantage)
+        strategy = loop.tell(key, strategy, population, advantage)
         info = {
             "fitness": jnp.mean(fitness),
             "max_fitness": jnp.max(jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)),
@@ -126,6 +168,14 @@ def _make_generation(
             "advantage_over_baseline": jnp.mean(advantage),
         }
         return EvolutionState(state.seed, state.generation + 1, strategy), info
+
+    if isinstance(env, HostEnvironment):
+        propose, select = jax.jit(propose), jax.jit(select)
+
+    def generation(state: EvolutionState) -> tuple[EvolutionState, Info]:
+        keys, population, strategy, tell_key, baseline_genome = propose(state)
+        fitness, baseline_fitness = evaluate(keys, population), evaluate_baseline(keys, baseline_genome)
+        return select(state, population, strategy, tell_key, fitness, baseline_fitness)
 
     return generation
 

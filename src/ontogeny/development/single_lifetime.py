@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny import rng
-from ontogeny.development.base import lifetime_fitness
+from ontogeny.development.base import host_fitness, lifetime_fitness
 from ontogeny.errors import require_at_least
-from ontogeny.types import Agent, Development, Environment, Genome, Info, Key, Steering
+from ontogeny.lifetimes import compile_around
+from ontogeny.types import Agent, AnyEnvironment, Development, Genome, HostEnvironment, Info, Key, Steering
 
 
 class SingleLifetimeState(NamedTuple):
@@ -25,7 +26,7 @@ class SingleLifetimeState(NamedTuple):
 
 
 def build(
-    agent: Agent, env: Environment, steering: Steering, *, num_lifetimes: int = 64, num_generations: int = 1
+    agent: Agent, env: AnyEnvironment, steering: Steering, *, num_lifetimes: int = 64, num_generations: int = 1
 ) -> Development:
     """Builds the development.
 
@@ -40,11 +41,15 @@ def build(
         genome_key, _, generations_key = jax.random.split(key, 3)
         return SingleLifetimeState(generations_key, jnp.int32(0), jax.tree.map(jnp.asarray, agent.genome(genome_key)))
 
-    @jax.jit
+    def evaluate(keys: Key, genome: Genome) -> Array:
+        if isinstance(env, HostEnvironment):
+            return host_fitness(keys, genome, agent, env, steering)
+        return jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys)  # [B]
+
     def step(state: SingleLifetimeState) -> tuple[SingleLifetimeState, Info]:
         _, lifetimes_key, _ = jax.random.split(jax.random.fold_in(state.seed, state.generation), 3)
         keys = rng.sample_lifetime_keys(lifetimes_key, num_lifetimes, "training")
-        fitness = jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, state.genome))(keys)  # [B]
+        fitness = evaluate(keys, state.genome)
         # The leading axis is that of the generations of a call, here one.
         info = {"fitness": jnp.mean(fitness)[None], "fitness_std": jnp.std(fitness)[None]}
         return state._replace(generation=state.generation + 1), info
@@ -52,4 +57,4 @@ def build(
     def genome(state: SingleLifetimeState) -> Genome:
         return state.genome
 
-    return Development(init, step, genome, num_generations, 1, num_lifetimes * env.spec.num_steps)
+    return Development(init, compile_around(env, step), genome, num_generations, 1, num_lifetimes * env.spec.num_steps)

@@ -14,7 +14,7 @@ from ontogeny.rollouts import require_revealable_tasks
 from ontogeny.stages.spec import RunSpec
 from ontogeny.steering import build as build_steering
 from ontogeny.tracing import build_once, trace_fields
-from ontogeny.types import Agent, Development, Environment, EnvSpec, Steering
+from ontogeny.types import Agent, AnyEnvironment, Development, EnvSpec, HostEnvironment, Steering
 
 Settings = tuple[tuple[str, Any], ...]  # names and values
 
@@ -23,7 +23,7 @@ class Assembly(NamedTuple):
     """An agent, the environment for which it was built, and its steering."""
 
     agent: Agent
-    env: Environment
+    env: AnyEnvironment
     steering: Steering
 
 
@@ -48,7 +48,7 @@ def build_development(spec: RunSpec, assembly: Assembly) -> Development:
     return plugins.build("development", spec.development.name, *assembly, **spec.development.settings)
 
 
-def make_env(name: str, **settings: Any) -> Environment:
+def make_env(name: str, **settings: Any) -> AnyEnvironment:
     """Build an environment.
 
     Args:
@@ -66,7 +66,7 @@ def make_env(name: str, **settings: Any) -> Environment:
     )
 
 
-def make_steering(env: Environment, **drives: float) -> Steering:
+def make_steering(env: AnyEnvironment, **drives: float) -> Steering:
     """Build a reward function for an environment.
 
     Args:
@@ -82,7 +82,7 @@ def make_steering(env: Environment, **drives: float) -> Steering:
     return build_steering(env.spec, drives)
 
 
-def make_agent(name: str, env: Environment, steering: Steering | None = None, **settings: Any) -> Agent:
+def make_agent(name: str, env: AnyEnvironment, steering: Steering | None = None, **settings: Any) -> Agent:
     """Build an agent for an environment.
 
     Args:
@@ -118,8 +118,10 @@ def _build_new_agent(
     return trace_fields(agent, "genome", "init", "reset", "act", "learn")
 
 
-def _build_new_env(_: Callable[..., Environment], name: str, settings: Settings) -> Environment:
+def _build_new_env(_: Callable[..., AnyEnvironment], name: str, settings: Settings) -> AnyEnvironment:
     """A new environment of these settings."""
     env = plugins.build("environments", name, **dict(settings))
     check_outside_env(name, env)
+    if isinstance(env, HostEnvironment):
+        return env
     return trace_fields(env, *(field for field in ("reset", "step", "score", "reveal_task") if getattr(env, field)))

@@ -5,17 +5,15 @@ on for people to read; the agent does not receive them.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from ontogeny import rng, trees
+from ontogeny import trees
 from ontogeny.errors import BadInput
-from ontogeny.rollouts import Carry, initial_carry, rollout_step
+from ontogeny.lifetimes import iterate_lifetime
 from ontogeny.stages.saved_agent import SavedAgent, check_frozen, initial_state
-from ontogeny.types import Agent, Environment, Key, State, Steering, Trajectory
+from ontogeny.types import State
 
 
 class DeploymentStep(NamedTuple):
@@ -67,10 +65,9 @@ def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> 
     spec = env.spec
     key, state = initial_state(saved_agent, seed)
     initial_digest = trees.digest(state.weights)
-    carry = _begin(rng.split_lifetime_key(key).task, agent, env, steering, state)
     episode = 0
-    for number in range(1, num_steps + 1):
-        carry, trajectory, score = _advance(key, number - 1, agent, env, steering, carry, online)
+    steps = iterate_lifetime(key, agent, env, steering, state, num_steps, online)
+    for number, (state, trajectory, score) in enumerate(steps, start=1):
         action = int(trajectory.action)
         if not 0 <= action < spec.num_actions:
             raise BadInput(f"the agent took the action {action}, there are 0 to {spec.num_actions - 1}")
@@ -84,23 +81,7 @@ def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> 
             outcome=dict(zip(spec.outcome_features, np.asarray(trajectory.outcome).tolist(), strict=True)),
             reward=float(trajectory.reward),
             score=float(score),
-            state=carry.state,
+            state=state,
         )
     if not online:
-        check_frozen(initial_digest, carry.state)
-
-
-_begin = jax.jit(initial_carry, static_argnames=("agent", "env", "steering"))
-
-
-@partial(jax.jit, static_argnames=("agent", "env", "steering", "online"))
-def _advance(
-    key: Key, step: int, agent: Agent, env: Environment, steering: Steering, carry: Carry, online: bool
-) -> tuple[Carry, Trajectory, jax.Array]:
-    """The step that `rollout` takes with this key, with the same random numbers."""
-    lifetime_keys = rng.split_lifetime_key(key)
-    env_key, act_key, learn_key = (
-        jax.random.fold_in(k, step) for k in (lifetime_keys.env, lifetime_keys.act, lifetime_keys.learn)
-    )
-    carry, trajectory = rollout_step((env_key, act_key, learn_key), agent, env, steering, carry, online)
-    return carry, trajectory, env.score(trajectory.outcome)
+        check_frozen(initial_digest, state)

@@ -6,9 +6,8 @@ Letters for shapes: N tasks, T steps of a lifetime, B lifetimes of one compiled 
 """
 
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,19 @@ from jax import Array
 
 from ontogeny import plugins, rng
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.parallel import put_on_devices, shard_over_devices
-from ontogeny.rollouts import begin_lifetime, rollout_lifetime
+from ontogeny.lifetimes import (
+    LifetimeMeasure,
+    key_batches,
+    lifetimes_per_call,
+    measure_lifetimes,
+    run_one_lifetime,
+)
 from ontogeny.stats import confidence_interval, mean_and_standard_error
 from ontogeny.trees import has_same_bits
-from ontogeny.types import Agent, Environment, Genome, Key, PyTree, State, Steering, Trajectory, Weights
+from ontogeny.types import Agent, AnyEnvironment, Genome, Key, State, Steering, Trajectory, Weights
 
 MODES = ("frozen", "online")
 MAX_CURVE_POINTS = 100
-BYTES_PER_CALL = 64 * 2**20
-MAX_LIFETIMES_PER_CALL = 1024  # per device
 OnEvaluationProgress = Callable[[int, int], None]
 
 
@@ -70,6 +72,15 @@ class AgentEvaluation(NamedTuple):
     seconds: float
 
 
+class _Steps(NamedTuple):
+    """What is kept of the steps of a lifetime, leading axis T."""
+
+    score: Array
+    first: Array
+    has_valid_action: Array
+    is_as_specified: Array  # whether observation and discount are those of the spec
+
+
 class _Lifetimes(NamedTuple):
     """Scores and checks of B lifetimes."""
 
@@ -82,7 +93,7 @@ class _Lifetimes(NamedTuple):
 
 def evaluate(
     agent: Agent,
-    env: Environment,
+    env: AnyEnvironment,
     steering: Steering,
     genome_or_state: Genome | State,
     *,
@@ -120,11 +131,11 @@ def evaluate(
         raise BadInput(f"an evaluation has at most {plugins.MAX_INT} tasks, not {num_tasks}")
     started = time.perf_counter()
     totals, points = [], []
-    run = partial(_run_lifetimes, agent=agent, env=env, steering=steering)
-    run = partial(run, learning=learning, reset_each_episode=reset_each_episode)
-    batch_size = _lifetimes_per_call(agent, env, steering, genome_or_state, num_tasks)
-    for keys, count in _key_batches(seed, num_tasks, batch_size):
-        lifetimes = run(keys, genome_or_state)
+    batch_size = lifetimes_per_call(agent, env, steering, genome_or_state, num_tasks)
+    for keys, count in key_batches(env, task_keys(seed, num_tasks), batch_size):
+        lifetimes: _Lifetimes = measure_lifetimes(
+            _SCORES, keys, genome_or_state, agent, env, steering, learning, reset_each_episode=reset_each_episode
+        )
         _check_lifetimes(lifetimes, agent, env, learning)
         scores, first = np.asarray(lifetimes.scores)[:count], np.asarray(lifetimes.first)[:count]
         totals.append(scores.sum(axis=1, dtype=np.float64))
@@ -150,7 +161,7 @@ def evaluate(
 
 def record_lifetime(
     agent: Agent,
-    env: Environment,
+    env: AnyEnvironment,
     steering: Steering,
     genome: Genome,
     seed: int,
@@ -170,7 +181,7 @@ def record_lifetime(
         task: The number of the task in that evaluation, from 0.
     """
     key = task_keys(seed, task + 1)[task]
-    return jax.device_get(_run_one_lifetime(key, agent, env, steering, genome, is_online(mode))[1])
+    return jax.device_get(run_one_lifetime(key, agent, env, steering, genome, is_online(mode))[1])
 
 
 def task_keys(seed: int, num_tasks: int) -> Key:
@@ -224,18 +235,7 @@ def score_by_position(scores: np.ndarray, first: np.ndarray, horizon: int) -> np
     return np.add.reduceat(by_unit, starts, axis=1) / lengths
 
 
-def _key_batches(seed: int, num_tasks: int, batch_size: int) -> Iterator[tuple[Key, int]]:
-    """Keys of the lifetimes of each compiled call, [B], and how many of them count.
-
-    The last call is filled up with lifetimes that do not count, so one program serves all calls.
-    """
-    keys = task_keys(seed, num_tasks)
-    for begin in range(0, num_tasks, batch_size):
-        indices = jnp.minimum(jnp.arange(begin, begin + batch_size), num_tasks - 1)
-        yield put_on_devices(keys[indices], 0), min(batch_size, num_tasks - begin)
-
-
-def _check_lifetimes(lifetimes: _Lifetimes, agent: Agent, env: Environment, learning: bool) -> None:
+def _check_lifetimes(lifetimes: _Lifetimes, agent: Agent, env: AnyEnvironment, learning: bool) -> None:
     """Raise an error where lifetimes break the contract or hold scores that are not finite."""
     if not (learning and agent.learning) and not bool(jnp.all(lifetimes.has_same_weights)):
         if learning:
@@ -256,70 +256,25 @@ def _check_lifetimes(lifetimes: _Lifetimes, agent: Agent, env: Environment, lear
         raise BadInput(f"the environment '{env.spec.name}' gave a score that is not finite")
 
 
-def _run_lifetime(
-    key: Key,
-    genome_or_state: Genome | State,
-    agent: Agent,
-    env: Environment,
-    steering: Steering,
-    learning: bool,
-    **options: Any,
-) -> tuple[Weights, State, Trajectory]:
-    """The weights with which a lifetime begins, the state at its end, and its trajectory."""
-    before = begin_lifetime(key, agent, genome_or_state).weights
-    after, trajectory = rollout_lifetime(key, agent, env, steering, genome_or_state, learning, **options)
-    return before, after, trajectory
+def _record_step(env: AnyEnvironment, step: Trajectory) -> _Steps:
+    """The score of a step, and whether it is as the spec says."""
+    spec = env.spec
+    has_valid_action = (step.action >= 0) & (step.action < spec.num_actions)
+    is_as_specified = (step.discount == 0) | (step.discount == 1)
+    if spec.num_observations:
+        is_as_specified &= (step.observation >= 0) & (step.observation < spec.num_observations)
+    return _Steps(env.score(step.outcome), step.first, has_valid_action, is_as_specified)
 
 
-@partial(jax.jit, static_argnames=("agent", "env", "steering", "learning", "reset_each_episode"))
-def _run_lifetimes(
-    keys: Key,
-    genome_or_state: Genome | State,
-    agent: Agent,
-    env: Environment,
-    steering: Steering,
-    learning: bool,
-    reset_each_episode: bool,
-) -> _Lifetimes:
-    """One lifetime for each of the keys [B], split over the devices."""
-
-    def run(key: Key, genome_or_state: Genome | State) -> _Lifetimes:
-        before, after, trajectory = _run_lifetime(
-            key, genome_or_state, agent, env, steering, learning, reset_each_episode=reset_each_episode
-        )
-        is_valid = jnp.all((trajectory.action >= 0) & (trajectory.action < env.spec.num_actions))
-        scores = jax.vmap(env.score)(trajectory.outcome)
-        has_same_weights = has_same_bits(before, after.weights)
-        return _Lifetimes(scores, trajectory.first, has_same_weights, is_valid, _is_as_specified(env, trajectory))
-
-    return shard_over_devices(jax.vmap(run, in_axes=(0, None)), (0, None))(keys, genome_or_state)
+def _summarize(before: Weights, after: State, steps: _Steps) -> _Lifetimes:
+    """The scores of a lifetime, and what is checked of it."""
+    return _Lifetimes(
+        steps.score,
+        steps.first,
+        has_same_bits(before, after.weights),
+        jnp.all(steps.has_valid_action),
+        jnp.all(steps.is_as_specified),
+    )
 
 
-def _is_as_specified(env: Environment, trajectory: Trajectory) -> Array:
-    """Whether all observations and discounts of a lifetime are in the ranges of the spec, [] bool."""
-    is_valid = jnp.all((trajectory.discount == 0) | (trajectory.discount == 1))
-    if env.spec.num_observations:
-        observation = trajectory.observation
-        is_valid &= jnp.all((observation >= 0) & (observation < env.spec.num_observations))
-    return is_valid
-
-
-_run_one = jax.jit(_run_lifetime, static_argnames=("agent", "env", "steering", "learning"))  # for its shapes only
-_run_one_lifetime = jax.jit(rollout_lifetime, static_argnames=("agent", "env", "steering", "learning"))
-
-
-def _lifetimes_per_call(
-    agent: Agent, env: Environment, steering: Steering, genome_or_state: Genome | State, num_tasks: int
-) -> int:
-    """How many lifetimes fit comfortably into memory at once; a multiple of the number of devices."""
-    key, num_devices = task_keys(0, 1)[0], jax.local_device_count()
-    before, after, trajectory = _run_one.eval_shape(key, genome_or_state, agent, env, steering, False)
-    env_state, _ = jax.eval_shape(env.reset, key)
-    num_bytes = sum(_num_bytes(tree) for tree in (before, after, env_state, trajectory.outcome))
-    fitting = BYTES_PER_CALL // max(num_bytes, 1) // num_devices
-    return max(1, min(fitting, MAX_LIFETIMES_PER_CALL, -(-num_tasks // num_devices))) * num_devices
-
-
-def _num_bytes(tree: PyTree) -> int:
-    """Size of the arrays of a tree."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+_SCORES = LifetimeMeasure(_record_step, _summarize)

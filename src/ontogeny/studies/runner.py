@@ -18,6 +18,7 @@ import numpy as np
 
 from ontogeny import plugins, rng, steering, trees
 from ontogeny.errors import BadInput
+from ontogeny.lifetimes import task_of
 from ontogeny.runs import checkpoint, formats
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import claim
@@ -229,8 +230,7 @@ def _record_lifetime(measurement: Measurement, agent: StudyAgent, spec: StudySpe
     """Record one lifetime of an agent step by step, in the first task of the evaluation."""
     assembly, genome, mode = _load_agent(measurement, agent, spec, out)
     trajectory = record_lifetime(*assembly, genome, spec.seed, mode)
-    task_key = rng.split_lifetime_key(task_keys(spec.seed, 1)[0]).task
-    task = getattr(assembly.env.reset(task_key)[0], "task", None)
+    task = task_of(assembly.env, task_keys(spec.seed, 1)[0])
     fields = getattr(task, "_asdict", dict)()
     observation = np.asarray(trajectory.observation)
     names = {"env": measurement.env.name, "agent": agent.name, "approach": agent.approach}

@@ -1,0 +1,480 @@
+"""Environments of Gymnasium by their ID, and `MODULE:ID` for one that a module of your own registers.
+
+Gymnasium environments are Python objects (Towers et al. 2024, arXiv 2407.17032). Each lifetime has an object of its
+own, made by `gymnasium.make` and seeded once, in which episodes follow each other. The score is the environment's own
+reward.
+"""
+
+import contextlib
+import inspect
+import itertools
+import math
+import re
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ontogeny import plugins
+from ontogeny.environments.base import first_feature
+from ontogeny.errors import BadInput, require_at_least
+from ontogeny.types import EnvSpec, HostEnvironment, TimeStep
+
+if TYPE_CHECKING:
+    import gymnasium
+
+TAKES_ID = True
+MAX_ACTIONS = 1024  # of an action space that combines several choices
+SUPPORTED_ACTIONS = (
+    f"Discrete, and MultiDiscrete and MultiBinary with at most {MAX_ACTIONS:,} combinations; for continuous actions, "
+    "write a wrapper that offers some of them as a Discrete space"
+)
+SUPPORTED_OBSERVATIONS = "Discrete, Box, MultiBinary, MultiDiscrete, and Dict and Tuple of these"
+PROBE_STEPS = 200  # random steps in which each named entry of `info` must appear
+
+
+class ParameterRange(NamedTuple):
+    """The values of a parameter of an environment: drawn per lifetime, or passed through within a lifetime."""
+
+    name: str
+    low: float
+    high: float
+    steps: int = 0  # of a lifetime, in which a drift goes from `low` to `high`
+
+
+class ObservationFormat(NamedTuple):
+    """Observations of a space as arrays."""
+
+    num_observations: int  # 0 where they are vectors
+    shape: tuple[int, ...]
+    encode: Callable[[Any], np.ndarray]
+
+
+class ActionFormat(NamedTuple):
+    """Numbered actions of a space."""
+
+    num_actions: int
+    decode: Callable[[int], Any]
+
+
+class TaskSettings(NamedTuple):
+    """How the object of a lifetime is made."""
+
+    make: "Callable[..., gymnasium.Env[Any, Any]]"
+    name: str  # of the environment, for messages
+    features: tuple[str, ...]
+    arguments: tuple[ParameterRange, ...]  # drawn per lifetime and passed to `make`
+    attributes: tuple[ParameterRange, ...]  # drawn per lifetime and set afterwards
+    drifting: tuple[ParameterRange, ...]
+
+
+def build(
+    *,
+    id: str = "",
+    episodes: int = 10,
+    steps: int = 0,
+    features: tuple[str, ...] = (),
+    keywords: tuple[str, ...] = (),
+    vary: tuple[str, ...] = (),
+    drift: tuple[str, ...] = (),
+) -> HostEnvironment:
+    """Builds the environment.
+
+    Args:
+        id: The ID of a registered environment, such as CartPole-v1; MODULE:ID imports the module first.
+        episodes: A lifetime takes so many times the time limit of an episode, at least 1.
+        steps: Steps of a lifetime, in place of `episodes`; required where an environment has no time limit.
+        features: Numeric entries of `info` that are outcome features beside the reward, `x+y`; 0 where absent.
+        keywords: Arguments of `gymnasium.make`, `name:value+name:value`.
+        vary: Parameters drawn uniformly per lifetime, `name:low..high`, joined by +: arguments of `gymnasium.make`, or
+            attributes of the environment that are numbers. Two whole numbers draw whole numbers.
+        drift: Attributes that change within a lifetime, `name:low..high:steps`, joined by +.
+    """
+    if not id:
+        raise BadInput("name the environment of Gymnasium: `gymnasium:CartPole-v1`")
+    make = partial(_make, id, **_parse_keywords(keywords))
+    return from_gymnasium(
+        make, f"gymnasium:{id}", episodes=episodes, steps=steps, features=features, vary=vary, drift=drift
+    )
+
+
+def from_gymnasium(
+    make: "Callable[..., gymnasium.Env[Any, Any]]",
+    name: str,
+    *,
+    episodes: int = 10,
+    steps: int = 0,
+    features: Sequence[str] = (),
+    vary: Sequence[str] = (),
+    drift: Sequence[str] = (),
+) -> HostEnvironment:
+    """An environment whose lifetimes are objects of Gymnasium, for the `build` of a file of your own.
+
+    Args:
+        make: Returns a new object; varied arguments are passed to it by name.
+        name: Of the environment.
+        episodes: As of `build`, and so are the other settings.
+    """
+    require_at_least(1, episodes=episodes)
+    require_at_least(0, steps=steps)
+    varied, drifting = (tuple(map(_parse_range, ranges)) for ranges in (vary, drift))
+    arguments, attributes = _divide_ranges(make, name, varied, drifting)
+    settings = TaskSettings(make, name, tuple(features), arguments, attributes, drifting)
+    with contextlib.closing(_make_task(settings, 0)) as task:
+        observations, actions = task.observations, task.actions
+        limit = _time_limit(task)
+        if not steps and limit is None:
+            raise BadInput(f"'{name}' has no time limit, so the length of a lifetime must be stated: `steps=1000`")
+        num_steps = steps or episodes * (limit or 0)
+        _check_features(task, settings)
+    spec = EnvSpec(
+        name=name, num_actions=actions.num_actions, num_observations=observations.num_observations,
+        observation_shape=observations.shape, outcome_features=("env_reward", *settings.features),
+        num_steps=num_steps, horizon=min(limit or num_steps, num_steps), drives=(("env_reward", 1.0),),
+    )  # fmt: skip
+    return HostEnvironment(spec, partial(GymnasiumTasks, settings), first_feature)
+
+
+class LifetimeTask:
+    """The object of one lifetime, with flat observations and numbered actions; `SyncVectorEnv` steps several.
+
+    Attributes:
+        env: The environment of Gymnasium.
+        features: The named entries of `info` after the last step.
+    """
+
+    render_mode = None
+
+    def __init__(self, env: "gymnasium.Env[Any, Any]", settings: TaskSettings) -> None:
+        """Wrap an environment whose varied parameters have their values."""
+        from gymnasium.spaces import Box, Discrete
+
+        self.env, self.settings = env, settings
+        self.metadata: dict[str, Any] = {}
+        self.observations = _observation_format(env.observation_space, settings.name)
+        self.actions = _action_format(env.action_space, settings.name)
+        self.action_space = Discrete(self.actions.num_actions)
+        self.observation_space = Box(-np.inf, np.inf, self.observations.shape, np.float32)
+        if self.observations.num_observations:
+            self.observation_space = Discrete(self.observations.num_observations)
+        self.features = np.zeros(len(settings.features), np.float32)
+        self._num_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[np.ndarray, Any]:
+        """Begin an episode; a seed begins the lifetime."""
+        del options
+        self._drift()
+        with _explain(self.settings.name, "reset"):
+            observation, _ = self.env.reset(seed=seed)
+            return self.observations.encode(observation), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Any]:
+        """Carry out a numbered action."""
+        self._drift()
+        self._num_steps += 1
+        with _explain(self.settings.name, "step"):
+            observation, reward, terminated, truncated, info = self.env.step(self.actions.decode(int(action)))
+            self.features = np.array([_number(info.get(name, 0.0)) for name in self.settings.features], np.float32)
+            return self.observations.encode(observation), float(reward), bool(terminated), bool(truncated), {}
+
+    def close(self) -> None:
+        """Release the environment."""
+        self.env.close()
+
+    def _drift(self) -> None:
+        """Give each drifting attribute its value of this step."""
+        for name, low, high, steps in self.settings.drifting:
+            setattr(self.env.unwrapped, name, low + (high - low) * min(self._num_steps / steps, 1.0))
+
+
+class GymnasiumTasks:
+    """The objects of several lifetimes, stepped together."""
+
+    def __init__(self, settings: TaskSettings, seeds: Sequence[int]) -> None:
+        """Make one object for each seed."""
+        from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+        self._seeds = list(seeds)
+        tasks = [_make_task(settings, seed) for seed in seeds]
+        _require_one_format(tasks)
+        self._tasks = tasks
+        self._vector = SyncVectorEnv([partial(_same, task) for task in tasks], autoreset_mode=AutoresetMode.SAME_STEP)
+        self._dtype = np.int32 if tasks[0].observations.num_observations else np.float32
+
+    def reset(self) -> TimeStep:
+        """Begin all lifetimes."""
+        observation, _ = self._vector.reset(seed=self._seeds)
+        zeros = np.zeros(len(self._tasks), np.float32)
+        return self._time_step(observation, observation, zeros, zeros == 0, zeros + 1)
+
+    def step(self, actions: np.ndarray) -> TimeStep:
+        """Carry out one action in each task, [N]."""
+        observation, reward, terminated, truncated, infos = self._vector.step(actions)
+        first, final = terminated | truncated, np.array(observation)
+        for index in np.flatnonzero(first):
+            final[index] = infos["final_obs"][index]
+        return self._time_step(observation, final, reward, first, 1.0 - terminated)
+
+    def close(self) -> None:
+        """Release all tasks."""
+        self._vector.close()
+
+    def _time_step(
+        self, observation: np.ndarray, final: np.ndarray, reward: np.ndarray, first: np.ndarray, discount: np.ndarray
+    ) -> TimeStep:
+        """A time step of all tasks, [N]."""
+        features = np.stack([task.features for task in self._tasks])
+        outcome = np.concatenate([reward[:, None].astype(np.float32), features], axis=1)
+        return TimeStep(
+            observation=np.asarray(observation, self._dtype),
+            final_observation=np.asarray(final, self._dtype),
+            outcome=outcome,
+            first=first,
+            discount=discount.astype(np.float32),
+            forced_action=np.full(len(first), -1, np.int32),
+        )  # pyright: ignore[reportArgumentType]
+
+
+def _same(task: LifetimeTask) -> LifetimeTask:
+    """The task, for a place that calls a function for it."""
+    return task
+
+
+def _make(id: str, **keywords: Any) -> "gymnasium.Env[Any, Any]":
+    """`gymnasium.make`, whose errors are one sentence; a module is also found in the working directory."""
+    try:
+        import gymnasium
+    except ModuleNotFoundError:
+        raise BadInput(
+            "environments of Gymnasium need the package gymnasium: `pip install 'ontogeny[gymnasium]'`"
+        ) from None
+    module = id.rpartition(":")[0]
+    added = [str(Path.cwd())] if module and str(Path.cwd()) not in sys.path else []
+    sys.path[:0] = added
+    try:
+        return gymnasium.make(id, disable_env_checker=True, **keywords)
+    except gymnasium.error.Error as error:
+        raise BadInput(f"Gymnasium cannot make '{id}': {_first_line(error)}") from error
+    except ModuleNotFoundError as error:
+        raise BadInput(f"Gymnasium cannot make '{id}': {_first_line(error)}") from error
+    except Exception as error:
+        arguments = f" with {', '.join(keywords)}" if keywords else ""
+        raise BadInput(
+            f"Gymnasium cannot make '{id}'{arguments}: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    finally:
+        for path in added:
+            sys.path.remove(path)
+
+
+def _make_task(settings: TaskSettings, seed: int) -> LifetimeTask:
+    """The object of the lifetime of a seed, with its varied parameters."""
+
+    random = np.random.default_rng([seed, 1])
+    arguments, attributes = (
+        {parameter.name: _draw(random, parameter) for parameter in parameters}
+        for parameters in (settings.arguments, settings.attributes)
+    )
+    env = _make_env(settings.make, settings.name, arguments)
+    for name, value in attributes.items():
+        setattr(env.unwrapped, name, value)
+    return LifetimeTask(env, settings)
+
+
+def _make_env(
+    make: "Callable[..., gymnasium.Env[Any, Any]]", name: str, arguments: Mapping[str, float]
+) -> "gymnasium.Env[Any, Any]":
+    """A new environment of Gymnasium."""
+    with _explain(name, "make"):
+        env = make(**arguments)
+    from gymnasium import Env
+
+    if not isinstance(env, Env):
+        raise BadInput(f"'{name}' must make a `gymnasium.Env`, not {type(env).__name__}")
+    return env
+
+
+def _divide_ranges(
+    make: "Callable[..., gymnasium.Env[Any, Any]]",
+    name: str,
+    varied: Sequence[ParameterRange],
+    drifting: Sequence[ParameterRange],
+) -> tuple[tuple[ParameterRange, ...], tuple[ParameterRange, ...]]:
+    """The varied parameters that are arguments of the environment's class, and those that are attributes."""
+    if not varied and not drifting:
+        return (), ()
+    with contextlib.closing(_make_env(make, name, {})) as env:
+        accepted = set(inspect.signature(type(env.unwrapped)).parameters)
+        numbers = {key for key, value in vars(env.unwrapped).items() if _is_number(value) and key[0] != "_"}
+    for kind, ranges, known in (("vary", varied, accepted | numbers), ("drift", drifting, numbers)):
+        for parameter in ranges:
+            if parameter.name not in known:
+                raise plugins.unknown_name_error(f"parameter to {kind} in '{name}'", parameter.name, sorted(known))
+            if (parameter.steps > 0) != (kind == "drift"):
+                form = "name:low..high:steps" if kind == "drift" else "name:low..high"
+                raise BadInput(f"the setting '{kind}' takes the form {form}, as in '{parameter.name}:0.5..1.5'")
+    return (
+        tuple(parameter for parameter in varied if parameter.name in accepted),
+        tuple(parameter for parameter in varied if parameter.name not in accepted),
+    )
+
+
+def _parse_range(text: str) -> ParameterRange:
+    """Read `name:low..high` or `name:low..high:steps`."""
+    match = re.fullmatch(r"(\w+):(.+?)\.\.(.+?)(?::([1-9]\d*))?", text.strip())
+    low, high = (plugins.parse_value(end) for end in match.group(2, 3)) if match else (None, None)
+    if match is None or not (_is_number(low) and _is_number(high)) or not low <= high or math.isinf(high - low):
+        raise BadInput(f"'{text}' is not of the form name:low..high with numbers in ascending order")
+    return ParameterRange(match[1], low, high, int(match[4] or 0))
+
+
+def _draw(random: np.random.Generator, parameter: ParameterRange) -> float:
+    """A value of a varied parameter."""
+    low, high = parameter.low, parameter.high
+    if isinstance(low, int) and isinstance(high, int):
+        return int(random.integers(low, high, endpoint=True))
+    return float(random.uniform(low, high))
+
+
+def _time_limit(task: LifetimeTask) -> int | None:
+    """The fewest steps at which a wrapper truncates an episode; None where none does."""
+    from gymnasium.wrappers import TimeLimit
+
+    env, limits = task.env, []
+    if env.spec is not None and env.spec.max_episode_steps:
+        limits.append(env.spec.max_episode_steps)
+    while env is not env.unwrapped:
+        if isinstance(env, TimeLimit):
+            limits.append(env._max_episode_steps)
+        env = env.env  # pyright: ignore[reportAttributeAccessIssue]
+    return min(limits, default=None)
+
+
+def _check_features(task: LifetimeTask, settings: TaskSettings) -> None:
+    """Raises `BadInput` where a named entry of `info` does not appear in random steps."""
+    if not settings.features:
+        return
+    missing, found = set(settings.features), set()
+    random = np.random.default_rng(0)
+    task.reset(seed=0)
+    for _ in range(PROBE_STEPS):
+        *_, terminated, truncated, info = task.env.step(
+            task.actions.decode(int(random.integers(task.actions.num_actions)))
+        )
+        found |= {name for name, value in info.items() if _is_number(value)}
+        if missing <= found:
+            return
+        if terminated or truncated:
+            task.reset()
+    name = min(missing - found)
+    raise plugins.unknown_name_error(
+        f"numeric entry of `info` in {PROBE_STEPS} random steps of '{settings.name}'", name, sorted(found)
+    )
+
+
+def _require_one_format(tasks: Sequence[LifetimeTask]) -> None:
+    """Raises `BadInput` where a varied parameter changes the shapes of observations or the number of actions."""
+    formats = {(task.observations[:2], task.actions.num_actions) for task in tasks}
+    if len(formats) > 1:
+        raise BadInput(
+            f"all lifetimes of '{tasks[0].settings.name}' must have the same observation space and the same actions, "
+            "so the setting 'vary' must not change their sizes"
+        )
+
+
+def _observation_format(space: "gymnasium.Space[Any]", name: str) -> ObservationFormat:
+    """Observations as a whole number, or as an array of float32 of the shape of a box, or flattened."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        num_observations, start = int(space.n), int(space.start)
+        return ObservationFormat(num_observations, (), lambda value: np.int32(int(value) - start))
+    encode, shape = _vector_format(space, name)
+    return ObservationFormat(0, shape or (1,), (lambda value: encode(value).reshape(1)) if shape == () else encode)
+
+
+def _vector_format(space: "gymnasium.Space[Any]", name: str) -> tuple[Callable[[Any], np.ndarray], tuple[int, ...]]:
+    """An encoding of a space as an array of float32, and its shape. Bytes are scaled to the range from 0 to 1."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        keys = list(space.spaces) if isinstance(space, spaces.Dict) else range(len(space.spaces))
+        parts = [(key, *_vector_format(space.spaces[key], name)) for key in keys]
+
+        def encode_parts(value: Any) -> np.ndarray:
+            return np.concatenate([np.ravel(encode(value[key])) for key, encode, _ in parts])
+
+        return encode_parts, (sum(math.prod(shape) for _, _, shape in parts),)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+
+        def flatten(value: Any) -> np.ndarray:
+            return np.asarray(spaces.flatten(space, value), np.float32)
+
+        return flatten, (spaces.flatdim(space),)
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        shape = tuple(int(length) for length in space.shape)
+        scale = np.float32(1 / 255 if space.dtype == np.uint8 and isinstance(space, spaces.Box) else 1)
+        return lambda value: np.asarray(value, np.float32).reshape(shape) * scale, shape
+    raise BadInput(f"'{name}' has observations in {type(space).__name__}; supported are {SUPPORTED_OBSERVATIONS}")
+
+
+def _action_format(space: "gymnasium.Space[Any]", name: str) -> ActionFormat:
+    """Numbered actions."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        start = space.start
+        return ActionFormat(int(space.n), lambda action: start + action)
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        is_binary = isinstance(space, spaces.MultiBinary)
+        sizes = np.full(space.shape, 2) if is_binary else space.nvec
+        num_actions = math.prod(int(size) for size in sizes.ravel())
+        if num_actions <= MAX_ACTIONS:
+            choices = itertools.product(*(range(int(size)) for size in sizes.ravel()))
+            offsets = 0 if is_binary else space.start
+            table = [np.reshape(choice, sizes.shape).astype(space.dtype) + offsets for choice in choices]
+            return ActionFormat(num_actions, lambda action: np.array(table[action], space.dtype))
+    raise BadInput(f"'{name}' has actions in {space}; supported are {SUPPORTED_ACTIONS}")
+
+
+def _parse_keywords(keywords: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `gymnasium.make`, `name:value` each."""
+    parsed = {}
+    for keyword in keywords:
+        name, colon, value = keyword.partition(":")
+        if not colon or not name.isidentifier():
+            raise BadInput(f"'{keyword}' in the setting 'keywords' is not of the form name:value")
+        parsed[name] = plugins.parse_value(value)
+    return parsed
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is one number."""
+    return (isinstance(value, Real) or (isinstance(value, np.ndarray) and value.ndim == 0)) and not isinstance(
+        value, bool
+    )
+
+
+def _number(value: Any) -> float:
+    """An entry of `info` as a number; what is no number is 0."""
+    return float(value) if isinstance(value, bool | np.bool_) or _is_number(value) else 0.0
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _explain(name: str, function: str) -> Generator[None]:
+    """A context that turns an error of an environment into one sentence."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"`{function}` of '{name}' fails: {type(error).__name__}: {_first_line(error)}") from error

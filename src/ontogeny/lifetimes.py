@@ -1,0 +1,278 @@
+"""Whole lifetimes of agents in any environment: the one place where the stages tell the two kinds of environment apart.
+
+An environment in JAX is traced into compiled programs. An environment of Python objects is stepped by `host_rollouts`;
+only the agent is compiled. Letters for shapes: N lifetimes, T steps.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ontogeny import rng, trees
+from ontogeny.errors import BadInput
+from ontogeny.host_rollouts import HostRollout, rollout_from_log_on_host, rollout_on_host
+from ontogeny.parallel import put_on_devices, shard_over_devices
+from ontogeny.rollouts import (
+    Carry,
+    begin_lifetime,
+    initial_carry,
+    rollout_from_log,
+    rollout_lifetime,
+    rollout_step,
+)
+from ontogeny.types import (
+    Agent,
+    AnyEnvironment,
+    Environment,
+    Genome,
+    HostEnvironment,
+    Key,
+    PyTree,
+    State,
+    Steering,
+    Trajectory,
+    Weights,
+)
+
+BYTES_PER_CALL = 64 * 2**20
+MAX_LIFETIMES_PER_CALL = 1024  # per device
+MAX_HOST_LIFETIMES_PER_CALL = 256
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class LifetimeMeasure(NamedTuple):
+    """What is measured in a lifetime. The functions are defined once, because they are compiled.
+
+    Attributes:
+        record: The part of each step that is kept, so that observations need no memory.
+        summarize: Weights at the start, state at the end, and the kept parts, leading axis T -> what is returned.
+    """
+
+    record: Callable[[AnyEnvironment, Trajectory], PyTree]
+    summarize: Callable[[Weights, State, PyTree], PyTree]
+
+
+class LifetimeStep(NamedTuple):
+    """One step of a lifetime, without the axis T."""
+
+    state: State  # after the step
+    trajectory: Trajectory
+    score: Array
+
+
+def require_jax_env(env: AnyEnvironment, subject: str) -> None:
+    """Raises `BadInput` where a procedure, such as "the development 'distillation'", has to trace the environment."""
+    if isinstance(env, HostEnvironment):
+        raise BadInput(
+            f"{subject} needs an environment written in JAX, and '{env.spec.name}' consists of Python objects; "
+            "`evolution`, `single_lifetime`, `evaluate`, `deploy` and `audit attribution` work with both"
+        )
+
+
+def compile_around(env: AnyEnvironment, function: Function) -> Function:
+    """`jax.jit` of a function that runs lifetimes, where the environment can be traced; the function as it is else."""
+    return function if isinstance(env, HostEnvironment) else jax.jit(function)  # pyright: ignore[reportReturnType]
+
+
+def lifetimes_per_call(
+    agent: Agent, env: AnyEnvironment, steering: Steering, start: Genome | State, num_lifetimes: int
+) -> int:
+    """How many lifetimes fit comfortably into memory at once; for environments in JAX a multiple of all devices.
+
+    Args:
+        start: A genome or state that all lifetimes share.
+        num_lifetimes: N.
+    """
+    key = jax.random.key(0)
+    if isinstance(env, HostEnvironment):
+        state = jax.eval_shape(lambda start: begin_lifetime(key, agent, start), start)
+        fitting = BYTES_PER_CALL // max(trees.num_bytes(state), 1)
+        at_most = max(1, min(fitting, MAX_HOST_LIFETIMES_PER_CALL))
+        return -(-num_lifetimes // -(-num_lifetimes // at_most))  # calls of about the same size
+    num_devices = jax.local_device_count()
+    before, after, trajectory = _run_one.eval_shape(key, start, agent, env, steering, False)
+    env_state, _ = jax.eval_shape(env.reset, key)
+    num_bytes = sum(trees.num_bytes(tree) for tree in (before, after, env_state, trajectory.outcome))
+    fitting = BYTES_PER_CALL // max(num_bytes, 1) // num_devices
+    return max(1, min(fitting, MAX_LIFETIMES_PER_CALL, -(-num_lifetimes // num_devices))) * num_devices
+
+
+def key_batches(env: AnyEnvironment, keys: Key, batch_size: int) -> Iterator[tuple[Key, int]]:
+    """Batches of keys of lifetimes, and how many keys of each batch count.
+
+    For an environment in JAX, the last batch is filled up with lifetimes that do not count, so that one program serves
+    all calls, and the batches are split over the devices.
+    """
+    num_lifetimes = len(keys)
+    for begin in range(0, num_lifetimes, batch_size):
+        count = min(batch_size, num_lifetimes - begin)
+        if isinstance(env, HostEnvironment):
+            yield keys[begin : begin + count], count
+        else:
+            indices = jnp.minimum(jnp.arange(begin, begin + batch_size), num_lifetimes - 1)
+            yield put_on_devices(keys[indices], 0), count
+
+
+def measure_lifetimes(
+    measure: LifetimeMeasure,
+    keys: Key,
+    start: Genome | State,
+    agent: Agent,
+    env: AnyEnvironment,
+    steering: Steering,
+    learning: bool,
+    *,
+    start_axis: int | None = None,
+    reset_each_episode: bool = False,
+) -> PyTree:
+    """Runs one whole lifetime for each key.
+
+    Args:
+        measure: What is returned of each lifetime.
+        keys: [N]; for environments in JAX, N is a multiple of the number of devices.
+        start: A genome, from which the lifetimes begin, or a state, at which they continue.
+        learning: Whether `learn` is called.
+        start_axis: 0 where each lifetime has its own entry in `start`, None where all share it.
+        reset_each_episode: Whether each episode begins as `rollouts.forget_past`.
+
+    Returns:
+        The summaries, leading axis N.
+    """
+    if not isinstance(env, HostEnvironment):
+        return _measure(measure, keys, start, agent, env, steering, learning, start_axis, reset_each_episode)
+    before = jax.vmap(partial(_initial_weights, agent), in_axes=(0, start_axis))(keys, start)
+    after, recorded = rollout_on_host(
+        keys, agent, env, steering, start, env.spec.num_steps, learning, record=measure.record,
+        start_axis=start_axis, reset_each_episode=reset_each_episode,
+    )  # fmt: skip
+    return _summarize(measure, before, after, recorded)
+
+
+def run_one_lifetime(
+    key: Key, agent: Agent, env: AnyEnvironment, steering: Steering, start: Genome | State, learning: bool
+) -> tuple[State, Trajectory]:
+    """One whole lifetime; arguments as of `measure_lifetimes`, without the axis N."""
+    if not isinstance(env, HostEnvironment):
+        return _run_one_lifetime(key, agent, env, steering, start, learning)
+    result = rollout_on_host(key[None], agent, env, steering, start, env.spec.num_steps, learning)
+    return jax.tree.map(lambda leaf: leaf[0], result)
+
+
+def score_from_log(key: Key, start: Genome | State, agent: Agent, env: AnyEnvironment, steering: Steering) -> Array:
+    """keys [N] -> scores [N] of lifetimes with reset activations and the weights of a lifetime that kept them."""
+    if not isinstance(env, HostEnvironment):
+        return _score_from_log(key, start, agent, env, steering)
+    scores = rollout_from_log_on_host(key, agent, env, steering, start, env.spec.num_steps, _record_score)
+    return jnp.sum(scores, axis=1)
+
+
+def iterate_lifetime(
+    key: Key, agent: Agent, env: AnyEnvironment, steering: Steering, state: State, num_steps: int, learning: bool
+) -> Iterator[LifetimeStep]:
+    """The steps of the lifetime that `rollouts.rollout` runs with this key, one at a time."""
+    if isinstance(env, HostEnvironment):
+        with HostRollout(key[None], agent, env, steering, state) as lifetime:
+            for _ in range(num_steps):
+                trajectory, score = lifetime.step(learning, _record_step_and_score)
+                yield LifetimeStep(*jax.tree.map(lambda leaf: leaf[0], (lifetime.state, trajectory, score)))
+        return
+    carry = _initial_carry(rng.split_lifetime_key(key).task, agent, env, steering, state)
+    for number in range(num_steps):
+        carry, trajectory, score = _advance(key, number, agent, env, steering, carry, learning)
+        yield LifetimeStep(carry.state, trajectory, score)
+
+
+def task_of(env: AnyEnvironment, key: Key) -> Any:
+    """The task of a lifetime, () where the environment does not show it."""
+    if isinstance(env, HostEnvironment):
+        return ()
+    return getattr(env.reset(rng.split_lifetime_key(key).task)[0], "task", ())
+
+
+def _initial_weights(agent: Agent, key: Key, start: Genome | State) -> Weights:
+    """The weights with which a lifetime begins."""
+    return begin_lifetime(key, agent, start).weights
+
+
+def _run_lifetime(
+    key: Key, start: Genome | State, agent: Agent, env: Environment, steering: Steering, learning: bool, **options: Any
+) -> tuple[Weights, State, Trajectory]:
+    """The weights with which a lifetime begins, the state at its end, and its trajectory."""
+    before = _initial_weights(agent, key, start)
+    after, trajectory = rollout_lifetime(key, agent, env, steering, start, learning, **options)
+    return before, after, trajectory
+
+
+@partial(
+    jax.jit,
+    static_argnames=("measure", "agent", "env", "steering", "learning", "start_axis", "reset_each_episode"),
+)
+def _measure(
+    measure: LifetimeMeasure,
+    keys: Key,
+    start: Genome | State,
+    agent: Agent,
+    env: Environment,
+    steering: Steering,
+    learning: bool,
+    start_axis: int | None,
+    reset_each_episode: bool,
+) -> PyTree:
+    """`measure_lifetimes` of an environment in JAX, split over the devices."""
+
+    def run(key: Key, start: Genome | State) -> PyTree:
+        before, after, trajectory = _run_lifetime(
+            key, start, agent, env, steering, learning, reset_each_episode=reset_each_episode
+        )
+        return measure.summarize(before, after, jax.vmap(partial(measure.record, env))(trajectory))
+
+    return shard_over_devices(jax.vmap(run, in_axes=(0, start_axis)), (0, start_axis))(keys, start)
+
+
+@partial(jax.jit, static_argnames=("measure",))
+def _summarize(measure: LifetimeMeasure, before: Weights, after: State, recorded: PyTree) -> PyTree:
+    """The summaries of lifetimes, [N]."""
+    return jax.vmap(measure.summarize)(before, after, recorded)
+
+
+_run_one = jax.jit(_run_lifetime, static_argnames=("agent", "env", "steering", "learning"))  # for its shapes only
+_run_one_lifetime = jax.jit(rollout_lifetime, static_argnames=("agent", "env", "steering", "learning"))
+_initial_carry = jax.jit(initial_carry, static_argnames=("agent", "env", "steering"))
+
+
+@partial(jax.jit, static_argnames=("agent", "env", "steering", "learning"))
+def _advance(
+    key: Key, step: int, agent: Agent, env: Environment, steering: Steering, carry: Carry, learning: bool
+) -> tuple[Carry, Trajectory, Array]:
+    """The step that `rollout` takes with this key, with the same random numbers."""
+    lifetime_keys = rng.split_lifetime_key(key)
+    env_key, act_key, learn_key = (
+        jax.random.fold_in(k, step) for k in (lifetime_keys.env, lifetime_keys.act, lifetime_keys.learn)
+    )
+    carry, trajectory = rollout_step((env_key, act_key, learn_key), agent, env, steering, carry, learning)
+    return carry, trajectory, env.score(trajectory.outcome)
+
+
+@partial(jax.jit, static_argnames=("agent", "env", "steering"))
+def _score_from_log(keys: Key, start: Genome | State, agent: Agent, env: Environment, steering: Steering) -> Array:
+    """`score_from_log` of an environment in JAX."""
+
+    def score(key: Key) -> Array:
+        trajectory = rollout_from_log(key, agent, env, steering, start, env.spec.num_steps)
+        return jnp.sum(jax.vmap(env.score)(trajectory.outcome))
+
+    return jax.vmap(score)(keys)
+
+
+def _record_score(env: AnyEnvironment, step: Trajectory) -> Array:
+    """Keeps the score of a step."""
+    return env.score(step.outcome)
+
+
+def _record_step_and_score(env: AnyEnvironment, step: Trajectory) -> tuple[Trajectory, Array]:
+    """Keeps a step with its score."""
+    return step, env.score(step.outcome)
