@@ -37,6 +37,7 @@ from ontogeny.types import (
 )
 
 Recorded = TypeVar("Recorded")
+Tree = TypeVar("Tree")
 Record = Callable[[HostEnvironment, Trajectory], Recorded]  # (env, one step of a trajectory) -> the part that is kept
 
 
@@ -48,6 +49,11 @@ class HostRollout:
             their arrays in place.
         num_steps: Steps taken.
     """
+
+    @property
+    def is_over(self) -> np.ndarray:
+        """Whether a lifetime has ended, [N] bool; its state stays the same in the remaining steps."""
+        return self._tasks.is_over
 
     def __init__(
         self,
@@ -106,18 +112,23 @@ class HostRollout:
             ContractViolation: `act` changes weights.
         """
         t = jnp.uint32(self.num_steps)
+        over = self.is_over
+        is_over = jnp.asarray(over) if over.any() else None
         action, activations, percept, has_same_weights = _act(
-            self._keys, t, self.state, self._percept, self.agent, self.reset_each_episode
+            self._keys, t, self.state, self._percept, is_over, self.agent, self.reset_each_episode
         )
-        actions = np.asarray(action)
+        actions, weights_are_same = jax.device_get((action, has_same_weights))
         _check_actions(actions, self.env.spec.num_actions)
-        if not np.all(has_same_weights):
+        if not weights_are_same.all():
             raise ContractViolation("the weights changed at an action: `act` may change activations only")
         time_step = self._tasks.step(actions)
         weights = self.state.weights
-        observe = partial(_observe, self._keys, t, activations=activations, percept=percept, action=action)
         settings = (self.agent, self.env, self.steering, learning, record)
-        state, self._percept, recorded = observe(weights if learning else None, time_step, *settings)
+        state, self._percept, recorded = _observe(
+            weights if learning else None, *settings,
+            keys=self._keys, t=t, activations=activations, percept=percept, action=action, time_step=time_step,
+            is_over=is_over,
+        )  # fmt: skip
         self.state = state if learning else State(weights, activations)
         self.num_steps += 1
         return jax.device_get(recorded)
@@ -148,12 +159,13 @@ def rollout_on_host(
         record: Selects what is kept of each step; by default the whole trajectory.
 
     Returns:
-        The states after the last step, [N], and what was kept, leading axes N and T.
+        The states after the last step, [N], and what was kept, leading axes N and T. Where a lifetime is over before
+        its last step, the remaining steps are blank: all zeros, with a discount of 1.
     """
     options = {"start_axis": start_axis, "reset_each_episode": reset_each_episode}
     with HostRollout(keys, agent, env, steering, start, **options) as lifetimes:
-        steps = [lifetimes.step(learning, record or whole_step) for _ in range(num_steps)]
-        return lifetimes.state, _stack_steps(steps)
+        recorded = _collect(partial(lifetimes.step, learning, record or whole_step), lifetimes, num_steps)
+        return lifetimes.state, recorded
 
 
 def rollout_from_log_on_host(
@@ -169,13 +181,15 @@ def rollout_from_log_on_host(
     logged = HostRollout(keys, agent, env, steering, start)
     replayed = HostRollout(keys, agent, env, steering, start, reset_each_episode=True)
     with logged, replayed:
-        steps = []
-        for _ in range(num_steps):
+
+        def step() -> PyTree:
             # The replayed step comes first, because the logged one overwrites the weights that it learns.
             replayed.state = State(logged.state.weights, replayed.state.activations)
-            steps.append(replayed.step(False, record))
+            recorded = replayed.step(False, record)
             logged.step(True, nothing)
-        return _stack_steps(steps)
+            return recorded
+
+        return _collect(step, replayed, num_steps)
 
 
 def whole_step(env: HostEnvironment, step: Trajectory) -> Trajectory:
@@ -190,8 +204,12 @@ def nothing(env: HostEnvironment, step: Trajectory) -> tuple[()]:
     return ()
 
 
-def _stack_steps(steps: list[PyTree]) -> PyTree:
-    """Records of single steps, [N] each, as one record with leading axes N and T."""
+def _collect(step: Callable[[], PyTree], lifetimes: HostRollout, num_steps: int) -> PyTree:
+    """What is kept of so many steps, leading axes N and T."""
+    steps = []
+    while len(steps) < num_steps:
+        is_last = bool(np.all(lifetimes.is_over))  # all further steps are like this one
+        steps += [step()] * (num_steps - len(steps) if is_last else 1)
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *steps)
 
 
@@ -226,50 +244,78 @@ def _perceive_initial(time_step: TimeStep, agent: Agent, env: HostEnvironment, s
 
 @partial(jax.jit, static_argnames=("agent", "reset_each_episode"))
 def _act(
-    keys: LifetimeKeys, t: Array, state: State, percept: Percept, agent: Agent, reset_each_episode: bool
+    keys: LifetimeKeys,
+    t: Array,
+    state: State,
+    percept: Percept,
+    is_over: Array | None,
+    agent: Agent,
+    reset_each_episode: bool,
 ) -> tuple[Array, PyTree, Percept, Array]:
-    """Actions, activations after them, the percepts on which they were chosen, and whether weights stayed, [N]."""
+    """Actions, activations after them, the percepts on which they were chosen, and whether weights stayed, [N].
 
-    def act(key: Key, state: State, percept: Percept) -> tuple[Array, PyTree, Percept, Array]:
+    `is_over` is None where no lifetime is over.
+    """
+
+    def act(key: Key, state: State, percept: Percept, is_over: Array | None) -> tuple[Array, PyTree, Percept, Array]:
+        before = state.activations
         if reset_each_episode:
             forgetful = forget_past(agent, state, percept)
             state, percept = jax.tree.map(partial(jnp.where, percept.first), forgetful, (state, percept))
         action, acted = agent.act(jax.random.fold_in(key, t), state, percept)
-        return action, acted.activations, percept, trees.has_same_bits(state.weights, acted.weights)
+        activations = _unless(is_over, before, acted.activations)
+        return action, activations, percept, trees.has_same_bits(state.weights, acted.weights)
 
-    return jax.vmap(act)(keys.act, state, percept)
+    return jax.vmap(act)(keys.act, state, percept, is_over)
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering", "learning", "record"), donate_argnames=("weights",))
 def _observe(
-    keys: LifetimeKeys,
-    t: Array,
     weights: Weights | None,
-    time_step: TimeStep,
     agent: Agent,
     env: HostEnvironment,
     steering: Steering,
     learning: bool,
     record: Record[PyTree],
     *,
+    keys: LifetimeKeys,
+    t: Array,
     activations: PyTree,
     percept: Percept,
     action: Array,
+    time_step: TimeStep,
+    is_over: Array | None,
 ) -> tuple[State | None, Percept, PyTree]:
     """States after learning, or None without it, the next percepts, and what is kept of the step, [N]."""
 
     def observe(
-        key: Key, weights: Weights | None, activations: PyTree, percept: Percept, action: Array, time_step: TimeStep
+        key: Key,
+        weights: Weights | None,
+        activations: PyTree,
+        percept: Percept,
+        action: Array,
+        time_step: TimeStep,
+        is_over: Array | None,
     ) -> tuple[State | None, Percept, PyTree]:
         next_percept = perceive(agent, env, steering, (), time_step, action)
         state, info = None, ()
         if learning:
             assert weights is not None
+            before = State(weights, activations)
             transition = Transition(percept, action, next_percept, time_step.final_observation)
-            state, info = agent.learn(jax.random.fold_in(key, t), State(weights, activations), transition)
+            state, info = agent.learn(jax.random.fold_in(key, t), before, transition)
+            state = _unless(is_over, before, state)
         step = Trajectory(
             percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
         )
-        return state, next_percept, record(env, step)
+        blank = jax.tree.map(jnp.zeros_like, step)._replace(discount=jnp.ones_like(step.discount))
+        return state, next_percept, record(env, _unless(is_over, blank, step))
 
-    return jax.vmap(observe)(keys.learn, weights, activations, percept, action, time_step)
+    return jax.vmap(observe)(keys.learn, weights, activations, percept, action, time_step, is_over)
+
+
+def _unless(is_over: Array | None, if_over: Tree, otherwise: Tree) -> Tree:
+    """One of two trees of the same structure; the second where no lifetime is over."""
+    if is_over is None:
+        return otherwise
+    return jax.tree.map(partial(jnp.where, is_over), if_over, otherwise)

@@ -173,10 +173,10 @@ def score_from_log(key: Key, start: Genome | State, agent: Agent, env: AnyEnviro
 def iterate_lifetime(
     key: Key, agent: Agent, env: AnyEnvironment, steering: Steering, state: State, num_steps: int, learning: bool
 ) -> Iterator[LifetimeStep]:
-    """The steps of the lifetime that `rollouts.rollout` runs with this key, one at a time."""
+    """The steps of the lifetime that `rollouts.rollout` runs with this key, one at a time, until it is over."""
     if isinstance(env, HostEnvironment):
         with HostRollout(key[None], agent, env, steering, state) as lifetime:
-            for _ in range(num_steps):
+            while lifetime.num_steps < num_steps and not lifetime.is_over[0]:
                 trajectory, score = lifetime.step(learning, _record_step_and_score)
                 yield LifetimeStep(*jax.tree.map(lambda leaf: leaf[0], (lifetime.state, trajectory, score)))
         return

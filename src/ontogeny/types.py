@@ -134,8 +134,21 @@ class Environment(NamedTuple):
     reveal_task: Callable[[EnvState], TabularTask] | None = None
 
 
+class BeginTasks(Protocol):
+    """Begins tasks that are Python objects."""
+
+    def __call__(self, seeds: Sequence[int], *, strict: bool = False) -> "HostTasks":
+        """One task for each seed, a number below 2**32; `strict` ones check each step against what they declare."""
+        ...
+
+
 class HostTasks(Protocol):
     """Tasks that are Python objects, one per lifetime, stepped together. Arrays are numpy's, with a leading axis N."""
+
+    @property
+    def is_over(self) -> np.ndarray:
+        """Whether a lifetime has ended before its last step, [N] bool; it pays nothing in the remaining steps."""
+        ...
 
     def reset(self) -> TimeStep:
         """Begin all lifetimes."""
@@ -157,7 +170,7 @@ class HostEnvironment(NamedTuple):
     """
 
     spec: EnvSpec
-    begin: Callable[[Sequence[int]], HostTasks]  # one task for each seed, a number below 2**32
+    begin: BeginTasks
     score: Callable[[Float[Array, "F"]], Float[Array, ""]]
     reveal_task: None = None
 

@@ -18,6 +18,7 @@ from ontogeny import steering
 from ontogeny.audit.base import HYPOTHESES, SECONDARY_HYPOTHESES, StateDistribution, Subject, build_tests
 from ontogeny.audit.decisions import AuditResult, competence_failed, too_few_lifetimes
 from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.lifetimes import require_jax_env
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stages.assembly import make_agent
@@ -64,8 +65,10 @@ def audit_subject(
         not run, and its result says so.
 
     Raises:
-        BadInput: If every test needs more than `num_lifetimes`.
+        BadInput: If every test needs more than `num_lifetimes`, or the environment of the agent consists of Python
+            objects.
     """
+    require_jax_env(subject.train_env, "`audit agent`, whose tests repeat and alter lifetimes,")
     order = list(HYPOTHESES | SECONDARY_HYPOTHESES)
     tests = [test for test in build_tests().values() if test.primary or secondary]
     if num_lifetimes is not None and num_lifetimes < (

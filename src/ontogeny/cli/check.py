@@ -38,7 +38,8 @@ def agent(
             contracts.check_agent_lifetimes
         ),
     }
-    _run_checks("agent", name, files, checks, *assembly, seed)
+    env_for_checks = contracts.make_traceable(assembly.env)
+    _run_checks("agent", name, files, checks, assembly.agent, env_for_checks, assembly.steering, seed)
 
 
 def env(
@@ -54,6 +55,7 @@ def env(
     configure_jax(device, num_host_devices)
     from ontogeny import contracts, plugins
     from ontogeny.stages.assembly import make_env
+    from ontogeny.types import HostEnvironment
 
     plugin, settings = plugins.parse(name)
     environment = make_env(plugin, **settings)
@@ -64,6 +66,12 @@ def env(
         ),
         "`reset` and `step` are functions of their keys and keep to the spec": contracts.check_env,
     }
+    if isinstance(environment, HostEnvironment):
+        checks = {
+            "observations lie in their spaces, lifetimes are functions of their seeds and share nothing": (
+                contracts.check_host_env
+            )
+        }
     _run_checks("environment", name, files, checks, environment, seed)
 
 

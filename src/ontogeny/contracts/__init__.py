@@ -13,6 +13,8 @@ from ontogeny.contracts.developments import check_development as check_developme
 from ontogeny.contracts.environments import check_env as check_env
 from ontogeny.contracts.first_steps_of_agents import check_agent_first_steps as check_agent_first_steps
 from ontogeny.contracts.first_steps_of_environments import check_env_first_steps as check_env_first_steps
+from ontogeny.contracts.host_environments import check_host_env as check_host_env
+from ontogeny.contracts.host_environments import make_traceable as make_traceable
 from ontogeny.contracts.outside_plugins import check_outside_agent as check_outside_agent
 from ontogeny.contracts.outside_plugins import check_outside_env as check_outside_env
 from ontogeny.contracts.specs import check_spec as check_spec

@@ -56,11 +56,11 @@ def record_env(env: Environment, recorder: Recorder) -> tuple[RecordedProgram, R
     """The programs of `reset` and `step`, whose shapes and types are those of the spec and stay the same."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     reset = recorder.record_pair("reset", env.reset, key)
-    _check_types(env.spec, "reset", reset.shapes[1])
+    check_types(env.spec, "reset", reset.shapes[1])
     state, time_step = reset.shapes
     step = recorder.record_pair("step", env.step, key, state, jax.ShapeDtypeStruct((), jnp.int32))
     require_same_types("step", reset.shapes, step.shapes)
-    _check_types(env.spec, "step", step.shapes[1])
+    check_types(env.spec, "step", step.shapes[1])
     score = recorder.record("score", env.score, time_step.outcome).shapes
     is_number = hasattr(score, "shape") and score.shape == ()
     require(is_number, f"`score` must return one number, not an array of shape {getattr(score, 'shape', score)}")
@@ -154,8 +154,8 @@ def _check_episode_lengths(spec: EnvSpec, first: np.ndarray) -> None:
     )
 
 
-def _check_types(spec: EnvSpec, name: str, time_step: TimeStep) -> None:
-    """Shapes and types of a time step that `reset` or `step` returns."""
+def check_types(spec: EnvSpec, name: str, time_step: TimeStep) -> None:
+    """Checks the shapes and types of a time step that `reset` or `step` returns."""
     require(
         isinstance(time_step, TimeStep),
         f"`{name}` of the environment must return (state, TimeStep), not {type(time_step).__name__} as second part",

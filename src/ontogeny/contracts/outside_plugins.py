@@ -10,13 +10,14 @@ from collections.abc import Generator, Sequence
 from ontogeny import plugins
 from ontogeny.contracts.first_steps_of_agents import check_agent_first_steps
 from ontogeny.contracts.first_steps_of_environments import check_env_first_steps
+from ontogeny.contracts.host_environments import check_host_env, make_traceable
 from ontogeny.contracts.specs import check_spec
 from ontogeny.errors import ContractViolation
 from ontogeny.tracing import build_once, is_tracing
-from ontogeny.types import Agent, Environment, Steering
+from ontogeny.types import Agent, AnyEnvironment, HostEnvironment, Steering
 
 
-def check_outside_env(name: str, env: Environment) -> None:
+def check_outside_env(name: str, env: AnyEnvironment) -> None:
     """Check the spec of an environment and, where it is from outside of the package, its first steps.
 
     Args:
@@ -27,13 +28,15 @@ def check_outside_env(name: str, env: Environment) -> None:
     """
     files = plugins.outside_files(environments=name)
     with _name_files(files):
-        if files and not is_tracing():
+        if isinstance(env, HostEnvironment):
+            (check_host_env if files else check_spec)(env if files else env.spec)
+        elif files and not is_tracing():
             check_env_first_steps(env, files)
         else:
             check_spec(env.spec)
 
 
-def check_outside_agent(kind: str, name: str, agent: Agent, env: Environment, steering: Steering) -> None:
+def check_outside_agent(kind: str, name: str, agent: Agent, env: AnyEnvironment, steering: Steering) -> None:
     """Check the first steps of an agent that is from outside of the package; any other passes.
 
     Args:
@@ -49,10 +52,10 @@ def check_outside_agent(kind: str, name: str, agent: Agent, env: Environment, st
         build_once(_check_agent, agent, env, steering, tuple(files))
 
 
-def _check_agent(agent: Agent, env: Environment, steering: Steering, files: tuple[str, ...]) -> None:
+def _check_agent(agent: Agent, env: AnyEnvironment, steering: Steering, files: tuple[str, ...]) -> None:
     """The check, without a result; a violation is raised at each call."""
     with _name_files(files):
-        check_agent_first_steps(agent, env, steering, files)
+        check_agent_first_steps(agent, make_traceable(env), steering, files)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ import numpy as np
 
 from ontogeny import plugins
 from ontogeny.environments.base import first_feature
-from ontogeny.errors import BadInput, require_at_least
+from ontogeny.errors import BadInput, ContractViolation, require_at_least
 from ontogeny.types import EnvSpec, HostEnvironment, TimeStep
+from ontogeny.validation import shorten
 
 if TYPE_CHECKING:
     import gymnasium
@@ -34,7 +35,8 @@ SUPPORTED_ACTIONS = (
     "write a wrapper that offers some of them as a Discrete space"
 )
 SUPPORTED_OBSERVATIONS = "Discrete, Box, MultiBinary, MultiDiscrete, and Dict and Tuple of these"
-PROBE_STEPS = 200  # random steps in which each named entry of `info` must appear
+MIN_FIRST_STEPS = 20  # random steps that are checked where an environment is built
+MAX_FIRST_STEPS = 500  # in which each named entry of `info` must appear
 
 
 class ParameterRange(NamedTuple):
@@ -66,6 +68,7 @@ class TaskSettings(NamedTuple):
 
     make: "Callable[..., gymnasium.Env[Any, Any]]"
     name: str  # of the environment, for messages
+    max_episodes: int | None  # after which a lifetime is over
     features: tuple[str, ...]
     arguments: tuple[ParameterRange, ...]  # drawn per lifetime and passed to `make`
     attributes: tuple[ParameterRange, ...]  # drawn per lifetime and set afterwards
@@ -86,8 +89,9 @@ def build(
 
     Args:
         id: The ID of a registered environment, such as CartPole-v1; MODULE:ID imports the module first.
-        episodes: A lifetime takes so many times the time limit of an episode, at least 1.
-        steps: Steps of a lifetime, in place of `episodes`; required where an environment has no time limit.
+        episodes: Episodes of a lifetime, at least 1. It takes at most so many times the time limit of an episode.
+        steps: Steps of a lifetime, however many episodes they hold, in place of `episodes`; required where an
+            environment has no time limit.
         features: Numeric entries of `info` that are outcome features beside the reward, `x+y`; 0 where absent.
         keywords: Arguments of `gymnasium.make`, `name:value+name:value`.
         vary: Parameters drawn uniformly per lifetime, `name:low..high`, joined by +: arguments of `gymnasium.make`, or
@@ -123,14 +127,14 @@ def from_gymnasium(
     require_at_least(0, steps=steps)
     varied, drifting = (tuple(map(_parse_range, ranges)) for ranges in (vary, drift))
     arguments, attributes = _divide_ranges(make, name, varied, drifting)
-    settings = TaskSettings(make, name, tuple(features), arguments, attributes, drifting)
-    with contextlib.closing(_make_task(settings, 0)) as task:
+    settings = TaskSettings(make, name, None if steps else episodes, tuple(features), arguments, attributes, drifting)
+    with contextlib.closing(_make_task(settings, 0, strict=True)) as task:
         observations, actions = task.observations, task.actions
         limit = _time_limit(task)
         if not steps and limit is None:
             raise BadInput(f"'{name}' has no time limit, so the length of a lifetime must be stated: `steps=1000`")
         num_steps = steps or episodes * (limit or 0)
-        _check_features(task, settings)
+        _check_first_steps(task, settings)
     spec = EnvSpec(
         name=name, num_actions=actions.num_actions, num_observations=observations.num_observations,
         observation_shape=observations.shape, outcome_features=("env_reward", *settings.features),
@@ -145,15 +149,17 @@ class LifetimeTask:
     Attributes:
         env: The environment of Gymnasium.
         features: The named entries of `info` after the last step.
+        info: The `info` of the last step.
+        is_over: Whether the last episode of the lifetime has ended; further steps do nothing.
     """
 
     render_mode = None
 
-    def __init__(self, env: "gymnasium.Env[Any, Any]", settings: TaskSettings) -> None:
+    def __init__(self, env: "gymnasium.Env[Any, Any]", settings: TaskSettings, strict: bool) -> None:
         """Wrap an environment whose varied parameters have their values."""
         from gymnasium.spaces import Box, Discrete
 
-        self.env, self.settings = env, settings
+        self.env, self.settings, self.strict = env, settings, strict
         self.metadata: dict[str, Any] = {}
         self.observations = _observation_format(env.observation_space, settings.name)
         self.actions = _action_format(env.action_space, settings.name)
@@ -162,7 +168,10 @@ class LifetimeTask:
         if self.observations.num_observations:
             self.observation_space = Discrete(self.observations.num_observations)
         self.features = np.zeros(len(settings.features), np.float32)
-        self._num_steps = 0
+        self.info: Mapping[str, Any] = {}
+        self.is_over = False
+        self._num_steps, self._num_episodes = 0, 0
+        self._observation = np.zeros(self.observations.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[np.ndarray, Any]:
         """Begin an episode; a seed begins the lifetime."""
@@ -170,20 +179,39 @@ class LifetimeTask:
         self._drift()
         with _explain(self.settings.name, "reset"):
             observation, _ = self.env.reset(seed=seed)
+            if self.strict:
+                self._check_observation("reset", observation)
             return self.observations.encode(observation), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Any]:
         """Carry out a numbered action."""
+        if self.is_over:
+            return self._observation, 0.0, False, False, {}
         self._drift()
         self._num_steps += 1
         with _explain(self.settings.name, "step"):
             observation, reward, terminated, truncated, info = self.env.step(self.actions.decode(int(action)))
+            self.info = info
             self.features = np.array([_number(info.get(name, 0.0)) for name in self.settings.features], np.float32)
-            return self.observations.encode(observation), float(reward), bool(terminated), bool(truncated), {}
+            if self.strict:
+                self._check_observation("step", observation)
+            self._observation = self.observations.encode(observation)
+        self._num_episodes += bool(terminated or truncated)
+        self.is_over = self._num_episodes == self.settings.max_episodes
+        return self._observation, float(reward), bool(terminated), bool(truncated), {}
 
     def close(self) -> None:
         """Release the environment."""
         self.env.close()
+
+    def _check_observation(self, function: str, observation: Any) -> None:
+        """Raise `ContractViolation` for an observation outside of the space that the environment declares."""
+        space = self.env.observation_space
+        if not space.contains(observation):
+            raise ContractViolation(
+                f"`{function}` of '{self.settings.name}' returned an observation outside of its observation space: "
+                f"{shorten(observation)} of type {_type_name(observation)} is not in {space}"
+            )
 
     def _drift(self) -> None:
         """Give each drifting attribute its value of this step."""
@@ -194,16 +222,21 @@ class LifetimeTask:
 class GymnasiumTasks:
     """The objects of several lifetimes, stepped together."""
 
-    def __init__(self, settings: TaskSettings, seeds: Sequence[int]) -> None:
-        """Make one object for each seed."""
+    def __init__(self, settings: TaskSettings, seeds: Sequence[int], *, strict: bool = False) -> None:
+        """Make one object for each seed; `strict` ones check each step against their spaces."""
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
         self._seeds = list(seeds)
-        tasks = [_make_task(settings, seed) for seed in seeds]
+        tasks = [_make_task(settings, seed, strict) for seed in seeds]
         _require_one_format(tasks)
         self._tasks = tasks
         self._vector = SyncVectorEnv([partial(_same, task) for task in tasks], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = np.int32 if tasks[0].observations.num_observations else np.float32
+
+    @property
+    def is_over(self) -> np.ndarray:
+        """Whether the last episode of each lifetime has ended, [N] bool."""
+        return np.array([task.is_over for task in self._tasks])
 
     def reset(self) -> TimeStep:
         """Begin all lifetimes."""
@@ -271,7 +304,7 @@ def _make(id: str, **keywords: Any) -> "gymnasium.Env[Any, Any]":
             sys.path.remove(path)
 
 
-def _make_task(settings: TaskSettings, seed: int) -> LifetimeTask:
+def _make_task(settings: TaskSettings, seed: int, strict: bool = False) -> LifetimeTask:
     """The object of the lifetime of a seed, with its varied parameters."""
 
     random = np.random.default_rng([seed, 1])
@@ -282,7 +315,7 @@ def _make_task(settings: TaskSettings, seed: int) -> LifetimeTask:
     env = _make_env(settings.make, settings.name, arguments)
     for name, value in attributes.items():
         setattr(env.unwrapped, name, value)
-    return LifetimeTask(env, settings)
+    return LifetimeTask(env, settings, strict)
 
 
 def _make_env(
@@ -354,26 +387,24 @@ def _time_limit(task: LifetimeTask) -> int | None:
     return min(limits, default=None)
 
 
-def _check_features(task: LifetimeTask, settings: TaskSettings) -> None:
-    """Raises `BadInput` where a named entry of `info` does not appear in random steps."""
-    if not settings.features:
-        return
-    missing, found = set(settings.features), set()
+def _check_first_steps(task: LifetimeTask, settings: TaskSettings) -> None:
+    """Raises `BadInput` where random steps fail, or where a named entry of `info` does not appear in them."""
+    missing, found = set(settings.features), set[str]()
     random = np.random.default_rng(0)
     task.reset(seed=0)
-    for _ in range(PROBE_STEPS):
-        *_, terminated, truncated, info = task.env.step(
-            task.actions.decode(int(random.integers(task.actions.num_actions)))
-        )
-        found |= {name for name, value in info.items() if _is_number(value)}
-        if missing <= found:
+    for number in range(MAX_FIRST_STEPS):
+        if number >= MIN_FIRST_STEPS and missing <= found:
             return
+        *_, terminated, truncated, _ = task.step(int(random.integers(task.actions.num_actions)))
+        found |= {name for name, value in task.info.items() if _is_number(value)}
         if terminated or truncated:
             task.reset()
-    name = min(missing - found)
-    raise plugins.unknown_name_error(
-        f"numeric entry of `info` in {PROBE_STEPS} random steps of '{settings.name}'", name, sorted(found)
-    )
+        if task.is_over:
+            break
+    if missing <= found:
+        return
+    noun = f"numeric entry of `info` in random steps of '{settings.name}'"
+    raise plugins.unknown_name_error(noun, min(missing - found), sorted(found))
 
 
 def _require_one_format(tasks: Sequence[LifetimeTask]) -> None:
@@ -450,6 +481,11 @@ def _parse_keywords(keywords: Sequence[str]) -> dict[str, Any]:
             raise BadInput(f"'{keyword}' in the setting 'keywords' is not of the form name:value")
         parsed[name] = plugins.parse_value(value)
     return parsed
+
+
+def _type_name(value: Any) -> str:
+    """The type of a value, or of the entries of an array with its shape."""
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _is_number(value: object) -> bool:
