@@ -37,7 +37,6 @@ from ontogeny.types import (
 )
 
 Recorded = TypeVar("Recorded")
-Tree = TypeVar("Tree")
 Record = Callable[[HostEnvironment, Trajectory], Recorded]  # (env, one step of a trajectory) -> the part that is kept
 
 
@@ -82,7 +81,7 @@ class HostRollout:
         self.num_steps = 0
         keys = jax.device_put(keys, jax.local_devices()[0])
         self._keys, self.state = _begin(keys, start, agent, start_axis)
-        self._tasks = env.begin([int(seed) for seed in np.asarray(_task_seeds(keys, self._keys.task))])
+        self._tasks = env.begin([int(seed) for seed in np.asarray(task_seeds(keys, self._keys.task))])
         self._percept = _perceive_initial(self._tasks.reset(), agent, env, steering)
 
     def __enter__(self) -> Self:
@@ -111,25 +110,26 @@ class HostRollout:
             BadInput: An agent takes an action that the environment does not have, or the environment fails.
             ContractViolation: `act` changes weights.
         """
-        t = jnp.uint32(self.num_steps)
-        over = self.is_over
-        is_over = jnp.asarray(over) if over.any() else None
+        t, is_over = jnp.uint32(self.num_steps), self.is_over
         action, activations, percept, has_same_weights = _act(
-            self._keys, t, self.state, self._percept, is_over, self.agent, self.reset_each_episode
+            self._keys, t, self.state, self._percept, self.agent, self.reset_each_episode
         )
         actions, weights_are_same = jax.device_get((action, has_same_weights))
         _check_actions(actions, self.env.spec.num_actions)
         if not weights_are_same.all():
             raise ContractViolation("the weights changed at an action: `act` may change activations only")
         time_step = self._tasks.step(actions)
-        weights = self.state.weights
-        settings = (self.agent, self.env, self.steering, learning, record)
-        state, self._percept, recorded = _observe(
-            weights if learning else None, *settings,
+        before, weights = self.state, self.state.weights
+        if is_over.any() and learning:
+            weights = _copy(weights)
+        state, self._percept, recorded, blank = _observe(
+            weights if learning else None, self.agent, self.env, self.steering, learning, record,
             keys=self._keys, t=t, activations=activations, percept=percept, action=action, time_step=time_step,
-            is_over=is_over,
         )  # fmt: skip
         self.state = state if learning else State(weights, activations)
+        if is_over.any():
+            # A program of its own, so that the steps of the other lifetimes keep their bits.
+            self.state, recorded = _select(is_over, (before, blank), (self.state, recorded))
         self.num_steps += 1
         return jax.device_get(recorded)
 
@@ -230,8 +230,13 @@ def _begin(keys: Key, start: Genome | State, agent: Agent, start_axis: int | Non
 
 
 @jax.jit
-def _task_seeds(keys: Key, task_keys: Key) -> Array:
-    """Seeds of tasks, [N] uint32: those of two stages differ, because the two highest bits are those of the stage."""
+def task_seeds(keys: Key, task_keys: Key) -> Array:
+    """The seeds of tasks, [N] uint32: those of two stages differ, because the two highest bits are those of the stage.
+
+    Args:
+        keys: Of the lifetimes, [N].
+        task_keys: `LifetimeKeys.task` of the same lifetimes, [N].
+    """
     stages = jax.random.key_data(keys)[:, 0] & jnp.uint32(0xC0000000)
     return stages | (jax.vmap(jax.random.bits)(task_keys) & jnp.uint32(0x3FFFFFFF))
 
@@ -244,29 +249,18 @@ def _perceive_initial(time_step: TimeStep, agent: Agent, env: HostEnvironment, s
 
 @partial(jax.jit, static_argnames=("agent", "reset_each_episode"))
 def _act(
-    keys: LifetimeKeys,
-    t: Array,
-    state: State,
-    percept: Percept,
-    is_over: Array | None,
-    agent: Agent,
-    reset_each_episode: bool,
+    keys: LifetimeKeys, t: Array, state: State, percept: Percept, agent: Agent, reset_each_episode: bool
 ) -> tuple[Array, PyTree, Percept, Array]:
-    """Actions, activations after them, the percepts on which they were chosen, and whether weights stayed, [N].
+    """Actions, activations after them, the percepts on which they were chosen, and whether weights stayed, [N]."""
 
-    `is_over` is None where no lifetime is over.
-    """
-
-    def act(key: Key, state: State, percept: Percept, is_over: Array | None) -> tuple[Array, PyTree, Percept, Array]:
-        before = state.activations
+    def act(key: Key, state: State, percept: Percept) -> tuple[Array, PyTree, Percept, Array]:
         if reset_each_episode:
             forgetful = forget_past(agent, state, percept)
             state, percept = jax.tree.map(partial(jnp.where, percept.first), forgetful, (state, percept))
         action, acted = agent.act(jax.random.fold_in(key, t), state, percept)
-        activations = _unless(is_over, before, acted.activations)
-        return action, activations, percept, trees.has_same_bits(state.weights, acted.weights)
+        return action, acted.activations, percept, trees.has_same_bits(state.weights, acted.weights)
 
-    return jax.vmap(act)(keys.act, state, percept, is_over)
+    return jax.vmap(act)(keys.act, state, percept)
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering", "learning", "record"), donate_argnames=("weights",))
@@ -284,38 +278,39 @@ def _observe(
     percept: Percept,
     action: Array,
     time_step: TimeStep,
-    is_over: Array | None,
-) -> tuple[State | None, Percept, PyTree]:
-    """States after learning, or None without it, the next percepts, and what is kept of the step, [N]."""
+) -> tuple[State | None, Percept, PyTree, PyTree]:
+    """States after learning, the next percepts, and what is kept of the step and of a blank one, [N].
+
+    Weights are taken, and states returned, only where they are learned.
+    """
 
     def observe(
-        key: Key,
-        weights: Weights | None,
-        activations: PyTree,
-        percept: Percept,
-        action: Array,
-        time_step: TimeStep,
-        is_over: Array | None,
-    ) -> tuple[State | None, Percept, PyTree]:
+        key: Key, weights: Weights | None, activations: PyTree, percept: Percept, action: Array, time_step: TimeStep
+    ) -> tuple[State | None, Percept, PyTree, PyTree]:
         next_percept = perceive(agent, env, steering, (), time_step, action)
         state, info = None, ()
         if learning:
             assert weights is not None
-            before = State(weights, activations)
             transition = Transition(percept, action, next_percept, time_step.final_observation)
-            state, info = agent.learn(jax.random.fold_in(key, t), before, transition)
-            state = _unless(is_over, before, state)
+            state, info = agent.learn(jax.random.fold_in(key, t), State(weights, activations), transition)
         step = Trajectory(
             percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
         )
         blank = jax.tree.map(jnp.zeros_like, step)._replace(discount=jnp.ones_like(step.discount))
-        return state, next_percept, record(env, _unless(is_over, blank, step))
+        return state, next_percept, record(env, step), record(env, blank)
 
-    return jax.vmap(observe)(keys.learn, weights, activations, percept, action, time_step, is_over)
+    return jax.vmap(observe)(keys.learn, weights, activations, percept, action, time_step)
 
 
-def _unless(is_over: Array | None, if_over: Tree, otherwise: Tree) -> Tree:
-    """One of two trees of the same structure; the second where no lifetime is over."""
-    if is_over is None:
-        return otherwise
-    return jax.tree.map(partial(jnp.where, is_over), if_over, otherwise)
+@jax.jit
+def _select(is_over: Array, if_over: PyTree, otherwise: PyTree) -> PyTree:
+    """One of two trees of the same structure for each lifetime, [N]."""
+    return jax.vmap(lambda is_over, *pair: jax.tree.map(partial(jnp.where, is_over), *pair))(
+        is_over, if_over, otherwise
+    )
+
+
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+    """The same tree in new arrays."""
+    return jax.tree.map(jnp.copy, tree)

@@ -64,13 +64,21 @@ class LifetimeStep(NamedTuple):
     score: Array
 
 
-def require_jax_env(env: AnyEnvironment, subject: str) -> None:
-    """Raises `BadInput` where a procedure, such as "the development 'distillation'", has to trace the environment."""
+def require_jax_env(env: AnyEnvironment, subject: str) -> Environment:
+    """The environment, for a procedure that has to trace it.
+
+    Args:
+        subject: The procedure, such as "the development 'distillation'".
+
+    Raises:
+        BadInput: The environment consists of Python objects.
+    """
     if isinstance(env, HostEnvironment):
         raise BadInput(
             f"{subject} needs an environment written in JAX, and '{env.spec.name}' consists of Python objects; "
             "`evolution`, `single_lifetime`, `evaluate`, `deploy` and `audit attribution` work with both"
         )
+    return env
 
 
 def compile_around(env: AnyEnvironment, function: Function) -> Function:

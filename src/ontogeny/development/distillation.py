@@ -18,7 +18,19 @@ from ontogeny.development.base import GradientBudget, build_agent_from_text, dev
 from ontogeny.errors import BadInput
 from ontogeny.lifetimes import require_jax_env
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.types import Agent, Development, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
+from ontogeny.types import (
+    Agent,
+    AnyEnvironment,
+    Development,
+    Environment,
+    EnvSpec,
+    Key,
+    Percept,
+    State,
+    Steering,
+    Transition,
+    Weights,
+)
 
 
 class ImitationInfo(NamedTuple):
@@ -30,7 +42,7 @@ class ImitationInfo(NamedTuple):
 
 def build(
     agent: Agent,
-    env: Environment,
+    env: AnyEnvironment,
     steering: Steering,
     *,
     teacher: str = "gittins",
@@ -51,7 +63,7 @@ def build(
         learning_rate: Of the first update, at least 0; falls to zero as a cosine.
         updates_per_call: Updates per compiled call at most, at least 1.
     """
-    require_jax_env(env, "the development 'distillation'")
+    env = require_jax_env(env, "the development 'distillation'")
     budget = GradientBudget(num_updates, num_lifetimes, learning_rate, updates_per_call)
     return imitate(agent, build_agent_from_text(teacher, env, steering), env, steering, budget)
 

@@ -19,7 +19,19 @@ from ontogeny.development.base import GradientBudget, develop_by_gradient
 from ontogeny.errors import BadInput, require_between
 from ontogeny.lifetimes import require_jax_env
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.types import Agent, Development, Environment, EnvSpec, Key, Percept, State, Steering, Transition, Weights
+from ontogeny.types import (
+    Agent,
+    AnyEnvironment,
+    Development,
+    Environment,
+    EnvSpec,
+    Key,
+    Percept,
+    State,
+    Steering,
+    Transition,
+    Weights,
+)
 
 
 class ActorCritic(NamedTuple):
@@ -39,7 +51,7 @@ class PolicyInfo(NamedTuple):
 
 def build(
     agent: Agent,
-    env: Environment,
+    env: AnyEnvironment,
     steering: Steering,
     *,
     num_updates: int = 1000,
@@ -64,7 +76,7 @@ def build(
         updates_per_call: Updates per compiled call at most, at least 1.
     """
     require_between(0, 1, discount=discount, trace_decay=trace_decay)
-    require_jax_env(env, "the development 'policy_gradient'")
+    env = require_jax_env(env, "the development 'policy_gradient'")
     actor = make_actor_critic(agent, env.spec)
 
     def loss(model: ActorCritic, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:

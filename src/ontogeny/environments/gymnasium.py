@@ -26,7 +26,9 @@ from ontogeny.types import EnvSpec, HostEnvironment, TimeStep
 from ontogeny.validation import shorten
 
 if TYPE_CHECKING:
-    import gymnasium
+    from gymnasium import Env, Space
+else:  # an optional dependency, which is imported where it is used
+    Env = Space = Any
 
 TAKES_ID = True
 MAX_ACTIONS = 1024  # of an action space that combines several choices
@@ -66,7 +68,7 @@ class ActionFormat(NamedTuple):
 class TaskSettings(NamedTuple):
     """How the object of a lifetime is made."""
 
-    make: "Callable[..., gymnasium.Env[Any, Any]]"
+    make: Callable[..., Env]
     name: str  # of the environment, for messages
     max_episodes: int | None  # after which a lifetime is over
     features: tuple[str, ...]
@@ -107,7 +109,7 @@ def build(
 
 
 def from_gymnasium(
-    make: "Callable[..., gymnasium.Env[Any, Any]]",
+    make: Callable[..., Env],
     name: str,
     *,
     episodes: int = 10,
@@ -155,7 +157,7 @@ class LifetimeTask:
 
     render_mode = None
 
-    def __init__(self, env: "gymnasium.Env[Any, Any]", settings: TaskSettings, strict: bool) -> None:
+    def __init__(self, env: Env, settings: TaskSettings, strict: bool) -> None:
         """Wrap an environment whose varied parameters have their values."""
         from gymnasium.spaces import Box, Discrete
 
@@ -183,7 +185,7 @@ class LifetimeTask:
                 self._check_observation("reset", observation)
             return self.observations.encode(observation), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Any]:
+    def step(self, action: int | np.integer) -> tuple[np.ndarray, float, bool, bool, Any]:
         """Carry out a numbered action."""
         if self.is_over:
             return self._observation, 0.0, False, False, {}
@@ -277,7 +279,7 @@ def _same(task: LifetimeTask) -> LifetimeTask:
     return task
 
 
-def _make(id: str, **keywords: Any) -> "gymnasium.Env[Any, Any]":
+def _make(id: str, **keywords: Any) -> Env:
     """`gymnasium.make`, whose errors are one sentence; a module is also found in the working directory."""
     try:
         import gymnasium
@@ -318,21 +320,19 @@ def _make_task(settings: TaskSettings, seed: int, strict: bool = False) -> Lifet
     return LifetimeTask(env, settings, strict)
 
 
-def _make_env(
-    make: "Callable[..., gymnasium.Env[Any, Any]]", name: str, arguments: Mapping[str, float]
-) -> "gymnasium.Env[Any, Any]":
+def _make_env(make: Callable[..., Env], name: str, arguments: Mapping[str, float]) -> Env:
     """A new environment of Gymnasium."""
     with _explain(name, "make"):
         env = make(**arguments)
-    from gymnasium import Env
+    import gymnasium
 
-    if not isinstance(env, Env):
+    if not isinstance(env, gymnasium.Env):
         raise BadInput(f"'{name}' must make a `gymnasium.Env`, not {type(env).__name__}")
     return env
 
 
 def _divide_ranges(
-    make: "Callable[..., gymnasium.Env[Any, Any]]",
+    make: Callable[..., Env],
     name: str,
     varied: Sequence[ParameterRange],
     drifting: Sequence[ParameterRange],
@@ -417,18 +417,18 @@ def _require_one_format(tasks: Sequence[LifetimeTask]) -> None:
         )
 
 
-def _observation_format(space: "gymnasium.Space[Any]", name: str) -> ObservationFormat:
+def _observation_format(space: Space, name: str) -> ObservationFormat:
     """Observations as a whole number, or as an array of float32 of the shape of a box, or flattened."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):
         num_observations, start = int(space.n), int(space.start)
-        return ObservationFormat(num_observations, (), lambda value: np.int32(int(value) - start))
+        return ObservationFormat(num_observations, (), lambda value: np.array(int(value) - start, np.int32))
     encode, shape = _vector_format(space, name)
     return ObservationFormat(0, shape or (1,), (lambda value: encode(value).reshape(1)) if shape == () else encode)
 
 
-def _vector_format(space: "gymnasium.Space[Any]", name: str) -> tuple[Callable[[Any], np.ndarray], tuple[int, ...]]:
+def _vector_format(space: Space, name: str) -> tuple[Callable[[Any], np.ndarray], tuple[int, ...]]:
     """An encoding of a space as an array of float32, and its shape. Bytes are scaled to the range from 0 to 1."""
     from gymnasium import spaces
 
@@ -453,7 +453,7 @@ def _vector_format(space: "gymnasium.Space[Any]", name: str) -> tuple[Callable[[
     raise BadInput(f"'{name}' has observations in {type(space).__name__}; supported are {SUPPORTED_OBSERVATIONS}")
 
 
-def _action_format(space: "gymnasium.Space[Any]", name: str) -> ActionFormat:
+def _action_format(space: Space, name: str) -> ActionFormat:
     """Numbered actions."""
     from gymnasium import spaces
 

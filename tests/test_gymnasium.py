@@ -1,0 +1,398 @@
+"""Environments that are Python objects: the driver, the adapter of Gymnasium, and every stage on them."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ontogeny import contracts, lifetimes, rng, trees
+from ontogeny.audit.attribution import attribute
+from ontogeny.audit.suite import agent_subjects, audit_subject
+from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.host_rollouts import rollout_on_host, task_seeds
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.stages.assembly import assemble, build_development, make_agent, make_env
+from ontogeny.stages.deploy import deploy
+from ontogeny.stages.evaluate import evaluate, record_lifetime
+from ontogeny.stages.saved_agent import initial_agent, read_saved_agent
+from ontogeny.stages.spec import parse_run_spec
+from ontogeny.stages.train import train
+from ontogeny.steering import build as build_steering
+from ontogeny.types import Environment, EnvSpec, TimeStep
+
+gymnasium = pytest.importorskip("gymnasium")
+from ontogeny.environments.gymnasium import from_gymnasium  # noqa: E402
+
+PLUGINS = Path(__file__).parent / "plugins"
+KEYS = rng.sample_lifetime_keys(jax.random.key(3), 5, "training")
+
+
+@pytest.fixture(autouse=True)
+def working_directory(monkeypatch):
+    """The folder of the user's module, from which the commands are run."""
+    monkeypatch.chdir(PLUGINS)
+
+
+def signals(**settings):
+    """The user's environment with these settings, and those of its class as `keywords`."""
+    return make_env("gymnasium", id="signals:Signals-v0", **settings)
+
+
+def run_spec(agent, env_settings, **others):
+    env_settings = {"id": "signals:Signals-v0", **env_settings}
+    return parse_run_spec({"agent": agent, "env": {"name": "gymnasium", "settings": env_settings}, **others})
+
+
+def random_steps(env, num_steps, *, num_lifetimes=2, strict=True):
+    """The time steps of lifetimes with random actions, [T, N], and the actions."""
+    tasks = env.begin(range(num_lifetimes), strict=strict)
+    actions = np.random.default_rng(0).integers(env.spec.num_actions, size=(num_steps, num_lifetimes))
+    steps = [tasks.reset(), *map(tasks.step, actions)]
+    tasks.close()
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *steps), actions
+
+
+class Twin(gymnasium.Env):
+    """A deterministic environment of this package, as an environment of Gymnasium."""
+
+    def __init__(self, env):
+        self._reset, self._step = jax.jit(env.reset), jax.jit(env.step)
+        self.observation_space = gymnasium.spaces.Discrete(env.spec.num_observations)
+        self.action_space = gymnasium.spaces.Discrete(env.spec.num_actions)
+        self._next = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if self._next is None:
+            self._state, time_step = self._reset(jax.random.key(0))
+            self._next = time_step.observation
+        return int(self._next), {}
+
+    def step(self, action):
+        self._state, time_step = self._step(jax.random.key(0), self._state, jnp.int32(action))
+        self._next = time_step.observation
+        first, discount = bool(time_step.first), float(time_step.discount)
+        outcome = float(time_step.outcome[0])
+        return int(time_step.final_observation), outcome, discount == 0, first and discount == 1, {}
+
+
+def build_walk(num_steps=40):
+    """A walk over six places: the last one pays and terminates; a time limit of seven steps truncates."""
+    spec = EnvSpec(
+        name="walk", num_actions=2, num_observations=6, observation_shape=(), outcome_features=("payout",),
+        num_steps=num_steps, horizon=7, drives=(("payout", 1.0),),
+    )  # fmt: skip
+
+    def reset(key):
+        place = jnp.int32(2)
+        return (place, jnp.int32(0)), TimeStep(place, place, jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+
+    def step(key, state, action):
+        place, time = state
+        place = jnp.maximum(place + 2 * action - 1, 0)
+        ends = place == 5
+        first = ends | (time == 6)
+        outcome = jnp.where(ends, 1.0, 0.125 * place)[None]
+        start = jnp.where(first, 2, place)
+        return (start, jnp.where(first, 0, time + 1)), TimeStep(start, place, outcome, first, jnp.where(ends, 0.0, 1.0))
+
+    return Environment(spec, reset, step, lambda outcome: outcome[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "agent", "settings"),
+    [
+        ("walk", "q_learning", {}),
+        ("chain", "q_learning", {}),
+        ("walk", "recurrent", {"stochastic": True, "hidden_size": 4}),
+    ],
+)
+def test_a_twin_has_the_trajectories_of_a_rollout_bit_for_bit(name, agent, settings):
+    chain = {"num_exposures": 0, "failure_probability": 0.0, "crossing_probability": 0.0, "changed_links": "none"}
+    env = build_walk() if name == "walk" else make_env("chain", num_trials=10, **chain)
+    twin = from_gymnasium(partial(Twin, env), "twin", steps=env.spec.num_steps)
+    steering = build_steering(env.spec)
+    subject = make_agent(agent, env, steering, **settings)
+    genome = subject.genome(jax.random.key(1))
+    for learning, reset in ((True, False), (False, True)):
+
+        def run(key, genome, learning=learning, reset=reset):
+            return rollout_lifetime(key, subject, env, steering, genome, learning, reset_each_episode=reset)
+
+        expected = jax.jit(jax.vmap(run))(KEYS, jax.tree.map(lambda leaf: jnp.stack([leaf] * len(KEYS)), genome))
+        on_host = rollout_on_host(
+            KEYS, subject, twin, steering, genome, env.spec.num_steps, learning, reset_each_episode=reset
+        )
+        assert trees.bitwise_equal(jax.device_get(expected), jax.device_get(on_host))
+        trajectory = on_host[1]
+        assert np.ptp(trajectory.reward) > 0 and np.any(trajectory.discount == 0)
+    if name == "walk":
+        assert np.any(trajectory.first[:, 1:] & (trajectory.discount[:, :-1] == 1))
+
+
+def test_a_twin_has_the_same_attribution():
+    env = build_walk(num_steps=60)
+    twin = from_gymnasium(partial(Twin, env), "twin", steps=60)
+    steering = build_steering(env.spec)
+    agent = make_agent("q_learning", env, steering)
+    results = [attribute(agent, each, steering, (), num_tasks=20) for each in (env, twin)]
+    assert results[0] == results[1] and results[0].gain.mean > 0
+    assert results[0].cells["weights"] != results[0].weights_from_log
+
+
+@pytest.mark.parametrize("agent", ["random", "recurrent"])
+def test_a_lifetime_is_the_same_alone_and_in_any_batch(agent):
+    """Also where others are over before or after it."""
+    agent, env, steering = assemble(run_spec(agent, {"id": "CartPole-v1", "episodes": 1}))
+    genome = agent.genome(jax.random.key(0))
+    whole = jax.device_get(rollout_on_host(KEYS, agent, env, steering, genome, 60, False))
+    lengths = (whole[1].reward > 0).sum(axis=1)
+    assert len(set(lengths.tolist())) > 1 and lengths.max() < 60
+    for selection in (np.array([np.argmin(lengths)]), np.array([3, 1])):
+        part = jax.device_get(rollout_on_host(KEYS[selection], agent, env, steering, genome, 60, False))
+        expected = jax.tree.map(partial(np.take, indices=selection, axis=0), whole)
+        assert trees.bitwise_equal(part, expected)
+
+
+def test_neither_batches_nor_the_number_of_tasks_change_a_score(monkeypatch):
+    assembly = assemble(run_spec("q_learning", {"episodes": 3}))
+    at_once = evaluate(*assembly, (), num_tasks=9, seed=1, mode="online")
+    monkeypatch.setattr(lifetimes, "MAX_HOST_LIFETIMES_PER_CALL", 2)
+    in_batches = evaluate(*assembly, (), num_tasks=5, seed=1, mode="online")
+    assert np.array_equal(in_batches.totals, at_once.totals[:5]) and np.ptp(at_once.totals) > 0
+    assert at_once.curve.unit == "episode" and at_once.curve.mean.sum() == pytest.approx(at_once.mean)
+    trajectory = record_lifetime(*assembly, (), 1, "online", task=2)
+    assert trajectory.outcome.sum() == at_once.totals[2]
+
+
+def test_the_seeds_of_two_stages_differ():
+    for index, stage in enumerate(rng.STAGES):
+        keys = rng.sample_lifetime_keys(jax.random.key(0), 8, stage)
+        seeds = np.asarray(task_seeds(keys, jax.vmap(rng.split_lifetime_key)(keys).task))
+        assert set(seeds >> 30) == {index} and len(set(seeds.tolist())) == 8
+
+
+SPACES = [  # observations, actions, sizes of the spec, observation -> signal
+    ("discrete", "discrete", 4, (), lambda observation: observation),
+    ("image", "discrete", 0, (4, 4, 3), lambda observation: observation.mean(axis=(1, 2)).argmax()),
+    ("dict", "multi_binary", 0, (6,), lambda observation: observation[-4:].argmax()),
+    ("tuple", "discrete", 0, (6,), lambda observation: observation[:4].argmax()),
+    ("multi_discrete", "multi_discrete", 0, (4,), lambda o: 2 * o[:2].argmax() + o[2:].argmax()),
+    ("scalar", "discrete", 0, (1,), lambda observation: observation[0]),
+]
+
+
+@pytest.mark.parametrize(("observations", "actions", "num_observations", "shape", "signal"), SPACES)
+def test_spaces_become_arrays_and_numbered_actions(observations, actions, num_observations, shape, signal):
+    env = signals(keywords=(f"observations:{observations}", f"actions:{actions}"), steps=100)
+    spec = env.spec
+    assert (spec.num_observations, spec.observation_shape, spec.num_actions) == (num_observations, shape, 4)
+    steps, taken = random_steps(env, 60)
+    shown = np.array([[signal(one) for one in row] for row in steps.observation])
+    assert set(shown.ravel()) == {0, 1, 2, 3}
+    assert np.array_equal(steps.outcome[1:, :, 0] == 1, shown[:-1] == taken)
+    if observations == "image":
+        assert steps.observation.max() == 1.0 and steps.observation.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("id", "num_actions", "num_observations", "shape", "horizon"),
+    [
+        ("CartPole-v1", 2, 0, (4,), 500),
+        ("FrozenLake-v1", 4, 16, (), 100),
+        ("Blackjack-v1", 2, 0, (45,), 30),
+        ("Taxi-v4", 6, 500, (), 200),
+        ("Acrobot-v1", 3, 0, (6,), 500),
+    ],
+)
+def test_environments_of_gymnasium(id, num_actions, num_observations, shape, horizon):
+    env = make_env("gymnasium", id=id, steps=30 if id == "Blackjack-v1" else 0)
+    spec = env.spec
+    assert (spec.num_actions, spec.num_observations, spec.observation_shape) == (num_actions, num_observations, shape)
+    assert spec.horizon == horizon and spec.num_steps == (30 if id == "Blackjack-v1" else 10 * horizon)
+    contracts.check_host_env(env)
+
+
+def test_a_time_limit_is_told_apart_from_a_termination():
+    steps, _ = random_steps(signals(steps=100), 90)
+    ended = steps.first[1:]
+    truncated, terminated = ended & (steps.discount[1:] == 1), ended & (steps.discount[1:] == 0)
+    assert truncated.any() and terminated.any() and np.all(ended | (steps.discount[1:] == 1))
+    is_same = steps.observation == steps.final_observation
+    assert is_same[1:][~ended].all() and not is_same[1:][ended].all()
+    starts = np.flatnonzero(steps.first[:, 0])
+    lengths, is_truncated = np.diff(starts), truncated[starts[1:] - 1, 0]
+    assert np.all(lengths[is_truncated] == 5) and np.all(lengths <= 5) and np.all(lengths >= 3)
+
+
+def test_a_lifetime_is_over_after_its_last_episode():
+    env = signals(episodes=2)
+    assert (env.spec.num_steps, env.spec.horizon) == (10, 5)
+    tasks = env.begin([0, 1])
+    tasks.reset()
+    firsts, is_over = [], []
+    for _ in range(12):
+        step = tasks.step(np.zeros(2, np.int32))
+        firsts.append(step.first), is_over.append(tasks.is_over)
+    assert np.array_equal(np.cumsum(firsts, axis=0) == 2, is_over) and np.sum(firsts) == 4
+    assert not step.outcome.any() and np.all(step.discount == 1)
+
+
+def test_named_entries_of_info_are_outcome_features():
+    env = signals(features=("hit", "shown"), steps=20)
+    assert env.spec.outcome_features == ("env_reward", "hit", "shown") and env.spec.drives == (("env_reward", 1.0),)
+    steps, _ = random_steps(env, 15)
+    assert np.array_equal(steps.outcome[..., 0], steps.outcome[..., 1]) and np.ptp(steps.outcome[..., 2]) > 0
+    agent, env, steering = assemble(run_spec("random", {"features": ["shown"], "steps": 20}, drives={"shown": 2.0}))
+    _, trajectory = rollout_on_host(KEYS, agent, env, steering, (), 20, False)
+    assert np.array_equal(trajectory.reward, trajectory.outcome @ np.array([1.0, 2.0], np.float32))
+
+
+def test_parameters_vary_by_lifetime_and_drift_within_it():
+    settings = {"vary": ("pay:0.5..2.0",), "drift": ("brightness:0..1:8",), "features": ("brightness",), "steps": 40}
+    env = signals(**settings)
+    steps, _ = random_steps(env, 30, num_lifetimes=3)
+    pays = {tuple(np.unique(row[row > 0])) for row in steps.outcome[1:, :, 0].T}
+    assert len(pays) == 3 and all(len(pay) == 1 and 0.5 <= pay[0] <= 2 for pay in pays)
+    assert np.allclose(steps.outcome[1:, 0, 1], np.minimum(np.arange(30) / 8, 1))
+    again, _ = random_steps(env, 30, num_lifetimes=3)
+    assert trees.bitwise_equal(steps, again)
+    varied, _ = random_steps(signals(vary=("brightness:2..3",), features=("brightness",), steps=10), 5)
+    assert len(np.unique(varied.outcome[1:, :, 1])) == 2 and np.all(varied.outcome[1:, :, 1] > 2)
+
+
+@pytest.mark.parametrize(("observations", "actions"), [case[:2] for case in SPACES[1:5]])
+def test_spaces_are_trained_evolved_and_audited(observations, actions, tmp_path):
+    """Both ways of development, then the attribution of the evolved agent."""
+    settings = {"keywords": [f"observations:{observations}", f"actions:{actions}"], "episodes": 2}
+    evolution = "evolution:population_size=4,num_lifetimes=2,num_generations=2,sigma=0.5"
+    spec = run_spec("recurrent:hidden_size=4", settings, development=evolution)
+    saved_agent = read_saved_agent(train(spec, tmp_path / "evolved"))
+    records = [json.loads(line) for line in (tmp_path / "evolved" / "records.jsonl").read_text().splitlines()]
+    assert [record["generation"] for record in records] == [1, 2] and records[0]["fitness_std"] > 0
+    assert not trees.bitwise_equal(saved_agent.genome, initial_agent(spec).genome)
+    result = attribute(*saved_agent.assembly, saved_agent.genome, num_tasks=20)
+    assert result.gain_of_weights.mean == 0 and result.cells["both"] == result.cells["activations"]
+    if observations == "tuple":
+        train(run_spec("recurrent:hidden_size=4", settings), tmp_path / "single")
+
+
+def test_a_run_that_is_interrupted_has_the_same_bits(tmp_path):
+    evolution = "evolution:population_size=4,num_lifetimes=2,num_generations=4,sigma=0.5"
+    spec = run_spec("recurrent:hidden_size=4", {"episodes": 2}, development=evolution)
+
+    def interrupt(num_done, total, record):
+        if num_done == 2:
+            raise KeyboardInterrupt
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(spec, whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, resumed, on_progress=interrupt, checkpoint_interval=0)
+    train(spec, resumed)
+    for name in ("records.jsonl", "genome.safetensors"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+
+
+def test_a_deployment_is_the_lifetime_of_its_key():
+    saved_agent = initial_agent(run_spec("q_learning", {"episodes": 3}))
+    steps = list(deploy(saved_agent, online=True, seed=2))
+    key = rng.sample_lifetime_keys(rng.key_from_seed(2), 1, "deployment")
+    states, trajectory = rollout_on_host(key, *saved_agent.assembly, saved_agent.genome, 15, True)
+    assert 9 <= len(steps) <= 15 and steps[-1].episode == 3
+    assert [step.action for step in steps] == trajectory.action[0, : len(steps)].tolist()
+    assert sum(step.score for step in steps) == trajectory.outcome.sum()
+    last = jax.tree.map(lambda leaf: leaf[0], states)
+    assert trees.bitwise_equal(jax.device_get(steps[-1].state), jax.device_get(last))
+    assert len(list(deploy(saved_agent, num_steps=4))) == 4
+
+
+FAULTS = {
+    "outside": (BadInput, "`reset` of .* returned an observation outside of its observation space: 9 of type int"),
+    "type": (BadInput, "outside of its observation space: .* is not in Dict"),
+    "error": (BadInput, "`step` of .* fails: RuntimeError: the lamp is broken"),
+    "global chance": (ContractViolation, "is not a function of its seed"),
+    "shared": (ContractViolation, "is not a function of its seed|differs when others run beside it"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault):
+    form = "dict" if fault == "type" else "discrete"
+    kind, message = FAULTS[fault]
+    with pytest.raises(kind, match=message):
+        contracts.check_host_env(signals(keywords=(f"fault:{fault}", f"observations:{form}")))
+
+
+def test_agents_are_checked_in_a_stand_in():
+    env = signals(keywords=("observations:image",))
+    stand_in = contracts.make_traceable(env)
+    assert stand_in.spec == env.spec
+    steering = build_steering(env.spec)
+    contracts.check_env(stand_in)
+    contracts.check_agent_first_steps(make_agent("random", env, steering), stand_in, steering)
+
+
+REFUSALS = {
+    "CartPole-v9": ({"id": "CartPole-v9"}, "Gymnasium cannot make 'CartPole-v9'"),
+    "no ID": ({"id": ""}, "name the environment of Gymnasium"),
+    "no module": ({"id": "absent_module:Signals-v0"}, "No module named 'absent_module'"),
+    "no time limit": ({"id": "signals:EndlessSignals-v0"}, "has no time limit.*`steps=1000`"),
+    "continuous": ({"keywords": ["actions:continuous"]}, "has actions in Box.*supported are Discrete"),
+    "many": ({"keywords": ["actions:many"]}, "at most 1,024 combinations"),
+    "text": ({"keywords": ["observations:text"]}, "has observations in Text; supported are"),
+    "unknown feature": ({"features": ["hits"]}, "no numeric entry of `info`.*'hits'; did you mean hit"),
+    "text feature": ({"features": ["name"]}, "no numeric entry of `info`"),
+    "unknown parameter": ({"vary": ["payy:0..1"]}, "no parameter to vary.*did you mean pay"),
+    "drift of an argument": ({"drift": ["observations:0..1:5"]}, "no parameter to drift"),
+    "no range": ({"vary": ["pay"]}, "'pay'"),
+    "unknown keyword": ({"keywords": ["color:red"]}, "cannot make .* with color: TypeError"),
+    "no keyword": ({"keywords": ["color"]}, "not of the form name:value"),
+    "no episodes": ({"episodes": 0}, "at least 1"),
+    "sizes": ({"vary": ["observations:0..1"]}, "KeyError|fails"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_bad_input_is_one_sentence(case):
+    settings, message = REFUSALS[case]
+    with pytest.raises(BadInput, match=message) as caught:
+        env = make_env("gymnasium", **{"id": "signals:Signals-v0", **settings})
+        env.begin([0, 1])
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(BadInput, match=r"pip install 'ontogeny\[gymnasium\]'"):
+        make_env("gymnasium", id="CartPole-v1", steps=3)
+
+
+@pytest.mark.parametrize("development", ["policy_gradient", "distillation"])
+def test_what_must_trace_the_environment_is_refused(development):
+    spec = run_spec("recurrent", {}, development=development)
+    with pytest.raises(BadInput, match=f"'{development}' needs an environment written in JAX"):
+        build_development(spec, assemble(spec))
+    with pytest.raises(BadInput, match=r"`audit agent`.* needs an environment written in JAX"):
+        audit_subject(agent_subjects(initial_agent(spec))[0])
+    with pytest.raises(BadInput, match="cannot reveal"):
+        assemble(run_spec("oracle", {}))
+
+
+def test_an_agent_that_breaks_its_contract_is_refused():
+    agent, env, steering = assemble(run_spec("q_learning", {"steps": 10}))
+    with pytest.raises(ContractViolation, match="`act` may change activations only"):
+        changed = agent._replace(act=lambda key, state, percept: (jnp.int32(0), _with_other_weights(state)))
+        evaluate(changed, env, steering, (), num_tasks=2, seed=0)
+    with pytest.raises(BadInput, match="action that its environment does not have"):
+        outside = agent._replace(act=lambda key, state, percept: (jnp.int32(4), state))
+        evaluate(outside, env, steering, (), num_tasks=2, seed=0)
+
+
+def _with_other_weights(state):
+    return state._replace(weights=jax.tree.map(lambda leaf: leaf + 1, state.weights))
