@@ -39,7 +39,7 @@ def working_directory(monkeypatch):
 
 
 def signals(**settings):
-    """The user's environment with these settings, and those of its class as `keywords`."""
+    """The user's environment with these settings, and those of its class as `parameters`."""
     return make_env("gymnasium", id="signals:Signals-v0", **settings)
 
 
@@ -136,13 +136,12 @@ def test_a_twin_has_the_trajectories_of_a_rollout_bit_for_bit(name, agent, setti
 
 
 def test_a_twin_has_the_same_attribution():
-    env = build_walk(num_steps=60)
-    twin = from_gymnasium(partial(Twin, env), "twin", steps=60)
+    env = build_walk(num_steps=24)
+    twin = from_gymnasium(partial(Twin, env), "twin", steps=24)
     steering = build_steering(env.spec)
     agent = make_agent("q_learning", env, steering)
     results = [attribute(agent, each, steering, (), num_tasks=20) for each in (env, twin)]
     assert results[0] == results[1] and results[0].gain.mean > 0
-    assert results[0].cells["weights"] != results[0].weights_from_log
 
 
 @pytest.mark.parametrize("agent", ["random", "recurrent"])
@@ -189,7 +188,7 @@ SPACES = [  # observations, actions, sizes of the spec, observation -> signal
 
 @pytest.mark.parametrize(("observations", "actions", "num_observations", "shape", "signal"), SPACES)
 def test_spaces_become_arrays_and_numbered_actions(observations, actions, num_observations, shape, signal):
-    env = signals(keywords=(f"observations:{observations}", f"actions:{actions}"), steps=100)
+    env = signals(parameters=(f"observations:{observations}", f"actions:{actions}"), steps=100)
     spec = env.spec
     assert (spec.num_observations, spec.observation_shape, spec.num_actions) == (num_observations, shape, 4)
     steps, taken = random_steps(env, 60)
@@ -254,12 +253,15 @@ def test_named_entries_of_info_are_outcome_features():
 
 
 def test_parameters_vary_by_lifetime_and_drift_within_it():
-    settings = {"vary": ("pay:0.5..2.0",), "drift": ("brightness:0..1:8",), "features": ("brightness",), "steps": 40}
+    settings = {"vary": ("pay:0.5..2.0",), "drift": ("brightness:0..1:20",), "features": ("brightness",), "steps": 40}
     env = signals(**settings)
     steps, _ = random_steps(env, 30, num_lifetimes=3)
     pays = {tuple(np.unique(row[row > 0])) for row in steps.outcome[1:, :, 0].T}
     assert len(pays) == 3 and all(len(pay) == 1 and 0.5 <= pay[0] <= 2 for pay in pays)
-    assert np.allclose(steps.outcome[1:, 0, 1], np.minimum(np.arange(30) / 8, 1))
+    starts = np.flatnonzero(steps.first[:, 0])
+    by_episode = np.split(steps.outcome[1:, 0, 1], starts[1:])
+    expected = np.minimum(starts / 20, 1)[: len(by_episode)]
+    assert all(np.allclose(part, level) for part, level in zip(by_episode, expected, strict=True) if len(part))
     again, _ = random_steps(env, 30, num_lifetimes=3)
     assert trees.bitwise_equal(steps, again)
     varied, _ = random_steps(signals(vary=("brightness:2..3",), features=("brightness",), steps=10), 5)
@@ -269,7 +271,7 @@ def test_parameters_vary_by_lifetime_and_drift_within_it():
 @pytest.mark.parametrize(("observations", "actions"), [case[:2] for case in SPACES[1:5]])
 def test_spaces_are_trained_evolved_and_audited(observations, actions, tmp_path):
     """Both ways of development, then the attribution of the evolved agent."""
-    settings = {"keywords": [f"observations:{observations}", f"actions:{actions}"], "episodes": 2}
+    settings = {"parameters": [f"observations:{observations}", f"actions:{actions}"], "episodes": 2}
     evolution = "evolution:population_size=4,num_lifetimes=2,num_generations=2,sigma=0.5"
     spec = run_spec("recurrent:hidden_size=4", settings, development=evolution)
     saved_agent = read_saved_agent(train(spec, tmp_path / "evolved"))
@@ -326,11 +328,11 @@ def test_a_planted_fault_is_found(fault):
     form = "dict" if fault == "type" else "discrete"
     kind, message = FAULTS[fault]
     with pytest.raises(kind, match=message):
-        contracts.check_host_env(signals(keywords=(f"fault:{fault}", f"observations:{form}")))
+        contracts.check_host_env(signals(parameters=(f"fault:{fault}", f"observations:{form}")))
 
 
 def test_agents_are_checked_in_a_stand_in():
-    env = signals(keywords=("observations:image",))
+    env = signals(parameters=("observations:image",))
     stand_in = contracts.make_traceable(env)
     assert stand_in.spec == env.spec
     steering = build_steering(env.spec)
@@ -343,18 +345,18 @@ REFUSALS = {
     "no ID": ({"id": ""}, "name the environment of Gymnasium"),
     "no module": ({"id": "absent_module:Signals-v0"}, "No module named 'absent_module'"),
     "no time limit": ({"id": "signals:EndlessSignals-v0"}, "has no time limit.*`steps=1000`"),
-    "continuous": ({"keywords": ["actions:continuous"]}, "has actions in Box.*supported are Discrete"),
-    "many": ({"keywords": ["actions:many"]}, "at most 1,024 combinations"),
-    "text": ({"keywords": ["observations:text"]}, "has observations in Text; supported are"),
+    "continuous": ({"parameters": ["actions:continuous"]}, "has actions in Box.*supported are Discrete"),
+    "many": ({"parameters": ["actions:many"]}, "at most 1,024 combinations"),
+    "text": ({"parameters": ["observations:text"]}, "has observations in Text; supported are"),
     "unknown feature": ({"features": ["hits"]}, "no numeric entry of `info`.*'hits'; did you mean hit"),
     "text feature": ({"features": ["name"]}, "no numeric entry of `info`"),
-    "unknown parameter": ({"vary": ["payy:0..1"]}, "no parameter to vary.*did you mean pay"),
-    "drift of an argument": ({"drift": ["observations:0..1:5"]}, "no parameter to drift"),
-    "no range": ({"vary": ["pay"]}, "'pay'"),
-    "unknown keyword": ({"keywords": ["color:red"]}, "cannot make .* with color: TypeError"),
-    "no keyword": ({"keywords": ["color"]}, "not of the form name:value"),
+    "unknown parameter": ({"vary": ["payy:0..1"]}, "no number to vary.*did you mean pay"),
+    "drift of an argument": ({"drift": ["observations:0..1:5"]}, "no number to drift"),
+    "no range": ({"vary": ["pay"]}, "the setting 'vary' is of the form PARAMETER:LOW..HIGH"),
+    "unknown keyword": ({"parameters": ["color:red"]}, "cannot make .* with color: TypeError"),
+    "no keyword": ({"parameters": ["color"]}, "is of the form PARAMETER:VALUE"),
     "no episodes": ({"episodes": 0}, "at least 1"),
-    "sizes": ({"vary": ["observations:0..1"]}, "KeyError|fails"),
+    "no number": ({"vary": ["observations:0..1"]}, "no number to vary"),
 }
 
 

@@ -9,7 +9,7 @@ Scandinavian Journal of Statistics 6:65). Secondary tests run on demand and chan
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -32,7 +32,8 @@ OnProgress = Callable[[int, int, str], None]
 
 def agent_subjects(saved_agent: SavedAgent) -> list[Subject]:
     """Returns the subjects of a finished run or of a saved deployment."""
-    agent, train_env, _ = saved_agent.assembly
+    agent, env, _ = saved_agent.assembly
+    train_env = cast("Environment", env)  # `audit_subject` refuses environments of Python objects
     name = saved_agent.spec.agent.name
     build, genome = partial(_build_agent, saved_agent), partial(_saved_genome, saved_agent)
     if not agent.learning:

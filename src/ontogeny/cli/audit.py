@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -259,7 +259,9 @@ def _read_audited(run: str, env: str | None, drives: list[str] | None, seed: int
         if drives:
             raise BadInput("an organism has the drives that its environment proposes; --drive goes with an agent")
         plugin, env_settings = plugins.parse(env or "")
-        subjects = calibration.organism_subjects(organism, make_env(plugin, **env_settings) if env else None)
+        subjects = calibration.organism_subjects(
+            organism, cast("Any", make_env(plugin, **env_settings)) if env else None
+        )
         source = Path(organism) if organism.endswith(".py") else None
         return AuditedAgent(subjects, {"organism": organism, "env": env or subjects[0].train_env.spec.name}, source)
     agent, _ = plugins.parse(run)

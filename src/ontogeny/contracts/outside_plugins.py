@@ -29,7 +29,7 @@ def check_outside_env(name: str, env: AnyEnvironment) -> None:
     files = plugins.outside_files(environments=name)
     with _name_files(files):
         if isinstance(env, HostEnvironment):
-            (check_host_env if files else check_spec)(env if files else env.spec)
+            check_host_env(env) if files else check_spec(env.spec)
         elif files and not is_tracing():
             check_env_first_steps(env, files)
         else:

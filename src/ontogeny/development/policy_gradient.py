@@ -23,7 +23,6 @@ from ontogeny.types import (
     Agent,
     AnyEnvironment,
     Development,
-    Environment,
     EnvSpec,
     Key,
     Percept,

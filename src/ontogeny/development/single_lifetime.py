@@ -4,6 +4,7 @@ An agent whose genome is a learning algorithm is thus developed by the same prog
 lifetimes cost environment steps and change nothing.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -44,7 +45,8 @@ def build(
     def evaluate(keys: Key, genome: Genome) -> Array:
         if isinstance(env, HostEnvironment):
             return host_fitness(keys, genome, agent, env, steering)
-        return jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys)  # [B]
+        fitness = partial(lifetime_fitness, agent=agent, env=env, steering=steering, genome=genome)
+        return jax.vmap(fitness)(keys)  # [B]
 
     def step(state: SingleLifetimeState) -> tuple[SingleLifetimeState, Info]:
         _, lifetimes_key, _ = jax.random.split(jax.random.fold_in(state.seed, state.generation), 3)

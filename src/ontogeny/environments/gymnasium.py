@@ -9,19 +9,19 @@ import contextlib
 import inspect
 import itertools
 import math
-import re
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from ontogeny import plugins
 from ontogeny.environments.base import first_feature
 from ontogeny.errors import BadInput, ContractViolation, require_at_least
+from ontogeny.plugins import Range
 from ontogeny.types import EnvSpec, HostEnvironment, TimeStep
 from ontogeny.validation import shorten
 
@@ -41,13 +41,12 @@ MIN_FIRST_STEPS = 20  # random steps that are checked where an environment is bu
 MAX_FIRST_STEPS = 500  # in which each named entry of `info` must appear
 
 
-class ParameterRange(NamedTuple):
-    """The values of a parameter of an environment: drawn per lifetime, or passed through within a lifetime."""
+class TaskParameter(NamedTuple):
+    """A number of an environment that is drawn per lifetime, or that changes within it."""
 
-    name: str
-    low: float
-    high: float
-    steps: int = 0  # of a lifetime, in which a drift goes from `low` to `high`
+    range: Range
+    is_argument: bool  # of the environment's class; else it is an attribute, which is set afterwards
+    is_whole: bool  # whether its values are whole numbers
 
 
 class ObservationFormat(NamedTuple):
@@ -72,9 +71,8 @@ class TaskSettings(NamedTuple):
     name: str  # of the environment, for messages
     max_episodes: int | None  # after which a lifetime is over
     features: tuple[str, ...]
-    arguments: tuple[ParameterRange, ...]  # drawn per lifetime and passed to `make`
-    attributes: tuple[ParameterRange, ...]  # drawn per lifetime and set afterwards
-    drifting: tuple[ParameterRange, ...]
+    varied: tuple[TaskParameter, ...]
+    drifting: tuple[TaskParameter, ...]
 
 
 def build(
@@ -83,7 +81,7 @@ def build(
     episodes: int = 10,
     steps: int = 0,
     features: tuple[str, ...] = (),
-    keywords: tuple[str, ...] = (),
+    parameters: tuple[str, ...] = (),
     vary: tuple[str, ...] = (),
     drift: tuple[str, ...] = (),
 ) -> HostEnvironment:
@@ -95,14 +93,15 @@ def build(
         steps: Steps of a lifetime, however many episodes they hold, in place of `episodes`; required where an
             environment has no time limit.
         features: Numeric entries of `info` that are outcome features beside the reward, `x+y`; 0 where absent.
-        keywords: Arguments of `gymnasium.make`, `name:value+name:value`.
-        vary: Parameters drawn uniformly per lifetime, `name:low..high`, joined by +: arguments of `gymnasium.make`, or
-            attributes of the environment that are numbers. Two whole numbers draw whole numbers.
-        drift: Attributes that change within a lifetime, `name:low..high:steps`, joined by +.
+        parameters: Fixed arguments of the environment, PARAMETER:VALUE, such as is_slippery:false; several are joined
+            by +.
+        vary: Numbers that each lifetime draws uniformly, PARAMETER:LOW..HIGH, such as gravity:5..15; arguments of the
+            environment, or its attributes.
+        drift: Attributes that change within a lifetime, PARAMETER:LOW..HIGH:STEPS, where an episode begins.
     """
     if not id:
         raise BadInput("name the environment of Gymnasium: `gymnasium:CartPole-v1`")
-    make = partial(_make, id, **_parse_keywords(keywords))
+    make = partial(_make, id, **_parse_parameters(parameters))
     return from_gymnasium(
         make, f"gymnasium:{id}", episodes=episodes, steps=steps, features=features, vary=vary, drift=drift
     )
@@ -127,9 +126,8 @@ def from_gymnasium(
     """
     require_at_least(1, episodes=episodes)
     require_at_least(0, steps=steps)
-    varied, drifting = (tuple(map(_parse_range, ranges)) for ranges in (vary, drift))
-    arguments, attributes = _divide_ranges(make, name, varied, drifting)
-    settings = TaskSettings(make, name, None if steps else episodes, tuple(features), arguments, attributes, drifting)
+    varied, drifting = _describe_parameters(make, name, vary, drift)
+    settings = TaskSettings(make, name, None if steps else episodes, tuple(features), varied, drifting)
     with contextlib.closing(_make_task(settings, 0, strict=True)) as task:
         observations, actions = task.observations, task.actions
         limit = _time_limit(task)
@@ -189,7 +187,6 @@ class LifetimeTask:
         """Carry out a numbered action."""
         if self.is_over:
             return self._observation, 0.0, False, False, {}
-        self._drift()
         self._num_steps += 1
         with _explain(self.settings.name, "step"):
             observation, reward, terminated, truncated, info = self.env.step(self.actions.decode(int(action)))
@@ -216,9 +213,11 @@ class LifetimeTask:
             )
 
     def _drift(self) -> None:
-        """Give each drifting attribute its value of this step."""
-        for name, low, high, steps in self.settings.drifting:
-            setattr(self.env.unwrapped, name, low + (high - low) * min(self._num_steps / steps, 1.0))
+        """Give each drifting attribute its value in an episode that begins now."""
+        for interval, _, is_whole in self.settings.drifting:
+            share = min(self._num_steps / interval.num_steps, 1.0) if interval.num_steps else 1.0
+            number = interval.low + share * (interval.high - interval.low)
+            setattr(self.env.unwrapped, interval.parameter, round(number) if is_whole else number)
 
 
 class GymnasiumTasks:
@@ -228,11 +227,13 @@ class GymnasiumTasks:
         """Make one object for each seed; `strict` ones check each step against their spaces."""
         from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-        self._seeds = list(seeds)
+        self._seeds: list[int | None] = list(seeds)
         tasks = [_make_task(settings, seed, strict) for seed in seeds]
         _require_one_format(tasks)
         self._tasks = tasks
-        self._vector = SyncVectorEnv([partial(_same, task) for task in tasks], autoreset_mode=AutoresetMode.SAME_STEP)
+        self._vector = SyncVectorEnv(
+            [partial(_same, cast("Env", task)) for task in tasks], autoreset_mode=AutoresetMode.SAME_STEP
+        )
         self._dtype = np.int32 if tasks[0].observations.num_observations else np.float32
 
     @property
@@ -264,17 +265,18 @@ class GymnasiumTasks:
         """A time step of all tasks, [N]."""
         features = np.stack([task.features for task in self._tasks])
         outcome = np.concatenate([reward[:, None].astype(np.float32), features], axis=1)
-        return TimeStep(
-            observation=np.asarray(observation, self._dtype),
-            final_observation=np.asarray(final, self._dtype),
-            outcome=outcome,
-            first=first,
-            discount=discount.astype(np.float32),
-            forced_action=np.full(len(first), -1, np.int32),
-        )  # pyright: ignore[reportArgumentType]
+        fields: Any = (
+            np.asarray(observation, self._dtype),
+            np.asarray(final, self._dtype),
+            outcome,
+            first,
+            discount.astype(np.float32),
+            np.full(len(first), -1, np.int32),
+        )
+        return TimeStep(*fields)
 
 
-def _same(task: LifetimeTask) -> LifetimeTask:
+def _same(task: Env) -> Env:
     """The task, for a place that calls a function for it."""
     return task
 
@@ -310,13 +312,12 @@ def _make_task(settings: TaskSettings, seed: int, strict: bool = False) -> Lifet
     """The object of the lifetime of a seed, with its varied parameters."""
 
     random = np.random.default_rng([seed, 1])
-    arguments, attributes = (
-        {parameter.name: _draw(random, parameter) for parameter in parameters}
-        for parameters in (settings.arguments, settings.attributes)
-    )
+    drawn = [(parameter, _draw(random, parameter)) for parameter in settings.varied]
+    arguments = {parameter.range.parameter: number for parameter, number in drawn if parameter.is_argument}
     env = _make_env(settings.make, settings.name, arguments)
-    for name, value in attributes.items():
-        setattr(env.unwrapped, name, value)
+    for parameter, number in drawn:
+        if not parameter.is_argument:
+            setattr(env.unwrapped, parameter.range.parameter, number)
     return LifetimeTask(env, settings, strict)
 
 
@@ -331,46 +332,35 @@ def _make_env(make: Callable[..., Env], name: str, arguments: Mapping[str, float
     return env
 
 
-def _divide_ranges(
-    make: Callable[..., Env],
-    name: str,
-    varied: Sequence[ParameterRange],
-    drifting: Sequence[ParameterRange],
-) -> tuple[tuple[ParameterRange, ...], tuple[ParameterRange, ...]]:
-    """The varied parameters that are arguments of the environment's class, and those that are attributes."""
-    if not varied and not drifting:
+def _describe_parameters(
+    make: Callable[..., Env], name: str, vary: Sequence[str], drift: Sequence[str]
+) -> tuple[tuple[TaskParameter, ...], tuple[TaskParameter, ...]]:
+    """The parameters of the settings `vary` and `drift`."""
+    if not vary and not drift:
         return (), ()
     with contextlib.closing(_make_env(make, name, {})) as env:
-        accepted = set(inspect.signature(type(env.unwrapped)).parameters)
-        numbers = {key for key, value in vars(env.unwrapped).items() if _is_number(value) and key[0] != "_"}
-    for kind, ranges, known in (("vary", varied, accepted | numbers), ("drift", drifting, numbers)):
-        for parameter in ranges:
-            if parameter.name not in known:
-                raise plugins.unknown_name_error(f"parameter to {kind} in '{name}'", parameter.name, sorted(known))
-            if (parameter.steps > 0) != (kind == "drift"):
-                form = "name:low..high:steps" if kind == "drift" else "name:low..high"
-                raise BadInput(f"the setting '{kind}' takes the form {form}, as in '{parameter.name}:0.5..1.5'")
-    return (
-        tuple(parameter for parameter in varied if parameter.name in accepted),
-        tuple(parameter for parameter in varied if parameter.name not in accepted),
-    )
+        signature = inspect.signature(type(env.unwrapped)).parameters
+        arguments = {key: argument.default for key, argument in signature.items() if _is_number(argument.default)}
+        attributes = {key: number for key, number in vars(env.unwrapped).items() if _is_number(number)}
+    varied, drifting = [], []
+    for parameters, texts, numbers in ((varied, vary, attributes | arguments), (drifting, drift, attributes)):
+        setting = "vary" if parameters is varied else "drift"
+        for text in texts:
+            interval = plugins.parse_range(text, setting, has_steps=setting == "drift")
+            if interval.parameter not in numbers:
+                noun = f"number to {setting} in '{name}' with the name"
+                raise plugins.unknown_name_error(noun, interval.parameter, sorted(numbers))
+            is_argument = setting == "vary" and interval.parameter in arguments
+            parameters.append(TaskParameter(interval, is_argument, isinstance(numbers[interval.parameter], int)))
+    return tuple(varied), tuple(drifting)
 
 
-def _parse_range(text: str) -> ParameterRange:
-    """Read `name:low..high` or `name:low..high:steps`."""
-    match = re.fullmatch(r"(\w+):(.+?)\.\.(.+?)(?::([1-9]\d*))?", text.strip())
-    low, high = (plugins.parse_value(end) for end in match.group(2, 3)) if match else (None, None)
-    if match is None or not (_is_number(low) and _is_number(high)) or not low <= high or math.isinf(high - low):
-        raise BadInput(f"'{text}' is not of the form name:low..high with numbers in ascending order")
-    return ParameterRange(match[1], low, high, int(match[4] or 0))
-
-
-def _draw(random: np.random.Generator, parameter: ParameterRange) -> float:
-    """A value of a varied parameter."""
-    low, high = parameter.low, parameter.high
-    if isinstance(low, int) and isinstance(high, int):
-        return int(random.integers(low, high, endpoint=True))
-    return float(random.uniform(low, high))
+def _draw(random: np.random.Generator, parameter: TaskParameter) -> float | int:
+    """A value of a varied parameter; whole numbers include both bounds."""
+    interval = parameter.range
+    if parameter.is_whole:
+        return int(random.integers(math.ceil(interval.low), math.floor(interval.high), endpoint=True))
+    return float(random.uniform(interval.low, interval.high))
 
 
 def _time_limit(task: LifetimeTask) -> int | None:
@@ -434,7 +424,8 @@ def _vector_format(space: Space, name: str) -> tuple[Callable[[Any], np.ndarray]
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
         keys = list(space.spaces) if isinstance(space, spaces.Dict) else range(len(space.spaces))
-        parts = [(key, *_vector_format(space.spaces[key], name)) for key in keys]
+        nested: Any = space.spaces
+        parts = [(key, *_vector_format(nested[key], name)) for key in keys]
 
         def encode_parts(value: Any) -> np.ndarray:
             return np.concatenate([np.ravel(encode(value[key])) for key, encode, _ in parts])
@@ -472,14 +463,14 @@ def _action_format(space: Space, name: str) -> ActionFormat:
     raise BadInput(f"'{name}' has actions in {space}; supported are {SUPPORTED_ACTIONS}")
 
 
-def _parse_keywords(keywords: Sequence[str]) -> dict[str, Any]:
-    """The arguments of `gymnasium.make`, `name:value` each."""
+def _parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
+    """The fixed arguments of the environment."""
     parsed = {}
-    for keyword in keywords:
-        name, colon, value = keyword.partition(":")
+    for text in texts:
+        name, colon, value = text.partition(":")
         if not colon or not name.isidentifier():
-            raise BadInput(f"'{keyword}' in the setting 'keywords' is not of the form name:value")
-        parsed[name] = plugins.parse_value(value)
+            raise BadInput(f"the setting 'parameters' is of the form PARAMETER:VALUE, joined by '+', not '{text}'")
+        parsed[name] = plugins.parse(f"_:{name}={value}")[1][name]
     return parsed
 
 

@@ -18,7 +18,7 @@ from ontogeny.stages.assembly import assemble, build_development, make_env
 from ontogeny.stages.spec import RunSpec, parse_plugin_choice
 from ontogeny.studies import upper_bounds
 from ontogeny.studies.spec import StudyAgent, StudyEnvironment, StudySpec
-from ontogeny.types import Agent, Environment
+from ontogeny.types import Agent, AnyEnvironment
 
 APPROACH_ORDER = ("baseline", "ml_code", "evolution")  # the quickest first
 
@@ -144,7 +144,7 @@ def make_run_spec(spec: StudySpec, agent: StudyAgent, env: StudyEnvironment, see
     )
 
 
-def build_env(env: StudyEnvironment) -> Environment:
+def build_env(env: StudyEnvironment) -> AnyEnvironment:
     """Build an environment of a study."""
     choice = parse_plugin_choice(env.env)
     return make_env(choice.name, **choice.settings)
