@@ -43,9 +43,9 @@ def signals(**settings):
     return make_env("gymnasium", id="signals:Signals-v0", **settings)
 
 
-def run_spec(agent, env_settings, **others):
+def run_spec(agent, env_settings, **fields):
     env_settings = {"id": "signals:Signals-v0", **env_settings}
-    return parse_run_spec({"agent": agent, "env": {"name": "gymnasium", "settings": env_settings}, **others})
+    return parse_run_spec({"agent": agent, "env": {"name": "gymnasium", "settings": env_settings}, **fields})
 
 
 def random_steps(env, num_steps, *, num_lifetimes=2, strict=True):
@@ -140,7 +140,7 @@ def test_a_twin_has_the_same_attribution():
     twin = from_gymnasium(partial(Twin, env), "twin", steps=24)
     steering = build_steering(env.spec)
     agent = make_agent("q_learning", env, steering)
-    results = [attribute(agent, each, steering, (), num_tasks=20) for each in (env, twin)]
+    results = [attribute(agent, environment, steering, (), num_tasks=20) for environment in (env, twin)]
     assert results[0] == results[1] and results[0].gain.mean > 0
 
 
@@ -149,12 +149,12 @@ def test_a_lifetime_is_the_same_alone_and_in_any_batch(agent):
     """Also where others are over before or after it."""
     agent, env, steering = assemble(run_spec(agent, {"id": "CartPole-v1", "episodes": 1}))
     genome = agent.genome(jax.random.key(0))
-    whole = jax.device_get(rollout_on_host(KEYS, agent, env, steering, genome, 60, False))
-    lengths = (whole[1].reward > 0).sum(axis=1)
+    batch = jax.device_get(rollout_on_host(KEYS, agent, env, steering, genome, 60, False))
+    lengths = (batch[1].reward > 0).sum(axis=1)
     assert len(set(lengths.tolist())) > 1 and lengths.max() < 60
     for selection in (np.array([np.argmin(lengths)]), np.array([3, 1])):
         part = jax.device_get(rollout_on_host(KEYS[selection], agent, env, steering, genome, 60, False))
-        expected = jax.tree.map(partial(np.take, indices=selection, axis=0), whole)
+        expected = jax.tree.map(partial(np.take, indices=selection, axis=0), batch)
         assert trees.bitwise_equal(part, expected)
 
 
@@ -191,10 +191,10 @@ def test_spaces_become_arrays_and_numbered_actions(observations, actions, num_ob
     env = signals(parameters=(f"observations:{observations}", f"actions:{actions}"), steps=100)
     spec = env.spec
     assert (spec.num_observations, spec.observation_shape, spec.num_actions) == (num_observations, shape, 4)
-    steps, taken = random_steps(env, 60)
-    shown = np.array([[signal(one) for one in row] for row in steps.observation])
-    assert set(shown.ravel()) == {0, 1, 2, 3}
-    assert np.array_equal(steps.outcome[1:, :, 0] == 1, shown[:-1] == taken)
+    steps, actions_taken = random_steps(env, 60)
+    signal_by_step = np.array([[signal(observation) for observation in row] for row in steps.observation])
+    assert set(signal_by_step.ravel()) == {0, 1, 2, 3}
+    assert np.array_equal(steps.outcome[1:, :, 0] == 1, signal_by_step[:-1] == actions_taken)
     if observations == "image":
         assert steps.observation.max() == 1.0 and steps.observation.dtype == np.float32
 
@@ -217,7 +217,7 @@ def test_environments_of_gymnasium(id, num_actions, num_observations, shape, hor
     contracts.check_host_env(env)
 
 
-def test_a_time_limit_is_told_apart_from_a_termination():
+def test_a_time_limit_differs_from_a_termination():
     steps, _ = random_steps(signals(steps=100), 90)
     ended = steps.first[1:]
     truncated, terminated = ended & (steps.discount[1:] == 1), ended & (steps.discount[1:] == 0)
@@ -262,8 +262,8 @@ def test_parameters_vary_by_lifetime_and_drift_within_it():
     by_episode = np.split(steps.outcome[1:, 0, 1], starts[1:])
     expected = np.minimum(starts / 20, 1)[: len(by_episode)]
     assert all(np.allclose(part, level) for part, level in zip(by_episode, expected, strict=True) if len(part))
-    again, _ = random_steps(env, 30, num_lifetimes=3)
-    assert trees.bitwise_equal(steps, again)
+    repeated, _ = random_steps(env, 30, num_lifetimes=3)
+    assert trees.bitwise_equal(steps, repeated)
     varied, _ = random_steps(signals(vary=("brightness:2..3",), features=("brightness",), steps=10), 5)
     assert len(np.unique(varied.outcome[1:, :, 1])) == 2 and np.all(varied.outcome[1:, :, 1] > 2)
 
@@ -292,13 +292,13 @@ def test_a_run_that_is_interrupted_has_the_same_bits(tmp_path):
         if num_done == 2:
             raise KeyboardInterrupt
 
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(spec, whole)
+    finished, resumed = tmp_path / "finished", tmp_path / "resumed"
+    train(spec, finished)
     with pytest.raises(KeyboardInterrupt):
         train(spec, resumed, on_progress=interrupt, checkpoint_interval=0)
     train(spec, resumed)
     for name in ("records.jsonl", "genome.safetensors"):
-        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+        assert (finished / name).read_bytes() == (resumed / name).read_bytes()
 
 
 def test_a_deployment_is_the_lifetime_of_its_key():
@@ -324,7 +324,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault):
+def test_a_planted_fault_is_detected(fault):
     form = "dict" if fault == "type" else "discrete"
     kind, message = FAULTS[fault]
     with pytest.raises(kind, match=message):

@@ -99,8 +99,8 @@ def lifetimes_per_call(
     if isinstance(env, HostEnvironment):
         state = jax.eval_shape(lambda start: begin_lifetime(key, agent, start), start)
         fitting = BYTES_PER_CALL // max(trees.num_bytes(state), 1)
-        at_most = max(1, min(fitting, MAX_HOST_LIFETIMES_PER_CALL))
-        return -(-num_lifetimes // -(-num_lifetimes // at_most))  # calls of about the same size
+        max_lifetimes = max(1, min(fitting, MAX_HOST_LIFETIMES_PER_CALL))
+        return -(-num_lifetimes // -(-num_lifetimes // max_lifetimes))  # calls of about the same size
     num_devices = jax.local_device_count()
     before, after, trajectory = _run_one.eval_shape(key, start, agent, env, steering, False)
     env_state, _ = jax.eval_shape(env.reset, key)

@@ -51,9 +51,9 @@ def check_host_env(env: HostEnvironment, seed: int = 0) -> None:
         "`super().reset(seed=seed)` sets",
     )
     for index in range(NUM_LIFETIMES):
-        alone = _run_lifetimes(env, seeds[index : index + 1], actions[index : index + 1])
-        num_shared = min(alone.scores.shape[1], emitted.scores.shape[1])
-        pair = (_first_steps(emitted, index, num_shared), _first_steps(alone, 0, num_shared))
+        single = _run_lifetimes(env, seeds[index : index + 1], actions[index : index + 1])
+        num_shared = min(single.scores.shape[1], emitted.scores.shape[1])
+        pair = (_first_steps(emitted, index, num_shared), _first_steps(single, 0, num_shared))
         require(
             trees.bitwise_equal(*pair),
             f"a lifetime of '{env.spec.name}' differs when others run beside it: its objects share variables, such as "

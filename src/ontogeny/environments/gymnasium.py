@@ -312,10 +312,10 @@ def _make_task(settings: TaskSettings, seed: int, strict: bool = False) -> Lifet
     """The object of the lifetime of a seed, with its varied parameters."""
 
     random = np.random.default_rng([seed, 1])
-    drawn = [(parameter, _draw(random, parameter)) for parameter in settings.varied]
-    arguments = {parameter.range.parameter: number for parameter, number in drawn if parameter.is_argument}
+    draws = [(parameter, _draw(random, parameter)) for parameter in settings.varied]
+    arguments = {parameter.range.parameter: number for parameter, number in draws if parameter.is_argument}
     env = _make_env(settings.make, settings.name, arguments)
-    for parameter, number in drawn:
+    for parameter, number in draws:
         if not parameter.is_argument:
             setattr(env.unwrapped, parameter.range.parameter, number)
     return LifetimeTask(env, settings, strict)
@@ -379,22 +379,22 @@ def _time_limit(task: LifetimeTask) -> int | None:
 
 def _check_first_steps(task: LifetimeTask, settings: TaskSettings) -> None:
     """Raises `BadInput` where random steps fail, or where a named entry of `info` does not appear in them."""
-    missing, found = set(settings.features), set[str]()
+    missing, names = set(settings.features), set[str]()
     random = np.random.default_rng(0)
     task.reset(seed=0)
     for number in range(MAX_FIRST_STEPS):
-        if number >= MIN_FIRST_STEPS and missing <= found:
+        if number >= MIN_FIRST_STEPS and missing <= names:
             return
         *_, terminated, truncated, _ = task.step(int(random.integers(task.actions.num_actions)))
-        found |= {name for name, value in task.info.items() if _is_number(value)}
+        names |= {name for name, value in task.info.items() if _is_number(value)}
         if terminated or truncated:
             task.reset()
         if task.is_over:
             break
-    if missing <= found:
+    if missing <= names:
         return
     noun = f"numeric entry of `info` in random steps of '{settings.name}'"
-    raise plugins.unknown_name_error(noun, min(missing - found), sorted(found))
+    raise plugins.unknown_name_error(noun, min(missing - names), sorted(names))
 
 
 def _require_one_format(tasks: Sequence[LifetimeTask]) -> None:
