@@ -166,8 +166,8 @@ def run_one_lifetime(
     """One whole lifetime; arguments as of `measure_lifetimes`, without the axis N."""
     if not isinstance(env, HostEnvironment):
         return _run_one_lifetime(key, agent, env, steering, start, learning)
-    result = rollout_on_host(key[None], agent, env, steering, start, env.spec.num_steps, learning)
-    return jax.tree.map(lambda leaf: leaf[0], result)
+    batch = rollout_on_host(key[None], agent, env, steering, start, env.spec.num_steps, learning)
+    return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
 def score_from_log(key: Key, start: Genome | State, agent: Agent, env: AnyEnvironment, steering: Steering) -> Array:

@@ -386,7 +386,7 @@ def _check_first_steps(task: LifetimeTask, settings: TaskSettings) -> None:
         if number >= MIN_FIRST_STEPS and missing <= names:
             return
         *_, terminated, truncated, _ = task.step(int(random.integers(task.actions.num_actions)))
-        names |= {name for name, value in task.info.items() if _is_number(value)}
+        names |= {name for name, entry in task.info.items() if _is_number(entry)}
         if terminated or truncated:
             task.reset()
         if task.is_over:
@@ -413,9 +413,11 @@ def _observation_format(space: Space, name: str) -> ObservationFormat:
 
     if isinstance(space, spaces.Discrete):
         num_observations, start = int(space.n), int(space.start)
-        return ObservationFormat(num_observations, (), lambda value: np.array(int(value) - start, np.int32))
+        return ObservationFormat(num_observations, (), lambda observation: np.array(int(observation) - start, np.int32))
     encode, shape = _vector_format(space, name)
-    return ObservationFormat(0, shape or (1,), (lambda value: encode(value).reshape(1)) if shape == () else encode)
+    return ObservationFormat(
+        0, shape or (1,), (lambda observation: encode(observation).reshape(1)) if shape == () else encode
+    )
 
 
 def _vector_format(space: Space, name: str) -> tuple[Callable[[Any], np.ndarray], tuple[int, ...]]:
@@ -427,20 +429,20 @@ def _vector_format(space: Space, name: str) -> tuple[Callable[[Any], np.ndarray]
         nested: Any = space.spaces
         parts = [(key, *_vector_format(nested[key], name)) for key in keys]
 
-        def encode_parts(value: Any) -> np.ndarray:
-            return np.concatenate([np.ravel(encode(value[key])) for key, encode, _ in parts])
+        def encode_parts(observation: Any) -> np.ndarray:
+            return np.concatenate([np.ravel(encode(observation[key])) for key, encode, _ in parts])
 
         return encode_parts, (sum(math.prod(shape) for _, _, shape in parts),)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
 
-        def flatten(value: Any) -> np.ndarray:
-            return np.asarray(spaces.flatten(space, value), np.float32)
+        def flatten(observation: Any) -> np.ndarray:
+            return np.asarray(spaces.flatten(space, observation), np.float32)
 
         return flatten, (spaces.flatdim(space),)
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         shape = tuple(int(length) for length in space.shape)
         scale = np.float32(1 / 255 if space.dtype == np.uint8 and isinstance(space, spaces.Box) else 1)
-        return lambda value: np.asarray(value, np.float32).reshape(shape) * scale, shape
+        return lambda observation: np.asarray(observation, np.float32).reshape(shape) * scale, shape
     raise BadInput(f"'{name}' has observations in {type(space).__name__}; supported are {SUPPORTED_OBSERVATIONS}")
 
 
@@ -467,28 +469,28 @@ def _parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
     """The fixed arguments of the environment."""
     parsed = {}
     for text in texts:
-        name, colon, value = text.partition(":")
+        name, colon, literal = text.partition(":")
         if not colon or not name.isidentifier():
             raise BadInput(f"the setting 'parameters' is of the form PARAMETER:VALUE, joined by '+', not '{text}'")
-        parsed[name] = plugins.parse(f"_:{name}={value}")[1][name]
+        parsed[name] = plugins.parse(f"_:{name}={literal}")[1][name]
     return parsed
 
 
-def _type_name(value: Any) -> str:
-    """The type of a value, or of the entries of an array with its shape."""
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+def _type_name(entry: Any) -> str:
+    """The type of a entry, or of the entries of an array with its shape."""
+    return f"{entry.dtype}{list(entry.shape)}" if isinstance(entry, np.ndarray) else type(entry).__name__
 
 
-def _is_number(value: object) -> bool:
+def _is_number(entry: object) -> bool:
     """Whether this is one number."""
-    return (isinstance(value, Real) or (isinstance(value, np.ndarray) and value.ndim == 0)) and not isinstance(
-        value, bool
+    return (isinstance(entry, Real) or (isinstance(entry, np.ndarray) and entry.ndim == 0)) and not isinstance(
+        entry, bool
     )
 
 
-def _number(value: Any) -> float:
+def _number(entry: Any) -> float:
     """An entry of `info` as a number; what is no number is 0."""
-    return float(value) if isinstance(value, bool | np.bool_) or _is_number(value) else 0.0
+    return float(entry) if isinstance(entry, bool | np.bool_) or _is_number(entry) else 0.0
 
 
 def _first_line(error: BaseException) -> str:
