@@ -181,7 +181,7 @@ SPACES = [  # observations, actions, sizes of the spec, observation -> signal
     ("image", "discrete", 0, (4, 4, 3), lambda observation: observation.mean(axis=(1, 2)).argmax()),
     ("dict", "multi_binary", 0, (6,), lambda observation: observation[-4:].argmax()),
     ("tuple", "discrete", 0, (6,), lambda observation: observation[:4].argmax()),
-    ("multi_discrete", "multi_discrete", 0, (4,), lambda o: 2 * o[:2].argmax() + o[2:].argmax()),
+    ("multi_discrete", "multi_discrete", 0, (2,), lambda observation: observation @ [2, 1]),
     ("scalar", "discrete", 0, (1,), lambda observation: observation[0]),
 ]
 
@@ -342,21 +342,21 @@ def test_agents_are_checked_in_a_stand_in():
 
 REFUSALS = {
     "CartPole-v9": ({"id": "CartPole-v9"}, "Gymnasium cannot make 'CartPole-v9'"),
-    "no ID": ({"id": ""}, "name the environment of Gymnasium"),
+    "no ID": ({"id": ""}, "by its ID, such as gymnasium:CartPole-v1"),
     "no module": ({"id": "absent_module:Signals-v0"}, "No module named 'absent_module'"),
-    "no time limit": ({"id": "signals:EndlessSignals-v0"}, "has no time limit.*`steps=1000`"),
-    "continuous": ({"parameters": ["actions:continuous"]}, "has actions in Box.*supported are Discrete"),
+    "no time limit": ({"id": "signals:EndlessSignals-v0"}, "has no time limit: the setting 'steps'"),
+    "continuous": ({"parameters": ["actions:continuous"]}, "has continuous actions.*supports discrete actions"),
     "many": ({"parameters": ["actions:many"]}, "at most 1,024 combinations"),
-    "text": ({"parameters": ["observations:text"]}, "has observations in Text; supported are"),
-    "unknown feature": ({"features": ["hits"]}, "no numeric entry of `info`.*'hits'; did you mean hit"),
-    "text feature": ({"features": ["name"]}, "no numeric entry of `info`"),
-    "unknown parameter": ({"vary": ["payy:0..1"]}, "no number to vary.*did you mean pay"),
-    "drift of an argument": ({"drift": ["observations:0..1:5"]}, "no number to drift"),
+    "text": ({"parameters": ["observations:text"]}, "has observations of the space Text"),
+    "unknown feature": ({"features": ["hits"]}, "`info` of .* has no number 'hits'; did you mean hit"),
+    "text feature": ({"features": ["name"]}, "`info` of .* has no number 'name'"),
+    "unknown parameter": ({"vary": ["payy:0..1"]}, "no number among the parameters.*did you mean pay"),
+    "drift of an argument": ({"drift": ["observations:0..1:5"]}, "no number among the parameters"),
     "no range": ({"vary": ["pay"]}, "the setting 'vary' is of the form PARAMETER:LOW..HIGH"),
     "unknown keyword": ({"parameters": ["color:red"]}, "cannot make .* with color: TypeError"),
-    "no keyword": ({"parameters": ["color"]}, "is of the form PARAMETER:VALUE"),
+    "no keyword": ({"parameters": ["color"]}, "is of the form PARAMETER:"),
     "no episodes": ({"episodes": 0}, "at least 1"),
-    "no number": ({"vary": ["observations:0..1"]}, "no number to vary"),
+    "no number": ({"vary": ["observations:0..1"]}, "no number among the parameters"),
 }
 
 

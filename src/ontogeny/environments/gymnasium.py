@@ -7,22 +7,19 @@ reward.
 
 import contextlib
 import inspect
-import itertools
 import math
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from ontogeny import plugins
+from ontogeny.environments import providers
 from ontogeny.environments.base import first_feature
-from ontogeny.errors import BadInput, ContractViolation, require_at_least
+from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.plugins import Range
-from ontogeny.types import EnvSpec, HostEnvironment, TimeStep
+from ontogeny.types import HostEnvironment, TimeStep
 from ontogeny.validation import shorten
 
 if TYPE_CHECKING:
@@ -31,12 +28,6 @@ else:  # an optional dependency, which is imported where it is used
     Env = Space = Any
 
 TAKES_ID = True
-MAX_ACTIONS = 1024  # of an action space that combines several choices
-SUPPORTED_ACTIONS = (
-    f"Discrete, and MultiDiscrete and MultiBinary with at most {MAX_ACTIONS:,} combinations; for continuous actions, "
-    "write a wrapper that offers some of them as a Discrete space"
-)
-SUPPORTED_OBSERVATIONS = "Discrete, Box, MultiBinary, MultiDiscrete, and Dict and Tuple of these"
 MIN_FIRST_STEPS = 20  # random steps that are checked where an environment is built
 MAX_FIRST_STEPS = 500  # in which each named entry of `info` must appear
 
@@ -47,21 +38,6 @@ class TaskParameter(NamedTuple):
     range: Range
     is_argument: bool  # of the environment's class; else it is an attribute, which is set afterwards
     is_whole: bool  # whether its values are whole numbers
-
-
-class ObservationFormat(NamedTuple):
-    """Observations of a space as arrays."""
-
-    num_observations: int  # 0 where they are vectors
-    shape: tuple[int, ...]
-    encode: Callable[[Any], np.ndarray]
-
-
-class ActionFormat(NamedTuple):
-    """Numbered actions of a space."""
-
-    num_actions: int
-    decode: Callable[[int], Any]
 
 
 class TaskSettings(NamedTuple):
@@ -97,11 +73,11 @@ def build(
             by +.
         vary: Numbers that each lifetime draws uniformly, PARAMETER:LOW..HIGH, such as gravity:5..15; arguments of the
             environment, or its attributes.
-        drift: Attributes that change within a lifetime, PARAMETER:LOW..HIGH:STEPS, where an episode begins.
+        drift: Attributes that change within a lifetime, PARAMETER:LOW..HIGH:STEPS; STEPS is the number of steps that
+            the change takes, or FIRST..LAST, and it takes effect where an episode begins.
     """
-    if not id:
-        raise BadInput("name the environment of Gymnasium: `gymnasium:CartPole-v1`")
-    make = partial(_make, id, **_parse_parameters(parameters))
+    providers.require_id("gymnasium", id, "CartPole-v1")
+    make = partial(_make, id, **providers.parse_parameters(parameters))
     return from_gymnasium(
         make, f"gymnasium:{id}", episodes=episodes, steps=steps, features=features, vary=vary, drift=drift
     )
@@ -124,23 +100,20 @@ def from_gymnasium(
         name: Of the environment.
         episodes: As of `build`, and so are the other settings.
     """
-    require_at_least(1, episodes=episodes)
-    require_at_least(0, steps=steps)
     varied, drifting = _describe_parameters(make, name, vary, drift)
     settings = TaskSettings(make, name, None if steps else episodes, tuple(features), varied, drifting)
     with contextlib.closing(_make_task(settings, 0, strict=True)) as task:
-        observations, actions = task.observations, task.actions
-        limit = _time_limit(task)
-        if not steps and limit is None:
-            raise BadInput(f"'{name}' has no time limit, so the length of a lifetime must be stated: `steps=1000`")
-        num_steps = steps or episodes * (limit or 0)
+        layouts = task.actions, task.observations
+        spec = providers.make_spec(
+            name, *layouts, settings.features, episodes=episodes, steps=steps, horizon=_time_limit(task)
+        )
         _check_first_steps(task, settings)
-    spec = EnvSpec(
-        name=name, num_actions=actions.num_actions, num_observations=observations.num_observations,
-        observation_shape=observations.shape, outcome_features=("env_reward", *settings.features),
-        num_steps=num_steps, horizon=min(limit or num_steps, num_steps), drives=(("env_reward", 1.0),),
-    )  # fmt: skip
     return HostEnvironment(spec, partial(GymnasiumTasks, settings), first_feature)
+
+
+def list_ids() -> list[str]:
+    """The IDs that Gymnasium registers itself, those that cannot be used included."""
+    return list(providers.import_package("gymnasium").registry)
 
 
 class LifetimeTask:
@@ -161,8 +134,8 @@ class LifetimeTask:
 
         self.env, self.settings, self.strict = env, settings, strict
         self.metadata: dict[str, Any] = {}
-        self.observations = _observation_format(env.observation_space, settings.name)
-        self.actions = _action_format(env.action_space, settings.name)
+        self.observations = providers.describe_observations(settings.name, env.observation_space)
+        self.actions = providers.describe_actions(settings.name, env.action_space)
         self.action_space = Discrete(self.actions.num_actions)
         self.observation_space = Box(-np.inf, np.inf, self.observations.shape, np.float32)
         if self.observations.num_observations:
@@ -181,7 +154,7 @@ class LifetimeTask:
             observation, _ = self.env.reset(seed=seed)
             if self.strict:
                 self._check_observation("reset", observation)
-            return self.observations.encode(observation), {}
+            return self.observations.encode(observation, np), {}
 
     def step(self, action: int | np.integer) -> tuple[np.ndarray, float, bool, bool, Any]:
         """Carry out a numbered action."""
@@ -189,12 +162,12 @@ class LifetimeTask:
             return self._observation, 0.0, False, False, {}
         self._num_steps += 1
         with _explain(self.settings.name, "step"):
-            observation, reward, terminated, truncated, info = self.env.step(self.actions.decode(int(action)))
+            observation, reward, terminated, truncated, info = self.env.step(self.actions.decode(int(action), np))
             self.info = info
             self.features = np.array([_number(info.get(name, 0.0)) for name in self.settings.features], np.float32)
             if self.strict:
                 self._check_observation("step", observation)
-            self._observation = self.observations.encode(observation)
+            self._observation = self.observations.encode(observation, np)
         self._num_episodes += bool(terminated or truncated)
         self.is_over = self._num_episodes == self.settings.max_episodes
         return self._observation, float(reward), bool(terminated), bool(truncated), {}
@@ -215,7 +188,8 @@ class LifetimeTask:
     def _drift(self) -> None:
         """Give each drifting attribute its value in an episode that begins now."""
         for interval, _, is_whole in self.settings.drifting:
-            share = min(self._num_steps / interval.num_steps, 1.0) if interval.num_steps else 1.0
+            elapsed = self._num_steps - interval.first_step
+            share = min(max(elapsed / interval.num_steps, 0.0), 1.0) if interval.num_steps else float(elapsed >= 0)
             number = interval.low + share * (interval.high - interval.low)
             setattr(self.env.unwrapped, interval.parameter, round(number) if is_whole else number)
 
@@ -282,35 +256,21 @@ def _same(task: Env) -> Env:
 
 
 def _make(id: str, **keywords: Any) -> Env:
-    """`gymnasium.make`, whose errors are one sentence; a module is also found in the working directory."""
-    try:
-        import gymnasium
-    except ModuleNotFoundError:
-        raise BadInput(
-            "environments of Gymnasium need the package gymnasium: `pip install 'ontogeny[gymnasium]'`"
-        ) from None
-    module = id.rpartition(":")[0]
-    added = [str(Path.cwd())] if module and str(Path.cwd()) not in sys.path else []
-    sys.path[:0] = added
+    """`gymnasium.make`, whose errors are one sentence."""
+    gymnasium = providers.import_package("gymnasium")
+    providers.import_user_module(id.rpartition(":")[0])
     try:
         return gymnasium.make(id, disable_env_checker=True, **keywords)
     except gymnasium.error.Error as error:
-        raise BadInput(f"Gymnasium cannot make '{id}': {_first_line(error)}") from error
-    except ModuleNotFoundError as error:
-        raise BadInput(f"Gymnasium cannot make '{id}': {_first_line(error)}") from error
+        reason = _first_line(error)
     except Exception as error:
-        arguments = f" with {', '.join(keywords)}" if keywords else ""
-        raise BadInput(
-            f"Gymnasium cannot make '{id}'{arguments}: {type(error).__name__}: {_first_line(error)}"
-        ) from error
-    finally:
-        for path in added:
-            sys.path.remove(path)
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+    arguments = f" with {', '.join(keywords)}" if keywords else ""
+    raise BadInput(f"Gymnasium cannot make '{id}'{arguments}: {reason}")
 
 
 def _make_task(settings: TaskSettings, seed: int, strict: bool = False) -> LifetimeTask:
     """The object of the lifetime of a seed, with its varied parameters."""
-
     random = np.random.default_rng([seed, 1])
     draws = [(parameter, _draw(random, parameter)) for parameter in settings.varied]
     arguments = {parameter.range.parameter: number for parameter, number in draws if parameter.is_argument}
@@ -342,17 +302,19 @@ def _describe_parameters(
         signature = inspect.signature(type(env.unwrapped)).parameters
         arguments = {key: argument.default for key, argument in signature.items() if _is_number(argument.default)}
         attributes = {key: number for key, number in vars(env.unwrapped).items() if _is_number(number)}
-    varied, drifting = [], []
-    for parameters, texts, numbers in ((varied, vary, attributes | arguments), (drifting, drift, attributes)):
-        setting = "vary" if parameters is varied else "drift"
-        for text in texts:
-            interval = plugins.parse_range(text, setting, has_steps=setting == "drift")
-            if interval.parameter not in numbers:
-                noun = f"number to {setting} in '{name}' with the name"
-                raise plugins.unknown_name_error(noun, interval.parameter, sorted(numbers))
-            is_argument = setting == "vary" and interval.parameter in arguments
-            parameters.append(TaskParameter(interval, is_argument, isinstance(numbers[interval.parameter], int)))
-    return tuple(varied), tuple(drifting)
+    pairs = providers.parse_ranges(name, vary, drift, attributes | arguments)
+    for interval in pairs[1]:
+        if interval.parameter not in attributes:
+            raise BadInput(f"'{interval.parameter}' of '{name}' is no attribute, so it cannot drift within a lifetime")
+    numbers = attributes | arguments
+    varied, drifting = (
+        tuple(
+            TaskParameter(interval, interval.parameter in arguments, isinstance(numbers[interval.parameter], int))
+            for interval in intervals
+        )
+        for intervals in pairs
+    )
+    return varied, drifting
 
 
 def _draw(random: np.random.Generator, parameter: TaskParameter) -> float | int:
@@ -391,10 +353,7 @@ def _check_first_steps(task: LifetimeTask, settings: TaskSettings) -> None:
             task.reset()
         if task.is_over:
             break
-    if missing <= names:
-        return
-    noun = f"numeric entry of `info` in random steps of '{settings.name}'"
-    raise plugins.unknown_name_error(noun, min(missing - names), sorted(names))
+    providers.check_features(settings.name, settings.features, names)
 
 
 def _require_one_format(tasks: Sequence[LifetimeTask]) -> None:
@@ -405,75 +364,6 @@ def _require_one_format(tasks: Sequence[LifetimeTask]) -> None:
             f"all lifetimes of '{tasks[0].settings.name}' must have the same observation space and the same actions, "
             "so the setting 'vary' must not change their sizes"
         )
-
-
-def _observation_format(space: Space, name: str) -> ObservationFormat:
-    """Observations as a whole number, or as an array of float32 of the shape of a box, or flattened."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Discrete):
-        num_observations, start = int(space.n), int(space.start)
-        return ObservationFormat(num_observations, (), lambda observation: np.array(int(observation) - start, np.int32))
-    encode, shape = _vector_format(space, name)
-    return ObservationFormat(
-        0, shape or (1,), (lambda observation: encode(observation).reshape(1)) if shape == () else encode
-    )
-
-
-def _vector_format(space: Space, name: str) -> tuple[Callable[[Any], np.ndarray], tuple[int, ...]]:
-    """An encoding of a space as an array of float32, and its shape. Bytes are scaled to the range from 0 to 1."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        keys = list(space.spaces) if isinstance(space, spaces.Dict) else range(len(space.spaces))
-        nested: Any = space.spaces
-        parts = [(key, *_vector_format(nested[key], name)) for key in keys]
-
-        def encode_parts(observation: Any) -> np.ndarray:
-            return np.concatenate([np.ravel(encode(observation[key])) for key, encode, _ in parts])
-
-        return encode_parts, (sum(math.prod(shape) for _, _, shape in parts),)
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-
-        def flatten(observation: Any) -> np.ndarray:
-            return np.asarray(spaces.flatten(space, observation), np.float32)
-
-        return flatten, (spaces.flatdim(space),)
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
-        shape = tuple(int(length) for length in space.shape)
-        scale = np.float32(1 / 255 if space.dtype == np.uint8 and isinstance(space, spaces.Box) else 1)
-        return lambda observation: np.asarray(observation, np.float32).reshape(shape) * scale, shape
-    raise BadInput(f"'{name}' has observations in {type(space).__name__}; supported are {SUPPORTED_OBSERVATIONS}")
-
-
-def _action_format(space: Space, name: str) -> ActionFormat:
-    """Numbered actions."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Discrete):
-        start = space.start
-        return ActionFormat(int(space.n), lambda action: start + action)
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-        is_binary = isinstance(space, spaces.MultiBinary)
-        sizes = np.full(space.shape, 2) if is_binary else space.nvec
-        num_actions = math.prod(int(size) for size in sizes.ravel())
-        if num_actions <= MAX_ACTIONS:
-            choices = itertools.product(*(range(int(size)) for size in sizes.ravel()))
-            offsets = 0 if is_binary else space.start
-            table = [np.reshape(choice, sizes.shape).astype(space.dtype) + offsets for choice in choices]
-            return ActionFormat(num_actions, lambda action: np.array(table[action], space.dtype))
-    raise BadInput(f"'{name}' has actions in {space}; supported are {SUPPORTED_ACTIONS}")
-
-
-def _parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
-    """The fixed arguments of the environment."""
-    parsed = {}
-    for text in texts:
-        name, colon, literal = text.partition(":")
-        if not colon or not name.isidentifier():
-            raise BadInput(f"the setting 'parameters' is of the form PARAMETER:VALUE, joined by '+', not '{text}'")
-        parsed[name] = plugins.parse(f"_:{name}={literal}")[1][name]
-    return parsed
 
 
 def _type_name(entry: Any) -> str:
