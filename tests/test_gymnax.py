@@ -193,6 +193,14 @@ def test_a_truncation_keeps_the_final_observation():
     assert initial.first.all() and (initial.outcome == 0).all()
 
 
+def test_a_lifetime_pays_in_its_episodes_only():
+    """The score is the sum of their returns; otherwise every lifetime of CartPole would score the number of steps."""
+    *_, steps = run(build("gymnax:CartPole-v1,episodes=2"), 120)
+    num_episodes = np.cumsum(steps.first, axis=1) - steps.first  # that ended before a step
+    assert np.array_equal(steps.outcome[..., 0], num_episodes < 2) and np.ptp(steps.outcome.sum(axis=1)) > 0
+    assert (run(build("gymnax:CartPole-v1,steps=120"), 120)[-1].outcome == 1).all()
+
+
 def test_varied_parameters_change_once_per_lifetime():
     env = build("gymnax:MemoryChain-bsuite,vary=memory_length:2..4,steps=30")
     assert env.spec.horizon == 5

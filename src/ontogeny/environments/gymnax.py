@@ -66,6 +66,7 @@ class GymnaxState(NamedTuple):
     drifting: dict[str, Array]  # parameters by name, as in this episode
     env_state: PyTree  # of gymnax
     num_steps: Array  # [] int32, since the lifetime began
+    num_episodes: Array  # [] int32, that have ended
 
 
 class GymnaxParams(NamedTuple):
@@ -76,6 +77,7 @@ class GymnaxParams(NamedTuple):
     defaults: Any  # parameters of gymnax
     observations: providers.ObservationLayout
     actions: providers.ActionLayout
+    max_episodes: int | None  # of a lifetime, in which later ones pay nothing
     features: tuple[str, ...]
     varied: tuple[Range, ...]
     drifting: tuple[Range, ...]
@@ -92,7 +94,7 @@ def reset(params: GymnaxParams, key: Key) -> tuple[GymnaxState, TimeStep]:
     drifting = _drift(params, jnp.int32(0))
     observation, env_state = _reset_env(params, reset_key, GymnaxTask(task_parameters, {}), drifting)
     state_parts = {field: getattr(env_state, field) for field in TASK_FIELDS.get(params.id, ())}
-    state = GymnaxState(GymnaxTask(task_parameters, state_parts), drifting, env_state, jnp.int32(0))
+    state = GymnaxState(GymnaxTask(task_parameters, state_parts), drifting, env_state, jnp.int32(0), jnp.int32(0))
     outcome = jnp.zeros(1 + len(params.features))
     return state, TimeStep(observation, observation, outcome, jnp.bool_(True), jnp.float32(1))
 
@@ -110,10 +112,14 @@ def step(params: GymnaxParams, key: Key, state: GymnaxState, action: Array) -> t
     drifting = _drift(params, num_steps)
     first_observation, next_env_state = _reset_env(params, reset_key, state.task, drifting)
     final_observation = params.observations.encode(observed, jnp)
-    begun = GymnaxState(state.task, drifting, next_env_state, num_steps)
-    continued = GymnaxState(state.task, state.drifting, _with_types_of(next_env_state, env_state), num_steps)
+    num_episodes = state.num_episodes + is_over
+    begun = GymnaxState(state.task, drifting, next_env_state, num_steps, num_episodes)
+    env_state = _with_types_of(next_env_state, env_state)
+    continued = GymnaxState(state.task, state.drifting, env_state, num_steps, num_episodes)
     observation = jnp.where(is_over, first_observation, final_observation)
     outcome = jnp.stack([jnp.asarray(number, jnp.float32) for number in (reward, *(info[f] for f in params.features))])
+    if params.max_episodes is not None:
+        outcome = jnp.where(state.num_episodes < params.max_episodes, outcome, 0.0)
     discount = 1 - jnp.asarray(terminated, jnp.float32)
     time_step = TimeStep(observation, final_observation, outcome, is_over, discount)
     return choose_tree(is_over, begun, continued), time_step
@@ -174,8 +180,9 @@ def build(
 
     Args:
         id: ID of the environment, such as Catch-bsuite; written after the colon.
-        episodes: Episodes of full length per lifetime, at least 1; shorter ones leave time for further ones.
-        steps: Steps per lifetime; 0 for as many as `episodes` needs.
+        episodes: Episodes of a lifetime, at least 1. A lifetime takes so many times the longest episode; where its
+            episodes end earlier, the remaining steps pay nothing.
+        steps: Steps of a lifetime, all of which pay, in place of `episodes`.
         parameters: Fixed parameters, PARAMETER:NUMBER, such as size:20; several are joined by +.
         vary: Parameters that each lifetime draws uniformly, PARAMETER:LOW..HIGH, such as length:0.3..0.8.
         drift: Parameters that change within a lifetime, PARAMETER:LOW..HIGH:STEPS; STEPS is the number of steps that
@@ -201,7 +208,8 @@ def build(
     length = EPISODE_LENGTHS.get(gymnax_id, lambda env, highest: highest("max_steps_in_episode"))
     horizon = int(min(length(env, highest.__getitem__), highest["max_steps_in_episode"]))
     spec = providers.make_spec(name, actions, observations, names, episodes=episodes, steps=steps, horizon=horizon)
-    params = GymnaxParams(gymnax_id, env, defaults, observations, actions, names, varied, drifting)
+    max_episodes = None if steps else episodes
+    params = GymnaxParams(gymnax_id, env, defaults, observations, actions, max_episodes, names, varied, drifting)
     return Environment(spec, partial(reset, params), partial(step, params), first_feature)
 
 

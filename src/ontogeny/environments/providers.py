@@ -1,8 +1,10 @@
 """What the providers of environments of other libraries share: observations, actions, lifetimes and tasks.
 
-A lifetime is a number of episodes times the time limit. The score is the environment's own reward, which is also the
-first outcome feature, `env_reward`. A task is the environment as it is, or one draw of the parameters that the setting
-`vary` names; parameters that the setting `drift` names change from episode to episode.
+A lifetime is a number of episodes and takes at most so many times the time limit. Where its episodes end earlier, the
+remaining steps pay nothing: otherwise every lifetime in an environment that pays each step would have the same score.
+The score is the environment's own reward, which is also the first outcome feature, `env_reward`. A task is the
+environment as it is, or one draw of the parameters that the setting `vary` names; parameters that the setting `drift`
+names change from episode to episode.
 """
 
 import importlib
@@ -148,7 +150,7 @@ def make_spec(
     Args:
         name: `PROVIDER:ID`.
         features: Numeric entries of `info` that become outcome features beside the reward.
-        episodes: Episodes of full length per lifetime.
+        episodes: Episodes of a lifetime.
         steps: Steps per lifetime; 0 for as many as `episodes` needs.
         horizon: The largest number of steps in an episode; None where there is no limit.
 
