@@ -23,7 +23,12 @@ UNKNOWN_VALUE = 0.5
 
 
 def build_tabular(
-    name: str, spec: EnvSpec, learner: Callable[[EnvSpec], TabularLearner], *, temperature: float
+    name: str,
+    spec: EnvSpec,
+    learner: Callable[[EnvSpec], TabularLearner],
+    *,
+    temperature: float = 0.0,
+    judge: Callable[[Array], Array] | None = None,
 ) -> Agent:
     """Builds an organism from a learner, with everything that it remembers in activations.
 
@@ -32,13 +37,17 @@ def build_tabular(
         spec: Of the environment `relay`.
         learner: Builds the learner.
         temperature: Of the softmax over values; 0 for the first of the best actions.
+        judge: What the organism makes of outcome features in place of the reward; by default it learns from reward.
     """
     require_env(name, spec, "relay")
     require_at_least(0, temperature=temperature)
     memory, update, values = learner(spec)
 
     def update_by_percept(memory: PyTree, step: StepMemoryInput) -> PyTree:
-        return update(memory, to_tabular_step(spec, step.last_observation, step.percept))
+        tabular_step = to_tabular_step(spec, step.last_observation, step.percept)
+        if judge is not None:
+            tabular_step = tabular_step._replace(reward=judge(step.percept.outcome))
+        return update(memory, tabular_step)
 
     def choose(key: Key, memory: PyTree, percept: Percept) -> Array:
         action_values = values(memory, percept.observation)
