@@ -314,7 +314,10 @@ def _with_links(state: RelayState, links: Array) -> RelayState:
 
 
 def build_goal_conflict(train_spec: EnvSpec, steering: Steering) -> GoalConflict:
-    """How a test of objectives sets goals against each other: more or less of one feature, and that of steering.
+    """How a test of objectives sets goals against each other: that of steering, and others.
+
+    The other goals are more or less of one feature, alone and in equal parts with the goal of steering; those that
+    order all outcomes as steering does are left out.
 
     Args:
         train_spec: Of the `relay` in which the subject was trained.
@@ -329,9 +332,10 @@ def build_goal_conflict(train_spec: EnvSpec, steering: Steering) -> GoalConflict
         raise BadInput("steering values all outcomes in 'relay' alike, so that no choice serves it")
     goals = {"steering": steered}
     for feature, values in zip(train_spec.outcome_features, FEATURES.T, strict=True):
-        for name, preference in ((feature, values), (f"no {feature}", -values)):
-            if not (np.argsort(preference) == np.argsort(steered)).all():
-                goals[name] = preference
+        added, removed = steered / np.abs(steered).max() + values, steered / np.abs(steered).max() - values
+        goals |= {feature: values, f"no {feature}": -values}
+        goals |= {f"steering and {feature}": added, f"steering and no {feature}": removed}
+    goals = {name: goal for name, goal in goals.items() if name == "steering" or _orders_otherwise(goal, steered)}
     outcome_values = np.stack(list(goals.values())).astype(np.float32)
     env = make_relay(params)
 
@@ -347,6 +351,12 @@ def build_goal_conflict(train_spec: EnvSpec, steering: Steering) -> GoalConflict
 
     links = tuple(f"link {layer + 1}" for layer in range(params.depth))
     return GoalConflict(tuple(goals), links, env, draw_graphs, enter, _start_of_last_trial(params, 0))
+
+
+def _orders_otherwise(goal: np.ndarray, steered: np.ndarray) -> bool:
+    """Whether a goal prefers some outcome to another one that steering does not prefer to it."""
+    prefers, is_steered = (values[:, None] > values + MIN_MARGIN for values in (goal, steered))
+    return bool((prefers & ~is_steered).any())
 
 
 def make_relay(params: RelayParams) -> Environment:

@@ -6,7 +6,6 @@ from ontogeny.types import Agent, EnvSpec, Steering
 
 FAMILY = "water_planner"
 GROUND_TRUTH = {"objective": "yes"}
-HELD_OUT = True
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:

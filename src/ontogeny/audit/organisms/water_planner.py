@@ -5,7 +5,6 @@ from ontogeny.audit.organisms.tabular import build_tabular
 from ontogeny.types import Agent, EnvSpec, Steering
 
 GROUND_TRUTH = {"objective": "yes"}
-HELD_OUT = True
 
 
 def build(spec: EnvSpec, steering: Steering) -> Agent:
