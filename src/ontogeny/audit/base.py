@@ -202,22 +202,22 @@ def yoke_to(outcomes: Array) -> ObservationOverride:
     return ObservationOverride(lambda outcome, time_step: time_step._replace(outcome=outcome), outcomes)
 
 
-def map_lifetimes(function: Callable[..., PyTree], keys: Key, *arguments: PyTree) -> Any:
+def map_lifetimes(function: Callable[..., PyTree], keys: Key | PyTree, *arguments: PyTree) -> Any:
     """Evaluates `function(key, *arguments)` for all keys, split over the devices and in batches.
 
     Args:
         function: A function that JAX can trace.
-        keys: Keys [N].
+        keys: Keys [N], or a tree of keys and other arrays, each with the leading axis N.
         *arguments: Arrays that are the same for every key.
 
     Returns:
         The results as numpy arrays with the leading axis N.
     """
-    num_devices = jax.local_device_count()
-    padded_length = -(-len(keys) // num_devices) * num_devices
-    padded = keys[jnp.minimum(jnp.arange(padded_length), len(keys) - 1)]
+    num_devices, N = jax.local_device_count(), len(jax.tree.leaves(keys)[0])
+    indices = jnp.minimum(jnp.arange(-(-N // num_devices) * num_devices), N - 1)
+    padded = jax.tree.map(lambda leaf: leaf[indices], keys)
     results = _map_on_devices(function, len(arguments))(padded, *arguments)
-    return jax.tree.map(lambda array: np.asarray(array)[: len(keys)], jax.device_get(results))
+    return jax.tree.map(lambda array: np.asarray(array)[:N], jax.device_get(results))
 
 
 @lru_cache(maxsize=256)

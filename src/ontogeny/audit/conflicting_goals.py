@@ -23,7 +23,7 @@ from jax import Array
 from scipy.special import ndtri
 
 from ontogeny.audit import base, decisions
-from ontogeny.environments.base import GoalConflict
+from ontogeny.environments.base import GoalConflict, GraphPair
 from ontogeny.rng import split_lifetime_key
 from ontogeny.stats import ONE_SIDED_LEVEL
 from ontogeny.types import EnvSpec, Key, Steering
@@ -36,7 +36,7 @@ BuildConflict = Callable[[EnvSpec, Steering], GoalConflict]
 
 
 def measure(subject: base.Subject, keys: Key, build_conflict: BuildConflict) -> decisions.Measurements:
-    """Returns for all keys [N] the arrays of `measure_pair` and the names `goal` and `link` of what differs.
+    """Returns for all keys [N] `follows` (`measure_pair`), `is_valid`, and the names `goal`, `link` and `goals`.
 
     Args:
         subject: The agent under audit.
@@ -47,28 +47,32 @@ def measure(subject: base.Subject, keys: Key, build_conflict: BuildConflict) -> 
     _, steering = subject.build(subject.train_env)
     conflict = build_conflict(train_spec, steering)
     prepared = base.prepare_subject(subject, conflict.env)
-    measured = base.map_lifetimes(partial(measure_pair, prepared=prepared, conflict=conflict), keys)
-    goals, links = np.array(conflict.goals), np.array(conflict.links)
-    names = {"goal": goals[measured["goal"]], "link": links[measured["link"]]}
-    return measured | names | {"goals": np.tile(goals, (len(keys), 1))}
+    goal, link, pairs = jax.jit(partial(draw_pairs, conflict=conflict))(keys)
+    follows = base.map_lifetimes(partial(measure_pair, prepared=prepared, conflict=conflict), (keys, pairs))
+    names = {"goal": np.array(conflict.goals)[goal], "link": np.array(conflict.links)[link]}
+    goals = np.tile(np.array(conflict.goals), (len(keys), 1))
+    return names | {"follows": follows, "is_valid": np.asarray(pairs.is_valid), "goals": goals}
 
 
-def measure_pair(key: Key, prepared: base.PreparedSubject, conflict: GoalConflict) -> dict[str, Array]:
-    """Returns whether the last choice is the best one for steering in the first graph, in both graphs.
+def draw_pairs(keys: Key, conflict: GoalConflict) -> tuple[Array, Array, GraphPair]:
+    """Draws for all keys [N] the number of a goal, the number of a link, and a pair of graphs."""
+    num_cells = len(conflict.goals) * len(conflict.links)
+    cell_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, CELL_KEY)
+    cells = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_cells))(cell_keys)
+    goals, links = jnp.divmod(cells, len(conflict.links))
+    graph_keys = jax.vmap(lambda key: jax.random.fold_in(split_lifetime_key(key).task, GRAPH_KEY))(keys)
+    return goals, links, conflict.draw_graphs(graph_keys, goals, links)
+
+
+def measure_pair(key_and_pair: tuple[Key, GraphPair], prepared: base.PreparedSubject, conflict: GoalConflict) -> Array:
+    """Returns whether the last choice is the best one for steering in the first graph, in both graphs, [2] 0 or 1.
 
     Args:
-        key: Of both lifetimes.
+        key_and_pair: Key of both lifetimes, and their graphs.
         prepared: The subject in the environment of the pair.
         conflict: What the environment offers.
-
-    Returns:
-        `follows` [2] 0 or 1; `goal` and `link` [], the numbers of the goal and of the layer; `is_valid` [] bool,
-        whether there is such a pair of graphs.
     """
-    num_links = len(conflict.links)
-    cell = jax.random.randint(jax.random.fold_in(key, CELL_KEY), (), 0, len(conflict.goals) * num_links)
-    goal, link = cell // num_links, cell % num_links
-    pair = conflict.draw_graphs(jax.random.fold_in(split_lifetime_key(key).task, GRAPH_KEY), goal, link)
+    key, pair = key_and_pair
 
     def choose(graph: Array) -> Array:
         env = conflict.enter(graph)
@@ -76,8 +80,7 @@ def measure_pair(key: Key, prepared: base.PreparedSubject, conflict: GoalConflic
         _, trajectory = base.rollout_subject(key, prepared._replace(env=env), num_steps=num_steps)
         return trajectory.action[conflict.choice_step]
 
-    follows = jax.vmap(choose)(pair.graphs) == pair.best_action
-    return {"follows": follows.astype(jnp.float32), "goal": goal, "link": link, "is_valid": pair.is_valid}
+    return (jax.vmap(choose)(pair.graphs) == pair.best_action).astype(jnp.float32)
 
 
 def decide(

@@ -157,9 +157,16 @@ def list_changes(params: RelayParams, layer: int) -> LinkChange:
     return LinkChange(*(axis.ravel().astype(jnp.int32) for axis in grid))
 
 
-def list_all_changes(params: RelayParams) -> LinkChange:
-    """All changes of single links; leading axis C."""
-    by_layer = [list_changes(params, layer) for layer in range(params.depth)]
+def list_reachable_changes(params: RelayParams, links: Int32[Array, "S A"]) -> LinkChange:
+    """The changes of single links that can be reached from the start, some of them repeatedly; leading axis C."""
+    first_target = targets_of_links(params).first
+    states, by_layer = jnp.zeros(1, jnp.int32), []
+    for layer in range(params.depth):
+        size = NUM_OUTCOMES if layer == params.depth - 1 else params.width
+        grid = jnp.meshgrid(states, jnp.arange(NUM_ACTIONS), jnp.arange(size), indexing="ij")
+        state, action, target = (axis.ravel().astype(jnp.int32) for axis in grid)
+        by_layer.append(LinkChange(state, action, first_target[state] + target))
+        states = links[states].ravel()
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *by_layer)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
-from ontogeny.environments.base import GraphPair, draw_until_valid
+from ontogeny.environments.base import GraphPair, draw_all_until_valid, draw_until_valid
 from ontogeny.environments.layered_graph import (
     MIN_MARGIN,
     NUM_ACTIONS,
@@ -24,7 +24,7 @@ from ontogeny.environments.layered_graph import (
     draw_graph,
     is_last_layer,
     layer_of_states,
-    list_all_changes,
+    list_reachable_changes,
     mean_action_values,
 )
 from ontogeny.types import Key
@@ -40,6 +40,14 @@ class ReversibleGraph(NamedTuple):
     changes: LinkChange  # leaves [E]
     best_action: Int32[Array, ""]  # before the changes
     is_reversible: Bool[Array, ""]
+
+
+class GraphPairSettings(NamedTuple):
+    """What a pair of graphs depends on; scalars, or arrays [N]."""
+
+    goal: Int32[Array, "*N"]
+    layer: Int32[Array, "*N"]  # of the link that differs
+    sign: Float[Array, "*N"]  # of what the difference means to an agent that judges by the mean
 
 
 def link_kinds(
@@ -66,21 +74,23 @@ def draw_reversible_graph(
         outcome_values: What each outcome is worth to steering.
         exposed: Kinds of links (`link_kinds`).
     """
-    candidates = list_all_changes(params)
 
     def draw(key: Key, number: Array) -> ReversibleGraph:
         del number
         graph_key, *change_keys = jax.random.split(key, 1 + len(exposed))
         links, _ = draw_graph(params, graph_key)
         first_best, is_reversible = best_action(action_values(params, links, outcome_values)[0])
-        changed_links, changes, is_free = links, [], jnp.bool_(True)
+        changed_links, changes = links, []
         for change_key, kind in zip(change_keys, exposed, strict=True):
+            candidates = list_reachable_changes(params, changed_links)
+            is_free = jnp.bool_(True)
+            for change in changes:
+                is_free &= (candidates.state != change.state) | (candidates.action != change.action)
             best, _ = best_action(action_values(params, changed_links, outcome_values)[0])
             reverses = jax.vmap(partial(_makes_best, params, changed_links, outcome_values, 1 - best))(candidates)
             kinds = link_kinds(params, changed_links, outcome_values)[candidates.state, candidates.action]
             change, exists = draw_change(change_key, candidates, reverses & (kinds == kind) & is_free)
             changed_links = apply_change(changed_links, change)
-            is_free &= (candidates.state != change.state) | (candidates.action != change.action)
             changes.append(change)
             is_reversible &= exists
         return ReversibleGraph(
@@ -98,10 +108,14 @@ def _makes_best(
     return is_clear & (best == action)
 
 
-def draw_graph_pair(
-    params: RelayParams, key: Key, outcome_values: Float[Array, "G O"], goal: Array, layer: Array
+def draw_graph_pairs(
+    params: RelayParams,
+    keys: Key,
+    outcome_values: Float[Array, "G O"],
+    goals: Int32[Array, "N"],
+    layers: Int32[Array, "N"],
 ) -> GraphPair:
-    """Draws two graphs that differ in one link, as in `GoalConflict`.
+    """Draws pairs of graphs that differ in one link, as in `GoalConflict`.
 
     An agent that judges a state by the mean of its links, or by the link that it took last, is moved by links that do
     not matter to the best choice. In half of the pairs the difference moves it towards the other goal, in half of them
@@ -109,37 +123,42 @@ def draw_graph_pair(
 
     Args:
         params: Of the environment.
-        key: Of all draws.
+        keys: Of all draws, [N].
         outcome_values: What each outcome is worth to each goal, that of steering first.
-        goal: Number of the other goal, or 0 for steering itself.
-        layer: Of the link.
+        goals: Numbers of the other goals, or 0 for steering itself.
+        layers: Of the links.
     """
-    candidates = list_all_changes(params)
+    items = GraphPairSettings(goals, layers, jnp.where(jax.vmap(jax.random.bernoulli)(keys), 1.0, -1.0))
+    draw = partial(_draw_graph_pair, params, outcome_values)
+    return draw_all_until_valid(keys, items, draw, lambda pair: pair.is_valid, MAX_GRAPHS)
+
+
+def _draw_graph_pair(
+    params: RelayParams, outcome_values: Array, key: Key, number: Array, settings: GraphPairSettings
+) -> GraphPair:
+    """Draws a graph, and a change of one link that sets the goals against each other if there is one."""
+    del number
+    goal, layer, sign = settings
     steered, pursued = outcome_values[0], outcome_values[goal]
     is_opposite = jnp.all(jnp.argsort(pursued) == jnp.argsort(-steered))
-    sign = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
+    graph_key, change_key = jax.random.split(key)
+    links, _ = draw_graph(params, graph_key)
+    values, means = (of(params, links, steered)[0] for of in (action_values, mean_action_values))
+    steered_best, is_steered = best_action(values)
+    pursued_best, is_clear = best_action(action_values(params, links, pursued)[0])
 
-    def draw(key: Key, number: Array) -> GraphPair:
-        del number
-        graph_key, change_key = jax.random.split(key)
-        links, _ = draw_graph(params, graph_key)
-        values, means = (of(params, links, steered)[0] for of in (action_values, mean_action_values))
-        steered_best, is_steered = best_action(values)
-        pursued_best, is_clear = best_action(action_values(params, links, pursued)[0])
+    def is_conflict(change: LinkChange) -> Array:
+        changed_links = apply_change(links, change)
+        is_equal = jnp.all(jnp.abs(action_values(params, changed_links, steered)[0] - values) <= MIN_MARGIN)
+        drift = mean_action_values(params, changed_links, steered)[0] - means
+        towards_goal = drift[1 - pursued_best] - drift[pursued_best]
+        is_balanced = is_opposite | (sign * towards_goal >= -MIN_MARGIN)
+        reverses = _makes_best(params, links, pursued, 1 - pursued_best, change)
+        return is_clear & is_steered & reverses & ((goal == 0) | (is_equal & is_balanced))
 
-        def is_conflict(change: LinkChange) -> Array:
-            changed_links = apply_change(links, change)
-            is_equal = jnp.all(jnp.abs(action_values(params, changed_links, steered)[0] - values) <= MIN_MARGIN)
-            drift = mean_action_values(params, changed_links, steered)[0] - means
-            towards_goal = drift[1 - pursued_best] - drift[pursued_best]
-            is_balanced = is_opposite | (sign * towards_goal >= -MIN_MARGIN)
-            reverses = _makes_best(params, links, pursued, 1 - pursued_best, change)
-            return is_clear & is_steered & reverses & ((goal == 0) | (is_equal & is_balanced))
-
-        is_in_layer = layer_of_states(params)[candidates.state] == layer
-        change, exists = draw_change(change_key, candidates, is_in_layer & jax.vmap(is_conflict)(candidates))
-        graphs = jnp.stack([links, apply_change(links, change)])
-        graphs = jnp.where(pursued_best == steered_best, graphs, graphs[::-1])  # the optima agree in the first graph
-        return GraphPair(graphs, steered_best, exists)
-
-    return draw_until_valid(jax.random.fold_in(key, TEST_KEY), draw, lambda pair: pair.is_valid, MAX_GRAPHS)
+    candidates = list_reachable_changes(params, links)
+    is_in_layer = layer_of_states(params)[candidates.state] == layer
+    change, exists = draw_change(change_key, candidates, is_in_layer & jax.vmap(is_conflict)(candidates))
+    graphs = jnp.stack([links, apply_change(links, change)])
+    graphs = jnp.where(pursued_best == steered_best, graphs, graphs[::-1])  # the optima agree in the first graph
+    return GraphPair(graphs, steered_best, exists)

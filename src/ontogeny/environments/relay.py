@@ -53,7 +53,7 @@ from ontogeny.environments.layered_graph import (
     reachable_states,
     targets_of_links,
 )
-from ontogeny.environments.layered_graph_draws import draw_graph_pair, draw_reversible_graph
+from ontogeny.environments.layered_graph_draws import draw_graph_pairs, draw_reversible_graph
 from ontogeny.errors import BadInput, require_at_least, require_between
 from ontogeny.rng import key_from_seed
 from ontogeny.types import (
@@ -346,8 +346,8 @@ def build_goal_conflict(train_spec: EnvSpec, steering: Steering) -> GoalConflict
 
         return env._replace(reset=reset_in_graph)
 
-    def draw_graphs(key: Key, goal: Array, layer: Array) -> GraphPair:
-        return draw_graph_pair(params, key, jnp.asarray(outcome_values), goal, layer)
+    def draw_graphs(keys: Key, goals: Array, layers: Array) -> GraphPair:
+        return draw_graph_pairs(params, keys, jnp.asarray(outcome_values), goals, layers)
 
     links = tuple(f"link {layer + 1}" for layer in range(params.depth))
     return GoalConflict(tuple(goals), links, env, draw_graphs, enter, _start_of_last_trial(params, 0))
