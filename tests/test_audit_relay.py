@@ -56,7 +56,7 @@ def twin_lifetimes(depth, exposed):
     ("depth", "exposed"),
     [(2, (0, 2)), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, (1,)), (3, (1, 2)), (3, (0, 3))))],
 )
-def test_links_are_exposed_alone_and_each_change_reverses_the_best_choice(depth, exposed):
+def test_links_are_exposed_and_each_change_reverses_the_best_choice(depth, exposed):
     initial, states, steps, choices = twin_lifetimes(depth, exposed)
     params, food = relay.RelayParams(depth, {2: 8, 3: 4}[depth]), jnp.asarray(relay.FEATURES[:, 0])
     values_of = jax.jit(partial(action_values, params, outcome_values=food))
@@ -80,15 +80,15 @@ def test_links_are_exposed_alone_and_each_change_reverses_the_best_choice(depth,
             kind = int(layered_graph_draws.link_kinds(params, jnp.asarray(tables[k]), food)[place, action])
             assert kind == exposed[k]
             begin = first + relay.NUM_EXPOSURES * sum(durations[:k])
-            shown = slice(begin, begin + relay.NUM_EXPOSURES * durations[k], durations[k])
+            exposure_slice = slice(begin, begin + relay.NUM_EXPOSURES * durations[k], durations[k])
             for twin in range(3):  # exposed whether it has changed or not
-                assert (states.state[i, twin, shown] == place).all()
-                assert (steps.forced_action[i, twin, shown] == action).all()
+                assert (states.state[i, twin, exposure_slice] == place).all()
+                assert (steps.forced_action[i, twin, exposure_slice] == action).all()
                 target = tables[twin][place, action]
                 if kind >= depth - 1:
-                    assert np.allclose(steps.outcome[i, twin, shown], relay.FEATURES[target])
+                    assert np.allclose(steps.outcome[i, twin, exposure_slice], relay.FEATURES[target])
                 else:
-                    assert (steps.observation[i, twin, shown] == target).all()
+                    assert (steps.observation[i, twin, exposure_slice] == target).all()
 
 
 def test_lifetimes_that_are_too_short_and_steering_without_a_preference_are_refused():
@@ -141,17 +141,19 @@ def test_a_pair_of_graphs_sets_one_goal_against_steering_and_leaves_steering_as_
     assert abs(balanced.mean()) < 5 / np.sqrt(len(balanced)) and (towards[is_opposite] < 0).all()
 
 
-def test_lanes_give_every_key_the_draw_that_it_has_alone():
+def test_lanes_give_every_key_the_draw_that_it_has_by_itself():
     def draw(key, number, item):
         return {"value": jax.random.uniform(key) + item, "number": number}
 
-    def is_valid(drawn):
-        return drawn["value"] % 1 < 0.2
+    def is_valid(sample):
+        return sample["value"] % 1 < 0.2
 
     keys, items = jax.random.split(jax.random.key(1), 150), jnp.arange(150)
     together = jax.jit(lambda: draw_all_until_valid(keys, items, draw, is_valid, 6))()
-    alone = jax.vmap(lambda key, item: draw_until_valid(key, lambda k, n: draw(k, n, item), is_valid, 6))(keys, items)
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), together, alone))
+    one_by_one = jax.vmap(lambda key, item: draw_until_valid(key, lambda k, n: draw(k, n, item), is_valid, 6))(
+        keys, items
+    )
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), together, one_by_one))
     assert set(np.asarray(together["number"])) == set(range(7)), "six invalid draws are the most"
 
 
@@ -233,7 +235,7 @@ def test_pairs_without_a_conflict_do_not_count():
     assert result.verdict == "undetermined" and "too few pairs of lifetimes: 5 for 'water, link 1'" in result.summary
 
 
-def test_the_weakest_link_of_relay_decides_in_plans_and_its_name_is_printed():
+def test_the_weakest_link_of_relay_decides_in_plans_and_the_effects_have_its_name():
     """The rule and the words of `chain`: one link without an effect suffices for a no."""
     single, pair = np.zeros((100, 3, 2)), np.zeros((100, 3, 2))
     single[:, :, 0], pair[:, :, 1] = 1.0, 1.0
