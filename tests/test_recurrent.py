@@ -7,7 +7,7 @@ import pytest
 
 from ontogeny import plugins, steering, trees
 from ontogeny.agents.recurrent import encode_percept
-from ontogeny.content.gru import GRUWeights, step_gru
+from ontogeny.content.gru_cell import GRUWeights, step_gru
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import Percept
 

@@ -1,7 +1,7 @@
 """A dense gated recurrent network whose genome is every weight; it adapts within a lifetime by its activations.
 
-The cell is `content.gru`; its inputs are those of RL^2 (Duan et al. 2016, arXiv 1611.02779, section 2.2): last action,
-last reward, start of an episode, observation.
+The cell is `content.gru_cell`; its inputs are those of RL^2 (Duan et al. 2016, arXiv 1611.02779, section 2.2): last
+action, last reward, start of an episode, observation.
 
 Letters: H hidden units, I inputs, A actions.
 """
@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from ontogeny.agents.base import fixed_weights_agent
-from ontogeny.content.gru import GRUWeights, init_gru, step_gru
+from ontogeny.content.gru_cell import GRUWeights, init_gru, step_gru
 from ontogeny.errors import require_at_least
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering
 

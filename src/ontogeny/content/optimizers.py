@@ -58,6 +58,16 @@ def build_optimizer(
     return method if max_gradient_norm is None else optax.chain(optax.clip_by_global_norm(max_gradient_norm), method)
 
 
+def build_flat_optimizer() -> optax.GradientTransformation:
+    """Builds Adam of learning rate 1 over all weights as one vector, which is faster for many small arrays."""
+    return optax.flatten(build_optimizer(1.0))
+
+
+def with_optimizer_state(optimizer: optax.GradientTransformation, content: PyTree) -> Weights:
+    """Returns new weights: the content, and the initial state of its optimizer as scratch."""
+    return Weights(content, optimizer.init(content))
+
+
 def apply_gradient(optimizer: optax.GradientTransformation, gradient: PyTree, weights: Weights) -> Weights:
     """Takes one step: content moves along the gradient, scratch is the state of the optimizer."""
     change, scratch = optimizer.update(gradient, weights.scratch, weights.content)
@@ -76,3 +86,12 @@ def cosine_decay(learning_rate: float, num_steps: int = 1) -> optax.Schedule:
     """
     require_at_least(0, learning_rate=learning_rate)
     return optax.cosine_decay_schedule(learning_rate, num_steps)
+
+
+def apply_scaled_gradient(
+    optimizer: optax.GradientTransformation, gradient: PyTree, weights: Weights, learning_rate: jax.Array
+) -> Weights:
+    """As `apply_gradient`, for an optimizer of learning rate 1 whose step is multiplied by a traced learning rate."""
+    change, scratch = optimizer.update(gradient, weights.scratch, weights.content)
+    change = jax.tree.map(lambda leaf: learning_rate * leaf, change)
+    return Weights(optax.apply_updates(weights.content, change), scratch)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny.agents.recurrent import encode_percept
-from ontogeny.content.gru import GRUWeights, step_gru
+from ontogeny.content.gru_cell import GRUWeights, step_gru
 from ontogeny.development.base import GradientBudget, build_agent_from_text, develop_by_gradient
 from ontogeny.errors import BadInput
 from ontogeny.lifetimes import require_jax_env

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from ontogeny.agents.recurrent import encode_percept
-from ontogeny.content.gru import GRUWeights, step_gru
+from ontogeny.content.gru_cell import GRUWeights, step_gru
 from ontogeny.development.base import GradientBudget, develop_by_gradient
 from ontogeny.errors import BadInput, require_between
 from ontogeny.lifetimes import require_jax_env

@@ -1,0 +1,363 @@
+"""Learns a neural model of its environment within one lifetime and trains its policy in imagined trajectories.
+
+The learned content is a recurrent latent state-space model (`content.latent_model`), a policy and a value function
+(`content.distributional_value`), after Hafner et al. 2023 (arXiv 2301.04104). The code is this file: replay, when to
+update, imagination, and the actor. There is no training phase: every few steps `learn` trains the model on replayed
+steps, and actor and critic in trajectories that the model imagines from there. The reward of an imagined step is what
+steering computes from the predicted outcome features.
+
+`act` reads the weights and updates the latent state, which is the activations; it begins anew with every episode.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int32
+
+from ontogeny.agents.actor_critic import (
+    ActorCritic,
+    ActorCriticSettings,
+    LatentTrajectories,
+    imagine_trajectories,
+    policy_logits,
+    replayed_trajectories,
+    update_actor_critic,
+)
+from ontogeny.agents.experience import Experience, SampledExperience, add_step, init_experience, sample_experience
+from ontogeny.content import distributional_value, latent_model
+from ontogeny.content.latent_model import LatentModelShape, LatentModelWeights, LatentState
+from ontogeny.content.optimizers import build_flat_optimizer, with_optimizer_state
+from ontogeny.content.perceptron import PerceptronWeights, init_perceptron
+from ontogeny.errors import require_at_least, require_between, require_one_of, require_probability
+from ontogeny.types import (
+    Agent,
+    EnvSpec,
+    Key,
+    Percept,
+    PyTree,
+    State,
+    Steering,
+    Transition,
+    Weights,
+    WorldModel,
+)
+
+ABLATIONS = ("none", "no_imagination", "untrained_model", "shuffled_actions")
+MAX_CAPACITY = 2**16  # steps that are kept for replay
+NUM_SEQUENCES, SEQUENCE_LENGTH = 16, 16  # of one update
+NUM_IMAGINED = 128  # trajectories of one update
+INFO = (
+    "observation_loss", "outcome_loss", "discount_loss", "dynamics_loss", "representation_loss", "critic_loss",
+    "policy_entropy", "expected_return",
+)  # fmt: skip
+
+
+class NeuralGenome(NamedTuple):
+    """The settings that a search can change."""
+
+    learning_rate: Float[Array, ""]
+    entropy_weight: Float[Array, ""]
+
+
+class NeuralContent(NamedTuple):
+    """What the agent has learned; `act` reads model and actor."""
+
+    model: LatentModelWeights
+    actor: PerceptronWeights
+    critic: PerceptronWeights
+
+
+class NeuralScratch(NamedTuple):
+    """What `learn` alone reads."""
+
+    genome: NeuralGenome
+    optimizers: tuple[PyTree, PyTree, PyTree]  # states of those of model, actor and critic
+    slow_critic: PerceptronWeights
+    return_range: Float[Array, ""]
+    experience: Experience
+
+
+class _UpdatedWeights(NamedTuple):
+    """The part of the weights that an update changes."""
+
+    content: NeuralContent
+    optimizers: tuple[PyTree, PyTree, PyTree]
+    slow_critic: PerceptronWeights
+    return_range: Float[Array, ""]
+
+
+class NeuralActivations(NamedTuple):
+    """The latent state after a percept, and the log probability of the action that was chosen there."""
+
+    state: LatentState
+    log_probability: Float[Array, ""]
+
+
+class NeuralSettings(NamedTuple):
+    """The settings of `build`, which explains them."""
+
+    width: int
+    learning_rate: float
+    replay_ratio: float
+    discount: float
+    imagination_length: int
+    entropy_weight: float
+    num_warm_up_steps: int
+    ablation: str
+
+
+class NeuralParams(NamedTuple):
+    """What all functions of the agent share."""
+
+    spec: EnvSpec
+    steering: Steering
+    shape: LatentModelShape
+    model: WorldModel
+    actor_critic: ActorCriticSettings
+    update_interval: int  # environment steps
+    num_updates: int  # at the end of each interval
+    settings: NeuralSettings
+
+
+def build(
+    spec: EnvSpec,
+    steering: Steering,
+    *,
+    width: int = 64,
+    learning_rate: float = 1e-3,
+    replay_ratio: float = 64.0,
+    discount: float = 0.99,
+    imagination_length: int = 15,
+    entropy_weight: float = 3e-3,
+    num_warm_up_steps: int = 64,
+    ablation: str = "none",
+) -> Agent:
+    """Builds the agent.
+
+    Args:
+        spec: Spec of any environment.
+        steering: Reward function.
+        width: Size of every layer of the model, the actor and the critic, at least 8.
+        learning_rate: Step size of Adam.
+        replay_ratio: How often each step is replayed, on average.
+        discount: Discount of future rewards per step, from 0 to 1.
+        imagination_length: Steps of an imagined trajectory, at least 1.
+        entropy_weight: Weight of the entropy of the policy beside rewards in units of their range.
+        num_warm_up_steps: Steps before the first update, in which actions are random.
+        ablation: `none`; `untrained_model` imagines with the initial model; `shuffled_actions` imagines consequences
+            that do not depend on the action; `no_imagination` learns from the replayed steps alone.
+    """
+    settings = NeuralSettings(
+        width, learning_rate, replay_ratio, discount, imagination_length, entropy_weight, num_warm_up_steps, ablation
+    )
+    params = make_params(spec, steering, settings)
+
+    def genome(key: Key) -> NeuralGenome:
+        del key
+        return NeuralGenome(jnp.float32(learning_rate), jnp.float32(entropy_weight))
+
+    def reset(state: State) -> State:
+        return State(state.weights, _init_activations(params))
+
+    return Agent(genome, partial(_init, params), reset, partial(_act, params), partial(_learn, params), learning=True)
+
+
+def make_params(spec: EnvSpec, steering: Steering, settings: NeuralSettings) -> NeuralParams:
+    """Builds what all functions of the agent share.
+
+    Raises:
+        BadInput: A setting is out of its range.
+    """
+    require_at_least(0, learning_rate=settings.learning_rate, entropy_weight=settings.entropy_weight)
+    require_at_least(1, imagination_length=settings.imagination_length, num_warm_up_steps=settings.num_warm_up_steps)
+    require_between(1 / 64, 1024, replay_ratio=settings.replay_ratio)
+    require_probability(discount=settings.discount)
+    require_one_of(ABLATIONS, ablation=settings.ablation)
+    shape = latent_model.model_shape(spec, settings.width)
+    replayed_steps = NUM_SEQUENCES * SEQUENCE_LENGTH
+    interval = max(1, round(replayed_steps / settings.replay_ratio))
+    return NeuralParams(
+        spec,
+        steering,
+        shape,
+        latent_model.build(spec, width=settings.width),
+        ActorCriticSettings(
+            distributional_value.build(shape.state_size, width=settings.width),
+            build_flat_optimizer(),
+            settings.discount,
+        ),
+        interval,
+        max(1, round(interval * settings.replay_ratio / replayed_steps)),
+        settings,
+    )
+
+
+def retrain_policy(params: NeuralParams, key: Key, state: State, num_updates: int) -> State:
+    """Trains actor and critic in imagination alone, such as after a change of the drives.
+
+    It takes no step in the environment, and does not update the model.
+
+    Args:
+        params: With the steering that counts from now on.
+        key: Random key.
+        state: Its experience is where the imagined trajectories start.
+        num_updates: Updates of actor and critic.
+    """
+    scratch: NeuralScratch = state.weights.scratch
+    model = state.weights.content.model
+
+    def step(updated: _UpdatedWeights, key: Key) -> tuple[_UpdatedWeights, None]:
+        sample_key, state_key, policy_key = jax.random.split(key, 3)
+        sampled = sample_experience(sample_key, scratch.experience, NUM_SEQUENCES, SEQUENCE_LENGTH)
+        states = latent_model.infer_states(params.shape, state_key, model, sampled.sequences)
+        return _update_policy(params, policy_key, updated, scratch.genome, sampled, states)[0], None
+
+    updated = jax.lax.scan(step, _updated_weights(state), jax.random.split(key, num_updates))[0]
+    return _with_updated_weights(state, updated, scratch.experience)
+
+
+def _init_activations(params: NeuralParams) -> NeuralActivations:
+    """The activations before the first percept."""
+    return NeuralActivations(latent_model.init_state(params.shape), jnp.float32(0))
+
+
+def _init(params: NeuralParams, key: Key, genome: NeuralGenome) -> State:
+    """Draws the initial weights; the policy is uniform."""
+    model_key, actor_key, critic_key = jax.random.split(key, 3)
+    model, critic = params.model.init(model_key), params.actor_critic.values.init(critic_key)
+    width = params.shape.width
+    actor = with_optimizer_state(
+        params.actor_critic.optimizer,
+        init_perceptron(actor_key, params.shape.state_size, width, params.spec.num_actions),
+    )
+    capacity = max(SEQUENCE_LENGTH, min(MAX_CAPACITY, params.spec.num_steps))
+    scratch = NeuralScratch(
+        genome,
+        (model.scratch, actor.scratch, critic.scratch),
+        critic.content,
+        jnp.float32(0),
+        init_experience(params.spec, capacity),
+    )
+    content = NeuralContent(model.content, actor.content, critic.content)
+    return State(Weights(content, scratch), _init_activations(params))
+
+
+def _act(params: NeuralParams, key: Key, state: State, percept: Percept) -> tuple[Int32[Array, ""], State]:
+    """Infers the latent state and samples the policy."""
+    latent_key, action_key = jax.random.split(key)
+    model, shape = state.weights.content.model, params.shape
+    hidden = latent_model.advance(shape, model, state.activations.state, percept.action)
+    hidden = jnp.where(percept.first, 0.0, hidden)
+    encoded = latent_model.encode_percept(shape, model, percept.observation, percept.first, percept.outcome)
+    noise = jax.random.uniform(latent_key, (shape.num_latents,))
+    latent_state, _ = latent_model.observe(shape, model, hidden, encoded, noise)
+    logits = policy_logits(state.weights.content.actor, latent_model.flatten_state(latent_state))
+    action = jax.random.categorical(action_key, logits).astype(jnp.int32)
+    return action, State(state.weights, NeuralActivations(latent_state, logits[action]))
+
+
+def _learn(
+    params: NeuralParams, key: Key, state: State, transition: Transition
+) -> tuple[State, dict[str, Float[Array, ""]]]:
+    """Stores the transition, and every few steps updates model, actor and critic."""
+    scratch: NeuralScratch = state.weights.scratch
+    experience = add_step(scratch.experience, transition, state.activations.log_probability)
+
+    def update(updated: _UpdatedWeights) -> tuple[_UpdatedWeights, dict[str, Array]]:
+        def step(updated: _UpdatedWeights, update_key: Key) -> tuple[_UpdatedWeights, dict[str, Array]]:
+            return _update(params, update_key, updated, scratch.genome, experience)
+
+        updated, info = jax.lax.scan(step, updated, jax.random.split(key, params.num_updates))
+        return updated, jax.tree.map(jnp.mean, info)
+
+    def skip(updated: _UpdatedWeights) -> tuple[_UpdatedWeights, dict[str, Array]]:
+        return updated, dict.fromkeys(INFO, jnp.float32(0))
+
+    # All lifetimes of a batch have taken equally many steps, so that under `vmap` this remains a branch.
+    num_steps = experience.num_steps
+    is_due = (num_steps % params.update_interval == 0) & (num_steps >= params.settings.num_warm_up_steps)
+    updated, info = jax.lax.cond(is_due, update, skip, _updated_weights(state))
+    return _with_updated_weights(state, updated, experience), info
+
+
+def _updated_weights(state: State) -> _UpdatedWeights:
+    """The part of a state that an update changes."""
+    scratch: NeuralScratch = state.weights.scratch
+    return _UpdatedWeights(state.weights.content, scratch.optimizers, scratch.slow_critic, scratch.return_range)
+
+
+def _with_updated_weights(state: State, updated: _UpdatedWeights, experience: Experience) -> State:
+    """The state after an update."""
+    genome = state.weights.scratch.genome
+    scratch = NeuralScratch(genome, updated.optimizers, updated.slow_critic, updated.return_range, experience)
+    return State(Weights(updated.content, scratch), state.activations)
+
+
+def _update(
+    params: NeuralParams, key: Key, updated: _UpdatedWeights, genome: NeuralGenome, experience: Experience
+) -> tuple[_UpdatedWeights, dict[str, Array]]:
+    """One update of the model on replayed steps, then one of actor and critic."""
+    sample_key, model_key, policy_key = jax.random.split(key, 3)
+    sampled = sample_experience(sample_key, experience, NUM_SEQUENCES, SEQUENCE_LENGTH)
+    model = Weights(updated.content.model, updated.optimizers[0])
+    trained, states, losses = params.model.update(model_key, model, sampled.sequences, genome.learning_rate)
+    if params.settings.ablation != "untrained_model":
+        optimizers = (trained.scratch, *updated.optimizers[1:])
+        updated = updated._replace(content=updated.content._replace(model=trained.content), optimizers=optimizers)
+    updated, info = _update_policy(params, policy_key, updated, genome, sampled, states)
+    return updated, losses | info
+
+
+def _update_policy(
+    params: NeuralParams,
+    key: Key,
+    updated: _UpdatedWeights,
+    genome: NeuralGenome,
+    sampled: SampledExperience,
+    states: LatentState,
+) -> tuple[_UpdatedWeights, dict[str, Array]]:
+    """One update of actor and critic, in trajectories that start in the states of replayed sequences."""
+    model, actor, critic = updated.content
+    model_scratch, actor_scratch, critic_scratch = updated.optimizers
+    trajectories = _trajectories(params, key, model, actor, sampled, states)
+    weights = ActorCritic(
+        Weights(actor, actor_scratch), Weights(critic, critic_scratch), updated.slow_critic, updated.return_range
+    )
+    rewards = params.steering(trajectories.outcomes)
+    weights, info = update_actor_critic(
+        params.actor_critic, weights, trajectories, rewards, genome.entropy_weight, genome.learning_rate
+    )
+    content = NeuralContent(model, weights.actor.content, weights.critic.content)
+    optimizers = model_scratch, weights.actor.scratch, weights.critic.scratch
+    return _UpdatedWeights(content, optimizers, weights.slow_critic, weights.return_range), info
+
+
+def _trajectories(
+    params: NeuralParams,
+    key: Key,
+    model: LatentModelWeights,
+    actor: PerceptronWeights,
+    sampled: SampledExperience,
+    states: LatentState,
+) -> LatentTrajectories:
+    """What actor and critic learn from: trajectories that the model imagines from replayed states."""
+    if params.settings.ablation == "no_imagination":
+        return replayed_trajectories(states, sampled.sequences, sampled.log_probability)
+    start_key, imagine_key = jax.random.split(key)
+    mask = sampled.sequences.mask.reshape(-1)
+    chosen = jax.random.randint(start_key, (NUM_IMAGINED,), 0, mask.shape[0])
+    starts = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1])[chosen], states)
+    shuffles_actions = params.settings.ablation == "shuffled_actions"
+    return imagine_trajectories(
+        params.shape,
+        imagine_key,
+        model,
+        actor,
+        starts,
+        mask[chosen],
+        params.settings.imagination_length,
+        shuffles_actions,
+    )

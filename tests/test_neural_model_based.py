@@ -1,0 +1,221 @@
+"""The agent `neural_model_based` and its learned content: replay, returns, learning, and rewards by steering."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ontogeny import plugins, steering
+from ontogeny.agents import actor_critic, experience, neural_model_based
+from ontogeny.agents.neural_model_based import NeuralSettings
+from ontogeny.content import latent_model, two_hot
+from ontogeny.content.distributional_value import lambda_returns
+from ontogeny.environments.base import choose_tree
+from ontogeny.rollouts import rollout, rollout_lifetime
+from ontogeny.trees import bitwise_equal
+from ontogeny.types import BadInput, Environment, EnvSpec, Percept, TimeStep, Transition
+
+NUM_STEPS, CELLS = 900, 5
+SETTINGS = NeuralSettings(
+    width=16,
+    learning_rate=3e-3,
+    replay_ratio=128.0,
+    discount=0.9,
+    imagination_length=6,
+    entropy_weight=3e-3,
+    num_warm_up_steps=32,
+    ablation="none",
+)
+SPEC = EnvSpec("corridor", 2, CELLS, (), ("apple", "bread"), NUM_STEPS, 20, (("apple", 1.0), ("bread", -1.0)))
+TO_APPLE, TO_BREAD = 0, 1  # actions
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """Disables most passes of the compiler, which take longer than these short runs save."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def corridor() -> Environment:
+    """A corridor of five cells, entered in the middle: an apple at one end, bread at the other, and both end it."""
+
+    def reset(key):
+        del key
+        cell = jnp.int32(CELLS // 2)
+        return cell, TimeStep(cell, jnp.zeros(2), jnp.bool_(True), jnp.float32(1))
+
+    def step(key, cell, action):
+        cell = cell + 2 * action - 1
+        is_end = (cell == 0) | (cell == CELLS - 1)
+        outcome = jnp.stack([cell == 0, cell == CELLS - 1]).astype(jnp.float32)
+        start, _ = reset(key)
+        cell = choose_tree(is_end, start, cell).astype(jnp.int32)
+        return cell, TimeStep(cell, outcome, is_end, 1.0 - is_end.astype(jnp.float32))
+
+    return Environment(SPEC, reset, step, lambda outcome: outcome[0])
+
+
+def build_agent(drives=None):
+    reward = steering.build(SPEC, drives)
+    return reward, neural_model_based.build(SPEC, reward, **SETTINGS._asdict())
+
+
+@pytest.fixture(scope="module")
+def lifetime():
+    """The state after a lifetime in the corridor, and its trajectory."""
+    reward, agent = build_agent()
+    key = jax.random.key(100)
+    state = agent.init(key, agent.genome(key))
+    return rollout(key, agent, corridor(), reward, state, NUM_STEPS, True)
+
+
+PARAMS = neural_model_based.make_params(SPEC, steering.build(SPEC), SETTINGS)
+
+
+@jax.jit
+def infer_state(model, cell, is_first):
+    """The latent state at a cell, as far as the observation alone shows it."""
+    encoded = latent_model.encode_percept(PARAMS.shape, model, cell, is_first, jnp.zeros(2))
+    noise = jnp.full(PARAMS.shape.num_latents, 0.5)
+    return latent_model.observe(PARAMS.shape, model, jnp.zeros(SETTINGS.width), encoded, noise)[0]
+
+
+def choice_at_the_start(state):
+    """The probabilities of the actions at the first step of an episode."""
+    latent = infer_state(state.weights.content.model, jnp.int32(CELLS // 2), jnp.bool_(True))
+    return np.exp(actor_critic.policy_logits(state.weights.content.actor, latent_model.flatten_state(latent)))
+
+
+def test_it_learns_within_one_lifetime(lifetime):
+    _, trajectory = lifetime
+    reward, ends = np.asarray(trajectory.reward), np.asarray(trajectory.discount) == 0
+    first, last = slice(0, NUM_STEPS // 4), slice(-NUM_STEPS // 4, None)
+    assert abs(reward[first][ends[first]].mean()) < 0.9
+    assert reward[last][ends[last]].mean() > 0.9
+    assert all(np.isfinite(value).all() for value in trajectory.info.values())
+
+
+def test_a_changed_drive_changes_the_choice_without_a_step_in_the_environment(lifetime):
+    state, _ = lifetime
+    assert choice_at_the_start(state)[TO_APPLE] > 0.9
+    reward = steering.build(SPEC, {"apple": -1.0, "bread": 1.0})
+    params = neural_model_based.make_params(SPEC, reward, SETTINGS)
+    retrain = jax.jit(partial(neural_model_based.retrain_policy, params), static_argnums=2)
+    retrained = retrain(jax.random.key(0), state, 300)
+    assert choice_at_the_start(retrained)[TO_BREAD] > 0.9
+    assert bitwise_equal(retrained.weights.content.model, state.weights.content.model)
+    assert int(retrained.weights.scratch.experience.num_steps) == NUM_STEPS
+
+
+def test_the_model_predicts_what_follows_each_action(lifetime):
+    model = lifetime[0].weights.content.model
+    latent = infer_state(model, jnp.int32(1), jnp.bool_(False))
+    query = jax.jit(PARAMS.model.query)
+    prediction = query(jax.random.key(0), model, latent, jnp.int32(TO_APPLE))
+    assert np.allclose(prediction.outcome_probabilities @ two_hot.BIN_VALUES, [1.0, 0.0], atol=0.2)
+    assert prediction.discount < 0.2
+    prediction = query(jax.random.key(0), model, latent, jnp.int32(TO_BREAD))
+    assert np.mean(prediction.observation, axis=0)[2] > 0.8 and prediction.discount > 0.8
+
+
+def test_imagined_rewards_are_the_steering_of_predicted_outcomes(lifetime):
+    """Two drives, one state: outcomes are imagined alike, and rewards differ as the drives do."""
+    state, _ = lifetime
+    content, buffer = state.weights.content, state.weights.scratch.experience
+
+    @partial(jax.jit, static_argnums=0)
+    def imagined_rewards(apple):
+        reward = steering.build(SPEC, {"apple": apple, "bread": 0.0})
+        params = neural_model_based.make_params(SPEC, reward, SETTINGS)
+        sampled = experience.sample_experience(jax.random.key(1), buffer, 4, 16)
+        states = latent_model.infer_states(params.shape, jax.random.key(2), content.model, sampled.sequences)
+        starts = jax.tree.map(lambda leaf: leaf[:, 0], states)
+        trajectories = actor_critic.imagine_trajectories(
+            params.shape, jax.random.key(3), content.model, content.actor, starts, jnp.ones(4), 6
+        )
+        return params.steering(trajectories.outcomes)
+
+    assert np.allclose(3 * imagined_rewards(1.0), imagined_rewards(3.0), atol=1e-5)
+    assert np.max(imagined_rewards(1.0)) > 0.8
+
+
+def test_vector_observations_are_accepted():
+    """Only traced; the slow tests of contracts run the agent in every environment."""
+    env = plugins.build("environments", "stream", num_segments=2, segment_length=10)
+    assert env.spec.num_observations == 0
+    reward = steering.build(env.spec)
+    agent = neural_model_based.build(env.spec, reward, **SETTINGS._asdict())
+    jax.eval_shape(lambda key: rollout_lifetime(key, agent, env, reward, agent.genome(key), True), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("width", 4), ("ablation", "magic"), ("replay_ratio", 0.0), ("discount", 1.5), ("imagination_length", 0)],
+)
+def test_settings_out_of_range_are_rejected(setting, value):
+    with pytest.raises(BadInput, match=setting):
+        neural_model_based.build(SPEC, steering.build(SPEC), **{setting: value})
+
+
+def test_sampled_sequences_are_consecutive_and_the_last_is_the_newest():
+    def store(buffer, t):
+        percept = Percept(t % CELLS, jnp.int32(0), jnp.float32(0), jnp.zeros(2), t == 0, jnp.float32(1))
+        following = percept._replace(outcome=jnp.stack([t, 2 * t]).astype(jnp.float32))
+        return experience.add_step(buffer, Transition(percept, t, following), -t.astype(jnp.float32)), None
+
+    def sample(num_steps, num_sequences):
+        buffer = jax.lax.scan(store, experience.init_experience(SPEC, 8), jnp.arange(num_steps))[0]
+        return experience.sample_experience(jax.random.key(0), buffer, num_sequences, 4)
+
+    sample = jax.jit(sample, static_argnums=(0, 1))
+    assert np.array_equal(sample(3, 3).sequences.mask, [[1, 1, 1, 0]] * 3)
+    sequences, log_probability = sample(11, 64)
+    assert np.array_equal(np.diff(sequences.action, axis=1), np.ones((64, 3)))
+    assert set(np.unique(sequences.action)) == set(range(3, 11)) and np.all(sequences.mask == 1)
+    assert np.array_equal(sequences.action[-1], [7, 8, 9, 10])
+    assert np.array_equal(sequences.next_outcome[..., 1], 2 * sequences.action)
+    assert np.array_equal(log_probability, -sequences.action)
+
+
+def brute_force_returns(rewards, discounts, next_values, trace_decay):
+    """The recursive definition of lambda returns."""
+    returns, later = [], next_values[-1]
+    for reward, discount, value in list(zip(rewards, discounts, next_values, strict=True))[::-1]:
+        later = reward + discount * ((1 - trace_decay) * value + trace_decay * later)
+        returns.insert(0, later)
+    return np.array(returns)
+
+
+def test_lambda_returns_equal_their_definition_and_a_planted_error_is_detected():
+    rewards, discounts, next_values = jax.random.uniform(jax.random.key(0), (3, 6))
+    values = jnp.append(0.5, next_values[:-1])
+    expected = brute_force_returns(rewards, discounts, next_values, 0.9)
+    assert np.allclose(lambda_returns(rewards, discounts, values, next_values, 0.9), expected, atol=1e-5)
+    shifted = jnp.roll(discounts, 1)
+    assert not np.allclose(lambda_returns(rewards, shifted, values, next_values, 0.9), expected, atol=1e-2)
+    no_steps = lambda_returns(rewards, discounts, values, next_values, 0.9, jnp.zeros(6))
+    assert np.allclose(no_steps, values)
+
+
+def test_two_hot_targets_have_the_number_as_their_mean():
+    numbers = jnp.array([-1e6, -30.0, -1.0, 0.0, 0.3, 5000.0])
+    targets = two_hot.two_hot_target(numbers)
+    assert np.allclose(targets.sum(axis=-1), 1) and np.max((targets > 0).sum(axis=-1)) == 2
+    assert np.allclose(targets @ two_hot.BIN_VALUES, [two_hot.BIN_VALUES[0], *numbers[1:]], rtol=1e-4, atol=1e-5)
+    assert two_hot.two_hot_mean(jnp.asarray(two_hot.INITIAL_LOGITS)) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ablation", ["untrained_model", "shuffled_actions"])
+def test_without_the_consequences_of_actions_it_does_not_learn(ablation):
+    reward = steering.build(SPEC)
+    agent = neural_model_based.build(SPEC, reward, **SETTINGS._replace(ablation=ablation)._asdict())
+    key = jax.random.key(100)
+    _, trajectory = rollout(key, agent, corridor(), reward, agent.init(key, agent.genome(key)), NUM_STEPS, True)
+    ends = np.asarray(trajectory.discount)[-NUM_STEPS // 4 :] == 0
+    assert np.asarray(trajectory.reward)[-NUM_STEPS // 4 :][ends].mean() < 0.7
