@@ -12,7 +12,6 @@ from ontogeny.agents import actor_critic, experience, neural_model_based
 from ontogeny.agents.neural_model_based import NeuralSettings
 from ontogeny.content import latent_model, two_hot
 from ontogeny.content.distributional_value import lambda_returns
-from ontogeny.environments.base import choose_tree
 from ontogeny.rollouts import rollout, rollout_lifetime
 from ontogeny.trees import bitwise_equal
 from ontogeny.types import BadInput, Environment, EnvSpec, Percept, TimeStep, Transition
@@ -47,15 +46,14 @@ def corridor() -> Environment:
     def reset(key):
         del key
         cell = jnp.int32(CELLS // 2)
-        return cell, TimeStep(cell, jnp.zeros(2), jnp.bool_(True), jnp.float32(1))
+        return cell, TimeStep(cell, cell, jnp.zeros(2), jnp.bool_(True), jnp.float32(1))
 
     def step(key, cell, action):
-        cell = cell + 2 * action - 1
+        cell = (cell + 2 * action - 1).astype(jnp.int32)
         is_end = (cell == 0) | (cell == CELLS - 1)
         outcome = jnp.stack([cell == 0, cell == CELLS - 1]).astype(jnp.float32)
-        start, _ = reset(key)
-        cell = choose_tree(is_end, start, cell).astype(jnp.int32)
-        return cell, TimeStep(cell, outcome, is_end, 1.0 - is_end.astype(jnp.float32))
+        next_cell = jnp.where(is_end, CELLS // 2, cell).astype(jnp.int32)
+        return next_cell, TimeStep(next_cell, cell, outcome, is_end, 1.0 - is_end.astype(jnp.float32))
 
     return Environment(SPEC, reset, step, lambda outcome: outcome[0])
 
@@ -166,7 +164,9 @@ def test_sampled_sequences_are_consecutive_and_the_last_is_the_newest():
     def store(buffer, t):
         percept = Percept(t % CELLS, jnp.int32(0), jnp.float32(0), jnp.zeros(2), t == 0, jnp.float32(1))
         following = percept._replace(outcome=jnp.stack([t, 2 * t]).astype(jnp.float32))
-        return experience.add_step(buffer, Transition(percept, t, following), -t.astype(jnp.float32)), None
+        return experience.add_step(
+            buffer, Transition(percept, t, following, percept.observation), -t.astype(jnp.float32)
+        ), None
 
     def sample(num_steps, num_sequences):
         buffer = jax.lax.scan(store, experience.init_experience(SPEC, 8), jnp.arange(num_steps))[0]

@@ -56,7 +56,7 @@ def init_experience(spec: EnvSpec, capacity: int) -> Experience:
 
 def add_step(experience: Experience, transition: Transition, log_probability: Float[Array, ""]) -> Experience:
     """Stores a transition in place of the oldest one."""
-    percept, action, next_percept = transition
+    percept, action, next_percept, _ = transition
     slot = experience.num_steps % experience.action.shape[0]
     return Experience(
         experience.observation.at[slot].set(percept.observation),
