@@ -31,7 +31,7 @@ LEARNING_RATE_SHARE = 1.0  # of the learning rate of the model
 SLOW_CRITIC_RATE = 0.02  # share of the critic that the slow critic takes over per update
 
 
-class ActorCritic(NamedTuple):
+class LatentActorCritic(NamedTuple):
     """The weights and what their updates remember."""
 
     actor: Weights
@@ -79,10 +79,6 @@ def imagine_trajectories(
     """Imagines trajectories in which the actor acts.
 
     Args:
-        shape: Sizes of the model.
-        key: Random key.
-        model: The latent model.
-        actor: Its weights.
         starts: States [N] in which they start.
         mask: 0 for trajectories that do not count.
         num_steps: T.
@@ -134,17 +130,15 @@ def replayed_trajectories(
 
 def update_actor_critic(
     settings: ActorCriticSettings,
-    weights: ActorCritic,
+    weights: LatentActorCritic,
     trajectories: LatentTrajectories,
     rewards: Float[Array, "T N"],
     entropy_weight: Array,
     learning_rate: Array,
-) -> tuple[ActorCritic, dict[str, Array]]:
+) -> tuple[LatentActorCritic, dict[str, Array]]:
     """Takes one gradient step of actor and critic.
 
     Args:
-        settings: What all updates share.
-        weights: Actor and critic.
         trajectories: Of the present policy, or of older ones, for which importance weights correct.
         rewards: Of steering, for the outcomes.
         entropy_weight: Weight of the entropy of the policy.
@@ -179,7 +173,7 @@ def update_actor_critic(
         lambda slow, fast: slow + SLOW_CRITIC_RATE * (fast - slow), weights.slow_critic, critic.content
     )
     info = {"critic_loss": critic_loss, "policy_entropy": entropy, "expected_return": jnp.mean(returns[0])}
-    return ActorCritic(actor, critic, slow_critic, return_range), info
+    return LatentActorCritic(actor, critic, slow_critic, return_range), info
 
 
 def _at_actions(logits: Float[Array, "T N A"], actions: Int32[Array, "T N"]) -> Float[Array, "T N"]:

@@ -38,7 +38,6 @@ def init_experience(spec: EnvSpec, capacity: int) -> Experience:
     """Returns an empty buffer.
 
     Args:
-        spec: Spec of the environment.
         capacity: M.
     """
     dtype, F = jnp.int32 if spec.num_observations else jnp.float32, len(spec.outcome_features)

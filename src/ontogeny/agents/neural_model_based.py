@@ -18,7 +18,7 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from ontogeny.agents.actor_critic import (
-    ActorCritic,
+    LatentActorCritic,
     ActorCriticSettings,
     LatentTrajectories,
     imagine_trajectories,
@@ -323,7 +323,7 @@ def _update_policy(
     model, actor, critic = updated.content
     model_scratch, actor_scratch, critic_scratch = updated.optimizers
     trajectories = _trajectories(params, key, model, actor, sampled, states)
-    weights = ActorCritic(
+    weights = LatentActorCritic(
         Weights(actor, actor_scratch), Weights(critic, critic_scratch), updated.slow_critic, updated.return_range
     )
     rewards = params.steering(trajectories.outcomes)
