@@ -18,8 +18,8 @@ from jax import Array
 from jaxtyping import Float, Int32
 
 from ontogeny.agents.actor_critic import (
-    LatentActorCritic,
     ActorCriticSettings,
+    LatentActorCritic,
     LatentTrajectories,
     imagine_trajectories,
     policy_logits,
