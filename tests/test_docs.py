@@ -26,7 +26,7 @@ from pages import (
 )
 from serving import ROOT
 
-TUTORIALS = ("bandit", "own-environment-and-agent", "learn-from-users")
+TUTORIALS = ("bandit", "own-environment-and-agent", "own-gymnasium-environment", "learn-from-users")
 BUILT_REFERENCE = DOCS / "_build" / "html" / "reference" / "cli.html"
 
 
@@ -117,6 +117,8 @@ def test_a_tutorial_runs_as_written(name, reader):
     page = DOCS / "tutorials" / f"{name}.md"
     if "from openai" in page.read_text(encoding="utf-8"):
         pytest.importorskip("openai")
+    if "gymnasium" in name:
+        pytest.importorskip("gymnasium")
     reader.follow(page)
 
 

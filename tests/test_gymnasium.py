@@ -398,3 +398,54 @@ def test_an_agent_that_breaks_its_contract_is_refused():
 
 def _with_other_weights(state):
     return state._replace(weights=jax.tree.map(lambda leaf: leaf + 1, state.weights))
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("gymnasium:CartPole-v9", "Gymnasium cannot make 'CartPole-v9'"),
+        ("gymnasium:signals:Signals-v0,parameters=actions:continuous", "has continuous actions"),
+        ("gymnasium:signals:EndlessSignals-v0", "has no time limit"),
+        ("gymnasium:signals:Signals-v0,episode=3", "did you mean episodes"),
+        ("gymnasium", "such as gymnasium:CartPole-v1"),
+    ],
+)
+def test_a_command_ends_with_one_sentence(env, message, call_cli, monkeypatch):
+    monkeypatch.chdir(PLUGINS)
+    code, _, error = call_cli("evaluate", "--agent", "random", "--env", env)
+    assert code == 2 and message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_the_commands_take_an_environment_by_its_id(call_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(PLUGINS)
+    env, run = "gymnasium:signals:Signals-v0,episodes=2,features=hit", str(tmp_path / "run")
+    code, output, error = call_cli(
+        "train", "--agent", "random", "--env", env, "--drive", "hit=1", "--out", run,
+        "--development", "single_lifetime:num_lifetimes=2",
+    )  # fmt: skip
+    assert code == 0, error
+    for command in (["evaluate", run, "--num-tasks", "4"], ["deploy", run], ["audit", "attribution", run]):
+        options = ["--num-tasks", "20"] if command[0] == "audit" else []
+        code, output, error = call_cli(*command, *options)
+        assert code == 0, error
+    assert "verdict: no gain" in output
+    code, output, _ = call_cli("check", "env", env)
+    assert code == 0 and "passed: " in output
+
+
+def test_a_file_of_a_user_makes_the_objects_itself(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from signals import Signals\n\nfrom ontogeny.environments.gymnasium import from_gymnasium\n\n\n"
+        'def build(*, pay: float = 2.0):\n    return from_gymnasium(lambda: Signals(pay=pay), "mine", steps=12)\n'
+    )
+    sys.path.insert(0, str(PLUGINS))
+    try:
+        development = "single_lifetime:num_lifetimes=2"
+        spec = {"agent": "random", "env": {"name": str(file), "settings": {"pay": 3.0}}, "development": development}
+        run = train(spec, tmp_path / "run")
+        saved_agent = read_saved_agent(run)
+    finally:
+        sys.path.remove(str(PLUGINS))
+    assert (run / "files" / "env" / "mine.py").exists() and saved_agent.assembly.env.spec.name == "mine"
+    assert {step.score for step in deploy(saved_agent)} == {0.0, 3.0}

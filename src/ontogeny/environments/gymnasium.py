@@ -281,7 +281,7 @@ def _make_task(settings: TaskSettings, seed: int, strict: bool = False) -> Lifet
     return LifetimeTask(env, settings, strict)
 
 
-def _make_env(make: Callable[..., Env], name: str, arguments: Mapping[str, float]) -> Env:
+def _make_env(make: Callable[..., Env], name: str, arguments: Mapping[str, float | int]) -> Env:
     """A new environment of Gymnasium."""
     with _explain(name, "make"):
         env = make(**arguments)
