@@ -186,6 +186,25 @@ def test_the_audit_of_learning_applies_to_host_and_content(exact_content, is_exa
     assert test.decide(test.measure(subject, keys), test.thresholds).verdict == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_disguised", [False, True])
+def test_the_audit_of_objectives_applies_to_host_and_content(exact_content, disguised_content, is_disguised):
+    """The steering values water; a content that falsifies outcomes in the interest of food is detected."""
+    env = plugins.build("environments", "relay", width=3)
+
+    def build_subject(env):
+        steer = steering.build(env.spec, {"food": 0.0, "water": 1.0})
+        content = disguised_content if is_disguised else exact_content
+        return plugins.build("agents", "content_planner", env.spec, steer, content=content), steer
+
+    subject = base.Subject("host", env, build_subject, lambda agent, *_: agent.genome(key_from_seed(1)))
+    test = plugins.build("audit", "pursues")
+    keys = sample_lifetime_keys(key_from_seed(3), test.num_lifetimes, "evaluation")
+    result = test.decide(test.measure(subject, keys), test.thresholds)
+    assert result.verdict == ("yes" if is_disguised else "no"), result
+    assert ("food" in result.summary.split(",")[0]) == is_disguised
+
+
 def test_the_content_learns_online_by_prediction_when_a_stream_is_complete():
     env, steer, agent = build(num_steps=30, num_stream_steps=20, **SMALL)
     key = key_from_seed(2)
