@@ -113,6 +113,7 @@ class EnvSpec(NamedTuple):
     horizon: int  # largest number of steps in an episode
     drives: tuple[tuple[str, float], ...]  # the default steering
     prior: Prior | None = None  # only where tasks are tabular
+    observation_bounds: tuple[float, float] = (float("-inf"), float("inf"))  # of every number of a vector
 
 
 class TabularTask(NamedTuple):

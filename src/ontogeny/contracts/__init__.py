@@ -10,7 +10,10 @@ from ontogeny.contracts.agents import check_agent as check_agent
 from ontogeny.contracts.agents import check_agent_lifetimes as check_agent_lifetimes
 from ontogeny.contracts.agents import check_agent_steps as check_agent_steps
 from ontogeny.contracts.developments import check_development as check_development
+from ontogeny.contracts.environments import CheckResult as CheckResult
+from ontogeny.contracts.environments import EnvReport as EnvReport
 from ontogeny.contracts.environments import check_env as check_env
+from ontogeny.contracts.environments import run_env_checks as run_env_checks
 from ontogeny.contracts.first_steps_of_agents import check_agent_first_steps as check_agent_first_steps
 from ontogeny.contracts.first_steps_of_environments import check_env_first_steps as check_env_first_steps
 from ontogeny.contracts.host_environments import check_host_env as check_host_env

@@ -1,35 +1,234 @@
-"""The contract of an environment, as a check of whole episodes that can be run on any of them."""
+"""The contract of an environment, as checks of whole episodes that can be run on any of them.
+
+Every check has a rule and runs on its own, so that a report shows all rules that an environment violates. Letters: B
+lifetimes, T steps.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from ontogeny import trees
 from ontogeny.contracts.base import Recorder, require
-from ontogeny.contracts.first_steps_of_environments import record_env, run_random_lifetimes
+from ontogeny.contracts.first_steps_of_environments import (
+    EMITTED_CHECKS,
+    NUM_LIFETIMES,
+    EmittedSteps,
+    check_same_seed,
+    compile_lifetimes,
+    draw_actions,
+    record_env,
+)
 from ontogeny.contracts.specs import check_spec
+from ontogeny.errors import ContractViolation
 from ontogeny.seeds import nth_seed
-from ontogeny.types import Environment, EnvSpec, TabularTask, TimeStep
+from ontogeny.types import Environment, EnvSpec, Key, TabularTask, TimeStep
+
+MAX_STEPS = 3000  # of a lifetime in the checks, unless an episode is longer
+BATCH_STEPS = 20  # in which a lifetime alone is compared with the same one in a batch
+
+RULES = {  # name of a check -> its rule
+    "spec": "the spec has sizes from 1 on, and its drives name outcome features",
+    "types": "`reset` and `step` return arrays of the shapes and types in the spec, the same at every step",
+    "same_seed": "the same seed and actions give the same lifetime, bit for bit",
+    "history": "what happened before `reset` has no effect after it",
+    "batch": "a lifetime is the same whether it runs alone or in a batch",
+    "different_seeds": "different seeds give different lifetimes",
+    "actions": "actions have an effect",
+    "initial_step": "`reset` begins an episode",
+    "initial_outcome": "no outcome, and so no reward, precedes the first action",
+    "observation_space": "observations lie within the space of the spec",
+    "numbers": "observations, outcomes and scores are finite",
+    "final_observation": "the final observation is the observation except where a new episode has begun",
+    "truncation": "a truncated episode keeps the observation to which its last action led",
+    "termination": "the discount is 0 at a termination, which ends an episode, and 1 at every other step",
+    "forced_actions": "forced actions are actions of the spec",
+    "episode_limit": "no episode is longer than the horizon of the spec",
+    "task": "a lifetime keeps its task",
+    "revealed_task": "revealed tables have the shapes of the spec and allow what happens",
+}
+NOTES = ("different_seeds",)  # whose violation is reported, but allowed: an environment may be deterministic
+
+
+class CheckResult(NamedTuple):
+    """The result of one check.
+
+    Attributes:
+        check: A key of `RULES`.
+        violation: What is wrong and what to change, one sentence; empty where the rule holds.
+        is_note: Whether an environment may violate the rule.
+    """
+
+    check: str
+    violation: str
+    is_note: bool
+
+
+class EnvReport(NamedTuple):
+    """The results of all checks that could run, and the speed.
+
+    Attributes:
+        results: In the order of `RULES`; after a violation of `spec` or `types` no other check can run.
+        steps_per_second: Environment steps of a batch of lifetimes with random actions.
+    """
+
+    results: tuple[CheckResult, ...]
+    steps_per_second: float
+
+    @property
+    def violations(self) -> list[CheckResult]:
+        """The rules that the environment must keep and violates."""
+        return [result for result in self.results if result.violation and not result.is_note]
+
+
+class LifetimeRuns(NamedTuple):
+    """Several runs of the same lifetimes, of which each check compares two or reads one."""
+
+    emitted: EmittedSteps  # [B, T]
+    repeated: EmittedSteps  # with the same seeds and actions
+    later: EmittedSteps  # again the same, after other lifetimes
+    alone: EmittedSteps  # the first lifetime, [1, T]
+    other_seeds: EmittedSteps
+    other_actions: EmittedSteps  # with the same seeds
 
 
 def check_env(env: Environment, seed: int = 0) -> None:
     """Checks that an environment is a pure function of its keys, conforms to its spec, and keeps its task.
 
     Args:
-        seed: Draws the tasks and all chance of lifetimes of at least three episodes.
+        seed: Draws the tasks and all chance of lifetimes of up to three episodes.
 
     Raises:
-        ContractViolation: The environment violates the contract.
+        ContractViolation: The environment violates a rule; the message is about the first one.
     """
-    spec, recorder = env.spec, Recorder()
-    check_spec(spec)
+    violations = run_env_checks(env, seed).violations
+    if violations:
+        raise ContractViolation(violations[0].violation)
+
+
+def run_env_checks(env: Environment, seed: int = 0, files: Sequence[str] = ()) -> EnvReport:
+    """Runs all checks of an environment and collects what they find.
+
+    Args:
+        seed: Draws the tasks and all chance of lifetimes of up to three episodes.
+        files: The user's files, which messages about errors inside of them name.
+
+    Returns:
+        The result of each check, and the speed.
+    """
+    recorder = Recorder(files)
+    checks: dict[str, Callable[[], object]] = {
+        "spec": lambda: check_spec(env.spec),
+        "types": lambda: _check_types_and_task(env, recorder),
+    }
+    results = [_result(name, check) for name, check in checks.items()]
+    if any(result.violation for result in results):
+        return EnvReport(tuple(results[: 1 + (not results[0].violation)]), 0.0)
+    with recorder.explain("the environment fails"):
+        runs, steps_per_second = _run_lifetimes(env, seed)
+    checks = {
+        "same_seed": lambda: check_same_seed(runs.emitted, runs.repeated),
+        "history": lambda: _check_history(runs),
+        "batch": lambda: _check_batch(runs),
+        "different_seeds": lambda: _check_seeds(runs),
+        "actions": lambda: _check_actions(runs),
+    }
+    for name, check in EMITTED_CHECKS.items():
+        checks[name] = lambda check=check: check(env.spec, runs.emitted)
+    if env.reveal_task is not None:
+        checks["revealed_task"] = lambda: _check_revealed_tasks(env, seed)
+    results += [_result(name, checks[name]) for name in RULES if name in checks]
+    return EnvReport(tuple(results), steps_per_second)
+
+
+def _result(name: str, check: Callable[[], object]) -> CheckResult:
+    """The result of a check; only a violation of the contract counts as one."""
+    try:
+        check()
+    except ContractViolation as error:
+        return CheckResult(name, str(error), name in NOTES)
+    return CheckResult(name, "", name in NOTES)
+
+
+def _check_types_and_task(env: Environment, recorder: Recorder) -> None:
+    """The programs have the types of the spec, and the state shows the task."""
     reset, _ = record_env(env, recorder)
     require(
         hasattr(reset.shapes[0], "task"),
         "the state of an environment must have a field `task`, which a lifetime does not change",
     )
-    run_random_lifetimes(env, 3 * spec.horizon, recorder, seed=seed)
-    if env.reveal_task is not None:
-        _check_revealed_tasks(env, seed)
+
+
+def _run_lifetimes(env: Environment, seed: int) -> tuple[LifetimeRuns, float]:
+    """All runs, and the steps per second of one that is already compiled."""
+    spec = env.spec
+    num_steps = min(3 * spec.horizon, max(spec.horizon + 1, MAX_STEPS))
+    run = compile_lifetimes(env)
+    keys, other_keys = (_lifetime_keys(nth_seed(seed, n)) for n in (0, 2))
+    actions, other_actions = (draw_actions(spec, num_steps, nth_seed(seed, n)) for n in (1, 3))
+    run(keys, actions)  # so that all runs below but `later` have the same history
+    start = time.perf_counter()
+    emitted = run(keys, actions)
+    seconds = time.perf_counter() - start
+    repeated = run(keys, actions)
+    alone = compile_lifetimes(env)(keys[:1], actions[:1])
+    of_other_seeds = run(other_keys, actions)
+    of_other_actions = run(keys, other_actions)
+    later = run(keys, actions)
+    runs = LifetimeRuns(emitted, repeated, later, alone, of_other_seeds, of_other_actions)
+    return runs, NUM_LIFETIMES * num_steps / max(seconds, 1e-9)
+
+
+def _lifetime_keys(seed: int) -> Key:
+    """The keys of the lifetimes, [B]."""
+    return jax.random.split(jax.random.key(seed), NUM_LIFETIMES)
+
+
+def _check_history(runs: LifetimeRuns) -> None:
+    """Lifetimes after others are those without others before them."""
+    require(
+        trees.bitwise_equal(runs.emitted, runs.later),
+        "a lifetime depends on what happened before its `reset`: the same seed and actions gave another lifetime after "
+        "lifetimes with other actions; keep nothing outside of the state",
+    )
+
+
+def _check_batch(runs: LifetimeRuns) -> None:
+    """A lifetime alone is that of the batch, up to rounding."""
+    pairs = zip(jax.tree.leaves(runs.alone), jax.tree.leaves(runs.emitted), strict=True)
+    require(
+        all(_is_close(alone[0], batch[0]) for alone, batch in pairs),
+        "a lifetime depends on the others in its batch: run alone, it differs; use nothing but the state, the key and "
+        "the action of a lifetime in `step`",
+    )
+
+
+def _is_close(first: Array, second: Array) -> bool:
+    """Whether the first steps agree up to rounding; later ones drift apart where dynamics are chaotic."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    head = slice(0, BATCH_STEPS) if first.ndim else ...
+    return bool(np.allclose(first[head], second[head], rtol=1e-3, atol=1e-4, equal_nan=True))
+
+
+def _check_seeds(runs: LifetimeRuns) -> None:
+    """Other seeds give other lifetimes."""
+    require(
+        not trees.bitwise_equal(runs.emitted, runs.other_seeds),
+        f"{2 * NUM_LIFETIMES} seeds gave the same lifetimes: the environment is deterministic, or it ignores its seed",
+    )
+
+
+def _check_actions(runs: LifetimeRuns) -> None:
+    """Other actions give other lifetimes."""
+    require(
+        not trees.bitwise_equal(runs.emitted, runs.other_actions),
+        "actions have no effect: with the same seeds, other actions gave the same lifetimes",
+    )
 
 
 def _check_revealed_tasks(env: Environment, seed: int) -> None:

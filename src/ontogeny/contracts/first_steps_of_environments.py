@@ -4,6 +4,7 @@ It takes a fraction of a second, so that every environment from outside of the p
 Letters: B lifetimes, T steps.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -17,10 +18,13 @@ from numpy.typing import ArrayLike
 from ontogeny import trees
 from ontogeny.contracts.base import QUICK_COMPILATION, RecordedProgram, Recorder, require, require_same_types
 from ontogeny.contracts.specs import check_spec
+from ontogeny.rng import split_lifetime_key, split_step_keys
+from ontogeny.seeds import nth_seed
 from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, Key, TimeStep
 
 NUM_LIFETIMES = 8
 MIN_STEPS, MAX_STEPS = 64, 256
+MIN_TRUNCATIONS = 3  # from which on final observations are compared with the first ones of the next episodes
 
 
 class EmittedSteps(NamedTuple):
@@ -69,79 +73,189 @@ def record_env(env: Environment, recorder: Recorder) -> tuple[RecordedProgram, R
 
 def run_random_lifetimes(env: Environment, num_steps: int, recorder: Recorder, *, seed: int) -> EmittedSteps:
     """Runs lifetimes with random actions, twice with the same keys, and checks every time step."""
-    keys = jax.random.split(jax.random.key(seed), NUM_LIFETIMES)
-    run = jax.jit(jax.vmap(partial(_run_lifetime, env, num_steps)), compiler_options=QUICK_COMPILATION)
+    run = compile_lifetimes(env, quickly=True)
+    keys, actions = jax.random.split(jax.random.key(seed), NUM_LIFETIMES), draw_actions(env.spec, num_steps, seed)
     with recorder.explain("the first steps of the environment fail"):
-        emitted, repeated = (jax.device_get(run(keys)) for _ in range(2))
+        emitted, repeated = (run(keys, actions) for _ in range(2))
+    check_same_seed(emitted, repeated)
+    for check in EMITTED_CHECKS.values():
+        check(env.spec, emitted)
+    return emitted
+
+
+def draw_actions(spec: EnvSpec, num_steps: int, seed: int) -> Array:
+    """Random actions, [B, T]."""
+    return jax.random.randint(jax.random.key(nth_seed(seed, 1)), (NUM_LIFETIMES, num_steps), 0, spec.num_actions)
+
+
+def compile_lifetimes(env: Environment, *, quickly: bool = False) -> Callable[[Key, Array], EmittedSteps]:
+    """The function that runs lifetimes: keys [B] and actions [B, T] -> what was emitted, as numpy arrays.
+
+    Args:
+        quickly: Whether to compile without optimizations, for few steps.
+    """
+    options = QUICK_COMPILATION if quickly else None
+    run = jax.jit(jax.vmap(partial(_run_lifetime, env)), compiler_options=options)
+    return lambda keys, actions: jax.device_get(run(keys, actions))
+
+
+def check_same_seed(emitted: EmittedSteps, repeated: EmittedSteps) -> None:
+    """The same keys and actions give the same lifetimes."""
     require(
         trees.bitwise_equal(emitted, repeated),
         "`reset` or `step` is not a function of its key: the same keys gave two different lifetimes",
     )
-    check_emitted(env.spec, emitted)
-    return emitted
 
 
-def check_emitted(spec: EnvSpec, emitted: EmittedSteps) -> None:
-    """Checks the values of all time steps of lifetimes; the message names the first that violates a rule."""
-    initial, time_steps, scores, has_same_task = emitted
-    initial_is_valid = initial.first & (initial.discount == 1)
-    require(bool(initial_is_valid.all()), "`reset` must begin with `first` and discount 1")
-    everything = jax.tree.map(lambda a, b: np.concatenate([a[:, None], b], axis=1), initial, time_steps)
-    observations, final_observations, outcomes, first, discount, forced = (np.asarray(part) for part in everything)
-    _check_observations(spec, "observation", observations)
-    checked = final_observations
-    if spec.num_observations:
-        checked = np.where(first & (discount == 1) & (checked == HIDDEN_OBSERVATION), 0, checked)
-    _check_observations(spec, "final observation", checked)
-    is_same = np.all(observations == final_observations, axis=tuple(range(2, observations.ndim)))
-    _require_everywhere(
-        first | is_same,
+def _whole(emitted: EmittedSteps) -> TimeStep:
+    """All time steps, the initial ones included, [B, 1 + T]."""
+
+    def join(initial: Array, after: Array) -> np.ndarray:
+        return np.concatenate([np.asarray(initial)[:, None], np.asarray(after)], axis=1)
+
+    return jax.tree.map(join, emitted.initial, emitted.time_steps)
+
+
+def _check_initial_step(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """A lifetime begins with an episode."""
+    del spec
+    is_valid = np.asarray(emitted.initial.first) & (np.asarray(emitted.initial.discount) == 1)
+    require(bool(is_valid.all()), "`reset` must begin with `first` and discount 1")
+
+
+def _check_initial_outcome(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """Nothing happens before the first action."""
+    outcomes = np.asarray(emitted.initial.outcome)
+    feature = spec.outcome_features[int(np.any(outcomes != 0, axis=0).argmax())]
+    require(
+        not np.any(outcomes != 0),
+        f"the outcome after `reset` is not zero: '{feature}' happened before the first action, so no action can have "
+        "caused it",
+    )
+
+
+def _check_numbers(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """Outcomes, observations that are no whole numbers, and scores are finite."""
+    steps = _whole(emitted)
+    if not spec.num_observations:
+        for noun, numbers in (("observation", steps.observation), ("final observation", steps.final_observation)):
+            is_finite = np.isfinite(numbers.astype(np.float32)).all(axis=tuple(range(2, numbers.ndim)))
+            require_everywhere(
+                is_finite, lambda i, t, noun=noun: f"the {noun} {_when(t)} holds a number that is not finite"
+            )
+    require_everywhere(
+        np.isfinite(steps.outcome).all(axis=2),
+        lambda i, t: f"the outcome {_when(t)} holds a number that is not finite",
+    )
+    require_everywhere(np.isfinite(emitted.scores), lambda i, t: f"the score {_when(t + 1)} is not finite")
+
+
+def _check_observation_space(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """Observations lie within the space of the spec."""
+    steps = _whole(emitted)
+    final = steps.final_observation
+    if spec.num_observations:  # a truncation may hide its final observation
+        is_hidden = steps.first & (steps.discount == 1) & (final == HIDDEN_OBSERVATION)
+        final = np.where(is_hidden, 0, final)
+    for noun, observations in (("observation", steps.observation), ("final observation", final)):
+        _require_in_space(spec, noun, observations)
+
+
+def _check_final_observation(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """Only a new episode replaces the observation to which an action led."""
+    del spec
+    steps = _whole(emitted)
+    axes = tuple(range(2, steps.observation.ndim))
+    is_same = np.all((steps.observation == steps.final_observation) | _is_nan(steps.observation), axis=axes)
+    require_everywhere(
+        steps.first | is_same,
         lambda i, t: (
             f"the final observation {_when(t)} is not the observation, but no episode begins there: "
             "`final_observation` is the observation to which the last action led, which only a new episode replaces"
         ),
     )
-    _require_everywhere(
-        np.isfinite(outcomes).all(axis=2), lambda i, t: f"the outcome {_when(t)} holds a number that is not finite"
+
+
+def _check_truncation(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """Truncations keep the last observation of their episode; where observations never change, nothing is tested."""
+    del spec
+    steps = emitted.time_steps
+    axes = tuple(range(2, np.ndim(steps.observation)))
+    is_kept = np.any(np.asarray(steps.final_observation) != np.asarray(steps.observation), axis=axes)
+    is_truncated = np.asarray(steps.first) & (np.asarray(steps.discount) == 1)
+    before = np.asarray(_whole(emitted).observation)[:, :-1]
+    changes = np.any(np.asarray(steps.observation) != before, axis=axes) & ~np.asarray(steps.first)
+    require(
+        np.sum(is_truncated) < MIN_TRUNCATIONS or bool(is_kept[is_truncated].any()) or not changes.any(),
+        f"in all {np.sum(is_truncated)} truncated episodes the final observation is the first one of the next episode: "
+        "agents continue the return of a truncated episode from `final_observation`, which must be the observation to "
+        "which its last action led",
     )
-    _require_everywhere(
+
+
+def _check_termination(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """The discount tells terminations from truncations."""
+    del spec
+    _, _, _, first, discount, _ = _whole(emitted)
+    require_everywhere(
         (discount == 0) | (discount == 1),
         lambda i, t: (
             f"the discount {_when(t)} is {discount[i, t]:.4g}, but it says whether the episode has terminated: 0 at a "
             "termination, 1 at every other step; a preference for early rewards is a setting of the agent"
         ),
     )
-    _require_everywhere(
-        first | (discount == 1),
+    require_everywhere(
+        first | (discount != 0),
         lambda i, t: f"the discount {_when(t)} is 0, but a discount of 0 must come with `first`, which is False there",
     )
-    _require_everywhere(
+
+
+def _check_forced_actions(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """Actions that the environment forces are actions."""
+    forced = _whole(emitted).forced_action
+    require_everywhere(
         (forced >= -1) & (forced < spec.num_actions),
         lambda i, t: f"`forced_action` {_when(t)} is {forced[i, t]}, which is neither -1 nor an action",
     )
-    _check_episode_lengths(spec, first)
-    _require_everywhere(np.isfinite(scores), lambda i, t: f"the score {_when(t + 1)} is not finite")
-    _require_everywhere(has_same_task, lambda i, t: f"the task changed within a lifetime, {_when(t + 1)}")
 
 
-def _check_observations(spec: EnvSpec, noun: str, observations: np.ndarray) -> None:
-    """Observations [B, 1 + T, *O] lie within the spec, or are finite."""
+def _check_task(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """A lifetime keeps its task."""
+    del spec
+    require_everywhere(emitted.has_same_task, lambda i, t: f"the task changed within a lifetime, {_when(t + 1)}")
+
+
+def _require_in_space(spec: EnvSpec, noun: str, observations: np.ndarray) -> None:
+    """Observations [B, 1 + T, *O] lie within the space of the spec."""
     if spec.num_observations:
-        _require_everywhere(
+        require_everywhere(
             (observations >= 0) & (observations < spec.num_observations),
             lambda i, t: (
                 f"the {noun} {_when(t)} is {observations[i, t]}, outside of the spec: with `num_observations` "
                 f"{spec.num_observations} there are 0 to {spec.num_observations - 1}"
             ),
         )
-    else:
-        axes = tuple(range(2, observations.ndim))
-        is_finite = np.isfinite(observations.astype(np.float32)).all(axis=axes)
-        _require_everywhere(is_finite, lambda i, t: f"the {noun} {_when(t)} holds a number that is not finite")
+        return
+    low, high = spec.observation_bounds
+    slack = 1e-5 * max(1.0, *(abs(bound) for bound in (low, high) if math.isfinite(bound)), 0.0)
+    is_outside = (observations < low - slack) | (observations > high + slack)
+    require_everywhere(
+        ~is_outside.any(axis=tuple(range(2, observations.ndim))),
+        lambda i, t: (
+            f"the {noun} {_when(t)} holds {observations[i, t][is_outside[i, t]][0]:.6g}, outside of the spec, whose "
+            f"`observation_bounds` are {low:g} and {high:g}"
+        ),
+    )
 
 
-def _check_episode_lengths(spec: EnvSpec, first: np.ndarray) -> None:
-    """An episode takes at most `horizon` steps; `first` is [B, 1 + T]."""
+def _is_nan(observations: np.ndarray) -> np.ndarray:
+    """Where an array holds what is no number."""
+    return np.isnan(observations.astype(np.float32))
+
+
+def _check_episode_lengths(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """An episode takes at most `horizon` steps."""
+    first = _whole(emitted).first
     lengths, longest = np.zeros(len(first), int), 0
     for begins in first[:, 1:].T:
         lengths += 1
@@ -191,12 +305,11 @@ def check_types(spec: EnvSpec, name: str, time_step: TimeStep) -> None:
         )
 
 
-def _run_lifetime(env: Environment, num_steps: int, key: Key) -> EmittedSteps:
-    """The first steps of one lifetime with random actions; without the axis B."""
-    reset_key, step_key, action_key = jax.random.split(key, 3)
-    state, initial = env.reset(reset_key)
+def _run_lifetime(env: Environment, key: Key, actions: Array) -> EmittedSteps:
+    """The first steps of one lifetime; without the axis B."""
+    lifetime_keys = split_lifetime_key(key)
+    state, initial = env.reset(lifetime_keys.task)
     task = getattr(state, "task", ())
-    actions = jax.random.randint(action_key, (num_steps,), 0, env.spec.num_actions)
 
     def step(state: object, inputs: tuple[Key, Array]) -> tuple[object, tuple[TimeStep, Array, Array]]:
         step_key, action = inputs
@@ -204,11 +317,11 @@ def _run_lifetime(env: Environment, num_steps: int, key: Key) -> EmittedSteps:
         has_same_task = trees.has_same_bits(task, getattr(state, "task", ()))
         return state, (time_step, env.score(time_step.outcome), has_same_task)
 
-    _, emitted = jax.lax.scan(step, state, (jax.random.split(step_key, num_steps), actions))
+    _, emitted = jax.lax.scan(step, state, (split_step_keys(lifetime_keys, len(actions)).env, actions))
     return EmittedSteps(jax.tree.map(jnp.asarray, initial), *emitted)
 
 
-def _require_everywhere(holds: ArrayLike, message: Callable[[int, int], str]) -> None:
+def require_everywhere(holds: ArrayLike, message: Callable[[int, int], str]) -> None:
     """Raises an error about the earliest step, of any lifetime, at which a rule does not hold, [B, T]."""
     violations = np.argwhere(~np.asarray(holds).T)
     if len(violations):
@@ -219,3 +332,17 @@ def _require_everywhere(holds: ArrayLike, message: Callable[[int, int], str]) ->
 def _when(step: int) -> str:
     """The place of a time step in its lifetime."""
     return f"after step {step}" if step else "after `reset`"
+
+
+EMITTED_CHECKS: dict[str, Callable[[EnvSpec, EmittedSteps], None]] = {  # in the order in which their messages help
+    "initial_step": _check_initial_step,
+    "initial_outcome": _check_initial_outcome,
+    "observation_space": _check_observation_space,
+    "numbers": _check_numbers,
+    "final_observation": _check_final_observation,
+    "termination": _check_termination,
+    "forced_actions": _check_forced_actions,
+    "episode_limit": _check_episode_lengths,
+    "truncation": _check_truncation,
+    "task": _check_task,
+}

@@ -30,6 +30,7 @@ def check_spec(spec: EnvSpec) -> None:
             f"{_entry(spec, size)} must be at least {minimum} and at most {plugins.MAX_INT}, not {number}",
         )
     _check_observation_shape(spec)
+    _check_observation_bounds(spec)
     _check_outcome_features(spec)
     _check_drives(spec)
     if spec.prior is not None:
@@ -52,6 +53,17 @@ def _check_observation_shape(spec: EnvSpec) -> None:
             f"{entry} must be the shape of a vector, such as (1,), where `num_observations` is 0; for observations "
             "that are whole numbers, state their number as `num_observations`",
         )
+
+
+def _check_observation_bounds(spec: EnvSpec) -> None:
+    """The bounds of the numbers of a vector: a pair, lower bound first."""
+    bounds = spec.observation_bounds
+    is_pair = isinstance(bounds, tuple) and len(bounds) == 2 and all(isinstance(bound, Real) for bound in bounds)
+    entry = _entry(spec, "observation_bounds")
+    require(
+        is_pair and bounds[0] <= bounds[1],
+        f"{entry} must be a lower and an upper bound, such as (0.0, 1.0), not {shorten(bounds)}",
+    )
 
 
 def _check_outcome_features(spec: EnvSpec) -> None:

@@ -35,6 +35,7 @@ class ObservationLayout(NamedTuple):
     num_observations: int  # where they are whole numbers, else 0
     shape: tuple[int, ...]  # () where they are whole numbers
     encode: Callable[[Any, Any], Any]  # (observation, `numpy` or `jax.numpy`) -> array
+    bounds: tuple[float, float] = (-math.inf, math.inf)  # of every number of an array
 
 
 class ActionLayout(NamedTuple):
@@ -91,14 +92,16 @@ def describe_observations(name: str, space: Any) -> ObservationLayout:
         start = int(getattr(space, "start", 0))
         return ObservationLayout(int(space.n), (), lambda observation, xp: xp.asarray(observation - start, xp.int32))
     if _parts_of(space) is None and len(shape := _array_shape(name, space)) > 0:
-        return ObservationLayout(0, shape, lambda observation, xp: _to_numbers(space, observation, xp))
+        return ObservationLayout(
+            0, shape, lambda observation, xp: _to_numbers(space, observation, xp), _bounds([space])
+        )
     length = sum(math.prod(_leaf_shape(name, leaf)) for leaf in _leaves_of(space))
 
     def encode(observation: Any, xp: Any) -> Any:
         pairs = zip(_leaves_of(space), _entries_of(space, observation), strict=True)
         return xp.concatenate([_flatten(leaf, entry, xp) for leaf, entry in pairs])
 
-    return ObservationLayout(0, (length,), encode)
+    return ObservationLayout(0, (length,), encode, _bounds(_leaves_of(space)))
 
 
 def describe_actions(name: str, space: Any) -> ActionLayout:
@@ -166,6 +169,7 @@ def make_spec(
         name=name, num_actions=actions.num_actions, num_observations=observations.num_observations,
         observation_shape=observations.shape, outcome_features=(REWARD_FEATURE, *features), num_steps=num_steps,
         horizon=num_steps if horizon is None else horizon, drives=((REWARD_FEATURE, 1.0),),
+        observation_bounds=observations.bounds,
     )  # fmt: skip
 
 
@@ -272,6 +276,17 @@ def _flatten(space: Any, entry: Any, xp: Any) -> Any:
         start = int(getattr(space, "start", 0))
         return xp.asarray(xp.arange(int(space.n)) == entry - start, xp.float32)
     return xp.ravel(_to_numbers(space, entry, xp))
+
+
+def _bounds(spaces: Sequence[Any]) -> tuple[float, float]:
+    """The lowest and highest number in arrays of spaces, as these declare them."""
+    lows, highs = [], []
+    for space in spaces:
+        low, high = (0, 1) if _is_discrete(space) else (getattr(space, name, None) for name in ("low", "high"))
+        scale = 255 if getattr(space, "dtype", None) == np.uint8 else 1
+        lows.append(-math.inf if low is None else float(np.min(low)) / scale)
+        highs.append(math.inf if high is None else float(np.max(high)) / scale)
+    return min(lows), max(highs)
 
 
 def _to_numbers(space: Any, entry: Any, xp: Any) -> Any:

@@ -17,7 +17,7 @@ from jax import Array
 
 from ontogeny.environments.base import first_feature, initial_time_step
 from ontogeny.errors import BadInput, require_at_least
-from ontogeny.types import Environment, EnvSpec, Key, TimeStep
+from ontogeny.types import HIDDEN_OBSERVATION, Environment, EnvSpec, Key, TimeStep
 
 
 class TextTask(NamedTuple):
@@ -54,7 +54,9 @@ def step(params: TextParams, key: Key, state: TextState, action: Array) -> tuple
     token = params.tokens[position]
     is_correct = (action == token).astype(jnp.float32)[None]
     first = (position - state.task.start) % params.passage_length == 0
-    return TextState(state.task, position), TimeStep(token, token, is_correct, first, jnp.float32(1))
+    # The first token of a passage is no successor of the last token of the one before.
+    final_observation = jnp.where(first, HIDDEN_OBSERVATION, token)
+    return TextState(state.task, position), TimeStep(token, final_observation, is_correct, first, jnp.float32(1))
 
 
 def from_tokens(tokens: np.ndarray, vocabulary_size: int, passage_length: int, num_passages: int) -> Environment:
