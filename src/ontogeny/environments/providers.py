@@ -22,6 +22,7 @@ from ontogeny.plugins import Range, parse_range, suggest_names, unknown_name_err
 from ontogeny.types import EnvSpec
 
 REWARD_FEATURE = "env_reward"
+NO_BOUND = 1e30  # bounds beyond it, such as the largest number of float32, are none
 MAX_COMBINATIONS = 1024  # of actions that are tuples of choices
 ACTIONS_SUPPORTED = (
     "ontogeny supports discrete actions: whole numbers, and tuples or dictionaries of whole numbers with at most "
@@ -92,9 +93,8 @@ def describe_observations(name: str, space: Any) -> ObservationLayout:
         start = int(getattr(space, "start", 0))
         return ObservationLayout(int(space.n), (), lambda observation, xp: xp.asarray(observation - start, xp.int32))
     if _parts_of(space) is None and len(shape := _array_shape(name, space)) > 0:
-        return ObservationLayout(
-            0, shape, lambda observation, xp: _to_numbers(space, observation, xp), _bounds([space])
-        )
+        bounds = _bounds([space])
+        return ObservationLayout(0, shape, lambda observation, xp: _to_numbers(space, observation, xp), bounds)
     length = sum(math.prod(_leaf_shape(name, leaf)) for leaf in _leaves_of(space))
 
     def encode(observation: Any, xp: Any) -> Any:
@@ -286,7 +286,8 @@ def _bounds(spaces: Sequence[Any]) -> tuple[float, float]:
         scale = 255 if getattr(space, "dtype", None) == np.uint8 else 1
         lows.append(-math.inf if low is None else float(np.min(low)) / scale)
         highs.append(math.inf if high is None else float(np.max(high)) / scale)
-    return min(lows), max(highs)
+    low, high = min(lows), max(highs)
+    return low if low > -NO_BOUND else -math.inf, high if high < NO_BOUND else math.inf
 
 
 def _to_numbers(space: Any, entry: Any, xp: Any) -> Any:
