@@ -48,31 +48,41 @@ def env(
     device: Device = None,
     num_host_devices: NumHostDevices = None,
 ) -> None:
-    """Check that an environment keeps its contract: pure functions, and steps as its spec says.
+    """Check that an environment keeps its contract: functions of their seeds, and steps as its spec says.
 
-    Example: ontogeny check env ./coins.py:flips=20
+    Prints one line for each rule, and the speed. The name of a provider alone, such as gymnax, checks all of its
+    environments and prints a table.
+
+    Examples: ontogeny check env ./coins.py:flips=20; ontogeny check env gymnax:Catch-bsuite; ontogeny check env gymnax
     """
     configure_jax(device, num_host_devices)
     from ontogeny import contracts, plugins
-    from ontogeny.stages.assembly import make_env
-    from ontogeny.types import HostEnvironment
+    from ontogeny.contracts.environments import RULES
 
     plugin, settings = plugins.parse(name)
-    environment = make_env(plugin, **settings)
+    if plugins.takes_id(plugin) and not settings:
+        _print_table(plugin, seed)
+        return
     files = plugins.outside_files(environments=plugin)
-    checks = {
-        "spec and first steps: sizes, names, drives, and what is emitted in eight lifetimes": (
-            lambda environment, seed: contracts.check_env_first_steps(environment, files, seed=seed)
-        ),
-        "`reset` and `step` are functions of their keys and keep to the spec": contracts.check_env,
-    }
-    if isinstance(environment, HostEnvironment):
-        checks = {
-            "observations lie in their spaces, lifetimes are functions of their seeds and share nothing": (
-                contracts.check_host_env
-            )
-        }
-    _run_checks("environment", name, files, checks, environment, seed)
+    with plugins.explain_plugin_errors(files, f"environment '{name}' fails"):
+        # Not by `make_env`, which refuses an environment at its first violation.
+        report = contracts.run_env_checks(plugins.build("environments", plugin, **settings), seed, files)
+    for result in report.results:
+        status = "passed" if not result.violation else "note" if result.is_note else "violated"
+        typer.echo(f"{status}: {RULES[result.check]}" + (f" ({result.violation})" if status == "note" else ""))
+    if report.violations:
+        place = f"with {' and '.join(map(repr, files))}, " if files else ""
+        raise BadInput(f"environment '{name}' violates its contract: {place}{report.violations[0].violation}")
+    typer.echo(f"speed: {report.steps_per_second:,.0f} steps/s with random actions")
+
+
+def _print_table(provider: str, seed: int) -> None:
+    """Print the checks of all environments of a provider, each row as soon as it is complete."""
+    from ontogeny.contracts.provider_checks import COLUMNS, check_provider, format_row
+
+    typer.echo(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for row in check_provider(provider, seed):
+        typer.echo(format_row(row))
 
 
 def _run_checks(

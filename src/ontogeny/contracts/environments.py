@@ -24,12 +24,14 @@ from ontogeny.contracts.first_steps_of_environments import (
     draw_actions,
     record_env,
 )
+from ontogeny.contracts.host_environments import run_host_lifetimes
 from ontogeny.contracts.specs import check_spec
 from ontogeny.errors import ContractViolation
 from ontogeny.seeds import nth_seed
-from ontogeny.types import Environment, EnvSpec, Key, TabularTask, TimeStep
+from ontogeny.types import AnyEnvironment, Environment, EnvSpec, HostEnvironment, Key, TabularTask, TimeStep
 
 MAX_STEPS = 3000  # of a lifetime in the checks, unless an episode is longer
+MAX_HOST_STEPS = 500  # of a lifetime of Python objects
 BATCH_STEPS = 20  # in which a lifetime alone is compared with the same one in a batch
 
 RULES = {  # name of a check -> its rule
@@ -52,7 +54,7 @@ RULES = {  # name of a check -> its rule
     "task": "a lifetime keeps its task",
     "revealed_task": "revealed tables have the shapes of the spec and allow what happens",
 }
-NOTES = ("different_seeds",)  # whose violation is reported, but allowed: an environment may be deterministic
+NOTES = ("different_seeds", "actions")  # whose violation is reported, but allowed: it may be meant
 
 
 class CheckResult(NamedTuple):
@@ -92,12 +94,12 @@ class LifetimeRuns(NamedTuple):
     emitted: EmittedSteps  # [B, T]
     repeated: EmittedSteps  # with the same seeds and actions
     later: EmittedSteps  # again the same, after other lifetimes
-    alone: EmittedSteps  # the first lifetime, [1, T]
+    single: EmittedSteps  # the first lifetime without the others, [1, T]
     other_seeds: EmittedSteps
     other_actions: EmittedSteps  # with the same seeds
 
 
-def check_env(env: Environment, seed: int = 0) -> None:
+def check_env(env: AnyEnvironment, seed: int = 0) -> None:
     """Checks that an environment is a pure function of its keys, conforms to its spec, and keeps its task.
 
     Args:
@@ -111,7 +113,7 @@ def check_env(env: Environment, seed: int = 0) -> None:
         raise ContractViolation(violations[0].violation)
 
 
-def run_env_checks(env: Environment, seed: int = 0, files: Sequence[str] = ()) -> EnvReport:
+def run_env_checks(env: AnyEnvironment, seed: int = 0, files: Sequence[str] = ()) -> EnvReport:
     """Runs all checks of an environment and collects what they find.
 
     Args:
@@ -124,11 +126,13 @@ def run_env_checks(env: Environment, seed: int = 0, files: Sequence[str] = ()) -
     recorder = Recorder(files)
     checks: dict[str, Callable[[], object]] = {
         "spec": lambda: check_spec(env.spec),
-        "types": lambda: _check_types_and_task(env, recorder),
+        "types": lambda: _check_types_and_task(env, recorder, seed),
     }
-    results = [_result(name, check) for name, check in checks.items()]
-    if any(result.violation for result in results):
-        return EnvReport(tuple(results[: 1 + (not results[0].violation)]), 0.0)
+    results: list[CheckResult] = []
+    for name, check in checks.items():
+        results.append(_result(name, check))
+        if results[-1].violation:
+            return EnvReport(tuple(results), 0.0)
     with recorder.explain("the environment fails"):
         runs, steps_per_second = _run_lifetimes(env, seed)
     checks = {
@@ -140,9 +144,13 @@ def run_env_checks(env: Environment, seed: int = 0, files: Sequence[str] = ()) -
     }
     for name, check in EMITTED_CHECKS.items():
         checks[name] = lambda check=check: check(env.spec, runs.emitted)
+    if isinstance(env, HostEnvironment):
+        checks["observation_space"] = lambda: _check_declared_space(env, seed)
     if env.reveal_task is not None:
         checks["revealed_task"] = lambda: _check_revealed_tasks(env, seed)
     results += [_result(name, checks[name]) for name in RULES if name in checks]
+    if any(result.check == "same_seed" and result.violation for result in results):
+        results = [result for result in results if result.check not in ("history", "batch")]  # which compare such runs
     return EnvReport(tuple(results), steps_per_second)
 
 
@@ -155,8 +163,11 @@ def _result(name: str, check: Callable[[], object]) -> CheckResult:
     return CheckResult(name, "", name in NOTES)
 
 
-def _check_types_and_task(env: Environment, recorder: Recorder) -> None:
+def _check_types_and_task(env: AnyEnvironment, recorder: Recorder, seed: int) -> None:
     """The programs have the types of the spec, and the state shows the task."""
+    if isinstance(env, HostEnvironment):
+        run_host_lifetimes(env, [seed], np.asarray(draw_actions(env.spec, BATCH_STEPS, seed))[:1], strict=False)
+        return
     reset, _ = record_env(env, recorder)
     require(
         hasattr(reset.shapes[0], "task"),
@@ -164,11 +175,13 @@ def _check_types_and_task(env: Environment, recorder: Recorder) -> None:
     )
 
 
-def _run_lifetimes(env: Environment, seed: int) -> tuple[LifetimeRuns, float]:
+def _run_lifetimes(env: AnyEnvironment, seed: int) -> tuple[LifetimeRuns, float]:
     """All runs, and the steps per second of one that is already compiled."""
     spec = env.spec
     num_steps = min(3 * spec.horizon, max(spec.horizon + 1, MAX_STEPS))
-    run = compile_lifetimes(env)
+    if isinstance(env, HostEnvironment):
+        num_steps = min(num_steps, MAX_HOST_STEPS)
+    run = _lifetime_runner(env)
     keys, other_keys = (_lifetime_keys(nth_seed(seed, n)) for n in (0, 2))
     actions, other_actions = (draw_actions(spec, num_steps, nth_seed(seed, n)) for n in (1, 3))
     run(keys, actions)  # so that all runs below but `later` have the same history
@@ -176,12 +189,30 @@ def _run_lifetimes(env: Environment, seed: int) -> tuple[LifetimeRuns, float]:
     emitted = run(keys, actions)
     seconds = time.perf_counter() - start
     repeated = run(keys, actions)
-    alone = compile_lifetimes(env)(keys[:1], actions[:1])
+    single = _lifetime_runner(env)(keys[:1], actions[:1])
     of_other_seeds = run(other_keys, actions)
     of_other_actions = run(keys, other_actions)
     later = run(keys, actions)
-    runs = LifetimeRuns(emitted, repeated, later, alone, of_other_seeds, of_other_actions)
-    return runs, NUM_LIFETIMES * num_steps / max(seconds, 1e-9)
+    runs = LifetimeRuns(emitted, repeated, later, single, of_other_seeds, of_other_actions)
+    return runs, emitted.scores.size / max(seconds, 1e-9)
+
+
+def _lifetime_runner(env: AnyEnvironment) -> Callable[[Key, Array], EmittedSteps]:
+    """The function that runs lifetimes: keys [B] and actions [B, T] -> what was emitted, as numpy arrays."""
+    if not isinstance(env, HostEnvironment):
+        return compile_lifetimes(env)
+
+    def run(keys: Key, actions: Array) -> EmittedSteps:
+        seeds = [int(words[-1]) for words in np.asarray(jax.random.key_data(keys))]
+        return run_host_lifetimes(env, seeds, np.asarray(actions, np.int32), strict=False)
+
+    return run
+
+
+def _check_declared_space(env: HostEnvironment, seed: int) -> None:
+    """Every observation lies in the space that the environment declares."""
+    actions = np.asarray(draw_actions(env.spec, min(3 * env.spec.horizon, MAX_HOST_STEPS), seed), np.int32)
+    run_host_lifetimes(env, [nth_seed(seed, n) for n in range(NUM_LIFETIMES)], actions, strict=True)
 
 
 def _lifetime_keys(seed: int) -> Key:
@@ -200,9 +231,9 @@ def _check_history(runs: LifetimeRuns) -> None:
 
 def _check_batch(runs: LifetimeRuns) -> None:
     """A lifetime alone is that of the batch, up to rounding."""
-    pairs = zip(jax.tree.leaves(runs.alone), jax.tree.leaves(runs.emitted), strict=True)
+    pairs = zip(jax.tree.leaves(runs.single), jax.tree.leaves(runs.emitted), strict=True)
     require(
-        all(_is_close(alone[0], batch[0]) for alone, batch in pairs),
+        all(_is_close(single[0], batch[0]) for single, batch in pairs),
         "a lifetime depends on the others in its batch: run alone, it differs; use nothing but the state, the key and "
         "the action of a lifetime in `step`",
     )
@@ -210,9 +241,10 @@ def _check_batch(runs: LifetimeRuns) -> None:
 
 def _is_close(first: Array, second: Array) -> bool:
     """Whether the first steps agree up to rounding; later ones drift apart where dynamics are chaotic."""
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    head = slice(0, BATCH_STEPS) if first.ndim else ...
-    return bool(np.allclose(first[head], second[head], rtol=1e-3, atol=1e-4, equal_nan=True))
+    pair = [np.asarray(numbers, np.float64) for numbers in (first, second)]
+    num_steps = min([BATCH_STEPS, *(len(numbers) for numbers in pair if numbers.ndim)])  # objects may end early
+    heads = [numbers[:num_steps] if numbers.ndim else numbers for numbers in pair]
+    return bool(np.allclose(*heads, rtol=1e-3, atol=1e-4, equal_nan=True))
 
 
 def _check_seeds(runs: LifetimeRuns) -> None:

@@ -78,9 +78,14 @@ def run_random_lifetimes(env: Environment, num_steps: int, recorder: Recorder, *
     with recorder.explain("the first steps of the environment fail"):
         emitted, repeated = (run(keys, actions) for _ in range(2))
     check_same_seed(emitted, repeated)
-    for check in EMITTED_CHECKS.values():
-        check(env.spec, emitted)
+    check_emitted(env.spec, emitted)
     return emitted
+
+
+def check_emitted(spec: EnvSpec, emitted: EmittedSteps) -> None:
+    """Checks the values of all time steps of lifetimes; the message names the first that violates a rule."""
+    for check in EMITTED_CHECKS.values():
+        check(spec, emitted)
 
 
 def draw_actions(spec: EnvSpec, num_steps: int, seed: int) -> Array:
@@ -107,7 +112,7 @@ def check_same_seed(emitted: EmittedSteps, repeated: EmittedSteps) -> None:
     )
 
 
-def _whole(emitted: EmittedSteps) -> TimeStep:
+def _all_steps(emitted: EmittedSteps) -> TimeStep:
     """All time steps, the initial ones included, [B, 1 + T]."""
 
     def join(initial: Array, after: Array) -> np.ndarray:
@@ -136,7 +141,7 @@ def _check_initial_outcome(spec: EnvSpec, emitted: EmittedSteps) -> None:
 
 def _check_numbers(spec: EnvSpec, emitted: EmittedSteps) -> None:
     """Outcomes, observations that are no whole numbers, and scores are finite."""
-    steps = _whole(emitted)
+    steps = _all_steps(emitted)
     if not spec.num_observations:
         for noun, numbers in (("observation", steps.observation), ("final observation", steps.final_observation)):
             is_finite = np.isfinite(numbers.astype(np.float32)).all(axis=tuple(range(2, numbers.ndim)))
@@ -152,21 +157,22 @@ def _check_numbers(spec: EnvSpec, emitted: EmittedSteps) -> None:
 
 def _check_observation_space(spec: EnvSpec, emitted: EmittedSteps) -> None:
     """Observations lie within the space of the spec."""
-    steps = _whole(emitted)
+    steps = _all_steps(emitted)
     final = steps.final_observation
     if spec.num_observations:  # a truncation may hide its final observation
         is_hidden = steps.first & (steps.discount == 1) & (final == HIDDEN_OBSERVATION)
         final = np.where(is_hidden, 0, final)
     for noun, observations in (("observation", steps.observation), ("final observation", final)):
-        _require_in_space(spec, noun, observations)
+        _require_in_space(spec, noun, np.asarray(observations))
 
 
 def _check_final_observation(spec: EnvSpec, emitted: EmittedSteps) -> None:
     """Only a new episode replaces the observation to which an action led."""
     del spec
-    steps = _whole(emitted)
-    axes = tuple(range(2, steps.observation.ndim))
-    is_same = np.all((steps.observation == steps.final_observation) | _is_nan(steps.observation), axis=axes)
+    steps = _all_steps(emitted)
+    observations = np.asarray(steps.observation)
+    is_same = (observations == steps.final_observation) | _is_nan(observations)
+    is_same = np.all(is_same, axis=tuple(range(2, observations.ndim)))
     require_everywhere(
         steps.first | is_same,
         lambda i, t: (
@@ -181,12 +187,12 @@ def _check_truncation(spec: EnvSpec, emitted: EmittedSteps) -> None:
     del spec
     steps = emitted.time_steps
     axes = tuple(range(2, np.ndim(steps.observation)))
-    is_kept = np.any(np.asarray(steps.final_observation) != np.asarray(steps.observation), axis=axes)
+    is_preserved = np.any(np.asarray(steps.final_observation) != np.asarray(steps.observation), axis=axes)
     is_truncated = np.asarray(steps.first) & (np.asarray(steps.discount) == 1)
-    before = np.asarray(_whole(emitted).observation)[:, :-1]
+    before = np.asarray(_all_steps(emitted).observation)[:, :-1]
     changes = np.any(np.asarray(steps.observation) != before, axis=axes) & ~np.asarray(steps.first)
     require(
-        np.sum(is_truncated) < MIN_TRUNCATIONS or bool(is_kept[is_truncated].any()) or not changes.any(),
+        np.sum(is_truncated) < MIN_TRUNCATIONS or bool(is_preserved[is_truncated].any()) or not changes.any(),
         f"in all {np.sum(is_truncated)} truncated episodes the final observation is the first one of the next episode: "
         "agents continue the return of a truncated episode from `final_observation`, which must be the observation to "
         "which its last action led",
@@ -196,7 +202,7 @@ def _check_truncation(spec: EnvSpec, emitted: EmittedSteps) -> None:
 def _check_termination(spec: EnvSpec, emitted: EmittedSteps) -> None:
     """The discount tells terminations from truncations."""
     del spec
-    _, _, _, first, discount, _ = _whole(emitted)
+    _, _, _, first, discount, _ = _all_steps(emitted)
     require_everywhere(
         (discount == 0) | (discount == 1),
         lambda i, t: (
@@ -212,7 +218,7 @@ def _check_termination(spec: EnvSpec, emitted: EmittedSteps) -> None:
 
 def _check_forced_actions(spec: EnvSpec, emitted: EmittedSteps) -> None:
     """Actions that the environment forces are actions."""
-    forced = _whole(emitted).forced_action
+    forced = np.asarray(_all_steps(emitted).forced_action)
     require_everywhere(
         (forced >= -1) & (forced < spec.num_actions),
         lambda i, t: f"`forced_action` {_when(t)} is {forced[i, t]}, which is neither -1 nor an action",
@@ -255,7 +261,7 @@ def _is_nan(observations: np.ndarray) -> np.ndarray:
 
 def _check_episode_lengths(spec: EnvSpec, emitted: EmittedSteps) -> None:
     """An episode takes at most `horizon` steps."""
-    first = _whole(emitted).first
+    first = _all_steps(emitted).first
     lengths, longest = np.zeros(len(first), int), 0
     for begins in first[:, 1:].T:
         lengths += 1

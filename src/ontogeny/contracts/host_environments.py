@@ -42,16 +42,16 @@ def check_host_env(env: HostEnvironment, seed: int = 0) -> None:
     seeds = [int(number) for number in random.integers(2**32, size=NUM_LIFETIMES)]
     num_steps = min(env.spec.num_steps, max(MIN_STEPS, min(3 * env.spec.horizon, MAX_STEPS)))
     actions = random.integers(env.spec.num_actions, size=(NUM_LIFETIMES, num_steps), dtype=np.int32)
-    emitted = _run_lifetimes(env, seeds, actions)
+    emitted = run_host_lifetimes(env, seeds, actions, strict=True)
     check_emitted(env.spec, emitted)
     require(
-        trees.bitwise_equal(emitted, _run_lifetimes(env, seeds, actions)),
+        trees.bitwise_equal(emitted, run_host_lifetimes(env, seeds, actions, strict=True)),
         f"'{env.spec.name}' is not a function of its seed: the same seeds and actions gave two different lifetimes, as "
         "where it draws from `random` or `numpy.random`; draw all chance from `self.np_random`, which "
         "`super().reset(seed=seed)` sets",
     )
     for index in range(NUM_LIFETIMES):
-        single = _run_lifetimes(env, seeds[index : index + 1], actions[index : index + 1])
+        single = run_host_lifetimes(env, seeds[index : index + 1], actions[index : index + 1], strict=True)
         num_shared = min(single.scores.shape[1], emitted.scores.shape[1])
         pair = (_first_steps(emitted, index, num_shared), _first_steps(single, 0, num_shared))
         require(
@@ -96,9 +96,19 @@ def make_traceable(env: AnyEnvironment) -> Environment:
     return Environment(spec, reset, step, env.score)
 
 
-def _run_lifetimes(env: HostEnvironment, seeds: list[int], actions: np.ndarray) -> EmittedSteps:
-    """The steps of lifetimes with these actions, [N, T], until one of them is over."""
-    tasks, time_steps = env.begin(seeds, strict=True), []
+def run_host_lifetimes(env: HostEnvironment, seeds: list[int], actions: np.ndarray, *, strict: bool) -> EmittedSteps:
+    """The steps of lifetimes with these actions, [N, T], until one of them is over.
+
+    Args:
+        env: Stepped in this process.
+        seeds: Of the lifetimes, [N].
+        actions: Of each lifetime, [N, T].
+        strict: Whether each observation is checked against the space that the environment declares.
+
+    Raises:
+        ContractViolation: A time step has other shapes or types than the spec, or an observation leaves its space.
+    """
+    tasks, time_steps = env.begin(seeds, strict=strict), []
     try:
         initial = tasks.reset()
         _check_types(env.spec, "reset", initial)

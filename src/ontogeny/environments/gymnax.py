@@ -12,6 +12,7 @@ actions are discrete and which need no data set; an environment that a module of
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ DERIVED_PARAMETERS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "polemass_length": params.masspole * params.length,
     },
 }
+# Their observations leave the space that gymnax declares: -1 is no lower bound of it, though they contain it.
+UNDECLARED_SPACES = ("MemoryChain-bsuite", "GaussianBandit-misc")
 # ID -> steps of an episode where the environment itself ends each one far below its time limit. The arguments are the
 # environment and a function from the name of a parameter to its largest value.
 EPISODE_LENGTHS: dict[str, Callable[[Any, Callable[[str], float]], float]] = {
@@ -200,6 +203,8 @@ def build(
     varied, drifting = providers.parse_ranges(name, vary, drift, numbers)
     _require_whole_bounds(name, defaults, (*varied, *drifting))
     observations = providers.describe_observations(name, env.observation_space(defaults))
+    if gymnax_id in UNDECLARED_SPACES:
+        observations = observations._replace(bounds=(-math.inf, math.inf))
     actions = providers.describe_actions(name, env.action_space(defaults))
     infos = _numbers_in_info(env, defaults, actions)
     names = providers.check_features(name, features, infos)
@@ -213,17 +218,9 @@ def build(
     return Environment(spec, partial(reset, params), partial(step, params), first_feature)
 
 
-def supported_ids() -> list[str]:
-    """The IDs of the environments of gymnax that can be built."""
-    package = providers.import_package("gymnax")
-    ids = []
-    for id in package.registered_envs:
-        try:
-            build(id=id)
-        except BadInput:
-            continue
-        ids.append(id)
-    return ids
+def list_ids() -> list[str]:
+    """The IDs of all environments of gymnax, the unsupported ones included."""
+    return list(providers.import_package("gymnax").registered_envs)
 
 
 def _require_supported(package: Any, name: str, id: str) -> None:
