@@ -10,7 +10,7 @@ from ontogeny.contracts.agents import check_agent as check_agent
 from ontogeny.contracts.agents import check_agent_lifetimes as check_agent_lifetimes
 from ontogeny.contracts.agents import check_agent_steps as check_agent_steps
 from ontogeny.contracts.developments import check_development as check_development
-from ontogeny.contracts.environments import CheckResult as CheckResult
+from ontogeny.contracts.environments import EnvCheckResult as EnvCheckResult
 from ontogeny.contracts.environments import EnvReport as EnvReport
 from ontogeny.contracts.environments import check_env as check_env
 from ontogeny.contracts.environments import run_env_checks as run_env_checks

@@ -57,7 +57,7 @@ RULES = {  # name of a check -> its rule
 NOTES = ("different_seeds", "actions")  # whose violation is reported, but allowed: it may be meant
 
 
-class CheckResult(NamedTuple):
+class EnvCheckResult(NamedTuple):
     """The result of one check.
 
     Attributes:
@@ -79,11 +79,11 @@ class EnvReport(NamedTuple):
         steps_per_second: Environment steps of a batch of lifetimes with random actions.
     """
 
-    results: tuple[CheckResult, ...]
+    results: tuple[EnvCheckResult, ...]
     steps_per_second: float
 
     @property
-    def violations(self) -> list[CheckResult]:
+    def violations(self) -> list[EnvCheckResult]:
         """The rules that the environment must keep and violates."""
         return [result for result in self.results if result.violation and not result.is_note]
 
@@ -128,7 +128,7 @@ def run_env_checks(env: AnyEnvironment, seed: int = 0, files: Sequence[str] = ()
         "spec": lambda: check_spec(env.spec),
         "types": lambda: _check_types_and_task(env, recorder, seed),
     }
-    results: list[CheckResult] = []
+    results: list[EnvCheckResult] = []
     for name, check in checks.items():
         results.append(_result(name, check))
         if results[-1].violation:
@@ -154,13 +154,13 @@ def run_env_checks(env: AnyEnvironment, seed: int = 0, files: Sequence[str] = ()
     return EnvReport(tuple(results), steps_per_second)
 
 
-def _result(name: str, check: Callable[[], object]) -> CheckResult:
+def _result(name: str, check: Callable[[], object]) -> EnvCheckResult:
     """The result of a check; only a violation of the contract counts as one."""
     try:
         check()
     except ContractViolation as error:
-        return CheckResult(name, str(error), name in NOTES)
-    return CheckResult(name, "", name in NOTES)
+        return EnvCheckResult(name, str(error), name in NOTES)
+    return EnvCheckResult(name, "", name in NOTES)
 
 
 def _check_types_and_task(env: AnyEnvironment, recorder: Recorder, seed: int) -> None:
