@@ -67,9 +67,9 @@ def env(
     with plugins.explain_plugin_errors(files, f"environment '{name}' fails"):
         # Not by `make_env`, which refuses an environment at its first violation.
         report = contracts.run_env_checks(plugins.build("environments", plugin, **settings), seed, files)
-    for result in report.results:
-        status = "passed" if not result.violation else "note" if result.is_note else "violated"
-        typer.echo(f"{status}: {RULES[result.check]}" + (f" ({result.violation})" if status == "note" else ""))
+    for finding in report.results:
+        status = "passed" if not finding.violation else "note" if finding.is_note else "violated"
+        typer.echo(f"{status}: {RULES[finding.check]}" + (f" ({finding.violation})" if status == "note" else ""))
     if report.violations:
         place = f"with {' and '.join(map(repr, files))}, " if files else ""
         raise BadInput(f"environment '{name}' violates its contract: {place}{report.violations[0].violation}")

@@ -85,7 +85,7 @@ class EnvReport(NamedTuple):
     @property
     def violations(self) -> list[EnvCheckResult]:
         """The rules that the environment must keep and violates."""
-        return [result for result in self.results if result.violation and not result.is_note]
+        return [finding for finding in self.results if finding.violation and not finding.is_note]
 
 
 class LifetimeRuns(NamedTuple):
@@ -149,8 +149,10 @@ def run_env_checks(env: AnyEnvironment, seed: int = 0, files: Sequence[str] = ()
     if env.reveal_task is not None:
         checks["revealed_task"] = lambda: _check_revealed_tasks(env, seed)
     results += [_result(name, checks[name]) for name in RULES if name in checks]
-    if any(result.check == "same_seed" and result.violation for result in results):
-        results = [result for result in results if result.check not in ("history", "batch")]  # which compare such runs
+    if any(finding.check == "same_seed" and finding.violation for finding in results):
+        results = [
+            finding for finding in results if finding.check not in ("history", "batch")
+        ]  # which compare such runs
     return EnvReport(tuple(results), steps_per_second)
 
 
