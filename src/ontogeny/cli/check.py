@@ -67,9 +67,9 @@ def env(
     with plugins.explain_plugin_errors(files, f"environment '{name}' fails"):
         # Not by `make_env`, which refuses an environment at its first violation.
         report = contracts.run_env_checks(plugins.build("environments", plugin, **settings), seed, files)
-    for finding in report.results:
-        status = "passed" if not finding.violation else "note" if finding.is_note else "violated"
-        typer.echo(f"{status}: {RULES[finding.check]}" + (f" ({finding.violation})" if status == "note" else ""))
+    for entry in report.results:
+        status = "passed" if not entry.violation else "note" if entry.is_note else "violated"
+        typer.echo(f"{status}: {RULES[entry.check]}" + (f" ({entry.violation})" if status == "note" else ""))
     if report.violations:
         place = f"with {' and '.join(map(repr, files))}, " if files else ""
         raise BadInput(f"environment '{name}' violates its contract: {place}{report.violations[0].violation}")

@@ -54,6 +54,7 @@ RULES = {  # name of a check -> its rule
     "task": "a lifetime keeps its task",
     "revealed_task": "revealed tables have the shapes of the spec and allow what happens",
 }
+RUN_PAIRS = ("history", "batch")  # which compare runs of the same seed, and mean nothing where these differ
 NOTES = ("different_seeds", "actions")  # whose violation is reported, but allowed: it may be meant
 
 
@@ -85,7 +86,7 @@ class EnvReport(NamedTuple):
     @property
     def violations(self) -> list[EnvCheckResult]:
         """The rules that the environment must keep and violates."""
-        return [finding for finding in self.results if finding.violation and not finding.is_note]
+        return [entry for entry in self.results if entry.violation and not entry.is_note]
 
 
 class LifetimeRuns(NamedTuple):
@@ -149,10 +150,8 @@ def run_env_checks(env: AnyEnvironment, seed: int = 0, files: Sequence[str] = ()
     if env.reveal_task is not None:
         checks["revealed_task"] = lambda: _check_revealed_tasks(env, seed)
     results += [_result(name, checks[name]) for name in RULES if name in checks]
-    if any(finding.check == "same_seed" and finding.violation for finding in results):
-        results = [
-            finding for finding in results if finding.check not in ("history", "batch")
-        ]  # which compare such runs
+    if any(entry.check == "same_seed" and entry.violation for entry in results):
+        results = [entry for entry in results if entry.check not in ("history", "batch")]  # which compare such runs
     return EnvReport(tuple(results), steps_per_second)
 
 

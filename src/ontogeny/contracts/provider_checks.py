@@ -70,7 +70,7 @@ def _check_id(provider: str, id: str, seed: int) -> ProviderRow:
     except BadInput as error:
         return ProviderRow(name, None, 0, 0, 0.0, (str(error).replace("|", "/"),))
     report = run_env_checks(env, seed)
-    remarks = tuple(finding.violation.replace("|", "/") for finding in report.results if finding.violation)
+    remarks = tuple(entry.violation.replace("|", "/") for entry in report.results if entry.violation)
     num_checks, speed = len(report.results), report.steps_per_second
     return ProviderRow(name, env.spec, num_checks, num_checks - len(report.violations), speed, remarks)
 
