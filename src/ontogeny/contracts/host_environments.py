@@ -74,7 +74,7 @@ def make_traceable(env: AnyEnvironment) -> Environment:
     def observe(key: Key) -> Array:
         if spec.num_observations:
             return jax.random.randint(key, (), 0, spec.num_observations)
-        return jax.random.normal(key, spec.observation_shape)
+        return jnp.clip(jax.random.normal(key, spec.observation_shape), *spec.observation_bounds)
 
     def reset(key: Key) -> tuple[StandInState, TimeStep]:
         observation, outcome = observe(key), jnp.zeros(len(spec.outcome_features))
