@@ -202,7 +202,7 @@ def test_the_audit_of_objectives_applies_to_host_and_content(exact_content, disg
     keys = sample_lifetime_keys(key_from_seed(3), test.num_lifetimes, "evaluation")
     result = test.decide(test.measure(subject, keys), test.thresholds)
     assert result.verdict == ("yes" if is_disguised else "no"), result
-    assert ("food" in result.summary.split(",")[0]) == is_disguised
+    assert result.summary.startswith("it pursues food") == is_disguised, result
 
 
 def test_the_content_learns_online_by_prediction_when_a_stream_is_complete():
