@@ -12,7 +12,7 @@ from ontogeny.agents import actor_critic, experience, neural_model_based
 from ontogeny.agents.neural_model_based import NeuralSettings
 from ontogeny.content import latent_model, two_hot
 from ontogeny.content.distributional_value import lambda_returns
-from ontogeny.rollouts import rollout, rollout_lifetime
+from ontogeny.rollouts import rollout
 from ontogeny.trees import bitwise_equal
 from ontogeny.types import BadInput, Environment, EnvSpec, Percept, TimeStep, Transition
 
@@ -142,13 +142,20 @@ def test_imagined_rewards_are_the_steering_of_predicted_outcomes(lifetime):
     assert np.max(imagined_rewards(1.0)) > 0.8
 
 
-def test_vector_observations_are_accepted():
+def test_vector_observations_are_accepted_and_a_batch_is_updated_only_when_an_update_is_due():
     """Only traced; the slow tests of contracts run the agent in every environment."""
     env = plugins.build("environments", "stream", num_segments=2, segment_length=10)
     assert env.spec.num_observations == 0
     reward = steering.build(env.spec)
     agent = neural_model_based.build(env.spec, reward, **SETTINGS._asdict())
-    jax.eval_shape(lambda key: rollout_lifetime(key, agent, env, reward, agent.genome(key), True), jax.random.key(0))
+
+    def continue_lifetime(key, state):
+        return rollout(key, agent, env, reward, state, 3, True)[0]
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    states = jax.eval_shape(jax.vmap(lambda key: agent.init(key, agent.genome(key))), keys)
+    program = jax.make_jaxpr(jax.vmap(continue_lifetime))(keys, states)
+    assert "cond[" in str(program), "an update is computed in every step of a batch"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from ontogeny.agents.actor_critic import (
 )
 from ontogeny.agents.experience import Experience, SampledExperience, add_step, init_experience, sample_experience
 from ontogeny.content import distributional_value, latent_model
+from ontogeny.content.episode_plan import lazy_cond
 from ontogeny.content.latent_model import LatentModelShape, LatentModelWeights, LatentState
 from ontogeny.content.optimizers import build_flat_optimizer, with_optimizer_state
 from ontogeny.content.perceptron import PerceptronWeights, init_perceptron
@@ -266,20 +267,23 @@ def _learn(
     scratch: NeuralScratch = state.weights.scratch
     experience = add_step(scratch.experience, transition, state.activations.log_probability)
 
-    def update(updated: _UpdatedWeights) -> tuple[_UpdatedWeights, dict[str, Array]]:
-        def step(updated: _UpdatedWeights, update_key: Key) -> tuple[_UpdatedWeights, dict[str, Array]]:
-            return _update(params, update_key, updated, scratch.genome, experience)
+    def update(
+        operand: tuple[Array, _UpdatedWeights, NeuralGenome, Experience],
+    ) -> tuple[_UpdatedWeights, dict[str, Array]]:
+        key_data, updated, genome, experience = operand
 
-        updated, info = jax.lax.scan(step, updated, jax.random.split(key, params.num_updates))
+        def step(updated: _UpdatedWeights, update_key: Key) -> tuple[_UpdatedWeights, dict[str, Array]]:
+            return _update(params, update_key, updated, genome, experience)
+
+        keys = jax.random.split(jax.random.wrap_key_data(key_data), params.num_updates)
+        updated, info = jax.lax.scan(step, updated, keys)
         return updated, jax.tree.map(jnp.mean, info)
 
-    def skip(updated: _UpdatedWeights) -> tuple[_UpdatedWeights, dict[str, Array]]:
-        return updated, dict.fromkeys(INFO, jnp.float32(0))
-
-    # All lifetimes of a batch have taken equally many steps, so that under `vmap` this remains a branch.
     num_steps = experience.num_steps
     is_due = (num_steps % params.update_interval == 0) & (num_steps >= params.settings.num_warm_up_steps)
-    updated, info = jax.lax.cond(is_due, update, skip, _updated_weights(state))
+    before = _updated_weights(state)
+    operand = (jax.random.key_data(key), before, scratch.genome, experience)
+    updated, info = lazy_cond(is_due, update, operand, (before, dict.fromkeys(INFO, jnp.float32(0))))
     return _with_updated_weights(state, updated, experience), info
 
 
