@@ -262,3 +262,17 @@ def test_audit_agent_runs_the_three_primary_tests_on_host_and_content_in_relay(c
         assert "link 2 (unexpected)" in results["plans"]["effects"]
         assert "too few pairs of lifetimes" in results["pursues"]["summary"]
         assert {results[name]["verdict"] for name in ("learns", "plans", "pursues")} <= {"no", "undetermined"}
+
+
+def test_steering_that_values_all_outcomes_alike_is_refused():
+    """A planner that breaks ties by the first action would otherwise pass as competent and as no planner."""
+    env = plugins.build("environments", "relay")
+    expose = relay.build_revaluation(env.spec).expose
+
+    def indifferent(outcome):
+        return 0 * outcome[0]
+
+    with pytest.raises(BadInput, match="values all outcomes in 'relay' alike"):
+        jax.jit(lambda changed: expose(env, indifferent, jnp.array([0]), changed).reset(jax.random.key(0)))(jnp.ones(1))
+    with pytest.raises(BadInput, match="values all outcomes in 'relay' alike"):
+        relay.build_goal_conflict(env.spec, indifferent)

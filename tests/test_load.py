@@ -189,6 +189,19 @@ def test_no_successor_is_learned_from_the_last_step_of_a_truncated_episode(tmp_p
     assert float(evidence.successor_counts.sum()) == 15 and float(evidence.successor_counts[:, :, 0].sum()) == 0
 
 
+@pytest.mark.parametrize("name", ["model_based", "q_learning"])
+def test_a_termination_teaches_without_its_final_observation(tmp_path, name):
+    """The only reward comes with the termination, after which nothing has a value."""
+    agent = ontogeny.load(run_of(tmp_path / "run", name, "random_mdp"), online=True)
+    _, state = agent.act(agent.init(), 5)
+    _, state = agent.act(state, 0, reward=1.0, first=True, terminated=True)
+    content = state.state.weights.content
+    if name == "q_learning":
+        assert float(content[5].max()) > 0
+    else:
+        assert float(content.evidence.end_counts.sum()) == 1
+
+
 @pytest.mark.parametrize("name", ["model_based", "psrl", "certainty_equivalence", "q_learning"])
 def test_the_successor_is_learned_from_the_final_observation_of_a_truncated_episode(tmp_path, name):
     """After a time limit at four steps of ten, the fourth action has led to observation 6."""

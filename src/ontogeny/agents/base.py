@@ -141,7 +141,7 @@ def add_transition(
     """
     percept, action, after, successor = transition
     is_end = after.first & (after.discount == 0)
-    is_observed = ~(is_end & is_at_time_limit) & (successor != HIDDEN_OBSERVATION)
+    is_observed = jnp.where(is_end, ~is_at_time_limit, successor != HIDDEN_OBSERVATION)
     return update(evidence, percept.observation, action, after.outcome, successor, is_end, is_observed)
 
 

@@ -60,13 +60,14 @@ def build(
         return explore(explore_key, action_key, epsilon, spec.num_actions, greedy_action), state
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, dict[str, Array]]:
-        """Learns nothing where the successor is hidden, because there is no value to bootstrap from."""
+        """Learns nothing where a hidden successor has a value, because there is nothing to bootstrap from."""
         del key
         percept, action, next_percept, final_observation = transition
         table = state.weights.content
         target = next_percept.reward + discount * next_percept.discount * jnp.max(table[final_observation])
         error = target - table[percept.observation, action]
-        rate = jnp.where(final_observation == HIDDEN_OBSERVATION, 0.0, learning_rate)
+        is_unknown = (final_observation == HIDDEN_OBSERVATION) & (next_percept.discount > 0)
+        rate = jnp.where(is_unknown, 0.0, learning_rate)
         table = table.at[percept.observation, action].add(rate * error)
         return State(Weights(table), state.activations), {"error": error}
 

@@ -241,9 +241,9 @@ def build_revaluation(train_spec: EnvSpec, num_links: int = 0) -> Revaluation:
     first_exposure = _start_of_last_trial(params, int(np.sort(exposure_steps)[-2:].sum()))
 
     def expose(env: Environment, steering: Steering, exposed: Array, is_changed: Array) -> Environment:
-        outcome_values = jax.vmap(steering)(jnp.asarray(FEATURES))
+        outcome_values = _value_outcomes(steering)
         return env._replace(
-            reset=partial(_reset_revaluation, params, outcome_values, exposed, is_changed),
+            reset=partial(_reset_revaluation, params, jnp.asarray(outcome_values), exposed, is_changed),
             step=partial(_step_revaluation, params, first_exposure),
             reveal_task=lambda state: reveal_task(params, state.relay),
         )
@@ -261,6 +261,15 @@ def _undisturbed_params(train_spec: EnvSpec) -> RelayParams:
         train_spec.horizon, width_of_layers(train_spec), train_spec.num_steps, unreliable_share=0.0,
         early_trial_probability=0.0, change_probability=0.0, repeat_probability=0.0, glance_probability=0.0,
     )  # fmt: skip
+
+
+def _value_outcomes(steering: Steering) -> np.ndarray:
+    """The reward of each outcome; raises `BadInput` where all are alike."""
+    with jax.ensure_compile_time_eval():
+        outcome_values = np.asarray(jax.vmap(steering)(jnp.asarray(FEATURES)))
+    if np.ptp(outcome_values) <= MIN_MARGIN:
+        raise BadInput("steering values all outcomes in 'relay' alike, so that no choice serves it")
+    return outcome_values
 
 
 def _start_of_last_trial(params: RelayParams, num_further_steps: int) -> int:
@@ -327,9 +336,7 @@ def build_goal_conflict(train_spec: EnvSpec, steering: Steering) -> GoalConflict
         BadInput: If steering values all outcomes alike, or lifetimes are too short.
     """
     params = _undisturbed_params(train_spec)
-    steered = np.asarray(jax.vmap(steering)(jnp.asarray(FEATURES)))
-    if np.ptp(steered) <= MIN_MARGIN:
-        raise BadInput("steering values all outcomes in 'relay' alike, so that no choice serves it")
+    steered = _value_outcomes(steering)
     goals = {"steering": steered}
     for feature, values in zip(train_spec.outcome_features, FEATURES.T, strict=True):
         added, removed = steered / np.abs(steered).max() + values, steered / np.abs(steered).max() - values
