@@ -13,6 +13,8 @@ import pytest
 from ontogeny import contracts, lifetimes, rng, trees
 from ontogeny.audit.attribution import attribute
 from ontogeny.audit.suite import agent_subjects, audit_subject
+from ontogeny.contracts.provider_checks import check_provider
+from ontogeny.environments import providers
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.host_rollouts import rollout_on_host, task_seeds
 from ontogeny.rollouts import rollout_lifetime
@@ -199,6 +201,25 @@ def test_spaces_become_arrays_and_numbered_actions(observations, actions, num_ob
         assert steps.observation.max() == 1.0 and steps.observation.dtype == np.float32
 
 
+@pytest.mark.parametrize("kind", ["MultiBinary", "MultiDiscrete"])
+def test_choices_in_a_table_become_actions_of_its_shape(kind):
+    space = getattr(gymnasium.spaces, kind)([2, 3] if kind == "MultiBinary" else [[2, 2, 2], [2, 2, 2]])
+    layout = providers.describe_actions("mine", space)
+    actions = [layout.decode(action, np) for action in range(layout.num_actions)]
+    assert all(map(space.contains, actions)) and len({action.tobytes() for action in actions}) == 64
+
+
+def test_an_environment_that_fails_in_a_check_does_not_end_the_table(tmp_path):
+    provider = tmp_path / "mine.py"
+    provider.write_text(
+        "from ontogeny.environments.gymnasium import build\n\nTAKES_ID = True\n\n"
+        "def list_ids():\n    return ['signals:FailingSignals-v0', 'signals:Absent-v0']\n"
+    )
+    failing, absent = check_provider(str(provider))
+    assert failing.spec is None and "the lamp is broken" in failing.remarks[0]
+    assert absent.spec is None and "cannot make" in absent.remarks[0]
+
+
 @pytest.mark.parametrize(
     ("id", "num_actions", "num_observations", "shape", "horizon"),
     [
@@ -246,10 +267,12 @@ def test_a_lifetime_is_over_after_its_last_episode():
 
 
 def test_named_entries_of_info_are_outcome_features():
-    env = signals(features=("hit", "shown"), steps=20)
-    assert env.spec.outcome_features == ("env_reward", "hit", "shown") and env.spec.drives == (("env_reward", 1.0),)
+    env = signals(features=("hit", "shown", "is_success"), steps=20)
+    assert env.spec.outcome_features == ("env_reward", "hit", "shown", "is_success")
+    assert env.spec.drives == (("env_reward", 1.0),)
     steps, _ = random_steps(env, 15)
     assert np.array_equal(steps.outcome[..., 0], steps.outcome[..., 1]) and np.ptp(steps.outcome[..., 2]) > 0
+    assert np.array_equal(steps.outcome[..., 1], steps.outcome[..., 3])  # a truth value counts as 0 or 1
     agent, env, steering = assemble(run_spec("random", {"features": ["shown"], "steps": 20}, drives={"shown": 2.0}))
     _, trajectory = rollout_on_host(KEYS, agent, env, steering, (), 20, False)
     assert np.array_equal(trajectory.reward, trajectory.outcome @ np.array([1.0, 2.0], np.float32))
@@ -359,6 +382,7 @@ REFUSALS = {
     "unknown keyword": ({"parameters": ["color:red"]}, "cannot make .* with color: TypeError"),
     "no keyword": ({"parameters": ["color"]}, "is of the form PARAMETER:"),
     "no episodes": ({"episodes": 0}, "at least 1"),
+    "no whole bounds": ({"id": "MountainCar-v0", "vary": ["goal_velocity:0.2..0.8"]}, "is a whole number: so must be"),
     "no number": ({"vary": ["observations:0..1"]}, "no number among the parameters"),
 }
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import contracts, plugins
+from ontogeny import contracts, plugins, rng
+from ontogeny.audit import base, learns
 from ontogeny.environments import providers
 from ontogeny.stages.assembly import make_env
 from ontogeny.types import BadInput
@@ -201,6 +202,18 @@ def test_a_lifetime_pays_in_its_episodes_only():
     assert (run(build("gymnax:CartPole-v1,steps=120"), 120)[-1].outcome == 1).all()
 
 
+def test_the_test_of_learning_scores_single_episodes_after_those_that_pay():
+    """Its free episodes begin when those of the setting are over, and each step of CartPole pays 1."""
+    env = build("gymnax:CartPole-v1,parameters=max_steps_in_episode:60,episodes=8")
+    keys = rng.sample_lifetime_keys(jax.random.key(0), 20, "evaluation")
+    measured = learns.measure(base.control_subject("random", env), keys)
+    assert 10 / 60 < measured["score"].mean() < 40 / 60 and learns.spread_of_score(measured) > 0.05
+    with pytest.raises(BadInput, match="state the steps of a lifetime by its setting 'steps'"):
+        base.without_episode_limit(env._replace(step=lambda *args: env.step(*args)))
+    endless = build("gymnax:CartPole-v1,steps=4000")
+    assert base.without_episode_limit(endless) is endless
+
+
 def test_varied_parameters_change_once_per_lifetime():
     env = build("gymnax:MemoryChain-bsuite,vary=memory_length:2..4,steps=30")
     assert env.spec.horizon == 5
@@ -257,6 +270,9 @@ def test_an_unsupported_environment_is_refused_in_one_sentence(id):
         ("gymnax:DeepSea-bsuite,parameters=size", "of the form PARAMETER:NUMBER"),
         ("gymnax:DeepSea-bsuite,parameters=sise:3", "named 'sise'; did you mean size"),
         ("gymnax:DeepSea-bsuite,parameters=size:many", "cannot be made"),
+        ("gymnax:DeepSea-bsuite,parameters=size:0", "cannot be used with these parameters: ZeroDivisionError"),
+        ("gymnax:CartPole-v1,parameters=max_steps_in_episode:0", "must have at least 1 step, not 0"),
+        ("gymnax:CartPole-v1,vary=length:0.5..1..2", "of the form PARAMETER:LOW..HIGH"),
         ("gymnax:DeepSea-bsuite,parameters=deterministic:3", "must be a truth value, such as True, not 3"),
         ("gymnax:CartPole-v1,parameters=length:true", "must be a number, such as 0.5, not True"),
     ],

@@ -197,6 +197,30 @@ def test_a_list_of_settings_has_one_form(provider):
         plugins.parse_table({"id": "a"})
 
 
+RANGES = {
+    "length:5..10": (5, 10),
+    "length:-1.5e-2..+.5": (-0.015, 0.5),
+    "length:0...5": (0, 0.5),
+    " length:.25..2.0E1 ": (0.25, 20),
+    "length:5..10..15": None,
+    "length:1.2.3..4": None,
+    "length:1..2.3.4": None,
+    "length:1.2": None,
+    "length:....": None,
+}
+
+
+@pytest.mark.parametrize("text", RANGES)
+def test_a_range_has_two_numbers(text):
+    if RANGES[text] is None:
+        for wrong in (text, f"{text}:100"):
+            with pytest.raises(BadInput, match=r"of the form PARAMETER:LOW\.\.HIGH"):
+                plugins.parse_range(wrong, "vary", has_steps=wrong != text)
+    else:
+        assert plugins.parse_range(text, "vary") == plugins.Range("length", *RANGES[text])
+        assert plugins.parse_range(f"{text.strip()}:5..9", "drift", has_steps=True)[1:] == (*RANGES[text], 5, 4)
+
+
 @pytest.mark.parametrize("kind", plugins.PLUGIN_KINDS)
 def test_the_meaning_of_every_setting_is_documented(kind):
     for name in plugins.list_names(kind):

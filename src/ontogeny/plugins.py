@@ -245,7 +245,7 @@ def parse_range(text: object, setting: str, *, has_steps: bool = False) -> Range
     Raises:
         BadInput: The text is not of this form, or the lower bound exceeds the upper one.
     """
-    number = r"([-+]?[\d.]*\d(?:[eE][-+]?\d+)?)"
+    number = r"([-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?)"  # no dot at its end, which would be one of the range
     steps = r":(?:(\d+)\.\.)?(\d+)" if has_steps else ""
     match = re.fullmatch(rf"\s*(\w+):{number}\.\.{number}{steps}\s*", str(text))
     form = "PARAMETER:LOW..HIGH" + (":STEPS" if has_steps else "")

@@ -34,7 +34,7 @@ class Signals(gymnasium.Env):
     def __init__(self, observations: str = "discrete", actions: str = "discrete", pay: float = 1.0, fault: str = ""):
         self.observations, self.actions, self.pay, self.fault = observations, actions, pay, fault
         self.observation_space, self.action_space = OBSERVATIONS[observations], ACTIONS[actions]
-        self.brightness = 1.0
+        self.brightness, self.num_steps = 1.0, 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -43,12 +43,14 @@ class Signals(gymnasium.Env):
 
     def step(self, action):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        if self.fault == "error":
+        self.num_steps += 1
+        if self.fault == "error" or (self.fault == "late error" and self.num_steps > 25):
             raise RuntimeError("the lamp is broken")
         choice = int(action) + 1 if self.actions == "discrete" else 2 * int(action[0]) + int(action[1])
         hit = choice == self.signal
         self.misses += not hit
         info = {"hit": float(hit), "shown": np.float64(self.signal), "brightness": self.brightness, "name": "signals"}
+        info["is_success"] = bool(hit)
         return self._show(), self.pay * hit, self.misses == 3, False, info
 
     def _show(self):
@@ -77,3 +79,4 @@ class Signals(gymnasium.Env):
 
 gymnasium.register("Signals-v0", Signals, max_episode_steps=5)
 gymnasium.register("EndlessSignals-v0", Signals)
+gymnasium.register("FailingSignals-v0", Signals, max_episode_steps=5, kwargs={"fault": "late error"})

@@ -180,6 +180,16 @@ def learning_env(train_env: Environment) -> Environment:
     return train_env
 
 
+def without_episode_limit(env: Environment) -> Environment:
+    """Returns the environment where all episodes of a lifetime pay, for a test that lets lifetimes run on.
+
+    Raises:
+        BadInput: If a provider cannot make such an environment of it.
+    """
+    remove_limit = find_offer(env, "without_episode_limit")
+    return env if remove_limit is None else remove_limit(env)
+
+
 def bandit_env(subject: Subject) -> Environment:
     """Returns the subject's training environment where it is a bandit, else a bandit with five arms and 100 pulls."""
     return subject.train_env if subject.train_env.spec.name == "bandit" else plugins.build("environments", "bandit")
@@ -192,7 +202,7 @@ def find_offer(train_env: Environment, attribute: str) -> Callable[..., Any] | N
         train_env: The environment in which the subject was trained.
         attribute: Name of the function, such as `build_revaluation`.
     """
-    name = train_env.spec.name
+    name = train_env.spec.name.partition(":")[0]  # without the ID of a provider
     is_plugin = name in plugins.list_names("environments")
     return plugins.get_attribute("environments", name, attribute) if is_plugin else None
 

@@ -59,16 +59,20 @@ def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
 @lru_cache(maxsize=256)
 def _measure_one(subject: base.Subject) -> Callable[[Key], dict[str, Array]]:
     """`measure_lifetime` of a subject, the same function at each call, so that it is compiled once."""
-    prepared = base.prepare_subject(subject, base.learning_env(subject.train_env))
-    return partial(measure_lifetime, prepared=prepared)
+    limited_env = base.learning_env(subject.train_env)
+    env = base.without_episode_limit(limited_env)  # the free episodes come after those that a limited lifetime pays
+    prepared = base.prepare_subject(subject, env)
+    return partial(measure_lifetime, prepared=prepared, counts_one_episode=env is not limited_env)
 
 
-def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Array]:
+def measure_lifetime(key: Key, prepared: base.PreparedSubject, *, counts_one_episode: bool = False) -> dict[str, Array]:
     """Returns both effects on the mean score of a step, and mean and mean square of this score in free episodes.
 
     Args:
         key: Of the subject and of task A; task B has another key. In shapes, C are copies of the subject.
         prepared: The subject, built for the environment.
+        counts_one_episode: Whether a free episode that ends early is scored alone, rather than with those that begin
+            in the rest of its L steps.
     """
     prepared = base.with_sampled_state(key, prepared)
     agent, env, steering, genome, _ = prepared
@@ -97,7 +101,10 @@ def measure_lifetime(key: Key, prepared: base.PreparedSubject) -> dict[str, Arra
     def act_freely(carry: Carry, keys: StepKeys) -> Array:
         """Returns the mean score of a step in one free episode."""
         _, trajectory = jax.lax.scan(partial(_step, prepared), carry, keys)
-        return jnp.mean(jax.vmap(env.score)(trajectory.outcome))
+        scores = jax.vmap(env.score)(trajectory.outcome)
+        if counts_one_episode:
+            scores = jnp.where(jnp.cumsum(trajectory.first) <= 1, scores, 0.0)
+        return jnp.mean(scores)
 
     free_keys = jax.tree.map(lambda leaf: leaf[H + L :].reshape(K, L), keys)
     scores = jax.vmap(jax.vmap(act_freely, (None, 0)), (0, None))(starts, free_keys).reshape(2, 2, 2, K)

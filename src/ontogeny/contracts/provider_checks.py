@@ -32,7 +32,7 @@ class ProviderRow(NamedTuple):
 
 
 def check_provider(provider: str, seed: int = 0) -> Iterator[ProviderRow]:
-    """Checks every environment of a provider; one that cannot be built has the reason in its row.
+    """Checks every environment of a provider; one that cannot be built or run has the reason in its row.
 
     Args:
         provider: An environment plugin that takes an ID and has a function `list_ids`.
@@ -67,9 +67,9 @@ def _check_id(provider: str, id: str, seed: int) -> ProviderRow:
     name = f"{provider}:{id}"
     try:
         env = plugins.build("environments", provider, id=id)
+        report = run_env_checks(env, seed)
     except BadInput as error:
         return ProviderRow(name, None, 0, 0, 0.0, (str(error).replace("|", "/"),))
-    report = run_env_checks(env, seed)
     remarks = tuple(entry.violation.replace("|", "/") for entry in report.results if entry.violation)
     num_checks, speed = len(report.results), report.steps_per_second
     return ProviderRow(name, env.spec, num_checks, num_checks - len(report.violations), speed, remarks)

@@ -7,8 +7,7 @@ reward.
 
 import contextlib
 import inspect
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -150,7 +149,7 @@ class LifetimeTask:
         """Begin an episode; a seed begins the lifetime."""
         del options
         self._drift()
-        with _explain(self.settings.name, "reset"):
+        with providers.explain_errors(f"`reset` of '{self.settings.name}' fails"):
             observation, _ = self.env.reset(seed=seed)
             if self.strict:
                 self._check_observation("reset", observation)
@@ -161,7 +160,7 @@ class LifetimeTask:
         if self.is_over:
             return self._observation, 0.0, False, False, {}
         self._num_steps += 1
-        with _explain(self.settings.name, "step"):
+        with providers.explain_errors(f"`step` of '{self.settings.name}' fails"):
             observation, reward, terminated, truncated, info = self.env.step(self.actions.decode(int(action), np))
             self.info = info
             self.features = np.array([_number(info.get(name, 0.0)) for name in self.settings.features], np.float32)
@@ -262,9 +261,9 @@ def _make(id: str, **keywords: Any) -> Env:
     try:
         return gymnasium.make(id, disable_env_checker=True, **keywords)
     except gymnasium.error.Error as error:
-        reason = _first_line(error)
+        reason = providers.first_line(error)
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {providers.first_line(error)}"
     arguments = f" with {', '.join(keywords)}" if keywords else ""
     raise BadInput(f"Gymnasium cannot make '{id}'{arguments}: {reason}")
 
@@ -283,7 +282,7 @@ def _make_task(settings: TaskSettings, seed: int, strict: bool = False) -> Lifet
 
 def _make_env(make: Callable[..., Env], name: str, arguments: Mapping[str, float | int]) -> Env:
     """A new environment of Gymnasium."""
-    with _explain(name, "make"):
+    with providers.explain_errors(f"`make` of '{name}' fails"):
         env = make(**arguments)
     import gymnasium
 
@@ -302,11 +301,12 @@ def _describe_parameters(
         signature = inspect.signature(type(env.unwrapped)).parameters
         arguments = {key: argument.default for key, argument in signature.items() if _is_number(argument.default)}
         attributes = {key: number for key, number in vars(env.unwrapped).items() if _is_number(number)}
-    pairs = providers.parse_ranges(name, vary, drift, attributes | arguments)
+    numbers = attributes | arguments
+    pairs = providers.parse_ranges(name, vary, drift, numbers)
+    providers.require_whole_bounds(name, [*pairs[0], *pairs[1]], numbers)
     for interval in pairs[1]:
         if interval.parameter not in attributes:
             raise BadInput(f"'{interval.parameter}' of '{name}' is no attribute, so it cannot drift within a lifetime")
-    numbers = attributes | arguments
     varied, drifting = (
         tuple(
             TaskParameter(interval, interval.parameter in arguments, isinstance(numbers[interval.parameter], int))
@@ -321,7 +321,7 @@ def _draw(random: np.random.Generator, parameter: TaskParameter) -> float | int:
     """A value of a varied parameter; whole numbers include both bounds."""
     interval = parameter.range
     if parameter.is_whole:
-        return int(random.integers(math.ceil(interval.low), math.floor(interval.high), endpoint=True))
+        return int(random.integers(int(interval.low), int(interval.high), endpoint=True))
     return float(random.uniform(interval.low, interval.high))
 
 
@@ -348,7 +348,7 @@ def _check_first_steps(task: LifetimeTask, settings: TaskSettings) -> None:
         if number >= MIN_FIRST_STEPS and missing <= names:
             return
         *_, terminated, truncated, _ = task.step(int(random.integers(task.actions.num_actions)))
-        names |= {name for name, entry in task.info.items() if _is_number(entry)}
+        names |= {name for name, entry in task.info.items() if _is_number(entry) or _is_flag(entry)}
         if terminated or truncated:
             task.reset()
         if task.is_over:
@@ -372,28 +372,17 @@ def _type_name(entry: Any) -> str:
 
 
 def _is_number(entry: object) -> bool:
-    """Whether this is one number."""
+    """Whether this is one number; truth values are none."""
     return (isinstance(entry, Real) or (isinstance(entry, np.ndarray) and entry.ndim == 0)) and not isinstance(
         entry, bool
     )
 
 
+def _is_flag(entry: object) -> bool:
+    """Whether this is one truth value, which counts as 0 or 1."""
+    return isinstance(entry, bool | np.bool_)
+
+
 def _number(entry: Any) -> float:
     """An entry of `info` as a number; what is no number is 0."""
-    return float(entry) if isinstance(entry, bool | np.bool_) or _is_number(entry) else 0.0
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _explain(name: str, function: str) -> Generator[None]:
-    """A context that turns an error of an environment into one sentence."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"`{function}` of '{name}' fails: {type(error).__name__}: {_first_line(error)}") from error
+    return float(entry) if _is_flag(entry) or _is_number(entry) else 0.0

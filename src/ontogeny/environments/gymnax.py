@@ -25,6 +25,7 @@ from ontogeny.environments import providers
 from ontogeny.environments.base import choose_tree, first_feature
 from ontogeny.errors import BadInput
 from ontogeny.plugins import Range, unknown_name_error
+from ontogeny.tracing import TracedFunction
 from ontogeny.types import Environment, Key, PyTree, TimeStep
 
 TAKES_ID = True
@@ -201,12 +202,13 @@ def build(
     env, defaults = _make(package, name, gymnax_id, providers.parse_parameters(parameters))
     numbers = [field for field, number in vars(defaults).items() if _is_number(number)]
     varied, drifting = providers.parse_ranges(name, vary, drift, numbers)
-    _require_whole_bounds(name, defaults, (*varied, *drifting))
-    observations = providers.describe_observations(name, env.observation_space(defaults))
+    providers.require_whole_bounds(name, (*varied, *drifting), vars(defaults))
+    with providers.explain_errors(f"environment '{name}' cannot be used with these parameters"):
+        observations = providers.describe_observations(name, env.observation_space(defaults))
+        actions = providers.describe_actions(name, env.action_space(defaults))
+        infos = _numbers_in_info(env, defaults, actions)
     if gymnax_id in UNDECLARED_SPACES:
         observations = observations._replace(bounds=(-math.inf, math.inf))
-    actions = providers.describe_actions(name, env.action_space(defaults))
-    infos = _numbers_in_info(env, defaults, actions)
     names = providers.check_features(name, features, infos)
     highest = {field: getattr(defaults, field) for field in numbers}
     highest |= {interval.parameter: max(interval.low, interval.high) for interval in (*varied, *drifting)}
@@ -216,6 +218,27 @@ def build(
     max_episodes = None if steps else episodes
     params = GymnaxParams(gymnax_id, env, defaults, observations, actions, max_episodes, names, varied, drifting)
     return Environment(spec, partial(reset, params), partial(step, params), first_feature)
+
+
+def without_episode_limit(env: Environment) -> Environment:
+    """The same environment where all episodes pay, for a test whose lifetimes are not those of the setting `episodes`.
+
+    An environment where all episodes pay already is returned as it is.
+
+    Args:
+        env: Made by `build`.
+
+    Raises:
+        BadInput: Another module has replaced its dynamics.
+    """
+    dynamics = env.step.function if isinstance(env.step, TracedFunction) else env.step
+    params = dynamics.args[0] if isinstance(dynamics, partial) and dynamics.args else None
+    if not isinstance(params, GymnaxParams):
+        raise BadInput(f"to test learning in '{env.spec.name}', state the steps of a lifetime by its setting 'steps'")
+    if params.max_episodes is None:
+        return env
+    params = params._replace(max_episodes=None)
+    return env._replace(reset=partial(reset, params), step=partial(step, params))
 
 
 def list_ids() -> list[str]:
@@ -239,10 +262,8 @@ def _make(package: Any, name: str, id: str, parameters: Mapping[str, Any]) -> tu
     for parameter in parameters:
         if parameter not in fields | accepted:
             raise unknown_name_error(f"parameter of '{name}' named", parameter, sorted(fields | accepted))
-    try:
+    with providers.explain_errors(f"environment '{name}' cannot be made"):
         env, defaults = package.make(id, **{p: chosen for p, chosen in parameters.items() if p in accepted - fields})
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"environment '{name}' cannot be made: {error}") from None
     replaced = TASK_PARAMETERS.get(id, {}) | {p: chosen for p, chosen in parameters.items() if p in fields}
     for parameter, chosen in replaced.items():
         default = getattr(defaults, parameter)
@@ -258,13 +279,6 @@ def _make(package: Any, name: str, id: str, parameters: Mapping[str, Any]) -> tu
 def _is_number(parameter: object) -> bool:
     """Whether a parameter is a single number."""
     return isinstance(parameter, int | float) and not isinstance(parameter, bool)
-
-
-def _require_whole_bounds(name: str, defaults: Any, intervals: tuple[Range, ...]) -> None:
-    """Raises `BadInput` if the range of a parameter that is a whole number has other bounds."""
-    for parameter, low, high, *_ in intervals:
-        if isinstance(getattr(defaults, parameter), int) and not (low.is_integer() and high.is_integer()):
-            raise BadInput(f"the parameter '{parameter}' of '{name}' is a whole number: so must be its bounds")
 
 
 def _numbers_in_info(env: Any, defaults: Any, actions: providers.ActionLayout) -> set[str]:

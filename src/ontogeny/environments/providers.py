@@ -7,10 +7,11 @@ environment as it is, or one draw of the parameters that the setting `vary` name
 names change from episode to episode.
 """
 
+import contextlib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ def describe_actions(name: str, space: Any) -> ActionLayout:
     def decode(action: Any, xp: Any) -> Any:
         chosen = [part + start for part, start in zip(xp.unravel_index(action, sizes), starts, strict=True)]
         if parts is None:
-            return xp.stack(chosen).reshape(np.shape(getattr(space, "nvec", starts)))
+            return xp.stack(chosen).reshape(space.shape)
         return dict(zip(parts, chosen, strict=True)) if isinstance(space.spaces, Mapping) else tuple(chosen)
 
     return ActionLayout(num_actions, decode)
@@ -158,10 +159,13 @@ def make_spec(
         horizon: The largest number of steps in an episode; None where there is no limit.
 
     Raises:
-        BadInput: A setting is out of range, or an environment without a time limit lacks `steps`.
+        BadInput: A setting is out of range, an environment without a time limit lacks `steps`, or its episodes have no
+            steps.
     """
     require_at_least(1, episodes=episodes)
     require_at_least(0, steps=steps)
+    if horizon is not None and horizon < 1:
+        raise BadInput(f"an episode of environment '{name}' must have at least 1 step, not {horizon}")
     if not steps and horizon is None:
         raise BadInput(f"environment '{name}' has no time limit: the setting 'steps' must be the steps of a lifetime")
     num_steps = steps or episodes * (horizon or 0)
@@ -216,6 +220,42 @@ def parse_ranges(
         if names.count(parameter) > 1:
             raise BadInput(f"the settings 'vary' and 'drift' name the parameter '{parameter}' twice")
     return varied, drifting
+
+
+def require_whole_bounds(name: str, intervals: Sequence[Range], parameters: Mapping[str, object]) -> None:
+    """Raises `BadInput` if the range of a parameter that is a whole number has other bounds.
+
+    Args:
+        name: Of the environment, for messages.
+        intervals: The ranges.
+        parameters: The default of every parameter, by name.
+    """
+    for parameter, low, high, *_ in intervals:
+        if isinstance(parameters[parameter], int) and not (low.is_integer() and high.is_integer()):
+            raise BadInput(f"the parameter '{parameter}' of '{name}' is a whole number: so must be its bounds")
+
+
+@contextlib.contextmanager
+def explain_errors(message: str) -> Generator[None]:
+    """A context that turns any error of another library into one sentence.
+
+    Args:
+        message: The beginning of the sentence.
+
+    Raises:
+        BadInput: There was an error; one that is a `BadInput` already passes unchanged.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{message}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error; without any, the name of its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _read_literal(text: str) -> Any:
