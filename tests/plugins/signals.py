@@ -79,4 +79,4 @@ class Signals(gymnasium.Env):
 
 gymnasium.register("Signals-v0", Signals, max_episode_steps=5)
 gymnasium.register("EndlessSignals-v0", Signals)
-gymnasium.register("FailingSignals-v0", Signals, max_episode_steps=5, kwargs={"fault": "late error"})
+gymnasium.register("FailingSignals-v0", Signals, max_episode_steps=10, kwargs={"fault": "late error"})
