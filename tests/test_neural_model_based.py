@@ -1,5 +1,6 @@
 """The agent `neural_model_based` and its learned content: replay, returns, learning, and rewards by steering."""
 
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -160,7 +161,15 @@ def test_vector_observations_are_accepted_and_a_batch_is_updated_only_when_an_up
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("width", 4), ("ablation", "magic"), ("replay_ratio", 0.0), ("discount", 1.5), ("imagination_length", 0)],
+    [
+        ("width", 4),
+        ("ablation", "magic"),
+        ("replay_ratio", 0.0),
+        ("discount", 1.5),
+        ("imagination_length", 0),
+        ("learning_rate", 0.0),
+        ("entropy_weight", 0.0),
+    ],
 )
 def test_settings_out_of_range_are_rejected(setting, value):
     with pytest.raises(BadInput, match=setting):
@@ -172,7 +181,7 @@ def test_sampled_sequences_are_consecutive_and_the_last_is_the_newest():
         percept = Percept(t % CELLS, jnp.int32(0), jnp.float32(0), jnp.zeros(2), t == 0, jnp.float32(1))
         following = percept._replace(outcome=jnp.stack([t, 2 * t]).astype(jnp.float32))
         return experience.add_step(
-            buffer, Transition(percept, t, following, percept.observation), -t.astype(jnp.float32)
+            buffer, Transition(percept, t, following, percept.observation), t, -t.astype(jnp.float32)
         ), None
 
     def sample(num_steps, num_sequences):
@@ -187,6 +196,81 @@ def test_sampled_sequences_are_consecutive_and_the_last_is_the_newest():
     assert np.array_equal(sequences.action[-1], [7, 8, 9, 10])
     assert np.array_equal(sequences.next_outcome[..., 1], 2 * sequences.action)
     assert np.array_equal(log_probability, -sequences.action)
+
+
+VECTOR_SPEC = SPEC._replace(num_observations=0, observation_shape=(2,))
+
+
+def numbered_transition(spec, t, action) -> Transition:
+    """The step of number t of a lifetime in one episode, whose observations are far from 0 where they are vectors."""
+    observation = jnp.int32(t % CELLS) if spec.num_observations else jnp.stack([30.0 + t, -50.0 - t * t])
+    outcome = jnp.float32([t % 2, 0])
+    percept = Percept(observation, jnp.int32(-1), jnp.float32(0), outcome, jnp.bool_(t == 0), jnp.float32(1))
+    return Transition(percept, jnp.int32(action), percept, observation)
+
+
+def test_an_untrained_model_infers_states_as_in_acting_and_learn_takes_every_update_that_is_due():
+    """Two updates of `learn` are two of `retrain_policy`, which uses the content that `act` reads."""
+    settings = SETTINGS._replace(
+        width=8, replay_ratio=300.0, num_warm_up_steps=1, imagination_length=2, ablation="untrained_model"
+    )
+    reward = steering.build(VECTOR_SPEC)
+    params = neural_model_based.make_params(VECTOR_SPEC, reward, settings)
+    agent = neural_model_based.build(VECTOR_SPEC, reward, **settings._asdict())
+    state = agent.init(jax.random.key(0), agent.genome(jax.random.key(1)))
+    buffer = state.weights.scratch.experience
+    for t in range(5):
+        buffer = experience.add_step(buffer, numbered_transition(VECTOR_SPEC, t, t % 2), jnp.int32(0), jnp.float32(-1))
+    state = state._replace(weights=state.weights._replace(scratch=state.weights.scratch._replace(experience=buffer)))
+    assert neural_model_based.count_updates(params.updates_per_step, jnp.int32(6)) == 2
+    learned, _ = jax.jit(agent.learn)(jax.random.key(2), state, numbered_transition(VECTOR_SPEC, 5, 1))
+    buffer = learned.weights.scratch.experience
+    state = state._replace(weights=state.weights._replace(scratch=state.weights.scratch._replace(experience=buffer)))
+    retrain = jax.jit(partial(neural_model_based.retrain_policy, params), static_argnums=2)
+    retrained = retrain(jax.random.key(2), state, 2)
+    assert bitwise_equal(learned.weights.content.model, state.weights.content.model)
+    for leaf, expected in zip(jax.tree.leaves(learned.weights), jax.tree.leaves(retrained.weights), strict=True):
+        assert np.allclose(leaf, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_replaced_action_is_stored_as_certain_and_a_chosen_one_with_its_probability():
+    _, agent = build_agent()
+    state = agent.init(jax.random.key(0), agent.genome(jax.random.key(1)))
+    chosen, state = agent.act(jax.random.key(2), state, numbered_transition(SPEC, 0, 0).percept)
+
+    @jax.jit
+    def stored_steps(state, carried_out):
+        """Only the buffer is returned, so that the update, which is not due, need not be compiled."""
+        transition = numbered_transition(SPEC, 0, 0)._replace(action=carried_out)
+        return agent.learn(jax.random.key(3), state, transition)[0].weights.scratch.experience
+
+    assert state.activations.action == chosen
+    for carried_out, log_probability in ((chosen, np.log(0.5)), (1 - chosen, 0.0)):
+        buffer = stored_steps(state, carried_out)
+        assert buffer.action[0] == carried_out
+        assert buffer.log_probability[0] == pytest.approx(log_probability, abs=1e-6)
+
+
+@pytest.mark.parametrize("replay_ratio", [1 / 64, 0.3, 64.0, 100.0, 180.0, 256.0, 300.0, 1024.0])
+def test_steps_are_replayed_as_often_as_the_ratio_says(replay_ratio):
+    params = neural_model_based.make_params(SPEC, steering.build(SPEC), SETTINGS._replace(replay_ratio=replay_ratio))
+    rate, late = Fraction(str(replay_ratio)) / 256, 2**30  # products of the late step exceed 32 bits
+    steps = [*range(1, 40_001), late]
+    counts = neural_model_based.count_updates(params.updates_per_step, jnp.asarray(steps, jnp.int32))
+    assert np.array_equal(counts, [int(n * rate) - int((n - 1) * rate) for n in steps])
+
+
+def test_perturbed_genomes_keep_positive_settings():
+    _, agent = build_agent()
+    genome = agent.genome(jax.random.key(0))
+    assert genome.learning_rate == pytest.approx(SETTINGS.learning_rate, rel=1e-5)
+    assert genome.entropy_weight == pytest.approx(SETTINGS.entropy_weight, rel=1e-5)
+    noise = 0.05 * jax.random.normal(jax.random.key(1), (2, 1000))  # the standard deviation of `evolution`
+    perturbed = jax.tree.map(jnp.add, genome, type(genome)(*noise))
+    settings = jax.vmap(lambda genome: jnp.stack([genome.learning_rate, genome.entropy_weight]))(perturbed)
+    ratios = settings / jnp.array([SETTINGS.learning_rate, SETTINGS.entropy_weight])
+    assert jnp.min(ratios) > 0.7 and jnp.max(ratios) < 1.4
+    assert agent.init(jax.random.key(0), genome).weights.scratch.genome == genome
 
 
 def brute_force_returns(rewards, discounts, next_values, trace_decay):

@@ -20,8 +20,8 @@ class Experience(NamedTuple):
     observation: Shaped[Array, "M *O"]
     is_first: Bool[Array, "M"]
     outcome: Float[Array, "M F"]  # of the action before
-    action: Int32[Array, "M"]
-    log_probability: Float[Array, "M"]  # with which the agent chose the action
+    action: Int32[Array, "M"]  # that was carried out
+    log_probability: Float[Array, "M"]  # with which the agent chose the action; 0 where the environment replaced it
     next_outcome: Float[Array, "M F"]
     next_discount: Float[Array, "M"]
     num_steps: Int32[Array, ""]  # in the whole lifetime
@@ -53,9 +53,23 @@ def init_experience(spec: EnvSpec, capacity: int) -> Experience:
     )
 
 
-def add_step(experience: Experience, transition: Transition, log_probability: Float[Array, ""]) -> Experience:
-    """Stores a transition in place of the oldest one."""
+def add_step(
+    experience: Experience,
+    transition: Transition,
+    chosen_action: Int32[Array, ""],
+    log_probability: Float[Array, ""],
+) -> Experience:
+    """Stores a transition in place of the oldest one.
+
+    Args:
+        experience: The steps before.
+        transition: Its action is the one that was carried out.
+        chosen_action: The action of the agent. Where it differs, the environment determined the action, with
+            probability 1.
+        log_probability: That of the chosen action.
+    """
     percept, action, next_percept, _ = transition
+    log_probability = jnp.where(action == chosen_action, log_probability, 0.0)
     slot = experience.num_steps % experience.action.shape[0]
     return Experience(
         experience.observation.at[slot].set(percept.observation),

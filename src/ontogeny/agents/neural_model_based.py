@@ -9,6 +9,8 @@ steering computes from the predicted outcome features.
 `act` reads the weights and updates the latent state, which is the activations; it begins anew with every episode.
 """
 
+import math
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -32,7 +34,7 @@ from ontogeny.content.episode_plan import lazy_cond
 from ontogeny.content.latent_model import LatentModelShape, LatentModelWeights, LatentState
 from ontogeny.content.optimizers import build_flat_optimizer, with_optimizer_state
 from ontogeny.content.perceptron import PerceptronWeights, init_perceptron
-from ontogeny.errors import require_at_least, require_between, require_one_of, require_probability
+from ontogeny.errors import require_at_least, require_between, require_one_of, require_positive, require_probability
 from ontogeny.types import (
     Agent,
     EnvSpec,
@@ -50,6 +52,7 @@ ABLATIONS = ("none", "no_imagination", "untrained_model", "shuffled_actions")
 MAX_CAPACITY = 2**16  # steps that are kept for replay
 NUM_SEQUENCES, SEQUENCE_LENGTH = 16, 16  # of one update
 NUM_IMAGINED = 128  # trajectories of one update
+MAX_DENOMINATOR = 2**14  # of the number of updates per step, which is 2**-14 at least
 INFO = (
     "observation_loss", "outcome_loss", "discount_loss", "dynamics_loss", "representation_loss", "critic_loss",
     "policy_entropy", "expected_return",
@@ -57,10 +60,20 @@ INFO = (
 
 
 class NeuralGenome(NamedTuple):
-    """The settings that a search can change."""
+    """The settings that a search can change, as logarithms, so that no perturbation makes them negative."""
 
-    learning_rate: Float[Array, ""]
-    entropy_weight: Float[Array, ""]
+    log_learning_rate: Float[Array, ""]
+    log_entropy_weight: Float[Array, ""]
+
+    @property
+    def learning_rate(self) -> Float[Array, ""]:
+        """Step size of Adam."""
+        return jnp.exp(self.log_learning_rate)
+
+    @property
+    def entropy_weight(self) -> Float[Array, ""]:
+        """Weight of the entropy of the policy."""
+        return jnp.exp(self.log_entropy_weight)
 
 
 class NeuralContent(NamedTuple):
@@ -91,9 +104,10 @@ class _UpdatedWeights(NamedTuple):
 
 
 class NeuralActivations(NamedTuple):
-    """The latent state after a percept, and the log probability of the action that was chosen there."""
+    """The latent state after a percept, the action that was chosen there (-1 for none), and its log probability."""
 
     state: LatentState
+    action: Int32[Array, ""]
     log_probability: Float[Array, ""]
 
 
@@ -118,8 +132,7 @@ class NeuralParams(NamedTuple):
     shape: LatentModelShape
     model: WorldModel
     actor_critic: ActorCriticSettings
-    update_interval: int  # environment steps
-    num_updates: int  # at the end of each interval
+    updates_per_step: Fraction  # on average
     settings: NeuralSettings
 
 
@@ -142,11 +155,13 @@ def build(
         spec: Spec of any environment.
         steering: Reward function.
         width: Size of every layer of the model, the actor and the critic, at least 8.
-        learning_rate: Step size of Adam.
-        replay_ratio: How often each step is replayed, on average.
+        learning_rate: Step size of Adam, greater than 0.
+        replay_ratio: How many steps are replayed per step of the environment after the warm-up, on average, from 1/64
+            to 1024. An update replays 256 steps, and step n of a lifetime ends with
+            floor(n * replay_ratio / 256) - floor((n - 1) * replay_ratio / 256) updates.
         discount: Discount of future rewards per step, from 0 to 1.
         imagination_length: Steps of an imagined trajectory, at least 1.
-        entropy_weight: Weight of the entropy of the policy beside rewards in units of their range.
+        entropy_weight: Weight of the entropy of the policy beside rewards in units of their range, greater than 0.
         num_warm_up_steps: Steps before the first update, in which actions are random.
         ablation: `none`; `untrained_model` imagines with the initial model; `shuffled_actions` imagines consequences
             that do not depend on the action; `no_imagination` learns from the replayed steps alone.
@@ -158,7 +173,7 @@ def build(
 
     def genome(key: Key) -> NeuralGenome:
         del key
-        return NeuralGenome(jnp.float32(learning_rate), jnp.float32(entropy_weight))
+        return NeuralGenome(jnp.float32(math.log(learning_rate)), jnp.float32(math.log(entropy_weight)))
 
     def reset(state: State) -> State:
         return State(state.weights, _init_activations(params))
@@ -172,14 +187,13 @@ def make_params(spec: EnvSpec, steering: Steering, settings: NeuralSettings) -> 
     Raises:
         BadInput: A setting is out of its range.
     """
-    require_at_least(0, learning_rate=settings.learning_rate, entropy_weight=settings.entropy_weight)
+    require_positive(learning_rate=settings.learning_rate, entropy_weight=settings.entropy_weight)
     require_at_least(1, imagination_length=settings.imagination_length, num_warm_up_steps=settings.num_warm_up_steps)
     require_between(1 / 64, 1024, replay_ratio=settings.replay_ratio)
     require_probability(discount=settings.discount)
     require_one_of(ABLATIONS, ablation=settings.ablation)
     shape = latent_model.model_shape(spec, settings.width)
-    replayed_steps = NUM_SEQUENCES * SEQUENCE_LENGTH
-    interval = max(1, round(replayed_steps / settings.replay_ratio))
+    updates_per_step = Fraction(settings.replay_ratio) / (NUM_SEQUENCES * SEQUENCE_LENGTH)
     return NeuralParams(
         spec,
         steering,
@@ -190,10 +204,21 @@ def make_params(spec: EnvSpec, steering: Steering, settings: NeuralSettings) -> 
             build_flat_optimizer(),
             settings.discount,
         ),
-        interval,
-        max(1, round(interval * settings.replay_ratio / replayed_steps)),
+        updates_per_step.limit_denominator(MAX_DENOMINATOR),
         settings,
     )
+
+
+def count_updates(updates_per_step: Fraction, num_steps: Int32[Array, "*batch"]) -> Int32[Array, "*batch"]:
+    """Returns the number of updates at the end of a step, whose sum over the first n steps is floor(n * rate).
+
+    Args:
+        updates_per_step: The rate, of a denominator of at most `MAX_DENOMINATOR`.
+        num_steps: Number of the step, from 1.
+    """
+    numerator, denominator = updates_per_step.numerator, updates_per_step.denominator
+    phase = num_steps % denominator  # the numbers have this period, and products of it fit into 32 bits
+    return phase * numerator // denominator - (phase - 1) * numerator // denominator
 
 
 def retrain_policy(params: NeuralParams, key: Key, state: State, num_updates: int) -> State:
@@ -222,7 +247,7 @@ def retrain_policy(params: NeuralParams, key: Key, state: State, num_updates: in
 
 def _init_activations(params: NeuralParams) -> NeuralActivations:
     """The activations before the first percept."""
-    return NeuralActivations(latent_model.init_state(params.shape), jnp.float32(0))
+    return NeuralActivations(latent_model.init_state(params.shape), jnp.int32(-1), jnp.float32(0))
 
 
 def _init(params: NeuralParams, key: Key, genome: NeuralGenome) -> State:
@@ -257,7 +282,7 @@ def _act(params: NeuralParams, key: Key, state: State, percept: Percept) -> tupl
     latent_state, _ = latent_model.observe(shape, model, hidden, encoded, noise)
     logits = policy_logits(state.weights.content.actor, latent_model.flatten_state(latent_state))
     action = jax.random.categorical(action_key, logits).astype(jnp.int32)
-    return action, State(state.weights, NeuralActivations(latent_state, logits[action]))
+    return action, State(state.weights, NeuralActivations(latent_state, action, logits[action]))
 
 
 def _learn(
@@ -265,25 +290,31 @@ def _learn(
 ) -> tuple[State, dict[str, Float[Array, ""]]]:
     """Stores the transition, and every few steps updates model, actor and critic."""
     scratch: NeuralScratch = state.weights.scratch
-    experience = add_step(scratch.experience, transition, state.activations.log_probability)
+    activations: NeuralActivations = state.activations
+    experience = add_step(scratch.experience, transition, activations.action, activations.log_probability)
+    rate, no_info = params.updates_per_step, dict.fromkeys(INFO, jnp.float32(0))
+    max_updates = math.ceil(rate)
+    is_constant = rate < 1 or rate.denominator == 1  # whether there are `max_updates` wherever there are any
 
     def update(
-        operand: tuple[Array, _UpdatedWeights, NeuralGenome, Experience],
+        operand: tuple[Array, Array, _UpdatedWeights, NeuralGenome, Experience],
     ) -> tuple[_UpdatedWeights, dict[str, Array]]:
-        key_data, updated, genome, experience = operand
+        key_data, num_updates, updated, genome, experience = operand
+        keys = jax.random.split(jax.random.wrap_key_data(key_data), max_updates)
 
-        def step(updated: _UpdatedWeights, update_key: Key) -> tuple[_UpdatedWeights, dict[str, Array]]:
-            return _update(params, update_key, updated, genome, experience)
+        def step(i: Array, carry: tuple[_UpdatedWeights, dict[str, Array]]) -> tuple[_UpdatedWeights, dict[str, Array]]:
+            updated, total = carry
+            updated, info = _update(params, keys[i], updated, genome, experience)
+            return updated, jax.tree.map(jnp.add, total, info)
 
-        keys = jax.random.split(jax.random.wrap_key_data(key_data), params.num_updates)
-        updated, info = jax.lax.scan(step, updated, keys)
-        return updated, jax.tree.map(jnp.mean, info)
+        updated, total = jax.lax.fori_loop(0, max_updates if is_constant else num_updates, step, (updated, no_info))
+        return updated, jax.tree.map(lambda value: value / jnp.maximum(num_updates, 1), total)
 
-    num_steps = experience.num_steps
-    is_due = (num_steps % params.update_interval == 0) & (num_steps >= params.settings.num_warm_up_steps)
+    num_updates = count_updates(rate, experience.num_steps)
+    is_due = (num_updates > 0) & (experience.num_steps >= params.settings.num_warm_up_steps)
     before = _updated_weights(state)
-    operand = (jax.random.key_data(key), before, scratch.genome, experience)
-    updated, info = lazy_cond(is_due, update, operand, (before, dict.fromkeys(INFO, jnp.float32(0))))
+    operand = (jax.random.key_data(key), num_updates, before, scratch.genome, experience)
+    updated, info = lazy_cond(is_due, update, operand, (before, no_info))
     return _with_updated_weights(state, updated, experience), info
 
 
@@ -308,7 +339,10 @@ def _update(
     sampled = sample_experience(sample_key, experience, NUM_SEQUENCES, SEQUENCE_LENGTH)
     model = Weights(updated.content.model, updated.optimizers[0])
     trained, states, losses = params.model.update(model_key, model, sampled.sequences, genome.learning_rate)
-    if params.settings.ablation != "untrained_model":
+    if params.settings.ablation == "untrained_model":
+        # The states of `update` are those under new statistics of the observations, which `act` does not use.
+        states = latent_model.infer_states(params.shape, model_key, model.content, sampled.sequences)
+    else:
         optimizers = (trained.scratch, *updated.optimizers[1:])
         updated = updated._replace(content=updated.content._replace(model=trained.content), optimizers=optimizers)
     updated, info = _update_policy(params, policy_key, updated, genome, sampled, states)
