@@ -144,7 +144,7 @@ def test_imagined_rewards_are_the_steering_of_predicted_outcomes(lifetime):
 
 
 def test_vector_observations_are_accepted_and_a_batch_is_updated_only_when_an_update_is_due():
-    """Only traced; the slow tests of contracts run the agent in every environment."""
+    """Only lowered; the slow tests of contracts run the agent in every environment."""
     env = plugins.build("environments", "stream", num_segments=2, segment_length=10)
     assert env.spec.num_observations == 0
     reward = steering.build(env.spec)
@@ -155,8 +155,9 @@ def test_vector_observations_are_accepted_and_a_batch_is_updated_only_when_an_up
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     states = jax.eval_shape(jax.vmap(lambda key: agent.init(key, agent.genome(key))), keys)
-    program = jax.make_jaxpr(jax.vmap(continue_lifetime))(keys, states)
-    assert "cond[" in str(program), "an update is computed in every step of a batch"
+    program = jax.jit(jax.vmap(continue_lifetime)).trace(keys, states)
+    assert "cond[" in str(program.jaxpr), "an update is computed in every step of a batch"
+    program.lower()
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def _learn(
     scratch: NeuralScratch = state.weights.scratch
     activations: NeuralActivations = state.activations
     experience = add_step(scratch.experience, transition, activations.action, activations.log_probability)
-    rate, no_info = params.updates_per_step, dict.fromkeys(INFO, jnp.float32(0))
+    rate = params.updates_per_step
     max_updates = math.ceil(rate)
     is_constant = rate < 1 or rate.denominator == 1  # whether there are `max_updates` wherever there are any
 
@@ -307,15 +307,20 @@ def _learn(
             updated, info = _update(params, keys[i], updated, genome, experience)
             return updated, jax.tree.map(jnp.add, total, info)
 
-        updated, total = jax.lax.fori_loop(0, max_updates if is_constant else num_updates, step, (updated, no_info))
+        updated, total = jax.lax.fori_loop(0, max_updates if is_constant else num_updates, step, (updated, _no_info()))
         return updated, jax.tree.map(lambda value: value / jnp.maximum(num_updates, 1), total)
 
     num_updates = count_updates(rate, experience.num_steps)
     is_due = (num_updates > 0) & (experience.num_steps >= params.settings.num_warm_up_steps)
     before = _updated_weights(state)
     operand = (jax.random.key_data(key), num_updates, before, scratch.genome, experience)
-    updated, info = lazy_cond(is_due, update, operand, (before, no_info))
+    updated, info = lazy_cond(is_due, update, operand, (before, _no_info()))
     return _with_updated_weights(state, updated, experience), info
+
+
+def _no_info() -> dict[str, Array]:
+    """The info of a step without an update."""
+    return dict.fromkeys(INFO, jnp.float32(0))
 
 
 def _updated_weights(state: State) -> _UpdatedWeights:
