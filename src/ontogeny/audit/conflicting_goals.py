@@ -114,7 +114,8 @@ def decide(
             p_values[name] = p_value
     if p_values:
         p_value = min(1.0, len(other_goals) * min(p_values.values()))
-        summary = f"it pursues {' or '.join(p_values)}, unlike its steering, by whatever link"
+        goals = " or ".join(p_values)
+        summary = f"it pursues {goals}, an objective other than its steering, whichever layer the changed link is in"
         return decisions.AuditResult(*test, "yes", summary, p_value, effects, controls)
     if reason := _incompetence(means[steered], thresholds):
         return decisions.competence_failed(test, reason, effects, controls)
