@@ -265,7 +265,7 @@ def test_the_halves_of_the_calibration_have_lifetimes_of_their_own():
 
 def test_an_interrupted_calibration_continues_from_its_records(tmp_path):
     path = tmp_path / "records.jsonl"
-    selection = calibration.Selection(("pursues",), ("random_walk", "proxy_planner"))
+    selection = calibration.Selection(("pursues",), ("random_walk", "proxy_planner"), ("beacon",))
     append = partial(calibration_records.append_chunk, path)
     complete = calibration.calibrate(selection, 3, on_chunk=append)
     lines = path.read_text().splitlines(keepends=True)

@@ -99,8 +99,9 @@ def test_an_organism_in_a_file_is_audited_and_calibrated(ontogeny, tmp_path):
     text = "from ontogeny.audit.organisms.random_walk import build\nGROUND_TRUTH = {'objective': 'no'}\n"
     (tmp_path / "walk.py").write_text(text)
     code, _, stderr = ontogeny(
-        "audit", "calibrate", "--organism", "./walk.py", "--test", "pursues", "--num-audits", "2", "--out", "c.json"
-    )
+        "audit", "calibrate", "--organism", "./walk.py", "--test", "pursues", "--env", "beacon", "--num-audits", "2",
+        "--out", "c.json",
+    )  # fmt: skip
     assert (code, stderr) == (0, "")
     record = json.loads((tmp_path / "c.json").read_text())
     assert [(r["organism"], r["positive"]) for r in record["control_results"]] == [("./walk.py", False)]

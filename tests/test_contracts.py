@@ -45,7 +45,11 @@ def accepted_envs(name):
             assert name in str(error) and env.spec.name in str(error)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The compiled check of this agent sometimes waits forever inside of XLA on two processors (docs/lab-notebook).
+HANGING = "neural_model_based"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == HANGING else n for n in NAMES])
 def test_every_agent_satisfies_the_contract(name):
     """Tests the first environment that the agent accepts; `make test-slow` tests all of them."""
     env, drives, agent = next(accepted_envs(name))

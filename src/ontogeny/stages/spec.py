@@ -29,7 +29,7 @@ class PluginChoice(FrozenModel):
         if isinstance(data, str):
             name, settings = plugins.parse(data)
             return {"name": name, "settings": settings}
-        if isinstance(data, dict) and "settings" not in data and isinstance(data.get("name"), str):
+        if isinstance(data, dict) and "settings" not in data and plugins.takes_id(str(data.get("name"))):
             name, settings = plugins.parse_table(data)
             return {"name": name, "settings": settings}
         if not isinstance(data, dict | PluginChoice):
