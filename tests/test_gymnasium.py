@@ -17,6 +17,7 @@ from ontogeny.contracts.provider_checks import check_provider
 from ontogeny.environments import providers
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.host_rollouts import rollout_on_host, task_seeds
+from ontogeny.plugins import build as build_plugin
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.stages.assembly import assemble, build_development, make_agent, make_env
 from ontogeny.stages.deploy import deploy
@@ -83,7 +84,7 @@ class Twin(gymnasium.Env):
         return int(time_step.final_observation), outcome, discount == 0, first and discount == 1, {}
 
 
-def build_walk(num_steps=40):
+def build_walk(num_steps=40, num_episodes=None):
     """A walk over six places: the last one pays and terminates; a time limit of seven steps truncates."""
     spec = EnvSpec(
         name="walk", num_actions=2, num_observations=6, observation_shape=(), outcome_features=("payout",),
@@ -92,18 +93,28 @@ def build_walk(num_steps=40):
 
     def reset(key):
         place = jnp.int32(2)
-        return (place, jnp.int32(0)), TimeStep(place, place, jnp.zeros(1), jnp.bool_(True), jnp.float32(1))
+        return (place, jnp.int32(0), jnp.int32(0)), TimeStep(
+            place, place, jnp.zeros(1), jnp.bool_(True), jnp.float32(1)
+        )
 
     def step(key, state, action):
-        place, time = state
+        place, time, num_over = state
         place = jnp.maximum(place + 2 * action - 1, 0)
         ends = place == 5
         first = ends | (time == 6)
         outcome = jnp.where(ends, 1.0, 0.125 * place)[None]
         start = jnp.where(first, 2, place)
-        return (start, jnp.where(first, 0, time + 1)), TimeStep(start, place, outcome, first, jnp.where(ends, 0.0, 1.0))
+        time_step = TimeStep(start, place, outcome, first, jnp.where(ends, 0.0, 1.0))
+        return (start, jnp.where(first, 0, time + 1), num_over + first), time_step
 
-    return Environment(spec, reset, step, lambda outcome: outcome[0])
+    is_over = None if num_episodes is None else lambda state: state[2] >= num_episodes
+    return Environment(spec, reset, step, lambda outcome: outcome[0], is_over=is_over)
+
+
+def walks_of_three_episodes():
+    """The walk in JAX and its twin."""
+    env = build_walk(num_steps=21, num_episodes=3)
+    return env, from_gymnasium(lambda: gymnasium.wrappers.TimeLimit(Twin(env), 7), "twin", episodes=3)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +123,15 @@ def build_walk(num_steps=40):
         ("walk", "q_learning", {}),
         ("chain", "q_learning", {}),
         ("walk", "recurrent", {"stochastic": True, "hidden_size": 4}),
+        ("three episodes", "q_learning", {}),
     ],
 )
 def test_a_twin_has_the_trajectories_of_a_rollout_bit_for_bit(name, agent, settings):
     chain = {"num_exposures": 0, "failure_probability": 0.0, "crossing_probability": 0.0, "changed_links": "none"}
-    env = build_walk() if name == "walk" else make_env("chain", num_trials=10, **chain)
+    env = make_env("chain", num_trials=10, **chain) if name == "chain" else build_walk()
     twin = from_gymnasium(partial(Twin, env), "twin", steps=env.spec.num_steps)
+    if name == "three episodes":
+        env, twin = walks_of_three_episodes()
     steering = build_steering(env.spec)
     subject = make_agent(agent, env, steering, **settings)
     genome = subject.genome(jax.random.key(1))
@@ -133,8 +147,31 @@ def test_a_twin_has_the_trajectories_of_a_rollout_bit_for_bit(name, agent, setti
         assert trees.bitwise_equal(jax.device_get(expected), jax.device_get(on_host))
         trajectory = on_host[1]
         assert np.ptp(trajectory.reward) > 0 and np.any(trajectory.discount == 0)
-    if name == "walk":
+    if name == "three episodes":
+        assert np.ptp((trajectory.reward > 0).sum(axis=1)) > 0 and (trajectory.first.sum(axis=1) == 3).all()
+    elif name == "walk":
         assert np.any(trajectory.first[:, 1:] & (trajectory.discount[:, :-1] == 1))
+
+
+def test_a_twin_has_the_same_policy_gradient(monkeypatch):
+    """Also in lifetimes that are over before their last step, and in several batches."""
+    monkeypatch.setattr(lifetimes, "MAX_HOST_LIFETIMES_PER_CALL", 4)
+    states, infos = [], []
+    for env in walks_of_three_episodes():
+        steering = build_steering(env.spec)
+        agent = make_agent("recurrent", env, steering, hidden_size=4)
+        budget = {"num_updates": 3, "num_lifetimes": 6, "updates_per_call": 3}
+        development = build_plugin("development", "policy_gradient", agent, env, steering, **budget)
+        state = development.init(jax.random.key(0))
+        for _ in range(development.num_calls):
+            state, info = development.step(state)
+        (
+            states.append(jax.tree.leaves(state.model)),
+            infos.append({name: float(leaf[-1]) for name, leaf in info.items()}),
+        )
+    for of_rollout, on_host in zip(*states, strict=True):
+        assert np.allclose(of_rollout, on_host, atol=1e-5) and np.any(of_rollout)
+    assert infos[0] == pytest.approx(infos[1], rel=1e-4) and infos[0]["entropy"] > 0
 
 
 def test_a_twin_has_the_same_attribution():
@@ -308,6 +345,11 @@ def test_spaces_are_trained_evolved_and_audited(observations, actions, tmp_path)
     assert result.gain_of_weights.mean == 0 and result.cells["both"] == result.cells["activations"]
     if observations == "tuple":
         train(run_spec("recurrent:hidden_size=4", settings), tmp_path / "single")
+    gradient = "policy_gradient:num_updates=2,num_lifetimes=4"
+    trained = read_saved_agent(
+        train(run_spec("recurrent:hidden_size=4", settings, development=gradient), tmp_path / "trained")
+    )
+    assert not trees.bitwise_equal(trained.genome, initial_agent(spec).genome)
 
 
 def test_a_run_that_is_interrupted_has_the_same_bits(tmp_path):
@@ -402,10 +444,9 @@ def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch):
         make_env("gymnasium", id="CartPole-v1", steps=3)
 
 
-@pytest.mark.parametrize("development", ["policy_gradient", "distillation"])
-def test_what_must_trace_the_environment_is_refused(development):
-    spec = run_spec("recurrent", {}, development=development)
-    with pytest.raises(BadInput, match=f"'{development}' needs an environment written in JAX"):
+def test_what_must_trace_the_environment_is_refused():
+    spec = run_spec("recurrent", {}, development="distillation")
+    with pytest.raises(BadInput, match="'distillation' needs an environment written in JAX"):
         build_development(spec, assemble(spec))
     with pytest.raises(BadInput, match=r"`audit agent`.* needs an environment written in JAX"):
         audit_subject(agent_subjects(initial_agent(spec))[0])

@@ -11,8 +11,9 @@ import pytest
 from ontogeny import contracts, plugins, rng
 from ontogeny.audit import base, learns
 from ontogeny.environments import providers
-from ontogeny.stages.assembly import make_env
-from ontogeny.types import BadInput
+from ontogeny.rollouts import rollout_lifetime
+from ontogeny.stages.assembly import make_env, make_steering
+from ontogeny.types import Agent, BadInput, State, Weights
 
 gymnax = pytest.importorskip("gymnax")
 
@@ -194,24 +195,50 @@ def test_a_truncation_keeps_the_final_observation():
     assert initial.first.all() and (initial.outcome == 0).all()
 
 
-def test_a_lifetime_pays_in_its_episodes_only():
-    """The score is the sum of their returns; otherwise every lifetime of CartPole would score the number of steps."""
-    *_, steps = run(build("gymnax:CartPole-v1,episodes=2"), 120)
-    num_episodes = np.cumsum(steps.first, axis=1) - steps.first  # that ended before a step
-    assert np.array_equal(steps.outcome[..., 0], num_episodes < 2) and np.ptp(steps.outcome.sum(axis=1)) > 0
-    assert (run(build("gymnax:CartPole-v1,steps=120"), 120)[-1].outcome == 1).all()
+def counting_agent(spec):
+    """An agent that acts at random, and counts its actions in activations and its updates in weights."""
+
+    def act(key, state, percept):
+        return jax.random.randint(key, (), 0, spec.num_actions), state._replace(activations=state.activations + 1)
+
+    def learn(key, state, transition):
+        return state._replace(weights=Weights(state.weights.content + 1)), ()
+
+    def init(key, genome):
+        return State(Weights(jnp.int32(0)), jnp.int32(0))
+
+    return Agent(lambda key: (), init, lambda state: state._replace(activations=jnp.int32(0)), act, learn)
 
 
-def test_the_test_of_learning_scores_single_episodes_after_those_that_pay():
+def test_a_lifetime_is_over_after_its_last_episode():
+    """The score is the sum of the returns; otherwise every lifetime of CartPole would score the number of steps."""
+    text = "gymnax:CartPole-v1,parameters=max_steps_in_episode:40"
+    keys = rng.sample_lifetime_keys(jax.random.key(0), NUM_LIFETIMES, "training")
+
+    def run_agent(env):
+        arguments = counting_agent(env.spec), env, make_steering(env), ()
+        return jax.device_get(jax.jit(jax.vmap(lambda key: rollout_lifetime(key, *arguments, True)))(keys))
+
+    state, trajectory = run_agent(build(f"{text},episodes=2"))
+    _, endless = run_agent(build(f"{text},steps=80"))
+    num_steps = (trajectory.reward > 0).sum(axis=1)
+    assert np.ptp(num_steps) > 0 and num_steps.max() < 80 and (endless.reward == 1).all()
+    assert np.array_equal(state.weights.content, num_steps) and np.array_equal(state.activations, num_steps)
+    is_blank = np.arange(80) >= num_steps[:, None]
+    assert not trajectory.outcome[is_blank].any() and not trajectory.first[is_blank].any()
+    assert (trajectory.discount[is_blank] == 1).all() and (trajectory.first.sum(axis=1) == 2).all()
+    for field in ("observation", "first", "action", "discount"):
+        assert np.allclose(*(getattr(steps, field)[~is_blank] for steps in (trajectory, endless)), atol=1e-3)
+
+
+def test_the_test_of_learning_scores_single_episodes_after_the_last_one():
     """Its free episodes begin when those of the setting are over, and each step of CartPole pays 1."""
     env = build("gymnax:CartPole-v1,parameters=max_steps_in_episode:60,episodes=8")
     keys = rng.sample_lifetime_keys(jax.random.key(0), 20, "evaluation")
     measured = learns.measure(base.control_subject("random", env), keys)
     assert 10 / 60 < measured["score"].mean() < 40 / 60 and learns.spread_of_score(measured) > 0.05
-    with pytest.raises(BadInput, match="state the steps of a lifetime by its setting 'steps'"):
-        base.without_episode_limit(env._replace(step=lambda *args: env.step(*args)))
     endless = build("gymnax:CartPole-v1,steps=4000")
-    assert base.without_episode_limit(endless) is endless
+    assert base.without_early_end(endless) is endless
 
 
 def test_varied_parameters_change_once_per_lifetime():

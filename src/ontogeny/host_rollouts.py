@@ -20,7 +20,7 @@ from jax import Array
 from ontogeny import rng, trees
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rng import LifetimeKeys
-from ontogeny.rollouts import begin_lifetime, forget_past, perceive
+from ontogeny.rollouts import begin_lifetime, blank_step, forget_past, perceive
 from ontogeny.types import (
     Agent,
     Genome,
@@ -296,8 +296,7 @@ def _observe(
         step = Trajectory(
             percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
         )
-        blank = jax.tree.map(jnp.zeros_like, step)._replace(discount=jnp.ones_like(step.discount))
-        return state, next_percept, record(env, step), record(env, blank)
+        return state, next_percept, record(env, step), record(env, blank_step(step))
 
     return jax.vmap(observe)(keys.learn, weights, activations, percept, action, time_step)
 

@@ -76,7 +76,8 @@ def require_jax_env(env: AnyEnvironment, subject: str) -> Environment:
     if isinstance(env, HostEnvironment):
         raise BadInput(
             f"{subject} needs an environment written in JAX, and '{env.spec.name}' consists of Python objects; "
-            "`evolution`, `single_lifetime`, `evaluate`, `deploy` and `audit attribution` work with both"
+            "`evolution`, `policy_gradient`, `single_lifetime`, `evaluate`, `deploy` and `audit attribution` work with "
+            "both"
         )
     return env
 
@@ -190,6 +191,8 @@ def iterate_lifetime(
         return
     carry = _initial_carry(rng.split_lifetime_key(key).task, agent, env, steering, state)
     for number in range(num_steps):
+        if env.is_over is not None and env.is_over(carry.env_state):
+            return
         carry, trajectory, score = _advance(key, number, agent, env, steering, carry, learning)
         yield LifetimeStep(carry.state, trajectory, score)
 

@@ -73,7 +73,8 @@ def rollout(
         observation_override: Replaces what the agent perceives.
 
     Returns:
-        The agent's state after the last step, and the trajectory.
+        The agent's state after the last step, and the trajectory. Where the environment says that the lifetime is over,
+        the state stays the same, and the remaining steps are blank: all zeros, with a discount of 1.
     """
     apply, inputs = (None, ()) if observation_override is None else observation_override
     settings = (agent, env, steering, num_steps, learning, reset_each_episode, apply)
@@ -138,8 +139,35 @@ def rollout_step(
         override: Replaces the time step that the agent perceives.
 
     Returns:
-        The carry after the step, and a trajectory without the axis T.
+        The carry after the step, and a trajectory without the axis T. Where the lifetime is over, the carry stays the
+        same, and the step is blank: all zeros, with a discount of 1.
     """
+    options = {"reset_each_episode": reset_each_episode, "override": override}
+    after, trajectory = _take_step(keys, agent, env, steering, carry, learning, **options)
+    if env.is_over is None:
+        return after, trajectory
+    select = partial(jnp.where, env.is_over(carry.env_state))
+    blank = blank_step(trajectory)
+    return jax.tree.map(select, carry, after), jax.tree.map(select, blank, trajectory)
+
+
+def blank_step(step: Trajectory) -> Trajectory:
+    """A step of a lifetime that is over, with the shapes and types of another step."""
+    return jax.tree.map(jnp.zeros_like, step)._replace(discount=jnp.ones_like(step.discount))
+
+
+def _take_step(
+    keys: tuple[Key, Key, Key],
+    agent: Agent,
+    env: Environment,
+    steering: Steering,
+    carry: Carry,
+    learning: bool,
+    *,
+    reset_each_episode: bool,
+    override: Callable[[TimeStep], TimeStep] | None,
+) -> tuple[Carry, Trajectory]:
+    """`rollout_step` of a lifetime that is not over."""
     env_key, act_key, learn_key = keys
     state, env_state, percept = carry
     if reset_each_episode:

@@ -133,6 +133,8 @@ class Environment(NamedTuple):
     step: Callable[[Key, EnvState, Array], tuple[EnvState, TimeStep]]
     score: Callable[[Float[Array, "F"]], Float[Array, ""]]  # the intended objective; only evaluation reads it
     reveal_task: Callable[[EnvState], TabularTask] | None = None
+    # whether a lifetime has ended before its last step: in the remaining steps the agent neither acts nor learns
+    is_over: Callable[[EnvState], Bool[Array, ""]] | None = None
 
 
 class BeginTasks(Protocol):

@@ -180,14 +180,9 @@ def learning_env(train_env: Environment) -> Environment:
     return train_env
 
 
-def without_episode_limit(env: Environment) -> Environment:
-    """Returns the environment where all episodes of a lifetime pay, for a test that lets lifetimes run on.
-
-    Raises:
-        BadInput: If a provider cannot make such an environment of it.
-    """
-    remove_limit = find_offer(env, "without_episode_limit")
-    return env if remove_limit is None else remove_limit(env)
+def without_early_end(env: Environment) -> Environment:
+    """Returns the environment whose lifetimes do not end before their last step, for a test that lets them run on."""
+    return env if env.is_over is None else env._replace(is_over=None)
 
 
 def bandit_env(subject: Subject) -> Environment:

@@ -60,7 +60,7 @@ def measure(subject: base.Subject, keys: Key) -> decisions.Measurements:
 def _measure_one(subject: base.Subject) -> Callable[[Key], dict[str, Array]]:
     """`measure_lifetime` of a subject, the same function at each call, so that it is compiled once."""
     limited_env = base.learning_env(subject.train_env)
-    env = base.without_episode_limit(limited_env)  # the free episodes come after those that a limited lifetime pays
+    env = base.without_early_end(limited_env)  # the free episodes come after the last one of a limited lifetime
     prepared = base.prepare_subject(subject, env)
     return partial(measure_lifetime, prepared=prepared, counts_one_episode=env is not limited_env)
 

@@ -68,6 +68,10 @@ def record_env(env: Environment, recorder: Recorder) -> tuple[RecordedProgram, R
     score = recorder.record("score", env.score, time_step.outcome).shapes
     is_number = hasattr(score, "shape") and score.shape == ()
     require(is_number, f"`score` must return one number, not an array of shape {getattr(score, 'shape', score)}")
+    if env.is_over is not None:
+        ends = recorder.record("is_over", env.is_over, state).shapes
+        is_flag = getattr(ends, "shape", None) == () and getattr(ends, "dtype", None) == jnp.bool_
+        require(is_flag, f"`is_over` must return one truth value, not {ends}")
     return reset, step
 
 

@@ -179,10 +179,11 @@ def require_finite_search(info: Info) -> None:
 
 def develop_by_gradient(
     init_model: Callable[[Key], PyTree],
-    loss: Callable[[PyTree, Key, Array], tuple[Array, dict[str, Array]]],
+    loss: Callable[[PyTree, PyTree, Array], tuple[Array, dict[str, Array]]],
     get_genome: Callable[[PyTree], Genome],
-    env: Environment,
+    env: AnyEnvironment,
     budget: GradientBudget,
+    collect: Callable[[PyTree, Key], PyTree] | None = None,
 ) -> Development:
     """A development by Adam with clipped gradients and a learning rate that falls to zero as a cosine.
 
@@ -193,11 +194,15 @@ def develop_by_gradient(
         loss: (model, keys [B], progress [] from 0 to 1) -> the loss and diagnostics, which are recorded.
         get_genome: Model -> the genome that is deployed.
         env: Gives the length of a lifetime.
-        budget: Sizes of the development.
+        budget: Sizes of the development; in an environment of Python objects, each update is a call of its own.
+        collect: (model, keys [B]) -> what `loss` takes in place of the keys; it need not be traceable where the
+            environment consists of Python objects.
     """
     num_updates, num_lifetimes, learning_rate, updates_per_call = budget
     require_at_least(1, num_updates=num_updates, num_lifetimes=num_lifetimes, updates_per_call=updates_per_call)
     require_at_least(0, learning_rate=learning_rate)
+    is_on_host = isinstance(env, HostEnvironment)
+    updates_per_call = 1 if is_on_host else updates_per_call
     num_calls, updates_per_call = split_into_calls(num_updates, updates_per_call)
     optimizer = build_optimizer(cosine_decay(learning_rate, num_updates))
 
@@ -206,16 +211,23 @@ def develop_by_gradient(
         model = init_model(model_key)
         return GradientState(seed, jnp.int32(0), model, optimizer.init(model))
 
-    def update(state: GradientState, _: None) -> tuple[GradientState, Info]:
-        keys = sample_lifetime_keys(jax.random.fold_in(state.seed, state.update), num_lifetimes, "training")
+    def sample_keys(state: GradientState) -> Key:
+        return sample_lifetime_keys(jax.random.fold_in(state.seed, state.update), num_lifetimes, "training")
+
+    def descend(state: GradientState, experience: PyTree) -> tuple[GradientState, Info]:
         progress = state.update / num_updates
-        (loss_value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.model, keys, progress)
+        (loss_value, info), gradient = jax.value_and_grad(loss, has_aux=True)(state.model, experience, progress)
         updated = apply_gradient(optimizer, gradient, Weights(state.model, state.optimizer))
         return GradientState(state.seed, state.update + 1, *updated), {"loss": loss_value, **info}
 
-    @jax.jit
-    def step(state: GradientState) -> tuple[GradientState, Info]:
-        return jax.lax.scan(update, state, length=updates_per_call)
+    if is_on_host:
+        sample_keys, descend = jax.jit(sample_keys), jax.jit(descend)
+
+    def update(state: GradientState) -> tuple[GradientState, Info]:
+        keys = sample_keys(state)
+        return descend(state, keys if collect is None else collect(state.model, keys))
+
+    step = repeat_generation(env, update, updates_per_call)
 
     def genome(state: GradientState) -> Genome:
         return get_genome(state.model)

@@ -6,28 +6,32 @@ a critic that reads the same hidden units and is discarded after training, a dec
 one unbroken return: the discount is counted across its episodes.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
 from ontogeny.agents.recurrent import encode_percept
 from ontogeny.content.gru_cell import GRUWeights, step_gru
 from ontogeny.development.base import GradientBudget, develop_by_gradient
 from ontogeny.errors import BadInput, require_between
-from ontogeny.lifetimes import require_jax_env
+from ontogeny.lifetimes import LifetimeMeasure, lifetimes_per_call, measure_lifetimes
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import (
     Agent,
     AnyEnvironment,
     Development,
     EnvSpec,
+    HostEnvironment,
     Key,
     Percept,
+    PyTree,
     State,
     Steering,
+    Trajectory,
     Transition,
     Weights,
 )
@@ -46,6 +50,15 @@ class PolicyInfo(NamedTuple):
     log_probability: Float[Array, ""]  # of the action taken
     entropy: Float[Array, ""]  # of the policy, in nats
     value: Float[Array, ""]  # the critic's estimate before the action
+
+
+class LifetimeExperience(NamedTuple):
+    """What is recorded of one step in an environment of Python objects; leading axis T for a lifetime."""
+
+    inputs: Float[Array, "I"]  # of the network
+    action: Int32[Array, ""]
+    reward: Float[Array, ""]
+    weight: Float[Array, ""]  # 1; 0 in the steps after the lifetime is over
 
 
 def build(
@@ -72,22 +85,74 @@ def build(
         trace_decay: Lambda of the generalized advantages, from 0 to 1.
         entropy_bonus: Weight of the entropy in the first update, which falls to zero linearly; without it the policy
             becomes deterministic before it explores.
-        updates_per_call: Updates per compiled call at most, at least 1.
+        updates_per_call: Updates per compiled call at most, at least 1; in an environment of Python objects, each
+            update is a call of its own.
     """
     require_between(0, 1, discount=discount, trace_decay=trace_decay)
-    env = require_jax_env(env, "the development 'policy_gradient'")
     actor = make_actor_critic(agent, env.spec)
 
-    def loss(model: ActorCritic, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
-        def run(key: Key) -> tuple[PolicyInfo, Array]:
-            _, trajectory = rollout_lifetime(key, actor, env, steering, model, learning=True)
-            return trajectory.info, trajectory.reward
+    def run(model: ActorCritic, experience: Any) -> tuple[PolicyInfo, Array]:
+        if isinstance(env, HostEnvironment):
+            return replay_policy(agent, model, experience), experience.reward
+        _, trajectory = rollout_lifetime(experience, actor, env, steering, model, learning=True)
+        return trajectory.info, trajectory.reward
 
-        info, reward = jax.vmap(run)(keys)
+    def loss(model: ActorCritic, experience: PyTree, progress: Array) -> tuple[Array, dict[str, Array]]:
+        info, reward = jax.vmap(partial(run, model))(experience)
         return actor_critic_loss(info, reward, discount, trace_decay, entropy_bonus * (1 - progress))
 
+    collect = None
+    if isinstance(env, HostEnvironment):
+        collect = partial(collect_experience, recording_agent(actor, env.spec), env, steering)
     budget = GradientBudget(num_updates, num_lifetimes, learning_rate, updates_per_call)
-    return develop_by_gradient(actor.genome, loss, lambda model: model.actor, env, budget)
+    return develop_by_gradient(actor.genome, loss, lambda model: model.actor, env, budget, collect)
+
+
+def collect_experience(
+    agent: Agent, env: HostEnvironment, steering: Steering, model: ActorCritic, keys: Key
+) -> LifetimeExperience:
+    """Runs lifetimes in an environment of Python objects; leading axes B and T.
+
+    Args:
+        agent: From `recording_agent`.
+        keys: [B].
+    """
+    at_once = lifetimes_per_call(agent, env, steering, model, len(keys))
+    chunks = [keys[begin : begin + at_once] for begin in range(0, len(keys), at_once)]
+    recorded = [measure_lifetimes(_EXPERIENCE, chunk, model, agent, env, steering, True) for chunk in chunks]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *recorded)
+
+
+def recording_agent(actor: Agent, spec: EnvSpec) -> Agent:
+    """The network with a critic, for lifetimes of which `replay_policy` computes the `PolicyInfo` afterwards."""
+
+    def learn(key: Key, state: State, transition: Transition) -> tuple[State, LifetimeExperience]:
+        del key
+        inputs = encode_percept(spec, transition.percept)
+        reward = transition.next_percept.reward
+        return state, LifetimeExperience(inputs, transition.action, reward, jnp.float32(1))
+
+    return actor._replace(learn=learn)
+
+
+def replay_policy(agent: Agent, model: ActorCritic, experience: LifetimeExperience) -> PolicyInfo:
+    """The `PolicyInfo` of a recorded lifetime, leading axis T, as a differentiable function of the model."""
+    hidden = agent.init(jax.random.key(0), model.actor).activations
+
+    def step(hidden: Array, step: LifetimeExperience) -> tuple[Array, PolicyInfo]:
+        hidden, logits = step_gru(model.actor, hidden, step.inputs)
+        info = policy_info(model, hidden, logits, step.action)
+        return hidden, jax.tree.map(lambda number: number * step.weight, info)
+
+    return jax.lax.scan(step, hidden, experience)[1]
+
+
+def policy_info(model: ActorCritic, hidden: Float[Array, "H"], logits: Float[Array, "A"], action: Array) -> PolicyInfo:
+    """The inputs of the loss at a step in which this action was taken."""
+    log_policy = jax.nn.log_softmax(logits)
+    entropy = -jnp.sum(jnp.exp(log_policy) * log_policy)
+    value = hidden @ model.value[:-1] + model.value[-1]
+    return PolicyInfo(log_policy[action], entropy, value)
 
 
 def actor_critic_loss(
@@ -133,10 +198,7 @@ def make_actor_critic(agent: Agent, spec: EnvSpec) -> Agent:
         model, (hidden, _) = state.weights.content, state.activations
         hidden, logits = step_gru(model.actor, hidden, encode_percept(spec, percept))
         action = jax.random.categorical(key, jax.lax.stop_gradient(logits)).astype(jnp.int32)
-        log_policy = jax.nn.log_softmax(logits)
-        entropy = -jnp.sum(jnp.exp(log_policy) * log_policy)
-        value = hidden @ model.value[:-1] + model.value[-1]
-        return action, State(state.weights, (hidden, PolicyInfo(log_policy[action], entropy, value)))
+        return action, State(state.weights, (hidden, policy_info(model, hidden, logits, action)))
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, PolicyInfo]:
         del key, transition
@@ -157,3 +219,18 @@ def advantages(
         return total, total
 
     return jax.lax.scan(accumulate, jnp.float32(0), td_error, reverse=True)[1]
+
+
+def _record_experience(env: AnyEnvironment, step: Trajectory) -> LifetimeExperience:
+    """Keeps what the agent recorded."""
+    del env
+    return step.info
+
+
+def _keep_experience(before: Weights, after: State, experience: LifetimeExperience) -> LifetimeExperience:
+    """Returns what was recorded."""
+    del before, after
+    return experience
+
+
+_EXPERIENCE = LifetimeMeasure(_record_experience, _keep_experience)

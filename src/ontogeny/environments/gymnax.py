@@ -25,7 +25,6 @@ from ontogeny.environments import providers
 from ontogeny.environments.base import choose_tree, first_feature
 from ontogeny.errors import BadInput
 from ontogeny.plugins import Range, unknown_name_error
-from ontogeny.tracing import TracedFunction
 from ontogeny.types import Environment, Key, PyTree, TimeStep
 
 TAKES_ID = True
@@ -81,7 +80,6 @@ class GymnaxParams(NamedTuple):
     defaults: Any  # parameters of gymnax
     observations: providers.ObservationLayout
     actions: providers.ActionLayout
-    max_episodes: int | None  # of a lifetime, in which later ones pay nothing
     features: tuple[str, ...]
     varied: tuple[Range, ...]
     drifting: tuple[Range, ...]
@@ -122,11 +120,14 @@ def step(params: GymnaxParams, key: Key, state: GymnaxState, action: Array) -> t
     continued = GymnaxState(state.task, state.drifting, env_state, num_steps, num_episodes)
     observation = jnp.where(is_over, first_observation, final_observation)
     outcome = jnp.stack([jnp.asarray(number, jnp.float32) for number in (reward, *(info[f] for f in params.features))])
-    if params.max_episodes is not None:
-        outcome = jnp.where(state.num_episodes < params.max_episodes, outcome, 0.0)
     discount = 1 - jnp.asarray(terminated, jnp.float32)
     time_step = TimeStep(observation, final_observation, outcome, is_over, discount)
     return choose_tree(is_over, begun, continued), time_step
+
+
+def is_over(max_episodes: int, state: GymnaxState) -> Array:
+    """Whether the last episode of the lifetime has ended."""
+    return state.num_episodes >= max_episodes
 
 
 def _reset_env(params: GymnaxParams, key: Key, task: GymnaxTask, drifting: Mapping[str, Array]) -> tuple[Array, PyTree]:
@@ -184,9 +185,9 @@ def build(
 
     Args:
         id: ID of the environment, such as Catch-bsuite; written after the colon.
-        episodes: Episodes of a lifetime, at least 1. A lifetime takes so many times the longest episode; where its
-            episodes end earlier, the remaining steps pay nothing.
-        steps: Steps of a lifetime, all of which pay, in place of `episodes`.
+        episodes: Episodes of a lifetime, at least 1. A lifetime takes at most so many times the longest episode; after
+            its last episode the agent neither acts nor learns.
+        steps: Steps of a lifetime, however many episodes they hold, in place of `episodes`.
         parameters: Fixed parameters, PARAMETER:NUMBER, such as size:20; several are joined by +.
         vary: Parameters that each lifetime draws uniformly, PARAMETER:LOW..HIGH, such as length:0.3..0.8.
         drift: Parameters that change within a lifetime, PARAMETER:LOW..HIGH:STEPS; STEPS is the number of steps that
@@ -215,30 +216,9 @@ def build(
     length = EPISODE_LENGTHS.get(gymnax_id, lambda env, highest: highest("max_steps_in_episode"))
     horizon = int(min(length(env, highest.__getitem__), highest["max_steps_in_episode"]))
     spec = providers.make_spec(name, actions, observations, names, episodes=episodes, steps=steps, horizon=horizon)
-    max_episodes = None if steps else episodes
-    params = GymnaxParams(gymnax_id, env, defaults, observations, actions, max_episodes, names, varied, drifting)
-    return Environment(spec, partial(reset, params), partial(step, params), first_feature)
-
-
-def without_episode_limit(env: Environment) -> Environment:
-    """The same environment where all episodes pay, for a test whose lifetimes are not those of the setting `episodes`.
-
-    An environment where all episodes pay already is returned as it is.
-
-    Args:
-        env: Made by `build`.
-
-    Raises:
-        BadInput: Another module has replaced its dynamics.
-    """
-    dynamics = env.step.function if isinstance(env.step, TracedFunction) else env.step
-    params = dynamics.args[0] if isinstance(dynamics, partial) and dynamics.args else None
-    if not isinstance(params, GymnaxParams):
-        raise BadInput(f"to test learning in '{env.spec.name}', state the steps of a lifetime by its setting 'steps'")
-    if params.max_episodes is None:
-        return env
-    params = params._replace(max_episodes=None)
-    return env._replace(reset=partial(reset, params), step=partial(step, params))
+    params = GymnaxParams(gymnax_id, env, defaults, observations, actions, names, varied, drifting)
+    ends_early = None if steps else partial(is_over, episodes)
+    return Environment(spec, partial(reset, params), partial(step, params), first_feature, is_over=ends_early)
 
 
 def list_ids() -> list[str]:

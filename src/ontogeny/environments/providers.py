@@ -1,7 +1,7 @@
 """What the providers of environments of other libraries share: observations, actions, lifetimes and tasks.
 
-A lifetime is a number of episodes and takes at most so many times the time limit. Where its episodes end earlier, the
-remaining steps pay nothing: otherwise every lifetime in an environment that pays each step would have the same score.
+A lifetime is a number of episodes and takes at most so many times the time limit. Where its episodes end earlier, so
+does the lifetime: otherwise every lifetime in an environment that pays each step would have the same score.
 The score is the environment's own reward, which is also the first outcome feature, `env_reward`. A task is the
 environment as it is, or one draw of the parameters that the setting `vary` names; parameters that the setting `drift`
 names change from episode to episode.

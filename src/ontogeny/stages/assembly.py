@@ -124,4 +124,5 @@ def _build_new_env(_: Callable[..., AnyEnvironment], name: str, settings: Settin
     check_outside_env(name, env)
     if isinstance(env, HostEnvironment):
         return env
-    return trace_fields(env, *(field for field in ("reset", "step", "score", "reveal_task") if getattr(env, field)))
+    functions = ("reset", "step", "score", "reveal_task", "is_over")
+    return trace_fields(env, *(field for field in functions if getattr(env, field)))
