@@ -1,0 +1,179 @@
+"""Learning curves of all ways of learning in an environment, by environment step.
+
+A learner is `ppo` or `dqn` (`rejax_baselines`), an evolved agent (`evolved:recurrent`, of whose population every
+lifetime counts), or any other agent, of which one lifetime is run, in which it learns if it can.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ontogeny import plugins, rng
+from ontogeny.errors import BadInput
+from ontogeny.lifetimes import require_jax_env
+from ontogeny.rollouts import Carry
+from ontogeny.runs import checkpoint
+from ontogeny.stages.assembly import make_agent, make_env, make_steering
+from ontogeny.studies import rejax_baselines
+from ontogeny.studies.learning_curves import EpisodeReturns, episodes_of_lifetime
+from ontogeny.studies.lifetime_segments import begin, compile_segment, concatenate, split_steps
+from ontogeny.types import Agent, Environment, Key, Steering
+
+OnProgress = Callable[[int, int], None]  # environment steps done, of all
+EVOLVED = "evolved:"
+MAX_SEGMENTS = 50  # of a lifetime
+SECONDS_BETWEEN_CHECKPOINTS = 300.0
+POPULATION_SIZE, NUM_LIFETIMES = 32, 2  # of an evolution
+MAX_EVOLVED_STEPS, MAX_EVOLVED_EPISODES = 500, 10  # of its lifetimes, of at least one episode
+PROGRESS = "lifetime"  # name of the checkpoint of a lifetime
+
+
+class LearnerRun(NamedTuple):
+    """What a learner did.
+
+    Attributes:
+        episodes: Its episodes in their order.
+        num_steps: Environment steps in all.
+        cpu_seconds: Processor seconds without compilation.
+        compile_seconds: Processor seconds of the compilation.
+    """
+
+    episodes: EpisodeReturns
+    num_steps: int
+    cpu_seconds: float
+    compile_seconds: float
+
+
+def is_baseline(learner: str) -> bool:
+    """Whether a learner needs the extra `baselines`."""
+    return learner in rejax_baselines.ALGORITHMS
+
+
+def lifetime_key(seed: int) -> Key:
+    """The key of the lifetime of a seed: a lifetime of an evaluation, with the same task for all learners."""
+    return rng.sample_lifetime_keys(rng.key_from_seed(seed), 1, "evaluation")[0]
+
+
+def build_env(text: str, **settings: Any) -> Environment:
+    """The environment of a text such as `gymnax:Catch-bsuite`, with further settings; it must be in JAX."""
+    name, own_settings = plugins.parse(text)
+    return require_jax_env(make_env(name, **own_settings, **settings), "a learning curve")
+
+
+def build_agent(text: str, env: Environment) -> tuple[Agent, Steering]:
+    """The agent of a text such as `neural_model_based:width=32`, and its steering."""
+    name, settings = plugins.parse(text)
+    steering = make_steering(env)
+    return make_agent(name, env, steering, **settings), steering
+
+
+def run_learner(
+    learner: str,
+    env_text: str,
+    seed: int,
+    num_steps: int,
+    *,
+    baseline_settings: Mapping[str, Any] | None = None,
+    checkpoint_folder: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> LearnerRun:
+    """Let a learner learn for a number of environment steps.
+
+    Args:
+        learner: As the module says.
+        env_text: Such as `gymnax:Catch-bsuite`, without the settings `steps` and `episodes`.
+        seed: Determines the run; the task is the same for all learners, but for evolution, which draws many.
+        num_steps: Environment steps; evolution and baselines take whole generations and iterations.
+        baseline_settings: Settings of rejax.
+        checkpoint_folder: Where a lifetime of an agent is saved every few minutes, and from where it resumes.
+        on_progress: Receives environment steps done and all.
+    """
+    if is_baseline(learner):
+        env = build_env(env_text, steps=num_steps)
+        run = rejax_baselines.run_baseline(learner, env, lifetime_key(seed), num_steps, **(baseline_settings or {}))
+        return LearnerRun(*run)
+    if learner.startswith(EVOLVED):
+        return _run_evolution(learner.removeprefix(EVOLVED), env_text, seed, num_steps, on_progress)
+    return _run_lifetime(learner, env_text, seed, num_steps, checkpoint_folder, on_progress)
+
+
+def _run_lifetime(
+    agent_text: str,
+    env_text: str,
+    seed: int,
+    num_steps: int,
+    folder: Path | None,
+    on_progress: OnProgress | None,
+) -> LearnerRun:
+    """One lifetime of an agent, saved between segments."""
+    env = build_env(env_text, steps=num_steps)
+    agent, steering = build_agent(agent_text, env)
+    key = lifetime_key(seed)
+    num_segments, num_segment_steps = split_steps(num_steps, MAX_SEGMENTS)
+    program = compile_segment(agent, env, steering, num_segment_steps, agent.learning)
+    carry = jax.jit(lambda key: begin(key, agent, env, steering, agent.genome(key)))(key)
+    carry, num_done, cpu_seconds, scores, ends = _resume(folder, carry)
+    saved_at = time.perf_counter()
+    for segment in range(num_done, num_segments):
+        started = time.process_time()
+        carry, recorded = program.run(key, jnp.int32(segment * num_segment_steps), carry)
+        recorded = concatenate([recorded])
+        cpu_seconds += time.process_time() - started
+        scores, ends = np.append(scores, recorded.score), np.append(ends, recorded.ends_episode)
+        if on_progress is not None:
+            on_progress((segment + 1) * num_segment_steps, num_steps)
+        is_due = time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
+        if folder is not None and is_due and segment + 1 < num_segments:
+            metadata = {"segments": segment + 1, "cpu_seconds": cpu_seconds}
+            metadata |= {"scores": scores.tolist(), "ends": np.flatnonzero(ends).tolist()}
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(folder, PROGRESS, carry, metadata)
+            saved_at = time.perf_counter()
+    return LearnerRun(episodes_of_lifetime(scores, ends), num_steps, cpu_seconds, program.compile_seconds)
+
+
+def _resume(folder: Path | None, carry: Carry) -> tuple[Carry, int, float, np.ndarray, np.ndarray]:
+    """Carry, segments done, processor seconds, scores and ends of episodes, of a saved lifetime or of a new one."""
+    if folder is None or not checkpoint.exists(folder, PROGRESS):
+        return carry, 0, 0.0, np.zeros(0), np.zeros(0, bool)
+    metadata = checkpoint.read_metadata(folder, PROGRESS)
+    scores = np.array(metadata["scores"])
+    ends = np.zeros(len(scores), bool)
+    ends[metadata["ends"]] = True
+    carry = jax.tree.map(jnp.asarray, checkpoint.load(folder, PROGRESS, carry))
+    return carry, metadata["segments"], metadata["cpu_seconds"], scores, ends
+
+
+def _run_evolution(
+    agent_text: str, env_text: str, seed: int, num_steps: int, on_progress: OnProgress | None
+) -> LearnerRun:
+    """Evolution of an agent; an entry holds the episodes of one generation, those of all members."""
+    horizon = build_env(env_text, episodes=1).spec.num_steps
+    num_episodes = max(1, min(MAX_EVOLVED_EPISODES, MAX_EVOLVED_STEPS // horizon))
+    env = build_env(env_text, episodes=num_episodes)
+    agent, steering = build_agent(agent_text, env)
+    num_generations = max(1, num_steps // (POPULATION_SIZE * NUM_LIFETIMES * env.spec.num_steps))
+    development = plugins.build(
+        "development", "evolution", agent, env, steering, population_size=POPULATION_SIZE,
+        num_lifetimes=NUM_LIFETIMES, num_generations=num_generations, generations_per_call=1,
+    )  # fmt: skip
+    state = development.init(rng.key_from_seed(seed))
+    started, fitness, seconds = time.process_time(), [], []
+    for generation in range(num_generations):
+        state, info = development.step(state)
+        fitness.append(float(info["fitness"][0]))
+        seconds.append(time.process_time() - started)
+        if on_progress is not None:
+            on_progress((generation + 1) * development.steps_per_generation, num_steps)
+    if not np.isfinite(fitness).all():
+        raise BadInput(f"the evolution of '{agent_text}' diverged: a fitness is not finite")
+    count = POPULATION_SIZE * NUM_LIFETIMES * num_episodes
+    steps = (np.arange(num_generations) + 1) * development.steps_per_generation
+    returns = np.array(fitness) * POPULATION_SIZE * NUM_LIFETIMES
+    episodes = EpisodeReturns(steps, returns, np.full(num_generations, count))
+    return LearnerRun(episodes, int(steps[-1]), seconds[-1] - seconds[0], seconds[0])
