@@ -206,8 +206,8 @@ def run_jobs(options: argparse.Namespace) -> None:
         jobs = [job for job in jobs if not learners.is_baseline(job.learner)]
         if missing:
             print(f"without rejax ({rejax_baselines.INSTALL}) missing: {', '.join(missing)}", file=sys.stderr)
-    known = {tuple(record[field] for field in Job._fields) for record in read_records(options.out)}
-    jobs = [job for job in jobs if tuple(job) not in known]
+    recorded = {tuple(record[field] for field in Job._fields) for record in read_records(options.out)}
+    jobs = [job for job in jobs if tuple(job) not in recorded]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     for number, job in enumerate(jobs, start=1):
