@@ -24,6 +24,7 @@ if metadata.version("jax").startswith("0.10."):  # later versions have no other 
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if "XLA_FLAGS" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # places in the source take time to compile
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one process per core: more threads would only wait
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {FLAGS}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -69,10 +70,16 @@ def compiler_optimizations(request):
     """Sets the passes of the compiler once per module, so that results of its tests can be compared bitwise."""
     import jax
 
+    from ontogeny.audit.base import COMPILER_OPTIONS
+
     before = jax.config.read("jax_disable_most_optimizations")
     computes = any(mark.name == "computes" for mark in request.node.iter_markers())
-    jax.config.update("jax_disable_most_optimizations", before and not computes)
-    yield
+    is_quick = before and not computes
+    jax.config.update("jax_disable_most_optimizations", is_quick)
+    with pytest.MonkeyPatch.context() as patch:
+        if is_quick:  # the audit sets a level of its own
+            patch.setitem(COMPILER_OPTIONS, "xla_backend_optimization_level", 0)
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 

@@ -289,14 +289,23 @@ def take_organisms(model, choices, num_groups=1):
     return replace_trials(choices, organisms.trials, organisms.participant)
 
 
+def shorten_fits(patch):
+    """Fits with fewer steps, for tests of everything but the fits."""
+    patch.setattr(fitting, "NUM_STARTS", 4)
+    patch.setattr(fitting, "MAX_STEPS", 10)
+    patch.setattr(fitting, "RESTART_ROUND", fitting.Round(max_trials=2000, num_steps=1, num_selected=1))
+
+
 @pytest.fixture(scope="module")
 def planners():
-    return take_organisms(model_named("model_based"), make_choices(num_participants=8, num_trials=200))
+    return take_organisms(model_named("model_based"), make_choices(num_participants=3, num_trials=100))
 
 
 @pytest.fixture(scope="module")
 def record(planners):
-    return analysis.analyze_choices(planners, num_groups=2, num_starts=12)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_fits(patch)
+        return analysis.analyze_choices(planners, num_groups=1)
 
 
 def test_model_organisms_are_recovered_as_far_as_models_can_be_distinguished():
@@ -385,8 +394,8 @@ def test_choices_of_a_run_are_analyzed_like_a_file(tmp_path, monkeypatch, capsys
         assert len(choices.participants) == 6 and choices.trials.is_complete.all()
         assert choices.task == "bandit" or 0.7 < choices.is_common.mean() < 0.9
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fitting, "NUM_STARTS", 12)
-    arguments = ["behavior", "ban13", "--num-lifetimes", "6", "--num-groups", "2", "--out", "out"]
+    shorten_fits(monkeypatch)
+    arguments = ["behavior", "ban13", "--num-lifetimes", "6", "--num-groups", "1", "--out", "out"]
     monkeypatch.setattr(sys, "argv", ["ontogeny", "audit", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -97,7 +97,7 @@ def _evaluate_lanes(
     """`evaluate_likelihood` for L parameter sets [L, K]."""
     x = np.ascontiguousarray(unbounded_parameters.T, np.float32)
     transition_probs = padded.transition_probs[:, :, participant]
-    state = _init_block_state(model, x, transition_probs)
+    state = _init_block_state(model, x.shape[1])
     sums = []
     for first in range(0, min(max_trials, int(padded.num_trials[participant].max())), block_size):
         block = slice(first, first + block_size)
@@ -155,14 +155,22 @@ def _memory_parameters(model: ChoiceModel) -> tuple[str, ...]:
     return tuple(p.name for p in model.parameters if p.name in used)
 
 
-def _init_block_state(model: ChoiceModel, x: np.ndarray, transition_probs: np.ndarray) -> _BlockState:
+def _init_block_state(model: ChoiceModel, num_lanes: int) -> _BlockState:
     """The state before the first trial, which starts a session, so that values do not matter."""
-    memory = jax.eval_shape(lambda x, probs: model.init(to_parameters(model, x), probs), x, transition_probs)
+    memory = _memory_shapes(model, num_lanes)
     num_derivatives = len(_memory_parameters(model))
     return _BlockState(
         jax.tree.map(lambda part: np.zeros(part.shape, np.float32), memory),
         jax.tree.map(lambda part: np.zeros((num_derivatives, *part.shape), np.float32), memory),
     )
+
+
+@cache
+def _memory_shapes(model: ChoiceModel, num_lanes: int) -> PyTree:
+    """The memory of a model, with a `jax.ShapeDtypeStruct` in place of each array."""
+    shapes = ((len(model.parameters), num_lanes), (2, 2, num_lanes))
+    x, transition_probs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    return jax.eval_shape(lambda x, probs: model.init(to_parameters(model, x), probs), x, transition_probs)
 
 
 @partial(jax.jit, static_argnames=("model",))
