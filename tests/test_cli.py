@@ -145,7 +145,11 @@ def test_list_shows_every_plugin_and_its_settings(call_cli):
             ["train", "--agent", "random", "--env", "bandit:arm=3", "--out", "x"],
             "no setting 'arm'; did you mean num_arms?",
         ),
-        (["train", "--agent", "random", "--env", "bandit:arms", "--out", "x"], "is not of the form setting=value"),
+        (["train", "--agent", "random", "--env", "bandit:arms", "--out", "x"], "is not of the form setting=value\n"),
+        (
+            ["evaluate", "--agent", "random", "--env", "gym:CartPole-v1"],
+            "only these environments take an ID: craftax, gymnasium",
+        ),
         (["train", "--agent", "random", *SMALL, "--drive", "payot=1", "--out", "x"], "did you mean payout?"),
         (["train", "--agent", "random", *SMALL, "--drive", "payout", "--out", "x"], "not of the form feature=weight"),
         (

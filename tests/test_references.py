@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, rng, steering
-from ontogeny.content import beta_bernoulli, episode_plan, gittins_index, tabular_posterior
+from ontogeny.content import beta_bernoulli, gittins_index, tabular_posterior
 from ontogeny.content.gamma import sample_log_gamma
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.studies import published
+from ontogeny.tracing import lazy_cond
 from ontogeny.types import HIDDEN_OBSERVATION, FeaturePrior, Percept, Prior, Transition
 
 
@@ -142,7 +143,7 @@ def test_lazy_cond_of_a_batch_equals_lazy_cond_of_each_element():
     conditions, operands, otherwise = jnp.array([True, False, True]), jnp.arange(3.0), jnp.full(3, -1.0)
 
     def square_where(condition, operand, otherwise):
-        return episode_plan.lazy_cond(condition, lambda x: x * x, operand, otherwise)
+        return lazy_cond(condition, lambda x: x * x, operand, otherwise)
 
     assert jax.vmap(square_where)(conditions, operands, otherwise).tolist() == [0, -1, 4]
     assert jax.vmap(square_where, (None, 0, None))(jnp.bool_(True), operands, otherwise[0]).tolist() == [0, 1, 4]

@@ -191,11 +191,19 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = assignment.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise BadInput(f"'{assignment}' in '{text}' is not of the form setting=value")
+            raise BadInput(f"'{assignment}' in '{text}' is not of the form setting=value{_provider_hint(name.strip())}")
         if key in settings:
             raise BadInput(f"'{text}' names the setting '{key}' twice")
         settings[key] = _read_value(value)
     return name.strip(), settings
+
+
+def _provider_hint(name: str) -> str:
+    """The end of a message about an ID after a name that is no plugin: which providers take one."""
+    if name.endswith(".py") or any(name in list_names(kind) for kind in PLUGIN_KINDS):
+        return ""
+    providers = [provider for provider in list_names("environments") if takes_id(provider)]
+    return f"; only these environments take an ID: {', '.join(providers)}"
 
 
 def parse_table(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

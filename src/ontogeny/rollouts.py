@@ -142,8 +142,9 @@ def rollout_step(
         The carry after the step, and a trajectory without the axis T. Where the lifetime is over, the carry stays the
         same, and the step is blank: all zeros, with a discount of 1.
     """
-    options = {"reset_each_episode": reset_each_episode, "override": override}
-    after, trajectory = _take_step(keys, agent, env, steering, carry, learning, **options)
+    after, trajectory = _take_step(
+        keys, agent, env, steering, carry, learning, reset_each_episode=reset_each_episode, override=override
+    )
     if env.is_over is None:
         return after, trajectory
     select = partial(jnp.where, env.is_over(carry.env_state))
@@ -153,7 +154,11 @@ def rollout_step(
 
 def blank_step(step: Trajectory) -> Trajectory:
     """A step of a lifetime that is over, with the shapes and types of another step."""
-    return jax.tree.map(jnp.zeros_like, step)._replace(discount=jnp.ones_like(step.discount))
+
+    def fill(leaf: Array) -> Array:
+        return jnp.full(leaf.shape, 0, leaf.dtype)
+
+    return jax.tree.map(fill, step)._replace(discount=fill(step.discount) + 1)
 
 
 def _take_step(

@@ -13,6 +13,7 @@ from jax import Array
 
 from ontogeny.agents.base import empty_genome, fixed_weights_agent, require_discrete_observations
 from ontogeny.content import episode_plan, planning
+from ontogeny.tracing import lazy_cond
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, TabularTask
 
 
@@ -53,7 +54,7 @@ def build(spec: EnvSpec, steering: Steering) -> Agent:
         # Where no episode ends early all episodes are alike, and looking beyond the present one changes nothing.
         is_needed = (step == 0) & jnp.any(task.termination_probabilities > 0)
         inputs = (task, percept.observation)
-        start_values = episode_plan.lazy_cond(is_needed, compute_start_values, inputs, start_values)
+        start_values = lazy_cond(is_needed, compute_start_values, inputs, start_values)
         plan_inputs = (task, start_values, T - step)
         action, plan = episode_plan.follow_plan(key, plan, percept, action_values, plan_inputs)
         return action, State(state.weights, OracleActivations(plan, start_values, num_steps + 1))

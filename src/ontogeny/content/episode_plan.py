@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float, Int32
 
 from ontogeny.rng import random_argmax
+from ontogeny.tracing import lazy_cond
 from ontogeny.types import EnvSpec, Key, Percept, PyTree
 
 
@@ -60,46 +60,3 @@ def follow_plan(
 def is_at_time_limit(spec: EnvSpec, plan: EpisodePlan) -> Bool[Array, ""]:
     """Whether the last step was the last one that the horizon allows, so that its end says nothing about the task."""
     return plan.num_steps_taken >= spec.horizon
-
-
-def lazy_cond(
-    condition: Bool[Array, ""], compute: Callable[[PyTree], PyTree], operand: PyTree, otherwise: PyTree
-) -> PyTree:
-    """Returns `compute(operand)` where `condition` holds, else `otherwise`; stays cheap under `vmap`.
-
-    `vmap` turns `lax.cond` into a selection between two results that are both computed. Here the whole batch is
-    computed only if the condition holds for at least one of its elements.
-
-    Args:
-        condition: Whether to compute.
-        compute: The costly function.
-        operand: Its argument.
-        otherwise: The alternative, of the same structure and shapes as the computed result.
-    """
-
-    @custom_vmap
-    def choose(condition: Bool[Array, ""], operand: PyTree, otherwise: PyTree) -> PyTree:
-        return jax.lax.cond(condition, lambda: compute(operand), lambda: otherwise)
-
-    @choose.def_vmap
-    def _(
-        axis_size: int, in_batched: list[PyTree], condition: Array, operand: PyTree, otherwise: PyTree
-    ) -> tuple[PyTree, PyTree]:
-        def broadcast(tree: PyTree, batched: PyTree) -> PyTree:
-            return jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched)
-
-        arguments = zip((condition, operand, otherwise), in_batched, strict=True)
-        conditions, operands, alternatives = (broadcast(tree, batched) for tree, batched in arguments)
-
-        def compute_batch(batch: tuple[Array, PyTree, PyTree]) -> PyTree:
-            conditions, operands, alternatives = batch
-
-            def select(new: Array, old: Array) -> Array:
-                return jnp.where(conditions.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-            return jax.tree.map(select, jax.vmap(compute)(operands), alternatives)
-
-        selected = lazy_cond(jnp.any(conditions), compute_batch, (conditions, operands, alternatives), alternatives)
-        return selected, jax.tree.map(lambda _: True, selected)
-
-    return choose(condition, operand, otherwise)

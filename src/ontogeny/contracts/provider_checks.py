@@ -1,5 +1,6 @@
 """The checks of all environments of a provider, as the rows of a table."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def check_provider(provider: str, seed: int = 0) -> Iterator[ProviderRow]:
     """Checks every environment of a provider; one that cannot be built or run has the reason in its row.
 
     Args:
-        provider: An environment plugin that takes an ID and has a function `list_ids`.
+        provider: An environment plugin that takes an ID and has a function `list_ids`. Settings may follow these IDs.
         seed: As of `run_env_checks`.
 
     Raises:
@@ -66,8 +67,10 @@ def _check_id(provider: str, id: str, seed: int) -> ProviderRow:
     """The row of one environment."""
     name = f"{provider}:{id}"
     try:
-        env = plugins.build("environments", provider, id=id)
-        report = run_env_checks(env, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as that there is a newer version of the environment
+            env = plugins.build("environments", provider, **plugins.parse(name)[1])
+            report = run_env_checks(env, seed)
     except BadInput as error:
         return ProviderRow(name, None, 0, 0, 0.0, (str(error).replace("|", "/"),))
     remarks = tuple(entry.violation.replace("|", "/") for entry in report.results if entry.violation)

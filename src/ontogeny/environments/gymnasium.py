@@ -16,6 +16,7 @@ import numpy as np
 
 from ontogeny.environments import providers
 from ontogeny.environments.base import first_feature
+from ontogeny.environments.minigrid_adapter import flatten_mission, list_minigrid_ids, own_time_limit
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.plugins import Range
 from ontogeny.types import HostEnvironment, TimeStep
@@ -28,6 +29,7 @@ else:  # an optional dependency, which is imported where it is used
 
 TAKES_ID = True
 MIN_FIRST_STEPS = 20  # random steps that are checked where an environment is built
+STEPS_OF_CHECK = 500  # of a lifetime in an environment without a time limit, where all are checked
 MAX_FIRST_STEPS = 500  # in which each named entry of `info` must appear
 
 
@@ -111,8 +113,15 @@ def from_gymnasium(
 
 
 def list_ids() -> list[str]:
-    """The IDs that Gymnasium registers itself, those that cannot be used included."""
-    return list(providers.import_package("gymnasium").registry)
+    """The IDs of Gymnasium itself, those included that cannot be used, and those of MiniGrid if it is installed.
+
+    Where an environment has no time limit, the setting `steps` follows. IDs that Gymnasium registers only to say that
+    another package has them now are left out.
+    """
+    registry = dict(providers.import_package("gymnasium").registry)  # before MiniGrid registers its own
+    specs = {id: spec for id, spec in registry.items() if str(spec.entry_point).startswith("gymnasium.")}
+    limited = [id if spec.max_episode_steps else f"{id},steps={STEPS_OF_CHECK}" for id, spec in specs.items()]
+    return limited + list_minigrid_ids()
 
 
 class LifetimeTask:
@@ -288,7 +297,7 @@ def _make_env(make: Callable[..., Env], name: str, arguments: Mapping[str, float
 
     if not isinstance(env, gymnasium.Env):
         raise BadInput(f"'{name}' must make a `gymnasium.Env`, not {type(env).__name__}")
-    return env
+    return flatten_mission(env)
 
 
 def _describe_parameters(
@@ -336,6 +345,7 @@ def _time_limit(task: LifetimeTask) -> int | None:
         if isinstance(env, TimeLimit):
             limits.append(env._max_episode_steps)
         env = env.env  # pyright: ignore[reportAttributeAccessIssue]
+    limits += [limit for limit in [own_time_limit(env)] if limit is not None]
     return min(limits, default=None)
 
 

@@ -47,10 +47,10 @@ class ActionLayout(NamedTuple):
     decode: Callable[[Any, Any], Any]  # (whole number, `numpy` or `jax.numpy`) -> action
 
 
-def import_package(package: str) -> ModuleType:
-    """The optional package of a provider; raises `BadInput` if it is not installed."""
+def import_package(package: str, *, module: str = "") -> ModuleType:
+    """The optional package of a provider, or one of its modules; raises `BadInput` if it is not installed."""
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(module or package)
     except ImportError as error:
         raise BadInput(
             f"environments of {package} need the package {package}: pip install 'ontogeny[{package}]' ({error})"
@@ -72,7 +72,10 @@ def import_user_module(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:
-        raise BadInput(f"the module '{module}' cannot be imported: {type(error).__name__}: {error}") from None
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        hint = "; install its package, or run the command in the folder of its file" if is_absent else ""
+        reason = f"{type(error).__name__}: {first_line(error)}{hint}"
+        raise BadInput(f"the module '{module}' cannot be imported: {reason}") from None
     finally:
         sys.path.remove(str(Path.cwd()))
 
