@@ -131,12 +131,12 @@ def measure(job: Job, folder: Path) -> dict[str, Any]:
     Args:
         folder: For the checkpoints of its lifetime.
     """
-    from ontogeny.studies import learners, learning_curves, neural_measurements, rejax_baselines
+    from ontogeny.studies.neural import learners, learning_curves, measurements, rejax_baselines
 
     benchmark, started, cpu_started = BENCHMARKS[job.environment], time.perf_counter(), time.process_time()
     agent = ":".join(filter(None, (AGENT, job.settings)))
     if job.row == "drift":
-        fields = neural_measurements.measure_drift(
+        fields = measurements.measure_drift(
             benchmark.env, job.learner, job.seed, job.num_steps, benchmark.recent, agent
         )
     elif job.row == "calibration":
@@ -144,9 +144,7 @@ def measure(job: Job, folder: Path) -> dict[str, Any]:
 
         settings = plugins.parse(agent)[1] | {"width": int(job.learner)}
         num_test_steps = max(50, min(2000, job.num_steps // 5))
-        fields = neural_measurements.measure_calibration(
-            benchmark.env, job.seed, job.num_steps, num_test_steps, **settings
-        )
+        fields = measurements.measure_calibration(benchmark.env, job.seed, job.num_steps, num_test_steps, **settings)
     else:
         learner = job.learner.replace("evolved_long:", learners.EVOLVED)
         if job.settings:
@@ -198,7 +196,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def run_jobs(options: argparse.Namespace) -> None:
     """Measures the jobs that have no record, until the hours are over."""
-    from ontogeny.studies import learners, rejax_baselines
+    from ontogeny.studies.neural import learners, rejax_baselines
 
     jobs = list(list_jobs(options))
     if not rejax_baselines.is_installed():
@@ -302,7 +300,7 @@ def curve_lines(group: Sequence[dict[str, Any]], ppo_steps: float | None) -> Ite
 
 def drift_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Loss, recovery and final score of each condition."""
-    from ontogeny.studies.neural_measurements import CONDITIONS
+    from ontogeny.studies.neural.measurements import CONDITIONS
 
     first, seconds = group[0], sum(record["seconds"] for record in group)
     half = first["num_steps"] // 2

@@ -16,10 +16,10 @@ from ontogeny.content.two_hot import BIN_VALUES, two_hot_target
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import rollout
 from ontogeny.stages.assembly import make_env
-from ontogeny.studies import learners, learning_curves, rejax_baselines
-from ontogeny.studies.learning_curves import EpisodeReturns
-from ontogeny.studies.lifetime_segments import begin, compile_segment, concatenate, split_steps
-from ontogeny.studies.neural_measurements import PredictedStep, reverse_actions, summarize_calibration
+from ontogeny.studies.neural import learners, learning_curves, rejax_baselines
+from ontogeny.studies.neural.learning_curves import EpisodeReturns
+from ontogeny.studies.neural.lifetime_segments import begin, compile_segment, concatenate, split_steps
+from ontogeny.studies.neural.measurements import PredictedStep, reverse_actions, summarize_calibration
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "neural.py"
 KEYS = {"name", "value", "unit", "se", "tasks", "peer", "peer_value", "ratio", "seconds", "setting"}

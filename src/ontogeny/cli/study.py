@@ -13,16 +13,22 @@ from ontogeny.errors import BadInput
 def study(
     spec: Annotated[
         Path | None,
-        typer.Argument(help="TOML file of a study, or `mesa`; by default the study that comes with the package."),
+        typer.Argument(
+            help="TOML file of a study, or `mesa` or `neural`; by default the study that comes with the package."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for records and page; by default studies/default or studies/mesa.")
+        Path | None, typer.Option(help="Folder for records and page; by default studies/default or studies/NAME.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed to use instead of the one in the TOML file.", callback=check_seed_option)
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Size of `mesa`: full (default), small, brief, or planning, its main part alone.")
+        str | None,
+        typer.Option(
+            help="Size of `mesa`: full (default), small, brief, or planning, its main part alone; of `neural`: small "
+            "(default) or full."
+        ),
     ] = None,
     small: Annotated[bool, typer.Option("--small", help="The same as --size small, which takes minutes.")] = False,
     device: Device = None,

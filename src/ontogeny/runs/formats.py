@@ -16,6 +16,7 @@ SAVED_DEPLOYMENT = "saved deployment"
 LANGUAGE_MODEL_RUN = "language-model run"
 STUDY = "study"
 MESA_STUDY = "mesa study"
+NEURAL_STUDY = "neural study"
 SESSION_STATE = "session state"
 BRANCH_STATE = "branch state"
 SERVER_DATABASE = "server database"
@@ -29,6 +30,7 @@ FORMATS = {
     LANGUAGE_MODEL_RUN: 2,
     STUDY: 2,
     MESA_STUDY: 2,
+    NEURAL_STUDY: 1,
     SESSION_STATE: 2,
     BRANCH_STATE: 2,
     SERVER_DATABASE: 4,

@@ -17,7 +17,7 @@ def run(study: str | Path | None = None, out: Path | None = None, seed: int | No
             with the package.
         out: Folder of the study; by default `studies/default` or `studies/NAME`.
         seed: From 0 to 4294967295; by default the seed in the TOML file, or 0.
-        size: Budget of a registered study, such as `small`; by default the full one.
+        size: Budget of a registered study, such as `small`; by default its first one.
 
     Returns:
         The path of the page.

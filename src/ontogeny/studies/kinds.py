@@ -26,7 +26,7 @@ class StudyKind(NamedTuple):
         name: On the command line, in `includes`, and of the folder inside a study that includes it.
         description: One line for the command line.
         run_kind: Key of `runs.formats.FORMATS`.
-        sizes: Budgets, the full one first.
+        sizes: Budgets; the first one is the default.
         run: Runs the study, given size, folder, seed and a callback for events; returns the path of the page.
         write_page: Writes the page into the folder and returns its path.
         render_section: Renders the section for the page of a study that includes it, given its folder.

@@ -21,7 +21,7 @@ from ontogeny.studies.pairwise import (
 )
 
 PAIR_HEADS = ("first agent", "second agent", "difference (95 % interval)", "higher")
-LONG_WORK = ("development/", "planning/")  # how the ids of measurements begin that take long
+LONG_WORK = ("development/", "planning/", "curve/")  # how the ids of measurements begin that take long
 HEADS = ("agent", "score", "± se", "95 % interval", "published", "training steps")
 
 

@@ -21,7 +21,7 @@ from jax import Array
 
 from ontogeny import rng
 from ontogeny.errors import BadInput, require_one_of
-from ontogeny.studies.learning_curves import EpisodeReturns, episodes_of_totals
+from ontogeny.studies.neural.learning_curves import EpisodeReturns, episodes_of_totals
 from ontogeny.types import Environment, EnvState, Key
 
 INSTALL = "pip install 'ontogeny[baselines]'"

@@ -19,9 +19,9 @@ from ontogeny.lifetimes import require_jax_env
 from ontogeny.rollouts import Carry
 from ontogeny.runs import checkpoint
 from ontogeny.stages.assembly import make_agent, make_env, make_steering
-from ontogeny.studies import rejax_baselines
-from ontogeny.studies.learning_curves import EpisodeReturns, episodes_of_lifetime
-from ontogeny.studies.lifetime_segments import begin, compile_segment, concatenate, split_steps
+from ontogeny.studies.neural import rejax_baselines
+from ontogeny.studies.neural.learning_curves import EpisodeReturns, episodes_of_lifetime
+from ontogeny.studies.neural.lifetime_segments import begin, compile_segment, concatenate, split_steps
 from ontogeny.types import Agent, Environment, Key, Steering
 
 OnProgress = Callable[[int, int], None]  # environment steps done, of all

@@ -11,15 +11,15 @@ from jax import Array
 from ontogeny.content import calibration, latent_model
 from ontogeny.content.latent_model import LatentPrediction, LatentState
 from ontogeny.rollouts import Carry
-from ontogeny.studies.learners import MAX_SEGMENTS, build_agent, build_env, lifetime_key
-from ontogeny.studies.learning_curves import (
+from ontogeny.studies.neural.learners import MAX_SEGMENTS, build_agent, build_env, lifetime_key
+from ontogeny.studies.neural.learning_curves import (
     EpisodeReturns,
     episodes_of_lifetime,
     final_score,
     mean_by_part,
     steps_to_aim,
 )
-from ontogeny.studies.lifetime_segments import begin, compile_segment, concatenate, record_score, split_steps
+from ontogeny.studies.neural.lifetime_segments import begin, compile_segment, concatenate, record_score, split_steps
 from ontogeny.types import Agent, Environment, EnvState, Key, Steering, TimeStep, Trajectory
 
 AGENT = "neural_model_based"

@@ -1,0 +1,159 @@
+"""A few steps of a lifetime as the agent `neural_model_based` experienced them, for pictures.
+
+For each step: what it observed, what its model predicted one step before, what the model imagined from the first of
+these steps on without observing any further one, how much imagined trajectories differ, which reward it expected, which
+reward followed, and what it did with which probability.
+Letters: L steps, N imagined trajectories, O observation.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ontogeny import plugins
+from ontogeny.content import calibration, latent_model
+from ontogeny.content.latent_model import LatentModelShape, LatentModelWeights, LatentPrediction, LatentState
+from ontogeny.rollouts import Carry
+from ontogeny.studies.neural.learners import build_agent, build_env, lifetime_key
+from ontogeny.studies.neural.lifetime_segments import compile_segment
+from ontogeny.studies.neural.measurements import run_steps
+from ontogeny.types import Environment, Key, Steering, Trajectory
+
+MAX_PICTURE_STEPS = 12  # L
+NUM_SEARCHED_STEPS = 100  # among which the beginning of an episode is sought
+NUM_TRAJECTORIES = 32  # N
+DECIMALS = 4
+
+
+class ExperiencedStep(NamedTuple):
+    """What is kept of a step."""
+
+    observation: Array
+    is_first: Array
+    action: Array
+    probability: Array  # with which the agent chose it
+    reward: Array
+    state: LatentState  # after the observation
+
+
+def record_experience(env: Environment, carry: Carry, step: Trajectory) -> ExperiencedStep:
+    """Keeps what the agent experienced and inferred."""
+    del env
+    activations = carry.state.activations
+    probability = jnp.exp(activations.log_probability)
+    return ExperiencedStep(step.observation, step.first, step.action, probability, step.reward, activations.state)
+
+
+def measure_pictures(agent_text: str, env_text: str, seed: int, times: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Pictures of one lifetime at several times.
+
+    At each time the agent goes on for some steps with its weights as they are then; its lifetime continues from the
+    same time, with learning.
+
+    Args:
+        agent_text: `neural_model_based` with settings.
+        env_text: In JAX, without `steps`.
+        seed: Of the lifetime, which is that of the learning curve with this seed and the number of steps of the last
+            time.
+        times: Names and steps of learning, in ascending order.
+
+    Returns:
+        One picture for each name, as plain lists.
+    """
+    env = build_env(env_text, steps=max(times.values()))
+    agent, steering = build_agent(agent_text, env)
+    name, settings = plugins.parse(agent_text)
+    shape = latent_model.model_shape(env.spec, int((plugins.default_settings("agents", name) | settings)["width"]))
+    key, carry, num_done, pictures = lifetime_key(seed), None, 0, {}
+    program = compile_segment(agent, env, steering, NUM_SEARCHED_STEPS, False, record_experience)
+    for name, num_steps in times.items():
+        carry, _ = run_steps(key, agent, env, steering, carry, num_done, num_steps - num_done, agent.learning)
+        num_done = num_steps
+        _, steps = program.run(key, jnp.int32(num_done), carry)
+        chosen = choose_steps(np.asarray(steps.is_first))
+        steps = jax.tree.map(lambda leaf, chosen=chosen: jnp.asarray(leaf)[chosen], steps)
+        pictures[name] = draw_up(key, shape, carry.state.weights.content.model, steering, steps)
+    return pictures
+
+
+def choose_steps(is_first: np.ndarray) -> slice:
+    """The first whole episode among steps [T], or as much of it as fits; the first steps where none begins."""
+    starts = np.flatnonzero(is_first)
+    start = int(starts[0]) if len(starts) else 0
+    end = int(starts[1]) if len(starts) > 1 else len(is_first)
+    return slice(start, min(end, start + MAX_PICTURE_STEPS))
+
+
+def draw_up(
+    key: Key, shape: LatentModelShape, weights: LatentModelWeights, steering: Steering, steps: ExperiencedStep
+) -> dict[str, Any]:
+    """What the model predicted for steps [L] of one episode, one step ahead and from the first step on."""
+    predicted = _predict_steps(key, shape, weights, steering, steps)
+    experienced = {"observation": steps.observation, "reward": steps.reward, "probability": steps.probability}
+    lists = {name: _plain(values) for name, values in (experienced | predicted).items()}
+    return lists | {"action": np.asarray(steps.action).tolist()}
+
+
+@partial(jax.jit, static_argnames=("shape", "steering"))
+def _predict_steps(
+    key: Key, shape: LatentModelShape, weights: LatentModelWeights, steering: Steering, steps: ExperiencedStep
+) -> dict[str, Array]:
+    """Predictions of the observations of steps 1 to L - 1, and of the rewards of all steps."""
+    next_key, imagined_key = jax.random.split(key)
+
+    def predict(number: Array, state: LatentState, action: Array) -> LatentPrediction:
+        step_key = jax.random.fold_in(next_key, number)
+        return latent_model.predict(shape, step_key, weights, state, action, NUM_TRAJECTORIES)
+
+    predictions = jax.vmap(predict)(jnp.arange(len(steps.action)), steps.state, steps.action)
+    start = jax.tree.map(lambda leaf: leaf[0], steps.state)
+    imagined, imagined_reward = imagine_observations(imagined_key, shape, weights, steering, start, steps.action)
+    return {
+        "predicted": jnp.mean(predictions.observation[:-1], axis=1),
+        "predicted_spread": _spread(predictions.observation[:-1], 1),
+        "imagined": jnp.mean(imagined[:-1], axis=1),
+        "imagined_spread": jnp.std(imagined[:-1], axis=1),
+        "imagined_disagreement": _spread(imagined[:-1], 1),
+        "expected_reward": jax.vmap(steering)(jax.vmap(calibration.expected_outcome)(predictions)),
+        "imagined_reward": imagined_reward,
+    }
+
+
+def imagine_observations(
+    key: Key,
+    shape: LatentModelShape,
+    weights: LatentModelWeights,
+    steering: Steering,
+    start: LatentState,
+    actions: Array,
+) -> tuple[Array, Array]:
+    """Imagined trajectories under fixed actions: observations [L, N, O] after each action, and mean rewards [L]."""
+
+    def imagine_one(key: Key) -> tuple[Array, Array]:
+        def step(state: LatentState, inputs: tuple[Key, Array]) -> tuple[LatentState, tuple[Array, Array]]:
+            step_key, action = inputs
+            prediction = latent_model.predict(shape, step_key, weights, state, action, 1)
+            # The same random numbers as in `predict`, so that the observation is that of this state.
+            noise = jax.random.uniform(step_key, (1, shape.num_latents))[0]
+            hidden = latent_model.advance(shape, weights, state, action)
+            next_state = latent_model.imagine(shape, weights, hidden, noise)
+            return next_state, (prediction.observation[0], steering(calibration.expected_outcome(prediction)))
+
+        return jax.lax.scan(step, start, (jax.random.split(key, len(actions)), actions))[1]
+
+    observations, rewards = jax.vmap(imagine_one)(jax.random.split(key, NUM_TRAJECTORIES))
+    return observations.swapaxes(0, 1), jnp.mean(rewards, axis=0)
+
+
+def _spread(observations: Array, axis: int) -> Array:
+    """The standard deviation over samples, as the root mean square over the numbers of an observation."""
+    return jnp.sqrt(jnp.mean(jnp.var(observations, axis=axis), axis=-1))
+
+
+def _plain(values: Array) -> list[Any]:
+    """Rounded lists, which a file of records can hold."""
+    return np.round(np.asarray(values, np.float64), DECIMALS).tolist()
