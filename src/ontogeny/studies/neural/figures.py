@@ -28,7 +28,7 @@ from ontogeny.report.charts import (
 from ontogeny.report.formatting import format_number
 
 MAX_FRAME_SIZE = 20  # cells along each side of a drawn observation
-MAX_DRAWN_NUMBERS = 4  # of a vector
+MAX_NUMBERS = 4  # of a vector
 MIN_OPACITY = 0.04  # of a drawn cell
 NO_LINE: Any = (0, (1, 0))
 STYLES: dict[str, tuple[str, Any]] = {  # by learner: color and dashes
@@ -41,7 +41,7 @@ STYLES: dict[str, tuple[str, Any]] = {  # by learner: color and dashes
 }
 
 
-class DrawnCurve(NamedTuple):
+class LearnerCurve(NamedTuple):
     """The learning curve of a learner.
 
     Attributes:
@@ -57,7 +57,7 @@ class DrawnCurve(NamedTuple):
     points: Sequence[tuple[float, float, float] | None]
 
 
-def draw_learning_curves(name: str, curves: Sequence[DrawnCurve], aim: float) -> Markup:
+def draw_learning_curves(name: str, curves: Sequence[LearnerCurve], aim: float) -> Markup:
     """Draw mean returns by environment step, on a logarithmic axis, with 95 % intervals over seeds.
 
     Args:
@@ -68,8 +68,8 @@ def draw_learning_curves(name: str, curves: Sequence[DrawnCurve], aim: float) ->
     with new_panel(6.8, 3.9) as (figure, axes):
         axes.axhline(aim, color=INK, lw=0.8, ls=(0, (3, 2)))
         axes.set_xscale("log")
-        drawn = [point for curve in curves for point in curve.points if point is not None]
-        means = [point[0] for point in drawn] or [0.0]
+        visible = [point for curve in curves for point in curve.points if point is not None]
+        means = [point[0] for point in visible] or [0.0]
         low, high = min(*means, aim), max(*means, aim)
         margin = 0.08 * (high - low or 1.0)
         labels = []
@@ -108,7 +108,7 @@ def draw_picture(name: str, picture: Mapping[str, Any]) -> Markup:
     observation = np.array(picture["observation"], float)
     is_vector = observation.ndim == 2
     L = len(picture["action"])
-    rows = 3 if not is_vector else min(MAX_DRAWN_NUMBERS, observation.shape[1])
+    rows = 3 if not is_vector else min(MAX_NUMBERS, observation.shape[1])
     heights = [1.15 if not is_vector else 0.8] * rows + [0.75, 0.75, 0.75]
     with new_panel(6.8, 0.35 + 0.92 * sum(heights)) as (figure, placeholder):
         placeholder.remove()

@@ -123,7 +123,7 @@ def mean_of_curves(curves: Sequence[Sequence[float | None]]) -> list[tuple[float
 
     points: list[tuple[float, float, float] | None] = []
     for values in zip(*curves, strict=True):
-        numbers = [value for value in values if value is not None]
+        numbers = [point for point in values if point is not None]
         if len(numbers) < len(values) or len(numbers) < 2:
             points.append(None)
             continue

@@ -202,4 +202,4 @@ def reverse_actions(env: Environment, first_step: int) -> Environment:
 
 def _agent_text(**settings: Any) -> str:
     """The agent with settings, as on the command line."""
-    return f"{AGENT}:{','.join(f'{name}={value}' for name, value in settings.items())}"
+    return f"{AGENT}:{','.join(f'{name}={chosen}' for name, chosen in settings.items())}"

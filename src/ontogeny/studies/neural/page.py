@@ -162,7 +162,8 @@ def render_curves(study: Study, groups: Sequence[LearnerGroup]) -> Markup:
         if not learners:
             continue
         curves = [
-            figures.DrawnCurve(group.learner, group.label, group.num_steps, _points(group.curves)) for group in learners
+            figures.LearnerCurve(group.learner, group.label, group.num_steps, _points(group.curves))
+            for group in learners
         ]
         chart = figures.draw_learning_curves(f"curves-{env['name']}", curves, env["aim"])
         note = f"{env['env']}; means over runs with 95 % intervals. Dashed: {env['aim']:g}."
@@ -189,13 +190,13 @@ def render_pictures(study: Study, records: Sequence[Record]) -> Markup:
 def _points(curves: Sequence[Sequence[float | None]]) -> list[tuple[float, float, float] | None]:
     """Means with intervals by point; of a single run, its values without an interval."""
     if len(curves) == 1:
-        return [None if value is None else (value, value, value) for value in curves[0]]
+        return [None if mean is None else (mean, mean, mean) for mean in curves[0]]
     return mean_of_curves(curves)
 
 
 def _row(group: LearnerGroup) -> list[str]:
     """The cells of a learner."""
-    how = LABELS.get(group.learner, ("", "", ""))[2]
+    method = LABELS.get(group.learner, ("", "", ""))[2]
     reached = f"{len(group.steps_to_aim)} of {group.num_runs} runs"
     if group.steps_to_aim:
         mean = f"{sum(group.steps_to_aim) / len(group.steps_to_aim):,.0f}"
@@ -208,7 +209,7 @@ def _row(group: LearnerGroup) -> list[str]:
     elif group.finals:
         score = format_number(group.finals[0])
     name = page.agent(group.label, group.approach)
-    return [name, how, f"{group.num_steps:,}", reached, score, limits]
+    return [name, method, f"{group.num_steps:,}", reached, score, limits]
 
 
 def _missing(study: Study, records: Sequence[Record]) -> Markup:

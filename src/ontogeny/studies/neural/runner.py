@@ -25,7 +25,7 @@ NUM_PARTS = 20  # points of a learning curve
 EARLY_SHARE = 0.05  # of the lifetime, at which the first pictures are drawn
 
 
-class Measurement(NamedTuple):
+class NeuralMeasurement(NamedTuple):
     """One or several records that are measured together."""
 
     ids: tuple[str, ...]
@@ -62,18 +62,18 @@ def run_neural_study(size: str | NeuralBudget, out: str | Path, seed: int = 0, o
         return _run(Path(out), budget, measurements, notify)
 
 
-def list_measurements(budget: NeuralBudget, seed: int) -> Iterator[Measurement]:
+def list_measurements(budget: NeuralBudget, seed: int) -> Iterator[NeuralMeasurement]:
     """All measurements of a study; seeds take turns, so that a killed study has some of everything."""
     for env in budget.environments:
         for run in range(budget.num_seeds):
             for learner in budget.learners:
                 name = f"curve/{env.name}/{learner}/seed{seed + run}"
                 measure = _bind(_measure_curve, name, env, learner, seed + run)
-                yield Measurement((name,), measure, learners.is_baseline(learner))
+                yield NeuralMeasurement((name,), measure, learners.is_baseline(learner))
     if AGENT in budget.learners:
         env = budget.environments[0]
         names = tuple(f"picture/{env.name}/{time_name}" for time_name in ("early", "late"))
-        yield Measurement(names, _bind(_measure_pictures, env, seed))
+        yield NeuralMeasurement(names, _bind(_measure_pictures, env, seed))
 
 
 def _bind(
@@ -113,7 +113,7 @@ def _measure_pictures(env: EnvBudget, seed: int, on_progress: learners.OnProgres
         yield identity | {"seed": seed, "num_steps": times[name], "picture": picture}
 
 
-def _run(folder: Path, budget: NeuralBudget, measurements: list[Measurement], notify: OnEvent) -> Path:
+def _run(folder: Path, budget: NeuralBudget, measurements: list[NeuralMeasurement], notify: OnEvent) -> Path:
     """Carry out the measurements that have no record yet, then write the page."""
     recorded = {record["id"] for record in read_records(folder, page.SCHEMA)}
     num_planned = sum(len(measurement.ids) for measurement in measurements)
