@@ -331,25 +331,37 @@ def test_parameters_vary_by_lifetime_and_drift_within_it():
     assert len(np.unique(varied.outcome[1:, :, 1])) == 2 and np.all(varied.outcome[1:, :, 1] > 2)
 
 
-@pytest.mark.parametrize(("observations", "actions"), [case[:2] for case in SPACES[1:5]])
-def test_spaces_are_trained_evolved_and_audited(observations, actions, tmp_path):
-    """Both ways of development, then the attribution of the evolved agent."""
-    settings = {"parameters": [f"observations:{observations}", f"actions:{actions}"], "episodes": 2}
-    evolution = "evolution:population_size=4,num_lifetimes=2,num_generations=2,sigma=0.5"
-    spec = run_spec("recurrent:hidden_size=4", settings, development=evolution)
-    saved_agent = read_saved_agent(train(spec, tmp_path / "evolved"))
-    records = [json.loads(line) for line in (tmp_path / "evolved" / "records.jsonl").read_text().splitlines()]
-    assert [record["generation"] for record in records] == [1, 2] and records[0]["fitness_std"] > 0
-    assert not trees.bitwise_equal(saved_agent.genome, initial_agent(spec).genome)
+def develop_and_audit(env, folder):
+    """Trains by gradient, evolves, and attributes what the evolved agent gains; `env` is a table of a run's spec."""
+    genomes = []
+    for development in (
+        "policy_gradient:num_updates=2,num_lifetimes=4",
+        "evolution:population_size=4,num_lifetimes=2,num_generations=2,sigma=0.5",
+    ):
+        spec = parse_run_spec({"agent": "recurrent:hidden_size=4", "env": env, "development": development})
+        run = train(spec, folder / development.partition(":")[0])
+        records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+        assert [record["generation"] for record in records] == [1, 2]
+        genomes.append(read_saved_agent(run).genome)
+    assert records[0]["fitness_std"] > 0
+    genomes.append(initial_agent(spec).genome)
+    assert not any(trees.bitwise_equal(genomes[i], genomes[i - 1]) for i in range(3))
+    saved_agent = read_saved_agent(run)
     result = attribute(*saved_agent.assembly, saved_agent.genome, num_tasks=20)
     assert result.gain_of_weights.mean == 0 and result.cells["both"] == result.cells["activations"]
+    return run
+
+
+@pytest.mark.parametrize(("observations", "actions"), [case[:2] for case in SPACES[1:5]])
+def test_spaces_are_trained_evolved_and_audited(observations, actions, tmp_path):
+    settings = {"id": "signals:Signals-v0", "episodes": 2}
+    settings["parameters"] = [f"observations:{observations}", f"actions:{actions}"]
+    develop_and_audit({"name": "gymnasium", "settings": settings}, tmp_path)
     if observations == "tuple":
-        train(run_spec("recurrent:hidden_size=4", settings), tmp_path / "single")
-    gradient = "policy_gradient:num_updates=2,num_lifetimes=4"
-    trained = read_saved_agent(
-        train(run_spec("recurrent:hidden_size=4", settings, development=gradient), tmp_path / "trained")
-    )
-    assert not trees.bitwise_equal(trained.genome, initial_agent(spec).genome)
+        train(
+            parse_run_spec({"agent": "recurrent", "env": {"name": "gymnasium", "settings": settings}}),
+            tmp_path / "single",
+        )
 
 
 def test_a_run_that_is_interrupted_has_the_same_bits(tmp_path):
@@ -496,19 +508,14 @@ def test_a_run_in_an_environment_with_an_id_is_deployed(call_cli, tmp_path, monk
     assert code == 0 and "env_reward" in output and "hit" in output, error
 
 
-def test_a_file_of_a_user_makes_the_objects_itself(tmp_path):
+def test_a_file_of_a_user_makes_the_objects_itself(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text(
         "from signals import Signals\n\nfrom ontogeny.environments.gymnasium import from_gymnasium\n\n\n"
         'def build(*, pay: float = 2.0):\n    return from_gymnasium(lambda: Signals(pay=pay), "mine", steps=12)\n'
     )
-    sys.path.insert(0, str(PLUGINS))
-    try:
-        development = "single_lifetime:num_lifetimes=2"
-        spec = {"agent": "random", "env": {"name": str(file), "settings": {"pay": 3.0}}, "development": development}
-        run = train(spec, tmp_path / "run")
-        saved_agent = read_saved_agent(run)
-    finally:
-        sys.path.remove(str(PLUGINS))
+    monkeypatch.syspath_prepend(PLUGINS)
+    run = develop_and_audit({"name": str(file), "settings": {"pay": 3.0}}, tmp_path)
+    saved_agent = read_saved_agent(run)
     assert (run / "files" / "env" / "mine.py").exists() and saved_agent.assembly.env.spec.name == "mine"
-    assert {step.score for step in deploy(saved_agent)} == {0.0, 3.0}
+    assert {step.score for step in deploy(saved_agent)} <= {0.0, 3.0}
