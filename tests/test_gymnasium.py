@@ -1,5 +1,6 @@
 """Environments that are Python objects: the driver, the adapter of Gymnasium, and every stage on them."""
 
+import importlib.util
 import json
 import sys
 from functools import partial
@@ -392,6 +393,17 @@ def test_a_deployment_is_the_lifetime_of_its_key():
     last = jax.tree.map(lambda leaf: leaf[0], states)
     assert trees.bitwise_equal(jax.device_get(steps[-1].state), jax.device_get(last))
     assert len(list(deploy(saved_agent, num_steps=4))) == 4
+
+
+@pytest.mark.slow
+def test_the_contract_holds_in_every_supported_environment():
+    """Of Gymnasium without extras, and of MiniGrid where it is installed; each other one is refused with a reason."""
+    rows = list(check_provider("gymnasium"))
+    accepted = [row for row in rows if row.spec is not None]
+    assert len(accepted) >= (13 if importlib.util.find_spec("minigrid") is None else 80)
+    assert [row.name for row in accepted if row.num_passed < row.num_checks] == []
+    reasons = ("has continuous actions", "is not installed", "No module named")
+    assert all(any(reason in row.remarks[0] for reason in reasons) for row in rows if row.spec is None)
 
 
 FAULTS = {
