@@ -136,7 +136,7 @@ def describe_actions(name: str, space: Any) -> ActionLayout:
     def decode(action: Any, xp: Any) -> Any:
         chosen = [part + start for part, start in zip(xp.unravel_index(action, sizes), starts, strict=True)]
         if parts is None:
-            return xp.stack(chosen).reshape(space.shape)
+            return xp.stack(chosen).reshape(space.shape).astype(space.dtype)
         return dict(zip(parts, chosen, strict=True)) if isinstance(space.spaces, Mapping) else tuple(chosen)
 
     return ActionLayout(num_actions, decode)
@@ -340,7 +340,7 @@ def _to_numbers(space: Any, entry: Any, xp: Any) -> Any:
 
 
 def _choices(space: Any) -> tuple[list[int], list[int]]:
-    """The sizes and first values of the choices of a `MultiDiscrete` or `MultiBinary` space; empty for any other."""
+    """The sizes and first values of the choices in an array of whole numbers; empty for any other space."""
     kind = type(space).__name__
     if kind == "MultiDiscrete":
         sizes = [int(size) for size in np.ravel(space.nvec)]
@@ -348,4 +348,7 @@ def _choices(space: Any) -> tuple[list[int], list[int]]:
     if kind == "MultiBinary":
         count = math.prod(np.atleast_1d(space.n))
         return [2] * count, [0] * count
+    if kind == "Box" and np.issubdtype(space.dtype, np.integer):
+        lows, highs = (np.broadcast_to(bound, space.shape).ravel().tolist() for bound in (space.low, space.high))
+        return [int(high) - int(low) + 1 for low, high in zip(lows, highs, strict=True)], [int(low) for low in lows]
     return [], []
