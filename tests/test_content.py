@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ontogeny.content import action_values, planning, tabular_model
+from ontogeny.content.base import init_orthogonal
 from ontogeny.errors import BadInput
 from ontogeny.types import EnvSpec, FeaturePrior, Prior
 
@@ -145,3 +146,11 @@ def test_action_values_are_indexed_by_steps_to_go():
     table = values.update(values.init(), jnp.arange(H * S * A).reshape(H, S, A))
     assert values.query(table, jnp.int32(1), jnp.int32(1)).tolist() == [2, 3]
     assert values.query(table, jnp.int32(0), jnp.int32(H)).tolist() == [18, 19]
+
+
+@pytest.mark.parametrize("size", [1, 2, 48])
+def test_orthogonal_weights_equal_those_of_a_qr_decomposition(size):
+    key = jax.random.key(size)
+    matrix = init_orthogonal(key, size)
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(size), atol=1e-5)
+    np.testing.assert_allclose(matrix, jax.nn.initializers.orthogonal()(key, (size, size)), atol=1e-4)

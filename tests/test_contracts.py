@@ -45,11 +45,7 @@ def accepted_envs(name):
             assert name in str(error) and env.spec.name in str(error)
 
 
-# The compiled check of this agent sometimes waits forever inside of XLA on two processors (docs/lab-notebook).
-HANGING = "neural_model_based"
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == HANGING else n for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_agent_satisfies_the_contract(name):
     """Tests the first environment that the agent accepts; `make test-slow` tests all of them."""
     env, drives, agent = next(accepted_envs(name))
@@ -61,6 +57,30 @@ def test_every_agent_satisfies_the_contract(name):
 def test_every_agent_satisfies_the_contract_in_every_env(name):
     for env, drives, agent in list(accepted_envs(name))[1:]:
         contracts.check_agent(agent, env, drives)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_agent_calls_lapack_in_a_batch(name):
+    """LAPACK divides a batch among the threads of XLA and waits for them, all of which may be waiting themselves."""
+    env, drives, agent = next(accepted_envs(name))
+    assert "lapack" not in lower_lifetimes(agent, env, drives)
+
+
+def test_a_call_of_lapack_in_a_batch_is_detected():
+    violations = Violations()
+    genome = jax.nn.initializers.orthogonal()
+    agent = violations.valid._replace(genome=lambda key: genome(key, (4, 4)))
+    assert "lapack" in lower_lifetimes(agent, violations.env, violations.drives)
+
+
+def lower_lifetimes(agent, env, drives):
+    """The program of two lifetimes, which depend on the genome."""
+
+    def live(key):
+        genome = agent.genome(key)
+        return genome, rollouts.rollout(key, agent, env, drives, agent.init(key, genome), 2, True)
+
+    return jax.jit(jax.vmap(live)).lower(jax.random.split(jax.random.key(0), 2)).as_text()
 
 
 class Violations:

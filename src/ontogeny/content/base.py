@@ -180,6 +180,29 @@ def init_dense(key: Key, num_inputs: int, num_outputs: int, scale: float = 1.0) 
     return scale * jax.random.normal(key, (num_inputs, num_outputs)) / jnp.sqrt(num_inputs)
 
 
+def init_orthogonal(key: Key, size: int) -> Float[Array, "H H"]:
+    """Draws an orthogonal matrix, uniformly over all of them.
+
+    The columns of a matrix of Normal numbers are made orthonormal one after another (Gram-Schmidt, each twice). The
+    values are those of `jax.nn.initializers.orthogonal` but for rounding. That function calls LAPACK, which on
+    processors divides a batch among the threads of XLA and waits for them: where all threads call it at once, they
+    wait forever.
+
+    Args:
+        key: Random key.
+        size: H.
+    """
+
+    def add_column(index: Array, columns: Array) -> Array:
+        column = columns[:, index]
+        before = jnp.where(jnp.arange(size) < index, columns, 0.0)
+        for _ in range(2):
+            column = column - before @ (before.T @ column)
+        return columns.at[:, index].set(column / jnp.linalg.norm(column))
+
+    return jax.lax.fori_loop(0, size, add_column, jax.random.normal(key, (size, size)))
+
+
 def build_predictor(content: str, num_inputs: int, num_outputs: int, size: int, input_index: int) -> Predictor:
     """Builds a predictor by name.
 

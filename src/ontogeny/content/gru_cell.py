@@ -6,6 +6,7 @@ predictor `gru`, the world model `latent_model` and the agent `recurrent` are ma
 Letters: H hidden units, I inputs, K outputs.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ontogeny.content.base import init_dense
+from ontogeny.content.base import init_dense, init_orthogonal
 from ontogeny.types import Key
 
 
@@ -44,10 +45,9 @@ def init_gru(
         input_scale: Factor on input weights that preserve the variance of the inputs.
     """
     recurrent_key, input_key = jax.random.split(key)
-    orthogonal = jax.nn.initializers.orthogonal()
-    gates = [orthogonal(gate_key, (hidden_size, hidden_size)) for gate_key in jax.random.split(recurrent_key, 3)]
+    gates = jax.vmap(partial(init_orthogonal, size=hidden_size))(jax.random.split(recurrent_key, 3))
     return GRUWeights(
-        jnp.concatenate(gates, axis=1),
+        jnp.concatenate(list(gates), axis=1),
         init_dense(input_key, num_inputs, 3 * hidden_size, input_scale),
         jnp.zeros(3 * hidden_size).at[hidden_size : 2 * hidden_size].set(update_gate_bias),
         jnp.zeros((hidden_size, num_outputs)),
