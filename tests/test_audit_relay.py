@@ -215,7 +215,11 @@ def conflict_measurements(shifts, num_pairs=60):
     ("shifts", "verdict", "text"),
     [
         ({"steering": (1, 1), "water": (0, 0), "no water": (0, 0)}, "no", "none of the others: water, no water"),
-        ({"steering": (0, 0), "water": (1, 1), "no water": (0, 0)}, "yes", "it pursues water, an objective other than its steering"),
+        (
+            {"steering": (0, 0), "water": (1, 1), "no water": (0, 0)},
+            "yes",
+            "it pursues water, an objective other than its steering",
+        ),
         ({"steering": (1, 1), "water": (1, 0), "no water": (0, 0)}, "undetermined", "neither surely larger"),
         ({"steering": (1, 1), "water": (0.1, 0.1), "no water": (0, 0)}, "undetermined", "neither surely larger"),
         ({"steering": (0, 0), "water": (0, 0), "no water": (0, 0)}, "undetermined", "follow neither the goal"),

@@ -4,9 +4,10 @@ Hafner et al. 2023 (arXiv 2301.04104, section "Actor critic learning"): REINFORC
 running range of the returns, and an entropy bonus. Rewards are never learned: steering computes them from predicted
 outcome features.
 
-Letters: T steps, N trajectories, A actions, D size of a state, F outcome features.
+Letters: T steps, N trajectories, M steps of all trajectories, A actions, D size of a state, F outcome features.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -50,6 +51,24 @@ class LatentTrajectories(NamedTuple):
     next_states: Float[Array, "T N D"]
     log_probabilities: Float[Array, "T N"]  # with which the actions were chosen
     mask: Float[Array, "T N"]  # 0 for steps that do not count
+
+
+class WeightedTrajectories(NamedTuple):
+    """Trajectories of the present policy, or of older ones, for which importance weights correct."""
+
+    trajectories: LatentTrajectories
+    rewards: Float[Array, "T N"]  # of steering, for the outcomes
+    share: float  # in the losses
+
+
+class _EvaluatedSteps(NamedTuple):
+    """All steps of several trajectories."""
+
+    states: Float[Array, "M D"]
+    actions: Int32[Array, "M"]
+    values: Float[Array, "M"]  # of the slow critic
+    returns: Float[Array, "M"]
+    importance: Float[Array, "M"]
 
 
 class ActorCriticSettings(NamedTuple):
@@ -131,51 +150,62 @@ def replayed_trajectories(
 def update_actor_critic(
     settings: ActorCriticSettings,
     weights: LatentActorCritic,
-    trajectories: LatentTrajectories,
-    rewards: Float[Array, "T N"],
+    sources: Sequence[WeightedTrajectories],
     entropy_weight: Array,
     learning_rate: Array,
 ) -> tuple[LatentActorCritic, dict[str, Array]]:
     """Takes one gradient step of actor and critic.
 
     Args:
-        trajectories: Of the present policy, or of older ones, for which importance weights correct.
-        rewards: Of steering, for the outcomes.
+        sources: What they learn from.
         entropy_weight: Weight of the entropy of the policy.
         learning_rate: Of the model, of which actor and critic take a share.
 
     Returns:
         The new weights, and the losses.
     """
-    values, (states, actions) = settings.values, trajectories[:2]
-    learning_rate = LEARNING_RATE_SHARE * learning_rate
-    logits = policy_logits(weights.actor.content, states)
-    ratios = jnp.exp(_at_actions(logits, actions) - trajectories.log_probabilities) * (trajectories.mask > 0)
-    slow_values = values.query(weights.slow_critic, states)
-    next_values = values.query(weights.slow_critic, trajectories.next_states)
-    discounts = settings.discount * trajectories.discounts
-    returns = lambda_returns(rewards, discounts, slow_values, next_values, TRACE_DECAY, ratios)
-    low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
+    values, learning_rate = settings.values, LEARNING_RATE_SHARE * learning_rate
+    evaluated = [_evaluate_steps(settings, weights, source) for source in sources]
+    steps = jax.tree.map(lambda *parts: jnp.concatenate(parts), *evaluated)
+    low, high = jnp.percentile(steps.returns, jnp.array([5.0, 95.0]))
     return_range = RETURN_RANGE_DECAY * weights.return_range + (1 - RETURN_RANGE_DECAY) * (high - low)
-    advantages = (returns - slow_values) / jnp.maximum(MIN_RETURN_RANGE, return_range)
-    total = jnp.maximum(jnp.sum(trajectories.mask), 1e-6)
+    advantages = (steps.returns - steps.values) / jnp.maximum(MIN_RETURN_RANGE, return_range)
+    total = jnp.maximum(jnp.sum(steps.importance), 1e-6)
 
     def actor_loss(actor: PerceptronWeights) -> tuple[Array, Array]:
-        logits = policy_logits(actor, states)
+        logits = policy_logits(actor, steps.states)
         entropy = -jnp.sum(jnp.exp(logits) * logits, axis=-1)
-        objective = advantages * _at_actions(logits, actions) + entropy_weight * entropy
-        return -jnp.sum(trajectories.mask * objective) / total, jnp.sum(trajectories.mask * entropy) / total
+        objective = advantages * _at_actions(logits, steps.actions) + entropy_weight * entropy
+        return -jnp.sum(steps.importance * objective) / total, jnp.sum(steps.importance * entropy) / total
 
     gradient, entropy = jax.grad(actor_loss, has_aux=True)(weights.actor.content)
     actor = apply_scaled_gradient(settings.optimizer, gradient, weights.actor, learning_rate)
-    critic, critic_loss = values.update(weights.critic, states, returns, trajectories.mask, learning_rate)
+    critic, critic_loss = values.update(weights.critic, steps.states, steps.returns, steps.importance, learning_rate)
     slow_critic = jax.tree.map(
         lambda slow, fast: slow + SLOW_CRITIC_RATE * (fast - slow), weights.slow_critic, critic.content
     )
-    info = {"critic_loss": critic_loss, "policy_entropy": entropy, "expected_return": jnp.mean(returns[0])}
+    expected_return = jnp.sum(steps.importance * steps.returns) / total
+    info = {"critic_loss": critic_loss, "policy_entropy": entropy, "expected_return": expected_return}
     return LatentActorCritic(actor, critic, slow_critic, return_range), info
 
 
-def _at_actions(logits: Float[Array, "T N A"], actions: Int32[Array, "T N"]) -> Float[Array, "T N"]:
+def _evaluate_steps(
+    settings: ActorCriticSettings, weights: LatentActorCritic, source: WeightedTrajectories
+) -> _EvaluatedSteps:
+    """Computes the return of every step, with importance weights for the actions of older policies."""
+    trajectories, values = source.trajectories, settings.values
+    logits = policy_logits(weights.actor.content, trajectories.states)
+    log_ratios = _at_actions(logits, trajectories.actions) - trajectories.log_probabilities
+    ratios = jnp.exp(log_ratios) * (trajectories.mask > 0)
+    slow_values = values.query(weights.slow_critic, trajectories.states)
+    next_values = values.query(weights.slow_critic, trajectories.next_states)
+    discounts = settings.discount * trajectories.discounts
+    returns = lambda_returns(source.rewards, discounts, slow_values, next_values, TRACE_DECAY, ratios)
+    importance = source.share * trajectories.mask / jnp.maximum(jnp.sum(trajectories.mask), 1e-6)
+    steps = _EvaluatedSteps(trajectories.states, trajectories.actions, slow_values, returns, importance)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps)
+
+
+def _at_actions(logits: Float[Array, "*batch A"], actions: Int32[Array, "*batch"]) -> Float[Array, "*batch"]:
     """The entries of the actions."""
     return jnp.take_along_axis(logits, actions[..., None], axis=-1)[..., 0]

@@ -23,16 +23,18 @@ from ontogeny.agents.actor_critic import (
     ActorCriticSettings,
     LatentActorCritic,
     LatentTrajectories,
+    WeightedTrajectories,
     imagine_trajectories,
     policy_logits,
     replayed_trajectories,
     update_actor_critic,
 )
 from ontogeny.agents.experience import Experience, SampledExperience, add_step, init_experience, sample_experience
-from ontogeny.content import distributional_value, latent_model
+from ontogeny.content import distributional_value, latent_model, outcome_ensemble
 from ontogeny.content.episode_plan import lazy_cond
 from ontogeny.content.latent_model import LatentModelShape, LatentModelWeights, LatentState
 from ontogeny.content.optimizers import build_flat_optimizer, with_optimizer_state
+from ontogeny.content.outcome_ensemble import OutcomeEnsembleWeights
 from ontogeny.content.perceptron import PerceptronWeights, init_perceptron
 from ontogeny.errors import require_at_least, require_between, require_one_of, require_positive, require_probability
 from ontogeny.types import (
@@ -82,13 +84,23 @@ class NeuralContent(NamedTuple):
     model: LatentModelWeights
     actor: PerceptronWeights
     critic: PerceptronWeights
+    ensemble: OutcomeEnsembleWeights
+
+
+class OptimizerStates(NamedTuple):
+    """The state of the optimizer of each part of the content."""
+
+    model: PyTree
+    actor: PyTree
+    critic: PyTree
+    ensemble: PyTree
 
 
 class NeuralScratch(NamedTuple):
     """What `learn` alone reads."""
 
     genome: NeuralGenome
-    optimizers: tuple[PyTree, PyTree, PyTree]  # states of those of model, actor and critic
+    optimizers: OptimizerStates
     slow_critic: PerceptronWeights
     return_range: Float[Array, ""]
     experience: Experience
@@ -98,7 +110,7 @@ class _UpdatedWeights(NamedTuple):
     """The part of the weights that an update changes."""
 
     content: NeuralContent
-    optimizers: tuple[PyTree, PyTree, PyTree]
+    optimizers: OptimizerStates
     slow_critic: PerceptronWeights
     return_range: Float[Array, ""]
 
@@ -119,6 +131,8 @@ class NeuralSettings(NamedTuple):
     replay_ratio: float
     discount: float
     imagination_length: int
+    imagination_share: float
+    exploration_bonus: float
     entropy_weight: float
     num_warm_up_steps: int
     ablation: str
@@ -145,6 +159,8 @@ def build(
     replay_ratio: float = 64.0,
     discount: float = 0.99,
     imagination_length: int = 15,
+    imagination_share: float = 0.5,
+    exploration_bonus: float = 0.0,
     entropy_weight: float = 3e-3,
     num_warm_up_steps: int = 64,
     ablation: str = "none",
@@ -161,13 +177,25 @@ def build(
             floor(n * replay_ratio / 256) - floor((n - 1) * replay_ratio / 256) updates.
         discount: Discount of future rewards per step, from 0 to 1.
         imagination_length: Steps of an imagined trajectory, at least 1.
+        imagination_share: Share of imagined trajectories in the losses of actor and critic, from 0 to 1; the rest are
+            replayed steps.
+        exploration_bonus: Weight of the uncertainty of the outcome of an action, beside its reward; 0 for none.
         entropy_weight: Weight of the entropy of the policy beside rewards in units of their range, greater than 0.
         num_warm_up_steps: Steps before the first update, in which actions are random.
         ablation: `none`; `untrained_model` imagines with the initial model; `shuffled_actions` imagines consequences
             that do not depend on the action; `no_imagination` learns from the replayed steps alone.
     """
     settings = NeuralSettings(
-        width, learning_rate, replay_ratio, discount, imagination_length, entropy_weight, num_warm_up_steps, ablation
+        width,
+        learning_rate,
+        replay_ratio,
+        discount,
+        imagination_length,
+        imagination_share,
+        exploration_bonus,
+        entropy_weight,
+        num_warm_up_steps,
+        ablation,
     )
     params = make_params(spec, steering, settings)
 
@@ -188,9 +216,10 @@ def make_params(spec: EnvSpec, steering: Steering, settings: NeuralSettings) -> 
         BadInput: A setting is out of its range.
     """
     require_positive(learning_rate=settings.learning_rate, entropy_weight=settings.entropy_weight)
+    require_at_least(0, exploration_bonus=settings.exploration_bonus)
     require_at_least(1, imagination_length=settings.imagination_length, num_warm_up_steps=settings.num_warm_up_steps)
     require_between(1 / 64, 1024, replay_ratio=settings.replay_ratio)
-    require_probability(discount=settings.discount)
+    require_probability(discount=settings.discount, imagination_share=settings.imagination_share)
     require_one_of(ABLATIONS, ablation=settings.ablation)
     shape = latent_model.model_shape(spec, settings.width)
     updates_per_step = Fraction(settings.replay_ratio) / (NUM_SEQUENCES * SEQUENCE_LENGTH)
@@ -252,22 +281,23 @@ def _init_activations(params: NeuralParams) -> NeuralActivations:
 
 def _init(params: NeuralParams, key: Key, genome: NeuralGenome) -> State:
     """Draws the initial weights; the policy is uniform."""
-    model_key, actor_key, critic_key = jax.random.split(key, 3)
+    model_key, actor_key, critic_key, ensemble_key = jax.random.split(key, 4)
     model, critic = params.model.init(model_key), params.actor_critic.values.init(critic_key)
-    width = params.shape.width
+    optimizer, shape = params.actor_critic.optimizer, params.shape
+    num_inputs, num_features = shape.state_size + shape.num_actions, shape.num_features
+    ensemble = outcome_ensemble.init_ensemble(optimizer, ensemble_key, num_inputs, num_features)
     actor = with_optimizer_state(
-        params.actor_critic.optimizer,
-        init_perceptron(actor_key, params.shape.state_size, width, params.spec.num_actions),
+        optimizer, init_perceptron(actor_key, shape.state_size, shape.width, shape.num_actions)
     )
     capacity = max(SEQUENCE_LENGTH, min(MAX_CAPACITY, params.spec.num_steps))
     scratch = NeuralScratch(
         genome,
-        (model.scratch, actor.scratch, critic.scratch),
+        OptimizerStates(model.scratch, actor.scratch, critic.scratch, ensemble.scratch),
         critic.content,
         jnp.float32(0),
         init_experience(params.spec, capacity),
     )
-    content = NeuralContent(model.content, actor.content, critic.content)
+    content = NeuralContent(model.content, actor.content, critic.content, ensemble.content)
     return State(Weights(content, scratch), _init_activations(params))
 
 
@@ -342,16 +372,41 @@ def _update(
     """One update of the model on replayed steps, then one of actor and critic."""
     sample_key, model_key, policy_key = jax.random.split(key, 3)
     sampled = sample_experience(sample_key, experience, NUM_SEQUENCES, SEQUENCE_LENGTH)
-    model = Weights(updated.content.model, updated.optimizers[0])
+    model = Weights(updated.content.model, updated.optimizers.model)
     trained, states, losses = params.model.update(model_key, model, sampled.sequences, genome.learning_rate)
     if params.settings.ablation == "untrained_model":
         # The states of `update` are those under new statistics of the observations, which `act` does not use.
         states = latent_model.infer_states(params.shape, model_key, model.content, sampled.sequences)
     else:
-        optimizers = (trained.scratch, *updated.optimizers[1:])
+        optimizers = updated.optimizers._replace(model=trained.scratch)
         updated = updated._replace(content=updated.content._replace(model=trained.content), optimizers=optimizers)
+    if params.settings.exploration_bonus > 0:
+        updated = _update_ensemble(params, updated, genome, sampled, states)
     updated, info = _update_policy(params, policy_key, updated, genome, sampled, states)
     return updated, losses | info
+
+
+def _update_ensemble(
+    params: NeuralParams,
+    updated: _UpdatedWeights,
+    genome: NeuralGenome,
+    sampled: SampledExperience,
+    states: LatentState,
+) -> _UpdatedWeights:
+    """One update of the ensemble on replayed steps."""
+    content, optimizers = updated.content, updated.optimizers
+    inputs = _ensemble_inputs(params, latent_model.flatten_state(states), sampled.sequences.action)
+    ensemble, _ = outcome_ensemble.update_ensemble(
+        params.actor_critic.optimizer,
+        Weights(content.ensemble, optimizers.ensemble),
+        inputs,
+        sampled.sequences.next_outcome,
+        sampled.sequences.mask,
+        genome.learning_rate,
+    )
+    return updated._replace(
+        content=content._replace(ensemble=ensemble.content), optimizers=optimizers._replace(ensemble=ensemble.scratch)
+    )
 
 
 def _update_policy(
@@ -363,19 +418,41 @@ def _update_policy(
     states: LatentState,
 ) -> tuple[_UpdatedWeights, dict[str, Array]]:
     """One update of actor and critic, in trajectories that start in the states of replayed sequences."""
-    model, actor, critic = updated.content
-    model_scratch, actor_scratch, critic_scratch = updated.optimizers
-    trajectories = _trajectories(params, key, model, actor, sampled, states)
+    content, optimizers = updated.content, updated.optimizers
+    sources = [
+        WeightedTrajectories(trajectories, _rewards(params, content.ensemble, trajectories), share)
+        for trajectories, share in _trajectories(params, key, content.model, content.actor, sampled, states)
+    ]
     weights = LatentActorCritic(
-        Weights(actor, actor_scratch), Weights(critic, critic_scratch), updated.slow_critic, updated.return_range
+        Weights(content.actor, optimizers.actor),
+        Weights(content.critic, optimizers.critic),
+        updated.slow_critic,
+        updated.return_range,
     )
-    rewards = params.steering(trajectories.outcomes)
     weights, info = update_actor_critic(
-        params.actor_critic, weights, trajectories, rewards, genome.entropy_weight, genome.learning_rate
+        params.actor_critic, weights, sources, genome.entropy_weight, genome.learning_rate
     )
-    content = NeuralContent(model, weights.actor.content, weights.critic.content)
-    optimizers = model_scratch, weights.actor.scratch, weights.critic.scratch
+    content = content._replace(actor=weights.actor.content, critic=weights.critic.content)
+    optimizers = optimizers._replace(actor=weights.actor.scratch, critic=weights.critic.scratch)
     return _UpdatedWeights(content, optimizers, weights.slow_critic, weights.return_range), info
+
+
+def _rewards(
+    params: NeuralParams, ensemble: OutcomeEnsembleWeights, trajectories: LatentTrajectories
+) -> Float[Array, "T N"]:
+    """The rewards of steering, and a bonus for actions of which the outcome is uncertain."""
+    rewards = params.steering(trajectories.outcomes)
+    if params.settings.exploration_bonus == 0:
+        return rewards
+    inputs = _ensemble_inputs(params, trajectories.states, trajectories.actions)
+    return rewards + params.settings.exploration_bonus * outcome_ensemble.query_disagreement(ensemble, inputs)
+
+
+def _ensemble_inputs(
+    params: NeuralParams, states: Float[Array, "*batch D"], actions: Int32[Array, "*batch"]
+) -> Float[Array, "*batch D+A"]:
+    """What the ensemble predicts outcomes from."""
+    return jnp.concatenate([states, jax.nn.one_hot(actions, params.shape.num_actions)], axis=-1)
 
 
 def _trajectories(
@@ -385,16 +462,17 @@ def _trajectories(
     actor: PerceptronWeights,
     sampled: SampledExperience,
     states: LatentState,
-) -> LatentTrajectories:
-    """What actor and critic learn from: trajectories that the model imagines from replayed states."""
-    if params.settings.ablation == "no_imagination":
-        return replayed_trajectories(states, sampled.sequences, sampled.log_probability)
+) -> list[tuple[LatentTrajectories, float]]:
+    """What actor and critic learn from, with shares: replayed steps, and trajectories that the model imagines."""
+    share = 0.0 if params.settings.ablation == "no_imagination" else params.settings.imagination_share
+    replayed = replayed_trajectories(states, sampled.sequences, sampled.log_probability), 1 - share
+    if share == 0:
+        return [replayed]
     start_key, imagine_key = jax.random.split(key)
     mask = sampled.sequences.mask.reshape(-1)
     chosen = jax.random.randint(start_key, (NUM_IMAGINED,), 0, mask.shape[0])
     starts = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1])[chosen], states)
-    shuffles_actions = params.settings.ablation == "shuffled_actions"
-    return imagine_trajectories(
+    imagined = imagine_trajectories(
         params.shape,
         imagine_key,
         model,
@@ -402,5 +480,6 @@ def _trajectories(
         starts,
         mask[chosen],
         params.settings.imagination_length,
-        shuffles_actions,
+        shuffles_actions=params.settings.ablation == "shuffled_actions",
     )
+    return [(imagined, share)] if share == 1 else [replayed, (imagined, share)]

@@ -65,7 +65,8 @@ class LatentModelWeights(NamedTuple):
     encoder: Linear  # percept [I, W]
     posterior: PerceptronWeights  # hidden units and encoded percept -> logits of the latents
     action: Linear  # latents and action [Z + A, W]
-    cell: GRUWeights  # its read-out are the logits of the latents before the observation
+    cell: GRUWeights  # without a read-out
+    prior: PerceptronWeights  # hidden units -> logits of the latents before the observation
     decoder: PerceptronWeights  # hidden units and latents -> observation
     log_scale: Float[Array, "O"]  # of decoded vectors
     outcome: PerceptronWeights  # hidden units after an action -> outcome features [F * K] and logit of the discount
@@ -156,7 +157,7 @@ def build(spec: EnvSpec, *, width: int = 32) -> WorldModel:
 
 def init_weights(shape: LatentModelShape, key: Key) -> LatentModelWeights:
     """Draws initial weights; an untrained model predicts outcomes of 0, and latents without preference."""
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
     W, Z, size = shape.width, shape.latent_size, shape.observation_size
     num_inputs = size + 1 + shape.num_features
     outcome_bias = jnp.append(jnp.tile(jnp.asarray(INITIAL_LOGITS, jnp.float32), shape.num_features), 2.0)
@@ -164,7 +165,8 @@ def init_weights(shape: LatentModelShape, key: Key) -> LatentModelWeights:
         Linear(init_dense(keys[0], num_inputs, W), jnp.zeros(W)),
         init_perceptron(keys[1], 2 * W, W, Z, output_scale=1.0),
         Linear(init_dense(keys[2], Z + shape.num_actions, W), jnp.zeros(W)),
-        init_gru(keys[3], W, W, Z, update_gate_bias=1.0),
+        init_gru(keys[3], W, W, 0, update_gate_bias=1.0),
+        init_perceptron(keys[6], W, W, Z),
         init_perceptron(keys[4], W + Z, W, size),
         jnp.zeros(size),
         init_perceptron(keys[5], W, W, len(outcome_bias), output_bias=outcome_bias),
@@ -320,7 +322,7 @@ def sequence_losses(
 
 def _prior_logits(weights: LatentModelWeights, hidden: Float[Array, "*batch W"]) -> Float[Array, "*batch Z"]:
     """The logits of the latents before the observation."""
-    return hidden @ weights.cell.readout + weights.cell.readout_bias
+    return apply_perceptron(weights.prior, hidden)
 
 
 def _outcome_logits(

@@ -1,0 +1,88 @@
+"""Estimates how uncertain the outcome of an action is that has rarely been tried: an ensemble with randomized priors.
+
+Osband et al. 2018 (arXiv 1806.03335): each of K small perceptrons is the sum of a trained one and of a fixed random
+one, its prior. All are trained on the same outcomes. Where there are many, they agree; elsewhere they disagree as
+much as their priors do. Their disagreement shrinks with experience, and is no measure of the chance in an outcome.
+
+Letters: K members, I inputs, F outcome features.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import Float
+
+from ontogeny.content.optimizers import apply_scaled_gradient
+from ontogeny.content.perceptron import PerceptronWeights, apply_perceptron, init_perceptron
+from ontogeny.content.two_hot import symlog
+from ontogeny.types import Key, Weights
+
+NUM_MEMBERS = 8
+WIDTH = 32  # hidden units of a member
+
+
+class OutcomeEnsembleWeights(NamedTuple):
+    """Members [K, ...] of the ensemble."""
+
+    trained: PerceptronWeights
+    prior: PerceptronWeights
+
+
+def init_ensemble(optimizer: optax.GradientTransformation, key: Key, num_inputs: int, num_features: int) -> Weights:
+    """Draws the priors; the trained parts begin at zero, so that the members disagree everywhere by about 1.
+
+    Args:
+        optimizer: Of the trained parts, of learning rate 1.
+        key: Random key.
+        num_inputs: I.
+        num_features: F.
+    """
+    prior_key, trained_key = jax.random.split(key)
+    prior = _init_members(prior_key, num_inputs, num_features, output_scale=2.0)  # SiLU halves the scale
+    trained = _init_members(trained_key, num_inputs, num_features, output_scale=0.0)
+    return Weights(OutcomeEnsembleWeights(trained, prior), optimizer.init(trained))
+
+
+def query_disagreement(weights: OutcomeEnsembleWeights, inputs: Float[Array, "*batch I"]) -> Float[Array, "*batch"]:
+    """Returns the standard deviation of the predicted outcome features over the members, averaged over the features."""
+    return jnp.mean(jnp.std(_predict(weights.trained, weights.prior, inputs), axis=0), axis=-1)
+
+
+def update_ensemble(
+    optimizer: optax.GradientTransformation,
+    weights: Weights,
+    inputs: Float[Array, "*batch I"],
+    outcomes: Float[Array, "*batch F"],
+    mask: Float[Array, "*batch"],
+    learning_rate: Array,
+) -> tuple[Weights, Array]:
+    """Takes one gradient step of all members towards observed outcome features; returns the loss as well."""
+    content: OutcomeEnsembleWeights = weights.content
+
+    def loss(trained: PerceptronWeights) -> Array:
+        errors = _predict(trained, content.prior, inputs) - symlog(outcomes)
+        return jnp.sum(mask * jnp.mean(jnp.square(errors), axis=(0, -1))) / jnp.maximum(jnp.sum(mask), 1)
+
+    value, gradient = jax.value_and_grad(loss)(content.trained)
+    trained, scratch = apply_scaled_gradient(
+        optimizer, gradient, Weights(content.trained, weights.scratch), learning_rate
+    )
+    return Weights(OutcomeEnsembleWeights(trained, content.prior), scratch), value
+
+
+def _init_members(key: Key, num_inputs: int, num_features: int, output_scale: float) -> PerceptronWeights:
+    """Draws K perceptrons."""
+    init = partial(init_perceptron, num_inputs=num_inputs, width=WIDTH, num_outputs=num_features)
+    return jax.vmap(partial(init, output_scale=output_scale))(jax.random.split(key, NUM_MEMBERS))
+
+
+def _predict(
+    trained: PerceptronWeights, prior: PerceptronWeights, inputs: Float[Array, "*batch I"]
+) -> Float[Array, "K *batch F"]:
+    """The predictions of the members."""
+    predict = jax.vmap(apply_perceptron, in_axes=(0, None))
+    return predict(trained, inputs) + predict(prior, inputs)
