@@ -10,7 +10,7 @@ import pytest
 
 from ontogeny import plugins, steering
 from ontogeny.agents import actor_critic, experience, neural_model_based
-from ontogeny.agents.neural_model_based import NeuralSettings
+from ontogeny.agents.neural_updates import NeuralSettings
 from ontogeny.content import latent_model, two_hot
 from ontogeny.content.distributional_value import lambda_returns
 from ontogeny.rollouts import rollout
@@ -24,6 +24,8 @@ SETTINGS = NeuralSettings(
     replay_ratio=128.0,
     discount=0.9,
     imagination_length=6,
+    imagination_share=0.5,
+    exploration_bonus=0.0,
     entropy_weight=3e-3,
     num_warm_up_steps=32,
     ablation="none",
