@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ontogeny import rng, trees
+from ontogeny.cli import agents
 from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.rollouts import rollout
 from ontogeny.runs import checkpoint
@@ -65,6 +66,16 @@ def test_weights_that_change_while_frozen_are_detected(agent):
     violator = agent._replace(assembly=agent.assembly._replace(agent=changing))
     with pytest.raises(ContractViolation, match="the weights changed while frozen"):
         list(deploy(violator, num_steps=3))
+
+
+def test_a_deployment_stops_where_learning_diverges_and_keeps_the_last_good_state(tmp_path, capsys):
+    folder, saved = run_of(tmp_path / "run", str(PLUGINS / "diverging.py")), tmp_path / "saved"
+    with pytest.raises(BadInput, match=r"'loss' is not finite at step 4 .* after step 3 is saved in .*saved"):
+        agents.deploy(folder, online=True, save=saved)
+    assert capsys.readouterr().out.count("\nstep ") == 2
+    assert float(read_saved_agent(saved).state.weights.content) == 4
+    with pytest.raises(BadInput, match="after step 3 is lost without --save"):
+        agents.deploy(folder, online=True)
 
 
 def test_a_lifetime_saved_online_can_be_deployed_frozen(agent, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import stdtrit
 
 from ontogeny import lifetimes, plugins, rng
-from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.errors import BadInput, ContractViolation, LearningDiverged
 from ontogeny.stages.assembly import assemble
 from ontogeny.stages.evaluate import curve_points, evaluate, record_lifetime, score_by_position, task_keys
 from ontogeny.stages.spec import parse_run_spec
@@ -101,6 +101,13 @@ def test_weights_that_learn_although_the_agent_does_not_declare_it_are_detected_
     undeclared = counting.agent._replace(learning=False)
     with pytest.raises(ContractViolation, match="although `learning` is False"):
         evaluate(undeclared, *counting[1:], genome(counting), num_tasks=2, seed=0, mode="online")
+
+
+def test_a_lifetime_in_which_learning_diverges_has_no_score():
+    assembly = assembled(str(PLUGINS / "diverging.py"), "bandit:num_arms=3,num_pulls=20")
+    assert evaluate(*assembly, genome(assembly), num_tasks=2, seed=0).env_steps == 40  # frozen
+    with pytest.raises(LearningDiverged, match="its 'loss' is not finite at step 4 of the lifetime"):
+        evaluate(*assembly, genome(assembly), num_tasks=2, seed=0, mode="online")
 
 
 @pytest.mark.parametrize("field", [{"observation": jnp.int32(7)}, {"discount": jnp.float32(0.9)}])

@@ -29,6 +29,10 @@ class ContractViolation(BadInput):
     """An agent, most likely one from outside the package, violated the agent contract."""
 
 
+class LearningDiverged(BadInput):
+    """What `learn` computed is not finite, so that all that follows would be without meaning."""
+
+
 def require_at_least(minimum: float, **settings: float) -> None:
     """Raises `BadInput` for the first setting that is below `minimum` or is NaN."""
     for name, value in settings.items():

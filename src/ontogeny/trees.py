@@ -88,6 +88,13 @@ def is_finite(tree: PyTree) -> bool:
     return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in to_arrays(tree).values())
 
 
+def finite_by_name(tree: PyTree) -> dict[str, jax.Array]:
+    """Whether all numbers of each floating-point array are finite, by the path of the array; it can be traced."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    is_float = {_path_name(path): leaf for path, leaf in leaves if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)}
+    return {name: jnp.all(jnp.isfinite(leaf)) for name, leaf in is_float.items()}
+
+
 def scramble(key: Key, tree: PyTree) -> PyTree:
     """A tree of the same shapes and types in which every value differs, to replace what must not be read."""
     leaves, structure = jax.tree.flatten(tree)

@@ -7,7 +7,7 @@ import typer
 
 from ontogeny.cli import shared
 from ontogeny.cli.jax_setup import configure_jax
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LearningDiverged
 from ontogeny.report.formatting import pluralize
 
 if TYPE_CHECKING:
@@ -216,10 +216,15 @@ def deploy(
 
     saved_agent = read_saved_agent(run, env=parse_plugin_choice(env) if env else None)
     before = trees.digest(initial_state(saved_agent, seed)[1].weights)
-    step = None
+    step, divergence = None, None
     with shared.name_agent_in_violations(saved_agent):
-        for step in deploy(saved_agent, online=online, seed=seed, num_steps=num_steps):
-            typer.echo(_format_step(step))
+        try:
+            for step in deploy(saved_agent, online=online, seed=seed, num_steps=num_steps):
+                typer.echo(_format_step(step))
+        except LearningDiverged as error:
+            if step is None:
+                raise
+            divergence = error  # the state of the last step is good
     assert step is not None
     after = trees.digest(step.state.weights)
     comparison = "the weights are the same" if after == before else "the weights have changed"
@@ -227,6 +232,9 @@ def deploy(
     if save is not None:
         mode = "online" if online else "frozen"
         typer.echo(f"saved in {save_deployment(save, saved_agent.spec, step.state, mode=mode, num_steps=step.number)}")
+    if divergence is not None:
+        kept = f"the state after step {step.number:,} is {f'saved in {save}' if save else 'lost without --save'}"
+        raise BadInput(f"{divergence}; {kept}")
 
 
 def _format_step(step: "DeploymentStep") -> str:

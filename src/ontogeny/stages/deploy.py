@@ -12,6 +12,7 @@ import numpy as np
 from ontogeny import trees
 from ontogeny.errors import BadInput
 from ontogeny.lifetimes import iterate_lifetime
+from ontogeny.stages.evaluate import learning_diverged
 from ontogeny.stages.saved_agent import SavedAgent, check_frozen, initial_state
 from ontogeny.types import State
 
@@ -53,6 +54,7 @@ def deploy(
     Raises:
         BadInput: `num_steps` is too small, or the agent takes an action that the environment does not have.
         ContractViolation: The weights changed in a frozen lifetime.
+        LearningDiverged: What `learn` computes is not finite; the state of the step before it is the last good one.
     """
     if num_steps is not None and num_steps < 1:
         raise BadInput(f"a deployment needs at least 1 step, not {num_steps}")
@@ -68,6 +70,9 @@ def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> 
     episode = 0
     steps = iterate_lifetime(key, agent, env, steering, state, num_steps, online)
     for number, (state, trajectory, score) in enumerate(steps, start=1):
+        for name, is_finite in trees.finite_by_name(trajectory.info).items():
+            if not is_finite:
+                raise learning_diverged(name, number)
         action = int(trajectory.action)
         if not 0 <= action < spec.num_actions:
             raise BadInput(f"the agent took the action {action}, there are 0 to {spec.num_actions - 1}")

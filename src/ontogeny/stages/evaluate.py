@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins, rng
-from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.errors import BadInput, ContractViolation, LearningDiverged
 from ontogeny.lifetimes import (
     LifetimeMeasure,
     key_batches,
@@ -24,7 +24,7 @@ from ontogeny.lifetimes import (
     run_one_lifetime,
 )
 from ontogeny.stats import confidence_interval, mean_and_standard_error
-from ontogeny.trees import has_same_bits
+from ontogeny.trees import finite_by_name, has_same_bits
 from ontogeny.types import Agent, AnyEnvironment, Genome, Key, State, Steering, Trajectory, Weights
 
 MODES = ("frozen", "online")
@@ -79,6 +79,7 @@ class _Steps(NamedTuple):
     first: Array
     has_valid_action: Array
     is_as_specified: Array  # whether observation and discount are those of the spec
+    is_finite: dict[str, Array]  # what `learn` reports, by name
 
 
 class _Lifetimes(NamedTuple):
@@ -89,6 +90,7 @@ class _Lifetimes(NamedTuple):
     has_same_weights: Array  # [B], whether the weights kept every bit
     has_valid_actions: Array  # [B]
     has_valid_time_steps: Array  # [B], whether observations and discounts are those of the spec
+    last_finite_step: dict[str, Array]  # [B] of what `learn` reports, by name
 
 
 def evaluate(
@@ -252,8 +254,20 @@ def _check_lifetimes(lifetimes: _Lifetimes, agent: Agent, env: AnyEnvironment, l
         raise BadInput(
             f"the agent took an action that its environment does not have: there are 0 to {env.spec.num_actions - 1}"
         )
+    num_steps = lifetimes.scores.shape[1]
+    for name, last_finite_steps in lifetimes.last_finite_step.items():
+        if (last_finite_step := int(jnp.min(last_finite_steps))) < num_steps:
+            raise learning_diverged(name, last_finite_step + 1)
     if not np.isfinite(lifetimes.scores).all():
         raise BadInput(f"the environment '{env.spec.name}' gave a score that is not finite")
+
+
+def learning_diverged(name: str, step: int) -> LearningDiverged:
+    """The error of a lifetime in which a quantity that `learn` reports is not finite from a step on."""
+    return LearningDiverged(
+        f"the learning diverged: its '{name}' is not finite at step {step:,} of the lifetime; a smaller learning rate "
+        "or outcome features of smaller size may help"
+    )
 
 
 def _record_step(env: AnyEnvironment, step: Trajectory) -> _Steps:
@@ -263,7 +277,8 @@ def _record_step(env: AnyEnvironment, step: Trajectory) -> _Steps:
     is_as_specified = (step.discount == 0) | (step.discount == 1)
     if spec.num_observations:
         is_as_specified &= (step.observation >= 0) & (step.observation < spec.num_observations)
-    return _Steps(env.score(step.outcome), step.first, has_valid_action, is_as_specified)
+    is_finite = finite_by_name(step.info)
+    return _Steps(env.score(step.outcome), step.first, has_valid_action, is_as_specified, is_finite)
 
 
 def _summarize(before: Weights, after: State, steps: _Steps) -> _Lifetimes:
@@ -274,6 +289,7 @@ def _summarize(before: Weights, after: State, steps: _Steps) -> _Lifetimes:
         has_same_bits(before, after.weights),
         jnp.all(steps.has_valid_action),
         jnp.all(steps.is_as_specified),
+        {name: jnp.sum(jnp.cumprod(is_finite)) for name, is_finite in steps.is_finite.items()},
     )
 
 
