@@ -233,8 +233,8 @@ def deploy(
         mode = "online" if online else "frozen"
         typer.echo(f"saved in {save_deployment(save, saved_agent.spec, step.state, mode=mode, num_steps=step.number)}")
     if divergence is not None:
-        kept = f"the state after step {step.number:,} is {f'saved in {save}' if save else 'lost without --save'}"
-        raise BadInput(f"{divergence}; {kept}")
+        where = f"the state after step {step.number:,} is {f'saved in {save}' if save else 'lost without --save'}"
+        raise BadInput(f"{divergence}; {where}")
 
 
 def _format_step(step: "DeploymentStep") -> str:

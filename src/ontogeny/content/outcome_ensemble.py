@@ -16,7 +16,7 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from ontogeny.content.optimizers import apply_scaled_gradient
+from ontogeny.content.optimizers import apply_scaled_gradient, with_optimizer_state
 from ontogeny.content.perceptron import PerceptronWeights, apply_perceptron, init_perceptron
 from ontogeny.content.two_hot import symlog
 from ontogeny.types import Key, Weights
@@ -44,7 +44,7 @@ def init_ensemble(optimizer: optax.GradientTransformation, key: Key, num_inputs:
     prior_key, trained_key = jax.random.split(key)
     prior = _init_members(prior_key, num_inputs, num_features, output_scale=2.0)  # SiLU halves the scale
     trained = _init_members(trained_key, num_inputs, num_features, output_scale=0.0)
-    return Weights(OutcomeEnsembleWeights(trained, prior), optimizer.init(trained))
+    return Weights(OutcomeEnsembleWeights(trained, prior), with_optimizer_state(optimizer, trained).scratch)
 
 
 def query_disagreement(weights: OutcomeEnsembleWeights, inputs: Float[Array, "*batch I"]) -> Float[Array, "*batch"]:
