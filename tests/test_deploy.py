@@ -69,11 +69,11 @@ def test_weights_that_change_while_frozen_are_detected(agent):
 
 
 def test_a_deployment_stops_where_learning_diverges_and_keeps_the_last_good_state(tmp_path, capsys):
-    folder, saved = run_of(tmp_path / "run", str(PLUGINS / "diverging.py")), tmp_path / "saved"
-    with pytest.raises(BadInput, match=r"'loss' is not finite at step 4 .* after step 3 is saved in .*saved"):
-        agents.deploy(folder, online=True, save=saved)
+    folder, destination = run_of(tmp_path / "run", str(PLUGINS / "diverging.py")), tmp_path / "last_good"
+    with pytest.raises(BadInput, match=r"'loss' is not finite at step 4 .* after step 3 is saved in .*last_good"):
+        agents.deploy(folder, online=True, save=destination)
     assert capsys.readouterr().out.count("\nstep ") == 2
-    assert float(read_saved_agent(saved).state.weights.content) == 4
+    assert float(read_saved_agent(destination).state.weights.content) == 4
     with pytest.raises(BadInput, match="after step 3 is lost without --save"):
         agents.deploy(folder, online=True)
 
