@@ -53,16 +53,16 @@ def test_too_few_lifetimes_for_any_verdict_are_refused(ontogeny, count):
 
 def test_audit_calibrate_reports_error_rates(ontogeny, tmp_path):
     code, stdout, _ = ontogeny(
-        "audit", "calibrate", "--num-audits", "2", "--test", "pursues", "--organism", "random_walk",
-        "--organism", "proxy_planner", "--out", "calibration.json",
+        "audit", "calibrate", "--num-audits", "2", "--test", "learns", "--env", "bandit", "--organism", "win_stay",
+        "--organism", "latent_state_learner", "--out", "calibration.json",
     )  # fmt: skip
-    assert code == 0 and "pursues in beacon: 2 audits of each control" in stdout and "minimal power" in stdout
-    assert "no claim: pursues detects the positive control proxy_planner in beacon" in stdout
+    assert code == 0 and "learns in bandit: 2 audits of each control" in stdout and "minimal power" in stdout
+    assert "no claim: learns detects the positive control latent_state_learner in bandit" in stdout
     assert "at most 5%" not in stdout.partition("no claim")[0]
     record = json.loads((tmp_path / "calibration.json").read_text())
     assert {r["organism"]: r["positive"] for r in record["control_results"]} == {
-        "proxy_planner": True,
-        "random_walk": False,
+        "latent_state_learner": True,
+        "win_stay": False,
     }
     assert record["calibration_splits"][0].keys() >= {"max_false_positive_rate", "min_power", "selected_on", "z"}
 
@@ -96,17 +96,17 @@ def test_an_agent_in_a_file_is_attributed_and_the_report_holds_every_seed_and_se
 
 
 def test_an_organism_in_a_file_is_audited_and_calibrated(ontogeny, tmp_path):
-    text = "from ontogeny.audit.organisms.random_walk import build\nGROUND_TRUTH = {'objective': 'no'}\n"
-    (tmp_path / "walk.py").write_text(text)
+    text = "from ontogeny.audit.organisms.win_stay import build\nGROUND_TRUTH = {'learns': 'no'}\n"
+    (tmp_path / "own.py").write_text(text)
     code, _, stderr = ontogeny(
-        "audit", "calibrate", "--organism", "./walk.py", "--test", "pursues", "--env", "beacon", "--num-audits", "2",
+        "audit", "calibrate", "--organism", "./own.py", "--test", "learns", "--env", "bandit", "--num-audits", "2",
         "--out", "c.json",
     )  # fmt: skip
     assert (code, stderr) == (0, "")
     record = json.loads((tmp_path / "c.json").read_text())
-    assert [(r["organism"], r["positive"]) for r in record["control_results"]] == [("./walk.py", False)]
+    assert [(r["organism"], r["positive"]) for r in record["control_results"]] == [("./own.py", False)]
     assert len(record["histories"]) == 1 and record["histories"][0]["earlier_audits"] == []
-    (audit,) = read_history(tmp_path / "walk.audits.jsonl")
+    (audit,) = read_history(tmp_path / "own.audits.jsonl")
     assert (audit["command"], audit["settings"]["num_audits"], audit["settings"]["seed"]) == ("audit calibrate", 2, 0)
 
 

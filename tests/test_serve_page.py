@@ -96,8 +96,10 @@ def check_words(page):
 
 
 def ask(page):
-    """Asks for three continuations and returns them."""
-    page.locator("#generate").click()
+    """Asks for three continuations that the model may not end at once, and returns them."""
+    with page.expect_request("**/v1/completions") as request:
+        page.locator("#generate").click()
+    assert request.value.post_data_json["min_tokens"] == 16
     buttons = page.locator(".continuation button")
     for index in range(3):
         expect(buttons.nth(index)).to_be_enabled(timeout=60_000)

@@ -8,6 +8,7 @@ import {element} from "./elements.js";
 import {describeLength, firstWords} from "./words.js";
 
 const MAX_CHARACTERS = 1_000_000; // of a prompt
+const MIN_TOKENS = 16; // of a continuation: a model that ends the story at once offers nothing to choose
 const NOT_KEPT = "This browser does not keep your story: copy or download it before you close the window.";
 const REFRESH_INTERVAL = 5000, VISIBLE_PART_DELAY = 800; // milliseconds
 const stories = new library.Library();
@@ -245,7 +246,7 @@ function makeRequest() {
   if (isLong && element("learn").checked) tell("Your story is too long to be learned at once, so the model only continues it.");
   const body = JSON.stringify({
     model: model().id, prompt: text.slice(-MAX_CHARACTERS).replace(/^[\uDC00-\uDFFF]/, ""), n: 3, stream: true,
-    max_tokens: length + reserveFor(length), temperature: Number(element("style").value), top_p: 0.95, learn: isLearned,
+    min_tokens: MIN_TOKENS, max_tokens: length + reserveFor(length), temperature: Number(element("style").value), top_p: 0.95, learn: isLearned,
   });
   return {body, headers: isLearned ? identify(body) : {}, length};
 }
