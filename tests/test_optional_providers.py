@@ -56,7 +56,12 @@ def require_two_kinds_of_layout(text, num_steps):
 
 @pytest.mark.parametrize(
     ("package", "id"),
-    [("xminigrid", "MiniGrid-FourRooms"), ("craftax", "Craftax-Symbolic-v1"), ("gymnasium", "CartPole-v1")],
+    [
+        ("xminigrid", "MiniGrid-FourRooms"),
+        ("craftax", "Craftax-Symbolic-v1"),
+        ("envelope", "jumanji::Snake-v1"),
+        ("gymnasium", "CartPole-v1"),
+    ],
 )
 def test_without_the_package_one_sentence_says_what_to_install(package, id, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
@@ -133,6 +138,89 @@ def test_death_in_craftax_is_a_termination():
     env = build("craftax:Craftax-Classic-Symbolic-v1,steps=1500")
     _, _, steps = run(env, 1500)
     assert steps.first.any() and (steps.discount[steps.first] == 0).all()
+
+
+SUITE = '''
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+from envelope import Continuous, Discrete, Environment, InfoContainer, PyTreeSpace
+
+class Lock(Environment):
+    """The action that both parts of the observation name pays; every fourth step terminates an episode."""
+
+    limit: int = 3
+
+    @classmethod
+    def from_name(cls, name, env_kwargs=None):
+        return cls(limit=7 if name == "Endless" else 3)
+
+    @classmethod
+    def registered_names(cls):
+        return ("Lock", "Endless")
+
+    @property
+    def default_max_steps(self):
+        return None if self.limit == 7 else self.limit
+
+    def observe(self, state):
+        return {"digit": state["digit"][0], "rest": (jnp.float32(state["digit"][1])[None] / 4,)}
+
+    def init(self, key):
+        state = {"digit": jax.random.randint(key, (2,), 0, jnp.array([3, 4])), "key": key, "time": jnp.int32(0)}
+        return state, InfoContainer(obs=self.observe(state), reward=0.0, terminated=False)
+
+    def step(self, state, action):
+        key, draw = jax.random.split(state["key"])
+        pays = (action == state["digit"]).all()
+        terminated = (state["time"] >= 1) & ~pays
+        digit = jax.random.randint(draw, (2,), 0, jnp.array([3, 4]))
+        state = {"digit": digit, "key": key, "time": state["time"] + 1}
+        return state, InfoContainer(obs=self.observe(state), reward=jnp.float32(pays), terminated=terminated)
+
+    @cached_property
+    def observation_space(self):
+        return PyTreeSpace({"digit": Discrete(3), "rest": (Continuous.from_shape(0.0, 1.0, (1,)),)})
+
+    @cached_property
+    def action_space(self):
+        return Discrete(jnp.array([3, 4]))
+'''
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """A package that registers a suite of environments."""
+    (tmp_path / "my_suite.py").write_text(SUITE, encoding="utf-8")
+    record = tmp_path / "my_suite-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: my_suite\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[envelope.environments]\nmine = my_suite:Lock.from_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@needs("envelope")
+def test_an_environment_of_envelope_keeps_the_contract(suite):
+    env = build("envelope:mine::Lock,episodes=4")
+    assert (env.spec.num_actions, env.spec.observation_shape, env.spec.num_steps) == (12, (4,), 12)
+    contracts.check_env(env)
+    _, initial, steps = run(env, 200)
+    is_truncated = steps.first & (steps.discount == 1)
+    assert is_truncated.any() and (steps.discount == 0).any() and (steps.outcome > 0).any()
+    assert (steps.observation != steps.final_observation).any(axis=-1)[is_truncated].any()
+    digits = initial.observation[:, :3]
+    assert (digits.sum(axis=1) == 1).all() and len({row.tobytes() for row in digits}) > 1
+    assert build("envelope:mine::Lock,max_episode_steps=2").spec.horizon == 2
+    for text, message in (
+        ("envelope:Lock", "must name its suite, such as envelope:jumanji::Snake-v1"),
+        ("envelope:mine::Endless", "has no time limit: the setting 'steps'"),
+        ("envelope:other::Lock", "cannot be made: ValueError: Unknown environment suite: other"),
+        ("envelope:mine::Lock,max_episode_steps=-1", "must be at least 0"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            build(text)
+    assert plugins.get_attribute("environments", "envelope", "list_ids")()[-2:] == ["mine::Endless", "mine::Lock"]
 
 
 @needs("minigrid")

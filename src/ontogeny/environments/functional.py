@@ -93,7 +93,7 @@ def build_environment(
     observations: providers.ObservationLayout,
     actions: providers.ActionLayout,
     settings: FunctionalSettings,
-    horizon: Callable[[Mapping[str, float | int]], float | int],
+    horizon: Callable[[Mapping[str, float | int]], float | int | None],
     **task: Any,
 ) -> Environment:
     """An environment of a library.
@@ -105,7 +105,8 @@ def build_environment(
         observations: How its observations become one array.
         actions: How a whole number becomes an action.
         settings: Of the user.
-        horizon: Largest value of each parameter by its name -> the largest number of steps in an episode.
+        horizon: Largest value of each parameter by its name -> the largest number of steps in an episode, None where
+            there is no limit.
         **task: Fields of `FunctionalParams` that make the task.
 
     Raises:
@@ -120,8 +121,17 @@ def build_environment(
     highest = {field: getattr(defaults, field) for field in numbers}
     highest |= {interval.parameter: max(interval.low, interval.high) for interval in (*varied, *drifting)}
     episodes, steps = settings.episodes, settings.steps
-    length = int(horizon(highest))
-    spec = providers.make_spec(name, actions, observations, features, episodes=episodes, steps=steps, horizon=length)
+    longest = horizon(highest)
+    length = None if longest is None else int(longest)
+    spec = providers.make_spec(
+        name,
+        actions,
+        observations,
+        features,
+        episodes=episodes,
+        steps=steps,
+        horizon=None if length is None else int(length),
+    )
     params = FunctionalParams(env, defaults, observations, actions, features, varied, drifting, **task)
     ends_early = None if steps else partial(is_over, episodes)
     return Environment(spec, partial(reset, params), partial(step, params), first_feature, is_over=ends_early)

@@ -47,13 +47,23 @@ class ActionLayout(NamedTuple):
     decode: Callable[[Any, Any], Any]  # (whole number, `numpy` or `jax.numpy`) -> action
 
 
-def import_package(package: str, *, module: str = "") -> ModuleType:
-    """The optional package of a provider, or one of its modules; raises `BadInput` if it is not installed."""
+def import_package(package: str, *, module: str = "", requirement: str = "") -> ModuleType:
+    """The optional package of a provider, or one of its modules.
+
+    Args:
+        package: Which is also the name of the extra.
+        module: A module of the package that is imported in place of the whole package.
+        requirement: What the message says is needed, where this is not just the package.
+
+    Raises:
+        BadInput: The package is not installed.
+    """
     try:
         return importlib.import_module(module or package)
     except ImportError as error:
         raise BadInput(
-            f"environments of {package} need the package {package}: pip install 'ontogeny[{package}]' ({error})"
+            f"environments of {package} need the package {requirement or package}: "
+            f"pip install 'ontogeny[{package}]' ({error})"
         ) from None
 
 
@@ -127,7 +137,7 @@ def describe_actions(name: str, space: Any) -> ActionLayout:
         sizes = [int(part.n) for part in parts.values()]
         starts = [int(getattr(part, "start", 0)) for part in parts.values()]
     if not sizes:
-        kind = "continuous actions" if type(space).__name__ == "Box" else "actions of another kind"
+        kind = "continuous actions" if type(space).__name__ in ("Box", "Continuous") else "actions of another kind"
         raise BadInput(f"environment '{name}' has {kind}, {space}; {ACTIONS_SUPPORTED}")
     num_actions = math.prod(sizes)
     if num_actions > MAX_COMBINATIONS:
