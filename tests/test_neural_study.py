@@ -10,17 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import studies
+from ontogeny import studies, trees
 from ontogeny.content import latent_model
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.kinds import open_run
 from ontogeny.runs.records import RECORDS_FILE, encode_record
-from ontogeny.stages.assembly import make_env, make_steering
+from ontogeny.stages.assembly import assemble, make_env, make_steering
+from ontogeny.stages.saved_agent import save_deployment
+from ontogeny.stages.spec import complete_spec, parse_run_spec
 from ontogeny.studies.kinds import study_kinds
 from ontogeny.studies.neural import page, pictures, rejax_baselines, runner
 from ontogeny.studies.neural.budgets import AGENT, budgets, num_steps, with_settings
 from ontogeny.studies.neural.pictures import ExperiencedStep
 from ontogeny.studies.progress import StudyEvent
+from ontogeny.studies.records import read_records as read_study_records
+from ontogeny.studies.runner import run_study
+from pages import DOCS, find_block
 
 CATCH = budgets()["small"].environments[0]._replace(num_steps=90, num_baseline_steps=300, num_evolution_steps=5760)
 TINY = budgets()["small"]._replace(
@@ -132,3 +137,48 @@ def test_pictures_are_those_of_the_lifetime_of_the_curve():
     measured = pictures.measure_pictures(f"{AGENT}:width=8", "gymnax:Catch-bsuite", 0, {"early": 40, "late": 200})
     assert list(measured) == ["early", "late"] and len(measured["late"]["action"]) == 9
     assert measured["late"]["predicted"] != measured["early"]["predicted"]
+
+
+def test_a_saved_agent_is_loaded_and_its_model_queried_as_the_documentation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    choice = {"env": "gymnax:Catch-bsuite,steps=100", "agent": f"{AGENT}:width=8"}
+    spec = complete_spec(parse_run_spec(choice))
+    agent = assemble(spec).agent
+    key = jax.random.key(0)
+    saved = jax.jit(lambda key: agent.init(key, agent.genome(key)))(key)
+    save_deployment(tmp_path / "runs" / "catch-trained", spec, saved, mode="online", num_steps=0)
+    names: dict[str, Any] = {}
+    how_to = DOCS / "how-to" / "learn-with-a-neural-model.md"
+    exec(find_block(how_to, "run: load"), names)
+    assert trees.bitwise_equal(names["state"].state.weights, saved.weights) and names["action"] in range(3)
+    exec(find_block(how_to, "run: query"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 3 and names["expected"].shape == (10, 5)
+    prediction = latent_model.predict(
+        latent_model.model_shape(names["agent"].spec, 8), key, saved.weights.content.model,
+        names["state"].state.activations.state, jnp.int32(2), 16,
+    )  # fmt: skip
+    assert names["prediction"].observation == pytest.approx(np.asarray(prediction.observation), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_study_file_develops_compares_and_audits_both_ways_in_a_gymnasium_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("gymnasium")
+    monkeypatch.chdir(tmp_path)
+    tutorial = DOCS / "tutorials" / "own-gymnasium-environment.md"
+    Path("doors.py").write_text(find_block(tutorial, "file: doors.py"))
+    text = find_block(tutorial, "study file: doors.toml")
+    for full, short in (("300", "60"), ("num_generations=15", "num_generations=1"), ("[0, 1, 2]", "[0, 1]")):
+        assert full in text
+        text = text.replace(full, short)
+    Path("doors.toml").write_text(text)
+    written = run_study("doors.toml", "out", on_event=lambda event: None).read_text()
+    records = read_study_records(Path("out"))
+    audited = {(r["env"], r["agent"]): r["attribution"] for r in records if r["kind"] == "attribution"}
+    assert set(audited) == {("ten episodes", "recurrent"), ("60 steps", "recurrent"), ("60 steps", AGENT)}
+    assert all(attribution["num_tasks"] == 20 for attribution in audited.values())
+    assert {(r["agent"], r["other_agent"]) for r in records if r["kind"] == "difference"} >= {("recurrent", AGENT)}
+    assert "Where the ability is stored" in written and "frozen, reset" in written

@@ -16,7 +16,7 @@ from ontogeny.runs.files import write_bytes
 from ontogeny.runs.folder import read_spec
 from ontogeny.runs.formats import SPEC_FILE
 from ontogeny.runs.records import Record
-from ontogeny.studies import comparison, figures, pairwise, published, recorded_lifetimes
+from ontogeny.studies import attribution_table, comparison, figures, pairwise, published, recorded_lifetimes
 from ontogeny.studies.comparison import AgentResult
 from ontogeny.studies.kinds import PAGE_FILE, study_kinds
 from ontogeny.studies.pairwise import PairwiseDifference
@@ -82,6 +82,7 @@ def render(
         ("cost", "What development costs", _cost(evaluated, results)),
         ("learning", "Learning within a lifetime", _learning(evaluated, results)),
         ("lifetimes", "One lifetime of each agent", _lifetimes(records, envs)),
+        ("attribution", "Where the ability is stored", attribution_table.render(records)),
         ("weight-sharing", "What weight sharing contributes", _weight_sharing(records, results)),
         *included,
         ("upper-bound", "Distance to the upper bound", _headroom(records, evaluated, results)),

@@ -53,6 +53,10 @@ def list_measurements(spec: StudySpec) -> Iterator[Measurement]:
             if env.record_lifetime:
                 name = f"recorded_lifetime/{env.name}/{agent.name}"
                 yield Measurement(name, "recorded_lifetime", env, agent, agent.seeds[0])
+        for agent in agents:
+            if env.num_attribution_tasks and agent.approach != "baseline":
+                name = f"attribution/{env.name}/{agent.name}"
+                yield Measurement(name, "attribution", env, agent, agent.seeds[0])
         for i, agent in enumerate(agents):
             for other_agent in agents[:i]:
                 name = f"difference/{env.name}/{agent.name}/{other_agent.name}"

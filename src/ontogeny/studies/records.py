@@ -21,6 +21,7 @@ SCHEMA: Schema = {
     "development": ("agent", "approach", "train_env", "seed", "num_parameters", "num_training_env_steps"),
     "evaluation": (*_EVALUATION, "standard_error", *(f"curve.{key}" for key in _CURVE)),
     "difference": ("env", "agent", "other_agent", "mean", "standard_error", "num_tasks"),
+    "attribution": ("env", "agent", "approach", "seed", "verdict", "attribution.cells", "attribution.gain"),
     "upper_bound": ("env", "name", "value", "method"),
     "recorded_lifetime": ("env", "agent", "approach", *(f"trajectory.{key}" for key in _TRAJECTORY)),
 }

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 
 from ontogeny import plugins, rng, steering, trees
+from ontogeny.audit.attribution import attribute
+from ontogeny.audit.suite import to_jsonable
 from ontogeny.errors import BadInput
 from ontogeny.lifetimes import task_of
 from ontogeny.runs import checkpoint, formats
@@ -137,6 +139,8 @@ def _measure(measurement: Measurement, spec: StudySpec, folder: Path, notify: On
         return _evaluate(measurement, agent, spec, folder, notify)
     if measurement.kind == "recorded_lifetime":
         return _record_lifetime(measurement, agent, spec, folder)
+    if measurement.kind == "attribution":
+        return _attribute(measurement, agent, spec, folder, notify)
     assert measurement.other_agent is not None
     difference = paired_difference_over_seeds(*_shared_scores(folder, env, agent, measurement.other_agent))
     return {
@@ -246,6 +250,18 @@ def _record_lifetime(measurement: Measurement, agent: StudyAgent, spec: StudySpe
             "discount": _rounded(trajectory.discount),
         },
     }
+
+
+def _attribute(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path, notify: OnEvent) -> Record:
+    """Attribute the gain of an agent in deployment to weights and activations."""
+    env, seed = measurement.env, measurement.seed
+    assembly, genome, _ = _load_agent(measurement, agent, spec, out)
+    attribution = attribute(
+        *assembly, genome, num_tasks=env.num_attribution_tasks, seed=spec.seed,
+        on_progress=progress_callback(notify, measurement.id),
+    )  # fmt: skip
+    names = {"env": env.name, "agent": agent.name, "approach": agent.approach, "seed": seed}
+    return names | {"verdict": attribution.verdict, "attribution": to_jsonable(attribution)}
 
 
 def _load_agent(measurement: Measurement, agent: StudyAgent, spec: StudySpec, out: Path) -> EvaluatedAgent:

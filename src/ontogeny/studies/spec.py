@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ontogeny import plugins
+from ontogeny.audit.attribution import MIN_TASKS
 from ontogeny.errors import BadInput
 from ontogeny.plugins import suggest_names
 from ontogeny.renamed import renamed_hint
@@ -75,6 +76,13 @@ def _check_unique(values: Sequence[Hashable]) -> Sequence[Hashable]:
     return values
 
 
+def _check_attribution(num_tasks: int) -> int:
+    """A validator of the number of tasks of an attribution."""
+    if 0 < num_tasks < MIN_TASKS:
+        raise ValueError(f"must be 0 or at least {MIN_TASKS}, not {num_tasks}")
+    return num_tasks
+
+
 def _accept_table(choice: object) -> object:
     """A validator that reads a table with a name and settings as the text of the same choice."""
     if not isinstance(choice, dict):
@@ -103,12 +111,14 @@ class StudyEnvironment(FrozenModel):
         num_tasks: Held-out tasks on which every agent is evaluated, unless the agent's entry sets another number.
         record_lifetime: Whether one lifetime of each agent is recorded step by step.
         drives: Weights of outcome features, over those that the environment proposes.
+        num_attribution_tasks: Held-out tasks of the attribution of every agent that is no baseline; 0 for none.
     """
 
     name: Name
     env: EnvironmentText
     num_tasks: NumTasks
     record_lifetime: bool = True
+    num_attribution_tasks: Annotated[int, Field(ge=0, le=plugins.MAX_INT), AfterValidator(_check_attribution)] = 0
     drives: dict[str, DriveWeight] = Field(default_factory=dict)
 
 

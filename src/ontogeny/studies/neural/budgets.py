@@ -53,13 +53,13 @@ class NeuralBudget(NamedTuple):
 @cache
 def budgets() -> dict[str, NeuralBudget]:
     """All sizes by name."""
-    catch = EnvBudget("Catch", "gymnax:Catch-bsuite", 0.9, 100, 8_000, 50_000, 1_000_000)
+    catch = EnvBudget("Catch", "gymnax:Catch-bsuite", 0.9, 100, 10_000, 50_000, 1_000_000)
     cartpole = EnvBudget("CartPole", "gymnax:CartPole-v1", 450, 10, 20_000, 150_000, 5_000_000)
     memory = EnvBudget("MemoryChain", "gymnax:MemoryChain-bsuite", 0.9, 100, 12_000, 150_000, 5_000_000)
     learners = (AGENT, ABLATION, EVOLVED, "ppo", "dqn", "random")
     full = (catch._replace(num_steps=12_000, num_baseline_steps=100_000, num_evolution_steps=5_000_000),)
     return {
-        "small": NeuralBudget("small", 3, (catch,), learners, 8),
+        "small": NeuralBudget("small", 3, (catch,), learners, 9),
         "full": NeuralBudget("full", 5, (*full, cartpole, memory), learners, 90),
     }
 

@@ -19,9 +19,7 @@ from ontogeny.report.charts import (
     ML_CODE,
     MUTED,
     RULE,
-    ChartLabel,
     inline_svg,
-    label_points,
     new_panel,
     style_axes,
 )
@@ -72,7 +70,7 @@ def draw_learning_curves(name: str, curves: Sequence[LearnerCurve], aim: float) 
         means = [point[0] for point in visible] or [0.0]
         low, high = min(*means, aim), max(*means, aim)
         margin = 0.08 * (high - low or 1.0)
-        labels = []
+        ends = []
         for curve in curves:
             color, dashes = STYLES.get(curve.learner, (ML_CODE, (0, (1, 1))))
             width = curve.num_steps / len(curve.points)
@@ -84,18 +82,16 @@ def draw_learning_curves(name: str, curves: Sequence[LearnerCurve], aim: float) 
                 steps, np.clip(lower, low - margin, None), np.clip(upper, None, high + margin),
                 color=color, alpha=0.13, lw=0,
             )  # fmt: skip
-            axes.plot(steps, mean, color=color, lw=1.8, ls=dashes, solid_capstyle="round")
+            axes.plot(steps, mean, color=color, lw=1.8, ls=dashes, solid_capstyle="round", label=curve.label)
             axes.plot(steps[-1:], mean[-1:], "o", ms=3.5, color=color, mec=color)
-            labels.append(ChartLabel(curve.label, float(steps[-1]), float(mean[-1]), color))
+            ends.append(f"{curve.label} {format_number(float(mean[-1]))}")
         axes.set_ylim(low - margin, high + margin)
-        left, right = axes.get_xlim()
-        axes.set_xlim(left, right * 2)
         axes.set_xlabel("environment steps")
         axes.set_ylabel("return per episode")
         axes.tick_params(which="minor", length=0)
-        label_points(axes, labels)
-        ends = "; ".join(f"{label.text} {format_number(label.y)}" for label in labels)
-        return inline_svg(figure, name, f"Return per episode by environment step. At the end: {ends}")
+        if ends:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, handlelength=2.4)
+        return inline_svg(figure, name, f"Return per episode by environment step. At the end: {'; '.join(ends)}")
 
 
 def draw_picture(name: str, picture: Mapping[str, Any]) -> Markup:
