@@ -147,16 +147,16 @@ def test_a_saved_agent_is_loaded_and_its_model_queried_as_the_documentation_says
     spec = complete_spec(parse_run_spec(choice))
     agent = assemble(spec).agent
     key = jax.random.key(0)
-    saved = jax.jit(lambda key: agent.init(key, agent.genome(key)))(key)
-    save_deployment(tmp_path / "runs" / "catch-trained", spec, saved, mode="online", num_steps=0)
+    initial = jax.jit(lambda key: agent.init(key, agent.genome(key)))(key)
+    save_deployment(tmp_path / "runs" / "catch-trained", spec, initial, mode="online", num_steps=0)
     names: dict[str, Any] = {}
     how_to = DOCS / "how-to" / "learn-with-a-neural-model.md"
     exec(find_block(how_to, "run: load"), names)
-    assert trees.bitwise_equal(names["state"].state.weights, saved.weights) and names["action"] in range(3)
+    assert trees.bitwise_equal(names["state"].state.weights, initial.weights) and names["action"] in range(3)
     exec(find_block(how_to, "run: query"), names)
     assert len(capsys.readouterr().out.splitlines()) == 3 and names["expected"].shape == (10, 5)
     prediction = latent_model.predict(
-        latent_model.model_shape(names["agent"].spec, 8), key, saved.weights.content.model,
+        latent_model.model_shape(names["agent"].spec, 8), key, initial.weights.content.model,
         names["state"].state.activations.state, jnp.int32(2), 16,
     )  # fmt: skip
     assert names["prediction"].observation == pytest.approx(np.asarray(prediction.observation), abs=1e-5)
