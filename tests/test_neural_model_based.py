@@ -1,5 +1,6 @@
 """The agent `neural_model_based` and its learned content: replay, returns, learning, and rewards by steering."""
 
+import sys
 from fractions import Fraction
 from functools import partial
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from ontogeny import plugins, steering
-from ontogeny.agents import actor_critic, experience, neural_model_based
+from ontogeny.agents import actor_critic, experience, latent_search, neural_model_based, neural_updates
 from ontogeny.agents.neural_updates import NeuralSettings
-from ontogeny.content import latent_model, two_hot
+from ontogeny.content import latent_model, outcome_ensemble, two_hot
 from ontogeny.content.distributional_value import lambda_returns
+from ontogeny.content.optimizers import build_flat_optimizer
 from ontogeny.rollouts import rollout
 from ontogeny.trees import bitwise_equal
 from ontogeny.types import BadInput, Environment, EnvSpec, Percept, TimeStep, Transition
@@ -25,6 +27,7 @@ SETTINGS = NeuralSettings(
     discount=0.9,
     imagination_length=6,
     imagination_share=0.5,
+    planner="imagination",
     exploration_bonus=0.0,
     entropy_weight=3e-3,
     num_warm_up_steps=32,
@@ -113,6 +116,53 @@ def test_a_changed_drive_changes_the_choice_without_a_step_in_the_environment(li
     assert int(retrained.weights.scratch.experience.num_steps) == NUM_STEPS
 
 
+@pytest.mark.parametrize(("apple", "bread", "best"), [(1.0, -1.0, TO_APPLE), (-1.0, 1.0, TO_BREAD)])
+def test_search_finds_the_action_of_any_drives_without_a_policy_or_a_critic(lifetime, apple, bread, best):
+    """The model of a lifetime with other drives, and the policy and the critic before any learning."""
+    trained = lifetime[0].weights.content
+    params = neural_model_based.make_params(SPEC, steering.build(SPEC, {"apple": apple, "bread": bread}), SETTINGS)
+    agent = build_agent()[1]
+    initial = agent.init(jax.random.key(1), agent.genome(jax.random.key(1))).weights.content
+    content = initial._replace(model=trained.model)
+    latent = infer_state(trained.model, jnp.int32(CELLS // 2), jnp.bool_(True))
+    search = jax.jit(jax.vmap(latent_search.build_search(params), in_axes=(0, None, None)))
+    actions, log_probabilities = search(jax.random.split(jax.random.key(2), 32), content, latent)
+    assert np.mean(np.asarray(actions) == best) > 0.8
+    assert np.allclose(np.sum(np.exp(log_probabilities), axis=-1), 1, atol=1e-4)
+
+
+def test_search_without_its_package_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mctx", None)
+    with pytest.raises(BadInput, match=r"\(planner=search\) need the package mctx: pip install 'ontogeny\[search\]'"):
+        neural_model_based.build(SPEC, steering.build(SPEC), planner="search")
+
+
+def test_the_ensemble_agrees_where_it_was_trained_and_nowhere_else():
+    optimizer = build_flat_optimizer()
+    weights = outcome_ensemble.init_ensemble(optimizer, jax.random.key(0), 12, 2)
+    inputs = jax.nn.one_hot(jnp.arange(12), 12)
+    before = outcome_ensemble.query_disagreement(weights.content, inputs)
+    assert 0.5 < np.mean(before) < 2
+    outcomes = jnp.tile(jnp.array([1.0, 0.0]), (12, 1))
+    mask = (jnp.arange(12) < 6).astype(jnp.float32)
+    update = jax.jit(partial(outcome_ensemble.update_ensemble, optimizer))
+    for _ in range(300):
+        weights, loss = update(weights, inputs, outcomes, mask, jnp.float32(1e-2))
+    after = outcome_ensemble.query_disagreement(weights.content, inputs)
+    assert loss < 1e-3
+    assert np.max(after[:6]) < 0.1 and np.min(after[6:]) > 0.3
+
+
+def test_the_exploration_bonus_is_added_to_the_rewards_of_steering(lifetime):
+    params = PARAMS._replace(settings=SETTINGS._replace(exploration_bonus=0.5))
+    ensemble = lifetime[0].weights.content.ensemble  # which no update has changed, as its bonus was zero
+    states = jax.random.normal(jax.random.key(0), (3, PARAMS.shape.state_size))
+    bonus = neural_updates.add_exploration_bonus(params, ensemble, jnp.ones(3), states, jnp.arange(3) % 2) - 1
+    inputs = jnp.concatenate([states, jax.nn.one_hot(jnp.arange(3) % 2, 2)], axis=-1)
+    assert np.allclose(bonus, 0.5 * outcome_ensemble.query_disagreement(ensemble, inputs)) and np.min(bonus) > 0.1
+    assert np.all(neural_updates.add_exploration_bonus(PARAMS, ensemble, jnp.ones(3), states, jnp.zeros(3, int)) == 1)
+
+
 def test_the_model_predicts_what_follows_each_action(lifetime):
     model = lifetime[0].weights.content.model
     latent = infer_state(model, jnp.int32(1), jnp.bool_(False))
@@ -167,6 +217,9 @@ def test_vector_observations_are_accepted_and_a_batch_is_updated_only_when_an_up
     [
         ("width", 4),
         ("ablation", "magic"),
+        ("planner", "magic"),
+        ("imagination_share", 1.5),
+        ("exploration_bonus", -1.0),
         ("replay_ratio", 0.0),
         ("discount", 1.5),
         ("imagination_length", 0),
@@ -308,7 +361,9 @@ def test_two_hot_targets_have_the_number_as_their_mean():
 @pytest.mark.parametrize("ablation", ["untrained_model", "shuffled_actions"])
 def test_without_the_consequences_of_actions_it_does_not_learn(ablation):
     reward = steering.build(SPEC)
-    agent = neural_model_based.build(SPEC, reward, **SETTINGS._replace(ablation=ablation)._asdict())
+    agent = neural_model_based.build(
+        SPEC, reward, **SETTINGS._replace(ablation=ablation, imagination_share=1.0)._asdict()
+    )
     key = jax.random.key(100)
     _, trajectory = rollout(key, agent, corridor(), reward, agent.init(key, agent.genome(key)), NUM_STEPS, True)
     ends = np.asarray(trajectory.discount)[-NUM_STEPS // 4 :] == 0

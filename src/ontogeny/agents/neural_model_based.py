@@ -21,6 +21,7 @@ from jaxtyping import Float, Int32
 
 from ontogeny.agents.actor_critic import ActorCriticSettings, policy_logits
 from ontogeny.agents.experience import Experience, add_step, init_experience, sample_experience
+from ontogeny.agents.latent_search import Search, build_search
 from ontogeny.agents.neural_updates import (
     NUM_SEQUENCES,
     SEQUENCE_LENGTH,
@@ -43,6 +44,7 @@ from ontogeny.errors import require_at_least, require_between, require_one_of, r
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
 ABLATIONS = ("none", "no_imagination", "untrained_model", "shuffled_actions")
+PLANNERS = ("imagination", "search")
 MAX_CAPACITY = 2**16  # steps that are kept for replay
 MAX_DENOMINATOR = 2**14  # of the number of updates per step, which is 2**-14 at least
 INFO = (
@@ -69,6 +71,7 @@ def build(
     discount: float = 0.99,
     imagination_length: int = 15,
     imagination_share: float = 0.5,
+    planner: str = "imagination",
     exploration_bonus: float = 0.0,
     entropy_weight: float = 3e-3,
     num_warm_up_steps: int = 64,
@@ -88,6 +91,8 @@ def build(
         imagination_length: Steps of an imagined trajectory, at least 1.
         imagination_share: Share of imagined trajectories in the losses of actor and critic, from 0 to 1; the rest are
             replayed steps.
+        planner: `imagination`: actions are samples of the policy; `search`: they are chosen by a tree search in the
+            model that begins with the policy (needs the extra `search`).
         exploration_bonus: Weight of the uncertainty of the outcome of an action, beside its reward; 0 for none.
         entropy_weight: Weight of the entropy of the policy beside rewards in units of their range, greater than 0.
         num_warm_up_steps: Steps before the first update, in which actions are random.
@@ -101,6 +106,7 @@ def build(
         discount,
         imagination_length,
         imagination_share,
+        planner,
         exploration_bonus,
         entropy_weight,
         num_warm_up_steps,
@@ -112,10 +118,12 @@ def build(
         del key
         return NeuralGenome(jnp.float32(math.log(learning_rate)), jnp.float32(math.log(entropy_weight)))
 
+    act = partial(_act, params, build_search(params) if planner == "search" else _sample_policy)
+
     def reset(state: State) -> State:
         return State(state.weights, _init_activations(params))
 
-    return Agent(genome, partial(_init, params), reset, partial(_act, params), partial(_learn, params), learning=True)
+    return Agent(genome, partial(_init, params), reset, act, partial(_learn, params), learning=True)
 
 
 def make_params(spec: EnvSpec, steering: Steering, settings: NeuralSettings) -> NeuralParams:
@@ -130,6 +138,7 @@ def make_params(spec: EnvSpec, steering: Steering, settings: NeuralSettings) -> 
     require_between(1 / 64, 1024, replay_ratio=settings.replay_ratio)
     require_probability(discount=settings.discount, imagination_share=settings.imagination_share)
     require_one_of(ABLATIONS, ablation=settings.ablation)
+    require_one_of(PLANNERS, planner=settings.planner)
     shape = latent_model.model_shape(spec, settings.width)
     updates_per_step = Fraction(settings.replay_ratio) / (NUM_SEQUENCES * SEQUENCE_LENGTH)
     return NeuralParams(
@@ -210,8 +219,16 @@ def _init(params: NeuralParams, key: Key, genome: NeuralGenome) -> State:
     return State(Weights(content, scratch), _init_activations(params))
 
 
-def _act(params: NeuralParams, key: Key, state: State, percept: Percept) -> tuple[Int32[Array, ""], State]:
-    """Infers the latent state and samples the policy."""
+def _sample_policy(key: Key, content: NeuralContent, state: LatentState) -> tuple[Int32[Array, ""], Float[Array, "A"]]:
+    """An action of the policy, and the log probabilities of all actions."""
+    logits = policy_logits(content.actor, latent_model.flatten_state(state))
+    return jax.random.categorical(key, logits).astype(jnp.int32), logits
+
+
+def _act(
+    params: NeuralParams, choose_action: Search, key: Key, state: State, percept: Percept
+) -> tuple[Int32[Array, ""], State]:
+    """Infers the latent state and chooses an action."""
     latent_key, action_key = jax.random.split(key)
     model, shape = state.weights.content.model, params.shape
     hidden = latent_model.advance(shape, model, state.activations.state, percept.action)
@@ -219,8 +236,7 @@ def _act(params: NeuralParams, key: Key, state: State, percept: Percept) -> tupl
     encoded = latent_model.encode_percept(shape, model, percept.observation, percept.first, percept.outcome)
     noise = jax.random.uniform(latent_key, (shape.num_latents,))
     latent_state, _ = latent_model.observe(shape, model, hidden, encoded, noise)
-    logits = policy_logits(state.weights.content.actor, latent_model.flatten_state(latent_state))
-    action = jax.random.categorical(action_key, logits).astype(jnp.int32)
+    action, logits = choose_action(action_key, state.weights.content, latent_state)
     return action, State(state.weights, NeuralActivations(latent_state, action, logits[action]))
 
 

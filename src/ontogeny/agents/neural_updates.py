@@ -1,6 +1,6 @@
 """Updates of the learned content of `neural_model_based`: the model, the ensemble, the actor and the critic.
 
-Letters: T steps, N trajectories, D size of a latent state, A actions.
+Letters: T steps, N trajectories, D size of a latent state, A actions, I = D + A inputs of the ensemble.
 """
 
 from fractions import Fraction
@@ -94,6 +94,7 @@ class NeuralSettings(NamedTuple):
     discount: float
     imagination_length: int
     imagination_share: float
+    planner: str
     exploration_bonus: float
     entropy_weight: float
     num_warm_up_steps: int
@@ -165,10 +166,19 @@ def update_policy(
 ) -> tuple[UpdatedWeights, dict[str, Array]]:
     """One update of actor and critic, in trajectories that start in the states of replayed sequences."""
     content, optimizers = updated.content, updated.optimizers
-    sources = [
-        WeightedTrajectories(trajectories, _rewards(params, content.ensemble, trajectories), share)
-        for trajectories, share in _trajectories(params, key, content.model, content.actor, sampled, states)
-    ]
+
+    def with_rewards(trajectories: LatentTrajectories, share: float) -> WeightedTrajectories:
+        rewards = add_exploration_bonus(
+            params,
+            content.ensemble,
+            params.steering(trajectories.outcomes),
+            trajectories.states,
+            trajectories.actions,
+        )
+        return WeightedTrajectories(trajectories, rewards, share)
+
+    parts = _trajectories(params, key, content.model, content.actor, sampled, states)
+    sources = [with_rewards(*part) for part in parts]
     weights = LatentActorCritic(
         Weights(content.actor, optimizers.actor),
         Weights(content.critic, optimizers.critic),
@@ -183,20 +193,23 @@ def update_policy(
     return UpdatedWeights(content, optimizers, weights.slow_critic, weights.return_range), info
 
 
-def _rewards(
-    params: NeuralParams, ensemble: OutcomeEnsembleWeights, trajectories: LatentTrajectories
-) -> Float[Array, "T N"]:
-    """The rewards of steering, and a bonus for actions of which the outcome is uncertain."""
-    rewards = params.steering(trajectories.outcomes)
+def add_exploration_bonus(
+    params: NeuralParams,
+    ensemble: OutcomeEnsembleWeights,
+    rewards: Float[Array, "*batch"],
+    states: Float[Array, "*batch D"],
+    actions: Int32[Array, "*batch"],
+) -> Float[Array, "*batch"]:
+    """Returns the rewards of steering, and a bonus for actions of which the outcome is uncertain."""
     if params.settings.exploration_bonus == 0:
         return rewards
-    inputs = _ensemble_inputs(params, trajectories.states, trajectories.actions)
-    return rewards + params.settings.exploration_bonus * outcome_ensemble.query_disagreement(ensemble, inputs)
+    disagreement = outcome_ensemble.query_disagreement(ensemble, _ensemble_inputs(params, states, actions))
+    return rewards + params.settings.exploration_bonus * disagreement
 
 
 def _ensemble_inputs(
     params: NeuralParams, states: Float[Array, "*batch D"], actions: Int32[Array, "*batch"]
-) -> Float[Array, "*batch D+A"]:
+) -> Float[Array, "*batch I"]:
     """What the ensemble predicts outcomes from."""
     return jnp.concatenate([states, jax.nn.one_hot(actions, params.shape.num_actions)], axis=-1)
 

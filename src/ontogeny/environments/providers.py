@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ontogeny.errors import BadInput, require_at_least
+from ontogeny.optional_packages import import_optional
 from ontogeny.plugins import Range, parse_range, suggest_names, unknown_name_error
 from ontogeny.types import EnvSpec
 
@@ -58,13 +59,7 @@ def import_package(package: str, *, module: str = "", requirement: str = "") -> 
     Raises:
         BadInput: The package is not installed.
     """
-    try:
-        return importlib.import_module(module or package)
-    except ImportError as error:
-        raise BadInput(
-            f"environments of {package} need the package {requirement or package}: "
-            f"pip install 'ontogeny[{package}]' ({error})"
-        ) from None
+    return import_optional(module or package, package, f"environments of {package}", requirement)
 
 
 def import_user_module(module: str) -> None:
