@@ -45,8 +45,8 @@ def _search(
         value=params.actor_critic.values.query(content.critic, flat),
         embedding=root_state,
     )
-    output = mctx.gumbel_muzero_policy(content, key, root, partial(_imagine_edge, mctx, params), NUM_SIMULATIONS)
-    return output.action[0].astype(jnp.int32), jnp.log(jnp.maximum(output.action_weights[0], 1e-8))
+    root_policy = mctx.gumbel_muzero_policy(content, key, root, partial(_imagine_edge, mctx, params), NUM_SIMULATIONS)
+    return root_policy.action[0].astype(jnp.int32), jnp.log(jnp.maximum(root_policy.action_weights[0], 1e-8))
 
 
 def _imagine_edge(

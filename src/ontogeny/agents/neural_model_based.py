@@ -263,7 +263,7 @@ def _learn(
             return updated, jax.tree.map(jnp.add, total, info)
 
         updated, total = jax.lax.fori_loop(0, max_updates if is_constant else num_updates, step, (updated, _no_info()))
-        return updated, jax.tree.map(lambda value: value / jnp.maximum(num_updates, 1), total)
+        return updated, jax.tree.map(lambda term: term / jnp.maximum(num_updates, 1), total)
 
     num_updates = count_updates(rate, experience.num_steps)
     is_due = (num_updates > 0) & (experience.num_steps >= params.settings.num_warm_up_steps)

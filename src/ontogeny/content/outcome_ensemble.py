@@ -67,11 +67,11 @@ def update_ensemble(
         errors = _predict(trained, content.prior, inputs) - symlog(outcomes)
         return jnp.sum(mask * jnp.mean(jnp.square(errors), axis=(0, -1))) / jnp.maximum(jnp.sum(mask), 1)
 
-    value, gradient = jax.value_and_grad(loss)(content.trained)
+    loss_before, gradient = jax.value_and_grad(loss)(content.trained)
     trained, scratch = apply_scaled_gradient(
         optimizer, gradient, Weights(content.trained, weights.scratch), learning_rate
     )
-    return Weights(OutcomeEnsembleWeights(trained, content.prior), scratch), value
+    return Weights(OutcomeEnsembleWeights(trained, content.prior), scratch), loss_before
 
 
 def _init_members(key: Key, num_inputs: int, num_features: int, output_scale: float) -> PerceptronWeights:
