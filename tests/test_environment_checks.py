@@ -303,6 +303,12 @@ def test_every_check_has_a_planted_fault():
     assert {row[0] for row in (*HOST_FAULTS, *JAX_FAULTS)} == set(RULES)
 
 
+def test_whether_a_lifetime_is_over_is_one_truth_value():
+    contracts.check_env_first_steps(CORRIDOR._replace(is_over=lambda state: state.steps >= 3))
+    with pytest.raises(ContractViolation, match="`is_over` must return one truth value"):
+        contracts.check_env_first_steps(CORRIDOR._replace(is_over=lambda state: state.steps))
+
+
 def test_observations_stay_within_declared_bounds():
     def observe(state, time_step):
         numbers = jnp.array([time_step.observation, time_step.final_observation], jnp.float32)[:, None] / 4

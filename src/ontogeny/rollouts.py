@@ -156,7 +156,7 @@ def blank_step(step: Trajectory) -> Trajectory:
     """A step of a lifetime that is over, with the shapes and types of another step."""
 
     def fill(leaf: Array) -> Array:
-        return jnp.zeros(leaf.shape, leaf.dtype)
+        return jax.lax.full_like(leaf, 0)
 
     return jax.tree.map(fill, step)._replace(discount=fill(step.discount) + 1)
 
