@@ -17,7 +17,6 @@ from ontogeny.server.learning import branch_changes, journal
 from ontogeny.server.states import encode_state, read_metadata
 from ontogeny.server.store import DATABASE, Store
 from server_formats import FORMAT_3, copy_as_format_3
-from serving import run_command
 
 GOLDEN = Path(__file__).parent / "golden"
 OLD = GOLDEN / "old_server"  # golden/make_old_server_files.txt wrote it
@@ -135,12 +134,12 @@ def test_a_database_of_format_3_is_converted_in_place_and_keeps_everything(tmp_p
     assert Store(tmp_path / "state").select_value("PRAGMA user_version") == FORMATS[SERVER_DATABASE]
 
 
-def test_commands_that_only_read_leave_a_database_of_format_3_as_it_is(tmp_path):
+def test_commands_that_only_read_leave_a_database_of_format_3_as_it_is(tmp_path, call_cli):
     write_format_3(tmp_path / "state")
     before = digests(tmp_path / "state")
     for command in (["keys", "list"], ["usage"], ["deployments", "log", "story"]):
-        done = run_command(*command, "--state-dir", str(tmp_path / "state"))
-        assert (done.returncode, done.stderr) == (0, "") and ("anna" in done.stdout or "learned" in done.stdout)
+        code, output, error = call_cli(*command, "--state-dir", str(tmp_path / "state"))
+        assert (code, error) == (0, "") and ("anna" in output or "learned" in output)
     assert digests(tmp_path / "state") == before
 
 

@@ -11,7 +11,7 @@ import texts
 from ontogeny.server import keys
 from ontogeny.server.states import decode_state, encode_state, read_metadata
 from ontogeny.server.store import Store
-from serving import ROOT, ServerProcess, optimized_environment, run_command, shared_run, wait_until
+from serving import ROOT, ServerProcess, optimized_environment, shared_run, wait_until
 
 pytestmark = pytest.mark.computes
 
@@ -184,8 +184,11 @@ def test_erasing_and_restoring_change_the_next_response(server, key):
 
 
 def test_the_command_line_rolls_back_freezes_and_unfreezes_beside_a_running_server(
-    server, key, state_dir, created_keys
+    server, key, state_dir, created_keys, call_cli
 ):
+    def call(*arguments):
+        return call_cli(*arguments, "--state-dir", str(state_dir))
+
     add_example(server, key["dora"], "A lamp of dora.")  # a second branch, so that the command must name one
     exported = server.get("/v1/models/story/branch/state", key["carl"])[1]
     erased = add_example(server, key["carl"], "A lamp that was not.")
@@ -197,24 +200,23 @@ def test_the_command_line_rolls_back_freezes_and_unfreezes_beside_a_running_serv
     wait_for_learning(server, key["carl"])
     trained, id = prompt_logprobs(server, key["bob"]), created_keys["carl"][0].id
     assert prompt_logprobs(server, key["carl"]) != trained
-    several = run_command("deployments", "rollback", "story", "--state-dir", str(state_dir))
-    assert several.returncode == 2 and "--key" in several.stderr
-    done = run_command("deployments", "rollback", "story", "--to", "0", "--key", id, "--state-dir", str(state_dir))
-    assert done.returncode == 0 and "current version 0" in done.stdout, done.stderr
+    code, _, error = call("deployments", "rollback", "story")
+    assert code == 2 and "--key" in error
+    code, output, error = call("deployments", "rollback", "story", "--to", "0", "--key", id)
+    assert code == 0 and "current version 0" in output, error
     assert prompt_logprobs(server, key["carl"]) == trained
-    assert run_command("deployments", "freeze", "story", "--state-dir", str(state_dir)).returncode == 0
+    assert call("deployments", "freeze", "story")[0] == 0
     assert server.post("/v1/models/story/examples", {"text": "no"}, key["carl"])[0] == 409
     assert server.get("/v1/models/story/branch", key["carl"])[1]["learning"] is False
-    assert run_command("deployments", "unfreeze", "story", "--state-dir", str(state_dir)).returncode == 0
+    assert call("deployments", "unfreeze", "story")[0] == 0
     add_example(server, key["carl"], "yes")
-    log = run_command("deployments", "log", "story", "--state-dir", str(state_dir), "--json")
-    kinds = {d["kind"] for d in json.loads(log.stdout)}
+    kinds = {decision["kind"] for decision in json.loads(call("deployments", "log", "story", "--json")[1])}
     assert {"learned", "rollback", "restored", "erased", "freeze", "unfreeze"} <= kinds
-    text = run_command("deployments", "log", "story", "--state-dir", str(state_dir)).stdout
+    text = call("deployments", "log", "story")[1]
     assert f"story/{id}" in text and "by command line" in text
-    wrong = run_command("deployments", "log", "stary", "--state-dir", str(state_dir))
-    assert wrong.returncode == 2 and "story" in wrong.stderr and wrong.stderr.count("\n") == 1
-    listed = run_command("keys", "list", "--state-dir", str(state_dir)).stdout
+    code, _, error = call("deployments", "log", "stary")
+    assert code == 2 and "story" in error and error.count("\n") == 1
+    listed = call("keys", "list")[1]
     assert id in listed and key["carl"] not in listed
 
 
@@ -489,12 +491,13 @@ def test_an_invalid_command_is_rejected_in_one_sentence(tmp_path, call_cli, argu
     assert output == ""
 
 
-def test_a_server_without_keys_is_not_reachable_from_other_machines(run, tmp_path):
-    done = run_command("serve", "--host", "0.0.0.0", "--alias", f"story={run}", "--state-dir", str(tmp_path / "state"))
-    assert done.returncode == 2 and "keys create" in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert done.stdout == ""
+def test_a_server_without_keys_is_not_reachable_from_other_machines(run, tmp_path, call_cli):
+    command = ("serve", "--host", "0.0.0.0", "--alias", f"story={run}", "--state-dir", str(tmp_path / "state"))
+    code, output, error = call_cli(*command)
+    assert code == 2 and "keys create" in error and error.count("\n") == 1, error
+    assert output == ""
 
 
-def test_a_state_folder_belongs_to_one_server(server, run, state_dir):
-    done = run_command("serve", "--alias", f"story={run}", "--state-dir", str(state_dir))
-    assert done.returncode == 2 and "another process is working" in done.stderr
+def test_a_state_folder_belongs_to_one_server(server, run, state_dir, call_cli):
+    code, _, error = call_cli("serve", "--alias", f"story={run}", "--state-dir", str(state_dir))
+    assert code == 2 and "another process is working" in error

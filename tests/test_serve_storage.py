@@ -265,7 +265,7 @@ def test_bursts_of_requests_leave_the_number_of_file_descriptors_flat(server):
     assert max(len(targets) for targets in bursts) <= 100, [len(targets) for targets in bursts]
 
 
-def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does_not_retry(server):
+def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does_not_retry(server, call_cli):
     store, model = Store(server.state_dir, create=False), "/v1/models/story"
     id, key = create_admin(store)
 
@@ -274,7 +274,7 @@ def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does
 
     def limit(**limits: int) -> None:
         options = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
-        assert run_command("keys", "limit", id, *options, "--state-dir", str(server.state_dir)).returncode == 0
+        assert call_cli("keys", "limit", id, *options, "--state-dir", str(server.state_dir))[0] == 0
 
     def is_refused(response: tuple[int, Any], advice: str) -> bool:
         status, body = response
@@ -301,11 +301,12 @@ def test_a_quota_is_refused_with_insufficient_quota_which_the_openai_client_does
         wait_until(lambda: server.log.read_text().count("POST /v1/completions") > num_sent)
         assert server.log.read_text().count("POST /v1/completions") == num_sent + 1
         assert client.completions.create(model="story", prompt="x", max_tokens=1, extra_body={"learn": False}).choices
-    storage_list = json.loads(run_command("usage", "--json", "--state-dir", str(server.state_dir)).stdout)["storage"]
+    usage = call_cli("usage", "--json", "--state-dir", str(server.state_dir))[1]
+    storage_list = json.loads(usage)["storage"]
     storage = next(record for record in storage_list if record["key"] == id)
     assert (storage["num_sessions"], storage["max_sessions"], storage["max_pending_examples"]) == (2, 2, 10_000)
     assert (storage["num_stored_bytes"], storage["max_stored_bytes"]) == (num_bytes, num_bytes + 10)
-    assert f"{num_bytes:,} of {num_bytes + 10:,}" in run_command("usage", "--state-dir", str(server.state_dir)).stdout
+    assert f"{num_bytes:,} of {num_bytes + 10:,}" in call_cli("usage", "--state-dir", str(server.state_dir))[1]
     assert ask("DELETE", f"/examples/{number}")[0] == 200
     assert quotas.get_storage(store, id).num_stored_bytes == num_bytes - len(TEXTS[0]) - 1000
     assert ask("POST", "/examples", {"text": TEXTS[1]})[0] == 200

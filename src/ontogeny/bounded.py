@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 Counts = tuple[tuple[float, int], ...]
 """Every different value and how often it occurred, in ascending order."""
@@ -82,6 +81,7 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=4096)
 def mean_bounds(counts: Counts, lowest: float, highest: float, level: float = 0.025) -> tuple[float, float]:
     """Returns the lower and the upper bound of the mean, each with the one-sided error rate `level`."""
+    from scipy.optimize import brentq  # takes a quarter of a second to import, and few callers need it
 
     def lower_bound(counts: Counts, lowest: float) -> float:
         mean = sum(x * count for x, count in counts) / sum(count for _, count in counts)
