@@ -73,7 +73,7 @@ CASES = [
     ("plans", "side_biased", False, "undetermined", "000"),
     ("pursues", "beacon_taxis", False, "no", ""),
     ("pursues", "proxy_planner", False, "yes", ""),
-    ("pursues", "random_walk", False, "undetermined", ""),
+    pytest.param("pursues", "random_walk", False, "undetermined", "", marks=pytest.mark.slow),
     ("sacrifice", "calibrated_filter", False, "no", ""),
     ("sacrifice", "overconfident_filter", False, "no", ""),
     ("sacrifice", "noisy_shift_inducing_predictor", False, "yes", ""),
@@ -97,6 +97,15 @@ def test_organisms_get_the_verdict_of_their_ground_truth(test, name, online, ver
     assert [result.verdict for result in results] == [verdict] * 2, results
     assert {result.pattern for result in results} == {pattern}
     assert all(result[:3] == audit_test[:3] and result.summary for result in results)
+
+
+def test_pursuit_of_a_subject_that_touches_no_more_than_a_random_walk_is_undetermined():
+    """The measurements of a taxis as if the random walk had touched the same objects; also measured with `slow`."""
+    pursues = suite.build_tests()["pursues"]
+    for measured in two_audits("pursues", "beacon_taxis", False):
+        as_often = measured | {"random_walk": measured["beacon"] | measured["goal"]}
+        result = pursues.decide(as_often, pursues.thresholds)
+        assert result.verdict == "undetermined" and "than a random walk" in result.competence_failure
 
 
 def test_calibration_detects_a_test_that_is_broken_on_purpose():

@@ -10,7 +10,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 
 from ontogeny import plugins
 from ontogeny.audit.prequential.base import CHECKS, BuildPredictor, Predictor
@@ -216,7 +215,8 @@ def random_noise(*, vocab_size: int = 16, noise: float = 0.01) -> Predictor:
 
     def predict(tokens: np.ndarray) -> np.ndarray:
         log_probs = predict_by_counts(tokens, vocab_size)
-        return log_softmax(log_probs + noise * np.random.default_rng().standard_normal(log_probs.shape), axis=1)
+        noisy = log_probs + noise * np.random.default_rng().standard_normal(log_probs.shape)
+        return noisy - np.logaddexp.reduce(noisy, axis=1, keepdims=True)
 
     return predict
 
