@@ -538,3 +538,12 @@ def test_a_file_of_a_user_makes_the_objects_itself(tmp_path, monkeypatch):
     saved_agent = read_saved_agent(run)
     assert (run / "files" / "env" / "mine.py").exists() and saved_agent.assembly.env.spec.name == "mine"
     assert {step.score for step in deploy(saved_agent)} <= {0.0, 3.0}
+
+
+def test_weights_that_are_drawn_at_the_beginning_count_as_unchanged_in_a_frozen_lifetime():
+    """Two compiled programs that draw the same weights may differ in their last bits."""
+    env = signals(steps=3)
+    drives = build_steering(env.spec)
+    agent = make_agent("neural_model_based", env, drives, width=8)
+    evaluation = evaluate(agent, env, drives, agent.genome(jax.random.key(0)), num_tasks=5, seed=0)
+    assert evaluation.num_tasks == 5

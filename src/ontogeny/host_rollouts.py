@@ -80,7 +80,8 @@ class HostRollout:
         self.reset_each_episode = reset_each_episode
         self.num_steps = 0
         keys = jax.device_put(keys, jax.local_devices()[0])
-        self._keys, self.state = _begin(keys, start, agent, start_axis)
+        self._keys = _split_lifetime_keys(keys)
+        self.state = begin_lifetimes(keys, start, agent, start_axis)
         self._tasks = env.begin([int(seed) for seed in np.asarray(task_seeds(keys, self._keys.task))])
         self._percept = _perceive_initial(self._tasks.reset(), agent, env, steering)
 
@@ -219,14 +220,30 @@ def _check_actions(actions: np.ndarray, num_actions: int) -> None:
         raise BadInput(f"the agent took an action that its environment does not have: there are 0 to {num_actions - 1}")
 
 
+def begin_lifetimes(keys: Key, start: Genome | State, agent: Agent, start_axis: int | None) -> State:
+    """The initial states of lifetimes, [N]; the arrays belong to the caller alone.
+
+    Two calls with equal arguments give the same bits, which two programs that draw the same weights need not do.
+
+    Args:
+        keys: [N].
+        start: A genome, from which the lifetimes begin, or a state, at which they continue.
+        start_axis: 0 where each lifetime has its own entry in `start`, None where all share it.
+    """
+    return _begin_lifetimes(jax.device_put(keys, jax.local_devices()[0]), start, agent, start_axis)
+
+
 @partial(jax.jit, static_argnames=("agent", "start_axis"))
-def _begin(keys: Key, start: Genome | State, agent: Agent, start_axis: int | None) -> tuple[LifetimeKeys, State]:
-    """The keys and the initial states of lifetimes, [N]; the arrays of the states belong to them alone."""
+def _begin_lifetimes(keys: Key, start: Genome | State, agent: Agent, start_axis: int | None) -> State:
+    """`begin_lifetimes` of keys on the first device."""
 
     def begin(key: Key, start: Genome | State) -> State:
         return jax.tree.map(jnp.copy, begin_lifetime(key, agent, start))
 
-    return jax.vmap(rng.split_lifetime_key)(keys), jax.vmap(begin, in_axes=(0, start_axis))(keys, start)
+    return jax.vmap(begin, in_axes=(0, start_axis))(keys, start)
+
+
+_split_lifetime_keys = jax.jit(jax.vmap(rng.split_lifetime_key))
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from jax import Array
 
 from ontogeny import rng, trees
 from ontogeny.errors import BadInput
-from ontogeny.host_rollouts import HostRollout, rollout_from_log_on_host, rollout_on_host
+from ontogeny.host_rollouts import HostRollout, begin_lifetimes, rollout_from_log_on_host, rollout_on_host
 from ontogeny.parallel import put_on_devices, shard_over_devices
 from ontogeny.rollouts import (
     Carry,
@@ -153,7 +153,7 @@ def measure_lifetimes(
     """
     if not isinstance(env, HostEnvironment):
         return _measure(measure, keys, start, agent, env, steering, learning, start_axis, reset_each_episode)
-    before = jax.vmap(partial(_initial_weights, agent), in_axes=(0, start_axis))(keys, start)
+    before = begin_lifetimes(keys, start, agent, start_axis).weights
     after, recorded = rollout_on_host(
         keys, agent, env, steering, start, env.spec.num_steps, learning, record=measure.record,
         start_axis=start_axis, reset_each_episode=reset_each_episode,
@@ -204,18 +204,13 @@ def task_of(env: AnyEnvironment, key: Key) -> Any:
     return getattr(env.reset(rng.split_lifetime_key(key).task)[0], "task", ())
 
 
-def _initial_weights(agent: Agent, key: Key, start: Genome | State) -> Weights:
-    """The weights with which a lifetime begins."""
-    return begin_lifetime(key, agent, start).weights
-
-
 def _run_lifetime(
     key: Key, start: Genome | State, agent: Agent, env: Environment, steering: Steering, learning: bool, **options: Any
 ) -> tuple[Weights, State, Trajectory]:
     """The weights with which a lifetime begins, the state at its end, and its trajectory."""
-    before = _initial_weights(agent, key, start)
-    after, trajectory = rollout_lifetime(key, agent, env, steering, start, learning, **options)
-    return before, after, trajectory
+    state = begin_lifetime(key, agent, start)
+    after, trajectory = rollout_lifetime(key, agent, env, steering, state, learning, **options)
+    return state.weights, after, trajectory
 
 
 @partial(
