@@ -223,7 +223,7 @@ def _check_actions(actions: np.ndarray, num_actions: int) -> None:
 def begin_lifetimes(keys: Key, start: Genome | State, agent: Agent, start_axis: int | None) -> State:
     """The initial states of lifetimes, [N]; the arrays belong to the caller alone.
 
-    Two calls with equal arguments give the same bits, which two programs that draw the same weights need not do.
+    Two calls with equal arguments are bitwise equal; two compiled programs that draw the same weights need not be.
 
     Args:
         keys: [N].
