@@ -540,7 +540,7 @@ def test_a_file_of_a_user_makes_the_objects_itself(tmp_path, monkeypatch):
     assert {step.score for step in deploy(saved_agent)} <= {0.0, 3.0}
 
 
-def test_weights_that_are_drawn_at_the_beginning_count_as_unchanged_in_a_frozen_lifetime():
+def test_initial_weights_count_as_unchanged_in_a_frozen_lifetime():
     """Two compiled programs that draw the same weights may differ in their last bits."""
     env = signals(steps=3)
     drives = build_steering(env.spec)
