@@ -21,7 +21,8 @@ from ontogeny.studies.pairwise import (
 )
 
 PAIR_HEADS = ("first agent", "second agent", "difference (95 % interval)", "higher")
-LONG_WORK = ("development/", "planning/", "curve/")  # how the ids of measurements begin that take long
+# How the ids of measurements begin that take long.
+LONG_WORK = ("development/", "planning/", "curve/", "picture/", "attribution/")
 HEADS = ("agent", "score", "± se", "95 % interval", "published", "training steps")
 
 
