@@ -29,19 +29,19 @@ def render(records: Sequence[Record]) -> Markup:
     for record in records:
         if record["kind"] == "attribution":
             estimates = record["attribution"]
-            cells = [record["env"], page.agent(record["agent"], record["approach"])]
+            verdict = TEXTS.verdict(record["verdict"], estimates["summary"], _shares(estimates["shares"]))
+            cells = [record["env"], page.agent(record["agent"], record["approach"]), verdict]
             cells += [_estimate(estimates["cells"][cell]) for cell in CELLS]
-            cells += [_estimate(estimates["gain"]), _shares(estimates["shares"])]
-            cells.append(TEXTS.verdict(record["verdict"], estimates["summary"]))
+            cells.append(_estimate(estimates["gain"]))
             rows.append(cells)
     if not rows:
         return Markup()
-    titles = ["environment", "agent", *CELLS.values(), "gain", "weights : activations", "stored in"]
+    titles = ["environment", "agent", "stored in", *CELLS.values(), "gain"]
     caption = (
         "Score per lifetime by what may change in deployment: weights frozen or online, activations reset at every "
     )
     caption += "episode or kept"
-    return TEXTS.section(page.table(caption, titles, rows, numeric=range(2, 8)))
+    return TEXTS.section(page.table(caption, titles, rows, numeric=range(3, 8)))
 
 
 def _estimate(estimate: Mapping[str, float]) -> Markup:
@@ -51,4 +51,4 @@ def _estimate(estimate: Mapping[str, float]) -> Markup:
 
 def _shares(shares: Sequence[Any] | None) -> str:
     """The shares of weights and activations in the gain."""
-    return "–" if shares is None else " : ".join(f"{share:.0%}" for share in shares)
+    return "" if shares is None else f"{shares[0]:.0%} weights, {shares[1]:.0%} activations"
