@@ -79,7 +79,8 @@ BENCHMARKS = {
         "gymnax:Asterix-MinAtar", 2.5, f"{BLINES}, 1 M steps: 2 to 2.5", 1_000_000, 1_000_000, 20, ("ppo",)
     ),
 }
-ROWS = ("curves", "drift", "calibration")
+ROWS = ("curves", "drift", "calibration", "devaluation")
+DEVALUATION_ENV, DEVALUATION, DEVALUATION_STEPS = "foraging:size=4,num_episodes=250", ("food", -1.0), 4000
 
 
 class Job(NamedTuple):
@@ -105,6 +106,9 @@ def list_jobs(options: argparse.Namespace) -> Iterator[Job]:
     """All jobs of a command; seeds come first, so that seeds take turns."""
     seeds = [options.first_seed + index for index in range(options.seeds)]
     for seed in seeds:
+        if "devaluation" in options.rows:
+            num_steps = options.steps or DEVALUATION_STEPS
+            yield Job("devaluation", DEVALUATION_ENV, DEVALUATION[0], seed, num_steps, options.settings)
         for name in options.environment:
             benchmark = BENCHMARKS[name]
             settings = ",".join(filter(None, (benchmark.agent_settings, options.settings)))
@@ -131,9 +135,30 @@ def measure(job: Job, folder: Path) -> dict[str, Any]:
     Args:
         folder: For the checkpoints of its lifetime.
     """
+    started, cpu_started = time.perf_counter(), time.process_time()
+    fields = measure_devaluation(job) if job.row == "devaluation" else measure_row(job, folder)
+    seconds = {"seconds": round(time.perf_counter() - started, 1)}
+    return job._asdict() | fields | seconds | {"cpu_seconds": round(time.process_time() - cpu_started, 1)}
+
+
+def measure_devaluation(job: Job) -> dict[str, Any]:
+    """The amounts of an outcome before and after its devaluation."""
+    from ontogeny import plugins
+    from ontogeny.studies.neural import devaluation
+
+    settings = plugins.parse(":".join(filter(None, (AGENT, job.settings))))[1]
+    return {
+        "amounts": devaluation.measure_devaluation(
+            job.environment, job.seed, job.num_steps, *DEVALUATION, num_test_steps=job.num_steps // 10, **settings
+        )
+    }
+
+
+def measure_row(job: Job, folder: Path) -> dict[str, Any]:
+    """The fields of a record of the environments with a published score; arguments as of `measure`."""
     from ontogeny.studies.neural import learners, learning_curves, measurements, rejax_baselines
 
-    benchmark, started, cpu_started = BENCHMARKS[job.environment], time.perf_counter(), time.process_time()
+    benchmark = BENCHMARKS[job.environment]
     agent = ":".join(filter(None, (AGENT, job.settings)))
     if job.row == "drift":
         fields = measurements.measure_drift(
@@ -164,8 +189,7 @@ def measure(job: Job, folder: Path) -> dict[str, Any]:
             "learning_cpu_seconds": round(run.cpu_seconds, 2),
             "compile_cpu_seconds": round(run.compile_seconds, 2),
         }
-    seconds = {"seconds": round(time.perf_counter() - started, 1)}
-    return job._asdict() | fields | seconds | {"cpu_seconds": round(time.process_time() - cpu_started, 1)}
+    return fields
 
 
 def show_progress(job: Job) -> Any:
@@ -258,8 +282,11 @@ def collect_lines(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
         groups.setdefault(key, []).append(record)
     ppo = {group[0]["environment"]: mean_steps(group) for key, group in groups.items() if key[2] == "ppo"}
     for group in groups.values():
-        collect = {"curves": curve_lines, "drift": drift_lines, "calibration": calibration_lines}[group[0]["row"]]
-        yield from collect(group, ppo.get(group[0]["environment"])) if collect is curve_lines else collect(group)
+        if group[0]["row"] == "curves":
+            yield from curve_lines(group, ppo.get(group[0]["environment"]))
+        else:
+            collect = {"drift": drift_lines, "calibration": calibration_lines, "devaluation": devaluation_lines}
+            yield from collect[group[0]["row"]](group)
 
 
 def mean_steps(group: Sequence[dict[str, Any]]) -> float:
@@ -271,7 +298,8 @@ def setting_of(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What all lines of a group state."""
     first = group[0]
     fields = {name: first[name] for name in ("environment", "learner", "num_steps", "settings")}
-    return fields | {"env": BENCHMARKS[first["environment"]].env, "seeds": sorted(r["seed"] for r in group)}
+    env = DEVALUATION_ENV if first["row"] == "devaluation" else BENCHMARKS[first["environment"]].env
+    return fields | {"env": env, "seeds": sorted(r["seed"] for r in group)}
 
 
 def curve_lines(group: Sequence[dict[str, Any]], ppo_steps: float | None) -> Iterator[dict[str, Any]]:
@@ -325,6 +353,14 @@ def calibration_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
             values = [record[f"{quantity}_{field}"] for record in group]
             name = f"calibration/{first['environment']}/width {first['width']}/{quantity}_{field}"
             yield make_line(name, values, unit, seconds, setting_of(group))
+
+
+def devaluation_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The amount of the devalued outcome per episode, by condition."""
+    seconds = sum(record["seconds"] for record in group)
+    for condition in group[0]["amounts"]:
+        values = [record["amounts"][condition] for record in group]
+        yield make_line(f"devaluation/{condition}", values, "food per episode", seconds, setting_of(group))
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -148,7 +148,7 @@ def test_list_shows_every_plugin_and_its_settings(call_cli):
         (["train", "--agent", "random", "--env", "bandit:arms", "--out", "x"], "is not of the form setting=value\n"),
         (
             ["evaluate", "--agent", "random", "--env", "gym:CartPole-v1"],
-            "only these environments take an ID: craftax, gymnasium",
+            "only these environments take an ID: craftax, envelope, gymnasium, gymnax, xminigrid",
         ),
         (["train", "--agent", "random", *SMALL, "--drive", "payot=1", "--out", "x"], "did you mean payout?"),
         (["train", "--agent", "random", *SMALL, "--drive", "payout", "--out", "x"], "not of the form feature=weight"),

@@ -6,7 +6,7 @@ import pytest
 from ontogeny.studies.neural import devaluation
 from ontogeny.types import BadInput
 
-ENV = "foraging:size=3,wall_fraction=0.0,num_thorns=0,horizon=10,num_episodes=300"
+ENV = "foraging:size=4,num_episodes=250"
 
 
 def test_an_unknown_outcome_feature_is_refused():
@@ -24,7 +24,7 @@ def test_amounts_are_those_of_complete_episodes_after_the_first():
 
 @pytest.mark.slow
 def test_only_a_policy_that_is_retrained_in_imagination_avoids_a_devalued_outcome_at_once():
-    amounts = devaluation.measure_devaluation(ENV, 100, 2500, "food", -1.0, num_test_steps=200)
+    amounts = devaluation.measure_devaluation(ENV, 100, 4000, "food", -1.0, num_test_steps=200)
     assert amounts["before"] > 0.8 and amounts["as before"] > 0.8
     assert amounts["retrained in imagination"] < 0.3
     assert amounts["model-free, before"] > 0.8 and amounts["model-free, frozen"] > 0.8

@@ -358,7 +358,8 @@ def test_planted_violations_are_detected(source):
 
 
 def test_every_format_number_is_in_one_place():
-    assert all(number > 1 for number in formats.FORMATS.values())
+    # Kinds that are as old as the renaming of all settings have had a second format since.
+    assert {kind for kind, number in formats.FORMATS.items() if number == 1} == {formats.NEURAL_STUDY}
     for module in modules():
         tree = ast.parse((SOURCE / module).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
