@@ -72,7 +72,7 @@ def build(
     imagination_length: int = 15,
     imagination_share: float = 0.5,
     planner: str = "imagination",
-    exploration_bonus: float = 0.1,
+    exploration_bonus: float = 0.01,
     entropy_weight: float = 3e-3,
     num_warm_up_steps: int = 64,
     ablation: str = "none",
