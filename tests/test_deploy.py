@@ -78,6 +78,15 @@ def test_a_deployment_stops_where_learning_diverges_and_keeps_the_last_good_stat
         agents.deploy(folder, online=True)
 
 
+def test_weights_that_are_not_finite_stop_a_deployment_although_the_loss_is(tmp_path):
+    folder = run_of(tmp_path / "run", str(PLUGINS / "diverging.py") + ":part=weights")
+    steps = deploy(read_saved_agent(folder), online=True)
+    assert [float(next(steps).state.weights.content) for _ in range(3)] == [2, 3, 4]
+    with pytest.raises(BadInput, match=r"'weights' is not finite at step 4"):
+        next(steps)
+    assert len(list(deploy(read_saved_agent(folder)))) == 20  # frozen
+
+
 def test_a_lifetime_saved_online_can_be_deployed_frozen(agent, tmp_path):
     *_, last = deploy(agent, online=True, seed=1)
     folder = save_deployment(tmp_path / "saved", agent.spec, last.state, mode="online", num_steps=last.number)

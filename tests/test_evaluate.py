@@ -9,7 +9,7 @@ import pytest
 from scipy.special import stdtrit
 
 from ontogeny import lifetimes, plugins, rng
-from ontogeny.errors import BadInput, ContractViolation, LearningDiverged
+from ontogeny.errors import BadInput, ContractViolation, LearningDiverged, require_finite_learning
 from ontogeny.stages.assembly import assemble
 from ontogeny.stages.evaluate import curve_points, evaluate, record_lifetime, score_by_position, task_keys
 from ontogeny.stages.spec import parse_run_spec
@@ -101,6 +101,12 @@ def test_weights_that_learn_although_the_agent_does_not_declare_it_are_detected_
     undeclared = counting.agent._replace(learning=False)
     with pytest.raises(ContractViolation, match="although `learning` is False"):
         evaluate(undeclared, *counting[1:], genome(counting), num_tasks=2, seed=0, mode="online")
+
+
+def test_the_quantity_that_diverges_first_is_named():
+    with pytest.raises(LearningDiverged, match="its 'z' is not finite at step 3 of"):
+        require_finite_learning({"a": 7, "z": 2, "finite": 20}, 20)
+    require_finite_learning({"finite": 20}, 20)
 
 
 def test_a_lifetime_in_which_learning_diverges_has_no_score():

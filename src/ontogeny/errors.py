@@ -3,7 +3,7 @@
 The module imports nothing, so that the command line need not import JAX.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 
 class BadInput(ValueError):
@@ -31,6 +31,22 @@ class ContractViolation(BadInput):
 
 class LearningDiverged(BadInput):
     """What `learn` computed is not finite, so that all that follows would be without meaning."""
+
+
+def require_finite_learning(num_finite_steps: Mapping[str, int], num_steps: int) -> None:
+    """Raises `LearningDiverged` for the quantity of `learn` that is the first to be infinite or NaN.
+
+    Args:
+        num_finite_steps: By the name of the quantity, the number of steps before the first at which it is not finite.
+        num_steps: Of the lifetime.
+    """
+    diverged = {name: number for name, number in num_finite_steps.items() if number < num_steps}
+    if diverged:
+        name = min(diverged, key=diverged.__getitem__)
+        raise LearningDiverged(
+            f"the learning diverged: its '{name}' is not finite at step {diverged[name] + 1:,} of the lifetime; a "
+            "smaller learning rate or outcome features of smaller size may help"
+        )
 
 
 def require_at_least(minimum: float, **settings: float) -> None:

@@ -36,11 +36,11 @@ from ontogeny.agents.neural_updates import (
     update_policy,
 )
 from ontogeny.content import distributional_value, latent_model, outcome_ensemble
-from ontogeny.content.episode_plan import lazy_cond
 from ontogeny.content.latent_model import LatentState
 from ontogeny.content.optimizers import build_flat_optimizer, with_optimizer_state
 from ontogeny.content.perceptron import init_perceptron
 from ontogeny.errors import require_at_least, require_between, require_one_of, require_positive, require_probability
+from ontogeny.tracing import lazy_cond
 from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, Transition, Weights
 
 ABLATIONS = ("none", "no_imagination", "untrained_model", "shuffled_actions")

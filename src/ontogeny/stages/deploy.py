@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jax import Array
 
 from ontogeny import trees
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, require_finite_learning
 from ontogeny.lifetimes import iterate_lifetime
-from ontogeny.stages.evaluate import learning_diverged
 from ontogeny.stages.saved_agent import SavedAgent, check_frozen, initial_state
 from ontogeny.types import State
 
@@ -67,12 +67,14 @@ def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> 
     spec = env.spec
     key, state = initial_state(saved_agent, seed)
     initial_digest = trees.digest(state.weights)
+    infinite_at_first = {name for name, holds in _finite_weights(state).items() if not holds}
     episode = 0
     steps = iterate_lifetime(key, agent, env, steering, state, num_steps, online)
     for number, (state, trajectory, score) in enumerate(steps, start=1):
-        for name, is_finite in trees.finite_by_name(trajectory.info).items():
-            if not is_finite:
-                raise learning_diverged(name, number)
+        if online:
+            is_finite = trees.finite_by_name(trajectory.info) | _finite_weights(state)
+            not_finite = [name for name, holds in is_finite.items() if not holds and name not in infinite_at_first]
+            require_finite_learning(dict.fromkeys(not_finite, number - 1), number)
         action = int(trajectory.action)
         if not 0 <= action < spec.num_actions:
             raise BadInput(f"the agent took the action {action}, there are 0 to {spec.num_actions - 1}")
@@ -90,3 +92,8 @@ def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> 
         )
     if not online:
         check_frozen(initial_digest, state)
+
+
+def _finite_weights(state: State) -> dict[str, Array]:
+    """Whether each array of the learned content is finite, by its name."""
+    return trees.finite_by_name({"weights": state.weights.content})

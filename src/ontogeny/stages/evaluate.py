@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins, rng
-from ontogeny.errors import BadInput, ContractViolation, LearningDiverged
+from ontogeny.errors import BadInput, ContractViolation, require_finite_learning
 from ontogeny.lifetimes import (
     LifetimeMeasure,
     key_batches,
@@ -90,7 +90,7 @@ class _Lifetimes(NamedTuple):
     has_same_weights: Array  # [B], whether the weights kept every bit
     has_valid_actions: Array  # [B]
     has_valid_time_steps: Array  # [B], whether observations and discounts are those of the spec
-    last_finite_step: dict[str, Array]  # [B] of what `learn` reports, by name
+    num_finite_steps: dict[str, Array]  # [B], before the first at which what `learn` reports is not finite
 
 
 def evaluate(
@@ -255,19 +255,11 @@ def _check_lifetimes(lifetimes: _Lifetimes, agent: Agent, env: AnyEnvironment, l
             f"the agent took an action that its environment does not have: there are 0 to {env.spec.num_actions - 1}"
         )
     num_steps = lifetimes.scores.shape[1]
-    for name, last_finite_steps in lifetimes.last_finite_step.items():
-        if (last_finite_step := int(jnp.min(last_finite_steps))) < num_steps:
-            raise learning_diverged(name, last_finite_step + 1)
+    require_finite_learning(
+        {name: int(jnp.min(steps)) for name, steps in lifetimes.num_finite_steps.items()}, num_steps
+    )
     if not np.isfinite(lifetimes.scores).all():
         raise BadInput(f"the environment '{env.spec.name}' gave a score that is not finite")
-
-
-def learning_diverged(name: str, step: int) -> LearningDiverged:
-    """The error of a lifetime in which a quantity that `learn` reports is not finite from a step on."""
-    return LearningDiverged(
-        f"the learning diverged: its '{name}' is not finite at step {step:,} of the lifetime; a smaller learning rate "
-        "or outcome features of smaller size may help"
-    )
 
 
 def _record_step(env: AnyEnvironment, step: Trajectory) -> _Steps:
