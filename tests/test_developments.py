@@ -1,6 +1,8 @@
 """Every registered development satisfies the contract and runs exactly as many generations as requested."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ontogeny import contracts, plugins, steering, trees
@@ -76,6 +78,41 @@ def test_a_privileged_second_agent_needs_an_env_that_reveals_tasks(name, setting
     agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=3)
     with pytest.raises(BadInput, match="agent 'oracle' needs to know the task"):
         plugins.build("development", name, agent, env, drives, **{setting: "oracle"})
+
+
+def end_after(env, num_steps):
+    """The same environment, of which a lifetime is over after so many steps."""
+
+    def reset(key):
+        state, time_step = env.reset(key)
+        return (state, jnp.int32(0)), time_step
+
+    def step(key, state, action):
+        env_state, time_step = env.step(key, state[0], action)
+        return (env_state, state[1] + 1), time_step
+
+    return env._replace(reset=reset, step=step, reveal_task=None, is_over=lambda state: state[1] >= num_steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_after_a_lifetime_is_over_count_nowhere(name):
+    """A lifetime that is over after five of twelve steps is worth as much as one of five steps, and as expensive."""
+    infos = []
+    for num_pulls in (5, 12):
+        env = end_after(plugins.build("environments", "bandit", num_arms=3, num_pulls=num_pulls), 5)
+        drives = steering.build(env.spec)
+        agent = plugins.build("agents", "recurrent", env.spec, drives, hidden_size=3)
+        settings = SMALL | {"teacher": "q_learning"}
+        settings = {key: settings[key] for key in plugins.default_settings("development", name) if key in settings}
+        development = plugins.build("development", name, agent, env, drives, **settings)
+        infos.append(development.step(development.init(jax.random.key(0)))[1])
+    steps_per_generation = SMALL["num_lifetimes"] * 5 * (SMALL["population_size"] if name == "evolution" else 1)
+    for info in infos:
+        assert all(np.sum(num_steps) == steps_per_generation for num_steps in info["env_steps"])
+    short, long = infos
+    assert short.keys() == long.keys()
+    for measured in short:
+        np.testing.assert_allclose(short[measured], long[measured], rtol=1e-4, atol=1e-6, err_msg=measured)
 
 
 def test_a_search_changes_the_genome_and_a_single_lifetime_does_not():

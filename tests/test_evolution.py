@@ -8,7 +8,8 @@ import pytest
 
 from ontogeny import plugins, steering, trees
 from ontogeny.development import evolution
-from ontogeny.types import BadInput
+from ontogeny.development.base import require_finite_search
+from ontogeny.types import Agent, BadInput, State, Weights
 
 TARGET = {"a": jnp.linspace(-1, 1, 20), "b": jnp.array([[0.5, -0.5]] * 10)}
 
@@ -86,7 +87,7 @@ def test_members_are_evaluated_on_the_same_lifetimes_on_all_devices():
     identical = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), genomes)
 
     def measure(keys, genome):
-        return evolution.mean_fitness(agent, keys, genome, env=env, steering=drives)
+        return evolution.mean_fitness(agent, keys, genome, env=env, steering=drives)[0]
 
     split = evolution.shard_population(measure, 8)
     assert np.ptp(jax.jit(split)(keys, identical)) == 0
@@ -99,6 +100,33 @@ def test_evolution_improves_recurrent_cells_on_bandits():
     settings = {"population_size": 64, "num_lifetimes": 32, "num_generations": 20, "generations_per_call": 5}
     _, curve = run(build_development(**settings)[0])
     assert curve["advantage_over_baseline"][-5:].mean() > 0.5 > curve["advantage_over_baseline"][0]
+
+
+def fragile_agent():
+    """An agent that takes the first action, and whose loss is infinite where its genome is positive."""
+
+    def learn(key, state, transition):
+        return state, {"loss": jnp.where(state.weights.content > 0, jnp.inf, 0.0)}
+
+    return Agent(
+        lambda key: jnp.zeros(1)[0], lambda key, genome: State(Weights(genome), ()), lambda state: state,
+        lambda key, state, percept: (jnp.int32(0), state), learn, learning=True,
+    )  # fmt: skip
+
+
+def test_a_search_turns_away_from_genomes_whose_learning_diverges():
+    env = plugins.build("environments", "bandit", num_arms=3, num_pulls=8)
+    drives = steering.build(env.spec)
+    settings = {"population_size": 8, "num_lifetimes": 2, "num_generations": 4, "generations_per_call": 4}
+    development = plugins.build("development", "evolution", fragile_agent(), env, drives, **settings)
+    state, curve = run(development)
+    assert np.isneginf(curve["fitness"]).all() and np.isfinite(curve["max_fitness"]).all()
+    require_finite_search(curve)
+    assert float(development.genome(state)) < -0.02  # without a difference in fitness it would stay near 0
+    fragile_everywhere = fragile_agent()._replace(genome=lambda key: jnp.float32(10))
+    development = plugins.build("development", "evolution", fragile_everywhere, env, drives, **settings)
+    with pytest.raises(BadInput, match=r"the fitness is not finite .* the learning within a lifetime does not diverge"):
+        require_finite_search(run(development)[1])
 
 
 @pytest.mark.parametrize(

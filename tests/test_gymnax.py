@@ -12,7 +12,10 @@ from ontogeny import contracts, plugins, rng
 from ontogeny.audit import base, learns
 from ontogeny.environments import providers
 from ontogeny.rollouts import rollout_lifetime
-from ontogeny.stages.assembly import make_env, make_steering
+from ontogeny.stages.assembly import assemble, make_env, make_steering
+from ontogeny.stages.evaluate import evaluate
+from ontogeny.stages.spec import parse_run_spec
+from ontogeny.stages.train import train
 from ontogeny.types import Agent, BadInput, State, Weights
 
 gymnax = pytest.importorskip("gymnax")
@@ -225,10 +228,35 @@ def test_a_lifetime_is_over_after_its_last_episode():
     assert np.ptp(num_steps) > 0 and num_steps.max() < 80 and (endless.reward == 1).all()
     assert np.array_equal(state.weights.content, num_steps) and np.array_equal(state.activations, num_steps)
     is_blank = np.arange(80) >= num_steps[:, None]
+    assert np.array_equal(trajectory.is_taken, ~is_blank) and endless.is_taken.all()
     assert not trajectory.outcome[is_blank].any() and not trajectory.first[is_blank].any()
     assert (trajectory.discount[is_blank] == 1).all() and (trajectory.first.sum(axis=1) == 2).all()
     for field in ("observation", "first", "action", "discount"):
         assert np.allclose(*(getattr(steps, field)[~is_blank] for steps in (trajectory, endless)), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("provider", "agent", "development"),
+    [
+        ("gymnax", "random", "single_lifetime:num_generations=3,num_lifetimes=8"),
+        ("gymnax", "recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=3"),
+        ("gymnax", "recurrent:hidden_size=2", "policy_gradient:num_updates=3,num_lifetimes=8"),
+        ("gymnasium", "recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=3"),
+        ("gymnasium", "random", "single_lifetime:num_generations=3,num_lifetimes=8"),
+    ],
+)
+def test_only_steps_that_were_taken_are_reported(provider, agent, development, tmp_path):
+    """Each step of CartPole pays 1, so the fitness of all lifetimes is the number of steps; none takes all 1000."""
+    spec = parse_run_spec({"env": f"{provider}:CartPole-v1,episodes=2", "agent": agent, "development": development})
+    run = train(spec, tmp_path / "run")
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    assert [record["env_steps"] for record in records] == pytest.approx(
+        np.cumsum([8 * record["fitness"] for record in records]), abs=0.01
+    )
+    assert json.loads((run / "genome.json").read_text())["metadata"]["env_steps"] == records[-1]["env_steps"]
+    assembly = assemble(spec)
+    evaluation = evaluate(*assembly, assembly.agent.genome(jax.random.key(0)), num_tasks=3, seed=0)
+    assert evaluation.env_steps == evaluation.totals.sum() < 3 * 1000
 
 
 def test_the_test_of_learning_scores_single_episodes_after_the_last_one():

@@ -198,6 +198,17 @@ def test_observations_after_the_end_of_an_episode_are_no_predictions():
     assert summary["outcome_calibration_error"] == pytest.approx(0, abs=1e-6)
 
 
+def test_an_evolution_ends_by_the_steps_that_were_taken():
+    """Each step of CartPole pays 1, so the returns of all episodes are the steps; one generation could take 32,000."""
+    run = learners.run_learner("evolved:recurrent", "gymnax:CartPole-v1", 0, 6000)
+    steps = np.cumsum(run.episodes.returns)
+    assert run.episodes.steps == pytest.approx(steps, rel=1e-5) and run.episodes.counts.tolist() == [64] * len(steps)
+    assert len(steps) >= 3 and run.num_steps == run.episodes.steps[-1]
+    generations = np.diff(run.episodes.steps, prepend=0)
+    assert run.num_steps + generations[-1] > 6000, "another generation would have fitted"
+    assert run.episodes.steps[-2] + generations[-2] <= 6000, "the last generation was begun after the end"
+
+
 def test_the_benchmark_prints_its_lines_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main = runpy.run_path(str(BENCHMARK))["main"]
     out = tmp_path / "neural.jsonl"

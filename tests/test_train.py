@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ontogeny.development.base import require_finite_search
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LearningDiverged
 from ontogeny.runs import folder as run_folder
 from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
 from ontogeny.stages.train import train
@@ -281,6 +281,16 @@ def test_a_fitness_that_is_not_finite_in_every_generation_ends_with_a_sentence(a
     data = {"env": "bandit:num_arms=2,num_pulls=20", "agent": agent, "development": development}
     with pytest.raises(BadInput, match=r"the fitness is not finite in \d successive generations"):
         train(data | {"drives": {"payout": 3e38}}, tmp_path / "run")
+    assert not (tmp_path / "run" / "genome.json").exists()
+
+
+@pytest.mark.parametrize("env", ["bandit:num_arms=2,num_pulls=20", "gymnasium:CartPole-v1,episodes=1"])
+def test_a_single_lifetime_in_which_learning_diverges_ends_with_a_sentence(env, tmp_path):
+    """The rewards are finite, so only what `learn` reports shows that the lifetime is without meaning."""
+    agent = str(Path(__file__).parent / "plugins" / "diverging.py")
+    data = {"env": env, "agent": agent, "development": "single_lifetime:num_lifetimes=2"}
+    with pytest.raises(LearningDiverged, match="its 'loss' is not finite at step 4 of the lifetime"):
+        train(data, tmp_path / "run")
     assert not (tmp_path / "run" / "genome.json").exists()
 
 

@@ -161,7 +161,7 @@ def rollout_on_host(
 
     Returns:
         The states after the last step, [N], and what was kept, leading axes N and T. Where a lifetime is over before
-        its last step, the remaining steps are blank: all zeros, with a discount of 1.
+        its last step, the remaining steps are blank: all zeros, with a discount of 1 (`is_taken` is False).
     """
     options = {"start_axis": start_axis, "reset_each_episode": reset_each_episode}
     with HostRollout(keys, agent, env, steering, start, **options) as lifetimes:
@@ -311,8 +311,9 @@ def _observe(
             transition = Transition(percept, action, next_percept, time_step.final_observation)
             state, info = agent.learn(jax.random.fold_in(key, t), State(weights, activations), transition)
         step = Trajectory(
-            percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
-        )
+            percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount,
+            info, jnp.bool_(True),
+        )  # fmt: skip
         return state, next_percept, record(env, step), record(env, blank_step(step))
 
     return jax.vmap(observe)(keys.learn, weights, activations, percept, action, time_step)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ontogeny import rng, trees
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, require_finite_learning
 from ontogeny.host_rollouts import HostRollout, begin_lifetimes, rollout_from_log_on_host, rollout_on_host
 from ontogeny.parallel import put_on_devices, shard_over_devices
 from ontogeny.rollouts import (
@@ -159,6 +159,25 @@ def measure_lifetimes(
         start_axis=start_axis, reset_each_episode=reset_each_episode,
     )  # fmt: skip
     return _summarize(measure, before, after, recorded)
+
+
+def count_finite_steps(info: dict[str, Array]) -> dict[str, Array]:
+    """Steps of a lifetime before the first at which a quantity that `learn` reports is not finite, [] int32 by name.
+
+    Args:
+        info: `trees.finite_by_name` of what `learn` reported, leading axis T; blank steps count as finite.
+    """
+    return {name: jnp.sum(jnp.cumprod(is_finite)) for name, is_finite in info.items()}
+
+
+def require_finite_lifetimes(num_finite_steps: dict[str, Array], num_steps: int) -> None:
+    """Raises `LearningDiverged` if the learning diverged in one of several lifetimes.
+
+    Args:
+        num_finite_steps: `count_finite_steps` of each lifetime, [N].
+        num_steps: T.
+    """
+    require_finite_learning({name: int(jnp.min(steps)) for name, steps in num_finite_steps.items()}, num_steps)
 
 
 def run_one_lifetime(

@@ -74,7 +74,8 @@ def rollout(
 
     Returns:
         The agent's state after the last step, and the trajectory. Where the environment says that the lifetime is over,
-        the state stays the same, and the remaining steps are blank: all zeros, with a discount of 1.
+        the state stays the same, and the remaining steps are blank: all zeros (`is_taken` is False), with a discount of
+        1.
     """
     apply, inputs = (None, ()) if observation_override is None else observation_override
     settings = (agent, env, steering, num_steps, learning, reset_each_episode, apply)
@@ -188,8 +189,9 @@ def _take_step(
         transition = Transition(percept, action, next_percept, perceived.final_observation)
         state, info = agent.learn(learn_key, state, transition)
     trajectory = Trajectory(
-        percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount, info
-    )
+        percept.observation, percept.first, action, time_step.outcome, next_percept.reward, time_step.discount,
+        info, jnp.bool_(True),
+    )  # fmt: skip
     return Carry(state, env_state, next_percept), trajectory
 
 

@@ -240,7 +240,9 @@ class Development(NamedTuple):
     genome: Callable[[PyTree], Genome]  # the genome that would be deployed now
     num_calls: int  # compiled calls in the whole development
     generations_per_call: int  # G
-    steps_per_generation: int  # agent-environment steps, all members and lifetimes together
+    # agent-environment steps at most, all members and lifetimes together; where lifetimes can be over early, Info holds
+    # the steps that were taken as `env_steps`, [G] or, so that the sum cannot exceed int32, [G, ...]
+    steps_per_generation: int
 
 
 class Trajectory(NamedTuple):
@@ -253,3 +255,4 @@ class Trajectory(NamedTuple):
     reward: Float[Array, "T"]  # of steering, for that action
     discount: Float[Array, "T"]
     info: Info
+    is_taken: Bool[Array, "T"]  # False in the blank steps of a lifetime that is over before its last step

@@ -1,20 +1,23 @@
 """What outer loops share: the fitness of a lifetime, agents named by text, compiled calls, gradient descent."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int32
 
 from ontogeny import plugins
 from ontogeny.content.optimizers import apply_gradient, build_optimizer, cosine_decay
 from ontogeny.contracts import check_outside_agent
 from ontogeny.errors import BadInput, require_at_least
-from ontogeny.lifetimes import LifetimeMeasure, lifetimes_per_call, measure_lifetimes
+from ontogeny.lifetimes import LifetimeMeasure, count_finite_steps, lifetimes_per_call, measure_lifetimes
 from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import require_revealable_tasks, rollout_lifetime
+from ontogeny.trees import finite_by_name
 from ontogeny.types import (
     Agent,
     AnyEnvironment,
@@ -34,15 +37,38 @@ from ontogeny.types import (
 StateT = TypeVar("StateT")
 
 
-def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> Array:
-    """The return of a whole lifetime: the sum of the rewards that steering computes, [].
+class LifetimeFitness(NamedTuple):
+    """The fitness of a lifetime; a leading axis N where there are several.
+
+    Attributes:
+        fitness: The return of the whole lifetime: the sum of the rewards that steering computes.
+        num_steps: Environment steps taken before the lifetime was over.
+        num_finite_steps: By name of a quantity that `learn` reports, the number of steps before the first at which it
+            is not finite, as `lifetimes.count_finite_steps`; empty for agents that do not learn.
+    """
+
+    fitness: Float[Array, ""]
+    num_steps: Int32[Array, ""]
+    num_finite_steps: dict[str, Array]
+
+
+class _FitnessStep(NamedTuple):
+    """What is kept of a step for the fitness."""
+
+    reward: Array
+    is_taken: Array
+    is_finite: dict[str, Array]  # what `learn` reports, by name
+
+
+def lifetime_fitness(key: Key, agent: Agent, env: Environment, steering: Steering, genome: Genome) -> LifetimeFitness:
+    """The fitness of a whole lifetime.
 
     `Environment.score` plays no part: only evaluation reads it (agent contract, rule 3), and a genome that is developed
     on a proxy reward is meant to be developed on that proxy. Agents with `learning` learn in the lifetime; the weights
     of all others stay as they are.
     """
     _, trajectory = rollout_lifetime(key, agent, env, steering, genome, learning=agent.learning)
-    return jnp.sum(trajectory.reward)
+    return _sum_steps(jax.vmap(partial(_record_step, env))(trajectory))
 
 
 def host_fitness(
@@ -52,7 +78,7 @@ def host_fitness(
     env: HostEnvironment,
     steering: Steering,
     members: np.ndarray | None = None,
-) -> Array:
+) -> LifetimeFitness:
     """`lifetime_fitness` in an environment of Python objects, for many lifetimes, [N].
 
     Args:
@@ -70,22 +96,41 @@ def host_fitness(
             start, start_axis = jax.tree.map(lambda leaf, chunk=chunk: leaf[members[chunk]], genomes), 0
         arguments = (keys[chunk], start, agent, env, steering, agent.learning)
         fitness.append(measure_lifetimes(_FITNESS, *arguments, start_axis=start_axis))
-    return jnp.concatenate(fitness)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *fitness)
 
 
-def _record_reward(env: AnyEnvironment, step: Trajectory) -> Array:
-    """Keeps the reward of a step."""
+def searched_fitness(lifetime: LifetimeFitness, num_steps: int) -> Array:
+    """The fitness of a lifetime for a search: -inf, the lowest of all, if the learning diverged in it.
+
+    A search has to go on where a genome makes the learning of its agent diverge, and to turn away from that genome.
+
+    Args:
+        num_steps: T.
+    """
+    fitness = lifetime.fitness
+    for num_finite_steps in lifetime.num_finite_steps.values():
+        fitness = jnp.where(num_finite_steps < num_steps, -jnp.inf, fitness)
+    return fitness
+
+
+def _record_step(env: AnyEnvironment, step: Trajectory) -> _FitnessStep:
+    """Keeps the reward of a step, whether it was taken, and whether the learning in it was finite."""
     del env
-    return step.reward
+    return _FitnessStep(step.reward, step.is_taken, finite_by_name(step.info))
 
 
-def _summarize_rewards(before: Weights, after: State, rewards: Array) -> Array:
-    """The return of a lifetime."""
+def _sum_steps(steps: _FitnessStep) -> LifetimeFitness:
+    """The fitness of a lifetime from its steps, leading axis T."""
+    return LifetimeFitness(jnp.sum(steps.reward), jnp.sum(steps.is_taken), count_finite_steps(steps.is_finite))
+
+
+def _summarize_steps(before: Weights, after: State, steps: _FitnessStep) -> LifetimeFitness:
+    """The fitness of a lifetime, whatever its weights."""
     del before, after
-    return jnp.sum(rewards)
+    return _sum_steps(steps)
 
 
-_FITNESS = LifetimeMeasure(_record_reward, _summarize_rewards)
+_FITNESS = LifetimeMeasure(_record_step, _summarize_steps)
 
 
 def repeat_generation(
@@ -173,7 +218,8 @@ def require_finite_search(info: Info) -> None:
         if name in info and not np.isfinite(np.asarray(info[name])).any():
             raise BadInput(
                 f"the {name.removeprefix('max_')} is not finite in {len(info[name])} successive generations, so the "
-                "development cannot change the genome; check that outcome features and their weights are finite"
+                "development cannot change the genome; check that outcome features and their weights are finite, and "
+                "that the learning within a lifetime does not diverge"
             )
 
 
@@ -191,7 +237,8 @@ def develop_by_gradient(
 
     Args:
         init_model: Random key -> the trained parameters.
-        loss: (model, keys [B], progress [] from 0 to 1) -> the loss and diagnostics, which are recorded.
+        loss: (model, keys [B], progress [] from 0 to 1) -> the loss and diagnostics, which are recorded; among them
+            `env_steps`, the steps taken in these lifetimes.
         get_genome: Model -> the genome that is deployed.
         env: Gives the length of a lifetime.
         budget: Sizes of the development; in an environment of Python objects, each update is a call of its own.

@@ -34,10 +34,14 @@ from ontogeny.types import (
 
 
 class ImitationInfo(NamedTuple):
-    """The comparison of student and teacher at one step; the student's activations hold the latest."""
+    """The comparison of student and teacher at one step; the student's activations hold the latest.
+
+    All numbers are 0 in the steps after a lifetime is over.
+    """
 
     loss: Array  # [] cross-entropy of the teacher's action under the student's logits, in nats
     agreement: Array  # [] 1 where the student's action is the teacher's
+    weight: Array  # [] 1; 0 in the steps after the lifetime is over
 
 
 def build(
@@ -75,7 +79,13 @@ def imitate(agent: Agent, teacher: Agent, env: Environment, steering: Steering, 
     def loss(genome: GRUWeights, keys: Key, progress: Array) -> tuple[Array, dict[str, Array]]:
         del progress
         info, fitness = jax.vmap(lambda key: rollout_student(key, student, env, steering, genome))(keys)
-        return jnp.mean(info.loss), {"agreement": jnp.mean(info.agreement), "fitness": jnp.mean(fitness)}
+        is_taken = info.weight > 0
+        diagnostics = {
+            "agreement": jnp.mean(info.agreement, where=is_taken),
+            "fitness": jnp.mean(fitness),
+            "env_steps": jnp.sum(is_taken),
+        }
+        return jnp.mean(info.loss, where=is_taken), diagnostics
 
     return develop_by_gradient(agent.genome, loss, lambda network: network, env, budget)
 
@@ -97,7 +107,7 @@ def make_student(agent: Agent, teacher: Agent, spec: EnvSpec) -> Agent:
         student_state = agent.init(key, genome)
         genome_key, init_key = jax.random.split(key)
         teacher_state = teacher.init(init_key, teacher.genome(genome_key))
-        info = ImitationInfo(jnp.float32(0), jnp.float32(0))
+        info = ImitationInfo(jnp.float32(0), jnp.float32(0), jnp.float32(0))
         weights = Weights((student_state.weights.content, teacher_state.weights))
         return State(weights, (student_state.activations, teacher_state.activations, info))
 
@@ -114,7 +124,8 @@ def make_student(agent: Agent, teacher: Agent, spec: EnvSpec) -> Agent:
         # The compiler recognizes that both calls of the network are the same and runs it once.
         action, _ = agent.act(act_key, State(Weights(network), hidden), percept)
         hidden, logits = step_gru(network, hidden, encode_percept(spec, percept))
-        info = ImitationInfo(-jax.nn.log_softmax(logits)[label], (action == label).astype(jnp.float32))
+        agreement = (action == label).astype(jnp.float32)
+        info = ImitationInfo(-jax.nn.log_softmax(logits)[label], agreement, jnp.float32(1))
         return action, State(state.weights, (hidden, teacher_state.activations, info))
 
     def learn(key: Key, state: State, transition: Transition) -> tuple[State, ImitationInfo]:

@@ -3,7 +3,8 @@
 Open_ES (Salimans et al. 2017, arXiv 1703.03864): antithetic perturbations, ranks in place of fitness, common random
 numbers. Other strategies by the name they have in evosax (Lange 2022, arXiv 2212.04180): SNES, Sep_CMA_ES, CR_FM_NES,
 LM_MA_ES, CMA_ES. All members of a generation are evaluated on the same lifetimes (the same tasks and random numbers),
-so that they differ by their genomes only. P population size, B lifetimes.
+so that they differ by their genomes only. A member whose learning diverges in a lifetime has the fitness -inf, the
+lowest rank, and the search goes on. P population size, B lifetimes.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
 from ontogeny import plugins, trees
 from ontogeny.development.base import (
@@ -23,6 +24,7 @@ from ontogeny.development.base import (
     host_fitness,
     lifetime_fitness,
     repeat_generation,
+    searched_fitness,
     split_into_calls,
 )
 from ontogeny.errors import BadInput, require_at_least, require_positive
@@ -43,7 +45,9 @@ from ontogeny.types import (
 )
 
 STRATEGIES = ("Open_ES", "SNES", "Sep_CMA_ES", "CR_FM_NES", "LM_MA_ES", "CMA_ES")
-Fitness = Callable[[Key, PyTree], Array]  # (keys [B], genome) -> fitness [], or (keys [B], population) -> fitness [P]
+
+# (keys [B], genome) -> fitness and environment steps taken, [] each, or (keys [B], population) -> both, [P] each
+Fitness = Callable[[Key, PyTree], tuple[Array, Array]]
 MEMBERS_AT_ONCE = 16  # vectorized members: fewer leave the processor idle, more do not fit its cache
 
 
@@ -128,12 +132,18 @@ def _make_evaluations(
     """The evaluations of a population [P] of the agent and of one genome of the baseline."""
     if isinstance(env, HostEnvironment):
 
-        def evaluate(keys: Key, population: PyTree) -> Array:
-            members, lifetimes = (index.ravel() for index in np.indices((population_size, len(keys))))
-            fitness = host_fitness(keys[lifetimes], population, agent, env, steering, members)
-            return jnp.mean(fitness.reshape(population_size, len(keys)), axis=1)
+        def evaluate(keys: Key, population: PyTree) -> tuple[Array, Array]:
+            shape = (population_size, len(keys))
+            members, lifetimes = (index.ravel() for index in np.indices(shape))
+            measured = host_fitness(keys[lifetimes], population, agent, env, steering, members)
+            fitness = searched_fitness(measured, env.spec.num_steps).reshape(shape)
+            return jnp.mean(fitness, axis=1), jnp.sum(measured.num_steps.reshape(shape), axis=1)
 
-        return evaluate, lambda keys, genome: jnp.mean(host_fitness(keys, genome, baseline, env, steering))
+        def evaluate_baseline(keys: Key, genome: Genome) -> tuple[Array, Array]:
+            measured = host_fitness(keys, genome, baseline, env, steering)
+            return jnp.mean(searched_fitness(measured, env.spec.num_steps)), jnp.sum(measured.num_steps)
+
+        return evaluate, evaluate_baseline
     evaluate_one = partial(mean_fitness, env=env, steering=steering)
     return shard_population(partial(evaluate_one, agent), population_size), partial(evaluate_one, baseline)
 
@@ -156,8 +166,14 @@ def _make_generation(
         return keys, population, strategy, tell_key, baseline.genome(baseline_key)
 
     def select(
-        state: EvolutionState, population: PyTree, strategy: PyTree, key: Key, fitness: Array, baseline_fitness: Array
+        state: EvolutionState,
+        population: PyTree,
+        strategy: PyTree,
+        key: Key,
+        measured: tuple[Array, Array],
+        baseline_fitness: Array,
     ) -> tuple[EvolutionState, Info]:
+        fitness, env_steps = measured
         # Subtraction lowers the noise of the records. Ranks ignore it: the baseline is the same for all members.
         advantage = fitness - jnp.where(jnp.isfinite(baseline_fitness), baseline_fitness, 0.0)
         strategy = loop.tell(key, strategy, population, advantage)
@@ -166,6 +182,7 @@ def _make_generation(
             "max_fitness": jnp.max(jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)),
             "fitness_std": jnp.std(fitness),
             "advantage_over_baseline": jnp.mean(advantage),
+            "env_steps": env_steps,
         }
         return EvolutionState(state.seed, state.generation + 1, strategy), info
 
@@ -174,8 +191,8 @@ def _make_generation(
 
     def generation(state: EvolutionState) -> tuple[EvolutionState, Info]:
         keys, population, strategy, tell_key, baseline_genome = propose(state)
-        fitness, baseline_fitness = evaluate(keys, population), evaluate_baseline(keys, baseline_genome)
-        return select(state, population, strategy, tell_key, fitness, baseline_fitness)
+        measured, (baseline_fitness, _) = evaluate(keys, population), evaluate_baseline(keys, baseline_genome)
+        return select(state, population, strategy, tell_key, measured, baseline_fitness)
 
     return generation
 
@@ -238,23 +255,26 @@ def _make_algorithm(
     return algorithm, parameters
 
 
-def mean_fitness(agent: Agent, keys: Key, genome: Genome, *, env: Environment, steering: Steering) -> Float[Array, ""]:
-    """The mean fitness of one genome over the lifetimes that `keys` [B] determine."""
-    return jnp.mean(jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys))
+def mean_fitness(
+    agent: Agent, keys: Key, genome: Genome, *, env: Environment, steering: Steering
+) -> tuple[Float[Array, ""], Int32[Array, ""]]:
+    """The mean fitness of one genome over the lifetimes that `keys` [B] determine, and the steps taken in them."""
+    measured = jax.vmap(lambda key: lifetime_fitness(key, agent, env, steering, genome))(keys)
+    return jnp.mean(searched_fitness(measured, env.spec.num_steps)), jnp.sum(measured.num_steps)
 
 
 def shard_population(evaluate: Fitness, population_size: int) -> Fitness:
     """An evaluation of a whole population, over all local devices where their number divides the population size.
 
     Args:
-        evaluate: (keys [B], genome) -> fitness [].
+        evaluate: (keys [B], genome) -> fitness and environment steps, [] each.
         population_size: P.
 
     Returns:
-        (keys [B], population with leading axis P) -> fitness [P].
+        (keys [B], population with leading axis P) -> fitness and environment steps, [P] each.
     """
 
-    def evaluate_members(keys: Key, members: PyTree) -> Array:
+    def evaluate_members(keys: Key, members: PyTree) -> tuple[Array, Array]:
         return map_in_batches(lambda genome: evaluate(keys, genome), members, batch_size=MEMBERS_AT_ONCE)
 
     if population_size % jax.local_device_count():

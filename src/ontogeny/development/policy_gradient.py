@@ -45,11 +45,12 @@ class ActorCritic(NamedTuple):
 
 
 class PolicyInfo(NamedTuple):
-    """Inputs of the loss at one step; leading axis T for a lifetime."""
+    """Inputs of the loss at one step; leading axis T for a lifetime; all 0 in the steps after a lifetime is over."""
 
     log_probability: Float[Array, ""]  # of the action taken
     entropy: Float[Array, ""]  # of the policy, in nats
     value: Float[Array, ""]  # the critic's estimate before the action
+    weight: Float[Array, ""]  # 1; 0 in the steps after the lifetime is over
 
 
 class LifetimeExperience(NamedTuple):
@@ -152,24 +153,29 @@ def policy_info(model: ActorCritic, hidden: Float[Array, "H"], logits: Float[Arr
     log_policy = jax.nn.log_softmax(logits)
     entropy = -jnp.sum(jnp.exp(log_policy) * log_policy)
     value = hidden @ model.value[:-1] + model.value[-1]
-    return PolicyInfo(log_policy[action], entropy, value)
+    return PolicyInfo(log_policy[action], entropy, value, jnp.float32(1))
 
 
 def actor_critic_loss(
     info: PolicyInfo, reward: Float[Array, "B T"], discount: float, trace_decay: float, entropy_weight: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss of a batch of lifetimes, [], with its diagnostics; `info` has leading axes B and T."""
+    """The loss of a batch of lifetimes, [], with its diagnostics; `info` has leading axes B and T.
+
+    Means and variances are over the steps that were taken; the steps after a lifetime is over count nowhere.
+    """
+    is_taken = info.weight > 0
     # The critic learns returns in units of one step's reward: it starts at zero and would take long to reach sums.
     scaled_reward, value = (1 - discount) * reward, jax.lax.stop_gradient(info.value)
     advantage = jax.vmap(lambda r, v: advantages(r, v, discount, trace_decay))(scaled_reward, value)
     target = value + advantage
-    scaled = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-6)
-    actor_loss = -jnp.mean(info.log_probability * scaled) - entropy_weight * jnp.mean(info.entropy)
-    critic_loss = jnp.mean((info.value - target) ** 2)
-    fitness, entropy = jnp.mean(jnp.sum(reward, axis=1)), jnp.mean(info.entropy)
-    diagnostics = {"fitness": fitness, "entropy": entropy, "critic_loss": critic_loss}
+    mean = partial(jnp.mean, where=is_taken)
+    scaled = (advantage - mean(advantage)) / (jnp.std(advantage, where=is_taken) + 1e-6)
+    fitness, entropy = jnp.mean(jnp.sum(reward, axis=1)), mean(info.entropy)
+    actor_loss = -mean(info.log_probability * scaled) - entropy_weight * entropy
+    critic_loss = mean((info.value - target) ** 2)
+    diagnostics = {"fitness": fitness, "entropy": entropy, "critic_loss": critic_loss, "env_steps": jnp.sum(is_taken)}
     # The loss of the critic is measured against the variance of its targets; 0.5 is its usual weight.
-    return actor_loss + 0.5 * critic_loss / (jnp.var(target) + 1e-6), diagnostics
+    return actor_loss + 0.5 * critic_loss / (jnp.var(target, where=is_taken) + 1e-6), diagnostics
 
 
 def make_actor_critic(agent: Agent, spec: EnvSpec) -> Agent:
@@ -186,7 +192,7 @@ def make_actor_critic(agent: Agent, spec: EnvSpec) -> Agent:
         return ActorCritic(actor, jnp.zeros(actor.readout.shape[0] + 1))
 
     def init(key: Key, model: ActorCritic) -> State:
-        info = PolicyInfo(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+        info = PolicyInfo(*[jnp.float32(0)] * len(PolicyInfo._fields))
         return State(Weights(model), (agent.init(key, model.actor).activations, info))
 
     def reset(state: State) -> State:

@@ -15,12 +15,14 @@ import numpy as np
 from jax import Array
 
 from ontogeny import plugins, rng
-from ontogeny.errors import BadInput, ContractViolation, require_finite_learning
+from ontogeny.errors import BadInput, ContractViolation
 from ontogeny.lifetimes import (
     LifetimeMeasure,
+    count_finite_steps,
     key_batches,
     lifetimes_per_call,
     measure_lifetimes,
+    require_finite_lifetimes,
     run_one_lifetime,
 )
 from ontogeny.stats import confidence_interval, mean_and_standard_error
@@ -57,7 +59,7 @@ class AgentEvaluation(NamedTuple):
         interval: The 95 % interval of `mean` by Student's t.
         totals: Score by task, [N] float64; the same tasks in the same order for every agent.
         mode: `frozen` or `online`.
-        env_steps: Steps of all lifetimes together.
+        env_steps: Steps that were taken in all lifetimes together, each until it was over.
         seconds: Wall time, compilation included.
     """
 
@@ -80,6 +82,7 @@ class _Steps(NamedTuple):
     has_valid_action: Array
     is_as_specified: Array  # whether observation and discount are those of the spec
     is_finite: dict[str, Array]  # what `learn` reports, by name
+    is_taken: Array
 
 
 class _Lifetimes(NamedTuple):
@@ -91,6 +94,7 @@ class _Lifetimes(NamedTuple):
     has_valid_actions: Array  # [B]
     has_valid_time_steps: Array  # [B], whether observations and discounts are those of the spec
     num_finite_steps: dict[str, Array]  # [B], before the first at which what `learn` reports is not finite
+    num_steps: Array  # [B], taken before the lifetime was over
 
 
 def evaluate(
@@ -132,7 +136,7 @@ def evaluate(
     if num_tasks > plugins.MAX_INT:
         raise BadInput(f"an evaluation has at most {plugins.MAX_INT} tasks, not {num_tasks}")
     started = time.perf_counter()
-    totals, points = [], []
+    totals, points, env_steps = [], [], 0
     batch_size = lifetimes_per_call(agent, env, steering, genome_or_state, num_tasks)
     for keys, count in key_batches(env, task_keys(seed, num_tasks), batch_size):
         lifetimes: _Lifetimes = measure_lifetimes(
@@ -141,6 +145,7 @@ def evaluate(
         _check_lifetimes(lifetimes, agent, env, learning)
         scores, first = np.asarray(lifetimes.scores)[:count], np.asarray(lifetimes.first)[:count]
         totals.append(scores.sum(axis=1, dtype=np.float64))
+        env_steps += int(np.asarray(lifetimes.num_steps)[:count].sum(dtype=np.int64))
         points.append(score_by_position(scores, first, env.spec.horizon))
         if on_progress is not None:
             on_progress(sum(map(len, totals)), num_tasks)
@@ -156,7 +161,7 @@ def evaluate(
         totals=all_totals,
         curve=LifetimeCurve(unit, starts + lengths, *mean_and_standard_error(np.concatenate(points))),
         mode=mode,
-        env_steps=num_tasks * env.spec.num_steps,
+        env_steps=env_steps,
         seconds=time.perf_counter() - started,
     )
 
@@ -254,10 +259,7 @@ def _check_lifetimes(lifetimes: _Lifetimes, agent: Agent, env: AnyEnvironment, l
         raise BadInput(
             f"the agent took an action that its environment does not have: there are 0 to {env.spec.num_actions - 1}"
         )
-    num_steps = lifetimes.scores.shape[1]
-    require_finite_learning(
-        {name: int(jnp.min(steps)) for name, steps in lifetimes.num_finite_steps.items()}, num_steps
-    )
+    require_finite_lifetimes(lifetimes.num_finite_steps, lifetimes.scores.shape[1])
     if not np.isfinite(lifetimes.scores).all():
         raise BadInput(f"the environment '{env.spec.name}' gave a score that is not finite")
 
@@ -270,7 +272,7 @@ def _record_step(env: AnyEnvironment, step: Trajectory) -> _Steps:
     if spec.num_observations:
         is_as_specified &= (step.observation >= 0) & (step.observation < spec.num_observations)
     is_finite = finite_by_name(step.info)
-    return _Steps(env.score(step.outcome), step.first, has_valid_action, is_as_specified, is_finite)
+    return _Steps(env.score(step.outcome), step.first, has_valid_action, is_as_specified, is_finite, step.is_taken)
 
 
 def _summarize(before: Weights, after: State, steps: _Steps) -> _Lifetimes:
@@ -281,7 +283,8 @@ def _summarize(before: Weights, after: State, steps: _Steps) -> _Lifetimes:
         has_same_bits(before, after.weights),
         jnp.all(steps.has_valid_action),
         jnp.all(steps.is_as_specified),
-        {name: jnp.sum(jnp.cumprod(is_finite)) for name, is_finite in steps.is_finite.items()},
+        count_finite_steps(steps.is_finite),
+        jnp.sum(steps.is_taken),
     )
 
 

@@ -76,40 +76,42 @@ def train(
 def _run(seed: int, development: Development, recorder: RunRecorder, on_progress: OnTrainingProgress | None) -> None:
     """Run the compiled calls that are not done yet, and save the genome after the last one."""
     num_calls, generations = development.num_calls, development.generations_per_call
-    state, num_done = development.init(key_from_seed(seed)), 0
+    state, progress = development.init(key_from_seed(seed)), {"generation": 0, "env_steps": 0}
     resumed = recorder.resume(state)
     if resumed is not None:
-        state, num_done = resumed[0], resumed[1]["generation"] // generations
+        state, progress = resumed
     record: Record = {}
-    for call in range(num_done + 1, num_calls + 1):
+    for call in range(progress["generation"] // generations + 1, num_calls + 1):
         started = time.perf_counter()
         state, info = development.step(state)
         info = jax.device_get(info)
         require_finite_search(info)
-        for record in _records(info, (call - 1) * generations, development):
+        for record in _records(info, progress, development):
             recorder.append([record])
+        progress = {name: record[name] for name in progress}
         recorder.append_timing({"compiled_call": call, "seconds": round(time.perf_counter() - started, 6)})
-        recorder.save(state, _progress(call, development), is_last=call == num_calls)
+        recorder.save(state, progress, is_last=call == num_calls)
         if on_progress is not None:
             on_progress(call * generations, num_calls * generations, record)
     genome = development.genome(state)
     if not trees.is_finite(genome):
         raise BadInput("the development diverged: its genome holds numbers that are not finite")
-    recorder.finish(GENOME, genome, _progress(num_calls, development))
+    recorder.finish(GENOME, genome, progress)
 
 
-def _progress(num_calls: int, development: Development) -> dict[str, int]:
-    """Generations and environment steps after a number of compiled calls."""
-    generation = num_calls * development.generations_per_call
-    return {"generation": generation, "env_steps": generation * development.steps_per_generation}
-
-
-def _records(info: dict[str, Any], num_done: int, development: Development) -> Iterator[Record]:
-    """One record for each generation of a compiled call."""
+def _records(info: dict[str, Any], progress: Mapping[str, int], development: Development) -> Iterator[Record]:
+    """One record for each generation of a compiled call, after those that `progress` counts."""
+    values = {name: np.asarray(value) for name, value in info.items()}
+    generation, env_steps = progress["generation"], progress["env_steps"]
+    steps_taken = values.pop("env_steps", None)
     for index in range(development.generations_per_call):
-        generation = num_done + index + 1
-        values = {name: _plain(np.asarray(value)[index]) for name, value in info.items()}
-        yield {"generation": generation, "env_steps": generation * development.steps_per_generation} | values
+        generation += 1
+        if steps_taken is None:
+            env_steps += development.steps_per_generation
+        else:
+            env_steps += int(steps_taken[index].sum(dtype=np.int64))
+        record = {"generation": generation, "env_steps": env_steps}
+        yield record | {name: _plain(value[index]) for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -88,7 +88,8 @@ def run_learner(
         learner: As the module says.
         env_text: Such as `gymnax:Catch-bsuite`, without the settings `steps` and `episodes`.
         seed: Determines the run; the task is the same for all learners, but for evolution, which draws many.
-        num_steps: Environment steps; evolution and baselines take whole generations and iterations.
+        num_steps: Environment steps; evolution and baselines take whole generations and iterations, and the last
+            generation may exceed them where lifetimes become longer.
         baseline_settings: Settings of rejax.
         checkpoint_folder: Where a lifetime of an agent is saved every few minutes, and from where it resumes.
         on_progress: Receives environment steps done and all.
@@ -152,28 +153,32 @@ def _resume(folder: Path | None, carry: Carry) -> tuple[Carry, int, float, np.nd
 def _run_evolution(
     agent_text: str, env_text: str, seed: int, num_steps: int, on_progress: OnProgress | None
 ) -> LearnerRun:
-    """Evolution of an agent; an entry holds the episodes of one generation, those of all members."""
+    """Evolution of an agent; an entry holds the episodes of one generation, those of all members.
+
+    Generations are added as long as one more of the size of the last one lies within the environment steps. How many
+    these are is not known before, because lifetimes end with their last episode, so the learning rate is constant.
+    """
     horizon = build_env(env_text, episodes=1).spec.num_steps
     num_episodes = max(1, min(MAX_EVOLVED_EPISODES, MAX_EVOLVED_STEPS // horizon))
     env = build_env(env_text, episodes=num_episodes)
     agent, steering = build_agent(agent_text, env)
-    num_generations = max(1, num_steps // (POPULATION_SIZE * NUM_LIFETIMES * env.spec.num_steps))
     development = plugins.build(
         "development", "evolution", agent, env, steering, population_size=POPULATION_SIZE,
-        num_lifetimes=NUM_LIFETIMES, num_generations=num_generations, generations_per_call=1,
+        num_lifetimes=NUM_LIFETIMES, generations_per_call=1, final_learning_rate_ratio=1.0,
     )  # fmt: skip
     state = development.init(rng.key_from_seed(seed))
-    started, fitness, seconds = time.process_time(), [], []
-    for generation in range(num_generations):
+    started, fitness, seconds, num_done, num_last_steps = time.process_time(), [], [], [], 0
+    while not num_done or num_done[-1] + num_last_steps <= num_steps:
         state, info = development.step(state)
         fitness.append(float(info["fitness"][0]))
         seconds.append(time.process_time() - started)
+        num_last_steps = int(np.asarray(info["env_steps"]).sum(dtype=np.int64))
+        num_done.append(sum(num_done[-1:]) + num_last_steps)
         if on_progress is not None:
-            on_progress((generation + 1) * development.steps_per_generation, num_steps)
+            on_progress(num_done[-1], num_steps)
     if not np.isfinite(fitness).all():
         raise BadInput(f"the evolution of '{agent_text}' diverged: a fitness is not finite")
     count = POPULATION_SIZE * NUM_LIFETIMES * num_episodes
-    steps = (np.arange(num_generations) + 1) * development.steps_per_generation
     returns = np.array(fitness) * POPULATION_SIZE * NUM_LIFETIMES
-    episodes = EpisodeReturns(steps, returns, np.full(num_generations, count))
-    return LearnerRun(episodes, int(steps[-1]), seconds[-1] - seconds[0], seconds[0])
+    episodes = EpisodeReturns(np.array(num_done), returns, np.full(len(num_done), count))
+    return LearnerRun(episodes, num_done[-1], seconds[-1] - seconds[0], seconds[0])
