@@ -5,16 +5,20 @@
     python benchmarks/neural.py --read                                     # print the lines, run nothing
 
 A run appends one record per row, environment, learner and seed to `--out`; the same command resumes a killed run,
-and a lifetime of hours resumes from its last checkpoint. Seeds take turns, so that few hours give every learner its
+and a lifetime of hours resumes from its last checkpoint. A learner whose learning diverges leaves no record and is
+named. Seeds take turns, so that few hours give every learner its
 first seeds. PPO and DQN need rejax (`pip install 'ontogeny[baselines]'`); without it the missing rows are named.
 
 **Steps to the aim.** Every learner is measured by the returns of the episodes in which it learns, exploration included.
 The figure is the number of environment steps, those of all parallel copies together, after which the mean return of the
-last n episodes first reaches 90 % of the published score. n depends on the environment (`recent` in `setting`). Where
+last n episodes first reaches 90 % of the score at which the environment counts as solved. n depends on the environment
+(`recent` in `setting`). Where
 several episodes end in one iteration of PPO or one generation, the mean is over the fewest last iterations that hold n
 episodes. A seed that never reaches the aim counts with all of its steps, and the number of such seeds is stated, so
-that the mean is then a lower bound. **Final score**: the mean return of the episodes that end in the last tenth of the
-steps. `se` is the standard error over seeds; the interval in `setting` is Student's.
+that the mean is then a lower bound. There is no ratio to PPO where the mean of the learner or that of PPO
+(`ppo_not_reached`) is a lower bound. Of several budgets of PPO, the largest counts. **Final score**: the mean return of
+the episodes that end in the last tenth of the steps. `se` is the standard error over seeds; the interval in `setting`
+is Student's.
 """
 
 import argparse
@@ -27,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ontogeny.cli.jax_setup import HOST_DEVICES_FLAG, configure_jax
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LearningDiverged
 
 AIM_SHARE = 0.9
 NUM_PARTS = 20
@@ -39,12 +43,13 @@ AGENT = "neural_model_based"
 
 
 class Benchmark(NamedTuple):
-    """An environment with its published score and the budgets.
+    """An environment with the score at which it counts as solved, and the budgets.
 
     Attributes:
         env: In the syntax of the command line.
-        published: Score per episode; the aim is 90 % of it.
-        source: Of that score.
+        solved: Score per episode; the aim is 90 % of it.
+        published: Score per episode of PPO of gymnax-blines in this very task; None where there is none.
+        source: Of the published score.
         steps: Of a lifetime of agents.
         baseline_steps: Of PPO, DQN and evolution.
         recent: Episodes of the moving mean.
@@ -53,7 +58,8 @@ class Benchmark(NamedTuple):
     """
 
     env: str
-    published: float
+    solved: float
+    published: float | None
     source: str
     steps: int
     baseline_steps: int
@@ -63,20 +69,21 @@ class Benchmark(NamedTuple):
 
 
 BLINES = "gymnax-blines PPO"
+VISUAL_GRID = "gymnax:FourRooms-misc,parameters=use_visual_obs:true+resample_init_pos:true"  # as in gymnax-blines
+DEEP_SEA = "gymnax:DeepSea-bsuite,parameters=size:20"
 BENCHMARKS = {
-    "Catch": Benchmark("gymnax:Catch-bsuite", 1, f"{BLINES}, 100 k steps", 12_000, 100_000, 100),
-    "CartPole": Benchmark("gymnax:CartPole-v1", 500, f"{BLINES}, 150 k steps", 30_000, 150_000, 10),
-    "UmbrellaChain": Benchmark("gymnax:UmbrellaChain-bsuite", 1, f"{BLINES}, 150 k steps", 20_000, 150_000, 500),
-    "FourRooms": Benchmark("gymnax:FourRooms-misc", 1, f"{BLINES}, 200 k steps", 30_000, 200_000, 20),
-    "MemoryChain": Benchmark("gymnax:MemoryChain-bsuite", 1, "solved; gymnax-blines PPO 0.1", 15_000, 150_000, 100),
-    "DeepSea": Benchmark(
-        "gymnax:DeepSea-bsuite,parameters=size:20", 0.99, "solved; gymnax-blines PPO 0 at size 8", 40_000, 150_000, 20
-    ),
+    "Catch": Benchmark("gymnax:Catch-bsuite", 1, 1, f"{BLINES}, 100 k steps", 12_000, 100_000, 100),
+    "CartPole": Benchmark("gymnax:CartPole-v1", 500, 500, f"{BLINES}, 150 k steps", 30_000, 150_000, 10),
+    "UmbrellaChain": Benchmark("gymnax:UmbrellaChain-bsuite", 1, 1, f"{BLINES}, 150 k steps", 20_000, 150_000, 500),
+    "FourRooms": Benchmark(VISUAL_GRID, 1, 1, f"{BLINES}, 200 k steps", 30_000, 200_000, 20),
+    "MemoryChain": Benchmark("gymnax:MemoryChain-bsuite", 1, 0.1, f"{BLINES}, 150 k steps", 15_000, 150_000, 100),
+    # Published figures are of other sizes, with one action map for all lifetimes.
+    "DeepSea": Benchmark(DEEP_SEA, 0.99, None, "", 40_000, 150_000, 20),
     "Breakout": Benchmark(
-        "gymnax:Breakout-MinAtar", 18, f"{BLINES}, 1 M steps: 16 to 19", 1_000_000, 1_000_000, 20, ("ppo",)
+        "gymnax:Breakout-MinAtar", 18, 18, f"{BLINES}, 1 M steps: 16 to 19", 1_000_000, 1_000_000, 20, ("ppo",)
     ),
     "Asterix": Benchmark(
-        "gymnax:Asterix-MinAtar", 2.5, f"{BLINES}, 1 M steps: 2 to 2.5", 1_000_000, 1_000_000, 20, ("ppo",)
+        "gymnax:Asterix-MinAtar", 2.5, 2.5, f"{BLINES}, 1 M steps: 2 to 2.5", 1_000_000, 1_000_000, 20, ("ppo",)
     ),
 }
 ROWS = ("curves", "drift", "calibration", "devaluation")
@@ -155,8 +162,8 @@ def measure_devaluation(job: Job) -> dict[str, Any]:
 
 
 def measure_row(job: Job, folder: Path) -> dict[str, Any]:
-    """The fields of a record of the environments with a published score; arguments as of `measure`."""
-    from ontogeny.studies.neural import learners, learning_curves, measurements, rejax_baselines
+    """The fields of a record of the environments of `BENCHMARKS`; arguments as of `measure`."""
+    from ontogeny.studies.neural import learners, learning_curves, measurements
 
     benchmark = BENCHMARKS[job.environment]
     agent = ":".join(filter(None, (AGENT, job.settings)))
@@ -174,13 +181,10 @@ def measure_row(job: Job, folder: Path) -> dict[str, Any]:
         learner = job.learner.replace("evolved_long:", learners.EVOLVED)
         if job.settings:
             learner += ("," if ":" in learner else ":") + job.settings
-        is_minatar = job.environment in ("Breakout", "Asterix") and job.learner == "ppo"
         run = learners.run_learner(
-            learner, benchmark.env, job.seed, job.num_steps,
-            baseline_settings=rejax_baselines.MINATAR_PPO_SETTINGS if is_minatar else None,
-            checkpoint_folder=folder, on_progress=show_progress(job),
-        )  # fmt: skip
-        aim = AIM_SHARE * benchmark.published
+            learner, benchmark.env, job.seed, job.num_steps, checkpoint_folder=folder, on_progress=show_progress(job)
+        )
+        aim = AIM_SHARE * benchmark.solved
         fields = {
             "steps": run.num_steps,
             "steps_to_aim": learning_curves.steps_to_aim(run.episodes, aim, benchmark.recent),
@@ -219,7 +223,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def run_jobs(options: argparse.Namespace) -> None:
-    """Measures the jobs that have no record, until the hours are over."""
+    """Measures the jobs that have no record, until the hours are over.
+
+    Raises:
+        LearningDiverged: After all other jobs, where the learning of some diverged.
+    """
     from ontogeny.studies.neural import learners, rejax_baselines
 
     jobs = list(list_jobs(options))
@@ -229,19 +237,36 @@ def run_jobs(options: argparse.Namespace) -> None:
         if missing:
             print(f"without rejax ({rejax_baselines.INSTALL}) missing: {', '.join(missing)}", file=sys.stderr)
     recorded = {tuple(record[field] for field in Job._fields) for record in read_records(options.out)}
-    jobs = [job for job in jobs if tuple(job) not in recorded]
+    for job in jobs:
+        if tuple(job) in recorded:  # a process may have been killed after it appended the record
+            learners.remove_checkpoint(checkpoint_folder(options, job))
+    jobs, diverged = [job for job in jobs if tuple(job) not in recorded], []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     for number, job in enumerate(jobs, start=1):
         if time.perf_counter() - started > 3600 * options.hours:
             print(f"{options.hours:g} hours are over; {len(jobs) - number + 1} records are missing", file=sys.stderr)
-            return
+            break
         print(f"{number} of {len(jobs)}: {' '.join(map(str, job))}", file=sys.stderr)
-        name = "".join(c if c.isalnum() else "-" for c in "-".join(map(str, job)))
-        record = measure(job, options.out.with_suffix("") / name)
+        folder = checkpoint_folder(options, job)
+        try:
+            record = measure(job, folder)
+        except LearningDiverged as error:
+            diverged.append(f"{' '.join(map(str, job))}: {error}")
+            print(diverged[-1], file=sys.stderr)
+            continue
         with options.out.open("a") as file:
             is_torn = file.tell() > 0 and not options.out.read_bytes().endswith(b"\n")
             file.write(("\n" if is_torn else "") + json.dumps(record) + "\n")
+        learners.remove_checkpoint(folder)
+    if diverged:
+        raise LearningDiverged(f"{len(diverged)} records are missing, the first is {diverged[0]}")
+
+
+def checkpoint_folder(options: argparse.Namespace, job: Job) -> Path:
+    """The folder for the checkpoint of a job."""
+    name = "".join(c if c.isalnum() else "-" for c in "-".join(map(str, job)))
+    return options.out.with_suffix("") / name
 
 
 def make_line(
@@ -280,7 +305,10 @@ def collect_lines(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
     for record in records:
         key = tuple(record[field] for field in Job._fields if field != "seed")
         groups.setdefault(key, []).append(record)
-    ppo = {group[0]["environment"]: mean_steps(group) for key, group in groups.items() if key[2] == "ppo"}
+    ppo: dict[str, list[dict[str, Any]]] = {}
+    for group in sorted(groups.values(), key=lambda group: group[0]["num_steps"]):
+        if group[0]["learner"] == "ppo":
+            ppo[group[0]["environment"]] = group  # that with the largest budget is the last one
     for group in groups.values():
         if group[0]["row"] == "curves":
             yield from curve_lines(group, ppo.get(group[0]["environment"]))
@@ -289,9 +317,14 @@ def collect_lines(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
             yield from collect[group[0]["row"]](group)
 
 
-def mean_steps(group: Sequence[dict[str, Any]]) -> float:
-    """The mean number of steps to the aim, those of a whole run where it was not reached."""
-    return sum(record["steps_to_aim"] or record["steps"] for record in group) / len(group)
+def all_steps(group: Sequence[dict[str, Any]]) -> list[int]:
+    """The steps to the aim, those of a whole run where it was not reached."""
+    return [record["steps"] if record["steps_to_aim"] is None else record["steps_to_aim"] for record in group]
+
+
+def count_missed(group: Sequence[dict[str, Any]]) -> int:
+    """The number of runs that never reached the aim."""
+    return sum(record["steps_to_aim"] is None for record in group)
 
 
 def setting_of(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -302,21 +335,29 @@ def setting_of(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return fields | {"env": env, "seeds": sorted(r["seed"] for r in group)}
 
 
-def curve_lines(group: Sequence[dict[str, Any]], ppo_steps: float | None) -> Iterator[dict[str, Any]]:
-    """Steps to the aim, final score, curve and speed of a learner."""
+def curve_lines(group: Sequence[dict[str, Any]], ppo: Sequence[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
+    """Steps to the aim, final score, curve and speed of a learner.
+
+    Args:
+        group: Its records.
+        ppo: Those of PPO in the same environment.
+    """
     first, benchmark = group[0], BENCHMARKS[group[0]["environment"]]
     name, setting = f"{first['environment']}/{first['learner']}", setting_of(group)
     seconds = sum(record["seconds"] for record in group)
-    steps = [record["steps_to_aim"] or record["steps"] for record in group]
-    num_missed = sum(record["steps_to_aim"] is None for record in group)
-    aim = {"aim": AIM_SHARE * benchmark.published, "recent": benchmark.recent, "not_reached": num_missed}
-    peer = ("ppo, same run", round(ppo_steps, 1)) if ppo_steps and first["learner"] != "ppo" else None
-    line = make_line(f"{name}/steps_to_aim", steps, "environment steps", seconds, setting | aim, peer)
-    yield line | ({"ratio": None} if num_missed else {})  # a ratio of a lower bound says nothing
+    num_missed, peer = count_missed(group), None
+    aim = {"aim": AIM_SHARE * benchmark.solved, "recent": benchmark.recent, "not_reached": num_missed}
+    if ppo and first["learner"] != "ppo":
+        steps = all_steps(ppo)
+        peer = f"ppo, same run, {ppo[0]['num_steps']:,} steps", round(sum(steps) / len(steps), 1)
+        aim |= {"ppo_not_reached": count_missed(ppo)}
+    line = make_line(f"{name}/steps_to_aim", all_steps(group), "environment steps", seconds, setting | aim, peer)
+    is_bound = num_missed or aim.get("ppo_not_reached")
+    yield line | ({"ratio": None} if is_bound else {})  # a ratio of lower bounds says nothing
     finals = [record["final"] for record in group if record["final"] is not None]
     curves = {"curves": [[p if p is None else round(p, 3) for p in record["curve"]] for record in group]}
     if finals:
-        peer = (benchmark.source, benchmark.published)
+        peer = None if benchmark.published is None else (benchmark.source, benchmark.published)
         yield make_line(f"{name}/final", finals, "return per episode", seconds, setting | curves, peer)
     speeds = [record["steps"] / record["learning_cpu_seconds"] for record in group if record["learning_cpu_seconds"]]
     if speeds:

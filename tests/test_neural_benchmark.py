@@ -3,23 +3,32 @@
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ontogeny import trees
+from ontogeny import rng, trees
 from ontogeny.content import calibration
 from ontogeny.content.latent_model import LatentPrediction
 from ontogeny.content.two_hot import BIN_VALUES, two_hot_target
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, LearningDiverged
 from ontogeny.rollouts import rollout
+from ontogeny.runs import checkpoint
+from ontogeny.runs.folder import library_versions
 from ontogeny.stages.assembly import make_env
-from ontogeny.studies.neural import learners, learning_curves, rejax_baselines
+from ontogeny.studies.neural import devaluation, learners, learning_curves, rejax_baselines
 from ontogeny.studies.neural.learning_curves import EpisodeReturns
 from ontogeny.studies.neural.lifetime_segments import begin, compile_segment, concatenate, split_steps
-from ontogeny.studies.neural.measurements import PredictedStep, reverse_actions, summarize_calibration
+from ontogeny.studies.neural.measurements import (
+    PredictedStep,
+    predict_steps,
+    reverse_actions,
+    run_steps,
+    summarize_calibration,
+)
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "neural.py"
 KEYS = {"name", "value", "unit", "se", "tasks", "peer", "peer_value", "ratio", "seconds", "setting"}
@@ -92,7 +101,21 @@ def test_a_lifetime_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pyt
 
     with pytest.raises(Killed):
         learners.run_learner("random", ENV, 1, 40, checkpoint_folder=tmp_path, on_progress=stop)
+    # A checkpoint of another lifetime or of other versions counts for nothing.
+    path = tmp_path / "lifetime.json"
+    checkpoint_bytes = path.read_bytes()
+    versions = library_versions()
     steps = []
+    for seed, saved_versions in ((2, versions), (1, versions | {"ontogeny": "0.0.1"})):
+        steps.clear()
+        with monkeypatch.context() as context:
+            context.setattr(learners, "library_versions", lambda saved_versions=saved_versions: saved_versions)
+            context.setattr(learners, "SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+            learners.run_learner(
+                "random", ENV, seed, 40, checkpoint_folder=tmp_path, on_progress=lambda done, _: steps.append(done)
+            )
+        assert steps == [10, 20, 30, 40] and path.read_bytes() == checkpoint_bytes
+    steps.clear()
     resumed = learners.run_learner(
         "random", ENV, 1, 40, checkpoint_folder=tmp_path, on_progress=lambda done, _: steps.append(done)
     )
@@ -121,17 +144,118 @@ def test_rejax_is_given_five_values_with_done_at_terminations_and_truncations():
     assert ends == {"terminated", "truncated"}
 
 
+DIVERGING_AGENT = '''"""Diverges in its fifth step."""
+
+import jax.numpy as jnp
+
+from ontogeny.agents import random
+from ontogeny.types import State, Weights
+
+
+def build(spec, steering, *, in_weights: bool = False):
+    agent = random.build(spec, steering)
+
+    def learn(key, state, transition):
+        number = state.weights.scratch + 1
+        broken = jnp.where(number >= 5, jnp.nan, 0.5)
+        content = broken if in_weights else state.weights.content
+        info = {"loss": jnp.float32(0) if in_weights else broken, "other_loss": 1 / broken}
+        info = {"loss": info["loss"]} if in_weights else info
+        return State(Weights(content, number), state.activations), info
+
+    def init(key, genome):
+        return State(Weights(jnp.float32(0), jnp.int32(0)), agent.init(key, genome).activations)
+
+    return agent._replace(init=init, learn=learn, learning=True)
+'''
+
+
+@pytest.fixture
+def diverging_agent(tmp_path: Path) -> str:
+    """The file of an agent whose learning diverges in its fifth step."""
+    path = tmp_path / "diverging.py"
+    path.write_text(DIVERGING_AGENT)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("", "its 'loss' is not finite at step 5 of"), (":in_weights=true", "its 'weights' is not finite at step")],
+)
+def test_a_lifetime_that_diverges_ends_without_a_checkpoint(setting, message, diverging_agent, tmp_path, monkeypatch):
+    monkeypatch.setattr(learners, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    agent_text, folder = diverging_agent + setting, tmp_path / "checkpoints"
+    for num_segments in (1, 3):  # the learning diverges in the first segment, or in the second
+        monkeypatch.setattr(learners, "MAX_SEGMENTS", num_segments)
+        with pytest.raises(LearningDiverged, match=message):
+            learners.run_learner(agent_text, ENV, 0, 12, checkpoint_folder=folder)
+    assert checkpoint.read_metadata(folder, learners.PROGRESS)["segments"] == 1
+    env = learners.build_env(ENV, steps=12)
+    agent, steering = learners.build_agent(agent_text, env)
+    with pytest.raises(LearningDiverged, match=message):
+        run_steps(learners.lifetime_key(0), agent, env, steering, None, 0, 12, True)
+    with pytest.raises(LearningDiverged, match=message):
+        devaluation._learn(agent_text, env, 0, 12)
+    frozen, _ = run_steps(learners.lifetime_key(0), agent, env, steering, None, 0, 12, False)
+    assert trees.is_finite(frozen.state.weights)
+
+
+@pytest.mark.slow
+def test_a_neural_agent_that_diverges_ends_its_learning_curve():
+    with pytest.raises(LearningDiverged, match=r"the learning diverged: its '.*' is not finite at step"):
+        learners.run_learner(
+            "neural_model_based:width=8,learning_rate=1e30,num_warm_up_steps=32", "gymnax:Catch-bsuite", 0, 90
+        )
+
+
+def test_the_noise_of_a_model_is_none_of_the_lifetime():
+    key = learners.lifetime_key(0)
+    keys = rng.split_lifetime_key(key)
+    steps = jax.vmap(jax.random.fold_in, (None, 0))(keys.learn, jnp.arange(1000))
+    used = {tuple(words) for parts in (jnp.stack(keys), steps) for words in np.asarray(jax.random.key_data(parts))}
+    noise = learners.model_noise_key(key)
+    samples = [noise, *(jax.random.fold_in(noise, number) for number in range(20)), *jax.random.split(noise, 20)]
+    assert not used & {tuple(np.asarray(jax.random.key_data(sample))) for sample in samples}
+    steps = PredictedStep(*[jnp.zeros(20)] * len(PredictedStep._fields))
+    predictions = predict_steps(key, lambda key, *_: jax.random.key_data(key), (), steps)
+    assert len(predictions) == 20 and not used & {tuple(words) for words in np.asarray(predictions)}
+    # What the lifetime's own key would give.
+    assert tuple(np.asarray(jax.random.key_data(jax.random.fold_in(key, 4)))) in used
+
+
+def test_settings_of_ppo_are_those_that_are_published_for_the_environment():
+    ppo = {name: rejax_baselines.settings_of("ppo", f"gymnax:{name}") for name in ("Catch-bsuite", "CartPole-v1")}
+    assert [(ppo[name]["num_envs"], ppo[name]["max_grad_norm"]) for name in ppo] == [(16, 1.0), (8, 0.5)]
+    assert rejax_baselines.settings_of("ppo", "gymnax:Breakout-MinAtar")["agent_kwargs"]["hidden_layer_sizes"][0] == 256
+    assert rejax_baselines.settings_of("dqn", "gymnax:Catch-bsuite") == rejax_baselines.DQN_SETTINGS
+    env_text = runpy.run_path(str(BENCHMARK))["BENCHMARKS"]["FourRooms"].env
+    env = learners.build_env(env_text, steps=100)
+    assert env.spec.observation_shape == (13, 13, 2) and env.spec.name == "gymnax:FourRooms-misc"
+    assert rejax_baselines.settings_of("ppo", env.spec.name)["num_envs"] == 16
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_baselines_learn_where_rejax_is_installed(algorithm: str):
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [("ppo", {}), ("dqn", {"fill_buffer": 200, "buffer_size": 1000, "exploration_fraction": 0.1})],
+)
+def test_baselines_learn_where_rejax_is_installed(algorithm: str, settings: dict[str, Any]):
     if not rejax_baselines.is_installed():
         with pytest.raises(BadInput, match="needs the package rejax: pip install"):
             learners.run_learner(algorithm, ENV, 0, 64)
         pytest.skip("rejax is not installed")
-    run = learners.run_learner(algorithm, ENV, 0, 500)
-    assert run.num_steps >= 500 and run.episodes.counts.sum() > 40 and run.episodes.returns.max() > 0
-    repeated = learners.run_learner(algorithm, ENV, 0, 500)
-    assert np.array_equal(run.episodes.returns, repeated.episodes.returns)
+    cartpole = "gymnax:CartPole-v1"
+
+    def run(**more: float) -> learners.LearnerRun:
+        return learners.run_learner(algorithm, cartpole, 0, 1000, baseline_settings=settings | more)
+
+    learned, repeated = run(), run()
+    assert learned.num_steps >= 1000 and learned.episodes.counts.sum() > 20 and learned.episodes.returns.max() > 0
+    assert np.array_equal(learned.episodes.returns, repeated.episodes.returns)
+    still = run(learning_rate=0.0)  # the same chance, so that only updates of the weights can make a difference
+    assert not np.array_equal(learned.episodes.returns, still.episodes.returns)
+    with pytest.raises(LearningDiverged, match="is not finite at step"):
+        run(learning_rate=float("nan"))
 
 
 def test_actions_are_reversed_from_a_step_on():
@@ -234,3 +358,55 @@ def test_the_benchmark_prints_its_lines_and_resumes(tmp_path: Path, capsys: pyte
     assert aim["value"] == 90 and aim["setting"]["not_reached"] == 2 and aim["ratio"] is None
     final = by_name["neural/Catch/evolved:recurrent/final"]
     assert final["tasks"] == 2 and final["se"] > 0 and -1 <= final["value"] <= 1
+
+
+def make_curve(learner: str, seed: int, num_steps: int, steps_to_aim: int | None) -> dict[str, Any]:
+    """A record of the row `curves`."""
+    return {
+        "row": "curves", "environment": "Catch", "learner": learner, "seed": seed, "num_steps": num_steps,
+        "settings": "", "steps": num_steps, "steps_to_aim": steps_to_aim, "final": 1.0, "curve": [1.0],
+        "learning_cpu_seconds": 1.0, "compile_cpu_seconds": 1.0, "seconds": 1.0,
+    }  # fmt: skip
+
+
+def test_a_ratio_to_ppo_needs_a_ppo_that_reached_the_aim_and_its_largest_budget():
+    benchmark = runpy.run_path(str(BENCHMARK))
+    agent = [make_curve("neural_model_based", seed, 1000, 300 + 200 * seed) for seed in (0, 1)]
+    large = [make_curve("ppo", 0, 8000, 2000), make_curve("ppo", 1, 8000, 6000)]
+    small = [make_curve("ppo", 0, 500, None)]
+
+    def line_of(records: list[dict[str, Any]], learner: str = "neural_model_based") -> dict[str, Any]:
+        name = f"neural/Catch/{learner}/steps_to_aim"
+        return next(line for line in benchmark["collect_lines"](records) if line["name"] == name)
+
+    for records in ([*agent, *small, *large], [*large, *agent, *small]):
+        line = line_of(records)
+        assert line["peer_value"] == 4000 and line["ratio"] == 0.1 and line["setting"]["ppo_not_reached"] == 0
+        assert line["peer"] == "ppo, same run, 8,000 steps"
+    line = line_of([*agent, large[0], make_curve("ppo", 1, 8000, None)])
+    assert (line["peer_value"], line["ratio"], line["setting"]["ppo_not_reached"]) == (5000, None, 1)
+    line = line_of([agent[0], make_curve("neural_model_based", 1, 1000, None), *large])
+    assert line["ratio"] is None and "ppo_not_reached" not in line_of(large, "ppo")["setting"]
+
+
+def test_a_figure_that_is_published_for_another_task_is_no_peer():
+    benchmark = runpy.run_path(str(BENCHMARK))
+    peers = {}
+    for name in benchmark["BENCHMARKS"]:
+        lines = benchmark["collect_lines"]([make_curve("random", 0, 100, None) | {"environment": name}])
+        peers[name] = next((line["peer"], line["peer_value"]) for line in lines if line["name"].endswith("/final"))
+    assert peers["DeepSea"] == (None, None) and peers["MemoryChain"] == ("gymnax-blines PPO, 150 k steps", 0.1)
+
+
+def test_a_learner_that_diverges_leaves_no_record_and_no_other_one_out(
+    diverging_agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(learners, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    benchmark, out = runpy.run_path(str(BENCHMARK)), tmp_path / "neural.jsonl"
+    benchmark["list_jobs"].__globals__["list_learners"] = lambda _: [diverging_agent, "random"]
+    arguments = ["--environment", "Catch", "--steps", "90", "--baseline-steps", "90", "--out", str(out)]
+    with pytest.raises(SystemExit, match="2"):
+        benchmark["main"]([*arguments, "--seeds", "1"])
+    assert "its 'loss' is not finite at step 5" in capsys.readouterr().err
+    assert [json.loads(line)["learner"] for line in out.read_text().splitlines()] == ["random"]
+    assert not any(path.name.startswith("curves-Catch-random") for path in out.with_suffix("").iterdir())

@@ -19,7 +19,7 @@ from ontogeny.stages.assembly import assemble, make_env, make_steering
 from ontogeny.stages.saved_agent import save_deployment
 from ontogeny.stages.spec import complete_spec, parse_run_spec
 from ontogeny.studies.kinds import study_kinds
-from ontogeny.studies.neural import page, pictures, rejax_baselines, runner
+from ontogeny.studies.neural import learners, page, pictures, rejax_baselines, runner
 from ontogeny.studies.neural.budgets import AGENT, budgets, num_steps, with_settings
 from ontogeny.studies.neural.pictures import ExperiencedStep
 from ontogeny.studies.progress import StudyEvent
@@ -37,7 +37,7 @@ PICTURE = {
     "predicted_spread": [0.1, 0.2],
     "imagined": [[0.5, 0.1, 0.9, 0.0], [0.3, 0.0, 0.9, 0.5]],
     "imagined_spread": [[0.1] * 4, [0.3] * 4],
-    "imagined_disagreement": [0.1, 0.3],
+    "imagined_total_spread": [0.1, 0.3],
     "expected_reward": [0.0, 0.1, 0.8],
     "imagined_reward": [0.0, 0.1, 0.5],
     "reward": [0.0, 0.0, 1.0],
@@ -81,21 +81,41 @@ def test_a_tiny_study_has_a_page_and_resumes_to_the_same_records(tiny_study: Pat
     assert studies.write_page(tiny_study).read_text() == (tiny_study / "report.html").read_text()
 
 
+def test_a_killed_lifetime_of_a_study_resumes_and_its_checkpoint_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(learners, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    out, budget = tmp_path / "study", TINY._replace(learners=("random",))
+
+    def stop(event: StudyEvent) -> None:
+        if event.kind == "progress" and event.num_done == 54:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_neural_study(budget, out, on_event=stop)
+    assert [path.name for path in (out / runner.CHECKPOINTS).iterdir()] == ["curve-Catch-random-seed0"]
+    events: list[StudyEvent] = []
+    runner.run_neural_study(budget, out, on_event=events.append)
+    assert next(event.num_done for event in events if event.kind == "progress") == 54
+    assert not (out / runner.CHECKPOINTS).exists()
+
+
 def test_the_page_says_what_the_records_say(tiny_study: Path):
     study = page.read_study(tiny_study)
     budget = study["budget"] | {"learners": [AGENT, "ppo", "dqn"]}
     records = [make_record(AGENT, 0, 4000, 0.9), make_record(AGENT, 1, 5000, 1.0)]
-    records += [make_record("ppo", 0, 20_000, 0.9), make_record("ppo", 1, None, 0.5), make_record("dqn", 0, None, 0.1)]
+    records += [make_record("ppo", 0, 18_800, 0.9), make_record("ppo", 1, None, 0.5), make_record("dqn", 0, None, 0.1)]
     records.append({"id": "picture/Catch/late", "kind": "picture", "env": "Catch", "time": "late", "seed": 0,
                     "num_steps": 8000, "picture": PICTURE})  # fmt: skip
     groups = page.collect_groups(study | {"budget": budget}, records)
     sentence = page.conclusions(study | {"budget": budget}, groups)[0]
     assert sentence == (
-        "Catch, mean return 0.9: neural_model_based after 4,500 steps; PPO after 20,000 steps in 1 of 2 runs; "
-        "DQN not within 8,000 steps."
+        "Catch, mean return 0.9: neural_model_based after 4,500 steps; PPO after at least 13,400 steps, as 1 of 2 runs "
+        "reached it; DQN not within 8,000 steps."
     )
     text = page.render(study | {"budget": budget}, records, {})
-    assert "4,500<br><small>2 of 2 runs" in text and "0.950 ± 0.050" in text
+    assert "4,500<br><small>2 of 2 runs" in text and "at least 13,400<br><small>1 of 2 runs" in text
+    assert "0.950 ± 0.050" in text
     assert "At the end of the lifetime" in text and "3 steps, actions 0, 2, 1, reward 1.000 in all" in text
     assert not re.search(r"\b(nan|None)\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
     vector = {**PICTURE, "observation": [[0.0, 1.0], [0.5, 1.0], [1.0, 0.5]],
@@ -124,12 +144,26 @@ def test_pictures_hold_the_predictions_of_the_model():
     )
     picture = pictures.draw_up(key, shape, weights, make_steering(env), steps)
     assert json.loads(encode_record(picture)) == picture
+    assert np.shape(picture["imagined_spread"]) == (L - 1, 50)
+    # An untrained model expects noise of one standard deviation, whatever its samples agree on.
+    assert min(picture["predicted_spread"] + picture["imagined_total_spread"]) >= 1
     assert np.shape(picture["predicted"]) == np.shape(picture["imagined"]) == (L - 1, 50)
-    next_key = jax.random.fold_in(jax.random.split(key)[0], 0)
+    next_key = jax.random.fold_in(jax.random.split(learners.model_noise_key(key))[0], 0)
     state = latent_model.init_state(shape)
     expected = latent_model.predict(shape, next_key, weights, state, jnp.int32(0), pictures.NUM_TRAJECTORIES)
     assert picture["predicted"][0] == pytest.approx(np.asarray(expected.observation).mean(axis=0).tolist(), abs=1e-3)
     assert picture["expected_reward"] == pytest.approx([0] * L, abs=1e-3)  # an untrained model expects none
+
+
+def test_the_uncertainty_of_a_prediction_holds_its_noise_and_the_spread_of_its_samples():
+    vector = latent_model.LatentModelShape(8, 2, 0, 2, 1)
+    samples = jnp.array([[[0.0, 1.0], [2.0, 1.0]]])
+    scale = jnp.array([[0.0, 0.5]])
+    assert pictures.predictive_deviation(vector, samples, scale).tolist() == [[1.0, 0.5]]
+    both = pictures.predictive_deviation(vector, samples, jnp.array([[0.75, 0.5]]))
+    assert both[0, 0] == pytest.approx(1.25)
+    of_numbers = pictures.predictive_deviation(vector._replace(num_observations=2), samples / 2, scale)
+    assert of_numbers.tolist() == [[0.5, 0.5]]  # probabilities of 0.5 each
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from ontogeny.runs import formats
 from ontogeny.runs.folder import RunDescription, write_spec
 from ontogeny.runs.records import RECORDS_FILE, repair_records
 from ontogeny.stats import Interval
-from ontogeny.studies import figures
+from ontogeny.studies import attribution_table, figures
 from ontogeny.studies import page as study_page
 from ontogeny.studies.records import read_records
 
@@ -530,3 +530,12 @@ if CHROMIUM:  # a browser is no dependency: where there is none, there is nothin
         assert requests == [] and messages == []
         bright = [sum(int(value) for value in re.findall(r"\d+", color)[:3]) for color in (ink, paper)]
         assert (bright[0] < bright[1]) == (scheme == "light")
+
+
+def test_the_page_says_of_which_development_an_attribution_is():
+    estimate = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    cells = dict.fromkeys(attribution_table.CELLS, estimate)
+    estimates = {"summary": "none", "shares": None, "cells": cells, "gain": estimate}
+    record = {"kind": "attribution", "env": "walk", "agent": "recurrent", "approach": "evolution", "seed": 3}
+    section = attribution_table.render([record | {"verdict": "activations", "attribution": estimates}])
+    assert "Each row is about one development, that of the agent's first seed" in section

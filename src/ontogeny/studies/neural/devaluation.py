@@ -17,12 +17,13 @@ from jax import Array
 from ontogeny import plugins
 from ontogeny.agents import neural_model_based
 from ontogeny.agents.neural_updates import NeuralSettings
-from ontogeny.errors import BadInput
+from ontogeny.errors import BadInput, require_finite_learning
 from ontogeny.rollouts import Carry
 from ontogeny.stages.assembly import make_agent, make_steering
-from ontogeny.studies.neural.learners import MAX_SEGMENTS, build_agent, build_env, lifetime_key
+from ontogeny.studies.neural.learners import MAX_SEGMENTS, build_agent, build_env, lifetime_key, model_noise_key
 from ontogeny.studies.neural.learning_curves import episodes_of_lifetime
 from ontogeny.studies.neural.lifetime_segments import begin, compile_segment, concatenate, split_steps
+from ontogeny.trees import finite_by_name
 from ontogeny.types import Agent, Environment, Key, Steering, Trajectory
 
 AGENT, MODEL_FREE = "neural_model_based", "q_learning"
@@ -137,7 +138,10 @@ def _retrain(
     complete = plugins.default_settings("agents", AGENT) | settings
     params = neural_model_based.make_params(env.spec, drives, NeuralSettings(**complete))
     retrain = jax.jit(partial(neural_model_based.retrain_policy, params), static_argnums=2)
-    state = retrain(jax.random.fold_in(lifetime.key, lifetime.num_steps), lifetime.carry.state, num_updates)
+    state = retrain(model_noise_key(lifetime.key), lifetime.carry.state, num_updates)
+    is_finite = finite_by_name({"weights": state.weights.content})
+    num_finite_steps = {name: lifetime.num_steps - (not holds) for name, holds in is_finite.items()}
+    require_finite_learning(num_finite_steps, lifetime.num_steps)
     return lifetime._replace(carry=lifetime.carry._replace(state=state))
 
 

@@ -183,10 +183,10 @@ def _draw_numbers(figure: Figure, panels: Sequence[Axes], observation: np.ndarra
 
 
 def _draw_uncertainty(axes: Axes, picture: Mapping[str, Any]) -> None:
-    """How much predictions of the next observation differ, one step ahead and imagined from the first step on."""
+    """Standard deviations of predicted observations, one step ahead and imagined from the first step on."""
     steps = range(1, len(picture["action"]))
     axes.bar([step - 0.16 for step in steps], picture["predicted_spread"], width=0.28, color=ML_CODE)
-    axes.bar([step + 0.16 for step in steps], picture["imagined_disagreement"], width=0.28, color=ML_CODE, alpha=0.35)
+    axes.bar([step + 0.16 for step in steps], picture["imagined_total_spread"], width=0.28, color=ML_CODE, alpha=0.35)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("uncertainty")
     axes.locator_params(axis="y", nbins=3)

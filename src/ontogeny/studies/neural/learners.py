@@ -4,6 +4,7 @@ A learner is `ppo` or `dqn` (`rejax_baselines`), an evolved agent (`evolved:recu
 lifetime counts), or any other agent, of which one lifetime is run, in which it learns if it can.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ontogeny import plugins, rng
-from ontogeny.errors import BadInput
+from ontogeny.errors import LearningDiverged
 from ontogeny.lifetimes import require_jax_env
 from ontogeny.rollouts import Carry
 from ontogeny.runs import checkpoint
+from ontogeny.runs.folder import library_versions
 from ontogeny.stages.assembly import make_agent, make_env, make_steering
 from ontogeny.studies.neural import rejax_baselines
 from ontogeny.studies.neural.learning_curves import EpisodeReturns, episodes_of_lifetime
@@ -31,6 +33,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 300.0
 POPULATION_SIZE, NUM_LIFETIMES = 32, 2  # of an evolution
 MAX_EVOLVED_STEPS, MAX_EVOLVED_EPISODES = 500, 10  # of its lifetimes, of at least one episode
 PROGRESS = "lifetime"  # name of the checkpoint of a lifetime
+MODEL_NOISE = 2**32 - 1  # larger than the number of any step
 
 
 class LearnerRun(NamedTuple):
@@ -57,6 +60,16 @@ def is_baseline(learner: str) -> bool:
 def lifetime_key(seed: int) -> Key:
     """The key of the lifetime of a seed: a lifetime of an evaluation, with the same task for all learners."""
     return rng.sample_lifetime_keys(rng.key_from_seed(seed), 1, "evaluation")[0]
+
+
+def model_noise_key(key: Key) -> Key:
+    """The key of what a model is asked apart from a lifetime, which no draw of that lifetime has.
+
+    Args:
+        key: Of the lifetime. Neither it nor its children may serve: `fold_in` of small numbers gives the keys into
+            which it is split.
+    """
+    return jax.random.fold_in(rng.split_lifetime_key(key).learn, MODEL_NOISE)
 
 
 def build_env(text: str, **settings: Any) -> Environment:
@@ -90,9 +103,13 @@ def run_learner(
         seed: Determines the run; the task is the same for all learners, but for evolution, which draws many.
         num_steps: Environment steps; evolution and baselines take whole generations and iterations, and the last
             generation may exceed them where lifetimes become longer.
-        baseline_settings: Settings of rejax.
-        checkpoint_folder: Where a lifetime of an agent is saved every few minutes, and from where it resumes.
+        baseline_settings: Settings of rejax, in place of those in `rejax_baselines`.
+        checkpoint_folder: Where a lifetime of an agent is saved every few minutes, and from where it resumes; the
+            caller removes it once the result is stored (`remove_checkpoint`).
         on_progress: Receives environment steps done and all.
+
+    Raises:
+        LearningDiverged: What the learner computed is not finite.
     """
     if is_baseline(learner):
         env = build_env(env_text, steps=num_steps)
@@ -118,7 +135,8 @@ def _run_lifetime(
     num_segments, num_segment_steps = split_steps(num_steps, MAX_SEGMENTS)
     program = compile_segment(agent, env, steering, num_segment_steps, agent.learning)
     carry = jax.jit(lambda key: begin(key, agent, env, steering, agent.genome(key)))(key)
-    carry, num_done, cpu_seconds, scores, ends = _resume(folder, carry)
+    lifetime = {"agent": agent_text, "env": env_text, "seed": seed, "steps": num_steps, "versions": library_versions()}
+    carry, num_done, cpu_seconds, scores, ends = _resume(folder, carry, lifetime)
     saved_at = time.perf_counter()
     for segment in range(num_done, num_segments):
         started = time.process_time()
@@ -130,7 +148,7 @@ def _run_lifetime(
             on_progress((segment + 1) * num_segment_steps, num_steps)
         is_due = time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
         if folder is not None and is_due and segment + 1 < num_segments:
-            metadata = {"segments": segment + 1, "cpu_seconds": cpu_seconds}
+            metadata = {"lifetime": lifetime, "segments": segment + 1, "cpu_seconds": cpu_seconds}
             metadata |= {"scores": scores.tolist(), "ends": np.flatnonzero(ends).tolist()}
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save(folder, PROGRESS, carry, metadata)
@@ -138,11 +156,24 @@ def _run_lifetime(
     return LearnerRun(episodes_of_lifetime(scores, ends), num_steps, cpu_seconds, program.compile_seconds)
 
 
-def _resume(folder: Path | None, carry: Carry) -> tuple[Carry, int, float, np.ndarray, np.ndarray]:
-    """Carry, segments done, processor seconds, scores and ends of episodes, of a saved lifetime or of a new one."""
+def remove_checkpoint(folder: Path) -> None:
+    """Removes the folder of a lifetime whose result is stored, so that no later run resumes from its state."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _resume(
+    folder: Path | None, carry: Carry, lifetime: Mapping[str, Any]
+) -> tuple[Carry, int, float, np.ndarray, np.ndarray]:
+    """Carry, segments done, processor seconds, scores and ends of episodes, of a saved lifetime or of a new one.
+
+    A checkpoint of another lifetime, or of other versions of the libraries and of this package, is left alone.
+    """
+    new = carry, 0, 0.0, np.zeros(0), np.zeros(0, bool)
     if folder is None or not checkpoint.exists(folder, PROGRESS):
-        return carry, 0, 0.0, np.zeros(0), np.zeros(0, bool)
+        return new
     metadata = checkpoint.read_metadata(folder, PROGRESS)
+    if metadata.get("lifetime") != lifetime:
+        return new
     scores = np.array(metadata["scores"])
     ends = np.zeros(len(scores), bool)
     ends[metadata["ends"]] = True
@@ -177,7 +208,7 @@ def _run_evolution(
         if on_progress is not None:
             on_progress(num_done[-1], num_steps)
     if not np.isfinite(fitness).all():
-        raise BadInput(f"the evolution of '{agent_text}' diverged: a fitness is not finite")
+        raise LearningDiverged(f"the evolution of '{agent_text}' diverged: a fitness is not finite")
     count = POPULATION_SIZE * NUM_LIFETIMES * num_episodes
     returns = np.array(fitness) * POPULATION_SIZE * NUM_LIFETIMES
     episodes = EpisodeReturns(np.array(num_done), returns, np.full(len(num_done), count))

@@ -1,5 +1,6 @@
 """Measurements of the agent `neural_model_based`: calibration of its world model, and drift within a lifetime."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jax import Array
 from ontogeny.content import calibration, latent_model
 from ontogeny.content.latent_model import LatentPrediction, LatentState
 from ontogeny.rollouts import Carry
-from ontogeny.studies.neural.learners import MAX_SEGMENTS, build_agent, build_env, lifetime_key
+from ontogeny.studies.neural.learners import MAX_SEGMENTS, build_agent, build_env, lifetime_key, model_noise_key
 from ontogeny.studies.neural.learning_curves import (
     EpisodeReturns,
     episodes_of_lifetime,
@@ -20,7 +21,7 @@ from ontogeny.studies.neural.learning_curves import (
     steps_to_aim,
 )
 from ontogeny.studies.neural.lifetime_segments import begin, compile_segment, concatenate, record_score, split_steps
-from ontogeny.types import Agent, Environment, EnvState, Key, Steering, TimeStep, Trajectory
+from ontogeny.types import Agent, Environment, EnvState, Key, PyTree, Steering, TimeStep, Trajectory
 
 AGENT = "neural_model_based"
 NUM_PARTS = 20
@@ -75,13 +76,25 @@ def measure_calibration(
     program = compile_segment(agent, env, steering, num_test_steps, False, record_prediction)
     carry, steps = program.run(key, jnp.int32(num_steps), carry)
     weights = carry.state.weights.content.model
-    query = latent_model.build(env.spec, width=width).query
+    predictions = predict_steps(key, latent_model.build(env.spec, width=width).query, weights, steps)
+    return {"width": width, "num_test_steps": num_test_steps} | summarize_calibration(predictions, steps)
+
+
+def predict_steps(key: Key, query: Callable[..., LatentPrediction], weights: PyTree, steps: PredictedStep) -> PyTree:
+    """The predictions of a model for steps [M].
+
+    Args:
+        key: Of the lifetime.
+        query: Of the model.
+        weights: Of the model.
+        steps: With the state and the action of each step.
+    """
+    noise_key = model_noise_key(key)
 
     def predict(number: Array, step: PredictedStep) -> LatentPrediction:
-        return query(jax.random.fold_in(key, number), weights, step.state, step.action)
+        return query(jax.random.fold_in(noise_key, number), weights, step.state, step.action)
 
-    predictions = jax.jit(jax.vmap(predict))(jnp.arange(num_test_steps), steps)
-    return {"width": width, "num_test_steps": num_test_steps} | summarize_calibration(predictions, steps)
+    return jax.jit(jax.vmap(predict))(jnp.arange(len(steps.action)), steps)
 
 
 def summarize_calibration(predictions: LatentPrediction, steps: PredictedStep) -> dict[str, float]:

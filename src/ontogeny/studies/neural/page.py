@@ -19,7 +19,16 @@ from ontogeny.studies.records import read_records, read_seconds
 
 SCHEMA = {
     "learning_curve": ("env", "learner", "seed", "num_steps", "num_episodes", "curve", "steps_to_aim", "final"),
-    "picture": ("env", "time", "seed", "num_steps", "picture.observation", "picture.predicted", "picture.action"),
+    "picture": (
+        "env",
+        "time",
+        "seed",
+        "num_steps",
+        "picture.observation",
+        "picture.predicted",
+        "picture.action",
+        "picture.imagined_total_spread",
+    ),
 }
 LABELS = {  # by learner: name, approach, how it learns
     "neural_model_based": ("neural_model_based", "ml_code", "within one lifetime, by a model of its own"),
@@ -42,7 +51,8 @@ class LearnerGroup(NamedTuple):
     """The runs of one learner in one environment.
 
     Attributes:
-        steps_to_aim: Of the runs that reached the aim.
+        steps_to_aim: Of all runs; one that never reached the aim counts with all of its steps.
+        num_reached: Runs that reached it.
         finals: Final scores of the runs that have one.
     """
 
@@ -52,7 +62,13 @@ class LearnerGroup(NamedTuple):
     num_steps: int
     curves: list[list[float | None]]
     steps_to_aim: list[int]
+    num_reached: int
     finals: list[float]
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether the mean of the steps to the aim is a lower bound."""
+        return self.num_reached < self.num_runs
 
     @property
     def label(self) -> str:
@@ -124,10 +140,13 @@ def collect_groups(study: Study, records: Sequence[Record]) -> list[LearnerGroup
             runs = [r for r in records if r["kind"] == "learning_curve" and r["env"] == env["name"]]
             runs = [run for run in runs if run["learner"] == learner]
             if runs:
-                steps = [run["steps_to_aim"] for run in runs if run["steps_to_aim"] is not None]
+                is_reached = [run["steps_to_aim"] is not None for run in runs]
+                steps = [run["steps_to_aim" if has else "num_steps"] for run, has in zip(runs, is_reached, strict=True)]
                 finals = [run["final"] for run in runs if run["final"] is not None]
                 curves, num_steps = [run["curve"] for run in runs], runs[0]["num_steps"]
-                groups.append(LearnerGroup(env["name"], learner, len(runs), num_steps, curves, steps, finals))
+                groups.append(
+                    LearnerGroup(env["name"], learner, len(runs), num_steps, curves, steps, sum(is_reached), finals)
+                )
     return groups
 
 
@@ -144,14 +163,14 @@ def conclusions(study: Study, groups: Sequence[LearnerGroup]) -> list[str]:
 
 
 def describe_steps(group: LearnerGroup) -> str:
-    """After how many steps the runs of a learner reached the aim."""
-    if not group.steps_to_aim:
+    """After how many steps the runs of a learner reached the aim, at least where some never did."""
+    if not group.num_reached:
         return f"not within {format_count(group.num_steps)} steps"
-    mean = sum(group.steps_to_aim) / len(group.steps_to_aim)
-    some = (
-        "" if len(group.steps_to_aim) == group.num_runs else f" in {len(group.steps_to_aim)} of {group.num_runs} runs"
-    )
-    return f"after {format_count(round(mean, -2) if mean > 1000 else round(mean))} steps{some}"
+    mean = sum(group.steps_to_aim) / group.num_runs
+    steps = f"{format_count(round(mean, -2) if mean > 1000 else round(mean))} steps"
+    if not group.is_lower_bound:
+        return f"after {steps}"
+    return f"after at least {steps}, as {group.num_reached} of {group.num_runs} runs reached it"
 
 
 def render_curves(study: Study, groups: Sequence[LearnerGroup]) -> Markup:
@@ -197,10 +216,10 @@ def _points(curves: Sequence[Sequence[float | None]]) -> list[tuple[float, float
 def _row(group: LearnerGroup) -> list[str]:
     """The cells of a learner."""
     method = LABELS.get(group.learner, ("", "", ""))[2]
-    reached = f"{len(group.steps_to_aim)} of {group.num_runs} runs"
-    if group.steps_to_aim:
-        mean = f"{sum(group.steps_to_aim) / len(group.steps_to_aim):,.0f}"
-        reached = TEXTS.below(mean, reached)
+    reached = f"{group.num_reached} of {group.num_runs} runs"
+    if group.num_reached:
+        mean = f"{sum(group.steps_to_aim) / group.num_runs:,.0f}"
+        reached = TEXTS.below(f"at least {mean}" if group.is_lower_bound else mean, reached)
     score, limits = "", ""
     if len(group.finals) > 1:
         interval: Interval = mean_interval(group.finals)

@@ -1,7 +1,7 @@
 """A few steps of a lifetime as the agent `neural_model_based` experienced them, for pictures.
 
 For each step: what it observed, what its model predicted one step before, what the model imagined from the first of
-these steps on without observing any further one, how much imagined trajectories differ, which reward it expected, which
+these steps on without observing any further one, how uncertain both predictions are, which reward it expected, which
 reward followed, and what it did with which probability.
 Letters: L steps, N imagined trajectories, O observation.
 """
@@ -18,7 +18,7 @@ from ontogeny import plugins
 from ontogeny.content import calibration, latent_model
 from ontogeny.content.latent_model import LatentModelShape, LatentModelWeights, LatentPrediction, LatentState
 from ontogeny.rollouts import Carry
-from ontogeny.studies.neural.learners import build_agent, build_env, lifetime_key
+from ontogeny.studies.neural.learners import build_agent, build_env, lifetime_key, model_noise_key
 from ontogeny.studies.neural.lifetime_segments import compile_segment
 from ontogeny.studies.neural.measurements import run_steps
 from ontogeny.types import Environment, Key, Steering, Trajectory
@@ -91,8 +91,12 @@ def choose_steps(is_first: np.ndarray) -> slice:
 def draw_up(
     key: Key, shape: LatentModelShape, weights: LatentModelWeights, steering: Steering, steps: ExperiencedStep
 ) -> dict[str, Any]:
-    """What the model predicted for steps [L] of one episode, one step ahead and from the first step on."""
-    predicted = _predict_steps(key, shape, weights, steering, steps)
+    """What the model predicted for steps [L] of one episode, one step ahead and from the first step on.
+
+    Args:
+        key: Of the lifetime.
+    """
+    predicted = _predict_steps(model_noise_key(key), shape, weights, steering, steps)
     experienced = {"observation": steps.observation, "reward": steps.reward, "probability": steps.probability}
     lists = {name: _plain(values) for name, values in (experienced | predicted).items()}
     return lists | {"action": np.asarray(steps.action).tolist()}
@@ -111,13 +115,16 @@ def _predict_steps(
 
     predictions = jax.vmap(predict)(jnp.arange(len(steps.action)), steps.state, steps.action)
     start = jax.tree.map(lambda leaf: leaf[0], steps.state)
+    observation_scale = predictions.observation_scale[:-1]  # weights alone determine it: imagined states have the same
+    predicted_deviation = predictive_deviation(shape, predictions.observation[:-1], observation_scale)
     imagined, imagined_reward = imagine_observations(imagined_key, shape, weights, steering, start, steps.action)
+    imagined_deviation = predictive_deviation(shape, imagined[:-1], observation_scale)
     return {
         "predicted": jnp.mean(predictions.observation[:-1], axis=1),
-        "predicted_spread": _spread(predictions.observation[:-1], 1),
+        "predicted_spread": _root_mean_square(predicted_deviation),
         "imagined": jnp.mean(imagined[:-1], axis=1),
-        "imagined_spread": jnp.std(imagined[:-1], axis=1),
-        "imagined_disagreement": _spread(imagined[:-1], 1),
+        "imagined_spread": imagined_deviation,
+        "imagined_total_spread": _root_mean_square(imagined_deviation),
         "expected_reward": jax.vmap(steering)(jax.vmap(calibration.expected_outcome)(predictions)),
         "imagined_reward": imagined_reward,
     }
@@ -149,9 +156,26 @@ def imagine_observations(
     return observations.swapaxes(0, 1), jnp.mean(rewards, axis=0)
 
 
-def _spread(observations: Array, axis: int) -> Array:
-    """The standard deviation over samples, as the root mean square over the numbers of an observation."""
-    return jnp.sqrt(jnp.mean(jnp.var(observations, axis=axis), axis=-1))
+def predictive_deviation(shape: LatentModelShape, samples: Array, scale: Array) -> Array:
+    """The standard deviation of each number of an observation under a predictive distribution, [L, O].
+
+    It holds both how much the samples differ and how uncertain each of them is: the variance is the sum of the two. Of
+    whole numbers, it is that of the indicator of each number.
+
+    Args:
+        shape: Says whether observations are whole numbers.
+        samples: Probabilities of whole numbers, or means of Normals, [L, N, O].
+        scale: Standard deviations of the Normals, [L, O].
+    """
+    if shape.num_observations:
+        probability = jnp.mean(samples, axis=1)
+        return jnp.sqrt(probability * (1 - probability))
+    return jnp.sqrt(jnp.var(samples, axis=1) + jnp.square(scale))
+
+
+def _root_mean_square(deviations: Array) -> Array:
+    """The root mean square over the numbers of an observation."""
+    return jnp.sqrt(jnp.mean(jnp.square(deviations), axis=-1))
 
 
 def _plain(values: Array) -> list[Any]:

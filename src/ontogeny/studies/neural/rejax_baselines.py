@@ -20,27 +20,42 @@ import numpy as np
 from jax import Array
 
 from ontogeny import rng
-from ontogeny.errors import BadInput, require_one_of
+from ontogeny.errors import BadInput, require_finite_learning, require_one_of
 from ontogeny.studies.neural.learning_curves import EpisodeReturns, episodes_of_totals
+from ontogeny.trees import finite_by_name
 from ontogeny.types import Environment, EnvState, Key
 
 INSTALL = "pip install 'ontogeny[baselines]'"
-# As in gymnax-blines (https://github.com/RobertTLange/gymnax-blines) for the small environments and for MinAtar.
+# As in the files agents/ENVIRONMENT/ppo.yaml of gymnax-blines (https://github.com/RobertTLange/gymnax-blines). The
+# learning rate is constant there as well: its warm-up begins and ends with the same number. Four things differ, for
+# which rejax has no setting: it bounds each number of a gradient by `max_grad_norm`, not the norm of the gradient; it
+# does so for actor and critic apart; the epsilon of its Adam is 1e-8, not 1e-5; and its biases begin at 0, not between
+# 0 and 0.05.
 PPO_SETTINGS = {
     "num_envs": 8, "num_steps": 32, "num_epochs": 4, "num_minibatches": 4, "learning_rate": 5e-4,
-    "max_grad_norm": 0.5, "gamma": 0.99, "gae_lambda": 0.95, "clip_eps": 0.2, "ent_coef": 0.01,
+    "max_grad_norm": 0.5, "gamma": 0.99, "gae_lambda": 0.95, "clip_eps": 0.2, "ent_coef": 0.01, "vf_coef": 0.5,
+    "agent_kwargs": {"activation": "relu", "hidden_layer_sizes": (64, 64)},
 }  # fmt: skip
-MINATAR_PPO_SETTINGS = PPO_SETTINGS | {
+MANY_COPIES = {"num_envs": 16, "max_grad_norm": 1.0}
+MINATAR = {
     "num_envs": 64, "num_steps": 128, "num_minibatches": 8, "gamma": 0.999,
-    "agent_kwargs": {"hidden_layer_sizes": (256, 256)},
+    "agent_kwargs": {"activation": "relu", "hidden_layer_sizes": (256, 256)},
 }  # fmt: skip
+# By environment; all others have `PPO_SETTINGS`. MountainCar-v0 differs there in more and is none of ours.
+PPO_SETTINGS_BY_ENV: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("gymnax:Acrobot-v1", "gymnax:Catch-bsuite", "gymnax:FourRooms-misc"), MANY_COPIES),
+    **dict.fromkeys(
+        [f"gymnax:{name}-MinAtar" for name in ("Asterix", "Breakout", "Freeway", "SpaceInvaders")], MINATAR
+    ),
+}
 # As rejax proposes for CartPole, with a smaller buffer, over the whole of which it draws random numbers in each update.
 DQN_SETTINGS = {
     "agent": "DuelingQNetwork", "num_envs": 10, "buffer_size": 10_000, "fill_buffer": 1_000, "batch_size": 100,
     "num_epochs": 5, "learning_rate": 1e-3, "max_grad_norm": 10.0, "gamma": 0.99, "polyak": 0.98, "eps_start": 1.0,
     "eps_end": 0.05, "exploration_fraction": 0.5,
 }  # fmt: skip
-ALGORITHMS = {"ppo": PPO_SETTINGS, "dqn": DQN_SETTINGS}
+ALGORITHMS: dict[str, dict[str, Any]] = {"ppo": PPO_SETTINGS, "dqn": DQN_SETTINGS}
+NETWORKS = ("actor_ts", "critic_ts", "q_ts")  # fields of the state of an algorithm
 
 
 class CopyState(NamedTuple):
@@ -136,6 +151,11 @@ def is_installed() -> bool:
     return all(importlib.util.find_spec(package) is not None for package in ("rejax", "gymnax"))
 
 
+def settings_of(algorithm: str, env_name: str) -> dict[str, Any]:
+    """The settings of an algorithm in an environment, such as `gymnax:Catch-bsuite`."""
+    return ALGORITHMS[algorithm] | (PPO_SETTINGS_BY_ENV.get(env_name, {}) if algorithm == "ppo" else {})
+
+
 def run_baseline(algorithm: str, env: Environment, key: Key, num_steps: int, **settings: Any) -> BaselineRun:
     """Trains an algorithm for a number of environment steps.
 
@@ -144,10 +164,11 @@ def run_baseline(algorithm: str, env: Environment, key: Key, num_steps: int, **s
         env: In JAX; its episodes follow each other without end, as with the setting `steps` of gymnax environments.
         key: Of a lifetime, whose task the copies of the environment have.
         num_steps: Environment steps of all copies together; rounded up to whole iterations.
-        settings: Of rejax, in place of those in `ALGORITHMS`.
+        settings: Of rejax, in place of those of `settings_of`.
 
     Raises:
         BadInput: rejax is not installed, or there is no such algorithm.
+        LearningDiverged: A weight is not finite at the end.
     """
     require_one_of(tuple(ALGORITHMS), algorithm=algorithm)
     if not is_installed():
@@ -155,26 +176,30 @@ def run_baseline(algorithm: str, env: Environment, key: Key, num_steps: int, **s
     import rejax  # pyright: ignore[reportMissingImports]
 
     keys = rng.split_lifetime_key(key)
-    config = ALGORITHMS[algorithm] | settings
+    config = settings_of(algorithm, env.spec.name) | settings
     learner = rejax.get_algo(algorithm).create(
         env=RejaxEnvironment(env, keys.task), env_params=(), total_timesteps=num_steps, eval_freq=num_steps, **config
     )
     steps_per_iteration = config["num_envs"] * (config["num_steps"] if algorithm == "ppo" else 1)
     num_iterations = -(-num_steps // steps_per_iteration)
 
-    def train(key: Key) -> tuple[Array, Array]:
+    def train(key: Key) -> tuple[Array, Array, dict[str, Array]]:
         def iterate(state: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
             state = learner.train_iteration(state)
             copies: CopyState = state.env_state
             return state, (jnp.sum(copies.total_return), jnp.sum(copies.num_episodes))
 
-        return jax.lax.scan(iterate, learner.init_state(key), None, num_iterations)[1]
+        state, (total_returns, num_episodes) = jax.lax.scan(iterate, learner.init_state(key), None, num_iterations)
+        weights = {name: getattr(state, name).params for name in NETWORKS if hasattr(state, name)}
+        return total_returns, num_episodes, finite_by_name(weights)
 
     started = time.process_time()
     compiled = jax.jit(train).lower(keys.learn).compile()
     compiled_at = time.process_time()
-    total_returns, num_episodes = jax.block_until_ready(compiled(keys.learn))
+    total_returns, num_episodes, is_finite = jax.block_until_ready(compiled(keys.learn))
     steps = (np.arange(num_iterations) + 1) * steps_per_iteration
+    last = int(steps[-1])
+    require_finite_learning({name: last if holds else last - 1 for name, holds in is_finite.items()}, last)
     episodes = episodes_of_totals(steps, np.asarray(total_returns), np.asarray(num_episodes))
     cpu_seconds = time.process_time() - compiled_at
-    return BaselineRun(episodes, int(steps[-1]), cpu_seconds, compiled_at - started)
+    return BaselineRun(episodes, last, cpu_seconds, compiled_at - started)

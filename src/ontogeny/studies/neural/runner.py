@@ -1,9 +1,12 @@
 """Runs the neural study: learning curves of all learners, and pictures of one lifetime.
 
-The folder holds `spec.json`, `records.jsonl`, `timing.jsonl` and `report.html`. A killed study resumes when it is
-started again. Without the package rejax, PPO and DQN are left out and named; with it, the same command adds them.
+The folder holds `spec.json`, `records.jsonl`, `timing.jsonl` and `report.html`, and `checkpoints/` while a lifetime is
+under way. A killed study resumes when it is started again, and a long lifetime from its last checkpoint. Without the
+package rejax, PPO and DQN are left out and named; with it, the same command adds them.
 """
 
+import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ from ontogeny.studies.records import read_records
 
 TITLE = "How many environment steps does learning take?"
 NUM_PARTS = 20  # points of a learning curve
+CHECKPOINTS = "checkpoints"  # folder with one folder for each lifetime that is under way
 EARLY_SHARE = 0.05  # of the lifetime, at which the first pictures are drawn
 
 
@@ -31,6 +35,7 @@ class NeuralMeasurement(NamedTuple):
     ids: tuple[str, ...]
     measure: Callable[[learners.OnProgress], Iterator[Record]]
     needs_rejax: bool = False
+    checkpoint_folder: Path | None = None  # which is removed once the records are stored
 
 
 def run_neural_study(size: str | NeuralBudget, out: str | Path, seed: int = 0, on_event: OnEvent | None = None) -> Path:
@@ -53,7 +58,7 @@ def run_neural_study(size: str | NeuralBudget, out: str | Path, seed: int = 0, o
         require_one_of(budgets(), size=size)
     budget, seed = budgets()[size] if isinstance(size, str) else size, check_seed(seed)
     check_seed(seed + budget.num_seeds)
-    measurements = list(list_measurements(budget, seed))
+    measurements = list(list_measurements(budget, seed, Path(out)))
     planned_ids = [name for measurement in measurements for name in measurement.ids]
     spec = {"title": TITLE, "seed": seed, "budget": to_jsonable(budget)}
     folder = claim(Path(out), NEURAL_STUDY, spec, prepare=lambda _: {"planned_ids": planned_ids})
@@ -62,14 +67,15 @@ def run_neural_study(size: str | NeuralBudget, out: str | Path, seed: int = 0, o
         return _run(Path(out), budget, measurements, notify)
 
 
-def list_measurements(budget: NeuralBudget, seed: int) -> Iterator[NeuralMeasurement]:
-    """All measurements of a study; seeds take turns, so that a killed study has some of everything."""
+def list_measurements(budget: NeuralBudget, seed: int, out: Path) -> Iterator[NeuralMeasurement]:
+    """All measurements of a study in a folder; seeds take turns, so that a killed study has some of everything."""
     for env in budget.environments:
         for run in range(budget.num_seeds):
             for learner in budget.learners:
                 name = f"curve/{env.name}/{learner}/seed{seed + run}"
-                measure = _bind(_measure_curve, name, env, learner, seed + run)
-                yield NeuralMeasurement((name,), measure, learners.is_baseline(learner))
+                folder = out / CHECKPOINTS / re.sub(r"[^\w]+", "-", name)
+                measure = _bind(_measure_curve, name, env, learner, seed + run, folder)
+                yield NeuralMeasurement((name,), measure, learners.is_baseline(learner), folder)
     if AGENT in budget.learners:
         env = budget.environments[0]
         names = tuple(f"picture/{env.name}/{time_name}" for time_name in ("early", "late"))
@@ -84,11 +90,13 @@ def _bind(
 
 
 def _measure_curve(
-    name: str, env: EnvBudget, learner: str, seed: int, on_progress: learners.OnProgress
+    name: str, env: EnvBudget, learner: str, seed: int, folder: Path, on_progress: learners.OnProgress
 ) -> Iterator[Record]:
     """The learning curve of one run of a learner."""
     text = with_settings(learner, env.agent_settings)
-    run = learners.run_learner(text, env.env, seed, num_steps(env, learner), on_progress=on_progress)
+    run = learners.run_learner(
+        text, env.env, seed, num_steps(env, learner), checkpoint_folder=folder, on_progress=on_progress
+    )
     yield {
         "id": name,
         "kind": "learning_curve",
@@ -124,7 +132,10 @@ def _run(folder: Path, budget: NeuralBudget, measurements: list[NeuralMeasuremen
         duration += f" Without rejax ({rejax_baselines.INSTALL}) these records are missing: {', '.join(missing)}."
     notify(StudyEvent("start", TITLE + duration, len(recorded), num_planned))
     for number, measurement in enumerate(measurements, start=1):
-        if recorded.issuperset(measurement.ids) or (measurement.needs_rejax and not has_rejax):
+        if recorded.issuperset(measurement.ids):
+            _remove_checkpoint(measurement)
+            continue
+        if measurement.needs_rejax and not has_rejax:
             continue
         name = measurement.ids[0]
         notify(StudyEvent("work", name, number, len(measurements)))
@@ -133,7 +144,16 @@ def _run(folder: Path, budget: NeuralBudget, measurements: list[NeuralMeasuremen
             if record["id"] not in recorded:
                 append_record(folder / RECORDS_FILE, record)
                 recorded.add(record["id"])
+        _remove_checkpoint(measurement)
         append_timing(folder, {"id": name, "seconds": round(time.perf_counter() - started, 3)})
     page_path = page.write(folder)
     notify(StudyEvent("end", str(page_path), len(measurements), len(measurements)))
     return page_path
+
+
+def _remove_checkpoint(measurement: NeuralMeasurement) -> None:
+    """Removes the checkpoint of a measurement whose records are stored, and the folder of all once it is empty."""
+    if measurement.checkpoint_folder is not None:
+        learners.remove_checkpoint(measurement.checkpoint_folder)
+        with contextlib.suppress(OSError):
+            measurement.checkpoint_folder.parent.rmdir()
