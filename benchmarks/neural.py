@@ -145,7 +145,19 @@ def measure(job: Job, folder: Path) -> dict[str, Any]:
     started, cpu_started = time.perf_counter(), time.process_time()
     fields = measure_devaluation(job) if job.row == "devaluation" else measure_row(job, folder)
     seconds = {"seconds": round(time.perf_counter() - started, 1)}
-    return job._asdict() | fields | seconds | {"cpu_seconds": round(time.process_time() - cpu_started, 1)}
+    identity = job._asdict() | describe_origin(job)
+    return identity | fields | seconds | {"cpu_seconds": round(time.process_time() - cpu_started, 1)}
+
+
+def describe_origin(job: Job) -> dict[str, Any]:
+    """What a record depends on beside its job: the text of the environment, and the settings of a baseline."""
+    from ontogeny.studies.neural import learners, rejax_baselines
+
+    env = DEVALUATION_ENV if job.row == "devaluation" else BENCHMARKS[job.environment].env
+    settings = None
+    if learners.is_baseline(job.learner):
+        settings = rejax_baselines.settings_of(job.learner, env.partition(",")[0])
+    return {"env": env, "baseline_settings": json.loads(json.dumps(settings))}
 
 
 def measure_devaluation(job: Job) -> dict[str, Any]:
@@ -210,15 +222,27 @@ def show_progress(job: Job) -> Any:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of a file; a last line that a killed process left behind in part is left out."""
+    """All records of a file that count.
+
+    A last line that a killed process left behind in part is left out, and so are records of another variant of an
+    environment or of other settings of a baseline, which earlier versions measured under the same names.
+    """
     if not path.exists():
         return []
     records = []
     for line in path.read_text().splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             print(f"{path}: a line is no JSON and is left out", file=sys.stderr)
+            continue
+        job = Job(*(record[field] for field in Job._fields))
+        origin = describe_origin(job)
+        if {field: record.get(field) for field in origin} == origin:
+            records.append(record)
+        else:
+            name = " ".join(map(str, job))
+            print(f"{path}: the record of {name} has another environment or baseline, and is left out", file=sys.stderr)
     return records
 
 

@@ -389,6 +389,22 @@ def test_a_ratio_to_ppo_needs_a_ppo_that_reached_the_aim_and_its_largest_budget(
     assert line["ratio"] is None and "ppo_not_reached" not in line_of(large, "ppo")["setting"]
 
 
+def test_a_record_of_another_variant_or_baseline_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    benchmark, path = runpy.run_path(str(BENCHMARK)), tmp_path / "neural.jsonl"
+    records = []
+    for learner in ("random", "ppo"):
+        record = make_curve(learner, 0, 100, 50)
+        job = benchmark["Job"](*(record[field] for field in benchmark["Job"]._fields))
+        records.append(record | benchmark["describe_origin"](job))
+    assert records[1]["baseline_settings"]["num_envs"] == 16
+    of_old_code = make_curve("random", 1, 100, 50)
+    other_variant = records[0] | {"env": "gymnax:Catch-bsuite,parameters=rows:5", "seed": 2}
+    other_ppo = records[1] | {"baseline_settings": records[1]["baseline_settings"] | {"num_envs": 8}, "seed": 3}
+    path.write_text("".join(json.dumps(r) + "\n" for r in (*records, of_old_code, other_variant, other_ppo)))
+    assert benchmark["read_records"](path) == records
+    assert capsys.readouterr().err.count("is left out") == 3
+
+
 def test_a_figure_that_is_published_for_another_task_is_no_peer():
     benchmark = runpy.run_path(str(BENCHMARK))
     peers = {}
