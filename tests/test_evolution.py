@@ -87,12 +87,14 @@ def test_members_are_evaluated_on_the_same_lifetimes_on_all_devices():
     identical = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), genomes)
 
     def measure(keys, genome):
-        return evolution.mean_fitness(agent, keys, genome, env=env, steering=drives)[0]
+        return evolution.mean_fitness(agent, keys, genome, env=env, steering=drives)
 
     split = evolution.shard_population(measure, 8)
-    assert np.ptp(jax.jit(split)(keys, identical)) == 0
-    one_by_one = [float(jax.jit(measure)(keys, jax.tree.map(lambda leaf, i=i: leaf[i], genomes))) for i in range(8)]
-    np.testing.assert_allclose(jax.jit(split)(keys, genomes), one_by_one, rtol=1e-6)
+    assert np.ptp(jax.jit(split)(keys, identical)[0]) == 0
+    one_by_one = [float(jax.jit(measure)(keys, jax.tree.map(lambda leaf, i=i: leaf[i], genomes))[0]) for i in range(8)]
+    fitness, env_steps = jax.jit(split)(keys, genomes)
+    np.testing.assert_allclose(fitness, one_by_one, rtol=1e-6)
+    assert env_steps.tolist() == [4 * 8] * 8
     assert development.steps_per_generation == 8 * 4 * 8
 
 
