@@ -12,6 +12,7 @@ import pytest
 
 from ontogeny import studies, trees
 from ontogeny.content import latent_model
+from ontogeny.errors import BadInput
 from ontogeny.runs.files import write_bytes
 from ontogeny.runs.kinds import open_run
 from ontogeny.runs.records import RECORDS_FILE, encode_record
@@ -79,6 +80,18 @@ def test_a_tiny_study_has_a_page_and_resumes_to_the_same_records(tiny_study: Pat
     section = study_kinds()["neural"].render_section(tiny_study)
     assert section.anchor == "neural" and "study/report.html" in section.body
     assert studies.write_page(tiny_study).read_text() == (tiny_study / "report.html").read_text()
+
+
+def test_a_study_holds_the_settings_of_its_baselines(tiny_study: Path, monkeypatch: pytest.MonkeyPatch):
+    study = page.read_study(tiny_study)
+    assert study["baselines"]["Catch"]["ppo"]["num_envs"] == 16 and page.count_copies(study) == "PPO in 16"
+    assert page.count_copies({"baselines": runner.baseline_settings(budgets()["full"])}) == (
+        "PPO in 16 in Catch, 8 in CartPole, 8 in MemoryChain; DQN in 10"
+    )
+    assert page.count_copies({}) == ""
+    monkeypatch.setitem(rejax_baselines.PPO_SETTINGS_BY_ENV, "gymnax:Catch-bsuite", {})
+    with pytest.raises(BadInput):
+        runner.run_neural_study(TINY, tiny_study, on_event=lambda event: None)
 
 
 def test_a_killed_lifetime_of_a_study_resumes_and_its_checkpoint_is_removed(

@@ -111,7 +111,7 @@ def render(study: Study, records: Sequence[Record], seconds_by_id: Mapping[str, 
         ("missing", "What is missing", _missing(study, records)),
         ("curves", "Learning curves", render_curves(study, groups)),
         ("lifetime", "What the agent experienced", render_pictures(study, records)),
-        ("limits", "What this does not show", TEXTS.limits(study["budget"])),
+        ("limits", "What this does not show", TEXTS.limits(study["budget"], count_copies(study))),
         ("reproduce", "How to reproduce this page", reproduce),
     ]
     sections = [page.Section(anchor, title, Markup(body)) for anchor, title, body in bodies if body]
@@ -130,6 +130,23 @@ def render_section(folder: Path) -> page.Section:
 def envs_of(study: Study) -> list[Mapping[str, Any]]:
     """The budgets of the environments."""
     return list(study["budget"]["environments"])
+
+
+def count_copies(study: Study) -> str:
+    """In how many copies of each environment PPO and DQN act, as a part of a sentence."""
+    parts = []
+    for learner in ("ppo", "dqn"):
+        copies = {
+            env: settings[learner]["num_envs"]
+            for env, settings in study.get("baselines", {}).items()
+            if learner in settings
+        }
+        numbers = sorted(set(copies.values()))
+        if len(numbers) == 1:
+            parts.append(f"{LABELS[learner][0]} in {numbers[0]}")
+        elif numbers:
+            parts.append(f"{LABELS[learner][0]} in {', '.join(f'{copies[env]} in {env}' for env in copies)}")
+    return "; ".join(parts)
 
 
 def collect_groups(study: Study, records: Sequence[Record]) -> list[LearnerGroup]:

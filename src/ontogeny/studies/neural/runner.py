@@ -60,11 +60,22 @@ def run_neural_study(size: str | NeuralBudget, out: str | Path, seed: int = 0, o
     check_seed(seed + budget.num_seeds)
     measurements = list(list_measurements(budget, seed, Path(out)))
     planned_ids = [name for measurement in measurements for name in measurement.ids]
-    spec = {"title": TITLE, "seed": seed, "budget": to_jsonable(budget)}
+    spec = {"title": TITLE, "seed": seed, "budget": to_jsonable(budget), "baselines": baseline_settings(budget)}
     folder = claim(Path(out), NEURAL_STUDY, spec, prepare=lambda _: {"planned_ids": planned_ids})
     with show_progress(on_event) as notify, folder:
         repair_records(Path(out) / RECORDS_FILE)
         return _run(Path(out), budget, measurements, notify)
+
+
+def baseline_settings(budget: NeuralBudget) -> dict[str, dict[str, Any]]:
+    """The settings of PPO and DQN by environment and learner, so that no study mixes runs with different ones."""
+    baselines = [learner for learner in budget.learners if learners.is_baseline(learner)]
+    return {
+        env.name: {
+            name: to_jsonable(rejax_baselines.settings_of(name, env.env.partition(",")[0])) for name in baselines
+        }
+        for env in budget.environments
+    }
 
 
 def list_measurements(budget: NeuralBudget, seed: int, out: Path) -> Iterator[NeuralMeasurement]:
