@@ -240,9 +240,7 @@ def test_a_lifetime_is_over_after_its_last_episode():
     [
         ("gymnax", "random", "single_lifetime:num_generations=3,num_lifetimes=8"),
         ("gymnax", "recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=3"),
-        ("gymnax", "recurrent:hidden_size=2", "policy_gradient:num_updates=3,num_lifetimes=8"),
         ("gymnasium", "recurrent:hidden_size=2", "evolution:population_size=4,num_lifetimes=2,num_generations=3"),
-        ("gymnasium", "random", "single_lifetime:num_generations=3,num_lifetimes=8"),
     ],
 )
 def test_only_steps_that_were_taken_are_reported(provider, agent, development, tmp_path):
