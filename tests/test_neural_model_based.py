@@ -163,6 +163,21 @@ def test_the_exploration_bonus_is_added_to_the_rewards_of_steering(lifetime):
     assert np.all(neural_updates.add_exploration_bonus(PARAMS, ensemble, jnp.ones(3), states, jnp.zeros(3, int)) == 1)
 
 
+def test_shuffled_actions_are_those_of_other_trajectories(lifetime):
+    """Consequences, and so the exploration bonus, belong to the action of another trajectory."""
+    content = lifetime[0].weights.content
+    starts = jax.tree.map(lambda leaf: jnp.tile(leaf, (64, 1)), latent_model.init_state(PARAMS.shape))
+    imagine = jax.jit(actor_critic.imagine_trajectories, static_argnums=(0, 6, 7))
+    uniform = jax.tree.map(jnp.zeros_like, content.actor)
+    for shuffles in (False, True):
+        trajectories = imagine(
+            PARAMS.shape, jax.random.key(0), content.model, uniform, starts, jnp.ones(64), 3, shuffles
+        )
+        chosen, effective = np.asarray(trajectories.actions), np.asarray(trajectories.effective_actions)
+        assert np.array_equal(chosen, effective) != shuffles
+        assert np.array_equal(np.sort(chosen, axis=1), np.sort(effective, axis=1))
+
+
 def test_the_model_predicts_what_follows_each_action(lifetime):
     model = lifetime[0].weights.content.model
     latent = infer_state(model, jnp.int32(1), jnp.bool_(False))

@@ -45,7 +45,8 @@ class LatentTrajectories(NamedTuple):
     """Steps in latent space, imagined or observed."""
 
     states: Float[Array, "T N D"]
-    actions: Int32[Array, "T N"]
+    actions: Int32[Array, "T N"]  # that the policy chose
+    effective_actions: Int32[Array, "T N"]  # of which these are the consequences; others in an ablation only
     outcomes: Float[Array, "T N F"]
     discounts: Float[Array, "T N"]  # of the environment: 0 where the episode ends
     next_states: Float[Array, "T N D"]
@@ -116,14 +117,14 @@ def imagine_trajectories(
         noise = jax.random.uniform(latent_key, (N, shape.num_latents))
         next_state = jax.vmap(partial(latent_model.imagine, shape, model))(hidden, noise)
         log_probabilities = jnp.take_along_axis(logits, actions[:, None], axis=-1)[:, 0]
-        return next_state, (flat, actions, hidden, latent_model.flatten_state(next_state), log_probabilities)
+        return next_state, (flat, actions, effective, hidden, latent_model.flatten_state(next_state), log_probabilities)
 
     scanned = jax.lax.scan(step, starts, jax.random.split(key, num_steps))[1]
-    states, actions, hidden, next_states, log_probabilities = scanned
+    states, actions, effective, hidden, next_states, log_probabilities = scanned
     outcomes, discounts = latent_model.predict_outcome(shape, model, hidden)
     # A step counts as much as it is likely that the episode has not ended before.
     alive = jnp.cumprod(jnp.concatenate([mask[None], discounts[:-1]]), axis=0)
-    return LatentTrajectories(states, actions, outcomes, discounts, next_states, log_probabilities, alive)
+    return LatentTrajectories(states, actions, effective, outcomes, discounts, next_states, log_probabilities, alive)
 
 
 def replayed_trajectories(
@@ -138,6 +139,7 @@ def replayed_trajectories(
     is_truncated = sequences.is_first[1:] & (sequences.next_discount[:-1] > 0)
     return LatentTrajectories(
         flat[:-1],
+        sequences.action[:-1],
         sequences.action[:-1],
         sequences.next_outcome[:-1],
         sequences.next_discount[:-1],

@@ -95,9 +95,11 @@ def build(
             model that begins with the policy (needs the extra `search`).
         exploration_bonus: Weight of the uncertainty of the outcome of an action, beside its reward; 0 for none.
         entropy_weight: Weight of the entropy of the policy beside rewards in units of their range, greater than 0.
-        num_warm_up_steps: Steps before the first update, in which actions are random.
-        ablation: `none`; `untrained_model` imagines with the initial model; `shuffled_actions` imagines consequences
-            that do not depend on the action; `no_imagination` learns from the replayed steps alone.
+        num_warm_up_steps: Steps before the first update. The policy is uniform until then; a search follows the model
+            and the ensemble as they were drawn.
+        ablation: For experiments: `none`; `untrained_model` infers states and imagines with the initial model;
+            `shuffled_actions` imagines consequences that do not depend on the action; `no_imagination` learns from the
+            replayed steps alone.
     """
     settings = NeuralSettings(
         width,

@@ -49,7 +49,7 @@ class NeuralGenome(NamedTuple):
 
 
 class NeuralContent(NamedTuple):
-    """What the agent has learned; `act` reads model and actor."""
+    """What the agent has learned; `act` reads model and actor, and for a search critic and ensemble as well."""
 
     model: LatentModelWeights
     actor: PerceptronWeights
@@ -173,7 +173,7 @@ def update_policy(
             content.ensemble,
             params.steering(trajectories.outcomes),
             trajectories.states,
-            trajectories.actions,
+            trajectories.effective_actions,
         )
         return WeightedTrajectories(trajectories, rewards, share)
 
