@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -358,11 +359,13 @@ def test_an_action_out_of_range_is_refused(tmp_path):
         list(deploy(read_saved_agent(train(spec, tmp_path / "run"))))
 
 
-def test_an_edited_file_is_another_plugin(tmp_path):
-    """Also within one process: the copy in a run is the code with which it was trained."""
+def test_an_edited_file_is_another_plugin(tmp_path, monkeypatch):
+    """Also within one process and one second, in which cached bytecode counts as current."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     spec = parse_run_spec({"env": "bandit", "agent": write_file(tmp_path / "own.py", AGENT)})
     assert assemble(spec).agent.init(None, ()).activations.shape == (2,)
     write_file(tmp_path / "own.py", AGENT, "jnp.zeros(2)", "jnp.zeros(5)")
+    assert not (tmp_path / "__pycache__").exists()
     assert assemble(spec).agent.init(None, ()).activations.shape == (5,)
 
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, cast
 
 from ontogeny.errors import BadInput
 from ontogeny.renamed import renamed_hint
+from ontogeny.source_files import spec_from_source
 
 PLUGIN_KINDS = {  # kind -> the noun of messages
     "environments": "environment",
@@ -465,8 +466,8 @@ def _load_file(kind: str, name: str, path: Path) -> ModuleType:
     digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()
     module_name = f"ontogeny_outside.{kind}.{path.stem}_{digest[:16]}"
     if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path.resolve())
-        assert spec is not None and spec.loader is not None
+        spec = spec_from_source(module_name, path.resolve())
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:

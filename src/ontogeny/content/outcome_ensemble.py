@@ -4,10 +4,9 @@ Osband et al. 2018 (arXiv 1806.03335): each of K small perceptrons is the sum of
 one, its prior. All are trained on the same outcomes. Where there are many, they agree; elsewhere they disagree as
 much as their priors do. Their disagreement shrinks with experience, and is no measure of the chance in an outcome.
 
-Letters: K members, I inputs, F outcome features.
+Letters: K members, I inputs, W hidden units, F outcome features.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import Float
 
 from ontogeny.content.optimizers import apply_scaled_gradient, with_optimizer_state
 from ontogeny.content.perceptron import PerceptronWeights, apply_perceptron, init_perceptron
+from ontogeny.content.transformer_block import Linear
 from ontogeny.content.two_hot import symlog
 from ontogeny.types import Key, Weights
 
@@ -25,11 +25,20 @@ NUM_MEMBERS = 8
 WIDTH = 32  # hidden units of a member
 
 
-class OutcomeEnsembleWeights(NamedTuple):
-    """Members [K, ...] of the ensemble."""
+class MemberWeights(NamedTuple):
+    """The weights of perceptrons, those of all members together."""
 
-    trained: PerceptronWeights
-    prior: PerceptronWeights
+    hidden: Float[Array, "K I W"]
+    hidden_bias: Float[Array, "K W"]
+    output: Float[Array, "K W F"]
+    output_bias: Float[Array, "K F"]
+
+
+class OutcomeEnsembleWeights(NamedTuple):
+    """The two perceptrons of every member, whose sum is its prediction."""
+
+    trained: MemberWeights
+    prior: MemberWeights
 
 
 def init_ensemble(optimizer: optax.GradientTransformation, key: Key, num_inputs: int, num_features: int) -> Weights:
@@ -63,7 +72,7 @@ def update_ensemble(
     """Takes one gradient step of all members towards observed outcome features; returns the loss as well."""
     content: OutcomeEnsembleWeights = weights.content
 
-    def loss(trained: PerceptronWeights) -> Array:
+    def loss(trained: MemberWeights) -> Array:
         errors = _predict(trained, content.prior, inputs) - symlog(outcomes)
         return jnp.sum(mask * jnp.mean(jnp.square(errors), axis=(0, -1))) / jnp.maximum(jnp.sum(mask), 1)
 
@@ -74,15 +83,25 @@ def update_ensemble(
     return Weights(OutcomeEnsembleWeights(trained, content.prior), scratch), loss_before
 
 
-def _init_members(key: Key, num_inputs: int, num_features: int, output_scale: float) -> PerceptronWeights:
+def _init_members(key: Key, num_inputs: int, num_features: int, output_scale: float) -> MemberWeights:
     """Draws K perceptrons."""
-    init = partial(init_perceptron, num_inputs=num_inputs, width=WIDTH, num_outputs=num_features)
-    return jax.vmap(partial(init, output_scale=output_scale))(jax.random.split(key, NUM_MEMBERS))
+
+    def init(key: Key) -> MemberWeights:
+        layers = init_perceptron(key, num_inputs, WIDTH, num_features, output_scale=output_scale)
+        (hidden, hidden_bias), (output, output_bias) = layers
+        assert hidden_bias is not None and output_bias is not None
+        return MemberWeights(hidden, hidden_bias, output, output_bias)
+
+    return jax.vmap(init)(jax.random.split(key, NUM_MEMBERS))
 
 
 def _predict(
-    trained: PerceptronWeights, prior: PerceptronWeights, inputs: Float[Array, "*batch I"]
+    trained: MemberWeights, prior: MemberWeights, inputs: Float[Array, "*batch I"]
 ) -> Float[Array, "K *batch F"]:
     """The predictions of the members."""
-    predict = jax.vmap(apply_perceptron, in_axes=(0, None))
-    return predict(trained, inputs) + predict(prior, inputs)
+
+    def predict(member: MemberWeights) -> Array:
+        hidden, output = Linear(member.hidden, member.hidden_bias), Linear(member.output, member.output_bias)
+        return apply_perceptron(PerceptronWeights(hidden, output), inputs)
+
+    return jax.vmap(predict)(trained) + jax.vmap(predict)(prior)

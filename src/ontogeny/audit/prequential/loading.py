@@ -12,6 +12,7 @@ from ontogeny import plugins
 from ontogeny.audit.prequential.base import BuildPredictor
 from ontogeny.audit.prequential.reference_predictors import find_reference_predictor
 from ontogeny.errors import BadInput
+from ontogeny.source_files import spec_from_source
 
 REFERENCE_PREFIX = "predictor:"
 
@@ -62,8 +63,8 @@ def _load_file(path: str) -> ModuleType:
     """Runs a Python file as a module."""
     if not Path(path).is_file():
         raise BadInput(f"there is no file '{path}'")
-    spec = importlib.util.spec_from_file_location("ontogeny_outside_predictor", Path(path).resolve())
-    assert spec is not None and spec.loader is not None
+    spec = spec_from_source("ontogeny_outside_predictor", Path(path).resolve())
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with plugins.explain_plugin_errors([path], f"the file '{path}' cannot be loaded"):
         spec.loader.exec_module(module)
