@@ -30,8 +30,8 @@ class MemberWeights(NamedTuple):
 
     hidden: Float[Array, "K I W"]
     hidden_bias: Float[Array, "K W"]
-    output: Float[Array, "K W F"]
-    output_bias: Float[Array, "K F"]
+    readout: Float[Array, "K W F"]
+    readout_bias: Float[Array, "K F"]
 
 
 class OutcomeEnsembleWeights(NamedTuple):
@@ -88,9 +88,9 @@ def _init_members(key: Key, num_inputs: int, num_features: int, output_scale: fl
 
     def init(key: Key) -> MemberWeights:
         layers = init_perceptron(key, num_inputs, WIDTH, num_features, output_scale=output_scale)
-        (hidden, hidden_bias), (output, output_bias) = layers
-        assert hidden_bias is not None and output_bias is not None
-        return MemberWeights(hidden, hidden_bias, output, output_bias)
+        (hidden, hidden_bias), (readout, readout_bias) = layers
+        assert hidden_bias is not None and readout_bias is not None
+        return MemberWeights(hidden, hidden_bias, readout, readout_bias)
 
     return jax.vmap(init)(jax.random.split(key, NUM_MEMBERS))
 
@@ -101,7 +101,7 @@ def _predict(
     """The predictions of the members."""
 
     def predict(member: MemberWeights) -> Array:
-        hidden, output = Linear(member.hidden, member.hidden_bias), Linear(member.output, member.output_bias)
-        return apply_perceptron(PerceptronWeights(hidden, output), inputs)
+        hidden, readout = Linear(member.hidden, member.hidden_bias), Linear(member.readout, member.readout_bias)
+        return apply_perceptron(PerceptronWeights(hidden, readout), inputs)
 
     return jax.vmap(predict)(trained) + jax.vmap(predict)(prior)
