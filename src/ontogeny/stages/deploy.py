@@ -7,14 +7,14 @@ on for people to read; the agent does not receive them.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jax import Array
 
 from ontogeny import trees
 from ontogeny.errors import BadInput, require_finite_learning
 from ontogeny.lifetimes import iterate_lifetime
 from ontogeny.stages.saved_agent import SavedAgent, check_frozen, initial_state
-from ontogeny.types import State
+from ontogeny.types import PyTree, State
 
 
 class DeploymentStep(NamedTuple):
@@ -72,7 +72,7 @@ def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> 
     steps = iterate_lifetime(key, agent, env, steering, state, num_steps, online)
     for number, (state, trajectory, score) in enumerate(steps, start=1):
         if online:
-            is_finite = trees.finite_by_name(trajectory.info) | _finite_weights(state)
+            is_finite = _finite_by_name(trajectory.info) | _finite_weights(state)
             not_finite = [name for name, holds in is_finite.items() if not holds and name not in infinite_at_first]
             require_finite_learning(dict.fromkeys(not_finite, number - 1), number)
         action = int(trajectory.action)
@@ -94,6 +94,14 @@ def _steps(saved_agent: SavedAgent, online: bool, seed: int, num_steps: int) -> 
         check_frozen(initial_digest, state)
 
 
-def _finite_weights(state: State) -> dict[str, Array]:
+def _finite_weights(state: State) -> dict[str, bool]:
     """Whether each array of the learned content is finite, by its name."""
-    return trees.finite_by_name({"weights": state.weights.content})
+    return _finite_by_name({"weights": state.weights.content})
+
+
+def _finite_by_name(tree: PyTree) -> dict[str, bool]:
+    """`trees.finite_by_name` in one compiled call, because it is made after every step."""
+    return jax.device_get(_compiled_finite_by_name(tree))
+
+
+_compiled_finite_by_name = jax.jit(trees.finite_by_name)
