@@ -21,8 +21,8 @@ from ontogeny.stages.train import train
 PLUGINS = Path(__file__).parent / "plugins"
 
 
-def run_of(folder: Path, agent: str) -> Path:
-    env, development = "bandit:num_arms=3,num_pulls=20", "single_lifetime:num_lifetimes=2"
+def run_of(folder: Path, agent: str, num_pulls: int = 20) -> Path:
+    env, development = f"bandit:num_arms=3,num_pulls={num_pulls}", "single_lifetime:num_lifetimes=2"
     return train(parse_run_spec({"agent": agent, "env": env, "development": development}), folder)
 
 
@@ -69,22 +69,22 @@ def test_weights_that_change_while_frozen_are_detected(agent):
 
 
 def test_a_deployment_stops_where_learning_diverges_and_keeps_the_last_good_state(tmp_path, capsys):
-    folder, destination = run_of(tmp_path / "run", str(PLUGINS / "diverging.py")), tmp_path / "last_good"
+    folder, destination = run_of(tmp_path / "run", str(PLUGINS / "diverging.py"), num_pulls=3), tmp_path / "last_good"
     with pytest.raises(BadInput, match=r"'loss' is not finite at step 4 .* after step 3 is saved in .*last_good"):
-        agents.deploy(folder, online=True, save=destination)
+        agents.deploy(folder, online=True, num_steps=20, save=destination)
     assert capsys.readouterr().out.count("\nstep ") == 2
     assert float(read_saved_agent(destination).state.weights.content) == 4
     with pytest.raises(BadInput, match="after step 3 is lost without --save"):
-        agents.deploy(folder, online=True)
+        agents.deploy(folder, online=True, num_steps=20)
 
 
 def test_weights_that_are_not_finite_stop_a_deployment_although_the_loss_is(tmp_path):
-    folder = run_of(tmp_path / "run", str(PLUGINS / "diverging.py") + ":part=weights")
-    steps = deploy(read_saved_agent(folder), online=True)
+    folder = run_of(tmp_path / "run", str(PLUGINS / "diverging.py") + ":part=weights", num_pulls=3)
+    steps = deploy(read_saved_agent(folder), online=True, num_steps=20)
     assert [float(next(steps).state.weights.content) for _ in range(3)] == [2, 3, 4]
     with pytest.raises(BadInput, match=r"'weights' is not finite at step 4"):
         next(steps)
-    assert len(list(deploy(read_saved_agent(folder)))) == 20  # frozen
+    assert len(list(deploy(read_saved_agent(folder), num_steps=20))) == 20  # frozen
 
 
 def test_a_lifetime_saved_online_can_be_deployed_frozen(agent, tmp_path):
