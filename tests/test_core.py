@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax import Array
 
 from ontogeny import plugins, rng, steering, trees
+from ontogeny.environments import ranges
 from ontogeny.rollouts import rollout, rollout_from_log, rollout_lifetime
 from ontogeny.types import Agent, BadInput, Environment, EnvSpec, Percept, State, TimeStep, Weights
 
@@ -217,17 +218,17 @@ def test_parse_reads_names_with_settings():
 
 
 def test_a_range_is_read_in_one_form():
-    assert plugins.parse_range("length:0.3..0.8", "vary") == ("length", 0.3, 0.8, 0, 0)
-    assert plugins.parse_range("gravity:-1e-1..2", "vary") == ("gravity", -0.1, 2.0, 0, 0)
-    assert plugins.parse_range("length:.3..1:500", "drift", has_steps=True) == ("length", 0.3, 1.0, 0, 500)
-    assert plugins.parse_range("length:3..1:5..7", "drift", has_steps=True) == ("length", 3.0, 1.0, 5, 2)
+    assert ranges.parse_range("length:0.3..0.8", "vary") == ("length", 0.3, 0.8, 0, 0)
+    assert ranges.parse_range("gravity:-1e-1..2", "vary") == ("gravity", -0.1, 2.0, 0, 0)
+    assert ranges.parse_range("length:.3..1:500", "drift", has_steps=True) == ("length", 0.3, 1.0, 0, 500)
+    assert ranges.parse_range("length:3..1:5..7", "drift", has_steps=True) == ("length", 3.0, 1.0, 5, 2)
     for text in ("length", "length:1", "length:1..", "length:a..b", "length:1..2:3", ":1..2", 3):
         with pytest.raises(BadInput, match=r"'vary' is of the form PARAMETER:LOW\.\.HIGH, not"):
-            plugins.parse_range(text, "vary")
+            ranges.parse_range(text, "vary")
     with pytest.raises(BadInput, match=r"of the form PARAMETER:LOW\.\.HIGH:STEPS"):
-        plugins.parse_range("length:1..2", "drift", has_steps=True)
+        ranges.parse_range("length:1..2", "drift", has_steps=True)
     with pytest.raises(BadInput, match="the lower bound 2 exceeds the upper bound 1"):
-        plugins.parse_range("length:2..1", "vary")
+        ranges.parse_range("length:2..1", "vary")
 
 
 def test_every_plugin_has_a_help_line():

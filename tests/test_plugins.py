@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from ontogeny import plugins
+from ontogeny.environments import ranges
 from ontogeny.stages.assembly import assemble
 from ontogeny.stages.spec import complete_spec, parse_run_spec, spec_to_json
 from ontogeny.studies.plan import build_env
@@ -215,10 +216,10 @@ def test_a_range_has_two_numbers(text):
     if RANGES[text] is None:
         for wrong in (text, f"{text}:100"):
             with pytest.raises(BadInput, match=r"of the form PARAMETER:LOW\.\.HIGH"):
-                plugins.parse_range(wrong, "vary", has_steps=wrong != text)
+                ranges.parse_range(wrong, "vary", has_steps=wrong != text)
     else:
-        assert plugins.parse_range(text, "vary") == plugins.Range("length", *RANGES[text])
-        assert plugins.parse_range(f"{text.strip()}:5..9", "drift", has_steps=True)[1:] == (*RANGES[text], 5, 4)
+        assert ranges.parse_range(text, "vary") == ranges.Range("length", *RANGES[text])
+        assert ranges.parse_range(f"{text.strip()}:5..9", "drift", has_steps=True)[1:] == (*RANGES[text], 5, 4)
 
 
 @pytest.mark.parametrize("kind", plugins.PLUGIN_KINDS)

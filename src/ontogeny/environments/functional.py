@@ -15,8 +15,9 @@ from jax import Array
 
 from ontogeny.environments import providers
 from ontogeny.environments.base import choose_tree, first_feature
+from ontogeny.environments.ranges import Range
 from ontogeny.errors import BadInput
-from ontogeny.plugins import Range, unknown_name_error
+from ontogeny.plugins import unknown_name_error
 from ontogeny.tracing import lazy_cond
 from ontogeny.types import Environment, Key, PyTree, TimeStep
 

@@ -17,8 +17,8 @@ import numpy as np
 from ontogeny.environments import providers
 from ontogeny.environments.base import first_feature
 from ontogeny.environments.minigrid_adapter import flatten_mission, list_minigrid_ids, own_time_limit
+from ontogeny.environments.ranges import Range
 from ontogeny.errors import BadInput, ContractViolation
-from ontogeny.plugins import Range
 from ontogeny.types import HostEnvironment, TimeStep
 from ontogeny.validation import shorten
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ontogeny.environments.ranges import Range, parse_range
 from ontogeny.errors import BadInput, require_at_least
 from ontogeny.optional_packages import import_optional
-from ontogeny.plugins import Range, parse_range, suggest_names, unknown_name_error
+from ontogeny.plugins import suggest_names, unknown_name_error
 from ontogeny.types import EnvSpec
 
 REWARD_FEATURE = "env_reward"
