@@ -6,21 +6,21 @@ and gives the same values. On a processor a measurement of the planning experime
 one; on a GPU it is as many runs of one architecture as `planning.schedule` trains at once.
 """
 
-import time
 from pathlib import Path
 
 from ontogeny.audit.suite import to_jsonable
 from ontogeny.errors import require_one_of
 from ontogeny.runs.folder import claim
 from ontogeny.runs.formats import MESA_STUDY
-from ontogeny.runs.records import RECORDS_FILE, append_record, append_timing, repair_records
+from ontogeny.runs.records import RECORDS_FILE, repair_records
 from ontogeny.seeds import check_seed
 from ontogeny.studies.mesa import page
 from ontogeny.studies.mesa.budgets import MesaBudget, budgets, estimate_minutes
 from ontogeny.studies.mesa.comparison import SCHEMA
 from ontogeny.studies.mesa.measurements import MesaContext, MesaMeasurement, list_measurements, min_effects
-from ontogeny.studies.progress import OnEvent, StudyEvent, progress_callback, show_progress
+from ontogeny.studies.progress import OnEvent, StudyEvent, show_progress
 from ontogeny.studies.records import read_records
+from ontogeny.studies.stored_measurements import store_measurement
 
 TITLE = "Could learned content come to contain an optimizer of its own?"
 
@@ -68,12 +68,7 @@ def _run(context: MesaContext, measurements: list[MesaMeasurement], notify: OnEv
             continue
         name = measurement.ids[0]
         notify(StudyEvent("work", name, number, len(measurements)))
-        start_time = time.perf_counter()
-        for record in measurement.measure(progress_callback(notify, name)):
-            if record["id"] not in recorded:
-                append_record(folder / RECORDS_FILE, record)
-                recorded.add(record["id"])
-        append_timing(folder, {"id": name, "seconds": round(time.perf_counter() - start_time, 3)})
+        store_measurement(folder, name, measurement.measure, recorded, notify)
     page_path = page.write(folder)
     notify(StudyEvent("end", str(page_path), len(measurements), len(measurements)))
     return page_path

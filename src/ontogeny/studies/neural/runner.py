@@ -7,7 +7,6 @@ package rejax, PPO and DQN are left out and named; with it, the same command add
 
 import contextlib
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,13 @@ from ontogeny.audit.suite import to_jsonable
 from ontogeny.errors import require_one_of
 from ontogeny.runs.folder import claim
 from ontogeny.runs.formats import NEURAL_STUDY
-from ontogeny.runs.records import RECORDS_FILE, Record, append_record, append_timing, repair_records
+from ontogeny.runs.records import RECORDS_FILE, Record, repair_records
 from ontogeny.seeds import check_seed
 from ontogeny.studies.neural import learners, learning_curves, page, pictures, rejax_baselines
 from ontogeny.studies.neural.budgets import AGENT, EnvBudget, NeuralBudget, budgets, num_steps, with_settings
-from ontogeny.studies.progress import OnEvent, StudyEvent, progress_callback, show_progress
+from ontogeny.studies.progress import OnEvent, StudyEvent, show_progress
 from ontogeny.studies.records import read_records
+from ontogeny.studies.stored_measurements import store_measurement
 
 TITLE = "How many environment steps does learning take?"
 NUM_PARTS = 20  # points of a learning curve
@@ -150,13 +150,8 @@ def _run(folder: Path, budget: NeuralBudget, measurements: list[NeuralMeasuremen
             continue
         name = measurement.ids[0]
         notify(StudyEvent("work", name, number, len(measurements)))
-        started = time.perf_counter()
-        for record in measurement.measure(progress_callback(notify, name)):
-            if record["id"] not in recorded:
-                append_record(folder / RECORDS_FILE, record)
-                recorded.add(record["id"])
+        store_measurement(folder, name, measurement.measure, recorded, notify)
         _remove_checkpoint(measurement)
-        append_timing(folder, {"id": name, "seconds": round(time.perf_counter() - started, 3)})
     page_path = page.write(folder)
     notify(StudyEvent("end", str(page_path), len(measurements), len(measurements)))
     return page_path
