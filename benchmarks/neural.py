@@ -70,7 +70,7 @@ class Benchmark(NamedTuple):
 
 BLINES = "gymnax-blines PPO"
 VISUAL_GRID = "gymnax:FourRooms-misc,parameters=use_visual_obs:true+resample_init_pos:true"  # as in gymnax-blines
-DEEP_SEA = "gymnax:DeepSea-bsuite,parameters=size:20"
+DEEP_SEA_STEPS = {6: 4_000, 8: 6_000, 10: 10_000, 12: 16_000, 14: 20_000, 20: 40_000, 30: 90_000}  # by size
 BENCHMARKS = {
     "Catch": Benchmark("gymnax:Catch-bsuite", 1, 1, f"{BLINES}, 100 k steps", 12_000, 100_000, 100),
     "CartPole": Benchmark("gymnax:CartPole-v1", 500, 500, f"{BLINES}, 150 k steps", 30_000, 150_000, 10),
@@ -78,7 +78,19 @@ BENCHMARKS = {
     "FourRooms": Benchmark(VISUAL_GRID, 1, 1, f"{BLINES}, 200 k steps", 30_000, 200_000, 20),
     "MemoryChain": Benchmark("gymnax:MemoryChain-bsuite", 1, 0.1, f"{BLINES}, 150 k steps", 15_000, 150_000, 100),
     # Published figures are of other sizes, with one action map for all lifetimes.
-    "DeepSea": Benchmark(DEEP_SEA, 0.99, None, "", 40_000, 150_000, 20),
+    **{
+        f"DeepSea{size}": Benchmark(
+            f"gymnax:DeepSea-bsuite,parameters=size:{size}",
+            0.99,
+            None,
+            "",
+            steps,
+            150_000,
+            20,
+            agent_settings="exploration_bonus=10",
+        )
+        for size, steps in DEEP_SEA_STEPS.items()
+    },
     "Breakout": Benchmark(
         "gymnax:Breakout-MinAtar", 18, 18, f"{BLINES}, 1 M steps: 16 to 19", 1_000_000, 1_000_000, 20, ("ppo",)
     ),

@@ -203,9 +203,7 @@ def test_a_lifetime_that_diverges_ends_without_a_checkpoint(setting, message, di
 @pytest.mark.slow
 def test_a_neural_agent_that_diverges_ends_its_learning_curve():
     with pytest.raises(LearningDiverged, match=r"the learning diverged: its '.*' is not finite at step"):
-        learners.run_learner(
-            "neural_model_based:width=8,learning_rate=1e30,num_warm_up_steps=32", "gymnax:Catch-bsuite", 0, 90
-        )
+        learners.run_learner("neural_model_based:width=8,learning_rate=1e30", "gymnax:Catch-bsuite", 0, 90)
 
 
 def test_the_noise_of_a_model_is_none_of_the_lifetime():
@@ -411,7 +409,7 @@ def test_a_figure_that_is_published_for_another_task_is_no_peer():
     for name in benchmark["BENCHMARKS"]:
         lines = benchmark["collect_lines"]([make_curve("random", 0, 100, None) | {"environment": name}])
         peers[name] = next((line["peer"], line["peer_value"]) for line in lines if line["name"].endswith("/final"))
-    assert peers["DeepSea"] == (None, None) and peers["MemoryChain"] == ("gymnax-blines PPO, 150 k steps", 0.1)
+    assert peers["DeepSea20"] == (None, None) and peers["MemoryChain"] == ("gymnax-blines PPO, 150 k steps", 0.1)
 
 
 def test_a_learner_that_diverges_leaves_no_record_and_no_other_one_out(

@@ -30,7 +30,7 @@ SETTINGS = NeuralSettings(
     planner="imagination",
     exploration_bonus=0.0,
     entropy_weight=3e-3,
-    num_warm_up_steps=32,
+    latents="sampled",
     ablation="none",
 )
 SPEC = EnvSpec("corridor", 2, CELLS, (), ("apple", "bread"), NUM_STEPS, 20, (("apple", 1.0), ("bread", -1.0)))
@@ -154,7 +154,7 @@ def test_the_ensemble_agrees_where_it_was_trained_and_nowhere_else():
 
 
 def test_the_exploration_bonus_is_added_to_the_rewards_of_steering(lifetime):
-    params = PARAMS._replace(settings=SETTINGS._replace(exploration_bonus=0.5))
+    params = PARAMS._replace(settings=SETTINGS._replace(exploration_bonus=5.0))
     ensemble = lifetime[0].weights.content.ensemble  # which no update has changed, as its bonus was zero
     states = jax.random.normal(jax.random.key(0), (3, PARAMS.shape.state_size))
     bonus = neural_updates.add_exploration_bonus(params, ensemble, jnp.ones(3), states, jnp.arange(3) % 2) - 1
@@ -187,6 +187,23 @@ def test_the_model_predicts_what_follows_each_action(lifetime):
     assert prediction.discount < 0.2
     prediction = query(jax.random.key(0), model, latent, jnp.int32(TO_BREAD))
     assert np.mean(prediction.observation, axis=0)[2] > 0.8 and prediction.discount > 0.8
+
+
+@pytest.mark.parametrize("latents", latent_model.LATENTS)
+def test_latents_are_samples_or_their_probabilities(lifetime, latents):
+    model = lifetime[0].weights.content.model
+    shape = latent_model.model_shape(SPEC, SETTINGS.width, latents)
+    noises = jax.random.uniform(jax.random.key(0), (200, shape.num_latents))
+    states = jax.vmap(partial(latent_model.imagine, shape, model, jnp.zeros(SETTINGS.width)))(noises)
+    groups = np.asarray(states.latent).reshape(200, shape.num_latents, latent_model.NUM_CLASSES)
+    assert np.allclose(groups.sum(axis=-1), 1, atol=1e-5)
+    if latents == "sampled":
+        assert set(np.unique(np.round(groups, 6))) == {0, 1}
+        expected = latent_model.model_shape(SPEC, SETTINGS.width, "expected")
+        probabilities = latent_model.imagine(expected, model, jnp.zeros(SETTINGS.width), noises[0]).latent
+        assert np.allclose(states.latent.mean(axis=0), probabilities, atol=0.15)
+    else:
+        assert np.all(groups == groups[0]) and 0 < groups.min() < groups.max() < 1
 
 
 def test_imagined_rewards_are_the_steering_of_predicted_outcomes(lifetime):
@@ -233,6 +250,7 @@ def test_vector_observations_are_accepted_and_a_batch_is_updated_only_when_an_up
         ("width", 4),
         ("ablation", "magic"),
         ("planner", "magic"),
+        ("latents", "magic"),
         ("imagination_share", 1.5),
         ("exploration_bonus", -1.0),
         ("replay_ratio", 0.0),
@@ -280,11 +298,10 @@ def numbered_transition(spec, t, action) -> Transition:
     return Transition(percept, jnp.int32(action), percept, observation)
 
 
-def test_an_untrained_model_infers_states_as_in_acting_and_learn_takes_every_update_that_is_due():
+def test_an_untrained_model_infers_states_as_in_acting_and_learn_takes_every_update_that_is_due(monkeypatch):
     """Two updates of `learn` are two of `retrain_policy`, which uses the content that `act` reads."""
-    settings = SETTINGS._replace(
-        width=8, replay_ratio=300.0, num_warm_up_steps=1, imagination_length=2, ablation="untrained_model"
-    )
+    monkeypatch.setattr(neural_model_based, "NUM_WARM_UP_STEPS", 1)
+    settings = SETTINGS._replace(width=8, replay_ratio=300.0, imagination_length=2, ablation="untrained_model")
     reward = steering.build(VECTOR_SPEC)
     params = neural_model_based.make_params(VECTOR_SPEC, reward, settings)
     agent = neural_model_based.build(VECTOR_SPEC, reward, **settings._asdict())

@@ -45,6 +45,7 @@ from ontogeny.types import Agent, EnvSpec, Key, Percept, State, Steering, Transi
 
 ABLATIONS = ("none", "no_imagination", "untrained_model", "shuffled_actions")
 PLANNERS = ("imagination", "search")
+NUM_WARM_UP_STEPS = 64  # before the first update, while the policy is uniform
 MAX_CAPACITY = 2**16  # steps that are kept for replay
 MAX_DENOMINATOR = 2**14  # of the number of updates per step, which is 2**-14 at least
 INFO = (
@@ -72,9 +73,9 @@ def build(
     imagination_length: int = 15,
     imagination_share: float = 0.5,
     planner: str = "imagination",
-    exploration_bonus: float = 0.01,
+    exploration_bonus: float = 1.0,
     entropy_weight: float = 3e-3,
-    num_warm_up_steps: int = 64,
+    latents: str = "sampled",
     ablation: str = "none",
 ) -> Agent:
     """Builds the agent.
@@ -93,10 +94,12 @@ def build(
             replayed steps.
         planner: `imagination`: actions are samples of the policy; `search`: they are chosen by a tree search in the
             model that begins with the policy (needs the extra `search`).
-        exploration_bonus: Weight of the uncertainty of the outcome of an action, beside its reward; 0 for none.
+        exploration_bonus: Weight of the uncertainty of the outcome of an action, beside its reward, in units of
+            1 - `discount`, and 0 for none. With 1, the discounted bonuses of an endless lifetime in which everything
+            stays as uncertain as before learning add up to about 1 unit of reward.
         entropy_weight: Weight of the entropy of the policy beside rewards in units of their range, greater than 0.
-        num_warm_up_steps: Steps before the first update. The policy is uniform until then; a search follows the model
-            and the ensemble as they were drawn.
+        latents: What a latent state of the model holds: `sampled`: samples of categorical variables; `expected`: their
+            probabilities, which are exact where nothing is random and blur what is.
         ablation: For experiments: `none`; `untrained_model` infers states and imagines with the initial model;
             `shuffled_actions` imagines consequences that do not depend on the action; `no_imagination` learns from the
             replayed steps alone.
@@ -111,7 +114,7 @@ def build(
         planner,
         exploration_bonus,
         entropy_weight,
-        num_warm_up_steps,
+        latents,
         ablation,
     )
     params = make_params(spec, steering, settings)
@@ -136,18 +139,18 @@ def make_params(spec: EnvSpec, steering: Steering, settings: NeuralSettings) -> 
     """
     require_positive(learning_rate=settings.learning_rate, entropy_weight=settings.entropy_weight)
     require_at_least(0, exploration_bonus=settings.exploration_bonus)
-    require_at_least(1, imagination_length=settings.imagination_length, num_warm_up_steps=settings.num_warm_up_steps)
+    require_at_least(1, imagination_length=settings.imagination_length)
     require_between(1 / 64, 1024, replay_ratio=settings.replay_ratio)
     require_probability(discount=settings.discount, imagination_share=settings.imagination_share)
     require_one_of(ABLATIONS, ablation=settings.ablation)
     require_one_of(PLANNERS, planner=settings.planner)
-    shape = latent_model.model_shape(spec, settings.width)
+    shape = latent_model.model_shape(spec, settings.width, settings.latents)
     updates_per_step = Fraction(settings.replay_ratio) / (NUM_SEQUENCES * SEQUENCE_LENGTH)
     return NeuralParams(
         spec,
         steering,
         shape,
-        latent_model.build(spec, width=settings.width),
+        latent_model.build(spec, width=settings.width, latents=settings.latents),
         ActorCriticSettings(
             distributional_value.build(shape.state_size, width=settings.width),
             build_flat_optimizer(),
@@ -268,7 +271,7 @@ def _learn(
         return updated, jax.tree.map(lambda term: term / jnp.maximum(num_updates, 1), total)
 
     num_updates = count_updates(rate, experience.num_steps)
-    is_due = (num_updates > 0) & (experience.num_steps >= params.settings.num_warm_up_steps)
+    is_due = (num_updates > 0) & (experience.num_steps >= NUM_WARM_UP_STEPS)
     before = _updated_weights(state)
     operand = (jax.random.key_data(key), num_updates, before, scratch.genome, experience)
     updated, info = lazy_cond(is_due, update, operand, (before, _no_info()))

@@ -97,7 +97,7 @@ class NeuralSettings(NamedTuple):
     planner: str
     exploration_bonus: float
     entropy_weight: float
-    num_warm_up_steps: int
+    latents: str
     ablation: str
 
 
@@ -111,6 +111,11 @@ class NeuralParams(NamedTuple):
     actor_critic: ActorCriticSettings
     updates_per_step: Fraction  # on average
     settings: NeuralSettings
+
+    @property
+    def bonus_weight(self) -> float:
+        """Weight of the uncertainty of an outcome, in units of reward."""
+        return self.settings.exploration_bonus * max(1 - self.settings.discount, 1 / self.spec.num_steps)
 
 
 def update_content(
@@ -204,7 +209,7 @@ def add_exploration_bonus(
     if params.settings.exploration_bonus == 0:
         return rewards
     disagreement = outcome_ensemble.query_disagreement(ensemble, _ensemble_inputs(params, states, actions))
-    return rewards + params.settings.exploration_bonus * disagreement
+    return rewards + params.bonus_weight * disagreement
 
 
 def _ensemble_inputs(

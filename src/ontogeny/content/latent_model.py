@@ -28,9 +28,10 @@ from ontogeny.content.optimizers import apply_scaled_gradient, build_flat_optimi
 from ontogeny.content.perceptron import PerceptronWeights, apply_hidden, apply_perceptron, init_perceptron
 from ontogeny.content.transformer_block import Linear
 from ontogeny.content.two_hot import INITIAL_LOGITS, NUM_BINS, symlog, two_hot_loss, two_hot_mean
-from ontogeny.errors import require_at_least
+from ontogeny.errors import require_at_least, require_one_of
 from ontogeny.types import EnvSpec, Key, Weights, WorldModel
 
+LATENTS = ("sampled", "expected")
 NUM_CLASSES = 8
 UNIFORM_SHARE = 0.001  # of a uniform distribution in the distribution of every latent
 DYNAMICS_WEIGHT, REPRESENTATION_WEIGHT = 1.0, 0.1  # of the two Kullback-Leibler losses
@@ -44,7 +45,7 @@ class LatentState(NamedTuple):
     """What the model knows about the present step."""
 
     hidden: Float[Array, "*batch W"]  # determined by the past
-    latent: Float[Array, "*batch Z"]  # sampled, one-hot in each group of C
+    latent: Float[Array, "*batch Z"]  # in each group of C a sample, one-hot, or probabilities
 
 
 class ExperienceSequence(NamedTuple):
@@ -92,6 +93,7 @@ class LatentModelShape(NamedTuple):
     num_observations: int  # 0 for vectors
     observation_size: int
     num_features: int
+    samples_latents: bool = True
 
     @property
     def num_latents(self) -> int:
@@ -109,21 +111,24 @@ class LatentModelShape(NamedTuple):
         return self.width + self.latent_size
 
 
-def model_shape(spec: EnvSpec, width: int) -> LatentModelShape:
-    """Returns the sizes of the model of an environment."""
+def model_shape(spec: EnvSpec, width: int, latents: str = "sampled") -> LatentModelShape:
+    """Returns the sizes of the model of an environment; arguments as of `build`."""
     require_at_least(NUM_CLASSES, width=width)
+    require_one_of(LATENTS, latents=latents)
     size = spec.num_observations or math.prod(spec.observation_shape)
-    return LatentModelShape(width, spec.num_actions, spec.num_observations, size, len(spec.outcome_features))
+    num_features = len(spec.outcome_features)
+    return LatentModelShape(width, spec.num_actions, spec.num_observations, size, num_features, latents == "sampled")
 
 
-def build(spec: EnvSpec, *, width: int = 32) -> WorldModel:
+def build(spec: EnvSpec, *, width: int = 32, latents: str = "sampled") -> WorldModel:
     """Builds the model.
 
     Args:
         spec: Spec of any environment.
         width: Size of every layer, at least 8.
+        latents: `sampled`: a state holds samples of categorical latents; `expected`: it holds their probabilities.
     """
-    shape, optimizer = model_shape(spec, width), build_flat_optimizer()
+    shape, optimizer = model_shape(spec, width, latents), build_flat_optimizer()
 
     def init(key: Key) -> Weights:
         """The content are the weights, the scratch is the state of the optimizer."""
@@ -340,8 +345,10 @@ def _probabilities(shape: LatentModelShape, logits: Float[Array, "*batch Z"]) ->
 
 
 def _sample(shape: LatentModelShape, logits: Float[Array, "Z"], noise: Float[Array, "G"]) -> Float[Array, "Z"]:
-    """Latents by inversion of their distribution functions, with the gradient of their probabilities."""
+    """Latents by inversion of their distribution functions, with the gradient of their probabilities; or the latter."""
     probabilities = _probabilities(shape, logits)
+    if not shape.samples_latents:
+        return probabilities.reshape(logits.shape)
     index = jnp.sum(jnp.cumsum(probabilities, axis=-1)[..., :-1] < noise[..., None], axis=-1)
     sample = jax.nn.one_hot(index, NUM_CLASSES)
     return (sample + probabilities - jax.lax.stop_gradient(probabilities)).reshape(logits.shape)

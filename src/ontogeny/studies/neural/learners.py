@@ -85,6 +85,13 @@ def build_agent(text: str, env: Environment) -> tuple[Agent, Steering]:
     return make_agent(name, env, steering, **settings), steering
 
 
+def model_settings(text: str) -> dict[str, Any]:
+    """The settings of `content.latent_model` in the text of an agent `neural_model_based`."""
+    name, settings = plugins.parse(text)
+    chosen = plugins.default_settings("agents", name) | settings
+    return {"width": int(chosen["width"]), "latents": chosen["latents"]}
+
+
 def run_learner(
     learner: str,
     env_text: str,

@@ -12,7 +12,14 @@ from jax import Array
 from ontogeny.content import calibration, latent_model
 from ontogeny.content.latent_model import LatentPrediction, LatentState
 from ontogeny.rollouts import Carry
-from ontogeny.studies.neural.learners import MAX_SEGMENTS, build_agent, build_env, lifetime_key, model_noise_key
+from ontogeny.studies.neural.learners import (
+    MAX_SEGMENTS,
+    build_agent,
+    build_env,
+    lifetime_key,
+    model_noise_key,
+    model_settings,
+)
 from ontogeny.studies.neural.learning_curves import (
     EpisodeReturns,
     episodes_of_lifetime,
@@ -70,13 +77,14 @@ def measure_calibration(
         Log-likelihoods in nats per step (`observation`, `outcome`, `discount`), calibration errors, and counts.
     """
     env = build_env(env_text, steps=num_steps + num_test_steps)
-    agent, steering = build_agent(_agent_text(width=width, **settings), env)
+    agent_text = _agent_text(width=width, **settings)
+    agent, steering = build_agent(agent_text, env)
     key = lifetime_key(seed)
     carry, _ = run_steps(key, agent, env, steering, None, 0, num_steps, agent.learning)
     program = compile_segment(agent, env, steering, num_test_steps, False, record_prediction)
     carry, steps = program.run(key, jnp.int32(num_steps), carry)
     weights = carry.state.weights.content.model
-    predictions = predict_steps(key, latent_model.build(env.spec, width=width).query, weights, steps)
+    predictions = predict_steps(key, latent_model.build(env.spec, **model_settings(agent_text)).query, weights, steps)
     return {"width": width, "num_test_steps": num_test_steps} | summarize_calibration(predictions, steps)
 
 

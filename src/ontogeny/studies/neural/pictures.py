@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ontogeny import plugins
 from ontogeny.content import calibration, latent_model
 from ontogeny.content.latent_model import LatentModelShape, LatentModelWeights, LatentPrediction, LatentState
 from ontogeny.rollouts import Carry
-from ontogeny.studies.neural.learners import build_agent, build_env, lifetime_key, model_noise_key
+from ontogeny.studies.neural.learners import build_agent, build_env, lifetime_key, model_noise_key, model_settings
 from ontogeny.studies.neural.lifetime_segments import compile_segment
 from ontogeny.studies.neural.measurements import run_steps
 from ontogeny.types import Environment, Key, Steering, Trajectory
@@ -66,8 +65,7 @@ def measure_pictures(agent_text: str, env_text: str, seed: int, times: dict[str,
     """
     env = build_env(env_text, steps=max(times.values()))
     agent, steering = build_agent(agent_text, env)
-    name, settings = plugins.parse(agent_text)
-    shape = latent_model.model_shape(env.spec, int((plugins.default_settings("agents", name) | settings)["width"]))
+    shape = latent_model.model_shape(env.spec, **model_settings(agent_text))
     key, carry, num_done, pictures = lifetime_key(seed), None, 0, {}
     program = compile_segment(agent, env, steering, NUM_SEARCHED_STEPS, False, record_experience)
     for name, num_steps in times.items():
