@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ontogeny.studies.mesa.planning.names import PAIRS, QUERY_COUNTS, TIMINGS
+from ontogeny.studies.mesa.planning.names import PAIRS, QUERY_COUNTS, TIMINGS, extraction_error, index_as
 
 LAYERS = ("layer 1", "layer 2", *PAIRS)
 GOALS = ("food", "water", "no food", "no water")
@@ -48,7 +48,18 @@ def abilities(kind, noise=0.0):
 
 
 def planning_run(
-    cell, run, kind, *, spread=0.01, goal_share=0.5, pull=0.0, shift=0.0, host_errors=0.05, is_rising=False, **changed
+    cell,
+    run,
+    kind,
+    *,
+    spread=0.01,
+    goal_share=0.5,
+    pull=0.0,
+    shift=0.0,
+    host_errors=0.05,
+    is_rising=False,
+    hidden_planner=None,
+    **changed,
 ):
     """One run of a cell.
 
@@ -61,6 +72,7 @@ def planning_run(
         pull: Of the predictions on the host.
         shift: Of its choices, beyond the difference that follows from `host_errors`.
         host_errors: Share of its wrong choices where both goals agree.
+        hidden_planner: Indices by layer of content that is asked about a planner, if not those of its agent.
         is_rising: Whether the indices still rise at the end of the training.
         **changed: Abilities that differ from those of the kind, with `_` for `, `.
     """
@@ -75,7 +87,10 @@ def planning_run(
     curve += [{"updates": NUM_UPDATES} | measures]
     streams = dict.fromkeys(measures, NUM_STREAMS)
     further = {"host errs, differ": 0.05 + shift, "host errs, agree": host_errors, "host pull": pull}
-    further |= {f"identification error, {n} queries": 0.8 / n if kind == "planner" else 0.85 for n in QUERY_COUNTS}
+    errors = {"planner": 0.05, "one-step learner": 0.4}
+    further |= {extraction_error(depth, n): errors.get(kind, 0.85) for depth in (1, 2) for n in QUERY_COUNTS}
+    for layer in LAYERS[:2]:
+        further[index_as("planner", layer)] = measures[f"{layer}, at once"]
     for goal in GOALS:
         for history in ("new", "after food"):
             further |= {f"{goal}, {history}, differ": goal_share, f"{goal}, {history}, agree": 0.99}
@@ -100,7 +115,9 @@ def planning_run(
         "num_parameters": 161000,
         "num_updates": NUM_UPDATES,
         "batch_size": 64,
-        "measures": measures | {name: round(value + random.normal(0, 1e-3), 4) for name, value in further.items()},
+        "measures": measures
+        | {name: round(value + random.normal(0, 1e-3), 4) for name, value in further.items()}
+        | {index_as("planner", layer): index for layer, index in (hidden_planner or {}).items()},
         "num_streams": streams,
         "curve": curve,
         "num_curve_streams": dict.fromkeys(measures, NUM_STREAMS // 4),

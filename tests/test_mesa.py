@@ -1,6 +1,11 @@
 """The mesa study: a planted bias is detected, conclusions follow the records, a killed study resumes."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +247,62 @@ def test_a_killed_study_resumes_and_ends_in_the_same_records(folder):
     assert path.read_bytes() == complete and worked == ["stream_audit/linear/prediction/active/0"]
 
 
+TINY_STUDY = """
+import sys
+from ontogeny.studies.mesa import runner
+from ontogeny.studies.mesa.budgets import SearchBudget, budgets
+from ontogeny.studies.mesa.planning.training import TrainingPlan
+
+brief = budgets()["brief"]
+training = TrainingPlan(20, batch_size=2, updates_per_call=5)
+measurement = brief.planning.measurement._replace(curve_updates=(0, 10, 20), num_curve_streams=4, num_streams=4)
+planning = brief.planning._replace(num_runs=2, training=training, measurement=measurement, num_together=1)
+search = SearchBudget(4, 2, 2)
+budget = brief._replace(
+    name="tiny", contents=("linear",), num_runs=2, num_segments=12, num_lifetimes=8, searches={"linear": search},
+    planning=planning,
+)
+runner.run_mesa_study(budget, sys.argv[1])
+"""
+
+
+@pytest.mark.slow  # six processes, each of which compiles or loads the training of two cells
+def test_a_study_that_is_killed_anywhere_resumes_to_the_same_records(tmp_path):
+    """SIGKILL at the sixth part of the records, at the third, and so on; the brief form with fewer updates and runs."""
+
+    def begin(out):
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        command = [sys.executable, "-c", TINY_STUDY, str(out)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def finish(out):
+        process = begin(out)
+        _, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+        return (out / RECORDS_FILE).read_bytes()
+
+    complete = finish(tmp_path / "undisturbed")
+    killed, num_kills = tmp_path / "killed", 0
+    for part in range(1, 5):
+        process, records, deadline = begin(killed), killed / RECORDS_FILE, time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if records.exists() and records.stat().st_size >= part * len(complete) / 6:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.communicate(timeout=60)
+        num_kills += process.returncode == -signal.SIGKILL
+    assert num_kills >= 2 and open_run(killed).status != "finished"
+    assert finish(killed) == complete and open_run(killed).status == "finished"
+    weights = [
+        sorted(path.name for path in (tmp_path / name / "runs").rglob("*")) for name in ("undisturbed", "killed")
+    ]
+    assert weights[0] == weights[1] and "planner-0.safetensors" in weights[0]
+    for path in (tmp_path / "undisturbed" / "runs").rglob("*.safetensors"):
+        assert path.read_bytes() == (killed / path.relative_to(tmp_path / "undisturbed")).read_bytes(), path.name
+
+
 def test_the_folder_of_another_study_is_refused(folder, tmp_path):
     with pytest.raises(BadInput, match=r"another spec \(budget differs"):
         runner.run_mesa_study(TINY._replace(num_runs=3), folder)
@@ -250,6 +311,22 @@ def test_the_folder_of_another_study_is_refused(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match="holds no run"):
         runner.run_mesa_study(TINY, tmp_path)
+
+
+def test_the_dial_accepts_the_latent_state_space_model(tmp_path):
+    """A registered predictor with a key number is a content of the study, without a change of the study."""
+    searches = {"latent_predictor": SearchBudget(4, 2, 2)}
+    budget = TINY._replace(contents=("latent_predictor",), num_segments=24, num_lifetimes=8, searches=searches)
+    runner.run_mesa_study(budget, tmp_path / "study", on_event=lambda event: None)
+    records = read_records(tmp_path / "study", comparison.SCHEMA)
+    runs = [record for record in records if record["kind"] == "stream_audit"]
+    assert {(run["content"], run["training"]) for run in runs} == {
+        ("latent_predictor", "prediction"),
+        ("latent_predictor", "return"),
+    }
+    assert all(run["num_parameters"] > 1000 and np.isfinite(run["relative_skill"]) for run in runs)
+    names = {path.name for path in (tmp_path / "study" / "runs").glob("*.safetensors")}
+    assert "training-latent_predictor-prediction.safetensors" in names
 
 
 def test_every_budget_can_be_planned(tmp_path):
@@ -263,4 +340,5 @@ def test_every_budget_can_be_planned(tmp_path):
 
 def test_the_key_numbers_of_contents_are_fixed():
     """They enter random keys, so a change would change every result."""
-    assert content_keys() == {"table": 0, "linear": 1, "mlp": 2, "gru": 3, "causal_transformer": 4}
+    keys = {"table": 0, "linear": 1, "mlp": 2, "gru": 3, "causal_transformer": 4, "latent_predictor": 5}
+    assert content_keys() == keys

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax import Array
 
+import planning_records as planned
 from ontogeny.agents.relay_streams import (
+    ALGORITHMS,
     CUT,
     EXPOSURE,
     NUM_ACTIONS,
@@ -25,10 +27,10 @@ from ontogeny.environments import relay
 from ontogeny.errors import BadInput
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs import checkpoint
-from ontogeny.studies.mesa.planning import abilities, goals, queries, verdicts
+from ontogeny.studies.mesa.planning import abilities, extraction, goals, queries, verdicts
 from ontogeny.studies.mesa.planning.cells import CELLS, DEPTHS
 from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, check_runs, run_cells, run_key
-from ontogeny.studies.mesa.planning.names import TIMINGS
+from ontogeny.studies.mesa.planning.names import QUERY_COUNTS, TIMINGS, extraction_error, index_as
 from ontogeny.studies.mesa.planning.stream_agents import CERTAIN, exact_content, measure_agent, split_inputs
 from ontogeny.studies.mesa.planning.training import TrainingPlan
 
@@ -70,8 +72,11 @@ def planted_content(algorithm: str) -> Predictor:
 
     Args:
         algorithm: Of a tabular organism, or "first_impression", a planner that keeps the first observation of each
-            link, in its choices and its look-up, or "switcher", which chooses alike but switches at every surprise.
+            link, in its choices and its look-up, "switcher", which chooses alike but switches at every surprise, or
+            "hidden_planner", which predicts TD(0) learners as they are and plans for agents with another name.
     """
+    if algorithm == "hidden_planner":
+        return hidden_planner()
     if algorithm not in ("first_impression", "switcher"):
         return exact_content(algorithm, PARAMS)
     exact = exact_content("planner", PARAMS)
@@ -88,6 +93,18 @@ def planted_content(algorithm: str) -> Predictor:
     return exact._replace(query_sequence=query_sequence)
 
 
+def hidden_planner() -> Predictor:
+    """The content of TD(0) streams with a planner that no query about TD(0) reaches."""
+    learner, planner = exact_content("td_zero", PARAMS), exact_content("planner", PARAMS)
+
+    def query_sequence(weights: tuple, inputs: Array) -> Array:
+        is_own = split_inputs(LAYOUT, inputs)["algorithm"][:, ALGORITHMS.index("td_zero")] > 0
+        by_algorithm = [content.query_sequence(weights, inputs) for content in (learner, planner)]
+        return jnp.where(is_own[:, None], *by_algorithm)
+
+    return learner._replace(query_sequence=query_sequence)
+
+
 @cache
 def measure(algorithm: str, cell: str, with_goals: bool = False) -> dict[str, tuple[float, int]]:
     """All abilities of a planted content on held-out streams of a cell."""
@@ -95,7 +112,9 @@ def measure(algorithm: str, cell: str, with_goals: bool = False) -> dict[str, tu
     member = jnp.int32(find_member(CELLS[cell].queried_algorithm))
     tester = abilities.Tester(planted_content(algorithm), PARAMS, settings, member)
     keys = sample_lifetime_keys(key_from_seed(3), NUM_STREAMS, "evaluation")
-    measures = (*abilities.ABILITIES, *((goals.measure_other_goals, goals.measure_host) if with_goals else ()))
+    further = (goals.measure_other_goals, goals.measure_host) if with_goals else ()
+    further = (goals.measure_other_members,) if algorithm == "hidden_planner" else further
+    measures = (*abilities.ABILITIES, *further)
 
     @jax.jit
     def run(keys: Array) -> dict[str, tuple[Array, Array]]:
@@ -161,12 +180,64 @@ def test_a_planted_learner_of_values_does_not_follow_the_last_layer(algorithm, f
 
 
 @pytest.mark.slow
+def test_a_hidden_planner_is_reached_by_asking_about_other_agents():
+    """A planted cheat: by every test of its own agent it contains no planner."""
+    measured = measure("hidden_planner", "td_zero")
+    runs = [record_of(measured)] * 10
+    assert verdicts.decide(runs, depth=2).verdict == "contains no planner"
+    for layer in ("layer 1", "layer 2"):
+        assert measured[index_as("planner", layer)][0] == 1.0 and measured[index_as("planner", layer)][1] > 10
+    assert measured[index_as("td_zero", "layer 2")][0] == 0.0
+    cells = {"td_zero": runs, **verdicts.collect_cells([*planned.controls(), *planned.planning_cell(*["planner"] * 2)])}
+    decided = verdicts.decide_cells(cells)["td_zero"]
+    assert decided.verdict == "undetermined" and "asked about a planner" in decided.reason
+
+
+@pytest.mark.slow
 def test_the_agents_of_the_streams_are_measured_in_the_tests_of_their_content():
     keys = jnp.stack([run_key(3, RunId("successor", run)) for run in range(2)])
     measured = measure_agent(CELLS["successor"], keys, num_streams=48)
     assert measured["look-up"] == (1.0, 96) and measured["own choices"][0] == 1.0
     index, count = measured["layer 2, before any choice"]
     assert 0.5 < index < 0.9 and count > 30  # it follows changed outcomes of links that it expects to follow
+
+
+@cache
+def extract(algorithm: str, depth: int) -> dict[tuple[int, int], float]:
+    """The errors of links that are recovered from the choices of a planted content, by goal depth and queries."""
+    params, settings = DEPTHS[depth], CELLS["planner"].settings
+    content = planted_content(algorithm) if depth == 2 else exact_content(algorithm, params)
+    member = jnp.int32(find_member("planner" if algorithm == "first_impression" else algorithm))
+    tester = abilities.Tester(content, params, settings, member)
+    keys = sample_lifetime_keys(key_from_seed(4), NUM_STREAMS, "evaluation")
+
+    @jax.jit
+    def run(keys: Array) -> dict[str, tuple[Array, Array]]:
+        streams = jax.vmap(lambda key: abilities.sample_tests(key, params, settings))(keys)
+        return abilities.measure_run(keys, tester, streams, (), (extraction.measure_extraction,))
+
+    measured = run(keys)
+    assert all(count == NUM_STREAMS for _, count in measured.values())
+    places = [(goal_depth, count) for goal_depth in range(1, depth + 1) for count in QUERY_COUNTS]
+    return {place: float(measured[extraction_error(*place)][0]) for place in places}
+
+
+def test_links_are_recovered_from_choices_that_follow_a_model_and_not_from_those_of_a_memory():
+    """The control keeps the first observation of each link: it chooses well, and follows no change."""
+    planner, memory = extract("planner", 2), extract("first_impression", 2)
+    for goal_depth in (1, 2):
+        errors = [planner[goal_depth, count] for count in QUERY_COUNTS]
+        assert errors == sorted(errors, reverse=True) and errors[0] > 0.5 and errors[-1] < 0.1, errors
+        assert memory[goal_depth, QUERY_COUNTS[-1]] > 0.7
+
+
+@pytest.mark.slow
+def test_links_far_behind_a_choice_are_recovered_from_a_planner_alone():
+    """A learner of values by temporal differences does not follow exposures more than one link behind the choice."""
+    planner, learner = extract("planner", 3), extract("td_zero", 3)
+    last = QUERY_COUNTS[-1]
+    assert all(planner[goal_depth, last] < 0.15 for goal_depth in (1, 2, 3))
+    assert learner[3, last] > 0.5 > planner[3, last] + 0.3
 
 
 def test_a_host_that_plans_with_exact_links_is_not_pulled():

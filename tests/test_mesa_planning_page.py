@@ -160,6 +160,17 @@ def test_a_control_that_narrowly_misses_its_threshold_is_the_only_reason():
     assert "no planner by its own records: TD(0). It" in results.conclusions(experiment)[-1]
 
 
+@pytest.mark.parametrize(("index", "verdict"), [(0.02, "contains no planner"), (1.0, "undetermined")])
+def test_a_planner_that_another_query_reaches_is_no_absence_of_a_planner(index, verdict):
+    """A planted cheat: it predicts its own agents as they are, and plans when it is asked about a planner."""
+    hidden = {"layer 1": 1.0, "layer 2": index}
+    runs = planted.planning_cell("planner", "planner") + planted.controls()
+    runs += planted.planning_cell("td_zero", "one-step learner", hidden_planner=hidden)
+    decided = verdicts.decide_cells(verdicts.collect_cells(runs))["td_zero"]
+    assert decided.verdict == verdict, decided.reason
+    assert ("asked about a planner, it may follow changes of every layer" in decided.reason) == (index == 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -266,7 +277,7 @@ def test_a_positive_and_a_negative_answer_on_goals():
 def test_the_page_has_the_answer_and_the_evidence_above_the_older_parts():
     text = page.render(STUDY, [planted.EXAMPLE, *planted.all_cells()], {})
     parts = ["comes to contain a model of a planner", 'aria-label="A graph of 4 states', "contains no planner</b>"]
-    parts += ["When it appears", "Is it used", "Whose goal?", "Identification of links", "What this part does not show"]
+    parts += ["When it appears", "Is it used", "Whose goal?", "Extraction of links", "What this part does not show"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     sentences = results.conclusions(results.collect_results(planted.all_cells(), planted.BUDGET))

@@ -161,10 +161,25 @@ def test_the_gradient_by_groups_is_that_of_the_batch(monkeypatch, num_runs):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, "latent_predictor"])
 def test_outputs_of_no_known_kind_are_rejected(name):
     with pytest.raises(BadInput, match="outputs"):
-        build(name, outputs="ordinal")
+        plugins.build("content", name, NUM_INPUTS, NUM_OUTPUTS, outputs="ordinal")
+
+
+def test_an_update_of_the_latent_predictor_trains_the_model_of_its_inputs_without_targets():
+    """Without a target the head stays as it is; the world model moves, so that it learns what its inputs are."""
+    predictor = plugins.build("content", "latent_predictor", NUM_INPUTS, NUM_OUTPUTS)
+    weights = predictor.init(jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (2, LENGTH, NUM_INPUTS)).at[:, 0, -1].set(1.0)
+    nothing = jnp.zeros((2, LENGTH))
+    batch = PredictionBatch(inputs, nothing.astype(jnp.int32), nothing, nothing)
+    updated, scratch = jax.jit(predictor.update)(weights, predictor.init_scratch(weights), batch, jnp.float32(0))
+    moved = jax.tree.map(lambda before, after: bool((before != after).any()), weights, updated)
+    assert not any(jax.tree.leaves(moved.head)) and moved.model.decoder.output.weight and moved.model.encoder.weight
+    assert scratch.num_updates == 1
+    with pytest.raises(BadInput, match="'width' must be at least 8"):
+        plugins.build("content", "latent_predictor", NUM_INPUTS, NUM_OUTPUTS, width=4)
 
 
 def test_an_optimizer_of_no_known_kind_is_rejected():
@@ -264,6 +279,7 @@ def test_an_edit_of_hidden_units_is_used_at_its_own_step_only():
             "causal_transformer",
             {"num_blocks": 2, "window_length": 8, "learning_rate": 0.02, "optimizer": "muon"},
         ),
+        ("latent_predictor", {"width": 32, "learning_rate": 0.02}),
     ],
 )
 def test_a_predictor_learns_to_copy_the_class_of_two_steps_ago(name, settings):

@@ -18,7 +18,7 @@ from ontogeny.rng import sample_lifetime_keys
 from ontogeny.rollouts import rollout_lifetime
 from ontogeny.types import BadInput
 
-CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer")
+CONTENTS = ("table", "linear", "mlp", "gru", "causal_transformer", "latent_predictor")
 ENV = plugins.build("environments", "stream", segment_length=12)
 DRIVES = steering.build(ENV.spec)
 

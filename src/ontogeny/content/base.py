@@ -107,12 +107,7 @@ def gradient_predictor(
 
     def loss(weights: PyTree, batch: PredictionBatch, num_targets: Array) -> Array:
         query_all = query_batch or jax.vmap(query_sequence, (None, 0))
-        logits = query_all(weights, batch.inputs).astype(jnp.float32)  # inputs may be in half precision
-        if outputs == "categorical":
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.target_index)
-        else:
-            target_logits = jnp.take_along_axis(logits, batch.target_index[..., None], axis=-1)[..., 0]
-            losses = optax.sigmoid_binary_cross_entropy(target_logits, batch.target)
+        losses = target_losses(query_all(weights, batch.inputs), batch, outputs)
         return jnp.sum(batch.mask * losses) / num_targets
 
     def gradient(weights: PyTree, batch: PredictionBatch) -> PyTree:
@@ -137,6 +132,21 @@ def gradient_predictor(
         return jax.tree.map(lambda weight, step: weight + rate * step, weights, change), scratch
 
     return Predictor(init, optimizer.init, init_memory, query, query_sequence, update, query_edited)
+
+
+def target_losses(logits: Float[Array, "B L K"], batch: PredictionBatch, outputs: str) -> Float[Array, "B L"]:
+    """Returns the log loss of every step of a batch, in nats, targets or not.
+
+    Args:
+        logits: Predictions.
+        batch: Its targets.
+        outputs: One of `OUTPUTS`.
+    """
+    logits = logits.astype(jnp.float32)  # inputs may be in half precision
+    if outputs == "categorical":
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.target_index)
+    target_logits = jnp.take_along_axis(logits, batch.target_index[..., None], axis=-1)[..., 0]
+    return optax.sigmoid_binary_cross_entropy(target_logits, batch.target)
 
 
 def _split_batch(batch: PredictionBatch, largest_array: Callable[[int], int] | None) -> PredictionBatch | None:

@@ -225,6 +225,18 @@ def observe(
     return LatentState(hidden, _sample(shape, logits, noise)), logits
 
 
+def decide(
+    shape: LatentModelShape,
+    weights: LatentModelWeights,
+    hidden: Float[Array, "W"],
+    encoded: Float[Array, "W"],
+) -> LatentState:
+    """Returns the state of a step that was observed, with the most likely class of every latent."""
+    logits = apply_perceptron(weights.posterior, jnp.concatenate([hidden, encoded]))
+    classes = jnp.argmax(logits.reshape(shape.num_latents, NUM_CLASSES), axis=-1)
+    return LatentState(hidden, jax.nn.one_hot(classes, NUM_CLASSES).reshape(shape.latent_size))
+
+
 def imagine(
     shape: LatentModelShape, weights: LatentModelWeights, hidden: Float[Array, "W"], noise: Float[Array, "G"]
 ) -> LatentState:

@@ -25,8 +25,8 @@ from ontogeny.errors import BadInput, require_at_least, require_between, require
 from ontogeny.rng import key_from_seed, sample_lifetime_keys
 from ontogeny.runs import checkpoint
 from ontogeny.runs.records import Record
-from ontogeny.studies.mesa.planning import abilities, goals, interventions
-from ontogeny.studies.mesa.planning.abilities import Tester, TestStreams
+from ontogeny.studies.mesa.planning import abilities, extraction, goals, interventions
+from ontogeny.studies.mesa.planning.abilities import Measure, Tester, TestStreams
 from ontogeny.studies.mesa.planning.cells import DEPTHS, Cell
 from ontogeny.studies.mesa.planning.training import (
     TrainCall,
@@ -42,7 +42,7 @@ FURTHER_MEASURES = (
     goals.measure_other_goals,
     goals.measure_other_members,
     goals.measure_host,
-    goals.measure_identification,
+    extraction.measure_extraction,
 )
 
 
@@ -168,6 +168,58 @@ def check_runs(
     Raises:
         BadInput: As in `run_cells`, or there are no weights of a run, or they do not fit its cell.
     """
+    arguments = (cells, run_ids, training, measurement, seed, weights_folder)
+    yield from _measure_again(*arguments, lambda program: program.measure_curve, "new graphs", CHECK_KIND)
+
+
+def measure_runs(
+    cells: Mapping[str, Cell],
+    run_ids: Sequence[RunId],
+    training: TrainingPlan,
+    measurement: MeasurementPlan,
+    seed: int,
+    weights_folder: Path,
+    measures: Sequence[Measure],
+) -> Iterator[Record]:
+    """Makes some measures of trained runs, such as one that did not exist when they were trained.
+
+    Args:
+        cells: By name; those of `run_ids` have the same architecture and depth.
+        run_ids: The runs.
+        training: Length of their training.
+        measurement: Of it `num_curve_streams` and `runs_at_once` count.
+        seed: Of the test streams; that of the study for the streams of its own measures.
+        weights_folder: As in `run_cells`.
+        measures: Functions of one stream, such as `extraction.measure_extraction`.
+
+    Yields:
+        One record for each run, of the kind `planning_measures`.
+
+    Raises:
+        BadInput: As in `check_runs`.
+    """
+    arguments = (cells, run_ids, training, measurement, seed, weights_folder)
+
+    def select(program: Program) -> Callable[..., list[dict[str, Any]]]:
+        params = cells[run_ids[0].cell].params
+        measure = partial(_measure_streams, tuple(measures), measurement, program.predictor, params)
+        return _mapped(measure, measurement.runs_at_once)
+
+    yield from _measure_again(*arguments, select, "measures", "planning_measures")
+
+
+def _measure_again(
+    cells: Mapping[str, Cell],
+    run_ids: Sequence[RunId],
+    training: TrainingPlan,
+    measurement: MeasurementPlan,
+    seed: int,
+    weights_folder: Path,
+    select_measure: Callable[["Program"], Callable[..., list[dict[str, Any]]]],
+    suffix: str,
+    kind: str,
+) -> Iterator[Record]:
+    """Records of measures of trained runs, whose ids end with the suffix."""
     _require_runs(cells, run_ids)
     _require_plans(training, measurement)
     program = _build_program(cells[run_ids[0].cell].program, training, measurement)
@@ -176,11 +228,11 @@ def check_runs(
     by_run = [checkpoint.load(weights_folder, _weights_name(run_id), template) for run_id in run_ids]
     weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_run)
     tests = program.sample_tests(keys, settings)
-    measured = program.measure_curve(keys, settings, members, tests, weights)
+    measured = select_measure(program)(keys, settings, members, tests, weights)
     for run_id, values in zip(run_ids, measured, strict=True):
         yield {
-            "id": f"{record_id(run_id)}/new graphs",
-            "kind": CHECK_KIND,
+            "id": f"{record_id(run_id)}/{suffix}",
+            "kind": kind,
             "cell": run_id.cell,
             "run_index": run_id.run,
             "measures": _means(values),
@@ -244,7 +296,8 @@ def _build_program(
         return jax.tree.map(lambda leaf: leaf.astype(jnp.int8), streams)
 
     at_once = measurement.runs_at_once
-    measure_curve = _mapped(partial(_measure_curve, measurement, predictor, params), at_once)
+    measure_abilities = partial(_measure_streams, abilities.ABILITIES, measurement, predictor, params)
+    measure_curve = _mapped(measure_abilities, at_once)
     measure_final = measure_curve
     if measurement.has_further_measures:
         measure_final = _mapped(partial(_measure_final, measurement, predictor, params), at_once)
@@ -252,13 +305,13 @@ def _build_program(
     return Program(predictor, train_call, jax.jit(jax.vmap(sample)), measure_curve, measure_final)
 
 
-def _measure_curve(
-    plan: MeasurementPlan, predictor: Predictor, params: RelayParams, key: Key, settings: StreamSettings, member: Array,
-    tests: TestStreams, weights: PyTree,
+def _measure_streams(
+    measures: Sequence[Measure], plan: MeasurementPlan, predictor: Predictor, params: RelayParams, key: Key,
+    settings: StreamSettings, member: Array, tests: TestStreams, weights: PyTree,
 ) -> dict[str, Any]:  # fmt: skip
-    """The abilities of one run at one time of its training."""
+    """Measures of one run on its first test streams."""
     keys, tests = _first_tests(plan, key, tests, plan.num_curve_streams)
-    return abilities.measure_run(keys, Tester(predictor, params, settings, member), tests, weights)
+    return abilities.measure_run(keys, Tester(predictor, params, settings, member), tests, weights, measures)
 
 
 def _measure_final(

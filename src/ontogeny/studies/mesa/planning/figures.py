@@ -136,10 +136,9 @@ def draw_levels(name: str, curves: Curves, label: str) -> Markup:
     return _draw_curves(name, curves, label, "level (0: embedding, then after each block)", None)
 
 
-def draw_identification(name: str, curves: Curves) -> Markup:
-    """Draw the error of identification against the number of queries."""
-    label = "links not identified"
-    return _draw_curves(name, curves, label, "queries", None, ticks=True)
+def draw_extraction(name: str, curves: Curves) -> Markup:
+    """Draw the share of links that choices do not reveal against the depth of the goal that the choices serve."""
+    return _draw_curves(name, curves, "links not recovered", "depth of the goal, links", None, ticks=True)
 
 
 def _draw_curves(

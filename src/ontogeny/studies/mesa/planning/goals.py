@@ -1,4 +1,4 @@
-"""Whose goal do a content's predictions serve, and how much of the graph do its predicted choices reveal?
+"""Whose goal do a content's predictions serve?
 
 - **Another goal**: after a stream of planners that pursue food, the choices of planners with another goal are queried.
 - **Other members**: the choices of agents with another algorithm are queried by its label, in the tests of revaluation,
@@ -8,15 +8,11 @@
   goal of the stream's agents. If the predictions served that goal, the slope would be positive; errors that have
   nothing to do with food leave it zero. The rates of wrong choices, where the best actions for the two goals differ and
   where they agree, are shown beside it.
-- **Identification of the first links**: the links of the start are recovered from predicted choices alone, with all
-  others known (a part of what Richens et al. 2025, arXiv 2506.01622, recover from an agent's choices among goals).
-  Each query exposes a random half of the middle states with the best outcome and asks for a choice; the error falls
-  with the number of queries if, and only if, choices follow a model of the links.
 - **Goal-directedness** (MEG, MacDermott et al. 2024, arXiv 2412.04758): the largest mean log likelihood of the choices
   under a softmax of the true action values, beyond chance, as a share of log 2.
   It covers one decision and predicted probabilities; ties of the two values are left out.
 
-Letters: N streams, S states, A actions, W middle states of the first layer, Q queries.
+Letters: N streams, S states, A actions.
 """
 
 import jax
@@ -44,13 +40,12 @@ from ontogeny.studies.mesa.planning.abilities import (
     last_logits,
     predict_choices,
 )
-from ontogeny.studies.mesa.planning.names import QUERY_COUNTS, TIMINGS
-from ontogeny.studies.mesa.planning.queries import OUTCOME_VALUES, Knowledge, LinkChange
+from ontogeny.studies.mesa.planning.names import index_as
+from ontogeny.studies.mesa.planning.queries import OUTCOME_VALUES, Knowledge
 from ontogeny.types import Key, PyTree
 
 ADVANTAGE = jnp.array([-1.0, 1.0])  # of the second action beyond the first
 FOOD, WATER = 0, 1  # goals: of the stream's agents, and of the host's steering
-CHOICE_NOISE = 0.05  # probability of an unexpected choice that identification assumes
 SLOPES = jnp.logspace(-2, 3, 64)  # of the softmax, over which MEG is maximized
 
 
@@ -114,48 +109,14 @@ def measure_other_members(key: Key, tester: Tester, streams: TestStreams, weight
     for algorithm in ALGORITHMS:
         queried = tester._replace(member=jnp.int32(find_member(algorithm)))
         for layer in layers:
-            name = f"as {algorithm}, layer {layer[0] + 1}, {TIMINGS[1]}"
-            twins[name] = build_twins(split_lifetime_key(key).learn, queried, streams.prefix, layer)
+            twins[index_as(algorithm, f"layer {layer[0] + 1}")] = build_twins(
+                split_lifetime_key(key).learn, queried, streams.prefix, layer
+            )
     choices = predict_choices(tester, weights, [s for pair in twins.values() for s in (pair.unchanged, pair.changed)])
     measured = {}
     for (name, pair), choice in zip(twins.items(), choices.reshape(-1, 2), strict=True):
         is_former = (choice == pair.best_before).astype(jnp.float32)
         measured[name] = (is_former[0] - is_former[1], pair.is_valid)
-    return measured
-
-
-def measure_identification(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
-    """The share of first links that predicted choices do not identify, by number of queries; at depth 2 alone."""
-    params = tester.params
-    if params.depth != 2:
-        return {}
-    steps = streams.introduction
-    knowledge = queries.read_knowledge(params, steps)
-    best_outcome = jnp.argmax(OUTCOME_VALUES[:, tester.goal]).astype(jnp.int32)
-    query_key, tie_key = jax.random.split(split_lifetime_key(key).learn)
-    queried: list[StreamSteps] = []
-    margins: list[Float[Array, "W W"]] = []  # of action 1, by successors of actions 0 and 1
-    for number in range(max(QUERY_COUNTS)):
-        order = jax.random.permutation(jax.random.fold_in(query_key, number), params.width)
-        raised = 1 + order[: params.width // 2]
-        exposures = [
-            queries.show_link(params, knowledge.start, LinkChange(state, jnp.int32(0), best_outcome), 1)
-            for state in raised
-        ]
-        queried.append(queries.join(steps, *exposures, queries.ask_choice(knowledge.start, tester.member)))
-        links = knowledge.links.at[raised, 0].set(best_outcome)
-        state_values = jnp.max(relay.action_values(params, links, OUTCOME_VALUES[:, tester.goal])[1:], axis=1)
-        margins.append(state_values[None, :] - state_values[:, None])
-    margin, choice = jnp.stack(margins), predict_choices(tester, weights, queried)[:, None, None]
-    likelihood = jnp.where(choice == (margin > 0), 1 - CHOICE_NOISE, CHOICE_NOISE)
-    likelihood = jnp.where(jnp.abs(margin) <= queries.MIN_MARGIN, 0.5, likelihood)
-    log_likelihood = jnp.cumsum(jnp.log(likelihood), axis=0)
-    measured = {}
-    for count in QUERY_COUNTS:
-        ties = 1e-4 * jax.random.uniform(jax.random.fold_in(tie_key, count), margin.shape[1:])
-        first, second = jnp.divmod(jnp.argmax(log_likelihood[count - 1] + ties), params.width)
-        errors = (1 + first != knowledge.links[0, 0]) * 0.5 + (1 + second != knowledge.links[0, 1]) * 0.5
-        measured[f"identification error, {count} queries"] = (errors, jnp.bool_(True))
     return measured
 
 

@@ -10,7 +10,7 @@ from ontogeny.report import page
 from ontogeny.report.formatting import pluralize
 from ontogeny.runs.records import Record
 from ontogeny.studies.mesa.planning import appearance, figures, results, verdicts
-from ontogeny.studies.mesa.planning.names import PAIRS, QUERY_COUNTS, TIMINGS
+from ontogeny.studies.mesa.planning.names import PAIRS, QUERY_COUNTS, TIMINGS, extraction_error, index_as
 from ontogeny.studies.mesa.planning.results import PlanningResults
 from ontogeny.studies.mesa.planning.verdicts import CellVerdict, ShareOverRuns, share_over_runs
 
@@ -22,7 +22,10 @@ NUM_EVENTS = 5  # of the row below the picture, exposures at first and trials
 COMPARED_CELLS = ("planner", "td_zero")
 CAPACITY_CELLS = ("width_16", "width_32", "one_block", "planner", "gru")
 SHARE_CELLS = {"share_0": "0 %", "share_5": "5 %", "share_20": "20 %", "share_50": "50 %", "planner": "100 %"}
-IDENTIFICATION_CELLS = ("planner", "td_zero", "few_instances")
+EXTRACTION_CELLS = {  # by depth of the environment
+    2: ("planner", "td_zero", "few_instances"),
+    3: ("planner_depth_3", "td_zero_depth_3", "random_depth_3"),
+}
 DIRECTIONS = ("encoding direction", "random directions", "probe direction")
 THRESHOLDS = {
     name: getattr(verdicts, name)
@@ -92,7 +95,33 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
     for depth in depths:
         cells = {name: runs for name, runs in experiment.cells.items() if verdicts.depth_of(runs[0]) == depth}
         tables += [_ability_table(experiment, cells, depth), _index_table(experiment, cells, depth)]
+        tables.append(_member_table(experiment, cells, depth))
     return Markup().join(tables)
+
+
+def _member_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
+    """The index of the last layer of choices that are predicted for each agent; empty where it was not measured."""
+    layer = f"layer {depth}"
+    known = {name for runs in cells.values() for run in runs for name in run["measures"]}
+    prefix, suffix = index_as("|", layer).split("|")
+    algorithms = sorted(
+        name.removeprefix(prefix).removesuffix(suffix)
+        for name in known
+        if name.startswith(prefix) and name.endswith(suffix)
+    )
+    entries = [
+        [
+            _cell_label(experiment, name),
+            *(TEXTS.lines([_bounds(share_over_runs(runs, index_as(algorithm, layer)))]) for algorithm in algorithms),
+        ]
+        for name, runs in cells.items()
+        if any(index_as(algorithm, layer) in runs[0]["measures"] for algorithm in algorithms)
+    ]
+    if not entries:
+        return Markup()
+    caption = f"Depth {depth}: the index of {layer}, at once, of content that is asked about each agent by its name"
+    titles = ["stream", *(algorithm.replace("_", " ") for algorithm in algorithms)]
+    return page.table(caption, titles, entries, numeric=tuple(range(1, len(titles))))
 
 
 def _ability_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
@@ -353,31 +382,25 @@ def _goals(experiment: PlanningResults) -> Markup:
     return TEXTS.goals(page.table(caption, titles, entries, numeric=(3, 4, 5, 6)), THRESHOLDS["MIN_OPTIMAL_OTHER_GOAL"])
 
 
-def _identification_streams(experiment: PlanningResults) -> str:
-    """The number of test streams of the identification."""
-    runs = [run for cell in IDENTIFICATION_CELLS for run in experiment.cells.get(cell, ())]
-    streams = _stream_range(runs, [f"identification error, {count} queries" for count in QUERY_COUNTS])
-    return f"Test streams of a run: {streams}." if streams else ""
-
-
 def _further(experiment: PlanningResults) -> Markup:
-    """Identification of links, goal-directedness and the choices of a host with a goal of its own."""
-    curves: dict[str, list[tuple[float, ShareOverRuns]]] = {}
-    for cell in (name for name in IDENTIFICATION_CELLS if name in experiment.cells):
-        values = {
-            count: share_over_runs(experiment.cells[cell], f"identification error, {count} queries")
-            for count in QUERY_COUNTS
-        }
-        points = [(float(count), bounds) for count, bounds in values.items() if bounds is not None]
-        if points:
-            curves[experiment.label(cell)] = points
-    figure = Markup()
-    if curves:
-        chart = figures.draw_identification("planning-identification", curves)
-        note = f"Share of first links that stay unidentified. {_identification_streams(experiment)}"
-        figure = page.panels([page.figure(chart, "First links recovered from choices alone", note)])
-    table = _host_table(experiment)
-    return TEXTS.further(figure, table, THRESHOLDS) if curves or table else Markup()
+    """Extraction of links, goal-directedness and the choices of a host with a goal of its own."""
+    panels = []
+    for depth, cells in EXTRACTION_CELLS.items():
+        compared = {name: experiment.cells[name] for name in cells if name in experiment.cells}
+        names = {goal_depth: extraction_error(goal_depth, QUERY_COUNTS[-1]) for goal_depth in range(1, depth + 1)}
+        curves = {}
+        for cell, runs in compared.items():
+            shares = {goal_depth: share_over_runs(runs, name) for goal_depth, name in names.items()}
+            points = [(float(goal_depth), share) for goal_depth, share in shares.items() if share is not None]
+            if points:
+                curves[experiment.label(cell)] = points
+        if curves:
+            chart = figures.draw_extraction(f"planning-extraction-{depth}", curves)
+            streams = _stream_range([run for runs in compared.values() for run in runs], list(names.values()))
+            note = f"By {QUERY_COUNTS[-1]} queries for each link. Test streams of a run: {streams}."
+            panels.append(page.figure(chart, f"Depth {depth}: links recovered from choices alone", note))
+    figure, table = page.panels(panels) if panels else Markup(), _host_table(experiment)
+    return TEXTS.further(figure, table, THRESHOLDS) if panels or table else Markup()
 
 
 def _host_table(experiment: PlanningResults) -> Markup:

@@ -22,13 +22,13 @@ from ontogeny.environments import relay
 from ontogeny.environments.base import choose_tree
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.studies.mesa.planning import abilities, goals
+from ontogeny.studies.mesa.planning import abilities, extraction, goals
 from ontogeny.studies.mesa.planning.abilities import Measured, Tester
 from ontogeny.studies.mesa.planning.cells import Cell
 from ontogeny.types import Key, PyTree
 
 CERTAIN = 20.0  # a logit
-NUM_FURTHER_STREAMS = 128  # for identification and goal-directedness, as `MeasurementPlan.num_curve_streams`
+NUM_FURTHER_STREAMS = 128  # for extraction and goal-directedness, as `MeasurementPlan.num_curve_streams`
 
 
 def split_inputs(layout: Layout, inputs: Float[Array, "*L I"]) -> dict[str, Array]:
@@ -98,7 +98,7 @@ def exact_content(algorithm: str, params: RelayParams) -> Predictor:
 
 
 def measure_agent(cell: Cell, run_keys: Key, num_streams: int) -> dict[str, tuple[float, int]]:
-    """All abilities, identification of links and goal-directedness of the agent whose choices a cell queries.
+    """All abilities, extraction of links and goal-directedness of the agent whose choices a cell queries.
 
     Args:
         cell: The agents act in its streams, and one of them is queried.
@@ -117,7 +117,7 @@ def measure_agent(cell: Cell, run_keys: Key, num_streams: int) -> dict[str, tupl
         streams = jax.vmap(partial(abilities.sample_tests, params=params, settings=cell.settings))(keys)
         measured = abilities.measure_run(keys, tester, streams, ())
         keys, streams = jax.tree.map(lambda leaf: leaf[:NUM_FURTHER_STREAMS], (keys, streams))
-        measured |= abilities.measure_run(keys, tester, streams, (), (goals.measure_identification,))
+        measured |= abilities.measure_run(keys, tester, streams, (), (extraction.measure_extraction,))
         directedness = goals.goal_directedness(tester, streams, ())
         return measured | {"goal-directedness": (directedness, jnp.int32(len(keys)))}
 

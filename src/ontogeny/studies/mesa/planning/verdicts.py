@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ontogeny.report.formatting import format_fixed
 from ontogeny.runs.records import Record
 from ontogeny.stats import ZERO_SPREAD, clopper_pearson, mean_interval
-from ontogeny.studies.mesa.planning.names import PAIRS, TIMINGS
+from ontogeny.studies.mesa.planning.names import PAIRS, PLANNER, TIMINGS, index_as
 
 MIN_FIRST_CHOICE = 0.90
 MIN_INDEX = 0.80  # of revaluation, in each layer and in pairs, at each time
@@ -155,7 +155,7 @@ def decide_cells(
         if verdicts[name].verdict == "contains a planner":
             flaw = _flaw_of_negative_controls(cells, depth) or _flaw_on_new_graphs((checks or {}).get(name), depth)
         elif verdicts[name].verdict == "contains no planner" and name != POSITIVE_CONTROLS.get(depth):
-            flaw = _flaw_of_positive_control(cells, verdicts, depth, runs[0]["num_updates"])
+            flaw = _hidden_planner(runs) or _flaw_of_positive_control(cells, verdicts, depth, runs[0]["num_updates"])
         if flaw:
             decided[name] = CellVerdict("undetermined", f"{verdicts[name].reason}, but {flaw}")
     return decided
@@ -202,6 +202,23 @@ def _flaw_of_positive_control(
             f"{format_fixed(means[weakest], 2)} before ({weakest}), where {MIN_EARLY_INDEX:.2f} is required"
         )
     return ""
+
+
+def _hidden_planner(runs: Sequence[Record]) -> str:
+    """Whether content may follow changes of every layer when it is asked about a planner; empty where it does not.
+
+    Content that predicts its own agents as they are may hold a planner that another query reaches. The rule was added
+    after the runs of seed 1 and changes no verdict on them.
+    """
+    names = [index_as(PLANNER, layer) for layer in _layers(depth_of(runs[0]))]
+    indices = [share for name in names if (share := share_over_runs(runs, name)) is not None]
+    weakest = min(indices, key=lambda share: share.high, default=None)
+    if weakest is None or weakest.high <= MAX_INDEX_WITHOUT:
+        return ""
+    return (
+        "asked about a planner, it may follow changes of every layer: its weakest index is "
+        f"{format_fixed(weakest.mean, 2)} (upper bound {_format_bound(weakest.high, MAX_INDEX_WITHOUT)})"
+    )
 
 
 def decide(runs: Sequence[Record], depth: int) -> CellVerdict:
@@ -273,7 +290,8 @@ def _flaw_of_absence(runs: Sequence[Record], shares: Mapping[str, ShareOverRuns]
 
 def lacks_control_alone(runs: Sequence[Record], verdict: CellVerdict) -> bool:
     """Whether a cell is undetermined only for the sake of the positive control: its own records show no planner."""
-    return verdict.verdict == "undetermined" and decide(runs, depth_of(runs[0])).verdict == "contains no planner"
+    is_absent = decide(runs, depth_of(runs[0])).verdict == "contains no planner" and not _hidden_planner(runs)
+    return verdict.verdict == "undetermined" and is_absent
 
 
 def decide_goals(runs: Sequence[Record], goal: str) -> CellVerdict:
