@@ -2,7 +2,9 @@
 
 Runs or resumes the study in the folder; with `--read`, it prints what the folder holds and runs nothing. Each line
 holds the effect of one hypothesis, content, training and condition, or one measure of one cell of the planning
-experiment, as the study's page shows it, the standard error over runs, and the verdict.
+experiment, as the study's page shows it, the standard error over runs, and the verdict. With `--extract CELL ...`, it
+recovers links from the choices of the trained contents of these cells, whose weights lie in the folder, and prints one
+record for each run; with `--extract-agents CELL ...`, from those of the agents of these cells themselves.
 """
 
 import argparse
@@ -97,12 +99,52 @@ def collect_group_lines(
         }
 
 
+def extract_links(folder: Path, cells: Sequence[str], num_runs: int, num_streams: int, seed: int) -> Iterator[Any]:
+    """The records of links that are recovered from the choices of trained contents.
+
+    Args:
+        folder: Of the study, with the weights of its runs.
+        cells: Names of the cells, of one depth and network at a time.
+        num_runs: Runs of each cell.
+        num_streams: Test streams of a run.
+        seed: Of the study, for the streams of its own measures.
+    """
+    from ontogeny.studies.mesa.measurements import PLANNING, RUNS
+    from ontogeny.studies.mesa.planning.cells import CELLS
+    from ontogeny.studies.mesa.planning.experiment import MeasurementPlan, RunId, measure_runs
+    from ontogeny.studies.mesa.planning.extraction import measure_extraction
+    from ontogeny.studies.mesa.planning.schedule import planning_budgets
+
+    plan = MeasurementPlan((), num_curve_streams=num_streams, num_streams=num_streams)
+    training = planning_budgets()["full"].training
+    for cell in cells:
+        run_ids = [RunId(cell, run) for run in range(num_runs)]
+        yield from measure_runs(CELLS, run_ids, training, plan, seed, folder / RUNS / PLANNING, (measure_extraction,))
+
+
+def extract_from_agents(cells: Sequence[str], num_streams: int, seed: int) -> Iterator[dict[str, Any]]:
+    """As `extract_links`, for the agents of the streams themselves, which a perfect prediction of them would equal."""
+    from ontogeny.studies.mesa.planning.cells import CELLS
+    from ontogeny.studies.mesa.planning.experiment import RunId, run_key
+    from ontogeny.studies.mesa.planning.extraction import measure_extraction
+    from ontogeny.studies.mesa.planning.stream_agents import measure_agent
+
+    for cell in cells:
+        keys = run_key(seed, RunId(cell, 0))[None]
+        measured = measure_agent(CELLS[cell], keys, num_streams, (measure_extraction,))
+        yield {"agent": cell, "measures": {name: round(share, 4) for name, (share, _) in measured.items()}}
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("studies/mesa"))
     parser.add_argument("--size", default="full", help="of a study that is run: full, planning or small")
     parser.add_argument("--read", action="store_true", help="print the results of the folder and run nothing")
+    parser.add_argument("--extract", nargs="+", default=[], metavar="CELL", help="recover links from trained contents")
+    parser.add_argument("--extract-agents", nargs="+", default=[], metavar="CELL", help="and from agents of streams")
+    parser.add_argument("--runs", type=int, default=10, help="of each cell from which links are recovered")
+    parser.add_argument("--streams", type=int, default=64, help="of each run from which links are recovered")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
@@ -113,7 +155,14 @@ def main() -> None:
 
 
 def _print_lines(options: argparse.Namespace) -> None:
-    """Runs the study unless it is only read, and prints its lines."""
+    """Runs the study unless it is only read, or recovers links, and prints the lines."""
+    if options.extract or options.extract_agents:
+        configure_jax(None)
+        for record in extract_links(options.out, options.extract, options.runs, options.streams, options.seed):
+            print(json.dumps(record), flush=True)
+        for record in extract_from_agents(options.extract_agents, options.streams, options.seed):
+            print(json.dumps(record), flush=True)
+        return
     if not options.read:
         configure_jax(None)
         from ontogeny.studies.mesa.runner import run_mesa_study

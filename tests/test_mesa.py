@@ -313,6 +313,16 @@ def test_the_folder_of_another_study_is_refused(folder, tmp_path):
         runner.run_mesa_study(TINY, tmp_path)
 
 
+def test_the_latent_state_space_model_is_trained_by_prediction_within_one_lifetime():
+    """It is a content of the full study by its key number alone."""
+    keys = sample_lifetime_keys(jax.random.key(0), 2, "training")
+    weights = capacity.train_by_prediction("latent_predictor", keys, jnp.array([False, True]), num_segments=2)
+    assert capacity.count_runs(weights) == 2 and "latent_predictor" in budgets()["full"].contents
+    heads = weights.head.output.weight
+    assert np.isfinite(heads).all() and heads[0].any() and not np.array_equal(*heads)
+
+
+@pytest.mark.slow  # compiles training and audit
 def test_the_dial_accepts_the_latent_state_space_model(tmp_path):
     """A registered predictor with a key number is a content of the study, without a change of the study."""
     searches = {"latent_predictor": SearchBudget(4, 2, 2)}

@@ -227,7 +227,7 @@ def test_links_are_recovered_from_choices_that_follow_a_model_and_not_from_those
     planner, memory = extract("planner", 2), extract("first_impression", 2)
     for goal_depth in (1, 2):
         errors = [planner[goal_depth, count] for count in QUERY_COUNTS]
-        assert errors == sorted(errors, reverse=True) and errors[0] > 0.5 and errors[-1] < 0.1, errors
+        assert errors == sorted(errors, reverse=True) and errors[0] > 0.5 and errors[-1] < 0.1, (goal_depth, errors)
         assert memory[goal_depth, QUERY_COUNTS[-1]] > 0.7
 
 

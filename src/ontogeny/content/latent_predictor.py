@@ -75,7 +75,9 @@ def build(
     def init(key: Key) -> LatentPredictorWeights:
         model_key, head_key = jax.random.split(key)
         head = init_perceptron(head_key, shape.state_size, width, num_outputs)
-        return LatentPredictorWeights(latent_model.init_weights(shape, model_key), head)
+        # The read-out of the recurrent cell has no elements, and `jax.lax.map` over runs refuses such arrays.
+        drop_empty = partial(jax.tree.map, lambda leaf: leaf if leaf.size else None)
+        return LatentPredictorWeights(drop_empty(latent_model.init_weights(shape, model_key)), head)
 
     def init_scratch(weights: PyTree) -> LatentPredictorScratch:
         return LatentPredictorScratch(optimizer.init(weights), jnp.int32(0))

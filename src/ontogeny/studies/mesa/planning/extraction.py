@@ -7,10 +7,11 @@ each depth the two links of one state, which can be reached, are recovered from 
 all other links known; the error is the share of links that are not recovered.
 
 A query exposes links after a stream in which every link was exposed once, and asks for a choice. The other link of the
-state is exposed to lead to a target of known value, and, at a depth above 1, a random half of the possible targets is
-raised to the value of the best outcome: their first links are exposed to lead to it, or to a chain of links that does.
-Content whose choices follow a model of the graph tells the targets apart by three such queries at best. Content that
-chooses by what it remembers of other graphs, or that does not follow a link so far behind the choice, does not.
+state is exposed to lead to a target of known value. At a depth above 1, a random half of the possible targets is raised
+to the value of the best outcome: their first links are exposed to lead to it, or to a chain of links that does. The
+other half is lowered: their better links are exposed to lead to the worst outcome, or to the worst state. Choices that
+follow a model of the graph tell eight targets apart by three such queries at best. Content that chooses by what it
+remembers of other graphs, or that does not follow a link so far behind the choice, reveals less.
 
 Letters: D depth, S states, A actions, C candidates for the target of a link, Q queries.
 """
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int32
 
@@ -48,62 +50,67 @@ FIRST = 0  # action whose links raise targets, and the choice between equal valu
 class TestedLink(NamedTuple):
     """A link that is to be recovered."""
 
-    state: Int32[Array, ""]
-    action: int
     layer: int
+    state: Int32[Array, ""]
+    action: Int32[Array, ""]
 
 
-class LinkTest(NamedTuple):
-    """The queries about one link, and what their choices say about it."""
+class LinkTests(NamedTuple):
+    """The queries about both links of one state, and what their choices say about them."""
 
-    goal_depth: int
-    key: Key
-    queried: list[StreamSteps]  # Q
-    target: Int32[Array, ""]  # the true one, as an index of the candidates
-    expected: Int32[Array, "Q C"]  # choices of a planner, by the target
+    keys: Key  # [A]
+    queried: StreamSteps  # leaves [A, Q, T]
+    target: Int32[Array, "A"]  # the true one, as an index of the candidates
+    expected: Int32[Array, "A Q C"]  # choices of a planner, by the target
 
 
 def measure_extraction(key: Key, tester: Tester, streams: TestStreams, weights: PyTree) -> Measured:
     """The share of links that predicted choices do not reveal, by depth of the goal and number of queries."""
-    knowledge = queries.read_knowledge(tester.params, streams.introduction)
-    tests = []
-    for layer in range(tester.params.depth):
+    params, num_queries = tester.params, max(QUERY_COUNTS)
+    knowledge = queries.read_knowledge(params, streams.introduction)
+    by_layer, queried = [], []
+    for layer in range(params.depth):
         layer_key = jax.random.fold_in(split_lifetime_key(key).learn, layer)
-        state = _draw_state(layer_key, tester.params, knowledge.links, layer)
-        for action in range(NUM_ACTIONS):
-            link_key = jax.random.fold_in(layer_key, 1 + action)
-            tests.append(
-                _build_link_test(link_key, tester, streams.introduction, knowledge, TestedLink(state, action, layer))
-            )
-    all_choices = predict_choices(tester, weights, [steps for test in tests for steps in test.queried])
+        tests = _build_tests(layer_key, tester, streams.introduction, knowledge, layer)
+        by_layer.append(tests)
+        for place in np.ndindex(NUM_ACTIONS, num_queries):
+            queried.append(jax.tree.map(lambda leaf, place=place: leaf[place], tests.queried))
+    all_choices = predict_choices(tester, weights, queried).reshape(params.depth, NUM_ACTIONS, num_queries)
     is_valid = jnp.all(knowledge.is_known)
     measured: Measured = {}
-    for depth in range(1, tester.params.depth + 1):
+    for goal_depth in range(1, params.depth + 1):
+        layer = params.depth - goal_depth
+        tests, choices = by_layer[layer], all_choices[layer]
         for count in QUERY_COUNTS:
-            errors = [
-                _recover(test.key, choices[:count], test.expected[:count]) != test.target
-                for test, choices in zip(tests, all_choices.reshape(len(tests), -1), strict=True)
-                if test.goal_depth == depth
-            ]
-            measured[extraction_error(depth, count)] = (jnp.mean(jnp.stack(errors).astype(jnp.float32)), is_valid)
+            recovered = jax.vmap(_recover)(tests.keys, choices[:, :count], tests.expected[:, :count])
+            error = jnp.mean((recovered != tests.target).astype(jnp.float32))
+            measured[extraction_error(goal_depth, count)] = (error, is_valid)
     return measured
 
 
-def _build_link_test(key: Key, tester: Tester, steps: StreamSteps, knowledge: Knowledge, link: TestedLink) -> LinkTest:
-    """The queries about one link after a stream."""
+def _build_tests(key: Key, tester: Tester, steps: StreamSteps, knowledge: Knowledge, layer: int) -> LinkTests:
+    """The queries about both links of a state of one layer, after a stream."""
     params, values = tester.params, OUTCOME_VALUES[:, tester.goal]
-    candidates = list_targets(params, link.layer)
-    order = jax.random.permutation(key, NUM_OUTCOMES)
-    choice = queries.ask_choice(jnp.where(link.state == 0, knowledge.start, link.state), tester.member)
-    queried, expected = [], []
-    for number in range(max(QUERY_COUNTS)):
-        reference_outcome = order[number % NUM_OUTCOMES]  # in the last layer
-        query_key = jax.random.fold_in(key, number)
-        exposed, links = _build_query(query_key, params, knowledge, link, values, reference_outcome)
-        queried.append(queries.join(steps, exposed, choice))
-        expected.append(jax.vmap(partial(_choose, params, links, link, values))(candidates))
-    target = knowledge.links[link.state, link.action] - candidates[0]
-    return LinkTest(params.depth - link.layer, key, queried, target, jnp.stack(expected))
+    candidates = list_targets(params, layer)
+    state = _draw_state(key, params, knowledge.links, layer)
+    choice = queries.ask_choice(jnp.where(state == 0, knowledge.start, state), tester.member)
+    numbers = jnp.arange(max(QUERY_COUNTS))
+
+    def build_link(link_key: Key, action: Array) -> tuple[StreamSteps, Array]:
+        link, order = TestedLink(layer, state, action), jax.random.permutation(link_key, NUM_OUTCOMES)
+
+        def build(number: Array) -> tuple[StreamSteps, Array]:
+            query_key, reference_outcome = jax.random.fold_in(link_key, number), order[number % NUM_OUTCOMES]
+            exposed, links = _build_query(query_key, params, knowledge, link, values, reference_outcome)
+            expected = jax.vmap(partial(_choose, params, links, link, values))(candidates)
+            return queries.join(steps, exposed, choice), expected
+
+        return jax.vmap(build)(numbers)
+
+    actions = jnp.arange(NUM_ACTIONS)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(1 + actions)
+    queried, expected = jax.vmap(build_link)(keys, actions)
+    return LinkTests(keys, queried, knowledge.links[state] - candidates[0], expected)
 
 
 def list_targets(params: RelayParams, layer: int) -> Int32[Array, "C"]:
@@ -129,22 +136,26 @@ def _build_query(
     reference_outcome: Int32[Array, ""],
 ) -> tuple[StreamSteps, Int32[Array, "S A"]]:
     """The exposures of one query about a link, and the links after them."""
-    state, action, layer = link
+    layer, state, action = link
     other = NUM_ACTIONS - 1 - action
     if layer == params.depth - 1:
-        change = LinkChange(state, jnp.int32(other), reference_outcome)
+        change = LinkChange(state, other, reference_outcome)
         exposed = queries.show_link(params, knowledge.start, change, layer)
         return exposed, apply_change(knowledge.links, change)
-    raised_key, chain_key = jax.random.split(key)
+    half_key, chain_key = jax.random.split(key)
     targets = list_targets(params, layer)
-    half = jax.random.permutation(raised_key, targets)[: len(targets) // 2]
-    changes = _raise_states(chain_key, params, half, layer + 1, values)
+    shuffled = jax.random.permutation(half_key, targets)
+    raised, lowered = jnp.split(shuffled, [len(targets) // 2])
     links = knowledge.links
+    changes = _raise_states(chain_key, params, raised, layer + 1, values)
     for change, _ in changes:
         links = apply_change(links, change)
-    is_raised = jnp.any(targets[:, None] == half, axis=1)
+    for lowering in _lower_states(params, links, lowered, layer + 1, values):
+        changes.append((lowering, layer + 1))
+        links = apply_change(links, lowering)
+    is_raised = jnp.any(targets[:, None] == raised, axis=1)
     reference = targets[_choose_reference(relay.action_values(params, links, values)[targets].max(axis=1), is_raised)]
-    last = LinkChange(state, jnp.int32(other), reference)
+    last = LinkChange(state, other, reference)
     exposures = [queries.show_link(params, knowledge.start, *change) for change in (*changes, (last, layer))]
     return queries.join(*exposures), apply_change(links, last)
 
@@ -161,6 +172,17 @@ def _raise_states(
     return [*changes, *((LinkChange(state, jnp.int32(FIRST), target), layer) for state in states)]
 
 
+def _lower_states(
+    params: RelayParams, links: Int32[Array, "S A"], states: Int32[Array, "C"], layer: int, values: Float[Array, "O"]
+) -> list[LinkChange]:
+    """Changes after which the better link of each state leads to the worst target."""
+    action_values = relay.action_values(params, links, values)
+    targets = list_targets(params, layer)
+    target_values = values if layer == params.depth - 1 else action_values[targets].max(axis=1)
+    worst = targets[jnp.argmin(target_values)].astype(jnp.int32)
+    return [LinkChange(state, jnp.argmax(action_values[state]).astype(jnp.int32), worst) for state in states]
+
+
 def _choose_reference(values: Float[Array, "C"], is_raised: Bool[Array, "C"]) -> Int32[Array, ""]:
     """The target that was not raised with the highest value below the best, or else the first that was not raised."""
     is_below = ~is_raised & (values < jnp.max(values) - MIN_MARGIN)
@@ -175,7 +197,7 @@ def _choose(
     target: Int32[Array, ""],
 ) -> Int32[Array, ""]:
     """The choice of a planner in the state of a link if the link leads to a target."""
-    changed = apply_change(links, LinkChange(link.state, jnp.int32(link.action), target))
+    changed = apply_change(links, LinkChange(link.state, link.action, target))
     state_values = relay.action_values(params, changed, values)[link.state]
     return jnp.where(state_values[1] - state_values[0] > MIN_MARGIN, 1, FIRST)
 

@@ -22,13 +22,12 @@ from ontogeny.environments import relay
 from ontogeny.environments.base import choose_tree
 from ontogeny.environments.relay import RelayParams
 from ontogeny.rng import sample_lifetime_keys
-from ontogeny.studies.mesa.planning import abilities, extraction, goals
-from ontogeny.studies.mesa.planning.abilities import Measured, Tester
+from ontogeny.studies.mesa.planning import abilities, goals
+from ontogeny.studies.mesa.planning.abilities import ABILITIES, Measure, Measured, Tester
 from ontogeny.studies.mesa.planning.cells import Cell
 from ontogeny.types import Key, PyTree
 
 CERTAIN = 20.0  # a logit
-NUM_FURTHER_STREAMS = 128  # for extraction and goal-directedness, as `MeasurementPlan.num_curve_streams`
 
 
 def split_inputs(layout: Layout, inputs: Float[Array, "*L I"]) -> dict[str, Array]:
@@ -97,13 +96,16 @@ def exact_content(algorithm: str, params: RelayParams) -> Predictor:
     return Predictor(lambda key: (), lambda weights: (), init_memory, query, query_sequence, update)
 
 
-def measure_agent(cell: Cell, run_keys: Key, num_streams: int) -> dict[str, tuple[float, int]]:
-    """All abilities, extraction of links and goal-directedness of the agent whose choices a cell queries.
+def measure_agent(
+    cell: Cell, run_keys: Key, num_streams: int, measures: Sequence[Measure] = ABILITIES
+) -> dict[str, tuple[float, int]]:
+    """Abilities, or other measures of one stream, of the agent whose choices a cell queries; and goal-directedness.
 
     Args:
         cell: The agents act in its streams, and one of them is queried.
         run_keys: [R], of `experiment.run_key`; the test streams are those of these runs.
         num_streams: Test streams of each run.
+        measures: Functions of one stream.
 
     Returns:
         By name the share of all valid test streams of all runs, and their number.
@@ -115,9 +117,7 @@ def measure_agent(cell: Cell, run_keys: Key, num_streams: int) -> dict[str, tupl
     def measure(run_key: Key) -> Measured:
         keys = sample_lifetime_keys(run_key, num_streams, "evaluation")
         streams = jax.vmap(partial(abilities.sample_tests, params=params, settings=cell.settings))(keys)
-        measured = abilities.measure_run(keys, tester, streams, ())
-        keys, streams = jax.tree.map(lambda leaf: leaf[:NUM_FURTHER_STREAMS], (keys, streams))
-        measured |= abilities.measure_run(keys, tester, streams, (), (extraction.measure_extraction,))
+        measured = abilities.measure_run(keys, tester, streams, (), measures)
         directedness = goals.goal_directedness(tester, streams, ())
         return measured | {"goal-directedness": (directedness, jnp.int32(len(keys)))}
 
