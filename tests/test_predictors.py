@@ -175,8 +175,9 @@ def test_an_update_of_the_latent_predictor_trains_the_model_of_its_inputs_withou
     nothing = jnp.zeros((2, LENGTH))
     batch = PredictionBatch(inputs, nothing.astype(jnp.int32), nothing, nothing)
     updated, scratch = jax.jit(predictor.update)(weights, predictor.init_scratch(weights), batch, jnp.float32(0))
-    moved = jax.tree.map(lambda before, after: bool((before != after).any()), weights, updated)
-    assert not any(jax.tree.leaves(moved.head)) and moved.model.decoder.output.weight and moved.model.encoder.weight
+    is_changed = jax.tree.map(lambda before, after: bool((before != after).any()), weights, updated)
+    assert not any(jax.tree.leaves(is_changed.head))
+    assert is_changed.model.decoder.output.weight and is_changed.model.encoder.weight
     assert scratch.num_updates == 1
     with pytest.raises(BadInput, match="'width' must be at least 8"):
         plugins.build("content", "latent_predictor", NUM_INPUTS, NUM_OUTPUTS, width=4)

@@ -1,7 +1,7 @@
 """How much of the graph a content's predicted choices reveal, by the depth of the goal that the choices serve.
 
-Richens et al. 2025 (arXiv 2506.01622): whoever can ask an agent for its choices among goals recovers from them a model
-of the transitions, as exactly as the agent is competent; the error is bounded for goals of the depth at which it is.
+Richens et al. 2025 (arXiv 2506.01622): the choices of a competent agent among goals reveal a model of the transitions,
+the more exactly, the more competent it is and the deeper the goals are that it can reach.
 Here the depth of a goal is the number of links from the choice to the outcome: 1 in the last layer, D at the start. For
 each depth the two links of one state, which can be reached, are recovered from predicted choices in this state, with
 all other links known; the error is the share of links that are not recovered.
@@ -137,9 +137,9 @@ def _build_query(
 ) -> tuple[StreamSteps, Int32[Array, "S A"]]:
     """The exposures of one query about a link, and the links after them."""
     layer, state, action = link
-    other = NUM_ACTIONS - 1 - action
+    other_action = NUM_ACTIONS - 1 - action
     if layer == params.depth - 1:
-        change = LinkChange(state, other, reference_outcome)
+        change = LinkChange(state, other_action, reference_outcome)
         exposed = queries.show_link(params, knowledge.start, change, layer)
         return exposed, apply_change(knowledge.links, change)
     half_key, chain_key = jax.random.split(key)
@@ -155,7 +155,7 @@ def _build_query(
         links = apply_change(links, lowering)
     is_raised = jnp.any(targets[:, None] == raised, axis=1)
     reference = targets[_choose_reference(relay.action_values(params, links, values)[targets].max(axis=1), is_raised)]
-    last = LinkChange(state, other, reference)
+    last = LinkChange(state, other_action, reference)
     exposures = [queries.show_link(params, knowledge.start, *change) for change in (*changes, (last, layer))]
     return queries.join(*exposures), apply_change(links, last)
 
@@ -179,8 +179,8 @@ def _lower_states(
     action_values = relay.action_values(params, links, values)
     targets = list_targets(params, layer)
     target_values = values if layer == params.depth - 1 else action_values[targets].max(axis=1)
-    worst = targets[jnp.argmin(target_values)].astype(jnp.int32)
-    return [LinkChange(state, jnp.argmax(action_values[state]).astype(jnp.int32), worst) for state in states]
+    worst_target = targets[jnp.argmin(target_values)].astype(jnp.int32)
+    return [LinkChange(state, jnp.argmax(action_values[state]).astype(jnp.int32), worst_target) for state in states]
 
 
 def _choose_reference(values: Float[Array, "C"], is_raised: Bool[Array, "C"]) -> Int32[Array, ""]:

@@ -102,11 +102,11 @@ def _verdict_tables(experiment: PlanningResults) -> Markup:
 def _member_table(experiment: PlanningResults, cells: Mapping[str, Sequence[Record]], depth: int) -> Markup:
     """The index of the last layer of choices that are predicted for each agent; empty where it was not measured."""
     layer = f"layer {depth}"
-    known = {name for runs in cells.values() for run in runs for name in run["measures"]}
+    measure_names = {name for runs in cells.values() for run in runs for name in run["measures"]}
     prefix, suffix = index_as("|", layer).split("|")
     algorithms = sorted(
         name.removeprefix(prefix).removesuffix(suffix)
-        for name in known
+        for name in measure_names
         if name.startswith(prefix) and name.endswith(suffix)
     )
     entries = [
