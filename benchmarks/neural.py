@@ -2,6 +2,7 @@
 
     python benchmarks/neural.py --environment Catch --seeds 10 --hours 2   # learning curves of all learners
     python benchmarks/neural.py --rows drift calibration --seeds 3
+    python benchmarks/neural.py --rows stability --environment Catch --seeds 1   # a lifetime of 10^6 steps
     python benchmarks/neural.py --read                                     # print the lines, run nothing
 
 A run appends one record per row, environment, learner and seed to `--out`; the same command resumes a killed run,
@@ -27,6 +28,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +101,8 @@ BENCHMARKS = {
         "gymnax:Asterix-MinAtar", 2.5, 2.5, f"{BLINES}, 1 M steps: 2 to 2.5", 1_000_000, 1_000_000, 20, ("ppo",)
     ),
 }
-ROWS = ("curves", "drift", "calibration", "devaluation")
+ROWS = ("curves", "drift", "calibration", "devaluation", "stability")
+STABILITY_DRIFT, STABILITY_INTERVAL, STABILITY_STEPS = "actions reversed every", 25_000, 1_000_000
 DEVALUATION_ENV, DEVALUATION, DEVALUATION_STEPS = "foraging:size=4,num_episodes=250", ("food", -1.0), 4000
 
 
@@ -143,6 +147,9 @@ def list_jobs(options: argparse.Namespace) -> Iterator[Job]:
             if "drift" in options.rows:
                 for drift in DRIFTS.get(name, ()):
                     yield Job("drift", name, drift, seed, 2 * steps, settings)
+            if "stability" in options.rows:
+                drift = f"{STABILITY_DRIFT} {options.interval}"
+                yield Job("stability", name, drift, seed, options.steps or STABILITY_STEPS, settings)
             if "calibration" in options.rows:
                 for width in options.widths:
                     yield Job("calibration", name, str(width), seed, steps, settings)
@@ -187,7 +194,7 @@ def measure_devaluation(job: Job) -> dict[str, Any]:
 
 def measure_row(job: Job, folder: Path) -> dict[str, Any]:
     """The fields of a record of the environments of `BENCHMARKS`; arguments as of `measure`."""
-    from ontogeny.studies.neural import learners, learning_curves, measurements
+    from ontogeny.studies.neural import learners, learning_curves, measurements, stability
 
     benchmark = BENCHMARKS[job.environment]
     agent = ":".join(filter(None, (AGENT, job.settings)))
@@ -201,6 +208,12 @@ def measure_row(job: Job, folder: Path) -> dict[str, Any]:
         settings = plugins.parse(agent)[1] | {"width": int(job.learner)}
         num_test_steps = max(50, min(2000, job.num_steps // 5))
         fields = measurements.measure_calibration(benchmark.env, job.seed, job.num_steps, num_test_steps, **settings)
+    elif job.row == "stability":
+        interval = int(job.learner.removeprefix(STABILITY_DRIFT))
+        fields = stability.measure_stability(
+            benchmark.env, interval, job.seed, job.num_steps, agent,
+            checkpoint_folder=folder, on_progress=show_progress(job),
+        )  # fmt: skip
     else:
         learner = job.learner.replace("evolved_long:", learners.EVOLVED)
         if job.settings:
@@ -349,8 +362,7 @@ def collect_lines(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
         if group[0]["row"] == "curves":
             yield from curve_lines(group, ppo.get(group[0]["environment"]))
         else:
-            collect = {"drift": drift_lines, "calibration": calibration_lines, "devaluation": devaluation_lines}
-            yield from collect[group[0]["row"]](group)
+            yield from COLLECTORS[group[0]["row"]](group)
 
 
 def all_steps(group: Sequence[dict[str, Any]]) -> list[int]:
@@ -440,6 +452,44 @@ def devaluation_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
         yield make_line(f"devaluation/{condition}", values, "food per episode", seconds, setting_of(group))
 
 
+def stability_lines(group: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Return and signs of a loss of plasticity: the last twentieth, and all of them by seed."""
+    first, seconds = group[0], sum(record["seconds"] for record in group)
+    name, setting = f"stability/{first['environment']}/{first['learner']}", setting_of(group)
+
+    def line(quantity: str, unit: str, curves: Sequence[Sequence[float | None]], **more: Any) -> dict[str, Any]:
+        values = [curve[-1] for curve in curves if curve[-1] is not None]
+        rounded = [[point if point is None else round(point, 4) for point in curve] for curve in curves]
+        return make_line(f"{name}/{quantity}", values, unit, seconds, setting | {"curves": rounded} | more)
+
+    def by_part(*path: str) -> list[list[float]]:
+        """The numbers of one quantity, by record and twentieth."""
+        return [[reduce(getitem, path, measured) for measured in record["plasticity"]] for record in group]
+
+    for quantity in ("curve", "adapted"):
+        if all(record[quantity][-1] is not None for record in group):
+            yield line({"curve": "return"}.get(quantity, quantity), "return per episode", [r[quantity] for r in group])
+    for quantity in ("dormant_share", "constant_share"):
+        yield line(quantity, "share of hidden units", by_part(quantity))
+    for layer, measured in first["plasticity"][-1]["layers"].items():
+        curves = by_part("layers", layer, "effective_rank")
+        yield line(f"effective_rank/{layer}", "effective rank", curves, num_units=measured["num_units"])
+    for quantity in ("weight_norm", "weight_distance"):
+        for part in first["plasticity"][-1][quantity]:
+            yield line(f"{quantity}/{part}", "Euclidean norm", by_part(quantity, part))
+    speeds = [r["num_steps"] / r["learning_cpu_seconds"] for r in group if r["learning_cpu_seconds"]]
+    if speeds:
+        yield make_line(f"{name}/speed", speeds, "environment steps per processor second", seconds, setting)
+
+
+COLLECTORS = {
+    "drift": drift_lines,
+    "calibration": calibration_lines,
+    "devaluation": devaluation_lines,
+    "stability": stability_lines,
+}
+
+
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -451,6 +501,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no record after so many hours")
     parser.add_argument("--steps", type=int, help="of a lifetime, in place of those of the environment")
+    parser.add_argument("--interval", type=int, default=STABILITY_INTERVAL, help="steps, of the row stability")
     parser.add_argument("--baseline-steps", type=int, help="of PPO, DQN and evolution")
     parser.add_argument("--settings", default="", help="of the agent: width=32,replay_ratio=32")
     parser.add_argument("--out", type=Path, default=Path("runs/neural.jsonl"))

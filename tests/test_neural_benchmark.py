@@ -26,6 +26,7 @@ from ontogeny.studies.neural.measurements import (
     PredictedStep,
     predict_steps,
     reverse_actions,
+    reverse_repeatedly,
     run_steps,
     summarize_calibration,
 )
@@ -263,6 +264,17 @@ def test_actions_are_reversed_from_a_step_on():
     plain, _ = env.reset(key)
     for number, effect in enumerate([0, 0, 2, 2]):
         state, time_step = reversed_env.step(jax.random.fold_in(key, number), state, jnp.int32(0))
+        plain, expected = env.step(jax.random.fold_in(key, number), plain, jnp.int32(effect))
+        assert trees.bitwise_equal(time_step, expected)
+
+
+def test_actions_are_reversed_in_every_second_interval():
+    env = learners.build_env("gymnax:Catch-bsuite", steps=20)
+    changing_env, key = reverse_repeatedly(env, 2), jax.random.key(0)
+    state, _ = changing_env.reset(key)
+    plain, _ = env.reset(key)
+    for number, effect in enumerate([0, 0, 2, 2, 0, 0, 2]):
+        state, time_step = changing_env.step(jax.random.fold_in(key, number), state, jnp.int32(0))
         plain, expected = env.step(jax.random.fold_in(key, number), plain, jnp.int32(effect))
         assert trees.bitwise_equal(time_step, expected)
 

@@ -27,6 +27,7 @@ from ontogeny.studies.neural.lifetime_segments import begin, compile_segment, co
 from ontogeny.types import Agent, Environment, Key, Steering
 
 OnProgress = Callable[[int, int], None]  # environment steps done, of all
+Measure = Callable[[Carry, Carry], dict[str, Any]]  # initial carry, present carry -> what can be written as JSON
 EVOLVED = "evolved:"
 MAX_SEGMENTS = 50  # of a lifetime
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
@@ -50,6 +51,15 @@ class LearnerRun(NamedTuple):
     num_steps: int
     cpu_seconds: float
     compile_seconds: float
+
+
+class Lifetime(NamedTuple):
+    """What identifies the lifetime of an agent: the texts of agent and environment, the seed, and the steps."""
+
+    agent: str
+    env: str
+    seed: int
+    steps: int
 
 
 def is_baseline(learner: str) -> bool:
@@ -124,26 +134,43 @@ def run_learner(
         return LearnerRun(*run)
     if learner.startswith(EVOLVED):
         return _run_evolution(learner.removeprefix(EVOLVED), env_text, seed, num_steps, on_progress)
-    return _run_lifetime(learner, env_text, seed, num_steps, checkpoint_folder, on_progress)
+    env, num_segments = build_env(env_text, steps=num_steps), split_steps(num_steps, MAX_SEGMENTS)[0]
+    lifetime = Lifetime(learner, env_text, seed, num_steps)
+    return run_lifetime(lifetime, env, checkpoint_folder, on_progress, num_segments=num_segments)[0]
 
 
-def _run_lifetime(
-    agent_text: str,
-    env_text: str,
-    seed: int,
-    num_steps: int,
+def run_lifetime(
+    lifetime: Lifetime,
+    env: Environment,
     folder: Path | None,
     on_progress: OnProgress | None,
-) -> LearnerRun:
-    """One lifetime of an agent, saved between segments."""
-    env = build_env(env_text, steps=num_steps)
-    agent, steering = build_agent(agent_text, env)
-    key = lifetime_key(seed)
-    num_segments, num_segment_steps = split_steps(num_steps, MAX_SEGMENTS)
+    *,
+    num_segments: int,
+    measure: Measure | None = None,
+) -> tuple[LearnerRun, list[dict[str, Any]]]:
+    """Run one lifetime of an agent, which is saved every few minutes between segments, and resumes from there.
+
+    Args:
+        lifetime: Identifies what is saved.
+        env: Its environment, in JAX.
+        folder: As of `run_learner`.
+        on_progress: As of `run_learner`.
+        num_segments: A divisor of the steps.
+        measure: Measures the agent after each segment.
+
+    Returns:
+        The run, and the measurements.
+
+    Raises:
+        LearningDiverged: What the agent computed is not finite.
+    """
+    agent, steering = build_agent(lifetime.agent, env)
+    key = lifetime_key(lifetime.seed)
+    num_segment_steps = lifetime.steps // num_segments
     program = compile_segment(agent, env, steering, num_segment_steps, agent.learning)
-    carry = jax.jit(lambda key: begin(key, agent, env, steering, agent.genome(key)))(key)
-    lifetime = {"agent": agent_text, "env": env_text, "seed": seed, "steps": num_steps, "versions": library_versions()}
-    carry, num_done, cpu_seconds, scores, ends = _resume(folder, carry, lifetime)
+    initial = jax.jit(lambda key: begin(key, agent, env, steering, agent.genome(key)))(key)
+    identity = lifetime._asdict() | {"versions": library_versions()}
+    carry, num_done, cpu_seconds, scores, ends, measurements = _resume(folder, initial, identity)
     saved_at = time.perf_counter()
     for segment in range(num_done, num_segments):
         started = time.process_time()
@@ -151,16 +178,18 @@ def _run_lifetime(
         recorded = concatenate([recorded])
         cpu_seconds += time.process_time() - started
         scores, ends = np.append(scores, recorded.score), np.append(ends, recorded.ends_episode)
+        measurements += [measure(initial, carry)] if measure is not None else []
         if on_progress is not None:
-            on_progress((segment + 1) * num_segment_steps, num_steps)
+            on_progress((segment + 1) * num_segment_steps, lifetime.steps)
         is_due = time.perf_counter() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
         if folder is not None and is_due and segment + 1 < num_segments:
-            metadata = {"lifetime": lifetime, "segments": segment + 1, "cpu_seconds": cpu_seconds}
+            metadata = {"lifetime": identity, "segments": segment + 1, "cpu_seconds": cpu_seconds}
             metadata |= {"scores": scores.tolist(), "ends": np.flatnonzero(ends).tolist()}
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(folder, PROGRESS, carry, metadata)
+            checkpoint.save(folder, PROGRESS, carry, metadata | {"measurements": measurements})
             saved_at = time.perf_counter()
-    return LearnerRun(episodes_of_lifetime(scores, ends), num_steps, cpu_seconds, program.compile_seconds)
+    episodes = episodes_of_lifetime(scores, ends)
+    return LearnerRun(episodes, lifetime.steps, cpu_seconds, program.compile_seconds), measurements
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -169,23 +198,23 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def _resume(
-    folder: Path | None, carry: Carry, lifetime: Mapping[str, Any]
-) -> tuple[Carry, int, float, np.ndarray, np.ndarray]:
-    """Carry, segments done, processor seconds, scores and ends of episodes, of a saved lifetime or of a new one.
+    folder: Path | None, carry: Carry, identity: Mapping[str, Any]
+) -> tuple[Carry, int, float, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """Carry, segments done, processor seconds, scores, ends of episodes, measurements: saved ones or those of a start.
 
     A checkpoint of another lifetime, or of other versions of the libraries and of this package, is left alone.
     """
-    new = carry, 0, 0.0, np.zeros(0), np.zeros(0, bool)
+    new = carry, 0, 0.0, np.zeros(0), np.zeros(0, bool), []
     if folder is None or not checkpoint.exists(folder, PROGRESS):
         return new
     metadata = checkpoint.read_metadata(folder, PROGRESS)
-    if metadata.get("lifetime") != lifetime:
+    if metadata.get("lifetime") != identity:
         return new
     scores = np.array(metadata["scores"])
     ends = np.zeros(len(scores), bool)
     ends[metadata["ends"]] = True
     carry = jax.tree.map(jnp.asarray, checkpoint.load(folder, PROGRESS, carry))
-    return carry, metadata["segments"], metadata["cpu_seconds"], scores, ends
+    return carry, metadata["segments"], metadata["cpu_seconds"], scores, ends, metadata["measurements"]
 
 
 def _run_evolution(

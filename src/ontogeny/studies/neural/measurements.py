@@ -47,7 +47,7 @@ class PredictedStep(NamedTuple):
 
 
 class ReversalState(NamedTuple):
-    """The state of an environment whose actions are reversed from some step on."""
+    """The state of an environment whose actions are reversed in some steps."""
 
     env_state: EnvState
     num_steps: Array
@@ -208,13 +208,23 @@ def build_drifting_env(env_text: str, drift: str, num_steps: int) -> Environment
 
 def reverse_actions(env: Environment, first_step: int) -> Environment:
     """An environment whose actions have the effect of the opposite ones, the last for the first, from a step on."""
+    return _reverse_where(env, lambda num_steps: num_steps >= first_step)
+
+
+def reverse_repeatedly(env: Environment, interval: int) -> Environment:
+    """An environment whose actions have the effect of the opposite ones in every second interval of steps."""
+    return _reverse_where(env, lambda num_steps: num_steps // interval % 2 == 1)
+
+
+def _reverse_where(env: Environment, is_reversed: Callable[[Array], Array]) -> Environment:
+    """An environment whose actions are reversed where a function of the number of steps before says so."""
 
     def reset(key: Key) -> tuple[ReversalState, TimeStep]:
         env_state, time_step = env.reset(key)
         return ReversalState(env_state, jnp.int32(0)), time_step
 
     def step(key: Key, state: ReversalState, action: Array) -> tuple[ReversalState, TimeStep]:
-        effective = jnp.where(state.num_steps < first_step, action, env.spec.num_actions - 1 - action)
+        effective = jnp.where(is_reversed(state.num_steps), env.spec.num_actions - 1 - action, action)
         env_state, time_step = env.step(key, state.env_state, effective)
         return ReversalState(env_state, state.num_steps + 1), time_step
 
