@@ -41,6 +41,15 @@ SETTINGS = NeuralSettings(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """Disables most passes of the compiler, which take longer than these short runs save."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def draw_orthonormal(rng: np.random.Generator, size: int, num_columns: int) -> np.ndarray:
     """Orthonormal columns."""
     return np.linalg.qr(rng.normal(size=(size, num_columns)))[0]
@@ -143,36 +152,40 @@ def state(params: NeuralParams) -> State:
 
 
 def test_hidden_activations_are_those_that_the_outputs_are_computed_from(params: NeuralParams, state: State):
-    key, shape, content = jax.random.key(1), params.shape, state.weights.content
-    sampled = sample_experience(key, state.weights.scratch.experience, 3, SEQUENCE_LENGTH)
-    layers = stability.hidden_activations(shape, key, content, sampled)
-    model = content.model
-    states = latent_model.infer_states(shape, key, model, sampled.sequences)
-    flat = latent_model.flatten_state(states).reshape(-1, shape.state_size)
-    inputs = jnp.concatenate([flat, jax.nn.one_hot(sampled.sequences.action.reshape(-1), 2)], axis=-1)
-    members = layers["ensemble"].reshape(len(flat), outcome_ensemble.NUM_MEMBERS, -1)
-    trained = content.ensemble.trained
-    no_prior = content.ensemble._replace(prior=jax.tree.map(jnp.zeros_like, content.ensemble.prior))
-    predictions = jnp.einsum("nkw,kwf->knf", members, trained.readout) + trained.readout_bias[:, None]
-    outcome = apply_linear(model.outcome.output, layers["outcome"])
-    pairs = {
-        "actor": (jax.nn.softmax(apply_linear(content.actor.output, layers["actor"])), None),
-        "critic": (apply_linear(content.critic.output, layers["critic"]), apply_perceptron(content.critic, flat)),
-        "decoder": (apply_linear(model.decoder.output, layers["decoder"]), apply_perceptron(model.decoder, flat)),
-        "outcome": (jax.nn.sigmoid(outcome[:, -1]), latent_model.predict_outcome(shape, model, layers["recurrent"])[1]),
-        "ensemble": (
-            jnp.mean(jnp.std(predictions, axis=0), axis=-1), outcome_ensemble.query_disagreement(no_prior, inputs)
-        ),
-    }  # fmt: skip
-    share = UNIFORM_SHARE
-    pairs["actor"] = ((1 - share) * pairs["actor"][0] + share / 2, jnp.exp(policy_logits(content.actor, flat)))
+    shape, key, content = params.shape, jax.random.key(1), state.weights.content
+    experience, no_prior = state.weights.scratch.experience, jax.tree.map(jnp.zeros_like, content.ensemble.prior)
+
+    @jax.jit
+    def compute(key, content):
+        sampled = sample_experience(key, experience, 3, SEQUENCE_LENGTH)
+        layers, model = stability.hidden_activations(shape, key, content, sampled), content.model
+        states = latent_model.infer_states(shape, key, model, sampled.sequences)
+        flat = latent_model.flatten_state(states).reshape(-1, shape.state_size)
+        inputs = jnp.concatenate([flat, jax.nn.one_hot(sampled.sequences.action.reshape(-1), 2)], axis=-1)
+        members = layers["ensemble"].reshape(len(flat), outcome_ensemble.NUM_MEMBERS, -1)
+        trained = content.ensemble.trained
+        predictions = jnp.einsum("nkw,kwf->knf", members, trained.readout) + trained.readout_bias[:, None]
+        spread = jnp.mean(jnp.std(predictions, axis=0), axis=-1)
+        policy = jax.nn.softmax(apply_linear(content.actor.output, layers["actor"]))
+        discount = jax.nn.sigmoid(apply_linear(model.outcome.output, layers["outcome"])[:, -1])
+        ensemble = content.ensemble._replace(prior=no_prior)
+        pairs = {
+            "actor": ((1 - UNIFORM_SHARE) * policy + UNIFORM_SHARE / 2, jnp.exp(policy_logits(content.actor, flat))),
+            "critic": (apply_linear(content.critic.output, layers["critic"]), apply_perceptron(content.critic, flat)),
+            "decoder": (apply_linear(model.decoder.output, layers["decoder"]), apply_perceptron(model.decoder, flat)),
+            "outcome": (discount, latent_model.predict_outcome(shape, model, layers["recurrent"])[1]),
+            "ensemble": (spread, outcome_ensemble.query_disagreement(ensemble, inputs)),
+        }
+        return pairs, layers, states.hidden, sampled.sequences.is_first
+
+    pairs, layers, hidden, is_first = jax.tree.map(np.asarray, compute(key, content))
     for name, (from_layer, expected) in pairs.items():
-        assert np.asarray(from_layer) == pytest.approx(np.asarray(expected), abs=1e-5), name
+        assert from_layer == pytest.approx(expected, abs=1e-5), name
     # Within an episode, the recurrent units after an action are those of the next step.
-    is_inner = ~np.asarray(sampled.sequences.is_first)[:, 1:]
-    after = np.asarray(layers["recurrent"]).reshape(3, SEQUENCE_LENGTH, -1)[:, :-1]
-    assert after[is_inner] == pytest.approx(np.asarray(states.hidden)[:, 1:][is_inner], abs=1e-5)
-    assert layers["posterior"].shape == layers["prior"].shape == layers["encoder"].shape == (len(flat), 16)
+    is_inner = ~is_first[:, 1:]
+    after = layers["recurrent"].reshape(3, SEQUENCE_LENGTH, -1)[:, :-1]
+    assert is_inner.any() and after[is_inner] == pytest.approx(hidden[:, 1:][is_inner], abs=1e-5)
+    assert layers["posterior"].shape == layers["prior"].shape == layers["encoder"].shape == (48, SETTINGS.width)
 
 
 def test_a_layer_that_no_longer_reacts_and_weights_that_moved_are_detected(params: NeuralParams, state: State):
@@ -227,6 +240,36 @@ def test_measurements_between_segments_are_saved_with_the_lifetime(tmp_path, mon
     assert resumed[1][-1]["distance"] > 0
 
 
+def test_lines_of_stability_state_the_last_twentieth_and_all_of_them(state: State):
+    benchmark = runpy.run_path(str(BENCHMARK))
+    measured = stability.measure_plasticity(jax.random.key(2), SPEC, state, state)
+    records = []
+    for seed in (0, 1):
+        plasticity_by_part = [measured | {"dormant_share": 0.1 * (part + seed)} for part in range(3)]
+        records.append(
+            {
+                "row": "stability", "environment": "Catch", "learner": "actions reversed every 40", "seed": seed,
+                "num_steps": 160, "settings": "", "curve": [0.0, None, 0.5], "adapted": [0.5, 1.0 - seed],
+                "plasticity": plasticity_by_part, "learning_cpu_seconds": 2.0, "seconds": 3.0,
+            }
+        )  # fmt: skip
+    name = "neural/stability/Catch/actions reversed every 40"
+    lines = {line["name"]: line for line in benchmark["collect_lines"](records)}
+    dormant = lines[f"{name}/dormant_share"]
+    assert dormant["value"] == 0.25 and dormant["setting"]["curves"] == [[0, 0.1, 0.2], [0.1, 0.2, 0.3]]
+    assert lines[f"{name}/return"]["setting"]["curves"] == [[0, None, 0.5]] * 2
+    assert (lines[f"{name}/adapted"]["value"], lines[f"{name}/speed"]["value"]) == (0.5, 80)
+    rank = lines[f"{name}/effective_rank/actor"]
+    assert rank["setting"]["num_units"] == 16 and 1 < rank["value"] <= 16
+    assert {f"{name}/{quantity}/{part}" for quantity in ("weight_norm", "weight_distance")
+            for part in ("model", "actor", "critic", "ensemble")} <= set(lines)  # fmt: skip
+    # A twentieth in which no episode ended has no return.
+    del lines
+    lines = [line["name"] for line in benchmark["collect_lines"]([records[0] | {"curve": [0.0, None]}])]
+    assert f"{name}/return" not in lines and f"{name}/adapted" in lines
+
+
+@pytest.mark.slow
 def test_the_benchmark_measures_stability(tmp_path, capsys):
     benchmark, out = runpy.run_path(str(BENCHMARK)), tmp_path / "neural.jsonl"
     settings = "width=8,num_warm_up_steps=32,ablation=no_imagination,exploration_bonus=0"
