@@ -100,7 +100,7 @@ def measure_plasticity(key: Key, spec: EnvSpec, initial: State, state: State) ->
 
     Args:
         key: Draws the steps.
-        spec: Of the environment.
+        spec: Of the environment, which gives the sizes of the layers.
         initial: State at the beginning of the lifetime.
         state: Present state, after at least one step.
 
