@@ -210,8 +210,8 @@ def test_a_layer_that_no_longer_reacts_and_weights_that_moved_are_detected(param
     num_units = sum(layer["num_units"] for layer in layers.values())
     num_dormant = sum(layer["num_dormant"] for layer in layers_dead.values())
     assert measured_dead["dormant_share"] == num_dormant / num_units > measured["dormant_share"]
-    moved = {part for part, distance in measured_dead["weight_distance"].items() if distance > 0}
-    assert moved == {"critic"}
+    changed_parts = {part for part, distance in measured_dead["weight_distance"].items() if distance > 0}
+    assert changed_parts == {"critic"}
     expected = plasticity.weight_norm(content.critic.hidden)
     assert measured_dead["weight_distance"]["critic"] == pytest.approx(expected)
 
@@ -219,7 +219,7 @@ def test_a_layer_that_no_longer_reacts_and_weights_that_moved_are_detected(param
 def test_measurements_between_segments_are_saved_with_the_lifetime(tmp_path, monkeypatch):
     monkeypatch.setattr(learners, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     env_text = "bandit:num_arms=3,num_pulls=40"
-    env, lifetime = learners.build_env(env_text), learners.Lifetime("q_learning", env_text, 1, 40)
+    env, lifetime = learners.build_env(env_text), learners.LifetimeIdentity("q_learning", env_text, 1, 40)
 
     def measure(initial, carry):
         return {"num_arms": 3, "distance": plasticity.weight_distance(carry.state.weights, initial.state.weights)}

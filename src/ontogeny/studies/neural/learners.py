@@ -53,7 +53,7 @@ class LearnerRun(NamedTuple):
     compile_seconds: float
 
 
-class Lifetime(NamedTuple):
+class LifetimeIdentity(NamedTuple):
     """What identifies the lifetime of an agent: the texts of agent and environment, the seed, and the steps."""
 
     agent: str
@@ -135,12 +135,12 @@ def run_learner(
     if learner.startswith(EVOLVED):
         return _run_evolution(learner.removeprefix(EVOLVED), env_text, seed, num_steps, on_progress)
     env, num_segments = build_env(env_text, steps=num_steps), split_steps(num_steps, MAX_SEGMENTS)[0]
-    lifetime = Lifetime(learner, env_text, seed, num_steps)
+    lifetime = LifetimeIdentity(learner, env_text, seed, num_steps)
     return run_lifetime(lifetime, env, checkpoint_folder, on_progress, num_segments=num_segments)[0]
 
 
 def run_lifetime(
-    lifetime: Lifetime,
+    lifetime: LifetimeIdentity,
     env: Environment,
     folder: Path | None,
     on_progress: OnProgress | None,

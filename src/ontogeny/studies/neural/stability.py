@@ -27,7 +27,7 @@ from ontogeny.content.transformer_block import Linear
 from ontogeny.errors import BadInput
 from ontogeny.rollouts import Carry
 from ontogeny.studies.neural.learners import (
-    Lifetime,
+    LifetimeIdentity,
     OnProgress,
     build_env,
     lifetime_key,
@@ -77,7 +77,7 @@ def measure_stability(
             f" multiple of {NUM_PARTS} and of the interval"
         )
     env = reverse_repeatedly(build_env(env_text, steps=num_steps), interval)
-    lifetime = Lifetime(agent_text, f"{env_text}, actions reversed every {interval} steps", seed, num_steps)
+    lifetime = LifetimeIdentity(agent_text, f"{env_text}, actions reversed every {interval} steps", seed, num_steps)
     sample_key = model_noise_key(lifetime_key(seed))
 
     def measure(initial: Carry, carry: Carry) -> dict[str, Any]:
