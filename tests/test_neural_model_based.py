@@ -17,7 +17,7 @@ from ontogeny.content.distributional_value import lambda_returns
 from ontogeny.content.optimizers import build_flat_optimizer
 from ontogeny.rollouts import rollout
 from ontogeny.trees import bitwise_equal
-from ontogeny.types import BadInput, Environment, EnvSpec, Percept, TimeStep, Transition
+from ontogeny.types import BadInput, Environment, EnvSpec, Percept, TimeStep, Transition, Weights
 
 NUM_STEPS, CELLS = 900, 5
 SETTINGS = NeuralSettings(
@@ -176,6 +176,29 @@ def test_shuffled_actions_are_those_of_other_trajectories(lifetime):
         chosen, effective = np.asarray(trajectories.actions), np.asarray(trajectories.effective_actions)
         assert np.array_equal(chosen, effective) != shuffles
         assert np.array_equal(np.sort(chosen, axis=1), np.sort(effective, axis=1))
+
+
+def test_steps_that_do_not_count_leave_the_range_of_returns_alone(lifetime):
+    """The return of a step outside of the mask is its value, far below the rewards of the others."""
+    state = lifetime[0]
+    (content, scratch), N = (state.weights.content, state.weights.scratch), 200
+    states = jax.random.normal(jax.random.key(0), (1, N, content.actor[0].weight.shape[0]))
+    actions = jnp.zeros((1, N), jnp.int32)
+    log_probabilities = actor_critic.policy_logits(content.actor, states)[..., 0]
+    mask = jnp.float32(jnp.arange(N) % 2)[None]
+    trajectories = actor_critic.LatentTrajectories(
+        states, actions, actions, jnp.zeros((1, N, 2)), jnp.zeros((1, N)), states, log_probabilities, mask
+    )
+    source = actor_critic.WeightedTrajectories(trajectories, 1000 + jnp.arange(N)[None] / 2, 1.0)
+    weights = actor_critic.LatentActorCritic(
+        Weights(content.actor, scratch.optimizers.actor),
+        Weights(content.critic, scratch.optimizers.critic),
+        scratch.slow_critic,
+        jnp.float32(0),
+    )
+    update = jax.jit(partial(actor_critic.update_actor_critic, PARAMS.actor_critic))
+    updated, _ = update(weights, [source], jnp.float32(0), jnp.float32(1e-3))
+    assert updated.return_range == pytest.approx(0.01 * 90, abs=0.011)  # of 100 rewards, from 1000.5 to 1099.5
 
 
 def test_the_model_predicts_what_follows_each_action(lifetime):

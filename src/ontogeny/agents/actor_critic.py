@@ -26,6 +26,7 @@ from ontogeny.types import Key, PyTree, ValueFunction, Weights
 
 TRACE_DECAY = 0.95  # lambda
 UNIFORM_SHARE = 0.01  # of random actions in the policy
+RETURN_SHARES = (0.05, 0.95)  # of the steps, by their weights, that have at most the lower and the upper return
 RETURN_RANGE_DECAY = 0.99  # per update
 MIN_RETURN_RANGE = 1.0  # advantages are not enlarged
 LEARNING_RATE_SHARE = 1.0  # of the learning rate of the model
@@ -38,7 +39,7 @@ class LatentActorCritic(NamedTuple):
     actor: Weights
     critic: Weights
     slow_critic: PyTree
-    return_range: Float[Array, ""]  # between the 5th and the 95th percentile
+    return_range: Float[Array, ""]  # running mean of the range between two percentiles of the returns, `RETURN_SHARES`
 
 
 class LatentTrajectories(NamedTuple):
@@ -169,10 +170,10 @@ def update_actor_critic(
     values, learning_rate = settings.values, LEARNING_RATE_SHARE * learning_rate
     evaluated = [_evaluate_steps(settings, weights, source) for source in sources]
     steps = jax.tree.map(lambda *parts: jnp.concatenate(parts), *evaluated)
-    low, high = jnp.percentile(steps.returns, jnp.array([5.0, 95.0]))
-    return_range = RETURN_RANGE_DECAY * weights.return_range + (1 - RETURN_RANGE_DECAY) * (high - low)
-    advantages = (steps.returns - steps.values) / jnp.maximum(MIN_RETURN_RANGE, return_range)
     total = jnp.maximum(jnp.sum(steps.importance), 1e-6)
+    new_range = _weighted_range(steps.returns, steps.importance / total)
+    return_range = RETURN_RANGE_DECAY * weights.return_range + (1 - RETURN_RANGE_DECAY) * new_range
+    advantages = (steps.returns - steps.values) / jnp.maximum(MIN_RETURN_RANGE, return_range)
 
     def actor_loss(actor: PerceptronWeights) -> tuple[Array, Array]:
         logits = policy_logits(actor, steps.states)
@@ -189,6 +190,13 @@ def update_actor_critic(
     expected_return = jnp.sum(steps.importance * steps.returns) / total
     info = {"critic_loss": critic_loss, "policy_entropy": entropy, "expected_return": expected_return}
     return LatentActorCritic(actor, critic, slow_critic, return_range), info
+
+
+def _weighted_range(returns: Float[Array, "M"], shares: Float[Array, "M"]) -> Float[Array, ""]:
+    """The range of returns between two percentiles, where steps have different shares; 0 without any share."""
+    ordered, ordered_shares = jax.lax.sort((returns, shares), num_keys=1)
+    low, high = ordered[jnp.searchsorted(jnp.cumsum(ordered_shares), jnp.array(RETURN_SHARES))]
+    return high - low
 
 
 def _evaluate_steps(
