@@ -69,12 +69,12 @@ def test_a_task_is_the_same_for_every_agent(counting):
 def test_neither_batches_nor_the_number_of_tasks_change_a_score(counting, monkeypatch):
     progress = []
     in_batches = evaluate(
-        *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda n, total: progress.append((n, total))
+        *counting, genome(counting), num_tasks=13, seed=1, on_progress=lambda *numbers: progress.append(numbers)
     )
     monkeypatch.setattr(lifetimes, "MAX_LIFETIMES_PER_CALL", 1024)
     at_once = evaluate(*counting, genome(counting), num_tasks=30, seed=1)
     assert np.array_equal(in_batches.totals, at_once.totals[:13])
-    assert len(progress) > 1 and progress[-1] == (13, 13)
+    assert len(progress) > 1 and progress[-1] == (13, 13, in_batches.env_steps)
 
 
 def test_the_default_mode_is_frozen(counting):
@@ -114,6 +114,15 @@ def test_a_lifetime_in_which_learning_diverges_has_no_score():
     assert evaluate(*assembly, genome(assembly), num_tasks=2, seed=0).env_steps == 40  # frozen
     with pytest.raises(LearningDiverged, match="its 'loss' is not finite at step 4 of the lifetime"):
         evaluate(*assembly, genome(assembly), num_tasks=2, seed=0, mode="online")
+
+
+def test_a_log_in_which_learning_diverges_has_no_score():
+    assembly = assembled(str(PLUGINS / "diverging.py"), "bandit:num_arms=3,num_pulls=20")
+    keys = task_keys(0, 2)
+    with pytest.raises(LearningDiverged, match="its 'loss' is not finite at step 4 of the lifetime"):
+        lifetimes.score_from_log(keys, genome(assembly), *assembly)
+    short = assembled(str(PLUGINS / "diverging.py"), "bandit:num_arms=3,num_pulls=3")
+    assert lifetimes.score_from_log(keys, genome(short), *short).shape == (2,)
 
 
 @pytest.mark.parametrize("field", [{"observation": jnp.int32(7)}, {"discount": jnp.float32(0.9)}])

@@ -16,7 +16,7 @@ from ontogeny.audit.attribution import attribute
 from ontogeny.audit.suite import agent_subjects, audit_subject
 from ontogeny.contracts.provider_checks import check_provider
 from ontogeny.environments import providers
-from ontogeny.errors import BadInput, ContractViolation
+from ontogeny.errors import BadInput, ContractViolation, LearningDiverged
 from ontogeny.host_rollouts import rollout_on_host, task_seeds
 from ontogeny.plugins import build as build_plugin
 from ontogeny.rollouts import rollout_lifetime
@@ -182,6 +182,14 @@ def test_a_twin_has_the_same_attribution():
     agent = make_agent("q_learning", env, steering)
     results = [attribute(agent, environment, steering, (), num_tasks=20) for environment in (env, twin)]
     assert results[0] == results[1] and results[0].gain.mean > 0
+
+
+def test_a_log_in_which_learning_diverges_has_no_score():
+    env = from_gymnasium(partial(Twin, build_walk(num_steps=24)), "twin", steps=24)
+    steering = build_steering(env.spec)
+    agent = make_agent(str(PLUGINS / "diverging.py"), env, steering)
+    with pytest.raises(LearningDiverged, match="its 'loss' is not finite at step 4 of the lifetime"):
+        lifetimes.score_from_log(KEYS, (), agent, env, steering)
 
 
 @pytest.mark.parametrize("agent", ["random", "recurrent"])
@@ -403,6 +411,7 @@ def test_a_deployment_is_the_lifetime_of_its_key():
 
 
 @pytest.mark.slow
+@pytest.mark.uses_package("minigrid")
 def test_the_contract_holds_in_every_supported_environment():
     """Of Gymnasium without extras, and of MiniGrid where it is installed; each other one is refused with a reason."""
     rows = list(check_provider("gymnasium"))

@@ -177,18 +177,25 @@ def rollout_from_log_on_host(
     start: Genome | State,
     num_steps: int,
     record: Record[PyTree],
-) -> PyTree:
-    """`rollouts.rollout_from_log` for a batch of lifetimes, [N]; returns what `record` keeps, leading axes N and T."""
+    record_logged: Record[PyTree],
+) -> tuple[PyTree, PyTree]:
+    """`rollouts.rollout_from_log` for a batch of lifetimes, [N].
+
+    Args:
+        record: Selects what is kept of each step.
+        record_logged: Selects what is kept of each step of the logged rollout.
+
+    Returns:
+        What was kept of both, leading axes N and T.
+    """
     logged = HostRollout(keys, agent, env, steering, start)
     replayed = HostRollout(keys, agent, env, steering, start, reset_each_episode=True)
     with logged, replayed:
 
-        def step() -> PyTree:
+        def step() -> tuple[PyTree, PyTree]:
             # The replayed step comes first, because the logged one overwrites the weights that it learns.
             replayed.state = State(logged.state.weights, replayed.state.activations)
-            recorded = replayed.step(False, record)
-            logged.step(True, nothing)
-            return recorded
+            return replayed.step(False, record), logged.step(True, record_logged)
 
         return _collect(step, replayed, num_steps)
 
@@ -197,12 +204,6 @@ def whole_step(env: HostEnvironment, step: Trajectory) -> Trajectory:
     """Keeps a step as it is."""
     del env
     return step
-
-
-def nothing(env: HostEnvironment, step: Trajectory) -> tuple[()]:
-    """Keeps nothing of a step."""
-    del env, step
-    return ()
 
 
 def _collect(step: Callable[[], PyTree], lifetimes: HostRollout, num_steps: int) -> PyTree:

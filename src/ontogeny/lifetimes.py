@@ -191,11 +191,21 @@ def run_one_lifetime(
 
 
 def score_from_log(key: Key, start: Genome | State, agent: Agent, env: AnyEnvironment, steering: Steering) -> Array:
-    """keys [N] -> scores [N] of lifetimes with reset activations and the weights of a lifetime that kept them."""
-    if not isinstance(env, HostEnvironment):
-        return _score_from_log(key, start, agent, env, steering)
-    scores = rollout_from_log_on_host(key, agent, env, steering, start, env.spec.num_steps, _record_score)
-    return jnp.sum(scores, axis=1)
+    """keys [N] -> scores [N] of lifetimes with reset activations and the weights of a lifetime that kept them.
+
+    Raises:
+        LearningDiverged: The learning diverged in one of the lifetimes that kept their activations.
+    """
+    num_steps = env.spec.num_steps
+    if isinstance(env, HostEnvironment):
+        recorded = rollout_from_log_on_host(
+            key, agent, env, steering, start, num_steps, _record_score, _record_finiteness
+        )
+        scores, num_finite_steps = _sum_log(*recorded)
+    else:
+        scores, num_finite_steps = _score_from_log(key, start, agent, env, steering)
+    require_finite_lifetimes(num_finite_steps, num_steps)
+    return scores
 
 
 def iterate_lifetime(
@@ -283,19 +293,33 @@ def _advance(
 
 
 @partial(jax.jit, static_argnames=("agent", "env", "steering"))
-def _score_from_log(keys: Key, start: Genome | State, agent: Agent, env: Environment, steering: Steering) -> Array:
-    """`score_from_log` of an environment in JAX."""
+def _score_from_log(
+    keys: Key, start: Genome | State, agent: Agent, env: Environment, steering: Steering
+) -> tuple[Array, dict[str, Array]]:
+    """The scores of `score_from_log`, and `count_finite_steps`, of lifetimes in an environment in JAX."""
 
-    def score(key: Key) -> Array:
+    def run(key: Key) -> tuple[Array, dict[str, Array]]:
         trajectory = rollout_from_log(key, agent, env, steering, start, env.spec.num_steps)
-        return jnp.sum(jax.vmap(env.score)(trajectory.outcome))
+        return jax.vmap(lambda step: (_record_score(env, step), _record_finiteness(env, step)))(trajectory)
 
-    return jax.vmap(score)(keys)
+    return _sum_log(*jax.vmap(run)(keys))
+
+
+@jax.jit
+def _sum_log(scores: Array, is_finite: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """The scores of lifetimes and their `count_finite_steps`, [N], from those of their steps [N, T]."""
+    return jax.vmap(lambda scores, is_finite: (jnp.sum(scores), count_finite_steps(is_finite)))(scores, is_finite)
 
 
 def _record_score(env: AnyEnvironment, step: Trajectory) -> Array:
     """Keeps the score of a step."""
     return env.score(step.outcome)
+
+
+def _record_finiteness(env: AnyEnvironment, step: Trajectory) -> dict[str, Array]:
+    """Keeps which of the quantities that `learn` reports are finite."""
+    del env
+    return trees.finite_by_name(step.info)
 
 
 def _record_step_and_score(env: AnyEnvironment, step: Trajectory) -> tuple[Trajectory, Array]:

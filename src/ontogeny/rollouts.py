@@ -97,6 +97,9 @@ def rollout_from_log(
         key: The key of the lifetime.
         genome_or_state: The genome from which the lifetime begins, or the agent's state at the first step.
         num_steps: T, at least 1.
+
+    Returns:
+        The trajectory, whose `info` is what `learn` reported in the logged rollout.
     """
     lifetime_keys = rng.split_lifetime_key(key)
 
@@ -104,8 +107,8 @@ def rollout_from_log(
         logged, replayed = carries
         replayed = replayed._replace(state=State(logged.state.weights, replayed.state.activations))
         replayed, trajectory = rollout_step(keys, agent, env, steering, replayed, False, reset_each_episode=True)
-        logged, _ = rollout_step(keys, agent, env, steering, logged, True)
-        return (logged, replayed), trajectory
+        logged, logged_step = rollout_step(keys, agent, env, steering, logged, True)
+        return (logged, replayed), trajectory._replace(info=logged_step.info)
 
     state = begin_lifetime(key, agent, genome_or_state)
     carry = initial_carry(lifetime_keys.task, agent, env, steering, state)

@@ -109,10 +109,9 @@ def evaluate(
     if saved_agent.assembly.agent.learning and not online:
         shared.print_note("this agent learns by weights, which are frozen here; --online lets them learn")
     with shared.progress("evaluating") as update, shared.name_agent_in_violations(saved_agent):
-        num_steps = saved_agent.assembly.env.spec.num_steps
 
-        def on_progress(num_done: int, total: int) -> None:
-            update(num_done * num_steps, total * num_steps, f"{num_done:,} of {total:,} tasks")
+        def on_progress(num_done: int, total: int, num_steps: int) -> None:
+            update(num_steps, num_steps * total // num_done, f"{num_done:,} of {total:,} tasks")
 
         evaluation = evaluate(
             *saved_agent.assembly,

@@ -31,7 +31,7 @@ from ontogeny.types import Agent, AnyEnvironment, Genome, Key, State, Steering, 
 
 MODES = ("frozen", "online")
 MAX_CURVE_POINTS = 100
-OnEvaluationProgress = Callable[[int, int], None]
+OnEvaluationProgress = Callable[[int, int, int], None]  # (tasks done, all tasks, steps taken)
 
 
 class LifetimeCurve(NamedTuple):
@@ -120,7 +120,7 @@ def evaluate(
         seed: From 0 to 2**32 - 1; it draws the tasks.
         mode: `frozen` or `online`.
         reset_each_episode: Whether an episode begins as `rollouts.forget_past`: activations reset, the past hidden.
-        on_progress: Receives the number of tasks done and of all tasks.
+        on_progress: Receives the number of tasks done, of all tasks, and of the steps that were taken.
 
     Returns:
         The mean score with its standard error and interval, and the score of each task.
@@ -148,7 +148,7 @@ def evaluate(
         env_steps += int(np.asarray(lifetimes.num_steps)[:count].sum(dtype=np.int64))
         points.append(score_by_position(scores, first, env.spec.horizon))
         if on_progress is not None:
-            on_progress(sum(map(len, totals)), num_tasks)
+            on_progress(sum(map(len, totals)), num_tasks, env_steps)
     all_totals = np.concatenate(totals)
     mean, standard_error = mean_and_standard_error(all_totals)
     interval = confidence_interval(float(mean), float(standard_error), num_tasks)
